@@ -1,0 +1,85 @@
+"""`luban VERB …`: a table of verbs, each imported when it is called."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from luban.core.errors import LubanError, UsageError, nearest
+
+VERBS = {
+    "demo": "the whole life, on text this machine already has",
+    "corpus": "raw text → a clean, split, documented corpus",
+    "tokenizer": "train, import and look at tokenizers",
+    "data": "pack a corpus into training shards",
+    "pretrain": "train a model from a recipe",
+    "sft": "instruction tuning from a recipe",
+    "generate": "continue a prompt",
+    "chat": "talk to a model in the terminal",
+    "serve": "an OpenAI-compatible API and a chat page",
+    "eval": "measure a model",
+    "report": "one page of pictures from run directories",
+    "inspect": "what an artifact is, and its family tree",
+    "systems": "every system Luban implements, and the evidence",
+    "doctor": "what this machine has and what is missing",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code: 0 done, 1 refused or failed, 2 misunderstood, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        from luban import __version__
+
+        print(__version__)
+        return 0
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _run(words) or 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("luban: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except LubanError as error:
+        if debug:
+            raise
+        print(f"luban: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if debug or error.errno is None:
+            raise
+        hint = ": free some space or choose another --out" if error.errno == errno.ENOSPC else ""
+        print(f"luban: {error.strerror}: {error.filename or 'while writing'}{hint}", file=sys.stderr)
+        return 1
+
+
+def _run(words: Sequence[str]) -> int | None:
+    verb, *rest = words
+    if verb not in VERBS:
+        raise UsageError(f"unknown verb '{verb}'{nearest(verb, VERBS)}; see luban --help")
+    return importlib.import_module(f"luban.cli.{verb}").run(rest)
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  {verb:<10} {about}" for verb, about in VERBS.items())
+    return (
+        "Luban: one code base for a language model's whole life.\n\n"
+        f"usage: luban VERB …\n\n{rows}\n\n"
+        "luban VERB --help shows a verb's options and examples. --debug shows tracebacks.\n"
+        "Examples:\n  luban demo\n  luban pretrain tiny_pretrain_cpu --data.path shards --out runs/a\n"
+        "  luban chat runs/a"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Command lines: plain verbs through tyro, recipe verbs through TOML with `--section.field value` overrides.
+
+An error is one line of ours, raised as UsageError; `--help` is tyro's page with our examples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from luban.core.config import from_dict, load_toml, override
+from luban.core.errors import UsageError, nearest
+
+T = TypeVar("T")
+BOX = re.compile(r"[─│╭╮╰╯━┃]+")
+
+
+def parse(cls: type[T], argv: Sequence[str], *, verb: str, about: str, examples: str = "") -> T:
+    """Parse a plain verb's arguments into the dataclass `cls` (positional fields: `tyro.conf.Positional`).
+
+    Raises:
+        UsageError: in one line, what was wrong with the command line.
+        SystemExit: with 0, after `--help`.
+    """
+    import tyro
+
+    description = f"{about}\n\nExamples:\n{_indent(examples)}" if examples else about
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(
+                cls,
+                args=list(argv),
+                prog=f"luban {verb}",
+                description=description,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_one_line(printed.getvalue(), verb)) from None
+
+
+def _indent(text: str) -> str:
+    return "\n".join("  " + line.strip() for line in text.strip().splitlines())
+
+
+def _one_line(box: str, verb: str) -> str:
+    lines = [BOX.sub(" ", line).strip() for line in box.splitlines()]
+    lines = [line for line in lines if line and "Parsing error" not in line and "full helptext" not in line]
+    text = " ".join(" ".join(lines).split()) or "the arguments could not be understood"
+    return text if "--help" in text else f"{text} (see luban {verb} --help)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeCall(Generic[T]):
+    """A recipe verb's command line, understood."""
+
+    recipe: T  # the configuration, overrides applied
+    name: str  # the recipe as it was named
+    out: Path  # the run directory
+    dry_run: bool = False  # predict only
+
+
+def parse_recipe(cls: type[T], argv: Sequence[str], *, verb: str, about: str, examples: str,
+                 shipped: Path) -> RecipeCall[T]:  # fmt: skip
+    """Parse `RECIPE.toml --out DIR [--dry-run] [--section.field value …]`.
+
+    Args:
+        shipped: the folder of recipes that come with Luban, searched by name.
+
+    Raises:
+        UsageError, ConfigError: what was wrong and the nearest right name.
+    """
+    if not argv or "--help" in argv or "-h" in argv:
+        _recipe_help(cls, verb, about, examples, shipped)
+    names, assignments, flags = _split(argv)
+    if len(names) != 1:
+        given = f"{len(names)} given: {', '.join(names)}" if names else "none given"
+        raise UsageError(f"luban {verb} takes one recipe ({given}){nearest('', _names(shipped))}")
+    if "out" not in flags and "dry-run" not in flags:
+        raise UsageError(f"luban {verb} needs --out DIR, the run directory")
+    data = override(load_toml(find_recipe(names[0], shipped)), assignments)
+    recipe = from_dict(cls, data)
+    return RecipeCall(recipe=recipe, name=names[0], out=Path(flags.get("out", ".")), dry_run="dry-run" in flags)
+
+
+def find_recipe(name: str, shipped: Path) -> Path:
+    """A path, or the name of a recipe that ships (with or without `.toml` or a leading `recipes/`)."""
+    if Path(name).is_file():
+        return Path(name)
+    bare = name.removeprefix("recipes/").removesuffix(".toml")
+    if (shipped / f"{bare}.toml").is_file():
+        return shipped / f"{bare}.toml"
+    raise UsageError(f"no recipe '{name}': neither a file nor one that ships{nearest(bare, _names(shipped))}")
+
+
+def _names(shipped: Path) -> list[str]:
+    return [path.stem for path in shipped.glob("*.toml")]
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], dict[str, str]]:
+    names, assignments, flags = [], [], {}
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--"):
+            names.append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_") if key != "dry-run" else key
+        if key in ("dry-run", "debug"):
+            flags[key] = "true"
+            continue
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise UsageError(f"--{key} needs a value")
+        if key == "out":
+            flags[key] = value
+        else:
+            assignments.append((key, value))
+    return names, assignments, flags
+
+
+def _recipe_help(cls: type, verb: str, about: str, examples: str, shipped: Path) -> None:
+    print(f"usage: luban {verb} RECIPE.toml --out DIR [--dry-run] [--section.field value …]\n\n{about}\n")
+    print(f"Examples:\n{_indent(examples)}\n\nRecipes that ship: {', '.join(sorted(_names(shipped)))}\n\nFields:")
+    for path, kind, default, comment in describe_fields(cls):
+        print(f"  --{path:<28} {kind:<14} {default:<16} {comment}")
+    raise SystemExit(0)
+
+
+def describe_fields(cls: type, prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """(path, type, default, comment) of every field below `cls`, variants by their names."""
+    import inspect
+    import typing
+
+    from luban.core.registry import Variant
+
+    rows = []
+    source = inspect.getsource(cls)
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        path, hint = f"{prefix}{field.name}", hints[field.name]
+        default: Any = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        comment = re.search(rf"^\s+{field.name}\s*:[^#\n]*#\s*(.*)$", source, re.M)
+        note = comment.group(1) if comment else ""
+        if isinstance(hint, type) and issubclass(hint, Variant):
+            rows.append((f"{path}.type", "|".join(hint.registry.entries), "", note))
+            if default is not dataclasses.MISSING:
+                rows += describe_fields(type(default), f"{path}.")
+        elif dataclasses.is_dataclass(hint):
+            rows += describe_fields(hint, f"{path}.")
+        else:
+            kind = getattr(hint, "__name__", str(hint)).replace("typing.", "")
+            rows.append((path, str(hint) if "|" in str(hint) else kind,
+                         "" if default is dataclasses.MISSING else str(default), note))  # fmt: skip
+    return rows

@@ -1,0 +1,224 @@
+"""Dataclass ⇄ TOML ⇄ command line.
+
+A configuration is a frozen dataclass. A recipe is the TOML of one; `base = "other.toml"` derives it from
+another. `--section.field value` overrides any field. A field annotated with a `Variant` family is chosen
+by `type = "name"`, resolved before anything else reads the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import tomllib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from luban.core.errors import ConfigError, nearest
+from luban.core.registry import Variant
+
+T = TypeVar("T")
+TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+def to_dict(value: Any) -> Any:
+    """A configuration as plain data: dataclasses → dicts, variants with their `type`, paths → strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        plain = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": value.registry.name_of(type(value)), **plain} if isinstance(value, Variant) else plain
+    if isinstance(value, dict):
+        return {key: to_dict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_dict(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_dict(cls: type[T], data: Any, where: str = "") -> T:
+    """Build `cls` from plain data, strictly.
+
+    Strings are accepted for numbers and booleans, since a command line has nothing else.
+
+    Raises:
+        ConfigError: an unknown field (the nearest right one is named), a wrong type, a missing field,
+            or a value that the dataclass itself refuses.
+    """
+    return _convert(cls, data, where)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return _convert(typing.get_args(hint)[0], value, where)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(hint, value, where)
+    if origin is Literal:
+        options = typing.get_args(hint)
+        match = next((o for o in options if o == value or str(o) == str(value)), None)
+        if match is None:
+            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, options))}")
+        return match
+    if isinstance(hint, type) and issubclass(hint, Variant):
+        return _build_variant(hint, value, where)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    if origin in (list, tuple, Sequence) or hint in (list, tuple):
+        return _convert_sequence(hint, value, where)
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: a table is needed, {value!r} given")
+        item = (typing.get_args(hint) or (str, Any))[1]
+        return {key: _convert(item, v, f"{where}.{key}") for key, v in value.items()}
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_union(hint: Any, value: Any, where: str) -> Any:
+    options = [o for o in typing.get_args(hint) if o is not type(None)]
+    if type(None) in typing.get_args(hint) and (value is None or value in ("none", "None", "null")):
+        return None
+    problems = []
+    for option in options:
+        try:
+            return _convert(option, value, where)
+        except ConfigError as error:
+            problems.append(error)
+    raise problems[0]
+
+
+def _convert_sequence(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(value, str):
+        text = value.strip()
+        value = (
+            _toml_value(text) if text.startswith("[") else [part.strip() for part in text.split(",") if part.strip()]
+        )
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where}: a list is needed, {value!r} given")
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and args and args[-1] is not Ellipsis:
+        if len(args) != len(value):
+            raise ConfigError(f"{where}: {len(args)} values are needed, {len(value)} given")
+        return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+    item = args[0] if args else Any
+    made = [_convert(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
+    return made if (typing.get_origin(hint) or hint) is list else tuple(made)
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{text!r} is not a TOML value: {error}") from None
+
+
+def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
+    wrong = ConfigError(f"{where}: {getattr(hint, '__name__', hint)} needed, {value!r} given")
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return hint(value)
+    if hint is bool:
+        if isinstance(value, str) and value.lower() in TRUE | FALSE:
+            return value.lower() in TRUE
+        if not isinstance(value, bool):
+            raise wrong
+        return value
+    if hint is int or hint is float:
+        number = _number(value)
+        if number is None or (hint is int and number != int(number)):
+            raise wrong
+        return hint(number)
+    if hint is str or hint is Path:
+        if isinstance(value, (str, Path)):
+            return hint(value)
+        raise wrong
+    raise ConfigError(f"{where}: fields of type {hint} cannot be configured")
+
+
+def _number(value: Any) -> int | float | None:
+    """An int where the text is one (so that none is rounded), else a float, else nothing."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value) if isinstance(value, str) else None
+        except ValueError:
+            continue
+    return None
+
+
+def _build(cls: type, value: Any, where: str) -> Any:
+    if isinstance(value, cls):
+        return value
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where or cls.__name__}: a table is needed, {value!r} given")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    made = {}
+    for key, item in value.items():
+        path = f"{where}.{key}" if where else key
+        if key not in fields:
+            raise ConfigError(f"unknown field '{path}'{nearest(key, fields)}")
+        made[key] = _convert(hints[key], _with_default_type(fields[key], item), path)
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in made:
+            raise ConfigError(f"missing field '{where}.{name}'" if where else f"missing field '{name}'")
+    try:
+        return cls(**made)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _with_default_type(field: dataclasses.Field, value: Any) -> Any:
+    """A variant's table without `type` changes the default variant's fields."""
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if isinstance(default, Variant) and isinstance(value, dict) and "type" not in value:
+        return {**to_dict(default), **value}
+    return value
+
+
+def _build_variant(family: type[Variant], value: Any, where: str) -> Any:
+    if isinstance(value, family):
+        return value
+    if isinstance(value, str):
+        value = {"type": value}
+    if not isinstance(value, dict) or "type" not in value:
+        raise ConfigError(f'{where}: choose one with type = "…"{nearest("", family.registry)}')
+    chosen = family.registry[value["type"]]
+    return _build(chosen, {k: v for k, v in value.items() if k != "type"}, where)
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """The TOML file as plain data, merged over the chain of `base = "other.toml"` it derives from."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    base = data.pop("base", None)
+    return merge(load_toml(path.parent / base), data) if base else data
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, table by table. A changed `type` drops the old variant's fields."""
+    out = dict(base)
+    if "type" in over and "type" in base and over["type"] != base["type"]:
+        out = {}
+    for key, value in over.items():
+        both = isinstance(out.get(key), dict) and isinstance(value, dict)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def override(data: dict[str, Any], assignments: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Apply `section.field` = text pairs from a command line, `…type` first (see `merge`)."""
+    for path, text in sorted(assignments, key=lambda pair: not pair[0].endswith(".type")):
+        nested: Any = text
+        for name in reversed(path.split(".")):
+            nested = {name: nested}
+        data = merge(data, nested)
+    return data

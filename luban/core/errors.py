@@ -1,0 +1,60 @@
+"""Errors written for the person who meets them: what was wrong, where, what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LubanError(Exception):
+    """Anything Luban refuses. The command line prints it as one line and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(LubanError):
+    """A command line or recipe that cannot be understood."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration field that is unknown, ill-typed or out of range."""
+
+
+class DataError(LubanError):
+    """Input data that is missing, empty, corrupt or too small."""
+
+
+class ArtifactError(LubanError):
+    """A directory that is not the finished artifact it was taken for."""
+
+
+class LineageError(ArtifactError):
+    """Two artifacts whose ancestry does not fit together."""
+
+
+class UnsupportedError(LubanError):
+    """A combination that makes no sense, or that this machine cannot run."""
+
+
+class TrainingError(LubanError):
+    """Training that had to stop; the message names the last good checkpoint."""
+
+
+class MissingExtra(LubanError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, package: str, extra: str, needed_for: str):
+        super().__init__(
+            f"{needed_for} needs the package '{package}', which is not installed: pip install 'luban[{extra}]'"
+        )
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the closest option, or the sorted options when none is close."""
+    known = sorted(options)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f" (did you mean '{close[0]}'?)"
+    return f" (known: {', '.join(known)})" if known else ""

@@ -1,0 +1,24 @@
+"""Content hashes: of bytes on disk, and of plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical(data: Any) -> bytes:
+    """Plain data as JSON bytes that do not depend on key order or spacing."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def data_sha256(data: Any) -> str:
+    """SHA-256 of plain data, in hex."""
+    return hashlib.sha256(canonical(data)).hexdigest()

@@ -1,0 +1,115 @@
+"""What people see while they wait, and what machines read afterwards."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from luban.core.units import count, seconds
+
+SHOW_AFTER = 2.0  # seconds before a progress bar appears
+PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+_warned: set[str] = set()
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, on standard error so that output can be piped."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """A warning, shown once however often it is raised."""
+    if text not in _warned:
+        _warned.add(text)
+        say(f"warning: {text}")
+
+
+class Bar:
+    """A progress bar with rate and time left; plain lines where there is no terminal."""
+
+    def __init__(self, title: str, total: float | None, unit: str, start: float = 0):
+        self.title, self.total, self.unit = title, total, unit
+        self.done, self.first, self.note = start, start, ""
+        self.began = self.shown = time.monotonic()
+        self.live = sys.stderr.isatty()
+        self.visible = False
+
+    def advance(self, amount: float = 1, note: str | None = None) -> None:
+        """Count `amount` more as done; `note` replaces the words at the end of the line."""
+        self.done += amount
+        self.note = self.note if note is None else note
+        now = time.monotonic()
+        if now - self.began >= SHOW_AFTER and now - self.shown >= (0.2 if self.live else PLAIN_EVERY):
+            self.shown, self.visible = now, True
+            self._draw(now)
+
+    def line(self, now: float) -> str:
+        """The bar as text."""
+        elapsed = max(now - self.began, 1e-9)
+        rate = (self.done - self.first) / elapsed
+        parts = [self.title]
+        if self.total:
+            share = min(self.done / self.total, 1.0)
+            filled = int(24 * share)
+            parts.append(f"{'█' * filled}{'░' * (24 - filled)} {share:4.0%} {count(self.done)}/{count(self.total)}")
+            left = seconds((self.total - self.done) / rate) + " left" if rate > 0 else ""
+        else:
+            parts.append(count(self.done))
+            left = seconds(elapsed)
+        return "  ".join([*parts, f"{count(float(rate))} {self.unit}/s", left, self.note]).rstrip()
+
+    def _draw(self, now: float) -> None:
+        end = "" if self.live else "\n"
+        print(("\r\x1b[K" if self.live else "") + self.line(now), end=end, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Draw the last state and end the line."""
+        if self.visible:
+            self._draw(time.monotonic())
+            if self.live:
+                print(file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(title: str, total: float | None = None, unit: str = "it", start: float = 0) -> Iterator[Bar]:
+    """`with progress("packing", total=n, unit="docs") as bar: bar.advance()`. Shown only past two seconds."""
+    bar = Bar(title, total, unit, start)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+class Metrics:
+    """`metrics.jsonl`: one object a logged step. Reopening at a step drops what a lost run wrote past it."""
+
+    def __init__(self, path: Path, keep_until: int | None = None):
+        self.path = path
+        if keep_until is not None and path.exists():
+            kept = [row for row in read_metrics(path) if row.get("step", 0) <= keep_until]
+            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self.file: TextIO = open(path, "a" if keep_until is not None else "w", encoding="utf-8", buffering=1)
+
+    def write(self, **row: Any) -> None:
+        """Append one row."""
+        self.file.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line torn by a crash is dropped."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
