@@ -146,3 +146,16 @@ def test_a_tokenizer_without_template_says_so(bpe, tmp_path):
     tokenizer = with_template(bpe, None, tmp_path / "hf")
     with pytest.raises(DataError, match="no chat template"):
         render(turns("q"), tokenizer)
+
+
+@pytest.mark.parametrize("template, content", [
+    ("<{{ m['content'] }}>", "|end|"), ("<{{ m['content'] }}", "|end|>"), ("{{ m['content'] }}>", "<|end|"),
+    ("<{{ m['content'] | trim }}>", " \n|end|\t"), ("{{ m['content'] | trim }}>", "x <|end| "),
+    ("{{ m['content'][1:] }}", " <|end|>"), ("{{ m['content'] + m['content'] }}", "nd|><|e"),
+])  # fmt: skip
+def test_a_special_token_cannot_be_spelled_together_with_the_template(bpe, tmp_path, template, content):
+    tokenizer = with_template(bpe, "{% for m in messages %}" + template + "{% endfor %}", tmp_path / "hf")
+    rendered = render([{"role": "user", "content": content}], tokenizer)
+    text = tokenizer.decode(rendered.token_ids, skip_special=False)
+    assert "<|end|>" in text
+    assert 6 not in rendered.token_ids
