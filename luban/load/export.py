@@ -85,6 +85,6 @@ def copy_tokenizer(m: LoadedModel, folder: Path, *, everything: bool = False) ->
 def _require_room(out: Path, tensors: dict[str, Tensor]) -> None:
     needed = sum(t.numel() * t.element_size() for t in tensors.values())
     if needed > free_bytes(out):
-        raise DataError(f"the model needs {needed / 1e6:.0f} MB at {out}, and only {free_bytes(out) / 1e6:.0f} MB are free")
-
-
+        raise DataError(
+            f"the model needs {needed / 1e6:.0f} MB at {out}, and only {free_bytes(out) / 1e6:.0f} MB are free"
+        )

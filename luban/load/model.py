@@ -33,6 +33,7 @@ class LoadedModel:
     path: Path  # the directory that holds the weights
     manifest: Manifest | None  # of the run or checkpoint; none for foreign directories
     stop_ids: tuple[int, ...] = ()  # tokens that end a generation
+    begins_with_bos: bool = False  # whether the model's texts begin with the begin token
 
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises DataError where the directory held none."""
@@ -65,8 +66,12 @@ def load_model(path_or_name: str | Path, device: str = "cpu", dtype: str = "floa
     if (path / "config.json").is_file():
         return _load_foreign(path, device, dtype)
     if not path.exists():
-        raise ArtifactError(f"{path_or_name} does not exist: a model is a run, a checkpoint or a Hugging Face directory")
-    what = f"a {read_manifest(path).kind}" if (path / MANIFEST).is_file() else "no run, checkpoint or Hugging Face model"
+        raise ArtifactError(
+            f"{path_or_name} does not exist: a model is a run, a checkpoint or a Hugging Face directory"
+        )
+    what = (
+        f"a {read_manifest(path).kind}" if (path / MANIFEST).is_file() else "no run, checkpoint or Hugging Face model"
+    )
     raise ArtifactError(f"{path} holds {what}: a model needs {SPEC} or config.json with {WEIGHTS}")
 
 
@@ -132,7 +137,21 @@ def _loaded(spec: ModelSpec, module: nn.Module, tokenizer: Tokenizer | None, nam
                             f"the model's vocabulary only {spec.vocab_size}")  # fmt: skip
     ends = dict.fromkeys((*(tokenizer.stop_ids if tokenizer else ()), *stops))
     return LoadedModel(spec=spec, module=module.eval(), tokenizer=tokenizer, name=name, path=path,
-                       manifest=manifest, stop_ids=tuple(ends))  # fmt: skip
+                       manifest=manifest, stop_ids=tuple(ends), begins_with_bos=_begins_with_bos(tokenizer))  # fmt: skip
+
+
+def _begins_with_bos(tokenizer: Tokenizer | None) -> bool:
+    """Luban's shards begin every document with it; a foreign tokenizer says so in its files."""
+    if tokenizer is None or tokenizer.bos_id is None or tokenizer.path is None:
+        return False
+    if (tokenizer.path / MANIFEST).is_file():
+        return True
+    settings = tokenizer.path / "tokenizer_config.json"
+    declared = _read_json(settings).get("add_bos_token") if settings.is_file() else None
+    if declared is not None:
+        return bool(declared)
+    after = _read_json(tokenizer.path / "tokenizer.json").get("post_processor")
+    return str(tokenizer.token(tokenizer.bos_id)) in json.dumps(after, ensure_ascii=False)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
