@@ -1,0 +1,80 @@
+"""What a model does, as data: operations with their FLOPs, parameters and activation sizes. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+TRAINING_FACTOR = 3  # one forward, and a backward with two products for each of its products
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One operation of one layer."""
+
+    name: str  # where it is, such as "blocks.3.attention.q"
+    kind: str  # embedding, linear, attention, norm, activation
+    flops: int = 0  # of one forward, a multiply-add counted as two
+    parameters: int = 0  # scalars it owns
+    activation: int = 0  # elements it leaves for the backward pass
+
+    def within(self, prefix: str) -> Op:
+        """The same operation inside the module `prefix`."""
+        return replace(self, name=f"{prefix}.{self.name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpGraph:
+    """A model's operations in the order in which they run, for one batch."""
+
+    ops: tuple[Op, ...]
+    batch: int  # sequences
+    seq: int  # tokens a sequence
+
+    @property
+    def forward_flops(self) -> int:
+        """FLOPs of one forward of the batch."""
+        return sum(op.flops for op in self.ops)
+
+    @property
+    def training_flops(self) -> int:
+        """FLOPs of one forward and backward of the batch (3 × forward)."""
+        return TRAINING_FACTOR * self.forward_flops
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs a token."""
+        return self.training_flops / (self.batch * self.seq)
+
+    @property
+    def parameters(self) -> int:
+        """Scalars in the model; shared weights counted once."""
+        return sum(op.parameters for op in self.ops)
+
+    def activation_bytes(self, bytes_per_element: int = 2) -> int:
+        """Bytes that a forward keeps for the backward pass when nothing is recomputed."""
+        return bytes_per_element * sum(op.activation for op in self.ops)
+
+    def layers(self) -> dict[str, OpGraph]:
+        """The graph cut by layer: `embedding`, `blocks.0`, `blocks.1`, …, `norm`, `readout`."""
+        cut: dict[str, list[Op]] = {}
+        for op in self.ops:
+            cut.setdefault(_layer(op.name), []).append(op)
+        return {name: OpGraph(ops=tuple(ops), batch=self.batch, seq=self.seq) for name, ops in cut.items()}
+
+
+def _layer(name: str) -> str:
+    first, _, rest = name.partition(".")
+    return f"{first}.{rest.partition('.')[0]}" if rest[:1].isdigit() else first
+
+
+def within(prefix: str, ops: Iterable[Op]) -> list[Op]:
+    """The operations as part of the module `prefix`."""
+    return [op.within(prefix) for op in ops]
+
+
+def linear_op(name: str, tokens: int, inputs: int, outputs: int, *, bias: bool = False, keeps: bool = True) -> Op:
+    """A dense layer over `tokens` rows: 2·tokens·inputs·outputs FLOPs, its output kept for the backward pass."""
+    return Op(name=name, kind="linear", flops=2 * tokens * inputs * outputs,
+              parameters=inputs * outputs + (outputs if bias else 0),
+              activation=tokens * outputs if keeps else 0)  # fmt: skip

@@ -1,0 +1,1 @@
+"""How attention and feed-forward are arranged around the residual stream."""

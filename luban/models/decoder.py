@@ -1,0 +1,80 @@
+"""The causal decoder.
+
+B batch, T new tokens, S tokens with those in the cache, E model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luban.core.protocols import KVCache
+from luban.models.spec import ModelSpec
+from luban.nn.attention.mask import Frame, compute_dtype, score_mask
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm, output layer. Its parameters are its only state."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.spec = spec
+        self.embedding = nn.Embedding(spec.vocab_size, spec.width)
+        self.position = spec.position.build(spec.position_shape)
+        self.blocks = nn.ModuleList(spec.block.build(spec) for _ in range(spec.layers))
+        self.norm = spec.norm.build(spec.width) if spec.block.final_norm else nn.Identity()
+        self.readout = None if spec.tied_head else nn.Linear(spec.width, spec.vocab_size, bias=False)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None,
+                positions: Tensor | None = None, segments: None = None, cache: KVCache | None = None,
+                output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
+        """Logits of the next token at every place, or the hidden states that `head` turns into them.
+
+        Args:
+            tokens: (B, T) int64.
+            mask: (B, T) bool, true where a token is real (padding may be left or right).
+            documents: (B, T) int; attention stays inside one document. Not together with a cache.
+            positions: (B, T) or (1, T) int; default: real tokens counted from 0, in each document.
+            segments: not used by decoders.
+            cache: keys and values of earlier tokens; it takes up the new ones.
+
+        Returns:
+            (B, T, V) logits or (B, T, E) hidden states. Those at padding mean nothing.
+        """
+        queries = tokens.shape[1]
+        if cache is not None:
+            counted = cache.begin(queries, mask)
+            real, key_positions = cache.valid, cache.positions
+            positions = counted if positions is None else positions
+        else:
+            positions = count_positions(tokens, mask, documents) if positions is None else positions
+            real, key_positions = mask, positions
+        x_BTE = self.position.embed(self.embedding(tokens), positions)
+        added, causal = score_mask(
+            queries=queries, keys=key_positions.shape[-1], causal=True, window=self.spec.attention.window, real=real,
+            documents=documents, bias=self.position.bias(positions, key_positions), device=tokens.device,
+            dtype=compute_dtype(x_BTE),
+        )  # fmt: skip
+        frame = Frame(mask=added, causal=causal, tables=self.position.tables(positions), cache=cache)
+        for layer, block in enumerate(self.blocks):
+            x_BTE = block(x_BTE, frame, self.position, layer)
+        hidden = self.norm(x_BTE)
+        return hidden if output == "hidden" else self.head(hidden)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(…, E) hidden states → (…, V) logits."""
+        return F.linear(hidden, self.embedding.weight) if self.readout is None else self.readout(hidden)
+
+
+def count_positions(tokens: Tensor, mask: Tensor | None, documents: Tensor | None) -> Tensor:
+    """(1 or B, T) positions: real tokens counted from 0, starting again where the document changes."""
+    slots = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    if mask is not None:
+        slots = (mask.long().cumsum(dim=-1) - 1).clamp_min(0)
+    if documents is None:
+        return slots
+    fresh = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    return slots - torch.where(fresh, slots, 0).cummax(dim=-1).values

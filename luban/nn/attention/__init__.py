@@ -1,0 +1,1 @@
+"""How tokens look at each other: the masks that say who sees whom, and the forms of attention."""

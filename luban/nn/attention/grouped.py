@@ -1,0 +1,99 @@
+"""Softmax attention with heads in groups: multi-head, grouped-query (Ainslie et al. 2023) and multi-query (Shazeer 2019).
+
+B batch, T tokens, S keys, E model width, H query heads, K key heads, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luban.core.errors import ConfigError
+from luban.core.opgraph import Op, linear_op
+from luban.nn.attention.family import Attention
+from luban.nn.attention.mask import Frame
+from luban.nn.linear import residual_linear
+from luban.nn.norm import Norm
+from luban.nn.position.family import PositionMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouped(Attention):
+    """Multi-head when K = H, multi-query when K = 1, grouped-query between."""
+
+    kv_heads: int | None = None  # K, must divide the query heads; none: as many
+    head_dim: int | None = None  # D; none: width / heads
+    qkv_bias: bool = False  # biases on queries, keys and values
+    output_bias: bool = False  # bias on the output
+    qk_norm: Norm | None = None  # normalises every query and key over its head, before positions
+
+    def __post_init__(self):
+        if self.heads < 1 or self.key_heads() < 1 or self.heads % self.key_heads():
+            raise ConfigError(f"{self.heads} query heads can't share {self.kv_heads} key heads evenly: "
+                              "kv_heads must divide heads")  # fmt: skip
+        if self.head_dim is not None and self.head_dim < 1:
+            raise ConfigError(f"head_dim must be at least 1, {self.head_dim} given")
+        if self.window is not None and self.window < 1:
+            raise ConfigError(f"attention window must be at least 1, {self.window} given")
+
+    def check(self, width: int) -> None:
+        """Without a head_dim of their own the heads split the width."""
+        if self.head_dim is None and width % self.heads:
+            raise ConfigError(f"width {width} can't be split over {self.heads} heads: "
+                              "choose heads that divide it, or give head_dim")  # fmt: skip
+
+    def head_width(self, width: int) -> int:
+        """D."""
+        return width // self.heads if self.head_dim is None else self.head_dim
+
+    def key_heads(self) -> int:
+        """K."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    def build(self, width: int) -> nn.Module:
+        """The module."""
+        return GroupedAttention(self, width)
+
+    def ops(self, batch: int, seq: int, width: int) -> list[Op]:
+        """Four dense layers, and scores and mixing over the full square (PaLM, appendix B: no causal discount)."""
+        tokens, head = batch * seq, self.head_width(width)
+        inner, keys = self.heads * head, self.key_heads() * head
+        ops = [linear_op("q", tokens, width, inner, bias=self.qkv_bias),
+               linear_op("k", tokens, width, keys, bias=self.qkv_bias),
+               linear_op("v", tokens, width, keys, bias=self.qkv_bias)]  # fmt: skip
+        if self.qk_norm is not None:
+            ops += [self.qk_norm.op("q_norm", tokens * self.heads, head),
+                    self.qk_norm.op("k_norm", tokens * self.key_heads(), head)]  # fmt: skip
+        ops.append(Op(name="scores", kind="attention", flops=4 * batch * seq * seq * inner, activation=tokens * inner))
+        return [*ops, linear_op("output", tokens, inner, width, bias=self.output_bias)]
+
+
+class GroupedAttention(nn.Module):
+    """q, k and v of one input; softmax(q·kᵀ/√D + mask)·v; output."""
+
+    def __init__(self, config: Grouped, width: int):
+        super().__init__()
+        self.head_dim = config.head_width(width)
+        inner, keys = config.heads * self.head_dim, config.key_heads() * self.head_dim
+        self.grouped = config.key_heads() != config.heads
+        self.q = nn.Linear(width, inner, bias=config.qkv_bias)
+        self.k = nn.Linear(width, keys, bias=config.qkv_bias)
+        self.v = nn.Linear(width, keys, bias=config.qkv_bias)
+        self.q_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
+        self.k_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
+        self.output = residual_linear(inner, width, bias=config.output_bias)
+
+    def forward(self, x_BTE: Tensor, frame: Frame, position: PositionMethod, layer: int) -> Tensor:
+        """(B, T, E) → (B, T, E)."""
+        q_BTHD, k_BTKD, v_BTKD = (p(x_BTE).unflatten(-1, (-1, self.head_dim)) for p in (self.q, self.k, self.v))
+        if self.q_norm is not None:
+            q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
+        q_BHTD, k_BKSD, v_BKSD = q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
+        q_BHTD, k_BKSD = position.turn(q_BHTD, k_BKSD, frame.tables)
+        if frame.cache is not None:
+            k_BKSD, v_BKSD = frame.cache.update(layer, k_BKSD, v_BKSD)
+        mixed_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, attn_mask=frame.mask,
+                                                    is_causal=frame.causal, enable_gqa=self.grouped)  # fmt: skip
+        return self.output(mixed_BHTD.transpose(1, 2).flatten(-2))

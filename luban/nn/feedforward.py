@@ -1,0 +1,120 @@
+"""The position-wise network of a block: two products around an activation, or three with a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luban.core.errors import ConfigError
+from luban.core.opgraph import Op, linear_op
+from luban.core.registry import Registry, Variant
+from luban.nn.linear import residual_linear
+
+Activation = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForward(Variant):
+    """A family of feed-forward networks."""
+
+    registry: ClassVar[Registry] = Registry(
+        "feed-forward",
+        {
+            "swiglu": "luban.nn.feedforward:SwiGLU",
+            "geglu": "luban.nn.feedforward:GEGLU",
+            "gelu": "luban.nn.feedforward:GELU",
+            "gelu_tanh": "luban.nn.feedforward:TanhGELU",
+            "relu": "luban.nn.feedforward:ReLU",
+        },
+    )
+    activation: ClassVar[Activation]
+    gated: ClassVar[bool] = False
+    width: int = 768  # inner width
+    bias: bool = False  # biases on every product
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise ConfigError(f"feed-forward width must be at least 1, {self.width} given")
+
+    def build(self, width: int) -> nn.Module:
+        """The module for a model of `width`."""
+        kind = GatedFeedForward if self.gated else PlainFeedForward
+        return kind(width, self.width, self.bias, type(self).activation)
+
+    def ops(self, tokens: int, width: int) -> list[Op]:
+        """Its products and activation over `tokens` rows."""
+        names = ("gate", "up") if self.gated else ("up",)
+        inner = [linear_op(name, tokens, width, self.width, bias=self.bias) for name in names]
+        product = Op(name="activation", kind="activation", activation=tokens * self.width)
+        return [*inner, product, linear_op("down", tokens, self.width, width, bias=self.bias)]
+
+
+class GatedFeedForward(nn.Module):
+    """down(activation(gate(x)) · up(x)) (Shazeer 2020, eq. 6)."""
+
+    def __init__(self, width: int, inner: int, bias: bool, activation: Activation):
+        super().__init__()
+        self.activation = activation
+        self.gate = nn.Linear(width, inner, bias=bias)
+        self.up = nn.Linear(width, inner, bias=bias)
+        self.down = residual_linear(inner, width, bias=bias)
+
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        """(B, T, E) → (B, T, E)."""
+        return self.down(self.activation(self.gate(x_BTE)) * self.up(x_BTE))
+
+
+class PlainFeedForward(nn.Module):
+    """down(activation(up(x))) (Vaswani et al. 2017, eq. 2)."""
+
+    def __init__(self, width: int, inner: int, bias: bool, activation: Activation):
+        super().__init__()
+        self.activation = activation
+        self.up = nn.Linear(width, inner, bias=bias)
+        self.down = residual_linear(inner, width, bias=bias)
+
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        """(B, T, E) → (B, T, E)."""
+        return self.down(self.activation(self.up(x_BTE)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwiGLU(FeedForward):
+    """Gated by SiLU (Shazeer 2020)."""
+
+    activation = staticmethod(F.silu)
+    gated = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class GEGLU(FeedForward):
+    """Gated by exact GELU (Shazeer 2020)."""
+
+    activation = staticmethod(F.gelu)
+    gated = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class GELU(FeedForward):
+    """Exact GELU (Hendrycks & Gimpel 2016)."""
+
+    activation = staticmethod(F.gelu)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TanhGELU(FeedForward):
+    """GELU by its tanh approximation, as GPT-2 computed it."""
+
+    activation = staticmethod(partial(F.gelu, approximate="tanh"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReLU(FeedForward):
+    """ReLU (Vaswani et al. 2017)."""
+
+    activation = staticmethod(F.relu)

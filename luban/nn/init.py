@@ -1,0 +1,97 @@
+"""Initialisation: every parameter a pure function of the seed and its own name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from luban.core.errors import ConfigError
+from luban.core.registry import Registry, Variant
+from luban.core.seeding import derive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initialisation(Variant):
+    """A family of initialisations of dense layers and embeddings."""
+
+    registry: ClassVar[Registry] = Registry(
+        "initialisation",
+        {"normal": "luban.nn.init:NormalInit", "fan_in": "luban.nn.init:FanInInit"},
+    )
+    scale_residual: bool = True  # divide by √(2·layers) what writes into the residual stream (GPT-2)
+
+    def linear_std(self, layer: nn.Linear) -> float:
+        """Standard deviation of a dense layer's weights."""
+        raise NotImplementedError
+
+    def embedding_std(self, width: int) -> float:
+        """Standard deviation of an embedding table."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalInit(Initialisation):
+    """One standard deviation for all (GPT-2: 0.02)."""
+
+    std: float = 0.02  # of dense layers and embeddings
+
+    def __post_init__(self):
+        if not self.std > 0:
+            raise ConfigError(f"initialisation std must be positive, {self.std} given")
+
+    def linear_std(self, layer: nn.Linear) -> float:
+        """The same for all."""
+        return self.std
+
+    def embedding_std(self, width: int) -> float:
+        """The same for all."""
+        return self.std
+
+
+@dataclass(frozen=True, kw_only=True)
+class FanInInit(Initialisation):
+    """1/√inputs for dense layers, so that widths keep the variance; a fixed one for embeddings."""
+
+    embedding: float = 0.02  # standard deviation of embedding tables
+
+    def linear_std(self, layer: nn.Linear) -> float:
+        """1/√inputs."""
+        return layer.in_features**-0.5
+
+    def embedding_std(self, width: int) -> float:
+        """A fixed one."""
+        return self.embedding
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int) -> None:
+    """Fill every parameter of `model` in place, drawn in float32 on the CPU from (seed, parameter name).
+
+    The values don't depend on device, precision, or on which other parameters there are. Dense layers and
+    embeddings follow `how`, biases are 0, norms are the identity; a module with a
+    `draw_parameters(draw)` of its own is asked, where `draw(name, shape)` gives standard normal numbers.
+    """
+    for prefix, module in model.named_modules():
+
+        def draw(name: str, shape: torch.Size, prefix: str = prefix) -> Tensor:
+            generator = torch.Generator().manual_seed(derive(seed, f"{prefix}.{name}"))
+            return torch.randn(shape, generator=generator)
+
+        if hasattr(module, "draw_parameters"):
+            module.draw_parameters(draw)
+        elif isinstance(module, nn.Linear):
+            std = how.linear_std(module)
+            if how.scale_residual and getattr(module, "writes_residual", False):
+                std /= math.sqrt(2 * layers)
+            module.weight.copy_(draw("weight", module.weight.shape).mul_(std))
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.Embedding):
+            module.weight.copy_(draw("weight", module.weight.shape).mul_(how.embedding_std(module.embedding_dim)))
+        else:
+            for name, parameter in module.named_parameters(recurse=False):
+                parameter.fill_(1.0 if name == "weight" else 0.0)

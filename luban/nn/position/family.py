@@ -1,0 +1,72 @@
+"""The family of position methods and the one interface that a body calls.
+
+B batch, T tokens, S keys, H heads, D head width, E model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from luban.core.registry import Registry, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionShape:
+    """The sizes of the model that a position method serves."""
+
+    width: int  # E
+    heads: int  # H
+    head_dim: int  # D
+    context: int  # longest sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position(Variant):
+    """A family of position methods."""
+
+    registry: ClassVar[Registry] = Registry(
+        "position method",
+        {
+            "none": "luban.nn.position.none:NoPosition",
+            "learned": "luban.nn.position.learned:Learned",
+            "sinusoidal": "luban.nn.position.sinusoidal:Sinusoidal",
+            "rope": "luban.nn.position.rope:Rope",
+        },
+    )
+
+    def check(self, shape: PositionShape) -> None:
+        """Raise ConfigError where the method can't serve a model of this shape."""
+
+    def parameters(self, shape: PositionShape) -> int:
+        """Scalars that it learns."""
+        return 0
+
+    def build(self, shape: PositionShape) -> PositionMethod:
+        """The module."""
+        raise NotImplementedError
+
+
+class PositionMethod(nn.Module):
+    """A position method at work; each of its ways in does nothing unless overridden.
+
+    The body asks for `tables` and `bias` once a forward; all layers share them.
+    """
+
+    def embed(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
+        """The token embeddings with what the method adds to them."""
+        return x_BTE
+
+    def tables(self, positions_BT: Tensor) -> Any:
+        """What `turn` needs for these positions, in float32."""
+        return None
+
+    def turn(self, q_BHTD: Tensor, k_BKTD: Tensor, tables: Any) -> tuple[Tensor, Tensor]:
+        """Queries and keys with their positions in them."""
+        return q_BHTD, k_BKTD
+
+    def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor | None:
+        """(1 or B, H, T, S) float32 to add to the scaled scores, or None."""
+        return None

@@ -1,0 +1,34 @@
+"""A learned vector a position (Gehring et al. 2017; GPT, BERT)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from luban.nn.position.family import Position, PositionMethod, PositionShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned(Position):
+    """A table of `context` rows, added to the token embeddings."""
+
+    def parameters(self, shape: PositionShape) -> int:
+        """The table."""
+        return shape.context * shape.width
+
+    def build(self, shape: PositionShape) -> PositionMethod:
+        """The module with its table."""
+        return LearnedPositions(shape)
+
+
+class LearnedPositions(PositionMethod):
+    """Adds row p of the table to a token at position p."""
+
+    def __init__(self, shape: PositionShape):
+        super().__init__()
+        self.table = nn.Embedding(shape.context, shape.width)
+
+    def embed(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
+        """(B, T, E) with the rows added."""
+        return x_BTE + self.table(positions_BT)

@@ -1,0 +1,75 @@
+"""Rotary positions (Su et al. 2021, RoFormer, eq. 34), whole or partial width, in both pairing conventions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from luban.core.errors import ConfigError
+from luban.nn.position.family import Position, PositionMethod, PositionShape
+
+Tables = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope(Position):
+    """Rotates pair i of a head by the angle position · base^(−2i/width)."""
+
+    base: float = 10_000.0  # the slowest pair turns once in about base·2π tokens
+    width: int | None = None  # leading dimensions of a head that are rotated; none: all
+    pairing: Literal["half", "interleaved"] = "half"  # (i, i + width/2) as NeoX and LLaMA's HF files, or (2i, 2i + 1)
+
+    def rotated(self, shape: PositionShape) -> int:
+        """How many dimensions of a head are rotated."""
+        return shape.head_dim if self.width is None else self.width
+
+    def check(self, shape: PositionShape) -> None:
+        """Pairs need an even width no larger than the head."""
+        rotated = self.rotated(shape)
+        if rotated % 2 or not 0 < rotated <= shape.head_dim:
+            raise ConfigError(f"rotary width {rotated} must be even and at most the head width {shape.head_dim}")
+        if not self.base > 1:
+            raise ConfigError(f"rotary base must be larger than 1, {self.base} given")
+
+    def build(self, shape: PositionShape) -> PositionMethod:
+        """The module."""
+        return RotaryPositions(self, self.rotated(shape))
+
+    def frequencies(self, rotated: int, device: torch.device) -> Tensor:
+        """(rotated/2,) radians a token of every pair, in float32."""
+        return 1.0 / self.base ** (torch.arange(0, rotated, 2, device=device, dtype=torch.float32) / rotated)
+
+
+class RotaryPositions(PositionMethod):
+    """Rotates queries and keys in float32, whatever the model's precision."""
+
+    def __init__(self, config: Rope, rotated: int):
+        super().__init__()
+        self.config, self.rotated = config, rotated
+
+    def tables(self, positions_BT: Tensor) -> Tables:
+        """Cosines and sines (B, 1, T, rotated/2) of these positions."""
+        angles = positions_BT.float()[:, None, :, None] * self.config.frequencies(self.rotated, positions_BT.device)
+        return angles.cos(), angles.sin()
+
+    def turn(self, q_BHTD: Tensor, k_BKTD: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
+        """Both rotated by the same angles."""
+        return self.rotate(q_BHTD, tables), self.rotate(k_BKTD, tables)
+
+    def rotate(self, x_BHTD: Tensor, tables: Tables) -> Tensor:
+        """(B, H, T, D) rotated in its leading `rotated` dimensions."""
+        turned, kept = x_BHTD[..., : self.rotated], x_BHTD[..., self.rotated :]
+        turned = rotate_pairs(turned, *tables, self.config.pairing)
+        return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:
+    """Rotate the pairs of the last axis (…, 2n) by angles whose cosines and sines are (…, n)."""
+    if pairing == "half":
+        a, b = x.float().chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2).to(x.dtype)

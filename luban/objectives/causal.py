@@ -1,0 +1,51 @@
+"""Causal language modelling: the cross-entropy of every trained next token."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_ELEMENTS = 2**26  # logits held at once: 256 MB in float32
+
+
+def causal_loss(module: nn.Module, tokens: Tensor, targets: Tensor, loss_mask: Tensor,
+                documents: Tensor | None = None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Sum of the cross-entropy in nats over trained targets, and how many there are.
+
+    Never a mean, so that accumulation and ranks can divide by all tokens trained.
+
+    Args:
+        tokens, targets: (B, T) int64; targets are the tokens that follow.
+        loss_mask: (B, T) bool, true where the target is trained on.
+        documents, positions: (B, T) as the model takes them.
+
+    Returns:
+        (loss_sum, count): scalars, float32 (float64 for a float64 model) and int64.
+    """
+    hidden = module(tokens, documents=documents, positions=positions, output="hidden")
+    return token_cross_entropy(module.head, hidden, targets, loss_mask)
+
+
+def token_cross_entropy(head: nn.Module, hidden: Tensor, targets: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from hidden states (B, T, E). Logits are made in float32, for a bounded number of rows at once."""
+    rows, wanted, trained = hidden.flatten(0, -2), targets.flatten(), loss_mask.flatten()
+    if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+        kept = trained.nonzero().squeeze(-1)  # where shapes are free to vary, untrained rows cost nothing
+        rows, wanted, trained = rows[kept], wanted[kept], trained[kept]
+    wanted = torch.where(trained, wanted, -100)
+    size = max(1, CHUNK_ELEMENTS // head(rows[:0]).shape[-1])
+    if rows.shape[0] <= size:
+        total = _cross_entropy_sum(head, rows, wanted)
+    else:
+        pieces = [checkpoint(_cross_entropy_sum, head, r, w, use_reentrant=False)
+                  for r, w in zip(rows.split(size), wanted.split(size), strict=True)]  # fmt: skip
+        total = torch.stack(pieces).sum()
+    return total, trained.sum()
+
+
+def _cross_entropy_sum(head: nn.Module, rows: Tensor, wanted: Tensor) -> Tensor:
+    logits = head(rows)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum")
