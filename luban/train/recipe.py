@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from luban.checkpoint.series import CheckpointConfig
 from luban.core.config import from_dict, merge, to_dict
-from luban.core.errors import ConfigError, nearest
-from luban.models.presets import PRESETS
+from luban.core.errors import ConfigError
+from luban.models.presets import preset
 from luban.models.spec import ModelSpec
 from luban.optim.adamw import AdamW
 from luban.optim.family import Optimizer
@@ -95,10 +94,7 @@ def resolve_spec(model: dict[str, Any], vocab_size: int) -> ModelSpec:
     """
     described = {key: value for key, value in model.items() if key != "preset"}
     if "preset" in model:
-        name = model["preset"]
-        if name not in PRESETS:
-            raise ConfigError(f"model.preset: unknown preset '{name}'{nearest(str(name), PRESETS)}")
-        row = to_dict(PRESETS[name]) if dataclasses.is_dataclass(PRESETS[name]) else PRESETS[name]
+        row = to_dict(preset(str(model["preset"])))
         described = merge({key: value for key, value in row.items() if key != "vocab_size"}, described)
     spec = from_dict(ModelSpec, {"vocab_size": vocab_size, **described}, "model")
     if spec.vocab_size != vocab_size:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from luban.checkpoint.checkpoint import Checkpoint
+from luban.core.config import to_dict
 from luban.models.spec import ModelSpec
 from luban.optim.family import Stepper
 from luban.train.precision import LossScale, Masters
@@ -40,7 +41,7 @@ class TrainState:
     def to_checkpoint(self) -> Checkpoint:
         """All of it as named tensors and plain data."""
         return Checkpoint(
-            spec=self.spec.to_dict(),
+            spec=to_dict(self.spec),
             model={name: p.detach() for name, p in self.masters.parameters.items()},
             optimizer=self.optimizer.state(),
             random=random_state(),
