@@ -1,0 +1,1 @@
+"""Training and using vocabularies, and the one function that turns a conversation into tokens. No torch."""

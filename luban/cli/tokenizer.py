@@ -1,0 +1,94 @@
+"""`luban tokenizer train|encode|report`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from luban.cli.subverbs import dispatch
+from luban.core.arguments import parse
+from luban.core.errors import DataError
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    corpus: tyro.conf.Positional[Path]  # a corpus, from luban corpus build
+    out: Path  # directory to make
+    algorithm: str = "bpe"  # bpe, wordpiece, unigram or char
+    vocab_size: int = 4096  # ids in all, 16 special tokens counted
+
+
+@dataclass(frozen=True)
+class EncodeArgs:
+    tokenizer: tyro.conf.Positional[Path]  # a tokenizer, a run, or a Hugging Face directory
+    text: str | None = None  # text to encode; standard input by default
+    pieces: bool = False  # show each token's text beside its id
+
+
+@dataclass(frozen=True)
+class ReportArgs:
+    tokenizer: tyro.conf.Positional[Path]  # a tokenizer, a run, or a Hugging Face directory
+    files: tyro.conf.Positional[tuple[Path, ...]] = ()  # UTF-8 text files to measure it on
+
+
+def run(argv: Sequence[str]) -> int | None:
+    """`luban tokenizer …`"""
+    return dispatch("tokenizer", {
+        "train": (train, "learn a vocabulary from a corpus"),
+        "encode": (encode, "text → token ids"),
+        "report": (report, "how well a vocabulary fits texts"),
+    }, argv)  # fmt: skip
+
+
+def train(argv: Sequence[str]) -> None:
+    """`luban tokenizer train CORPUS --out DIR`"""
+    args = parse(TrainArgs, argv, verb="tokenizer train", about="Learn a vocabulary from a corpus's training split.",
+                 examples="luban tokenizer train corpus --out tok --algorithm bpe --vocab-size 4096")  # fmt: skip
+    from luban.core.artifact import as_parent, open_artifact
+    from luban.core.log import progress, say
+    from luban.tokenizer.train import train_tokenizer
+
+    documents = open_artifact(args.corpus, "corpus").figures["train"]["documents"]
+    with progress("reading texts", total=documents, unit="docs") as bar:
+        made = train_tokenizer(_texts(args.corpus, bar), args.out, algorithm=args.algorithm,
+                               vocab_size=args.vocab_size, parents=(as_parent("corpus", args.corpus),))  # fmt: skip
+    say(f"tokenizer {args.out}: {args.algorithm}, {made.vocab_size} tokens")
+
+
+def _texts(corpus: Path, bar) -> Iterator[str]:
+    from luban.corpus.reader import read_corpus
+
+    for document in read_corpus(corpus):
+        yield from document.contents()
+        bar.advance()
+
+
+def encode(argv: Sequence[str]) -> None:
+    """`luban tokenizer encode DIR --text …`"""
+    args = parse(EncodeArgs, argv, verb="tokenizer encode", about="Print the token ids of a text.",
+                 examples="luban tokenizer encode tok --text 'import os'\necho hello | luban tokenizer encode tok")  # fmt: skip
+    from luban.tokenizer.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(args.tokenizer)
+    ids = tokenizer.encode(sys.stdin.read() if args.text is None else args.text)
+    if args.pieces:
+        print("\n".join(f"{i}\t{tokenizer.decode([i], skip_special=False)!r}" for i in ids))
+    else:
+        print(" ".join(map(str, ids)))
+
+
+def report(argv: Sequence[str]) -> None:
+    """`luban tokenizer report DIR FILES…`"""
+    args = parse(ReportArgs, argv, verb="tokenizer report", about="Measure how well a vocabulary fits texts.",
+                 examples="luban tokenizer report tok notes.txt code.py")  # fmt: skip
+    from luban.tokenizer.report import measure, table
+    from luban.tokenizer.tokenizer import load_tokenizer
+
+    if not args.files:
+        raise DataError("luban tokenizer report needs at least one text file to measure on")
+    tokenizer = load_tokenizer(args.tokenizer)
+    print(table([measure(tokenizer, path) for path in args.files]))

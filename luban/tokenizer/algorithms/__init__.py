@@ -1,0 +1,18 @@
+"""Ways to learn a vocabulary. Each module has `train(texts, vocab_size, special) -> tokenizers.Tokenizer`.
+
+All of them are lossless on any text: they work on bytes, or fall back to bytes.
+"""
+
+from __future__ import annotations
+
+from luban.core.registry import Registry
+
+ALGORITHMS = Registry(
+    "tokenizer algorithm",
+    {
+        "bpe": "luban.tokenizer.algorithms.bpe:train",
+        "wordpiece": "luban.tokenizer.algorithms.wordpiece:train",
+        "unigram": "luban.tokenizer.algorithms.unigram:train",
+        "char": "luban.tokenizer.algorithms.char:train",
+    },
+)

@@ -1,0 +1,26 @@
+"""Unigram language-model vocabularies (Kudo 2018), over bytes so that no text is unknown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+import tokenizers
+from tokenizers import models, trainers
+
+from luban.tokenizer.algorithms.bytelevel import ALPHABET, bytelevel_tokenizer, require_room
+
+
+def train(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> tokenizers.Tokenizer:
+    """Learn `vocab_size` tokens: the special ones, then pieces kept by expectation maximisation and pruning."""
+    require_room(vocab_size, len(special) + 256, "special tokens and the 256 bytes")
+    tokenizer = bytelevel_tokenizer(models.Unigram())
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size, special_tokens=list(special), initial_alphabet=ALPHABET, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    learned = json.loads(tokenizer.to_str())["model"]["vocab"][len(special) :]
+    # The library sums in hash order: rounding takes that noise out of the scores and out of their order.
+    pieces = sorted(((piece, round(score, 9)) for piece, score in learned), key=lambda entry: (-entry[1], entry[0]))
+    tokenizer.model = models.Unigram([*((token, 0.0) for token in special), *pieces])
+    return tokenizer

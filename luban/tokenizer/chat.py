@@ -1,0 +1,212 @@
+"""Conversation → tokens: the one function behind training, serving and scoring.
+
+A conversation's text cannot become a special token. Before a template is filled, every place in the
+messages that spells a special token, or could help to spell one, gets a guard character; afterwards a
+special token counts as the template's own only if it has no guard inside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from luban.core.errors import DataError
+from luban.tokenizer.template import CLOSE, GUARD, OPEN, fill
+from luban.tokenizer.tokenizer import Tokenizer, without_surrogates
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a rendered conversation, in token positions."""
+
+    role: str  # whose words; several roles without an answer between them are joined by "+"
+    start: int  # first token
+    stop: int  # one past the last token
+    trained: bool  # whether these tokens are targets
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as tokens."""
+
+    token_ids: list[int]
+    spans: list[Span]  # cover token_ids without gaps
+    has_mask: bool  # false: the template doesn't say which tokens are the assistant's
+
+    @property
+    def loss_mask(self) -> list[bool]:
+        """One a token: true where it is a target, which is assistant text and its end-of-turn token.
+
+        Raises:
+            DataError: the template marks no assistant span, so that any mask would be a guess.
+        """
+        if not self.has_mask:
+            raise DataError("the chat template marks no assistant span, so no loss mask can be made: put "
+                            "{% generation %} … {% endgeneration %} around what the assistant writes")  # fmt: skip
+        return [span.trained for span in self.spans for _ in range(span.start, span.stop)]
+
+
+def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *,
+           add_generation_prompt: bool = False) -> Rendered:  # fmt: skip
+    """Turn a conversation into token ids, loss mask and spans, by the tokenizer's chat template.
+
+    Args:
+        messages: `{"role": …, "content": …}` in order.
+        add_generation_prompt: end where the assistant is to begin.
+
+    Raises:
+        DataError: no template, no messages, an unknown role, or a conversation that the template refuses.
+    """
+    if tokenizer.chat_template is None:
+        raise DataError(f"tokenizer {tokenizer.path or ''} has no chat template: give it a chat_template.jinja")
+    specials = _special_pattern(tuple(tokenizer.special))
+    guarded = [_guard_message(message, tokenizer, specials) for message in messages]
+    if not guarded:
+        raise DataError("a conversation needs at least one message")
+    settings = tokenizer.settings
+    marked = fill(tokenizer.chat_template, guarded, {
+        "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None,
+        "bos_token": settings.bos_token or "", "eos_token": settings.eos_token or "",
+        "pad_token": settings.pad_token or "", "unk_token": settings.unk_token or "",
+    })  # fmt: skip
+    page = _Page.read(marked, specials)
+    ids, offsets = _tokenise(page, tokenizer)
+    answers = sum(message["role"] == "assistant" for message in messages)
+    spans = _spans(page, offsets, [str(message["role"]) for message in messages])
+    return Rendered(token_ids=ids, spans=spans, has_mask=bool(page.answers) or not answers)
+
+
+# Guarding what people wrote -------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=32)
+def _special_pattern(specials: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted(filter(None, specials), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+@lru_cache(maxsize=32)
+def _edges(specials: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Every proper beginning and every proper end of a special token."""
+    heads = {special[:i] for special in specials for i in range(1, len(special))}
+    tails = {special[i:] for special in specials for i in range(1, len(special))}
+    return tuple(heads), tuple(tails)
+
+
+def _guard_message(message: Mapping[str, Any], tokenizer: Tokenizer, pattern: re.Pattern[str]) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+        role = message.get("role") if isinstance(message, Mapping) else message
+        raise DataError(f"unknown role {role!r} in a conversation (known: {', '.join(ROLES)})")
+    if message.get("content") is None and message["role"] != "assistant":
+        raise DataError(f"a message of role {message['role']!r} has no content")
+    specials = tuple(tokenizer.special)
+    return {key: value if key == "role" else _guard(value, pattern, specials) for key, value in message.items()}
+
+
+def _guard(value: Any, pattern: re.Pattern[str], specials: tuple[str, ...]) -> Any:
+    """`value` with guards in every string of it."""
+    if isinstance(value, Mapping):
+        return {key: _guard(item, pattern, specials) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_guard(item, pattern, specials) for item in value]
+    if not isinstance(value, str):
+        return value
+    text = without_surrogates(value)  # our own marks are lone surrogates
+    text = pattern.sub(lambda found: found[0][0] + GUARD + found[0][1:], text)
+    heads, tails = _edges(specials)
+    body = text.strip()
+    if body.startswith(tails):
+        text = text.replace(body, GUARD + body, 1)
+    if body.endswith(heads):
+        text = text[: len(text.rstrip())] + GUARD + text[len(text.rstrip()) :]
+    return text
+
+
+# Reading the filled template ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Page:
+    """A filled template without its marks."""
+
+    text: str
+    answers: list[tuple[int, int]]  # character ranges of the generation blocks
+    specials: list[tuple[int, int]]  # character ranges of the template's own special tokens
+    forged: bool  # whether what people wrote spells a special token
+
+    @classmethod
+    def read(cls, marked: str, pattern: re.Pattern[str]) -> _Page:
+        shifts: list[int] = []  # position without span marks → position in `plain`, which still has guards
+        kept, answers, start = [], [], 0
+        length = 0
+        for piece in re.split(f"([{OPEN}{CLOSE}])", marked):
+            if piece == OPEN:
+                start = length
+            elif piece == CLOSE:
+                answers.append((start, length))
+            else:
+                kept.append(piece)
+                length += len(piece)
+        plain = "".join(kept)
+        if GUARD not in plain:
+            return cls(plain, answers, [found.span() for found in pattern.finditer(plain)], False)
+        for character in plain:
+            shifts.append((shifts[-1] if shifts else 0) + (character == GUARD))
+        shifts.append(shifts[-1])
+
+        def at(position: int) -> int:
+            """Position after the guards are gone: less the guards before it."""
+            return position - (shifts[position - 1] if position else 0)
+
+        text = plain.replace(GUARD, "")
+        own = [(at(found.start()), at(found.end())) for found in pattern.finditer(plain)]
+        return cls(text, [(at(a), at(b)) for a, b in answers], own,
+                   own != [found.span() for found in pattern.finditer(text)])  # fmt: skip
+
+
+def _tokenise(page: _Page, tokenizer: Tokenizer) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids, and for each the range of characters it covers."""
+    if not page.forged:
+        return tokenizer.encode_marked(page.text)
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    position = 0
+    for start, stop in [*page.specials, (len(page.text), len(page.text))]:
+        if position < start:  # ordinary text, in which nothing is special
+            piece, ranges = tokenizer.encode_plain(page.text[position:start])
+            ids += piece
+            offsets += [(a + position, b + position) for a, b in ranges]
+        if start < stop:
+            ids.append(tokenizer.special[page.text[start:stop]])
+            offsets.append((start, stop))
+        position = stop
+    return ids, offsets
+
+
+def _spans(page: _Page, offsets: list[tuple[int, int]], roles: list[str]) -> list[Span]:
+    """Stretches of tokens, answers and what stands between them, in order."""
+    spans: list[Span] = []
+    cursor = turn = 0
+    for start, stop in page.answers:
+        first = cursor
+        while first < len(offsets) and offsets[first][1] <= start:
+            first += 1
+        last = first
+        while last < len(offsets) and offsets[last][0] < stop:
+            last += 1
+        before = turn
+        while turn < len(roles) and roles[turn] != "assistant":
+            turn += 1
+        if first > cursor:
+            spans.append(Span("+".join(roles[before:turn]) or "assistant", cursor, first, False))
+        if last > first:
+            spans.append(Span("assistant", first, last, True))
+        cursor, turn = last, turn + 1
+    if cursor < len(offsets):
+        spans.append(Span("+".join(roles[turn:]) or "assistant", cursor, len(offsets), False))
+    return spans

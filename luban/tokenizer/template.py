@@ -1,0 +1,71 @@
+"""Chat templates: Jinja in a sandbox, with `{% generation %}` blocks whose place in the text is kept.
+
+The dialect is the one of Hugging Face chat templates: trimmed blocks, `raise_exception`, `strftime_now`,
+`tojson`, loop controls.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from luban.core.errors import DataError
+
+# Span begins, span ends, no token here. Lone surrogates: no text that came from UTF-8 holds one.
+OPEN, CLOSE, GUARD = "\udcf0", "\udcf1", "\udcf2"
+
+
+class Generation(Extension):
+    """`{% generation %} … {% endgeneration %}`: what the model is to write, put between OPEN and CLOSE."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: jinja2.parser.Parser) -> nodes.Node:
+        """The block as a call that wraps its body."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_wrap"), [], [], body).set_lineno(line)
+
+    def _wrap(self, caller: Any) -> str:
+        return OPEN + caller() + CLOSE
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+
+
+@lru_cache(maxsize=32)
+def _compile(source: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(source)
+
+
+def fill(source: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+    """The template's text for these messages, generation blocks between OPEN and CLOSE.
+
+    Raises:
+        DataError: the template is not Jinja, or refuses these messages.
+    """
+    try:
+        return _compile(source).render(messages=messages, **variables)
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(f"the chat template is not valid Jinja: {error.message} (line {error.lineno})") from None
+    except (jinja2.TemplateError, TypeError, AttributeError, KeyError) as error:
+        raise DataError(f"the chat template refuses the conversation: {error}") from None

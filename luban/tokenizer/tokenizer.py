@@ -1,0 +1,150 @@
+"""A vocabulary in use: text ⇄ token ids, special tokens, chat template, identity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+
+from luban.core.artifact import MANIFEST, incomplete_path, open_artifact, read_manifest
+from luban.core.errors import ArtifactError, DataError
+from luban.core.hashing import data_sha256
+from luban.tokenizer.settings import Settings, read_settings
+from luban.tokenizer.special import END_OF_TURN
+
+FILE = "tokenizer.json"
+
+
+class Tokenizer:
+    """Text ⇄ token ids. Ordinary text never yields a special token, even where it spells one.
+
+    Args:
+        model: the vocabulary, as the `tokenizers` library holds it.
+        settings: which token begins, ends and pads, and the chat template.
+        path: the directory it came from.
+        content_hash: its identity, compared along a model's life; by default computed from vocabulary and template.
+    """
+
+    def __init__(self, model: tokenizers.Tokenizer, settings: Settings, *, path: Path | None = None,
+                 content_hash: str | None = None):  # fmt: skip
+        self._model = model
+        self._model.encode_special_tokens = True  # text that spells a special token stays text
+        self._model.no_padding()
+        self._model.no_truncation()
+        self.settings = settings
+        self.path = path
+        self.chat_template = settings.chat_template
+        added = self._model.get_added_tokens_decoder()
+        self.special: dict[str, int] = {token.content: i for i, token in sorted(added.items()) if token.special}
+        self.bos_id = self._id_of(settings.bos_token)
+        self.eos_id = self._id_of(settings.eos_token)
+        self.pad_id = self._id_of(settings.pad_token)
+        ends = [self.eos_id, *settings.stop_ids, *(self.special.get(name) for name in END_OF_TURN)]
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in ends if i is not None))
+        self.content_hash: str | None = content_hash or data_sha256([self._model.to_str(), self.chat_template])
+
+    def _id_of(self, token: str | None) -> int | None:
+        return None if token is None else self._model.token_to_id(token)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens counted; every id is below it."""
+        return max(self._model.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+        """Token ids of `text`, with the begin and end tokens where asked for.
+
+        Lone surrogates, which no UTF-8 text has, become U+FFFD.
+
+        Raises:
+            DataError: `bos` or `eos` is asked of a tokenizer that has none.
+        """
+        ids = self._model.encode(without_surrogates(text), add_special_tokens=False).ids
+        head = [self._require(self.bos_id, "begin")] if bos else []
+        tail = [self._require(self.eos_id, "end")] if eos else []
+        return [*head, *ids, *tail]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, in parallel; equal to `encode` of each."""
+        found = self._model.encode_batch_fast([without_surrogates(text) for text in texts], add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
+    def _require(self, token: int | None, what: str) -> int:
+        if token is None:
+            raise DataError(f"tokenizer {self.path or ''} has no {what}-of-text token")
+        return token
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Text of token ids; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            DataError: an id outside the vocabulary.
+        """
+        try:
+            return self._model.decode(list(map(int, ids)), skip_special_tokens=skip_special)
+        except (OverflowError, TypeError) as error:
+            raise DataError(f"token ids must be integers from 0 to {self.vocab_size - 1}: {error}") from None
+
+    def token(self, index: int) -> str | None:
+        """The vocabulary's own spelling of one id."""
+        return self._model.id_to_token(index)
+
+    def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and character ranges of a rendered template, in which special tokens ARE recognised.
+
+        Only `luban.tokenizer.chat` calls this, on text whose special tokens all come from the template.
+        """
+        found = self._marked.encode(text, add_special_tokens=False)
+        return found.ids, found.offsets
+
+    def encode_plain(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and character ranges of ordinary text, in which no special token is recognised."""
+        found = self._model.encode(text, add_special_tokens=False)
+        return found.ids, found.offsets
+
+    @cached_property
+    def _marked(self) -> tokenizers.Tokenizer:
+        twin = tokenizers.Tokenizer.from_str(self._model.to_str())
+        twin.encode_special_tokens = False
+        return twin
+
+    def to_json(self) -> str:
+        """The vocabulary as a `tokenizer.json`."""
+        return self._model.to_str(pretty=True)
+
+
+def without_surrogates(text: str) -> str:
+    """`text` with lone surrogates, which UTF-8 cannot hold, as U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """A tokenizer from a Luban tokenizer, from a run or other artifact that carries one, or from a Hugging Face directory.
+
+    Raises:
+        ArtifactError: there is none at `path`, or its files are damaged.
+    """
+    path = Path(path)
+    for folder in (path, path / "tokenizer", incomplete_path(path) / "tokenizer"):
+        if (folder / FILE).is_file():
+            return _load(folder)
+    if not path.exists():
+        raise ArtifactError(f"tokenizer {path} does not exist")
+    raise ArtifactError(f"{path} holds no tokenizer: {FILE} is needed there or in {path / 'tokenizer'}")
+
+
+def _load(folder: Path) -> Tokenizer:
+    identity = None
+    if (folder / MANIFEST).is_file() and read_manifest(folder).kind == "tokenizer":
+        identity = open_artifact(folder, "tokenizer").content_hash
+    try:
+        model = tokenizers.Tokenizer.from_str((folder / FILE).read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare Exception
+        raise ArtifactError(f"{folder / FILE} is not a tokenizer: {error}") from None
+    return Tokenizer(model, read_settings(folder), path=folder, content_hash=identity)

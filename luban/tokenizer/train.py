@@ -1,0 +1,66 @@
+"""Learn a vocabulary from a stream of texts and keep it as an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+from luban.core.artifact import ArtifactWriter, Parent
+from luban.core.errors import DataError
+from luban.core.log import warn
+from luban.tokenizer.algorithms import ALGORITHMS
+from luban.tokenizer.settings import Settings, write_settings
+from luban.tokenizer.special import BOS, EOS, PAD, SPECIAL_TOKENS
+from luban.tokenizer.tokenizer import FILE, Tokenizer, load_tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], out: str | Path, *, algorithm: str = "bpe", vocab_size: int = 4096,
+                    parents: tuple[Parent, ...] = ()) -> Tokenizer:  # fmt: skip
+    """Learn `vocab_size` tokens from `texts`, which are read once and not kept, and write them to `out`.
+
+    Args:
+        texts: documents' texts; only the algorithm's word counts stay in memory.
+        algorithm: a name in `ALGORITHMS`.
+        vocab_size: ids in all, the 16 special tokens counted.
+        parents: the corpus the texts come from.
+
+    Raises:
+        ConfigError: an unknown algorithm, or a vocabulary too small for its fixed entries.
+        DataError: the texts hold no character.
+    """
+    learn = ALGORITHMS[algorithm]
+    read = _Counted(texts)
+    config = {"algorithm": algorithm, "vocab_size": vocab_size, "special": list(SPECIAL_TOKENS)}
+    with ArtifactWriter(out, kind="tokenizer", config=config, parents=parents) as art:
+        model = learn(read, vocab_size, SPECIAL_TOKENS)
+        if not read.characters:
+            raise DataError("a tokenizer cannot be trained on nothing: the corpus holds no text")
+        settings = Settings(bos_token=BOS, eos_token=EOS, pad_token=PAD, chat_template=default_template())
+        made = Tokenizer(model, settings)
+        if made.vocab_size < vocab_size:
+            warn(
+                f"the texts only yield a vocabulary of {made.vocab_size}, not {vocab_size}: they are too small or too alike"
+            )
+        (art.path / FILE).write_text(made.to_json(), encoding="utf-8")
+        write_settings(art.path, settings, [t for t in SPECIAL_TOKENS if t not in (BOS, EOS, PAD)])
+        art.figures.update(vocab_size=made.vocab_size, documents=read.documents, characters=read.characters)
+    return load_tokenizer(out)
+
+
+def default_template() -> str:
+    """The chat template of tokenizers that Luban trains."""
+    return resources.files("luban.tokenizer").joinpath("chat_template.jinja").read_text(encoding="utf-8")
+
+
+class _Counted:
+    """Passes texts on and counts them."""
+
+    def __init__(self, texts: Iterable[str]):
+        self.texts, self.documents, self.characters = texts, 0, 0
+
+    def __iter__(self):
+        for text in self.texts:
+            self.documents += 1
+            self.characters += len(text)
+            yield text
