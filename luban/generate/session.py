@@ -1,0 +1,144 @@
+"""A batch of sequences that grow together, one token each a step; sequences may join and leave between steps.
+
+Results don't depend on who shares the batch: every draw is a function of the request's seed, its continuation
+and its step (rounding of the logits aside, which a batch of another shape may change in the last bits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from luban.generate.cache import ContextError, ContiguousCache
+from luban.generate.sampler import sample, uniform
+from luban.generate.sampling import Sampling
+from luban.models.spec import ModelSpec
+
+
+@dataclass
+class TokenLogprob:
+    """The model's own log-probability of a token, before temperature and filters."""
+
+    token: int
+    logprob: float  # nats
+    top: list[tuple[int, float]]  # the likeliest tokens with theirs, likeliest first
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One continuation in the making."""
+
+    prompt: list[int]  # token ids, at least one
+    sampling: Sampling
+    seed: int  # of its draws
+    choice: int = 0  # which of the request's n continuations
+    tokens: list[int] = field(default_factory=list)  # generated so far
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of each, where asked for
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.tokens)
+
+
+class Session:
+    """Runs a decoder over sequences with a contiguous cache.
+
+    Args:
+        module: a causal decoder; it is called in inference mode.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module.eval()
+        self.spec: ModelSpec = module.spec
+        self.sequences: list[Sequence] = []
+        self.cache: ContiguousCache | None = None
+        self.logits: Tensor | None = None  # (B, V) float32, of each sequence's next token
+
+    @torch.inference_mode()
+    def add(self, sequences: SequenceOf[Sequence]) -> None:
+        """Read the prompts of new sequences; equal prompt objects are read once.
+
+        Raises ContextError, before anything is read, when a prompt leaves no room for a token.
+        """
+        for sequence in sequences:
+            check_prompt(sequence.prompt, self.spec)
+        if not sequences:
+            return
+        prompts = {id(s.prompt): s.prompt for s in sequences}
+        cache, logits = self._prefill(list(prompts.values()))
+        rows = [list(prompts).index(id(s.prompt)) for s in sequences]
+        if rows != list(range(len(prompts))):
+            cache.select(rows)
+            logits = logits[rows]
+        if self.cache is None:
+            self.cache, self.logits = cache, logits
+        else:
+            self.cache.join(cache)
+            self.logits = torch.cat((self.logits, logits))
+        self.sequences.extend(sequences)
+
+    def _prefill(self, prompts: list[list[int]]) -> tuple[ContiguousCache, Tensor]:
+        weight = next(self.module.parameters())
+        attention = self.spec.attention
+        cache = ContiguousCache(layers=self.spec.layers, key_heads=attention.key_heads(), batch=len(prompts),
+                                head_dim=attention.head_width(self.spec.width), context=self.spec.context,
+                                device=weight.device, dtype=weight.dtype)  # fmt: skip
+        longest = max(map(len, prompts))
+        padded = [[0] * (longest - len(p)) + p for p in prompts]
+        tokens = torch.tensor(padded, device=weight.device)
+        mask = None
+        if any(len(p) != longest for p in prompts):
+            room = torch.tensor([longest - len(p) for p in prompts], device=weight.device)
+            mask = torch.arange(longest, device=weight.device) >= room[:, None]
+        return cache, self._next_logits(tokens, mask, cache)
+
+    def _next_logits(self, tokens: Tensor, mask: Tensor | None, cache: ContiguousCache) -> Tensor:
+        hidden = self.module(tokens, mask, cache=cache, output="hidden")
+        return self.module.head(hidden[:, -1]).float()
+
+    @torch.inference_mode()
+    def choose(self) -> list[int]:
+        """Append one token to every sequence; returns the tokens in the order of `sequences`."""
+        greedy = self.logits.argmax(-1).tolist()
+        rows = self.logits.cpu() if any(s.sampling.temperature for s in self.sequences) else self.logits
+        for row, (sequence, best) in enumerate(zip(self.sequences, greedy, strict=True)):
+            sampling, token = sequence.sampling, best
+            if sampling.temperature:
+                token = sample(rows[row], sampling, uniform(sequence.seed, sequence.choice, len(sequence.tokens)))
+            if sampling.logprobs is not None:
+                sequence.logprobs.append(token_logprob(self.logits[row], token, sampling.logprobs))
+            sequence.tokens.append(token)
+        return [sequence.tokens[-1] for sequence in self.sequences]
+
+    @torch.inference_mode()
+    def advance(self, going_on: SequenceOf[Sequence]) -> None:
+        """Drop the sequences that are not in `going_on` and read the last token of those that are."""
+        rows = [row for row, sequence in enumerate(self.sequences) if sequence in going_on]
+        if len(rows) != len(self.sequences):
+            self.sequences = [self.sequences[row] for row in rows]
+            self.cache.select(rows)
+        if not self.sequences:
+            self.cache = self.logits = None
+            return
+        tokens = torch.tensor([[s.tokens[-1]] for s in self.sequences], device=self.logits.device)
+        self.logits = self._next_logits(tokens, None, self.cache)
+
+
+def check_prompt(prompt: list[int], spec: ModelSpec) -> None:
+    """Raise ContextError where a prompt is empty, too long, or holds ids outside the vocabulary."""
+    if not prompt:
+        raise ContextError("the prompt is empty: at least one token is needed")
+    if len(prompt) >= spec.context:
+        raise ContextError(f"the prompt has {len(prompt)} tokens, and the model's context of {spec.context} "
+                           "must also hold the answer: shorten the prompt")  # fmt: skip
+    if not 0 <= min(prompt) <= max(prompt) < spec.vocab_size:
+        raise ContextError(f"the prompt holds token ids outside the model's vocabulary of {spec.vocab_size}")
+
+
+def token_logprob(logits_V: Tensor, token: int, alternatives: int) -> TokenLogprob:
+    """The log-probability of `token`, and of the likeliest `alternatives`."""
+    logprobs = logits_V.float().log_softmax(-1)
+    values, ids = logprobs.topk(min(alternatives, logprobs.numel()))
+    return TokenLogprob(token, float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))

@@ -1,0 +1,90 @@
+"""Out of Luban: a Hugging Face directory; and into it: a checkpoint of our own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent, free_bytes, incomplete_path, write_json
+from luban.core.errors import ArtifactError, DataError
+from luban.load.model import LoadedModel
+from luban.load.tensors import WEIGHTS
+from luban.models.convert.family import format_for, to_theirs
+from luban.models.spec import write_spec
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
+    """Write config.json, model.safetensors and the tokenizer's files, as `transformers` reads them.
+
+    The directory appears whole or not at all. Raises UnsupportedError when no Hugging Face architecture
+    expresses the model, ArtifactError when `hf_dir` is already there.
+    """
+    form, config = format_for(m.spec)
+    out = Path(hf_dir)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ArtifactError(f"{out} already exists and is not empty: choose another directory, or remove it")
+    tensors = to_theirs(form, m.spec, parameters(m.module))
+    _require_room(out, tensors)
+    config |= {"dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch.")}
+    config |= {"bos_token_id": m.tokenizer.bos_id, "eos_token_id": m.tokenizer.eos_id,
+               "pad_token_id": m.tokenizer.pad_id} if m.tokenizer else {}  # fmt: skip
+    partial = incomplete_path(out)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        write_json(partial / "config.json", config)
+        if m.tokenizer:
+            stops = list(m.stop_ids)
+            write_json(partial / "generation_config.json", {"eos_token_id": stops[0] if len(stops) == 1 else stops,
+                                                            "bos_token_id": m.tokenizer.bos_id})  # fmt: skip
+            copy_tokenizer(m, partial)
+        if out.is_dir():
+            out.rmdir()
+        os.rename(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return out
+
+
+def import_model(m: LoadedModel, out: str | Path) -> Path:
+    """Write a loaded model as a checkpoint of Luban's: spec.json, model.safetensors, tokenizer/."""
+    tensors = parameters(m.module)
+    _require_room(Path(out), tensors)
+    parents = (as_parent("model", m.path),) if (m.path / MANIFEST).is_file() else ()
+    with ArtifactWriter(out, kind="checkpoint", config={"imported": m.name}, parents=parents) as artifact:
+        write_spec(m.spec, artifact.path)
+        save_file(tensors, artifact.path / WEIGHTS, metadata={"format": "pt"})
+        if m.tokenizer is not None:
+            (artifact.path / "tokenizer").mkdir()
+            copy_tokenizer(m, artifact.path / "tokenizer", everything=True)
+    return Path(out)
+
+
+def parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter, shared ones once, contiguous on the CPU."""
+    return {name: p.detach().to("cpu", copy=False).contiguous() for name, p in module.named_parameters()}
+
+
+def copy_tokenizer(m: LoadedModel, folder: Path, *, everything: bool = False) -> None:
+    """Copy the tokenizer's files; its manifest too where the copy stays Luban's."""
+    source = Path(m.need_tokenizer().path)
+    source = source if source.is_dir() else source.parent
+    for name in (*TOKENIZER_FILES, *((MANIFEST,) if everything else ())):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _require_room(out: Path, tensors: dict[str, Tensor]) -> None:
+    needed = sum(t.numel() * t.element_size() for t in tensors.values())
+    if needed > free_bytes(out):
+        raise DataError(
+            f"the model needs {needed / 1e6:.0f} MB at {out}, and only {free_bytes(out) / 1e6:.0f} MB are free"
+        )

@@ -1,0 +1,161 @@
+"""`load_model`: a run, a checkpoint or a Hugging Face directory → model, tokenizer, lineage checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifact, read_manifest
+from luban.core.errors import ArtifactError, DataError
+from luban.core.lineage import ancestor, require_same
+from luban.load.tensors import PICKLED, WEIGHTS, pickle_refusal, place, read_folder, read_tensors
+from luban.models.build import build_model
+from luban.models.convert.family import format_of, to_ours
+from luban.models.spec import SPEC, ModelSpec, read_spec
+from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
+
+STEP = re.compile(r"step_(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready to be used."""
+
+    spec: ModelSpec
+    module: nn.Module  # in evaluation mode
+    tokenizer: Tokenizer | None  # none where the directory holds none
+    name: str  # for people: the directory's name
+    path: Path  # the directory that holds the weights
+    manifest: Manifest | None  # of the run or checkpoint; none for foreign directories
+    stop_ids: tuple[int, ...] = ()  # tokens that end a generation
+    begins_with_bos: bool = False  # whether the model's texts begin with the begin token
+
+    def need_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises DataError where the directory held none."""
+        if self.tokenizer is None:
+            raise DataError(f"{self.path} holds no tokenizer (tokenizer.json), which text needs")
+        return self.tokenizer
+
+
+def load_model(path_or_name: str | Path, device: str = "cpu", dtype: str = "float32") -> LoadedModel:
+    """Load a model.
+
+    Args:
+        path_or_name: a run (unfinished too: its last checkpoint), a checkpoint, or a Hugging Face directory
+            with or without tokenizer files.
+        device: such as "cpu" or "cuda".
+        dtype: precision of the weights: float32, bfloat16, float16.
+
+    Raises:
+        ArtifactError: what the path holds instead, or which file or tensor is missing, damaged or misshapen.
+        LineageError: the tokenizer isn't the one that the model was trained with.
+    """
+    path = Path(path_or_name)
+    if path.is_file() and path.suffix in PICKLED:
+        raise ArtifactError(pickle_refusal(path))
+    if path.is_dir() and (path / SPEC).is_file():
+        return _load_checkpoint(path, device, dtype)
+    run = path if path.is_dir() else incomplete_path(path)
+    if (run / "checkpoints").is_dir():
+        return _load_run(run, path.name, device, dtype)
+    if (path / "config.json").is_file():
+        return _load_foreign(path, device, dtype)
+    if not path.exists():
+        raise ArtifactError(
+            f"{path_or_name} does not exist: a model is a run, a checkpoint or a Hugging Face directory"
+        )
+    what = (
+        f"a {read_manifest(path).kind}" if (path / MANIFEST).is_file() else "no run, checkpoint or Hugging Face model"
+    )
+    raise ArtifactError(f"{path} holds {what}: a model needs {SPEC} or config.json with {WEIGHTS}")
+
+
+def _load_run(run: Path, name: str, device: str, dtype: str) -> LoadedModel:
+    manifest = read_manifest(run)
+    checkpoint = last_checkpoint(run, manifest)
+    return _load_checkpoint(checkpoint, device, dtype, name=name, run=(run, manifest))
+
+
+def last_checkpoint(run: Path, manifest: Manifest) -> Path:
+    """The last checkpoint of a run. Raises ArtifactError when it has none yet."""
+    named = (manifest.figures.get("checkpoints") or {}).get("last")
+    if named and (run / "checkpoints" / Path(str(named)).name).is_dir():
+        return run / "checkpoints" / Path(str(named)).name
+    steps = [(int(m[1]), entry) for entry in (run / "checkpoints").iterdir()
+             if (m := STEP.fullmatch(entry.name)) and (entry / MANIFEST).is_file()]  # fmt: skip
+    if not steps:
+        raise ArtifactError(f"{run} has no finished checkpoint yet")
+    return max(steps)[1]
+
+
+def _load_checkpoint(path: Path, device: str, dtype: str, *, name: str = "",
+                     run: tuple[Path, Manifest] | None = None) -> LoadedModel:  # fmt: skip
+    manifest = open_artifact(path) if (path / MANIFEST).is_file() else None
+    if run is None and path.parent.name == "checkpoints" and (path.parent.parent / MANIFEST).is_file():
+        run = path.parent.parent, read_manifest(path.parent.parent)
+    home = path if (path / "tokenizer").is_dir() or run is None else run[0]
+    tokenizer = load_tokenizer(home / "tokenizer") if (home / "tokenizer").is_dir() else None
+    if run is not None and tokenizer is not None:
+        _require_tokenizer(*run)
+    spec = read_spec(path)
+    module = build_model(spec, device=device, dtype=dtype, seed=None)
+    place(module, read_tensors(path / WEIGHTS), path / WEIGHTS)
+    return _loaded(spec, module, tokenizer, name or path.name, path, run[1] if run else manifest)
+
+
+def _require_tokenizer(run: Path, manifest: Manifest) -> None:
+    trained_with = ancestor(manifest, "tokenizer")
+    if trained_with is not None and (run / "tokenizer" / MANIFEST).is_file():
+        held = read_manifest(run / "tokenizer").content_hash
+        require_same("tokenizer", f"the model of {run}", trained_with.content_hash, f"{run / 'tokenizer'}", held,
+                     "put back the tokenizer that the run was trained with")  # fmt: skip
+
+
+def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
+    config = _read_json(path / "config.json")
+    form = format_of(config)
+    spec = form.spec(config)
+    tensors = to_ours(form, spec, read_folder(path))
+    module = build_model(spec, device=device, dtype=dtype, seed=None)
+    place(module, tensors, path)
+    tokenizer = load_tokenizer(path) if (path / "tokenizer.json").is_file() else None
+    generation = _read_json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
+    ends = generation.get("eos_token_id", config.get("eos_token_id"))
+    stops = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+    return _loaded(spec, module, tokenizer, path.name, path, None, stops)
+
+
+def _loaded(spec: ModelSpec, module: nn.Module, tokenizer: Tokenizer | None, name: str, path: Path,
+            manifest: Manifest | None, stops: tuple[int, ...] = ()) -> LoadedModel:  # fmt: skip
+    if tokenizer is not None and tokenizer.vocab_size > spec.vocab_size:
+        raise ArtifactError(f"the tokenizer of {path} has {tokenizer.vocab_size} tokens, "
+                            f"the model's vocabulary only {spec.vocab_size}")  # fmt: skip
+    ends = dict.fromkeys((*(tokenizer.stop_ids if tokenizer else ()), *stops))
+    return LoadedModel(spec=spec, module=module.eval(), tokenizer=tokenizer, name=name, path=path,
+                       manifest=manifest, stop_ids=tuple(ends), begins_with_bos=_begins_with_bos(tokenizer))  # fmt: skip
+
+
+def _begins_with_bos(tokenizer: Tokenizer | None) -> bool:
+    """Luban's shards begin every document with it; a foreign tokenizer says so in its files."""
+    if tokenizer is None or tokenizer.bos_id is None or tokenizer.path is None:
+        return False
+    if (tokenizer.path / MANIFEST).is_file():
+        return True
+    settings = tokenizer.path / "tokenizer_config.json"
+    declared = _read_json(settings).get("add_bos_token") if settings.is_file() else None
+    if declared is not None:
+        return bool(declared)
+    after = _read_json(tokenizer.path / "tokenizer.json").get("post_processor")
+    return str(tokenizer.token(tokenizer.bos_id)) in json.dumps(after, ensure_ascii=False)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{file} is not JSON: {error}") from None

@@ -1,0 +1,84 @@
+"""Reading and placing tensors, with an error that names the tensor or file for everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from luban.core.errors import ArtifactError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises ArtifactError when it is missing, truncated or something else."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ArtifactError(f"{file} does not exist") from None
+    except SafetensorError as error:
+        raise ArtifactError(f"{file} is truncated or not a safetensors file ({error})") from None
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face directory, in one file or in the shards that its index names.
+
+    Raises ArtifactError: no safetensors (pickled weights are refused, never loaded), an index that names a
+    missing shard, a tensor that its shard lacks.
+    """
+    if (folder / INDEX).is_file():
+        return _read_shards(folder)
+    if (folder / WEIGHTS).is_file():
+        return read_tensors(folder / WEIGHTS)
+    pickled = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLED)
+    if pickled:
+        raise ArtifactError(pickle_refusal(folder / pickled[0]))
+    raise ArtifactError(f"{folder} holds no {WEIGHTS}")
+
+
+def pickle_refusal(file: Path) -> str:
+    """Why a pickled file isn't loaded, and the way out."""
+    return (f"{file} is a pickle, which can run code when it is opened, so it is never loaded: save the model with "
+            "save_pretrained(..., safe_serialization=True), or use its model.safetensors")  # fmt: skip
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    try:
+        where = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder / INDEX} is damaged: {error}") from None
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(where.values())):
+        if Path(shard).name != shard or not (folder / shard).is_file():
+            raise ArtifactError(f"{folder / INDEX} names the shard {shard}, which is not in {folder}")
+        tensors.update(read_tensors(folder / shard))
+    missing = sorted(set(where) - set(tensors))
+    if missing:
+        raise ArtifactError(f"the shard {where[missing[0]]} of {folder} lacks the tensor {missing[0]}")
+    return tensors
+
+
+@torch.no_grad()
+def place(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Copy `tensors` into the parameters of `module`, in its precision and on its device.
+
+    Raises ArtifactError naming a missing or surplus tensor, or both shapes of one that doesn't fit.
+    """
+    parameters = dict(module.named_parameters())
+    for name in parameters.keys() - tensors.keys():
+        raise ArtifactError(f"{source} lacks the tensor {name}")
+    for name in tensors.keys() - parameters.keys():
+        raise ArtifactError(f"{source} holds the tensor {name}, which the model has no place for")
+    for name, parameter in parameters.items():
+        if tensors[name].shape != parameter.shape:
+            raise ArtifactError(f"{source}: the tensor {name} has shape {tuple(tensors[name].shape)}, "
+                                f"the model needs {tuple(parameter.shape)}")  # fmt: skip
+        parameter.copy_(tensors[name])
