@@ -10,8 +10,8 @@ import torch
 from luban.checkpoint.series import Series
 from luban.core.artifact import ArtifactWriter, as_parent, atomic_write, command_line, require_free
 from luban.core.config import to_dict, to_toml
-from luban.core.errors import UsageError
-from luban.core.log import say
+from luban.core.errors import DataError, UsageError
+from luban.core.log import say, warn
 from luban.core.seeding import seed_everything
 from luban.core.units import bytes_, count
 from luban.data.loader import Loader
@@ -94,12 +94,15 @@ def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device)
 
 
 def _validator(recipe: Recipe, shards: Shards, device: torch.device) -> Validator | None:
-    heldout = Shards.open(shards.path, "heldout")
-    if not heldout.documents:
-        return None
     train = recipe.train
-    return Validator(heldout, batch_size=train.batch_size // train.accumulate, seq_len=train.seq_len,
-                     batches=recipe.validation.batches, device=device)  # fmt: skip
+    try:
+        validator = Validator(Shards.open(shards.path, "heldout"), batch_size=train.batch_size // train.accumulate,
+                              seq_len=train.seq_len, batches=recipe.validation.batches, device=device)  # fmt: skip
+        next(validator.batches_once())
+    except DataError as error:
+        warn(f"training without validation: {error}")
+        return None
+    return validator
 
 
 def _resume(art: ArtifactWriter, pieces: Pieces) -> None:

@@ -8,13 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from luban.checkpoint.checkpoint import load_checkpoint
-from luban.checkpoint.find import find_checkpoint
-from luban.core.artifact import Parent, as_parent, open_artifact
-from luban.core.config import from_dict, to_dict
+from luban.core.artifact import MANIFEST, Parent, as_parent
+from luban.core.config import to_dict
 from luban.core.errors import ConfigError
-from luban.core.lineage import ancestor, require_same
 from luban.data.shards import Shards
+from luban.load.model import load_model
 from luban.models.spec import ModelSpec
 from luban.train.recipe import Recipe, resolve_spec
 
@@ -38,20 +36,18 @@ def choose_start(recipe: Recipe, shards: Shards) -> Start:
     if not recipe.init:
         spec = resolve_spec(recipe.model, shards.vocab_size)
         return Start(spec=_check_context(spec, recipe))
-    path = find_checkpoint(recipe.init)
-    tokenizer = ancestor(open_artifact(path, "checkpoint"), "tokenizer")
-    if tokenizer is not None:
-        require_same("tokenizer", f"shards {shards.path}", shards.tokenizer_hash, f"model {recipe.init}",
-                     tokenizer.content_hash, "pack the data with the model's tokenizer")  # fmt: skip
-    checkpoint = load_checkpoint(path)
-    spec = from_dict(ModelSpec, checkpoint.spec)
-    if spec.vocab_size != shards.vocab_size:
+    model = load_model(recipe.init)
+    if model.tokenizer is not None:
+        shards.require_tokenizer(model.tokenizer.content_hash, f"model {recipe.init}")
+    spec = model.spec
+    if spec.vocab_size < shards.vocab_size:  # a larger one has rows to spare, as foreign models do
         raise ConfigError(f"model {recipe.init} has a vocabulary of {spec.vocab_size}, shards {shards.path} "
                           f"of {shards.vocab_size}: pack the data with the model's tokenizer")  # fmt: skip
     if recipe.model:
         _same_spec(to_dict(resolve_spec(recipe.model, shards.vocab_size)), to_dict(spec), recipe.init)
-    return Start(spec=_check_context(spec, recipe), weights=dict(checkpoint.model),
-                 parents=(as_parent("init", path),))  # fmt: skip
+    weights = {name: parameter.detach() for name, parameter in model.module.named_parameters()}
+    parents = (as_parent("init", model.path),) if (model.path / MANIFEST).is_file() else ()
+    return Start(spec=_check_context(spec, recipe), weights=weights, parents=parents)
 
 
 def _check_context(spec: ModelSpec, recipe: Recipe) -> ModelSpec:

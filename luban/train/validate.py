@@ -41,14 +41,15 @@ class Validator:
         self.shards, self.device = shards, device
         self.batch_size, self.seq_len, self.batches = batch_size, seq_len, batches
 
-    def _iterate(self) -> Iterator[Batch]:
+    def batches_once(self) -> Iterator[Batch]:
+        """The batches, always the same. Raises DataError where the split is smaller than one sequence."""
         every = sequential_batches(self.shards, self.batch_size, self.seq_len)
         return islice(every, self.batches) if self.batches else iter(every)
 
     def __call__(self, module: nn.Module, loss: LossFunction) -> Validation:
         """Measure. Gradients stay enabled, since a compiled loss would otherwise be compiled a second time."""
         total, tokens = 0.0, 0
-        for batch in self._iterate():
+        for batch in self.batches_once():
             with torch.enable_grad():
                 total += float(loss(*to_device(batch, self.device)).detach())
             tokens += int(batch.tokens_trained)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from luban.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from luban.checkpoint.find import find_checkpoint
 from luban.checkpoint.series import Series
 from luban.checkpoint.weights import weights_hash
 from luban.core.errors import ArtifactError
@@ -91,10 +90,3 @@ def test_keep_leaves_the_newest_and_the_best(tmp_path):
     assert series.steps() == [3, 5, 6]
     series.keep(1, best=None)
     assert series.steps() == [6]
-
-
-def test_find_checkpoint_names_what_is_wrong(tmp_path):
-    save_checkpoint(tmp_path / "c", checkpoint())
-    assert find_checkpoint(tmp_path / "c") == tmp_path / "c"
-    with pytest.raises(ArtifactError, match="does not exist"):
-        find_checkpoint(tmp_path / "nothing")
