@@ -14,7 +14,7 @@ from luban.core.log import warn
 
 
 def choose_device(wanted: str) -> torch.device:
-    """"auto" is CUDA where there is one. Raises UnsupportedError for a CUDA device that is not there."""
+    """ "auto" is CUDA where there is one. Raises UnsupportedError for a CUDA device that is not there."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError("train.device is cuda, but torch sees no CUDA device here: use --train.device cpu")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
