@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -33,7 +34,7 @@ def test_wsd_is_flat_then_a_straight_line_to_final():
     schedule = WarmupStableDecay(warmup=5, decay=0.25, final=0.1)
     factors = [schedule.factor(step, 100) for step in range(100)]
     assert factors[4:75] == [1.0] * 71
-    drops = [a - b for a, b in zip(factors[74:], factors[75:], strict=False)]
+    drops = [a - b for a, b in itertools.pairwise(factors[74:])]
     assert drops == pytest.approx([0.9 / 25] * 25)
     assert factors[-1] == pytest.approx(0.1)
 
