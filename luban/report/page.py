@@ -12,10 +12,12 @@ import jinja2
 
 from luban.core.artifact import atomic_write, package_versions
 from luban.core.units import bytes_, count, seconds
+from luban.data.loader import Loader
 from luban.data.shards import Shards
-from luban.data.show import sample_row
+from luban.data.show import row_tokens
 from luban.report.family import family_of
 from luban.report.gather import Found, evaluation_figures, find_artifacts, headline, read_items, run_section
+from luban.tokenizer.tokenizer import load_tokenizer
 
 SHOWN_TOKENS = 600  # of a pack: what fits on a screen
 
@@ -93,8 +95,12 @@ def _packs(artifacts: Sequence[Found]) -> list[dict[str, Any]]:
     for found in artifacts:
         if found.manifest.kind != "shards":
             continue
-        chat = Shards.open(found.path).has_mask
-        tokens = [{**t, "style": _style(t)} for t in sample_row(found.path, tokens=SHOWN_TOKENS)]
+        shards = Shards.open(found.path)
+        chat = shards.has_mask
+        loader = Loader(shards, batch_size=1, seq_len=min(SHOWN_TOKENS, shards.tokens - 1), seed=0,
+                        packing="fit" if chat else "stream")  # fmt: skip
+        row = row_tokens(loader.batch(0), 0, load_tokenizer(found.path / "tokenizer"))
+        tokens = [{**token, "style": _style(token)} for token in row]
         packs.append({
             "title": "What instruction tuning sees" if chat else "What pretraining sees", "tokens": tokens,
             "about": "One packed row. Each tint is a document that attends only to itself, its positions starting anew; "
@@ -105,10 +111,10 @@ def _packs(artifacts: Sequence[Found]) -> list[dict[str, Any]]:
 
 
 def _style(token: dict[str, Any]) -> str:
-    if token["document"] < 0:
-        return "pad"
+    """The classes of a token: its document's tint, whether it is trained on, a document's start, a special token."""
+    special = token["text"].startswith("<|") and token["text"].endswith("|>")
     words = [f"d{token['document'] % 4}"] + ["on"] * token["trained"] + ["edge-mark"] * (token["position"] == 0)
-    return " ".join(words + ["special"] * token.get("special", False))
+    return " ".join(words + ["special"] * special)
 
 
 def _stages(stages: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -95,11 +96,9 @@ def test_packed_documents_equal_a_plain_computation():
 def test_each_packed_document_equals_itself_alone(model):
     tokens = torch.randint(0, 53, (1, 20))
     bounds = [0, 4, 5, 16, 20]
-    documents = torch.tensor(
-        [sum(([i] * (b - a) for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False))), [])]
-    )
+    documents = torch.tensor([[i for i, (a, b) in enumerate(itertools.pairwise(bounds)) for _ in range(b - a)]])
     packed = model(tokens, documents=documents)
-    for a, b in zip(bounds, bounds[1:], strict=False):
+    for a, b in itertools.pairwise(bounds):
         torch.testing.assert_close(packed[:, a:b], model(tokens[:, a:b]), atol=1e-9, rtol=0)
 
 
