@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -34,8 +35,8 @@ def demo(out: Path, seed: int, serve: bool) -> None:
         raise ArtifactError(f"{out} holds something that is not a demo: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     stages = life(out, _sizes(), seed)
-    costs: dict[str, Any] = _read_costs(out)
-    write_json(out / "stages.json", costs)
+    costs = _read_costs(out)
+    _write_costs(out, costs)
     for number, stage in enumerate(stages, start=1):
         say(f"\n── {number}/{len(stages)} {stage.name}: {stage.about}")
         if (stage.out / MANIFEST).is_file():
@@ -43,7 +44,7 @@ def demo(out: Path, seed: int, serve: bool) -> None:
             continue
         say(f"   $ luban {shlex.join(stage.command)}")
         _run_stage(stage, costs)
-        write_json(out / "stages.json", {s.name: costs[s.name] for s in stages if s.name in costs})
+        _write_costs(out, costs)
     summary = summarise(out, costs)
     write_json(out / "summary.json", summary)
     report = out / "report.html"
@@ -64,11 +65,15 @@ def _sizes():
     return GPU if torch.cuda.is_available() else CPU
 
 
-def _read_costs(out: Path) -> dict[str, Any]:
-    import json
-
+def _read_costs(out: Path) -> dict[str, dict[str, float]]:
+    """What each stage has cost so far, by name, in order."""
     path = out / "stages.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return {row.pop("name"): row for row in rows}
+
+
+def _write_costs(out: Path, costs: dict[str, dict[str, float]]) -> None:
+    write_json(out / "stages.json", [{"name": name, **cost} for name, cost in costs.items()])
 
 
 def _luban(words: Sequence[str]) -> list[str]:
@@ -87,7 +92,7 @@ def _failure(name: str, code: int) -> StageFailed:
     return failure
 
 
-def _run_stage(stage: Stage, costs: dict[str, Any]) -> None:
+def _run_stage(stage: Stage, costs: dict[str, dict[str, float]]) -> None:
     """One stage as a process of its own; its wall time (over all tries) and peak memory go into `costs`."""
     began = time.monotonic()
     process = subprocess.Popen(_luban(stage.command))
@@ -105,7 +110,7 @@ def _run_stage(stage: Stage, costs: dict[str, Any]) -> None:
     say(f"   {seconds(costs[stage.name]['seconds'])}, peak memory {bytes_(costs[stage.name]['peak_rss_bytes'])}")
 
 
-def summarise(out: Path, costs: dict[str, Any]) -> dict[str, Any]:
+def summarise(out: Path, costs: dict[str, dict[str, float]]) -> dict[str, Any]:
     """The demo's figures under the names others read."""
     base = read_manifest(out / "eval-pretrain").figures
     tuned = read_manifest(out / "eval-sft").figures

@@ -44,7 +44,7 @@ class WhichModule:
     needs = "conversations"
 
     def run(self, model: LoadedModel, material: Material, *, limit: int, precision: str) -> Outcome:
-        asked = _draw([d for d in material.conversations if d.meta.get("task") == "which_module"], limit)
+        asked = _draw([d for d in material.conversations if (d.meta or {}).get("task") == "which_module"], limit)
         if not asked:
             raise DataError("which_module needs held-out conversations of task which_module: the corpus has none")
         items = _answer(model, asked)
@@ -76,7 +76,7 @@ def _answer(model: LoadedModel, asked: list[Document]) -> list[dict[str, Any]]:
     prompts = [document.messages[:-1] for document in asked]
     results = Engine(model).generate(prompts, Sampling(max_tokens=ANSWER_TOKENS, temperature=0.0))
     return [
-        {"id": d.id, "task": d.meta.get("task"), "question": d.messages[-2]["content"],
+        {"id": d.id, "task": (d.meta or {}).get("task"), "question": d.messages[-2]["content"],
          "reference": d.messages[-1]["content"], "answer": r.text, "finish_reason": r.finish_reason}
         for d, r in zip(asked, results, strict=True)
     ]  # fmt: skip

@@ -14,6 +14,16 @@ from luban.core.log import read_metrics, warn
 from luban.core.units import count
 from luban.report.chart import Chart, Level, Series, draw, smooth
 
+SMALL = {"width": 400, "height": 230}  # a chart that shares its row with others
+HEADLINES = {  # artifact kind → figures worth a line in its box, the first that is there
+    "corpus": (("documents", "{:,} documents"),),
+    "tokenizer": (("vocab_size", "{:,} tokens"),),
+    "shards": (("tokens", "{:,} tokens"),),
+    "run": (("heldout_loss", "held-out loss {:.3f}"), ("bits_per_byte", "{:.3f} bits per byte")),
+    "evaluation": (("which_module_accuracy", "which module: {:.0%}"), ("bits_per_byte", "{:.3f} bits per byte"),
+                   ("answer_loss", "answer loss {:.3f}")),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Found:
@@ -48,11 +58,10 @@ def find_artifacts(folders: Iterable[Path]) -> list[Found]:
 
 def headline(found: Found) -> str:
     """The one figure of an artifact that its box in the family tree shows."""
-    figures = found.manifest.figures
-    for key, words in (("which_module_accuracy", "which-module {:.0%}"), ("bits_per_byte", "{:.3f} bits per byte"),
-                       ("answer_loss", "answer loss {:.3f}"), ("heldout_loss", "held-out loss {:.3f}"),
-                       ("documents", "{:,} documents"), ("vocab_size", "{:,} tokens")):  # fmt: skip
-        value = figures.get(key, found.manifest.config.get(key))
+    known = {**found.manifest.config, **found.manifest.figures}
+    splits = [known[name] for name in ("train", "heldout") if isinstance(known.get(name), dict)]
+    for key, words in HEADLINES.get(found.manifest.kind, ()):
+        value = sum(split.get(key, 0) for split in splits) or known.get(key)
         if isinstance(value, (int, float)):
             return words.format(value)
     return ""
@@ -97,11 +106,11 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
                   Series("held out", heldout, "b", dots=True)], levels, clip_start=0.08)  # fmt: skip
     small = [
         Chart("tokens a second", "step", "tokens/s", [Series("tokens a second", _column(rows, "tokens_per_second"))],
-              zero=True, height=220),
+              zero=True, **SMALL),
         Chart("learning rate", "step", "learning rate", [Series("learning rate", _column(rows, "lr"), "c")],
-              zero=True, height=220),
+              zero=True, **SMALL),
         Chart("gradient norm, before clipping", "step", "norm", [Series("gradient norm", _column(rows, "grad_norm"), "d")],
-              height=220, clip_start=0.05),
+              **SMALL, clip_start=0.05),
     ]  # fmt: skip
     last = rows[-1]
     about = f"{last.get('step', 0):,} steps, {count(float(last.get('tokens', 0)))} tokens."

@@ -30,7 +30,7 @@ def write_report(folders: Sequence[Path], out: Path, title: str = "A language mo
     """
     artifacts = find_artifacts(folders)
     figures = evaluation_figures(artifacts)
-    beside = {name: _beside(folders, f"{name}.json") for name in ("stages", "summary")}
+    stages, summary = _beside(folders, "stages.json") or [], _beside(folders, "summary.json") or {}
     runs = [f for f in artifacts if f.manifest.kind == "run"]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((Path(__file__).parent / "page.html.jinja").read_text(encoding="utf-8"))
@@ -41,19 +41,19 @@ def write_report(folders: Sequence[Path], out: Path, title: str = "A language mo
     drawn = family_of({f.name: (f.manifest, headline(f)) for f in artifacts if f.manifest.status == "finished"})
     versions = ", ".join(f"{k} {v}" for k, v in package_versions().items())
     page = template.render(
-        title=title, subtitle=_subtitle(artifacts), tiles=_tiles(figures, runs, beside["summary"]),
+        title=title, subtitle=_subtitle(artifacts), tiles=_tiles(figures, runs, summary),
         family=jinja2.utils.markupsafe.Markup(drawn), curves=sections, packs=_packs(artifacts),
         samples=[item for f in artifacts for item in read_items(f.path / "samples.jsonl")],
-        stages=_stages(beside["stages"]), machine=f"{platform.machine()}, {_cores()}.",
+        stages=_stages(stages), machine=f"{platform.machine()}, {_cores()}.",
         figures=[(k, f"{v:,.4f}" if isinstance(v, float) else f"{v:,}") for k, v in sorted(figures.items())],
         footer=f"Written by Luban. {versions}.",
     )  # fmt: skip
     atomic_write(out, page)
 
 
-def _beside(folders: Sequence[Path], name: str) -> dict[str, Any]:
+def _beside(folders: Sequence[Path], name: str) -> Any:
     path = next((f / name for f in folders if (f / name).is_file()), None)
-    return json.loads(path.read_text(encoding="utf-8")) if path else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path else None
 
 
 def _cores() -> str:
@@ -117,9 +117,10 @@ def _style(token: dict[str, Any]) -> str:
     return " ".join(words + ["special"] * special)
 
 
-def _stages(stages: dict[str, Any]) -> list[dict[str, Any]]:
-    longest = max((s["seconds"] for s in stages.values()), default=1)
-    largest = max((s["peak_rss_bytes"] for s in stages.values()), default=1)
-    return [{"name": name, "seconds_text": seconds(s["seconds"]), "seconds_share": 100 * s["seconds"] / longest,
-             "bytes_text": bytes_(s["peak_rss_bytes"]), "bytes_share": 100 * s["peak_rss_bytes"] / largest}
-            for name, s in stages.items()]  # fmt: skip
+def _stages(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    longest = max((stage["seconds"] for stage in stages), default=1)
+    largest = max((stage["peak_rss_bytes"] for stage in stages), default=1)
+    return [{"name": stage["name"],
+             "seconds_text": seconds(stage["seconds"]), "seconds_share": 100 * stage["seconds"] / longest,
+             "bytes_text": bytes_(stage["peak_rss_bytes"]), "bytes_share": 100 * stage["peak_rss_bytes"] / largest}
+            for stage in stages]  # fmt: skip
