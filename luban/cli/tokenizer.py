@@ -1,4 +1,4 @@
-"""`luban tokenizer train|encode|report`."""
+"""`luban tokenizer train|import|encode|report`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ class TrainArgs:
 
 
 @dataclass(frozen=True)
+class ImportArgs:
+    file: tyro.conf.Positional[Path]  # tokenizer.json, vocab.json beside its merges, .tiktoken, or SentencePiece .model
+    out: Path  # directory to make
+
+
+@dataclass(frozen=True)
 class EncodeArgs:
     tokenizer: tyro.conf.Positional[Path]  # a tokenizer, a run, or a Hugging Face directory
     text: str | None = None  # text to encode; standard input by default
@@ -39,6 +45,7 @@ def run(argv: Sequence[str]) -> int | None:
     """`luban tokenizer …`"""
     return dispatch("tokenizer", {
         "train": (train, "learn a vocabulary from a corpus"),
+        "import": (import_, "a vocabulary that another library made"),
         "encode": (encode, "text → token ids"),
         "report": (report, "how well a vocabulary fits texts"),
     }, argv)  # fmt: skip
@@ -65,6 +72,18 @@ def _texts(corpus: Path, bar) -> Iterator[str]:
     for document in read_corpus(corpus):
         yield from document.contents()
         bar.advance()
+
+
+def import_(argv: Sequence[str]) -> None:
+    """`luban tokenizer import FILE --out DIR`"""
+    args = parse(ImportArgs, argv, verb="tokenizer import", about="Read a vocabulary that another library made.",
+                 examples="luban tokenizer import gpt2/vocab.json --out tok\n"
+                          "luban tokenizer import llama/tokenizer.model --out tok")  # fmt: skip
+    from luban.core.log import say
+    from luban.tokenizer.importing.artifact import import_tokenizer
+
+    made = import_tokenizer(args.file, args.out)
+    say(f"tokenizer {args.out}: imported from {args.file}, {made.vocab_size} tokens")
 
 
 def encode(argv: Sequence[str]) -> None:
