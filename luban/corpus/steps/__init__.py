@@ -11,6 +11,7 @@ STEPS = Registry(
     "corpus step",
     {
         "exact": "luban.corpus.steps.exact:exact",
+        "minhash": "luban.corpus.steps.minhash:minhash",
     },
 )
 DEFAULT_STEPS = ("exact",)
