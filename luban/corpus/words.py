@@ -1,8 +1,14 @@
-"""Words, for filters and fingerprints: runs of letters and digits; each Chinese, Japanese or Korean sign is one."""
+"""Words and their hashes, for filters and fingerprints. Words are runs of letters and digits; each Chinese, Japanese or Korean sign is one."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from luban.core.seeding import generator
 
 WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+"
@@ -12,3 +18,40 @@ WORD = re.compile(
 def words(text: str) -> list[str]:
     """The words of `text` in order, in lower case."""
     return WORD.findall(text.lower())
+
+
+CACHE = 1 << 20  # words whose hash is kept
+LONGEST = 16  # words of the longest n-gram
+_PLACES = generator(0, "ngrams").integers(1, 1 << 63, LONGEST, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_hashes: dict[str, int] = {}
+
+
+def word_hashes(found: Sequence[str]) -> np.ndarray:
+    """(words,) uint64: a hash of each word, the same on every machine."""
+    return np.array([_word_hash(word) for word in found], dtype=np.uint64)
+
+
+def _word_hash(word: str) -> int:
+    known = _hashes.get(word)
+    if known is None:
+        if len(_hashes) >= CACHE:
+            _hashes.clear()
+        known = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+        _hashes[word] = known
+    return known
+
+
+def ngram_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
+    """(words - n + 1,) uint64: a hash of every run of `n` words, n ≤ 16; empty where there are fewer."""
+    count = max(len(hashes) - n + 1, 0)
+    mixed = np.zeros(count, dtype=np.uint64)
+    for place in range(n):
+        mixed += hashes[place : place + count] * _PLACES[place]
+    return _mix(mixed)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele et al. 2014): every input bit reaches every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -7,7 +7,6 @@ that meet are compared by all minima.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -15,20 +14,17 @@ import numpy as np
 from luban.core.seeding import generator
 from luban.corpus.document import Document
 from luban.corpus.tally import Tally
-from luban.corpus.words import words
+from luban.corpus.words import ngram_hashes, word_hashes, words
 
 SHINGLE = 5  # words
 BANDS, ROWS = 14, 8
 MINIMA = BANDS * ROWS
 THRESHOLD = 0.75  # estimated Jaccard similarity from which a document is a near-duplicate
 CHUNK = 2048  # shingles hashed at a time, so that memory stays in cache
-CACHE = 1 << 20  # words whose hash is kept
 
 _RANDOM = generator(0, "minhash")
 _FACTORS = _RANDOM.integers(1, 1 << 63, MINIMA, dtype=np.uint64) * np.uint64(2) + np.uint64(1)  # odd: a bijection
 _OFFSETS = _RANDOM.integers(0, 1 << 63, MINIMA, dtype=np.uint64)
-_PLACES = _RANDOM.integers(1, 1 << 63, SHINGLE, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-_word_hashes: dict[str, int] = {}
 
 
 def minhash(documents: Iterable[Document], tally: Tally, threshold: float = THRESHOLD) -> Iterator[Document]:
@@ -68,28 +64,4 @@ def signature(text: str) -> np.ndarray | None:
 
 def shingles(text: str) -> np.ndarray:
     """Distinct 64-bit hashes of the text's word 5-grams."""
-    hashes = np.array([_word_hash(word) for word in words(text)], dtype=np.uint64)
-    if len(hashes) < SHINGLE:
-        return hashes[:0]
-    count = len(hashes) - SHINGLE + 1
-    mixed = np.zeros(count, dtype=np.uint64)
-    for place in range(SHINGLE):
-        mixed += hashes[place : place + count] * _PLACES[place]
-    return np.unique(_mix(mixed))
-
-
-def _word_hash(word: str) -> int:
-    found = _word_hashes.get(word)
-    if found is None:
-        if len(_word_hashes) >= CACHE:
-            _word_hashes.clear()
-        found = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little")
-        _word_hashes[word] = found
-    return found
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele et al. 2014): every input bit reaches every output bit."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return np.unique(ngram_hashes(word_hashes(words(text)), SHINGLE))
