@@ -23,22 +23,25 @@ def words(text: str) -> list[str]:
 CACHE = 1 << 20  # words whose hash is kept
 LONGEST = 16  # words of the longest n-gram
 _PLACES = generator(0, "ngrams").integers(1, 1 << 63, LONGEST, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-_hashes: dict[str, int] = {}
+
+
+class _Hashes(dict[str, int]):
+    """Word → 64-bit hash, computed when first asked for."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= CACHE:
+            self.clear()
+        found = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+        self[word] = found
+        return found
+
+
+_hashes = _Hashes()
 
 
 def word_hashes(found: Sequence[str]) -> np.ndarray:
     """(words,) uint64: a hash of each word, the same on every machine."""
-    return np.array([_word_hash(word) for word in found], dtype=np.uint64)
-
-
-def _word_hash(word: str) -> int:
-    known = _hashes.get(word)
-    if known is None:
-        if len(_hashes) >= CACHE:
-            _hashes.clear()
-        known = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little")
-        _hashes[word] = known
-    return known
+    return np.fromiter(map(_hashes.__getitem__, found), dtype=np.uint64, count=len(found))
 
 
 def ngram_hashes(hashes: np.ndarray, n: int) -> np.ndarray:

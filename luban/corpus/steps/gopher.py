@@ -53,11 +53,17 @@ def quality(text: str) -> str | None:
         return "bullet points"
     if sum(line.endswith(ELLIPSIS) for line in lines) / len(lines) > ELLIPSES:
         return "ellipses"
-    if sum(any(map(str.isalpha, word)) for word in words) / len(words) < ALPHABETIC:
+    if _with_letter(words) / len(words) < ALPHABETIC:
         return "alphabetic words"
-    if len(STOP_WORDS & {word.lower() for word in words}) < 2:
+    if len(STOP_WORDS & set(text.lower().split())) < 2:
         return "stop words"
     return None
+
+
+def _with_letter(words: list[str]) -> int:
+    """How many words have a letter; those of letters only, most of them, are counted without a loop."""
+    others = [word for word in words if not word.isalpha()]
+    return len(words) - len(others) + sum(any(map(str.isalpha, word)) for word in others)
 
 
 def repetition(text: str) -> str | None:
@@ -79,8 +85,11 @@ def repetition(text: str) -> str | None:
         if top_share(hashes, lengths, n) > most:
             return f"most frequent {n}-gram"
     for n, most in DUPLICATE_NGRAMS.items():
-        if duplicate_share(hashes, lengths, n) > most:
+        share = duplicate_share(hashes, lengths, n)
+        if share > most:
             return f"repeated {n}-grams"
+        if share <= min(DUPLICATE_NGRAMS.values()):
+            break  # a longer repeated n-gram is made of shorter ones, so its share cannot be larger
     return None
 
 
