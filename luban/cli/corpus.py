@@ -41,8 +41,9 @@ def build(argv: Sequence[str]) -> None:
     kept = ", ".join(f"{split} {figures[split]['documents']} documents, {bytes_(figures[split]['bytes'])}"
                      for split in ("train", "heldout"))  # fmt: skip
     say(f"corpus {args.out}: {kept}")
-    for step, dropped in figures["dropped"].items():
-        say(f"  dropped by {step}: {dropped['documents']} documents, {bytes_(dropped['bytes'])}")
+    for row in figures["waterfall"]:
+        say(f"  {row['step']:<10} {row['documents']} documents, {bytes_(row['bytes'])}")
+    for reason, dropped in figures["dropped"].items():
+        say(f"  dropped by {reason}: {dropped['documents']} documents, {bytes_(dropped['bytes'])}")
     for what, amount in figures["counts"].items():
-        if what not in ("documents_read", "bytes_read"):
-            say(f"  {what.replace('_', ' ')}: {amount}")
+        say(f"  {what.replace('_', ' ')}: {amount}")
