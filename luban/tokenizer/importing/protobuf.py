@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 
-def fields(data: bytes) -> Iterator[tuple[int, int | bytes | float]]:
+def fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """(field number, value) of a message: int for varints, bytes for everything with a length, float for 32 bits.
 
     Raises:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
@@ -33,7 +32,6 @@ class Model:
     charsmap: bytes = b""  # precompiled normalisation
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
-    split_by: dict[str, Any] = field(default_factory=dict)
 
     def first(self, kind: int) -> int | None:
         """The id of the first piece of a type."""
