@@ -14,6 +14,7 @@ STEPS = Registry(
         "gopher": "luban.corpus.steps.gopher:gopher",
         "exact": "luban.corpus.steps.exact:exact",
         "minhash": "luban.corpus.steps.minhash:minhash",
+        "personal": "luban.corpus.steps.personal:personal",
     },
 )
 DEFAULT_STEPS = ("exact",)
