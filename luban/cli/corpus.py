@@ -18,7 +18,7 @@ class BuildArgs:
     out: Path  # directory to make
     heldout: float = 0.05  # fraction kept from training
     seed: int = 0  # of the held-out split
-    steps: tuple[str, ...] = ("exact",)  # what is done to the documents, in order
+    steps: str = "exact"  # what is done to the documents, in order: names with commas between, or nothing
 
 
 def run(argv: Sequence[str]) -> int | None:
@@ -36,12 +36,14 @@ def build(argv: Sequence[str]) -> None:
     from luban.core.units import bytes_
     from luban.corpus.build import build_corpus
 
-    figures = build_corpus(args.sources, args.out, heldout=args.heldout, seed=args.seed, steps=args.steps)
+    figures = build_corpus(args.sources, args.out, heldout=args.heldout, seed=args.seed,
+                           steps=[name for name in args.steps.split(",") if name])  # fmt: skip
     kept = ", ".join(f"{split} {figures[split]['documents']} documents, {bytes_(figures[split]['bytes'])}"
                      for split in ("train", "heldout"))  # fmt: skip
     say(f"corpus {args.out}: {kept}")
-    for step, dropped in figures["dropped"].items():
-        say(f"  dropped by {step}: {dropped['documents']} documents, {bytes_(dropped['bytes'])}")
+    for row in figures["waterfall"]:
+        say(f"  {row['step']:<10} {row['documents']} documents, {bytes_(row['bytes'])}")
+    for reason, dropped in figures["dropped"].items():
+        say(f"  dropped by {reason}: {dropped['documents']} documents, {bytes_(dropped['bytes'])}")
     for what, amount in figures["counts"].items():
-        if what not in ("documents_read", "bytes_read"):
-            say(f"  {what.replace('_', ' ')}: {amount}")
+        say(f"  {what.replace('_', ' ')}: {amount}")

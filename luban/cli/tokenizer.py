@@ -1,4 +1,4 @@
-"""`luban tokenizer train|encode|report`."""
+"""`luban tokenizer train|import|encode|report`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tyro
 from luban.cli.subverbs import dispatch
 from luban.core.arguments import parse
 from luban.core.errors import DataError
+from luban.core.log import Bar
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,12 @@ class TrainArgs:
     out: Path  # directory to make
     algorithm: str = "bpe"  # bpe, wordpiece, unigram or char
     vocab_size: int = 4096  # ids in all, 16 special tokens counted
+
+
+@dataclass(frozen=True)
+class ImportArgs:
+    file: tyro.conf.Positional[Path]  # tokenizer.json, vocab.json beside its merges, .tiktoken, or SentencePiece .model
+    out: Path  # directory to make
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ def run(argv: Sequence[str]) -> int | None:
     """`luban tokenizer …`"""
     return dispatch("tokenizer", {
         "train": (train, "learn a vocabulary from a corpus"),
+        "import": (import_, "a vocabulary that another library made"),
         "encode": (encode, "text → token ids"),
         "report": (report, "how well a vocabulary fits texts"),
     }, argv)  # fmt: skip
@@ -50,21 +58,37 @@ def train(argv: Sequence[str]) -> None:
                  examples="luban tokenizer train corpus --out tok --algorithm bpe --vocab-size 4096")  # fmt: skip
     from luban.core.artifact import as_parent, open_artifact
     from luban.core.log import progress, say
-    from luban.tokenizer.train import train_tokenizer
+    from luban.tokenizer.train import MOST_BYTES, train_tokenizer
 
-    documents = open_artifact(args.corpus, "corpus").figures["train"]["documents"]
-    with progress("reading texts", total=documents, unit="docs") as bar:
-        made = train_tokenizer(_texts(args.corpus, bar), args.out, algorithm=args.algorithm,
+    held = open_artifact(args.corpus, "corpus").figures["train"]
+    share = min(0.9 * MOST_BYTES / max(held["bytes"], 1), 1.0)  # of a corpus that is too large, a sample
+    with progress("reading texts", total=held["documents"], unit="docs") as bar:
+        made = train_tokenizer(_texts(args.corpus, share, bar), args.out, algorithm=args.algorithm,
                                vocab_size=args.vocab_size, parents=(as_parent("corpus", args.corpus),))  # fmt: skip
     say(f"tokenizer {args.out}: {args.algorithm}, {made.vocab_size} tokens")
 
 
-def _texts(corpus: Path, bar) -> Iterator[str]:
+def _texts(corpus: Path, share: float, bar: Bar) -> Iterator[str]:
+    """The texts of a share of the documents, chosen by the hash of their ids."""
+    from luban.core.seeding import derive
     from luban.corpus.reader import read_corpus
 
-    for document in read_corpus(corpus):
-        yield from document.contents()
+    for document in read_corpus(corpus, verify=False):
+        if share == 1.0 or derive(0, "tokenizer", document.id) < share * 2**63:
+            yield from document.contents()
         bar.advance()
+
+
+def import_(argv: Sequence[str]) -> None:
+    """`luban tokenizer import FILE --out DIR`"""
+    args = parse(ImportArgs, argv, verb="tokenizer import", about="Read a vocabulary that another library made.",
+                 examples="luban tokenizer import gpt2/vocab.json --out tok\n"
+                          "luban tokenizer import llama/tokenizer.model --out tok")  # fmt: skip
+    from luban.core.log import say
+    from luban.tokenizer.importing.artifact import import_tokenizer
+
+    made = import_tokenizer(args.file, args.out)
+    say(f"tokenizer {args.out}: imported from {args.file}, {made.vocab_size} tokens")
 
 
 def encode(argv: Sequence[str]) -> None:

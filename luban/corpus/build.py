@@ -44,8 +44,10 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
     config = {"sources": [s.label for s in found], "steps": list(steps), "heldout": heldout}
     with ArtifactWriter(out, kind="corpus", config=config, seed=seed) as art:
         documents: Iterable[Document] = _read(found, tally, seed, heldout)
-        for step in chosen:
-            documents = step(documents, tally)
+        waterfall = [{"step": name, "documents": 0, "bytes": 0} for name in ("read", *steps)]
+        documents = _counted(documents, waterfall[0])
+        for step, row in zip(chosen, waterfall[1:], strict=True):
+            documents = _counted(step(documents, tally), row)
         writers = {TRAIN: SplitWriter(art.path, TRAIN), HELDOUT: SortedWriter(art.path, HELDOUT)}
         with progress("corpus", unit="docs") as bar:
             for document in documents:
@@ -61,13 +63,18 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
                  f"into the fraction {heldout}")  # fmt: skip
         for split, writer in writers.items():
             art.figures[split] = {"documents": writer.documents, "bytes": writer.bytes}
-        art.figures.update(tally.figures())
+        art.figures.update(tally.figures(), waterfall=waterfall)
     return art.figures
 
 
 def _read(sources: Sequence[Source], tally: Tally, seed: int, heldout: float) -> Iterator[Document]:
     for source in sources:
-        for document in source.documents(tally, seed, heldout):
-            tally.add("documents_read")
-            tally.add("bytes_read", document.bytes)
-            yield document
+        yield from source.documents(tally, seed, heldout)
+
+
+def _counted(documents: Iterable[Document], row: dict[str, Any]) -> Iterator[Document]:
+    """Pass documents on and count in `row` what a step leaves."""
+    for document in documents:
+        row["documents"] += 1
+        row["bytes"] += document.bytes
+        yield document

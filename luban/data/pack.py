@@ -153,7 +153,7 @@ def _tokenise(batch: list[Packable], tokenizer: Tokenizer, counts: Counts) -> It
     for document in batch:
         if document.messages is None:
             ids = [*head, *next(encoded), *tail]
-            mask = [1] * len(ids)
+            mask = [0, *[1] * (len(ids) - 1)]  # nothing comes before a document's first token
         else:
             try:
                 rendered = render(document.messages, tokenizer)

@@ -141,9 +141,7 @@ class _Page:
 
     @classmethod
     def read(cls, marked: str, pattern: re.Pattern[str]) -> _Page:
-        shifts: list[int] = []  # position without span marks → position in `plain`, which still has guards
-        kept, answers, start = [], [], 0
-        length = 0
+        kept, answers, start, length = [], [], 0, 0
         for piece in re.split(f"([{OPEN}{CLOSE}])", marked):
             if piece == OPEN:
                 start = length
@@ -155,13 +153,10 @@ class _Page:
         plain = "".join(kept)
         if GUARD not in plain:
             return cls(plain, answers, [found.span() for found in pattern.finditer(plain)], False)
-        for character in plain:
-            shifts.append((shifts[-1] if shifts else 0) + (character == GUARD))
-        shifts.append(shifts[-1])
 
         def at(position: int) -> int:
-            """Position after the guards are gone: less the guards before it."""
-            return position - (shifts[position - 1] if position else 0)
+            """Where a position of `plain` is once the guards are gone."""
+            return position - plain.count(GUARD, 0, position)
 
         text = plain.replace(GUARD, "")
         own = [(at(found.start()), at(found.end())) for found in pattern.finditer(plain)]

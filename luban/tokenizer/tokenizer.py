@@ -48,7 +48,7 @@ class Tokenizer:
     def _id_of(self, token: str | None) -> int | None:
         return None if token is None else self._model.token_to_id(token)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """Number of ids, special tokens counted; every id is below it."""
         return max(self._model.get_vocab(with_added_tokens=True).values(), default=-1) + 1

@@ -14,6 +14,10 @@ from luban.tokenizer.settings import Settings, write_settings
 from luban.tokenizer.special import BOS, EOS, PAD, SPECIAL_TOKENS
 from luban.tokenizer.tokenizer import FILE, Tokenizer, load_tokenizer
 
+# The `tokenizers` library counts pairs in 32 signed bits, and there are fewer pairs than bytes. Past this a
+# frequent pair's count turns negative, and the vocabulary is silently bad.
+MOST_BYTES = 2**31 - 1
+
 
 def train_tokenizer(texts: Iterable[str], out: str | Path, *, algorithm: str = "bpe", vocab_size: int = 4096,
                     parents: tuple[Parent, ...] = ()) -> Tokenizer:  # fmt: skip
@@ -34,8 +38,11 @@ def train_tokenizer(texts: Iterable[str], out: str | Path, *, algorithm: str = "
     config = {"algorithm": algorithm, "vocab_size": vocab_size, "special": list(SPECIAL_TOKENS)}
     with ArtifactWriter(out, kind="tokenizer", config=config, parents=parents) as art:
         model = learn(read, vocab_size, SPECIAL_TOKENS)
-        if not read.characters:
+        if not read.bytes:
             raise DataError("a tokenizer cannot be trained on nothing: the corpus holds no text")
+        if read.cut:
+            warn(f"the tokenizer is learned from the first {read.documents} texts: more than {MOST_BYTES} bytes would "
+                 f"overflow the library's counts")  # fmt: skip
         settings = Settings(bos_token=BOS, eos_token=EOS, pad_token=PAD, chat_template=default_template())
         made = Tokenizer(model, settings)
         if made.vocab_size < vocab_size:
@@ -44,7 +51,7 @@ def train_tokenizer(texts: Iterable[str], out: str | Path, *, algorithm: str = "
             )
         (art.path / FILE).write_text(made.to_json(), encoding="utf-8")
         write_settings(art.path, settings, [t for t in SPECIAL_TOKENS if t not in (BOS, EOS, PAD)])
-        art.figures.update(vocab_size=made.vocab_size, documents=read.documents, characters=read.characters)
+        art.figures.update(vocab_size=made.vocab_size, documents=read.documents, bytes=read.bytes)
     return load_tokenizer(out)
 
 
@@ -54,13 +61,17 @@ def default_template() -> str:
 
 
 class _Counted:
-    """Passes texts on and counts them."""
+    """Passes texts on and counts them, up to MOST_BYTES."""
 
     def __init__(self, texts: Iterable[str]):
-        self.texts, self.documents, self.characters = texts, 0, 0
+        self.texts, self.documents, self.bytes, self.cut = texts, 0, 0, False
 
     def __iter__(self):
         for text in self.texts:
+            size = len(text.encode("utf-8", "replace"))
+            if self.bytes + size > MOST_BYTES:
+                self.cut = True
+                return
             self.documents += 1
-            self.characters += len(text)
+            self.bytes += size
             yield text

@@ -97,6 +97,21 @@ def test_encode_prints_ids_that_no_text_can_forge(life):
     assert "".join(eval(line.split("\t")[1]) for line in pieces.splitlines()) == "x<|end|>"
 
 
+def test_an_imported_vocabulary_packs_like_its_source(life, tmp_path):
+    done("tokenizer", "import", life / "tok" / "tokenizer.json", "--out", "t", cwd=tmp_path)
+    done("data", "pack", life / "corpus", "--tokenizer", "t", "--out", "s", cwd=tmp_path)
+    tokens = "train-00000.tokens"
+    assert (tmp_path / "s" / tokens).read_bytes() == (life / "shards" / tokens).read_bytes()
+
+
+def test_steps_are_named_with_commas_and_shown_as_a_waterfall(life, tmp_path):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": f"word {i} " * 9}) + "\n" for i in [1, 1, 2, 3]))
+    words = ["corpus", "build", "in.jsonl", "--out", "c", "--heldout", "0", "--steps", "exact,minhash"]
+    result = done(*words, cwd=tmp_path)
+    lines = [line.split()[:2] for line in result.stderr.splitlines()]
+    assert lines[1:4] == [["read", "4"], ["exact", "3"], ["minhash", "3"]]
+
+
 def test_report_counts_what_encode_gives(life):
     result = done("tokenizer", "report", "tok", "notes/000.txt", cwd=life).stdout
     text = (life / "notes" / "000.txt").read_text()
@@ -155,7 +170,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(life, tmp_path):
 
 
 @pytest.mark.parametrize("words", [("corpus",), ("corpus", "build"), ("tokenizer",), ("tokenizer", "train"),
-                                   ("tokenizer", "encode"), ("tokenizer", "report"), ("data",), ("data", "pack")])  # fmt: skip
+                                   ("tokenizer", "import"), ("tokenizer", "encode"), ("tokenizer", "report"), ("data",), ("data", "pack")])  # fmt: skip
 def test_help_has_examples(words, tmp_path):
     result = done(*words, "--help", cwd=tmp_path)
     assert f"luban {' '.join(words)}" in result.stdout

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from luban.core.errors import DataError
+from luban.core.log import warn
 from luban.corpus.document import Document
 from luban.corpus.sources import SOURCES, SourceContext, kind_of
 from luban.corpus.sources.text import looks_binary, read_file
@@ -40,6 +41,9 @@ def _documents(path: Path, label: str, context: SourceContext) -> Iterator[Docum
             yield from SOURCES[kind](str(path), replace(context, label=label))
     except OSError:
         context.tally.add("unreadable_files_skipped")
+    except DataError as error:  # one damaged file among many is no reason to stop
+        context.tally.add("unusable_files_skipped")
+        warn(f"{error}: skipped")
 
 
 def walk(root: Path, context: SourceContext) -> Iterator[Path]:

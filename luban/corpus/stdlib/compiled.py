@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+from luban.core.errors import DataError
 from luban.corpus.stdlib.scan import Definition, definition_unit
 
 # Module that is imported → the module under which people know its objects.
@@ -27,7 +28,7 @@ def take(module, name, value, kind):
     doc = getattr(value, "__doc__", None)
     if not isinstance(doc, str) or not doc.strip(): return
     try: signature = str(inspect.signature(value))
-    except (TypeError, ValueError): signature = ""
+    except Exception: signature = ""  # inspect evaluates defaults, which fails in odd ways
     if " at 0x" not in signature + doc:
         found.append([module, name, kind, signature, inspect.cleandoc(doc)])
 for module, public in json.loads(sys.argv[1]).items():
@@ -46,11 +47,16 @@ json.dump(found, sys.stdout)
 
 
 def scan_compiled() -> list[Definition]:
-    """Documented objects of the allow-listed modules, in module and name order; none if the subprocess fails."""
+    """Documented objects of the allow-listed modules, in module and name order.
+
+    Raises:
+        DataError: the subprocess fails, with its last words.
+    """
     command = [sys.executable, "-I", "-S", "-X", "utf8", "-c", SCRIPT, json.dumps(ALLOWED)]
     answer = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False, timeout=60)
     if answer.returncode != 0:
-        return []
+        words = answer.stderr.strip().splitlines()[-1:] or [f"exit code {answer.returncode}"]
+        raise DataError(f"the docstrings of {sys.executable}'s compiled modules cannot be read: {words[0]}")
     return [_definition(*entry) for entry in json.loads(answer.stdout)]
 
 

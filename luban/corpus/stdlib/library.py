@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import sysconfig
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+from luban.core.errors import DataError
 from luban.corpus.split import is_heldout
 from luban.corpus.stdlib.compiled import scan_compiled
 from luban.corpus.stdlib.scan import Definition, Module, module_unit, scan_sources
@@ -94,5 +96,8 @@ class Library:
 
 @lru_cache(maxsize=1)
 def scan_library() -> Library:
-    """This Python's standard library."""
-    return Library(modules=tuple(scan_sources()), compiled=tuple(scan_compiled()))
+    """This Python's standard library. Raises DataError where this Python came without its sources."""
+    modules = tuple(scan_sources())
+    if not modules:
+        raise DataError(f"this Python carries no sources of its standard library at {sysconfig.get_paths()['stdlib']}")
+    return Library(modules=modules, compiled=tuple(scan_compiled()))

@@ -10,7 +10,11 @@ from luban.core.registry import Registry
 STEPS = Registry(
     "corpus step",
     {
+        "c4": "luban.corpus.steps.c4:c4",
+        "gopher": "luban.corpus.steps.gopher:gopher",
         "exact": "luban.corpus.steps.exact:exact",
+        "minhash": "luban.corpus.steps.minhash:minhash",
+        "personal": "luban.corpus.steps.personal:personal",
     },
 )
 DEFAULT_STEPS = ("exact",)

@@ -26,7 +26,8 @@ def source(tmp_path):
 def test_split_and_dedup_account_for_every_document(source, tmp_path):
     figures = build_corpus([str(source)], tmp_path / "c", heldout=0.1, seed=3)
     train, heldout = (list(read_corpus(tmp_path / "c", split)) for split in ("train", "heldout"))
-    assert figures["counts"]["documents_read"] == 1000
+    assert [(row["step"], row["documents"]) for row in figures["waterfall"]] == [("read", 1000), ("exact", 900)]
+    assert figures["waterfall"][1]["bytes"] == figures["train"]["bytes"] + figures["heldout"]["bytes"]
     assert figures["dropped"]["exact"]["documents"] == 100
     assert len(train) + len(heldout) == 900 == len({d.text for d in train + heldout})
     assert [d.id for d in heldout] == sorted(f"in.jsonl#{i}" for i in range(900) if is_heldout(f"in.jsonl#{i}", 0.1, 3))

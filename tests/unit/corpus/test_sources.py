@@ -32,11 +32,14 @@ def test_a_folder_in_name_order_without_hidden_and_binary_files(tmp_path):
     (root / "c.bin").write_bytes(b"\x7fELF\0\0")
     (root / "d.txt").write_text("")
     (root / "e.jsonl").write_text('{"text": "three"}\n')
+    (root / "f.jsonl").write_text('{"body": "no text"}\n')
+    (root / "g.txt.gz").write_bytes(gzip.compress(b"text " * 1000)[:20])
     found, counts = read(root)
     assert [(d.id, d.text) for d in found] == [
         ("notes/a.py", "one = 1\n"), ("notes/b/two.md", "two"), ("notes/e.jsonl#000000000", "three"),
     ]  # fmt: skip
     assert counts["binary_files_skipped"] == 1
+    assert counts["unusable_files_skipped"] == 2
 
 
 def test_ids_do_not_depend_on_where_the_folder_is(tmp_path):

@@ -41,7 +41,8 @@ def test_texts_and_conversations_together(tokenizer, tmp_path):
     figures = pack({"train": mixed, "heldout": []}, tokenizer.path, tmp_path / "s")
     shards = Shards.open(tmp_path / "s")
     assert figures["train"]["conversations"] == 5 and shards.documents == 10
-    assert all(shards.mask[shards.offsets[i] : shards.offsets[i + 1]].all() for i in range(0, 10, 2))
+    assert all(shards.mask[shards.offsets[i] + 1 : shards.offsets[i + 1]].all() for i in range(0, 10, 2))
+    assert figures["train"]["trained"] == shards.mask.sum()
     with pytest.raises(DataError, match="no heldout documents"):
         Shards.open(tmp_path / "s", "heldout")
 

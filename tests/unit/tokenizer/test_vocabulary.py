@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from luban.core.errors import ArtifactError, ConfigError, DataError
+from luban.tokenizer import train as train_module
 from luban.tokenizer.algorithms import ALGORITHMS
 from luban.tokenizer.special import SPECIAL_TOKENS
 from luban.tokenizer.tokenizer import load_tokenizer
@@ -112,6 +113,19 @@ def test_nothing_to_train_on_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'bpe'"):
         train_tokenizer(["x"], tmp_path / "t", algorithm="bpee")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_count_can_overflow(texts, tmp_path, monkeypatch, capsys):
+    """The library counts pairs in 32 signed bits: no more bytes are read than that holds."""
+    assert train_module.MOST_BYTES < 2**31
+    sizes = [len(text.encode()) for text in texts]
+    monkeypatch.setattr(train_module, "MOST_BYTES", sum(sizes[:100]))
+    cut = train_tokenizer(iter(texts), tmp_path / "cut", vocab_size=300)
+    assert f"first {100} texts" in capsys.readouterr().err
+    assert cut.encode_batch(texts) == train_tokenizer(texts[:100], tmp_path / "b", vocab_size=300).encode_batch(texts)
+    monkeypatch.setattr(train_module, "MOST_BYTES", sum(sizes[:100]) - 1)
+    train_tokenizer(iter(texts), tmp_path / "c", vocab_size=300)
+    assert json.loads((tmp_path / "c" / "manifest.json").read_text())["figures"]["documents"] == 99
 
 
 def test_loading_again_gives_the_same(bpe):

@@ -1,0 +1,50 @@
+"""A foreign vocabulary → a tokenizer artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luban.core.artifact import ArtifactWriter
+from luban.core.errors import DataError
+from luban.core.hashing import file_sha256
+from luban.tokenizer.importing import FORMATS
+from luban.tokenizer.settings import write_settings
+from luban.tokenizer.tokenizer import FILE, Tokenizer, load_tokenizer
+
+
+def import_tokenizer(path: str | Path, out: str | Path) -> Tokenizer:
+    """Read the vocabulary file (or directory with a tokenizer.json) at `path` and write an artifact to `out`.
+
+    Raises:
+        DataError: nothing there, or no known format.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    kind = format_of(path)
+    model, settings = FORMATS[kind](path)
+    made = Tokenizer(model, settings)
+    config = {"imported": kind, "source": path.name, "source_sha256": file_sha256(path)}
+    with ArtifactWriter(out, kind="tokenizer", config=config) as art:
+        (art.path / FILE).write_text(made.to_json(), encoding="utf-8")
+        named = {settings.bos_token, settings.eos_token, settings.pad_token, settings.unk_token}
+        write_settings(art.path, settings, [token for token in made.special if token not in named])
+        art.figures.update(vocab_size=made.vocab_size)
+    return load_tokenizer(out)
+
+
+def format_of(path: Path) -> str:
+    """The entry of FORMATS for a file, by its name and first bytes."""
+    head = path.open("rb").read(64)
+    if path.name == "vocab.json":
+        return "gpt2"
+    if path.suffix == ".json":
+        return "tokenizer.json"
+    ranks = head.split(b"\n")[0].split(b" ")[-1].strip().isdigit()  # LLaMA 3 calls its rank file tokenizer.model
+    if path.suffix == ".tiktoken" or (path.suffix == ".model" and ranks):
+        return "tiktoken"
+    if path.suffix == ".model":
+        return "sentencepiece"
+    raise DataError(f"{path} is no known vocabulary: tokenizer.json, vocab.json with its merges, a .tiktoken rank file "
+                    f"or a SentencePiece .model is needed")  # fmt: skip

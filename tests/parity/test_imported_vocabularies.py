@@ -1,0 +1,141 @@
+"""Imported vocabularies give the ids of the libraries that made them, on English, Chinese, code, emoji and noise."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import sysconfig
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from luban.core.errors import DataError
+from luban.tokenizer.importing.artifact import import_tokenizer
+from luban.tokenizer.importing.tiktoken import _CL100K, _R50K, _SPELLING
+from luban.tokenizer.train import train_tokenizer
+
+STDLIB = Path(sysconfig.get_paths()["stdlib"])
+
+
+def corpus() -> list[str]:
+    code = [
+        line for name in ("argparse.py", "os.py", "textwrap.py") for line in (STDLIB / name).read_text().splitlines()
+    ]
+    return [
+        *code,
+        *["春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"] * 20,
+        *["Ünïcödé naïve café — “quotes” 😀👍🏽"] * 20,
+    ]
+
+
+def probes(seed: int) -> list[str]:
+    """Lines as they are, spliced lines, runs of spaces, and random characters from everywhere."""
+    rng = random.Random(seed)
+    lines = corpus()
+    planes = [(32, 127), (0xA0, 0x250), (0x4E00, 0x9FA5), (0x1F300, 0x1F650), (0x0600, 0x06FF), (0x2000, 0x2070)]
+    noise = ["".join(chr(rng.randint(*rng.choice(planes))) for _ in range(rng.randint(1, 30))) for _ in range(200)]
+    spliced = ["".join(rng.choices(lines, k=3))[rng.randint(0, 9) :] for _ in range(200)]
+    spaces = [
+        " " * rng.randint(0, 5) + "word" + " " * rng.randint(0, 5) + "\t\n" * rng.randint(0, 2) + "x1234567"
+        for _ in range(50)
+    ]
+    return ["", " ", "\n", "a", "don't DON'T we'll", *rng.choices(lines, k=200), *noise, *spliced, *spaces]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """Token bytes → rank, of a vocabulary learned here."""
+    made = train_tokenizer(corpus(), tmp_path_factory.mktemp("tok") / "t", vocab_size=1500)
+    spelled = {character: byte for byte, character in _SPELLING.items()}
+    learned = [bytes(spelled[c] for c in made.token(i)) for i in range(16, made.vocab_size)]
+    return {token: i for i, token in enumerate(learned)}
+
+
+def test_tiktoken_ranks(ranks, tmp_path):
+    tiktoken = pytest.importorskip("tiktoken")
+    file = tmp_path / "x.tiktoken"
+    file.write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % r for t, r in ranks.items()))
+    ours = import_tokenizer(file, tmp_path / "t")
+    theirs = tiktoken.Encoding(
+        "x", pat_str=_CL100K, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)}
+    )
+    for text in probes(1):
+        assert ours.encode(text) == theirs.encode_ordinary(text)
+        assert ours.decode(ours.encode(text)) == text
+    assert ours.eos_id == len(ranks) == ours.vocab_size - 1
+    assert ours.eos_id not in ours.encode("<|endoftext|>")
+
+
+def test_gpt2_files(ranks, tmp_path):
+    tiktoken = pytest.importorskip("tiktoken")
+    from luban.tokenizer.importing.tiktoken import split
+
+    spell = {token: "".join(_SPELLING[b] for b in token) for token in ranks}
+    vocabulary = {**{spell[t]: r for t, r in ranks.items()}, "<|endoftext|>": len(ranks)}
+    merges = [split(token, ranks) for token in ranks if len(token) > 1]
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(DataError, match=r"merges\.txt or vocab\.bpe"):
+        import_tokenizer(tmp_path / "vocab.json", tmp_path / "t")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{spell[a]} {spell[b]}\n" for a, b in merges))
+    ours = import_tokenizer(tmp_path / "vocab.json", tmp_path / "t")
+    theirs = tiktoken.Encoding("x", pat_str=_R50K, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
+    for text in probes(2):
+        assert ours.encode(text) == theirs.encode_ordinary(text)
+        assert ours.decode(ours.encode(text)) == text
+
+
+SENTENCEPIECE = {
+    "llama": {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "split_digits": True,
+              "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True},
+    "bpe": {"model_type": "bpe"},
+    "unigram": {"model_type": "unigram"},
+    "unigram-bytes": {"model_type": "unigram", "byte_fallback": True},
+    "no-prefix": {"model_type": "bpe", "byte_fallback": True, "add_dummy_prefix": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", SENTENCEPIECE.values(), ids=list(SENTENCEPIECE))
+def test_sentencepiece_models(options, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus()), model_prefix=str(tmp_path / "m"), vocab_size=1200, minloglevel=2,
+        character_coverage=0.999, num_threads=1, pad_id=3, **options,
+    )  # fmt: skip
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    ours = import_tokenizer(tmp_path / "m.model", tmp_path / "t")
+    assert ours.vocab_size == theirs.get_piece_size()
+    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (theirs.bos_id(), theirs.eos_id(), 3)
+    for text in probes(3):
+        if options.get("normalization_rule_name") != "identity":  # see luban.tokenizer.importing.sentencepiece
+            text = "".join(c for c in text if not unicodedata.category(c).startswith("M"))
+        expected = theirs.encode(text)
+        assert ours.encode(text) == expected, text
+        if theirs.unk_id() not in expected:
+            assert ours.decode(expected) == theirs.decode(expected)
+
+
+def test_tokenizer_json_with_its_settings(tmp_path):
+    first = train_tokenizer(corpus(), tmp_path / "a", vocab_size=400)
+    for path in (tmp_path / "a", tmp_path / "a" / "tokenizer.json"):
+        again = import_tokenizer(path, tmp_path / f"b{path.suffix}")
+        assert again.chat_template == first.chat_template and again.stop_ids == first.stop_ids
+        assert all(again.encode(text) == first.encode(text) for text in probes(4))
+
+
+@pytest.mark.parametrize("name, data, words", [
+    ("x.tiktoken", b"not base64!\n", "not a tiktoken rank file"),
+    ("x.tiktoken", b"YQ== 0\n", "255 of the 256 bytes"),
+    ("x.model", b"\x0a\xff\xff", "not a SentencePiece model"),
+    ("x.model", b"", "no pieces"),
+    ("x.json", b"{}", r"not a tokenizer\.json"),
+    ("x.bin", b"abc", "no known vocabulary"),
+])  # fmt: skip
+def test_what_is_no_vocabulary_is_refused(tmp_path, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=words):
+        import_tokenizer(tmp_path / name, tmp_path / "t")
+    with pytest.raises(DataError, match="does not exist"):
+        import_tokenizer(tmp_path / "none.model", tmp_path / "t")
+    assert [p.name for p in tmp_path.iterdir()] == [name]

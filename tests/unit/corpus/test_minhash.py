@@ -1,0 +1,92 @@
+"""MinHash beside brute force: estimates within their standard error, recall on the S-curve, planted copies found."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from luban.corpus.document import Document
+from luban.corpus.steps.minhash import BANDS, MINIMA, ROWS, SHINGLE, minhash, shingles, signature
+from luban.corpus.tally import Tally
+from luban.corpus.words import words
+
+
+def true_shingles(text: str) -> set[tuple[str, ...]]:
+    found = words(text)
+    return {tuple(found[i : i + SHINGLE]) for i in range(len(found) - SHINGLE + 1)}
+
+
+def random_words(rng: random.Random, count: int) -> list[str]:
+    return ["".join(rng.choices("abcdefghij", k=4)) for _ in range(count)]
+
+
+def pair(rng: random.Random, share: float) -> tuple[str, str]:
+    """Two texts of which one has `1 - share` of its words changed at its end."""
+    one = random_words(rng, 300)
+    cut = int(300 * share)
+    return " ".join(one), " ".join([*one[:cut], *random_words(rng, 300 - cut)])
+
+
+def jaccard(one: str, two: str) -> float:
+    a, b = true_shingles(one), true_shingles(two)
+    return len(a & b) / len(a | b)
+
+
+def test_shingles_are_the_sets_of_a_plain_loop():
+    rng = random.Random(1)
+    for length in (0, 4, 5, 6, 200):
+        text = " ".join(rng.choices(["one", "two", "Three", "四", "五"], k=length))
+        assert len(shingles(text)) == len(true_shingles(text))
+    assert signature("only four words here") is None
+
+
+def test_estimates_are_within_their_standard_error():
+    rng = random.Random(2)
+    errors = []
+    for share in np.linspace(0.1, 0.95, 120):
+        one, two = pair(rng, share)
+        s = jaccard(one, two)
+        estimate = (signature(one) == signature(two)).mean()
+        errors.append((estimate - s) / np.sqrt(max(s * (1 - s), 1e-3) / MINIMA))
+    assert abs(np.mean(errors)) < 3 / np.sqrt(len(errors))  # unbiased: mean of 120 standard normals
+    assert 0.75 < np.std(errors) < 1.25
+    assert max(map(abs, errors)) < 4.5
+
+
+def test_recall_follows_the_s_curve():
+    rng = random.Random(3)
+    met = expected = variance = 0.0
+    for share in np.linspace(0.75, 0.95, 200):
+        one, two = pair(rng, share)
+        a, b = signature(one).reshape(BANDS, ROWS), signature(two).reshape(BANDS, ROWS)
+        probability = 1 - (1 - jaccard(one, two) ** ROWS) ** BANDS
+        met += bool((a == b).all(axis=1).any())
+        expected += probability
+        variance += probability * (1 - probability)
+    assert abs(met - expected) < 4 * np.sqrt(variance)
+
+
+def test_planted_copies_are_dropped_and_nothing_else():
+    rng = random.Random(4)
+    originals = [random_words(rng, 400) for _ in range(200)]
+    texts = [" ".join(text) for text in originals]
+    copies = []
+    for text in originals[:50]:
+        changed = list(text)
+        for place in rng.sample(range(400), 4):  # at most 20 of 396 shingles on either side
+            changed[place] = "changed"
+        copies.append(" ".join(changed))
+    documents = [Document(id=str(i), text=text, source="s") for i, text in enumerate([*texts, *copies])]
+    tally = Tally()
+    kept = [int(d.id) for d in minhash(documents, tally)]
+    assert kept == list(range(200))
+    assert tally.dropped["minhash"]["documents"] == 50
+    assert len(tally.samples["minhash"]) == 3
+
+
+@pytest.mark.parametrize("text", ["", "a b c", "你好"])
+def test_short_texts_pass(text):
+    documents = [Document(id=str(i), text=text, source="s") for i in range(3)]
+    assert len(list(minhash(documents, Tally()))) == 3
