@@ -70,8 +70,8 @@ class Fields:
 def format_of(config: Mapping[str, Any]) -> Format:
     """The format that a Hugging Face config.json names. Raises UnsupportedError for an unknown architecture."""
     kind = config.get("model_type")
-    if kind not in FORMATS:
-        raise UnsupportedError(f"unknown architecture '{kind}' in config.json{nearest(str(kind), FORMATS)}")
+    if kind not in FORMATS.entries:
+        raise UnsupportedError(f"unknown architecture '{kind}' in config.json{nearest(str(kind), FORMATS.entries)}")
     return FORMATS[kind]()
 
 

@@ -42,7 +42,7 @@ def test_stop_strings_end_the_text_at_the_earliest_place(tokenizer, _):
     text = "".join(random.choices("ab中", k=40))
     stop = tuple("".join(random.choices("ab中", k=random.randint(1, 6))) for _ in range(2))
     pieces, stopped = stream(tokenizer, tokenizer.encode(text), stop)
-    ends = [end for end in (text.find(s) + len(s) for s in stop if s in text)]
+    ends = [text.find(s) + len(s) for s in stop if s in text]
     first = min((text.find(s) for s in stop if s in text and text.find(s) + len(s) == min(ends)), default=len(text))
     assert "".join(pieces) == text[:first], (text, stop)
     assert stopped == bool(ends)
