@@ -12,7 +12,28 @@ from luban.corpus.reader import read_corpus
 from luban.data.pack import pack
 from luban.tokenizer.train import train_tokenizer
 
-WORDS = ["the", "a", "cat", "dog", "river", "hill", "sun", "wind", "ran", "sat", "over", "under", "bright", "slow", "quick", "old", "new", "red", "blue", "green"]
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "river",
+    "hill",
+    "sun",
+    "wind",
+    "ran",
+    "sat",
+    "over",
+    "under",
+    "bright",
+    "slow",
+    "quick",
+    "old",
+    "new",
+    "red",
+    "blue",
+    "green",
+]
 
 
 def write_text(folder: Path, documents: int = 30, words: int = 120, seed: int = 0) -> Path:
