@@ -60,7 +60,7 @@ def test_too_little_memory_is_refused_with_the_setting_that_would_fit(tiny, tmp_
     recipe = tiny(train={"batch_size": 64, "seq_len": 64})
     need = predict._memory(recipe, predict_spec(recipe), 1).total
     monkeypatch.setattr(predict, "free_memory", lambda device: need - 1)
-    with pytest.raises(UnsupportedError, match="--train.accumulate 2 would need"):
+    with pytest.raises(UnsupportedError, match=r"--train\.accumulate 2 would need"):
         pretrain(recipe, tmp_path / "run")
     monkeypatch.setattr(predict, "free_memory", lambda device: 1000)
     with pytest.raises(UnsupportedError, match="choose a smaller model"):
