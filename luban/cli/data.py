@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import tyro
@@ -60,6 +61,7 @@ def _show_masks(path: Path) -> None:
     console, shards = Console(stderr=True, highlight=False), Shards.open(path)
     tokenizer = load_tokenizer(path / "tokenizer")
     console.print("What is trained on stands between « and »:", style="dim")
-    masked = (i for i in range(shards.documents) if not shards.mask[shards.offsets[i] : shards.offsets[i + 1]].all())
-    for _, index in zip(range(SAMPLES), masked, strict=False):
-        console.print(coloured(document_tokens(shards, index, tokenizer), SAMPLE_TOKENS))
+    documents = (document_tokens(shards, i, tokenizer) for i in range(shards.documents))
+    masked = (tokens for tokens in documents if not all(token["trained"] for token in tokens[1:]))
+    for tokens in islice(masked, SAMPLES):
+        console.print(coloured(tokens, SAMPLE_TOKENS))

@@ -18,6 +18,8 @@ VERBS = {
     "data": "pack a corpus into training shards",
     "pretrain": "train a model from a recipe",
     "sft": "instruction tuning from a recipe",
+    "import": "a Hugging Face model → a checkpoint",
+    "export": "a model → the Hugging Face layout",
     "generate": "continue a prompt",
     "chat": "talk to a model in the terminal",
     "serve": "an OpenAI-compatible API and a chat page",

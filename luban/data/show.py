@@ -89,7 +89,7 @@ def coloured(tokens: Sequence[dict[str, Any]], limit: int | None = None) -> Text
 
     page = Text()
     shown = tokens if limit is None else tokens[:limit]
-    document, inside = None, False
+    document, inside = -1, False
     for token in shown:
         if inside and (not token["trained"] or token["document"] != document):
             page.append("»", style="green")

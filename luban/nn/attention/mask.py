@@ -63,4 +63,5 @@ def score_mask(*, queries: int, keys: int, causal: bool, device: torch.device, d
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The precision in which products over `x` run: autocast's, where it is on."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if cast else x.dtype

@@ -68,8 +68,9 @@ class RotaryPositions(PositionMethod):
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:
     """Rotate the pairs of the last axis (…, 2n) by angles whose cosines and sines are (…, n)."""
+    wide = x.to(torch.promote_types(x.dtype, cos.dtype))
     if pairing == "half":
-        a, b = x.float().chunk(2, dim=-1)
+        a, b = wide.chunk(2, dim=-1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2).to(x.dtype)

@@ -1,0 +1,36 @@
+"""`luban export MODEL --out HF_DIR`: a model as transformers reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from luban.core.arguments import parse
+from luban.core.log import say
+
+EXAMPLES = """
+luban export runs/demo/chat --out exported
+luban export runs/a --out exported --dtype bfloat16
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What the verb takes."""
+
+    model: tyro.conf.Positional[str]  # a run, a checkpoint or a Hugging Face directory
+    out: str  # the directory to make
+    dtype: str = "float32"  # precision of the weights that are written: float32, bfloat16, float16
+
+
+def run(argv: Sequence[str]) -> None:
+    """Load and write the model."""
+    args = parse(Arguments, argv, verb="export", about="Write a model in the Hugging Face layout.", examples=EXAMPLES)
+    from luban.load.export import export_model
+    from luban.load.model import load_model
+
+    model = load_model(args.model, dtype=args.dtype)
+    export_model(model, args.out)
+    say(f'{args.out}: AutoModelForCausalLM.from_pretrained("{args.out}") reads it')

@@ -1,0 +1,76 @@
+"""Results and deltas of the engine in the shapes that OpenAI's clients read."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+from luban.generate.session import TokenLogprob
+from luban.serve.engine import Request
+from luban.tokenizer.tokenizer import Tokenizer
+
+
+class Shape:
+    """One endpoint's way of writing choices. `chat` or plain completions, whole or in chunks."""
+
+    def __init__(self, *, chat: bool, model: str, tokenizer: Tokenizer):
+        self.chat, self.model, self.tokenizer = chat, model, tokenizer
+        self.id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.offsets: dict[
+            int, int
+        ] = {}  # characters already written of each choice, for completions' log-probabilities
+
+    def body(
+        self, choices: list[dict[str, Any]], *, chunk: bool, usage: dict[str, int] | None = None
+    ) -> dict[str, Any]:
+        """A response, or one chunk of a stream."""
+        kind = "chat.completion" if self.chat else "text_completion"
+        head = {"id": self.id, "object": f"{kind}.chunk" if self.chat and chunk else kind, "created": self.created,
+                "model": self.model, "choices": choices}  # fmt: skip
+        return head if usage is None else {**head, "usage": usage}
+
+    def choice(self, index: int, text: str, logprobs: list[TokenLogprob] | None, reason: str | None, *,
+               chunk: bool) -> dict[str, Any]:  # fmt: skip
+        """One choice with the text so far, or what a chunk adds to it."""
+        head: dict[str, Any] = {"index": index, "finish_reason": reason, "logprobs": self.logprobs(index, logprobs)}
+        if not self.chat:
+            return {**head, "text": text}
+        if not chunk:
+            return {**head, "message": {"role": "assistant", "content": text, "refusal": None}}
+        return {**head, "delta": {"content": text} if text else {}}
+
+    def opening(self, index: int) -> dict[str, Any]:
+        """The chunk that says who speaks."""
+        return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+
+    def logprobs(self, index: int, found: list[TokenLogprob] | None) -> dict[str, Any] | None:
+        """Log-probabilities of the model's own distribution, before temperature and filters."""
+        if found is None:
+            return None
+        if self.chat:
+            return {"content": [{**self._named(entry.token, entry.logprob),
+                                 "top_logprobs": [self._named(*pair) for pair in entry.top]} for entry in found],
+                    "refusal": None}  # fmt: skip
+        words = [self._word(entry.token) for entry in found]
+        offsets = []
+        for word in words:
+            offsets.append(self.offsets.get(index, 0))
+            self.offsets[index] = offsets[-1] + len(word)
+        return {"tokens": words, "token_logprobs": [entry.logprob for entry in found], "text_offset": offsets,
+                "top_logprobs": [{self._word(t): p for t, p in entry.top} for entry in found]}  # fmt: skip
+
+    def _word(self, token: int) -> str:
+        return self.tokenizer.decode([token], skip_special=False)
+
+    def _named(self, token: int, logprob: float) -> dict[str, Any]:
+        word = self._word(token)
+        return {"token": word, "logprob": logprob, "bytes": None if "\ufffd" in word else list(word.encode())}
+
+
+def usage(requests: list[Request]) -> dict[str, int]:
+    """Token counts: prompts once each, and everything generated, end tokens included."""
+    prompt = sum(len(request.prompt) for request in requests)
+    made = sum(len(choice.token_ids) for request in requests for choice in request.result.choices)
+    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}

@@ -1,0 +1,226 @@
+"""The HTTP API, compatible with OpenAI's, and the chat page.
+
+Every route needs the key where one is set, except `/health` and the page's own three files, which hold
+nothing but themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from luban.core.errors import LubanError
+from luban.generate.sampling import Sampling
+from luban.serve.answer import Shape, usage
+from luban.serve.api import COMPLETION_TOKENS, Body, ChatBody, CompletionBody, error_body
+from luban.serve.engine import Engine, Prompt, Request
+from luban.serve.worker import GenerationError, Worker
+
+PAGE = {"/": ("index.html", "text/html"), "/page/style.css": ("style.css", "text/css"),
+        "/page/chat.js": ("chat.js", "text/javascript")}  # fmt: skip
+OPEN = {"/health", *PAGE}  # what answers without the key
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'"
+)
+
+
+class KeyGuard:
+    """Refuses everything but OPEN without `Authorization: Bearer KEY`, before any route is looked up."""
+
+    def __init__(self, app: ASGIApp, key: str):
+        self.app, self.expected = app, f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in OPEN):
+            return await self.app(scope, receive, send)
+        given = dict(scope.get("headers") or ()).get(b"authorization", b"")
+        if hmac.compare_digest(given, self.expected):
+            return await self.app(scope, receive, send)
+        body = error_body("a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+        await JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+
+
+class UnknownModel(LubanError):
+    """A model that isn't served here."""
+
+
+def create_app(engine: Engine, *, api_key: str | None = None) -> FastAPI:
+    """The application around one engine, which it runs in a thread of its own from start-up to shut-down."""
+    worker = Worker(engine)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI):
+        worker.start()
+        yield
+        await run_in_threadpool(worker.stop)
+
+    app = FastAPI(title="Luban", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    if api_key:
+        app.add_middleware(KeyGuard, key=api_key)
+    _add_errors(app)
+    _add_page(app)
+    service = Service(worker)
+    app.get("/health")(service.health)
+    app.get("/v1/models")(service.models)
+    app.get("/v1/models/{name:path}")(service.one_model)
+    app.post("/v1/completions", response_model=None)(service.completions)
+    app.post("/v1/chat/completions", response_model=None)(service.chat)
+    return app
+
+
+class Service:
+    """The routes."""
+
+    def __init__(self, worker: Worker):
+        self.worker, self.engine, self.model = worker, worker.engine, worker.engine.model
+        self.name = self.model.name
+
+    async def health(self) -> JSONResponse:
+        """Whether the engine runs."""
+        alive = self.worker.alive
+        return JSONResponse({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
+
+    async def models(self) -> dict[str, Any]:
+        """The one model that is served."""
+        return {"object": "list", "data": [self._model()]}
+
+    async def one_model(self, name: str) -> dict[str, Any]:
+        """The same by name."""
+        self._require(name)
+        return self._model()
+
+    def _model(self) -> dict[str, Any]:
+        chat = self.model.tokenizer is not None and self.model.tokenizer.chat_template is not None
+        return {"id": self.name, "object": "model", "created": 0, "owned_by": "luban",
+                "context": self.model.spec.context, "chat": chat}  # fmt: skip
+
+    def _require(self, name: str | None) -> None:
+        if name not in (None, self.name):
+            raise UnknownModel(f"the model '{name}' is not served here: '{self.name}' is")
+
+    async def completions(self, body: CompletionBody, http: HttpRequest) -> Response:
+        """Continue one or several prompts."""
+        self._require(body.model)
+        sampling = body.sampling(COMPLETION_TOKENS, body.logprobs)
+        return await self._answer(body, body.prompts(), sampling, http, chat=False)
+
+    async def chat(self, body: ChatBody, http: HttpRequest) -> Response:
+        """Answer a conversation."""
+        self._require(body.model)
+        body.max_tokens = body.max_completion_tokens or body.max_tokens
+        sampling = body.sampling(self.model.spec.context, body.alternatives)
+        return await self._answer(body, [[m.plain() for m in body.messages]], sampling, http, chat=True)
+
+    async def _answer(self, body: Body, prompts: list[Any], sampling: Sampling, http: HttpRequest, *,
+                      chat: bool) -> Response:  # fmt: skip
+        requests = await run_in_threadpool(self._requests, prompts, sampling)
+        shape = Shape(chat=chat, model=self.name, tokenizer=self.model.need_tokenizer())
+        if body.stream:
+            events = self._events(requests, shape, body.wants_usage)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        if not await self._finish(requests, http):
+            return Response(status_code=499)  # the client has gone
+        choices = [
+            shape.choice(index * sampling.n + i, choice.text, choice.logprobs, choice.finish_reason, chunk=False)
+            for index, request in enumerate(requests)
+            for i, choice in enumerate(request.result.choices)
+        ]
+        return JSONResponse(shape.body(choices, chunk=False, usage=usage(requests)))
+
+    def _requests(self, prompts: list[Prompt], sampling: Sampling) -> list[Request]:
+        return [Request(self.engine.tokens_of(prompt), sampling) for prompt in prompts]
+
+    async def _finish(self, requests: list[Request], http: HttpRequest) -> bool:
+        """Run to the end; false when the client left before it."""
+
+        async def drain() -> None:
+            async for _ in self.worker.run(requests):
+                pass
+
+        task = asyncio.create_task(drain())
+        try:
+            while not (await asyncio.wait({task}, timeout=0.25))[0]:
+                if await http.is_disconnected():
+                    return False
+            task.result()
+            return True
+        finally:
+            task.cancel()
+
+    async def _events(self, requests: list[Request], shape: Shape, wants_usage: bool) -> AsyncIterator[str]:
+        """Server-sent events: chunks, then usage where asked for, then [DONE]."""
+        n = requests[0].sampling.n
+        if shape.chat:
+            yield _event(shape.body([shape.opening(i) for i in range(n)], chunk=True))
+        deltas = self.worker.run(requests)
+        try:
+            async for index, delta in deltas:
+                if delta.text or delta.finish_reason or delta.logprobs:
+                    choice = shape.choice(index * n + delta.choice, delta.text, delta.logprobs, delta.finish_reason,
+                                          chunk=True)  # fmt: skip
+                    yield _event(shape.body([choice], chunk=True))
+        except GenerationError as error:
+            yield _event(error_body(str(error), kind="server_error"))
+            return
+        finally:
+            await deltas.aclose()
+        if wants_usage:
+            yield _event(shape.body([], chunk=True, usage=usage(requests)))
+        yield "data: [DONE]\n\n"
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Every error in OpenAI's shape."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: HttpRequest, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        return JSONResponse(error_body(f"{where}: {first['msg']}" if where else first["msg"], param=where or None), 400)
+
+    @app.exception_handler(HTTPException)
+    async def refused(http: HttpRequest, error: HTTPException) -> JSONResponse:
+        message = f"no route {http.method} {http.url.path}" if error.status_code in (404, 405) else str(error.detail)
+        return JSONResponse(error_body(message), error.status_code, error.headers)
+
+    @app.exception_handler(UnknownModel)
+    async def unknown(_: HttpRequest, error: UnknownModel) -> JSONResponse:
+        return JSONResponse(error_body(str(error), param="model", code="model_not_found"), 404)
+
+    @app.exception_handler(GenerationError)
+    async def failed(_: HttpRequest, error: GenerationError) -> JSONResponse:
+        return JSONResponse(error_body(str(error), kind="server_error"), 500)
+
+    @app.exception_handler(LubanError)
+    async def wrong(_: HttpRequest, error: LubanError) -> JSONResponse:
+        return JSONResponse(error_body(str(error)), 400)
+
+
+def _add_page(app: FastAPI) -> None:
+    """The chat page's files, read once."""
+    folder = files("luban.serve") / "page"
+    for path, (name, kind) in PAGE.items():
+        content = (folder / name).read_bytes()
+
+        async def page(content: bytes = content, kind: str = kind) -> Response:
+            return Response(content, media_type=kind, headers={"Content-Security-Policy": POLICY,
+                                                               "X-Content-Type-Options": "nosniff"})  # fmt: skip
+
+        app.get(path, include_in_schema=False)(page)

@@ -1,0 +1,53 @@
+"""Starting the server: a free port, the address printed, a warning where no key is set."""
+
+from __future__ import annotations
+
+import socket
+
+from luban.core.errors import DataError, MissingExtra
+from luban.core.log import say, warn
+from luban.load.model import LoadedModel
+from luban.serve.engine import Engine
+
+TRIES = 100  # ports looked at beyond the one asked for
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket at the first free port from `port` on (0: any). Raises DataError when there is none."""
+    problem: OSError | None = None
+    for candidate in range(port, min(port + TRIES, 65_536)) if port else (0,):
+        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, candidate))
+            listener.listen(128)
+            return listener
+        except OSError as error:
+            listener.close()
+            problem = error
+    raise DataError(f"no free port at {host} from {port} to {port + TRIES - 1}: {problem}")
+
+
+def serve(model: LoadedModel, *, host: str = "127.0.0.1", port: int = 8000, api_key: str | None = None) -> None:
+    """Serve `model` until interrupted."""
+    try:
+        import uvicorn
+
+        from luban.serve.http import create_app
+    except ImportError as error:
+        raise MissingExtra(error.name or "fastapi", "serve", "luban serve") from None
+    model.need_tokenizer()
+    listener = bind(host, port)
+    actual = listener.getsockname()[1]
+    if port and actual != port:
+        say(f"port {port} is taken, using {actual}")
+    if not api_key:
+        warn("no --api-key is set: everyone who can reach this address can use the model")
+    address = f"http://{f'[{host}]' if ':' in host else host}:{actual}"
+    say(f"serving {model.name} at {address}  (chat page; the API is at {address}/v1; Ctrl-C stops)")
+    app = create_app(Engine(model), api_key=api_key)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        listener.close()

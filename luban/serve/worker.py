@@ -1,0 +1,80 @@
+"""The one thread that runs the model, so that the server's own thread always answers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import traceback
+from collections.abc import AsyncIterator
+
+from luban.core.errors import LubanError
+from luban.core.log import say
+from luban.serve.engine import Delta, Engine, Request
+
+
+class GenerationError(LubanError):
+    """The model failed while it was generating."""
+
+
+class Worker:
+    """Steps an engine while there is work. Start it before the first request, stop it at the end."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self._wake, self._stopped = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="luban-engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the step that is running, and no more."""
+        self._stopped.set()
+        self._wake.set()
+        self._thread.join(timeout=30)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            try:
+                while self.engine.step() and not self._stopped.is_set():
+                    pass
+            except Exception as error:  # whatever broke must reach those who wait, and not end the server
+                say(traceback.format_exc())
+                self.engine.fail(error)
+
+    async def run(self, requests: list[Request]) -> AsyncIterator[tuple[int, Delta]]:
+        """Deltas of all requests as they come, each with its request's index.
+
+        Closing the iterator, as a client's disconnect does, cancels what isn't done.
+
+        Raises:
+            GenerationError: the model failed.
+        """
+        loop, arrived = asyncio.get_running_loop(), asyncio.Queue()
+
+        def listen(index: int):
+            return lambda delta: loop.call_soon_threadsafe(arrived.put_nowait, (index, delta))
+
+        for index, request in enumerate(requests):
+            request.listener = listen(index)
+            self.engine.submit(request)
+        self._wake.set()
+        left = sum(len(request.growing) for request in requests)
+        try:
+            while left:
+                index, delta = await arrived.get()
+                if requests[index].error is not None:
+                    raise GenerationError(f"the model failed while generating: {requests[index].error}")
+                left -= delta.finish_reason is not None
+                yield index, delta
+        finally:
+            for request in requests:
+                request.cancel()

@@ -1,0 +1,116 @@
+"""Random LLaMA models against transformers' own class: logits, loss, gradients, generation, round trip."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+import luban
+import luban.models.convert.family
+from luban.core.errors import UnsupportedError
+from luban.objectives.causal import causal_loss
+
+transformers = pytest.importorskip("transformers")
+DRAWS = 4  # configurations drawn afresh each run
+
+
+def random_config(rng: random.Random):
+    """A small LLaMA of odd sizes."""
+    kv_heads = rng.choice([1, 2, 3])
+    heads = kv_heads * rng.choice([1, 2, 3, 5])
+    return transformers.LlamaConfig(
+        vocab_size=rng.randrange(31, 301, 2), hidden_size=heads * rng.choice([2, 4, 6]), head_dim=rng.choice([4, 6, 8, 10]),
+        intermediate_size=rng.randrange(9, 70), num_hidden_layers=rng.choice([1, 2, 3]),
+        num_attention_heads=heads, num_key_value_heads=kv_heads,
+        max_position_embeddings=64, rms_norm_eps=rng.choice([1e-5, 1e-6]), initializer_range=0.2,
+        tie_word_embeddings=rng.random() < 0.5, attention_bias=rng.random() < 0.3, mlp_bias=rng.random() < 0.3,
+        rope_parameters={"rope_type": "default", "rope_theta": rng.choice([100.0, 10_000.0, 500_000.0])},
+    )  # fmt: skip
+
+
+@pytest.fixture(params=range(DRAWS))
+def pair(request, tmp_path):
+    """(theirs, ours) with the same random weights, biases and norms included."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    torch.manual_seed(seed)
+    theirs = transformers.LlamaForCausalLM(random_config(random.Random(seed))).eval()
+    for name, parameter in theirs.named_parameters():
+        if "bias" in name or "norm" in name:
+            torch.nn.init.normal_(parameter.data, mean=0.0 if "bias" in name else 1.0, std=0.2)
+    theirs.save_pretrained(tmp_path / "theirs")
+    return theirs, luban.load_model(tmp_path / "theirs")
+
+
+def test_logits_equal(pair):
+    theirs, ours = pair
+    for length in (1, 2, 17):
+        tokens = torch.randint(0, ours.spec.vocab_size, (3, length))
+        torch.testing.assert_close(ours.module(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_rows_equal_theirs_and_the_row_alone(pair, side):
+    theirs, ours = pair
+    lengths = (1, 5, 12)
+    rows = [torch.randint(0, ours.spec.vocab_size, (n,)) for n in lengths]
+    tokens, mask = torch.zeros(3, 12, dtype=torch.long), torch.zeros(3, 12, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(12 - len(row), None) if side == "left" else slice(0, len(row))
+        tokens[i, place], mask[i, place] = row, True
+    positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
+    expected = theirs(tokens, attention_mask=mask.long(), position_ids=positions).logits
+    got = ours.module(tokens, mask)
+    torch.testing.assert_close(got[mask], expected[mask], atol=1e-4, rtol=0)
+    assert got.isfinite().all()
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(got[i][mask[i]], ours.module(row[None])[0], atol=1e-4, rtol=0)
+
+
+def test_loss_and_gradients_equal(pair):
+    theirs, ours = pair
+    tokens = torch.randint(0, ours.spec.vocab_size, (2, 15))
+    expected = theirs(tokens, labels=tokens).loss
+    expected.backward()
+    total, count = causal_loss(ours.module, tokens[:, :-1], tokens[:, 1:], torch.ones(2, 14, dtype=torch.bool))
+    loss = total / count
+    loss.backward()
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+    form = luban.models.convert.family.FORMATS["llama"]()
+    reference = dict(theirs.named_parameters())
+    mine = dict(ours.module.named_parameters())
+    for names in form.pairs(ours.spec):
+        want = reference[names.theirs].grad
+        assert (mine[names.ours].grad - want).norm() <= 1e-3 * want.norm() + 1e-7, names
+
+
+def test_greedy_generation_equals_theirs(pair):
+    theirs, ours = pair
+    prompts = [torch.randint(0, ours.spec.vocab_size, (n,)).tolist() for n in (1, 4, 9)]
+    results = luban.Engine(ours).generate(prompts, luban.Sampling(max_tokens=10, temperature=0, ignore_eos=True))
+    for prompt, result in zip(prompts, results, strict=True):
+        tokens = torch.tensor([prompt])
+        for token in result.token_ids:  # stepwise on the same prefix, so that a near-tie can't hide the rest
+            logits = theirs(tokens).logits[0, -1]
+            assert logits[token] >= logits.max() - 1e-4
+            tokens = torch.cat((tokens, torch.tensor([[token]])), dim=1)
+
+
+def test_exported_model_loads_in_transformers_with_equal_logits(pair, tmp_path):
+    theirs, ours = pair
+    luban.export_model(ours, tmp_path / "out")
+    back, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    tokens = torch.randint(0, ours.spec.vocab_size, (2, 11))
+    torch.testing.assert_close(back(tokens).logits, theirs(tokens).logits, atol=1e-5, rtol=0)
+
+
+def test_what_is_not_built_is_refused_by_name(tmp_path):
+    config = random_config(random.Random(1)).to_dict()
+    form = luban.models.convert.family.FORMATS["llama"]()
+    with pytest.raises(UnsupportedError, match="hidden_act = 'relu'"):
+        form.spec({**config, "hidden_act": "relu"})
+    with pytest.raises(UnsupportedError, match="rotary scaling 'yarn'"):
+        form.spec({**config, "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}})

@@ -1,0 +1,187 @@
+"""The decoder against a plain computation, and against itself in other forms."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from luban import ModelSpec, build_model
+from luban.generate.cache import ContextError, ContiguousCache
+from luban.models.decoder import count_positions
+from luban.nn.attention.grouped import Grouped
+from luban.nn.feedforward import GEGLU, GELU, ReLU, SwiGLU, TanhGELU
+from luban.nn.init import NormalInit
+from luban.nn.norm import LayerNorm, RMSNorm
+from luban.nn.position.learned import Learned
+from luban.nn.position.none import NoPosition
+from luban.nn.position.rope import Rope
+from luban.nn.position.sinusoidal import Sinusoidal
+
+PARTS = {
+    "llama": {},
+    "window": {"attention": Grouped(heads=4, kv_heads=1, window=3)},
+    "qk-norm": {"attention": Grouped(heads=2, kv_heads=2, qk_norm=RMSNorm(), qkv_bias=True, output_bias=True)},
+    "learned": {"position": Learned(), "norm": LayerNorm(), "feedforward": TanhGELU(width=20, bias=True)},
+    "sinusoidal": {"position": Sinusoidal(), "norm": LayerNorm(bias=False), "feedforward": ReLU(width=20)},
+    "none": {"position": NoPosition(), "feedforward": GEGLU(width=12), "tied_head": True},
+    "partial-rope": {"position": Rope(width=4, pairing="interleaved", base=50.0), "feedforward": GELU(width=9)},
+}
+
+
+def make(**changes) -> torch.nn.Module:
+    base = {"vocab_size": 53, "width": 24, "layers": 2, "context": 40, "attention": Grouped(heads=3, kv_heads=1),
+            "feedforward": SwiGLU(width=20), "init": NormalInit(std=0.3)}  # fmt: skip
+    return build_model(ModelSpec(**{**base, **changes}), dtype="float64", seed=int(torch.randint(0, 1000, ())))
+
+
+@pytest.fixture(params=PARTS, ids=PARTS)
+def model(request):
+    return make(**PARTS[request.param])
+
+
+def by_hand(model, tokens, groups):
+    """One row (T,) in plain loops over heads and places: `groups` names each token's document."""
+    spec, (heads, keys) = model.spec, (model.spec.attention.heads, model.spec.attention.key_heads())
+    size = spec.attention.head_width(spec.width)
+    x = model.embedding.weight[tokens]
+    place, places = {}, []
+    for group in groups:
+        places.append(place.setdefault(group, 0))
+        place[group] += 1
+
+    def rms(v, weight):
+        return v / torch.sqrt((v * v).mean(-1, keepdim=True) + spec.norm.eps) * weight
+
+    def turn(v, p):
+        out = v.clone()
+        for i in range(size // 2):
+            angle = p * spec.position.base ** (-2 * i / size)
+            a, b = v[i], v[i + size // 2]
+            out[i] = a * math.cos(angle) - b * math.sin(angle)
+            out[i + size // 2] = b * math.cos(angle) + a * math.sin(angle)
+        return out
+
+    for block in model.blocks:
+        h = rms(x, block.attention_norm.weight)
+        q, k, v = (h @ p.weight.T for p in (block.attention.q, block.attention.k, block.attention.v))
+        mixed = torch.zeros_like(q)
+        for head in range(heads):
+            mine, theirs = slice(head * size, (head + 1) * size), head // (heads // keys)
+            other = slice(theirs * size, (theirs + 1) * size)
+            for t in range(len(tokens)):
+                seen = [s for s in range(t + 1) if groups[s] == groups[t]]
+                scores = torch.stack([turn(q[t, mine], places[t]) @ turn(k[s, other], places[s]) for s in seen])
+                weights = torch.softmax(scores / math.sqrt(size), 0)
+                mixed[t, mine] = sum(w * v[s, other] for w, s in zip(weights, seen, strict=True))
+        x = x + mixed @ block.attention.output.weight.T
+        h = rms(x, block.feedforward_norm.weight)
+        f = block.feedforward
+        gate = h @ f.gate.weight.T
+        x = x + (gate * torch.sigmoid(gate) * (h @ f.up.weight.T)) @ f.down.weight.T
+    return rms(x, model.norm.weight) @ model.readout.weight.T
+
+
+def test_packed_documents_equal_a_plain_computation():
+    model = make()
+    tokens, documents = torch.randint(0, 53, (2, 13)), torch.tensor([[0] * 5 + [1] * 7 + [2], [0] * 13])
+    got = model(tokens, documents=documents)
+    for row in range(2):
+        expected = by_hand(model, tokens[row], documents[row].tolist())
+        torch.testing.assert_close(got[row], expected, atol=1e-5, rtol=0)  # angles are float32
+
+
+def test_each_packed_document_equals_itself_alone(model):
+    tokens = torch.randint(0, 53, (1, 20))
+    bounds = [0, 4, 5, 16, 20]
+    documents = torch.tensor([[i for i, (a, b) in enumerate(itertools.pairwise(bounds)) for _ in range(b - a)]])
+    packed = model(tokens, documents=documents)
+    for a, b in itertools.pairwise(bounds):
+        torch.testing.assert_close(packed[:, a:b], model(tokens[:, a:b]), atol=1e-9, rtol=0)
+
+
+def test_a_change_in_one_document_moves_no_other(model):
+    tokens = torch.randint(0, 53, (1, 20))
+    documents = torch.tensor([[0] * 11 + [1] * 9])
+    before = model(tokens, documents=documents)
+    tokens[0, 3] = (tokens[0, 3] + 1) % 53
+    after = model(tokens, documents=documents)
+    assert torch.equal(before[:, 11:], after[:, 11:])
+    assert not torch.equal(before[:, 3:11], after[:, 3:11])
+    assert torch.equal(before[:, :3], after[:, :3])  # nor the past
+
+
+def new_cache(model, batch):
+    attention, spec = model.spec.attention, model.spec
+    return ContiguousCache(layers=spec.layers, key_heads=attention.key_heads(), batch=batch, context=spec.context,
+                           head_dim=attention.head_width(spec.width), device=torch.device("cpu"),
+                           dtype=torch.float64)  # fmt: skip
+
+
+def test_incremental_equals_the_full_pass(model):
+    tokens = torch.randint(0, 53, (3, 21))
+    cache, pieces = new_cache(model, 3), []
+    for piece in tokens.split([1, 7, 1, 1, 11], dim=1):
+        pieces.append(model(piece, cache=cache))
+    torch.testing.assert_close(torch.cat(pieces, 1), model(tokens), atol=1e-9, rtol=0)
+
+
+def test_incremental_with_left_padding_equals_each_row_alone(model):
+    rows = [torch.randint(0, 53, (n + 6,)) for n in (1, 4, 9)]
+    prompts = torch.stack([torch.cat((torch.zeros(9 - (len(r) - 6), dtype=torch.long), r[:-6])) for r in rows])
+    mask = torch.arange(9) >= torch.tensor([[9 - (len(r) - 6)] for r in rows])
+    cache = new_cache(model, 3)
+    logits = [model(prompts, mask, cache=cache)[:, -1:]]
+    for step in range(6):
+        logits.append(model(torch.stack([r[len(r) - 6 + step, None] for r in rows]), cache=cache))
+    for i, row in enumerate(rows):
+        alone = model(row[None])[0, -7:]
+        torch.testing.assert_close(torch.cat(logits, 1)[i], alone, atol=1e-9, rtol=0)
+
+
+def test_cache_rows_selected_and_joined_go_on_as_before(model):
+    a, b = torch.randint(0, 53, (2, 9)), torch.randint(0, 53, (1, 4))
+    first, second = new_cache(model, 2), new_cache(model, 1)
+    model(a[:, :8], cache=first)
+    model(b[:, :3], cache=second)
+    first.join(second)
+    got = model(torch.cat((a[:, 8:], b[:, 3:])), cache=first)
+    first.select([2, 0])
+    again = model(torch.tensor([[5], [6]]), cache=first)
+    torch.testing.assert_close(got[:2], model(a)[:, -1:], atol=1e-9, rtol=0)
+    torch.testing.assert_close(got[2:], model(b)[:, -1:], atol=1e-9, rtol=0)
+    torch.testing.assert_close(again[0], model(torch.cat((b, torch.tensor([[5]])), 1))[0, -1:], atol=1e-9, rtol=0)
+    torch.testing.assert_close(again[1], model(torch.cat((a[:1], torch.tensor([[6]])), 1))[0, -1:], atol=1e-9, rtol=0)
+    first.select([0])  # the longer row left: its padding goes too
+    assert first.length == 5 and not first.padded
+
+
+def test_cache_refuses_more_than_the_context():
+    model = make(context=8)
+    cache = new_cache(model, 1)
+    model(torch.zeros(1, 8, dtype=torch.long), cache=cache)
+    with pytest.raises(ContextError, match="9 tokens are more than the model's context of 8"):
+        model(torch.zeros(1, 1, dtype=torch.long), cache=cache)
+
+
+def test_positions_restart_and_skip_padding():
+    documents = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, -1]])
+    assert count_positions(documents, None, documents).tolist() == [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 0]]
+    mask = torch.tensor([[False, False, True, True], [True, True, True, False]])
+    assert count_positions(mask.long(), mask, None).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
+
+
+@pytest.mark.slow
+def test_compiles_without_graph_breaks():
+    model = make().float()
+    compiled = torch.compile(model, fullgraph=True)
+    tokens, documents = torch.randint(0, 53, (2, 16)), torch.tensor([[0] * 9 + [1] * 7, [0] * 16])
+    torch.testing.assert_close(compiled(tokens, documents=documents), model(tokens, documents=documents),
+                               atol=1e-4, rtol=1e-4)  # fmt: skip
+
+
+def test_parameters_are_the_only_state(model):
+    assert not list(model.buffers())
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}

@@ -1,0 +1,66 @@
+"""Cross-entropy sums against torch's own in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from luban import ModelSpec, build_model
+from luban.nn.attention.grouped import Grouped
+from luban.nn.feedforward import SwiGLU
+from luban.objectives import causal
+from luban.objectives.causal import causal_loss
+
+
+@pytest.fixture(params=[False, True], ids=["untied", "tied"])
+def model(request):
+    spec = ModelSpec(vocab_size=61, width=16, layers=1, context=32, attention=Grouped(heads=2),
+                     feedforward=SwiGLU(width=20), tied_head=request.param)  # fmt: skip
+    return build_model(spec, dtype="float64")
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_equals_cross_entropy_with_its_gradients(model, chunked, monkeypatch):
+    if chunked:
+        monkeypatch.setattr(causal, "CHUNK_ELEMENTS", 61 * 4)  # four rows at once
+    tokens, targets = torch.randint(0, 61, (2, 3, 11))
+    mask = torch.rand(3, 11) < 0.6
+    total, count = causal_loss(model, tokens, targets, mask)
+    expected = F.cross_entropy(model(tokens)[mask], targets[mask], reduction="sum")
+    torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
+    assert count.item() == mask.sum().item()
+    mine, theirs = gradients(model, total), gradients(model, expected)
+    for name, gradient in mine.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_nothing_trained_is_zero_with_a_gradient(model):
+    tokens = torch.randint(0, 61, (2, 5))
+    total, count = causal_loss(model, tokens, tokens, torch.zeros(2, 5, dtype=torch.bool))
+    total.backward()
+    assert total.item() == 0 and count.item() == 0
+
+
+def test_targets_that_are_not_trained_may_be_anything(model):
+    tokens, mask = torch.randint(0, 61, (1, 6)), torch.tensor([[True] * 3 + [False] * 3])
+    wild = tokens.clone()
+    wild[0, 4] = 10_000
+    assert causal_loss(model, tokens, wild, mask)[0] == causal_loss(model, tokens, tokens, mask)[0]
+
+
+def test_half_precision_is_summed_in_float32():
+    spec = ModelSpec(vocab_size=61, width=16, layers=1, context=32, attention=Grouped(heads=2))
+    model = build_model(spec, dtype="bfloat16")
+    tokens = torch.randint(0, 61, (2, 9))
+    total, _ = causal_loss(model, tokens, tokens, torch.ones(2, 9, dtype=torch.bool))
+    logits = model(tokens).double().flatten(0, 1)
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total.double(), F.cross_entropy(logits, tokens.flatten(), reduction="sum"),
+                               rtol=1e-5, atol=0)  # fmt: skip
