@@ -1,0 +1,1 @@
+"""Line 8: from a language model to an assistant."""

@@ -39,7 +39,7 @@ def parse(cls: type[T], argv: Sequence[str], *, verb: str, about: str, examples:
                 args=list(argv),
                 prog=f"luban {verb}",
                 description=description,
-                config=(tyro.conf.AvoidSubcommands,),
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -52,8 +52,8 @@ def _indent(text: str) -> str:
 
 
 def _one_line(box: str, verb: str) -> str:
-    lines = [BOX.sub(" ", line).strip() for line in box.splitlines()]
-    lines = [line for line in lines if line and "Parsing error" not in line and "full helptext" not in line]
+    body = [line for line in box.splitlines() if not line.lstrip().startswith(("╭", "╰"))]  # titles and borders
+    lines = [line for line in (BOX.sub(" ", line).strip() for line in body) if line and "full helptext" not in line]
     text = " ".join(" ".join(lines).split()) or "the arguments could not be understood"
     return text if "--help" in text else f"{text} (see luban {verb} --help)"
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
+import re
 import tomllib
 import types
 import typing
@@ -222,3 +224,32 @@ def override(data: dict[str, Any], assignments: Sequence[tuple[str, str]]) -> di
             nested = {name: nested}
         data = merge(data, nested)
     return data
+
+
+def to_toml(data: dict[str, Any]) -> str:
+    """Plain data as TOML text, scalars before tables; None is left out, since TOML has no such value."""
+    lines: list[str] = []
+    _write_table(data, (), lines)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _write_table(data: dict[str, Any], path: tuple[str, ...], lines: list[str]) -> None:
+    tables = {key: value for key, value in data.items() if isinstance(value, dict)}
+    scalars = {key: value for key, value in data.items() if key not in tables and value is not None}
+    if path and (scalars or not tables):
+        lines += ["", f"[{'.'.join(path)}]"]
+    lines += [f"{_toml_key(key)} = {_toml_text(value)}" for key, value in scalars.items()]
+    for key, value in tables.items():
+        _write_table(value, (*path, _toml_key(key)), lines)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def _toml_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml_text, value))}]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

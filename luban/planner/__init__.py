@@ -1,0 +1,1 @@
+"""Line 2: predictions from arithmetic alone. No torch."""

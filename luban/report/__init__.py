@@ -1,0 +1,1 @@
+"""Line 7: pictures and pages from run directories."""

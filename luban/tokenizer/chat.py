@@ -120,7 +120,7 @@ def _guard(value: Any, pattern: re.Pattern[str], specials: tuple[str, ...]) -> A
     text = pattern.sub(lambda found: found[0][0] + GUARD + found[0][1:], text)
     heads, tails = _edges(specials)
     body = text.strip()
-    if body.startswith(tails):
+    if body.startswith(tails) or (body and any(body in special for special in specials)):
         text = text.replace(body, GUARD + body, 1)
     if body.endswith(heads):
         text = text[: len(text.rstrip())] + GUARD + text[len(text.rstrip()) :]

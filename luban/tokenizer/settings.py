@@ -12,6 +12,9 @@ from luban.core.errors import ArtifactError
 
 TEMPLATE = "chat_template.jinja"
 CONFIG = "tokenizer_config.json"
+SPECIAL_MAP = "special_tokens_map.json"
+GENERATION = "generation_config.json"
+SETTINGS_FILES = (CONFIG, TEMPLATE, SPECIAL_MAP, GENERATION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +36,8 @@ def read_settings(folder: Path) -> Settings:
         ArtifactError: a file that is there and is not what its name says.
     """
     config = _json(folder / CONFIG)
-    tokens = {**_json(folder / "special_tokens_map.json"), **{k: v for k, v in config.items() if v is not None}}
-    stop = _json(folder / "generation_config.json").get("eos_token_id")
+    tokens = {**_json(folder / SPECIAL_MAP), **{k: v for k, v in config.items() if v is not None}}
+    stop = _json(folder / GENERATION).get("eos_token_id")
     return Settings(
         bos_token=_content(tokens.get("bos_token")),
         eos_token=_content(tokens.get("eos_token")),
@@ -83,4 +86,4 @@ def write_settings(folder: Path, settings: Settings, extra_special: list[str]) -
     if settings.chat_template is not None:
         (folder / TEMPLATE).write_text(settings.chat_template, encoding="utf-8")
     if settings.stop_ids:
-        write_json(folder / "generation_config.json", {"eos_token_id": list(settings.stop_ids)})
+        write_json(folder / GENERATION, {"eos_token_id": list(settings.stop_ids)})

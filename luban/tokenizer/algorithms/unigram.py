@@ -20,7 +20,21 @@ def train(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> toke
     )
     tokenizer.train_from_iterator(texts, trainer)
     learned = json.loads(tokenizer.to_str())["model"]["vocab"][len(special) :]
-    # The library sums in hash order: rounding takes that noise out of the scores and out of their order.
-    pieces = sorted(((piece, round(score, 9)) for piece, score in learned), key=lambda entry: (-entry[1], entry[0]))
+    pieces = _settle([(piece, score) for piece, score in learned])
     tokenizer.model = models.Unigram([*((token, 0.0) for token in special), *pieces])
     return tokenizer
+
+
+def _settle(learned: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Take the hash order of the library's tables out of its result.
+
+    It sums in that order, which rounding undoes; and it gives bytes that it never met the scores below all
+    others in that order, so those scores are dealt out again by byte.
+    """
+    floor = min((score for piece, score in learned if len(piece) > 1), default=0.0)
+    unmet = sorted(piece for piece, score in learned if len(piece) == 1 and score < floor)
+    below = sorted((score for piece, score in learned if len(piece) == 1 and score < floor), reverse=True)
+    scores = {**dict(learned), **dict(zip(unmet, below, strict=True))}
+    return sorted(
+        ((piece, round(score, 9)) for piece, score in scores.items()), key=lambda entry: (-entry[1], entry[0])
+    )

@@ -1,0 +1,73 @@
+"""Conversations, in whatever form they were named, as shards with a loss mask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luban.core.artifact import MANIFEST, as_parent, open_artifact, read_manifest
+from luban.core.errors import DataError
+from luban.core.hashing import data_sha256, file_sha256
+from luban.core.log import say
+from luban.corpus.build import build_corpus
+from luban.corpus.reader import read_corpus
+from luban.corpus.split import SPLITS
+from luban.data.pack import pack
+from luban.data.shards import Shards
+from luban.tokenizer.tokenizer import Tokenizer
+
+
+def as_shards(path: Path, tokenizer: Tokenizer, cache: Path, seed: int) -> Path:
+    """Shards of conversations for `path`: shards already, a corpus, or a .jsonl file with `messages`.
+
+    Args:
+        tokenizer: the model's, which packs what isn't packed.
+        cache: where what is made goes, under a name that depends on the data and the tokenizer.
+        seed: of the held-out split of a .jsonl file.
+
+    Raises:
+        DataError: nothing there, or no token that would be trained on.
+    """
+    if not path.exists():
+        raise DataError(f"{path} does not exist: --data.path takes shards, a corpus of conversations or a .jsonl file")
+    if path.is_file():
+        path = _corpus_of(path, cache, seed)
+    manifest = read_manifest(path)
+    if manifest.kind == "shards":
+        return require_mask(path)
+    open_artifact(path, "corpus")
+    identity = data_sha256([manifest.content_hash, tokenizer.content_hash])
+    out = cache / f"shards-{identity[:12]}"
+    if not (out / MANIFEST).is_file():
+        say(f"packing {path} into {out}")
+        if tokenizer.path is None:
+            raise DataError("the model's tokenizer is in no directory, so nothing can be packed with it")
+        splits = {split: read_corpus(path, split, verify=False) for split in SPLITS}
+        pack(splits, tokenizer.path, out, parents=(as_parent("corpus", path),))
+    return require_mask(out)
+
+
+def _corpus_of(file: Path, cache: Path, seed: int) -> Path:
+    out = cache / f"corpus-{data_sha256([file_sha256(file), seed])[:12]}"
+    if not (out / MANIFEST).is_file():
+        build_corpus([str(file)], out, seed=seed)
+    return out
+
+
+def require_mask(path: Path) -> Path:
+    """Return the path of shards that say which tokens are trained on.
+
+    Raises:
+        DataError: no mask, one that is all zeros, or one that is all ones, since a template without an
+            assistant span gives exactly that.
+    """
+    shards = Shards.open(path)
+    if shards.mask is None:
+        raise DataError(
+            f"shards {path} hold plain text without a loss mask: pack conversations (a corpus with messages)"
+        )
+    trained = int(shards.mask.sum(dtype="int64"))
+    if trained == 0:
+        raise DataError(f"the loss mask of {path} is all zeros: no token would be trained on")
+    if trained == shards.tokens:
+        raise DataError(f"the loss mask of {path} is all ones: questions would be trained on as well as answers")
+    return path

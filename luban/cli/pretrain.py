@@ -1,0 +1,29 @@
+"""`luban pretrain RECIPE.toml --out RUN`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from luban.core.arguments import parse_recipe
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+ABOUT = "Train a model from a recipe. The same command resumes an unfinished run."
+EXAMPLES = """
+luban pretrain tiny_pretrain_cpu --data.path shards --out runs/tiny
+luban pretrain luban_pretrain_cpu --data.path shards --out runs/a --optim.type adamw --train.steps 500
+luban pretrain tiny_pretrain_cpu --data.path shards --dry-run
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    from luban.train.pretrain import pretrain
+    from luban.train.recipe import Recipe
+    from luban.train.run import prepare
+
+    call = parse_recipe(Recipe, argv, verb="pretrain", about=ABOUT, examples=EXAMPLES, shipped=RECIPES)
+    if call.dry_run:
+        print("\n".join(prepare(call.recipe, timed=True)[-1].lines()))
+        return 0
+    print(pretrain(call.recipe, call.out, call.name))
+    return 0

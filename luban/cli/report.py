@@ -1,0 +1,30 @@
+"""`luban report DIR…`: one page of pictures from run directories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from luban.core.arguments import parse
+
+
+@dataclass(frozen=True)
+class Args:
+    """Options."""
+
+    folders: Positional[tuple[Path, ...]]  # artifacts, or folders that hold some
+    out: Path = Path("report.html")  # the page
+    title: str = "A language model, from text to answers"  # its heading
+
+
+def run(argv: Sequence[str]) -> None:
+    """Write the page and print where it is."""
+    args = parse(Args, argv, verb="report", about="One self-contained page of pictures from run directories.",
+                 examples="luban report runs/demo --out report.html\nluban report runs/a runs/b")  # fmt: skip
+    from luban.report.page import write_report
+
+    write_report(args.folders, args.out, args.title)
+    print(args.out)

@@ -1,0 +1,32 @@
+"""`luban sft RECIPE.toml --init MODEL --out RUN`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from luban.cli.pretrain import RECIPES
+from luban.core.arguments import parse_recipe
+
+ABOUT = "Tune a model on conversations, from a recipe. The same command resumes an unfinished run."
+EXAMPLES = """
+luban sft luban_sft_cpu --init runs/base --data.path conversations --out runs/chat
+luban sft luban_sft_cpu --init runs/base --data.path questions.jsonl --out runs/chat --train.steps 200
+luban sft luban_sft_cpu --init runs/base --data.path conversations --dry-run
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    from luban.align.sft import sft, with_shards
+    from luban.train.recipe import Recipe
+    from luban.train.run import prepare
+
+    call = parse_recipe(Recipe, argv, verb="sft", about=ABOUT, examples=EXAMPLES, shipped=RECIPES)
+    if call.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = with_shards(call.recipe, Path(folder))
+            print("\n".join(prepare(recipe, timed=True)[-1].lines()))
+        return 0
+    print(sft(call.recipe, call.out, call.name))
+    return 0

@@ -1,0 +1,97 @@
+"""Where documents come from. A source is a function `(name, SourceContext) -> Iterator[Document]`.
+
+What the user writes picks the entry: `python:…` by its whole name, a path by what it is and how it ends.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from luban.core.errors import DataError, UsageError, nearest
+from luban.core.registry import Registry
+from luban.corpus.document import Document
+from luban.corpus.tally import Tally
+
+SOURCES = Registry(
+    "corpus source",
+    {
+        "python:stdlib": "luban.corpus.sources.stdlib:read",
+        "python:questions": "luban.corpus.sources.questions:read",
+        "folder": "luban.corpus.sources.folder:read",
+        "text": "luban.corpus.sources.text:read",
+        "jsonl": "luban.corpus.sources.jsonl:read",
+        "parquet": "luban.corpus.sources.parquet:read",
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceContext:
+    """What a source may know about the build."""
+
+    label: str  # how the documents' ids begin
+    tally: Tally = field(default_factory=Tally)  # where to count what is not a document
+    seed: int = 0  # of the held-out split
+    heldout: float = 0.0  # fraction held out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One source of a build."""
+
+    kind: str  # an entry of SOURCES
+    name: str  # what the user wrote, or one path that a glob gave
+    label: str  # unique in the build, without the machine's folders
+
+    def documents(self, tally: Tally, seed: int, heldout: float) -> Iterator[Document]:
+        """The source's documents, in an order that depends on nothing but the source."""
+        return SOURCES[self.kind](self.name, SourceContext(label=self.label, tally=tally, seed=seed, heldout=heldout))
+
+
+def find_sources(names: list[str]) -> list[Source]:
+    """What each name means, globs expanded, labels made unique.
+
+    Raises:
+        DataError: a path that does not exist, or a glob that matches nothing.
+        UsageError: an unknown `python:…` source, or no source at all.
+    """
+    if not names:
+        raise UsageError(f"no source given: name files, folders, globs or {', '.join(_builtin())}")
+    found: list[Source] = []
+    labels: dict[str, int] = {}
+    for name in names:
+        for kind, path in _expand(name):
+            label = name if kind == name else Path(path).resolve().name
+            labels[label] = labels.get(label, 0) + 1
+            unique = label if labels[label] == 1 else f"{label}#{labels[label]}"
+            found.append(Source(kind=kind, name=path, label=unique))
+    return found
+
+
+def _builtin() -> list[str]:
+    return [name for name in SOURCES.entries if ":" in name]
+
+
+def _expand(name: str) -> list[tuple[str, str]]:
+    if name in _builtin():
+        return [(name, name)]
+    if name.startswith("python:"):
+        raise UsageError(f"unknown source '{name}'{nearest(name, _builtin())}")
+    if Path(name).exists():
+        return [(kind_of(Path(name)), name)]
+    paths = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
+    if not paths:
+        what = "matches no file" if glob.has_magic(name) else "does not exist"
+        raise DataError(f"source {name} {what}")
+    return [(kind_of(Path(path)), path) for path in paths]
+
+
+def kind_of(path: Path) -> str:
+    """The entry of SOURCES that reads this path."""
+    if path.is_dir():
+        return "folder"
+    name = path.name.removesuffix(".gz")
+    return "jsonl" if name.endswith((".jsonl", ".ndjson")) else "parquet" if name.endswith(".parquet") else "text"

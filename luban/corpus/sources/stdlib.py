@@ -1,0 +1,53 @@
+"""`python:stdlib`: the standard library's sources and the docstrings of its documented objects.
+
+The split is by unit (see `luban.corpus.stdlib.library`): a held-out definition is cut out of its module's
+training document and becomes a held-out document of its own; so do its docstrings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from luban.corpus.document import Document
+from luban.corpus.sources import SourceContext
+from luban.corpus.split import HELDOUT, TRAIN
+from luban.corpus.stdlib.library import Library, scan_library
+from luban.corpus.stdlib.scan import Definition, Module
+
+
+def read(name: str, context: SourceContext) -> Iterator[Document]:
+    """Module sources in path order, then the docstrings of public objects."""
+    library = scan_library()
+    heldout = library.heldout_units(context.heldout, context.seed)
+    yield from documents(library, heldout, context.label)
+
+
+def documents(library: Library, heldout: frozenset[str], label: str) -> Iterator[Document]:
+    """The library's documents, each with its split."""
+    for module in library.modules:
+        yield from _sources(module, heldout, label)
+    for definition in library.definitions:
+        if definition.public:
+            split = HELDOUT if definition.unit in heldout else TRAIN
+            yield Document(id=f"{label}/doc/{definition.name}", text=docstring_text(definition), source=label,
+                           lang="en", meta={"object": definition.name, "module": definition.module}, split=split)  # fmt: skip
+
+
+def docstring_text(definition: Definition) -> str:
+    """`name(signature)` and the docstring below it."""
+    return f"{definition.name}{definition.signature}\n\n{definition.doc}\n"
+
+
+def _sources(module: Module, heldout: frozenset[str], label: str) -> Iterator[Document]:
+    ident, meta = f"{label}/source/{module.name}", {"module": module.name}
+    if module.unit in heldout:
+        if module.text.strip():
+            yield Document(id=ident, text=module.text, source=label, lang="python", meta=meta, split=HELDOUT)
+        return
+    rest = module.without(heldout)
+    if rest.strip():
+        yield Document(id=ident, text=rest, source=label, lang="python", meta=meta, split=TRAIN)
+    for unit in dict.fromkeys(segment.unit for segment in module.segments):
+        if unit in heldout:
+            yield Document(id=f"{label}/source/{unit}", text=module.source_of(unit), source=label, lang="python",
+                           meta=meta, split=HELDOUT)  # fmt: skip

@@ -1,0 +1,111 @@
+"""Batches by number: each is a pure function of seed and step, so that a resume needs nothing but the step."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from luban.core.errors import ConfigError
+from luban.core.seeding import generator
+from luban.data.batch import Batch
+from luban.data.packing import PACKINGS
+from luban.data.shards import Shards
+
+AHEAD = 4  # batches prefetched a worker
+
+
+class Loader:
+    """Shuffled batches of a split, epoch after epoch.
+
+    Args:
+        batch_size: sequences a step over all ranks; must divide by `world`.
+        seq_len: input tokens a sequence, T.
+        seed: of the order.
+        packing: "stream" (windows over all text) or "fit" (whole documents and padding).
+        workers: threads that prepare batches ahead; the batches are the same for any number.
+        rank, world: this process's slice of every batch.
+
+    Raises:
+        ConfigError: sizes that make no batch.
+        DataError: the split is smaller than one sequence.
+    """
+
+    def __init__(self, shards: Shards, *, batch_size: int, seq_len: int, seed: int, packing: str = "stream",
+                 workers: int = 0, rank: int = 0, world: int = 1):  # fmt: skip
+        if batch_size < 1 or seq_len < 1:
+            raise ConfigError(f"batch_size and seq_len must be at least 1 ({batch_size} and {seq_len} given)")
+        if not 0 <= rank < world or batch_size % world:
+            raise ConfigError(
+                f"a batch of {batch_size} sequences cannot be shared by {world} ranks (this is rank {rank})"
+            )
+        self.shards, self.seed, self.workers = shards, seed, workers
+        self.batch_size, self.seq_len = batch_size, seq_len
+        share = batch_size // world
+        self._slice = slice(rank * share, (rank + 1) * share)
+        self.packing = PACKINGS[packing](shards, seq_len)
+        self._orders: dict[int, np.ndarray] = {}
+
+    @property
+    def sequences_per_epoch(self) -> int:
+        """Rows that hold every document once."""
+        return self.packing.rows
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch in which the first sequence of this step lies, from 0."""
+        return step * self.batch_size // self.packing.rows
+
+    def batch(self, step: int) -> Batch:
+        """This rank's slice of the batch of a step, from 0; (B / world, T) arrays."""
+        sequences = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self._slice]
+        epochs, places = np.divmod(sequences, self.packing.rows)
+        rows = np.empty_like(sequences)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            rows[here] = self._order(epoch)[places[here]]
+        return self.packing.gather(rows)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        order = self._orders.get(epoch)
+        if order is None:
+            order = generator(self.seed, "epoch", epoch).permutation(self.packing.rows)
+            # A batch spans few epochs: keep the last ones. A new dict, since threads read the old.
+            self._orders = {**{e: o for e, o in self._orders.items() if e >= epoch - 1}, epoch: order}
+        return order
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        """Batches from `start_step` on, without end, prepared ahead by `workers` threads."""
+        if not self.workers:
+            step = start_step
+            while True:
+                yield self.batch(step)
+                step += 1
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool:
+            waiting: deque[Future[Batch]] = deque()
+            step = start_step
+            try:
+                while True:
+                    while len(waiting) < self.workers * AHEAD:
+                        waiting.append(pool.submit(self.batch, step))
+                        step += 1
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+
+def sequential_batches(shards: Shards, batch_size: int, seq_len: int, packing: str | None = None) -> Iterator[Batch]:
+    """Every row of a split once and in order, for evaluation; the last batch is filled up with padding rows.
+
+    Args:
+        packing: by default "fit" for conversations, whose answers need their questions, else "stream".
+
+    Raises:
+        DataError: the split is smaller than one sequence.
+    """
+    packed = PACKINGS[packing or ("fit" if shards.has_mask else "stream")](shards, seq_len)
+    for start in range(0, packed.rows, batch_size):
+        rows = np.arange(start, start + batch_size)
+        yield packed.gather(np.where(rows < packed.rows, rows, -1))

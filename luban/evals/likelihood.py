@@ -1,0 +1,78 @@
+"""What a model makes of given text: negative log-likelihoods, in nats, of chosen tokens.
+
+Legend: B windows in a batch, T tokens in a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from luban.core.log import progress
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of one document: `tokens` are read, `targets` predicted, only `scored` ones count."""
+
+    tokens: list[int]
+    targets: list[int]
+    scored: list[bool]
+
+
+def windows(token_ids: Sequence[int], scored: Sequence[bool], context: int, stride: int) -> Iterator[Window]:
+    """Cut a document so that every scored token is counted exactly once.
+
+    The first window predicts from its start; each later one starts `stride` tokens further on, and counts
+    only the targets that no earlier window counted, so those see at least `context - stride` tokens.
+
+    Args:
+        token_ids: the document, its first token (BOS) included; token i is predicted from those before it.
+        scored: which tokens count, aligned with token_ids; the first one never does.
+        context: tokens a window may read. stride: how far the next window starts.
+    """
+    begin, counted = 0, 0  # counted: targets below this index are done
+    last = len(token_ids) - 1
+    while counted < last:
+        end = min(begin + context, last)
+        fresh = [scored[i + 1] and i >= counted for i in range(begin, end)]
+        yield Window(list(token_ids[begin:end]), list(token_ids[begin + 1 : end + 1]), fresh)
+        begin, counted = begin + stride, end
+
+
+@torch.inference_mode()
+def negative_log_likelihood(module: torch.nn.Module, cut: Sequence[Window], *, batch_tokens: int = 8192,
+                            precision: torch.dtype = torch.float32, title: str = "scoring") -> list[float]:  # fmt: skip
+    """The summed negative log-likelihood (nats, float64) of the scored targets of each window.
+
+    Windows are sorted by length and batched right-padded; the result is in the order given. Arithmetic
+    runs under autocast in `precision` where that is lower than the parameters'; the softmax is float32.
+    """
+    device = next(module.parameters()).device
+    module.eval()
+    order = sorted((i for i, w in enumerate(cut) if any(w.scored)), key=lambda i: -len(cut[i].tokens))
+    sums = [0.0] * len(cut)
+    autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
+    with progress(title, sum(len(cut[i].tokens) for i in order), "tokens") as bar:
+        while order:
+            rows = order[: max(1, batch_tokens // len(cut[order[0]].tokens))]
+            order = order[len(rows) :]
+            width = len(cut[rows[0]].tokens)
+            tokens, targets, scored = (_pad([getattr(cut[i], name) for i in rows], width, device)
+                                       for name in ("tokens", "targets", "scored"))  # fmt: skip
+            mask = _pad([[1] * len(cut[i].tokens) for i in rows], width, device).bool()
+            with autocast:
+                logits = module(tokens, None if bool(mask.all()) else mask)
+            losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+            totals = (losses.view_as(targets) * scored).sum(1, dtype=torch.float64).tolist()
+            for i, total in zip(rows, totals, strict=True):
+                sums[i] = total
+            bar.advance(sum(len(cut[i].tokens) for i in rows))
+    return sums
+
+
+def _pad(rows: Sequence[Sequence[int]], width: int, device: torch.device) -> torch.Tensor:
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device, dtype=torch.long)

@@ -1,0 +1,225 @@
+"""The backward pass: scores are computed again, tile by tile (Dao 2023, algorithm 2).
+
+Two kernels, neither with atomics on its main path, so that results repeat bit for bit: one keeps a tile of keys
+and walks the queries that see it (dK, dV, over all query heads of the group), one keeps a tile of queries and
+walks its keys (dQ, and the gradients of a learned distance bias).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from luban.kernels.flash.tile import add_bias, matmul, row_bounds
+
+
+@triton.jit
+def delta_kernel(
+    OUT, DO, DELTA, sob, soh, sot, sdb, sdh, sdt, T, H, DIM: tl.constexpr, D: tl.constexpr, BM: tl.constexpr
+):
+    """DELTA[row] = Σ_d O·dO, what softmax's backward subtracts."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    b = tl.program_id(1) // H
+    h = tl.program_id(1) % H
+    dims = tl.arange(0, D)
+    keep = (rows[:, None] < T) & (dims[None, :] < DIM)
+    o = tl.load(OUT + b.to(tl.int64) * sob + h * soh + rows[:, None] * sot + dims[None, :], mask=keep, other=0.0)
+    do = tl.load(DO + b.to(tl.int64) * sdb + h * sdh + rows[:, None] * sdt + dims[None, :], mask=keep, other=0.0)
+    tl.store(DELTA + tl.program_id(1) * T + rows, tl.sum(o.to(tl.float32) * do.to(tl.float32), 1), mask=rows < T)
+
+
+@triton.jit
+def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, START, STOP, b, interval_stride, TABLE_PTR, slope, LIST, first, last,
+                  cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM: tl.constexpr, BIAS: tl.constexpr,
+                  MASKED: tl.constexpr, EXACT: tl.constexpr, PADDED: tl.constexpr, SPARSE: tl.constexpr,
+                  INTERVALS: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """Fold query blocks [first, last) into dk and dv of one tile of keys."""
+    for n in range(first, last):
+        block = n
+        if SPARSE:
+            block = tl.load(LIST + n)
+        rows = block * BM + tl.arange(0, BM)
+        if MASKED or PADDED:
+            keep = (rows[:, None] < T) & (dims[None, :] < DIM)
+            q = tl.load(Q + rows[:, None] * sqt + dims[None, :], mask=keep, other=0.0)
+            do = tl.load(DO + rows[:, None] * sdt + dims[None, :], mask=keep, other=0.0)
+            lse = tl.load(LSE + rows, mask=rows < T, other=float("inf"))
+            delta = tl.load(DELTA + rows, mask=rows < T, other=0.0)
+        else:
+            q = tl.load(Q + rows[:, None] * sqt + dims[None, :])
+            do = tl.load(DO + rows[:, None] * sdt + dims[None, :])
+            lse = tl.load(LSE + rows)
+            delta = tl.load(DELTA + rows)
+        s = matmul(k, tl.trans(q), UPCAST) * qk_scale  # (BN, BM), transposed throughout
+        s = add_bias(s, rows[None, :], cols[:, None], TABLE_PTR, slope, T, S, zero, BIAS, EXACT)
+        p = tl.exp2(s - lse[None, :])
+        if MASKED:
+            start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
+            p = tl.where((cols[:, None] >= start[None, :]) & (cols[:, None] < stop[None, :]), p, 0.0)
+        dv += matmul(p.to(do.dtype), do, UPCAST)
+        dp = matmul(v, tl.trans(do), UPCAST)
+        ds = p * (dp - delta[None, :])
+        dk += matmul(ds.to(q.dtype), q, UPCAST)
+    return dk, dv
+
+
+@triton.jit
+def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, SLOPES, LISTS, COUNTS,
+                sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sdb, sdh, sdt, sgb, sgh, sgs,
+                interval_stride, seeing_stride, table_stride, list_head, list_row, count_head,
+                T, S, H, qk_scale, scale, zero, DIM: tl.constexpr,
+                GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
+                INTERVALS: tl.constexpr, SPARSE: tl.constexpr, EXACT: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """DK and DV (B, K, S, D) of one block of keys. Grid (key blocks, B·K)."""
+    n_block = tl.program_id(0)
+    heads = H // GROUP
+    b = tl.program_id(1) // heads
+    kv = tl.program_id(1) % heads
+    cols = n_block * BN + tl.arange(0, BN)
+    dims = tl.arange(0, D)
+    PADDED: tl.constexpr = DIM != D
+    keep = (cols[:, None] < S) & (dims[None, :] < DIM)
+    k = tl.load(K + b.to(tl.int64) * skb + kv * skh + cols[:, None] * sks + dims[None, :], mask=keep, other=0.0)
+    v = tl.load(V + b.to(tl.int64) * svb + kv * svh + cols[:, None] * svs + dims[None, :], mask=keep, other=0.0)
+    if INTERVALS:
+        at = SEEING + b * seeing_stride + n_block * 4
+        some_first, some_last = tl.load(at), tl.load(at + 1)
+        all_first, all_last = tl.load(at + 2), tl.load(at + 3)
+    else:
+        some_first, some_last = tl.maximum(n_block * BN - (S - T), 0), T
+        all_first, all_last = tl.maximum(tl.minimum((n_block + 1) * BN, S) - 1 - (S - T), 0), T
+    first, last = some_first // BM, tl.cdiv(some_last, BM)
+    full_first = tl.minimum(tl.cdiv(all_first, BM), last)
+    full_last = tl.maximum(tl.minimum(all_last, T) // BM, full_first)
+    dk = tl.zeros([BN, D], tl.float32)
+    dv = tl.zeros([BN, D], tl.float32)
+    for g in range(0, GROUP):
+        h = kv * GROUP + g
+        TABLE_PTR = TABLE + h * table_stride
+        slope = 0.0
+        if BIAS == 1:
+            slope = tl.load(SLOPES + h)
+        Qh = Q + b.to(tl.int64) * sqb + h * sqh
+        DOh = DO + b.to(tl.int64) * sdb + h * sdh
+        LSEh = LSE + (b * H + h) * T
+        DELTAh = DELTA + (b * H + h) * T
+        if SPARSE:
+            LIST = LISTS + h * list_head + n_block * list_row
+            count = tl.load(COUNTS + h * count_head + n_block)
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, slope,
+                                   LIST, 0, count, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM, BIAS, True,
+                                   True, PADDED, True, INTERVALS, UPCAST)  # fmt: skip
+        else:
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, slope,
+                                   LISTS, first, full_first, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM, BIAS,
+                                   True, True, PADDED, False, INTERVALS, UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, slope,
+                                   LISTS, full_first, full_last, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM, BIAS,
+                                   False, EXACT, PADDED, False, INTERVALS, UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, slope,
+                                   LISTS, full_last, last, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM, BIAS,
+                                   True, True, PADDED, False, INTERVALS, UPCAST)  # fmt: skip
+    place = b.to(tl.int64) * sgb + kv * sgh + cols[:, None] * sgs + dims[None, :]
+    tl.store(DK + place, (dk * scale).to(DK.dtype.element_ty), mask=keep)
+    tl.store(DV + place, dv.to(DV.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, slope, M1, M2, BUCKET, GRAD_ROW, LIST, first, last, start,
+               stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN: tl.constexpr, BIAS: tl.constexpr,
+               MOMENTS: tl.constexpr, BUCKETS: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
+               PADDED: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """Fold key blocks [first, last) into dq, and into the gradients of the bias's parameters."""
+    for n in range(first, last):
+        block = n
+        if SPARSE:
+            block = tl.load(LIST + n)
+        cols = block * BN + tl.arange(0, BN)
+        if MASKED or PADDED:
+            keep = (cols[:, None] < S) & (dims[None, :] < DIM)
+            k = tl.load(K + cols[:, None] * sks + dims[None, :], mask=keep, other=0.0)
+            v = tl.load(V + cols[:, None] * svs + dims[None, :], mask=keep, other=0.0)
+        else:
+            k = tl.load(K + cols[:, None] * sks + dims[None, :])
+            v = tl.load(V + cols[:, None] * svs + dims[None, :])
+        s = matmul(q, tl.trans(k), UPCAST) * qk_scale
+        s = add_bias(s, rows[:, None], cols[None, :], TABLE_PTR, slope, T, S, zero, BIAS, EXACT)
+        p = tl.exp2(s - lse[:, None])
+        if MASKED:
+            p = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), p, 0.0)
+        ds = p * (matmul(do, tl.trans(v), UPCAST) - delta[:, None])
+        if MOMENTS or BUCKETS > 0:
+            away = rows[:, None] + (S - T) - cols[None, :] + zero
+            away = tl.minimum(tl.maximum(away, 0), zero * 2)
+            if MOMENTS:
+                g1 += tl.sum(ds * tl.load(M1 + away), 1)
+                g2 += tl.sum(ds * tl.load(M2 + away), 1)
+            if BUCKETS > 0:
+                bucket = tl.load(BUCKET + away)
+                live = tl.where(ds == 0.0, -1, bucket)
+                low = tl.min(tl.where(live < 0, BUCKETS, live))
+                for which in range(low, tl.max(live) + 1):
+                    tl.atomic_add(GRAD_ROW + which, tl.sum(tl.where(bucket == which, ds, 0.0)))
+        dq += matmul(ds.to(k.dtype), k, UPCAST)
+    return dq, g1, g2
+
+
+@triton.jit
+def queries_kernel(Q, K, V, DO, LSE, DELTA, DQ, START, STOP, TABLE, SLOPES, M1, M2, BUCKET, GRAD, LISTS, COUNTS,
+                   sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sdb, sdh, sdt, sgb, sgh, sgt,
+                   interval_stride, table_stride, list_head, list_row, count_head,
+                   T, S, H, qk_scale, scale, zero, DIM: tl.constexpr,
+                   GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
+                   MOMENTS: tl.constexpr, BUCKETS: tl.constexpr, INTERVALS: tl.constexpr, SPARSE: tl.constexpr,
+                   EXACT: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """DQ (B, H, T, D) of one block of queries, and its share of the bias's gradients in GRAD. Grid (query blocks, B·H)."""
+    m_block = tl.num_programs(0) - 1 - tl.program_id(0)
+    b = tl.program_id(1) // H
+    h = tl.program_id(1) % H
+    rows = m_block * BM + tl.arange(0, BM)
+    dims = tl.arange(0, D)
+    PADDED: tl.constexpr = DIM != D
+    keep = (rows[:, None] < T) & (dims[None, :] < DIM)
+    q = tl.load(Q + b.to(tl.int64) * sqb + h * sqh + rows[:, None] * sqt + dims[None, :], mask=keep, other=0.0)
+    do = tl.load(DO + b.to(tl.int64) * sdb + h * sdh + rows[:, None] * sdt + dims[None, :], mask=keep, other=0.0)
+    lse = tl.load(LSE + tl.program_id(1) * T + rows, mask=rows < T, other=float("inf"))
+    delta = tl.load(DELTA + tl.program_id(1) * T + rows, mask=rows < T, other=0.0)
+    K += b.to(tl.int64) * skb + (h // GROUP) * skh
+    V += b.to(tl.int64) * svb + (h // GROUP) * svh
+    start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
+    TABLE_PTR = TABLE + h * table_stride
+    M1h, M2h = M1 + h * table_stride, M2 + h * table_stride
+    slope = 0.0
+    if BIAS == 1:
+        slope = tl.load(SLOPES + h)
+    place = tl.program_id(1) * tl.num_programs(0) + m_block
+    GRAD_ROW = GRAD + place * BUCKETS
+    dq = tl.zeros([BM, D], tl.float32)
+    g1 = tl.zeros([BM], tl.float32)
+    g2 = tl.zeros([BM], tl.float32)
+    if SPARSE:
+        LIST = LISTS + h * list_head + m_block * list_row
+        count = tl.load(COUNTS + h * count_head + m_block)
+        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, slope, M1h, M2h, BUCKET, GRAD_ROW, LIST, 0,
+                                count, start, stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN, BIAS, MOMENTS,
+                                BUCKETS, True, True, PADDED, True, UPCAST)  # fmt: skip
+    else:
+        first = tl.min(start) // BN
+        last = tl.cdiv(tl.max(stop), BN)
+        full_first = tl.minimum(tl.cdiv(tl.max(start), BN), last)
+        full_last = tl.maximum(tl.min(stop) // BN, full_first)
+        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, slope, M1h, M2h, BUCKET, GRAD_ROW, LISTS,
+                                first, full_first, start, stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN, BIAS,
+                                MOMENTS, BUCKETS, True, True, PADDED, False, UPCAST)  # fmt: skip
+        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, slope, M1h, M2h, BUCKET, GRAD_ROW, LISTS,
+                                full_first, full_last, start, stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN,
+                                BIAS, MOMENTS, BUCKETS, False, EXACT, PADDED, False, UPCAST)  # fmt: skip
+        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, slope, M1h, M2h, BUCKET, GRAD_ROW, LISTS,
+                                full_last, last, start, stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN, BIAS,
+                                MOMENTS, BUCKETS, True, True, PADDED, False, UPCAST)  # fmt: skip
+    tl.store(DQ + b.to(tl.int64) * sgb + h * sgh + rows[:, None] * sgt + dims[None, :], (dq * scale).to(DQ.dtype.element_ty),
+             mask=keep)  # fmt: skip
+    if MOMENTS:
+        inside = rows < T
+        tl.store(GRAD + place * 2, tl.sum(tl.where(inside, g1, 0.0)))
+        tl.store(GRAD + place * 2 + 1, tl.sum(tl.where(inside, g2, 0.0)))

@@ -1,0 +1,103 @@
+"""The forward pass: online softmax over blocks of keys (Dao 2023, algorithm 1).
+
+Grid (query blocks, B·H). Each program keeps a tile of queries, walks the key blocks that its rows see, and
+writes the mixed values and the base-2 log-sum-exp of every row.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from luban.kernels.flash.tile import add_bias, matmul, row_bounds
+
+
+@triton.jit
+def _walk(acc, m, total, q, K, V, TABLE_PTR, slope, LIST, first, last, start, stop, rows, dims, skd, svd, T, S, DIM,
+          qk_scale, zero, BN: tl.constexpr, BIAS: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
+          PADDED: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """Fold key blocks [first, last) into the running maximum m, sum total and mix acc."""
+    for n in range(first, last):
+        block = n
+        if SPARSE:
+            block = tl.load(LIST + n)
+        cols = block * BN + tl.arange(0, BN)
+        if MASKED or PADDED:
+            k = tl.load(
+                K + cols[None, :] * skd + dims[:, None], mask=(cols[None, :] < S) & (dims[:, None] < DIM), other=0.0
+            )
+            v = tl.load(
+                V + cols[:, None] * svd + dims[None, :], mask=(cols[:, None] < S) & (dims[None, :] < DIM), other=0.0
+            )
+        else:
+            k = tl.load(K + cols[None, :] * skd + dims[:, None])
+            v = tl.load(V + cols[:, None] * svd + dims[None, :])
+        s = matmul(q, k, UPCAST) * qk_scale
+        s = add_bias(s, rows[:, None], cols[None, :], TABLE_PTR, slope, T, S, zero, BIAS, EXACT)
+        if MASKED:
+            s = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), s, float("-inf"))
+        m_new = tl.maximum(m, tl.max(s, 1))
+        shift = m_new
+        if MASKED:
+            shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen nothing yet
+        p = tl.exp2(s - shift[:, None])
+        decay = tl.exp2(m - shift)
+        total = total * decay + tl.sum(p, 1)
+        acc = acc * decay[:, None] + matmul(p.to(v.dtype), v, UPCAST)
+        m = m_new
+    return acc, m, total
+
+
+@triton.jit
+def forward_kernel(Q, K, V, OUT, LSE, START, STOP, TABLE, SLOPES, LISTS, COUNTS,
+                   sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sob, soh, sot,
+                   interval_stride, table_stride, list_head, list_row, count_head,
+                   T, S, H, qk_scale, zero, DIM: tl.constexpr,
+                   GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
+                   INTERVALS: tl.constexpr, SPARSE: tl.constexpr, EXACT: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """O (B, H, T, D) and LSE (B, H, T) of one block of queries."""
+    m_block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows first
+    b = tl.program_id(1) // H
+    h = tl.program_id(1) % H
+    rows = m_block * BM + tl.arange(0, BM)
+    dims = tl.arange(0, D)
+    PADDED: tl.constexpr = DIM != D
+    keep = (rows[:, None] < T) & (dims[None, :] < DIM)
+    q = tl.load(Q + b.to(tl.int64) * sqb + h * sqh + rows[:, None] * sqt + dims[None, :], mask=keep, other=0.0)
+    K += b.to(tl.int64) * skb + (h // GROUP) * skh
+    V += b.to(tl.int64) * svb + (h // GROUP) * svh
+    start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
+    TABLE_PTR = TABLE + h * table_stride
+    slope = 0.0
+    if BIAS == 1:
+        slope = tl.load(SLOPES + h)
+    m = tl.full([BM], float("-inf"), tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    acc = tl.zeros([BM, D], tl.float32)
+    if SPARSE:
+        LIST = LISTS + h * list_head + m_block * list_row
+        count = tl.load(COUNTS + h * count_head + m_block)
+        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, slope, LIST, 0, count, start, stop, rows, dims, sks, svs, T, S,
+                          DIM, qk_scale, zero, BN, BIAS, True, True, PADDED, True, UPCAST)  # fmt: skip
+    else:
+        first = tl.min(start) // BN
+        last = tl.cdiv(tl.max(stop), BN)
+        full_first = tl.minimum(tl.cdiv(tl.max(start), BN), last)
+        full_last = tl.maximum(tl.min(stop) // BN, full_first)
+        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, slope, LISTS, first, full_first, start, stop, rows, dims, sks, svs,
+                          T, S, DIM, qk_scale, zero, BN, BIAS, True, True, PADDED, False, UPCAST)  # fmt: skip
+        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, slope, LISTS, full_first, full_last, start, stop, rows, dims, sks,
+                          svs, T, S, DIM, qk_scale, zero, BN, BIAS, False, EXACT, PADDED, False, UPCAST)  # fmt: skip
+        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, slope, LISTS, full_last, last, start, stop, rows, dims, sks, svs,
+                          T, S, DIM, qk_scale, zero, BN, BIAS, True, True, PADDED, False, UPCAST)  # fmt: skip
+    nothing = total == 0.0
+    out = acc / tl.where(nothing, 1.0, total)[:, None]
+    lse = tl.where(
+        nothing, float("inf"), m + tl.log2(tl.where(nothing, 1.0, total))
+    )  # exp2(s − ∞) = 0 in the backward pass
+    tl.store(
+        OUT + b.to(tl.int64) * sob + h * soh + rows[:, None] * sot + dims[None, :],
+        out.to(OUT.dtype.element_ty),
+        mask=keep,
+    )
+    tl.store(LSE + tl.program_id(1) * T + rows, lse, mask=rows < T)

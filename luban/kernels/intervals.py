@@ -1,0 +1,96 @@
+"""Masks as intervals: query i sees keys start[i] ≤ j < stop[i].
+
+Causal, sliding-window, document-packed, prefix and padded masks are all of this form, with start and stop
+that never decrease from one query to the next; so one kernel serves them all, and a block of queries knows
+from four numbers which blocks of keys it must touch and which of those need no mask.
+
+B batch, T queries, S keys. Queries are the last T of the S places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """What every query sees. `plain` marks the bare causal triangle, which kernels compute by themselves."""
+
+    start: Tensor  # (B or 1, T) int32, first key seen
+    stop: Tensor  # (B or 1, T) int32, one past the last key seen
+    plain: bool = False
+
+    def dense(self, keys: int) -> Tensor:
+        """(B or 1, 1, T, S) bool, true where seen: for references and tests."""
+        places = torch.arange(keys, device=self.start.device)
+        return ((places >= self.start[..., None]) & (places < self.stop[..., None]))[:, None]
+
+    def pairs(self) -> int:
+        """Query–key pairs seen, summed over the batch rows given."""
+        return int((self.stop - self.start).clamp(min=0).sum())
+
+
+def intervals(queries: int, keys: int, *, causal: bool = True, window: int | None = None,
+              documents: Tensor | None = None, prefix: Tensor | None = None, lengths: Tensor | None = None,
+              device: torch.device | str = "cpu") -> Intervals:  # fmt: skip
+    """The intervals of a mask.
+
+    Args:
+        queries, keys: T and S, T ≤ S.
+        causal: a query sees no later key.
+        window: a query sees itself and the `window - 1` keys before it (and after it, where not causal).
+        documents: (B, S) int, the same number for the keys of one document, which are contiguous; a query sees
+            only its own document. Needs T = S.
+        prefix: (B,) int, keys that all queries see whatever their place (prefix language models).
+        lengths: (B,) int, real keys of each row; what lies behind is padding that nobody sees.
+    """
+    at = torch.arange(keys - queries, keys, device=device, dtype=torch.int32)[None]
+    start = torch.zeros_like(at)
+    stop = at + 1 if causal else torch.full_like(at, keys)
+    plain = causal and all(x is None for x in (window, documents, prefix, lengths))
+    if window is not None:
+        start = (at - window + 1).clamp(min=0)
+        stop = stop if causal else (at + window).clamp(max=keys)
+    if documents is not None:
+        first, last = _document_bounds(documents)
+        start, stop = torch.maximum(start, first), torch.minimum(stop, last)
+    if prefix is not None:
+        stop = torch.maximum(stop, prefix.to(torch.int32)[:, None])
+    if lengths is not None:
+        stop = torch.minimum(stop, lengths.to(torch.int32)[:, None])
+    start, stop = torch.broadcast_tensors(start, stop)
+    return Intervals(start.contiguous(), stop.contiguous(), plain)
+
+
+def _document_bounds(documents: Tensor) -> tuple[Tensor, Tensor]:
+    """First place and one past the last place of each place's document, (B, S) int32 both."""
+    size = documents.shape[1]
+    places = torch.arange(size, device=documents.device, dtype=torch.int32)[None]
+    opens = torch.ones_like(documents, dtype=torch.bool)
+    opens[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    first = torch.where(opens, places, 0).cummax(1).values
+    closes = torch.ones_like(opens)
+    closes[:, :-1] = opens[:, 1:]
+    last = torch.where(closes, places + 1, size).flip(1).cummin(1).values.flip(1)
+    return first.to(torch.int32), last.to(torch.int32)
+
+
+def seeing_rows(mask: Intervals, block: int, keys: int) -> Tensor:
+    """For each block of keys, which queries see any of it and which see all of it.
+
+    Returns:
+        (B or 1, S / block rounded up, 4) int32: [first row that sees some, one past the last; first row that
+        sees all, one past the last]. Rows between the two ranges need the mask.
+    """
+    low = torch.arange(0, keys, block, device=mask.start.device, dtype=torch.int32)
+    high = (low + block).clamp(max=keys)
+    rows = mask.start.shape[0]
+    low, high = low.expand(rows, -1).contiguous(), high.expand(rows, -1).contiguous()
+    some_first = torch.searchsorted(mask.stop, low, right=True)  # first row with stop > low
+    some_last = torch.searchsorted(mask.start, high)  # first row with start ≥ high
+    all_first = torch.searchsorted(mask.stop, high)  # first row with stop ≥ high
+    all_last = torch.searchsorted(mask.start, low, right=True)  # first row with start > low
+    return torch.stack([some_first, some_last, all_first, all_last], -1).to(torch.int32)

@@ -1,0 +1,1 @@
+"""Plain PyTorch that can be checked against the papers line by line."""

@@ -1,0 +1,105 @@
+"""What an optimizer is to the trainer: named fp32 parameters, one learning-rate factor, state as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from luban.core.errors import ArtifactError
+from luban.core.registry import Registry, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Variant):
+    """An optimizer's settings. `build` makes the thing that steps."""
+
+    registry: ClassVar[Registry] = Registry(
+        "optimizer",
+        {
+            "adamw": "luban.optim.adamw:AdamW",
+            "muon": "luban.optim.muon:Muon",
+        },
+    )
+
+    lr: float = 1e-3  # peak learning rate
+    weight_decay: float = 0.1  # decoupled decay (times the learning rate), on matrices only
+
+    def __post_init__(self):
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, {self.lr} given")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must be at least 0, {self.weight_decay} given")
+
+    def build(self, parameters: Mapping[str, nn.Parameter]) -> Stepper:
+        """The stepping optimizer over these named parameters."""
+        raise NotImplementedError
+
+    def state_values(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """How many fp32 values of state it keeps for parameters of these shapes, for the memory prediction."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Parameters by what they are: each optimizer treats these three differently."""
+
+    hidden: dict[str, nn.Parameter]  # matrices inside the blocks
+    tables: dict[str, nn.Parameter]  # embeddings and the head
+    vectors: dict[str, nn.Parameter]  # norms' gains, biases: never decayed
+
+
+def is_hidden_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether the parameter is a matrix inside a block (`blocks.…`), neither embedding nor head."""
+    return len(shape) == 2 and "blocks." in name
+
+
+def by_role(parameters: Mapping[str, nn.Parameter]) -> Roles:
+    """Sort named parameters into roles."""
+    hidden = {n: p for n, p in parameters.items() if is_hidden_matrix(n, p.shape)}
+    tables = {n: p for n, p in parameters.items() if p.ndim >= 2 and n not in hidden}
+    return Roles(hidden, tables, {n: p for n, p in parameters.items() if p.ndim < 2})
+
+
+class Stepper:
+    """One or more torch optimizers driven together.
+
+    Each parameter group carries `peak_lr`; a step runs at `peak_lr * factor`. State leaves and enters as
+    named tensors (`blocks.0.attention.q.weight/exp_avg`), so that no pickle and no group order is involved.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter]):
+        self.parts = list(parts)
+        self.parameters = dict(parameters)
+        for part in self.parts:
+            for group in part.param_groups:
+                group.setdefault("peak_lr", group["lr"])
+
+    def step(self, factor: float) -> None:
+        """Update every parameter from its `.grad` at `factor` times its peak learning rate."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            part.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """The state as `parameter/key` → tensor."""
+        found = {}
+        for name, parameter in self.parameters.items():
+            for part in self.parts:
+                for key, value in part.state.get(parameter, {}).items():
+                    found[f"{name}/{key}"] = value
+        return found
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up the state that `state` gave. Raises ArtifactError for a parameter the model does not have."""
+        owner = {id(p): part for part in self.parts for group in part.param_groups for p in group["params"]}
+        for entry, value in tensors.items():
+            name, _, key = entry.rpartition("/")
+            if name not in self.parameters:
+                raise ArtifactError(f"the optimizer state holds '{name}', which the model does not have")
+            parameter = self.parameters[name]
+            owner[id(parameter)].state[parameter][key] = value.to(parameter.device, copy=True)

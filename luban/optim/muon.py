@@ -1,0 +1,106 @@
+"""Muon: momentum orthogonalised by Newton–Schulz (Jordan et al. 2024), scaled to AdamW's step size
+(Liu et al. 2025, "Muon is scalable for LLM training", equation 4)."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from luban.optim.adamw import AdamW, check_adam
+from luban.optim.family import Optimizer, Stepper, by_role, is_hidden_matrix
+
+# Quintic coefficients that drive singular values from [0, 1] to about 1 in five rounds (Jordan et al. 2024).
+QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon(Optimizer):
+    """Muon for the matrices inside the blocks; AdamW for embeddings, head, norms and biases."""
+
+    lr: float = 2e-2  # peak learning rate of the hidden matrices, in AdamW's units (update RMS 0.2)
+    momentum: float = 0.95  # decay of the momentum, Nesterov form
+    rounds: int = 5  # Newton–Schulz rounds
+    adamw_lr: float = 3e-3  # peak learning rate of everything else
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW's, for everything else
+    eps: float = 1e-8  # AdamW's, for everything else
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_adam(self.betas, self.eps)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), {self.momentum} given")
+
+    def build(self, parameters: Mapping[str, nn.Parameter]) -> Stepper:
+        hidden = by_role(parameters).hidden
+        rest = {name: p for name, p in parameters.items() if name not in hidden}
+        parts: list[torch.optim.Optimizer] = []
+        if hidden:
+            parts.append(MuonStep(hidden.values(), lr=self.lr, momentum=self.momentum,
+                                  weight_decay=self.weight_decay, rounds=self.rounds))  # fmt: skip
+        if rest:
+            adamw = AdamW(lr=self.adamw_lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+            parts += adamw.build(rest).parts
+        return Stepper(parts, parameters)
+
+    def state_values(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        hidden = {name: shape for name, shape in shapes.items() if is_hidden_matrix(name, shape)}
+        rest = {name: shape for name, shape in shapes.items() if name not in hidden}
+        return sum(math.prod(shape) for shape in hidden.values()) + AdamW().state_values(rest)
+
+
+class MuonStep(torch.optim.Optimizer):
+    """The update itself. Matrices of one shape are orthogonalised together in one batched product."""
+
+    def __init__(self, params, *, lr: float, momentum: float, weight_decay: float, rounds: int):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "rounds": rounds})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            by_shape = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[tuple(parameter.shape)].append(parameter)
+            for shape, parameters in by_shape.items():
+                self._step_shape(group, shape, parameters)
+
+    def _step_shape(self, group: dict, shape: tuple[int, int], parameters: list[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        updates = torch.stack(torch._foreach_lerp(gradients, buffers, group["momentum"]))
+        updates = orthogonalise(updates, group["rounds"]).to(parameters[0].dtype)
+        lr = group["lr"]
+        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(parameters, list(updates), alpha=-lr * 0.2 * math.sqrt(max(shape)))
+
+
+def orthogonalise(matrices_NRC: Tensor, rounds: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Replace each matrix U S Vᵀ by roughly U Vᵀ: singular values near 1 (within about 0.7 to 1.2).
+
+    Args:
+        matrices_NRC: (N, rows, columns), any floating dtype.
+        rounds: Newton–Schulz rounds.
+        dtype: the precision of the products.
+
+    Returns:
+        (N, rows, columns) in `dtype`.
+    """
+    a, b, c = QUINTIC
+    x = matrices_NRC.to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
+    for _ in range(rounds):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x

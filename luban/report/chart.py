@@ -1,0 +1,148 @@
+"""Line charts as SVG, drawn in Python so that a page needs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+WIDTH, HEIGHT = 720, 320
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 40
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve. `tone` is a colour class of the page: a, b, c or d."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    tone: str = "a"
+    faint: bool = False  # thin and pale: raw data behind a smoother curve
+    dots: bool = False  # mark every point
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line to compare with."""
+
+    name: str
+    value: float
+    tone: str = "c"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What to draw, in data units."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    levels: Sequence[Level] = field(default_factory=tuple)
+    zero: bool = False  # the y axis starts at zero
+    clip_start: float = 0.0  # share of the curve's start that may leave the frame (a steep first descent)
+    width: int = WIDTH
+    height: int = HEIGHT
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers covering [low, high], `about` of them: steps of 1, 2 or 5 times a power of ten."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def label(value: float) -> str:
+    """A tick in few characters: 1500000 → 1.5M, 0.0003 → 3e-04."""
+    if value == 0:
+        return "0"
+    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{suffix}"
+    return f"{value:g}" if abs(value) >= 0.001 else f"{value:.0e}"
+
+
+def smooth(points: Sequence[tuple[float, float]], weight: float = 0.9) -> list[tuple[float, float]]:
+    """Exponential moving average with its start corrected for bias, as Adam corrects its moments."""
+    out, mean = [], 0.0
+    for index, (x, y) in enumerate(points, start=1):
+        mean = weight * mean + (1 - weight) * y
+        out.append((x, mean / (1 - weight**index)))
+    return out
+
+
+def draw(chart: Chart) -> str:
+    """The chart as an SVG element; hovering reads its values from `data-series`."""
+    curves = [Series(s.name, [p for p in s.points if all(map(math.isfinite, p))], s.tone, s.faint, s.dots)
+              for s in chart.series]  # fmt: skip
+    curves = [s for s in curves if s.points]
+    if not curves:
+        return ""
+    x_low, x_high = (f(x for s in curves for x, _ in s.points) for f in (min, max))
+    y_low, y_high = _range(chart, curves)
+    bottom = chart.height - BOTTOM
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (LEFT + (x - x_low) / ((x_high - x_low) or 1) * (chart.width - LEFT - RIGHT),
+                bottom - (y - y_low) / ((y_high - y_low) or 1) * (bottom - TOP))  # fmt: skip
+
+    parts = [
+        *_axes(chart, place, (x_low, x_high), (y_low, y_high)),
+        *_levels(chart, place, x_low, y_low, y_high),
+    ]
+    for curve in curves:
+        spots = [place(x, y) for x, y in curve.points]
+        path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+        parts.append(
+            f'<path class="curve {curve.tone}{" faint" if curve.faint else ""}" d="{path}" clip-path="url(#frame)"/>'
+        )
+        if curve.dots:
+            parts += [f'<circle class="dot {curve.tone}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in spots]
+    data = {"x": [x_low, x_high], "y": [y_low, y_high], "plot": [LEFT, chart.width - RIGHT, TOP, bottom], "xLabel": chart.x_label,
+            "series": [{"name": s.name, "tone": s.tone, "points": [[round(x, 6), round(y, 6)] for x, y in s.points]}
+                       for s in curves if not s.faint]}  # fmt: skip
+    return (f'<svg class="chart" viewBox="0 0 {chart.width} {chart.height}" role="img" aria-label="{escape(chart.title)}" '
+            f"data-chart='{escape(json.dumps(data), quote=True)}'>"
+            f'<defs><clipPath id="frame"><rect x="{LEFT}" y="{TOP}" width="{chart.width - LEFT - RIGHT}" '
+            f'height="{bottom - TOP}"/></clipPath></defs>{"".join(parts)}<g class="hover"></g></svg>')  # fmt: skip
+
+
+def _range(chart: Chart, curves: Sequence[Series]) -> tuple[float, float]:
+    kept = [y for s in curves for _, y in s.points[int(len(s.points) * chart.clip_start) :]]
+    values = [*kept, *(level.value for level in chart.levels)]
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
+    return (0.0 if chart.zero else low - margin), high + margin
+
+
+def _axes(chart: Chart, place, xs: tuple[float, float], ys: tuple[float, float]) -> list[str]:
+    bottom = chart.height - BOTTOM
+    parts = []
+    for value in ticks(*ys):
+        _, y = place(xs[0], value)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{chart.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                     f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label(value)}</text>')  # fmt: skip
+    for value in ticks(*xs, about=chart.width // 110):
+        x, _ = place(value, ys[0])
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{label(value)}</text>')
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{chart.width - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
+    parts.append(f'<text class="name" x="{(LEFT + chart.width - RIGHT) / 2}" y="{chart.height - 6}" text-anchor="middle">'
+                 f"{escape(chart.x_label)}</text>")  # fmt: skip
+    return parts
+
+
+def _levels(chart: Chart, place, x_low: float, y_low: float, y_high: float) -> list[str]:
+    parts = []
+    for level in chart.levels:
+        if y_low <= level.value <= y_high:
+            _, y = place(x_low, level.value)
+            parts.append(f'<line class="level {level.tone}" x1="{LEFT}" x2="{chart.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                         f'<text class="level {level.tone}" x="{chart.width - RIGHT - 4}" y="{y - 6:.1f}" text-anchor="end">'
+                         f"{escape(level.name)} {level.value:.3g}</text>")  # fmt: skip
+    return parts

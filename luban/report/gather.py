@@ -1,0 +1,120 @@
+"""Finds what a page can show: artifacts below some directories, their figures, curves and samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luban.core.artifact import INCOMPLETE, MANIFEST, Manifest, read_manifest
+from luban.core.errors import ArtifactError, DataError
+from luban.core.log import read_metrics, warn
+from luban.core.units import count
+from luban.report.chart import Chart, Level, Series, draw, smooth
+
+SMALL = {"width": 400, "height": 230}  # a chart that shares its row with others
+HEADLINES = {  # artifact kind → figures worth a line in its box, the first that is there
+    "corpus": (("documents", "{:,} documents"),),
+    "tokenizer": (("vocab_size", "{:,} tokens"),),
+    "shards": (("tokens", "{:,} tokens"),),
+    "run": (("heldout_loss", "held-out loss {:.3f}"), ("bits_per_byte", "{:.3f} bits per byte")),
+    "evaluation": (("which_module_accuracy", "which module: {:.0%}"), ("bits_per_byte", "{:.3f} bits per byte"),
+                   ("answer_loss", "answer loss {:.3f}")),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """One artifact on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """Its directory's name."""
+        return self.path.name.removesuffix(INCOMPLETE)
+
+
+def find_artifacts(folders: Iterable[Path]) -> list[Found]:
+    """Artifacts that are one of the folders or directly below one, oldest first.
+
+    Raises DataError when there is none.
+    """
+    found = []
+    for folder in folders:
+        for path in [folder, *sorted(p for p in folder.glob("*") if p.is_dir())]:
+            if (path / MANIFEST).is_file():
+                try:
+                    found.append(Found(path, read_manifest(path)))
+                except ArtifactError as error:
+                    warn(f"left out of the report: {error}")
+    if not found:
+        raise DataError(f"nothing to report: no artifact in {', '.join(map(str, folders))}")
+    return sorted(found, key=lambda f: f.manifest.created)
+
+
+def headline(found: Found) -> str:
+    """The one figure of an artifact that its box in the family tree shows."""
+    known = {**found.manifest.config, **found.manifest.figures}
+    splits = [known[name] for name in ("train", "heldout") if isinstance(known.get(name), dict)]
+    for key, words in HEADLINES.get(found.manifest.kind, ()):
+        value = sum(split.get(key, 0) for split in splits) or known.get(key)
+        if isinstance(value, (int, float)):
+            return words.format(value)
+    return ""
+
+
+def evaluation_figures(artifacts: Iterable[Found]) -> dict[str, float]:
+    """Figures of every evaluation, a later one's winning."""
+    merged: dict[str, float] = {}
+    for found in artifacts:
+        if found.manifest.kind == "evaluation":
+            merged |= found.manifest.figures
+    return merged
+
+
+def read_items(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; none where it is missing."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _picture(chart: Chart) -> dict[str, Any]:
+    return {"title": chart.title, "svg": draw(chart), "legend": [(s.name, s.tone) for s in chart.series if not s.faint]}
+
+
+def _column(rows: list[dict[str, Any]], name: str, scale: float = 1.0) -> list[tuple[float, float]]:
+    return [(row["step"], row[name] * scale) for row in rows if isinstance(row.get(name), (int, float))]
+
+
+def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | None:
+    """The curves of one training run: loss (in bits per byte where the run measured them) and its small charts."""
+    rows = read_metrics(found.path / "metrics.jsonl") if (found.path / "metrics.jsonl").is_file() else []
+    if not rows:
+        return None
+    measured = [row for row in rows if row.get("bits_per_byte") and row.get("heldout_loss")]
+    scale = measured[-1]["bits_per_byte"] / measured[-1]["heldout_loss"] if measured else 1.0
+    train, unit = _column(rows, "loss", scale), "bits per byte" if measured else "loss, nats a token"
+    heldout = _column(rows, "bits_per_byte") or _column(rows, "heldout_loss")
+    levels = [Level(f"{name} {flag}", figures[key], tone) for name, flag, key, tone in
+              (("gzip", "-9", "gzip_bits_per_byte", "d"), ("xz", "-9e", "xz_bits_per_byte", "c"))
+              if measured and key in figures]  # fmt: skip
+    main = Chart(f"{found.name}: loss", "step", unit,
+                 [Series("each step", train, "a", faint=True), Series("training, smoothed", smooth(train, 0.95), "a"),
+                  Series("held out", heldout, "b", dots=True)], levels, clip_start=0.08)  # fmt: skip
+    small = [
+        Chart("tokens a second", "step", "tokens/s", [Series("tokens a second", _column(rows, "tokens_per_second"))],
+              zero=True, **SMALL),
+        Chart("learning rate", "step", "learning rate", [Series("learning rate", _column(rows, "lr"), "c")],
+              zero=True, **SMALL),
+        Chart("gradient norm, before clipping", "step", "norm", [Series("gradient norm", _column(rows, "grad_norm"), "d")],
+              **SMALL, clip_start=0.05),
+    ]  # fmt: skip
+    last = rows[-1]
+    about = f"{last.get('step', 0):,} steps, {count(float(last.get('tokens', 0)))} tokens."
+    if measured:
+        about += " Training loss is shown in bits per byte by the held-out text's tokens per byte."
+    return {"title": f"Learning: {found.name}", "about": about, "main": _picture(main),
+            "small": [p for p in map(_picture, small) if p["svg"]]}  # fmt: skip

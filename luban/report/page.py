@@ -1,0 +1,126 @@
+"""One self-contained page from run directories."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from luban.core.artifact import atomic_write, package_versions
+from luban.core.units import bytes_, count, seconds
+from luban.data.loader import Loader
+from luban.data.shards import Shards
+from luban.data.show import row_tokens
+from luban.report.family import family_of
+from luban.report.gather import Found, evaluation_figures, find_artifacts, headline, read_items, run_section
+from luban.tokenizer.tokenizer import load_tokenizer
+
+SHOWN_TOKENS = 600  # of a pack: what fits on a screen
+
+
+def write_report(folders: Sequence[Path], out: Path, title: str = "A language model, from text to answers") -> None:
+    """Write the page for the artifacts in `folders`, reading `stages.json` and `summary.json` beside them.
+
+    Raises:
+        DataError: no artifact in any of the folders.
+    """
+    artifacts = find_artifacts(folders)
+    figures = evaluation_figures(artifacts)
+    stages, summary = _beside(folders, "stages.json") or [], _beside(folders, "summary.json") or {}
+    runs = [f for f in artifacts if f.manifest.kind == "run"]
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string((Path(__file__).parent / "page.html.jinja").read_text(encoding="utf-8"))
+    sections = [s for s in (run_section(run, figures) for run in runs) if s]
+    for section in sections:
+        for picture in [section["main"], *section["small"]]:
+            picture["svg"] = jinja2.utils.markupsafe.Markup(picture["svg"])
+    drawn = family_of({f.name: (f.manifest, headline(f)) for f in artifacts if f.manifest.status == "finished"})
+    versions = ", ".join(f"{k} {v}" for k, v in package_versions().items())
+    page = template.render(
+        title=title, subtitle=_subtitle(artifacts), tiles=_tiles(figures, runs, summary),
+        family=jinja2.utils.markupsafe.Markup(drawn), curves=sections, packs=_packs(artifacts),
+        samples=[item for f in artifacts for item in read_items(f.path / "samples.jsonl")],
+        stages=_stages(stages), machine=f"{platform.machine()}, {_cores()}.",
+        figures=[(k, f"{v:,.4f}" if isinstance(v, float) else f"{v:,}") for k, v in sorted(figures.items())],
+        footer=f"Written by Luban. {versions}.",
+    )  # fmt: skip
+    atomic_write(out, page)
+
+
+def _beside(folders: Sequence[Path], name: str) -> Any:
+    path = next((f / name for f in folders if (f / name).is_file()), None)
+    return json.loads(path.read_text(encoding="utf-8")) if path else None
+
+
+def _cores() -> str:
+    import os
+
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{os.cpu_count()} cores, {bytes_(total)} memory"
+
+
+def _subtitle(artifacts: Sequence[Found]) -> str:
+    return "How this model came to be: " + " → ".join(f.name for f in artifacts)
+
+
+def _tiles(figures: dict[str, float], runs: Sequence[Found], summary: dict[str, Any]) -> list[dict[str, str]]:
+    tiles = []
+    if "bits_per_byte" in figures:
+        tiles.append({"label": "held-out bits per byte", "value": f"{figures['bits_per_byte']:.3f}",
+                      "note": f"xz -9e needs {figures['xz_bits_per_byte']:.3f}"})  # fmt: skip
+    if summary.get("answer_loss_before"):
+        drop = 1 - summary["answer_loss_after"] / summary["answer_loss_before"]
+        tiles.append({"label": "held-out answer loss", "value": f"{summary['answer_loss_after']:.3f}",
+                      "note": f"{drop:.0%} below the base model"})  # fmt: skip
+    if "which_module_accuracy" in figures:
+        tiles.append({"label": "“which module has …”", "value": f"{figures['which_module_accuracy']:.0%}",
+                      "note": f"best constant answer {figures['which_module_majority']:.0%}"})  # fmt: skip
+    for run in runs[:1]:
+        speed, tokens = run.manifest.figures.get("tokens_per_second"), run.manifest.figures.get("tokens")
+        if speed and tokens:
+            tiles.append({"label": "tokens trained on", "value": count(float(tokens)),
+                          "note": f"{speed:,.0f} tokens a second"})  # fmt: skip
+    if summary.get("seconds"):
+        tiles.append({"label": "from text to answers", "value": seconds(sum(summary["seconds"].values())),
+                      "note": f"peak memory {bytes_(summary['peak_rss_bytes'])}"})  # fmt: skip
+    return tiles
+
+
+def _packs(artifacts: Sequence[Found]) -> list[dict[str, Any]]:
+    packs = []
+    for found in artifacts:
+        if found.manifest.kind != "shards":
+            continue
+        shards = Shards.open(found.path)
+        chat = shards.has_mask
+        loader = Loader(shards, batch_size=1, seq_len=min(SHOWN_TOKENS, shards.tokens - 1), seed=0,
+                        packing="fit" if chat else "stream")  # fmt: skip
+        row = row_tokens(loader.batch(0), 0, load_tokenizer(found.path / "tokenizer"))
+        tokens = [{**token, "style": _style(token)} for token in row]
+        packs.append({
+            "title": "What instruction tuning sees" if chat else "What pretraining sees", "tokens": tokens,
+            "about": "One packed row. Each tint is a document that attends only to itself, its positions starting anew; "
+            + ("underlined tokens are trained on: the answers and their end tokens." if chat else
+               "underlined tokens are trained on: all but a document's first."),
+        })  # fmt: skip
+    return packs
+
+
+def _style(token: dict[str, Any]) -> str:
+    """The classes of a token: its document's tint, whether it is trained on, a document's start, a special token."""
+    special = token["text"].startswith("<|") and token["text"].endswith("|>")
+    words = [f"d{token['document'] % 4}"] + ["on"] * token["trained"] + ["edge-mark"] * (token["position"] == 0)
+    return " ".join(words + ["special"] * special)
+
+
+def _stages(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    longest = max((stage["seconds"] for stage in stages), default=1)
+    largest = max((stage["peak_rss_bytes"] for stage in stages), default=1)
+    return [{"name": stage["name"],
+             "seconds_text": seconds(stage["seconds"]), "seconds_share": 100 * stage["seconds"] / longest,
+             "bytes_text": bytes_(stage["peak_rss_bytes"]), "bytes_share": 100 * stage["peak_rss_bytes"] / largest}
+            for stage in stages]  # fmt: skip

@@ -1,0 +1,167 @@
+"""The one training loop: pretraining and instruction tuning differ in what they are given, not in how they train."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from luban.checkpoint.checkpoint import save_checkpoint
+from luban.checkpoint.series import Series
+from luban.core.artifact import ArtifactWriter
+from luban.core.errors import TrainingError
+from luban.core.log import Bar, progress, say
+from luban.core.units import count
+from luban.data.loader import Loader
+from luban.train.budget import StepCount
+from luban.train.interrupt import Interrupted, StopRequest
+from luban.train.journal import Journal
+from luban.train.recipe import Recipe
+from luban.train.state import TrainState
+from luban.train.step import LossFunction, StepResult, TrainStep
+from luban.train.validate import Validation, Validator
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What the loop drives, already made."""
+
+    recipe: Recipe
+    module: nn.Module
+    loss: LossFunction
+    step: TrainStep
+    state: TrainState
+    loader: Loader
+    validator: Validator | None  # None where there is no held-out split
+
+
+class Loop:
+    """Trains inside an open run artifact until its steps are done, then leaves its figures there.
+
+    Raises:
+        TrainingError: too many steps were NaN or infinite; names the last good checkpoint.
+        Interrupted: by Ctrl-C or SIGTERM, after saving.
+    """
+
+    def __init__(self, art: ArtifactWriter, pieces: Pieces):
+        self.art, self.pieces, self.recipe, self.state = art, pieces, pieces.recipe, pieces.state
+        self.series = Series(art.path)
+        train = self.recipe.train
+        fixed = art.figures.get("steps_fixed", {})
+        self.count = StepCount(train.steps, train.budget_seconds, **fixed)
+        self.session = time.monotonic()
+        self.earlier = self.state.progress.seconds  # of earlier sessions
+        self.saved: int | None = self.series.steps()[-1] if self.series.steps() else None
+        self.side = 0.0  # seconds in validation and saving since the last row
+
+    def run(self) -> None:
+        """Train from the state's step to the last."""
+        at = self.state.progress
+        with (
+            StopRequest() as stop,
+            Journal(self.art.path, at.step, tensorboard=self.recipe.train.tensorboard) as journal,
+            progress("training", total=self.count.total(at.step), unit="steps", start=at.step) as bar,
+        ):
+            batches = self.pieces.loader.iterate(at.step)
+            self.row_time, self.row_tokens = time.monotonic(), at.tokens
+            while at.step < self.count.total(at.step):
+                began = time.monotonic()
+                factor = self.recipe.schedule.factor(at.step, self.count.total(at.step))
+                result = self.pieces.step(next(batches), factor)
+                self._count(result)
+                at.step += 1
+                self._log(journal, result, factor, bar)
+                self._fix_steps(time.monotonic() - began, bar)
+                self._look_after(journal, stop)
+        self._finish()
+
+    def _count(self, result: StepResult) -> None:
+        at, limit = self.state.progress, self.recipe.train.max_bad_steps
+        at.tokens += result.tokens
+        at.seconds = self.earlier + time.monotonic() - self.session
+        if not result.bad or result.explained:
+            return
+        at.bad_steps += 1
+        if at.bad_steps >= limit:
+            last = self.series.path(self.saved) if self.saved is not None else "none was saved yet"
+            raise TrainingError(
+                f"stopped at step {at.step + 1}: loss {result.loss:g}, gradient norm {result.grad_norm:g}; "
+                f"{at.bad_steps} steps were NaN or infinite (train.max_bad_steps is {limit}). "
+                f"Last good checkpoint: {last}. Lower --optim.lr, or look at the data"
+            )
+
+    def _log(self, journal: Journal, result: StepResult, factor: float, bar: Bar) -> None:
+        at, train = self.state.progress, self.recipe.train
+        now = time.monotonic()
+        rate = (at.tokens - self.row_tokens) / max(now - self.row_time - self.side, 1e-9)
+        bar.advance(1, f"loss {result.loss:.3f}  {count(float(rate))} tokens/s")
+        if at.step % train.log_every and at.step != 1 and at.step != self.count.total(at.step):
+            return
+        journal.write(step=at.step, loss=result.loss, tokens=at.tokens, tokens_per_second=rate,
+                      lr=self.recipe.optim.lr * factor, grad_norm=result.grad_norm, seconds=at.seconds,
+                      bad_steps=at.bad_steps, loss_scale=self.state.scale.value)  # fmt: skip
+        self.row_time, self.row_tokens, self.side = now, at.tokens, 0.0
+
+    def _fix_steps(self, seconds: float, bar: Bar) -> None:
+        at, validation = self.state.progress, self.recipe.validation
+        per_step = 0.0
+        if validation.every and self.pieces.validator and validation.batches:
+            per_step = validation.batches * seconds / 2 / validation.every  # a forward alone is under half a step
+        if self.count.time(at.step - 1, seconds, time.monotonic() - self.session + self.earlier, per_step):
+            self.art.note(steps_fixed={"fixed": self.count.fixed, "fixed_at": self.count.fixed_at})
+            bar.total = self.count.fixed
+            say(f"training for {self.count.fixed} steps, which fit the budget of "
+                f"{self.recipe.train.budget_seconds:g} seconds")  # fmt: skip
+
+    def _look_after(self, journal: Journal, stop: StopRequest) -> None:
+        """Validate and save where they are due, and leave when asked to."""
+        at, began = self.state.progress, time.monotonic()
+        last = at.step >= self.count.total(at.step)
+        every = self.recipe.validation.every
+        if self.pieces.validator and (last or (every and at.step % every == 0)):
+            self._validate(journal, self.pieces.validator)
+        if last or stop.signal or at.step % self.recipe.checkpoint.every == 0:
+            self.save()
+        self.side += time.monotonic() - began
+        if stop.signal and not last:
+            name = signal.Signals(stop.signal).name
+            raise Interrupted(stop.signal, f"stopped by {name} after step {at.step}, saved in "
+                              f"{self.series.path(at.step)}; the same command resumes")  # fmt: skip
+
+    def _validate(self, journal: Journal, validator: Validator) -> Validation:
+        at = self.state.progress
+        found = validator(self.pieces.module, self.pieces.loss)
+        journal.write(step=at.step, **found.row(), seconds=self.earlier + time.monotonic() - self.session)
+        at.scores = found.row()
+        saving = at.step % self.recipe.checkpoint.every == 0 or at.step >= self.count.total(at.step)
+        if saving and (at.best_loss is None or found.loss < at.best_loss):
+            at.best_loss, at.best_step = found.loss, at.step
+        return found
+
+    def save(self) -> None:
+        """Write the checkpoint of this step and delete those that are no longer kept."""
+        at = self.state.progress
+        at.seconds = self.earlier + time.monotonic() - self.session
+        identity = self.art.manifest
+        manifest = save_checkpoint(self.series.path(at.step), self.state.to_checkpoint(), config=identity.config,
+                                   parents=identity.parents, seed=identity.seed,
+                                   figures={"step": at.step, "tokens": at.tokens, **at.scores})  # fmt: skip
+        self.saved = at.step
+        self.series.keep(self.recipe.checkpoint.keep, at.best_step)
+        best = self.series.path(at.best_step).name if at.best_step is not None else None
+        self.art.note(checkpoints={"last": self.series.path(at.step).name, "best": best}, step=at.step,
+                      weights_hash=manifest.figures["weights_hash"], seconds=at.seconds)  # fmt: skip
+
+    def _finish(self) -> None:
+        at = self.state.progress
+        self.art.note(
+            parameters=sum(p.numel() for p in self.state.masters.parameters.values()), tokens=at.tokens,
+            seconds=at.seconds, tokens_per_second=at.tokens / max(at.seconds, 1e-9), bad_steps=at.bad_steps,
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **at.scores,
+        )  # fmt: skip
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            self.art.note(peak_cuda_bytes=torch.cuda.max_memory_allocated())

@@ -1,0 +1,103 @@
+"""The recipe of a training run: what `recipes/*.toml` hold and `--section.field value` overrides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from luban.checkpoint.series import CheckpointConfig
+from luban.core.config import from_dict, merge, to_dict
+from luban.core.errors import ConfigError
+from luban.models.presets import preset
+from luban.models.spec import ModelSpec
+from luban.optim.adamw import AdamW
+from luban.optim.family import Optimizer
+from luban.optim.schedule.cosine import Cosine
+from luban.optim.schedule.family import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to train on."""
+
+    path: str = ""  # shards (for sft also a corpus of conversations or a .jsonl with messages)
+    packing: Literal["stream", "fit"] = "stream"  # windows over all documents, or whole documents and padding
+    workers: int = 0  # threads that prepare batches ahead; any number gives the same batches
+
+    def __post_init__(self):
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, {self.workers} given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train."""
+
+    steps: int = 1000  # optimizer steps
+    budget_seconds: float = 0.0  # after 20 timed steps, lower `steps` so that training takes this long (0: off)
+    seed: int = 0  # of the initial weights and of the order of the data
+    batch_size: int = 16  # sequences an optimizer step, over all ranks and micro-batches
+    accumulate: int = 1  # micro-batches that batch_size is cut into
+    seq_len: int = 256  # input tokens a sequence (seq_len + 1 are read)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the products; weights and moments are kept in fp32
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
+    deterministic: bool | None = None  # bitwise repeatable; default: true on the CPU, false on CUDA
+    compile: bool = False  # torch.compile; off with a warning where no compiler is
+    clip: float = 1.0  # bound on the global gradient norm (0: none)
+    max_bad_steps: int = 10  # steps with a NaN or infinite loss or gradient (skipped) before the run stops
+    log_every: int = 10  # steps between rows of metrics.jsonl
+    tensorboard: bool = False  # write RUN/tensorboard too
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "seq_len", "max_bad_steps", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, {getattr(self, name)} given")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if self.budget_seconds < 0 or self.clip < 0:
+            raise ValueError("budget_seconds and clip must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Loss and bits per byte on the held-out split."""
+
+    every: int = 100  # steps between validations (0: only after the last step)
+    batches: int = 0  # batches of held-out documents, always the same ones (0: all)
+
+    def __post_init__(self):
+        if self.every < 0 or self.batches < 0:
+            raise ValueError("every and batches must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole training run as data."""
+
+    model: dict[str, Any] = field(default_factory=dict)  # a ModelSpec's fields, or preset = "name" and changes to it
+    init: str = ""  # start from this MODEL's weights and spec (empty: random weights)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: Optimizer = field(default_factory=AdamW)
+    schedule: Schedule = field(default_factory=Cosine)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+
+def resolve_spec(model: dict[str, Any], vocab_size: int) -> ModelSpec:
+    """The ModelSpec that `[model]` describes, for data with this vocabulary.
+
+    `preset = "name"` starts from a preset's row. A recipe that leaves `vocab_size` out takes the data's.
+
+    Raises:
+        ConfigError: an unknown preset or field, or another vocabulary than the data's.
+    """
+    described = {key: value for key, value in model.items() if key != "preset"}
+    if "preset" in model:
+        row = to_dict(preset(str(model["preset"])))
+        described = merge({key: value for key, value in row.items() if key != "vocab_size"}, described)
+    spec = from_dict(ModelSpec, {"vocab_size": vocab_size, **described}, "model")
+    if spec.vocab_size != vocab_size:
+        raise ConfigError(f"model.vocab_size is {spec.vocab_size}, but the shards' tokenizer has {vocab_size} tokens: "
+                          "leave it out of the recipe, or pack the shards with the right tokenizer")  # fmt: skip
+    return spec

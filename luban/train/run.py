@@ -1,0 +1,113 @@
+"""From a recipe to a finished run directory: everything is checked first, then made, then driven by the loop."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from luban.checkpoint.series import Series
+from luban.core.artifact import ArtifactWriter, as_parent, atomic_write, command_line, require_free
+from luban.core.config import to_dict, to_toml
+from luban.core.errors import DataError, UsageError
+from luban.core.log import say, warn
+from luban.core.seeding import seed_everything
+from luban.core.units import bytes_, count
+from luban.data.loader import Loader
+from luban.data.shards import Shards
+from luban.models.build import build_model
+from luban.train.device import can_compile, choose_device, set_determinism
+from luban.train.journal import require_tensorboard
+from luban.train.loop import Loop, Pieces
+from luban.train.precision import COMPUTE, LossScale, Masters
+from luban.train.predict import Prediction, predict, require_memory
+from luban.train.recipe import Recipe
+from luban.train.start import Start, choose_start
+from luban.train.state import TrainState
+from luban.train.step import TrainStep, loss_function
+from luban.train.validate import Validator
+
+
+def train(recipe: Recipe, out: Path, *, task: str, name: str) -> Path:
+    """Train as `recipe` says into the run directory `out`, or resume what is unfinished there.
+
+    Args:
+        task: what the run is for: "pretrain" or "sft".
+        name: the recipe as it was called, for people.
+
+    Raises:
+        LubanError: anything that is wrong, before anything is written; TrainingError and Interrupted after.
+    """
+    shards, start, device, prediction = prepare(recipe)
+    require_memory(recipe, start.spec, prediction)
+    if recipe.train.tensorboard:
+        require_tensorboard()
+    resolved = to_dict(recipe) | {"model": to_dict(start.spec)}
+    parents = (as_parent("shards", shards.path), *start.parents)
+    with ArtifactWriter(out, kind="run", config={"task": task, **resolved}, parents=parents, resumable=True,
+                        seed=recipe.train.seed, volatile=("metrics.jsonl", "tensorboard/*")) as art:  # fmt: skip
+        values = prediction.memory.parameters // 4 + prediction.memory.optimizer // 4
+        require_free(art.path, 4 * values * (recipe.checkpoint.keep + 2), "training with these checkpoints")
+        if not art.resumed:
+            atomic_write(art.path / "recipe.toml", to_toml(resolved))
+            shutil.copytree(Path(shards.path) / "tokenizer", art.path / "tokenizer", dirs_exist_ok=True)
+            art.note(recipe=name, command=command_line(), device=str(device),
+                     predicted_memory_bytes=prediction.memory.total)  # fmt: skip
+        pieces = assemble(recipe, shards, start, device)
+        _resume(art, pieces)
+        say(f"{count(prediction.parameters)} parameters on {device} in {recipe.train.precision}; predicted memory "
+            f"{bytes_(prediction.memory.total)} of {bytes_(prediction.free)} free")  # fmt: skip
+        Loop(art, pieces).run()
+    return Path(out)
+
+
+def prepare(recipe: Recipe, *, timed: bool = False) -> tuple[Shards, Start, torch.device, Prediction]:
+    """Open the data, choose the start and predict the run. Allocates no model and writes nothing."""
+    if not recipe.data.path:
+        raise UsageError("no data to train on: give --data.path SHARDS (made by luban data pack)")
+    device = choose_device(recipe.train.device)
+    shards = Shards.open(recipe.data.path, "train")
+    start = choose_start(recipe, shards)
+    return shards, start, device, predict(recipe, start.spec, device, timed=timed)
+
+
+def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device) -> Pieces:
+    """Model, optimizer, data and step, in the order in which they depend on each other."""
+    config = recipe.train
+    seed_everything(config.seed)
+    torch.manual_seed(config.seed)
+    set_determinism(config.deterministic, device)
+    torch.set_float32_matmul_precision("high")
+    module = build_model(start.spec, device=device, seed=None if start.weights else config.seed)
+    masters = Masters(module, COMPUTE[config.precision])  # before the optimizer, which steps the masters
+    if start.weights:
+        masters.load(start.weights)
+    optimizer = recipe.optim.build(masters.parameters)
+    scale = LossScale.of(config.precision)
+    loss = loss_function(module, compiled=config.compile and can_compile(device))
+    step = TrainStep(loss, masters, optimizer, scale, clip=config.clip, accumulate=config.accumulate, device=device)
+    loader = Loader(shards, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed,
+                    packing=recipe.data.packing, workers=recipe.data.workers)  # fmt: skip
+    return Pieces(recipe, module, loss, step, TrainState(start.spec, masters, optimizer, scale), loader,
+                  _validator(recipe, shards, device))  # fmt: skip
+
+
+def _validator(recipe: Recipe, shards: Shards, device: torch.device) -> Validator | None:
+    train = recipe.train
+    try:
+        validator = Validator(Shards.open(shards.path, "heldout"), batch_size=train.batch_size // train.accumulate,
+                              seq_len=train.seq_len, batches=recipe.validation.batches, device=device)  # fmt: skip
+        next(validator.batches_once())
+    except DataError as error:
+        warn(f"training without validation: {error}")
+        return None
+    return validator
+
+
+def _resume(art: ArtifactWriter, pieces: Pieces) -> None:
+    found = Series(art.path).resume() if art.resumed else None
+    if found is not None:
+        step, checkpoint = found
+        pieces.state.restore(checkpoint)
+        say(f"resuming after step {step}")

@@ -1,0 +1,64 @@
+"""Where a model's weights come from at the start: drawn from the seed, or another model's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from luban.core.artifact import MANIFEST, Parent, as_parent
+from luban.core.config import to_dict
+from luban.core.errors import ConfigError
+from luban.data.shards import Shards
+from luban.load.model import load_model
+from luban.models.spec import ModelSpec
+from luban.train.recipe import Recipe, resolve_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A model before its first step."""
+
+    spec: ModelSpec
+    weights: dict[str, Tensor] | None = None  # None: drawn from the seed
+    parents: tuple[Parent, ...] = ()  # the model it starts from
+
+
+def choose_start(recipe: Recipe, shards: Shards) -> Start:
+    """The model that this recipe starts from, checked against the data it will meet.
+
+    Raises:
+        LineageError: the model of `init` was made with another tokenizer than the shards.
+        ConfigError: `[model]` describes another model than `init`, or a vocabulary that is not the data's.
+    """
+    if not recipe.init:
+        spec = resolve_spec(recipe.model, shards.vocab_size)
+        return Start(spec=_check_context(spec, recipe))
+    model = load_model(recipe.init)
+    if model.tokenizer is not None:
+        shards.require_tokenizer(model.tokenizer.content_hash, f"model {recipe.init}")
+    spec = model.spec
+    if spec.vocab_size < shards.vocab_size:  # a larger one has rows to spare, as foreign models do
+        raise ConfigError(f"model {recipe.init} has a vocabulary of {spec.vocab_size}, shards {shards.path} "
+                          f"of {shards.vocab_size}: pack the data with the model's tokenizer")  # fmt: skip
+    if recipe.model:
+        _same_spec(to_dict(resolve_spec(recipe.model, shards.vocab_size)), to_dict(spec), recipe.init)
+    weights = {name: parameter.detach() for name, parameter in model.module.named_parameters()}
+    parents = (as_parent("init", model.path),) if (model.path / MANIFEST).is_file() else ()
+    return Start(spec=_check_context(spec, recipe), weights=weights, parents=parents)
+
+
+def _check_context(spec: ModelSpec, recipe: Recipe) -> ModelSpec:
+    if recipe.train.seq_len > spec.context:
+        raise ConfigError(f"train.seq_len is {recipe.train.seq_len}, but the model's context is {spec.context} tokens: "
+                          "lower --train.seq_len or raise --model.context")  # fmt: skip
+    return spec
+
+
+def _same_spec(wanted: dict[str, Any], found: dict[str, Any], init: str | Path) -> None:
+    for key in wanted:
+        if wanted[key] != found.get(key) and key != "init":  # how it was initialised no longer matters
+            raise ConfigError(f"the recipe's model.{key} is {wanted[key]!r}, but {init} has {found.get(key)!r}: "
+                              "leave [model] out to take the model as it is")  # fmt: skip

@@ -1,0 +1,74 @@
+"""What a run remembers between steps, and how it goes into a checkpoint and comes out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luban.checkpoint.checkpoint import Checkpoint
+from luban.core.config import to_dict
+from luban.models.spec import ModelSpec
+from luban.optim.family import Stepper
+from luban.train.precision import LossScale, Masters
+
+
+@dataclass
+class Progress:
+    """The counters of a run."""
+
+    step: int = 0  # optimizer steps done, skipped ones included: also the loader's position
+    tokens: int = 0  # real tokens read
+    seconds: float = 0.0  # spent training, over all sessions
+    bad_steps: int = 0  # skipped for NaN or infinity
+    best_step: int | None = None  # checkpoint with the lowest held-out loss
+    best_loss: float | None = None  # that loss
+    scores: dict[str, float] = field(default_factory=dict)  # last validation's figures
+
+
+@dataclass
+class TrainState:
+    """Everything that a step changes."""
+
+    spec: ModelSpec
+    masters: Masters
+    optimizer: Stepper
+    scale: LossScale
+    progress: Progress = field(default_factory=Progress)
+
+    def to_checkpoint(self) -> Checkpoint:
+        """All of it as named tensors and plain data."""
+        return Checkpoint(
+            spec=to_dict(self.spec),
+            model={name: p.detach() for name, p in self.masters.parameters.items()},
+            optimizer=self.optimizer.state(),
+            random=random_state(),
+            state={"progress": asdict(self.progress), "loss_scale": asdict(self.scale)},
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint of this run."""
+        self.masters.load(dict(checkpoint.model))
+        self.optimizer.load_state(checkpoint.optimizer)
+        set_random_state(checkpoint.random)
+        self.progress = Progress(**checkpoint.state["progress"])
+        for name, value in checkpoint.state["loss_scale"].items():
+            setattr(self.scale, name, value)
+
+
+def random_state() -> dict[str, Tensor]:
+    """The states of torch's generators."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_state(states: Any) -> None:
+    """Put torch's generators back."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"].cpu())
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())

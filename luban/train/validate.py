@@ -1,0 +1,63 @@
+"""Loss and bits per byte on held-out documents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import nn
+
+from luban.data.batch import Batch
+from luban.data.loader import sequential_batches
+from luban.data.shards import Shards
+from luban.train.step import LossFunction, to_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What held-out text costs the model."""
+
+    loss: float  # nats a trained token
+    tokens: int  # trained tokens it was measured on
+    bits_per_byte: float | None  # None where bytes mean nothing: conversations with a mask
+
+    def row(self) -> dict[str, float]:
+        """As a row of metrics."""
+        row = {"heldout_loss": self.loss, "heldout_tokens": self.tokens}
+        return row if self.bits_per_byte is None else {**row, "bits_per_byte": self.bits_per_byte}
+
+
+class Validator:
+    """Measures the same held-out batches each time.
+
+    Bits per byte of the whole split are its summed loss / ln 2 / its UTF-8 bytes; of the first
+    `batches` batches, the mean loss stands for the rest.
+    """
+
+    def __init__(self, shards: Shards, *, batch_size: int, seq_len: int, batches: int, device: torch.device):
+        self.shards, self.device = shards, device
+        self.batch_size, self.seq_len, self.batches = batch_size, seq_len, batches
+
+    def batches_once(self) -> Iterator[Batch]:
+        """The batches, always the same. Raises DataError where the split is smaller than one sequence."""
+        every = sequential_batches(self.shards, self.batch_size, self.seq_len)
+        return islice(every, self.batches) if self.batches else iter(every)
+
+    def __call__(self, module: nn.Module, loss: LossFunction) -> Validation:
+        """Measure. Gradients stay enabled, since a compiled loss would otherwise be compiled a second time."""
+        total, tokens = 0.0, 0
+        for batch in self.batches_once():
+            with torch.enable_grad():
+                total += float(loss(*to_device(batch, self.device)).detach())
+            tokens += int(batch.tokens_trained)
+        mean = total / max(tokens, 1)
+        return Validation(loss=mean, tokens=tokens, bits_per_byte=self._bits_per_byte(mean))
+
+    def _bits_per_byte(self, mean: float) -> float | None:
+        if self.shards.has_mask or not self.shards.bytes:
+            return None
+        targets = self.shards.tokens - self.shards.documents  # the first token of a document is given, not predicted
+        return mean * targets / math.log(2) / self.shards.bytes

@@ -1,0 +1,81 @@
+"""The command line, and shards and a recipe small enough to train in a second."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_data import make_shards
+
+RECIPE = """
+[model]
+width = 32
+layers = 2
+context = 64
+tied_head = true
+attention = { type = "grouped", heads = 2, kv_heads = 1 }
+feedforward = { type = "swiglu", width = 48 }
+
+[schedule]
+warmup = 5
+
+[train]
+steps = 60
+batch_size = 4
+seq_len = 32
+device = "cpu"
+log_every = 1
+
+[checkpoint]
+every = 4
+
+[validation]
+every = 20
+batches = 1
+"""
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def start():
+    """`start("pretrain", …)` is the running command; its streams are text."""
+    running = []
+
+    def run(*words, **popen) -> subprocess.Popen:
+        command = [sys.executable, "-m", "luban", *map(str, words)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                        env=environment, **popen))  # fmt: skip
+        return running[-1]
+
+    yield run
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="session")
+def luban(start):
+    """`luban("pretrain", …)` runs a command to its end: (exit code, standard error)."""
+
+    def run(*words, **popen) -> tuple[int, str]:
+        process = start(*words, **popen)
+        _, err = process.communicate(timeout=300)
+        return process.returncode, err
+
+    return run

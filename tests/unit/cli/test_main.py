@@ -1,0 +1,67 @@
+"""The command line: fast to start, and every refusal one line with an exit code that means something."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+from luban.cli.main import VERBS, main
+from luban.core.artifact import ArtifactWriter
+from luban.core.ledger import load_ledger
+
+
+def luban(*words, **options):
+    return subprocess.run([sys.executable, "-m", "luban", *words], capture_output=True, text=True, **options)
+
+
+def test_help_is_fast_and_names_every_verb():
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        shown = luban("--help")
+        times.append(time.perf_counter() - began)
+    assert shown.returncode == 0 and all(verb in shown.stdout for verb in VERBS)
+    assert statistics.median(times) < 0.5
+
+
+def test_importing_luban_pulls_in_no_torch():
+    code = "import sys, luban; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_unknown_verbs_and_options_are_one_line(capsys):
+    for words, hint in ((["pretain"], "did you mean 'pretrain'"), (["systems", "--grop", "A"], "--grop")):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and error.startswith("luban: ") and hint in error
+
+
+def test_inspect(tmp_path, capsys):
+    with ArtifactWriter(tmp_path / "a", kind="thing", config={"n": 1}, seed=3) as art:
+        (art.path / "x").write_bytes(b"1")
+        art.note(weights_hash="w" * 64)
+    assert main(["inspect", str(tmp_path / "a"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["kind"] == "thing" and len(shown["content_hash"]) == 64 and shown["weights_hash"] == "w" * 64
+    assert main(["inspect", str(tmp_path / "a"), "--verify"]) == 0
+    assert "verified" in capsys.readouterr().out
+    (tmp_path / "a" / "x").write_bytes(b"2")
+    assert main(["inspect", str(tmp_path / "a"), "--verify"]) == 1
+    assert "x" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "nothing")]) == 1
+
+
+def test_the_ledger_is_whole_and_every_path_in_it_exists(capsys):
+    from pathlib import Path
+
+    root = Path(__file__).parents[3]
+    rows = load_ledger()
+    sizes = {"A": 10, "B": 23, "C": 16, "D": 21, "E": 12, "F": 6, "G": 21, "H": 9, "I": 4, "J": 8}
+    assert [r.id for r in rows] == [f"{g}{n}" for g, size in sizes.items() for n in range(1, size + 1)]
+    for row in rows:
+        for path in (row.module, row.test):
+            assert not path or (root / path).exists(), f"{row.id} names {path}, which does not exist"
+        assert not row.measured or row.hardware, f"{row.id} has a figure without its hardware"
+    assert main(["systems"]) == 0
+    assert "not yet" in capsys.readouterr().out

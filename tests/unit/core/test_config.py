@@ -1,0 +1,162 @@
+"""Configurations: strict, and with the nearest right name in every refusal."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import pytest
+
+from luban.core.arguments import describe_fields, find_recipe, parse, parse_recipe
+from luban.core.config import from_dict, load_toml, merge, override, to_dict
+from luban.core.errors import ConfigError, UsageError
+from luban.core.registry import Registry, Variant
+
+
+class Optimizer(Variant):
+    registry: ClassVar[Registry] = Registry("optimizer", {"adamw": f"{__name__}:AdamW", "muon": f"{__name__}:Muon"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+    lr: float = 1e-3  # peak learning rate
+    beta2: float = 0.95  # decay of the second moment
+
+    def __post_init__(self):
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, {self.lr} given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon(Optimizer):
+    lr: float = 0.02  # peak learning rate
+    momentum: float = 0.95  # momentum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    steps: int  # optimizer steps
+    precision: Literal["fp32", "bf16"] = "fp32"  # arithmetic
+    deterministic: bool | None = None  # bitwise repeatable
+    sizes: tuple[int, ...] = (1, 2)  # any sizes
+    out: Path = Path("x")  # where
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    train: Train
+    optim: Optimizer = field(default_factory=AdamW)  # the optimizer
+    init: str = ""  # a model to start from
+
+
+def test_round_trip_through_plain_data():
+    recipe = Recipe(train=Train(steps=3, deterministic=True, sizes=(4,)), optim=Muon(momentum=0.5), init="m")
+    assert from_dict(Recipe, to_dict(recipe)) == recipe
+    assert to_dict(recipe)["optim"] == {"type": "muon", "lr": 0.02, "momentum": 0.5}
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (
+            {"train": {"steps": 1, "precison": "bf16"}},
+            r"unknown field 'train\.precison' \(did you mean 'precision'\?\)",
+        ),
+        ({"train": {"steps": "many"}}, r"train\.steps: int needed, 'many' given"),
+        ({"train": {"steps": 1.5}}, r"train\.steps: int needed"),
+        ({"train": {"steps": True}}, r"train\.steps: int needed"),
+        ({"train": {}}, r"missing field 'train\.steps'"),
+        ({"train": 3}, r"train: a table is needed"),
+        ({"train": {"steps": 1, "precision": "int4"}}, r"'int4' is not one of fp32, bf16"),
+        ({"train": {"steps": 1, "deterministic": "perhaps"}}, r"deterministic: bool needed"),
+        ({"train": {"steps": 1}, "optim": {"type": "adam"}}, r"unknown optimizer 'adam' \(did you mean 'adamw'\?\)"),
+        ({"train": {"steps": 1}, "optim": {"type": "muon", "beta2": 0.9}}, r"unknown field 'optim\.beta2'"),
+        ({"train": {"steps": 1}, "optim": {"lr": -1}}, r"optim: lr must be positive"),
+    ],
+)
+def test_refusals_name_the_place_and_the_remedy(data, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict(Recipe, data)
+
+
+def test_a_variant_table_without_type_changes_the_default():
+    assert from_dict(Recipe, {"train": {"steps": 1}, "optim": {"beta2": 0.9}}).optim == AdamW(beta2=0.9)
+
+
+def test_command_line_text_becomes_typed_values():
+    data = override(
+        {"train": {"steps": 1}, "optim": {"type": "adamw", "beta2": 0.9}},
+        [("optim.momentum", "0.8"), ("train.steps", "1_000"), ("optim.type", "muon"), ("train.sizes", "[3, 4]"),
+         ("train.deterministic", "true"), ("train.out", "a/b")],
+    )  # fmt: skip
+    recipe = from_dict(Recipe, data)
+    assert recipe.optim == Muon(momentum=0.8)
+    assert recipe.train == Train(steps=1000, deterministic=True, sizes=(3, 4), out=Path("a/b"))
+    assert (
+        from_dict(Recipe, override({"train": {"steps": "1e3", "deterministic": "none"}}, [])).train.deterministic
+        is None
+    )
+
+
+def test_large_integers_survive_text():
+    assert from_dict(Train, {"steps": str(2**62 + 1)}).steps == 2**62 + 1
+
+
+def test_a_recipe_derives_from_another(tmp_path):
+    (tmp_path / "a.toml").write_text('[train]\nsteps = 5\nprecision = "bf16"\n[optim]\ntype = "adamw"\nbeta2 = 0.9\n')
+    (tmp_path / "b.toml").write_text('base = "a.toml"\n[train]\nsteps = 6\n[optim]\ntype = "muon"\n')
+    recipe = from_dict(Recipe, load_toml(tmp_path / "b.toml"))
+    assert recipe.train == Train(steps=6, precision="bf16") and recipe.optim == Muon()
+    (tmp_path / "c.toml").write_text("[train\n")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_toml(tmp_path / "c.toml")
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_toml(tmp_path / "d.toml")
+
+
+def test_merge_does_not_change_its_arguments():
+    base = {"a": {"b": 1, "c": 2}}
+    assert merge(base, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}} and base == {"a": {"b": 1, "c": 2}}
+
+
+def call(argv, shipped):
+    return parse_recipe(Recipe, argv, verb="pretrain", about="Train.", examples="luban pretrain x", shipped=shipped)
+
+
+def test_recipe_command_line(tmp_path, capsys):
+    (tmp_path / "tiny_cpu.toml").write_text("[train]\nsteps = 5\n")
+    found = call(["tiny_cpu", "--out", "run", "--train.steps=7", "--optim.type", "muon", "--dry-run"], tmp_path)
+    assert found.recipe == Recipe(train=Train(steps=7), optim=Muon()) and found.dry_run and found.out == Path("run")
+    assert find_recipe("recipes/tiny_cpu.toml", tmp_path) == tmp_path / "tiny_cpu.toml"
+    for argv, words in (
+        (["tiny_gpu", "--out", "r"], r"no recipe 'tiny_gpu'.*did you mean 'tiny_cpu'"),
+        (["tiny_cpu"], "needs --out"),
+        (["tiny_cpu", "--out", "r", "--train.step", "3"], r"unknown field 'train\.step' \(did you mean 'steps'\?\)"),
+        (["tiny_cpu", "--out", "r", "--train.steps"], "needs a value"),
+        (["--out", "r"], "takes one recipe"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            call(argv, tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        call(["--help"], tmp_path)
+    page = capsys.readouterr().out
+    assert stop.value.code == 0 and "--train.steps" in page and "adamw|muon" in page and "peak learning rate" in page
+
+
+def test_every_field_is_described():
+    rows = {path: note for path, _, _, note in describe_fields(Recipe)}
+    assert rows["train.steps"] == "optimizer steps" and rows["optim.beta2"] == "decay of the second moment"
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Options."""
+
+    count: int = 1  # how many
+
+
+def test_plain_verbs_fail_in_one_line():
+    assert parse(Plain, ["--count", "3"], verb="x", about="X.") == Plain(count=3)
+    for argv in (["--count", "many"], ["--cuont", "3"]):
+        with pytest.raises(UsageError) as error:
+            parse(Plain, argv, verb="x", about="X.")
+        assert "\n" not in str(error.value) and "│" not in str(error.value) and "count" in str(error.value)

@@ -1,0 +1,71 @@
+"""Progress, metrics, seeds and units."""
+
+import json
+import time
+
+import numpy as np
+
+from luban.core import log
+from luban.core.log import Bar, Metrics, progress, read_metrics
+from luban.core.seeding import derive, generator
+from luban.core.units import bytes_, count, seconds
+
+
+def test_metrics_reopened_at_a_step_drop_what_a_lost_run_wrote_past_it(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    metrics = Metrics(path)
+    for step in range(1, 11):
+        metrics.write(step=step, loss=1 / step)
+    metrics.close()
+    with open(path, "a") as file:
+        file.write('{"step": 11, "lo')  # torn by a crash
+    assert [row["step"] for row in read_metrics(path)] == list(range(1, 11))
+    again = Metrics(path, keep_until=6)
+    again.write(step=7, loss=0.5)
+    again.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7] and rows[-1]["loss"] == 0.5
+
+
+def test_a_bar_shows_share_rate_and_time_left(capsys, monkeypatch):
+    bar = Bar("packing", total=100, unit="docs")
+    bar.began -= 10
+    bar.shown -= 60
+    bar.advance(25, note="hello")
+    line = capsys.readouterr().err
+    assert "packing" in line and "25%" in line and "2.5 docs/s" in line and "30.0s left" in line and "hello" in line
+
+
+def test_a_resumed_bar_counts_its_rate_from_where_it_began():
+    bar = Bar("training", total=100, unit="steps", start=90)
+    bar.done = 95
+    assert "0.5 steps/s" in bar.line(bar.began + 10) and "10.0s left" in bar.line(bar.began + 10)
+
+
+def test_short_work_shows_nothing(capsys):
+    with progress("quick", 3) as bar:
+        bar.advance(3)
+    assert capsys.readouterr().err == ""
+
+
+def test_warnings_come_once(capsys):
+    text = f"only once {time.time()}"
+    log.warn(text)
+    log.warn(text)
+    assert capsys.readouterr().err == f"warning: {text}\n"
+
+
+def test_seeds_depend_on_every_name():
+    seeds = {
+        derive(s, *names)
+        for s in range(20)
+        for names in ((), ("a",), ("b",), ("a", 1), ("a", 2), ("a1",), ("a", "1", ""))
+    }
+    assert len(seeds) == 20 * 7 and all(0 <= s < 2**63 for s in seeds)
+    assert np.array_equal(generator(3, "x").random(5), generator(3, "x").random(5))
+
+
+def test_units():
+    assert [count(n) for n in (5, 12_345_678, 1.5e12, 999)] == ["5", "12.3M", "1.5T", "999"]
+    assert [bytes_(n) for n in (0, 1500, 8.1e10)] == ["0 B", "1.5 kB", "81 GB"]
+    assert [seconds(s) for s in (4.25, 65, 3725)] == ["4.2s", "1m05s", "1h02m"]

@@ -1,0 +1,258 @@
+"""FlashAttention against the definition: forward and gradients, every mask, bias and layout, on fresh random input.
+
+On a CPU this runs under Triton's interpreter, in a process of its own, since the switch is read at import.
+"""
+
+import math
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+
+ON_GPU = torch.cuda.is_available()
+triton = pytest.importorskip("triton", reason="triton is Linux-only")
+HERE = os.environ.get("TRITON_INTERPRET") == "1" or ON_GPU
+DEVICE = "cuda" if ON_GPU else "cpu"
+
+
+@pytest.mark.skipif(HERE, reason="runs directly")
+def test_under_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    done = subprocess.run(
+        command, env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+here = pytest.mark.skipif(not HERE, reason="run under TRITON_INTERPRET=1 by test_under_the_interpreter")
+
+
+def draw(B, H, K, T, S, D, dtype=torch.float32, spread=True):
+    """q, k, v, dO with odd strides: heads and time transposed in memory for some."""
+
+    def make(heads, length):
+        if spread:
+            return torch.randn(B, length, heads, D, device=DEVICE).transpose(1, 2)
+        return torch.randn(B, heads, length, D, device=DEVICE)
+
+    q, k, v, do = make(H, T), make(K, S), make(K, S), torch.randn(B, H, T, D, device=DEVICE)
+    return [x.to(dtype).detach().requires_grad_() for x in (q, k, v)] + [do.to(dtype)]
+
+
+def compare(inputs, mask, bias=None, layout=None, tolerance=None, parameters=(), scale=None):
+    """Both ways, outputs and gradients; the reference in float64."""
+    from luban.kernels.distance import dense
+    from luban.kernels.flash.attention import flash_attention
+    from luban.kernels.reference.attention import attention
+
+    q, k, v, do = inputs
+    T, S, dtype = q.shape[2], k.shape[2], q.dtype
+    made = bias(T, S) if bias else None
+    out = flash_attention(q, k, v, mask=mask, bias=made, layout=layout, scale=scale)
+    got = torch.autograd.grad(out, [q, k, v, *parameters], do)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    again = [p.detach().double().requires_grad_() for p in parameters]
+    table = None
+    if bias:
+        table = reference_bias(made, again, bias, T, S)
+        assert torch.allclose(dense(made, T, S).double(), table, rtol=1e-4, atol=1e-4)
+    seen = layout.dense(T, S) if layout else None
+    want_out = attention(*wide, mask, bias_HTS=table, seen_HTS=seen, scale=scale)
+    want = torch.autograd.grad(want_out, [*wide, *again], do.double())
+    tolerance = tolerance or {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    for name, a, b in zip(["out", "dq", "dk", "dv", "d1", "d2"], [out, *got], [want_out, *want], strict=False):
+        error = (a.double() - b).norm() / b.norm().clamp(min=1e-30)
+        assert error < tolerance and not a.isnan().any(), f"{name}: {error:.2e}"
+
+
+def reference_bias(made, again, bias, T, S):
+    """(H, T, S) in float64 from the formula, differentiable in the parameters."""
+    delta = (torch.arange(S - T, S, device=DEVICE)[:, None] - torch.arange(S, device=DEVICE)[None]).double()
+    return bias.formula(delta, *again)
+
+
+class Alibi:
+    def __init__(self, H):
+        from luban.kernels.distance import alibi_slopes
+
+        self.slopes = alibi_slopes(H).to(DEVICE)
+
+    def __call__(self, T, S):
+        from luban.kernels.distance import alibi
+
+        return alibi(self.slopes, T, S)
+
+    def formula(self, delta):
+        return -self.slopes.double()[:, None, None] * delta.abs()
+
+
+class Kerple:
+    def __init__(self, H, D, kind):
+        self.kind, self.scale = kind, 1 / math.sqrt(D)
+        self.parameters = [torch.rand(H, device=DEVICE).add(0.2).requires_grad_() for _ in range(2)]
+
+    def __call__(self, T, S):
+        from luban.kernels import distance
+
+        return getattr(distance, f"kerple_{self.kind}")(*self.parameters, T, S, self.scale)
+
+    def formula(self, delta, r1, r2):
+        r1, r2, away = r1[:, None, None], r2[:, None, None], delta.abs()
+        if self.kind == "log":
+            return -self.scale * r1 * torch.log(1 + r2 * away)
+        return -self.scale * r1 * torch.where(away == 0, 0.0, away.clamp(min=1e-300) ** r2)
+
+
+class T5:
+    def __init__(self, H, causal):
+        self.causal = causal
+        self.parameters = [torch.randn(H, 8, device=DEVICE).requires_grad_()]
+
+    def __call__(self, T, S):
+        from luban.kernels.distance import t5
+
+        return t5(self.parameters[0], T, S, max_distance=20, causal=self.causal)
+
+    def formula(self, delta, weight):
+        from luban.kernels.distance import t5_buckets
+
+        return weight[:, t5_buckets(delta, 8, 20, self.causal).long()]
+
+
+def shape():
+    K = random.choice([1, 2, 3])
+    return {"B": random.choice([1, 2]), "H": K * random.choice([1, 2]), "K": K, "T": random.randint(1, 90),
+            "D": random.choice([16, 24, 32])}  # fmt: skip
+
+
+@here
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_causal(dtype):
+    from luban.kernels.intervals import intervals
+
+    s = shape()
+    compare(draw(**s, S=s["T"], dtype=dtype), intervals(s["T"], s["T"], device=DEVICE))
+    more = s["T"] + random.randint(1, 40)
+    compare(draw(**s, S=more, dtype=dtype), intervals(s["T"], more, device=DEVICE))
+
+
+@here
+@pytest.mark.parametrize("case", ["full", "window", "documents", "prefix", "lengths", "both"])
+def test_masks(case):
+    from luban.kernels.intervals import intervals
+
+    s = shape()
+    B, T = s["B"], s["T"]
+    docs = torch.sort(torch.randint(0, 5, (B, T)), 1).values.to(DEVICE)
+    options = {
+        "full": {"causal": False}, "window": {"window": random.randint(1, 30)}, "documents": {"documents": docs},
+        "prefix": {"prefix": torch.randint(0, T + 1, (B,), device=DEVICE)},
+        "lengths": {"causal": False, "lengths": torch.randint(1, T + 1, (B,), device=DEVICE)},
+        "both": {"documents": docs, "window": random.randint(1, 30)},
+    }[case]  # fmt: skip
+    mask = intervals(T, T, device=DEVICE, **options)
+    assert (mask.start.diff(dim=1) >= 0).all() and (mask.stop.diff(dim=1) >= 0).all()
+    compare(draw(**s, S=T), mask)
+
+
+@here
+@pytest.mark.parametrize("kind", ["alibi", "power", "log", "t5"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_distance_biases_and_their_gradients(kind, masked):
+    from luban.kernels.intervals import intervals
+
+    s = shape() | {"T": random.randint(20, 90)}
+    causal = random.random() < 0.5 if masked else True
+    docs = torch.sort(torch.randint(0, 3, (s["B"], s["T"])), 1).values.to(DEVICE) if masked else None
+    mask = intervals(s["T"], s["T"], causal=causal, documents=docs, device=DEVICE)
+    bias = {"alibi": lambda: Alibi(s["H"]), "t5": lambda: T5(s["H"], causal)}.get(
+        kind, lambda: Kerple(s["H"], s["D"], kind)
+    )()
+    compare(draw(**s, S=s["T"]), mask, bias, parameters=getattr(bias, "parameters", ()), tolerance=1e-4)
+
+
+@here
+@pytest.mark.parametrize("kind", ["local", "strided", "global_random"])
+def test_block_sparse(kind):
+    from luban.kernels import layout
+    from luban.kernels.intervals import intervals
+
+    s = shape() | {"T": random.randint(40, 90)}
+    made = {
+        "local": lambda: layout.local(s["T"], 20, block=16, device=DEVICE),
+        "strided": lambda: layout.strided(s["T"], 16, 3, block=16, device=DEVICE),
+        "global_random": lambda: layout.global_random(s["T"], 16, first=1, random=1, seed=random.randrange(99),
+                                                      heads=s["H"], block=16, device=DEVICE),
+    }[kind]()  # fmt: skip
+    compare(draw(**s, S=s["T"]), intervals(s["T"], s["T"], device=DEVICE), layout=made)
+
+
+@here
+def test_poisoned_outputs_are_written_everywhere(monkeypatch):
+    """Uninitialised memory is filled with NaN; every element of the results must be overwritten."""
+    from luban.kernels.flash import attention as module
+    from luban.kernels.intervals import intervals
+
+    def poisoned(make):
+        return lambda *a, **k: make(*a, **k).fill_(float("nan"))
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(module.torch, name, poisoned(getattr(torch, name)))
+    s = shape() | {"T": 37}
+    compare(draw(**s, S=37), intervals(37, 37, device=DEVICE))
+
+
+@here
+def test_kerple_power_with_exponent_one_is_alibi():
+    from luban.kernels.distance import alibi, alibi_slopes, dense, kerple_power
+
+    slopes = alibi_slopes(6)
+    power = kerple_power(slopes * math.sqrt(32), torch.ones(6), 9, 9, 1 / math.sqrt(32))
+    assert torch.allclose(dense(power, 9, 9), dense(alibi(slopes, 9, 9), 9, 9), atol=1e-6)
+
+
+@here
+def test_unfit_shapes_are_refused_with_the_reason():
+    from luban.core.errors import UnsupportedError
+    from luban.kernels.flash.attention import flash_attention
+
+    q = torch.randn(1, 4, 8, 16)
+    for k, words in ((torch.randn(1, 3, 8, 16), "don't divide"), (torch.randn(1, 2, 4, 16), "more queries"),
+                     (torch.randn(1, 2, 8, 32), "don't fit"), (torch.randn(1, 2, 8, 16).half(), "dtypes")):  # fmt: skip
+        with pytest.raises(UnsupportedError, match=words):
+            flash_attention(q, k, k)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 40])
+def test_alibi_slopes(heads):
+    from luban.kernels.distance import alibi_slopes
+
+    slopes = alibi_slopes(heads)
+    assert len(slopes) == heads == len(set(slopes.tolist()))
+    if heads == 8:
+        assert slopes.tolist() == [2.0**-i for i in range(1, 9)]
+
+
+def test_intervals_against_brute_force():
+    from luban.kernels.intervals import intervals, seeing_rows
+
+    for _ in range(20):
+        T = random.randint(1, 40)
+        docs = torch.sort(torch.randint(0, 4, (2, T)), 1).values
+        window, causal = random.choice([None, random.randint(1, 10)]), random.random() < 0.5
+        mask = intervals(T, T, causal=causal, window=window, documents=docs)
+        i, j = torch.arange(T)[:, None], torch.arange(T)[None]
+        want = (docs[:, :, None] == docs[:, None, :]) & ((j <= i) | (not causal))
+        want &= ((i - j).abs() < window) if window else True
+        assert torch.equal(mask.dense(T)[:, 0], want) and mask.pairs() == int(want.sum())
+        block = random.choice([4, 7])
+        table = seeing_rows(mask, block, T)
+        for b in range(2):
+            for n, (some, some_end, every, every_end) in enumerate(table[b].tolist()):
+                part = want[b, :, n * block : (n + 1) * block]
+                rows = part.any(1).nonzero().flatten().tolist()
+                assert not rows or (some <= rows[0] and rows[-1] < some_end)
+                assert all(part[r].all() for r in range(every, every_end))

@@ -1,0 +1,96 @@
+"""The report: honest axes, a right family tree, and a page that needs nothing but itself."""
+
+import math
+import random
+import re
+
+import pytest
+
+from luban.core.artifact import ArtifactWriter, as_parent, read_manifest
+from luban.core.errors import DataError
+from luban.core.log import Metrics
+from luban.report.chart import Chart, Level, Series, draw, label, smooth, ticks
+from luban.report.family import Family
+from luban.report.page import write_report
+
+
+def test_ticks_are_round_and_inside():
+    for _ in range(200):
+        low = random.uniform(-1e3, 1e3)
+        high = low + 10 ** random.uniform(-4, 5)
+        found = ticks(low, high)
+        assert all(low - 1e-9 <= t <= high + 1e-9 for t in found) and 2 <= len(found) <= 7
+        step = found[1] - found[0]
+        assert round(step / 10 ** math.floor(math.log10(step) + 1e-9), 6) in (1, 2, 5)
+
+
+def test_labels():
+    assert [label(v) for v in (0, 1500000, 2000, 0.5, 0.0003)] == ["0", "1.5M", "2k", "0.5", "3e-04"]
+
+
+def test_smoothing_of_a_constant_is_the_constant():
+    assert all(abs(y - 3.0) < 1e-12 for _, y in smooth([(i, 3.0) for i in range(50)], 0.95))
+
+
+def test_points_land_where_the_axes_say():
+    svg = draw(Chart("t", "x", "y", [Series("s", [(0, 0), (10, 1)])], zero=True))
+    x0, y0, x1, y1 = map(float, re.search(r'class="curve a" d="M([\d.]+),([\d.]+)L([\d.]+),([\d.]+)"', svg).groups())
+    tick = {float(text): float(y) - 4 for y, text in re.findall(r'y="([\d.]+)" text-anchor="end">([\d.]+)<', svg)}
+    assert abs(tick[0.0] - y0) < 0.2 and y1 < y0 and x1 > x0
+    per_unit = (tick[0.0] - tick[1.0]) / 1.0
+    assert abs((y0 - y1) - per_unit) < 0.3
+
+
+def test_infinite_values_are_left_out_and_levels_shown():
+    svg = draw(Chart("t", "x", "y", [Series("s", [(0, 1.0), (1, float("nan")), (2, 2.0)])], [Level("xz", 1.5)]))
+    assert "nan" not in svg and "xz 1.5" in svg
+    assert draw(Chart("t", "x", "y", [Series("s", [])])) == ""
+
+
+def build(tmp_path):
+    def make(name, kind, *parents, **figures):
+        with ArtifactWriter(tmp_path / name, kind=kind, parents=parents, volatile=("metrics.jsonl",)) as art:
+            (art.path / "x").write_text(name)
+            if kind == "run":
+                metrics = Metrics(art.path / "metrics.jsonl")
+                for step in range(1, 30):
+                    metrics.write(
+                        step=step, loss=8 / step, tokens=step * 10, lr=0.1, grad_norm=1.0, tokens_per_second=5.0
+                    )
+                metrics.write(step=29, heldout_loss=3.0, bits_per_byte=1.5)
+                metrics.close()
+            if kind == "evaluation":
+                (art.path / "samples.jsonl").write_text('{"question": "<b>q</b>?", "answer": "a", "reference": "a"}\n')
+            art.note(**figures)
+        return tmp_path / name
+
+    corpus = make("corpus", "corpus", train={"documents": 3}, heldout={"documents": 2})
+    tokenizer = make("tok", "tokenizer", as_parent("corpus", corpus), vocab_size=512)
+    run = make("base", "run", as_parent("tokenizer", tokenizer), tokens=290, tokens_per_second=5.0)
+    make("eval", "evaluation", as_parent("model", run), bits_per_byte=1.5, xz_bits_per_byte=1.7, gzip_bits_per_byte=2.1)
+
+
+def test_the_page_is_whole_and_self_contained(tmp_path):
+    build(tmp_path)
+    write_report([tmp_path], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)\s*=\s*"?(?:https?:)?//', page) and "@import" not in page
+    for words in ("5 documents", "512 tokens", "1.500", "xz -9e 1.7", "✓ word for word", "&lt;b&gt;q&lt;/b&gt;?"):
+        assert words in page, words
+    assert "<b>q</b>?" not in page
+    assert page.count('class="chart"') == 4
+
+
+def test_nothing_to_report_is_said(tmp_path):
+    with pytest.raises(DataError, match="no artifact"):
+        write_report([tmp_path], tmp_path / "report.html")
+
+
+def test_parents_stand_left_of_their_children(tmp_path):
+    build(tmp_path)
+    family = Family()
+    family.add("eval", read_manifest(tmp_path / "eval"))  # knows all its ancestors by itself
+    columns = family.layers()
+    column = {node: i for i, nodes in enumerate(columns) for node in nodes}
+    assert len(family.names) == 4 and all(column[a] < column[b] for a, b in family.edges)
+    assert [family.names[c[0]][1] for c in columns] == ["corpus", "tokenizer", "run", "evaluation"]

@@ -1,0 +1,49 @@
+"""The shape of the house, as tests: layers, registries, file lengths, and a map that tells the truth."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "luban"
+LONG_FILES: set[str] = set()  # files allowed past 400 lines; this set only shrinks
+
+
+def test_a_room_imports_only_from_lower_lines():
+    found = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_every_room_is_in_the_contract():
+    contract = (ROOT / "pyproject.toml").read_text()
+    layers = re.search(r"layers = \[(.*?)\]", contract, re.S).group(1)
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms == set(re.findall(r"[a-z_]+", layers))
+
+
+def test_registries_name_modules_of_their_own_room_only():
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0]
+        if room.endswith(".py") or room == "cli":
+            continue  # the package's public names and the verb table may name any room
+        for target in re.findall(r'"luban\.([a-z_]+)[\w.]*:\w+"', path.read_text()):
+            assert target == room, f"{path} registers something of {target}"
+
+
+def test_files_stay_short_and_say_what_they_are():
+    for path in PACKAGE.rglob("*.py"):
+        name, text = path.relative_to(ROOT).as_posix(), path.read_text()
+        assert len(text.splitlines()) <= 400 or name in LONG_FILES, f"{name} is too long"
+        assert not text or text.lstrip().startswith('"""'), f"{name} has no docstring"
+    assert all(len((ROOT / name).read_text().splitlines()) > 400 for name in LONG_FILES)
+
+
+def test_every_path_in_the_map_exists():
+    text = (ROOT / "docs" / "MAP.md").read_text()
+    paths = set(re.findall(r"`((?:luban|tests|benchmarks|docs)/[\w./-]+)`", text))
+    assert paths, "the map names no path"
+    assert not [path for path in paths if not (ROOT / path).exists()]

@@ -1,0 +1,59 @@
+"""Recipes: what ships is valid, what is wrong is named."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import luban.recipes
+from luban.core.config import from_dict, load_toml, override, to_dict, to_toml
+from luban.core.errors import ConfigError
+from luban.models.describe import describe
+from luban.train.recipe import Recipe, resolve_spec
+
+SHIPPED = sorted(Path(luban.recipes.__file__).parent.glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid_and_survives_being_written_down(path):
+    recipe = from_dict(Recipe, load_toml(path))
+    assert from_dict(Recipe, tomllib.loads(to_toml(to_dict(recipe)))) == recipe
+    if recipe.model:
+        assert resolve_spec(recipe.model, 4096).context >= recipe.train.seq_len
+
+
+def test_the_tiny_recipe_takes_any_vocabulary_and_stays_tiny():
+    recipe = from_dict(Recipe, load_toml(next(p for p in SHIPPED if p.stem == "tiny_pretrain_cpu")))
+    for vocabulary in (300, 4096):
+        spec = resolve_spec(recipe.model, vocabulary)
+        assert spec.vocab_size == vocabulary and describe(spec).parameters < 1_000_000
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("train.stpes", "3", "did you mean 'steps'"),
+    ("train.steps", "many", "int needed"),
+    ("train.steps", "0", "at least 1"),
+    ("train.precision", "fp8", "fp32, bf16, fp16"),
+    ("train.accumulate", "3", "not a multiple"),
+    ("optim.type", "adam", "adamw"),
+    ("checkpoint.keep", "0", "at least 1"),
+    ("data.packing", "tight", "stream"),
+])  # fmt: skip
+def test_a_wrong_field_is_named_with_what_would_be_right(field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict(Recipe, override({"train": {"batch_size": 8}}, [(field, value)]))
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    ({"preset": "luban-6n"}, "luban-6m"), ({"widht": 64}, "did you mean 'width'"), ({"vocab_size": 17}, "17"),
+])  # fmt: skip
+def test_a_wrong_model_is_named(model, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_spec(model, 4096)
+
+
+def test_a_preset_can_be_changed_field_by_field():
+    spec = resolve_spec({"preset": "tiny", "width": "32", "attention": {"heads": 2, "kv_heads": 1}}, 512)
+    assert (spec.width, spec.attention.heads, spec.vocab_size) == (32, 2, 512)
