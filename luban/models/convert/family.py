@@ -13,7 +13,15 @@ from luban.core.errors import ArtifactError, UnsupportedError, nearest
 from luban.core.registry import Registry
 from luban.models.spec import ModelSpec
 
-FORMATS = Registry("model type", {"llama": "luban.models.convert.llama:Llama"})
+FORMATS = Registry(
+    "model type",
+    {
+        "llama": "luban.models.convert.llama:Llama",
+        "mistral": "luban.models.convert.mistral:Mistral",
+        "qwen2": "luban.models.convert.qwen2:Qwen2",
+        "qwen3": "luban.models.convert.qwen3:Qwen3",
+    },
+)
 
 
 @dataclass(frozen=True)
