@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -23,7 +24,9 @@ COMMANDS = "/reset forgets the conversation, /quit ends it, Ctrl-C stops an answ
 class Arguments:
     """What the verb takes."""
 
-    model: tyro.conf.Positional[str]  # a run, a checkpoint or a Hugging Face directory
+    model: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
+    ]  # a run, a checkpoint or a Hugging Face directory
     system: str | None = None  # a system message before the conversation
     max_tokens: int = 256  # tokens an answer has at most
     temperature: float = 0.7  # 0: always the likeliest token

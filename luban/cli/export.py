@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -20,7 +21,9 @@ luban export runs/a --out exported --dtype bfloat16
 class Arguments:
     """What the verb takes."""
 
-    model: tyro.conf.Positional[str]  # a run, a checkpoint or a Hugging Face directory
+    model: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
+    ]  # a run, a checkpoint or a Hugging Face directory
     out: str  # the directory to make
     dtype: str = "float32"  # precision of the weights that are written: float32, bfloat16, float16
 

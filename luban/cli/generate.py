@@ -22,8 +22,12 @@ echo "a long prompt" | luban generate runs/a -
 class Arguments:
     """What the verb takes."""
 
-    model: tyro.conf.Positional[str]  # a run, a checkpoint or a Hugging Face directory
-    prompt: tyro.conf.Positional[str]  # the text to continue; - reads it from standard input
+    model: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
+    ]  # a run, a checkpoint or a Hugging Face directory
+    prompt: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")
+    ]  # the text to continue; - reads it from standard input
     max_tokens: int = 128  # tokens generated at most
     temperature: float = 0.8  # 0: always the likeliest token
     top_p: float = 1.0  # keep the likeliest tokens with this much probability

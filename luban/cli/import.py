@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -20,7 +21,9 @@ luban import ~/models/TinyLlama --out models/tinyllama --dtype bfloat16
 class Arguments:
     """What the verb takes."""
 
-    source: tyro.conf.Positional[str]  # a Hugging Face directory with config.json and safetensors
+    source: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="HF_DIR")
+    ]  # a Hugging Face directory with config.json and safetensors
     out: str  # the directory to make
     dtype: str = "float32"  # precision of the weights that are written: float32, bfloat16, float16
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -22,7 +23,9 @@ KEY_VARIABLE = "LUBAN_API_KEY"
 class Arguments:
     """What the verb takes."""
 
-    model: tyro.conf.Positional[str]  # a run, a checkpoint or a Hugging Face directory
+    model: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
+    ]  # a run, a checkpoint or a Hugging Face directory
     host: str = "127.0.0.1"  # address to listen at
     port: int = 8000  # the next free one is taken where it is in use; 0: any
     api_key: str | None = None  # clients must send it; none: LUBAN_API_KEY from the environment

@@ -19,7 +19,7 @@ def _llama(vocab: int, width: int, layers: int, heads: int, kv_heads: int, inner
 PRESETS: dict[str, ModelSpec] = {
     # Luban's own: vocabulary, width, layers, heads, key heads, feed-forward width, context
     "tiny": _llama(4096, 64, 4, 4, 2, 192, 1024, tied=True),
-    "luban-6m": _llama(4096, 256, 6, 8, 4, 768, 1024),
+    "luban-6m": _llama(4096, 256, 6, 4, 2, 768, 1024),
     "luban-50m": _llama(8192, 576, 12, 9, 3, 1536, 2048),
     # LLaMA (Touvron et al. 2023a, table 2)
     "llama-7b": _llama(32_000, 4096, 32, 32, 32, 11_008, 2048, eps=1e-6),

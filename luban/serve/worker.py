@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 
 from luban.core.errors import LubanError
 from luban.core.log import say
@@ -50,7 +50,7 @@ class Worker:
                 say(traceback.format_exc())
                 self.engine.fail(error)
 
-    async def run(self, requests: list[Request]) -> AsyncIterator[tuple[int, Delta]]:
+    async def run(self, requests: list[Request]) -> AsyncGenerator[tuple[int, Delta], None]:
         """Deltas of all requests as they come, each with its request's index.
 
         Closing the iterator, as a client's disconnect does, cancels what isn't done.
@@ -60,8 +60,11 @@ class Worker:
         """
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue()
 
-        def listen(index: int):
-            return lambda delta: loop.call_soon_threadsafe(arrived.put_nowait, (index, delta))
+        def listen(index: int) -> Callable[[Delta], None]:
+            def hand_over(delta: Delta) -> None:
+                loop.call_soon_threadsafe(arrived.put_nowait, (index, delta))
+
+            return hand_over
 
         for index, request in enumerate(requests):
             request.listener = listen(index)

@@ -1,4 +1,4 @@
-"""Random LLaMA models against transformers' own class: logits, loss, gradients, generation, round trip."""
+"""Random models of LLaMA and its relatives against transformers' own class: logits, loss, gradients, generation, round trip."""
 
 from __future__ import annotations
 
@@ -13,30 +13,39 @@ from luban.core.errors import UnsupportedError
 from luban.objectives.causal import causal_loss
 
 transformers = pytest.importorskip("transformers")
-DRAWS = 4  # configurations drawn afresh each run
+KINDS = ("llama", "llama", "llama", "mistral", "qwen2", "qwen3")  # each configuration is drawn afresh each run
 
 
-def random_config(rng: random.Random):
-    """A small LLaMA of odd sizes."""
+def random_config(rng: random.Random, kind: str = "llama"):
+    """A small model of odd sizes."""
     kv_heads = rng.choice([1, 2, 3])
     heads = kv_heads * rng.choice([1, 2, 3, 5])
-    return transformers.LlamaConfig(
-        vocab_size=rng.randrange(31, 301, 2), hidden_size=heads * rng.choice([2, 4, 6]), head_dim=rng.choice([4, 6, 8, 10]),
+    own = {
+        "llama": {"attention_bias": rng.random() < 0.3, "mlp_bias": rng.random() < 0.3},
+        "mistral": {"sliding_window": rng.choice([None, 3, 8])},
+        "qwen2": {},
+        "qwen3": {"attention_bias": rng.random() < 0.3},
+    }[kind]
+    return transformers.AutoConfig.for_model(
+        kind, **own,
+        vocab_size=rng.randrange(31, 301, 2), hidden_size=heads * rng.choice([2, 4, 6]), **({} if kind == "qwen2" else {"head_dim": rng.choice([4, 6, 8, 10])}),
         intermediate_size=rng.randrange(9, 70), num_hidden_layers=rng.choice([1, 2, 3]),
         num_attention_heads=heads, num_key_value_heads=kv_heads,
         max_position_embeddings=64, rms_norm_eps=rng.choice([1e-5, 1e-6]), initializer_range=0.2,
-        tie_word_embeddings=rng.random() < 0.5, attention_bias=rng.random() < 0.3, mlp_bias=rng.random() < 0.3,
+        tie_word_embeddings=rng.random() < 0.5,
         rope_parameters={"rope_type": "default", "rope_theta": rng.choice([100.0, 10_000.0, 500_000.0])},
     )  # fmt: skip
 
 
-@pytest.fixture(params=range(DRAWS))
+@pytest.fixture(params=range(len(KINDS)), ids=lambda i: f"{KINDS[i]}-{i}")
 def pair(request, tmp_path):
     """(theirs, ours) with the same random weights, biases and norms included."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     torch.manual_seed(seed)
-    theirs = transformers.LlamaForCausalLM(random_config(random.Random(seed))).eval()
+    theirs = transformers.AutoModelForCausalLM.from_config(
+        random_config(random.Random(seed), KINDS[request.param])
+    ).eval()
     for name, parameter in theirs.named_parameters():
         if "bias" in name or "norm" in name:
             torch.nn.init.normal_(parameter.data, mean=0.0 if "bias" in name else 1.0, std=0.2)
@@ -78,7 +87,7 @@ def test_loss_and_gradients_equal(pair):
     loss = total / count
     loss.backward()
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
-    form = luban.models.convert.family.FORMATS["llama"]()
+    form, _ = luban.models.convert.family.format_for(ours.spec)
     reference = dict(theirs.named_parameters())
     mine = dict(ours.module.named_parameters())
     for names in form.pairs(ours.spec):

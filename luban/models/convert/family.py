@@ -13,7 +13,15 @@ from luban.core.errors import ArtifactError, UnsupportedError, nearest
 from luban.core.registry import Registry
 from luban.models.spec import ModelSpec
 
-FORMATS = Registry("model type", {"llama": "luban.models.convert.llama:Llama"})
+FORMATS = Registry(
+    "model type",
+    {
+        "llama": "luban.models.convert.llama:Llama",
+        "mistral": "luban.models.convert.mistral:Mistral",
+        "qwen2": "luban.models.convert.qwen2:Qwen2",
+        "qwen3": "luban.models.convert.qwen3:Qwen3",
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,8 @@ class Fields:
 def format_of(config: Mapping[str, Any]) -> Format:
     """The format that a Hugging Face config.json names. Raises UnsupportedError for an unknown architecture."""
     kind = config.get("model_type")
-    if kind not in FORMATS:
-        raise UnsupportedError(f"unknown architecture '{kind}' in config.json{nearest(str(kind), FORMATS)}")
+    if kind not in FORMATS.entries:
+        raise UnsupportedError(f"unknown architecture '{kind}' in config.json{nearest(str(kind), FORMATS.entries)}")
     return FORMATS[kind]()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from luban.core.errors import UnsupportedError
 from luban.models.block.pre import PreNorm
@@ -27,54 +27,76 @@ LAYER = (
     ("feedforward.down.weight", "mlp.down_proj.weight"),
 )
 QKV_BIASES = tuple((f"attention.{p}.bias", f"self_attn.{p}_proj.bias") for p in "qkv")
+QK_NORMS = tuple((f"attention.{p}_norm.weight", f"self_attn.{p}_norm.weight") for p in "qk")
 OUTPUT_BIAS = (("attention.output.bias", "self_attn.o_proj.bias"),)
 MLP_BIASES = tuple((f"feedforward.{p}.bias", f"mlp.{p}_proj.bias") for p in ("gate", "up", "down"))
 
 
 class Llama:
-    """Pre-norm RMSNorm, rotary positions in halves, SwiGLU, grouped-query attention."""
+    """Pre-norm RMSNorm, rotary positions in halves, SwiGLU, grouped-query attention.
+
+    Its relatives differ in their attention alone: they override `attention`, `fits` and `own`.
+    """
 
     ignored = re.compile(r".*rotary_emb\.inv_freq|lm_head\.weight")  # the head is a copy where it is tied
+    model_type: ClassVar[str] = "llama"
+    architecture: ClassVar[str] = "LlamaForCausalLM"
+    default_context: ClassVar[int] = 2048  # where config.json doesn't say
+
+    def attention(self, fields: Fields) -> Grouped:
+        """Attention as config.json describes it."""
+        bias = fields.get("attention_bias", False)
+        return grouped(fields, qkv_bias=bias, output_bias=bias)
+
+    def fits(self, attention: Grouped) -> bool:
+        """Whether this format can express our attention."""
+        plain = attention.qk_norm is None and attention.window is None
+        return plain and attention.qkv_bias == attention.output_bias
+
+    def own(self, attention: Grouped) -> dict[str, Any]:
+        """The fields of config.json about attention that relatives don't share."""
+        return {"attention_bias": attention.qkv_bias}
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """The specification; refuses activations and rotary scalings that aren't built."""
-        fields = Fields(config, "llama")
+        fields = Fields(config, self.model_type)
         fields.only("hidden_act", "silu")
-        bias = fields.get("attention_bias", False)
-        attention = Grouped(heads=fields.need("num_attention_heads"), kv_heads=fields.get("num_key_value_heads", None),
-                            head_dim=fields.get("head_dim", None), qkv_bias=bias, output_bias=bias)  # fmt: skip
         return ModelSpec(
             vocab_size=fields.need("vocab_size"), width=fields.need("hidden_size"),
-            layers=fields.need("num_hidden_layers"), context=fields.get("max_position_embeddings", 2048),
-            attention=attention, position=rotary(fields), norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)),
+            layers=fields.need("num_hidden_layers"),
+            context=fields.get("max_position_embeddings", self.default_context),
+            attention=self.attention(fields), position=rotary(fields), norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)),
             feedforward=SwiGLU(width=fields.need("intermediate_size"), bias=fields.get("mlp_bias", False)),
             tied_head=fields.get("tie_word_embeddings", False),
         )  # fmt: skip
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
-        """The configuration, or None where a part isn't LLaMA's."""
+        """The configuration, or None where a part isn't this format's."""
         attention, feedforward, position = spec.attention, spec.feedforward, spec.position
-        kinds = (type(attention), type(feedforward), type(position), type(spec.norm), type(spec.block))
-        if kinds != (Grouped, SwiGLU, Rope, RMSNorm, PreNorm):
+        if not (isinstance(attention, Grouped) and isinstance(feedforward, SwiGLU) and isinstance(position, Rope)
+                and isinstance(spec.norm, RMSNorm) and isinstance(spec.block, PreNorm)):  # fmt: skip
             return None
-        if (attention.qk_norm is not None or attention.window is not None or position.pairing != "half"
-                or position.width is not None or attention.qkv_bias != attention.output_bias):  # fmt: skip
+        if position.pairing != "half" or position.width is not None or not self.fits(attention):
+            return None
+        if attention.qk_norm is not None and attention.qk_norm.eps != spec.norm.eps:
+            return None  # these formats have one eps for all
+        if feedforward.bias and self.model_type != "llama":
             return None
         return {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+            "architectures": [self.architecture], "model_type": self.model_type, "hidden_act": "silu",
             "vocab_size": spec.vocab_size, "hidden_size": spec.width, "num_hidden_layers": spec.layers,
             "num_attention_heads": attention.heads, "num_key_value_heads": attention.key_heads(),
             "head_dim": attention.head_width(spec.width), "intermediate_size": feedforward.width,
             "max_position_embeddings": spec.context, "rms_norm_eps": spec.norm.eps,
             "rope_parameters": {"rope_type": "default", "rope_theta": position.base}, "rope_theta": position.base,
-            "attention_bias": attention.qkv_bias, "mlp_bias": feedforward.bias,
-            "tie_word_embeddings": spec.tied_head,
+            "mlp_bias": feedforward.bias, "tie_word_embeddings": spec.tied_head, **self.own(attention),
         }  # fmt: skip
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
         yield Pair("embedding.weight", "model.embed_tokens.weight")
         names = [*LAYER]
+        names += QK_NORMS if spec.attention.qk_norm else ()
         names += QKV_BIASES if spec.attention.qkv_bias else ()
         names += OUTPUT_BIAS if spec.attention.output_bias else ()
         names += MLP_BIASES if spec.feedforward.bias else ()
@@ -84,6 +106,12 @@ class Llama:
         yield Pair("norm.weight", "model.norm.weight")
         if not spec.tied_head:
             yield Pair("readout.weight", "lm_head.weight")
+
+
+def grouped(fields: Fields, **changes: Any) -> Grouped:
+    """Heads and groups as the whole family writes them."""
+    return Grouped(heads=fields.need("num_attention_heads"), kv_heads=fields.get("num_key_value_heads", None),
+                   head_dim=fields.get("head_dim", None), **changes)  # fmt: skip
 
 
 def rotary(fields: Fields) -> Rope:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
 from luban.core.opgraph import Op, linear_op
 from luban.nn.attention.family import Attention
 from luban.nn.attention.mask import Frame
+from luban.nn.attention.product import attend
 from luban.nn.linear import residual_linear
 from luban.nn.norm import Norm
 from luban.nn.position.family import PositionMethod
@@ -94,6 +94,5 @@ class GroupedAttention(nn.Module):
         q_BHTD, k_BKSD = position.turn(q_BHTD, k_BKSD, frame.tables)
         if frame.cache is not None:
             k_BKSD, v_BKSD = frame.cache.update(layer, k_BKSD, v_BKSD)
-        mixed_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, attn_mask=frame.mask,
-                                                    is_causal=frame.causal, enable_gqa=self.grouped)  # fmt: skip
+        mixed_BHTD = attend(q_BHTD, k_BKSD, v_BKSD, frame.mask, frame.causal)
         return self.output(mixed_BHTD.transpose(1, 2).flatten(-2))

@@ -34,6 +34,7 @@ class Position(Variant):
             "learned": "luban.nn.position.learned:Learned",
             "sinusoidal": "luban.nn.position.sinusoidal:Sinusoidal",
             "rope": "luban.nn.position.rope:Rope",
+            "alibi": "luban.nn.position.alibi:Alibi",
         },
     )
 

@@ -273,6 +273,7 @@ function start() {
       $("form").requestSubmit();
     }
   });
+  $("settings").addEventListener("submit", (event) => event.preventDefault());
   $("stop").addEventListener("click", () => state.abort?.abort());
   $("new").addEventListener("click", reset);
   $("open-settings").addEventListener("click", () => openSettings($("settings").hidden));

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import GEGLU, GELU, ReLU, SwiGLU, TanhGELU
 from luban.nn.init import NormalInit
 from luban.nn.norm import LayerNorm, RMSNorm
+from luban.nn.position.alibi import Alibi
 from luban.nn.position.learned import Learned
 from luban.nn.position.none import NoPosition
 from luban.nn.position.rope import Rope
@@ -26,6 +27,7 @@ PARTS = {
     "qk-norm": {"attention": Grouped(heads=2, kv_heads=2, qk_norm=RMSNorm(), qkv_bias=True, output_bias=True)},
     "learned": {"position": Learned(), "norm": LayerNorm(), "feedforward": TanhGELU(width=20, bias=True)},
     "sinusoidal": {"position": Sinusoidal(), "norm": LayerNorm(bias=False), "feedforward": ReLU(width=20)},
+    "alibi": {"position": Alibi(), "attention": Grouped(heads=6, kv_heads=3)},
     "none": {"position": NoPosition(), "feedforward": GEGLU(width=12), "tied_head": True},
     "partial-rope": {"position": Rope(width=4, pairing="interleaved", base=50.0), "feedforward": GELU(width=9)},
 }
@@ -96,9 +98,9 @@ def test_packed_documents_equal_a_plain_computation():
 def test_each_packed_document_equals_itself_alone(model):
     tokens = torch.randint(0, 53, (1, 20))
     bounds = [0, 4, 5, 16, 20]
-    documents = torch.tensor([[i for i, (a, b) in enumerate(itertools.pairwise(bounds)) for _ in range(b - a)]])
+    documents = torch.tensor([[0] * 4 + [1] + [2] * 11 + [3] * 4])
     packed = model(tokens, documents=documents)
-    for a, b in itertools.pairwise(bounds):
+    for a, b in pairwise(bounds):
         torch.testing.assert_close(packed[:, a:b], model(tokens[:, a:b]), atol=1e-9, rtol=0)
 
 

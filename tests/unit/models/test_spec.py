@@ -46,7 +46,7 @@ def test_refuses_with_the_reason(make, reason):
 
 
 def test_a_folder_without_a_spec_is_named(tmp_path):
-    with pytest.raises(ArtifactError, match=r"holds no spec.json"):
+    with pytest.raises(ArtifactError, match=r"holds no spec\.json"):
         read_spec(tmp_path)
     (tmp_path / "spec.json").write_text("{")
     with pytest.raises(ArtifactError, match="is not JSON"):

@@ -1,0 +1,158 @@
+"""Tokens a second of one training step on this CPU: Luban's step beside a plain compiled PyTorch model.
+
+    python benchmarks/cpu_step.py [--rounds 5] [--steps 5] [--recipe luban_pretrain_cpu] [--optimizer adamw]
+
+The plain model is what a practitioner writes in an afternoon: the same shape (its own code, SDPA, no document
+boundaries), bf16 autocast over fp32 weights, fused AdamW, gradient clipping, torch.compile. Both train on the
+same random tokens, in turns, so that a busy machine slows both; medians over all steps are printed. Luban's
+step does more: document boundaries, token-counted loss, NaN checks, deterministic algorithms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import luban.recipes
+from luban.core.config import from_dict, load_toml, override
+from luban.data.batch import Batch
+from luban.models.build import build_model
+from luban.models.spec import ModelSpec
+from luban.train.device import set_determinism
+from luban.train.precision import COMPUTE, LossScale, Masters
+from luban.train.recipe import Recipe, resolve_spec
+from luban.train.step import TrainStep, loss_function
+
+VOCABULARY = 4096
+CPU = torch.device("cpu")
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, width: int, heads: int, kv_heads: int, inner: int):
+        super().__init__()
+        self.heads, self.kv_heads, self.head = heads, kv_heads, width // heads
+        self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
+        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.gate_up, self.down = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        B, T, E = x.shape
+        sizes = [self.heads * self.head, self.kv_heads * self.head, self.kv_heads * self.head]
+        q, k, v = (y.view(B, T, -1, self.head).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(sizes, -1))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(B, T, E))
+        gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
+
+
+class Plain(nn.Module):
+    def __init__(self, spec: ModelSpec, seq_len: int):
+        super().__init__()
+        heads, kv_heads = spec.attention.heads, spec.attention.key_heads()
+        self.embedding = nn.Embedding(VOCABULARY, spec.width)
+        self.blocks = nn.ModuleList(
+            PlainBlock(spec.width, heads, kv_heads, spec.feedforward.width) for _ in range(spec.layers)
+        )
+        self.norm, self.head = nn.RMSNorm(spec.width, eps=1e-5), nn.Linear(spec.width, VOCABULARY, bias=False)
+        half = spec.width // heads // 2
+        angles = torch.arange(seq_len)[:, None] / 10_000 ** (torch.arange(half) / half)
+        self.register_buffer("cos", angles.cos())
+        self.register_buffer("sin", angles.sin())
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, self.cos, self.sin)
+        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1).float(), targets.flatten())
+
+
+def plain_step(spec: ModelSpec, seq_len: int) -> Callable[[Batch], None]:
+    module = Plain(spec, seq_len)
+    compiled = torch.compile(module, dynamic=False)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = compiled(torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets))
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        loss.item()
+
+    return step
+
+
+def luban_step(recipe: Recipe, spec: ModelSpec) -> Callable[[Batch], None]:
+    train = recipe.train
+    module = build_model(spec)
+    masters = Masters(module, COMPUTE[train.precision])
+    step = TrainStep(loss_function(module, compiled=True), masters, recipe.optim.build(masters.parameters),
+                     LossScale.of(train.precision), clip=train.clip, accumulate=1, device=CPU)  # fmt: skip
+    return lambda batch: step(batch, 1.0)
+
+
+def random_batch(rows: int, seq_len: int, draw: np.random.Generator) -> Batch:
+    """Random tokens in documents of 200 tokens on average."""
+    tokens = draw.integers(0, VOCABULARY, (rows, seq_len + 1))
+    documents = (draw.random((rows, seq_len)) < 1 / 200).cumsum(axis=1).astype(np.int32)
+    starts = np.where(np.diff(documents, axis=1, prepend=-1) != 0, np.arange(seq_len), 0)
+    positions = (np.arange(seq_len) - np.maximum.accumulate(starts, axis=1)).astype(np.int32)
+    return Batch(tokens=tokens[:, :-1].copy(), targets=tokens[:, 1:].copy(), documents=documents, positions=positions,
+                 loss_mask=np.ones((rows, seq_len), dtype=bool))  # fmt: skip
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--rounds", type=int, default=5, help="turns of each")
+    arguments.add_argument("--steps", type=int, default=5, help="steps a turn")
+    arguments.add_argument("--recipe", default="luban_pretrain_cpu")
+    arguments.add_argument("--optimizer", default="adamw", help="of Luban's step; the plain one has AdamW")
+    args: SimpleNamespace = arguments.parse_args()
+    data = load_toml(Path(luban.recipes.__file__).parent / f"{args.recipe}.toml")
+    recipe = from_dict(Recipe, override(data, [("optim.type", args.optimizer)]))
+    spec, train = resolve_spec(recipe.model, VOCABULARY), recipe.train
+    draw = np.random.default_rng(0)
+    sides = {"plain": plain_step(spec, train.seq_len), "luban": luban_step(recipe, spec)}
+    deterministic = {"plain": False, "luban": True}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(args.rounds + 1):
+        for name, step in sides.items():
+            set_determinism(deterministic[name], CPU)
+            for _ in range(args.steps if turn else 2):
+                batch = random_batch(train.batch_size, train.seq_len, draw)
+                began = time.perf_counter()
+                step(batch)
+                if turn:  # the first turn compiles
+                    times[name].append(time.perf_counter() - began)
+    tokens = train.batch_size * train.seq_len
+    for name, values in times.items():
+        median = statistics.median(values)
+        low, high = min(values), max(values)
+        print(
+            f"{name:6} {tokens / median:8.0f} tokens/s  median {median * 1e3:.0f} ms  ({low * 1e3:.0f}-{high * 1e3:.0f})"
+        )
+    ratio = statistics.median(times["plain"]) / statistics.median(times["luban"])
+    print(f"luban / plain: {ratio:.2f}×  ({platform.processor() or platform.machine()}, "
+          f"{torch.get_num_threads()} threads, torch {torch.__version__})")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

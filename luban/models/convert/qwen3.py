@@ -1,0 +1,37 @@
+"""Qwen 3, dense (`model_type = "qwen3"`): LLaMA with every query and key normalised over its head."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from luban.models.convert.family import Fields
+from luban.models.convert.llama import Llama, grouped
+from luban.nn.attention.grouped import Grouped
+from luban.nn.norm import RMSNorm
+
+HEAD_DIM = 128  # where config.json doesn't say
+
+
+class Qwen3(Llama):
+    """Query-key RMSNorm with the model's own eps."""
+
+    model_type: ClassVar[str] = "qwen3"
+    architecture: ClassVar[str] = "Qwen3ForCausalLM"
+    default_context: ClassVar[int] = 32_768
+
+    def attention(self, fields: Fields) -> Grouped:
+        """Windows in only some layers aren't built, so they are refused."""
+        fields.only("use_sliding_window", False)
+        bias = fields.get("attention_bias", False)
+        fields = Fields({**fields.values, "head_dim": fields.get("head_dim", HEAD_DIM)}, self.model_type)
+        return grouped(fields, qkv_bias=bias, output_bias=bias,
+                       qk_norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)))  # fmt: skip
+
+    def fits(self, attention: Grouped) -> bool:
+        """RMSNorm on queries and keys."""
+        biased = attention.qkv_bias == attention.output_bias
+        return isinstance(attention.qk_norm, RMSNorm) and attention.window is None and biased
+
+    def own(self, attention: Grouped) -> dict[str, Any]:
+        """Biases."""
+        return {"attention_bias": attention.qkv_bias, "use_sliding_window": False}

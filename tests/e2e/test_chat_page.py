@@ -1,0 +1,188 @@
+"""The chat page clicked through in a real browser: Debian's chromium, driven by its own chromedriver."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import socket
+import subprocess
+import time
+import warnings
+
+import pytest
+from test_http import KEY, start, stop
+
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("fastapi")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+if not (CHROMIUM and DRIVER):
+    warnings.warn("SKIPPED: the chat page is not tested, chromium and chromedriver are not installed", stacklevel=1)
+    pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
+
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update", "--window-size=1100,760")  # fmt: skip
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the name that the WebDriver standard gives to element ids
+ENTER, ESCAPE = "\ue007", "\ue00c"
+
+
+class Browser:
+    """As much of the WebDriver protocol as the tests need."""
+
+    def __init__(self, address: str, profile):
+        self.http = httpx.Client(base_url=address, timeout=30)
+        capabilities = {"goog:chromeOptions": {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}"]},
+                        "goog:loggingPrefs": {"browser": "ALL"}}  # fmt: skip
+        self.session = self._post("/session", {"capabilities": {"alwaysMatch": capabilities}})["sessionId"]
+
+    def _post(self, path, body):
+        answer = self.http.post(path, json=body).json()["value"]
+        assert not (isinstance(answer, dict) and "error" in answer), answer
+        return answer
+
+    def do(self, path, **body):
+        return self._post(f"/session/{self.session}/{path}", body)
+
+    def open(self, url):
+        self.do("url", url=url)
+
+    def script(self, code):
+        return self.do("execute/sync", script=f"return {code}", args=[])
+
+    def find(self, css):
+        return self.do("element", using="css selector", value=css)[ELEMENT]
+
+    def click(self, css):
+        self.do(f"element/{self.find(css)}/click")
+
+    def type(self, css, text):
+        self.do(f"element/{self.find(css)}/value", text=text)
+
+    def until(self, condition, seconds=20.0):
+        end = time.monotonic() + seconds
+        while not (value := self.script(condition)):
+            assert time.monotonic() < end, f"never true: {condition}"
+            time.sleep(0.05)
+        return value
+
+    def log(self):
+        return [entry["message"] for entry in self.do("se/log", type="browser")]
+
+    def picture(self, file):
+        file.write_bytes(base64.b64decode(self.http.get(f"/session/{self.session}/screenshot").json()["value"]))
+
+    def close(self):
+        self.http.delete(f"/session/{self.session}")
+
+
+@pytest.fixture(scope="module")
+def driver():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(200):
+        try:
+            if httpx.get(f"{address}/status").json()["value"]["ready"]:
+                break
+        except httpx.TransportError:
+            time.sleep(0.05)
+    yield address
+    process.terminate()
+    process.wait(timeout=10)
+
+
+@pytest.fixture
+def browser(driver, tmp_path):
+    opened = Browser(driver, tmp_path / "profile")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_checkpoint):
+    process, address, _ = start(tiny_checkpoint, "--port", "0")
+    yield address
+    stop(process)
+
+
+@pytest.fixture(scope="module")
+def locked(tiny_checkpoint):
+    process, address, _ = start(tiny_checkpoint, "--port", "0", "--api-key", KEY)
+    yield address
+    stop(process)
+
+
+ANSWERED = "document.querySelectorAll('.message.assistant .tools').length"
+
+
+def test_a_conversation(browser, plain):
+    browser.open(plain)
+    browser.until("document.getElementById('model').textContent.startsWith('tiny-bytes')")
+    browser.type("#input", "<b>hello</b>" + ENTER)
+    browser.until(f"{ANSWERED} == 1")
+    assert browser.script("document.querySelector('.message.user .text').textContent") == "<b>hello</b>"
+    assert browser.script("document.querySelectorAll('.message b').length") == 0  # text stays text
+    browser.until("document.activeElement.id == 'input'")
+    browser.type("#input", "again")
+    browser.click("#send")
+    browser.until(f"{ANSWERED} == 2")
+    assert browser.script("state.messages.map(m => m.role).join()") == "user,assistant,user,assistant"
+    browser.click("#new")
+    browser.until("!document.querySelector('.message') && !document.getElementById('welcome').hidden")
+    assert [line for line in browser.log() if "favicon" not in line] == []  # no error, nothing refused by the policy
+
+
+def test_settings_reach_the_request_and_survive_a_reload(browser, plain):
+    browser.open(plain)
+    browser.until("state.model")
+    browser.click("#open-settings")
+    browser.script("document.getElementById('max-tokens').value = ''")
+    browser.type("#max-tokens", "3")
+    browser.type("#system", "be brief")
+    browser.script(
+        "(t => { t.value = 0; t.dispatchEvent(new Event('input')) })(document.getElementById('temperature'))"
+    )
+    browser.type("#system", ESCAPE)
+    browser.until("document.getElementById('settings').hidden")
+    body = browser.script("requestFor([{role: 'user', content: 'x'}])[1]")
+    assert (body["max_tokens"], body["temperature"]) == (3, 0)
+    assert body["messages"][0] == {"role": "system", "content": "be brief"}
+    browser.open(plain)
+    assert browser.script("document.getElementById('max-tokens').value") == "3"
+    theme = browser.script("document.documentElement.dataset.theme")
+    browser.click("#theme")
+    assert browser.script("document.documentElement.dataset.theme") != theme
+
+
+def test_escape_stops_an_answer(browser, plain):
+    browser.open(plain)
+    browser.until("state.model")
+    # the stream is held open by the page's own reader: the first chunk arrives, the rest takes its time
+    browser.script("""(() => { const real = events; events = async function* (body) {
+        for await (const event of real(body)) { yield event; await new Promise(r => setTimeout(r, 300)); } }; })()""")
+    browser.type("#input", "go on" + ENTER)
+    browser.until("state.abort && !document.getElementById('stop').hidden")
+    browser.type("#input", ESCAPE)
+    browser.until(f"{ANSWERED} == 1 && !state.abort")
+    assert "stopped" in browser.script("document.querySelector('.message.assistant').textContent")
+
+
+def test_errors_are_shown_and_nothing_typed_is_lost(browser, plain):
+    browser.open(plain)
+    browser.until("state.model")
+    browser.type("#input", "x" * 300 + ENTER)
+    browser.until("document.getElementById('notice').textContent.includes('context of 128')")
+    assert browser.script("document.getElementById('input').value.length") == 300
+    assert browser.script("document.querySelectorAll('.message').length") == 0
+
+
+def test_a_server_with_a_key(browser, locked):
+    browser.open(locked)
+    browser.until("document.getElementById('notice').textContent.includes('API key')")
+    browser.until("!document.getElementById('settings').hidden")
+    browser.type("#key", KEY + ENTER)
+    browser.until("state.model == 'tiny-bytes' && document.getElementById('notice').hidden")
+    browser.type("#key", ESCAPE)
+    browser.type("#input", "hi" + ENTER)
+    browser.until(f"{ANSWERED} == 1")

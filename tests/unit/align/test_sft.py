@@ -1,0 +1,131 @@
+"""Instruction tuning: what is trained on, what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_data import make_shards, write_conversations
+
+from luban.align.sft import sft, with_shards
+from luban.cli.main import main
+from luban.core.artifact import open_artifact
+from luban.core.config import from_dict
+from luban.core.errors import DataError, LineageError, UsageError
+from luban.core.lineage import ancestor
+from luban.data.loader import Loader
+from luban.data.shards import Shards
+from luban.tokenizer.tokenizer import load_tokenizer
+from luban.train.pretrain import pretrain
+from luban.train.recipe import Recipe
+
+TINY = {"schedule": {"warmup": 2}, "checkpoint": {"every": 10}, "validation": {"every": 0, "batches": 1},
+        "optim": {"type": "adamw", "lr": 3e-3},
+        "train": {"steps": 10, "batch_size": 8, "seq_len": 64, "device": "cpu", "log_every": 1}}  # fmt: skip
+MODEL = {"width": 32, "layers": 2, "context": 64, "attention": {"heads": 2, "kv_heads": 1},
+         "feedforward": {"width": 48}, "tied_head": True}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A pretrained run beside the shards it was trained on."""
+    folder = tmp_path_factory.mktemp("base")
+    data = {"path": str(make_shards(folder))}
+    return pretrain(from_dict(Recipe, {**TINY, "model": MODEL, "data": data}), folder / "run")
+
+
+@pytest.fixture
+def recipe(base, tmp_path) -> Recipe:
+    path = write_conversations(tmp_path / "questions.jsonl")
+    return from_dict(Recipe, {**TINY, "init": str(base), "data": {"path": str(path)}})
+
+
+def test_answers_and_their_end_are_trained_on_and_nothing_else(recipe, base, tmp_path):
+    ready = with_shards(recipe, tmp_path / "cache")
+    shards, tokenizer = Shards.open(ready.data.path), load_tokenizer(base / "tokenizer")
+    assert ready.data.packing == "fit"
+    asked = {row["messages"][1]["content"] for row in map(json.loads, open(recipe.data.path))}
+    batch = Loader(shards, batch_size=4, seq_len=64, seed=0, packing="fit").batch(0)
+    seen = 0
+    for row in range(4):
+        for document in range(batch.documents[row].max() + 1):
+            inside = (batch.documents[row] == document) & batch.loss_mask[row]
+            answer = tokenizer.decode(batch.targets[row][inside].tolist(), skip_special=False)
+            assert answer.endswith("<|end|>") and answer.removesuffix("<|end|>") in asked
+            assert np.array_equal(
+                np.flatnonzero(inside), np.arange(np.flatnonzero(inside)[0], inside.nonzero()[0][-1] + 1)
+            )
+            seen += 1
+    assert seen > 4
+
+
+def test_tuning_lowers_the_answer_loss_and_knows_its_parents(recipe, base, tmp_path, capfd):
+    out = sft(recipe, tmp_path / "tuned")
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < losses[0] - 0.2
+    manifest = open_artifact(out, "run")
+    assert manifest.config["task"] == "sft" and manifest.parent("init").kind == "checkpoint"
+    assert ancestor(manifest, "tokenizer").content_hash == load_tokenizer(out / "tokenizer").content_hash
+    shown = capfd.readouterr().err
+    assert "«" in shown and "<|end|>»" in shown  # the sample of the mask
+
+
+def test_packing_is_done_once_and_again_for_other_data(recipe, tmp_path):
+    first = with_shards(recipe, tmp_path / "cache").data.path
+    written = (Path(first) / "manifest.json").stat().st_mtime_ns
+    assert with_shards(recipe, tmp_path / "cache").data.path == first
+    assert (Path(first) / "manifest.json").stat().st_mtime_ns == written
+    write_conversations(Path(recipe.data.path), seed=1)
+    assert with_shards(recipe, tmp_path / "cache").data.path != first
+
+
+def test_plain_text_without_a_mask_is_refused(recipe, base, tmp_path):
+    plain = replace(recipe, data=replace(recipe.data, path=str(base.parent / "shards")))
+    with pytest.raises(DataError, match="without a loss mask"):
+        sft(plain, tmp_path / "tuned")
+    assert not list(tmp_path.glob("tuned*"))
+
+
+@pytest.mark.parametrize("trained", [0, 1])
+def test_a_mask_that_says_nothing_is_refused(recipe, tmp_path, trained, monkeypatch):
+    ready = with_shards(recipe, tmp_path / "cache")
+    real = Shards.open.__func__
+
+    def uniform(cls, path, split="train"):
+        shards = real(cls, path, split)
+        return replace(shards, mask=np.full(shards.tokens, trained, dtype=np.uint8))
+
+    monkeypatch.setattr(Shards, "open", classmethod(uniform))
+    with pytest.raises(DataError, match="all zeros" if trained == 0 else "all ones"):
+        sft(ready, tmp_path / "tuned")
+
+
+def test_conversations_without_an_answer_are_refused(recipe, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": f"only a question {i}"}]} for i in range(40)]
+    Path(recipe.data.path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="all zeros"):
+        sft(recipe, tmp_path / "tuned")
+
+
+def test_a_model_is_needed_and_its_tokenizer_must_be_the_datas(recipe, base, tmp_path):
+    with pytest.raises(UsageError, match="--init"):
+        sft(replace(recipe, init=""), tmp_path / "tuned")
+    other = make_shards(tmp_path / "other", seed=1, vocab_size=290)
+    stranger = from_dict(Recipe, {**TINY, "init": str(base), "data": {"path": str(other)}})
+    with pytest.raises(LineageError) as error:
+        pretrain(stranger, tmp_path / "more")
+    assert str(other) in str(error.value) and str(base) in str(error.value)
+    assert not list(tmp_path.glob("more*"))
+
+
+def test_the_command_line_predicts_without_writing(recipe, base, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    code = main(["sft", "luban_sft_cpu", "--init", str(base), "--data.path", recipe.data.path, "--train.seq_len", "64",
+                 "--dry-run"])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert code == 0 and all(word in printed for word in ("memory", "tokens", "FLOPs", "time"))
+    assert sorted(tmp_path.iterdir()) == before

@@ -1,0 +1,173 @@
+"""Loading: what each kind of path gives, and an error that names the file or tensor for all that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import luban
+from luban.core.artifact import ArtifactWriter, as_parent, incomplete_path, open_artifact
+from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError
+from luban.load.export import import_model
+
+TOKENS = torch.arange(20).reshape(2, 10)
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint, tmp_path):
+    return shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def foreign(tiny_checkpoint, tmp_path):
+    return luban.export_model(luban.load_model(tiny_checkpoint), tmp_path / "foreign")
+
+
+def rewrite(file, change):
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def test_a_checkpoint_and_its_precisions(checkpoint):
+    m = luban.load_model(checkpoint)
+    assert m.tokenizer.decode(m.tokenizer.encode("hé")) == "hé" and m.begins_with_bos
+    assert set(m.stop_ids) == {1, 6}  # end of text, end of turn
+    stored = load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(p, stored[name]) for name, p in m.module.named_parameters())
+    assert luban.load_model(checkpoint, dtype="bfloat16").module.embedding.weight.dtype == torch.bfloat16
+
+
+def make_run(tmp_path, checkpoint, *, finished=True, figures=None):
+    """A run of two checkpoints, the second being `checkpoint`, made with a tokenizer artifact."""
+    with ArtifactWriter(tmp_path / "tokenizer", kind="tokenizer") as art:
+        shutil.copytree(checkpoint / "tokenizer", art.path, dirs_exist_ok=True)
+    with ArtifactWriter(tmp_path / "shards", kind="shards", parents=(as_parent("tokenizer", tmp_path / "tokenizer"),)):
+        pass
+    writer = ArtifactWriter(
+        tmp_path / "run", kind="run", parents=(as_parent("shards", tmp_path / "shards"),), resumable=True
+    )
+    try:
+        with writer as run:
+            shutil.copytree(tmp_path / "tokenizer", run.path / "tokenizer")
+            for step in (9, 10):
+                with ArtifactWriter(run.path / "checkpoints" / f"step_{step:06d}", kind="checkpoint") as part:
+                    shutil.copyfile(checkpoint / "spec.json", part.path / "spec.json")
+                    tensors = load_file(checkpoint / "model.safetensors")
+                    save_file({k: v * (step == 10) for k, v in tensors.items()}, part.path / "model.safetensors")
+            run.figures.update(figures or {})
+            if not finished:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_gives_its_last_checkpoint(tmp_path, checkpoint, finished):
+    run = make_run(tmp_path, checkpoint, finished=finished)
+    assert incomplete_path(run).exists() != finished
+    m = luban.load_model(run)
+    assert m.name == "run" and m.manifest.kind == "run" and m.path.name == "step_000010"
+    assert torch.equal(m.module(TOKENS), luban.load_model(checkpoint).module(TOKENS))
+    direct = luban.load_model(m.path)
+    assert direct.tokenizer is not None  # found in the run around it
+
+
+def test_a_run_with_another_tokenizer_is_refused(tmp_path, checkpoint):
+    run = make_run(tmp_path, checkpoint)
+    shutil.rmtree(run / "tokenizer")
+    with ArtifactWriter(run / "tokenizer", kind="tokenizer", config={"another": 1}) as art:
+        shutil.copytree(checkpoint / "tokenizer", art.path, dirs_exist_ok=True)
+    with pytest.raises(LineageError, match="were made with different tokenizers"):
+        luban.load_model(run)
+
+
+def test_an_edited_checkpoint_is_refused(tmp_path, checkpoint):
+    run = make_run(tmp_path, checkpoint)
+    file = run / "checkpoints" / "step_000010" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"content of model\.safetensors does not match"):
+        luban.load_model(run)
+
+
+def test_round_trip_through_the_hugging_face_layout(checkpoint, foreign, tmp_path):
+    m, back = luban.load_model(checkpoint), luban.load_model(foreign)
+    assert torch.equal(m.module(TOKENS), back.module(TOKENS)) and back.begins_with_bos
+    assert set(back.stop_ids) == set(m.stop_ids) and back.tokenizer.chat_template == m.tokenizer.chat_template
+    import_model(back, tmp_path / "imported")
+    open_artifact(tmp_path / "imported", "checkpoint")
+    again = luban.load_model(tmp_path / "imported")
+    assert torch.equal(m.module(TOKENS), again.module(TOKENS))
+    assert again.tokenizer.encode("x") == m.tokenizer.encode("x")
+    with pytest.raises(ArtifactError, match="already exists"):
+        luban.export_model(m, foreign)
+
+
+def test_shards_and_directories_without_tokenizer(foreign):
+    tensors = load_file(foreign / "model.safetensors")
+    (foreign / "model.safetensors").unlink()
+    (foreign / "tokenizer.json").unlink()
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, chosen in parts.items():
+        save_file({name: tensors[name] for name in chosen}, foreign / file)
+    where = {name: file for file, chosen in parts.items() for name in chosen}
+    index = foreign / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    m = luban.load_model(foreign)
+    assert m.tokenizer is None and m.module(TOKENS).isfinite().all()
+    with pytest.raises(DataError, match="holds no tokenizer"):
+        luban.Engine(m).generate("text")
+    index.write_text(json.dumps({"weight_map": {**where, names[0]: "c.safetensors"}}))
+    with pytest.raises(ArtifactError, match=r"names the shard c\.safetensors"):
+        luban.load_model(foreign)
+    index.write_text(json.dumps({"weight_map": {**where, "phantom": "a.safetensors"}}))
+    with pytest.raises(ArtifactError, match="lacks the tensor phantom"):
+        luban.load_model(foreign)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.norm.weight"), r"lacks the tensor model\.norm\.weight"),
+        (lambda t: t.update(extra=torch.zeros(2)), "no place for: extra"),
+        (lambda t: t.update({"model.norm.weight": torch.zeros(5)}), r"norm\.weight has shape \(5,\), .* needs \(32,\)"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(foreign, change, message):
+    rewrite(foreign / "model.safetensors", change)
+    with pytest.raises(ArtifactError, match=message):
+        luban.load_model(foreign)
+
+
+def test_truncated_pickled_and_unknown(foreign, tmp_path):
+    config = json.loads((foreign / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps({**config, "model_type": "lama"}))
+    with pytest.raises(UnsupportedError, match=r"unknown architecture 'lama'.*did you mean 'llama'"):
+        luban.load_model(foreign)
+    (foreign / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "hidden_size"}))
+    with pytest.raises(ArtifactError, match="lacks 'hidden_size'"):
+        luban.load_model(foreign)
+    (foreign / "config.json").write_text(json.dumps(config))
+    weights = foreign / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ArtifactError, match="truncated"):
+        luban.load_model(foreign)
+    weights.rename(foreign / "pytorch_model.bin")
+    with pytest.raises(ArtifactError, match=r"is a pickle.*never loaded.*save_pretrained"):
+        luban.load_model(foreign)
+    with pytest.raises(ArtifactError, match="is a pickle"):
+        luban.load_model(foreign / "pytorch_model.bin")
+    with pytest.raises(ArtifactError, match="does not exist"):
+        luban.load_model(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match=r"spec\.json or config\.json"):
+        luban.load_model(tmp_path / "empty")

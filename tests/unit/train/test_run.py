@@ -1,0 +1,111 @@
+"""What is checked before training, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from luban.checkpoint.weights import weights_hash
+from luban.cli.main import main
+from luban.core.artifact import open_artifact
+from luban.core.errors import ArtifactError, ConfigError, MissingExtra, UnsupportedError, UsageError
+from luban.load.model import load_model
+from luban.train import predict
+from luban.train.pretrain import pretrain
+
+
+def test_a_run_can_be_loaded_and_continued_from(tiny, tmp_path):
+    run = pretrain(tiny(), tmp_path / "base")
+    figures = open_artifact(run, "run").figures
+    loaded = load_model(run)
+    assert weights_hash(dict(loaded.module.named_parameters())) == figures["weights_hash"]
+    more = pretrain(tiny(init=str(run), model={}, train={"steps": 1}, schedule={"warmup": 10**6}), tmp_path / "more")
+    manifest = open_artifact(more, "run")
+    assert manifest.parent("init").content_hash == open_artifact(loaded.path).content_hash
+    # one step at a millionth of the learning rate: still the base's weights
+    for ours, theirs in zip(load_model(more).module.parameters(), loaded.module.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+    with pytest.raises(ConfigError, match=r"model.layers is 3, but .*base has 2"):
+        pretrain(tiny(init=str(run), model={"layers": 3}), tmp_path / "other")
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(tiny, tmp_path):
+    recipe = tiny(checkpoint={"every": 2, "keep": 1}, train={"steps": 12}, optim={"lr": 0.3})
+    run = pretrain(recipe, tmp_path / "run")  # a learning rate that soon makes it worse
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = {row["step"]: row["heldout_loss"] for row in rows if "heldout_loss" in row}
+    best = min(scores, key=scores.get)
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == sorted({f"step_{best:06d}", "step_000012"})
+    assert open_artifact(run).figures["checkpoints"] == {"best": f"step_{best:06d}", "last": "step_000012"}
+
+
+def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(tiny, tmp_path):
+    recipe = tiny(train={"steps": 10**6, "budget_seconds": 1.5}, checkpoint={"every": 10**6},
+                  validation={"every": 0}, schedule={"warmup": 2, "final": 0.0})  # fmt: skip
+    run = pretrain(recipe, tmp_path / "run")
+    figures = open_artifact(run).figures
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if "loss" in row][-1]
+    assert last["step"] == figures["steps_fixed"]["fixed"] < 10**6
+    assert last["lr"] == pytest.approx(0.0, abs=1e-9)
+    assert figures["seconds"] < 3 * 1.5
+
+
+def test_too_little_memory_is_refused_with_the_setting_that_would_fit(tiny, tmp_path, monkeypatch):
+    recipe = tiny(train={"batch_size": 64, "seq_len": 64})
+    need = predict._memory(recipe, predict_spec(recipe), 1).total
+    monkeypatch.setattr(predict, "free_memory", lambda device: need - 1)
+    with pytest.raises(UnsupportedError, match=r"--train\.accumulate 2 would need"):
+        pretrain(recipe, tmp_path / "run")
+    monkeypatch.setattr(predict, "free_memory", lambda device: 1000)
+    with pytest.raises(UnsupportedError, match="choose a smaller model"):
+        pretrain(recipe, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def predict_spec(recipe):
+    from luban.data.shards import Shards
+    from luban.train.start import choose_start
+
+    return choose_start(recipe, Shards.open(recipe.data.path)).spec
+
+
+def test_what_cannot_work_is_refused_before_anything_is_written(tiny, shards, tmp_path, monkeypatch):
+    wrong = [(tiny(train={"seq_len": 128}), ConfigError, "context is 64"),
+             (tiny(data={"path": ""}), UsageError, "--data.path"),
+             (tiny(data={"path": str(shards.parent / "corpus")}), ArtifactError, "is a corpus"),
+             (tiny(data={"path": "nowhere"}), ArtifactError, "nowhere"),
+             (tiny(model={"vocab_size": 17}), ConfigError, "vocab_size")]  # fmt: skip
+    if not torch.cuda.is_available():
+        wrong.append((tiny(train={"device": "cuda"}), UnsupportedError, "--train.device cpu"))
+    for recipe, error, message in wrong:
+        with pytest.raises(error, match=message):
+            pretrain(recipe, tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtra, match="tensorboard"):
+        pretrain(tiny(train={"tensorboard": True}), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_answers_in_one_line(shards, tmp_path, capsys):
+    command = ["pretrain", "tiny_pretrain_cpu", "--data.path", str(shards), "--out", str(tmp_path / "run")]
+    for extra, message in ((["--train.step", "3"], "did you mean 'steps'"), (["--optim.type", "adam"], "adamw")):
+        assert main([*command, *extra]) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1
+    assert main([*command, "--dry-run"]) == 0
+    assert "FLOPs" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_without_a_compiler_training_runs_uncompiled_and_says_so(tiny, tmp_path, monkeypatch, capsys):
+    from luban.train import device
+
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    recipe = tiny()
+    pretrain(replace(recipe, train=replace(recipe.train, compile=True)), tmp_path / "run")
+    assert "C++ compiler" in capsys.readouterr().err
