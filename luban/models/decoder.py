@@ -24,6 +24,7 @@ class Decoder(nn.Module):
         self.spec = spec
         self.embedding = nn.Embedding(spec.vocab_size, spec.width)
         self.position = spec.position.build(spec.position_shape)
+        self.embedding_norm = spec.embedding_norm.build(spec.width) if spec.embedding_norm else None
         self.blocks = nn.ModuleList(spec.block.build(spec) for _ in range(spec.layers))
         self.norm = spec.norm.build(spec.width) if spec.block.final_norm else nn.Identity()
         self.readout = None if spec.tied_head else nn.Linear(spec.width, spec.vocab_size, bias=False)
@@ -53,6 +54,8 @@ class Decoder(nn.Module):
             positions = count_positions(tokens, mask, documents) if positions is None else positions
             real, key_positions = mask, positions
         x_BTE = self.position.embed(self.embedding(tokens), positions)
+        if self.embedding_norm is not None:
+            x_BTE = self.embedding_norm(x_BTE)
         added, causal = score_mask(
             queries=queries, keys=key_positions.shape[-1], causal=True, window=self.spec.attention.window, real=real,
             documents=documents, bias=self.position.bias(positions, key_positions), device=tokens.device,
