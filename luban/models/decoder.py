@@ -53,6 +53,7 @@ class Decoder(nn.Module):
         else:
             positions = count_positions(tokens, mask, documents) if positions is None else positions
             real, key_positions = mask, positions
+        positions, key_positions = self.position.place(positions, key_positions, cached=cache is not None)
         x_BTE = self.position.embed(self.embedding(tokens), positions)
         if self.embedding_norm is not None:
             x_BTE = self.embedding_norm(x_BTE)

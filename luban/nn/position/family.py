@@ -21,6 +21,7 @@ class PositionShape:
     heads: int  # H
     head_dim: int  # D
     context: int  # longest sequence
+    causal: bool = True  # whether a token sees only those before it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,14 @@ class Position(Variant):
             "sinusoidal": "luban.nn.position.sinusoidal:Sinusoidal",
             "rope": "luban.nn.position.rope:Rope",
             "alibi": "luban.nn.position.alibi:Alibi",
+            "kerple_power": "luban.nn.position.kerple:KerplePower",
+            "kerple_log": "luban.nn.position.kerple:KerpleLog",
+            "t5": "luban.nn.position.t5:RelativeBias",
+            "xpos": "luban.nn.position.xpos:XPos",
+            "rope_2d": "luban.nn.position.two:Rope2D",
+            "learned_2d": "luban.nn.position.two:Learned2D",
+            "log_n": "luban.nn.position.logn:LogN",
+            "randomised": "luban.nn.position.randomised:Randomised",
         },
     )
 
@@ -55,6 +64,13 @@ class PositionMethod(nn.Module):
 
     The body asks for `tables` and `bias` once a forward; all layers share them.
     """
+
+    def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
+        """Counted positions of queries and keys → those that all the other ways in are given.
+
+        `cached` says that the keys grow from call to call.
+        """
+        return positions, key_positions
 
     def embed(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
         """The token embeddings with what the method adds to them."""
