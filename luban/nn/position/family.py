@@ -87,3 +87,31 @@ class PositionMethod(nn.Module):
     def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor | None:
         """(1 or B, H, T, S) float32 to add to the scaled scores, or None."""
         return None
+
+
+class Wrapped(PositionMethod):
+    """A method around another: passes everything on, except what it overrides."""
+
+    def __init__(self, inner: PositionMethod):
+        super().__init__()
+        self.inner = inner
+
+    def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
+        """As the inner method."""
+        return self.inner.place(positions, key_positions, cached=cached)
+
+    def embed(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
+        """As the inner method."""
+        return self.inner.embed(x_BTE, positions_BT)
+
+    def tables(self, positions_BT: Tensor) -> Any:
+        """As the inner method."""
+        return self.inner.tables(positions_BT)
+
+    def turn(self, q_BHTD: Tensor, k_BKTD: Tensor, tables: Any) -> tuple[Tensor, Tensor]:
+        """As the inner method."""
+        return self.inner.turn(q_BHTD, k_BKTD, tables)
+
+    def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor | None:
+        """As the inner method."""
+        return self.inner.bias(query_positions_BT, key_positions_BS)

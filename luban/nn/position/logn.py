@@ -10,11 +10,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from luban.core.errors import ConfigError
-from luban.nn.position.family import Position, PositionMethod, PositionShape
+from luban.nn.position.family import Position, PositionMethod, PositionShape, Wrapped
 from luban.nn.position.rope import Rope
 
 
@@ -44,32 +43,20 @@ class LogN(Position):
         return LogNPositions(self, shape)
 
 
-class LogNPositions(PositionMethod):
+class LogNPositions(Wrapped):
     """The inner method, with queries scaled."""
 
     def __init__(self, config: LogN, shape: PositionShape):
-        super().__init__()
-        self.inner, self.trained = config.inner.build(shape), config.trained
-
-    def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
-        """As the inner method."""
-        return self.inner.place(positions, key_positions, cached=cached)
-
-    def embed(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
-        """As the inner method."""
-        return self.inner.embed(x_BTE, positions_BT)
+        super().__init__(config.inner.build(shape))
+        self.trained = config.trained
 
     def tables(self, positions_BT: Tensor) -> tuple[Any, Tensor]:
         """The inner tables and the factors (B, 1, T, 1)."""
         seen = (positions_BT.float() + 1)[:, None, :, None]
-        return self.inner.tables(positions_BT), (seen.log() / math.log(self.trained)).clamp_min(1.0)
+        return super().tables(positions_BT), (seen.log() / math.log(self.trained)).clamp_min(1.0)
 
     def turn(self, q_BHTD: Tensor, k_BKTD: Tensor, tables: tuple[Any, Tensor]) -> tuple[Tensor, Tensor]:
         """Turned as by the inner method, the queries multiplied."""
         inner, factor = tables
-        q_BHTD, k_BKTD = self.inner.turn(q_BHTD, k_BKTD, inner)
-        return (q_BHTD * factor.to(torch.promote_types(q_BHTD.dtype, torch.float32))).to(q_BHTD.dtype), k_BKTD
-
-    def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor | None:
-        """As the inner method."""
-        return self.inner.bias(query_positions_BT, key_positions_BS)
+        q_BHTD, k_BKTD = super().turn(q_BHTD, k_BKTD, inner)
+        return (q_BHTD * factor).to(q_BHTD.dtype), k_BKTD

@@ -4,13 +4,12 @@ positions drawn from a much longer range, in order, so that the positions of lon
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from luban.core.errors import ConfigError
-from luban.nn.position.family import Position, PositionMethod, PositionShape
+from luban.nn.position.family import Position, PositionMethod, PositionShape, Wrapped
 from luban.nn.position.rope import Rope
 
 
@@ -37,7 +36,7 @@ class Randomised(Position):
         return RandomisedPositions(self, shape)
 
 
-class RandomisedPositions(PositionMethod):
+class RandomisedPositions(Wrapped):
     """Draws positions once a forward, the same for all its rows.
 
     In training every forward draws anew (torch's own generator). In evaluation the draw is a function of the
@@ -45,8 +44,7 @@ class RandomisedPositions(PositionMethod):
     """
 
     def __init__(self, config: Randomised, shape: PositionShape):
-        super().__init__()
-        self.inner = config.inner.build(replace(shape, context=config.longest))
+        super().__init__(config.inner.build(replace(shape, context=config.longest)))
         self.longest, self.context = config.longest, shape.context
 
     def draw(self, count: int, device: torch.device) -> Tensor:
@@ -60,20 +58,4 @@ class RandomisedPositions(PositionMethod):
         if count > self.longest:
             raise ConfigError(f"{count} tokens are more than the {self.longest} positions to draw from")
         drawn = self.draw(count, positions.device)
-        return self.inner.place(drawn[positions], drawn[key_positions], cached=cached)
-
-    def embed(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
-        """As the inner method."""
-        return self.inner.embed(x_BTE, positions_BT)
-
-    def tables(self, positions_BT: Tensor) -> Any:
-        """As the inner method."""
-        return self.inner.tables(positions_BT)
-
-    def turn(self, q_BHTD: Tensor, k_BKTD: Tensor, tables: Any) -> tuple[Tensor, Tensor]:
-        """As the inner method."""
-        return self.inner.turn(q_BHTD, k_BKTD, tables)
-
-    def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor | None:
-        """As the inner method."""
-        return self.inner.bias(query_positions_BT, key_positions_BS)
+        return super().place(drawn[positions], drawn[key_positions], cached=cached)

@@ -10,18 +10,35 @@ import torch
 
 from luban import ModelSpec, build_model
 from luban.generate.cache import ContextError, ContiguousCache
+from luban.models.block.parallel import Parallel
+from luban.models.block.post import PostNorm
 from luban.models.decoder import count_positions
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import GEGLU, GELU, ReLU, SwiGLU, TanhGELU
 from luban.nn.init import NormalInit
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.alibi import Alibi
+from luban.nn.position.kerple import KerpleLog, KerplePower
 from luban.nn.position.learned import Learned
+from luban.nn.position.logn import LogN
 from luban.nn.position.none import NoPosition
 from luban.nn.position.rope import Rope
+from luban.nn.position.scaling import YaRN
 from luban.nn.position.sinusoidal import Sinusoidal
+from luban.nn.position.t5 import RelativeBias
+from luban.nn.position.two import Rope2D
+from luban.nn.position.xpos import XPos
 
 PARTS = {
+    "kerple-power": {"position": KerplePower()},
+    "kerple-log": {"position": KerpleLog(), "attention": Grouped(heads=6, kv_heads=2)},
+    "t5": {"position": RelativeBias(buckets=8, max_distance=20)},
+    "xpos": {"position": XPos(span=30.0)},
+    "log-n": {"position": LogN(inner=Alibi(), trained=4)},
+    "yarn": {"position": Rope(scaling=YaRN(factor=3.0, original=12), base=100.0)},
+    "post": {"block": PostNorm(), "embedding_norm": LayerNorm()},
+    "parallel": {"block": Parallel(norms=2)},
+    "parallel-shared": {"block": Parallel(norms=1), "position": Rope2D()},
     "llama": {},
     "window": {"attention": Grouped(heads=4, kv_heads=1, window=3)},
     "qk-norm": {"attention": Grouped(heads=2, kv_heads=2, qk_norm=RMSNorm(), qkv_bias=True, output_bias=True)},
