@@ -15,11 +15,15 @@ from luban.core import opgraph
 from luban.models import describe as describe_module
 from luban.models.block.parallel import Parallel
 from luban.models.block.post import PostNorm
+from luban.models.block.sandwich import SandwichNorm
 from luban.models.presets import PRESETS
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import GELU, SwiGLU
 from luban.nn.norm import LayerNorm, RMSNorm
+from luban.nn.position.kerple import KerpleLog
 from luban.nn.position.learned import Learned
+from luban.nn.position.logn import LogN
+from luban.nn.position.t5 import RelativeBias
 
 SPECS = {
     "llama": ModelSpec(vocab_size=101, width=48, layers=3, attention=Grouped(heads=6, kv_heads=2)),
@@ -30,6 +34,9 @@ SPECS = {
                          feedforward=SwiGLU(width=50)),
     "post": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3), block=PostNorm(),
                       embedding_norm=LayerNorm()),
+    "sandwich": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3), block=SandwichNorm()),
+    "kerple": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3), position=KerpleLog()),
+    "t5": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3), position=LogN(inner=RelativeBias())),
     "parallel": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3), block=Parallel(norms=1)),
     "parallel, two norms": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3),
                                      block=Parallel(norms=2)),
