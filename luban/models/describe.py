@@ -22,6 +22,8 @@ def describe(spec: ModelSpec, *, batch: int = 1, seq: int | None = None) -> OpGr
               activation=tokens * spec.width)]  # fmt: skip
     if learned := spec.position.parameters(spec.position_shape):
         ops.append(Op(name="position", kind="embedding", parameters=learned))
+    if spec.embedding_norm:
+        ops.append(spec.embedding_norm.op("embedding_norm", tokens, spec.width))
     block = spec.block.ops(spec, batch, seq)
     for layer in range(spec.layers):
         ops += within(f"blocks.{layer}", block)

@@ -37,6 +37,8 @@ class Grouped(Attention):
             raise ConfigError(f"head_dim must be at least 1, {self.head_dim} given")
         if self.window is not None and self.window < 1:
             raise ConfigError(f"attention window must be at least 1, {self.window} given")
+        if not self.windowed:
+            raise ConfigError("windowed must say at least for one layer whether the window holds")
 
     def check(self, width: int) -> None:
         """Without a head_dim of their own the heads split the width."""
