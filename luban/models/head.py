@@ -144,7 +144,7 @@ class MaskedLMReadout(nn.Module):
     def pairs(self, hidden_BTE: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, E) → (B, 2): class 0 says that the second segment follows the first."""
         if self.pool is None:
-            raise ConfigError('this masked-LM head has no second output: build it with head.pair = true')
+            raise ConfigError("this masked-LM head has no second output: build it with head.pair = true")
         return self.pair(torch.tanh(self.pool(pool(hidden_BTE, mask, "first"))))
 
 

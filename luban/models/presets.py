@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from luban.core.errors import ConfigError, nearest
+from luban.models.encoder_presets import ENCODERS
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import SwiGLU
@@ -32,6 +33,7 @@ PRESETS: dict[str, ModelSpec] = {
     "llama2-34b": _llama(32_000, 8192, 48, 64, 8, 22_016, 4096),
     "llama2-70b": _llama(32_000, 8192, 80, 64, 8, 28_672, 4096),
 }
+PRESETS |= ENCODERS
 
 
 def preset(name: str) -> ModelSpec:

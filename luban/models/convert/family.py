@@ -11,6 +11,8 @@ from torch import Tensor
 
 from luban.core.errors import ArtifactError, UnsupportedError, nearest
 from luban.core.registry import Registry
+from luban.models.decoder import DecoderBody
+from luban.models.head import LanguageModel
 from luban.models.spec import ModelSpec
 
 FORMATS = Registry(
@@ -20,6 +22,9 @@ FORMATS = Registry(
         "mistral": "luban.models.convert.mistral:Mistral",
         "qwen2": "luban.models.convert.qwen2:Qwen2",
         "qwen3": "luban.models.convert.qwen3:Qwen3",
+        "bert": "luban.models.convert.bert:Bert",
+        "roberta": "luban.models.convert.roberta:Roberta",
+        "albert": "luban.models.convert.albert:Albert",
     },
 )
 
@@ -33,7 +38,10 @@ class Pair:
 
 
 class Format(Protocol):
-    """A foreign format. `ignored` matches tensors of theirs that hold nothing (caches, masks)."""
+    """A foreign format. `ignored` matches tensors of theirs that hold nothing (caches, masks).
+
+    A format of anything but decoders with a language-model head says so in `body` and `heads`.
+    """
 
     ignored: re.Pattern[str]
 
@@ -87,6 +95,9 @@ def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
     """The first format that can express `spec`, and its configuration. Raises UnsupportedError if none can."""
     for name in FORMATS:
         form = FORMATS[name]()
+        body, heads = getattr(form, "body", DecoderBody), getattr(form, "heads", (LanguageModel,))
+        if type(spec.body) is not body or not isinstance(spec.head, heads):
+            continue
         config = form.config(spec)
         if config is not None:
             return form, config
@@ -107,8 +118,10 @@ def to_ours(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict
 
 
 def to_theirs(form: Format, spec: ModelSpec, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under their foreign names."""
-    return {pair.theirs: ours[pair.ours] for pair in form.pairs(spec)}
+    """Our tensors under their foreign names; one that stands under two is copied, as files share no memory."""
+    named = {pair.theirs: pair.ours for pair in form.pairs(spec)}
+    first = {mine: theirs for theirs, mine in reversed(named.items())}
+    return {theirs: ours[mine] if first[mine] == theirs else ours[mine].clone() for theirs, mine in named.items()}
 
 
 def _few(names: list[str]) -> str:
