@@ -36,6 +36,8 @@ class DecoderBody(Body):
                   activation=tokens * spec.width)]  # fmt: skip
         if learned := spec.position.parameters(spec.position_shape):
             ops.append(Op(name="position", kind="embedding", parameters=learned))
+        if spec.embedding_norm:
+            ops.append(spec.embedding_norm.op("embedding_norm", tokens, spec.width))
         block = spec.block.ops(spec, batch, seq)
         for layer in range(spec.layers):
             ops += within(f"blocks.{layer}", block)
@@ -51,6 +53,7 @@ class Decoder(BodyModule):
         super().__init__(spec)
         self.embedding = nn.Embedding(spec.vocab_size, spec.width)
         self.position = spec.position.build(spec.position_shape)
+        self.embedding_norm = spec.embedding_norm.build(spec.width) if spec.embedding_norm else None
         self.blocks = nn.ModuleList(spec.block.build(spec) for _ in range(spec.layers))
         self.norm = spec.norm.build(spec.width) if spec.block.final_norm else nn.Identity()
         self.readout = spec.head.build(spec)
@@ -80,6 +83,8 @@ class Decoder(BodyModule):
             positions = count_positions(tokens, mask, documents) if positions is None else positions
             real, key_positions = mask, positions
         x_BTE = self.position.embed(self.embedding(tokens), positions)
+        if self.embedding_norm is not None:
+            x_BTE = self.embedding_norm(x_BTE)
         added, causal = score_mask(
             queries=queries, keys=key_positions.shape[-1], causal=True, window=self.spec.attention.window, real=real,
             documents=documents, bias=self.position.bias(positions, key_positions), device=tokens.device,

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderBody(Body):
-    """Blocks in which every token sees every other; its embeddings are summed, normalised and, where narrower, widened."""
+    """Blocks in which every token sees every other; narrower embeddings are widened."""
 
     segments: int = 0  # rows of a table that tells segments apart (BERT: 2; 0: no table)
-    embedding_norm: bool = False  # whether the sum of the embeddings is normalised
     embedding_width: int | None = None  # W, with a dense layer to E behind it (Lan et al. 2020); none: E, no layer
     groups: int | None = None  # different blocks; each serves layers / groups layers in a row (ALBERT: 1); none: all
 
@@ -59,8 +58,8 @@ class EncoderBody(Body):
             ops.append(Op(name="position", kind="embedding", parameters=learned))
         if self.segments:
             ops.append(Op(name="segments", kind="embedding", parameters=self.segments * table))
-        if self.embedding_norm:
-            ops.append(spec.norm.op("embedding_norm", tokens, table))
+        if spec.embedding_norm:
+            ops.append(spec.embedding_norm.op("embedding_norm", tokens, table))
         if self.embedding_width is not None:
             ops.append(linear_op("widen", tokens, table, spec.width, bias=True))
         block = spec.block.ops(spec, batch, seq)
@@ -84,7 +83,7 @@ class Encoder(BodyModule):
         self.embedding = nn.Embedding(spec.vocab_size, table)
         self.position = spec.position.build(body.position_shape(spec))
         self.segments = nn.Embedding(body.segments, table) if body.segments else None
-        self.embedding_norm = spec.norm.build(table) if body.embedding_norm else nn.Identity()
+        self.embedding_norm = spec.embedding_norm.build(table) if spec.embedding_norm else nn.Identity()
         self.widen = nn.Identity() if body.embedding_width is None else nn.Linear(table, spec.width)
         self.blocks = nn.ModuleList(spec.block.build(spec) for _ in range(body.groups or spec.layers))
         self.norm = spec.norm.build(spec.width) if spec.block.final_norm else nn.Identity()

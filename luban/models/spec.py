@@ -36,6 +36,7 @@ class ModelSpec:
     position: Position = field(default_factory=Rope)  # where a token stands
     attention: Attention = field(default_factory=lambda: Grouped(heads=8, kv_heads=4))  # how tokens look at each other
     norm: Norm = field(default_factory=RMSNorm)  # of every block and the end
+    embedding_norm: Norm | None = None  # of the embeddings, positions added (BLOOM, BERT); none: left as they are
     feedforward: FeedForward = field(default_factory=lambda: SwiGLU(width=768))  # the position-wise network
     block: Block = field(default_factory=PreNorm)  # how a layer is arranged
     body: Body = field(default_factory=DecoderBody)  # what stands between tokens and hidden states

@@ -23,6 +23,7 @@ class Block(Variant):
         {
             "pre": "luban.models.block.pre:PreNorm",
             "post": "luban.models.block.post:PostNorm",
+            "parallel": "luban.models.block.parallel:Parallel",
         },
     )
     final_norm: ClassVar[bool] = True  # whether the stream is normalised after the last block

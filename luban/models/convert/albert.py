@@ -30,8 +30,9 @@ class Albert(Bert):
 
     ignored = re.compile(r".*position_ids|predictions\.decoder\..*|albert\.pooler\..*")
     model_type = "albert"
+    default_activation = "gelu_new"
     name = "Albert"
-    root = "albert"
+    prefix = "albert."
     masked_lm = (("readout.transform", "predictions.dense"), ("readout.norm", "predictions.LayerNorm"))
     vocabulary_bias = "predictions.bias"
     vocabulary = "predictions.decoder"
@@ -41,7 +42,7 @@ class Albert(Bert):
     def encoder(self, fields: Fields) -> EncoderBody:
         """Narrow embeddings and groups."""
         fields.only("inner_group_num", 1)
-        return EncoderBody(segments=fields.get("type_vocab_size", 2), embedding_norm=True,
+        return EncoderBody(segments=fields.get("type_vocab_size", 2),
                            embedding_width=fields.get("embedding_size", 128),
                            groups=fields.get("num_hidden_groups", 1))  # fmt: skip
 

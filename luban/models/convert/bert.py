@@ -8,18 +8,14 @@ from typing import Any, ClassVar
 
 from luban.core.errors import UnsupportedError
 from luban.models.block.post import PostNorm
-from luban.models.convert.family import Fields, Pair
+from luban.models.convert.family import Fields, Pair, activation_name, plain_feedforward
 from luban.models.encoder import EncoderBody
 from luban.models.head import Classes, Head, MaskedLM, Span, TokenClasses
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import GELU, FeedForward, ReLU, TanhGELU
 from luban.nn.norm import LayerNorm
 from luban.nn.position.learned import Learned
 
-ACTIVATIONS: dict[str, type[FeedForward]] = {
-    "gelu": GELU, "gelu_new": TanhGELU, "gelu_pytorch_tanh": TanhGELU, "relu": ReLU,
-}  # fmt: skip
 LAYER = (
     ("attention.q", "attention.self.query"),
     ("attention.k", "attention.self.key"),
@@ -46,7 +42,7 @@ class Bert:
     heads: ClassVar[tuple[type[Head], ...]] = (MaskedLM, Classes, TokenClasses, Span)
     model_type: ClassVar[str] = "bert"
     name: ClassVar[str] = "Bert"
-    root: ClassVar[str] = "bert"  # of the body's tensors
+    prefix: ClassVar[str] = "bert."
     masked_lm: ClassVar[tuple[tuple[str, str], ...]] = (  # modules of the masked-LM head
         ("readout.transform", "cls.predictions.transform.dense"),
         ("readout.norm", "cls.predictions.transform.LayerNorm"),
@@ -56,17 +52,20 @@ class Bert:
     pair: ClassVar[tuple[tuple[str, str], ...]] = (POOLER, ("readout.pair", "cls.seq_relationship"))
     classes: ClassVar[tuple[tuple[str, str], ...]] = (POOLER, ("readout.output", "classifier"))
     default_segments: ClassVar[int] = 2
+    default_activation: ClassVar[str] = "gelu"
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """The specification; the head is the one that `architectures` names."""
         fields = Fields(config, self.model_type)
         fields.only("position_embedding_type", "absolute")
         fields.only("is_decoder", False)
+        norm = LayerNorm(eps=fields.get("layer_norm_eps", 1e-12))
         return ModelSpec(
             vocab_size=fields.need("vocab_size"), width=fields.need("hidden_size"),
             layers=fields.need("num_hidden_layers"), context=self.context(fields), position=self.positions(fields),
             attention=Grouped(heads=fields.need("num_attention_heads"), qkv_bias=True, output_bias=True),
-            norm=LayerNorm(eps=fields.get("layer_norm_eps", 1e-12)), feedforward=activation(fields),
+            norm=norm, embedding_norm=norm, feedforward=plain_feedforward(
+                fields.get("hidden_act", self.default_activation), fields.need("intermediate_size"), bias=True),
             block=PostNorm(), body=self.encoder(fields), head=self.head(fields),
             tied_head=isinstance(self.head(fields), MaskedLM) and fields.get("tie_word_embeddings", True),
         )  # fmt: skip
@@ -81,7 +80,7 @@ class Bert:
 
     def encoder(self, fields: Fields) -> EncoderBody:
         """Its embeddings."""
-        return EncoderBody(segments=fields.get("type_vocab_size", self.default_segments), embedding_norm=True)
+        return EncoderBody(segments=fields.get("type_vocab_size", self.default_segments))
 
     def head(self, fields: Fields) -> Head:
         """The head of the class that wrote the directory. Raises UnsupportedError for another."""
@@ -108,14 +107,14 @@ class Bert:
         """Whether this format can express our embeddings and positions."""
         assert isinstance(spec.body, EncoderBody)
         plain = spec.body.embedding_width is None and spec.body.groups is None
-        return plain and spec.position == Learned() and self.default_segments == 2
+        return plain and spec.position == Learned()
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
         body, attention, head = spec.body, spec.attention, spec.head
         if not (isinstance(body, EncoderBody) and isinstance(attention, Grouped) and isinstance(spec.block, PostNorm)
                 and isinstance(spec.norm, LayerNorm) and isinstance(spec.position, Learned) and body.segments
-                and body.embedding_norm and type(spec.feedforward) in ACTIVATIONS.values()):  # fmt: skip
+                and spec.embedding_norm == spec.norm and activation_name(spec.feedforward)):  # fmt: skip
             return None
         biased = attention.qkv_bias and attention.output_bias and spec.feedforward.bias and spec.norm.bias
         plain = attention.key_heads() == attention.heads and not (attention.window or attention.qk_norm)
@@ -127,7 +126,7 @@ class Bert:
             "architectures": [self.architecture(head)], "model_type": self.model_type,
             "vocab_size": spec.vocab_size, "hidden_size": spec.width, "num_hidden_layers": spec.layers,
             "num_attention_heads": attention.heads, "intermediate_size": spec.feedforward.width,
-            "hidden_act": next(n for n, kind in ACTIVATIONS.items() if kind is type(spec.feedforward)),
+            "hidden_act": activation_name(spec.feedforward),
             "max_position_embeddings": spec.context + spec.position.offset, "layer_norm_eps": spec.norm.eps,
             "type_vocab_size": body.segments, "tie_word_embeddings": spec.tied_head,
             **({"id2label": {str(i): f"LABEL_{i}" for i in range(head.count)}}
@@ -141,10 +140,10 @@ class Bert:
 
     def modules(self, spec: ModelSpec) -> Iterator[tuple[str, str]]:
         """Every module with a weight and a bias, body first."""
-        yield "embedding_norm", f"{self.root}.embeddings.LayerNorm"
+        yield "embedding_norm", f"{self.prefix}embeddings.LayerNorm"
         for layer in range(spec.layers):
             for ours, theirs in LAYER:
-                yield f"blocks.{layer}.{ours}", f"{self.root}.encoder.layer.{layer}.{theirs}"
+                yield f"blocks.{layer}.{ours}", f"{self.prefix}encoder.layer.{layer}.{theirs}"
 
     def readout(self, head: Head) -> tuple[tuple[str, str], ...]:
         """The head's modules with a weight and a bias."""
@@ -157,7 +156,7 @@ class Bert:
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
         for ours, theirs in EMBEDDINGS:
-            yield Pair(f"{ours}.weight", f"{self.root}.{theirs}.weight")
+            yield Pair(f"{ours}.weight", f"{self.prefix}{theirs}.weight")
         for ours, theirs in (*self.modules(spec), *self.readout(spec.head)):
             yield Pair(f"{ours}.weight", f"{theirs}.weight")
             yield Pair(f"{ours}.bias", f"{theirs}.bias")
@@ -166,11 +165,3 @@ class Bert:
             if not spec.tied_head:
                 yield Pair("readout.vocabulary.weight", f"{self.vocabulary}.weight")
                 yield Pair("readout.vocabulary.bias", f"{self.vocabulary}.bias")  # theirs then leaves the other unread
-
-
-def activation(fields: Fields) -> FeedForward:
-    """The feed-forward network that `hidden_act` names. Raises UnsupportedError for another."""
-    name = fields.get("hidden_act", "gelu")
-    if name not in ACTIVATIONS:
-        raise UnsupportedError(f"config.json asks for hidden_act = {name!r}; known are {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name](width=fields.need("intermediate_size"), bias=True)

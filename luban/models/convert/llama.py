@@ -39,6 +39,7 @@ class Llama:
     """
 
     ignored = re.compile(r".*rotary_emb\.inv_freq|lm_head\.weight")  # the head is a copy where it is tied
+    prefix = "model."
     model_type: ClassVar[str] = "llama"
     architecture: ClassVar[str] = "LlamaForCausalLM"
     default_context: ClassVar[int] = 2048  # where config.json doesn't say
@@ -74,7 +75,8 @@ class Llama:
         """The configuration, or None where a part isn't this format's."""
         attention, feedforward, position = spec.attention, spec.feedforward, spec.position
         if not (isinstance(attention, Grouped) and isinstance(feedforward, SwiGLU) and isinstance(position, Rope)
-                and isinstance(spec.norm, RMSNorm) and isinstance(spec.block, PreNorm)):  # fmt: skip
+                and isinstance(spec.norm, RMSNorm) and isinstance(spec.block, PreNorm)
+                and spec.embedding_norm is None):  # fmt: skip
             return None
         if position.pairing != "half" or position.width is not None or not self.fits(attention):
             return None

@@ -23,7 +23,7 @@ class Roberta(Bert):
     ignored = re.compile(r".*position_ids|lm_head\.decoder\..*|roberta\.pooler\..*")
     model_type = "roberta"
     name = "Roberta"
-    root = "roberta"
+    prefix = "roberta."
     masked_lm = (("readout.transform", "lm_head.dense"), ("readout.norm", "lm_head.layer_norm"))
     vocabulary_bias = "lm_head.bias"
     vocabulary = "lm_head.decoder"

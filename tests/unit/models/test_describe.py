@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from luban import ModelSpec, build_model, describe
 from luban.core import opgraph
 from luban.models import describe as describe_module
+from luban.models.block.parallel import Parallel
+from luban.models.block.post import PostNorm
 from luban.models.presets import PRESETS
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import GELU, SwiGLU
@@ -26,6 +28,11 @@ SPECS = {
                      feedforward=GELU(width=90, bias=True)),
     "qk-norm": ModelSpec(vocab_size=64, width=32, layers=1, attention=Grouped(heads=4, qk_norm=RMSNorm()),
                          feedforward=SwiGLU(width=50)),
+    "post": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3), block=PostNorm(),
+                      embedding_norm=LayerNorm()),
+    "parallel": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3), block=Parallel(norms=1)),
+    "parallel, two norms": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3),
+                                     block=Parallel(norms=2)),
 }  # fmt: skip
 
 
