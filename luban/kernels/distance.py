@@ -20,7 +20,7 @@ class DistanceBias:
     """A bias for H heads over distances −(S−1) … T−1; place `zero` of a table holds distance 0."""
 
     form: Literal["alibi", "power", "log", "buckets"]  # how a kernel gets it
-    table: Tensor  # (H, distances) float32, what is added to the scaled score
+    table: Tensor  # (H, distances) float32, what is added to the scaled score; differentiable
     parameters: tuple[Tensor, ...]  # alibi: slopes (H,); KERPLE: r1, r2 (H,); buckets: weight (H, buckets)
     scale: float = 1.0  # what KERPLE's bias is multiplied by
     buckets: Tensor | None = None  # (distances,) int32: the table is parameters[0][:, buckets]
@@ -52,14 +52,14 @@ def alibi(slopes: Tensor, queries: int, keys: int) -> DistanceBias:
 def kerple_power(r1: Tensor, r2: Tensor, queries: int, keys: int, scale: float) -> DistanceBias:
     """−r1·|i − j|^r2 inside the scaling, r1 > 0, 0 < r2 ≤ 2 (Chi et al. 2022, equation 1 and corollary 1)."""
     delta, zero = distances(queries, keys, r1.device)
-    power = torch.where(delta == 0, 0.0, delta.abs().clamp(min=1) ** r2.detach()[:, None])
-    return DistanceBias("power", -scale * r1.detach()[:, None] * power, (r1, r2), scale, zero=zero)
+    power = torch.where(delta == 0, 0.0, delta.abs().clamp(min=1) ** r2[:, None])
+    return DistanceBias("power", -scale * r1[:, None] * power, (r1, r2), scale, zero=zero)
 
 
 def kerple_log(r1: Tensor, r2: Tensor, queries: int, keys: int, scale: float) -> DistanceBias:
     """−r1·log(1 + r2·|i − j|) inside the scaling, r1, r2 > 0 (Chi et al. 2022, equation 1 and corollary 1)."""
     delta, zero = distances(queries, keys, r1.device)
-    value = -scale * r1.detach()[:, None] * torch.log1p(r2.detach()[:, None] * delta.abs())
+    value = -scale * r1[:, None] * torch.log1p(r2[:, None] * delta.abs())
     return DistanceBias("log", value, (r1, r2), scale, zero=zero)
 
 
@@ -81,21 +81,11 @@ def t5(weight: Tensor, queries: int, keys: int, *, max_distance: int = 128, caus
     """weight[h, bucket(i − j)], weight (H, buckets) learned (Raffel et al. 2020)."""
     delta, zero = distances(queries, keys, weight.device)
     index = t5_buckets(delta, weight.shape[1], max_distance, causal)
-    return DistanceBias("buckets", weight.detach()[:, index.long()], (weight,), buckets=index, zero=zero)
-
-
-def differentiable(bias: DistanceBias) -> Tensor:
-    """(H, distances) with the values of the table, and with gradients for the parameters behind it."""
-    if bias.buckets is not None:
-        return bias.parameters[0][:, bias.buckets.long()]
-    table = bias.table
-    for moment, parameter in zip(bias.moments, bias.parameters, strict=True):
-        table = table + moment * (parameter - parameter.detach())[:, None]
-    return table
+    return DistanceBias("buckets", weight[:, index.long()], (weight,), buckets=index, zero=zero)
 
 
 def dense(bias: DistanceBias, queries: int, keys: int) -> Tensor:
-    """(H, T, S) of the bias, for references and tests; not differentiable."""
+    """(H, T, S) of the bias, for references and tests."""
     i = torch.arange(keys - queries, keys, device=bias.table.device)[:, None]
     j = torch.arange(keys, device=bias.table.device)[None]
     return bias.table[:, i - j + bias.zero]

@@ -136,7 +136,7 @@ class _Call:
         self.plain = mask.plain
         self.interval_stride = 0 if mask.start.shape[0] == 1 else mask.start.stride(0)
         self.kind = {"alibi": ALIBI, "power": POWER, "log": LOG, "buckets": TABLE}[bias.form] if bias else NONE
-        self.table = (bias.table * LOG2E).contiguous() if self.kind == TABLE else q
+        self.table = (bias.table.detach() * LOG2E).contiguous() if self.kind == TABLE else q
         self.table_stride = self.table.stride(0) if self.kind == TABLE else 0
         self.numbers = _numbers(bias) if self.kind in (ALIBI, POWER, LOG) else q
         self.zero = bias.zero if bias else 0
