@@ -5,23 +5,52 @@ B batch, T new tokens, S tokens with those in the cache, E model width, V vocabu
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.core.opgraph import Op, within
 from luban.core.protocols import KVCache
-from luban.models.spec import ModelSpec
+from luban.models.body import Body, BodyModule
 from luban.nn.attention.mask import Frame, compute_dtype, score_mask
 
+if TYPE_CHECKING:
+    from luban.models.spec import ModelSpec
 
-class Decoder(nn.Module):
-    """Embedding, blocks, final norm, output layer. Its parameters are its only state."""
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderBody(Body):
+    """Blocks in which a token sees itself and those before it."""
+
+    def build(self, spec: ModelSpec) -> Decoder:
+        """The module with its head."""
+        return Decoder(spec)
+
+    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+        """Embeddings, blocks, the norm at the end."""
+        tokens = batch * seq
+        ops = [Op(name="embedding", kind="embedding", parameters=spec.vocab_size * spec.width,
+                  activation=tokens * spec.width)]  # fmt: skip
+        if learned := spec.position.parameters(spec.position_shape):
+            ops.append(Op(name="position", kind="embedding", parameters=learned))
+        if spec.embedding_norm:
+            ops.append(spec.embedding_norm.op("embedding_norm", tokens, spec.width))
+        block = spec.block.ops(spec, batch, seq)
+        for layer in range(spec.layers):
+            ops += within(f"blocks.{layer}", block)
+        if spec.block.final_norm:
+            ops.append(spec.norm.op("norm", tokens, spec.width))
+        return ops
+
+
+class Decoder(BodyModule):
+    """Embedding, blocks, final norm, head. Its parameters are its only state."""
 
     def __init__(self, spec: ModelSpec):
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec)
         self.embedding = nn.Embedding(spec.vocab_size, spec.width)
         self.position = spec.position.build(spec.position_shape)
         self.embedding_norm = spec.embedding_norm.build(spec.width) if spec.embedding_norm else None
@@ -29,7 +58,7 @@ class Decoder(nn.Module):
         self.window_of = [spec.attention.window_of(layer) for layer in range(spec.layers)]
         self.windows = tuple(dict.fromkeys(self.window_of))
         self.norm = spec.norm.build(spec.width) if spec.block.final_norm else nn.Identity()
-        self.readout = None if spec.tied_head else nn.Linear(spec.width, spec.vocab_size, bias=False)
+        self.readout = spec.head.build(spec)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None,
                 positions: Tensor | None = None, segments: None = None, cache: KVCache | None = None,
@@ -71,11 +100,7 @@ class Decoder(nn.Module):
         for layer, block in enumerate(self.blocks):
             x_BTE = block(x_BTE, frames[self.window_of[layer]], self.position, layer)
         hidden = self.norm(x_BTE)
-        return hidden if output == "hidden" else self.head(hidden)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """(…, E) hidden states → (…, V) logits."""
-        return F.linear(hidden, self.embedding.weight) if self.readout is None else self.readout(hidden)
+        return hidden if output == "hidden" else self.head(hidden, mask)
 
 
 def count_positions(tokens: Tensor, mask: Tensor | None, documents: Tensor | None) -> Tensor:

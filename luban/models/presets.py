@@ -10,6 +10,7 @@ from luban.models.block.family import Block
 from luban.models.block.parallel import Parallel
 from luban.models.block.post import PostNorm
 from luban.models.block.pre import PreNorm
+from luban.models.encoder_presets import ENCODERS
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import GELU, SwiGLU, TanhGELU
@@ -103,6 +104,7 @@ PRESETS: dict[str, ModelSpec] = {
         feedforward=SwiGLU(width=13_696),
     ),
 }
+PRESETS |= ENCODERS
 
 
 def preset(name: str) -> ModelSpec:

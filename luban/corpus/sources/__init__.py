@@ -1,13 +1,14 @@
 """Where documents come from. A source is a function `(name, SourceContext) -> Iterator[Document]`.
 
-What the user writes picks the entry: `python:…` by its whole name, a path by what it is and how it ends.
+What the user writes picks the entry: `python:…` by its whole name, a path by what it is and how it ends. A large
+source is divided into parts that workers can read on their own; the parts depend on the source alone.
 """
 
 from __future__ import annotations
 
 import glob
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from luban.core.errors import DataError, UsageError, nearest
@@ -28,6 +29,17 @@ SOURCES = Registry(
 )
 
 
+SPLITTERS = Registry(
+    "divisible source",
+    {
+        "folder": "luban.corpus.sources.folder:parts",
+        "jsonl": "luban.corpus.sources.jsonl:parts",
+        "parquet": "luban.corpus.sources.parquet:parts",
+    },
+)
+PART_BYTES = 32 << 20  # of a source that can be divided, about as many bytes make one part
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceContext:
     """What a source may know about the build."""
@@ -36,6 +48,15 @@ class SourceContext:
     tally: Tally = field(default_factory=Tally)  # where to count what is not a document
     seed: int = 0  # of the held-out split
     heldout: float = 0.0  # fraction held out
+    part: Part | None = None  # which part of the source is read; None is all of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of a source."""
+
+    span: tuple[int, int] | None = None  # of a file: its bytes (its row groups) from the first to before the second
+    files: tuple[str, ...] | None = None  # of a folder: its files, relative to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +67,26 @@ class Source:
     name: str  # what the user wrote, or one path that a glob gave
     label: str  # unique in the build, without the machine's folders
 
+    part: Part | None = None  # the part that is meant; None is all of it
+
     def documents(self, tally: Tally, seed: int, heldout: float) -> Iterator[Document]:
         """The source's documents, in an order that depends on nothing but the source."""
-        return SOURCES[self.kind](self.name, SourceContext(label=self.label, tally=tally, seed=seed, heldout=heldout))
+        context = SourceContext(label=self.label, tally=tally, seed=seed, heldout=heldout, part=self.part)
+        return SOURCES[self.kind](self.name, context)
+
+    def parts(self, tally: Tally) -> list[Source]:
+        """The source in parts of about PART_BYTES, in order; what finding them passes over is counted."""
+        if self.kind not in SPLITTERS.entries:
+            return [self]
+        return [replace(self, part=part) for part in SPLITTERS[self.kind](self.name, tally)]
+
+    def size(self) -> int:
+        """Bytes on disk, 0 where there are none."""
+        if self.part and self.part.files is not None:
+            return sum((Path(self.name) / file).stat().st_size for file in self.part.files)
+        if self.part and self.part.span and self.kind != "parquet":
+            return self.part.span[1] - self.part.span[0]
+        return Path(self.name).stat().st_size if Path(self.name).is_file() else 0
 
 
 def find_sources(names: list[str]) -> list[Source]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from luban.core.errors import ArtifactError, UnsupportedError, nearest
 from luban.core.registry import Registry
+from luban.models.decoder import DecoderBody
+from luban.models.head import LanguageModel
 from luban.models.spec import ModelSpec
 from luban.nn.feedforward import GELU, FeedForward, ReLU, TanhGELU
 
@@ -22,6 +24,9 @@ FORMATS = Registry(
         "mistral": "luban.models.convert.mistral:Mistral",
         "qwen2": "luban.models.convert.qwen2:Qwen2",
         "qwen3": "luban.models.convert.qwen3:Qwen3",
+        "bert": "luban.models.convert.bert:Bert",
+        "roberta": "luban.models.convert.roberta:Roberta",
+        "albert": "luban.models.convert.albert:Albert",
         "gpt2": "luban.models.convert.gpt2:GPT2",
         "openai-gpt": "luban.models.convert.openai_gpt:OpenAIGPT",
         "bloom": "luban.models.convert.bloom:Bloom",
@@ -93,7 +98,10 @@ class Fused:
 
 
 class Format(Protocol):
-    """A foreign format."""
+    """A foreign format. `ignored` matches tensors of theirs that hold nothing (caches, masks).
+
+    A format of anything but decoders with a language-model head says so in `body` and `heads`.
+    """
 
     ignored: re.Pattern[str]  # tensors of theirs that hold nothing (caches, masks) or a copy
     prefix: str  # of the body's tensors; files saved without a head leave it out
@@ -165,6 +173,10 @@ def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
     """The first format that can express `spec`, and its configuration. Raises UnsupportedError if none can."""
     for name in FORMATS:
         form = FORMATS[name]()
+        heads = getattr(form, "heads", None)
+        known = isinstance(spec.head, heads) if heads else spec.head == LanguageModel()
+        if not known or type(spec.body) is not getattr(form, "body", DecoderBody):
+            continue
         config = form.config(spec)
         if config is not None:
             return form, config
@@ -187,8 +199,14 @@ def to_ours(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict
 
 
 def to_theirs(form: Format, spec: ModelSpec, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under their foreign names."""
-    return {pair.theirs: pair.join(ours) for pair in form.pairs(spec)}
+    """Our tensors under their foreign names; one that stands under two is copied, as files share no memory."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for pair in form.pairs(spec):
+        tensor = pair.join(ours)
+        found[pair.theirs] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return found
 
 
 def _few(names: list[str]) -> str:
