@@ -84,7 +84,9 @@ class Blanks(Pieces):
 
     def __init__(self, config: BlankInfilling, shards: Shards, seq_len: int, seed: int):
         share = config.rate / config.mean_span  # blanks a token, on average
-        super().__init__(shards, longest=int(seq_len / (1 + 3 * share)), shortest=2, seed=seed)  # room for half as many more
+        super().__init__(
+            shards, longest=int(seq_len / (1 + 3 * share)), shortest=2, seed=seed
+        )  # room for half as many more
         marks = Marks.of(shards)
         self.config, self.seq_len, self.pad = config, seq_len, marks.pad
         self.marks = {"mask": marks.need(MASK, "mask"), "start": marks.need(START, "start-of-piece"),

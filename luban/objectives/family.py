@@ -31,11 +31,16 @@ class Objective(Variant):
     )
     bodies: ClassVar[tuple[str, ...]]  # registered names of the bodies that it can train
     heads: ClassVar[tuple[str, ...]]  # … and of the heads
-    reads_whole_text: ClassVar[bool] = False  # every token is predicted once from those before: bits per byte mean something
+    reads_whole_text: ClassVar[bool] = (
+        False  # every token is predicted once from those before: bits per byte mean something
+    )
 
     def extra_ids(self) -> int:
         """Ids that it needs beyond the tokenizer's."""
         return 0
+
+    def require(self, head: object) -> None:
+        """Raise ConfigError where a head of the right kind lacks an output that this objective needs."""
 
     def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:
         """The rows that this objective makes of a split.

@@ -44,6 +44,11 @@ class Masked(Objective):
         if self.copies < 0:
             raise ConfigError(f"copies must be at least 0, {self.copies} given")
 
+    def require(self, head: object) -> None:
+        """Pairs need an output of their own."""
+        if self.pairing is not None and not getattr(head, "pair", False):
+            raise ConfigError("pairs need a head with a second output: set model.head.pair = true")
+
     def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:
         """Packed rows or pairs, with places hidden."""
         marks = Marks.of(shards)

@@ -73,7 +73,9 @@ class Corrupted(Pieces):
     """A source of at most T tokens, and a target as long as it can get."""
 
     def __init__(self, config: SpanCorruption, shards: Shards, seq_len: int, seed: int):
-        super().__init__(shards, longest=seq_len - 1, shortest=2, seed=seed)  # spans shrink, so the text's length is enough
+        super().__init__(
+            shards, longest=seq_len - 1, shortest=2, seed=seed
+        )  # spans shrink, so the text's length is enough
         inside, spans = config.amounts(seq_len - 1)
         if spans + 1 > config.sentinels:
             raise DataError(f"rows of {seq_len} tokens have {spans} spans and need {spans + 1} sentinels, and objective."

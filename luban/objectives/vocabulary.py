@@ -52,7 +52,9 @@ class Marks:
         """The id of the first of these special tokens that there is. Raises DataError where there is none."""
         found = next((self.names[name] for name in names if name in self.names), None)
         if found is None:
-            raise DataError(f"the tokenizer has no {what} token: it needs one of {', '.join(names)} among its special ones")
+            raise DataError(
+                f"the tokenizer has no {what} token: it needs one of {', '.join(names)} among its special ones"
+            )
         return found
 
     @property

@@ -60,6 +60,7 @@ def _check(spec: ModelSpec, recipe: Recipe) -> ModelSpec:
     if body not in objective.bodies or head not in objective.heads:
         raise ConfigError(f"objective {name} trains a model of body {' or '.join(objective.bodies)} with head "
                           f"{' or '.join(objective.heads)}, and this one has body {body} and head {head}")  # fmt: skip
+    objective.require(spec.head)
     return spec
 
 
