@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import nn
@@ -33,8 +32,8 @@ class Validation:
 class Validator:
     """Measures the same held-out batches each time.
 
-    Bits per byte of the whole split are its summed loss / ln 2 / its UTF-8 bytes; of the first
-    `batches` batches, the mean loss stands for the rest.
+    Bits per byte of the whole split are its summed loss / ln 2 / its UTF-8 bytes; where only `batches`
+    batches are read, their rows are spread evenly over the split, and their mean loss stands for the rest.
     """
 
     def __init__(self, shards: Shards, *, batch_size: int, seq_len: int, batches: int, device: torch.device):
@@ -43,8 +42,7 @@ class Validator:
 
     def batches_once(self) -> Iterator[Batch]:
         """The batches, always the same. Raises DataError where the split is smaller than one sequence."""
-        every = sequential_batches(self.shards, self.batch_size, self.seq_len)
-        return islice(every, self.batches) if self.batches else iter(every)
+        return sequential_batches(self.shards, self.batch_size, self.seq_len, batches=self.batches)
 
     def __call__(self, module: nn.Module, loss: LossFunction) -> Validation:
         """Measure. Gradients stay enabled, since a compiled loss would otherwise be compiled a second time."""
