@@ -33,7 +33,7 @@ class Arguments:
     top_p: float = 1.0  # keep the likeliest tokens with this much probability
     seed: int | None = None  # of the draws; none: another each time
     device: str = "cpu"  # such as cpu or cuda
-    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16
+    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
 
 
 def run(argv: Sequence[str]) -> None:

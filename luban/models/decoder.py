@@ -61,7 +61,7 @@ class Decoder(BodyModule):
         self.readout = spec.head.build(spec)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None,
-                positions: Tensor | None = None, segments: None = None, cache: KVCache | None = None,
+                positions: Tensor | None = None, segments: Tensor | None = None, cache: KVCache | None = None,
                 output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
         """Logits of the next token at every place, or the hidden states that `head` turns into them.
 
@@ -70,7 +70,8 @@ class Decoder(BodyModule):
             mask: (B, T) bool, true where a token is real (padding may be left or right).
             documents: (B, T) int; attention stays inside one document. Not together with a cache.
             positions: (B, T) or (1, T) int; default: real tokens counted from 0, in each document.
-            segments: not used by decoders.
+            segments: (B, T) int; tokens of segment 0 are a prefix that every token of their document sees (prefix LM,
+                blank infilling). With a cache they are for the first forward alone.
             cache: keys and values of earlier tokens; it takes up the new ones.
 
         Returns:
@@ -88,12 +89,13 @@ class Decoder(BodyModule):
         x_BTE = self.position.embed(self.embedding(tokens), positions)
         if self.embedding_norm is not None:
             x_BTE = self.embedding_norm(x_BTE)
+        prefix = None if segments is None else segments == 0
         bias, tables = self.position.bias(positions, key_positions), self.position.tables(positions)
 
         def frame(window: int | None) -> Frame:
             added, causal = score_mask(queries=queries, keys=key_positions.shape[-1], causal=True, window=window,
-                                       real=real, documents=documents, bias=bias, device=tokens.device,
-                                       dtype=compute_dtype(x_BTE))  # fmt: skip
+                                       real=real, documents=documents, prefix=prefix, bias=bias,
+                                       device=tokens.device, dtype=compute_dtype(x_BTE))  # fmt: skip
             return Frame(mask=added, causal=causal, tables=tables, cache=cache)
 
         frames = {window: frame(window) for window in self.windows}

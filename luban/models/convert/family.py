@@ -194,7 +194,7 @@ def to_ours(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict
         raise ArtifactError(f"the model file lacks the tensor {_few(missing)}")
     surplus = sorted(name for name in theirs.keys() - wanted if not form.ignored.fullmatch(name))
     if surplus:
-        raise ArtifactError(f"the model file holds a tensor that its config.json has no place for: {_few(surplus)}")
+        raise ArtifactError(f"the model file holds a tensor that its configuration has no place for: {_few(surplus)}")
     return {name: tensor for pair in pairs for name, tensor in pair.split(theirs[pair.theirs]).items()}
 
 
