@@ -87,6 +87,16 @@ def t5(weight: Tensor, queries: int, keys: int, *, max_distance: int = 128, caus
     return DistanceBias(weight.detach()[:, index.long()], parameters=(weight,), buckets=index, zero=zero)
 
 
+def differentiable(bias: DistanceBias) -> Tensor:
+    """(H, distances) with the values of the table, and with gradients for the parameters behind it."""
+    if bias.buckets is not None:
+        return bias.parameters[0][:, bias.buckets.long()]
+    table = bias.table
+    for moment, parameter in zip(bias.moments, bias.parameters, strict=True):
+        table = table + moment * (parameter - parameter.detach())[:, None]
+    return table
+
+
 def dense(bias: DistanceBias, queries: int, keys: int) -> Tensor:
     """(H, T, S) of the bias, for references and tests; not differentiable."""
     i = torch.arange(keys - queries, keys, device=bias.table.device)[:, None]

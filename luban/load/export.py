@@ -74,8 +74,12 @@ def parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def copy_tokenizer(m: LoadedModel, folder: Path, *, everything: bool = False) -> None:
-    """Copy the tokenizer's files; its manifest too where the copy stays Luban's."""
-    source = Path(m.need_tokenizer().path)
+    """Copy the tokenizer's files (written where it came from none); its manifest too where the copy stays Luban's."""
+    tokenizer = m.need_tokenizer()
+    if tokenizer.path is None:
+        tokenizer.save(folder)
+        return
+    source = Path(tokenizer.path)
     source = source if source.is_dir() else source.parent
     for name in (*TOKENIZER_FILES, *((MANIFEST,) if everything else ())):
         if (source / name).is_file():

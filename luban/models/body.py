@@ -23,6 +23,7 @@ class Body(Variant):
         {
             "decoder": "luban.models.decoder:DecoderBody",
             "encoder": "luban.models.encoder:EncoderBody",
+            "encoder_decoder": "luban.models.encoder_decoder:EncoderDecoderBody",
         },
     )
 

@@ -55,6 +55,8 @@ class Decoder(BodyModule):
         self.position = spec.position.build(spec.position_shape)
         self.embedding_norm = spec.embedding_norm.build(spec.width) if spec.embedding_norm else None
         self.blocks = nn.ModuleList(spec.block.build(spec) for _ in range(spec.layers))
+        self.window_of = [spec.attention.window_of(layer) for layer in range(spec.layers)]
+        self.windows = tuple(dict.fromkeys(self.window_of))
         self.norm = spec.norm.build(spec.width) if spec.block.final_norm else nn.Identity()
         self.readout = spec.head.build(spec)
 
@@ -83,17 +85,23 @@ class Decoder(BodyModule):
         else:
             positions = count_positions(tokens, mask, documents) if positions is None else positions
             real, key_positions = mask, positions
+        positions, key_positions = self.position.place(positions, key_positions, cached=cache is not None)
         x_BTE = self.position.embed(self.embedding(tokens), positions)
         if self.embedding_norm is not None:
             x_BTE = self.embedding_norm(x_BTE)
-        added, causal = score_mask(
-            queries=queries, keys=key_positions.shape[-1], causal=True, window=self.spec.attention.window, real=real,
-            documents=documents, prefix=None if segments is None else segments == 0, bias=self.position.bias(positions, key_positions), device=tokens.device,
-            dtype=compute_dtype(x_BTE),
-        )  # fmt: skip
-        frame = Frame(mask=added, causal=causal, tables=self.position.tables(positions), cache=cache)
+        bias, tables = self.position.bias(positions, key_positions), self.position.tables(positions)
+
+        prefix = None if segments is None else segments == 0
+
+        def frame(window: int | None) -> Frame:
+            added, causal = score_mask(queries=queries, keys=key_positions.shape[-1], causal=True, window=window,
+                                       real=real, documents=documents, prefix=prefix, bias=bias, device=tokens.device,
+                                       dtype=compute_dtype(x_BTE))  # fmt: skip
+            return Frame(mask=added, causal=causal, tables=tables, cache=cache)
+
+        frames = {window: frame(window) for window in self.windows}
         for layer, block in enumerate(self.blocks):
-            x_BTE = block(x_BTE, frame, self.position, layer)
+            x_BTE = block(x_BTE, frames[self.window_of[layer]], self.position, layer)
         hidden = self.norm(x_BTE)
         return hidden if output == "hidden" else self.head(hidden, mask)
 

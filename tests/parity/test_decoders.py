@@ -13,7 +13,7 @@ from luban.core.errors import UnsupportedError
 from luban.objectives.causal import causal_loss
 
 transformers = pytest.importorskip("transformers")
-KINDS = ("llama", "llama", "llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt2", "openai-gpt", "bloom", "bloom",
+KINDS = ("llama", "llama", "llama", "llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt2", "openai-gpt", "bloom", "bloom",
          "falcon", "falcon", "falcon", "falcon")  # each configuration is drawn afresh each run  # fmt: skip
 
 
@@ -41,7 +41,18 @@ def llama_like(rng: random.Random, kind: str, kv_heads: int, width: int) -> dict
     return {**own, **({} if kind == "qwen2" else {"head_dim": rng.choice([4, 6, 8, 10])}),
             "intermediate_size": rng.randrange(9, 70), "num_key_value_heads": kv_heads,
             "max_position_embeddings": 64, "rms_norm_eps": rng.choice([1e-5, 1e-6]),
-            "rope_parameters": {"rope_type": "default", "rope_theta": rng.choice([100.0, 10_000.0, 500_000.0])}}  # fmt: skip
+            "rope_parameters": {"rope_theta": rng.choice([100.0, 10_000.0, 500_000.0]), **rng.choice(SCALINGS)}}  # fmt: skip
+
+
+SCALINGS = [
+    {"rope_type": "default"},
+    {"rope_type": "linear", "factor": 3.0},
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 32},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    {"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 24, "beta_fast": 8.0, "beta_slow": 0.5,
+     "truncate": False, "attention_factor": 1.3},
+]  # fmt: skip
 
 
 def gpt_like(rng: random.Random, kind: str, kv_heads: int, width: int) -> dict:
@@ -147,5 +158,5 @@ def test_what_is_not_built_is_refused_by_name(tmp_path):
     form = luban.models.convert.family.FORMATS["llama"]()
     with pytest.raises(UnsupportedError, match="hidden_act = 'relu'"):
         form.spec({**config, "hidden_act": "relu"})
-    with pytest.raises(UnsupportedError, match="rotary scaling 'yarn'"):
-        form.spec({**config, "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}})
+    with pytest.raises(UnsupportedError, match="rotary scaling 'dynamic'"):
+        form.spec({**config, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}})

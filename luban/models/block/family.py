@@ -24,6 +24,9 @@ class Block(Variant):
             "pre": "luban.models.block.pre:PreNorm",
             "post": "luban.models.block.post:PostNorm",
             "parallel": "luban.models.block.parallel:Parallel",
+            "sandwich": "luban.models.block.sandwich:SandwichNorm",
+            "deepnorm": "luban.models.block.deepnorm:DeepNorm",
+            "chatglm": "luban.models.block.chatglm:NormedResidual",
         },
     )
     final_norm: ClassVar[bool] = True  # whether the stream is normalised after the last block

@@ -10,7 +10,7 @@ from luban.core.errors import UnsupportedError
 from luban.models.block.parallel import Parallel
 from luban.models.block.pre import PreNorm
 from luban.models.convert.family import Fields, Fused, Pair, activation_name, plain_feedforward
-from luban.models.convert.llama import rotary
+from luban.models.convert.llama import rotary, rotary_parameters
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
 from luban.nn.norm import LayerNorm
@@ -61,11 +61,11 @@ class Falcon:
         layernorm = isinstance(spec.norm, LayerNorm) and spec.norm.bias and spec.embedding_norm is None
         plain = attention == Grouped(heads=attention.heads, kv_heads=keys, qkv_bias=bias, output_bias=bias)
         if not (layernorm and plain and activation and isinstance(block, (Parallel, PreNorm))
-                and type(spec.position) is Rope and spec.position == Rope(base=spec.position.base)):  # fmt: skip
+                and type(spec.position) is Rope and spec.position == Rope(base=spec.position.base, scaling=spec.position.scaling)):  # fmt: skip
             return None
-        parallel = isinstance(block, Parallel)
+        parallel, rope = isinstance(block, Parallel), rotary_parameters(spec.position)
         grouped = parallel and (block.norms == 2 or keys not in (1, attention.heads))
-        if not grouped and keys not in (1, attention.heads):
+        if rope is None or (not grouped and keys not in (1, attention.heads)):
             return None
         return {
             "architectures": ["FalconForCausalLM"], "model_type": "falcon", "vocab_size": spec.vocab_size,
@@ -74,8 +74,7 @@ class Falcon:
             "parallel_attn": parallel, "num_ln_in_parallel_attn": block.norms if grouped else None, "alibi": False,
             "bias": bias, "activation": activation, "ffn_hidden_size": spec.feedforward.width,
             "max_position_embeddings": spec.context, "layer_norm_epsilon": spec.norm.eps,
-            "rope_parameters": {"rope_type": "default", "rope_theta": spec.position.base},
-            "rope_theta": spec.position.base, "tie_word_embeddings": spec.tied_head,
+            "rope_parameters": rope, "rope_theta": spec.position.base, "tie_word_embeddings": spec.tied_head,
         }  # fmt: skip
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:

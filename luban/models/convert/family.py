@@ -27,6 +27,8 @@ FORMATS = Registry(
         "bert": "luban.models.convert.bert:Bert",
         "roberta": "luban.models.convert.roberta:Roberta",
         "albert": "luban.models.convert.albert:Albert",
+        "bart": "luban.models.convert.bart:Bart",
+        "t5": "luban.models.convert.t5:T5",
         "gpt2": "luban.models.convert.gpt2:GPT2",
         "openai-gpt": "luban.models.convert.openai_gpt:OpenAIGPT",
         "bloom": "luban.models.convert.bloom:Bloom",
@@ -194,7 +196,7 @@ def to_ours(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict
         raise ArtifactError(f"the model file lacks the tensor {_few(missing)}")
     surplus = sorted(name for name in theirs.keys() - wanted if not form.ignored.fullmatch(name))
     if surplus:
-        raise ArtifactError(f"the model file holds a tensor that its config.json has no place for: {_few(surplus)}")
+        raise ArtifactError(f"the model file holds a tensor that its configuration has no place for: {_few(surplus)}")
     return {name: tensor for pair in pairs for name, tensor in pair.split(theirs[pair.theirs]).items()}
 
 

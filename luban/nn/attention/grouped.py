@@ -27,6 +27,7 @@ class Grouped(Attention):
     head_dim: int | None = None  # D; none: width / heads
     qkv_bias: bool = False  # biases on queries, keys and values
     output_bias: bool = False  # bias on the output
+    score_scale: float | None = None  # factor on q·k; none: 1/√D (T5: 1)
     qk_norm: Norm | None = None  # normalises every query and key over its head, before positions
 
     def __post_init__(self):
@@ -37,6 +38,8 @@ class Grouped(Attention):
             raise ConfigError(f"head_dim must be at least 1, {self.head_dim} given")
         if self.window is not None and self.window < 1:
             raise ConfigError(f"attention window must be at least 1, {self.window} given")
+        if not self.windowed:
+            raise ConfigError("windowed must say at least for one layer whether the window holds")
 
     def check(self, width: int) -> None:
         """Without a head_dim of their own the heads split the width."""
@@ -77,7 +80,7 @@ class GroupedAttention(nn.Module):
         super().__init__()
         self.head_dim = config.head_width(width)
         inner, keys = config.heads * self.head_dim, config.key_heads() * self.head_dim
-        self.grouped = config.key_heads() != config.heads
+        self.scale = config.score_scale
         self.q = nn.Linear(width, inner, bias=config.qkv_bias)
         self.k = nn.Linear(width, keys, bias=config.qkv_bias)
         self.v = nn.Linear(width, keys, bias=config.qkv_bias)
@@ -94,5 +97,5 @@ class GroupedAttention(nn.Module):
         q_BHTD, k_BKSD = position.turn(q_BHTD, k_BKSD, frame.tables)
         if frame.cache is not None:
             k_BKSD, v_BKSD = frame.cache.update(layer, k_BKSD, v_BKSD)
-        mixed_BHTD = attend(q_BHTD, k_BKSD, v_BKSD, frame.mask, frame.causal)
+        mixed_BHTD = attend(q_BHTD, k_BKSD, v_BKSD, frame.mask, frame.causal, self.scale)
         return self.output(mixed_BHTD.transpose(1, 2).flatten(-2))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from luban.core.errors import ConfigError
 from luban.nn.position.family import Position, PositionMethod, PositionShape
+from luban.nn.position.scaling import RotaryScaling
 
 Tables = tuple[Tensor, Tensor]
 
@@ -21,6 +22,7 @@ class Rope(Position):
     base: float = 10_000.0  # the slowest pair turns once in about base·2π tokens
     width: int | None = None  # leading dimensions of a head that are rotated; none: all
     pairing: Literal["half", "interleaved"] = "half"  # (i, i + width/2) as NeoX and LLaMA's HF files, or (2i, 2i + 1)
+    scaling: RotaryScaling | None = None  # for contexts longer than trained on
 
     def rotated(self, shape: PositionShape) -> int:
         """How many dimensions of a head are rotated."""
@@ -38,10 +40,6 @@ class Rope(Position):
         """The module."""
         return RotaryPositions(self, self.rotated(shape))
 
-    def frequencies(self, rotated: int, device: torch.device) -> Tensor:
-        """(rotated/2,) radians a token of every pair, in float32."""
-        return 1.0 / self.base ** (torch.arange(0, rotated, 2, device=device, dtype=torch.float32) / rotated)
-
 
 class RotaryPositions(PositionMethod):
     """Rotates queries and keys in float32, whatever the model's precision."""
@@ -52,8 +50,7 @@ class RotaryPositions(PositionMethod):
 
     def tables(self, positions_BT: Tensor) -> Tables:
         """Cosines and sines (B, 1, T, rotated/2) of these positions."""
-        angles = positions_BT.float()[:, None, :, None] * self.config.frequencies(self.rotated, positions_BT.device)
-        return angles.cos(), angles.sin()
+        return rotary_tables(self.config, positions_BT, self.rotated)
 
     def turn(self, q_BHTD: Tensor, k_BKTD: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
         """Both rotated by the same angles."""
@@ -64,6 +61,19 @@ class RotaryPositions(PositionMethod):
         turned, kept = x_BHTD[..., : self.rotated], x_BHTD[..., self.rotated :]
         turned = rotate_pairs(turned, *tables, self.config.pairing)
         return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
+
+
+def rotary_tables(config: Rope, positions_BT: Tensor, rotated: int) -> Tables:
+    """Cosines and sines (B, 1, T, rotated/2) of these positions, in float32."""
+    powers = torch.arange(0, rotated, 2, device=positions_BT.device, dtype=torch.float32) / rotated
+    frequencies = 1.0 / config.base**powers
+    amplitude = 1.0
+    if config.scaling is not None:
+        frequencies, amplitude = config.scaling.scaled(frequencies, config.base), config.scaling.amplitude
+    angles = positions_BT.float()[:, None, :, None] * frequencies
+    if amplitude == 1.0:
+        return angles.cos(), angles.sin()
+    return angles.cos() * amplitude, angles.sin() * amplitude
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:

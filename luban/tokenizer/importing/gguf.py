@@ -1,0 +1,88 @@
+"""The vocabulary in a GGUF file's metadata: byte-level BPE ("gpt2") and SentencePiece BPE ("llama")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+
+from luban.core.errors import DataError, UnsupportedError
+from luban.tokenizer.importing.sentencepiece import BPE, CONTROL, UNKNOWN, USER, Model, build
+from luban.tokenizer.importing.tiktoken import CL100K
+from luban.tokenizer.settings import Settings
+
+KEY = "tokenizer.ggml."
+ROLES = ("bos", "eos", "padding", "unknown")
+
+
+def _bytes_of(*before: pre_tokenizers.PreTokenizer, words: bool) -> pre_tokenizers.PreTokenizer:
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
+    return pre_tokenizers.Sequence([*before, last])
+
+
+def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+
+
+WORDS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {  # how text is cut, by `tokenizer.ggml.pre`
+    "gpt-2": lambda: _bytes_of(words=True),
+    "smollm": lambda: _bytes_of(pre_tokenizers.Digits(individual_digits=True), words=True),
+    "llama-bpe": lambda: _bytes_of(_split(CL100K), words=False),
+    "qwen2": lambda: _bytes_of(_split(CL100K.replace("{1,3}", "")), words=False),
+}
+
+
+def from_metadata(metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, Settings]:
+    """The vocabulary and the roles of its tokens.
+
+    Raises:
+        DataError: the metadata holds no vocabulary, or a broken one.
+        UnsupportedError: a kind of vocabulary, or a way of cutting words, that isn't built.
+    """
+    kind, tokens = metadata.get(KEY + "model"), metadata.get(KEY + "tokens")
+    if not tokens:
+        raise DataError("the GGUF metadata holds no vocabulary (tokenizer.ggml.tokens)")
+    kinds = metadata.get(KEY + "token_type") or [1] * len(tokens)
+    if kind == "gpt2":
+        made = _byte_level(metadata, tokens, kinds)
+    elif kind == "llama":
+        scores = metadata.get(KEY + "scores") or [0.0] * len(tokens)
+        prefix = metadata.get(KEY + "add_space_prefix", True)
+        made, _ = build(Model(list(zip(tokens, scores, kinds, strict=True)), kind=BPE, byte_fallback=True,
+                              add_dummy_prefix=prefix, remove_extra_whitespaces=False))  # fmt: skip
+    else:
+        raise UnsupportedError(f"GGUF vocabulary '{kind}' isn't read; known: gpt2, llama")
+    bos, eos, pad, unknown = (_role(metadata, tokens, role) for role in ROLES)
+    turn = metadata.get(KEY + "eot_token_id")
+    return made, Settings(bos_token=bos, eos_token=eos, pad_token=pad, unk_token=unknown,
+                          stop_ids=() if turn is None else (turn,),
+                          chat_template=metadata.get("tokenizer.chat_template"))  # fmt: skip
+
+
+def begins_with_bos(metadata: Mapping[str, Any]) -> bool:
+    """Whether the model's texts begin with the begin token; SentencePiece's do unless said otherwise."""
+    return bool(metadata.get(KEY + "add_bos_token", metadata.get(KEY + "model") == "llama"))
+
+
+def _role(metadata: Mapping[str, Any], tokens: list[str], role: str) -> str | None:
+    index = metadata.get(f"{KEY}{role}_token_id")
+    return tokens[index] if index is not None and 0 <= index < len(tokens) else None
+
+
+def _byte_level(metadata: Mapping[str, Any], tokens: list[str], kinds: list[int]) -> tokenizers.Tokenizer:
+    words = metadata.get(KEY + "pre", "gpt-2")
+    if words not in WORDS:
+        raise UnsupportedError(f"GGUF word pattern '{words}' isn't built; known: {', '.join(WORDS)}")
+    merges = [tuple(line.split(" ")) for line in metadata.get(KEY + "merges", ())]
+    try:
+        model = models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=words == "llama-bpe")
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"the GGUF metadata's vocabulary is broken: {error}") from None
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer, made.decoder = WORDS[words](), decoders.ByteLevel()
+    for token, kind in zip(tokens, kinds, strict=True):
+        if kind in (CONTROL, UNKNOWN, USER):
+            made.add_tokens([AddedToken(token, special=kind != USER, normalized=False)])
+    return made
