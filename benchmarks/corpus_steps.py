@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--megabytes", type=float, default=20)
-    parser.add_argument("--steps", default="c4,gopher,exact,minhash")
+    parser.add_argument("--steps", default="language,c4,gopher,exact,minhash")
     parser.add_argument("--datatrove", action="store_true")
     args = parser.parse_args()
     texts = documents(args.data, args.megabytes)

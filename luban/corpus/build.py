@@ -19,7 +19,7 @@ from luban.corpus.engine.plan import plan_tasks
 from luban.corpus.engine.spill import read_spill
 from luban.corpus.ragged import Ragged
 from luban.corpus.split import HELDOUT, TRAIN, is_heldout
-from luban.corpus.steps import DEFAULT_STEPS, make_step
+from luban.corpus.steps import DEFAULT_STEPS, identity, make_step
 from luban.corpus.tally import Tally
 from luban.corpus.writer import SortedWriter, SplitWriter
 
@@ -53,10 +53,11 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
     if not 0 <= heldout < 1:
         raise ConfigError(f"heldout: a fraction from 0 to below 1 is needed, {heldout} given")
     require_pyarrow("building a corpus")
+    make_step.cache_clear()  # evaluation sets and models may have changed since an earlier build
     executor = EXECUTORS[on](workers)
     phases, tally = phases_of(list(steps)), Tally()
     plan = plan_tasks(sources, phases[0], tally, seed, heldout)
-    config = {"sources": plan.labels, "steps": list(steps), "heldout": heldout}
+    config = {"sources": plan.labels, "steps": [identity(spec) for spec in steps], "heldout": heldout}
     with ArtifactWriter(out, kind="corpus", config=config, seed=seed, resumable=True) as art, executor:
         try:
             tasks = [replace(task, work=art.path / WORK) for task in plan.tasks]
