@@ -14,7 +14,7 @@ from luban.core.arguments import parse
 
 @dataclass(frozen=True)
 class BuildArgs:
-    sources: tyro.conf.Positional[tuple[str, ...]]  # files, folders, globs, python:stdlib, python:questions
+    sources: tyro.conf.Positional[tuple[str, ...]]  # files, folders, globs, KIND:PATH, python:stdlib, python:questions
     out: Path  # directory to make
     heldout: float = 0.05  # fraction kept from training
     seed: int = 0  # of the held-out split
