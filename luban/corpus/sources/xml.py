@@ -5,7 +5,7 @@ from __future__ import annotations
 import bz2
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 
 from luban.corpus.sources import SourceContext
@@ -33,7 +33,7 @@ def elements(path: Path, tag: str, context: SourceContext) -> Iterator[Element]:
                     context.tally.spoilt("XML files with entities", context.label)
                     return
                 parser.feed(data)
-                for event, element in parser.read_events():
+                for event, element in cast("Iterator[tuple[str, Element]]", parser.read_events()):
                     if event == "start":
                         open_elements.append(element)
                         continue
