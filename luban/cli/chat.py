@@ -60,7 +60,8 @@ def run(argv: Sequence[str]) -> None:
             return
         if line == "/reset":
             messages = list(opening)
-            say("the conversation is forgotten")
+            if interactive:
+                say("the conversation is forgotten")
         elif line.startswith("/") and line.split()[0] in ("/help", "/?"):
             say(COMMANDS)
         elif line:
@@ -71,9 +72,12 @@ def run(argv: Sequence[str]) -> None:
 def _ask(interactive: bool) -> str | None:
     """A line from the person, or None at the end of the input."""
     try:
-        return input("\n› " if interactive else "").strip()
+        line = input("\n› " if interactive else "").strip()
     except (EOFError, KeyboardInterrupt):
         return None
+    if not interactive and not line.startswith("/"):
+        say(f"› {line}")  # what a terminal would have shown
+    return line
 
 
 def _answer(engine, messages: list[dict[str, str]], sampling) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from luban.core.artifact import ArtifactWriter
 from luban.core.errors import ArtifactError, ConfigError, DataError, LubanError
 from luban.core.log import progress, warn
+from luban.corpus import card
 from luban.corpus.arrow import require_pyarrow
+from luban.corpus.census import Census
 from luban.corpus.document import Document
 from luban.corpus.engine import EXECUTORS, WorkerLost
 from luban.corpus.engine.phase import Task, applied, phases_of, read_marker
@@ -19,7 +22,7 @@ from luban.corpus.engine.plan import plan_tasks
 from luban.corpus.engine.spill import read_spill
 from luban.corpus.ragged import Ragged
 from luban.corpus.split import HELDOUT, TRAIN, is_heldout
-from luban.corpus.steps import DEFAULT_STEPS, make_step
+from luban.corpus.steps import DEFAULT_STEPS, identity, make_step
 from luban.corpus.tally import Tally
 from luban.corpus.writer import SortedWriter, SplitWriter
 
@@ -28,7 +31,7 @@ WORK = "work"  # folder of the unfinished corpus in which parts lie
 
 def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.05, seed: int = 0,
                  steps: Sequence[str] = DEFAULT_STEPS, workers: int = 1, on: str = "local",
-                 bad_share: float = 0.05) -> dict[str, Any]:  # fmt: skip
+                 bad_share: float = 0.05, licences: Mapping[str, str] | None = None) -> dict[str, Any]:  # fmt: skip
     """Read every source, run the steps, split, and write the corpus to `out`.
 
     The bytes written depend on sources, steps, split and seed alone. A build that was killed goes on, when called
@@ -41,6 +44,7 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
         steps: names in `STEPS`, in order, each with `=ARGUMENT` where it takes one.
         workers: processes, or tasks at a time.
         on: a name in `EXECUTORS`.
+        licences: source → its licence, "" for all other sources; a document's own goes before it.
         bad_share: fraction of unusable records (lines, files, members) from which the build is refused.
 
     Returns:
@@ -53,12 +57,18 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
     if not 0 <= heldout < 1:
         raise ConfigError(f"heldout: a fraction from 0 to below 1 is needed, {heldout} given")
     require_pyarrow("building a corpus")
+    make_step.cache_clear()  # evaluation sets and models may have changed since an earlier build
     executor = EXECUTORS[on](workers)
     phases, tally = phases_of(list(steps)), Tally()
     plan = plan_tasks(sources, phases[0], tally, seed, heldout)
-    config = {"sources": plan.labels, "steps": list(steps), "heldout": heldout}
+    if not plan.tasks:
+        raise DataError(f"source {', '.join(plan.names.values())} holds no file to read")
+    config = {"sources": plan.labels, "steps": [identity(spec) for spec in steps], "heldout": heldout,
+              "licences": dict(sorted((licences or {}).items()))}  # fmt: skip
+    census = Census(licences)
     with ArtifactWriter(out, kind="corpus", config=config, seed=seed, resumable=True) as art, executor:
         try:
+            is_held = partial(is_heldout, fraction=heldout, seed=seed)
             tasks = [replace(task, work=art.path / WORK) for task in plan.tasks]
             _same_input(art.path / WORK, plan.fingerprint)
             waterfall: list[dict[str, Any]] = []
@@ -68,7 +78,7 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
                 _merge(tasks, waterfall, tally)
                 if phase.number == 0:
                     _check_input(plan.names, tasks, waterfall, tally, bad_share)
-            writers = _write(tasks, art.path, waterfall, tally, heldout, seed)
+            writers = _write(tasks, art.path, waterfall, tally, census, is_held)
             if not writers[TRAIN].documents:
                 raise DataError("nothing is left to train on after the steps and the held-out split")
         except WorkerLost:
@@ -79,7 +89,9 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
         shutil.rmtree(art.path / WORK)
         for split, writer in writers.items():
             art.figures[split] = {"documents": writer.documents, "bytes": writer.bytes}
-        art.figures.update(tally.figures(), waterfall=waterfall)
+        art.figures.update(tally.figures(), **census.figures(), waterfall=waterfall)
+        art.terms = census.terms
+        (art.path / card.FILE).write_text(card.card(config, art.figures, seed), encoding="utf-8")
     if heldout and not writers[HELDOUT].documents:
         warn(f"the corpus is too small for a held-out split: none of its {writers[TRAIN].documents} documents fell "
              f"into the fraction {heldout}")  # fmt: skip
@@ -151,8 +163,8 @@ def _unusable(tally: Tally) -> str:
     return f" ({'; '.join(kinds)})" if kinds else ""
 
 
-def _write(tasks: list[Task], folder: Path, waterfall: list[dict[str, Any]], tally: Tally, heldout: float,
-           seed: int) -> dict[str, Any]:  # fmt: skip
+def _write(tasks: list[Task], folder: Path, waterfall: list[dict[str, Any]], tally: Tally, census: Census,
+           is_held: Callable[[str], bool]) -> dict[str, Any]:  # fmt: skip
     """The last decision, and the files of both splits."""
     for split in (TRAIN, HELDOUT):
         for file in folder.glob(f"*{split}-*"):
@@ -167,8 +179,8 @@ def _write(tasks: list[Task], folder: Path, waterfall: list[dict[str, Any]], tal
             if last.fingerprint:
                 waterfall[-1]["documents"] += 1
                 waterfall[-1]["bytes"] += document.bytes
-            held = is_heldout(document.id, heldout, seed)
-            writers[document.split or (HELDOUT if held else TRAIN)].add(document)
+            writers[document.split or (HELDOUT if is_held(document.id) else TRAIN)].add(document)
+            census.add(document)
             bar.advance()
     for writer in writers.values():
         writer.close()

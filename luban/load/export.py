@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent, free_bytes, incomplete_path, write_json
 from luban.core.errors import ArtifactError, DataError, UnsupportedError
+from luban.core.terms import require_exportable
 from luban.load.model import LoadedModel
 from luban.load.tensors import WEIGHTS
 from luban.models.convert.family import format_for, to_theirs
@@ -24,8 +25,10 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
     """Write config.json, model.safetensors and the tokenizer's files, as `transformers` reads them.
 
     The directory appears whole or not at all. Raises UnsupportedError when no Hugging Face architecture
-    expresses the model, ArtifactError when `hf_dir` is already there.
+    expresses the model, ArtifactError when `hf_dir` is already there, LineageError when a licence forbids it.
     """
+    if m.manifest:
+        require_exportable(m.manifest, m.name)
     form, config = format_for(m.spec)
     out = Path(hf_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

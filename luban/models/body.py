@@ -23,6 +23,9 @@ class Body(Variant):
         {
             "decoder": "luban.models.decoder:DecoderBody",
             "encoder": "luban.models.encoder:EncoderBody",
+            "encoder_decoder": "luban.models.encoder_decoder:EncoderDecoderBody",
+            "recurrent": "luban.models.recurrent:RecurrentBody",
+            "elmo": "luban.models.elmo:ElmoBody",
         },
     )
 

@@ -89,8 +89,9 @@ class Decoder(BodyModule):
         x_BTE = self.position.embed(self.embedding(tokens), positions)
         if self.embedding_norm is not None:
             x_BTE = self.embedding_norm(x_BTE)
-        prefix = None if segments is None else segments == 0
         bias, tables = self.position.bias(positions, key_positions), self.position.tables(positions)
+
+        prefix = None if segments is None else segments == 0
 
         def frame(window: int | None) -> Frame:
             added, causal = score_mask(queries=queries, keys=key_positions.shape[-1], causal=True, window=window,

@@ -43,8 +43,8 @@ class EncoderBody(Body):
         return spec.width if self.embedding_width is None else self.embedding_width
 
     def position_shape(self, spec: ModelSpec) -> PositionShape:
-        """Positions are added at the width of the embeddings."""
-        return replace(spec.position_shape, width=self.table_width(spec))
+        """Positions are added at the width of the embeddings, and tokens see both ways."""
+        return replace(spec.position_shape, width=self.table_width(spec), causal=False)
 
     def build(self, spec: ModelSpec) -> Encoder:
         """The module with its head."""
@@ -108,21 +108,25 @@ class Encoder(BodyModule):
         if cache is not None:
             raise DataError("an encoder can't generate token by token: every token sees those after it")
         positions = count_positions(tokens, mask, documents) if positions is None else positions
+        positions, _ = self.position.place(positions, positions, cached=False)
         x_BTE = self.position.embed(self.embedding(tokens), positions)
         if self.segments is not None:
             x_BTE = x_BTE + (self.segments.weight[0] if segments is None else self.segments(segments))
         elif segments is not None:
             raise DataError("this encoder has no segment table: build it with body.segments = 2")
         x_BTE = self.widen(self.embedding_norm(x_BTE))
-        added, _ = score_mask(
-            queries=tokens.shape[1], keys=tokens.shape[1], causal=False, window=self.spec.attention.window, real=mask,
-            documents=documents, bias=self.position.bias(positions, positions), device=tokens.device,
-            dtype=compute_dtype(x_BTE),
-        )  # fmt: skip
-        frame = Frame(mask=added, causal=False, tables=self.position.tables(positions), cache=None)
+        bias, tables = self.position.bias(positions, positions), self.position.tables(positions)
+
+        def frame(window: int | None) -> Frame:
+            added, _ = score_mask(queries=tokens.shape[1], keys=tokens.shape[1], causal=False, window=window, real=mask,
+                                  documents=documents, bias=bias, device=tokens.device, dtype=compute_dtype(x_BTE))  # fmt: skip
+            return Frame(mask=added, causal=False, tables=tables, cache=None)
+
+        window_of = [self.spec.attention.window_of(layer) for layer in range(self.spec.layers)]
+        frames = {window: frame(window) for window in dict.fromkeys(window_of)}
         each = self.spec.layers // len(self.blocks)
-        for layer in range(self.spec.layers):
-            x_BTE = self.blocks[layer // each](x_BTE, frame, self.position, layer)
+        for layer, window in enumerate(window_of):
+            x_BTE = self.blocks[layer // each](x_BTE, frames[window], self.position, layer)
         hidden = self.norm(x_BTE)
         return hidden if output == "hidden" else self.head(hidden, mask)
 

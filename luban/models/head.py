@@ -59,10 +59,12 @@ class LanguageModel(Head):
     """One linear layer to the vocabulary, or the embedding table itself: (…, E) → (…, V)."""
 
     bias: bool = False  # a bias a token
+    scale_hidden: bool = False  # divide the hidden states by √E first (T5, whose embeddings aren't scaled down)
 
     def build(self, spec: ModelSpec) -> nn.Module:
         """The layer."""
-        return vocabulary_layer(spec, spec.body.hidden_width(spec), bias=self.bias)
+        layer = vocabulary_layer(spec, spec.body.hidden_width(spec), bias=self.bias)
+        return Scaled(layer, spec.body.hidden_width(spec) ** -0.5) if self.scale_hidden else layer
 
     def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
         """One product."""
@@ -97,6 +99,18 @@ class EmbeddingTable(nn.Module):
     def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
         """(…, E) → (…, V)."""
         return F.linear(hidden, table, self.bias)
+
+
+class Scaled(nn.Module):
+    """A vocabulary layer on scaled hidden states."""
+
+    def __init__(self, layer: nn.Module, factor: float):
+        super().__init__()
+        self.layer, self.factor = layer, factor
+
+    def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(…, E) → (…, V)."""
+        return self.layer(hidden * self.factor, table)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from luban.models.block.family import Block
 from luban.models.block.parallel import Parallel
 from luban.models.block.post import PostNorm
 from luban.models.block.pre import PreNorm
+from luban.models.encoder_decoder_presets import ENCODER_DECODERS
 from luban.models.encoder_presets import ENCODERS
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
@@ -105,6 +106,7 @@ PRESETS: dict[str, ModelSpec] = {
     ),
 }
 PRESETS |= ENCODERS
+PRESETS |= ENCODER_DECODERS
 
 
 def preset(name: str) -> ModelSpec:

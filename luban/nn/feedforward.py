@@ -27,6 +27,7 @@ class FeedForward(Variant):
         {
             "swiglu": "luban.nn.feedforward:SwiGLU",
             "geglu": "luban.nn.feedforward:GEGLU",
+            "geglu_tanh": "luban.nn.feedforward:TanhGEGLU",
             "gelu": "luban.nn.feedforward:GELU",
             "gelu_tanh": "luban.nn.feedforward:TanhGELU",
             "relu": "luban.nn.feedforward:ReLU",
@@ -98,6 +99,14 @@ class GEGLU(FeedForward):
     """Gated by exact GELU (Shazeer 2020)."""
 
     activation = staticmethod(F.gelu)
+    gated = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TanhGEGLU(FeedForward):
+    """Gated by GELU's tanh approximation, as T5 1.1 computes it."""
+
+    activation = staticmethod(partial(F.gelu, approximate="tanh"))
     gated = True
 
 

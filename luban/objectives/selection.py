@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -77,7 +78,7 @@ class NGrams(Selection):
         runs = []
         for first, n in zip(rng.permutation(len(words)), sizes, strict=True):
             run = words[first : first + n]
-            whole = len(run) == n and all(a[-1] + 1 == b[0] for a, b in zip(run, run[1:], strict=False))
+            whole = len(run) == n and all(a[-1] + 1 == b[0] for a, b in itertools.pairwise(run))
             if whole:
                 runs.append(np.concatenate(run))
         return _fill(len(open_T), runs, budget)

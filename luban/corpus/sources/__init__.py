@@ -1,7 +1,7 @@
 """Where documents come from. A source is a function `(name, SourceContext) -> Iterator[Document]`.
 
-What the user writes picks the entry: `python:…` by its whole name, a path by what it is and how it ends. A large
-source is divided into parts that workers can read on their own; the parts depend on the source alone.
+What the user writes picks the entry: `python:…` by its whole name, `KIND:PATH` by its kind, a path by what it is and
+how it ends. A large source is divided into parts that workers can read on their own; the parts depend on the source alone.
 """
 
 from __future__ import annotations
@@ -25,8 +25,19 @@ SOURCES = Registry(
         "text": "luban.corpus.sources.text:read",
         "jsonl": "luban.corpus.sources.jsonl:read",
         "parquet": "luban.corpus.sources.parquet:read",
+        "html": "luban.corpus.sources.html:read",
+        "warc": "luban.corpus.sources.warc:read",
+        "mediawiki": "luban.corpus.sources.mediawiki:read",
+        "latex": "luban.corpus.sources.latex:read",
+        "stackexchange": "luban.corpus.sources.stackexchange:read",
+        "code": "luban.corpus.sources.code:read",
+        "webtext": "luban.corpus.sources.webtext:read",
     },
 )
+ENDINGS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".html": "html", ".htm": "html", ".xhtml": "html",
+    ".warc": "warc", ".wet": "warc", ".tex": "latex",
+}  # fmt: skip
 
 
 SPLITTERS = Registry(
@@ -118,6 +129,9 @@ def _expand(name: str) -> list[tuple[str, str]]:
         return [(name, name)]
     if name.startswith("python:"):
         raise UsageError(f"unknown source '{name}'{nearest(name, _builtin())}")
+    kind, _, rest = name.partition(":")
+    if rest and kind in SOURCES.entries and not Path(name).exists():
+        return [(kind, path) for _, path in _expand(rest)]
     if Path(name).exists():
         return [(kind_of(Path(name)), name)]
     paths = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
@@ -131,5 +145,9 @@ def kind_of(path: Path) -> str:
     """The entry of SOURCES that reads this path."""
     if path.is_dir():
         return "folder"
-    name = path.name.removesuffix(".gz")
-    return "jsonl" if name.endswith((".jsonl", ".ndjson")) else "parquet" if name.endswith(".parquet") else "text"
+    name = path.name.removesuffix(".gz").removesuffix(".bz2")
+    if name == "Posts.xml":
+        return "stackexchange"
+    if name.endswith(".xml") and "pages-" in name:
+        return "mediawiki"
+    return ENDINGS.get(Path(name).suffix, "text")

@@ -97,7 +97,7 @@ def row_document(row: Any, number: int, context: SourceContext) -> Document | No
         lang=lang if isinstance(lang, str) else None,
         quality=float(quality) if isinstance(quality, (int, float)) else None,
         messages=messages and [{**m, "content": _encodable(m["content"])} for m in messages],
-        meta=_meta(row.get("meta")),
+        meta=_meta(row),
     )
 
 
@@ -106,9 +106,12 @@ def _encodable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _meta(value: Any) -> dict[str, Any] | None:
+def _meta(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The row's `meta`, and where it came from if it says so."""
+    value = row.get("meta")
     try:
         value = json.loads(value) if isinstance(value, str) else value
     except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+        value = None
+    named = {key: row[key] for key in ("url", "licence") if isinstance(row.get(key), str)}
+    return {**(value if isinstance(value, dict) else {}), **named} or None

@@ -8,6 +8,7 @@ with `=ARGUMENT` behind it where it takes one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 from luban.core.errors import ConfigError
@@ -25,11 +26,20 @@ STEPS = Registry(
         "exact": "luban.corpus.steps.exact:Exact",
         "minhash": "luban.corpus.steps.minhash:MinHash",
         "personal": "luban.corpus.steps.personal:personal",
+        "lines": "luban.corpus.steps.lines:Lines",
+        "bloom": "luban.corpus.steps.bloom:Bloom",
+        "overlap": "luban.corpus.steps.overlap:Overlap",
+        "contamination": "luban.corpus.steps.contamination:Contamination",
+        "language": "luban.corpus.steps.language:Language",
+        "unicode": "luban.corpus.steps.unicode:unicode",
+        "normalise": "luban.corpus.steps.normalise:Normalise",
+        "chinese": "luban.corpus.steps.chinese:Chinese",
     },
 )
 DEFAULT_STEPS = ("exact",)
 
 
+@lru_cache(maxsize=64)
 def make_step(spec: str) -> Any:
     """The step that `NAME` or `NAME=ARGUMENT` means. A class is made with its argument, a function takes none.
 
@@ -43,4 +53,12 @@ def make_step(spec: str) -> Any:
         raise ConfigError(f"the step {name} takes no argument, '{argument}' given")
     if not isinstance(step, type):
         return step
-    return step(argument) if takes else step()
+    try:
+        return step(argument) if given else step()
+    except TypeError:
+        raise ConfigError(f"the step {name} needs an argument: {name}=…") from None
+
+
+def identity(spec: str) -> Any:
+    """What stands for a step in a corpus's configuration: its own words where files are part of it."""
+    return getattr(make_step(spec), "identity", spec)

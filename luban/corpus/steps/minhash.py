@@ -22,11 +22,12 @@ SHINGLE = 5  # words
 BANDS, ROWS = 14, 8
 MINIMA = BANDS * ROWS
 THRESHOLD = 0.75  # estimated Jaccard similarity from which a document is a near-duplicate
-CHUNK = 2048  # shingles hashed at a time, so that memory stays in cache
+CHUNK = 256  # shingles hashed at a time, so that memory stays in cache
 
 _RANDOM = generator(0, "minhash")
-_FACTORS = _RANDOM.integers(1, 1 << 63, MINIMA, dtype=np.uint64) * np.uint64(2) + np.uint64(1)  # odd: a bijection
-_OFFSETS = _RANDOM.integers(0, 1 << 63, MINIMA, dtype=np.uint64)
+_FACTORS = _RANDOM.integers(0, 1 << 31, MINIMA, dtype=np.uint32) * np.uint32(2) + np.uint32(1)  # odd: a bijection
+_OFFSETS = _RANDOM.integers(0, 1 << 32, MINIMA, dtype=np.uint32)
+_ROOM = np.empty((CHUNK, MINIMA), dtype=np.uint32)
 
 
 class MinHash(DropStep):
@@ -98,13 +99,17 @@ def signature(text: str) -> np.ndarray | None:
     hashes = shingles(text)
     if not len(hashes):
         return None
+    short = (hashes >> np.uint64(32)).astype(np.uint32)
     minima = np.full(MINIMA, np.iinfo(np.uint32).max, dtype=np.uint32)
-    for start in range(0, len(hashes), CHUNK):
-        part = hashes[start : start + CHUNK, None] * _FACTORS + _OFFSETS  # (shingles, minima), modulo 2⁶⁴
-        np.minimum(minima, (part >> np.uint64(32)).astype(np.uint32).min(axis=0), out=minima)
+    for start in range(0, len(short), CHUNK):
+        part = short[start : start + CHUNK, None]
+        room = _ROOM[: len(part)]
+        np.multiply(part, _FACTORS, out=room)  # (shingles, minima), modulo 2³²
+        np.add(room, _OFFSETS, out=room)
+        np.minimum(minima, room.min(axis=0), out=minima)
     return minima
 
 
 def shingles(text: str) -> np.ndarray:
-    """Distinct 64-bit hashes of the text's word 5-grams."""
-    return np.unique(ngram_hashes(word_hashes(words(text)), SHINGLE))
+    """64-bit hashes of the text's word 5-grams, in order."""
+    return ngram_hashes(word_hashes(words(text)), SHINGLE)

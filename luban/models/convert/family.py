@@ -27,6 +27,8 @@ FORMATS = Registry(
         "bert": "luban.models.convert.bert:Bert",
         "roberta": "luban.models.convert.roberta:Roberta",
         "albert": "luban.models.convert.albert:Albert",
+        "bart": "luban.models.convert.bart:Bart",
+        "t5": "luban.models.convert.t5:T5",
         "gpt2": "luban.models.convert.gpt2:GPT2",
         "openai-gpt": "luban.models.convert.openai_gpt:OpenAIGPT",
         "bloom": "luban.models.convert.bloom:Bloom",

@@ -27,6 +27,7 @@ class Grouped(Attention):
     head_dim: int | None = None  # D; none: width / heads
     qkv_bias: bool = False  # biases on queries, keys and values
     output_bias: bool = False  # bias on the output
+    score_scale: float | None = None  # factor on q·k; none: 1/√D (T5: 1)
     qk_norm: Norm | None = None  # normalises every query and key over its head, before positions
 
     def __post_init__(self):
@@ -80,6 +81,7 @@ class GroupedAttention(nn.Module):
         self.head_dim = config.head_width(width)
         inner, keys = config.heads * self.head_dim, config.key_heads() * self.head_dim
         self.sizes = (inner, keys, keys)
+        self.scale = config.score_scale
         self.q = nn.Linear(width, inner, bias=config.qkv_bias)
         self.k = nn.Linear(width, keys, bias=config.qkv_bias)
         self.v = nn.Linear(width, keys, bias=config.qkv_bias)
@@ -98,5 +100,5 @@ class GroupedAttention(nn.Module):
         q_BHTD, k_BKSD = position.turn(q_BHTD, k_BKSD, frame.tables)
         if frame.cache is not None:
             k_BKSD, v_BKSD = frame.cache.update(layer, k_BKSD, v_BKSD)
-        mixed_BHTD = attend(q_BHTD, k_BKSD, v_BKSD, frame.mask, frame.causal)
+        mixed_BHTD = attend(q_BHTD, k_BKSD, v_BKSD, frame.mask, frame.causal, self.scale)
         return self.output(mixed_BHTD.transpose(1, 2).flatten(-2))

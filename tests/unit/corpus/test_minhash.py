@@ -38,7 +38,7 @@ def test_shingles_are_the_sets_of_a_plain_loop():
     rng = random.Random(1)
     for length in (0, 4, 5, 6, 200):
         text = " ".join(rng.choices(["one", "two", "Three", "四", "五"], k=length))
-        assert len(shingles(text)) == len(true_shingles(text))
+        assert len(np.unique(shingles(text))) == len(true_shingles(text))
     assert signature("only four words here") is None
 
 

@@ -94,7 +94,7 @@ def test_blanks_come_to_their_share_and_give_the_text_back(shards_path):
                     answers[slot].append(target)
             rebuilt = []
             for slot, token in enumerate(row.tokens[: row.trained.index(True)]):
-                rebuilt += answers[slot] if slot in answers else [token]
+                rebuilt += answers.get(slot, [token])
             assert rebuilt == text
             read += len(text)
             blanked += sum(map(len, answers.values()))
@@ -221,13 +221,13 @@ def test_span_corruption_shares_and_inverse(shards_path):
                     answers[token] = []
                 else:
                     answers[list(answers)[-1]].append(token)
-            rebuilt = [t for token in source for t in (answers[token] if token in answers else [token])]
+            rebuilt = [t for token in source for t in (answers.get(token, [token]))]
             assert rebuilt == made.piece(number).tolist()
             read, inside = read + len(rebuilt), inside + sum(map(len, answers.values()))
             spans += len(answers) - 1
     assert inside / read == pytest.approx(0.15, abs=0.01)  # rounded row by row, as T5 does
     assert inside / spans == pytest.approx(3.0, abs=0.3)
-    with pytest.raises(DataError, match="need 4 sentinels, and objective.sentinels is 3"):
+    with pytest.raises(DataError, match=r"need 4 sentinels, and objective\.sentinels is 3"):
         SpanCorruption(sentinels=3).examples(shards, seq_len=64, seed=0, packing="fit")
 
 

@@ -51,6 +51,6 @@ def test_a_model_that_the_objective_cannot_train_is_refused(tiny, tmp_path, mode
 
 def test_next_sentence_needs_a_pair_output(tiny, tmp_path):
     plain = ENCODER | {"head": {"type": "masked_lm"}}
-    with pytest.raises(ConfigError, match="model.head.pair = true"):
+    with pytest.raises(ConfigError, match=r"model\.head\.pair = true"):
         pretrain(tiny(model=plain, objective={"type": "masked", "pairing": "next_sentence"}), tmp_path / "run", "run")
     assert not list(tmp_path.iterdir())
