@@ -19,7 +19,7 @@ from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.alibi import Alibi
 from luban.nn.position.learned import Learned
 from luban.nn.position.rope import Rope
-from luban.nn.position.two import Rope2D
+from luban.nn.position.two_dimensional import Rope2D
 
 
 def _llama(vocab: int, width: int, layers: int, heads: int, kv_heads: int, inner: int, context: int,

@@ -30,7 +30,7 @@ from luban.nn.position.rope import Rope
 from luban.nn.position.scaling import YaRN
 from luban.nn.position.sinusoidal import Sinusoidal
 from luban.nn.position.t5 import RelativeBias
-from luban.nn.position.two import Rope2D
+from luban.nn.position.two_dimensional import Rope2D
 from luban.nn.position.xpos import XPos
 
 PARTS = {

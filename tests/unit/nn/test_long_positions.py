@@ -24,7 +24,7 @@ from luban.nn.position.randomised import Randomised
 from luban.nn.position.rope import Rope
 from luban.nn.position.scaling import NTK, Linear, YaRN
 from luban.nn.position.t5 import RelativeBias
-from luban.nn.position.two import Learned2D, Rope2D
+from luban.nn.position.two_dimensional import Learned2D, Rope2D
 from luban.nn.position.xpos import XPos
 
 SHAPE = PositionShape(width=12, heads=6, head_dim=8, context=300)
