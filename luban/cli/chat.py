@@ -15,6 +15,7 @@ from luban.core.log import say
 
 EXAMPLES = """
 luban chat runs/demo/chat
+luban chat smollm2 --dtype int8
 luban chat runs/a --temperature 0 --system "You answer in one line."
 """
 COMMANDS = "/reset forgets the conversation, /quit ends it, Ctrl-C stops an answer"
@@ -26,7 +27,7 @@ class Arguments:
 
     model: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
-    ]  # a run, a checkpoint or a Hugging Face directory
+    ]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
     system: str | None = None  # a system message before the conversation
     max_tokens: int = 256  # tokens an answer has at most
     temperature: float = 0.7  # 0: always the likeliest token

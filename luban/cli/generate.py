@@ -24,7 +24,7 @@ class Arguments:
 
     model: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
-    ]  # a run, a checkpoint or a Hugging Face directory
+    ]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
     prompt: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")
     ]  # the text to continue; - reads it from standard input

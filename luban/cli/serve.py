@@ -25,7 +25,7 @@ class Arguments:
 
     model: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
-    ]  # a run, a checkpoint or a Hugging Face directory
+    ]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
     host: str = "127.0.0.1"  # address to listen at
     port: int = 8000  # the next free one is taken where it is in use; 0: any
     api_key: str | None = None  # clients must send it; none: LUBAN_API_KEY from the environment

@@ -19,6 +19,7 @@ from luban.models.build import build_model
 from luban.models.convert.family import format_of, to_ours
 from luban.models.spec import SPEC, ModelSpec, read_spec
 from luban.nn.int8 import pack_int8
+from luban.nn.linear import lay_by_inputs
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 INT8 = "int8"
@@ -153,6 +154,7 @@ def _loaded(spec: ModelSpec, module: nn.Module, tokenizer: Tokenizer | None, nam
     if tokenizer is not None and tokenizer.vocab_size > spec.vocab_size:
         raise ArtifactError(f"the tokenizer of {path} has {tokenizer.vocab_size} tokens, "
                             f"the model's vocabulary only {spec.vocab_size}")  # fmt: skip
+    lay_by_inputs(module)
     ends = dict.fromkeys((*(tokenizer.stop_ids if tokenizer else ()), *stops))
     return LoadedModel(spec=spec, module=module.eval(), tokenizer=tokenizer, name=name, path=path,
                        manifest=manifest, stop_ids=tuple(ends), begins_with_bos=_begins_with_bos(tokenizer))  # fmt: skip

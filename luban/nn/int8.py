@@ -25,7 +25,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         largest = weight_OI.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
         scale_O = (largest / LARGEST).bfloat16()
-        packed = (weight_OI / scale_O.float()[:, None]).round().clamp(-LARGEST, LARGEST).to(torch.int8)
+        packed = (weight_OI / scale_O.float()[:, None]).round().clamp(-LARGEST, LARGEST).to(torch.int8).contiguous()
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.scale = nn.Parameter(scale_O, requires_grad=False)
         self.bias = None if bias_O is None else nn.Parameter(bias_O, requires_grad=False)

@@ -6,10 +6,11 @@ import random
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import luban
 import luban.models.convert.family
-from luban.core.errors import UnsupportedError
+from luban.core.errors import ArtifactError, UnsupportedError
 from luban.objectives.causal import causal_loss
 
 transformers = pytest.importorskip("transformers")
@@ -160,3 +161,43 @@ def test_what_is_not_built_is_refused_by_name(tmp_path):
         form.spec({**config, "hidden_act": "relu"})
     with pytest.raises(UnsupportedError, match="rotary scaling 'dynamic'"):
         form.spec({**config, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
+        ("gpt2", {"activation_function": "gelu_nwe"}, "activation 'gelu_nwe'.*did you mean 'gelu_new'"),
+        ("openai-gpt", {"afn": "silu"}, "afn = 'silu'"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
+        ("falcon", {"alibi": True}, r"alibi = True \(Falcon-RW\)"),
+    ],
+)
+def test_parts_of_other_families_that_are_not_built_are_refused_by_name(kind, changes, message):
+    config = random_config(random.Random(1), kind).to_dict()
+    with pytest.raises(UnsupportedError, match=message):
+        luban.models.convert.family.FORMATS[kind]().spec({**config, **changes})
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bloom", "falcon", "llama"])
+def test_files_saved_without_the_head_leave_out_the_prefix(tmp_path, kind):
+    config = random_config(random.Random(3), kind)
+    config.tie_word_embeddings = True
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    theirs.base_model.save_pretrained(tmp_path)
+    tokens = torch.randint(0, config.vocab_size, (2, 7))
+    torch.testing.assert_close(luban.load_model(tmp_path).module(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
+
+
+def test_fused_tensors_that_do_not_fit_are_named(tmp_path):
+    theirs = transformers.AutoModelForCausalLM.from_config(random_config(random.Random(5), "bloom"))
+    theirs.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "transformer.h.0.self_attention.query_key_value.weight"
+    save_file({**tensors, name: tensors[name][:-1].contiguous()}, tmp_path / "model.safetensors")
+    with pytest.raises(ArtifactError, match=r"query_key_value\.weight of shape .* can't hold queries"):
+        luban.load_model(tmp_path)
+    del tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ArtifactError, match=r"lacks the tensor .*query_key_value"):
+        luban.load_model(tmp_path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import random
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 import luban
 from luban.core.errors import ArtifactError, UnsupportedError
+from luban.load.export import import_model
 from luban.load.gguf import packaged_file
 from luban.models.convert.gguf_file import open_gguf
 from luban.models.convert.gguf_quants import QUANTS
@@ -98,6 +101,14 @@ def test_models_equal_transformers_reading_of_the_file(tmp_path, quant, tied):
     assert again.tokenizer.encode("abcab!") == ours.tokenizer.encode("abcab!") == [97 + 3 - 1, 97 + 2 - 1, 2]
 
 
+def test_imported_files_are_checkpoints_like_any_other(tmp_path):
+    m = luban.load_model(write(tmp_path / "model.gguf"))
+    back = luban.load_model(import_model(m, tmp_path / "imported"))
+    tokens = torch.randint(0, len(TOKENS), (2, 9))
+    assert torch.equal(back.module(tokens), m.module(tokens))
+    assert back.tokenizer.encode("abc!") == m.tokenizer.encode("abc!") and not back.begins_with_bos
+
+
 def test_tokenizer_of_the_file(tmp_path):
     m = luban.load_model(write(tmp_path / "model.gguf"))
     assert m.tokenizer.decode(m.tokenizer.encode("abc <|end|>\n")) == "abc <|end|>\n"
@@ -167,6 +178,14 @@ def test_smollm2_goes_on_as_transformers_does(smollm2):
                                max_new_tokens=64, min_new_tokens=64, do_sample=False)[0, len(prompt):]  # fmt: skip
     (result,) = luban.Engine(ours).generate([prompt], luban.Sampling(max_tokens=64, temperature=0, ignore_eos=True))
     assert result.token_ids == expected.tolist()
+
+
+@pytest.mark.slow
+def test_chat_at_the_command_line(smollm2):
+    said = subprocess.run(
+        [sys.executable, "-m", "luban", "chat", "smollm2", "--temperature", "0", "--dtype", "int8"],
+        input="What is the capital of France?\n", capture_output=True, text=True, check=True)  # fmt: skip
+    assert "Paris" in said.stdout
 
 
 def test_smollm2_knows_the_capital_of_france(smollm2):

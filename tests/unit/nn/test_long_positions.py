@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from luban import ModelSpec, build_model
 from luban.core.errors import ConfigError
+from luban.generate.cache import ContiguousCache
 from luban.nn.attention.grouped import Grouped
 from luban.nn.init import NormalInit, initialise
 from luban.nn.position.alibi import Alibi
@@ -202,3 +204,15 @@ def test_scalings_at_their_ends():
     assert YaRN(factor=4.0, original=4096).amplitude == pytest.approx(0.1 * math.log(4) + 1)
     with pytest.raises(ConfigError, match="at least 1"):
         Linear(factor=0.5)
+
+
+def test_randomised_positions_with_a_cache_are_those_of_the_context():
+    spec = ModelSpec(vocab_size=30, width=24, layers=2, context=40, attention=Grouped(heads=3),
+                     position=Randomised(inner=Alibi(), longest=500))  # fmt: skip
+    model, tokens = build_model(spec).eval(), torch.randint(0, 30, (1, 11))
+    cache = ContiguousCache(layers=2, key_heads=3, head_dim=8, batch=1, context=40, device=torch.device("cpu"),
+                            dtype=torch.float32)  # fmt: skip
+    pieces = [model(piece, cache=cache) for piece in tokens.split([4, 1, 6], dim=1)]
+    plain = build_model(replace(spec, position=Alibi())).eval()
+    drawn = model.position.draw(40, tokens.device)[None, :11]
+    torch.testing.assert_close(torch.cat(pieces, 1), plain(tokens, positions=drawn))
