@@ -14,16 +14,33 @@ from luban.core.arguments import parse
 
 @dataclass(frozen=True)
 class BuildArgs:
-    sources: tyro.conf.Positional[tuple[str, ...]]  # files, folders, globs, python:stdlib, python:questions
+    sources: tyro.conf.Positional[tuple[str, ...]]  # files, folders, globs, KIND:PATH, python:stdlib, python:questions
     out: Path  # directory to make
     heldout: float = 0.05  # fraction kept from training
     seed: int = 0  # of the held-out split
     steps: str = "exact"  # what is done to the documents, in order: names with commas between, or nothing
+    workers: int = 1  # processes that share the work; the result is the same for any number
+    on: str = "local"  # where they run: local, or ray for a cluster
+    licence: tuple[
+        str, ...
+    ] = ()  # SPDX name of all sources, or SOURCE=NAME of one; an export that one forbids is refused
+    bad_share: float = 0.05  # share of unusable records from which the build is refused
+
+
+@dataclass(frozen=True)
+class MixArgs:
+    recipe: tyro.conf.Positional[str]  # a TOML file with [[part]] tables, or llama
+    out: Path  # directory to make
+    parts: Path | None = None  # folder from which the recipe's paths are seen; by default the current one
+    bytes: int = 0  # training bytes to mix; 0 is as many as weights and epochs allow
 
 
 def run(argv: Sequence[str]) -> int | None:
     """`luban corpus …`"""
-    return dispatch("corpus", {"build": (build, "sources → a clean corpus with a held-out split")}, argv)
+    return dispatch("corpus", {
+        "build": (build, "sources → a clean corpus with a held-out split"),
+        "mix": (mix, "corpora → one corpus, by weight and epochs"),
+    }, argv)  # fmt: skip
 
 
 def build(argv: Sequence[str]) -> None:
@@ -31,13 +48,15 @@ def build(argv: Sequence[str]) -> None:
     args = parse(BuildArgs, argv, verb="corpus build",
                  about="Read sources, drop duplicates, hold a part out, and write Parquet files.",
                  examples="luban corpus build notes/ 'books/*.txt' --out corpus\n"
-                          "luban corpus build python:stdlib --out corpus --heldout 0.05 --seed 0")  # fmt: skip
+                          "luban corpus build python:stdlib --out corpus --heldout 0.05 --seed 0\n"
+                          "luban corpus build 'dumps/*.jsonl' --out corpus --steps c4,gopher,exact,minhash --workers 8")  # fmt: skip
     from luban.core.log import say
     from luban.core.units import bytes_
     from luban.corpus.build import build_corpus
 
     figures = build_corpus(args.sources, args.out, heldout=args.heldout, seed=args.seed,
-                           steps=[name for name in args.steps.split(",") if name])  # fmt: skip
+                           steps=[name for name in args.steps.split(",") if name], workers=args.workers,
+                           on=args.on, bad_share=args.bad_share, licences=_licences(args.licence))  # fmt: skip
     kept = ", ".join(f"{split} {figures[split]['documents']} documents, {bytes_(figures[split]['bytes'])}"
                      for split in ("train", "heldout"))  # fmt: skip
     say(f"corpus {args.out}: {kept}")
@@ -45,5 +64,33 @@ def build(argv: Sequence[str]) -> None:
         say(f"  {row['step']:<10} {row['documents']} documents, {bytes_(row['bytes'])}")
     for reason, dropped in figures["dropped"].items():
         say(f"  dropped by {reason}: {dropped['documents']} documents, {bytes_(dropped['bytes'])}")
+    for what, amount in figures["unusable"].items():
+        say(f"  unusable: {amount} {what}, such as {figures['unusable_samples'][what][0]}")
     for what, amount in figures["counts"].items():
         say(f"  {what.replace('_', ' ')}: {amount}")
+
+
+def _licences(words: tuple[str, ...]) -> dict[str, str]:
+    """`NAME` and `SOURCE=NAME` as source → licence, "" for every other source."""
+    pairs = [word.rpartition("=") for word in words]
+    return {source: licence for source, _, licence in pairs}
+
+
+def mix(argv: Sequence[str]) -> None:
+    """`luban corpus mix RECIPE --out DIR`"""
+    args = parse(MixArgs, argv, verb="corpus mix", about="Mix corpora by weight and epochs.",
+                 examples="luban corpus mix llama --parts corpora --out corpora/llama\n"
+                          "luban corpus mix mixture.toml --out mixed --bytes 1000000000")  # fmt: skip
+    import luban.recipes
+    from luban.core.arguments import find_recipe
+    from luban.core.config import load_toml
+    from luban.core.log import say
+    from luban.core.units import bytes_
+    from luban.corpus.mixture import mix as mix_corpora
+    from luban.corpus.mixture import parts_of
+
+    recipe = find_recipe(args.recipe, Path(luban.recipes.__file__).parent / "mixtures")
+    figures = mix_corpora(parts_of(load_toml(recipe), args.parts), args.out, size=args.bytes)
+    say(f"corpus {args.out}: {figures['train']['documents']} documents, {bytes_(figures['train']['bytes'])}")
+    for name, share in figures["shares"].items():
+        say(f"  {name:<16} {share:6.1%}")

@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from luban.core.errors import ArtifactError, DataError
+from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError, UsageError
 from luban.core.hashing import data_sha256, file_sha256
 
 MANIFEST = "manifest.json"
 INCOMPLETE = ".incomplete"
 LOCK = ".lock"
+REFUSALS = (UsageError, DataError, LineageError, UnsupportedError)  # input that no second try makes right
 VERSIONED = ("luban", "torch", "numpy", "tokenizers", "safetensors", "pyarrow", "triton")
 
 
@@ -38,6 +39,7 @@ class Parent:
     content_hash: str  # the parent's content hash
     name: str  # the parent's directory name, for people
     parents: tuple[Parent, ...] = ()  # the parent's own parents
+    terms: tuple[str, ...] = ()  # licences under which the parent's own content stands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +57,12 @@ class Manifest:
     status: str = "finished"  # finished, or unfinished inside an .incomplete directory
     versions: dict[str, str] = field(default_factory=dict)  # package versions that made it
     created: str = ""  # UTC time, ISO 8601
+    terms: tuple[str, ...] = ()  # licences of its own content; those of its parents bind it too
 
     def compute_hash(self) -> str:
         """The content hash of these fields."""
-        return data_sha256({
+        terms = {"terms": sorted(self.terms)} if self.terms else {}
+        return data_sha256(terms | {
             "kind": self.kind, "format": self.format, "config": self.config, "seed": self.seed,
             "files": {name: entry["sha256"] for name, entry in self.files.items() if "sha256" in entry},
             "parents": sorted((p.role, p.content_hash) for p in self.parents),
@@ -74,7 +78,8 @@ class Manifest:
 
 
 def _parent_from(data: dict[str, Any]) -> Parent:
-    return Parent(**{**data, "parents": tuple(_parent_from(p) for p in data.get("parents", ()))})
+    parents = tuple(_parent_from(p) for p in data.get("parents", ()))
+    return Parent(**{**data, "parents": parents, "terms": tuple(data.get("terms", ()))})
 
 
 def package_versions() -> dict[str, str]:
@@ -102,7 +107,8 @@ def read_manifest(path: str | Path) -> Manifest:
         raise ArtifactError(f"{path} is not a Luban artifact: it holds no {MANIFEST}")
     try:
         data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        manifest = Manifest(**{**data, "parents": tuple(_parent_from(p) for p in data["parents"])})
+        parents, terms = tuple(_parent_from(p) for p in data["parents"]), tuple(data.get("terms", ()))
+        manifest = Manifest(**{**data, "parents": parents, "terms": terms})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{path / MANIFEST} is damaged: {error}") from error
     if manifest.status == "finished" and manifest.compute_hash() != manifest.content_hash:
@@ -137,7 +143,7 @@ def as_parent(role: str, path: str | Path) -> Parent:
     """The artifact at `path`, as its child will remember it."""
     manifest = read_manifest(path)
     return Parent(role=role, kind=manifest.kind, content_hash=manifest.content_hash,
-                  name=Path(path).resolve().name, parents=manifest.parents)  # fmt: skip
+                  name=Path(path).resolve().name, parents=manifest.parents, terms=manifest.terms)  # fmt: skip
 
 
 def incomplete_path(path: str | Path) -> Path:
@@ -174,7 +180,8 @@ class ArtifactWriter:
     Args:
         out: the directory to make. Refused when it exists and is not empty.
         kind, config, parents, seed, format: the artifact's identity.
-        resumable: keep and reuse an unfinished directory of the same identity; refuse another's.
+        resumable: keep and reuse an unfinished directory of the same identity; refuse another's. One that was
+            refused for its input before anything was resumed is removed all the same.
         volatile: glob patterns of files that hold times or logs; the manifest lists them, no hash covers them.
 
     Raises:
@@ -191,6 +198,7 @@ class ArtifactWriter:
         self.resumable = resumable
         self.resumed = False  # true when an unfinished directory of the same identity was found
         self.figures: dict[str, Any] = {}
+        self.terms: tuple[str, ...] = ()  # licences of the content, known when it is whole
         config = json.loads(json.dumps(config or {}))  # the same plain data that reading gives back
         self.manifest = Manifest(kind=kind, format=format, config=config, seed=seed, parents=tuple(parents),
                                  status="unfinished", versions=package_versions(),
@@ -252,7 +260,7 @@ class ArtifactWriter:
         try:
             if error is None:
                 self._finish()
-            elif not self.resumable:
+            elif not self.resumable or (isinstance(error, REFUSALS) and not self.resumed):
                 shutil.rmtree(self.path, ignore_errors=True)
         finally:
             self._lock.close()
@@ -269,7 +277,7 @@ class ArtifactWriter:
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
                 files[relative] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-        done = replace(self.manifest, files=files, figures=self.figures, status="finished")
+        done = replace(self.manifest, files=files, figures=self.figures, status="finished", terms=self.terms)
         self.manifest = replace(done, content_hash=done.compute_hash())
         write_json(self.path / MANIFEST, self.manifest.to_json())
         if self.out.is_dir():

@@ -49,6 +49,11 @@ class MissingExtra(LubanError):
         super().__init__(
             f"{needed_for} needs the package '{package}', which is not installed: pip install 'luban[{extra}]'"
         )
+        self.needs = (package, extra, needed_for)
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str, str]]:
+        """Pickled by its parts, so that it comes back from a worker."""
+        return type(self), self.needs
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

@@ -1,80 +1,196 @@
-"""Sources → steps → split → Parquet files, as one artifact."""
+"""Sources → steps → split → Parquet files, as one artifact, by any number of workers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from luban.core.artifact import ArtifactWriter
-from luban.core.errors import ConfigError, DataError
+from luban.core.errors import ArtifactError, ConfigError, DataError, LubanError
 from luban.core.log import progress, warn
+from luban.corpus import card
 from luban.corpus.arrow import require_pyarrow
+from luban.corpus.census import Census
 from luban.corpus.document import Document
-from luban.corpus.sources import Source, find_sources
+from luban.corpus.engine import EXECUTORS, WorkerLost
+from luban.corpus.engine.phase import Task, applied, phases_of, read_marker
+from luban.corpus.engine.plan import plan_tasks
+from luban.corpus.engine.spill import read_spill
+from luban.corpus.ragged import Ragged
 from luban.corpus.split import HELDOUT, TRAIN, is_heldout
-from luban.corpus.steps import DEFAULT_STEPS, STEPS
+from luban.corpus.steps import DEFAULT_STEPS, identity, make_step
 from luban.corpus.tally import Tally
 from luban.corpus.writer import SortedWriter, SplitWriter
 
+WORK = "work"  # folder of the unfinished corpus in which parts lie
+
 
 def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.05, seed: int = 0,
-                 steps: Sequence[str] = DEFAULT_STEPS) -> dict[str, Any]:  # fmt: skip
+                 steps: Sequence[str] = DEFAULT_STEPS, workers: int = 1, on: str = "local",
+                 bad_share: float = 0.05, licences: Mapping[str, str] | None = None) -> dict[str, Any]:  # fmt: skip
     """Read every source, run the steps, split, and write the corpus to `out`.
+
+    The bytes written depend on sources, steps, split and seed alone. A build that was killed goes on, when called
+    again with the same arguments, with the parts that it had not finished.
 
     Args:
         sources: files, folders, globs, `python:stdlib`, `python:questions`.
         heldout: fraction of the documents (of the units, for `python:…`) kept from training, 0 to below 1.
         seed: of the split.
-        steps: names in `STEPS`, in order.
+        steps: names in `STEPS`, in order, each with `=ARGUMENT` where it takes one.
+        workers: processes, or tasks at a time.
+        on: a name in `EXECUTORS`.
+        licences: source → its licence, "" for all other sources; a document's own goes before it.
+        bad_share: fraction of unusable records (lines, files, members) from which the build is refused.
 
     Returns:
         The figures that the manifest holds: documents and bytes of each split, what was dropped and why.
 
     Raises:
         ConfigError: a fraction out of range or an unknown step.
-        DataError: a source that is missing, empty or binary, or nothing left after the steps.
+        DataError: a source that is missing, empty or binary, too much that is unusable, or nothing left.
     """
     if not 0 <= heldout < 1:
         raise ConfigError(f"heldout: a fraction from 0 to below 1 is needed, {heldout} given")
-    chosen = [STEPS[name] for name in steps]
     require_pyarrow("building a corpus")
-    found = find_sources(list(sources))
-    tally = Tally()
-    config = {"sources": [s.label for s in found], "steps": list(steps), "heldout": heldout}
-    with ArtifactWriter(out, kind="corpus", config=config, seed=seed) as art:
-        documents: Iterable[Document] = _read(found, tally, seed, heldout)
-        waterfall = [{"step": name, "documents": 0, "bytes": 0} for name in ("read", *steps)]
-        documents = _counted(documents, waterfall[0])
-        for step, row in zip(chosen, waterfall[1:], strict=True):
-            documents = _counted(step(documents, tally), row)
-        writers = {TRAIN: SplitWriter(art.path, TRAIN), HELDOUT: SortedWriter(art.path, HELDOUT)}
-        with progress("corpus", unit="docs") as bar:
-            for document in documents:
-                held = is_heldout(document.id, heldout, seed)
-                writers[document.split or (HELDOUT if held else TRAIN)].add(document)
-                bar.advance()
-        for writer in writers.values():
-            writer.close()
-        if not writers[TRAIN].documents:
-            raise DataError("nothing is left to train on after the steps and the held-out split")
-        if heldout and not writers[HELDOUT].documents:
-            warn(f"the corpus is too small for a held-out split: none of its {writers[TRAIN].documents} documents fell "
-                 f"into the fraction {heldout}")  # fmt: skip
+    make_step.cache_clear()  # evaluation sets and models may have changed since an earlier build
+    executor = EXECUTORS[on](workers)
+    phases, tally = phases_of(list(steps)), Tally()
+    plan = plan_tasks(sources, phases[0], tally, seed, heldout)
+    if not plan.tasks:
+        raise DataError(f"source {', '.join(plan.names.values())} holds no file to read")
+    config = {"sources": plan.labels, "steps": [identity(spec) for spec in steps], "heldout": heldout,
+              "licences": dict(sorted((licences or {}).items()))}  # fmt: skip
+    census = Census(licences)
+    with ArtifactWriter(out, kind="corpus", config=config, seed=seed, resumable=True) as art, executor:
+        try:
+            is_held = partial(is_heldout, fraction=heldout, seed=seed)
+            tasks = [replace(task, work=art.path / WORK) for task in plan.tasks]
+            _same_input(art.path / WORK, plan.fingerprint)
+            waterfall: list[dict[str, Any]] = []
+            for phase in phases:
+                tasks = [replace(task, phase=phase) for task in tasks]
+                _run_phase(tasks, executor)
+                _merge(tasks, waterfall, tally)
+                if phase.number == 0:
+                    _check_input(plan.names, tasks, waterfall, tally, bad_share)
+            writers = _write(tasks, art.path, waterfall, tally, census, is_held)
+            if not writers[TRAIN].documents:
+                raise DataError("nothing is left to train on after the steps and the held-out split")
+        except WorkerLost:
+            raise
+        except LubanError:
+            shutil.rmtree(art.path, ignore_errors=True)
+            raise
+        shutil.rmtree(art.path / WORK)
         for split, writer in writers.items():
             art.figures[split] = {"documents": writer.documents, "bytes": writer.bytes}
-        art.figures.update(tally.figures(), waterfall=waterfall)
+        art.figures.update(tally.figures(), **census.figures(), waterfall=waterfall)
+        art.terms = census.terms
+        (art.path / card.FILE).write_text(card.card(config, art.figures, seed), encoding="utf-8")
+    if heldout and not writers[HELDOUT].documents:
+        warn(f"the corpus is too small for a held-out split: none of its {writers[TRAIN].documents} documents fell "
+             f"into the fraction {heldout}")  # fmt: skip
     return art.figures
 
 
-def _read(sources: Sequence[Source], tally: Tally, seed: int, heldout: float) -> Iterator[Document]:
-    for source in sources:
-        yield from source.documents(tally, seed, heldout)
+def _same_input(work: Path, fingerprint: str) -> None:
+    """Parts of an interrupted build are only used where the input is still the same."""
+    work.mkdir(exist_ok=True)
+    known = work / "input"
+    if known.is_file() and known.read_text() != fingerprint:
+        raise ArtifactError("the input has changed since the build was interrupted, so what it had done is removed: "
+                            "run the command again")  # fmt: skip
+    known.write_text(fingerprint)
 
 
-def _counted(documents: Iterable[Document], row: dict[str, Any]) -> Iterator[Document]:
-    """Pass documents on and count in `row` what a step leaves."""
-    for document in documents:
-        row["documents"] += 1
-        row["bytes"] += document.bytes
-        yield document
+def _run_phase(tasks: list[Task], executor: Any) -> None:
+    """Run what is not done yet; then the spills before this phase are needed no more."""
+    missing = [task for task in tasks if not task.marker.is_file()]
+    phase, before = tasks[0].phase, tasks[0].phase.number - 1
+    if missing and phase.apply is not None:
+        decide([replace(task, phase=replace(task.phase, number=before)) for task in tasks], phase.apply)
+    names = ", ".join([*phase.steps, *([phase.fingerprint] if phase.fingerprint else [])]) or "reading"
+    with progress(f"corpus: {names}", unit="docs") as bar:
+        executor.run(missing, bar)
+    if before >= 0:
+        for file in tasks[0].path(before).parent.glob("*"):
+            if file.suffix != ".json":
+                file.unlink()
+
+
+def decide(tasks: list[Task], spec: str) -> None:
+    """From every part's fingerprints the flags of every part."""
+    shards = [Ragged.load(task.path(task.phase.number)) for task in tasks]
+    for task, flags in zip(tasks, make_step(spec).decide(shards), strict=True):
+        flags.save(task.flags)
+
+
+def _merge(tasks: list[Task], waterfall: list[dict[str, Any]], tally: Tally) -> None:
+    """Add up, in part order, what the tasks of a phase counted."""
+    first = len(waterfall)
+    for task in tasks:
+        marker = read_marker(task)
+        tally.merge(marker["tally"])
+        for place, row in enumerate(marker["waterfall"], first):
+            if place == len(waterfall):
+                waterfall.append(row)
+            else:
+                waterfall[place] = {**row, **{k: waterfall[place][k] + row[k] for k in ("documents", "bytes")}}
+
+
+def _check_input(names: dict[str, str], tasks: list[Task], waterfall: list[dict[str, Any]], tally: Tally,
+                 bad_share: float) -> None:  # fmt: skip
+    """Refuse sources that gave no document, and input of which too much is unusable."""
+    given = dict.fromkeys(names, 0)
+    for task in tasks:
+        given[task.source.label] += read_marker(task)["waterfall"][0]["documents"]
+    for label, count in given.items():
+        if not count:
+            raise DataError(f"source {names[label]} holds no text{_unusable(tally)}")
+    bad = tally.unusable.total()
+    if bad > bad_share * (bad + waterfall[0]["documents"]):
+        raise DataError(f"{bad} records of the input are unusable beside {waterfall[0]['documents']} documents, more "
+                        f"than the share of {bad_share}{_unusable(tally)}; --bad-share allows more")  # fmt: skip
+
+
+def _unusable(tally: Tally) -> str:
+    kinds = [f"{count} {what}, such as {tally.unusable_samples[what][0]}" for what, count in tally.unusable.items()]
+    return f" ({'; '.join(kinds)})" if kinds else ""
+
+
+def _write(tasks: list[Task], folder: Path, waterfall: list[dict[str, Any]], tally: Tally, census: Census,
+           is_held: Callable[[str], bool]) -> dict[str, Any]:  # fmt: skip
+    """The last decision, and the files of both splits."""
+    for split in (TRAIN, HELDOUT):
+        for file in folder.glob(f"*{split}-*"):
+            file.unlink()  # of a run that was killed while writing
+    last = tasks[0].phase
+    if last.fingerprint:
+        decide(tasks, last.fingerprint)
+        waterfall.append({"step": last.fingerprint, "documents": 0, "bytes": 0})
+    writers = {TRAIN: SplitWriter(folder, TRAIN), HELDOUT: SortedWriter(folder, HELDOUT)}
+    with progress("corpus: writing", unit="docs") as bar:
+        for document in _left(tasks, tally):
+            if last.fingerprint:
+                waterfall[-1]["documents"] += 1
+                waterfall[-1]["bytes"] += document.bytes
+            writers[document.split or (HELDOUT if is_held(document.id) else TRAIN)].add(document)
+            census.add(document)
+            bar.advance()
+    for writer in writers.values():
+        writer.close()
+    return writers
+
+
+def _left(tasks: list[Task], tally: Tally) -> Iterator[Document]:
+    for task in tasks:
+        documents = read_spill(task.path(task.phase.number))
+        if task.phase.fingerprint:
+            flags = Ragged.load(task.flags)
+            documents = applied(make_step(task.phase.fingerprint), documents, flags, tally)
+        yield from documents

@@ -31,7 +31,7 @@ class Document:
     @property
     def bytes(self) -> int:
         """UTF-8 bytes of the text."""
-        return len(self.text.encode())
+        return len(self.text) if self.text.isascii() else len(self.text.encode())
 
 
 def conversation_text(messages: list[dict[str, str]]) -> str:

@@ -1,4 +1,4 @@
-"""What a build counts: every document that came in, was dropped, and why."""
+"""What a build counts: every document that came in, was dropped, and why; every record that could not be read."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from typing import Any
 
 from luban.corpus.document import Document
 
-SAMPLES = 3  # dropped documents kept a reason, for people to judge
+SAMPLES = 3  # dropped documents or unusable records kept a reason, for people to judge
 SAMPLE_CHARACTERS = 200  # of each
 
 
 class Tally:
-    """Counters of one build."""
+    """Counters of one build, or of a part of it."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.dropped: dict[str, Counter[str]] = defaultdict(Counter)
         self.samples: dict[str, list[dict[str, str]]] = defaultdict(list)
+        self.unusable: Counter[str] = Counter()
+        self.unusable_samples: dict[str, list[str]] = defaultdict(list)
 
     def add(self, what: str, amount: int = 1) -> None:
         """Count `amount` more of `what`."""
-        self.counts[what] += amount
+        if amount:
+            self.counts[what] += amount
 
     def drop(self, step: str, document: Document) -> None:
         """Count a document that `step` drops, and keep the first few to look at."""
@@ -29,10 +32,31 @@ class Tally:
         if len(self.samples[step]) < SAMPLES:
             self.samples[step].append({"id": document.id, "text": document.text[:SAMPLE_CHARACTERS]})
 
+    def spoilt(self, what: str, where: str) -> None:
+        """Count a record or file that cannot be used, and keep the names of the first few."""
+        self.unusable[what] += 1
+        if len(self.unusable_samples[what]) < SAMPLES:
+            self.unusable_samples[what].append(where[:SAMPLE_CHARACTERS])
+
+    def merge(self, data: dict[str, Any]) -> None:
+        """Add what a later part of the build counted, as `figures` gave it."""
+        self.counts.update(data["counts"])
+        self.unusable.update(data["unusable"])
+        for step, counts in data["dropped"].items():
+            self.dropped[step].update(counts)
+        for mine, theirs in (
+            (self.samples, data["dropped_samples"]),
+            (self.unusable_samples, data["unusable_samples"]),
+        ):
+            for name, samples in theirs.items():
+                mine[name] = (mine[name] + samples)[:SAMPLES]
+
     def figures(self) -> dict[str, Any]:
         """Everything counted, as plain data."""
         return {
             "counts": dict(sorted(self.counts.items())),
-            "dropped": {step: dict(counts) for step, counts in self.dropped.items()},
-            "dropped_samples": dict(self.samples),
+            "dropped": {step: dict(counts) for step, counts in sorted(self.dropped.items())},
+            "dropped_samples": dict(sorted(self.samples.items())),
+            "unusable": dict(sorted(self.unusable.items())),
+            "unusable_samples": dict(sorted(self.unusable_samples.items())),
         }

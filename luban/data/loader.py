@@ -96,19 +96,23 @@ class Loader:
                     future.cancel()
 
 
-def sequential_batches(shards: Shards, batch_size: int, seq_len: int,
-                       packing: str | Packing | None = None) -> Iterator[Batch]:  # fmt: skip
+def sequential_batches(shards: Shards, batch_size: int, seq_len: int, packing: str | Packing | None = None,
+                       batches: int = 0) -> Iterator[Batch]:  # fmt: skip
     """Every row of a split once and in order, for evaluation; the last batch is filled up with padding rows.
 
     Args:
         packing: by default "fit" for conversations, whose answers need their questions, else "stream";
             or rows already made.
+        batches: at most so many batches, of rows spread evenly over the split; 0: all rows.
 
     Raises:
         DataError: the split is smaller than one sequence.
     """
     packing = packing or ("fit" if shards.has_mask else "stream")
     packed = PACKINGS[packing](shards, seq_len) if isinstance(packing, str) else packing
-    for start in range(0, packed.rows, batch_size):
-        rows = np.arange(start, start + batch_size)
-        yield packed.gather(np.where(rows < packed.rows, rows, -1))
+    taken = min(batches * batch_size or packed.rows, packed.rows)
+    spread = np.arange(taken) * packed.rows // taken
+    for start in range(0, taken, batch_size):
+        rows = np.full(batch_size, -1)
+        rows[: len(spread[start : start + batch_size])] = spread[start : start + batch_size]
+        yield packed.gather(rows)

@@ -6,11 +6,13 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent, free_bytes, incomplete_path, write_json
-from luban.core.errors import ArtifactError, DataError
+from luban.core.errors import ArtifactError, DataError, UnsupportedError
+from luban.core.terms import require_exportable
 from luban.load.model import LoadedModel
 from luban.load.tensors import WEIGHTS
 from luban.models.convert.family import format_for, to_theirs
@@ -23,8 +25,10 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
     """Write config.json, model.safetensors and the tokenizer's files, as `transformers` reads them.
 
     The directory appears whole or not at all. Raises UnsupportedError when no Hugging Face architecture
-    expresses the model, ArtifactError when `hf_dir` is already there.
+    expresses the model, ArtifactError when `hf_dir` is already there, LineageError when a licence forbids it.
     """
+    if m.manifest:
+        require_exportable(m.manifest, m.name)
     form, config = format_for(m.spec)
     out = Path(hf_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -69,7 +73,9 @@ def import_model(m: LoadedModel, out: str | Path) -> Path:
 
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter, shared ones once, contiguous on the CPU."""
+    """Every parameter, shared ones once, contiguous on the CPU. Raises UnsupportedError for 8-bit weights."""
+    if any(p.dtype == torch.int8 for p in module.parameters()):
+        raise UnsupportedError("a model with int8 weights is for inference alone: load it in float32 to write it")
     return {name: p.detach().to("cpu", copy=False).contiguous() for name, p in module.named_parameters()}
 
 

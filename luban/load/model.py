@@ -18,8 +18,10 @@ from luban.load.tensors import PICKLED, WEIGHTS, pickle_refusal, place, read_fol
 from luban.models.build import build_model
 from luban.models.convert.family import format_of, to_ours
 from luban.models.spec import SPEC, ModelSpec, read_spec
+from luban.nn.int8 import pack_int8
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
+INT8 = "int8"
 STEP = re.compile(r"step_(\d+)")
 
 
@@ -50,12 +52,17 @@ def load_model(path_or_name: str | Path, device: str = "cpu", dtype: str = "floa
         path_or_name: a run (unfinished too: its last checkpoint), a checkpoint, a Hugging Face directory
             with or without tokenizer files, a GGUF file, or the name of a model that a package carries (smollm2).
         device: such as "cpu" or "cuda".
-        dtype: precision of the weights: float32, bfloat16, float16.
+        dtype: precision of the weights: float32, bfloat16, float16, or int8: dense layers in 8 bits for inference
+            on a CPU.
 
     Raises:
         ArtifactError: what the path holds instead, or which file or tensor is missing, damaged or misshapen.
         LineageError: the tokenizer isn't the one that the model was trained with.
     """
+    if dtype == INT8:
+        m = load_model(path_or_name, device, "float32")
+        pack_int8(m.module, m.module.embedding.weight)
+        return m
     path = Path(path_or_name)
     if str(path_or_name) in PACKAGED and not path.exists():
         return _load_gguf(packaged_file(str(path_or_name)), str(path_or_name), device, dtype)

@@ -95,8 +95,8 @@ class Decoder(BodyModule):
 
         def frame(window: int | None) -> Frame:
             added, causal = score_mask(queries=queries, keys=key_positions.shape[-1], causal=True, window=window,
-                                       real=real, documents=documents, prefix=prefix, bias=bias, device=tokens.device,
-                                       dtype=compute_dtype(x_BTE))  # fmt: skip
+                                       real=real, documents=documents, prefix=prefix, bias=bias,
+                                       device=tokens.device, dtype=compute_dtype(x_BTE))  # fmt: skip
             return Frame(mask=added, causal=causal, tables=tables, cache=cache)
 
         frames = {window: frame(window) for window in self.windows}

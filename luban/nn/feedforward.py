@@ -63,11 +63,13 @@ class GatedFeedForward(nn.Module):
         self.activation = activation
         self.gate = nn.Linear(width, inner, bias=bias)
         self.up = nn.Linear(width, inner, bias=bias)
+        self.fused: nn.Module | None = None  # gate and up at once, where weights were packed for inference
         self.down = residual_linear(inner, width, bias=bias)
 
     def forward(self, x_BTE: Tensor) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        return self.down(self.activation(self.gate(x_BTE)) * self.up(x_BTE))
+        gate, up = self.fused(x_BTE).chunk(2, -1) if self.fused else (self.gate(x_BTE), self.up(x_BTE))
+        return self.down(self.activation(gate) * up)
 
 
 class PlainFeedForward(nn.Module):

@@ -18,7 +18,7 @@ from luban.data.loader import Loader
 from luban.data.packing import Packing
 from luban.data.shards import Shards
 from luban.models.build import build_model
-from luban.train.device import can_compile, choose_device, set_determinism
+from luban.train.device import can_compile, choose_device, keep_freed_memory, set_determinism
 from luban.train.journal import require_tensorboard
 from luban.train.loop import Loop, Pieces
 from luban.train.precision import COMPUTE, LossScale, Masters
@@ -79,6 +79,7 @@ def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device)
     seed_everything(config.seed)
     torch.manual_seed(config.seed)
     set_determinism(config.deterministic, device)
+    keep_freed_memory(device)
     torch.set_float32_matmul_precision("high")
     module = build_model(start.spec, device=device, seed=None if start.weights else config.seed)
     masters = Masters(module, COMPUTE[config.precision])  # before the optimizer, which steps the masters

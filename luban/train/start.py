@@ -47,7 +47,10 @@ def choose_start(recipe: Recipe, shards: Shards) -> Start:
     if recipe.model:
         _same_spec(to_dict(resolve_spec(recipe.model, vocabulary)), to_dict(spec), recipe.init)
     weights = {name: parameter.detach() for name, parameter in model.module.named_parameters()}
-    parents = (as_parent("init", model.path),) if (model.path / MANIFEST).is_file() else ()
+    known = next(
+        (p for p in (Path(recipe.init), model.path) if (p / MANIFEST).is_file()), None
+    )  # a run, else a checkpoint
+    parents = (as_parent("init", known),) if known else ()
     return Start(spec=_check(spec, recipe), weights=weights, parents=parents)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import nn
@@ -34,9 +33,10 @@ class Validation:
 class Validator:
     """Measures the same held-out batches each time.
 
-    Bits per byte of the whole split are its summed loss / ln 2 / its UTF-8 bytes; of the first
-    `batches` batches, the mean loss stands for the rest. `rows` are those of an objective for which bits per
-    byte mean nothing; without them the text is read as it stands.
+    Bits per byte of the whole split are its summed loss / ln 2 / its UTF-8 bytes; where only `batches`
+    batches are read, their rows are spread evenly over the split, and their mean loss stands for the rest.
+    `rows` are those of an objective for which bits per byte mean nothing; without them the text is read as
+    it stands.
     """
 
     def __init__(self, shards: Shards, *, batch_size: int, seq_len: int, batches: int, device: torch.device,
@@ -46,8 +46,7 @@ class Validator:
 
     def batches_once(self) -> Iterator[Batch]:
         """The batches, always the same. Raises DataError where the split is smaller than one sequence."""
-        every = sequential_batches(self.shards, self.batch_size, self.seq_len, self.rows)
-        return islice(every, self.batches) if self.batches else iter(every)
+        return sequential_batches(self.shards, self.batch_size, self.seq_len, self.rows, self.batches)
 
     def __call__(self, module: nn.Module, loss: LossFunction) -> Validation:
         """Measure. Gradients stay enabled, since a compiled loss would otherwise be compiled a second time."""

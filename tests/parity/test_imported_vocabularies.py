@@ -13,7 +13,7 @@ import pytest
 
 from luban.core.errors import DataError
 from luban.tokenizer.importing.artifact import import_tokenizer
-from luban.tokenizer.importing.tiktoken import _CL100K, _R50K, _SPELLING
+from luban.tokenizer.importing.tiktoken import _R50K, _SPELLING, CL100K
 from luban.tokenizer.train import train_tokenizer
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
@@ -58,9 +58,7 @@ def test_tiktoken_ranks(ranks, tmp_path):
     file = tmp_path / "x.tiktoken"
     file.write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % r for t, r in ranks.items()))
     ours = import_tokenizer(file, tmp_path / "t")
-    theirs = tiktoken.Encoding(
-        "x", pat_str=_CL100K, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)}
-    )
+    theirs = tiktoken.Encoding("x", pat_str=CL100K, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
     for text in probes(1):
         assert ours.encode(text) == theirs.encode_ordinary(text)
         assert ours.decode(ours.encode(text)) == text

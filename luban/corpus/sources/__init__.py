@@ -1,13 +1,14 @@
 """Where documents come from. A source is a function `(name, SourceContext) -> Iterator[Document]`.
 
-What the user writes picks the entry: `python:…` by its whole name, a path by what it is and how it ends.
+What the user writes picks the entry: `python:…` by its whole name, `KIND:PATH` by its kind, a path by what it is and
+how it ends. A large source is divided into parts that workers can read on their own; the parts depend on the source alone.
 """
 
 from __future__ import annotations
 
 import glob
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from luban.core.errors import DataError, UsageError, nearest
@@ -24,8 +25,30 @@ SOURCES = Registry(
         "text": "luban.corpus.sources.text:read",
         "jsonl": "luban.corpus.sources.jsonl:read",
         "parquet": "luban.corpus.sources.parquet:read",
+        "html": "luban.corpus.sources.html:read",
+        "warc": "luban.corpus.sources.warc:read",
+        "mediawiki": "luban.corpus.sources.mediawiki:read",
+        "latex": "luban.corpus.sources.latex:read",
+        "stackexchange": "luban.corpus.sources.stackexchange:read",
+        "code": "luban.corpus.sources.code:read",
+        "webtext": "luban.corpus.sources.webtext:read",
     },
 )
+ENDINGS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".html": "html", ".htm": "html", ".xhtml": "html",
+    ".warc": "warc", ".wet": "warc", ".tex": "latex",
+}  # fmt: skip
+
+
+SPLITTERS = Registry(
+    "divisible source",
+    {
+        "folder": "luban.corpus.sources.folder:parts",
+        "jsonl": "luban.corpus.sources.jsonl:parts",
+        "parquet": "luban.corpus.sources.parquet:parts",
+    },
+)
+PART_BYTES = 32 << 20  # of a source that can be divided, about as many bytes make one part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +59,15 @@ class SourceContext:
     tally: Tally = field(default_factory=Tally)  # where to count what is not a document
     seed: int = 0  # of the held-out split
     heldout: float = 0.0  # fraction held out
+    part: Part | None = None  # which part of the source is read; None is all of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of a source."""
+
+    span: tuple[int, int] | None = None  # of a file: its bytes (its row groups) from the first to before the second
+    files: tuple[str, ...] | None = None  # of a folder: its files, relative to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +78,26 @@ class Source:
     name: str  # what the user wrote, or one path that a glob gave
     label: str  # unique in the build, without the machine's folders
 
+    part: Part | None = None  # the part that is meant; None is all of it
+
     def documents(self, tally: Tally, seed: int, heldout: float) -> Iterator[Document]:
         """The source's documents, in an order that depends on nothing but the source."""
-        return SOURCES[self.kind](self.name, SourceContext(label=self.label, tally=tally, seed=seed, heldout=heldout))
+        context = SourceContext(label=self.label, tally=tally, seed=seed, heldout=heldout, part=self.part)
+        return SOURCES[self.kind](self.name, context)
+
+    def parts(self, tally: Tally) -> list[Source]:
+        """The source in parts of about PART_BYTES, in order; what finding them passes over is counted."""
+        if self.kind not in SPLITTERS.entries:
+            return [self]
+        return [replace(self, part=part) for part in SPLITTERS[self.kind](self.name, tally)]
+
+    def size(self) -> int:
+        """Bytes on disk, 0 where there are none."""
+        if self.part and self.part.files is not None:
+            return sum((Path(self.name) / file).stat().st_size for file in self.part.files)
+        if self.part and self.part.span and self.kind != "parquet":
+            return self.part.span[1] - self.part.span[0]
+        return Path(self.name).stat().st_size if Path(self.name).is_file() else 0
 
 
 def find_sources(names: list[str]) -> list[Source]:
@@ -80,6 +129,9 @@ def _expand(name: str) -> list[tuple[str, str]]:
         return [(name, name)]
     if name.startswith("python:"):
         raise UsageError(f"unknown source '{name}'{nearest(name, _builtin())}")
+    kind, _, rest = name.partition(":")
+    if rest and kind in SOURCES.entries and not Path(name).exists():
+        return [(kind, path) for _, path in _expand(rest)]
     if Path(name).exists():
         return [(kind_of(Path(name)), name)]
     paths = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
@@ -93,5 +145,9 @@ def kind_of(path: Path) -> str:
     """The entry of SOURCES that reads this path."""
     if path.is_dir():
         return "folder"
-    name = path.name.removesuffix(".gz")
-    return "jsonl" if name.endswith((".jsonl", ".ndjson")) else "parquet" if name.endswith(".parquet") else "text"
+    name = path.name.removesuffix(".gz").removesuffix(".bz2")
+    if name == "Posts.xml":
+        return "stackexchange"
+    if name.endswith(".xml") and "pages-" in name:
+        return "mediawiki"
+    return ENDINGS.get(Path(name).suffix, "text")

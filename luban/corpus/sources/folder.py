@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from luban.core.errors import DataError
-from luban.core.log import warn
 from luban.corpus.document import Document
-from luban.corpus.sources import SOURCES, SourceContext, kind_of
+from luban.corpus.sources import PART_BYTES, SOURCES, Part, SourceContext, kind_of
 from luban.corpus.sources.text import looks_binary, read_file
+from luban.corpus.tally import Tally
+
+PART_FILES = 2048  # files read by one worker at a time, at the most
 
 
 def read(name: str, context: SourceContext) -> Iterator[Document]:
@@ -20,13 +22,14 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
     Raises:
         DataError: nothing in it is text.
     """
-    found = False
-    for path in walk(Path(name), context):
+    root, found = Path(name), False
+    files = context.part.files if context.part else None
+    for path in walk(root, context.tally) if files is None else (root / file for file in files):
         label = f"{context.label}/{path.relative_to(name).as_posix()}"
         for document in _documents(path, label, context):
             found = True
             yield document
-    if not found:
+    if files is None and not found:
         raise DataError(f"source {name} holds no text")
 
 
@@ -39,27 +42,43 @@ def _documents(path: Path, label: str, context: SourceContext) -> Iterator[Docum
             yield from read_file(path, label, context)
         elif path.stat().st_size:
             yield from SOURCES[kind](str(path), replace(context, label=label))
-    except OSError:
-        context.tally.add("unreadable_files_skipped")
+    except OSError as error:
+        context.tally.spoilt("unreadable files", f"{label}: {error.strerror}")
     except DataError as error:  # one damaged file among many is no reason to stop
-        context.tally.add("unusable_files_skipped")
-        warn(f"{error}: skipped")
+        context.tally.spoilt("files without documents", f"{label}: {error}")
 
 
-def walk(root: Path, context: SourceContext) -> Iterator[Path]:
+def parts(name: str, tally: Tally) -> Iterator[Part]:
+    """Runs of files in name order, of PART_BYTES or PART_FILES at the most, a larger file alone."""
+    root, held, size = Path(name), [], 0
+    for path in walk(root, tally):
+        try:
+            more = path.stat().st_size
+        except OSError:
+            more = 0
+        if held and (size + more > PART_BYTES or len(held) == PART_FILES):
+            yield Part(files=tuple(held))
+            held, size = [], 0
+        held.append(path.relative_to(root).as_posix())
+        size += more
+    if held:
+        yield Part(files=tuple(held))
+
+
+def walk(root: Path, tally: Tally) -> Iterator[Path]:
     """Files below `root` in name order, links followed, no folder entered twice."""
     seen: set[tuple[int, int]] = set()
 
     def visit(folder: Path) -> Iterator[Path]:
         status = folder.stat()
         if (status.st_dev, status.st_ino) in seen:
-            context.tally.add("folder_links_skipped")
+            tally.add("folder_links_skipped")
             return
         seen.add((status.st_dev, status.st_ino))
         try:
             entries = sorted(os.listdir(folder))
         except OSError:
-            context.tally.add("unreadable_folders_skipped")
+            tally.spoilt("unreadable folders", folder.relative_to(root).as_posix())
             return
         for entry in entries:
             path = folder / entry

@@ -9,37 +9,64 @@ from typing import Any
 
 from luban.core.errors import DataError
 from luban.corpus.document import Document, check_messages, conversation_text
-from luban.corpus.sources import SourceContext
+from luban.corpus.sources import PART_BYTES, Part, SourceContext
 from luban.corpus.sources.text import LONGEST_LINE, decode, lines
+from luban.corpus.tally import Tally
 
 
 def read(name: str, context: SourceContext) -> Iterator[Document]:
     """The documents of a `.jsonl` or `.jsonl.gz` file; lines that are no such object are counted and skipped.
 
+    A document without an id is named by the byte at which its line begins.
+
     Raises:
-        DataError: the file is empty, or no line of it is a document.
+        DataError: the file is empty, or no line of it is a document (not where a part of it is read).
     """
     good = number = 0
-    cut = False  # inside a line longer than LONGEST_LINE
-    for line in lines(Path(name)):
-        whole = line.endswith(b"\n") or len(line) < LONGEST_LINE
-        skip, cut = cut or not whole, not whole
-        number += whole
-        if skip:
-            if whole:
-                context.tally.add("oversized_json_lines_skipped")
-            continue
+    for offset, line in _lines(Path(name), context):
+        number += 1
         if not line.strip():
             continue
-        document = row_document(_parse(line, context), number - 1, context)
+        document = row_document(_parse(line, context), offset, context)
         if document is None:
-            context.tally.add("invalid_json_lines_skipped")
+            context.tally.spoilt("invalid JSON lines", f"{context.label} at byte {offset}")
             continue
         good += 1
         yield document
-    if not good:
+    if not good and context.part is None:
         what = "is empty" if not number else "holds no line with a 'text' or 'messages' field"
         raise DataError(f"source {name} {what}")
+
+
+def parts(name: str, tally: Tally) -> Iterator[Part]:
+    """Byte ranges of a plain file; a compressed one is read as a whole."""
+    size = 0 if name.endswith(".gz") else Path(name).stat().st_size
+    if size <= PART_BYTES:
+        yield Part()
+        return
+    for start in range(0, size, PART_BYTES):
+        yield Part(span=(start, min(start + PART_BYTES, size)))
+
+
+def _lines(path: Path, context: SourceContext) -> Iterator[tuple[int, bytes]]:
+    """(offset, line) of every line that begins in the part and is not longer than LONGEST_LINE."""
+    start, stop = (context.part and context.part.span) or (0, None)
+    offset = begin = max(start - 1, 0)
+    skip = bool(start)  # the line that holds the byte before the part belongs to the part before
+    oversized = False
+    for piece in lines(path, context, begin):
+        ends = piece.endswith(b"\n")
+        if not skip and not oversized:
+            if stop is not None and offset >= stop:
+                return
+            if ends or len(piece) < LONGEST_LINE:
+                yield offset, piece
+            else:
+                oversized = True
+                context.tally.spoilt("oversized JSON lines", f"{context.label} at byte {offset}")
+        elif ends:
+            skip = oversized = False
+        offset += len(piece)
 
 
 def _parse(line: bytes, context: SourceContext) -> Any:
@@ -70,7 +97,7 @@ def row_document(row: Any, number: int, context: SourceContext) -> Document | No
         lang=lang if isinstance(lang, str) else None,
         quality=float(quality) if isinstance(quality, (int, float)) else None,
         messages=messages and [{**m, "content": _encodable(m["content"])} for m in messages],
-        meta=_meta(row.get("meta")),
+        meta=_meta(row),
     )
 
 
@@ -79,9 +106,12 @@ def _encodable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _meta(value: Any) -> dict[str, Any] | None:
+def _meta(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The row's `meta`, and where it came from if it says so."""
+    value = row.get("meta")
     try:
         value = json.loads(value) if isinstance(value, str) else value
     except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+        value = None
+    named = {key: row[key] for key in ("url", "licence") if isinstance(row.get(key), str)}
+    return {**(value if isinstance(value, dict) else {}), **named} or None

@@ -1,6 +1,7 @@
 """`python:questions`: questions and answers made from the standard library's docstrings.
 
-Every object's questions are in the same split, the one its docstring has in `python:stdlib`.
+Every object's questions are in the same split, the one its docstring has in `python:stdlib`. Which module has
+an object is not asked where the whole module is held out: nothing that is trained on could tell.
 `meta` holds the object, its module, the task, and `answer_key`: what a right answer must contain.
 """
 
@@ -33,6 +34,7 @@ WHICH_MODULE_HINTED = (
     "Which module has {short}, the {kind} described as: {summary}",
     "In which module is the {kind} {short}? It is described as: {summary}",
 )
+MOST_OF_A_MODULE = 18  # held-out questions with the same right module, so that no constant answer scores well
 LONGEST_SIGNATURE = 100  # characters; longer ones make no good answer
 
 
@@ -48,17 +50,28 @@ def documents(library: Library, heldout: frozenset[str], label: str) -> Iterator
     objects = [(d, text) for d in library.definitions if d.public and (text := summary(d.doc))]
     homes = _homes(library)
     alike = Counter((d.short, text) for d, text in objects)
+    taught = {d.module for d in library.definitions if d.public and d.unit not in heldout}
+    taught |= {module.name for module in library.modules if module.unit not in heldout}
     seen: dict[str, set[str]] = defaultdict(set)
+    asked: Counter[str] = Counter()  # held-out which_module questions of each module
     for definition, text in objects:
+        split = HELDOUT if definition.unit in heldout else TRAIN
+        numbers: Counter[str] = Counter()
         for task, question, answer, key in _questions(definition, text, homes, alike):
-            if question in seen[task]:
+            if question in seen[task] or (task == "which_module" and definition.module not in taught):
                 continue  # two objects with the same description: the first has it
+            if split == HELDOUT and task == "which_module":
+                asked[definition.module] += 1
+                if asked[definition.module] > MOST_OF_A_MODULE:
+                    continue
             seen[task].add(question)
+            numbers[task] += 1
+            name = definition.name if numbers[task] == 1 else f"{definition.name}#{numbers[task]}"
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             meta = {"object": definition.name, "module": definition.module, "task": task, "answer_key": key}
-            yield Document(id=f"{label}/{task}/{definition.name}", text=conversation_text(messages), source=label,
+            yield Document(id=f"{label}/{task}/{name}", text=conversation_text(messages), source=label,
                            lang="en", messages=messages, meta=meta,
-                           split=HELDOUT if definition.unit in heldout else TRAIN)  # fmt: skip
+                           split=split)  # fmt: skip
 
 
 def _homes(library: Library) -> dict[str, set[str]]:
@@ -91,10 +104,9 @@ def _questions(d: Definition, text: str, homes: dict[str, set[str]],
     if _chosen(d, "summary", 3):
         yield "summary", _phrase(SUMMARY, d, fields), d.name, d.name
     answer = f"It is in the module {d.module}."
-    clear = homes[d.short] <= {d.module}
-    if clear and _chosen(d, "hint", 2):
+    if homes[d.short] <= {d.module}:  # no other module has one of this name
         yield "which_module", _phrase(WHICH_MODULE, d, fields), answer, d.module
-    elif alike[d.short, text] == 1:
+    if alike[d.short, text] == 1:
         yield "which_module", _phrase(WHICH_MODULE_HINTED, d, fields), answer, d.module
 
 

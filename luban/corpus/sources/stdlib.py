@@ -1,7 +1,8 @@
 """`python:stdlib`: the standard library's sources and the docstrings of its documented objects.
 
 The split is by unit (see `luban.corpus.stdlib.library`): a held-out definition is cut out of its module's
-training document and becomes a held-out document of its own; so do its docstrings.
+training document and becomes a held-out document of its own; so do its docstrings. The first line of every
+source document names its module, which ties the names in it to where they are found.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ def docstring_text(definition: Definition) -> str:
 
 def _sources(module: Module, heldout: frozenset[str], label: str) -> Iterator[Document]:
     ident, meta = f"{label}/source/{module.name}", {"module": module.name}
+    header = f"# module: {module.name}\n"
     if module.unit in heldout:
         if module.text.strip():
-            yield Document(id=ident, text=module.text, source=label, lang="python", meta=meta, split=HELDOUT)
+            yield Document(id=ident, text=header + module.text, source=label, lang="python", meta=meta, split=HELDOUT)
         return
     rest = module.without(heldout)
     if rest.strip():
-        yield Document(id=ident, text=rest, source=label, lang="python", meta=meta, split=TRAIN)
+        yield Document(id=ident, text=header + rest, source=label, lang="python", meta=meta, split=TRAIN)
     for unit in dict.fromkeys(segment.unit for segment in module.segments):
         if unit in heldout:
-            yield Document(id=f"{label}/source/{unit}", text=module.source_of(unit), source=label, lang="python",
+            yield Document(id=f"{label}/source/{unit}", text=header + module.source_of(unit), source=label, lang="python",
                            meta=meta, split=HELDOUT)  # fmt: skip

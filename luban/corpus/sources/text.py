@@ -14,8 +14,11 @@ from luban.corpus.sources import SourceContext
 
 PROSE = (".txt", ".md", ".rst", ".text")  # what may be divided; code stays whole
 WHOLE = 256 * 1024  # bytes up to which prose stays one document
+LARGEST = 16 << 20  # bytes up to which any other text stays one document, so that memory stays bounded
 PIECE = 16 * 1024  # bytes after which a piece of longer prose ends at the next blank line
 LONGEST_LINE = 1 << 20  # bytes after which a line is cut, so that memory stays bounded
+BOMB, LARGEST_UNPACKED = 400, 256 << 20  # a gzip file that grows more than so often, past so many bytes, is a bomb
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 PROBE = 8192  # bytes in which a zero byte means the file is binary
 
 
@@ -38,13 +41,13 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
 
 def read_file(path: Path, name: str, context: SourceContext) -> Iterator[Document]:
     """The documents of a file already known to be text; their ids begin with `name`."""
-    prose = path.name.removesuffix(".gz").endswith(PROSE)
-    divided = prose and (path.stat().st_size > WHOLE or path.name.endswith(".gz"))
+    prose, size = path.name.removesuffix(".gz").endswith(PROSE), path.stat().st_size
+    divided = size > LARGEST or (prose and (size > WHOLE or path.name.endswith(".gz")))
     number = 0
-    for piece in _pieces(path, divided):
+    for piece in _pieces(path, divided, context):
         text = decode(piece, context)
         if text.strip():
-            ident = f"{name}#{number:06d}" if divided else name
+            ident = f"{name}#{number:06d}" if divided or number else name
             yield Document(id=ident, text=text, source=context.label)
             number += 1
 
@@ -59,8 +62,8 @@ def looks_binary(path: Path) -> bool:
     try:
         with open_bytes(path) as file:
             return b"\0" in file.read(PROBE)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is a damaged gzip file: {error}") from None
+    except DAMAGED:
+        return False  # reading it finds the damage, and counts it
 
 
 def decode(data: bytes, context: SourceContext) -> str:
@@ -74,30 +77,37 @@ def decode(data: bytes, context: SourceContext) -> str:
     return text.replace("\r\n", "\n")
 
 
-def lines(path: Path) -> Iterator[bytes]:
-    """Lines with their ends, longer ones cut at LONGEST_LINE.
+def lines(path: Path, context: SourceContext, start: int = 0) -> Iterator[bytes]:
+    """Lines with their ends from byte `start` on, longer ones cut at LONGEST_LINE.
 
-    Raises:
-        DataError: a damaged gzip file.
+    Where a compressed file is damaged, the lines before the damage come and the damage is counted.
     """
     with open_bytes(path) as file:
+        file.seek(start)
+        read = start
         while True:
             try:
                 line = file.readline(LONGEST_LINE)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise DataError(f"{path} is a damaged gzip file: {error}") from None
+            except DAMAGED as error:
+                context.tally.spoilt("damaged gzip files", f"{context.label} at byte {read}: {error}")
+                return
             if not line:
+                return
+            read += len(line)
+            if path.name.endswith(".gz") and read > LARGEST_UNPACKED and read > BOMB * path.stat().st_size:
+                context.tally.spoilt("suspicious gzip files", f"{context.label}: more than {BOMB} times its size")
                 return
             yield line
 
 
-def _pieces(path: Path, divided: bool) -> Iterator[bytes]:
+def _pieces(path: Path, divided: bool, context: SourceContext) -> Iterator[bytes]:
     held: list[bytes] = []
     size = 0
-    for line in lines(path):
+    for line in lines(path, context):
         held.append(line)
         size += len(line)
-        if divided and size >= PIECE and (not line.strip() or size >= LONGEST_LINE):
+        ends = not line.strip() or size >= LONGEST_LINE
+        if (divided and size >= PIECE and ends) or size >= LARGEST:
             yield b"".join(held)
             held, size = [], 0
     yield b"".join(held)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
+
+import numpy as np
 
 from luban.corpus.document import Document
-from luban.corpus.tally import Tally
+from luban.corpus.ragged import Ragged
+from luban.corpus.steps.across import DropStep
 
 
-def exact(documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
+class Exact(DropStep):
     """Drop repeated texts, in whatever splits they are, so that none is both trained on and held out.
 
-    Texts are compared by 128 bits of BLAKE2b; memory grows with the number of different texts, not their size.
+    Texts are compared by 128 bits of BLAKE2b; the decision takes 33 bytes of memory a document.
     """
-    seen: set[bytes] = set()
-    for document in documents:
+
+    reason = "exact"
+
+    def fingerprint(self, document: Document) -> np.ndarray:
+        """(2,) uint64."""
         digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
-        if digest in seen:
-            tally.drop("exact", document)
-            continue
-        seen.add(digest)
-        yield document
+        return np.frombuffer(digest, dtype=np.uint64)
+
+    def duplicates(self, shards: Sequence[Ragged]) -> np.ndarray:
+        """Sorted by digest, stably, a document repeats the one before it or is the first of its kind."""
+        digests = np.concatenate([shard.values for shard in shards]).reshape(-1, 2)
+        order = np.lexsort((digests[:, 0], digests[:, 1]))
+        ordered = digests[order]
+        repeated = np.zeros(len(digests), dtype=bool)
+        repeated[order[1:]] = (ordered[1:] == ordered[:-1]).all(axis=1)
+        return repeated

@@ -5,6 +5,7 @@ Departure: of a repeated n-gram the first occurrence counts as text, the further
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -23,6 +24,7 @@ ALPHABETIC = 0.8  # of words with a letter, at least
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))  # two of them at least
 BULLET_SIGNS = ("•", "-", "*", "‣", "◦", "⁃")
 ELLIPSIS = ("...", "…")
+ASCII_WITHOUT_LETTER = re.compile(r"(?<!\S)[^\sA-Za-z]+(?!\S)")
 
 DUPLICATE_LINES, DUPLICATE_LINE_CHARACTERS = 0.30, 0.20
 DUPLICATE_PARAGRAPHS, DUPLICATE_PARAGRAPH_CHARACTERS = 0.30, 0.20
@@ -33,16 +35,18 @@ DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}  # ch
 def gopher(documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
     """Drop documents that fail a rule, counted by the first rule they fail. Conversations pass."""
     for document in documents:
-        reason = None if document.messages is not None else quality(document.text) or repetition(document.text)
+        words = document.text.split()
+        passes = document.messages is not None
+        reason = None if passes else quality(document.text, words) or repetition(document.text, words)
         if reason:
             tally.drop(f"gopher: {reason}", document)
             continue
         yield document
 
 
-def quality(text: str) -> str | None:
-    """The first quality rule that `text` fails, or None."""
-    words, lines = text.split(), [line.strip() for line in text.splitlines() if line.strip()]
+def quality(text: str, words: list[str]) -> str | None:
+    """The first quality rule that `text`, whose words are `words`, fails, or None."""
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
     if not WORDS[0] <= len(words) <= WORDS[1]:
         return "number of words"
     if not MEAN_LENGTH[0] <= sum(map(len, words)) / len(words) <= MEAN_LENGTH[1]:
@@ -53,21 +57,23 @@ def quality(text: str) -> str | None:
         return "bullet points"
     if sum(line.endswith(ELLIPSIS) for line in lines) / len(lines) > ELLIPSES:
         return "ellipses"
-    if _with_letter(words) / len(words) < ALPHABETIC:
+    if (len(words) - _without_letter(text, words)) / len(words) < ALPHABETIC:
         return "alphabetic words"
-    if len(STOP_WORDS & set(text.lower().split())) < 2:
+    different = set(words)
+    if len(STOP_WORDS & different) < 2 and len(STOP_WORDS & set(map(str.lower, different))) < 2:
         return "stop words"
     return None
 
 
-def _with_letter(words: list[str]) -> int:
-    """How many words have a letter; those of letters only, most of them, are counted without a loop."""
-    others = [word for word in words if not word.isalpha()]
-    return len(words) - len(others) + sum(any(map(str.isalpha, word)) for word in others)
+def _without_letter(text: str, words: list[str]) -> int:
+    """How many words have no letter."""
+    if text.isascii():
+        return len(ASCII_WITHOUT_LETTER.findall(text))
+    return sum(not any(map(str.isalpha, word)) for word in words if not word.isalpha())
 
 
-def repetition(text: str) -> str | None:
-    """The first repetition rule that `text` fails, or None."""
+def repetition(text: str, words: list[str]) -> str | None:
+    """The first repetition rule that `text`, whose words are `words`, fails, or None."""
     lines = [line for line in text.splitlines() if line.strip()]
     paragraphs = [part for part in text.split("\n\n") if part.strip()]
     for name, parts, most, most_characters in (
@@ -79,18 +85,32 @@ def repetition(text: str) -> str | None:
             return name
         if sum(len(part) * count for part, count in repeats) > most_characters * len(text):
             return name
-    words = text.split()
-    hashes, lengths = word_hashes(words), np.array([len(word) for word in words])
+    hashes, lengths = word_hashes(words), np.fromiter(map(len, words), np.int64, len(words))
     for n, most in TOP_NGRAM.items():
-        if top_share(hashes, lengths, n) > most:
+        if bounds(hashes, lengths, n)[0] > most and top_share(hashes, lengths, n) > most:
             return f"most frequent {n}-gram"
     for n, most in DUPLICATE_NGRAMS.items():
-        share = duplicate_share(hashes, lengths, n)
+        least = min(DUPLICATE_NGRAMS.values())
+        share = bounds(hashes, lengths, n)[1]
+        share = duplicate_share(hashes, lengths, n) if share > least else share
         if share > most:
             return f"repeated {n}-grams"
-        if share <= min(DUPLICATE_NGRAMS.values()):
+        if share <= least:
             break  # a longer repeated n-gram is made of shorter ones, so its share cannot be larger
     return None
+
+
+def bounds(hashes: np.ndarray, lengths: np.ndarray, n: int) -> tuple[float, float]:
+    """Bounds, cheap to compute, above `top_share` and `duplicate_share`: as if every n-gram were the longest."""
+    grams = np.sort(ngram_hashes(hashes, n))
+    edges = np.flatnonzero(grams[1:] != grams[:-1]) if len(grams) else grams
+    repeated = len(grams) - len(edges) - 1  # occurrences that are not the first
+    if repeated <= 0:
+        return 0.0, 0.0
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    longest = int((ends[n:] - ends[:-n]).max()) / int(ends[-1])
+    runs = np.diff(edges, prepend=-1, append=len(grams) - 1)
+    return float(runs.max() * longest), float(repeated * longest)
 
 
 def top_share(hashes: np.ndarray, lengths: np.ndarray, n: int) -> float:

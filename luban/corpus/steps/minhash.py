@@ -7,47 +7,91 @@ that meet are compared by all minima.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
 from luban.core.seeding import generator
 from luban.corpus.document import Document
-from luban.corpus.tally import Tally
-from luban.corpus.words import ngram_hashes, word_hashes, words
+from luban.corpus.ragged import Ragged
+from luban.corpus.steps.across import DropStep
+from luban.corpus.words import PLACES, mix, ngram_hashes, word_hashes, words
 
 SHINGLE = 5  # words
 BANDS, ROWS = 14, 8
 MINIMA = BANDS * ROWS
 THRESHOLD = 0.75  # estimated Jaccard similarity from which a document is a near-duplicate
-CHUNK = 2048  # shingles hashed at a time, so that memory stays in cache
+CHUNK = 256  # shingles hashed at a time, so that memory stays in cache
 
 _RANDOM = generator(0, "minhash")
-_FACTORS = _RANDOM.integers(1, 1 << 63, MINIMA, dtype=np.uint64) * np.uint64(2) + np.uint64(1)  # odd: a bijection
-_OFFSETS = _RANDOM.integers(0, 1 << 63, MINIMA, dtype=np.uint64)
+_FACTORS = _RANDOM.integers(0, 1 << 31, MINIMA, dtype=np.uint32) * np.uint32(2) + np.uint32(1)  # odd: a bijection
+_OFFSETS = _RANDOM.integers(0, 1 << 32, MINIMA, dtype=np.uint32)
+_ROOM = np.empty((CHUNK, MINIMA), dtype=np.uint32)
 
 
-def minhash(documents: Iterable[Document], tally: Tally, threshold: float = THRESHOLD) -> Iterator[Document]:
-    """Drop documents that nearly repeat an earlier one; texts of fewer than 5 words are left to exact dedup.
+class MinHash(DropStep):
+    """Drop documents that nearly repeat an earlier kept one; texts of fewer than 5 words are left to exact dedup.
 
-    Memory: 448 bytes of minima and 14 table entries a kept document.
+    Minima stay in their files; the decision takes about 80 bytes of memory a document.
     """
-    tables: list[dict[bytes, list[int]]] = [{} for _ in range(BANDS)]
-    kept: list[np.ndarray] = []
-    for document in documents:
+
+    reason = "minhash"
+
+    def fingerprint(self, document: Document) -> np.ndarray:
+        """(56,) uint64: the 112 minima; none for a short text."""
         minima = signature(document.text)
-        if minima is None:
-            yield document
-            continue
-        keys = [minima[band * ROWS : (band + 1) * ROWS].tobytes() for band in range(BANDS)]
-        met = {other for table, key in zip(tables, keys, strict=True) for other in table.get(key, ())}
-        if any((kept[other] == minima).mean() >= threshold for other in met):
-            tally.drop("minhash", document)
-            continue
-        for table, key in zip(tables, keys, strict=True):
-            table.setdefault(key, []).append(len(kept))
-        kept.append(minima)
-        yield document
+        return np.zeros(0, np.uint64) if minima is None else minima.view(np.uint64)
+
+    def duplicates(self, shards: Sequence[Ragged]) -> np.ndarray:
+        """In document order, each document that meets a kept one is compared with it."""
+        has = np.concatenate([shard.lengths > 0 for shard in shards])
+        minima = _Minima(shards)
+        meetings = _meetings(minima)
+        kept: dict[int, list[int]] = defaultdict(list)  # meeting place → documents kept that came there
+        dropped = np.zeros(minima.count, dtype=bool)
+        for document in np.flatnonzero((meetings >= 0).any(axis=1)).tolist():
+            places = [int(place) for place in meetings[document] if place >= 0]
+            others = sorted({other for place in places for other in kept[place]})
+            if others and (minima.take(others) == minima.take([document])).mean(axis=1).max() >= THRESHOLD:
+                dropped[document] = True
+                continue
+            for place in places:
+                kept[place].append(document)
+        result = np.zeros(len(has), dtype=bool)
+        result[has] = dropped
+        return result
+
+
+class _Minima:
+    """The minima of all shards as if they were one (documents, 112) uint32 table."""
+
+    def __init__(self, shards: Sequence[Ragged]):
+        self.tables = [shard.values.view(np.uint32).reshape(-1, MINIMA) for shard in shards]
+        self.starts = np.cumsum([0, *map(len, self.tables)])
+        self.count = int(self.starts[-1])
+
+    def take(self, rows: Sequence[int]) -> np.ndarray:
+        """(rows, 112)."""
+        tables = np.searchsorted(self.starts, rows, side="right") - 1
+        return np.stack([self.tables[t][row - self.starts[t]] for t, row in zip(tables, rows, strict=True)])
+
+    def band(self, band: int) -> np.ndarray:
+        """(documents,) uint64: a hash of the band's 8 minima."""
+        columns = slice(band * ROWS, (band + 1) * ROWS)
+        return np.concatenate([mix((t[:, columns] * PLACES[:ROWS]).sum(axis=1)) for t in self.tables])
+
+
+def _meetings(minima: _Minima) -> np.ndarray:
+    """(documents, bands) int32: the place where a document meets others in a band, -1 where it is alone."""
+    places = np.full((minima.count, BANDS), -1, dtype=np.int32)
+    first = 0
+    for band in range(BANDS):
+        _, group, sizes = np.unique(minima.band(band), return_inverse=True, return_counts=True)
+        number = np.where(sizes > 1, np.cumsum(sizes > 1) - 1 + first, -1).astype(np.int32)
+        places[:, band] = number[group]
+        first += int((sizes > 1).sum())
+    return places
 
 
 def signature(text: str) -> np.ndarray | None:
@@ -55,13 +99,17 @@ def signature(text: str) -> np.ndarray | None:
     hashes = shingles(text)
     if not len(hashes):
         return None
+    short = (hashes >> np.uint64(32)).astype(np.uint32)
     minima = np.full(MINIMA, np.iinfo(np.uint32).max, dtype=np.uint32)
-    for start in range(0, len(hashes), CHUNK):
-        part = hashes[start : start + CHUNK, None] * _FACTORS + _OFFSETS  # (shingles, minima), modulo 2⁶⁴
-        np.minimum(minima, (part >> np.uint64(32)).astype(np.uint32).min(axis=0), out=minima)
+    for start in range(0, len(short), CHUNK):
+        part = short[start : start + CHUNK, None]
+        room = _ROOM[: len(part)]
+        np.multiply(part, _FACTORS, out=room)  # (shingles, minima), modulo 2³²
+        np.add(room, _OFFSETS, out=room)
+        np.minimum(minima, room.min(axis=0), out=minima)
     return minima
 
 
 def shingles(text: str) -> np.ndarray:
-    """Distinct 64-bit hashes of the text's word 5-grams."""
-    return np.unique(ngram_hashes(word_hashes(words(text)), SHINGLE))
+    """64-bit hashes of the text's word 5-grams, in order."""
+    return ngram_hashes(word_hashes(words(text)), SHINGLE)

@@ -80,17 +80,20 @@ class GroupedAttention(nn.Module):
         super().__init__()
         self.head_dim = config.head_width(width)
         inner, keys = config.heads * self.head_dim, config.key_heads() * self.head_dim
+        self.sizes = (inner, keys, keys)
         self.scale = config.score_scale
         self.q = nn.Linear(width, inner, bias=config.qkv_bias)
         self.k = nn.Linear(width, keys, bias=config.qkv_bias)
         self.v = nn.Linear(width, keys, bias=config.qkv_bias)
         self.q_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
         self.k_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
+        self.fused: nn.Module | None = None  # the three at once, where weights were packed for inference
         self.output = residual_linear(inner, width, bias=config.output_bias)
 
     def forward(self, x_BTE: Tensor, frame: Frame, position: PositionMethod, layer: int) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        q_BTHD, k_BTKD, v_BTKD = (p(x_BTE).unflatten(-1, (-1, self.head_dim)) for p in (self.q, self.k, self.v))
+        parts = self.fused(x_BTE).split(self.sizes, -1) if self.fused else (self.q(x_BTE), self.k(x_BTE), self.v(x_BTE))
+        q_BTHD, k_BTKD, v_BTKD = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
         if self.q_norm is not None:
             q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
         q_BHTD, k_BKSD, v_BKSD = q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)

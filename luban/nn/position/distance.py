@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from luban.kernels.distance import DistanceBias, differentiable
+from luban.kernels.distance import DistanceBias
 from luban.nn.position.family import PositionMethod, PositionShape
 
 
@@ -27,4 +27,4 @@ class DistancePositions(PositionMethod):
         reach = max(self.context, key_positions_BS.shape[-1])
         bias = self.distance_bias(reach, reach)
         distance_BTS = query_positions_BT[:, :, None] - key_positions_BS[:, None, :]
-        return differentiable(bias)[:, distance_BTS + bias.zero].transpose(0, 1)
+        return bias.table[:, distance_BTS + bias.zero].transpose(0, 1)

@@ -49,7 +49,7 @@ class RotaryPositions(PositionMethod):
         self.config, self.rotated = config, rotated
 
     def tables(self, positions_BT: Tensor) -> Tables:
-        """Cosines and sines (B, 1, T, rotated/2) of these positions."""
+        """Cosines and sines (B, 1, T, rotated) of these positions."""
         return rotary_tables(self.config, positions_BT, self.rotated)
 
     def turn(self, q_BHTD: Tensor, k_BKTD: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
@@ -64,23 +64,34 @@ class RotaryPositions(PositionMethod):
 
 
 def rotary_tables(config: Rope, positions_BT: Tensor, rotated: int) -> Tables:
-    """Cosines and sines (B, 1, T, rotated/2) of these positions, in float32."""
+    """Cosines and sines (B, 1, T, rotated) of these positions, in float32.
+
+    Both members of a pair have the same cosine; the first has the sine's negative, so that turning is
+    x · cos + partner(x) · sin.
+    """
     powers = torch.arange(0, rotated, 2, device=positions_BT.device, dtype=torch.float32) / rotated
     frequencies = 1.0 / config.base**powers
-    amplitude = 1.0
     if config.scaling is not None:
-        frequencies, amplitude = config.scaling.scaled(frequencies, config.base), config.scaling.amplitude
+        frequencies = config.scaling.scaled(frequencies, config.base)
     angles = positions_BT.float()[:, None, :, None] * frequencies
-    if amplitude == 1.0:
-        return angles.cos(), angles.sin()
-    return angles.cos() * amplitude, angles.sin() * amplitude
+    cos, sin = angles.cos(), angles.sin()
+    if config.scaling is not None and config.scaling.amplitude != 1.0:
+        cos, sin = cos * config.scaling.amplitude, sin * config.scaling.amplitude
+    return paired(cos, cos, config.pairing), paired(-sin, sin, config.pairing)
+
+
+def paired(first: Tensor, second: Tensor, pairing: str) -> Tensor:
+    """(…, n) values for the first and the second member of every pair → (…, 2n) where those stand."""
+    if pairing == "half":
+        return torch.cat((first, second), dim=-1)
+    return torch.stack((first, second), dim=-1).flatten(-2)
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:
-    """Rotate the pairs of the last axis (…, 2n) by angles whose cosines and sines are (…, n)."""
+    """Turn the pairs of the last axis by the angles of `rotary_tables`."""
     wide = x.to(torch.promote_types(x.dtype, cos.dtype))
     if pairing == "half":
-        a, b = wide.chunk(2, dim=-1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
-    a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2).to(x.dtype)
+        partner = wide.roll(x.shape[-1] // 2, dims=-1)
+    else:
+        partner = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(wide * cos, partner, sin).to(x.dtype)

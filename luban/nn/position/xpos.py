@@ -12,7 +12,7 @@ from torch import Tensor
 
 from luban.core.errors import ConfigError
 from luban.nn.position.family import PositionMethod, PositionShape
-from luban.nn.position.rope import Rope, RotaryPositions, Tables
+from luban.nn.position.rope import Rope, RotaryPositions, Tables, paired
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class XPosPositions(RotaryPositions):
         cos, sin = super().tables(positions_BT)
         pairs = torch.arange(0, self.rotated, 2, device=positions_BT.device, dtype=torch.float32)
         zeta = (pairs + 0.4 * self.rotated) / (1.4 * self.rotated)
+        zeta = paired(zeta, zeta, self.config.pairing)
         decay = zeta ** ((positions_BT.float()[:, None, :, None] - self.middle) / self.span)
         return (cos * decay, sin * decay), (cos / decay, sin / decay)
 

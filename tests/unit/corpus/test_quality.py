@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 
 from luban.corpus.document import Document
+from luban.corpus.steps import gopher as rules
 from luban.corpus.steps.c4 import c4, clean
-from luban.corpus.steps.gopher import duplicate_share, gopher, quality, repetition, top_share
+from luban.corpus.steps.gopher import bounds, duplicate_share, gopher, top_share
 from luban.corpus.tally import Tally
 from luban.corpus.words import word_hashes
+
+
+def quality(text: str) -> str | None:
+    return rules.quality(text, text.split())
+
+
+def repetition(text: str) -> str | None:
+    return rules.repetition(text, text.split())
 
 
 def prose(seed: int = 0, count: int = 120) -> str:
@@ -79,6 +88,19 @@ def test_ngram_shares_are_those_of_brute_force(n):
         first = next((gram for gram in grams if grams.count(gram) == best), ())
         expected = best * sum(map(len, first)) / total if best > 1 else 0.0
         assert top_share(hashes, lengths, n) == pytest.approx(expected)
+        top, duplicate = bounds(hashes, lengths, n)
+        assert top >= top_share(hashes, lengths, n) - 1e-12
+        assert duplicate >= duplicate_share(hashes, lengths, n) - 1e-12
+        assert (duplicate == 0) == (not covered)
+
+
+def test_words_without_a_letter_are_counted_alike_in_ascii_and_beyond():
+    rng = random.Random(3)
+    for _ in range(300):
+        text = "".join(rng.choices("ab1-. \n\t\x1c\x00", k=60))
+        expected = sum(not any(c.isalpha() for c in word) for word in text.split())
+        assert rules._without_letter(text, text.split()) == expected
+        assert rules._without_letter(text + " é ½", (text + " é ½").split()) == expected + 1
 
 
 def test_gopher_counts_by_rule_and_lets_conversations_pass():

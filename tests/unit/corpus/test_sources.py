@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from luban.corpus.tally import Tally
 def read(*names):
     tally = Tally()
     found = [d for source in find_sources(list(map(str, names))) for d in source.documents(tally, 0, 0.0)]
-    return found, tally.counts
+    return found, tally.counts + tally.unusable
 
 
 def test_a_folder_in_name_order_without_hidden_and_binary_files(tmp_path):
@@ -39,7 +40,8 @@ def test_a_folder_in_name_order_without_hidden_and_binary_files(tmp_path):
         ("notes/a.py", "one = 1\n"), ("notes/b/two.md", "two"), ("notes/e.jsonl#000000000", "three"),
     ]  # fmt: skip
     assert counts["binary_files_skipped"] == 1
-    assert counts["unusable_files_skipped"] == 2
+    assert counts["files without documents"] == 1
+    assert counts["damaged gzip files"] == 1
 
 
 def test_ids_do_not_depend_on_where_the_folder_is(tmp_path):
@@ -116,8 +118,8 @@ def test_json_lines_good_and_bad(tmp_path):
     assert [d.text for d in found] == ["one", "q\na", "lone \ufffd", "last"]
     assert (found[0].id, found[0].lang, found[0].quality, found[0].meta) == ("a.jsonl.gz#x", "en", 0.5, {"k": 1})
     assert found[1].messages == [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    assert counts["invalid_json_lines_skipped"] == 4
-    assert counts["oversized_json_lines_skipped"] == 1
+    assert counts["invalid JSON lines"] == 4
+    assert counts["oversized JSON lines"] == 1
 
 
 def test_json_lines_without_a_document_are_refused(tmp_path):
@@ -129,11 +131,45 @@ def test_json_lines_without_a_document_are_refused(tmp_path):
         read(tmp_path / "b.jsonl")
 
 
-def test_a_damaged_gzip_file_is_refused(tmp_path):
-    good = gzip.compress(b'{"text": "a"}\n' * 5000)
+def test_of_a_damaged_gzip_file_what_comes_before_the_damage_is_kept(tmp_path):
+    rows = "".join(json.dumps({"text": os.urandom(20).hex()}) + "\n" for _ in range(5000))
+    good = gzip.compress(rows.encode())
     (tmp_path / "a.jsonl.gz").write_bytes(good[: len(good) // 2])
-    with pytest.raises(DataError, match="damaged gzip"):
-        read(tmp_path / "a.jsonl.gz")
+    found, counts = read(tmp_path / "a.jsonl.gz")
+    assert 1000 < len(found) < 4000 and counts["damaged gzip files"] == 1
+    assert [d.text for d in found] == [json.loads(line)["text"] for line in rows.splitlines()[: len(found)]]
+    (tmp_path / "b.jsonl.gz").write_bytes(good[:30])
+    with pytest.raises(DataError, match="is empty"):
+        read(tmp_path / "b.jsonl.gz")
+
+
+def test_gzip_bombs_are_cut_off(tmp_path, monkeypatch):
+    monkeypatch.setattr("luban.corpus.sources.text.LARGEST_UNPACKED", 1 << 20)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"\n" + b"a" * (32 << 20)))
+    found, counts = read(tmp_path / "a.txt.gz")
+    assert sum(d.bytes for d in found) < 16 << 20 and counts["suspicious gzip files"] == 1
+
+
+def test_the_parts_of_a_source_together_are_the_source(tmp_path, monkeypatch):
+    for kind in ("folder", "jsonl", "parquet"):
+        monkeypatch.setattr(f"luban.corpus.sources.{kind}.PART_BYTES", 3000)
+    rng = random.Random(1)
+    texts = ["é" * rng.randint(1, 60) for _ in range(700)]
+    with open(tmp_path / "a.jsonl", "w") as file:
+        file.write("\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "b.parquet", row_group_size=30)
+    (tmp_path / "c").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "c" / f"{number}.txt").write_text(text)
+    for name in ("a.jsonl", "b.parquet", "c"):
+        (source,) = find_sources([str(tmp_path / name)])
+        parts = source.parts(Tally())
+        assert len(parts) > 5
+        whole, divided = (
+            [d for one in sources for d in one.documents(Tally(), 0, 0.0)] for sources in ([source], parts)
+        )
+        assert whole == divided and len(whole) == 700 and len({d.id for d in whole}) == 700
+        assert sorted(d.text for d in whole) == sorted(texts)
 
 
 def test_parquet(tmp_path):
@@ -168,4 +204,4 @@ def test_unreadable_files_in_a_folder_are_counted(tmp_path):
     (tmp_path / "b.txt").write_text("b")
     (tmp_path / "b.txt").chmod(0)
     found, counts = read(tmp_path)
-    assert len(found) == 1 and counts["unreadable_files_skipped"] == 1
+    assert len(found) == 1 and counts["unreadable files"] == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 
@@ -42,7 +42,15 @@ def test_no_heldout_definition_is_in_any_trained_source(documents):
     trained = "".join(d.text for d in documents["train"] if "/source/" in d.id)
     cut = [d for d in documents["heldout"] if "/source/" in d.id and ":" in d.id.split("/source/")[1]]
     assert len(cut) > 50
-    assert [d.id for d in cut if len(d.text) > 500 and d.text in trained] == []
+    bodies = {d.id: d.text.partition("\n")[2] for d in cut}
+    assert [name for name, body in bodies.items() if len(body) > 500 and body in trained] == []
+
+
+def test_every_source_names_its_module_first(documents):
+    sources = [d for found in documents.values() for d in found if "/source/" in d.id]
+    assert len(sources) > 500
+    assert all(d.text.startswith(f"# module: {d.meta['module']}\n") for d in sources)
+    assert {d.meta["module"] for d in sources} >= {"os.path", "json.decoder", "concurrent.futures"}
 
 
 def test_enough_is_held_out_and_not_too_much(documents):
@@ -83,6 +91,20 @@ def test_questions_are_about_ten_thousand_and_say_what_is_right(documents):
     modules = [d for d in asked if d.meta["task"] == "which_module"]
     assert len(modules) > 1500
     assert all(d.messages[1]["content"] == f"It is in the module {d.meta['module']}." for d in modules)
+
+
+def test_every_held_out_which_module_question_can_be_answered_from_what_is_trained_on(documents):
+    trained = {d.meta["module"] for d in documents["train"] if d.meta.get("module")}
+    asked = [d for d in documents["heldout"] if d.messages and d.meta["task"] == "which_module"]
+    assert len(asked) > 50 and {d.meta["module"] for d in asked} <= trained
+
+
+def test_seed_0_holds_out_enough_which_module_questions_of_many_modules():
+    library = scan_library()
+    found = questions.documents(library, library.heldout_units(0.05, 0), "q")
+    modules = Counter(d.meta["module"] for d in found if d.split == "heldout" and d.meta["task"] == "which_module")
+    assert modules.total() >= 200
+    assert max(modules.values()) <= 0.08 * modules.total()
 
 
 def test_known_objects(documents):

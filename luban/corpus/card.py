@@ -1,0 +1,61 @@
+"""The card beside every corpus: what is in it, where it is from, under which terms, and what was done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+FILE = "README.md"
+LISTED = 12  # languages named
+
+
+def card(config: Mapping[str, Any], figures: Mapping[str, Any], seed: int | None) -> str:
+    """The card as Markdown, from the manifest's configuration and figures; the same for the same corpus."""
+    sections = [
+        "# Corpus\n\n" + _table(("split", "documents", "bytes"), [
+            (split, figures[split]["documents"], figures[split]["bytes"]) for split in ("train", "heldout")]),
+        "## Sources\n\n" + _table(("source", "documents", "bytes"), _rows(figures["sources"])),
+        "## Licences\n\n" + _table(("licence", "documents", "bytes"), _rows(figures["licences"])),
+        "## Languages\n\n" + _table(("language", "documents", "bytes"), _rows(figures["languages"])[:LISTED]),
+    ]  # fmt: skip
+    if "waterfall" in figures:
+        sections.append(f"## Steps\n\nHeld out: {config['heldout']} of the documents, by the hash of their ids, seed {seed}.\n\n"
+                        + _table(("after", "documents", "bytes"), [tuple(row.values()) for row in figures["waterfall"]]))  # fmt: skip
+        dropped = [(why, d["documents"], d["bytes"]) for why, d in sorted(figures["dropped"].items())]
+        if dropped:
+            sections.append("### Dropped\n\n" + _table(("reason", "documents", "bytes"), dropped))
+        if figures["unusable"]:
+            sections.append("### Unusable input\n\n" + _table(("what", "records"), sorted(figures["unusable"].items())))
+    sections.append("## Known gaps\n\n" + "\n".join(f"- {gap}" for gap in gaps(config, figures)))
+    return "\n\n".join(sections) + "\n"
+
+
+def gaps(config: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
+    """What a reader should not take for granted."""
+    steps = [step if isinstance(step, str) else step["step"] for step in config.get("steps", [])]
+    names = {step.partition("=")[0] for step in steps}
+    found = []
+    if "unknown" in figures["licences"]:
+        found.append("The licence of some documents is unknown.")
+    if "unknown" in figures["languages"]:
+        found.append("The language of some documents is unknown: the step `language` tells it.")
+    if "waterfall" in figures:
+        for step, words in (("exact", "Repeated documents were not looked for."),
+                            ("minhash", "Near-duplicates were not looked for."),
+                            ("contamination", "No evaluation set was filtered out."),
+                            ("personal", "Personal data was not looked for.")):  # fmt: skip
+            if step not in names:
+                found.append(words)
+    return found or ["None is known."]
+
+
+def _rows(counted: Mapping[str, Mapping[str, int]]) -> list[tuple[str, int, int]]:
+    rows = [(name, counts["documents"], counts["bytes"]) for name, counts in counted.items()]
+    return sorted(rows, key=lambda row: (-row[2], row[0]))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(
+        "| " + " | ".join(f"{c:,}" if isinstance(c, int) else str(c) for c in line) + " |" for line in lines
+    )

@@ -1,0 +1,119 @@
+"""Corpora mixed by weight and epochs, as LLaMA mixes its seven sources (Touvron et al. 2023, table 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from luban.core.artifact import ArtifactWriter, as_parent, open_artifact
+from luban.core.errors import ConfigError, DataError
+from luban.core.log import progress
+from luban.corpus import card
+from luban.corpus.census import Census
+from luban.corpus.document import Document
+from luban.corpus.reader import read_corpus
+from luban.corpus.split import HELDOUT, TRAIN
+from luban.corpus.writer import SortedWriter, SplitWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One corpus of a mixture."""
+
+    name: str  # how its documents' ids begin
+    path: str  # the corpus
+    weight: float  # share of the mixture's bytes, against the sum of all weights
+    epochs: float = 1.0  # how often its documents may be used at the most
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0 or not self.epochs > 0:
+            raise ConfigError(f"mixture part '{self.name}': weight and epochs must be above 0")
+
+
+def parts_of(recipe: dict[str, Any], folder: Path | None = None) -> list[Part]:
+    """The parts of a mixture recipe, their paths seen from `folder`. Raises ConfigError on unknown or missing fields."""
+    tables = recipe.get("part")
+    if set(recipe) != {"part"} or not isinstance(tables, list) or not tables:
+        raise ConfigError("a mixture recipe holds [[part]] tables with name, path, weight and epochs, and nothing else")
+    try:
+        parts = [Part(**table) for table in tables]
+    except TypeError as error:
+        raise ConfigError(f"mixture part: {str(error).replace('Part.__init__() ', '')}") from None
+    if len({part.name for part in parts}) < len(parts):
+        raise ConfigError("two parts of the mixture have the same name")
+    return [replace(part, path=str((folder or Path()) / part.path)) for part in parts]
+
+
+def mix(parts: list[Part], out: str | Path, *, size: int = 0) -> dict[str, Any]:
+    """Write a corpus whose training bytes have the parts' shares, from the beginning to any point of it.
+
+    Documents are taken in stored order, a further epoch's with `@2`, `@3`, … at the end of their ids; the part that is
+    furthest behind its share comes next. Of held-out documents all are taken, once.
+
+    Args:
+        size: training bytes; 0 is as many as epochs and weights allow.
+
+    Raises:
+        ArtifactError: a part is no corpus.
+        DataError: the parts cannot give `size` bytes within their epochs; the message names the one that is short.
+    """
+    total = sum(part.weight for part in parts)
+    shares = [part.weight / total for part in parts]
+    manifests = [open_artifact(part.path, "corpus") for part in parts]
+    held = [manifest.figures[TRAIN]["bytes"] for manifest in manifests]
+    limits = [part.epochs * bytes_ / share for part, bytes_, share in zip(parts, held, shares, strict=True)]
+    short = min(range(len(parts)), key=limits.__getitem__)
+    if size > limits[short]:
+        raise DataError(f"the mixture of {size} bytes needs {shares[short] * size / held[short]:.2f} epochs of the part "
+                        f"'{parts[short].name}', and {parts[short].epochs} are allowed: at most {int(limits[short])} bytes "
+                        f"can be mixed")  # fmt: skip
+    size = size or int(limits[short])
+    config = {"mixture": [{"name": p.name, "weight": p.weight, "epochs": p.epochs} for p in parts], "bytes": size}
+    parents = tuple(as_parent(part.name, part.path) for part in parts)
+    with ArtifactWriter(out, kind="corpus", config=config, parents=parents) as art:
+        census = Census({p.name: m.terms[0] for p, m in zip(parts, manifests, strict=True) if len(m.terms) == 1})
+        writers = {TRAIN: SplitWriter(art.path, TRAIN), HELDOUT: SortedWriter(art.path, HELDOUT)}
+        with progress("mixing", total=size, unit="bytes") as bar:
+            for document in _train(parts, shares, size):
+                writers[TRAIN].add(document)
+                census.add(document)
+                bar.advance(document.bytes)
+        for part in parts:
+            for document in read_corpus(part.path, HELDOUT, verify=False):
+                writers[HELDOUT].add(_named(document, part, 1))
+        for writer in writers.values():
+            writer.close()
+        art.figures.update({split: {"documents": w.documents, "bytes": w.bytes} for split, w in writers.items()})
+        art.figures.update(census.figures())
+        art.terms = census.terms
+        mixed = census.counts["sources"]
+        art.figures["shares"] = {part.name: mixed[part.name]["bytes"] / writers[TRAIN].bytes for part in parts}
+        (art.path / card.FILE).write_text(card.card(config, art.figures, None), encoding="utf-8")
+    return art.figures
+
+
+def _train(parts: list[Part], shares: list[float], size: int) -> Iterator[Document]:
+    streams = [_epochs(part) for part in parts]
+    taken, total = [0] * len(parts), 0
+    while total < size:
+        behind = max(range(len(parts)), key=lambda i: shares[i] * total - taken[i])
+        document = next(streams[behind])
+        taken[behind] += document.bytes
+        total += document.bytes
+        yield document
+
+
+def _epochs(part: Part) -> Iterator[Document]:
+    epoch = 1
+    while True:
+        for document in read_corpus(part.path, TRAIN, verify=False):
+            yield _named(document, part, epoch)
+        epoch += 1
+
+
+def _named(document: Document, part: Part, epoch: int) -> Document:
+    again = f"@{epoch}" if epoch > 1 else ""
+    meta = {**(document.meta or {}), "source": document.source}
+    return replace(document, id=f"{part.name}/{document.id}{again}", source=part.name, meta=meta)

@@ -1,0 +1,52 @@
+"""HTML pages: the main text without menus, headers and footers, by resiliparse (Bevendorff et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from luban.core.errors import DataError, MissingExtra
+from luban.corpus.document import Document
+from luban.corpus.sources import SourceContext
+from luban.corpus.sources.text import LARGEST, open_bytes
+
+SNIFFED = 4096  # bytes in which a page names its encoding
+
+
+def read(name: str, context: SourceContext) -> Iterator[Document]:
+    """The page as one document, its title in `meta`. Raises DataError where it holds no text."""
+    with open_bytes(Path(name)) as file:
+        data = file.read(LARGEST)
+    text, title = extract(data)
+    if not text.strip():
+        raise DataError(f"source {name} is empty: a page without text")
+    yield Document(id=context.label, text=text, source=context.label, meta={"title": title} if title else None)
+
+
+def extract(data: bytes, declared: str | None = None) -> tuple[str, str]:
+    """(main text, title) of a page's bytes, whose encoding is the declared one, its own or a guess."""
+    encoding, tree_of, plain, detect = _library()
+    name = declared or detect(data[:SNIFFED], from_html_meta=True) or "utf-8"
+    tree = tree_of(encoding(data, name))
+    return plain(tree, main_content=True, alt_texts=False, list_bullets=False, comments=False), (
+        tree.title or ""
+    ).strip()
+
+
+def strip(fragment: str) -> str:
+    """All the text of an HTML fragment, such as a post, code kept as it stands."""
+    _, tree_of, plain, _ = _library()
+    return plain(tree_of(fragment), main_content=False, alt_texts=False, list_bullets=False).strip()
+
+
+@lru_cache(maxsize=1)
+def _library() -> tuple[Any, Any, Any, Any]:
+    try:
+        from resiliparse.extract.html2text import extract_plain_text
+        from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+        from resiliparse.parse.html import HTMLTree
+    except ImportError:
+        raise MissingExtra("resiliparse", "corpus", "reading HTML") from None
+    return bytes_to_str, HTMLTree.parse, extract_plain_text, detect_encoding

@@ -1,0 +1,57 @@
+"""Rows of huge XML files, one at a time; no entity is expanded, so that no file can grow without bound."""
+
+from __future__ import annotations
+
+import bz2
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+from xml.etree.ElementTree import Element, ParseError, XMLPullParser
+
+from luban.corpus.sources import SourceContext
+from luban.corpus.sources.text import DAMAGED, open_bytes
+
+CHUNK = 1 << 20  # bytes parsed at a time
+
+
+def open_xml(path: Path) -> BinaryIO:
+    """The file's bytes, unpacked where its name says so."""
+    return bz2.open(path, "rb") if path.name.endswith(".bz2") else open_bytes(path)
+
+
+def elements(path: Path, tag: str, context: SourceContext) -> Iterator[Element]:
+    """Every element called `tag`, whatever its namespace, freed when the next is asked for.
+
+    Damage ends the reading; what came before it stands, and the damage is counted.
+    """
+    parser = XMLPullParser(("start", "end"))
+    open_elements: list[Element] = []
+    try:
+        with open_xml(path) as file:
+            while data := file.read(CHUNK):
+                if b"<!ENTITY" in data:
+                    context.tally.spoilt("XML files with entities", context.label)
+                    return
+                parser.feed(data)
+                for event, element in cast("Iterator[tuple[str, Element]]", parser.read_events()):
+                    if event == "start":
+                        open_elements.append(element)
+                        continue
+                    open_elements.pop()
+                    if local(element) == tag:
+                        yield element
+                        if open_elements:
+                            open_elements[-1].remove(element)
+        parser.close()
+    except (*DAMAGED, ParseError, OSError) as error:
+        context.tally.spoilt("damaged XML files", f"{context.label}: {error}")
+
+
+def local(element: Element) -> str:
+    """The tag without its namespace."""
+    return element.tag.rpartition("}")[2]
+
+
+def child(element: Element, tag: str) -> Element | None:
+    """The first child called `tag`, whatever its namespace."""
+    return next((found for found in element if local(found) == tag), None)

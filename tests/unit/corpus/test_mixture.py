@@ -1,0 +1,125 @@
+"""Mixtures have their shares, epochs and lineage; licences come along and can forbid an export."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import luban.recipes
+from luban.core.artifact import ArtifactWriter, as_parent, open_artifact, read_manifest
+from luban.core.config import load_toml
+from luban.core.errors import ArtifactError, ConfigError, DataError, LineageError
+from luban.core.terms import inherited_terms, require_exportable
+from luban.corpus.build import build_corpus
+from luban.corpus.mixture import Part, mix, parts_of
+from luban.corpus.reader import read_corpus
+
+LLAMA = Path(luban.recipes.__file__).parent / "mixtures" / "llama.toml"
+SHARES = {"commoncrawl": 67, "c4": 15, "github": 4.5, "wikipedia": 4.5, "books": 4.5, "arxiv": 2.5, "stackexchange": 2}
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """A corpus of 300 to 600 documents for each of LLaMA's sources."""
+    folder, rng = tmp_path_factory.mktemp("corpora"), random.Random(1)
+    for name in SHARES:
+        rows = [
+            {"text": " ".join(rng.choices("abcdefgh", k=rng.randint(5, 60))), "id": i}
+            for i in range(rng.randint(300, 600))
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        licence = {"wikipedia": "CC-BY-SA-4.0", "books": "research-only"}.get(name, "CC0-1.0")
+        build_corpus([str(folder / f"{name}.jsonl")], folder / name, steps=(), licences={"": licence})
+    return folder
+
+
+def test_llamas_recipe_gives_llamas_shares(corpora, tmp_path):
+    parts = parts_of(load_toml(LLAMA), corpora)
+    assert {part.name: part.weight for part in parts} == SHARES
+    figures = mix(parts, tmp_path / "m")
+    sizes = Counter()
+    for seen, document in enumerate(read_corpus(tmp_path / "m"), 1):
+        sizes[document.source] += document.bytes
+        if seen >= 500:  # the shares hold from the beginning to any point
+            assert all(abs(100 * sizes[n] / sizes.total() - share) < 1.5 for n, share in SHARES.items())
+    assert all(abs(100 * sizes[name] / sizes.total() - share) < 0.3 for name, share in SHARES.items())
+    assert figures["shares"] == {name: sizes[name] / sizes.total() for name in figures["shares"]}
+    limit = {part.name: part.epochs for part in parts}
+    held = {name: read_manifest(corpora / name).figures["train"]["bytes"] for name in SHARES}
+    used = {name: sizes[name] / held[name] / limit[name] for name in SHARES}
+    assert 0.97 < max(used.values()) < 1.01  # as many bytes as the part that is short allows
+
+
+def test_epochs_repeat_in_order_and_are_refused_beyond_what_is_allowed(corpora, tmp_path):
+    parts = [Part(name="a", path=str(corpora / "books"), weight=3, epochs=2.5),
+             Part(name="b", path=str(corpora / "c4"), weight=1)]  # fmt: skip
+    mix(parts, tmp_path / "m")
+    found = [d.id.removeprefix("a/") for d in read_corpus(tmp_path / "m") if d.source == "a"]
+    once = [d.id for d in read_corpus(corpora / "books")]
+    assert found[: len(once)] == once and found[len(once)] == once[0] + "@2" and len(set(found)) == len(found)
+    held = [d.id for d in read_corpus(tmp_path / "m", "heldout")]
+    assert (
+        len(held)
+        == len(set(held))
+        == sum(read_manifest(corpora / n).figures["heldout"]["documents"] for n in ("books", "c4"))
+    )
+    with pytest.raises(DataError, match=r"epochs of the part '[ab]', and (2.5|1.0) are allowed"):
+        mix(parts, tmp_path / "too-much", size=10**9)
+    assert not list(tmp_path.glob("too-much*"))
+
+
+@pytest.mark.parametrize("recipe", [
+    {}, {"part": []}, {"part": [{"name": "a", "path": "p"}]}, {"part": [{"name": "a", "path": "p", "weight": 0}]},
+    {"part": [{"name": "a", "path": "p", "weight": 1, "wieght": 2}]}, {"part": [{"name": "a", "path": "p", "weight": 1}] * 2},
+    {"parts": []},
+])  # fmt: skip
+def test_wrong_recipes_are_refused(recipe):
+    with pytest.raises(ConfigError):
+        parts_of(recipe)
+
+
+def test_a_part_that_is_no_corpus_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="does not exist"):
+        mix([Part(name="a", path=str(tmp_path / "none"), weight=1)], tmp_path / "m")
+
+
+def test_licences_are_inherited_and_the_forbidding_parent_is_named(corpora, tmp_path):
+    mix(parts_of(load_toml(LLAMA), corpora), tmp_path / "mixed")
+    with ArtifactWriter(tmp_path / "run", kind="run", parents=(as_parent("shards", tmp_path / "mixed"),)) as art:
+        (art.path / "x").write_text("weights")
+    run = read_manifest(tmp_path / "run")
+    terms = inherited_terms(run)
+    assert set(terms) == {"CC-BY-SA-4.0", "CC0-1.0", "research-only"} and "the corpus books" in terms["research-only"]
+    with pytest.raises(LineageError, match=r"the corpus books, which it was made from, is under research-only"):
+        require_exportable(run, "run")
+    free = [p for p in parts_of(load_toml(LLAMA), corpora) if p.name != "books"]
+    mix(free, tmp_path / "free")
+    require_exportable(read_manifest(tmp_path / "free"), "free")
+
+
+def test_terms_cannot_be_edited_away(corpora, tmp_path):
+    build_corpus([str(corpora / "books.jsonl")], tmp_path / "c", licences={"": "proprietary"})
+    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    assert manifest["terms"] == ["proprietary"]
+    (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest | {"terms": []}))
+    with pytest.raises(ArtifactError, match="was edited"):
+        open_artifact(tmp_path / "c")
+
+
+def test_a_documents_own_licence_goes_before_its_sources(tmp_path):
+    rows = [{"text": "one", "licence": "MIT"}, {"text": "two"}, {"text": "three", "meta": {"licence": "CC-BY-4.0"}}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.txt").write_text("four")
+    figures = build_corpus([str(tmp_path / "in.jsonl"), str(tmp_path / "b.txt")], tmp_path / "c", heldout=0.0,
+                           licences={"in.jsonl": "ODC-BY-1.0"})  # fmt: skip
+    assert {name: c["documents"] for name, c in figures["licences"].items()} == {
+        "MIT": 1, "CC-BY-4.0": 1, "ODC-BY-1.0": 1, "unknown": 1}  # fmt: skip
+    assert figures["sources"]["in.jsonl"] == {"documents": 3, "bytes": 11}
+    card = (tmp_path / "c" / "README.md").read_text()
+    assert "| ODC-BY-1.0 | 1 | 3 |" in card and "| in.jsonl | 3 | 11 |" in card
+    assert "The licence of some documents is unknown." in card and "Repeated documents" not in card
+    assert "Near-duplicates were not looked for." in card and "| train | 4 | 15 |" in card
