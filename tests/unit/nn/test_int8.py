@@ -1,0 +1,55 @@
+"""Dense layers in 8 bits against their definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import luban
+from luban.core.errors import ConfigError, UnsupportedError
+from luban.load.export import parameters
+from luban.models.block.parallel import Parallel
+from luban.nn.attention.grouped import Grouped
+from luban.nn.feedforward import GELU
+from luban.nn.int8 import Int8Linear, pack_int8
+
+
+def test_weights_are_rounded_to_127_steps_a_row():
+    weight, bias = torch.randn(48, 64) * torch.rand(48, 1), torch.randn(48)
+    layer = Int8Linear(weight, bias)
+    restored = layer.weight.float() * layer.scale.float()[:, None]
+    step = weight.abs().amax(1, keepdim=True) / 127
+    # half a step of rounding, and a scale kept to 8 bits of mantissa, which moves the largest by 127 · 2⁻⁸ steps
+    assert ((restored - weight).abs() <= step * 1.01).all()
+    rows = torch.randn(3, 64)
+    torch.testing.assert_close(layer(rows), rows @ restored.t() + bias, atol=1e-5, rtol=1e-5)
+    for row in rows:  # a single row goes through the 8-bit kernel in bfloat16: 2⁻⁸ of every product's size
+        bound = (row.abs() @ restored.abs().t()) * 2**-7 + bias.abs() * 1e-5 + 1e-4
+        assert ((layer(row[None, None])[0, 0] - (row @ restored.t() + bias)).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"tied_head": True},
+    {"attention": Grouped(heads=4, qkv_bias=True, output_bias=True), "feedforward": GELU(width=96, bias=True),
+     "block": Parallel(norms=1)},
+])  # fmt: skip
+def test_a_packed_model_stays_near_the_plain_one(changes):
+    spec = luban.ModelSpec(**{"vocab_size": 160, "width": 64, "layers": 2, "attention": Grouped(heads=4, kv_heads=2),
+                              **changes})  # fmt: skip
+    model, packed = luban.build_model(spec, seed=3).eval(), luban.build_model(spec, seed=3).eval()
+    pack_int8(packed, packed.embedding.weight)
+    dense = [m for m in packed.modules() if type(m) is torch.nn.Linear]
+    assert not dense and any(p.dtype == torch.int8 for p in packed.parameters())
+    tokens = torch.randint(0, 160, (2, 12))
+    with torch.inference_mode():
+        plain, eight, single = model(tokens), packed(tokens), packed(tokens[:1, :1])
+    assert (eight - plain).norm() < 0.03 * plain.norm()
+    assert (single - plain[:1, :1]).norm() < 0.03 * plain[:1, :1].norm()
+    with pytest.raises(UnsupportedError, match="load it in float32 to write it"):
+        parameters(packed)
+
+
+def test_off_the_cpu_it_is_refused():
+    model = luban.build_model(luban.ModelSpec(), device="meta")
+    with pytest.raises(ConfigError, match="run on the CPU alone, not on meta"):
+        pack_int8(model, model.embedding.weight)
