@@ -11,17 +11,18 @@ models, the unigram entropy for the others.
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import subprocess
-import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from luban.cli.main import main as main_of_luban
 from luban.core.config import to_toml
 from luban.data.shards import Shards
 
@@ -45,11 +46,11 @@ class Row:
     model: dict[str, Any]
     objective: dict[str, Any] = field(default_factory=lambda: {"type": "causal"})
     causal: bool = True  # which entropy it must come below
-    train: dict[str, Any] = field(default_factory=dict)
+    lr: float = 3e-3  # peak; post-norm models need a lower one
 
 
 ROWS = (
-    Row("GPT-1, causal", GPT | {"block": "post"}),
+    Row("GPT-1, causal", GPT | {"block": "post"}, lr=1e-3),
     Row("GPT-2, causal", GPT),
     Row("GPT-3, causal", GPT | {"attention": GPT["attention"] | {"window": 32, "windowed": [False, True]}}),
     Row("LLaMA, causal", LLAMA),
@@ -69,21 +70,21 @@ ROWS = (
                   "words": {"filters": [16, 16, 32, 32], "highways": 1}}, **FAN_IN},
         {"type": "bidirectional", "characters": 12}),
     Row("BERT, masked + next sentence", ENCODER | {"body": {"type": "encoder", "segments": 2}, "head": PAIRS, "tied_head": True},
-        {"type": "masked", "copies": 10, "pairing": "next_sentence"}, False),
+        {"type": "masked", "copies": 10, "pairing": "next_sentence"}, False, lr=1e-3),
     Row("BERT, whole words", ENCODER | {"body": "encoder", "head": "masked_lm", "tied_head": True},
-        {"type": "masked", "selection": "words"}, False),
+        {"type": "masked", "selection": "words"}, False, lr=1e-3),
     Row("RoBERTa, dynamic masks", ENCODER | {"body": {"type": "encoder", "segments": 1}, "head": "masked_lm", "tied_head": True},
-        {"type": "masked"}, False),
+        {"type": "masked"}, False, lr=1e-3),
     Row("ALBERT, n-grams + order",
         ENCODER | {"body": {"type": "encoder", "segments": 2, "embedding_width": 32, "groups": 1}, "head": PAIRS, "tied_head": True},
-        {"type": "masked", "selection": "ngrams", "pairing": "sentence_order"}, False),
+        {"type": "masked", "selection": "ngrams", "pairing": "sentence_order"}, False, lr=1e-3),
     Row("Prefix LM", LLAMA, {"type": "prefix"}, False),
     Row("GLM, blank infilling", GPT | {"position": "learned_2d"}, {"type": "blank_infilling"}, False),
     Row("BART, denoising", ENCODER | {"body": "encoder_decoder", "head": {"type": "language_model", "bias": True}, "tied_head": True},
-        {"type": "denoising"}, False),
+        {"type": "denoising"}, False, lr=1e-3),
     Row("Transformer, denoising", {"body": "encoder_decoder", "position": "sinusoidal", "norm": "layernorm", "block": "post",
                                    "attention": {"heads": 4}, "feedforward": {"type": "relu", "width": 256, "bias": True},
-                                   "tied_head": True}, {"type": "denoising", "noise": "token_masking"}, False),
+                                   "tied_head": True}, {"type": "denoising", "noise": "token_masking"}, False, lr=1e-3),
     Row("T5, span corruption", {"body": "encoder_decoder", "position": {"type": "t5", "buckets": 16, "max_distance": 64},
                                 "attention": {"type": "grouped", "heads": 4, "score_scale": 1.0, "head_dim": 16},
                                 "feedforward": {"type": "relu", "width": 256}, "init": {"type": "fan_in", "embedding": 1.0},
@@ -93,10 +94,11 @@ ROWS = (
 
 
 def luban(*arguments: object) -> None:
-    """One command as a user gives it; what it says is shown only if it fails."""
-    done = subprocess.run([sys.executable, "-m", "luban", *map(str, arguments)], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"luban {' '.join(map(str, arguments))}\n{done.stdout}{done.stderr}")
+    """One command as a user gives it. Raises SystemExit where it fails."""
+    with redirect_stdout(io.StringIO()):
+        failed = main_of_luban([str(argument) for argument in arguments])
+    if failed:
+        raise SystemExit(f"luban {' '.join(map(str, arguments))} failed")
 
 
 def entropies(shards: Shards) -> tuple[float, float]:
@@ -117,8 +119,8 @@ def measure(row: Row, shards: Path, out: Path, steps: int) -> tuple[float, float
     """(first loss, mean loss of the last tenth, seconds) of one run."""
     recipe = {
         "model": {"width": 64, "layers": 2, "context": 128, **row.model}, "objective": row.objective,
-        "data": {"path": str(shards)}, "optim": {"type": "adamw", "lr": 3e-3}, "schedule": {"type": "cosine", "warmup": 20},
-        "train": {"steps": steps, "batch_size": 16, "seq_len": 96, "log_every": 1, "device": "cpu", **row.train},
+        "data": {"path": str(shards)}, "optim": {"type": "adamw", "lr": row.lr}, "schedule": {"type": "cosine", "warmup": 20},
+        "train": {"steps": steps, "batch_size": 16, "seq_len": 64, "log_every": 1, "device": "cpu"},
         "checkpoint": {"every": steps}, "validation": {"every": 0, "batches": 4},
     }  # fmt: skip
     file = out.with_suffix(".toml")
@@ -148,7 +150,7 @@ def main() -> None:
             "--algorithm",
             "char",
             "--vocab-size",
-            160,
+            384,
         )
         luban("data", "pack", home / "corpus", "--tokenizer", home / "tokenizer", "--out", home / "shards")
         unigram, bigram = entropies(Shards.open(home / "shards"))
