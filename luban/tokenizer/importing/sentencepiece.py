@@ -69,6 +69,11 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, Settings]:
         raise UnsupportedError(
             f"{path} is a SentencePiece word or character model: only BPE and unigram can be imported"
         )
+    return build(model)
+
+
+def build(model: Model) -> tuple[tokenizers.Tokenizer, Settings]:
+    """A tokenizer that gives the model's ids."""
     unknown = model.first(UNKNOWN)
     made = tokenizers.Tokenizer(_unigram(model, unknown) if model.kind == UNIGRAM else _bpe(model, unknown))
     made.normalizer = _normalizer(model)

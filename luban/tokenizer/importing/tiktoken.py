@@ -18,8 +18,8 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from luban.core.errors import DataError
 from luban.tokenizer.settings import Settings
 
-_CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_R50K = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+R50K = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER, _SHORT = (
     r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]",
     r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]",
@@ -42,10 +42,10 @@ class Family:
 
 _FIM = ("<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
 FAMILIES = {  # by the number of ranks
-    50256: Family(_R50K, {"<|endoftext|>": 50256}, "<|endoftext|>"),
-    100256: Family(_CL100K, {**{t: 100257 + i for i, t in enumerate(_FIM)}, "<|endofprompt|>": 100276}, "<|endoftext|>"),
+    50256: Family(R50K, {"<|endoftext|>": 50256}, "<|endoftext|>"),
+    100256: Family(CL100K, {**{t: 100257 + i for i, t in enumerate(_FIM)}, "<|endofprompt|>": 100276}, "<|endoftext|>"),
     199998: Family(_O200K, {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}, "<|endoftext|>"),
-    128000: Family(_CL100K, {
+    128000: Family(CL100K, {
         "<|begin_of_text|>": 128000, "<|end_of_text|>": 128001, "<|start_header_id|>": 128006,
         "<|end_header_id|>": 128007, "<|eom_id|>": 128008, "<|eot_id|>": 128009, "<|python_tag|>": 128010,
     }, "<|end_of_text|>"),
@@ -58,7 +58,7 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, Settings]:
     A file of unknown size is taken for one of cl100k's kind, with `<|endoftext|>` behind its last rank.
     """
     ranks = read_ranks(path)
-    family = FAMILIES.get(len(ranks)) or Family(_CL100K, {"<|endoftext|>": max(ranks.values()) + 1}, "<|endoftext|>")
+    family = FAMILIES.get(len(ranks)) or Family(CL100K, {"<|endoftext|>": max(ranks.values()) + 1}, "<|endoftext|>")
     spelled = {token: "".join(_SPELLING[byte] for byte in token) for token in ranks}
     vocabulary = {spelled[token]: rank for token, rank in ranks.items()}
     pairs = (split(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1)
