@@ -11,10 +11,12 @@ step does more: document boundaries, token-counted loss, NaN checks, determinist
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +30,7 @@ from luban.core.config import from_dict, load_toml, override
 from luban.data.batch import Batch
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
-from luban.train.device import set_determinism
+from luban.train.device import keep_freed_memory, set_determinism
 from luban.train.precision import COMPUTE, LossScale, Masters
 from luban.train.recipe import Recipe, resolve_spec
 from luban.train.step import TrainStep, loss_function
@@ -38,9 +40,11 @@ CPU = torch.device("cpu")
 
 
 class PlainBlock(nn.Module):
-    def __init__(self, width: int, heads: int, kv_heads: int, inner: int):
+    def __init__(self, width: int, heads: int, kv_heads: int, inner: int, qk_norm: bool):
         super().__init__()
         self.heads, self.kv_heads, self.head = heads, kv_heads, width // heads
+        self.q_norm = nn.RMSNorm(self.head, eps=1e-5) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(self.head, eps=1e-5) if qk_norm else nn.Identity()
         self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -50,7 +54,7 @@ class PlainBlock(nn.Module):
         B, T, E = x.shape
         sizes = [self.heads * self.head, self.kv_heads * self.head, self.kv_heads * self.head]
         q, k, v = (y.view(B, T, -1, self.head).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(sizes, -1))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         x = x + self.out(mixed.transpose(1, 2).reshape(B, T, E))
         gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
@@ -68,7 +72,8 @@ class Plain(nn.Module):
         heads, kv_heads = spec.attention.heads, spec.attention.key_heads()
         self.embedding = nn.Embedding(VOCABULARY, spec.width)
         self.blocks = nn.ModuleList(
-            PlainBlock(spec.width, heads, kv_heads, spec.feedforward.width) for _ in range(spec.layers)
+            PlainBlock(spec.width, heads, kv_heads, spec.feedforward.width, spec.attention.qk_norm is not None)
+            for _ in range(spec.layers)
         )
         self.norm, self.head = nn.RMSNorm(spec.width, eps=1e-5), nn.Linear(spec.width, VOCABULARY, bias=False)
         half = spec.width // heads // 2
@@ -119,6 +124,45 @@ def random_batch(rows: int, seq_len: int, draw: np.random.Generator) -> Batch:
                  loss_mask=np.ones((rows, seq_len), dtype=bool))  # fmt: skip
 
 
+class Side:
+    """One of the two in a process of its own, so that neither sees the other's settings."""
+
+    def __init__(self, name: str, recipe: Recipe):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(name, recipe, theirs), daemon=True)
+        self.process.start()
+
+    def turn(self, steps: int) -> list[float]:
+        """Seconds of each of these steps, taken while the other side waits."""
+        self.pipe.send(steps)
+        return self.pipe.recv()
+
+    def close(self) -> None:
+        self.pipe.send(0)
+        self.process.join()
+
+
+def serve(name: str, recipe: Recipe, pipe: Connection) -> None:
+    """Take steps when told how many, until told none."""
+    train, spec = recipe.train, resolve_spec(recipe.model, VOCABULARY)
+    if name == "luban":
+        set_determinism(None, CPU)
+        keep_freed_memory(CPU)
+        step = luban_step(recipe, spec)
+    else:
+        step = plain_step(spec, train.seq_len)
+    draw = np.random.default_rng(0)
+    while steps := pipe.recv():
+        times = []
+        for _ in range(steps):
+            batch = random_batch(train.batch_size, train.seq_len, draw)
+            began = time.perf_counter()
+            step(batch)
+            times.append(time.perf_counter() - began)
+        pipe.send(times)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=5, help="turns of each")
@@ -128,20 +172,15 @@ def main() -> None:
     args: SimpleNamespace = arguments.parse_args()
     data = load_toml(Path(luban.recipes.__file__).parent / f"{args.recipe}.toml")
     recipe = from_dict(Recipe, override(data, [("optim.type", args.optimizer)]))
-    spec, train = resolve_spec(recipe.model, VOCABULARY), recipe.train
-    draw = np.random.default_rng(0)
-    sides = {"plain": plain_step(spec, train.seq_len), "luban": luban_step(recipe, spec)}
-    deterministic = {"plain": False, "luban": True}
+    sides = {name: Side(name, recipe) for name in ("plain", "luban")}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(args.rounds + 1):
-        for name, step in sides.items():
-            set_determinism(deterministic[name], CPU)
-            for _ in range(args.steps if turn else 2):
-                batch = random_batch(train.batch_size, train.seq_len, draw)
-                began = time.perf_counter()
-                step(batch)
-                if turn:  # the first turn compiles
-                    times[name].append(time.perf_counter() - began)
+        for name, side in sides.items():
+            found = side.turn(args.steps if turn else 2)
+            times[name] += found if turn else []  # the first turn compiles
+    for side in sides.values():
+        side.close()
+    train = recipe.train
     tokens = train.batch_size * train.seq_len
     for name, values in times.items():
         median = statistics.median(values)

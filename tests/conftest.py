@@ -46,12 +46,12 @@ def write_checkpoint(folder: Path, spec, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
-    """A checkpoint of a random decoder over bytes, context 128."""
+    """A checkpoint of a random decoder over bytes, context 512."""
     from luban import ModelSpec
     from luban.nn.attention.grouped import Grouped
     from luban.nn.feedforward import SwiGLU
     from luban.nn.init import NormalInit
 
-    spec = ModelSpec(vocab_size=272, width=32, layers=2, context=128, attention=Grouped(heads=4, kv_heads=2),
+    spec = ModelSpec(vocab_size=272, width=32, layers=2, context=512, attention=Grouped(heads=4, kv_heads=2),
                      feedforward=SwiGLU(width=48), init=NormalInit(std=0.3))  # fmt: skip
     return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny-bytes", spec)

@@ -33,7 +33,7 @@ class Arguments:
     top_p: float = 1.0  # keep the likeliest tokens with this much probability
     seed: int | None = None  # of the draws; none: another each time
     device: str = "cpu"  # such as cpu or cuda
-    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16
+    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -59,7 +59,8 @@ def run(argv: Sequence[str]) -> None:
             return
         if line == "/reset":
             messages = list(opening)
-            say("the conversation is forgotten")
+            if interactive:
+                say("the conversation is forgotten")
         elif line.startswith("/") and line.split()[0] in ("/help", "/?"):
             say(COMMANDS)
         elif line:
@@ -70,9 +71,12 @@ def run(argv: Sequence[str]) -> None:
 def _ask(interactive: bool) -> str | None:
     """A line from the person, or None at the end of the input."""
     try:
-        return input("\n› " if interactive else "").strip()
+        line = input("\n› " if interactive else "").strip()
     except (EOFError, KeyboardInterrupt):
         return None
+    if not interactive and not line.startswith("/"):
+        say(f"› {line}")  # what a terminal would have shown
+    return line
 
 
 def _answer(engine, messages: list[dict[str, str]], sampling) -> str:

@@ -20,7 +20,6 @@ EXTRAS = {
     "pyarrow": ("corpus", "Parquet corpora"),
     "fastapi": ("serve", "luban serve"),
     "uvicorn": ("serve", "luban serve"),
-    "matplotlib": ("report", "figures for papers"),
     "tensorboard": ("tensorboard", "TensorBoard logs"),
 }
 

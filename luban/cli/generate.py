@@ -36,7 +36,7 @@ class Arguments:
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # end before this string; may be repeated
     seed: int | None = None  # of the draws; none: another each time
     device: str = "cpu"  # such as cpu or cuda
-    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16
+    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
 
 
 def run(argv: Sequence[str]) -> None:

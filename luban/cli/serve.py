@@ -30,7 +30,7 @@ class Arguments:
     port: int = 8000  # the next free one is taken where it is in use; 0: any
     api_key: str | None = None  # clients must send it; none: LUBAN_API_KEY from the environment
     device: str = "cpu"  # such as cpu or cuda
-    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16
+    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
 
 
 def run(argv: Sequence[str]) -> None:

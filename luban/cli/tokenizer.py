@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from luban.core.log import Bar
 
 @dataclass(frozen=True)
 class TrainArgs:
-    corpus: tyro.conf.Positional[Path]  # a corpus, from luban corpus build
+    corpora: tyro.conf.Positional[tuple[Path, ...]]  # corpora, from luban corpus build
     out: Path  # directory to make
     algorithm: str = "bpe"  # bpe, wordpiece, unigram, chinese (signs alone, the rest bpe) or char
     vocab_size: int = 4096  # ids in all, 16 special tokens counted
@@ -55,18 +56,22 @@ def run(argv: Sequence[str]) -> int | None:
 
 
 def train(argv: Sequence[str]) -> None:
-    """`luban tokenizer train CORPUS --out DIR`"""
-    args = parse(TrainArgs, argv, verb="tokenizer train", about="Learn a vocabulary from a corpus's training split.",
-                 examples="luban tokenizer train corpus --out tok --algorithm bpe --vocab-size 4096")  # fmt: skip
+    """`luban tokenizer train CORPUS… --out DIR`"""
+    args = parse(TrainArgs, argv, verb="tokenizer train", about="Learn a vocabulary from the training split of corpora.",
+                 examples="luban tokenizer train corpus --out tok --algorithm bpe --vocab-size 4096\n"
+                          "luban tokenizer train corpus questions --out tok")  # fmt: skip
     from luban.core.artifact import as_parent, open_artifact
     from luban.core.log import progress, say
     from luban.tokenizer.train import MOST_BYTES, train_tokenizer
 
-    held = open_artifact(args.corpus, "corpus").figures["train"]
-    share = min(0.9 * MOST_BYTES / max(held["bytes"], 1), 1.0)  # of a corpus that is too large, a sample
-    with progress("reading texts", total=held["documents"], unit="docs") as bar:
-        made = train_tokenizer(_texts(args.corpus, share, bar), args.out, algorithm=args.algorithm,
-                               vocab_size=args.vocab_size, parents=(as_parent("corpus", args.corpus),))  # fmt: skip
+    if not args.corpora:
+        raise DataError("luban tokenizer train needs at least one corpus, from luban corpus build")
+    held = [open_artifact(corpus, "corpus").figures["train"] for corpus in args.corpora]
+    share = min(0.9 * MOST_BYTES / max(sum(h["bytes"] for h in held), 1), 1.0)  # of what is too large, a sample
+    with progress("reading texts", total=sum(h["documents"] for h in held), unit="docs") as bar:
+        texts = itertools.chain.from_iterable(_texts(corpus, share, bar) for corpus in args.corpora)
+        made = train_tokenizer(texts, args.out, algorithm=args.algorithm, vocab_size=args.vocab_size,
+                               parents=tuple(as_parent("corpus", corpus) for corpus in args.corpora))  # fmt: skip
     say(f"tokenizer {args.out}: {args.algorithm}, {made.vocab_size} tokens")
 
 

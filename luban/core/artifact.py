@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from luban.core.errors import ArtifactError, DataError
+from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError, UsageError
 from luban.core.hashing import data_sha256, file_sha256
 
 MANIFEST = "manifest.json"
 INCOMPLETE = ".incomplete"
 LOCK = ".lock"
+REFUSALS = (UsageError, DataError, LineageError, UnsupportedError)  # input that no second try makes right
 VERSIONED = ("luban", "torch", "numpy", "tokenizers", "safetensors", "pyarrow", "triton")
 
 
@@ -179,7 +180,8 @@ class ArtifactWriter:
     Args:
         out: the directory to make. Refused when it exists and is not empty.
         kind, config, parents, seed, format: the artifact's identity.
-        resumable: keep and reuse an unfinished directory of the same identity; refuse another's.
+        resumable: keep and reuse an unfinished directory of the same identity; refuse another's. One that was
+            refused for its input before anything was resumed is removed all the same.
         volatile: glob patterns of files that hold times or logs; the manifest lists them, no hash covers them.
 
     Raises:
@@ -258,7 +260,7 @@ class ArtifactWriter:
         try:
             if error is None:
                 self._finish()
-            elif not self.resumable:
+            elif not self.resumable or (isinstance(error, REFUSALS) and not self.resumed):
                 shutil.rmtree(self.path, ignore_errors=True)
         finally:
             self._lock.close()

@@ -61,6 +61,8 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
     executor = EXECUTORS[on](workers)
     phases, tally = phases_of(list(steps)), Tally()
     plan = plan_tasks(sources, phases[0], tally, seed, heldout)
+    if not plan.tasks:
+        raise DataError(f"source {', '.join(plan.names.values())} holds no file to read")
     config = {"sources": plan.labels, "steps": [identity(spec) for spec in steps], "heldout": heldout,
               "licences": dict(sorted((licences or {}).items()))}  # fmt: skip
     census = Census(licences)

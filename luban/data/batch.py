@@ -17,6 +17,15 @@ class Batch:
     documents: np.ndarray  # (B, T) int32, which document of its row a token is of, from 0; -1 is padding
     positions: np.ndarray  # (B, T) int32, from 0 in each document
 
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What a loss reads, rows first, in the order of its arguments."""
+        return self.tokens, self.targets, self.loss_mask, self.documents, self.positions
+
+    @property
+    def tokens_read(self) -> int:
+        """Number of real tokens."""
+        return int((self.documents >= 0).sum())
+
     @property
     def tokens_trained(self) -> int:
         """Number of targets that count in the loss."""

@@ -11,7 +11,7 @@ import numpy as np
 from luban.core.errors import ConfigError
 from luban.core.seeding import generator
 from luban.data.batch import Batch
-from luban.data.packing import PACKINGS
+from luban.data.packing import PACKINGS, Packing
 from luban.data.shards import Shards
 
 AHEAD = 4  # batches prefetched a worker
@@ -24,7 +24,7 @@ class Loader:
         batch_size: sequences a step over all ranks; must divide by `world`.
         seq_len: input tokens a sequence, T.
         seed: of the order.
-        packing: "stream" (windows over all text) or "fit" (whole documents and padding).
+        packing: "stream" (windows over all text), "fit" (whole documents and padding), or rows already made.
         workers: threads that prepare batches ahead; the batches are the same for any number.
         rank, world: this process's slice of every batch.
 
@@ -33,7 +33,7 @@ class Loader:
         DataError: the split is smaller than one sequence.
     """
 
-    def __init__(self, shards: Shards, *, batch_size: int, seq_len: int, seed: int, packing: str = "stream",
+    def __init__(self, shards: Shards, *, batch_size: int, seq_len: int, seed: int, packing: str | Packing = "stream",
                  workers: int = 0, rank: int = 0, world: int = 1):  # fmt: skip
         if batch_size < 1 or seq_len < 1:
             raise ConfigError(f"batch_size and seq_len must be at least 1 ({batch_size} and {seq_len} given)")
@@ -45,7 +45,7 @@ class Loader:
         self.batch_size, self.seq_len = batch_size, seq_len
         share = batch_size // world
         self._slice = slice(rank * share, (rank + 1) * share)
-        self.packing = PACKINGS[packing](shards, seq_len)
+        self.packing: Packing = PACKINGS[packing](shards, seq_len) if isinstance(packing, str) else packing
         self._orders: dict[int, np.ndarray] = {}
 
     @property
@@ -65,7 +65,7 @@ class Loader:
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
             rows[here] = self._order(epoch)[places[here]]
-        return self.packing.gather(rows)
+        return self.packing.gather(rows, epochs)
 
     def _order(self, epoch: int) -> np.ndarray:
         order = self._orders.get(epoch)
@@ -96,16 +96,23 @@ class Loader:
                     future.cancel()
 
 
-def sequential_batches(shards: Shards, batch_size: int, seq_len: int, packing: str | None = None) -> Iterator[Batch]:
+def sequential_batches(shards: Shards, batch_size: int, seq_len: int, packing: str | Packing | None = None,
+                       batches: int = 0) -> Iterator[Batch]:  # fmt: skip
     """Every row of a split once and in order, for evaluation; the last batch is filled up with padding rows.
 
     Args:
-        packing: by default "fit" for conversations, whose answers need their questions, else "stream".
+        packing: by default "fit" for conversations, whose answers need their questions, else "stream";
+            or rows already made.
+        batches: at most so many batches, of rows spread evenly over the split; 0: all rows.
 
     Raises:
         DataError: the split is smaller than one sequence.
     """
-    packed = PACKINGS[packing or ("fit" if shards.has_mask else "stream")](shards, seq_len)
-    for start in range(0, packed.rows, batch_size):
-        rows = np.arange(start, start + batch_size)
-        yield packed.gather(np.where(rows < packed.rows, rows, -1))
+    packing = packing or ("fit" if shards.has_mask else "stream")
+    packed = PACKINGS[packing](shards, seq_len) if isinstance(packing, str) else packing
+    taken = min(batches * batch_size or packed.rows, packed.rows)
+    spread = np.arange(taken) * packed.rows // taken
+    for start in range(0, taken, batch_size):
+        rows = np.full(batch_size, -1)
+        rows[: len(spread[start : start + batch_size])] = spread[start : start + batch_size]
+        yield packed.gather(rows)

@@ -27,9 +27,9 @@ class Sizes:
     precision: str  # arithmetic of the evaluations
 
 
-CPU = Sizes(pretrain="luban_pretrain_cpu", sft="luban_sft_cpu", vocabulary=4096, pretrain_seconds=270,
+CPU = Sizes(pretrain="luban_pretrain_cpu", sft="luban_sft_cpu", vocabulary=4096, pretrain_seconds=240,
             precision="bfloat16")  # fmt: skip
-GPU = Sizes(pretrain="luban_pretrain_gpu", sft="luban_sft_gpu", vocabulary=4096, pretrain_seconds=120,
+GPU = Sizes(pretrain="luban_pretrain_gpu", sft="luban_sft_gpu", vocabulary=4096, pretrain_seconds=75,
             precision="bfloat16")  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def life(out: Path, sizes: Sizes, seed: int) -> list[Stage]:
         stage("questions", "questions and answers made from the docstrings, the same objects held out",
               "corpus", "build", "python:questions", "--seed", seed),
         stage("tokenizer", "a byte-level BPE vocabulary",
-              "tokenizer", "train", at["corpus"], "--algorithm", "bpe", "--vocab-size", sizes.vocabulary),
+              "tokenizer", "train", at["corpus"], at["questions"], "--algorithm", "bpe", "--vocab-size", sizes.vocabulary),
         stage("shards", "tokens in memory-mapped files, document boundaries kept",
               "data", "pack", at["corpus"], "--tokenizer", at["tokenizer"]),
         stage("chat-shards", "conversations with their loss masks",

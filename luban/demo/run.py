@@ -55,7 +55,8 @@ def demo(out: Path, seed: int, serve: bool) -> None:
         say("chat page  at the address below; Ctrl-C ends the server\n")
         _call(["serve", str(out / "sft")])
     else:
-        subprocess.run(_luban(["chat", str(out / "sft")]), input="\n".join(QUESTIONS) + "\n", text=True, check=True)
+        asked = "\n/reset\n".join(QUESTIONS) + "\n"
+        subprocess.run(_luban(["chat", str(out / "sft"), "--temperature", "0"]), input=asked, text=True, check=True)
         say(f"serve it   luban serve {out / 'sft'}")
 
 

@@ -9,7 +9,7 @@ import math
 import torch
 
 from luban.core.errors import DataError
-from luban.evals.likelihood import negative_log_likelihood, windows
+from luban.evals.likelihood import negative_log_likelihood, reading_length, windows
 from luban.evals.task import Material, Outcome
 from luban.load.model import LoadedModel
 
@@ -28,7 +28,7 @@ class BitsPerByte:
         stream = "".join(d.text for d in documents).encode()
         if not stream:
             raise DataError("bits_per_byte needs held-out text: the corpus has no plain held-out document")
-        context = model.spec.context
+        context = reading_length(model)
         cut, owner = [], []
         for index, token_ids in enumerate(model.tokenizer.encode_batch([d.text for d in documents])):
             ids = [model.tokenizer.bos_id, *token_ids, model.tokenizer.eos_id]

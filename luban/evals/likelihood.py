@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from luban.core.log import progress
+from luban.load.model import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,12 @@ class Window:
     tokens: list[int]
     targets: list[int]
     scored: list[bool]
+
+
+def reading_length(model: LoadedModel) -> int:
+    """Tokens a window may read: the context, or the sequences of its training where those were shorter."""
+    trained = (model.manifest.config.get("train") or {}).get("seq_len") if model.manifest else None
+    return min(model.spec.context, trained or model.spec.context)
 
 
 def windows(token_ids: Sequence[int], scored: Sequence[bool], context: int, stride: int) -> Iterator[Window]:

@@ -1,14 +1,15 @@
-"""Biases that depend on the distance between a query and a key alone, as tables over the distance.
+"""Biases that depend on the distance between a query and a key alone.
 
-A kernel adds table[h, i − j] to a score. The gradient of a learned parameter is the sum over all pairs of
-(gradient of the score) × (derivative of the bias at that distance), so a bias also gives those derivatives as
-tables: `moments`. Buckets (T5) are summed bucket by bucket instead.
+A kernel adds bias[h, i − j] to a score. ALiBi and KERPLE are computed in registers from one or two numbers a head;
+T5's buckets are read from a table over the distance. Where parameters are learned, their gradient is the sum over
+all pairs of (gradient of the score) × (derivative of the bias at that distance), gathered in the backward pass.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,11 +19,11 @@ from torch import Tensor
 class DistanceBias:
     """A bias for H heads over distances −(S−1) … T−1; place `zero` of a table holds distance 0."""
 
-    table: Tensor  # (H, distances) float32, what is added to the scaled score
-    moments: tuple[Tensor, ...] = ()  # each (H, distances): derivatives by the parameters behind the table
-    parameters: tuple[Tensor, ...] = ()  # each (H,), aligned with moments
+    form: Literal["alibi", "power", "log", "buckets"]  # how a kernel gets it
+    table: Tensor  # (H, distances) float32, what is added to the scaled score; differentiable
+    parameters: tuple[Tensor, ...]  # alibi: slopes (H,); KERPLE: r1, r2 (H,); buckets: weight (H, buckets)
+    scale: float = 1.0  # what KERPLE's bias is multiplied by
     buckets: Tensor | None = None  # (distances,) int32: the table is parameters[0][:, buckets]
-    slopes: Tensor | None = None  # (H,): the table is −slope·distance; a kernel needs no table then
     zero: int = 0  # index of distance 0
 
 
@@ -45,25 +46,21 @@ def alibi_slopes(heads: int) -> Tensor:
 def alibi(slopes: Tensor, queries: int, keys: int) -> DistanceBias:
     """−m_h·|i − j|, added after scaling (Press et al. 2022)."""
     delta, zero = distances(queries, keys, slopes.device)
-    return DistanceBias(-slopes[:, None] * delta.abs(), slopes=slopes, zero=zero)
+    return DistanceBias("alibi", -slopes[:, None] * delta.abs(), (slopes,), zero=zero)
 
 
 def kerple_power(r1: Tensor, r2: Tensor, queries: int, keys: int, scale: float) -> DistanceBias:
     """−r1·|i − j|^r2 inside the scaling, r1 > 0, 0 < r2 ≤ 2 (Chi et al. 2022, equation 1 and corollary 1)."""
     delta, zero = distances(queries, keys, r1.device)
-    size = delta.abs().clamp(min=1e-30)
-    power = torch.where(delta == 0, 0.0, size ** r2.detach()[:, None])
-    value = -scale * r1.detach()[:, None] * power
-    return DistanceBias(value, (-scale * power, value * size.log()), (r1, r2), zero=zero)
+    power = torch.where(delta == 0, 0.0, delta.abs().clamp(min=1) ** r2[:, None])
+    return DistanceBias("power", -scale * r1[:, None] * power, (r1, r2), scale, zero=zero)
 
 
 def kerple_log(r1: Tensor, r2: Tensor, queries: int, keys: int, scale: float) -> DistanceBias:
     """−r1·log(1 + r2·|i − j|) inside the scaling, r1, r2 > 0 (Chi et al. 2022, equation 1 and corollary 1)."""
     delta, zero = distances(queries, keys, r1.device)
-    inner = 1 + r2.detach()[:, None] * delta.abs()
-    by_r1 = -scale * inner.log()
-    return DistanceBias(by_r1 * r1.detach()[:, None], (by_r1, -scale * r1.detach()[:, None] * delta.abs() / inner),
-                        (r1, r2), zero=zero)  # fmt: skip
+    value = -scale * r1[:, None] * torch.log1p(r2[:, None] * delta.abs())
+    return DistanceBias("log", value, (r1, r2), scale, zero=zero)
 
 
 def t5_buckets(delta: Tensor, buckets: int, max_distance: int, causal: bool) -> Tensor:
@@ -84,11 +81,11 @@ def t5(weight: Tensor, queries: int, keys: int, *, max_distance: int = 128, caus
     """weight[h, bucket(i − j)], weight (H, buckets) learned (Raffel et al. 2020)."""
     delta, zero = distances(queries, keys, weight.device)
     index = t5_buckets(delta, weight.shape[1], max_distance, causal)
-    return DistanceBias(weight.detach()[:, index.long()], parameters=(weight,), buckets=index, zero=zero)
+    return DistanceBias("buckets", weight[:, index.long()], (weight,), buckets=index, zero=zero)
 
 
 def dense(bias: DistanceBias, queries: int, keys: int) -> Tensor:
-    """(H, T, S) of the bias, for references and tests; not differentiable."""
+    """(H, T, S) of the bias, for references and tests."""
     i = torch.arange(keys - queries, keys, device=bias.table.device)[:, None]
     j = torch.arange(keys, device=bias.table.device)[None]
     return bias.table[:, i - j + bias.zero]

@@ -6,11 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent, free_bytes, incomplete_path, write_json
-from luban.core.errors import ArtifactError, DataError
+from luban.core.errors import ArtifactError, DataError, UnsupportedError
 from luban.core.terms import require_exportable
 from luban.load.model import LoadedModel
 from luban.load.tensors import WEIGHTS
@@ -72,13 +73,19 @@ def import_model(m: LoadedModel, out: str | Path) -> Path:
 
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter, shared ones once, contiguous on the CPU."""
+    """Every parameter, shared ones once, contiguous on the CPU. Raises UnsupportedError for 8-bit weights."""
+    if any(p.dtype == torch.int8 for p in module.parameters()):
+        raise UnsupportedError("a model with int8 weights is for inference alone: load it in float32 to write it")
     return {name: p.detach().to("cpu", copy=False).contiguous() for name, p in module.named_parameters()}
 
 
 def copy_tokenizer(m: LoadedModel, folder: Path, *, everything: bool = False) -> None:
-    """Copy the tokenizer's files; its manifest too where the copy stays Luban's."""
-    source = Path(m.need_tokenizer().path)
+    """Copy the tokenizer's files (written where it came from none); its manifest too where the copy stays Luban's."""
+    tokenizer = m.need_tokenizer()
+    if tokenizer.path is None:
+        tokenizer.save(folder)
+        return
+    source = Path(tokenizer.path)
     source = source if source.is_dir() else source.parent
     for name in (*TOKENIZER_FILES, *((MANIFEST,) if everything else ())):
         if (source / name).is_file():

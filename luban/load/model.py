@@ -1,10 +1,10 @@
-"""`load_model`: a run, a checkpoint or a Hugging Face directory → model, tokenizer, lineage checked."""
+"""`load_model`: a run, a checkpoint, a Hugging Face directory or a GGUF file → model, tokenizer, lineage checked."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ from torch import nn
 from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifact, read_manifest
 from luban.core.errors import ArtifactError, DataError
 from luban.core.lineage import ancestor, require_same
+from luban.load.gguf import PACKAGED, packaged_file, read_gguf
 from luban.load.tensors import PICKLED, WEIGHTS, pickle_refusal, place, read_folder, read_tensors
 from luban.models.build import build_model
 from luban.models.convert.family import format_of, to_ours
 from luban.models.spec import SPEC, ModelSpec, read_spec
+from luban.nn.int8 import pack_int8
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
+INT8 = "int8"
 STEP = re.compile(r"step_(\d+)")
 
 
@@ -30,7 +33,7 @@ class LoadedModel:
     module: nn.Module  # in evaluation mode
     tokenizer: Tokenizer | None  # none where the directory holds none
     name: str  # for people: the directory's name
-    path: Path  # the directory that holds the weights
+    path: Path  # the directory (for GGUF the file) that holds the weights
     manifest: Manifest | None  # of the run or checkpoint; none for foreign directories
     stop_ids: tuple[int, ...] = ()  # tokens that end a generation
     begins_with_bos: bool = False  # whether the model's texts begin with the begin token
@@ -46,16 +49,25 @@ def load_model(path_or_name: str | Path, device: str = "cpu", dtype: str = "floa
     """Load a model.
 
     Args:
-        path_or_name: a run (unfinished too: its last checkpoint), a checkpoint, or a Hugging Face directory
-            with or without tokenizer files.
+        path_or_name: a run (unfinished too: its last checkpoint), a checkpoint, a Hugging Face directory
+            with or without tokenizer files, a GGUF file, or the name of a model that a package carries (smollm2).
         device: such as "cpu" or "cuda".
-        dtype: precision of the weights: float32, bfloat16, float16.
+        dtype: precision of the weights: float32, bfloat16, float16, or int8: dense layers in 8 bits for inference
+            on a CPU.
 
     Raises:
         ArtifactError: what the path holds instead, or which file or tensor is missing, damaged or misshapen.
         LineageError: the tokenizer isn't the one that the model was trained with.
     """
+    if dtype == INT8:
+        m = load_model(path_or_name, device, "float32")
+        pack_int8(m.module, m.module.embedding.weight)
+        return m
     path = Path(path_or_name)
+    if str(path_or_name) in PACKAGED and not path.exists():
+        return _load_gguf(packaged_file(str(path_or_name)), str(path_or_name), device, dtype)
+    if path.is_file() and path.suffix == ".gguf":
+        return _load_gguf(path, path.stem, device, dtype)
     if path.is_file() and path.suffix in PICKLED:
         raise ArtifactError(pickle_refusal(path))
     if path.is_dir() and (path / SPEC).is_file():
@@ -67,7 +79,8 @@ def load_model(path_or_name: str | Path, device: str = "cpu", dtype: str = "floa
         return _load_foreign(path, device, dtype)
     if not path.exists():
         raise ArtifactError(
-            f"{path_or_name} does not exist: a model is a run, a checkpoint or a Hugging Face directory"
+            f"{path_or_name} does not exist: a model is a run, a checkpoint, a Hugging Face directory, a GGUF file "
+            f"or one of {', '.join(PACKAGED)}"
         )
     what = (
         f"a {read_manifest(path).kind}" if (path / MANIFEST).is_file() else "no run, checkpoint or Hugging Face model"
@@ -128,6 +141,11 @@ def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     stops = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
     return _loaded(spec, module, tokenizer, path.name, path, None, stops)
+
+
+def _load_gguf(path: Path, name: str, device: str, dtype: str) -> LoadedModel:
+    spec, module, tokenizer, begins = read_gguf(path, device, dtype)
+    return replace(_loaded(spec, module, tokenizer, name, path, None), begins_with_bos=begins)
 
 
 def _loaded(spec: ModelSpec, module: nn.Module, tokenizer: Tokenizer | None, name: str, path: Path,

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from luban.core.errors import ConfigError, nearest
-from luban.models.decoder import Decoder
 from luban.models.spec import ModelSpec
 from luban.nn.init import initialise
 
@@ -23,7 +22,7 @@ def build_model(spec: ModelSpec, *, device: str | torch.device = "cpu", dtype: s
         seed: of the initialisation; none leaves the parameters unset, for weights that follow.
     """
     with torch.device("meta"):
-        model = Decoder(spec).to(torch_dtype(dtype))
+        model = spec.body.build(spec).to(torch_dtype(dtype))
     if torch.device(device).type == "meta":
         return model
     model.to_empty(device=device)

@@ -5,31 +5,63 @@ B batch, T new tokens, S tokens with those in the cache, E model width, V vocabu
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.core.opgraph import Op, within
 from luban.core.protocols import KVCache
-from luban.models.spec import ModelSpec
+from luban.models.body import Body, BodyModule
 from luban.nn.attention.mask import Frame, compute_dtype, score_mask
 
+if TYPE_CHECKING:
+    from luban.models.spec import ModelSpec
 
-class Decoder(nn.Module):
-    """Embedding, blocks, final norm, output layer. Its parameters are its only state."""
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderBody(Body):
+    """Blocks in which a token sees itself and those before it."""
+
+    def build(self, spec: ModelSpec) -> Decoder:
+        """The module with its head."""
+        return Decoder(spec)
+
+    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+        """Embeddings, blocks, the norm at the end."""
+        tokens = batch * seq
+        ops = [Op(name="embedding", kind="embedding", parameters=spec.vocab_size * spec.width,
+                  activation=tokens * spec.width)]  # fmt: skip
+        if learned := spec.position.parameters(spec.position_shape):
+            ops.append(Op(name="position", kind="embedding", parameters=learned))
+        if spec.embedding_norm:
+            ops.append(spec.embedding_norm.op("embedding_norm", tokens, spec.width))
+        block = spec.block.ops(spec, batch, seq)
+        for layer in range(spec.layers):
+            ops += within(f"blocks.{layer}", block)
+        if spec.block.final_norm:
+            ops.append(spec.norm.op("norm", tokens, spec.width))
+        return ops
+
+
+class Decoder(BodyModule):
+    """Embedding, blocks, final norm, head. Its parameters are its only state."""
 
     def __init__(self, spec: ModelSpec):
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec)
         self.embedding = nn.Embedding(spec.vocab_size, spec.width)
         self.position = spec.position.build(spec.position_shape)
+        self.embedding_norm = spec.embedding_norm.build(spec.width) if spec.embedding_norm else None
         self.blocks = nn.ModuleList(spec.block.build(spec) for _ in range(spec.layers))
+        self.window_of = [spec.attention.window_of(layer) for layer in range(spec.layers)]
+        self.windows = tuple(dict.fromkeys(self.window_of))
         self.norm = spec.norm.build(spec.width) if spec.block.final_norm else nn.Identity()
-        self.readout = None if spec.tied_head else nn.Linear(spec.width, spec.vocab_size, bias=False)
+        self.readout = spec.head.build(spec)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None,
-                positions: Tensor | None = None, segments: None = None, cache: KVCache | None = None,
+                positions: Tensor | None = None, segments: Tensor | None = None, cache: KVCache | None = None,
                 output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
         """Logits of the next token at every place, or the hidden states that `head` turns into them.
 
@@ -38,7 +70,8 @@ class Decoder(nn.Module):
             mask: (B, T) bool, true where a token is real (padding may be left or right).
             documents: (B, T) int; attention stays inside one document. Not together with a cache.
             positions: (B, T) or (1, T) int; default: real tokens counted from 0, in each document.
-            segments: not used by decoders.
+            segments: (B, T) int; tokens of segment 0 are a prefix that every token of their document sees (prefix LM,
+                blank infilling). With a cache they are for the first forward alone.
             cache: keys and values of earlier tokens; it takes up the new ones.
 
         Returns:
@@ -52,21 +85,25 @@ class Decoder(nn.Module):
         else:
             positions = count_positions(tokens, mask, documents) if positions is None else positions
             real, key_positions = mask, positions
+        positions, key_positions = self.position.place(positions, key_positions, cached=cache is not None)
         x_BTE = self.position.embed(self.embedding(tokens), positions)
-        added, causal = score_mask(
-            queries=queries, keys=key_positions.shape[-1], causal=True, window=self.spec.attention.window, real=real,
-            documents=documents, bias=self.position.bias(positions, key_positions), device=tokens.device,
-            dtype=compute_dtype(x_BTE),
-        )  # fmt: skip
-        frame = Frame(mask=added, causal=causal, tables=self.position.tables(positions), cache=cache)
-        for layer, block in enumerate(self.blocks):
-            x_BTE = block(x_BTE, frame, self.position, layer)
-        hidden = self.norm(x_BTE)
-        return hidden if output == "hidden" else self.head(hidden)
+        if self.embedding_norm is not None:
+            x_BTE = self.embedding_norm(x_BTE)
+        bias, tables = self.position.bias(positions, key_positions), self.position.tables(positions)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """(…, E) hidden states → (…, V) logits."""
-        return F.linear(hidden, self.embedding.weight) if self.readout is None else self.readout(hidden)
+        prefix = None if segments is None else segments == 0
+
+        def frame(window: int | None) -> Frame:
+            added, causal = score_mask(queries=queries, keys=key_positions.shape[-1], causal=True, window=window,
+                                       real=real, documents=documents, prefix=prefix, bias=bias,
+                                       device=tokens.device, dtype=compute_dtype(x_BTE))  # fmt: skip
+            return Frame(mask=added, causal=causal, tables=tables, cache=cache)
+
+        frames = {window: frame(window) for window in self.windows}
+        for layer, block in enumerate(self.blocks):
+            x_BTE = block(x_BTE, frames[self.window_of[layer]], self.position, layer)
+        hidden = self.norm(x_BTE)
+        return hidden if output == "hidden" else self.head(hidden, mask)
 
 
 def count_positions(tokens: Tensor, mask: Tensor | None, documents: Tensor | None) -> Tensor:

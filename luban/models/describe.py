@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luban.core.opgraph import Op, OpGraph, linear_op, within
+from luban.core.opgraph import OpGraph
 from luban.models.spec import ModelSpec
 
 
@@ -17,17 +17,5 @@ def describe(spec: ModelSpec, *, batch: int = 1, seq: int | None = None) -> OpGr
         seq: tokens a sequence; none: the whole context.
     """
     seq = spec.context if seq is None else seq
-    tokens = batch * seq
-    ops = [Op(name="embedding", kind="embedding", parameters=spec.vocab_size * spec.width,
-              activation=tokens * spec.width)]  # fmt: skip
-    if learned := spec.position.parameters(spec.position_shape):
-        ops.append(Op(name="position", kind="embedding", parameters=learned))
-    block = spec.block.ops(spec, batch, seq)
-    for layer in range(spec.layers):
-        ops += within(f"blocks.{layer}", block)
-    if spec.block.final_norm:
-        ops.append(spec.norm.op("norm", tokens, spec.width))
-    head = linear_op("readout", tokens, spec.width, spec.vocab_size)
-    if spec.tied_head:
-        head = Op(name=head.name, kind=head.kind, flops=head.flops, activation=head.activation)
-    return OpGraph(ops=(*ops, head), batch=batch, seq=seq)
+    ops = [*spec.body.ops(spec, batch, seq), *spec.head.ops(spec, batch, seq)]
+    return OpGraph(ops=tuple(ops), batch=batch, seq=seq)

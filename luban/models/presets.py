@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from luban.core.errors import ConfigError, nearest
+from luban.models.block.chatglm import NormedResidual
+from luban.models.block.family import Block
+from luban.models.block.parallel import Parallel
+from luban.models.block.post import PostNorm
+from luban.models.block.pre import PreNorm
+from luban.models.encoder_decoder_presets import ENCODER_DECODERS
+from luban.models.encoder_presets import ENCODERS
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import SwiGLU
-from luban.nn.norm import RMSNorm
+from luban.nn.feedforward import GELU, SwiGLU, TanhGELU
+from luban.nn.norm import LayerNorm, RMSNorm
+from luban.nn.position.alibi import Alibi
+from luban.nn.position.learned import Learned
+from luban.nn.position.rope import Rope
+from luban.nn.position.two import Rope2D
 
 
 def _llama(vocab: int, width: int, layers: int, heads: int, kv_heads: int, inner: int, context: int,
-           *, eps: float = 1e-5, tied: bool = False) -> ModelSpec:  # fmt: skip
+           *, eps: float = 1e-5, base: float = 10_000.0, tied: bool = False) -> ModelSpec:  # fmt: skip
     return ModelSpec(vocab_size=vocab, width=width, layers=layers, context=context, norm=RMSNorm(eps=eps),
                      attention=Grouped(heads=heads, kv_heads=kv_heads), feedforward=SwiGLU(width=inner),
-                     tied_head=tied)  # fmt: skip
+                     position=Rope(base=base), tied_head=tied)  # fmt: skip
+
+
+def _gpt(vocab: int, width: int, layers: int, heads: int, context: int, *, block: Block | None = None,
+         band: int | None = None) -> ModelSpec:  # fmt: skip
+    """LayerNorm, learned positions, biases, tied; with a `band` every second layer sees only so many tokens."""
+    attention = Grouped(heads=heads, qkv_bias=True, output_bias=True)
+    if band is not None:
+        attention = replace(attention, window=band, windowed=(False, True))
+    return ModelSpec(vocab_size=vocab, width=width, layers=layers, context=context, position=Learned(),
+                     norm=LayerNorm(), attention=attention, feedforward=TanhGELU(width=4 * width, bias=True),
+                     block=block or PreNorm(), tied_head=True)  # fmt: skip
+
+
+def _gpt3(width: int, layers: int, heads: int) -> ModelSpec:
+    """Alternating dense and locally banded layers (section 2.1); the paper gives no width of the band: 256 here."""
+    return _gpt(50_257, width, layers, heads, 2048, band=256)
+
+
+def _bloom(width: int, layers: int, heads: int) -> ModelSpec:
+    return replace(_gpt(250_880, width, layers, heads, 2048), position=Alibi(), embedding_norm=LayerNorm())
+
+
+def _falcon(width: int, layers: int, heads: int, kv_heads: int, norms: int) -> ModelSpec:
+    return ModelSpec(vocab_size=65_024, width=width, layers=layers, context=2048, norm=LayerNorm(),
+                     attention=Grouped(heads=heads, kv_heads=kv_heads), feedforward=GELU(width=4 * width),
+                     block=Parallel(norms=norms), tied_head=True)  # fmt: skip
 
 
 PRESETS: dict[str, ModelSpec] = {
@@ -31,7 +70,43 @@ PRESETS: dict[str, ModelSpec] = {
     "llama2-13b": _llama(32_000, 5120, 40, 40, 40, 13_824, 4096),
     "llama2-34b": _llama(32_000, 8192, 48, 64, 8, 22_016, 4096),
     "llama2-70b": _llama(32_000, 8192, 80, 64, 8, 28_672, 4096),
+    "smollm2-135m": _llama(49_152, 576, 30, 9, 3, 1536, 8192, base=100_000.0, tied=True),
+    # vocabulary, width, layers, heads, context
+    "gpt1": _gpt(40_478, 768, 12, 12, 512, block=PostNorm()),  # Radford et al. 2018, section 4.1
+    # GPT-2 (Radford et al. 2019, table 2; counts are the released models', the table's are too small)
+    "gpt2": _gpt(50_257, 768, 12, 12, 1024),
+    "gpt2-medium": _gpt(50_257, 1024, 24, 16, 1024),
+    "gpt2-large": _gpt(50_257, 1280, 36, 20, 1024),
+    "gpt2-xl": _gpt(50_257, 1600, 48, 25, 1024),
+    # GPT-3 (Brown et al. 2020, table 2.1): width, layers, heads
+    "gpt3-small": _gpt3(768, 12, 12),
+    "gpt3-medium": _gpt3(1024, 24, 16),
+    "gpt3-large": _gpt3(1536, 24, 16),
+    "gpt3-xl": _gpt3(2048, 24, 16),  # the table's 24 heads of 128 don't fit its width of 2,048: 16 of 128 do
+    "gpt3-2.7b": _gpt3(2560, 32, 32),
+    "gpt3-6.7b": _gpt3(4096, 32, 32),
+    "gpt3-13b": _gpt3(5120, 40, 40),  # the table's width of 5,140 contradicts its 40 heads of 128: 5,120 taken
+    "gpt3-175b": _gpt3(12_288, 96, 96),
+    # BLOOM (Scao et al. 2022, table 3): width, layers, heads
+    "bloom-560m": _bloom(1024, 24, 16),
+    "bloom-176b": _bloom(14_336, 70, 112),
+    # Falcon (Almazrouei et al. 2023): width, layers, heads, key heads, norms a block
+    "falcon-7b": _falcon(4544, 32, 71, 1, 1),
+    "falcon-40b": _falcon(8192, 60, 128, 8, 2),
+    # ChatGLM (Zeng et al. 2022, GLM-130B, and the released code)
+    "chatglm-6b": replace(_gpt(130_528, 4096, 28, 32, 2048, block=NormedResidual()), position=Rope2D()),
+    "chatglm2-6b": ModelSpec(
+        vocab_size=65_024,
+        width=4096,
+        layers=28,
+        context=32_768,
+        position=Rope(width=64, pairing="interleaved"),
+        attention=Grouped(heads=32, kv_heads=2, qkv_bias=True),
+        feedforward=SwiGLU(width=13_696),
+    ),
 }
+PRESETS |= ENCODERS
+PRESETS |= ENCODER_DECODERS
 
 
 def preset(name: str) -> ModelSpec:

@@ -11,6 +11,9 @@ from luban.core.config import from_dict, to_dict
 from luban.core.errors import ArtifactError, ConfigError
 from luban.models.block.family import Block
 from luban.models.block.pre import PreNorm
+from luban.models.body import Body
+from luban.models.decoder import DecoderBody
+from luban.models.head import Head, LanguageModel
 from luban.nn.attention.family import Attention
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import FeedForward, SwiGLU
@@ -24,7 +27,7 @@ SPEC = "spec.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A decoder's shape. The defaults are LLaMA's parts at a size for a laptop."""
+    """A model's shape. The defaults are LLaMA's parts at a size for a laptop."""
 
     vocab_size: int = 4096  # token ids, special tokens included
     width: int = 256  # E, of the residual stream
@@ -33,8 +36,11 @@ class ModelSpec:
     position: Position = field(default_factory=Rope)  # where a token stands
     attention: Attention = field(default_factory=lambda: Grouped(heads=8, kv_heads=4))  # how tokens look at each other
     norm: Norm = field(default_factory=RMSNorm)  # of every block and the end
+    embedding_norm: Norm | None = None  # of the embeddings, positions added (BLOOM, BERT); none: left as they are
     feedforward: FeedForward = field(default_factory=lambda: SwiGLU(width=768))  # the position-wise network
     block: Block = field(default_factory=PreNorm)  # how a layer is arranged
+    body: Body = field(default_factory=DecoderBody)  # what stands between tokens and hidden states
+    head: Head = field(default_factory=LanguageModel)  # what is read off the hidden states
     tied_head: bool = False  # whether the output layer is the embedding table
     init: Initialisation = field(default_factory=NormalInit)  # of a model trained from scratch
 
@@ -42,8 +48,7 @@ class ModelSpec:
         for name in ("vocab_size", "width", "layers", "context"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model {name} must be at least 1, {getattr(self, name)} given")
-        self.attention.check(self.width)
-        self.position.check(self.position_shape)
+        self.body.check(self)
 
     @property
     def position_shape(self) -> PositionShape:

@@ -27,6 +27,7 @@ class FeedForward(Variant):
         {
             "swiglu": "luban.nn.feedforward:SwiGLU",
             "geglu": "luban.nn.feedforward:GEGLU",
+            "geglu_tanh": "luban.nn.feedforward:TanhGEGLU",
             "gelu": "luban.nn.feedforward:GELU",
             "gelu_tanh": "luban.nn.feedforward:TanhGELU",
             "relu": "luban.nn.feedforward:ReLU",
@@ -62,11 +63,13 @@ class GatedFeedForward(nn.Module):
         self.activation = activation
         self.gate = nn.Linear(width, inner, bias=bias)
         self.up = nn.Linear(width, inner, bias=bias)
+        self.fused: nn.Module | None = None  # gate and up at once, where weights were packed for inference
         self.down = residual_linear(inner, width, bias=bias)
 
     def forward(self, x_BTE: Tensor) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        return self.down(self.activation(self.gate(x_BTE)) * self.up(x_BTE))
+        gate, up = self.fused(x_BTE).chunk(2, -1) if self.fused else (self.gate(x_BTE), self.up(x_BTE))
+        return self.down(self.activation(gate) * up)
 
 
 class PlainFeedForward(nn.Module):
@@ -96,6 +99,14 @@ class GEGLU(FeedForward):
     """Gated by exact GELU (Shazeer 2020)."""
 
     activation = staticmethod(F.gelu)
+    gated = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TanhGEGLU(FeedForward):
+    """Gated by GELU's tanh approximation, as T5 1.1 computes it."""
+
+    activation = staticmethod(partial(F.gelu, approximate="tanh"))
     gated = True
 
 

@@ -20,7 +20,11 @@ class Initialisation(Variant):
 
     registry: ClassVar[Registry] = Registry(
         "initialisation",
-        {"normal": "luban.nn.init:NormalInit", "fan_in": "luban.nn.init:FanInInit"},
+        {
+            "normal": "luban.nn.init:NormalInit",
+            "fan_in": "luban.nn.init:FanInInit",
+            "xavier": "luban.nn.init:XavierInit",
+        },
     )
     scale_residual: bool = True  # divide by √(2·layers) what writes into the residual stream (GPT-2)
 
@@ -67,12 +71,27 @@ class FanInInit(Initialisation):
         return self.embedding
 
 
+@dataclass(frozen=True, kw_only=True)
+class XavierInit(Initialisation):
+    """√(2 / (inputs + outputs)) for dense layers (Glorot & Bengio 2010, equation 12); a fixed one for embeddings."""
+
+    embedding: float = 0.02  # standard deviation of embedding tables
+
+    def linear_std(self, layer: nn.Linear) -> float:
+        """Between inputs and outputs."""
+        return math.sqrt(2 / (layer.in_features + layer.out_features))
+
+    def embedding_std(self, width: int) -> float:
+        """A fixed one."""
+        return self.embedding
+
+
 @torch.no_grad()
 def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int) -> None:
     """Fill every parameter of `model` in place, drawn in float32 on the CPU from (seed, parameter name).
 
     The values don't depend on device, precision, or on which other parameters there are. Dense layers and
-    embeddings follow `how`, biases are 0, norms are the identity; a module with a
+    embeddings follow `how` (times a layer's own `gain`), biases are 0, norms are the identity; a module with a
     `draw_parameters(draw)` of its own is asked, where `draw(name, shape)` gives standard normal numbers.
     """
     for prefix, module in model.named_modules():
@@ -84,7 +103,7 @@ def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int)
         if hasattr(module, "draw_parameters"):
             module.draw_parameters(draw)
         elif isinstance(module, nn.Linear):
-            std = how.linear_std(module)
+            std = how.linear_std(module) * getattr(module, "gain", 1.0)
             if how.scale_residual and getattr(module, "writes_residual", False):
                 std /= math.sqrt(2 * layers)
             module.weight.copy_(draw("weight", module.weight.shape).mul_(std))

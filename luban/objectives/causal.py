@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from luban.data.packing import PACKINGS, Packing
+from luban.data.shards import Shards
+from luban.objectives.family import Objective
+
 CHUNK_ELEMENTS = 2**26  # logits held at once: 256 MB in float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Causal(Objective):
+    """The next token from those before it; of conversations only what their mask trains."""
+
+    bodies = ("decoder", "recurrent")
+    heads = ("language_model",)
+    reads_whole_text = True
+
+    def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:
+        """Packed rows as they are."""
+        return PACKINGS[packing](shards, seq_len)
+
+    def loss(self, module: nn.Module, *arrays: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the trained targets."""
+        return causal_loss(module, *arrays)
 
 
 def causal_loss(module: nn.Module, tokens: Tensor, targets: Tensor, loss_mask: Tensor,

@@ -22,10 +22,10 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 class Muon(Optimizer):
     """Muon for the matrices inside the blocks; AdamW for embeddings, head, norms and biases."""
 
-    lr: float = 2e-2  # peak learning rate of the hidden matrices, in AdamW's units (update RMS 0.2)
+    lr: float = 5e-3  # peak learning rate of the hidden matrices, in AdamW's units (update RMS 0.2)
     momentum: float = 0.95  # decay of the momentum, Nesterov form
     rounds: int = 5  # Newton–Schulz rounds
-    adamw_lr: float = 3e-3  # peak learning rate of everything else
+    adamw_lr: float = 1e-2  # peak learning rate of everything else
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's, for everything else
     eps: float = 1e-8  # AdamW's, for everything else
 

@@ -112,8 +112,8 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
         Chart("gradient norm, before clipping", "step", "norm", [Series("gradient norm", _column(rows, "grad_norm"), "d")],
               **SMALL, clip_start=0.05),
     ]  # fmt: skip
-    last = rows[-1]
-    about = f"{last.get('step', 0):,} steps, {count(float(last.get('tokens', 0)))} tokens."
+    steps, tokens = (max(row.get(name, 0) for row in rows) for name in ("step", "tokens"))
+    about = f"{steps:,} steps, {count(float(tokens))} tokens."
     if measured:
         about += " Training loss is shown in bits per byte by the held-out text's tokens per byte."
     return {"title": f"Learning: {found.name}", "about": about, "main": _picture(main),

@@ -11,7 +11,7 @@ import tokenizers
 from luban.core.artifact import MANIFEST, incomplete_path, open_artifact, read_manifest
 from luban.core.errors import ArtifactError, DataError
 from luban.core.hashing import data_sha256
-from luban.tokenizer.settings import Settings, read_settings
+from luban.tokenizer.settings import Settings, read_settings, write_settings
 from luban.tokenizer.special import END_OF_TURN
 
 FILE = "tokenizer.json"
@@ -113,6 +113,12 @@ class Tokenizer:
     def to_json(self) -> str:
         """The vocabulary as a `tokenizer.json`."""
         return self._model.to_str(pretty=True)
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` and its settings into `folder`, as `transformers.AutoTokenizer` reads them too."""
+        (folder / FILE).write_text(self.to_json(), encoding="utf-8")
+        roles = {self.settings.bos_token, self.settings.eos_token, self.settings.pad_token, self.settings.unk_token}
+        write_settings(folder, self.settings, [token for token in self.special if token not in roles])
 
 
 def without_surrogates(text: str) -> str:

@@ -10,6 +10,8 @@ from luban.core.config import from_dict, merge, to_dict
 from luban.core.errors import ConfigError
 from luban.models.presets import preset
 from luban.models.spec import ModelSpec
+from luban.objectives.causal import Causal
+from luban.objectives.family import Objective
 from luban.optim.adamw import AdamW
 from luban.optim.family import Optimizer
 from luban.optim.schedule.cosine import Cosine
@@ -77,6 +79,7 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=dict)  # a ModelSpec's fields, or preset = "name" and changes to it
     init: str = ""  # start from this MODEL's weights and spec (empty: random weights)
     data: DataConfig = field(default_factory=DataConfig)
+    objective: Objective = field(default_factory=Causal)
     optim: Optimizer = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Cosine)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -15,9 +15,10 @@ from luban.core.log import say, warn
 from luban.core.seeding import seed_everything
 from luban.core.units import bytes_, count
 from luban.data.loader import Loader
+from luban.data.packing import Packing
 from luban.data.shards import Shards
 from luban.models.build import build_model
-from luban.train.device import can_compile, choose_device, set_determinism
+from luban.train.device import can_compile, choose_device, keep_freed_memory, set_determinism
 from luban.train.journal import require_tensorboard
 from luban.train.loop import Loop, Pieces
 from luban.train.precision import COMPUTE, LossScale, Masters
@@ -78,6 +79,7 @@ def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device)
     seed_everything(config.seed)
     torch.manual_seed(config.seed)
     set_determinism(config.deterministic, device)
+    keep_freed_memory(device)
     torch.set_float32_matmul_precision("high")
     module = build_model(start.spec, device=device, seed=None if start.weights else config.seed)
     masters = Masters(module, COMPUTE[config.precision])  # before the optimizer, which steps the masters
@@ -85,18 +87,26 @@ def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device)
         masters.load(start.weights)
     optimizer = recipe.optim.build(masters.parameters)
     scale = LossScale.of(config.precision)
-    loss = loss_function(module, compiled=config.compile and can_compile(device))
+    loss = loss_function(module, recipe.objective, compiled=config.compile and can_compile(device))
     step = TrainStep(loss, masters, optimizer, scale, clip=config.clip, accumulate=config.accumulate, device=device)
     loader = Loader(shards, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed,
-                    packing=recipe.data.packing, workers=recipe.data.workers)  # fmt: skip
+                    packing=rows_of(recipe, shards), workers=recipe.data.workers)  # fmt: skip
     return Pieces(recipe, module, loss, step, TrainState(start.spec, masters, optimizer, scale), loader,
                   _validator(recipe, shards, device))  # fmt: skip
+
+
+def rows_of(recipe: Recipe, shards: Shards) -> Packing:
+    """The rows that the recipe's objective makes of a split."""
+    return recipe.objective.examples(shards, seq_len=recipe.train.seq_len, seed=recipe.train.seed,
+                                     packing=recipe.data.packing)  # fmt: skip
 
 
 def _validator(recipe: Recipe, shards: Shards, device: torch.device) -> Validator | None:
     train = recipe.train
     try:
-        validator = Validator(Shards.open(shards.path, "heldout"), batch_size=train.batch_size // train.accumulate,
+        heldout = Shards.open(shards.path, "heldout")
+        rows = None if recipe.objective.reads_whole_text else rows_of(recipe, heldout)
+        validator = Validator(heldout, rows=rows, batch_size=train.batch_size // train.accumulate,
                               seq_len=train.seq_len, batches=recipe.validation.batches, device=device)  # fmt: skip
         next(validator.batches_once())
     except DataError as error:

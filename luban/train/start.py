@@ -33,27 +33,37 @@ def choose_start(recipe: Recipe, shards: Shards) -> Start:
         LineageError: the model of `init` was made with another tokenizer than the shards.
         ConfigError: `[model]` describes another model than `init`, or a vocabulary that is not the data's.
     """
+    vocabulary = shards.vocab_size + recipe.objective.extra_ids()
     if not recipe.init:
-        spec = resolve_spec(recipe.model, shards.vocab_size)
-        return Start(spec=_check_context(spec, recipe))
+        spec = resolve_spec(recipe.model, vocabulary)
+        return Start(spec=_check(spec, recipe))
     model = load_model(recipe.init)
     if model.tokenizer is not None:
         shards.require_tokenizer(model.tokenizer.content_hash, f"model {recipe.init}")
     spec = model.spec
-    if spec.vocab_size < shards.vocab_size:  # a larger one has rows to spare, as foreign models do
+    if spec.vocab_size < vocabulary:  # a larger one has rows to spare, as foreign models do
         raise ConfigError(f"model {recipe.init} has a vocabulary of {spec.vocab_size}, shards {shards.path} "
-                          f"of {shards.vocab_size}: pack the data with the model's tokenizer")  # fmt: skip
+                          f"of {vocabulary}: pack the data with the model's tokenizer")  # fmt: skip
     if recipe.model:
-        _same_spec(to_dict(resolve_spec(recipe.model, shards.vocab_size)), to_dict(spec), recipe.init)
+        _same_spec(to_dict(resolve_spec(recipe.model, vocabulary)), to_dict(spec), recipe.init)
     weights = {name: parameter.detach() for name, parameter in model.module.named_parameters()}
-    parents = (as_parent("init", model.path),) if (model.path / MANIFEST).is_file() else ()
-    return Start(spec=_check_context(spec, recipe), weights=weights, parents=parents)
+    known = next(
+        (p for p in (Path(recipe.init), model.path) if (p / MANIFEST).is_file()), None
+    )  # a run, else a checkpoint
+    parents = (as_parent("init", known),) if known else ()
+    return Start(spec=_check(spec, recipe), weights=weights, parents=parents)
 
 
-def _check_context(spec: ModelSpec, recipe: Recipe) -> ModelSpec:
+def _check(spec: ModelSpec, recipe: Recipe) -> ModelSpec:
     if recipe.train.seq_len > spec.context:
         raise ConfigError(f"train.seq_len is {recipe.train.seq_len}, but the model's context is {spec.context} tokens: "
                           "lower --train.seq_len or raise --model.context")  # fmt: skip
+    objective = recipe.objective
+    name, body, head = (part.registry.name_of(type(part)) for part in (objective, spec.body, spec.head))
+    if body not in objective.bodies or head not in objective.heads:
+        raise ConfigError(f"objective {name} trains a model of body {' or '.join(objective.bodies)} with head "
+                          f"{' or '.join(objective.heads)}, and this one has body {body} and head {head}")  # fmt: skip
+    objective.require(spec.head)
     return spec
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from luban.data.batch import Batch
-from luban.objectives.causal import causal_loss
+from luban.objectives.family import Objective
 from luban.optim.clip import global_norm, scale_
 from luban.optim.family import Stepper
 from luban.train.precision import LossScale, Masters
 
-LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # a batch's arrays → fp32 sum of losses
+LossFunction = Callable[..., Tensor]  # a batch's arrays → fp32 sum of losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +29,18 @@ class StepResult:
     explained: bool  # bad, but only because the fp16 loss scale was too large
 
 
-def loss_function(module: nn.Module, *, compiled: bool) -> LossFunction:
+def loss_function(module: nn.Module, objective: Objective, *, compiled: bool) -> LossFunction:
     """The summed loss of a batch as one function, compiled or not."""
 
-    def summed(tokens: Tensor, targets: Tensor, loss_mask: Tensor, documents: Tensor, positions: Tensor) -> Tensor:
-        return causal_loss(module, tokens, targets, loss_mask, documents, positions)[0]
+    def summed(*arrays: Tensor) -> Tensor:
+        return objective.loss(module, *arrays)[0]
 
     return torch.compile(summed, dynamic=False) if compiled else summed
 
 
-def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The batch's five (B, T) arrays as tensors."""
-    arrays = (batch.tokens, batch.targets, batch.loss_mask, batch.documents, batch.positions)
-    tensors = tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
+    """The batch's arrays as tensors, each with its rows first."""
+    tensors = tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in batch.arrays())
     if device.type == "cuda":
         tensors = tuple(t.pin_memory().to(device, non_blocking=True) for t in tensors)
     return tensors
@@ -77,7 +76,7 @@ class TrainStep:
             self.masters.publish()
         self.masters.clear()
         explained = self.scale.update(not good) and bool(np.isfinite(loss_sum))
-        return StepResult(loss=loss_sum / trained, tokens=int((batch.documents >= 0).sum()), grad_norm=norm,
+        return StepResult(loss=loss_sum / trained, tokens=batch.tokens_read, grad_norm=norm,
                           bad=not good, explained=explained)  # fmt: skip
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, ...]]:

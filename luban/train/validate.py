@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import nn
 
 from luban.data.batch import Batch
 from luban.data.loader import sequential_batches
+from luban.data.packing import Packing
 from luban.data.shards import Shards
 from luban.train.step import LossFunction, to_device
 
@@ -33,18 +33,20 @@ class Validation:
 class Validator:
     """Measures the same held-out batches each time.
 
-    Bits per byte of the whole split are its summed loss / ln 2 / its UTF-8 bytes; of the first
-    `batches` batches, the mean loss stands for the rest.
+    Bits per byte of the whole split are its summed loss / ln 2 / its UTF-8 bytes; where only `batches`
+    batches are read, their rows are spread evenly over the split, and their mean loss stands for the rest.
+    `rows` are those of an objective for which bits per byte mean nothing; without them the text is read as
+    it stands.
     """
 
-    def __init__(self, shards: Shards, *, batch_size: int, seq_len: int, batches: int, device: torch.device):
-        self.shards, self.device = shards, device
+    def __init__(self, shards: Shards, *, batch_size: int, seq_len: int, batches: int, device: torch.device,
+                 rows: Packing | None = None):  # fmt: skip
+        self.shards, self.device, self.rows = shards, device, rows
         self.batch_size, self.seq_len, self.batches = batch_size, seq_len, batches
 
     def batches_once(self) -> Iterator[Batch]:
         """The batches, always the same. Raises DataError where the split is smaller than one sequence."""
-        every = sequential_batches(self.shards, self.batch_size, self.seq_len)
-        return islice(every, self.batches) if self.batches else iter(every)
+        return sequential_batches(self.shards, self.batch_size, self.seq_len, self.rows, self.batches)
 
     def __call__(self, module: nn.Module, loss: LossFunction) -> Validation:
         """Measure. Gradients stay enabled, since a compiled loss would otherwise be compiled a second time."""
@@ -57,7 +59,7 @@ class Validator:
         return Validation(loss=mean, tokens=tokens, bits_per_byte=self._bits_per_byte(mean))
 
     def _bits_per_byte(self, mean: float) -> float | None:
-        if self.shards.has_mask or not self.shards.bytes:
+        if self.shards.has_mask or self.rows is not None or not self.shards.bytes:
             return None
         targets = self.shards.tokens - self.shards.documents  # the first token of a document is given, not predicted
         return mean * targets / math.log(2) / self.shards.bytes

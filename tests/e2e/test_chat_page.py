@@ -171,9 +171,9 @@ def test_escape_stops_an_answer(browser, plain):
 def test_errors_are_shown_and_nothing_typed_is_lost(browser, plain):
     browser.open(plain)
     browser.until("state.model")
-    browser.type("#input", "x" * 300 + ENTER)
-    browser.until("document.getElementById('notice').textContent.includes('context of 128')")
-    assert browser.script("document.getElementById('input').value.length") == 300
+    browser.type("#input", "x" * 700 + ENTER)
+    browser.until("document.getElementById('notice').textContent.includes('context of 512')")
+    assert browser.script("document.getElementById('input').value.length") == 700
     assert browser.script("document.querySelectorAll('.message').length") == 0
 
 

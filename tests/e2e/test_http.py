@@ -161,8 +161,8 @@ def test_stop_strings_end_with_stop(server):
         ("chat/completions", {"messages": []}, 400, "messages"),
         ("chat/completions", {"messages": [{"role": "king", "content": "x"}]}, 400, "role"),
         ("chat/completions", {**CHAT, "tools": [{"type": "function"}]}, 400, "tools"),
-        ("chat/completions", {**CHAT, "messages": [{"role": "user", "content": "x" * 500}]}, 400, "context"),
-        ("chat/completions", {**CHAT, "stream": True, "messages": [{"role": "user", "content": "x" * 500}]}, 400, "context"),
+        ("chat/completions", {**CHAT, "messages": [{"role": "user", "content": "x" * 700}]}, 400, "context"),
+        ("chat/completions", {**CHAT, "stream": True, "messages": [{"role": "user", "content": "x" * 700}]}, 400, "context"),
     ],
 )  # fmt: skip
 def test_bad_requests_get_openais_error(server, path, body, status, words):

@@ -13,7 +13,7 @@ import pytest
 
 from luban.core.errors import DataError, UnsupportedError
 from luban.tokenizer.importing.artifact import import_tokenizer
-from luban.tokenizer.importing.tiktoken import _SPELLING, CL100K, R50K
+from luban.tokenizer.importing.tiktoken import _R50K, _SPELLING, CL100K
 from luban.tokenizer.train import train_tokenizer
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
@@ -78,7 +78,7 @@ def test_gpt2_files(ranks, tmp_path):
         import_tokenizer(tmp_path / "vocab.json", tmp_path / "t")
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{spell[a]} {spell[b]}\n" for a, b in merges))
     ours = import_tokenizer(tmp_path / "vocab.json", tmp_path / "t")
-    theirs = tiktoken.Encoding("x", pat_str=R50K, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
+    theirs = tiktoken.Encoding("x", pat_str=_R50K, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
     for text in probes(2):
         assert ours.encode(text) == theirs.encode_ordinary(text)
         assert ours.decode(ours.encode(text)) == text
@@ -150,7 +150,7 @@ def test_gguf_of_sentencepiece_pieces(tmp_path):
         assert ours.encode(text) == theirs.encode(text), text
 
 
-@pytest.mark.parametrize("pre, pattern", [("gpt-2", R50K), ("llama-bpe", CL100K)])
+@pytest.mark.parametrize("pre, pattern", [("gpt-2", _R50K), ("llama-bpe", CL100K)])
 def test_gguf_of_merges(ranks, tmp_path, pre, pattern):
     tiktoken = pytest.importorskip("tiktoken")
     from luban.tokenizer.importing.tiktoken import split
@@ -169,9 +169,9 @@ def test_gguf_of_merges(ranks, tmp_path, pre, pattern):
 
 
 def test_gguf_that_cannot_be_imported_is_refused(tmp_path):
-    with pytest.raises(UnsupportedError, match="kind 'bert'"):
+    with pytest.raises(UnsupportedError, match="vocabulary 'bert'"):
         import_tokenizer(gguf_file(tmp_path / "a.gguf", ["a", "b"], "bert"), tmp_path / "t")
-    with pytest.raises(UnsupportedError, match="way of 'odd'"):
+    with pytest.raises(UnsupportedError, match="word pattern 'odd'"):
         import_tokenizer(gguf_file(tmp_path / "b.gguf", ["a", "b"], "gpt2", merges=[], pre="odd"), tmp_path / "t")
     (tmp_path / "c.gguf").write_bytes(b"GGUF but not really")
     with pytest.raises(DataError, match="not a GGUF file"):

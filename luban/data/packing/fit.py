@@ -34,7 +34,7 @@ class FitPacking:
         self.order = np.argsort(row_of, kind="stable")  # pieces by row
         self.first = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=self.rows))])  # (rows + 1,)
 
-    def gather(self, rows: np.ndarray) -> Batch:
+    def gather(self, rows: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
         """The batch of these row numbers; a negative number is a row of padding."""
         rows = np.asarray(rows, dtype=np.int64)
         amount = np.where(rows >= 0, self.first[rows + 1] - self.first[rows], 0)  # pieces a row

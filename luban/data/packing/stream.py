@@ -23,7 +23,7 @@ class StreamPacking:
         self.shards, self.seq_len = shards, seq_len
         self.rows = -(-(shards.tokens - 1) // seq_len)
 
-    def gather(self, rows: np.ndarray) -> Batch:
+    def gather(self, rows: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
         """The batch of these row numbers; a negative number is a row of padding."""
         shards, last = self.shards, self.shards.tokens - 1
         starts = np.asarray(rows, dtype=np.int64)[:, None] * self.seq_len

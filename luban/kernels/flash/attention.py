@@ -15,11 +15,12 @@ from torch import Tensor
 from luban.core.errors import UnsupportedError
 from luban.kernels.distance import DistanceBias
 from luban.kernels.flash import backward, forward
-from luban.kernels.flash.tile import ALIBI, NONE, TABLE
+from luban.kernels.flash.tile import ALIBI, LOG, NONE, POWER, TABLE
 from luban.kernels.intervals import Intervals, intervals, seeing_rows
 from luban.kernels.layout import BlockLayout
 
 LOG2E = 1.4426950408889634
+LN2 = 0.6931471805599453
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -38,9 +39,9 @@ def tiles(width: int, which: str, sparse_block: int | None) -> Tiles:
     if INTERPRETED:
         table = {"forward": Tiles(32, 16, 4, 1), "keys": Tiles(16, 32, 4, 1), "queries": Tiles(32, 16, 4, 1)}
     elif width <= 64:
-        table = {"forward": Tiles(128, 64, 4, 3), "keys": Tiles(64, 128, 4, 3), "queries": Tiles(128, 64, 4, 3)}
+        table = {"forward": Tiles(128, 64, 4, 3), "keys": Tiles(64, 64, 4, 3), "queries": Tiles(128, 64, 4, 2)}
     elif width <= 128:
-        table = {"forward": Tiles(128, 64, 8, 3), "keys": Tiles(64, 128, 8, 2), "queries": Tiles(128, 64, 8, 2)}
+        table = {"forward": Tiles(128, 128, 8, 3), "keys": Tiles(64, 64, 4, 2), "queries": Tiles(128, 64, 8, 3)}
     else:
         table = {"forward": Tiles(64, 32, 4, 2), "keys": Tiles(32, 64, 4, 1), "queries": Tiles(64, 32, 4, 1)}
     chosen = table[which]
@@ -100,7 +101,7 @@ class _Flash(torch.autograd.Function):
         lists, counts = layout.by_query() if layout else (lse, lse)
         grid = (-(-q.shape[2] // t.rows), q.shape[0] * q.shape[1])
         forward.forward_kernel[grid](
-            q, k, v, out, lse, mask.start, mask.stop, call.table, call.slopes, lists, counts,
+            q, k, v, out, lse, mask.start, mask.stop, call.table, call.numbers, lists, counts,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             call.interval_stride, call.table_stride, *call.list_strides(lists, counts),
             call.T, call.S, call.H, scale * LOG2E, call.zero, **call.constants(t),
@@ -134,13 +135,13 @@ class _Call:
         self.padded = max(16, 1 << (self.dim - 1).bit_length())
         self.plain = mask.plain
         self.interval_stride = 0 if mask.start.shape[0] == 1 else mask.start.stride(0)
-        self.kind = NONE if bias is None else ALIBI if bias.slopes is not None else TABLE
-        self.table = (bias.table * LOG2E).contiguous() if self.kind == TABLE else q
+        self.kind = {"alibi": ALIBI, "power": POWER, "log": LOG, "buckets": TABLE}[bias.form] if bias else NONE
+        self.table = (bias.table.detach() * LOG2E).contiguous() if self.kind == TABLE else q
         self.table_stride = self.table.stride(0) if self.kind == TABLE else 0
-        self.slopes = (bias.slopes * LOG2E).float().contiguous() if self.kind == ALIBI else q
+        self.numbers = _numbers(bias) if self.kind in (ALIBI, POWER, LOG) else q
         self.zero = bias.zero if bias else 0
         self.sparse = layout is not None
-        self.exact = not bool(mask.plain)  # ALiBi's |i − j| is i − j wherever a causal mask holds
+        self.exact = not mask.plain  # below the diagonal |i − j| is i − j, at least 1
 
     def list_strides(self, lists: Tensor, counts: Tensor) -> tuple[int, int, int]:
         """Strides of a layout's block lists; a layout of one head serves all."""
@@ -156,6 +157,23 @@ class _Call:
                 "num_warps": t.warps, "num_stages": t.stages}  # fmt: skip
 
 
+def _numbers(bias: DistanceBias) -> Tensor:
+    """(H, 2) what kernels multiply by, so that the bias comes out in base 2."""
+    if bias.form == "alibi":
+        return torch.stack([bias.parameters[0] * LOG2E] * 2, 1).float().contiguous()
+    r1, r2 = (p.detach().float() for p in bias.parameters)
+    return torch.stack([r1 * bias.scale * (LOG2E if bias.form == "power" else 1.0), r2], 1).contiguous()
+
+
+def _learned(bias: DistanceBias, sums: Tensor) -> list[Tensor]:
+    """Gradients of KERPLE's r1 and r2 from the sums that the kernel gathered, (H, 2)."""
+    r1 = bias.parameters[0].detach()
+    by_first, by_second = sums.unbind(1)
+    if bias.form == "power":  # d/dr1 = −scale·Δ^r2, d/dr2 = −scale·r1·Δ^r2·ln Δ
+        return [-bias.scale * by_first, -bias.scale * r1 * LN2 * by_second]
+    return [-bias.scale * LN2 * by_first, -bias.scale * r1 * by_second]  # −scale·ln(1 + r2·Δ), −scale·r1·Δ/(1 + r2·Δ)
+
+
 def _keys_gradient(call, q, k, v, do, lse, delta, mask, layout, scale):
     t = tiles(call.dim, "keys", layout.block if layout else None)
     dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
@@ -163,7 +181,7 @@ def _keys_gradient(call, q, k, v, do, lse, delta, mask, layout, scale):
     seeing = seeing_rows(mask, t.cols, call.S) if not call.plain else mask.start
     lists, counts = layout.by_key() if layout else (lse, lse)
     backward.keys_kernel[(-(-call.S // t.cols), k.shape[0] * k.shape[1])](
-        q, k, v, do, lse, delta, dk, dv, mask.start, mask.stop, seeing, call.table, call.slopes, lists, counts,
+        q, k, v, do, lse, delta, dk, dv, mask.start, mask.stop, seeing, call.table, call.numbers, lists, counts,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3], *dk.stride()[:3],
         call.interval_stride, seeing.stride(0) if call.interval_stride else 0, call.table_stride,
         *call.list_strides(lists, counts), call.T, call.S, call.H, scale * LOG2E, scale, call.zero,
@@ -176,21 +194,20 @@ def _queries_gradient(call, q, k, v, do, lse, delta, mask, bias, layout, scale):
     t = tiles(call.dim, "queries", layout.block if layout else None)
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     blocks = -(-call.T // t.rows)
-    learned = bias is not None and any(p.requires_grad for p in bias.parameters)
-    moments, bucketed = learned and bool(bias.moments), learned and bias.buckets is not None
+    learned = bias is not None and bias.form != "alibi" and any(p.requires_grad for p in bias.parameters)
+    bucketed = learned and bias.buckets is not None
     width = bias.parameters[0].shape[1] if bucketed else 2
     grad = torch.zeros(q.shape[0], call.H, blocks, width, dtype=torch.float32, device=q.device)
-    m1, m2 = (bias.moments[0].contiguous(), bias.moments[1].contiguous()) if moments else (call.table, call.table)
     lists, counts = layout.by_query() if layout else (lse, lse)
     backward.queries_kernel[(blocks, q.shape[0] * call.H)](
-        q, k, v, do, lse, delta, dq, mask.start, mask.stop, call.table, call.slopes, m1, m2,
+        q, k, v, do, lse, delta, dq, mask.start, mask.stop, call.table, call.numbers,
         bias.buckets if bucketed else lse, grad, lists, counts,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3], *dq.stride()[:3],
         call.interval_stride, call.table_stride, *call.list_strides(lists, counts),
         call.T, call.S, call.H, scale * LOG2E, scale, call.zero,
-        MOMENTS=moments, BUCKETS=width if bucketed else 0, **call.constants(t),
+        MOMENTS=learned and not bucketed, BUCKETS=width if bucketed else 0, **call.constants(t),
     )  # fmt: skip
     if not learned:
         return dq, [None] * (len(bias.parameters) if bias else 0)
     summed = grad.sum((0, 2))
-    return dq, [summed] if bucketed else list(summed.unbind(1))
+    return dq, [summed] if bucketed else _learned(bias, summed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from luban.kernels.flash.tile import add_bias, matmul, row_bounds
+from luban.kernels.flash.tile import add_bias, load_parameters, matmul, moments, row_bounds
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def delta_kernel(
 
 
 @triton.jit
-def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, START, STOP, b, interval_stride, TABLE_PTR, slope, LIST, first, last,
+def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, START, STOP, b, interval_stride, TABLE_PTR, first_number, second_number, LIST, first, last,
                   cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM: tl.constexpr, BIAS: tl.constexpr,
                   MASKED: tl.constexpr, EXACT: tl.constexpr, PADDED: tl.constexpr, SPARSE: tl.constexpr,
                   INTERVALS: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
@@ -51,7 +51,7 @@ def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, START, STOP, b, interval_stri
             lse = tl.load(LSE + rows)
             delta = tl.load(DELTA + rows)
         s = matmul(k, tl.trans(q), UPCAST) * qk_scale  # (BN, BM), transposed throughout
-        s = add_bias(s, rows[None, :], cols[:, None], TABLE_PTR, slope, T, S, zero, BIAS, EXACT)
+        s = add_bias(s, rows[None, :], cols[:, None], TABLE_PTR, first_number, second_number, T, S, zero, BIAS, EXACT)
         p = tl.exp2(s - lse[None, :])
         if MASKED:
             start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
@@ -64,7 +64,7 @@ def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, START, STOP, b, interval_stri
 
 
 @triton.jit
-def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, SLOPES, LISTS, COUNTS,
+def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, PARAMETERS, LISTS, COUNTS,
                 sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sdb, sdh, sdt, sgb, sgh, sgs,
                 interval_stride, seeing_stride, table_stride, list_head, list_row, count_head,
                 T, S, H, qk_scale, scale, zero, DIM: tl.constexpr,
@@ -96,9 +96,7 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, SLO
     for g in range(0, GROUP):
         h = kv * GROUP + g
         TABLE_PTR = TABLE + h * table_stride
-        slope = 0.0
-        if BIAS == 1:
-            slope = tl.load(SLOPES + h)
+        first_number, second_number = load_parameters(PARAMETERS, h, BIAS)
         Qh = Q + b.to(tl.int64) * sqb + h * sqh
         DOh = DO + b.to(tl.int64) * sdb + h * sdh
         LSEh = LSE + (b * H + h) * T
@@ -106,17 +104,17 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, SLO
         if SPARSE:
             LIST = LISTS + h * list_head + n_block * list_row
             count = tl.load(COUNTS + h * count_head + n_block)
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, slope,
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, first_number, second_number,
                                    LIST, 0, count, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM, BIAS, True,
                                    True, PADDED, True, INTERVALS, UPCAST)  # fmt: skip
         else:
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, slope,
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, first_number, second_number,
                                    LISTS, first, full_first, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM, BIAS,
                                    True, True, PADDED, False, INTERVALS, UPCAST)  # fmt: skip
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, slope,
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, first_number, second_number,
                                    LISTS, full_first, full_last, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM, BIAS,
                                    False, EXACT, PADDED, False, INTERVALS, UPCAST)  # fmt: skip
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, slope,
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, first_number, second_number,
                                    LISTS, full_last, last, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM, BIAS,
                                    True, True, PADDED, False, INTERVALS, UPCAST)  # fmt: skip
     place = b.to(tl.int64) * sgb + kv * sgh + cols[:, None] * sgs + dims[None, :]
@@ -125,7 +123,7 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, SLO
 
 
 @triton.jit
-def _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, slope, M1, M2, BUCKET, GRAD_ROW, LIST, first, last, start,
+def _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW, LIST, first, last, start,
                stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN: tl.constexpr, BIAS: tl.constexpr,
                MOMENTS: tl.constexpr, BUCKETS: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
                PADDED: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
@@ -143,29 +141,30 @@ def _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, slope, M1, M2, BU
             k = tl.load(K + cols[:, None] * sks + dims[None, :])
             v = tl.load(V + cols[:, None] * svs + dims[None, :])
         s = matmul(q, tl.trans(k), UPCAST) * qk_scale
-        s = add_bias(s, rows[:, None], cols[None, :], TABLE_PTR, slope, T, S, zero, BIAS, EXACT)
+        s = add_bias(s, rows[:, None], cols[None, :], TABLE_PTR, first_number, second_number, T, S, zero, BIAS, EXACT)
         p = tl.exp2(s - lse[:, None])
         if MASKED:
             p = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), p, 0.0)
         ds = p * (matmul(do, tl.trans(v), UPCAST) - delta[:, None])
-        if MOMENTS or BUCKETS > 0:
+        if MOMENTS:
+            by_first, by_second = moments(
+                ds, rows[:, None], cols[None, :], first_number, second_number, T, S, BIAS, EXACT
+            )
+            g1 += by_first
+            g2 += by_second
+        if BUCKETS > 0:
             away = rows[:, None] + (S - T) - cols[None, :] + zero
-            away = tl.minimum(tl.maximum(away, 0), zero * 2)
-            if MOMENTS:
-                g1 += tl.sum(ds * tl.load(M1 + away), 1)
-                g2 += tl.sum(ds * tl.load(M2 + away), 1)
-            if BUCKETS > 0:
-                bucket = tl.load(BUCKET + away)
-                live = tl.where(ds == 0.0, -1, bucket)
-                low = tl.min(tl.where(live < 0, BUCKETS, live))
-                for which in range(low, tl.max(live) + 1):
-                    tl.atomic_add(GRAD_ROW + which, tl.sum(tl.where(bucket == which, ds, 0.0)))
+            bucket = tl.load(BUCKET + tl.minimum(tl.maximum(away, 0), zero * 2))
+            live = tl.where(ds == 0.0, -1, bucket)
+            low = tl.min(tl.where(live < 0, BUCKETS, live))
+            for which in range(low, tl.max(live) + 1):
+                tl.atomic_add(GRAD_ROW + which, tl.sum(tl.where(bucket == which, ds, 0.0)))
         dq += matmul(ds.to(k.dtype), k, UPCAST)
     return dq, g1, g2
 
 
 @triton.jit
-def queries_kernel(Q, K, V, DO, LSE, DELTA, DQ, START, STOP, TABLE, SLOPES, M1, M2, BUCKET, GRAD, LISTS, COUNTS,
+def queries_kernel(Q, K, V, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMETERS, BUCKET, GRAD, LISTS, COUNTS,
                    sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sdb, sdh, sdt, sgb, sgh, sgt,
                    interval_stride, table_stride, list_head, list_row, count_head,
                    T, S, H, qk_scale, scale, zero, DIM: tl.constexpr,
@@ -188,10 +187,7 @@ def queries_kernel(Q, K, V, DO, LSE, DELTA, DQ, START, STOP, TABLE, SLOPES, M1, 
     V += b.to(tl.int64) * svb + (h // GROUP) * svh
     start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
     TABLE_PTR = TABLE + h * table_stride
-    M1h, M2h = M1 + h * table_stride, M2 + h * table_stride
-    slope = 0.0
-    if BIAS == 1:
-        slope = tl.load(SLOPES + h)
+    first_number, second_number = load_parameters(PARAMETERS, h, BIAS)
     place = tl.program_id(1) * tl.num_programs(0) + m_block
     GRAD_ROW = GRAD + place * BUCKETS
     dq = tl.zeros([BM, D], tl.float32)
@@ -200,7 +196,7 @@ def queries_kernel(Q, K, V, DO, LSE, DELTA, DQ, START, STOP, TABLE, SLOPES, M1, 
     if SPARSE:
         LIST = LISTS + h * list_head + m_block * list_row
         count = tl.load(COUNTS + h * count_head + m_block)
-        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, slope, M1h, M2h, BUCKET, GRAD_ROW, LIST, 0,
+        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW, LIST, 0,
                                 count, start, stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN, BIAS, MOMENTS,
                                 BUCKETS, True, True, PADDED, True, UPCAST)  # fmt: skip
     else:
@@ -208,13 +204,13 @@ def queries_kernel(Q, K, V, DO, LSE, DELTA, DQ, START, STOP, TABLE, SLOPES, M1, 
         last = tl.cdiv(tl.max(stop), BN)
         full_first = tl.minimum(tl.cdiv(tl.max(start), BN), last)
         full_last = tl.maximum(tl.min(stop) // BN, full_first)
-        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, slope, M1h, M2h, BUCKET, GRAD_ROW, LISTS,
+        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW, LISTS,
                                 first, full_first, start, stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN, BIAS,
                                 MOMENTS, BUCKETS, True, True, PADDED, False, UPCAST)  # fmt: skip
-        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, slope, M1h, M2h, BUCKET, GRAD_ROW, LISTS,
+        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW, LISTS,
                                 full_first, full_last, start, stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN,
                                 BIAS, MOMENTS, BUCKETS, False, EXACT, PADDED, False, UPCAST)  # fmt: skip
-        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, slope, M1h, M2h, BUCKET, GRAD_ROW, LISTS,
+        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW, LISTS,
                                 full_last, last, start, stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN, BIAS,
                                 MOMENTS, BUCKETS, True, True, PADDED, False, UPCAST)  # fmt: skip
     tl.store(DQ + b.to(tl.int64) * sgb + h * sgh + rows[:, None] * sgt + dims[None, :], (dq * scale).to(DQ.dtype.element_ty),

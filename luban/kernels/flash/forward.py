@@ -9,11 +9,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from luban.kernels.flash.tile import add_bias, matmul, row_bounds
+from luban.kernels.flash.tile import add_bias, load_parameters, matmul, row_bounds
 
 
 @triton.jit
-def _walk(acc, m, total, q, K, V, TABLE_PTR, slope, LIST, first, last, start, stop, rows, dims, skd, svd, T, S, DIM,
+def _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, first, last, start, stop, rows, dims, skd, svd, T, S, DIM,
           qk_scale, zero, BN: tl.constexpr, BIAS: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
           PADDED: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Fold key blocks [first, last) into the running maximum m, sum total and mix acc."""
@@ -33,7 +33,7 @@ def _walk(acc, m, total, q, K, V, TABLE_PTR, slope, LIST, first, last, start, st
             k = tl.load(K + cols[None, :] * skd + dims[:, None])
             v = tl.load(V + cols[:, None] * svd + dims[None, :])
         s = matmul(q, k, UPCAST) * qk_scale
-        s = add_bias(s, rows[:, None], cols[None, :], TABLE_PTR, slope, T, S, zero, BIAS, EXACT)
+        s = add_bias(s, rows[:, None], cols[None, :], TABLE_PTR, first_number, second_number, T, S, zero, BIAS, EXACT)
         if MASKED:
             s = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), s, float("-inf"))
         m_new = tl.maximum(m, tl.max(s, 1))
@@ -49,7 +49,7 @@ def _walk(acc, m, total, q, K, V, TABLE_PTR, slope, LIST, first, last, start, st
 
 
 @triton.jit
-def forward_kernel(Q, K, V, OUT, LSE, START, STOP, TABLE, SLOPES, LISTS, COUNTS,
+def forward_kernel(Q, K, V, OUT, LSE, START, STOP, TABLE, PARAMETERS, LISTS, COUNTS,
                    sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sob, soh, sot,
                    interval_stride, table_stride, list_head, list_row, count_head,
                    T, S, H, qk_scale, zero, DIM: tl.constexpr,
@@ -68,27 +68,25 @@ def forward_kernel(Q, K, V, OUT, LSE, START, STOP, TABLE, SLOPES, LISTS, COUNTS,
     V += b.to(tl.int64) * svb + (h // GROUP) * svh
     start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
     TABLE_PTR = TABLE + h * table_stride
-    slope = 0.0
-    if BIAS == 1:
-        slope = tl.load(SLOPES + h)
+    first_number, second_number = load_parameters(PARAMETERS, h, BIAS)
     m = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, D], tl.float32)
     if SPARSE:
         LIST = LISTS + h * list_head + m_block * list_row
         count = tl.load(COUNTS + h * count_head + m_block)
-        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, slope, LIST, 0, count, start, stop, rows, dims, sks, svs, T, S,
+        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, 0, count, start, stop, rows, dims, sks, svs, T, S,
                           DIM, qk_scale, zero, BN, BIAS, True, True, PADDED, True, UPCAST)  # fmt: skip
     else:
         first = tl.min(start) // BN
         last = tl.cdiv(tl.max(stop), BN)
         full_first = tl.minimum(tl.cdiv(tl.max(start), BN), last)
         full_last = tl.maximum(tl.min(stop) // BN, full_first)
-        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, slope, LISTS, first, full_first, start, stop, rows, dims, sks, svs,
+        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, first, full_first, start, stop, rows, dims, sks, svs,
                           T, S, DIM, qk_scale, zero, BN, BIAS, True, True, PADDED, False, UPCAST)  # fmt: skip
-        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, slope, LISTS, full_first, full_last, start, stop, rows, dims, sks,
+        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, full_first, full_last, start, stop, rows, dims, sks,
                           svs, T, S, DIM, qk_scale, zero, BN, BIAS, False, EXACT, PADDED, False, UPCAST)  # fmt: skip
-        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, slope, LISTS, full_last, last, start, stop, rows, dims, sks, svs,
+        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, full_last, last, start, stop, rows, dims, sks, svs,
                           T, S, DIM, qk_scale, zero, BN, BIAS, True, True, PADDED, False, UPCAST)  # fmt: skip
     nothing = total == 0.0
     out = acc / tl.where(nothing, 1.0, total)[:, None]

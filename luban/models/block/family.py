@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 class Block(Variant):
     """A family of block arrangements."""
 
-    registry: ClassVar[Registry] = Registry("block arrangement", {"pre": "luban.models.block.pre:PreNorm"})
+    registry: ClassVar[Registry] = Registry(
+        "block arrangement",
+        {
+            "pre": "luban.models.block.pre:PreNorm",
+            "post": "luban.models.block.post:PostNorm",
+            "parallel": "luban.models.block.parallel:Parallel",
+            "sandwich": "luban.models.block.sandwich:SandwichNorm",
+            "deepnorm": "luban.models.block.deepnorm:DeepNorm",
+            "chatglm": "luban.models.block.chatglm:NormedResidual",
+        },
+    )
     final_norm: ClassVar[bool] = True  # whether the stream is normalised after the last block
 
     def build(self, spec: ModelSpec) -> nn.Module:

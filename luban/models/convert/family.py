@@ -7,11 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from luban.core.errors import ArtifactError, UnsupportedError, nearest
 from luban.core.registry import Registry
+from luban.models.decoder import DecoderBody
+from luban.models.head import LanguageModel
 from luban.models.spec import ModelSpec
+from luban.nn.feedforward import GELU, FeedForward, ReLU, TanhGELU
 
 FORMATS = Registry(
     "model type",
@@ -20,6 +24,15 @@ FORMATS = Registry(
         "mistral": "luban.models.convert.mistral:Mistral",
         "qwen2": "luban.models.convert.qwen2:Qwen2",
         "qwen3": "luban.models.convert.qwen3:Qwen3",
+        "bert": "luban.models.convert.bert:Bert",
+        "roberta": "luban.models.convert.roberta:Roberta",
+        "albert": "luban.models.convert.albert:Albert",
+        "bart": "luban.models.convert.bart:Bart",
+        "t5": "luban.models.convert.t5:T5",
+        "gpt2": "luban.models.convert.gpt2:GPT2",
+        "openai-gpt": "luban.models.convert.openai_gpt:OpenAIGPT",
+        "bloom": "luban.models.convert.bloom:Bloom",
+        "falcon": "luban.models.convert.falcon:Falcon",
     },
 )
 
@@ -30,12 +43,70 @@ class Pair:
 
     ours: str
     theirs: str
+    transposed: bool = False  # theirs is (inputs, outputs), as GPT-2's Conv1D keeps it
+
+    def split(self, theirs: Tensor) -> dict[str, Tensor]:
+        """Our tensor, by name."""
+        return {self.ours: theirs.t() if self.transposed and theirs.dim() == 2 else theirs}
+
+    def join(self, ours: Mapping[str, Tensor]) -> Tensor:
+        """Their tensor."""
+        tensor = ours[self.ours]
+        return tensor.t().contiguous() if self.transposed and tensor.dim() == 2 else tensor
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Queries, keys and values of H and K heads, held in one foreign tensor whose rows are outputs.
+
+    The rows stand either as all queries, all keys, all values, or key head by key head: the queries that share
+    it, its key, its value (where K = H: query, key, value of every head).
+    """
+
+    ours: tuple[str, str, str]  # names of queries, keys, values
+    theirs: str
+    heads: int  # H
+    key_heads: int  # K
+    by_head: bool  # the second order
+    transposed: bool = False  # theirs is (inputs, outputs), as GPT-2's Conv1D keeps it
+
+    def split(self, theirs: Tensor) -> dict[str, Tensor]:
+        """Our three tensors, by name. Raises ArtifactError where the rows can't be those of so many heads."""
+        rows = theirs.t() if self.transposed and theirs.dim() == 2 else theirs
+        total = self.heads + 2 * self.key_heads
+        if not rows.dim() or rows.shape[0] % total:
+            raise ArtifactError(f"the tensor {self.theirs} of shape {tuple(theirs.shape)} can't hold queries of "
+                                f"{self.heads} heads with keys and values of {self.key_heads}")  # fmt: skip
+        width, group = rows.shape[0] // total, self.heads // self.key_heads
+        if self.by_head:
+            blocks = rows.unflatten(0, (self.key_heads, group + 2, width))
+            parts = [part.flatten(0, 2) for part in blocks.split((group, 1, 1), dim=1)]
+        else:
+            parts = rows.split((self.heads * width, self.key_heads * width, self.key_heads * width))
+        return dict(zip(self.ours, parts, strict=True))
+
+    def join(self, ours: Mapping[str, Tensor]) -> Tensor:
+        """Their tensor."""
+        parts = [ours[name] for name in self.ours]
+        if self.by_head:
+            width, group = parts[1].shape[0] // self.key_heads, self.heads // self.key_heads
+            blocks = [
+                part.unflatten(0, (self.key_heads, n, width)) for part, n in zip(parts, (group, 1, 1), strict=True)
+            ]
+            rows = torch.cat(blocks, dim=1).flatten(0, 2)
+        else:
+            rows = torch.cat(parts)
+        return rows.t().contiguous() if self.transposed and rows.dim() == 2 else rows
 
 
 class Format(Protocol):
-    """A foreign format. `ignored` matches tensors of theirs that hold nothing (caches, masks)."""
+    """A foreign format. `ignored` matches tensors of theirs that hold nothing (caches, masks).
 
-    ignored: re.Pattern[str]
+    A format of anything but decoders with a language-model head says so in `body` and `heads`.
+    """
+
+    ignored: re.Pattern[str]  # tensors of theirs that hold nothing (caches, masks) or a copy
+    prefix: str  # of the body's tensors; files saved without a head leave it out
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """Our specification of a foreign configuration. Raises UnsupportedError naming what can't be had."""
@@ -45,8 +116,8 @@ class Format(Protocol):
         """The foreign configuration of ours, or None when the format can't express it."""
         ...
 
-    def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
-        """Every tensor of ours with its foreign name."""
+    def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
+        """Every tensor of theirs with what it holds of ours."""
         ...
 
 
@@ -75,6 +146,23 @@ class Fields:
                                    f"only {supported!r} is supported")  # fmt: skip
 
 
+ACTIVATIONS: dict[str, type[FeedForward]] = {
+    "gelu": GELU, "gelu_new": TanhGELU, "gelu_pytorch_tanh": TanhGELU, "gelu_fast": TanhGELU, "relu": ReLU,
+}  # fmt: skip
+
+
+def plain_feedforward(name: str, width: int, *, bias: bool) -> FeedForward:
+    """The network without a gate whose activation transformers calls `name`."""
+    if name not in ACTIVATIONS:
+        raise UnsupportedError(f"config.json asks for the activation '{name}'{nearest(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name](width=width, bias=bias)
+
+
+def activation_name(feedforward: FeedForward) -> str | None:
+    """What transformers calls the activation of a network without a gate."""
+    return next((name for name, kind in ACTIVATIONS.items() if type(feedforward) is kind), None)
+
+
 def format_of(config: Mapping[str, Any]) -> Format:
     """The format that a Hugging Face config.json names. Raises UnsupportedError for an unknown architecture."""
     kind = config.get("model_type")
@@ -87,6 +175,10 @@ def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
     """The first format that can express `spec`, and its configuration. Raises UnsupportedError if none can."""
     for name in FORMATS:
         form = FORMATS[name]()
+        heads = getattr(form, "heads", None)
+        known = isinstance(spec.head, heads) if heads else spec.head == LanguageModel()
+        if not known or type(spec.body) is not getattr(form, "body", DecoderBody):
+            continue
         config = form.config(spec)
         if config is not None:
             return form, config
@@ -96,19 +188,27 @@ def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
 def to_ours(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Foreign tensors under our names. Raises ArtifactError naming missing and surplus ones."""
     pairs = list(form.pairs(spec))
+    if not any(name.startswith(form.prefix) for name in theirs):
+        theirs = {form.prefix + name: tensor for name, tensor in theirs.items()}
     wanted = {pair.theirs for pair in pairs}
     missing = sorted(wanted - theirs.keys())
     if missing:
         raise ArtifactError(f"the model file lacks the tensor {_few(missing)}")
     surplus = sorted(name for name in theirs.keys() - wanted if not form.ignored.fullmatch(name))
     if surplus:
-        raise ArtifactError(f"the model file holds a tensor that its config.json has no place for: {_few(surplus)}")
-    return {pair.ours: theirs[pair.theirs] for pair in pairs}
+        raise ArtifactError(f"the model file holds a tensor that its configuration has no place for: {_few(surplus)}")
+    return {name: tensor for pair in pairs for name, tensor in pair.split(theirs[pair.theirs]).items()}
 
 
 def to_theirs(form: Format, spec: ModelSpec, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under their foreign names."""
-    return {pair.theirs: ours[pair.ours] for pair in form.pairs(spec)}
+    """Our tensors under their foreign names; one that stands under two is copied, as files share no memory."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for pair in form.pairs(spec):
+        tensor = pair.join(ours)
+        found[pair.theirs] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return found
 
 
 def _few(names: list[str]) -> str:

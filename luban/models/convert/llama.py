@@ -14,6 +14,7 @@ from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import SwiGLU
 from luban.nn.norm import RMSNorm
 from luban.nn.position.rope import Rope
+from luban.nn.position.scaling import Linear, Llama3, YaRN
 
 LAYER = (
     ("attention_norm.weight", "input_layernorm.weight"),
@@ -39,6 +40,7 @@ class Llama:
     """
 
     ignored = re.compile(r".*rotary_emb\.inv_freq|lm_head\.weight")  # the head is a copy where it is tied
+    prefix = "model."
     model_type: ClassVar[str] = "llama"
     architecture: ClassVar[str] = "LlamaForCausalLM"
     default_context: ClassVar[int] = 2048  # where config.json doesn't say
@@ -73,8 +75,9 @@ class Llama:
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
         attention, feedforward, position = spec.attention, spec.feedforward, spec.position
-        if not (isinstance(attention, Grouped) and isinstance(feedforward, SwiGLU) and isinstance(position, Rope)
-                and isinstance(spec.norm, RMSNorm) and isinstance(spec.block, PreNorm)):  # fmt: skip
+        if not (isinstance(attention, Grouped) and isinstance(feedforward, SwiGLU) and type(position) is Rope
+                and isinstance(spec.norm, RMSNorm) and isinstance(spec.block, PreNorm)
+                and spec.embedding_norm is None):  # fmt: skip
             return None
         if position.pairing != "half" or position.width is not None or not self.fits(attention):
             return None
@@ -82,13 +85,16 @@ class Llama:
             return None  # these formats have one eps for all
         if feedforward.bias and self.model_type != "llama":
             return None
+        parameters = rotary_parameters(position)
+        if parameters is None:
+            return None
         return {
             "architectures": [self.architecture], "model_type": self.model_type, "hidden_act": "silu",
             "vocab_size": spec.vocab_size, "hidden_size": spec.width, "num_hidden_layers": spec.layers,
             "num_attention_heads": attention.heads, "num_key_value_heads": attention.key_heads(),
             "head_dim": attention.head_width(spec.width), "intermediate_size": feedforward.width,
             "max_position_embeddings": spec.context, "rms_norm_eps": spec.norm.eps,
-            "rope_parameters": {"rope_type": "default", "rope_theta": position.base}, "rope_theta": position.base,
+            "rope_parameters": parameters, "rope_theta": position.base,
             "mlp_bias": feedforward.bias, "tie_word_embeddings": spec.tied_head, **self.own(attention),
         }  # fmt: skip
 
@@ -118,6 +124,38 @@ def rotary(fields: Fields) -> Rope:
     """Rotary positions as config.json describes them, before and since transformers 5."""
     scaling = fields.get("rope_parameters", None) or fields.get("rope_scaling", None) or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default":
-        raise UnsupportedError(f"config.json asks for rotary scaling '{kind}'; only 'default' is supported")
-    return Rope(base=scaling.get("rope_theta", fields.get("rope_theta", 10_000.0)))
+    base = scaling.get("rope_theta", fields.get("rope_theta", 10_000.0))
+    if kind == "default":
+        return Rope(base=base)
+    trained = scaling.get("original_max_position_embeddings") or fields.get("max_position_embeddings", 0)
+    if kind == "linear":
+        return Rope(base=base, scaling=Linear(factor=scaling["factor"]))
+    if kind == "llama3":
+        return Rope(base=base, scaling=Llama3(factor=scaling["factor"], original=trained,
+                                              low=scaling["low_freq_factor"],
+                                              high=scaling["high_freq_factor"]))  # fmt: skip
+    if kind == "yarn" and not (scaling.get("mscale") and scaling.get("mscale_all_dim")):
+        return Rope(base=base, scaling=YaRN(
+            factor=scaling.get("factor") or fields.need("max_position_embeddings") / trained, original=trained,
+            fast=scaling.get("beta_fast") or 32.0, slow=scaling.get("beta_slow") or 1.0,
+            attention=scaling.get("attention_factor"), rounded=scaling.get("truncate", True)))  # fmt: skip
+    raise UnsupportedError(f"config.json asks for rotary scaling '{kind}'; "
+                           "only default, linear, llama3 and yarn (without mscale) are supported")  # fmt: skip
+
+
+def rotary_parameters(position: Rope) -> dict[str, Any] | None:
+    """`rope_parameters` of config.json, or None where it has no word for the scaling."""
+    scaling, plain = position.scaling, {"rope_theta": position.base}
+    if scaling is None:
+        return {"rope_type": "default", **plain}
+    if isinstance(scaling, Linear):
+        return {"rope_type": "linear", "factor": scaling.factor, **plain}
+    if isinstance(scaling, Llama3):
+        return {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low,
+                "high_freq_factor": scaling.high, "original_max_position_embeddings": scaling.original,
+                **plain}  # fmt: skip
+    if isinstance(scaling, YaRN):
+        return {"rope_type": "yarn", "factor": scaling.factor, "beta_fast": scaling.fast, "beta_slow": scaling.slow,
+                "attention_factor": scaling.amplitude, "truncate": scaling.rounded,
+                "original_max_position_embeddings": scaling.original, **plain}  # fmt: skip
+    return None

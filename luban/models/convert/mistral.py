@@ -22,7 +22,8 @@ class Mistral(Llama):
 
     def fits(self, attention: Grouped) -> bool:
         """Without biases and norms."""
-        return attention.qk_norm is None and not attention.qkv_bias and not attention.output_bias
+        plain = attention.qk_norm is None and not attention.qkv_bias and not attention.output_bias
+        return plain and all(attention.windowed)
 
     def own(self, attention: Grouped) -> dict[str, Any]:
         """The window."""

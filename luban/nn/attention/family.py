@@ -18,9 +18,14 @@ class Attention(Variant):
     registry: ClassVar[Registry] = Registry("attention", {"grouped": "luban.nn.attention.grouped:Grouped"})
     heads: int = 8  # query heads
     window: int | None = None  # a token sees itself and the window − 1 before it; none: all
+    windowed: tuple[bool, ...] = (True,)  # which layers the window holds for, repeated over the depth
 
     def check(self, width: int) -> None:
         """Raise ConfigError where the form doesn't fit a model of `width`."""
+
+    def window_of(self, layer: int) -> int | None:
+        """The window of one layer; none: all."""
+        return self.window if self.windowed[layer % len(self.windowed)] else None
 
     def head_width(self, width: int) -> int:
         """D, the width of a head."""

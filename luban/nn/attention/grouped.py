@@ -27,6 +27,7 @@ class Grouped(Attention):
     head_dim: int | None = None  # D; none: width / heads
     qkv_bias: bool = False  # biases on queries, keys and values
     output_bias: bool = False  # bias on the output
+    score_scale: float | None = None  # factor on q·k; none: 1/√D (T5: 1)
     qk_norm: Norm | None = None  # normalises every query and key over its head, before positions
 
     def __post_init__(self):
@@ -37,6 +38,8 @@ class Grouped(Attention):
             raise ConfigError(f"head_dim must be at least 1, {self.head_dim} given")
         if self.window is not None and self.window < 1:
             raise ConfigError(f"attention window must be at least 1, {self.window} given")
+        if not self.windowed:
+            raise ConfigError("windowed must say at least for one layer whether the window holds")
 
     def check(self, width: int) -> None:
         """Without a head_dim of their own the heads split the width."""
@@ -77,22 +80,25 @@ class GroupedAttention(nn.Module):
         super().__init__()
         self.head_dim = config.head_width(width)
         inner, keys = config.heads * self.head_dim, config.key_heads() * self.head_dim
-        self.grouped = config.key_heads() != config.heads
+        self.sizes = (inner, keys, keys)
+        self.scale = config.score_scale
         self.q = nn.Linear(width, inner, bias=config.qkv_bias)
         self.k = nn.Linear(width, keys, bias=config.qkv_bias)
         self.v = nn.Linear(width, keys, bias=config.qkv_bias)
         self.q_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
         self.k_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
+        self.fused: nn.Module | None = None  # the three at once, where weights were packed for inference
         self.output = residual_linear(inner, width, bias=config.output_bias)
 
     def forward(self, x_BTE: Tensor, frame: Frame, position: PositionMethod, layer: int) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        q_BTHD, k_BTKD, v_BTKD = (p(x_BTE).unflatten(-1, (-1, self.head_dim)) for p in (self.q, self.k, self.v))
+        parts = self.fused(x_BTE).split(self.sizes, -1) if self.fused else (self.q(x_BTE), self.k(x_BTE), self.v(x_BTE))
+        q_BTHD, k_BTKD, v_BTKD = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
         if self.q_norm is not None:
             q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
         q_BHTD, k_BKSD, v_BKSD = q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
         q_BHTD, k_BKSD = position.turn(q_BHTD, k_BKSD, frame.tables)
         if frame.cache is not None:
             k_BKSD, v_BKSD = frame.cache.update(layer, k_BKSD, v_BKSD)
-        mixed_BHTD = attend(q_BHTD, k_BKSD, v_BKSD, frame.mask, frame.causal)
+        mixed_BHTD = attend(q_BHTD, k_BKSD, v_BKSD, frame.mask, frame.causal, self.scale)
         return self.output(mixed_BHTD.transpose(1, 2).flatten(-2))

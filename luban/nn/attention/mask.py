@@ -24,7 +24,7 @@ class Frame(NamedTuple):
 
 def score_mask(*, queries: int, keys: int, causal: bool, device: torch.device, dtype: torch.dtype,
                window: int | None = None, real: Tensor | None = None, documents: Tensor | None = None,
-               bias: Tensor | None = None) -> tuple[Tensor | None, bool]:  # fmt: skip
+               prefix: Tensor | None = None, bias: Tensor | None = None) -> tuple[Tensor | None, bool]:  # fmt: skip
     """What is added to attention scores, as cheaply as the case allows.
 
     Args:
@@ -33,6 +33,7 @@ def score_mask(*, queries: int, keys: int, causal: bool, device: torch.device, d
         window: a query sees only itself and the `window - 1` slots before it.
         real: (B, S) bool, false where a key is padding.
         documents: (B, T) int, where T = S; a query sees only keys of the same document.
+        prefix: (B, T) bool, where T = S; keys that every query of their document sees, later ones too.
         bias: (1 or B, H, T, S) to add where seen.
         dtype: of the result: the precision in which attention will run.
 
@@ -41,7 +42,7 @@ def score_mask(*, queries: int, keys: int, causal: bool, device: torch.device, d
         (mask, False) with 0 or the bias where seen and −∞ elsewhere. Every query sees its own slot, padding
         too, so that no row of scores is empty.
     """
-    plain = window is None and real is None and documents is None and bias is None
+    plain = window is None and real is None and documents is None and prefix is None and bias is None
     if plain and (not causal or queries == 1):
         return None, False
     if plain and queries == keys:
@@ -52,6 +53,8 @@ def score_mask(*, queries: int, keys: int, causal: bool, device: torch.device, d
     if window is not None:
         seen = seen & ((query_slots - key_slots).abs() < window)
     seen = seen[None, None]
+    if prefix is not None:
+        seen = seen | prefix[:, None, None, :]
     if documents is not None:
         seen = seen & (documents[:, None, :, None] == documents[:, None, None, :])
     if real is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from luban.kernels.distance import alibi_slopes
 from luban.nn.position.family import Position, PositionMethod, PositionShape
 
 
@@ -17,30 +16,18 @@ class Alibi(Position):
 
     def build(self, shape: PositionShape) -> PositionMethod:
         """The module."""
-        return AlibiPositions(slopes(shape.heads))
-
-
-def slopes(heads: int) -> list[float]:
-    """The slope of every head: 2^(−8i/n) for i = 1 … n, where n = `heads` is a power of two.
-
-    For other counts, those of the next smaller power of two, and then every second one of the next larger
-    (section 3 and the released code).
-    """
-    power = 2 ** math.floor(math.log2(heads))
-    first = [2 ** (-8 * i / power) for i in range(1, power + 1)]
-    between = [2 ** (-8 * i / (2 * power)) for i in range(1, 2 * power + 1, 2)]
-    return first + between[: heads - power]
+        return AlibiPositions(shape.heads)
 
 
 class AlibiPositions(PositionMethod):
     """Computes the bias that a batch needs, once for all layers."""
 
-    def __init__(self, slopes: list[float]):
+    def __init__(self, heads: int):
         super().__init__()
-        self.slopes = slopes
+        self.heads = heads
 
     def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor:
         """(B, H, T, S) float32."""
         distance_BTS = (query_positions_BT[:, :, None] - key_positions_BS[:, None, :]).abs()
-        slopes_H = torch.tensor(self.slopes, device=distance_BTS.device, dtype=torch.float32)
+        slopes_H = alibi_slopes(self.heads).to(distance_BTS.device)
         return -slopes_H[:, None, None] * distance_BTS[:, None]

@@ -21,6 +21,7 @@ class PositionShape:
     heads: int  # H
     head_dim: int  # D
     context: int  # longest sequence
+    causal: bool = True  # whether a token sees only those before it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,14 @@ class Position(Variant):
             "sinusoidal": "luban.nn.position.sinusoidal:Sinusoidal",
             "rope": "luban.nn.position.rope:Rope",
             "alibi": "luban.nn.position.alibi:Alibi",
+            "kerple_power": "luban.nn.position.kerple:KerplePower",
+            "kerple_log": "luban.nn.position.kerple:KerpleLog",
+            "t5": "luban.nn.position.t5:RelativeBias",
+            "xpos": "luban.nn.position.xpos:XPos",
+            "rope_2d": "luban.nn.position.two:Rope2D",
+            "learned_2d": "luban.nn.position.two:Learned2D",
+            "log_n": "luban.nn.position.logn:LogN",
+            "randomised": "luban.nn.position.randomised:Randomised",
         },
     )
 
@@ -56,6 +65,13 @@ class PositionMethod(nn.Module):
     The body asks for `tables` and `bias` once a forward; all layers share them.
     """
 
+    def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
+        """Counted positions of queries and keys → those that all the other ways in are given.
+
+        `cached` says that the keys grow from call to call.
+        """
+        return positions, key_positions
+
     def embed(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
         """The token embeddings with what the method adds to them."""
         return x_BTE
@@ -71,3 +87,31 @@ class PositionMethod(nn.Module):
     def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor | None:
         """(1 or B, H, T, S) float32 to add to the scaled scores, or None."""
         return None
+
+
+class Wrapped(PositionMethod):
+    """A method around another: passes everything on, except what it overrides."""
+
+    def __init__(self, inner: PositionMethod):
+        super().__init__()
+        self.inner = inner
+
+    def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
+        """As the inner method."""
+        return self.inner.place(positions, key_positions, cached=cached)
+
+    def embed(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
+        """As the inner method."""
+        return self.inner.embed(x_BTE, positions_BT)
+
+    def tables(self, positions_BT: Tensor) -> Any:
+        """As the inner method."""
+        return self.inner.tables(positions_BT)
+
+    def turn(self, q_BHTD: Tensor, k_BKTD: Tensor, tables: Any) -> tuple[Tensor, Tensor]:
+        """As the inner method."""
+        return self.inner.turn(q_BHTD, k_BKTD, tables)
+
+    def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor | None:
+        """As the inner method."""
+        return self.inner.bias(query_positions_BT, key_positions_BS)

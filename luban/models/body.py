@@ -1,0 +1,63 @@
+"""The family of bodies: what stands between token ids and the hidden states that a head reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from luban.core.opgraph import Op
+from luban.core.registry import Registry, Variant
+
+if TYPE_CHECKING:
+    from luban.models.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Body(Variant):
+    """A family of bodies."""
+
+    registry: ClassVar[Registry] = Registry(
+        "body",
+        {
+            "decoder": "luban.models.decoder:DecoderBody",
+            "encoder": "luban.models.encoder:EncoderBody",
+            "encoder_decoder": "luban.models.encoder_decoder:EncoderDecoderBody",
+            "recurrent": "luban.models.recurrent:RecurrentBody",
+            "elmo": "luban.models.elmo:ElmoBody",
+        },
+    )
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise ConfigError where the body and the rest of the model don't go together."""
+        spec.attention.check(spec.width)
+        spec.position.check(spec.position_shape)
+
+    def table_width(self, spec: ModelSpec) -> int:
+        """Width of the embedding table, which a tied output layer shares."""
+        return spec.width
+
+    def hidden_width(self, spec: ModelSpec) -> int:
+        """Width of the hidden states that the head reads."""
+        return spec.width
+
+    def build(self, spec: ModelSpec) -> BodyModule:
+        """The module with its head."""
+        raise NotImplementedError
+
+    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+        """What the body does to a batch, the head left out."""
+        raise NotImplementedError
+
+
+class BodyModule(nn.Module):
+    """What all bodies share: a specification, an embedding table and a head over the hidden states."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.spec = spec
+
+    def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(…, E) hidden states → what the head makes of them; `mask` (B, T) for heads that read whole rows."""
+        return self.readout(hidden, self.embedding.weight, mask)

@@ -1,0 +1,106 @@
+"""BART as Hugging Face writes it (`model_type = "bart"`): a post-norm encoder–decoder with learned positions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from luban.models.block.post import PostNorm
+from luban.models.convert.family import Fields, Pair, activation_name, plain_feedforward
+from luban.models.encoder_decoder import EncoderDecoderBody
+from luban.models.head import LanguageModel
+from luban.models.spec import ModelSpec
+from luban.nn.attention.grouped import Grouped
+from luban.nn.norm import LayerNorm
+from luban.nn.position.learned import Learned
+
+OFFSET = 2  # unread rows before position 0
+SELF = (
+    *((f"attention.{ours}", f"self_attn.{theirs}_proj") for ours, theirs in zip("qkv", "qkv", strict=True)),
+    ("attention.output", "self_attn.out_proj"),
+    ("attention_norm", "self_attn_layer_norm"),
+)
+CROSS = (
+    *((f"cross.{ours}", f"encoder_attn.{theirs}_proj") for ours, theirs in zip("qkv", "qkv", strict=True)),
+    ("cross.output", "encoder_attn.out_proj"),
+    ("cross_norm", "encoder_attn_layer_norm"),
+)
+REST = (("feedforward.up", "fc1"), ("feedforward.down", "fc2"), ("feedforward_norm", "final_layer_norm"))
+
+
+@dataclass(frozen=True)
+class RowPair(Pair):
+    """A vector of ours that theirs keeps as a matrix of one row."""
+
+    def split(self, theirs: Tensor) -> dict[str, Tensor]:
+        """Our tensor, by name."""
+        return {self.ours: theirs[0]}
+
+    def join(self, ours: Mapping[str, Tensor]) -> Tensor:
+        """Their tensor."""
+        return ours[self.ours][None].contiguous()
+
+
+class Bart:
+    """Its bias a token is a buffer there, zero unless someone set it; here it is the head's."""
+
+    ignored = re.compile(r"model\.(en|de)coder\.embed_tokens\.weight|lm_head\.weight")  # copies of the one table
+    body = EncoderDecoderBody
+    heads = (LanguageModel,)
+    prefix = "model."
+
+    def spec(self, config: Mapping[str, Any]) -> ModelSpec:
+        """The specification; refuses sides of different widths."""
+        fields = Fields(config, "bart")
+        fields.only("scale_embedding", False)
+        fields.only("tie_word_embeddings", True)
+        heads, inner = fields.need("decoder_attention_heads"), fields.need("decoder_ffn_dim")
+        fields.only("encoder_attention_heads", heads)
+        fields.only("encoder_ffn_dim", inner)
+        return ModelSpec(
+            vocab_size=fields.need("vocab_size"), width=fields.need("d_model"), layers=fields.need("decoder_layers"),
+            context=fields.get("max_position_embeddings", 1024), position=Learned(offset=OFFSET),
+            attention=Grouped(heads=heads, qkv_bias=True, output_bias=True), norm=LayerNorm(), embedding_norm=LayerNorm(),
+            feedforward=plain_feedforward(fields.get("activation_function", "gelu"), inner, bias=True),
+            block=PostNorm(), body=EncoderDecoderBody(encoder_layers=fields.need("encoder_layers")),
+            head=LanguageModel(bias=True), tied_head=True,
+        )  # fmt: skip
+
+    def config(self, spec: ModelSpec) -> dict[str, Any] | None:
+        """The configuration, or None where a part isn't this format's."""
+        body, attention, norm = spec.body, spec.attention, LayerNorm()
+        known = (isinstance(body, EncoderDecoderBody) and isinstance(attention, Grouped) and spec.norm == norm
+                 and spec.embedding_norm == norm and spec.position == Learned(offset=OFFSET) and spec.tied_head
+                 and isinstance(spec.block, PostNorm) and spec.head == LanguageModel(bias=True)
+                 and activation_name(spec.feedforward) and spec.feedforward.bias)  # fmt: skip
+        if not known or attention != Grouped(heads=attention.heads, qkv_bias=True, output_bias=True):
+            return None
+        return {
+            "architectures": ["BartForConditionalGeneration"], "model_type": "bart", "is_encoder_decoder": True,
+            "vocab_size": spec.vocab_size, "d_model": spec.width, "max_position_embeddings": spec.context,
+            "encoder_layers": body.encoder_layers or spec.layers, "decoder_layers": spec.layers,
+            "encoder_attention_heads": attention.heads, "decoder_attention_heads": attention.heads,
+            "encoder_ffn_dim": spec.feedforward.width, "decoder_ffn_dim": spec.feedforward.width,
+            "activation_function": activation_name(spec.feedforward), "scale_embedding": False,
+            "tie_word_embeddings": True,
+        }  # fmt: skip
+
+    def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
+        """Tensor by tensor."""
+        assert isinstance(spec.body, EncoderDecoderBody)
+        yield Pair("embedding.weight", "model.shared.weight")
+        yield RowPair("readout.bias", "final_logits_bias")
+        sides = (("encoder", spec.body.encoder_layers or spec.layers, (*SELF, *REST)),
+                 ("decoder", spec.layers, (*SELF, *CROSS, *REST)))  # fmt: skip
+        for side, layers, names in sides:
+            yield Pair(f"{side}.position.table.weight", f"model.{side}.embed_positions.weight")
+            modules = [(f"{side}.embedding_norm", f"model.{side}.layernorm_embedding")]
+            modules += [(f"{side}.blocks.{layer}.{ours}", f"model.{side}.layers.{layer}.{theirs}")
+                        for layer in range(layers) for ours, theirs in names]  # fmt: skip
+            for ours, theirs in modules:
+                yield Pair(f"{ours}.weight", f"{theirs}.weight")
+                yield Pair(f"{ours}.bias", f"{theirs}.bias")

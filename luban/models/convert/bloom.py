@@ -1,0 +1,75 @@
+"""BLOOM as Hugging Face writes it (`model_type = "bloom"`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from luban.models.block.pre import PreNorm
+from luban.models.convert.family import Fields, Fused, Pair
+from luban.models.convert.gpt2 import KINDS, biased
+from luban.models.spec import ModelSpec
+from luban.nn.feedforward import TanhGELU
+from luban.nn.norm import LayerNorm
+from luban.nn.position.alibi import Alibi
+
+CONTEXT = 2048  # trained length; config.json has no field for it, and ALiBi needs none
+NAMES = (
+    ("attention_norm", "input_layernorm"),
+    ("attention.output", "self_attention.dense"),
+    ("feedforward_norm", "post_attention_layernorm"),
+    ("feedforward.up", "mlp.dense_h_to_4h"),
+    ("feedforward.down", "mlp.dense_4h_to_h"),
+)
+
+
+class Bloom:
+    """Pre-norm LayerNorm, one after the embeddings too, ALiBi, projections fused head by head."""
+
+    ignored = re.compile(r"lm_head\.weight")
+    prefix = "transformer."
+
+    def spec(self, config: Mapping[str, Any]) -> ModelSpec:
+        """The specification; refuses the residual after the norm."""
+        fields = Fields(config, "bloom")
+        fields.only("apply_residual_connection_post_layernorm", False)
+        width = fields.get("hidden_size", config.get("n_embed"))
+        width = fields.need("hidden_size") if width is None else width
+        heads = fields.get("n_head", config.get("num_attention_heads"))
+        norm = LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5))
+        return ModelSpec(
+            vocab_size=fields.need("vocab_size"), width=width, layers=fields.need("n_layer"),
+            context=fields.get("seq_length", CONTEXT), position=Alibi(), block=PreNorm(), norm=norm,
+            embedding_norm=norm, attention=biased(fields.need("n_head") if heads is None else heads),
+            feedforward=TanhGELU(width=4 * width, bias=True), tied_head=fields.get("tie_word_embeddings", True),
+        )  # fmt: skip
+
+    def config(self, spec: ModelSpec) -> dict[str, Any] | None:
+        """The configuration, or None where a part isn't this format's."""
+        if not (type(spec.position) is Alibi and isinstance(spec.block, PreNorm) and spec.norm == spec.embedding_norm
+                and isinstance(spec.norm, LayerNorm) and spec.norm.bias
+                and spec.attention == biased(spec.attention.heads)
+                and spec.feedforward == TanhGELU(width=4 * spec.width, bias=True)):  # fmt: skip
+            return None
+        return {
+            "architectures": ["BloomForCausalLM"], "model_type": "bloom", "vocab_size": spec.vocab_size,
+            "hidden_size": spec.width, "n_layer": spec.layers, "n_head": spec.attention.heads,
+            "seq_length": spec.context, "layer_norm_epsilon": spec.norm.eps, "tie_word_embeddings": spec.tied_head,
+        }  # fmt: skip
+
+    def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
+        """Tensor by tensor."""
+        heads = spec.attention.heads
+        yield Pair("embedding.weight", "transformer.word_embeddings.weight")
+        for kind in KINDS:
+            yield Pair(f"embedding_norm.{kind}", f"transformer.word_embeddings_layernorm.{kind}")
+            for layer in range(spec.layers):
+                ours, theirs = f"blocks.{layer}", f"transformer.h.{layer}"
+                yield Fused(tuple(f"{ours}.attention.{p}.{kind}" for p in "qkv"),
+                            f"{theirs}.self_attention.query_key_value.{kind}", heads, heads, by_head=True)  # fmt: skip
+                for mine, foreign in NAMES:
+                    yield Pair(f"{ours}.{mine}.{kind}", f"{theirs}.{foreign}.{kind}")
+            yield Pair(f"norm.{kind}", f"transformer.ln_f.{kind}")
+        if not spec.tied_head:
+            yield Pair("readout.weight", "lm_head.weight")

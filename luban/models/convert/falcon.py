@@ -1,0 +1,104 @@
+"""Falcon as Hugging Face writes it (`model_type = "falcon"`): the 7B form, the 40B form, and the serial one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from luban.core.errors import UnsupportedError
+from luban.models.block.parallel import Parallel
+from luban.models.block.pre import PreNorm
+from luban.models.convert.family import Fields, Fused, Pair, activation_name, plain_feedforward
+from luban.models.convert.llama import rotary, rotary_parameters
+from luban.models.spec import ModelSpec
+from luban.nn.attention.grouped import Grouped
+from luban.nn.norm import LayerNorm
+from luban.nn.position.rope import Rope
+
+DENSE = (
+    ("attention.output", "self_attention.dense"),
+    ("feedforward.up", "mlp.dense_h_to_4h"),
+    ("feedforward.down", "mlp.dense_4h_to_h"),
+)
+
+
+class Falcon:
+    """LayerNorm, rotary positions in halves, exact GELU; attention and feed-forward in parallel (or serial)."""
+
+    ignored = re.compile(r".*rotary_emb\.inv_freq|lm_head\.weight")
+    prefix = "transformer."
+
+    def spec(self, config: Mapping[str, Any]) -> ModelSpec:
+        """The specification. ALiBi is refused: Falcon-RW's bias is rounded to bfloat16 and scaled by 1/√D."""
+        fields = Fields(config, "falcon")
+        if fields.get("alibi", False):
+            raise UnsupportedError("config.json asks for alibi = True (Falcon-RW); only rotary positions are supported")
+        width, heads = fields.need("hidden_size"), fields.need("num_attention_heads")
+        grouped = fields.get("new_decoder_architecture", False)
+        kv_heads = fields.get("num_kv_heads", heads) if grouped else 1 if fields.get("multi_query", True) else heads
+        block = PreNorm()
+        if fields.get("parallel_attn", True):
+            block = Parallel(norms=fields.get("num_ln_in_parallel_attn", 2) if grouped else 1)
+        elif grouped:
+            raise UnsupportedError("config.json asks for new_decoder_architecture with parallel_attn = False; "
+                                   "the 40B form is parallel")  # fmt: skip
+        bias = fields.get("bias", False)
+        return ModelSpec(
+            vocab_size=fields.need("vocab_size"), width=width, layers=fields.need("num_hidden_layers"),
+            context=fields.get("max_position_embeddings", 2048), position=rotary(fields), block=block,
+            norm=LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5)),
+            attention=Grouped(heads=heads, kv_heads=kv_heads, qkv_bias=bias, output_bias=bias),
+            feedforward=plain_feedforward(fields.get("activation", "gelu"), fields.get("ffn_hidden_size", 4 * width),
+                                          bias=bias),
+            tied_head=fields.get("tie_word_embeddings", True),
+        )  # fmt: skip
+
+    def config(self, spec: ModelSpec) -> dict[str, Any] | None:
+        """The configuration, or None where a part isn't this format's."""
+        attention, block, activation = spec.attention, spec.block, activation_name(spec.feedforward)
+        bias, keys = spec.feedforward.bias, attention.key_heads()
+        layernorm = isinstance(spec.norm, LayerNorm) and spec.norm.bias and spec.embedding_norm is None
+        plain = attention == Grouped(heads=attention.heads, kv_heads=keys, qkv_bias=bias, output_bias=bias)
+        if not (layernorm and plain and activation and isinstance(block, (Parallel, PreNorm))
+                and type(spec.position) is Rope and spec.position == Rope(base=spec.position.base, scaling=spec.position.scaling)):  # fmt: skip
+            return None
+        parallel, rope = isinstance(block, Parallel), rotary_parameters(spec.position)
+        grouped = parallel and (block.norms == 2 or keys not in (1, attention.heads))
+        if rope is None or (not grouped and keys not in (1, attention.heads)):
+            return None
+        return {
+            "architectures": ["FalconForCausalLM"], "model_type": "falcon", "vocab_size": spec.vocab_size,
+            "hidden_size": spec.width, "num_hidden_layers": spec.layers, "num_attention_heads": attention.heads,
+            "num_kv_heads": keys, "new_decoder_architecture": grouped, "multi_query": keys == 1 and not grouped,
+            "parallel_attn": parallel, "num_ln_in_parallel_attn": block.norms if grouped else None, "alibi": False,
+            "bias": bias, "activation": activation, "ffn_hidden_size": spec.feedforward.width,
+            "max_position_embeddings": spec.context, "layer_norm_epsilon": spec.norm.eps,
+            "rope_parameters": rope, "rope_theta": spec.position.base, "tie_word_embeddings": spec.tied_head,
+        }  # fmt: skip
+
+    def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
+        """Tensor by tensor."""
+        attention, dense = spec.attention, ("weight", "bias") if spec.feedforward.bias else ("weight",)
+        norms = _norms(spec)
+        yield Pair("embedding.weight", "transformer.word_embeddings.weight")
+        for layer in range(spec.layers):
+            ours, theirs = f"blocks.{layer}", f"transformer.h.{layer}"
+            for kind in dense:
+                yield Fused(tuple(f"{ours}.attention.{p}.{kind}" for p in "qkv"),
+                            f"{theirs}.self_attention.query_key_value.{kind}", attention.heads,
+                            attention.key_heads(), by_head=True)  # fmt: skip
+                yield from (Pair(f"{ours}.{mine}.{kind}", f"{theirs}.{foreign}.{kind}") for mine, foreign in DENSE)
+            for mine, foreign in norms:
+                yield from (Pair(f"{ours}.{mine}.{k}", f"{theirs}.{foreign}.{k}") for k in ("weight", "bias"))
+        yield from (Pair(f"norm.{kind}", f"transformer.ln_f.{kind}") for kind in ("weight", "bias"))
+        if not spec.tied_head:
+            yield Pair("readout.weight", "lm_head.weight")
+
+
+def _norms(spec: ModelSpec) -> tuple[tuple[str, str], ...]:
+    if isinstance(spec.block, PreNorm):
+        return (("attention_norm", "input_layernorm"), ("feedforward_norm", "post_attention_layernorm"))
+    if spec.block.norms == 2:
+        return (("attention_norm", "ln_attn"), ("feedforward_norm", "ln_mlp"))
+    return (("attention_norm", "input_layernorm"),)

@@ -1,0 +1,102 @@
+"""LLaMA's shape as GGUF files hold it (`general.architecture = "llama"`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from luban.core.errors import ArtifactError, UnsupportedError
+from luban.models.convert.family import Pair
+from luban.models.convert.llama import Llama
+from luban.models.spec import ModelSpec
+
+LAYER = (
+    ("attention_norm", "attn_norm"),
+    ("attention.v", "attn_v"),
+    ("attention.output", "attn_output"),
+    ("feedforward_norm", "ffn_norm"),
+    ("feedforward.gate", "ffn_gate"),
+    ("feedforward.up", "ffn_up"),
+    ("feedforward.down", "ffn_down"),
+)
+OUTPUT = "output.weight"  # absent where the head is tied
+
+
+@dataclass(frozen=True)
+class Interleaved(Pair):
+    """Queries or keys whose rotary pairs lie side by side there, and half a head apart here."""
+
+    heads: int = 1
+
+    def split(self, theirs: Tensor) -> dict[str, Tensor]:
+        """Our tensor, by name."""
+        if theirs.shape[0] % (2 * self.heads):
+            raise ArtifactError(
+                f"the tensor {self.theirs} of shape {tuple(theirs.shape)} can't hold {self.heads} heads"
+            )
+        return {self.ours: theirs.unflatten(0, (self.heads, -1, 2)).transpose(1, 2).flatten(0, 2)}
+
+
+class GGUFLlama:
+    """Read alone: there is no writing of GGUF."""
+
+    ignored = re.compile(r"(?!)")  # nothing
+    prefix = ""
+
+    def spec(self, metadata: Mapping[str, Any], *, tied: bool) -> ModelSpec:
+        """The specification of a file's metadata. Raises UnsupportedError for other architectures and scalings."""
+        architecture = metadata.get("general.architecture")
+        if architecture != "llama":
+            raise UnsupportedError(f"GGUF architecture '{architecture}' isn't read; known: llama")
+
+        def need(key: str) -> Any:
+            if f"llama.{key}" not in metadata:
+                raise ArtifactError(f"the GGUF metadata lacks llama.{key}")
+            return metadata[f"llama.{key}"]
+
+        if metadata.get("llama.expert_count", 0):
+            raise UnsupportedError("mixtures of experts (llama.expert_count) aren't read")
+        width, heads = need("embedding_length"), need("attention.head_count")
+        head_dim = metadata.get("llama.attention.key_length", width // heads)
+        if metadata.get("llama.rope.dimension_count", head_dim) != head_dim:
+            raise UnsupportedError("rotary positions over part of a head (llama.rope.dimension_count) aren't read")
+        vocabulary = metadata.get("llama.vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ()))
+        config = {
+            "vocab_size": vocabulary or need("vocab_size"), "hidden_size": width,
+            "num_hidden_layers": need("block_count"), "max_position_embeddings": need("context_length"),
+            "num_attention_heads": heads, "num_key_value_heads": metadata.get("llama.attention.head_count_kv", heads),
+            "head_dim": head_dim, "intermediate_size": need("feed_forward_length"),
+            "rms_norm_eps": need("attention.layer_norm_rms_epsilon"), "tie_word_embeddings": tied,
+            "rope_theta": metadata.get("llama.rope.freq_base", 10_000.0), "rope_scaling": self.scaling(metadata),
+        }  # fmt: skip
+        return Llama().spec(config)
+
+    def scaling(self, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+        """`rope_scaling` as config.json would have it."""
+        kind = metadata.get("llama.rope.scaling.type", "none")
+        if kind == "none":
+            return None
+        return {"rope_type": kind, "factor": metadata.get("llama.rope.scaling.factor"),
+                   "original_max_position_embeddings": metadata.get("llama.rope.scaling.original_context_length"),
+                   "rope_theta": metadata.get("llama.rope.freq_base", 10_000.0)}  # fmt: skip
+
+    def config(self, spec: ModelSpec) -> None:
+        """Nothing is written in this format."""
+        return None
+
+    def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
+        """Tensor by tensor."""
+        attention = spec.attention
+        yield Pair("embedding.weight", "token_embd.weight")
+        for layer in range(spec.layers):
+            ours, theirs = f"blocks.{layer}", f"blk.{layer}"
+            yield Interleaved(f"{ours}.attention.q.weight", f"{theirs}.attn_q.weight", heads=attention.heads)
+            yield Interleaved(f"{ours}.attention.k.weight", f"{theirs}.attn_k.weight", heads=attention.key_heads())
+            yield from (Pair(f"{ours}.{mine}.weight", f"{theirs}.{foreign}.weight") for mine, foreign in LAYER)
+        yield Pair("norm.weight", "output_norm.weight")
+        if not spec.tied_head:
+            yield Pair("readout.weight", OUTPUT)

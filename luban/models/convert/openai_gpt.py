@@ -1,0 +1,60 @@
+"""GPT-1 as Hugging Face writes it (`model_type = "openai-gpt"`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from luban.models.block.post import PostNorm
+from luban.models.convert.family import Fields, Fused, Pair
+from luban.models.convert.gpt2 import biased, conv_layers, plain_layernorm
+from luban.models.spec import ModelSpec
+from luban.nn.feedforward import ReLU, TanhGELU
+from luban.nn.norm import LayerNorm
+from luban.nn.position.learned import Learned
+
+ACTIVATIONS = {"gelu": TanhGELU, "relu": ReLU}  # its "gelu" is the tanh approximation
+
+
+class OpenAIGPT:
+    """Post-norm LayerNorm, learned positions, a feed-forward width of four times the model's."""
+
+    ignored = re.compile(r"transformer\.(h\.\d+\.attn\.bias|position_ids)|lm_head\.weight")
+    prefix = "transformer."
+
+    def spec(self, config: Mapping[str, Any]) -> ModelSpec:
+        """The specification."""
+        fields = Fields(config, "openai-gpt")
+        activation = fields.get("afn", "gelu")
+        if activation not in ACTIVATIONS:
+            fields.only("afn", "gelu")
+        width = fields.need("n_embd")
+        return ModelSpec(
+            vocab_size=fields.need("vocab_size"), width=width, layers=fields.need("n_layer"),
+            context=fields.get("n_positions", 512), position=Learned(), block=PostNorm(),
+            norm=LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5)), attention=biased(fields.need("n_head")),
+            feedforward=ACTIVATIONS[activation](width=4 * width, bias=True),
+            tied_head=fields.get("tie_word_embeddings", True),
+        )  # fmt: skip
+
+    def config(self, spec: ModelSpec) -> dict[str, Any] | None:
+        """The configuration, or None where a part isn't this format's."""
+        activation = next((name for name, kind in ACTIVATIONS.items() if type(spec.feedforward) is kind), None)
+        if not (type(spec.position) is Learned and isinstance(spec.block, PostNorm) and plain_layernorm(spec)
+                and activation and spec.attention == biased(spec.attention.heads)
+                and spec.feedforward.width == 4 * spec.width):  # fmt: skip
+            return None
+        return {
+            "architectures": ["OpenAIGPTLMHeadModel"], "model_type": "openai-gpt", "vocab_size": spec.vocab_size,
+            "n_positions": spec.context, "n_embd": spec.width, "n_layer": spec.layers, "n_head": spec.attention.heads,
+            "afn": activation, "layer_norm_epsilon": spec.norm.eps, "tie_word_embeddings": spec.tied_head,
+        }  # fmt: skip
+
+    def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
+        """Tensor by tensor."""
+        yield Pair("embedding.weight", "transformer.tokens_embed.weight")
+        yield Pair("position.table.weight", "transformer.positions_embed.weight")
+        yield from conv_layers(spec)
+        if not spec.tied_head:
+            yield Pair("readout.weight", "lm_head.weight")

@@ -1,0 +1,120 @@
+"""ELMo (Peters et al. 2018): LSTMs in both directions over words made of their characters.
+
+B batch, T tokens, C characters a token, E width of one direction, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from luban.core.errors import ConfigError, DataError
+from luban.core.opgraph import Op, within
+from luban.models.body import Body, BodyModule
+from luban.models.recurrent import joint
+from luban.nn.character import CharacterCNN, CharacterWords
+from luban.nn.recurrent.family import backwards, sequences
+from luban.nn.recurrent.plain import LSTM
+
+if TYPE_CHECKING:
+    from luban.models.spec import ModelSpec
+
+CHARACTERS = 50  # of a word, for counting operations
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElmoBody(Body):
+    """A forward and a backward stack that share words and head; a residual sum from the second layer on."""
+
+    cell: LSTM = field(default_factory=LSTM)  # of every layer and direction
+    words: CharacterCNN | None = None  # words from characters: tokens are (B, T, C); none: a table of token ids
+
+    def check(self, spec: ModelSpec) -> None:
+        """Characters leave no table for the head to share."""
+        if self.words is not None and spec.tied_head:
+            raise ConfigError("a character model has no embedding table to tie the head to: set tied_head = false")
+
+    def build(self, spec: ModelSpec) -> Elmo:
+        """The module with its head."""
+        return Elmo(spec)
+
+    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+        """Words and both stacks."""
+        tokens = batch * seq
+        if self.words is None:
+            ops = [Op(name="embedding", kind="embedding", parameters=spec.vocab_size * spec.width,
+                      activation=tokens * spec.width)]  # fmt: skip
+        else:
+            ops = within("embedding", self.words.ops(tokens, CHARACTERS, spec.width))
+        for side in ("forwards", "backwards"):
+            for layer in range(spec.layers):
+                ops += within(f"{side}.{layer}", self.cell.ops(tokens, spec.width, spec.width))
+        return ops
+
+
+class Elmo(BodyModule):
+    """Its parameters are its only state."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__(spec)
+        body = spec.body
+        assert isinstance(body, ElmoBody)
+        words = body.words
+        self.embedding = (
+            nn.Embedding(spec.vocab_size, spec.width) if words is None else CharacterWords(words, spec.width)
+        )
+        self.forwards = nn.ModuleList(body.cell.build(spec.width, spec.width) for _ in range(spec.layers))
+        self.backwards = nn.ModuleList(body.cell.build(spec.width, spec.width) for _ in range(spec.layers))
+        self.readout = spec.head.build(spec)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None,
+                positions: Tensor | None = None, segments: None = None, cache: None = None,
+                output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
+        """Logits (B, T, 2, V): of the token after each place from those up to it, of the one before from those behind.
+
+        Args:
+            tokens: (B, T) int64, or (B, T, C) character ids where words are made of them.
+            mask, documents: (B, T) as everywhere; both directions stay inside one document.
+            positions, segments, cache: not used; DataError for a cache.
+            output: "hidden" gives the two top states (B, T, 2, E).
+        """
+        if cache is not None:
+            raise DataError("a bidirectional model can't generate token by token")
+        top = self.layers(tokens, mask, documents=documents)[-1]
+        hidden = top.unflatten(-1, (2, -1))
+        return hidden if output == "hidden" else self.head(hidden, mask)
+
+    def layers(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None) -> list[Tensor]:
+        """The layers + 1 representations (B, T, 2E) that a task mixes: words (twice), then both directions together."""
+        x_BTE = self.embedding(tokens)
+        places, real = sequences(joint(mask, documents, tokens[:, :, 0] if tokens.dim() == 3 else tokens))
+        forth = x_BTE.flatten(0, 1)[places]
+        back, given = backwards(forth, real), real.sum(-1)
+        found = [torch.cat((x_BTE, x_BTE), dim=-1)]
+        for depth, (one, two) in enumerate(zip(self.forwards, self.backwards, strict=True)):
+            forth = one(forth, given) + (forth if depth else 0)
+            back = two(back, given) + (back if depth else 0)
+            both = torch.cat((forth, backwards(back, real)), dim=-1)
+            out = both.new_zeros(x_BTE.shape[0] * x_BTE.shape[1], both.shape[-1])
+            found.append(out.index_put((places[real],), both[real]).unflatten(0, x_BTE.shape[:2]))
+        return found
+
+    def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(…, E) states of one direction → (…, V)."""
+        return self.readout(hidden, getattr(self.embedding, "weight", None), mask)
+
+
+class Mix(nn.Module):
+    """γ Σ_j s_j h_j, with s a softmax over the layers (equation 1)."""
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self.scores = nn.Parameter(torch.zeros(layers))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, layers: list[Tensor]) -> Tensor:
+        """The `layers` representations (B, T, 2E) → (B, T, 2E)."""
+        return self.scale * torch.einsum("j,j...->...", self.scores.softmax(-1), torch.stack(layers))

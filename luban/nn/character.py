@@ -1,0 +1,92 @@
+"""Words from their characters: convolutions, highway layers, a projection (Kim et al. 2016; ELMo, Peters et al. 2018).
+
+B batch, T tokens, C characters a token, E output width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luban.core.errors import ConfigError
+from luban.core.opgraph import Op, linear_op
+
+FILTERS = (32, 32, 64, 128, 256, 512, 1024)  # ELMo's, of widths 1 … 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class CharacterCNN:
+    """A word's vector from (…, C) character ids; id 0 is padding. The defaults are ELMo's."""
+
+    characters: int = 262  # character ids
+    width: int = 16  # of a character's embedding
+    filters: tuple[int, ...] = FILTERS  # how many of each width, from 1
+    highways: int = 2  # highway layers
+
+    def __post_init__(self):
+        if self.characters < 2 or self.width < 1 or not self.filters or min(self.filters) < 0 or self.highways < 0:
+            raise ConfigError("a character CNN needs at least 2 characters, a width, and filters of at least one width")
+
+    def ops(self, tokens: int, length: int, width: int) -> list[Op]:
+        """Convolutions, highways and the projection over `tokens` words of `length` characters."""
+        total = sum(self.filters)
+        inner = [n * self.width * (i + 1) for i, n in enumerate(self.filters)]
+        flops = 2 * tokens * sum(p * max(length - i, 1) for i, p in enumerate(inner))
+        ops = [Op(name="characters", kind="embedding", parameters=self.characters * self.width),
+               Op(name="filters", kind="linear", flops=flops, parameters=sum(inner) + total, activation=tokens * total)]  # fmt: skip
+        ops += [linear_op(f"highways.{i}", tokens, total, 2 * total, bias=True) for i in range(self.highways)]
+        return [*ops, linear_op("projection", tokens, total, width, bias=True)]
+
+
+class CharacterWords(nn.Module):
+    """max over places of each filter, ReLU, highways, projection."""
+
+    def __init__(self, config: CharacterCNN, width: int):
+        super().__init__()
+        total = sum(config.filters)
+        self.characters = nn.Embedding(config.characters, config.width)
+        self.filters = nn.ModuleList(Filters(config.width, n, i + 1) for i, n in enumerate(config.filters))
+        self.highways = nn.ModuleList(Highway(total) for _ in range(config.highways))
+        self.projection = nn.Linear(total, width)
+
+    def forward(self, characters_BTC: Tensor) -> Tensor:
+        """(B, T, C) int64 → (B, T, E)."""
+        x_NWC = self.characters(characters_BTC.flatten(0, 1)).transpose(1, 2)
+        word_NF = torch.relu(torch.cat([one(x_NWC) for one in self.filters], dim=-1))
+        for highway in self.highways:
+            word_NF = highway(word_NF)
+        return self.projection(word_NF).unflatten(0, characters_BTC.shape[:2])
+
+
+class Filters(nn.Conv1d):
+    """The filters of one width, and the largest answer of each along the word."""
+
+    def __init__(self, inputs: int, count: int, width: int):
+        super().__init__(inputs, count, width)
+
+    def draw_parameters(self, draw) -> None:
+        """Standard deviation 1/√inputs, biases 0."""
+        fan_in = self.weight[0].numel()
+        self.weight.copy_(draw("weight", self.weight.shape).mul_(fan_in**-0.5))
+        self.bias.zero_()
+
+    def forward(self, x_NWC: Tensor) -> Tensor:
+        """(N, W, C) → (N, filters). A word shorter than the filter is padded to it."""
+        short = self.kernel_size[0] - x_NWC.shape[-1]
+        return super().forward(F.pad(x_NWC, (0, max(short, 0)))).amax(dim=-1)
+
+
+class Highway(nn.Linear):
+    """g · x + (1 − g) · relu(W x + b), with the gate g = σ(V x + c) (Srivastava et al. 2015)."""
+
+    def __init__(self, width: int):
+        super().__init__(width, 2 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, width) → (…, width)."""
+        changed, carry = super().forward(x).chunk(2, dim=-1)
+        gate = torch.sigmoid(carry)
+        return gate * x + (1 - gate) * torch.relu(changed)

@@ -1,0 +1,118 @@
+"""Rotary frequencies for contexts longer than those trained on: linear, NTK-aware, YaRN, Llama 3."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from luban.core.errors import ConfigError
+from luban.core.registry import Registry, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryScaling(Variant):
+    """A family of changes to the rotary frequencies."""
+
+    registry: ClassVar[Registry] = Registry(
+        "rotary scaling",
+        {
+            "linear": "luban.nn.position.scaling:Linear",
+            "ntk": "luban.nn.position.scaling:NTK",
+            "yarn": "luban.nn.position.scaling:YaRN",
+            "llama3": "luban.nn.position.scaling:Llama3",
+        },
+    )
+    factor: float  # how many times longer the context becomes
+
+    def __post_init__(self):
+        if not self.factor >= 1:
+            raise ConfigError(f"a rotary scaling's factor must be at least 1, {self.factor} given")
+
+    def scaled(self, frequencies: Tensor, base: float) -> Tensor:
+        """(width/2,) radians a token of every pair, fastest first → those that are used."""
+        raise NotImplementedError
+
+    @property
+    def amplitude(self) -> float:
+        """What turned queries and keys are multiplied by."""
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(RotaryScaling):
+    """Positions divided by the factor (position interpolation, Chen et al. 2023, equation 4)."""
+
+    def scaled(self, frequencies: Tensor, base: float) -> Tensor:
+        """All slowed down alike."""
+        return frequencies / self.factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class NTK(RotaryScaling):
+    """A base so much larger that the slowest pair slows down by the factor and the fastest not at all
+    ("NTK-aware", Peng et al. 2023, YaRN, equation 16)."""
+
+    def scaled(self, frequencies: Tensor, base: float) -> Tensor:
+        """Pair i of n slowed down by factor^(i/(n − 1))."""
+        pairs = frequencies.numel()
+        if pairs < 2:
+            raise ConfigError("NTK scaling needs at least two rotary pairs")
+        steps = torch.arange(pairs, device=frequencies.device, dtype=torch.float32) / (pairs - 1)
+        return frequencies * self.factor**-steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class YaRN(RotaryScaling):
+    """Pairs that turn often within the trained context stay, those that turn rarely slow down by the factor,
+    between them a ramp; scores grow with the logarithm of the factor (Peng et al. 2023, sections 3.2 to 3.4)."""
+
+    original: int  # tokens of the trained context
+    fast: float = 32.0  # pairs that turn at least this often in it stay as they are
+    slow: float = 1.0  # pairs that turn at most this often in it are slowed down by the factor
+    attention: float | None = None  # the amplitude; none: 0.1·ln(factor) + 1
+    rounded: bool = True  # whether the ramp begins and ends at whole pairs, as in the released code
+
+    def scaled(self, frequencies: Tensor, base: float) -> Tensor:
+        """The ramp runs over the index of the pair."""
+        pairs = frequencies.numel()
+
+        def pair_turning(turns: float) -> float:
+            return pairs * math.log(self.original / (turns * 2 * math.pi)) / math.log(base)
+
+        low, high = pair_turning(self.fast), pair_turning(self.slow)
+        if self.rounded:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, 2 * pairs - 1)
+        index = torch.arange(pairs, device=frequencies.device, dtype=torch.float32)
+        slowed = ((index - low) / (high - low if high != low else 0.001)).clamp(0, 1)
+        return frequencies * (1 - slowed) + frequencies / self.factor * slowed
+
+    @property
+    def amplitude(self) -> float:
+        """√(1/t) of equation 22, for queries and keys alike."""
+        return 0.1 * math.log(self.factor) + 1.0 if self.attention is None else self.attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3(RotaryScaling):
+    """As Llama 3.1: long wavelengths slowed down by the factor, short ones kept, between them a blend
+    (the released code)."""
+
+    original: int = 8192  # tokens of the trained context
+    low: float = 1.0  # wavelengths longer than original/low are slowed down
+    high: float = 4.0  # wavelengths shorter than original/high stay
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.high > self.low > 0:
+            raise ConfigError(f"llama3 scaling needs high > low > 0, {self.high} and {self.low} given")
+
+    def scaled(self, frequencies: Tensor, base: float) -> Tensor:
+        """The blend is linear in the number of turns within the trained context."""
+        turns = self.original * frequencies / (2 * math.pi)
+        kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return frequencies * kept + frequencies / self.factor * (1 - kept)

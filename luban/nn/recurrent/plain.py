@@ -1,0 +1,99 @@
+"""The simple recurrent network (Elman 1990) and the LSTM (Hochreiter & Schmidhuber 1997), computed by torch's own kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from luban.core.errors import ConfigError
+from luban.core.opgraph import Op
+from luban.nn.recurrent.family import Cell
+
+FORGET = 1.0  # the forget gate's bias at the start (Jozefowicz et al. 2015)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RNN(Cell):
+    """h_t = tanh(W x_t + U h_{t−1} + b)."""
+
+    def build(self, inputs: int, width: int) -> nn.Module:
+        """The layer."""
+        return RNNLayer(inputs, width, batch_first=True)
+
+    def ops(self, tokens: int, inputs: int, width: int) -> list[Op]:
+        """Two products."""
+        return [gates_op("cell", tokens, inputs, width, gates=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTM(Cell):
+    """Input, forget and output gates around a cell state; optionally wider than what it gives out (Sak et al. 2014)."""
+
+    cells: int | None = None  # width of the cell state, with a projection to the output behind it; none: no projection
+
+    def __post_init__(self):
+        if self.cells is not None and self.cells < 2:
+            raise ConfigError(f"cells must be at least 2, {self.cells} given")
+
+    def build(self, inputs: int, width: int) -> nn.Module:
+        """The layer."""
+        if self.cells is None:
+            return LSTMLayer(inputs, width, batch_first=True)
+        if self.cells <= width:
+            raise ConfigError(
+                f"cells must be more than the width {width} that they are projected to, {self.cells} given"
+            )
+        return LSTMLayer(inputs, self.cells, proj_size=width, batch_first=True)
+
+    def ops(self, tokens: int, inputs: int, width: int) -> list[Op]:
+        """Eight products, and the projection."""
+        if self.cells is None:
+            return [gates_op("cell", tokens, inputs, width, gates=4)]
+        inner = 4 * self.cells * (inputs + width)
+        return [Op(name="cell", kind="linear", flops=2 * tokens * (inner + self.cells * width),
+                   parameters=inner + 8 * self.cells + self.cells * width,
+                   activation=tokens * (5 * self.cells + width))]  # fmt: skip
+
+
+def gates_op(name: str, tokens: int, inputs: int, width: int, *, gates: int) -> Op:
+    """`gates` products of input and state, each with torch's two biases."""
+    inner = gates * width * (inputs + width)
+    return Op(name=name, kind="linear", flops=2 * tokens * inner, parameters=inner + 2 * gates * width,
+              activation=tokens * (gates + 1) * width)  # fmt: skip
+
+
+@torch.no_grad()
+def draw_recurrent(layer: nn.RNNBase, draw) -> None:
+    """Matrices with standard deviation 1/√inputs, biases 0."""
+    for name, parameter in layer.named_parameters():
+        if parameter.dim() == 2:
+            parameter.copy_(draw(name, parameter.shape).mul_(parameter.shape[1] ** -0.5))
+        else:
+            parameter.zero_()
+
+
+class RNNLayer(nn.RNN):
+    """One layer of it."""
+
+    def draw_parameters(self, draw) -> None:
+        """Its own initialisation."""
+        draw_recurrent(self, draw)
+
+    def forward(self, x_NTI: Tensor, given_N: Tensor) -> Tensor:
+        """(N, T, I) → (N, T, E)."""
+        return super().forward(x_NTI)[0]
+
+
+class LSTMLayer(nn.LSTM):
+    """One layer of it."""
+
+    def draw_parameters(self, draw) -> None:
+        """Its own initialisation; the forget gate begins open."""
+        draw_recurrent(self, draw)
+        self.bias_ih_l0[self.hidden_size : 2 * self.hidden_size].fill_(FORGET)
+
+    def forward(self, x_NTI: Tensor, given_N: Tensor) -> Tensor:
+        """(N, T, I) → (N, T, E)."""
+        return super().forward(x_NTI)[0]

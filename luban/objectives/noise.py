@@ -1,0 +1,116 @@
+"""BART's five ways to spoil a text (Lewis et al. 2020, section 2.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from luban.core.errors import ConfigError
+from luban.core.registry import Registry, Variant
+from luban.objectives.rows import rounded
+from luban.objectives.vocabulary import MASK, Marks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Variant):
+    """A family of noises; `then` follows on what the first leaves."""
+
+    registry: ClassVar[Registry] = Registry(
+        "noise",
+        {
+            "token_masking": "luban.objectives.noise:TokenMasking",
+            "token_deletion": "luban.objectives.noise:TokenDeletion",
+            "text_infilling": "luban.objectives.noise:TextInfilling",
+            "sentence_permutation": "luban.objectives.noise:SentencePermutation",
+            "document_rotation": "luban.objectives.noise:DocumentRotation",
+        },
+    )
+    then: Noise | None = None  # another noise after this one
+
+    def __call__(self, rng: np.random.Generator, text: np.ndarray, marks: Marks) -> np.ndarray:
+        """The spoilt text, this noise and those after it."""
+        spoilt = self.spoil(rng, text, marks)
+        return spoilt if self.then is None else self.then(rng, spoilt, marks)
+
+    def spoil(self, rng: np.random.Generator, text: np.ndarray, marks: Marks) -> np.ndarray:
+        """The text with this noise alone."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share(Noise):
+    """A noise that meets a share of the tokens."""
+
+    rate: float = 0.3  # share of the tokens
+
+    def __post_init__(self):
+        if not 0 < self.rate < 1:
+            raise ConfigError(f"noise rate must be between 0 and 1, {self.rate} given")
+
+    def places(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        """(size,) bool: which tokens are met."""
+        met = np.zeros(size, dtype=bool)
+        met[rng.permutation(size)[: rounded(rng, self.rate * size)]] = True
+        return met
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenMasking(Share):
+    """Tokens become the mask token, one for one."""
+
+    def spoil(self, rng: np.random.Generator, text: np.ndarray, marks: Marks) -> np.ndarray:
+        """Same length."""
+        return np.where(self.places(rng, len(text)), marks.need(MASK, "mask"), text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDeletion(Share):
+    """Tokens disappear: the model has to find out where."""
+
+    def spoil(self, rng: np.random.Generator, text: np.ndarray, marks: Marks) -> np.ndarray:
+        """Shorter."""
+        return text[~self.places(rng, len(text))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextInfilling(Share):
+    """Spans of Poisson lengths become one mask token each; a span of length 0 inserts one."""
+
+    mean_span: float = 3.0  # of the lengths, in tokens
+
+    def spoil(self, rng: np.random.Generator, text: np.ndarray, marks: Marks) -> np.ndarray:
+        """Spans don't touch, and together they hold the share of the tokens."""
+        budget, lengths = rounded(rng, self.rate * len(text)), []
+        while sum(lengths) < budget:
+            lengths.append(min(int(rng.poisson(self.mean_span)), budget - sum(lengths)))
+        lengths = [int(n) for n in rng.permutation(lengths)]
+        mask, kept = marks.need(MASK, "mask"), len(text) - sum(lengths)
+        cuts = np.sort(rng.integers(0, kept + 1, len(lengths))) if kept < len(lengths) else np.sort(
+            rng.choice(kept + 1, len(lengths), replace=False))  # fmt: skip
+        out: list[int] = []
+        at = done = 0
+        for cut, length in zip(cuts.tolist(), lengths, strict=True):  # `cut` kept tokens stand before this span
+            out += [*text[at : at + cut - done].tolist(), mask]
+            at, done = at + cut - done + length, cut
+        return np.array([*out, *text[at:].tolist()], dtype=text.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentencePermutation(Noise):
+    """Sentences change places."""
+
+    def spoil(self, rng: np.random.Generator, text: np.ndarray, marks: Marks) -> np.ndarray:
+        """Cut behind every token that ends a sentence."""
+        sentences = np.split(text, np.flatnonzero(marks.ends_sentence[text][:-1]) + 1)
+        return np.concatenate([sentences[i] for i in rng.permutation(len(sentences))])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentRotation(Noise):
+    """The text begins at a random token and goes around: the model has to find the beginning."""
+
+    def spoil(self, rng: np.random.Generator, text: np.ndarray, marks: Marks) -> np.ndarray:
+        """Same length."""
+        return np.roll(text, -int(rng.integers(len(text))))

@@ -1,0 +1,124 @@
+"""Random BART and T5 models against transformers' own classes: logits, padding, gradients, steps with a cache, round trip."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+import luban
+from luban.generate.cache import ContiguousCache
+from luban.models.convert.family import format_for
+from luban.objectives.denoising import source_loss
+
+transformers = pytest.importorskip("transformers")
+KINDS = ("bart", "bart", "t5", "t5", "t5-1.1")
+
+
+def random_model(rng: random.Random, kind: str):
+    """A small model of odd sizes."""
+    heads = rng.choice([1, 2, 3])
+    common = {"vocab_size": rng.randrange(31, 301, 2), "d_model": heads * rng.choice([4, 6, 10])}
+    if kind == "bart":
+        inner = rng.randrange(9, 70)
+        return transformers.BartForConditionalGeneration(transformers.BartConfig(
+            **common, encoder_layers=rng.choice([1, 2]), decoder_layers=rng.choice([1, 3]), encoder_attention_heads=heads,
+            decoder_attention_heads=heads, encoder_ffn_dim=inner, decoder_ffn_dim=inner, init_std=0.3, dropout=0.0,
+            max_position_embeddings=40, activation_function=rng.choice(["gelu", "relu"]), attention_dropout=0.0,
+        ))  # fmt: skip
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(
+        **common, d_kv=rng.choice([3, 8]), d_ff=rng.randrange(9, 70), num_layers=rng.choice([1, 2]),
+        num_decoder_layers=rng.choice([1, 3]), num_heads=heads, relative_attention_num_buckets=rng.choice([8, 16]),
+        relative_attention_max_distance=rng.choice([20, 40]), dropout_rate=0.0, initializer_factor=1.0,
+        **({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if kind == "t5-1.1" else {}),
+    ))  # fmt: skip
+
+
+@pytest.fixture(params=range(len(KINDS)), ids=lambda i: f"{KINDS[i]}-{i}")
+def pair(request, tmp_path):
+    """(theirs, ours) with the same random weights, biases and norms included."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    torch.manual_seed(seed)
+    theirs = random_model(random.Random(seed), KINDS[request.param]).eval()
+    for name, parameter in theirs.named_parameters():
+        if "bias" in name or "norm" in name:
+            torch.nn.init.normal_(parameter.data, mean=0.0 if "bias" in name else 1.0, std=0.3)
+    if KINDS[request.param] == "bart":
+        theirs.final_logits_bias.normal_()
+    theirs.save_pretrained(tmp_path / "theirs")
+    return theirs, luban.load_model(tmp_path / "theirs")
+
+
+def batch(ours):
+    """Sources of several lengths, padded on the right, and targets, without theirs' padding id, whose row gets no gradient."""
+    vocab = ours.spec.vocab_size
+    mask = torch.arange(11) < torch.tensor([[11], [4], [1]])
+    return torch.randint(2, vocab, (3, 11)), mask, torch.randint(2, vocab, (3, 7))
+
+
+def test_logits_equal_and_come_back(pair, tmp_path):
+    theirs, ours = pair
+    source, mask, target = batch(ours)
+    expected = theirs(source, attention_mask=mask.long(), decoder_input_ids=target).logits
+    torch.testing.assert_close(ours.module(source, target, mask), expected, atol=1e-4, rtol=1e-5)
+    luban.export_model(ours, tmp_path / "out")
+    back, info = type(theirs).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    again = back.eval()(source, attention_mask=mask.long(), decoder_input_ids=target).logits
+    torch.testing.assert_close(again, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_loss_and_gradients_equal(pair):
+    theirs, ours = pair
+    source, mask, target = batch(ours)
+    labels = torch.randint(0, ours.spec.vocab_size, target.shape)
+    trained = torch.rand(target.shape) < 0.7
+    trained[0, 0] = True
+    expected = theirs(source, attention_mask=mask.long(), decoder_input_ids=target,
+                      labels=torch.where(trained, labels, -100)).loss  # fmt: skip
+    expected.backward()
+    total, count = source_loss(ours.module, source, mask, target, labels, trained)
+    torch.testing.assert_close(total / count, expected, atol=1e-5, rtol=1e-5)
+    (total / count).backward()
+    form, _ = format_for(ours.spec)
+    reference, mine = dict(theirs.named_parameters()), dict(ours.module.named_parameters())
+    for names in form.pairs(ours.spec):
+        if (
+            names.theirs in reference and reference[names.theirs].grad is not None
+        ):  # final_logits_bias is a buffer there
+            want = reference[names.theirs].grad
+            assert (mine[names.ours].grad - want).norm() <= 1e-3 * want.norm() + 1e-6, names
+
+
+def test_left_and_right_padding_and_the_row_alone_agree(pair):
+    _, ours = pair
+    source, mask, target = batch(ours)
+    right = ours.module(source, target, mask)
+    rolled = torch.stack([row.roll(11 - int(n.sum())) for row, n in zip(source, mask, strict=True)])
+    torch.testing.assert_close(ours.module(rolled, target, mask.flip(-1)), right, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.module(source[1:2, :4], target[1:2]), right[1:2], atol=1e-4, rtol=1e-4)
+
+
+def test_step_by_step_with_a_cache_equals_the_whole(pair):
+    _, ours = pair
+    source, mask, target = batch(ours)
+    whole = ours.module(source, target, mask)
+    attention = ours.spec.attention
+    cache = ContiguousCache(layers=ours.spec.layers, key_heads=attention.key_heads(), batch=3, context=ours.spec.context,
+                            head_dim=attention.head_width(ours.spec.width), device=whole.device, dtype=whole.dtype)  # fmt: skip
+    memory = ours.module.encode(source, mask)
+    steps = [
+        ours.module(None, part, cache=cache, memory=memory) for part in (target[:, :3], target[:, 3:4], target[:, 4:])
+    ]
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_parameters_by_arithmetic(pair):
+    theirs, ours = pair
+    count = sum(p.numel() for p in ours.module.parameters())
+    bias = ours.spec.vocab_size if ours.spec.head.bias else 0  # a buffer there
+    head = 0 if ours.spec.tied_head else theirs.lm_head.weight.numel()
+    tied = theirs.lm_head.weight is theirs.get_input_embeddings().weight
+    assert ours.spec.parameters == count == sum(p.numel() for p in theirs.parameters()) + bias + (head if tied else 0)

@@ -1,0 +1,139 @@
+"""Random BERT, RoBERTa and ALBERT models against transformers' own classes: every head, padding, gradients, round trip."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import luban
+from luban.models.convert.family import format_for
+from luban.objectives.causal import causal_loss
+
+transformers = pytest.importorskip("transformers")
+KINDS = ("bert", "roberta", "albert")
+HEADS = ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "PreTraining")
+CASES = [(k, h) for k in KINDS for h in HEADS if (k, h) != ("roberta", "PreTraining")]
+
+
+def random_config(rng: random.Random, kind: str):
+    """A small model of odd sizes."""
+    heads = rng.choice([1, 2, 3, 5])
+    layers = rng.choice([2, 4])
+    own = {
+        "bert": {"hidden_act": rng.choice(["gelu", "relu", "gelu_new"]), "type_vocab_size": rng.choice([1, 2, 3])},
+        "roberta": {"type_vocab_size": rng.choice([1, 2]), "pad_token_id": 1},
+        "albert": {"embedding_size": rng.choice([7, 12]), "num_hidden_groups": rng.choice([1, 2]),
+                   "hidden_act": rng.choice(["gelu", "gelu_new"]), "classifier_dropout_prob": 0.0},
+    }[kind]  # fmt: skip
+    return transformers.AutoConfig.for_model(
+        kind, **own, vocab_size=rng.randrange(31, 301, 2), hidden_size=heads * rng.choice([3, 4, 7]),
+        num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=rng.randrange(9, 70),
+        max_position_embeddings=40, initializer_range=0.3, layer_norm_eps=rng.choice([1e-12, 1e-5]),
+        num_labels=rng.choice([2, 3, 5]), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        tie_word_embeddings=rng.random() < 0.7,
+    )  # fmt: skip
+
+
+def make(kind: str, head: str, folder):
+    """(theirs, ours) with the same random weights, biases and norms included."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    torch.manual_seed(seed)
+    name = {"bert": "Bert", "roberta": "Roberta", "albert": "Albert"}[kind] + f"For{head}"
+    config = random_config(random.Random(seed), kind)
+    if head in ("QuestionAnswering", "PreTraining"):
+        config.num_labels = 2  # theirs reads the width of these heads from it too
+    theirs = getattr(transformers, name)(config).eval()
+    for name, parameter in theirs.named_parameters():
+        if "bias" in name or "norm" in name.lower():
+            torch.nn.init.normal_(parameter.data, mean=0.0 if "bias" in name else 1.0, std=0.2)
+    theirs.save_pretrained(folder / "theirs")
+    return theirs, luban.load_model(folder / "theirs")
+
+
+def batch(ours, side: str):
+    """Tokens, mask and positions of rows of several lengths."""
+    lengths = (1, 5, 12)
+    tokens, mask = torch.zeros(3, 12, dtype=torch.long), torch.zeros(3, 12, dtype=torch.bool)
+    for i, n in enumerate(lengths):
+        place = slice(12 - n, None) if side == "left" else slice(0, n)
+        tokens[i, place], mask[i, place] = torch.randint(0, ours.spec.vocab_size, (n,)), True
+    return tokens, mask, (mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def outputs(found) -> list[torch.Tensor]:
+    """Their logits in our shapes."""
+    if "start_logits" in found:
+        return [torch.stack((found.start_logits, found.end_logits), dim=-1)]
+    if "prediction_logits" in found:
+        return [found.prediction_logits, found.get("seq_relationship_logits", found.get("sop_logits"))]
+    return [found.logits]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("kind", "head"), CASES)
+def test_logits_equal_and_come_back(kind, head, side, tmp_path):
+    theirs, ours = make(kind, head, tmp_path)
+    tokens, mask, positions = batch(ours, side)
+    segments = torch.randint(0, ours.spec.body.segments, tokens.shape)
+    rows_read_first = head in ("SequenceClassification", "PreTraining") and side == "left"
+    if rows_read_first:  # theirs reads slot 0 whatever stands there
+        tokens, mask, positions, segments = tokens[2:], mask[2:], positions[2:], segments[2:]
+    offset = ours.spec.position.offset
+    arguments = {"attention_mask": mask.long(), "position_ids": positions + offset, "token_type_ids": segments}
+    expected = outputs(theirs(tokens, **arguments))
+    hidden = ours.module(tokens, mask, segments=segments, output="hidden")
+    got = [ours.module(tokens, mask, segments=segments)]
+    got += [ours.module.pairs(hidden, mask)] if head == "PreTraining" else []
+    for mine, want in zip(got, expected, strict=True):
+        assert mine.shape == want.shape
+        kept = mask if mine.dim() == 3 else slice(None)
+        torch.testing.assert_close(mine[kept], want[kept], atol=1e-4, rtol=0)
+    luban.export_model(ours, tmp_path / "out")
+    back, info = type(theirs).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    for mine, want in zip(outputs(back.eval()(tokens, **arguments)), expected, strict=True):
+        torch.testing.assert_close(mine, want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_loss_and_gradients_equal(kind, tmp_path):
+    theirs, ours = make(kind, "MaskedLM", tmp_path)
+    tokens = torch.randint(2, ours.spec.vocab_size, (3, 15))
+    chosen = torch.rand(3, 15) < 0.4
+    chosen[0, 0] = True
+    targets = torch.randint(0, ours.spec.vocab_size, (3, 15))
+    theirs(tokens, labels=torch.where(chosen, targets, -100)).loss.backward()
+    total, count = causal_loss(ours.module, tokens, targets, chosen)
+    (total / count).backward()
+    form, _ = format_for(ours.spec)
+    reference, mine = dict(theirs.named_parameters()), dict(ours.module.named_parameters())
+    for names in form.pairs(ours.spec):
+        if names.theirs not in reference or (reference[names.theirs].grad is None and "bias" in names.theirs):
+            continue  # an untied head's unread copy
+        want = reference[names.theirs].grad
+        want = torch.zeros_like(reference[names.theirs]) if want is None else want
+        got = mine[names.ours].grad
+        got = torch.zeros_like(want) if got is None else got
+        assert (got - want).norm() <= 1e-3 * want.norm() + 1e-6, names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_by_arithmetic(kind, tmp_path):
+    theirs, ours = make(kind, "MaskedLM", tmp_path)
+    assert ours.spec.parameters == sum(p.numel() for p in ours.module.parameters())
+    unread = 0 if ours.spec.tied_head else ours.spec.vocab_size  # theirs keeps a second bias that nothing reads
+    assert ours.spec.parameters == sum(p.numel() for p in theirs.parameters()) - unread
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_documents_equal_separate_rows(kind, tmp_path):
+    _, ours = make(kind, "MaskedLM", tmp_path)
+    one, two = (torch.randint(0, ours.spec.vocab_size, (1, n)) for n in (5, 8))
+    packed = ours.module(torch.cat((one, two), dim=1), documents=torch.tensor([[0] * 5 + [1] * 8]))
+    torch.testing.assert_close(packed[:, :5], ours.module(one), atol=1e-4, rtol=0)
+    torch.testing.assert_close(packed[:, 5:], ours.module(two), atol=1e-4, rtol=0)
+    assert F.softmax(packed, -1).isfinite().all()

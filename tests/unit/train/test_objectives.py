@@ -1,0 +1,56 @@
+"""Objectives in the training loop: they learn, resume bitwise, and refuse models that they can't train."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from luban.core.errors import ConfigError
+from luban.train.pretrain import pretrain
+
+ENCODER = {"body": {"type": "encoder", "segments": 2}, "head": {"type": "masked_lm", "pair": True},
+           "position": {"type": "learned"}}  # fmt: skip
+
+
+def losses(run) -> list[float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.mark.parametrize(
+    ("model", "objective"),
+    [(ENCODER, {"type": "masked"}), (ENCODER, {"type": "masked", "pairing": {"type": "next_sentence"}}),
+     ({"position": {"type": "learned"}}, {"type": "prefix"})],
+    ids=["masked", "masked-pairs", "prefix"],
+)  # fmt: skip
+def test_trains_and_resumes_bitwise(tiny, tmp_path, model, objective):
+    changes = {"model": model, "objective": objective, "optim": {"type": "adamw", "lr": 0.01}}
+    whole = pretrain(tiny(**changes), tmp_path / "whole", "whole")
+    assert losses(whole)[-1] < losses(whole)[0]
+    cut = tiny(**changes, train={"accumulate": 2})
+    halves = pretrain(cut, tmp_path / "halves", "halves")
+    assert losses(halves) == pytest.approx(losses(whole), rel=2e-3)  # micro-batches change nothing but rounding
+    again = pretrain(tiny(**changes), tmp_path / "again", "again")
+    one, two = (load_file(run / "checkpoints" / "step_000006" / "model.safetensors") for run in (whole, again))
+    assert all((one[name] == two[name]).all() for name in one)
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "reason"),
+    [({}, {"type": "masked"}, "objective masked trains a model of body encoder with head masked_lm or language_model, "
+                              "and this one has body decoder and head language_model"),
+     (ENCODER, {"type": "causal"}, "objective causal trains a model of body decoder")],
+)  # fmt: skip
+def test_a_model_that_the_objective_cannot_train_is_refused(tiny, tmp_path, model, objective, reason):
+    with pytest.raises(ConfigError, match=reason):
+        pretrain(tiny(model=model, objective=objective), tmp_path / "run", "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_next_sentence_needs_a_pair_output(tiny, tmp_path):
+    plain = ENCODER | {"head": {"type": "masked_lm"}}
+    with pytest.raises(ConfigError, match=r"model\.head\.pair = true"):
+        pretrain(tiny(model=plain, objective={"type": "masked", "pairing": "next_sentence"}), tmp_path / "run", "run")
+    assert not list(tmp_path.iterdir())
