@@ -30,6 +30,7 @@ from luban.core.config import from_dict, load_toml, override
 from luban.data.batch import Batch
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
+from luban.objectives.causal import Causal
 from luban.train.device import keep_freed_memory, set_determinism
 from luban.train.precision import COMPUTE, LossScale, Masters
 from luban.train.recipe import Recipe, resolve_spec
@@ -109,7 +110,7 @@ def luban_step(recipe: Recipe, spec: ModelSpec) -> Callable[[Batch], None]:
     train = recipe.train
     module = build_model(spec)
     masters = Masters(module, COMPUTE[train.precision])
-    step = TrainStep(loss_function(module, compiled=True), masters, recipe.optim.build(masters.parameters),
+    step = TrainStep(loss_function(module, Causal(), compiled=True), masters, recipe.optim.build(masters.parameters),
                      LossScale.of(train.precision), clip=train.clip, accumulate=1, device=CPU)  # fmt: skip
     return lambda batch: step(batch, 1.0)
 

@@ -35,11 +35,27 @@ class MixArgs:
     bytes: int = 0  # training bytes to mix; 0 is as many as weights and epochs allow
 
 
+@dataclass(frozen=True)
+class NgramArgs:
+    corpus: tyro.conf.Positional[Path]  # text of the kind that is wanted
+    out: Path  # directory to make
+
+
+@dataclass(frozen=True)
+class ClassifierArgs:
+    good: tyro.conf.Positional[Path]  # a corpus of the kind that is wanted, such as pages Wikipedia refers to
+    other: tyro.conf.Positional[Path]  # a corpus of any text
+    out: Path  # directory to make
+    seed: int = 0  # of the order in which texts are learned from
+
+
 def run(argv: Sequence[str]) -> int | None:
     """`luban corpus …`"""
     return dispatch("corpus", {
         "build": (build, "sources → a clean corpus with a held-out split"),
         "mix": (mix, "corpora → one corpus, by weight and epochs"),
+        "ngram": (ngram, "a corpus → a model of its language, for the step perplexity"),
+        "classifier": (classifier, "good and other text → a judge, for the step classifier"),
     }, argv)  # fmt: skip
 
 
@@ -94,3 +110,39 @@ def mix(argv: Sequence[str]) -> None:
     say(f"corpus {args.out}: {figures['train']['documents']} documents, {bytes_(figures['train']['bytes'])}")
     for name, share in figures["shares"].items():
         say(f"  {name:<16} {share:6.1%}")
+
+
+def ngram(argv: Sequence[str]) -> None:
+    """`luban corpus ngram CORPUS --out DIR`"""
+    args = parse(NgramArgs, argv, verb="corpus ngram", about="Learn a 3-gram language model from a corpus.",
+                 examples="luban corpus ngram wikipedia --out models/wikipedia\n"
+                          "luban corpus build web/ --steps perplexity=models/wikipedia@500 --out corpus")  # fmt: skip
+    from luban.core.artifact import as_parent
+    from luban.core.log import say
+    from luban.corpus.quality.ngram import NgramModel
+    from luban.corpus.reader import read_corpus
+
+    model = NgramModel.train(document.text for document in read_corpus(args.corpus))
+    model.save(args.out, (as_parent("corpus", args.corpus),))
+    say(f"n-gram model {args.out}: {len(model.grams[-1].keys)} 3-grams of {model.vocabulary - 1} words")
+
+
+def classifier(argv: Sequence[str]) -> None:
+    """`luban corpus classifier GOOD OTHER --out DIR`"""
+    args = parse(ClassifierArgs, argv, verb="corpus classifier", about="Learn to tell good text from any text.",
+                 examples="luban corpus classifier wikipedia web --out models/quality\n"
+                          "luban corpus build web/ --steps classifier=models/quality@0.5 --out corpus")  # fmt: skip
+    from luban.core.artifact import as_parent
+    from luban.core.log import say
+    from luban.corpus.quality.linear import LinearModel
+    from luban.corpus.reader import read_corpus
+
+    kinds = [(document.text for document in read_corpus(path)) for path in (args.good, args.other)]
+    parents = (as_parent("good", args.good), as_parent("other", args.other))
+    model = LinearModel.train(*kinds, seed=args.seed)
+    model.save(args.out, parents, args.seed)
+    rows = [(name, [model.score(d.text) >= 0.5 for d in read_corpus(path, "heldout", verify=False)])
+            for name, path in (("good", args.good), ("other", args.other))]  # fmt: skip
+    for name, judged in rows:
+        say(f"  of {len(judged)} held-out {name} texts {sum(judged)} are judged good")
+    say(f"text classifier {args.out}")

@@ -20,13 +20,15 @@ from luban.core.log import Bar
 class TrainArgs:
     corpora: tyro.conf.Positional[tuple[Path, ...]]  # corpora, from luban corpus build
     out: Path  # directory to make
-    algorithm: str = "bpe"  # bpe, wordpiece, unigram or char
+    algorithm: str = "bpe"  # bpe, wordpiece, unigram, chinese (signs alone, the rest bpe) or char
     vocab_size: int = 4096  # ids in all, 16 special tokens counted
 
 
 @dataclass(frozen=True)
 class ImportArgs:
-    file: tyro.conf.Positional[Path]  # tokenizer.json, vocab.json beside its merges, .tiktoken, or SentencePiece .model
+    file: tyro.conf.Positional[
+        Path
+    ]  # tokenizer.json, vocab.json beside its merges, .tiktoken, SentencePiece .model or .gguf
     out: Path  # directory to make
 
 

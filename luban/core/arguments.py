@@ -157,7 +157,7 @@ def describe_fields(cls: type, prefix: str = "") -> list[tuple[str, str, str, st
             rows.append((f"{path}.type", "|".join(hint.registry.entries), "", note))
             if default is not dataclasses.MISSING:
                 rows += describe_fields(type(default), f"{path}.")
-        elif dataclasses.is_dataclass(hint):
+        elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             rows += describe_fields(hint, f"{path}.")
         else:
             kind = getattr(hint, "__name__", str(hint)).replace("typing.", "")

@@ -199,8 +199,8 @@ class ArtifactWriter:
         self.resumed = False  # true when an unfinished directory of the same identity was found
         self.figures: dict[str, Any] = {}
         self.terms: tuple[str, ...] = ()  # licences of the content, known when it is whole
-        config = json.loads(json.dumps(config or {}))  # the same plain data that reading gives back
-        self.manifest = Manifest(kind=kind, format=format, config=config, seed=seed, parents=tuple(parents),
+        plain = json.loads(json.dumps(config or {}))  # the same plain data that reading gives back
+        self.manifest = Manifest(kind=kind, format=format, config=plain, seed=seed, parents=tuple(parents),
                                  status="unfinished", versions=package_versions(),
                                  created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))  # fmt: skip
 

@@ -67,7 +67,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return match
     if isinstance(hint, type) and issubclass(hint, Variant):
         return _build_variant(hint, value, where)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _build(hint, value, where)
     if origin in (list, tuple, Sequence) or hint in (list, tuple):
         return _convert_sequence(hint, value, where)

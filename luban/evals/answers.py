@@ -28,7 +28,7 @@ class AnswerLoss:
     def run(self, model: LoadedModel, material: Material, *, limit: int, precision: str) -> Outcome:
         cut = []
         for document in _draw(material.conversations, limit):
-            rendered = render(document.messages, model.tokenizer)
+            rendered = render(_messages(document), model.need_tokenizer())
             if len(rendered.token_ids) - 1 <= model.spec.context:
                 cut.append(Window(rendered.token_ids[:-1], rendered.token_ids[1:], rendered.loss_mask[1:]))
         tokens = sum(sum(window.scored) for window in cut)
@@ -49,7 +49,7 @@ class WhichModule:
             raise DataError("which_module needs held-out conversations of task which_module: the corpus has none")
         items = _answer(model, asked)
         right = [item["answer"].strip() == item["reference"].strip() for item in items]
-        constant = Counter(d.meta["answer_key"] for d in asked).most_common(1)[0][1]
+        constant = Counter((d.meta or {})["answer_key"] for d in asked).most_common(1)[0][1]
         return Outcome({"which_module_accuracy": sum(right) / len(items), "which_module_items": len(items),
                         "which_module_majority": constant / len(items)},
                        [{**item, "right": ok} for item, ok in zip(items, right, strict=True)])  # fmt: skip
@@ -71,12 +71,18 @@ def _draw(documents: list[Document], limit: int) -> list[Document]:
     return ranked[:limit] if limit else ranked
 
 
+def _messages(document: Document) -> list[dict[str, str]]:
+    if not document.messages:
+        raise DataError(f"document {document.id} is no conversation")
+    return document.messages
+
+
 def _answer(model: LoadedModel, asked: list[Document]) -> list[dict[str, Any]]:
     """Greedy answers to the conversations' last question."""
-    prompts = [document.messages[:-1] for document in asked]
+    prompts = [_messages(document)[:-1] for document in asked]
     results = Engine(model).generate(prompts, Sampling(max_tokens=ANSWER_TOKENS, temperature=0.0))
     return [
-        {"id": d.id, "task": (d.meta or {}).get("task"), "question": d.messages[-2]["content"],
-         "reference": d.messages[-1]["content"], "answer": r.text, "finish_reason": r.finish_reason}
+        {"id": d.id, "task": (d.meta or {}).get("task"), "question": _messages(d)[-2]["content"],
+         "reference": _messages(d)[-1]["content"], "answer": r.text, "finish_reason": r.finish_reason}
         for d, r in zip(asked, results, strict=True)
     ]  # fmt: skip

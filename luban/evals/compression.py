@@ -29,9 +29,9 @@ class BitsPerByte:
         if not stream:
             raise DataError("bits_per_byte needs held-out text: the corpus has no plain held-out document")
         context = reading_length(model)
-        cut, owner = [], []
-        for index, token_ids in enumerate(model.tokenizer.encode_batch([d.text for d in documents])):
-            ids = [model.tokenizer.bos_id, *token_ids, model.tokenizer.eos_id]
+        cut, owner, tokenizer = [], [], model.need_tokenizer()
+        for index, token_ids in enumerate(tokenizer.encode_batch([d.text for d in documents])):
+            ids = [i for i in (tokenizer.bos_id, *token_ids, tokenizer.eos_id) if i is not None]
             parts = list(windows(ids, [True] * len(ids), context, max(1, context // 2)))
             cut += parts
             owner += [index] * len(parts)

@@ -12,6 +12,7 @@ from luban.models.block.post import PostNorm
 from luban.models.block.pre import PreNorm
 from luban.models.encoder_decoder_presets import ENCODER_DECODERS
 from luban.models.encoder_presets import ENCODERS
+from luban.models.recurrent_presets import RECURRENT
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import GELU, SwiGLU, TanhGELU
@@ -107,6 +108,7 @@ PRESETS: dict[str, ModelSpec] = {
 }
 PRESETS |= ENCODERS
 PRESETS |= ENCODER_DECODERS
+PRESETS |= RECURRENT
 
 
 def preset(name: str) -> ModelSpec:

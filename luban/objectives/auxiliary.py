@@ -50,14 +50,14 @@ class Auxiliary(Objective):
             raise DataError(f"shards {shards.path} hold plain text, so every target is already the language model's: "
                             "the auxiliary objective needs conversations")  # fmt: skip
 
-        def change(batch: Batch, rows: np.ndarray, epochs: np.ndarray) -> Batch:
-            follows = batch.documents[:, 1:] == batch.documents[:, :-1]  # the next token is of the same document
-            others = (batch.documents >= 0) & (np.pad(follows, ((0, 0), (0, 1))) | batch.loss_mask)
-            scale = self.weight * batch.tokens_trained / max(int(others.sum()), 1)
-            weights = np.full(len(rows), scale, dtype=np.float32)
-            return WeightedBatch(**vars(batch), others=others, weights=weights)
+        return Changed(PACKINGS[packing](shards, seq_len), lambda batch, rows, epochs: self.weigh(batch))
 
-        return Changed(PACKINGS[packing](shards, seq_len), change)
+    def weigh(self, batch: Batch) -> WeightedBatch:
+        """The batch with the language model's targets, and the weight that makes their sum λ times a mean."""
+        follows = batch.documents[:, 1:] == batch.documents[:, :-1]  # the next token is of the same document
+        others = (batch.documents >= 0) & (np.pad(follows, ((0, 0), (0, 1))) | batch.loss_mask)
+        scale = self.weight * batch.tokens_trained / max(int(others.sum()), 1)
+        return WeightedBatch(**vars(batch), others=others, weights=np.full(len(others), scale, dtype=np.float32))
 
     def loss(self, module: nn.Module, *arrays: Tensor) -> tuple[Tensor, Tensor]:
         """Sum over the task's targets and their count, the weighted sum over all targets added."""

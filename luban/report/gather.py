@@ -14,7 +14,7 @@ from luban.core.log import read_metrics, warn
 from luban.core.units import count
 from luban.report.chart import Chart, Level, Series, draw, smooth
 
-SMALL = {"width": 400, "height": 230}  # a chart that shares its row with others
+SMALL_WIDTH, SMALL_HEIGHT = 400, 230  # of a chart that shares its row with others
 HEADLINES = {  # artifact kind → figures worth a line in its box, the first that is there
     "corpus": (("documents", "{:,} documents"),),
     "tokenizer": (("vocab_size", "{:,} tokens"),),
@@ -106,11 +106,11 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
                   Series("held out", heldout, "b", dots=True)], levels, clip_start=0.08)  # fmt: skip
     small = [
         Chart("tokens a second", "step", "tokens/s", [Series("tokens a second", _column(rows, "tokens_per_second"))],
-              zero=True, **SMALL),
+              zero=True, width=SMALL_WIDTH, height=SMALL_HEIGHT),
         Chart("learning rate", "step", "learning rate", [Series("learning rate", _column(rows, "lr"), "c")],
-              zero=True, **SMALL),
+              zero=True, width=SMALL_WIDTH, height=SMALL_HEIGHT),
         Chart("gradient norm, before clipping", "step", "norm", [Series("gradient norm", _column(rows, "grad_norm"), "d")],
-              **SMALL, clip_start=0.05),
+              width=SMALL_WIDTH, height=SMALL_HEIGHT, clip_start=0.05),
     ]  # fmt: skip
     steps, tokens = (max(row.get(name, 0) for row in rows) for name in ("step", "tokens"))
     about = f"{steps:,} steps, {count(float(tokens))} tokens."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from luban.core.artifact import atomic_write, package_versions
 from luban.core.units import bytes_, count, seconds
@@ -37,12 +38,12 @@ def write_report(folders: Sequence[Path], out: Path, title: str = "A language mo
     sections = [s for s in (run_section(run, figures) for run in runs) if s]
     for section in sections:
         for picture in [section["main"], *section["small"]]:
-            picture["svg"] = jinja2.utils.markupsafe.Markup(picture["svg"])
+            picture["svg"] = Markup(picture["svg"])
     drawn = family_of({f.name: (f.manifest, headline(f)) for f in artifacts if f.manifest.status == "finished"})
     versions = ", ".join(f"{k} {v}" for k, v in package_versions().items())
     page = template.render(
         title=title, subtitle=_subtitle(artifacts), tiles=_tiles(figures, runs, summary),
-        family=jinja2.utils.markupsafe.Markup(drawn), curves=sections, packs=_packs(artifacts),
+        family=Markup(drawn), curves=sections, packs=_packs(artifacts),
         samples=[item for f in artifacts for item in read_items(f.path / "samples.jsonl")],
         stages=_stages(stages), machine=f"{platform.machine()}, {_cores()}.",
         figures=[(k, f"{v:,.4f}" if isinstance(v, float) else f"{v:,}") for k, v in sorted(figures.items())],

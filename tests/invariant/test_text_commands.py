@@ -174,3 +174,33 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(life, tmp_path):
 def test_help_has_examples(words, tmp_path):
     result = done(*words, "--help", cwd=tmp_path)
     assert f"luban {' '.join(words)}" in result.stdout
+
+
+def test_workers_licences_and_mixtures_by_command(life, tmp_path):
+    """Two workers write the bytes of one; a mixture inherits licences; its card says so."""
+    for workers in (1, 2):
+        done("corpus", "build", life / "notes", "--out", f"w{workers}", "--steps", "normalise,exact,lines,minhash",
+             "--workers", workers, "--licence", "CC-BY-4.0", cwd=tmp_path)  # fmt: skip
+    assert content_hash(tmp_path / "w1") == content_hash(tmp_path / "w2")
+    (tmp_path / "m.toml").write_text(
+        '[[part]]\nname = "a"\npath = "w1"\nweight = 3\n[[part]]\nname = "b"\npath = "chats"\nweight = 1\n'
+    )
+    done("corpus", "build", life / "chat.jsonl", "--out", "chats", "--licence", "no-export", cwd=tmp_path)
+    done("corpus", "mix", "m.toml", "--out", "mixed", cwd=tmp_path)
+    manifest = json.loads((tmp_path / "mixed" / "manifest.json").read_text())
+    assert sorted(term for parent in manifest["parents"] for term in parent["terms"]) == ["CC-BY-4.0", "no-export"]
+    assert abs(manifest["figures"]["shares"]["a"] - 0.75) < 0.02
+    assert "| no-export |" in (tmp_path / "mixed" / "README.md").read_text()
+    result = luban("corpus", "mix", "m.toml", "--out", "more", "--bytes", "10000000", cwd=tmp_path)
+    assert result.returncode != 0 and "epochs of the part" in result.stderr and "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("more*"))
+
+
+def test_judges_by_command(life, tmp_path):
+    done("corpus", "ngram", life / "corpus", "--out", "lm", cwd=tmp_path)
+    done("corpus", "classifier", life / "corpus", life / "chats", "--out", "judge", cwd=tmp_path)
+    done("corpus", "build", life / "notes", "--out", "c", "--steps", "perplexity=lm,classifier=judge", cwd=tmp_path)
+    config = json.loads((tmp_path / "c" / "manifest.json").read_text())["config"]
+    assert [step["step"] for step in config["steps"]] == ["perplexity", "classifier"]
+    result = luban("corpus", "build", life / "notes", "--out", "d", "--steps", "perplexity=none", cwd=tmp_path)
+    assert result.returncode != 0 and "does not exist" in result.stderr and "Traceback" not in result.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from luban.core.errors import DataError
+from luban.core.errors import DataError, UnsupportedError
 from luban.tokenizer.importing.artifact import import_tokenizer
 from luban.tokenizer.importing.tiktoken import _R50K, _SPELLING, CL100K
 from luban.tokenizer.train import train_tokenizer
@@ -112,6 +112,70 @@ def test_sentencepiece_models(options, tmp_path):
         assert ours.encode(text) == expected, text
         if theirs.unk_id() not in expected:
             assert ours.decode(expected) == theirs.decode(expected)
+
+
+def gguf_file(path, tokens, kind, *, types=None, scores=None, merges=None, pre=None, **ids):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_tokenizer_model(kind)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types or [1] * len(tokens))
+    if scores is not None:
+        writer.add_token_scores(scores)
+    if merges is not None:
+        writer.add_token_merges(merges)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
+    for name, value in ids.items():
+        getattr(writer, f"add_{name}")(value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def test_gguf_of_sentencepiece_pieces(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(corpus()), model_prefix=str(tmp_path / "m"),
+                                             vocab_size=1200, minloglevel=2, num_threads=1, **SENTENCEPIECE["llama"])  # fmt: skip
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    every = range(theirs.get_piece_size())
+    types = [2 if theirs.is_unknown(i) else 3 if theirs.is_control(i) else 6 if theirs.is_byte(i) else 1 for i in every]
+    file = gguf_file(tmp_path / "m.gguf", [theirs.id_to_piece(i) for i in every], "llama", types=types,
+                     scores=[theirs.get_score(i) for i in every], bos_token_id=1, eos_token_id=2,
+                     chat_template="{{ messages[0].content }}")  # fmt: skip
+    ours = import_tokenizer(file, tmp_path / "t")
+    assert (ours.bos_id, ours.eos_id, ours.chat_template) == (1, 2, "{{ messages[0].content }}")
+    for text in probes(5):
+        assert ours.encode(text) == theirs.encode(text), text
+
+
+@pytest.mark.parametrize("pre, pattern", [("gpt-2", _R50K), ("llama-bpe", CL100K)])
+def test_gguf_of_merges(ranks, tmp_path, pre, pattern):
+    tiktoken = pytest.importorskip("tiktoken")
+    from luban.tokenizer.importing.tiktoken import split
+
+    spell = {token: "".join(_SPELLING[b] for b in token) for token in ranks}
+    merges = [" ".join(spell[part] for part in split(token, ranks)) for token in ranks if len(token) > 1]
+    tokens = [*(spell[t] for t in ranks), "<|end|>"]
+    file = gguf_file(tmp_path / "m.gguf", tokens, "gpt2", types=[*([1] * len(ranks)), 3], merges=merges, pre=pre,
+                     eos_token_id=len(ranks))  # fmt: skip
+    ours = import_tokenizer(file, tmp_path / "t")
+    theirs = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|end|>": len(ranks)})
+    assert ours.eos_id == len(ranks)
+    for text in probes(6):
+        assert ours.encode(text) == theirs.encode_ordinary(text)
+        assert ours.decode(ours.encode(text)) == text
+
+
+def test_gguf_that_cannot_be_imported_is_refused(tmp_path):
+    with pytest.raises(UnsupportedError, match="vocabulary 'bert'"):
+        import_tokenizer(gguf_file(tmp_path / "a.gguf", ["a", "b"], "bert"), tmp_path / "t")
+    with pytest.raises(UnsupportedError, match="word pattern 'odd'"):
+        import_tokenizer(gguf_file(tmp_path / "b.gguf", ["a", "b"], "gpt2", merges=[], pre="odd"), tmp_path / "t")
+    (tmp_path / "c.gguf").write_bytes(b"GGUF but not really")
+    with pytest.raises(DataError, match="not a GGUF file"):
+        import_tokenizer(tmp_path / "c.gguf", tmp_path / "t")
 
 
 def test_tokenizer_json_with_its_settings(tmp_path):

@@ -30,6 +30,8 @@ STEPS = Registry(
         "bloom": "luban.corpus.steps.bloom:Bloom",
         "overlap": "luban.corpus.steps.overlap:Overlap",
         "contamination": "luban.corpus.steps.contamination:Contamination",
+        "perplexity": "luban.corpus.steps.quality:Perplexity",
+        "classifier": "luban.corpus.steps.quality:Classifier",
         "language": "luban.corpus.steps.language:Language",
         "unicode": "luban.corpus.steps.unicode:unicode",
         "normalise": "luban.corpus.steps.normalise:Normalise",

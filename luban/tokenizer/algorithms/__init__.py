@@ -13,6 +13,7 @@ ALGORITHMS = Registry(
         "bpe": "luban.tokenizer.algorithms.bpe:train",
         "wordpiece": "luban.tokenizer.algorithms.wordpiece:train",
         "unigram": "luban.tokenizer.algorithms.unigram:train",
+        "chinese": "luban.tokenizer.algorithms.chinese:train",
         "char": "luban.tokenizer.algorithms.char:train",
     },
 )

@@ -10,6 +10,7 @@ FORMATS = Registry(
         "tokenizer.json": "luban.tokenizer.importing.library:read",
         "gpt2": "luban.tokenizer.importing.gpt2:read",
         "tiktoken": "luban.tokenizer.importing.tiktoken:read",
+        "gguf": "luban.tokenizer.importing.gguf:read",
         "sentencepiece": "luban.tokenizer.importing.sentencepiece:read",
     },
 )

@@ -34,6 +34,8 @@ def import_tokenizer(path: str | Path, out: str | Path) -> Tokenizer:
 def format_of(path: Path) -> str:
     """The entry of FORMATS for a file, by its name and first bytes."""
     head = path.open("rb").read(64)
+    if path.suffix == ".gguf" or head.startswith(b"GGUF"):
+        return "gguf"
     if path.name == "vocab.json":
         return "gpt2"
     if path.suffix == ".json":
@@ -43,5 +45,5 @@ def format_of(path: Path) -> str:
         return "tiktoken"
     if path.suffix == ".model":
         return "sentencepiece"
-    raise DataError(f"{path} is no known vocabulary: tokenizer.json, vocab.json with its merges, a .tiktoken rank file "
-                    f"or a SentencePiece .model is needed")  # fmt: skip
+    raise DataError(f"{path} is no known vocabulary: tokenizer.json, vocab.json with its merges, a .tiktoken rank file, "
+                    f"a SentencePiece .model or a .gguf is needed")  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
-from luban.core.errors import DataError, UnsupportedError
+from luban.core.errors import DataError, MissingExtra, UnsupportedError
 from luban.tokenizer.importing.sentencepiece import BPE, CONTROL, UNKNOWN, USER, Model, build
 from luban.tokenizer.importing.tiktoken import CL100K
 from luban.tokenizer.settings import Settings
@@ -32,6 +33,19 @@ WORDS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {  # how text is c
     "llama-bpe": lambda: _bytes_of(_split(CL100K), words=False),
     "qwen2": lambda: _bytes_of(_split(CL100K.replace("{1,3}", "")), words=False),
 }
+
+
+def read(path: Path) -> tuple[tokenizers.Tokenizer, Settings]:
+    """The vocabulary of a GGUF file. Raises what `from_metadata` does, and DataError where the file is none."""
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise MissingExtra("gguf", "corpus", "reading a GGUF vocabulary") from None
+    try:
+        fields = GGUFReader(str(path)).fields
+    except Exception as error:  # the library raises whatever its parsing meets
+        raise DataError(f"{path} is not a GGUF file: {error}") from None
+    return from_metadata({name: field.contents() for name, field in fields.items() if name.startswith("tokenizer.")})
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, Settings]:

@@ -8,10 +8,11 @@ import random
 import pytest
 import torch
 
-from luban import ModelSpec, build_model
+from luban import ModelSpec, build_model, describe
 from luban.core.errors import ConfigError, DataError
 from luban.models.elmo import ElmoBody, Mix
 from luban.models.head import Classes
+from luban.models.presets import preset
 from luban.models.recurrent import RecurrentBody
 from luban.nn.character import CharacterCNN
 from luban.nn.init import FanInInit
@@ -238,3 +239,11 @@ def test_elmo_layers_are_mixed_by_softmax_and_scale():
         mix.scores.copy_(torch.tensor([0.0, math.log(2), math.log(5)]))
         mix.scale.fill_(3.0)
     torch.testing.assert_close(mix(layers), 3 * (layers[0] + 2 * layers[1] + 5 * layers[2]) / 8)
+
+
+def test_elmos_published_size_below_the_softmax():
+    spec = preset("elmo")
+    body = describe(spec, batch=1, seq=1).parameters - spec.vocab_size * 513
+    second_biases = 4 * 4 * 4096  # torch's LSTM has two biases where the release has one
+    assert body - second_biases == 93_600_864
+    assert spec.parameters == sum(p.numel() for p in build_model(spec, device="meta").parameters())

@@ -1,0 +1,144 @@
+"""What each memory can learn (Delétang et al. 2023): Parity for RNN, LSTM and Transformer, Reverse String for RNN and Stack-RNN.
+
+Trained on lengths 1–40, read at 41–100. RNN and LSTM should reach 99% on Parity and a Transformer stay at 50 ± 5%;
+the Stack-RNN should reverse 95% and the RNN at most 70%. Prints a row a model and whether it is as published.
+
+    python benchmarks/recurrent_controls.py --seconds 120
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luban import ModelSpec, build_model
+from luban.models.block.post import PostNorm
+from luban.models.encoder import EncoderBody
+from luban.models.recurrent import RecurrentBody
+from luban.nn.attention.grouped import Grouped
+from luban.nn.feedforward import ReLU
+from luban.nn.init import FanInInit
+from luban.nn.norm import LayerNorm
+from luban.nn.position.sinusoidal import Sinusoidal
+from luban.nn.recurrent.family import Cell
+from luban.nn.recurrent.plain import LSTM, RNN
+from luban.nn.recurrent.stack import StackRNN
+
+ANSWER = 2  # the token in whose place an answer is read; 0 and 1 are bits
+LONGEST, FIRST_TEST, LAST_TEST = 40, 41, 100
+
+
+def parity(batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """(tokens, answers): bits, then one place; whether the number of ones is odd."""
+    bits = torch.randint(0, 2, (batch, length))
+    return F.pad(bits, (0, 1), value=ANSWER), bits.sum(-1, keepdim=True) % 2
+
+
+def reverse(batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """(tokens, answers): bits, then as many places; the bits from the last to the first."""
+    bits = torch.randint(0, 2, (batch, length))
+    return F.pad(bits, (0, length), value=ANSWER), bits.flip(-1)
+
+
+def recurrent(cell: Cell, width: int) -> ModelSpec:
+    """One layer over embedded bits."""
+    return ModelSpec(vocab_size=3, width=width, layers=1, body=RecurrentBody(cell=cell), init=FanInInit(embedding=1.0))
+
+
+def transformer(width: int) -> ModelSpec:
+    """A bidirectional encoder of five layers with sinusoidal positions, the paper's baseline."""
+    return ModelSpec(vocab_size=3, width=width, layers=5, context=2 * LAST_TEST + 2, position=Sinusoidal(), norm=LayerNorm(),
+                     attention=Grouped(heads=4), feedforward=ReLU(width=4 * width, bias=True), block=PostNorm(),
+                     body=EncoderBody(), init=FanInInit(embedding=1.0))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Control:
+    """A model on a task and what it should reach."""
+
+    name: str
+    task: Callable[[int, int], tuple[Tensor, Tensor]]
+    spec: ModelSpec
+    published: str
+    holds: Callable[[float], bool]
+    batch: int = 128
+    seeds: int = 1  # the best counts, as in the paper
+
+
+CONTROLS = (
+    Control("Parity, RNN", parity, recurrent(RNN(), 64), "≥ 99", lambda a: a >= 0.99, seeds=3),
+    Control("Parity, LSTM", parity, recurrent(LSTM(), 64), "≥ 99", lambda a: a >= 0.99, seeds=3),
+    Control("Parity, Transformer", parity, transformer(64), "50 ± 5", lambda a: abs(a - 0.5) <= 0.05),
+    Control("Reverse, Stack-RNN", reverse, recurrent(StackRNN(depth=LAST_TEST + 4), 64), "≥ 95", lambda a: a >= 0.95,
+            batch=32, seeds=2),
+    Control("Reverse, RNN", reverse, recurrent(RNN(), 64), "≤ 70", lambda a: a <= 0.70),
+)  # fmt: skip
+
+
+def predict(model: nn.Module, tokens: Tensor, answers: Tensor) -> Tensor:
+    """(B, answers, 2) logits in the last places."""
+    return model(tokens)[:, -answers.shape[1] :, :2]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, task: Callable, lengths: range) -> float:
+    """Share of right answers over these lengths, each as much as another."""
+    found = []
+    for length in lengths:
+        tokens, answers = task(64, length)
+        found.append((predict(model, tokens, answers).argmax(-1) == answers).float().mean().item())
+    return sum(found) / len(found)
+
+
+def train(control: Control, seed: int, seconds: float, steps: int) -> tuple[float, int]:
+    """(accuracy at the test lengths, steps taken): until it is as good as it gets, or time or steps are up."""
+    torch.manual_seed(seed)
+    model = build_model(control.spec, seed=seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    began, step = time.monotonic(), 0
+    while step < steps and time.monotonic() - began < seconds:
+        tokens, answers = control.task(control.batch, int(torch.randint(1, LONGEST + 1, ())))
+        loss = F.cross_entropy(predict(model, tokens, answers).flatten(0, 1), answers.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step % 500 == 0 and accuracy(model, control.task, range(FIRST_TEST, LAST_TEST + 1, 10)) > 0.999:
+            break
+    return accuracy(model, control.task, range(FIRST_TEST, LAST_TEST + 1)), step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120, help="at most, a model and seed")
+    parser.add_argument("--steps", type=int, default=10_000, help="at most, a model and seed")
+    parser.add_argument("--only", default="", help="controls whose name holds this")
+    args = parser.parse_args()
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; accuracy at lengths {FIRST_TEST}–{LAST_TEST} in %"
+    )
+    for control in CONTROLS:
+        if args.only not in control.name:
+            continue
+        best, taken = 0.0, 0
+        for seed in range(control.seeds):
+            found, taken = train(control, seed, args.seconds, args.steps)
+            best = max(best, found)
+            if control.seeds > 1 and control.holds(best):
+                break
+        verdict = "as published" if control.holds(best) else "NOT as published"
+        print(
+            f"{control.name:22} {100 * best:5.1f}   published {control.published:7} {taken:6} steps   {verdict}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Every family of the zoo trained with its own objective through `luban pretrain`, at tiny widths.
+
+    python benchmarks/zoo_matrix.py --data DIR [--steps 300] [--only bert]
+
+DIR holds text files. The corpus, a tokenizer of characters and shards are made from them as a user would. For every
+family a recipe is written and `luban pretrain` run; the table gives the loss at the first step and the mean of the
+last tenth, in nats a target, beside the entropy that it must come below: the bigram entropy of the tokens for causal
+models, the unigram entropy for the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tempfile
+import time
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luban.cli.main import main as main_of_luban
+from luban.core.config import to_toml
+from luban.data.shards import Shards
+
+ENCODER = {"block": "post", "norm": "layernorm", "embedding_norm": {"type": "layernorm"}, "position": "learned",
+           "feedforward": {"type": "gelu", "width": 256, "bias": True},
+           "attention": {"type": "grouped", "heads": 4, "qkv_bias": True, "output_bias": True}}  # fmt: skip
+GPT = {"position": "learned", "norm": "layernorm", "feedforward": {"type": "gelu_tanh", "width": 256, "bias": True},
+       "attention": {"type": "grouped", "heads": 4, "qkv_bias": True, "output_bias": True}, "tied_head": True}  # fmt: skip
+LLAMA = {"attention": {"heads": 4, "kv_heads": 4}, "feedforward": {"width": 192}}
+FALCON = {"norm": "layernorm", "block": "parallel", "attention": {"heads": 4, "kv_heads": 1},
+          "feedforward": {"type": "gelu", "width": 256}}  # fmt: skip
+PAIRS = {"type": "masked_lm", "pair": True}
+FAN_IN = {"init": {"type": "fan_in"}}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A family at a tiny width, and its objective."""
+
+    name: str
+    model: dict[str, Any]
+    objective: dict[str, Any] = field(default_factory=lambda: {"type": "causal"})
+    causal: bool = True  # which entropy it must come below
+    lr: float = 3e-3  # peak; post-norm models need a lower one
+
+
+ROWS = (
+    Row("GPT-1, causal", GPT | {"block": "post"}, lr=1e-3),
+    Row("GPT-2, causal", GPT),
+    Row("GPT-3, causal", GPT | {"attention": GPT["attention"] | {"window": 32, "windowed": [False, True]}}),
+    Row("LLaMA, causal", LLAMA),
+    Row("Llama 2, causal", LLAMA | {"attention": {"heads": 4, "kv_heads": 2}}),
+    Row("Falcon, causal", FALCON),
+    Row("BLOOM, causal", GPT | {"position": "alibi", "embedding_norm": {"type": "layernorm"}}),
+    Row("ChatGLM2, causal", LLAMA | {"position": {"type": "rope", "width": 8, "pairing": "interleaved"},
+                                     "attention": {"heads": 4, "kv_heads": 2, "qkv_bias": True}}),
+    Row("KERPLE, causal", LLAMA | {"position": "kerple_log"}),
+    Row("xPos, causal", LLAMA | {"position": "xpos"}),
+    Row("RNN, causal", {"body": {"type": "recurrent", "cell": "rnn"}, **FAN_IN}),
+    Row("LSTM, causal", {"body": {"type": "recurrent", "cell": "lstm"}, **FAN_IN}),
+    Row("ELMo, bidirectional", {"body": {"type": "elmo", "cell": {"type": "lstm", "cells": 128}}, **FAN_IN},
+        {"type": "bidirectional"}),
+    Row("ELMo of characters, bidirectional",
+        {"body": {"type": "elmo", "cell": {"type": "lstm", "cells": 128},
+                  "words": {"filters": [16, 16, 32, 32], "highways": 1}}, **FAN_IN},
+        {"type": "bidirectional", "characters": 12}),
+    Row("BERT, masked + next sentence", ENCODER | {"body": {"type": "encoder", "segments": 2}, "head": PAIRS, "tied_head": True},
+        {"type": "masked", "copies": 10, "pairing": "next_sentence"}, False, lr=1e-3),
+    Row("BERT, whole words", ENCODER | {"body": "encoder", "head": "masked_lm", "tied_head": True},
+        {"type": "masked", "selection": "words"}, False, lr=1e-3),
+    Row("RoBERTa, dynamic masks", ENCODER | {"body": {"type": "encoder", "segments": 1}, "head": "masked_lm", "tied_head": True},
+        {"type": "masked"}, False, lr=1e-3),
+    Row("ALBERT, n-grams + order",
+        ENCODER | {"body": {"type": "encoder", "segments": 2, "embedding_width": 32, "groups": 1}, "head": PAIRS, "tied_head": True},
+        {"type": "masked", "selection": "ngrams", "pairing": "sentence_order"}, False, lr=1e-3),
+    Row("Prefix LM", LLAMA, {"type": "prefix"}, False),
+    Row("GLM, blank infilling", GPT | {"position": "learned_2d"}, {"type": "blank_infilling"}, False),
+    Row("BART, denoising", ENCODER | {"body": "encoder_decoder", "head": {"type": "language_model", "bias": True}, "tied_head": True},
+        {"type": "denoising"}, False, lr=1e-3),
+    Row("Transformer, denoising", {"body": "encoder_decoder", "position": "sinusoidal", "norm": "layernorm", "block": "post",
+                                   "attention": {"heads": 4}, "feedforward": {"type": "relu", "width": 256, "bias": True},
+                                   "tied_head": True}, {"type": "denoising", "noise": "token_masking"}, False, lr=1e-3),
+    Row("T5, span corruption", {"body": "encoder_decoder", "position": {"type": "t5", "buckets": 16, "max_distance": 64},
+                                "attention": {"type": "grouped", "heads": 4, "score_scale": 1.0, "head_dim": 16},
+                                "feedforward": {"type": "relu", "width": 256}, "init": {"type": "fan_in", "embedding": 1.0},
+                                "head": {"type": "language_model", "scale_hidden": True}, "tied_head": True},
+        {"type": "span_corruption", "sentinels": 16}, False),
+)  # fmt: skip
+
+
+def luban(*arguments: object) -> None:
+    """One command as a user gives it. Raises SystemExit where it fails."""
+    with redirect_stdout(io.StringIO()):
+        failed = main_of_luban([str(argument) for argument in arguments])
+    if failed:
+        raise SystemExit(f"luban {' '.join(map(str, arguments))} failed")
+
+
+def entropies(shards: Shards) -> tuple[float, float]:
+    """(unigram, bigram) entropy in nats a token: −Σ p(t) ln p(t), and −Σ p(s, t) ln p(t | s) inside documents."""
+    tokens = np.asarray(shards.data).astype(np.int64)
+    counts = np.bincount(tokens)
+    p = counts[counts > 0] / counts.sum()
+    inside = np.ones(len(tokens) - 1, dtype=bool)
+    inside[shards.offsets[1:-1] - 1] = False
+    pairs = (tokens[:-1] * shards.vocab_size + tokens[1:])[inside]
+    joint, joint_counts = np.unique(pairs, return_counts=True)
+    first = np.bincount(tokens[:-1][inside], minlength=shards.vocab_size)[joint // shards.vocab_size]
+    bigram = -(joint_counts / joint_counts.sum() * np.log(joint_counts / first)).sum()
+    return float(-(p * np.log(p)).sum()), float(bigram)
+
+
+def measure(row: Row, shards: Path, out: Path, steps: int) -> tuple[float, float, float]:
+    """(first loss, mean loss of the last tenth, seconds) of one run."""
+    recipe = {
+        "model": {"width": 64, "layers": 2, "context": 128, **row.model}, "objective": row.objective,
+        "data": {"path": str(shards)}, "optim": {"type": "adamw", "lr": row.lr}, "schedule": {"type": "cosine", "warmup": 20},
+        "train": {"steps": steps, "batch_size": 16, "seq_len": 64, "log_every": 1, "device": "cpu"},
+        "checkpoint": {"every": steps}, "validation": {"every": 0, "batches": 4},
+    }  # fmt: skip
+    file = out.with_suffix(".toml")
+    file.write_text(to_toml(recipe))
+    began = time.monotonic()
+    luban("pretrain", file, "--out", out)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [r["loss"] for r in rows if "loss" in r]
+    return losses[0], float(np.mean(losses[-max(steps // 10, 1) :])), time.monotonic() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a folder of text files")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--only", default="", help="rows whose name holds this")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        luban("corpus", "build", args.data, "--out", home / "corpus")
+        luban(
+            "tokenizer",
+            "train",
+            home / "corpus",
+            "--out",
+            home / "tokenizer",
+            "--algorithm",
+            "char",
+            "--vocab-size",
+            384,
+        )
+        luban("data", "pack", home / "corpus", "--tokenizer", home / "tokenizer", "--out", home / "shards")
+        unigram, bigram = entropies(Shards.open(home / "shards"))
+        print(f"unigram entropy {unigram:.3f}, bigram entropy {bigram:.3f} nats a token\n")
+        print(
+            "| Family and objective | First loss | Last loss | Must be below | | Seconds |\n|-|-|-|-|-|-|", flush=True
+        )
+        failed = 0
+        for i, row in enumerate(r for r in ROWS if args.only in r.name):
+            try:
+                first, last, seconds = measure(row, home / "shards", home / f"run{i}", args.steps)
+            except SystemExit as error:  # the other rows are still worth measuring
+                print(f"| {row.name} | {error} |", flush=True)
+                failed += 1
+                continue
+            bound = bigram if row.causal else unigram
+            verdict = "yes" if last < bound else "NO"
+            print(f"| {row.name} | {first:.3f} | {last:.3f} | {bound:.3f} | {verdict} | {seconds:.0f} |", flush=True)
+            failed += last >= bound
+    raise SystemExit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
