@@ -35,7 +35,7 @@ LLAMA = {"attention": {"heads": 4, "kv_heads": 4}, "feedforward": {"width": 192}
 FALCON = {"norm": "layernorm", "block": "parallel", "attention": {"heads": 4, "kv_heads": 1},
           "feedforward": {"type": "gelu", "width": 256}}  # fmt: skip
 PAIRS = {"type": "masked_lm", "pair": True}
-FAN_IN = {"init": {"type": "fan_in"}}
+FAN_IN = {"init": {"type": "fan_in", "embedding": 1.0}}
 
 
 @dataclass(frozen=True)
