@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 from luban.core.log import progress
 from luban.load.model import LoadedModel
-from luban.models.body import require_next_token
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,7 @@ def negative_log_likelihood(module: torch.nn.Module, cut: Sequence[Window], *, b
 
     Windows are sorted by length and batched right-padded; the result is in the order given. Arithmetic
     runs under autocast in `precision` where that is lower than the parameters'; the softmax is float32.
-    Raises UnsupportedError for a model that doesn't predict the next token.
     """
-    require_next_token(module.spec, "scoring text")
     device = next(module.parameters()).device
     module.eval()
     order = sorted((i for i, w in enumerate(cut) if any(w.scored)), key=lambda i: -len(cut[i].tokens))
