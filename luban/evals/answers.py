@@ -14,6 +14,7 @@ from luban.evals.likelihood import Window, negative_log_likelihood
 from luban.evals.task import Material, Outcome
 from luban.generate.sampling import Sampling
 from luban.load.model import LoadedModel
+from luban.models.body import require_next_token
 from luban.serve.engine import Engine
 from luban.tokenizer.chat import render
 
@@ -34,6 +35,7 @@ class AnswerLoss:
         tokens = sum(sum(window.scored) for window in cut)
         if not tokens:
             raise DataError("answer_loss needs held-out conversations that fit the context: there are none")
+        require_next_token(model.spec, "scoring text")
         nats = negative_log_likelihood(model.module, cut, precision=getattr(torch, precision), title="answer loss")
         return Outcome({"answer_loss": sum(nats) / tokens, "answers": len(cut), "answer_tokens": tokens})
 

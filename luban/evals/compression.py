@@ -12,6 +12,7 @@ from luban.core.errors import DataError
 from luban.evals.likelihood import negative_log_likelihood, reading_length, windows
 from luban.evals.task import Material, Outcome
 from luban.load.model import LoadedModel
+from luban.models.body import require_next_token
 
 
 class BitsPerByte:
@@ -35,6 +36,7 @@ class BitsPerByte:
             parts = list(windows(ids, [True] * len(ids), context, max(1, context // 2)))
             cut += parts
             owner += [index] * len(parts)
+        require_next_token(model.spec, "scoring text")
         nats = negative_log_likelihood(model.module, cut, precision=getattr(torch, precision), title="bits per byte")
         by_document = [0.0] * len(documents)
         for index, value in zip(owner, nats, strict=True):

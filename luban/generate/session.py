@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from luban.generate.cache import ContextError, ContiguousCache
 from luban.generate.sampler import sample, uniform
 from luban.generate.sampling import Sampling
+from luban.models.body import require_next_token
 from luban.models.spec import ModelSpec
 
 
@@ -46,12 +47,13 @@ class Session:
     """Runs a decoder over sequences with a contiguous cache.
 
     Args:
-        module: a causal decoder; it is called in inference mode.
+        module: a causal decoder; it is called in inference mode. UnsupportedError for any other.
     """
 
     def __init__(self, module: nn.Module):
         self.module = module.eval()
         self.spec: ModelSpec = module.spec
+        require_next_token(self.spec, "generating text", cached=True)
         self.sequences: list[Sequence] = []
         self.cache: ContiguousCache | None = None
         self.logits: Tensor | None = None  # (B, V) float32, of each sequence's next token

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
+from luban.core.errors import UnsupportedError
 from luban.core.opgraph import Op
 from luban.core.registry import Registry, Variant
 
@@ -29,6 +30,9 @@ class Body(Variant):
         },
     )
 
+    causal: ClassVar[bool] = False  # `module(tokens)` says of every place what comes next, from what is before it
+    cached: ClassVar[bool] = False  # … and does so token by token with a cache of keys and values
+
     def check(self, spec: ModelSpec) -> None:
         """Raise ConfigError where the body and the rest of the model don't go together."""
         spec.attention.check(spec.width)
@@ -49,6 +53,15 @@ class Body(Variant):
     def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
         """What the body does to a batch, the head left out."""
         raise NotImplementedError
+
+
+def require_next_token(spec: ModelSpec, what: str, *, cached: bool = False) -> None:
+    """Raise UnsupportedError unless this model predicts the next token (`cached`: step by step), as `what` needs."""
+    body, head = (part.registry.name_of(type(part)) for part in (spec.body, spec.head))
+    if not (spec.body.cached if cached else spec.body.causal) or head != "language_model":
+        raise UnsupportedError(
+            f"{what} needs a decoder with a language_model head; this model has body {body} and head {head}"
+        )
 
 
 class BodyModule(nn.Module):

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 class DecoderBody(Body):
     """Blocks in which a token sees itself and those before it."""
 
+    causal = True
+    cached = True
+
     def build(self, spec: ModelSpec) -> Decoder:
         """The module with its head."""
         return Decoder(spec)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 class RecurrentBody(Body):
     """Reads tokens one after the other; the model's position, attention, feed-forward and block aren't used."""
 
+    causal = True
     cell: Cell = field(default_factory=LSTM)  # of every layer
 
     def check(self, spec: ModelSpec) -> None:

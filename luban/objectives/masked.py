@@ -134,10 +134,15 @@ class Pairs(Pieces):
         """The batch, padded on the right."""
         rows, segments, labels = [], [], []
         for row, epoch in places:
-            one, two, label = self.pair(row, epoch) if row >= 0 else (None, None, FOLLOWS)
+            if row < 0:
+                rows.append([])
+                segments.append([])
+                labels.append(FOLLOWS)
+                continue
+            one, two, label = self.pair(row, epoch)
+            rows.append([self.marks.head, *one, self.separator, *two, self.separator])
+            segments.append([0] * (len(one) + 2) + [1] * (len(two) + 1))
             labels.append(label)
-            rows.append([] if one is None else [self.marks.head, *one, self.separator, *two, self.separator])
-            segments.append([] if one is None else [0] * (len(one) + 2) + [1] * (len(two) + 1))
         real = stack([np.zeros(len(row)) for row in rows], self.seq_len, -1, np.int32)
         tokens = stack(rows, self.seq_len, self.marks.pad)
         positions = np.where(real >= 0, np.arange(self.seq_len), 0).astype(np.int32)
