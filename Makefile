@@ -38,7 +38,7 @@ $(VENV)/.base: constraints.txt pyproject.toml
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.base
-	$(PIP) --editable '.[corpus,serve]'
+	$(PIP) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.base
