@@ -87,15 +87,21 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
             shutil.rmtree(art.path, ignore_errors=True)
             raise
         shutil.rmtree(art.path / WORK)
-        for split, writer in writers.items():
-            art.figures[split] = {"documents": writer.documents, "bytes": writer.bytes}
         art.figures.update(tally.figures(), **census.figures(), waterfall=waterfall)
-        art.terms = census.terms
-        (art.path / card.FILE).write_text(card.card(config, art.figures, seed), encoding="utf-8")
-    if heldout and not writers[HELDOUT].documents:
-        warn(f"the corpus is too small for a held-out split: none of its {writers[TRAIN].documents} documents fell "
-             f"into the fraction {heldout}")  # fmt: skip
+        _document(art, writers, census)
     return art.figures
+
+
+def _document(art: ArtifactWriter, writers: dict[str, Any], census: Census) -> None:
+    """Sizes, licences and the card of a corpus that is written."""
+    for split, writer in writers.items():
+        art.figures[split] = {"documents": writer.documents, "bytes": writer.bytes}
+    art.terms = census.terms
+    config, seed = art.manifest.config, art.manifest.seed
+    (art.path / card.FILE).write_text(card.card(config, art.figures, seed), encoding="utf-8")
+    if config["heldout"] and not writers[HELDOUT].documents:
+        warn(f"the corpus is too small for a held-out split: none of its {writers[TRAIN].documents} documents fell "
+             f"into the fraction {config['heldout']}")  # fmt: skip
 
 
 def _same_input(work: Path, fingerprint: str) -> None:

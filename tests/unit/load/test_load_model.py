@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import luban
-from luban.core.artifact import ArtifactWriter, as_parent, incomplete_path, open_artifact
+from luban.core.artifact import ArtifactWriter, Manifest, Parent, as_parent, incomplete_path, open_artifact
 from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError
 from luban.load.export import import_model
 
@@ -171,3 +172,12 @@ def test_truncated_pickled_and_unknown(foreign, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ArtifactError, match=r"spec\.json or config\.json"):
         luban.load_model(tmp_path / "empty")
+
+
+def test_an_export_that_a_licence_forbids_is_refused(tiny_checkpoint, tmp_path):
+    m = luban.load_model(tiny_checkpoint)
+    books = Parent(role="corpus", kind="corpus", content_hash="0", name="books", terms=("research-only",))
+    bound = replace(m, manifest=Manifest(kind="run", parents=(books,)))
+    with pytest.raises(LineageError, match="the corpus books, which it was made from, is under research-only"):
+        luban.export_model(bound, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
