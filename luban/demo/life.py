@@ -27,7 +27,7 @@ class Sizes:
     precision: str  # arithmetic of the evaluations
 
 
-CPU = Sizes(pretrain="luban_pretrain_cpu", sft="luban_sft_cpu", vocabulary=4096, pretrain_seconds=240,
+CPU = Sizes(pretrain="luban_pretrain_cpu", sft="luban_sft_cpu", vocabulary=4096, pretrain_seconds=280,
             precision="bfloat16")  # fmt: skip
 GPU = Sizes(pretrain="luban_pretrain_gpu", sft="luban_sft_gpu", vocabulary=4096, pretrain_seconds=75,
             precision="bfloat16")  # fmt: skip

