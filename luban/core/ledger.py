@@ -31,7 +31,8 @@ class System:
 
     @property
     def status(self) -> str:
-        """works, in part, or not yet."""
+        """works, in part, or not yet. Working means usable and proved right by its test; that the paper's effect
+        was seen too is said by `measured`, where it was."""
         if not (self.module and self.test):
             return "not yet"
         return "in part" if self.missing else "works"
