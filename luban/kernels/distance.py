@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-
 LOG2E = 1.4426950408889634
 
 

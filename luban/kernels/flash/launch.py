@@ -170,7 +170,7 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, do, _):
     out, lse, *tensors = ctx.saved_tensors
-    numbers, weight = tensors[3:5]
+    numbers = tensors[3]
     learned = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
     dq, dk, dv, sums = flash_backward(do, out, lse, *tensors, *ctx.rest, learned)
     by_numbers = _numbers_gradient(ctx.rest[0], numbers, sums) if ctx.needs_input_grad[3] else None

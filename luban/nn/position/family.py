@@ -64,8 +64,10 @@ class Position(Variant):
 class PositionMethod(nn.Module):
     """A position method at work; each of its ways in does nothing unless overridden.
 
-    The body asks for `tables` and `bias` once a forward; all layers share them.
+    The body asks for `tables`, and `bias` or `distance_bias`, once a forward; all layers share them.
     """
+
+    biased: bool = False  # whether it adds anything to scores
 
     def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
         """Counted positions of queries and keys → those that all the other ways in are given.
@@ -101,7 +103,7 @@ class Wrapped(PositionMethod):
 
     def __init__(self, inner: PositionMethod):
         super().__init__()
-        self.inner = inner
+        self.inner, self.biased = inner, inner.biased
 
     def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
         """As the inner method."""
