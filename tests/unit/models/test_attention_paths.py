@@ -129,7 +129,7 @@ def test_encoders_agree(method, case):
 @pytest.mark.parametrize("case", ["causal", "documents"])
 def test_one_graph_holds_the_kernel(case):
     model = make("kerple_log")
-    tokens, (kwargs, real) = torch.randint(0, 31, (2, 24)), case_of(case, 2, 24)
+    tokens, kwargs = torch.randint(0, 31, (2, 24)), case_of(case, 2, 24)[0]
     with dispatch.using("luban"):
         want = model(tokens, **kwargs)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
