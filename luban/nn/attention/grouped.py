@@ -100,5 +100,5 @@ class GroupedAttention(nn.Module):
         q_BHTD, k_BKSD = position.turn(q_BHTD, k_BKSD, frame.tables)
         if frame.cache is not None:
             k_BKSD, v_BKSD = frame.cache.update(layer, k_BKSD, v_BKSD)
-        mixed_BHTD = attend(q_BHTD, k_BKSD, v_BKSD, frame.mask, frame.causal, self.scale)
+        mixed_BHTD = attend(q_BHTD, k_BKSD, v_BKSD, frame.scores, self.scale)
         return self.output(mixed_BHTD.transpose(1, 2).flatten(-2))

@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from luban.core.registry import Registry, Variant
+from luban.kernels.distance import DistanceBias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,10 @@ class Position(Variant):
 class PositionMethod(nn.Module):
     """A position method at work; each of its ways in does nothing unless overridden.
 
-    The body asks for `tables` and `bias` once a forward; all layers share them.
+    The body asks for `tables`, and `bias` or `distance_bias`, once a forward; all layers share them.
     """
+
+    biased: bool = False  # whether it adds anything to scores
 
     def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
         """Counted positions of queries and keys → those that all the other ways in are given.
@@ -88,13 +92,18 @@ class PositionMethod(nn.Module):
         """(1 or B, H, T, S) float32 to add to the scaled scores, or None."""
         return None
 
+    def distance_bias(self, keys: int, device: torch.device) -> DistanceBias | None:
+        """The same as a function of the distance, for positions that rise by one from token to token and at most
+        `keys` tokens; None where there is no bias, or none of that form."""
+        return None
+
 
 class Wrapped(PositionMethod):
     """A method around another: passes everything on, except what it overrides."""
 
     def __init__(self, inner: PositionMethod):
         super().__init__()
-        self.inner = inner
+        self.inner, self.biased = inner, inner.biased
 
     def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
         """As the inner method."""
@@ -115,3 +124,7 @@ class Wrapped(PositionMethod):
     def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor | None:
         """As the inner method."""
         return self.inner.bias(query_positions_BT, key_positions_BS)
+
+    def distance_bias(self, keys: int, device: torch.device) -> DistanceBias | None:
+        """As the inner method."""
+        return self.inner.distance_bias(keys, device)
