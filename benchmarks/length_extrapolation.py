@@ -71,6 +71,7 @@ class Setting:
     batch: int = 32  # rows a step
     steps: int = 1800
     lr: float = 2e-3  # peak, of AdamW
+    faster: int = 10  # times the rate for what a position method learns, whose few numbers have far to go in few steps
     warmup: int = 100
     seeds: int = 3
     windows: int = 512  # scored at every length, the last `trained` characters of each
@@ -137,6 +138,9 @@ def train(spec: ModelSpec, setting: Setting, text: Tensor, *, compiled: bool):
     module = build_model(spec, device=device)
     masters = Masters(module, torch.bfloat16 if device.type == "cuda" else torch.float32)
     everywhere = torch.ones(setting.batch, setting.trained, dtype=torch.bool, device=device)
+    learned = {n: p for n, p in masters.parameters.items() if n.startswith("position.")}
+    others = {n: p for n, p in masters.parameters.items() if n not in learned}
+    groups = ((others, setting.lr, 0.1), (learned, setting.lr * setting.faster, 0.0))
     along = torch.arange(setting.trained + 1, device=device)
 
     def mean_loss(tokens: Tensor, targets: Tensor) -> Tensor:
@@ -145,7 +149,7 @@ def train(spec: ModelSpec, setting: Setting, text: Tensor, *, compiled: bool):
     loss_of = torch.compile(mean_loss, dynamic=False) if compiled else mean_loss
     for seed in range(setting.seeds):
         masters.load(dict(build_model(spec, seed=seed).named_parameters()))
-        optimizer = AdamW(lr=setting.lr).build(masters.parameters)
+        optimizers = [AdamW(lr=lr, weight_decay=decay).build(group) for group, lr, decay in groups if group]
         torch.manual_seed(seed)  # of randomised positions
         for step, starts in enumerate(training_starts(text, setting, seed)):
             rows = text[starts[:, None] + along].long()
@@ -154,7 +158,8 @@ def train(spec: ModelSpec, setting: Setting, text: Tensor, *, compiled: bool):
             gradients = masters.gradients()
             norm = global_norm(gradients)
             torch._foreach_mul_(gradients, (1.0 / (norm + 1e-6)).clamp(max=1.0))  # clipped at 1 without a wait
-            optimizer.step(rate(step, setting))
+            for optimizer in optimizers:
+                optimizer.step(rate(step, setting))
             masters.publish()
             masters.clear()
         yield {name: p.detach().clone() for name, p in masters.parameters.items()}
@@ -278,7 +283,19 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--jobs", type=int, help="methods trained at once; none: 5 on a GPU, 1 on a CPU")
     parser.add_argument("--only", default="", help="methods whose name holds this")
-    for name in ("width", "layers", "heads", "trained", "judged", "batch", "steps", "warmup", "seeds", "windows"):
+    for name in (
+        "width",
+        "layers",
+        "heads",
+        "trained",
+        "judged",
+        "batch",
+        "steps",
+        "warmup",
+        "faster",
+        "seeds",
+        "windows",
+    ):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--lengths", type=lambda text: tuple(int(n) for n in text.split(",")))
     args = parser.parse_args()

@@ -15,7 +15,7 @@ from luban.objectives.causal import causal_loss
 
 transformers = pytest.importorskip("transformers")
 KINDS = ("llama", "llama", "llama", "llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt2", "openai-gpt", "bloom", "bloom",
-         "falcon", "falcon", "falcon", "falcon")  # each configuration is drawn afresh each run  # fmt: skip
+         "falcon", "falcon", "falcon", "falcon", "falcon-rw", "falcon-rw")  # each configuration is drawn afresh each run  # fmt: skip
 
 
 def random_config(rng: random.Random, kind: str = "llama"):
@@ -25,11 +25,11 @@ def random_config(rng: random.Random, kind: str = "llama"):
     sizes = {"vocab_size": rng.randrange(31, 301, 2), "hidden_size": heads * rng.choice([2, 4, 6]),
              "num_hidden_layers": rng.choice([1, 2, 3]), "num_attention_heads": heads,
              "initializer_range": 0.2, "tie_word_embeddings": rng.random() < 0.5}  # fmt: skip
-    return transformers.AutoConfig.for_model(kind, **sizes, **(gpt_like if kind in GPTS else llama_like)(
-        rng, kind, kv_heads, sizes["hidden_size"]))  # fmt: skip
+    more = (gpt_like if kind in GPTS else llama_like)(rng, kind, kv_heads, sizes["hidden_size"])
+    return transformers.AutoConfig.for_model(kind.removesuffix("-rw"), **sizes, **more)
 
 
-GPTS = {"gpt2", "openai-gpt", "bloom", "falcon"}
+GPTS = {"gpt2", "openai-gpt", "bloom", "falcon", "falcon-rw"}
 
 
 def llama_like(rng: random.Random, kind: str, kv_heads: int, width: int) -> dict:
@@ -66,6 +66,8 @@ def gpt_like(rng: random.Random, kind: str, kv_heads: int, width: int) -> dict:
         return {"max_position_embeddings": 64, "n_inner": rng.choice([None, 37]),
                 "activation_function": rng.choice(["gelu_new", "gelu", "relu"]),
                 "layer_norm_epsilon": rng.choice([1e-5, 1e-3])}  # fmt: skip
+    if kind == "falcon-rw":
+        return {**dropout, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
     grouped = rng.random() < 0.5
     return {**dropout, "new_decoder_architecture": grouped, "num_kv_heads": kv_heads if grouped else None,
             "num_ln_in_parallel_attn": rng.choice([None, 1, 2]) if grouped else None,
@@ -97,6 +99,15 @@ def test_logits_equal(pair):
         torch.testing.assert_close(ours.module(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
 
 
+def test_falcons_alibi_is_rounded_as_theirs_far_from_the_first_token(tmp_path):
+    config = transformers.FalconConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=6, alibi=True,
+                                       multi_query=False, parallel_attn=False, bias=True, initializer_range=0.3)  # fmt: skip
+    theirs = transformers.FalconForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path)
+    tokens = torch.randint(0, 40, (1, 700))  # past 256, where bfloat16 no longer holds every position
+    torch.testing.assert_close(luban.load_model(tmp_path).module(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_rows_equal_theirs_and_the_row_alone(pair, side):
     theirs, ours = pair
@@ -107,7 +118,11 @@ def test_padded_rows_equal_theirs_and_the_row_alone(pair, side):
         place = slice(12 - len(row), None) if side == "left" else slice(0, len(row))
         tokens[i, place], mask[i, place] = row, True
     positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
-    given = {} if theirs.config.model_type == "bloom" else {"position_ids": positions}
+    given = (
+        {}
+        if theirs.config.model_type == "bloom" or getattr(theirs.config, "alibi", False)
+        else {"position_ids": positions}
+    )
     expected = theirs(tokens, attention_mask=mask.long(), **given).logits
     got = ours.module(tokens, mask)
     torch.testing.assert_close(got[mask], expected[mask], atol=1e-4, rtol=0)
@@ -170,7 +185,7 @@ def test_what_is_not_built_is_refused_by_name(tmp_path):
         ("gpt2", {"activation_function": "gelu_nwe"}, "activation 'gelu_nwe'.*did you mean 'gelu_new'"),
         ("openai-gpt", {"afn": "silu"}, "afn = 'silu'"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
-        ("falcon", {"alibi": True}, r"alibi = True \(Falcon-RW\)"),
+        ("falcon", {"new_decoder_architecture": True, "parallel_attn": False}, "the 40B form is parallel"),
     ],
 )
 def test_parts_of_other_families_that_are_not_built_are_refused_by_name(kind, changes, message):
