@@ -53,6 +53,8 @@ SCALINGS = [
     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
     {"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 24, "beta_fast": 8.0, "beta_slow": 0.5,
      "truncate": False, "attention_factor": 1.3},
+    {"rope_type": "yarn", "factor": 5.0, "original_max_position_embeddings": 16, "mscale": 0.8, "mscale_all_dim": 0.3},
+    {"rope_type": "dynamic", "factor": 3.0},
 ]  # fmt: skip
 
 
@@ -174,8 +176,26 @@ def test_what_is_not_built_is_refused_by_name(tmp_path):
     form = luban.models.convert.family.FORMATS["llama"]()
     with pytest.raises(UnsupportedError, match="hidden_act = 'relu'"):
         form.spec({**config, "hidden_act": "relu"})
-    with pytest.raises(UnsupportedError, match="rotary scaling 'dynamic'"):
-        form.spec({**config, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}})
+    with pytest.raises(UnsupportedError, match="rotary scaling 'longrope'"):
+        form.spec({**config, "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0}})
+
+
+def test_dynamic_scaling_beyond_the_trained_context(tmp_path):
+    """Every row by its own length: alone in a batch as theirs, and unchanged by a longer neighbour."""
+    config = random_config(random.Random(2), "qwen2")
+    config.max_position_embeddings = 16
+    config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 3.0}
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = luban.load_model(tmp_path / "theirs")
+    tokens = torch.randint(0, config.vocab_size, (2, 40))
+    for length in (40, 23, 9):  # theirs keeps state: from a longer text to one within the context
+        torch.testing.assert_close(
+            ours.module(tokens[:, :length]), theirs(tokens[:, :length]).logits, atol=1e-4, rtol=0
+        )
+        theirs.model.rotary_emb.max_seq_len_cached = 17
+    mask = torch.arange(40) < torch.tensor([[40], [23]])
+    torch.testing.assert_close(ours.module(tokens, mask)[1, :23], ours.module(tokens[1:, :23])[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class Falcon:
         bias, keys = spec.feedforward.bias, attention.key_heads()
         layernorm = isinstance(spec.norm, LayerNorm) and spec.norm.bias and spec.embedding_norm is None
         plain = attention == Grouped(heads=attention.heads, kv_heads=keys, qkv_bias=bias, output_bias=bias)
-        positions = _positions(spec.position)
+        positions = _positions(spec.position, spec.context)
         if not (layernorm and plain and activation and isinstance(block, (Parallel, PreNorm)) and positions):
             return None
         parallel = isinstance(block, Parallel)
@@ -98,13 +98,13 @@ class Falcon:
             yield Pair("readout.weight", "lm_head.weight")
 
 
-def _positions(position: Position) -> dict[str, Any] | None:
+def _positions(position: Position, context: int) -> dict[str, Any] | None:
     """The fields about positions, or None where this format has no word for them."""
     if position == FalconAlibi():
         return {"alibi": True}
     if type(position) is not Rope or position != Rope(base=position.base, scaling=position.scaling):
         return None
-    rope = rotary_parameters(position)
+    rope = rotary_parameters(position, context)
     return rope and {"alibi": False, "rope_parameters": rope, "rope_theta": position.base}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import SwiGLU
 from luban.nn.norm import RMSNorm
 from luban.nn.position.rope import Rope
-from luban.nn.position.scaling import Linear, Llama3, YaRN
+from luban.nn.position.scaling import Dynamic, Linear, Llama3, YaRN
 
 LAYER = (
     ("attention_norm.weight", "input_layernorm.weight"),
@@ -85,7 +86,7 @@ class Llama:
             return None  # these formats have one eps for all
         if feedforward.bias and self.model_type != "llama":
             return None
-        parameters = rotary_parameters(position)
+        parameters = rotary_parameters(position, spec.context)
         if parameters is None:
             return None
         return {
@@ -134,22 +135,36 @@ def rotary(fields: Fields) -> Rope:
         return Rope(base=base, scaling=Llama3(factor=scaling["factor"], original=trained,
                                               low=scaling["low_freq_factor"],
                                               high=scaling["high_freq_factor"]))  # fmt: skip
-    if kind == "yarn" and not (scaling.get("mscale") and scaling.get("mscale_all_dim")):
+    if kind == "dynamic":  # its context is the trained one: the text may be longer
+        return Rope(
+            base=base, scaling=Dynamic(factor=scaling["factor"], original=fields.need("max_position_embeddings"))
+        )
+    if kind == "yarn":
         return Rope(base=base, scaling=YaRN(
-            factor=scaling.get("factor") or fields.need("max_position_embeddings") / trained, original=trained,
+            factor=(factor := scaling.get("factor") or fields.need("max_position_embeddings") / trained), original=trained,
             fast=scaling.get("beta_fast") or 32.0, slow=scaling.get("beta_slow") or 1.0,
-            attention=scaling.get("attention_factor"), rounded=scaling.get("truncate", True)))  # fmt: skip
+            attention=scaling.get("attention_factor") or yarn_amplitude(scaling, factor), rounded=scaling.get("truncate", True)))  # fmt: skip
     raise UnsupportedError(f"config.json asks for rotary scaling '{kind}'; "
-                           "only default, linear, llama3 and yarn (without mscale) are supported")  # fmt: skip
+                           "only default, linear, dynamic, llama3 and yarn are supported")  # fmt: skip
 
 
-def rotary_parameters(position: Rope) -> dict[str, Any] | None:
-    """`rope_parameters` of config.json, or None where it has no word for the scaling."""
+def yarn_amplitude(scaling: Mapping[str, Any], factor: float) -> float | None:
+    """What `mscale` and `mscale_all_dim` make of the factor (DeepSeek); none where they aren't both there."""
+    above, below = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if not (above and below) or factor <= 1:
+        return None
+    return (0.1 * above * math.log(factor) + 1) / (0.1 * below * math.log(factor) + 1)
+
+
+def rotary_parameters(position: Rope, context: int) -> dict[str, Any] | None:
+    """`rope_parameters` of config.json, or None where it has no word for the scaling in a model of this context."""
     scaling, plain = position.scaling, {"rope_theta": position.base}
     if scaling is None:
         return {"rope_type": "default", **plain}
     if isinstance(scaling, Linear):
         return {"rope_type": "linear", "factor": scaling.factor, **plain}
+    if isinstance(scaling, Dynamic):
+        return {"rope_type": "dynamic", "factor": scaling.factor, **plain} if scaling.original == context else None
     if isinstance(scaling, Llama3):
         return {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low,
                 "high_freq_factor": scaling.high, "original_max_position_embeddings": scaling.original,
