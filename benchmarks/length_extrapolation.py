@@ -49,11 +49,7 @@ from luban.nn.position.rope import Rope
 from luban.nn.position.sinusoidal import Sinusoidal
 from luban.nn.position.t5 import RelativeBias
 from luban.nn.position.xpos import XPos
-from luban.objectives.causal import causal_loss
-from luban.optim.adamw import AdamW
-from luban.optim.clip import global_norm
 from luban.report.chart import LEFT, Chart, Series, draw
-from luban.train.precision import Masters
 
 BYTES = 256  # characters there are
 
@@ -133,36 +129,40 @@ def rate(step: int, setting: Setting) -> float:
 
 
 def train(spec: ModelSpec, setting: Setting, text: Tensor, *, compiled: bool):
-    """Yield the fp32 parameters after training, once a seed; the compiled step serves all seeds."""
+    """Yield the fp32 parameters after training, once a seed; the compiled loss serves all seeds.
+
+    On a GPU the module computes in bf16 and the optimizer steps fp32 masters behind it.
+    """
     device = text.device
-    module = build_model(spec, device=device)
-    masters = Masters(module, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    everywhere = torch.ones(setting.batch, setting.trained, dtype=torch.bool, device=device)
-    learned = {n: p for n, p in masters.parameters.items() if n.startswith("position.")}
-    others = {n: p for n, p in masters.parameters.items() if n not in learned}
-    groups = ((others, setting.lr, 0.1), (learned, setting.lr * setting.faster, 0.0))
+    module = build_model(spec, device=device, dtype="bfloat16" if device.type == "cuda" else "float32")
+    working = dict(module.named_parameters())
     along = torch.arange(setting.trained + 1, device=device)
 
     def mean_loss(tokens: Tensor, targets: Tensor) -> Tensor:
-        return causal_loss(module, tokens, targets, everywhere)[0] / targets.numel()
+        return F.cross_entropy(module(tokens).flatten(0, 1).float(), targets.flatten())
 
     loss_of = torch.compile(mean_loss, dynamic=False) if compiled else mean_loss
     for seed in range(setting.seeds):
-        masters.load(dict(build_model(spec, seed=seed).named_parameters()))
-        optimizers = [AdamW(lr=lr, weight_decay=decay).build(group) for group, lr, decay in groups if group]
+        masters = {name: p.detach().to(device) for name, p in build_model(spec, seed=seed).named_parameters()}
+        learned = [m for name, m in masters.items() if name.startswith("position.")]
+        others = [m for name, m in masters.items() if not name.startswith("position.")]
+        groups = [{"params": others, "weight_decay": 0.1}, {"params": learned, "weight_decay": 0.0}]
+        peaks = (setting.lr, setting.lr * setting.faster)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+        torch._foreach_copy_([p.data for p in working.values()], list(masters.values()))
         torch.manual_seed(seed)  # of randomised positions
         for step, starts in enumerate(training_starts(text, setting, seed)):
             rows = text[starts[:, None] + along].long()
             loss_of(rows[:, :-1], rows[:, 1:]).backward()
-            masters.collect()
-            gradients = masters.gradients()
-            norm = global_norm(gradients)
-            torch._foreach_mul_(gradients, (1.0 / (norm + 1e-6)).clamp(max=1.0))  # clipped at 1 without a wait
-            for optimizer in optimizers:
-                optimizer.step(rate(step, setting))
-            masters.publish()
-            masters.clear()
-        yield {name: p.detach().clone() for name, p in masters.parameters.items()}
+            for name, parameter in working.items():
+                masters[name].grad = parameter.grad.float()
+                parameter.grad = None
+            torch.nn.utils.clip_grad_norm_(list(masters.values()), 1.0)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * rate(step, setting)
+            optimizer.step()
+            torch._foreach_copy_([p.data for p in working.values()], list(masters.values()))
+        yield masters
 
 
 @torch.no_grad()
@@ -297,6 +297,7 @@ def main() -> None:
         "windows",
     ):
         parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--lr", type=float)
     parser.add_argument("--lengths", type=lambda text: tuple(int(n) for n in text.split(",")))
     args = parser.parse_args()
     given = {k: v for k, v in vars(args).items() if k in Setting.__dataclass_fields__ and v is not None}
