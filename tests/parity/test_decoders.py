@@ -101,6 +101,46 @@ def test_logits_equal(pair):
         torch.testing.assert_close(ours.module(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2", "bloom", "falcon"])
+def test_classes_and_rewards_are_read_off_the_last_token_as_theirs(kind, labels, tmp_path):
+    seed = random.SystemRandom().randrange(2**32)
+    torch.manual_seed(seed)
+    config = random_config(random.Random(seed), kind)
+    config.num_labels, config.pad_token_id = labels, 0
+    theirs = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = luban.load_model(tmp_path / "theirs")
+    tokens = torch.randint(1, config.vocab_size, (3, 9))
+    mask = torch.arange(9) < torch.tensor([[9], [4], [1]])
+    tokens = tokens * mask
+    want = theirs(tokens, attention_mask=mask.long()).logits
+    got = ours.module(tokens, mask)
+    torch.testing.assert_close(got, want.squeeze(-1) if labels == 1 else want, atol=1e-4, rtol=0)
+    luban.export_model(ours, tmp_path / "out")
+    back, info = type(theirs).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    back.config.pad_token_id = 0
+    torch.testing.assert_close(back.eval()(tokens, attention_mask=mask.long()).logits, want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])
+def test_a_body_alone_gives_its_hidden_states(kind, tmp_path):
+    config = random_config(random.Random(4), kind)
+    config.tie_word_embeddings = False
+    theirs = transformers.AutoModel.from_config(config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = luban.load_model(tmp_path / "theirs")
+    tokens = torch.randint(0, config.vocab_size, (2, 9))
+    want = theirs(tokens).last_hidden_state
+    torch.testing.assert_close(ours.module(tokens), want, atol=1e-4, rtol=0)
+    luban.export_model(ours, tmp_path / "out")
+    torch.testing.assert_close(transformers.AutoModel.from_pretrained(tmp_path / "out")(tokens).last_hidden_state, want,
+                               atol=1e-5, rtol=0)  # fmt: skip
+    with pytest.raises(UnsupportedError, match="head hidden"):
+        luban.Engine(ours).generate([[1, 2]], luban.Sampling(max_tokens=1))
+
+
 def test_falcons_alibi_is_rounded_as_theirs_far_from_the_first_token(tmp_path):
     config = transformers.FalconConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=6, alibi=True,
                                        multi_query=False, parallel_attn=False, bias=True, initializer_range=0.3)  # fmt: skip

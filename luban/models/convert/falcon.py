@@ -10,6 +10,7 @@ from typing import Any
 from luban.core.errors import UnsupportedError
 from luban.models.block.parallel import Parallel
 from luban.models.block.pre import PreNorm
+from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.convert.family import Fields, Fused, Pair, activation_name, plain_feedforward
 from luban.models.convert.llama import rotary, rotary_parameters
 from luban.models.spec import ModelSpec
@@ -30,6 +31,7 @@ class Falcon:
     """LayerNorm, rotary positions in halves or Falcon's ALiBi, exact GELU; attention and feed-forward in parallel or serial."""
 
     ignored = re.compile(r".*rotary_emb\.inv_freq|lm_head\.weight")
+    heads = HEADS
     prefix = "transformer."
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
@@ -53,7 +55,7 @@ class Falcon:
             attention=Grouped(heads=heads, kv_heads=kv_heads, qkv_bias=bias, output_bias=bias),
             feedforward=plain_feedforward(fields.get("activation", "gelu"), fields.get("ffn_hidden_size", 4 * width),
                                           bias=bias),
-            tied_head=fields.get("tie_word_embeddings", True),
+            **read_head(fields, "Falcon", tied=True),
         )  # fmt: skip
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
@@ -69,8 +71,9 @@ class Falcon:
         grouped = parallel and (block.norms == 2 or keys not in (1, attention.heads))
         if not grouped and keys not in (1, attention.heads):
             return None
-        return {
-            "architectures": ["FalconForCausalLM"], "model_type": "falcon", "vocab_size": spec.vocab_size,
+        head = write_head(spec.head, "Falcon")
+        return head and {
+            **head, "model_type": "falcon", "vocab_size": spec.vocab_size,
             "hidden_size": spec.width, "num_hidden_layers": spec.layers, "num_attention_heads": attention.heads,
             "num_kv_heads": keys, "new_decoder_architecture": grouped, "multi_query": keys == 1 and not grouped,
             "parallel_attn": parallel, "num_ln_in_parallel_attn": block.norms if grouped else None,
@@ -94,8 +97,7 @@ class Falcon:
             for mine, foreign in norms:
                 yield from (Pair(f"{ours}.{mine}.{k}", f"{theirs}.{foreign}.{k}") for k in ("weight", "bias"))
         yield from (Pair(f"norm.{kind}", f"transformer.ln_f.{kind}") for kind in ("weight", "bias"))
-        if not spec.tied_head:
-            yield Pair("readout.weight", "lm_head.weight")
+        yield from head_pairs(spec)
 
 
 def _positions(position: Position, context: int) -> dict[str, Any] | None:

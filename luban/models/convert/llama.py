@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from luban.core.errors import UnsupportedError
 from luban.models.block.pre import PreNorm
+from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.convert.family import Fields, Pair
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
@@ -41,9 +42,10 @@ class Llama:
     """
 
     ignored = re.compile(r".*rotary_emb\.inv_freq|lm_head\.weight")  # the head is a copy where it is tied
+    heads = HEADS
     prefix = "model."
     model_type: ClassVar[str] = "llama"
-    architecture: ClassVar[str] = "LlamaForCausalLM"
+    name: ClassVar[str] = "Llama"
     default_context: ClassVar[int] = 2048  # where config.json doesn't say
 
     def attention(self, fields: Fields) -> Grouped:
@@ -70,7 +72,7 @@ class Llama:
             context=fields.get("max_position_embeddings", self.default_context),
             attention=self.attention(fields), position=rotary(fields), norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)),
             feedforward=SwiGLU(width=fields.need("intermediate_size"), bias=fields.get("mlp_bias", False)),
-            tied_head=fields.get("tie_word_embeddings", False),
+            **read_head(fields, self.name, tied=False),
         )  # fmt: skip
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
@@ -89,8 +91,9 @@ class Llama:
         parameters = rotary_parameters(position, spec.context)
         if parameters is None:
             return None
-        return {
-            "architectures": [self.architecture], "model_type": self.model_type, "hidden_act": "silu",
+        head = write_head(spec.head, self.name)
+        return head and {
+            **head, "model_type": self.model_type, "hidden_act": "silu",
             "vocab_size": spec.vocab_size, "hidden_size": spec.width, "num_hidden_layers": spec.layers,
             "num_attention_heads": attention.heads, "num_key_value_heads": attention.key_heads(),
             "head_dim": attention.head_width(spec.width), "intermediate_size": feedforward.width,
@@ -111,8 +114,7 @@ class Llama:
             for ours, theirs in names:
                 yield Pair(f"blocks.{layer}.{ours}", f"model.layers.{layer}.{theirs}")
         yield Pair("norm.weight", "model.norm.weight")
-        if not spec.tied_head:
-            yield Pair("readout.weight", "lm_head.weight")
+        yield from head_pairs(spec)
 
 
 def grouped(fields: Fields, **changes: Any) -> Grouped:
