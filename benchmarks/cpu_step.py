@@ -34,7 +34,8 @@ from luban.objectives.causal import Causal
 from luban.train.device import keep_freed_memory, set_determinism
 from luban.train.precision import COMPUTE, LossScale, Masters
 from luban.train.recipe import Recipe, resolve_spec
-from luban.train.step import TrainStep, loss_function
+from luban.train.compile import loss_function
+from luban.train.step import TrainStep
 
 VOCABULARY = 4096
 CPU = torch.device("cpu")

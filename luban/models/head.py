@@ -82,8 +82,15 @@ def vocabulary_layer(spec: ModelSpec, width: int, *, bias: bool) -> nn.Module:
     return EmbeddingTable(spec.vocab_size, bias=bias)
 
 
+Product = tuple[Tensor, Tensor, Tensor | None]  # rows (…, W), weight (V, W), bias (V,): what logits are made of
+
+
 class OwnTable(nn.Linear):
     """hidden · weightᵀ (+ bias)."""
+
+    def product(self, hidden: Tensor, table: Tensor) -> Product:
+        """What its logits are the product of."""
+        return hidden, self.weight, self.bias
 
     def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
         """(…, E) → (…, V)."""
@@ -97,6 +104,10 @@ class EmbeddingTable(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(vocab)) if bias else None
 
+    def product(self, hidden: Tensor, table: Tensor) -> Product:
+        """What its logits are the product of."""
+        return hidden, table, self.bias
+
     def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
         """(…, E) → (…, V)."""
         return F.linear(hidden, table, self.bias)
@@ -108,6 +119,10 @@ class Scaled(nn.Module):
     def __init__(self, layer: nn.Module, factor: float):
         super().__init__()
         self.layer, self.factor = layer, factor
+
+    def product(self, hidden: Tensor, table: Tensor) -> Product:
+        """What its logits are the product of."""
+        return self.layer.product(hidden * self.factor, table)
 
     def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
         """(…, E) → (…, V)."""
@@ -151,6 +166,10 @@ class MaskedLMReadout(nn.Module):
         self.vocabulary = vocabulary_layer(spec, table, bias=True)
         self.pool = nn.Linear(width, width) if pair else None
         self.pair = nn.Linear(width, 2) if pair else None
+
+    def product(self, hidden: Tensor, table: Tensor) -> Product:
+        """What its logits are the product of."""
+        return self.vocabulary.product(self.norm(self.activation(self.transform(hidden))), table)
 
     def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
         """(…, E) → (…, V)."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luban.core.errors import ConfigError
 from luban.core.opgraph import Op, linear_op
 from luban.core.registry import Registry, Variant
-from luban.nn.linear import residual_linear
+from luban.nn.linear import Dense, joint, residual_linear
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -61,14 +61,14 @@ class GatedFeedForward(nn.Module):
     def __init__(self, width: int, inner: int, bias: bool, activation: Activation):
         super().__init__()
         self.activation = activation
-        self.gate = nn.Linear(width, inner, bias=bias)
-        self.up = nn.Linear(width, inner, bias=bias)
+        self.gate = Dense(width, inner, bias=bias)
+        self.up = Dense(width, inner, bias=bias)
         self.fused: nn.Module | None = None  # gate and up at once, where weights were packed for inference
         self.down = residual_linear(inner, width, bias=bias)
 
     def forward(self, x_BTE: Tensor) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        gate, up = self.fused(x_BTE).chunk(2, -1) if self.fused else (self.gate(x_BTE), self.up(x_BTE))
+        gate, up = self.fused(x_BTE).chunk(2, -1) if self.fused else joint(x_BTE, self.gate, self.up)
         return self.down(self.activation(gate) * up)
 
 
@@ -78,7 +78,7 @@ class PlainFeedForward(nn.Module):
     def __init__(self, width: int, inner: int, bias: bool, activation: Activation):
         super().__init__()
         self.activation = activation
-        self.up = nn.Linear(width, inner, bias=bias)
+        self.up = Dense(width, inner, bias=bias)
         self.down = residual_linear(inner, width, bias=bias)
 
     def forward(self, x_BTE: Tensor) -> Tensor:

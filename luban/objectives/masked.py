@@ -91,7 +91,7 @@ class Masked(Objective):
             return causal_loss(module, *arrays)
         tokens, targets, loss_mask, documents, positions, segments, labels, weights = arrays
         hidden = module(tokens, documents=documents, positions=positions, segments=segments, output="hidden")
-        total, count = token_cross_entropy(module.head, hidden, targets, loss_mask)
+        total, count = token_cross_entropy(module, hidden, targets, loss_mask)
         classes = F.cross_entropy(module.pairs(hidden).float(), labels, reduction="none")
         return total + (classes * weights).sum(), count
 

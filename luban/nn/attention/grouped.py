@@ -14,7 +14,7 @@ from luban.core.opgraph import Op, linear_op
 from luban.nn.attention.family import Attention
 from luban.nn.attention.mask import Frame
 from luban.nn.attention.product import attend
-from luban.nn.linear import residual_linear
+from luban.nn.linear import Dense, joint, residual_linear
 from luban.nn.norm import Norm
 from luban.nn.position.family import PositionMethod
 
@@ -82,9 +82,9 @@ class GroupedAttention(nn.Module):
         inner, keys = config.heads * self.head_dim, config.key_heads() * self.head_dim
         self.sizes = (inner, keys, keys)
         self.scale = config.score_scale
-        self.q = nn.Linear(width, inner, bias=config.qkv_bias)
-        self.k = nn.Linear(width, keys, bias=config.qkv_bias)
-        self.v = nn.Linear(width, keys, bias=config.qkv_bias)
+        self.q = Dense(width, inner, bias=config.qkv_bias)
+        self.k = Dense(width, keys, bias=config.qkv_bias)
+        self.v = Dense(width, keys, bias=config.qkv_bias)
         self.q_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
         self.k_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
         self.fused: nn.Module | None = None  # the three at once, where weights were packed for inference
@@ -92,7 +92,7 @@ class GroupedAttention(nn.Module):
 
     def forward(self, x_BTE: Tensor, frame: Frame, position: PositionMethod, layer: int) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        parts = self.fused(x_BTE).split(self.sizes, -1) if self.fused else (self.q(x_BTE), self.k(x_BTE), self.v(x_BTE))
+        parts = self.fused(x_BTE).split(self.sizes, -1) if self.fused else joint(x_BTE, self.q, self.k, self.v)
         q_BTHD, k_BTKD, v_BTKD = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
         if self.q_norm is not None:
             q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
