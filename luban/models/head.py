@@ -35,6 +35,7 @@ class Head(Variant):
             "token_classes": "luban.models.head:TokenClasses",
             "span": "luban.models.head:Span",
             "value": "luban.models.head:Value",
+            "hidden": "luban.models.head:Hidden",
         },
     )
 
@@ -285,6 +286,43 @@ class Span(Head):
     def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
         """One product a token."""
         return [linear_op("readout.output", batch * seq, spec.body.hidden_width(spec), 2, bias=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hidden(Head):
+    """No head: the hidden states themselves, (B, T, E) → (B, T, E).
+
+    With `pool` there is BERT's pooler beside them, `module.readout.pooled(hidden, mask)` → (B, E).
+    """
+
+    pool: bool = False  # the pooler
+
+    def build(self, spec: ModelSpec) -> nn.Module:
+        """The module."""
+        return HiddenReadout(spec.body.hidden_width(spec), pool=self.pool)
+
+    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+        """The pooler, where there is one."""
+        width = spec.body.hidden_width(spec)
+        return [linear_op("readout.pool", batch, width, width, bias=True)] if self.pool else []
+
+
+class HiddenReadout(nn.Module):
+    """Nothing, and a pooler for those who ask."""
+
+    def __init__(self, width: int, *, pool: bool):
+        super().__init__()
+        self.pool = nn.Linear(width, width) if pool else None
+
+    def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, E) as it came."""
+        return hidden
+
+    def pooled(self, hidden_BTE: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, E) → (B, E): tanh of a dense layer on each row's first token."""
+        if self.pool is None:
+            raise ConfigError("this model has no pooler: build it with head.pool = true")
+        return torch.tanh(self.pool(pool(hidden_BTE, mask, "first")))
 
 
 class TokenReadout(nn.Module):

@@ -38,6 +38,7 @@ class Position(Variant):
             "sinusoidal": "luban.nn.position.sinusoidal:Sinusoidal",
             "rope": "luban.nn.position.rope:Rope",
             "alibi": "luban.nn.position.alibi:Alibi",
+            "falcon_alibi": "luban.nn.position.falcon_alibi:FalconAlibi",
             "kerple_power": "luban.nn.position.kerple:KerplePower",
             "kerple_log": "luban.nn.position.kerple:KerpleLog",
             "t5": "luban.nn.position.t5:RelativeBias",

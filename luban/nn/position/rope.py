@@ -72,7 +72,7 @@ def rotary_tables(config: Rope, positions_BT: Tensor, rotated: int) -> Tables:
     powers = torch.arange(0, rotated, 2, device=positions_BT.device, dtype=torch.float32) / rotated
     frequencies = 1.0 / config.base**powers
     if config.scaling is not None:
-        frequencies = config.scaling.scaled(frequencies, config.base)
+        frequencies = config.scaling.at(positions_BT, frequencies, config.base)
     angles = positions_BT.float()[:, None, :, None] * frequencies
     cos, sin = angles.cos(), angles.sin()
     if config.scaling is not None and config.scaling.amplitude != 1.0:
