@@ -191,7 +191,7 @@ def packed(T=8192, mean=512):
         summarise(f"packed T={T} D={D}", rows)
         ratios = {}
         for which, kernel in (("forward", "forward"), ("backward", "queries")):
-            t = launch.tiles(D, kernel)
+            t = launch.tiles(D, kernel, intervals=True)
             touched, total = touched_tiles(mask, T, t.rows, t.cols)
             ratios[which] = (found[f"{which}_ms"] / (dense[f"{which}_ms"] * touched / (total * B)),
                              pairs * B / (touched * t.rows * t.cols))  # fmt: skip
@@ -263,27 +263,49 @@ def memory(sizes=(16384, 32768, 65536, 131072, 262144)):
 
 
 SETTINGS = {
-    "forward": [(128, 128, 8, 2), (128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 4, 3), (128, 64, 4, 2), (64, 64, 4, 3)],
-    "keys": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2), (64, 128, 4, 2), (128, 128, 8, 2)],
-    "queries": [(128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (128, 64, 4, 2), (64, 128, 4, 2), (128, 128, 8, 2)],
+    "forward": [(128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 2)],
+    "keys": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 8, 2), (64, 128, 8, 3), (128, 64, 8, 2), (64, 64, 8, 2), (32, 64, 4, 3)],
+    "queries": [(128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 4, 2), (64, 128, 8, 2), (64, 32, 4, 3)],
 }  # fmt: skip
 
 
-def sweep(T=8192):
-    """Time tile settings of each kernel, the others left as they are, without and with a learned bias."""
+def sweep(T=8192, mean=512):
+    """Time tile settings of each kernel, the others left as they are: plain, with a learned bias, packed documents."""
     original = launch.tiles
+    torch.manual_seed(0)
     for D in (64, 128):
-        q, k, v = qkv = inputs(T, D)
-        r1, r2 = (torch.rand(q.shape[1], device="cuda").add(0.5).requires_grad_() for _ in range(2))
+        q, k, v = inputs(T, D)
+        documents = (torch.rand(q.shape[0], T, device="cuda") < 1 / mean).cumsum(1).int()
+        mask, (r1, r2) = (
+            intervals(T, T, documents=documents, device="cuda"),
+            torch.rand(2, q.shape[1], device="cuda") + 0.5,
+        )
+        r1.requires_grad_(), r2.requires_grad_()
+        cases = {"plain": lambda: flash_attention(q, k, v),
+                 "log": lambda: flash_attention(q, k, v, bias=kerple_log(r1, r2, T, D**-0.5)),
+                 "packed": lambda: flash_attention(q, k, v, mask=mask)}  # fmt: skip
         for which, settings in SETTINGS.items():
             for setting in settings:
                 chosen = launch.Tiles(*setting)
-                launch.tiles = lambda w, name, b=0: chosen if name == which else original(w, name, b)
-                name = f"{which} {setting}".replace(" ", "")
-                rows = [measure("sweep", name, T, D, T * T / 2, lambda: flash_attention(q, k, v), qkv),
-                        measure("sweep", "log", T, D, T * T / 2, lambda: flash_attention(
-                            q, k, v, bias=kerple_log(r1, r2, T, D**-0.5)), qkv, (r1, r2))]  # fmt: skip
-                summarise(f"sweep D={D}", rows)
+                launch.tiles = lambda w, name, *rest, **more: (
+                    chosen if name == which else original(w, name, *rest, **more)
+                )
+                cells = []
+                for name, call in cases.items():
+                    try:
+                        mask = intervals(T, T, documents=documents, device="cuda")  # the tiles decide what it prepares
+                        out = call()
+                        leaves, do = [q, k, v] + ([r1, r2] if name == "log" else []), torch.ones_like(out)
+                        work = (
+                            (lambda: torch.autograd.grad(out, leaves, do, retain_graph=True))
+                            if which != "forward"
+                            else call
+                        )
+                        cells.append(f"{name} {milliseconds(work, 0.03):.3f}")
+                    except Exception as error:
+                        cells.append(f"{name} failed: {str(error)[:60]}")
+                SUMMARY.append(f"sweep D={D} {which} {setting}, ms of the pass: " + ", ".join(cells))
+                print(SUMMARY[-1], flush=True)
     launch.tiles = original
 
 

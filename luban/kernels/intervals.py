@@ -22,6 +22,7 @@ class Intervals:
     start: Tensor  # (B or 1, T) int32, first key seen
     stop: Tensor  # (B or 1, T) int32, one past the last key seen
     plain: bool = False
+    backward_only: bool = False  # no query sees a later key
     seeing: Tensor | None = None  # what `seeing_rows` says, for a backward pass over blocks of keys
 
     def dense(self, keys: int) -> Tensor:
@@ -63,7 +64,9 @@ def intervals(queries: int, keys: int, *, causal: bool = True, window: int | Non
         start = torch.maximum(start, torch.where(real, places, keys).amin(1, keepdim=True))
         stop = torch.minimum(stop, torch.where(real, places + 1, 0).amax(1, keepdim=True))
     start, stop = torch.broadcast_tensors(start, stop)
-    return Intervals(start.to(torch.int32).contiguous(), stop.to(torch.int32).contiguous(), plain)
+    return Intervals(
+        start.to(torch.int32).contiguous(), stop.to(torch.int32).contiguous(), plain, causal and prefix is None
+    )
 
 
 def _prefix_end(prefix: Tensor, last: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from luban.core.errors import UnsupportedError
 from luban.kernels.distance import LOG2E, DistanceBias
-from luban.kernels.flash.launch import flash_forward, tiles
+from luban.kernels.flash import launch
 from luban.kernels.intervals import Intervals, seeing_rows
 from luban.kernels.layout import BlockLayout
 
@@ -52,9 +52,9 @@ def flash_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Int
         numbers = bias.numbers()
         numbers = numbers.detach() if bias.form == "alibi" else numbers
     lists = (*layout.by_query(), *layout.by_key()) if layout else (None,) * 4
-    out, _ = flash_forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, *lists,
-                           bias.form if bias else "none", bias.zero if bias else 0, layout.block if layout else 0,
-                           float(scale))  # fmt: skip
+    out, _ = launch.flash_forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, *lists,
+                           bias.form if bias else "none", bias.zero if bias else 0, bias.reach if bias else 0,
+                           layout.block if layout else 0, mask is None or mask.backward_only, float(scale))  # fmt: skip
     return out
 
 
@@ -63,7 +63,7 @@ def with_seeing(mask: Intervals, width: int, keys: int) -> Intervals:
     every layer."""
     if mask.plain or mask.seeing is not None:
         return mask
-    return replace(mask, seeing=seeing_rows(mask, tiles(width, "keys").cols, keys))
+    return replace(mask, seeing=seeing_rows(mask, launch.tiles(width, "keys", intervals=True).cols, keys))
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -23,7 +23,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 OPERANDS = (
     "Tensor q, Tensor k, Tensor v, Tensor? numbers, Tensor? weight, Tensor? table, Tensor? buckets, Tensor? start, "
     "Tensor? stop, Tensor? seeing, Tensor? query_list, Tensor? query_count, Tensor? key_list, Tensor? key_count, "
-    "str form, int zero, int block, float scale"
+    "str form, int zero, int reach, int block, bool backward_only, float scale"
 )
 
 
@@ -37,12 +37,20 @@ class Tiles:
     stages: int
 
 
-def tiles(width: int, which: str, sparse_block: int = 0) -> Tiles:
-    """Settings by head width, measured on an H100; a block-sparse layout fixes both sides to its block."""
+def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False, learned: bool = False) -> Tiles:
+    """Settings by head width, measured on an H100; a block-sparse layout fixes both sides to its block. Where rows
+    see short intervals, smaller tiles waste less, and two programs a multiprocessor hide each other's beginnings; the
+    gradients of a learned bias need registers."""
     if INTERPRETED:
         table = {"forward": Tiles(32, 16, 4, 1), "keys": Tiles(16, 32, 4, 1), "queries": Tiles(32, 16, 4, 1)}
     elif width <= 64:
-        table = {"forward": Tiles(128, 64, 4, 3), "keys": Tiles(64, 64, 4, 3), "queries": Tiles(128, 64, 4, 2)}
+        table = {
+            "forward": Tiles(128, 64, 4, 3),
+            "keys": Tiles(64, 64, 4, 3),
+            "queries": Tiles(128, 64, 8 if learned else 4, 2),
+        }
+    elif width <= 128 and intervals:
+        table = {"forward": Tiles(128, 64, 8, 2), "keys": Tiles(64, 64, 4, 2), "queries": Tiles(64, 64, 4, 2)}
     elif width <= 128:
         table = {"forward": Tiles(128, 128, 8, 3), "keys": Tiles(64, 64, 4, 2), "queries": Tiles(128, 64, 8, 3)}
     else:
@@ -60,7 +68,7 @@ def _by_token(x: Tensor) -> Tensor:
 class _Call:
     """What every launch of one attention needs to know."""
 
-    def __init__(self, q, k, numbers, table, start, form, zero, block, scale):
+    def __init__(self, q, k, numbers, table, start, form, zero, reach, block, backward_only, scale):
         self.B, self.H, self.T, self.dim = q.shape
         self.K, self.S = k.shape[1:3]
         self.padded = max(16, 1 << (self.dim - 1).bit_length())
@@ -69,7 +77,8 @@ class _Call:
         self.kind = KINDS[form]
         self.numbers = q if numbers is None else numbers
         self.table, self.table_stride = (q, 0) if table is None else (table, table.stride(0))
-        self.block, self.scale, self.zero = block, scale, zero
+        self.block, self.scale, self.zero, self.reach = block, scale, zero, reach
+        self.linear = form == "alibi" and backward_only
 
     def lists(self, blocks: Tensor | None, counts: Tensor | None) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
         """A layout's block lists and their strides; a layout of one head serves all."""
@@ -81,28 +90,28 @@ class _Call:
     def constants(self, t: Tiles) -> dict:
         """Compile-time values of every kernel that walks tiles."""
         return {"GROUP": self.H // self.K, "DIM": self.dim, "D": self.padded, "BM": t.rows, "BN": t.cols,
-                "BIAS": self.kind, "INTERVALS": self.intervals, "SPARSE": self.block > 0, "EXACT": self.intervals,
+                "BIAS": self.kind, "LINEAR": self.linear, "INTERVALS": self.intervals, "SPARSE": self.block > 0,
                 "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages}  # fmt: skip
 
 
 def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, query_list, query_count, key_list, key_count,
-             form, zero, block, scale):  # fmt: skip
-    call = _Call(q, k, numbers, table, start, form, zero, block, scale)
+             form, zero, reach, block, backward_only, scale):  # fmt: skip
+    call = _Call(q, k, numbers, table, start, form, zero, reach, block, backward_only, scale)
     out, lse = _by_token(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    t = tiles(call.dim, "forward", block)
+    t = tiles(call.dim, "forward", block, call.intervals)
     lists, counts, strides = call.lists(query_list, query_count)
     forward.forward_kernel[(-(-call.T // t.rows), call.B * call.H)](
         q, k, v, out, lse, lse if start is None else start, lse if stop is None else stop, call.table, call.numbers,
         lists, counts, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-        call.interval_stride, call.table_stride, *strides, call.T, call.S, call.H, scale * LOG2E, zero,
+        call.interval_stride, call.table_stride, *strides, call.T, call.S, call.H, scale * LOG2E, zero, reach,
         **call.constants(t),
     )  # fmt: skip
     return out, lse
 
 
 def _backward(do, out, lse, q, k, v, numbers, weight, table, buckets, start, stop, seeing, query_list, query_count,
-              key_list, key_count, form, zero, block, scale, learned):  # fmt: skip
-    call = _Call(q, k, numbers, table, start, form, zero, block, scale)
+              key_list, key_count, form, zero, reach, block, backward_only, scale, learned):  # fmt: skip
+    call = _Call(q, k, numbers, table, start, form, zero, reach, block, backward_only, scale)
     do = do if do.stride(-1) == 1 else do.contiguous()
     delta = torch.empty_like(lse)
     backward.delta_kernel[(-(-call.T // 64), call.B * call.H)](
@@ -116,20 +125,23 @@ def _backward(do, out, lse, q, k, v, numbers, weight, table, buckets, start, sto
 
 
 def _keys_gradient(call, q, k, v, do, lse, delta, start, stop, seeing, key_list, key_count):
-    t = tiles(call.dim, "keys", call.block)
-    dk, dv = _by_token(k), _by_token(k)
+    t = tiles(call.dim, "keys", call.block, call.intervals)
+    dk, dv, blocks = _by_token(k), _by_token(k), -(-call.S // t.cols)
+    if call.intervals and seeing.shape[1] != blocks:
+        raise ValueError(f"the mask was prepared for {seeing.shape[1]} blocks of keys, and these are {blocks}")
     lists, counts, strides = call.lists(key_list, key_count)
-    backward.keys_kernel[(-(-call.S // t.cols), call.B * call.K)](
+    backward.keys_kernel[(blocks, call.B * call.K)](
         q, k, v, do, lse, delta, dk, dv, start, stop, seeing, call.table, call.numbers, lists, counts,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3], *dk.stride()[:3],
         call.interval_stride, seeing.stride(0) if call.interval_stride else 0, call.table_stride, *strides,
-        call.T, call.S, call.H, call.scale * LOG2E, call.scale, call.zero, **call.constants(t),
+        call.T, call.S, call.H, call.scale * LOG2E, call.scale, call.zero, call.reach,
+        **call.constants(t),
     )  # fmt: skip
     return dk, dv
 
 
 def _queries_gradient(call, q, k, v, do, lse, delta, start, stop, buckets, query_list, query_count, learned, width):
-    t = tiles(call.dim, "queries", call.block)
+    t = tiles(call.dim, "queries", call.block, call.intervals, learned)
     dq, blocks = _by_token(q), -(-call.T // t.rows)
     bucketed, moments = learned and width > 0, learned and width == 0
     sums = torch.zeros(call.B, call.H, blocks, width or 2, dtype=torch.float32, device=q.device)
@@ -138,7 +150,7 @@ def _queries_gradient(call, q, k, v, do, lse, delta, start, stop, buckets, query
         q, k, v, do, lse, delta, dq, start, stop, call.table, call.numbers, buckets if bucketed else lse, sums, lists,
         counts, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3], *dq.stride()[:3],
         call.interval_stride, call.table_stride, *strides, call.T, call.S, call.H, call.scale * LOG2E, call.scale,
-        call.zero, MOMENTS=moments, BUCKETS=width if bucketed else 0, **call.constants(t),
+        call.zero, call.reach, MOMENTS=moments, BUCKETS=width if bucketed else 0, **call.constants(t),
     )  # fmt: skip
     return dq, sums.sum((0, 2))
 
@@ -163,9 +175,8 @@ def _(do, out, lse, q, k, v, numbers, weight, *rest):
 
 
 def _save(ctx, inputs, output):
-    *tensors, form, zero, block, scale = inputs
-    ctx.save_for_backward(*output, *tensors)
-    ctx.rest = (form, zero, block, scale)
+    ctx.save_for_backward(*output, *inputs[:14])
+    ctx.rest = inputs[14:]
 
 
 def _differentiate(ctx, do, _):
@@ -174,7 +185,7 @@ def _differentiate(ctx, do, _):
     learned = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
     dq, dk, dv, sums = flash_backward(do, out, lse, *tensors, *ctx.rest, learned)
     by_numbers = _numbers_gradient(ctx.rest[0], numbers, sums) if ctx.needs_input_grad[3] else None
-    return dq, dk, dv, by_numbers, sums if ctx.needs_input_grad[4] else None, *[None] * 13
+    return dq, dk, dv, by_numbers, sums if ctx.needs_input_grad[4] else None, *[None] * 15
 
 
 def _numbers_gradient(form: str, numbers: Tensor, sums: Tensor) -> Tensor:

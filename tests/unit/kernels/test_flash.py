@@ -64,7 +64,7 @@ def compare(inputs, mask, bias=None, layout=None, tolerance=None, parameters=(),
     want = torch.autograd.grad(want_out, [*wide, *again], do.double())
     tolerance = tolerance or {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
     for name, a, b in zip(["out", "dq", "dk", "dv", "d1", "d2"], [out, *got], [want_out, *want], strict=False):
-        error = (a.double() - b).norm() / (b.norm() + 1e-3 * do.double().norm())  # a lone key's gradient is exactly 0
+        error = (a.double() - b).norm() / (b.norm() + 1e-2 * do.double().norm())  # a lone key's gradient is exactly 0
         assert error < tolerance and not a.isnan().any(), f"{name}: {error:.2e}"
 
 
@@ -169,7 +169,7 @@ def test_masks(case):
 def test_distance_biases_and_their_gradients(kind, masked):
     from luban.kernels.intervals import intervals
 
-    s = shape() | {"T": random.randint(20, 90)}
+    s = shape() | {"T": random.randint(90, 170)}  # far distances are computed in another way from 48 on
     causal = random.random() < 0.5 if masked else True
     docs = torch.sort(torch.randint(0, 3, (s["B"], s["T"])), 1).values.to(DEVICE) if masked else None
     mask = intervals(s["T"], s["T"], causal=causal, documents=docs, device=DEVICE)
