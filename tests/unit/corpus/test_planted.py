@@ -13,7 +13,8 @@ from luban.corpus.build import build_corpus
 from luban.corpus.document import Document
 from luban.corpus.ragged import Ragged
 from luban.corpus.reader import read_corpus
-from luban.corpus.steps import make_step
+from luban.corpus.steps import language, make_step
+from luban.corpus.steps.language import Language, identify
 from luban.corpus.steps.across import AcrossStep
 from luban.corpus.steps.contamination import GRAM, SHORTEST, WINDOW
 from luban.corpus.steps.unicode import repair
@@ -204,3 +205,19 @@ def test_languages_are_told_apart_and_filtered():
     assert tally.dropped["language: de"]["documents"] == 1
     (unknown,) = make_step("language")([Document(id="n", text="12 34 --- 56", source="s")], tally)
     assert unknown.lang is None
+
+
+SPEECHES = [  # short, with names in capitals, which mislead a single model
+    "MENENIUS:\nHow now, what news?", "LADY ANNE:\nWould it were mortal poison, for thy sake!", "ALL:\nCome, come.",
+    "STANLEY:\nNo, mighty liege; therefore mistrust me not.", "MARIANA:\nWill't please you walk aside?",
+]  # fmt: skip
+
+
+def test_two_models_tell_short_speeches_and_one_alone_is_part_of_the_identity(monkeypatch):
+    pytest.importorskip("pycld2")
+    assert [identify(speech) for speech in SPEECHES] == ["en"] * len(SPEECHES)
+    assert identify("control \x01\x02 characters are \x00 no reason to fail") == "en"
+    assert Language("en").identity == {"step": "language", "wanted": ["en"], "models": ["fasttext", "cld2"]}
+    monkeypatch.setattr(language, "_cld2", lambda: None)
+    assert Language().identity["models"] == ["fasttext"]
+    assert [identify(text) for text in SENTENCES.values()] == list(SENTENCES)
