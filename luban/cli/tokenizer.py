@@ -20,8 +20,13 @@ from luban.core.log import Bar
 class TrainArgs:
     corpora: tyro.conf.Positional[tuple[Path, ...]]  # corpora, from luban corpus build
     out: Path  # directory to make
-    algorithm: str = "bpe"  # bpe, wordpiece, unigram, chinese (signs alone, the rest bpe) or char
-    vocab_size: int = 4096  # ids in all, 16 special tokens counted
+    algorithm: str = "bpe"  # bpe, wordpiece, unigram, chinese (signs alone, the rest bpe), charbpe (LLaMA's) or char
+    vocab_size: int = 4096  # ids in all, special tokens counted
+    digits: str = "groups"  # how digits are cut: groups of up to three, single, or whole runs
+    white_runs: int = (
+        0  # runs of up to so many spaces, tabs or line ends are one token each, as code wants; 0 learns them
+    )
+    reserved: int = 9  # special tokens kept for later
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,11 @@ def train(argv: Sequence[str]) -> None:
     """`luban tokenizer train CORPUS… --out DIR`"""
     args = parse(TrainArgs, argv, verb="tokenizer train", about="Learn a vocabulary from the training split of corpora.",
                  examples="luban tokenizer train corpus --out tok --algorithm bpe --vocab-size 4096\n"
-                          "luban tokenizer train corpus questions --out tok")  # fmt: skip
+                          "luban tokenizer train corpus questions --out tok\n"
+                          "luban tokenizer train code --out tok --digits single --white-runs 16 --reserved 64")  # fmt: skip
     from luban.core.artifact import as_parent, open_artifact
     from luban.core.log import progress, say
+    from luban.tokenizer.cutting import Cutting
     from luban.tokenizer.train import MOST_BYTES, train_tokenizer
 
     if not args.corpora:
@@ -71,6 +78,7 @@ def train(argv: Sequence[str]) -> None:
     with progress("reading texts", total=sum(h["documents"] for h in held), unit="docs") as bar:
         texts = itertools.chain.from_iterable(_texts(corpus, share, bar) for corpus in args.corpora)
         made = train_tokenizer(texts, args.out, algorithm=args.algorithm, vocab_size=args.vocab_size,
+                               cut=Cutting(digits=args.digits, white_runs=args.white_runs), reserved=args.reserved,
                                parents=tuple(as_parent("corpus", corpus) for corpus in args.corpora))  # fmt: skip
     say(f"tokenizer {args.out}: {args.algorithm}, {made.vocab_size} tokens")
 

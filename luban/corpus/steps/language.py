@@ -58,7 +58,9 @@ def identify(text: str) -> str | None:
         return None
     if not sample.isascii() and len(HAN.findall(sample)) >= HAN_SHARE * len(sample) and not KANA.search(sample):
         return "zh"
-    found = [(SAME.get(row["lang"], row["lang"]), row["score"]) for row in _fasttext()(sample, model="lite", k=POSSIBLE)]
+    found = [
+        (SAME.get(row["lang"], row["lang"]), row["score"]) for row in _fasttext()(sample, model="lite", k=POSSIBLE)
+    ]
     language, score = found[0]
     if score < SURE and (second := _cld2()) is not None:
         other = second(sample)

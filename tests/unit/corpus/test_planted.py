@@ -14,9 +14,9 @@ from luban.corpus.document import Document
 from luban.corpus.ragged import Ragged
 from luban.corpus.reader import read_corpus
 from luban.corpus.steps import language, make_step
-from luban.corpus.steps.language import Language, identify
 from luban.corpus.steps.across import AcrossStep
 from luban.corpus.steps.contamination import GRAM, SHORTEST, WINDOW
+from luban.corpus.steps.language import Language, identify
 from luban.corpus.steps.unicode import repair
 from luban.corpus.tally import Tally
 from luban.corpus.words import words as words_of
