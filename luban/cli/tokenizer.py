@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -14,6 +16,12 @@ from luban.cli.subverbs import dispatch
 from luban.core.arguments import parse
 from luban.core.errors import DataError
 from luban.core.log import Bar
+
+if TYPE_CHECKING:
+    from luban.tokenizer.report import Sample
+    from luban.tokenizer.tokenizer import Tokenizer
+
+LINES = 16384  # encoded at a time
 
 
 @dataclass(frozen=True)
@@ -42,12 +50,17 @@ class EncodeArgs:
     tokenizer: tyro.conf.Positional[Path]  # a tokenizer, a run, or a Hugging Face directory
     text: str | None = None  # text to encode; standard input by default
     pieces: bool = False  # show each token's text beside its id
+    lines: bool = False  # every line is a text of its own: they are encoded in parallel, one line of ids each
 
 
 @dataclass(frozen=True)
 class ReportArgs:
     tokenizer: tyro.conf.Positional[Path]  # a tokenizer, a run, or a Hugging Face directory
-    files: tyro.conf.Positional[tuple[Path, ...]] = ()  # UTF-8 text files to measure it on
+    files: tyro.conf.Positional[tuple[Path, ...]] = ()  # UTF-8 text files or corpora to measure it on
+    beside: tuple[
+        str, ...
+    ] = ()  # NAME=PATH of other vocabularies: GPT-2's vocab.json, LLaMA's tokenizer.model, any other
+    megabytes: float = 64  # of each corpus, at the most
 
 
 def run(argv: Sequence[str]) -> int | None:
@@ -109,10 +122,16 @@ def import_(argv: Sequence[str]) -> None:
 def encode(argv: Sequence[str]) -> None:
     """`luban tokenizer encode DIR --text …`"""
     args = parse(EncodeArgs, argv, verb="tokenizer encode", about="Print the token ids of a text.",
-                 examples="luban tokenizer encode tok --text 'import os'\necho hello | luban tokenizer encode tok")  # fmt: skip
+                 examples="luban tokenizer encode tok --text 'import os'\necho hello | luban tokenizer encode tok\n"
+                          "luban tokenizer encode tok --lines < texts.txt > ids.txt")  # fmt: skip
     from luban.tokenizer.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer)
+    if args.lines:
+        texts = iter(sys.stdin if args.text is None else args.text.splitlines())
+        while batch := [line.removesuffix("\n") for line in itertools.islice(texts, LINES)]:
+            print("\n".join(" ".join(map(str, ids)) for ids in tokenizer.encode_batch(batch)))
+        return
     ids = tokenizer.encode(sys.stdin.read() if args.text is None else args.text)
     if args.pieces:
         print("\n".join(f"{i}\t{tokenizer.decode([i], skip_special=False)!r}" for i in ids))
@@ -123,11 +142,65 @@ def encode(argv: Sequence[str]) -> None:
 def report(argv: Sequence[str]) -> None:
     """`luban tokenizer report DIR FILES…`"""
     args = parse(ReportArgs, argv, verb="tokenizer report", about="Measure how well a vocabulary fits texts.",
-                 examples="luban tokenizer report tok notes.txt code.py")  # fmt: skip
-    from luban.tokenizer.report import measure, table
+                 examples="luban tokenizer report tok notes.txt code.py\n"
+                          "luban tokenizer report tok corpus --beside gpt2=gpt2/vocab.json llama=llama/tokenizer.model")  # fmt: skip
+    from rich.console import Console
+
+    from luban.tokenizer.report import measure
+    from luban.tokenizer.report_tables import show
     from luban.tokenizer.tokenizer import load_tokenizer
 
     if not args.files:
-        raise DataError("luban tokenizer report needs at least one text file to measure on")
+        raise DataError("luban tokenizer report needs at least one text file or corpus to measure on")
     tokenizer = load_tokenizer(args.tokenizer)
-    print(table([measure(tokenizer, path) for path in args.files]))
+    with tempfile.TemporaryDirectory() as folder:
+        beside = {name: _other(path, Path(folder) / name) for name, path in map(_named, args.beside)}
+        samples = itertools.chain.from_iterable(_samples(path, args.megabytes) for path in args.files)
+        found = measure(tokenizer, samples, beside)
+    wide = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    show(found, str(args.tokenizer), list(beside), wide)
+
+
+def _named(word: str) -> tuple[str, Path]:
+    name, _, path = word.rpartition("=")
+    return name or Path(path).parent.name or path, Path(path)
+
+
+def _other(path: Path, room: Path) -> Tokenizer:
+    """A tokenizer directory as it is, any other vocabulary imported for the moment."""
+    from luban.tokenizer.importing.artifact import import_tokenizer
+    from luban.tokenizer.tokenizer import load_tokenizer
+
+    return load_tokenizer(path) if path.is_dir() or not path.exists() else import_tokenizer(path, room)
+
+
+def _samples(path: Path, megabytes: float) -> Iterator[Sample]:
+    """The texts of a file or of a corpus's training split, with their language and domain."""
+    from luban.core.artifact import MANIFEST
+    from luban.corpus.reader import read_corpus
+    from luban.tokenizer.report import DOMAINS, Sample, file_texts
+
+    if not (path / MANIFEST).is_file():
+        domain = DOMAINS.get(path.suffix, "prose")
+        language = None
+        for text in file_texts(path):
+            language = language or _language(text, domain)
+            yield Sample(text, path.name, language, domain)
+        return
+    size = 0
+    for document in read_corpus(path):
+        size += document.bytes
+        if size > megabytes * 1e6:
+            return
+        source = document.source.split("/")[0]
+        yield from (Sample(text, path.name, document.lang or "unknown", source) for text in document.contents())
+
+
+def _language(text: str, domain: str) -> str:
+    from luban.core.errors import MissingExtra
+    from luban.corpus.steps.language import identify
+
+    try:
+        return domain if domain in ("code", "data") else identify(text) or "unknown"
+    except MissingExtra:
+        return "unknown"
