@@ -38,7 +38,7 @@ def run(spec: str, texts: list[str]) -> tuple[dict[int, list[str]], Tally]:
     return left, tally
 
 
-@pytest.mark.parametrize("spec", ["exact", "minhash", "bloom", "overlap", "lines"])
+@pytest.mark.parametrize("spec", ["exact", "minhash", "bloom", "overlap", "lines", "spans"])
 def test_a_decision_over_several_shards_is_that_over_one(spec):
     rng = random.Random(2)
     texts = [text(rng, 150).replace(" a", "\na") for _ in range(40)]

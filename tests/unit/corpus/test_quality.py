@@ -10,7 +10,7 @@ import pytest
 
 from luban.corpus.document import Document
 from luban.corpus.steps import gopher as rules
-from luban.corpus.steps.c4 import c4, clean
+from luban.corpus.steps.c4 import C4, clean
 from luban.corpus.steps.gopher import bounds, duplicate_share, gopher, top_share
 from luban.corpus.tally import Tally
 from luban.corpus.words import word_hashes
@@ -134,7 +134,7 @@ def test_c4_drops_pages(text, reason):
 
 def test_c4_counts_what_it_removes():
     tally = Tally()
-    found = list(c4([Document(id="a", text=PAGE, source="s"), Document(id="b", text="x", source="s")], tally))
+    found = list(C4()([Document(id="a", text=PAGE, source="s"), Document(id="b", text="x", source="s")], tally))
     assert [d.id for d in found] == ["a"]
     assert tally.counts["c4_bytes_removed"] == len(PAGE) - len(found[0].text)
     assert tally.dropped["c4: too few sentences"]["documents"] == 1
