@@ -14,6 +14,7 @@ from luban.tokenizer.report import Fit, Report
 
 LONGEST, UNUSED = 12, 24  # tokens shown
 GROUPS = 16  # rows of a table
+CUT = 32  # characters of a token
 
 
 def show(report: Report, label: str, beside: Sequence[str], console: Console) -> None:
@@ -58,12 +59,19 @@ def _other(fit: Fit, name: str) -> Text:
     return Text.assemble(told, (f" ×{ratio:.2f}", "green" if ratio >= 1 else "red"))
 
 
+def _shown(piece: str) -> str:
+    """A token as people can read it: a run as `' '×64`, any other long one cut."""
+    if len(piece) > 3 and len(set(piece)) == 1:
+        return f"{piece[0]!r}×{len(piece)}"
+    return repr(piece if len(piece) <= CUT else piece[:CUT] + "…")
+
+
 def _vocabulary(report: Report) -> Group:
     unused = report.unused()
     learned = report.tokenizer.vocab_size - len(report.tokenizer.special)
-    spelled = [report.tokenizer.decode([i]) for i in unused[:UNUSED]]
+    spelled = [_shown(report.tokenizer.decode([i])) for i in unused[:UNUSED]]
     return Group(
-        Text.assemble(("longest tokens  ", "bold"), "  ".join(map(repr, report.longest(LONGEST)))),
+        Text.assemble(("longest tokens  ", "bold"), "  ".join(map(_shown, report.longest(LONGEST)))),
         Text.assemble(("unused tokens   ", "bold"), f"{len(unused):,} of {learned:,}  ",
-                      ("  ".join(map(repr, spelled)) + (" …" if len(unused) > UNUSED else ""), "dim")),
+                      ("  ".join(spelled) + (" …" if len(unused) > UNUSED else ""), "dim")),
     )  # fmt: skip

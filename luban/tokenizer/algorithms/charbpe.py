@@ -20,7 +20,7 @@ from luban.tokenizer.algorithms.characters import BYTES, frequent, with_fallback
 from luban.tokenizer.cutting import Cutting
 
 SHARE = 0.5  # of the room behind the bytes, for characters, at the most
-BREAK = "\n"  # stands for a character outside the vocabulary, so that nothing is merged across it
+BREAK = "\uffff"  # no character (Unicode): for those outside the vocabulary, so that nothing is merged across them
 
 
 def train(texts: Iterable[str], vocab_size: int, special: Sequence[str], cut: Cutting) -> tokenizers.Tokenizer:
@@ -34,10 +34,12 @@ def train(texts: Iterable[str], vocab_size: int, special: Sequence[str], cut: Cu
         counts = _keep(texts, spool)
         alphabet = frequent(counts)[: int((vocab_size - len(head)) * SHARE)]
         learner = tokenizers.Tokenizer(models.BPE())
-        learner.pre_tokenizer = _words(cut)
+        without = pre_tokenizers.Split(BREAK, behavior="removed")
+        learner.pre_tokenizer = pre_tokenizers.Sequence([without, _words(cut)])
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
         learner.train_from_iterator(_spared(spool, counts, alphabet), trainer)
-    vocabulary = list(dict.fromkeys([*head, *alphabet, *by_id(learner)]))[:vocab_size]
+    rest = frequent(counts)  # merges that the texts do not yield leave room
+    vocabulary = list(dict.fromkeys([*head, *alphabet, *by_id(learner), *rest]))[:vocab_size]
     learned = merges(learner, {token: i for i, token in enumerate(vocabulary)})
     made = with_fallback(vocabulary, learned, special, ignore_merges=bool(cut.white_runs))
     made.pre_tokenizer = _words(cut)

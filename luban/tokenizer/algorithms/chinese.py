@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import tokenizers
-from tokenizers import models, trainers
+from tokenizers import Regex, models, pre_tokenizers, trainers
 
 from luban.tokenizer.algorithms.bytelevel import ALPHABET, bytelevel_tokenizer, require_room, spelled, widened
 from luban.tokenizer.cutting import Cutting
@@ -25,10 +25,12 @@ def train(texts: Iterable[str], vocab_size: int, special: Sequence[str], cut: Cu
     runs, fixed = [spelled(piece) for piece in cut.white_pieces], len(special) + 256
     require_room(vocab_size, fixed + len(runs), "special tokens, the 256 bytes and runs of white space")
     counts: Counter[str] = Counter()
-    merged = bytelevel_tokenizer(models.BPE(), cut, SIGN)
+    merged = bytelevel_tokenizer(models.BPE(), cut)
+    without = pre_tokenizers.Split(Regex(SIGN), behavior="removed")  # bytes of signs must not be merged
+    merged.pre_tokenizer = pre_tokenizers.Sequence([without, merged.pre_tokenizer])
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(special), initial_alphabet=ALPHABET,
                                   show_progress=False)  # fmt: skip
-    merged.train_from_iterator(_without_signs(texts, counts), trainer)
+    merged.train_from_iterator(_counted(texts, counts), trainer)
     room = min(int((vocab_size - fixed - len(runs)) * SHARE), len(counts))
     learned = merged.get_vocab_size() + len(runs)
     room = max(room, min(vocab_size - learned, len(counts)))  # merges that the texts do not yield leave room
@@ -38,9 +40,9 @@ def train(texts: Iterable[str], vocab_size: int, special: Sequence[str], cut: Cu
     return made
 
 
-def _without_signs(texts: Iterable[str], counts: Counter[str]) -> Iterator[str]:
-    """The texts with a line end for each sign, which is counted: bytes of signs must not be merged."""
+def _counted(texts: Iterable[str], counts: Counter[str]) -> Iterator[str]:
+    """The texts, their signs counted on the way."""
     sign = re.compile(SIGN)
     for text in texts:
         counts.update(sign.findall(text))
-        yield sign.sub("\n", text)
+        yield text

@@ -99,7 +99,7 @@ def test_every_kind_is_counted_and_the_good_documents_stay(folder, tmp_path):
 def test_past_the_share_nothing_is_written(folder, tmp_path):
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(DataError, match=r"records of the input are unusable.*--bad-share"):
-        build_corpus([str(folder)], tmp_path / "c", heldout=0.0, bad_share=0.01)
+        build_corpus([str(folder)], tmp_path / "c", heldout=0.0, bad_share=0.001)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from luban.core.errors import DataError
 from luban.tokenizer import report as report_module
 from luban.tokenizer.report import Sample, file_texts, measure
-from luban.tokenizer.report_tables import show
+from luban.tokenizer.report_tables import _shown, show
 from luban.tokenizer.train import train_tokenizer
 
 SAMPLES = [
@@ -51,6 +51,7 @@ def test_files_are_cut_at_line_ends_and_lose_nothing(tmp_path, monkeypatch):
 
 
 def test_the_tables_hold_every_group_and_neighbour(bpe):
+    assert (_shown(" " * 64), _shown("ab"), _shown("x" * 30 + "yz!")) == ("' '×64", "'ab'", repr("x" * 30 + "yz…"))
     out = io.StringIO()
     show(measure(bpe, iter(SAMPLES), {"self": bpe}), "tok", ["self"], Console(file=out, width=160))
     shown = out.getvalue()
