@@ -71,6 +71,15 @@ class BodyModule(nn.Module):
         super().__init__()
         self.spec = spec
 
+    @property
+    def table(self) -> Tensor | None:
+        """(V, W) the embedding table; none where words are made otherwise."""
+        return getattr(self.embedding, "weight", None)
+
     def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """(…, E) hidden states → what the head makes of them; `mask` (B, T) for heads that read whole rows."""
-        return self.readout(hidden, self.embedding.weight, mask)
+        return self.readout(hidden, self.table, mask)
+
+    def vocabulary_product(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rows (…, W), weight (V, W) and bias (V,) whose product are the logits of a head over the vocabulary."""
+        return self.readout.product(hidden, self.table)

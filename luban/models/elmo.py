@@ -102,10 +102,6 @@ class Elmo(BodyModule):
             found.append(out.index_put((places[real],), both[real]).unflatten(0, x_BTE.shape[:2]))
         return found
 
-    def head(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(…, E) states of one direction → (…, V)."""
-        return self.readout(hidden, getattr(self.embedding, "weight", None), mask)
-
 
 class Mix(nn.Module):
     """γ Σ_j s_j h_j, with s a softmax over the layers (equation 1)."""

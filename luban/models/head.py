@@ -35,6 +35,7 @@ class Head(Variant):
             "token_classes": "luban.models.head:TokenClasses",
             "span": "luban.models.head:Span",
             "value": "luban.models.head:Value",
+            "hidden": "luban.models.head:Hidden",
         },
     )
 
@@ -81,8 +82,15 @@ def vocabulary_layer(spec: ModelSpec, width: int, *, bias: bool) -> nn.Module:
     return EmbeddingTable(spec.vocab_size, bias=bias)
 
 
+Product = tuple[Tensor, Tensor, Tensor | None]  # rows (…, W), weight (V, W), bias (V,): what logits are made of
+
+
 class OwnTable(nn.Linear):
     """hidden · weightᵀ (+ bias)."""
+
+    def product(self, hidden: Tensor, table: Tensor) -> Product:
+        """What its logits are the product of."""
+        return hidden, self.weight, self.bias
 
     def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
         """(…, E) → (…, V)."""
@@ -96,6 +104,10 @@ class EmbeddingTable(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(vocab)) if bias else None
 
+    def product(self, hidden: Tensor, table: Tensor) -> Product:
+        """What its logits are the product of."""
+        return hidden, table, self.bias
+
     def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
         """(…, E) → (…, V)."""
         return F.linear(hidden, table, self.bias)
@@ -107,6 +119,10 @@ class Scaled(nn.Module):
     def __init__(self, layer: nn.Module, factor: float):
         super().__init__()
         self.layer, self.factor = layer, factor
+
+    def product(self, hidden: Tensor, table: Tensor) -> Product:
+        """What its logits are the product of."""
+        return self.layer.product(hidden * self.factor, table)
 
     def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
         """(…, E) → (…, V)."""
@@ -150,6 +166,10 @@ class MaskedLMReadout(nn.Module):
         self.vocabulary = vocabulary_layer(spec, table, bias=True)
         self.pool = nn.Linear(width, width) if pair else None
         self.pair = nn.Linear(width, 2) if pair else None
+
+    def product(self, hidden: Tensor, table: Tensor) -> Product:
+        """What its logits are the product of."""
+        return self.vocabulary.product(self.norm(self.activation(self.transform(hidden))), table)
 
     def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
         """(…, E) → (…, V)."""
@@ -266,6 +286,43 @@ class Span(Head):
     def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
         """One product a token."""
         return [linear_op("readout.output", batch * seq, spec.body.hidden_width(spec), 2, bias=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hidden(Head):
+    """No head: the hidden states themselves, (B, T, E) → (B, T, E).
+
+    With `pool` there is BERT's pooler beside them, `module.readout.pooled(hidden, mask)` → (B, E).
+    """
+
+    pool: bool = False  # the pooler
+
+    def build(self, spec: ModelSpec) -> nn.Module:
+        """The module."""
+        return HiddenReadout(spec.body.hidden_width(spec), pool=self.pool)
+
+    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+        """The pooler, where there is one."""
+        width = spec.body.hidden_width(spec)
+        return [linear_op("readout.pool", batch, width, width, bias=True)] if self.pool else []
+
+
+class HiddenReadout(nn.Module):
+    """Nothing, and a pooler for those who ask."""
+
+    def __init__(self, width: int, *, pool: bool):
+        super().__init__()
+        self.pool = nn.Linear(width, width) if pool else None
+
+    def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, E) as it came."""
+        return hidden
+
+    def pooled(self, hidden_BTE: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, E) → (B, E): tanh of a dense layer on each row's first token."""
+        if self.pool is None:
+            raise ConfigError("this model has no pooler: build it with head.pool = true")
+        return torch.tanh(self.pool(pool(hidden_BTE, mask, "first")))
 
 
 class TokenReadout(nn.Module):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
+from luban.nn.linear import Dense
 
 LARGEST = 127
 
@@ -67,7 +68,7 @@ def pack_int8(module: nn.Module, table: Tensor) -> None:
         raise ConfigError(f"int8 weights run on the CPU alone, not on {table.device}")
     for names in FUSED if hasattr(module, "fused") else ():
         layers = [getattr(module, name, None) for name in names]
-        if all(type(layer) is nn.Linear for layer in layers):
+        if all(type(layer) is Dense for layer in layers):
             biases = [layer.bias for layer in layers]
             together = None if biases[0] is None else torch.cat(biases)
             module.fused = Int8Linear(torch.cat([layer.weight for layer in layers]), together)
@@ -77,7 +78,7 @@ def pack_int8(module: nn.Module, table: Tensor) -> None:
         if name == "readout" and not list(child.children()):
             weight = child.weight if isinstance(child, nn.Linear) else table
             setattr(module, name, Int8Readout(weight, getattr(child, "bias", None)))
-        elif type(child) is nn.Linear:
+        elif type(child) in (nn.Linear, Dense):
             setattr(module, name, Int8Linear(child.weight, child.bias))
         else:
             pack_int8(child, table)

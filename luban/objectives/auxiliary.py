@@ -63,6 +63,6 @@ class Auxiliary(Objective):
         """Sum over the task's targets and their count, the weighted sum over all targets added."""
         tokens, targets, loss_mask, documents, positions, others, weights = arrays
         hidden = module(tokens, documents=documents, positions=positions, output="hidden")
-        task, count = token_cross_entropy(module.head, hidden, targets, loss_mask)
-        language, _ = token_cross_entropy(module.head, hidden, targets, others)
+        task, count = token_cross_entropy(module, hidden, targets, loss_mask)
+        language, _ = token_cross_entropy(module, hidden, targets, others)
         return task + weights[0] * language, count

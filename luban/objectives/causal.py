@@ -11,9 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from luban.data.packing import PACKINGS, Packing
 from luban.data.shards import Shards
+from luban.kernels.available import triton_runs
 from luban.objectives.family import Objective
 
 CHUNK_ELEMENTS = 2**26  # logits held at once: 256 MB in float32
+IGNORED = -100  # a target that counts nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +50,37 @@ def causal_loss(module: nn.Module, tokens: Tensor, targets: Tensor, loss_mask: T
         (loss_sum, count): scalars, float32 (float64 for a float64 model) and int64.
     """
     hidden = module(tokens, documents=documents, positions=positions, output="hidden")
-    return token_cross_entropy(module.head, hidden, targets, loss_mask)
+    return token_cross_entropy(module, hidden, targets, loss_mask)
 
 
-def token_cross_entropy(head: nn.Module, hidden: Tensor, targets: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The same from hidden states (B, T, E). Logits are made in float32, for a bounded number of rows at once."""
-    rows, wanted, trained = hidden.flatten(0, -2), targets.flatten(), loss_mask.flatten()
+def token_cross_entropy(module: nn.Module, hidden: Tensor, targets: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from hidden states (B, T, E) that the module's head turns into logits.
+
+    On CUDA a kernel makes logits and gradients together for a bounded number of rows at once. Elsewhere logits are
+    made in float32, also for a bounded number of rows, and made again in the backward pass.
+    """
+    rows, table, bias = module.vocabulary_product(hidden)
+    rows, wanted, trained = rows.flatten(0, -2), targets.flatten(), loss_mask.flatten()
+    if triton_runs(rows, table) and rows.dtype == table.dtype != torch.float64:
+        from luban.kernels.cross_entropy import linear_cross_entropy
+
+        wanted = torch.where(trained, wanted, IGNORED)
+        return linear_cross_entropy(rows, table, wanted, bias_V=bias), trained.sum()
     if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
         kept = trained.nonzero().squeeze(-1)  # where shapes are free to vary, untrained rows cost nothing
         rows, wanted, trained = rows[kept], wanted[kept], trained[kept]
-    wanted = torch.where(trained, wanted, -100)
-    size = max(1, CHUNK_ELEMENTS // head(rows[:0]).shape[-1])
+    wanted = torch.where(trained, wanted, IGNORED)
+    size = max(1, CHUNK_ELEMENTS // table.shape[0])
     if rows.shape[0] <= size:
-        total = _cross_entropy_sum(head, rows, wanted)
+        total = _cross_entropy_sum(rows, table, bias, wanted)
     else:
-        pieces = [checkpoint(_cross_entropy_sum, head, r, w, use_reentrant=False)
+        pieces = [checkpoint(_cross_entropy_sum, r, table, bias, w, use_reentrant=False)
                   for r, w in zip(rows.split(size), wanted.split(size), strict=True)]  # fmt: skip
         total = torch.stack(pieces).sum()
     return total, trained.sum()
 
 
-def _cross_entropy_sum(head: nn.Module, rows: Tensor, wanted: Tensor) -> Tensor:
-    logits = head(rows)
+def _cross_entropy_sum(rows: Tensor, table: Tensor, bias: Tensor | None, wanted: Tensor) -> Tensor:
+    logits = F.linear(rows, table, bias)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum")
+    return F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")

@@ -51,7 +51,7 @@ def source_loss(module: nn.Module, source: Tensor, source_mask: Tensor, tokens: 
                 loss_mask: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(sum, count) of the cross-entropy of what the decoder writes (teacher forcing)."""
     hidden = module(source, tokens, source_mask, output="hidden")
-    return token_cross_entropy(module.head, hidden, targets, loss_mask)
+    return token_cross_entropy(module, hidden, targets, loss_mask)
 
 
 @dataclass(frozen=True, kw_only=True)

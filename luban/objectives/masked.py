@@ -89,11 +89,19 @@ class Masked(Objective):
         """Cross-entropy of the hidden places; with pairs also of their class, weighted as a mean of its own."""
         if self.pairing is None:
             return causal_loss(module, *arrays)
+        hidden_places, classes, count = self.parts(module, *arrays)
+        return hidden_places + classes, count
+
+    def parts(self, module: nn.Module, *arrays: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(sum over the hidden places, what is added for the pairs' classes, number of places) of a batch of pairs.
+
+        Divided by the number of places both are means, of places and of pairs.
+        """
         tokens, targets, loss_mask, documents, positions, segments, labels, weights = arrays
         hidden = module(tokens, documents=documents, positions=positions, segments=segments, output="hidden")
-        total, count = token_cross_entropy(module.head, hidden, targets, loss_mask)
+        total, count = token_cross_entropy(module, hidden, targets, loss_mask)
         classes = F.cross_entropy(module.pairs(hidden).float(), labels, reduction="none")
-        return total + (classes * weights).sum(), count
+        return total, (classes * weights).sum(), count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def segment_loss(module: nn.Module, tokens: Tensor, targets: Tensor, loss_mask: 
                  positions: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(sum, count) of the cross-entropy of trained targets, segment 0 seen both ways."""
     hidden = module(tokens, documents=documents, positions=positions, segments=segments, output="hidden")
-    return token_cross_entropy(module.head, hidden, targets, loss_mask)
+    return token_cross_entropy(module, hidden, targets, loss_mask)
 
 
 @dataclass(frozen=True, kw_only=True)

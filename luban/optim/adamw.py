@@ -1,15 +1,20 @@
-"""AdamW (Loshchilov & Hutter 2019, algorithm 2), torch's fused kernel."""
+"""AdamW (Loshchilov & Hutter 2019, algorithm 2)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from luban.optim.family import Optimizer, Stepper, by_role
+from luban.core.seeding import derive
+from luban.kernels.available import triton_runs
+from luban.optim.family import Optimizer, Part, Stepper, Update, by_role
+
+MOMENTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def check_adam(betas: tuple[float, float], eps: float) -> None:
@@ -26,6 +31,7 @@ class AdamW(Optimizer):
 
     betas: tuple[float, float] = (0.9, 0.95)  # decay of the two moments
     eps: float = 1e-8  # added to the root of the second moment
+    moments: Literal["fp32", "bf16"] = "fp32"  # how the moments are kept; bf16 is rounded stochastically
 
     def __post_init__(self):
         super().__post_init__()
@@ -33,12 +39,83 @@ class AdamW(Optimizer):
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> Stepper:
         roles = by_role(parameters)
+        settings = {"peak_lr": self.lr, "betas": self.betas, "eps": self.eps}
         groups = [
-            {"params": [*roles.hidden.values(), *roles.tables.values()], "weight_decay": self.weight_decay},
-            {"params": list(roles.vectors.values()), "weight_decay": 0.0},
+            {**settings, "params": [*roles.hidden.values(), *roles.tables.values()], "decay": self.weight_decay},
+            {**settings, "params": list(roles.vectors.values()), "decay": 0.0},
         ]
-        groups = [group for group in groups if group["params"]]
-        return Stepper([torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)], parameters)
+        seeds = {parameter: derive(0, "adamw", name) % 2**31 for name, parameter in parameters.items()}
+        return Stepper([AdamWPart(groups, MOMENTS[self.moments], seeds)], parameters)
 
-    def state_values(self, shapes: Mapping[str, Sequence[int]]) -> int:
-        return sum(2 * math.prod(shape) + 1 for shape in shapes.values())
+    def state_bytes(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        return sum(2 * MOMENTS[self.moments].itemsize * math.prod(shape) + 4 for shape in shapes.values())
+
+
+class AdamWPart(Part):
+    """Steps all tensors of a group: in fp32 by torch's fused kernel, on CUDA and in bf16 by one of our own."""
+
+    def __init__(self, groups: Sequence[dict[str, Any]], moments: torch.dtype, seeds: Mapping[nn.Parameter, int]):
+        super().__init__(groups)
+        self.moments, self.seeds = moments, seeds
+
+    def step(self, factor: float, update: Update) -> None:
+        for group in self.groups:
+            stepped = [p for p in group["params"] if p in update.gradients]
+            for parameter in stepped:
+                self._prepare(parameter)
+            torch._foreach_add_([self.state[p]["step"] for p in stepped], update.go.float())
+            wide = self.moments == torch.float32 and all(p.dtype == torch.float32 for p in stepped)
+            if wide and not update.gradients[stepped[0]].is_cuda:
+                self._fused(group, stepped, group["peak_lr"] * factor, update)
+            else:
+                self._each(group, stepped, group["peak_lr"] * factor, update)
+
+    def _prepare(self, parameter: nn.Parameter) -> None:
+        if not self.state[parameter]:
+            self.state[parameter].update(
+                exp_avg=torch.zeros_like(parameter, dtype=self.moments),
+                exp_avg_sq=torch.zeros_like(parameter, dtype=self.moments),
+                step=torch.zeros((), device=parameter.device),
+            )
+
+    def _fused(self, group: dict[str, Any], stepped: list[nn.Parameter], lr: float, update: Update) -> None:
+        """torch's own kernel; on a CPU reading the switch costs nothing."""
+        if not update.go:
+            return
+        gradients = _scaled([update.gradients[p] for p in stepped], update.scale)
+        state = [self.state[p] for p in stepped]
+        torch._fused_adamw_(
+            stepped, gradients, [s["exp_avg"] for s in state], [s["exp_avg_sq"] for s in state], [],
+            [s["step"] for s in state], lr=lr, beta1=group["betas"][0], beta2=group["betas"][1],
+            weight_decay=group["decay"], eps=group["eps"], amsgrad=False, maximize=False,
+        )  # fmt: skip
+        refresh(stepped, update)
+
+    def _each(self, group: dict[str, Any], stepped: list[nn.Parameter], lr: float, update: Update) -> None:
+        for parameter in stepped:
+            adamw_ = _one_pass(parameter)
+            state = self.state[parameter]
+            adamw_(parameter, update.gradients[parameter].contiguous(), state["exp_avg"], state["exp_avg_sq"],
+                   state["step"], scale=update.scale, go=update.go, lr=lr, decay=group["decay"], betas=group["betas"],
+                   eps=group["eps"], seed=self.seeds[parameter], copy=update.copies.get(parameter))  # fmt: skip
+
+
+def _one_pass(parameter: Tensor):
+    if triton_runs(parameter):
+        from luban.kernels.adamw import adamw_
+    else:
+        from luban.kernels.reference.adamw import adamw_
+    return adamw_
+
+
+def _scaled(gradients: list[Tensor], scale: Tensor) -> list[Tensor]:
+    """fp32 gradients times the factor; the same tensors where there is nothing to do."""
+    wide = [g.float() for g in gradients]
+    return wide if scale == 1 else torch._foreach_mul(wide, scale.float())
+
+
+def refresh(stepped: Sequence[nn.Parameter], update: Update) -> None:
+    """Copy fp32 weights to their half-precision copies, where there are such."""
+    pairs = [(update.copies[p], p) for p in stepped if p in update.copies]
+    if pairs:
+        torch._foreach_copy_([copy for copy, _ in pairs], [p for _, p in pairs])

@@ -10,24 +10,18 @@ from torch import Tensor
 
 @torch.no_grad()
 def global_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all gradients taken as one vector, as a scalar; infinite or NaN if any value is."""
-    return torch.nn.utils.get_total_norm(gradients, norm_type=2.0)
+    """The Euclidean norm of all gradients taken as one vector, an fp32 scalar; infinite or NaN if any value is."""
+    norms = torch._foreach_norm(list(gradients), 2, dtype=torch.float32)
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 @torch.no_grad()
-def scale_(gradients: Sequence[Tensor], norm: float, max_norm: float, divide_by: float = 1.0) -> float:
-    """Divide the gradients by `divide_by` (a loss scale), then bound their norm by `max_norm` (0: unbounded).
+def clip_factor(norm: Tensor, max_norm: float, divide_by: float = 1.0) -> Tensor:
+    """The factor that divides gradients of global norm `norm` by `divide_by` (a loss scale) and bounds their norm.
 
     Args:
-        norm: the global norm before either.
-
-    Returns:
-        The norm after the division and before clipping: what is logged.
+        norm: the global norm before either, a scalar.
+        max_norm: bound on the norm after the division; 0: none.
     """
-    true_norm = norm / divide_by
-    factor = 1 / divide_by
-    if max_norm > 0 and true_norm > max_norm:
-        factor *= max_norm / true_norm
-    if factor != 1:
-        torch._foreach_mul_(list(gradients), factor)
-    return true_norm
+    factor = torch.full_like(norm, 1 / divide_by)
+    return torch.minimum(factor, max_norm / norm) if max_norm > 0 else factor

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,8 @@ class Optimizer(Variant):
         """The stepping optimizer over these named parameters."""
         raise NotImplementedError
 
-    def state_values(self, shapes: Mapping[str, Sequence[int]]) -> int:
-        """How many fp32 values of state it keeps for parameters of these shapes, for the memory prediction."""
+    def state_bytes(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """Bytes of state that it keeps for parameters of these shapes, for the memory prediction."""
         raise NotImplementedError
 
 
@@ -64,26 +64,52 @@ def by_role(parameters: Mapping[str, nn.Parameter]) -> Roles:
     return Roles(hidden, tables, {n: p for n, p in parameters.items() if p.ndim < 2})
 
 
-class Stepper:
-    """One or more torch optimizers driven together.
+@dataclass(frozen=True)
+class Update:
+    """What one step hands to every optimizer. Scalars stay on the device, so that no host waits for them."""
 
-    Each parameter group carries `peak_lr`; a step runs at `peak_lr * factor`. State leaves and enters as
-    named tensors (`blocks.0.attention.q.weight/exp_avg`), so that no pickle and no group order is involved.
+    gradients: Mapping[nn.Parameter, Tensor]  # in whatever floating type
+    scale: Tensor  # (): factor on every gradient: clipping, loss scale
+    go: Tensor  # () bool: false after a bad step, when nothing may change
+    copies: Mapping[nn.Parameter, Tensor] = field(default_factory=dict)  # half-precision weights to refresh
+
+    @classmethod
+    def of(cls, parameters: Iterable[nn.Parameter]) -> Update:
+        """From the parameters' own `.grad`, as they are."""
+        gradients = {p: p.grad for p in parameters if p.grad is not None}
+        device = next(iter(gradients)).device
+        return cls(gradients, torch.ones((), device=device), torch.ones((), dtype=torch.bool, device=device))
+
+
+class Part:
+    """One algorithm over some of the parameters. Each group carries `peak_lr`; its state is named tensors."""
+
+    def __init__(self, groups: Sequence[dict[str, Any]]):
+        self.groups = [group for group in groups if group["params"]]
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {p: {} for group in self.groups for p in group["params"]}
+
+    def step(self, factor: float, update: Update) -> None:
+        """Update every parameter that has a gradient, at `factor` times its peak learning rate."""
+        raise NotImplementedError
+
+
+class Stepper:
+    """One or more parts driven together.
+
+    State leaves and enters as named tensors (`blocks.0.attention.q.weight/exp_avg`), so that no pickle and no
+    group order is involved.
     """
 
-    def __init__(self, parts: Sequence[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter]):
+    def __init__(self, parts: Sequence[Part], parameters: Mapping[str, nn.Parameter]):
         self.parts = list(parts)
         self.parameters = dict(parameters)
-        for part in self.parts:
-            for group in part.param_groups:
-                group.setdefault("peak_lr", group["lr"])
 
-    def step(self, factor: float) -> None:
-        """Update every parameter from its `.grad` at `factor` times its peak learning rate."""
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = group["peak_lr"] * factor
-            part.step()
+    def step(self, factor: float, update: Update | None = None) -> None:
+        """Update every parameter at `factor` times its peak learning rate; by default from its `.grad`."""
+        update = Update.of(self.parameters.values()) if update is None else update
+        with torch.no_grad():
+            for part in self.parts:
+                part.step(factor, update)
 
     def state(self) -> dict[str, Tensor]:
         """The state as `parameter/key` → tensor."""
@@ -96,10 +122,10 @@ class Stepper:
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up the state that `state` gave. Raises ArtifactError for a parameter the model does not have."""
-        owner = {id(p): part for part in self.parts for group in part.param_groups for p in group["params"]}
         for entry, value in tensors.items():
             name, _, key = entry.rpartition("/")
             if name not in self.parameters:
                 raise ArtifactError(f"the optimizer state holds '{name}', which the model does not have")
             parameter = self.parameters[name]
-            owner[id(parameter)].state[parameter][key] = value.to(parameter.device, copy=True)
+            part = next(part for part in self.parts if parameter in part.state)
+            part.state[parameter][key] = value.to(parameter.device, copy=True)

@@ -7,12 +7,13 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from luban.optim.adamw import AdamW, check_adam
-from luban.optim.family import Optimizer, Stepper, by_role, is_hidden_matrix
+from luban.optim.adamw import AdamW, check_adam, refresh
+from luban.optim.family import Optimizer, Part, Stepper, Update, by_role, is_hidden_matrix
 
 # Quintic coefficients that drive singular values from [0, 1] to about 1 in five rounds (Jordan et al. 2024).
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -38,49 +39,49 @@ class Muon(Optimizer):
     def build(self, parameters: Mapping[str, nn.Parameter]) -> Stepper:
         hidden = by_role(parameters).hidden
         rest = {name: p for name, p in parameters.items() if name not in hidden}
-        parts: list[torch.optim.Optimizer] = []
+        parts: list[Part] = []
         if hidden:
-            parts.append(MuonStep(hidden.values(), lr=self.lr, momentum=self.momentum,
-                                  weight_decay=self.weight_decay, rounds=self.rounds))  # fmt: skip
+            parts.append(MuonPart([{"params": list(hidden.values()), "peak_lr": self.lr, "momentum": self.momentum,
+                                    "decay": self.weight_decay, "rounds": self.rounds}]))  # fmt: skip
         if rest:
             adamw = AdamW(lr=self.adamw_lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
             parts += adamw.build(rest).parts
         return Stepper(parts, parameters)
 
-    def state_values(self, shapes: Mapping[str, Sequence[int]]) -> int:
+    def state_bytes(self, shapes: Mapping[str, Sequence[int]]) -> int:
         hidden = {name: shape for name, shape in shapes.items() if is_hidden_matrix(name, shape)}
         rest = {name: shape for name, shape in shapes.items() if name not in hidden}
-        return sum(math.prod(shape) for shape in hidden.values()) + AdamW().state_values(rest)
+        return 4 * sum(math.prod(shape) for shape in hidden.values()) + AdamW().state_bytes(rest)
 
 
-class MuonStep(torch.optim.Optimizer):
+class MuonPart(Part):
     """The update itself. Matrices of one shape are orthogonalised together in one batched product."""
 
-    def __init__(self, params, *, lr: float, momentum: float, weight_decay: float, rounds: int):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "rounds": rounds})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
+    def step(self, factor: float, update: Update) -> None:
+        for group in self.groups:
             by_shape = defaultdict(list)
             for parameter in group["params"]:
-                if parameter.grad is not None:
+                if parameter in update.gradients:
                     by_shape[tuple(parameter.shape)].append(parameter)
             for shape, parameters in by_shape.items():
-                self._step_shape(group, shape, parameters)
+                self._step_shape(group, shape, parameters, factor, update)
+                refresh(parameters, update)
 
-    def _step_shape(self, group: dict, shape: tuple[int, int], parameters: list[nn.Parameter]) -> None:
+    def _step_shape(self, group: dict[str, Any], shape: tuple[int, int], parameters: list[nn.Parameter],
+                    factor: float, update: Update) -> None:  # fmt: skip
         for parameter in parameters:
             if not self.state[parameter]:
-                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter, dtype=torch.float32)
         buffers = [self.state[parameter]["momentum"] for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-        updates = torch.stack(torch._foreach_lerp(gradients, buffers, group["momentum"]))
-        updates = orthogonalise(updates, group["rounds"]).to(parameters[0].dtype)
-        lr = group["lr"]
-        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(parameters, list(updates), alpha=-lr * 0.2 * math.sqrt(max(shape)))
+        gradients = torch.stack([update.gradients[p] for p in parameters]).float() * update.scale
+        gradients = torch.where(update.go, gradients, 0.0)  # after a bad step every weight below is 0 too
+        kept, lr = update.go.float(), group["peak_lr"] * factor
+        momentum = torch.lerp(torch.stack(buffers), gradients, (1 - group["momentum"]) * kept)
+        torch._foreach_copy_(buffers, list(momentum))
+        updates = orthogonalise(torch.lerp(gradients, momentum, group["momentum"]), group["rounds"])
+        updates = updates.to(parameters[0].dtype) * (-lr * 0.2 * math.sqrt(max(shape)) * kept)
+        torch._foreach_mul_(parameters, 1 - lr * group["decay"] * kept)
+        torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype)))
 
 
 def orthogonalise(matrices_NRC: Tensor, rounds: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -30,20 +30,20 @@ class MemoryPrediction:
         return f"{bytes_(self.total)} ({parts})"
 
 
-def predict_memory(graph: OpGraph, *, vocab_size: int, optimizer_values: int, half: bool) -> MemoryPrediction:
+def predict_memory(graph: OpGraph, *, vocab_size: int, optimizer: int, half: bool) -> MemoryPrediction:
     """The memory of one training step.
 
     Args:
         graph: the model's operations for one micro-batch (`batch` × `seq` tokens).
         vocab_size: width of the logits.
-        optimizer_values: fp32 values of optimizer state.
+        optimizer: bytes of optimizer state.
         half: products in bf16 or fp16 beside fp32 masters, otherwise all in fp32.
     """
     n = graph.parameters
     return MemoryPrediction(
         parameters=n * (FP32 + HALF if half else FP32),
         gradients=n * (FP32 + HALF if half else FP32),
-        optimizer=optimizer_values * FP32,
+        optimizer=optimizer,
         activations=graph.activation_bytes(HALF if half else FP32),
         logits=2 * graph.batch * graph.seq * vocab_size * FP32,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass, field
 
 WARM = 1  # steps that compile or warm caches: paid from the budget, but not timed
@@ -35,8 +36,7 @@ class StepCount:
         self.times.append(seconds)
         if step + 1 < self.fixed_at or len(self.times) <= WARM:
             return False
-        timed = self.times[WARM:]
-        each = sum(timed) / len(timed) + overhead
+        each = statistics.median(self.times[WARM:]) + overhead  # a busy moment must not halve the run
         left = max(self.budget_seconds * (1 - RESERVE) - elapsed, 0.0)
         self.fixed_at = step + 1
         self.fixed = min(self.wanted, self.fixed_at + int(left / each))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 import signal
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,14 +18,18 @@ from luban.core.artifact import ArtifactWriter
 from luban.core.errors import TrainingError
 from luban.core.log import Bar, progress, say
 from luban.core.units import count
+from luban.data.batch import Batch
 from luban.data.loader import Loader
 from luban.train.budget import StepCount
+from luban.train.compile import LossFunction
 from luban.train.interrupt import Interrupted, StopRequest
 from luban.train.journal import Journal
 from luban.train.recipe import Recipe
 from luban.train.state import TrainState
-from luban.train.step import LossFunction, StepResult, TrainStep
+from luban.train.step import Launched, StepResult, TrainStep
 from luban.train.validate import Validation, Validator
+
+IN_FLIGHT = 2  # steps that a CUDA device may be behind the host, so that it never waits for the host
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Pieces:
 
     recipe: Recipe
     module: nn.Module
-    loss: LossFunction
+    loss: LossFunction  # of held-out batches
     step: TrainStep
     state: TrainState
     loader: Loader
@@ -57,6 +63,12 @@ class Loop:
         self.earlier = self.state.progress.seconds  # of earlier sessions
         self.saved: int | None = self.series.steps()[-1] if self.series.steps() else None
         self.side = 0.0  # seconds in validation and saving since the last row
+        self.waited = 0.0  # seconds in which this session had no batch
+        self.flying: deque[tuple[float, Launched]] = deque()  # steps launched and not yet settled, with their factors
+        on_cuda = self.pieces.step.device.type == "cuda"
+        self.lead = (
+            IN_FLIGHT if on_cuda and train.precision != "fp16" else 0
+        )  # fp16's next loss scale hangs on the last
 
     def run(self) -> None:
         """Train from the state's step to the last."""
@@ -68,16 +80,46 @@ class Loop:
         ):
             batches = self.pieces.loader.iterate(at.step)
             self.row_time, self.row_tokens = time.monotonic(), at.tokens
+            self.launched, self.settled, self.settled_at = at.step, at.step, time.monotonic()
             while at.step < self.count.total(at.step):
-                began = time.monotonic()
-                factor = self.recipe.schedule.factor(at.step, self.count.total(at.step))
-                result = self.pieces.step(next(batches), factor)
-                self._count(result)
-                at.step += 1
-                self._log(journal, result, factor, bar)
-                self._fix_steps(time.monotonic() - began, bar)
+                self._launch(batches)
+                while self.flying and (len(self.flying) > self.lead or self._must_settle(stop)):
+                    self._settle(journal, bar)
                 self._look_after(journal, stop)
         self._finish()
+
+    def _launch(self, batches: Iterator[Batch]) -> None:
+        at = self.state.progress
+        factor = self.recipe.schedule.factor(at.step, self.count.total(at.step))
+        began = time.monotonic()
+        batch = next(batches)
+        self.waited += time.monotonic() - began
+        self.flying.append((factor, self.pieces.step.launch(batch, factor)))
+        at.step += 1
+
+    def _must_settle(self, stop: StopRequest) -> bool:
+        """Whether something now needs the figures of every step that was launched."""
+        timing = self.recipe.train.budget_seconds and self.count.fixed is None
+        return bool(stop.signal or timing or self._due_to_validate() or self._due(self.recipe.checkpoint.every))
+
+    def _due(self, every: int) -> bool:
+        """Whether the step just launched is one of every `every`, or the last."""
+        step = self.state.progress.step
+        return step >= self.count.total(step) or bool(every and step % every == 0)
+
+    def _due_to_validate(self) -> bool:
+        return self.pieces.validator is not None and self._due(self.recipe.validation.every)
+
+    def _settle(self, journal: Journal, bar: Bar) -> None:
+        """Take up the figures of the oldest step that was launched."""
+        factor, launched = self.flying.popleft()
+        result = self.pieces.step.settle(launched)
+        self.settled += 1
+        self._count(result)
+        self._log(journal, result, factor, bar)
+        now = time.monotonic()
+        self._fix_steps(now - self.settled_at, bar)
+        self.settled_at = now
 
     def _count(self, result: StepResult) -> None:
         at, limit = self.state.progress, self.recipe.train.max_bad_steps
@@ -89,7 +131,7 @@ class Loop:
         if at.bad_steps >= limit:
             last = self.series.path(self.saved) if self.saved is not None else "none was saved yet"
             raise TrainingError(
-                f"stopped at step {at.step + 1}: loss {result.loss:g}, gradient norm {result.grad_norm:g}; "
+                f"stopped at step {self.settled}: loss {result.loss:g}, gradient norm {result.grad_norm:g}; "
                 f"{at.bad_steps} steps were NaN or infinite (train.max_bad_steps is {limit}). "
                 f"Last good checkpoint: {last}. Lower --optim.lr, or look at the data"
             )
@@ -99,19 +141,20 @@ class Loop:
         now = time.monotonic()
         rate = (at.tokens - self.row_tokens) / max(now - self.row_time - self.side, 1e-9)
         bar.advance(1, f"loss {result.loss:.3f}  {count(float(rate))} tokens/s")
-        if at.step % train.log_every and at.step != 1 and at.step != self.count.total(at.step):
+        step = self.settled
+        if step % train.log_every and step != 1 and step != self.count.total(step):
             return
-        journal.write(step=at.step, loss=result.loss, tokens=at.tokens, tokens_per_second=rate,
+        journal.write(step=step, loss=result.loss, tokens=at.tokens, tokens_per_second=rate,
                       lr=self.recipe.optim.lr * factor, grad_norm=result.grad_norm, seconds=at.seconds,
                       bad_steps=at.bad_steps, loss_scale=self.state.scale.value)  # fmt: skip
         self.row_time, self.row_tokens, self.side = now, at.tokens, 0.0
 
     def _fix_steps(self, seconds: float, bar: Bar) -> None:
-        at, validation = self.state.progress, self.recipe.validation
+        validation = self.recipe.validation
         per_step = 0.0
         if validation.every and self.pieces.validator and validation.batches:
             per_step = validation.batches * seconds / 2 / validation.every  # a forward alone is under half a step
-        if self.count.time(at.step - 1, seconds, time.monotonic() - self.session + self.earlier, per_step):
+        if self.count.time(self.settled - 1, seconds, time.monotonic() - self.session + self.earlier, per_step):
             self.art.note(steps_fixed={"fixed": self.count.fixed, "fixed_at": self.count.fixed_at})
             bar.total = self.count.fixed
             say(f"training for {self.count.fixed} steps, which fit the budget of "
@@ -119,14 +162,16 @@ class Loop:
 
     def _look_after(self, journal: Journal, stop: StopRequest) -> None:
         """Validate and save where they are due, and leave when asked to."""
+        if self.flying:
+            return
         at, began = self.state.progress, time.monotonic()
         last = at.step >= self.count.total(at.step)
-        every = self.recipe.validation.every
-        if self.pieces.validator and (last or (every and at.step % every == 0)):
+        if self._due_to_validate():
             self._validate(journal, self.pieces.validator)
-        if last or stop.signal or at.step % self.recipe.checkpoint.every == 0:
+        if stop.signal or self._due(self.recipe.checkpoint.every):
             self.save()
         self.side += time.monotonic() - began
+        self.settled_at += time.monotonic() - began
         if stop.signal and not last:
             name = signal.Signals(stop.signal).name
             raise Interrupted(stop.signal, f"stopped by {name} after step {at.step}, saved in "
@@ -161,6 +206,7 @@ class Loop:
         self.art.note(
             parameters=sum(p.numel() for p in self.state.masters.parameters.values()), tokens=at.tokens,
             seconds=at.seconds, tokens_per_second=at.tokens / max(at.seconds, 1e-9), bad_steps=at.bad_steps,
+            data_wait=self.waited / max(time.monotonic() - self.session, 1e-9),
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **at.scores,
         )  # fmt: skip
         if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -1,7 +1,7 @@
 """Mixed precision: products in half precision, weights and moments in fp32 (Micikevicius et al. 2018).
 
-The module's own parameters are in the compute type; the optimizer steps fp32 masters, from which they are
-copied back. Gradients of micro-batches are summed in fp32.
+The module's own parameters are in the compute type. Behind them stand fp32 masters, which the optimizer steps and
+from which it refreshes them; or nothing does, and it steps them themselves with stochastic rounding.
 """
 
 from __future__ import annotations
@@ -11,59 +11,60 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
 class Masters:
-    """The fp32 parameters behind a module that computes in `dtype`; with fp32, the module's own."""
+    """The parameters that the optimizer steps, behind a module that computes in `dtype`.
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype):
+    Args:
+        module: its parameters are turned into `dtype` in place.
+        split: keep fp32 masters of a half-precision module.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype, *, split: bool = True):
         self.working = dict(module.named_parameters())
-        self.split = dtype is not torch.float32
+        self.split = split and dtype is not torch.float32
         self.parameters = self.working
         if self.split:
-            self.parameters = {n: nn.Parameter(p.detach().clone()) for n, p in self.working.items()}
-            for master in self.parameters.values():
-                master.grad = torch.zeros_like(master)
-            for parameter in self.working.values():
-                parameter.data = parameter.data.to(dtype)
-        self._empty = True
+            self.parameters = {n: nn.Parameter(p.detach().float().clone()) for n, p in self.working.items()}
+        for parameter in self.working.values():
+            parameter.data = parameter.data.to(dtype)
+        self._sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Add the gradients of the last backward to the masters'."""
-        if not self.split:
-            return
-        named = [(self.parameters[n].grad, p) for n, p in self.working.items() if p.grad is not None]
-        sums, gradients = [g for g, _ in named], [p.grad for _, p in named]
-        (torch._foreach_copy_ if self._empty else torch._foreach_add_)(sums, gradients)
-        self._empty = False
-        for _, parameter in named:
+        """Take the gradients of a micro-batch off the module and add them up in fp32."""
+        named = {n: p.grad for n, p in self.working.items() if p.grad is not None}
+        if not self._sums:
+            self._sums = {n: gradient.float() for n, gradient in named.items()}
+        else:
+            torch._foreach_add_([self._sums[n] for n in named], list(named.values()))
+        for parameter in self.working.values():
             parameter.grad = None
 
-    def gradients(self) -> list[Tensor]:
-        """The fp32 gradients of the step so far."""
-        return [p.grad for p in self.parameters.values() if p.grad is not None]
+    def gradients(self) -> dict[nn.Parameter, Tensor]:
+        """Of every parameter that the step has reached: the fp32 sums, or those of its only backward as they are."""
+        sums = self._sums or {n: p.grad for n, p in self.working.items() if p.grad is not None}
+        return {self.parameters[name]: gradient for name, gradient in sums.items()}
 
-    @torch.no_grad()
-    def publish(self) -> None:
-        """Copy the masters into the module."""
-        if self.split:
-            torch._foreach_copy_([p.data for p in self.working.values()], [p.data for p in self.parameters.values()])
+    def copies(self) -> dict[nn.Parameter, Tensor]:
+        """The module's tensor of every master."""
+        return {self.parameters[n]: p.data for n, p in self.working.items()} if self.split else {}
 
     def clear(self) -> None:
         """Forget the step's gradients."""
-        self._empty = True
-        if not self.split:
-            for parameter in self.parameters.values():
-                parameter.grad = None
+        self._sums = {}
+        for parameter in self.working.values():
+            parameter.grad = None
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take weights up, into masters and module."""
         for name, master in self.parameters.items():
             master.data.copy_(tensors[name])
-        self.publish()
+            if self.split:
+                self.working[name].data.copy_(master.data)
 
 
 @dataclass

@@ -56,7 +56,7 @@ def _memory(recipe: Recipe, spec: ModelSpec, accumulate: int) -> MemoryPredictio
     train = recipe.train
     shapes = {name: tuple(p.shape) for name, p in build_model(spec, device="meta").named_parameters()}
     graph = describe(spec, batch=train.batch_size // accumulate, seq=train.seq_len)
-    return predict_memory(graph, vocab_size=spec.vocab_size, optimizer_values=recipe.optim.state_values(shapes),
+    return predict_memory(graph, vocab_size=spec.vocab_size, optimizer=recipe.optim.state_bytes(shapes),
                           half=train.precision != "fp32")  # fmt: skip
 
 

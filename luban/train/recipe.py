@@ -16,6 +16,7 @@ from luban.optim.adamw import AdamW
 from luban.optim.family import Optimizer
 from luban.optim.schedule.cosine import Cosine
 from luban.optim.schedule.family import Schedule
+from luban.train.recompute import Recompute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +25,12 @@ class DataConfig:
 
     path: str = ""  # shards (for sft also a corpus of conversations or a .jsonl with messages)
     packing: Literal["stream", "fit"] = "stream"  # windows over all documents, or whole documents and padding
-    workers: int = 0  # threads that prepare batches ahead; any number gives the same batches
+    workers: int | None = (
+        None  # threads that prepare batches ahead (default: 2 on CUDA); any number gives the same ones
+    )
 
     def __post_init__(self):
-        if self.workers < 0:
+        if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must be at least 0, {self.workers} given")
 
 
@@ -41,7 +44,13 @@ class TrainConfig:
     batch_size: int = 16  # sequences an optimizer step, over all ranks and micro-batches
     accumulate: int = 1  # micro-batches that batch_size is cut into
     seq_len: int = 256  # input tokens a sequence (seq_len + 1 are read)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the products; weights and moments are kept in fp32
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = (
+        "fp32"  # of the products; fp8: those of the blocks, the rest bf16
+    )
+    weights: Literal["fp32", "bf16"] = (
+        "fp32"  # how weights are kept; bf16: without fp32 masters, rounded stochastically
+    )
+    recompute: Recompute = "none"  # in the backward pass: nothing, all but products and attention, whole blocks
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     deterministic: bool | None = None  # bitwise repeatable; default: true on the CPU, false on CUDA
     compile: bool = False  # torch.compile; off with a warning where no compiler is
@@ -56,6 +65,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, {getattr(self, name)} given")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if self.weights == "bf16" and self.precision not in ("bf16", "fp8"):
+            raise ValueError(f"weights kept in bf16 need products in bf16 or fp8, precision is {self.precision}")
         if self.budget_seconds < 0 or self.clip < 0:
             raise ValueError("budget_seconds and clip must be at least 0")
 

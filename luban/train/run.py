@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from luban.checkpoint.series import Series
 from luban.core.artifact import ArtifactWriter, as_parent, atomic_write, command_line, require_free
@@ -18,15 +19,18 @@ from luban.data.loader import Loader
 from luban.data.packing import Packing
 from luban.data.shards import Shards
 from luban.models.build import build_model
+from luban.nn.float8 import require_float8, use_float8
+from luban.train.compile import loss_function, stacked_blocks
 from luban.train.device import can_compile, choose_device, keep_freed_memory, set_determinism
 from luban.train.journal import require_tensorboard
 from luban.train.loop import Loop, Pieces
 from luban.train.precision import COMPUTE, LossScale, Masters
 from luban.train.predict import Prediction, predict, require_memory
-from luban.train.recipe import Recipe
+from luban.train.recipe import Recipe, TrainConfig
+from luban.train.recompute import recompute_blocks
 from luban.train.start import Start, choose_start
 from luban.train.state import TrainState
-from luban.train.step import TrainStep, loss_function
+from luban.train.step import TrainStep
 from luban.train.validate import Validator
 
 
@@ -68,6 +72,8 @@ def prepare(recipe: Recipe, *, timed: bool = False) -> tuple[Shards, Start, torc
     if not recipe.data.path:
         raise UsageError("no data to train on: give --data.path SHARDS (made by luban data pack)")
     device = choose_device(recipe.train.device)
+    if recipe.train.precision == "fp8":
+        require_float8(device)
     shards = Shards.open(recipe.data.path, "train")
     start = choose_start(recipe, shards)
     return shards, start, device, predict(recipe, start.spec, device, timed=timed)
@@ -82,17 +88,29 @@ def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device)
     keep_freed_memory(device)
     torch.set_float32_matmul_precision("high")
     module = build_model(start.spec, device=device, seed=None if start.weights else config.seed)
-    masters = Masters(module, COMPUTE[config.precision])  # before the optimizer, which steps the masters
+    masters = Masters(module, COMPUTE[config.precision], split=config.weights == "fp32")  # before the optimizer
     if start.weights:
         masters.load(start.weights)
+    prepare_blocks(module, config)
     optimizer = recipe.optim.build(masters.parameters)
     scale = LossScale.of(config.precision)
-    loss = loss_function(module, recipe.objective, compiled=config.compile and can_compile(device))
+    compiled = config.compile and can_compile(device)
+    loss = loss_function(module, recipe.objective, compiled=compiled, regions=device.type == "cuda")
     step = TrainStep(loss, masters, optimizer, scale, clip=config.clip, accumulate=config.accumulate, device=device)
+    workers = recipe.data.workers if recipe.data.workers is not None else 2 * (device.type == "cuda")
     loader = Loader(shards, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed,
-                    packing=rows_of(recipe, shards), workers=recipe.data.workers)  # fmt: skip
+                    packing=rows_of(recipe, shards), workers=workers)  # fmt: skip
     return Pieces(recipe, module, loss, step, TrainState(start.spec, masters, optimizer, scale), loader,
                   _validator(recipe, shards, device))  # fmt: skip
+
+
+def prepare_blocks(module: nn.Module, config: TrainConfig) -> None:
+    """What a precision and a recomputation policy change inside the blocks, before anything is compiled."""
+    blocks = stacked_blocks(module)
+    if config.precision == "fp8":
+        for block in blocks:
+            use_float8(block)
+    recompute_blocks(blocks, config.recompute)
 
 
 def rows_of(recipe: Recipe, shards: Shards) -> Packing:

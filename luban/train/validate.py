@@ -13,7 +13,8 @@ from luban.data.batch import Batch
 from luban.data.loader import sequential_batches
 from luban.data.packing import Packing
 from luban.data.shards import Shards
-from luban.train.step import LossFunction, to_device
+from luban.train.compile import LossFunction
+from luban.train.step import to_device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from luban.objectives.causal import causal_loss
 
 transformers = pytest.importorskip("transformers")
 KINDS = ("llama", "llama", "llama", "llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt2", "openai-gpt", "bloom", "bloom",
-         "falcon", "falcon", "falcon", "falcon")  # each configuration is drawn afresh each run  # fmt: skip
+         "falcon", "falcon", "falcon", "falcon", "falcon-rw", "falcon-rw")  # each configuration is drawn afresh each run  # fmt: skip
 
 
 def random_config(rng: random.Random, kind: str = "llama"):
@@ -25,11 +25,11 @@ def random_config(rng: random.Random, kind: str = "llama"):
     sizes = {"vocab_size": rng.randrange(31, 301, 2), "hidden_size": heads * rng.choice([2, 4, 6]),
              "num_hidden_layers": rng.choice([1, 2, 3]), "num_attention_heads": heads,
              "initializer_range": 0.2, "tie_word_embeddings": rng.random() < 0.5}  # fmt: skip
-    return transformers.AutoConfig.for_model(kind, **sizes, **(gpt_like if kind in GPTS else llama_like)(
-        rng, kind, kv_heads, sizes["hidden_size"]))  # fmt: skip
+    more = (gpt_like if kind in GPTS else llama_like)(rng, kind, kv_heads, sizes["hidden_size"])
+    return transformers.AutoConfig.for_model(kind.removesuffix("-rw"), **sizes, **more)
 
 
-GPTS = {"gpt2", "openai-gpt", "bloom", "falcon"}
+GPTS = {"gpt2", "openai-gpt", "bloom", "falcon", "falcon-rw"}
 
 
 def llama_like(rng: random.Random, kind: str, kv_heads: int, width: int) -> dict:
@@ -53,6 +53,8 @@ SCALINGS = [
     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
     {"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 24, "beta_fast": 8.0, "beta_slow": 0.5,
      "truncate": False, "attention_factor": 1.3},
+    {"rope_type": "yarn", "factor": 5.0, "original_max_position_embeddings": 16, "mscale": 0.8, "mscale_all_dim": 0.3},
+    {"rope_type": "dynamic", "factor": 3.0},
 ]  # fmt: skip
 
 
@@ -66,6 +68,8 @@ def gpt_like(rng: random.Random, kind: str, kv_heads: int, width: int) -> dict:
         return {"max_position_embeddings": 64, "n_inner": rng.choice([None, 37]),
                 "activation_function": rng.choice(["gelu_new", "gelu", "relu"]),
                 "layer_norm_epsilon": rng.choice([1e-5, 1e-3])}  # fmt: skip
+    if kind == "falcon-rw":
+        return {**dropout, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
     grouped = rng.random() < 0.5
     return {**dropout, "new_decoder_architecture": grouped, "num_kv_heads": kv_heads if grouped else None,
             "num_ln_in_parallel_attn": rng.choice([None, 1, 2]) if grouped else None,
@@ -97,6 +101,55 @@ def test_logits_equal(pair):
         torch.testing.assert_close(ours.module(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2", "bloom", "falcon"])
+def test_classes_and_rewards_are_read_off_the_last_token_as_theirs(kind, labels, tmp_path):
+    seed = random.SystemRandom().randrange(2**32)
+    torch.manual_seed(seed)
+    config = random_config(random.Random(seed), kind)
+    config.num_labels, config.pad_token_id = labels, 0
+    theirs = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = luban.load_model(tmp_path / "theirs")
+    tokens = torch.randint(1, config.vocab_size, (3, 9))
+    mask = torch.arange(9) < torch.tensor([[9], [4], [1]])
+    tokens = tokens * mask
+    want = theirs(tokens, attention_mask=mask.long()).logits
+    got = ours.module(tokens, mask)
+    torch.testing.assert_close(got, want.squeeze(-1) if labels == 1 else want, atol=1e-4, rtol=0)
+    luban.export_model(ours, tmp_path / "out")
+    back, info = type(theirs).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    back.config.pad_token_id = 0
+    torch.testing.assert_close(back.eval()(tokens, attention_mask=mask.long()).logits, want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])
+def test_a_body_alone_gives_its_hidden_states(kind, tmp_path):
+    config = random_config(random.Random(4), kind)
+    config.tie_word_embeddings = False
+    theirs = transformers.AutoModel.from_config(config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = luban.load_model(tmp_path / "theirs")
+    tokens = torch.randint(0, config.vocab_size, (2, 9))
+    want = theirs(tokens).last_hidden_state
+    torch.testing.assert_close(ours.module(tokens), want, atol=1e-4, rtol=0)
+    luban.export_model(ours, tmp_path / "out")
+    torch.testing.assert_close(transformers.AutoModel.from_pretrained(tmp_path / "out")(tokens).last_hidden_state, want,
+                               atol=1e-5, rtol=0)  # fmt: skip
+    with pytest.raises(UnsupportedError, match="head hidden"):
+        luban.Engine(ours).generate([[1, 2]], luban.Sampling(max_tokens=1))
+
+
+def test_falcons_alibi_is_rounded_as_theirs_far_from_the_first_token(tmp_path):
+    config = transformers.FalconConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=6, alibi=True,
+                                       multi_query=False, parallel_attn=False, bias=True, initializer_range=0.3)  # fmt: skip
+    theirs = transformers.FalconForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path)
+    tokens = torch.randint(0, 40, (1, 700))  # past 256, where bfloat16 no longer holds every position
+    torch.testing.assert_close(luban.load_model(tmp_path).module(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_rows_equal_theirs_and_the_row_alone(pair, side):
     theirs, ours = pair
@@ -107,7 +160,11 @@ def test_padded_rows_equal_theirs_and_the_row_alone(pair, side):
         place = slice(12 - len(row), None) if side == "left" else slice(0, len(row))
         tokens[i, place], mask[i, place] = row, True
     positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
-    given = {} if theirs.config.model_type == "bloom" else {"position_ids": positions}
+    given = (
+        {}
+        if theirs.config.model_type == "bloom" or getattr(theirs.config, "alibi", False)
+        else {"position_ids": positions}
+    )
     expected = theirs(tokens, attention_mask=mask.long(), **given).logits
     got = ours.module(tokens, mask)
     torch.testing.assert_close(got[mask], expected[mask], atol=1e-4, rtol=0)
@@ -159,8 +216,26 @@ def test_what_is_not_built_is_refused_by_name(tmp_path):
     form = luban.models.convert.family.FORMATS["llama"]()
     with pytest.raises(UnsupportedError, match="hidden_act = 'relu'"):
         form.spec({**config, "hidden_act": "relu"})
-    with pytest.raises(UnsupportedError, match="rotary scaling 'dynamic'"):
-        form.spec({**config, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}})
+    with pytest.raises(UnsupportedError, match="rotary scaling 'longrope'"):
+        form.spec({**config, "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0}})
+
+
+def test_dynamic_scaling_beyond_the_trained_context(tmp_path):
+    """Every row by its own length: alone in a batch as theirs, and unchanged by a longer neighbour."""
+    config = random_config(random.Random(2), "qwen2")
+    config.max_position_embeddings = 16
+    config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 3.0}
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = luban.load_model(tmp_path / "theirs")
+    tokens = torch.randint(0, config.vocab_size, (2, 40))
+    for length in (40, 23, 9):  # theirs keeps state: from a longer text to one within the context
+        torch.testing.assert_close(
+            ours.module(tokens[:, :length]), theirs(tokens[:, :length]).logits, atol=1e-4, rtol=0
+        )
+        theirs.model.rotary_emb.max_seq_len_cached = 17
+    mask = torch.arange(40) < torch.tensor([[40], [23]])
+    torch.testing.assert_close(ours.module(tokens, mask)[1, :23], ours.module(tokens[1:, :23])[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +245,7 @@ def test_what_is_not_built_is_refused_by_name(tmp_path):
         ("gpt2", {"activation_function": "gelu_nwe"}, "activation 'gelu_nwe'.*did you mean 'gelu_new'"),
         ("openai-gpt", {"afn": "silu"}, "afn = 'silu'"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
-        ("falcon", {"alibi": True}, r"alibi = True \(Falcon-RW\)"),
+        ("falcon", {"new_decoder_architecture": True, "parallel_attn": False}, "the 40B form is parallel"),
     ],
 )
 def test_parts_of_other_families_that_are_not_built_are_refused_by_name(kind, changes, message):

@@ -14,7 +14,7 @@ from luban.objectives.causal import causal_loss
 
 transformers = pytest.importorskip("transformers")
 KINDS = ("bert", "roberta", "albert")
-HEADS = ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "PreTraining")
+HEADS = ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "PreTraining", "Model")
 CASES = [(k, h) for k in KINDS for h in HEADS if (k, h) != ("roberta", "PreTraining")]
 
 
@@ -42,7 +42,9 @@ def make(kind: str, head: str, folder):
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     torch.manual_seed(seed)
-    name = {"bert": "Bert", "roberta": "Roberta", "albert": "Albert"}[kind] + f"For{head}"
+    name = {"bert": "Bert", "roberta": "Roberta", "albert": "Albert"}[kind] + (
+        head if head == "Model" else f"For{head}"
+    )
     config = random_config(random.Random(seed), kind)
     if head in ("QuestionAnswering", "PreTraining"):
         config.num_labels = 2  # theirs reads the width of these heads from it too
@@ -70,7 +72,7 @@ def outputs(found) -> list[torch.Tensor]:
         return [torch.stack((found.start_logits, found.end_logits), dim=-1)]
     if "prediction_logits" in found:
         return [found.prediction_logits, found.get("seq_relationship_logits", found.get("sop_logits"))]
-    return [found.logits]
+    return [found.last_hidden_state, found.pooler_output] if "pooler_output" in found else [found.logits]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -79,7 +81,7 @@ def test_logits_equal_and_come_back(kind, head, side, tmp_path):
     theirs, ours = make(kind, head, tmp_path)
     tokens, mask, positions = batch(ours, side)
     segments = torch.randint(0, ours.spec.body.segments, tokens.shape)
-    rows_read_first = head in ("SequenceClassification", "PreTraining") and side == "left"
+    rows_read_first = head in ("SequenceClassification", "PreTraining", "Model") and side == "left"
     if rows_read_first:  # theirs reads slot 0 whatever stands there
         tokens, mask, positions, segments = tokens[2:], mask[2:], positions[2:], segments[2:]
     offset = ours.spec.position.offset
@@ -88,6 +90,7 @@ def test_logits_equal_and_come_back(kind, head, side, tmp_path):
     hidden = ours.module(tokens, mask, segments=segments, output="hidden")
     got = [ours.module(tokens, mask, segments=segments)]
     got += [ours.module.pairs(hidden, mask)] if head == "PreTraining" else []
+    got += [ours.module.readout.pooled(hidden, mask)] if head == "Model" else []
     for mine, want in zip(got, expected, strict=True):
         assert mine.shape == want.shape
         kept = mask if mine.dim() == 3 else slice(None)

@@ -15,7 +15,7 @@ import numpy as np
 
 from luban.core.artifact import ArtifactWriter, Parent, open_artifact
 from luban.core.errors import DataError
-from luban.corpus.words import ngram_hashes, word_hashes, words
+from luban.corpus.words import ngram_hashes, words
 
 ORDER = 3
 HELD = 1 << 22  # n-grams counted before they are merged into the tables
@@ -85,7 +85,7 @@ class NgramModel:
 
         size = 0
         for text in texts:
-            hashes = word_hashes(words(text))
+            hashes = words(text).hashes
             for order in range(ORDER):
                 held[order].append(np.stack(_grams(hashes, order + 1), axis=1))
             size += len(hashes)
@@ -99,7 +99,7 @@ class NgramModel:
 
     def log_probabilities(self, text: str) -> np.ndarray:
         """(words,) natural logarithms of each word's probability after the two before it."""
-        hashes = word_hashes(words(text))
+        hashes = words(text).hashes
         lower = np.full(len(hashes), 1.0 / self.vocabulary)
         for order in range(1, ORDER + 1):
             gram, context = _grams(hashes, order)

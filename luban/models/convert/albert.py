@@ -35,6 +35,7 @@ class Albert(Bert):
     prefix = "albert."
     masked_lm = (("readout.transform", "predictions.dense"), ("readout.norm", "predictions.LayerNorm"))
     vocabulary_bias = "predictions.bias"
+    pooler = POOLER
     vocabulary = "predictions.decoder"
     pair = (POOLER, ("readout.pair", "sop_classifier.classifier"))
     classes = (POOLER, ("readout.output", "classifier"))

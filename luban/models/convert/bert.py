@@ -1,4 +1,4 @@
-"""BERT as Hugging Face writes it (`model_type = "bert"`): masked LM, classes of rows, tokens and spans."""
+"""BERT as Hugging Face writes it (`model_type = "bert"`): masked LM, classes of rows, tokens and spans, no head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from luban.core.errors import UnsupportedError
 from luban.models.block.post import PostNorm
 from luban.models.convert.family import Fields, Pair, activation_name, plain_feedforward
 from luban.models.encoder import EncoderBody
-from luban.models.head import Classes, Head, MaskedLM, Span, TokenClasses
+from luban.models.head import Classes, Head, Hidden, MaskedLM, Span, TokenClasses
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
 from luban.nn.norm import LayerNorm
@@ -39,7 +39,7 @@ class Bert:
 
     ignored = re.compile(r".*position_ids|cls\.predictions\.decoder\..*")  # the head's table is a copy where tied
     body: ClassVar[type[EncoderBody]] = EncoderBody
-    heads: ClassVar[tuple[type[Head], ...]] = (MaskedLM, Classes, TokenClasses, Span)
+    heads: ClassVar[tuple[type[Head], ...]] = (MaskedLM, Classes, TokenClasses, Span, Hidden)
     model_type: ClassVar[str] = "bert"
     name: ClassVar[str] = "Bert"
     prefix: ClassVar[str] = "bert."
@@ -51,6 +51,7 @@ class Bert:
     vocabulary: ClassVar[str] = "cls.predictions.decoder"  # its table where it isn't tied
     pair: ClassVar[tuple[tuple[str, str], ...]] = (POOLER, ("readout.pair", "cls.seq_relationship"))
     classes: ClassVar[tuple[tuple[str, str], ...]] = (POOLER, ("readout.output", "classifier"))
+    pooler: ClassVar[tuple[str, str]] = POOLER
     default_segments: ClassVar[int] = 2
     default_activation: ClassVar[str] = "gelu"
 
@@ -89,7 +90,7 @@ class Bert:
             f"{self.name}ForMaskedLM": MaskedLM(), f"{self.name}ForPreTraining": MaskedLM(pair=True),
             f"{self.name}ForSequenceClassification": Classes(count=labels),
             f"{self.name}ForTokenClassification": TokenClasses(count=labels),
-            f"{self.name}ForQuestionAnswering": Span(),
+            f"{self.name}ForQuestionAnswering": Span(), f"{self.name}Model": Hidden(pool=True),
         }  # fmt: skip
         name = (fields.get("architectures", None) or [f"{self.name}ForMaskedLM"])[0]
         if name not in known:
@@ -98,6 +99,8 @@ class Bert:
 
     def architecture(self, head: Head) -> str:
         """The class of theirs with this head."""
+        if isinstance(head, Hidden):
+            return f"{self.name}Model"
         if isinstance(head, MaskedLM):
             return f"{self.name}{'ForPreTraining' if head.pair else 'ForMaskedLM'}"
         kinds = {Classes: "SequenceClassification", TokenClasses: "TokenClassification", Span: "QuestionAnswering"}
@@ -121,6 +124,8 @@ class Bert:
         if not (biased and plain and attention.head_dim is None and self.fits(spec)):
             return None
         if isinstance(head, Classes) and not (head.dense and head.bias and head.pooling == "first"):
+            return None
+        if isinstance(head, Hidden) and not head.pool:
             return None
         return {
             "architectures": [self.architecture(head)], "model_type": self.model_type,
@@ -151,6 +156,8 @@ class Bert:
             return (*self.masked_lm, *(self.pair if head.pair else ()))
         if isinstance(head, Classes):
             return self.classes
+        if isinstance(head, Hidden):
+            return (self.pooler,)
         return (("readout.output", "qa_outputs" if isinstance(head, Span) else "classifier"),)
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:

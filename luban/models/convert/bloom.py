@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from luban.models.block.pre import PreNorm
+from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.convert.family import Fields, Fused, Pair
 from luban.models.convert.gpt2 import KINDS, biased
 from luban.models.spec import ModelSpec
@@ -28,6 +29,7 @@ class Bloom:
     """Pre-norm LayerNorm, one after the embeddings too, ALiBi, projections fused head by head."""
 
     ignored = re.compile(r"lm_head\.weight")
+    heads = HEADS
     prefix = "transformer."
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
@@ -42,7 +44,7 @@ class Bloom:
             vocab_size=fields.need("vocab_size"), width=width, layers=fields.need("n_layer"),
             context=fields.get("seq_length", CONTEXT), position=Alibi(), block=PreNorm(), norm=norm,
             embedding_norm=norm, attention=biased(fields.need("n_head") if heads is None else heads),
-            feedforward=TanhGELU(width=4 * width, bias=True), tied_head=fields.get("tie_word_embeddings", True),
+            feedforward=TanhGELU(width=4 * width, bias=True), **read_head(fields, "Bloom", tied=True),
         )  # fmt: skip
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
@@ -52,8 +54,9 @@ class Bloom:
                 and spec.attention == biased(spec.attention.heads)
                 and spec.feedforward == TanhGELU(width=4 * spec.width, bias=True)):  # fmt: skip
             return None
-        return {
-            "architectures": ["BloomForCausalLM"], "model_type": "bloom", "vocab_size": spec.vocab_size,
+        head = write_head(spec.head, "Bloom")
+        return head and {
+            **head, "model_type": "bloom", "vocab_size": spec.vocab_size,
             "hidden_size": spec.width, "n_layer": spec.layers, "n_head": spec.attention.heads,
             "seq_length": spec.context, "layer_norm_epsilon": spec.norm.eps, "tie_word_embeddings": spec.tied_head,
         }  # fmt: skip
@@ -71,5 +74,4 @@ class Bloom:
                 for mine, foreign in NAMES:
                     yield Pair(f"{ours}.{mine}.{kind}", f"{theirs}.{foreign}.{kind}")
             yield Pair(f"norm.{kind}", f"transformer.ln_f.{kind}")
-        if not spec.tied_head:
-            yield Pair("readout.weight", "lm_head.weight")
+        yield from head_pairs(spec)

@@ -1,4 +1,5 @@
-"""Falcon as Hugging Face writes it (`model_type = "falcon"`): the 7B form, the 40B form, and the serial one."""
+"""Falcon as Hugging Face writes it (`model_type = "falcon"`): the 7B form, the 40B form, and RW's,
+which is serial with ALiBi."""
 
 from __future__ import annotations
 
@@ -9,11 +10,14 @@ from typing import Any
 from luban.core.errors import UnsupportedError
 from luban.models.block.parallel import Parallel
 from luban.models.block.pre import PreNorm
+from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.convert.family import Fields, Fused, Pair, activation_name, plain_feedforward
 from luban.models.convert.llama import rotary, rotary_parameters
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
 from luban.nn.norm import LayerNorm
+from luban.nn.position.falcon_alibi import FalconAlibi
+from luban.nn.position.family import Position
 from luban.nn.position.rope import Rope
 
 DENSE = (
@@ -24,16 +28,15 @@ DENSE = (
 
 
 class Falcon:
-    """LayerNorm, rotary positions in halves, exact GELU; attention and feed-forward in parallel (or serial)."""
+    """LayerNorm, rotary positions in halves or Falcon's ALiBi, exact GELU; attention and feed-forward in parallel or serial."""
 
     ignored = re.compile(r".*rotary_emb\.inv_freq|lm_head\.weight")
+    heads = HEADS
     prefix = "transformer."
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
-        """The specification. ALiBi is refused: Falcon-RW's bias is rounded to bfloat16 and scaled by 1/√D."""
+        """The specification. Raises UnsupportedError for the 40B form made serial."""
         fields = Fields(config, "falcon")
-        if fields.get("alibi", False):
-            raise UnsupportedError("config.json asks for alibi = True (Falcon-RW); only rotary positions are supported")
         width, heads = fields.need("hidden_size"), fields.need("num_attention_heads")
         grouped = fields.get("new_decoder_architecture", False)
         kv_heads = fields.get("num_kv_heads", heads) if grouped else 1 if fields.get("multi_query", True) else heads
@@ -46,12 +49,13 @@ class Falcon:
         bias = fields.get("bias", False)
         return ModelSpec(
             vocab_size=fields.need("vocab_size"), width=width, layers=fields.need("num_hidden_layers"),
-            context=fields.get("max_position_embeddings", 2048), position=rotary(fields), block=block,
+            context=fields.get("max_position_embeddings", 2048), block=block,
+            position=FalconAlibi() if fields.get("alibi", False) else rotary(fields),
             norm=LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5)),
             attention=Grouped(heads=heads, kv_heads=kv_heads, qkv_bias=bias, output_bias=bias),
             feedforward=plain_feedforward(fields.get("activation", "gelu"), fields.get("ffn_hidden_size", 4 * width),
                                           bias=bias),
-            tied_head=fields.get("tie_word_embeddings", True),
+            **read_head(fields, "Falcon", tied=True),
         )  # fmt: skip
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
@@ -60,21 +64,22 @@ class Falcon:
         bias, keys = spec.feedforward.bias, attention.key_heads()
         layernorm = isinstance(spec.norm, LayerNorm) and spec.norm.bias and spec.embedding_norm is None
         plain = attention == Grouped(heads=attention.heads, kv_heads=keys, qkv_bias=bias, output_bias=bias)
-        if not (layernorm and plain and activation and isinstance(block, (Parallel, PreNorm))
-                and type(spec.position) is Rope and spec.position == Rope(base=spec.position.base, scaling=spec.position.scaling)):  # fmt: skip
+        positions = _positions(spec.position, spec.context)
+        if not (layernorm and plain and activation and isinstance(block, (Parallel, PreNorm)) and positions):
             return None
-        parallel, rope = isinstance(block, Parallel), rotary_parameters(spec.position)
+        parallel = isinstance(block, Parallel)
         grouped = parallel and (block.norms == 2 or keys not in (1, attention.heads))
-        if rope is None or (not grouped and keys not in (1, attention.heads)):
+        if not grouped and keys not in (1, attention.heads):
             return None
-        return {
-            "architectures": ["FalconForCausalLM"], "model_type": "falcon", "vocab_size": spec.vocab_size,
+        head = write_head(spec.head, "Falcon")
+        return head and {
+            **head, "model_type": "falcon", "vocab_size": spec.vocab_size,
             "hidden_size": spec.width, "num_hidden_layers": spec.layers, "num_attention_heads": attention.heads,
             "num_kv_heads": keys, "new_decoder_architecture": grouped, "multi_query": keys == 1 and not grouped,
-            "parallel_attn": parallel, "num_ln_in_parallel_attn": block.norms if grouped else None, "alibi": False,
+            "parallel_attn": parallel, "num_ln_in_parallel_attn": block.norms if grouped else None,
             "bias": bias, "activation": activation, "ffn_hidden_size": spec.feedforward.width,
             "max_position_embeddings": spec.context, "layer_norm_epsilon": spec.norm.eps,
-            "rope_parameters": rope, "rope_theta": spec.position.base, "tie_word_embeddings": spec.tied_head,
+            "tie_word_embeddings": spec.tied_head, **positions,
         }  # fmt: skip
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
@@ -92,8 +97,17 @@ class Falcon:
             for mine, foreign in norms:
                 yield from (Pair(f"{ours}.{mine}.{k}", f"{theirs}.{foreign}.{k}") for k in ("weight", "bias"))
         yield from (Pair(f"norm.{kind}", f"transformer.ln_f.{kind}") for kind in ("weight", "bias"))
-        if not spec.tied_head:
-            yield Pair("readout.weight", "lm_head.weight")
+        yield from head_pairs(spec)
+
+
+def _positions(position: Position, context: int) -> dict[str, Any] | None:
+    """The fields about positions, or None where this format has no word for them."""
+    if position == FalconAlibi():
+        return {"alibi": True}
+    if type(position) is not Rope or position != Rope(base=position.base, scaling=position.scaling):
+        return None
+    rope = rotary_parameters(position, context)
+    return rope and {"alibi": False, "rope_parameters": rope, "rope_theta": position.base}
 
 
 def _norms(spec: ModelSpec) -> tuple[tuple[str, str], ...]:

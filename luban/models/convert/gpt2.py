@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from luban.models.block.pre import PreNorm
+from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.convert.family import Fields, Fused, Pair, activation_name, plain_feedforward
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
@@ -27,6 +28,7 @@ class GPT2:
     """Pre-norm LayerNorm, learned positions, biases everywhere, dense layers stored transposed."""
 
     ignored = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight")
+    heads = HEADS
     prefix = "transformer."
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
@@ -42,7 +44,7 @@ class GPT2:
             norm=LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5)), attention=biased(fields.need("n_head")),
             feedforward=plain_feedforward(fields.get("activation_function", "gelu_new"),
                                           fields.get("n_inner", 4 * width), bias=True),
-            tied_head=fields.get("tie_word_embeddings", True),
+            **read_head(fields, "GPT2", tied=True),
         )  # fmt: skip
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
@@ -51,8 +53,9 @@ class GPT2:
         if not (type(spec.position) is Learned and isinstance(spec.block, PreNorm) and plain_layernorm(spec)
                 and activation and spec.attention == biased(spec.attention.heads)):  # fmt: skip
             return None
-        return {
-            "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": spec.vocab_size,
+        head = write_head(spec.head, "GPT2", "GPT2LMHeadModel")
+        return head and {
+            **head, "model_type": "gpt2", "vocab_size": spec.vocab_size,
             "n_positions": spec.context, "n_embd": spec.width, "n_layer": spec.layers, "n_head": spec.attention.heads,
             "n_inner": spec.feedforward.width, "activation_function": activation,
             "layer_norm_epsilon": spec.norm.eps, "tie_word_embeddings": spec.tied_head,
@@ -64,8 +67,7 @@ class GPT2:
         yield Pair("position.table.weight", "transformer.wpe.weight")
         yield from conv_layers(spec)
         yield from (Pair(f"norm.{kind}", f"transformer.ln_f.{kind}") for kind in KINDS)
-        if not spec.tied_head:
-            yield Pair("readout.weight", "lm_head.weight")
+        yield from head_pairs(spec)
 
 
 def biased(heads: int) -> Grouped:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from luban.core.errors import UnsupportedError
 from luban.models.block.pre import PreNorm
+from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.convert.family import Fields, Pair
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import SwiGLU
 from luban.nn.norm import RMSNorm
 from luban.nn.position.rope import Rope
-from luban.nn.position.scaling import Linear, Llama3, YaRN
+from luban.nn.position.scaling import Dynamic, Linear, Llama3, YaRN
 
 LAYER = (
     ("attention_norm.weight", "input_layernorm.weight"),
@@ -40,9 +42,10 @@ class Llama:
     """
 
     ignored = re.compile(r".*rotary_emb\.inv_freq|lm_head\.weight")  # the head is a copy where it is tied
+    heads = HEADS
     prefix = "model."
     model_type: ClassVar[str] = "llama"
-    architecture: ClassVar[str] = "LlamaForCausalLM"
+    name: ClassVar[str] = "Llama"
     default_context: ClassVar[int] = 2048  # where config.json doesn't say
 
     def attention(self, fields: Fields) -> Grouped:
@@ -69,7 +72,7 @@ class Llama:
             context=fields.get("max_position_embeddings", self.default_context),
             attention=self.attention(fields), position=rotary(fields), norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)),
             feedforward=SwiGLU(width=fields.need("intermediate_size"), bias=fields.get("mlp_bias", False)),
-            tied_head=fields.get("tie_word_embeddings", False),
+            **read_head(fields, self.name, tied=False),
         )  # fmt: skip
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
@@ -85,11 +88,12 @@ class Llama:
             return None  # these formats have one eps for all
         if feedforward.bias and self.model_type != "llama":
             return None
-        parameters = rotary_parameters(position)
+        parameters = rotary_parameters(position, spec.context)
         if parameters is None:
             return None
-        return {
-            "architectures": [self.architecture], "model_type": self.model_type, "hidden_act": "silu",
+        head = write_head(spec.head, self.name)
+        return head and {
+            **head, "model_type": self.model_type, "hidden_act": "silu",
             "vocab_size": spec.vocab_size, "hidden_size": spec.width, "num_hidden_layers": spec.layers,
             "num_attention_heads": attention.heads, "num_key_value_heads": attention.key_heads(),
             "head_dim": attention.head_width(spec.width), "intermediate_size": feedforward.width,
@@ -110,8 +114,7 @@ class Llama:
             for ours, theirs in names:
                 yield Pair(f"blocks.{layer}.{ours}", f"model.layers.{layer}.{theirs}")
         yield Pair("norm.weight", "model.norm.weight")
-        if not spec.tied_head:
-            yield Pair("readout.weight", "lm_head.weight")
+        yield from head_pairs(spec)
 
 
 def grouped(fields: Fields, **changes: Any) -> Grouped:
@@ -134,22 +137,36 @@ def rotary(fields: Fields) -> Rope:
         return Rope(base=base, scaling=Llama3(factor=scaling["factor"], original=trained,
                                               low=scaling["low_freq_factor"],
                                               high=scaling["high_freq_factor"]))  # fmt: skip
-    if kind == "yarn" and not (scaling.get("mscale") and scaling.get("mscale_all_dim")):
+    if kind == "dynamic":  # its context is the trained one: the text may be longer
+        return Rope(
+            base=base, scaling=Dynamic(factor=scaling["factor"], original=fields.need("max_position_embeddings"))
+        )
+    if kind == "yarn":
         return Rope(base=base, scaling=YaRN(
-            factor=scaling.get("factor") or fields.need("max_position_embeddings") / trained, original=trained,
+            factor=(factor := scaling.get("factor") or fields.need("max_position_embeddings") / trained), original=trained,
             fast=scaling.get("beta_fast") or 32.0, slow=scaling.get("beta_slow") or 1.0,
-            attention=scaling.get("attention_factor"), rounded=scaling.get("truncate", True)))  # fmt: skip
+            attention=scaling.get("attention_factor") or yarn_amplitude(scaling, factor), rounded=scaling.get("truncate", True)))  # fmt: skip
     raise UnsupportedError(f"config.json asks for rotary scaling '{kind}'; "
-                           "only default, linear, llama3 and yarn (without mscale) are supported")  # fmt: skip
+                           "only default, linear, dynamic, llama3 and yarn are supported")  # fmt: skip
 
 
-def rotary_parameters(position: Rope) -> dict[str, Any] | None:
-    """`rope_parameters` of config.json, or None where it has no word for the scaling."""
+def yarn_amplitude(scaling: Mapping[str, Any], factor: float) -> float | None:
+    """What `mscale` and `mscale_all_dim` make of the factor (DeepSeek); none where they aren't both there."""
+    above, below = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if not (above and below) or factor <= 1:
+        return None
+    return (0.1 * above * math.log(factor) + 1) / (0.1 * below * math.log(factor) + 1)
+
+
+def rotary_parameters(position: Rope, context: int) -> dict[str, Any] | None:
+    """`rope_parameters` of config.json, or None where it has no word for the scaling in a model of this context."""
     scaling, plain = position.scaling, {"rope_theta": position.base}
     if scaling is None:
         return {"rope_type": "default", **plain}
     if isinstance(scaling, Linear):
         return {"rope_type": "linear", "factor": scaling.factor, **plain}
+    if isinstance(scaling, Dynamic):
+        return {"rope_type": "dynamic", "factor": scaling.factor, **plain} if scaling.original == context else None
     if isinstance(scaling, Llama3):
         return {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low,
                 "high_freq_factor": scaling.high, "original_max_position_embeddings": scaling.original,

@@ -13,7 +13,7 @@ class Mistral(Llama):
     """No biases; a token sees itself and the window − 1 before it (none: all)."""
 
     model_type: ClassVar[str] = "mistral"
-    architecture: ClassVar[str] = "MistralForCausalLM"
+    name: ClassVar[str] = "Mistral"
     default_context: ClassVar[int] = 131_072
 
     def attention(self, fields: Fields) -> Grouped:

@@ -13,7 +13,7 @@ class Qwen2(Llama):
     """Biases on queries, keys and values, none on the output."""
 
     model_type: ClassVar[str] = "qwen2"
-    architecture: ClassVar[str] = "Qwen2ForCausalLM"
+    name: ClassVar[str] = "Qwen2"
     default_context: ClassVar[int] = 32_768
 
     def attention(self, fields: Fields) -> Grouped:

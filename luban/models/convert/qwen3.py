@@ -16,7 +16,7 @@ class Qwen3(Llama):
     """Query-key RMSNorm with the model's own eps."""
 
     model_type: ClassVar[str] = "qwen3"
-    architecture: ClassVar[str] = "Qwen3ForCausalLM"
+    name: ClassVar[str] = "Qwen3"
     default_context: ClassVar[int] = 32_768
 
     def attention(self, fields: Fields) -> Grouped:

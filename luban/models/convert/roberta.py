@@ -26,6 +26,7 @@ class Roberta(Bert):
     prefix = "roberta."
     masked_lm = (("readout.transform", "lm_head.dense"), ("readout.norm", "lm_head.layer_norm"))
     vocabulary_bias = "lm_head.bias"
+    pooler = ("readout.pool", "roberta.pooler.dense")
     vocabulary = "lm_head.decoder"
     classes = (("readout.pool", "classifier.dense"), ("readout.output", "classifier.out_proj"))
 

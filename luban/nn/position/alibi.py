@@ -23,8 +23,6 @@ class Alibi(Position):
 class AlibiPositions(PositionMethod):
     """Computes the bias that a batch needs, once for all layers."""
 
-    biased = True
-
     def __init__(self, heads: int):
         super().__init__()
         self.heads = heads

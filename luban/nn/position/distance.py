@@ -13,8 +13,6 @@ from luban.nn.position.family import PositionMethod, PositionShape
 class DistancePositions(PositionMethod):
     """Looks up the bias of every pair; a method says what it is in `distance_bias`."""
 
-    biased = True
-
     def __init__(self, shape: PositionShape):
         super().__init__()
         self.heads, self.context, self.causal = shape.heads, shape.context, shape.causal

@@ -38,6 +38,7 @@ class Position(Variant):
             "sinusoidal": "luban.nn.position.sinusoidal:Sinusoidal",
             "rope": "luban.nn.position.rope:Rope",
             "alibi": "luban.nn.position.alibi:Alibi",
+            "falcon_alibi": "luban.nn.position.falcon_alibi:FalconAlibi",
             "kerple_power": "luban.nn.position.kerple:KerplePower",
             "kerple_log": "luban.nn.position.kerple:KerpleLog",
             "t5": "luban.nn.position.t5:RelativeBias",
@@ -67,7 +68,12 @@ class PositionMethod(nn.Module):
     The body asks for `tables`, and `bias` or `distance_bias`, once a forward; all layers share them.
     """
 
-    biased: bool = False  # whether it adds anything to scores
+    turns_packed: bool = False  # whether it has a `turn_packed`, `turn` on one product that holds all three
+
+    @property
+    def biased(self) -> bool:
+        """Whether it adds anything to scores."""
+        return type(self).bias is not PositionMethod.bias
 
     def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
         """Counted positions of queries and keys → those that all the other ways in are given.
@@ -88,6 +94,11 @@ class PositionMethod(nn.Module):
         """Queries and keys with their positions in them."""
         return q_BHTD, k_BKTD
 
+    def turn_packed(self, packed_BTP: Tensor, tables: Any, heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values side by side, (B, T, (H + 2K)·D) → the three, (B, H or K, T, D), the first two
+        with their positions in them; by a kernel, in training on a GPU."""
+        raise NotImplementedError
+
     def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor | None:
         """(1 or B, H, T, S) float32 to add to the scaled scores, or None."""
         return None
@@ -103,7 +114,12 @@ class Wrapped(PositionMethod):
 
     def __init__(self, inner: PositionMethod):
         super().__init__()
-        self.inner, self.biased = inner, inner.biased
+        self.inner = inner
+
+    @property
+    def biased(self) -> bool:
+        """As the inner method."""
+        return self.inner.biased
 
     def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
         """As the inner method."""

@@ -37,7 +37,8 @@ class KerplePower(Position):
 class KerpleLog(Position):
     """Adds −r1·log(1 + r2·distance) to q·k before the division by √D, r1, r2 > 0 (equation 1, corollary 1).
 
-    Starts at r2 = 1 and r1 spread evenly over (0, 2]. Both are held as softplus of what is learned.
+    Starts at r2 = 1 and r1/√D spread evenly over (0, 2], as the authors' code, which adds the bias after the division,
+    draws it. Both are held as softplus of what is learned.
     """
 
     def parameters(self, shape: PositionShape) -> int:
@@ -88,8 +89,8 @@ class LogPositions(KerplePositions):
     second = UNIT
 
     def first(self) -> Tensor:
-        """Even steps up to 2."""
-        return 2 * torch.arange(1, self.heads + 1) / self.heads
+        """Even steps up to 2, times √D as the bias is divided by it."""
+        return 2 * torch.arange(1, self.heads + 1) / self.heads / self.scale
 
     def distance_bias(self, keys: int, device: torch.device) -> DistanceBias:
         """r1 and r2 from what is learned."""

@@ -1,4 +1,5 @@
-"""Rotary frequencies for contexts longer than those trained on: linear, NTK-aware, YaRN, Llama 3."""
+"""Rotary frequencies for contexts longer than those trained on: linear, NTK-aware, dynamic, YaRN,
+Llama 3."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ class RotaryScaling(Variant):
         {
             "linear": "luban.nn.position.scaling:Linear",
             "ntk": "luban.nn.position.scaling:NTK",
+            "dynamic": "luban.nn.position.scaling:Dynamic",
             "yarn": "luban.nn.position.scaling:YaRN",
             "llama3": "luban.nn.position.scaling:Llama3",
         },
@@ -35,6 +37,10 @@ class RotaryScaling(Variant):
     def scaled(self, frequencies: Tensor, base: float) -> Tensor:
         """(width/2,) radians a token of every pair, fastest first → those that are used."""
         raise NotImplementedError
+
+    def at(self, positions_BT: Tensor, frequencies: Tensor, base: float) -> Tensor:
+        """The same for these positions: (width/2,), or (B, 1, 1, width/2) where rows differ."""
+        return self.scaled(frequencies, base)
 
     @property
     def amplitude(self) -> float:
@@ -63,6 +69,28 @@ class NTK(RotaryScaling):
             raise ConfigError("NTK scaling needs at least two rotary pairs")
         steps = torch.arange(pairs, device=frequencies.device, dtype=torch.float32) / (pairs - 1)
         return frequencies * self.factor**-steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dynamic(RotaryScaling):
+    """NTK-aware with a factor that grows with the text: none within the trained context, `factor` · length / context −
+    (`factor` − 1) beyond it ("Dynamic NTK", Peng et al. 2023, section 3.3; transformers' form).
+
+    The length of a row is its largest position + 1 in this forward. With a cache keys stay as they were turned when
+    they were read, as in transformers, so beyond the trained context a step differs a little from the whole.
+    """
+
+    original: int  # tokens of the trained context
+
+    def at(self, positions_BT: Tensor, frequencies: Tensor, base: float) -> Tensor:
+        """Every row by its own length, so that rows of a batch don't change one another."""
+        pairs = frequencies.numel()
+        if pairs < 2:
+            raise ConfigError("dynamic NTK scaling needs at least two rotary pairs")
+        length_B = (positions_BT.amax(dim=-1).float() + 1).clamp_min(self.original)
+        growth_B = self.factor * length_B / self.original - (self.factor - 1)
+        steps = torch.arange(pairs, device=frequencies.device, dtype=torch.float32) / (pairs - 1)
+        return frequencies * growth_B[:, None, None, None] ** -steps
 
 
 @dataclass(frozen=True, kw_only=True)

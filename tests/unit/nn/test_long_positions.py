@@ -47,6 +47,17 @@ def test_kerple_begins_as_alibi():
                                rtol=1e-5, atol=1e-6)  # fmt: skip
 
 
+def test_the_logarithmic_kernel_begins_as_its_authors_code():
+    """−p·log(1 + d) added after the division by √D, p spread evenly over (0, 2]."""
+    shape = PositionShape(width=24, heads=4, head_dim=6, context=16)
+    module = started(KerpleLog(), shape)
+    p = torch.tensor([0.5, 1.0, 1.5, 2.0])
+    distance = torch.arange(16)[:, None] - torch.arange(16)
+    expected = -p[:, None, None] * torch.log1p(distance.abs())
+    positions = torch.arange(16)[None]
+    torch.testing.assert_close(module.bias(positions, positions)[0], expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("config", [KerplePower(), KerpleLog()])
 def test_kerple_follows_its_equation_and_learns(config):
     method, (queries, keys) = config.build(SHAPE).double(), places()

@@ -8,7 +8,7 @@ from torch import nn
 
 from luban.core.errors import ArtifactError, ConfigError
 from luban.optim.adamw import AdamW
-from luban.optim.family import Optimizer, by_role
+from luban.optim.family import Optimizer, Update, by_role
 from luban.optim.muon import Muon, orthogonalise
 
 
@@ -51,6 +51,35 @@ def test_adamw_is_the_papers_update_and_decays_matrices_only():
         torch.testing.assert_close(p.detach().double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("config", [AdamW(lr=0.01), AdamW(lr=0.01, moments="bf16"), Muon()])
+def test_a_bad_step_changes_nothing_and_the_next_goes_on(config):
+    named = parameters()
+    optimizer, clean = config.build(named), config.build(twin := copies(named))
+    with_gradients(named, twin)
+    optimizer.step(1.0)
+    clean.step(1.0)
+    poisoned = {p: torch.full_like(p, float("nan")) for p in named.values()}
+    optimizer.step(1.0, Update(poisoned, torch.tensor(float("nan")), torch.tensor(False)))
+    with_gradients(named, twin)
+    optimizer.step(1.0)
+    clean.step(1.0)
+    for name, p in named.items():
+        assert torch.equal(p, twin[name]), name
+
+
+@pytest.mark.parametrize("config", [AdamW(lr=0.01), AdamW(lr=0.01, moments="bf16"), Muon()])
+def test_gradients_are_scaled_and_half_precision_copies_refreshed(config):
+    named = parameters()
+    scaled, plain = config.build(named), config.build(twin := copies(named))
+    with_gradients(named, twin)
+    half = {p: torch.zeros_like(p, dtype=torch.bfloat16) for p in named.values()}
+    eighth = {p: p.grad * 8 for p in named.values()}
+    scaled.step(1.0, Update(eighth, torch.tensor(1 / 8), torch.tensor(True), half))
+    plain.step(1.0)
+    for name, p in named.items():
+        assert torch.equal(p, twin[name]) and torch.equal(half[p], p.bfloat16()), name
+
+
 def test_muon_matches_torchs_own_on_hidden_matrices_and_adamw_on_the_rest():
     named = parameters()
     twin = copies(named)
@@ -83,7 +112,7 @@ def test_newton_schulz_drives_singular_values_to_one_and_keeps_directions():
     torch.testing.assert_close(orthogonalise(matrices.mT, dtype=torch.float32), made.mT, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [AdamW(lr=0.01), Muon()])
+@pytest.mark.parametrize("config", [AdamW(lr=0.01), AdamW(lr=0.01, moments="bf16"), Muon()])
 def test_state_survives_as_named_tensors(config):
     named = parameters()
     optimizer = config.build(named)
@@ -98,8 +127,8 @@ def test_state_survives_as_named_tensors(config):
         again.step(0.7)
     for name, p in named.items():
         assert torch.equal(p, twin[name]), name
-    values = sum(tensor.numel() for tensor in optimizer.state().values())
-    assert config.state_values({name: p.shape for name, p in named.items()}) == values
+    kept = sum(tensor.nbytes for tensor in optimizer.state().values())
+    assert config.state_bytes({name: p.shape for name, p in named.items()}) == kept
     with pytest.raises(ArtifactError, match="does not have"):
         again.load_state({"blocks.9.q.weight/exp_avg": torch.zeros(1)})
 

@@ -37,11 +37,12 @@ def test_only_a_scale_that_can_still_fall_explains_an_overflow():
         assert not LossScale.of(precision).update(True) and LossScale.of(precision).value == 1
 
 
-def test_masters_sum_micro_batches_in_fp32_and_publish_what_was_stepped():
+def test_masters_sum_micro_batches_in_fp32_and_refresh_what_was_stepped():
     module = nn.Linear(5, 4)
     reference = copy.deepcopy(module)
     masters = Masters(module, torch.bfloat16)
-    assert module.weight.dtype == torch.bfloat16 and masters.parameters["weight"].dtype == torch.float32
+    weight = masters.parameters["weight"]
+    assert module.weight.dtype == torch.bfloat16 and weight.dtype == torch.float32
     total = torch.zeros(4, 5)
     for _ in range(7):
         x = torch.randn(3, 5, dtype=torch.bfloat16)
@@ -50,18 +51,24 @@ def test_masters_sum_micro_batches_in_fp32_and_publish_what_was_stepped():
         masters.collect()
         total += gradient.float()
     assert module.weight.grad is None
-    assert torch.equal(masters.parameters["weight"].grad, total)
-    with torch.no_grad():
-        masters.parameters["weight"].add_(1e-5)  # lost in bf16 next to weights of 0.1, kept in the master
-    masters.publish()
-    assert torch.equal(masters.parameters["weight"], reference.weight + 1e-5)
+    assert torch.equal(masters.gradients()[weight], total)
+    masters.load({"weight": reference.weight + 1e-5, "bias": reference.bias})  # 1e-5 next to 0.1 is lost in bf16
+    assert torch.equal(weight, reference.weight + 1e-5)
     assert torch.equal(module.weight, (reference.weight + 1e-5).bfloat16())
+    assert masters.copies()[weight].data_ptr() == module.weight.data_ptr()
     masters.clear()
     module(torch.ones(1, 5, dtype=torch.bfloat16)).sum().backward()
-    masters.collect()
-    assert torch.equal(masters.parameters["weight"].grad, torch.ones(4, 5))
+    assert torch.equal(masters.gradients()[weight], torch.ones(4, 5))
 
 
 def test_fp32_has_no_second_copy():
     module = nn.Linear(2, 2)
-    assert Masters(module, torch.float32).parameters["weight"] is module.weight
+    masters = Masters(module, torch.float32)
+    assert masters.parameters["weight"] is module.weight and not masters.copies()
+
+
+def test_bf16_weights_without_masters_are_the_modules_own():
+    module = nn.Linear(2, 2)
+    masters = Masters(module, torch.bfloat16, split=False)
+    assert masters.parameters["weight"] is module.weight and module.weight.dtype == torch.bfloat16
+    assert not masters.copies()

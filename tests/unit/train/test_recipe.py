@@ -35,7 +35,7 @@ def test_the_tiny_recipe_takes_any_vocabulary_and_stays_tiny():
     ("train.stpes", "3", "did you mean 'steps'"),
     ("train.steps", "many", "int needed"),
     ("train.steps", "0", "at least 1"),
-    ("train.precision", "fp8", "fp32, bf16, fp16"),
+    ("train.precision", "fp4", "fp32, bf16, fp16, fp8"),
     ("train.accumulate", "3", "not a multiple"),
     ("optim.type", "adam", "adamw"),
     ("checkpoint.keep", "0", "at least 1"),

@@ -1,0 +1,311 @@
+"""Tokens a second, utilisation and memory of training steps on one GPU, beside transformers and plain PyTorch.
+
+    python benchmarks/gpu_step.py [--only NAME …] [--gpus 1] [--steps 10] [--out FILE.json] [--tiny]
+
+A 1.1B LLaMA shape: 22 layers, width 2,048, feed-forward 5,632, 32,000 words, 4 key heads, sequences of 2,048, random
+tokens, no document boundaries. Every contestant runs in a process of its own, so that memory is its own too; with
+--gpus 2 two run at once, each on its GPU. Step times are medians over CUDA events after warm-up.
+
+Model FLOPs a token: 6·(parameters − input embedding) + 6·layers·(heads·head width)·T, attention's causal half. The peak
+that utilisation refers to is the dense bf16 rate of the vendor's table (`luban/planner/accelerators.toml`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luban.kernels import dispatch
+from luban.models.build import build_model
+from luban.models.spec import ModelSpec
+from luban.nn.attention.grouped import Grouped
+from luban.nn.feedforward import SwiGLU
+from luban.objectives.causal import Causal
+from luban.optim.adamw import AdamW
+from luban.train.compile import loss_function
+from luban.train.precision import COMPUTE, LossScale, Masters
+from luban.train.recipe import TrainConfig
+from luban.train.run import prepare_blocks
+from luban.train.step import TrainStep
+
+T = 2048
+SHAPE = {"width": 2048, "inner": 5632, "layers": 22, "vocab": 32_000, "kv_heads": 4}
+TINY = {"width": 128, "inner": 352, "layers": 3, "vocab": 512, "kv_heads": 2}
+
+ALL_BF16 = {"weights": "bf16", "moments": "bf16"}
+
+# name: (who, heads, batch, settings)
+CONTESTANTS: dict[str, tuple[str, int, int, dict[str, str]]] = {
+    "transformers-8": ("transformers", 32, 8, {}),
+    "transformers-16": ("transformers", 32, 16, {}),
+    "plain-128": ("plain", 16, 16, {}),
+    "luban-64": ("luban", 32, 16, ALL_BF16),
+    "luban-64-cudnn": ("luban", 32, 16, {**ALL_BF16, "attention": "cudnn"}),
+    "luban-128": ("luban", 16, 16, ALL_BF16),
+    "luban-128-fp8": ("luban", 16, 16, {**ALL_BF16, "precision": "fp8"}),
+    "luban-128-cheap": ("luban", 16, 16, {**ALL_BF16, "recompute": "cheap"}),
+    "luban-128-stochastic": ("luban", 16, 16, {**ALL_BF16, "moments": "fp32", "recompute": "cheap"}),
+    "luban-128-master": ("luban", 16, 16, {"weights": "fp32", "moments": "fp32", "recompute": "cheap"}),
+    "luban-128-blocks": ("luban", 16, 16, {**ALL_BF16, "recompute": "blocks"}),
+}
+
+
+def model_flops(shape: dict[str, int], heads: int, seq: int) -> float:
+    """Training FLOPs a token by the formula above."""
+    width, head = shape["width"], shape["width"] // heads
+    layer = width * (2 * width + 2 * shape["kv_heads"] * head) + 3 * width * shape["inner"] + 2 * width
+    counted = shape["layers"] * layer + width + shape["vocab"] * width
+    return 6 * counted + 6 * shape["layers"] * width * seq
+
+
+def transformers_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: str) -> Callable[[], object]:
+    """LlamaForCausalLM in bf16, compiled, with torch's fused AdamW."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=shape["vocab"], hidden_size=shape["width"], intermediate_size=shape["inner"],
+                         num_hidden_layers=shape["layers"], num_attention_heads=heads,
+                         num_key_value_heads=shape["kv_heads"], max_position_embeddings=seq, use_cache=False,
+                         attn_implementation="sdpa")  # fmt: skip
+    with torch.device(device):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    compiled = torch.compile(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        tokens = torch.randint(0, shape["vocab"], (batch, seq), device=device)
+        optimizer.zero_grad(set_to_none=True)
+        compiled(input_ids=tokens, labels=tokens).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, shape: dict[str, int], heads: int):
+        super().__init__()
+        width, head = shape["width"], shape["width"] // heads
+        self.head, self.sizes = head, [width, shape["kv_heads"] * head, shape["kv_heads"] * head]
+        self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
+        self.qkv, self.out = nn.Linear(width, sum(self.sizes), bias=False), nn.Linear(width, width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * shape["inner"], bias=False)
+        self.down = nn.Linear(shape["inner"], width, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        B, S, E = x.shape
+        q, k, v = (y.view(B, S, -1, self.head).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(self.sizes, -1))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(B, S, E))
+        gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
+
+
+class Plain(nn.Module):
+    """What a practitioner writes in an afternoon."""
+
+    def __init__(self, shape: dict[str, int], heads: int, seq: int):
+        super().__init__()
+        self.embedding = nn.Embedding(shape["vocab"], shape["width"])
+        self.blocks = nn.ModuleList(PlainBlock(shape, heads) for _ in range(shape["layers"]))
+        self.norm = nn.RMSNorm(shape["width"], eps=1e-5)
+        self.head = nn.Linear(shape["width"], shape["vocab"], bias=False)
+        half = shape["width"] // heads // 2
+        angles = torch.arange(seq)[:, None] / 10_000 ** (torch.arange(half) / half)
+        self.register_buffer("cos", angles.cos())
+        self.register_buffer("sin", angles.sin())
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, self.cos, self.sin)
+        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1).float(), targets.flatten())
+
+
+def plain_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: str) -> Callable[[], object]:
+    """The plain model in bf16 with cuDNN's attention, compiled as a whole, with torch's fused AdamW."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with torch.device(device):
+        module = Plain(shape, heads, seq)
+    module.to(torch.bfloat16)
+    compiled = torch.compile(module)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        tokens = torch.randint(0, shape["vocab"], (batch, seq), device=device)
+        optimizer.zero_grad(set_to_none=True)
+        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], set_priority=True):
+            compiled(tokens, tokens).backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def luban_trainer(shape: dict[str, int], heads: int, batch: int, seq: int, device: str, settings: dict[str, str],
+                  lr: float = 1e-4) -> tuple[TrainStep, nn.Module]:  # fmt: skip
+    """The trainer's own step and its module."""
+    spec = ModelSpec(vocab_size=shape["vocab"], width=shape["width"], layers=shape["layers"], context=seq,
+                     attention=Grouped(heads=heads, kv_heads=shape["kv_heads"]),
+                     feedforward=SwiGLU(width=shape["inner"]))  # fmt: skip
+    train = TrainConfig(precision=settings.get("precision", "bf16"), weights=settings["weights"], batch_size=batch,
+                        seq_len=seq, recompute=settings.get("recompute", "none"))  # fmt: skip
+    module = build_model(spec, device=torch.device(device), seed=0)
+    masters = Masters(module, COMPUTE[train.precision], split=train.weights == "fp32")
+    prepare_blocks(module, train)
+    step = TrainStep(loss_function(module, Causal(), compiled=True, regions=True), masters,
+                     AdamW(lr=lr, moments=settings["moments"]).build(masters.parameters),
+                     LossScale.of(train.precision), clip=1.0, accumulate=1, device=torch.device(device))  # fmt: skip
+    return step, module
+
+
+def luban_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: str,
+               settings: dict[str, str]) -> Callable[[], object]:  # fmt: skip
+    """The trainer's own step on random tokens."""
+    step, _ = luban_trainer(shape, heads, batch, seq, device, settings)
+
+    def run() -> None:
+        with dispatch.using(settings.get("attention")):
+            step.launch(RandomBatch(batch, seq, shape["vocab"]), 1.0)
+
+    return run
+
+
+class RandomBatch:
+    """Random tokens without document boundaries."""
+
+    def __init__(self, batch: int, seq: int, vocabulary: int):
+        self.tokens_trained = self.tokens_read = batch * seq
+        self.ids = torch.randint(0, vocabulary, (batch, seq + 1)).numpy()
+
+    def arrays(self):
+        return self.ids[:, :-1], self.ids[:, 1:], self.ids[:, 1:] >= 0
+
+
+def contest(name: str, steps: int, tiny: bool, profile: str | None) -> dict[str, float]:
+    """Run one contestant in this process."""
+    who, heads, batch, settings = CONTESTANTS[name]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape, seq = (TINY, 64) if tiny else (SHAPE, T)
+    heads, batch = (heads // 4, 2) if tiny else (heads, batch)
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(0)
+    makers = {"transformers": transformers_step, "plain": plain_step, "luban": luban_step}
+    extra = (settings,) if who == "luban" else ()
+    step = makers[who](shape, heads, batch, seq, device, *extra)
+    began = time.perf_counter()
+    step()
+    _synchronize()
+    first = time.perf_counter() - began
+    for _ in range(4):
+        step()
+    _synchronize()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    times = timed(step, steps)
+    if profile:
+        with torch.profiler.profile() as trace:
+            step()
+            _synchronize()
+        Path(profile).write_text(
+            trace.key_averages().table(sort_by="cuda_time_total", row_limit=45, max_name_column_width=90)
+        )
+    seconds = statistics.median(times)
+    flops = model_flops(shape, heads, seq) * batch * seq / seconds
+    return {"tokens_per_second": batch * seq / seconds, "step_ms": 1e3 * seconds, "min_ms": 1e3 * min(times),
+            "max_ms": 1e3 * max(times), "tflops": flops / 1e12, "utilisation": flops / 989.4e12,
+            "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0,
+            "first_step_s": first}  # fmt: skip
+
+
+def timed(step: Callable[[], object], steps: int) -> list[float]:
+    """Seconds of each step."""
+    if not torch.cuda.is_available():
+        marks = [time.perf_counter()]
+        for _ in range(steps):
+            step()
+            marks.append(time.perf_counter())
+        return [b - a for a, b in itertools.pairwise(marks)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
+    events[0].record()
+    for event in events[1:]:
+        step()
+        event.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)]
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=list(CONTESTANTS))
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--profile", type=Path, help="folder for a table of kernels of each contestant")
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    call = parser.parse_args()
+    if call.inside:
+        print(json.dumps(contest(call.inside, call.steps, call.tiny,
+                                 str(call.profile / f"{call.inside}.txt") if call.profile else None)))  # fmt: skip
+        return
+    found: dict[str, dict[str, float]] = {}
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}, "
+          f"{call.gpus} at once")  # fmt: skip
+    waiting, running = list(call.only), {}
+    while waiting or running:
+        for gpu in range(call.gpus):
+            if gpu not in running and waiting:
+                name = waiting.pop(0)
+                command = [sys.executable, __file__, "--inside", name, "--steps", str(call.steps),
+                           *(["--tiny"] if call.tiny else []), *(["--profile", call.profile] if call.profile else [])]  # fmt: skip
+                environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu), "TOKENIZERS_PARALLELISM": "false"}
+                log = tempfile.TemporaryFile("w+")
+                running[gpu] = (
+                    name,
+                    log,
+                    subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment),
+                )
+        for gpu, (name, log, process) in list(running.items()):
+            if process.poll() is not None:
+                del running[gpu]
+                log.seek(0)
+                lines = log.read().strip().splitlines()
+                if process.returncode:
+                    print(f"{name:24s} failed: {' '.join(lines[-4:])[-800:]}", flush=True)
+                    continue
+                found[name] = row = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
+                print(f"{name:24s} {row['tokens_per_second'] / 1e3:7.1f}k tokens/s  {row['step_ms']:7.1f} ms "
+                      f"({row['min_ms']:.1f} to {row['max_ms']:.1f})  {100 * row['utilisation']:5.1f}% of 989  "
+                      f"{row['peak_gb']:5.1f} GB  first step {row['first_step_s']:.0f} s", flush=True)  # fmt: skip
+        time.sleep(0.2)
+    if call.out:
+        call.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,330 @@
+"""Train short, read long: what each position method makes of texts longer than those it was trained on.
+
+    python benchmarks/length_extrapolation.py --device cuda --out length            # one H100, minutes
+    python benchmarks/length_extrapolation.py --quick --out length                  # a CPU, under a minute: shows that it runs
+
+Small decoders that differ in their positions alone are trained on characters (bytes of UTF-8) at one length and read
+held-out text at up to eight times that length. At every length the same characters are scored, the last part of each
+window, so that lengths differ only in how much comes before: windows of length L end where those of all other lengths
+end, and a method that can use a longer past gains. Three seeds; bits a character, mean and standard error.
+
+Published order (Chi et al. 2022, table 3; Press et al. 2022, figure 4) at four times the trained length, which is
+checked here: log-KERPLE ≤ power-KERPLE ≤ ALiBi, ties within one standard error, far below RoPE; sinusoidal worst.
+
+The text is this Python's standard library, or a file or folder given by --data. Writes OUT.json and OUT.svg and prints a
+table; exits 1 where the order isn't met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import sysconfig
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from luban import ModelSpec, build_model
+from luban.nn.attention.grouped import Grouped
+from luban.nn.feedforward import SwiGLU
+from luban.nn.position.alibi import Alibi
+from luban.nn.position.family import Position
+from luban.nn.position.kerple import KerpleLog, KerplePower
+from luban.nn.position.none import NoPosition
+from luban.nn.position.randomised import Randomised
+from luban.nn.position.rope import Rope
+from luban.nn.position.sinusoidal import Sinusoidal
+from luban.nn.position.t5 import RelativeBias
+from luban.nn.position.xpos import XPos
+from luban.report.chart import LEFT, Chart, Series, draw
+
+BYTES = 256  # characters there are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The experiment's size."""
+
+    width: int = 256
+    layers: int = 6
+    heads: int = 8
+    trained: int = 256  # characters a training row
+    lengths: tuple[int, ...] = (256, 512, 1024, 2048)  # read
+    judged: int = 1024  # length at which the order is checked
+    batch: int = 32  # rows a step
+    steps: int = 1800
+    lr: float = 2e-3  # peak, of AdamW
+    faster: int = 10  # times the rate for what a position method learns, whose few numbers have far to go in few steps
+    warmup: int = 100
+    seeds: int = 3
+    windows: int = 512  # scored at every length, the last `trained` characters of each
+
+
+QUICK = Setting(width=64, layers=2, heads=4, trained=64, lengths=(64, 128, 256), judged=256, batch=16, steps=150, warmup=20,
+                seeds=1, windows=64)  # fmt: skip
+
+
+def methods(setting: Setting) -> dict[str, Position]:
+    """Name → position method. A table of learned positions has no row beyond its length, so it isn't here."""
+    return {
+        "KERPLE log": KerpleLog(),
+        "KERPLE power": KerplePower(),
+        "ALiBi": Alibi(),
+        "T5": RelativeBias(max_distance=min(128, setting.trained)),
+        "xPos": XPos(),
+        "none": NoPosition(),
+        "randomised RoPE": Randomised(inner=Rope(), longest=2 * max(setting.lengths)),
+        "RoPE": Rope(),
+        "sinusoidal": Sinusoidal(),
+    }
+
+
+def model_spec(setting: Setting, position: Position) -> ModelSpec:
+    """LLaMA's parts with this position method."""
+    return ModelSpec(vocab_size=BYTES, width=setting.width, layers=setting.layers, context=setting.trained, position=position,
+                     attention=Grouped(heads=setting.heads), feedforward=SwiGLU(width=setting.width * 8 // 3))  # fmt: skip
+
+
+def read_text(data: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """(trained, held out) bytes. Files fall on either side whole, by the hash of their text; one file is cut at 95%."""
+    if data is not None and data.is_file():
+        text = np.frombuffer(data.read_bytes(), dtype=np.uint8)
+        return text[: len(text) * 19 // 20], text[len(text) * 19 // 20 :]
+    root = data or Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
+    files = sorted(f for f in root.rglob("*" if data else "*.py") if f.is_file() and not left_out & set(f.parts))
+    texts = {f.read_bytes() for f in files}
+    marked = sorted((hashlib.sha256(text).digest(), text) for text in texts)
+    held = b"\n".join(text for mark, text in marked if mark[0] < 13)  # 13 of 256: 5%
+    kept = b"\n".join(text for mark, text in marked if mark[0] >= 13)
+    return np.frombuffer(kept, dtype=np.uint8), np.frombuffer(held, dtype=np.uint8)
+
+
+def training_starts(text: Tensor, setting: Setting, seed: int) -> Tensor:
+    """(steps, batch) first characters of the rows of every step, the same for every method."""
+    generator = torch.Generator().manual_seed(seed)
+    last = len(text) - setting.trained - 1
+    return torch.randint(0, last, (setting.steps, setting.batch), generator=generator).to(text.device)
+
+
+def rate(step: int, setting: Setting) -> float:
+    """Share of the peak learning rate: up over the warm-up, then a cosine down to a tenth."""
+    if step < setting.warmup:
+        return (step + 1) / setting.warmup
+    done = (step - setting.warmup) / max(setting.steps - setting.warmup, 1)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+
+
+def train(spec: ModelSpec, setting: Setting, text: Tensor, *, compiled: bool):
+    """Yield the fp32 parameters after training, once a seed; the compiled loss serves all seeds.
+
+    On a GPU the module computes in bf16 and the optimizer steps fp32 masters behind it.
+    """
+    device = text.device
+    module = build_model(spec, device=device, dtype="bfloat16" if device.type == "cuda" else "float32")
+    working = dict(module.named_parameters())
+    along = torch.arange(setting.trained + 1, device=device)
+
+    def mean_loss(tokens: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(module(tokens).flatten(0, 1).float(), targets.flatten())
+
+    loss_of = torch.compile(mean_loss, dynamic=False) if compiled else mean_loss
+    for seed in range(setting.seeds):
+        masters = {name: p.detach().to(device) for name, p in build_model(spec, seed=seed).named_parameters()}
+        learned = [m for name, m in masters.items() if name.startswith("position.")]
+        others = [m for name, m in masters.items() if not name.startswith("position.")]
+        groups = [{"params": others, "weight_decay": 0.1}, {"params": learned, "weight_decay": 0.0}]
+        peaks = (setting.lr, setting.lr * setting.faster)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+        torch._foreach_copy_([p.data for p in working.values()], list(masters.values()))
+        torch.manual_seed(seed)  # of randomised positions
+        for step, starts in enumerate(training_starts(text, setting, seed)):
+            rows = text[starts[:, None] + along].long()
+            loss_of(rows[:, :-1], rows[:, 1:]).backward()
+            for name, parameter in working.items():
+                masters[name].grad = parameter.grad.float()
+                parameter.grad = None
+            torch.nn.utils.clip_grad_norm_(list(masters.values()), 1.0)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * rate(step, setting)
+            optimizer.step()
+            torch._foreach_copy_([p.data for p in working.values()], list(masters.values()))
+        yield masters
+
+
+@torch.no_grad()
+def score(module: torch.nn.Module, text: Tensor, setting: Setting, length: int) -> float:
+    """Bits a character over the last `trained` characters of every window of `length`, in fp32."""
+    longest, scored = max(setting.lengths), setting.trained
+    ends = longest + scored * torch.arange(setting.windows)
+    total, rows = 0.0, max(1, 2**15 // length)
+    for chunk in ends.split(rows):
+        places = (chunk[:, None] + torch.arange(-length, 1)).to(text.device)
+        window = text[places].long()
+        hidden = module(window[:, :-1], output="hidden")[:, -scored:]
+        total += F.cross_entropy(
+            module.head(hidden).flatten(0, 1), window[:, -scored:].flatten(), reduction="sum"
+        ).item()
+    return total / (setting.windows * scored) / math.log(2)
+
+
+def measure(name: str, setting: Setting, data: Path | None, device: str, compiled: bool) -> dict:
+    """Bits a character of one method: length → one number a seed."""
+    if device == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 2)))
+    torch.set_float32_matmul_precision("high")
+    began = time.monotonic()
+    kept, held = (torch.from_numpy(t.copy()).to(device) for t in read_text(data))
+    spec = model_spec(setting, methods(setting)[name])
+    module = build_model(spec, device=device, seed=None).eval()
+    bits: dict[int, list[float]] = {length: [] for length in setting.lengths}
+    for weights in train(spec, setting, kept, compiled=compiled):
+        module.load_state_dict(weights)
+        for length in setting.lengths:
+            bits[length].append(score(module, held, setting, length))
+    return {"method": name, "bits": bits, "seconds": round(time.monotonic() - began, 1)}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds and its standard error."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        return cls(statistics.fmean(values), error)
+
+    def no_worse(self, other: Spread) -> bool:
+        """Lower, or higher by no more than one standard error of the difference."""
+        return self.mean <= other.mean + math.hypot(self.error, other.error)
+
+
+def claims(at: dict[str, Spread]) -> dict[str, bool]:
+    """What the papers say of the judged length, and whether it is so here."""
+    rope, sinusoidal = at["RoPE"], at["sinusoidal"]
+    far = [
+        s.mean + max(0.2, 5 * math.hypot(s.error, rope.error))
+        for s in (at["KERPLE log"], at["KERPLE power"], at["ALiBi"])
+    ]
+    return {
+        "KERPLE log ≤ KERPLE power": at["KERPLE log"].no_worse(at["KERPLE power"]),
+        "KERPLE power ≤ ALiBi": at["KERPLE power"].no_worse(at["ALiBi"]),
+        "all three at least 0.2 bits and five standard errors below RoPE": rope.mean > max(far),
+        "sinusoidal worst": all(s.mean <= sinusoidal.mean for s in at.values()),
+    }
+
+
+COLOURS = ("#0b6e4f", "#2a9d8f", "#1d4ed8", "#7c3aed", "#b45309", "#64748b", "#db2777", "#dc2626", "#111827")
+STYLE = """text{font:12px system-ui,sans-serif;fill:#334155}.grid{stroke:#e2e8f0}.axis{stroke:#64748b}
+.curve{fill:none;stroke-width:2}.level{stroke:#94a3b8;stroke-dasharray:4 3}text.level{stroke:none}"""
+
+
+def picture(found: dict[str, dict[int, Spread]], setting: Setting) -> str:
+    """The figure as one SVG file: bits a character over length, both axes as they are read (length in doublings)."""
+    names = sorted(found, key=lambda name: found[name][setting.judged].mean)
+    series = [Series(name, [(math.log2(n), s.mean) for n, s in found[name].items()], tone=f"m{i}", dots=True)
+              for i, name in enumerate(names)]  # fmt: skip
+    chart = Chart("Bits a character on held-out text", f"log₂ of the length read (trained at {setting.trained})",
+                  "bits a character", series, width=720, height=420)  # fmt: skip
+    colours = "".join(
+        f".m{i}{{stroke:{c}}}circle.m{i},text.m{i}{{fill:{c};stroke:none}}" for i, c in enumerate(COLOURS)
+    )
+    legend = "".join(f'<text class="m{i}" x="{LEFT + 16}" y="{34 + 17 * i}">{name} '
+                     f"{found[name][setting.judged].mean:.2f}</text>" for i, name in enumerate(names))  # fmt: skip
+    drawn = draw(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    head, _, rest = drawn.partition(">")
+    return f'{head}><style>{STYLE}{colours}</style><rect width="100%" height="100%" fill="#fff"/>{rest}'.replace(
+        "</svg>", f"{legend}</svg>"
+    )
+
+
+def report(results: list[dict], setting: Setting, out: Path, facts: dict) -> bool:
+    """Print and write what was found; returns whether the order is as published."""
+    order = list(methods(setting))
+    found = {r["method"]: {n: Spread.of(b) for n, b in r["bits"].items()} for r in results}
+    found = {name: found[name] for name in order if name in found}
+    print("| Positions | " + " | ".join(f"{n:,}" for n in setting.lengths) + " |\n|-|" + "-|" * len(setting.lengths))
+    for name, row in sorted(found.items(), key=lambda item: item[1][setting.judged].mean):
+        print(f"| {name} | " + " | ".join(f"{s.mean:.3f} ± {s.error:.3f}" for s in row.values()) + " |")
+    verdicts = claims({name: row[setting.judged] for name, row in found.items()}) if len(found) == len(order) else {}
+    for claim, holds in verdicts.items():
+        print(f"at {setting.judged:,}: {claim}: {'yes' if holds else 'NO'}")
+    record = {"setting": asdict(setting), "results": results, "claims": verdicts, **facts}
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1))
+    out.with_suffix(".svg").write_text(picture(found, setting))
+    return all(verdicts.values())
+
+
+def main() -> None:
+    """Measure all methods, several at once on a GPU."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, help="a text file or a folder of them; none: this Python's standard library"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("length_extrapolation"), help="where .json and .svg go")
+    parser.add_argument("--quick", action="store_true", help="tiny models, one seed")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    parser.add_argument("--jobs", type=int, help="methods trained at once; none: 5 on a GPU, 1 on a CPU")
+    parser.add_argument("--only", default="", help="methods whose name holds this")
+    for name in (
+        "width",
+        "layers",
+        "heads",
+        "trained",
+        "judged",
+        "batch",
+        "steps",
+        "warmup",
+        "faster",
+        "seeds",
+        "windows",
+    ):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--lengths", type=lambda text: tuple(int(n) for n in text.split(",")))
+    args = parser.parse_args()
+    given = {k: v for k, v in vars(args).items() if k in Setting.__dataclass_fields__ and v is not None}
+    setting = Setting(**{**asdict(QUICK if args.quick else Setting()), **given})
+    cuda = args.device == "cuda"
+    names = [name for name in methods(setting) if args.only in name]
+    jobs = args.jobs or (5 if cuda else 1)
+    began, results = time.monotonic(), []
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        work = [pool.submit(measure, name, setting, args.data, args.device, cuda and not args.eager) for name in names]
+        for done in as_completed(work):
+            result = done.result()
+            results.append(result)
+            shown = ", ".join(f"{n}: {statistics.fmean(b):.3f}" for n, b in result["bits"].items())
+            print(f"{result['method']:16} {shown}   ({result['seconds']} s)", file=sys.stderr, flush=True)
+    kept, held = read_text(args.data)
+    facts = {
+        "device": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores", "torch": torch.__version__,
+        "python": platform.python_version(), "seconds": round(time.monotonic() - began, 1), "jobs": jobs,
+        "trained_characters": len(kept), "heldout_characters": len(held),
+        "text_sha256": hashlib.sha256(kept.tobytes() + held.tobytes()).hexdigest(),
+    }  # fmt: skip
+    met = report(results, setting, args.out, facts)
+    print(f"{facts['seconds']} s on {facts['device']}")
+    raise SystemExit(not met and not args.quick)
+
+
+if __name__ == "__main__":
+    main()

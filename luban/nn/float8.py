@@ -1,0 +1,81 @@
+"""Matrix products in 8-bit floating point with one scale a row (Micikevicius et al. 2022, "FP8 formats for deep learning").
+
+N rows, I inputs, O outputs. Values are e4m3, their gradients e5m2, which has the range that gradients need. Every row of
+a factor is scaled so that its largest value is the format's largest; along a row the products are summed, so that the
+scales stay outside the sum. The gradient of the weights, a sum over all tokens, is kept in bf16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from luban.core.errors import UnsupportedError
+from luban.core.log import warn
+from luban.nn.linear import Dense
+
+VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
+ALIGNMENT = 16  # both sides of a weight must be multiples of it
+
+
+def require_float8(device: torch.device) -> None:
+    """Raise UnsupportedError where the hardware has no 8-bit products."""
+    if device.type != "cuda":
+        raise UnsupportedError(f"fp8 products need a CUDA GPU of compute capability 8.9 or higher, this is {device}: "
+                               "use --train.precision bf16")  # fmt: skip
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 9):
+        raise UnsupportedError(
+            f"fp8 products need a GPU of compute capability 8.9 or higher; {torch.cuda.get_device_name(device)} "
+            f"has {capability[0]}.{capability[1]}: use --train.precision bf16"
+        )
+
+
+def use_float8(module: nn.Module) -> int:
+    """Let the dense layers inside `module` multiply in 8 bits, in place; returns how many do.
+
+    Those with a side that is no multiple of 16 stay as they are, and one warning names the first.
+    """
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Dense)}
+    odd = [name for name, layer in layers.items() if any(side % ALIGNMENT for side in layer.weight.shape)]
+    for name in layers.keys() - odd:
+        layers[name].multiply, layers[name].plain = float8_linear, False
+    if odd:
+        shape = tuple(layers[odd[0]].weight.shape)
+        warn(f"{len(odd)} layers stay in bf16, since fp8 products need sides that are multiples of {ALIGNMENT}: "
+             f"{odd[0]} is {shape}")  # fmt: skip
+    return len(layers) - len(odd)
+
+
+def float8_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """x·weightᵀ (+ bias), (…, I) → (…, O), with both factors rounded to 8 bits."""
+    y = _Float8Product.apply(x.reshape(-1, x.shape[-1]), weight_OI).view(*x.shape[:-1], -1)
+    return y if bias_O is None else y + bias_O
+
+
+class _Float8Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+        ctx.save_for_backward(x_NI, weight_OI)
+        return scaled_product(*by_rows(x_NI, VALUES), *by_rows(weight_OI, VALUES), x_NI.dtype)
+
+    @staticmethod
+    def backward(ctx, dy_NO: Tensor) -> tuple[Tensor, Tensor]:
+        x_NI, weight_OI = ctx.saved_tensors
+        dx_NI = scaled_product(*by_rows(dy_NO, GRADIENTS), *by_rows(weight_OI.t(), VALUES), dy_NO.dtype)
+        return dx_NI, dy_NO.t() @ x_NI
+
+
+def by_rows(x_RC: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(values in `kind`, (R, 1) fp32 scales) whose product is x, rounded."""
+    wide = x_RC.float()
+    scale_R1 = wide.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / torch.finfo(kind).max
+    return (wide / scale_R1).to(kind).contiguous(), scale_R1
+
+
+def scaled_product(a_NC: Tensor, a_scale: Tensor, b_MC: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """a·bᵀ of 8-bit rows with their scales, (N, M); off CUDA by its definition, for tests."""
+    if a_NC.is_cuda:
+        return torch._scaled_mm(a_NC, b_MC.t(), scale_a=a_scale, scale_b=b_scale.t(), out_dtype=dtype,
+                                use_fast_accum=True)  # fmt: skip
+    return ((a_NC.float() * a_scale) @ (b_MC.float() * b_scale).t()).to(dtype)

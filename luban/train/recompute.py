@@ -1,0 +1,49 @@
+"""What is computed again in the backward pass instead of being kept (Chen et al. 2016, section 3)."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+Recompute = Literal["none", "cheap", "blocks"]
+
+aten = torch.ops.aten
+PRODUCTS = {
+    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.linear.default, aten._scaled_mm.default,
+    aten._scaled_dot_product_cudnn_attention.default, aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_flash_attention_for_cpu.default,
+}  # fmt: skip
+
+
+def recompute_blocks(blocks: list[nn.Module], what: Recompute) -> None:
+    """Let each block forget in its forward pass what `what` says, in place.
+
+    "cheap" keeps matrix products and attention and computes norms, rotations, activations and sums again: most of the
+    memory for almost no time, as those are bound by the reading that the backward pass does anyhow. "blocks" keeps
+    only what goes into each block, for a forward pass more.
+    """
+    if what != "none":
+        for block in blocks:
+            block.__class__ = _recomputing(type(block), what)
+
+
+@cache
+def _recomputing(block: type[nn.Module], what: Recompute) -> type[nn.Module]:
+    """The class of block whose forward is checkpointed: a class, so that all blocks share one compiled forward."""
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if what == "cheap":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
+
+    def forward(self: nn.Module, *inputs: Any) -> Any:
+        return checkpoint(block.forward, self, *inputs, **options)
+
+    return type(block.__name__, (block,), {"forward": forward})
+
+
+def _keep_products(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    own = getattr(operation, "namespace", "") == "luban"  # kernels of our own are attention or products
+    return CheckpointPolicy.MUST_SAVE if own or operation in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
