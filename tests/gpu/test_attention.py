@@ -49,11 +49,11 @@ def compare(call, qkv, mask, bias=None, parameters=()):
     """Outputs and gradients: at most twice the naive computation's error against float64."""
     do = torch.randn_like(qkv[0])
     out = call()
-    got = [out, *torch.autograd.grad(out, [*qkv, *parameters], do)]
+    got = [out, *torch.autograd.grad(out, [*qkv, *parameters], do, retain_graph=True)]
     wide = [x.detach().double().requires_grad_() for x in qkv]
     square = None if bias is None else dense(bias, qkv[0].shape[2], qkv[1].shape[2])
     want = reference(*wide, mask, bias_HTS=None if square is None else square.double())
-    want = [want, *torch.autograd.grad(want, [*wide, *parameters], do.double())]
+    want = [want, *torch.autograd.grad(want, [*wide, *parameters], do.double(), retain_graph=True)]
     plain = naive(*qkv, mask, square)
     plain = [plain, *torch.autograd.grad(plain, [*qkv, *parameters], do)]
     for name, a, b, c in zip(["out", "dq", "dk", "dv", "d1", "d2"], got, want, plain, strict=False):
