@@ -35,6 +35,7 @@ class Case:
     kind: Kind  # of mask
     bias: str | None = None  # form of a distance bias; "any": one that is no function of the distance
     square: bool = True  # as many queries as keys
+    single: bool = False  # one query alone, as when text is generated
     training: bool = True  # gradients are wanted, and shapes stay the same
     capability: tuple[int, int] | None = None  # of a CUDA device
 
@@ -172,7 +173,8 @@ def choose(case: Case) -> str:
 def fastest(case: Case) -> str:
     """The kernel with the highest measured rate of those that can serve the case; torch's own where there is none,
     which is said once where it costs a square of memory."""
-    if case.device != "cuda" or (case.kind == "all" and case.bias is None and not case.training):
+    generating = not case.training and case.bias is None and case.kind in ("all", "causal")
+    if case.device != "cuda" or case.single or generating:  # shapes that change all the time, and no square is large
         return "torch"
     able = [path for path in dict.fromkeys(name for name, _ in RATES) if refusal(path, case) is None]
     if able:
@@ -210,9 +212,9 @@ def report() -> list[str]:
 
 
 @torch.compiler.assume_constant_result
-def choice(device: str, dtype: torch.dtype, width: int, kind: Kind, bias: str | None, square: bool,
+def choice(device: str, dtype: torch.dtype, width: int, kind: Kind, bias: str | None, square: bool, single: bool,
            training: bool) -> str:  # fmt: skip
     """`choose` from plain values, for graphs that are being traced."""
     capability = torch.cuda.get_device_capability() if device == "cuda" else None
     return choose(Case(device=device, dtype=dtype, width=width, kind=kind, bias=bias, square=square,
-                       training=training, capability=capability))  # fmt: skip
+                       single=single, training=training, capability=capability))  # fmt: skip

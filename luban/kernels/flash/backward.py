@@ -1,8 +1,8 @@
 """The backward pass: scores are computed again, tile by tile (Dao 2023, algorithm 2).
 
-Two kernels, neither with atomics on its main path, so that results repeat bit for bit: one keeps a tile of keys
-and walks the queries that see it (dK, dV, over all query heads of the group), one keeps a tile of queries and
-walks its keys (dQ, and the gradients of a learned distance bias).
+Two kernels, neither with atomics on its main path, so that results repeat bit for bit: the first keeps a tile of
+queries and walks its keys (dQ, and the gradients of a learned distance bias), the second keeps a tile of keys and
+walks the queries that see it (dK, dV, over all query heads of the group).
 """
 
 from __future__ import annotations
@@ -16,26 +16,12 @@ from luban.kernels.flash.tile import (
     far_bias,
     far_from,
     far_second_derivative,
+    key_blocks,
     load_parameters,
     matmul,
     moments,
     row_bounds,
 )
-
-
-@triton.jit
-def delta_kernel(
-    OUT, DO, DELTA, sob, soh, sot, sdb, sdh, sdt, T, H, DIM: tl.constexpr, D: tl.constexpr, BM: tl.constexpr
-):
-    """DELTA[row] = Σ_d O·dO, what softmax's backward subtracts."""
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    b = tl.program_id(1) // H
-    h = tl.program_id(1) % H
-    dims = tl.arange(0, D)
-    keep = (rows[:, None] < T) & (dims[None, :] < DIM)
-    o = tl.load(OUT + b.to(tl.int64) * sob + h * soh + rows[:, None] * sot + dims[None, :], mask=keep, other=0.0)
-    do = tl.load(DO + b.to(tl.int64) * sdb + h * sdh + rows[:, None] * sdt + dims[None, :], mask=keep, other=0.0)
-    tl.store(DELTA + tl.program_id(1) * T + rows, tl.sum(o.to(tl.float32) * do.to(tl.float32), 1), mask=rows < T)
 
 
 @triton.jit
@@ -82,7 +68,7 @@ def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, START, STOP, b, interval_stri
             start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
             p = tl.where((cols[:, None] >= start[None, :]) & (cols[:, None] < stop[None, :]), p, 0.0)
         if WALK == 3:  # noqa: SIM102 - this is decided when the kernel is compiled
-            if (n < full_first) | (n >= full_last):
+            if (block < full_first) | (block >= full_last):
                 start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
                 p = tl.where((cols[:, None] >= start[None, :]) & (cols[:, None] < stop[None, :]), p, 0.0)
         dv += matmul(p.to(do.dtype), do, UPCAST)
@@ -135,9 +121,9 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, PAR
             LIST = LISTS + h * list_head + n_block * list_row
             count = tl.load(COUNTS + h * count_head + n_block)
             dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR,
-                                   first_number, second_number, LIST, 0, count, 0, 0, col0, cols, dims, sqt, sdt, T, S,
-                                   DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 0, PADDED, True, INTERVALS,
-                                   UPCAST)  # fmt: skip
+                                   first_number, second_number, LIST, 0, count, full_first, full_last, col0, cols, dims,
+                                   sqt, sdt, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 3, PADDED, True,
+                                   INTERVALS, UPCAST)  # fmt: skip
         elif INTERVALS:
             dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR,
                                    first_number, second_number, LISTS, first, last, full_first, full_last, col0, cols,
@@ -209,7 +195,7 @@ def _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, sec
         if WALK == 0:
             p = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), p, 0.0)
         if WALK == 3:  # noqa: SIM102 - this is decided when the kernel is compiled
-            if (n < full_first) | (n >= full_last):
+            if (block < full_first) | (block >= full_last):
                 p = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), p, 0.0)
         ds = p * (matmul(do, tl.trans(v), UPCAST) - delta[:, None])
         if MOMENTS and WALK == 2:
@@ -236,14 +222,15 @@ def _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, sec
 
 
 @triton.jit
-def queries_kernel(Q, K, V, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMETERS, BUCKET, GRAD, LISTS, COUNTS,
-                   sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sdb, sdh, sdt, sgb, sgh, sgt,
+def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMETERS, BUCKET, GRAD, LISTS, COUNTS,
+                   sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sob, soh, sot, sdb, sdh, sdt, sgb, sgh, sgt,
                    interval_stride, table_stride, list_head, list_row, count_head,
                    T, S, H, qk_scale, scale, zero, reach, DIM: tl.constexpr,
                    GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
                    LINEAR: tl.constexpr, MOMENTS: tl.constexpr, BUCKETS: tl.constexpr, INTERVALS: tl.constexpr,
                    SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    """DQ (B, H, T, D) of one block of queries, and its share of the bias's gradients in GRAD. Grid (query blocks, B·H)."""
+    """DQ (B, H, T, D) of one block of queries, its share of the bias's gradients in GRAD, and DELTA (B, H, T), Σ_d O·dO,
+    which softmax's backward subtracts and the keys' kernel reads. Grid (query blocks, B·H)."""
     m_block = tl.num_programs(0) - 1 - tl.program_id(0)
     b = tl.program_id(1) // H
     h = tl.program_id(1) % H
@@ -255,7 +242,9 @@ def queries_kernel(Q, K, V, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMETERS, 
     q = tl.load(Q + b.to(tl.int64) * sqb + h * sqh + rows[:, None] * sqt + dims[None, :], mask=keep, other=0.0)
     do = tl.load(DO + b.to(tl.int64) * sdb + h * sdh + rows[:, None] * sdt + dims[None, :], mask=keep, other=0.0)
     lse = tl.load(LSE + tl.program_id(1) * T + rows, mask=rows < T, other=float("inf"))
-    delta = tl.load(DELTA + tl.program_id(1) * T + rows, mask=rows < T, other=0.0)
+    o = tl.load(OUT + b.to(tl.int64) * sob + h * soh + rows[:, None] * sot + dims[None, :], mask=keep, other=0.0)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    tl.store(DELTA + tl.program_id(1) * T + rows, delta, mask=rows < T)
     K += b.to(tl.int64) * skb + (h // GROUP) * skh
     V += b.to(tl.int64) * svb + (h // GROUP) * svh
     start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
@@ -268,18 +257,15 @@ def queries_kernel(Q, K, V, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMETERS, 
     dq = tl.zeros([BM, D], tl.float32)
     g1 = tl.zeros([BM], tl.float32)
     g2 = tl.zeros([BM], tl.float32)
+    first, last, full_first, full_last = key_blocks(START, STOP, b, interval_stride, row0, T, S, BM, BN, INTERVALS)
     if SPARSE:
         LIST = LISTS + h * list_head + m_block * list_row
         count = tl.load(COUNTS + h * count_head + m_block)
         dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET,
-                                GRAD_ROW, LIST, 0, count, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM,
-                                qk_scale, zero, BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 0, PADDED, True,
-                                UPCAST)  # fmt: skip
+                                GRAD_ROW, LIST, 0, count, full_first, full_last, start, stop, row0, rows, dims, sks,
+                                svs, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED,
+                                True, UPCAST)  # fmt: skip
     else:
-        first = tl.min(start) // BN
-        last = tl.cdiv(tl.max(stop), BN)
-        full_first = tl.minimum(tl.cdiv(tl.max(start), BN), last)
-        full_last = tl.maximum(tl.min(stop) // BN, full_first)
         if INTERVALS:
             dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET,
                                     GRAD_ROW, LISTS, first, last, full_first, full_last, start, stop, row0, rows, dims,

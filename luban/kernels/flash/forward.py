@@ -9,7 +9,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from luban.kernels.flash.tile import add_bias, cubic, far_bias, far_from, load_parameters, matmul, row_bounds
+from luban.kernels.flash.tile import (
+    add_bias,
+    cubic,
+    far_bias,
+    far_from,
+    key_blocks,
+    load_parameters,
+    matmul,
+    row_bounds,
+)
 
 
 @triton.jit
@@ -55,7 +64,7 @@ def _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, 
         if WALK == 0:
             s = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), s, float("-inf"))
         if WALK == 3:  # noqa: SIM102 - this is decided when the kernel is compiled
-            if (n < full_first) | (n >= full_last):
+            if (block < full_first) | (block >= full_last):
                 s = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), s, float("-inf"))
         if BIAS > 0:
             m_new = tl.maximum(m, tl.max(s, 1))
@@ -101,17 +110,14 @@ def forward_kernel(Q, K, V, OUT, LSE, START, STOP, TABLE, PARAMETERS, LISTS, COU
     m = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, D], tl.float32)
+    first, last, full_first, full_last = key_blocks(START, STOP, b, interval_stride, row0, T, S, BM, BN, INTERVALS)
     if SPARSE:
         LIST = LISTS + h * list_head + m_block * list_row
         count = tl.load(COUNTS + h * count_head + m_block)
-        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, 0, count, 0, 0,
-                              start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR,
-                              0, PADDED, True, UPCAST)  # fmt: skip
+        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, 0, count,
+                              full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
+                              BM, BN, BIAS, LINEAR, 3, PADDED, True, UPCAST)  # fmt: skip
     else:
-        first = tl.min(start) // BN
-        last = tl.cdiv(tl.max(stop), BN)
-        full_first = tl.minimum(tl.cdiv(tl.max(start), BN), last)
-        full_last = tl.maximum(tl.min(stop) // BN, full_first)
         if INTERVALS:
             acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, first, last,
                                   full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale,

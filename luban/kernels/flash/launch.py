@@ -37,26 +37,29 @@ class Tiles:
     stages: int
 
 
-def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False, learned: bool = False) -> Tiles:
+def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False, curved: bool = False) -> Tiles:
     """Settings by head width, measured on an H100; a block-sparse layout fixes both sides to its block. Where rows
-    see short intervals, smaller tiles waste less, and two programs a multiprocessor hide each other's beginnings; the
-    gradients of a learned bias need registers."""
+    see short intervals, smaller tiles waste less, and two programs a multiprocessor hide each other's beginnings;
+    KERPLE's biases (`curved`) and their gradients need registers."""
     if INTERPRETED:
         table = {"forward": Tiles(32, 16, 4, 1), "keys": Tiles(16, 32, 4, 1), "queries": Tiles(32, 16, 4, 1)}
     elif width <= 64:
         table = {
             "forward": Tiles(128, 64, 4, 3),
             "keys": Tiles(64, 64, 4, 3),
-            "queries": Tiles(128, 64, 8 if learned else 4, 2),
+            "queries": Tiles(128, 64, 8 if curved else 4, 2),
         }
     elif width <= 128 and intervals:
         table = {"forward": Tiles(128, 64, 8, 2), "keys": Tiles(64, 64, 4, 2), "queries": Tiles(64, 64, 4, 2)}
     elif width <= 128:
-        table = {"forward": Tiles(128, 128, 8, 3), "keys": Tiles(64, 64, 4, 2), "queries": Tiles(128, 64, 8, 3)}
+        keys = Tiles(64, 128, 8, 2) if curved else Tiles(64, 64, 4, 2)
+        table = {"forward": Tiles(128, 128, 8, 3), "keys": keys, "queries": Tiles(128, 64, 8, 3)}
     else:
         table = {"forward": Tiles(64, 32, 4, 2), "keys": Tiles(32, 64, 4, 1), "queries": Tiles(64, 32, 4, 1)}
-    chosen = table[which]
-    return Tiles(sparse_block, sparse_block, chosen.warps, chosen.stages) if sparse_block else chosen
+    if sparse_block:
+        stages = 3 if width <= 64 or which == "forward" else 2
+        return Tiles(sparse_block, sparse_block, 4 if sparse_block <= 64 else 8, stages if width <= 128 else 1)
+    return table[which]
 
 
 def _by_token(x: Tensor) -> Tensor:
@@ -78,6 +81,7 @@ class _Call:
         self.numbers = q if numbers is None else numbers
         self.table, self.table_stride = (q, 0) if table is None else (table, table.stride(0))
         self.block, self.scale, self.zero, self.reach = block, scale, zero, reach
+        self.curved = form in ("power", "log")
         self.linear = form == "alibi" and backward_only
 
     def lists(self, blocks: Tensor | None, counts: Tensor | None) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
@@ -114,18 +118,15 @@ def _backward(do, out, lse, q, k, v, numbers, weight, table, buckets, start, sto
     call = _Call(q, k, numbers, table, start, form, zero, reach, block, backward_only, scale)
     do = do if do.stride(-1) == 1 else do.contiguous()
     delta = torch.empty_like(lse)
-    backward.delta_kernel[(-(-call.T // 64), call.B * call.H)](
-        out, do, delta, *out.stride()[:3], *do.stride()[:3], call.T, call.H, DIM=call.dim, D=call.padded, BM=64
-    )
     start, stop, seeing = (lse if x is None else x for x in (start, stop, seeing))
-    dk, dv = _keys_gradient(call, q, k, v, do, lse, delta, start, stop, seeing, key_list, key_count)
-    dq, sums = _queries_gradient(call, q, k, v, do, lse, delta, start, stop, buckets, query_list, query_count,
+    dq, sums = _queries_gradient(call, q, k, v, out, do, lse, delta, start, stop, buckets, query_list, query_count,
                                  learned, 0 if weight is None else weight.shape[1])  # fmt: skip
+    dk, dv = _keys_gradient(call, q, k, v, do, lse, delta, start, stop, seeing, key_list, key_count)
     return dq, dk, dv, sums
 
 
 def _keys_gradient(call, q, k, v, do, lse, delta, start, stop, seeing, key_list, key_count):
-    t = tiles(call.dim, "keys", call.block, call.intervals)
+    t = tiles(call.dim, "keys", call.block, call.intervals, call.curved)
     dk, dv, blocks = _by_token(k), _by_token(k), -(-call.S // t.cols)
     if call.intervals and seeing.shape[1] != blocks:
         raise ValueError(f"the mask was prepared for {seeing.shape[1]} blocks of keys, and these are {blocks}")
@@ -140,15 +141,18 @@ def _keys_gradient(call, q, k, v, do, lse, delta, start, stop, seeing, key_list,
     return dk, dv
 
 
-def _queries_gradient(call, q, k, v, do, lse, delta, start, stop, buckets, query_list, query_count, learned, width):
-    t = tiles(call.dim, "queries", call.block, call.intervals, learned)
+def _queries_gradient(
+    call, q, k, v, out, do, lse, delta, start, stop, buckets, query_list, query_count, learned, width
+):
+    t = tiles(call.dim, "queries", call.block, call.intervals, call.curved)
     dq, blocks = _by_token(q), -(-call.T // t.rows)
     bucketed, moments = learned and width > 0, learned and width == 0
     sums = torch.zeros(call.B, call.H, blocks, width or 2, dtype=torch.float32, device=q.device)
     lists, counts, strides = call.lists(query_list, query_count)
     backward.queries_kernel[(blocks, call.B * call.H)](
-        q, k, v, do, lse, delta, dq, start, stop, call.table, call.numbers, buckets if bucketed else lse, sums, lists,
-        counts, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3], *dq.stride()[:3],
+        q, k, v, out, do, lse, delta, dq, start, stop, call.table, call.numbers, buckets if bucketed else lse, sums, lists,
+        counts, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *do.stride()[:3],
+        *dq.stride()[:3],
         call.interval_stride, call.table_stride, *strides, call.T, call.S, call.H, call.scale * LOG2E, call.scale,
         call.zero, call.reach, MOMENTS=moments, BUCKETS=width if bucketed else 0, **call.constants(t),
     )  # fmt: skip

@@ -27,6 +27,23 @@ def row_bounds(START, STOP, b, stride, rows, T, S, INTERVALS: tl.constexpr):
 
 
 @triton.jit
+def key_blocks(START, STOP, b, stride, row0, T, S, BM: tl.constexpr, BN: tl.constexpr, INTERVALS: tl.constexpr):
+    """The blocks of keys that a tile of queries touches, [first, last), and those that all its rows see whole,
+    [full_first, full_last). Bounds never decrease from row to row, so the tile's first and last row tell."""
+    top, bottom = tl.minimum(row0, T - 1), tl.minimum(row0 + BM, T) - 1
+    if INTERVALS:
+        START += b * stride
+        STOP += b * stride
+        first, last = tl.load(START + top) // BN, tl.cdiv(tl.load(STOP + bottom), BN)
+        full_first, full_last = tl.cdiv(tl.load(START + bottom), BN), tl.load(STOP + top) // BN
+    else:
+        first, last = 0, tl.cdiv(bottom + (S - T + 1), BN)
+        full_first, full_last = 0, (top + (S - T + 1)) // BN
+    full_first = tl.minimum(full_first, last)
+    return first, last, full_first, tl.maximum(full_last, full_first)
+
+
+@triton.jit
 def load_parameters(PARAMETERS, TABLE_PTR, h, zero, reach, BIAS: tl.constexpr):
     """The two numbers of a head's bias, scaled by the host so that the bias comes out in base 2; of a table what it
     holds at the distance `reach`, from which on all are alike."""
