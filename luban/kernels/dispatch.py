@@ -20,6 +20,7 @@ import torch
 
 from luban.core.errors import ConfigError, UnsupportedError, nearest
 from luban.core.log import warn
+from luban.kernels.available import INSTALLED, INTERPRETED
 from luban.kernels.visible import Kind
 
 HALF = (torch.bfloat16, torch.float16)
@@ -62,7 +63,7 @@ def refusal(path: str, case: Case) -> str | None:
     """Why a kernel can't serve the case; None where it can."""
     if path == "torch":
         return None
-    if path == "luban" and case.device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+    if path == "luban" and case.device == "cpu" and INTERPRETED:
         return _beyond_luban(case)
     if case.device != "cuda":
         return f"it needs a CUDA GPU, and this is {case.device}"
@@ -105,7 +106,7 @@ def _beyond_flash4(case: Case) -> str | None:
 
 
 def _beyond_luban(case: Case) -> str | None:
-    if find_spec("triton") is None:
+    if not INSTALLED:
         return "Triton is not installed"
     if case.device == "cuda" and (case.capability is None or case.capability < (8, 0)):
         return "it needs compute capability 8.0 or later"

@@ -6,19 +6,18 @@ projections around attention want them: (B, T, H, D) in memory, seen as (B, H, T
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from luban.kernels.available import INTERPRETED
 from luban.kernels.distance import LOG2E
 from luban.kernels.flash import backward, forward
 from luban.kernels.flash.tile import ALIBI, LOG, NONE, POWER, TABLE
 
 LN2 = 0.6931471805599453
 KINDS = {"none": NONE, "alibi": ALIBI, "power": POWER, "log": LOG, "buckets": TABLE}
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 OPERANDS = (
     "Tensor q, Tensor k, Tensor v, Tensor? numbers, Tensor? weight, Tensor? table, Tensor? buckets, Tensor? start, "
@@ -43,14 +42,15 @@ def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False
     KERPLE's biases (`curved`) and their gradients need registers."""
     if INTERPRETED:
         table = {"forward": Tiles(32, 16, 4, 1), "keys": Tiles(16, 32, 4, 1), "queries": Tiles(32, 16, 4, 1)}
+    elif width <= 128 and intervals:
+        backward = Tiles(64, 64, 4, 3 if width <= 64 else 2)
+        table = {"forward": Tiles(64, 64, 4, 3), "keys": backward, "queries": backward}
     elif width <= 64:
         table = {
             "forward": Tiles(128, 64, 4, 3),
             "keys": Tiles(64, 64, 4, 3),
             "queries": Tiles(128, 64, 8 if curved else 4, 2),
         }
-    elif width <= 128 and intervals:
-        table = {"forward": Tiles(128, 64, 8, 2), "keys": Tiles(64, 64, 4, 2), "queries": Tiles(64, 64, 4, 2)}
     elif width <= 128:
         keys = Tiles(64, 128, 8, 2) if curved else Tiles(64, 64, 4, 2)
         table = {"forward": Tiles(128, 128, 8, 3), "keys": keys, "queries": Tiles(128, 64, 8, 3)}
@@ -102,7 +102,8 @@ def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, quer
              form, zero, reach, block, backward_only, scale):  # fmt: skip
     call = _Call(q, k, numbers, table, start, form, zero, reach, block, backward_only, scale)
     out, lse = _by_token(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    t = tiles(call.dim, "forward", block, call.intervals)
+    gathering = call.kind == TABLE  # from a table, which takes shared memory for every stage
+    t = tiles(call.dim, "forward", block, call.intervals or gathering)
     lists, counts, strides = call.lists(query_list, query_count)
     forward.forward_kernel[(-(-call.T // t.rows), call.B * call.H)](
         q, k, v, out, lse, lse if start is None else start, lse if stop is None else stop, call.table, call.numbers,

@@ -39,12 +39,11 @@ TABLE = [  # what differs from plain causal training in bf16 with heads of 128 o
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch):
-    """No interpreter, no wishes, flash-attn-4 not installed, nothing said yet."""
-    for name in ("TRITON_INTERPRET", "LUBAN_ATTENTION"):
-        monkeypatch.delenv(name, raising=False)
+    """No wishes, Triton installed, flash-attn-4 not installed, nothing said yet."""
+    monkeypatch.delenv("LUBAN_ATTENTION", raising=False)
     monkeypatch.setattr(dispatch, "flash4_installed", lambda: False)
     monkeypatch.setattr(dispatch, "_warned", set())
-    monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
+    monkeypatch.setattr(dispatch, "INSTALLED", True)
 
 
 def case(**changes) -> Case:

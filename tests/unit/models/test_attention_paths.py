@@ -18,6 +18,8 @@ from luban.kernels import dispatch
 from luban.models.build import build_model
 from luban.models.encoder import EncoderBody
 from luban.models.spec import ModelSpec
+from luban.nn import feedforward, linear
+from luban.nn.attention import grouped
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import SwiGLU
 from luban.nn.position.family import Position
@@ -53,12 +55,19 @@ def test_under_the_interpreter(chosen):
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
+@pytest.fixture(autouse=True)
+def attention_alone(monkeypatch):
+    """The other kernels have tests of their own, and the interpreter is slow."""
+    for module in (grouped, feedforward, linear):
+        monkeypatch.setattr(module, "trains_fused", lambda x: False)
+
+
 def make(method="rope", window=None, **fields):
     position = method if isinstance(method, Position) else Position.registry.get(method)()
     if isinstance(position, LogN):
         position = LogN(trained=4)
     spec = ModelSpec(vocab_size=31, width=32, layers=1, context=40, position=position,
-                     attention=Grouped(heads=4, kv_heads=2, window=window), feedforward=SwiGLU(width=16), **fields)  # fmt: skip
+                     attention=Grouped(heads=2, kv_heads=1, window=window), feedforward=SwiGLU(width=16), **fields)  # fmt: skip
     model = build_model(spec, seed=random.randrange(1000))
     with torch.no_grad():
         for p in model.parameters():
