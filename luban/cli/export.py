@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -35,5 +36,6 @@ def run(argv: Sequence[str]) -> None:
     from luban.load.model import load_model
 
     model = load_model(args.model, dtype=args.dtype)
-    export_model(model, args.out)
-    say(f'{args.out}: AutoModelForCausalLM.from_pretrained("{args.out}") reads it')
+    out = export_model(model, args.out)
+    architecture = json.loads((out / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    say(f'{args.out}: transformers.{architecture}.from_pretrained("{args.out}") reads it')

@@ -16,7 +16,7 @@ from luban.core.lineage import ancestor, require_same
 from luban.load.gguf import PACKAGED, packaged_file, read_gguf
 from luban.load.tensors import PICKLED, WEIGHTS, pickle_refusal, place, read_folder, read_tensors
 from luban.models.build import build_model
-from luban.models.convert.family import format_of, to_ours
+from luban.models.convert.family import as_stored, format_of, to_ours
 from luban.models.spec import SPEC, ModelSpec, read_spec
 from luban.nn.int8 import pack_int8
 from luban.nn.linear import lay_by_inputs
@@ -134,7 +134,9 @@ def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     config = _read_json(path / "config.json")
     form = format_of(config)
     spec = form.spec(config)
-    tensors = to_ours(form, spec, read_folder(path))
+    theirs = read_folder(path)
+    spec = as_stored(form, spec, theirs)
+    tensors = to_ours(form, spec, theirs)
     module = build_model(spec, device=device, dtype=dtype, seed=None)
     place(module, tensors, path)
     tokenizer = load_tokenizer(path) if (path / "tokenizer.json").is_file() else None

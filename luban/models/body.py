@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from luban.core.errors import UnsupportedError
+from luban.core.errors import ConfigError, UnsupportedError
 from luban.core.opgraph import Op
 from luban.core.registry import Registry, Variant
 
@@ -53,6 +53,18 @@ class Body(Variant):
     def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
         """What the body does to a batch, the head left out."""
         raise NotImplementedError
+
+
+TRANSFORMER_PARTS = ("position", "attention", "block", "embedding_norm")
+
+
+def refuse_parts_of_transformers(spec: ModelSpec) -> None:
+    """Raise ConfigError where a body that has no Transformer's parts is given one that isn't the default."""
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(spec)}
+    for name in TRANSFORMER_PARTS:
+        if getattr(spec, name) != defaults[name]:
+            body = spec.body.registry.name_of(type(spec.body))
+            raise ConfigError(f"a body of type {body} has no {name}, so nothing would come of model.{name}: leave it out")
 
 
 def require_next_token(spec: ModelSpec, what: str, *, cached: bool = False) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from luban.core.errors import ConfigError, DataError
 from luban.core.opgraph import Op, within
-from luban.models.body import Body, BodyModule
+from luban.models.body import Body, BodyModule, refuse_parts_of_transformers
 from luban.models.recurrent import joint
 from luban.nn.character import CharacterCNN, CharacterWords
 from luban.nn.recurrent.family import backwards, sequences
@@ -33,7 +33,8 @@ class ElmoBody(Body):
     words: CharacterCNN | None = None  # words from characters: tokens are (B, T, C); none: a table of token ids
 
     def check(self, spec: ModelSpec) -> None:
-        """Characters leave no table for the head to share."""
+        """Characters leave no table for the head to share, and no part of a Transformer is given."""
+        refuse_parts_of_transformers(spec)
         if self.words is not None and spec.tied_head:
             raise ConfigError("a character model has no embedding table to tie the head to: set tied_head = false")
 

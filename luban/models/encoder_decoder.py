@@ -34,6 +34,8 @@ class EncoderDecoderBody(Body):
     def check(self, spec: ModelSpec) -> None:
         """Parts that have a form with cross-attention."""
         super().check(spec)
+        for side in self.sides(spec):
+            spec.position.check(side)
         require_cross(spec)
         if self.encoder_layers is not None and self.encoder_layers < 1:
             raise ConfigError(f"encoder_layers must be at least 1, {self.encoder_layers} given")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from luban.core.errors import DataError
 from luban.core.opgraph import Op, within
-from luban.models.body import Body, BodyModule
+from luban.models.body import Body, BodyModule, refuse_parts_of_transformers
 from luban.nn.recurrent.family import Cell, sequences
 from luban.nn.recurrent.plain import LSTM
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RecurrentBody(Body):
-    """Reads tokens one after the other; the model's position, attention, feed-forward and block aren't used."""
+    """Reads tokens one after the other, without a Transformer's parts."""
 
     causal = True
     cell: Cell = field(default_factory=LSTM)  # of every layer
 
     def check(self, spec: ModelSpec) -> None:
-        """Nothing of a Transformer is needed."""
+        """No part of a Transformer is given, as it would do nothing."""
+        refuse_parts_of_transformers(spec)
 
     def build(self, spec: ModelSpec) -> Recurrent:
         """The module with its head."""

@@ -49,14 +49,14 @@ def compare(call, qkv, mask, bias=None, parameters=()):
     """Outputs and gradients: at most twice the naive computation's error against float64; a bias's parameters within 1%."""
     do = torch.randn_like(qkv[0])
     out = call()
-    got = [out, *torch.autograd.grad(out, [*qkv, *parameters], do)]
+    got = [out, *torch.autograd.grad(out, [*qkv, *parameters], do, retain_graph=True)]
     wide = [x.detach().double().requires_grad_() for x in qkv]
 
     def square():
         return None if bias is None else dense(bias, qkv[0].shape[2], qkv[1].shape[2]).double()
 
     want = reference(*wide, mask, bias_HTS=square())
-    want = [want, *torch.autograd.grad(want, [*wide, *parameters], do.double())]
+    want = [want, *torch.autograd.grad(want, [*wide, *parameters], do.double(), retain_graph=True)]
     plain = naive(*qkv, mask, square())
     plain = [plain, *torch.autograd.grad(plain, [*qkv, *parameters], do)]
     for name, a, b, c in zip(["out", "dq", "dk", "dv", "d1", "d2"], got, want, plain, strict=False):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import luban
+from luban.core.errors import UnsupportedError
 from luban.generate.cache import ContiguousCache
 from luban.models.convert.family import format_for
 from luban.objectives.denoising import source_loss
@@ -113,6 +116,63 @@ def test_step_by_step_with_a_cache_equals_the_whole(pair):
         ours.module(None, part, cache=cache, memory=memory) for part in (target[:, :3], target[:, 3:4], target[:, 4:])
     ]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_classes_of_bart_and_bart_alone_equal_theirs(tmp_path):
+    config = transformers.BartConfig(vocab_size=60, d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
+                                     decoder_attention_heads=2, encoder_ffn_dim=20, decoder_ffn_dim=20, init_std=0.3,
+                                     max_position_embeddings=40, num_labels=4)  # fmt: skip
+    mask = torch.arange(9) < torch.tensor([[9], [4]])
+    source = torch.randint(3, 60, (2, 9))
+    source[torch.arange(2), mask.sum(-1) - 1] = config.eos_token_id  # theirs reads the class there
+    source = torch.where(mask, source, config.pad_token_id)
+    target = torch.cat((torch.full((2, 1), config.decoder_start_token_id), source[:, :-1]), dim=1)
+    for kind in (transformers.BartForSequenceClassification, transformers.BartModel):
+        theirs = kind(config).eval()
+        theirs.save_pretrained(tmp_path / kind.__name__)
+        ours = luban.load_model(tmp_path / kind.__name__)
+        want = theirs(source, attention_mask=mask.long())
+        want = want.logits if "logits" in want else want.last_hidden_state[mask]
+        got = ours.module(source, target, mask, decoder_mask=mask)
+        torch.testing.assert_close(got if got.dim() == 2 else got[mask], want, atol=1e-4, rtol=1e-5)
+        luban.export_model(ours, tmp_path / "out" / kind.__name__)
+        back, info = kind.from_pretrained(tmp_path / "out" / kind.__name__, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        again = back.eval()(source, attention_mask=mask.long())
+        again = again.logits if "logits" in again else again.last_hidden_state[mask]
+        torch.testing.assert_close(again, want, atol=1e-5, rtol=1e-5)
+
+
+def test_a_t5_with_a_head_of_its_own_survives_being_saved_by_theirs(tmp_path):
+    """Published T5 1.1 files have their own output table; transformers 5 saves them with a configuration that says tied."""
+    theirs = random_model(random.Random(3), "t5-1.1")
+    theirs.save_pretrained(tmp_path / "tied")
+    config = json.loads((tmp_path / "tied/config.json").read_text())
+    del config["scale_decoder_outputs"]
+    tensors = load_file(tmp_path / "tied/model.safetensors")
+    tensors["lm_head.weight"] = torch.randn_like(tensors["shared.weight"])
+    published = tmp_path / "published"
+    published.mkdir()
+    (published / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    save_file(tensors, published / "model.safetensors", metadata={"format": "pt"})
+    theirs = type(theirs).from_pretrained(published).eval()
+    theirs.save_pretrained(tmp_path / "again")
+    source, target = (
+        torch.randint(2, theirs.config.vocab_size, (2, 7)),
+        torch.randint(2, theirs.config.vocab_size, (2, 5)),
+    )
+    want = theirs(source, decoder_input_ids=target).logits
+    for folder in ("published", "again"):
+        ours = luban.load_model(tmp_path / folder)
+        assert not ours.spec.tied_head
+        torch.testing.assert_close(ours.module(source, target), want, atol=1e-4, rtol=1e-5)
+
+
+def test_classes_that_are_not_built_are_refused_by_name(tmp_path):
+    theirs = transformers.T5EncoderModel(random_model(random.Random(1), "t5").config)
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match="architecture T5EncoderModel"):
+        luban.load_model(tmp_path)
 
 
 def test_parameters_by_arithmetic(pair):

@@ -42,12 +42,13 @@ class Table:
         np.add.at(counts, places, np.concatenate([self.counts, other.counts]))
         return Table(keys, counts)
 
-    def look(self, keys: np.ndarray) -> np.ndarray:
-        """(n,) int64: counts of these keys, 0 for those that are not here."""
+    def look(self, keys: np.ndarray, *beside: np.ndarray) -> list[np.ndarray]:
+        """(n,) int64 counts of these keys, and what stands `beside` the counts; 0 for those that are not here."""
         if not len(self.keys):
-            return np.zeros(len(keys), dtype=np.int64)
+            return [np.zeros(len(keys), dtype=np.int64)] * (1 + len(beside))
         places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[places] == keys, self.counts[places], 0)
+        here = self.keys[places] == keys
+        return [np.where(here, column[places], 0) for column in (self.counts, *beside)]
 
 
 EMPTY = np.zeros(0, np.uint64)
@@ -104,8 +105,8 @@ class NgramModel:
         for order in range(1, ORDER + 1):
             gram, context = _grams(hashes, order)
             tail = len(hashes) - len(gram)  # the first words have no context of this length
-            total, types = self.contexts[order - 1].look(context), self.followers[order - 1].look(context)
-            seen = self.grams[order - 1].look(gram)
+            total, types = self.contexts[order - 1].look(context, self.followers[order - 1].counts)  # the same keys
+            (seen,) = self.grams[order - 1].look(gram)
             below = lower[tail:]
             lower[tail:] = np.where(total > 0, (seen + types * below) / np.maximum(total + types, 1), below)
         return np.log(lower)

@@ -102,7 +102,8 @@ def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, quer
              form, zero, reach, block, backward_only, scale):  # fmt: skip
     call = _Call(q, k, numbers, table, start, form, zero, reach, block, backward_only, scale)
     out, lse = _by_token(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    t = tiles(call.dim, "forward", block, call.intervals)
+    gathering = call.kind == TABLE  # from a table, which takes shared memory for every stage
+    t = tiles(call.dim, "forward", block, call.intervals or gathering)
     lists, counts, strides = call.lists(query_list, query_count)
     forward.forward_kernel[(-(-call.T // t.rows), call.B * call.H)](
         q, k, v, out, lse, lse if start is None else start, lse if stop is None else stop, call.table, call.numbers,

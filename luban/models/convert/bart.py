@@ -1,4 +1,5 @@
-"""BART as Hugging Face writes it (`model_type = "bart"`): a post-norm encoder–decoder with learned positions."""
+"""BART as Hugging Face writes it (`model_type = "bart"`): a post-norm encoder–decoder with learned positions, as
+a language model, with classes, or alone."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from luban.core.errors import UnsupportedError
 from luban.models.block.post import PostNorm
 from luban.models.convert.family import Fields, Pair, activation_name, plain_feedforward
 from luban.models.encoder_decoder import EncoderDecoderBody
-from luban.models.head import LanguageModel
+from luban.models.head import Classes, Head, Hidden, LanguageModel
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
 from luban.nn.norm import LayerNorm
@@ -45,17 +47,25 @@ class RowPair(Pair):
         return ours[self.ours][None].contiguous()
 
 
+LM = "BartForConditionalGeneration"
+
+
 class Bart:
-    """Its bias a token is a buffer there, zero unless someone set it; here it is the head's."""
+    """Its bias a token is a buffer there, zero unless someone set it; here it is the head's.
+
+    Classes are read off the last token of the decoder, whose tokens are the source's shifted right by one behind the
+    start token, as theirs are.
+    """
 
     ignored = re.compile(r"model\.(en|de)coder\.embed_tokens\.weight|lm_head\.weight")  # copies of the one table
     body = EncoderDecoderBody
-    heads = (LanguageModel,)
+    heads = (LanguageModel, Classes, Hidden)
     prefix = "model."
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """The specification; refuses sides of different widths."""
         fields = Fields(config, "bart")
+        head = self.head(fields)
         fields.only("scale_embedding", False)
         fields.only("tie_word_embeddings", True)
         heads, inner = fields.need("decoder_attention_heads"), fields.need("decoder_ffn_dim")
@@ -67,33 +77,53 @@ class Bart:
             attention=Grouped(heads=heads, qkv_bias=True, output_bias=True), norm=LayerNorm(), embedding_norm=LayerNorm(),
             feedforward=plain_feedforward(fields.get("activation_function", "gelu"), inner, bias=True),
             block=PostNorm(), body=EncoderDecoderBody(encoder_layers=fields.need("encoder_layers")),
-            head=LanguageModel(bias=True), tied_head=True,
+            head=head, tied_head=isinstance(head, LanguageModel),
         )  # fmt: skip
+
+    def head(self, fields: Fields) -> Head:
+        """The head of the class that wrote the directory. Raises UnsupportedError for another."""
+        labels = len(fields.get("id2label", (0, 1, 2)))
+        known: dict[str, Head] = {
+            LM: LanguageModel(bias=True), "BartModel": Hidden(),
+            "BartForSequenceClassification": Classes(count=labels, pooling="last"),
+        }  # fmt: skip
+        name = (fields.get("architectures", None) or [LM])[0]
+        if name not in known:
+            raise UnsupportedError(f"config.json names the architecture {name}; known are {', '.join(known)}")
+        return known[name]
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
         body, attention, norm = spec.body, spec.attention, LayerNorm()
+        count = spec.head.count if isinstance(spec.head, Classes) else 0
+        names = {LanguageModel(bias=True): LM, Hidden(): "BartModel",
+                 Classes(count=count or 1, pooling="last"): "BartForSequenceClassification"}  # fmt: skip
         known = (isinstance(body, EncoderDecoderBody) and isinstance(attention, Grouped) and spec.norm == norm
-                 and spec.embedding_norm == norm and spec.position == Learned(offset=OFFSET) and spec.tied_head
-                 and isinstance(spec.block, PostNorm) and spec.head == LanguageModel(bias=True)
+                 and spec.embedding_norm == norm and spec.position == Learned(offset=OFFSET) and spec.head in names
+                 and isinstance(spec.block, PostNorm) and spec.tied_head == isinstance(spec.head, LanguageModel)
                  and activation_name(spec.feedforward) and spec.feedforward.bias)  # fmt: skip
         if not known or attention != Grouped(heads=attention.heads, qkv_bias=True, output_bias=True):
             return None
         return {
-            "architectures": ["BartForConditionalGeneration"], "model_type": "bart", "is_encoder_decoder": True,
+            "architectures": [names[spec.head]], "model_type": "bart", "is_encoder_decoder": True,
             "vocab_size": spec.vocab_size, "d_model": spec.width, "max_position_embeddings": spec.context,
             "encoder_layers": body.encoder_layers or spec.layers, "decoder_layers": spec.layers,
             "encoder_attention_heads": attention.heads, "decoder_attention_heads": attention.heads,
             "encoder_ffn_dim": spec.feedforward.width, "decoder_ffn_dim": spec.feedforward.width,
             "activation_function": activation_name(spec.feedforward), "scale_embedding": False,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": True, **({"id2label": {str(i): f"LABEL_{i}" for i in range(count)}} if count else {}),
         }  # fmt: skip
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
         assert isinstance(spec.body, EncoderDecoderBody)
         yield Pair("embedding.weight", "model.shared.weight")
-        yield RowPair("readout.bias", "final_logits_bias")
+        if isinstance(spec.head, LanguageModel):
+            yield RowPair("readout.bias", "final_logits_bias")
+        if isinstance(spec.head, Classes):
+            for kind in ("weight", "bias"):
+                yield Pair(f"readout.pool.{kind}", f"classification_head.dense.{kind}")
+                yield Pair(f"readout.output.{kind}", f"classification_head.out_proj.{kind}")
         sides = (("encoder", spec.body.encoder_layers or spec.layers, (*SELF, *REST)),
                  ("decoder", spec.layers, (*SELF, *CROSS, *REST)))  # fmt: skip
         for side, layers, names in sides:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -183,6 +183,21 @@ def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
         if config is not None:
             return form, config
     raise UnsupportedError(f"no Hugging Face architecture expresses this model (known: {', '.join(FORMATS)})")
+
+
+def as_stored(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> ModelSpec:
+    """The specification, untied where the file holds an output table that isn't the embedding's.
+
+    transformers 5 goes by the tensors too, whatever the configuration says, and writes such configurations itself.
+    """
+    if not spec.tied_head:
+        return spec
+    untied = replace(spec, tied_head=False)
+    names = {pair.ours: pair.theirs for pair in form.pairs(untied) if isinstance(pair, Pair)}
+    table = names.get("readout.weight", names.get("readout.vocabulary.weight"))
+    embedding = names["embedding.weight"]
+    held = table in theirs and embedding in theirs and theirs[table].shape == theirs[embedding].shape
+    return untied if held and not torch.equal(theirs[table], theirs[embedding]) else spec
 
 
 def to_ours(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,6 +20,9 @@ from luban.nn.position.t5 import RelativeBias
 FEEDFORWARD: dict[str, type[FeedForward]] = {"relu": ReLU, "gelu": GELU, "gated-gelu": TanhGEGLU}
 
 
+LM = "T5ForConditionalGeneration"
+
+
 def attention(ours: str, theirs: str) -> tuple[tuple[str, str], ...]:
     """The four products of one attention."""
     return tuple((f"{ours}.{a}", f"{theirs}.{b}") for a, b in (("q", "q"), ("k", "k"), ("v", "v"), ("output", "o")))
@@ -28,7 +31,7 @@ def attention(ours: str, theirs: str) -> tuple[tuple[str, str], ...]:
 class T5:
     """No biases anywhere; a head of its own (1.1) or the embedding on hidden states divided by √E."""
 
-    ignored = re.compile(r"(en|de)coder\.embed_tokens\.weight"
+    ignored = re.compile(r"(en|de)coder\.embed_tokens\.weight|lm_head\.weight"
                          r"|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")  # fmt: skip
     body = EncoderDecoderBody
     heads = (LanguageModel,)
@@ -37,6 +40,9 @@ class T5:
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """The specification. Raises UnsupportedError for another feed-forward network."""
         fields = Fields(config, "t5")
+        name = (fields.get("architectures", None) or [LM])[0]
+        if name != LM:
+            raise UnsupportedError(f"config.json names the architecture {name}; only {LM} is supported")
         kind = fields.get("feed_forward_proj", "relu")
         if kind not in FEEDFORWARD:
             raise UnsupportedError(
@@ -67,7 +73,7 @@ class T5:
         if not known or heads != Grouped(heads=heads.heads, head_dim=heads.head_dim, score_scale=1.0):
             return None
         return {
-            "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True,
+            "architectures": [LM], "model_type": "t5", "is_encoder_decoder": True,
             "vocab_size": spec.vocab_size, "d_model": spec.width, "d_kv": heads.head_width(spec.width),
             "d_ff": spec.feedforward.width, "num_layers": body.encoder_layers or spec.layers,
             "num_decoder_layers": spec.layers, "num_heads": heads.heads, "n_positions": spec.context,

@@ -120,6 +120,5 @@ def scores(visible: Visible, biases: _Biases | None = None, *, width: int, dtype
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The precision in which products over `x` run: autocast's, where it is on."""
-    kind = x.device.type
-    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if cast else x.dtype
+    kind = x.device.type  # a list instead of torch.amp.is_autocast_available, which torch 2.11 can't trace
+    return torch.get_autocast_dtype(kind) if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) else x.dtype

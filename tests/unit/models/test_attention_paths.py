@@ -45,7 +45,7 @@ METHODS = [
 CASES = ["causal", "window", "documents", "prefix", "left padding", "right padding", "documents with prefixes"]
 
 
-@pytest.mark.skipif(HERE, reason="runs directly")
+@pytest.mark.skipif(HERE or torch.cuda.is_available(), reason="runs directly; on a GPU tests/gpu stands for it")
 @pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_under_the_interpreter(chosen):
     command = [sys.executable, "-m", "pytest", "-q", "-m", chosen, "-p", "no:cacheprovider", "-p", "no:xdist", __file__]

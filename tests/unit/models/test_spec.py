@@ -10,12 +10,23 @@ import torch
 from luban import ModelSpec, build_model
 from luban.core.config import from_dict, to_dict
 from luban.core.errors import ArtifactError, ConfigError
+from luban.models.block.parallel import Parallel
+from luban.models.block.post import PostNorm
+from luban.models.elmo import ElmoBody
+from luban.models.encoder import EncoderBody
+from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.presets import PRESETS, preset
+from luban.models.recurrent import RecurrentBody
 from luban.models.spec import read_spec, write_spec
 from luban.nn.attention.grouped import Grouped
 from luban.nn.init import FanInInit, NormalInit
 from luban.nn.norm import RMSNorm
+from luban.nn.position.alibi import Alibi
+from luban.nn.position.falcon_alibi import FalconAlibi
+from luban.nn.position.logn import LogN
+from luban.nn.position.randomised import Randomised
 from luban.nn.position.rope import Rope
+from luban.nn.position.two_dimensional import Rope2D
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -74,3 +85,21 @@ def test_initial_deviations():
     assert torch.equal(block.attention_norm.weight, torch.ones(256))
     fan_in = build_model(ModelSpec(init=FanInInit(scale_residual=False))).blocks[0].feedforward.down.weight
     assert fan_in.std().item() == pytest.approx(768**-0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"body": RecurrentBody(), "position": Alibi()}, "a body of type recurrent has no position"),
+        ({"body": ElmoBody(), "block": PostNorm()}, "a body of type elmo has no block"),
+        ({"body": EncoderBody(), "position": FalconAlibi()}, "needs a causal model"),
+        ({"body": EncoderDecoderBody(), "position": LogN(trained=8)}, "needs a causal model"),
+        ({"body": EncoderDecoderBody(), "block": Parallel()}, "no form with cross-attention"),
+        ({"attention": Grouped(heads=2, head_dim=6), "position": Rope2D()}, "a width that 4 divides, 6 given"),
+        ({"attention": Grouped(heads=3)}, "can't be split over 3 heads"),
+        ({"position": Randomised(longest=8)}, "longest ≥ the context of 16"),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused_with_the_reason(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        ModelSpec(**{"vocab_size": 31, "width": 16, "layers": 2, "context": 16, **changes})
