@@ -189,8 +189,8 @@ def _rate(path: str, width: int) -> float:
 
 
 def _warn_once(case: Case, reason: str | None) -> None:
-    if reason not in _warned:
-        _warned.add(str(reason))
+    if reason and reason not in _warned:
+        _warned.add(reason)
         square = "" if case.kind in ("all", "causal") and case.bias is None else ", with queries × keys written out"
         warn(f"attention falls back to {NAMES['torch']}{square} ({case}): Luban's kernel can't serve it, {reason}")
 
