@@ -1,10 +1,12 @@
 """Attention on one GPU beside its peers, in one run: cuDNN, FlashAttention-2, FlexAttention, flash-attn-4 (if installed).
 
-    python benchmarks/attention.py                    every table
-    python benchmarks/attention.py --only biased      one table
-    python benchmarks/attention.py --sweep            time tile settings of our kernels
+    python benchmarks/attention.py --out attention.json     every table, about three minutes on an H100
+    python benchmarks/attention.py --only biased            one table
+    python benchmarks/attention.py --sweep                  time tile settings of our kernels
+    python benchmarks/attention.py --quick                  a few tokens, to see that it runs
 
-FLOPs counted: 4·B·H·D a visible (query, key) pair forward, 10 backward. Medians of repeated runs after warm-up.
+“picked” is what a model gets: the dispatcher's choice, through the same function. FLOPs counted: 4·B·H·D a visible
+(query, key) pair forward, 10 backward. Medians of at least 5 runs after warm-up. A summary stands at the end.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -22,18 +26,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from luban.kernels import dispatch
 from luban.kernels import layout as layouts
 from luban.kernels.distance import alibi, alibi_slopes, kerple_log, kerple_power
-from luban.kernels.flash import attention as ours
+from luban.kernels.flash import launch
+from luban.kernels.flash.attention import flash_attention
 from luban.kernels.intervals import intervals
+from luban.kernels.visible import Visible
+from luban.nn.attention.mask import scores
+from luban.nn.attention.product import attend
 
 try:
     from flash_attn.cute import flash_attn_func as fa4
+    from flash_attn.cute import flash_attn_varlen_func as fa4_packed
 except ImportError:
-    fa4 = None
+    fa4 = fa4_packed = None
 
 TOKENS, WIDTH = 16384, 2048  # tokens a batch, and heads × head width: the shapes of FlashAttention's own benchmark
 ROWS: list[dict] = []
+SUMMARY: list[str] = []
 
 
 def inputs(T, D, heads=None):
@@ -41,25 +52,61 @@ def inputs(T, D, heads=None):
     return [torch.randn(B, H, T, D, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
 
 
+def milliseconds(call, budget=0.12):
+    """Median of at least 5 runs (2 where one takes over a second), the second-level cache cleared in between."""
+    call()
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    once = time.perf_counter() - begin
+    runs = 2 if once > 1 else min(100, max(5, int(budget / max(once, 1e-5))))
+    cleared, times = torch.empty(64 * 2**20, dtype=torch.int8, device="cuda"), []
+    for _ in range(max(1, runs // 4)):
+        call()
+    for _ in range(runs):
+        cleared.zero_()
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        call()
+        last.record()
+        times.append((first, last))
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in times)
+
+
 def measure(table, name, T, D, pairs, call, qkv, extra=()):
     """Time forward and backward of `call()`; pairs: visible pairs a batch row and head."""
     try:
         out = call()
-        do = torch.randn_like(out)
-        forward = triton.testing.do_bench(call, warmup=50, rep=200, return_mode="median")
-        leaves = [*qkv, *extra]
-        backward = triton.testing.do_bench(lambda: torch.autograd.grad(out, leaves, do, retain_graph=True),
-                                           warmup=50, rep=200, return_mode="median")  # fmt: skip
+        do, leaves = torch.randn_like(out), [*qkv, *extra]
+        forward = milliseconds(call)
+        backward = milliseconds(lambda: torch.autograd.grad(out, leaves, do, retain_graph=True))
     except Exception as error:
-        print(f"{table:<10} {name:<16} T={T:<6} D={D:<4} failed: {' '.join(str(error).split())[:140]}", flush=True)
+        print(f"{table:<8} {name:<18} T={T:<6} D={D:<4} failed: {' '.join(str(error).split())[:200]}", flush=True)
         return None
     work = 4 * qkv[0].shape[0] * qkv[0].shape[1] * pairs * D
     row = {"table": table, "name": name, "T": T, "D": D, "forward_ms": forward, "backward_ms": backward,
            "forward_tflops": work / forward / 1e9, "backward_tflops": 2.5 * work / backward / 1e9}  # fmt: skip
     ROWS.append(row)
-    print(f"{table:<10} {name:<16} T={T:<6} D={D:<4} fwd {row['forward_tflops']:6.0f} TFLOP/s ({forward:.3f} ms)   "
-          f"bwd {row['backward_tflops']:6.0f} ({backward:.3f} ms)", flush=True)  # fmt: skip
+    print(f"{table:<8} {name:<18} T={T:<6} D={D:<4} fwd {row['forward_tflops']:5.0f} TFLOP/s {forward:8.3f} ms   "
+          f"bwd {row['backward_tflops']:5.0f} {backward:8.3f} ms", flush=True)  # fmt: skip
     return row
+
+
+def summarise(case, rows):
+    """One line: TFLOP/s forward / backward of everyone who ran."""
+    cells = [f"{r['name']} {r['forward_tflops']:.0f}/{r['backward_tflops']:.0f}" for r in rows if r]
+    SUMMARY.append(f"{case}: " + ", ".join(cells))
+
+
+def picked(q, k, v, **restrictions):
+    """What a model would run on these tensors."""
+    T = q.shape[2]
+    made = scores(
+        Visible(queries=T, keys=T, causal=True, device=q.device, **restrictions), width=q.shape[3], dtype=q.dtype
+    )
+    return made.path, lambda: attend(q, k, v, made)
 
 
 def sdpa(backend, q, k, v):
@@ -70,92 +117,102 @@ def sdpa(backend, q, k, v):
     return call
 
 
-def flexed(q, k, v, score=None, mask=None):
+def flexed(q, k, v, score=None, mask=None, rows=None):
     T = q.shape[2]
-    blocks = create_block_mask(mask or (lambda b, h, i, j: i >= j), None, None, T, T, device="cuda")
+    blocks = create_block_mask(mask or (lambda b, h, i, j: i >= j), rows, None, T, T, device="cuda")
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda: compiled(q, k, v, score_mod=score, block_mask=blocks)
 
 
-def plain():
+def by_token(qkv):
+    """The same laid out (B, T, H, D), as flash-attn-4 takes it."""
+    return [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in qkv]
+
+
+def first(out):
+    return out[0] if isinstance(out, tuple) else out
+
+
+def plain(sizes=(2048, 4096, 8192, 16384)):
     for D in (64, 128):
-        for T in (2048, 4096, 8192, 16384):
+        for T in sizes:
             q, k, v = qkv = inputs(T, D)
             pairs = T * (T + 1) / 2
-            measure("plain", "luban", T, D, pairs, lambda: ours.flash_attention(q, k, v), qkv)
-            measure("plain", "cudnn", T, D, pairs, sdpa(SDPBackend.CUDNN_ATTENTION, q, k, v), qkv)
-            measure("plain", "flash-2", T, D, pairs, sdpa(SDPBackend.FLASH_ATTENTION, q, k, v), qkv)
+            path, call = picked(q, k, v)
+            rows = [measure("plain", f"picked {path}", T, D, pairs, call, qkv),
+                    measure("plain", "luban", T, D, pairs, lambda: flash_attention(q, k, v), qkv),
+                    measure("plain", "cudnn", T, D, pairs, sdpa(SDPBackend.CUDNN_ATTENTION, q, k, v), qkv)]  # fmt: skip
             if T == 8192:
-                measure("plain", "flex", T, D, pairs, flexed(q, k, v), qkv)
+                rows.append(measure("plain", "flash2", T, D, pairs, sdpa(SDPBackend.FLASH_ATTENTION, q, k, v), qkv))
+                rows.append(measure("plain", "flex", T, D, pairs, flexed(q, k, v), qkv))
             if fa4:
-                swapped = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in qkv]
-
-                def call(swapped=swapped):
-                    out = fa4(*swapped, causal=True)
-                    return out[0] if isinstance(out, tuple) else out
-
-                measure("plain", "flash-attn-4", T, D, pairs, call, swapped)
+                swapped = by_token(qkv)
+                rows.append(measure("plain", "flash4", T, D, pairs, lambda: first(fa4(*swapped, causal=True)), swapped))
+            summarise(f"causal T={T} D={D}", rows)
 
 
-def biased():
-    for D, T in ((64, 8192), (128, 8192), (128, 16384)):
+def biased(sizes=((64, 8192), (128, 8192), (64, 16384), (128, 16384))):
+    for D, T in sizes:
         q, k, v = qkv = inputs(T, D)
         H, pairs = q.shape[1], T * (T + 1) / 2
-        slopes = alibi_slopes(H).cuda()
+        slopes = alibi_slopes(H, "cuda")
         r1, r2 = (torch.rand(H, device="cuda").add(0.5).requires_grad_() for _ in range(2))
-        scale = 1 / math.sqrt(D)
-        measure("biased", "alibi", T, D, pairs, lambda: ours.flash_attention(q, k, v, bias=alibi(slopes, T, T)), qkv)
-        measure("biased", "alibi flex", T, D, pairs,
-                flexed(q, k, v, lambda s, b, h, i, j: s - slopes[h] * (i - j)), qkv)  # fmt: skip
-        for name, make, formula in (
-            (
-                "power",
-                kerple_power,
-                lambda s, b, h, i, j: s - scale * r1[h] * torch.pow((i - j).abs().float() + 1e-6, r2[h]),
-            ),
-            ("log", kerple_log, lambda s, b, h, i, j: s - scale * r1[h] * torch.log(1 + r2[h] * (i - j).abs())),
-        ):
-            measure("biased", f"kerple {name}", T, D, pairs,
-                    lambda make=make: ours.flash_attention(q, k, v, bias=make(r1, r2, T, T, scale)), qkv, (r1, r2))  # fmt: skip
-            measure("biased", f"{name} flex", T, D, pairs, flexed(q, k, v, formula), qkv, (r1, r2))
+        scale, learned = 1 / math.sqrt(D), (r1, r2)
+        rows = [measure("biased", "unbiased", T, D, pairs, lambda: flash_attention(q, k, v), qkv),
+                measure("biased", "alibi", T, D, pairs, lambda: flash_attention(q, k, v, bias=alibi(slopes, T)), qkv),
+                measure("biased", "power", T, D, pairs, lambda: flash_attention(q, k, v, bias=kerple_power(r1, r2, T, scale)), qkv, learned),
+                measure("biased", "log", T, D, pairs, lambda: flash_attention(q, k, v, bias=kerple_log(r1, r2, T, scale)), qkv, learned)]  # fmt: skip
+        if T == 8192:
+            rows.append(measure("biased", "alibi flex", T, D, pairs,
+                                flexed(q, k, v, lambda s, b, h, i, j: s - slopes[h] * (i - j)), qkv))  # fmt: skip
+        if (D, T) == (64, 8192):
+            rows.append(measure("biased", "log flex", T, D, pairs, flexed(
+                q, k, v, lambda s, b, h, i, j: s - scale * r1[h] * torch.log(1 + r2[h] * (i - j).abs())), qkv, learned))  # fmt: skip
+        summarise(f"biased T={T} D={D}", rows)
 
 
-def packed():
-    """Documents of exponential length, mean 512, in packs of 8k: time against the tiles that must be touched."""
-    T, D = 8192, 128
-    for seed in range(2):
-        torch.manual_seed(seed)
+def packed(T=8192, mean=512):
+    """Documents of exponential length in packs: time against the tiles that must be touched."""
+    for D in (64, 128):
+        torch.manual_seed(0)
         q, k, v = qkv = inputs(T, D)
         B = q.shape[0]
-        lengths = torch.empty(B, T).exponential_(1 / 512).clamp(min=1).long()
-        docs = torch.zeros(B, T, dtype=torch.int32)
-        for b in range(B):
-            docs[b] = torch.repeat_interleave(torch.arange(T), lengths[b])[:T]
-        mask = intervals(T, T, documents=docs.cuda(), device="cuda")
-        dense = measure("packed", "dense causal", T, D, T * (T + 1) / 2, lambda: ours.flash_attention(q, k, v), qkv)
-        found = measure(
-            "packed", "documents", T, D, mask.pairs() / B, lambda: ours.flash_attention(q, k, v, mask=mask), qkv
-        )
-        measure("packed", "flex", T, D, mask.pairs() / B, flexed_documents(q, k, v, docs.cuda()), qkv)
+        lengths = torch.empty(B, T).exponential_(1 / mean).clamp(min=1).long()
+        documents = torch.stack([torch.repeat_interleave(torch.arange(T), row)[:T] for row in lengths]).int().cuda()
+        mask = intervals(T, T, documents=documents, device="cuda")
+        pairs = mask.pairs() / B
+        dense = measure("packed", "dense causal", T, D, T * (T + 1) / 2, lambda: flash_attention(q, k, v), qkv)
+        path, call = picked(q, k, v, documents=documents)
+        found = measure("packed", f"picked {path}", T, D, pairs, call, qkv)
+        rows = [found, measure("packed", "flex", T, D, pairs, flexed(
+            q, k, v, mask=lambda b, h, i, j: (i >= j) & (documents[b, i] == documents[b, j]), rows=B), qkv)]  # fmt: skip
+        if fa4_packed:
+            rows.append(flash4_packed(documents, T, D, pairs, qkv))
+        summarise(f"packed T={T} D={D}", rows)
+        ratios = {}
         for which, kernel in (("forward", "forward"), ("backward", "queries")):
-            t = ours.tiles(D, kernel, None)
+            t = launch.tiles(D, kernel, intervals=True)
             touched, total = touched_tiles(mask, T, t.rows, t.cols)
-            ideal = dense[f"{which}_ms"] * touched / (total * B)
-            exact = mask.pairs() / (touched * t.rows * t.cols)
-            ROWS.append(
-                {"table": "packed", "name": f"{which} ratio", "ratio": found[f"{which}_ms"] / ideal, "exact": exact}
-            )
-            print(f"packed     {which} time over its tiles at the dense rate: {found[f'{which}_ms'] / ideal:.2f}; "
-                  f"visible pairs in those tiles: {exact:.0%}", flush=True)  # fmt: skip
+            ratios[which] = (found[f"{which}_ms"] / (dense[f"{which}_ms"] * touched / (total * B)),
+                             pairs * B / (touched * t.rows * t.cols))  # fmt: skip
+        ROWS.append({"table": "packed", "name": "ratios", "D": D, **ratios})
+        SUMMARY.append(f"packed D={D}: time over its tiles at the dense rate "
+                       + ", ".join(f"{which} {r:.2f} (visible pairs in them {e:.0%})" for which, (r, e) in ratios.items()))  # fmt: skip
 
 
-def flexed_documents(q, k, v, docs):
-    T = q.shape[2]
-    mask = create_block_mask(
-        lambda b, h, i, j: (i >= j) & (docs[b, i] == docs[b, j]), q.shape[0], None, T, T, device="cuda"
-    )
-    compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda: compiled(q, k, v, block_mask=mask)
+def flash4_packed(documents, T, D, pairs, qkv):
+    B = documents.shape[0]
+    fresh = torch.ones_like(documents, dtype=torch.bool)
+    fresh[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    edges = torch.cat([fresh.flatten().nonzero().flatten(), torch.tensor([B * T], device="cuda")]).int()
+    swapped = [x.detach().flatten(0, 1).requires_grad_() for x in by_token(qkv)]
+    row = measure("packed", "flash4 varlen", T, D, pairs * B, lambda: first(fa4_packed(
+        *swapped, cu_seqlens_q=edges, cu_seqlens_k=edges, max_seqlen_q=T, max_seqlen_k=T, causal=True)), swapped)  # fmt: skip
+    if row is not None:  # `measure` read tokens × heads as batch × heads
+        row["forward_tflops"], row["backward_tflops"] = (
+            row[x] / (B * T) for x in ("forward_tflops", "backward_tflops")
+        )
+    return row
 
 
 def touched_tiles(mask, T, rows, cols):
@@ -166,83 +223,120 @@ def touched_tiles(mask, T, rows, cols):
     return int((stops - starts).sum()), dense
 
 
-def sparse():
-    T, D, block = 16384, 128, 64
-    q, k, v = qkv = inputs(T, D)
-    base = None
-    for share in (1.0, 0.5, 0.25, 0.1, 0.03):
-        blocks = T // block
-        torch.manual_seed(0)
-        table = (torch.rand(1, blocks, blocks) < share) | torch.eye(blocks, dtype=torch.bool)
-        made = layouts.BlockLayout((table & torch.ones_like(table).tril()).cuda(), block)
-        density = made.density()
-        row = measure("sparse", f"density {density:.3f}", T, D, density * T * T / 2,
-                      lambda made=made: ours.flash_attention(q, k, v, layout=made), qkv)  # fmt: skip
-        if row is None:
-            return
-        time = row["forward_ms"] + row["backward_ms"]
-        base = base or time / density
-        ROWS.append({"table": "sparse", "name": "ratio", "density": density, "ratio": time / density / base})
-        print(f"sparse     time over density, relative to dense: {time / density / base:.3f}", flush=True)
+def sparse(T=16384):
+    for D in (64, 128):
+        q, k, v = qkv = inputs(T, D)
+        base, cells = None, []
+        for share in (1.0, 0.5, 0.25, 0.1, 0.03):
+            blocks = T // 64
+            torch.manual_seed(0)
+            table = (torch.rand(1, blocks, blocks) < share) | torch.eye(blocks, dtype=torch.bool)
+            made = layouts.BlockLayout((table & torch.ones_like(table).tril()).cuda(), 64)
+            density = made.density()
+            row = measure("sparse", f"density {density:.3f}", T, D, density * T * T / 2,
+                          lambda made=made: flash_attention(q, k, v, layout=made), qkv)  # fmt: skip
+            if row is None:
+                break
+            times = torch.tensor([row["forward_ms"], row["backward_ms"]]) / density
+            base = times if base is None else base
+            both, (fwd, bwd) = float(times.sum() / base.sum()), (times / base).tolist()
+            ROWS.append({"table": "sparse", "name": "ratio", "D": D, "density": density, "ratio": both})
+            cells.append(f"{density:.3f} → {both:.2f} (fwd {fwd:.2f}, bwd {bwd:.2f})")
+        SUMMARY.append(f"sparse D={D}: time over density, relative to dense: " + ", ".join(cells))
 
 
-def memory():
+def memory(sizes=(16384, 32768, 65536, 131072, 262144)):
     """Peak memory of forward and backward beyond the inputs, in T: the slope of its log."""
     points = []
-    for T in (16384, 32768, 65536, 131072, 262144):
+    for T in sizes:
         qkv = [torch.randn(1, 2, T, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        ours.flash_attention(*qkv).sum().backward()
+        flash_attention(*qkv).sum().backward()
         points.append((math.log(T), math.log(torch.cuda.max_memory_allocated() - before)))
-        print(f"memory     T={T:<7} {math.exp(points[-1][1]) / 1e6:9.1f} MB", flush=True)
     x, y = torch.tensor(points, dtype=torch.float64).T
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
-    ROWS.append({"table": "memory", "name": "slope", "slope": slope})
-    print(f"memory     slope of log bytes in log T: {slope:.3f}")
+    ROWS.append({"table": "memory", "name": "slope", "slope": slope, "bytes": [math.exp(b) for _, b in points]})
+    SUMMARY.append(f"memory beyond the inputs, T = {sizes[0]} … {sizes[-1]}: {math.exp(points[-1][1]) / 1e6:.0f} MB "
+                   f"at the end, slope of log bytes in log T {slope:.3f}")  # fmt: skip
 
 
 SETTINGS = {
-    "forward": [(128, 128, 8, 2), (128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 128, 4, 3), (128, 64, 4, 2)],
-    "keys": [(64, 128, 8, 2), (64, 128, 8, 3), (64, 64, 4, 2), (64, 128, 4, 2), (32, 128, 4, 3), (128, 128, 8, 2), (64, 64, 4, 3)],
-    "queries": [(128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (128, 64, 4, 2), (128, 32, 4, 3), (128, 128, 8, 2), (64, 64, 4, 3)],
+    "forward": [(128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 2)],
+    "keys": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 8, 2), (64, 128, 8, 3), (128, 64, 8, 2), (64, 64, 8, 2), (32, 64, 4, 3)],
+    "queries": [(128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 4, 2), (64, 128, 8, 2), (64, 32, 4, 3)],
 }  # fmt: skip
 
 
-def sweep():
-    """Time tile settings of each kernel, the others left as they are."""
-    original = ours.tiles
+def sweep(T=8192, mean=512):
+    """Time tile settings of each kernel, the others left as they are: plain, with a learned bias, packed documents."""
+    original = launch.tiles
+    torch.manual_seed(0)
     for D in (64, 128):
-        q, k, v = qkv = inputs(8192, D)
+        q, k, v = inputs(T, D)
+        documents = (torch.rand(q.shape[0], T, device="cuda") < 1 / mean).cumsum(1).int()
+        mask, (r1, r2) = (
+            intervals(T, T, documents=documents, device="cuda"),
+            torch.rand(2, q.shape[1], device="cuda") + 0.5,
+        )
+        r1.requires_grad_(), r2.requires_grad_()
+        cases = {"plain": lambda: flash_attention(q, k, v),
+                 "log": lambda: flash_attention(q, k, v, bias=kerple_log(r1, r2, T, D**-0.5)),
+                 "packed": lambda: flash_attention(q, k, v, mask=mask)}  # fmt: skip
         for which, settings in SETTINGS.items():
             for setting in settings:
-                chosen = ours.Tiles(*setting)
-                ours.tiles = lambda w, name, s, which=which, chosen=chosen: (
-                    chosen if name == which else original(w, name, s)
+                chosen = launch.Tiles(*setting)
+                launch.tiles = lambda w, name, *rest, **more: (
+                    chosen if name == which else original(w, name, *rest, **more)
                 )
-                measure(
-                    "sweep", f"{which} {setting}", 8192, D, 8192 * 8193 / 2, lambda: ours.flash_attention(q, k, v), qkv
-                )
-    ours.tiles = original
+                cells = []
+                for name, call in cases.items():
+                    try:
+                        mask = intervals(T, T, documents=documents, device="cuda")  # the tiles decide what it prepares
+                        out = call()
+                        leaves, do = [q, k, v] + ([r1, r2] if name == "log" else []), torch.ones_like(out)
+                        work = (
+                            (lambda: torch.autograd.grad(out, leaves, do, retain_graph=True))
+                            if which != "forward"
+                            else call
+                        )
+                        cells.append(f"{name} {milliseconds(work, 0.03):.3f}")
+                    except Exception as error:
+                        cells.append(f"{name} failed: {str(error)[:60]}")
+                SUMMARY.append(f"sweep D={D} {which} {setting}, ms of the pass: " + ", ".join(cells))
+                print(SUMMARY[-1], flush=True)
+    launch.tiles = original
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["plain", "biased", "packed", "sparse", "memory"])
-    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=["plain", "biased", "packed", "sparse", "memory"])
+    parser.add_argument("--sweep", action="store_true", help="time tile settings instead")
+    parser.add_argument("--quick", action="store_true", help="small shapes")
     parser.add_argument("--out", type=Path, help="write every row as JSON")
     options = parser.parse_args()
     card = torch.cuda.get_device_name()
     print(f"{card}, torch {torch.__version__}, triton {triton.__version__}, flash-attn-4 {'yes' if fa4 else 'no'}")
     tables = {"plain": plain, "biased": biased, "packed": packed, "sparse": sparse, "memory": memory}
+    small = {
+        "plain": ([512],),
+        "biased": ([(64, 512)],),
+        "packed": (512, 64),
+        "sparse": (1024,),
+        "memory": ([1024, 2048],),
+    }
     try:
         for name, table in ({"sweep": sweep} if options.sweep else tables).items():
-            if options.only in (None, name):
-                table()
+            if options.sweep or not options.only or name in options.only:
+                begin = time.perf_counter()
+                table(*small.get(name, ()) if options.quick else ())
+                print(f"{name}: {time.perf_counter() - begin:.0f} s", flush=True)
     finally:
+        print("\n".join(["", "summary (TFLOP/s forward/backward)", *SUMMARY, *dispatch.report()]))
         if options.out:
-            options.out.write_text(json.dumps({"device": card, "torch": torch.__version__, "rows": ROWS}, indent=1))
+            found = {"device": card, "torch": torch.__version__, "triton": triton.__version__, "rows": ROWS}
+            options.out.write_text(json.dumps(found | {"summary": SUMMARY}, indent=1))
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ from luban.data.batch import Batch
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
 from luban.objectives.causal import Causal
+from luban.train.compile import loss_function
 from luban.train.device import keep_freed_memory, set_determinism
 from luban.train.precision import COMPUTE, LossScale, Masters
 from luban.train.recipe import Recipe, resolve_spec
-from luban.train.compile import loss_function
 from luban.train.step import TrainStep
 
 VOCABULARY = 4096

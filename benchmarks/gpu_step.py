@@ -13,6 +13,7 @@ that utilisation refers to is the dense bf16 rate of the vendor's table (`luban/
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -27,23 +28,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.kernels import dispatch
+from luban.models.build import build_model
+from luban.models.spec import ModelSpec
+from luban.nn.attention.grouped import Grouped
+from luban.nn.feedforward import SwiGLU
+from luban.objectives.causal import Causal
+from luban.optim.adamw import AdamW
+from luban.train.compile import loss_function
+from luban.train.precision import COMPUTE, LossScale, Masters
+from luban.train.recipe import TrainConfig
+from luban.train.run import prepare_blocks
+from luban.train.step import TrainStep
+
 T = 2048
 SHAPE = {"width": 2048, "inner": 5632, "layers": 22, "vocab": 32_000, "kv_heads": 4}
 TINY = {"width": 128, "inner": 352, "layers": 3, "vocab": 512, "kv_heads": 2}
+
+ALL_BF16 = {"weights": "bf16", "moments": "bf16"}
 
 # name: (who, heads, batch, settings)
 CONTESTANTS: dict[str, tuple[str, int, int, dict[str, str]]] = {
     "transformers-8": ("transformers", 32, 8, {}),
     "transformers-16": ("transformers", 32, 16, {}),
     "plain-128": ("plain", 16, 16, {}),
-    "luban-64-bf16": ("luban", 32, 16, {"weights": "bf16", "moments": "bf16"}),
-    "luban-64-bf16-8": ("luban", 32, 8, {"weights": "bf16", "moments": "bf16"}),
-    "luban-128-bf16": ("luban", 16, 16, {"weights": "bf16", "moments": "bf16"}),
-    "luban-128-cheap": ("luban", 16, 16, {"weights": "bf16", "moments": "bf16", "recompute": "cheap"}),
-    "luban-128-stochastic": ("luban", 16, 16, {"weights": "bf16", "moments": "fp32", "recompute": "cheap"}),
+    "luban-64": ("luban", 32, 16, ALL_BF16),
+    "luban-64-cudnn": ("luban", 32, 16, {**ALL_BF16, "attention": "cudnn"}),
+    "luban-128": ("luban", 16, 16, ALL_BF16),
+    "luban-128-fp8": ("luban", 16, 16, {**ALL_BF16, "precision": "fp8"}),
+    "luban-128-cheap": ("luban", 16, 16, {**ALL_BF16, "recompute": "cheap"}),
+    "luban-128-stochastic": ("luban", 16, 16, {**ALL_BF16, "moments": "fp32", "recompute": "cheap"}),
     "luban-128-master": ("luban", 16, 16, {"weights": "fp32", "moments": "fp32", "recompute": "cheap"}),
-    "luban-128-fp8": ("luban", 16, 16, {"weights": "bf16", "moments": "bf16", "precision": "fp8"}),
-    "luban-128-blocks": ("luban", 16, 16, {"weights": "bf16", "moments": "bf16", "recompute": "blocks"}),
+    "luban-128-blocks": ("luban", 16, 16, {**ALL_BF16, "recompute": "blocks"}),
 }
 
 
@@ -145,21 +161,9 @@ def plain_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: 
     return step
 
 
-def luban_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: str,
-               settings: dict[str, str]) -> Callable[[], object]:  # fmt: skip
-    """The trainer's own step."""
-    from luban.models.build import build_model
-    from luban.models.spec import ModelSpec
-    from luban.nn.attention.grouped import Grouped
-    from luban.nn.feedforward import SwiGLU
-    from luban.objectives.causal import Causal
-    from luban.optim.adamw import AdamW
-    from luban.train.compile import loss_function
-    from luban.train.precision import COMPUTE, LossScale, Masters
-    from luban.train.recipe import TrainConfig
-    from luban.train.run import prepare_blocks
-    from luban.train.step import TrainStep
-
+def luban_trainer(shape: dict[str, int], heads: int, batch: int, seq: int, device: str, settings: dict[str, str],
+                  lr: float = 1e-4) -> tuple[TrainStep, nn.Module]:  # fmt: skip
+    """The trainer's own step and its module."""
     spec = ModelSpec(vocab_size=shape["vocab"], width=shape["width"], layers=shape["layers"], context=seq,
                      attention=Grouped(heads=heads, kv_heads=shape["kv_heads"]),
                      feedforward=SwiGLU(width=shape["inner"]))  # fmt: skip
@@ -168,10 +172,22 @@ def luban_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: 
     module = build_model(spec, device=torch.device(device), seed=0)
     masters = Masters(module, COMPUTE[train.precision], split=train.weights == "fp32")
     prepare_blocks(module, train)
-    step = TrainStep(loss_function(module, Causal(), compiled=True, regions="whole" not in settings), masters,
-                     AdamW(lr=1e-4, moments=settings["moments"]).build(masters.parameters),
+    step = TrainStep(loss_function(module, Causal(), compiled=True, regions=True), masters,
+                     AdamW(lr=lr, moments=settings["moments"]).build(masters.parameters),
                      LossScale.of(train.precision), clip=1.0, accumulate=1, device=torch.device(device))  # fmt: skip
-    return lambda: step.launch(RandomBatch(batch, seq, shape["vocab"]), 1.0)
+    return step, module
+
+
+def luban_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: str,
+               settings: dict[str, str]) -> Callable[[], object]:  # fmt: skip
+    """The trainer's own step on random tokens."""
+    step, _ = luban_trainer(shape, heads, batch, seq, device, settings)
+
+    def run() -> None:
+        with dispatch.using(settings.get("attention")):
+            step.launch(RandomBatch(batch, seq, shape["vocab"]), 1.0)
+
+    return run
 
 
 class RandomBatch:
@@ -228,14 +244,14 @@ def timed(step: Callable[[], object], steps: int) -> list[float]:
         for _ in range(steps):
             step()
             marks.append(time.perf_counter())
-        return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(marks)]
     events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
     events[0].record()
     for event in events[1:]:
         step()
         event.record()
     torch.cuda.synchronize()
-    return [a.elapsed_time(b) / 1e3 for a, b in zip(events, events[1:], strict=False)]
+    return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)]
 
 
 def _synchronize() -> None:

@@ -80,6 +80,8 @@ def build(argv: Sequence[str]) -> None:
         say(f"  {row['step']:<10} {row['documents']} documents, {bytes_(row['bytes'])}")
     for reason, dropped in figures["dropped"].items():
         say(f"  dropped by {reason}: {dropped['documents']} documents, {bytes_(dropped['bytes'])}")
+    for step, shown in figures["changes_samples"].items():
+        say(f"  changed by {step}, such as {shown[0]['text']}")
     for what, amount in figures["unusable"].items():
         say(f"  unusable: {amount} {what}, such as {figures['unusable_samples'][what][0]}")
     for what, amount in figures["counts"].items():

@@ -7,6 +7,7 @@ from typing import Any
 
 FILE = "README.md"
 LISTED = 12  # languages named
+SHOWN = 120  # characters of a sample
 
 
 def card(config: Mapping[str, Any], figures: Mapping[str, Any], seed: int | None) -> str:
@@ -24,6 +25,9 @@ def card(config: Mapping[str, Any], figures: Mapping[str, Any], seed: int | None
         dropped = [(why, d["documents"], d["bytes"]) for why, d in sorted(figures["dropped"].items())]
         if dropped:
             sections.append("### Dropped\n\n" + _table(("reason", "documents", "bytes"), dropped))
+        for title, kept in (("Dropped, for example", "dropped_samples"), ("Changed, for example", "changes_samples")):
+            if figures[kept]:
+                sections.append(f"### {title}\n\n{_samples(figures[kept])}")
         if figures["unusable"]:
             sections.append("### Unusable input\n\n" + _table(("what", "records"), sorted(figures["unusable"].items())))
     sections.append("## Known gaps\n\n" + "\n".join(f"- {gap}" for gap in gaps(config, figures)))
@@ -52,6 +56,14 @@ def gaps(config: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
 def _rows(counted: Mapping[str, Mapping[str, int]]) -> list[tuple[str, int, int]]:
     rows = [(name, counts["documents"], counts["bytes"]) for name, counts in counted.items()]
     return sorted(rows, key=lambda row: (-row[2], row[0]))
+
+
+def _samples(kept: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
+    """The first few texts of each reason, so that a person can judge it; indented, so that no text is taken for Markdown."""
+    lines = []
+    for reason, samples in sorted(kept.items()):
+        lines += [f"- {reason}:", "", *(f"      {s['id']}: {' '.join(s['text'].split())[:SHOWN]}" for s in samples), ""]
+    return "\n".join(lines).rstrip()
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -18,6 +18,7 @@ class Tally:
         self.counts: Counter[str] = Counter()
         self.dropped: dict[str, Counter[str]] = defaultdict(Counter)
         self.samples: dict[str, list[dict[str, str]]] = defaultdict(list)
+        self.changes: dict[str, list[dict[str, str]]] = defaultdict(list)
         self.unusable: Counter[str] = Counter()
         self.unusable_samples: dict[str, list[str]] = defaultdict(list)
 
@@ -31,6 +32,11 @@ class Tally:
         self.dropped[step].update(documents=1, bytes=document.bytes)
         if len(self.samples[step]) < SAMPLES:
             self.samples[step].append({"id": document.id, "text": document.text[:SAMPLE_CHARACTERS]})
+
+    def show(self, step: str, document: Document, change: str) -> None:
+        """Keep the first few changes of a step that people should judge."""
+        if len(self.changes[step]) < SAMPLES:
+            self.changes[step].append({"id": document.id, "text": change[:SAMPLE_CHARACTERS]})
 
     def spoilt(self, what: str, where: str) -> None:
         """Count a record or file that cannot be used, and keep the names of the first few."""
@@ -46,6 +52,7 @@ class Tally:
             self.dropped[step].update(counts)
         for mine, theirs in (
             (self.samples, data["dropped_samples"]),
+            (self.changes, data["changes_samples"]),
             (self.unusable_samples, data["unusable_samples"]),
         ):
             for name, samples in theirs.items():
@@ -57,6 +64,7 @@ class Tally:
             "counts": dict(sorted(self.counts.items())),
             "dropped": {step: dict(counts) for step, counts in sorted(self.dropped.items())},
             "dropped_samples": dict(sorted(self.samples.items())),
+            "changes_samples": dict(sorted(self.changes.items())),
             "unusable": dict(sorted(self.unusable.items())),
             "unusable_samples": dict(sorted(self.unusable_samples.items())),
         }

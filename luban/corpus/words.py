@@ -1,51 +1,123 @@
-"""Words and their hashes, for filters and fingerprints. Words are runs of letters and digits; each Chinese, Japanese or Korean sign is one."""
+"""Words and their hashes, for filters and fingerprints, by array operations on a text's code points.
+
+Words are runs of letters and digits in lower case, each Chinese, Japanese or Korean sign one by itself; tokens are what
+stands between white space. A run's hash is the polynomial of its code points over the integers modulo 2⁶⁴ (Karp and Rabin
+1987), taken from prefix sums and mixed, so that it is the same in every text and on every machine.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from luban.core.seeding import generator
 
-WORD = re.compile(
-    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+"
-)
-
-
-_SPACES = {code: " " for code in range(128) if not re.match(r"\w", chr(code))}
-
-
-def words(text: str) -> list[str]:
-    """The words of `text` in order, in lower case."""
-    lower = text.lower()
-    return lower.translate(_SPACES).split() if lower.isascii() else WORD.findall(lower)  # the same, five times as fast
-
-
-CACHE = 1 << 20  # words whose hash is kept
+SIGNS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"  # of scripts that are taken sign by sign
+WORD = re.compile(rf"[{SIGNS}]|[^\W{SIGNS}]+")
+TOKEN = re.compile(r"\S+")
+OUTSIDE, INSIDE, ALONE = 0, 1, 2  # classes of a code point
+CODES = 0x110000  # code points there are
+CHUNK = 1 << 16  # code points worked on at a time; a longer run is cut
 LONGEST = 16  # words of the longest n-gram
 PLACES = generator(0, "ngrams").integers(1, 1 << 63, LONGEST, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_BASE = int(generator(0, "words").integers(1 << 61, 1 << 62)) * 2 + 1  # odd, so that it has an inverse
 
 
-class _Hashes(dict[str, int]):
-    """Word → 64-bit hash, computed when first asked for."""
+@dataclass(frozen=True)
+class Runs:
+    """Where a text's words or tokens stand, and their hashes; as many rows in each array."""
 
-    def __missing__(self, word: str) -> int:
-        if len(self) >= CACHE:
-            self.clear()
-        found = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little")
-        self[word] = found
-        return found
+    starts: np.ndarray  # (runs,) int64, first code point
+    ends: np.ndarray  # (runs,) int64, behind the last
+    hashes: np.ndarray  # (runs,) uint64
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(runs,) int64 code points."""
+        return self.ends - self.starts
+
+    def __len__(self) -> int:
+        return len(self.starts)
 
 
-_hashes = _Hashes()
+def words(text: str) -> Runs:
+    """The words of `text`, compared in lower case."""
+    return _runs(lowered(text), _classes(WORD))
 
 
-def word_hashes(found: Sequence[str]) -> np.ndarray:
-    """(words,) uint64: a hash of each word, the same on every machine."""
-    return np.fromiter(map(_hashes.__getitem__, found), dtype=np.uint64, count=len(found))
+def tokens(text: str) -> Runs:
+    """The pieces of `text` between white space, as they are."""
+    return _runs(text, _classes(TOKEN))
+
+
+def lowered(text: str) -> str:
+    """`text` in lower case, as long as before: the few letters whose lower case is longer stay."""
+    lower = text.lower()
+    if len(lower) == len(text):
+        return lower
+    return "".join(low if len(low := letter.lower()) == 1 else letter for letter in text)
+
+
+def code_points(text: str) -> np.ndarray:
+    """(characters,) uint8 for ASCII, else uint32."""
+    if text.isascii():
+        return np.frombuffer(text.encode(), dtype=np.uint8)
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def _runs(text: str, classes: np.ndarray) -> Runs:
+    codes = code_points(text)
+    found, first = [], 0
+    while first < len(codes):
+        part = codes[first : first + CHUNK]
+        kinds = classes[part]
+        if first + len(part) < len(codes) and kinds[-1] == INSIDE:  # end behind the last run that is whole
+            outside = np.flatnonzero(kinds != INSIDE)
+            size = int(outside[-1]) + 1 if len(outside) else len(part)
+            part, kinds = part[:size], kinds[:size]
+        starts, ends, hashes = _part(part, kinds)
+        found.append((starts + first, ends + first, hashes))
+        first += len(part)
+    if len(found) == 1:
+        return Runs(*found[0])
+    empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint64))
+    return Runs(*(np.concatenate(column) for column in zip(empty, *found, strict=True)))
+
+
+def _part(codes: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(starts, ends, hashes) of the runs among at most CHUNK code points."""
+    inside = np.zeros(len(kinds) + 2, dtype=bool)
+    inside[1:-1] = kinds == INSIDE
+    alone = kinds == ALONE
+    starts = np.flatnonzero((inside[1:-1] & ~inside[:-2]) | alone)
+    ends = np.flatnonzero((inside[1:-1] & ~inside[2:]) | alone) + 1
+    powers, inverses = _powers(CHUNK)
+    sums = np.zeros(len(codes) + 1, dtype=np.uint64)
+    np.cumsum(codes * powers[: len(codes)], out=sums[1:])
+    return starts, ends, mix((sums[ends] - sums[starts]) * inverses[starts])
+
+
+@lru_cache(maxsize=1)
+def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(size,) powers of the base and of its inverse, modulo 2⁶⁴."""
+    both = (_BASE, pow(_BASE, -1, 1 << 64))
+    rows = [np.cumprod(np.array([1, *[base] * (size - 1)], dtype=np.uint64), dtype=np.uint64) for base in both]
+    return rows[0], rows[1]
+
+
+@lru_cache(maxsize=2)
+def _classes(pattern: re.Pattern[str]) -> np.ndarray:
+    """(CODES,) uint8: the class of every code point for runs of a pattern."""
+    classes = np.full(CODES, OUTSIDE, dtype=np.uint8)
+    for found in pattern.finditer("".join(map(chr, range(CODES)))):
+        classes[found.start() : found.end()] = INSIDE
+    if pattern is WORD:
+        for low, high in re.findall("(.)-(.)", SIGNS):
+            classes[ord(low) : ord(high) + 1] = ALONE
+    return classes
 
 
 def ngram_hashes(hashes: np.ndarray, n: int) -> np.ndarray:

@@ -117,12 +117,12 @@ def _write(folder: Path, split: str, documents: Iterable[Packable], tokenizer: T
         tokens = files.enter_context(open(split_file(folder, split, "tokens"), "wb"))
         masks = files.enter_context(open(mask_file, "wb"))
         for batch in _rounds(documents):
-            for ids, mask in _tokenise(batch, tokenizer, counts):
-                tokens.write(np.array(ids, dtype=dtype).tobytes())
-                masks.write(np.array(mask, dtype=np.uint8).tobytes())
+            for ids, mask in _tokenise(batch, tokenizer, dtype, counts):
+                tokens.write(ids)
+                masks.write(mask)
                 counts.documents += 1
                 counts.tokens += len(ids)
-                counts.trained += sum(mask)
+                counts.trained += int(mask.sum())
                 counts.offsets.append(counts.tokens)
             bar.advance(len(batch), note=split)
     np.array(counts.offsets, dtype="<i8").tofile(split_file(folder, split, "offsets"))
@@ -145,22 +145,25 @@ def _rounds(documents: Iterable[Packable]) -> Iterator[list[Packable]]:
         yield held
 
 
-def _tokenise(batch: list[Packable], tokenizer: Tokenizer, counts: Counts) -> Iterator[tuple[list[int], list[int]]]:
-    """(ids, mask) of each document in order; conversations without a target are counted and left out."""
+def _tokenise(batch: list[Packable], tokenizer: Tokenizer, dtype: np.dtype,
+              counts: Counts) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+    """((tokens,) ids, (tokens,) uint8 mask) of each document in order; conversations without a target are counted and
+    left out."""
     encoded = iter(tokenizer.encode_batch([document.text for document in batch if document.messages is None]))
     head = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     tail = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     for document in batch:
         if document.messages is None:
-            ids = [*head, *next(encoded), *tail]
-            mask = [0, *[1] * (len(ids) - 1)]  # nothing comes before a document's first token
+            ids = np.array([*head, *next(encoded), *tail], dtype=dtype)
+            mask = np.ones(len(ids), dtype=np.uint8)
+            mask[:1] = 0  # nothing comes before a document's first token
         else:
             try:
                 rendered = render(document.messages, tokenizer)
-                ids, mask = rendered.token_ids, [int(trained) for trained in rendered.loss_mask]
+                ids, mask = np.array(rendered.token_ids, dtype=dtype), np.array(rendered.loss_mask, dtype=np.uint8)
             except DataError as error:
                 raise DataError(f"document {document.id}: {error}") from None
-            if not any(mask):
+            if not mask.any():
                 counts.untrained += 1
                 continue
             counts.conversations += 1

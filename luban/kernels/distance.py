@@ -8,59 +8,78 @@ all pairs of (gradient of the score) × (derivative of the bias at that distance
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+LOG2E = 1.4426950408889634
+
 
 @dataclass(frozen=True)
 class DistanceBias:
-    """A bias for H heads over distances −(S−1) … T−1; place `zero` of a table holds distance 0."""
+    """A bias for H heads over distances −(S−1) … S−1, S = `keys`."""
 
-    form: Literal["alibi", "power", "log", "buckets"]  # how a kernel gets it
-    table: Tensor  # (H, distances) float32, what is added to the scaled score; differentiable
+    form: Literal["alibi", "power", "log", "buckets"]
+    keys: int  # S, distances reach to S − 1 on either side
     parameters: tuple[Tensor, ...]  # alibi: slopes (H,); KERPLE: r1, r2 (H,); buckets: weight (H, buckets)
     scale: float = 1.0  # what KERPLE's bias is multiplied by
-    buckets: Tensor | None = None  # (distances,) int32: the table is parameters[0][:, buckets]
-    zero: int = 0  # index of distance 0
+    buckets: Tensor | None = None  # (2S − 1,) int32: the bucket of every distance
+    reach: int = 0  # buckets: from this distance on (in both directions) all are in one bucket
+
+    @property
+    def zero(self) -> int:
+        """The place of distance 0 among all distances, smallest first."""
+        return self.keys - 1
+
+    def numbers(self) -> Tensor | None:
+        """(H, 2) float32: the two numbers of a head that give its bias in base 2, differentiable; none of buckets."""
+        if self.form == "buckets":
+            return None
+        if self.form == "alibi":
+            return torch.stack([self.parameters[0].float() * LOG2E] * 2, 1)
+        r1, r2 = (p.float() for p in self.parameters)
+        return torch.stack([r1 * self.scale * (LOG2E if self.form == "power" else 1.0), r2], 1)
+
+    def table(self) -> Tensor:
+        """(H, 2S − 1) of what is added to the scaled score at every distance, differentiable."""
+        if self.form == "buckets":
+            return self.parameters[0][:, self.buckets.long()]
+        away = torch.arange(-self.zero, self.keys, device=self.parameters[0].device, dtype=torch.float32).abs()
+        if self.form == "alibi":
+            return -self.parameters[0][:, None] * away
+        r1, r2 = (p[:, None] for p in self.parameters)
+        if self.form == "log":
+            return -self.scale * r1 * torch.log1p(r2 * away)
+        return -self.scale * r1 * torch.where(away == 0, 0.0, away.clamp(min=1) ** r2)
+
+    def times(self, factor: Tensor) -> DistanceBias:
+        """With its parameters multiplied."""
+        return replace(self, parameters=tuple(p * factor for p in self.parameters))
 
 
-def distances(queries: int, keys: int, device: torch.device | str) -> tuple[Tensor, int]:
-    """All distances i − j as float32, smallest first, and the index of 0. Queries are the last of the keys."""
-    return torch.arange(-(keys - 1), keys, device=device, dtype=torch.float32), keys - 1
-
-
-def alibi_slopes(heads: int) -> Tensor:
+def alibi_slopes(heads: int, device: torch.device | str = "cpu") -> Tensor:
     """(H,) slopes 2^(−8h/H), h = 1 … H; for H not a power of two, the nearest lower power's slopes and then
     every other slope of the doubled set (Press et al. 2022, section 3 and the authors' code)."""
-
-    def geometric(count: int) -> list[float]:
-        return [2.0 ** (-8.0 * h / count) for h in range(1, count + 1)]
-
     power = 2 ** int(math.log2(heads))
-    return torch.tensor(geometric(power) + geometric(2 * power)[0::2][: heads - power])
+    h = torch.arange(heads, device=device, dtype=torch.float64)
+    return torch.exp2(torch.where(h < power, -8 * (h + 1), -8 * (h - power) - 4) / power).float()
 
 
-def alibi(slopes: Tensor, queries: int, keys: int) -> DistanceBias:
+def alibi(slopes: Tensor, keys: int) -> DistanceBias:
     """−m_h·|i − j|, added after scaling (Press et al. 2022)."""
-    delta, zero = distances(queries, keys, slopes.device)
-    return DistanceBias("alibi", -slopes[:, None] * delta.abs(), (slopes,), zero=zero)
+    return DistanceBias("alibi", keys, (slopes,))
 
 
-def kerple_power(r1: Tensor, r2: Tensor, queries: int, keys: int, scale: float) -> DistanceBias:
+def kerple_power(r1: Tensor, r2: Tensor, keys: int, scale: float) -> DistanceBias:
     """−r1·|i − j|^r2 inside the scaling, r1 > 0, 0 < r2 ≤ 2 (Chi et al. 2022, equation 1 and corollary 1)."""
-    delta, zero = distances(queries, keys, r1.device)
-    power = torch.where(delta == 0, 0.0, delta.abs().clamp(min=1) ** r2[:, None])
-    return DistanceBias("power", -scale * r1[:, None] * power, (r1, r2), scale, zero=zero)
+    return DistanceBias("power", keys, (r1, r2), scale)
 
 
-def kerple_log(r1: Tensor, r2: Tensor, queries: int, keys: int, scale: float) -> DistanceBias:
+def kerple_log(r1: Tensor, r2: Tensor, keys: int, scale: float) -> DistanceBias:
     """−r1·log(1 + r2·|i − j|) inside the scaling, r1, r2 > 0 (Chi et al. 2022, equation 1 and corollary 1)."""
-    delta, zero = distances(queries, keys, r1.device)
-    value = -scale * r1[:, None] * torch.log1p(r2[:, None] * delta.abs())
-    return DistanceBias("log", value, (r1, r2), scale, zero=zero)
+    return DistanceBias("log", keys, (r1, r2), scale)
 
 
 def t5_buckets(delta: Tensor, buckets: int, max_distance: int, causal: bool) -> Tensor:
@@ -77,15 +96,15 @@ def t5_buckets(delta: Tensor, buckets: int, max_distance: int, causal: bool) -> 
     return (offset + torch.where(away < exact, away.long(), far.clamp(max=buckets - 1))).to(torch.int32)
 
 
-def t5(weight: Tensor, queries: int, keys: int, *, max_distance: int = 128, causal: bool = True) -> DistanceBias:
+def t5(weight: Tensor, keys: int, *, max_distance: int = 128, causal: bool = True) -> DistanceBias:
     """weight[h, bucket(i − j)], weight (H, buckets) learned (Raffel et al. 2020)."""
-    delta, zero = distances(queries, keys, weight.device)
+    delta = torch.arange(-(keys - 1), keys, device=weight.device, dtype=torch.float32)
     index = t5_buckets(delta, weight.shape[1], max_distance, causal)
-    return DistanceBias("buckets", weight[:, index.long()], (weight,), buckets=index, zero=zero)
+    return DistanceBias("buckets", keys, (weight,), buckets=index, reach=max_distance)
 
 
 def dense(bias: DistanceBias, queries: int, keys: int) -> Tensor:
     """(H, T, S) of the bias, for references and tests."""
-    i = torch.arange(keys - queries, keys, device=bias.table.device)[:, None]
-    j = torch.arange(keys, device=bias.table.device)[None]
-    return bias.table[:, i - j + bias.zero]
+    i = torch.arange(keys - queries, keys, device=bias.parameters[0].device)[:, None]
+    j = torch.arange(keys, device=i.device)[None]
+    return bias.table()[:, i - j + bias.zero]

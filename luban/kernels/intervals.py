@@ -22,6 +22,8 @@ class Intervals:
     start: Tensor  # (B or 1, T) int32, first key seen
     stop: Tensor  # (B or 1, T) int32, one past the last key seen
     plain: bool = False
+    backward_only: bool = False  # no query sees a later key
+    seeing: Tensor | None = None  # what `seeing_rows` says, for a backward pass over blocks of keys
 
     def dense(self, keys: int) -> Tensor:
         """(B or 1, 1, T, S) bool, true where seen: for references and tests."""
@@ -34,7 +36,7 @@ class Intervals:
 
 
 def intervals(queries: int, keys: int, *, causal: bool = True, window: int | None = None,
-              documents: Tensor | None = None, prefix: Tensor | None = None, lengths: Tensor | None = None,
+              documents: Tensor | None = None, prefix: Tensor | None = None, real: Tensor | None = None,
               device: torch.device | str = "cpu") -> Intervals:  # fmt: skip
     """The intervals of a mask.
 
@@ -42,27 +44,36 @@ def intervals(queries: int, keys: int, *, causal: bool = True, window: int | Non
         queries, keys: T and S, T ≤ S.
         causal: a query sees no later key.
         window: a query sees itself and the `window - 1` keys before it (and after it, where not causal).
-        documents: (B, S) int, the same number for the keys of one document, which are contiguous; a query sees
-            only its own document. Needs T = S.
-        prefix: (B,) int, keys that all queries see whatever their place (prefix language models).
-        lengths: (B,) int, real keys of each row; what lies behind is padding that nobody sees.
+        documents: (B, S) int, a run of one number is a document; a query sees only its own. Needs T = S.
+        prefix: (B, S) bool, keys at the beginning of their document that all its queries see. Needs T = S.
+        real: (B, S) bool, false where a key is padding, which nobody sees; real keys are contiguous.
     """
     at = torch.arange(keys - queries, keys, device=device, dtype=torch.int32)[None]
     start = torch.zeros_like(at)
     stop = at + 1 if causal else torch.full_like(at, keys)
-    plain = causal and all(x is None for x in (window, documents, prefix, lengths))
+    plain = causal and all(x is None for x in (window, documents, prefix, real))
     if window is not None:
         start = (at - window + 1).clamp(min=0)
         stop = stop if causal else (at + window).clamp(max=keys)
-    if documents is not None:
-        first, last = _document_bounds(documents)
-        start, stop = torch.maximum(start, first), torch.minimum(stop, last)
+    first, last = (start * 0, stop * 0 + keys) if documents is None else _document_bounds(documents)
     if prefix is not None:
-        stop = torch.maximum(stop, prefix.to(torch.int32)[:, None])
-    if lengths is not None:
-        stop = torch.minimum(stop, lengths.to(torch.int32)[:, None])
+        stop = torch.maximum(stop, _prefix_end(prefix, last))
+    start, stop = torch.maximum(start, first), torch.minimum(stop, last)
+    if real is not None:
+        places = torch.arange(keys, device=device, dtype=torch.int32)[None]
+        start = torch.maximum(start, torch.where(real, places, keys).amin(1, keepdim=True))
+        stop = torch.minimum(stop, torch.where(real, places + 1, 0).amax(1, keepdim=True))
     start, stop = torch.broadcast_tensors(start, stop)
-    return Intervals(start.contiguous(), stop.contiguous(), plain)
+    return Intervals(
+        start.to(torch.int32).contiguous(), stop.to(torch.int32).contiguous(), plain, causal and prefix is None
+    )
+
+
+def _prefix_end(prefix: Tensor, last: Tensor) -> Tensor:
+    """(B, S) one past the prefix of each place's document, which ends at `last`: the last prefix place before there."""
+    places = torch.arange(prefix.shape[1], device=prefix.device, dtype=torch.int32)[None]
+    ends = torch.where(prefix, places + 1, 0).cummax(1).values
+    return ends.gather(1, (last.expand(prefix.shape) - 1).long()).to(torch.int32)
 
 
 def _document_bounds(documents: Tensor) -> tuple[Tensor, Tensor]:

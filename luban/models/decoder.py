@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from luban.core.opgraph import Op, within
 from luban.core.protocols import KVCache
+from luban.kernels.visible import Visible
 from luban.models.body import Body, BodyModule
-from luban.nn.attention.mask import Frame, compute_dtype, score_mask
+from luban.nn.attention.mask import Places, compute_dtype, frames
 
 if TYPE_CHECKING:
     from luban.models.spec import ModelSpec
@@ -59,6 +60,7 @@ class Decoder(BodyModule):
         self.embedding_norm = spec.embedding_norm.build(spec.width) if spec.embedding_norm else None
         self.blocks = nn.ModuleList(spec.block.build(spec) for _ in range(spec.layers))
         self.window_of = [spec.attention.window_of(layer) for layer in range(spec.layers)]
+        self.head_dim = spec.attention.head_width(spec.width)
         self.windows = tuple(dict.fromkeys(self.window_of))
         self.norm = spec.norm.build(spec.width) if spec.block.final_norm else nn.Identity()
         self.readout = spec.head.build(spec)
@@ -72,7 +74,9 @@ class Decoder(BodyModule):
             tokens: (B, T) int64.
             mask: (B, T) bool, true where a token is real (padding may be left or right).
             documents: (B, T) int; attention stays inside one document. Not together with a cache.
-            positions: (B, T) or (1, T) int; default: real tokens counted from 0, in each document.
+            positions: (B, T) or (1, T) int; default: real tokens counted from 0, in each document. With a bias of
+                distances fused kernels need them to rise by one from token to token, as those do, and give NaN
+                where they don't.
             segments: (B, T) int; tokens of segment 0 are a prefix that every token of their document sees (prefix LM,
                 blank infilling). With a cache they are for the first forward alone.
             cache: keys and values of earlier tokens; it takes up the new ones.
@@ -80,11 +84,11 @@ class Decoder(BodyModule):
         Returns:
             (B, T, V) logits or (B, T, E) hidden states. Those at padding mean nothing.
         """
-        queries = tokens.shape[1]
+        queries, counted = tokens.shape[1], positions is None
         if cache is not None:
-            counted = cache.begin(queries, mask)
+            from_cache = cache.begin(queries, mask)
             real, key_positions = cache.valid, cache.positions
-            positions = counted if positions is None else positions
+            positions = from_cache if positions is None else positions
         else:
             positions = count_positions(tokens, mask, documents) if positions is None else positions
             real, key_positions = mask, positions
@@ -92,19 +96,12 @@ class Decoder(BodyModule):
         x_BTE = self.position.embed(self.embedding(tokens), positions)
         if self.embedding_norm is not None:
             x_BTE = self.embedding_norm(x_BTE)
-        bias, tables = self.position.bias(positions, key_positions), self.position.tables(positions)
-
-        prefix = None if segments is None else segments == 0
-
-        def frame(window: int | None) -> Frame:
-            added, causal = score_mask(queries=queries, keys=key_positions.shape[-1], causal=True, window=window,
-                                       real=real, documents=documents, prefix=prefix, bias=bias,
-                                       device=tokens.device, dtype=compute_dtype(x_BTE))  # fmt: skip
-            return Frame(mask=added, causal=causal, tables=tables, cache=cache)
-
-        frames = {window: frame(window) for window in self.windows}
+        visible = Visible(queries=queries, keys=key_positions.shape[-1], causal=True, device=tokens.device, real=real,
+                          documents=documents, prefix=None if segments is None else segments == 0)  # fmt: skip
+        frame_of = frames(self.windows, visible, self.position, Places(positions, key_positions, counted),
+                          width=self.head_dim, dtype=compute_dtype(x_BTE), cache=cache)  # fmt: skip
         for layer, block in enumerate(self.blocks):
-            x_BTE = block(x_BTE, frames[self.window_of[layer]], self.position, layer)
+            x_BTE = block(x_BTE, frame_of[self.window_of[layer]], self.position, layer)
         hidden = self.norm(x_BTE)
         return hidden if output == "hidden" else self.head(hidden, mask)
 

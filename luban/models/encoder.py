@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from luban.core.errors import ConfigError, DataError
 from luban.core.opgraph import Op, linear_op, within
+from luban.kernels.visible import Visible
 from luban.models.body import Body, BodyModule
 from luban.models.decoder import count_positions
-from luban.nn.attention.mask import Frame, compute_dtype, score_mask
+from luban.nn.attention.mask import Places, compute_dtype, frames
 from luban.nn.position.family import PositionShape
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ class Encoder(BodyModule):
         """
         if cache is not None:
             raise DataError("an encoder can't generate token by token: every token sees those after it")
-        positions = count_positions(tokens, mask, documents) if positions is None else positions
+        counted = positions is None
+        positions = count_positions(tokens, mask, documents) if counted else positions
         positions, _ = self.position.place(positions, positions, cached=False)
         x_BTE = self.position.embed(self.embedding(tokens), positions)
         if self.segments is not None:
@@ -115,18 +117,15 @@ class Encoder(BodyModule):
         elif segments is not None:
             raise DataError("this encoder has no segment table: build it with body.segments = 2")
         x_BTE = self.widen(self.embedding_norm(x_BTE))
-        bias, tables = self.position.bias(positions, positions), self.position.tables(positions)
-
-        def frame(window: int | None) -> Frame:
-            added, _ = score_mask(queries=tokens.shape[1], keys=tokens.shape[1], causal=False, window=window, real=mask,
-                                  documents=documents, bias=bias, device=tokens.device, dtype=compute_dtype(x_BTE))  # fmt: skip
-            return Frame(mask=added, causal=False, tables=tables, cache=None)
-
-        window_of = [self.spec.attention.window_of(layer) for layer in range(self.spec.layers)]
-        frames = {window: frame(window) for window in dict.fromkeys(window_of)}
+        visible = Visible(queries=tokens.shape[1], keys=tokens.shape[1], causal=False, device=tokens.device, real=mask,
+                          documents=documents)  # fmt: skip
+        attention = self.spec.attention
+        window_of = [attention.window_of(layer) for layer in range(self.spec.layers)]
+        frame_of = frames(dict.fromkeys(window_of), visible, self.position, Places(positions, positions, counted),
+                          width=attention.head_width(self.spec.width), dtype=compute_dtype(x_BTE))  # fmt: skip
         each = self.spec.layers // len(self.blocks)
         for layer, window in enumerate(window_of):
-            x_BTE = self.blocks[layer // each](x_BTE, frames[window], self.position, layer)
+            x_BTE = self.blocks[layer // each](x_BTE, frame_of[window], self.position, layer)
         hidden = self.norm(x_BTE)
         return hidden if output == "hidden" else self.head(hidden, mask)
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from luban.core.errors import ConfigError, DataError
 from luban.core.opgraph import Op, within
 from luban.core.protocols import KVCache
+from luban.kernels.visible import Visible
 from luban.models.block.cross import Memory, cross_block, cross_ops, require_cross
 from luban.models.body import Body, BodyModule
 from luban.models.decoder import count_positions
-from luban.nn.attention.mask import Frame, compute_dtype, score_mask
+from luban.nn.attention.mask import Places, Scores, compute_dtype, frames
 from luban.nn.position.family import PositionShape
 
 if TYPE_CHECKING:
@@ -77,12 +78,12 @@ class Side(nn.Module):
         self.embedding_norm = spec.embedding_norm.build(spec.width) if spec.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(blocks)
         self.norm = spec.norm.build(spec.width) if spec.block.final_norm else nn.Identity()
-        self.causal = shape.causal
+        self.causal, self.head_dim = shape.causal, shape.head_dim
 
     def forward(self, x_BTE: Tensor, mask: Tensor | None, positions: Tensor | None, cache: KVCache | None,
                 memory: tuple[Memory, ...]) -> Tensor:  # fmt: skip
         """Embedded tokens (B, T, E) → (B, T, E)."""
-        queries, real = x_BTE.shape[1], mask
+        queries, real, given = x_BTE.shape[1], mask, positions is not None
         if cache is None:
             positions = count_positions(x_BTE[..., 0], mask, None) if positions is None else positions
             key_positions = positions
@@ -92,10 +93,12 @@ class Side(nn.Module):
             positions = counted if positions is None else positions
         positions, key_positions = self.position.place(positions, key_positions, cached=cache is not None)
         x_BTE = self.embedding_norm(self.position.embed(x_BTE, positions))
-        added, causal = score_mask(queries=queries, keys=key_positions.shape[-1], causal=self.causal, real=real,
-                                   bias=self.position.bias(positions, key_positions), device=x_BTE.device,
-                                   dtype=compute_dtype(x_BTE))  # fmt: skip
-        frame = Frame(mask=added, causal=causal, tables=self.position.tables(positions), cache=cache)
+        visible = Visible(
+            queries=queries, keys=key_positions.shape[-1], causal=self.causal, device=x_BTE.device, real=real
+        )
+        places = Places(positions, key_positions, not given)
+        frame = frames([None], visible, self.position, places, width=self.head_dim, dtype=compute_dtype(x_BTE),
+                       cache=cache)[None]  # fmt: skip
         for layer, block in enumerate(self.blocks):
             x_BTE = block(x_BTE, frame, self.position, layer, *memory)
         return self.norm(x_BTE)
@@ -119,13 +122,12 @@ class EncoderDecoder(BodyModule):
     def encode(self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Memory:
         """(B, S) source tokens, `mask` (B, S) true where real → what the decoder's layers look at."""
         states_BSE = self.encoder(self.embedding(tokens), mask, positions, None, ())
-        added = None
-        if mask is not None:
-            seen = mask | ~mask.any(
-                -1, keepdim=True
-            )  # a row of padding alone sees itself, so that no score row is empty
-            added = torch.where(seen[:, None, None, :], 0.0, float("-inf")).to(compute_dtype(states_BSE))
-        return Memory([block.cross.remember(states_BSE) for block in self.decoder.blocks], added)
+        scores = Scores()
+        if mask is not None:  # a row of padding alone sees itself, so that no score row is empty
+            seen = mask | ~mask.any(-1, keepdim=True)
+            hidden = torch.where(seen[:, None, None, :], 0.0, float("-inf")).to(compute_dtype(states_BSE))
+            scores = Scores(mask=hidden)
+        return Memory([block.cross.remember(states_BSE) for block in self.decoder.blocks], scores)
 
     def forward(self, tokens: Tensor | None, decoder_tokens: Tensor, mask: Tensor | None = None, *,
                 decoder_mask: Tensor | None = None, documents: None = None, positions: Tensor | None = None,

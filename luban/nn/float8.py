@@ -39,7 +39,7 @@ def use_float8(module: nn.Module) -> int:
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Dense)}
     odd = [name for name, layer in layers.items() if any(side % ALIGNMENT for side in layer.weight.shape)]
     for name in layers.keys() - odd:
-        layers[name].multiply = float8_linear
+        layers[name].multiply, layers[name].plain = float8_linear, False
     if odd:
         shape = tuple(layers[odd[0]].weight.shape)
         warn(f"{len(odd)} layers stay in bf16, since fp8 products need sides that are multiples of {ALIGNMENT}: "

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.kernels.available import triton_runs
+from luban.kernels.product import add_product
+
 Multiply = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]  # (…, I), (O, I), (O,) → (…, O)
 
 
@@ -15,30 +18,53 @@ class Dense(nn.Linear):
     """x·weightᵀ (+ bias), by a product that can be another than torch's own."""
 
     multiply: Multiply = staticmethod(F.linear)  # a precision policy replaces it in place
+    plain = True  # whether it is still torch's own
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
         return self.multiply(x, self.weight, self.bias)
 
 
-def joint(x: Tensor, *layers: Dense) -> list[Tensor]:
-    """What several layers make of one input.
+class ResidualDense(Dense):
+    """A dense layer whose output is added to the residual stream; initialisations may scale it by depth."""
 
-    In training on CUDA as one product with their weights side by side: the input is read once, and its gradient is
-    one product instead of several and their sum. Copying the weights together costs far less.
+    writes_residual = True
+
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """(…, I) → (…, O), added to `onto` where that is given."""
+        if onto is None:
+            return super().forward(x)
+        if self.bias is None and self.plain and trains_fused(x):
+            return add_product(onto, x, self.weight)
+        return onto + super().forward(x)
+
+
+def residual_linear(inputs: int, outputs: int, *, bias: bool) -> ResidualDense:
+    """The layer."""
+    return ResidualDense(inputs, outputs, bias=bias)
+
+
+def trains_fused(x: Tensor) -> bool:
+    """Whether this is training where the kernels run that fold small operations into products."""
+    return torch.is_grad_enabled() and triton_runs(x)
+
+
+def joint(x: Tensor, *layers: Dense) -> Tensor:
+    """What several layers make of one input, side by side: (…, I) → (…, sum of O), as one product.
+
+    The input is read once, and its gradient is one product instead of several and their sum. Copying the weights
+    together costs far less.
     """
-    if not (x.is_cuda and torch.is_grad_enabled()):
-        return [layer(x) for layer in layers]
     weight = torch.cat([layer.weight for layer in layers])
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
-    return list(layers[0].multiply(x, weight, bias).split([layer.out_features for layer in layers], dim=-1))
+    return layers[0].multiply(x, weight, bias)
 
 
-def residual_linear(inputs: int, outputs: int, *, bias: bool) -> Dense:
-    """A dense layer whose output is added to the residual stream; initialisations may scale it by depth."""
-    layer = Dense(inputs, outputs, bias=bias)
-    layer.writes_residual = True
-    return layer
+def parallel(x: Tensor, *layers: Dense) -> tuple[Tensor, ...]:
+    """The same one by one; in training on a GPU cut from the joint product."""
+    if trains_fused(x):
+        return joint(x, *layers).split([layer.out_features for layer in layers], dim=-1)
+    return tuple(layer(x) for layer in layers)
 
 
 @torch.no_grad()

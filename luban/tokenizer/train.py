@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from luban.core.artifact import ArtifactWriter, Parent
 from luban.core.errors import DataError
 from luban.core.log import warn
 from luban.tokenizer.algorithms import ALGORITHMS
+from luban.tokenizer.cutting import DEFAULT, Cutting
 from luban.tokenizer.settings import Settings, write_settings
-from luban.tokenizer.special import BOS, EOS, PAD, SPECIAL_TOKENS
+from luban.tokenizer.special import BOS, EOS, PAD, RESERVED, special_tokens
 from luban.tokenizer.tokenizer import FILE, Tokenizer, load_tokenizer
 
 # The `tokenizers` library counts pairs in 32 signed bits, and there are fewer pairs than bytes. Past this a
@@ -20,24 +22,26 @@ MOST_BYTES = 2**31 - 1
 
 
 def train_tokenizer(texts: Iterable[str], out: str | Path, *, algorithm: str = "bpe", vocab_size: int = 4096,
-                    parents: tuple[Parent, ...] = ()) -> Tokenizer:  # fmt: skip
+                    cut: Cutting = DEFAULT, reserved: int = len(RESERVED), parents: tuple[Parent, ...] = ()) -> Tokenizer:  # fmt: skip
     """Learn `vocab_size` tokens from `texts`, which are read once and not kept, and write them to `out`.
 
     Args:
         texts: documents' texts; only the algorithm's word counts stay in memory.
         algorithm: a name in `ALGORITHMS`.
-        vocab_size: ids in all, the 16 special tokens counted.
+        vocab_size: ids in all, special tokens counted.
+        cut: what is done with digits and runs of white space.
+        reserved: special tokens kept for later, 9 or more.
         parents: the corpus the texts come from.
 
     Raises:
         ConfigError: an unknown algorithm, or a vocabulary too small for its fixed entries.
         DataError: the texts hold no character.
     """
-    learn = ALGORITHMS[algorithm]
+    learn, special = ALGORITHMS[algorithm], special_tokens(reserved)
     read = _Counted(texts)
-    config = {"algorithm": algorithm, "vocab_size": vocab_size, "special": list(SPECIAL_TOKENS)}
+    config = {"algorithm": algorithm, "vocab_size": vocab_size, "special": list(special), **asdict(cut)}
     with ArtifactWriter(out, kind="tokenizer", config=config, parents=parents) as art:
-        model = learn(read, vocab_size, SPECIAL_TOKENS)
+        model = learn(read, vocab_size, special, cut)
         if not read.bytes:
             raise DataError("a tokenizer cannot be trained on nothing: the corpus holds no text")
         if read.cut:
@@ -50,7 +54,7 @@ def train_tokenizer(texts: Iterable[str], out: str | Path, *, algorithm: str = "
                 f"the texts only yield a vocabulary of {made.vocab_size}, not {vocab_size}: they are too small or too alike"
             )
         (art.path / FILE).write_text(made.to_json(), encoding="utf-8")
-        write_settings(art.path, settings, [t for t in SPECIAL_TOKENS if t not in (BOS, EOS, PAD)])
+        write_settings(art.path, settings, [t for t in special if t not in (BOS, EOS, PAD)])
         art.figures.update(vocab_size=made.vocab_size, documents=read.documents, bytes=read.bytes)
     return load_tokenizer(out)
 

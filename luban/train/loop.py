@@ -21,14 +21,13 @@ from luban.core.units import count
 from luban.data.batch import Batch
 from luban.data.loader import Loader
 from luban.train.budget import StepCount
+from luban.train.compile import LossFunction
 from luban.train.interrupt import Interrupted, StopRequest
 from luban.train.journal import Journal
 from luban.train.recipe import Recipe
 from luban.train.state import TrainState
-from luban.train.compile import LossFunction
 from luban.train.step import Launched, StepResult, TrainStep
 from luban.train.validate import Validation, Validator
-
 
 IN_FLIGHT = 2  # steps that a CUDA device may be behind the host, so that it never waits for the host
 
@@ -151,7 +150,7 @@ class Loop:
         self.row_time, self.row_tokens, self.side = now, at.tokens, 0.0
 
     def _fix_steps(self, seconds: float, bar: Bar) -> None:
-        at, validation = self.state.progress, self.recipe.validation
+        validation = self.recipe.validation
         per_step = 0.0
         if validation.every and self.pieces.validator and validation.batches:
             per_step = validation.batches * seconds / 2 / validation.every  # a forward alone is under half a step

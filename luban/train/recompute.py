@@ -6,7 +6,7 @@ from functools import cache, partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 Recompute = Literal["none", "cheap", "blocks"]
@@ -38,8 +38,10 @@ def _recomputing(block: type[nn.Module], what: Recompute) -> type[nn.Module]:
     if what == "cheap":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
 
-    def forward(self: nn.Module, *inputs: Any) -> Any:
-        return checkpoint(block.forward, self, *inputs, **options)
+    def forward(self: nn.Module, x: Tensor, frame: Any, position: nn.Module, layer: int, *memory: Any) -> Tensor:
+        # Without a cache only what an encoder left is looked up by layer; a number that changes from block to block
+        # would be compiled anew for each.
+        return checkpoint(block.forward, self, x, frame, position, layer if memory else 0, *memory, **options)
 
     return type(block.__name__, (block,), {"forward": forward})
 

@@ -113,12 +113,16 @@ def test_steps_are_named_with_commas_and_shown_as_a_waterfall(life, tmp_path):
 
 
 def test_report_counts_what_encode_gives(life):
-    result = done("tokenizer", "report", "tok", "notes/000.txt", cwd=life).stdout
+    result = done("tokenizer", "report", "tok", "notes/000.txt", "--beside", "same=tok/tokenizer.json", cwd=life).stdout
     text = (life / "notes" / "000.txt").read_text()
     ids = done("tokenizer", "encode", "tok", cwd=life, input=text).stdout.split()
-    row = result.splitlines()[1].split()
-    assert row[:2] == ["000.txt", str(len(text.encode()))]
-    assert abs(int(row[2]) - len(ids)) <= text.count("\n")  # measured line by line
+    row = next(line for line in result.splitlines() if line.startswith("000.txt")).split()
+    assert f"{len(text.encode()) / len(ids):.3f}" in row and row[-1] == "×1.00"
+    lines = done("tokenizer", "encode", "tok", "--lines", cwd=life, input=text).stdout.splitlines()
+    assert lines == [done("tokenizer", "encode", "tok", "--text", line, cwd=life).stdout.strip()
+                     for line in text.splitlines()]  # fmt: skip
+    corpus = done("tokenizer", "report", "tok", "corpus", cwd=life).stdout
+    assert "unused tokens" in corpus and "domain" in corpus
 
 
 BAD = [

@@ -13,7 +13,7 @@ import numpy as np
 from luban.core.artifact import ArtifactWriter, Parent, open_artifact
 from luban.core.errors import DataError
 from luban.core.seeding import generator
-from luban.corpus.words import ngram_hashes, word_hashes, words
+from luban.corpus.words import ngram_hashes, words
 
 BUCKETS = 1 << 18  # weights
 LONGEST = 1000  # words looked at
@@ -23,7 +23,7 @@ KIND = "text-classifier"
 
 def features(text: str) -> np.ndarray:
     """(any,) int64 buckets of a text's words and word pairs."""
-    hashes = word_hashes(words(text[: 20 * LONGEST])[:LONGEST])
+    hashes = words(text[: 20 * LONGEST]).hashes[:LONGEST]
     return (np.concatenate([ngram_hashes(hashes, 1), ngram_hashes(hashes, 2)]) % np.uint64(BUCKETS)).astype(np.int64)
 
 

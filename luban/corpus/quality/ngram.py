@@ -15,7 +15,7 @@ import numpy as np
 
 from luban.core.artifact import ArtifactWriter, Parent, open_artifact
 from luban.core.errors import DataError
-from luban.corpus.words import ngram_hashes, word_hashes, words
+from luban.corpus.words import ngram_hashes, words
 
 ORDER = 3
 HELD = 1 << 22  # n-grams counted before they are merged into the tables
@@ -42,12 +42,13 @@ class Table:
         np.add.at(counts, places, np.concatenate([self.counts, other.counts]))
         return Table(keys, counts)
 
-    def look(self, keys: np.ndarray) -> np.ndarray:
-        """(n,) int64: counts of these keys, 0 for those that are not here."""
+    def look(self, keys: np.ndarray, *beside: np.ndarray) -> list[np.ndarray]:
+        """(n,) int64 counts of these keys, and what stands `beside` the counts; 0 for those that are not here."""
         if not len(self.keys):
-            return np.zeros(len(keys), dtype=np.int64)
+            return [np.zeros(len(keys), dtype=np.int64)] * (1 + len(beside))
         places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[places] == keys, self.counts[places], 0)
+        here = self.keys[places] == keys
+        return [np.where(here, column[places], 0) for column in (self.counts, *beside)]
 
 
 EMPTY = np.zeros(0, np.uint64)
@@ -85,7 +86,7 @@ class NgramModel:
 
         size = 0
         for text in texts:
-            hashes = word_hashes(words(text))
+            hashes = words(text).hashes
             for order in range(ORDER):
                 held[order].append(np.stack(_grams(hashes, order + 1), axis=1))
             size += len(hashes)
@@ -99,13 +100,13 @@ class NgramModel:
 
     def log_probabilities(self, text: str) -> np.ndarray:
         """(words,) natural logarithms of each word's probability after the two before it."""
-        hashes = word_hashes(words(text))
+        hashes = words(text).hashes
         lower = np.full(len(hashes), 1.0 / self.vocabulary)
         for order in range(1, ORDER + 1):
             gram, context = _grams(hashes, order)
             tail = len(hashes) - len(gram)  # the first words have no context of this length
-            total, types = self.contexts[order - 1].look(context), self.followers[order - 1].look(context)
-            seen = self.grams[order - 1].look(gram)
+            total, types = self.contexts[order - 1].look(context, self.followers[order - 1].counts)  # the same keys
+            (seen,) = self.grams[order - 1].look(gram)
             below = lower[tail:]
             lower[tail:] = np.where(total > 0, (seen + types * below) / np.maximum(total + types, 1), below)
         return np.log(lower)

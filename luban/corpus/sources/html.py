@@ -10,16 +10,14 @@ from typing import Any
 from luban.core.errors import DataError, MissingExtra
 from luban.corpus.document import Document
 from luban.corpus.sources import SourceContext
-from luban.corpus.sources.text import LARGEST, open_bytes
+from luban.corpus.sources.text import whole
 
 SNIFFED = 4096  # bytes in which a page names its encoding
 
 
 def read(name: str, context: SourceContext) -> Iterator[Document]:
     """The page as one document, its title in `meta`. Raises DataError where it holds no text."""
-    with open_bytes(Path(name)) as file:
-        data = file.read(LARGEST)
-    text, title = extract(data)
+    text, title = extract(whole(Path(name), context))
     if not text.strip():
         raise DataError(f"source {name} is empty: a page without text")
     yield Document(id=context.label, text=text, source=context.label, meta={"title": title} if title else None)

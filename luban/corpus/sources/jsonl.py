@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,8 +11,12 @@ from typing import Any
 from luban.core.errors import DataError
 from luban.corpus.document import Document, check_messages, conversation_text
 from luban.corpus.sources import PART_BYTES, Part, SourceContext
-from luban.corpus.sources.text import LONGEST_LINE, decode, lines
+from luban.corpus.sources.text import BOMB, DAMAGED, LARGEST_UNPACKED, LONGEST_LINE, decode, lines
 from luban.corpus.tally import Tally
+
+CHUNK = 4 << 20  # bytes unpacked at a time to find a compressed file's size
+MOST_PACKED = 32  # parts of a compressed file, each of which unpacks the file up to its end
+END = 1 << 62  # of the last part
 
 
 def read(name: str, context: SourceContext) -> Iterator[Document]:
@@ -39,13 +44,30 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
 
 
 def parts(name: str, tally: Tally) -> Iterator[Part]:
-    """Byte ranges of a plain file; a compressed one is read as a whole."""
-    size = 0 if name.endswith(".gz") else Path(name).stat().st_size
+    """Byte ranges of the file as it is when unpacked; the last is open, so that it meets any damage.
+
+    To find where in a compressed file a part begins, its worker unpacks what comes before: MOST_PACKED bounds that.
+    """
+    packed = name.endswith(".gz")
+    size = _unpacked(Path(name)) if packed else Path(name).stat().st_size
     if size <= PART_BYTES:
         yield Part()
         return
-    for start in range(0, size, PART_BYTES):
-        yield Part(span=(start, min(start + PART_BYTES, size)))
+    step = max(PART_BYTES, -(-size // MOST_PACKED)) if packed else PART_BYTES
+    for start in range(0, size, step):
+        yield Part(span=(start, start + step if start + step < size else END))
+
+
+def _unpacked(path: Path) -> int:
+    """Bytes of a compressed file when unpacked, up to damage or to where it is a bomb."""
+    size, most = 0, max(LARGEST_UNPACKED, BOMB * path.stat().st_size)
+    with gzip.open(path, "rb") as file:
+        try:
+            while (data := file.read1(CHUNK)) and size <= most:
+                size += len(data)
+        except DAMAGED:
+            pass  # reading the last part finds the damage, and counts it
+    return size
 
 
 def _lines(path: Path, context: SourceContext) -> Iterator[tuple[int, bytes]]:

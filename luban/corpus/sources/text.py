@@ -100,6 +100,17 @@ def lines(path: Path, context: SourceContext, start: int = 0) -> Iterator[bytes]
             yield line
 
 
+def whole(path: Path, context: SourceContext) -> bytes:
+    """A file's bytes up to LARGEST, of a damaged one those before the damage."""
+    held, size = [], 0
+    for line in lines(path, context):
+        held.append(line)
+        size += len(line)
+        if size >= LARGEST:
+            break
+    return b"".join(held)
+
+
 def _pieces(path: Path, divided: bool, context: SourceContext) -> Iterator[bytes]:
     held: list[bytes] = []
     size = 0

@@ -12,6 +12,9 @@ from luban.corpus.sources import SourceContext
 from luban.corpus.sources.text import DAMAGED, open_bytes
 
 CHUNK = 1 << 20  # bytes parsed at a time
+LARGEST_ELEMENT = (
+    64 << 20
+)  # bytes without the end of an element after which reading stops, so that memory stays bounded
 
 
 def open_xml(path: Path) -> BinaryIO | bz2.BZ2File:
@@ -26,11 +29,18 @@ def elements(path: Path, tag: str, context: SourceContext) -> Iterator[Element]:
     """
     parser = XMLPullParser(("start", "end"))
     open_elements: list[Element] = []
+    since = 0  # bytes since an element was handed out
     try:
         with open_xml(path) as file:
             while data := file.read(CHUNK):
                 if b"<!ENTITY" in data:
                     context.tally.spoilt("XML files with entities", context.label)
+                    return
+                since += len(data)
+                if since > LARGEST_ELEMENT:
+                    context.tally.spoilt(
+                        "oversized XML elements", f"{context.label}: no <{tag}> in {LARGEST_ELEMENT} bytes"
+                    )
                     return
                 parser.feed(data)
                 for event, element in cast("Iterator[tuple[str, Element]]", parser.read_events()):
@@ -39,6 +49,7 @@ def elements(path: Path, tag: str, context: SourceContext) -> Iterator[Element]:
                         continue
                     open_elements.pop()
                     if local(element) == tag:
+                        since = 0
                         yield element
                         if open_elements:
                             open_elements[-1].remove(element)

@@ -21,11 +21,12 @@ Step = Callable[[Iterable[Document], Tally], Iterator[Document]]
 STEPS = Registry(
     "corpus step",
     {
-        "c4": "luban.corpus.steps.c4:c4",
+        "c4": "luban.corpus.steps.c4:C4",
         "gopher": "luban.corpus.steps.gopher:gopher",
         "exact": "luban.corpus.steps.exact:Exact",
         "minhash": "luban.corpus.steps.minhash:MinHash",
         "personal": "luban.corpus.steps.personal:personal",
+        "spans": "luban.corpus.steps.spans:Spans",
         "lines": "luban.corpus.steps.lines:Lines",
         "bloom": "luban.corpus.steps.bloom:Bloom",
         "overlap": "luban.corpus.steps.overlap:Overlap",
@@ -35,6 +36,7 @@ STEPS = Registry(
         "language": "luban.corpus.steps.language:Language",
         "unicode": "luban.corpus.steps.unicode:unicode",
         "normalise": "luban.corpus.steps.normalise:Normalise",
+        "spelling": "luban.corpus.steps.spelling:Spelling",
         "chinese": "luban.corpus.steps.chinese:Chinese",
     },
 )

@@ -62,3 +62,15 @@ class DropStep(AcrossStep):
             tally.drop(self.reason, document)
             return ()
         return (document,)
+
+
+def later_repeats(shards: Sequence[Ragged]) -> Iterator[Ragged]:
+    """A flag for each hash: 1 where it stood before, in the same row or any earlier one; 0 is never flagged as a hash."""
+    hashes = np.concatenate([shard.values for shard in shards])
+    flags = np.ones(len(hashes), dtype=np.uint8)
+    flags[np.unique(hashes, return_index=True)[1]] = 0
+    flags[hashes == 0] = 0
+    start = 0
+    for shard in shards:
+        yield Ragged(flags[start : start + len(shard.values)], shard.offsets)
+        start += len(shard.values)

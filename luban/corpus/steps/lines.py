@@ -10,7 +10,7 @@ import numpy as np
 
 from luban.corpus.document import Document
 from luban.corpus.ragged import Ragged
-from luban.corpus.steps.across import AcrossStep
+from luban.corpus.steps.across import AcrossStep, later_repeats
 from luban.corpus.tally import Tally
 
 SHORTEST = 20  # characters of a line that may be dropped; shorter ones repeat by chance
@@ -30,14 +30,7 @@ class Lines(AcrossStep):
 
     def decide(self, shards: Sequence[Ragged]) -> Iterator[Ragged]:
         """A flag a line: 1 is drop."""
-        hashes = np.concatenate([shard.values for shard in shards])
-        flags = np.ones(len(hashes), dtype=np.uint8)
-        flags[np.unique(hashes, return_index=True)[1]] = 0
-        flags[hashes == 0] = 0
-        start = 0
-        for shard in shards:
-            yield Ragged(flags[start : start + len(shard.values)], shard.offsets)
-            start += len(shard.values)
+        return later_repeats(shards)
 
     def apply(self, document: Document, flags: np.ndarray, tally: Tally) -> Iterable[Document]:
         """The document without its repeated lines, or nothing where no text is left."""

@@ -16,7 +16,7 @@ from luban.core.seeding import generator
 from luban.corpus.document import Document
 from luban.corpus.ragged import Ragged
 from luban.corpus.steps.across import DropStep
-from luban.corpus.words import PLACES, mix, ngram_hashes, word_hashes, words
+from luban.corpus.words import PLACES, mix, ngram_hashes, words
 
 SHINGLE = 5  # words
 BANDS, ROWS = 14, 8
@@ -112,4 +112,4 @@ def signature(text: str) -> np.ndarray | None:
 
 def shingles(text: str) -> np.ndarray:
     """64-bit hashes of the text's word 5-grams, in order."""
-    return ngram_hashes(word_hashes(words(text)), SHINGLE)
+    return ngram_hashes(words(text).hashes, SHINGLE)

@@ -1,6 +1,7 @@
 """Personal data that has a form: e-mail addresses and public IPv4 addresses are replaced, never guessed at.
 
-The replacements are reserved for examples (RFC 2606, RFC 5737), so that the text still reads as text.
+The replacements are reserved for examples (RFC 2606, RFC 5737), so that the text still reads as text. Four small numbers
+are more often a section or a version than an address: they count as one only behind a word that says so.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ from dataclasses import replace
 from luban.corpus.document import Document, conversation_text
 from luban.corpus.tally import Tally
 
-EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.)+[A-Za-z]{2,24}\b")
-ADDRESS = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\d)")
+EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.)+[A-Za-z]{2,24}\b(?!\()")  # no call, as in x@y.sum()
+ADDRESS = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\d|\.in-addr)")
+SMALL = 64  # a random address has a number from this on with probability 0.996
+SAYS_SO = re.compile(
+    r"(?:\b(?:ip|ipv4|inet|addr|address|host|hostname|dns|server|client|peer|proxy|gateway|subnet|route|ping|login|connect"
+    r"|from|to|at|via)\b|//|@|地址)\W{0,3}$", re.IGNORECASE)  # fmt: skip
+BEFORE = 16  # characters in which that word stands
 EXAMPLE_EMAIL, EXAMPLE_ADDRESS = "someone@example.com", "192.0.2.1"
 
 
@@ -32,11 +38,13 @@ def personal(documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
 
 def scrub(text: str, tally: Tally) -> str:
     """`text` without e-mail addresses and public IPv4 addresses."""
-    text, emails = EMAIL.subn(EXAMPLE_EMAIL, text)
+    text, emails = EMAIL.subn(EXAMPLE_EMAIL, text) if "@" in text else (text, 0)
     tally.add("emails_replaced", emails)
 
     def example(found: re.Match[str]) -> str:
-        if not _is_public(found[0]):
+        small = all(int(number) < SMALL for number in found[0].split("."))
+        before = text[max(found.start() - BEFORE, 0) : found.start()]
+        if not _is_public(found[0]) or (small and not SAYS_SO.search(before)):
             return found[0]
         tally.add("ip_addresses_replaced")
         return EXAMPLE_ADDRESS
@@ -46,6 +54,7 @@ def scrub(text: str, tally: Tally) -> str:
 
 def _is_public(address: str) -> bool:
     try:
-        return ipaddress.IPv4Address(address).is_global
+        known = ipaddress.IPv4Address(address)
+        return known.is_global and not known.is_multicast
     except ValueError:
         return False

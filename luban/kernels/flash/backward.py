@@ -1,8 +1,8 @@
 """The backward pass: scores are computed again, tile by tile (Dao 2023, algorithm 2).
 
-Two kernels, neither with atomics on its main path, so that results repeat bit for bit: one keeps a tile of keys
-and walks the queries that see it (dK, dV, over all query heads of the group), one keeps a tile of queries and
-walks its keys (dQ, and the gradients of a learned distance bias).
+Two kernels, neither with atomics on its main path, so that results repeat bit for bit: the first keeps a tile of
+queries and walks its keys (dQ, and the gradients of a learned distance bias), the second keeps a tile of keys and
+walks the queries that see it (dK, dV, over all query heads of the group).
 """
 
 from __future__ import annotations
@@ -10,30 +10,28 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from luban.kernels.flash.tile import add_bias, load_parameters, matmul, moments, row_bounds
+from luban.kernels.flash.tile import (
+    add_bias,
+    cubic,
+    far_bias,
+    far_from,
+    far_second_derivative,
+    key_blocks,
+    load_parameters,
+    matmul,
+    moments,
+    row_bounds,
+)
 
 
 @triton.jit
-def delta_kernel(
-    OUT, DO, DELTA, sob, soh, sot, sdb, sdh, sdt, T, H, DIM: tl.constexpr, D: tl.constexpr, BM: tl.constexpr
-):
-    """DELTA[row] = Σ_d O·dO, what softmax's backward subtracts."""
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    b = tl.program_id(1) // H
-    h = tl.program_id(1) % H
-    dims = tl.arange(0, D)
-    keep = (rows[:, None] < T) & (dims[None, :] < DIM)
-    o = tl.load(OUT + b.to(tl.int64) * sob + h * soh + rows[:, None] * sot + dims[None, :], mask=keep, other=0.0)
-    do = tl.load(DO + b.to(tl.int64) * sdb + h * sdh + rows[:, None] * sdt + dims[None, :], mask=keep, other=0.0)
-    tl.store(DELTA + tl.program_id(1) * T + rows, tl.sum(o.to(tl.float32) * do.to(tl.float32), 1), mask=rows < T)
-
-
-@triton.jit
-def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, START, STOP, b, interval_stride, TABLE_PTR, first_number, second_number, LIST, first, last,
-                  cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM: tl.constexpr, BIAS: tl.constexpr,
-                  MASKED: tl.constexpr, EXACT: tl.constexpr, PADDED: tl.constexpr, SPARSE: tl.constexpr,
-                  INTERVALS: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    """Fold query blocks [first, last) into dk and dv of one tile of keys."""
+def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, START, STOP, b, interval_stride, TABLE_PTR, first_number,
+                  second_number, LIST, first, last, full_first, full_last, col0, cols, dims, sqt, sdt, T, S, DIM,
+                  qk_scale, zero, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr,
+                  WALK: tl.constexpr, PADDED: tl.constexpr, SPARSE: tl.constexpr, INTERVALS: tl.constexpr,
+                  UPCAST: tl.constexpr):  # fmt: skip
+    """Fold query blocks [first, last) into dk and dv of one tile of keys. Tiles of scores are (BN, BM) throughout."""
+    MASKED: tl.constexpr = WALK == 0 or WALK == 3
     for n in range(first, last):
         block = n
         if SPARSE:
@@ -50,12 +48,29 @@ def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, START, STOP, b, interval_stri
             do = tl.load(DO + rows[:, None] * sdt + dims[None, :])
             lse = tl.load(LSE + rows)
             delta = tl.load(DELTA + rows)
-        s = matmul(k, tl.trans(q), UPCAST) * qk_scale  # (BN, BM), transposed throughout
-        s = add_bias(s, rows[None, :], cols[:, None], TABLE_PTR, first_number, second_number, T, S, zero, BIAS, EXACT)
+        s = matmul(k, tl.trans(q), UPCAST) * qk_scale
+        if LINEAR:  # the row's share of −slope·(i − j) goes to its log-sum-exp
+            s += (first_number * (cols - col0).to(tl.float32))[:, None]
+            lse += first_number * (rows + (S - T) - col0).to(tl.float32)
+        elif WALK == 2 and BIAS == 2:
+            s += first_number
+        elif WALK == 2 and BIAS > 2:
+            centre = (block * BM + (S - T) - col0).to(tl.float32) + (BM - BN) * 0.5
+            c0, c1, c2, c3 = far_bias(first_number, second_number, centre, (BM + BN) * 0.5, BIAS)
+            u = (BN * 0.5 - tl.arange(0, BN))[:, None]
+            w = (tl.arange(0, BM) - BM * 0.5)[None, :]
+            s -= cubic(u, w, c0, c1, c2, c3)
+        else:
+            s = add_bias(s, rows[None, :], cols[:, None], TABLE_PTR, first_number, second_number, T, S, zero, BIAS,
+                         MASKED)  # fmt: skip
         p = tl.exp2(s - lse[None, :])
-        if MASKED:
+        if WALK == 0:
             start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
             p = tl.where((cols[:, None] >= start[None, :]) & (cols[:, None] < stop[None, :]), p, 0.0)
+        if WALK == 3:  # noqa: SIM102 - this is decided when the kernel is compiled
+            if (block < full_first) | (block >= full_last):
+                start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
+                p = tl.where((cols[:, None] >= start[None, :]) & (cols[:, None] < stop[None, :]), p, 0.0)
         dv += matmul(p.to(do.dtype), do, UPCAST)
         dp = matmul(v, tl.trans(do), UPCAST)
         ds = p * (dp - delta[None, :])
@@ -67,15 +82,16 @@ def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, START, STOP, b, interval_stri
 def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, PARAMETERS, LISTS, COUNTS,
                 sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sdb, sdh, sdt, sgb, sgh, sgs,
                 interval_stride, seeing_stride, table_stride, list_head, list_row, count_head,
-                T, S, H, qk_scale, scale, zero, DIM: tl.constexpr,
+                T, S, H, qk_scale, scale, zero, reach, DIM: tl.constexpr,
                 GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
-                INTERVALS: tl.constexpr, SPARSE: tl.constexpr, EXACT: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                LINEAR: tl.constexpr, INTERVALS: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """DK and DV (B, K, S, D) of one block of keys. Grid (key blocks, B·K)."""
     n_block = tl.program_id(0)
     heads = H // GROUP
     b = tl.program_id(1) // heads
     kv = tl.program_id(1) % heads
-    cols = n_block * BN + tl.arange(0, BN)
+    col0 = n_block * BN
+    cols = col0 + tl.arange(0, BN)
     dims = tl.arange(0, D)
     PADDED: tl.constexpr = DIM != D
     keep = (cols[:, None] < S) & (dims[None, :] < DIM)
@@ -86,8 +102,8 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, PAR
         some_first, some_last = tl.load(at), tl.load(at + 1)
         all_first, all_last = tl.load(at + 2), tl.load(at + 3)
     else:
-        some_first, some_last = tl.maximum(n_block * BN - (S - T), 0), T
-        all_first, all_last = tl.maximum(tl.minimum((n_block + 1) * BN, S) - 1 - (S - T), 0), T
+        some_first, some_last = tl.maximum(col0 - (S - T), 0), T
+        all_first, all_last = tl.maximum(tl.minimum(col0 + BN, S) - 1 - (S - T), 0), T
     first, last = some_first // BM, tl.cdiv(some_last, BM)
     full_first = tl.minimum(tl.cdiv(all_first, BM), last)
     full_last = tl.maximum(tl.minimum(all_last, T) // BM, full_first)
@@ -96,7 +112,7 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, PAR
     for g in range(0, GROUP):
         h = kv * GROUP + g
         TABLE_PTR = TABLE + h * table_stride
-        first_number, second_number = load_parameters(PARAMETERS, h, BIAS)
+        first_number, second_number = load_parameters(PARAMETERS, TABLE_PTR, h, zero, reach, BIAS)
         Qh = Q + b.to(tl.int64) * sqb + h * sqh
         DOh = DO + b.to(tl.int64) * sdb + h * sdh
         LSEh = LSE + (b * H + h) * T
@@ -104,30 +120,50 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, PAR
         if SPARSE:
             LIST = LISTS + h * list_head + n_block * list_row
             count = tl.load(COUNTS + h * count_head + n_block)
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, first_number, second_number,
-                                   LIST, 0, count, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM, BIAS, True,
-                                   True, PADDED, True, INTERVALS, UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR,
+                                   first_number, second_number, LIST, 0, count, full_first, full_last, col0, cols, dims,
+                                   sqt, sdt, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 3, PADDED, True,
+                                   INTERVALS, UPCAST)  # fmt: skip
+        elif INTERVALS:
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR,
+                                   first_number, second_number, LISTS, first, last, full_first, full_last, col0, cols,
+                                   dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 3, PADDED, False,
+                                   True, UPCAST)  # fmt: skip
         else:
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, first_number, second_number,
-                                   LISTS, first, full_first, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM, BIAS,
-                                   True, True, PADDED, False, INTERVALS, UPCAST)  # fmt: skip
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, first_number, second_number,
-                                   LISTS, full_first, full_last, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM, BIAS,
-                                   False, EXACT, PADDED, False, INTERVALS, UPCAST)  # fmt: skip
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR, first_number, second_number,
-                                   LISTS, full_last, last, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM, BIAS,
-                                   True, True, PADDED, False, INTERVALS, UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR,
+                                   first_number, second_number, LISTS, first, full_first, 0, 0, col0, cols, dims, sqt,
+                                   sdt, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 0, PADDED, False, False,
+                                   UPCAST)  # fmt: skip
+            far = full_last
+            if BIAS > 1:
+                far = tl.cdiv(tl.maximum(far_from(reach, BM, BN, BIAS) + col0 + BN - 1 - (S - T), 0), BM)
+                far = tl.maximum(tl.minimum(far, full_last), full_first)
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR,
+                                   first_number, second_number, LISTS, full_first, far, 0, 0, col0, cols, dims, sqt,
+                                   sdt, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 1, PADDED, False, False,
+                                   UPCAST)  # fmt: skip
+            if BIAS > 1:
+                dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR,
+                                       first_number, second_number, LISTS, far, full_last, 0, 0, col0, cols, dims, sqt,
+                                       sdt, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 2, PADDED, False, False,
+                                       UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR,
+                                   first_number, second_number, LISTS, full_last, last, 0, 0, col0, cols, dims, sqt,
+                                   sdt, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 0, PADDED, False, False,
+                                   UPCAST)  # fmt: skip
     place = b.to(tl.int64) * sgb + kv * sgh + cols[:, None] * sgs + dims[None, :]
     tl.store(DK + place, (dk * scale).to(DK.dtype.element_ty), mask=keep)
     tl.store(DV + place, dv.to(DV.dtype.element_ty), mask=keep)
 
 
 @triton.jit
-def _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW, LIST, first, last, start,
-               stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN: tl.constexpr, BIAS: tl.constexpr,
-               MOMENTS: tl.constexpr, BUCKETS: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
-               PADDED: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+def _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW, LIST,
+               first, last, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
+               BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, MOMENTS: tl.constexpr,
+               BUCKETS: tl.constexpr, WALK: tl.constexpr, PADDED: tl.constexpr, SPARSE: tl.constexpr,
+               UPCAST: tl.constexpr):  # fmt: skip
     """Fold key blocks [first, last) into dq, and into the gradients of the bias's parameters."""
+    MASKED: tl.constexpr = WALK == 0 or WALK == 3
     for n in range(first, last):
         block = n
         if SPARSE:
@@ -141,18 +177,40 @@ def _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, sec
             k = tl.load(K + cols[:, None] * sks + dims[None, :])
             v = tl.load(V + cols[:, None] * svs + dims[None, :])
         s = matmul(q, tl.trans(k), UPCAST) * qk_scale
-        s = add_bias(s, rows[:, None], cols[None, :], TABLE_PTR, first_number, second_number, T, S, zero, BIAS, EXACT)
+        if LINEAR:  # the row's share of −slope·(i − j) is in its log-sum-exp
+            s += (first_number * (cols - (row0 + S - T)).to(tl.float32))[None, :]
+        elif WALK == 2 and BIAS == 2:
+            s += first_number
+        elif WALK == 2 and BIAS > 2:
+            centre = (row0 + (S - T) - block * BN).to(tl.float32) + (BM - BN) * 0.5
+            c0, c1, c2, c3 = far_bias(1.0, second_number, centre, (BM + BN) * 0.5, BIAS)
+            u = (tl.arange(0, BM) - BM * 0.5)[:, None]
+            w = (BN * 0.5 - tl.arange(0, BN))[None, :]
+            shape = cubic(u, w, c0, c1, c2, c3)
+            s -= first_number * shape
+        else:
+            s = add_bias(s, rows[:, None], cols[None, :], TABLE_PTR, first_number, second_number, T, S, zero, BIAS,
+                         MASKED)  # fmt: skip
         p = tl.exp2(s - lse[:, None])
-        if MASKED:
+        if WALK == 0:
             p = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), p, 0.0)
+        if WALK == 3:  # noqa: SIM102 - this is decided when the kernel is compiled
+            if (block < full_first) | (block >= full_last):
+                p = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), p, 0.0)
         ds = p * (matmul(do, tl.trans(v), UPCAST) - delta[:, None])
-        if MOMENTS:
+        if MOMENTS and WALK == 2:
+            g1 += tl.sum(ds * shape, 1)
+            d0, d1, d2, d3 = far_second_derivative(second_number, centre, (BM + BN) * 0.5, BIAS)
+            g2 += tl.sum(ds * cubic(u, w, d0, d1, d2, d3), 1)
+        elif MOMENTS:
             by_first, by_second = moments(
-                ds, rows[:, None], cols[None, :], first_number, second_number, T, S, BIAS, EXACT
+                ds, rows[:, None], cols[None, :], first_number, second_number, T, S, BIAS, MASKED
             )
             g1 += by_first
             g2 += by_second
-        if BUCKETS > 0:
+        if BUCKETS > 0 and WALK == 2:
+            g1 += tl.sum(ds, 1)
+        elif BUCKETS > 0:
             away = rows[:, None] + (S - T) - cols[None, :] + zero
             bucket = tl.load(BUCKET + tl.minimum(tl.maximum(away, 0), zero * 2))
             live = tl.where(ds == 0.0, -1, bucket)
@@ -164,55 +222,73 @@ def _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, sec
 
 
 @triton.jit
-def queries_kernel(Q, K, V, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMETERS, BUCKET, GRAD, LISTS, COUNTS,
-                   sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sdb, sdh, sdt, sgb, sgh, sgt,
+def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMETERS, BUCKET, GRAD, LISTS, COUNTS,
+                   sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sob, soh, sot, sdb, sdh, sdt, sgb, sgh, sgt,
                    interval_stride, table_stride, list_head, list_row, count_head,
-                   T, S, H, qk_scale, scale, zero, DIM: tl.constexpr,
+                   T, S, H, qk_scale, scale, zero, reach, DIM: tl.constexpr,
                    GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
-                   MOMENTS: tl.constexpr, BUCKETS: tl.constexpr, INTERVALS: tl.constexpr, SPARSE: tl.constexpr,
-                   EXACT: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    """DQ (B, H, T, D) of one block of queries, and its share of the bias's gradients in GRAD. Grid (query blocks, B·H)."""
+                   LINEAR: tl.constexpr, MOMENTS: tl.constexpr, BUCKETS: tl.constexpr, INTERVALS: tl.constexpr,
+                   SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """DQ (B, H, T, D) of one block of queries, its share of the bias's gradients in GRAD, and DELTA (B, H, T), Σ_d O·dO,
+    which softmax's backward subtracts and the keys' kernel reads. Grid (query blocks, B·H)."""
     m_block = tl.num_programs(0) - 1 - tl.program_id(0)
     b = tl.program_id(1) // H
     h = tl.program_id(1) % H
-    rows = m_block * BM + tl.arange(0, BM)
+    row0 = m_block * BM
+    rows = row0 + tl.arange(0, BM)
     dims = tl.arange(0, D)
     PADDED: tl.constexpr = DIM != D
     keep = (rows[:, None] < T) & (dims[None, :] < DIM)
     q = tl.load(Q + b.to(tl.int64) * sqb + h * sqh + rows[:, None] * sqt + dims[None, :], mask=keep, other=0.0)
     do = tl.load(DO + b.to(tl.int64) * sdb + h * sdh + rows[:, None] * sdt + dims[None, :], mask=keep, other=0.0)
     lse = tl.load(LSE + tl.program_id(1) * T + rows, mask=rows < T, other=float("inf"))
-    delta = tl.load(DELTA + tl.program_id(1) * T + rows, mask=rows < T, other=0.0)
+    o = tl.load(OUT + b.to(tl.int64) * sob + h * soh + rows[:, None] * sot + dims[None, :], mask=keep, other=0.0)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    tl.store(DELTA + tl.program_id(1) * T + rows, delta, mask=rows < T)
     K += b.to(tl.int64) * skb + (h // GROUP) * skh
     V += b.to(tl.int64) * svb + (h // GROUP) * svh
     start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
     TABLE_PTR = TABLE + h * table_stride
-    first_number, second_number = load_parameters(PARAMETERS, h, BIAS)
+    first_number, second_number = load_parameters(PARAMETERS, TABLE_PTR, h, zero, reach, BIAS)
+    if LINEAR:
+        lse += first_number * (rows - row0).to(tl.float32)
     place = tl.program_id(1) * tl.num_programs(0) + m_block
     GRAD_ROW = GRAD + place * BUCKETS
     dq = tl.zeros([BM, D], tl.float32)
     g1 = tl.zeros([BM], tl.float32)
     g2 = tl.zeros([BM], tl.float32)
+    first, last, full_first, full_last = key_blocks(START, STOP, b, interval_stride, row0, T, S, BM, BN, INTERVALS)
     if SPARSE:
         LIST = LISTS + h * list_head + m_block * list_row
         count = tl.load(COUNTS + h * count_head + m_block)
-        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW, LIST, 0,
-                                count, start, stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN, BIAS, MOMENTS,
-                                BUCKETS, True, True, PADDED, True, UPCAST)  # fmt: skip
+        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET,
+                                GRAD_ROW, LIST, 0, count, full_first, full_last, start, stop, row0, rows, dims, sks,
+                                svs, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED,
+                                True, UPCAST)  # fmt: skip
     else:
-        first = tl.min(start) // BN
-        last = tl.cdiv(tl.max(stop), BN)
-        full_first = tl.minimum(tl.cdiv(tl.max(start), BN), last)
-        full_last = tl.maximum(tl.min(stop) // BN, full_first)
-        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW, LISTS,
-                                first, full_first, start, stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN, BIAS,
-                                MOMENTS, BUCKETS, True, True, PADDED, False, UPCAST)  # fmt: skip
-        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW, LISTS,
-                                full_first, full_last, start, stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN,
-                                BIAS, MOMENTS, BUCKETS, False, EXACT, PADDED, False, UPCAST)  # fmt: skip
-        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW, LISTS,
-                                full_last, last, start, stop, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BN, BIAS,
-                                MOMENTS, BUCKETS, True, True, PADDED, False, UPCAST)  # fmt: skip
+        if INTERVALS:
+            dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET,
+                                    GRAD_ROW, LISTS, first, last, full_first, full_last, start, stop, row0, rows, dims,
+                                    sks, svs, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3,
+                                    PADDED, False, UPCAST)  # fmt: skip
+        else:
+            near = 0
+            if BIAS > 1:
+                near = tl.minimum(tl.maximum(row0 + S - T - far_from(reach, BM, BN, BIAS) + 1, 0) // BN, full_last)
+                dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number,
+                                        BUCKET, GRAD_ROW, LISTS, 0, near, 0, 0, start, stop, row0, rows, dims, sks, svs,
+                                        T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 2, PADDED,
+                                        False, UPCAST)  # fmt: skip
+                if BUCKETS > 0:
+                    tl.atomic_add(GRAD_ROW + tl.load(BUCKET + tl.minimum(zero + reach, zero * 2)), tl.sum(g1))
+            dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET,
+                                    GRAD_ROW, LISTS, near, full_last, 0, 0, start, stop, row0, rows, dims, sks, svs, T,
+                                    S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 1, PADDED, False,
+                                    UPCAST)  # fmt: skip
+            dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET,
+                                    GRAD_ROW, LISTS, full_last, last, 0, 0, start, stop, row0, rows, dims, sks, svs, T,
+                                    S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 0, PADDED, False,
+                                    UPCAST)  # fmt: skip
     tl.store(DQ + b.to(tl.int64) * sgb + h * sgh + rows[:, None] * sgt + dims[None, :], (dq * scale).to(DQ.dtype.element_ty),
              mask=keep)  # fmt: skip
     if MOMENTS:

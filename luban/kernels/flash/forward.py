@@ -9,14 +9,28 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from luban.kernels.flash.tile import add_bias, load_parameters, matmul, row_bounds
+from luban.kernels.flash.tile import (
+    add_bias,
+    cubic,
+    far_bias,
+    far_from,
+    key_blocks,
+    load_parameters,
+    matmul,
+    row_bounds,
+)
 
 
 @triton.jit
-def _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, first, last, start, stop, rows, dims, skd, svd, T, S, DIM,
-          qk_scale, zero, BN: tl.constexpr, BIAS: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
-          PADDED: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    """Fold key blocks [first, last) into the running maximum m, sum total and mix acc."""
+def _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, first, last, full_first, full_last,
+          start, stop, row0, rows, dims, skd, svd, T, S, DIM, qk_scale, zero, BM: tl.constexpr, BN: tl.constexpr,
+          BIAS: tl.constexpr, LINEAR: tl.constexpr, WALK: tl.constexpr, PADDED: tl.constexpr, SPARSE: tl.constexpr,
+          UPCAST: tl.constexpr):  # fmt: skip
+    """Fold key blocks [first, last) into the running maximum m, sum total and mix acc.
+
+    Masks are drawn on blocks outside [full_first, full_last) where WALK says SOMETIMES, on all or none otherwise.
+    """
+    MASKED: tl.constexpr = WALK == 0 or WALK == 3
     for n in range(first, last):
         block = n
         if SPARSE:
@@ -32,15 +46,37 @@ def _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, 
         else:
             k = tl.load(K + cols[None, :] * skd + dims[:, None])
             v = tl.load(V + cols[:, None] * svd + dims[None, :])
-        s = matmul(q, k, UPCAST) * qk_scale
-        s = add_bias(s, rows[:, None], cols[None, :], TABLE_PTR, first_number, second_number, T, S, zero, BIAS, EXACT)
-        if MASKED:
+        s = matmul(q, k, UPCAST)
+        if BIAS > 0:
+            if LINEAR:  # −slope·(i − j) up to what is the same for a whole row, which softmax doesn't see
+                s = s * qk_scale + (first_number * (cols - (row0 + S - T)).to(tl.float32))[None, :]
+            elif WALK == 2 and BIAS == 2:
+                s = s * qk_scale + first_number  # the one value of all far distances
+            elif WALK == 2:
+                centre = (row0 + (S - T) - block * BN).to(tl.float32) + (BM - BN) * 0.5
+                c0, c1, c2, c3 = far_bias(first_number, second_number, centre, (BM + BN) * 0.5, BIAS)
+                u = (tl.arange(0, BM) - BM * 0.5)[:, None]
+                w = (BN * 0.5 - tl.arange(0, BN))[None, :]
+                s = s * qk_scale - cubic(u, w, c0, c1, c2, c3)
+            else:
+                s = add_bias(s * qk_scale, rows[:, None], cols[None, :], TABLE_PTR, first_number, second_number, T, S,
+                             zero, BIAS, MASKED)  # fmt: skip
+        if WALK == 0:
             s = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), s, float("-inf"))
-        m_new = tl.maximum(m, tl.max(s, 1))
+        if WALK == 3:  # noqa: SIM102 - this is decided when the kernel is compiled
+            if (block < full_first) | (block >= full_last):
+                s = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), s, float("-inf"))
+        if BIAS > 0:
+            m_new = tl.maximum(m, tl.max(s, 1))
+        else:
+            m_new = tl.maximum(m, tl.max(s, 1) * qk_scale)
         shift = m_new
         if MASKED:
             shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen nothing yet
-        p = tl.exp2(s - shift[:, None])
+        if BIAS > 0:
+            p = tl.exp2(s - shift[:, None])
+        else:
+            p = tl.exp2(s * qk_scale - shift[:, None])
         decay = tl.exp2(m - shift)
         total = total * decay + tl.sum(p, 1)
         acc = acc * decay[:, None] + matmul(p.to(v.dtype), v, UPCAST)
@@ -52,14 +88,16 @@ def _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, 
 def forward_kernel(Q, K, V, OUT, LSE, START, STOP, TABLE, PARAMETERS, LISTS, COUNTS,
                    sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sob, soh, sot,
                    interval_stride, table_stride, list_head, list_row, count_head,
-                   T, S, H, qk_scale, zero, DIM: tl.constexpr,
+                   T, S, H, qk_scale, zero, reach, DIM: tl.constexpr,
                    GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
-                   INTERVALS: tl.constexpr, SPARSE: tl.constexpr, EXACT: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                   LINEAR: tl.constexpr, INTERVALS: tl.constexpr, SPARSE: tl.constexpr,
+                   UPCAST: tl.constexpr):  # fmt: skip
     """O (B, H, T, D) and LSE (B, H, T) of one block of queries."""
     m_block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows first
     b = tl.program_id(1) // H
     h = tl.program_id(1) % H
-    rows = m_block * BM + tl.arange(0, BM)
+    row0 = m_block * BM
+    rows = row0 + tl.arange(0, BM)
     dims = tl.arange(0, D)
     PADDED: tl.constexpr = DIM != D
     keep = (rows[:, None] < T) & (dims[None, :] < DIM)
@@ -68,31 +106,42 @@ def forward_kernel(Q, K, V, OUT, LSE, START, STOP, TABLE, PARAMETERS, LISTS, COU
     V += b.to(tl.int64) * svb + (h // GROUP) * svh
     start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
     TABLE_PTR = TABLE + h * table_stride
-    first_number, second_number = load_parameters(PARAMETERS, h, BIAS)
+    first_number, second_number = load_parameters(PARAMETERS, TABLE_PTR, h, zero, reach, BIAS)
     m = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, D], tl.float32)
+    first, last, full_first, full_last = key_blocks(START, STOP, b, interval_stride, row0, T, S, BM, BN, INTERVALS)
     if SPARSE:
         LIST = LISTS + h * list_head + m_block * list_row
         count = tl.load(COUNTS + h * count_head + m_block)
-        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, 0, count, start, stop, rows, dims, sks, svs, T, S,
-                          DIM, qk_scale, zero, BN, BIAS, True, True, PADDED, True, UPCAST)  # fmt: skip
+        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, 0, count,
+                              full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
+                              BM, BN, BIAS, LINEAR, 3, PADDED, True, UPCAST)  # fmt: skip
     else:
-        first = tl.min(start) // BN
-        last = tl.cdiv(tl.max(stop), BN)
-        full_first = tl.minimum(tl.cdiv(tl.max(start), BN), last)
-        full_last = tl.maximum(tl.min(stop) // BN, full_first)
-        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, first, full_first, start, stop, rows, dims, sks, svs,
-                          T, S, DIM, qk_scale, zero, BN, BIAS, True, True, PADDED, False, UPCAST)  # fmt: skip
-        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, full_first, full_last, start, stop, rows, dims, sks,
-                          svs, T, S, DIM, qk_scale, zero, BN, BIAS, False, EXACT, PADDED, False, UPCAST)  # fmt: skip
-        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, full_last, last, start, stop, rows, dims, sks, svs,
-                          T, S, DIM, qk_scale, zero, BN, BIAS, True, True, PADDED, False, UPCAST)  # fmt: skip
+        if INTERVALS:
+            acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, first, last,
+                                  full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale,
+                                  zero, BM, BN, BIAS, LINEAR, 3, PADDED, False, UPCAST)  # fmt: skip
+        else:
+            near = 0
+            if BIAS > 1:
+                near = tl.minimum(tl.maximum(row0 + S - T - far_from(reach, BM, BN, BIAS) + 1, 0) // BN, full_last)
+                acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, 0, near, 0,
+                                      0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BM, BN,
+                                      BIAS, LINEAR, 2, PADDED, False, UPCAST)  # fmt: skip
+            acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, near, full_last,
+                                  0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BM, BN,
+                                  BIAS, LINEAR, 1, PADDED, False, UPCAST)  # fmt: skip
+            acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, full_last, last,
+                                  0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BM, BN,
+                                  BIAS, LINEAR, 0, PADDED, False, UPCAST)  # fmt: skip
     nothing = total == 0.0
     out = acc / tl.where(nothing, 1.0, total)[:, None]
     lse = tl.where(
         nothing, float("inf"), m + tl.log2(tl.where(nothing, 1.0, total))
     )  # exp2(s − ∞) = 0 in the backward pass
+    if LINEAR:
+        lse -= first_number * (rows - row0).to(tl.float32)
     tl.store(
         OUT + b.to(tl.int64) * sob + h * soh + rows[:, None] * sot + dims[None, :],
         out.to(OUT.dtype.element_ty),

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 
 NONE, ALIBI, TABLE, POWER, LOG = 0, 1, 2, 3, 4  # bias kinds, compile-time
+MASKED, NEAR, FAR, SOMETIMES = 0, 1, 2, 3  # what a walk over tiles knows of them: all need the mask; none does; none
+# does and all distances are far, where a bias is cheap; a mask where the tile isn't seen whole
 
 
 @triton.jit
@@ -25,13 +27,42 @@ def row_bounds(START, STOP, b, stride, rows, T, S, INTERVALS: tl.constexpr):
 
 
 @triton.jit
-def load_parameters(PARAMETERS, h, BIAS: tl.constexpr):
-    """The two numbers of a head's bias, scaled by the host so that the bias comes out in base 2."""
+def key_blocks(START, STOP, b, stride, row0, T, S, BM: tl.constexpr, BN: tl.constexpr, INTERVALS: tl.constexpr):
+    """The blocks of keys that a tile of queries touches, [first, last), and those that all its rows see whole,
+    [full_first, full_last). Bounds never decrease from row to row, so the tile's first and last row tell."""
+    top, bottom = tl.minimum(row0, T - 1), tl.minimum(row0 + BM, T) - 1
+    if INTERVALS:
+        START += b * stride
+        STOP += b * stride
+        first, last = tl.load(START + top) // BN, tl.cdiv(tl.load(STOP + bottom), BN)
+        full_first, full_last = tl.cdiv(tl.load(START + bottom), BN), tl.load(STOP + top) // BN
+    else:
+        first, last = 0, tl.cdiv(bottom + (S - T + 1), BN)
+        full_first, full_last = 0, (top + (S - T + 1)) // BN
+    full_first = tl.minimum(full_first, last)
+    return first, last, full_first, tl.maximum(full_last, full_first)
+
+
+@triton.jit
+def load_parameters(PARAMETERS, TABLE_PTR, h, zero, reach, BIAS: tl.constexpr):
+    """The two numbers of a head's bias, scaled by the host so that the bias comes out in base 2; of a table what it
+    holds at the distance `reach`, from which on all are alike."""
     first, second = 0.0, 0.0
     if BIAS == 1 or BIAS > 2:
         first = tl.load(PARAMETERS + h * 2)
         second = tl.load(PARAMETERS + h * 2 + 1)
+    if BIAS == 2:
+        first = tl.load(TABLE_PTR + tl.minimum(zero + reach, zero * 2))
     return first, second
+
+
+@triton.jit
+def far_from(reach, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr):
+    """The distance from which on all of a tile may be taken as far."""
+    far = BM + BN  # then the tile's centre is at least 3 times as far away as its corners are from it
+    if BIAS == 2:
+        far = reach
+    return far
 
 
 @triton.jit
@@ -78,6 +109,97 @@ def moments(ds, rows, cols, first, second, T, S, BIAS: tl.constexpr, EXACT: tl.c
         return tl.sum(weighted, 1), tl.sum(weighted * log, 1)
     inner = 1.0 + second * away
     return tl.sum(ds * tl.log2(inner), 1), tl.sum(ds * (away / inner), 1)
+
+
+@triton.jit
+def economise(c0, c1, c2, c3, c4, c5, reach):
+    """The cubic nearest to a polynomial of degree 5 on [−reach, reach]: its last two powers are replaced by their
+    Chebyshev approximations of lower degree (x⁴ ≈ r²x² − r⁴/8, x⁵ ≈ 5/4·r²x³ − 5/16·r⁴x)."""
+    square = reach * reach
+    c0 -= c4 * square * square * 0.125
+    c1 -= c5 * square * square * 0.3125
+    return c0, c1, c2 + c4 * square, c3 + c5 * square * 1.25
+
+
+@triton.jit
+def power_series(second, centre):
+    """Taylor coefficients of Δ^second at `centre`, degree 5."""
+    inverse = 1.0 / centre
+    c0 = tl.exp2(second * tl.log2(centre))
+    c1 = c0 * second * inverse
+    c2 = c1 * (second - 1.0) * inverse * 0.5
+    c3 = c2 * (second - 2.0) * inverse * 0.3333333333
+    c4 = c3 * (second - 3.0) * inverse * 0.25
+    c5 = c4 * (second - 4.0) * inverse * 0.2
+    return c0, c1, c2, c3, c4, c5
+
+
+@triton.jit
+def log_series(second, centre):
+    """Taylor coefficients of log₂(1 + second·Δ) at `centre`, degree 5."""
+    inner = 1.0 + second * centre
+    ratio = second / inner
+    c1 = 1.4426950408889634 * ratio
+    c2 = -c1 * ratio * 0.5
+    c3 = -c2 * ratio * 0.6666666667
+    c4 = -c3 * ratio * 0.75
+    c5 = -c4 * ratio * 0.8
+    return tl.log2(inner), c1, c2, c3, c4, c5
+
+
+@triton.jit
+def far_bias(first, second, centre, reach, BIAS: tl.constexpr):
+    """The cubic in x = Δ − centre that stands for first·Δ^second or first·log₂(1 + second·Δ), |x| ≤ reach.
+
+    With centre ≥ 3·reach its relative error stays below 10⁻⁴ for every exponent up to 2 (the first terms left out
+    are at most 0.042/8·(reach/centre)⁴ and 0.03/16·(reach/centre)⁵ of it), and four multiply-adds replace two
+    transcendental functions for every score.
+    """
+    if BIAS == 3:
+        c0, c1, c2, c3, c4, c5 = power_series(second, centre)
+    else:
+        c0, c1, c2, c3, c4, c5 = log_series(second, centre)
+    c0, c1, c2, c3 = economise(c0, c1, c2, c3, c4, c5, reach)
+    return c0 * first, c1 * first, c2 * first, c3 * first
+
+
+@triton.jit
+def far_second_derivative(second, centre, reach, BIAS: tl.constexpr):
+    """The cubic in x for what `moments` multiplies ds by the second time: Δ^second·log₂Δ, or Δ / (1 + second·Δ)."""
+    if BIAS == 3:
+        c0, c1, c2, c3, c4, c5 = power_series(second, centre)
+        step = 1.0 / centre
+        l0 = tl.log2(centre)
+        l1 = 1.4426950408889634 * step
+        l2 = -l1 * step * 0.5
+        l3 = -l2 * step * 0.6666666667
+        l4 = -l3 * step * 0.75
+        l5 = -l4 * step * 0.8
+        d5 = c0 * l5 + c1 * l4 + c2 * l3 + c3 * l2 + c4 * l1 + c5 * l0
+        d4 = c0 * l4 + c1 * l3 + c2 * l2 + c3 * l1 + c4 * l0
+        d3 = c0 * l3 + c1 * l2 + c2 * l1 + c3 * l0
+        d2 = c0 * l2 + c1 * l1 + c2 * l0
+        d1 = c0 * l1 + c1 * l0
+        d0 = c0 * l0
+    else:
+        inner = 1.0 + second * centre
+        ratio = second / inner
+        d0 = centre / inner
+        d1 = 1.0 / (inner * inner)
+        d2 = -d1 * ratio
+        d3 = -d2 * ratio
+        d4 = -d3 * ratio
+        d5 = -d4 * ratio
+    return economise(d0, d1, d2, d3, d4, d5, reach)
+
+
+@triton.jit
+def cubic(u, w, c0, c1, c2, c3):
+    """c0 + c1·x + c2·x² + c3·x³ for x = u + w, u (rows, 1) and w (1, columns): three multiply-adds an element."""
+    q0 = c0 + u * (c1 + u * (c2 + u * c3))
+    q1 = c1 + u * (2.0 * c2 + 3.0 * c3 * u)
+    q2 = c2 + 3.0 * c3 * u
+    return q0 + w * (q1 + w * (q2 + w * c3))
 
 
 @triton.jit

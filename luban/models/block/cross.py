@@ -16,7 +16,7 @@ from luban.models.block.post import PostNorm
 from luban.models.block.pre import PreNorm
 from luban.nn.attention.cross import CrossAttention
 from luban.nn.attention.grouped import Grouped
-from luban.nn.attention.mask import Frame
+from luban.nn.attention.mask import Frame, Scores
 from luban.nn.position.family import PositionMethod
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Memory(NamedTuple):
     """What an encoder read, as every layer of the decoder needs it."""
 
     layers: list[tuple[Tensor, Tensor]]  # keys and values (B, K, S, D) a layer
-    mask: Tensor | None  # (B, 1, 1, S) to add to the scores; None: nothing is padded
+    scores: Scores  # hides padding
 
 
 class CrossBlock(nn.Module):
@@ -50,7 +50,7 @@ class PreNormCrossBlock(CrossBlock):
     def forward(self, x_BTE: Tensor, frame: Frame, position: PositionMethod, layer: int, memory: Memory) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         x_BTE = x_BTE + self.attention(self.attention_norm(x_BTE), frame, position, layer)
-        x_BTE = x_BTE + self.cross.look(self.cross_norm(x_BTE), memory.layers[layer], memory.mask)
+        x_BTE = x_BTE + self.cross.look(self.cross_norm(x_BTE), memory.layers[layer], memory.scores)
         return x_BTE + self.feedforward(self.feedforward_norm(x_BTE))
 
 
@@ -60,7 +60,7 @@ class PostNormCrossBlock(CrossBlock):
     def forward(self, x_BTE: Tensor, frame: Frame, position: PositionMethod, layer: int, memory: Memory) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         x_BTE = self.attention_norm(x_BTE + self.attention(x_BTE, frame, position, layer))
-        x_BTE = self.cross_norm(x_BTE + self.cross.look(x_BTE, memory.layers[layer], memory.mask))
+        x_BTE = self.cross_norm(x_BTE + self.cross.look(x_BTE, memory.layers[layer], memory.scores))
         return self.feedforward_norm(x_BTE + self.feedforward(x_BTE))
 
 

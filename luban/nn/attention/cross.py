@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from luban.nn.attention.grouped import GroupedAttention
+from luban.nn.attention.mask import Scores
 from luban.nn.attention.product import attend
 
 
@@ -21,10 +22,10 @@ class CrossAttention(GroupedAttention):
             k_BSKD = self.k_norm(k_BSKD)
         return k_BSKD.transpose(1, 2), v_BSKD.transpose(1, 2)
 
-    def look(self, x_BTE: Tensor, remembered: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """(B, T, E) → (B, T, E); `mask` (B, 1, 1, S) is added to the scores."""
+    def look(self, x_BTE: Tensor, remembered: tuple[Tensor, Tensor], scores: Scores) -> Tensor:
+        """(B, T, E) → (B, T, E)."""
         q_BTHD = self.q(x_BTE).unflatten(-1, (-1, self.head_dim))
         if self.q_norm is not None:
             q_BTHD = self.q_norm(q_BTHD)
-        mixed_BHTD = attend(q_BTHD.transpose(1, 2), *remembered, mask, False, self.scale)
+        mixed_BHTD = attend(q_BTHD.transpose(1, 2), *remembered, scores, self.scale)
         return self.output(mixed_BHTD.transpose(1, 2).flatten(-2))

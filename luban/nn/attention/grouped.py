@@ -14,7 +14,7 @@ from luban.core.opgraph import Op, linear_op
 from luban.nn.attention.family import Attention
 from luban.nn.attention.mask import Frame
 from luban.nn.attention.product import attend
-from luban.nn.linear import Dense, joint, residual_linear
+from luban.nn.linear import Dense, joint, parallel, residual_linear, trains_fused
 from luban.nn.norm import Norm
 from luban.nn.position.family import PositionMethod
 
@@ -90,15 +90,23 @@ class GroupedAttention(nn.Module):
         self.fused: nn.Module | None = None  # the three at once, where weights were packed for inference
         self.output = residual_linear(inner, width, bias=config.output_bias)
 
-    def forward(self, x_BTE: Tensor, frame: Frame, position: PositionMethod, layer: int) -> Tensor:
-        """(B, T, E) → (B, T, E)."""
-        parts = self.fused(x_BTE).split(self.sizes, -1) if self.fused else joint(x_BTE, self.q, self.k, self.v)
+    def forward(self, x_BTE: Tensor, frame: Frame, position: PositionMethod, layer: int,
+                onto: Tensor | None = None) -> Tensor:  # fmt: skip
+        """(B, T, E) → (B, T, E), added to `onto` where that is given."""
+        q_BHTD, k_BKSD, v_BKSD = self.placed(x_BTE, frame, position)
+        if frame.cache is not None:
+            k_BKSD, v_BKSD = frame.cache.update(layer, k_BKSD, v_BKSD)
+        mixed_BHTD = attend(q_BHTD, k_BKSD, v_BKSD, frame.scores, self.scale)
+        return self.output(mixed_BHTD.transpose(1, 2).flatten(-2), onto)
+
+    def placed(self, x_BTE: Tensor, frame: Frame, position: PositionMethod) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, D), keys and values (B, K, T, D) of the new tokens, with their positions in them."""
+        if self.q_norm is None and trains_fused(x_BTE) and position.turns_packed:
+            packed_BTP = joint(x_BTE, self.q, self.k, self.v)
+            return position.turn_packed(packed_BTP, frame.tables, *(size // self.head_dim for size in self.sizes[:2]))
+        parts = self.fused(x_BTE).split(self.sizes, -1) if self.fused else parallel(x_BTE, self.q, self.k, self.v)
         q_BTHD, k_BTKD, v_BTKD = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
         if self.q_norm is not None:
             q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
-        q_BHTD, k_BKSD, v_BKSD = q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
-        q_BHTD, k_BKSD = position.turn(q_BHTD, k_BKSD, frame.tables)
-        if frame.cache is not None:
-            k_BKSD, v_BKSD = frame.cache.update(layer, k_BKSD, v_BKSD)
-        mixed_BHTD = attend(q_BHTD, k_BKSD, v_BKSD, frame.mask, frame.causal, self.scale)
-        return self.output(mixed_BHTD.transpose(1, 2).flatten(-2))
+        turned = position.turn(q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), frame.tables)
+        return *turned, v_BTKD.transpose(1, 2)

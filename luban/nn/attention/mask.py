@@ -1,70 +1,124 @@
-"""Who may look at whom, built once a forward and shared by all layers.
+"""What is done to attention scores before the softmax, made ready once a forward and shared by all layers.
 
-B batch, T queries, S keys, H heads. Slots are places in the row (padding included), positions count real tokens.
+B batch, T queries, S keys, H heads, D head width. Slots are places in the row (padding included), positions count
+real tokens.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from luban.core.protocols import KVCache
+from luban.kernels.dispatch import choice
+from luban.kernels.distance import DistanceBias
+from luban.kernels.intervals import Intervals
+from luban.kernels.visible import Visible, consecutive
+
+if TYPE_CHECKING:
+    from luban.nn.position.family import PositionMethod
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Masks and biases in the form that the chosen kernel takes. The default: everything is seen, nothing added."""
+
+    path: str = "torch"  # of `kernels.dispatch`
+    causal: bool = False  # the bare triangle, which kernels draw themselves
+    mask: Tensor | None = None  # torch: (1 or B, 1 or H, T, S) to add
+    seen: Intervals | None = None  # luban: where not the bare triangle
+    bias: DistanceBias | None = None  # luban
+    sound: Tensor | None = None  # (B, 1, 1, 1) to multiply results by: NaN where `seen` couldn't say what was asked
 
 
 class Frame(NamedTuple):
     """What all layers of one forward share."""
 
-    mask: Tensor | None  # (1 or B, 1 or H, T, S) to add to the scores; None: nothing to add
-    causal: bool  # the plain causal triangle, which kernels draw themselves; then mask is None
+    scores: Scores
     tables: Any  # of the position method
     cache: KVCache | None  # keys and values of earlier tokens
 
 
-def score_mask(*, queries: int, keys: int, causal: bool, device: torch.device, dtype: torch.dtype,
-               window: int | None = None, real: Tensor | None = None, documents: Tensor | None = None,
-               prefix: Tensor | None = None, bias: Tensor | None = None) -> tuple[Tensor | None, bool]:  # fmt: skip
-    """What is added to attention scores, as cheaply as the case allows.
+class Places(NamedTuple):
+    """Where the tokens of a forward stand."""
+
+    queries: Tensor  # (1 or B, T), or what the position method made of them
+    keys: Tensor  # (1 or B, S)
+    counted: bool  # by the body itself, so that they rise by one from token to token
+
+
+def frames(windows: Iterable[int | None], visible: Visible, position: PositionMethod, places: Places, *, width: int,
+           dtype: torch.dtype, cache: KVCache | None = None) -> dict[int | None, Frame]:  # fmt: skip
+    """A frame for every window that layers have.
 
     Args:
-        queries, keys: T and S; the queries are the last T of the S slots.
-        causal: a query sees no later slot.
-        window: a query sees only itself and the `window - 1` slots before it.
-        real: (B, S) bool, false where a key is padding.
-        documents: (B, T) int, where T = S; a query sees only keys of the same document.
-        prefix: (B, T) bool, where T = S; keys that every query of their document sees, later ones too.
-        bias: (1 or B, H, T, S) to add where seen.
-        dtype: of the result: the precision in which attention will run.
-
-    Returns:
-        (mask, causal): (None, True) for a plain triangle, (None, False) where everything is seen, otherwise
-        (mask, False) with 0 or the bias where seen and −∞ elsewhere. Every query sees its own slot, padding
-        too, so that no row of scores is empty.
+        visible: who sees whom; its own window is not read.
+        width: D. dtype: that of the products.
     """
-    plain = window is None and real is None and documents is None and prefix is None and bias is None
-    if plain and (not causal or queries == 1):
-        return None, False
-    if plain and queries == keys:
-        return None, True
-    query_slots = torch.arange(keys - queries, keys, device=device)[:, None]
-    key_slots = torch.arange(keys, device=device)[None, :]
-    seen = key_slots <= query_slots if causal else torch.ones(queries, keys, dtype=torch.bool, device=device)
-    if window is not None:
-        seen = seen & ((query_slots - key_slots).abs() < window)
-    seen = seen[None, None]
-    if prefix is not None:
-        seen = seen | prefix[:, None, None, :]
-    if documents is not None:
-        seen = seen & (documents[:, None, :, None] == documents[:, None, None, :])
-    if real is not None:
-        seen = (seen & real[:, None, None, :]) | (key_slots == query_slots)
-    added = torch.zeros((), device=device) if bias is None else bias
-    return torch.where(seen, added, float("-inf")).to(dtype), False
+    tables = position.tables(places.queries)
+    biases = _Biases(visible, position, places)
+    return {window: Frame(scores(_with_window(visible, window), biases, width=width, dtype=dtype), tables, cache)
+            for window in windows}  # fmt: skip
+
+
+def _with_window(visible: Visible, window: int | None) -> Visible:
+    return Visible(queries=visible.queries, keys=visible.keys, causal=visible.causal, device=visible.device,
+                   window=window, real=visible.real, documents=visible.documents, prefix=visible.prefix)  # fmt: skip
+
+
+class _Biases:
+    """The bias of a position method, as a function of the distance or as a square, each made at most once."""
+
+    def __init__(self, visible: Visible, position: PositionMethod, places: Places):
+        self.visible, self.position, self.places = visible, position, places
+        self.described = position.distance_bias(visible.keys, visible.device) if position.biased else None
+        self._square: Tensor | None = None
+
+    @property
+    def form(self) -> str | None:
+        """As the dispatcher wants it."""
+        if self.described is not None:
+            return self.described.form
+        return "any" if self.position.biased else None
+
+    def square(self) -> Tensor | None:
+        """(1 or B, H, T, S)."""
+        if self._square is None and self.position.biased:
+            self._square = self.position.bias(self.places.queries, self.places.keys)
+        return self._square
+
+    def by_distance(self) -> DistanceBias | None:
+        """For kernels, which know slots alone: NaN where given positions don't rise with them."""
+        if self.described is None or self.places.counted:
+            return self.described
+        fine = consecutive(self.places.queries, self.visible.documents, self.visible.real)
+        return self.described.times(torch.where(fine, 1.0, float("nan")))
+
+
+def scores(visible: Visible, biases: _Biases | None = None, *, width: int, dtype: torch.dtype) -> Scores:
+    """What `attend` needs for these keys and this bias, by the kernel that the dispatcher picks."""
+    kind, square = visible.kind, visible.queries == visible.keys
+    path = choice(visible.device.type, dtype, width, kind, biases.form if biases else None, square,
+                  visible.queries == 1, torch.is_grad_enabled())  # fmt: skip
+    if path == "luban":
+        from luban.kernels.flash.attention import with_seeing
+
+        fine = visible.sound()
+        sound = None if fine is None else torch.where(fine, 1.0, float("nan"))[:, None, None, None]
+        seen = None if kind == "causal" else with_seeing(visible.intervals(), width, visible.keys)
+        return Scores(path, kind == "causal", None, seen, biases.by_distance() if biases else None, sound)
+    added = biases.square() if biases else None
+    if added is None and (kind == "all" or (kind == "causal" and square)):
+        return Scores(path, kind == "causal")
+    added = torch.zeros((), device=visible.device) if added is None else added
+    return Scores(path, mask=torch.where(visible.dense(), added, float("-inf")).to(dtype))
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The precision in which products over `x` run: autocast's, where it is on."""
-    kind = x.device.type
-    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if cast else x.dtype
+    kind = x.device.type  # a list instead of torch.amp.is_autocast_available, which torch 2.11 can't trace
+    return torch.get_autocast_dtype(kind) if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) else x.dtype

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from luban.kernels.distance import alibi_slopes
+from luban.kernels.distance import DistanceBias, alibi, alibi_slopes
 from luban.nn.position.family import Position, PositionMethod, PositionShape
 
 
@@ -26,8 +27,12 @@ class AlibiPositions(PositionMethod):
         super().__init__()
         self.heads = heads
 
+    def distance_bias(self, keys: int, device: torch.device) -> DistanceBias:
+        """The slopes."""
+        return alibi(alibi_slopes(self.heads, device), keys)
+
     def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor:
         """(B, H, T, S) float32."""
         distance_BTS = (query_positions_BT[:, :, None] - key_positions_BS[:, None, :]).abs()
-        slopes_H = alibi_slopes(self.heads).to(distance_BTS.device)
+        slopes_H = alibi_slopes(self.heads, distance_BTS.device)
         return -slopes_H[:, None, None] * distance_BTS[:, None]

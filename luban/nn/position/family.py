@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from luban.core.registry import Registry, Variant
+from luban.kernels.distance import DistanceBias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +65,15 @@ class Position(Variant):
 class PositionMethod(nn.Module):
     """A position method at work; each of its ways in does nothing unless overridden.
 
-    The body asks for `tables` and `bias` once a forward; all layers share them.
+    The body asks for `tables`, and `bias` or `distance_bias`, once a forward; all layers share them.
     """
+
+    turns_packed: bool = False  # whether it has a `turn_packed`, `turn` on one product that holds all three
+
+    @property
+    def biased(self) -> bool:
+        """Whether it adds anything to scores."""
+        return type(self).bias is not PositionMethod.bias
 
     def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
         """Counted positions of queries and keys → those that all the other ways in are given.
@@ -85,8 +94,18 @@ class PositionMethod(nn.Module):
         """Queries and keys with their positions in them."""
         return q_BHTD, k_BKTD
 
+    def turn_packed(self, packed_BTP: Tensor, tables: Any, heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values side by side, (B, T, (H + 2K)·D) → the three, (B, H or K, T, D), the first two
+        with their positions in them; by a kernel, in training on a GPU."""
+        raise NotImplementedError
+
     def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor | None:
         """(1 or B, H, T, S) float32 to add to the scaled scores, or None."""
+        return None
+
+    def distance_bias(self, keys: int, device: torch.device) -> DistanceBias | None:
+        """The same as a function of the distance, for positions that rise by one from token to token and at most
+        `keys` tokens; None where there is no bias, or none of that form."""
         return None
 
 
@@ -96,6 +115,11 @@ class Wrapped(PositionMethod):
     def __init__(self, inner: PositionMethod):
         super().__init__()
         self.inner = inner
+
+    @property
+    def biased(self) -> bool:
+        """As the inner method."""
+        return self.inner.biased
 
     def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
         """As the inner method."""
@@ -116,3 +140,7 @@ class Wrapped(PositionMethod):
     def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor | None:
         """As the inner method."""
         return self.inner.bias(query_positions_BT, key_positions_BS)
+
+    def distance_bias(self, keys: int, device: torch.device) -> DistanceBias | None:
+        """As the inner method."""
+        return self.inner.distance_bias(keys, device)

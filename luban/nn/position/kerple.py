@@ -78,9 +78,9 @@ class PowerPositions(KerplePositions):
         """ALiBi's slopes, times √D as the bias is divided by it."""
         return alibi_slopes(self.heads) / self.scale
 
-    def distance_bias(self, queries: int, keys: int) -> DistanceBias:
-        """The table of all distances."""
-        return kerple_power(F.softplus(self.raw1.float()), 2 * self.raw2.float().sigmoid(), queries, keys, self.scale)
+    def distance_bias(self, keys: int, device: torch.device) -> DistanceBias:
+        """r1 and r2 from what is learned."""
+        return kerple_power(F.softplus(self.raw1.float()), 2 * self.raw2.float().sigmoid(), keys, self.scale)
 
 
 class LogPositions(KerplePositions):
@@ -92,6 +92,6 @@ class LogPositions(KerplePositions):
         """Even steps up to 2, times √D as the bias is divided by it."""
         return 2 * torch.arange(1, self.heads + 1) / self.heads / self.scale
 
-    def distance_bias(self, queries: int, keys: int) -> DistanceBias:
-        """The table of all distances."""
-        return kerple_log(F.softplus(self.raw1.float()), F.softplus(self.raw2.float()), queries, keys, self.scale)
+    def distance_bias(self, keys: int, device: torch.device) -> DistanceBias:
+        """r1 and r2 from what is learned."""
+        return kerple_log(F.softplus(self.raw1.float()), F.softplus(self.raw2.float()), keys, self.scale)

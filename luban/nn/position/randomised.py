@@ -59,3 +59,7 @@ class RandomisedPositions(Wrapped):
             raise ConfigError(f"{count} tokens are more than the {self.longest} positions to draw from")
         drawn = self.draw(count, positions.device)
         return super().place(drawn[positions], drawn[key_positions], cached=cached)
+
+    def distance_bias(self, keys: int, device: torch.device) -> None:
+        """None: drawn positions leave gaps."""
+        return None

@@ -38,7 +38,10 @@ class Rope(Position):
 
     def build(self, shape: PositionShape) -> PositionMethod:
         """The module."""
-        return RotaryPositions(self, self.rotated(shape))
+        method = RotaryPositions(self, self.rotated(shape))
+        whole = method.rotated == shape.head_dim and self.pairing == "half"
+        method.turns_packed = whole and shape.head_dim & (shape.head_dim - 1) == 0  # its tiles are powers of two
+        return method
 
 
 class RotaryPositions(PositionMethod):
@@ -47,6 +50,12 @@ class RotaryPositions(PositionMethod):
     def __init__(self, config: Rope, rotated: int):
         super().__init__()
         self.config, self.rotated = config, rotated
+
+    def turn_packed(self, packed_BTP: Tensor, tables: Tables, heads: int, key_heads: int) -> tuple[Tensor, ...]:
+        """Both rotated while they are taken apart."""
+        from luban.kernels.rotary import rotate_packed
+
+        return rotate_packed(packed_BTP, *tables, heads, key_heads)
 
     def tables(self, positions_BT: Tensor) -> Tables:
         """Cosines and sines (B, 1, T, rotated) of these positions."""

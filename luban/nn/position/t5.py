@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from luban.core.errors import ConfigError
@@ -42,7 +43,7 @@ class RelativePositions(DistancePositions):
         self.max_distance = config.max_distance
         self.table = nn.Embedding(config.buckets, shape.heads)
 
-    def distance_bias(self, queries: int, keys: int) -> DistanceBias:
-        """The table of all distances."""
+    def distance_bias(self, keys: int, device: torch.device) -> DistanceBias:
+        """The learned table over buckets."""
         weight = self.table.weight.float().t()
-        return t5(weight, queries, keys, max_distance=self.max_distance, causal=self.causal)
+        return t5(weight, keys, max_distance=self.max_distance, causal=self.causal)

@@ -6,23 +6,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import tokenizers
-from tokenizers import decoders, models
 
+from luban.core.errors import ConfigError
 from luban.tokenizer.algorithms.bytelevel import require_room
+from luban.tokenizer.algorithms.characters import BYTES, frequent, with_fallback
+from luban.tokenizer.cutting import DEFAULT, Cutting
 
-BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
-
-def train(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> tokenizers.Tokenizer:
+def train(texts: Iterable[str], vocab_size: int, special: Sequence[str], cut: Cutting) -> tokenizers.Tokenizer:
     """Learn at most `vocab_size` tokens: the special ones, 256 bytes, then the most frequent characters."""
+    if cut != DEFAULT:
+        raise ConfigError("digits and white_runs have no meaning for the algorithm char: every character is a token")
     require_room(vocab_size, len(special) + 256, "special tokens and the 256 bytes")
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
-    frequent = sorted(counts, key=lambda character: (-counts[character], character))
-    vocabulary = [*special, *BYTES, *frequent][:vocab_size]
-    model = models.BPE({token: i for i, token in enumerate(vocabulary)}, [], byte_fallback=True)
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens(list(special))
-    return tokenizer
+    return with_fallback([*special, *BYTES, *frequent(counts)][:vocab_size], [], special)

@@ -11,34 +11,36 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 from tokenizers import Regex, decoders, models, trainers
 
-from luban.tokenizer.algorithms.bytelevel import ALPHABET, bytelevel_tokenizer, require_room
+from luban.tokenizer.algorithms.bytelevel import ALPHABET, by_id, bytelevel_tokenizer, require_room, spelled
+from luban.tokenizer.cutting import Cutting
 
 INSIDE = "\u203f"  # undertie: marks a piece that continues a word
 LONGEST_WORD = 10_000  # bytes; above what WORDS lets through, since a longer word would be unknown
 
 
-def train(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> tokenizers.Tokenizer:
-    """Learn `vocab_size` tokens: the special ones, 256 bytes at the start of and inside words, then pieces."""
-    require_room(vocab_size, len(special) + 512, "special tokens and two forms of the 256 bytes")
+def train(texts: Iterable[str], vocab_size: int, special: Sequence[str], cut: Cutting) -> tokenizers.Tokenizer:
+    """Learn `vocab_size` tokens: special ones, 256 bytes at the start of and inside words, white runs, then pieces."""
+    runs = [spelled(piece) for piece in cut.white_pieces]
+    needed = len(special) + 512 + len(runs)
+    require_room(vocab_size, needed, "special tokens, two forms of the 256 bytes and runs of white space")
     # Naming the bytes' two forms here fixes their ids, and with them how the trainer breaks ties.
-    fixed = [*special, *ALPHABET, *(INSIDE + byte for byte in ALPHABET)]
-    learner = bytelevel_tokenizer(models.WordPiece(unk_token=special[0], continuing_subword_prefix=INSIDE))
+    fixed = [*special, *ALPHABET, *(INSIDE + byte for byte in ALPHABET), *runs]
+    learner = bytelevel_tokenizer(models.WordPiece(unk_token=special[0], continuing_subword_prefix=INSIDE), cut)
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, special_tokens=fixed, continuing_subword_prefix=INSIDE, show_progress=False
     )
     learner.train_from_iterator(texts, trainer)
-    ids = learner.get_vocab()
-    return _with_vocabulary(sorted(ids, key=ids.__getitem__), special)
+    return _with_vocabulary(by_id(learner), special, cut)
 
 
-def _with_vocabulary(pieces: list[str], special: Sequence[str]) -> tokenizers.Tokenizer:
+def _with_vocabulary(pieces: list[str], special: Sequence[str], cut: Cutting) -> tokenizers.Tokenizer:
     model = models.WordPiece(
         {piece: i for i, piece in enumerate(pieces)},
         unk_token=special[0],
         max_input_chars_per_word=LONGEST_WORD,
         continuing_subword_prefix=INSIDE,
     )
-    tokenizer = bytelevel_tokenizer(model)
+    tokenizer = bytelevel_tokenizer(model, cut)
     tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex(f"^{INSIDE}"), ""), decoders.ByteLevel()])
     tokenizer.add_special_tokens(list(special))
     return tokenizer

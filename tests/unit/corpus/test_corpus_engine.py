@@ -15,8 +15,11 @@ import pytest
 
 from luban.core.artifact import open_artifact
 from luban.core.errors import ArtifactError, ConfigError, DataError
+from luban.core.log import Bar
 from luban.corpus.build import build_corpus
+from luban.corpus.engine import WorkerLost
 from luban.corpus.engine.phase import phases_of
+from luban.corpus.engine.ray import RayExecutor
 from luban.corpus.reader import read_corpus
 from luban.corpus.sources import find_sources
 from luban.corpus.steps import make_step
@@ -184,3 +187,61 @@ def test_ray_writes_the_same_bytes(source, tmp_path):
     build_corpus([str(source)], tmp_path / "local", steps=STEPS)
     build_corpus([str(source)], tmp_path / "ray", steps=STEPS, workers=2, on="ray")
     assert content(tmp_path / "local") == content(tmp_path / "ray")
+
+
+@pytest.mark.slow
+def test_a_build_on_ray_that_was_killed_goes_on_and_writes_the_same_bytes(source, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setattr("luban.corpus.sources.jsonl.PART_BYTES", 4_000)
+    code = f"""
+import luban.corpus.sources.jsonl as j; j.PART_BYTES = 4_000
+from luban.corpus.build import build_corpus
+build_corpus([{str(source)!r}], {str(tmp_path / "c")!r}, steps={STEPS!r}, workers=2, on="ray")
+"""
+    work = tmp_path / "c.incomplete" / "work"
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 120
+    while len(list(work.glob("phase-0/*.json"))) < 3 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # tasks that were running end by themselves
+    done = {path: path.stat().st_mtime_ns for path in work.glob("phase-0/*.json")}
+    assert len(done) >= 3 and not (tmp_path / "c").exists()
+    kept = []
+
+    def watch(self, tasks, bar, run=RayExecutor.run):
+        kept.extend(path for path, time_ns in done.items() if path.stat().st_mtime_ns == time_ns)
+        run(self, tasks, bar)
+
+    monkeypatch.setattr(RayExecutor, "run", watch)
+    build_corpus([str(source)], tmp_path / "c", steps=STEPS, workers=2, on="ray")
+    assert set(kept) == set(done)  # nothing that was done was done again
+    build_corpus([str(source)], tmp_path / "local", steps=STEPS, workers=4)
+    assert content(tmp_path / "local") == content(tmp_path / "c")
+
+
+@pytest.mark.slow
+def test_errors_of_ray_tasks_come_back(tmp_path):
+    pytest.importorskip("ray")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.parquet").write_bytes(b"not parquet")
+    with pytest.raises(DataError, match="not a Parquet file"):
+        build_corpus([str(tmp_path / "*.parquet")], tmp_path / "c", on="ray")
+    assert not (tmp_path / "c.incomplete").exists()
+
+
+class Deadly:
+    """Kills the process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+@pytest.mark.slow
+def test_a_part_that_kills_its_workers_is_given_up(monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setattr("luban.corpus.engine.ray.RETRIES", 1)
+    with RayExecutor(1) as executor, pytest.raises(WorkerLost, match="Ray gave up"):
+        executor.run([Deadly()], Bar("", None, "docs"))

@@ -10,11 +10,11 @@ import pytest
 from luban.corpus.document import Document
 from luban.corpus.steps.minhash import BANDS, MINIMA, ROWS, SHINGLE, MinHash, shingles, signature
 from luban.corpus.tally import Tally
-from luban.corpus.words import words
+from luban.corpus.words import WORD
 
 
 def true_shingles(text: str) -> set[tuple[str, ...]]:
-    found = words(text)
+    found = WORD.findall(text.lower())
     return {tuple(found[i : i + SHINGLE]) for i in range(len(found) - SHINGLE + 1)}
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
+import random
+import string
+import sysconfig
+from pathlib import Path
+
 import pytest
 
 from luban.corpus.document import Document
-from luban.corpus.steps.personal import personal, scrub
+from luban.corpus.steps.personal import EXAMPLE_ADDRESS, EXAMPLE_EMAIL, personal, scrub
 from luban.corpus.tally import Tally
 
 
@@ -16,6 +22,9 @@ from luban.corpus.tally import Tally
     ("ping 8.8.8.8 now", "ping 192.0.2.1 now"),
     ("at 8.8.4.4.", "at 192.0.2.1."),
     ("home is 127.0.0.1 or 192.168.1.7 or 10.0.0.1", "home is 127.0.0.1 or 192.168.1.7 or 10.0.0.1"),
+    ("loss = (w@x.sum()) and section 8.2.4.44 or v3.1.1.6", "loss = (w@x.sum()) and section 8.2.4.44 or v3.1.1.6"),
+    ("from 8.2.4.44 to http://9.9.9.9/x", "from 192.0.2.1 to http://192.0.2.1/x"),
+    ("224.0.0.0/4 and 1.0.0.127.in-addr.arpa", "224.0.0.0/4 and 1.0.0.127.in-addr.arpa"),
     ("version 1.2.3.4.5 and 999.1.1.1 and 3.11.7", "version 1.2.3.4.5 and 999.1.1.1 and 3.11.7"),
 ])  # fmt: skip
 def test_scrubbing(text, expected):
@@ -30,3 +39,56 @@ def test_conversations_are_scrubbed_and_everything_is_counted():
     assert found.text == "I am someone@example.com\nYou are at 192.0.2.1"
     assert [m["content"] for m in found.messages] == found.text.split("\n")
     assert tally.counts == {"emails_replaced": 1, "ip_addresses_replaced": 1}
+
+
+def test_planted_addresses_are_found_and_false_alarms_are_rare():
+    """Addresses among what looks like them, one to five; misses and false alarms are printed."""
+    rng = random.Random()
+
+    def word(low: int, high: int) -> str:
+        return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(low, high)))
+
+    def numbers(most: int) -> str:
+        return ".".join(str(rng.randint(1, most)) for _ in range(4))
+
+    def public() -> str:
+        while not (found := ipaddress.IPv4Address(rng.getrandbits(32))).is_global or found.is_multicast:
+            pass
+        return str(found)
+
+    real = [lambda: f"{word(1, 9)}.{word(2, 9)}+{word(1, 3)}@{word(2, 9)}.{rng.choice(['com', 'org', 'co.uk', 'de', 'edu.cn'])}",
+            public]  # fmt: skip
+    alike = [lambda: f"@{word(3, 9)}.{word(3, 9)}", lambda: f"{word(1, 3)} @ {word(1, 3)}.T", lambda: f"{word(1, 2)}@{word(1, 2)}.mean(0)",
+             lambda: f"{word(3, 8)}@{rng.randint(1, 9)}.{rng.randint(0, 9)}.0", lambda: f"section {numbers(40)}", lambda: f"v{numbers(30)}",
+             lambda: f"{word(3, 8)}@{word(3, 8)}:/{word(2, 5)}", lambda: f"10.{rng.randint(0, 255)}.0.1", lambda: f"{numbers(20)}.{rng.randint(1, 9)}",
+             lambda: f"192.168.{rng.randint(0, 255)}.7"]  # fmt: skip
+    missed = alarms = planted = others = 0
+    for _ in range(3000):
+        if rng.random() < 1 / 6:
+            planted += 1
+            missed += scrub(f"so {(rng.choice(real))()} it is", Tally()) not in (
+                f"so {EXAMPLE_EMAIL} it is",
+                f"so {EXAMPLE_ADDRESS} it is",
+            )
+        else:
+            others += 1
+            text = f"so {(rng.choice(alike))()} it is"
+            alarms += scrub(text, Tally()) != text
+    print(f"missed {missed} of {planted}, false alarms {alarms} of {others}")
+    assert missed <= 0.02 * planted and alarms <= 0.001 * others
+
+
+def test_in_the_standard_library_no_section_or_version_is_taken_for_an_address():
+    """Files that speak of sections and versions; the one address in them is meant as one."""
+    root, tally = Path(sysconfig.get_paths()["stdlib"]), Tally()
+    for name in (
+        "_markupbase.py",
+        "html/parser.py",
+        "http/server.py",
+        "socket.py",
+        "statistics.py",
+        "typing.py",
+        "ssl.py",
+    ):
+        scrub((root / name).read_text(encoding="utf-8"), tally)
+    assert tally.counts["ip_addresses_replaced"] <= 2  # socket.py explains inet_aton with 123.45.67.89

@@ -13,12 +13,13 @@ from luban.corpus.build import build_corpus
 from luban.corpus.document import Document
 from luban.corpus.ragged import Ragged
 from luban.corpus.reader import read_corpus
-from luban.corpus.steps import make_step
+from luban.corpus.steps import language, make_step
 from luban.corpus.steps.across import AcrossStep
 from luban.corpus.steps.contamination import GRAM, SHORTEST, WINDOW
+from luban.corpus.steps.language import Language, identify
 from luban.corpus.steps.unicode import repair
 from luban.corpus.tally import Tally
-from luban.corpus.words import words as words_of
+from luban.corpus.words import WORD
 
 RNG = random.Random(11)
 WORDS = ["".join(RNG.choices("abcdefghijklmnopqrstuvwxyz", k=RNG.randint(3, 9))) for _ in range(4000)]
@@ -37,7 +38,7 @@ def run(spec: str, texts: list[str]) -> tuple[dict[int, list[str]], Tally]:
     return left, tally
 
 
-@pytest.mark.parametrize("spec", ["exact", "minhash", "bloom", "overlap", "lines"])
+@pytest.mark.parametrize("spec", ["exact", "minhash", "bloom", "overlap", "lines", "spans"])
 def test_a_decision_over_several_shards_is_that_over_one(spec):
     rng = random.Random(2)
     texts = [text(rng, 150).replace(" a", "\na") for _ in range(40)]
@@ -108,7 +109,7 @@ def test_every_planted_leak_is_cut_and_clean_documents_stay(sets):
     assert sum(left.get(i) != [t] for i, t in enumerate(clean)) == 0  # the bound asked for is 0.1%
     for i, (before, leak, after) in enumerate(leaky, len(clean)):
         assert left[i] == [(before + " ")[:-WINDOW], ("! " + after)[WINDOW:]]
-        assert " ".join(leak.lower().rstrip("!").split(", ")) not in " ".join(words_of(" ".join(left[i])))
+        assert " ".join(leak.lower().rstrip("!").split(", ")) not in " ".join(WORD.findall(" ".join(left[i]).lower()))
     assert tally.counts["contaminated_documents_cut"] == 60
 
 
@@ -204,3 +205,19 @@ def test_languages_are_told_apart_and_filtered():
     assert tally.dropped["language: de"]["documents"] == 1
     (unknown,) = make_step("language")([Document(id="n", text="12 34 --- 56", source="s")], tally)
     assert unknown.lang is None
+
+
+SPEECHES = [  # short, with names in capitals, which mislead a single model
+    "MENENIUS:\nHow now, what news?", "LADY ANNE:\nWould it were mortal poison, for thy sake!", "ALL:\nCome, come.",
+    "STANLEY:\nNo, mighty liege; therefore mistrust me not.", "MARIANA:\nWill't please you walk aside?",
+]  # fmt: skip
+
+
+def test_two_models_tell_short_speeches_and_one_alone_is_part_of_the_identity(monkeypatch):
+    pytest.importorskip("pycld2")
+    assert [identify(speech) for speech in SPEECHES] == ["en"] * len(SPEECHES)
+    assert identify("control \x01\x02 characters are \x00 no reason to fail") == "en"
+    assert Language("en").identity == {"step": "language", "wanted": ["en"], "models": ["fasttext", "cld2"]}
+    monkeypatch.setattr(language, "_cld2", lambda: None)
+    assert Language().identity["models"] == ["fasttext"]
+    assert [identify(text) for text in SENTENCES.values()] == list(SENTENCES)

@@ -10,18 +10,18 @@ import pytest
 
 from luban.corpus.document import Document
 from luban.corpus.steps import gopher as rules
-from luban.corpus.steps.c4 import c4, clean
-from luban.corpus.steps.gopher import bounds, duplicate_share, gopher, top_share
+from luban.corpus.steps.c4 import C4, clean
+from luban.corpus.steps.gopher import counts, duplicate_share, gopher, longest, top_share
 from luban.corpus.tally import Tally
-from luban.corpus.words import word_hashes
+from luban.corpus.words import tokens
 
 
 def quality(text: str) -> str | None:
-    return rules.quality(text, text.split())
+    return rules.quality(text, tokens(text))
 
 
 def repetition(text: str) -> str | None:
-    return rules.repetition(text, text.split())
+    return rules.repetition(text, tokens(text))
 
 
 def prose(seed: int = 0, count: int = 120) -> str:
@@ -75,7 +75,9 @@ def test_ngram_shares_are_those_of_brute_force(n):
     rng = random.Random(n)
     for _ in range(60):
         words = rng.choices(["a", "bb", "ccc", "dddd"], k=rng.randint(0, 60))
-        hashes, lengths = word_hashes(words), np.array([len(w) for w in words], dtype=np.int64)
+        found = tokens(" ".join(words))
+        hashes, lengths = found.hashes, found.lengths
+        assert lengths.tolist() == [len(w) for w in words]
         grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
         seen, covered = set(), set()
         for i, gram in enumerate(grams):
@@ -88,10 +90,12 @@ def test_ngram_shares_are_those_of_brute_force(n):
         first = next((gram for gram in grams if grams.count(gram) == best), ())
         expected = best * sum(map(len, first)) / total if best > 1 else 0.0
         assert top_share(hashes, lengths, n) == pytest.approx(expected)
-        top, duplicate = bounds(hashes, lengths, n)
-        assert top >= top_share(hashes, lengths, n) - 1e-12
-        assert duplicate >= duplicate_share(hashes, lengths, n) - 1e-12
-        assert (duplicate == 0) == (not covered)
+        often, repeated = counts(hashes, n)
+        assert (often, repeated) == (best, len(grams) - len(set(grams)))
+        share = longest(np.concatenate([[0], np.cumsum(lengths)]), n)
+        assert often * share >= top_share(hashes, lengths, n) - 1e-12
+        assert repeated * share >= duplicate_share(hashes, lengths, n) - 1e-12
+        assert counts(hashes, n + 1)[0] <= often and counts(hashes, n + 1)[1] <= repeated
 
 
 def test_words_without_a_letter_are_counted_alike_in_ascii_and_beyond():
@@ -99,8 +103,9 @@ def test_words_without_a_letter_are_counted_alike_in_ascii_and_beyond():
     for _ in range(300):
         text = "".join(rng.choices("ab1-. \n\t\x1c\x00", k=60))
         expected = sum(not any(c.isalpha() for c in word) for word in text.split())
-        assert rules._without_letter(text, text.split()) == expected
-        assert rules._without_letter(text + " é ½", (text + " é ½").split()) == expected + 1
+        for more, extra in (("", 0), (" é ½ 漢 𝟙", 2)):
+            found = tokens(text + more)
+            assert len(found) - rules.with_letter(text + more, found) == expected + extra
 
 
 def test_gopher_counts_by_rule_and_lets_conversations_pass():
@@ -134,7 +139,7 @@ def test_c4_drops_pages(text, reason):
 
 def test_c4_counts_what_it_removes():
     tally = Tally()
-    found = list(c4([Document(id="a", text=PAGE, source="s"), Document(id="b", text="x", source="s")], tally))
+    found = list(C4()([Document(id="a", text=PAGE, source="s"), Document(id="b", text="x", source="s")], tally))
     assert [d.id for d in found] == ["a"]
     assert tally.counts["c4_bytes_removed"] == len(PAGE) - len(found[0].text)
     assert tally.dropped["c4: too few sentences"]["documents"] == 1

@@ -1,18 +1,73 @@
-"""Words are the same whether or not the quick way for ASCII is taken."""
+"""Words and tokens by array operations are those of the patterns, and equal words have equal hashes everywhere."""
 
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from itertools import pairwise
 
-from luban.corpus.words import WORD, words
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luban.corpus import words as module
+from luban.corpus.words import TOKEN, WORD, lowered, tokens, words
+
+TEXTS = (
+    st.text()
+    | st.text(st.sampled_from("abAB01_ \n.,'é你好のカ한İΣσß😀\x1c\x85\u3000・"))
+    | st.text(st.characters(max_codepoint=127))
+)
 
 
-def test_ascii_words_are_those_of_the_pattern():
-    rng = random.Random(1)
+@settings(deadline=None)  # the first call builds a table of all code points
+@given(TEXTS)
+def test_runs_are_those_of_the_patterns(text):
+    for runs, pattern, given_text in ((words(text), WORD, lowered(text)), (tokens(text), TOKEN, text)):
+        spans = list(zip(runs.starts.tolist(), runs.ends.tolist(), strict=True))
+        assert spans == [match.span() for match in pattern.finditer(given_text)]
+        assert len(runs.hashes) == len(spans) == len(runs)
+    assert len(lowered(text)) == len(text)
+    assert [text[s:e] for s, e in zip(tokens(text).starts, tokens(text).ends, strict=True)] == text.split()
+
+
+def test_a_hash_is_the_words_alone_wherever_it_stands(monkeypatch):
+    rng = random.Random()
+    monkeypatch.setattr(module, "CHUNK", 64)
+    seen: dict[str, int] = {}
     for _ in range(200):
-        text = "".join(chr(rng.randrange(128)) for _ in range(100))
-        assert words(text) == WORD.findall(text.lower())
+        text = " ".join("".join(rng.choices("abé你", k=rng.randint(1, 9))) for _ in range(rng.randint(0, 40)))
+        found = words(text)
+        for word, value in zip(WORD.findall(text), found.hashes.tolist(), strict=True):
+            assert seen.setdefault(word, value) == value
+    assert len(set(seen.values())) == len(seen) > 700
 
 
-def test_chinese_signs_are_words_of_their_own():
-    assert words("Das Häuschen 2nd_try 你好world") == ["das", "häuschen", "2nd_try", "你", "好", "world"]
+def test_many_short_words_have_different_hashes():
+    alphabet = "abcdefghijklmnopqrstuvwxyz0123456789_"
+    found = words(" ".join(a + b + c for a in alphabet for b in alphabet for c in alphabet)).hashes
+    assert len(np.unique(found)) == 37**3
+    assert len(np.unique(found & np.uint64(0xFFFFFFFF))) > 37**3 - 10  # and so have their halves
+    bits = [(found >> np.uint64(b)) & np.uint64(1) for b in range(64)]
+    assert all(abs(bit.mean() - 0.5) < 0.02 for bit in bits)
+
+
+@pytest.mark.parametrize("length", [3 * module.CHUNK, 2 * module.CHUNK + 17])
+def test_long_texts_are_worked_on_in_pieces(length):
+    rng = random.Random(0)
+    text = "".join(rng.choices("ab é你 ", k=length))
+    assert [text[s:e] for s, e in zip(words(text).starts, words(text).ends, strict=True)] == WORD.findall(text)
+    cut = words("a" * length)  # only a word longer than a piece is cut
+    assert cut.lengths.max() <= module.CHUNK and cut.lengths.sum() == length
+    assert all(a == b for a, b in pairwise(cut.hashes[:2].tolist()))
+
+
+def test_hashes_are_the_same_in_every_process():
+    code = "from luban.corpus.words import words; print(words('the same 漢字').hashes.tolist())"
+    shown = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
+    assert shown == {f"{words('the same 漢字').hashes.tolist()}\n"}

@@ -50,7 +50,7 @@ def compare(inputs, mask, bias=None, layout=None, tolerance=None, parameters=(),
 
     q, k, v, do = inputs
     T, S, dtype = q.shape[2], k.shape[2], q.dtype
-    made = bias(T, S) if bias else None
+    made = bias(S) if bias else None
     out = flash_attention(q, k, v, mask=mask, bias=made, layout=layout, scale=scale)
     got = torch.autograd.grad(out, [q, k, v, *parameters], do)
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
@@ -64,7 +64,7 @@ def compare(inputs, mask, bias=None, layout=None, tolerance=None, parameters=(),
     want = torch.autograd.grad(want_out, [*wide, *again], do.double())
     tolerance = tolerance or {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
     for name, a, b in zip(["out", "dq", "dk", "dv", "d1", "d2"], [out, *got], [want_out, *want], strict=False):
-        error = (a.double() - b).norm() / (b.norm() + 1e-3 * do.double().norm())  # a lone key's gradient is exactly 0
+        error = (a.double() - b).norm() / (b.norm() + 1e-2 * do.double().norm())  # a lone key's gradient is exactly 0
         assert error < tolerance and not a.isnan().any(), f"{name}: {error:.2e}"
 
 
@@ -80,10 +80,10 @@ class Alibi:
 
         self.slopes = alibi_slopes(H).to(DEVICE)
 
-    def __call__(self, T, S):
+    def __call__(self, S):
         from luban.kernels.distance import alibi
 
-        return alibi(self.slopes, T, S)
+        return alibi(self.slopes, S)
 
     def formula(self, delta):
         return -self.slopes.double()[:, None, None] * delta.abs()
@@ -94,10 +94,10 @@ class Kerple:
         self.kind, self.scale = kind, 1 / math.sqrt(D)
         self.parameters = [torch.rand(H, device=DEVICE).add(0.2).requires_grad_() for _ in range(2)]
 
-    def __call__(self, T, S):
+    def __call__(self, S):
         from luban.kernels import distance
 
-        return getattr(distance, f"kerple_{self.kind}")(*self.parameters, T, S, self.scale)
+        return getattr(distance, f"kerple_{self.kind}")(*self.parameters, S, self.scale)
 
     def formula(self, delta, r1, r2):
         r1, r2, away = r1[:, None, None], r2[:, None, None], delta.abs()
@@ -111,15 +111,20 @@ class T5:
         self.causal = causal
         self.parameters = [torch.randn(H, 8, device=DEVICE).requires_grad_()]
 
-    def __call__(self, T, S):
+    def __call__(self, S):
         from luban.kernels.distance import t5
 
-        return t5(self.parameters[0], T, S, max_distance=20, causal=self.causal)
+        return t5(self.parameters[0], S, max_distance=20, causal=self.causal)
 
     def formula(self, delta, weight):
         from luban.kernels.distance import t5_buckets
 
         return weight[:, t5_buckets(delta, 8, 20, self.causal).long()]
+
+
+def ends(B, T, least):
+    """(B, T) bool, true up to a random place of each row."""
+    return torch.arange(T, device=DEVICE)[None] < torch.randint(least, T + 1, (B, 1), device=DEVICE)
 
 
 def shape():
@@ -140,7 +145,7 @@ def test_causal(dtype):
 
 
 @here
-@pytest.mark.parametrize("case", ["full", "window", "documents", "prefix", "lengths", "both"])
+@pytest.mark.parametrize("case", ["full", "window", "documents", "prefix", "padding", "both"])
 def test_masks(case):
     from luban.kernels.intervals import intervals
 
@@ -149,8 +154,8 @@ def test_masks(case):
     docs = torch.sort(torch.randint(0, 5, (B, T)), 1).values.to(DEVICE)
     options = {
         "full": {"causal": False}, "window": {"window": random.randint(1, 30)}, "documents": {"documents": docs},
-        "prefix": {"prefix": torch.randint(0, T + 1, (B,), device=DEVICE)},
-        "lengths": {"causal": False, "lengths": torch.randint(1, T + 1, (B,), device=DEVICE)},
+        "prefix": {"prefix": ends(B, T, 0)},
+        "padding": {"causal": random.random() < 0.5, "real": ends(B, T, 1).flip(random.choice([(), (1,)]))},
         "both": {"documents": docs, "window": random.randint(1, 30)},
     }[case]  # fmt: skip
     mask = intervals(T, T, device=DEVICE, **options)
@@ -164,7 +169,7 @@ def test_masks(case):
 def test_distance_biases_and_their_gradients(kind, masked):
     from luban.kernels.intervals import intervals
 
-    s = shape() | {"T": random.randint(20, 90)}
+    s = shape() | {"T": random.randint(70, 110)}  # far distances are computed in another way from 48 on
     causal = random.random() < 0.5 if masked else True
     docs = torch.sort(torch.randint(0, 3, (s["B"], s["T"])), 1).values.to(DEVICE) if masked else None
     mask = intervals(s["T"], s["T"], causal=causal, documents=docs, device=DEVICE)
@@ -193,7 +198,7 @@ def test_block_sparse(kind):
 @here
 def test_poisoned_outputs_are_written_everywhere(monkeypatch):
     """Uninitialised memory is filled with NaN; every element of the results must be overwritten."""
-    from luban.kernels.flash import attention as module
+    from luban.kernels.flash import launch as module
     from luban.kernels.intervals import intervals
 
     def poisoned(make):
@@ -210,8 +215,8 @@ def test_kerple_power_with_exponent_one_is_alibi():
     from luban.kernels.distance import alibi, alibi_slopes, dense, kerple_power
 
     slopes = alibi_slopes(6)
-    power = kerple_power(slopes * math.sqrt(32), torch.ones(6), 9, 9, 1 / math.sqrt(32))
-    assert torch.allclose(dense(power, 9, 9), dense(alibi(slopes, 9, 9), 9, 9), atol=1e-6)
+    power = kerple_power(slopes * math.sqrt(32), torch.ones(6), 9, 1 / math.sqrt(32))
+    assert torch.allclose(dense(power, 9, 9), dense(alibi(slopes, 9), 9, 9), atol=1e-6)
 
 
 @here

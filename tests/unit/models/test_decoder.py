@@ -17,7 +17,7 @@ from luban.models.block.post import PostNorm
 from luban.models.block.sandwich import SandwichNorm
 from luban.models.decoder import count_positions
 from luban.nn.attention.grouped import Grouped
-from luban.nn.attention.mask import Frame
+from luban.nn.attention.mask import Frame, Scores
 from luban.nn.feedforward import GEGLU, GELU, ReLU, SwiGLU, TanhGELU
 from luban.nn.init import NormalInit, XavierInit
 from luban.nn.norm import LayerNorm, RMSNorm
@@ -159,7 +159,7 @@ def test_arrangements_follow_their_formulas(block):
     for p in model.blocks[1].parameters():
         torch.nn.init.normal_(p, std=0.5)
     x, part = torch.randn(2, 6, 24, dtype=torch.float64), model.blocks[1]
-    frame = Frame(mask=None, causal=True, tables=None, cache=None)
+    frame = Frame(Scores(causal=True), tables=None, cache=None)
 
     def attention(y):
         return part.attention(y, frame, model.position, 1)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from luban.nn.attention.mask import Scores
 from luban.nn.attention.product import attend
 
 
@@ -25,7 +26,7 @@ def test_it_is_softmax_attention_and_so_are_its_gradients(dtype, tolerance, mask
     rounded = [t.to(dtype).requires_grad_() for t in (q, k, v)]
     exact = [t.detach().double().requires_grad_() for t in rounded]
     mask = torch.where(seen, 0.0, float("-inf")).to(dtype) if masked else None
-    ours = attend(*rounded, mask, not masked)
+    ours = attend(*rounded, Scores(causal=not masked, mask=mask))
     keys, values = (t.repeat_interleave(2, dim=1) for t in exact[1:])
     scores = (exact[0] @ keys.mT / math.sqrt(8)).masked_fill(~seen, float("-inf"))
     theirs = scores.softmax(-1) @ values

@@ -11,8 +11,8 @@ import torch
 from luban import ModelSpec, build_model
 from luban.core.errors import DataError
 from luban.data.shards import Shards
+from luban.kernels.visible import Visible
 from luban.nn.attention.grouped import Grouped
-from luban.nn.attention.mask import score_mask
 from luban.nn.position.none import NoPosition
 from luban.objectives.blank import BlankInfilling, fill_blanks
 from luban.objectives.denoising import Denoising
@@ -30,9 +30,9 @@ from luban.objectives.vocabulary import Marks
 
 
 def seen(segments: list[int]) -> list[list[int]]:
-    added, _ = score_mask(queries=len(segments), keys=len(segments), causal=True, device=torch.device("cpu"),
-                          dtype=torch.float32, prefix=torch.tensor([segments]) == 0)  # fmt: skip
-    return (added[0, 0] == 0).int().tolist()
+    visible = Visible(queries=len(segments), keys=len(segments), causal=True, device=torch.device("cpu"),
+                      prefix=torch.tensor([segments]) == 0)  # fmt: skip
+    return visible.dense()[0, 0].int().tolist()
 
 
 def test_blank_infilling_mask_equals_the_six_token_case_by_hand():

@@ -37,7 +37,7 @@ def texts() -> list[str]:
     return sentences(400)
 
 
-SIZES = {"bpe": 400, "wordpiece": 620, "unigram": 320, "char": 300}
+SIZES = {"bpe": 400, "wordpiece": 620, "unigram": 320, "char": 300, "charbpe": 400, "chinese": 400}
 
 
 @pytest.fixture(scope="session", params=sorted(SIZES))

@@ -43,3 +43,13 @@ def test_the_most_frequent_signs_fill_half_the_room(tmp_path):
     assert [len(small.encode(sign)) for sign in "春眠晓"] == [1, 1, 3]
     with pytest.raises(ConfigError, match="too small"):
         train_tokenizer(texts, tmp_path / "u", algorithm="chinese", vocab_size=200)
+
+
+@pytest.mark.parametrize("algorithm", ["chinese", "charbpe"])
+def test_what_is_left_out_of_the_merges_teaches_no_other_merge(algorithm, tmp_path):
+    """A poem's line has no line ends in it, so no run of them may be learned from it."""
+    signs = "".join(chr(0x4E00 + i) for i in range(3000))
+    made = train_tokenizer([signs, "word words wording " * 50], tmp_path / "t", algorithm=algorithm, vocab_size=300)
+    pieces = [made.decode([i]) for i in range(made.vocab_size)]
+    assert not any("\n\n" in piece or "\uffff" in piece for piece in pieces)
+    assert made.vocab_size == 300 and "word" in "".join(pieces)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from luban.core.errors import ArtifactError, ConfigError, DataError
 from luban.tokenizer import train as train_module
 from luban.tokenizer.algorithms import ALGORITHMS
+from luban.tokenizer.algorithms.wordpiece import INSIDE
 from luban.tokenizer.special import SPECIAL_TOKENS
 from luban.tokenizer.tokenizer import load_tokenizer
 from luban.tokenizer.train import train_tokenizer
@@ -98,6 +99,44 @@ def brute_force_merges(text, amount, tokenizer):
             merged[tuple(out)] += count
         words = merged
     return merges
+
+
+def test_wordpieces_are_those_of_a_brute_force_trainer(tmp_path):
+    """The library learns WordPiece's vocabulary by merging the most frequent pair, pieces inside words kept apart."""
+    text = "low low low low low lower lower newest newest newest newest newest newest widest widest widest"
+    tokenizer = train_tokenizer([text], tmp_path / "t", algorithm="wordpiece", vocab_size=16 + 512 + 12)
+    pieces = [tokenizer.token(i) for i in range(tokenizer.vocab_size)]
+    assert pieces[528:] == brute_force_pieces(text, 12, pieces[:528])
+
+
+def brute_force_pieces(text, amount, fixed):
+    """Pairs by count, ties by the smaller ids; what is merged loses its second part's mark."""
+    ids = {piece: i for i, piece in enumerate(fixed)}
+    words = collections.Counter(
+        (word[0], *(INSIDE + byte for byte in word[1:])) for word in text.replace(" ", " Ġ").split(" ")
+    )
+    learned = []
+    while len(learned) < amount:
+        pairs = collections.Counter()
+        for word, count in words.items():
+            for pair in itertools.pairwise(word):
+                pairs[pair] += count
+        a, b = min(pairs, key=lambda pair: (-pairs[pair], ids[pair[0]], ids[pair[1]]))
+        piece = a + b.removeprefix(INSIDE)
+        if piece not in ids:
+            ids[piece] = len(ids)
+            learned.append(piece)
+        merged = collections.Counter()
+        for word, count in words.items():
+            out = list(word)
+            i = 0
+            while i < len(out) - 1:
+                if (out[i], out[i + 1]) == (a, b):
+                    out[i : i + 2] = [piece]
+                i += 1
+            merged[tuple(out)] += count
+        words = merged
+    return learned
 
 
 @pytest.mark.parametrize("algorithm, smallest", [("bpe", 272), ("unigram", 272), ("char", 272), ("wordpiece", 528)])

@@ -1,0 +1,221 @@
+"""Which attention runs: the fastest of those that can serve the case, by measured rates.
+
+    from luban.kernels import dispatch
+    print(dispatch.explain(Case(device="cuda", capability=(9, 0), dtype=torch.bfloat16, width=128, kind="causal")))
+    with dispatch.using("luban"): ...                       # or LUBAN_ATTENTION=luban in the environment
+
+A choice is made once for all layers of a forward; under torch.compile, while the graph is traced.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+from luban.core.errors import ConfigError, UnsupportedError, nearest
+from luban.core.log import warn
+from luban.kernels.available import INSTALLED, INTERPRETED
+from luban.kernels.visible import Kind
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What a choice depends on; all of it is known without asking the device."""
+
+    device: str  # "cpu", "cuda"
+    dtype: torch.dtype  # of the products
+    width: int  # D, of a head
+    kind: Kind  # of mask
+    bias: str | None = None  # form of a distance bias; "any": one that is no function of the distance
+    square: bool = True  # as many queries as keys
+    single: bool = False  # one query alone, as when text is generated
+    training: bool = True  # gradients are wanted, and shapes stay the same
+    capability: tuple[int, int] | None = None  # of a CUDA device
+
+    def __str__(self) -> str:
+        mask = {"all": "no mask", "causal": "causal", "intervals": "intervals of keys", "irregular": "irregular mask"}
+        bias = [] if self.bias is None else ["another bias" if self.bias == "any" else f"{self.bias} bias"]
+        dtype = str(self.dtype).removeprefix("torch.").replace("bfloat16", "bf16").replace("float", "fp")
+        return ", ".join([mask[self.kind], *bias, dtype, f"heads of {self.width}"])
+
+
+# TFLOP/s forward and backward on one H100 (torch 2.11), 16,384 tokens a batch, rows of 8,192, heads × width = 2,048:
+# (kernel, mask, head width up to) → (forward, backward). A bias or intervals leave only kernels that can serve them.
+RATES = {
+    ("flash4", 64): (530, 520), ("flash4", 128): (624, 539),
+    ("cudnn", 64): (432, 408), ("cudnn", 128): (554, 481),
+    ("luban", 64): (362, 340), ("luban", 128): (447, 383), ("luban", 256): (150, 60),
+    ("flash2", 64): (296, 256), ("flash2", 128): (312, 283), ("flash2", 256): (300, 200),
+}  # fmt: skip
+NAMES = {"flash4": "FlashAttention-4", "cudnn": "cuDNN", "luban": "Luban's Triton kernel", "flash2": "FlashAttention-2",
+         "torch": "torch's scaled_dot_product_attention, masks written out"}  # fmt: skip
+
+
+def refusal(path: str, case: Case) -> str | None:
+    """Why a kernel can't serve the case; None where it can."""
+    if path == "torch":
+        return None
+    if path == "luban" and case.device == "cpu" and INTERPRETED:
+        return _beyond_luban(case)
+    if case.device != "cuda":
+        return f"it needs a CUDA GPU, and this is {case.device}"
+    return {"cudnn": _beyond_cudnn, "flash2": _beyond_flash2, "flash4": _beyond_flash4, "luban": _beyond_luban}[path](
+        case
+    )
+
+
+def _beyond_plain(case: Case, capability: tuple[int, int], widest: int) -> str | None:
+    """What kernels for plain masks have in common."""
+    if case.capability is None or case.capability < capability:
+        return f"it needs compute capability {capability[0]}.{capability[1]} or later"
+    if case.dtype not in HALF:
+        return "it works in bf16 and fp16 alone"
+    if case.width > widest or case.width % 8:
+        return f"it needs heads of a width that 8 divides, up to {widest}"
+    if case.bias is not None:
+        return "it adds no bias"
+    if case.kind not in ("all", "causal") or (case.kind == "causal" and not case.square):
+        return "it serves plain causal rows and rows without a mask alone"
+    return None
+
+
+def _beyond_cudnn(case: Case) -> str | None:
+    if not case.training:
+        return "it plans anew for every shape, which generation changes all the time"
+    return _beyond_plain(case, (8, 0), 128)
+
+
+def _beyond_flash2(case: Case) -> str | None:
+    return _beyond_plain(case, (8, 0), 256)
+
+
+def _beyond_flash4(case: Case) -> str | None:
+    if not flash4_installed():
+        return "the package flash-attn-4 is not installed: pip install 'luban[flash]'"
+    if not case.training:
+        return "it compiles anew for other shapes, which generation changes all the time"
+    return _beyond_plain(case, (9, 0), 128)
+
+
+def _beyond_luban(case: Case) -> str | None:
+    if not INSTALLED:
+        return "Triton is not installed"
+    if case.device == "cuda" and (case.capability is None or case.capability < (8, 0)):
+        return "it needs compute capability 8.0 or later"
+    if case.dtype not in HALF and case.device == "cuda":
+        return "it is fast in bf16 and fp16 alone"
+    if case.dtype == torch.float64 or case.width > 256:
+        return "heads wider than 256" if case.width > 256 else "float64 is for references"
+    if case.bias == "any":
+        return "the bias is no function of the distance between slots"
+    if case.kind == "irregular":
+        return "what a query sees is not one interval of keys"
+    return None
+
+
+@cache
+def flash4_installed() -> bool:
+    """Whether flash-attn-4 is there."""
+    try:
+        return find_spec("flash_attn.cute.interface") is not None
+    except ImportError:
+        return False
+
+
+_forced: list[str] = []  # the innermost `using` last
+_warned: set[str] = set()
+chosen: dict[str, str] = {}  # what was picked so far: case → kernel, for logs and reports
+
+
+def _known(path: str) -> str:
+    if path not in NAMES:
+        raise ConfigError(f"unknown attention '{path}'{nearest(path, NAMES)}")
+    return path
+
+
+@contextmanager
+def using(path: str | None) -> Iterator[None]:
+    """Make all choices `path` inside; None leaves them free. Graphs compiled before keep the choice they hold."""
+    if path is None:
+        yield
+        return
+    _forced.append(_known(path))
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def choose(case: Case) -> str:
+    """The name of the kernel for a case.
+
+    Raises:
+        UnsupportedError: a kernel was asked for by name that can't serve the case.
+    """
+    wanted = _forced[-1] if _forced else os.environ.get("LUBAN_ATTENTION")
+    if wanted:
+        if reason := refusal(_known(wanted), case):
+            raise UnsupportedError(f"{NAMES[wanted]} can't compute this attention ({case}): {reason}")
+        path = wanted
+    else:
+        path = fastest(case)
+    chosen[str(case)] = path
+    return path
+
+
+def fastest(case: Case) -> str:
+    """The kernel with the highest measured rate of those that can serve the case; torch's own where there is none,
+    which is said once where it costs a square of memory."""
+    generating = not case.training and case.bias is None and case.kind in ("all", "causal")
+    if case.device != "cuda" or case.single or generating:  # shapes that change all the time, and no square is large
+        return "torch"
+    able = [path for path in dict.fromkeys(name for name, _ in RATES) if refusal(path, case) is None]
+    if able:
+        return max(able, key=lambda path: _rate(path, case.width))
+    if case.square and (case.kind != "all" or case.bias):
+        _warn_once(case, refusal("luban", case))
+    return "torch"
+
+
+def _rate(path: str, width: int) -> float:
+    """Forward and backward together (1 : 2.5 of the work), in TFLOP/s."""
+    up_to = min(limit for name, limit in RATES if name == path and limit >= width)
+    forward, backward = RATES[path, up_to]
+    return 3.5 / (1 / forward + 2.5 / backward)
+
+
+def _warn_once(case: Case, reason: str | None) -> None:
+    if reason not in _warned:
+        _warned.add(str(reason))
+        warn(
+            f"attention falls back to {NAMES['torch']} ({case}): no fused kernel serves it, of Luban's because {reason}"
+        )
+
+
+def explain(case: Case) -> str:
+    """One line: what would run, and why not each of the others."""
+    path = choose(case)
+    others = [f"{NAMES[p]}: {reason}" for p in NAMES if p != path and (reason := refusal(p, case))]
+    return f"attention: {NAMES[path]} ({case})" + "".join(f"; not {line}" for line in others)
+
+
+def report() -> list[str]:
+    """A line for every case that was met so far."""
+    return [f"attention: {NAMES[path]} ({case})" for case, path in chosen.items()]
+
+
+@torch.compiler.assume_constant_result
+def choice(device: str, dtype: torch.dtype, width: int, kind: Kind, bias: str | None, square: bool, single: bool,
+           training: bool) -> str:  # fmt: skip
+    """`choose` from plain values, for graphs that are being traced."""
+    capability = torch.cuda.get_device_capability() if device == "cuda" else None
+    return choose(Case(device=device, dtype=dtype, width=width, kind=kind, bias=bias, square=square,
+                       single=single, training=training, capability=capability))  # fmt: skip

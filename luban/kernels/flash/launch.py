@@ -1,0 +1,204 @@
+"""The kernels as operators of torch, so that a compiler sees two opaque calls with known shapes and gradients.
+
+B batch, H query heads, K key heads (K divides H), T queries, S keys, D head width. Results are laid out as the
+projections around attention want them: (B, T, H, D) in memory, seen as (B, H, T, D).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from luban.kernels.available import INTERPRETED
+from luban.kernels.distance import LOG2E
+from luban.kernels.flash import backward, forward
+from luban.kernels.flash.tile import ALIBI, LOG, NONE, POWER, TABLE
+
+LN2 = 0.6931471805599453
+KINDS = {"none": NONE, "alibi": ALIBI, "power": POWER, "log": LOG, "buckets": TABLE}
+
+OPERANDS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? numbers, Tensor? weight, Tensor? table, Tensor? buckets, Tensor? start, "
+    "Tensor? stop, Tensor? seeing, Tensor? query_list, Tensor? query_count, Tensor? key_list, Tensor? key_count, "
+    "str form, int zero, int reach, int block, bool backward_only, float scale"
+)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Block shapes and launch settings of one kernel."""
+
+    rows: int  # BM, queries a tile
+    cols: int  # BN, keys a tile
+    warps: int
+    stages: int
+
+
+def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False, curved: bool = False) -> Tiles:
+    """Settings by head width, measured on an H100; a block-sparse layout fixes both sides to its block. Where rows
+    see short intervals, smaller tiles waste less, and two programs a multiprocessor hide each other's beginnings;
+    KERPLE's biases (`curved`) and their gradients need registers."""
+    if INTERPRETED:
+        table = {"forward": Tiles(32, 16, 4, 1), "keys": Tiles(16, 32, 4, 1), "queries": Tiles(32, 16, 4, 1)}
+    elif width <= 128 and intervals:
+        backward = Tiles(64, 64, 4, 3 if width <= 64 else 2)
+        table = {"forward": Tiles(64, 64, 4, 3), "keys": backward, "queries": backward}
+    elif width <= 64:
+        table = {
+            "forward": Tiles(128, 64, 4, 3),
+            "keys": Tiles(64, 64, 4, 3),
+            "queries": Tiles(128, 64, 8 if curved else 4, 2),
+        }
+    elif width <= 128:
+        keys = Tiles(64, 128, 8, 2) if curved else Tiles(64, 64, 4, 2)
+        table = {"forward": Tiles(128, 128, 8, 3), "keys": keys, "queries": Tiles(128, 64, 8, 3)}
+    else:
+        table = {"forward": Tiles(64, 32, 4, 2), "keys": Tiles(32, 64, 4, 1), "queries": Tiles(64, 32, 4, 1)}
+    if sparse_block:
+        stages = 3 if width <= 64 or which == "forward" else 2
+        return Tiles(sparse_block, sparse_block, 4 if sparse_block <= 64 else 8, stages if width <= 128 else 1)
+    return table[which]
+
+
+def _by_token(x: Tensor) -> Tensor:
+    """Uninitialised (B, H, T, D) like x, whose heads of one token lie side by side."""
+    B, H, T, D = x.shape
+    return torch.empty(B, T, H, D, dtype=x.dtype, device=x.device).transpose(1, 2)
+
+
+class _Call:
+    """What every launch of one attention needs to know."""
+
+    def __init__(self, q, k, numbers, table, start, form, zero, reach, block, backward_only, scale):
+        self.B, self.H, self.T, self.dim = q.shape
+        self.K, self.S = k.shape[1:3]
+        self.padded = max(16, 1 << (self.dim - 1).bit_length())
+        self.intervals = start is not None
+        self.interval_stride = 0 if start is None or start.shape[0] == 1 else start.stride(0)
+        self.kind = KINDS[form]
+        self.numbers = q if numbers is None else numbers
+        self.table, self.table_stride = (q, 0) if table is None else (table, table.stride(0))
+        self.block, self.scale, self.zero, self.reach = block, scale, zero, reach
+        self.curved = form in ("power", "log")
+        self.linear = form == "alibi" and backward_only
+
+    def lists(self, blocks: Tensor | None, counts: Tensor | None) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
+        """A layout's block lists and their strides; a layout of one head serves all."""
+        if blocks is None or counts is None:
+            return self.table, self.table, (0, 0, 0)
+        one = blocks.shape[0] == 1
+        return blocks, counts, (0 if one else blocks.stride(0), blocks.stride(1), 0 if one else counts.stride(0))
+
+    def constants(self, t: Tiles) -> dict:
+        """Compile-time values of every kernel that walks tiles."""
+        return {"GROUP": self.H // self.K, "DIM": self.dim, "D": self.padded, "BM": t.rows, "BN": t.cols,
+                "BIAS": self.kind, "LINEAR": self.linear, "INTERVALS": self.intervals, "SPARSE": self.block > 0,
+                "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages}  # fmt: skip
+
+
+def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, query_list, query_count, key_list, key_count,
+             form, zero, reach, block, backward_only, scale):  # fmt: skip
+    call = _Call(q, k, numbers, table, start, form, zero, reach, block, backward_only, scale)
+    out, lse = _by_token(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    gathering = call.kind == TABLE  # from a table, which takes shared memory for every stage
+    t = tiles(call.dim, "forward", block, call.intervals or gathering)
+    lists, counts, strides = call.lists(query_list, query_count)
+    forward.forward_kernel[(-(-call.T // t.rows), call.B * call.H)](
+        q, k, v, out, lse, lse if start is None else start, lse if stop is None else stop, call.table, call.numbers,
+        lists, counts, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+        call.interval_stride, call.table_stride, *strides, call.T, call.S, call.H, scale * LOG2E, zero, reach,
+        **call.constants(t),
+    )  # fmt: skip
+    return out, lse
+
+
+def _backward(do, out, lse, q, k, v, numbers, weight, table, buckets, start, stop, seeing, query_list, query_count,
+              key_list, key_count, form, zero, reach, block, backward_only, scale, learned):  # fmt: skip
+    call = _Call(q, k, numbers, table, start, form, zero, reach, block, backward_only, scale)
+    do = do if do.stride(-1) == 1 else do.contiguous()
+    delta = torch.empty_like(lse)
+    start, stop, seeing = (lse if x is None else x for x in (start, stop, seeing))
+    dq, sums = _queries_gradient(call, q, k, v, out, do, lse, delta, start, stop, buckets, query_list, query_count,
+                                 learned, 0 if weight is None else weight.shape[1])  # fmt: skip
+    dk, dv = _keys_gradient(call, q, k, v, do, lse, delta, start, stop, seeing, key_list, key_count)
+    return dq, dk, dv, sums
+
+
+def _keys_gradient(call, q, k, v, do, lse, delta, start, stop, seeing, key_list, key_count):
+    t = tiles(call.dim, "keys", call.block, call.intervals, call.curved)
+    dk, dv, blocks = _by_token(k), _by_token(k), -(-call.S // t.cols)
+    if call.intervals and seeing.shape[1] != blocks:
+        raise ValueError(f"the mask was prepared for {seeing.shape[1]} blocks of keys, and these are {blocks}")
+    lists, counts, strides = call.lists(key_list, key_count)
+    backward.keys_kernel[(blocks, call.B * call.K)](
+        q, k, v, do, lse, delta, dk, dv, start, stop, seeing, call.table, call.numbers, lists, counts,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3], *dk.stride()[:3],
+        call.interval_stride, seeing.stride(0) if call.interval_stride else 0, call.table_stride, *strides,
+        call.T, call.S, call.H, call.scale * LOG2E, call.scale, call.zero, call.reach,
+        **call.constants(t),
+    )  # fmt: skip
+    return dk, dv
+
+
+def _queries_gradient(
+    call, q, k, v, out, do, lse, delta, start, stop, buckets, query_list, query_count, learned, width
+):
+    t = tiles(call.dim, "queries", call.block, call.intervals, call.curved)
+    dq, blocks = _by_token(q), -(-call.T // t.rows)
+    bucketed, moments = learned and width > 0, learned and width == 0
+    sums = torch.zeros(call.B, call.H, blocks, width or 2, dtype=torch.float32, device=q.device)
+    lists, counts, strides = call.lists(query_list, query_count)
+    backward.queries_kernel[(blocks, call.B * call.H)](
+        q, k, v, out, do, lse, delta, dq, start, stop, call.table, call.numbers, buckets if bucketed else lse, sums, lists,
+        counts, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *do.stride()[:3],
+        *dq.stride()[:3],
+        call.interval_stride, call.table_stride, *strides, call.T, call.S, call.H, call.scale * LOG2E, call.scale,
+        call.zero, call.reach, MOMENTS=moments, BUCKETS=width if bucketed else 0, **call.constants(t),
+    )  # fmt: skip
+    return dq, sums.sum((0, 2))
+
+
+flash_forward = torch.library.custom_op(
+    "luban::flash_forward", _forward, mutates_args=(), schema=f"({OPERANDS}) -> (Tensor, Tensor)"
+)
+flash_backward = torch.library.custom_op(
+    "luban::flash_backward", _backward, mutates_args=(),
+    schema=f"(Tensor do, Tensor out, Tensor lse, {OPERANDS}, bool learned) -> (Tensor, Tensor, Tensor, Tensor)",
+)  # fmt: skip
+
+
+@flash_forward.register_fake
+def _(q, *rest):
+    return _by_token(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@flash_backward.register_fake
+def _(do, out, lse, q, k, v, numbers, weight, *rest):
+    return _by_token(q), _by_token(k), _by_token(k), lse.new_empty(q.shape[1], 2 if weight is None else weight.shape[1])
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*output, *inputs[:14])
+    ctx.rest = inputs[14:]
+
+
+def _differentiate(ctx, do, _):
+    out, lse, *tensors = ctx.saved_tensors
+    numbers = tensors[3]
+    learned = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+    dq, dk, dv, sums = flash_backward(do, out, lse, *tensors, *ctx.rest, learned)
+    by_numbers = _numbers_gradient(ctx.rest[0], numbers, sums) if ctx.needs_input_grad[3] else None
+    return dq, dk, dv, by_numbers, sums if ctx.needs_input_grad[4] else None, *[None] * 15
+
+
+def _numbers_gradient(form: str, numbers: Tensor, sums: Tensor) -> Tensor:
+    """(H, 2), from row sums of (gradient of the score) × Δ^r2 and × Δ^r2·log₂Δ (power), or × log₂(1 + r2·Δ) and
+    × Δ / (1 + r2·Δ) (log). The bias in base 2 is −n1·Δ^n2 or −n1·log₂(1 + n2·Δ), ln 2 of it in natural units."""
+    by_first = -LN2 * sums[:, 0]
+    by_second = -numbers[:, 0] * sums[:, 1] * (LN2 * LN2 if form == "power" else 1.0)
+    return torch.stack([by_first, by_second], 1)
+
+
+flash_forward.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,101 @@
+"""Who sees whom in a batch, as data: nothing here is as large as T × S until someone asks for it.
+
+B batch, T queries, S keys. Slots are places in the row, padding included; the queries are the last T of the S slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from luban.kernels.intervals import Intervals, intervals
+
+Kind = Literal["all", "causal", "intervals", "irregular"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visible:
+    """What restricts the keys that a query sees; all of it holds at once."""
+
+    queries: int  # T
+    keys: int  # S
+    causal: bool  # a query sees no later slot
+    device: torch.device
+    window: int | None = None  # a query sees itself and the window − 1 slots before it (and after it, where not causal)
+    real: Tensor | None = None  # (B, S) bool, false where a key is padding
+    documents: Tensor | None = None  # (B, T) int, T = S: a run of one number is a document, seen only from inside
+    prefix: Tensor | None = None  # (B, T) bool, T = S: keys that all queries of their document see, later ones too
+
+    @property
+    def kind(self) -> Kind:
+        """Known without asking the device: everything, the bare triangle, intervals of keys, or neither of these."""
+        if self.real is self.documents is self.prefix is None and self.window is None:
+            if not self.causal or self.queries == 1:
+                return "all"
+            return "causal"
+        holes = self.prefix is not None and (self.window is not None or not self.causal)  # a prefix apart from the rest
+        grown = self.queries != self.keys and self.real is not None  # a few queries over a padded cache
+        return "irregular" if holes or grown else "intervals"
+
+    def intervals(self) -> Intervals:
+        """The same as intervals, unless irregular. Padding must stand at the ends of rows and a prefix at the
+        beginning of its document: `sound` says whether they do."""
+        return intervals(self.queries, self.keys, causal=self.causal, window=self.window, documents=self.documents,
+                         prefix=self._real_prefix, real=self.real, device=self.device)  # fmt: skip
+
+    @property
+    def _real_prefix(self) -> Tensor | None:
+        return self.prefix if self.prefix is None or self.real is None else self.prefix & self.real
+
+    def dense(self) -> Tensor:
+        """(1 or B, 1, T, S) bool. Every query sees its own slot, padding too, so that no row of scores is empty."""
+        query_slots = torch.arange(self.keys - self.queries, self.keys, device=self.device)[:, None]
+        key_slots = torch.arange(self.keys, device=self.device)[None, :]
+        seen = key_slots <= query_slots if self.causal else (key_slots >= 0).expand(self.queries, -1)
+        if self.window is not None:
+            seen = seen & ((query_slots - key_slots).abs() < self.window)
+        seen = seen[None, None]
+        if self.prefix is not None:
+            seen = seen | self.prefix[:, None, None, :]
+        if self.documents is not None:
+            runs = _runs(self.documents)
+            seen = seen & (runs[:, None, :, None] == runs[:, None, None, :])
+        if self.real is not None:
+            seen = (seen & self.real[:, None, None, :]) | (key_slots == query_slots)
+        return seen
+
+    def sound(self) -> Tensor | None:
+        """(B,) bool, whether padding and prefixes stand where intervals can say so; None where there are neither."""
+        checks = []
+        if self.real is not None:  # at most one beginning of real slots, at most one end
+            checks.append((self.real[:, 1:] & ~self.real[:, :-1]).sum(-1) + self.real[:, 0] <= 1)
+        if self.prefix is not None:
+            prefix = self._real_prefix
+            opens = prefix[:, 1:] & ~prefix[:, :-1]  # only where a document (or its real part) begins
+            if self.documents is not None:
+                opens = opens & (self.documents[:, 1:] == self.documents[:, :-1])
+            if self.real is not None:
+                opens = opens & self.real[:, :-1]
+            checks.append(~opens.any(-1))
+        return None if not checks else torch.stack(checks).all(0)
+
+
+def _runs(documents: Tensor) -> Tensor:
+    """(B, T) numbers that rise by one where a new run begins."""
+    fresh = torch.zeros_like(documents, dtype=torch.bool)
+    fresh[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return fresh.cumsum(1)
+
+
+def consecutive(positions: Tensor, documents: Tensor | None, real: Tensor | None) -> Tensor:
+    """() bool, whether positions (B, T) rise by one from slot to slot of every document, so that distances between
+    positions are those between slots. Documents below 0 are padding."""
+    fine = positions[:, 1:] - positions[:, :-1] == 1
+    if documents is not None:
+        fine = fine | (documents[:, 1:] != documents[:, :-1]) | (documents[:, 1:] < 0)
+    if real is not None:
+        fine = fine | ~(real[:, 1:] & real[:, :-1])
+    return fine.all()

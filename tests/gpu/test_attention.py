@@ -1,0 +1,127 @@
+"""Attention on a GPU: every kernel that the dispatcher may pick against the definition in float64, and whole models
+compiled into one graph on the fused kernel."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from luban.core.errors import UnsupportedError
+from luban.kernels import dispatch
+from luban.kernels.distance import alibi, alibi_slopes, dense, kerple_log, kerple_power, t5
+from luban.kernels.flash.attention import flash_attention
+from luban.kernels.intervals import intervals
+from luban.kernels.reference.attention import attention as reference
+from luban.kernels.visible import Visible
+from luban.models.build import build_model
+from luban.models.spec import ModelSpec
+from luban.nn.attention.grouped import Grouped
+from luban.nn.attention.mask import scores
+from luban.nn.attention.product import attend
+from luban.nn.feedforward import SwiGLU
+from luban.nn.position.family import Position
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+
+def draw(B, H, K, T, D, dtype):
+    return [
+        torch.randn(B, T, heads, D, device="cuda", dtype=dtype).transpose(1, 2).requires_grad_() for heads in (H, K, K)
+    ]
+
+
+def error(got, want):
+    return float((got.detach().double() - want.detach()).norm() / want.detach().norm())
+
+
+def naive(q, k, v, mask, bias):
+    """What plain PyTorch gets in the inputs' precision: the yardstick of the errors."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, 1) for x in (k, v))
+    s = (q @ k.mT) * q.shape[-1] ** -0.5
+    s = s if bias is None else s + bias.to(s.dtype)
+    return s.masked_fill(~mask.dense(k.shape[2]), float("-inf")).softmax(-1) @ v
+
+
+def compare(call, qkv, mask, bias=None, parameters=()):
+    """Outputs and gradients: at most twice the naive computation's error against float64."""
+    do = torch.randn_like(qkv[0])
+    out = call()
+    got = [out, *torch.autograd.grad(out, [*qkv, *parameters], do, retain_graph=True)]
+    wide = [x.detach().double().requires_grad_() for x in qkv]
+
+    def square():
+        return None if bias is None else dense(bias, qkv[0].shape[2], qkv[1].shape[2]).double()
+
+    want = reference(*wide, mask, bias_HTS=square())
+    want = [want, *torch.autograd.grad(want, [*wide, *parameters], do.double(), retain_graph=True)]
+    plain = naive(*qkv, mask, square())
+    plain = [plain, *torch.autograd.grad(plain, [*qkv, *parameters], do)]
+    for name, a, b, c in zip(["out", "dq", "dk", "dv", "d1", "d2"], got, want, plain, strict=False):
+        assert not a.isnan().any() and error(a, b) <= 2 * error(c, b) + 1e-5, (
+            f"{name}: {error(a, b):.1e}, naive {error(c, b):.1e}"
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("width", [64, 128, 80])
+@pytest.mark.parametrize("path", ["luban", "cudnn", "flash2", "flash4"])
+def test_every_kernel_computes_causal_attention(path, width, dtype):
+    T = random.choice([512, 777, 1024])
+    qkv = draw(2, 8, 2, T, width, dtype)
+    with dispatch.using(path):
+        try:
+            made = scores(Visible(queries=T, keys=T, causal=True, device=qkv[0].device), width=width, dtype=dtype)
+        except UnsupportedError as reason:
+            pytest.skip(str(reason))
+    compare(lambda: attend(*qkv, made), qkv, intervals(T, T, device="cuda"))
+
+
+@pytest.mark.parametrize("form", [None, "alibi", "power", "log", "t5"])
+@pytest.mark.parametrize("masked", ["causal", "documents", "window", "both ways"])
+@pytest.mark.parametrize("width", [64, 128])
+def test_masks_and_biases(form, masked, width):
+    """Rows long enough that far distances are computed in another way than near ones."""
+    T, H = random.randint(1500, 2500), 4
+    qkv = draw(2, H, 2, T, width, torch.bfloat16)
+    documents = torch.sort(torch.randint(0, 6, (2, T), device="cuda"), 1).values
+    options = {
+        "causal": {},
+        "documents": {"documents": documents},
+        "window": {"window": 300},
+        "both ways": {"causal": False},
+    }
+    mask = intervals(T, T, device="cuda", **options[masked])
+    r = [torch.rand(H, device="cuda").add(0.2).requires_grad_() for _ in range(2)]
+    weight = torch.randn(H, 32, device="cuda", requires_grad=True)
+    bias, parameters = {
+        None: lambda: (None, ()), "alibi": lambda: (alibi(alibi_slopes(H, "cuda"), T), ()),
+        "power": lambda: (kerple_power(*r, T, width**-0.5), r), "log": lambda: (kerple_log(*r, T, width**-0.5), r),
+        "t5": lambda: (t5(weight, T, causal=masked != "both ways"), [weight]),
+    }[form]()  # fmt: skip
+    compare(lambda: flash_attention(*qkv, mask=mask, bias=bias), qkv, mask, bias, parameters)
+
+
+@pytest.mark.parametrize("method", ["rope", "alibi", "kerple_power", "kerple_log", "t5"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_models_compile_into_one_graph_and_agree_with_masks_written_out(method, packed):
+    spec = ModelSpec(vocab_size=100, width=256, layers=2, context=600, position=Position.registry.get(method)(),
+                     attention=Grouped(heads=4, kv_heads=2), feedforward=SwiGLU(width=256))  # fmt: skip
+    model = build_model(spec, device="cuda", dtype="bfloat16")
+    tokens = torch.randint(0, 100, (2, 600), device="cuda")
+    documents = torch.sort(torch.randint(0, 4, (2, 600), device="cuda"), 1).values if packed else None
+    positions = None
+    if packed:
+        at = torch.arange(600, device="cuda").expand(2, -1)
+        positions = at - (documents[:, None, :] < documents[:, :, None]).sum(-1)
+    results = []
+    for path in ("torch", None):
+        torch._dynamo.reset()
+        with dispatch.using(path):
+            run = torch.compile(model, fullgraph=True) if path is None else model
+            loss = run(tokens, documents=documents, positions=positions).float().log_softmax(-1)[..., 3].mean()
+            results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for (name, _), a, b in zip([("loss", None), *model.named_parameters()], *results, strict=True):
+        assert error(b, a.double()) < 0.05, name

@@ -1,0 +1,108 @@
+"""Gates, rotations and sums folded into products, against plain PyTorch: values and gradients on fresh random input.
+
+On a CPU this runs under Triton's interpreter, in a process of its own, since the switch is read at import.
+"""
+
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+ON_GPU = torch.cuda.is_available()
+triton = pytest.importorskip("triton", reason="triton is Linux-only")
+HERE = os.environ.get("TRITON_INTERPRET") == "1" or ON_GPU
+DEVICE = "cuda" if ON_GPU else "cpu"
+DTYPES = [torch.float32, *([torch.bfloat16] if ON_GPU else [])]
+here = pytest.mark.skipif(not HERE, reason="run under TRITON_INTERPRET=1 by test_under_the_interpreter")
+
+
+@pytest.mark.skipif(HERE, reason="runs directly")
+def test_under_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def agree(ours, plain, inputs, dtype):
+    """Outputs and gradients of two functions; the plain one in float64, and in `dtype` for the size of the error."""
+    results = []
+    for function, kind in ((ours, dtype), (plain, torch.float64), (plain, dtype)):
+        leaves = [x.to(kind).detach().requires_grad_() for x in inputs]
+        outs = function(*leaves)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        generator = torch.Generator(DEVICE).manual_seed(5)
+        loss = sum((o * torch.randn(o.shape, generator=generator, device=DEVICE).to(kind)).sum() for o in outs)
+        results.append([*outs, *torch.autograd.grad(loss, leaves)])
+    for got, right, naive in zip(*results, strict=True):
+        error, usual = ((x.double() - right).norm() / right.norm() for x in (got, naive))
+        assert error <= (1e-5 if dtype is torch.float32 else 2 * usual)
+
+
+@here
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "inner"), [(3, 40), (17, 2048 + 5)])
+def test_swiglu_product(dtype, rows, inner):
+    from luban.kernels.swiglu import SwigluProduct
+
+    def plain(gate_up, weight, onto=None):
+        gate, up = gate_up.chunk(2, -1)
+        return (F.silu(gate) * up) @ weight.t() + (0 if onto is None else onto)
+
+    inputs = [torch.randn(shape, device=DEVICE) for shape in ((rows, 2 * inner), (24, inner), (rows, 24))]
+    agree(SwigluProduct.apply, plain, inputs, dtype)
+    agree(lambda gate_up, weight: SwigluProduct.apply(gate_up, weight, None), plain, inputs[:2], dtype)
+
+
+@here
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("own_positions", [False, True])
+def test_packed_rotation(dtype, own_positions):
+    from luban.kernels.rotary import rotate_packed
+    from luban.nn.position.rope import Rope, rotary_tables, rotate_pairs
+
+    B, T, K, D = 2, 7, random.choice([1, 2, 3]), random.choice([8, 16])
+    H = K * random.choice([1, 4, 5])
+    positions = torch.randint(0, 900, (B if own_positions else 1, T), device=DEVICE)
+    cos, sin = rotary_tables(Rope(), positions, D)
+
+    def plain(packed):
+        parts = packed.unflatten(-1, (-1, D)).transpose(1, 2).split([H, K, K], 1)
+        return *(rotate_pairs(x, cos.to(x.dtype), sin.to(x.dtype), "half") for x in parts[:2]), parts[2] * 1
+
+    agree(lambda packed: rotate_packed(packed, cos, sin, H, K), plain,
+          [torch.randn(B, T, (H + 2 * K) * D, device=DEVICE)], dtype)  # fmt: skip
+
+
+@here
+@pytest.mark.parametrize("block", ["pre", "post", "parallel"])
+@pytest.mark.parametrize("precision", ["plain", "compiled"] if ON_GPU else ["plain"])
+def test_a_decoder_trains_the_same_with_and_without_the_kernels(block, precision, monkeypatch):
+    from luban.core.config import from_dict
+    from luban.models.build import build_model
+    from luban.models.spec import ModelSpec
+    from luban.nn import linear
+    from luban.objectives.causal import Causal
+    from luban.train.compile import loss_function
+
+    spec = from_dict(ModelSpec, {"vocab_size": 97, "width": 64, "layers": 2, "block": {"type": block},
+                                 "attention": {"type": "grouped", "heads": 4, "kv_heads": 2},
+                                 "feedforward": {"type": "swiglu", "width": 96}})  # fmt: skip
+    tokens = torch.randint(0, 97, (2, 13), device=DEVICE)
+    arrays = tokens[:, :-1], tokens[:, 1:], torch.rand(2, 12, device=DEVICE) < 0.8
+    found = []
+    for fused in (True, False):
+        module = build_model(spec, device=torch.device(DEVICE), seed=3)
+        if not fused:
+            monkeypatch.setattr(linear, "triton_runs", lambda *tensors: False)
+        loss = loss_function(module, Causal(), compiled=precision == "compiled", regions=True)(*arrays)
+        loss.backward()
+        found.append((loss.detach(), {name: p.grad for name, p in module.named_parameters()}))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4 if ON_GPU else 1e-5, atol=0)
+    for name, gradient in found[1][1].items():
+        error = (found[0][1][name] - gradient).norm() / gradient.norm()
+        assert error < (5e-3 if ON_GPU else 1e-5), name  # a GPU multiplies float32 in tf32

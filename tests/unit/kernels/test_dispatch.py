@@ -1,0 +1,109 @@
+"""Which attention runs where, as a table; the machine is made up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from luban.core.errors import ConfigError, UnsupportedError
+from luban.kernels import dispatch
+from luban.kernels.dispatch import Case, choose, explain, fastest, using
+
+HOPPER, AMPERE, TURING = (9, 0), (8, 0), (7, 5)
+TABLE = [  # what differs from plain causal training in bf16 with heads of 128 on an H100, and what then runs
+    ({}, "cudnn"),
+    ({"width": 64}, "cudnn"),
+    ({"capability": AMPERE}, "cudnn"),
+    ({"kind": "all"}, "cudnn"),
+    ({"dtype": torch.float16}, "cudnn"),
+    ({"width": 256}, "flash2"),
+    ({"width": 100}, "luban"),
+    ({"training": False}, "torch"),
+    ({"training": False, "kind": "all"}, "torch"),
+    ({"training": False, "kind": "intervals"}, "luban"),
+    ({"training": False, "bias": "log", "square": False}, "luban"),
+    ({"training": False, "bias": "log", "kind": "all", "square": False, "single": True}, "torch"),
+    ({"kind": "causal", "square": False}, "luban"),
+    ({"kind": "intervals"}, "luban"),
+    ({"kind": "irregular"}, "torch"),
+    ({"bias": "alibi"}, "luban"),
+    ({"bias": "power", "kind": "intervals"}, "luban"),
+    ({"bias": "buckets", "kind": "all"}, "luban"),
+    ({"bias": "any"}, "torch"),
+    ({"width": 512}, "torch"),
+    ({"dtype": torch.float32}, "torch"),
+    ({"capability": TURING}, "torch"),
+    ({"device": "cpu", "capability": None}, "torch"),
+]
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch):
+    """No wishes, Triton installed, flash-attn-4 not installed, nothing said yet."""
+    monkeypatch.delenv("LUBAN_ATTENTION", raising=False)
+    monkeypatch.setattr(dispatch, "flash4_installed", lambda: False)
+    monkeypatch.setattr(dispatch, "_warned", set())
+    monkeypatch.setattr(dispatch, "INSTALLED", True)
+
+
+def case(**changes) -> Case:
+    return Case(
+        **({"device": "cuda", "dtype": torch.bfloat16, "width": 128, "kind": "causal", "capability": HOPPER} | changes)
+    )
+
+
+@pytest.mark.parametrize(("changes", "expected"), TABLE, ids=str)
+def test_decisions(changes, expected):
+    assert choose(case(**changes)) == expected
+    assert dispatch.refusal(expected, case(**changes)) is None
+
+
+def test_flash_attention_4_is_preferred_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(dispatch, "flash4_installed", lambda: True)
+    assert choose(case()) == choose(case(width=64)) == "flash4"
+    assert choose(case(capability=AMPERE)) == choose(case(capability=AMPERE, width=96)) == "cudnn"
+    assert choose(case(kind="intervals")) == "luban"
+
+
+def test_the_fastest_of_those_that_can_is_the_fastest_by_the_table(monkeypatch):
+    monkeypatch.setattr(dispatch, "RATES", dispatch.RATES | {("luban", 128): (10_000, 10_000)})
+    assert fastest(case()) == "luban" and fastest(case(width=64)) == "cudnn"
+
+
+def test_wishes_are_granted_or_refused_with_the_reason(monkeypatch):
+    with using("flash2"):
+        assert choose(case()) == "flash2"
+        with using("torch"):
+            assert choose(case(bias="alibi")) == "torch"
+        with pytest.raises(UnsupportedError, match=r"FlashAttention-2 can't compute this attention \(causal, alibi bias, bf16, "
+                                                   r"heads of 128\): it adds no bias"):  # fmt: skip
+            choose(case(bias="alibi"))
+    monkeypatch.setenv("LUBAN_ATTENTION", "cudnn")
+    assert choose(case()) == "cudnn"
+    with pytest.raises(UnsupportedError, match="bf16 and fp16 alone"):
+        choose(case(dtype=torch.float32))
+    with pytest.raises(ConfigError, match="did you mean 'cudnn'"), using("cudn"):
+        pass
+    with using("flash4"), pytest.raises(UnsupportedError, match=r"luban\[flash\]"):
+        choose(case())
+
+
+def test_a_fallback_warns_once_and_names_the_reason(monkeypatch):
+    said = []
+    monkeypatch.setattr(dispatch, "warn", said.append)
+    for _ in range(3):
+        choose(case(dtype=torch.float32, kind="intervals"))
+        choose(case(width=512))
+    assert len(said) == 2 and "bf16 and fp16 alone" in said[0] and "wider than 256" in said[1]
+    choose(case(device="cpu", capability=None, kind="intervals"))
+    choose(case(kind="all", square=False, training=False, dtype=torch.float32))
+    assert len(said) == 2
+
+
+def test_it_says_what_it_picked():
+    line = explain(case(kind="intervals", bias="log"))
+    assert line.startswith("attention: Luban's Triton kernel (intervals of keys, log bias, bf16, heads of 128); not ")
+    assert "cuDNN: it adds no bias" in line
+    assert any(
+        line.startswith("attention: Luban's Triton kernel (intervals of keys, log bias") for line in dispatch.report()
+    )

@@ -1,0 +1,174 @@
+"""Models on the fused kernel against the same models with masks written out, forward and gradients.
+
+The kernel runs under Triton's interpreter, in a process of its own, since the switch is read at import.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from luban.core.errors import UnsupportedError
+from luban.kernels import dispatch
+from luban.models.build import build_model
+from luban.models.encoder import EncoderBody
+from luban.models.spec import ModelSpec
+from luban.nn import feedforward, linear
+from luban.nn.attention import grouped
+from luban.nn.attention.grouped import Grouped
+from luban.nn.feedforward import SwiGLU
+from luban.nn.position.family import Position
+from luban.nn.position.logn import LogN
+from luban.nn.position.randomised import Randomised
+
+pytest.importorskip("triton", reason="triton is Linux-only")
+HERE = os.environ.get("TRITON_INTERPRET") == "1"
+here = pytest.mark.skipif(not HERE, reason="run under TRITON_INTERPRET=1 by test_under_the_interpreter")
+METHODS = [
+    "none",
+    "learned",
+    "sinusoidal",
+    "rope",
+    "xpos",
+    "rope_2d",
+    "log_n",
+    "alibi",
+    "kerple_power",
+    "kerple_log",
+    "t5",
+]
+CASES = ["causal", "window", "documents", "prefix", "left padding", "right padding", "documents with prefixes"]
+
+
+@pytest.mark.skipif(HERE or torch.cuda.is_available(), reason="runs directly; on a GPU tests/gpu stands for it")
+@pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_under_the_interpreter(chosen):
+    command = [sys.executable, "-m", "pytest", "-q", "-m", chosen, "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    done = subprocess.run(
+        command, env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+@pytest.fixture(autouse=True)
+def attention_alone(monkeypatch):
+    """The other kernels have tests of their own, and the interpreter is slow."""
+    for module in (grouped, feedforward, linear):
+        monkeypatch.setattr(module, "trains_fused", lambda x: False)
+
+
+def make(method="rope", window=None, **fields):
+    position = method if isinstance(method, Position) else Position.registry.get(method)()
+    if isinstance(position, LogN):
+        position = LogN(trained=4)
+    spec = ModelSpec(vocab_size=31, width=32, layers=1, context=40, position=position,
+                     attention=Grouped(heads=2, kv_heads=1, window=window), feedforward=SwiGLU(width=16), **fields)  # fmt: skip
+    model = build_model(spec, seed=random.randrange(1000))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return model
+
+
+def case_of(name, B, T):
+    """Arguments of the forward, and which outputs mean something."""
+    at, real = torch.arange(T).expand(B, -1), torch.ones(B, T, dtype=torch.bool)
+    documents = torch.sort(torch.randint(0, 4, (B, T)), 1).values
+    inside = at - (documents[:, None, :] < documents[:, :, None]).sum(-1)  # place in the own document
+    if name == "documents":
+        return {"documents": documents}, real
+    if name == "prefix":
+        return {"segments": (at >= torch.randint(1, T, (B, 1))).long()}, real
+    if name == "documents with prefixes":
+        return {"documents": documents, "segments": (inside >= 3).long(), "positions": inside.int()}, real
+    if name.endswith("padding"):
+        count = torch.randint(2, T, (B, 1))
+        real = at >= T - count if name.startswith("left") else at < count
+        return {"mask": real}, real
+    return {}, real
+
+
+def compare(model, tokens, kwargs, real):
+    results = []
+    for path in ("torch", "luban"):
+        with dispatch.using(path):
+            out = model(tokens, **kwargs)
+        loss = (out.log_softmax(-1)[..., 7] * torch.linspace(-1, 1, out[..., 7].numel()).view_as(out[..., 7]))[
+            real
+        ].sum()
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        results.append((out[real], [torch.zeros(()) if g is None else g for g in gradients]))
+    (a, da), (b, db) = results
+    torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+    for (name, _), x, y in zip(model.named_parameters(), da, db, strict=True):
+        assert (x - y).norm() <= 1e-3 * x.norm() + 1e-5, name
+
+
+def some(method, case):
+    """The whole matrix is slow; the masks with one method and the biases with one mask each always run."""
+    return method == "rope" or (method in METHODS[-4:] and case == CASES[METHODS.index(method) % len(CASES)])
+
+
+@here
+@pytest.mark.parametrize(("method", "case"), [
+    pytest.param(m, c, marks=() if some(m, c) else pytest.mark.slow) for m in METHODS for c in CASES
+])  # fmt: skip
+def test_decoders_agree(method, case):
+    model = make(method, window=random.randint(2, 20) if case == "window" else None)
+    B, T = 2, random.randint(20, 40)
+    kwargs, real = case_of(case, B, T)
+    compare(model, torch.randint(0, 31, (B, T)), kwargs, real)
+
+
+@here
+@pytest.mark.parametrize("method", ["learned", "alibi", "t5"])
+@pytest.mark.parametrize("case", ["all", "documents", "right padding"])
+def test_encoders_agree(method, case):
+    model = make(method, body=EncoderBody())
+    kwargs, real = case_of(case, 2, 33)
+    compare(model, torch.randint(0, 31, (2, 33)), kwargs, real)
+
+
+@here
+@pytest.mark.parametrize("case", ["causal", "documents"])
+def test_one_graph_holds_the_kernel(case):
+    model = make("kerple_log")
+    tokens, kwargs = torch.randint(0, 31, (2, 24)), case_of(case, 2, 24)[0]
+    with dispatch.using("luban"):
+        want = model(tokens, **kwargs)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        got = compiled(tokens, **kwargs)
+        parameters = [model.position.raw1, model.blocks[0].attention.q.weight]
+        for a, b in zip(*(torch.autograd.grad(x.square().sum(), parameters) for x in (want, got)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(want, got, rtol=1e-5, atol=1e-5)
+
+
+@here
+def test_what_intervals_cannot_say_is_nan_not_wrong():
+    tokens = torch.randint(0, 31, (2, 12))
+    with dispatch.using("luban"):
+        holes = torch.ones(2, 12, dtype=torch.bool)
+        holes[1, 5] = False
+        out = make("rope")(tokens, mask=holes)
+        assert not out[0].isnan().any() and out[1].isnan().all()
+        apart = torch.zeros(2, 12, dtype=torch.long)
+        apart[0, 3:6] = 1
+        out = make("rope")(tokens, segments=apart)
+        assert out[0].isnan().all() and not out[1].isnan().any()
+        assert make("alibi")(tokens, positions=2 * torch.arange(12)[None]).isnan().all()
+
+
+@here
+def test_what_the_kernel_cannot_serve_is_refused_by_name():
+    tokens = torch.randint(0, 31, (2, 12))
+    with dispatch.using("luban"):
+        with pytest.raises(UnsupportedError, match="no function of the distance"):
+            make(Randomised(inner=Position.registry.get("alibi")(), longest=50))(tokens)
+        with pytest.raises(UnsupportedError, match="not one interval"):
+            make("rope", window=3)(tokens, segments=torch.arange(12).expand(2, -1).ge(4).long())
