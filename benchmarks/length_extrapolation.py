@@ -185,6 +185,7 @@ def measure(name: str, setting: Setting, data: Path | None, device: str, compile
     """Bits a character of one method: length → one number a seed."""
     if device == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 2)))
+        torch.set_flush_denormal(True)  # steep biases leave weights below 1e-38, which a CPU multiplies slowly
     torch.set_float32_matmul_precision("high")
     began = time.monotonic()
     kept, held = (torch.from_numpy(t.copy()).to(device) for t in read_text(data))

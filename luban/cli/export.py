@@ -38,4 +38,4 @@ def run(argv: Sequence[str]) -> None:
     model = load_model(args.model, dtype=args.dtype)
     out = export_model(model, args.out)
     architecture = json.loads((out / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    say(f'{args.out}: transformers.{architecture}.from_pretrained("{args.out}") reads it')
+    say(f"{args.out}: written as {architecture} in the Hugging Face layout")

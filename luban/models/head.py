@@ -231,6 +231,10 @@ class RowReadout(nn.Module):
         self.pool = nn.Linear(width, width) if dense else None
         self.output = nn.Linear(width, count, bias=bias)
 
+    def product(self, hidden: Tensor, table: Tensor) -> Product:
+        """What a language model beside the classes multiplies, where the table is the output layer too (GPT-1)."""
+        return hidden, table, None
+
     def forward(self, hidden_BTE: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, E) → (B, C)."""
         row_BE = pool(hidden_BTE, mask, self.pooling)

@@ -27,6 +27,7 @@ class Objective(Variant):
             "span_corruption": "luban.objectives.span:SpanCorruption",
             "bidirectional": "luban.objectives.bidirectional:Bidirectional",
             "auxiliary": "luban.objectives.auxiliary:Auxiliary",
+            "labelled": "luban.objectives.labelled:Labelled",
         },
     )
     bodies: ClassVar[tuple[str, ...]]  # registered names of the bodies that it can train
@@ -39,8 +40,14 @@ class Objective(Variant):
         """Ids that it needs beyond the tokenizer's."""
         return 0
 
-    def require(self, head: object) -> None:
-        """Raise ConfigError where a head of the right kind lacks an output that this objective needs."""
+    def require(self, head: object, *, causal: bool, tied: bool) -> None:
+        """Raise ConfigError where a model whose body and head are of the right kind lacks what this objective needs.
+
+        Args:
+            head: the head's settings.
+            causal: whether the body sees earlier tokens only.
+            tied: whether the embedding table is the output layer too.
+        """
 
     def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:
         """The rows that this objective makes of a split.

@@ -44,7 +44,7 @@ class Masked(Objective):
         if self.copies < 0:
             raise ConfigError(f"copies must be at least 0, {self.copies} given")
 
-    def require(self, head: object) -> None:
+    def require(self, head: object, *, causal: bool, tied: bool) -> None:
         """Pairs need an output of their own."""
         if self.pairing is not None and not getattr(head, "pair", False):
             raise ConfigError("pairs need a head with a second output: set model.head.pair = true")

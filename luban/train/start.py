@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from luban.core.artifact import MANIFEST, Parent, as_parent
-from luban.core.config import to_dict
+from luban.core.config import from_dict, to_dict
 from luban.core.errors import ConfigError
 from luban.data.shards import Shards
 from luban.load.model import load_model
+from luban.models.build import build_model
 from luban.models.spec import ModelSpec
 from luban.train.recipe import Recipe, resolve_spec
 
@@ -44,14 +45,26 @@ def choose_start(recipe: Recipe, shards: Shards) -> Start:
     if spec.vocab_size < vocabulary:  # a larger one has rows to spare, as foreign models do
         raise ConfigError(f"model {recipe.init} has a vocabulary of {spec.vocab_size}, shards {shards.path} "
                           f"of {vocabulary}: pack the data with the model's tokenizer")  # fmt: skip
-    if recipe.model:
-        _same_spec(to_dict(resolve_spec(recipe.model, vocabulary)), to_dict(spec), recipe.init)
     weights = {name: parameter.detach() for name, parameter in model.module.named_parameters()}
+    if set(recipe.model) == {"head"}:
+        spec, weights = with_head(recipe, spec, weights)
+    elif recipe.model:
+        _same_spec(to_dict(resolve_spec(recipe.model, vocabulary)), to_dict(spec), recipe.init)
     known = next(
         (p for p in (Path(recipe.init), model.path) if (p / MANIFEST).is_file()), None
     )  # a run, else a checkpoint
     parents = (as_parent("init", known),) if known else ()
     return Start(spec=_check(spec, recipe), weights=weights, parents=parents)
+
+
+def with_head(recipe: Recipe, spec: ModelSpec, weights: dict[str, Tensor]) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """The same body under the head of `[model.head]`: what the old head doesn't hold is drawn from the seed."""
+    changed = from_dict(ModelSpec, to_dict(spec) | {"head": recipe.model["head"]}, "model")
+    if changed.head == spec.head:
+        return spec, weights
+    fresh = dict(build_model(changed, seed=recipe.train.seed).named_parameters())
+    body = {name: tensor for name, tensor in weights.items() if not name.startswith("readout.")}
+    return changed, {name: body.get(name, p.detach()) for name, p in fresh.items()}
 
 
 def _check(spec: ModelSpec, recipe: Recipe) -> ModelSpec:
@@ -63,7 +76,7 @@ def _check(spec: ModelSpec, recipe: Recipe) -> ModelSpec:
     if body not in objective.bodies or head not in objective.heads:
         raise ConfigError(f"objective {name} trains a model of body {' or '.join(objective.bodies)} with head "
                           f"{' or '.join(objective.heads)}, and this one has body {body} and head {head}")  # fmt: skip
-    objective.require(spec.head)
+    objective.require(spec.head, causal=spec.body.causal, tied=spec.tied_head)
     return spec
 
 

@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 import luban
 from luban.generate.cache import ContiguousCache
+from luban.load.model import LoadedModel
 from luban.models.presets import PRESETS
 
 transformers = pytest.importorskip("transformers")
@@ -79,6 +81,36 @@ def test_chatglm_6b_equals_its_computation_written_out():
         torch.testing.assert_close(got[row], chatglm(model, tokens[row], text, block), atol=1e-4, rtol=1e-4)
     plain, counted = model(tokens), torch.arange(9)
     torch.testing.assert_close(plain[0], chatglm(model, tokens[0], counted, torch.zeros(9)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["chatglm-6b", "chatglm2-6b"])
+def test_the_published_layout_out_and_in(name, tmp_path):
+    """Names and the order of rows as their released code reads them, and the same logits back."""
+    attention = {"kv_heads": 2} if name == "chatglm2-6b" else {"kv_heads": 6}
+    model = small(name, width=48, heads=6, attention=attention, **(
+        {"position": replace(PRESETS[name].position, width=4)} if name == "chatglm2-6b" else {})).float()  # fmt: skip
+    loaded = LoadedModel(spec=model.spec, module=model, tokenizer=None, name=name, path=tmp_path, manifest=None)
+    luban.export_model(loaded, tmp_path / "out")
+    tensors, w = load_file(tmp_path / "out/model.safetensors"), dict(model.named_parameters())
+    a = "blocks.1.attention"
+    if name == "chatglm-6b":
+        read = F.linear(torch.eye(48), tensors["transformer.layers.1.attention.query_key_value.weight"])
+        heads = read.view(48, 6, 3 * 8)  # their code: (…, heads, 3 · head width), then three pieces
+        for i, p in enumerate("qkv"):
+            torch.testing.assert_close(heads[..., 8 * i : 8 * i + 8].flatten(1), w[f"{a}.{p}.weight"].T)
+    else:
+        q, k, v = tensors["transformer.encoder.layers.1.self_attention.query_key_value.weight"].split([48, 16, 16])
+        gate, up = tensors["transformer.encoder.layers.1.mlp.dense_h_to_4h.weight"].chunk(2)
+        for got, p in zip((q, k, v), "qkv", strict=True):
+            torch.testing.assert_close(got, w[f"{a}.{p}.weight"])
+        torch.testing.assert_close(gate, w["blocks.1.feedforward.gate.weight"])
+        torch.testing.assert_close(up, w["blocks.1.feedforward.up.weight"])
+    back = luban.load_model(tmp_path / "out")
+    assert replace(back.spec, init=model.spec.init) == replace(
+        model.spec, attention=replace(model.spec.attention, kv_heads=attention["kv_heads"])
+    )
+    tokens = torch.randint(0, 61, (2, 9))
+    torch.testing.assert_close(back.module(tokens), model(tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_chatglm2_6b_equals_transformers_glm():

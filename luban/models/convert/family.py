@@ -33,6 +33,7 @@ FORMATS = Registry(
         "openai-gpt": "luban.models.convert.openai_gpt:OpenAIGPT",
         "bloom": "luban.models.convert.bloom:Bloom",
         "falcon": "luban.models.convert.falcon:Falcon",
+        "chatglm": "luban.models.convert.chatglm:ChatGLM",
     },
 )
 
