@@ -1,6 +1,6 @@
 """Attention on one GPU beside its peers, in one run: cuDNN, FlashAttention-2, FlexAttention, flash-attn-4 (if installed).
 
-    python benchmarks/attention.py --out attention.json     every table, about three minutes on an H100
+    python benchmarks/attention.py --out attention.json     every table, about four minutes on an H100, half of it compiling
     python benchmarks/attention.py --only biased            one table
     python benchmarks/attention.py --sweep                  time tile settings of our kernels
     python benchmarks/attention.py --quick                  a few tokens, to see that it runs
@@ -144,6 +144,7 @@ def plain(sizes=(2048, 4096, 8192, 16384)):
                     measure("plain", "cudnn", T, D, pairs, sdpa(SDPBackend.CUDNN_ATTENTION, q, k, v), qkv)]  # fmt: skip
             if T == 8192:
                 rows.append(measure("plain", "flash2", T, D, pairs, sdpa(SDPBackend.FLASH_ATTENTION, q, k, v), qkv))
+            if (D, T) == (128, 8192):  # a peer that compiles for ten seconds and more
                 rows.append(measure("plain", "flex", T, D, pairs, flexed(q, k, v), qkv))
             if fa4:
                 swapped = by_token(qkv)
@@ -184,8 +185,10 @@ def packed(T=8192, mean=512):
         dense = measure("packed", "dense causal", T, D, T * (T + 1) / 2, lambda: flash_attention(q, k, v), qkv)
         path, call = picked(q, k, v, documents=documents)
         found = measure("packed", f"picked {path}", T, D, pairs, call, qkv)
-        rows = [found, measure("packed", "flex", T, D, pairs, flexed(
-            q, k, v, mask=lambda b, h, i, j: (i >= j) & (documents[b, i] == documents[b, j]), rows=B), qkv)]  # fmt: skip
+        rows = [found]
+        if D == 128:
+            rows.append(measure("packed", "flex", T, D, pairs, flexed(
+                q, k, v, mask=lambda b, h, i, j: (i >= j) & (documents[b, i] == documents[b, j]), rows=B), qkv))  # fmt: skip
         if fa4_packed:
             rows.append(flash4_packed(documents, T, D, pairs, qkv))
         summarise(f"packed T={T} D={D}", rows)
@@ -263,14 +266,14 @@ def memory(sizes=(16384, 32768, 65536, 131072, 262144)):
 
 
 SETTINGS = {
-    "forward": [(128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 2)],
-    "keys": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 8, 2), (64, 128, 8, 3), (128, 64, 8, 2), (64, 64, 8, 2), (32, 64, 4, 3)],
-    "queries": [(128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 4, 2), (64, 128, 8, 2), (64, 32, 4, 3)],
+    "forward": [(128, 128, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2)],
+    "keys": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 8, 2), (32, 64, 4, 3)],
+    "queries": [(128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 64, 4, 3)],
 }  # fmt: skip
 
 
 def sweep(T=8192, mean=512):
-    """Time tile settings of each kernel, the others left as they are: plain, with a learned bias, packed documents."""
+    """Time tile settings of each kernel, the others left as they are: with a learned bias, and over packed documents."""
     original = launch.tiles
     torch.manual_seed(0)
     for D in (64, 128):
@@ -281,8 +284,7 @@ def sweep(T=8192, mean=512):
             torch.rand(2, q.shape[1], device="cuda") + 0.5,
         )
         r1.requires_grad_(), r2.requires_grad_()
-        cases = {"plain": lambda: flash_attention(q, k, v),
-                 "log": lambda: flash_attention(q, k, v, bias=kerple_log(r1, r2, T, D**-0.5)),
+        cases = {"log": lambda: flash_attention(q, k, v, bias=kerple_log(r1, r2, T, D**-0.5)),
                  "packed": lambda: flash_attention(q, k, v, mask=mask)}  # fmt: skip
         for which, settings in SETTINGS.items():
             for setting in settings:
