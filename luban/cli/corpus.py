@@ -21,9 +21,7 @@ class BuildArgs:
     steps: str = "exact"  # what is done to the documents, in order: names with commas between, or nothing
     workers: int = 1  # processes that share the work; the result is the same for any number
     on: str = "local"  # where they run: local, or ray for a cluster
-    licence: tuple[
-        str, ...
-    ] = ()  # SPDX name of all sources, or SOURCE=NAME of one; exports that it forbids are refused
+    licence: tuple[str, ...] = ()  # SPDX name of all sources, or SOURCE=NAME of one; a forbidden export is refused
     bad_share: float = 0.05  # share of unusable records from which the build is refused
 
 
