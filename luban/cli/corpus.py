@@ -23,7 +23,7 @@ class BuildArgs:
     on: str = "local"  # where they run: local, or ray for a cluster
     licence: tuple[
         str, ...
-    ] = ()  # SPDX name of all sources, or SOURCE=NAME of one; an export that one forbids is refused
+    ] = ()  # SPDX name of all sources, or SOURCE=NAME of one; exports that it forbids are refused
     bad_share: float = 0.05  # share of unusable records from which the build is refused
 
 

@@ -31,9 +31,7 @@ class TrainArgs:
     algorithm: str = "bpe"  # bpe, wordpiece, unigram, chinese (signs alone, the rest bpe), charbpe (LLaMA's) or char
     vocab_size: int = 4096  # ids in all, special tokens counted
     digits: str = "groups"  # how digits are cut: groups of up to three, single, or whole runs
-    white_runs: int = (
-        0  # runs of up to so many spaces, tabs or line ends are one token each, as code wants; 0 learns them
-    )
+    white_runs: int = 0  # runs of up to so many blanks, tabs or line ends are one token each, as code wants
     reserved: int = 9  # special tokens kept for later
 
 
@@ -57,9 +55,7 @@ class EncodeArgs:
 class ReportArgs:
     tokenizer: tyro.conf.Positional[Path]  # a tokenizer, a run, or a Hugging Face directory
     files: tyro.conf.Positional[tuple[Path, ...]] = ()  # UTF-8 text files or corpora to measure it on
-    beside: tuple[
-        str, ...
-    ] = ()  # NAME=PATH of other vocabularies: GPT-2's vocab.json, LLaMA's tokenizer.model, any other
+    beside: tuple[str, ...] = ()  # NAME=PATH of other vocabularies: vocab.json, tokenizer.model, any that import reads
     megabytes: float = 64  # of each corpus, at the most
 
 

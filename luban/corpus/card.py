@@ -21,7 +21,7 @@ def card(config: Mapping[str, Any], figures: Mapping[str, Any], seed: int | None
     ]  # fmt: skip
     if "waterfall" in figures:
         sections.append(f"## Steps\n\nHeld out: {config['heldout']} of the documents, by the hash of their ids, seed {seed}.\n\n"
-                        + _table(("after", "documents", "bytes"), [tuple(row.values()) for row in figures["waterfall"]]))  # fmt: skip
+                        + _table(("after", "documents", "bytes"), [(row["step"], row["documents"], row["bytes"]) for row in figures["waterfall"]]))  # fmt: skip
         dropped = [(why, d["documents"], d["bytes"]) for why, d in sorted(figures["dropped"].items())]
         if dropped:
             sections.append("### Dropped\n\n" + _table(("reason", "documents", "bytes"), dropped))

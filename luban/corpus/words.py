@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
+from luban.core.errors import ArtifactError
 from luban.core.seeding import generator
 
 SIGNS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"  # of scripts that are taken sign by sign
@@ -22,6 +24,7 @@ OUTSIDE, INSIDE, ALONE = 0, 1, 2  # classes of a code point
 CODES = 0x110000  # code points there are
 CHUNK = 1 << 16  # code points worked on at a time; a longer run is cut
 LONGEST = 16  # words of the longest n-gram
+FORMAT = 2  # of artifacts that hold hashes of words: counts up when words or hashes change
 PLACES = generator(0, "ngrams").integers(1, 1 << 63, LONGEST, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _BASE = int(generator(0, "words").integers(1 << 61, 1 << 62)) * 2 + 1  # odd, so that it has an inverse
 
@@ -51,6 +54,13 @@ def words(text: str) -> Runs:
 def tokens(text: str) -> Runs:
     """The pieces of `text` between white space, as they are."""
     return _runs(text, _classes(TOKEN))
+
+
+def check_hashes(path: str | Path, format: int) -> None:
+    """Raise ArtifactError where the artifact at `path` holds hashes of another version."""
+    if format != FORMAT:
+        raise ArtifactError(f"{path} was learned when words were hashed in another way (format {format}, now {FORMAT}): "
+                            f"make it again")  # fmt: skip
 
 
 def lowered(text: str) -> str:

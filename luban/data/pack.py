@@ -118,8 +118,8 @@ def _write(folder: Path, split: str, documents: Iterable[Packable], tokenizer: T
         masks = files.enter_context(open(mask_file, "wb"))
         for batch in _rounds(documents):
             for ids, mask in _tokenise(batch, tokenizer, dtype, counts):
-                tokens.write(ids)
-                masks.write(mask)
+                tokens.write(ids.data)
+                masks.write(mask.data)
                 counts.documents += 1
                 counts.tokens += len(ids)
                 counts.trained += int(mask.sum())

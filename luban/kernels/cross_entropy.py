@@ -54,6 +54,30 @@ def gradient_kernel(logits, targets, lse, stride, vocabulary, whole, first, smoo
     tl.store(logits + row * stride + columns, gradient.to(logits.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def times_kernel(x, factor, out, size, BLOCK: tl.constexpr):
+    """out = x · factor."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    product = tl.load(x + at, mask=inside).to(tl.float32) * tl.load(factor)
+    tl.store(out + at, product.to(out.dtype.element_ty), mask=inside)
+
+
+@torch.library.custom_op("luban::times", mutates_args=())
+def times(x: Tensor, factor: Tensor) -> Tensor:
+    """A contiguous tensor times an fp32 scalar on its device, in fp32 at the speed of reading: torch's own product
+    of two precisions takes six times as long."""
+    out = torch.empty_like(x)
+    if x.numel():
+        times_kernel[(triton.cdiv(x.numel(), BLOCK),)](x, factor, out, x.numel(), BLOCK=BLOCK, num_warps=8)
+    return out
+
+
+@times.register_fake
+def _(x, factor):
+    return torch.empty_like(x)
+
+
 def row_statistics(logits_NV: Tensor, targets_N: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """(log-sum-exp, target's logit, sum of logits), each (N,) fp32; `first` is the id of the first column."""
     lse, picked, total = (torch.empty(logits_NV.shape[0], device=logits_NV.device) for _ in range(3))
@@ -117,9 +141,8 @@ def _keep(ctx, inputs, output):
 
 
 def _backward(ctx, d_loss, *_):
-    d_rows, d_table, d_bias = ctx.saved_tensors
-    scaled = [(gradient * d_loss).to(gradient.dtype) for gradient in (d_rows, d_table)]
-    return *scaled, (d_bias * d_loss).to(d_bias.dtype) if ctx.biased else None, None, None, None, None
+    d_rows, d_table, d_bias = (times(gradient, d_loss) for gradient in ctx.saved_tensors)
+    return d_rows, d_table, d_bias if ctx.biased else None, None, None, None, None
 
 
 _forward.register_autograd(_backward, setup_context=_keep)

@@ -37,7 +37,7 @@ class Case:
     bias: str | None = None  # form of a distance bias; "any": one that is no function of the distance
     square: bool = True  # as many queries as keys
     single: bool = False  # one query alone, as when text is generated
-    training: bool = True  # gradients are wanted, and shapes stay the same
+    training: bool = True  # gradients are wanted, and shapes stay the same from step to step
     capability: tuple[int, int] | None = None  # of a CUDA device
 
     def __str__(self) -> str:
@@ -48,7 +48,8 @@ class Case:
 
 
 # TFLOP/s forward and backward on one H100 (torch 2.11), 16,384 tokens a batch, rows of 8,192, heads × width = 2,048:
-# (kernel, mask, head width up to) → (forward, backward). A bias or intervals leave only kernels that can serve them.
+# (kernel, head width up to) → (forward, backward). A bias or intervals leave only kernels that can serve them.
+# Above 128 nothing was measured: there the figures only say which to try first.
 RATES = {
     ("flash4", 64): (530, 520), ("flash4", 128): (624, 539),
     ("cudnn", 64): (432, 408), ("cudnn", 128): (554, 481),
@@ -56,7 +57,7 @@ RATES = {
     ("flash2", 64): (296, 256), ("flash2", 128): (312, 283), ("flash2", 256): (300, 200),
 }  # fmt: skip
 NAMES = {"flash4": "FlashAttention-4", "cudnn": "cuDNN", "luban": "Luban's Triton kernel", "flash2": "FlashAttention-2",
-         "torch": "torch's scaled_dot_product_attention, masks written out"}  # fmt: skip
+         "torch": "torch's scaled_dot_product_attention"}  # fmt: skip
 
 
 def refusal(path: str, case: Case) -> str | None:
@@ -88,8 +89,6 @@ def _beyond_plain(case: Case, capability: tuple[int, int], widest: int) -> str |
 
 
 def _beyond_cudnn(case: Case) -> str | None:
-    if not case.training:
-        return "it plans anew for every shape, which generation changes all the time"
     return _beyond_plain(case, (8, 0), 128)
 
 
@@ -100,8 +99,6 @@ def _beyond_flash2(case: Case) -> str | None:
 def _beyond_flash4(case: Case) -> str | None:
     if not flash4_installed():
         return "the package flash-attn-4 is not installed: pip install 'luban[flash]'"
-    if not case.training:
-        return "it compiles anew for other shapes, which generation changes all the time"
     return _beyond_plain(case, (9, 0), 128)
 
 
@@ -112,12 +109,14 @@ def _beyond_luban(case: Case) -> str | None:
         return "it needs compute capability 8.0 or later"
     if case.dtype not in HALF and case.device == "cuda":
         return "it is fast in bf16 and fp16 alone"
-    if case.dtype == torch.float64 or case.width > 256:
-        return "heads wider than 256" if case.width > 256 else "float64 is for references"
+    if case.width > 256:
+        return "it holds heads of a width up to 256"
+    if case.dtype == torch.float64:
+        return "it leaves float64 to references"
     if case.bias == "any":
-        return "the bias is no function of the distance between slots"
+        return "it takes biases of the distance between slots, and this is no function of that"
     if case.kind == "irregular":
-        return "what a query sees is not one interval of keys"
+        return "it takes masks in which a query sees one interval of keys, and here some see several"
     return None
 
 
@@ -154,7 +153,7 @@ def using(path: str | None) -> Iterator[None]:
         _forced.pop()
 
 
-def choose(case: Case) -> str:
+def pick(case: Case) -> str:
     """The name of the kernel for a case.
 
     Raises:
@@ -164,19 +163,16 @@ def choose(case: Case) -> str:
     if wanted:
         if reason := refusal(_known(wanted), case):
             raise UnsupportedError(f"{NAMES[wanted]} can't compute this attention ({case}): {reason}")
-        path = wanted
-    else:
-        path = fastest(case)
-    chosen[str(case)] = path
-    return path
+        return wanted
+    return fastest(case)
 
 
 def fastest(case: Case) -> str:
     """The kernel with the highest measured rate of those that can serve the case; torch's own where there is none,
     which is said once where it costs a square of memory."""
-    generating = not case.training and case.bias is None and case.kind in ("all", "causal")
-    if case.device != "cuda" or case.single or generating:  # shapes that change all the time, and no square is large
-        return "torch"
+    plain = case.bias is None and case.kind in ("all", "causal")
+    if case.device != "cuda" or case.single or (plain and not case.training):
+        return "torch"  # generation changes shapes at every token, for which others plan or compile anew
     able = [path for path in dict.fromkeys(name for name, _ in RATES) if refusal(path, case) is None]
     if able:
         return max(able, key=lambda path: _rate(path, case.width))
@@ -193,16 +189,15 @@ def _rate(path: str, width: int) -> float:
 
 
 def _warn_once(case: Case, reason: str | None) -> None:
-    if reason not in _warned:
-        _warned.add(str(reason))
-        warn(
-            f"attention falls back to {NAMES['torch']} ({case}): no fused kernel serves it, of Luban's because {reason}"
-        )
+    if reason and reason not in _warned:
+        _warned.add(reason)
+        square = "" if case.kind in ("all", "causal") and case.bias is None else ", with queries × keys written out"
+        warn(f"attention falls back to {NAMES['torch']}{square} ({case}): Luban's kernel can't serve it, {reason}")
 
 
 def explain(case: Case) -> str:
     """One line: what would run, and why not each of the others."""
-    path = choose(case)
+    path = pick(case)
     others = [f"{NAMES[p]}: {reason}" for p in NAMES if p != path and (reason := refusal(p, case))]
     return f"attention: {NAMES[path]} ({case})" + "".join(f"; not {line}" for line in others)
 
@@ -215,7 +210,9 @@ def report() -> list[str]:
 @torch.compiler.assume_constant_result
 def choice(device: str, dtype: torch.dtype, width: int, kind: Kind, bias: str | None, square: bool, single: bool,
            training: bool) -> str:  # fmt: skip
-    """`choose` from plain values, for graphs that are being traced."""
+    """`pick` from plain values, for graphs that are being traced; remembered for `report`."""
     capability = torch.cuda.get_device_capability() if device == "cuda" else None
-    return choose(Case(device=device, dtype=dtype, width=width, kind=kind, bias=bias, square=square,
-                       single=single, training=training, capability=capability))  # fmt: skip
+    case = Case(device=device, dtype=dtype, width=width, kind=kind, bias=bias, square=square, single=single,
+                training=training, capability=capability)  # fmt: skip
+    chosen[str(case)] = pick(case)
+    return chosen[str(case)]

@@ -1,7 +1,7 @@
 """silu(gate) · up on the output of one product that holds both side by side, and its gradient in one pass.
 
-N rows, I inner width. The gradient's pass also gives the forward's output again, for the price of writing it: what is
-needed for the gradient of the weights behind it need then not be kept.
+N rows, I inner width. The gradient's pass can also give the forward's output again, for the price of writing it: it
+need then not be kept for the gradient of the weights behind it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from luban.kernels.product import added_product
 
 BLOCK = 2048
 
@@ -28,8 +26,8 @@ def forward_kernel(gate_up, out, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def backward_kernel(gate_up, d_out, d_gate_up, out, width, BLOCK: tl.constexpr):
-    """A block of one row: both gradients, and the output again."""
+def backward_kernel(gate_up, d_out, d_gate_up, out, width, AGAIN: tl.constexpr, BLOCK: tl.constexpr):
+    """A block of one row: both gradients, and AGAIN the output."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
@@ -39,7 +37,8 @@ def backward_kernel(gate_up, d_out, d_gate_up, out, width, BLOCK: tl.constexpr):
     sigmoid = tl.sigmoid(gate)
     silu = gate * sigmoid
     kind = out.dtype.element_ty
-    tl.store(out + row * width + at, (silu * up).to(kind), mask=inside)
+    if AGAIN:
+        tl.store(out + row * width + at, (silu * up).to(kind), mask=inside)
     slope = sigmoid * (1 + gate * (1 - sigmoid))
     tl.store(d_gate_up + row * 2 * width + at, (d * up * slope).to(kind), mask=inside)
     tl.store(d_gate_up + row * 2 * width + width + at, (d * silu).to(kind), mask=inside)
@@ -55,12 +54,12 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("luban::swiglu_backward", mutates_args=())
-def swiglu_backward(gate_up: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor]:
-    """(gradient of gate_up, the forward's output) from both, contiguous."""
+def swiglu_backward(gate_up: Tensor, d_out: Tensor, again: bool) -> tuple[Tensor, Tensor]:
+    """(gradient of gate_up, the forward's output or nothing) from both, contiguous; `again`: whether to make it."""
     rows, width = d_out.shape
-    d_gate_up, out = torch.empty_like(gate_up), torch.empty_like(d_out)
+    d_gate_up, out = torch.empty_like(gate_up), d_out.new_empty(d_out.shape if again else 0)
     grid = (rows, triton.cdiv(width, BLOCK))
-    backward_kernel[grid](gate_up, d_out, d_gate_up, out, width, BLOCK=BLOCK, num_warps=4)
+    backward_kernel[grid](gate_up, d_out, d_gate_up, out, width, AGAIN=again, BLOCK=BLOCK, num_warps=4)
     return d_gate_up, out
 
 
@@ -70,24 +69,23 @@ def _(gate_up):
 
 
 @swiglu_backward.register_fake
-def _(gate_up, d_out):
-    return torch.empty_like(gate_up), torch.empty_like(d_out)
+def _(gate_up, d_out, again):
+    return torch.empty_like(gate_up), d_out.new_empty(d_out.shape if again else 0)
 
 
 class SwigluProduct(torch.autograd.Function):
-    """onto + (silu(gate) · up)·weightᵀ for gate_up (N, 2I) and weight (O, I) → (N, O); keeps these two alone."""
+    """(silu(gate) · up)·weightᵀ for gate_up (N, 2I) and weight (O, I) → (N, O)."""
 
     @staticmethod
-    def forward(ctx, gate_up: Tensor, weight: Tensor, onto: Tensor | None) -> Tensor:
-        """(N, O); `onto` (N, O) may be left out."""
-        ctx.save_for_backward(gate_up, weight)
-        ctx.onto = onto is not None
+    def forward(ctx, gate_up: Tensor, weight: Tensor, keep: bool) -> Tensor:
+        """(N, O); `keep` the inner activation (N, I) for the backward pass instead of making it again."""
         inner = swiglu(gate_up)
-        return inner @ weight.t() if onto is None else added_product(onto, inner, weight)
+        ctx.save_for_backward(gate_up, weight, *([inner] if keep else []))
+        return inner @ weight.t()
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Gradients of all three."""
-        gate_up, weight = ctx.saved_tensors
-        d_gate_up, inner = swiglu_backward(gate_up, (dy @ weight).contiguous())
-        return d_gate_up, dy.t() @ inner, dy if ctx.onto else None
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of both."""
+        gate_up, weight, *kept = ctx.saved_tensors
+        d_gate_up, inner = swiglu_backward(gate_up, (dy @ weight).contiguous(), not kept)
+        return d_gate_up, dy.t() @ (kept[0] if kept else inner), None

@@ -64,7 +64,9 @@ def refuse_parts_of_transformers(spec: ModelSpec) -> None:
     for name in TRANSFORMER_PARTS:
         if getattr(spec, name) != defaults[name]:
             body = spec.body.registry.name_of(type(spec.body))
-            raise ConfigError(f"a body of type {body} has no {name}, so nothing would come of model.{name}: leave it out")
+            raise ConfigError(
+                f"a body of type {body} has no {name}, so nothing would come of model.{name}: leave it out"
+            )
 
 
 def require_next_token(spec: ModelSpec, what: str, *, cached: bool = False) -> None:

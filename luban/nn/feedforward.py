@@ -64,18 +64,18 @@ class GatedFeedForward(nn.Module):
         self.gate = Dense(width, inner, bias=bias)
         self.up = Dense(width, inner, bias=bias)
         self.fused: nn.Module | None = None  # gate and up at once, where weights were packed for inference
+        self.keeps_inner = True  # from the forward to the backward pass; a recomputation policy says no
         self.down = residual_linear(inner, width, bias=bias)
 
-    def forward(self, x_BTE: Tensor, onto: Tensor | None = None) -> Tensor:
-        """(B, T, E) → (B, T, E), added to `onto` where that is given."""
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        """(B, T, E) → (B, T, E)."""
         if self.activation is F.silu and self.down.bias is None and self.down.plain and trains_fused(x_BTE):
             from luban.kernels.swiglu import SwigluProduct
 
             gate_up, rows = joint(x_BTE, self.gate, self.up).flatten(0, -2), x_BTE.shape[:-1]
-            added = None if onto is None else onto.flatten(0, -2)
-            return SwigluProduct.apply(gate_up, self.down.weight, added).unflatten(0, rows)
+            return SwigluProduct.apply(gate_up, self.down.weight, self.keeps_inner).unflatten(0, rows)
         gate, up = self.fused(x_BTE).chunk(2, -1) if self.fused else parallel(x_BTE, self.gate, self.up)
-        return self.down(self.activation(gate) * up, onto)
+        return self.down(self.activation(gate) * up)
 
 
 class PlainFeedForward(nn.Module):
@@ -87,9 +87,9 @@ class PlainFeedForward(nn.Module):
         self.up = Dense(width, inner, bias=bias)
         self.down = residual_linear(inner, width, bias=bias)
 
-    def forward(self, x_BTE: Tensor, onto: Tensor | None = None) -> Tensor:
-        """(B, T, E) → (B, T, E), added to `onto` where that is given."""
-        return self.down(self.activation(self.up(x_BTE)), onto)
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        """(B, T, E) → (B, T, E)."""
+        return self.down(self.activation(self.up(x_BTE)))
 
 
 @dataclass(frozen=True, kw_only=True)

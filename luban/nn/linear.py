@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.kernels.available import triton_runs
-from luban.kernels.product import add_product
 
 Multiply = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]  # (…, I), (O, I), (O,) → (…, O)
 
@@ -25,23 +24,11 @@ class Dense(nn.Linear):
         return self.multiply(x, self.weight, self.bias)
 
 
-class ResidualDense(Dense):
+def residual_linear(inputs: int, outputs: int, *, bias: bool) -> Dense:
     """A dense layer whose output is added to the residual stream; initialisations may scale it by depth."""
-
-    writes_residual = True
-
-    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        """(…, I) → (…, O), added to `onto` where that is given."""
-        if onto is None:
-            return super().forward(x)
-        if self.bias is None and self.plain and trains_fused(x):
-            return add_product(onto, x, self.weight)
-        return onto + super().forward(x)
-
-
-def residual_linear(inputs: int, outputs: int, *, bias: bool) -> ResidualDense:
-    """The layer."""
-    return ResidualDense(inputs, outputs, bias=bias)
+    layer = Dense(inputs, outputs, bias=bias)
+    layer.writes_residual = True
+    return layer
 
 
 def trains_fused(x: Tensor) -> bool:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from luban.nn.feedforward import GatedFeedForward
+
 Recompute = Literal["none", "cheap", "blocks"]
 
 aten = torch.ops.aten
@@ -26,9 +28,13 @@ def recompute_blocks(blocks: list[nn.Module], what: Recompute) -> None:
     memory for almost no time, as those are bound by the reading that the backward pass does anyhow. "blocks" keeps
     only what goes into each block, for a forward pass more.
     """
-    if what != "none":
-        for block in blocks:
-            block.__class__ = _recomputing(type(block), what)
+    if what == "none":
+        return
+    for block in blocks:
+        block.__class__ = _recomputing(type(block), what)
+        for part in block.modules():
+            if isinstance(part, GatedFeedForward):
+                part.keeps_inner = False
 
 
 @cache

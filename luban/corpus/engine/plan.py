@@ -11,6 +11,8 @@ from luban.corpus.engine.phase import Phase, Task
 from luban.corpus.sources import Source, find_sources
 from luban.corpus.tally import Tally
 
+FORMAT = 2  # of what parts leave on disk: markers, spills, fingerprints
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -19,7 +21,7 @@ class Plan:
     labels: list[str]  # of the sources
     names: dict[str, str]  # label → what the user wrote
     tasks: list[Task]  # of the first phase, without a folder to work in
-    fingerprint: str  # changes with names, sizes and times of the input's files
+    fingerprint: str  # changes with names, sizes and times of the input's files, and with FORMAT
 
 
 def plan_tasks(sources: Sequence[str], phase: Phase, tally: Tally, seed: int, heldout: float) -> Plan:
@@ -32,7 +34,7 @@ def plan_tasks(sources: Sequence[str], phase: Phase, tally: Tally, seed: int, he
         labels=[source.label for source in found],
         names={source.label: source.name for source in found},
         tasks=tasks,
-        fingerprint=data_sha256([[repr(part), _state(part)] for part in parts]),
+        fingerprint=data_sha256([FORMAT, *([repr(part), _state(part)] for part in parts)]),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from luban.core.artifact import ArtifactWriter, Parent, open_artifact
 from luban.core.errors import DataError
 from luban.core.seeding import generator
-from luban.corpus.words import ngram_hashes, words
+from luban.corpus.words import FORMAT, check_hashes, ngram_hashes, words
 
 BUCKETS = 1 << 18  # weights
 LONGEST = 1000  # words looked at
@@ -67,7 +67,9 @@ class LinearModel:
 
     def save(self, out: str | Path, parents: Sequence[Parent] = (), seed: int = 0) -> None:
         """Write the model as an artifact."""
-        with ArtifactWriter(out, kind=KIND, config={"buckets": BUCKETS}, parents=tuple(parents), seed=seed) as art:
+        with ArtifactWriter(
+            out, kind=KIND, config={"buckets": BUCKETS}, parents=tuple(parents), seed=seed, format=FORMAT
+        ) as art:
             np.save(
                 art.path / "weights.npy", np.concatenate([self.weights, [np.float32(self.bias)]]).astype(np.float32)
             )
@@ -75,7 +77,7 @@ class LinearModel:
     @classmethod
     def load(cls, path: str | Path) -> LinearModel:
         """The model at `path`, verified. Raises ArtifactError where it is none."""
-        open_artifact(path, KIND)
+        check_hashes(path, open_artifact(path, KIND).format)
         held = np.load(Path(path) / "weights.npy")
         return cls(held[:-1], float(held[-1]))
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from luban.core.artifact import ArtifactWriter, Parent, open_artifact
 from luban.core.errors import DataError
-from luban.corpus.words import ngram_hashes, words
+from luban.corpus.words import FORMAT, check_hashes, ngram_hashes, words
 
 ORDER = 3
 HELD = 1 << 22  # n-grams counted before they are merged into the tables
@@ -118,7 +118,7 @@ class NgramModel:
 
     def save(self, out: str | Path, parents: tuple[Parent, ...] = ()) -> None:
         """Write the model as an artifact."""
-        with ArtifactWriter(out, kind=KIND, config={"order": ORDER}, parents=parents) as art:
+        with ArtifactWriter(out, kind=KIND, config={"order": ORDER}, parents=parents, format=FORMAT) as art:
             for name, tables in (("grams", self.grams), ("contexts", self.contexts), ("followers", self.followers)):
                 for order, table in enumerate(tables, 1):
                     np.save(art.path / f"{name}-{order}.keys.npy", table.keys)
@@ -128,7 +128,7 @@ class NgramModel:
     @classmethod
     def load(cls, path: str | Path) -> NgramModel:
         """The model at `path`, its files verified and mapped. Raises ArtifactError where it is none."""
-        open_artifact(path, KIND)
+        check_hashes(path, open_artifact(path, KIND).format)
 
         def tables(name: str) -> list[Table]:
             return [Table(*(np.load(Path(path) / f"{name}-{order}.{part}.npy", mmap_mode="r") for part in ("keys", "counts")))

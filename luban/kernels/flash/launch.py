@@ -39,7 +39,7 @@ class Tiles:
 def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False, curved: bool = False) -> Tiles:
     """Settings by head width, measured on an H100; a block-sparse layout fixes both sides to its block. Where rows
     see short intervals, smaller tiles waste less, and two programs a multiprocessor hide each other's beginnings;
-    KERPLE's biases (`curved`) and their gradients need registers."""
+    biases of KERPLE and T5 (`curved`) and their gradients need registers."""
     if INTERPRETED:
         table = {"forward": Tiles(32, 16, 4, 1), "keys": Tiles(16, 32, 4, 1), "queries": Tiles(32, 16, 4, 1)}
     elif width <= 128 and intervals:
@@ -81,7 +81,7 @@ class _Call:
         self.numbers = q if numbers is None else numbers
         self.table, self.table_stride = (q, 0) if table is None else (table, table.stride(0))
         self.block, self.scale, self.zero, self.reach = block, scale, zero, reach
-        self.curved = form in ("power", "log")
+        self.curved = form in ("power", "log", "buckets")
         self.linear = form == "alibi" and backward_only
 
     def lists(self, blocks: Tensor | None, counts: Tensor | None) -> tuple[Tensor, Tensor, tuple[int, int, int]]:

@@ -16,8 +16,8 @@ class PostNormBlock(SerialBlock):
 
     def forward(self, x_BTE: Tensor, frame: Frame, position: PositionMethod, layer: int) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        x_BTE = self.attention_norm(self.attention(x_BTE, frame, position, layer, onto=x_BTE))
-        return self.feedforward_norm(self.feedforward(x_BTE, onto=x_BTE))
+        x_BTE = self.attention_norm(x_BTE + self.attention(x_BTE, frame, position, layer))
+        return self.feedforward_norm(x_BTE + self.feedforward(x_BTE))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,14 +90,13 @@ class GroupedAttention(nn.Module):
         self.fused: nn.Module | None = None  # the three at once, where weights were packed for inference
         self.output = residual_linear(inner, width, bias=config.output_bias)
 
-    def forward(self, x_BTE: Tensor, frame: Frame, position: PositionMethod, layer: int,
-                onto: Tensor | None = None) -> Tensor:  # fmt: skip
-        """(B, T, E) → (B, T, E), added to `onto` where that is given."""
+    def forward(self, x_BTE: Tensor, frame: Frame, position: PositionMethod, layer: int) -> Tensor:
+        """(B, T, E) → (B, T, E)."""
         q_BHTD, k_BKSD, v_BKSD = self.placed(x_BTE, frame, position)
         if frame.cache is not None:
             k_BKSD, v_BKSD = frame.cache.update(layer, k_BKSD, v_BKSD)
         mixed_BHTD = attend(q_BHTD, k_BKSD, v_BKSD, frame.scores, self.scale)
-        return self.output(mixed_BHTD.transpose(1, 2).flatten(-2), onto)
+        return self.output(mixed_BHTD.transpose(1, 2).flatten(-2))
 
     def placed(self, x_BTE: Tensor, frame: Frame, position: PositionMethod) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D), keys and values (B, K, T, D) of the new tokens, with their positions in them."""

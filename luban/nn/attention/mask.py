@@ -75,15 +75,16 @@ class _Biases:
 
     def __init__(self, visible: Visible, position: PositionMethod, places: Places):
         self.visible, self.position, self.places = visible, position, places
-        self.described = position.distance_bias(visible.keys, visible.device) if position.biased else None
         self._square: Tensor | None = None
+        self._described: DistanceBias | None = None
 
     @property
     def form(self) -> str | None:
         """As the dispatcher wants it."""
-        if self.described is not None:
-            return self.described.form
-        return "any" if self.position.biased else None
+        if not self.position.biased:
+            return None
+        slots = self.places.counted or self.visible.queries == self.visible.keys  # else keys may stand anywhere
+        return self.position.bias_form if slots and self.position.bias_form else "any"
 
     def square(self) -> Tensor | None:
         """(1 or B, H, T, S)."""
@@ -93,10 +94,12 @@ class _Biases:
 
     def by_distance(self) -> DistanceBias | None:
         """For kernels, which know slots alone: NaN where given positions don't rise with them."""
-        if self.described is None or self.places.counted:
-            return self.described
-        fine = consecutive(self.places.queries, self.visible.documents, self.visible.real)
-        return self.described.times(torch.where(fine, 1.0, float("nan")))
+        if self._described is None and self.position.biased:
+            self._described = self.position.distance_bias(self.visible.keys, self.visible.device)
+            if not self.places.counted:
+                fine = consecutive(self.places.queries, self.visible.documents, self.visible.real)
+                self._described = self._described.times(torch.where(fine, 1.0, float("nan")))
+        return self._described
 
 
 def scores(visible: Visible, biases: _Biases | None = None, *, width: int, dtype: torch.dtype) -> Scores:

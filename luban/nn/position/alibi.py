@@ -23,6 +23,8 @@ class Alibi(Position):
 class AlibiPositions(PositionMethod):
     """Computes the bias that a batch needs, once for all layers."""
 
+    bias_form = "alibi"
+
     def __init__(self, heads: int):
         super().__init__()
         self.heads = heads

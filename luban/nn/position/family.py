@@ -75,6 +75,8 @@ class PositionMethod(nn.Module):
         """Whether it adds anything to scores."""
         return type(self).bias is not PositionMethod.bias
 
+    bias_form: str | None = None  # of what `distance_bias` gives; None: it gives nothing
+
     def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
         """Counted positions of queries and keys → those that all the other ways in are given.
 
@@ -114,7 +116,7 @@ class Wrapped(PositionMethod):
 
     def __init__(self, inner: PositionMethod):
         super().__init__()
-        self.inner = inner
+        self.inner, self.bias_form = inner, inner.bias_form
 
     @property
     def biased(self) -> bool:

@@ -72,6 +72,7 @@ class KerplePositions(DistancePositions):
 class PowerPositions(KerplePositions):
     """The power form."""
 
+    bias_form = "power"
     second = 0.0  # 2·sigmoid(0) = 1
 
     def first(self) -> Tensor:
@@ -86,6 +87,7 @@ class PowerPositions(KerplePositions):
 class LogPositions(KerplePositions):
     """The logarithmic form."""
 
+    bias_form = "log"
     second = UNIT
 
     def first(self) -> Tensor:

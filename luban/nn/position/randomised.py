@@ -46,6 +46,7 @@ class RandomisedPositions(Wrapped):
     def __init__(self, config: Randomised, shape: PositionShape):
         super().__init__(config.inner.build(replace(shape, context=config.longest)))
         self.longest, self.context = config.longest, shape.context
+        self.bias_form = None  # drawn positions leave gaps
 
     def draw(self, count: int, device: torch.device) -> Tensor:
         """(count,) distinct positions below `longest`, in order."""
@@ -59,7 +60,3 @@ class RandomisedPositions(Wrapped):
             raise ConfigError(f"{count} tokens are more than the {self.longest} positions to draw from")
         drawn = self.draw(count, positions.device)
         return super().place(drawn[positions], drawn[key_positions], cached=cached)
-
-    def distance_bias(self, keys: int, device: torch.device) -> None:
-        """None: drawn positions leave gaps."""
-        return None

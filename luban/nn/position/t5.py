@@ -38,6 +38,8 @@ class RelativeBias(Position):
 class RelativePositions(DistancePositions):
     """Holds the table (buckets, H)."""
 
+    bias_form = "buckets"
+
     def __init__(self, config: RelativeBias, shape: PositionShape):
         super().__init__(shape)
         self.max_distance = config.max_distance

@@ -107,6 +107,13 @@ def test_the_classifier_tells_kinds_apart_and_comes_out_the_same(tmp_path):
     assert all(d.quality >= 0.5 for d in kept) and model.score("") == 0.0
 
 
+def test_a_model_of_other_hashes_is_refused(tmp_path, monkeypatch):
+    NgramModel.train(["one two three"]).save(tmp_path / "n")
+    monkeypatch.setattr("luban.corpus.words.FORMAT", 3)
+    with pytest.raises(ArtifactError, match="hashed in another way"):
+        NgramModel.load(tmp_path / "n")
+
+
 def test_wrong_models_and_limits_are_refused(tmp_path):
     with pytest.raises(DataError, match="no word"):
         NgramModel.train(["", "..."])

@@ -71,7 +71,8 @@ def test_changes_are_counted_and_shown(tmp_path):
     assert figures["counts"]["words_respelled"] == 2 and figures["counts"]["documents_respelled"] == 1
     (shown,) = figures["changes_samples"]["spelling"]
     assert shown["text"] == "recieve → receive, goverment → government"
-    assert "recieve → receive" in (tmp_path / "c" / "README.md").read_text()
+    card = (tmp_path / "c" / "README.md").read_text()
+    assert "recieve → receive" in card and "| spelling | 1 | 50 |" in card
 
 
 def test_other_languages_pass_and_may_bring_a_dictionary(tmp_path):

@@ -42,7 +42,7 @@ def test_a_hash_is_the_words_alone_wherever_it_stands(monkeypatch):
         found = words(text)
         for word, value in zip(WORD.findall(text), found.hashes.tolist(), strict=True):
             assert seen.setdefault(word, value) == value
-    assert len(set(seen.values())) == len(seen) > 700
+    assert len(set(seen.values())) == len(seen) > 500
 
 
 def test_many_short_words_have_different_hashes():

@@ -7,7 +7,7 @@ import torch
 
 from luban.core.errors import ConfigError, UnsupportedError
 from luban.kernels import dispatch
-from luban.kernels.dispatch import Case, choose, explain, fastest, using
+from luban.kernels.dispatch import Case, explain, fastest, pick, using
 
 HOPPER, AMPERE, TURING = (9, 0), (8, 0), (7, 5)
 TABLE = [  # what differs from plain causal training in bf16 with heads of 128 on an H100, and what then runs
@@ -54,15 +54,15 @@ def case(**changes) -> Case:
 
 @pytest.mark.parametrize(("changes", "expected"), TABLE, ids=str)
 def test_decisions(changes, expected):
-    assert choose(case(**changes)) == expected
+    assert pick(case(**changes)) == expected
     assert dispatch.refusal(expected, case(**changes)) is None
 
 
 def test_flash_attention_4_is_preferred_where_it_is_installed(monkeypatch):
     monkeypatch.setattr(dispatch, "flash4_installed", lambda: True)
-    assert choose(case()) == choose(case(width=64)) == "flash4"
-    assert choose(case(capability=AMPERE)) == choose(case(capability=AMPERE, width=96)) == "cudnn"
-    assert choose(case(kind="intervals")) == "luban"
+    assert pick(case()) == pick(case(width=64)) == "flash4"
+    assert pick(case(capability=AMPERE)) == pick(case(capability=AMPERE, width=96)) == "cudnn"
+    assert pick(case(kind="intervals")) == "luban"
 
 
 def test_the_fastest_of_those_that_can_is_the_fastest_by_the_table(monkeypatch):
@@ -72,31 +72,31 @@ def test_the_fastest_of_those_that_can_is_the_fastest_by_the_table(monkeypatch):
 
 def test_wishes_are_granted_or_refused_with_the_reason(monkeypatch):
     with using("flash2"):
-        assert choose(case()) == "flash2"
+        assert pick(case()) == "flash2"
         with using("torch"):
-            assert choose(case(bias="alibi")) == "torch"
+            assert pick(case(bias="alibi")) == "torch"
         with pytest.raises(UnsupportedError, match=r"FlashAttention-2 can't compute this attention \(causal, alibi bias, bf16, "
                                                    r"heads of 128\): it adds no bias"):  # fmt: skip
-            choose(case(bias="alibi"))
+            pick(case(bias="alibi"))
     monkeypatch.setenv("LUBAN_ATTENTION", "cudnn")
-    assert choose(case()) == "cudnn"
+    assert pick(case()) == "cudnn"
     with pytest.raises(UnsupportedError, match="bf16 and fp16 alone"):
-        choose(case(dtype=torch.float32))
+        pick(case(dtype=torch.float32))
     with pytest.raises(ConfigError, match="did you mean 'cudnn'"), using("cudn"):
         pass
     with using("flash4"), pytest.raises(UnsupportedError, match=r"luban\[flash\]"):
-        choose(case())
+        pick(case())
 
 
 def test_a_fallback_warns_once_and_names_the_reason(monkeypatch):
     said = []
     monkeypatch.setattr(dispatch, "warn", said.append)
     for _ in range(3):
-        choose(case(dtype=torch.float32, kind="intervals"))
-        choose(case(width=512))
-    assert len(said) == 2 and "bf16 and fp16 alone" in said[0] and "wider than 256" in said[1]
-    choose(case(device="cpu", capability=None, kind="intervals"))
-    choose(case(kind="all", square=False, training=False, dtype=torch.float32))
+        pick(case(dtype=torch.float32, kind="intervals"))
+        pick(case(width=512))
+    assert len(said) == 2 and "bf16 and fp16 alone" in said[0] and "up to 256" in said[1]
+    pick(case(device="cpu", capability=None, kind="intervals"))
+    pick(case(kind="all", square=False, training=False, dtype=torch.float32))
     assert len(said) == 2
 
 
@@ -104,6 +104,11 @@ def test_it_says_what_it_picked():
     line = explain(case(kind="intervals", bias="log"))
     assert line.startswith("attention: Luban's Triton kernel (intervals of keys, log bias, bf16, heads of 128); not ")
     assert "cuDNN: it adds no bias" in line
-    assert any(
-        line.startswith("attention: Luban's Triton kernel (intervals of keys, log bias") for line in dispatch.report()
-    )
+
+
+def test_it_remembers_what_it_picked(monkeypatch):
+    monkeypatch.setattr(dispatch, "chosen", {})
+    assert dispatch.choice("cpu", torch.bfloat16, 64, "intervals", None, True, False, True) == "torch"
+    assert dispatch.report() == [
+        "attention: torch's scaled_dot_product_attention (intervals of keys, bf16, heads of 64)"
+    ]

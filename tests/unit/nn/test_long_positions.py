@@ -81,6 +81,17 @@ def test_kerple_follows_its_equation_and_learns(config):
     torch.testing.assert_close(method.raw2.grad.float(), raw2.grad, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "config", [Alibi(), KerplePower(), KerpleLog(), RelativeBias(), RelativeBias(buckets=8)], ids=repr
+)
+def test_biases_as_formulas_of_the_distance_are_those_of_the_positions(config):
+    method, at = started(config), torch.arange(200)
+    described = method.distance_bias(200, torch.device("cpu"))
+    assert described.form == method.bias_form
+    expected = described.table()[:, at[:, None] - at[None] + described.zero]
+    torch.testing.assert_close(method.bias(at[None], at[None])[0], expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_t5_buckets_equal_transformers(causal):
     modeling = pytest.importorskip("transformers.models.t5.modeling_t5")
