@@ -73,7 +73,7 @@ class Setting:
     windows: int = 512  # scored at every length, the last `trained` characters of each
 
 
-QUICK = Setting(width=64, layers=2, heads=4, trained=64, lengths=(64, 128, 256), judged=256, batch=16, steps=150, warmup=20,
+QUICK = Setting(width=64, layers=2, heads=4, trained=64, lengths=(64, 128, 256), judged=256, batch=16, steps=100, warmup=20,
                 seeds=1, windows=64)  # fmt: skip
 
 
@@ -184,8 +184,9 @@ def score(module: torch.nn.Module, text: Tensor, setting: Setting, length: int) 
 def measure(name: str, setting: Setting, data: Path | None, device: str, compiled: bool) -> dict:
     """Bits a character of one method: length → one number a seed."""
     if device == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 2)))
-        torch.set_flush_denormal(True)  # steep biases leave weights below 1e-38, which a CPU multiplies slowly
+        torch.set_num_threads(
+            1 if setting.width < 128 else os.cpu_count() or 1
+        )  # small products only wait for each other
     torch.set_float32_matmul_precision("high")
     began = time.monotonic()
     kept, held = (torch.from_numpy(t.copy()).to(device) for t in read_text(data))

@@ -69,7 +69,7 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x_BTE: Tensor) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        if self.activation is F.silu and self.down.bias is None and self.down.plain and trains_fused(x_BTE):
+        if trains_fused(x_BTE) and self.activation is F.silu and self.down.bias is None and self.down.plain:
             from luban.kernels.swiglu import SwigluProduct
 
             gate_up, rows = joint(x_BTE, self.gate, self.up).flatten(0, -2), x_BTE.shape[:-1]
