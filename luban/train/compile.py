@@ -39,8 +39,9 @@ def stacked_blocks(module: nn.Module) -> list[nn.Module]:
 
 def compilable_regions(module: nn.Module) -> list[nn.Module]:
     """The blocks of every stack, and the norm behind each stack."""
-    norms = [part.norm for part in _stacks(module) if isinstance(getattr(part, "norm", None), nn.Module)]
-    return [*stacked_blocks(module), *norms]
+    norms = [getattr(part, "norm", None) for part in _stacks(module)]
+    own = [norm for norm in norms if norm is not None and not type(norm).__module__.startswith("torch.")]
+    return [*stacked_blocks(module), *own]  # torch's own norms are one kernel already, and never compiled alone
 
 
 def _stacks(module: nn.Module) -> list[nn.Module]:

@@ -1,0 +1,276 @@
+"""A hundred seconds of real training beside transformers' Trainer: the same text, shape, recipe and GPU.
+
+    python benchmarks/real_run.py --out real [--sizes gpt2-124m llama-350m] [--seconds 100] [--gpus 1] [--tiny]
+
+Text: the Python sources and documentation that this machine's own site-packages and standard library hold (*.py, *.md,
+*.rst, *.txt), each file once, 2% of them held out by the hash of their text; byte-level BPE of 32,000 trained on a part.
+Both sides: AdamW (betas 0.9 and 0.95, decay 0.1), cosine to a tenth after 100 steps of warm-up, clipping at 1, bf16 products over
+fp32 weights, torch.compile, no dropout, batches of 32 × 1,024 tokens. The number of steps is what each side does in the
+given seconds after its tenth step, found by a short run before; compilation is apart. Luban is the command a user calls,
+with document boundaries; the Trainer reads the same stream without, as its users do.
+
+Held-out bits per byte: every held-out token but the first of each document, in windows of 1,024, over the held-out bytes.
+With --gpus 2 the sizes run at once, each on its GPU. Writes OUT/results.json, OUT/SIZE.svg and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+VOCABULARY, SEQ, BATCH, WARM = 32_000, 1024, 32, 10
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt2-124m": {"lr": 1e-3, "kind": "gpt2", "width": 768, "layers": 12, "heads": 12, "inner": 3072},
+    "llama-350m": {"lr": 6e-4, "kind": "llama", "width": 1024, "layers": 24, "heads": 16, "inner": 2816},
+}  # fmt: skip
+TINY = {"width": 64, "layers": 2, "heads": 4, "inner": 128}
+
+
+def prepare(folder: Path, vocabulary: int, most_bytes: int) -> dict[str, int]:
+    """Tokenizer and shards of the machine's Python text; their sizes."""
+    from luban.data.pack import pack
+    from luban.tokenizer.train import train_tokenizer
+
+    roots = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
+    files = sorted({f for root in roots for end in ("py", "md", "rst", "txt") for f in root.rglob(f"*.{end}")})
+    seen, splits, size = set(), {"train": [], "heldout": []}, 0
+    order = sorted(files, key=lambda f: hashlib.sha256(str(f).encode()).digest())
+    for file in order:
+        if size > most_bytes:
+            break
+        text = file.read_text(encoding="utf-8", errors="ignore") if file.is_file() else ""
+        mark = hashlib.sha256(text.encode()).digest()
+        if len(text) < 200 or len(text) > 2_000_000 or mark in seen:
+            continue
+        seen.add(mark)
+        size += len(text.encode())
+        splits["heldout" if mark[0] < 5 else "train"].append(SimpleNamespace(id=str(file), text=text, messages=None))
+    train_tokenizer((d.text for d in splits["train"][: len(splits["train"]) // 4 + 1]), folder / "tokenizer",
+                    vocab_size=vocabulary)  # fmt: skip
+    figures = pack(splits, folder / "tokenizer", folder / "shards")
+    return {"files": len(seen), "bytes": size, "train_tokens": figures["train"]["tokens"],
+            "heldout_bytes": figures["heldout"]["bytes"], "heldout_tokens": figures["heldout"]["tokens"]}  # fmt: skip
+
+
+def luban_side(name: str, size: dict[str, Any], folder: Path, seconds: float, tiny: bool) -> dict[str, Any]:
+    """`luban pretrain`, twice: to find the rate, then for the given seconds."""
+    model = {"gpt2": {"preset": "gpt2"}, "llama": {"context": SEQ}}[size["kind"]]
+    shape = TINY if tiny else size
+    model |= {"width": shape["width"], "layers": shape["layers"], "attention.heads": shape["heads"],
+              "feedforward.width": shape["inner"]}  # fmt: skip
+    if size["kind"] == "llama":
+        model["attention.kv_heads"] = shape["heads"]
+    if size["kind"] == "gpt2":
+        model["context"] = SEQ
+
+    def run(out: Path, steps: int) -> list[dict[str, float]]:
+        options = {"data.path": folder / "shards", "train.steps": steps, "train.batch_size": 2 if tiny else BATCH,
+                   "train.seq_len": 64 if tiny else SEQ, "train.precision": "bf16", "train.compile": not tiny,
+                   "train.log_every": WARM, "optim.lr": size["lr"], "optim.weight_decay": 0.1,
+                   "schedule.warmup": min(100, steps // 2), "schedule.final": 0.1, "validation.every": 0,
+                   "checkpoint.every": 10**6, **{f"model.{key}": value for key, value in model.items()}}  # fmt: skip
+        recipe = folder / f"{name}.toml"
+        recipe.write_text('[optim]\ntype = "adamw"\n[schedule]\ntype = "cosine"\n')
+        command = [sys.executable, "-m", "luban", "pretrain", str(recipe), "--out", str(out)]
+        for key, value in options.items():
+            command += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"luban pretrain failed: {done.stderr[-2000:]}")
+        return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+    probe = [row for row in run(folder / f"{name}-probe", 6 * WARM) if "loss" in row]
+    each = (probe[-1]["seconds"] - probe[2]["seconds"]) / (probe[-1]["step"] - probe[2]["step"])
+    rows = run(folder / f"{name}-luban", WARM + max(1, int(seconds / each)))
+    losses = [row for row in rows if "loss" in row]
+    start = next(row for row in losses if row["step"] >= WARM)
+    trained = losses[-1]["seconds"] - start["seconds"]
+    return {"bits_per_byte": rows[-1]["bits_per_byte"], "steps": losses[-1]["step"], "seconds": trained,
+            "tokens_per_second": (losses[-1]["tokens"] - start["tokens"]) / trained,
+            "curve": [(row["seconds"] - start["seconds"], row["loss"]) for row in losses]}  # fmt: skip
+
+
+def transformers_side(name: str, size: dict[str, Any], folder: Path, seconds: float, tiny: bool) -> dict[str, Any]:
+    """transformers.Trainer: forty steps to compile and find the rate, then for the given seconds from new weights."""
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
+
+    from luban.data.shards import Shards
+
+    shape, seq, batch = (TINY, 64, 2) if tiny else (size, SEQ, BATCH)
+    train, heldout = Shards.open(folder / "shards", "train"), Shards.open(folder / "shards", "heldout")
+    vocabulary = int(train.config["vocab_size"])
+    if size["kind"] == "gpt2":
+        config = GPT2Config(vocab_size=vocabulary, n_positions=SEQ, n_embd=shape["width"], n_layer=shape["layers"],
+                            n_head=shape["heads"], n_inner=shape["inner"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+                            attn_implementation="sdpa", use_cache=False)  # fmt: skip
+        model = GPT2LMHeadModel(config)
+    else:
+        config = LlamaConfig(vocab_size=vocabulary, hidden_size=shape["width"], intermediate_size=shape["inner"],
+                             num_hidden_layers=shape["layers"], num_attention_heads=shape["heads"],
+                             max_position_embeddings=SEQ, attn_implementation="sdpa", use_cache=False)  # fmt: skip
+        model = LlamaForCausalLM(config)
+
+    class Windows(torch.utils.data.Dataset):
+        def __len__(self):
+            return (len(train.data) - 1) // seq
+
+        def __getitem__(self, i: int):
+            ids = torch.from_numpy(np.asarray(train.data[i * seq : (i + 1) * seq], dtype=np.int64))
+            return {"input_ids": ids, "labels": ids}
+
+    class Clock(TrainerCallback):
+        def __init__(self):
+            self.marks: dict[int, float] = {}
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == WARM or state.global_step == state.max_steps:
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                self.marks[state.global_step] = time.perf_counter()
+
+    def fit(steps: int) -> tuple[float, Trainer]:
+        arguments = TrainingArguments(
+            output_dir=str(folder / f"{name}-trainer"), max_steps=steps, per_device_train_batch_size=batch,
+            learning_rate=size["lr"], weight_decay=0.1, adam_beta2=0.95, max_grad_norm=1.0,
+            lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.1},
+            warmup_steps=min(100, steps // 2), bf16=torch.cuda.is_available(), torch_compile=not tiny,
+            optim="adamw_torch_fused", logging_steps=WARM, save_strategy="no", report_to=[],
+            dataloader_num_workers=0 if tiny else 4, seed=0, disable_tqdm=True)  # fmt: skip
+        clock = Clock()
+        trainer = Trainer(model=model, args=arguments, train_dataset=Windows(), callbacks=[clock])
+        trainer.train()
+        return clock.marks[steps] - clock.marks[WARM], trainer
+
+    torch.manual_seed(0)
+    took, _ = fit(4 * WARM)
+    model.apply(model._init_weights)
+    wanted = WARM + max(1, int(seconds / (took / (3 * WARM))))
+    trained, trainer = fit(wanted)
+    curve = [(row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row]
+    each = trained / (wanted - WARM)
+    return {"bits_per_byte": bits_per_byte(trainer.model, heldout, seq, batch), "steps": wanted, "seconds": trained,
+            "tokens_per_second": (wanted - WARM) * batch * seq / trained,
+            "curve": [((step - WARM) * each, loss) for step, loss in curve]}  # fmt: skip
+
+
+@torch.no_grad()
+def bits_per_byte(model: torch.nn.Module, heldout: Any, seq: int, batch: int) -> float:
+    """Every held-out token but the first of each document, in windows."""
+    model.eval()
+    device = next(model.parameters()).device
+    first = np.zeros(len(heldout.data), dtype=bool)
+    first[heldout.offsets[:-1]] = True
+    total = 0.0
+    for start in range(0, len(heldout.data) - 1, seq * batch):
+        ends = [at for at in range(start, min(start + seq * batch, len(heldout.data) - 1), seq)]
+        for at in ends if len(heldout.data) - 1 - start < seq * batch else [ends]:
+            places = [at] if isinstance(at, int) else at
+            rows = [heldout.data[p : p + seq + 1].astype(np.int64) for p in places]
+            if len({len(row) for row in rows}) > 1:
+                raise SystemExit("windows of one batch differ in length")
+            ids = torch.from_numpy(np.stack(rows)).to(device)
+            skipped = torch.from_numpy(np.stack([first[p + 1 : p + len(rows[0])] for p in places])).to(device)
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = model(input_ids=ids[:, :-1]).logits
+            targets = ids[:, 1:].masked_fill(skipped, -100)
+            total += torch.nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), targets.flatten(), reduction="sum"
+            ).item()
+    return total / math.log(2) / heldout.bytes
+
+
+def picture(name: str, found: dict[str, dict[str, Any]], path: Path) -> None:
+    """Loss over seconds of both."""
+    from luban.report.chart import Chart, Series, draw
+
+    tones = dict(zip(found, ("a", "b"), strict=True))
+    series = [Series(side, [(at, loss) for at, loss in row["curve"] if at >= 0], tone=tones[side])
+              for side, row in found.items()]  # fmt: skip
+    style = ("text{font:12px sans-serif;fill:#333}path,line{fill:none;stroke:#bbb}path{stroke-width:1.5}"
+             ".a{stroke:#0b6e4f}.b{stroke:#c0392b}text.a{fill:#0b6e4f;stroke:none}text.b{fill:#c0392b;stroke:none}")  # fmt: skip
+    legend = "".join(
+        f'<text class="{tones[side]}" x="420" y="{40 + 18 * i}">{side}: {row["bits_per_byte"]:.3f} bits per byte</text>'
+        for i, (side, row) in enumerate(found.items())
+    )
+    drawn = draw(Chart(f"{name}: training loss", "seconds of training", "nats a token", series, clip_start=0.1))
+    head, _, rest = drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).partition(">")
+    path.write_text(f'{head}><style>{style}</style><rect width="100%" height="100%" fill="#fff"/>{rest}'.replace(
+        "</svg>", f"{legend}</svg>"))  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sizes", nargs="*", default=list(SIZES))
+    parser.add_argument("--seconds", type=float, default=100.0)
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--inside", nargs=2, help=argparse.SUPPRESS)
+    call = parser.parse_args()
+    if call.inside:
+        name, side = call.inside
+        run = {"luban": luban_side, "transformers": transformers_side}[side]
+        print("\n" + json.dumps(run(name, SIZES[name], call.out, call.seconds, call.tiny)))
+        return
+    call.out.mkdir(parents=True)
+    began = time.perf_counter()
+    text = prepare(call.out, 600 if call.tiny else VOCABULARY, 3_000_000 if call.tiny else 400_000_000)
+    print(f"text {json.dumps(text)}, {time.perf_counter() - began:.0f} s", flush=True)
+    results: dict[str, Any] = {"text": text}
+    waiting, running = list(call.sizes), {}
+    while waiting or running:
+        for gpu in range(call.gpus):
+            if gpu not in running and waiting:
+                running[gpu] = [waiting.pop(0), ["luban", "transformers"], None, {}]
+        for gpu, job in list(running.items()):
+            name, sides, process, found = job
+            if process is None:
+                if not sides:
+                    results[name] = found
+                    del running[gpu]
+                    continue
+                command = [sys.executable, __file__, "--out", str(call.out), "--seconds", str(call.seconds),
+                           "--inside", name, sides[0], *(["--tiny"] if call.tiny else [])]  # fmt: skip
+                log = open(call.out / f"{name}-{sides[0]}.log", "w+")
+                environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu), "TOKENIZERS_PARALLELISM": "false"}
+                job[2] = (subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment), log)
+            elif process[0].poll() is not None:
+                process[1].seek(0)
+                lines = process[1].read().strip().splitlines()
+                side, job[2] = sides.pop(0), None
+                if process[0].returncode:
+                    print(f"{name} {side} failed: {' '.join(lines[-6:])[-900:]}", flush=True)
+                    continue
+                found[side] = row = json.loads(lines[-1])
+                print(f"{name:12s} {side:13s} {row['bits_per_byte']:.4f} bits per byte after {row['steps']} steps in "
+                      f"{row['seconds']:.1f} s, {row['tokens_per_second'] / 1e3:.1f}k tokens/s", flush=True)  # fmt: skip
+        time.sleep(0.2)
+    (call.out / "results.json").write_text(json.dumps(results))
+    for name in call.sizes:
+        if len(results.get(name, {})) == 2:
+            picture(name, results[name], call.out / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()
