@@ -73,19 +73,30 @@ def _(gate_up, d_out, again):
     return torch.empty_like(gate_up), d_out.new_empty(d_out.shape if again else 0)
 
 
-class SwigluProduct(torch.autograd.Function):
-    """(silu(gate) · up)·weightᵀ for gate_up (N, 2I) and weight (O, I) → (N, O)."""
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0])
+
+
+def _differentiate(ctx, d_out):
+    return swiglu_backward(ctx.saved_tensors[0], d_out.contiguous(), False)[0]
+
+
+swiglu.register_autograd(_differentiate, setup_context=_save)
+
+
+class LeanProduct(torch.autograd.Function):
+    """swiglu(gate_up)·weightᵀ for gate_up (N, 2I) and weight (O, I) → (N, O), which keeps these two alone: the inner
+    activation is made again together with its gradient."""
 
     @staticmethod
-    def forward(ctx, gate_up: Tensor, weight: Tensor, keep: bool) -> Tensor:
-        """(N, O); `keep` the inner activation (N, I) for the backward pass instead of making it again."""
-        inner = swiglu(gate_up)
-        ctx.save_for_backward(gate_up, weight, *([inner] if keep else []))
-        return inner @ weight.t()
+    def forward(ctx, gate_up: Tensor, weight: Tensor) -> Tensor:
+        """(N, O)."""
+        ctx.save_for_backward(gate_up, weight)
+        return swiglu(gate_up) @ weight.t()
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of both."""
-        gate_up, weight, *kept = ctx.saved_tensors
-        d_gate_up, inner = swiglu_backward(gate_up, (dy @ weight).contiguous(), not kept)
-        return d_gate_up, dy.t() @ (kept[0] if kept else inner), None
+        gate_up, weight = ctx.saved_tensors
+        d_gate_up, inner = swiglu_backward(gate_up, (dy @ weight).contiguous(), True)
+        return d_gate_up, dy.t() @ inner

@@ -70,10 +70,11 @@ class GatedFeedForward(nn.Module):
     def forward(self, x_BTE: Tensor) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         if trains_fused(x_BTE) and self.activation is F.silu and self.down.bias is None and self.down.plain:
-            from luban.kernels.swiglu import SwigluProduct
+            from luban.kernels.swiglu import LeanProduct, swiglu
 
             gate_up, rows = joint(x_BTE, self.gate, self.up).flatten(0, -2), x_BTE.shape[:-1]
-            return SwigluProduct.apply(gate_up, self.down.weight, self.keeps_inner).unflatten(0, rows)
+            out = self.down(swiglu(gate_up)) if self.keeps_inner else LeanProduct.apply(gate_up, self.down.weight)
+            return out.unflatten(0, rows)
         gate, up = self.fused(x_BTE).chunk(2, -1) if self.fused else parallel(x_BTE, self.gate, self.up)
         return self.down(self.activation(gate) * up)
 
