@@ -23,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
 
     call = parse_recipe(Recipe, argv, verb="pretrain", about=ABOUT, examples=EXAMPLES, shipped=RECIPES)
     if call.dry_run:
-        print("\n".join(prepare(call.recipe, timed=True)[-1].lines()))
+        print("\n".join(prepare(call.recipe)[-1].lines()))
         return 0
     print(pretrain(call.recipe, call.out, call.name))
     return 0

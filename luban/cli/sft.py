@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     if call.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             recipe = with_shards(call.recipe, Path(folder))
-            print("\n".join(prepare(recipe, timed=True)[-1].lines()))
+            print("\n".join(prepare(recipe)[-1].lines()))
         return 0
     print(sft(call.recipe, call.out, call.name))
     return 0

@@ -17,6 +17,7 @@ class Op:
     flops: int = 0  # of one forward, a multiply-add counted as two
     parameters: int = 0  # scalars it owns
     activation: int = 0  # elements it leaves for the backward pass
+    seen: float = 1.0  # of an attention: share of its square that the mask leaves
 
     def within(self, prefix: str) -> Op:
         """The same operation inside the module `prefix`."""
@@ -47,6 +48,16 @@ class OpGraph:
         return self.training_flops / (self.batch * self.seq)
 
     @property
+    def model_flops(self) -> float:
+        """Training FLOPs that the model needs: 3 × forward, of attention only what its mask leaves.
+
+        For a causal decoder this is tokens × (6·(matrices without the input embedding) + 6·layers·heads·head width·T):
+        what utilisation refers to. Norms' scales, a few parts in 10⁵ of the usual 6·parameters, and what is computed
+        again in the backward pass don't count; borders of documents in a pack don't take anything off.
+        """
+        return TRAINING_FACTOR * sum(op.flops * op.seen for op in self.ops)
+
+    @property
     def parameters(self) -> int:
         """Scalars in the model; shared weights counted once."""
         return sum(op.parameters for op in self.ops)
@@ -71,6 +82,21 @@ def _layer(name: str) -> str:
 def within(prefix: str, ops: Iterable[Op]) -> list[Op]:
     """The operations as part of the module `prefix`."""
     return [op.within(prefix) for op in ops]
+
+
+def seen_share(seq: int, window: int | None, *, causal: bool) -> float:
+    """Share of the square of scores that a mask leaves, its diagonal halved: a causal mask leaves ½, whatever the length.
+
+    Args:
+        window: slots that a token sees before it, itself included (and after it, where not causal); none: all.
+    """
+    band = min(seq if window is None else window, seq) / seq
+    return (1 if causal else 2) * band * (1 - band / 2)
+
+
+def masked(ops: Iterable[Op], share: float) -> list[Op]:
+    """The operations with attention under a mask that leaves `share`."""
+    return [replace(op, seen=share) if op.kind == "attention" else op for op in ops]
 
 
 def linear_op(name: str, tokens: int, inputs: int, outputs: int, *, bias: bool = False, keeps: bool = True) -> Op:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luban.core.opgraph import Op, within
+from luban.core.opgraph import Op, masked, seen_share, within
 from luban.core.protocols import KVCache
 from luban.kernels.visible import Visible
 from luban.models.body import Body, BodyModule
@@ -44,7 +44,8 @@ class DecoderBody(Body):
             ops.append(spec.embedding_norm.op("embedding_norm", tokens, spec.width))
         block = spec.block.ops(spec, batch, seq)
         for layer in range(spec.layers):
-            ops += within(f"blocks.{layer}", block)
+            share = seen_share(seq, spec.attention.window_of(layer), causal=True)
+            ops += within(f"blocks.{layer}", masked(block, share))
         if spec.block.final_norm:
             ops.append(spec.norm.op("norm", tokens, spec.width))
         return ops

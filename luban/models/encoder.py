@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError, DataError
-from luban.core.opgraph import Op, linear_op, within
+from luban.core.opgraph import Op, linear_op, masked, seen_share, within
 from luban.kernels.visible import Visible
 from luban.models.body import Body, BodyModule
 from luban.models.decoder import count_positions
@@ -67,7 +67,8 @@ class EncoderBody(Body):
         shared = [replace(op, parameters=0) for op in block]
         each = spec.layers // (self.groups or spec.layers)
         for layer in range(spec.layers):
-            ops += within(f"blocks.{layer}", shared if layer % each else block)
+            share = seen_share(seq, spec.attention.window_of(layer), causal=False)
+            ops += within(f"blocks.{layer}", masked(shared if layer % each else block, share))
         if spec.block.final_norm:
             ops.append(spec.norm.op("norm", tokens, spec.width))
         return ops

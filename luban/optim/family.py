@@ -42,6 +42,14 @@ class Optimizer(Variant):
         """Bytes of state that it keeps for parameters of these shapes, for the memory prediction."""
         raise NotImplementedError
 
+    def workspace_bytes(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """Bytes that an update takes beside state, weights and gradients, at its peak."""
+        return 0
+
+    def update_flops(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """FLOPs of matrix products in one update."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Roles:

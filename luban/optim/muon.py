@@ -53,6 +53,19 @@ class Muon(Optimizer):
         rest = {name: shape for name, shape in shapes.items() if name not in hidden}
         return 4 * sum(math.prod(shape) for shape in hidden.values()) + AdamW().state_bytes(rest)
 
+    def workspace_bytes(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """Of the largest group of equal shapes: gradient, momentum and their mixture in fp32, two iterates in bf16."""
+        sizes: dict[tuple[int, ...], int] = defaultdict(int)
+        for name, shape in shapes.items():
+            if is_hidden_matrix(name, shape):
+                sizes[tuple(shape)] += math.prod(shape)
+        return 16 * max(sizes.values(), default=0)
+
+    def update_flops(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """Newton–Schulz: three products a round."""
+        hidden = [sorted(shape) for name, shape in shapes.items() if is_hidden_matrix(name, shape)]
+        return self.rounds * sum(4 * short**2 * long + 2 * short**3 for short, long in hidden)
+
 
 class MuonPart(Part):
     """The update itself. Matrices of one shape are orthogonalised together in one batched product."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import shutil
 import sys
 import sysconfig
@@ -71,6 +72,15 @@ def free_memory(device: torch.device) -> int:
     if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
         free = min(free, int(text) - int(used.read_text()) + _reclaimable())
     return free
+
+
+def resident_memory() -> int:
+    """Bytes of main memory that this process holds."""
+    status = Path("/proc/self/statm")
+    if status.is_file():
+        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # elsewhere the most so far: bytes on macOS
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _available_ram() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -20,10 +21,12 @@ from luban.core.log import Bar, progress, say
 from luban.core.units import count
 from luban.data.batch import Batch
 from luban.data.loader import Loader
+from luban.kernels import dispatch
 from luban.train.budget import StepCount
 from luban.train.compile import LossFunction
 from luban.train.interrupt import Interrupted, StopRequest
 from luban.train.journal import Journal
+from luban.train.profile import Profile
 from luban.train.recipe import Recipe
 from luban.train.state import TrainState
 from luban.train.step import Launched, StepResult, TrainStep
@@ -64,8 +67,12 @@ class Loop:
         self.saved: int | None = self.series.steps()[-1] if self.series.steps() else None
         self.side = 0.0  # seconds in validation and saving since the last row
         self.waited = 0.0  # seconds in which this session had no batch
+        self.step_seconds: list[float] = []  # of every step of this session
+        self.profile = Profile(art.path, train.profile, self.pieces.step.device) if train.profile else None
         self.flying: deque[tuple[float, Launched]] = deque()  # steps launched and not yet settled, with their factors
         on_cuda = self.pieces.step.device.type == "cuda"
+        if on_cuda:
+            torch.cuda.reset_peak_memory_stats()
         self.lead = (
             IN_FLIGHT if on_cuda and train.precision != "fp16" else 0
         )  # fp16's next loss scale hangs on the last
@@ -86,11 +93,15 @@ class Loop:
                 while self.flying and (len(self.flying) > self.lead or self._must_settle(stop)):
                     self._settle(journal, bar)
                 self._look_after(journal, stop)
+        if self.profile:
+            self.profile.finish()
         self._finish()
 
     def _launch(self, batches: Iterator[Batch]) -> None:
         at = self.state.progress
         factor = self.recipe.schedule.factor(at.step, self.count.total(at.step))
+        if self.profile:
+            self.profile.begins(at.step + 1)
         began = time.monotonic()
         batch = next(batches)
         self.waited += time.monotonic() - began
@@ -100,7 +111,10 @@ class Loop:
     def _must_settle(self, stop: StopRequest) -> bool:
         """Whether something now needs the figures of every step that was launched."""
         timing = self.recipe.train.budget_seconds and self.count.fixed is None
-        return bool(stop.signal or timing or self._due_to_validate() or self._due(self.recipe.checkpoint.every))
+        tracing = self.profile and self.profile.complete
+        return bool(
+            stop.signal or timing or tracing or self._due_to_validate() or self._due(self.recipe.checkpoint.every)
+        )
 
     def _due(self, every: int) -> bool:
         """Whether the step just launched is one of every `every`, or the last."""
@@ -118,8 +132,18 @@ class Loop:
         self._count(result)
         self._log(journal, result, factor, bar)
         now = time.monotonic()
+        if not self.step_seconds:
+            self._tell_kernels()
+        self.step_seconds.append(now - self.settled_at)
         self._fix_steps(now - self.settled_at, bar)
         self.settled_at = now
+
+    def _tell_kernels(self) -> None:
+        """Which attention the model was traced with."""
+        picked = dispatch.report()
+        for line in picked:
+            say(line)
+        self.art.note(attention=picked)
 
     def _count(self, result: StepResult) -> None:
         at, limit = self.state.progress, self.recipe.train.max_bad_steps
@@ -165,6 +189,8 @@ class Loop:
         if self.flying:
             return
         at, began = self.state.progress, time.monotonic()
+        if self.profile and self.profile.complete:
+            self.profile.write()
         last = at.step >= self.count.total(at.step)
         if self._due_to_validate():
             self._validate(journal, self.pieces.validator)
@@ -206,8 +232,20 @@ class Loop:
         self.art.note(
             parameters=sum(p.numel() for p in self.state.masters.parameters.values()), tokens=at.tokens,
             seconds=at.seconds, tokens_per_second=at.tokens / max(at.seconds, 1e-9), bad_steps=at.bad_steps,
-            data_wait=self.waited / max(time.monotonic() - self.session, 1e-9),
+            data_wait=self.waited / max(time.monotonic() - self.session, 1e-9), **self._speed(),
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **at.scores,
         )  # fmt: skip
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             self.art.note(peak_cuda_bytes=torch.cuda.max_memory_allocated())
+
+    def _speed(self) -> dict[str, float]:
+        """The step at its usual, in seconds, and the share of the accelerator's peak that the model's FLOPs are."""
+        usual = self.step_seconds[1:]  # the first one compiles
+        if not usual:
+            return {}
+        step, figures, train = statistics.median(usual), self.art.figures, self.recipe.train
+        found = {"step_seconds": step}
+        if "peak_flops" in figures:
+            flops = figures["model_flops_per_token"] * train.batch_size * train.seq_len
+            found["utilisation"] = flops / step / figures["peak_flops"]
+        return found

@@ -1,24 +1,26 @@
-"""What a run will need before it starts: memory, tokens, FLOPs, time."""
+"""What a run will need before it starts: memory, time, FLOPs, energy; and what would make it fit."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 
 from luban.core.errors import UnsupportedError
 from luban.core.units import bytes_, count, seconds
+from luban.kernels import dispatch
 from luban.models.build import build_model
 from luban.models.describe import describe
 from luban.models.spec import ModelSpec
-from luban.planner.memory import MemoryPrediction, predict_memory
-from luban.train.device import free_memory
-from luban.train.precision import COMPUTE
+from luban.planner.memory import MemoryPrediction, Setting, predict_memory
+from luban.planner.step_time import StepTime, predict_step
+from luban.train.device import free_memory, resident_memory
+from luban.train.machine import Machine, rates
 from luban.train.recipe import Recipe
+from luban.train.recompute import Recompute
 
-MATMUL = 1024  # rows and columns of the timed matrix product
-EFFICIENCY = 0.5  # share of the matrix product's rate that a whole training step reaches
+RESERVED = 0.03  # of a GPU's free memory that its allocator loses between blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,65 +30,142 @@ class Prediction:
     parameters: int  # of the model
     memory: MemoryPrediction  # at the peak of a step
     free: int  # bytes free on the device now
-    tokens: int  # read over the whole run
-    flops: float  # of the whole run
-    seconds: float | None = None  # of the whole run, where a rate was measured
+    held: int  # bytes of main memory that this process holds now
+    machine: Machine
+    tokens_per_step: int
+    steps: int  # of the whole run
+    model_flops: float  # of one step, as utilisation counts them
+    precision: str
+    step: StepTime
+    budget: float = 0.0  # seconds that the run is limited to (0: none)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, compilation and validation apart."""
+        return min(self.step.total * self.steps, self.budget or float("inf"))
+
+    @property
+    def utilisation(self) -> float | None:
+        """Share of the accelerator's peak, where it is in the table."""
+        peak = self.machine.peak_flops(self.precision)
+        return None if peak is None else self.model_flops / self.step.total / peak
+
+    def figures(self) -> dict[str, float]:
+        """For a run's manifest."""
+        peak, row = self.machine.peak_flops(self.precision), self.machine.accelerator
+        found = {"predicted_memory_bytes": self.memory.total, "predicted_step_seconds": self.step.total,
+                 "model_flops_per_token": self.model_flops / self.tokens_per_step, "held_bytes": self.held}  # fmt: skip
+        return found | ({"peak_flops": peak, "accelerator_watts": row.power} if peak and row else {})
+
+    def summary(self) -> str:
+        """One line, as training begins."""
+        return (f"{count(self.parameters)} parameters on {self.machine.name} in {self.precision}; predicted: memory "
+                f"{bytes_(self.memory.total)} of {bytes_(self.free)} free, a step in {1e3 * self.step.total:.3g} ms, "
+                f"{count(self.tokens_per_step / self.step.total)} tokens/s")  # fmt: skip
 
     def lines(self) -> list[str]:
         """For the person who asked."""
-        rows = [f"parameters  {count(self.parameters)}", f"memory      {self.memory}; {bytes_(self.free)} free",
-                f"tokens      {count(self.tokens)}", f"FLOPs       {self.flops:.3g}"]  # fmt: skip
-        return rows if self.seconds is None else [*rows, f"time        about {seconds(self.seconds)}"]
+        memory, row = self.memory, self.machine.accelerator
+        steps = min(self.steps, int(self.seconds / self.step.total) + 1)
+        share = "" if self.utilisation is None else f", {self.utilisation:.1%} of the accelerator's peak"
+        rows = [
+            f"model   {count(self.parameters)} parameters on {self.machine.name}, {self.precision}",
+            f"memory  {bytes_(memory.total)} at the peak of a step; {bytes_(self.free)} are free",
+            f"        parameters {bytes_(memory.parameters)}, optimizer {bytes_(memory.optimizer)}, gradients "
+            f"{bytes_(memory.gradients)}, activations {bytes_(memory.activations)}, passing {bytes_(memory.transient)}",
+            f"step    {1e3 * self.step.total:.3g} ms: {self.step}",
+            f"speed   {count(self.tokens_per_step / self.step.total)} tokens/s, "
+            f"{self.model_flops / self.step.total / 1e12:.3g} TFLOP/s of the model{share}",
+            f"run     {steps:,} steps, {count(float(steps * self.tokens_per_step))} tokens, "
+            f"{steps * self.model_flops:.3g} FLOPs: about {seconds(self.seconds)}, compilation and validation apart",
+        ]
+        if row is not None:
+            rows.append(f"cost    {self.seconds / 3600:.3g} accelerator-hours, at most "
+                        f"{row.power * self.seconds / 3.6e6:.3g} kWh ({row.power:g} W)")  # fmt: skip
+        return rows
 
 
-def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, *, timed: bool = False) -> Prediction:
-    """Predict a run without allocating its model; `timed` measures a matrix product to predict its time."""
-    train = recipe.train
-    memory = _memory(recipe, spec, train.accumulate)
-    graph = describe(spec, batch=train.batch_size, seq=train.seq_len)
-    flops = float(graph.training_flops) * train.steps
-    length = flops / (EFFICIENCY * matmul_rate(device, COMPUTE[train.precision])) if timed else None
-    if length is not None and train.budget_seconds:
-        length = min(length, train.budget_seconds)
-    return Prediction(parameters=graph.parameters, memory=memory, free=free_memory(device), flops=flops,
-                      tokens=train.steps * train.batch_size * train.seq_len, seconds=length)  # fmt: skip
+def predict(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Prediction:
+    """Predict a run without allocating its model; where the device is in no table, small measurements take a moment.
+
+    Raises:
+        UnsupportedError: an attention was asked for by name that can't serve this run.
+    """
+    train, machine, shapes = recipe.train, Machine.of(device), _shapes(spec)
+    graph = describe(spec, batch=train.batch_size // train.accumulate, seq=train.seq_len)
+    setting = setting_of(recipe, spec, device, shapes)
+    with dispatch.using(train.kernel):
+        found = rates(machine, device, train.precision, spec, graph, documents=spec.body.causal)
+    step = predict_step(graph, setting, found, micro_batches=train.accumulate,
+                        update_flops=recipe.optim.update_flops(shapes))  # fmt: skip
+    return Prediction(parameters=graph.parameters, memory=predict_memory(graph, setting), free=free_memory(device),
+                      held=resident_memory(), machine=machine, tokens_per_step=train.batch_size * train.seq_len,
+                      steps=train.steps, model_flops=graph.model_flops * train.accumulate, precision=train.precision,
+                      step=step, budget=train.budget_seconds)  # fmt: skip
 
 
-def _memory(recipe: Recipe, spec: ModelSpec, accumulate: int) -> MemoryPrediction:
-    train = recipe.train
-    shapes = {name: tuple(p.shape) for name, p in build_model(spec, device="meta").named_parameters()}
-    graph = describe(spec, batch=train.batch_size // accumulate, seq=train.seq_len)
-    return predict_memory(graph, vocab_size=spec.vocab_size, optimizer=recipe.optim.state_bytes(shapes),
-                          half=train.precision != "fp32")  # fmt: skip
+def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in build_model(spec, device="meta").named_parameters()}
 
 
-def require_memory(recipe: Recipe, spec: ModelSpec, prediction: Prediction) -> None:
-    """Raise UnsupportedError, naming the setting that would make it fit, when the run needs more than is free."""
-    if prediction.memory.total <= prediction.free:
+def setting_of(recipe: Recipe, spec: ModelSpec, device: torch.device, shapes: dict[str, tuple[int, ...]]) -> Setting:
+    """What of the trainer memory and time depend on."""
+    train, fused = recipe.train, device.type == "cuda"
+    return Setting(half=train.precision != "fp32", masters=train.weights == "fp32" and train.precision != "fp32",
+                   accumulate=train.accumulate > 1, recompute=train.recompute, fused=fused, wide_attention=not fused,
+                   heads=spec.attention.heads, optimizer=recipe.optim.state_bytes(shapes),
+                   workspace=recipe.optim.workspace_bytes(shapes))  # fmt: skip
+
+
+def require_memory(recipe: Recipe, spec: ModelSpec, device: torch.device, prediction: Prediction) -> None:
+    """Raise UnsupportedError, naming settings that would make it fit, when the run needs more than is free."""
+    room = prediction.free * (1 - RESERVED) if device.type == "cuda" else prediction.free
+    if prediction.memory.total <= room:
         return
-    batch = recipe.train.batch_size
-    remedy = "choose a smaller model"
-    for accumulate in (n for n in range(recipe.train.accumulate + 1, batch + 1) if batch % n == 0):
-        memory = _memory(recipe, spec, accumulate)
-        if memory.total <= prediction.free:
-            remedy = f"--train.accumulate {accumulate} would need {bytes_(memory.total)}"
-            break
-    raise UnsupportedError(f"training would need {prediction.memory}, and {bytes_(prediction.free)} are free: {remedy}")
+    other = _Alternatives(recipe, spec, device, room)
+    remedies = [*other.smaller_batches(), *other.recomputations()]
+    raise UnsupportedError(f"training would need {prediction.memory}, and {bytes_(prediction.free)} are free: "
+                           f"{'; '.join(remedies) or 'choose a smaller model'}")  # fmt: skip
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product on this machine, the best of a few."""
-    a = torch.randn(MATMUL, MATMUL, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(5):
-        _synchronize(device)
-        began = time.perf_counter()
-        a @ a
-        _synchronize(device)
-        best = min(best, time.perf_counter() - began)
-    return 2 * MATMUL**3 / best
+class _Alternatives:
+    """What a run that doesn't fit into `room` bytes would need otherwise."""
 
+    def __init__(self, recipe: Recipe, spec: ModelSpec, device: torch.device, room: float):
+        self.recipe, self.spec, self.device, self.room = recipe, spec, device, room
+        self.shapes = _shapes(spec)
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    def memory(self, **train: object) -> MemoryPrediction:
+        """With these fields of `train` changed."""
+        recipe = replace(self.recipe, train=replace(self.recipe.train, **train))
+        rows = recipe.train.batch_size // recipe.train.accumulate
+        graph = describe(self.spec, batch=rows, seq=recipe.train.seq_len)
+        return predict_memory(graph, setting_of(recipe, self.spec, self.device, self.shapes))
+
+    def smaller_batches(self) -> list[str]:
+        """The fewest micro-batches, and the largest batch without more of them, that fit."""
+        batch, accumulate = self.recipe.train.batch_size, self.recipe.train.accumulate
+        remedies = []
+        for more in (n for n in range(accumulate + 1, batch + 1) if batch % n == 0):
+            memory = self.memory(accumulate=more)
+            if memory.total <= self.room:
+                remedies.append(f"--train.accumulate {more} would need {bytes_(memory.total)}")
+                break
+        fits, fails = 0, batch // accumulate  # rows of a micro-batch
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            enough = self.memory(batch_size=middle * accumulate).total <= self.room
+            fits, fails = (middle, fails) if enough else (fits, middle)
+        if fits:
+            remedies.append(f"--train.batch_size {fits * accumulate} is the largest that fits")
+        return remedies
+
+    def recomputations(self) -> list[str]:
+        """What each stronger policy would need."""
+        policies = get_args(Recompute)
+        remedies = []
+        for policy in policies[policies.index(self.recipe.train.recompute) + 1 :]:
+            memory = self.memory(recompute=policy)
+            too_much = "" if memory.total <= self.room else ", still too much"
+            remedies.append(f"--train.recompute {policy} would need {bytes_(memory.total)}{too_much}")
+        return remedies if any("too much" not in line for line in remedies) else []

@@ -51,6 +51,9 @@ class TrainConfig:
         "fp32"  # how weights are kept; bf16: without fp32 masters, rounded stochastically
     )
     recompute: Recompute = "none"  # in the backward pass: nothing, all but products and attention, whole blocks
+    attention: Literal["auto", "flash4", "cudnn", "luban", "flash2", "torch"] = (
+        "auto"  # kernel of attention; auto: the fastest that can serve the masks of the run
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     deterministic: bool | None = None  # bitwise repeatable; default: true on the CPU, false on CUDA
     compile: bool = False  # torch.compile; off with a warning where no compiler is
@@ -58,6 +61,12 @@ class TrainConfig:
     max_bad_steps: int = 10  # steps with a NaN or infinite loss or gradient (skipped) before the run stops
     log_every: int = 10  # steps between rows of metrics.jsonl
     tensorboard: bool = False  # write RUN/tensorboard too
+    profile: int = 0  # steps to trace, after the first 3, into RUN/profile (0: none)
+
+    @property
+    def kernel(self) -> str | None:
+        """What `kernels.dispatch.using` takes."""
+        return None if self.attention == "auto" else self.attention
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "seq_len", "max_bad_steps", "log_every"):
@@ -67,8 +76,8 @@ class TrainConfig:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         if self.weights == "bf16" and self.precision not in ("bf16", "fp8"):
             raise ValueError(f"weights kept in bf16 need products in bf16 or fp8, precision is {self.precision}")
-        if self.budget_seconds < 0 or self.clip < 0:
-            raise ValueError("budget_seconds and clip must be at least 0")
+        if self.budget_seconds < 0 or self.clip < 0 or self.profile < 0:
+            raise ValueError("budget_seconds, clip and profile must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ from luban.core.config import to_dict, to_toml
 from luban.core.errors import DataError, UsageError
 from luban.core.log import say, warn
 from luban.core.seeding import seed_everything
-from luban.core.units import bytes_, count
 from luban.data.loader import Loader
 from luban.data.packing import Packing
 from luban.data.shards import Shards
+from luban.kernels.dispatch import chosen, using
 from luban.models.build import build_model
 from luban.nn.float8 import require_float8, use_float8
 from luban.train.compile import loss_function, stacked_blocks
@@ -45,29 +45,30 @@ def train(recipe: Recipe, out: Path, *, task: str, name: str) -> Path:
         LubanError: anything that is wrong, before anything is written; TrainingError and Interrupted after.
     """
     shards, start, device, prediction = prepare(recipe)
-    require_memory(recipe, start.spec, prediction)
+    require_memory(recipe, start.spec, device, prediction)
     if recipe.train.tensorboard:
         require_tensorboard()
     resolved = to_dict(recipe) | {"model": to_dict(start.spec)}
     parents = (as_parent("shards", shards.path), *start.parents)
     with ArtifactWriter(out, kind="run", config={"task": task, **resolved}, parents=parents, resumable=True,
-                        seed=recipe.train.seed, volatile=("metrics.jsonl", "tensorboard/*")) as art:  # fmt: skip
+                        seed=recipe.train.seed, volatile=("metrics.jsonl", "tensorboard/*", "profile/*")) as art:  # fmt: skip
         values = prediction.memory.parameters // 4 + prediction.memory.optimizer // 4
         require_free(art.path, 4 * values * (recipe.checkpoint.keep + 2), "training with these checkpoints")
         if not art.resumed:
             atomic_write(art.path / "recipe.toml", to_toml(resolved))
             shutil.copytree(Path(shards.path) / "tokenizer", art.path / "tokenizer", dirs_exist_ok=True)
-            art.note(recipe=name, command=command_line(), device=str(device),
-                     predicted_memory_bytes=prediction.memory.total)  # fmt: skip
-        pieces = assemble(recipe, shards, start, device)
-        _resume(art, pieces)
-        say(f"{count(prediction.parameters)} parameters on {device} in {recipe.train.precision}; predicted memory "
-            f"{bytes_(prediction.memory.total)} of {bytes_(prediction.free)} free")  # fmt: skip
-        Loop(art, pieces).run()
+            art.note(recipe=name, command=command_line(), device=str(device), accelerator=prediction.machine.name,
+                     **prediction.figures())  # fmt: skip
+        chosen.clear()  # of runs before, where there were any in this process
+        with using(recipe.train.kernel):
+            pieces = assemble(recipe, shards, start, device)
+            _resume(art, pieces)
+            say(prediction.summary())
+            Loop(art, pieces).run()
     return Path(out)
 
 
-def prepare(recipe: Recipe, *, timed: bool = False) -> tuple[Shards, Start, torch.device, Prediction]:
+def prepare(recipe: Recipe) -> tuple[Shards, Start, torch.device, Prediction]:
     """Open the data, choose the start and predict the run. Allocates no model and writes nothing."""
     if not recipe.data.path:
         raise UsageError("no data to train on: give --data.path SHARDS (made by luban data pack)")
@@ -76,7 +77,7 @@ def prepare(recipe: Recipe, *, timed: bool = False) -> tuple[Shards, Start, torc
         require_float8(device)
     shards = Shards.open(recipe.data.path, "train")
     start = choose_start(recipe, shards)
-    return shards, start, device, predict(recipe, start.spec, device, timed=timed)
+    return shards, start, device, predict(recipe, start.spec, device)
 
 
 def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device) -> Pieces:

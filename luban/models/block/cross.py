@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op, within
+from luban.core.opgraph import Op, masked, seen_share, within
 from luban.models.block.family import Block
 from luban.models.block.post import PostNorm
 from luban.models.block.pre import PreNorm
@@ -83,4 +83,4 @@ def cross_ops(spec: ModelSpec, batch: int, seq: int) -> list[Op]:
     """What one such block does, with as many source tokens as its own."""
     cross = [spec.norm.op("cross_norm", batch * seq, spec.width),
              *within("cross", spec.attention.ops(batch, seq, spec.width))]  # fmt: skip
-    return [*spec.block.ops(spec, batch, seq), *cross]
+    return [*masked(spec.block.ops(spec, batch, seq), seen_share(seq, None, causal=True)), *cross]

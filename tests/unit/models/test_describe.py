@@ -14,10 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from luban import ModelSpec, build_model, describe
 from luban.core import opgraph
+from luban.kernels.visible import Visible
 from luban.models import describe as describe_module
 from luban.models.block.parallel import Parallel
 from luban.models.block.post import PostNorm
 from luban.models.block.sandwich import SandwichNorm
+from luban.models.encoder import EncoderBody
+from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.presets import PRESETS
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import GELU, SwiGLU
@@ -126,3 +129,41 @@ def test_counting_imports_no_torch(module):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
         assert not any(name.split(".")[0] == "torch" for name in names)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(32, 4), (16, 16)])
+def test_model_flops_are_the_usual_formula(heads, kv_heads):
+    spec = ModelSpec(vocab_size=32_000, width=2048, layers=5, attention=Grouped(heads=heads, kv_heads=kv_heads),
+                     feedforward=SwiGLU(width=5632))  # fmt: skip
+    graph = describe(spec, batch=3, seq=1024)
+    usual = 6 * (spec.parameters - 32_000 * 2048) + 6 * 5 * 2048 * 1024
+    assert graph.model_flops / (3 * 1024) == pytest.approx(usual, rel=2e-4)  # norms' scales are no products
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 7, 40, 100])
+def test_seen_share_counts_the_pairs_that_a_mask_leaves(causal, window):
+    seq = 40
+    visible = (
+        Visible(queries=seq, keys=seq, causal=causal, device=torch.device("cpu"), window=window).dense().sum().item()
+    )
+    band = min(window or seq, seq)
+    # Exact counts have steps at both edges of a band, of which the share cuts the halves off: causal band/2 pairs, both
+    # ways 2·(band/2) pairs, less the seq pairs of the diagonal, which both sides hold.
+    edges = band / 2 if causal else band - seq
+    assert opgraph.seen_share(seq, window, causal=causal) * seq**2 == pytest.approx(visible - edges)
+
+
+def test_windows_and_both_kinds_of_attention_count_by_layer():
+    shape = {"vocab_size": 50, "width": 32, "feedforward": SwiGLU(width=48)}
+    square = 3 * 4 * 2 * 64 * 64 * 32  # training FLOPs of one layer's full square
+    alternate = ModelSpec(layers=4, attention=Grouped(heads=2, window=16, windowed=(True, False)), **shape)
+    graph = describe(alternate, batch=2, seq=64)
+    products = 3 * sum(op.flops for op in graph.ops if op.kind == "linear")
+    assert graph.model_flops - products == pytest.approx(square * 2 * (0.5 + 0.25 * (1 - 0.125)))
+    both = ModelSpec(layers=3, attention=Grouped(heads=2), body=EncoderDecoderBody(encoder_layers=2), **shape)
+    graph = describe(both, batch=2, seq=64)
+    products = 3 * sum(op.flops for op in graph.ops if op.kind == "linear")
+    assert graph.model_flops - products == pytest.approx(square * (2 * 1 + 3 * (0.5 + 1)))
+    encoder = describe(ModelSpec(layers=3, attention=Grouped(heads=2), body=EncoderBody(), **shape), batch=2, seq=64)
+    assert encoder.model_flops == encoder.training_flops

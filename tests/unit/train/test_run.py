@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -13,9 +15,11 @@ from luban.checkpoint.weights import weights_hash
 from luban.cli.main import main
 from luban.core.artifact import open_artifact
 from luban.core.errors import ArtifactError, ConfigError, MissingExtra, UnsupportedError, UsageError
+from luban.core.units import bytes_
 from luban.load.model import load_model
 from luban.train import predict
 from luban.train.pretrain import pretrain
+from luban.train.run import prepare
 
 
 def test_a_run_can_be_loaded_and_continued_from(tiny, tmp_path):
@@ -56,23 +60,29 @@ def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(ti
     assert figures["seconds"] < 3 * 1.5
 
 
-def test_too_little_memory_is_refused_with_the_setting_that_would_fit(tiny, tmp_path, monkeypatch):
-    recipe = tiny(train={"batch_size": 64, "seq_len": 64})
-    need = predict._memory(recipe, predict_spec(recipe), 1).total
-    monkeypatch.setattr(predict, "free_memory", lambda device: need - 1)
-    with pytest.raises(UnsupportedError, match=r"--train\.accumulate 2 would need"):
+def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp_path, monkeypatch):
+    recipe = tiny(train={"batch_size": 64, "seq_len": 64, "precision": "bf16"})
+    prediction = prepare(recipe)[-1]
+    monkeypatch.setattr(predict, "free_memory", lambda device: prediction.memory.total - 1)
+    with pytest.raises(UnsupportedError) as refused:
         pretrain(recipe, tmp_path / "run")
+    message = str(refused.value)
+    assert f"training would need {prediction.memory}" in message
+    for flag in ("--train.accumulate", "--train.batch_size", "--train.recompute cheap", "--train.recompute blocks"):
+        assert flag in message
+    # what is advised fits, and one row more doesn't
+    batch = int(re.search(r"--train.batch_size (\d+)", message).group(1))
+    assert 1 < batch < 64
+
+    def need(**train):
+        return prepare(replace(recipe, train=replace(recipe.train, **train)))[-1].memory.total
+
+    assert need(batch_size=batch) < prediction.memory.total <= need(batch_size=batch + 1)
+    assert bytes_(need(accumulate=2)) in message and bytes_(need(recompute="cheap")) in message
     monkeypatch.setattr(predict, "free_memory", lambda device: 1000)
     with pytest.raises(UnsupportedError, match="choose a smaller model"):
         pretrain(recipe, tmp_path / "run")
     assert not list(tmp_path.iterdir())
-
-
-def predict_spec(recipe):
-    from luban.data.shards import Shards
-    from luban.train.start import choose_start
-
-    return choose_start(recipe, Shards.open(recipe.data.path)).spec
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(tiny, shards, tmp_path, monkeypatch):
@@ -109,3 +119,36 @@ def test_without_a_compiler_training_runs_uncompiled_and_says_so(tiny, tmp_path,
     recipe = tiny()
     pretrain(replace(recipe, train=replace(recipe.train, compile=True)), tmp_path / "run")
     assert "C++ compiler" in capsys.readouterr().err
+
+
+def test_a_profile_is_a_trace_that_browsers_open(tiny, tmp_path, capsys):
+    run = pretrain(tiny(train={"profile": 2}, validation={"every": 0}), tmp_path / "run")
+    assert {path.name for path in (run / "profile").iterdir()} == {
+        "steps_000004_000005.json.gz",
+        "steps_000004_000005.txt",
+    }
+    trace = json.loads(gzip.decompress((run / "profile/steps_000004_000005.json.gz").read_bytes()))
+    names = [event.get("name") for event in trace["traceEvents"]]
+    assert names.count("aten::embedding") == 2  # one a step, and of no other step
+    assert "aten::mm" in (run / "profile/steps_000004_000005.txt").read_text()
+    assert "ui.perfetto.dev" in capsys.readouterr().err
+    open_artifact(run, "run")  # whole, although nothing vouches for a profile's bytes
+    short = pretrain(tiny(train={"profile": 2, "steps": 2}), tmp_path / "short")
+    assert not (short / "profile").exists() and "nothing was profiled" in capsys.readouterr().err
+
+
+def test_a_run_keeps_what_was_predicted_beside_what_was_measured(tiny, tmp_path, capsys):
+    run = pretrain(tiny(), tmp_path / "run")
+    figures = open_artifact(run, "run").figures
+    prediction = prepare(tiny())[-1]
+    assert figures["predicted_memory_bytes"] == prediction.memory.total
+    assert figures["predicted_step_seconds"] > 0 and 0 < figures["step_seconds"] < figures["seconds"]
+    assert figures["model_flops_per_token"] * 4 * 32 == pytest.approx(prediction.model_flops)
+    assert figures["attention"] and "scaled_dot_product_attention" in figures["attention"][0]
+    assert "attention: torch's" in capsys.readouterr().err
+
+
+def test_an_attention_that_cannot_serve_is_refused_before_anything_is_written(tiny, tmp_path):
+    with pytest.raises(UnsupportedError, match=r"cuDNN can't compute this attention.*CUDA"):
+        pretrain(tiny(train={"attention": "cudnn", "device": "cpu"}), tmp_path / "run")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,122 @@
+"""How long a training step will take: FLOPs at the rates of products and attention, everything else at the memory's.
+
+Products and attention are compute, what lies between them is reading and writing; the parts run one after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from luban.core.opgraph import TRAINING_FACTOR, Op, OpGraph
+from luban.planner.memory import FP32, HALF, JOINED, Setting, joined_parameters
+
+BACKWARD = 2.5  # work of attention's backward pass in forwards: five products for two
+SUSTAINED = 0.87  # of a lone product's rate, for products inside a step on a GPU (an H100 at its power limit)
+ALIGNMENT = 16  # sides of a weight that 8-bit products need
+
+# Times that an operation's result is read or written around its product, forward and backward, neighbours fused:
+# a norm reads its input and writes (2), and back reads two gradients and the input and writes (4); what is added to the
+# stream is read with it and written (3); queries, keys and values are turned and turned back (4); a gated activation
+# reads 2 and writes 1, and back reads 3 and writes 2 (8).
+PASSES = {"norm": 6, "activation": 8, "embedding": 4, "readout": 3, "stream": 3, "turned": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What a device does a second."""
+
+    products: float  # FLOP/s of products in the compute type
+    eight: float | None = None  # FLOP/s of 8-bit products; none: there are none
+    forward: float  # FLOP/s of attention
+    backward: float  # the same of its backward pass
+    bandwidth: float  # bytes read or written
+    square: bool = False  # attention computes what its mask hides, too
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """Seconds of one optimizer step, by what they go to."""
+
+    products: float
+    attention: float
+    elementwise: float
+    update: float  # the optimizer and the gradient's norm
+
+    @property
+    def total(self) -> float:
+        """Everything together."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field.name} {1e3 * getattr(self, field.name):.3g} ms" for field in fields(self))
+
+
+def predict_step(graph: OpGraph, setting: Setting, rates: Rates, *, micro_batches: int = 1,
+                 update_flops: float = 0.0) -> StepTime:  # fmt: skip
+    """The time of one step.
+
+    Args:
+        graph: the operations of one micro-batch.
+        update_flops: of products inside the optimizer.
+    """
+    products, attention, moved = 0.0, 0.0, 0.0
+    for op in graph.ops:
+        again = setting.recompute == "blocks" and "blocks." in op.name
+        if op.kind == "attention":
+            work = op.flops * (1.0 if rates.square else op.seen)
+            attention += (1 + again) * work / rates.forward + BACKWARD * work / rates.backward
+        elif rates.eight and "blocks." in op.name and _aligned(op, graph):
+            products += (2 + again) * op.flops / rates.eight + op.flops / rates.products
+            moved += _quantised_bytes(op, graph)
+        else:
+            products += (TRAINING_FACTOR + again) * op.flops / rates.products
+        moved += setting.width * _passes(op, setting) * op.activation
+    if setting.fused:
+        moved += 4 * setting.width * joined_parameters(graph)
+    return StepTime(products=micro_batches * products, attention=micro_batches * attention,
+                    elementwise=micro_batches * moved / rates.bandwidth,
+                    update=_update_bytes(graph, setting, micro_batches) / rates.bandwidth
+                    + update_flops / rates.products)  # fmt: skip
+
+
+def _passes(op: Op, setting: Setting) -> float:
+    """How often an operation's result crosses the memory."""
+    kind = op.kind
+    if kind == "linear":
+        if op.name == "readout":
+            kind = "readout"
+        elif op.name.endswith(("attention.q", "attention.k", "attention.v")):
+            kind = "turned"
+        elif op.name.endswith((".output", ".down")):
+            kind = "stream"
+    again = {"none": 0, "cheap": 1, "blocks": 2}[setting.recompute] if kind in ("norm", "activation") else 0
+    return PASSES.get(kind, 0) + again
+
+
+def _aligned(op: Op, graph: OpGraph) -> bool:
+    inputs, outputs = _sides(op, graph)
+    return op.kind == "linear" and inputs % ALIGNMENT == 0 and outputs % ALIGNMENT == 0
+
+
+def _sides(op: Op, graph: OpGraph) -> tuple[int, int]:
+    tokens = graph.batch * graph.seq
+    outputs = op.activation // tokens
+    return (op.flops // (2 * op.activation) if op.activation else 0), outputs
+
+
+def _quantised_bytes(op: Op, graph: OpGraph) -> int:
+    """Input, gradient and (twice) the weights are read for their scales, read again and written in 8 bits."""
+    inputs, outputs = _sides(op, graph)
+    tokens, each = graph.batch * graph.seq, 2 * HALF + 1
+    shared = op.name.endswith(JOINED) and not op.name.endswith((".q", ".gate"))  # the joint product's input is one
+    return each * (tokens * (outputs + (0 if shared else inputs)) + 2 * inputs * outputs)
+
+
+def _update_bytes(graph: OpGraph, setting: Setting, micro_batches: int) -> int:
+    """Moments and weights read and written, gradients read twice (once for their norm); sums of micro-batches."""
+    n, summed = graph.parameters, setting.accumulate
+    weights = 2 * (FP32 if setting.masters or not setting.half else HALF) * n
+    copies = HALF * n if setting.masters and setting.half else 0
+    gradients = 2 * (FP32 if summed else setting.width) * n
+    sums = micro_batches * (2 * FP32 + setting.width) * n if summed else 0
+    return weights + copies + gradients + sums + 2 * setting.optimizer

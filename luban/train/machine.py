@@ -1,0 +1,152 @@
+"""What the device that trains can do a second: from the table of accelerators where it is one, otherwise measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from luban.core.opgraph import OpGraph
+from luban.kernels.dispatch import RATES, Case, pick
+from luban.models.spec import ModelSpec
+from luban.planner.accelerators import Accelerator, accelerator, accelerator_of
+from luban.planner.step_time import BACKWARD, SUSTAINED, Rates
+from luban.train.precision import COMPUTE
+
+TABLED_ON = "h100-sxm"  # where the attention kernels' rates were measured
+ROUNDS = 3  # of every measurement; the best counts
+COPIED = 2**26  # bytes of the timed copy
+MEASURED = 2 * 10**10  # FLOPs of the timed products, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The device, as far as predictions and reports need it."""
+
+    name: str  # as torch gives it
+    accelerator: Accelerator | None  # its row of the table, where it has one
+
+    @classmethod
+    def of(cls, device: torch.device) -> Machine:
+        """This device."""
+        if device.type != "cuda":
+            return cls(name=f"{device.type}, {torch.get_num_threads()} threads", accelerator=None)
+        name = torch.cuda.get_device_name(device)
+        return cls(name=name, accelerator=accelerator_of(name))
+
+    def peak_flops(self, precision: str) -> float | None:
+        """FLOP/s that utilisation refers to; fp8's refers to bf16's, so that one model has one scale."""
+        row = self.accelerator
+        return None if row is None else row.peak_flops("bf16" if precision == "fp8" else precision)
+
+
+def rates(machine: Machine, device: torch.device, precision: str, spec: ModelSpec, graph: OpGraph,
+          documents: bool = True) -> Rates:  # fmt: skip
+    """What the device does a second with this model.
+
+    Args:
+        graph: one micro-batch.
+        documents: rows hold several, which only some kernels of attention can keep apart.
+    """
+    path = attention_path(device, precision, spec, documents)
+    if machine.accelerator is None:
+        return measured(device, COMPUTE[precision], spec, graph)
+    return tabled(machine.accelerator, precision, path, spec.attention.head_width(spec.width))
+
+
+def attention_path(device: torch.device, precision: str, spec: ModelSpec, documents: bool) -> str:
+    """The kernel that training will use, or near it (a bias of the positions is not looked at).
+
+    Raises:
+        UnsupportedError: another was asked for by name, which can't serve.
+    """
+    on_cuda = device.type == "cuda"
+    case = Case(device=device.type, dtype=COMPUTE[precision], width=spec.attention.head_width(spec.width),
+                kind="intervals" if documents else "causal" if spec.body.causal else "all",
+                capability=torch.cuda.get_device_capability(device) if on_cuda else None)  # fmt: skip
+    return pick(case)
+
+
+def tabled(row: Accelerator, precision: str, path: str, head_width: int) -> Rates:
+    """The rates of an accelerator of the table, with attention by the kernel `path`."""
+    eight = SUSTAINED * row.product_flops("fp8") if precision == "fp8" else None
+    compute = "bf16" if precision == "fp8" else precision
+    share = row.peak_flops(compute) / accelerator(TABLED_ON).peak_flops("bf16")
+    limits = [limit for name, limit in RATES if name == path and limit >= head_width]
+    forward, backward = RATES[path, min(limits)] if limits else (40.0, 40.0)  # masks written out: bound by memory
+    return Rates(products=SUSTAINED * row.product_flops(compute), eight=eight, forward=1e12 * share * forward,
+                 backward=1e12 * share * backward, bandwidth=row.copy_rate, square=not limits)  # fmt: skip
+
+
+def measured(device: torch.device, dtype: torch.dtype, spec: ModelSpec, graph: OpGraph) -> Rates:
+    """The same by running the model's largest product, one attention and a copy, forward and backward."""
+    forward, backward = _attention_rates(device, dtype, spec, graph)
+    return Rates(products=_product_rate(device, dtype, graph), forward=forward, backward=backward,
+                 bandwidth=_copy_rate(device), square=True)  # fmt: skip
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype, graph: OpGraph) -> float:
+    """FLOP/s of the blocks' largest product and the two of its gradients."""
+    products = [op for op in graph.ops if op.kind == "linear" and op.activation and op.name != "readout"]
+    largest = max(products or graph.ops, key=lambda op: op.flops)
+    outputs = max(1, largest.activation // (graph.batch * graph.seq))
+    inputs = max(1, largest.flops // (2 * max(1, largest.activation)))
+    tokens = min(graph.batch * graph.seq, max(256, MEASURED // (6 * inputs * outputs)))
+    x, w = torch.randn(tokens, inputs, device=device).to(dtype), torch.randn(outputs, inputs, device=device).to(dtype)
+    dy = torch.randn(tokens, outputs, device=device).to(dtype)
+
+    def three() -> None:
+        F.linear(x, w)
+        dy @ w
+        dy.t() @ x
+
+    return 6 * tokens * inputs * outputs / _best(three, device)
+
+
+def _attention_rates(device: torch.device, dtype: torch.dtype, spec: ModelSpec, graph: OpGraph) -> tuple[float, float]:
+    """FLOP/s of attention over the full square under a mask that is written out, forward and backward."""
+    if not any(op.kind == "attention" for op in graph.ops):
+        return 1.0, 1.0  # nothing will be divided by them
+    kind = torch.float32 if device.type == "cpu" else dtype  # as attention is computed there
+    heads, keys, width = spec.attention.heads, spec.attention.key_heads(), spec.attention.head_width(spec.width)
+    batch = max(1, min(graph.batch, 2**24 // (graph.seq * heads * max(width, graph.seq // 8))))
+    q, k, v = (
+        torch.randn(batch, n, graph.seq, width, device=device, dtype=kind).requires_grad_() for n in (heads, keys, keys)
+    )
+    mask = torch.zeros(batch, 1, graph.seq, graph.seq, device=device, dtype=kind)
+
+    def forward() -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=heads != keys)
+
+    work = 4 * batch * graph.seq**2 * heads * width
+    mixed = forward()
+    gradient = torch.ones_like(mixed)
+    back = _best(lambda: torch.autograd.grad(mixed, (q, k, v), gradient, retain_graph=True), device)
+    return work / _best(forward, device), BACKWARD * work / back
+
+
+def _copy_rate(device: torch.device) -> float:
+    """Bytes a second that a copy reads and writes."""
+    source = torch.zeros(COPIED // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * COPIED / _best(lambda: target.copy_(source), device)
+
+
+def _best(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of a few runs after one to warm up."""
+    times = []
+    for _ in range(1 + ROUNDS):
+        _synchronize(device)
+        began = time.perf_counter()
+        work()
+        _synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

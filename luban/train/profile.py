@@ -1,0 +1,64 @@
+"""A trace of a few steps for `--train.profile`: what ran when, on host and device, in a file that browsers open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity
+
+from luban.core.artifact import INCOMPLETE, atomic_write
+from luban.core.log import say, warn
+
+FOLDER = "profile"  # inside a run
+SKIPPED = 3  # first steps of a session: they compile, and fill the allocator's pools
+LONGEST = 30  # rows of the table
+
+
+class Profile:
+    """Traces `steps` steps of a session after its first ones.
+
+    The loop asks `begins` before a step is launched; once `complete`, it lets every launched step end and calls `write`.
+    """
+
+    def __init__(self, run: Path, steps: int, device: torch.device):
+        self.folder, self.steps, self.device = run / FOLDER, steps, device
+        self.launched = 0  # steps of this session
+        self.trace: torch.profiler.profile | None = None  # while it records
+        self.first = 0  # step that it began with
+
+    def begins(self, step: int) -> None:
+        """Step number `step` is about to be launched."""
+        self.launched += 1
+        if self.launched == SKIPPED + 1:
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
+            self.trace, self.first = torch.profiler.profile(activities=activities), step
+            self.trace.start()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last step to be traced has been launched."""
+        return self.trace is not None and self.launched >= SKIPPED + self.steps
+
+    def write(self) -> None:
+        """End the trace and write it, with a table of what took longest."""
+        assert self.trace is not None
+        self.trace.stop()
+        trace, self.trace = self.trace, None
+        last = self.first + min(self.launched - SKIPPED, self.steps) - 1
+        self.folder.mkdir(exist_ok=True)
+        name = f"steps_{self.first:06d}_{last:06d}"
+        trace.export_chrome_trace(str(self.folder / f"{name}.json.gz"))
+        by = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        table = trace.key_averages().table(sort_by=by, row_limit=LONGEST, max_name_column_width=90)
+        atomic_write(self.folder / f"{name}.txt", table)
+        shown = str(self.folder / name).replace(INCOMPLETE, "")  # where it will be once the run is whole
+        say(f"profile of steps {self.first} to {last}: {shown}.json.gz opens at https://ui.perfetto.dev or in "
+            f"chrome://tracing; {name}.txt beside it lists what took longest")  # fmt: skip
+
+    def finish(self) -> None:
+        """The session is over: write what was traced, or say that it was too short."""
+        if self.trace is not None:
+            self.write()
+        elif self.launched <= SKIPPED:
+            warn(f"nothing was profiled: this session had {self.launched} steps, and tracing begins after {SKIPPED}")

@@ -1,0 +1,66 @@
+"""Step times: parts by hand on a small graph, and the whole against an H100's own times."""
+
+from __future__ import annotations
+
+import pytest
+
+from luban.kernels.dispatch import RATES
+from luban.models.describe import describe
+from luban.models.spec import ModelSpec
+from luban.nn.attention.grouped import Grouped
+from luban.nn.feedforward import SwiGLU
+from luban.planner.accelerators import accelerator
+from luban.planner.memory import Setting
+from luban.planner.step_time import Rates, predict_step
+from luban.train.machine import tabled
+
+SMALL = ModelSpec(vocab_size=64, width=32, layers=2, attention=Grouped(heads=2), feedforward=SwiGLU(width=48))
+PLAIN = Rates(products=1e9, forward=1e9, backward=1e9, bandwidth=1e9)
+
+
+def test_products_and_attention_by_hand():
+    graph = describe(SMALL, batch=2, seq=16)
+    tokens, matrices = 32, 2 * (4 * 32 * 32 + 3 * 32 * 48) + 64 * 32
+    scores = 2 * 4 * 2 * 16 * 16 * 32
+    step = predict_step(graph, Setting(half=False), PLAIN)
+    assert step.products == pytest.approx(6 * tokens * matrices / 1e9)
+    assert step.attention == pytest.approx(3.5 * scores / 2 / 1e9)
+    square = predict_step(
+        graph, Setting(half=False), Rates(products=1e9, forward=1e9, backward=2e9, bandwidth=1e9, square=True)
+    )
+    assert square.attention == pytest.approx((1 + 2.5 / 2) * scores / 1e9)
+    blocks = predict_step(graph, Setting(half=False, recompute="blocks"), PLAIN)
+    assert blocks.products == pytest.approx(step.products + 2 * tokens * (matrices - 64 * 32) / 1e9)
+    eight = predict_step(
+        graph, Setting(half=True), Rates(products=1e9, eight=4e9, forward=1e9, backward=1e9, bandwidth=1e9)
+    )
+    in_blocks, head = 2 * tokens * (matrices - 64 * 32), 6 * tokens * 64 * 32
+    assert eight.products == pytest.approx((in_blocks * (2 / 4 + 1) + head) / 1e9)
+
+
+def test_the_update_moves_its_state_and_micro_batches_multiply_the_rest():
+    graph = describe(SMALL, batch=2, seq=16)
+    n = graph.parameters
+    one = predict_step(graph, Setting(half=True, optimizer=8 * n), PLAIN, update_flops=5e6)
+    assert one.update == pytest.approx(((8 + 2 + 4 + 16) * n + 5e6) / 1e9)
+    many = predict_step(
+        graph, Setting(half=True, optimizer=8 * n, accumulate=True), PLAIN, micro_batches=4, update_flops=5e6
+    )
+    for part in ("products", "attention", "elementwise"):
+        assert getattr(many, part) == pytest.approx(4 * getattr(one, part))
+    assert many.update - one.update == pytest.approx((2 * 2 + 4 * 10) * n / 1e9)
+
+
+# Seconds of a step of benchmarks/gpu_step.py on one H100 SXM (torch 2.11): 1.1B, batch 16 × 2,048, everything in bf16.
+MEASURED = [(32, "bf16", 0.424), (16, "bf16", 0.416), (16, "fp8", 0.357)]
+
+
+@pytest.mark.parametrize(("heads", "precision", "seconds"), MEASURED)
+def test_within_fifteen_percent_of_what_a_gpu_took(heads, precision, seconds):
+    spec = ModelSpec(vocab_size=32_000, width=2048, layers=22, context=2048,
+                     attention=Grouped(heads=heads, kv_heads=4), feedforward=SwiGLU(width=5632))  # fmt: skip
+    graph = describe(spec, batch=16, seq=2048)
+    setting = Setting(half=True, masters=False, fused=True, heads=heads, optimizer=4 * graph.parameters)
+    rates = tabled(accelerator("h100-sxm"), precision, "cudnn", 2048 // heads)
+    assert rates.forward == 1e12 * RATES["cudnn", 2048 // heads][0]
+    assert predict_step(graph, setting, rates).total == pytest.approx(seconds, rel=0.15)
