@@ -5,10 +5,15 @@ An error is one line of ours, raised as UsageError; `--help` is tyro's page with
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
+import inspect
 import io
 import re
+import textwrap
+import tokenize
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,35 +137,55 @@ def _recipe_help(cls: type, verb: str, about: str, examples: str, shipped: Path)
     print(f"usage: luban {verb} RECIPE.toml --out DIR [--dry-run] [--section.field value …]\n\n{about}\n")
     print(f"Examples:\n{_indent(examples)}\n\nRecipes that ship: {', '.join(sorted(_names(shipped)))}\n\nFields:")
     for path, kind, default, comment in describe_fields(cls):
-        print(f"  --{path:<28} {kind:<14} {default:<16} {comment}")
+        print(f"  --{path:<26} {comment} [{kind}{', default ' if default else ''}{default}]")
     raise SystemExit(0)
 
 
 def describe_fields(cls: type, prefix: str = "") -> list[tuple[str, str, str, str]]:
     """(path, type, default, comment) of every field below `cls`, variants by their names."""
-    import inspect
-    import typing
-
     from luban.core.registry import Variant
 
-    rows = []
-    source = inspect.getsource(cls)
+    rows, notes = [], _comments(cls)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         path, hint = f"{prefix}{field.name}", hints[field.name]
         default: Any = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        comment = re.search(rf"^\s+{field.name}\s*:[^#\n]*#\s*(.*)$", source, re.M)
-        note = comment.group(1) if comment else ""
+        note = notes.get(field.name, "")
         if isinstance(hint, type) and issubclass(hint, Variant):
-            rows.append((f"{path}.type", "|".join(hint.registry.entries), "", note))
+            chosen = "" if default is dataclasses.MISSING else hint.registry.name_of(type(default))
+            rows.append((f"{path}.type", "|".join(hint.registry.entries), chosen, note or "which one"))
             if default is not dataclasses.MISSING:
                 rows += describe_fields(type(default), f"{path}.")
         elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             rows += describe_fields(hint, f"{path}.")
         else:
-            kind = getattr(hint, "__name__", str(hint)).replace("typing.", "")
-            rows.append((path, str(hint) if "|" in str(hint) else kind,
-                         "" if default is dataclasses.MISSING else str(default), note))  # fmt: skip
+            words = "" if default is dataclasses.MISSING or default in (None, "", {}) else str(default)
+            rows.append((path, _kind(hint), words, note))
     return rows
+
+
+def _kind(hint: Any) -> str:
+    """A field's type as people write its values."""
+    if typing.get_origin(hint) is typing.Literal:
+        return "|".join(map(str, typing.get_args(hint)))
+    return str(hint) if "|" in str(hint) else getattr(hint, "__name__", str(hint)).replace("typing.", "")
+
+
+def _comments(cls: type) -> dict[str, str]:
+    """The comment beside every field, those of the classes it derives from included."""
+    found: dict[str, str] = {}
+    for parent in reversed([c for c in cls.__mro__ if dataclasses.is_dataclass(c)]):
+        source = textwrap.dedent(inspect.getsource(parent))
+        beside: dict[int, str] = {}
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT:
+                beside[token.start[0]] = token.string.lstrip("# ")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                words = " ".join(
+                    beside[n] for n in range(node.lineno, (node.end_lineno or node.lineno) + 1) if n in beside
+                )
+                found[node.target.id] = words or found.get(node.target.id, "")
+    return found

@@ -12,6 +12,7 @@ from luban.core.artifact import INCOMPLETE, MANIFEST, Manifest, read_manifest
 from luban.core.errors import ArtifactError, DataError
 from luban.core.log import read_metrics, warn
 from luban.core.units import count
+from luban.report.account import account
 from luban.report.chart import Chart, Level, Series, draw, smooth
 
 SMALL_WIDTH, SMALL_HEIGHT = 400, 230  # of a chart that shares its row with others
@@ -117,4 +118,5 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
     if measured:
         about += " Training loss is shown in bits per byte by the held-out text's tokens per byte."
     return {"title": f"Learning: {found.name}", "about": about, "main": _picture(main),
-            "small": [p for p in map(_picture, small) if p["svg"]]}  # fmt: skip
+            "small": [p for p in map(_picture, small) if p["svg"]],
+            "account": account(found.manifest.figures, rows)}  # fmt: skip

@@ -243,9 +243,8 @@ class Loop:
         usual = self.step_seconds[1:]  # the first one compiles
         if not usual:
             return {}
-        step, figures, train = statistics.median(usual), self.art.figures, self.recipe.train
+        step, figures = statistics.median(usual), self.art.figures
         found = {"step_seconds": step}
         if "peak_flops" in figures:
-            flops = figures["model_flops_per_token"] * train.batch_size * train.seq_len
-            found["utilisation"] = flops / step / figures["peak_flops"]
+            found["utilisation"] = figures["model_flops_per_step"] / step / figures["peak_flops"]
         return found

@@ -14,11 +14,12 @@ from luban.kernels.dispatch import RATES, Case, pick
 from luban.models.spec import ModelSpec
 from luban.planner.accelerators import Accelerator, accelerator, accelerator_of
 from luban.planner.step_time import BACKWARD, SUSTAINED, Rates
+from luban.train.device import keep_freed_memory
 from luban.train.precision import COMPUTE
 
 TABLED_ON = "h100-sxm"  # where the attention kernels' rates were measured
-ROUNDS = 3  # of every measurement; the best counts
-COPIED = 2**26  # bytes of the timed copy
+ROUNDS = 5  # of every measurement; the best counts
+TOUCHED = 2**23  # elements of the timed activation
 MEASURED = 2 * 10**10  # FLOPs of the timed products, at most
 
 
@@ -82,10 +83,11 @@ def tabled(row: Accelerator, precision: str, path: str, head_width: int) -> Rate
 
 
 def measured(device: torch.device, dtype: torch.dtype, spec: ModelSpec, graph: OpGraph) -> Rates:
-    """The same by running the model's largest product, one attention and a copy, forward and backward."""
+    """The same by running the model's largest product, one attention and an activation, forward and backward."""
+    keep_freed_memory(device)  # as in training; else the system's pages are timed
     forward, backward = _attention_rates(device, dtype, spec, graph)
     return Rates(products=_product_rate(device, dtype, graph), forward=forward, backward=backward,
-                 bandwidth=_copy_rate(device), square=True)  # fmt: skip
+                 bandwidth=_elementwise_rate(device, dtype), square=True)  # fmt: skip
 
 
 def _product_rate(device: torch.device, dtype: torch.dtype, graph: OpGraph) -> float:
@@ -128,11 +130,10 @@ def _attention_rates(device: torch.device, dtype: torch.dtype, spec: ModelSpec, 
     return work / _best(forward, device), BACKWARD * work / back
 
 
-def _copy_rate(device: torch.device) -> float:
-    """Bytes a second that a copy reads and writes."""
-    source = torch.zeros(COPIED // 4, device=device)
-    target = torch.empty_like(source)
-    return 2 * COPIED / _best(lambda: target.copy_(source), device)
+def _elementwise_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Bytes a second that a gated activation reads and writes: on a CPU arithmetic limits it, not memory alone."""
+    gate, up = (torch.randn(TOUCHED, device=device).to(dtype) for _ in range(2))
+    return 5 * TOUCHED * dtype.itemsize / _best(lambda: F.silu(gate) * up, device)
 
 
 def _best(work: Callable[[], object], device: torch.device) -> float:

@@ -20,6 +20,7 @@ from luban.train.machine import Machine, rates
 from luban.train.recipe import Recipe
 from luban.train.recompute import Recompute
 
+COMPILER = 150_000_000  # bytes that torch.compile leaves in the process (torch 2.13, a decoder as one graph)
 RESERVED = 0.03  # of a GPU's free memory that its allocator loses between blocks
 
 
@@ -38,6 +39,7 @@ class Prediction:
     precision: str
     step: StepTime
     budget: float = 0.0  # seconds that the run is limited to (0: none)
+    compiled: bool = False  # by torch.compile
 
     @property
     def seconds(self) -> float:
@@ -50,11 +52,16 @@ class Prediction:
         peak = self.machine.peak_flops(self.precision)
         return None if peak is None else self.model_flops / self.step.total / peak
 
+    @property
+    def process(self) -> int:
+        """Main memory that the process will hold at its peak when it trains on the CPU."""
+        return self.held + self.memory.total + (COMPILER if self.compiled else 0)
+
     def figures(self) -> dict[str, float]:
         """For a run's manifest."""
         peak, row = self.machine.peak_flops(self.precision), self.machine.accelerator
         found = {"predicted_memory_bytes": self.memory.total, "predicted_step_seconds": self.step.total,
-                 "model_flops_per_token": self.model_flops / self.tokens_per_step, "held_bytes": self.held}  # fmt: skip
+                 "model_flops_per_step": self.model_flops, "predicted_process_bytes": self.process}  # fmt: skip
         return found | ({"peak_flops": peak, "accelerator_watts": row.power} if peak and row else {})
 
     def summary(self) -> str:
@@ -101,7 +108,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Prediction
     return Prediction(parameters=graph.parameters, memory=predict_memory(graph, setting), free=free_memory(device),
                       held=resident_memory(), machine=machine, tokens_per_step=train.batch_size * train.seq_len,
                       steps=train.steps, model_flops=graph.model_flops * train.accumulate, precision=train.precision,
-                      step=step, budget=train.budget_seconds)  # fmt: skip
+                      step=step, budget=train.budget_seconds, compiled=train.compile)  # fmt: skip
 
 
 def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

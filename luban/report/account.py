@@ -1,0 +1,77 @@
+"""What a run was predicted to take beside what it took: memory, time, utilisation, energy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luban.core.units import bytes_, seconds
+
+NEAR = 0.01  # of the best held-out loss: close enough to call it reached
+
+
+def account(figures: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """(what, predicted, measured) of a run, from its manifest's figures and its metrics; empty where it kept none."""
+    known = [_memory(figures), _step(figures), _speed(figures), _waiting(figures), *_target(figures, rows)]
+    lines = [line for line in known if line]
+    return [
+        *lines,
+        *(("attention", "", str(line).removeprefix("attention: ")) for line in figures.get("attention", ())),
+    ]
+
+
+def energy(figures: dict[str, Any], spent: float) -> str:
+    """ ", up to 1.2 kWh" for `spent` seconds at the accelerator's full power; nothing where it isn't known."""
+    watts = figures.get("accelerator_watts")
+    return "" if watts is None else f", up to {watts * spent / 3.6e6:.3g} kWh"
+
+
+def _beside(predicted: float, measured: float) -> str:
+    return f" ({measured / predicted - 1:+.0%})" if predicted else ""
+
+
+def _memory(figures: dict[str, Any]) -> tuple[str, str, str] | None:
+    on_gpu = "peak_cuda_bytes" in figures and figures.get("device") != "cpu"
+    predicted = figures.get("predicted_memory_bytes" if on_gpu else "predicted_process_bytes")
+    measured = figures.get("peak_cuda_bytes" if on_gpu else "peak_rss_bytes")
+    if not predicted or not measured:
+        return None
+    what = "memory of the accelerator at its peak" if on_gpu else "memory of the process at its peak"
+    return what, bytes_(predicted), bytes_(measured) + _beside(predicted, measured)
+
+
+def _step(figures: dict[str, Any]) -> tuple[str, str, str] | None:
+    predicted, measured = figures.get("predicted_step_seconds"), figures.get("step_seconds")
+    if not predicted or not measured:
+        return None
+    return "a step, median", f"{1e3 * predicted:.3g} ms", f"{1e3 * measured:.3g} ms{_beside(predicted, measured)}"
+
+
+def _speed(figures: dict[str, Any]) -> tuple[str, str, str] | None:
+    flops, step = figures.get("model_flops_per_step"), figures.get("step_seconds")
+    if not flops or not step:
+        return None
+    peak, predicted = figures.get("peak_flops"), figures.get("predicted_step_seconds")
+
+    def rate(each: float) -> str:
+        share = f", {flops / each / peak:.1%} of {peak / 1e12:,.0f}" if peak else ""
+        return f"{flops / each / 1e12:.3g} TFLOP/s{share}"
+
+    return "the model's FLOPs", rate(predicted) if predicted else "", rate(step)
+
+
+def _waiting(figures: dict[str, Any]) -> tuple[str, str, str] | None:
+    return ("waiting for data", "", f"{figures['data_wait']:.2%} of the time") if "data_wait" in figures else None
+
+
+def _target(figures: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """How long the whole took, and how long until the held-out loss was as good as reached."""
+    held = [(row["heldout_loss"], row["seconds"]) for row in rows if "heldout_loss" in row and "seconds" in row]
+    lines = []
+    if held:
+        best = min(loss for loss, _ in held)
+        reached = next(when for loss, when in held if loss <= (1 + NEAR) * best)
+        lines.append((f"within {NEAR:.0%} of its best held-out loss, {best:.3f}", "",
+                      f"after {seconds(reached)}{energy(figures, reached)}"))  # fmt: skip
+    if "seconds" in figures:
+        lines.append(("the whole run", "", seconds(figures["seconds"]) + energy(figures, figures["seconds"])))
+    return lines

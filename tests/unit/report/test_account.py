@@ -1,0 +1,34 @@
+"""Predicted beside measured, from the figures of a run."""
+
+from __future__ import annotations
+
+from luban.report.account import account
+
+
+def test_a_gpu_run_says_memory_time_utilisation_and_energy():
+    figures = {"device": "cuda", "predicted_memory_bytes": 50e9, "peak_cuda_bytes": 52e9, "peak_rss_bytes": 3e9,
+               "predicted_process_bytes": 1e9, "predicted_step_seconds": 0.4, "step_seconds": 0.5,
+               "model_flops_per_step": 200e12, "peak_flops": 1000e12, "accelerator_watts": 720, "data_wait": 0.004,
+               "seconds": 1000.0, "attention": ["attention: cuDNN (causal, bf16, heads of 64)"]}  # fmt: skip
+    rows = [{"step": s, "heldout_loss": loss, "seconds": 100.0 * s} for s, loss in ((1, 4.0), (2, 3.02), (3, 3.0))]
+    found = {what: (predicted, measured) for what, predicted, measured in account(figures, rows)}
+    assert found["memory of the accelerator at its peak"] == ("50 GB", "52 GB (+4%)")
+    assert found["a step, median"] == ("400 ms", "500 ms (+25%)")
+    assert found["the model's FLOPs"] == ("500 TFLOP/s, 50.0% of 1,000", "400 TFLOP/s, 40.0% of 1,000")
+    assert found["waiting for data"] == ("", "0.40% of the time")
+    assert found["within 1% of its best held-out loss, 3.000"] == ("", "after 3m20s, up to 0.04 kWh")
+    assert found["the whole run"] == ("", "16m40s, up to 0.2 kWh")
+    assert found["attention"] == ("", "cuDNN (causal, bf16, heads of 64)")
+
+
+def test_a_cpu_run_says_what_its_process_held_and_no_share_of_an_unknown_peak():
+    figures = {"device": "cpu", "predicted_memory_bytes": 4e8, "predicted_process_bytes": 9e8, "peak_rss_bytes": 9.9e8,
+               "predicted_step_seconds": 0.5, "step_seconds": 0.5, "model_flops_per_step": 1e11, "seconds": 10.0}  # fmt: skip
+    found = {what: (predicted, measured) for what, predicted, measured in account(figures, [])}
+    assert found["memory of the process at its peak"] == ("900 MB", "990 MB (+10%)")
+    assert found["the model's FLOPs"] == ("0.2 TFLOP/s", "0.2 TFLOP/s")
+    assert found["the whole run"] == ("", "10.0s")
+
+
+def test_a_run_from_before_predictions_has_no_table():
+    assert account({"tokens": 3}, []) == []
