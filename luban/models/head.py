@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
 from luban.core.opgraph import Op, linear_op
 from luban.core.registry import Registry, Variant
+from luban.nn.row import multiply
 
 if TYPE_CHECKING:
     from luban.models.spec import ModelSpec
@@ -94,7 +94,7 @@ class OwnTable(nn.Linear):
 
     def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
         """(…, E) → (…, V)."""
-        return super().forward(hidden)
+        return multiply(hidden, self.weight, self.bias)
 
 
 class EmbeddingTable(nn.Module):
@@ -110,7 +110,7 @@ class EmbeddingTable(nn.Module):
 
     def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
         """(…, E) → (…, V)."""
-        return F.linear(hidden, table, self.bias)
+        return multiply(hidden, table, self.bias)
 
 
 class Scaled(nn.Module):

@@ -58,6 +58,8 @@ class FeedForward(Variant):
 class GatedFeedForward(nn.Module):
     """down(activation(gate(x)) · up(x)) (Shazeer 2020, eq. 6)."""
 
+    joined: ClassVar[tuple[str, ...]] = ("gate", "up")  # dense layers with one input
+
     def __init__(self, width: int, inner: int, bias: bool, activation: Activation):
         super().__init__()
         self.activation = activation

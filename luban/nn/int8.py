@@ -50,14 +50,11 @@ class Int8Readout(Int8Linear):
         return super().forward(hidden)
 
 
-FUSED = (("q", "k", "v"), ("gate", "up"))  # dense layers with one input, packed as one
-
-
 @torch.no_grad()
 def pack_int8(module: nn.Module, table: Tensor) -> None:
     """Replace every dense layer inside `module` by its 8-bit form, in place; embeddings and norms stay.
 
-    Layers with one input are packed as one where their module has a place for that (`fused`).
+    Layers that a module says are `joined` are packed as one, its `fused`.
 
     Args:
         table: the embedding table, which a tied output layer multiplies with; it gets packed weights of its own.
@@ -66,14 +63,13 @@ def pack_int8(module: nn.Module, table: Tensor) -> None:
     """
     if table.device.type != "cpu":
         raise ConfigError(f"int8 weights run on the CPU alone, not on {table.device}")
-    for names in FUSED if hasattr(module, "fused") else ():
-        layers = [getattr(module, name, None) for name in names]
-        if all(type(layer) is Dense for layer in layers):
-            biases = [layer.bias for layer in layers]
-            together = None if biases[0] is None else torch.cat(biases)
-            module.fused = Int8Linear(torch.cat([layer.weight for layer in layers]), together)
-            for name in names:
-                setattr(module, name, None)
+    layers = {name: getattr(module, name) for name in getattr(module, "joined", ())}
+    if layers and all(type(layer) is Dense for layer in layers.values()):
+        biases = [layer.bias for layer in layers.values()]
+        together = None if biases[0] is None else torch.cat(biases)
+        module.fused = Int8Linear(torch.cat([layer.weight for layer in layers.values()]), together)
+        for name in layers:
+            setattr(module, name, None)
     for name, child in module.named_children():
         if name == "readout" and not list(child.children()):
             weight = child.weight if isinstance(child, nn.Linear) else table

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.kernels.available import triton_runs
+from luban.nn.row import is_row, multiply, multiply_row, side_by_side
 
 Multiply = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]  # (…, I), (O, I), (O,) → (…, O)
 
@@ -16,7 +16,7 @@ Multiply = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]  # (…, I), (O, 
 class Dense(nn.Linear):
     """x·weightᵀ (+ bias), by a product that can be another than torch's own."""
 
-    multiply: Multiply = staticmethod(F.linear)  # a precision policy replaces it in place
+    multiply: Multiply = staticmethod(multiply)  # a precision policy replaces it in place
     plain = True  # whether it is still torch's own
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,9 +48,13 @@ def joint(x: Tensor, *layers: Dense) -> Tensor:
 
 
 def parallel(x: Tensor, *layers: Dense) -> tuple[Tensor, ...]:
-    """The same one by one; in training on a GPU cut from the joint product."""
+    """The same one by one; cut from the joint product in training on a GPU, and for one row of weights laid together."""
+    sizes = [layer.out_features for layer in layers]
     if trains_fused(x):
-        return joint(x, *layers).split([layer.out_features for layer in layers], dim=-1)
+        return joint(x, *layers).split(sizes, dim=-1)
+    if is_row(x, layers[0].weight) and (weight := side_by_side(tuple(layer.weight for layer in layers))) is not None:
+        parts = multiply_row(x, weight).split(sizes, dim=-1)
+        return tuple(p if layer.bias is None else p + layer.bias for p, layer in zip(parts, layers, strict=True))
     return tuple(layer(x) for layer in layers)
 
 
@@ -59,11 +63,22 @@ def lay_by_inputs(module: nn.Module) -> None:
     """Let the float32 matrices of `module` on the CPU lie input by input instead of output by output.
 
     Names, shapes and values stay, strides change. The product of one row with such a matrix reads it at the
-    memory's full speed, as decoding one token needs; torch's kernel for the usual order takes 1.4 to 1.9 times
-    as long (135M parameters, EPYC, 2 threads and 1). Embedding tables follow, as a tied output layer is a product.
+    memory's full speed, as decoding one token needs (`luban.nn.row`). Embedding tables follow, as a tied output layer
+    is a product. Layers that a module says are `joined` lie side by side in one block, to be read as one.
     """
     for part in module.modules():
-        if isinstance(part, (nn.Linear, nn.Embedding)):
-            weight = part.weight
-            if weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.t().is_contiguous():
-                weight.data = weight.t().contiguous().t()
+        layers = [getattr(part, name) for name in getattr(part, "joined", ())]
+        if layers and all(type(layer) is Dense and _movable(layer.weight) for layer in layers):
+            weights = [layer.weight for layer in layers]
+            if side_by_side(tuple(weights)) is None:
+                together = torch.cat([weight.t() for weight in weights], dim=1)
+                for weight, own in zip(weights, together.split([len(w) for w in weights], dim=1), strict=True):
+                    weight.data = own.t()
+    laid = {id(getattr(part, name)) for part in module.modules() for name in getattr(part, "joined", ())}
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)) and id(part) not in laid and _movable(part.weight):
+            part.weight.data = part.weight.t().contiguous().t()
+
+
+def _movable(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32

@@ -5,6 +5,8 @@ B batch, T decoder tokens, S encoder tokens, H query heads, K key heads, D head 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from luban.nn.attention.grouped import GroupedAttention
@@ -14,6 +16,8 @@ from luban.nn.attention.product import attend
 
 class CrossAttention(GroupedAttention):
     """Queries of the decoder, keys and values of the encoder, made once and kept; no positions between the two."""
+
+    joined: ClassVar[tuple[str, ...]] = ()
 
     def remember(self, memory_BSE: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S, E) encoder states → keys and values (B, K, S, D)."""

@@ -6,6 +6,7 @@ B batch, T tokens, S keys, E model width, H query heads, K key heads, D head wid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -75,6 +76,8 @@ class Grouped(Attention):
 
 class GroupedAttention(nn.Module):
     """q, k and v of one input; softmax(q·kᵀ/√D + mask)·v; output."""
+
+    joined: ClassVar[tuple[str, ...]] = ("q", "k", "v")  # dense layers with one input
 
     def __init__(self, config: Grouped, width: int):
         super().__init__()
