@@ -30,6 +30,7 @@ class Scores:
     path: str = "torch"  # of `kernels.dispatch`
     causal: bool = False  # the bare triangle, which kernels draw themselves
     mask: Tensor | None = None  # torch: (1 or B, 1 or H, T, S) to add
+    backward_only: bool = False  # no query sees a later key, T = S
     seen: Intervals | None = None  # luban: where not the bare triangle
     bias: DistanceBias | None = None  # luban
     sound: Tensor | None = None  # (B, 1, 1, 1) to multiply results by: NaN where `seen` couldn't say what was asked
@@ -116,9 +117,10 @@ def scores(visible: Visible, biases: _Biases | None = None, *, width: int, dtype
         return Scores(path, kind == "causal", None, seen, biases.by_distance() if biases else None, sound)
     added = biases.square() if biases else None
     if added is None and (kind == "all" or (kind == "causal" and square)):
-        return Scores(path, kind == "causal")
+        return Scores(path, kind == "causal", backward_only=kind == "causal")
     added = torch.zeros((), device=visible.device) if added is None else added
-    return Scores(path, mask=torch.where(visible.dense(), added, float("-inf")).to(dtype))
+    mask = torch.where(visible.dense(), added, float("-inf")).to(dtype)
+    return Scores(path, mask=mask, backward_only=square and visible.causal and visible.prefix is None)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -38,14 +38,48 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, scores: Scores, scale
 
 
 def _torch(q: Tensor, k: Tensor, v: Tensor, scores: Scores, scale: float) -> Tensor:
-    """Torch's own choice of kernel. On the CPU half-precision inputs are computed in fp32: its half-precision kernel
-    there took 2.2× as long forward and 4.3× backward (16 × 8 heads × 256 × 32, AVX-512 without AMX), and rounds more.
-    """
+    """Torch's own choice of kernel. On the CPU its kernel for half precision takes 2.2× as long forward and 4.3× backward
+    as that for fp32 (16 × 8 heads × 256 × 32, AVX-512 without AMX) and rounds more: such inputs are computed in fp32, and
+    short bf16 rows in training by products written out, which a compiler fuses with what lies between them."""
     grouped, kind, mask = q.shape[1] != k.shape[1], q.dtype, scores.mask
     if q.device.type == "cpu" and kind in (torch.bfloat16, torch.float16):
+        if _written_out(q, k):
+            return _by_products(q, k, v, scores, scale)
         q, k, v = q.float(), k.float(), v.float()
         mask = None if mask is None else mask.float()
     mixed = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=scores.causal, enable_gqa=grouped, scale=scale
     )
     return mixed.to(kind)
+
+
+LARGEST_SQUARE = 2**24  # scores of one layer kept for the backward pass: 64 MB in fp32
+CHUNKS, SMALLEST_CHUNK = 8, 64  # queries are taken in so many pieces, none smaller
+
+
+def _written_out(q: Tensor, k: Tensor) -> bool:
+    """Whether this is a compiled training step on rows short enough to keep their scores."""
+    training = torch.compiler.is_compiling() and torch.is_grad_enabled() and q.dtype == torch.bfloat16
+    return training and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= LARGEST_SQUARE
+
+
+def _by_products(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, scores: Scores, scale: float) -> Tensor:
+    """softmax(q·kᵀ·scale + mask)·v with bf16 products and an fp32 softmax, some queries at a time, so that keys which
+    none of them may see cost nothing. 3.7× as fast as the fp32 kernel, forward and backward together (16 × 4 heads × 256 ×
+    64, 2 key heads, two cores with AVX512-BF16)."""
+    (B, H, T, D), (K, S) = q_BHTD.shape, k_BKSD.shape[1:3]
+    mask = scores.mask
+    if scores.causal:
+        slots = torch.arange(T, device=q_BHTD.device)
+        mask = torch.where(slots[:, None] >= slots, 0.0, float("-inf"))[None, None]
+    if mask is not None:
+        mask = mask.unflatten(1, (K, H // K)) if mask.shape[1] == H else mask.unsqueeze(1)  # (B, K, H / K, T, S)
+    size, mixed = max(SMALLEST_CHUNK, -(-T // CHUNKS)), []
+    for start in range(0, T, size):
+        stop = min(start + size, T)
+        seen = stop if scores.backward_only else S
+        q_BKRD = q_BHTD[:, :, start:stop].reshape(B, K, -1, D)  # R rows: the queries of a group's heads
+        raw = (q_BKRD @ k_BKSD[:, :, :seen].mT).view(B, K, H // K, stop - start, seen).float() * scale
+        weights = (raw if mask is None else raw + mask[..., start:stop, :seen]).softmax(-1).to(q_BHTD.dtype)
+        mixed.append((weights.view(B, K, -1, seen) @ v_BKSD[:, :, :seen]).view(B, H, stop - start, D))
+    return torch.cat(mixed, 2)

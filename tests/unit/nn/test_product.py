@@ -1,38 +1,55 @@
-"""The attention product against a plain computation in double precision."""
+"""Attention written out in products, as compiled training on a CPU computes it, against the library's in float64."""
 
 from __future__ import annotations
 
-import math
+import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from luban.nn.attention.mask import Scores
-from luban.nn.attention.product import attend
+from luban.nn.attention.product import _by_products
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [
-    (torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3),
-])  # fmt: skip
-@pytest.mark.parametrize("masked", [True, False])
-def test_it_is_softmax_attention_and_so_are_its_gradients(dtype, tolerance, masked):
-    """Tolerances: a few units in the last place of the inputs' type."""
-    q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
-    seen = torch.ones(9, 9, dtype=torch.bool).tril()
-    if masked:
-        documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9])
-        seen = seen & (documents[:, None, :, None] == documents[:, None, None, :])
-    weight = torch.randn(2, 4, 9, 8)
-    rounded = [t.to(dtype).requires_grad_() for t in (q, k, v)]
-    exact = [t.detach().double().requires_grad_() for t in rounded]
-    mask = torch.where(seen, 0.0, float("-inf")).to(dtype) if masked else None
-    ours = attend(*rounded, Scores(causal=not masked, mask=mask))
-    keys, values = (t.repeat_interleave(2, dim=1) for t in exact[1:])
-    scores = (exact[0] @ keys.mT / math.sqrt(8)).masked_fill(~seen, float("-inf"))
-    theirs = scores.softmax(-1) @ values
-    assert ours.dtype == dtype
-    torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
-    (ours.double() * weight).sum().backward()
-    (theirs * weight).sum().backward()
-    for a, b in zip(rounded, exact, strict=True):
-        torch.testing.assert_close(a.grad.double(), b.grad, rtol=2 * tolerance, atol=2 * tolerance)
+@pytest.mark.parametrize("masked", ["bare triangle", "documents", "everything", "a bias a head"])
+@pytest.mark.parametrize("length", [1, 64, 130, 300])
+def test_products_equal_the_definition(masked, length):
+    B, K, D, group = 2, random.choice([1, 2, 3]), random.choice([8, 20]), random.choice([1, 2, 4])
+    q, k, v = (torch.randn(B, heads, length, D, requires_grad=True) for heads in (K * group, K, K))
+    slots = torch.arange(length)
+    triangle = slots[:, None] >= slots
+    documents = (torch.rand(B, length) < 0.1).cumsum(1)
+    same = triangle & (documents[:, :, None] == documents[:, None, :])
+    mask = {
+        "bare triangle": None,
+        "documents": torch.where(same, 0.0, float("-inf"))[:, None],
+        "everything": None,
+        "a bias a head": torch.where(triangle, torch.randn(1, K * group, length, length), float("-inf")),
+    }[masked]
+    bare, backward_only = masked == "bare triangle", masked != "everything"
+    out = _by_products(q, k, v, Scores(causal=bare, mask=mask, backward_only=backward_only), 0.3)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    wanted = F.scaled_dot_product_attention(*wide, attn_mask=None if mask is None else mask.double(), is_causal=bare,
+                                            scale=0.3, enable_gqa=True)  # fmt: skip
+    torch.testing.assert_close(out.double(), wanted, rtol=0, atol=1e-5)
+    do = torch.randn_like(out)
+    for ours, theirs in zip(torch.autograd.grad(out, (q, k, v), do), torch.autograd.grad(wanted, wide, do.double()),
+                            strict=True):  # fmt: skip
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-4)
+
+
+def test_what_is_marked_as_looking_back_does():
+    from luban.kernels.visible import Visible
+    from luban.nn.attention.mask import scores
+
+    device = torch.device("cpu")
+    prefix = torch.tensor([[True, True, True, False, False, False]])
+    cases = {"causal": {}, "window": {"window": 2}, "documents": {"documents": torch.tensor([[0, 0, 0, 1, 1, 1]])},
+             "prefix": {"prefix": prefix}, "both ways": {"causal": False}}  # fmt: skip
+    for name, options in cases.items():
+        visible = Visible(**({"queries": 6, "keys": 6, "causal": True, "device": device} | options))
+        made = scores(visible, width=8, dtype=torch.float32)
+        ahead = torch.ones(6, 6, dtype=torch.bool).triu(1)
+        assert made.backward_only == (name not in ("prefix", "both ways"))
+        assert not (made.backward_only and made.mask is not None and (made.mask[..., ahead] > float("-inf")).any())
