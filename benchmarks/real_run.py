@@ -182,15 +182,12 @@ def bits_per_byte(model: torch.nn.Module, heldout: Any, seq: int, batch: int) ->
     first = np.zeros(len(heldout.data), dtype=bool)
     first[heldout.offsets[:-1]] = True
     total = 0.0
-    for start in range(0, len(heldout.data) - 1, seq * batch):
-        ends = [at for at in range(start, min(start + seq * batch, len(heldout.data) - 1), seq)]
-        for at in ends if len(heldout.data) - 1 - start < seq * batch else [ends]:
-            places = [at] if isinstance(at, int) else at
-            rows = [heldout.data[p : p + seq + 1].astype(np.int64) for p in places]
-            if len({len(row) for row in rows}) > 1:
-                raise SystemExit("windows of one batch differ in length")
+    starts = list(range(0, len(heldout.data) - 1, seq))
+    for places in (starts[i : i + batch] for i in range(0, len(starts), batch)):
+        for group in [places] if places[-1] + seq < len(heldout.data) else [[place] for place in places]:
+            rows = [np.asarray(heldout.data[p : p + seq + 1], dtype=np.int64) for p in group]
             ids = torch.from_numpy(np.stack(rows)).to(device)
-            skipped = torch.from_numpy(np.stack([first[p + 1 : p + len(rows[0])] for p in places])).to(device)
+            skipped = torch.from_numpy(np.stack([first[p + 1 : p + len(rows[0])] for p in group])).to(device)
             with torch.autocast(device.type, torch.bfloat16):
                 logits = model(input_ids=ids[:, :-1]).logits
             targets = ids[:, 1:].masked_fill(skipped, -100)

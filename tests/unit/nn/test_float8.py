@@ -1,0 +1,54 @@
+"""Products in 8 bits against float64: errors of the size that three or two mantissa bits allow, and where they are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from luban.core.errors import UnsupportedError
+from luban.models.build import build_model
+from luban.models.spec import ModelSpec
+from luban.nn.attention.grouped import Grouped
+from luban.nn.float8 import GRADIENTS, VALUES, by_rows, float8_linear, require_float8, use_float8
+from luban.nn.linear import Dense
+
+
+@pytest.mark.parametrize(("kind", "bits"), [(VALUES, 3), (GRADIENTS, 2)])
+def test_every_row_has_a_scale_of_its_own(kind, bits):
+    x = torch.randn(7, 64) * 10.0 ** torch.randint(-6, 6, (7, 1))
+    values, scale = by_rows(x, kind)
+    assert values.dtype == kind and scale.shape == (7, 1)
+    back = values.float() * scale
+    largest = x.abs().amax(1, keepdim=True)
+    assert ((back - x).abs() <= x.abs() * 2.0 ** -(bits + 1) + largest * 1e-4).all()
+    torch.testing.assert_close(back.abs().amax(1, keepdim=True), largest, rtol=1e-6, atol=0)
+    assert not by_rows(torch.zeros(2, 16), kind)[0].float().any()
+
+
+def test_product_and_gradients_are_near_and_the_weights_gradient_is_not_rounded():
+    x, w = torch.randn(5, 8, 64, requires_grad=True), torch.randn(32, 64, requires_grad=True)
+    bias = torch.randn(32, requires_grad=True)
+    y = float8_linear(x, w, bias)
+    do = torch.randn_like(y)
+    dx, dw, db = torch.autograd.grad(y, (x, w, bias), do)
+    right = nn.functional.linear(x, w, bias)
+    wanted = torch.autograd.grad(right, (x, w, bias), do)
+    for ours, theirs, limit in ((y, right, 0.04), (dx, wanted[0], 0.08), (dw, wanted[1], 1e-5), (db, wanted[2], 1e-5)):
+        assert (ours - theirs).norm() / theirs.norm() < limit
+    assert (y - right).norm() > 0  # it is rounded
+
+
+def test_layers_of_the_blocks_take_part_but_not_embedding_and_head(capsys):
+    module = build_model(ModelSpec(vocab_size=48, width=32, layers=2), seed=0)
+    taken = use_float8(module.blocks)
+    assert taken == 2 * 7
+    assert all(not layer.plain for layer in module.blocks.modules() if isinstance(layer, Dense))
+    odd = build_model(ModelSpec(vocab_size=48, width=40, layers=1, attention=Grouped(heads=2)), seed=0)
+    use_float8(odd.blocks)
+    assert "multiples of 16" in capsys.readouterr().err
+
+
+def test_a_processor_without_it_is_told():
+    with pytest.raises(UnsupportedError, match=r"capability 8\.9.*--train.precision bf16"):
+        require_float8(torch.device("cpu"))

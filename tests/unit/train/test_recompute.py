@@ -1,0 +1,51 @@
+"""Recomputation changes what is kept, and nothing that is computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from luban.models.build import build_model
+from luban.models.spec import ModelSpec
+from luban.objectives.causal import Causal
+from luban.train.compile import loss_function, stacked_blocks
+from luban.train.recompute import recompute_blocks
+
+
+def run(what: str, seed: int) -> tuple[float, list[torch.Tensor], int]:
+    """(loss, gradients, bytes kept for the backward pass outside checkpoints)."""
+    module = build_model(ModelSpec(vocab_size=64, width=32, layers=3), seed=seed)
+    recompute_blocks(stacked_blocks(module), what)
+    tokens = torch.randint(0, 64, (2, 17), generator=torch.Generator().manual_seed(seed))
+    kept = 0
+
+    def count(tensor):
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        loss = loss_function(module, Causal(), compiled=False)(tokens[:, :-1], tokens[:, 1:], tokens[:, 1:] >= 0)
+    loss.backward()
+    return loss.item(), [p.grad for p in module.parameters()], kept
+
+
+@pytest.mark.parametrize("what", ["cheap", "blocks"])
+def test_loss_and_gradients_stay_and_less_is_kept(what):
+    seed = int(torch.randint(0, 10**6, ()))
+    plain, lean = run("none", seed), run(what, seed)
+    assert lean[0] == plain[0]
+    for ours, theirs in zip(lean[1], plain[1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    assert lean[2] < plain[2] / 2
+
+
+def test_products_are_not_made_twice_under_the_cheap_policy():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counts = {}
+    for what in ("none", "cheap", "blocks"):
+        with FlopCounterMode(display=False) as counter:
+            run(what, 1)
+        counts[what] = counter.get_total_flops()
+    assert counts["none"] == counts["cheap"] < counts["blocks"]
