@@ -31,7 +31,7 @@ class Prediction:
     parameters: int  # of the model
     memory: MemoryPrediction  # at the peak of a step
     free: int  # bytes free on the device now
-    held: int  # bytes of main memory that this process holds now
+    held: int  # bytes of main memory that this process held before
     machine: Machine
     tokens_per_step: int
     steps: int  # of the whole run
@@ -98,6 +98,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Prediction
     Raises:
         UnsupportedError: an attention was asked for by name that can't serve this run.
     """
+    held = resident_memory()  # before anything is measured
     train, machine, shapes = recipe.train, Machine.of(device), _shapes(spec)
     graph = describe(spec, batch=train.batch_size // train.accumulate, seq=train.seq_len)
     setting = setting_of(recipe, spec, device, shapes)
@@ -106,7 +107,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Prediction
     step = predict_step(graph, setting, found, micro_batches=train.accumulate,
                         update_flops=recipe.optim.update_flops(shapes))  # fmt: skip
     return Prediction(parameters=graph.parameters, memory=predict_memory(graph, setting), free=free_memory(device),
-                      held=resident_memory(), machine=machine, tokens_per_step=train.batch_size * train.seq_len,
+                      held=held, machine=machine, tokens_per_step=train.batch_size * train.seq_len,
                       steps=train.steps, model_flops=graph.model_flops * train.accumulate, precision=train.precision,
                       step=step, budget=train.budget_seconds, compiled=train.compile)  # fmt: skip
 
