@@ -12,7 +12,8 @@ ABOUT = "Train a model from a recipe. The same command resumes an unfinished run
 EXAMPLES = """
 luban pretrain tiny_pretrain_cpu --data.path shards --out runs/tiny
 luban pretrain luban_pretrain_cpu --data.path shards --out runs/a --optim.type adamw --train.steps 500
-luban pretrain tiny_pretrain_cpu --data.path shards --dry-run
+luban pretrain luban_pretrain_gpu --data.path shards --dry-run      # memory, time and energy, before anything is taken
+luban pretrain luban_pretrain_gpu --data.path shards --out runs/b --train.profile 3 --train.attention luban
 """
 
 

@@ -26,3 +26,8 @@ def seconds(s: float) -> str:
     if s < 3600:
         return f"{int(s // 60)}m{int(s % 60):02d}s"
     return f"{int(s // 3600)}h{int(s % 3600 // 60):02d}m"
+
+
+def milliseconds(s: float) -> str:
+    """1.2345 → '1,234 ms', 0.0123 → '12.3 ms'."""
+    return f"{1e3 * s:,.0f} ms" if s >= 0.1 else f"{1e3 * s:.3g} ms"

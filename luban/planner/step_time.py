@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from luban.core.opgraph import TRAINING_FACTOR, Op, OpGraph
+from luban.core.units import milliseconds
 from luban.planner.memory import FP32, HALF, JOINED, Setting, joined_parameters
 
 BACKWARD = 2.5  # work of attention's backward pass in forwards: five products for two
@@ -48,7 +49,7 @@ class StepTime:
         return sum(getattr(self, field.name) for field in fields(self))
 
     def __str__(self) -> str:
-        return ", ".join(f"{field.name} {1e3 * getattr(self, field.name):.3g} ms" for field in fields(self))
+        return ", ".join(f"{field.name} {milliseconds(getattr(self, field.name))}" for field in fields(self))
 
 
 def predict_step(graph: OpGraph, setting: Setting, rates: Rates, *, micro_batches: int = 1,

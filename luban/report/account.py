@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from luban.core.units import bytes_, seconds
+from luban.core.units import bytes_, milliseconds, seconds
 
 NEAR = 0.01  # of the best held-out loss: close enough to call it reached
 
@@ -43,7 +43,7 @@ def _step(figures: dict[str, Any]) -> tuple[str, str, str] | None:
     predicted, measured = figures.get("predicted_step_seconds"), figures.get("step_seconds")
     if not predicted or not measured:
         return None
-    return "a step, median", f"{1e3 * predicted:.3g} ms", f"{1e3 * measured:.3g} ms{_beside(predicted, measured)}"
+    return "a step, median", milliseconds(predicted), milliseconds(measured) + _beside(predicted, measured)
 
 
 def _speed(figures: dict[str, Any]) -> tuple[str, str, str] | None:

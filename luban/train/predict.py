@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 
 from luban.core.errors import UnsupportedError
-from luban.core.units import bytes_, count, seconds
+from luban.core.units import bytes_, count, milliseconds, seconds
 from luban.kernels import dispatch
 from luban.models.build import build_model
 from luban.models.describe import describe
@@ -31,7 +31,7 @@ class Prediction:
     parameters: int  # of the model
     memory: MemoryPrediction  # at the peak of a step
     free: int  # bytes free on the device now
-    held: int  # bytes of main memory that this process holds now
+    held: int  # bytes of main memory that this process held before
     machine: Machine
     tokens_per_step: int
     steps: int  # of the whole run
@@ -67,7 +67,7 @@ class Prediction:
     def summary(self) -> str:
         """One line, as training begins."""
         return (f"{count(self.parameters)} parameters on {self.machine.name} in {self.precision}; predicted: memory "
-                f"{bytes_(self.memory.total)} of {bytes_(self.free)} free, a step in {1e3 * self.step.total:.3g} ms, "
+                f"{bytes_(self.memory.total)} of {bytes_(self.free)} free, a step in {milliseconds(self.step.total)}, "
                 f"{count(self.tokens_per_step / self.step.total)} tokens/s")  # fmt: skip
 
     def lines(self) -> list[str]:
@@ -80,7 +80,7 @@ class Prediction:
             f"memory  {bytes_(memory.total)} at the peak of a step; {bytes_(self.free)} are free",
             f"        parameters {bytes_(memory.parameters)}, optimizer {bytes_(memory.optimizer)}, gradients "
             f"{bytes_(memory.gradients)}, activations {bytes_(memory.activations)}, passing {bytes_(memory.transient)}",
-            f"step    {1e3 * self.step.total:.3g} ms: {self.step}",
+            f"step    {milliseconds(self.step.total)}: {self.step}",
             f"speed   {count(self.tokens_per_step / self.step.total)} tokens/s, "
             f"{self.model_flops / self.step.total / 1e12:.3g} TFLOP/s of the model{share}",
             f"run     {steps:,} steps, {count(float(steps * self.tokens_per_step))} tokens, "
@@ -98,6 +98,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Prediction
     Raises:
         UnsupportedError: an attention was asked for by name that can't serve this run.
     """
+    held = resident_memory()  # before anything is measured
     train, machine, shapes = recipe.train, Machine.of(device), _shapes(spec)
     graph = describe(spec, batch=train.batch_size // train.accumulate, seq=train.seq_len)
     setting = setting_of(recipe, spec, device, shapes)
@@ -106,7 +107,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Prediction
     step = predict_step(graph, setting, found, micro_batches=train.accumulate,
                         update_flops=recipe.optim.update_flops(shapes))  # fmt: skip
     return Prediction(parameters=graph.parameters, memory=predict_memory(graph, setting), free=free_memory(device),
-                      held=resident_memory(), machine=machine, tokens_per_step=train.batch_size * train.seq_len,
+                      held=held, machine=machine, tokens_per_step=train.batch_size * train.seq_len,
                       steps=train.steps, model_flops=graph.model_flops * train.accumulate, precision=train.precision,
                       step=step, budget=train.budget_seconds, compiled=train.compile)  # fmt: skip
 

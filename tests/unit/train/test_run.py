@@ -17,6 +17,7 @@ from luban.core.artifact import open_artifact
 from luban.core.errors import ArtifactError, ConfigError, MissingExtra, UnsupportedError, UsageError
 from luban.core.units import bytes_
 from luban.load.model import load_model
+from luban.planner.accelerators import accelerator
 from luban.train import predict
 from luban.train.pretrain import pretrain
 from luban.train.run import prepare
@@ -152,3 +153,15 @@ def test_an_attention_that_cannot_serve_is_refused_before_anything_is_written(ti
     with pytest.raises(UnsupportedError, match=r"cuDNN can't compute this attention.*CUDA"):
         pretrain(tiny(train={"attention": "cudnn", "device": "cpu"}), tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_says_cost_and_utilisation_where_the_accelerator_is_known(tiny):
+    prediction = prepare(tiny(train={"steps": 1000}))[-1]
+    assert not any(line.startswith("cost") for line in prediction.lines())  # a CPU's power isn't known
+    machine = replace(prediction.machine, accelerator=accelerator("h100-sxm"))
+    known = replace(prediction, machine=machine, step=replace(prediction.step, products=3.6, attention=0.0, elementwise=0.0,
+                                                              update=0.0), model_flops=3.6 * 989.4e12 / 2, precision="bf16")  # fmt: skip
+    text = "\n".join(known.lines())
+    assert "50.0% of the accelerator's peak" in text and "1 accelerator-hours, at most 0.7 kWh (700 W)" in text
+    assert known.figures()["peak_flops"] == 989.4e12 and "about 1h00m" in text
+    assert "about 1m40s" in "\n".join(replace(known, budget=100.0).lines())
