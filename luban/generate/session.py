@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +54,25 @@ class Session:
     def __init__(self, module: nn.Module):
         self.module = module.eval()
         self.spec: ModelSpec = module.spec
-        require_next_token(self.spec, "generating text", cached=True)
+        self.require(self.spec)
         self.sequences: list[Sequence] = []
         self.cache: ContiguousCache | None = None
         self.logits: Tensor | None = None  # (B, V) float32, of each sequence's next token
+
+    def require(self, spec: ModelSpec) -> None:
+        """Raise UnsupportedError unless this model predicts the next token step by step."""
+        require_next_token(spec, "generating text", cached=True)
+
+    def check(self, prompt: list[int]) -> None:
+        """Raise ContextError where a prompt is empty, too long, or holds ids outside the vocabulary."""
+        check_ids(prompt, self.spec)
+        if len(prompt) >= self.spec.context:
+            raise ContextError(f"the prompt has {len(prompt)} tokens, and the model's context of {self.spec.context} "
+                               "must also hold the answer: shorten the prompt")  # fmt: skip
+
+    def full(self, sequence: Sequence) -> bool:
+        """Whether the context has no room for another token."""
+        return len(sequence) >= self.spec.context
 
     @torch.inference_mode()
     def add(self, sequences: SequenceOf[Sequence]) -> None:
@@ -65,7 +81,7 @@ class Session:
         Raises ContextError, before anything is read, when a prompt leaves no room for a token.
         """
         for sequence in sequences:
-            check_prompt(sequence.prompt, self.spec)
+            self.check(sequence.prompt)
         if not sequences:
             return
         prompts = {id(s.prompt): s.prompt for s in sequences}
@@ -82,19 +98,24 @@ class Session:
         self.sequences.extend(sequences)
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[ContiguousCache, Tensor]:
-        weight = next(self.module.parameters())
-        attention = self.spec.attention
-        cache = ContiguousCache(layers=self.spec.layers, key_heads=attention.key_heads(), batch=len(prompts),
-                                head_dim=attention.head_width(self.spec.width), context=self.spec.context,
-                                device=weight.device, dtype=weight.dtype)  # fmt: skip
-        longest = max(map(len, prompts))
-        padded = [[0] * (longest - len(p)) + p for p in prompts]
-        tokens = torch.tensor(padded, device=weight.device)
-        mask = None
-        if any(len(p) != longest for p in prompts):
-            room = torch.tensor([longest - len(p) for p in prompts], device=weight.device)
-            mask = torch.arange(longest, device=weight.device) >= room[:, None]
+        tokens, mask = self._padded(prompts)
+        cache = ContiguousCache(**self._cache_shape(len(prompts)))
         return cache, self._next_logits(tokens, mask, cache)
+
+    def _cache_shape(self, batch: int) -> dict[str, Any]:
+        weight, attention = next(self.module.parameters()), self.spec.attention
+        return {"layers": self.spec.layers, "key_heads": attention.key_heads(), "batch": batch,
+                "head_dim": attention.head_width(self.spec.width), "context": self.spec.context,
+                "device": weight.device, "dtype": weight.dtype}  # fmt: skip
+
+    def _padded(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor | None]:
+        """(B, T) tokens padded on the left, and which are real (None: all)."""
+        device, longest = next(self.module.parameters()).device, max(map(len, prompts))
+        tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
+        if all(len(p) == longest for p in prompts):
+            return tokens, None
+        room = torch.tensor([longest - len(p) for p in prompts], device=device)
+        return tokens, torch.arange(longest, device=device) >= room[:, None]
 
     def _next_logits(self, tokens: Tensor, mask: Tensor | None, cache: ContiguousCache) -> Tensor:
         hidden = self.module(tokens, mask, cache=cache, output="hidden")
@@ -128,13 +149,10 @@ class Session:
         self.logits = self._next_logits(tokens, None, self.cache)
 
 
-def check_prompt(prompt: list[int], spec: ModelSpec) -> None:
-    """Raise ContextError where a prompt is empty, too long, or holds ids outside the vocabulary."""
+def check_ids(prompt: list[int], spec: ModelSpec) -> None:
+    """Raise ContextError where a prompt is empty or holds ids outside the vocabulary."""
     if not prompt:
         raise ContextError("the prompt is empty: at least one token is needed")
-    if len(prompt) >= spec.context:
-        raise ContextError(f"the prompt has {len(prompt)} tokens, and the model's context of {spec.context} "
-                           "must also hold the answer: shorten the prompt")  # fmt: skip
     if not 0 <= min(prompt) <= max(prompt) < spec.vocab_size:
         raise ContextError(f"the prompt holds token ids outside the model's vocabulary of {spec.vocab_size}")
 

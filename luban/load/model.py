@@ -23,6 +23,7 @@ from luban.nn.linear import lay_by_inputs
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 INT8 = "int8"
+BEGINNINGS = ("decoder_start_token_id", "forced_bos_token_id")  # in generation_config.json of newer transformers
 STEP = re.compile(r"step_(\d+)")
 
 
@@ -38,6 +39,7 @@ class LoadedModel:
     manifest: Manifest | None  # of the run or checkpoint; none for foreign directories
     stop_ids: tuple[int, ...] = ()  # tokens that end a generation
     begins_with_bos: bool = False  # whether the model's texts begin with the begin token
+    ends_with_eos: bool = False  # whether whole texts, such as an encoder reads, end with the end token
 
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises DataError where the directory held none."""
@@ -132,6 +134,8 @@ def _require_tokenizer(run: Path, manifest: Manifest) -> None:
 
 def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     config = _read_json(path / "config.json")
+    generation = _read_json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
+    config |= {name: generation[name] for name in BEGINNINGS if generation.get(name) is not None}
     form = format_of(config)
     spec = form.spec(config)
     theirs = read_folder(path)
@@ -140,7 +144,6 @@ def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     module = build_model(spec, device=device, dtype=dtype, seed=None)
     place(module, tensors, path)
     tokenizer = load_tokenizer(path) if (path / "tokenizer.json").is_file() else None
-    generation = _read_json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     stops = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
     return _loaded(spec, module, tokenizer, path.name, path, None, stops)
@@ -159,7 +162,8 @@ def _loaded(spec: ModelSpec, module: nn.Module, tokenizer: Tokenizer | None, nam
     lay_by_inputs(module)
     ends = dict.fromkeys((*(tokenizer.stop_ids if tokenizer else ()), *stops))
     return LoadedModel(spec=spec, module=module.eval(), tokenizer=tokenizer, name=name, path=path,
-                       manifest=manifest, stop_ids=tuple(ends), begins_with_bos=_begins_with_bos(tokenizer))  # fmt: skip
+                       manifest=manifest, stop_ids=tuple(ends), begins_with_bos=_begins_with_bos(tokenizer),
+                       ends_with_eos=_ends_with_eos(tokenizer))  # fmt: skip
 
 
 def _begins_with_bos(tokenizer: Tokenizer | None) -> bool:
@@ -172,8 +176,19 @@ def _begins_with_bos(tokenizer: Tokenizer | None) -> bool:
     declared = _read_json(settings).get("add_bos_token") if settings.is_file() else None
     if declared is not None:
         return bool(declared)
+    return _adds(tokenizer, tokenizer.bos_id)
+
+
+def _ends_with_eos(tokenizer: Tokenizer | None) -> bool:
+    """As `_begins_with_bos`."""
+    if tokenizer is None or tokenizer.eos_id is None or tokenizer.path is None:
+        return False
+    return (tokenizer.path / MANIFEST).is_file() or _adds(tokenizer, tokenizer.eos_id)
+
+
+def _adds(tokenizer: Tokenizer, token: int) -> bool:
     after = _read_json(tokenizer.path / "tokenizer.json").get("post_processor")
-    return str(tokenizer.token(tokenizer.bos_id)) in json.dumps(after, ensure_ascii=False)
+    return json.dumps(tokenizer.token(token), ensure_ascii=False) in json.dumps(after, ensure_ascii=False)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class EncoderDecoderBody(Body):
     """An encoder over the source and a decoder over the target, with one embedding table for both."""
 
     encoder_layers: int | None = None  # blocks of the encoder; none: as many as the decoder's
+    decoder_start: int | None = None  # id of the token that the decoder begins with; none: it can't write text
+    decoder_second: int | None = None  # id of the token that always follows it (forced begin); none: it is predicted
 
     def check(self, spec: ModelSpec) -> None:
         """Parts that have a form with cross-attention."""
@@ -39,6 +41,9 @@ class EncoderDecoderBody(Body):
         require_cross(spec)
         if self.encoder_layers is not None and self.encoder_layers < 1:
             raise ConfigError(f"encoder_layers must be at least 1, {self.encoder_layers} given")
+        for name in ("decoder_start", "decoder_second"):
+            if (token := getattr(self, name)) is not None and not 0 <= token < spec.vocab_size:
+                raise ConfigError(f"{name} must be a token id below {spec.vocab_size}, {token} given")
         if spec.attention.window is not None:
             raise ConfigError("attention windows aren't built for encoder–decoders")
 

@@ -13,13 +13,15 @@ from luban.core.errors import ConfigError
 from luban.nn.linear import Dense
 
 LARGEST = 127
+KERNEL_STEP = 16  # inputs that torch's kernel reads at once: with a rest it computes something else, unasked
 
 
 class Int8Linear(nn.Module):
     """x·wᵀ·scale (+ bias).
 
     One row of input runs through torch's 8-bit kernel, which takes it in bfloat16; more rows through a
-    float32 product with the weights unpacked, which is the faster from two rows on.
+    float32 product with the weights unpacked, which is the faster from two rows on. So does one row where the inputs
+    aren't a multiple of 16.
     """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None):
@@ -34,7 +36,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O), in the precision of the input."""
         rows = x.reshape(-1, x.shape[-1])
-        if rows.shape[0] == 1:
+        if rows.shape[0] == 1 and rows.shape[1] % KERNEL_STEP == 0:
             out = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale).to(x.dtype)
         else:
             out = F.linear(rows, self.weight.to(x.dtype) * self.scale.to(x.dtype)[:, None])

@@ -13,9 +13,11 @@ from luban.core.errors import DataError
 from luban.core.seeding import derive
 from luban.generate.sampling import Sampling
 from luban.generate.session import Sequence as Growing
-from luban.generate.session import Session, TokenLogprob, check_prompt
+from luban.generate.session import TokenLogprob
+from luban.generate.source import session_for
 from luban.generate.text import TextStream
 from luban.load.model import LoadedModel
+from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.tokenizer.chat import render
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -107,7 +109,7 @@ class Engine:
 
     def __init__(self, model: LoadedModel, *, max_batch: int = MAX_BATCH):
         self.model, self.max_batch = model, max_batch
-        self.session = Session(model.module)
+        self.session = session_for(model.module)
         self.waiting: deque[Request] = deque()
         self.running: dict[int, tuple[Request, TextStream | None]] = {}  # by id of its growing sequence
         self._stepping = threading.Lock()
@@ -118,14 +120,16 @@ class Engine:
         Raises DataError (ContextError when it is empty or leaves no room in the context).
         """
         if isinstance(prompt, str):
-            ids = self.model.need_tokenizer().encode(prompt, bos=self.model.begins_with_bos)
+            source = isinstance(self.model.spec.body, EncoderDecoderBody)
+            ids = self.model.need_tokenizer().encode(prompt, bos=self.model.begins_with_bos,
+                                                     eos=source and self.model.ends_with_eos)  # fmt: skip
         elif prompt and isinstance(prompt[0], Mapping):
             ids = render(prompt, self.model.need_tokenizer(), add_generation_prompt=True).token_ids
         elif all(isinstance(token, int) for token in prompt):
             ids = list(prompt)
         else:
             raise DataError("a prompt is a string, a list of token ids, or a list of messages")
-        check_prompt(ids, self.model.spec)
+        self.session.check(ids)
         return ids
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None) -> list[Result]:
@@ -206,7 +210,7 @@ class Engine:
         reason: FinishReason | None = None
         if ended or (stream is not None and stream.stopped):
             reason = "stop"
-        elif len(growing.tokens) >= sampling.max_tokens or len(growing) >= self.model.spec.context:
+        elif len(growing.tokens) >= sampling.max_tokens or self.session.full(growing):
             reason = "length"
         if reason and stream is not None:
             text += stream.finish()
@@ -233,7 +237,7 @@ class Engine:
             broken = {id(r): r for r in [*self.waiting, *(request for request, _ in self.running.values())]}
             self.waiting.clear()
             self.running.clear()
-            self.session = Session(self.model.module)
+            self.session = session_for(self.model.module)
             for request in broken.values():
                 request.error = error
                 self._cancel(request)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from luban.core.errors import UnsupportedError
 from luban.models.block.post import PostNorm
+from luban.models.convert.beginnings import beginnings, encoder_decoder
 from luban.models.convert.family import Fields, Pair, activation_name, plain_feedforward
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.head import Classes, Head, Hidden, LanguageModel
@@ -76,7 +77,7 @@ class Bart:
             context=fields.get("max_position_embeddings", 1024), position=Learned(offset=OFFSET),
             attention=Grouped(heads=heads, qkv_bias=True, output_bias=True), norm=LayerNorm(), embedding_norm=LayerNorm(),
             feedforward=plain_feedforward(fields.get("activation_function", "gelu"), inner, bias=True),
-            block=PostNorm(), body=EncoderDecoderBody(encoder_layers=fields.need("encoder_layers")),
+            block=PostNorm(), body=encoder_decoder(fields, fields.need("encoder_layers"), start=2),
             head=head, tied_head=isinstance(head, LanguageModel),
         )  # fmt: skip
 
@@ -111,7 +112,7 @@ class Bart:
             "encoder_attention_heads": attention.heads, "decoder_attention_heads": attention.heads,
             "encoder_ffn_dim": spec.feedforward.width, "decoder_ffn_dim": spec.feedforward.width,
             "activation_function": activation_name(spec.feedforward), "scale_embedding": False,
-            "tie_word_embeddings": True, **({"id2label": {str(i): f"LABEL_{i}" for i in range(count)}} if count else {}),
+            "tie_word_embeddings": True, **beginnings(body), **({"id2label": {str(i): f"LABEL_{i}" for i in range(count)}} if count else {}),
         }  # fmt: skip
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from luban.core.errors import UnsupportedError
 from luban.models.block.pre import PreNorm
+from luban.models.convert.beginnings import beginnings, encoder_decoder
 from luban.models.convert.family import Fields, Pair
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.head import LanguageModel
@@ -58,7 +59,7 @@ class T5:
             position=RelativeBias(buckets=fields.get("relative_attention_num_buckets", 32),
                                   max_distance=fields.get("relative_attention_max_distance", 128)),
             norm=RMSNorm(eps=fields.get("layer_norm_epsilon", 1e-6)), block=PreNorm(),
-            feedforward=FEEDFORWARD[kind](width=fields.need("d_ff")), body=EncoderDecoderBody(encoder_layers=layers),
+            feedforward=FEEDFORWARD[kind](width=fields.need("d_ff")), body=encoder_decoder(fields, layers, start=fields.get("pad_token_id", 0)),
             head=LanguageModel(scale_hidden=scaled), tied_head=tied,
         )  # fmt: skip
 
@@ -79,7 +80,7 @@ class T5:
             "num_decoder_layers": spec.layers, "num_heads": heads.heads, "n_positions": spec.context,
             "relative_attention_num_buckets": position.buckets, "relative_attention_max_distance": position.max_distance,
             "layer_norm_epsilon": spec.norm.eps, "feed_forward_proj": kind, "tie_word_embeddings": spec.head.scale_hidden,
-            **({"scale_decoder_outputs": spec.head.scale_hidden} if spec.tied_head else {}),
+            **beginnings(body), **({"scale_decoder_outputs": spec.head.scale_hidden} if spec.tied_head else {}),
         }  # fmt: skip
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:

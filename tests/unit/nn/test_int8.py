@@ -28,6 +28,14 @@ def test_weights_are_rounded_to_127_steps_a_row():
         assert ((layer(row[None, None])[0, 0] - (row @ restored.t() + bias)).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("inputs", [1, 8, 33, 48, 60])
+def test_any_number_of_inputs(inputs):
+    layer, x = Int8Linear(torch.randn(21, inputs)), torch.randn(1, inputs)
+    exact = x @ (layer.weight.float() * layer.scale.float()[:, None]).t()
+    size = x.abs() @ (layer.weight.float() * layer.scale.float()[:, None]).abs().t()
+    assert ((layer(x) - exact).abs() <= size * 2**-7 + 1e-4).all()
+
+
 @pytest.mark.parametrize("changes", [
     {}, {"tied_head": True},
     {"attention": Grouped(heads=4, qkv_bias=True, output_bias=True), "feedforward": GELU(width=96, bias=True),
