@@ -40,6 +40,8 @@ ENDINGS = {
 }  # fmt: skip
 
 
+FOLDERS = ("folder", "code", "webtext")  # kinds that read whole folders
+
 SPLITTERS = Registry(
     "divisible source",
     {
@@ -131,7 +133,7 @@ def _expand(name: str) -> list[tuple[str, str]]:
         raise UsageError(f"unknown source '{name}'{nearest(name, _builtin())}")
     kind, _, rest = name.partition(":")
     if rest and kind in SOURCES.entries and not Path(name).exists():
-        return [(kind, path) for _, path in _expand(rest)]
+        return [(kind, path) for _, found in _expand(rest) for path in _files(kind, found)]
     if Path(name).exists():
         return [(kind_of(Path(name)), name)]
     paths = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
@@ -139,6 +141,16 @@ def _expand(name: str) -> list[tuple[str, str]]:
         what = "matches no file" if glob.has_magic(name) else "does not exist"
         raise DataError(f"source {name} {what}")
     return [(kind_of(Path(path)), path) for path in paths]
+
+
+def _files(kind: str, path: str) -> list[str]:
+    """The path, or of a folder, for a kind that reads single files, those below it that are of this kind."""
+    if not Path(path).is_dir() or kind in FOLDERS:
+        return [path]
+    found = sorted(str(file) for file in Path(path).rglob("*") if file.is_file() and kind_of(file) == kind)
+    if not found:
+        raise DataError(f"source {kind}:{path} holds no file of this kind: {path} alone takes every text below it")
+    return found
 
 
 def kind_of(path: Path) -> str:

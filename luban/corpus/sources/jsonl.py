@@ -32,9 +32,11 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         number += 1
         if not line.strip():
             continue
-        document = row_document(_parse(line, context), offset, context)
+        row = _parse(line, context)
+        document = row_document(row, offset, context)
         if document is None:
-            context.tally.spoilt("invalid JSON lines", f"{context.label} at byte {offset}")
+            what = "JSON lines without 'text' or 'messages'" if isinstance(row, Mapping) else "invalid JSON lines"
+            context.tally.spoilt(what, f"{context.label} at byte {offset}")
             continue
         good += 1
         yield document

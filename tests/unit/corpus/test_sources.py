@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -118,8 +119,19 @@ def test_json_lines_good_and_bad(tmp_path):
     assert [d.text for d in found] == ["one", "q\na", "lone \ufffd", "last"]
     assert (found[0].id, found[0].lang, found[0].quality, found[0].meta) == ("a.jsonl.gz#x", "en", 0.5, {"k": 1})
     assert found[1].messages == [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    assert counts["invalid JSON lines"] == 4
+    assert counts["invalid JSON lines"] == 2 and counts["JSON lines without 'text' or 'messages'"] == 2
     assert counts["oversized JSON lines"] == 1
+
+
+def test_a_kind_before_a_folder_reads_its_files_of_that_kind(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("b.jsonl", "deep/a.jsonl.gz", "deep/c.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    found = find_sources([f"jsonl:{tmp_path}", f"text:{tmp_path}", f"code:{tmp_path}"])
+    names = [(source.kind, Path(source.name).relative_to(tmp_path).as_posix()) for source in found]
+    assert names == [("jsonl", "b.jsonl"), ("jsonl", "deep/a.jsonl.gz"), ("text", "deep/c.txt"), ("code", ".")]
+    with pytest.raises(DataError, match="holds no file of this kind"):
+        find_sources([f"parquet:{tmp_path}"])
 
 
 def test_json_lines_without_a_document_are_refused(tmp_path):
