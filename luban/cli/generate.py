@@ -27,7 +27,7 @@ class Arguments:
     ]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
     prompt: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")
-    ]  # the text to continue; - reads it from standard input
+    ]  # the text to continue, or the source of an encoder–decoder; - reads it from standard input
     max_tokens: int = 128  # tokens generated at most
     temperature: float = 0.8  # 0: always the likeliest token
     top_p: float = 1.0  # keep the likeliest tokens with this much probability

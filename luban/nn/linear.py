@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.kernels.available import triton_runs
-from luban.nn.row import is_row, multiply, multiply_row, side_by_side
+from luban.nn.row import multiply
 
 Multiply = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]  # (…, I), (O, I), (O,) → (…, O)
 
@@ -48,13 +48,9 @@ def joint(x: Tensor, *layers: Dense) -> Tensor:
 
 
 def parallel(x: Tensor, *layers: Dense) -> tuple[Tensor, ...]:
-    """The same one by one; cut from the joint product in training on a GPU, and for one row of weights laid together."""
-    sizes = [layer.out_features for layer in layers]
+    """The same one by one; in training on a GPU cut from the joint product."""
     if trains_fused(x):
-        return joint(x, *layers).split(sizes, dim=-1)
-    if is_row(x, layers[0].weight) and (weight := side_by_side(tuple(layer.weight for layer in layers))) is not None:
-        parts = multiply_row(x, weight).split(sizes, dim=-1)
-        return tuple(p if layer.bias is None else p + layer.bias for p, layer in zip(parts, layers, strict=True))
+        return joint(x, *layers).split([layer.out_features for layer in layers], dim=-1)
     return tuple(layer(x) for layer in layers)
 
 
@@ -64,21 +60,11 @@ def lay_by_inputs(module: nn.Module) -> None:
 
     Names, shapes and values stay, strides change. The product of one row with such a matrix reads it at the
     memory's full speed, as decoding one token needs (`luban.nn.row`). Embedding tables follow, as a tied output layer
-    is a product. Layers that a module says are `joined` lie side by side in one block, to be read as one.
+    is a product. Every matrix keeps a block of its own: side by side in one they would have gaps, over which torch's
+    fused optimizers write.
     """
     for part in module.modules():
-        layers = [getattr(part, name) for name in getattr(part, "joined", ())]
-        if layers and all(type(layer) is Dense and _movable(layer.weight) for layer in layers):
-            weights = [layer.weight for layer in layers]
-            if side_by_side(tuple(weights)) is None:
-                together = torch.cat([weight.t() for weight in weights], dim=1)
-                for weight, own in zip(weights, together.split([len(w) for w in weights], dim=1), strict=True):
-                    weight.data = own.t()
-    laid = {id(getattr(part, name)) for part in module.modules() for name in getattr(part, "joined", ())}
-    for part in module.modules():
-        if isinstance(part, (nn.Linear, nn.Embedding)) and id(part) not in laid and _movable(part.weight):
-            part.weight.data = part.weight.t().contiguous().t()
-
-
-def _movable(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            weight = part.weight
+            if weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.t().is_contiguous():
+                weight.data = weight.t().contiguous().t()

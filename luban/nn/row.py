@@ -19,18 +19,14 @@ LEAST = 128  # inputs a bag at least
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(…, I), (O, I), (O,) → (…, O): torch's product, but for one row in inference on a CPU."""
-    return multiply_row(x, weight, bias) if is_row(x, weight) and by_inputs(weight) else F.linear(x, weight, bias)
+    return multiply_row(x, weight, bias) if is_row(x, weight) else F.linear(x, weight, bias)
 
 
 def is_row(x: Tensor, weight: Tensor) -> bool:
-    """Whether this is a single row in float32 on a CPU that no gradient is asked of."""
+    """Whether this is one row in float32 on a CPU, no gradient is asked of it, and the matrix lies input by input."""
     return (not torch.is_grad_enabled() and HAS_KERNEL and x.device.type == "cpu" and x.numel() == weight.shape[1]
-            and x.dtype == weight.dtype == torch.float32)  # fmt: skip
-
-
-def by_inputs(weight: Tensor) -> bool:
-    """Whether (O, I) lies input by input without gaps."""
-    return weight.stride() == (1, weight.shape[0])
+            and x.dtype == weight.dtype == torch.float32 and weight.stride() == (1, weight.shape[0])
+            and not torch.compiler.is_compiling())  # fmt: skip
 
 
 def multiply_row(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -47,13 +43,3 @@ def _bags(inputs: int, threads: int) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
         count = max(1, min(threads, inputs // LEAST))
         return torch.arange(inputs), torch.arange(count) * (inputs // count)
-
-
-def side_by_side(weights: tuple[Tensor, ...]) -> Tensor | None:
-    """The (sum of O, I) matrix that these lie in, input by input, one beside the other; None where they don't."""
-    total, place = sum(map(len, weights)), weights[0].data_ptr()
-    for weight in weights:
-        if weight.stride() != (1, total) or weight.data_ptr() != place:
-            return None
-        place += len(weight) * weight.element_size()
-    return weights[0].as_strided((total, weights[0].shape[1]), (1, total))

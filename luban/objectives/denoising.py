@@ -63,6 +63,10 @@ class Denoising(Objective):
     bodies = ("encoder_decoder",)
     heads = ("language_model",)
 
+    def decoder_start(self, shards: Shards) -> int:
+        """What ends a document, as BART's."""
+        return shards.config["eos_id"]
+
     def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:
         """Pieces of documents, one a row."""
         return Spoilt(self, shards, seq_len, seed)
@@ -94,5 +98,5 @@ class Spoilt(Pieces):
             spoilt = self.config.noise(self.draw("noise", row, epoch), text, self.marks)[: self.seq_len - 2]
             sources.append([*self.begin, *spoilt.tolist(), self.marks.end])
             targets.append([*self.begin, *text.tolist(), self.marks.end])
-        return source_batch(sources, targets, start=self.marks.end, pad=self.marks.pad, source_len=self.seq_len,
+        return source_batch(sources, targets, start=self.config.decoder_start(self.shards), pad=self.marks.pad, source_len=self.seq_len,
                             target_len=self.seq_len)  # fmt: skip

@@ -40,6 +40,10 @@ class Objective(Variant):
         """Ids that it needs beyond the tokenizer's."""
         return 0
 
+    def decoder_start(self, shards: Shards) -> int | None:
+        """Id of the token that an encoder–decoder's answers begin with; none: it has no such model."""
+        return None
+
     def require(self, head: object, *, causal: bool, tied: bool) -> None:
         """Raise ConfigError where a model whose body and head are of the right kind lacks what this objective needs.
 

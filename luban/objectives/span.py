@@ -42,6 +42,10 @@ class SpanCorruption(Objective):
         inside = min(max(round(self.rate * size), 1), size - 1)
         return inside, min(max(round(inside / self.mean_span), 1), size - inside)
 
+    def decoder_start(self, shards: Shards) -> int:
+        """Padding, as T5's."""
+        return shards.pad_id
+
     def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:
         """Pieces of documents, one a row."""
         return Corrupted(self, shards, seq_len, seed)
@@ -91,7 +95,7 @@ class Corrupted(Pieces):
             source, target = self.row(row, epoch) if row >= 0 else ([], [])
             sources.append([*source, self.marks.end] if source else [])
             targets.append([*target, self.marks.end] if target else [])
-        return source_batch(sources, targets, start=self.marks.pad, pad=self.marks.pad, source_len=self.seq_len,
+        return source_batch(sources, targets, start=self.config.decoder_start(self.shards), pad=self.marks.pad, source_len=self.seq_len,
                             target_len=self.target_len)  # fmt: skip
 
     def row(self, row: int, epoch: int) -> tuple[list[int], list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from luban.core.errors import ConfigError
 from luban.data.shards import Shards
 from luban.load.model import load_model
 from luban.models.build import build_model
+from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import ModelSpec
 from luban.train.recipe import Recipe, resolve_spec
 
@@ -36,8 +37,7 @@ def choose_start(recipe: Recipe, shards: Shards) -> Start:
     """
     vocabulary = shards.vocab_size + recipe.objective.extra_ids()
     if not recipe.init:
-        spec = resolve_spec(recipe.model, vocabulary)
-        return Start(spec=_check(spec, recipe))
+        return Start(spec=_check(described_spec(recipe, shards, vocabulary), recipe))
     model = load_model(recipe.init)
     if model.tokenizer is not None:
         shards.require_tokenizer(model.tokenizer.content_hash, f"model {recipe.init}")
@@ -49,12 +49,20 @@ def choose_start(recipe: Recipe, shards: Shards) -> Start:
     if set(recipe.model) == {"head"}:
         spec, weights = with_head(recipe, spec, weights)
     elif recipe.model:
-        _same_spec(to_dict(resolve_spec(recipe.model, vocabulary)), to_dict(spec), recipe.init)
+        _same_spec(to_dict(described_spec(recipe, shards, vocabulary)), to_dict(spec), recipe.init)
     known = next(
         (p for p in (Path(recipe.init), model.path) if (p / MANIFEST).is_file()), None
     )  # a run, else a checkpoint
     parents = (as_parent("init", known),) if known else ()
     return Start(spec=_check(spec, recipe), weights=weights, parents=parents)
+
+
+def described_spec(recipe: Recipe, shards: Shards, vocabulary: int) -> ModelSpec:
+    """The model of `[model]`; an encoder–decoder that doesn't say what its answers begin with takes the objective's."""
+    spec = resolve_spec(recipe.model, vocabulary)
+    if not isinstance(spec.body, EncoderDecoderBody) or spec.body.decoder_start is not None:
+        return spec
+    return replace(spec, body=replace(spec.body, decoder_start=recipe.objective.decoder_start(shards)))
 
 
 def with_head(recipe: Recipe, spec: ModelSpec, weights: dict[str, Tensor]) -> tuple[ModelSpec, dict[str, Tensor]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+import luban
 from luban.core.errors import ConfigError
+from luban.data.shards import Shards
 from luban.train.pretrain import pretrain
 
 ENCODER = {"body": {"type": "encoder", "segments": 2}, "head": {"type": "masked_lm", "pair": True},
@@ -35,6 +38,21 @@ def test_trains_and_resumes_bitwise(tiny, tmp_path, model, objective):
     again = pretrain(tiny(**changes), tmp_path / "again", "again")
     one, two = (load_file(run / "checkpoints" / "step_000006" / "model.safetensors") for run in (whole, again))
     assert all((one[name] == two[name]).all() for name in one)
+
+
+def test_an_encoder_decoder_answers_as_it_was_trained_to_begin(tiny, tmp_path):
+    """What an objective begins the decoder with is in the run's specification, so that the run writes text."""
+    model = {"body": {"type": "encoder_decoder"}, "position": {"type": "learned"}}
+    objective = {"type": "span_corruption", "sentinels": 20}
+    run = pretrain(tiny(model=model, objective=objective), tmp_path / "run", "run")
+    loaded, shards = luban.load_model(run), Shards.open(Path(tiny().data.path))
+    assert loaded.spec.body.decoder_start == shards.pad_id
+    assert loaded.ends_with_eos
+    result = luban.Engine(loaded).generate("ab ab", luban.Sampling(max_tokens=3, temperature=0, ignore_eos=True))[0]
+    assert result.prompt_token_ids[-1] == loaded.tokenizer.eos_id
+    assert len(result.token_ids) == 3
+    tuned = pretrain(tiny(model=model, objective=objective, init=str(run)), tmp_path / "tuned", "tuned")
+    assert luban.load_model(tuned).spec == loaded.spec
 
 
 @pytest.mark.parametrize(
