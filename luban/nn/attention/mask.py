@@ -114,10 +114,11 @@ def scores(visible: Visible, biases: _Biases | None = None, *, width: int, dtype
         fine = visible.sound()
         sound = None if fine is None else torch.where(fine, 1.0, float("nan"))[:, None, None, None]
         seen = None if kind == "causal" else with_seeing(visible.intervals(), width, visible.keys)
-        return Scores(path, kind == "causal", None, seen, biases.by_distance() if biases else None, sound)
+        return Scores(path, causal=kind == "causal", seen=seen, bias=biases.by_distance() if biases else None,
+                      sound=sound)  # fmt: skip
     added = biases.square() if biases else None
     if added is None and (kind == "all" or (kind == "causal" and square)):
-        return Scores(path, kind == "causal", backward_only=kind == "causal")
+        return Scores(path, causal=kind == "causal", backward_only=kind == "causal")
     added = torch.zeros((), device=visible.device) if added is None else added
     mask = torch.where(visible.dense(), added, float("-inf")).to(dtype)
     return Scores(path, mask=mask, backward_only=square and visible.causal and visible.prefix is None)

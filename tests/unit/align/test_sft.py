@@ -127,5 +127,5 @@ def test_the_command_line_predicts_without_writing(recipe, base, tmp_path, capsy
     code = main(["sft", "luban_sft_cpu", "--init", str(base), "--data.path", recipe.data.path, "--train.seq_len", "64",
                  "--dry-run"])  # fmt: skip
     printed = capsys.readouterr().out
-    assert code == 0 and all(word in printed for word in ("memory", "tokens", "FLOPs", "time"))
+    assert code == 0 and all(word in printed for word in ("memory", "tokens", "FLOPs", "step", "about"))
     assert sorted(tmp_path.iterdir()) == before

@@ -104,7 +104,7 @@ def test_every_preset_builds_on_meta_in_seconds():
 
 
 BIG = """
-import resource, time
+import os, time
 from luban import build_model, describe
 from luban.models.presets import PRESETS
 start = time.perf_counter()
@@ -113,7 +113,9 @@ build_model(spec, device="meta")
 graph = describe(spec, batch=8, seq=2048)
 assert graph.parameters == spec.parameters and len(graph.layers()) == 96 + 4
 assert abs(graph.training_flops / (6 * graph.parameters * 8 * 2048) - 1) < 0.05
-seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+seconds = time.perf_counter() - start
+status = open("/proc/self/status").read() if os.path.exists("/proc/self/status") else "VmHWM: 0"
+peak = int(status.partition("VmHWM:")[2].split()[0]) / 1e6  # getrusage's peak would count the process that started this one
 assert seconds < 5 and peak < 1, (seconds, peak)  # seconds, GB
 """
 
