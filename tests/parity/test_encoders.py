@@ -22,6 +22,7 @@ def random_config(rng: random.Random, kind: str):
     """A small model of odd sizes."""
     heads = rng.choice([1, 2, 3, 5])
     layers = rng.choice([2, 4])
+    head_dim = rng.choice([n for n in (3, 4, 7, 12) if heads * n >= 12])  # norms over fewer values are ill-conditioned
     own = {
         "bert": {"hidden_act": rng.choice(["gelu", "relu", "gelu_new"]), "type_vocab_size": rng.choice([1, 2, 3])},
         "roberta": {"type_vocab_size": rng.choice([1, 2]), "pad_token_id": 1},
@@ -29,7 +30,7 @@ def random_config(rng: random.Random, kind: str):
                    "hidden_act": rng.choice(["gelu", "gelu_new"]), "classifier_dropout_prob": 0.0},
     }[kind]  # fmt: skip
     return transformers.AutoConfig.for_model(
-        kind, **own, vocab_size=rng.randrange(31, 301, 2), hidden_size=heads * rng.choice([3, 4, 7]),
+        kind, **own, vocab_size=rng.randrange(31, 301, 2), hidden_size=heads * head_dim,
         num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=rng.randrange(9, 70),
         max_position_embeddings=40, initializer_range=0.3, layer_norm_eps=rng.choice([1e-12, 1e-5]),
         num_labels=rng.choice([2, 3, 5]), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
