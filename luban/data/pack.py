@@ -14,6 +14,7 @@ import numpy as np
 from luban.core.artifact import MANIFEST, ArtifactWriter, Parent, as_parent, read_manifest
 from luban.core.errors import DataError
 from luban.core.log import Bar, progress, warn
+from luban.core.rounds import rounds
 from luban.data.shards import FORMAT, split_file, token_dtype
 from luban.tokenizer.chat import render
 from luban.tokenizer.settings import SETTINGS_FILES
@@ -116,7 +117,7 @@ def _write(folder: Path, split: str, documents: Iterable[Packable], tokenizer: T
     with ExitStack() as files:
         tokens = files.enter_context(open(split_file(folder, split, "tokens"), "wb"))
         masks = files.enter_context(open(mask_file, "wb"))
-        for batch in _rounds(documents):
+        for batch in rounds(documents, lambda each: len(each.text), ROUND_BYTES):
             for ids, mask in _tokenise(batch, tokenizer, dtype, counts):
                 tokens.write(ids.data)
                 masks.write(mask.data)
@@ -129,20 +130,6 @@ def _write(folder: Path, split: str, documents: Iterable[Packable], tokenizer: T
     if not counts.conversations:
         mask_file.unlink()
     return counts
-
-
-def _rounds(documents: Iterable[Packable]) -> Iterator[list[Packable]]:
-    """Documents in lists of about ROUND_BYTES."""
-    held: list[Packable] = []
-    size = 0
-    for document in documents:
-        held.append(document)
-        size += len(document.text)
-        if size >= ROUND_BYTES:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
 
 
 def _tokenise(batch: list[Packable], tokenizer: Tokenizer, dtype: np.dtype,

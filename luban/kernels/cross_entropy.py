@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LOGIT_BYTES = 2**29  # of logits at once
-IGNORED = -100  # a target that counts nothing
+from luban.kernels.limits import IGNORED, LOGIT_BYTES
+
 BLOCK = 4096  # vocabulary entries a program holds
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from luban.core.errors import UnsupportedError
 from luban.core.log import warn
+from luban.kernels.limits import FLOAT8_SIDES
 from luban.nn.linear import Dense
 
 VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
-ALIGNMENT = 16  # both sides of a weight must be multiples of it
 
 
 def require_float8(device: torch.device) -> None:
@@ -37,12 +37,12 @@ def use_float8(module: nn.Module) -> int:
     Those with a side that is no multiple of 16 stay as they are, and one warning names the first.
     """
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Dense)}
-    odd = [name for name, layer in layers.items() if any(side % ALIGNMENT for side in layer.weight.shape)]
+    odd = [name for name, layer in layers.items() if any(side % FLOAT8_SIDES for side in layer.weight.shape)]
     for name in layers.keys() - odd:
         layers[name].multiply, layers[name].plain = float8_linear, False
     if odd:
         shape = tuple(layers[odd[0]].weight.shape)
-        warn(f"{len(odd)} layers stay in bf16, since fp8 products need sides that are multiples of {ALIGNMENT}: "
+        warn(f"{len(odd)} layers stay in bf16, since fp8 products need sides that are multiples of {FLOAT8_SIDES}: "
              f"{odd[0]} is {shape}")  # fmt: skip
     return len(layers) - len(odd)
 

@@ -12,10 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from luban.data.packing import PACKINGS, Packing
 from luban.data.shards import Shards
 from luban.kernels.available import triton_runs
+from luban.kernels.limits import CHUNK_ELEMENTS, IGNORED
 from luban.objectives.family import Objective
-
-CHUNK_ELEMENTS = 2**26  # logits held at once: 256 MB in float32
-IGNORED = -100  # a target that counts nothing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ def check_adam(betas: tuple[float, float], eps: float) -> None:
 class AdamW(Optimizer):
     """Adam with decoupled weight decay; matrices decay, vectors (norms, biases) do not."""
 
+    rounds_stochastically = True
     betas: tuple[float, float] = (0.9, 0.95)  # decay of the two moments
     eps: float = 1e-8  # added to the root of the second moment
     moments: Literal["fp32", "bf16"] = "fp32"  # how the moments are kept; bf16 is rounded stochastically
@@ -61,6 +62,8 @@ class AdamWPart(Part):
     def step(self, factor: float, update: Update) -> None:
         for group in self.groups:
             stepped = [p for p in group["params"] if p in update.gradients]
+            if not stepped:
+                continue
             for parameter in stepped:
                 self._prepare(parameter)
             torch._foreach_add_([self.state[p]["step"] for p in stepped], update.go.float())

@@ -25,6 +25,8 @@ class Optimizer(Variant):
         },
     )
 
+    rounds_stochastically: ClassVar[bool] = False  # bf16 weights, which would lose small updates otherwise
+
     lr: float = 1e-3  # peak learning rate
     weight_decay: float = 0.1  # decoupled decay (times the learning rate), on matrices only
 

@@ -17,10 +17,9 @@ from dataclasses import dataclass, fields
 
 from luban.core.opgraph import Op, OpGraph
 from luban.core.units import bytes_
+from luban.kernels.limits import CHUNK_ELEMENTS, LOGIT_BYTES
 
 FP32, HALF = 4, 2  # bytes
-LOGIT_BYTES = 2**29  # of logits at once in the fused loss
-CHUNK_ELEMENTS = 2**26  # logits at once elsewhere
 JOINED = ("attention.q", "attention.k", "attention.v", "feedforward.gate", "feedforward.up")
 
 

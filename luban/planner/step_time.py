@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields
 
 from luban.core.opgraph import TRAINING_FACTOR, Op, OpGraph
 from luban.core.units import milliseconds
+from luban.kernels.limits import FLOAT8_SIDES
 from luban.planner.memory import FP32, HALF, JOINED, Setting, joined_parameters
 
 BACKWARD = 2.5  # work of attention's backward pass in forwards: five products for two
 SUSTAINED = 0.87  # of a lone product's rate, for products inside a step on a GPU (an H100 at its power limit)
-ALIGNMENT = 16  # sides of a weight that 8-bit products need
 
 # Times that an operation's result is read or written around its product, forward and backward, neighbours fused:
 # a norm reads its input and writes (2), and back reads two gradients and the input and writes (4); what is added to the
@@ -96,7 +96,7 @@ def _passes(op: Op, setting: Setting) -> float:
 
 def _aligned(op: Op, graph: OpGraph) -> bool:
     inputs, outputs = _sides(op, graph)
-    return op.kind == "linear" and inputs % ALIGNMENT == 0 and outputs % ALIGNMENT == 0
+    return op.kind == "linear" and inputs % FLOAT8_SIDES == 0 and outputs % FLOAT8_SIDES == 0
 
 
 def _sides(op: Op, graph: OpGraph) -> tuple[int, int]:

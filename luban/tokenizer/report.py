@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from luban.core.errors import DataError
+from luban.core.rounds import rounds
 from luban.tokenizer.tokenizer import Tokenizer
 
 ROUND = 4 << 20  # characters encoded at a time
@@ -97,7 +98,7 @@ def measure(tokenizer: Tokenizer, samples: Iterable[Sample], beside: dict[str, T
         defaultdict(lambda: Fit(counts=np.zeros(size, np.int64))) for _ in range(4)
     )
     names, languages, domains, totals = groups
-    for batch in _rounds(samples):
+    for batch in rounds(samples, lambda each: len(each.text), ROUND):
         texts = [sample.text for sample in batch]
         encoded = tokenizer.encode_batch(texts)
         others = {name: [len(ids) for ids in other.encode_batch(texts)] for name, other in (beside or {}).items()}
@@ -114,19 +115,6 @@ def measure(tokenizer: Tokenizer, samples: Iterable[Sample], beside: dict[str, T
     if not totals:
         raise DataError("there is no text to measure the vocabulary on")
     return Report(tokenizer, names, languages, domains, totals[""])
-
-
-def _rounds(samples: Iterable[Sample]) -> Iterator[Sequence[Sample]]:
-    held: list[Sample] = []
-    size = 0
-    for sample in samples:
-        held.append(sample)
-        size += len(sample.text)
-        if size >= ROUND:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
 
 
 def file_texts(path: Path) -> Iterator[str]:

@@ -24,9 +24,11 @@ def loss_function(module: nn.Module, objective: Objective, *, compiled: bool, re
     def summed(*arrays: Tensor) -> Tensor:
         return objective.loss(module, *arrays)[0]
 
+    if not compiled:
+        return summed
     found = compilable_regions(module) if regions else []
-    if not compiled or not (regions and found):
-        return torch.compile(summed, dynamic=False) if compiled else summed
+    if not found:
+        return torch.compile(summed, dynamic=False)
     for region in found:
         region.compile(dynamic=False, fullgraph=True)
     return summed

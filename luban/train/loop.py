@@ -66,16 +66,15 @@ class Loop:
         self.earlier = self.state.progress.seconds  # of earlier sessions
         self.saved: int | None = self.series.steps()[-1] if self.series.steps() else None
         self.side = 0.0  # seconds in validation and saving since the last row
-        self.waited = 0.0  # seconds in which this session had no batch
-        self.step_seconds: list[float] = []  # of every step of this session
+        self.waited = 0.0  # seconds in which there was no batch
+        self.step_seconds: list[float] = []  # of every step since the start or resume
         self.profile = Profile(art.path, train.profile, self.pieces.step.device) if train.profile else None
         self.flying: deque[tuple[float, Launched]] = deque()  # steps launched and not yet settled, with their factors
         on_cuda = self.pieces.step.device.type == "cuda"
         if on_cuda:
             torch.cuda.reset_peak_memory_stats()
-        self.lead = (
-            IN_FLIGHT if on_cuda and train.precision != "fp16" else 0
-        )  # fp16's next loss scale hangs on the last
+        overlaps = on_cuda and train.precision != "fp16"  # whose next loss scale hangs on the last step
+        self.lead = IN_FLIGHT if overlaps else 0
 
     def run(self) -> None:
         """Train from the state's step to the last."""
@@ -87,7 +86,7 @@ class Loop:
         ):
             batches = self.pieces.loader.iterate(at.step)
             self.row_time, self.row_tokens = time.monotonic(), at.tokens
-            self.launched, self.settled, self.settled_at = at.step, at.step, time.monotonic()
+            self.settled, self.settled_at = at.step, time.monotonic()
             while at.step < self.count.total(at.step):
                 self._launch(batches)
                 while self.flying and (len(self.flying) > self.lead or self._must_settle(stop)):

@@ -11,19 +11,19 @@ from luban.core.artifact import INCOMPLETE, atomic_write
 from luban.core.log import say, warn
 
 FOLDER = "profile"  # inside a run
-SKIPPED = 3  # first steps of a session: they compile, and fill the allocator's pools
+SKIPPED = 3  # first steps after a start or resume: they compile, and fill the allocator's pools
 LONGEST = 30  # rows of the table
 
 
 class Profile:
-    """Traces `steps` steps of a session after its first ones.
+    """Traces `steps` steps after the first ones.
 
     The loop asks `begins` before a step is launched; once `complete`, it lets every launched step end and calls `write`.
     """
 
     def __init__(self, run: Path, steps: int, device: torch.device):
         self.folder, self.steps, self.device = run / FOLDER, steps, device
-        self.launched = 0  # steps of this session
+        self.launched = 0  # steps since the start or resume
         self.trace: torch.profiler.profile | None = None  # while it records
         self.first = 0  # step that it began with
 
@@ -57,8 +57,8 @@ class Profile:
             f"chrome://tracing; {name}.txt beside it lists what took longest")  # fmt: skip
 
     def finish(self) -> None:
-        """The session is over: write what was traced, or say that it was too short."""
+        """Training is over: write what was traced, or say that it was too short."""
         if self.trace is not None:
             self.write()
         elif self.launched <= SKIPPED:
-            warn(f"nothing was profiled: this session had {self.launched} steps, and tracing begins after {SKIPPED}")
+            warn(f"nothing was profiled: there were {self.launched} steps, and tracing begins after {SKIPPED}")

@@ -106,6 +106,12 @@ class Recipe:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
+    def __post_init__(self):
+        if self.train.weights == "bf16" and not self.optim.rounds_stochastically:
+            name = Optimizer.registry.name_of(type(self.optim))
+            raise ConfigError(f"train.weights bf16 needs an optimizer that rounds stochastically, or small updates are "
+                              f"lost, and {name} doesn't: use --optim.type adamw or --train.weights fp32")  # fmt: skip
+
 
 def resolve_spec(model: dict[str, Any], vocab_size: int) -> ModelSpec:
     """The ModelSpec that `[model]` describes, for data with this vocabulary.

@@ -19,6 +19,11 @@ PRODUCTS = {
     aten._scaled_dot_product_cudnn_attention.default, aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_flash_attention_for_cpu.default,
 }  # fmt: skip
+OWN = {
+    "luban.flash_forward.default",
+    "luban.flash4_forward.default",
+    "luban.rotate_packed.default",
+}  # the last is what attention keeps
 
 
 def recompute_blocks(blocks: list[nn.Module], what: Recompute) -> None:
@@ -53,5 +58,5 @@ def _recomputing(block: type[nn.Module], what: Recompute) -> type[nn.Module]:
 
 
 def _keep_products(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    own = getattr(operation, "namespace", "") == "luban"  # kernels of our own are attention or products
-    return CheckpointPolicy.MUST_SAVE if own or operation in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+    kept = operation in PRODUCTS or str(operation) in OWN
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

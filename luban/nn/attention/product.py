@@ -15,6 +15,8 @@ from luban.nn.attention.mask import Scores
 # Torch falls through to the next where the first can't serve a case after all.
 FIRST = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash2": SDPBackend.FLASH_ATTENTION}
 REST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+LARGEST_SQUARE = 2**24  # scores that one layer may keep for the backward pass where they are written out: 64 MB in fp32
+CHUNKS, SMALLEST_CHUNK = 8, 64  # queries are then taken in so many pieces, none smaller
 
 
 def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, scores: Scores, scale: float | None = None) -> Tensor:
@@ -51,10 +53,6 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, scores: Scores, scale: float) -> Ten
         q, k, v, attn_mask=mask, is_causal=scores.causal, enable_gqa=grouped, scale=scale
     )
     return mixed.to(kind)
-
-
-LARGEST_SQUARE = 2**24  # scores of one layer kept for the backward pass: 64 MB in fp32
-CHUNKS, SMALLEST_CHUNK = 8, 64  # queries are taken in so many pieces, none smaller
 
 
 def _written_out(q: Tensor, k: Tensor) -> bool:

@@ -1,31 +1,22 @@
 """Gates and rotations beside products, against plain PyTorch: values and gradients on fresh random input.
 
-On a CPU this runs under Triton's interpreter, in a process of its own, since the switch is read at import.
+On a CPU this runs under Triton's interpreter.
 """
 
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
 
-ON_GPU = torch.cuda.is_available()
 triton = pytest.importorskip("triton", reason="triton is Linux-only")
-HERE = os.environ.get("TRITON_INTERPRET") == "1" or ON_GPU
-DEVICE = "cuda" if ON_GPU else "cpu"
 DTYPES = [torch.float32, *([torch.bfloat16] if ON_GPU else [])]
-here = pytest.mark.skipif(not HERE, reason="run under TRITON_INTERPRET=1 by test_under_the_interpreter")
 
 
 @pytest.mark.skipif(HERE, reason="runs directly")
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    run_interpreted(__file__)
 
 
 def agree(ours, plain, inputs, dtype):

@@ -1,29 +1,19 @@
 """Linear layer and cross-entropy in one, against the definition: loss and gradients on fresh random input.
 
-On a CPU this runs under Triton's interpreter, in a process of its own, since the switch is read at import.
+On a CPU this runs under Triton's interpreter.
 """
-
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
 
-ON_GPU = torch.cuda.is_available()
 triton = pytest.importorskip("triton", reason="triton is Linux-only")
-HERE = os.environ.get("TRITON_INTERPRET") == "1" or ON_GPU
-DEVICE = "cuda" if ON_GPU else "cpu"
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if ON_GPU else [])]
-here = pytest.mark.skipif(not HERE, reason="run under TRITON_INTERPRET=1 by test_under_the_interpreter")
 
 
 @pytest.mark.skipif(HERE, reason="runs directly")
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    run_interpreted(__file__)
 
 
 def both(rows, table, targets, bias, **options):

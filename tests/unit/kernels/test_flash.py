@@ -1,33 +1,21 @@
 """FlashAttention against the definition: forward and gradients, every mask, bias and layout, on fresh random input.
 
-On a CPU this runs under Triton's interpreter, in a process of its own, since the switch is read at import.
+On a CPU this runs under Triton's interpreter.
 """
 
 import math
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
+from interpreter import DEVICE, HERE, here, run_interpreted
 
-ON_GPU = torch.cuda.is_available()
 triton = pytest.importorskip("triton", reason="triton is Linux-only")
-HERE = os.environ.get("TRITON_INTERPRET") == "1" or ON_GPU
-DEVICE = "cuda" if ON_GPU else "cpu"
 
 
 @pytest.mark.skipif(HERE, reason="runs directly")
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    done = subprocess.run(
-        command, env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-
-
-here = pytest.mark.skipif(not HERE, reason="run under TRITON_INTERPRET=1 by test_under_the_interpreter")
+    run_interpreted(__file__)
 
 
 def draw(B, H, K, T, S, D, dtype=torch.float32, spread=True):

@@ -5,13 +5,11 @@ The kernel runs under Triton's interpreter, in a process of its own, since the s
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
+from interpreter import HERE, INTERPRETED, run_interpreted
 
 from luban.core.errors import UnsupportedError
 from luban.kernels import dispatch
@@ -27,8 +25,7 @@ from luban.nn.position.logn import LogN
 from luban.nn.position.randomised import Randomised
 
 pytest.importorskip("triton", reason="triton is Linux-only")
-HERE = os.environ.get("TRITON_INTERPRET") == "1"
-here = pytest.mark.skipif(not HERE, reason="run under TRITON_INTERPRET=1 by test_under_the_interpreter")
+here = pytest.mark.skipif(not INTERPRETED, reason="run under TRITON_INTERPRET=1 by test_under_the_interpreter")
 METHODS = [
     "none",
     "learned",
@@ -45,14 +42,10 @@ METHODS = [
 CASES = ["causal", "window", "documents", "prefix", "left padding", "right padding", "documents with prefixes"]
 
 
-@pytest.mark.skipif(HERE or torch.cuda.is_available(), reason="runs directly; on a GPU tests/gpu stands for it")
+@pytest.mark.skipif(HERE, reason="runs directly; on a GPU tests/gpu stands for it")
 @pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_under_the_interpreter(chosen):
-    command = [sys.executable, "-m", "pytest", "-q", "-m", chosen, "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    done = subprocess.run(
-        command, env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    run_interpreted(__file__, "-m", chosen)
 
 
 @pytest.fixture(autouse=True)

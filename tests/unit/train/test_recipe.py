@@ -57,3 +57,11 @@ def test_a_wrong_model_is_named(model, message):
 def test_a_preset_can_be_changed_field_by_field():
     spec = resolve_spec({"preset": "tiny", "width": "32", "attention": {"heads": 2, "kv_heads": 1}}, 512)
     assert (spec.width, spec.attention.heads, spec.vocab_size) == (32, 2, 512)
+
+
+def test_bf16_weights_are_refused_where_small_updates_would_be_lost():
+    with pytest.raises(ConfigError, match=r"rounds stochastically.*muon doesn't: use --optim.type adamw"):
+        from_dict(Recipe, {"train": {"precision": "bf16", "weights": "bf16"}, "optim": {"type": "muon"}})
+    with pytest.raises(ConfigError, match="products in bf16 or fp8"):
+        from_dict(Recipe, {"train": {"precision": "fp32", "weights": "bf16"}})
+    assert from_dict(Recipe, {"train": {"precision": "bf16", "weights": "bf16"}}).train.weights == "bf16"
