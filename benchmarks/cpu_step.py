@@ -22,8 +22,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from plain_model import Plain
+from torch import nn
 
 import luban.recipes
 from luban.core.config import from_dict, load_toml, override
@@ -41,57 +41,10 @@ VOCABULARY = 4096
 CPU = torch.device("cpu")
 
 
-class PlainBlock(nn.Module):
-    def __init__(self, width: int, heads: int, kv_heads: int, inner: int, qk_norm: bool):
-        super().__init__()
-        self.heads, self.kv_heads, self.head = heads, kv_heads, width // heads
-        self.q_norm = nn.RMSNorm(self.head, eps=1e-5) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head, eps=1e-5) if qk_norm else nn.Identity()
-        self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.gate_up, self.down = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, width, bias=False)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        B, T, E = x.shape
-        sizes = [self.heads * self.head, self.kv_heads * self.head, self.kv_heads * self.head]
-        q, k, v = (y.view(B, T, -1, self.head).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(sizes, -1))
-        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(B, T, E))
-        gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
-
-
-class Plain(nn.Module):
-    def __init__(self, spec: ModelSpec, seq_len: int):
-        super().__init__()
-        heads, kv_heads = spec.attention.heads, spec.attention.key_heads()
-        self.embedding = nn.Embedding(VOCABULARY, spec.width)
-        self.blocks = nn.ModuleList(
-            PlainBlock(spec.width, heads, kv_heads, spec.feedforward.width, spec.attention.qk_norm is not None)
-            for _ in range(spec.layers)
-        )
-        self.norm, self.head = nn.RMSNorm(spec.width, eps=1e-5), nn.Linear(spec.width, VOCABULARY, bias=False)
-        half = spec.width // heads // 2
-        angles = torch.arange(seq_len)[:, None] / 10_000 ** (torch.arange(half) / half)
-        self.register_buffer("cos", angles.cos())
-        self.register_buffer("sin", angles.sin())
-
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        x = self.embedding(tokens)
-        for block in self.blocks:
-            x = block(x, self.cos, self.sin)
-        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1).float(), targets.flatten())
-
-
 def plain_step(spec: ModelSpec, seq_len: int) -> Callable[[Batch], None]:
-    module = Plain(spec, seq_len)
+    module = Plain(vocabulary=VOCABULARY, width=spec.width, layers=spec.layers, heads=spec.attention.heads,
+                   kv_heads=spec.attention.key_heads(), inner=spec.feedforward.width, seq=seq_len,
+                   qk_norm=spec.attention.qk_norm is not None)  # fmt: skip
     compiled = torch.compile(module, dynamic=False)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
 

@@ -25,8 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from plain_model import Plain
+from torch import nn
 
 from luban.kernels import dispatch
 from luban.models.build import build_model
@@ -94,58 +94,13 @@ def transformers_step(shape: dict[str, int], heads: int, batch: int, seq: int, d
     return step
 
 
-class PlainBlock(nn.Module):
-    def __init__(self, shape: dict[str, int], heads: int):
-        super().__init__()
-        width, head = shape["width"], shape["width"] // heads
-        self.head, self.sizes = head, [width, shape["kv_heads"] * head, shape["kv_heads"] * head]
-        self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
-        self.qkv, self.out = nn.Linear(width, sum(self.sizes), bias=False), nn.Linear(width, width, bias=False)
-        self.gate_up = nn.Linear(width, 2 * shape["inner"], bias=False)
-        self.down = nn.Linear(shape["inner"], width, bias=False)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        B, S, E = x.shape
-        q, k, v = (y.view(B, S, -1, self.head).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(self.sizes, -1))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(B, S, E))
-        gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
-
-
-class Plain(nn.Module):
-    """What a practitioner writes in an afternoon."""
-
-    def __init__(self, shape: dict[str, int], heads: int, seq: int):
-        super().__init__()
-        self.embedding = nn.Embedding(shape["vocab"], shape["width"])
-        self.blocks = nn.ModuleList(PlainBlock(shape, heads) for _ in range(shape["layers"]))
-        self.norm = nn.RMSNorm(shape["width"], eps=1e-5)
-        self.head = nn.Linear(shape["width"], shape["vocab"], bias=False)
-        half = shape["width"] // heads // 2
-        angles = torch.arange(seq)[:, None] / 10_000 ** (torch.arange(half) / half)
-        self.register_buffer("cos", angles.cos())
-        self.register_buffer("sin", angles.sin())
-
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        x = self.embedding(tokens)
-        for block in self.blocks:
-            x = block(x, self.cos, self.sin)
-        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1).float(), targets.flatten())
-
-
 def plain_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: str) -> Callable[[], object]:
     """The plain model in bf16 with cuDNN's attention, compiled as a whole, with torch's fused AdamW."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with torch.device(device):
-        module = Plain(shape, heads, seq)
+        module = Plain(vocabulary=shape["vocab"], width=shape["width"], layers=shape["layers"], heads=heads,
+                       kv_heads=shape["kv_heads"], inner=shape["inner"], seq=seq)  # fmt: skip
     module.to(torch.bfloat16)
     compiled = torch.compile(module)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)

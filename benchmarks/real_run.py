@@ -24,6 +24,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,8 +104,10 @@ def luban_side(name: str, size: dict[str, Any], folder: Path, seconds: float, ti
             "curve": [(row["seconds"] - start["seconds"], row["loss"]) for row in losses]}  # fmt: skip
 
 
-def transformers_side(name: str, size: dict[str, Any], folder: Path, seconds: float, tiny: bool) -> dict[str, Any]:
-    """transformers.Trainer: forty steps to compile and find the rate, then for the given seconds from new weights."""
+def transformers_side(name: str, size: dict[str, Any], folder: Path, seconds: float, tiny: bool,
+                      probe: bool = False) -> dict[str, Any]:  # fmt: skip
+    """transformers.Trainer; a `probe` only finds the rate, in a process of its own: a second Trainer on one model was
+    slower than the first, as what it compiled was of no use to it."""
     from transformers import (
         GPT2Config,
         GPT2LMHeadModel,
@@ -162,10 +165,11 @@ def transformers_side(name: str, size: dict[str, Any], folder: Path, seconds: fl
         trainer.train()
         return clock.marks[steps] - clock.marks[WARM], trainer
 
-    torch.manual_seed(0)
-    took, _ = fit(4 * WARM)
-    model.apply(model._init_weights)
-    wanted = WARM + max(1, int(seconds / (took / (3 * WARM))))
+    rate = folder / f"{name}-trainer-rate.json"
+    if probe:
+        rate.write_text(json.dumps(fit(6 * WARM)[0] / (5 * WARM)))
+        return {}
+    wanted = WARM + max(1, int(seconds / json.loads(rate.read_text())))
     trained, trainer = fit(wanted)
     curve = [(row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row]
     each = trained / (wanted - WARM)
@@ -227,7 +231,9 @@ def main() -> None:
     call = parser.parse_args()
     if call.inside:
         name, side = call.inside
-        run = {"luban": luban_side, "transformers": transformers_side}[side]
+        run = {"luban": luban_side, "probe": partial(transformers_side, probe=True), "transformers": transformers_side}[
+            side
+        ]
         print("\n" + json.dumps(run(name, SIZES[name], call.out, call.seconds, call.tiny)))
         return
     call.out.mkdir(parents=True)
@@ -239,7 +245,7 @@ def main() -> None:
     while waiting or running:
         for gpu in range(call.gpus):
             if gpu not in running and waiting:
-                running[gpu] = [waiting.pop(0), ["luban", "transformers"], None, {}]
+                running[gpu] = [waiting.pop(0), ["luban", "probe", "transformers"], None, {}]
         for gpu, job in list(running.items()):
             name, sides, process, found = job
             if process is None:
@@ -259,7 +265,10 @@ def main() -> None:
                 if process[0].returncode:
                     print(f"{name} {side} failed: {' '.join(lines[-6:])[-900:]}", flush=True)
                     continue
-                found[side] = row = json.loads(lines[-1])
+                row = json.loads(lines[-1])
+                if not row:
+                    continue
+                found[side] = row
                 print(f"{name:12s} {side:13s} {row['bits_per_byte']:.4f} bits per byte after {row['steps']} steps in "
                       f"{row['seconds']:.1f} s, {row['tokens_per_second'] / 1e3:.1f}k tokens/s", flush=True)  # fmt: skip
         time.sleep(0.2)
