@@ -59,7 +59,7 @@ def load_parameters(PARAMETERS, TABLE_PTR, h, zero, reach, BIAS: tl.constexpr):
 @triton.jit
 def far_from(reach, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr):
     """The distance from which on all of a tile may be taken as far."""
-    far = BM + BN  # then the tile's centre is at least 3 times as far away as its corners are from it
+    far = (BM + BN) * 3 // 2  # then the tile's centre is at least 4 times as far away as its corners are from it
     if BIAS == 2:
         far = reach
     return far
