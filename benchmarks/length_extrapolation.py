@@ -107,7 +107,9 @@ def read_text(data: Path | None) -> tuple[np.ndarray, np.ndarray]:
         return text[: len(text) * 19 // 20], text[len(text) * 19 // 20 :]
     roots = [data] if data else [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
     left_out = {"test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
-    files = {f for root in roots for f in root.rglob("*" if data else "*.py") if f.is_file() and not left_out & set(f.parts)}
+    files = {
+        f for root in roots for f in root.rglob("*" if data else "*.py") if f.is_file() and not left_out & set(f.parts)
+    }
     texts = {f.read_bytes() for f in files}
     marked = sorted((hashlib.sha256(text).digest(), text) for text in texts)
     sizes = itertools.accumulate(len(text) for _, text in marked)

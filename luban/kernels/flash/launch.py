@@ -34,6 +34,7 @@ class Tiles:
     cols: int  # BN, keys a tile
     warps: int
     stages: int
+    registers: int | None = None  # a thread at most, so that more programs share a multiprocessor
 
 
 def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False, curved: bool = False) -> Tiles:
@@ -95,7 +96,7 @@ class _Call:
         """Compile-time values of every kernel that walks tiles."""
         return {"GROUP": self.H // self.K, "DIM": self.dim, "D": self.padded, "BM": t.rows, "BN": t.cols,
                 "BIAS": self.kind, "LINEAR": self.linear, "INTERVALS": self.intervals, "SPARSE": self.block > 0,
-                "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages}  # fmt: skip
+                "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages, "maxnreg": t.registers}  # fmt: skip
 
 
 def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, query_list, query_count, key_list, key_count,
