@@ -28,6 +28,7 @@ import platform
 import statistics
 import sys
 import sysconfig
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -190,20 +191,21 @@ def score(module: torch.nn.Module, text: Tensor, setting: Setting, length: int) 
     return total / (setting.windows * scored) / math.log(2)
 
 
-def measure(name: str, setting: Setting, data: Path | None, device: str, compiled: bool) -> dict:
-    """Bits a character of one method: length → one number a seed."""
+def measure(name: str, setting: Setting, folder: str, device: str, compiled: bool) -> dict:
+    """Bits a character of one method: length → one number a seed. The text lies in the folder."""
     if device == "cpu":
         torch.set_num_threads(
             1 if setting.width < 128 else os.cpu_count() or 1
         )  # small products only wait for each other
     torch.set_float32_matmul_precision("high")
     began = time.monotonic()
-    kept, held = (torch.from_numpy(t.copy()).to(device) for t in read_text(data))
+    kept, held = (torch.from_numpy(np.load(f"{folder}/{side}.npy")).to(device) for side in ("kept", "held"))
     spec = model_spec(setting, methods(setting)[name])
     module = build_model(spec, device=device, seed=None).eval()
     bits: dict[int, list[float]] = {length: [] for length in setting.lengths}
-    for weights in train(spec, setting, kept, compiled=compiled):
+    for seed, weights in enumerate(train(spec, setting, kept, compiled=compiled)):
         module.load_state_dict(weights)
+        print(f"{name}: seed {seed} trained after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         for length in setting.lengths:
             bits[length].append(score(module, held, setting, length))
     return {"method": name, "bits": bits, "seconds": round(time.monotonic() - began, 1)}
@@ -282,6 +284,19 @@ def report(results: list[dict], setting: Setting, out: Path, facts: dict) -> boo
     return all(verdicts.values())
 
 
+def own_gpu(gpus: int) -> tuple:
+    """How worker processes begin: each with one of the GPUs, in turn, for its own."""
+    context = multiprocessing.get_context("spawn")
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    return context, _take_gpu, (context.Value("i", 0), seen.split(",")[:gpus])
+
+
+def _take_gpu(taken, gpus: list[str]) -> None:
+    with taken.get_lock():
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[taken.value % len(gpus)]
+        taken.value += 1
+
+
 def main() -> None:
     """Measure all methods, several at once on a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -292,8 +307,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("length_extrapolation"), help="where .json and .svg go")
     parser.add_argument("--quick", action="store_true", help="tiny models, one seed")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    parser.add_argument("--jobs", type=int, help="methods trained at once; none: 5 on a GPU, 1 on a CPU")
-    parser.add_argument("--only", default="", help="methods whose name holds this")
+    parser.add_argument("--jobs", type=int, help="methods trained at once; none: 5 on each GPU, 1 on a CPU")
+    parser.add_argument("--gpus", type=int, default=1, help="over which methods are spread")
+    parser.add_argument("--only", nargs="+", default=[""], help="methods whose name holds one of these")
     for name in (
         "width",
         "layers",
@@ -314,18 +330,22 @@ def main() -> None:
     given = {k: v for k, v in vars(args).items() if k in Setting.__dataclass_fields__ and v is not None}
     setting = Setting(**{**asdict(QUICK if args.quick else Setting()), **given})
     cuda = args.device == "cuda"
-    names = [name for name in methods(setting) if args.only in name]
-    jobs = args.jobs or (5 if cuda else 1)
+    names = [name for name in methods(setting) if any(part in name for part in args.only)]
+    jobs = args.jobs or (5 * args.gpus if cuda else 1)
     began, results = time.monotonic(), []
+    kept, held = read_text(args.data)
+    print(f"text read after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        work = [pool.submit(measure, name, setting, args.data, args.device, cuda and not args.eager) for name in names]
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(
+            jobs, *own_gpu(args.gpus)) as pool:  # fmt: skip
+        np.save(f"{folder}/kept.npy", kept)
+        np.save(f"{folder}/held.npy", held)
+        work = [pool.submit(measure, name, setting, folder, args.device, cuda and not args.eager) for name in names]
         for done in as_completed(work):
             result = done.result()
             results.append(result)
             shown = ", ".join(f"{n}: {statistics.fmean(b):.3f}" for n, b in result["bits"].items())
             print(f"{result['method']:16} {shown}   ({result['seconds']} s)", file=sys.stderr, flush=True)
-    kept, held = read_text(args.data)
     facts = {
         "device": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores", "torch": torch.__version__,
         "python": platform.python_version(), "seconds": round(time.monotonic() - began, 1), "jobs": jobs,
