@@ -40,11 +40,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luban import ModelSpec, build_model
+from luban.kernels.distance import alibi_slopes
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import SwiGLU
 from luban.nn.position.alibi import Alibi
 from luban.nn.position.family import Position
-from luban.nn.position.kerple import KerpleLog, KerplePower
+from luban.nn.position.kerple import KerpleLog, KerplePower, LogPositions
 from luban.nn.position.none import NoPosition
 from luban.nn.position.randomised import Randomised
 from luban.nn.position.rope import Rope
@@ -67,8 +68,8 @@ class Setting:
     trained: int = 256  # characters a training row
     lengths: tuple[int, ...] = (256, 512, 1024, 2048)  # read
     judged: int = 1024  # length at which the order is checked
-    batch: int = 32  # rows a step
-    steps: int = 1800
+    batch: int = 64  # rows a step
+    steps: int = 2500
     lr: float = 2e-3  # peak, of AdamW
     faster: int = 10  # times the rate for what a position method learns, whose few numbers have far to go in few steps
     warmup: int = 100
@@ -80,10 +81,24 @@ QUICK = Setting(width=64, layers=2, heads=4, trained=64, lengths=(64, 128, 256),
                 seeds=1, windows=64)  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class LogFromAlibi(KerpleLog):
+    """Begins with ALiBi's slopes at distance 0: r1/√D = 2, r2 = slope / 2."""
+
+    def build(self, shape):
+        class Begun(LogPositions):
+            def draw_parameters(self, draw):
+                self.raw1.fill_(2 / self.scale).expm1_().log_()
+                self.raw2.copy_(alibi_slopes(self.heads) / 2).expm1_().log_()
+
+        return Begun(shape)
+
+
 def methods(setting: Setting) -> dict[str, Position]:
     """Name → position method. A table of learned positions has no row beyond its length, so it isn't here."""
     return {
         "KERPLE log": KerpleLog(),
+        "KERPLE log from ALiBi": LogFromAlibi(),
         "KERPLE power": KerplePower(),
         "ALiBi": Alibi(),
         "T5": RelativeBias(max_distance=min(128, setting.trained)),
@@ -205,9 +220,10 @@ def measure(name: str, setting: Setting, folder: str, device: str, compiled: boo
     bits: dict[int, list[float]] = {length: [] for length in setting.lengths}
     for seed, weights in enumerate(train(spec, setting, kept, compiled=compiled)):
         module.load_state_dict(weights)
-        print(f"{name}: seed {seed} trained after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         for length in setting.lengths:
             bits[length].append(score(module, held, setting, length))
+        shown = ", ".join(f"{length}: {found[-1]:.3f}" for length, found in bits.items())
+        print(f"{name}, seed {seed}: {shown} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return {"method": name, "bits": bits, "seconds": round(time.monotonic() - began, 1)}
 
 
@@ -309,7 +325,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--jobs", type=int, help="methods trained at once; none: 5 on each GPU, 1 on a CPU")
     parser.add_argument("--gpus", type=int, default=1, help="over which methods are spread")
-    parser.add_argument("--only", nargs="+", default=[""], help="methods whose name holds one of these")
+    parser.add_argument("--only", nargs="+", default=[""], help="methods of these names, or whose names hold these")
     for name in (
         "width",
         "layers",
@@ -330,7 +346,8 @@ def main() -> None:
     given = {k: v for k, v in vars(args).items() if k in Setting.__dataclass_fields__ and v is not None}
     setting = Setting(**{**asdict(QUICK if args.quick else Setting()), **given})
     cuda = args.device == "cuda"
-    names = [name for name in methods(setting) if any(part in name for part in args.only)]
+    known = methods(setting)
+    names = [n for n in known if n in args.only or any(part in n for part in args.only if part not in known)]
     jobs = args.jobs or (5 * args.gpus if cuda else 1)
     began, results = time.monotonic(), []
     kept, held = read_text(args.data)
@@ -342,10 +359,7 @@ def main() -> None:
         np.save(f"{folder}/held.npy", held)
         work = [pool.submit(measure, name, setting, folder, args.device, cuda and not args.eager) for name in names]
         for done in as_completed(work):
-            result = done.result()
-            results.append(result)
-            shown = ", ".join(f"{n}: {statistics.fmean(b):.3f}" for n, b in result["bits"].items())
-            print(f"{result['method']:16} {shown}   ({result['seconds']} s)", file=sys.stderr, flush=True)
+            results.append(done.result())
     facts = {
         "device": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores", "torch": torch.__version__,
         "python": platform.python_version(), "seconds": round(time.monotonic() - began, 1), "jobs": jobs,

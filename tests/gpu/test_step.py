@@ -18,7 +18,9 @@ from luban.train.step import TrainStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
-SPEC = ModelSpec(vocab_size=500, width=128, layers=2, context=256, attention=Grouped(heads=2), feedforward=SwiGLU(width=256))
+SPEC = ModelSpec(
+    vocab_size=500, width=128, layers=2, context=256, attention=Grouped(heads=2), feedforward=SwiGLU(width=256)
+)
 
 
 class RandomBatch:

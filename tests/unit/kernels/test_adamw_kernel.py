@@ -55,25 +55,23 @@ def test_many_tensors_in_one_call_are_each_stepped_as_alone():
     from luban.kernels.adamw import BLOCK, adamw_
     from luban.kernels.stepped import Stepped
 
-    def make(size, dtype, offset):
-        return torch.randn(size + offset, device=DEVICE).to(dtype)[offset:]
+    def place(values, offset):
+        """The same values at an address that is `offset` elements off an even one."""
+        return torch.cat([values[:1].expand(offset) if len(values) else values[:0], values])[
+            offset if len(values) else 0 :
+        ]
 
     sizes = [1, 16, BLOCK - 1, BLOCK, 2 * BLOCK + 48, 0, 777, 5 * BLOCK]
     together, alone = [], []
     for i, size in enumerate(sizes):
         half, offset = i % 3 == 0, i % 2
         kind = torch.bfloat16 if half else torch.float32
-        copy = None if half else make(size, torch.bfloat16, offset)
-        tensors = [
-            make(size, kind, offset),
-            make(size, torch.bfloat16, 0),
-            make(size, kind, offset),
-            make(size, kind, 0),
-        ]
-        tensors[3].abs_()
-        again = [t.clone() for t in tensors]
-        together.append(Stepped(*tensors, scalar(float(i + 1)), i, copy))
-        alone.append(Stepped(*again, scalar(float(i + 1)), i, None if copy is None else copy.clone()))
+        kinds = [kind, torch.bfloat16, kind, kind] + ([] if half else [torch.bfloat16])
+        values = [torch.randn(size, device=DEVICE).to(k) for k in kinds]
+        values[3].abs_()
+        for found in (together, alone):
+            weight, gradient, first, second, *copy = (place(v, offset) for v in values)
+            found.append(Stepped(weight, gradient, first, second, scalar(float(i + 1)), i, *copy))
     for call in range(2):
         adamw_(together, scale=scalar(0.5), go=scalar(True, torch.bool), **SETTINGS)
         for each in alone:
