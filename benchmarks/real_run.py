@@ -6,7 +6,7 @@ Text: the Python sources and documentation that this machine's own site-packages
 *.rst, *.txt), each file once, 2% of them held out by the hash of their text; byte-level BPE of 32,000 trained on a part.
 Both sides: AdamW (betas 0.9 and 0.95, decay 0.1), cosine to a tenth after 100 steps of warm-up, clipping at 1, bf16 products over
 fp32 weights, torch.compile, no dropout, batches of 32 × 1,024 tokens. The number of steps is what each side does in the
-given seconds after its tenth step, by the rate of the last 50 steps of a run of 150 before; compilation is apart. Luban is the command a user calls,
+given seconds after its tenth step, by the rate of the last 50 steps of a run of 100 before; compilation is apart. Luban is the command a user calls,
 with document boundaries; the Trainer reads the same stream without, as its users do.
 
 Held-out bits per byte: every held-out token but the first of each document, in windows of 1,024, over the held-out bytes.
@@ -97,7 +97,7 @@ def luban_side(name: str, size: dict[str, Any], folder: Path, seconds: float, ti
             raise SystemExit(f"luban pretrain failed: {done.stderr[-2000:]}")
         return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
-    probe = [row for row in run(folder / f"{name}-probe", 15 * WARM) if "loss" in row]
+    probe = [row for row in run(folder / f"{name}-probe", 10 * WARM) if "loss" in row]
     each = (probe[-1]["seconds"] - probe[-6]["seconds"]) / (probe[-1]["step"] - probe[-6]["step"])
     rows = run(folder / f"{name}-luban", WARM + max(1, int(seconds / each)))
     losses = [row for row in rows if "loss" in row]
@@ -173,7 +173,7 @@ def transformers_side(name: str, size: dict[str, Any], folder: Path, seconds: fl
 
     rate = folder / f"{name}-trainer-rate.json"
     if probe:
-        rate.write_text(json.dumps(fit(15 * WARM, since=10 * WARM)[0] / (5 * WARM)))
+        rate.write_text(json.dumps(fit(10 * WARM, since=5 * WARM)[0] / (5 * WARM)))
         return {}
     wanted = WARM + max(1, int(seconds / json.loads(rate.read_text())))
     trained, trainer = fit(wanted)
