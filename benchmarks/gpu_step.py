@@ -177,7 +177,8 @@ def contest(name: str, steps: int, tiny: bool, profile: str | None) -> dict[str,
     _synchronize()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    times = timed(step, steps)
+    with Sampled() as sampled:
+        times = timed(step, steps)
     if profile:
         Path(profile).write_text(kernel_table(step))
     seconds = statistics.median(times)
@@ -185,7 +186,33 @@ def contest(name: str, steps: int, tiny: bool, profile: str | None) -> dict[str,
     return {"tokens_per_second": batch * seq / seconds, "step_ms": 1e3 * seconds, "min_ms": 1e3 * min(times),
             "max_ms": 1e3 * max(times), "tflops": flops / 1e12, "utilisation": flops / 989.4e12,
             "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0,
-            "first_step_s": first}  # fmt: skip
+            "first_step_s": first, **sampled.means()}  # fmt: skip
+
+
+class Sampled:
+    """Clock and power of this process's GPU meanwhile, as nvidia-smi reads them: at its power limit a chip slows down, and
+    what is saved elsewhere goes into lower clocks."""
+
+    def __enter__(self) -> Sampled:
+        self.process = None
+        if torch.cuda.is_available():
+            query = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", "-lms", "100",
+                     "-i", os.environ.get("CUDA_VISIBLE_DEVICES", "0")]  # fmt: skip
+            self.process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process:
+            self.process.terminate()
+
+    def means(self) -> dict[str, float]:
+        """Means of the second half of the readings."""
+        lines = self.process.communicate()[0].strip().splitlines() if self.process else []
+        rows = [tuple(map(float, line.split(","))) for line in lines if line.count(",") == 1]
+        rows = rows[len(rows) // 2 :]
+        if not rows:
+            return {}
+        return {"sm_mhz": statistics.fmean(r[0] for r in rows), "watts": statistics.fmean(r[1] for r in rows)}
 
 
 def kernel_table(step: Callable[[], object], steps: int = 3) -> str:
@@ -291,7 +318,8 @@ def main() -> None:
                 found[name] = row = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
                 print(f"{name:24s} {row['tokens_per_second'] / 1e3:7.1f}k tokens/s  {row['step_ms']:7.1f} ms "
                       f"({row['min_ms']:.1f} to {row['max_ms']:.1f})  {100 * row['utilisation']:5.1f}% of 989  "
-                      f"{row['peak_gb']:5.1f} GB  first step {row['first_step_s']:.0f} s", flush=True)  # fmt: skip
+                      f"{row['peak_gb']:5.1f} GB  first step {row['first_step_s']:.0f} s"
+                      + (f"  {row['sm_mhz']:.0f} MHz {row['watts']:.0f} W" if "watts" in row else ""), flush=True)  # fmt: skip
         time.sleep(0.2)
     if call.out:
         call.out.write_text(json.dumps(found, indent=1))

@@ -30,7 +30,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -151,43 +151,38 @@ def rate(step: int, setting: Setting) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
 
-def train(spec: ModelSpec, setting: Setting, text: Tensor, *, compiled: bool):
-    """Yield the fp32 parameters after training, once a seed; the compiled loss serves all seeds.
-
-    On a GPU the module computes in bf16 and the optimizer steps fp32 masters behind it.
-    """
+def train(spec: ModelSpec, setting: Setting, text: Tensor, seed: int, *, compiled: bool) -> dict[str, Tensor]:
+    """The fp32 parameters after training. On a GPU the module computes in bf16 and the optimizer steps fp32 masters."""
     device = text.device
-    module = build_model(spec, device=device, dtype="bfloat16" if device.type == "cuda" else "float32")
+    module = build_model(spec, device=device, dtype="bfloat16" if device.type == "cuda" else "float32", seed=seed)
     working = dict(module.named_parameters())
+    masters = {name: p.detach().to(device) for name, p in build_model(spec, seed=seed).named_parameters()}
+    learned = [m for name, m in masters.items() if name.startswith("position.")]
+    others = [m for name, m in masters.items() if not name.startswith("position.")]
+    groups = [{"params": others, "weight_decay": 0.1}, {"params": learned, "weight_decay": 0.0}]
+    peaks = (setting.lr, setting.lr * setting.faster)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    for master in masters.values():
+        master.grad = torch.empty_like(master)
     along = torch.arange(setting.trained + 1, device=device)
 
     def mean_loss(tokens: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(module(tokens).flatten(0, 1).float(), targets.flatten())
 
     loss_of = torch.compile(mean_loss, dynamic=False) if compiled else mean_loss
-    for seed in range(setting.seeds):
-        masters = {name: p.detach().to(device) for name, p in build_model(spec, seed=seed).named_parameters()}
-        learned = [m for name, m in masters.items() if name.startswith("position.")]
-        others = [m for name, m in masters.items() if not name.startswith("position.")]
-        groups = [{"params": others, "weight_decay": 0.1}, {"params": learned, "weight_decay": 0.0}]
-        peaks = (setting.lr, setting.lr * setting.faster)
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
-        for master in masters.values():
-            master.grad = torch.empty_like(master)
+    torch.manual_seed(seed)  # of randomised positions
+    for step, starts in enumerate(training_starts(text, setting, seed)):
+        rows = text[starts[:, None] + along].long()
+        loss_of(rows[:, :-1], rows[:, 1:]).backward()
+        torch._foreach_copy_([m.grad for m in masters.values()], [p.grad for p in working.values()])
+        for parameter in working.values():
+            parameter.grad = None
+        torch.nn.utils.clip_grad_norm_(list(masters.values()), 1.0)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * rate(step, setting)
+        optimizer.step()
         torch._foreach_copy_([p.data for p in working.values()], list(masters.values()))
-        torch.manual_seed(seed)  # of randomised positions
-        for step, starts in enumerate(training_starts(text, setting, seed)):
-            rows = text[starts[:, None] + along].long()
-            loss_of(rows[:, :-1], rows[:, 1:]).backward()
-            torch._foreach_copy_([m.grad for m in masters.values()], [p.grad for p in working.values()])
-            for parameter in working.values():
-                parameter.grad = None
-            torch.nn.utils.clip_grad_norm_(list(masters.values()), 1.0)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * rate(step, setting)
-            optimizer.step()
-            torch._foreach_copy_([p.data for p in working.values()], list(masters.values()))
-        yield masters
+    return masters
 
 
 @torch.no_grad()
@@ -206,25 +201,21 @@ def score(module: torch.nn.Module, text: Tensor, setting: Setting, length: int) 
     return total / (setting.windows * scored) / math.log(2)
 
 
-def measure(name: str, setting: Setting, folder: str, device: str, compiled: bool) -> dict:
-    """Bits a character of one method: length → one number a seed. The text lies in the folder."""
-    if device == "cpu":
-        torch.set_num_threads(
-            1 if setting.width < 128 else os.cpu_count() or 1
-        )  # small products only wait for each other
+def measure(name: str, seed: int, setting: Setting, folder: str, device: str, compiled: bool) -> dict[int, float]:
+    """Bits a character of one method and seed by length. The text lies in the folder."""
+    if device == "cpu":  # small products only wait for each other
+        torch.set_num_threads(1 if setting.width < 128 else os.cpu_count() or 1)
     torch.set_float32_matmul_precision("high")
     began = time.monotonic()
     kept, held = (torch.from_numpy(np.load(f"{folder}/{side}.npy")).to(device) for side in ("kept", "held"))
     spec = model_spec(setting, methods(setting)[name])
+    weights = train(spec, setting, kept, seed, compiled=compiled)
     module = build_model(spec, device=device, seed=None).eval()
-    bits: dict[int, list[float]] = {length: [] for length in setting.lengths}
-    for seed, weights in enumerate(train(spec, setting, kept, compiled=compiled)):
-        module.load_state_dict(weights)
-        for length in setting.lengths:
-            bits[length].append(score(module, held, setting, length))
-        shown = ", ".join(f"{length}: {found[-1]:.3f}" for length, found in bits.items())
-        print(f"{name}, seed {seed}: {shown} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    return {"method": name, "bits": bits, "seconds": round(time.monotonic() - began, 1)}
+    module.load_state_dict(weights)
+    bits = {length: score(module, held, setting, length) for length in setting.lengths}
+    shown = ", ".join(f"{length}: {found:.3f}" for length, found in bits.items())
+    print(f"{name}, seed {seed}: {shown} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return bits
 
 
 @dataclass(frozen=True)
@@ -317,14 +308,14 @@ def main() -> None:
     """Measure all methods, several at once on a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=Path, help="a text file or a folder of them; none: this Python's standard library"
+        "--data", type=Path, help="a text file or a folder of them; none: the Python sources of this machine"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("length_extrapolation"), help="where .json and .svg go")
     parser.add_argument("--quick", action="store_true", help="tiny models, one seed")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    parser.add_argument("--jobs", type=int, help="methods trained at once; none: 5 on each GPU, 1 on a CPU")
-    parser.add_argument("--gpus", type=int, default=1, help="over which methods are spread")
+    parser.add_argument("--jobs", type=int, help="models trained at once; none: 5 on each GPU, 1 on a CPU")
+    parser.add_argument("--gpus", type=int, default=1, help="over which models are spread")
     parser.add_argument("--only", nargs="+", default=[""], help="methods of these names, or whose names hold these")
     for name in (
         "width",
@@ -349,7 +340,7 @@ def main() -> None:
     known = methods(setting)
     names = [n for n in known if n in args.only or any(part in n for part in args.only if part not in known)]
     jobs = args.jobs or (5 * args.gpus if cuda else 1)
-    began, results = time.monotonic(), []
+    began = time.monotonic()
     kept, held = read_text(args.data)
     print(f"text read after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
@@ -357,9 +348,10 @@ def main() -> None:
             jobs, *own_gpu(args.gpus)) as pool:  # fmt: skip
         np.save(f"{folder}/kept.npy", kept)
         np.save(f"{folder}/held.npy", held)
-        work = [pool.submit(measure, name, setting, folder, args.device, cuda and not args.eager) for name in names]
-        for done in as_completed(work):
-            results.append(done.result())
+        work = {(name, seed): pool.submit(measure, name, seed, setting, folder, args.device, cuda and not args.eager)
+                for seed in range(setting.seeds) for name in names}  # fmt: skip
+        results = [{"method": name, "bits": {length: [work[name, seed].result()[length] for seed in range(setting.seeds)]
+                                             for length in setting.lengths}} for name in names]  # fmt: skip
     facts = {
         "device": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores", "torch": torch.__version__,
         "python": platform.python_version(), "seconds": round(time.monotonic() - began, 1), "jobs": jobs,
