@@ -16,7 +16,7 @@ from luban.core.lineage import ancestor, require_same
 from luban.load.gguf import PACKAGED, packaged_file, read_gguf
 from luban.load.tensors import PICKLED, WEIGHTS, pickle_refusal, place, read_folder, read_tensors
 from luban.models.build import build_model
-from luban.models.convert.family import as_stored, format_of, to_ours
+from luban.models.convert.family import as_stored, format_of, named_as_now, to_ours
 from luban.models.spec import SPEC, ModelSpec, read_spec
 from luban.nn.int8 import pack_int8
 from luban.nn.linear import lay_by_inputs
@@ -138,7 +138,7 @@ def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     config |= {name: generation[name] for name in BEGINNINGS if generation.get(name) is not None}
     form = format_of(config)
     spec = form.spec(config)
-    theirs = read_folder(path)
+    theirs = named_as_now(form, spec, read_folder(path))
     spec = as_stored(form, spec, theirs)
     tensors = to_ours(form, spec, theirs)
     module = build_model(spec, device=device, dtype=dtype, seed=None)

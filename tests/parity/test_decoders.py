@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import luban
 import luban.models.convert.family
 from luban.core.errors import ArtifactError, UnsupportedError
+from luban.models.head import LanguageModel
 from luban.objectives.causal import causal_loss
 
 transformers = pytest.importorskip("transformers")
@@ -103,7 +104,7 @@ def test_logits_equal(pair):
 
 
 @pytest.mark.parametrize("labels", [1, 3])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2", "bloom", "falcon"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2", "openai-gpt", "bloom", "falcon"])
 def test_classes_and_rewards_are_read_off_the_last_token_as_theirs(kind, labels, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     torch.manual_seed(seed)
@@ -123,6 +124,41 @@ def test_classes_and_rewards_are_read_off_the_last_token_as_theirs(kind, labels,
     assert not info["missing_keys"] and not info["unexpected_keys"]
     back.config.pad_token_id = 0
     torch.testing.assert_close(back.eval()(tokens, attention_mask=mask.long()).logits, want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("head", ["TokenClassification", "QuestionAnswering"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2", "bloom", "falcon"])
+def test_classes_of_tokens_and_spans_are_read_as_theirs(kind, head, tmp_path):
+    seed = random.SystemRandom().randrange(2**32)
+    torch.manual_seed(seed)
+    config = random_config(random.Random(seed), kind)
+    config.num_labels = 2 if head == "QuestionAnswering" else random.Random(seed).choice([1, 3])
+    theirs = getattr(transformers, f"AutoModelFor{head}").from_config(config).eval()
+    for name, parameter in theirs.named_parameters():
+        if name in ("score.bias", "classifier.bias", "qa_outputs.bias"):
+            torch.nn.init.normal_(parameter.data)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, tokens = luban.load_model(tmp_path / "theirs"), torch.randint(0, config.vocab_size, (2, 9))
+
+    def scores(model) -> torch.Tensor:
+        found = model(tokens)
+        return found.logits if "logits" in found else torch.stack((found.start_logits, found.end_logits), dim=-1)
+
+    want = scores(theirs)
+    torch.testing.assert_close(ours.module(tokens), want, atol=1e-4, rtol=0)
+    luban.export_model(ours, tmp_path / "out")
+    back, info = type(theirs).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    torch.testing.assert_close(scores(back.eval()), want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "openai-gpt", "llama"])
+def test_classes_that_are_not_built_are_refused_by_name(kind):
+    config = random_config(random.Random(1), kind).to_dict()
+    form = luban.models.convert.family.FORMATS[kind]()
+    with pytest.raises(UnsupportedError, match="architecture OtherDoubleHeadsModel; known are a language model"):
+        form.spec({**config, "architectures": ["OtherDoubleHeadsModel"]})
+    assert form.spec({**config, "architectures": ["RenamedForCausalLM"]}).head == LanguageModel()
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])

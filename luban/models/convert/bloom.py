@@ -74,4 +74,4 @@ class Bloom:
                 for mine, foreign in NAMES:
                     yield Pair(f"{ours}.{mine}.{kind}", f"{theirs}.{foreign}.{kind}")
             yield Pair(f"norm.{kind}", f"transformer.ln_f.{kind}")
-        yield from head_pairs(spec)
+        yield from head_pairs(spec, "classifier")

@@ -13,7 +13,7 @@ from torch import Tensor
 from luban.core.errors import ArtifactError, UnsupportedError, nearest
 from luban.core.registry import Registry
 from luban.models.decoder import DecoderBody
-from luban.models.head import LanguageModel
+from luban.models.head import Hidden, LanguageModel
 from luban.models.spec import ModelSpec
 from luban.nn.feedforward import GELU, FeedForward, ReLU, TanhGELU
 
@@ -146,6 +146,14 @@ class Fields:
             raise UnsupportedError(f"config.json asks for {name} = {self.values[name]!r}; "
                                    f"only {supported!r} is supported")  # fmt: skip
 
+    def architecture(self, default: str) -> str:
+        """The class of theirs that wrote the directory."""
+        return (self.get("architectures", None) or [default])[0]
+
+    def labels(self, default: int = 2) -> int:
+        """How many classes its head has."""
+        return len(self.get("id2label", ())) or self.get("num_labels", default)
+
 
 ACTIVATIONS: dict[str, type[FeedForward]] = {
     "gelu": GELU, "gelu_new": TanhGELU, "gelu_pytorch_tanh": TanhGELU, "gelu_fast": TanhGELU, "relu": ReLU,
@@ -178,7 +186,7 @@ def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
         form = FORMATS[name]()
         heads = getattr(form, "heads", None)
         known = isinstance(spec.head, heads) if heads else spec.head == LanguageModel()
-        if not known or type(spec.body) is not getattr(form, "body", DecoderBody):
+        if not known or not isinstance(spec.body, getattr(form, "body", DecoderBody)):
             continue
         config = form.config(spec)
         if config is not None:
@@ -186,11 +194,28 @@ def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
     raise UnsupportedError(f"no Hugging Face architecture expresses this model (known: {', '.join(FORMATS)})")
 
 
-def as_stored(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> ModelSpec:
-    """The specification, untied where the file holds an output table that isn't the embedding's.
+OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # as in the first BERT
 
-    transformers 5 goes by the tensors too, whatever the configuration says, and writes such configurations itself.
+
+def named_as_now(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Foreign tensors under the names of `pairs`: old spellings made new, and the body's prefix, which files saved
+    without a head leave out, put before them."""
+    for old, new in OLD_NORMS.items():
+        theirs = {name.replace(old, new): tensor for name, tensor in theirs.items()}
+    if theirs.keys().isdisjoint(pair.theirs for pair in form.pairs(spec)):
+        return {form.prefix + name: tensor for name, tensor in theirs.items()}
+    return dict(theirs)
+
+
+def as_stored(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> ModelSpec:
+    """The specification of what the file holds where its configuration can't tell or is wrong.
+
+    Untied where there is an output table that isn't the embedding's: transformers 5 goes by the tensors too, whatever
+    the configuration says, and writes such configurations itself. Without BERT's pooler where a body has none.
     """
+    if isinstance(spec.head, Hidden) and spec.head.pool:
+        pooler = [p.theirs for p in form.pairs(spec) if isinstance(p, Pair) and p.ours.startswith("readout.pool")]
+        return replace(spec, head=Hidden()) if theirs.keys().isdisjoint(pooler) else spec
     if not spec.tied_head:
         return spec
     untied = replace(spec, tied_head=False)
@@ -202,10 +227,8 @@ def as_stored(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> Mo
 
 
 def to_ours(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Foreign tensors under our names. Raises ArtifactError naming missing and surplus ones."""
+    """Foreign tensors, named as now, under our names. Raises ArtifactError naming missing and surplus ones."""
     pairs = list(form.pairs(spec))
-    if not any(name.startswith(form.prefix) for name in theirs):
-        theirs = {form.prefix + name: tensor for name, tensor in theirs.items()}
     wanted = {pair.theirs for pair in pairs}
     missing = sorted(wanted - theirs.keys())
     if missing:

@@ -11,6 +11,7 @@ from luban.core.errors import UnsupportedError
 from luban.models.block.pre import PreNorm
 from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.convert.family import Fields, Pair
+from luban.models.head import Span
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import SwiGLU
@@ -44,6 +45,7 @@ class Llama:
     ignored = re.compile(r".*rotary_emb\.inv_freq|lm_head\.weight")  # the head is a copy where it is tied
     heads = HEADS
     prefix = "model."
+    span_prefix: ClassVar[str] = "transformer."  # what `…ForQuestionAnswering` calls the body
     model_type: ClassVar[str] = "llama"
     name: ClassVar[str] = "Llama"
     default_context: ClassVar[int] = 2048  # where config.json doesn't say
@@ -104,7 +106,8 @@ class Llama:
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
-        yield Pair("embedding.weight", "model.embed_tokens.weight")
+        body = self.span_prefix if isinstance(spec.head, Span) else self.prefix
+        yield Pair("embedding.weight", f"{body}embed_tokens.weight")
         names = [*LAYER]
         names += QK_NORMS if spec.attention.qk_norm else ()
         names += QKV_BIASES if spec.attention.qkv_bias else ()
@@ -112,8 +115,8 @@ class Llama:
         names += MLP_BIASES if spec.feedforward.bias else ()
         for layer in range(spec.layers):
             for ours, theirs in names:
-                yield Pair(f"blocks.{layer}.{ours}", f"model.layers.{layer}.{theirs}")
-        yield Pair("norm.weight", "model.norm.weight")
+                yield Pair(f"blocks.{layer}.{ours}", f"{body}layers.{layer}.{theirs}")
+        yield Pair("norm.weight", f"{body}norm.weight")
         yield from head_pairs(spec)
 
 

@@ -14,6 +14,7 @@ class Mistral(Llama):
 
     model_type: ClassVar[str] = "mistral"
     name: ClassVar[str] = "Mistral"
+    span_prefix: ClassVar[str] = "model."
     default_context: ClassVar[int] = 131_072
 
     def attention(self, fields: Fields) -> Grouped:
