@@ -27,6 +27,8 @@ def random_config(rng: random.Random, kind: str = "llama"):
              "num_hidden_layers": rng.choice([1, 2, 3]), "num_attention_heads": heads,
              "initializer_range": 0.2, "tie_word_embeddings": rng.random() < 0.5}  # fmt: skip
     more = (gpt_like if kind in GPTS else llama_like)(rng, kind, kv_heads, sizes["hidden_size"])
+    if "layer_types" in more:
+        more["layer_types"] = more["layer_types"][: sizes["num_hidden_layers"]]
     return transformers.AutoConfig.for_model(kind.removesuffix("-rw"), **sizes, **more)
 
 
@@ -37,14 +39,21 @@ def llama_like(rng: random.Random, kind: str, kv_heads: int, width: int) -> dict
     own = {
         "llama": {"attention_bias": rng.random() < 0.3, "mlp_bias": rng.random() < 0.3},
         "mistral": {"sliding_window": rng.choice([None, 3, 8])},
-        "qwen2": {},
-        "qwen3": {"attention_bias": rng.random() < 0.3},
+        "qwen2": layer_windows(rng),
+        "qwen3": {"attention_bias": rng.random() < 0.3, **layer_windows(rng)},
     }[kind]
     scalings = SCALINGS[:-1] if kind == "qwen2" else SCALINGS  # heads of 2 are drawn there; theirs divides by 0
     return {**own, **({} if kind == "qwen2" else {"head_dim": rng.choice([4, 6, 8, 10])}),
             "intermediate_size": rng.randrange(9, 70), "num_key_value_heads": kv_heads,
             "max_position_embeddings": 64, "rms_norm_eps": rng.choice([1e-5, 1e-6]),
             "rope_parameters": {"rope_theta": rng.choice([100.0, 10_000.0, 500_000.0]), **rng.choice(scalings)}}  # fmt: skip
+
+
+def layer_windows(rng: random.Random) -> dict:
+    """Windows in all, some or none of the layers, said in either way."""
+    some = {"layer_types": rng.choices(["sliding_attention", "full_attention"], k=3)}
+    return rng.choice([{}, {"sliding_window": 3}, *({"use_sliding_window": True, "sliding_window": rng.choice([2, 5]), **way}
+                                                    for way in ({"max_window_layers": rng.choice([0, 1, 9])}, some))])  # fmt: skip
 
 
 SCALINGS = [

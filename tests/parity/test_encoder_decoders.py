@@ -33,7 +33,7 @@ def random_model(rng: random.Random, kind: str):
         ))  # fmt: skip
     return transformers.T5ForConditionalGeneration(transformers.T5Config(
         **common, d_kv=rng.choice([3, 8]), d_ff=rng.randrange(9, 70), num_layers=rng.choice([1, 2]),
-        num_decoder_layers=rng.choice([1, 3]), num_heads=heads, relative_attention_num_buckets=rng.choice([8, 16]),
+        num_decoder_layers=rng.choice([1, 3]), num_heads=heads, relative_attention_num_buckets=rng.choice([8, 16, 32]),
         relative_attention_max_distance=rng.choice([20, 40]), dropout_rate=0.0, initializer_factor=1.0,
         **({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if kind == "t5-1.1" else {}),
     ))  # fmt: skip

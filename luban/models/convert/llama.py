@@ -60,7 +60,7 @@ class Llama:
         plain = attention.qk_norm is None and attention.window is None
         return plain and attention.qkv_bias == attention.output_bias
 
-    def own(self, attention: Grouped) -> dict[str, Any]:
+    def own(self, attention: Grouped, layers: int) -> dict[str, Any]:
         """The fields of config.json about attention that relatives don't share."""
         return {"attention_bias": attention.qkv_bias}
 
@@ -101,7 +101,7 @@ class Llama:
             "head_dim": attention.head_width(spec.width), "intermediate_size": feedforward.width,
             "max_position_embeddings": spec.context, "rms_norm_eps": spec.norm.eps,
             "rope_parameters": parameters, "rope_theta": position.base,
-            "mlp_bias": feedforward.bias, "tie_word_embeddings": spec.tied_head, **self.own(attention),
+            "mlp_bias": feedforward.bias, "tie_word_embeddings": spec.tied_head, **self.own(attention, spec.layers),
         }  # fmt: skip
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:

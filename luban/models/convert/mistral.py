@@ -26,6 +26,6 @@ class Mistral(Llama):
         plain = attention.qk_norm is None and not attention.qkv_bias and not attention.output_bias
         return plain and all(attention.windowed)
 
-    def own(self, attention: Grouped) -> dict[str, Any]:
+    def own(self, attention: Grouped, layers: int) -> dict[str, Any]:
         """The window."""
         return {"sliding_window": attention.window}
