@@ -45,10 +45,8 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         write_json(partial / "config.json", config)
         if m.tokenizer:
-            stops = list(m.stop_ids)
-            write_json(partial / "generation_config.json", {"eos_token_id": stops[0] if len(stops) == 1 else stops,
-                                                            "bos_token_id": m.tokenizer.bos_id})  # fmt: skip
             copy_tokenizer(m, partial)
+        _write_generation(m, partial)
         if out.is_dir():
             out.rmdir()
         os.rename(partial, out)
@@ -65,6 +63,7 @@ def import_model(m: LoadedModel, out: str | Path) -> Path:
     parents = (as_parent("model", m.path),) if (m.path / MANIFEST).is_file() else ()
     with ArtifactWriter(out, kind="checkpoint", config={"imported": m.name}, parents=parents) as artifact:
         write_spec(m.spec, artifact.path)
+        _write_generation(m, artifact.path)
         save_file(tensors, artifact.path / WEIGHTS, metadata={"format": "pt"})
         if m.tokenizer is not None:
             (artifact.path / "tokenizer").mkdir()
@@ -90,6 +89,12 @@ def copy_tokenizer(m: LoadedModel, folder: Path, *, everything: bool = False) ->
     for name in (*TOKENIZER_FILES, *((MANIFEST,) if everything else ())):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+def _write_generation(m: LoadedModel, folder: Path) -> None:
+    stops = list(m.stop_ids)
+    begin = {"bos_token_id": m.tokenizer.bos_id} if m.tokenizer else {}
+    m.generation.write(folder, eos_token_id=stops[0] if len(stops) == 1 else stops or None, **begin)
 
 
 def _require_room(out: Path, tensors: dict[str, Tensor]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from torch import nn
 from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifact, read_manifest
 from luban.core.errors import ArtifactError, DataError
 from luban.core.lineage import ancestor, require_same
+from luban.load.generation import FILE as GENERATION
+from luban.load.generation import Generation, read_generation
 from luban.load.gguf import PACKAGED, packaged_file, read_gguf
 from luban.load.tensors import PICKLED, WEIGHTS, pickle_refusal, place, read_folder, read_tensors
 from luban.models.build import build_model
 from luban.models.convert.family import as_stored, format_of, named_as_now, to_ours
+from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import SPEC, ModelSpec, read_spec
 from luban.nn.int8 import pack_int8
 from luban.nn.linear import lay_by_inputs
@@ -37,6 +41,7 @@ class LoadedModel:
     name: str  # for people: the directory's name
     path: Path  # the directory (for GGUF the file) that holds the weights
     manifest: Manifest | None  # of the run or checkpoint; none for foreign directories
+    generation: Generation = field(default_factory=Generation)  # how its makers want its text made
     stop_ids: tuple[int, ...] = ()  # tokens that end a generation
     begins_with_bos: bool = False  # whether the model's texts begin with the begin token
     ends_with_eos: bool = False  # whether whole texts, such as an encoder reads, end with the end token
@@ -121,7 +126,9 @@ def _load_checkpoint(path: Path, device: str, dtype: str, *, name: str = "",
     spec = read_spec(path)
     module = build_model(spec, device=device, dtype=dtype, seed=None)
     place(module, read_tensors(path / WEIGHTS), path / WEIGHTS)
-    return _loaded(spec, module, tokenizer, name or path.name, path, run[1] if run else manifest)
+    return _loaded(
+        spec, module, tokenizer, name or path.name, path, run[1] if run else manifest, _generation(path, {}, spec)
+    )
 
 
 def _require_tokenizer(run: Path, manifest: Manifest) -> None:
@@ -134,7 +141,7 @@ def _require_tokenizer(run: Path, manifest: Manifest) -> None:
 
 def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     config = _read_json(path / "config.json")
-    generation = _read_json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
+    generation = _read_json(path / GENERATION) if (path / GENERATION).is_file() else {}
     config |= {name: generation[name] for name in BEGINNINGS if generation.get(name) is not None}
     form = format_of(config)
     spec = form.spec(config)
@@ -144,9 +151,12 @@ def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     module = build_model(spec, device=device, dtype=dtype, seed=None)
     place(module, tensors, path)
     tokenizer = load_tokenizer(path) if (path / "tokenizer.json").is_file() else None
-    ends = generation.get("eos_token_id", config.get("eos_token_id"))
-    stops = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
-    return _loaded(spec, module, tokenizer, path.name, path, None, stops)
+    return _loaded(spec, module, tokenizer, path.name, path, None, _generation(path, config, spec))
+
+
+def _generation(folder: Path, config: Mapping[str, Any], spec: ModelSpec) -> Generation:
+    two_sided = isinstance(spec.body, EncoderDecoderBody)
+    return read_generation(folder, config, context=spec.context, two_sided=two_sided)
 
 
 def _load_gguf(path: Path, name: str, device: str, dtype: str) -> LoadedModel:
@@ -155,14 +165,15 @@ def _load_gguf(path: Path, name: str, device: str, dtype: str) -> LoadedModel:
 
 
 def _loaded(spec: ModelSpec, module: nn.Module, tokenizer: Tokenizer | None, name: str, path: Path,
-            manifest: Manifest | None, stops: tuple[int, ...] = ()) -> LoadedModel:  # fmt: skip
+            manifest: Manifest | None, generation: Generation | None = None) -> LoadedModel:  # fmt: skip
     if tokenizer is not None and tokenizer.vocab_size > spec.vocab_size:
         raise ArtifactError(f"the tokenizer of {path} has {tokenizer.vocab_size} tokens, "
                             f"the model's vocabulary only {spec.vocab_size}")  # fmt: skip
     lay_by_inputs(module)
-    ends = dict.fromkeys((*(tokenizer.stop_ids if tokenizer else ()), *stops))
+    generation = generation or Generation()
+    ends = dict.fromkeys((*(tokenizer.stop_ids if tokenizer else ()), *generation.stop_ids))
     return LoadedModel(spec=spec, module=module.eval(), tokenizer=tokenizer, name=name, path=path,
-                       manifest=manifest, stop_ids=tuple(ends), begins_with_bos=_begins_with_bos(tokenizer),
+                       manifest=manifest, generation=generation, stop_ids=tuple(ends), begins_with_bos=_begins_with_bos(tokenizer),
                        ends_with_eos=_ends_with_eos(tokenizer))  # fmt: skip
 
 
