@@ -6,17 +6,21 @@ import os
 import shutil
 from pathlib import Path
 
+import tokenizers
 import torch
 from safetensors.torch import save_file
+from tokenizers import processors
 from torch import Tensor, nn
 
 from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent, free_bytes, incomplete_path, write_json
 from luban.core.errors import ArtifactError, DataError, UnsupportedError
 from luban.core.terms import require_exportable
-from luban.load.model import LoadedModel
+from luban.load.model import LoadedModel, begins_with_bos, ends_with_eos
 from luban.load.tensors import WEIGHTS
 from luban.models.convert.family import format_for, to_theirs
+from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import write_spec
+from luban.tokenizer.tokenizer import load_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -83,12 +87,31 @@ def copy_tokenizer(m: LoadedModel, folder: Path, *, everything: bool = False) ->
     tokenizer = m.need_tokenizer()
     if tokenizer.path is None:
         tokenizer.save(folder)
+    else:
+        source = Path(tokenizer.path)
+        source = source if source.is_dir() else source.parent
+        for name in (*TOKENIZER_FILES, *((MANIFEST,) if everything else ())):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+    _mark_ends(m, folder)
+
+
+def _mark_ends(m: LoadedModel, folder: Path) -> None:
+    """Where the model's texts begin with the begin token (and sources end with the end token) and the files don't say so,
+    let `tokenizer.json` put them there, so that the copy reads texts as the model does, in transformers too."""
+    copied = load_tokenizer(folder)
+    head = m.begins_with_bos and not begins_with_bos(copied)
+    tail = m.ends_with_eos and isinstance(m.spec.body, EncoderDecoderBody) and not ends_with_eos(copied)
+    if not head and not tail:
         return
-    source = Path(tokenizer.path)
-    source = source if source.is_dir() else source.parent
-    for name in (*TOKENIZER_FILES, *((MANIFEST,) if everything else ())):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    file = folder / TOKENIZER_FILES[0]
+    model = tokenizers.Tokenizer.from_file(str(file))
+    marks = {copied.token(i): i for i in (*((copied.bos_id,) if head else ()), *((copied.eos_id,) if tail else ()))}
+    single = " ".join([*list(marks)[:head], "$A", *list(marks)[head:]])
+    ends = processors.TemplateProcessing(single=single, pair=f"{single} {single.replace('$A', '$B')}",
+                                         special_tokens=list(marks.items()))  # fmt: skip
+    model.post_processor = ends if model.post_processor is None else processors.Sequence([model.post_processor, ends])
+    model.save(str(file))
 
 
 def _write_generation(m: LoadedModel, folder: Path) -> None:

@@ -173,12 +173,13 @@ def _loaded(spec: ModelSpec, module: nn.Module, tokenizer: Tokenizer | None, nam
     generation = generation or Generation()
     ends = dict.fromkeys((*(tokenizer.stop_ids if tokenizer else ()), *generation.stop_ids))
     return LoadedModel(spec=spec, module=module.eval(), tokenizer=tokenizer, name=name, path=path,
-                       manifest=manifest, generation=generation, stop_ids=tuple(ends), begins_with_bos=_begins_with_bos(tokenizer),
-                       ends_with_eos=_ends_with_eos(tokenizer))  # fmt: skip
+                       manifest=manifest, generation=generation, stop_ids=tuple(ends), begins_with_bos=begins_with_bos(tokenizer),
+                       ends_with_eos=ends_with_eos(tokenizer))  # fmt: skip
 
 
-def _begins_with_bos(tokenizer: Tokenizer | None) -> bool:
-    """Luban's shards begin every document with it; a foreign tokenizer says so in its files."""
+def begins_with_bos(tokenizer: Tokenizer | None) -> bool:
+    """Whether texts begin with the begin token: Luban's shards begin every document with it, a foreign tokenizer says
+    so in its files."""
     if tokenizer is None or tokenizer.bos_id is None or tokenizer.path is None:
         return False
     if (tokenizer.path / MANIFEST).is_file():
@@ -190,8 +191,8 @@ def _begins_with_bos(tokenizer: Tokenizer | None) -> bool:
     return _adds(tokenizer, tokenizer.bos_id)
 
 
-def _ends_with_eos(tokenizer: Tokenizer | None) -> bool:
-    """As `_begins_with_bos`."""
+def ends_with_eos(tokenizer: Tokenizer | None) -> bool:
+    """Whether whole texts end with the end token, told as `begins_with_bos` is."""
     if tokenizer is None or tokenizer.eos_id is None or tokenizer.path is None:
         return False
     return (tokenizer.path / MANIFEST).is_file() or _adds(tokenizer, tokenizer.eos_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,14 @@ import luban
 from luban.core.artifact import ArtifactWriter, Manifest, Parent, as_parent, incomplete_path, open_artifact
 from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError
 from luban.load.export import import_model
+from luban.models.block.post import PostNorm
+from luban.models.encoder_decoder import EncoderDecoderBody
+from luban.models.head import LanguageModel
+from luban.nn.attention.grouped import Grouped
+from luban.nn.feedforward import GELU
+from luban.nn.norm import LayerNorm
+from luban.nn.position.learned import Learned
+from luban.tokenizer.tokenizer import Tokenizer
 
 TOKENS = torch.arange(20).reshape(2, 10)
 
@@ -181,3 +190,57 @@ def test_an_export_that_a_licence_forbids_is_refused(tiny_checkpoint, tmp_path):
     with pytest.raises(LineageError, match="the corpus books, which it was made from, is under research-only"):
         luban.export_model(bound, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(params=["trained here", "from a GGUF file"])
+def beginning(request, checkpoint):
+    """A model whose texts begin with the begin token, though no file of its tokenizer says so."""
+    folder = checkpoint / "tokenizer"
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["add_bos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if request.param == "trained here":
+        files = shutil.move(folder, checkpoint / "files")
+        with ArtifactWriter(folder, kind="tokenizer") as art:
+            shutil.copytree(files, art.path, dirs_exist_ok=True)
+        return luban.load_model(checkpoint)
+    m = luban.load_model(checkpoint)
+    return replace(m, tokenizer=Tokenizer(m.tokenizer._model, m.tokenizer.settings), begins_with_bos=True)
+
+
+def test_the_begin_token_is_not_lost_on_the_way(beginning, tmp_path):
+    assert beginning.begins_with_bos
+    prompt = luban.Engine(beginning).tokens_of("hé")
+    luban.export_model(beginning, tmp_path / "hf")
+    import_model(beginning, tmp_path / "imported")
+    for folder in ("hf", "imported"):
+        assert luban.Engine(luban.load_model(tmp_path / folder)).tokens_of("hé") == prompt
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs("hé").input_ids == prompt and theirs("hé", "!").input_ids == [
+        *prompt,
+        *luban.Engine(beginning).tokens_of("!"),
+    ]
+
+
+def test_sources_of_an_encoder_decoder_keep_their_end_token(checkpoint, tmp_path):
+    files = Path(shutil.move(checkpoint / "tokenizer", checkpoint / "files"))
+    settings = json.loads((files / "tokenizer_config.json").read_text()) | {
+        "tokenizer_class": "PreTrainedTokenizerFast"
+    }
+    del settings["add_bos_token"]
+    (files / "tokenizer_config.json").write_text(json.dumps(settings))  # else theirs takes BART's own
+    with ArtifactWriter(checkpoint / "tokenizer", kind="tokenizer") as art:
+        shutil.copytree(files, art.path, dirs_exist_ok=True)
+    bart = {"position": Learned(offset=2), "norm": LayerNorm(), "embedding_norm": LayerNorm(), "block": PostNorm(),
+            "attention": Grouped(heads=4, qkv_bias=True, output_bias=True), "feedforward": GELU(width=48, bias=True)}  # fmt: skip
+    spec = luban.ModelSpec(vocab_size=272, width=32, layers=2, context=64, tied_head=True, head=LanguageModel(bias=True),
+                           body=EncoderDecoderBody(decoder_start=1), **bart)  # fmt: skip
+    m = luban.load_model(checkpoint)
+    m = replace(m, spec=spec, module=luban.build_model(spec))
+    prompt = luban.Engine(m).tokens_of("hé")
+    assert prompt[0] == m.tokenizer.bos_id and prompt[-1] == m.tokenizer.eos_id
+    luban.export_model(m, tmp_path / "hf")
+    assert luban.Engine(luban.load_model(tmp_path / "hf")).tokens_of("hé") == prompt
+    transformers = pytest.importorskip("transformers")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")("hé").input_ids == prompt
