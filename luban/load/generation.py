@@ -71,6 +71,8 @@ def read_generation(folder: Path, config: Mapping[str, Any], *, context: int, tw
         unbuilt.append(f"max_length = {limit}")
     ends = stored.get("eos_token_id", config.get("eos_token_id"))
     ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+    if not all(isinstance(end, int) for end in ends):
+        raise ArtifactError(f"{folder}: eos_token_id must be a token id or a list of them, {list(ends)} given")
     return Generation(sampling=sampling, stop_ids=ends, unbuilt=tuple(unbuilt), stored=stored)
 
 

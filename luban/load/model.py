@@ -12,14 +12,14 @@ from typing import Any
 from torch import nn
 
 from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifact, read_manifest
-from luban.core.errors import ArtifactError, DataError
+from luban.core.errors import ArtifactError, DataError, UnsupportedError
 from luban.core.lineage import ancestor, require_same
 from luban.load.generation import FILE as GENERATION
 from luban.load.generation import Generation, read_generation
 from luban.load.gguf import PACKAGED, packaged_file, read_gguf
 from luban.load.tensors import PICKLED, WEIGHTS, pickle_refusal, place, read_folder, read_tensors
 from luban.models.build import build_model
-from luban.models.convert.family import as_stored, format_of, named_as_now, to_ours
+from luban.models.convert.family import as_stored, format_of, named_as_now, their_names, to_ours
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import SPEC, ModelSpec, read_spec
 from luban.nn.int8 import pack_int8
@@ -28,6 +28,7 @@ from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 INT8 = "int8"
 BEGINNINGS = ("decoder_start_token_id", "forced_bos_token_id")  # in generation_config.json of newer transformers
+OLD_VOCABULARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 STEP = re.compile(r"step_(\d+)")
 
 
@@ -49,7 +50,13 @@ class LoadedModel:
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises DataError where the directory held none."""
         if self.tokenizer is None:
-            raise DataError(f"{self.path} holds no tokenizer (tokenizer.json), which text needs")
+            old = next((name for name in OLD_VOCABULARIES if (self.path / name).is_file()), None)
+            way = (
+                f"; transformers' AutoTokenizer makes one of its {old}: from_pretrained, then save_pretrained"
+                if old
+                else ""
+            )
+            raise DataError(f"{self.path} holds no tokenizer (tokenizer.json), which text needs{way}")
         return self.tokenizer
 
 
@@ -143,13 +150,17 @@ def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     config = _read_json(path / "config.json")
     generation = _read_json(path / GENERATION) if (path / GENERATION).is_file() else {}
     config |= {name: generation[name] for name in BEGINNINGS if generation.get(name) is not None}
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method", "some method") if isinstance(quantised, dict) else quantised
+        raise UnsupportedError(f"the weights of {path} are quantised ({method}), which isn't read: use the model's float "
+                               "weights, or a GGUF file")  # fmt: skip
     form = format_of(config)
     spec = form.spec(config)
     theirs = named_as_now(form, spec, read_folder(path))
     spec = as_stored(form, spec, theirs)
     tensors = to_ours(form, spec, theirs)
     module = build_model(spec, device=device, dtype=dtype, seed=None)
-    place(module, tensors, path)
+    place(module, tensors, path, named=their_names(form, spec))
     tokenizer = load_tokenizer(path) if (path / "tokenizer.json").is_file() else None
     return _loaded(spec, module, tokenizer, path.name, path, None, _generation(path, config, spec))
 
@@ -205,6 +216,9 @@ def _adds(tokenizer: Tokenizer, token: int) -> bool:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ArtifactError(f"{file} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{file} holds no table")
+    return found

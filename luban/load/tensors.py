@@ -41,7 +41,15 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     pickled = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLED)
     if pickled:
         raise ArtifactError(pickle_refusal(folder / pickled[0]))
-    raise ArtifactError(f"{folder} holds no {WEIGHTS}")
+    others = sorted(f.name for f in folder.iterdir() if f.suffix in (".safetensors", ".gguf") and f.is_file())
+    if not others:
+        raise ArtifactError(f"{folder} holds no {WEIGHTS}")
+    way = (
+        "load that file itself"
+        if others[0].endswith(".gguf")
+        else f"one file is called {WEIGHTS}, several need {INDEX}"
+    )
+    raise ArtifactError(f"{folder} holds no {WEIGHTS}, but {others[0]}: {way}")
 
 
 def pickle_refusal(file: Path) -> str:
@@ -53,10 +61,13 @@ def pickle_refusal(file: Path) -> str:
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     try:
         where = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        names = sorted(set(where.values()))
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("its weight_map names files that are no names")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{folder / INDEX} is damaged: {error}") from None
     tensors: dict[str, Tensor] = {}
-    for shard in sorted(set(where.values())):
+    for shard in names:
         if Path(shard).name != shard or not (folder / shard).is_file():
             raise ArtifactError(f"{folder / INDEX} names the shard {shard}, which is not in {folder}")
         tensors.update(read_tensors(folder / shard))
@@ -66,19 +77,31 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
 @torch.no_grad()
-def place(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+def place(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: Path, named: Mapping[str, str] | None = None
+) -> None:
     """Copy `tensors` into the parameters of `module`, in its precision and on its device.
 
-    Raises ArtifactError naming a missing or surplus tensor, or both shapes of one that doesn't fit.
+    Raises ArtifactError naming a missing or surplus tensor, both shapes of one that doesn't fit, or the kind of one
+    that holds no plain numbers; `named` says what the file calls a tensor of ours.
     """
-    parameters = dict(module.named_parameters())
+    parameters, named = dict(module.named_parameters()), named or {}
     for name in parameters.keys() - tensors.keys():
-        raise ArtifactError(f"{source} lacks the tensor {name}")
+        raise ArtifactError(f"{source} lacks the tensor {named.get(name, name)}")
     for name in tensors.keys() - parameters.keys():
-        raise ArtifactError(f"{source} holds the tensor {name}, which the model has no place for")
+        raise ArtifactError(f"{source} holds the tensor {named.get(name, name)}, which the model has no place for")
     for name, parameter in parameters.items():
-        if tensors[name].shape != parameter.shape:
-            raise ArtifactError(f"{source}: the tensor {name} has shape {tuple(tensors[name].shape)}, "
+        tensor = tensors[name]
+        if tensor.shape != parameter.shape:
+            theirs = named.get(name, name)
+            called = theirs if theirs == name else f"{theirs} (here {name})"
+            raise ArtifactError(f"{source}: the tensor {called} has shape {tuple(tensor.shape)}, "
                                 f"the model needs {tuple(parameter.shape)}")  # fmt: skip
-        parameter.copy_(tensors[name])
+        if tensor.dtype not in FLOATS:
+            raise ArtifactError(f"{source}: the tensor {named.get(name, name)} is stored as "
+                                f"{str(tensor.dtype).removeprefix('torch.')}: quantised weights aren't read")  # fmt: skip
+        parameter.copy_(tensor)

@@ -142,7 +142,8 @@ def test_classes_of_tokens_and_spans_are_read_as_theirs(kind, head, tmp_path):
     torch.manual_seed(seed)
     config = random_config(random.Random(seed), kind)
     config.num_labels = 2 if head == "QuestionAnswering" else random.Random(seed).choice([1, 3])
-    theirs = getattr(transformers, f"AutoModelFor{head}").from_config(config).eval()
+    auto = getattr(transformers, f"AutoModelFor{head}")
+    theirs = auto.from_config(config).eval()
     for name, parameter in theirs.named_parameters():
         if name in ("score.bias", "classifier.bias", "qa_outputs.bias"):
             torch.nn.init.normal_(parameter.data)
@@ -156,7 +157,9 @@ def test_classes_of_tokens_and_spans_are_read_as_theirs(kind, head, tmp_path):
     want = scores(theirs)
     torch.testing.assert_close(ours.module(tokens), want, atol=1e-4, rtol=0)
     luban.export_model(ours, tmp_path / "out")
-    back, info = type(theirs).from_pretrained(tmp_path / "out", output_loading_info=True)
+    back, info = auto.from_pretrained(  # a Mistral without a window is written as a Llama
+        tmp_path / "out", output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"]
     torch.testing.assert_close(scores(back.eval()), want, atol=1e-5, rtol=0)
 

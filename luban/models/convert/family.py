@@ -122,23 +122,41 @@ class Format(Protocol):
         ...
 
 
+KINDS: dict[type, tuple[Any, str]] = {  # of fields, as JSON has them, and what they are called
+    int: (int, "a whole number"), float: ((int, float), "a number"), bool: (bool, "true or false"), str: (str, "a name"),
+    dict: (Mapping, "a table"), list: (list, "a list"),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Fields:
     """A foreign configuration being read: which fields were looked at, and clear errors for missing ones."""
 
     values: Mapping[str, Any]
     kind: str = field(default="")
+    within: str = ""  # of which inner table, its name with a dot behind it
 
-    def need(self, name: str) -> Any:
+    def need(self, name: str, kind: type = int) -> Any:
         """A field that must be there."""
         if self.values.get(name) is None:
-            raise ArtifactError(f"config.json of this {self.kind} model lacks '{name}'")
-        return self.values[name]
+            raise ArtifactError(f"config.json of this {self.kind} model lacks '{self.within}{name}'")
+        return self.get(name, None, kind)
 
-    def get(self, name: str, default: Any) -> Any:
-        """A field, or the format's own default where it is absent or null."""
-        value = self.values.get(name)
-        return default if value is None else value
+    def get(self, name: str, default: Any, kind: type | None = None) -> Any:
+        """A field, or the format's own default where it is absent or null. Raises ArtifactError where it is of another
+        kind than `kind` (none: than the default)."""
+        value, kind = self.values.get(name), kind or type(default)
+        if value is None:
+            return default
+        if kind in KINDS and (not isinstance(value, KINDS[kind][0]) or (isinstance(value, bool) and kind is not bool)):
+            raise ArtifactError(f"config.json of this {self.kind} model says {self.within}{name} = {value!r}: "
+                                f"{KINDS[kind][1]} is needed")  # fmt: skip
+        return value
+
+    def inner(self, *names: str) -> Fields:
+        """The table under the first of these names that is there and not empty; an empty one where there is none."""
+        name = next((name for name in names if self.values.get(name)), names[0])
+        return Fields(self.get(name, {}), self.kind, f"{name}.")
 
     def only(self, name: str, supported: Any) -> None:
         """Refuse a field whose value changes the computation in a way that isn't built."""
@@ -148,11 +166,11 @@ class Fields:
 
     def architecture(self, default: str) -> str:
         """The class of theirs that wrote the directory."""
-        return (self.get("architectures", None) or [default])[0]
+        return next(iter(self.get("architectures", None, list) or ()), default)
 
     def labels(self, default: int = 2) -> int:
         """How many classes its head has."""
-        return len(self.get("id2label", ())) or self.get("num_labels", default)
+        return len(self.get("id2label", {})) or self.get("num_labels", default)
 
 
 ACTIVATIONS: dict[str, type[FeedForward]] = {
@@ -175,8 +193,10 @@ def activation_name(feedforward: FeedForward) -> str | None:
 def format_of(config: Mapping[str, Any]) -> Format:
     """The format that a Hugging Face config.json names. Raises UnsupportedError for an unknown architecture."""
     kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise ArtifactError("config.json names no model_type, so its architecture is unknown")
     if kind not in FORMATS.entries:
-        raise UnsupportedError(f"unknown architecture '{kind}' in config.json{nearest(str(kind), FORMATS.entries)}")
+        raise UnsupportedError(f"unknown architecture '{kind}' in config.json{nearest(kind, FORMATS.entries)}")
     return FORMATS[kind]()
 
 
@@ -237,6 +257,12 @@ def to_ours(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict
     if surplus:
         raise ArtifactError(f"the model file holds a tensor that its configuration has no place for: {_few(surplus)}")
     return {name: tensor for pair in pairs for name, tensor in pair.split(theirs[pair.theirs]).items()}
+
+
+def their_names(form: Format, spec: ModelSpec) -> dict[str, str]:
+    """What theirs call each of our tensors, for errors."""
+    return {ours: pair.theirs for pair in form.pairs(spec)
+            for ours in (pair.ours if isinstance(pair, Fused) else (pair.ours,))}  # fmt: skip
 
 
 def to_theirs(form: Format, spec: ModelSpec, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

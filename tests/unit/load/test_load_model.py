@@ -148,7 +148,18 @@ def test_shards_and_directories_without_tokenizer(foreign):
     [
         (lambda t: t.pop("model.norm.weight"), r"lacks the tensor model\.norm\.weight"),
         (lambda t: t.update(extra=torch.zeros(2)), "no place for: extra"),
-        (lambda t: t.update({"model.norm.weight": torch.zeros(5)}), r"norm\.weight has shape \(5,\), .* needs \(32,\)"),
+        (
+            lambda t: t.update({"model.norm.weight": torch.zeros(5)}),
+            r"model\.norm\.weight .*has shape \(5,\), .* needs \(32,\)",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}),
+            r"model\.norm\.weight is stored as int8",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": torch.ones(32).to(torch.float8_e5m2)}),
+            "stored as float8_e5m2: quantised",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(foreign, change, message):
@@ -244,3 +255,59 @@ def test_sources_of_an_encoder_decoder_keep_their_end_token(checkpoint, tmp_path
     assert luban.Engine(luban.load_model(tmp_path / "hf")).tokens_of("hé") == prompt
     transformers = pytest.importorskip("transformers")
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")("hé").input_ids == prompt
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "32"}, "says hidden_size = '32': a whole number is needed"),
+        ({"num_hidden_layers": True}, "says num_hidden_layers = True: a whole number is needed"),
+        ({"num_key_value_heads": 2.0}, r"says num_key_value_heads = 2\.0: a whole number is needed"),
+        ({"rms_norm_eps": "1e-5"}, "says rms_norm_eps = '1e-5': a number is needed"),
+        ({"tie_word_embeddings": "yes"}, "says tie_word_embeddings = 'yes': true or false is needed"),
+        ({"architectures": "LlamaForCausalLM"}, "says architectures = 'LlamaForCausalLM': a list is needed"),
+        ({"rope_parameters": [1]}, r"says rope_parameters = \[1\]: a table is needed"),
+        ({"rope_parameters": {"rope_type": "linear"}}, r"lacks 'rope_parameters\.factor'"),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "llama3", "factor": 8.0}},
+            r"lacks 'rope_scaling\.low_freq_factor'",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": "4"}},
+            r"rope_parameters\.factor = '4': a number is needed",
+        ),
+        ({"model_type": ["llama"]}, "names no model_type"),
+    ],
+)
+def test_fields_that_cannot_be_are_named(foreign, changes, message):
+    config = json.loads((foreign / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(ArtifactError, match=message):
+        luban.load_model(foreign)
+
+
+def test_directories_of_other_shapes_say_what_is_there(foreign):
+    config = json.loads((foreign / "config.json").read_text())
+    quantised = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (foreign / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(UnsupportedError, match=r"quantised \(gptq\), which isn't read"):
+        luban.load_model(foreign)
+    (foreign / "config.json").write_text("[]")
+    with pytest.raises(ArtifactError, match=r"config\.json holds no table"):
+        luban.load_model(foreign)
+    (foreign / "config.json").write_text(json.dumps(config))
+    (foreign / "tokenizer.json").rename(foreign / "vocab.json")
+    with pytest.raises(DataError, match=r"AutoTokenizer makes one of its vocab\.json"):
+        luban.load_model(foreign).need_tokenizer()
+    for weight_map in ([], {"a": 3}, None):
+        (foreign / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(ArtifactError, match=r"index\.json is damaged"):
+            luban.load_model(foreign)
+    (foreign / "model.safetensors.index.json").unlink()
+    for name, way in (
+        ("model-00001-of-00001.safetensors", "one file is called"),
+        ("model.gguf", "load that file itself"),
+    ):
+        next(f for f in foreign.iterdir() if f.suffix in (".safetensors", ".gguf")).rename(foreign / name)
+        with pytest.raises(ArtifactError, match=f"holds no model.safetensors, but {name}: {way}"):
+            luban.load_model(foreign)
