@@ -17,8 +17,7 @@ from luban.core.lineage import ancestor, require_same
 from luban.load.generation import FILE as GENERATION
 from luban.load.generation import Generation, read_generation
 from luban.load.gguf import PACKAGED, packaged_file, read_gguf
-from luban.load.tensors import PICKLED, WEIGHTS, pickle_refusal, place, read_folder, read_tensors
-from luban.models.build import build_model
+from luban.load.tensors import PICKLED, WEIGHTS, filled, pickle_refusal, read_folder, read_tensors
 from luban.models.convert.family import as_stored, format_of, named_as_now, their_names, to_ours
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import SPEC, ModelSpec, read_spec
@@ -131,8 +130,7 @@ def _load_checkpoint(path: Path, device: str, dtype: str, *, name: str = "",
     if run is not None and tokenizer is not None:
         _require_tokenizer(*run)
     spec = read_spec(path)
-    module = build_model(spec, device=device, dtype=dtype, seed=None)
-    place(module, read_tensors(path / WEIGHTS), path / WEIGHTS)
+    module = filled(spec, read_tensors(path / WEIGHTS), path / WEIGHTS, device=device, dtype=dtype)
     return _loaded(
         spec, module, tokenizer, name or path.name, path, run[1] if run else manifest, _generation(path, {}, spec)
     )
@@ -159,8 +157,7 @@ def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     theirs = named_as_now(form, spec, read_folder(path))
     spec = as_stored(form, spec, theirs)
     tensors = to_ours(form, spec, theirs)
-    module = build_model(spec, device=device, dtype=dtype, seed=None)
-    place(module, tensors, path, named=their_names(form, spec))
+    module = filled(spec, tensors, path, device=device, dtype=dtype, named=their_names(form, spec))
     tokenizer = load_tokenizer(path) if (path / "tokenizer.json").is_file() else None
     return _loaded(spec, module, tokenizer, path.name, path, None, _generation(path, config, spec))
 

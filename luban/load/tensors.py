@@ -1,4 +1,4 @@
-"""Reading and placing tensors, with an error that names the tensor or file for everything that can be wrong."""
+"""Reading tensors and filling modules with them, with an error that names the tensor or file for everything that can be wrong."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from luban.core.errors import ArtifactError
+from luban.models.build import build_model
+from luban.models.spec import ModelSpec
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -81,27 +83,35 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @torch.no_grad()
-def place(
-    module: nn.Module, tensors: Mapping[str, Tensor], source: Path, named: Mapping[str, str] | None = None
-) -> None:
-    """Copy `tensors` into the parameters of `module`, in its precision and on its device.
+def filled(spec: ModelSpec, tensors: Mapping[str, Tensor], source: Path, *, device: str, dtype: str,
+           named: Mapping[str, str] | None = None) -> nn.Module:  # fmt: skip
+    """The module of `spec` with copies of `tensors` as its parameters, in its own precision and on its device.
 
-    Raises ArtifactError naming a missing or surplus tensor, both shapes of one that doesn't fit, or the kind of one
-    that holds no plain numbers; `named` says what the file calls a tensor of ours.
+    Nothing is allocated before every tensor is known to fit. Raises ArtifactError naming a missing or surplus tensor,
+    both shapes of one that doesn't fit, or the kind of one that holds no plain numbers; `named` says what the file
+    calls a tensor of ours.
     """
-    parameters, named = dict(module.named_parameters()), named or {}
+    module = build_model(spec, device="meta", dtype=dtype)
+    _check(dict(module.named_parameters()), tensors, source, named or {})
+    module.to_empty(device=device)
+    for name, parameter in module.named_parameters():
+        parameter.copy_(tensors[name])
+    return module
+
+
+def _check(
+    parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path, named: Mapping[str, str]
+) -> None:
     for name in parameters.keys() - tensors.keys():
         raise ArtifactError(f"{source} lacks the tensor {named.get(name, name)}")
     for name in tensors.keys() - parameters.keys():
         raise ArtifactError(f"{source} holds the tensor {named.get(name, name)}, which the model has no place for")
     for name, parameter in parameters.items():
-        tensor = tensors[name]
+        tensor, theirs = tensors[name], named.get(name, name)
         if tensor.shape != parameter.shape:
-            theirs = named.get(name, name)
             called = theirs if theirs == name else f"{theirs} (here {name})"
             raise ArtifactError(f"{source}: the tensor {called} has shape {tuple(tensor.shape)}, "
                                 f"the model needs {tuple(parameter.shape)}")  # fmt: skip
         if tensor.dtype not in FLOATS:
-            raise ArtifactError(f"{source}: the tensor {named.get(name, name)} is stored as "
+            raise ArtifactError(f"{source}: the tensor {theirs} is stored as "
                                 f"{str(tensor.dtype).removeprefix('torch.')}: quantised weights aren't read")  # fmt: skip
-        parameter.copy_(tensor)
