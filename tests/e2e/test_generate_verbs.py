@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 import luban
+from luban.models.head import Hidden
 
 
 def run(*words, stdin=""):
@@ -99,3 +101,19 @@ def test_mistakes_get_one_line(tiny_checkpoint, words, code, message):
     done = run(*(tiny_checkpoint if word == "MODEL" else word for word in words))
     assert done.returncode == code and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not done.stdout
+
+
+def test_models_that_write_no_text_say_so_at_once(tiny_checkpoint, tmp_path):
+    m = luban.load_model(tiny_checkpoint)
+    spec = replace(m.spec, head=Hidden())
+    luban.export_model(replace(m, spec=spec, module=luban.build_model(spec)), tmp_path / "body")
+    for words in (
+        ("generate", tmp_path / "body", "hi"),
+        ("chat", tmp_path / "body"),
+        ("serve", tmp_path / "body", "--port", "0"),
+    ):
+        done = run(*words, stdin="hi\n")
+        assert done.returncode == 1 and not done.stdout
+        assert done.stderr.strip().splitlines() == [
+            "luban: generating text needs a decoder with a language_model head; this model has body decoder and head hidden"
+        ]
