@@ -40,6 +40,9 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
     tensors = to_theirs(form, m.spec, parameters(m.module))
     _require_room(out, tensors)
     config |= {"dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch.")}
+    if m.labels and len(m.labels) == len(config.get("id2label", ())):
+        config |= {"id2label": dict(zip(config["id2label"], m.labels, strict=True)),
+                   "label2id": {name: i for i, name in enumerate(m.labels)}}  # fmt: skip
     config |= {"bos_token_id": m.tokenizer.bos_id, "eos_token_id": m.tokenizer.eos_id,
                "pad_token_id": m.tokenizer.pad_id} if m.tokenizer else {}  # fmt: skip
     partial = incomplete_path(out)
@@ -65,7 +68,8 @@ def import_model(m: LoadedModel, out: str | Path) -> Path:
     tensors = parameters(m.module)
     _require_room(Path(out), tensors)
     parents = (as_parent("model", m.path),) if (m.path / MANIFEST).is_file() else ()
-    with ArtifactWriter(out, kind="checkpoint", config={"imported": m.name}, parents=parents) as artifact:
+    config = {"imported": m.name, **({"labels": list(m.labels)} if m.labels else {})}
+    with ArtifactWriter(out, kind="checkpoint", config=config, parents=parents) as artifact:
         write_spec(m.spec, artifact.path)
         _write_generation(m, artifact.path)
         save_file(tensors, artifact.path / WEIGHTS, metadata={"format": "pt"})

@@ -44,6 +44,7 @@ class LoadedModel:
     generation: Generation = field(default_factory=Generation)  # how its makers want its text made
     stop_ids: tuple[int, ...] = ()  # tokens that end a generation
     begins_with_bos: bool = False  # whether the model's texts begin with the begin token
+    labels: tuple[str, ...] = ()  # names of the head's classes, where a foreign configuration gives them
     ends_with_eos: bool = False  # whether whole texts, such as an encoder reads, end with the end token
 
     def need_tokenizer(self) -> Tokenizer:
@@ -131,9 +132,11 @@ def _load_checkpoint(path: Path, device: str, dtype: str, *, name: str = "",
         _require_tokenizer(*run)
     spec = read_spec(path)
     module = filled(spec, read_tensors(path / WEIGHTS), path / WEIGHTS, device=device, dtype=dtype)
-    return _loaded(
+    named = tuple((manifest.config if manifest else {}).get("labels", ()))
+    m = _loaded(
         spec, module, tokenizer, name or path.name, path, run[1] if run else manifest, _generation(path, {}, spec)
     )
+    return replace(m, labels=named)
 
 
 def _require_tokenizer(run: Path, manifest: Manifest) -> None:
@@ -159,7 +162,15 @@ def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     tensors = to_ours(form, spec, theirs)
     module = filled(spec, tensors, path, device=device, dtype=dtype, named=their_names(form, spec))
     tokenizer = load_tokenizer(path) if (path / "tokenizer.json").is_file() else None
-    return _loaded(spec, module, tokenizer, path.name, path, None, _generation(path, config, spec))
+    m = _loaded(spec, module, tokenizer, path.name, path, None, _generation(path, config, spec))
+    return replace(m, labels=_labels(config, spec))
+
+
+def _labels(config: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...]:
+    """The names of the classes in their order; none where they aren't exactly those of the head."""
+    named = config.get("id2label") or {}
+    places = [str(i) for i in range(getattr(spec.head, "count", 0))]
+    return tuple(str(named[place]) for place in places) if sorted(named) == sorted(places) else ()
 
 
 def _generation(folder: Path, config: Mapping[str, Any], spec: ModelSpec) -> Generation:

@@ -17,7 +17,7 @@ from luban.core.errors import ArtifactError, DataError, LineageError, Unsupporte
 from luban.load.export import import_model
 from luban.models.block.post import PostNorm
 from luban.models.encoder_decoder import EncoderDecoderBody
-from luban.models.head import LanguageModel
+from luban.models.head import Classes, LanguageModel
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import GELU
 from luban.nn.norm import LayerNorm
@@ -311,3 +311,18 @@ def test_directories_of_other_shapes_say_what_is_there(foreign):
         next(f for f in foreign.iterdir() if f.suffix in (".safetensors", ".gguf")).rename(foreign / name)
         with pytest.raises(ArtifactError, match=f"holds no model.safetensors, but {name}: {way}"):
             luban.load_model(foreign)
+
+
+def test_names_of_classes_survive_import_and_export(checkpoint, tmp_path):
+    m = luban.load_model(checkpoint)
+    spec = replace(m.spec, head=Classes(count=3, pooling="last", dense=False, bias=False))
+    luban.export_model(replace(m, spec=spec, module=luban.build_model(spec)), tmp_path / "plain")
+    config = json.loads((tmp_path / "plain/config.json").read_text())
+    names = {"0": "bad", "1": "so so", "2": "good"}
+    (tmp_path / "plain/config.json").write_text(json.dumps({**config, "id2label": names}))
+    first = luban.load_model(tmp_path / "plain")
+    import_model(first, tmp_path / "imported")
+    luban.export_model(luban.load_model(tmp_path / "imported"), tmp_path / "again")
+    assert first.labels == luban.load_model(tmp_path / "again").labels == ("bad", "so so", "good")
+    again = json.loads((tmp_path / "again/config.json").read_text())
+    assert again["id2label"] == names and again["label2id"] == {"bad": 0, "so so": 1, "good": 2}
