@@ -3,7 +3,6 @@ power and the logarithmic form; two numbers a head, shared by all layers."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +12,6 @@ from torch import Tensor, nn
 from luban.kernels.distance import DistanceBias, alibi_slopes, kerple_log, kerple_power
 from luban.nn.position.distance import DistancePositions
 from luban.nn.position.family import Position, PositionMethod, PositionShape
-
-UNIT = math.log(math.e - 1)  # softplus of this is 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +34,9 @@ class KerplePower(Position):
 class KerpleLog(Position):
     """Adds −r1·log(1 + r2·distance) to q·k before the division by √D, r1, r2 > 0 (equation 1, corollary 1).
 
-    Starts at r2 = 1 and r1/√D spread evenly over (0, 2], as the authors' code, which adds the bias after the division,
-    draws it. Both are held as softplus of what is learned.
+    Starts next to the diagonal as ALiBi: r1/√D = 2, and r2 so that r1·r2/√D, what the first step away costs, is ALiBi's
+    slope (the authors draw r1/√D from (0, 2] and r2 from (0, 1], which learns to be local more slowly). Both are held as
+    softplus of what is learned.
     """
 
     def parameters(self, shape: PositionShape) -> int:
@@ -50,6 +48,11 @@ class KerpleLog(Position):
         return LogPositions(shape)
 
 
+def inverse_softplus(x: Tensor) -> Tensor:
+    """What softplus makes x of."""
+    return x + torch.log(-torch.expm1(-x))
+
+
 class KerplePositions(DistancePositions):
     """What both forms share: `raw1` and `raw2`, one number a head each."""
 
@@ -59,25 +62,25 @@ class KerplePositions(DistancePositions):
         self.raw1 = nn.Parameter(torch.zeros(shape.heads))
         self.raw2 = nn.Parameter(torch.zeros(shape.heads))
 
-    def first(self) -> Tensor:
-        """(H,) r1 at the beginning."""
+    def begin(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """raw1 and raw2 at the beginning, (H,) both, from ALiBi's slopes."""
         raise NotImplementedError
 
     def draw_parameters(self, draw) -> None:
         """Fixed beginnings: nothing is drawn."""
-        self.raw1.copy_(self.first().expm1().log())
-        self.raw2.fill_(self.second)
+        raw1, raw2 = self.begin(alibi_slopes(self.heads))
+        self.raw1.copy_(raw1)
+        self.raw2.copy_(raw2)
 
 
 class PowerPositions(KerplePositions):
     """The power form."""
 
     bias_form = "power"
-    second = 0.0  # 2·sigmoid(0) = 1
 
-    def first(self) -> Tensor:
-        """ALiBi's slopes, times √D as the bias is divided by it."""
-        return alibi_slopes(self.heads) / self.scale
+    def begin(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """r1 = slope·√D, as the bias is divided by √D; r2 = 1."""
+        return inverse_softplus(slopes / self.scale), torch.zeros_like(slopes)
 
     def distance_bias(self, keys: int, device: torch.device) -> DistanceBias:
         """r1 and r2 from what is learned."""
@@ -88,11 +91,10 @@ class LogPositions(KerplePositions):
     """The logarithmic form."""
 
     bias_form = "log"
-    second = UNIT
 
-    def first(self) -> Tensor:
-        """Even steps up to 2, times √D as the bias is divided by it."""
-        return 2 * torch.arange(1, self.heads + 1) / self.heads / self.scale
+    def begin(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """r1 = 2·√D, as the bias is divided by √D; r2 = slope / 2."""
+        return inverse_softplus(torch.full_like(slopes, 2 / self.scale)), inverse_softplus(slopes / 2)
 
     def distance_bias(self, keys: int, device: torch.device) -> DistanceBias:
         """r1 and r2 from what is learned."""

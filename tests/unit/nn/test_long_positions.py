@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from luban import ModelSpec, build_model
 from luban.core.errors import ConfigError
 from luban.generate.cache import ContiguousCache
+from luban.kernels.distance import alibi_slopes
 from luban.nn.attention.grouped import Grouped
 from luban.nn.init import NormalInit, initialise
 from luban.nn.position.alibi import Alibi
@@ -47,15 +48,16 @@ def test_kerple_begins_as_alibi():
                                rtol=1e-5, atol=1e-6)  # fmt: skip
 
 
-def test_the_logarithmic_kernel_begins_as_its_authors_code():
-    """−p·log(1 + d) added after the division by √D, p spread evenly over (0, 2]."""
+def test_the_logarithmic_kernel_begins_next_to_the_diagonal_as_alibi():
+    """−2·log(1 + slope/2·distance) after the division by √D: ALiBi's slope at distance 0, ever flatter from there."""
     shape = PositionShape(width=24, heads=4, head_dim=6, context=16)
     module = started(KerpleLog(), shape)
-    p = torch.tensor([0.5, 1.0, 1.5, 2.0])
-    distance = torch.arange(16)[:, None] - torch.arange(16)
-    expected = -p[:, None, None] * torch.log1p(distance.abs())
+    distance = (torch.arange(16)[:, None] - torch.arange(16)).abs()
+    slopes = alibi_slopes(4)[:, None, None]
     positions = torch.arange(16)[None]
-    torch.testing.assert_close(module.bias(positions, positions)[0], expected, atol=1e-5, rtol=1e-5)
+    found = module.bias(positions, positions)[0]
+    torch.testing.assert_close(found, -2 * torch.log1p(slopes / 2 * distance), atol=1e-5, rtol=1e-5)
+    assert (found >= -slopes * distance - 1e-6).all()
 
 
 @pytest.mark.parametrize("config", [KerplePower(), KerpleLog()])
