@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
@@ -124,18 +125,7 @@ def _kind(each: Stepped) -> tuple:
     """What the tensors of one launch must have in common: dtypes, and whether wide loads are safe."""
     wide = [x for x in (each.weight, each.gradient, each.first, each.second, each.copy) if x is not None]
     even = all(x.data_ptr() % ALIGNED == 0 for x in wide) and each.weight.numel() % ALIGNED == 0
-    return (
-        each.weight.dtype,
-        each.gradient.dtype,
-        each.first.dtype,
-        None if each.copy is None else each.copy.dtype,
-        even,
-    )
-
-
-_blocks: dict[
-    tuple, tuple[Tensor, Tensor]
-] = {}  # sizes and device → the first program of each tensor, the tensor of each
+    return each.weight.dtype, each.gradient.dtype, each.first.dtype, getattr(each.copy, "dtype", None), even
 
 
 def _table(alike: Sequence[Stepped], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,10 +133,13 @@ def _table(alike: Sequence[Stepped], device: torch.device) -> tuple[Tensor, Tens
     rows = [[*(x.data_ptr() for x in (t.weight, t.gradient, t.first, t.second, t.steps)),
              0 if t.copy is None else t.copy.data_ptr(), t.weight.numel(), t.seed] for t in alike]  # fmt: skip
     table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-    key = (device, *(row[6] for row in rows))
-    if key not in _blocks:
-        counts = [triton.cdiv(row[6], BLOCK) for row in rows]
-        firsts = torch.tensor([0, *itertools.accumulate(counts[:-1])], dtype=torch.int32, device=device)
-        owners = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts)).to(device, torch.int32)
-        _blocks[key] = firsts, owners
-    return table, *_blocks[key]
+    return table, *_programs(tuple(row[6] for row in rows), device)
+
+
+@lru_cache(maxsize=16)
+def _programs(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(tensors,) the first program of each tensor, and (programs,) the tensor of each, int32."""
+    counts = [triton.cdiv(size, BLOCK) for size in sizes]
+    firsts = torch.tensor([0, *itertools.accumulate(counts[:-1])], dtype=torch.int32)
+    owners = torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.int32), torch.tensor(counts))
+    return firsts.to(device), owners.to(device)
