@@ -15,10 +15,10 @@ from luban.models.describe import describe
 from luban.models.spec import ModelSpec
 from luban.planner.memory import MemoryPrediction, Setting, predict_memory
 from luban.planner.step_time import StepTime, predict_step
-from luban.train.device import free_memory, resident_memory
 from luban.train.machine import Machine, rates
 from luban.train.recipe import Recipe
 from luban.train.recompute import Recompute
+from luban.train.room import free_memory, resident_memory
 
 COMPILER = 150_000_000  # bytes that torch.compile leaves in the process (torch 2.13, a decoder as one graph)
 RESERVED = 0.03  # of a GPU's free memory that its allocator loses between blocks
