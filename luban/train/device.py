@@ -35,17 +35,23 @@ def set_determinism(wanted: bool | None, device: torch.device) -> bool:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs here; warns once with what is missing."""
+    """Whether torch.compile has what it needs here; warns with what is missing."""
+    missing = compiler_missing(device)
+    if missing:
+        warn(f"training runs uncompiled: torch.compile needs {missing}")
+    return missing is None
+
+
+def compiler_missing(device: torch.device) -> str | None:
+    """What torch.compile would need here and doesn't find; none: nothing."""
     if device.type == "cuda":
-        return True
+        return None
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None and shutil.which("clang++") is None:
-        warn("training runs uncompiled: torch.compile needs a C++ compiler (g++), and there is none")
-        return False
+        return "a C++ compiler (g++), and there is none"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
-        warn("training runs uncompiled: torch.compile needs Python's headers (python3-dev), and they are missing")
-        return False
-    return True
+        return "Python's headers (python3-dev), and they are missing"
+    return None
 
 
 def keep_freed_memory(device: torch.device) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from luban.core.config import to_dict, to_toml
 from luban.core.errors import DataError, UsageError
 from luban.core.log import say, warn
 from luban.core.seeding import seed_everything
+from luban.data.batch import Batch
 from luban.data.loader import Loader
 from luban.data.packing import Packing
 from luban.data.shards import Shards
@@ -45,7 +47,7 @@ def train(recipe: Recipe, out: Path, *, task: str, name: str) -> Path:
         LubanError: anything that is wrong, before anything is written; TrainingError and Interrupted after.
     """
     shards, start, device, prediction = prepare(recipe)
-    require_memory(recipe, start.spec, device, prediction)
+    require_memory(recipe, start.spec, device, prediction, partial(_sample, recipe, shards))
     if recipe.train.tensorboard:
         require_tensorboard()
     resolved = to_dict(recipe) | {"model": to_dict(start.spec)}
@@ -77,7 +79,14 @@ def prepare(recipe: Recipe) -> tuple[Shards, Start, torch.device, Prediction]:
         require_float8(device)
     shards = Shards.open(recipe.data.path, "train")
     start = choose_start(recipe, shards)
-    return shards, start, device, predict(recipe, start.spec, device)
+    return shards, start, device, predict(recipe, start.spec, device, partial(_sample, recipe, shards))
+
+
+def _sample(recipe: Recipe, shards: Shards, rows: int) -> Batch:
+    """The first rows that the run will read."""
+    loader = Loader(shards, batch_size=rows, seq_len=recipe.train.seq_len, seed=recipe.train.seed,
+                    packing=rows_of(recipe, shards))  # fmt: skip
+    return loader.batch(0)
 
 
 def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device) -> Pieces:
