@@ -20,6 +20,7 @@ tensors without data (`train.rehearse`).
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from math import prod
 from typing import Literal
 
 from luban.core.opgraph import Op, OpGraph
@@ -111,8 +112,8 @@ def predict_memory(graph: OpGraph, setting: Setting, footprint: Footprint | None
 
 def _compiled_passes(graph: OpGraph, setting: Setting) -> list[tuple[int, int, int]]:
     """(gradients, activations, transient) bytes at the loss and in the first block of the backward pass."""
-    kept, tokens = kept_bytes(graph, setting), graph.batch * graph.seq
-    table = max((setting.width * op.flops // (2 * tokens) for op in graph.ops if op.name == "readout"), default=0)
+    kept = kept_bytes(graph, setting)
+    table = max((setting.width * prod(op.sides) for op in graph.ops if op.name == "readout"), default=0)
     return [(0, kept, _loss_bytes(graph, setting)),
             (table, kept, _made_again(graph, setting) + _backward_bytes(graph, setting))]  # fmt: skip
 
@@ -253,11 +254,6 @@ def _loss_bytes(graph: OpGraph, setting: Setting) -> int:
         return 0
     if not setting.fused:
         return setting.width * min(readout.activation, CHUNK_ELEMENTS)
-    inputs, outputs = _sides(readout, graph)
-    rows = graph.batch * graph.seq * inputs
+    inputs, outputs = readout.sides
+    rows = readout.activation // outputs * inputs
     return min(setting.width * readout.activation, LOGIT_BYTES) + 2 * FP32 * inputs * outputs + setting.width * rows
-
-
-def _sides(op: Op, graph: OpGraph) -> tuple[int, int]:
-    """(inputs, outputs) of a dense layer."""
-    return op.flops // (2 * op.activation), op.activation // (graph.batch * graph.seq)

@@ -83,9 +83,9 @@ def predict_step(graph: OpGraph, setting: Setting, rates: Rates, *, micro_batche
             attention += (1 + again) * work / rates.forward + BACKWARD * work / rates.backward
             if written and rates.exponentials:
                 attention += (2 + again) * computed_share(op, graph.seq) * scores_of(op, setting) / rates.exponentials
-        elif rates.eight and "blocks." in op.name and _aligned(op, graph):
+        elif rates.eight and "blocks." in op.name and _aligned(op):
             products += (2 + again) * op.flops / rates.eight + op.flops / rates.products
-            moved += _quantised_bytes(op, graph)
+            moved += _quantised_bytes(op)
         else:
             products += (TRAINING_FACTOR + again) * op.flops / rates.products
         moved += setting.width * _passes(op, setting) * op.activation
@@ -117,21 +117,15 @@ def _passes(op: Op, setting: Setting) -> float:
     return PASSES.get(kind, 0) + again
 
 
-def _aligned(op: Op, graph: OpGraph) -> bool:
-    inputs, outputs = _sides(op, graph)
+def _aligned(op: Op) -> bool:
+    inputs, outputs = op.sides
     return op.kind == "linear" and inputs % FLOAT8_SIDES == 0 and outputs % FLOAT8_SIDES == 0
 
 
-def _sides(op: Op, graph: OpGraph) -> tuple[int, int]:
-    tokens = graph.batch * graph.seq
-    outputs = op.activation // tokens
-    return (op.flops // (2 * op.activation) if op.activation else 0), outputs
-
-
-def _quantised_bytes(op: Op, graph: OpGraph) -> int:
+def _quantised_bytes(op: Op) -> int:
     """Input, gradient and (twice) the weights are read for their scales, read again and written in 8 bits."""
-    inputs, outputs = _sides(op, graph)
-    tokens, each = graph.batch * graph.seq, 2 * HALF + 1
+    inputs, outputs = op.sides
+    tokens, each = op.activation // max(1, outputs), 2 * HALF + 1
     shared = op.name.endswith(JOINED) and not op.name.endswith((".q", ".gate"))  # the joint product's input is one
     return each * (tokens * (outputs + (0 if shared else inputs)) + 2 * inputs * outputs)
 

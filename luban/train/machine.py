@@ -120,8 +120,7 @@ def _product_rate(device: torch.device, dtype: torch.dtype, graph: OpGraph) -> f
     """FLOP/s of the blocks' largest product and the two of its gradients."""
     products = [op for op in graph.ops if op.kind == "linear" and op.activation and op.name != "readout"]
     largest = max(products or graph.ops, key=lambda op: op.flops)
-    outputs = max(1, largest.activation // (graph.batch * graph.seq))
-    inputs = max(1, largest.flops // (2 * max(1, largest.activation)))
+    inputs, outputs = (max(1, side) for side in largest.sides)
     tokens = min(graph.batch * graph.seq, max(256, MEASURED // (6 * inputs * outputs)))
     x, w = torch.randn(tokens, inputs, device=device).to(dtype), torch.randn(outputs, inputs, device=device).to(dtype)
     dy = torch.randn(tokens, outputs, device=device).to(dtype)

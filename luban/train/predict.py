@@ -9,6 +9,7 @@ from typing import Any, get_args
 import torch
 
 from luban.core.errors import UnsupportedError
+from luban.core.opgraph import OpGraph
 from luban.core.units import bytes_, count, milliseconds, seconds
 from luban.data.batch import Batch
 from luban.kernels import dispatch
@@ -115,7 +116,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
     """
     held = resident_memory()  # before anything is measured
     train, machine, shapes = recipe.train, Machine.of(device), _shapes(spec)
-    graph = describe(spec, batch=train.batch_size // train.accumulate, seq=train.seq_len)
+    graph = _micro_batch(recipe, spec, sample(1))
     compiled = runs_compiled(recipe, device)
     setting = setting_of(recipe, spec, device, shapes)
     busy = contention(device)
@@ -144,12 +145,16 @@ def runs_compiled(recipe: Recipe, device: torch.device) -> bool:
 
 def _memory(recipe: Recipe, spec: ModelSpec, device: torch.device, shapes: dict[str, tuple[int, ...]],
             sample: Callable[[int], Batch]) -> MemoryPrediction:  # fmt: skip
-    train = recipe.train
-    graph = describe(spec, batch=train.batch_size // train.accumulate, seq=train.seq_len)
-    footprint = None
+    row, footprint = sample(1), None
     if device.type == "cpu" and not runs_compiled(recipe, device):
-        footprint = rehearse_memory(recipe, spec, sample(1))
-    return predict_memory(graph, setting_of(recipe, spec, device, shapes), footprint)
+        footprint = rehearse_memory(recipe, spec, row)
+    return predict_memory(_micro_batch(recipe, spec, row), setting_of(recipe, spec, device, shapes), footprint)
+
+
+def _micro_batch(recipe: Recipe, spec: ModelSpec, row: Batch) -> OpGraph:
+    """What the model does to one, whose rows are like this one: an encoder–decoder's have a length on either side."""
+    rows = recipe.train.batch_size // recipe.train.accumulate
+    return describe(spec, batch=rows, seq=recipe.train.seq_len, target=row.tokens.shape[1])
 
 
 def _doubts(spec: ModelSpec, device: torch.device, compiled: bool, busy: float | None) -> Iterator[str]:

@@ -30,7 +30,7 @@ from luban.train.precision import COMPUTE
 from luban.train.recipe import Recipe
 from luban.train.recompute import recompute_blocks
 
-PROBE = 4 * 10**10  # FLOPs of a timed part, at most, where a row isn't more: about a second
+PROBE = 10**10  # FLOPs of a timed part, at most, where a row isn't more
 ROUNDS = 3  # of every timing after one to warm up; the best counts
 
 

@@ -81,7 +81,7 @@ def test_a_layer_by_hand():
     cheap = replace(setting, fused=True, recompute="cheap")
     assert layer_bytes(layer, cheap) == 2 * tokens * (E + Q + 2 * K + Q + E + 2 * inner) + sums
     assert layer_bytes(layer, replace(cheap, recompute="blocks")) == 2 * tokens * E
-    wide = replace(setting, wide_attention=True)
+    wide = replace(setting, attention="wide")
     assert layer_bytes(layer, wide) == everything + sums + 2 * tokens * (Q + 2 * K) + 4 * tokens * Q
 
 

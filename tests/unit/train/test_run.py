@@ -159,7 +159,7 @@ def test_a_dry_run_says_cost_and_utilisation_where_the_accelerator_is_known(tiny
     prediction = prepare(tiny(train={"steps": 1000}))[-1]
     assert not any(line.startswith("cost") for line in prediction.lines())  # a CPU's power isn't known
     machine = replace(prediction.machine, accelerator=accelerator("h100-sxm"))
-    known = replace(prediction, machine=machine, step=replace(prediction.step, products=3.6, attention=0.0, elementwise=0.0,
+    known = replace(prediction, machine=machine, step=replace(prediction.step, products=3.6, attention=0.0, elementwise=0.0, whole=0.0,
                                                               update=0.0), model_flops=3.6 * 989.4e12 / 2, precision="bf16")  # fmt: skip
     text = "\n".join(known.lines())
     assert "50.0% of the accelerator's peak" in text and "1 accelerator-hours, at most 0.7 kWh (700 W)" in text
