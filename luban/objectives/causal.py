@@ -15,6 +15,8 @@ from luban.kernels.available import triton_runs
 from luban.kernels.limits import CHUNK_ELEMENTS, IGNORED
 from luban.objectives.family import Objective
 
+WORTH = 0.75  # share of trained rows up to which they are picked out: every new shape costs time and memory
+
 
 @dataclass(frozen=True, kw_only=True)
 class Causal(Objective):
@@ -66,7 +68,8 @@ def token_cross_entropy(module: nn.Module, hidden: Tensor, targets: Tensor, loss
         return linear_cross_entropy(rows, table, wanted, bias_V=bias), trained.sum()
     if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
         kept = trained.nonzero().squeeze(-1)  # where shapes are free to vary, untrained rows cost nothing
-        rows, wanted, trained = rows[kept], wanted[kept], trained[kept]
+        if kept.shape[0] <= WORTH * trained.shape[0]:
+            rows, wanted, trained = rows[kept], wanted[kept], trained[kept]
     wanted = torch.where(trained, wanted, IGNORED)
     size = max(1, CHUNK_ELEMENTS // table.shape[0])
     if rows.shape[0] <= size:

@@ -158,7 +158,8 @@ def _attention_rates(device: torch.device, dtype: torch.dtype, spec: ModelSpec, 
 def _batched_rate(device: torch.device, dtype: torch.dtype, spec: ModelSpec, graph: OpGraph, share: float) -> float:
     """FLOP/s of the products of a chunk of queries with the keys that it sees, and of their weights with the values."""
     heads, keys, width = spec.attention.heads, spec.attention.key_heads(), spec.attention.head_width(spec.width)
-    pairs, rows, seen = graph.batch * keys, heads // keys * query_chunk(graph.seq), max(1, int(share * graph.seq))
+    rows, seen = heads // keys * query_chunk(graph.seq), max(1, int(share * graph.seq))
+    pairs = max(1, min(graph.batch * keys, TOUCHED // (rows * max(seen, width))))
     q, k = (torch.randn(pairs, n, width, device=device).to(dtype) for n in (rows, seen))
     weights = torch.randn(pairs, rows, seen, device=device).to(dtype)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import isqrt
 from typing import Any, get_args
 
 import torch
@@ -216,11 +218,12 @@ class _Alternatives:
         """The fewest micro-batches, and the largest batch without more of them, that fit."""
         batch, accumulate = self.recipe.train.batch_size, self.recipe.train.accumulate
         remedies = []
-        for more in (n for n in range(accumulate + 1, batch + 1) if batch % n == 0):
-            memory = self.memory(accumulate=more)
-            if memory.total <= self.room:
-                remedies.append(f"--train.accumulate {more} would need {bytes_(memory.total)}")
-                break
+        small = [n for n in range(1, isqrt(batch) + 1) if batch % n == 0]
+        finer = sorted(n for n in {*small, *(batch // n for n in small)} if n > accumulate)
+        first = bisect_left(finer, True, key=lambda n: self.memory(accumulate=n).total <= self.room)
+        if first < len(finer):
+            needed = bytes_(self.memory(accumulate=finer[first]).total)
+            remedies.append(f"--train.accumulate {finer[first]} would need {needed}")
         fits, fails = 0, batch // accumulate  # rows of a micro-batch
         while fails - fits > 1:
             middle = (fits + fails) // 2

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from luban.data.batch import Batch
+from luban.kernels.limits import CHUNK_ELEMENTS
 from luban.models.build import build_model
 from luban.models.describe import describe
 from luban.models.spec import ModelSpec
@@ -28,9 +30,10 @@ from luban.planner.memory import Footprint
 from luban.train.compile import stacked_blocks
 from luban.train.precision import COMPUTE
 from luban.train.recipe import Recipe
-from luban.train.recompute import recompute_blocks
+from luban.train.recompute import Recompute, recompute_blocks
 
 PROBE = 10**10  # FLOPs of a timed part, at most, where a row isn't more
+TRACED = 2**14  # tokens on fake tensors, at most, or four chunks of logits: larger micro-batches lie on a line
 ROUNDS = 3  # of every timing after one to warm up; the best counts
 
 
@@ -74,16 +77,37 @@ def rehearse_memory(recipe: Recipe, spec: ModelSpec, row: Batch) -> Footprint | 
     Returns:
         None where that depends on what the rows hold, as for a recurrent body, which cuts them at documents' ends.
     """
-    train, dtype = recipe.train, COMPUTE[recipe.train.precision]
+    train = recipe.train
+    trace = partial(_trace, spec, recipe.objective, COMPUTE[train.precision], train.recompute,
+                    tuple((array.shape[1:], torch.from_numpy(array).dtype) for array in row.arrays()))  # fmt: skip
     rows = train.batch_size // train.accumulate
-    module, arrays = build_model(spec, device="meta"), [torch.from_numpy(array) for array in row.arrays()]
+    most = 2 * max(1, max(TRACED, 4 * CHUNK_ELEMENTS // spec.vocab_size) // (2 * train.seq_len))
+    if rows <= most:
+        return trace(rows)
+    less, more = trace(most // 2), trace(most)
+    if less is None or more is None:
+        return None
+    further = (rows - most) / (most - most // 2)
+    return Footprint(kept=int(more.kept + further * (more.kept - less.kept)),
+                     peak=int(more.peak + further * (more.peak - less.peak)))  # fmt: skip
+
+
+@lru_cache(maxsize=64)  # a refused run asks for many sizes, which lie on a few lines
+def _trace(spec: ModelSpec, objective: Objective, dtype: torch.dtype, recompute: Recompute,
+           arrays: tuple[tuple[tuple[int, ...], torch.dtype], ...], rows: int) -> Footprint | None:  # fmt: skip
+    """The same of so many rows, every operation one by one.
+
+    Args:
+        arrays: shape of a row and dtype of everything that the loss reads.
+    """
+    module = build_model(spec, device="meta")
     with FakeTensorMode(), _Live() as live:
         _give_memory(module, dtype)
-        recompute_blocks(stacked_blocks(module), train.recompute)
-        batch = [torch.empty((rows, *array.shape[1:]), dtype=array.dtype) for array in arrays]
+        recompute_blocks(stacked_blocks(module), recompute)
+        batch = [torch.empty((rows, *shape), dtype=kind) for shape, kind in arrays]
         before = live.now
         try:
-            loss = recipe.objective.loss(module, *batch)[0]
+            loss = objective.loss(module, *batch)[0]
             kept = live.now - before
             loss.backward()
         except DataDependentOutputException:
