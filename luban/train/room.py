@@ -21,6 +21,11 @@ def free_memory(device: torch.device) -> int:
     return max(0, min([_available(), *_groups(Path("/")), *_ulimits()]))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the device or on the CPU, where torch has no class of error for it."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 def resident_memory() -> int:
     """Bytes of main memory that this process holds."""
     pages = _pages()

@@ -12,9 +12,10 @@ from torch import nn
 from luban.checkpoint.series import Series
 from luban.core.artifact import ArtifactWriter, as_parent, atomic_write, command_line, require_free
 from luban.core.config import to_dict, to_toml
-from luban.core.errors import DataError, UsageError
+from luban.core.errors import DataError, TrainingError, UsageError
 from luban.core.log import say, warn
 from luban.core.seeding import seed_everything
+from luban.core.units import bytes_
 from luban.data.batch import Batch
 from luban.data.loader import Loader
 from luban.data.packing import Packing
@@ -30,6 +31,7 @@ from luban.train.precision import COMPUTE, LossScale, Masters
 from luban.train.predict import Prediction, predict, require_memory
 from luban.train.recipe import Recipe, TrainConfig
 from luban.train.recompute import recompute_blocks
+from luban.train.room import is_out_of_memory
 from luban.train.start import Start, choose_start
 from luban.train.state import TrainState
 from luban.train.step import TrainStep
@@ -66,8 +68,24 @@ def train(recipe: Recipe, out: Path, *, task: str, name: str) -> Path:
             pieces = assemble(recipe, shards, start, device)
             _resume(art, pieces)
             say(prediction.summary())
-            Loop(art, pieces).run()
+            try:
+                Loop(art, pieces).run()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise _exhausted(recipe, prediction, pieces.state.progress.step) from error
     return Path(out)
+
+
+def _exhausted(recipe: Recipe, prediction: Prediction, step: int) -> TrainingError:
+    batch, accumulate = recipe.train.batch_size, recipe.train.accumulate
+    finer = next((n for n in range(accumulate + 1, batch + 1) if batch % n == 0), None)
+    ways = [f"--train.accumulate {finer}"] * (finer is not None) + ["--train.recompute blocks", "a smaller model"]
+    return TrainingError(
+        f"out of memory in step {step + 1}: {bytes_(prediction.memory.total)} were predicted and "
+        f"{bytes_(prediction.free)} were free at the start. Other programs may have taken memory since. "
+        f"Less is needed with {', '.join(ways[:-1])} or {ways[-1]}; the same command goes on from the last checkpoint"
+    )
 
 
 def prepare(recipe: Recipe) -> tuple[Shards, Start, torch.device, Prediction]:

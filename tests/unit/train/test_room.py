@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from luban.train.room import _groups, free_memory, resident_memory
+from luban.core.errors import TrainingError
+from luban.train.pretrain import pretrain
+from luban.train.room import _groups, free_memory, is_out_of_memory, resident_memory
+from luban.train.step import TrainStep
 
 GB = 10**9
 
@@ -65,3 +68,18 @@ except RuntimeError:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "refused" in done.stdout, done.stderr
+
+
+def test_running_out_of_memory_is_one_line_that_names_settings(tiny, tmp_path, monkeypatch):
+    def exhaust(self, batch, factor):
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried …"
+        )
+
+    monkeypatch.setattr(TrainStep, "launch", exhaust)
+    with pytest.raises(
+        TrainingError, match=r"out of memory in step 1: .* predicted .* --train.accumulate 2, --train.rec"
+    ):
+        pretrain(tiny(), tmp_path / "run")
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
