@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ def causal_loss(module: nn.Module, tokens: Tensor, targets: Tensor, loss_mask: T
     return token_cross_entropy(module, hidden, targets, loss_mask)
 
 
-def token_cross_entropy(module: nn.Module, hidden: Tensor, targets: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
+def token_cross_entropy(module: Any, hidden: Tensor, targets: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
     """The same from hidden states (B, T, E) that the module's head turns into logits.
 
     On CUDA a kernel makes logits and gradients together for a bounded number of rows at once. Elsewhere logits are

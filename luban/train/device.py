@@ -30,7 +30,7 @@ def set_determinism(wanted: bool | None, device: torch.device) -> bool:
     if chosen and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(chosen)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and finds only bugs
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and finds only bugs
     return chosen
 
 

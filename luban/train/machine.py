@@ -108,10 +108,10 @@ def contention(device: torch.device) -> float | None:
     if device.type != "cpu":
         return None
     x = torch.randn(1024, 1024)
-    x @ x
+    torch.mm(x, x)
     began, used = time.perf_counter(), time.process_time()
     for _ in range(ROUNDS):
-        x @ x
+        torch.mm(x, x)
     share = (time.process_time() - used) / (time.perf_counter() - began) / torch.get_num_threads()
     return share if share < BUSY else None
 
@@ -127,8 +127,8 @@ def _product_rate(device: torch.device, dtype: torch.dtype, graph: OpGraph) -> f
 
     def three() -> None:
         F.linear(x, w)
-        dy @ w
-        dy.t() @ x
+        torch.mm(dy, w)
+        torch.mm(dy.t(), x)
 
     return 6 * tokens * inputs * outputs / _best(three, device)
 
@@ -164,8 +164,8 @@ def _batched_rate(device: torch.device, dtype: torch.dtype, spec: ModelSpec, gra
     weights = torch.randn(pairs, rows, seen, device=device).to(dtype)
 
     def two() -> None:
-        q @ k.mT
-        weights @ k
+        torch.bmm(q, k.mT)
+        torch.bmm(weights, k)
 
     return 4 * pairs * rows * seen * width / _best(two, device)
 

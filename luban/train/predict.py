@@ -177,15 +177,17 @@ def setting_of(recipe: Recipe, spec: ModelSpec, device: torch.device, shapes: di
     """What of the trainer memory and time depend on."""
     train, fused = recipe.train, device.type == "cuda"
     written = runs_compiled(recipe, device) and train.precision == "bf16"
+    masters = train.weights == "fp32" and train.precision != "fp32"
+    widened = not fused and masters and train.accumulate == 1
     attention = "fused" if fused else "written" if written else "wide"
     with torch.device("meta"):
         biased = spec.position.build(spec.position_shape).biased
     windows = {spec.attention.window_of(layer) for layer in range(spec.layers)}
-    return Setting(half=train.precision != "fp32", masters=train.weights == "fp32" and train.precision != "fp32",
+    return Setting(half=train.precision != "fp32", masters=masters,
                    accumulate=train.accumulate > 1, recompute=train.recompute, fused=fused, attention=attention,
                    heads=spec.attention.heads, head_width=spec.attention.head_width(spec.width),
                    masks=len(windows) * (spec.attention.heads if biased else 1), optimizer=recipe.optim.state_bytes(shapes),
-                   workspace=recipe.optim.workspace_bytes(shapes))  # fmt: skip
+                   workspace=recipe.optim.workspace_bytes(shapes, widened=widened))  # fmt: skip
 
 
 def require_memory(recipe: Recipe, spec: ModelSpec, device: torch.device, prediction: Prediction,
