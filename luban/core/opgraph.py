@@ -17,13 +17,8 @@ class Op:
     flops: int = 0  # of one forward, a multiply-add counted as two
     parameters: int = 0  # scalars it owns
     activation: int = 0  # elements it leaves for the backward pass
-    outputs: int = 0  # of a dense layer: numbers a row
+    sides: tuple[int, int] = (0, 0)  # of a dense layer: (inputs, outputs)
     seen: float = 1.0  # of an attention: share of its square that the mask leaves
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """(inputs, outputs) of a dense layer; zeros where it isn't one that keeps its output."""
-        return (self.flops // (2 * self.activation), self.outputs) if self.outputs and self.activation else (0, 0)
 
     def within(self, prefix: str) -> Op:
         """The same operation inside the module `prefix`."""
@@ -109,4 +104,4 @@ def linear_op(name: str, tokens: int, inputs: int, outputs: int, *, bias: bool =
     """A dense layer over `tokens` rows: 2·tokens·inputs·outputs FLOPs, its output kept for the backward pass."""
     return Op(name=name, kind="linear", flops=2 * tokens * inputs * outputs,
               parameters=inputs * outputs + (outputs if bias else 0),
-              activation=tokens * outputs if keeps else 0, outputs=outputs)  # fmt: skip
+              activation=tokens * outputs if keeps else 0, sides=(inputs, outputs))  # fmt: skip

@@ -53,7 +53,7 @@ def vocabulary_op(spec: ModelSpec, tokens: int, width: int, *, bias: bool) -> Op
     op = linear_op("readout", tokens, width, spec.vocab_size)
     own = (0 if spec.tied_head else op.parameters) + (spec.vocab_size if bias else 0)
     return Op(name=op.name, kind=op.kind, flops=op.flops, parameters=own, activation=op.activation,
-              outputs=op.outputs)  # fmt: skip
+              sides=op.sides)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

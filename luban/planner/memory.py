@@ -255,5 +255,5 @@ def _loss_bytes(graph: OpGraph, setting: Setting) -> int:
     if not setting.fused:
         return setting.width * min(readout.activation, CHUNK_ELEMENTS)
     inputs, outputs = readout.sides
-    rows = readout.activation // outputs * inputs
+    rows = readout.activation // max(1, outputs) * inputs
     return min(setting.width * readout.activation, LOGIT_BYTES) + 2 * FP32 * inputs * outputs + setting.width * rows

@@ -125,7 +125,7 @@ def _aligned(op: Op) -> bool:
 def _quantised_bytes(op: Op) -> int:
     """Input, gradient and (twice) the weights are read for their scales, read again and written in 8 bits."""
     inputs, outputs = op.sides
-    tokens, each = op.activation // max(1, outputs), 2 * HALF + 1
+    tokens, each = op.flops // max(1, 2 * inputs * outputs), 2 * HALF + 1
     shared = op.name.endswith(JOINED) and not op.name.endswith((".q", ".gate"))  # the joint product's input is one
     return each * (tokens * (outputs + (0 if shared else inputs)) + 2 * inputs * outputs)
 
