@@ -31,6 +31,9 @@ from luban.train.rehearse import rehearse_memory, rehearse_time
 from luban.train.room import free_memory, resident_memory
 
 COMPILER = 250_000_000  # bytes that torch.compile leaves in the process: 150 to 350 MB found (torch 2.13, one graph)
+LIBRARY = (
+    0.5  # of what an uncompiled step passes through: what a CPU's kernels and freed blocks keep of it (0.5 to 0.9)
+)
 SAMPLED = 64  # rows of a batch that predictions look at, at most
 RESERVED = 0.03  # of a GPU's free memory that its allocator loses between blocks
 
@@ -67,7 +70,12 @@ class Prediction:
     @property
     def process(self) -> int:
         """Main memory that the process will hold at its peak when it trains on the CPU."""
-        return self.held + self.memory.total + (COMPILER if self.compiled else 0)
+        return self.held + self.memory.total + self.beside
+
+    @property
+    def beside(self) -> int:
+        """Main memory that a step on the CPU leaves behind without using it."""
+        return COMPILER if self.compiled else int(LIBRARY * (self.memory.activations + self.memory.transient))
 
     def figures(self) -> dict[str, Any]:
         """For a run's manifest."""
@@ -193,14 +201,18 @@ def setting_of(recipe: Recipe, spec: ModelSpec, device: torch.device, shapes: di
 def require_memory(recipe: Recipe, spec: ModelSpec, device: torch.device, prediction: Prediction,
                    sample: Callable[[int], Batch]) -> None:  # fmt: skip
     """Raise UnsupportedError, naming settings that would make it fit, when the run needs more than is free."""
-    compiler = COMPILER if device.type == "cpu" and prediction.compiled else 0
-    room = prediction.free * (1 - RESERVED) if device.type == "cuda" else prediction.free - compiler
+    if device.type == "cuda":
+        room = prediction.free * (1 - RESERVED)
+    elif prediction.compiled:
+        room = prediction.free - COMPILER
+    else:
+        room = prediction.free / (1 + LIBRARY)
     if prediction.memory.total <= room:
         return
     other = _Alternatives(recipe, spec, device, room, sample)
     remedies = [*other.smaller_batches(), *other.recomputations()]
-    raise UnsupportedError(f"training would need {prediction.memory}, and {bytes_(prediction.free)} are free: "
-                           f"{'; '.join(remedies) or 'choose a smaller model'}")  # fmt: skip
+    raise UnsupportedError(f"training would need {prediction.memory}, and {bytes_(prediction.free)} are free, "
+                           f"{bytes_(max(room, 0))} of them for a step: {'; '.join(remedies) or 'choose a smaller model'}")  # fmt: skip
 
 
 class _Alternatives:

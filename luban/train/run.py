@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from luban.data.shards import Shards
 from luban.kernels.dispatch import chosen, using
 from luban.models.build import build_model
 from luban.nn.float8 import require_float8, use_float8
+from luban.objectives.family import Objective
 from luban.train.compile import loss_function, stacked_blocks
 from luban.train.device import can_compile, choose_device, keep_freed_memory, set_determinism
 from luban.train.journal import require_tensorboard
@@ -143,8 +144,12 @@ def prepare_blocks(module: nn.Module, config: TrainConfig) -> None:
 
 def rows_of(recipe: Recipe, shards: Shards) -> Packing:
     """The rows that the recipe's objective makes of a split."""
-    return recipe.objective.examples(shards, seq_len=recipe.train.seq_len, seed=recipe.train.seed,
-                                     packing=recipe.data.packing)  # fmt: skip
+    return _packed(recipe.objective, shards, recipe.train.seq_len, recipe.train.seed, recipe.data.packing)
+
+
+@lru_cache(maxsize=2)  # predicting and training read the same ones
+def _packed(objective: Objective, shards: Shards, seq_len: int, seed: int, packing: str) -> Packing:
+    return objective.examples(shards, seq_len=seq_len, seed=seed, packing=packing)
 
 
 def _validator(recipe: Recipe, shards: Shards, device: torch.device) -> Validator | None:

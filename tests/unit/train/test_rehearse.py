@@ -112,3 +112,12 @@ def test_rehearsals_leave_nothing_behind(tiny):
     rehearse_memory(recipe, start.spec, _sample(recipe, shards, 1))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.empty(1).device.type == "cpu" and type(torch.empty(1)) is torch.Tensor
+
+
+def test_rows_are_laid_out_once_for_prediction_and_training(tiny, monkeypatch):
+    calls, recipe = [], tiny()
+    laid = type(recipe.objective).examples
+    monkeypatch.setattr(type(recipe.objective), "examples", lambda *a, **k: calls.append(1) or laid(*a, **k))
+    shards, start, device, _ = prepare(recipe)
+    assemble(recipe, shards, start, device)
+    assert len(calls) == 1
