@@ -2,7 +2,7 @@
 
     python benchmarks/attention.py --out attention.json     every table, about four minutes on an H100, half of it compiling
     python benchmarks/attention.py --only biased            one table
-    python benchmarks/attention.py --sweep                  time tile settings of our kernels
+    python benchmarks/attention.py --sweep packed           time tile settings of our kernels
     python benchmarks/attention.py --quick                  a few tokens, to see that it runs
 
 “picked” is what a model gets: the dispatcher's choice, through the same function. FLOPs counted: 4·B·H·D a visible
@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -39,10 +40,11 @@ from luban.nn.attention.product import attend
 try:
     from flash_attn.cute import flash_attn_func as fa4
     from flash_attn.cute import flash_attn_varlen_func as fa4_packed
-except ImportError:
+except Exception:  # not there, or not whole
     fa4 = fa4_packed = None
 
 TOKENS, WIDTH = 16384, 2048  # tokens a batch, and heads × head width: the shapes of FlashAttention's own benchmark
+HOST_CYCLES = 2_000_000  # about a millisecond, in which the host launches what is timed
 ROWS: list[dict] = []
 SUMMARY: list[str] = []
 
@@ -53,7 +55,8 @@ def inputs(T, D, heads=None):
 
 
 def milliseconds(call, budget=0.12):
-    """Median of at least 5 runs (2 where one takes over a second), the second-level cache cleared in between."""
+    """Median of at least 5 runs (2 where one takes over a second), the second-level cache cleared in between. The device
+    sleeps before each, so that the host is ahead as in training: what is timed is the device's work alone."""
     call()
     torch.cuda.synchronize()
     begin = time.perf_counter()
@@ -66,6 +69,7 @@ def milliseconds(call, budget=0.12):
         call()
     for _ in range(runs):
         cleared.zero_()
+        torch.cuda._sleep(HOST_CYCLES)
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
         call()
@@ -75,8 +79,8 @@ def milliseconds(call, budget=0.12):
     return statistics.median(a.elapsed_time(b) for a, b in times)
 
 
-def measure(table, name, T, D, pairs, call, qkv, extra=()):
-    """Time forward and backward of `call()`; pairs: visible pairs a batch row and head."""
+def measure(table, name, T, D, pairs, call, qkv, extra=(), rows=None):
+    """Time forward and backward of `call()`; pairs: visible pairs a batch row and head, of which there are `rows`."""
     try:
         out = call()
         do, leaves = torch.randn_like(out), [*qkv, *extra]
@@ -85,7 +89,7 @@ def measure(table, name, T, D, pairs, call, qkv, extra=()):
     except Exception as error:
         print(f"{table:<8} {name:<18} T={T:<6} D={D:<4} failed: {' '.join(str(error).split())[:200]}", flush=True)
         return None
-    work = 4 * qkv[0].shape[0] * qkv[0].shape[1] * pairs * D
+    work = 4 * math.prod(rows or qkv[0].shape[:2]) * pairs * D
     row = {"table": table, "name": name, "T": T, "D": D, "forward_ms": forward, "backward_ms": backward,
            "forward_tflops": work / forward / 1e9, "backward_tflops": 2.5 * work / backward / 1e9}  # fmt: skip
     ROWS.append(row)
@@ -148,7 +152,8 @@ def plain(sizes=(2048, 4096, 8192, 16384)):
                 rows.append(measure("plain", "flex", T, D, pairs, flexed(q, k, v), qkv))
             if fa4:
                 swapped = by_token(qkv)
-                rows.append(measure("plain", "flash4", T, D, pairs, lambda: first(fa4(*swapped, causal=True)), swapped))
+                rows.append(measure("plain", "flash4", T, D, pairs, lambda: first(fa4(*swapped, causal=True)), swapped,
+                                    rows=q.shape[:2]))  # fmt: skip
             summarise(f"causal T={T} D={D}", rows)
 
 
@@ -209,13 +214,9 @@ def flash4_packed(documents, T, D, pairs, qkv):
     fresh[:, 1:] = documents[:, 1:] != documents[:, :-1]
     edges = torch.cat([fresh.flatten().nonzero().flatten(), torch.tensor([B * T], device="cuda")]).int()
     swapped = [x.detach().flatten(0, 1).requires_grad_() for x in by_token(qkv)]
-    row = measure("packed", "flash4 varlen", T, D, pairs * B, lambda: first(fa4_packed(
-        *swapped, cu_seqlens_q=edges, cu_seqlens_k=edges, max_seqlen_q=T, max_seqlen_k=T, causal=True)), swapped)  # fmt: skip
-    if row is not None:  # `measure` read tokens × heads as batch × heads
-        row["forward_tflops"], row["backward_tflops"] = (
-            row[x] / (B * T) for x in ("forward_tflops", "backward_tflops")
-        )
-    return row
+    return measure("packed", "flash4 varlen", T, D, pairs, lambda: first(fa4_packed(
+        *swapped, cu_seqlens_q=edges, cu_seqlens_k=edges, max_seqlen_q=T, max_seqlen_k=T, causal=True)), swapped,
+        rows=qkv[0].shape[:2])  # fmt: skip
 
 
 def touched_tiles(mask, T, rows, cols):
@@ -265,48 +266,49 @@ def memory(sizes=(16384, 32768, 65536, 131072, 262144)):
                    f"at the end, slope of log bytes in log T {slope:.3f}")  # fmt: skip
 
 
-SETTINGS = {
-    "forward": [(128, 128, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2)],
-    "keys": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 8, 2), (32, 64, 4, 3)],
-    "queries": [(128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 64, 4, 3)],
+SETTINGS = {  # rows, columns, warps, stages, registers a thread at most
+    "forward": [(64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 3, 128), (128, 64, 8, 2), (128, 64, 4, 2), (64, 32, 4, 3)],
+    "keys": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 2, 168), (32, 64, 4, 2), (32, 64, 4, 3, 168), (64, 64, 8, 2),
+             (32, 64, 8, 2)],
+    "queries": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 2, 128), (128, 64, 8, 2), (64, 32, 4, 2), (64, 64, 8, 2)],
 }  # fmt: skip
 
 
-def sweep(T=8192, mean=512):
-    """Time tile settings of each kernel, the others left as they are: with a learned bias, and over packed documents."""
+def sweep(cases, widths, T=8192, mean=512):
+    """Time tile settings of each kernel, the others left as they are: with a learned bias, over packed documents, and in
+    a block-sparse layout, whose blocks are the tiles."""
     original = launch.tiles
     torch.manual_seed(0)
-    for D in (64, 128):
+    for D in widths:
         q, k, v = inputs(T, D)
         documents = (torch.rand(q.shape[0], T, device="cuda") < 1 / mean).cumsum(1).int()
-        mask, (r1, r2) = (
-            intervals(T, T, documents=documents, device="cuda"),
-            torch.rand(2, q.shape[1], device="cuda") + 0.5,
-        )
-        r1.requires_grad_(), r2.requires_grad_()
-        cases = {"log": lambda: flash_attention(q, k, v, bias=kerple_log(r1, r2, T, D**-0.5)),
-                 "packed": lambda: flash_attention(q, k, v, mask=mask)}  # fmt: skip
-        for which, settings in SETTINGS.items():
+        r1, r2 = (torch.rand(q.shape[1], device="cuda").add(0.5).requires_grad_() for _ in range(2))
+        table = (torch.rand(1, T // 64, T // 64) < 0.1) | torch.eye(T // 64, dtype=torch.bool)
+        layout = layouts.BlockLayout((table & torch.ones_like(table).tril()).cuda(), 64)
+        calls = {"log": lambda mask: flash_attention(q, k, v, bias=kerple_log(r1, r2, T, D**-0.5)),
+                 "packed": lambda mask: flash_attention(q, k, v, mask=mask),
+                 "sparse": lambda mask: flash_attention(q, k, v, layout=layout)}  # fmt: skip
+        for case, (which, settings) in itertools.product(cases, SETTINGS.items()):
             for setting in settings:
+                if case == "sparse" and setting[:2] != (64, 64):
+                    continue
                 chosen = launch.Tiles(*setting)
                 launch.tiles = lambda w, name, *rest, **more: (
                     chosen if name == which else original(w, name, *rest, **more)
                 )
-                cells = []
-                for name, call in cases.items():
-                    try:
-                        mask = intervals(T, T, documents=documents, device="cuda")  # the tiles decide what it prepares
-                        out = call()
-                        leaves, do = [q, k, v] + ([r1, r2] if name == "log" else []), torch.ones_like(out)
-                        work = (
-                            (lambda: torch.autograd.grad(out, leaves, do, retain_graph=True))
-                            if which != "forward"
-                            else call
+                try:
+                    mask = intervals(T, T, documents=documents, device="cuda")  # the tiles decide what it prepares
+                    out = calls[case](mask)
+                    leaves, do = [q, k, v] + ([r1, r2] if case == "log" else []), torch.ones_like(out)
+                    if which == "forward":
+                        found = f"{milliseconds(lambda: calls[case](mask), 0.05):.3f}"
+                    else:
+                        found = (
+                            f"{milliseconds(lambda: torch.autograd.grad(out, leaves, do, retain_graph=True), 0.05):.3f}"
                         )
-                        cells.append(f"{name} {milliseconds(work, 0.03):.3f}")
-                    except Exception as error:
-                        cells.append(f"{name} failed: {str(error)[:60]}")
-                SUMMARY.append(f"sweep D={D} {which} {setting}, ms of the pass: " + ", ".join(cells))
+                except Exception as error:
+                    found = f"failed: {str(error)[:60]}"
+                SUMMARY.append(f"sweep {case} D={D} {which} {setting}, ms of the pass: {found}")
                 print(SUMMARY[-1], flush=True)
     launch.tiles = original
 
@@ -314,7 +316,8 @@ def sweep(T=8192, mean=512):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=["plain", "biased", "packed", "sparse", "memory"])
-    parser.add_argument("--sweep", action="store_true", help="time tile settings instead")
+    parser.add_argument("--sweep", nargs="+", choices=["log", "packed", "sparse"], help="time tile settings instead")
+    parser.add_argument("--widths", nargs="+", type=int, default=[64, 128], help="of heads, for --sweep")
     parser.add_argument("--quick", action="store_true", help="small shapes")
     parser.add_argument("--out", type=Path, help="write every row as JSON")
     options = parser.parse_args()
@@ -329,8 +332,10 @@ def main():
         "memory": ([1024, 2048],),
     }
     try:
-        for name, table in ({"sweep": sweep} if options.sweep else tables).items():
-            if options.sweep or not options.only or name in options.only:
+        if options.sweep:
+            sweep(options.sweep, options.widths)
+        for name, table in tables.items():
+            if not options.sweep and (not options.only or name in options.only):
                 begin = time.perf_counter()
                 table(*small.get(name, ()) if options.quick else ())
                 print(f"{name}: {time.perf_counter() - begin:.0f} s", flush=True)

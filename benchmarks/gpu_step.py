@@ -54,6 +54,7 @@ CONTESTANTS: dict[str, tuple[str, int, int, dict[str, str]]] = {
     "plain-128": ("plain", 16, 16, {}),
     "luban-64": ("luban", 32, 16, ALL_BF16),
     "luban-64-cudnn": ("luban", 32, 16, {**ALL_BF16, "attention": "cudnn"}),
+    "luban-64-whole": ("luban", 32, 16, {**ALL_BF16, "regions": "no"}),
     "luban-128": ("luban", 16, 16, ALL_BF16),
     "luban-128-fp8": ("luban", 16, 16, {**ALL_BF16, "precision": "fp8"}),
     "luban-128-cheap": ("luban", 16, 16, {**ALL_BF16, "recompute": "cheap"}),
@@ -127,7 +128,7 @@ def luban_trainer(shape: dict[str, int], heads: int, batch: int, seq: int, devic
     module = build_model(spec, device=torch.device(device), seed=0)
     masters = Masters(module, COMPUTE[train.precision], split=train.weights == "fp32")
     prepare_blocks(module, train)
-    step = TrainStep(loss_function(module, Causal(), compiled=True, regions=True), masters,
+    step = TrainStep(loss_function(module, Causal(), compiled=True, regions="regions" not in settings), masters,
                      AdamW(lr=lr, moments=settings["moments"]).build(masters.parameters),
                      LossScale.of(train.precision), clip=1.0, accumulate=1, device=torch.device(device))  # fmt: skip
     return step, module
@@ -176,20 +177,81 @@ def contest(name: str, steps: int, tiny: bool, profile: str | None) -> dict[str,
     _synchronize()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    times = timed(step, steps)
+    with Sampled() as sampled:
+        times = timed(step, steps)
     if profile:
-        with torch.profiler.profile() as trace:
-            step()
-            _synchronize()
-        Path(profile).write_text(
-            trace.key_averages().table(sort_by="cuda_time_total", row_limit=45, max_name_column_width=90)
-        )
+        Path(profile).write_text(kernel_table(step))
     seconds = statistics.median(times)
     flops = model_flops(shape, heads, seq) * batch * seq / seconds
     return {"tokens_per_second": batch * seq / seconds, "step_ms": 1e3 * seconds, "min_ms": 1e3 * min(times),
             "max_ms": 1e3 * max(times), "tflops": flops / 1e12, "utilisation": flops / 989.4e12,
             "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0,
-            "first_step_s": first}  # fmt: skip
+            "first_step_s": first, **sampled.means()}  # fmt: skip
+
+
+class Sampled:
+    """Clock and power of this process's GPU meanwhile, as nvidia-smi reads them: at its power limit a chip slows down, and
+    what is saved elsewhere goes into lower clocks."""
+
+    def __enter__(self) -> Sampled:
+        self.process = None
+        if torch.cuda.is_available():
+            query = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", "-lms", "100",
+                     "-i", os.environ.get("CUDA_VISIBLE_DEVICES", "0")]  # fmt: skip
+            self.process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process:
+            self.process.terminate()
+
+    def means(self) -> dict[str, float]:
+        """Means of the second half of the readings."""
+        lines = self.process.communicate()[0].strip().splitlines() if self.process else []
+        rows = [tuple(map(float, line.split(","))) for line in lines if line.count(",") == 1]
+        rows = rows[len(rows) // 2 :]
+        if not rows:
+            return {}
+        return {"sm_mhz": statistics.fmean(r[0] for r in rows), "watts": statistics.fmean(r[1] for r in rows)}
+
+
+def kernel_table(step: Callable[[], object], steps: int = 3) -> str:
+    """Where the device's time goes in some steps without a pause: kernels by name, and where it waits."""
+    for _ in range(steps):
+        step()  # power and clocks settle under load
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+        for _ in range(steps):
+            step()
+        _synchronize()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        trace.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    work = sorted((e["ts"], e["ts"] + e["dur"], e["name"]) for e in events
+                  if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"))  # fmt: skip
+    if not work:
+        return "no kernels\n"
+    spans: dict[str, list[float]] = {}
+    waits: dict[tuple[str, str], list[float]] = {}
+    end, before, busy = work[0][0], "", 0.0
+    for start, stop, name in work:
+        spans.setdefault(name, []).append(stop - start)
+        if start > end and before:
+            waits.setdefault((before[:60], name[:60]), []).append(start - end)
+        busy += max(0.0, stop - max(start, end))
+        end, before = max(end, stop), name
+    whole = end - work[0][0]
+    lines = [f"{steps} steps: {whole / steps / 1e3:.1f} ms each, {len(work) // steps} kernels, busy {100 * busy / whole:.1f}%",
+             "ms a step   calls   µs each   kernel"]  # fmt: skip
+    for name, found in sorted(spans.items(), key=lambda item: -sum(item[1])):
+        lines.append(
+            f"{sum(found) / steps / 1e3:9.2f} {len(found) / steps:7.0f} {statistics.fmean(found):9.1f}   {name[:150]}"
+        )
+    lines.append("ms a step   times   µs each   waits between kernels")
+    for (a, b), found in sorted(waits.items(), key=lambda item: -sum(item[1]))[:40]:
+        lines.append(
+            f"{sum(found) / steps / 1e3:9.2f} {len(found) / steps:7.0f} {statistics.fmean(found):9.1f}   {a} → {b}"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def timed(step: Callable[[], object], steps: int) -> list[float]:
@@ -256,7 +318,8 @@ def main() -> None:
                 found[name] = row = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
                 print(f"{name:24s} {row['tokens_per_second'] / 1e3:7.1f}k tokens/s  {row['step_ms']:7.1f} ms "
                       f"({row['min_ms']:.1f} to {row['max_ms']:.1f})  {100 * row['utilisation']:5.1f}% of 989  "
-                      f"{row['peak_gb']:5.1f} GB  first step {row['first_step_s']:.0f} s", flush=True)  # fmt: skip
+                      f"{row['peak_gb']:5.1f} GB  first step {row['first_step_s']:.0f} s"
+                      + (f"  {row['sm_mhz']:.0f} MHz {row['watts']:.0f} W" if "watts" in row else ""), flush=True)  # fmt: skip
         time.sleep(0.2)
     if call.out:
         call.out.write_text(json.dumps(found, indent=1))

@@ -11,14 +11,15 @@ end, and a method that can use a longer past gains. Three seeds; bits a characte
 Published order (Chi et al. 2022, table 3; Press et al. 2022, figure 4) at four times the trained length, which is
 checked here: log-KERPLE ≤ power-KERPLE ≤ ALiBi, ties within one standard error, far below RoPE; sinusoidal worst.
 
-The text is this Python's standard library, or a file or folder given by --data. Writes OUT.json and OUT.svg and prints a
-table; exits 1 where the order isn't met.
+The text: Python sources of this Python's standard library and packages, the first 64 MB in the order of their hashes, or a
+file or folder given by --data. Writes OUT.json and OUT.svg and prints a table; exits 1 where the order isn't met.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -27,8 +28,9 @@ import platform
 import statistics
 import sys
 import sysconfig
+import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,11 +40,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luban import ModelSpec, build_model
+from luban.kernels.distance import alibi_slopes
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import SwiGLU
 from luban.nn.position.alibi import Alibi
 from luban.nn.position.family import Position
-from luban.nn.position.kerple import KerpleLog, KerplePower
+from luban.nn.position.kerple import KerpleLog, KerplePower, LogPositions
 from luban.nn.position.none import NoPosition
 from luban.nn.position.randomised import Randomised
 from luban.nn.position.rope import Rope
@@ -52,6 +55,7 @@ from luban.nn.position.xpos import XPos
 from luban.report.chart import LEFT, Chart, Series, draw
 
 BYTES = 256  # characters there are
+MOST_BYTES = 64_000_000  # of text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +68,8 @@ class Setting:
     trained: int = 256  # characters a training row
     lengths: tuple[int, ...] = (256, 512, 1024, 2048)  # read
     judged: int = 1024  # length at which the order is checked
-    batch: int = 32  # rows a step
-    steps: int = 1800
+    batch: int = 64  # rows a step
+    steps: int = 2500
     lr: float = 2e-3  # peak, of AdamW
     faster: int = 10  # times the rate for what a position method learns, whose few numbers have far to go in few steps
     warmup: int = 100
@@ -77,10 +81,24 @@ QUICK = Setting(width=64, layers=2, heads=4, trained=64, lengths=(64, 128, 256),
                 seeds=1, windows=64)  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class LogFromAlibi(KerpleLog):
+    """Begins with ALiBi's slopes at distance 0: r1/√D = 2, r2 = slope / 2."""
+
+    def build(self, shape):
+        class Begun(LogPositions):
+            def draw_parameters(self, draw):
+                self.raw1.fill_(2 / self.scale).expm1_().log_()
+                self.raw2.copy_(alibi_slopes(self.heads) / 2).expm1_().log_()
+
+        return Begun(shape)
+
+
 def methods(setting: Setting) -> dict[str, Position]:
     """Name → position method. A table of learned positions has no row beyond its length, so it isn't here."""
     return {
         "KERPLE log": KerpleLog(),
+        "KERPLE log from ALiBi": LogFromAlibi(),
         "KERPLE power": KerplePower(),
         "ALiBi": Alibi(),
         "T5": RelativeBias(max_distance=min(128, setting.trained)),
@@ -103,13 +121,18 @@ def read_text(data: Path | None) -> tuple[np.ndarray, np.ndarray]:
     if data is not None and data.is_file():
         text = np.frombuffer(data.read_bytes(), dtype=np.uint8)
         return text[: len(text) * 19 // 20], text[len(text) * 19 // 20 :]
-    root = data or Path(sysconfig.get_paths()["stdlib"])
-    left_out = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
-    files = sorted(f for f in root.rglob("*" if data else "*.py") if f.is_file() and not left_out & set(f.parts))
+    roots = [data] if data else [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
+    left_out = {"test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
+    files = {
+        f for root in roots for f in root.rglob("*" if data else "*.py") if f.is_file() and not left_out & set(f.parts)
+    }
     texts = {f.read_bytes() for f in files}
     marked = sorted((hashlib.sha256(text).digest(), text) for text in texts)
-    held = b"\n".join(text for mark, text in marked if mark[0] < 13)  # 13 of 256: 5%
-    kept = b"\n".join(text for mark, text in marked if mark[0] >= 13)
+    sizes = itertools.accumulate(len(text) for _, text in marked)
+    marked = [each for each, size in zip(marked, sizes, strict=True) if size <= MOST_BYTES]
+    marked.sort(key=lambda each: each[0][::-1])  # which side a file is on is no matter of where it stands
+    held = b"\n".join(text for mark, text in marked if mark[-1] < 13)  # 13 of 256: 5%
+    kept = b"\n".join(text for mark, text in marked if mark[-1] >= 13)
     return np.frombuffer(kept, dtype=np.uint8), np.frombuffer(held, dtype=np.uint8)
 
 
@@ -128,48 +151,45 @@ def rate(step: int, setting: Setting) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
 
-def train(spec: ModelSpec, setting: Setting, text: Tensor, *, compiled: bool):
-    """Yield the fp32 parameters after training, once a seed; the compiled loss serves all seeds.
-
-    On a GPU the module computes in bf16 and the optimizer steps fp32 masters behind it.
-    """
+def train(spec: ModelSpec, setting: Setting, text: Tensor, seed: int, *, compiled: bool) -> dict[str, Tensor]:
+    """The fp32 parameters after training. On a GPU the module computes in bf16 and the optimizer steps fp32 masters."""
     device = text.device
-    module = build_model(spec, device=device, dtype="bfloat16" if device.type == "cuda" else "float32")
+    module = build_model(spec, device=device, dtype="bfloat16" if device.type == "cuda" else "float32", seed=seed)
     working = dict(module.named_parameters())
+    masters = {name: p.detach().to(device) for name, p in build_model(spec, seed=seed).named_parameters()}
+    learned = [m for name, m in masters.items() if name.startswith("position.")]
+    others = [m for name, m in masters.items() if not name.startswith("position.")]
+    groups = [{"params": others, "weight_decay": 0.1}, {"params": learned, "weight_decay": 0.0}]
+    peaks = (setting.lr, setting.lr * setting.faster)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    for master in masters.values():
+        master.grad = torch.empty_like(master)
     along = torch.arange(setting.trained + 1, device=device)
 
     def mean_loss(tokens: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(module(tokens).flatten(0, 1).float(), targets.flatten())
 
     loss_of = torch.compile(mean_loss, dynamic=False) if compiled else mean_loss
-    for seed in range(setting.seeds):
-        masters = {name: p.detach().to(device) for name, p in build_model(spec, seed=seed).named_parameters()}
-        learned = [m for name, m in masters.items() if name.startswith("position.")]
-        others = [m for name, m in masters.items() if not name.startswith("position.")]
-        groups = [{"params": others, "weight_decay": 0.1}, {"params": learned, "weight_decay": 0.0}]
-        peaks = (setting.lr, setting.lr * setting.faster)
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    torch.manual_seed(seed)  # of randomised positions
+    for step, starts in enumerate(training_starts(text, setting, seed)):
+        rows = text[starts[:, None] + along].long()
+        loss_of(rows[:, :-1], rows[:, 1:]).backward()
+        torch._foreach_copy_([m.grad for m in masters.values()], [p.grad for p in working.values()])
+        for parameter in working.values():
+            parameter.grad = None
+        torch.nn.utils.clip_grad_norm_(list(masters.values()), 1.0)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * rate(step, setting)
+        optimizer.step()
         torch._foreach_copy_([p.data for p in working.values()], list(masters.values()))
-        torch.manual_seed(seed)  # of randomised positions
-        for step, starts in enumerate(training_starts(text, setting, seed)):
-            rows = text[starts[:, None] + along].long()
-            loss_of(rows[:, :-1], rows[:, 1:]).backward()
-            for name, parameter in working.items():
-                masters[name].grad = parameter.grad.float()
-                parameter.grad = None
-            torch.nn.utils.clip_grad_norm_(list(masters.values()), 1.0)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * rate(step, setting)
-            optimizer.step()
-            torch._foreach_copy_([p.data for p in working.values()], list(masters.values()))
-        yield masters
+    return masters
 
 
 @torch.no_grad()
 def score(module: torch.nn.Module, text: Tensor, setting: Setting, length: int) -> float:
     """Bits a character over the last `trained` characters of every window of `length`, in fp32."""
     longest, scored = max(setting.lengths), setting.trained
-    ends = longest + scored * torch.arange(setting.windows)
+    ends = torch.linspace(longest, len(text) - 1, setting.windows, dtype=torch.float64).long()
     total, rows = 0.0, max(1, 2**15 // length)
     for chunk in ends.split(rows):
         places = (chunk[:, None] + torch.arange(-length, 1)).to(text.device)
@@ -181,23 +201,21 @@ def score(module: torch.nn.Module, text: Tensor, setting: Setting, length: int) 
     return total / (setting.windows * scored) / math.log(2)
 
 
-def measure(name: str, setting: Setting, data: Path | None, device: str, compiled: bool) -> dict:
-    """Bits a character of one method: length → one number a seed."""
-    if device == "cpu":
-        torch.set_num_threads(
-            1 if setting.width < 128 else os.cpu_count() or 1
-        )  # small products only wait for each other
+def measure(name: str, seed: int, setting: Setting, folder: str, device: str, compiled: bool) -> dict[int, float]:
+    """Bits a character of one method and seed by length. The text lies in the folder."""
+    if device == "cpu":  # small products only wait for each other
+        torch.set_num_threads(1 if setting.width < 128 else os.cpu_count() or 1)
     torch.set_float32_matmul_precision("high")
     began = time.monotonic()
-    kept, held = (torch.from_numpy(t.copy()).to(device) for t in read_text(data))
+    kept, held = (torch.from_numpy(np.load(f"{folder}/{side}.npy")).to(device) for side in ("kept", "held"))
     spec = model_spec(setting, methods(setting)[name])
+    weights = train(spec, setting, kept, seed, compiled=compiled)
     module = build_model(spec, device=device, seed=None).eval()
-    bits: dict[int, list[float]] = {length: [] for length in setting.lengths}
-    for weights in train(spec, setting, kept, compiled=compiled):
-        module.load_state_dict(weights)
-        for length in setting.lengths:
-            bits[length].append(score(module, held, setting, length))
-    return {"method": name, "bits": bits, "seconds": round(time.monotonic() - began, 1)}
+    module.load_state_dict(weights)
+    bits = {length: score(module, held, setting, length) for length in setting.lengths}
+    shown = ", ".join(f"{length}: {found:.3f}" for length, found in bits.items())
+    print(f"{name}, seed {seed}: {shown} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return bits
 
 
 @dataclass(frozen=True)
@@ -273,18 +291,32 @@ def report(results: list[dict], setting: Setting, out: Path, facts: dict) -> boo
     return all(verdicts.values())
 
 
+def own_gpu(gpus: int) -> tuple:
+    """How worker processes begin: each with one of the GPUs, in turn, for its own."""
+    context = multiprocessing.get_context("spawn")
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    return context, _take_gpu, (context.Value("i", 0), seen.split(",")[:gpus])
+
+
+def _take_gpu(taken, gpus: list[str]) -> None:
+    with taken.get_lock():
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[taken.value % len(gpus)]
+        taken.value += 1
+
+
 def main() -> None:
     """Measure all methods, several at once on a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=Path, help="a text file or a folder of them; none: this Python's standard library"
+        "--data", type=Path, help="a text file or a folder of them; none: the Python sources of this machine"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("length_extrapolation"), help="where .json and .svg go")
     parser.add_argument("--quick", action="store_true", help="tiny models, one seed")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    parser.add_argument("--jobs", type=int, help="methods trained at once; none: 5 on a GPU, 1 on a CPU")
-    parser.add_argument("--only", default="", help="methods whose name holds this")
+    parser.add_argument("--jobs", type=int, help="models trained at once; none: 5 on each GPU, 1 on a CPU")
+    parser.add_argument("--gpus", type=int, default=1, help="over which models are spread")
+    parser.add_argument("--only", nargs="+", default=[""], help="methods of these names, or whose names hold these")
     for name in (
         "width",
         "layers",
@@ -305,18 +337,21 @@ def main() -> None:
     given = {k: v for k, v in vars(args).items() if k in Setting.__dataclass_fields__ and v is not None}
     setting = Setting(**{**asdict(QUICK if args.quick else Setting()), **given})
     cuda = args.device == "cuda"
-    names = [name for name in methods(setting) if args.only in name]
-    jobs = args.jobs or (5 if cuda else 1)
-    began, results = time.monotonic(), []
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        work = [pool.submit(measure, name, setting, args.data, args.device, cuda and not args.eager) for name in names]
-        for done in as_completed(work):
-            result = done.result()
-            results.append(result)
-            shown = ", ".join(f"{n}: {statistics.fmean(b):.3f}" for n, b in result["bits"].items())
-            print(f"{result['method']:16} {shown}   ({result['seconds']} s)", file=sys.stderr, flush=True)
+    known = methods(setting)
+    names = [n for n in known if n in args.only or any(part in n for part in args.only if part not in known)]
+    jobs = args.jobs or (5 * args.gpus if cuda else 1)
+    began = time.monotonic()
     kept, held = read_text(args.data)
+    print(f"text read after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(
+            jobs, *own_gpu(args.gpus)) as pool:  # fmt: skip
+        np.save(f"{folder}/kept.npy", kept)
+        np.save(f"{folder}/held.npy", held)
+        work = {(name, seed): pool.submit(measure, name, seed, setting, folder, args.device, cuda and not args.eager)
+                for seed in range(setting.seeds) for name in names}  # fmt: skip
+        results = [{"method": name, "bits": {length: [work[name, seed].result()[length] for seed in range(setting.seeds)]
+                                             for length in setting.lengths}} for name in names]  # fmt: skip
     facts = {
         "device": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores", "torch": torch.__version__,
         "python": platform.python_version(), "seconds": round(time.monotonic() - began, 1), "jobs": jobs,

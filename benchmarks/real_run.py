@@ -6,11 +6,12 @@ Text: the Python sources and documentation that this machine's own site-packages
 *.rst, *.txt), each file once, 2% of them held out by the hash of their text; byte-level BPE of 32,000 trained on a part.
 Both sides: AdamW (betas 0.9 and 0.95, decay 0.1), cosine to a tenth after 100 steps of warm-up, clipping at 1, bf16 products over
 fp32 weights, torch.compile, no dropout, batches of 32 × 1,024 tokens. The number of steps is what each side does in the
-given seconds after its tenth step, found by a short run before; compilation is apart. Luban is the command a user calls,
+given seconds after its tenth step, by the rate of the last 50 steps of a run of 100 before; compilation is apart. Luban is the command a user calls,
 with document boundaries; the Trainer reads the same stream without, as its users do.
 
 Held-out bits per byte: every held-out token but the first of each document, in windows of 1,024, over the held-out bytes.
-With --gpus 2 the sizes run at once, each on its GPU. Writes OUT/results.json, OUT/SIZE.svg and prints a table.
+With --gpus 4 both sides of both sizes run at once, each on its GPU. Writes OUT/results.json, OUT/SIZE.svg and prints a table; the text that
+lies in OUT is used again, and `--sizes` without a size only prepares it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 
 VOCABULARY, SEQ, BATCH, WARM = 32_000, 1024, 32, 10
+MOST_BYTES = 250_000_000  # of text: more than either side reads in the time
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2-124m": {"lr": 1e-3, "kind": "gpt2", "width": 768, "layers": 12, "heads": 12, "inner": 3072},
     "llama-350m": {"lr": 6e-4, "kind": "llama", "width": 1024, "layers": 24, "heads": 16, "inner": 2816},
@@ -68,6 +70,8 @@ def prepare(folder: Path, vocabulary: int, most_bytes: int) -> dict[str, int]:
 
 def luban_side(name: str, size: dict[str, Any], folder: Path, seconds: float, tiny: bool) -> dict[str, Any]:
     """`luban pretrain`, twice: to find the rate, then for the given seconds."""
+    from luban.core.artifact import open_artifact
+
     model = {"gpt2": {"preset": "gpt2"}, "llama": {"context": SEQ}}[size["kind"]]
     shape = TINY if tiny else size
     model |= {"width": shape["width"], "layers": shape["layers"], "attention.heads": shape["heads"],
@@ -93,13 +97,15 @@ def luban_side(name: str, size: dict[str, Any], folder: Path, seconds: float, ti
             raise SystemExit(f"luban pretrain failed: {done.stderr[-2000:]}")
         return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
-    probe = [row for row in run(folder / f"{name}-probe", 6 * WARM) if "loss" in row]
-    each = (probe[-1]["seconds"] - probe[2]["seconds"]) / (probe[-1]["step"] - probe[2]["step"])
+    probe = [row for row in run(folder / f"{name}-probe", 10 * WARM) if "loss" in row]
+    each = (probe[-1]["seconds"] - probe[-6]["seconds"]) / (probe[-1]["step"] - probe[-6]["step"])
     rows = run(folder / f"{name}-luban", WARM + max(1, int(seconds / each)))
     losses = [row for row in rows if "loss" in row]
     start = next(row for row in losses if row["step"] >= WARM)
     trained = losses[-1]["seconds"] - start["seconds"]
+    figures = open_artifact(folder / f"{name}-luban").figures
     return {"bits_per_byte": rows[-1]["bits_per_byte"], "steps": losses[-1]["step"], "seconds": trained,
+            **{key: value for key, value in figures.items() if isinstance(value, int | float)},
             "tokens_per_second": (losses[-1]["tokens"] - start["tokens"]) / trained,
             "curve": [(row["seconds"] - start["seconds"], row["loss"]) for row in losses]}  # fmt: skip
 
@@ -143,16 +149,16 @@ def transformers_side(name: str, size: dict[str, Any], folder: Path, seconds: fl
             return {"input_ids": ids, "labels": ids}
 
     class Clock(TrainerCallback):
-        def __init__(self):
-            self.marks: dict[int, float] = {}
+        def __init__(self, since: int):
+            self.since, self.marks = since, {}
 
         def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == WARM or state.global_step == state.max_steps:
+            if state.global_step in (self.since, state.max_steps):
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 self.marks[state.global_step] = time.perf_counter()
 
-    def fit(steps: int) -> tuple[float, Trainer]:
+    def fit(steps: int, since: int = WARM) -> tuple[float, Trainer]:
         arguments = TrainingArguments(
             output_dir=str(folder / f"{name}-trainer"), max_steps=steps, per_device_train_batch_size=batch,
             learning_rate=size["lr"], weight_decay=0.1, adam_beta2=0.95, max_grad_norm=1.0,
@@ -160,14 +166,14 @@ def transformers_side(name: str, size: dict[str, Any], folder: Path, seconds: fl
             warmup_steps=min(100, steps // 2), bf16=torch.cuda.is_available(), torch_compile=not tiny,
             optim="adamw_torch_fused", logging_steps=WARM, save_strategy="no", report_to=[],
             dataloader_num_workers=0 if tiny else 4, seed=0, disable_tqdm=True)  # fmt: skip
-        clock = Clock()
+        clock = Clock(since)
         trainer = Trainer(model=model, args=arguments, train_dataset=Windows(), callbacks=[clock])
         trainer.train()
-        return clock.marks[steps] - clock.marks[WARM], trainer
+        return clock.marks[steps] - clock.marks[since], trainer
 
     rate = folder / f"{name}-trainer-rate.json"
     if probe:
-        rate.write_text(json.dumps(fit(6 * WARM)[0] / (5 * WARM)))
+        rate.write_text(json.dumps(fit(10 * WARM, since=5 * WARM)[0] / (5 * WARM)))
         return {}
     wanted = WARM + max(1, int(seconds / json.loads(rate.read_text())))
     trained, trainer = fit(wanted)
@@ -220,6 +226,15 @@ def picture(name: str, found: dict[str, dict[str, Any]], path: Path) -> None:
         "</svg>", f"{legend}</svg>"))  # fmt: skip
 
 
+def start(name: str, sides: list[str], gpu: int, call: argparse.Namespace) -> tuple:
+    """The first of these sides in a process of its own; it, its log and what runs after it on that GPU."""
+    command = [sys.executable, __file__, "--out", str(call.out), "--seconds", str(call.seconds), "--inside", name, sides[0],
+               *(["--tiny"] if call.tiny else [])]  # fmt: skip
+    log = open(call.out / f"{name}-{sides[0]}.log", "w+")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu), "TOKENIZERS_PARALLELISM": "false"}
+    return name, sides, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment), log
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -236,41 +251,36 @@ def main() -> None:
         ]
         print("\n" + json.dumps(run(name, SIZES[name], call.out, call.seconds, call.tiny)))
         return
-    call.out.mkdir(parents=True)
-    began = time.perf_counter()
-    text = prepare(call.out, 600 if call.tiny else VOCABULARY, 3_000_000 if call.tiny else 400_000_000)
+    call.out.mkdir(parents=True, exist_ok=True)
+    began, ready = time.perf_counter(), call.out / "text.json"
+    if not ready.exists():
+        text = prepare(call.out, 600 if call.tiny else VOCABULARY, 3_000_000 if call.tiny else MOST_BYTES)
+        ready.write_text(json.dumps(text))
+    text = json.loads(ready.read_text())
     print(f"text {json.dumps(text)}, {time.perf_counter() - began:.0f} s", flush=True)
-    results: dict[str, Any] = {"text": text}
-    waiting, running = list(call.sizes), {}
+    results: dict[str, Any] = {"text": text, **{name: {} for name in call.sizes}}
+    waiting = [(name, sides) for name in call.sizes for sides in (["luban"], ["probe", "transformers"])]
+    running: dict[int, tuple[str, list[str], subprocess.Popen, Any]] = {}
     while waiting or running:
         for gpu in range(call.gpus):
             if gpu not in running and waiting:
-                running[gpu] = [waiting.pop(0), ["luban", "probe", "transformers"], None, {}]
-        for gpu, job in list(running.items()):
-            name, sides, process, found = job
-            if process is None:
-                if not sides:
-                    results[name] = found
-                    del running[gpu]
-                    continue
-                command = [sys.executable, __file__, "--out", str(call.out), "--seconds", str(call.seconds),
-                           "--inside", name, sides[0], *(["--tiny"] if call.tiny else [])]  # fmt: skip
-                log = open(call.out / f"{name}-{sides[0]}.log", "w+")
-                environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu), "TOKENIZERS_PARALLELISM": "false"}
-                job[2] = (subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment), log)
-            elif process[0].poll() is not None:
-                process[1].seek(0)
-                lines = process[1].read().strip().splitlines()
-                side, job[2] = sides.pop(0), None
-                if process[0].returncode:
-                    print(f"{name} {side} failed: {' '.join(lines[-6:])[-900:]}", flush=True)
-                    continue
-                row = json.loads(lines[-1])
-                if not row:
-                    continue
-                found[side] = row
-                print(f"{name:12s} {side:13s} {row['bits_per_byte']:.4f} bits per byte after {row['steps']} steps in "
-                      f"{row['seconds']:.1f} s, {row['tokens_per_second'] / 1e3:.1f}k tokens/s", flush=True)  # fmt: skip
+                running[gpu] = start(*waiting.pop(0), gpu, call)
+        for gpu, (name, sides, process, log) in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[gpu]
+            log.seek(0)
+            lines = log.read().strip().splitlines()
+            if process.returncode:
+                print(f"{name} {sides[0]} failed: {' '.join(lines[-6:])[-900:]}", flush=True)
+                continue
+            if sides[1:]:
+                running[gpu] = start(name, sides[1:], gpu, call)
+                continue
+            row = results[name][sides[0]] = json.loads(lines[-1])
+            print(f"{name:12s} {sides[0]:13s} {row['bits_per_byte']:.4f} bits per byte after {row['steps']} steps in "
+                  f"{row['seconds']:.1f} s, {row['tokens_per_second'] / 1e3:.1f}k tokens/s"
+                  + (f", waiting for data {100 * row['data_wait']:.2f}% of it" if "data_wait" in row else ""), flush=True)  # fmt: skip
         time.sleep(0.2)
     (call.out / "results.json").write_text(json.dumps(results))
     for name in call.sizes:

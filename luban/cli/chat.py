@@ -29,9 +29,11 @@ class Arguments:
         str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
     ]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
     system: str | None = None  # a system message before the conversation
-    max_tokens: int = 256  # tokens an answer has at most
-    temperature: float = 0.7  # 0: always the likeliest token
-    top_p: float = 1.0  # keep the likeliest tokens with this much probability
+    max_tokens: int | None = None  # tokens an answer has at most; none: as the model's makers set it, or 256
+    temperature: float | None = None  # 0: always the likeliest token; none: as the model's makers set it, or 0.7
+    top_p: float | None = None  # keep the likeliest tokens with this much probability; none: as its makers set it, or 1
+    top_k: int | None = None  # keep this many likeliest tokens, 0: all; none: as its makers set it, or 0
+    repetition_penalty: float | None = None  # above 1 tokens repeat less; none: as its makers set it, or 1
     seed: int | None = None  # of the draws; none: another each time
     device: str = "cpu"  # such as cpu or cuda
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
@@ -41,15 +43,17 @@ def run(argv: Sequence[str]) -> None:
     """Talk until /quit or the end of the input."""
     args = parse(Arguments, argv, verb="chat", about="Talk to a model.", examples=EXAMPLES)
     from luban.core.errors import DataError
-    from luban.generate.sampling import Sampling
+    from luban.load.generation import Generation
     from luban.load.model import load_model
     from luban.serve.engine import Engine
 
-    sampling = Sampling(max_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed)
+    names = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
+    asked = {name: getattr(args, name) for name in names}
+    Generation().sample(asked)  # what can't be is said before the model is read
     model = load_model(args.model, device=args.device, dtype=args.dtype)
     if model.need_tokenizer().chat_template is None:
         raise DataError(f"{args.model} has no chat template, it is a base model: use luban generate")
-    engine = Engine(model)
+    engine, sampling = Engine(model), model.generation.sample(asked, max_tokens=256, temperature=0.7)
     interactive = sys.stdin.isatty()
     if interactive:
         say(f"{model.name}: {COMMANDS}")

@@ -28,11 +28,12 @@ class Arguments:
     prompt: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")
     ]  # the text to continue, or the source of an encoder–decoder; - reads it from standard input
-    max_tokens: int = 128  # tokens generated at most
-    temperature: float = 0.8  # 0: always the likeliest token
-    top_p: float = 1.0  # keep the likeliest tokens with this much probability
-    top_k: int = 0  # keep this many likeliest tokens; 0: all
-    min_p: float = 0.0  # keep tokens at least this likely relative to the likeliest
+    max_tokens: int | None = None  # tokens generated at most; none: as the model's makers set it, or 128
+    temperature: float | None = None  # 0: always the likeliest token; none: as the model's makers set it, or 0.8
+    top_p: float | None = None  # keep the likeliest tokens with this much probability; none: as its makers set it, or 1
+    top_k: int | None = None  # keep this many likeliest tokens, 0: all; none: as its makers set it, or 0
+    min_p: float | None = None  # keep tokens at least this likely relative to the likeliest; none: as set, or 0
+    repetition_penalty: float | None = None  # above 1 tokens repeat less; none: as its makers set it, or 1
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # end before this string; may be repeated
     seed: int | None = None  # of the draws; none: another each time
     device: str = "cpu"  # such as cpu or cuda
@@ -42,14 +43,16 @@ class Arguments:
 def run(argv: Sequence[str]) -> None:
     """Print the prompt's continuation."""
     args = parse(Arguments, argv, verb="generate", about="Continue a prompt.", examples=EXAMPLES)
-    from luban.generate.sampling import Sampling
+    from luban.load.generation import Generation
     from luban.load.model import load_model
     from luban.serve.engine import Engine
 
-    sampling = Sampling(max_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k,
-                        min_p=args.min_p, stop=args.stop, seed=args.seed)  # fmt: skip
+    names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+    asked = {name: getattr(args, name) for name in names} | {"stop": args.stop or None}
+    Generation().sample(asked)  # what can't be is said before the model is read
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    engine = Engine(load_model(args.model, device=args.device, dtype=args.dtype))
+    model = load_model(args.model, device=args.device, dtype=args.dtype)
+    engine, sampling = Engine(model), model.generation.sample(asked, max_tokens=128, temperature=0.8)
     for delta in engine.stream(prompt, sampling):
         print(delta.text, end="", flush=True)
     print()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,14 @@ def top_p(probabilities_V: Tensor, p: float) -> Tensor:
 def min_p(probabilities_V: Tensor, p: float) -> Tensor:
     """Sorted probabilities below `p` times the first set to 0 (Nguyen et al. 2024)."""
     return torch.where(probabilities_V >= p * probabilities_V[0], probabilities_V, 0) if p > 0 else probabilities_V
+
+
+def penalised(logits_V: Tensor, seen: Iterable[int], penalty: float) -> Tensor:
+    """Logits of the tokens in `seen` divided by `penalty` (Keskar et al. 2019, section 4.1), or multiplied by it where
+    they are negative, as transformers does, so that a penalty above 1 always makes them less likely."""
+    ids = torch.tensor(sorted(set(seen)), device=logits_V.device)
+    old = logits_V[ids]
+    return logits_V.index_copy(0, ids, torch.where(old > 0, old / penalty, old * penalty))
 
 
 def uniform(seed: int, choice: int, step: int) -> float:

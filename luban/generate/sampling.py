@@ -19,6 +19,7 @@ class Sampling:
     top_p: float = 1.0  # keep the smallest set of likeliest tokens with this much probability
     top_k: int = 0  # keep this many likeliest tokens; 0: all
     min_p: float = 0.0  # keep tokens at least this likely relative to the likeliest
+    repetition_penalty: float = 1.0  # tokens that were there already become less likely the larger it is; 1: none does
     stop: tuple[str, ...] = ()  # strings that end the text; they are not part of it
     ignore_eos: bool = False  # go on after an end token
     logprobs: int | None = None  # report log-probabilities, with this many alternatives a token; none: don't
@@ -35,6 +36,7 @@ class Sampling:
             (0 < self.top_p <= 1, "top_p", "in (0, 1]"),
             (self.top_k >= 0, "top_k", "0 (all) or larger"),
             (0 <= self.min_p <= 1, "min_p", "in [0, 1]"),
+            (0 < self.repetition_penalty < float("inf"), "repetition_penalty", "larger than 0"),
             (1 <= self.n <= MAX_CHOICES, "n", f"between 1 and {MAX_CHOICES}"),
             (self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"between 0 and {MAX_LOGPROBS}"),
             (all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings"),

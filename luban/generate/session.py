@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.generate.cache import ContextError, ContiguousCache
-from luban.generate.sampler import sample, uniform
+from luban.generate.sampler import penalised, sample, uniform
 from luban.generate.sampling import Sampling
 from luban.models.body import require_next_token
 from luban.models.spec import ModelSpec
@@ -124,8 +124,9 @@ class Session:
     @torch.inference_mode()
     def choose(self) -> list[int]:
         """Append one token to every sequence; returns the tokens in the order of `sequences`."""
-        greedy = self.logits.argmax(-1).tolist()
-        rows = self.logits.cpu() if any(s.sampling.temperature for s in self.sequences) else self.logits
+        rows = self._penalised()
+        greedy = rows.argmax(-1).tolist()
+        rows = rows.cpu() if any(s.sampling.temperature for s in self.sequences) else rows
         for row, (sequence, best) in enumerate(zip(self.sequences, greedy, strict=True)):
             sampling, token = sequence.sampling, best
             if sampling.temperature:
@@ -134,6 +135,19 @@ class Session:
                 sequence.logprobs.append(token_logprob(self.logits[row], token, sampling.logprobs))
             sequence.tokens.append(token)
         return [sequence.tokens[-1] for sequence in self.sequences]
+
+    def seen(self, sequence: Sequence) -> list[int]:
+        """The tokens that a penalty on repetition counts."""
+        return sequence.prompt + sequence.tokens
+
+    def _penalised(self) -> Tensor:
+        """(B, V) logits, lowered for what each sequence has seen, where it asks for that."""
+        if all(s.sampling.repetition_penalty == 1 for s in self.sequences):
+            return self.logits
+        return torch.stack([
+            row if s.sampling.repetition_penalty == 1 else penalised(row, self.seen(s), s.sampling.repetition_penalty)
+            for row, s in zip(self.logits, self.sequences, strict=True)
+        ])  # fmt: skip
 
     @torch.inference_mode()
     def advance(self, going_on: SequenceOf[Sequence]) -> None:

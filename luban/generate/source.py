@@ -88,6 +88,12 @@ class SourceSession(Session):
         """Whether the decoder has no room for another token."""
         return 1 + len(sequence.tokens) >= self.spec.context
 
+    def seen(self, sequence: Sequence) -> list[int]:
+        """The decoder's tokens: the source may be repeated."""
+        body = self.spec.body
+        assert isinstance(body, EncoderDecoderBody) and body.decoder_start is not None
+        return [body.decoder_start, *sequence.tokens]
+
     def _prefill(self, prompts: list[list[int]]) -> tuple[SourceCache, Tensor]:
         body = self.spec.body
         assert isinstance(body, EncoderDecoderBody) and body.decoder_start is not None

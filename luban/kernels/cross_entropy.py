@@ -114,18 +114,19 @@ def _forward(rows_NE: Tensor, table_VE: Tensor, bias_V: Tensor | None, targets_N
         if gradients:
             to_gradient_(logits, targets, lse, smoothing=smoothing, z_loss=z_loss, whole=vocabulary)
             torch.mm(logits, table_VE, out=d_rows[here])
-            d_table += _wide_product(logits.t(), rows)
+            _add_product_(d_table, logits.t(), rows)
             if bias_V is not None:
                 d_bias += logits.sum(0, dtype=torch.float32)
     bias_type = rows_NE.dtype if bias_V is None else bias_V.dtype
     return loss, d_rows, d_table.to(table_VE.dtype), d_bias.to(bias_type)
 
 
-def _wide_product(a: Tensor, b: Tensor) -> Tensor:
-    """a·b in fp32, from whatever precision."""
-    if a.dtype == torch.float32:
-        return a @ b
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a·b in fp32, from whatever precision; on a GPU without a pass of its own."""
+    if a.is_cuda and a.dtype != torch.float32:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a.float(), b.float())
 
 
 @_forward.register_fake

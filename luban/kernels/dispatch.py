@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -97,9 +98,9 @@ def _beyond_flash2(case: Case) -> str | None:
 
 
 def _beyond_flash4(case: Case) -> str | None:
-    if not flash4_installed():
-        return "the package flash-attn-4 is not installed: pip install 'luban[flash]'"
-    return _beyond_plain(case, (9, 0), 128)
+    if case.width not in (64, 128):
+        return "it is trusted with heads of 64 and 128 alone"  # others gave wrong gradients, without a word
+    return flash4_missing() or _beyond_plain(case, (9, 0), 128)
 
 
 def _beyond_luban(case: Case) -> str | None:
@@ -121,12 +122,17 @@ def _beyond_luban(case: Case) -> str | None:
 
 
 @cache
-def flash4_installed() -> bool:
-    """Whether flash-attn-4 is there."""
+def flash4_missing() -> str | None:
+    """Why flash-attn-4 can't be used; None where it can. What is installed and doesn't load is warned about."""
+    if find_spec("flash_attn") is None:
+        return "the package flash-attn-4 is not installed: pip install 'luban[flash]'"
     try:
-        return find_spec("flash_attn.cute.interface") is not None
-    except ImportError:
-        return False
+        import_module("flash_attn.cute.interface")
+    except Exception as error:  # its libraries raise what they like where one of them is missing
+        found = " ".join(str(error).split())[:200]
+        warn(f"the package flash-attn-4 is installed and doesn't load, so that attention does without it: {found}")
+        return f"the package flash-attn-4 doesn't load: {found}"
+    return None
 
 
 _forced: list[str] = []  # the innermost `using` last

@@ -6,17 +6,21 @@ import os
 import shutil
 from pathlib import Path
 
+import tokenizers
 import torch
 from safetensors.torch import save_file
+from tokenizers import processors
 from torch import Tensor, nn
 
 from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent, free_bytes, incomplete_path, write_json
 from luban.core.errors import ArtifactError, DataError, UnsupportedError
 from luban.core.terms import require_exportable
-from luban.load.model import LoadedModel
+from luban.load.model import LoadedModel, begins_with_bos, ends_with_eos
 from luban.load.tensors import WEIGHTS
 from luban.models.convert.family import format_for, to_theirs
+from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import write_spec
+from luban.tokenizer.tokenizer import load_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -36,6 +40,9 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
     tensors = to_theirs(form, m.spec, parameters(m.module))
     _require_room(out, tensors)
     config |= {"dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch.")}
+    if m.labels and len(m.labels) == len(config.get("id2label", ())):
+        config |= {"id2label": dict(zip(config["id2label"], m.labels, strict=True)),
+                   "label2id": {name: i for i, name in enumerate(m.labels)}}  # fmt: skip
     config |= {"bos_token_id": m.tokenizer.bos_id, "eos_token_id": m.tokenizer.eos_id,
                "pad_token_id": m.tokenizer.pad_id} if m.tokenizer else {}  # fmt: skip
     partial = incomplete_path(out)
@@ -45,10 +52,8 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         write_json(partial / "config.json", config)
         if m.tokenizer:
-            stops = list(m.stop_ids)
-            write_json(partial / "generation_config.json", {"eos_token_id": stops[0] if len(stops) == 1 else stops,
-                                                            "bos_token_id": m.tokenizer.bos_id})  # fmt: skip
             copy_tokenizer(m, partial)
+        _write_generation(m, partial)
         if out.is_dir():
             out.rmdir()
         os.rename(partial, out)
@@ -63,8 +68,10 @@ def import_model(m: LoadedModel, out: str | Path) -> Path:
     tensors = parameters(m.module)
     _require_room(Path(out), tensors)
     parents = (as_parent("model", m.path),) if (m.path / MANIFEST).is_file() else ()
-    with ArtifactWriter(out, kind="checkpoint", config={"imported": m.name}, parents=parents) as artifact:
+    config = {"imported": m.name, **({"labels": list(m.labels)} if m.labels else {})}
+    with ArtifactWriter(out, kind="checkpoint", config=config, parents=parents) as artifact:
         write_spec(m.spec, artifact.path)
+        _write_generation(m, artifact.path)
         save_file(tensors, artifact.path / WEIGHTS, metadata={"format": "pt"})
         if m.tokenizer is not None:
             (artifact.path / "tokenizer").mkdir()
@@ -84,12 +91,38 @@ def copy_tokenizer(m: LoadedModel, folder: Path, *, everything: bool = False) ->
     tokenizer = m.need_tokenizer()
     if tokenizer.path is None:
         tokenizer.save(folder)
+    else:
+        source = Path(tokenizer.path)
+        source = source if source.is_dir() else source.parent
+        for name in (*TOKENIZER_FILES, *((MANIFEST,) if everything else ())):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+    _mark_ends(m, folder)
+
+
+def _mark_ends(m: LoadedModel, folder: Path) -> None:
+    """Where the model's texts begin with the begin token (and sources end with the end token) and the files don't say so,
+    let `tokenizer.json` put them there, so that the copy reads texts as the model does, in transformers too."""
+    copied = load_tokenizer(folder)
+    head = m.begins_with_bos and not begins_with_bos(copied)
+    tail = m.ends_with_eos and isinstance(m.spec.body, EncoderDecoderBody) and not ends_with_eos(copied)
+    if not head and not tail:
         return
-    source = Path(tokenizer.path)
-    source = source if source.is_dir() else source.parent
-    for name in (*TOKENIZER_FILES, *((MANIFEST,) if everything else ())):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    file = folder / TOKENIZER_FILES[0]
+    model = tokenizers.Tokenizer.from_file(str(file))
+    ids = (copied.bos_id if head else None, copied.eos_id if tail else None)
+    marks = {copied.token(i) or "": i for i in ids if i is not None}
+    single = " ".join([*list(marks)[:head], "$A", *list(marks)[head:]])
+    ends = processors.TemplateProcessing(single=single, pair=f"{single} {single.replace('$A', '$B')}",
+                                         special_tokens=list(marks.items()))  # fmt: skip
+    model.post_processor = ends if model.post_processor is None else processors.Sequence([model.post_processor, ends])
+    model.save(str(file))
+
+
+def _write_generation(m: LoadedModel, folder: Path) -> None:
+    stops = list(m.stop_ids)
+    begin = {"bos_token_id": m.tokenizer.bos_id} if m.tokenizer else {}
+    m.generation.write(folder, eos_token_id=stops[0] if len(stops) == 1 else stops or None, **begin)
 
 
 def _require_room(out: Path, tensors: dict[str, Tensor]) -> None:

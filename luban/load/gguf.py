@@ -9,11 +9,10 @@ from typing import NamedTuple
 from torch import nn
 
 from luban.core.errors import ArtifactError
-from luban.load.tensors import place
-from luban.models.build import build_model
-from luban.models.convert.family import to_ours
+from luban.load.tensors import filled
+from luban.models.convert.family import their_names, to_ours
 from luban.models.convert.gguf_file import open_gguf
-from luban.models.convert.gguf_llama import OUTPUT, GGUFLlama
+from luban.models.convert.gguf_llama import OUTPUT, ROPE_FACTORS, GGUFLlama
 from luban.models.spec import ModelSpec
 from luban.tokenizer.importing.gguf import begins_with_bos, from_metadata
 from luban.tokenizer.tokenizer import Tokenizer
@@ -53,8 +52,11 @@ def read_gguf(path: Path, device: str, dtype: str) -> tuple[ModelSpec, nn.Module
         UnsupportedError: an architecture, a quantisation or a vocabulary that isn't read.
     """
     opened, form = open_gguf(path), GGUFLlama()
-    spec = form.spec(opened.metadata, tied=OUTPUT not in opened.stored)
-    module = build_model(spec, device=device, dtype=dtype, seed=None)
-    place(module, to_ours(form, spec, opened.tensors()), path)
+    factors = opened.tensor(ROPE_FACTORS) if ROPE_FACTORS in opened.stored else None
+    spec = form.spec(opened.metadata, tied=OUTPUT not in opened.stored, factors=factors)
+    if spec.layers > len(opened.stored):
+        raise ArtifactError(f"{path} is said to have {spec.layers} layers and holds {len(opened.stored)} tensors")
+    module = filled(spec, to_ours(form, spec, opened.tensors()), path, device=device, dtype=dtype,
+                    named=their_names(form, spec))  # fmt: skip
     tokenizer = Tokenizer(*from_metadata(opened.metadata))
     return spec, module, tokenizer, begins_with_bos(opened.metadata)

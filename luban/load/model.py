@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifact, read_manifest
-from luban.core.errors import ArtifactError, DataError
+from luban.core.errors import ArtifactError, DataError, UnsupportedError
 from luban.core.lineage import ancestor, require_same
+from luban.load.generation import FILE as GENERATION
+from luban.load.generation import Generation, read_generation
 from luban.load.gguf import PACKAGED, packaged_file, read_gguf
-from luban.load.tensors import PICKLED, WEIGHTS, pickle_refusal, place, read_folder, read_tensors
-from luban.models.build import build_model
-from luban.models.convert.family import as_stored, format_of, to_ours
+from luban.load.tensors import PICKLED, WEIGHTS, filled, pickle_refusal, read_folder, read_tensors
+from luban.models.convert.family import as_stored, format_of, named_as_now, their_names, to_ours
+from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import SPEC, ModelSpec, read_spec
 from luban.nn.int8 import pack_int8
 from luban.nn.linear import lay_by_inputs
@@ -24,6 +27,7 @@ from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 INT8 = "int8"
 BEGINNINGS = ("decoder_start_token_id", "forced_bos_token_id")  # in generation_config.json of newer transformers
+OLD_VOCABULARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 STEP = re.compile(r"step_(\d+)")
 
 
@@ -37,14 +41,22 @@ class LoadedModel:
     name: str  # for people: the directory's name
     path: Path  # the directory (for GGUF the file) that holds the weights
     manifest: Manifest | None  # of the run or checkpoint; none for foreign directories
+    generation: Generation = field(default_factory=Generation)  # how its makers want its text made
     stop_ids: tuple[int, ...] = ()  # tokens that end a generation
     begins_with_bos: bool = False  # whether the model's texts begin with the begin token
+    labels: tuple[str, ...] = ()  # names of the head's classes, where a foreign configuration gives them
     ends_with_eos: bool = False  # whether whole texts, such as an encoder reads, end with the end token
 
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises DataError where the directory held none."""
         if self.tokenizer is None:
-            raise DataError(f"{self.path} holds no tokenizer (tokenizer.json), which text needs")
+            old = next((name for name in OLD_VOCABULARIES if (self.path / name).is_file()), None)
+            way = (
+                f"; transformers' AutoTokenizer makes one of its {old}: from_pretrained, then save_pretrained"
+                if old
+                else ""
+            )
+            raise DataError(f"{self.path} holds no tokenizer (tokenizer.json), which text needs{way}")
         return self.tokenizer
 
 
@@ -119,9 +131,12 @@ def _load_checkpoint(path: Path, device: str, dtype: str, *, name: str = "",
     if run is not None and tokenizer is not None:
         _require_tokenizer(*run)
     spec = read_spec(path)
-    module = build_model(spec, device=device, dtype=dtype, seed=None)
-    place(module, read_tensors(path / WEIGHTS), path / WEIGHTS)
-    return _loaded(spec, module, tokenizer, name or path.name, path, run[1] if run else manifest)
+    module = filled(spec, read_tensors(path / WEIGHTS), path / WEIGHTS, device=device, dtype=dtype)
+    named = tuple((manifest.config if manifest else {}).get("labels", ()))
+    m = _loaded(
+        spec, module, tokenizer, name or path.name, path, run[1] if run else manifest, _generation(path, {}, spec)
+    )
+    return replace(m, labels=named)
 
 
 def _require_tokenizer(run: Path, manifest: Manifest) -> None:
@@ -134,19 +149,33 @@ def _require_tokenizer(run: Path, manifest: Manifest) -> None:
 
 def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     config = _read_json(path / "config.json")
-    generation = _read_json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
+    generation = _read_json(path / GENERATION) if (path / GENERATION).is_file() else {}
     config |= {name: generation[name] for name in BEGINNINGS if generation.get(name) is not None}
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method", "some method") if isinstance(quantised, dict) else quantised
+        raise UnsupportedError(f"the weights of {path} are quantised ({method}), which isn't read: use the model's float "
+                               "weights, or a GGUF file")  # fmt: skip
     form = format_of(config)
     spec = form.spec(config)
-    theirs = read_folder(path)
+    theirs = named_as_now(form, spec, read_folder(path))
     spec = as_stored(form, spec, theirs)
     tensors = to_ours(form, spec, theirs)
-    module = build_model(spec, device=device, dtype=dtype, seed=None)
-    place(module, tensors, path)
+    module = filled(spec, tensors, path, device=device, dtype=dtype, named=their_names(form, spec))
     tokenizer = load_tokenizer(path) if (path / "tokenizer.json").is_file() else None
-    ends = generation.get("eos_token_id", config.get("eos_token_id"))
-    stops = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
-    return _loaded(spec, module, tokenizer, path.name, path, None, stops)
+    m = _loaded(spec, module, tokenizer, path.name, path, None, _generation(path, config, spec))
+    return replace(m, labels=_labels(config, spec))
+
+
+def _labels(config: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...]:
+    """The names of the classes in their order; none where they aren't exactly those of the head."""
+    named = config.get("id2label") or {}
+    places = [str(i) for i in range(getattr(spec.head, "count", 0))]
+    return tuple(str(named[place]) for place in places) if sorted(named) == sorted(places) else ()
+
+
+def _generation(folder: Path, config: Mapping[str, Any], spec: ModelSpec) -> Generation:
+    two_sided = isinstance(spec.body, EncoderDecoderBody)
+    return read_generation(folder, config, context=spec.context, two_sided=two_sided)
 
 
 def _load_gguf(path: Path, name: str, device: str, dtype: str) -> LoadedModel:
@@ -155,19 +184,21 @@ def _load_gguf(path: Path, name: str, device: str, dtype: str) -> LoadedModel:
 
 
 def _loaded(spec: ModelSpec, module: nn.Module, tokenizer: Tokenizer | None, name: str, path: Path,
-            manifest: Manifest | None, stops: tuple[int, ...] = ()) -> LoadedModel:  # fmt: skip
+            manifest: Manifest | None, generation: Generation | None = None) -> LoadedModel:  # fmt: skip
     if tokenizer is not None and tokenizer.vocab_size > spec.vocab_size:
         raise ArtifactError(f"the tokenizer of {path} has {tokenizer.vocab_size} tokens, "
                             f"the model's vocabulary only {spec.vocab_size}")  # fmt: skip
     lay_by_inputs(module)
-    ends = dict.fromkeys((*(tokenizer.stop_ids if tokenizer else ()), *stops))
+    generation = generation or Generation()
+    ends = dict.fromkeys((*(tokenizer.stop_ids if tokenizer else ()), *generation.stop_ids))
     return LoadedModel(spec=spec, module=module.eval(), tokenizer=tokenizer, name=name, path=path,
-                       manifest=manifest, stop_ids=tuple(ends), begins_with_bos=_begins_with_bos(tokenizer),
-                       ends_with_eos=_ends_with_eos(tokenizer))  # fmt: skip
+                       manifest=manifest, generation=generation, stop_ids=tuple(ends), begins_with_bos=begins_with_bos(tokenizer),
+                       ends_with_eos=ends_with_eos(tokenizer))  # fmt: skip
 
 
-def _begins_with_bos(tokenizer: Tokenizer | None) -> bool:
-    """Luban's shards begin every document with it; a foreign tokenizer says so in its files."""
+def begins_with_bos(tokenizer: Tokenizer | None) -> bool:
+    """Whether texts begin with the begin token: Luban's shards begin every document with it, a foreign tokenizer says
+    so in its files."""
     if tokenizer is None or tokenizer.bos_id is None or tokenizer.path is None:
         return False
     if (tokenizer.path / MANIFEST).is_file():
@@ -179,8 +210,8 @@ def _begins_with_bos(tokenizer: Tokenizer | None) -> bool:
     return _adds(tokenizer, tokenizer.bos_id)
 
 
-def _ends_with_eos(tokenizer: Tokenizer | None) -> bool:
-    """As `_begins_with_bos`."""
+def ends_with_eos(tokenizer: Tokenizer | None) -> bool:
+    """Whether whole texts end with the end token, told as `begins_with_bos` is."""
     if tokenizer is None or tokenizer.eos_id is None or tokenizer.path is None:
         return False
     return (tokenizer.path / MANIFEST).is_file() or _adds(tokenizer, tokenizer.eos_id)
@@ -194,6 +225,9 @@ def _adds(tokenizer: Tokenizer, token: int) -> bool:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ArtifactError(f"{file} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{file} holds no table")
+    return found

@@ -1,4 +1,4 @@
-"""Reading and placing tensors, with an error that names the tensor or file for everything that can be wrong."""
+"""Reading tensors and filling modules with them, with an error that names the tensor or file for everything that can be wrong."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from luban.core.errors import ArtifactError
+from luban.models.build import build_model
+from luban.models.spec import ModelSpec
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -41,7 +43,15 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     pickled = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLED)
     if pickled:
         raise ArtifactError(pickle_refusal(folder / pickled[0]))
-    raise ArtifactError(f"{folder} holds no {WEIGHTS}")
+    others = sorted(f.name for f in folder.iterdir() if f.suffix in (".safetensors", ".gguf") and f.is_file())
+    if not others:
+        raise ArtifactError(f"{folder} holds no {WEIGHTS}")
+    way = (
+        "load that file itself"
+        if others[0].endswith(".gguf")
+        else f"one file is called {WEIGHTS}, several need {INDEX}"
+    )
+    raise ArtifactError(f"{folder} holds no {WEIGHTS}, but {others[0]}: {way}")
 
 
 def pickle_refusal(file: Path) -> str:
@@ -53,10 +63,13 @@ def pickle_refusal(file: Path) -> str:
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     try:
         where = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        names = sorted(set(where.values()))
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("its weight_map names files that are no names")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{folder / INDEX} is damaged: {error}") from None
     tensors: dict[str, Tensor] = {}
-    for shard in sorted(set(where.values())):
+    for shard in names:
         if Path(shard).name != shard or not (folder / shard).is_file():
             raise ArtifactError(f"{folder / INDEX} names the shard {shard}, which is not in {folder}")
         tensors.update(read_tensors(folder / shard))
@@ -66,19 +79,39 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-@torch.no_grad()
-def place(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Copy `tensors` into the parameters of `module`, in its precision and on its device.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-    Raises ArtifactError naming a missing or surplus tensor, or both shapes of one that doesn't fit.
+
+@torch.no_grad()
+def filled(spec: ModelSpec, tensors: Mapping[str, Tensor], source: Path, *, device: str, dtype: str,
+           named: Mapping[str, str] | None = None) -> nn.Module:  # fmt: skip
+    """The module of `spec` with copies of `tensors` as its parameters, in its own precision and on its device.
+
+    Nothing is allocated before every tensor is known to fit. Raises ArtifactError naming a missing or surplus tensor,
+    both shapes of one that doesn't fit, or the kind of one that holds no plain numbers; `named` says what the file
+    calls a tensor of ours.
     """
-    parameters = dict(module.named_parameters())
-    for name in parameters.keys() - tensors.keys():
-        raise ArtifactError(f"{source} lacks the tensor {name}")
-    for name in tensors.keys() - parameters.keys():
-        raise ArtifactError(f"{source} holds the tensor {name}, which the model has no place for")
-    for name, parameter in parameters.items():
-        if tensors[name].shape != parameter.shape:
-            raise ArtifactError(f"{source}: the tensor {name} has shape {tuple(tensors[name].shape)}, "
-                                f"the model needs {tuple(parameter.shape)}")  # fmt: skip
+    module = build_model(spec, device="meta", dtype=dtype)
+    _check(dict(module.named_parameters()), tensors, source, named or {})
+    module.to_empty(device=device)
+    for name, parameter in module.named_parameters():
         parameter.copy_(tensors[name])
+    return module
+
+
+def _check(
+    parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path, named: Mapping[str, str]
+) -> None:
+    for name in parameters.keys() - tensors.keys():
+        raise ArtifactError(f"{source} lacks the tensor {named.get(name, name)}")
+    for name in tensors.keys() - parameters.keys():
+        raise ArtifactError(f"{source} holds the tensor {named.get(name, name)}, which the model has no place for")
+    for name, parameter in parameters.items():
+        tensor, theirs = tensors[name], named.get(name, name)
+        if tensor.shape != parameter.shape:
+            called = theirs if theirs == name else f"{theirs} (here {name})"
+            raise ArtifactError(f"{source}: the tensor {called} has shape {tuple(tensor.shape)}, "
+                                f"the model needs {tuple(parameter.shape)}")  # fmt: skip
+        if tensor.dtype not in FLOATS:
+            raise ArtifactError(f"{source}: the tensor {theirs} is stored as "
+                                f"{str(tensor.dtype).removeprefix('torch.')}: quantised weights aren't read")  # fmt: skip

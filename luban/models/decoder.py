@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.core.errors import DataError
 from luban.core.opgraph import Op, masked, seen_share, within
 from luban.core.protocols import KVCache
 from luban.kernels.visible import Visible
@@ -79,14 +80,19 @@ class Decoder(BodyModule):
                 distances fused kernels need them to rise by one from token to token, as those do, and give NaN
                 where they don't.
             segments: (B, T) int; tokens of segment 0 are a prefix that every token of their document sees (prefix LM,
-                blank infilling). With a cache they are for the first forward alone.
+                blank infilling). With a cache they are for the first forward alone, and not for models with windows,
+                whose later steps would lose sight of the prefix.
             cache: keys and values of earlier tokens; it takes up the new ones.
 
         Returns:
             (B, T, V) logits or (B, T, E) hidden states. Those at padding mean nothing.
+
+        Raises:
+            DataError: documents or segments that can't go with the cache.
         """
         queries, counted = tokens.shape[1], positions is None
         if cache is not None:
+            self._check_cached(cache, documents, segments)
             from_cache = cache.begin(queries, mask)
             real, key_positions = cache.valid, cache.positions
             positions = from_cache if positions is None else positions
@@ -105,6 +111,15 @@ class Decoder(BodyModule):
             x_BTE = block(x_BTE, frame_of[self.window_of[layer]], self.position, layer)
         hidden = self.norm(x_BTE)
         return hidden if output == "hidden" else self.head(hidden, mask)
+
+    def _check_cached(self, cache: KVCache, documents: Tensor | None, segments: Tensor | None) -> None:
+        if documents is not None:
+            raise DataError("a cache holds one document a row: leave out documents, or leave out the cache")
+        if segments is not None and cache.positions.shape[-1]:
+            raise DataError("segments are for the first forward of a cache: what follows sees the prefix anyway")
+        if segments is not None and any(window is not None for window in self.windows):
+            raise DataError("a model with attention windows can't continue a prefix with a cache, since later tokens would "
+                            "no longer see it: leave out the cache")  # fmt: skip
 
 
 def count_positions(tokens: Tensor, mask: Tensor | None, documents: Tensor | None) -> Tensor:

@@ -84,9 +84,8 @@ class Blanks(Pieces):
 
     def __init__(self, config: BlankInfilling, shards: Shards, seq_len: int, seed: int):
         share = config.rate / config.mean_span  # blanks a token, on average
-        super().__init__(
-            shards, longest=int(seq_len / (1 + 3 * share)), shortest=2, seed=seed
-        )  # room for half as many more
+        longest = min(int(seq_len / (1 + 3 * share)), seq_len - 2)  # room for half as many more, and for one at least
+        super().__init__(shards, longest=longest, shortest=2, seed=seed)
         marks = Marks.of(shards)
         self.config, self.seq_len, self.pad = config, seq_len, marks.pad
         self.marks = {"mask": marks.need(MASK, "mask"), "start": marks.need(START, "start-of-piece"),

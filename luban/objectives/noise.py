@@ -80,6 +80,13 @@ class TextInfilling(Share):
 
     mean_span: float = 3.0  # of the lengths, in tokens
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mean_span <= 0:
+            raise ConfigError(
+                f"noise mean_span must be positive, {self.mean_span} given: spans of no length never fill a share"
+            )
+
     def spoil(self, rng: np.random.Generator, text: np.ndarray, marks: Marks) -> np.ndarray:
         """Spans don't touch, and together they hold the share of the tokens."""
         budget, lengths = rounded(rng, self.rate * len(text)), []
@@ -113,4 +120,4 @@ class DocumentRotation(Noise):
 
     def spoil(self, rng: np.random.Generator, text: np.ndarray, marks: Marks) -> np.ndarray:
         """Same length."""
-        return np.roll(text, -int(rng.integers(len(text))))
+        return np.roll(text, -int(rng.integers(max(len(text), 1))))  # another noise may have left nothing

@@ -74,13 +74,13 @@ def random_parts(rng: np.random.Generator, total: int, parts: int) -> list[int]:
 
 
 class Corrupted(Pieces):
-    """A source of at most T tokens, and a target as long as it can get."""
+    """A source of at most T tokens, and a target as long as it can get, T too."""
 
     def __init__(self, config: SpanCorruption, shards: Shards, seq_len: int, seed: int):
-        super().__init__(
-            shards, longest=seq_len - 1, shortest=2, seed=seed
-        )  # spans shrink, so the text's length is enough
-        inside, spans = config.amounts(seq_len - 1)
+        fitting = (n for n in range(seq_len - 1, 1, -1) if sum(config.amounts(n)) + 2 <= seq_len)
+        longest = next(fitting, 1)  # in the source spans shrink, so its own length is enough there
+        super().__init__(shards, longest=longest, shortest=2, seed=seed)
+        inside, spans = config.amounts(longest)
         if spans + 1 > config.sentinels:
             raise DataError(f"rows of {seq_len} tokens have {spans} spans and need {spans + 1} sentinels, and objective."
                             f"sentinels is {config.sentinels}")  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from luban.core.seeding import derive
 from luban.kernels.available import triton_runs
+from luban.kernels.stepped import Stepped
 from luban.optim.family import Optimizer, Part, Stepper, Update, by_role
 
 MOMENTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -73,12 +74,13 @@ class AdamWPart(Part):
                 continue
             for parameter in stepped:
                 self._prepare(parameter)
-            torch._foreach_add_([self.state[p]["step"] for p in stepped], update.go.float())
+            went = update.go.float()  # once for each: given one for all, torch would wait to read it
+            torch._foreach_add_([self.state[p]["step"] for p in stepped], [went] * len(stepped))
             wide = self.moments == torch.float32 and all(p.dtype == torch.float32 for p in stepped)
             if wide and not update.gradients[stepped[0]].is_cuda:
                 self._fused(group, stepped, group["peak_lr"] * factor, update)
             else:
-                self._each(group, stepped, group["peak_lr"] * factor, update)
+                self._one_pass(group, stepped, group["peak_lr"] * factor, update)
 
     def _prepare(self, parameter: nn.Parameter) -> None:
         if not self.state[parameter]:
@@ -101,21 +103,18 @@ class AdamWPart(Part):
         )  # fmt: skip
         refresh(stepped, update)
 
-    def _each(self, group: dict[str, Any], stepped: list[nn.Parameter], lr: float, update: Update) -> None:
-        for parameter in stepped:
-            adamw_ = _one_pass(parameter)
-            state = self.state[parameter]
-            adamw_(parameter, update.gradients[parameter].contiguous(), state["exp_avg"], state["exp_avg_sq"],
-                   state["step"], scale=update.scale, go=update.go, lr=lr, decay=group["decay"], betas=group["betas"],
-                   eps=group["eps"], seed=self.seeds[parameter], copy=update.copies.get(parameter))  # fmt: skip
-
-
-def _one_pass(parameter: Tensor):
-    if triton_runs(parameter):
-        from luban.kernels.adamw import adamw_
-    else:
-        from luban.kernels.reference.adamw import adamw_
-    return adamw_
+    def _one_pass(self, group: dict[str, Any], stepped: list[nn.Parameter], lr: float, update: Update) -> None:
+        if triton_runs(stepped[0]):
+            from luban.kernels.adamw import adamw_
+        else:
+            from luban.kernels.reference.adamw import adamw_
+        tensors = []
+        for p in stepped:
+            state = self.state[p]
+            tensors.append(Stepped(p, update.gradients[p].contiguous(), state["exp_avg"], state["exp_avg_sq"],
+                                   state["step"], self.seeds[p], update.copies.get(p)))  # fmt: skip
+        adamw_(tensors, scale=update.scale, go=update.go, lr=lr, decay=group["decay"], betas=group["betas"],
+               eps=group["eps"])  # fmt: skip
 
 
 def _scaled(gradients: list[Tensor], scale: Tensor) -> list[Tensor]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from luban.core.errors import DataError
 from luban.generate.sampling import MAX_LOGPROBS, Sampling
+from luban.load.generation import Generation
 
 COMPLETION_TOKENS = 16  # what OpenAI's completions generate when nothing is said
 
@@ -20,8 +21,9 @@ class Body(BaseModel):
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    min_p: float = Field(0.0, ge=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0)
     n: int = Field(1, ge=1, le=128)
     stop: str | list[str] | None = None
     seed: int | None = None
@@ -53,14 +55,15 @@ class Body(BaseModel):
         if (self.response_format or {}).get("type", "text") != "text":
             raise DataError("'response_format' other than text is not supported by this server")
 
-    def sampling(self, max_tokens: int, logprobs: int | None) -> Sampling:
-        """The engine's form of it. Raises ConfigError for a value that only together makes no sense."""
+    def sampling(self, generation: Generation, max_tokens: int, logprobs: int | None) -> Sampling:
+        """The engine's form of it: what isn't said is as the model's makers set it, and at most `max_tokens` where they
+        set nothing. Raises ConfigError for a value that only together makes no sense."""
         self.refuse_unsupported()
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Sampling(max_tokens=self.max_tokens or max_tokens, top_k=self.top_k, min_p=self.min_p,
-                        temperature=1.0 if self.temperature is None else self.temperature,
-                        top_p=1.0 if self.top_p is None else self.top_p, stop=tuple(filter(None, stop)),
-                        ignore_eos=self.ignore_eos, logprobs=logprobs, n=self.n, seed=self.seed)  # fmt: skip
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        asked = {name: getattr(self, name) for name in
+                 ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")}  # fmt: skip
+        return generation.sample({**asked, "stop": None if stop is None else tuple(filter(None, stop)), "n": self.n,
+                                  "ignore_eos": self.ignore_eos, "logprobs": logprobs}, max_tokens=max_tokens)  # fmt: skip
 
 
 class CompletionBody(Body):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from luban.core.errors import DataError
+from luban.core.log import warn
 from luban.core.seeding import derive
 from luban.generate.sampling import Sampling
 from luban.generate.session import Sequence as Growing
@@ -110,6 +111,9 @@ class Engine:
     def __init__(self, model: LoadedModel, *, max_batch: int = MAX_BATCH):
         self.model, self.max_batch = model, max_batch
         self.session = session_for(model.module)
+        if model.generation.unbuilt:
+            warn(f"{model.name}: its makers ask for {', '.join(model.generation.unbuilt)} (generation_config.json), which "
+                 "isn't built, so its text may differ from what they get")  # fmt: skip
         self.waiting: deque[Request] = deque()
         self.running: dict[int, tuple[Request, TextStream | None]] = {}  # by id of its growing sequence
         self._stepping = threading.Lock()
@@ -135,11 +139,12 @@ class Engine:
         return ids
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None) -> list[Result]:
-        """Continue every prompt; the results come in the order of the prompts.
+        """Continue every prompt; the results come in the order of the prompts. Without `sampling` tokens are chosen as
+        the model's makers say (generation_config.json), or as `Sampling()` does.
 
         Raises DataError for a prompt that is empty, malformed or longer than the context, before any is run.
         """
-        sampling = sampling or Sampling()
+        sampling = sampling or self.model.generation.sample({})
         several = cast(Sequence[Prompt], [prompts] if _is_one(prompts) else prompts)
         requests = [Request(self.tokens_of(prompt), sampling) for prompt in several]
         for request in requests:
@@ -149,9 +154,9 @@ class Engine:
         return [request.result for request in requests]
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Delta]:
-        """Continue one prompt, a delta at a time. Closing the iterator stops the generation."""
+        """Continue one prompt, a delta at a time, `sampling` as in `generate`. Closing the iterator stops the generation."""
         arrived: deque[Delta] = deque()
-        request = Request(self.tokens_of(prompt), sampling or Sampling(), arrived.append)
+        request = Request(self.tokens_of(prompt), sampling or self.model.generation.sample({}), arrived.append)
         self.submit(request)
         try:
             while not request.done or arrived:

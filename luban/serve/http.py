@@ -114,14 +114,14 @@ class Service:
     async def completions(self, body: CompletionBody, http: HttpRequest) -> Response:
         """Continue one or several prompts."""
         self._require(body.model)
-        sampling = body.sampling(COMPLETION_TOKENS, body.logprobs)
+        sampling = body.sampling(self.model.generation, COMPLETION_TOKENS, body.logprobs)
         return await self._answer(body, body.prompts(), sampling, http, chat=False)
 
     async def chat(self, body: ChatBody, http: HttpRequest) -> Response:
         """Answer a conversation."""
         self._require(body.model)
         body.max_tokens = body.max_completion_tokens or body.max_tokens
-        sampling = body.sampling(self.model.spec.context, body.alternatives)
+        sampling = body.sampling(self.model.generation, self.model.spec.context, body.alternatives)
         return await self._answer(body, [[m.plain() for m in body.messages]], sampling, http, chat=True)
 
     async def _answer(self, body: Body, prompts: list[Any], sampling: Sampling, http: HttpRequest, *,

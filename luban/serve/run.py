@@ -37,6 +37,7 @@ def serve(model: LoadedModel, *, host: str = "127.0.0.1", port: int = 8000, api_
     except ImportError as error:
         raise MissingExtra(error.name or "fastapi", "serve", "luban serve") from None
     model.need_tokenizer()
+    engine = Engine(model)  # a model that writes no text is refused before an address is announced
     listener = bind(host, port)
     actual = listener.getsockname()[1]
     if port and actual != port:
@@ -45,7 +46,7 @@ def serve(model: LoadedModel, *, host: str = "127.0.0.1", port: int = 8000, api_
         warn("no --api-key is set: everyone who can reach this address can use the model")
     address = f"http://{f'[{host}]' if ':' in host else host}:{actual}"
     say(f"serving {model.name} at {address}  (chat page; the API is at {address}/v1; Ctrl-C stops)")
-    app = create_app(Engine(model), api_key=api_key)
+    app = create_app(engine, api_key=api_key)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
     try:
         uvicorn.Server(config).run(sockets=[listener])

@@ -17,7 +17,7 @@ from luban.checkpoint.checkpoint import save_checkpoint
 from luban.checkpoint.series import Series
 from luban.core.artifact import ArtifactWriter
 from luban.core.errors import TrainingError
-from luban.core.log import Bar, progress, say
+from luban.core.log import Bar, progress, say, warn
 from luban.core.units import count
 from luban.data.batch import Batch
 from luban.data.loader import Loader
@@ -33,6 +33,8 @@ from luban.train.step import Launched, StepResult, TrainStep
 from luban.train.validate import Validation, Validator
 
 IN_FLIGHT = 2  # steps that a CUDA device may be behind the host, so that it never waits for the host
+NO_TARGET = ("a batch held no token to predict, so its loss is written as 0: its texts are too short for the objective; "
+             "raise train.batch_size or train.seq_len")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class Loop:
         began = time.monotonic()
         batch = next(batches)
         self.waited += time.monotonic() - began
+        if not batch.tokens_trained:
+            warn(NO_TARGET)
         self.flying.append((factor, self.pieces.step.launch(batch, factor)))
         at.step += 1
 

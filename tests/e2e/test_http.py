@@ -233,3 +233,56 @@ def test_a_taken_port_moves_on_and_no_key_warns(server, tiny_checkpoint):
         assert httpx.get(f"{address}/v1/models").status_code == 200
     finally:
         stop(process)
+
+
+def test_an_encoder_decoder_is_served(tiny_translator):
+    import luban
+
+    engine = luban.Engine(luban.load_model(tiny_translator))
+    want = engine.generate(["one", "three four"], luban.Sampling(max_tokens=9, temperature=0))
+    process, address, _ = start(tiny_translator, "--port", "0")
+    try:
+        with httpx.Client(base_url=address, timeout=60) as client:
+            (model,) = client.get("/v1/models").json()["data"]
+            assert not model["chat"] and model["context"] == 64
+            body = {"prompt": ["one", "three four"], "max_tokens": 9, "temperature": 0}
+            whole = client.post("/v1/completions", json=body).json()
+            assert [c["text"] for c in whole["choices"]] == [r.text for r in want]
+            assert [c["finish_reason"] for c in whole["choices"]] == [r.finish_reason for r in want]
+            assert whole["usage"]["prompt_tokens"] == sum(len(r.prompt_token_ids) for r in want)
+            with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+                chunks = events(response)
+            for choice in whole["choices"]:
+                pieces = [c["text"] for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
+                assert "".join(pieces) == choice["text"]
+            refused = client.post("/v1/chat/completions", json={**CHAT, "model": "tiny-translator"})
+            assert refused.status_code == 400 and "chat template" in refused.json()["error"]["message"]
+            refused = client.post("/v1/completions", json={"prompt": "x" * 99})
+            assert refused.status_code == 400 and "the model reads 64 at most" in refused.json()["error"]["message"]
+    finally:
+        stop(process)
+
+
+def test_makers_settings_hold_until_the_request_says_otherwise(tiny_checkpoint, tmp_path):
+    import shutil
+
+    import luban
+
+    model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (model / "generation_config.json").write_text(json.dumps({"do_sample": False, "max_new_tokens": 5}))
+    engine = luban.Engine(luban.load_model(tiny_checkpoint))
+    greedy, drawn = (engine.generate("hi", luban.Sampling(max_tokens=n, temperature=t, seed=3, repetition_penalty=p))[0].text
+                     for n, t, p in ((5, 0, 1), (9, 1, 1.3)))  # fmt: skip
+    process, address, _ = start(model, "--port", "0")
+    try:
+        with httpx.Client(base_url=address, timeout=60) as client:
+            for asked, want in (
+                ({}, greedy),
+                ({"temperature": 1, "max_tokens": 9, "seed": 3, "repetition_penalty": 1.3}, drawn),
+            ):
+                answer = client.post("/v1/completions", json={"prompt": "hi", **asked}).json()
+                assert answer["choices"][0]["text"] == want
+            chat = client.post("/v1/chat/completions", json={"messages": CHAT["messages"]}).json()
+            assert chat["usage"]["completion_tokens"] <= 5
+    finally:
+        stop(process)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import luban
 import luban.models.convert.family
 from luban.core.errors import ArtifactError, UnsupportedError
+from luban.models.head import LanguageModel
 from luban.objectives.causal import causal_loss
 
 transformers = pytest.importorskip("transformers")
@@ -26,6 +27,8 @@ def random_config(rng: random.Random, kind: str = "llama"):
              "num_hidden_layers": rng.choice([1, 2, 3]), "num_attention_heads": heads,
              "initializer_range": 0.2, "tie_word_embeddings": rng.random() < 0.5}  # fmt: skip
     more = (gpt_like if kind in GPTS else llama_like)(rng, kind, kv_heads, sizes["hidden_size"])
+    if "layer_types" in more:
+        more["layer_types"] = more["layer_types"][: sizes["num_hidden_layers"]]
     return transformers.AutoConfig.for_model(kind.removesuffix("-rw"), **sizes, **more)
 
 
@@ -36,14 +39,21 @@ def llama_like(rng: random.Random, kind: str, kv_heads: int, width: int) -> dict
     own = {
         "llama": {"attention_bias": rng.random() < 0.3, "mlp_bias": rng.random() < 0.3},
         "mistral": {"sliding_window": rng.choice([None, 3, 8])},
-        "qwen2": {},
-        "qwen3": {"attention_bias": rng.random() < 0.3},
+        "qwen2": layer_windows(rng),
+        "qwen3": {"attention_bias": rng.random() < 0.3, **layer_windows(rng)},
     }[kind]
     scalings = SCALINGS[:-1] if kind == "qwen2" else SCALINGS  # heads of 2 are drawn there; theirs divides by 0
     return {**own, **({} if kind == "qwen2" else {"head_dim": rng.choice([4, 6, 8, 10])}),
             "intermediate_size": rng.randrange(9, 70), "num_key_value_heads": kv_heads,
             "max_position_embeddings": 64, "rms_norm_eps": rng.choice([1e-5, 1e-6]),
             "rope_parameters": {"rope_theta": rng.choice([100.0, 10_000.0, 500_000.0]), **rng.choice(scalings)}}  # fmt: skip
+
+
+def layer_windows(rng: random.Random) -> dict:
+    """Windows in all, some or none of the layers, said in either way."""
+    some = {"layer_types": rng.choices(["sliding_attention", "full_attention"], k=3)}
+    return rng.choice([{}, {"sliding_window": 3}, *({"use_sliding_window": True, "sliding_window": rng.choice([2, 5]), **way}
+                                                    for way in ({"max_window_layers": rng.choice([0, 1, 9])}, some))])  # fmt: skip
 
 
 SCALINGS = [
@@ -103,7 +113,7 @@ def test_logits_equal(pair):
 
 
 @pytest.mark.parametrize("labels", [1, 3])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2", "bloom", "falcon"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2", "openai-gpt", "bloom", "falcon"])
 def test_classes_and_rewards_are_read_off_the_last_token_as_theirs(kind, labels, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     torch.manual_seed(seed)
@@ -123,6 +133,44 @@ def test_classes_and_rewards_are_read_off_the_last_token_as_theirs(kind, labels,
     assert not info["missing_keys"] and not info["unexpected_keys"]
     back.config.pad_token_id = 0
     torch.testing.assert_close(back.eval()(tokens, attention_mask=mask.long()).logits, want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("head", ["TokenClassification", "QuestionAnswering"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2", "bloom", "falcon"])
+def test_classes_of_tokens_and_spans_are_read_as_theirs(kind, head, tmp_path):
+    seed = random.SystemRandom().randrange(2**32)
+    torch.manual_seed(seed)
+    config = random_config(random.Random(seed), kind)
+    config.num_labels = 2 if head == "QuestionAnswering" else random.Random(seed).choice([1, 3])
+    auto = getattr(transformers, f"AutoModelFor{head}")
+    theirs = auto.from_config(config).eval()
+    for name, parameter in theirs.named_parameters():
+        if name in ("score.bias", "classifier.bias", "qa_outputs.bias"):
+            torch.nn.init.normal_(parameter.data)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, tokens = luban.load_model(tmp_path / "theirs"), torch.randint(0, config.vocab_size, (2, 9))
+
+    def scores(model) -> torch.Tensor:
+        found = model(tokens)
+        return found.logits if "logits" in found else torch.stack((found.start_logits, found.end_logits), dim=-1)
+
+    want = scores(theirs)
+    torch.testing.assert_close(ours.module(tokens), want, atol=1e-4, rtol=0)
+    luban.export_model(ours, tmp_path / "out")
+    back, info = auto.from_pretrained(  # a Mistral without a window is written as a Llama
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    torch.testing.assert_close(scores(back.eval()), want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "openai-gpt", "llama"])
+def test_classes_that_are_not_built_are_refused_by_name(kind):
+    config = random_config(random.Random(1), kind).to_dict()
+    form = luban.models.convert.family.FORMATS[kind]()
+    with pytest.raises(UnsupportedError, match="architecture OtherDoubleHeadsModel; known are a language model"):
+        form.spec({**config, "architectures": ["OtherDoubleHeadsModel"]})
+    assert form.spec({**config, "architectures": ["RenamedForCausalLM"]}).head == LanguageModel()
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])

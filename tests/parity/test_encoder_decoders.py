@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 import luban
 from luban.core.errors import UnsupportedError
 from luban.generate.cache import ContiguousCache
-from luban.models.convert.family import format_for
+from luban.models.convert.family import FORMATS, format_for
+from luban.models.encoder import EncoderBody
 from luban.objectives.denoising import source_loss
 
 transformers = pytest.importorskip("transformers")
@@ -32,7 +33,7 @@ def random_model(rng: random.Random, kind: str):
         ))  # fmt: skip
     return transformers.T5ForConditionalGeneration(transformers.T5Config(
         **common, d_kv=rng.choice([3, 8]), d_ff=rng.randrange(9, 70), num_layers=rng.choice([1, 2]),
-        num_decoder_layers=rng.choice([1, 3]), num_heads=heads, relative_attention_num_buckets=rng.choice([8, 16]),
+        num_decoder_layers=rng.choice([1, 3]), num_heads=heads, relative_attention_num_buckets=rng.choice([8, 16, 32]),
         relative_attention_max_distance=rng.choice([20, 40]), dropout_rate=0.0, initializer_factor=1.0,
         **({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if kind == "t5-1.1" else {}),
     ))  # fmt: skip
@@ -118,29 +119,49 @@ def test_step_by_step_with_a_cache_equals_the_whole(pair):
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-4, rtol=1e-4)
 
 
-def test_classes_of_bart_and_bart_alone_equal_theirs(tmp_path):
-    config = transformers.BartConfig(vocab_size=60, d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
-                                     decoder_attention_heads=2, encoder_ffn_dim=20, decoder_ffn_dim=20, init_std=0.3,
-                                     max_position_embeddings=40, num_labels=4)  # fmt: skip
+BART = {"encoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 20,
+        "decoder_layers": 2, "decoder_ffn_dim": 20, "init_std": 0.3, "max_position_embeddings": 40}  # fmt: skip
+T5 = {"d_kv": 5, "d_ff": 20, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 2, "initializer_factor": 3.0,
+      "pad_token_id": 0, "decoder_start_token_id": 0}  # fmt: skip
+CLASSES = ("BartForSequenceClassification", "BartForQuestionAnswering", "BartModel", "T5ForSequenceClassification",
+           "T5ForQuestionAnswering", "T5Model", "T5EncoderModel", "T5ForTokenClassification")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_other_heads_and_the_encoder_alone_equal_theirs(name, tmp_path):
+    kind, sizes = (transformers.T5Config, T5) if name.startswith("T5") else (transformers.BartConfig, BART)
+    config = kind(vocab_size=60, d_model=16, num_labels=2 if "Question" in name else random.choice([1, 4]), **sizes)
+    theirs = getattr(transformers, name)(config).eval()
+    for parameter in theirs.parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter.data, mean=1.0, std=0.3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = luban.load_model(tmp_path / "theirs")
     mask = torch.arange(9) < torch.tensor([[9], [4]])
     source = torch.randint(3, 60, (2, 9))
     source[torch.arange(2), mask.sum(-1) - 1] = config.eos_token_id  # theirs reads the class there
     source = torch.where(mask, source, config.pad_token_id)
     target = torch.cat((torch.full((2, 1), config.decoder_start_token_id), source[:, :-1]), dim=1)
-    for kind in (transformers.BartForSequenceClassification, transformers.BartModel):
-        theirs = kind(config).eval()
-        theirs.save_pretrained(tmp_path / kind.__name__)
-        ours = luban.load_model(tmp_path / kind.__name__)
-        want = theirs(source, attention_mask=mask.long())
-        want = want.logits if "logits" in want else want.last_hidden_state[mask]
-        got = ours.module(source, target, mask, decoder_mask=mask)
-        torch.testing.assert_close(got if got.dim() == 2 else got[mask], want, atol=1e-4, rtol=1e-5)
-        luban.export_model(ours, tmp_path / "out" / kind.__name__)
-        back, info = kind.from_pretrained(tmp_path / "out" / kind.__name__, output_loading_info=True)
-        assert not info["missing_keys"] and not info["unexpected_keys"]
-        again = back.eval()(source, attention_mask=mask.long())
-        again = again.logits if "logits" in again else again.last_hidden_state[mask]
-        torch.testing.assert_close(again, want, atol=1e-5, rtol=1e-5)
+
+    def outputs(model) -> torch.Tensor:
+        given = {"decoder_input_ids": target} if name == "T5Model" else {}
+        if "Encoder" not in name and "Token" not in name:
+            given["decoder_attention_mask"] = mask.long()
+        found = model(source, attention_mask=mask.long(), **given)
+        if "start_logits" in found:
+            return torch.stack((found.start_logits, found.end_logits), dim=-1)[mask]
+        found = found.logits if "logits" in found else found.last_hidden_state
+        return found[mask] if found.dim() == 3 else found
+
+    want = outputs(theirs)
+    alone = isinstance(ours.spec.body, EncoderBody)
+    got = ours.module(source, mask) if alone else ours.module(source, target, mask, decoder_mask=mask)
+    torch.testing.assert_close(got[mask] if got.dim() == 3 else got, want, atol=1e-4, rtol=1e-5)
+    luban.export_model(ours, tmp_path / "out")
+    back, info = type(theirs).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    torch.testing.assert_close(outputs(back.eval()), want, atol=1e-5, rtol=1e-5)
+    assert luban.load_model(tmp_path / "out").spec == ours.spec
 
 
 def test_a_t5_with_a_head_of_its_own_survives_being_saved_by_theirs(tmp_path):
@@ -168,11 +189,14 @@ def test_a_t5_with_a_head_of_its_own_survives_being_saved_by_theirs(tmp_path):
         torch.testing.assert_close(ours.module(source, target), want, atol=1e-4, rtol=1e-5)
 
 
-def test_classes_that_are_not_built_are_refused_by_name(tmp_path):
-    theirs = transformers.T5EncoderModel(random_model(random.Random(1), "t5").config)
-    theirs.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedError, match="architecture T5EncoderModel"):
-        luban.load_model(tmp_path)
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_classes_that_are_not_built_are_refused_by_name(kind):
+    form, name = FORMATS[kind](), kind.capitalize()
+    config = random_model(random.Random(1), kind).config.to_dict()
+    with pytest.raises(
+        UnsupportedError, match=rf"architecture {name}ForCausalLM; known are .*{name}ForQuestionAnswering"
+    ):
+        form.spec({**config, "architectures": [f"{name}ForCausalLM"]})
 
 
 def test_parameters_by_arithmetic(pair):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 import luban
+from luban.core.errors import ArtifactError
 from luban.models.convert.family import format_for
+from luban.models.head import Hidden
 from luban.objectives.causal import causal_loss
 
 transformers = pytest.importorskip("transformers")
@@ -144,3 +148,41 @@ def test_packed_documents_equal_separate_rows(kind, tmp_path):
     torch.testing.assert_close(packed[:, :5], ours.module(one), atol=1e-4, rtol=0)
     torch.testing.assert_close(packed[:, 5:], ours.module(two), atol=1e-4, rtol=0)
     assert F.softmax(packed, -1).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_body_saved_without_its_pooler_stays_without_one(kind, tmp_path):
+    config = random_config(random.Random(7), kind)
+    theirs = getattr(transformers, kind.capitalize() + "Model")(config, add_pooling_layer=False).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, tokens = luban.load_model(tmp_path / "theirs"), torch.randint(0, config.vocab_size, (2, 9))
+    assert ours.spec.head == Hidden()
+    want = theirs(tokens, position_ids=torch.arange(9)[None] + ours.spec.position.offset).last_hidden_state
+    torch.testing.assert_close(ours.module(tokens), want, atol=1e-4, rtol=0)
+    luban.export_model(ours, tmp_path / "out")
+    assert luban.load_model(tmp_path / "out").spec == ours.spec
+    whole = load_file(tmp_path / "theirs/model.safetensors")
+    name = next(iter(type(theirs)(config).pooler.state_dict())) if kind != "albert" else ""
+    whole[f"pooler.{name}" if name else "pooler.weight"] = torch.zeros(config.hidden_size, config.hidden_size)
+    save_file(whole, tmp_path / "theirs/model.safetensors")
+    with pytest.raises(ArtifactError, match=r"lacks the tensor .*pooler.*bias"):  # half a pooler is a damaged file
+        luban.load_model(tmp_path / "theirs")
+
+
+def test_the_first_published_berts_are_read_as_theirs(tmp_path):
+    """Norms called gamma and beta, and pooler and pair output beside a head that is said to be masked LM alone."""
+    config = random_config(random.Random(8), "bert")
+    config.num_labels, config.tie_word_embeddings = 2, True
+    theirs = transformers.BertForPreTraining(config).eval()
+    for name, parameter in theirs.named_parameters():
+        if "LayerNorm" in name:
+            torch.nn.init.normal_(parameter.data, mean=1.0, std=0.2)
+    theirs.save_pretrained(tmp_path)
+    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+           for name, tensor in load_file(tmp_path / "model.safetensors").items()}  # fmt: skip
+    save_file(old, tmp_path / "model.safetensors")
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "architectures": ["BertForMaskedLM"]}))
+    tokens = torch.randint(0, config.vocab_size, (2, 9))
+    want = theirs(tokens).prediction_logits
+    torch.testing.assert_close(luban.load_model(tmp_path).module(tokens), want, atol=1e-4, rtol=0)

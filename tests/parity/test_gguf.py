@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import random
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import luban
-from luban.core.errors import ArtifactError, UnsupportedError
+from luban.core.errors import ArtifactError, LubanError, UnsupportedError
 from luban.load.export import import_model
 from luban.load.gguf import packaged_file
 from luban.models.convert.gguf_file import open_gguf
 from luban.models.convert.gguf_quants import QUANTS
+from luban.nn.position.scaling import Llama3
 from luban.tokenizer.chat import render
 
 gguf = pytest.importorskip("gguf")
@@ -41,7 +44,7 @@ def test_quantisations_equal_the_gguf_packages(quant):
     torch.testing.assert_close(got, torch.from_numpy(np.asarray(expected, dtype=np.float32)), rtol=1e-6, atol=1e-6)
 
 
-def write(path, *, architecture="llama", quant="Q8_0", tied=False, change=None):
+def write(path, *, architecture="llama", quant="Q8_0", tied=False, change=None, base=5000.0):
     """A random model of LLaMA's shape with a byte-level vocabulary."""
     rng, kv_heads = np.random.default_rng(), random.choice([1, 2])
     heads, width, inner, layers = kv_heads * 2, 64, 96, 2
@@ -54,7 +57,7 @@ def write(path, *, architecture="llama", quant="Q8_0", tied=False, change=None):
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(5000.0)
+    writer.add_rope_freq_base(base)
     writer.add_rope_dimension_count(head_dim)
     writer.add_vocab_size(len(TOKENS))
     writer.add_tokenizer_model("gpt2")
@@ -120,7 +123,7 @@ def test_tokenizer_of_the_file(tmp_path):
     [
         (lambda t: t.pop("blk.1.ffn_up.weight"), r"lacks the tensor blk\.1\.ffn_up\.weight"),
         (lambda t: t.update(extra=np.ones(3, np.float32)), "no place for: extra"),
-        (lambda t: t.update({"output_norm.weight": np.ones(9, np.float32)}), r"norm\.weight has shape \(9,\)"),
+        (lambda t: t.update({"output_norm.weight": np.ones(9, np.float32)}), r"output_norm\.weight .*has shape \(9,\)"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
@@ -196,3 +199,48 @@ def test_smollm2_knows_the_capital_of_france(smollm2):
     (result,) = luban.Engine(ours).generate([rendered.token_ids], luban.Sampling(max_tokens=30, temperature=0))
     assert "Paris" in result.text and result.finish_reason == "stop"
     assert ours.tokenizer.encode("1234") == [ours.tokenizer.encode(d)[0] for d in "1234"]  # digits one by one
+
+
+def llama31_factors(head_dim: int, base: float, factor: float) -> np.ndarray:
+    """As llama.cpp's converter writes them: 1 for short wavelengths, `factor` for long ones, a blend between."""
+    found = []
+    for i in range(0, head_dim, 2):
+        wavelength = 2 * np.pi * base ** (i / head_dim)
+        if wavelength < 8192 / 4:
+            found.append(1.0)
+        elif wavelength > 8192:
+            found.append(factor)
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            found.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(found, dtype=np.float32)
+
+
+def test_llama31s_factors_of_rotary_frequencies(tmp_path):
+    def load(change=None, base=5000.0):
+        random.seed(3)  # the same heads each time
+        return luban.load_model(write(tmp_path / "m.gguf", quant="F32", base=base, change=change))
+
+    plain = load(base=500_000.0).spec
+    factors = llama31_factors(plain.attention.head_width(plain.width), 500_000.0, 8.0)
+    assert factors.min() == 1.0 < factors.max() == 8.0
+    scaled = load(lambda tensors: tensors.update({"rope_freqs.weight": factors}), base=500_000.0).spec
+    assert scaled == replace(plain, position=replace(plain.position, scaling=Llama3(factor=8.0)))
+    for other in (factors[:-1], factors + 0.1, factors * 0):
+        with pytest.raises(UnsupportedError, match=r"rope_freqs\.weight holds factors"):
+            load(lambda tensors, other=other: tensors.update({"rope_freqs.weight": other}), base=500_000.0)
+
+
+@pytest.mark.parametrize("damage", range(40))
+def test_damaged_headers_never_raise_anything_else(tmp_path, damage):
+    """Bytes of the header turned, zeroed and copied: an error of ours, or a model that still computes."""
+    path, rng = write(tmp_path / "m.gguf", quant="Q8_0"), random.Random()
+    data = bytearray(path.read_bytes())
+    header = data.find(b"ffn_down.weight")
+    for _ in range(rng.choice([1, 2, 5])):
+        at, other, size = rng.randrange(header), rng.randrange(header), rng.choice([1, 4, 8])
+        data[at : at + size] = rng.choice([bytes(size), b"\xff" * size, data[other : other + size]])
+    print(bytes(data[:header]).hex())
+    path.write_bytes(data)
+    with contextlib.suppress(LubanError):
+        luban.load_model(path).module(torch.tensor([[0]]))

@@ -13,13 +13,13 @@ import triton.language as tl
 from luban.kernels.flash.tile import (
     add_bias,
     cubic,
+    derivatives,
     far_bias,
     far_from,
     far_second_derivative,
     key_blocks,
     load_parameters,
     matmul,
-    moments,
     row_bounds,
 )
 
@@ -157,12 +157,13 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, PAR
 
 
 @triton.jit
-def _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW, LIST,
-               first, last, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
+def _walk_keys(dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET,
+               GRAD_ROW, LIST, first, last, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
                BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, MOMENTS: tl.constexpr,
                BUCKETS: tl.constexpr, WALK: tl.constexpr, PADDED: tl.constexpr, SPARSE: tl.constexpr,
                UPCAST: tl.constexpr):  # fmt: skip
-    """Fold key blocks [first, last) into dq, and into the gradients of the bias's parameters."""
+    """Fold key blocks [first, last) into dq, and into what the gradients of the bias's parameters are made of: g1 and g2,
+    sums of ds × the bias's derivatives, b1 and b2, sums of p × those, and `off`, the sum of ds."""
     MASKED: tl.constexpr = WALK == 0 or WALK == 3
     for n in range(first, last):
         block = n
@@ -198,16 +199,19 @@ def _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, sec
             if (block < full_first) | (block >= full_last):
                 p = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), p, 0.0)
         ds = p * (matmul(do, tl.trans(v), UPCAST) - delta[:, None])
-        if MOMENTS and WALK == 2:
-            g1 += tl.sum(ds * shape, 1)
-            d0, d1, d2, d3 = far_second_derivative(second_number, centre, (BM + BN) * 0.5, BIAS)
-            g2 += tl.sum(ds * cubic(u, w, d0, d1, d2, d3), 1)
-        elif MOMENTS:
-            by_first, by_second = moments(
-                ds, rows[:, None], cols[None, :], first_number, second_number, T, S, BIAS, MASKED
-            )
-            g1 += by_first
-            g2 += by_second
+        if MOMENTS:
+            if WALK == 2:
+                d0, d1, d2, d3 = far_second_derivative(second_number, centre, (BM + BN) * 0.5, BIAS)
+                by_first, by_second = shape, cubic(u, w, d0, d1, d2, d3)
+            else:
+                by_first, by_second = derivatives(
+                    rows[:, None], cols[None, :], first_number, second_number, T, S, BIAS, MASKED
+                )
+            g1 += tl.sum(ds * by_first, 1)
+            g2 += tl.sum(ds * by_second, 1)
+            b1 += tl.sum(p * by_first, 1)
+            b2 += tl.sum(p * by_second, 1)
+            off += tl.sum(ds, 1)
         if BUCKETS > 0 and WALK == 2:
             g1 += tl.sum(ds, 1)
         elif BUCKETS > 0:
@@ -218,7 +222,7 @@ def _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, sec
             for which in range(low, tl.max(live) + 1):
                 tl.atomic_add(GRAD_ROW + which, tl.sum(tl.where(bucket == which, ds, 0.0)))
         dq += matmul(ds.to(k.dtype), k, UPCAST)
-    return dq, g1, g2
+    return dq, g1, g2, off, b1, b2
 
 
 @triton.jit
@@ -257,41 +261,43 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMET
     dq = tl.zeros([BM, D], tl.float32)
     g1 = tl.zeros([BM], tl.float32)
     g2 = tl.zeros([BM], tl.float32)
+    off = tl.zeros([BM], tl.float32)
+    b1 = tl.zeros([BM], tl.float32)
+    b2 = tl.zeros([BM], tl.float32)
     first, last, full_first, full_last = key_blocks(START, STOP, b, interval_stride, row0, T, S, BM, BN, INTERVALS)
     if SPARSE:
         LIST = LISTS + h * list_head + m_block * list_row
         count = tl.load(COUNTS + h * count_head + m_block)
-        dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET,
-                                GRAD_ROW, LIST, 0, count, full_first, full_last, start, stop, row0, rows, dims, sks,
-                                svs, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED,
-                                True, UPCAST)  # fmt: skip
+        dq, g1, g2, off, b1, b2 = _walk_keys(
+            dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
+            LIST, 0, count, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
+            BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED, True, UPCAST)  # fmt: skip
+    elif INTERVALS:
+        dq, g1, g2, off, b1, b2 = _walk_keys(
+            dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
+            LISTS, first, last, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
+            BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED, False, UPCAST)  # fmt: skip
     else:
-        if INTERVALS:
-            dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET,
-                                    GRAD_ROW, LISTS, first, last, full_first, full_last, start, stop, row0, rows, dims,
-                                    sks, svs, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3,
-                                    PADDED, False, UPCAST)  # fmt: skip
-        else:
-            near = 0
-            if BIAS > 1:
-                near = tl.minimum(tl.maximum(row0 + S - T - far_from(reach, BM, BN, BIAS) + 1, 0) // BN, full_last)
-                dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number,
-                                        BUCKET, GRAD_ROW, LISTS, 0, near, 0, 0, start, stop, row0, rows, dims, sks, svs,
-                                        T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 2, PADDED,
-                                        False, UPCAST)  # fmt: skip
-                if BUCKETS > 0:
-                    tl.atomic_add(GRAD_ROW + tl.load(BUCKET + tl.minimum(zero + reach, zero * 2)), tl.sum(g1))
-            dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET,
-                                    GRAD_ROW, LISTS, near, full_last, 0, 0, start, stop, row0, rows, dims, sks, svs, T,
-                                    S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 1, PADDED, False,
-                                    UPCAST)  # fmt: skip
-            dq, g1, g2 = _walk_keys(dq, g1, g2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET,
-                                    GRAD_ROW, LISTS, full_last, last, 0, 0, start, stop, row0, rows, dims, sks, svs, T,
-                                    S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 0, PADDED, False,
-                                    UPCAST)  # fmt: skip
+        near = 0
+        if BIAS > 1:
+            near = tl.minimum(tl.maximum(row0 + S - T - far_from(reach, BM, BN, BIAS) + 1, 0) // BN, full_last)
+            dq, g1, g2, off, b1, b2 = _walk_keys(
+                dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
+                LISTS, 0, near, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
+                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 2, PADDED, False, UPCAST)  # fmt: skip
+            if BUCKETS > 0:
+                tl.atomic_add(GRAD_ROW + tl.load(BUCKET + tl.minimum(zero + reach, zero * 2)), tl.sum(g1))
+        dq, g1, g2, off, b1, b2 = _walk_keys(
+            dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
+            LISTS, near, full_last, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
+            BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 1, PADDED, False, UPCAST)  # fmt: skip
+        dq, g1, g2, off, b1, b2 = _walk_keys(
+            dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
+            LISTS, full_last, last, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
+            BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 0, PADDED, False, UPCAST)  # fmt: skip
     tl.store(DQ + b.to(tl.int64) * sgb + h * sgh + rows[:, None] * sgt + dims[None, :], (dq * scale).to(DQ.dtype.element_ty),
              mask=keep)  # fmt: skip
     if MOMENTS:
-        inside = rows < T
-        tl.store(GRAD + place * 2, tl.sum(tl.where(inside, g1, 0.0)))
-        tl.store(GRAD + place * 2 + 1, tl.sum(tl.where(inside, g2, 0.0)))
+        inside = rows < T  # a row's ds sum to 0 but for the rounding of O in delta, which is taken out again
+        tl.store(GRAD + place * 2, tl.sum(tl.where(inside, g1 - off * b1, 0.0)))
+        tl.store(GRAD + place * 2 + 1, tl.sum(tl.where(inside, g2 - off * b2, 0.0)))

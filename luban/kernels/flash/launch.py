@@ -34,16 +34,23 @@ class Tiles:
     cols: int  # BN, keys a tile
     warps: int
     stages: int
+    registers: int | None = None  # a thread at most, so that more programs share a multiprocessor
 
 
 def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False, curved: bool = False) -> Tiles:
     """Settings by head width, measured on an H100; a block-sparse layout fixes both sides to its block. Where rows
-    see short intervals, smaller tiles waste less, and two programs a multiprocessor hide each other's beginnings;
-    biases of KERPLE and T5 (`curved`) and their gradients need registers."""
+    see short intervals, smaller tiles waste less, and several programs a multiprocessor hide each other's beginnings (128
+    registers a thread let four in); biases of KERPLE and T5 (`curved`) and their gradients need registers."""
     if INTERPRETED:
         table = {"forward": Tiles(32, 16, 4, 1), "keys": Tiles(16, 32, 4, 1), "queries": Tiles(32, 16, 4, 1)}
+    elif width <= 64 and intervals:
+        table = {
+            "forward": Tiles(64, 64, 4, 3, None if curved else 128),
+            "keys": Tiles(32, 64, 4, 2),
+            "queries": Tiles(64, 64, 4, 3),
+        }
     elif width <= 128 and intervals:
-        backward = Tiles(64, 64, 4, 3 if width <= 64 else 2)
+        backward = Tiles(64, 64, 4, 2)
         table = {"forward": Tiles(64, 64, 4, 3), "keys": backward, "queries": backward}
     elif width <= 64:
         table = {
@@ -58,7 +65,10 @@ def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False
         table = {"forward": Tiles(64, 32, 4, 2), "keys": Tiles(32, 64, 4, 1), "queries": Tiles(64, 32, 4, 1)}
     if sparse_block:
         stages = 3 if width <= 64 or which == "forward" else 2
-        return Tiles(sparse_block, sparse_block, 4 if sparse_block <= 64 else 8, stages if width <= 128 else 1)
+        registers = 128 if which == "forward" and width <= 64 and sparse_block == 64 and not curved else None
+        return Tiles(
+            sparse_block, sparse_block, 4 if sparse_block <= 64 else 8, stages if width <= 128 else 1, registers
+        )
     return table[which]
 
 
@@ -95,7 +105,7 @@ class _Call:
         """Compile-time values of every kernel that walks tiles."""
         return {"GROUP": self.H // self.K, "DIM": self.dim, "D": self.padded, "BM": t.rows, "BN": t.cols,
                 "BIAS": self.kind, "LINEAR": self.linear, "INTERVALS": self.intervals, "SPARSE": self.block > 0,
-                "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages}  # fmt: skip
+                "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages, "maxnreg": t.registers}  # fmt: skip
 
 
 def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, query_list, query_count, key_list, key_count,
@@ -103,7 +113,7 @@ def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, quer
     call = _Call(q, k, numbers, table, start, form, zero, reach, block, backward_only, scale)
     out, lse = _by_token(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     gathering = call.kind == TABLE  # from a table, which takes shared memory for every stage
-    t = tiles(call.dim, "forward", block, call.intervals or gathering)
+    t = tiles(call.dim, "forward", block, call.intervals or gathering, call.curved)
     lists, counts, strides = call.lists(query_list, query_count)
     forward.forward_kernel[(-(-call.T // t.rows), call.B * call.H)](
         q, k, v, out, lse, lse if start is None else start, lse if stop is None else stop, call.table, call.numbers,

@@ -95,8 +95,8 @@ def add_bias(s, rows, cols, TABLE_PTR, first, second, T, S, zero, BIAS: tl.const
 
 
 @triton.jit
-def moments(ds, rows, cols, first, second, T, S, BIAS: tl.constexpr, EXACT: tl.constexpr):
-    """Row sums of ds × the derivatives of a KERPLE bias by its two numbers, up to factors that the host applies."""
+def derivatives(rows, cols, first, second, T, S, BIAS: tl.constexpr, EXACT: tl.constexpr):
+    """The derivatives of a KERPLE bias by its two numbers, up to factors that the host applies."""
     away = distance(rows, cols, T, S, EXACT)
     if BIAS == 3:
         if EXACT:
@@ -105,10 +105,9 @@ def moments(ds, rows, cols, first, second, T, S, BIAS: tl.constexpr, EXACT: tl.c
         else:
             log = tl.log2(away)
             power = tl.exp2(second * log)
-        weighted = ds * power
-        return tl.sum(weighted, 1), tl.sum(weighted * log, 1)
+        return power, power * log
     inner = 1.0 + second * away
-    return tl.sum(ds * tl.log2(inner), 1), tl.sum(ds * (away / inner), 1)
+    return tl.log2(inner), away / inner
 
 
 @triton.jit
@@ -151,7 +150,7 @@ def log_series(second, centre):
 def far_bias(first, second, centre, reach, BIAS: tl.constexpr):
     """The cubic in x = Δ − centre that stands for first·Δ^second or first·log₂(1 + second·Δ), |x| ≤ reach.
 
-    With centre ≥ 3·reach its relative error stays below 10⁻⁴ for every exponent up to 2 (the first terms left out
+    With centre ≥ 4·reach its relative error stays below 10⁻⁴ for every exponent up to 2 (the first terms left out
     are at most 0.042/8·(reach/centre)⁴ and 0.03/16·(reach/centre)⁵ of it), and four multiply-adds replace two
     transcendental functions for every score.
     """
@@ -165,7 +164,7 @@ def far_bias(first, second, centre, reach, BIAS: tl.constexpr):
 
 @triton.jit
 def far_second_derivative(second, centre, reach, BIAS: tl.constexpr):
-    """The cubic in x for what `moments` multiplies ds by the second time: Δ^second·log₂Δ, or Δ / (1 + second·Δ)."""
+    """The cubic in x for the second of `derivatives`: Δ^second·log₂Δ, or Δ / (1 + second·Δ)."""
     if BIAS == 3:
         c0, c1, c2, c3, c4, c5 = power_series(second, centre)
         step = 1.0 / centre

@@ -1,9 +1,13 @@
-"""AdamW on one tensor in plain PyTorch: the kernel's reference, and what runs where Triton doesn't."""
+"""AdamW in plain PyTorch, tensor by tensor: the kernel's reference, and what runs where Triton doesn't."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from luban.kernels.stepped import Stepped
 
 
 def stochastic_bf16(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -15,20 +19,20 @@ def stochastic_bf16(values: Tensor, generator: torch.Generator | None = None) ->
 
 
 @torch.no_grad()
-def adamw_(weight: Tensor, gradient: Tensor, first: Tensor, second: Tensor, steps: Tensor, *, scale: Tensor, go: Tensor,
-           lr: float, decay: float, betas: tuple[float, float], eps: float, seed: int,
-           copy: Tensor | None = None) -> None:  # fmt: skip
+def adamw_(tensors: Sequence[Stepped], *, scale: Tensor, go: Tensor, lr: float, decay: float, betas: tuple[float, float],
+           eps: float) -> None:  # fmt: skip
     """As the kernel's function of the same name."""
     if not go:
         return
-    g, m, v, w = gradient.float() * scale, first.float(), second.float(), weight.float()
-    m = betas[0] * m + (1 - betas[0]) * g
-    v = betas[1] * v + (1 - betas[1]) * g * g
-    step = float(steps)
-    root = (v / (1 - betas[1] ** step)).sqrt() + eps
-    w = w * (1 - lr * decay) - lr * (m / (1 - betas[0] ** step)) / root
-    generator = torch.Generator(weight.device).manual_seed(seed + 3 * int(step))
-    for kept, value in ((weight, w), (first, m), (second, v)):
-        kept.copy_(value if kept.dtype == torch.float32 else stochastic_bf16(value, generator))
-    if copy is not None:
-        copy.copy_(w)
+    for weight, gradient, first, second, steps, seed, copy in tensors:
+        g, m, v, w = gradient.float() * scale, first.float(), second.float(), weight.float()
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g * g
+        step = float(steps)
+        root = (v / (1 - betas[1] ** step)).sqrt() + eps
+        w = w * (1 - lr * decay) - lr * (m / (1 - betas[0] ** step)) / root
+        generator = torch.Generator(weight.device).manual_seed(seed + 3 * int(step))
+        for kept, value in ((weight, w), (first, m), (second, v)):
+            kept.copy_(value if kept.dtype == torch.float32 else stochastic_bf16(value, generator))
+        if copy is not None:
+            copy.copy_(w)

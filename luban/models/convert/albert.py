@@ -28,7 +28,7 @@ POOLER = ("readout.pool", "albert.pooler")
 class Albert(Bert):
     """BERT's parts; one block a group of layers."""
 
-    ignored = re.compile(r".*position_ids|predictions\.decoder\..*|albert\.pooler\..*")
+    ignored = re.compile(r".*position_ids|predictions\.decoder\..*|albert\.pooler\..*|sop_classifier\..*")
     model_type = "albert"
     default_activation = "gelu_new"
     name = "Albert"

@@ -1,5 +1,5 @@
 """BART as Hugging Face writes it (`model_type = "bart"`): a post-norm encoder–decoder with learned positions, as
-a language model, with classes, or alone."""
+a language model, with classes or spans, or alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from luban.models.block.post import PostNorm
 from luban.models.convert.beginnings import beginnings, encoder_decoder
 from luban.models.convert.family import Fields, Pair, activation_name, plain_feedforward
 from luban.models.encoder_decoder import EncoderDecoderBody
-from luban.models.head import Classes, Head, Hidden, LanguageModel
+from luban.models.head import Classes, Head, Hidden, LanguageModel, Span
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
 from luban.nn.norm import LayerNorm
@@ -60,7 +60,7 @@ class Bart:
 
     ignored = re.compile(r"model\.(en|de)coder\.embed_tokens\.weight|lm_head\.weight")  # copies of the one table
     body = EncoderDecoderBody
-    heads = (LanguageModel, Classes, Hidden)
+    heads = (LanguageModel, Classes, Span, Hidden)
     prefix = "model."
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
@@ -83,12 +83,11 @@ class Bart:
 
     def head(self, fields: Fields) -> Head:
         """The head of the class that wrote the directory. Raises UnsupportedError for another."""
-        labels = len(fields.get("id2label", (0, 1, 2)))
         known: dict[str, Head] = {
             LM: LanguageModel(bias=True), "BartModel": Hidden(),
-            "BartForSequenceClassification": Classes(count=labels, pooling="last"),
+            "BartForSequenceClassification": Classes(count=fields.labels(3), pooling="last"), "BartForQuestionAnswering": Span(),
         }  # fmt: skip
-        name = (fields.get("architectures", None) or [LM])[0]
+        name = fields.architecture(LM)
         if name not in known:
             raise UnsupportedError(f"config.json names the architecture {name}; known are {', '.join(known)}")
         return known[name]
@@ -97,7 +96,7 @@ class Bart:
         """The configuration, or None where a part isn't this format's."""
         body, attention, norm = spec.body, spec.attention, LayerNorm()
         count = spec.head.count if isinstance(spec.head, Classes) else 0
-        names = {LanguageModel(bias=True): LM, Hidden(): "BartModel",
+        names = {LanguageModel(bias=True): LM, Hidden(): "BartModel", Span(): "BartForQuestionAnswering",
                  Classes(count=count or 1, pooling="last"): "BartForSequenceClassification"}  # fmt: skip
         known = (isinstance(body, EncoderDecoderBody) and isinstance(attention, Grouped) and spec.norm == norm
                  and spec.embedding_norm == norm and spec.position == Learned(offset=OFFSET) and spec.head in names
@@ -121,6 +120,8 @@ class Bart:
         yield Pair("embedding.weight", "model.shared.weight")
         if isinstance(spec.head, LanguageModel):
             yield RowPair("readout.bias", "final_logits_bias")
+        if isinstance(spec.head, Span):
+            yield from (Pair(f"readout.output.{kind}", f"qa_outputs.{kind}") for kind in ("weight", "bias"))
         if isinstance(spec.head, Classes):
             for kind in ("weight", "bias"):
                 yield Pair(f"readout.pool.{kind}", f"classification_head.dense.{kind}")

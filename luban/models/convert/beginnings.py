@@ -11,8 +11,8 @@ from luban.models.encoder_decoder import EncoderDecoderBody
 def encoder_decoder(fields: Fields, encoder_layers: int, *, start: int) -> EncoderDecoderBody:
     """The body; `start` where the configuration names no decoder_start_token_id."""
     usual = start if start < fields.need("vocab_size") else None
-    return EncoderDecoderBody(encoder_layers=encoder_layers, decoder_start=fields.get("decoder_start_token_id", usual),
-                              decoder_second=fields.get("forced_bos_token_id", None))  # fmt: skip
+    return EncoderDecoderBody(encoder_layers=encoder_layers, decoder_start=fields.get("decoder_start_token_id", usual, int),
+                              decoder_second=fields.get("forced_bos_token_id", None, int))  # fmt: skip
 
 
 def beginnings(body: EncoderDecoderBody) -> dict[str, Any]:

@@ -37,7 +37,10 @@ POOLER = ("readout.pool", "bert.pooler.dense")
 class Bert:
     """Post-norm encoder with learned positions and segments. Its relatives override names, `body` and `positions`."""
 
-    ignored = re.compile(r".*position_ids|cls\.predictions\.decoder\..*")  # the head's table is a copy where tied
+    ignored = re.compile(
+        r".*position_ids|cls\.predictions\.decoder\..*"  # the head's table is a copy where tied
+        r"|bert\.pooler\..*|cls\.seq_relationship\..*"
+    )  # published beside a masked-LM head
     body: ClassVar[type[EncoderBody]] = EncoderBody
     heads: ClassVar[tuple[type[Head], ...]] = (MaskedLM, Classes, TokenClasses, Span, Hidden)
     model_type: ClassVar[str] = "bert"
@@ -85,14 +88,14 @@ class Bert:
 
     def head(self, fields: Fields) -> Head:
         """The head of the class that wrote the directory. Raises UnsupportedError for another."""
-        labels = len(fields.get("id2label", (0, 1)))
+        labels = fields.labels()
         known: dict[str, Head] = {
             f"{self.name}ForMaskedLM": MaskedLM(), f"{self.name}ForPreTraining": MaskedLM(pair=True),
             f"{self.name}ForSequenceClassification": Classes(count=labels),
             f"{self.name}ForTokenClassification": TokenClasses(count=labels),
             f"{self.name}ForQuestionAnswering": Span(), f"{self.name}Model": Hidden(pool=True),
         }  # fmt: skip
-        name = (fields.get("architectures", None) or [f"{self.name}ForMaskedLM"])[0]
+        name = fields.architecture(f"{self.name}ForMaskedLM")
         if name not in known:
             raise UnsupportedError(f"config.json names the architecture {name}; known are {', '.join(known)}")
         return known[name]
@@ -125,8 +128,6 @@ class Bert:
             return None
         if isinstance(head, Classes) and not (head.dense and head.bias and head.pooling == "first"):
             return None
-        if isinstance(head, Hidden) and not head.pool:
-            return None
         return {
             "architectures": [self.architecture(head)], "model_type": self.model_type,
             "vocab_size": spec.vocab_size, "hidden_size": spec.width, "num_hidden_layers": spec.layers,
@@ -157,7 +158,7 @@ class Bert:
         if isinstance(head, Classes):
             return self.classes
         if isinstance(head, Hidden):
-            return (self.pooler,)
+            return (self.pooler,) if head.pool else ()
         return (("readout.output", "qa_outputs" if isinstance(head, Span) else "classifier"),)
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:

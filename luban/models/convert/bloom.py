@@ -36,14 +36,13 @@ class Bloom:
         """The specification; refuses the residual after the norm."""
         fields = Fields(config, "bloom")
         fields.only("apply_residual_connection_post_layernorm", False)
-        width = fields.get("hidden_size", config.get("n_embed"))
-        width = fields.need("hidden_size") if width is None else width
-        heads = fields.get("n_head", config.get("num_attention_heads"))
+        width = fields.get("n_embed", 0) or fields.need("hidden_size")
+        heads = fields.get("num_attention_heads", 0) or fields.need("n_head")
         norm = LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5))
         return ModelSpec(
             vocab_size=fields.need("vocab_size"), width=width, layers=fields.need("n_layer"),
             context=fields.get("seq_length", CONTEXT), position=Alibi(), block=PreNorm(), norm=norm,
-            embedding_norm=norm, attention=biased(fields.need("n_head") if heads is None else heads),
+            embedding_norm=norm, attention=biased(heads),
             feedforward=TanhGELU(width=4 * width, bias=True), **read_head(fields, "Bloom", tied=True),
         )  # fmt: skip
 
@@ -74,4 +73,4 @@ class Bloom:
                 for mine, foreign in NAMES:
                     yield Pair(f"{ours}.{mine}.{kind}", f"{theirs}.{foreign}.{kind}")
             yield Pair(f"norm.{kind}", f"transformer.ln_f.{kind}")
-        yield from head_pairs(spec)
+        yield from head_pairs(spec, "classifier")

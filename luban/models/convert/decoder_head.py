@@ -1,47 +1,61 @@
 """Which head a decoder's directory holds, by the class that `architectures` names: `…ForCausalLM`,
-`…ForSequenceClassification` (classes, or with one label a reward) or `…Model`."""
+`…ForSequenceClassification` (classes, or with one label a reward), `…ForTokenClassification`,
+`…ForQuestionAnswering` or `…Model`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from luban.core.errors import UnsupportedError
 from luban.models.convert.family import Fields, Pair
-from luban.models.head import Classes, Head, Hidden, LanguageModel, Value
+from luban.models.head import Classes, Head, Hidden, LanguageModel, Span, TokenClasses, Value
 from luban.models.spec import ModelSpec
 
-HEADS = (LanguageModel, Classes, Value, Hidden)
+HEADS = (LanguageModel, Classes, Value, TokenClasses, Span, Hidden)
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")  # however the rest of the class is called: copies rename it
+KINDS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model")
 
 
-def read_head(fields: Fields, base: str, *, tied: bool) -> dict[str, Any]:
+def read_head(fields: Fields, base: str, *, tied: bool, kinds: tuple[str, ...] = KINDS) -> dict[str, Any]:
     """Our fields `head` and `tied_head`, where theirs call the body `base` and tie by default or not.
 
     A body alone that ties its table is read as a language model, since nothing is missing for one.
+    Raises UnsupportedError for the class of another head.
     """
     tied = fields.get("tie_word_embeddings", tied)
-    name = (fields.get("architectures", None) or [""])[0]
-    if name == f"{base}ForSequenceClassification":
-        labels = len(fields.get("id2label", (0, 1)))
-        reward = Value(bias=False)
-        return {"head": reward if labels == 1 else Classes(count=labels, pooling="last", dense=False, bias=False)}
-    return {"head": Hidden()} if name == f"{base}Model" and not tied else {"tied_head": tied}
+    name = fields.architecture(f"{base}ForCausalLM")
+    if name.endswith(LANGUAGE_MODELS) or (name == f"{base}Model" and tied):
+        return {"tied_head": tied}
+    labels = fields.labels()
+    classes = Classes(count=labels, pooling="last", dense=False, bias=False)
+    heads = (Value(bias=False) if labels == 1 else classes, TokenClasses(count=labels), Span(), Hidden())
+    known = {base + kind: head for kind, head in zip(KINDS, heads, strict=True) if kind in kinds}
+    if name not in known:
+        raise UnsupportedError(f"config.json names the architecture {name}; known are a language "
+                               f"model (…{' or …'.join(LANGUAGE_MODELS)}), {', '.join(known)}")  # fmt: skip
+    return {"head": known[name]}
 
 
 def write_head(head: Head, base: str, language_model: str | None = None) -> dict[str, Any] | None:
     """The fields of config.json that say so, or None where the class of theirs has another head."""
     if head == LanguageModel():
         return {"architectures": [language_model or f"{base}ForCausalLM"]}
-    if head == Hidden():
-        return {"architectures": [f"{base}Model"]}
-    count = head.count if isinstance(head, Classes) else 1
-    plain = (Value(bias=False), Classes(count=count, pooling="last", dense=False, bias=False))
-    labels = {str(i): f"LABEL_{i}" for i in range(count)}
-    return {"architectures": [f"{base}ForSequenceClassification"], "id2label": labels} if head in plain else None
+    count = head.count if isinstance(head, (Classes, TokenClasses)) else 1
+    kinds = {Classes(count=count, pooling="last", dense=False, bias=False): KINDS[0], Value(bias=False): KINDS[0],
+             TokenClasses(count=count): KINDS[1], Span(): KINDS[2], Hidden(): KINDS[3]}  # fmt: skip
+    if head not in kinds:
+        return None
+    labels = {"id2label": {str(i): f"LABEL_{i}" for i in range(count)}} if kinds[head] in KINDS[:2] else {}
+    return {"architectures": [base + kinds[head]], **labels}
 
 
-def head_pairs(spec: ModelSpec) -> Iterator[Pair]:
-    """The head's tensors."""
+def head_pairs(spec: ModelSpec, token_classes: str = "score") -> Iterator[Pair]:
+    """The head's tensors; theirs keep the classes of tokens under `token_classes`."""
     if isinstance(spec.head, (Classes, Value)):
         yield Pair("readout.output.weight", "score.weight")
+    elif isinstance(spec.head, (TokenClasses, Span)):
+        name = "qa_outputs" if isinstance(spec.head, Span) else token_classes
+        yield from (Pair(f"readout.output.{kind}", f"{name}.{kind}") for kind in ("weight", "bias"))
     elif isinstance(spec.head, LanguageModel) and not spec.tied_head:
         yield Pair("readout.weight", "lm_head.weight")

@@ -97,7 +97,7 @@ class Falcon:
             for mine, foreign in norms:
                 yield from (Pair(f"{ours}.{mine}.{k}", f"{theirs}.{foreign}.{k}") for k in ("weight", "bias"))
         yield from (Pair(f"norm.{kind}", f"transformer.ln_f.{kind}") for kind in ("weight", "bias"))
-        yield from head_pairs(spec)
+        yield from head_pairs(spec, "classifier")
 
 
 def _positions(position: Position, context: int) -> dict[str, Any] | None:

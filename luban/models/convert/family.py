@@ -13,7 +13,7 @@ from torch import Tensor
 from luban.core.errors import ArtifactError, UnsupportedError, nearest
 from luban.core.registry import Registry
 from luban.models.decoder import DecoderBody
-from luban.models.head import LanguageModel
+from luban.models.head import Hidden, LanguageModel
 from luban.models.spec import ModelSpec
 from luban.nn.feedforward import GELU, FeedForward, ReLU, TanhGELU
 
@@ -123,29 +123,55 @@ class Format(TensorNames, Protocol):
         ...
 
 
+KINDS: dict[type, tuple[Any, str]] = {  # of fields, as JSON has them, and what they are called
+    int: (int, "a whole number"), float: ((int, float), "a number"), bool: (bool, "true or false"), str: (str, "a name"),
+    dict: (Mapping, "a table"), list: (list, "a list"),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Fields:
     """A foreign configuration being read: which fields were looked at, and clear errors for missing ones."""
 
     values: Mapping[str, Any]
     kind: str = field(default="")
+    within: str = ""  # of which inner table, its name with a dot behind it
 
-    def need(self, name: str) -> Any:
+    def need(self, name: str, kind: type = int) -> Any:
         """A field that must be there."""
         if self.values.get(name) is None:
-            raise ArtifactError(f"config.json of this {self.kind} model lacks '{name}'")
-        return self.values[name]
+            raise ArtifactError(f"config.json of this {self.kind} model lacks '{self.within}{name}'")
+        return self.get(name, None, kind)
 
-    def get(self, name: str, default: Any) -> Any:
-        """A field, or the format's own default where it is absent or null."""
-        value = self.values.get(name)
-        return default if value is None else value
+    def get(self, name: str, default: Any, kind: type | None = None) -> Any:
+        """A field, or the format's own default where it is absent or null. Raises ArtifactError where it is of another
+        kind than `kind` (none: than the default)."""
+        value, kind = self.values.get(name), kind or type(default)
+        if value is None:
+            return default
+        if kind in KINDS and (not isinstance(value, KINDS[kind][0]) or (isinstance(value, bool) and kind is not bool)):
+            raise ArtifactError(f"config.json of this {self.kind} model says {self.within}{name} = {value!r}: "
+                                f"{KINDS[kind][1]} is needed")  # fmt: skip
+        return value
+
+    def inner(self, *names: str) -> Fields:
+        """The table under the first of these names that is there and not empty; an empty one where there is none."""
+        name = next((name for name in names if self.values.get(name)), names[0])
+        return Fields(self.get(name, {}), self.kind, f"{name}.")
 
     def only(self, name: str, supported: Any) -> None:
         """Refuse a field whose value changes the computation in a way that isn't built."""
         if self.get(name, supported) != supported:
             raise UnsupportedError(f"config.json asks for {name} = {self.values[name]!r}; "
                                    f"only {supported!r} is supported")  # fmt: skip
+
+    def architecture(self, default: str) -> str:
+        """The class of theirs that wrote the directory."""
+        return next(iter(self.get("architectures", None, list) or ()), default)
+
+    def labels(self, default: int = 2) -> int:
+        """How many classes its head has."""
+        return len(self.get("id2label", {})) or self.get("num_labels", default)
 
 
 ACTIVATIONS: dict[str, type[FeedForward]] = {
@@ -168,8 +194,10 @@ def activation_name(feedforward: FeedForward) -> str | None:
 def format_of(config: Mapping[str, Any]) -> Format:
     """The format that a Hugging Face config.json names. Raises UnsupportedError for an unknown architecture."""
     kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise ArtifactError("config.json names no model_type, so its architecture is unknown")
     if kind not in FORMATS.entries:
-        raise UnsupportedError(f"unknown architecture '{kind}' in config.json{nearest(str(kind), FORMATS.entries)}")
+        raise UnsupportedError(f"unknown architecture '{kind}' in config.json{nearest(kind, FORMATS.entries)}")
     return FORMATS[kind]()
 
 
@@ -179,7 +207,7 @@ def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
         form = FORMATS[name]()
         heads = getattr(form, "heads", None)
         known = isinstance(spec.head, heads) if heads else spec.head == LanguageModel()
-        if not known or type(spec.body) is not getattr(form, "body", DecoderBody):
+        if not known or not isinstance(spec.body, getattr(form, "body", DecoderBody)):
             continue
         config = form.config(spec)
         if config is not None:
@@ -187,11 +215,28 @@ def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
     raise UnsupportedError(f"no Hugging Face architecture expresses this model (known: {', '.join(FORMATS)})")
 
 
-def as_stored(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> ModelSpec:
-    """The specification, untied where the file holds an output table that isn't the embedding's.
+OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # as in the first BERT
 
-    transformers 5 goes by the tensors too, whatever the configuration says, and writes such configurations itself.
+
+def named_as_now(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Foreign tensors under the names of `pairs`: old spellings made new, and the body's prefix, which files saved
+    without a head leave out, put before them."""
+    for old, new in OLD_NORMS.items():
+        theirs = {name.replace(old, new): tensor for name, tensor in theirs.items()}
+    if theirs.keys().isdisjoint(pair.theirs for pair in form.pairs(spec)):
+        return {form.prefix + name: tensor for name, tensor in theirs.items()}
+    return dict(theirs)
+
+
+def as_stored(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> ModelSpec:
+    """The specification of what the file holds where its configuration can't tell or is wrong.
+
+    Untied where there is an output table that isn't the embedding's: transformers 5 goes by the tensors too, whatever
+    the configuration says, and writes such configurations itself. Without BERT's pooler where a body has none.
     """
+    if isinstance(spec.head, Hidden) and spec.head.pool:
+        pooler = [p.theirs for p in form.pairs(spec) if isinstance(p, Pair) and p.ours.startswith("readout.pool")]
+        return replace(spec, head=Hidden()) if theirs.keys().isdisjoint(pooler) else spec
     if not spec.tied_head:
         return spec
     untied = replace(spec, tied_head=False)
@@ -203,10 +248,8 @@ def as_stored(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> Mo
 
 
 def to_ours(form: TensorNames, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Foreign tensors under our names. Raises ArtifactError naming missing and surplus ones."""
+    """Foreign tensors, named as now, under our names. Raises ArtifactError naming missing and surplus ones."""
     pairs = list(form.pairs(spec))
-    if not any(name.startswith(form.prefix) for name in theirs):
-        theirs = {form.prefix + name: tensor for name, tensor in theirs.items()}
     wanted = {pair.theirs for pair in pairs}
     missing = sorted(wanted - theirs.keys())
     if missing:
@@ -215,6 +258,12 @@ def to_ours(form: TensorNames, spec: ModelSpec, theirs: Mapping[str, Tensor]) ->
     if surplus:
         raise ArtifactError(f"the model file holds a tensor that its configuration has no place for: {_few(surplus)}")
     return {name: tensor for pair in pairs for name, tensor in pair.split(theirs[pair.theirs]).items()}
+
+
+def their_names(form: TensorNames, spec: ModelSpec) -> dict[str, str]:
+    """What theirs call each of our tensors, for errors."""
+    return {ours: pair.theirs for pair in form.pairs(spec)
+            for ours in (pair.ours if isinstance(pair, Fused) else (pair.ours,))}  # fmt: skip
 
 
 def to_theirs(form: Format, spec: ModelSpec, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

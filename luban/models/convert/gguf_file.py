@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ class Stored:
     @property
     def elements(self) -> int:
         """Numbers in it."""
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
@@ -74,7 +75,7 @@ def open_gguf(path: Path) -> GGUFFile:
     reader = Reader(data)
     try:
         return _read(path, reader)
-    except (struct.error, UnicodeDecodeError, OverflowError) as error:
+    except (struct.error, UnicodeDecodeError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"{path} is truncated or damaged within its header ({error})") from None
 
 
@@ -102,6 +103,8 @@ def _read(path: Path, reader: Reader) -> GGUFFile:
     begin = -(-reader.at // alignment) * alignment
     for name, shape, quant, offset in places:
         stored = Stored(name, shape, quant, begin + offset)
+        if not stored.elements:
+            raise ArtifactError(f"{path}: the tensor {name} of shape {shape} holds nothing")
         if shape and shape[-1] % quant.block:
             raise ArtifactError(f"{path}: the tensor {name} of shape {shape} can't be stored as {quant.name}, "
                                 f"whose blocks hold {quant.block}")  # fmt: skip

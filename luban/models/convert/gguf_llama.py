@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from luban.core.errors import ArtifactError, UnsupportedError
 from luban.models.convert.family import Pair
 from luban.models.convert.llama import Llama
 from luban.models.spec import ModelSpec
+from luban.nn.position.rope import Rope
+from luban.nn.position.scaling import Llama3
 
 LAYER = (
     ("attention_norm", "attn_norm"),
@@ -24,6 +27,7 @@ LAYER = (
     ("feedforward.down", "ffn_down"),
 )
 OUTPUT = "output.weight"  # absent where the head is tied
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,12 @@ class Interleaved(Pair):
 class GGUFLlama:
     """Read alone: there is no writing of GGUF."""
 
-    ignored = re.compile(r"(?!)")  # nothing
+    ignored = re.compile(re.escape(ROPE_FACTORS))  # read for the scaling
     prefix = ""
 
-    def spec(self, metadata: Mapping[str, Any], *, tied: bool) -> ModelSpec:
-        """The specification of a file's metadata. Raises UnsupportedError for other architectures and scalings."""
+    def spec(self, metadata: Mapping[str, Any], *, tied: bool, factors: Tensor | None = None) -> ModelSpec:
+        """The specification of a file's metadata and, where it holds them, of the `factors` that divide its rotary
+        frequencies (Llama 3.1 and later). Raises UnsupportedError for other architectures and scalings."""
         architecture = metadata.get("general.architecture")
         if architecture != "llama":
             raise UnsupportedError(f"GGUF architecture '{architecture}' isn't read; known: llama")
@@ -61,6 +66,8 @@ class GGUFLlama:
         if metadata.get("llama.expert_count", 0):
             raise UnsupportedError("mixtures of experts (llama.expert_count) aren't read")
         width, heads = need("embedding_length"), need("attention.head_count")
+        if not isinstance(heads, int) or heads < 1:
+            raise ArtifactError(f"the GGUF metadata says llama.attention.head_count = {heads!r}")
         head_dim = metadata.get("llama.attention.key_length", width // heads)
         if metadata.get("llama.rope.dimension_count", head_dim) != head_dim:
             raise UnsupportedError("rotary positions over part of a head (llama.rope.dimension_count) aren't read")
@@ -73,7 +80,8 @@ class GGUFLlama:
             "rms_norm_eps": need("attention.layer_norm_rms_epsilon"), "tie_word_embeddings": tied,
             "rope_theta": metadata.get("llama.rope.freq_base", 10_000.0), "rope_scaling": self.scaling(metadata),
         }  # fmt: skip
-        return Llama().spec(config)
+        spec = Llama().spec(config)
+        return spec if factors is None else replace(spec, position=with_factors(spec, factors))
 
     def scaling(self, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
         """`rope_scaling` as config.json would have it."""
@@ -100,3 +108,21 @@ class GGUFLlama:
         yield Pair("norm.weight", "output_norm.weight")
         if not spec.tied_head:
             yield Pair("readout.weight", OUTPUT)
+
+
+def with_factors(spec: ModelSpec, factors: Tensor) -> Rope:
+    """The rotary positions whose frequencies these factors divide, one a pair: Llama 3.1's blend, whose original context
+    and bounds no file says. Raises UnsupportedError for any other factors."""
+    position, width = spec.position, spec.attention.head_width(spec.width)
+    assert isinstance(position, Rope)
+    scaling = Llama3(factor=max(float(factors.max()), 1.0))
+    plain = position.base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    blend = plain / scaling.scaled(plain, position.base)
+    if (
+        position.scaling is not None
+        or factors.shape != blend.shape
+        or not torch.allclose(factors.double(), blend, rtol=1e-4)
+    ):
+        raise UnsupportedError(f"the tensor {ROPE_FACTORS} holds factors of rotary frequencies other than Llama 3.1's, "
+                               "which aren't read")  # fmt: skip
+    return replace(position, scaling=scaling)

@@ -67,7 +67,7 @@ class GPT2:
         yield Pair("position.table.weight", "transformer.wpe.weight")
         yield from conv_layers(spec)
         yield from (Pair(f"norm.{kind}", f"transformer.ln_f.{kind}") for kind in KINDS)
-        yield from head_pairs(spec)
+        yield from head_pairs(spec, "classifier")
 
 
 def biased(heads: int) -> Grouped:

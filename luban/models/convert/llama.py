@@ -11,6 +11,7 @@ from luban.core.errors import UnsupportedError
 from luban.models.block.pre import PreNorm
 from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.convert.family import Fields, Pair
+from luban.models.head import Span
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import SwiGLU
@@ -44,6 +45,7 @@ class Llama:
     ignored = re.compile(r".*rotary_emb\.inv_freq|lm_head\.weight")  # the head is a copy where it is tied
     heads = HEADS
     prefix = "model."
+    span_prefix: ClassVar[str] = "transformer."  # what `…ForQuestionAnswering` calls the body
     model_type: ClassVar[str] = "llama"
     name: ClassVar[str] = "Llama"
     default_context: ClassVar[int] = 2048  # where config.json doesn't say
@@ -58,7 +60,7 @@ class Llama:
         plain = attention.qk_norm is None and attention.window is None
         return plain and attention.qkv_bias == attention.output_bias
 
-    def own(self, attention: Grouped) -> dict[str, Any]:
+    def own(self, attention: Grouped, layers: int) -> dict[str, Any]:
         """The fields of config.json about attention that relatives don't share."""
         return {"attention_bias": attention.qkv_bias}
 
@@ -99,12 +101,13 @@ class Llama:
             "head_dim": attention.head_width(spec.width), "intermediate_size": feedforward.width,
             "max_position_embeddings": spec.context, "rms_norm_eps": spec.norm.eps,
             "rope_parameters": parameters, "rope_theta": position.base,
-            "mlp_bias": feedforward.bias, "tie_word_embeddings": spec.tied_head, **self.own(attention),
+            "mlp_bias": feedforward.bias, "tie_word_embeddings": spec.tied_head, **self.own(attention, spec.layers),
         }  # fmt: skip
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
-        yield Pair("embedding.weight", "model.embed_tokens.weight")
+        body = self.span_prefix if isinstance(spec.head, Span) else self.prefix
+        yield Pair("embedding.weight", f"{body}embed_tokens.weight")
         names = [*LAYER]
         names += QK_NORMS if spec.attention.qk_norm else ()
         names += QKV_BIASES if spec.attention.qkv_bias else ()
@@ -112,47 +115,48 @@ class Llama:
         names += MLP_BIASES if spec.feedforward.bias else ()
         for layer in range(spec.layers):
             for ours, theirs in names:
-                yield Pair(f"blocks.{layer}.{ours}", f"model.layers.{layer}.{theirs}")
-        yield Pair("norm.weight", "model.norm.weight")
+                yield Pair(f"blocks.{layer}.{ours}", f"{body}layers.{layer}.{theirs}")
+        yield Pair("norm.weight", f"{body}norm.weight")
         yield from head_pairs(spec)
 
 
 def grouped(fields: Fields, **changes: Any) -> Grouped:
     """Heads and groups as the whole family writes them."""
-    return Grouped(heads=fields.need("num_attention_heads"), kv_heads=fields.get("num_key_value_heads", None),
-                   head_dim=fields.get("head_dim", None), **changes)  # fmt: skip
+    return Grouped(heads=fields.need("num_attention_heads"), kv_heads=fields.get("num_key_value_heads", None, int),
+                   head_dim=fields.get("head_dim", None, int), **changes)  # fmt: skip
 
 
 def rotary(fields: Fields) -> Rope:
     """Rotary positions as config.json describes them, before and since transformers 5."""
-    scaling = fields.get("rope_parameters", None) or fields.get("rope_scaling", None) or {}
+    scaling = fields.inner("rope_parameters", "rope_scaling")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     base = scaling.get("rope_theta", fields.get("rope_theta", 10_000.0))
     if kind == "default":
         return Rope(base=base)
-    trained = scaling.get("original_max_position_embeddings") or fields.get("max_position_embeddings", 0)
+    trained = scaling.get("original_max_position_embeddings", 0) or fields.get("max_position_embeddings", 0)
     if kind == "linear":
-        return Rope(base=base, scaling=Linear(factor=scaling["factor"]))
+        return Rope(base=base, scaling=Linear(factor=scaling.need("factor", float)))
     if kind == "llama3":
-        return Rope(base=base, scaling=Llama3(factor=scaling["factor"], original=trained,
-                                              low=scaling["low_freq_factor"],
-                                              high=scaling["high_freq_factor"]))  # fmt: skip
-    if kind == "dynamic":  # its context is the trained one: the text may be longer
+        low, high = (scaling.need(f"{end}_freq_factor", float) for end in ("low", "high"))
         return Rope(
-            base=base, scaling=Dynamic(factor=scaling["factor"], original=fields.need("max_position_embeddings"))
+            base=base, scaling=Llama3(factor=scaling.need("factor", float), original=trained, low=low, high=high)
         )
+    if kind == "dynamic":  # its context is the trained one: the text may be longer
+        factor = scaling.need("factor", float)
+        return Rope(base=base, scaling=Dynamic(factor=factor, original=fields.need("max_position_embeddings")))
     if kind == "yarn":
+        factor = scaling.get("factor", 0.0) or fields.need("max_position_embeddings") / trained
         return Rope(base=base, scaling=YaRN(
-            factor=(factor := scaling.get("factor") or fields.need("max_position_embeddings") / trained), original=trained,
-            fast=scaling.get("beta_fast") or 32.0, slow=scaling.get("beta_slow") or 1.0,
-            attention=scaling.get("attention_factor") or yarn_amplitude(scaling, factor), rounded=scaling.get("truncate", True)))  # fmt: skip
+            factor=factor, original=trained, fast=scaling.get("beta_fast", 32.0), slow=scaling.get("beta_slow", 1.0),
+            attention=scaling.get("attention_factor", yarn_amplitude(scaling, factor), float),
+            rounded=scaling.get("truncate", True)))  # fmt: skip
     raise UnsupportedError(f"config.json asks for rotary scaling '{kind}'; "
                            "only default, linear, dynamic, llama3 and yarn are supported")  # fmt: skip
 
 
-def yarn_amplitude(scaling: Mapping[str, Any], factor: float) -> float | None:
+def yarn_amplitude(scaling: Fields, factor: float) -> float | None:
     """What `mscale` and `mscale_all_dim` make of the factor (DeepSeek); none where they aren't both there."""
-    above, below = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    above, below = scaling.get("mscale", 0.0), scaling.get("mscale_all_dim", 0.0)
     if not (above and below) or factor <= 1:
         return None
     return (0.1 * above * math.log(factor) + 1) / (0.1 * below * math.log(factor) + 1)

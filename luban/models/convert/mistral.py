@@ -14,6 +14,7 @@ class Mistral(Llama):
 
     model_type: ClassVar[str] = "mistral"
     name: ClassVar[str] = "Mistral"
+    span_prefix: ClassVar[str] = "model."
     default_context: ClassVar[int] = 131_072
 
     def attention(self, fields: Fields) -> Grouped:
@@ -25,6 +26,6 @@ class Mistral(Llama):
         plain = attention.qk_norm is None and not attention.qkv_bias and not attention.output_bias
         return plain and all(attention.windowed)
 
-    def own(self, attention: Grouped) -> dict[str, Any]:
+    def own(self, attention: Grouped, layers: int) -> dict[str, Any]:
         """The window."""
         return {"sliding_window": attention.window}

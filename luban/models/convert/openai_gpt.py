@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from luban.models.block.post import PostNorm
+from luban.models.convert.decoder_head import head_pairs, read_head, write_head
 from luban.models.convert.family import Fields, Fused, Pair
 from luban.models.convert.gpt2 import biased, conv_layers, plain_layernorm
+from luban.models.head import Classes, Hidden, LanguageModel, Value
 from luban.models.spec import ModelSpec
 from luban.nn.feedforward import ReLU, TanhGELU
 from luban.nn.norm import LayerNorm
@@ -21,6 +23,7 @@ class OpenAIGPT:
     """Post-norm LayerNorm, learned positions, a feed-forward width of four times the model's."""
 
     ignored = re.compile(r"transformer\.(h\.\d+\.attn\.bias|position_ids)|lm_head\.weight")
+    heads = (LanguageModel, Classes, Value, Hidden)
     prefix = "transformer."
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
@@ -35,7 +38,7 @@ class OpenAIGPT:
             context=fields.get("n_positions", 512), position=Learned(), block=PostNorm(),
             norm=LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5)), attention=biased(fields.need("n_head")),
             feedforward=ACTIVATIONS[activation](width=4 * width, bias=True),
-            tied_head=fields.get("tie_word_embeddings", True),
+            **read_head(fields, "OpenAIGPT", tied=True, kinds=("ForSequenceClassification", "Model")),
         )  # fmt: skip
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
@@ -45,8 +48,9 @@ class OpenAIGPT:
                 and activation and spec.attention == biased(spec.attention.heads)
                 and spec.feedforward.width == 4 * spec.width):  # fmt: skip
             return None
-        return {
-            "architectures": ["OpenAIGPTLMHeadModel"], "model_type": "openai-gpt", "vocab_size": spec.vocab_size,
+        head = write_head(spec.head, "OpenAIGPT", "OpenAIGPTLMHeadModel")
+        return head and {
+            **head, "model_type": "openai-gpt", "vocab_size": spec.vocab_size,
             "n_positions": spec.context, "n_embd": spec.width, "n_layer": spec.layers, "n_head": spec.attention.heads,
             "afn": activation, "layer_norm_epsilon": spec.norm.eps, "tie_word_embeddings": spec.tied_head,
         }  # fmt: skip
@@ -56,5 +60,4 @@ class OpenAIGPT:
         yield Pair("embedding.weight", "transformer.tokens_embed.weight")
         yield Pair("position.table.weight", "transformer.positions_embed.weight")
         yield from conv_layers(spec)
-        if not spec.tied_head:
-            yield Pair("readout.weight", "lm_head.weight")
+        yield from head_pairs(spec)

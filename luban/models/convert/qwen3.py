@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from luban.models.convert.family import Fields
 from luban.models.convert.llama import Llama, grouped
+from luban.models.convert.qwen2 import window_fields, windows
 from luban.nn.attention.grouped import Grouped
 from luban.nn.norm import RMSNorm
 
@@ -20,18 +21,17 @@ class Qwen3(Llama):
     default_context: ClassVar[int] = 32_768
 
     def attention(self, fields: Fields) -> Grouped:
-        """Windows in only some layers aren't built, so they are refused."""
-        fields.only("use_sliding_window", False)
+        """Windows where config.json asks for them."""
         bias = fields.get("attention_bias", False)
         fields = Fields({**fields.values, "head_dim": fields.get("head_dim", HEAD_DIM)}, self.model_type)
         return grouped(fields, qkv_bias=bias, output_bias=bias,
-                       qk_norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)))  # fmt: skip
+                       qk_norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)), **windows(fields))  # fmt: skip
 
     def fits(self, attention: Grouped) -> bool:
         """RMSNorm on queries and keys."""
         biased = attention.qkv_bias == attention.output_bias
-        return isinstance(attention.qk_norm, RMSNorm) and attention.window is None and biased
+        return isinstance(attention.qk_norm, RMSNorm) and biased
 
-    def own(self, attention: Grouped) -> dict[str, Any]:
-        """Biases."""
-        return {"attention_bias": attention.qkv_bias, "use_sliding_window": False}
+    def own(self, attention: Grouped, layers: int) -> dict[str, Any]:
+        """Biases and windows."""
+        return {"attention_bias": attention.qkv_bias, **window_fields(attention, layers)}

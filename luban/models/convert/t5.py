@@ -1,4 +1,5 @@
-"""T5 and T5 1.1 as Hugging Face writes them (`model_type = "t5"`): pre-norm RMSNorm, relative biases, unscaled scores."""
+"""T5 and T5 1.1 as Hugging Face writes them (`model_type = "t5"`): pre-norm RMSNorm, relative biases, unscaled scores;
+as a language model, with classes or spans, alone, or the encoder alone."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from luban.core.errors import UnsupportedError
 from luban.models.block.pre import PreNorm
 from luban.models.convert.beginnings import beginnings, encoder_decoder
 from luban.models.convert.family import Fields, Pair
+from luban.models.encoder import EncoderBody
 from luban.models.encoder_decoder import EncoderDecoderBody
-from luban.models.head import LanguageModel
+from luban.models.head import Classes, Head, Hidden, LanguageModel, Span, TokenClasses
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import GELU, FeedForward, ReLU, TanhGEGLU
@@ -19,9 +21,29 @@ from luban.nn.norm import RMSNorm
 from luban.nn.position.t5 import RelativeBias
 
 FEEDFORWARD: dict[str, type[FeedForward]] = {"relu": ReLU, "gelu": GELU, "gated-gelu": TanhGEGLU}
-
-
 LM = "T5ForConditionalGeneration"
+ENCODERS = ("T5EncoderModel", "T5ForTokenClassification")
+WRAPPED = (Classes, TokenClasses)  # heads whose classes call the body "transformer"
+
+
+READOUTS: dict[type[Head], tuple[tuple[str, str], ...]] = {
+    Classes: (("readout.pool", "classification_head.dense"), ("readout.output", "classification_head.out_proj")),
+    TokenClasses: (("readout.output", "classifier"),),
+    Span: (("readout.output", "qa_outputs"),),
+    Hidden: (),
+}
+
+
+def other_heads(labels: int) -> tuple[Head, ...]:
+    """All that isn't a language model; classes are read off the decoder's last token, whose tokens are the source's
+    shifted right by one behind the start token."""
+    return Classes(count=labels, pooling="last"), TokenClasses(count=labels), Span(), Hidden()
+
+
+def architecture(head: Head, *, alone: bool) -> str | None:
+    """The class of theirs with this head, on the encoder alone or on both sides; None where there is none."""
+    both = {Classes: "T5ForSequenceClassification", Span: "T5ForQuestionAnswering", Hidden: "T5Model"}
+    return ({Hidden: ENCODERS[0], TokenClasses: ENCODERS[1]} if alone else both).get(type(head))
 
 
 def attention(ours: str, theirs: str) -> tuple[tuple[str, str], ...]:
@@ -32,67 +54,97 @@ def attention(ours: str, theirs: str) -> tuple[tuple[str, str], ...]:
 class T5:
     """No biases anywhere; a head of its own (1.1) or the embedding on hidden states divided by √E."""
 
-    ignored = re.compile(r"(en|de)coder\.embed_tokens\.weight|lm_head\.weight"
-                         r"|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")  # fmt: skip
-    body = EncoderDecoderBody
-    heads = (LanguageModel,)
-    prefix = "encoder."
+    ignored = re.compile(r"(transformer\.)?(en|de)coder\.embed_tokens\.weight|lm_head\.weight"
+                         r"|(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")  # fmt: skip
+    body = (EncoderDecoderBody, EncoderBody)
+    heads = (LanguageModel, Classes, TokenClasses, Span, Hidden)
+    prefix = ""  # files of every class hold the same names, but those whose head wraps the body
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """The specification. Raises UnsupportedError for another feed-forward network."""
         fields = Fields(config, "t5")
-        name = (fields.get("architectures", None) or [LM])[0]
-        if name != LM:
-            raise UnsupportedError(f"config.json names the architecture {name}; only {LM} is supported")
+        name = fields.architecture(LM)
         kind = fields.get("feed_forward_proj", "relu")
         if kind not in FEEDFORWARD:
             raise UnsupportedError(
                 f"config.json asks for feed_forward_proj = {kind!r}; known are {', '.join(FEEDFORWARD)}"
             )
-        scaled = fields.get("scale_decoder_outputs", fields.get("tie_word_embeddings", True))
-        tied = scaled or "scale_decoder_outputs" in config  # who writes that field ties in any case
         layers = fields.need("num_layers")
+        alone = name in ENCODERS
         return ModelSpec(
             vocab_size=fields.need("vocab_size"), width=fields.need("d_model"),
-            layers=fields.get("num_decoder_layers", layers), context=fields.get("n_positions", 512),
+            layers=layers if alone else fields.get("num_decoder_layers", layers), context=fields.get("n_positions", 512),
             attention=Grouped(heads=fields.need("num_heads"), head_dim=fields.need("d_kv"), score_scale=1.0),
             position=RelativeBias(buckets=fields.get("relative_attention_num_buckets", 32),
                                   max_distance=fields.get("relative_attention_max_distance", 128)),
             norm=RMSNorm(eps=fields.get("layer_norm_epsilon", 1e-6)), block=PreNorm(),
-            feedforward=FEEDFORWARD[kind](width=fields.need("d_ff")), body=encoder_decoder(fields, layers, start=fields.get("pad_token_id", 0)),
-            head=LanguageModel(scale_hidden=scaled), tied_head=tied,
+            feedforward=FEEDFORWARD[kind](width=fields.need("d_ff")), **self.head(fields, name),
+            body=EncoderBody() if alone else encoder_decoder(fields, layers, start=fields.get("pad_token_id", 0)),
         )  # fmt: skip
+
+    def head(self, fields: Fields, name: str) -> dict[str, Any]:
+        """Our fields `head` and `tied_head` of the class `name`. Raises UnsupportedError for another."""
+        if name == LM:
+            scaled = fields.get("scale_decoder_outputs", fields.get("tie_word_embeddings", True))
+            tied = scaled or "scale_decoder_outputs" in fields.values  # who writes that field ties in any case
+            return {"head": LanguageModel(scale_hidden=scaled), "tied_head": tied}
+        known = {architecture(head, alone=name in ENCODERS): head for head in other_heads(fields.labels())}
+        if name not in known:
+            names = ", ".join((LM, "T5Model", "T5EncoderModel", "T5ForSequenceClassification",
+                               "T5ForTokenClassification", "T5ForQuestionAnswering"))  # fmt: skip
+            raise UnsupportedError(f"config.json names the architecture {name}; known are {names}")
+        return {"head": known[name]}
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
         body, heads, position = spec.body, spec.attention, spec.position
         kind = next((name for name, made in FEEDFORWARD.items() if type(spec.feedforward) is made), None)
-        known = (isinstance(body, EncoderDecoderBody) and isinstance(heads, Grouped) and isinstance(position, RelativeBias)
-                 and isinstance(spec.norm, RMSNorm) and not spec.embedding_norm and isinstance(spec.block, PreNorm)
-                 and kind and not spec.feedforward.bias and isinstance(spec.head, LanguageModel) and not spec.head.bias
-                 and (spec.tied_head or not spec.head.scale_hidden))  # fmt: skip
+        known = (isinstance(heads, Grouped) and isinstance(position, RelativeBias) and isinstance(spec.norm, RMSNorm)
+                 and not spec.embedding_norm and isinstance(spec.block, PreNorm) and kind and not spec.feedforward.bias)  # fmt: skip
         if not known or heads != Grouped(heads=heads.heads, head_dim=heads.head_dim, score_scale=1.0):
             return None
-        return {
-            "architectures": [LM], "model_type": "t5", "is_encoder_decoder": True,
+        if isinstance(body, EncoderBody) and body != EncoderBody():
+            return None
+        head = self.head_fields(spec)
+        sides = beginnings(body) if isinstance(body, EncoderDecoderBody) else {}
+        encoder_layers = getattr(body, "encoder_layers", None)
+        return head and {
+            **head, "model_type": "t5", "is_encoder_decoder": isinstance(body, EncoderDecoderBody),
             "vocab_size": spec.vocab_size, "d_model": spec.width, "d_kv": heads.head_width(spec.width),
-            "d_ff": spec.feedforward.width, "num_layers": body.encoder_layers or spec.layers,
+            "d_ff": spec.feedforward.width, "num_layers": encoder_layers or spec.layers,
             "num_decoder_layers": spec.layers, "num_heads": heads.heads, "n_positions": spec.context,
             "relative_attention_num_buckets": position.buckets, "relative_attention_max_distance": position.max_distance,
-            "layer_norm_epsilon": spec.norm.eps, "feed_forward_proj": kind, "tie_word_embeddings": spec.head.scale_hidden,
-            **beginnings(body), **({"scale_decoder_outputs": spec.head.scale_hidden} if spec.tied_head else {}),
+            "layer_norm_epsilon": spec.norm.eps, "feed_forward_proj": kind, **sides,
         }  # fmt: skip
+
+    def head_fields(self, spec: ModelSpec) -> dict[str, Any] | None:
+        """The fields of config.json about the head, or None where no class of theirs has it."""
+        head = spec.head
+        if isinstance(head, LanguageModel):
+            if isinstance(spec.body, EncoderBody) or head.bias or (head.scale_hidden and not spec.tied_head):
+                return None
+            scaling = {"scale_decoder_outputs": head.scale_hidden} if spec.tied_head else {}
+            return {"architectures": [LM], "tie_word_embeddings": head.scale_hidden, **scaling}
+        name = architecture(head, alone=isinstance(spec.body, EncoderBody))
+        count = head.count if isinstance(head, WRAPPED) else 0
+        labels = {"id2label": {str(i): f"LABEL_{i}" for i in range(count)}} if count else {}
+        return {"architectures": [name], **labels} if name and head in other_heads(count or 1) else None
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
-        assert isinstance(spec.body, EncoderDecoderBody)
-        yield Pair("embedding.weight", "shared.weight")
-        if not spec.tied_head:
-            yield Pair("readout.weight", "lm_head.weight")
+        body = "transformer." if isinstance(spec.head, WRAPPED) else ""
+        yield Pair("embedding.weight", f"{body}shared.weight")
+        yield from self.readout(spec)
         gated = spec.feedforward.gated
-        for side, layers in (("encoder", spec.body.encoder_layers or spec.layers), ("decoder", spec.layers)):
-            first = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-            yield Pair(f"{side}.position.table.weight", first)
+        sides = [("encoder", "", spec.layers)]
+        if isinstance(spec.body, EncoderDecoderBody):
+            sides = [
+                ("encoder", "encoder.", spec.body.encoder_layers or spec.layers),
+                ("decoder", "decoder.", spec.layers),
+            ]
+        for side, ours_side, layers in sides:
+            first = f"{body}{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+            yield Pair(f"{ours_side}position.table.weight", first)
             last = 1 if side == "encoder" else 2
             dense = f"layer.{last}.DenseReluDense"
             names = [("attention_norm", "layer.0.layer_norm"), *attention("attention", "layer.0.SelfAttention")]
@@ -103,5 +155,16 @@ class T5:
                       *((f"feedforward.{a}", f"{dense}.{b}") for a, b in (*inner, ("down", "wo")))]  # fmt: skip
             for layer in range(layers):
                 for ours, theirs in names:
-                    yield Pair(f"{side}.blocks.{layer}.{ours}.weight", f"{side}.block.{layer}.{theirs}.weight")
-            yield Pair(f"{side}.norm.weight", f"{side}.final_layer_norm.weight")
+                    yield Pair(
+                        f"{ours_side}blocks.{layer}.{ours}.weight", f"{body}{side}.block.{layer}.{theirs}.weight"
+                    )
+            yield Pair(f"{ours_side}norm.weight", f"{body}{side}.final_layer_norm.weight")
+
+    def readout(self, spec: ModelSpec) -> Iterator[Pair]:
+        """The head's tensors."""
+        if isinstance(spec.head, LanguageModel):
+            names = () if spec.tied_head else (("readout.weight", "lm_head.weight"),)
+        else:
+            names = ((f"{ours}.{kind}", f"{theirs}.{kind}") for ours, theirs in READOUTS[type(spec.head)]
+                     for kind in ("weight", "bias"))  # fmt: skip
+        yield from (Pair(*pair) for pair in names)

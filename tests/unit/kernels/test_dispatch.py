@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -41,7 +43,7 @@ TABLE = [  # what differs from plain causal training in bf16 with heads of 128 o
 def bare(monkeypatch):
     """No wishes, Triton installed, flash-attn-4 not installed, nothing said yet."""
     monkeypatch.delenv("LUBAN_ATTENTION", raising=False)
-    monkeypatch.setattr(dispatch, "flash4_installed", lambda: False)
+    monkeypatch.setattr(dispatch, "flash4_missing", lambda: "not installed: pip install 'luban[flash]'")
     monkeypatch.setattr(dispatch, "_warned", set())
     monkeypatch.setattr(dispatch, "INSTALLED", True)
 
@@ -59,10 +61,29 @@ def test_decisions(changes, expected):
 
 
 def test_flash_attention_4_is_preferred_where_it_is_installed(monkeypatch):
-    monkeypatch.setattr(dispatch, "flash4_installed", lambda: True)
+    monkeypatch.setattr(dispatch, "flash4_missing", lambda: None)
     assert pick(case()) == pick(case(width=64)) == "flash4"
     assert pick(case(capability=AMPERE)) == pick(case(capability=AMPERE, width=96)) == "cudnn"
     assert pick(case(kind="intervals")) == "luban"
+    for width in (32, 72, 80, 96):  # its gradients of other widths were found wrong
+        assert pick(case(width=width)) == "cudnn"
+
+
+def test_a_flash_attention_4_that_does_not_load_is_done_without(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    (tmp_path / "flash_attn" / "cute" / "interface.py").write_text("raise RuntimeError('No CTK flavor installed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
+        monkeypatch.delitem(sys.modules, name)
+    said = []
+    monkeypatch.setattr(dispatch, "warn", said.append)
+    dispatch.flash4_missing.cache_clear()
+    try:
+        assert pick(case(kind="causal")) == pick(case(kind="causal")) == "cudnn"
+        assert len(said) == 1 and "doesn't load" in said[0] and "No CTK flavor installed" in said[0]
+    finally:
+        dispatch.flash4_missing.cache_clear()
 
 
 def test_the_fastest_of_those_that_can_is_the_fastest_by_the_table(monkeypatch):

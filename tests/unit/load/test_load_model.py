@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,14 @@ import luban
 from luban.core.artifact import ArtifactWriter, Manifest, Parent, as_parent, incomplete_path, open_artifact
 from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError
 from luban.load.export import import_model
+from luban.models.block.post import PostNorm
+from luban.models.encoder_decoder import EncoderDecoderBody
+from luban.models.head import Classes, LanguageModel
+from luban.nn.attention.grouped import Grouped
+from luban.nn.feedforward import GELU
+from luban.nn.norm import LayerNorm
+from luban.nn.position.learned import Learned
+from luban.tokenizer.tokenizer import Tokenizer
 
 TOKENS = torch.arange(20).reshape(2, 10)
 
@@ -139,7 +148,18 @@ def test_shards_and_directories_without_tokenizer(foreign):
     [
         (lambda t: t.pop("model.norm.weight"), r"lacks the tensor model\.norm\.weight"),
         (lambda t: t.update(extra=torch.zeros(2)), "no place for: extra"),
-        (lambda t: t.update({"model.norm.weight": torch.zeros(5)}), r"norm\.weight has shape \(5,\), .* needs \(32,\)"),
+        (
+            lambda t: t.update({"model.norm.weight": torch.zeros(5)}),
+            r"model\.norm\.weight .*has shape \(5,\), .* needs \(32,\)",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}),
+            r"model\.norm\.weight is stored as int8",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": torch.ones(32).to(torch.float8_e5m2)}),
+            "stored as float8_e5m2: quantised",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(foreign, change, message):
@@ -181,3 +201,128 @@ def test_an_export_that_a_licence_forbids_is_refused(tiny_checkpoint, tmp_path):
     with pytest.raises(LineageError, match="the corpus books, which it was made from, is under research-only"):
         luban.export_model(bound, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(params=["trained here", "from a GGUF file"])
+def beginning(request, checkpoint):
+    """A model whose texts begin with the begin token, though no file of its tokenizer says so."""
+    folder = checkpoint / "tokenizer"
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["add_bos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if request.param == "trained here":
+        files = shutil.move(folder, checkpoint / "files")
+        with ArtifactWriter(folder, kind="tokenizer") as art:
+            shutil.copytree(files, art.path, dirs_exist_ok=True)
+        return luban.load_model(checkpoint)
+    m = luban.load_model(checkpoint)
+    return replace(m, tokenizer=Tokenizer(m.tokenizer._model, m.tokenizer.settings), begins_with_bos=True)
+
+
+def test_the_begin_token_is_not_lost_on_the_way(beginning, tmp_path):
+    assert beginning.begins_with_bos
+    prompt = luban.Engine(beginning).tokens_of("hé")
+    luban.export_model(beginning, tmp_path / "hf")
+    import_model(beginning, tmp_path / "imported")
+    for folder in ("hf", "imported"):
+        assert luban.Engine(luban.load_model(tmp_path / folder)).tokens_of("hé") == prompt
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs("hé").input_ids == prompt and theirs("hé", "!").input_ids == [
+        *prompt,
+        *luban.Engine(beginning).tokens_of("!"),
+    ]
+
+
+def test_sources_of_an_encoder_decoder_keep_their_end_token(checkpoint, tmp_path):
+    files = Path(shutil.move(checkpoint / "tokenizer", checkpoint / "files"))
+    settings = json.loads((files / "tokenizer_config.json").read_text()) | {
+        "tokenizer_class": "PreTrainedTokenizerFast"
+    }
+    del settings["add_bos_token"]
+    (files / "tokenizer_config.json").write_text(json.dumps(settings))  # else theirs takes BART's own
+    with ArtifactWriter(checkpoint / "tokenizer", kind="tokenizer") as art:
+        shutil.copytree(files, art.path, dirs_exist_ok=True)
+    bart = {"position": Learned(offset=2), "norm": LayerNorm(), "embedding_norm": LayerNorm(), "block": PostNorm(),
+            "attention": Grouped(heads=4, qkv_bias=True, output_bias=True), "feedforward": GELU(width=48, bias=True)}  # fmt: skip
+    spec = luban.ModelSpec(vocab_size=272, width=32, layers=2, context=64, tied_head=True, head=LanguageModel(bias=True),
+                           body=EncoderDecoderBody(decoder_start=1), **bart)  # fmt: skip
+    m = luban.load_model(checkpoint)
+    m = replace(m, spec=spec, module=luban.build_model(spec))
+    prompt = luban.Engine(m).tokens_of("hé")
+    assert prompt[0] == m.tokenizer.bos_id and prompt[-1] == m.tokenizer.eos_id
+    luban.export_model(m, tmp_path / "hf")
+    assert luban.Engine(luban.load_model(tmp_path / "hf")).tokens_of("hé") == prompt
+    transformers = pytest.importorskip("transformers")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")("hé").input_ids == prompt
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "32"}, "says hidden_size = '32': a whole number is needed"),
+        ({"num_hidden_layers": True}, "says num_hidden_layers = True: a whole number is needed"),
+        ({"num_key_value_heads": 2.0}, r"says num_key_value_heads = 2\.0: a whole number is needed"),
+        ({"rms_norm_eps": "1e-5"}, "says rms_norm_eps = '1e-5': a number is needed"),
+        ({"tie_word_embeddings": "yes"}, "says tie_word_embeddings = 'yes': true or false is needed"),
+        ({"architectures": "LlamaForCausalLM"}, "says architectures = 'LlamaForCausalLM': a list is needed"),
+        ({"rope_parameters": [1]}, r"says rope_parameters = \[1\]: a table is needed"),
+        ({"rope_parameters": {"rope_type": "linear"}}, r"lacks 'rope_parameters\.factor'"),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "llama3", "factor": 8.0}},
+            r"lacks 'rope_scaling\.low_freq_factor'",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": "4"}},
+            r"rope_parameters\.factor = '4': a number is needed",
+        ),
+        ({"model_type": ["llama"]}, "names no model_type"),
+    ],
+)
+def test_fields_that_cannot_be_are_named(foreign, changes, message):
+    config = json.loads((foreign / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(ArtifactError, match=message):
+        luban.load_model(foreign)
+
+
+def test_directories_of_other_shapes_say_what_is_there(foreign):
+    config = json.loads((foreign / "config.json").read_text())
+    quantised = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (foreign / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(UnsupportedError, match=r"quantised \(gptq\), which isn't read"):
+        luban.load_model(foreign)
+    (foreign / "config.json").write_text("[]")
+    with pytest.raises(ArtifactError, match=r"config\.json holds no table"):
+        luban.load_model(foreign)
+    (foreign / "config.json").write_text(json.dumps(config))
+    (foreign / "tokenizer.json").rename(foreign / "vocab.json")
+    with pytest.raises(DataError, match=r"AutoTokenizer makes one of its vocab\.json"):
+        luban.load_model(foreign).need_tokenizer()
+    for weight_map in ([], {"a": 3}, None):
+        (foreign / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(ArtifactError, match=r"index\.json is damaged"):
+            luban.load_model(foreign)
+    (foreign / "model.safetensors.index.json").unlink()
+    for name, way in (
+        ("model-00001-of-00001.safetensors", "one file is called"),
+        ("model.gguf", "load that file itself"),
+    ):
+        next(f for f in foreign.iterdir() if f.suffix in (".safetensors", ".gguf")).rename(foreign / name)
+        with pytest.raises(ArtifactError, match=f"holds no model.safetensors, but {name}: {way}"):
+            luban.load_model(foreign)
+
+
+def test_names_of_classes_survive_import_and_export(checkpoint, tmp_path):
+    m = luban.load_model(checkpoint)
+    spec = replace(m.spec, head=Classes(count=3, pooling="last", dense=False, bias=False))
+    luban.export_model(replace(m, spec=spec, module=luban.build_model(spec)), tmp_path / "plain")
+    config = json.loads((tmp_path / "plain/config.json").read_text())
+    names = {"0": "bad", "1": "so so", "2": "good"}
+    (tmp_path / "plain/config.json").write_text(json.dumps({**config, "id2label": names}))
+    first = luban.load_model(tmp_path / "plain")
+    import_model(first, tmp_path / "imported")
+    luban.export_model(luban.load_model(tmp_path / "imported"), tmp_path / "again")
+    assert first.labels == luban.load_model(tmp_path / "again").labels == ("bad", "so so", "good")
+    again = json.loads((tmp_path / "again/config.json").read_text())
+    assert again["id2label"] == names and again["label2id"] == {"bad": 0, "so so": 1, "good": 2}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from luban import ModelSpec, build_model
+from luban.core.errors import DataError
 from luban.generate.cache import ContextError, ContiguousCache
 from luban.models.block.chatglm import NormedResidual
 from luban.models.block.deepnorm import DeepNorm
@@ -238,6 +239,29 @@ def test_cache_refuses_more_than_the_context():
     model(torch.zeros(1, 8, dtype=torch.long), cache=cache)
     with pytest.raises(ContextError, match="9 tokens are more than the model's context of 8"):
         model(torch.zeros(1, 1, dtype=torch.long), cache=cache)
+
+
+@pytest.mark.parametrize("parts", [n for n in PARTS if getattr(PARTS[n].get("attention"), "window", None) is None])
+def test_a_prefix_continued_with_a_cache_equals_the_full_pass(parts):
+    model = make(**PARTS[parts])
+    tokens, segments = torch.randint(0, 53, (2, 9)), torch.tensor([[0] * 3 + [1] * 6, [0] * 5 + [1] * 4])
+    cache = new_cache(model, 2)
+    parts = [model(tokens[:, :6], segments=segments[:, :6], cache=cache)]
+    parts += [model(tokens[:, step : step + 1], cache=cache) for step in range(6, 9)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens, segments=segments), atol=1e-9, rtol=0)
+
+
+def test_what_a_cache_cannot_follow_is_refused():
+    model, windowed = make(), make(**PARTS["alternating"])
+    tokens, rows = torch.randint(0, 53, (1, 5)), torch.tensor([[0, 0, 1, 1, 1]])
+    with pytest.raises(DataError, match="a cache holds one document a row"):
+        model(tokens, documents=rows, cache=new_cache(model, 1))
+    with pytest.raises(DataError, match="windows can't continue a prefix with a cache"):
+        windowed(tokens, segments=rows, cache=new_cache(windowed, 1))
+    cache = new_cache(model, 1)
+    model(tokens, segments=rows, cache=cache)
+    with pytest.raises(DataError, match="segments are for the first forward"):
+        model(tokens, segments=rows, cache=cache)
 
 
 def test_positions_restart_and_skip_padding():

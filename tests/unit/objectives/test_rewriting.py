@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from luban import ModelSpec, build_model
-from luban.core.errors import DataError
+from luban.core.errors import ConfigError, DataError
 from luban.data.shards import Shards
 from luban.kernels.visible import Visible
 from luban.nn.attention.grouped import Grouped
@@ -239,3 +239,37 @@ def test_random_parts_are_even_over_all_ways():
         found[parts] = found.get(parts, 0) + 1
     assert len(found) == 6 and all(sum(parts) == 5 and min(parts) >= 1 for parts in found)
     assert all(n == pytest.approx(1000, rel=0.2) for n in found.values())
+
+
+@pytest.mark.parametrize("noise", [TokenDeletion, TokenMasking, TextInfilling])
+@pytest.mark.parametrize("then", [TokenDeletion, TextInfilling, SentencePermutation, DocumentRotation])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_noises_on_noises_of_very_short_texts(marks, noise, then, size):
+    """What one leaves, though it be nothing, is a text for the next."""
+    chain = noise(rate=0.99, then=then())
+    for _ in range(20):
+        text = np.random.default_rng().integers(10, 110, size)
+        spoilt = chain(np.random.default_rng(), text, marks)
+        assert spoilt.dtype == text.dtype and set(spoilt.tolist()) <= {*text.tolist(), 3}
+
+
+def test_spans_of_no_length_are_refused():
+    with pytest.raises(ConfigError, match="mean_span must be positive"):
+        TextInfilling(mean_span=0.0)
+
+
+@pytest.mark.parametrize("seq_len", [4, 5, 8, 13, 64])
+@pytest.mark.parametrize(("rate", "mean_span"), [(0.15, 3.0), (0.5, 1.0), (0.9, 1.0), (0.95, 50.0)])
+def test_targets_of_span_corruption_fit_into_a_row_too(shards_path, seq_len, rate, mean_span):
+    rows = SpanCorruption(rate=rate, mean_span=mean_span).examples(
+        Shards.open(shards_path), seq_len=seq_len, seed=3, packing="fit"
+    )
+    batch = rows.gather(np.arange(min(rows.rows, 50)))
+    assert batch.tokens.shape[1] <= seq_len and batch.source.shape[1] == seq_len
+    assert batch.loss_mask.any(1).all() and batch.source_mask.any(1).all()
+
+
+@pytest.mark.parametrize("seq_len", range(4, 15))
+def test_every_row_of_blank_infilling_has_a_blank(shards_path, seq_len):
+    rows = BlankInfilling().examples(Shards.open(shards_path), seq_len=seq_len, seed=3, packing="fit")
+    assert rows.gather(np.arange(min(rows.rows, 100))).loss_mask.any(1).all()

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 import luban
+import luban.core.log
 from luban.core.errors import ConfigError
 from luban.data.shards import Shards
 from luban.train.pretrain import pretrain
@@ -72,3 +73,11 @@ def test_next_sentence_needs_a_pair_output(tiny, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.head\.pair = true"):
         pretrain(tiny(model=plain, objective={"type": "masked", "pairing": "next_sentence"}), tmp_path / "run", "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_without_targets_is_told_once(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(luban.core.log, "_warned", set())
+    objective = {"type": "masked", "rate": 1e-9}
+    run = pretrain(tiny(model=ENCODER, objective=objective), tmp_path / "run", "run")
+    assert set(losses(run)) == {0.0}
+    assert capsys.readouterr().err.count("a batch held no token to predict, so its loss is written as 0") == 1

@@ -1,0 +1,54 @@
+"""A training step on a GPU never waits for the device: torch is told to refuse whatever would."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from luban.models.build import build_model
+from luban.models.spec import ModelSpec
+from luban.nn.attention.grouped import Grouped
+from luban.nn.feedforward import SwiGLU
+from luban.objectives.causal import Causal
+from luban.optim.adamw import AdamW
+from luban.optim.muon import Muon
+from luban.train.compile import loss_function
+from luban.train.precision import COMPUTE, LossScale, Masters
+from luban.train.step import TrainStep
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+SPEC = ModelSpec(
+    vocab_size=500, width=128, layers=2, context=256, attention=Grouped(heads=2), feedforward=SwiGLU(width=256)
+)
+
+
+class RandomBatch:
+    """Random tokens without document boundaries."""
+
+    tokens_trained = tokens_read = 4 * 256
+
+    def arrays(self):
+        ids = torch.randint(0, 500, (4, 257)).numpy()
+        return ids[:, :-1], ids[:, 1:], ids[:, 1:] >= 0
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("optimizer", [AdamW(), AdamW(moments="bf16"), Muon()], ids=["adamw", "adamw-bf16", "muon"])
+def test_a_step_waits_for_nothing(optimizer, precision, accumulate, compiled):
+    module = build_model(SPEC, device="cuda", seed=0)
+    masters = Masters(module, COMPUTE[precision])
+    step = TrainStep(loss_function(module, Causal(), compiled=compiled, regions=True), masters,
+                     optimizer.build(masters.parameters), LossScale.of(precision), clip=1.0, accumulate=accumulate,
+                     device=torch.device("cuda"))  # fmt: skip
+    losses = [step(RandomBatch(), 1.0).loss for _ in range(2)]
+    batches = [RandomBatch() for _ in range(3)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        launched = [step.launch(batch, 1.0) for batch in batches]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    losses += [step.settle(each).loss for each in launched]
+    assert all(0 < loss < 10 for loss in losses)
