@@ -17,6 +17,7 @@ class Op:
     flops: int = 0  # of one forward, a multiply-add counted as two
     parameters: int = 0  # scalars it owns
     activation: int = 0  # elements it leaves for the backward pass
+    sides: tuple[int, int] = (0, 0)  # of a dense layer: (inputs, outputs)
     seen: float = 1.0  # of an attention: share of its square that the mask leaves
 
     def within(self, prefix: str) -> Op:
@@ -103,4 +104,4 @@ def linear_op(name: str, tokens: int, inputs: int, outputs: int, *, bias: bool =
     """A dense layer over `tokens` rows: 2·tokens·inputs·outputs FLOPs, its output kept for the backward pass."""
     return Op(name=name, kind="linear", flops=2 * tokens * inputs * outputs,
               parameters=inputs * outputs + (outputs if bias else 0),
-              activation=tokens * outputs if keeps else 0)  # fmt: skip
+              activation=tokens * outputs if keeps else 0, sides=(inputs, outputs))  # fmt: skip

@@ -25,7 +25,7 @@ def split_file(folder: Path, split: str, what: str) -> Path:
     return folder / f"{split}-00000.{what}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # one that is open is itself alone
 class Shards:
     """One split of packed documents."""
 

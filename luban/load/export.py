@@ -110,7 +110,8 @@ def _mark_ends(m: LoadedModel, folder: Path) -> None:
         return
     file = folder / TOKENIZER_FILES[0]
     model = tokenizers.Tokenizer.from_file(str(file))
-    marks = {copied.token(i): i for i in (*((copied.bos_id,) if head else ()), *((copied.eos_id,) if tail else ()))}
+    ids = (copied.bos_id if head else None, copied.eos_id if tail else None)
+    marks = {copied.token(i) or "": i for i in ids if i is not None}
     single = " ".join([*list(marks)[:head], "$A", *list(marks)[head:]])
     ends = processors.TemplateProcessing(single=single, pair=f"{single} {single.replace('$A', '$B')}",
                                          special_tokens=list(marks.items()))  # fmt: skip

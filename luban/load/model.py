@@ -76,7 +76,7 @@ def load_model(path_or_name: str | Path, device: str = "cpu", dtype: str = "floa
     """
     if dtype == INT8:
         m = load_model(path_or_name, device, "float32")
-        pack_int8(m.module, m.module.embedding.weight)
+        pack_int8(m.module, m.module.get_parameter("embedding.weight"))
         return m
     path = Path(path_or_name)
     if str(path_or_name) in PACKAGED and not path.exists():
@@ -218,6 +218,7 @@ def ends_with_eos(tokenizer: Tokenizer | None) -> bool:
 
 
 def _adds(tokenizer: Tokenizer, token: int) -> bool:
+    assert tokenizer.path is not None  # both callers look
     after = _read_json(tokenizer.path / "tokenizer.json").get("post_processor")
     return json.dumps(tokenizer.token(token), ensure_ascii=False) in json.dumps(after, ensure_ascii=False)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from luban.core.opgraph import OpGraph
+from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import ModelSpec
 
 
-def describe(spec: ModelSpec, *, batch: int = 1, seq: int | None = None) -> OpGraph:
+def describe(spec: ModelSpec, *, batch: int = 1, seq: int | None = None, target: int | None = None) -> OpGraph:
     """FLOPs, parameters and kept activations of every operation of one forward.
 
     A multiply-add is two FLOPs; attention counts the full square, as torch's counter does; norms and
@@ -15,7 +16,11 @@ def describe(spec: ModelSpec, *, batch: int = 1, seq: int | None = None) -> OpGr
     Args:
         batch: sequences.
         seq: tokens a sequence; none: the whole context.
+        target: tokens that an encoder–decoder's decoder reads; none: as many.
     """
     seq = spec.context if seq is None else seq
-    ops = [*spec.body.ops(spec, batch, seq), *spec.head.ops(spec, batch, seq)]
+    if isinstance(spec.body, EncoderDecoderBody):
+        ops = [*spec.body.ops(spec, batch, seq, target), *spec.head.ops(spec, batch, seq if target is None else target)]
+    else:
+        ops = [*spec.body.ops(spec, batch, seq), *spec.head.ops(spec, batch, seq)]
     return OpGraph(ops=tuple(ops), batch=batch, seq=seq)

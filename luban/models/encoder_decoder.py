@@ -55,22 +55,24 @@ class EncoderDecoderBody(Body):
         """The module with its head."""
         return EncoderDecoder(spec)
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
-        """`seq` tokens on both sides."""
-        tokens = 2 * batch * seq
+    def ops(self, spec: ModelSpec, batch: int, seq: int, target: int | None = None) -> list[Op]:
+        """`seq` tokens on the encoder's side and `target` on the decoder's; none: as many."""
+        target = seq if target is None else target
+        tokens = batch * (seq + target)
         ops = [Op(name="embedding", kind="embedding", parameters=spec.vocab_size * spec.width,
                   activation=tokens * spec.width)]  # fmt: skip
         layers = (self.encoder_layers or spec.layers, spec.layers)
-        blocks = (spec.block.ops(spec, batch, seq), cross_ops(spec, batch, seq))
-        for side, shape, count, block in zip(("encoder", "decoder"), self.sides(spec), layers, blocks, strict=True):
+        blocks = (spec.block.ops(spec, batch, seq), cross_ops(spec, batch, target, seq))
+        sides = zip(("encoder", "decoder"), self.sides(spec), layers, blocks, (seq, target), strict=True)
+        for side, shape, count, block, length in sides:
             if learned := spec.position.parameters(shape):
                 ops.append(Op(name=f"{side}.position", kind="embedding", parameters=learned))
             if spec.embedding_norm:
-                ops.append(spec.embedding_norm.op(f"{side}.embedding_norm", batch * seq, spec.width))
+                ops.append(spec.embedding_norm.op(f"{side}.embedding_norm", batch * length, spec.width))
             for layer in range(count):
                 ops += within(f"{side}.blocks.{layer}", block)
             if spec.block.final_norm:
-                ops.append(spec.norm.op(f"{side}.norm", batch * seq, spec.width))
+                ops.append(spec.norm.op(f"{side}.norm", batch * length, spec.width))
         return ops
 
 

@@ -52,7 +52,8 @@ def vocabulary_op(spec: ModelSpec, tokens: int, width: int, *, bias: bool) -> Op
     """The product with the output table, whose parameters are the embedding's where they are tied."""
     op = linear_op("readout", tokens, width, spec.vocab_size)
     own = (0 if spec.tied_head else op.parameters) + (spec.vocab_size if bias else 0)
-    return Op(name=op.name, kind=op.kind, flops=op.flops, parameters=own, activation=op.activation)
+    return Op(name=op.name, kind=op.kind, flops=op.flops, parameters=own, activation=op.activation,
+              sides=op.sides)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ class FeedForward(Variant):
     )
     activation: ClassVar[Activation]
     gated: ClassVar[bool] = False
+    input_kept: ClassVar[bool] = True  # the activation's gradient needs what went into it, not what came out
     width: int = 768  # inner width
     bias: bool = False  # biases on every product
 
@@ -50,7 +51,7 @@ class FeedForward(Variant):
     def ops(self, tokens: int, width: int) -> list[Op]:
         """Its products and activation over `tokens` rows."""
         names = ("gate", "up") if self.gated else ("up",)
-        inner = [linear_op(name, tokens, width, self.width, bias=self.bias) for name in names]
+        inner = [linear_op(name, tokens, width, self.width, bias=self.bias, keeps=self.input_kept) for name in names]
         product = Op(name="activation", kind="activation", activation=tokens * self.width)
         return [*inner, product, linear_op("down", tokens, self.width, width, bias=self.bias)]
 
@@ -137,4 +138,5 @@ class TanhGELU(FeedForward):
 class ReLU(FeedForward):
     """ReLU (Vaswani et al. 2017)."""
 
+    input_kept = False
     activation = staticmethod(F.relu)

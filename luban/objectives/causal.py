@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from luban.data.shards import Shards
 from luban.kernels.available import triton_runs
 from luban.kernels.limits import CHUNK_ELEMENTS, IGNORED
 from luban.objectives.family import Objective
+
+WORTH = 0.75  # share of trained rows up to which they are picked out: every new shape costs time and memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ def causal_loss(module: nn.Module, tokens: Tensor, targets: Tensor, loss_mask: T
     return token_cross_entropy(module, hidden, targets, loss_mask)
 
 
-def token_cross_entropy(module: nn.Module, hidden: Tensor, targets: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
+def token_cross_entropy(module: Any, hidden: Tensor, targets: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
     """The same from hidden states (B, T, E) that the module's head turns into logits.
 
     On CUDA a kernel makes logits and gradients together for a bounded number of rows at once. Elsewhere logits are
@@ -66,7 +69,8 @@ def token_cross_entropy(module: nn.Module, hidden: Tensor, targets: Tensor, loss
         return linear_cross_entropy(rows, table, wanted, bias_V=bias), trained.sum()
     if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
         kept = trained.nonzero().squeeze(-1)  # where shapes are free to vary, untrained rows cost nothing
-        rows, wanted, trained = rows[kept], wanted[kept], trained[kept]
+        if kept.shape[0] <= WORTH * trained.shape[0]:
+            rows, wanted, trained = rows[kept], wanted[kept], trained[kept]
     wanted = torch.where(trained, wanted, IGNORED)
     size = max(1, CHUNK_ELEMENTS // table.shape[0])
     if rows.shape[0] <= size:

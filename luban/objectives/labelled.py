@@ -8,10 +8,11 @@ chat template puts before every answer, is GPT-1's extract token, and the classe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from luban.core.errors import ConfigError, DataError
 from luban.data.batch import Batch
@@ -57,7 +58,7 @@ class Labelled(Objective):
         """A text a row. Raises DataError for shards without answers, or with one that isn't a label."""
         return LabelledTexts(self, shards, seq_len)
 
-    def loss(self, module: nn.Module, *arrays: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, module: Any, *arrays: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the classes' cross-entropies and how many rows there are, the language model's weighted sum added."""
         tokens, targets, extract, documents, positions, follows, labels, weights = arrays
         mask, real = documents >= 0, extract.any(-1)

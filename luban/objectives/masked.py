@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -92,7 +93,7 @@ class Masked(Objective):
         hidden_places, classes, count = self.parts(module, *arrays)
         return hidden_places + classes, count
 
-    def parts(self, module: nn.Module, *arrays: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, module: Any, *arrays: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(sum over the hidden places, what is added for the pairs' classes, number of places) of a batch of pairs.
 
         Divided by the number of places both are means, of places and of pairs.

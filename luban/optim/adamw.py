@@ -49,6 +49,13 @@ class AdamW(Optimizer):
         seeds = {parameter: derive(0, "adamw", name) % 2**31 for name, parameter in parameters.items()}
         return Stepper([AdamWPart(groups, MOMENTS[self.moments], seeds)], parameters)
 
+    def workspace_bytes(self, shapes: Mapping[str, Sequence[int]], *, widened: bool) -> int:
+        """The fp32 copies of the gradients of all matrices or of all vectors."""
+        sizes = {True: 0, False: 0}
+        for shape in shapes.values():
+            sizes[len(shape) < 2] += 4 * math.prod(shape)
+        return max(sizes.values()) if widened and self.moments == "fp32" else 0
+
     def state_bytes(self, shapes: Mapping[str, Sequence[int]]) -> int:
         return sum(2 * MOMENTS[self.moments].itemsize * math.prod(shape) + 4 for shape in shapes.values())
 
@@ -83,14 +90,14 @@ class AdamWPart(Part):
                 step=torch.zeros((), device=parameter.device),
             )
 
-    def _fused(self, group: dict[str, Any], stepped: list[nn.Parameter], lr: float, update: Update) -> None:
+    def _fused(self, group: dict[str, Any], stepped: Sequence[nn.Parameter], lr: float, update: Update) -> None:
         """torch's own kernel; on a CPU reading the switch costs nothing."""
         if not update.go:
             return
         gradients = _scaled([update.gradients[p] for p in stepped], update.scale)
         state = [self.state[p] for p in stepped]
         torch._fused_adamw_(
-            stepped, gradients, [s["exp_avg"] for s in state], [s["exp_avg_sq"] for s in state], [],
+            list[Tensor](stepped), gradients, [s["exp_avg"] for s in state], [s["exp_avg_sq"] for s in state], [],
             [s["step"] for s in state], lr=lr, beta1=group["betas"][0], beta2=group["betas"][1],
             weight_decay=group["decay"], eps=group["eps"], amsgrad=False, maximize=False,
         )  # fmt: skip
@@ -111,9 +118,11 @@ class AdamWPart(Part):
 
 
 def _scaled(gradients: list[Tensor], scale: Tensor) -> list[Tensor]:
-    """fp32 gradients times the factor; the same tensors where there is nothing to do."""
+    """fp32 gradients times the factor: the same tensors, multiplied in place, where they are fp32 already."""
     wide = [g.float() for g in gradients]
-    return wide if scale == 1 else torch._foreach_mul(wide, scale.float())
+    if scale != 1:
+        torch._foreach_mul_(wide, scale.float())
+    return wide
 
 
 def refresh(stepped: Sequence[nn.Parameter], update: Update) -> None:

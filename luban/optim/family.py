@@ -44,8 +44,12 @@ class Optimizer(Variant):
         """Bytes of state that it keeps for parameters of these shapes, for the memory prediction."""
         raise NotImplementedError
 
-    def workspace_bytes(self, shapes: Mapping[str, Sequence[int]]) -> int:
-        """Bytes that an update takes beside state, weights and gradients, at its peak."""
+    def workspace_bytes(self, shapes: Mapping[str, Sequence[int]], *, widened: bool) -> int:
+        """Bytes that an update takes beside state, weights and gradients, at its peak.
+
+        Args:
+            widened: gradients in half precision are turned into fp32 for it, as on a CPU.
+        """
         return 0
 
     def update_flops(self, shapes: Mapping[str, Sequence[int]]) -> int:

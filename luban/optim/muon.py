@@ -53,13 +53,14 @@ class Muon(Optimizer):
         rest = {name: shape for name, shape in shapes.items() if name not in hidden}
         return 4 * sum(math.prod(shape) for shape in hidden.values()) + AdamW().state_bytes(rest)
 
-    def workspace_bytes(self, shapes: Mapping[str, Sequence[int]]) -> int:
-        """Of the largest group of equal shapes: gradient, momentum and their mixture in fp32, two iterates in bf16."""
+    def workspace_bytes(self, shapes: Mapping[str, Sequence[int]], *, widened: bool) -> int:
+        """Of the largest group of equal shapes: gradient, momentum and their mixture in fp32, three iterates in bf16."""
         sizes: dict[tuple[int, ...], int] = defaultdict(int)
         for name, shape in shapes.items():
             if is_hidden_matrix(name, shape):
                 sizes[tuple(shape)] += math.prod(shape)
-        return 16 * max(sizes.values(), default=0)
+        rest = {name: shape for name, shape in shapes.items() if not is_hidden_matrix(name, shape)}
+        return max(18 * max(sizes.values(), default=0), AdamW().workspace_bytes(rest, widened=widened))
 
     def update_flops(self, shapes: Mapping[str, Sequence[int]]) -> int:
         """Newton–Schulz: three products a round."""
@@ -93,8 +94,9 @@ class MuonPart(Part):
         torch._foreach_copy_(buffers, list(momentum))
         updates = orthogonalise(torch.lerp(gradients, momentum, group["momentum"]), group["rounds"])
         updates = updates.to(parameters[0].dtype) * (-lr * 0.2 * math.sqrt(max(shape)) * kept)
-        torch._foreach_mul_(parameters, 1 - lr * group["decay"] * kept)
-        torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype)))
+        weights = list[Tensor](parameters)
+        torch._foreach_mul_(weights, 1 - lr * group["decay"] * kept)
+        torch._foreach_add_(weights, list(updates.to(parameters[0].dtype)))
 
 
 def orthogonalise(matrices_NRC: Tensor, rounds: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -9,15 +9,23 @@ and keys and values of width K, in elements of the compute type:
 which is what the operations say one by one (`Op.activation`). On a GPU the weights of joint products are kept side by
 side as well. Recomputation "cheap" keeps the outputs of products and attention alone (and makes the inner activation
 and the joint weights again), "blocks" what goes into each block.
+
+On a CPU attention beside half-precision products either runs in fp32, with its inputs twice as wide and its output kept
+twice, or is written out in bf16 products over chunks of queries (`nn.attention.product`): then its weights are kept in
+fp32, for the gradient of the softmax, and in bf16, for that of the values, and keys and values once for every chunk that
+sees another part of them. All of this describes a compiled step; what an uncompiled one keeps is found by running it on
+tensors without data (`train.rehearse`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from math import prod
+from typing import Literal
 
 from luban.core.opgraph import Op, OpGraph
 from luban.core.units import bytes_
-from luban.kernels.limits import CHUNK_ELEMENTS, LOGIT_BYTES
+from luban.kernels.limits import CHUNK_ELEMENTS, LARGEST_SQUARE, LOGIT_BYTES, query_chunk
 
 FP32, HALF = 4, 2  # bytes
 JOINED = ("attention.q", "attention.k", "attention.v", "feedforward.gate", "feedforward.up")
@@ -32,8 +40,12 @@ class Setting:
     accumulate: bool = False  # several micro-batches a step, whose gradients are summed in fp32
     recompute: str = "none"  # none, cheap, blocks
     fused: bool = False  # the kernels of a GPU: joint products, logits a chunk at a time
-    wide_attention: bool = False  # attention in fp32 beside products in half precision, as on a CPU
+    attention: Literal["fused", "wide", "written"] = (
+        "fused"  # wide: in fp32 beside products in half precision; written: out in products where rows are short, else wide
+    )
     heads: int = 0  # query heads
+    head_width: int = 0  # of one
+    masks: int = 0  # squares of queries and keys written out for every row, where attention isn't fused
     optimizer: int = 0  # bytes of its state
     workspace: int = 0  # bytes that its update needs beside
 
@@ -63,7 +75,15 @@ class MemoryPrediction:
         return f"{bytes_(self.total)} ({parts})"
 
 
-def predict_memory(graph: OpGraph, setting: Setting) -> MemoryPrediction:
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Bytes that a micro-batch takes beside weights and optimizer, found by running it."""
+
+    kept: int  # by the forward pass for the backward pass
+    peak: int  # of everything that was there at once, gradients included
+
+
+def predict_memory(graph: OpGraph, setting: Setting, footprint: Footprint | None = None) -> MemoryPrediction:
     """The memory of one training step at its peak.
 
     A step has three high places: the loss, when all activations are kept and logits are made; the first block of the
@@ -71,25 +91,31 @@ def predict_memory(graph: OpGraph, setting: Setting) -> MemoryPrediction:
 
     Args:
         graph: the model's operations for one micro-batch (`batch` × `seq` tokens).
+        footprint: of an uncompiled step, which the operations don't tell; it stands for the first two places.
     """
     n, width = graph.parameters, setting.width
     sums = FP32 * n if setting.accumulate else 0
-    table = max(
-        (width * op.flops // (2 * graph.batch * graph.seq) for op in graph.ops if op.name == "readout"), default=0
-    )
-    kept = kept_bytes(graph, setting)
-    again = _made_again(graph, setting)
     fixed = {"parameters": (FP32 * n if setting.masters or not setting.half else 0) + (HALF * n if setting.half else 0),
              "optimizer": setting.optimizer}  # fmt: skip
+    if footprint is None:
+        passes = _compiled_passes(graph, setting)
+    else:
+        passes = [(0, footprint.kept, footprint.peak - footprint.kept)]
     at = (
-        MemoryPrediction(**fixed, gradients=sums, activations=kept, transient=_loss_bytes(graph, setting)),
-        MemoryPrediction(
-            **fixed, gradients=sums + table, activations=kept, transient=again + _backward_bytes(graph, setting)
-        ),
+        *(MemoryPrediction(**fixed, gradients=sums + gradients, activations=kept, transient=transient)
+          for gradients, kept, transient in passes),
         MemoryPrediction(**fixed, gradients=sums + width * n, activations=0, transient=0),
         MemoryPrediction(**fixed, gradients=sums or width * n, activations=0, transient=setting.workspace),
-    )
+    )  # fmt: skip
     return max(at, key=lambda moment: moment.total)
+
+
+def _compiled_passes(graph: OpGraph, setting: Setting) -> list[tuple[int, int, int]]:
+    """(gradients, activations, transient) bytes at the loss and in the first block of the backward pass."""
+    kept = kept_bytes(graph, setting)
+    table = max((setting.width * prod(op.sides) for op in graph.ops if op.name == "readout"), default=0)
+    return [(0, kept, _loss_bytes(graph, setting)),
+            (table, kept, _made_again(graph, setting) + _backward_bytes(graph, setting))]  # fmt: skip
 
 
 def kept_bytes(graph: OpGraph, setting: Setting) -> int:
@@ -99,25 +125,73 @@ def kept_bytes(graph: OpGraph, setting: Setting) -> int:
         if name == "readout":
             continue  # logits are the loss's own affair
         total += layer_bytes(layer, setting) if _is_block(layer) else setting.width * _elements(layer.ops)
-    return total
+    return total + _mask_bytes(graph, setting)
+
+
+def _mask_bytes(graph: OpGraph, setting: Setting) -> int:
+    """Masks in fp32, shared by all layers: where scores are written out they are made again."""
+    kept = setting.attention != "fused" and any(
+        op.kind == "attention" and not is_written_out(op, setting) for op in graph.ops
+    )
+    return FP32 * setting.masks * graph.batch * graph.seq**2 if kept else 0
 
 
 def layer_bytes(layer: OpGraph, setting: Setting) -> int:
     """The same of one block."""
     if setting.recompute == "blocks":
         return setting.width * layer.ops[-1].activation  # what goes into the next one
-    kinds = {"linear", "attention"} if setting.recompute == "cheap" else {op.kind for op in layer.ops}
-    elements = _elements(op for op in layer.ops if op.kind in kinds)
-    sums = _wide_bytes(layer) if setting.wide_attention and setting.half else 0
-    sums += FP32 * setting.heads * layer.batch * layer.seq * sum(op.kind == "attention" for op in layer.ops)
+    cheap = setting.recompute == "cheap"
+    elements = _elements(op for op in layer.ops if not cheap or op.kind in ("linear", "attention"))
     weights = setting.width * joined_parameters(layer) if setting.fused and setting.recompute == "none" else 0
-    return setting.width * elements + sums + weights
+    return setting.width * elements + weights + sum(_attention_bytes(op, layer, setting) for op in layer.ops)
 
 
-def _wide_bytes(layer: OpGraph) -> int:
-    """What attention in fp32 keeps beyond half precision: its inputs are twice as wide, and its output is kept twice."""
-    inputs = _elements(op for op in layer.ops if op.name.endswith(JOINED[:3]))
-    return (FP32 - HALF) * inputs + FP32 * _elements(op for op in layer.ops if op.kind == "attention")
+def _attention_bytes(op: Op, layer: OpGraph, setting: Setting) -> int:
+    """What one attention keeps beyond its inputs and its output in the compute type."""
+    if op.kind != "attention":
+        return 0
+    if is_written_out(op, setting):
+        seen, parts = computed_share(op, layer.seq), -(-layer.seq // query_chunk(layer.seq))
+        scores = int(seen * scores_of(op, setting))
+        if setting.recompute == "cheap":  # the outputs of products: scores
+            return HALF * scores
+        copies = seen * parts if looks_back(op) else 1
+        return (FP32 + HALF) * scores + int((copies - 1) * HALF * _inputs(op, layer, ("k", "v")))
+    sums = FP32 * setting.heads * layer.batch * layer.seq  # the log-sum-exp
+    if setting.attention == "fused" or not setting.half:
+        return sums
+    return sums + (FP32 - HALF) * _inputs(op, layer, ("q", "k", "v")) + FP32 * op.activation
+
+
+def is_written_out(op: Op, setting: Setting) -> bool:
+    """Whether this attention is computed by products over chunks of queries, its scores kept."""
+    return setting.attention == "written" and setting.half and scores_of(op, setting) <= LARGEST_SQUARE
+
+
+def scores_of(op: Op, setting: Setting) -> int:
+    """Query–key pairs of an attention's full square, over all heads."""
+    return op.flops // (4 * max(1, setting.head_width))
+
+
+def looks_back(op: Op) -> bool:
+    """Whether its mask is a triangle or lies within one (a narrow window to both sides is taken for one, too)."""
+    return op.seen <= 0.5
+
+
+def computed_share(op: Op, seq: int) -> float:
+    """Share of the square that chunks of queries compute under its mask."""
+    chunk = query_chunk(seq)
+    return (
+        sum(min(chunk, seq - at) * min(at + chunk, seq) for at in range(0, seq, chunk)) / seq**2
+        if looks_back(op)
+        else 1
+    )
+
+
+def _inputs(op: Op, layer: OpGraph, which: tuple[str, ...]) -> int:
+    """Elements of an attention's own queries, keys or values."""
+    place = op.name.removesuffix("scores")
+    return _elements(other for other in layer.ops if other.name in {place + name for name in which})
 
 
 def joined_parameters(layer: OpGraph) -> int:
@@ -152,8 +226,10 @@ def _made_again(graph: OpGraph, setting: Setting) -> int:
         return 0
     inner = _elements(op for op in layer.ops if op.kind == "activation")
     if setting.recompute == "cheap":
-        return setting.width * inner
-    return setting.width * _elements(layer.ops)
+        weights = [int(computed_share(op, layer.seq) * scores_of(op, setting)) for op in layer.ops
+                   if op.kind == "attention" and is_written_out(op, setting)]  # fmt: skip
+        return setting.width * inner + (FP32 + HALF) * max(weights, default=0)
+    return layer_bytes(layer, replace(setting, recompute="none", fused=False))
 
 
 def _backward_bytes(graph: OpGraph, setting: Setting) -> int:
@@ -171,18 +247,13 @@ def _backward_bytes(graph: OpGraph, setting: Setting) -> int:
 def _loss_bytes(graph: OpGraph, setting: Setting) -> int:
     """Logits of a chunk and their gradient; on a GPU also gradients of the rows and twice of the table, that in fp32.
 
-    There the gradient takes the logits' place. Elsewhere it stands beside them, in their precision once compiled.
+    The gradient takes the logits' place.
     """
     readout = next((op for op in graph.ops if op.name == "readout"), None)
     if readout is None or not readout.activation:
         return 0
     if not setting.fused:
-        return 2 * setting.width * min(readout.activation, CHUNK_ELEMENTS)
-    inputs, outputs = _sides(readout, graph)
-    rows = graph.batch * graph.seq * inputs
+        return setting.width * min(readout.activation, CHUNK_ELEMENTS)
+    inputs, outputs = readout.sides
+    rows = readout.activation // max(1, outputs) * inputs
     return min(setting.width * readout.activation, LOGIT_BYTES) + 2 * FP32 * inputs * outputs + setting.width * rows
-
-
-def _sides(op: Op, graph: OpGraph) -> tuple[int, int]:
-    """(inputs, outputs) of a dense layer."""
-    return op.flops // (2 * op.activation), op.activation // (graph.batch * graph.seq)

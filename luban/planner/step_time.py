@@ -6,11 +6,21 @@ Products and attention are compute, what lies between them is reading and writin
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from math import inf
 
 from luban.core.opgraph import TRAINING_FACTOR, Op, OpGraph
 from luban.core.units import milliseconds
 from luban.kernels.limits import FLOAT8_SIDES
-from luban.planner.memory import FP32, HALF, JOINED, Setting, joined_parameters
+from luban.planner.memory import (
+    FP32,
+    HALF,
+    JOINED,
+    Setting,
+    computed_share,
+    is_written_out,
+    joined_parameters,
+    scores_of,
+)
 
 BACKWARD = 2.5  # work of attention's backward pass in forwards: five products for two
 SUSTAINED = 0.87  # of a lone product's rate, for products inside a step on a GPU (an H100 at its power limit)
@@ -20,6 +30,7 @@ SUSTAINED = 0.87  # of a lone product's rate, for products inside a step on a GP
 # stream is read with it and written (3); queries, keys and values are turned and turned back (4); a gated activation
 # reads 2 and writes 1, and back reads 3 and writes 2 (8).
 PASSES = {"norm": 6, "activation": 8, "embedding": 4, "readout": 3, "stream": 3, "turned": 4}
+WORDS = {"whole": "forward and backward"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +43,7 @@ class Rates:
     backward: float  # the same of its backward pass
     bandwidth: float  # bytes read or written
     square: bool = False  # attention computes what its mask hides, too
+    exponentials: float | None = None  # a second, with what stands around them; none: the memory is what limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +54,7 @@ class StepTime:
     attention: float
     elementwise: float
     update: float  # the optimizer and the gradient's norm
+    whole: float = 0.0  # forward and backward passes that were timed as a whole, in place of the parts above
 
     @property
     def total(self) -> float:
@@ -49,7 +62,8 @@ class StepTime:
         return sum(getattr(self, field.name) for field in fields(self))
 
     def __str__(self) -> str:
-        return ", ".join(f"{field.name} {milliseconds(getattr(self, field.name))}" for field in fields(self))
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ", ".join(f"{WORDS.get(name, name)} {milliseconds(part)}" for name, part in parts.items() if part)
 
 
 def predict_step(graph: OpGraph, setting: Setting, rates: Rates, *, micro_batches: int = 1,
@@ -60,24 +74,33 @@ def predict_step(graph: OpGraph, setting: Setting, rates: Rates, *, micro_batche
         graph: the operations of one micro-batch.
         update_flops: of products inside the optimizer.
     """
-    products, attention, moved = 0.0, 0.0, 0.0
+    products, attention, moved, exponentials = 0.0, 0.0, 0.0, 0.0
     for op in graph.ops:
         again = setting.recompute == "blocks" and "blocks." in op.name
         if op.kind == "attention":
-            work = op.flops * (1.0 if rates.square else op.seen)
+            written = is_written_out(op, setting)
+            work = op.flops * (computed_share(op, graph.seq) if written else 1.0 if rates.square else op.seen)
             attention += (1 + again) * work / rates.forward + BACKWARD * work / rates.backward
-        elif rates.eight and "blocks." in op.name and _aligned(op, graph):
+            if written and rates.exponentials:
+                attention += (2 + again) * computed_share(op, graph.seq) * scores_of(op, setting) / rates.exponentials
+        elif rates.eight and "blocks." in op.name and _aligned(op):
             products += (2 + again) * op.flops / rates.eight + op.flops / rates.products
-            moved += _quantised_bytes(op, graph)
+            moved += _quantised_bytes(op)
         else:
             products += (TRAINING_FACTOR + again) * op.flops / rates.products
         moved += setting.width * _passes(op, setting) * op.activation
+        if op.kind == "activation" or op.name == "readout":
+            exponentials += (2 + again) * op.activation
     if setting.fused:
         moved += 4 * setting.width * joined_parameters(graph)
     return StepTime(products=micro_batches * products, attention=micro_batches * attention,
-                    elementwise=micro_batches * moved / rates.bandwidth,
-                    update=_update_bytes(graph, setting, micro_batches) / rates.bandwidth
-                    + update_flops / rates.products)  # fmt: skip
+                    elementwise=micro_batches * (moved / rates.bandwidth + exponentials / (rates.exponentials or inf)),
+                    update=update_time(graph, setting, rates, micro_batches=micro_batches, flops=update_flops))  # fmt: skip
+
+
+def update_time(graph: OpGraph, setting: Setting, rates: Rates, *, micro_batches: int = 1, flops: float = 0.0) -> float:
+    """Seconds of the optimizer, the gradient's norm and the sums of micro-batches."""
+    return _update_bytes(graph, setting, micro_batches) / rates.bandwidth + flops / rates.products
 
 
 def _passes(op: Op, setting: Setting) -> float:
@@ -94,21 +117,15 @@ def _passes(op: Op, setting: Setting) -> float:
     return PASSES.get(kind, 0) + again
 
 
-def _aligned(op: Op, graph: OpGraph) -> bool:
-    inputs, outputs = _sides(op, graph)
+def _aligned(op: Op) -> bool:
+    inputs, outputs = op.sides
     return op.kind == "linear" and inputs % FLOAT8_SIDES == 0 and outputs % FLOAT8_SIDES == 0
 
 
-def _sides(op: Op, graph: OpGraph) -> tuple[int, int]:
-    tokens = graph.batch * graph.seq
-    outputs = op.activation // tokens
-    return (op.flops // (2 * op.activation) if op.activation else 0), outputs
-
-
-def _quantised_bytes(op: Op, graph: OpGraph) -> int:
+def _quantised_bytes(op: Op) -> int:
     """Input, gradient and (twice) the weights are read for their scales, read again and written in 8 bits."""
-    inputs, outputs = _sides(op, graph)
-    tokens, each = graph.batch * graph.seq, 2 * HALF + 1
+    inputs, outputs = op.sides
+    tokens, each = op.flops // max(1, 2 * inputs * outputs), 2 * HALF + 1
     shared = op.name.endswith(JOINED) and not op.name.endswith((".q", ".gate"))  # the joint product's input is one
     return each * (tokens * (outputs + (0 if shared else inputs)) + 2 * inputs * outputs)
 

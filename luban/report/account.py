@@ -15,6 +15,7 @@ def account(figures: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[s
     lines = [line for line in known if line]
     return [
         *lines,
+        *(("a doubt of what was predicted", str(doubt), "") for doubt in figures.get("prediction_doubts", ())),
         *(("attention", "", str(line).removeprefix("attention: ")) for line in figures.get("attention", ())),
     ]
 

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from luban.core.errors import DataError
 from luban.core.log import warn
@@ -128,9 +128,11 @@ class Engine:
             ids = self.model.need_tokenizer().encode(prompt, bos=self.model.begins_with_bos,
                                                      eos=source and self.model.ends_with_eos)  # fmt: skip
         elif prompt and isinstance(prompt[0], Mapping):
-            ids = render(prompt, self.model.need_tokenizer(), add_generation_prompt=True).token_ids
+            ids = render(
+                cast(Sequence[Mapping[str, Any]], prompt), self.model.need_tokenizer(), add_generation_prompt=True
+            ).token_ids
         elif all(isinstance(token, int) for token in prompt):
-            ids = list(prompt)
+            ids = list(cast(Sequence[int], prompt))
         else:
             raise DataError("a prompt is a string, a list of token ids, or a list of messages")
         self.session.check(ids)
@@ -143,7 +145,7 @@ class Engine:
         Raises DataError for a prompt that is empty, malformed or longer than the context, before any is run.
         """
         sampling = sampling or self.model.generation.sample({})
-        several = [prompts] if _is_one(prompts) else list(prompts)
+        several = cast(Sequence[Prompt], [prompts] if _is_one(prompts) else prompts)
         requests = [Request(self.tokens_of(prompt), sampling) for prompt in several]
         for request in requests:
             self.submit(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,5 +47,5 @@ def compilable_regions(module: nn.Module) -> list[nn.Module]:
     return [*stacked_blocks(module), *own]  # torch's own norms are one kernel already, and never compiled alone
 
 
-def _stacks(module: nn.Module) -> list[nn.Module]:
+def _stacks(module: nn.Module) -> list[Any]:
     return [part for part in module.modules() if isinstance(getattr(part, "blocks", None), nn.ModuleList)]

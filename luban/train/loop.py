@@ -196,7 +196,7 @@ class Loop:
             self.profile.write()
         last = at.step >= self.count.total(at.step)
         if self._due_to_validate():
-            self._validate(journal, self.pieces.validator)
+            self._validate(journal)
         if stop.signal or self._due(self.recipe.checkpoint.every):
             self.save()
         self.side += time.monotonic() - began
@@ -206,8 +206,9 @@ class Loop:
             raise Interrupted(stop.signal, f"stopped by {name} after step {at.step}, saved in "
                               f"{self.series.path(at.step)}; the same command resumes")  # fmt: skip
 
-    def _validate(self, journal: Journal, validator: Validator) -> Validation:
-        at = self.state.progress
+    def _validate(self, journal: Journal) -> Validation:
+        at, validator = self.state.progress, self.pieces.validator
+        assert validator is not None  # else none is due
         found = validator(self.pieces.module, self.pieces.loss)
         journal.write(step=at.step, **found.row(), seconds=self.earlier + time.monotonic() - self.session)
         at.scores = found.row()

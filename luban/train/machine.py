@@ -11,15 +11,22 @@ import torch.nn.functional as F
 
 from luban.core.opgraph import OpGraph
 from luban.kernels.dispatch import RATES, Case, pick
+from luban.kernels.limits import query_chunk
 from luban.models.spec import ModelSpec
 from luban.planner.accelerators import Accelerator, accelerator, accelerator_of
+from luban.planner.memory import Setting, computed_share, is_written_out
 from luban.planner.step_time import BACKWARD, SUSTAINED, Rates
 from luban.train.device import keep_freed_memory
 from luban.train.precision import COMPUTE
 
 TABLED_ON = "h100-sxm"  # where the attention kernels' rates were measured
 ROUNDS = 5  # of every measurement; the best counts
-TOUCHED = 2**22  # elements of the timed activation
+TOUCHED = 2**22  # elements of the timed sum
+WEIGHED = 2**20, 256  # elements of the timed softmax, and of a row of it
+AROUND = (
+    2.5  # times a softmax's time an element that exponentials in a compiled loop take, with conversions, masks, sums
+)
+BUSY = 0.8  # of its threads' time: below it a measurement had to share the machine
 MEASURED = 2 * 10**10  # FLOPs of the timed products, at most
 
 
@@ -45,7 +52,7 @@ class Machine:
 
 
 def rates(machine: Machine, device: torch.device, precision: str, spec: ModelSpec, graph: OpGraph,
-          documents: bool = True) -> Rates:  # fmt: skip
+          setting: Setting, documents: bool = True) -> Rates:  # fmt: skip
     """What the device does a second with this model.
 
     Args:
@@ -54,7 +61,7 @@ def rates(machine: Machine, device: torch.device, precision: str, spec: ModelSpe
     """
     path = attention_path(device, precision, spec, documents)
     if machine.accelerator is None:
-        return measured(device, COMPUTE[precision], spec, graph)
+        return measured(device, COMPUTE[precision], spec, graph, setting)
     return tabled(machine.accelerator, precision, path, spec.attention.head_width(spec.width))
 
 
@@ -82,28 +89,46 @@ def tabled(row: Accelerator, precision: str, path: str, head_width: int) -> Rate
                  backward=1e12 * share * backward, bandwidth=row.copy_rate, square=not limits)  # fmt: skip
 
 
-def measured(device: torch.device, dtype: torch.dtype, spec: ModelSpec, graph: OpGraph) -> Rates:
-    """The same by running the model's largest product, one attention and an activation, forward and backward."""
+def measured(device: torch.device, dtype: torch.dtype, spec: ModelSpec, graph: OpGraph, setting: Setting) -> Rates:
+    """The same by running the model's largest product, one attention, a sum and a softmax."""
     keep_freed_memory(device)  # as in training; else the system's pages are timed
-    forward, backward = _attention_rates(device, dtype, spec, graph)
+    written = next((op for op in graph.ops if op.kind == "attention" and is_written_out(op, setting)), None)
+    if written is None:
+        forward, backward = _attention_rates(device, dtype, spec, graph)
+    else:
+        forward = _batched_rate(device, dtype, spec, graph, computed_share(written, graph.seq))
+        backward = forward * BACKWARD / 2  # four products: nothing is computed again
+    exponentials = 1 / (AROUND * _softmax_time(device)) if device.type == "cpu" else None
     return Rates(products=_product_rate(device, dtype, graph), forward=forward, backward=backward,
-                 bandwidth=_elementwise_rate(device, dtype), square=True)  # fmt: skip
+                 bandwidth=_sum_rate(device, dtype), square=True, exponentials=exponentials)  # fmt: skip
+
+
+def contention(device: torch.device) -> float | None:
+    """Share of its threads' time that a product got, where that says that the machine does other work as well."""
+    if device.type != "cpu":
+        return None
+    x = torch.randn(1024, 1024)
+    torch.mm(x, x)
+    began, used = time.perf_counter(), time.process_time()
+    for _ in range(ROUNDS):
+        torch.mm(x, x)
+    share = (time.process_time() - used) / (time.perf_counter() - began) / torch.get_num_threads()
+    return share if share < BUSY else None
 
 
 def _product_rate(device: torch.device, dtype: torch.dtype, graph: OpGraph) -> float:
     """FLOP/s of the blocks' largest product and the two of its gradients."""
     products = [op for op in graph.ops if op.kind == "linear" and op.activation and op.name != "readout"]
     largest = max(products or graph.ops, key=lambda op: op.flops)
-    outputs = max(1, largest.activation // (graph.batch * graph.seq))
-    inputs = max(1, largest.flops // (2 * max(1, largest.activation)))
+    inputs, outputs = (max(1, side) for side in largest.sides)
     tokens = min(graph.batch * graph.seq, max(256, MEASURED // (6 * inputs * outputs)))
     x, w = torch.randn(tokens, inputs, device=device).to(dtype), torch.randn(outputs, inputs, device=device).to(dtype)
     dy = torch.randn(tokens, outputs, device=device).to(dtype)
 
     def three() -> None:
         F.linear(x, w)
-        dy @ w
-        dy.t() @ x
+        torch.mm(dy, w)
+        torch.mm(dy.t(), x)
 
     return 6 * tokens * inputs * outputs / _best(three, device)
 
@@ -130,10 +155,32 @@ def _attention_rates(device: torch.device, dtype: torch.dtype, spec: ModelSpec, 
     return work / _best(forward, device), BACKWARD * work / back
 
 
-def _elementwise_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Bytes a second that a gated activation reads and writes: on a CPU arithmetic limits it, not memory alone."""
-    gate, up = (torch.randn(TOUCHED, device=device).to(dtype) for _ in range(2))
-    return 5 * TOUCHED * dtype.itemsize / _best(lambda: F.silu(gate) * up, device)
+def _batched_rate(device: torch.device, dtype: torch.dtype, spec: ModelSpec, graph: OpGraph, share: float) -> float:
+    """FLOP/s of the products of a chunk of queries with the keys that it sees, and of their weights with the values."""
+    heads, keys, width = spec.attention.heads, spec.attention.key_heads(), spec.attention.head_width(spec.width)
+    rows, seen = heads // keys * query_chunk(graph.seq), max(1, int(share * graph.seq))
+    pairs = max(1, min(graph.batch * keys, TOUCHED // (rows * max(seen, width))))
+    q, k = (torch.randn(pairs, n, width, device=device).to(dtype) for n in (rows, seen))
+    weights = torch.randn(pairs, rows, seen, device=device).to(dtype)
+
+    def two() -> None:
+        torch.bmm(q, k.mT)
+        torch.bmm(weights, k)
+
+    return 4 * pairs * rows * seen * width / _best(two, device)
+
+
+def _sum_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Bytes a second that a sum of two tensors reads and writes."""
+    one, other = (torch.randn(TOUCHED, device=device).to(dtype) for _ in range(2))
+    return 3 * TOUCHED * dtype.itemsize / _best(lambda: one + other, device)
+
+
+def _softmax_time(device: torch.device) -> float:
+    """Seconds an element of a softmax in fp32."""
+    elements, row = WEIGHED
+    scores = torch.randn(elements // row, row, device=device)
+    return _best(lambda: scores.softmax(-1), device) / elements
 
 
 def _best(work: Callable[[], object], device: torch.device) -> float:

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import get_args
+from math import isqrt
+from typing import Any, get_args
 
 import torch
 
 from luban.core.errors import UnsupportedError
+from luban.core.opgraph import OpGraph
 from luban.core.units import bytes_, count, milliseconds, seconds
+from luban.data.batch import Batch
 from luban.kernels import dispatch
 from luban.models.build import build_model
+from luban.models.decoder import DecoderBody
 from luban.models.describe import describe
+from luban.models.encoder import EncoderBody
+from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import ModelSpec
 from luban.planner.memory import MemoryPrediction, Setting, predict_memory
-from luban.planner.step_time import StepTime, predict_step
-from luban.train.device import free_memory, resident_memory
-from luban.train.machine import Machine, rates
+from luban.planner.step_time import StepTime, predict_step, update_time
+from luban.train.device import compiler_missing
+from luban.train.machine import Machine, contention, rates
 from luban.train.recipe import Recipe
 from luban.train.recompute import Recompute
+from luban.train.rehearse import rehearse_memory, rehearse_time
+from luban.train.room import free_memory, resident_memory
 
-COMPILER = 150_000_000  # bytes that torch.compile leaves in the process (torch 2.13, a decoder as one graph)
+COMPILER = 250_000_000  # bytes that torch.compile leaves in the process: 150 to 350 MB found (torch 2.13, one graph)
+LIBRARY = (
+    0.5  # of what an uncompiled step passes through: what a CPU's kernels and freed blocks keep of it (0.5 to 0.9)
+)
+SAMPLED = 64  # rows of a batch that predictions look at, at most
 RESERVED = 0.03  # of a GPU's free memory that its allocator loses between blocks
 
 
@@ -40,6 +54,7 @@ class Prediction:
     step: StepTime
     budget: float = 0.0  # seconds that the run is limited to (0: none)
     compiled: bool = False  # by torch.compile
+    doubts: tuple[str, ...] = ()  # why figures may be off
 
     @property
     def seconds(self) -> float:
@@ -55,20 +70,28 @@ class Prediction:
     @property
     def process(self) -> int:
         """Main memory that the process will hold at its peak when it trains on the CPU."""
-        return self.held + self.memory.total + (COMPILER if self.compiled else 0)
+        return self.held + self.memory.total + self.beside
 
-    def figures(self) -> dict[str, float]:
+    @property
+    def beside(self) -> int:
+        """Main memory that a step on the CPU leaves behind without using it."""
+        return COMPILER if self.compiled else int(LIBRARY * (self.memory.activations + self.memory.transient))
+
+    def figures(self) -> dict[str, Any]:
         """For a run's manifest."""
         peak, row = self.machine.peak_flops(self.precision), self.machine.accelerator
-        found = {"predicted_memory_bytes": self.memory.total, "predicted_step_seconds": self.step.total,
+        found: dict[str, Any] = {"predicted_memory_bytes": self.memory.total, "predicted_step_seconds": self.step.total,
                  "model_flops_per_step": self.model_flops, "predicted_process_bytes": self.process}  # fmt: skip
+        if self.doubts:
+            found["prediction_doubts"] = list(self.doubts)
         return found | ({"peak_flops": peak, "accelerator_watts": row.power} if peak and row else {})
 
     def summary(self) -> str:
         """One line, as training begins."""
         return (f"{count(self.parameters)} parameters on {self.machine.name} in {self.precision}; predicted: memory "
                 f"{bytes_(self.memory.total)} of {bytes_(self.free)} free, a step in {milliseconds(self.step.total)}, "
-                f"{count(self.tokens_per_step / self.step.total)} tokens/s")  # fmt: skip
+                f"{count(self.tokens_per_step / self.step.total)} tokens/s"
+                + "".join(f"; {doubt}" for doubt in self.doubts))  # fmt: skip
 
     def lines(self) -> list[str]:
         """For the person who asked."""
@@ -89,27 +112,69 @@ class Prediction:
         if row is not None:
             rows.append(f"cost    {self.seconds / 3600:.3g} accelerator-hours, at most "
                         f"{row.power * self.seconds / 3.6e6:.3g} kWh ({row.power:g} W)")  # fmt: skip
-        return rows
+        return rows + [f"doubt   {doubt}" for doubt in self.doubts]
 
 
-def predict(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Prediction:
+def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Callable[[int], Batch]) -> Prediction:
     """Predict a run without allocating its model; where the device is in no table, small measurements take a moment.
+
+    Args:
+        sample: `sample(n)` is n rows of those that the run will read.
 
     Raises:
         UnsupportedError: an attention was asked for by name that can't serve this run.
     """
     held = resident_memory()  # before anything is measured
     train, machine, shapes = recipe.train, Machine.of(device), _shapes(spec)
-    graph = describe(spec, batch=train.batch_size // train.accumulate, seq=train.seq_len)
+    graph = _micro_batch(recipe, spec, sample(1))
+    compiled = runs_compiled(recipe, device)
     setting = setting_of(recipe, spec, device, shapes)
+    busy = contention(device)
     with dispatch.using(train.kernel):
-        found = rates(machine, device, train.precision, spec, graph, documents=spec.body.causal)
-    step = predict_step(graph, setting, found, micro_batches=train.accumulate,
-                        update_flops=recipe.optim.update_flops(shapes))  # fmt: skip
-    return Prediction(parameters=graph.parameters, memory=predict_memory(graph, setting), free=free_memory(device),
-                      held=held, machine=machine, tokens_per_step=train.batch_size * train.seq_len,
-                      steps=train.steps, model_flops=graph.model_flops * train.accumulate, precision=train.precision,
-                      step=step, budget=train.budget_seconds, compiled=train.compile)  # fmt: skip
+        found = rates(machine, device, train.precision, spec, graph, setting, documents=spec.body.causal)
+        flops = recipe.optim.update_flops(shapes)
+        if compiled or device.type != "cpu":
+            step = predict_step(graph, setting, found, micro_batches=train.accumulate, update_flops=flops)
+        else:
+            rows = sample(min(graph.batch, SAMPLED))
+            update = update_time(graph, setting, found, micro_batches=train.accumulate, flops=flops)
+            step = StepTime(products=0.0, attention=0.0, elementwise=0.0, update=update,
+                            whole=train.accumulate * rehearse_time(recipe, spec, rows))  # fmt: skip
+        memory = _memory(recipe, spec, device, shapes, sample)
+    return Prediction(parameters=graph.parameters, memory=memory, free=free_memory(device), held=held, machine=machine,
+                      tokens_per_step=train.batch_size * train.seq_len, steps=train.steps,
+                      model_flops=graph.model_flops * train.accumulate, precision=train.precision, step=step,
+                      budget=train.budget_seconds, compiled=compiled,
+                      doubts=tuple(_doubts(spec, device, compiled, busy)))  # fmt: skip
+
+
+def runs_compiled(recipe: Recipe, device: torch.device) -> bool:
+    """Whether the step will be compiled: wanted, and possible."""
+    return recipe.train.compile and compiler_missing(device) is None
+
+
+def _memory(recipe: Recipe, spec: ModelSpec, device: torch.device, shapes: dict[str, tuple[int, ...]],
+            sample: Callable[[int], Batch]) -> MemoryPrediction:  # fmt: skip
+    row, footprint = sample(1), None
+    if device.type == "cpu" and not runs_compiled(recipe, device):
+        footprint = rehearse_memory(recipe, spec, row)
+    return predict_memory(_micro_batch(recipe, spec, row), setting_of(recipe, spec, device, shapes), footprint)
+
+
+def _micro_batch(recipe: Recipe, spec: ModelSpec, row: Batch) -> OpGraph:
+    """What the model does to one, whose rows are like this one: an encoder–decoder's have a length on either side."""
+    rows = recipe.train.batch_size // recipe.train.accumulate
+    return describe(spec, batch=rows, seq=recipe.train.seq_len, target=row.tokens.shape[1])
+
+
+def _doubts(spec: ModelSpec, device: torch.device, compiled: bool, busy: float | None) -> Iterator[str]:
+    """What makes figures less sure than they look."""
+    if not isinstance(spec.body, (DecoderBody, EncoderBody, EncoderDecoderBody)):
+        yield "a recurrent body's memory and time hang on where its documents end: both may be several times these"
+    if device.type != "cpu" and not compiled:
+        yield "figures are those of a compiled step (--train.compile true); uncompiled it takes more memory and time"
+    if busy is not None:
+        yield f"rates were measured on a busy machine, with {busy:.0%} of its threads' time: alone it will be faster"
 
 
 def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -119,46 +184,60 @@ def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 def setting_of(recipe: Recipe, spec: ModelSpec, device: torch.device, shapes: dict[str, tuple[int, ...]]) -> Setting:
     """What of the trainer memory and time depend on."""
     train, fused = recipe.train, device.type == "cuda"
-    return Setting(half=train.precision != "fp32", masters=train.weights == "fp32" and train.precision != "fp32",
-                   accumulate=train.accumulate > 1, recompute=train.recompute, fused=fused, wide_attention=not fused,
-                   heads=spec.attention.heads, optimizer=recipe.optim.state_bytes(shapes),
-                   workspace=recipe.optim.workspace_bytes(shapes))  # fmt: skip
+    written = runs_compiled(recipe, device) and train.precision == "bf16"
+    masters = train.weights == "fp32" and train.precision != "fp32"
+    widened = not fused and masters and train.accumulate == 1
+    attention = "fused" if fused else "written" if written else "wide"
+    with torch.device("meta"):
+        biased = spec.position.build(spec.position_shape).biased
+    windows = {spec.attention.window_of(layer) for layer in range(spec.layers)}
+    return Setting(half=train.precision != "fp32", masters=masters,
+                   accumulate=train.accumulate > 1, recompute=train.recompute, fused=fused, attention=attention,
+                   heads=spec.attention.heads, head_width=spec.attention.head_width(spec.width),
+                   masks=len(windows) * (spec.attention.heads if biased else 1), optimizer=recipe.optim.state_bytes(shapes),
+                   workspace=recipe.optim.workspace_bytes(shapes, widened=widened))  # fmt: skip
 
 
-def require_memory(recipe: Recipe, spec: ModelSpec, device: torch.device, prediction: Prediction) -> None:
+def require_memory(recipe: Recipe, spec: ModelSpec, device: torch.device, prediction: Prediction,
+                   sample: Callable[[int], Batch]) -> None:  # fmt: skip
     """Raise UnsupportedError, naming settings that would make it fit, when the run needs more than is free."""
-    room = prediction.free * (1 - RESERVED) if device.type == "cuda" else prediction.free
+    if device.type == "cuda":
+        room = prediction.free * (1 - RESERVED)
+    elif prediction.compiled:
+        room = prediction.free - COMPILER
+    else:
+        room = prediction.free / (1 + LIBRARY)
     if prediction.memory.total <= room:
         return
-    other = _Alternatives(recipe, spec, device, room)
+    other = _Alternatives(recipe, spec, device, room, sample)
     remedies = [*other.smaller_batches(), *other.recomputations()]
-    raise UnsupportedError(f"training would need {prediction.memory}, and {bytes_(prediction.free)} are free: "
-                           f"{'; '.join(remedies) or 'choose a smaller model'}")  # fmt: skip
+    raise UnsupportedError(f"training would need {prediction.memory}, and {bytes_(prediction.free)} are free, "
+                           f"{bytes_(max(room, 0))} of them for a step: {'; '.join(remedies) or 'choose a smaller model'}")  # fmt: skip
 
 
 class _Alternatives:
     """What a run that doesn't fit into `room` bytes would need otherwise."""
 
-    def __init__(self, recipe: Recipe, spec: ModelSpec, device: torch.device, room: float):
-        self.recipe, self.spec, self.device, self.room = recipe, spec, device, room
+    def __init__(self, recipe: Recipe, spec: ModelSpec, device: torch.device, room: float,
+                 sample: Callable[[int], Batch]):  # fmt: skip
+        self.recipe, self.spec, self.device, self.room, self.sample = recipe, spec, device, room, sample
         self.shapes = _shapes(spec)
 
     def memory(self, **train: object) -> MemoryPrediction:
         """With these fields of `train` changed."""
         recipe = replace(self.recipe, train=replace(self.recipe.train, **train))
-        rows = recipe.train.batch_size // recipe.train.accumulate
-        graph = describe(self.spec, batch=rows, seq=recipe.train.seq_len)
-        return predict_memory(graph, setting_of(recipe, self.spec, self.device, self.shapes))
+        return _memory(recipe, self.spec, self.device, self.shapes, self.sample)
 
     def smaller_batches(self) -> list[str]:
         """The fewest micro-batches, and the largest batch without more of them, that fit."""
         batch, accumulate = self.recipe.train.batch_size, self.recipe.train.accumulate
         remedies = []
-        for more in (n for n in range(accumulate + 1, batch + 1) if batch % n == 0):
-            memory = self.memory(accumulate=more)
-            if memory.total <= self.room:
-                remedies.append(f"--train.accumulate {more} would need {bytes_(memory.total)}")
-                break
+        small = [n for n in range(1, isqrt(batch) + 1) if batch % n == 0]
+        finer = sorted(n for n in {*small, *(batch // n for n in small)} if n > accumulate)
+        first = bisect_left(finer, True, key=lambda n: self.memory(accumulate=n).total <= self.room)
+        if first < len(finer):
+            needed = bytes_(self.memory(accumulate=finer[first]).total)
+            remedies.append(f"--train.accumulate {finer[first]} would need {needed}")
         fits, fails = 0, batch // accumulate  # rows of a micro-batch
         while fails - fits > 1:
             middle = (fits + fails) // 2

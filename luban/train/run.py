@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -11,15 +12,18 @@ from torch import nn
 from luban.checkpoint.series import Series
 from luban.core.artifact import ArtifactWriter, as_parent, atomic_write, command_line, require_free
 from luban.core.config import to_dict, to_toml
-from luban.core.errors import DataError, UsageError
+from luban.core.errors import DataError, TrainingError, UsageError
 from luban.core.log import say, warn
 from luban.core.seeding import seed_everything
+from luban.core.units import bytes_
+from luban.data.batch import Batch
 from luban.data.loader import Loader
 from luban.data.packing import Packing
 from luban.data.shards import Shards
 from luban.kernels.dispatch import chosen, using
 from luban.models.build import build_model
 from luban.nn.float8 import require_float8, use_float8
+from luban.objectives.family import Objective
 from luban.train.compile import loss_function, stacked_blocks
 from luban.train.device import can_compile, choose_device, keep_freed_memory, set_determinism
 from luban.train.journal import require_tensorboard
@@ -28,6 +32,7 @@ from luban.train.precision import COMPUTE, LossScale, Masters
 from luban.train.predict import Prediction, predict, require_memory
 from luban.train.recipe import Recipe, TrainConfig
 from luban.train.recompute import recompute_blocks
+from luban.train.room import is_out_of_memory
 from luban.train.start import Start, choose_start
 from luban.train.state import TrainState
 from luban.train.step import TrainStep
@@ -45,7 +50,7 @@ def train(recipe: Recipe, out: Path, *, task: str, name: str) -> Path:
         LubanError: anything that is wrong, before anything is written; TrainingError and Interrupted after.
     """
     shards, start, device, prediction = prepare(recipe)
-    require_memory(recipe, start.spec, device, prediction)
+    require_memory(recipe, start.spec, device, prediction, partial(_sample, recipe, shards))
     if recipe.train.tensorboard:
         require_tensorboard()
     resolved = to_dict(recipe) | {"model": to_dict(start.spec)}
@@ -64,8 +69,24 @@ def train(recipe: Recipe, out: Path, *, task: str, name: str) -> Path:
             pieces = assemble(recipe, shards, start, device)
             _resume(art, pieces)
             say(prediction.summary())
-            Loop(art, pieces).run()
+            try:
+                Loop(art, pieces).run()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise _exhausted(recipe, prediction, pieces.state.progress.step) from error
     return Path(out)
+
+
+def _exhausted(recipe: Recipe, prediction: Prediction, step: int) -> TrainingError:
+    batch, accumulate = recipe.train.batch_size, recipe.train.accumulate
+    finer = next((n for n in range(accumulate + 1, batch + 1) if batch % n == 0), None)
+    ways = [f"--train.accumulate {finer}"] * (finer is not None) + ["--train.recompute blocks", "a smaller model"]
+    return TrainingError(
+        f"out of memory in step {step + 1}: {bytes_(prediction.memory.total)} were predicted and "
+        f"{bytes_(prediction.free)} were free at the start. Other programs may have taken memory since. "
+        f"Less is needed with {', '.join(ways[:-1])} or {ways[-1]}; the same command goes on from the last checkpoint"
+    )
 
 
 def prepare(recipe: Recipe) -> tuple[Shards, Start, torch.device, Prediction]:
@@ -77,7 +98,14 @@ def prepare(recipe: Recipe) -> tuple[Shards, Start, torch.device, Prediction]:
         require_float8(device)
     shards = Shards.open(recipe.data.path, "train")
     start = choose_start(recipe, shards)
-    return shards, start, device, predict(recipe, start.spec, device)
+    return shards, start, device, predict(recipe, start.spec, device, partial(_sample, recipe, shards))
+
+
+def _sample(recipe: Recipe, shards: Shards, rows: int) -> Batch:
+    """The first rows that the run will read."""
+    loader = Loader(shards, batch_size=rows, seq_len=recipe.train.seq_len, seed=recipe.train.seed,
+                    packing=rows_of(recipe, shards))  # fmt: skip
+    return loader.batch(0)
 
 
 def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device) -> Pieces:
@@ -116,8 +144,12 @@ def prepare_blocks(module: nn.Module, config: TrainConfig) -> None:
 
 def rows_of(recipe: Recipe, shards: Shards) -> Packing:
     """The rows that the recipe's objective makes of a split."""
-    return recipe.objective.examples(shards, seq_len=recipe.train.seq_len, seed=recipe.train.seed,
-                                     packing=recipe.data.packing)  # fmt: skip
+    return _packed(recipe.objective, shards, recipe.train.seq_len, recipe.train.seed, recipe.data.packing)
+
+
+@lru_cache(maxsize=2)  # predicting and training read the same ones
+def _packed(objective: Objective, shards: Shards, seq_len: int, seed: int, packing: str) -> Packing:
+    return objective.examples(shards, seq_len=seq_len, seed=seed, packing=packing)
 
 
 def _validator(recipe: Recipe, shards: Shards, device: torch.device) -> Validator | None:

@@ -5,6 +5,7 @@ B batch, T decoder tokens, S encoder tokens, E model width.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
@@ -79,8 +80,15 @@ def cross_block(spec: ModelSpec) -> CrossBlock:
     return ARRANGEMENTS[type(spec.block)](spec)
 
 
-def cross_ops(spec: ModelSpec, batch: int, seq: int) -> list[Op]:
-    """What one such block does, with as many source tokens as its own."""
-    cross = [spec.norm.op("cross_norm", batch * seq, spec.width),
-             *within("cross", spec.attention.ops(batch, seq, spec.width))]  # fmt: skip
-    return [*masked(spec.block.ops(spec, batch, seq), seen_share(seq, None, causal=True)), *cross]
+def cross_ops(spec: ModelSpec, batch: int, seq: int, source: int) -> list[Op]:
+    """What one such block does with `seq` tokens of its own and `source` of the encoder's."""
+    cross = [_over(op, seq, source) for op in spec.attention.ops(batch, seq, spec.width)]
+    return [*masked(spec.block.ops(spec, batch, seq), seen_share(seq, None, causal=True)),
+            spec.norm.op("cross_norm", batch * seq, spec.width), *within("cross", cross)]  # fmt: skip
+
+
+def _over(op: Op, seq: int, source: int) -> Op:
+    """An operation of attention whose keys are the source's tokens instead of its own `seq`."""
+    of_source = op.name in ("k", "v", "k_norm")
+    return replace(op, flops=op.flops * source // seq if of_source or op.kind == "attention" else op.flops,
+                   activation=op.activation * source // seq if of_source else op.activation)  # fmt: skip

@@ -100,14 +100,19 @@ class Fused:
         return rows.t().contiguous() if self.transposed and rows.dim() == 2 else rows
 
 
-class Format(Protocol):
-    """A foreign format. `ignored` matches tensors of theirs that hold nothing (caches, masks).
-
-    A format of anything but decoders with a language-model head says so in `body` and `heads`.
-    """
+class TensorNames(Protocol):
+    """The tensors of a foreign format."""
 
     ignored: re.Pattern[str]  # tensors of theirs that hold nothing (caches, masks) or a copy
     prefix: str  # of the body's tensors; files saved without a head leave it out
+
+    def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
+        """Every tensor of theirs with what it holds of ours."""
+        ...
+
+
+class Format(TensorNames, Protocol):
+    """A foreign format. One of anything but decoders with a language-model head says so in `body` and `heads`."""
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """Our specification of a foreign configuration. Raises UnsupportedError naming what can't be had."""
@@ -115,10 +120,6 @@ class Format(Protocol):
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The foreign configuration of ours, or None when the format can't express it."""
-        ...
-
-    def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
-        """Every tensor of theirs with what it holds of ours."""
         ...
 
 
@@ -246,7 +247,7 @@ def as_stored(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> Mo
     return untied if held and not torch.equal(theirs[table], theirs[embedding]) else spec
 
 
-def to_ours(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_ours(form: TensorNames, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Foreign tensors, named as now, under our names. Raises ArtifactError naming missing and surplus ones."""
     pairs = list(form.pairs(spec))
     wanted = {pair.theirs for pair in pairs}
@@ -259,7 +260,7 @@ def to_ours(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict
     return {name: tensor for pair in pairs for name, tensor in pair.split(theirs[pair.theirs]).items()}
 
 
-def their_names(form: Format, spec: ModelSpec) -> dict[str, str]:
+def their_names(form: TensorNames, spec: ModelSpec) -> dict[str, str]:
     """What theirs call each of our tensors, for errors."""
     return {ours: pair.theirs for pair in form.pairs(spec)
             for ours in (pair.ours if isinstance(pair, Fused) else (pair.ours,))}  # fmt: skip

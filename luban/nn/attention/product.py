@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from luban.kernels.limits import LARGEST_SQUARE, query_chunk
 from luban.nn.attention.mask import Scores
 
 # Torch falls through to the next where the first can't serve a case after all.
 FIRST = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash2": SDPBackend.FLASH_ATTENTION}
 REST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-LARGEST_SQUARE = 2**24  # scores that one layer may keep for the backward pass where they are written out: 64 MB in fp32
-CHUNKS, SMALLEST_CHUNK = 8, 64  # queries are then taken in so many pieces, none smaller
 
 
 def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, scores: Scores, scale: float | None = None) -> Tensor:
@@ -72,7 +71,7 @@ def _by_products(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, scores: Scores,
         mask = torch.where(slots[:, None] >= slots, 0.0, float("-inf"))[None, None]
     if mask is not None:
         mask = mask.unflatten(1, (K, H // K)) if mask.shape[1] == H else mask.unsqueeze(1)  # (B, K, H / K, T, S)
-    size, mixed = max(SMALLEST_CHUNK, -(-T // CHUNKS)), []
+    size, mixed = query_chunk(T), []
     for start in range(0, T, size):
         stop = min(start + size, T)
         seen = stop if scores.backward_only else S

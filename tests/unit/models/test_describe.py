@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from luban.models.block.sandwich import SandwichNorm
 from luban.models.encoder import EncoderBody
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.presets import PRESETS
+from luban.models.recurrent import RecurrentBody
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import GELU, SwiGLU
 from luban.nn.norm import LayerNorm, RMSNorm
@@ -29,6 +32,9 @@ from luban.nn.position.kerple import KerpleLog
 from luban.nn.position.learned import Learned
 from luban.nn.position.logn import LogN
 from luban.nn.position.t5 import RelativeBias
+from luban.nn.recurrent.plain import RNN
+from luban.nn.recurrent.stack import StackRNN
+from luban.nn.recurrent.tape import TapeRNN
 
 SPECS = {
     "llama": ModelSpec(vocab_size=101, width=48, layers=3, attention=Grouped(heads=6, kv_heads=2)),
@@ -58,6 +64,27 @@ def test_flops_equal_torchs_counter(name):
     graph = describe(spec, batch=batch, seq=seq)
     assert graph.forward_flops == counter.get_total_flops()
     assert graph.training_flops == 3 * graph.forward_flops
+
+
+BODIES = {
+    "bert": replace(PRESETS["roberta-base"], vocab_size=61, width=24, layers=3, context=40,
+                    attention=Grouped(heads=3), feedforward=GELU(width=50)),
+    "bart": replace(PRESETS["bart-base"], vocab_size=61, width=24, layers=2, context=40,
+                    attention=Grouped(heads=3, kv_heads=1), feedforward=GELU(width=50)),
+    "t5": replace(PRESETS["t5-small"], vocab_size=61, width=24, layers=3, attention=Grouped(heads=4)),
+} | {type(cell).__name__: ModelSpec(vocab_size=31, width=24, layers=2, body=RecurrentBody(cell=cell))
+     for cell in (RNN(), StackRNN(depth=9), TapeRNN(cells=11))}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_flops_of_every_body_equal_torchs_counter(name):
+    spec, (batch, seq, target) = BODIES[name], (2, random.randint(5, 20), random.randint(5, 20))
+    device = "cpu" if isinstance(spec.body, RecurrentBody) else "meta"  # what a CPU's attention does isn't counted
+    model = build_model(spec, device=device)
+    sides = [torch.zeros(batch, length, dtype=torch.long, device=device) for length in (seq, target)]
+    with FlopCounterMode(display=False) as counter:
+        model(*sides[: 2 if isinstance(spec.body, EncoderDecoderBody) else 1])
+    assert describe(spec, batch=batch, seq=seq, target=target).forward_flops == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -28,6 +28,8 @@ def test_a_cpu_run_says_what_its_process_held_and_no_share_of_an_unknown_peak():
     assert found["memory of the process at its peak"] == ("900 MB", "990 MB (+10%)")
     assert found["the model's FLOPs"] == ("0.2 TFLOP/s", "0.2 TFLOP/s")
     assert found["the whole run"] == ("", "10.0s")
+    doubted = account(figures | {"prediction_doubts": ["rates were measured on a busy machine"]}, [])
+    assert ("a doubt of what was predicted", "rates were measured on a busy machine", "") in doubted
 
 
 def test_a_run_from_before_predictions_has_no_table():

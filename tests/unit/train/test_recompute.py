@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -49,3 +51,12 @@ def test_products_are_not_made_twice_under_the_cheap_policy():
             run(what, 1)
         counts[what] = counter.get_total_flops()
     assert counts["none"] == counts["cheap"] < counts["blocks"]
+
+
+def test_compiling_says_nothing_that_users_cannot_act_on():
+    recompute_blocks([], "cheap")
+    recompute_blocks([], "blocks")
+    log = logging.getLogger("torch._higher_order_ops.wrap")
+    told = {text: bool(log.filter(logging.makeLogRecord({"msg": text}))) for text in (
+        "\nDetected that context_fn is passed to torch.utils.checkpoint under torch.compile.\n", "something else")}  # fmt: skip
+    assert list(told.values()) == [False, True] and len(log.filters) == 1
