@@ -161,9 +161,10 @@ def _walk_keys(dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, firs
                GRAD_ROW, LIST, first, last, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
                BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, MOMENTS: tl.constexpr,
                BUCKETS: tl.constexpr, WALK: tl.constexpr, PADDED: tl.constexpr, SPARSE: tl.constexpr,
-               UPCAST: tl.constexpr):  # fmt: skip
+               PROBE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Fold key blocks [first, last) into dq, and into what the gradients of the bias's parameters are made of: g1 and g2,
-    sums of ds × the bias's derivatives, b1 and b2, sums of p × those, and `off`, the sum of ds."""
+    sums of ds × the bias's derivatives, b1 and b2, sums of p × those, and `off`, the sum of ds. PROBE: only into `off`,
+    with a delta of 0."""
     MASKED: tl.constexpr = WALK == 0 or WALK == 3
     for n in range(first, last):
         block = n
@@ -199,29 +200,32 @@ def _walk_keys(dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, firs
             if (block < full_first) | (block >= full_last):
                 p = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), p, 0.0)
         ds = p * (matmul(do, tl.trans(v), UPCAST) - delta[:, None])
-        if MOMENTS:
-            if WALK == 2:
-                d0, d1, d2, d3 = far_second_derivative(second_number, centre, (BM + BN) * 0.5, BIAS)
-                by_first, by_second = shape, cubic(u, w, d0, d1, d2, d3)
-            else:
-                by_first, by_second = derivatives(
-                    rows[:, None], cols[None, :], first_number, second_number, T, S, BIAS, MASKED
-                )
-            g1 += tl.sum(ds * by_first, 1)
-            g2 += tl.sum(ds * by_second, 1)
-            b1 += tl.sum(p * by_first, 1)
-            b2 += tl.sum(p * by_second, 1)
+        if PROBE:
             off += tl.sum(ds, 1)
-        if BUCKETS > 0 and WALK == 2:
-            g1 += tl.sum(ds, 1)
-        elif BUCKETS > 0:
-            away = rows[:, None] + (S - T) - cols[None, :] + zero
-            bucket = tl.load(BUCKET + tl.minimum(tl.maximum(away, 0), zero * 2))
-            live = tl.where(ds == 0.0, -1, bucket)
-            low = tl.min(tl.where(live < 0, BUCKETS, live))
-            for which in range(low, tl.max(live) + 1):
-                tl.atomic_add(GRAD_ROW + which, tl.sum(tl.where(bucket == which, ds, 0.0)))
-        dq += matmul(ds.to(k.dtype), k, UPCAST)
+        else:
+            if MOMENTS:
+                if WALK == 2:
+                    d0, d1, d2, d3 = far_second_derivative(second_number, centre, (BM + BN) * 0.5, BIAS)
+                    by_first, by_second = shape, cubic(u, w, d0, d1, d2, d3)
+                else:
+                    by_first, by_second = derivatives(
+                        rows[:, None], cols[None, :], first_number, second_number, T, S, BIAS, MASKED
+                    )
+                g1 += tl.sum(ds * by_first, 1)
+                g2 += tl.sum(ds * by_second, 1)
+                b1 += tl.sum(p * by_first, 1)
+                b2 += tl.sum(p * by_second, 1)
+                off += tl.sum(ds, 1)
+            if BUCKETS > 0 and WALK == 2:
+                g1 += tl.sum(ds, 1)
+            elif BUCKETS > 0:
+                away = rows[:, None] + (S - T) - cols[None, :] + zero
+                bucket = tl.load(BUCKET + tl.minimum(tl.maximum(away, 0), zero * 2))
+                live = tl.where(ds == 0.0, -1, bucket)
+                low = tl.min(tl.where(live < 0, BUCKETS, live))
+                for which in range(low, tl.max(live) + 1):
+                    tl.atomic_add(GRAD_ROW + which, tl.sum(tl.where(bucket == which, ds, 0.0)))
+            dq += matmul(ds.to(k.dtype), k, UPCAST)
     return dq, g1, g2, off, b1, b2
 
 
@@ -233,8 +237,12 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMET
                    GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
                    LINEAR: tl.constexpr, MOMENTS: tl.constexpr, BUCKETS: tl.constexpr, INTERVALS: tl.constexpr,
                    SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    """DQ (B, H, T, D) of one block of queries, its share of the bias's gradients in GRAD, and DELTA (B, H, T), Σ_d O·dO,
-    which softmax's backward subtracts and the keys' kernel reads. Grid (query blocks, B·H)."""
+    """DQ (B, H, T, D) of one block of queries, its share of the bias's gradients in GRAD, and DELTA (B, H, T), Σ_d O·dO =
+    Σ_keys P·dP, which softmax's backward subtracts and the keys' kernel reads. Grid (query blocks, B·H).
+
+    O was rounded, which a bias's gradients would show, as they are sums in which much cancels. Those of two numbers are
+    freed of it at the end; a table's can't be, so that DELTA is then found from P·dP in a turn of its own.
+    """
     m_block = tl.num_programs(0) - 1 - tl.program_id(0)
     b = tl.program_id(1) // H
     h = tl.program_id(1) % H
@@ -246,9 +254,11 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMET
     q = tl.load(Q + b.to(tl.int64) * sqb + h * sqh + rows[:, None] * sqt + dims[None, :], mask=keep, other=0.0)
     do = tl.load(DO + b.to(tl.int64) * sdb + h * sdh + rows[:, None] * sdt + dims[None, :], mask=keep, other=0.0)
     lse = tl.load(LSE + tl.program_id(1) * T + rows, mask=rows < T, other=float("inf"))
-    o = tl.load(OUT + b.to(tl.int64) * sob + h * soh + rows[:, None] * sot + dims[None, :], mask=keep, other=0.0)
-    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    tl.store(DELTA + tl.program_id(1) * T + rows, delta, mask=rows < T)
+    if BUCKETS > 0:
+        delta = tl.zeros([BM], tl.float32)  # for the first turn, which finds it
+    else:
+        o = tl.load(OUT + b.to(tl.int64) * sob + h * soh + rows[:, None] * sot + dims[None, :], mask=keep, other=0.0)
+        delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     K += b.to(tl.int64) * skb + (h // GROUP) * skh
     V += b.to(tl.int64) * svb + (h // GROUP) * svh
     start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
@@ -265,39 +275,44 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMET
     b1 = tl.zeros([BM], tl.float32)
     b2 = tl.zeros([BM], tl.float32)
     first, last, full_first, full_last = key_blocks(START, STOP, b, interval_stride, row0, T, S, BM, BN, INTERVALS)
-    if SPARSE:
-        LIST = LISTS + h * list_head + m_block * list_row
-        count = tl.load(COUNTS + h * count_head + m_block)
-        dq, g1, g2, off, b1, b2 = _walk_keys(
-            dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
-            LIST, 0, count, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-            BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED, True, UPCAST)  # fmt: skip
-    elif INTERVALS:
-        dq, g1, g2, off, b1, b2 = _walk_keys(
-            dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
-            LISTS, first, last, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-            BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED, False, UPCAST)  # fmt: skip
-    else:
-        near = 0
-        if BIAS > 1:
-            near = tl.minimum(tl.maximum(row0 + S - T - far_from(reach, BM, BN, BIAS) + 1, 0) // BN, full_last)
+    TURNS: tl.constexpr = 2 if BUCKETS > 0 else 1
+    for turn in tl.static_range(TURNS):
+        if SPARSE:
+            LIST = LISTS + h * list_head + m_block * list_row
+            count = tl.load(COUNTS + h * count_head + m_block)
             dq, g1, g2, off, b1, b2 = _walk_keys(
                 dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
-                LISTS, 0, near, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 2, PADDED, False, UPCAST)  # fmt: skip
-            if BUCKETS > 0:
-                tl.atomic_add(GRAD_ROW + tl.load(BUCKET + tl.minimum(zero + reach, zero * 2)), tl.sum(g1))
-        dq, g1, g2, off, b1, b2 = _walk_keys(
-            dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
-            LISTS, near, full_last, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-            BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 1, PADDED, False, UPCAST)  # fmt: skip
-        dq, g1, g2, off, b1, b2 = _walk_keys(
-            dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
-            LISTS, full_last, last, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-            BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 0, PADDED, False, UPCAST)  # fmt: skip
+                LIST, 0, count, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
+                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED, True, turn < TURNS - 1, UPCAST)  # fmt: skip
+        elif INTERVALS:
+            dq, g1, g2, off, b1, b2 = _walk_keys(
+                dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
+                LISTS, first, last, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
+                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED, False, turn < TURNS - 1, UPCAST)  # fmt: skip
+        else:
+            near = 0
+            if BIAS > 1:
+                near = tl.minimum(tl.maximum(row0 + S - T - far_from(reach, BM, BN, BIAS) + 1, 0) // BN, full_last)
+                dq, g1, g2, off, b1, b2 = _walk_keys(
+                    dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
+                    LISTS, 0, near, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
+                    BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 2, PADDED, False, turn < TURNS - 1, UPCAST)  # fmt: skip
+                if BUCKETS > 0 and turn == TURNS - 1:
+                    tl.atomic_add(GRAD_ROW + tl.load(BUCKET + tl.minimum(zero + reach, zero * 2)), tl.sum(g1))
+            dq, g1, g2, off, b1, b2 = _walk_keys(
+                dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
+                LISTS, near, full_last, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
+                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 1, PADDED, False, turn < TURNS - 1, UPCAST)  # fmt: skip
+            dq, g1, g2, off, b1, b2 = _walk_keys(
+                dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
+                LISTS, full_last, last, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
+                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 0, PADDED, False, turn < TURNS - 1, UPCAST)  # fmt: skip
+        if turn < TURNS - 1:
+            delta = off
+    tl.store(DELTA + tl.program_id(1) * T + rows, delta, mask=rows < T)
     tl.store(DQ + b.to(tl.int64) * sgb + h * sgh + rows[:, None] * sgt + dims[None, :], (dq * scale).to(DQ.dtype.element_ty),
              mask=keep)  # fmt: skip
     if MOMENTS:
-        inside = rows < T  # a row's ds sum to 0 but for the rounding of O in delta, which is taken out again
+        inside = rows < T  # a row's ds sum to 0 but for the rounding of O in delta
         tl.store(GRAD + place * 2, tl.sum(tl.where(inside, g1 - off * b1, 0.0)))
         tl.store(GRAD + place * 2 + 1, tl.sum(tl.where(inside, g2 - off * b2, 0.0)))
