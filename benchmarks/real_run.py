@@ -254,6 +254,7 @@ def main() -> None:
     call.out.mkdir(parents=True, exist_ok=True)
     began, ready = time.perf_counter(), call.out / "text.json"
     if not ready.exists():
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
         text = prepare(call.out, 600 if call.tiny else VOCABULARY, 3_000_000 if call.tiny else MOST_BYTES)
         ready.write_text(json.dumps(text))
     text = json.loads(ready.read_text())
