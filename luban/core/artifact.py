@@ -170,6 +170,17 @@ def write_json(path: Path, data: Any) -> None:
     atomic_write(path, json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
 
 
+def read_table(file: Path) -> dict[str, Any]:
+    """The JSON table in a file. Raises ArtifactError where it holds something else."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{file} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{file} holds no table")
+    return found
+
+
 class ArtifactWriter:
     """Writes one artifact: `with ArtifactWriter(out, kind=…) as art: (art.path / "x").write_bytes(…)`.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luban.core.artifact import write_json
+from luban.core.artifact import read_table, write_json
 from luban.core.errors import ArtifactError, ConfigError
 from luban.generate.sampling import Sampling
 
@@ -57,7 +56,7 @@ def read_generation(folder: Path, config: Mapping[str, Any], *, context: int, tw
         ArtifactError: a value that can't be.
     """
     file = folder / FILE
-    stored = _read(file) if file.is_file() else _from_config(config)
+    stored = read_table(file) if file.is_file() else _from_config(config)
     sampling = dict(_sampling(stored, two_sided=two_sided))
     try:
         Sampling(**sampling)
@@ -74,16 +73,6 @@ def read_generation(folder: Path, config: Mapping[str, Any], *, context: int, tw
     if not all(isinstance(end, int) for end in ends):
         raise ArtifactError(f"{folder}: eos_token_id must be a token id or a list of them, {list(ends)} given")
     return Generation(sampling=sampling, stop_ids=ends, unbuilt=tuple(unbuilt), stored=stored)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArtifactError(f"{file} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{file} holds no table")
-    return content
 
 
 def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifact, read_manifest
+from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifact, read_manifest, read_table
 from luban.core.errors import ArtifactError, DataError, UnsupportedError
 from luban.core.lineage import ancestor, require_same
 from luban.load.generation import FILE as GENERATION
@@ -148,8 +148,8 @@ def _require_tokenizer(run: Path, manifest: Manifest) -> None:
 
 
 def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
-    config = _read_json(path / "config.json")
-    generation = _read_json(path / GENERATION) if (path / GENERATION).is_file() else {}
+    config = read_table(path / "config.json")
+    generation = read_table(path / GENERATION) if (path / GENERATION).is_file() else {}
     config |= {name: generation[name] for name in BEGINNINGS if generation.get(name) is not None}
     if quantised := config.get("quantization_config"):
         method = quantised.get("quant_method", "some method") if isinstance(quantised, dict) else quantised
@@ -204,7 +204,7 @@ def begins_with_bos(tokenizer: Tokenizer | None) -> bool:
     if (tokenizer.path / MANIFEST).is_file():
         return True
     settings = tokenizer.path / "tokenizer_config.json"
-    declared = _read_json(settings).get("add_bos_token") if settings.is_file() else None
+    declared = read_table(settings).get("add_bos_token") if settings.is_file() else None
     if declared is not None:
         return bool(declared)
     return _adds(tokenizer, tokenizer.bos_id)
@@ -219,15 +219,5 @@ def ends_with_eos(tokenizer: Tokenizer | None) -> bool:
 
 def _adds(tokenizer: Tokenizer, token: int) -> bool:
     assert tokenizer.path is not None  # both callers look
-    after = _read_json(tokenizer.path / "tokenizer.json").get("post_processor")
+    after = read_table(tokenizer.path / "tokenizer.json").get("post_processor")
     return json.dumps(tokenizer.token(token), ensure_ascii=False) in json.dumps(after, ensure_ascii=False)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArtifactError(f"{file} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ArtifactError(f"{file} holds no table")
-    return found

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luban.core.artifact import write_json
-from luban.core.errors import ArtifactError
+from luban.core.artifact import read_table, write_json
 
 TEMPLATE = "chat_template.jinja"
 CONFIG = "tokenizer_config.json"
@@ -49,15 +47,7 @@ def read_settings(folder: Path) -> Settings:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{path} holds no table")
-    return data
+    return read_table(path) if path.is_file() else {}
 
 
 def _content(token: Any) -> str | None:

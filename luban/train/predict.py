@@ -31,9 +31,7 @@ from luban.train.rehearse import rehearse_memory, rehearse_time
 from luban.train.room import free_memory, resident_memory
 
 COMPILER = 250_000_000  # bytes that torch.compile leaves in the process: 150 to 350 MB found (torch 2.13, one graph)
-LIBRARY = (
-    0.5  # of what an uncompiled step passes through: what a CPU's kernels and freed blocks keep of it (0.5 to 0.9)
-)
+LIBRARY = 0.5  # of what an uncompiled step passes through: what kernels and freed blocks keep of it (0.5 to 0.9 found)
 SAMPLED = 64  # rows of a batch that predictions look at, at most
 RESERVED = 0.03  # of a GPU's free memory that its allocator loses between blocks
 

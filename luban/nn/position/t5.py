@@ -23,9 +23,8 @@ class RelativeBias(Position):
     def __post_init__(self):
         if self.buckets < 4 or self.buckets % 4:
             raise ConfigError(f"relative buckets must be a multiple of 4, {self.buckets} given")
-        if (
-            self.max_distance <= self.buckets // 2
-        ):  # those that hold one distance each where only earlier tokens are seen
+        single = self.buckets // 2  # hold one distance each where only earlier tokens are seen
+        if self.max_distance <= single:
             raise ConfigError(
                 f"max_distance must be larger than half of the {self.buckets} buckets, {self.max_distance} given"
             )
