@@ -37,11 +37,10 @@ from luban.kernels.visible import Visible
 from luban.nn.attention.mask import scores
 from luban.nn.attention.product import attend
 
-try:
+fa4 = fa4_packed = None
+if dispatch.flash4_missing() is None:
     from flash_attn.cute import flash_attn_func as fa4
     from flash_attn.cute import flash_attn_varlen_func as fa4_packed
-except Exception:  # not there, or not whole
-    fa4 = fa4_packed = None
 
 TOKENS, WIDTH = 16384, 2048  # tokens a batch, and heads × head width: the shapes of FlashAttention's own benchmark
 HOST_CYCLES = 2_000_000  # about a millisecond, in which the host launches what is timed
