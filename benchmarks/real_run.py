@@ -4,14 +4,15 @@
 
 Text: the Python sources and documentation that this machine's own site-packages and standard library hold (*.py, *.md,
 *.rst, *.txt), each file once, 2% of them held out by the hash of their text; byte-level BPE of 32,000 trained on a part.
-Both sides: AdamW (betas 0.9 and 0.95, decay 0.1), cosine to a tenth after 100 steps of warm-up, clipping at 1, bf16 products over
-fp32 weights, torch.compile, no dropout, batches of 32 × 1,024 tokens. The number of steps is what each side does in the
-given seconds after its tenth step, by the rate of the last 50 steps of a run of 100 before; compilation is apart. Luban is the command a user calls,
-with document boundaries; the Trainer reads the same stream without, as its users do.
+Both sides: AdamW (betas 0.9 and 0.95, decay 0.1), cosine to a tenth after 100 steps of warm-up, clipping at 1, bf16
+products over fp32 weights, torch.compile, no dropout, batches of 32 × 1,024 tokens. The number of steps is what each side
+does in the given seconds after its tenth step, by the rate of the last 50 steps of a run of 100 before; compilation is
+apart. Luban is the command a user calls, with document boundaries; the Trainer reads the same stream without, as its users
+do.
 
 Held-out bits per byte: every held-out token but the first of each document, in windows of 1,024, over the held-out bytes.
-With --gpus 4 both sides of both sizes run at once, each on its GPU. Writes OUT/results.json, OUT/SIZE.svg and prints a table; the text that
-lies in OUT is used again, and `--sizes` without a size only prepares it.
+With --gpus 4 both sides of both sizes run at once, each on its GPU. Writes OUT/results.json, OUT/SIZE.svg and prints a
+table; the text that lies in OUT is used again, and `--sizes` without a size only prepares it.
 """
 
 from __future__ import annotations
