@@ -28,7 +28,7 @@ import torch
 from plain_model import Plain
 from torch import nn
 
-from luban.kernels import dispatch
+from luban.kernels import dispatch, gated
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
@@ -54,7 +54,7 @@ CONTESTANTS: dict[str, tuple[str, int, int, dict[str, str]]] = {
     "plain-128": ("plain", 16, 16, {}),
     "luban-64": ("luban", 32, 16, ALL_BF16),
     "luban-64-cudnn": ("luban", 32, 16, {**ALL_BF16, "attention": "cudnn"}),
-    "luban-64-whole": ("luban", 32, 16, {**ALL_BF16, "regions": "no"}),
+    "luban-64-apart": ("luban", 32, 16, {**ALL_BF16, "gated": "no"}),
     "luban-128": ("luban", 16, 16, ALL_BF16),
     "luban-128-fp8": ("luban", 16, 16, {**ALL_BF16, "precision": "fp8"}),
     "luban-128-cheap": ("luban", 16, 16, {**ALL_BF16, "recompute": "cheap"}),
@@ -128,7 +128,9 @@ def luban_trainer(shape: dict[str, int], heads: int, batch: int, seq: int, devic
     module = build_model(spec, device=torch.device(device), seed=0)
     masters = Masters(module, COMPUTE[train.precision], split=train.weights == "fp32")
     prepare_blocks(module, train)
-    step = TrainStep(loss_function(module, Causal(), compiled=True, regions="regions" not in settings), masters,
+    if settings.get("gated") == "no":  # SwiGLU as kernels of its own, not in the products
+        gated.serves = lambda *_: False
+    step = TrainStep(loss_function(module, Causal(), compiled=True), masters,
                      AdamW(lr=lr, moments=settings["moments"]).build(masters.parameters),
                      LossScale.of(train.precision), clip=1.0, accumulate=1, device=torch.device(device))  # fmt: skip
     return step, module

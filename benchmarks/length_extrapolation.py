@@ -30,6 +30,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -145,29 +146,60 @@ def train(spec: ModelSpec, setting: Setting, text: Tensor, seed: int, *, compile
     learned = [m for name, m in masters.items() if name.startswith("position.")]
     others = [m for name, m in masters.items() if not name.startswith("position.")]
     groups = [{"params": others, "weight_decay": 0.1}, {"params": learned, "weight_decay": 0.0}]
-    peaks = (setting.lr, setting.lr * setting.faster)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=torch.zeros((), device=device), betas=(0.9, 0.95), fused=True,
+                                  capturable=device.type == "cuda")  # fmt: skip
+    for group in optimizer.param_groups:
+        group["lr"] = torch.zeros((), device=device)
     for master in masters.values():
         master.grad = torch.empty_like(master)
     along = torch.arange(setting.trained + 1, device=device)
+    starts = training_starts(text, setting, seed)
+    rates = torch.tensor([rate(step, setting) * setting.lr for step in range(setting.steps)], device=device)
+    now = torch.zeros(1, dtype=torch.int64, device=device)  # the step
 
     def mean_loss(tokens: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(module(tokens).flatten(0, 1).float(), targets.flatten())
 
     loss_of = torch.compile(mean_loss, dynamic=False) if compiled else mean_loss
-    torch.manual_seed(seed)  # of randomised positions
-    for step, starts in enumerate(training_starts(text, setting, seed)):
-        rows = text[starts[:, None] + along].long()
+
+    def step() -> None:  # all that changes from step to step lies on the device
+        rows = text[starts[now].T + along].long()
         loss_of(rows[:, :-1], rows[:, 1:]).backward()
         torch._foreach_copy_([m.grad for m in masters.values()], [p.grad for p in working.values()])
         for parameter in working.values():
             parameter.grad = None
         torch.nn.utils.clip_grad_norm_(list(masters.values()), 1.0)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * rate(step, setting)
+        for group, times in zip(optimizer.param_groups, (1, setting.faster), strict=True):
+            group["lr"].copy_(rates[now].squeeze(0) * times)
         optimizer.step()
         torch._foreach_copy_([p.data for p in working.values()], list(masters.values()))
+        now.add_(1)
+
+    torch.manual_seed(seed)  # of randomised positions
+    repeat(step, setting.steps, record=device.type == "cuda" and not isinstance(spec.position, Randomised))
     return masters
+
+
+def repeat(step: Callable[[], None], times: int, *, record: bool) -> None:
+    """Run `step` so often; recorded once and replayed on the GPU, where small kernels wait for the host otherwise. Steps
+    that draw random permutations can't be recorded."""
+    if not record:
+        for _ in range(times):
+            step()
+        return
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(min(3, times)):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    if times <= 3:
+        return
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # records, and runs nothing
+        step()
+    for _ in range(times - 3):
+        graph.replay()
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ LOGIT_BYTES = 2**29  # of logits at once where linear layer and cross-entropy ar
 CHUNK_ELEMENTS = 2**26  # logits at once elsewhere: 256 MB in float32
 IGNORED = -100  # a target that counts nothing
 FLOAT8_SIDES = 16  # both sides of a weight must be multiples of it for products in 8-bit floating point
+PAIRED_SIDES = 16  # and for products that end in SwiGLU
 LARGEST_SQUARE = 2**24  # scores that one layer may keep for the backward pass where they are written out: 64 MB in fp32
 QUERY_CHUNKS, SMALLEST_CHUNK = 8, 64  # queries are then taken in so many pieces, none smaller
 

@@ -73,13 +73,21 @@ class GatedFeedForward(nn.Module):
     def forward(self, x_BTE: Tensor) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         if trains_fused(x_BTE) and self.activation is F.silu and self.down.bias is None and self.down.plain:
-            from luban.kernels.swiglu import LeanProduct, swiglu
-
-            gate_up, rows = joint(x_BTE, self.gate, self.up).flatten(0, -2), x_BTE.shape[:-1]
-            out = self.down(swiglu(gate_up)) if self.keeps_inner else LeanProduct.apply(gate_up, self.down.weight)
-            return out.unflatten(0, rows)
+            return self._fused(x_BTE)
         gate, up = self.fused(x_BTE).chunk(2, -1) if self.fused else parallel(x_BTE, self.gate, self.up)
         return self.down(self.activation(gate) * up)
+
+    def _fused(self, x_BTE: Tensor) -> Tensor:
+        from luban.kernels import gated
+        from luban.kernels.swiglu import LeanProduct, swiglu
+
+        x_NE, gate, down = x_BTE.flatten(0, -2), self.gate.weight, self.down.weight
+        if x_NE.is_cuda and self.gate.bias is None and gated.serves(x_NE.dtype, gate.dtype, *gate.shape, *down.shape):
+            out = gated.GatedProducts.apply(x_NE, gated.paired(gate, self.up.weight), down)
+        else:
+            gate_up = joint(x_NE, self.gate, self.up)
+            out = self.down(swiglu(gate_up)) if self.keeps_inner else LeanProduct.apply(gate_up, down)
+        return out.unflatten(0, x_BTE.shape[:-1])
 
 
 class PlainFeedForward(nn.Module):

@@ -1,0 +1,97 @@
+"""Both products around SwiGLU, the activation and its gradient computed where the products end, before their results
+reach memory: the package quack-kernels writes such products for Hopper GPUs and later.
+
+N rows, E inputs, I inner width, O outputs. Gates and ups lie in pairs: column 2i is gate i, column 2i + 1 is up i.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from luban.core.log import warn
+from luban.kernels.limits import PAIRED_SIDES
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@cache
+def missing() -> str | None:
+    """Why quack-kernels can't be used; None where it can. What is installed and doesn't load is warned about."""
+    if find_spec("quack") is None:
+        return "the package quack-kernels is not installed: pip install 'luban[flash]'"
+    try:
+        import_module("quack.gemm_interface")
+        import_module("quack.epilogue.library")
+    except Exception as error:  # its libraries raise what they like where one of them is missing
+        found = " ".join(str(error).split())[:200]
+        warn(f"the package quack-kernels is installed and doesn't load, so that products do without it: {found}")
+        return f"the package quack-kernels doesn't load: {found}"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def serves(dtype: torch.dtype, weights: torch.dtype, *sides: int) -> bool:
+    """Whether products of these sides run here."""
+    fits = dtype == weights and dtype in HALF and not any(side % PAIRED_SIDES for side in sides)
+    return fits and torch.cuda.get_device_capability()[0] == 9 and missing() is None
+
+
+def _config(rows: int, cols: int, pingpong: bool):
+    from quack.gemm_config import GemmConfig
+
+    return GemmConfig(tile_m=rows, tile_n=cols, pingpong=pingpong, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)
+
+
+@torch.library.custom_op("luban::gated_product", mutates_args=(), device_types="cuda")
+def gated_product(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """x (N, E) and paired weight (2I, E) → (x·weightᵀ (N, 2I), silu(gate) · up (N, I))."""
+    from quack.gemm_interface import gemm_gated
+
+    return gemm_gated(x, weight.t(), activation="swiglu", config=_config(128, 192, True))
+
+
+@torch.library.custom_op("luban::gated_product_backward", mutates_args=(), device_types="cuda")
+def gated_product_backward(dy: Tensor, down: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+    """dy (N, O), down (O, I) and gate_up (N, 2I) → (gradient of gate_up, silu(gate) · up (N, I) again)."""
+    from quack.gemm_interface import gemm_dgated
+
+    return gemm_dgated(dy, down, gate_up, activation="swiglu", config=_config(128, 192, True))
+
+
+@gated_product.register_fake
+def _(x, weight):
+    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], weight.shape[0] // 2)
+
+
+@gated_product_backward.register_fake
+def _(dy, down, gate_up):
+    return torch.empty_like(gate_up), gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+
+
+class GatedProducts(torch.autograd.Function):
+    """(silu(gate) · up)·downᵀ with gate and up from x·weightᵀ: (N, E), (2I, E), (O, I) → (N, O). It keeps x and both
+    products' sums; the inner activation comes again with its gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, down: Tensor) -> Tensor:
+        """(N, O)."""
+        gate_up, inner = gated_product(x, weight)
+        ctx.save_for_backward(x, weight, down, gate_up)
+        return inner @ down.t()
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of all three."""
+        x, weight, down, gate_up = ctx.saved_tensors
+        d_gate_up, inner = gated_product_backward(dy.contiguous(), down, gate_up)
+        return d_gate_up @ weight, d_gate_up.t() @ x, dy.t() @ inner
+
+
+def paired(gate: Tensor, up: Tensor) -> Tensor:
+    """(I, E) twice → (2I, E), rows in turns."""
+    return torch.stack([gate, up], 1).flatten(0, 1)
