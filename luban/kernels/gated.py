@@ -44,7 +44,9 @@ def serves(dtype: torch.dtype, weights: torch.dtype, *sides: int) -> bool:
 def _config(rows: int, cols: int, pingpong: bool):
     from quack.gemm_config import GemmConfig
 
-    return GemmConfig(tile_m=rows, tile_n=cols, pingpong=pingpong, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)
+    return GemmConfig(
+        tile_m=rows, tile_n=cols, pingpong=pingpong, cluster_m=2, cluster_n=1, is_dynamic_persistent=False
+    )
 
 
 @torch.library.custom_op("luban::gated_product", mutates_args=(), device_types="cuda")

@@ -7,6 +7,7 @@ CHUNK_ELEMENTS = 2**26  # logits at once elsewhere: 256 MB in float32
 IGNORED = -100  # a target that counts nothing
 FLOAT8_SIDES = 16  # both sides of a weight must be multiples of it for products in 8-bit floating point
 PAIRED_SIDES = 16  # and for products that end in SwiGLU
+WIDEST_ROW = 16384  # values of a row that one program holds
 LARGEST_SQUARE = 2**24  # scores that one layer may keep for the backward pass where they are written out: 64 MB in fp32
 QUERY_CHUNKS, SMALLEST_CHUNK = 8, 64  # queries are then taken in so many pieces, none smaller
 

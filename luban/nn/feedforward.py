@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,6 +17,9 @@ from luban.core.registry import Registry, Variant
 from luban.nn.linear import Dense, joint, parallel, residual_linear, trains_fused
 
 Activation = Callable[[Tensor], Tensor]
+Products = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # (N, E), (2I, E) gates first, (O, I) → (N, O) with SwiGLU between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,26 +72,33 @@ class GatedFeedForward(nn.Module):
         self.up = Dense(width, inner, bias=bias)
         self.fused: nn.Module | None = None  # gate and up at once, where weights were packed for inference
         self.keeps_inner = True  # from the forward to the backward pass; a recomputation policy says no
+        self.products: Products | None = None  # a precision policy's own
         self.down = residual_linear(inner, width, bias=bias)
 
     def forward(self, x_BTE: Tensor) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        if trains_fused(x_BTE) and self.activation is F.silu and self.down.bias is None and self.down.plain:
-            return self._fused(x_BTE)
+        if trains_fused(x_BTE) and self.activation is F.silu and self.down.bias is None:
+            out = self._with_kernels(x_BTE.flatten(0, -2))
+            if out is not None:
+                return out.unflatten(0, x_BTE.shape[:-1])
         gate, up = self.fused(x_BTE).chunk(2, -1) if self.fused else parallel(x_BTE, self.gate, self.up)
         return self.down(self.activation(gate) * up)
 
-    def _fused(self, x_BTE: Tensor) -> Tensor:
+    def _with_kernels(self, x_NE: Tensor) -> Tensor | None:
+        """The same with SwiGLU and its gradient in kernels of ours or in the products themselves; None where products are
+        others than torch's and bring no such."""
         from luban.kernels import gated
         from luban.kernels.swiglu import LeanProduct, swiglu
 
-        x_NE, gate, down = x_BTE.flatten(0, -2), self.gate.weight, self.down.weight
+        gate, up, down = self.gate.weight, self.up.weight, self.down.weight
+        if self.gate.bias is None and self.products is not None:
+            return self.products(x_NE, torch.cat([gate, up]), down)
+        if not self.down.plain:
+            return None
         if x_NE.is_cuda and self.gate.bias is None and gated.serves(x_NE.dtype, gate.dtype, *gate.shape, *down.shape):
-            out = gated.GatedProducts.apply(x_NE, gated.paired(gate, self.up.weight), down)
-        else:
-            gate_up = joint(x_NE, self.gate, self.up)
-            out = self.down(swiglu(gate_up)) if self.keeps_inner else LeanProduct.apply(gate_up, down)
-        return out.unflatten(0, x_BTE.shape[:-1])
+            return gated.GatedProducts.apply(x_NE, gated.paired(gate, up), down)
+        gate_up = joint(x_NE, self.gate, self.up)
+        return self.down(swiglu(gate_up)) if self.keeps_inner else LeanProduct.apply(gate_up, down)
 
 
 class PlainFeedForward(nn.Module):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from luban.core.errors import UnsupportedError
 from luban.core.log import warn
-from luban.kernels.limits import FLOAT8_SIDES
+from luban.kernels.limits import FLOAT8_SIDES, WIDEST_ROW
+from luban.nn.feedforward import GatedFeedForward
 from luban.nn.linear import Dense
 
 VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
@@ -40,6 +41,9 @@ def use_float8(module: nn.Module) -> int:
     odd = [name for name, layer in layers.items() if any(side % FLOAT8_SIDES for side in layer.weight.shape)]
     for name in layers.keys() - odd:
         layers[name].multiply, layers[name].plain = float8_linear, False
+    for part in module.modules():
+        if isinstance(part, GatedFeedForward) and not (part.gate.plain or part.down.plain):
+            part.products = float8_swiglu if part.gate.out_features <= WIDEST_ROW else None
     if odd:
         shape = tuple(layers[odd[0]].weight.shape)
         warn(f"{len(odd)} layers stay in bf16, since fp8 products need sides that are multiples of {FLOAT8_SIDES}: "
@@ -64,6 +68,32 @@ class _Float8Product(torch.autograd.Function):
         x_NI, weight_OI = ctx.saved_tensors
         dx_NI = scaled_product(*by_rows(dy_NO, GRADIENTS), *by_rows(weight_OI.t(), VALUES), dy_NO.dtype)
         return dx_NI, dy_NO.t() @ x_NI
+
+
+def float8_swiglu(x_NE: Tensor, gate_up_WE: Tensor, down_OI: Tensor) -> Tensor:
+    """(silu(gate) · up)·downᵀ, (N, O), from products in 8 bits; gates are the first I of the W = 2I rows. What the
+    kernels between the products write is rounded at once."""
+    return _Float8Gated.apply(x_NE, gate_up_WE, down_OI)
+
+
+class _Float8Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_NE: Tensor, weight_WE: Tensor, down_OI: Tensor) -> Tensor:
+        from luban.kernels.swiglu_rows import swiglu_rows
+
+        gate_up = scaled_product(*by_rows(x_NE, VALUES), *by_rows(weight_WE, VALUES), x_NE.dtype)
+        ctx.save_for_backward(x_NE, weight_WE, down_OI, gate_up)
+        return scaled_product(*swiglu_rows(gate_up, VALUES), *by_rows(down_OI, VALUES), x_NE.dtype)
+
+    @staticmethod
+    def backward(ctx, dy_NO: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        from luban.kernels.swiglu_rows import swiglu_rows_backward
+
+        x_NE, weight_WE, down_OI, gate_up = ctx.saved_tensors
+        d_inner = scaled_product(*by_rows(dy_NO, GRADIENTS), *by_rows(down_OI.t(), VALUES), dy_NO.dtype)
+        d_gate_up, rounded, scales, inner = swiglu_rows_backward(gate_up, d_inner, GRADIENTS)
+        dx_NE = scaled_product(rounded, scales, *by_rows(weight_WE.t(), VALUES), dy_NO.dtype)
+        return dx_NE, d_gate_up.t() @ x_NE, dy_NO.t() @ inner
 
 
 def by_rows(x_RC: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:

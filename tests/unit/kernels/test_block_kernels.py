@@ -51,6 +51,66 @@ def test_swiglu_product(dtype, rows, inner):
 
 @here
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "inner"), [(3, 48), (7, 1024 + 16)])
+def test_swiglu_rounded_by_rows_is_the_plain_one_rounded(dtype, rows, inner):
+    from luban.kernels.swiglu_rows import swiglu_rows, swiglu_rows_backward
+    from luban.nn.float8 import GRADIENTS, VALUES, by_rows
+
+    gate_up = (torch.randn(rows, 2 * inner, device=DEVICE) * 10.0 ** torch.randint(-3, 3, (rows, 1), device=DEVICE)).to(
+        dtype
+    )
+    d = torch.randn(rows, inner, device=DEVICE, dtype=dtype)
+    leaf = gate_up.float().requires_grad_()
+    gate, up = leaf.chunk(2, -1)
+    plain = F.silu(gate) * up
+    (d_plain,) = torch.autograd.grad(plain, leaf, d.float())
+    d_gate_up, d_rounded, d_scale, again = swiglu_rows_backward(gate_up, d, GRADIENTS)
+    half = 2.0**-8 if dtype is torch.bfloat16 else 1e-5
+    torch.testing.assert_close(d_gate_up.float(), d_plain, rtol=half, atol=1e-6)
+    torch.testing.assert_close(again.float(), plain, rtol=half, atol=1e-6)
+    for (values, scale), wide, kind in (
+        (swiglu_rows(gate_up, VALUES), plain, VALUES),
+        ((d_rounded, d_scale), d_plain, GRADIENTS),
+    ):
+        wanted, wanted_scale = by_rows(wide, kind)
+        torch.testing.assert_close(scale, wanted_scale, rtol=1e-5, atol=0)
+        back, right = values.float() * scale, wanted.float() * wanted_scale
+        assert values.dtype == kind
+        if HERE and not ON_GPU:  # the interpreter's conversion cuts bits off, and forgets to carry
+            assert (back - right).norm() < 0.35 * right.norm()
+        else:  # at most the neighbouring number, and that only where the sums' last bits differ
+            step = torch.finfo(kind).eps * (right.abs() + torch.finfo(kind).smallest_normal * scale) * 1.001
+            assert ((back - right).abs() <= step).all() and (back == right).float().mean() > 0.97
+
+
+@here
+def test_swiglu_between_products_in_8_bits():
+    from luban.nn.float8 import float8_linear, float8_swiglu
+
+    dtype = torch.bfloat16 if ON_GPU else torch.float32
+    x, weight, down, do = (torch.randn(*s, device=DEVICE).to(dtype) * k for s, k in
+                           (((32, 64), 1), ((96, 64), 0.2), ((64, 48), 0.2), ((32, 64), 1)))  # fmt: skip
+
+    def one_by_one(x, weight, down):
+        gate, up = float8_linear(x, weight).chunk(2, -1)
+        return float8_linear(F.silu(gate) * up, down)
+
+    found = []
+    for function in (
+        float8_swiglu,
+        one_by_one,
+        exact,
+    ):
+        leaves = [t.detach().requires_grad_() for t in (x, weight, down)]
+        out = function(*leaves)
+        found.append([out, *torch.autograd.grad(out, leaves, do)])
+    for ours, theirs, right in zip(*found, strict=True):
+        error, usual = ((t - right).float().norm() / right.float().norm() for t in (ours, theirs))
+        assert 0 < error < (1.3 * usual + 0.01 if ON_GPU else 0.4)  # the interpreter cuts bits off
+
+
+@here
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("own_positions", [False, True])
 def test_packed_rotation(dtype, own_positions):
     from luban.kernels.rotary import rotate_packed
