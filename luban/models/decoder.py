@@ -83,8 +83,9 @@ class Decoder(BodyModule):
                 blank infilling). With a cache they are for the first forward alone, and not for models with windows,
                 whose later steps would lose sight of the prefix.
             cache: keys and values of earlier tokens; it takes up the new ones.
-            starts: (B, C) int32, the slots at which the runs of `documents` begin, each row filled up with T. It says
-                nothing that they don't, but spares kernels that go from document to document a question to the device.
+            starts: (B, C) int32, the slots at which the runs of `documents` begin, each row filled up with T
+                (`Batch.starts`). It says nothing that they don't, and nobody checks that it agrees with them; but it
+                spares kernels that go from document to document a question to the device.
 
         Returns:
             (B, T, V) logits or (B, T, E) hidden states. Those at padding mean nothing.
