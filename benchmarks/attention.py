@@ -27,11 +27,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from luban.data.batch import Batch
 from luban.kernels import dispatch
 from luban.kernels import layout as layouts
 from luban.kernels.distance import alibi, alibi_slopes, kerple_log, kerple_power
 from luban.kernels.flash import launch
-from luban.kernels.flash.attention import flash_attention
+from luban.kernels.flash.attention import flash_attention, with_seeing
 from luban.kernels.intervals import intervals
 from luban.kernels.visible import Visible
 from luban.nn.attention.mask import scores
@@ -177,53 +178,93 @@ def biased(sizes=((64, 8192), (128, 8192), (64, 16384), (128, 16384))):
 
 
 def packed(T=8192, mean=512):
-    """Documents of exponential length in packs: time against the tiles that must be touched."""
+    """Documents of exponential length in packs: milliseconds, and time against the tiles that must be touched."""
     for D in (64, 128):
         torch.manual_seed(0)
         q, k, v = qkv = inputs(T, D)
         B = q.shape[0]
         lengths = torch.empty(B, T).exponential_(1 / mean).clamp(min=1).long()
-        documents = torch.stack([torch.repeat_interleave(torch.arange(T), row)[:T] for row in lengths]).int().cuda()
+        documents = torch.stack([torch.repeat_interleave(torch.arange(T), row)[:T] for row in lengths]).int()
+        arrays = dict.fromkeys(("tokens", "targets", "loss_mask", "documents", "positions"), documents.numpy())
+        starts, documents = torch.from_numpy(Batch(**arrays).starts()).cuda(), documents.cuda()
         mask = intervals(T, T, documents=documents, device="cuda")
-        pairs = mask.pairs() / B
-        dense = measure("packed", "dense causal", T, D, T * (T + 1) / 2, lambda: flash_attention(q, k, v), qkv)
-        path, call = picked(q, k, v, documents=documents)
-        found = measure("packed", f"picked {path}", T, D, pairs, call, qkv)
-        rows = [found]
+        pairs, square = mask.pairs() / B, T * (T + 1) / 2
+        dense = {"luban": measure("packed", "dense luban", T, D, square, lambda: flash_attention(q, k, v), qkv)}
+        path, call = picked(q, k, v, documents=documents, starts=starts)
+        prepared = with_seeing(mask, D, T)  # once a forward in a model, and so outside what is timed
+        rows = [(path, measure("packed", f"picked {path}", T, D, pairs, call, qkv)),
+                ("luban", measure("packed", "luban", T, D, pairs, lambda: flash_attention(q, k, v, mask=prepared), qkv))]  # fmt: skip
+        if fa4:
+            swapped = by_token(qkv)
+            dense["flash4"] = measure("packed", "dense flash4", T, D, square, lambda: first(fa4(*swapped, causal=True)),
+                                      swapped, rows=q.shape[:2])  # fmt: skip
+            rows.append(("flash4", flash4_packed(documents, T, D, pairs, qkv)))
+        peers = []
         if D == 128:
-            rows.append(measure("packed", "flex", T, D, pairs, flexed(
+            peers.append(measure("packed", "flex", T, D, pairs, flexed(
                 q, k, v, mask=lambda b, h, i, j: (i >= j) & (documents[b, i] == documents[b, j]), rows=B), qkv))  # fmt: skip
-        if fa4_packed:
-            rows.append(flash4_packed(documents, T, D, pairs, qkv))
-        summarise(f"packed T={T} D={D}", rows)
-        ratios = {}
-        for which, kernel in (("forward", "forward"), ("backward", "queries")):
-            t = launch.tiles(D, kernel, intervals=True)
-            touched, total = touched_tiles(mask, T, t.rows, t.cols)
-            ratios[which] = (found[f"{which}_ms"] / (dense[f"{which}_ms"] * touched / (total * B)),
-                             pairs * B / (touched * t.rows * t.cols))  # fmt: skip
-        ROWS.append({"table": "packed", "name": "ratios", "D": D, **ratios})
-        SUMMARY.append(f"packed D={D}: time over its tiles at the dense rate "
-                       + ", ".join(f"{which} {r:.2f} (visible pairs in them {e:.0%})" for which, (r, e) in ratios.items()))  # fmt: skip
+        summarise(f"packed T={T} D={D}", [*(row for _, row in rows), *peers])
+        for kernel, row in rows:
+            if row and dense.get(kernel):
+                compare_with_tiles(kernel, row, dense[kernel], mask, documents, pairs)
+
+
+def compare_with_tiles(kernel, row, dense, mask, documents, pairs):
+    """Time of packs over that of as many of the kernel's tiles in its dense rows, and how much of them is visible."""
+    (B, T), D, cells = documents.shape, row["D"], []
+    for which in ("forward", "backward"):
+        rows, cols = tile_shape(kernel, D, which)
+        whole = triangle_tiles(T, rows, cols)
+        if kernel == "luban":  # its tiles stand where the row puts them, those of flash4 begin with the document
+            touched = touched_tiles(mask, rows, cols)
+        else:
+            touched = sum(triangle_tiles(length, rows, cols) for length in document_lengths(documents))
+        ratio = row[f"{which}_ms"] / (dense[f"{which}_ms"] * touched / (whole * B))
+        visible = pairs * B / (touched * rows * cols)
+        ROWS.append({"table": "packed", "name": f"ratio {row['name']}", "D": D, "pass": which, "ratio": ratio, "visible": visible})  # fmt: skip
+        cells.append(f"{which} {row[f'{which}_ms']:.3f} ms, {ratio:.2f} (visible pairs in them {visible:.0%})")
+    SUMMARY.append(f"packed D={D} {row['name']}, ms and time over its tiles at its dense rate: " + "; ".join(cells))
+
+
+def tile_shape(kernel, D, which):
+    """Queries × keys of a tile. FlashAttention-4's are those of 4.0.0b36 on Hopper for causal rows (`_tile_size_fwd_sm90`
+    and `_tile_size_bwd_sm90` in flash_attn/cute/interface.py)."""
+    if kernel == "luban":
+        t = launch.tiles(D, {"forward": "forward", "backward": "queries"}[which], intervals=True)
+        return t.rows, t.cols
+    return {("forward", 64): (192, 128), ("forward", 128): (128, 128),
+            ("backward", 64): (128, 128), ("backward", 128): (64, 128)}[which, D]  # fmt: skip
+
+
+def document_edges(documents):
+    """(documents + 1,) int32: where those of all rows begin, and the end; as long as there are documents."""
+    fresh = torch.ones_like(documents, dtype=torch.bool)
+    fresh[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return torch.cat([fresh.flatten().nonzero().flatten(), torch.tensor([fresh.numel()], device="cuda")]).int()
+
+
+def document_lengths(documents):
+    return document_edges(documents).diff().tolist()
 
 
 def flash4_packed(documents, T, D, pairs, qkv):
-    B = documents.shape[0]
-    fresh = torch.ones_like(documents, dtype=torch.bool)
-    fresh[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    edges = torch.cat([fresh.flatten().nonzero().flatten(), torch.tensor([B * T], device="cuda")]).int()
+    edges = document_edges(documents)
     swapped = [x.detach().flatten(0, 1).requires_grad_() for x in by_token(qkv)]
     return measure("packed", "flash4 varlen", T, D, pairs, lambda: first(fa4_packed(
         *swapped, cu_seqlens_q=edges, cu_seqlens_k=edges, max_seqlen_q=T, max_seqlen_k=T, causal=True)), swapped,
         rows=qkv[0].shape[:2])  # fmt: skip
 
 
-def touched_tiles(mask, T, rows, cols):
-    """Tiles of rows × cols that hold a visible pair (all batch rows), and those of one dense causal triangle."""
+def touched_tiles(mask, rows, cols):
+    """Tiles of rows × cols that hold a visible pair, over all batch rows."""
     starts = mask.start.unfold(1, rows, rows).amin(2) // cols
     stops = -(-mask.stop.unfold(1, rows, rows).amax(2) // cols)
-    dense = sum(-(-(m + rows) // cols) for m in range(0, T, rows))
-    return int((stops - starts).sum()), dense
+    return int((stops - starts).sum())
+
+
+def triangle_tiles(length, rows, cols):
+    """Those of one causal triangle."""
+    return sum(-(-min(m + rows, length) // cols) for m in range(0, length, rows))
 
 
 def sparse(T=16384):

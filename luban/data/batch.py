@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FEWEST_PLACES = 16  # for documents of a row
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -19,7 +21,25 @@ class Batch:
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """What a loss reads, rows first, in the order of its arguments."""
+        return (*self.by_token(), self.starts())
+
+    def by_token(self) -> tuple[np.ndarray, ...]:
+        """The arrays that hold something of every token."""
         return self.tokens, self.targets, self.loss_mask, self.documents, self.positions
+
+    def starts(self) -> np.ndarray:
+        """(B, C) int32: the slots at which documents begin, padding counted as one, then T.
+
+        C is a power of two that holds those of every row, so that few shapes occur.
+        """
+        rows, slots = self.documents.shape
+        fresh = np.ones((rows, slots), dtype=bool)
+        np.not_equal(self.documents[:, 1:], self.documents[:, :-1], out=fresh[:, 1:])
+        counts = np.count_nonzero(fresh, axis=1)
+        places = max(FEWEST_PLACES, 1 << (int(counts.max(initial=1)) - 1).bit_length())
+        starts = np.full((rows, places), slots, dtype=np.int32)
+        starts[np.arange(places) < counts[:, None]] = np.flatnonzero(fresh) % slots
+        return starts
 
     @property
     def tokens_read(self) -> int:

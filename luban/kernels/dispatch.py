@@ -42,7 +42,8 @@ class Case:
     capability: tuple[int, int] | None = None  # of a CUDA device
 
     def __str__(self) -> str:
-        mask = {"all": "no mask", "causal": "causal", "intervals": "intervals of keys", "irregular": "irregular mask"}
+        mask = {"all": "no mask", "causal": "causal", "packed": "packed documents", "intervals": "intervals of keys",
+                "irregular": "irregular mask"}  # fmt: skip
         bias = [] if self.bias is None else ["another bias" if self.bias == "any" else f"{self.bias} bias"]
         dtype = str(self.dtype).removeprefix("torch.").replace("bfloat16", "bf16").replace("float", "fp")
         return ", ".join([mask[self.kind], *bias, dtype, f"heads of {self.width}"])
@@ -56,6 +57,11 @@ RATES = {
     ("cudnn", 64): (456, 427), ("cudnn", 128): (614, 527),
     ("luban", 64): (370, 333), ("luban", 128): (471, 416), ("luban", 256): (150, 60),
     ("flash2", 64): (295, 256), ("flash2", 128): (318, 283), ("flash2", 256): (300, 200),
+}  # fmt: skip
+# The same for packed documents (mean 512 tokens of exponential length, rows of 8,192), visible pairs alone counted.
+PACKED_RATES = {
+    ("flash4", 64): (264, 284), ("flash4", 128): (367, 322),
+    ("luban", 64): (270, 220), ("luban", 128): (305, 225),
 }  # fmt: skip
 NAMES = {"flash4": "FlashAttention-4", "cudnn": "cuDNN", "luban": "Luban's Triton kernel", "flash2": "FlashAttention-2",
          "torch": "torch's scaled_dot_product_attention"}  # fmt: skip
@@ -74,8 +80,8 @@ def refusal(path: str, case: Case) -> str | None:
     )
 
 
-def _beyond_plain(case: Case, capability: tuple[int, int], widest: int) -> str | None:
-    """What kernels for plain masks have in common."""
+def _beyond_plain(case: Case, capability: tuple[int, int], widest: int, packed: bool = False) -> str | None:
+    """What kernels for plain masks have in common; `packed`: this one serves lists of documents too."""
     if case.capability is None or case.capability < capability:
         return f"it needs compute capability {capability[0]}.{capability[1]} or later"
     if case.dtype not in HALF:
@@ -84,8 +90,11 @@ def _beyond_plain(case: Case, capability: tuple[int, int], widest: int) -> str |
         return f"it needs heads of a width that 8 divides, up to {widest}"
     if case.bias is not None:
         return "it adds no bias"
+    if case.kind == "packed" and packed:
+        return None
     if case.kind not in ("all", "causal") or (case.kind == "causal" and not case.square):
-        return "it serves plain causal rows and rows without a mask alone"
+        lists = ", lists of packed documents" if packed else ""
+        return f"it serves plain causal rows{lists} and rows without a mask alone"
     return None
 
 
@@ -100,7 +109,7 @@ def _beyond_flash2(case: Case) -> str | None:
 def _beyond_flash4(case: Case) -> str | None:
     if case.width not in (64, 128):
         return "it is trusted with heads of 64 and 128 alone"  # others gave wrong gradients, without a word
-    return flash4_missing() or _beyond_plain(case, (9, 0), 128)
+    return flash4_missing() or _beyond_plain(case, (9, 0), 128, packed=True)
 
 
 def _beyond_luban(case: Case) -> str | None:
@@ -181,16 +190,17 @@ def fastest(case: Case) -> str:
         return "torch"  # generation changes shapes at every token, for which others plan or compile anew
     able = [path for path in dict.fromkeys(name for name, _ in RATES) if refusal(path, case) is None]
     if able:
-        return max(able, key=lambda path: _rate(path, case.width))
+        return max(able, key=lambda path: _rate(path, case))
     if case.square and (case.kind != "all" or case.bias):
         _warn_once(case, refusal("luban", case))
     return "torch"
 
 
-def _rate(path: str, width: int) -> float:
+def _rate(path: str, case: Case) -> float:
     """Forward and backward together (1 : 2.5 of the work), in TFLOP/s."""
-    up_to = min(limit for name, limit in RATES if name == path and limit >= width)
-    forward, backward = RATES[path, up_to]
+    table = RATES | PACKED_RATES if case.kind == "packed" else RATES
+    up_to = min(limit for name, limit in table if name == path and limit >= case.width)
+    forward, backward = table[path, up_to]
     return 3.5 / (1 / forward + 2.5 / backward)
 
 

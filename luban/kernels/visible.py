@@ -1,6 +1,7 @@
 """Who sees whom in a batch, as data: nothing here is as large as T × S until someone asks for it.
 
-B batch, T queries, S keys. Slots are places in the row, padding included; the queries are the last T of the S slots.
+B batch, T queries, S keys, C places for documents in a row's list. Slots are places in the row, padding included; the
+queries are the last T of the S slots.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from luban.kernels.intervals import Intervals, intervals
 
-Kind = Literal["all", "causal", "intervals", "irregular"]
+Kind = Literal["all", "causal", "packed", "intervals", "irregular"]
+FEW_PLACES, SLOTS_A_PLACE = 16, 64  # so many places for documents are always worth walking, or one for so many slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +30,39 @@ class Visible:
     window: int | None = None  # a query sees itself and the window − 1 slots before it (and after it, where not causal)
     real: Tensor | None = None  # (B, S) bool, false where a key is padding
     documents: Tensor | None = None  # (B, T) int, T = S: a run of one number is a document, seen only from inside
+    starts: Tensor | None = None  # (B, C) int: where those runs begin, filled up with T; says nothing new, but C
     prefix: Tensor | None = None  # (B, T) bool, T = S: keys that all queries of their document see, later ones too
 
     @property
     def kind(self) -> Kind:
-        """Known without asking the device: everything, the bare triangle, intervals of keys, or neither of these."""
+        """Known without asking the device: everything, the bare triangle, a triangle for each document of a list,
+        intervals of keys, or neither of these."""
         if self.real is self.documents is self.prefix is None and self.window is None:
             if not self.causal or self.queries == 1:
                 return "all"
             return "causal"
+        if self._listed:
+            return "packed"
         holes = self.prefix is not None and (self.window is not None or not self.causal)  # a prefix apart from the rest
         grown = self.queries != self.keys and self.real is not None  # a few queries over a padded cache
         return "irregular" if holes or grown else "intervals"
+
+    @property
+    def _listed(self) -> bool:
+        """Whether documents are all there is, in a list that isn't mostly places without one."""
+        if not self.causal or self.starts is None or self.documents is None or self.window is not None:
+            return False
+        if self.real is not None or self.prefix is not None:
+            return False
+        places = self.starts.shape[1]
+        return places <= FEW_PLACES or places * SLOTS_A_PLACE <= self.keys
+
+    def edges(self) -> Tensor:
+        """(B·C + 1,) int32: where the documents of a packed batch begin, its rows one after another, and the end of
+        the last; places without one are documents of no tokens."""
+        rows = self.starts.shape[0]
+        offsets = torch.arange(0, rows * self.keys, self.keys, device=self.device, dtype=torch.int32)
+        return F.pad((self.starts + offsets[:, None]).flatten(), (0, 1), value=rows * self.keys).int()
 
     def intervals(self) -> Intervals:
         """The same as intervals, unless irregular. Padding must stand at the ends of rows and a prefix at the

@@ -69,7 +69,7 @@ class Decoder(BodyModule):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None,
                 positions: Tensor | None = None, segments: Tensor | None = None, cache: KVCache | None = None,
-                output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
+                starts: Tensor | None = None, output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
         """Logits of the next token at every place, or the hidden states that `head` turns into them.
 
         Args:
@@ -83,6 +83,9 @@ class Decoder(BodyModule):
                 blank infilling). With a cache they are for the first forward alone, and not for models with windows,
                 whose later steps would lose sight of the prefix.
             cache: keys and values of earlier tokens; it takes up the new ones.
+            starts: (B, C) int32, the slots at which the runs of `documents` begin, each row filled up with T
+                (`Batch.starts`). It says nothing that they don't, and nobody checks that it agrees with them; but it
+                spares kernels that go from document to document a question to the device.
 
         Returns:
             (B, T, V) logits or (B, T, E) hidden states. Those at padding mean nothing.
@@ -104,7 +107,7 @@ class Decoder(BodyModule):
         if self.embedding_norm is not None:
             x_BTE = self.embedding_norm(x_BTE)
         visible = Visible(queries=queries, keys=key_positions.shape[-1], causal=True, device=tokens.device, real=real,
-                          documents=documents, prefix=None if segments is None else segments == 0)  # fmt: skip
+                          documents=documents, starts=starts, prefix=None if segments is None else segments == 0)  # fmt: skip
         frame_of = frames(self.windows, visible, self.position, Places(positions, key_positions, counted),
                           width=self.head_dim, dtype=compute_dtype(x_BTE), cache=cache)  # fmt: skip
         for layer, block in enumerate(self.blocks):

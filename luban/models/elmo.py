@@ -73,13 +73,13 @@ class Elmo(BodyModule):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None,
                 positions: Tensor | None = None, segments: None = None, cache: None = None,
-                output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
+                starts: Tensor | None = None, output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
         """Logits (B, T, 2, V): of the token after each place from those up to it, of the one before from those behind.
 
         Args:
             tokens: (B, T) int64, or (B, T, C) character ids where words are made of them.
             mask, documents: (B, T) as everywhere; both directions stay inside one document.
-            positions, segments, cache: not used; DataError for a cache.
+            positions, segments, cache, starts: not used; DataError for a cache.
             output: "hidden" gives the two top states (B, T, 2, E).
         """
         if cache is not None:

@@ -93,7 +93,7 @@ class Encoder(BodyModule):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None,
                 positions: Tensor | None = None, segments: Tensor | None = None, cache: None = None,
-                output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
+                starts: Tensor | None = None, output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
         """What the head makes of every place, or the hidden states that `head` reads.
 
         Args:
@@ -103,6 +103,7 @@ class Encoder(BodyModule):
             positions: (B, T) or (1, T) int; default: real tokens counted from 0, in each document.
             segments: (B, T) int, rows of the segment table; default: 0 everywhere.
             cache: none: every token sees later ones, so nothing can be kept. DataError if there is one.
+            starts: not used: no kernel for whole documents needs it.
 
         Returns:
             (B, T, V) for a masked-LM head, or (B, T, E) hidden states. Those at padding mean nothing.

@@ -58,7 +58,7 @@ class Recurrent(BodyModule):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None,
                 positions: Tensor | None = None, segments: Tensor | None = None, cache: None = None,
-                output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
+                starts: Tensor | None = None, output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
         """What the head makes of every place, or the hidden states (B, T, E).
 
         Args:
@@ -69,6 +69,7 @@ class Recurrent(BodyModule):
             segments: (B, T) int; the tokens of segment 0 are the input, the others the room for the answer (a tape
                 jumps by the input's length); default: all are input.
             cache: none. DataError if there is one.
+            starts: not used: `documents` say it all.
         """
         if cache is not None:
             raise DataError("a recurrent body keeps no keys and values: it has no cache")

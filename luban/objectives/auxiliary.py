@@ -25,7 +25,7 @@ class WeightedBatch(Batch):
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """What the loss reads."""
-        return (*super().arrays(), self.others, self.weights)
+        return (*self.by_token(), self.others, self.weights)
 
 
 @dataclass(frozen=True, kw_only=True)

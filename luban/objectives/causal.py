@@ -37,7 +37,8 @@ class Causal(Objective):
 
 
 def causal_loss(module: nn.Module, tokens: Tensor, targets: Tensor, loss_mask: Tensor,
-                documents: Tensor | None = None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+                documents: Tensor | None = None, positions: Tensor | None = None,
+                starts: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Sum of the cross-entropy in nats over trained targets, and how many there are.
 
     Never a mean, so that accumulation and ranks can divide by all tokens trained.
@@ -46,11 +47,14 @@ def causal_loss(module: nn.Module, tokens: Tensor, targets: Tensor, loss_mask: T
         tokens, targets: (B, T) int64; targets are the tokens that follow.
         loss_mask: (B, T) bool, true where the target is trained on.
         documents, positions: (B, T) as the model takes them.
+        starts: (B, C), where documents begin. Kernels of GPUs alone can use it: elsewhere it isn't looked at, since
+            another C would only make another graph.
 
     Returns:
         (loss_sum, count): scalars, float32 (float64 for a float64 model) and int64.
     """
-    hidden = module(tokens, documents=documents, positions=positions, output="hidden")
+    starts = starts if tokens.is_cuda else None
+    hidden = module(tokens, documents=documents, positions=positions, starts=starts, output="hidden")
     return token_cross_entropy(module, hidden, targets, loss_mask)
 
 

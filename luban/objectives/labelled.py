@@ -80,7 +80,7 @@ class LabelledBatch(Batch):
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """What the loss reads."""
-        return (*super().arrays(), self.follows, self.labels, self.weights)
+        return (*self.by_token(), self.follows, self.labels, self.weights)
 
 
 class LabelledTexts:

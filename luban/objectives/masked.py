@@ -115,7 +115,7 @@ class PairBatch(Batch):
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """What the loss reads."""
-        return (*super().arrays(), self.segments, self.labels, self.weights)
+        return (*self.by_token(), self.segments, self.labels, self.weights)
 
 
 class Pairs(Pieces):

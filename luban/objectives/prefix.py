@@ -24,7 +24,7 @@ class SegmentBatch(Batch):
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """What the loss reads."""
-        return (*super().arrays(), self.segments)
+        return (*self.by_token(), self.segments)
 
 
 def segment_loss(module: nn.Module, tokens: Tensor, targets: Tensor, loss_mask: Tensor, documents: Tensor,

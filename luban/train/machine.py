@@ -65,15 +65,19 @@ def rates(machine: Machine, device: torch.device, precision: str, spec: ModelSpe
 
 
 def attention_path(device: torch.device, precision: str, spec: ModelSpec, documents: bool) -> str:
-    """The kernel that training will use, or near it (a bias of the positions is not looked at).
+    """The kernel that training will use, or near it (a bias of the positions is not looked at, documents are taken to
+    be long enough for a list of them).
 
     Raises:
         UnsupportedError: another was asked for by name, which can't serve.
     """
     on_cuda = device.type == "cuda"
+    if documents:
+        kind = "packed" if spec.body.causal and spec.attention.window is None else "intervals"
+    else:
+        kind = "causal" if spec.body.causal else "all"
     case = Case(device=device.type, dtype=COMPUTE[precision], width=spec.attention.head_width(spec.width),
-                kind="intervals" if documents else "causal" if spec.body.causal else "all",
-                capability=torch.cuda.get_device_capability(device) if on_cuda else None)  # fmt: skip
+                kind=kind, capability=torch.cuda.get_device_capability(device) if on_cuda else None)  # fmt: skip
     return pick(case)
 
 
@@ -82,6 +86,7 @@ def tabled(row: Accelerator, precision: str, path: str, head_width: int) -> Rate
     eight = SUSTAINED * row.product_flops("fp8") if precision == "fp8" else None
     compute = "bf16" if precision == "fp8" else precision
     share = row.peak_flops(compute) / accelerator(TABLED_ON).peak_flops("bf16")
+    # Work is counted over whole rows, however many documents they hold: so are these rates, those for packs aren't.
     limits = [limit for name, limit in RATES if name == path and limit >= head_width]
     forward, backward = RATES[path, min(limits)] if limits else (40.0, 40.0)  # masks written out: bound by memory
     return Rates(products=SUSTAINED * row.product_flops(compute), eight=eight, forward=1e12 * share * forward,

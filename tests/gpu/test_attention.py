@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from luban.core.errors import UnsupportedError
+from luban.data.batch import Batch
 from luban.kernels import dispatch
 from luban.kernels.distance import alibi, alibi_slopes, dense, kerple_log, kerple_power, t5
 from luban.kernels.flash.attention import flash_attention
@@ -79,6 +80,32 @@ def test_every_kernel_computes_causal_attention(path, width, dtype):
     compare(lambda: attend(*qkv, made), qkv, intervals(T, T, device="cuda"))
 
 
+def starts_of(documents):
+    batch = Batch(
+        **dict.fromkeys(("tokens", "targets", "loss_mask", "documents", "positions"), documents.cpu().numpy())
+    )
+    return torch.from_numpy(batch.starts()).to(documents.device)
+
+
+@pytest.mark.parametrize("K", [4, 1])
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("share", [0.0, 0.008, 0.06])
+def test_packed_documents_are_kept_apart(share, width, K):
+    """Few documents, some and too many for a list, some of one token, a row of a single document, a padded tail; as
+    models call it. Over 256 places in all FlashAttention-4 looks them up in another way."""
+    if missing := dispatch.flash4_missing():
+        pytest.skip(missing)
+    B, H, T = 9, 4, 2048
+    documents = (torch.rand(B, T, device="cuda") < share).cumsum(1).int()
+    documents[0], documents[1, -random.randint(1, T // 2) :] = 0, -1
+    documents[2, :9] += torch.arange(9, device="cuda", dtype=torch.int32)
+    starts, qkv = starts_of(documents), draw(B, H, K, T, width, torch.bfloat16)
+    visible = Visible(queries=T, keys=T, causal=True, device=qkv[0].device, documents=documents, starts=starts)
+    made = scores(visible, width=width, dtype=torch.bfloat16)
+    assert made.path == ("flash4" if starts.shape[1] <= T // 64 else "luban")
+    compare(lambda: attend(*qkv, made), qkv, intervals(T, T, documents=documents, device="cuda"))
+
+
 @pytest.mark.parametrize("form", [None, "alibi", "power", "log", "t5"])
 @pytest.mark.parametrize("masked", ["causal", "documents", "window", "both ways"])
 @pytest.mark.parametrize("width", [64, 128])
@@ -112,8 +139,9 @@ def test_models_compile_into_one_graph_and_agree_with_masks_written_out(method, 
     model = build_model(spec, device="cuda", dtype="bfloat16")
     tokens = torch.randint(0, 100, (2, 600), device="cuda")
     documents = torch.sort(torch.randint(0, 4, (2, 600), device="cuda"), 1).values if packed else None
-    positions = None
+    positions = starts = None
     if packed:
+        starts = starts_of(documents)
         at = torch.arange(600, device="cuda").expand(2, -1)
         positions = at - (documents[:, None, :] < documents[:, :, None]).sum(-1)
     results = []
@@ -121,7 +149,8 @@ def test_models_compile_into_one_graph_and_agree_with_masks_written_out(method, 
         torch._dynamo.reset()
         with dispatch.using(path):
             run = torch.compile(model, fullgraph=True) if path is None else model
-            loss = run(tokens, documents=documents, positions=positions).float().log_softmax(-1)[..., 3].mean()
+            logits = run(tokens, documents=documents, positions=positions, starts=starts).float()
+            loss = logits.log_softmax(-1)[..., 3].mean()
             results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     for (name, _), a, b in zip([("loss", None), *model.named_parameters()], *results, strict=True):
         assert error(b, a.double()) < 0.05, name

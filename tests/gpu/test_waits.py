@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from luban.data.batch import Batch
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
@@ -33,18 +34,30 @@ class RandomBatch:
         return ids[:, :-1], ids[:, 1:], ids[:, 1:] >= 0
 
 
+class PackedBatch(RandomBatch):
+    """The same with documents."""
+
+    def arrays(self):
+        tokens, targets, trained = super().arrays()
+        documents = (torch.rand(4, 256) < 0.02).cumsum(1).int().numpy()
+        return Batch(
+            tokens=tokens, targets=targets, loss_mask=trained, documents=documents, positions=documents
+        ).arrays()
+
+
+@pytest.mark.parametrize("batch_of", [RandomBatch, PackedBatch], ids=["plain", "packed"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("optimizer", [AdamW(), AdamW(moments="bf16"), Muon()], ids=["adamw", "adamw-bf16", "muon"])
-def test_a_step_waits_for_nothing(optimizer, precision, accumulate, compiled):
+def test_a_step_waits_for_nothing(optimizer, precision, accumulate, compiled, batch_of):
     module = build_model(SPEC, device="cuda", seed=0)
     masters = Masters(module, COMPUTE[precision])
     step = TrainStep(loss_function(module, Causal(), compiled=compiled, regions=True), masters,
                      optimizer.build(masters.parameters), LossScale.of(precision), clip=1.0, accumulate=accumulate,
                      device=torch.device("cuda"))  # fmt: skip
-    losses = [step(RandomBatch(), 1.0).loss for _ in range(2)]
-    batches = [RandomBatch() for _ in range(3)]
+    losses = [step(batch_of(), 1.0).loss for _ in range(2)]
+    batches = [batch_of() for _ in range(3)]
     torch.cuda.set_sync_debug_mode("error")
     try:
         launched = [step.launch(batch, 1.0) for batch in batches]

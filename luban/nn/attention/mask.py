@@ -32,6 +32,7 @@ class Scores:
     mask: Tensor | None = None  # torch: (1 or B, 1 or H, T, S) to add
     backward_only: bool = False  # no query sees a later key, T = S
     seen: Intervals | None = None  # luban: where not the bare triangle
+    edges: Tensor | None = None  # flash4: (B·C + 1,), where packed documents begin and end; none: rows as they are
     bias: DistanceBias | None = None  # luban
     sound: Tensor | None = None  # (B, 1, 1, 1) to multiply results by: NaN where `seen` couldn't say what was asked
 
@@ -68,7 +69,8 @@ def frames(windows: Iterable[int | None], visible: Visible, position: PositionMe
 
 def _with_window(visible: Visible, window: int | None) -> Visible:
     return Visible(queries=visible.queries, keys=visible.keys, causal=visible.causal, device=visible.device,
-                   window=window, real=visible.real, documents=visible.documents, prefix=visible.prefix)  # fmt: skip
+                   window=window, real=visible.real, documents=visible.documents, starts=visible.starts,
+                   prefix=visible.prefix)  # fmt: skip
 
 
 class _Biases:
@@ -116,12 +118,21 @@ def scores(visible: Visible, biases: _Biases | None = None, *, width: int, dtype
         seen = None if kind == "causal" else with_seeing(visible.intervals(), width, visible.keys)
         return Scores(path, causal=kind == "causal", seen=seen, bias=biases.by_distance() if biases else None,
                       sound=sound)  # fmt: skip
+    if path == "flash4" and kind == "packed":
+        return Scores(path, causal=True, backward_only=True, edges=_any_number(visible.edges()))
     added = biases.square() if biases else None
     if added is None and (kind == "all" or (kind == "causal" and square)):
         return Scores(path, causal=kind == "causal", backward_only=kind == "causal")
     added = torch.zeros((), device=visible.device) if added is None else added
     mask = torch.where(visible.dense(), added, float("-inf")).to(dtype)
     return Scores(path, mask=mask, backward_only=square and visible.causal and visible.prefix is None)
+
+
+def _any_number(edges: Tensor) -> Tensor:
+    """The same; blocks that are compiled one by one then have one graph for any number of documents."""
+    if not torch.compiler.is_compiling():
+        torch._dynamo.maybe_mark_dynamic(edges, 0)
+    return edges
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -32,6 +32,8 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, scores: Scores, scale
     if scores.path == "flash4":
         from luban.kernels import flash4
 
+        if scores.edges is not None:
+            return flash4.packed_attention(q_BHTD, k_BKSD, v_BKSD, scores.edges, scale)
         return flash4.attention(q_BHTD, k_BKSD, v_BKSD, scores.causal, scale)
     first = FIRST[scores.path]
     with sdpa_kernel([first, *(kernel for kernel in REST if kernel != first)], set_priority=True):

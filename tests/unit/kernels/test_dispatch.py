@@ -27,6 +27,10 @@ TABLE = [  # what differs from plain causal training in bf16 with heads of 128 o
     ({"training": False, "bias": "log", "kind": "all", "square": False, "single": True}, "torch"),
     ({"kind": "causal", "square": False}, "luban"),
     ({"kind": "intervals"}, "luban"),
+    ({"kind": "packed"}, "luban"),
+    ({"kind": "packed", "training": False}, "luban"),
+    ({"kind": "packed", "dtype": torch.float32}, "torch"),
+    ({"kind": "packed", "device": "cpu", "capability": None}, "torch"),
     ({"kind": "irregular"}, "torch"),
     ({"bias": "alibi"}, "luban"),
     ({"bias": "power", "kind": "intervals"}, "luban"),
@@ -67,6 +71,26 @@ def test_flash_attention_4_is_preferred_where_it_is_installed(monkeypatch):
     assert pick(case(kind="intervals")) == "luban"
     for width in (32, 72, 80, 96):  # its gradients of other widths were found wrong
         assert pick(case(width=width)) == "cudnn"
+
+
+def test_packed_documents_run_on_flash_attention_4_where_it_can_serve_them(monkeypatch):
+    monkeypatch.setattr(dispatch, "flash4_missing", lambda: None)
+    for width in (64, 128):
+        assert pick(case(kind="packed", width=width)) == "flash4"
+        for changes in ({"capability": AMPERE}, {"bias": "alibi"}, {"width": 96}):
+            assert pick(case(**({"kind": "packed", "width": width} | changes))) == "luban"
+    assert pick(case(kind="packed", dtype=torch.float32)) == "torch"
+    assert "not cuDNN: it serves plain causal rows and rows without" in explain(case(kind="packed"))
+    refused = dispatch.refusal("flash4", case(kind="intervals"))
+    assert refused == "it serves plain causal rows, lists of packed documents and rows without a mask alone"
+    with using("flash2"), pytest.raises(UnsupportedError, match=r"\(packed documents, bf16, heads of 128\)"):
+        pick(case(kind="packed"))
+
+
+def test_packed_documents_have_rates_of_their_own(monkeypatch):
+    monkeypatch.setattr(dispatch, "flash4_missing", lambda: None)
+    monkeypatch.setattr(dispatch, "PACKED_RATES", dispatch.PACKED_RATES | {("luban", 64): (1000, 1000)})
+    assert pick(case(kind="packed", width=64)) == "luban" and pick(case(width=64)) == "flash4"
 
 
 def test_a_flash_attention_4_that_does_not_load_is_done_without(monkeypatch, tmp_path):

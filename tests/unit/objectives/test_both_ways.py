@@ -35,7 +35,7 @@ def test_every_token_is_predicted_from_either_side_inside_its_document(shards_pa
             if before:
                 assert batch.targets[i, t, 1] == batch.tokens[i, t - 1]
     model = build_model(ModelSpec(vocab_size=shards.vocab_size, width=8, layers=1, body=ElmoBody(cell=LSTM()))).double()
-    tokens, targets, trained, documents, _ = tensors(batch)
+    tokens, targets, trained, documents, *_ = tensors(batch)
     total, count = objective.loss(model, *tensors(batch))
     logits = model(tokens, documents=documents)
     want = sum(F.cross_entropy(logits[:, :, d][trained[:, :, d]], targets[:, :, d][trained[:, :, d]], reduction="sum")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from luban import ModelSpec, build_model
 from luban.nn.attention.grouped import Grouped
@@ -53,6 +54,18 @@ def test_targets_that_are_not_trained_may_be_anything(model):
     wild = tokens.clone()
     wild[0, 4] = 10_000
     assert causal_loss(model, tokens, wild, mask)[0] == causal_loss(model, tokens, tokens, mask)[0]
+
+
+def test_without_a_gpu_nothing_hangs_on_the_number_of_documents(model):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda *arrays: causal_loss(model, *arrays)[0], dynamic=False, backend=counter)
+    tokens = torch.randint(0, 61, (2, 24))
+    documents, positions = torch.zeros(2, 24, dtype=torch.int32), torch.arange(24).expand(2, -1)
+    for places in (16, 32):
+        starts = torch.full((2, places), 24, dtype=torch.int32)
+        starts[:, 0] = 0
+        compiled(tokens, tokens, tokens >= 0, documents, positions, starts)
+    assert counter.frame_count == 1
 
 
 def test_half_precision_is_summed_in_float32():

@@ -34,7 +34,7 @@ def test_one_step_is_clipped_adamw_on_the_mean_loss_of_the_trained_tokens(tiny):
     mask = np.random.default_rng().random(batch.loss_mask.shape) < 0.6
     batch = replace(batch, loss_mask=batch.loss_mask & mask)
     plain = copy.deepcopy(made.module)
-    tokens, targets, trained, documents, positions = to_device(batch, CPU)
+    tokens, targets, trained, documents, positions, _ = to_device(batch, CPU)
     logits = plain(tokens, documents=documents, positions=positions).double()
     loss = torch.nn.functional.cross_entropy(logits[trained], targets[trained])
     loss.backward()
