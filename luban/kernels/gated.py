@@ -41,12 +41,10 @@ def serves(dtype: torch.dtype, weights: torch.dtype, *sides: int) -> bool:
     return fits and torch.cuda.get_device_capability()[0] == 9 and missing() is None
 
 
-def _config(rows: int, cols: int, pingpong: bool):
+def _tiles(rows: int, cols: int):
     from quack.gemm_config import GemmConfig
 
-    return GemmConfig(
-        tile_m=rows, tile_n=cols, pingpong=pingpong, cluster_m=2, cluster_n=1, is_dynamic_persistent=False
-    )
+    return GemmConfig(tile_m=rows, tile_n=cols, pingpong=True, cluster_m=1, cluster_n=2, is_dynamic_persistent=False)
 
 
 @torch.library.custom_op("luban::gated_product", mutates_args=(), device_types="cuda")
@@ -54,7 +52,7 @@ def gated_product(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """x (N, E) and paired weight (2I, E) → (x·weightᵀ (N, 2I), silu(gate) · up (N, I))."""
     from quack.gemm_interface import gemm_gated
 
-    return gemm_gated(x, weight.t(), activation="swiglu", config=_config(128, 192, True))
+    return gemm_gated(x, weight.t(), activation="swiglu", config=_tiles(192, 128))
 
 
 @torch.library.custom_op("luban::gated_product_backward", mutates_args=(), device_types="cuda")
@@ -62,7 +60,7 @@ def gated_product_backward(dy: Tensor, down: Tensor, gate_up: Tensor) -> tuple[T
     """dy (N, O), down (O, I) and gate_up (N, 2I) → (gradient of gate_up, silu(gate) · up (N, I) again)."""
     from quack.gemm_interface import gemm_dgated
 
-    return gemm_dgated(dy, down, gate_up, activation="swiglu", config=_config(128, 192, True))
+    return gemm_dgated(dy, down, gate_up, activation="swiglu", config=_tiles(128, 128))
 
 
 @gated_product.register_fake

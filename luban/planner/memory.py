@@ -7,7 +7,7 @@ and keys and values of width K, in elements of the compute type:
     N·Q with its log-sum-exp (fp32, one a head), the stream between N·E, normalised N·E, gate and up N·2I, inner N·I
 
 which is what the operations say one by one (`Op.activation`). On a GPU the weights of joint products are kept side by
-side as well. Recomputation "cheap" keeps the outputs of products and attention alone (and makes the inner activation
+side as well, and the inner activation isn't where SwiGLU's gradient makes it again. Recomputation "cheap" keeps the outputs of products and attention alone (and makes the inner activation
 and the joint weights again), "blocks" what goes into each block.
 
 On a CPU attention beside half-precision products either runs in fp32, with its inputs twice as wide and its output kept
@@ -40,6 +40,7 @@ class Setting:
     accumulate: bool = False  # several micro-batches a step, whose gradients are summed in fp32
     recompute: str = "none"  # none, cheap, blocks
     fused: bool = False  # the kernels of a GPU: joint products, logits a chunk at a time
+    inner_kept: bool = True  # of a gated feed-forward network; else its activation comes again with its gradient
     attention: Literal["fused", "wide", "written"] = (
         "fused"  # wide: in fp32 beside products in half precision; written: out in products where rows are short, else wide
     )
@@ -142,6 +143,8 @@ def layer_bytes(layer: OpGraph, setting: Setting) -> int:
         return setting.width * layer.ops[-1].activation  # what goes into the next one
     cheap = setting.recompute == "cheap"
     elements = _elements(op for op in layer.ops if not cheap or op.kind in ("linear", "attention"))
+    if not (cheap or setting.inner_kept):
+        elements -= _elements(op for op in layer.ops if op.kind == "activation")
     weights = setting.width * joined_parameters(layer) if setting.fused and setting.recompute == "none" else 0
     return setting.width * elements + weights + sum(_attention_bytes(op, layer, setting) for op in layer.ops)
 
@@ -224,7 +227,7 @@ def _made_again(graph: OpGraph, setting: Setting) -> int:
     layer = _widest(graph)
     if layer is None or setting.recompute == "none":
         return 0
-    inner = _elements(op for op in layer.ops if op.kind == "activation")
+    inner = _elements(op for op in layer.ops if op.kind == "activation") if setting.inner_kept else 0
     if setting.recompute == "cheap":
         weights = [int(computed_share(op, layer.seq) * scores_of(op, setting)) for op in layer.ops
                    if op.kind == "attention" and is_written_out(op, setting)]  # fmt: skip

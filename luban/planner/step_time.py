@@ -28,8 +28,8 @@ SUSTAINED = 0.87  # of a lone product's rate, for products inside a step on a GP
 # Times that an operation's result is read or written around its product, forward and backward, neighbours fused:
 # a norm reads its input and writes (2), and back reads two gradients and the input and writes (4); what is added to the
 # stream is read with it and written (3); queries, keys and values are turned and turned back (4); a gated activation
-# reads 2 and writes 1, and back reads 3 and writes 2 (8).
-PASSES = {"norm": 6, "activation": 8, "embedding": 4, "readout": 3, "stream": 3, "turned": 4}
+# reads 2 and writes 1, and back reads 3 and writes 2 (8); inside of products most of that hides behind them.
+PASSES = {"norm": 6, "activation": 8, "inside": 3, "embedding": 4, "readout": 3, "stream": 3, "turned": 4}
 WORDS = {"whole": "forward and backward"}
 
 
@@ -113,6 +113,8 @@ def _passes(op: Op, setting: Setting) -> float:
             kind = "turned"
         elif op.name.endswith((".output", ".down")):
             kind = "stream"
+    if kind == "activation" and not setting.inner_kept:
+        return PASSES["inside"]
     again = {"none": 0, "cheap": 1, "blocks": 2}[setting.recompute] if kind in ("norm", "activation") else 0
     return PASSES.get(kind, 0) + again
 

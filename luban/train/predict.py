@@ -14,17 +14,20 @@ from luban.core.errors import UnsupportedError
 from luban.core.opgraph import OpGraph
 from luban.core.units import bytes_, count, milliseconds, seconds
 from luban.data.batch import Batch
-from luban.kernels import dispatch
+from luban.kernels import dispatch, gated
+from luban.kernels.limits import FLOAT8_SIDES, WIDEST_ROW
 from luban.models.build import build_model
 from luban.models.decoder import DecoderBody
 from luban.models.describe import describe
 from luban.models.encoder import EncoderBody
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import ModelSpec
+from luban.nn.feedforward import SwiGLU
 from luban.planner.memory import MemoryPrediction, Setting, predict_memory
 from luban.planner.step_time import StepTime, predict_step, update_time
 from luban.train.device import compiler_missing
 from luban.train.machine import Machine, contention, rates
+from luban.train.precision import COMPUTE
 from luban.train.recipe import Recipe
 from luban.train.recompute import Recompute
 from luban.train.rehearse import rehearse_memory, rehearse_time
@@ -190,10 +193,22 @@ def setting_of(recipe: Recipe, spec: ModelSpec, device: torch.device, shapes: di
         biased = spec.position.build(spec.position_shape).biased
     windows = {spec.attention.window_of(layer) for layer in range(spec.layers)}
     return Setting(half=train.precision != "fp32", masters=masters,
-                   accumulate=train.accumulate > 1, recompute=train.recompute, fused=fused, attention=attention,
+                   accumulate=train.accumulate > 1, recompute=train.recompute, fused=fused,
+                   inner_kept=not (fused and _makes_inner_again(train.precision, spec)), attention=attention,
                    heads=spec.attention.heads, head_width=spec.attention.head_width(spec.width),
                    masks=len(windows) * (spec.attention.heads if biased else 1), optimizer=recipe.optim.state_bytes(shapes),
                    workspace=recipe.optim.workspace_bytes(shapes, widened=widened))  # fmt: skip
+
+
+def _makes_inner_again(precision: str, spec: ModelSpec) -> bool:
+    """Whether a GPU's feed-forward networks will make their inner activation again with its gradient."""
+    network = spec.feedforward
+    if not isinstance(network, SwiGLU) or network.bias:
+        return False
+    sides = spec.width, network.width
+    if precision == "fp8":
+        return network.width <= WIDEST_ROW and not any(side % FLOAT8_SIDES for side in sides)
+    return gated.serves(COMPUTE[precision], COMPUTE[precision], *sides)
 
 
 def require_memory(recipe: Recipe, spec: ModelSpec, device: torch.device, prediction: Prediction,

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from luban.data.batch import FEWEST_PLACES, Batch
+from luban.data.batch import PLACES, Batch
 
 
 def batch_of(documents: np.ndarray) -> Batch:
@@ -34,8 +34,7 @@ def test_starts_are_those_of_a_loop(share):
     for row, wanted in zip(starts.tolist(), found, strict=True):
         assert row == wanted + [slots] * (len(row) - len(wanted))
     places, most = starts.shape[1], max(map(len, found))
-    assert places >= most and places & (places - 1) == 0
-    assert places == FEWEST_PLACES or places < 2 * most  # the smallest that will do
+    assert most <= places < most + PLACES and places % PLACES == 0  # the smallest that will do
 
 
 def test_padding_behind_a_document_is_a_run_of_its_own():

@@ -208,7 +208,7 @@ def tiny(windowed: bool = False) -> torch.nn.Module:
 @pytest.mark.parametrize("windowed", [False, True])
 def test_a_decoder_gives_the_same_with_and_without_starts(flash4, windowed):
     """Layers with a window keep to the mask; the others take the list."""
-    model, (documents, starts) = tiny(windowed), rows_of(4, 60, 0.1)
+    model, (documents, starts) = tiny(windowed), rows_of(4, 60, 0.05)
     tokens, real = torch.randint(0, 41, (4, 60)), documents >= 0
     results = []
     for listed in (starts, None):
@@ -222,10 +222,9 @@ def test_one_graph_serves_all_documents(flash4):
     torch._dynamo.reset()
     model, counter = tiny(), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=counter)
-    for share in (0.0, 0.05, 0.1):
+    for share in (0.0, 0.03, 0.06):
         documents, starts = rows_of(3, 64, share)
-        if starts.shape[1] != 16:
-            continue
+        starts = F.pad(starts, (0, 16 - starts.shape[1]), value=64)
         tokens = torch.randint(0, 41, documents.shape)
         found = [run(tokens, documents=documents, starts=starts) for run in (compiled, model)]
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)

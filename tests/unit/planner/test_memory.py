@@ -77,6 +77,7 @@ def test_a_layer_by_hand():
     joined = E * (Q + 2 * K) + E * 2 * inner
     assert joined_parameters(layer) == joined
     assert layer_bytes(layer, replace(setting, fused=True)) == everything + sums + 2 * joined
+    assert layer_bytes(layer, replace(setting, inner_kept=False)) == everything + sums - 2 * tokens * inner
     cheap = replace(setting, fused=True, recompute="cheap")
     assert layer_bytes(layer, cheap) == 2 * tokens * (E + Q + 2 * K + Q + E + 2 * inner) + sums
     assert layer_bytes(layer, replace(cheap, recompute="blocks")) == 2 * tokens * E
@@ -88,6 +89,7 @@ def test_a_layer_by_hand():
 MEASURED = [
     (16, {"recompute": "cheap"}, 4, 42.6),  # bf16 weights, fp32 moments
     (32, {}, 2, 52.6),  # all bf16
+    (32, {"inner_kept": False}, 2, 44.5),  # SwiGLU inside its products
     (16, {}, 2, 53.5),
     (16, {"recompute": "cheap"}, 2, 38.1),
     (16, {"recompute": "blocks"}, 2, 13.0),

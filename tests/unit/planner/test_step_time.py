@@ -52,16 +52,18 @@ def test_the_update_moves_its_state_and_micro_batches_multiply_the_rest():
 
 
 # Seconds of a step of benchmarks/gpu_step.py on one H100 SXM (torch 2.11): 1.1B, batch 16 × 2,048, everything in bf16.
-MEASURED = [(32, "bf16", "cudnn", 0.424), (16, "bf16", "cudnn", 0.416), (16, "fp8", "cudnn", 0.357),
-            (32, "bf16", "flash4", 0.410), (16, "bf16", "flash4", 0.417), (16, "fp8", "flash4", 0.361)]  # fmt: skip
+MEASURED = [(32, "bf16", "cudnn", True, 0.424), (16, "bf16", "cudnn", True, 0.416), (16, "fp8", "cudnn", True, 0.357),
+            (32, "bf16", "flash4", True, 0.410), (16, "bf16", "flash4", True, 0.417), (16, "fp8", "flash4", True, 0.361),
+            (32, "bf16", "flash4", False, 0.395)]  # fmt: skip
 
 
-@pytest.mark.parametrize(("heads", "precision", "kernel", "seconds"), MEASURED)
-def test_within_fifteen_percent_of_what_a_gpu_took(heads, precision, kernel, seconds):
+@pytest.mark.parametrize(("heads", "precision", "kernel", "inner_kept", "seconds"), MEASURED)
+def test_within_fifteen_percent_of_what_a_gpu_took(heads, precision, kernel, inner_kept, seconds):
     spec = ModelSpec(vocab_size=32_000, width=2048, layers=22, context=2048,
                      attention=Grouped(heads=heads, kv_heads=4), feedforward=SwiGLU(width=5632))  # fmt: skip
     graph = describe(spec, batch=16, seq=2048)
-    setting = Setting(half=True, masters=False, fused=True, heads=heads, optimizer=4 * graph.parameters)
+    setting = Setting(half=True, masters=False, fused=True, heads=heads, inner_kept=inner_kept,
+                      optimizer=4 * graph.parameters)  # fmt: skip
     rates = tabled(accelerator("h100-sxm"), precision, kernel, 2048 // heads)
     assert rates.forward == 1e12 * RATES[kernel, 2048 // heads][0]
     assert predict_step(graph, setting, rates).total == pytest.approx(seconds, rel=0.15)
