@@ -64,11 +64,16 @@ def curve(precision: str, steps: int, tiny: bool, path: str) -> list[float]:
     ids = np.load(path)
     step, _ = luban_trainer(shape, 4 if tiny else 16, batch, seq, "cuda" if torch.cuda.is_available() else "cpu",
                             {"weights": "fp32", "moments": "fp32", "precision": precision}, lr=3e-4)  # fmt: skip
-    launched = []
+    launched, losses, began = [], [], time.perf_counter()
     for i in range(steps):
         factor = min(1.0, (i + 1) / 50)
         launched.append(step.launch(TextBatch(ids, i, batch, seq), factor))
-    return [step.settle(each).loss for each in launched]
+        if len(launched) == WINDOW or i + 1 == steps:
+            losses += [step.settle(each).loss for each in launched]
+            launched = []
+            print(f"{precision}, step {i + 1}: {np.mean(losses[-WINDOW:]):.4f} after {time.perf_counter() - began:.0f} s",
+                  file=sys.stderr, flush=True)  # fmt: skip
+    return losses
 
 
 def main() -> None:

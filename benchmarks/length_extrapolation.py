@@ -69,7 +69,7 @@ class Setting:
     lengths: tuple[int, ...] = (256, 512, 1024, 2048)  # read
     judged: int = 1024  # length at which the order is checked
     batch: int = 64  # rows a step
-    steps: int = 1800
+    steps: int = 3600
     lr: float = 2e-3  # peak, of AdamW
     faster: int = 10  # times the rate for what a position method learns, whose few numbers have far to go in few steps
     warmup: int = 100
@@ -99,7 +99,7 @@ def methods(setting: Setting) -> dict[str, Position]:
 def model_spec(setting: Setting, position: Position) -> ModelSpec:
     """LLaMA's parts with this position method."""
     return ModelSpec(vocab_size=BYTES, width=setting.width, layers=setting.layers, context=setting.trained, position=position,
-                     attention=Grouped(heads=setting.heads), feedforward=SwiGLU(width=setting.width * 8 // 3))  # fmt: skip
+                     attention=Grouped(heads=setting.heads), feedforward=SwiGLU(width=setting.width * 8 // 3 // 32 * 32))  # fmt: skip
 
 
 def read_text(data: Path | None) -> tuple[np.ndarray, np.ndarray]:
