@@ -49,8 +49,8 @@ ROWS: list[dict] = []
 SUMMARY: list[str] = []
 
 
-def inputs(T, D, heads=None):
-    B, H = max(1, TOKENS // T), heads or WIDTH // D
+def inputs(T, D, rows=None):
+    B, H = rows or max(1, TOKENS // T), WIDTH // D
     return [torch.randn(B, H, T, D, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
 
 
@@ -177,12 +177,12 @@ def biased(sizes=((64, 8192), (128, 8192), (64, 16384), (128, 16384))):
         summarise(f"biased T={T} D={D}", rows)
 
 
-def packed(T=8192, mean=512):
-    """Documents of exponential length in packs: milliseconds, and time against the tiles that must be touched."""
-    for D in (64, 128):
+def packed(T=8192, mean=512, batches=(2, 8)):
+    """Documents of exponential length in packs, two and eight of them: milliseconds, and time against the tiles that must
+    be touched."""
+    for D, B in itertools.product((64, 128), batches):
         torch.manual_seed(0)
-        q, k, v = qkv = inputs(T, D)
-        B = q.shape[0]
+        q, k, v = qkv = inputs(T, D, B)
         lengths = torch.empty(B, T).exponential_(1 / mean).clamp(min=1).long()
         documents = torch.stack([torch.repeat_interleave(torch.arange(T), row)[:T] for row in lengths]).int()
         arrays = dict.fromkeys(("tokens", "targets", "loss_mask", "documents", "positions"), documents.numpy())
@@ -200,10 +200,10 @@ def packed(T=8192, mean=512):
                                       swapped, rows=q.shape[:2])  # fmt: skip
             rows.append(("flash4", flash4_packed(documents, T, D, pairs, qkv)))
         peers = []
-        if D == 128:
+        if (D, B) == (128, 2):
             peers.append(measure("packed", "flex", T, D, pairs, flexed(
                 q, k, v, mask=lambda b, h, i, j: (i >= j) & (documents[b, i] == documents[b, j]), rows=B), qkv))  # fmt: skip
-        summarise(f"packed T={T} D={D}", [*(row for _, row in rows), *peers])
+        summarise(f"packed {B} × T={T} D={D}", [*(row for _, row in rows), *peers])
         for kernel, row in rows:
             if row and dense.get(kernel):
                 compare_with_tiles(kernel, row, dense[kernel], mask, documents, pairs)
@@ -221,9 +221,11 @@ def compare_with_tiles(kernel, row, dense, mask, documents, pairs):
             touched = sum(triangle_tiles(length, rows, cols) for length in document_lengths(documents))
         ratio = row[f"{which}_ms"] / (dense[f"{which}_ms"] * touched / (whole * B))
         visible = pairs * B / (touched * rows * cols)
-        ROWS.append({"table": "packed", "name": f"ratio {row['name']}", "D": D, "pass": which, "ratio": ratio, "visible": visible})  # fmt: skip
+        ROWS.append({"table": "packed", "name": f"ratio {row['name']}", "D": D, "pass": which, "rows": B, "ratio": ratio, "visible": visible})  # fmt: skip
         cells.append(f"{which} {row[f'{which}_ms']:.3f} ms, {ratio:.2f} (visible pairs in them {visible:.0%})")
-    SUMMARY.append(f"packed D={D} {row['name']}, ms and time over its tiles at its dense rate: " + "; ".join(cells))
+    SUMMARY.append(
+        f"packed {B} × {T} D={D} {row['name']}, ms and time over its tiles at its dense rate: " + "; ".join(cells)
+    )
 
 
 def tile_shape(kernel, D, which):

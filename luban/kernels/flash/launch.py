@@ -158,7 +158,8 @@ def _queries_gradient(
     t = tiles(call.dim, "queries", call.block, call.intervals, call.curved)
     dq, blocks = _by_token(q), -(-call.T // t.rows)
     bucketed, moments = learned and width > 0, learned and width == 0
-    sums = torch.zeros(call.B, call.H, blocks, width or 2, dtype=torch.float32, device=q.device)
+    shape = (call.B, call.H, blocks, width or 2)
+    sums = torch.zeros(shape, dtype=torch.float32, device=q.device) if learned else lse
     lists, counts, strides = call.lists(query_list, query_count)
     backward.queries_kernel[(blocks, call.B * call.H)](
         q, k, v, out, do, lse, delta, dq, start, stop, call.table, call.numbers, buckets if bucketed else lse, sums, lists,
@@ -167,7 +168,7 @@ def _queries_gradient(
         call.interval_stride, call.table_stride, *strides, call.T, call.S, call.H, call.scale * LOG2E, call.scale,
         call.zero, call.reach, MOMENTS=moments, BUCKETS=width if bucketed else 0, **call.constants(t),
     )  # fmt: skip
-    return dq, sums.sum((0, 2))
+    return dq, sums.sum((0, 2)) if learned else lse.new_empty(call.H, width or 2)
 
 
 flash_forward = torch.library.custom_op(
