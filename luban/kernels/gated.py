@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
+from inspect import signature
 
 import torch
 from torch import Tensor
 
-from luban.core.log import warn
+from luban.kernels.available import unusable
 from luban.kernels.limits import PAIRED_SIDES
 
 HALF = (torch.bfloat16, torch.float16)
@@ -21,17 +21,17 @@ HALF = (torch.bfloat16, torch.float16)
 
 @cache
 def missing() -> str | None:
-    """Why quack-kernels can't be used; None where it can. What is installed and doesn't load is warned about."""
-    if find_spec("quack") is None:
-        return "the package quack-kernels is not installed: pip install 'luban[flash]'"
-    try:
-        import_module("quack.gemm_interface")
-        import_module("quack.epilogue.library")
-    except Exception as error:  # its libraries raise what they like where one of them is missing
-        found = " ".join(str(error).split())[:200]
-        warn(f"the package quack-kernels is installed and doesn't load, so that products do without it: {found}")
-        return f"the package quack-kernels doesn't load: {found}"
-    return None
+    """Why quack-kernels can't be used; None where it can."""
+    return unusable("quack-kernels", "quack", _load, "SwiGLU")
+
+
+def _load() -> None:
+    """Its functions take the arguments that are given below; flash-attn-4 leaves the version open."""
+    products = import_module("quack.gemm_interface")
+    import_module("quack.epilogue.library")  # they import it when they are called
+    options = {"activation": "swiglu", "config": _tiles(128, 128)}
+    signature(products.gemm_gated).bind(*[None] * 2, **options)
+    signature(products.gemm_dgated).bind(*[None] * 3, **options)
 
 
 @torch.compiler.assume_constant_result
@@ -47,20 +47,20 @@ def _tiles(rows: int, cols: int):
     return GemmConfig(tile_m=rows, tile_n=cols, pingpong=True, cluster_m=1, cluster_n=2, is_dynamic_persistent=False)
 
 
-@torch.library.custom_op("luban::gated_product", mutates_args=(), device_types="cuda")
+@torch.library.custom_op("luban::gated_product", mutates_args=())
 def gated_product(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """x (N, E) and paired weight (2I, E) → (x·weightᵀ (N, 2I), silu(gate) · up (N, I))."""
     from quack.gemm_interface import gemm_gated
 
-    return gemm_gated(x, weight.t(), activation="swiglu", config=_tiles(192, 128))
+    return gemm_gated(x.contiguous(), weight.t(), activation="swiglu", config=_tiles(192, 128))
 
 
-@torch.library.custom_op("luban::gated_product_backward", mutates_args=(), device_types="cuda")
+@torch.library.custom_op("luban::gated_product_backward", mutates_args=())
 def gated_product_backward(dy: Tensor, down: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
     """dy (N, O), down (O, I) and gate_up (N, 2I) → (gradient of gate_up, silu(gate) · up (N, I) again)."""
     from quack.gemm_interface import gemm_dgated
 
-    return gemm_dgated(dy, down, gate_up, activation="swiglu", config=_tiles(128, 128))
+    return gemm_dgated(dy.contiguous(), down, gate_up, activation="swiglu", config=_tiles(128, 128))
 
 
 @gated_product.register_fake
@@ -85,11 +85,13 @@ class GatedProducts(torch.autograd.Function):
         return inner @ down.t()
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of all three."""
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of those that want one."""
         x, weight, down, gate_up = ctx.saved_tensors
-        d_gate_up, inner = gated_product_backward(dy.contiguous(), down, gate_up)
-        return d_gate_up @ weight, d_gate_up.t() @ x, dy.t() @ inner
+        of_x, of_weight, of_down = ctx.needs_input_grad
+        d_gate_up, inner = gated_product_backward(dy, down, gate_up)
+        return (d_gate_up @ weight if of_x else None, d_gate_up.t() @ x if of_weight else None,
+                dy.t() @ inner if of_down else None)  # fmt: skip
 
 
 def paired(gate: Tensor, up: Tensor) -> Tensor:

@@ -64,10 +64,13 @@ class _Float8Product(torch.autograd.Function):
         return scaled_product(*by_rows(x_NI, VALUES), *by_rows(weight_OI, VALUES), x_NI.dtype)
 
     @staticmethod
-    def backward(ctx, dy_NO: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx, dy_NO: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x_NI, weight_OI = ctx.saved_tensors
-        dx_NI = scaled_product(*by_rows(dy_NO, GRADIENTS), *by_rows(weight_OI.t(), VALUES), dy_NO.dtype)
-        return dx_NI, dy_NO.t() @ x_NI
+        of_x, of_weight = ctx.needs_input_grad
+        dx_NI = None
+        if of_x:
+            dx_NI = scaled_product(*by_rows(dy_NO, GRADIENTS), *by_rows(weight_OI.t(), VALUES), dy_NO.dtype)
+        return dx_NI, dy_NO.t() @ x_NI if of_weight else None
 
 
 def float8_swiglu(x_NE: Tensor, gate_up_WE: Tensor, down_OI: Tensor) -> Tensor:
@@ -86,14 +89,15 @@ class _Float8Gated(torch.autograd.Function):
         return scaled_product(*swiglu_rows(gate_up, VALUES), *by_rows(down_OI, VALUES), x_NE.dtype)
 
     @staticmethod
-    def backward(ctx, dy_NO: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx, dy_NO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         from luban.kernels.swiglu_rows import swiglu_rows_backward
 
         x_NE, weight_WE, down_OI, gate_up = ctx.saved_tensors
+        of_x, of_weight, of_down = ctx.needs_input_grad
         d_inner = scaled_product(*by_rows(dy_NO, GRADIENTS), *by_rows(down_OI.t(), VALUES), dy_NO.dtype)
         d_gate_up, rounded, scales, inner = swiglu_rows_backward(gate_up, d_inner, GRADIENTS)
-        dx_NE = scaled_product(rounded, scales, *by_rows(weight_WE.t(), VALUES), dy_NO.dtype)
-        return dx_NE, d_gate_up.t() @ x_NE, dy_NO.t() @ inner
+        dx_NE = scaled_product(rounded, scales, *by_rows(weight_WE.t(), VALUES), dy_NO.dtype) if of_x else None
+        return dx_NE, d_gate_up.t() @ x_NE if of_weight else None, dy_NO.t() @ inner if of_down else None
 
 
 def by_rows(x_RC: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:

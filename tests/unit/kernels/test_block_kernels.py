@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from counted import Products
 from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
 
 triton = pytest.importorskip("triton", reason="triton is Linux-only")
@@ -111,6 +112,46 @@ def test_swiglu_between_products_in_8_bits():
     for ours, theirs, right in zip(*found, strict=True):
         error, usual = ((t - right).float().norm() / right.float().norm() for t in (ours, theirs))
         assert 0 < error < (1.3 * usual + 0.01 if ON_GPU else 0.4)  # the interpreter cuts bits off
+
+
+@here
+@pytest.mark.parametrize("wanted", [(0,), (0, 2), (0, 1), (1, 2), (0, 1, 2)])
+def test_what_is_frozen_costs_no_product_in_8_bits(wanted):
+    from luban.nn.float8 import float8_swiglu
+
+    dtype, shapes = torch.bfloat16 if ON_GPU else torch.float32, ((32, 64), (96, 64), (64, 48))
+    values, dy = (
+        [torch.randn(shape, device=DEVICE, dtype=dtype) for shape in shapes],
+        torch.randn(32, 64, device=DEVICE),
+    )
+    results = []
+    for some in (wanted, (0, 1, 2)):
+        leaves = [x.detach().requires_grad_(i in some) for i, x in enumerate(values)]
+        out = float8_swiglu(*leaves)
+        with Products() as products:
+            gradients = torch.autograd.grad(out, [leaves[i] for i in some], dy.to(dtype))
+        assert products.count == 1 + len(some)  # one on the way to the inner activation
+        results.append(gradients)
+    torch.testing.assert_close(results[0], tuple(results[1][i] for i in wanted))
+
+
+@here
+def test_a_frozen_weight_behind_swiglu_costs_no_product():
+    from luban.kernels.swiglu import LeanProduct
+
+    values, dy, results = (
+        (torch.randn(5, 96, device=DEVICE), torch.randn(24, 48, device=DEVICE)),
+        torch.randn(5, 24),
+        [],
+    )
+    for frozen in (True, False):
+        gate_up, weight = values[0].detach().requires_grad_(), values[1].detach().requires_grad_(not frozen)
+        out = LeanProduct.apply(gate_up, weight)
+        with Products() as products:
+            out.backward(dy.to(DEVICE))
+        assert products.count == (1 if frozen else 2)
+        results.append(gate_up.grad)
+    torch.testing.assert_close(*results)
 
 
 @here

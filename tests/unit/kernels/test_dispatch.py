@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from luban.core.errors import ConfigError, UnsupportedError
-from luban.kernels import dispatch
+from luban.kernels import available, dispatch
 from luban.kernels.dispatch import Case, explain, fastest, pick, using
 
 HOPPER, AMPERE, TURING = (9, 0), (8, 0), (7, 5)
@@ -101,11 +101,11 @@ def test_a_flash_attention_4_that_does_not_load_is_done_without(monkeypatch, tmp
     for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
         monkeypatch.delitem(sys.modules, name)
     said = []
-    monkeypatch.setattr(dispatch, "warn", said.append)
+    monkeypatch.setattr(available, "warn", said.append)
     dispatch.flash4_missing.cache_clear()
     try:
         assert pick(case(kind="causal")) == pick(case(kind="causal")) == "cudnn"
-        assert len(said) == 1 and "doesn't load" in said[0] and "No CTK flavor installed" in said[0]
+        assert len(said) == 1 and "can't be used" in said[0] and "No CTK flavor installed" in said[0]
     finally:
         dispatch.flash4_missing.cache_clear()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from counted import Products
 from torch import nn
 
 from luban.core.errors import UnsupportedError
@@ -37,6 +38,17 @@ def test_product_and_gradients_are_near_and_the_weights_gradient_is_not_rounded(
     for ours, theirs, limit in ((y, right, 0.04), (dx, wanted[0], 0.08), (dw, wanted[1], 1e-5), (db, wanted[2], 1e-5)):
         assert (ours - theirs).norm() / theirs.norm() < limit
     assert (y - right).norm() > 0  # it is rounded
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_what_is_frozen_costs_no_product(frozen):
+    values = torch.randn(8, 64), torch.randn(32, 64)
+    leaves = [x.requires_grad_(i != frozen) for i, x in enumerate(values)]
+    y = float8_linear(*leaves)
+    with Products() as products:
+        y.backward(torch.randn_like(y))
+    assert products.count == 1
+    assert leaves[frozen].grad is None and leaves[1 - frozen].grad.shape == leaves[1 - frozen].shape
 
 
 def test_layers_of_the_blocks_take_part_but_not_embedding_and_head(capsys):
