@@ -26,7 +26,7 @@ def missing() -> str | None:
 
 
 def _load() -> None:
-    """Its functions take the arguments that are given below; flash-attn-4 leaves the version open."""
+    """Import it; raise where its functions don't take what they are given below, as those of another version."""
     products = import_module("quack.gemm_interface")
     import_module("quack.epilogue.library")  # they import it when they are called
     options = {"activation": "swiglu", "config": _tiles(128, 128)}
