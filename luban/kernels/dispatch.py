@@ -132,7 +132,7 @@ def _beyond_luban(case: Case) -> str | None:
 @cache
 def flash4_missing() -> str | None:
     """Why flash-attn-4 can't be used; None where it can."""
-    return unusable("flash-attn-4", "flash_attn", lambda: import_module("flash_attn.cute.interface"), "attention")
+    return unusable("flash-attn-4", "flash_attn", lambda: import_module("luban.kernels.flash4").load(), "attention")
 
 
 _forced: list[str] = []  # the innermost `using` last
