@@ -35,10 +35,15 @@ def _load() -> None:
 
 
 @torch.compiler.assume_constant_result
-def serves(dtype: torch.dtype, weights: torch.dtype, *sides: int) -> bool:
-    """Whether products of these sides run here."""
+def serves(device: str, dtype: torch.dtype, weights: torch.dtype, *sides: int) -> bool:
+    """Whether products of these sides run here, for any number of rows.
+
+    Args:
+        device: "cpu", "cuda". dtype: of the rows. weights: their dtype.
+        sides: of both weights: inputs, inner width, outputs.
+    """
     fits = dtype == weights and dtype in HALF and not any(side % PAIRED_SIDES for side in sides)
-    return fits and torch.cuda.get_device_capability()[0] == 9 and missing() is None
+    return fits and device == "cuda" and torch.cuda.get_device_capability()[0] == 9 and missing() is None
 
 
 def _tiles(rows: int, cols: int):

@@ -38,7 +38,9 @@ def test_products_with_swiglu_agree_with_float64(dtype, sides):
 
 
 def test_who_is_served():
-    assert gated.serves(torch.bfloat16, torch.bfloat16, 2048, 5632) == (torch.cuda.get_device_capability()[0] == 9)
-    assert not gated.serves(torch.float32, torch.float32, 2048, 5632)
-    assert not gated.serves(torch.bfloat16, torch.float32, 2048, 5632)
-    assert not gated.serves(torch.bfloat16, torch.bfloat16, 2048, 5630)
+    assert gated.serves("cuda", torch.bfloat16, torch.bfloat16, 2048, 5632) == (
+        torch.cuda.get_device_capability()[0] == 9
+    )
+    assert not gated.serves("cuda", torch.float32, torch.float32, 2048, 5632)
+    assert not gated.serves("cuda", torch.bfloat16, torch.float32, 2048, 5632)
+    assert not gated.serves("cuda", torch.bfloat16, torch.bfloat16, 2048, 5630)

@@ -3,6 +3,7 @@
 On a CPU this runs under Triton's interpreter.
 """
 
+import copy
 import random
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from counted import Products
 from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
+
+from luban.nn.feedforward import SwiGLU
 
 triton = pytest.importorskip("triton", reason="triton is Linux-only")
 DTYPES = [torch.float32, *([torch.bfloat16] if ON_GPU else [])]
@@ -133,6 +136,49 @@ def test_what_is_frozen_costs_no_product_in_8_bits(wanted):
         assert products.count == 1 + len(some)  # one on the way to the inner activation
         results.append(gradients)
     torch.testing.assert_close(results[0], tuple(results[1][i] for i in wanted))
+
+
+@here
+@pytest.mark.parametrize("kernels", ["swiglu", "lean", "gated", "fp8"])
+@pytest.mark.parametrize("frozen", [(), ("up",), ("gate", "up"), ("down",), ("gate", "up", "down")])
+def test_a_gated_network_by_every_kernel(kernels, frozen, monkeypatch):
+    """Against the plain one; gate and up must not be mistaken for each other."""
+    from luban.kernels import gated
+    from luban.nn.float8 import use_float8
+
+    dtype = torch.bfloat16 if ON_GPU else torch.float32
+    module = SwiGLU(width=48).build(32).to(DEVICE, dtype)
+    for name in frozen:
+        getattr(module, name).weight.requires_grad_(False)
+    plain, calls = copy.deepcopy(module), []
+
+    class Sums:  # x·weightᵀ in pairs, and what follows, by torch's own operations
+        @staticmethod
+        def apply(x, weight, down):
+            calls.append(weight)
+            sums = x @ weight.t()
+            return (F.silu(sums[:, 0::2]) * sums[:, 1::2]) @ down.t()
+
+    monkeypatch.setattr(gated, "GatedProducts", Sums)
+    monkeypatch.setattr(gated, "serves", lambda *_: kernels == "gated")
+    module.keeps_inner = kernels != "lean"
+    if kernels == "fp8":
+        use_float8(module)
+    x, do = (torch.randn(2, 16, 32, device=DEVICE, dtype=dtype) for _ in range(2))
+    found = []
+    for each in (module, plain):
+        leaf = x.detach().requires_grad_()
+        gate, up, down = (getattr(each, name).weight for name in ("gate", "up", "down"))
+        out = each(leaf) if each is module else (F.silu(leaf @ gate.t()) * (leaf @ up.t())) @ down.t()
+        out.backward(do)
+        found.append([out, leaf.grad, *(weight.grad for weight in (gate, up, down))])
+    assert bool(calls) == (kernels == "gated")
+    for ours, right in zip(*found, strict=True):
+        assert (ours is None) == (right is None)
+        if right is not None:
+            assert (ours - right).norm() / right.norm() < (
+                0.4 if kernels == "fp8" else 0.02 if ON_GPU else 1e-5
+            )  # fp8 loses bits twice
 
 
 @here

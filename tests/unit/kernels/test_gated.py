@@ -106,13 +106,14 @@ def test_the_operators_are_what_they_say_they_are(quack):
 def test_it_serves_half_precision_on_hopper_alone(quack, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     half, other = random.sample([torch.bfloat16, torch.float16], 2)
-    assert gated.serves(half, half, E, INNER, OUT)
-    assert not gated.serves(half, other, E, INNER, OUT) and not gated.serves(
+    assert gated.serves("cuda", half, half, E, INNER, OUT)
+    assert not gated.serves("cpu", half, half, E, INNER, OUT)
+    assert not gated.serves("cuda", half, other, E, INNER, OUT) and not gated.serves(
         torch.float32, torch.float32, E, INNER, OUT
     )
-    assert not any(gated.serves(half, half, E, INNER + rest, OUT) for rest in range(1, 16))
+    assert not any(gated.serves("cuda", half, half, E, INNER + rest, OUT) for rest in range(1, 16))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: random.choice([(8, 9), (10, 0), (12, 0)]))
-    assert not gated.serves(half, half, E, INNER, OUT)
+    assert not gated.serves("cuda", half, half, E, INNER, OUT)
 
 
 def without_config(A, B, C=None, activation=None):
@@ -135,7 +136,7 @@ def test_another_version_is_done_without_and_said_once(quack, monkeypatch, chang
     monkeypatch.setattr(available, "warn", said.append)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     change(*quack)
-    assert not any(gated.serves(torch.bfloat16, torch.bfloat16, 64) for _ in range(3))
+    assert not any(gated.serves("cuda", torch.bfloat16, torch.bfloat16, 64) for _ in range(3))
     assert (
         len(said) == 1
         and said[0].startswith("the package quack-kernels is installed but can't be used")
