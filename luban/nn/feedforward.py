@@ -97,7 +97,7 @@ class GatedFeedForward(nn.Module):
             return None
         here = x_NE.device.type, x_NE.dtype, gate.dtype
         if self.gate.bias is None and gated.serves(*here, *gate.shape, *down.shape):
-            return gated.GatedProducts.apply(x_NE, gated.paired(gate, up), down)
+            return gated.gated_products(x_NE, gated.paired(gate, up), down)[0]
         gate_up = joint(x_NE, self.gate, self.up)
         return self.down(swiglu(gate_up)) if self.keeps_inner else LeanProduct.apply(gate_up, down)
 

@@ -152,14 +152,12 @@ def test_a_gated_network_by_every_kernel(kernels, frozen, monkeypatch):
         getattr(module, name).weight.requires_grad_(False)
     plain, calls = copy.deepcopy(module), []
 
-    class Sums:  # x·weightᵀ in pairs, and what follows, by torch's own operations
-        @staticmethod
-        def apply(x, weight, down):
-            calls.append(weight)
-            sums = x @ weight.t()
-            return (F.silu(sums[:, 0::2]) * sums[:, 1::2]) @ down.t()
+    def by_pairs(x, weight, down):
+        calls.append(weight)
+        sums = x @ weight.t()
+        return (F.silu(sums[:, 0::2]) * sums[:, 1::2]) @ down.t(), sums
 
-    monkeypatch.setattr(gated, "GatedProducts", Sums)
+    monkeypatch.setattr(gated, "gated_products", by_pairs)
     monkeypatch.setattr(gated, "serves", lambda *_: kernels == "gated")
     module.keeps_inner = kernels != "lean"
     if kernels == "fp8":

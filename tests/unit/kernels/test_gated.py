@@ -13,6 +13,12 @@ from counted import Products
 from torch.library import opcheck
 
 from luban.kernels import available, gated
+from luban.models.build import build_model
+from luban.models.spec import ModelSpec
+from luban.nn import feedforward
+from luban.nn.attention.grouped import Grouped
+from luban.nn.feedforward import SwiGLU
+from luban.train.recompute import recompute_blocks
 
 N, E, INNER, OUT = 7, 16, 48, 32
 
@@ -56,7 +62,7 @@ def drawn(rows: int = N) -> list[torch.Tensor]:
 
 
 def ours(x, gate, up, down):
-    return gated.GatedProducts.apply(x, gated.paired(gate, up), down)
+    return gated.gated_products(x, gated.paired(gate, up), down)[0]
 
 
 def plain(x, gate, up, down):
@@ -98,9 +104,33 @@ def test_what_is_frozen_costs_no_product(quack, wanted, compiled):
 def test_the_operators_are_what_they_say_they_are(quack):
     x, gate, up, down = drawn()
     weight, tests = gated.paired(gate, up), ("test_schema", "test_faketensor")
-    opcheck(gated.gated_product, (x, weight), test_utils=tests)
-    opcheck(gated.gated_product_backward, (torch.randn(N, OUT, dtype=torch.float64), down, gated.gated_product(x, weight)[0]),
-            test_utils=tests)  # fmt: skip
+    opcheck(gated.gated_products, (x, weight, down), test_utils=tests)
+    gate_up = gated.gated_products(x, weight, down)[1]
+    opcheck(gated.gated_products_backward, (torch.randn(N, OUT, dtype=torch.float64), down, gate_up), test_utils=tests)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("recompute", "times"), [("none", 1), ("cheap", 1), ("blocks", 2)])
+def test_recomputation_makes_the_products_again_only_where_it_should(quack, monkeypatch, recompute, times, compiled):
+    torch._dynamo.reset()
+    spec = ModelSpec(vocab_size=31, width=32, layers=2, attention=Grouped(heads=2), feedforward=SwiGLU(width=48))
+    model, calls, tokens = build_model(spec, seed=random.randrange(1000)), [], torch.randint(0, 31, (2, 24))
+    monkeypatch.setattr(
+        quack[0], "gemm_gated", lambda A, B, **options: (calls.append(A.shape), gemm_gated(A, B, **options))[1]
+    )
+
+    def gradients():
+        loss = model(tokens, output="hidden").square().mean()
+        return [loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
+
+    right = gradients()
+    monkeypatch.setattr(feedforward, "trains_fused", lambda x: True)
+    monkeypatch.setattr(gated, "serves", torch.compiler.assume_constant_result(lambda *_: True))
+    recompute_blocks(list(model.blocks), recompute)
+    for block in model.blocks if compiled else ():
+        block.compile(dynamic=False, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(gradients(), right, rtol=1e-4, atol=1e-6)
+    assert calls == [(48, 32)] * 2 * times
 
 
 def test_it_serves_half_precision_on_hopper_alone(quack, monkeypatch):
