@@ -53,7 +53,7 @@ def use_float8(module: nn.Module) -> int:
 
 def float8_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x·weightᵀ (+ bias), (…, I) → (…, O), with both factors rounded to 8 bits."""
-    y = _Float8Product.apply(x.reshape(-1, x.shape[-1]), weight_OI).view(*x.shape[:-1], -1)
+    y = _product(x.reshape(-1, x.shape[-1]), weight_OI).view(*x.shape[:-1], -1)
     return y if bias_O is None else y + bias_O
 
 
@@ -76,7 +76,7 @@ class _Float8Product(torch.autograd.Function):
 def float8_swiglu(x_NE: Tensor, gate_up_WE: Tensor, down_OI: Tensor) -> Tensor:
     """(silu(gate) · up)·downᵀ, (N, O), from products in 8 bits; gates are the first I of the W = 2I rows. What the
     kernels between the products write is rounded at once."""
-    return _Float8Gated.apply(x_NE, gate_up_WE, down_OI)
+    return _gated(x_NE, gate_up_WE, down_OI)
 
 
 class _Float8Gated(torch.autograd.Function):
@@ -98,6 +98,12 @@ class _Float8Gated(torch.autograd.Function):
         d_gate_up, rounded, scales, inner = swiglu_rows_backward(gate_up, d_inner, GRADIENTS)
         dx_NE = scaled_product(rounded, scales, *by_rows(weight_WE.t(), VALUES), dy_NO.dtype) if of_x else None
         return dx_NE, d_gate_up.t() @ x_NE if of_weight else None, dy_NO.t() @ inner if of_down else None
+
+
+# Torch 2.11's compiler, where it looks into an autograd.Function, rounds gradients otherwise than the function says, and
+# keeps what recomputation was to make again: it takes these two as they are.
+_product = torch.compiler.allow_in_graph(lambda *factors: _Float8Product.apply(*factors))
+_gated = torch.compiler.allow_in_graph(lambda *factors: _Float8Gated.apply(*factors))
 
 
 def by_rows(x_RC: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
