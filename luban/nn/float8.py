@@ -100,8 +100,8 @@ class _Float8Gated(torch.autograd.Function):
         return dx_NE, d_gate_up.t() @ x_NE if of_weight else None, dy_NO.t() @ inner if of_down else None
 
 
-# Torch 2.11's compiler, where it looks into an autograd.Function, rounds gradients otherwise than the function says, and
-# keeps what recomputation was to make again: it takes these two as they are.
+# Torch 2.11's compiler, where it looks into these two, makes their gradients zeros and keeps what recomputation was to
+# make again; it is to take them as they are.
 _product = torch.compiler.allow_in_graph(lambda *factors: _Float8Product.apply(*factors))
 _gated = torch.compiler.allow_in_graph(lambda *factors: _Float8Gated.apply(*factors))
 
