@@ -130,7 +130,7 @@ def luban_trainer(shape: dict[str, int], heads: int, batch: int, seq: int, devic
     prepare_blocks(module, train)
     if settings.get("gated") == "no":  # SwiGLU as kernels of its own, not in the products
         gated.serves = lambda *_: False
-    step = TrainStep(loss_function(module, Causal(), compiled=True), masters,
+    step = TrainStep(loss_function(module, Causal(), compiled=True, regions=True), masters,
                      AdamW(lr=lr, moments=settings["moments"]).build(masters.parameters),
                      LossScale.of(train.precision), clip=1.0, accumulate=1, device=torch.device(device))  # fmt: skip
     return step, module

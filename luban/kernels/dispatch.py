@@ -15,13 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 
 from luban.core.errors import ConfigError, UnsupportedError, nearest
 from luban.core.log import warn
-from luban.kernels.available import INSTALLED, INTERPRETED
+from luban.kernels.available import INSTALLED, INTERPRETED, unusable
 from luban.kernels.visible import Kind
 
 HALF = (torch.bfloat16, torch.float16)
@@ -132,16 +131,8 @@ def _beyond_luban(case: Case) -> str | None:
 
 @cache
 def flash4_missing() -> str | None:
-    """Why flash-attn-4 can't be used; None where it can. What is installed and doesn't load is warned about."""
-    if find_spec("flash_attn") is None:
-        return "the package flash-attn-4 is not installed: pip install 'luban[flash]'"
-    try:
-        import_module("flash_attn.cute.interface")
-    except Exception as error:  # its libraries raise what they like where one of them is missing
-        found = " ".join(str(error).split())[:200]
-        warn(f"the package flash-attn-4 is installed and doesn't load, so that attention does without it: {found}")
-        return f"the package flash-attn-4 doesn't load: {found}"
-    return None
+    """Why flash-attn-4 can't be used; None where it can."""
+    return unusable("flash-attn-4", "flash_attn", lambda: import_module("luban.kernels.flash4").load(), "attention")
 
 
 _forced: list[str] = []  # the innermost `using` last

@@ -6,8 +6,18 @@ for documents in packed rows, the rows one after another: (B·T, H, D).
 
 from __future__ import annotations
 
+from importlib import import_module
+from inspect import signature
+
 import torch
 from torch import Tensor
+
+
+def load() -> None:
+    """Import the package; raise where its functions don't take what they are given below, as those of another version."""
+    package, lists = import_module("flash_attn.cute.interface"), _lists(None, None)
+    signature(package._flash_attn_fwd).bind(*[None] * 3, softmax_scale=1.0, causal=True, return_lse=True, **lists)
+    signature(package._flash_attn_bwd).bind(*[None] * 6, 1.0, True, **lists)
 
 
 def attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, causal: bool, scale: float) -> Tensor:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
+from inspect import signature
 
 import torch
 from torch import Tensor
 
-from luban.core.log import warn
+from luban.kernels.available import unusable
 from luban.kernels.limits import PAIRED_SIDES
 
 HALF = (torch.bfloat16, torch.float16)
@@ -21,24 +21,29 @@ HALF = (torch.bfloat16, torch.float16)
 
 @cache
 def missing() -> str | None:
-    """Why quack-kernels can't be used; None where it can. What is installed and doesn't load is warned about."""
-    if find_spec("quack") is None:
-        return "the package quack-kernels is not installed: pip install 'luban[flash]'"
-    try:
-        import_module("quack.gemm_interface")
-        import_module("quack.epilogue.library")
-    except Exception as error:  # its libraries raise what they like where one of them is missing
-        found = " ".join(str(error).split())[:200]
-        warn(f"the package quack-kernels is installed and doesn't load, so that products do without it: {found}")
-        return f"the package quack-kernels doesn't load: {found}"
-    return None
+    """Why quack-kernels can't be used; None where it can."""
+    return unusable("quack-kernels", "quack", _load, "SwiGLU")
+
+
+def _load() -> None:
+    """Import it; raise where its functions don't take what they are given below, as those of another version."""
+    products = import_module("quack.gemm_interface")
+    import_module("quack.epilogue.library")  # they import it when they are called
+    options = {"activation": "swiglu", "config": _tiles(128, 128)}
+    signature(products.gemm_gated).bind(*[None] * 2, **options)
+    signature(products.gemm_dgated).bind(*[None] * 3, **options)
 
 
 @torch.compiler.assume_constant_result
-def serves(dtype: torch.dtype, weights: torch.dtype, *sides: int) -> bool:
-    """Whether products of these sides run here."""
+def serves(device: str, dtype: torch.dtype, weights: torch.dtype, *sides: int) -> bool:
+    """Whether products of these sides run here, for any number of rows.
+
+    Args:
+        device: "cpu", "cuda". dtype: of the rows. weights: their dtype.
+        sides: of both weights: inputs, inner width, outputs.
+    """
     fits = dtype == weights and dtype in HALF and not any(side % PAIRED_SIDES for side in sides)
-    return fits and torch.cuda.get_device_capability()[0] == 9 and missing() is None
+    return fits and device == "cuda" and torch.cuda.get_device_capability()[0] == 9 and missing() is None
 
 
 def _tiles(rows: int, cols: int):
@@ -47,49 +52,53 @@ def _tiles(rows: int, cols: int):
     return GemmConfig(tile_m=rows, tile_n=cols, pingpong=True, cluster_m=1, cluster_n=2, is_dynamic_persistent=False)
 
 
-@torch.library.custom_op("luban::gated_product", mutates_args=(), device_types="cuda")
-def gated_product(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """x (N, E) and paired weight (2I, E) → (x·weightᵀ (N, 2I), silu(gate) · up (N, I))."""
+@torch.library.custom_op("luban::gated_products", mutates_args=())
+def gated_products(x: Tensor, weight: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """x (N, E), paired weight (2I, E) and down (O, I) → ((silu(gate) · up)·downᵀ (N, O), gates and ups x·weightᵀ (N, 2I)).
+
+    Gradients flow through the first; they need no more than the arguments and the second, since the inner activation
+    comes again with its gradient. Being one operator, it is recomputed or kept as a whole.
+    """
     from quack.gemm_interface import gemm_gated
 
-    return gemm_gated(x, weight.t(), activation="swiglu", config=_tiles(192, 128))
+    gate_up, inner = gemm_gated(x.contiguous(), weight.t(), activation="swiglu", config=_tiles(192, 128))
+    return inner @ down.t(), gate_up
 
 
-@torch.library.custom_op("luban::gated_product_backward", mutates_args=(), device_types="cuda")
-def gated_product_backward(dy: Tensor, down: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("luban::gated_products_backward", mutates_args=())
+def gated_products_backward(dy: Tensor, down: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
     """dy (N, O), down (O, I) and gate_up (N, 2I) → (gradient of gate_up, silu(gate) · up (N, I) again)."""
     from quack.gemm_interface import gemm_dgated
 
-    return gemm_dgated(dy, down, gate_up, activation="swiglu", config=_tiles(128, 128))
+    return gemm_dgated(dy.contiguous(), down, gate_up, activation="swiglu", config=_tiles(128, 128))
 
 
-@gated_product.register_fake
-def _(x, weight):
-    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], weight.shape[0] // 2)
+@gated_products.register_fake
+def _(x, weight, down):
+    return x.new_empty(x.shape[0], down.shape[0]), x.new_empty(x.shape[0], weight.shape[0])
 
 
-@gated_product_backward.register_fake
+@gated_products_backward.register_fake
 def _(dy, down, gate_up):
     return torch.empty_like(gate_up), gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
 
 
-class GatedProducts(torch.autograd.Function):
-    """(silu(gate) · up)·downᵀ with gate and up from x·weightᵀ: (N, E), (2I, E), (O, I) → (N, O). It keeps x and both
-    products' sums; the inner activation comes again with its gradient."""
+def _save(ctx, inputs, output):
+    ctx.set_materialize_grads(False)  # a gradient of zeros for gates and ups would be as large as these
+    ctx.save_for_backward(*inputs, output[1])
 
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, down: Tensor) -> Tensor:
-        """(N, O)."""
-        gate_up, inner = gated_product(x, weight)
-        ctx.save_for_backward(x, weight, down, gate_up)
-        return inner @ down.t()
 
-    @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of all three."""
-        x, weight, down, gate_up = ctx.saved_tensors
-        d_gate_up, inner = gated_product_backward(dy.contiguous(), down, gate_up)
-        return d_gate_up @ weight, d_gate_up.t() @ x, dy.t() @ inner
+def _differentiate(ctx, dy, _):
+    x, weight, down, gate_up = ctx.saved_tensors
+    if dy is None:
+        return None, None, None
+    of_x, of_weight, of_down = ctx.needs_input_grad
+    d_gate_up, inner = gated_products_backward(dy, down, gate_up)
+    return (d_gate_up @ weight if of_x else None, d_gate_up.t() @ x if of_weight else None,
+            dy.t() @ inner if of_down else None)  # fmt: skip
+
+
+gated_products.register_autograd(_differentiate, setup_context=_save)
 
 
 def paired(gate: Tensor, up: Tensor) -> Tensor:

@@ -95,8 +95,9 @@ class LeanProduct(torch.autograd.Function):
         return swiglu(gate_up) @ weight.t()
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of both."""
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Gradients of both, or of gate_up alone."""
         gate_up, weight = ctx.saved_tensors
-        d_gate_up, inner = swiglu_backward(gate_up, (dy @ weight).contiguous(), True)
-        return d_gate_up, dy.t() @ inner
+        of_weight = ctx.needs_input_grad[1]
+        d_gate_up, inner = swiglu_backward(gate_up, (dy @ weight).contiguous(), of_weight)
+        return d_gate_up, dy.t() @ inner if of_weight else None

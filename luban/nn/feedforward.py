@@ -95,8 +95,9 @@ class GatedFeedForward(nn.Module):
             return self.products(x_NE, torch.cat([gate, up]), down)
         if not self.down.plain:
             return None
-        if x_NE.is_cuda and self.gate.bias is None and gated.serves(x_NE.dtype, gate.dtype, *gate.shape, *down.shape):
-            return gated.GatedProducts.apply(x_NE, gated.paired(gate, up), down)
+        here = x_NE.device.type, x_NE.dtype, gate.dtype
+        if self.gate.bias is None and gated.serves(*here, *gate.shape, *down.shape):
+            return gated.gated_products(x_NE, gated.paired(gate, up), down)[0]
         gate_up = joint(x_NE, self.gate, self.up)
         return self.down(swiglu(gate_up)) if self.keeps_inner else LeanProduct.apply(gate_up, down)
 

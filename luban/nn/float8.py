@@ -53,7 +53,7 @@ def use_float8(module: nn.Module) -> int:
 
 def float8_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x·weightᵀ (+ bias), (…, I) → (…, O), with both factors rounded to 8 bits."""
-    y = _Float8Product.apply(x.reshape(-1, x.shape[-1]), weight_OI).view(*x.shape[:-1], -1)
+    y = _product(x.reshape(-1, x.shape[-1]), weight_OI).view(*x.shape[:-1], -1)
     return y if bias_O is None else y + bias_O
 
 
@@ -64,16 +64,19 @@ class _Float8Product(torch.autograd.Function):
         return scaled_product(*by_rows(x_NI, VALUES), *by_rows(weight_OI, VALUES), x_NI.dtype)
 
     @staticmethod
-    def backward(ctx, dy_NO: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx, dy_NO: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x_NI, weight_OI = ctx.saved_tensors
-        dx_NI = scaled_product(*by_rows(dy_NO, GRADIENTS), *by_rows(weight_OI.t(), VALUES), dy_NO.dtype)
-        return dx_NI, dy_NO.t() @ x_NI
+        of_x, of_weight = ctx.needs_input_grad
+        dx_NI = None
+        if of_x:
+            dx_NI = scaled_product(*by_rows(dy_NO, GRADIENTS), *by_rows(weight_OI.t(), VALUES), dy_NO.dtype)
+        return dx_NI, dy_NO.t() @ x_NI if of_weight else None
 
 
 def float8_swiglu(x_NE: Tensor, gate_up_WE: Tensor, down_OI: Tensor) -> Tensor:
     """(silu(gate) · up)·downᵀ, (N, O), from products in 8 bits; gates are the first I of the W = 2I rows. What the
     kernels between the products write is rounded at once."""
-    return _Float8Gated.apply(x_NE, gate_up_WE, down_OI)
+    return _gated(x_NE, gate_up_WE, down_OI)
 
 
 class _Float8Gated(torch.autograd.Function):
@@ -86,14 +89,21 @@ class _Float8Gated(torch.autograd.Function):
         return scaled_product(*swiglu_rows(gate_up, VALUES), *by_rows(down_OI, VALUES), x_NE.dtype)
 
     @staticmethod
-    def backward(ctx, dy_NO: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx, dy_NO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         from luban.kernels.swiglu_rows import swiglu_rows_backward
 
         x_NE, weight_WE, down_OI, gate_up = ctx.saved_tensors
+        of_x, of_weight, of_down = ctx.needs_input_grad
         d_inner = scaled_product(*by_rows(dy_NO, GRADIENTS), *by_rows(down_OI.t(), VALUES), dy_NO.dtype)
         d_gate_up, rounded, scales, inner = swiglu_rows_backward(gate_up, d_inner, GRADIENTS)
-        dx_NE = scaled_product(rounded, scales, *by_rows(weight_WE.t(), VALUES), dy_NO.dtype)
-        return dx_NE, d_gate_up.t() @ x_NE, dy_NO.t() @ inner
+        dx_NE = scaled_product(rounded, scales, *by_rows(weight_WE.t(), VALUES), dy_NO.dtype) if of_x else None
+        return dx_NE, d_gate_up.t() @ x_NE if of_weight else None, dy_NO.t() @ inner if of_down else None
+
+
+# Torch 2.11's compiler, where it looks into these two, makes their gradients zeros and keeps what recomputation was to
+# make again; it is to take them as they are.
+_product = torch.compiler.allow_in_graph(lambda *factors: _Float8Product.apply(*factors))
+_gated = torch.compiler.allow_in_graph(lambda *factors: _Float8Gated.apply(*factors))
 
 
 def by_rows(x_RC: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -208,7 +208,7 @@ def _makes_inner_again(precision: str, spec: ModelSpec) -> bool:
     sides = spec.width, network.width
     if precision == "fp8":
         return network.width <= WIDEST_ROW and not any(side % FLOAT8_SIDES for side in sides)
-    return gated.serves(COMPUTE[precision], COMPUTE[precision], *sides)
+    return gated.serves("cuda", COMPUTE[precision], COMPUTE[precision], *sides)
 
 
 def require_memory(recipe: Recipe, spec: ModelSpec, device: torch.device, prediction: Prediction,

@@ -23,7 +23,7 @@ PRODUCTS = {
 OWN = {
     "luban.flash_forward.default",
     "luban.flash4_forward.default",
-    "luban.gated_product.default",
+    "luban.gated_products.default",
     "luban.rotate_packed.default",
 }  # the last is what attention keeps
 

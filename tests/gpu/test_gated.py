@@ -32,13 +32,15 @@ def test_products_with_swiglu_agree_with_float64(dtype, sides):
     plain = lambda x, gate, up, down: (F.silu(x @ gate.t()) * (x @ up.t())) @ down.t()  # noqa: E731
     exact = gradients(plain, torch.float64)
     naive = gradients(plain, dtype)
-    mine = gradients(lambda x, gate, up, down: gated.GatedProducts.apply(x, gated.paired(gate, up), down), dtype)
+    mine = gradients(lambda x, gate, up, down: gated.gated_products(x, gated.paired(gate, up), down)[0], dtype)
     for name, a, b, c in zip(("out", "x", "gate", "up", "down"), mine, naive, exact, strict=True):
         assert error(a, c) <= 2 * error(b, c), name
 
 
 def test_who_is_served():
-    assert gated.serves(torch.bfloat16, torch.bfloat16, 2048, 5632) == (torch.cuda.get_device_capability()[0] == 9)
-    assert not gated.serves(torch.float32, torch.float32, 2048, 5632)
-    assert not gated.serves(torch.bfloat16, torch.float32, 2048, 5632)
-    assert not gated.serves(torch.bfloat16, torch.bfloat16, 2048, 5630)
+    assert gated.serves("cuda", torch.bfloat16, torch.bfloat16, 2048, 5632) == (
+        torch.cuda.get_device_capability()[0] == 9
+    )
+    assert not gated.serves("cuda", torch.float32, torch.float32, 2048, 5632)
+    assert not gated.serves("cuda", torch.bfloat16, torch.float32, 2048, 5632)
+    assert not gated.serves("cuda", torch.bfloat16, torch.bfloat16, 2048, 5630)

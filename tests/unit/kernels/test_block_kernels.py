@@ -3,12 +3,16 @@
 On a CPU this runs under Triton's interpreter.
 """
 
+import copy
 import random
 
 import pytest
 import torch
 import torch.nn.functional as F
+from counted import Products
 from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
+
+from luban.nn.feedforward import SwiGLU
 
 triton = pytest.importorskip("triton", reason="triton is Linux-only")
 DTYPES = [torch.float32, *([torch.bfloat16] if ON_GPU else [])]
@@ -111,6 +115,87 @@ def test_swiglu_between_products_in_8_bits():
     for ours, theirs, right in zip(*found, strict=True):
         error, usual = ((t - right).float().norm() / right.float().norm() for t in (ours, theirs))
         assert 0 < error < (1.3 * usual + 0.01 if ON_GPU else 0.4)  # the interpreter cuts bits off
+
+
+@here
+@pytest.mark.parametrize("wanted", [(0,), (0, 2), (0, 1), (1, 2), (0, 1, 2)])
+def test_what_is_frozen_costs_no_product_in_8_bits(wanted):
+    from luban.nn.float8 import float8_swiglu
+
+    dtype, shapes = torch.bfloat16 if ON_GPU else torch.float32, ((32, 64), (96, 64), (64, 48))
+    values, dy = (
+        [torch.randn(shape, device=DEVICE, dtype=dtype) for shape in shapes],
+        torch.randn(32, 64, device=DEVICE),
+    )
+    results = []
+    for some in (wanted, (0, 1, 2)):
+        leaves = [x.detach().requires_grad_(i in some) for i, x in enumerate(values)]
+        out = float8_swiglu(*leaves)
+        with Products() as products:
+            gradients = torch.autograd.grad(out, [leaves[i] for i in some], dy.to(dtype))
+        assert products.count == 1 + len(some)  # one on the way to the inner activation
+        results.append(gradients)
+    torch.testing.assert_close(results[0], tuple(results[1][i] for i in wanted))
+
+
+@here
+@pytest.mark.parametrize("kernels", ["swiglu", "lean", "gated", "fp8"])
+@pytest.mark.parametrize("frozen", [(), ("up",), ("gate", "up"), ("down",), ("gate", "up", "down")])
+def test_a_gated_network_by_every_kernel(kernels, frozen, monkeypatch):
+    """Against the plain one; gate and up must not be mistaken for each other."""
+    from luban.kernels import gated
+    from luban.nn.float8 import use_float8
+
+    dtype = torch.bfloat16 if ON_GPU else torch.float32
+    module = SwiGLU(width=48).build(32).to(DEVICE, dtype)
+    for name in frozen:
+        getattr(module, name).weight.requires_grad_(False)
+    plain, calls = copy.deepcopy(module), []
+
+    def by_pairs(x, weight, down):
+        calls.append(weight)
+        sums = x @ weight.t()
+        return (F.silu(sums[:, 0::2]) * sums[:, 1::2]) @ down.t(), sums
+
+    monkeypatch.setattr(gated, "gated_products", by_pairs)
+    monkeypatch.setattr(gated, "serves", lambda *_: kernels == "gated")
+    module.keeps_inner = kernels != "lean"
+    if kernels == "fp8":
+        use_float8(module)
+    x, do = (torch.randn(2, 16, 32, device=DEVICE, dtype=dtype) for _ in range(2))
+    found = []
+    for each in (module, plain):
+        leaf = x.detach().requires_grad_()
+        gate, up, down = (getattr(each, name).weight for name in ("gate", "up", "down"))
+        out = each(leaf) if each is module else (F.silu(leaf @ gate.t()) * (leaf @ up.t())) @ down.t()
+        out.backward(do)
+        found.append([out, leaf.grad, *(weight.grad for weight in (gate, up, down))])
+    assert bool(calls) == (kernels == "gated")
+    for ours, right in zip(*found, strict=True):
+        assert (ours is None) == (right is None)
+        if right is not None:
+            assert (ours - right).norm() / right.norm() < (
+                0.4 if kernels == "fp8" else 0.02 if ON_GPU else 1e-5
+            )  # fp8 loses bits twice
+
+
+@here
+def test_a_frozen_weight_behind_swiglu_costs_no_product():
+    from luban.kernels.swiglu import LeanProduct
+
+    values, dy, results = (
+        (torch.randn(5, 96, device=DEVICE), torch.randn(24, 48, device=DEVICE)),
+        torch.randn(5, 24),
+        [],
+    )
+    for frozen in (True, False):
+        gate_up, weight = values[0].detach().requires_grad_(), values[1].detach().requires_grad_(not frozen)
+        out = LeanProduct.apply(gate_up, weight)
+        with Products() as products:
+            out.backward(dy.to(DEVICE))
+        assert products.count == (1 if frozen else 2)
+        results.append(gate_up.grad)
+    torch.testing.assert_close(*results)
 
 
 @here

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from luban.core.errors import ConfigError, UnsupportedError
-from luban.kernels import dispatch
+from luban.kernels import available, dispatch
 from luban.kernels.dispatch import Case, explain, fastest, pick, using
 
 HOPPER, AMPERE, TURING = (9, 0), (8, 0), (7, 5)
@@ -93,21 +93,39 @@ def test_packed_documents_have_rates_of_their_own(monkeypatch):
     assert pick(case(kind="packed", width=64)) == "luban" and pick(case(width=64)) == "flash4"
 
 
-def test_a_flash_attention_4_that_does_not_load_is_done_without(monkeypatch, tmp_path):
+LISTS = "cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None"
+FORWARD = f"def _flash_attn_fwd(q, k, v, {LISTS}, softmax_scale=None, causal=False, return_lse=False): ..."
+BACKWARD = f"def _flash_attn_bwd(q, k, v, out, dout, lse, softmax_scale=None, causal=False, {LISTS}): ..."
+
+
+@pytest.mark.parametrize(
+    ("interface", "reason"),
+    [
+        ("raise RuntimeError('No CTK flavor installed')", "No CTK flavor installed"),
+        (FORWARD, "_flash_attn_bwd"),
+        (f"{FORWARD.replace('max_seqlen_q', 'longest_q')}\n{BACKWARD}", "max_seqlen_q"),
+        (f"{FORWARD}\n{BACKWARD.replace('cu_seqlens_k', 'edges_k')}", "cu_seqlens_k"),
+        (f"{FORWARD}\n{BACKWARD}", None),
+    ],
+)
+def test_a_flash_attention_4_that_does_not_load_is_done_without(monkeypatch, tmp_path, interface, reason):
     monkeypatch.undo()
     (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
-    (tmp_path / "flash_attn" / "cute" / "interface.py").write_text("raise RuntimeError('No CTK flavor installed')")
+    (tmp_path / "flash_attn" / "cute" / "interface.py").write_text(interface)
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
         monkeypatch.delitem(sys.modules, name)
     said = []
-    monkeypatch.setattr(dispatch, "warn", said.append)
+    monkeypatch.setattr(available, "warn", said.append)
     dispatch.flash4_missing.cache_clear()
     try:
-        assert pick(case(kind="causal")) == pick(case(kind="causal")) == "cudnn"
-        assert len(said) == 1 and "doesn't load" in said[0] and "No CTK flavor installed" in said[0]
+        assert pick(case(kind="causal")) == pick(case(kind="causal")) == ("cudnn" if reason else "flash4")
+        assert len(said) == (reason is not None)
+        assert not reason or ("can't be used" in said[0] and reason in said[0])
     finally:
         dispatch.flash4_missing.cache_clear()
+        for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
+            del sys.modules[name]
 
 
 def test_the_fastest_of_those_that_can_is_the_fastest_by_the_table(monkeypatch):

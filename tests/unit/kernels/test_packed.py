@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from itertools import pairwise
@@ -23,6 +24,7 @@ from luban.nn.attention import mask
 from luban.nn.attention.grouped import Grouped
 from luban.nn.attention.product import attend
 from luban.nn.feedforward import SwiGLU
+from luban.train.recompute import recompute_blocks
 
 CPU = torch.device("cpu")
 
@@ -233,14 +235,24 @@ def test_one_graph_serves_all_documents(flash4):
     assert counter.frame_count == 1 and flash4.calls
 
 
-def test_compiled_blocks_serve_any_number_of_documents(flash4):
+@pytest.mark.parametrize("recompute", ["none", "cheap", "blocks"])
+def test_compiled_blocks_serve_any_number_of_documents(flash4, recompute):
     torch._dynamo.reset()
     model, counter = tiny(), CompileCounterWithBackend("aot_eager")
+    plain = copy.deepcopy(model)
+    recompute_blocks(list(model.blocks), recompute)
     for block in model.blocks:
         block.compile(dynamic=False, fullgraph=True, backend=counter)
     tokens = torch.randint(0, 41, (2, 2048))
     for places in (16, 32):
         starts = torch.arange(0, 2048, 2048 // places, dtype=torch.int32).expand(2, -1)
         documents = torch.arange(places).repeat_interleave(2048 // places).expand(2, -1)
-        model(tokens, documents=documents, starts=starts, output="hidden").sum().backward()
-    assert counter.frame_count == 1 and flash4.calls == 8
+        gradients, calls = [], []
+        for each in (model, plain):
+            flash4.calls = 0
+            loss = each(tokens, documents=documents, starts=starts, output="hidden").square().mean()
+            gradients.append(torch.autograd.grad(loss, list(each.parameters()), allow_unused=True))
+            calls.append(flash4.calls)
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+        assert calls == [6 if recompute == "blocks" else 4, 4]
+    assert counter.frame_count == 1

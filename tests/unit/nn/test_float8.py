@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from counted import Products
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from luban.core.errors import UnsupportedError
 from luban.models.build import build_model
@@ -37,6 +39,47 @@ def test_product_and_gradients_are_near_and_the_weights_gradient_is_not_rounded(
     for ours, theirs, limit in ((y, right, 0.04), (dx, wanted[0], 0.08), (dw, wanted[1], 1e-5), (db, wanted[2], 1e-5)):
         assert (ours - theirs).norm() / theirs.norm() < limit
     assert (y - right).norm() > 0  # it is rounded
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_what_is_frozen_costs_no_product(frozen):
+    values = torch.randn(8, 64), torch.randn(32, 64)
+    leaves = [x.requires_grad_(i != frozen) for i, x in enumerate(values)]
+    y = float8_linear(*leaves)
+    with Products() as products:
+        y.backward(torch.randn_like(y))
+    assert products.count == 1
+    assert leaves[frozen].grad is None and leaves[1 - frozen].grad.shape == leaves[1 - frozen].shape
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_compiled_product_is_the_uncompiled_one_and_keeps_no_more(recompute):
+    torch._dynamo.reset()
+    values, do, results, kept = (
+        (torch.randn(8, 64), torch.randn(48, 64), torch.randn(16, 48)),
+        torch.randn(8, 16),
+        [],
+        [],
+    )
+
+    def two(x, first, second):
+        return float8_linear(float8_linear(x, first).tanh(), second)
+
+    def function(*leaves):
+        return checkpoint(two, *leaves, use_reentrant=False) if recompute else two(*leaves)
+
+    def keep(tensor):
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    for each in (function, torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=False)):
+        kept.clear()
+        leaves = [x.detach().requires_grad_() for x in values]
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = each(*leaves)
+        results.append([out, *torch.autograd.grad(out, leaves, do)])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+    assert ((8, 48) not in kept) == recompute  # of the compiled one
 
 
 def test_layers_of_the_blocks_take_part_but_not_embedding_and_head(capsys):
