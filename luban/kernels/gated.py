@@ -17,6 +17,7 @@ from luban.kernels.available import unusable
 from luban.kernels.limits import PAIRED_SIDES
 
 HALF = (torch.bfloat16, torch.float16)
+_served: set[tuple[int, ...]] = set()  # sides met so far
 
 
 @cache
@@ -43,7 +44,15 @@ def serves(device: str, dtype: torch.dtype, weights: torch.dtype, *sides: int) -
         sides: of both weights: inputs, inner width, outputs.
     """
     fits = dtype == weights and dtype in HALF and not any(side % PAIRED_SIDES for side in sides)
-    return fits and device == "cuda" and torch.cuda.get_device_capability()[0] == 9 and missing() is None
+    if not (fits and device == "cuda" and torch.cuda.get_device_capability()[0] == 9 and missing() is None):
+        return False
+    _served.add(sides)
+    return True
+
+
+def report() -> list[str]:
+    """A line where SwiGLU was computed in such products, for logs."""
+    return ["feed-forward: SwiGLU inside its products (quack-kernels)"] if _served else []
 
 
 def _tiles(rows: int, cols: int):

@@ -16,7 +16,7 @@ def account(figures: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[s
     return [
         *lines,
         *(("a doubt of what was predicted", str(doubt), "") for doubt in figures.get("prediction_doubts", ())),
-        *(("attention", "", str(line).removeprefix("attention: ")) for line in figures.get("attention", ())),
+        *((name, "", kernel) for name, _, kernel in (str(line).partition(": ") for line in figures.get("kernels", ()))),
     ]
 
 

@@ -21,7 +21,7 @@ from luban.core.log import Bar, progress, say, warn
 from luban.core.units import count
 from luban.data.batch import Batch
 from luban.data.loader import Loader
-from luban.kernels import dispatch
+from luban.kernels import dispatch, gated
 from luban.train.budget import StepCount
 from luban.train.compile import LossFunction
 from luban.train.interrupt import Interrupted, StopRequest
@@ -142,11 +142,11 @@ class Loop:
         self.settled_at = now
 
     def _tell_kernels(self) -> None:
-        """Which attention the model was traced with."""
-        picked = dispatch.report()
+        """Which kernels the model was traced with."""
+        picked = [*dispatch.report(), *gated.report()]
         for line in picked:
             say(line)
-        self.art.note(attention=picked)
+        self.art.note(kernels=picked)
 
     def _count(self, result: StepResult) -> None:
         at, limit = self.state.progress, self.recipe.train.max_bad_steps

@@ -136,7 +136,9 @@ def test_recomputation_makes_the_products_again_only_where_it_should(quack, monk
 def test_it_serves_half_precision_on_hopper_alone(quack, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     half, other = random.sample([torch.bfloat16, torch.float16], 2)
-    assert gated.serves("cuda", half, half, E, INNER, OUT)
+    monkeypatch.setattr(gated, "_served", set())
+    assert not gated.serves("cuda", half, half, E, INNER + 1, OUT) and not gated.report()
+    assert gated.serves("cuda", half, half, E, INNER, OUT) and "SwiGLU inside its products" in gated.report()[0]
     assert not gated.serves("cpu", half, half, E, INNER, OUT)
     assert not gated.serves("cuda", half, other, E, INNER, OUT) and not gated.serves(
         torch.float32, torch.float32, E, INNER, OUT
