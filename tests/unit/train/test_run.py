@@ -148,7 +148,7 @@ def test_a_run_keeps_what_was_predicted_beside_what_was_measured(tiny, tmp_path,
     assert figures["predicted_memory_bytes"] == prediction.memory.total
     assert figures["predicted_step_seconds"] > 0 and 0 < figures["step_seconds"] < figures["seconds"]
     assert figures["model_flops_per_step"] == prediction.model_flops
-    assert figures["attention"] and "scaled_dot_product_attention" in figures["attention"][0]
+    assert figures["kernels"] and "scaled_dot_product_attention" in figures["kernels"][0]
     assert "attention: torch's" in capsys.readouterr().err
 
 
