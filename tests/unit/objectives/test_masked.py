@@ -22,15 +22,15 @@ from luban.objectives.selection import NGrams, Tokens, Words
 from luban.objectives.vocabulary import Marks
 
 LENGTH = 512
-TOLERANCE = 0.003  # over a million tokens; the standard error of the largest share is 0.0013 of the hidden ones
+TOLERANCE = 0.003  # over three million tokens: four standard errors and more, so that it fails by chance once in 10,000 runs
 
 
 @pytest.mark.parametrize("selection", [Tokens(), Words(), NGrams()], ids=lambda s: type(s).__name__)
-def test_shares_over_a_million_tokens(selection, marks):
+def test_shares_over_three_million_tokens(selection, marks):
     rng = np.random.default_rng()
     config = Masked(selection=selection)
     read = hidden = masked = stayed = marked = 0
-    while read < 1_000_000:
+    while read < 3_000_000:
         tokens = rng.integers(0, 110, LENGTH)
         words_only = ~marks.special[tokens]
         after, chosen = config.hide_row(rng, tokens, words_only, marks)
