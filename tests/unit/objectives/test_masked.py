@@ -22,7 +22,9 @@ from luban.objectives.selection import NGrams, Tokens, Words
 from luban.objectives.vocabulary import Marks
 
 LENGTH = 512
-TOLERANCE = 0.003  # over three million tokens: four standard errors and more, so that it fails by chance once in 10,000 runs
+TOLERANCE = (
+    0.003  # over three million tokens: four standard errors and more, so that it fails by chance once in 10,000 runs
+)
 
 
 @pytest.mark.parametrize("selection", [Tokens(), Words(), NGrams()], ids=lambda s: type(s).__name__)
