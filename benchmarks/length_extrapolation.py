@@ -145,11 +145,9 @@ def train(spec: ModelSpec, setting: Setting, text: Tensor, seed: int, *, compile
     masters = {name: p.detach().to(device) for name, p in build_model(spec, seed=seed).named_parameters()}
     learned = [m for name, m in masters.items() if name.startswith("position.")]
     others = [m for name, m in masters.items() if not name.startswith("position.")]
-    groups = [{"params": others, "weight_decay": 0.1}, {"params": learned, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=torch.zeros((), device=device), betas=(0.9, 0.95), fused=True,
-                                  capturable=device.type == "cuda")  # fmt: skip
-    for group in optimizer.param_groups:
-        group["lr"] = torch.zeros((), device=device)
+    groups = [{"params": tensors, "weight_decay": decay, "lr": torch.zeros((), device=device)}
+              for tensors, decay in ((others, 0.1), (learned, 0.0))]  # fmt: skip
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True, capturable=device.type == "cuda")
     for master in masters.values():
         master.grad = torch.empty_like(master)
     along = torch.arange(setting.trained + 1, device=device)

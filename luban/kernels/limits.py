@@ -12,6 +12,16 @@ LARGEST_SQUARE = 2**24  # scores that one layer may keep for the backward pass w
 QUERY_CHUNKS, SMALLEST_CHUNK = 8, 64  # queries are then taken in so many pieces, none smaller
 
 
+def fits_float8(*sides: int) -> bool:
+    """Whether a weight of these sides can take part in 8-bit products."""
+    return not any(side % FLOAT8_SIDES for side in sides)
+
+
+def fits_float8_swiglu(width: int, inner: int) -> bool:
+    """Whether a feed-forward network of these widths rounds its activation to 8 bits by rows."""
+    return fits_float8(width, inner) and inner <= WIDEST_ROW
+
+
 def query_chunk(queries: int) -> int:
     """Queries taken at once where attention's scores are written out."""
     return max(SMALLEST_CHUNK, -(-queries // QUERY_CHUNKS))

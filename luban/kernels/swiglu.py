@@ -15,13 +15,28 @@ BLOCK = 2048
 
 
 @triton.jit
+def load_pair(gate_up, row, width, at, inside):
+    """Gates and ups of a row, in fp32."""
+    gate = tl.load(gate_up + row * 2 * width + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * width + width + at, mask=inside, other=0.0).to(tl.float32)
+    return gate, up
+
+
+@triton.jit
+def gradients(gate, up, d):
+    """silu(gate) · up again, and the gradients of both from that of it."""
+    sigmoid = tl.sigmoid(gate)
+    silu = gate * sigmoid
+    return silu * up, d * up * sigmoid * (1 + gate * (1 - sigmoid)), d * silu
+
+
+@triton.jit
 def forward_kernel(gate_up, out, width, BLOCK: tl.constexpr):
     """A block of one row."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
-    gate = tl.load(gate_up + row * 2 * width + at, mask=inside).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * width + width + at, mask=inside).to(tl.float32)
+    gate, up = load_pair(gate_up, row, width, at, inside)
     tl.store(out + row * width + at, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=inside)
 
 
@@ -31,17 +46,14 @@ def backward_kernel(gate_up, d_out, d_gate_up, out, width, AGAIN: tl.constexpr, 
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
-    gate = tl.load(gate_up + row * 2 * width + at, mask=inside).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * width + width + at, mask=inside).to(tl.float32)
+    gate, up = load_pair(gate_up, row, width, at, inside)
     d = tl.load(d_out + row * width + at, mask=inside).to(tl.float32)
-    sigmoid = tl.sigmoid(gate)
-    silu = gate * sigmoid
+    inner, d_gate, d_up = gradients(gate, up, d)
     kind = out.dtype.element_ty
     if AGAIN:
-        tl.store(out + row * width + at, (silu * up).to(kind), mask=inside)
-    slope = sigmoid * (1 + gate * (1 - sigmoid))
-    tl.store(d_gate_up + row * 2 * width + at, (d * up * slope).to(kind), mask=inside)
-    tl.store(d_gate_up + row * 2 * width + width + at, (d * silu).to(kind), mask=inside)
+        tl.store(out + row * width + at, inner.to(kind), mask=inside)
+    tl.store(d_gate_up + row * 2 * width + at, d_gate.to(kind), mask=inside)
+    tl.store(d_gate_up + row * 2 * width + width + at, d_up.to(kind), mask=inside)
 
 
 @torch.library.custom_op("luban::swiglu", mutates_args=())

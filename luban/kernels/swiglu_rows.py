@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from luban.kernels.swiglu import gradients, load_pair
+
 
 @triton.jit
 def forward_kernel(gate_up, out, scales, width, LARGEST: tl.constexpr, BLOCK: tl.constexpr):
@@ -17,8 +19,7 @@ def forward_kernel(gate_up, out, scales, width, LARGEST: tl.constexpr, BLOCK: tl
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < width
-    gate = tl.load(gate_up + row * 2 * width + at, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * width + width + at, mask=inside, other=0.0).to(tl.float32)
+    gate, up = load_pair(gate_up, row, width, at, inside)
     inner = gate * tl.sigmoid(gate) * up
     scale = tl.maximum(tl.max(tl.abs(inner), 0), 1e-12) / LARGEST
     tl.store(scales + row, scale)
@@ -32,14 +33,10 @@ def backward_kernel(gate_up, d_out, d_gate_up, rounded, scales, inner, width, LA
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < width
-    gate = tl.load(gate_up + row * 2 * width + at, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * width + width + at, mask=inside, other=0.0).to(tl.float32)
+    gate, up = load_pair(gate_up, row, width, at, inside)
     d = tl.load(d_out + row * width + at, mask=inside, other=0.0).to(tl.float32)
-    sigmoid = tl.sigmoid(gate)
-    silu = gate * sigmoid
-    tl.store(inner + row * width + at, (silu * up).to(inner.dtype.element_ty), mask=inside)
-    d_gate = d * up * sigmoid * (1 + gate * (1 - sigmoid))
-    d_up = d * silu
+    activated, d_gate, d_up = gradients(gate, up, d)
+    tl.store(inner + row * width + at, activated.to(inner.dtype.element_ty), mask=inside)
     scale = tl.maximum(tl.maximum(tl.max(tl.abs(d_gate), 0), tl.max(tl.abs(d_up), 0)), 1e-12) / LARGEST
     tl.store(scales + row, scale)
     left, right = row * 2 * width + at, row * 2 * width + width + at

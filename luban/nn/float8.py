@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from luban.core.errors import UnsupportedError
 from luban.core.log import warn
-from luban.kernels.limits import FLOAT8_SIDES, WIDEST_ROW
+from luban.kernels.limits import FLOAT8_SIDES, fits_float8, fits_float8_swiglu
 from luban.nn.feedforward import GatedFeedForward
 from luban.nn.linear import Dense
 
@@ -38,12 +38,12 @@ def use_float8(module: nn.Module) -> int:
     Those with a side that is no multiple of 16 stay as they are, and one warning names the first.
     """
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Dense)}
-    odd = [name for name, layer in layers.items() if any(side % FLOAT8_SIDES for side in layer.weight.shape)]
+    odd = [name for name, layer in layers.items() if not fits_float8(*layer.weight.shape)]
     for name in layers.keys() - odd:
         layers[name].multiply, layers[name].plain = float8_linear, False
     for part in module.modules():
-        if isinstance(part, GatedFeedForward) and not (part.gate.plain or part.down.plain):
-            part.products = float8_swiglu if part.gate.out_features <= WIDEST_ROW else None
+        if isinstance(part, GatedFeedForward) and fits_float8_swiglu(part.gate.in_features, part.gate.out_features):
+            part.products = float8_swiglu
     if odd:
         shape = tuple(layers[odd[0]].weight.shape)
         warn(f"{len(odd)} layers stay in bf16, since fp8 products need sides that are multiples of {FLOAT8_SIDES}: "

@@ -7,8 +7,9 @@ and keys and values of width K, in elements of the compute type:
     N·Q with its log-sum-exp (fp32, one a head), the stream between N·E, normalised N·E, gate and up N·2I, inner N·I
 
 which is what the operations say one by one (`Op.activation`). On a GPU the weights of joint products are kept side by
-side as well, and the inner activation isn't where SwiGLU's gradient makes it again. Recomputation "cheap" keeps the outputs of products and attention alone (and makes the inner activation
-and the joint weights again), "blocks" what goes into each block.
+side as well, and the inner activation isn't where SwiGLU's gradient makes it again. Recomputation "cheap" keeps the
+outputs of products and attention alone (and makes the inner activation and the joint weights again), "blocks" what goes
+into each block.
 
 On a CPU attention beside half-precision products either runs in fp32, with its inputs twice as wide and its output kept
 twice, or is written out in bf16 products over chunks of queries (`nn.attention.product`): then its weights are kept in

@@ -10,7 +10,7 @@ from math import inf
 
 from luban.core.opgraph import TRAINING_FACTOR, Op, OpGraph
 from luban.core.units import milliseconds
-from luban.kernels.limits import FLOAT8_SIDES
+from luban.kernels.limits import fits_float8
 from luban.planner.memory import (
     FP32,
     HALF,
@@ -28,7 +28,8 @@ SUSTAINED = 0.87  # of a lone product's rate, for products inside a step on a GP
 # Times that an operation's result is read or written around its product, forward and backward, neighbours fused:
 # a norm reads its input and writes (2), and back reads two gradients and the input and writes (4); what is added to the
 # stream is read with it and written (3); queries, keys and values are turned and turned back (4); a gated activation
-# reads 2 and writes 1, and back reads 3 and writes 2 (8); inside of products most of that hides behind them.
+# reads 2 and writes 1, and back reads 3 and writes 2 (8); inside of products most of that hides
+# behind them, and between 8-bit ones rounding, which is counted with the products, shares its reading.
 PASSES = {"norm": 6, "activation": 8, "inside": 3, "embedding": 4, "readout": 3, "stream": 3, "turned": 4}
 WORDS = {"whole": "forward and backward"}
 
@@ -120,8 +121,7 @@ def _passes(op: Op, setting: Setting) -> float:
 
 
 def _aligned(op: Op) -> bool:
-    inputs, outputs = op.sides
-    return op.kind == "linear" and inputs % FLOAT8_SIDES == 0 and outputs % FLOAT8_SIDES == 0
+    return op.kind == "linear" and fits_float8(*op.sides)
 
 
 def _quantised_bytes(op: Op) -> int:

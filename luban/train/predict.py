@@ -15,7 +15,7 @@ from luban.core.opgraph import OpGraph
 from luban.core.units import bytes_, count, milliseconds, seconds
 from luban.data.batch import Batch
 from luban.kernels import dispatch, gated
-from luban.kernels.limits import FLOAT8_SIDES, WIDEST_ROW
+from luban.kernels.limits import fits_float8_swiglu
 from luban.models.build import build_model
 from luban.models.decoder import DecoderBody
 from luban.models.describe import describe
@@ -205,10 +205,9 @@ def _makes_inner_again(precision: str, spec: ModelSpec) -> bool:
     network = spec.feedforward
     if not isinstance(network, SwiGLU) or network.bias:
         return False
-    sides = spec.width, network.width
     if precision == "fp8":
-        return network.width <= WIDEST_ROW and not any(side % FLOAT8_SIDES for side in sides)
-    return gated.serves("cuda", COMPUTE[precision], COMPUTE[precision], *sides)
+        return fits_float8_swiglu(spec.width, network.width)
+    return gated.serves("cuda", COMPUTE[precision], COMPUTE[precision], spec.width, network.width)
 
 
 def require_memory(recipe: Recipe, spec: ModelSpec, device: torch.device, prediction: Prediction,
