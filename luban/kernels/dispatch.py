@@ -35,13 +35,15 @@ class Case:
     width: int  # D, of a head
     kind: Kind  # of mask
     bias: str | None = None  # form of a distance bias; "any": one that is no function of the distance
+    crowded: bool = False  # packed documents: so many that a list of them doesn't pay
     square: bool = True  # as many queries as keys
     single: bool = False  # one query alone, as when text is generated
     training: bool = True  # gradients are wanted, and shapes stay the same from step to step
     capability: tuple[int, int] | None = None  # of a CUDA device
 
     def __str__(self) -> str:
-        mask = {"all": "no mask", "causal": "causal", "packed": "packed documents", "intervals": "intervals of keys",
+        packed = "many packed documents" if self.crowded else "packed documents"
+        mask = {"all": "no mask", "causal": "causal", "packed": packed, "intervals": "intervals of keys",
                 "irregular": "irregular mask"}  # fmt: skip
         bias = [] if self.bias is None else ["another bias" if self.bias == "any" else f"{self.bias} bias"]
         dtype = str(self.dtype).removeprefix("torch.").replace("bfloat16", "bf16").replace("float", "fp")
@@ -180,6 +182,8 @@ def fastest(case: Case) -> str:
     if case.device != "cuda" or case.single or (plain and not case.training):
         return "torch"  # generation changes shapes at every token, for which others plan or compile anew
     able = [path for path in dict.fromkeys(name for name, _ in RATES) if refusal(path, case) is None]
+    if case.crowded:  # who asked for it by name gets it all the same
+        able = [path for path in able if path != "flash4"]
     if able:
         return max(able, key=lambda path: _rate(path, case))
     if case.square and (case.kind != "all" or case.bias):
@@ -216,10 +220,10 @@ def report() -> list[str]:
 
 @torch.compiler.assume_constant_result
 def choice(device: str, dtype: torch.dtype, width: int, kind: Kind, bias: str | None, square: bool, single: bool,
-           training: bool) -> str:  # fmt: skip
+           training: bool, crowded: bool) -> str:  # fmt: skip
     """`pick` from plain values, for graphs that are being traced; remembered for `report`."""
     capability = torch.cuda.get_device_capability() if device == "cuda" else None
     case = Case(device=device, dtype=dtype, width=width, kind=kind, bias=bias, square=square, single=single,
-                training=training, capability=capability)  # fmt: skip
+                training=training, crowded=kind == "packed" and crowded, capability=capability)  # fmt: skip
     chosen[str(case)] = pick(case)
     return chosen[str(case)]

@@ -49,13 +49,15 @@ class Visible:
 
     @property
     def _listed(self) -> bool:
-        """Whether documents are all there is, in a list that isn't mostly places without one."""
-        if not self.causal or self.starts is None or self.documents is None or self.window is not None:
-            return False
-        if self.real is not None or self.prefix is not None:
-            return False
-        places = self.starts.shape[1]
-        return places <= FEW_PLACES or places * SLOTS_A_PLACE <= self.keys
+        """Whether documents are all there is, and in a list."""
+        listed = self.causal and self.starts is not None and self.documents is not None
+        return listed and self.window is self.real is self.prefix is None
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the list has so many places that walking them costs more than it saves."""
+        places = 0 if self.starts is None else self.starts.shape[1]
+        return places > FEW_PLACES and places * SLOTS_A_PLACE > self.keys
 
     def edges(self) -> Tensor:
         """(B·C + 1,) int32: where the documents of a packed batch begin, its rows one after another, and the end of

@@ -80,6 +80,10 @@ def test_packed_documents_run_on_flash_attention_4_where_it_can_serve_them(monke
         for changes in ({"capability": AMPERE}, {"bias": "alibi"}, {"width": 96}):
             assert pick(case(**({"kind": "packed", "width": width} | changes))) == "luban"
     assert pick(case(kind="packed", dtype=torch.float32)) == "torch"
+    crowded = case(kind="packed", crowded=True)
+    assert pick(crowded) == "luban" and "(many packed documents, bf16" in explain(crowded)
+    with dispatch.using("flash4"):  # by name it is had all the same
+        assert pick(crowded) == "flash4"
     assert "not cuDNN: it serves plain causal rows and rows without" in explain(case(kind="packed"))
     refused = dispatch.refusal("flash4", case(kind="intervals"))
     assert refused == "it serves plain causal rows, lists of packed documents and rows without a mask alone"
@@ -171,7 +175,7 @@ def test_it_says_what_it_picked():
 
 def test_it_remembers_what_it_picked(monkeypatch):
     monkeypatch.setattr(dispatch, "chosen", {})
-    assert dispatch.choice("cpu", torch.bfloat16, 64, "intervals", None, True, False, True) == "torch"
+    assert dispatch.choice("cpu", torch.bfloat16, 64, "intervals", None, True, False, True, False) == "torch"
     assert dispatch.report() == [
         "attention: torch's scaled_dot_product_attention (intervals of keys, bf16, heads of 64)"
     ]

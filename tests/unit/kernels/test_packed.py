@@ -189,11 +189,12 @@ def test_what_counts_as_packed():
         {"window": 5},
         {"real": ~some},
         {"prefix": some},
-        {"starts": starts.repeat(1, 2)},
     ):
         assert seen(documents, **({"starts": starts} | options)).kind == "intervals"
-    assert seen(documents[:, :100], starts=starts[:, :16]).kind == "packed"  # few places are always worth walking
-    assert seen(documents[:, :100], starts=starts[:, :32]).kind == "intervals"
+    assert not seen(documents, starts=starts).crowded and seen(documents, starts=starts.repeat(1, 2)).crowded
+    few, many = (seen(documents[:, :100], starts=starts[:, :places]) for places in (16, 32))
+    assert few.kind == many.kind == "packed" and not few.crowded  # few places are always worth walking
+    assert many.crowded and not seen(documents).crowded
     assert Visible(queries=9, keys=9, causal=True, device=CPU, starts=starts).kind == "causal"
     both_ways = Visible(queries=4096, keys=4096, causal=False, device=CPU, documents=documents, starts=starts)
     assert both_ways.kind == "intervals"
