@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gpu_step import SHAPE, TINY, luban_trainer
+from on_gpus import visible
 
 WINDOW = 50
 
@@ -89,7 +90,7 @@ def main() -> None:
         return
     shape, batch, seq = (TINY, 2, 64) if call.tiny else (SHAPE, 8, 1024)
     began, found, running = time.perf_counter(), {}, {}
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(call.gpus)))).split(",")
+    devices = visible(call.gpus)
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/ids.npy"
         np.save(path, tokens(shape["vocab"], call.steps * batch * (seq + 1)))
@@ -97,7 +98,7 @@ def main() -> None:
         for i, precision in enumerate(("bf16", "fp8")):
             command = [sys.executable, __file__, "--steps", str(call.steps), "--inside", precision, path,
                        *(["--tiny"] if call.tiny else [])]  # fmt: skip
-            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": devices[i % call.gpus]}
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": devices[i % len(devices)]}
             running[precision] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
             if call.gpus == 1:
                 running[precision].wait()

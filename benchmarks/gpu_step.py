@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from on_gpus import Job, side_by_side
 from plain_model import Plain
 from torch import nn
 
@@ -295,34 +296,19 @@ def main() -> None:
     found: dict[str, dict[str, float]] = {}
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}, "
           f"{call.gpus} at once")  # fmt: skip
-    waiting, running = list(call.only), {}
-    while waiting or running:
-        for gpu in range(call.gpus):
-            if gpu not in running and waiting:
-                name = waiting.pop(0)
-                command = [sys.executable, __file__, "--inside", name, "--steps", str(call.steps),
-                           *(["--tiny"] if call.tiny else []), *(["--profile", call.profile] if call.profile else [])]  # fmt: skip
-                environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu), "TOKENIZERS_PARALLELISM": "false"}
-                log = tempfile.TemporaryFile("w+")
-                running[gpu] = (
-                    name,
-                    log,
-                    subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment),
-                )
-        for gpu, (name, log, process) in list(running.items()):
-            if process.poll() is not None:
-                del running[gpu]
-                log.seek(0)
-                lines = log.read().strip().splitlines()
-                if process.returncode:
-                    print(f"{name:24s} failed: {' '.join(lines[-4:])[-800:]}", flush=True)
-                    continue
-                found[name] = row = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
-                print(f"{name:24s} {row['tokens_per_second'] / 1e3:7.1f}k tokens/s  {row['step_ms']:7.1f} ms "
-                      f"({row['min_ms']:.1f} to {row['max_ms']:.1f})  {100 * row['utilisation']:5.1f}% of 989  "
-                      f"{row['peak_gb']:5.1f} GB  first step {row['first_step_s']:.0f} s"
-                      + (f"  {row['sm_mhz']:.0f} MHz {row['watts']:.0f} W" if "watts" in row else ""), flush=True)  # fmt: skip
-        time.sleep(0.2)
+    options = [*(["--tiny"] if call.tiny else []), *(["--profile", call.profile] if call.profile else [])]
+    jobs = [Job(name, [[sys.executable, __file__, "--inside", name, "--steps", call.steps, *options]])
+            for name in call.only]  # fmt: skip
+    with tempfile.TemporaryDirectory() as logs:
+        for name, status, lines in side_by_side(jobs, call.gpus, Path(logs)):
+            if status:
+                print(f"{name:24s} failed: {' '.join(lines[-4:])[-800:]}", flush=True)
+                continue
+            found[name] = row = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
+            print(f"{name:24s} {row['tokens_per_second'] / 1e3:7.1f}k tokens/s  {row['step_ms']:7.1f} ms "
+                  f"({row['min_ms']:.1f} to {row['max_ms']:.1f})  {100 * row['utilisation']:5.1f}% of 989  "
+                  f"{row['peak_gb']:5.1f} GB  first step {row['first_step_s']:.0f} s"
+                  + (f"  {row['sm_mhz']:.0f} MHz {row['watts']:.0f} W" if "watts" in row else ""), flush=True)  # fmt: skip
     if call.out:
         call.out.write_text(json.dumps(found, indent=1))
 

@@ -38,6 +38,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from on_gpus import visible
 from torch import Tensor
 
 from luban import ModelSpec, build_model
@@ -310,8 +311,7 @@ def report(results: list[dict], setting: Setting, out: Path, facts: dict) -> boo
 def own_gpu(gpus: int) -> tuple:
     """How worker processes begin: each with one of the GPUs, in turn, for its own."""
     context = multiprocessing.get_context("spawn")
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
-    return context, _take_gpu, (context.Value("i", 0), seen.split(",")[:gpus])
+    return context, _take_gpu, (context.Value("i", 0), visible(gpus))
 
 
 def _take_gpu(taken, gpus: list[str]) -> None:

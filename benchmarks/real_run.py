@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from on_gpus import Job, side_by_side
 
 VOCABULARY, SEQ, BATCH, WARM = 32_000, 1024, 32, 10
 HEAT = 1.03  # times a step's time in a short run, in one of a hundred seconds
@@ -228,15 +229,6 @@ def picture(name: str, found: dict[str, dict[str, Any]], path: Path) -> None:
         "</svg>", f"{legend}</svg>"))  # fmt: skip
 
 
-def start(name: str, sides: list[str], gpu: int, call: argparse.Namespace) -> tuple:
-    """The first of these sides in a process of its own; it, its log and what runs after it on that GPU."""
-    command = [sys.executable, __file__, "--out", str(call.out), "--seconds", str(call.seconds), "--inside", name, sides[0],
-               *(["--tiny"] if call.tiny else [])]  # fmt: skip
-    log = open(call.out / f"{name}-{sides[0]}.log", "w+")
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu), "TOKENIZERS_PARALLELISM": "false"}
-    return name, sides, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment), log
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -262,32 +254,21 @@ def main() -> None:
     text = json.loads(ready.read_text())
     print(f"text {json.dumps(text)}, {time.perf_counter() - began:.0f} s", flush=True)
     results: dict[str, Any] = {"text": text, **{name: {} for name in call.sizes}}
-    waiting = [(name, sides) for name in call.sizes for sides in (["luban"], ["probe", "transformers"])]
-    running: dict[int, tuple[str, list[str], subprocess.Popen, Any]] = {}
-    while waiting or running:
-        for gpu in range(call.gpus):
-            if gpu not in running and waiting:
-                running[gpu] = start(*waiting.pop(0), gpu, call)
-        for gpu, (name, sides, process, log) in list(running.items()):
-            if process.poll() is None:
-                continue
-            del running[gpu]
-            log.seek(0)
-            lines = log.read().strip().splitlines()
-            if process.returncode:
-                print(f"{name} {sides[0]} failed: {' '.join(lines[-6:])[-900:]}", flush=True)
-                continue
-            if sides[1:]:
-                running[gpu] = start(name, sides[1:], gpu, call)
-                continue
-            row = results[name][sides[0]] = json.loads(lines[-1])
-            print(f"{name:12s} {sides[0]:13s} {row['bits_per_byte']:.4f} bits per byte after {row['steps']} steps in "
-                  f"{row['seconds']:.1f} s, {row['tokens_per_second'] / 1e3:.1f}k tokens/s"
-                  + (f", waiting for data {100 * row['data_wait']:.2f}% of it" if "data_wait" in row else ""), flush=True)  # fmt: skip
-            (call.out / "results.json").write_text(json.dumps(results))
-            if len(results[name]) == 2:
-                picture(name, results[name], call.out / f"{name}.svg")
-        time.sleep(0.2)
+    options = ["--out", call.out, "--seconds", call.seconds, *(["--tiny"] if call.tiny else [])]
+    jobs = [Job(f"{name} {sides[-1]}", [[sys.executable, __file__, *options, "--inside", name, side] for side in sides])
+            for name in call.sizes for sides in (["luban"], ["probe", "transformers"])]  # fmt: skip
+    for job, status, lines in side_by_side(jobs, call.gpus, call.out):
+        if status:
+            print(f"{job} failed: {' '.join(lines[-6:])[-900:]}", flush=True)
+            continue
+        name, side = job.split()
+        row = results[name][side] = json.loads(lines[-1])
+        print(f"{name:12s} {side:13s} {row['bits_per_byte']:.4f} bits per byte after {row['steps']} steps in "
+              f"{row['seconds']:.1f} s, {row['tokens_per_second'] / 1e3:.1f}k tokens/s"
+              + (f", waiting for data {100 * row['data_wait']:.2f}% of it" if "data_wait" in row else ""), flush=True)  # fmt: skip
+        (call.out / "results.json").write_text(json.dumps(results))
+        if len(results[name]) == 2:
+            picture(name, results[name], call.out / f"{name}.svg")
 
 
 if __name__ == "__main__":
