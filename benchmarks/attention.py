@@ -50,8 +50,10 @@ SUMMARY: list[str] = []
 
 
 def inputs(T, D, rows=None):
+    """Queries, keys and values (B, H, T, D), in memory token by token, as the projections of a model leave them."""
     B, H = rows or max(1, TOKENS // T), WIDTH // D
-    return [torch.randn(B, H, T, D, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
+    made = (torch.randn(B, T, H, D, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    return [x.transpose(1, 2).requires_grad_() for x in made]
 
 
 def milliseconds(call, budget=0.12):
@@ -191,7 +193,7 @@ def packed(T=8192, mean=512, batches=(2, 8)):
         pairs, square = mask.pairs() / B, T * (T + 1) / 2
         dense = {"luban": measure("packed", "dense luban", T, D, square, lambda: flash_attention(q, k, v), qkv)}
         path, call = picked(q, k, v, documents=documents, starts=starts)
-        prepared = with_seeing(mask, D, T)  # once a forward in a model, and so outside what is timed
+        prepared = with_seeing(mask, T)  # once a forward in a model, and so outside what is timed
         rows = [(path, measure("packed", f"picked {path}", T, D, pairs, call, qkv)),
                 ("luban", measure("packed", "luban", T, D, pairs, lambda: flash_attention(q, k, v, mask=prepared), qkv))]  # fmt: skip
         if fa4:

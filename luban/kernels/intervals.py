@@ -23,7 +23,7 @@ class Intervals:
     stop: Tensor  # (B or 1, T) int32, one past the last key seen
     plain: bool = False
     backward_only: bool = False  # no query sees a later key
-    seeing: Tensor | None = None  # what `seeing_rows` says, for a backward pass over blocks of keys
+    seeing: Tensor | None = None  # what `seeing_rows` says, for a backward pass over keys
 
     def dense(self, keys: int) -> Tensor:
         """(B or 1, 1, T, S) bool, true where seen: for references and tests."""
@@ -89,19 +89,15 @@ def _document_bounds(documents: Tensor) -> tuple[Tensor, Tensor]:
     return first.to(torch.int32), last.to(torch.int32)
 
 
-def seeing_rows(mask: Intervals, block: int, keys: int) -> Tensor:
-    """For each block of keys, which queries see any of it and which see all of it.
+def seeing_rows(mask: Intervals, keys: int) -> Tensor:
+    """Which queries see each key, the mask turned round: they are an interval too, since start and stop never decrease.
 
     Returns:
-        (B or 1, S / block rounded up, 4) int32: [first row that sees some, one past the last; first row that
-        sees all, one past the last]. Rows between the two ranges need the mask.
+        (B or 1, 2, S) int32: the first query that sees the key, and one past the last.
     """
-    low = torch.arange(0, keys, block, device=mask.start.device, dtype=torch.int32)
-    high = (low + block).clamp(max=keys)
-    rows = mask.start.shape[0]
-    low, high = low.expand(rows, -1).contiguous(), high.expand(rows, -1).contiguous()
-    some_first = torch.searchsorted(mask.stop, low, right=True)  # first row with stop > low
-    some_last = torch.searchsorted(mask.start, high)  # first row with start ≥ high
-    all_first = torch.searchsorted(mask.stop, high)  # first row with stop ≥ high
-    all_last = torch.searchsorted(mask.start, low, right=True)  # first row with start > low
-    return torch.stack([some_first, some_last, all_first, all_last], -1).to(torch.int32)
+    places = (
+        torch.arange(keys, device=mask.start.device, dtype=torch.int32).expand(mask.start.shape[0], -1).contiguous()
+    )
+    first = torch.searchsorted(mask.stop, places, right=True)  # the first query with stop > place
+    past = torch.searchsorted(mask.start, places, right=True)  # the first one with start > place
+    return torch.stack([first, past], 1).to(torch.int32)

@@ -43,7 +43,7 @@ def flash_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Int
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_BHTD, k_BKSD, v_BKSD))
     start = stop = seeing = None
     if mask is not None and not mask.plain:
-        mask = with_seeing(mask, q.shape[3], k.shape[2])
+        mask = with_seeing(mask, k.shape[2])
         start, stop, seeing = mask.start, mask.stop, mask.seeing
     numbers = weight = table = buckets = None
     if bias is not None and bias.form == "buckets":
@@ -58,12 +58,11 @@ def flash_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Int
     return out
 
 
-def with_seeing(mask: Intervals, width: int, keys: int) -> Intervals:
-    """The mask with what the backward pass over blocks of keys needs, for heads of `width`; made once, it serves
-    every layer."""
+def with_seeing(mask: Intervals, keys: int) -> Intervals:
+    """The mask with what the backward pass over blocks of keys needs; made once, it serves every layer."""
     if mask.plain or mask.seeing is not None:
         return mask
-    return replace(mask, seeing=seeing_rows(mask, launch.tiles(width, "keys", intervals=True).cols, keys))
+    return replace(mask, seeing=seeing_rows(mask, keys))
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:

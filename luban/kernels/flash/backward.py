@@ -12,6 +12,7 @@ import triton.language as tl
 
 from luban.kernels.flash.tile import (
     add_bias,
+    column_bounds,
     cubic,
     derivatives,
     far_bias,
@@ -20,16 +21,16 @@ from luban.kernels.flash.tile import (
     key_blocks,
     load_parameters,
     matmul,
+    query_blocks,
     row_bounds,
 )
 
 
 @triton.jit
-def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, START, STOP, b, interval_stride, TABLE_PTR, first_number,
-                  second_number, LIST, first, last, full_first, full_last, col0, cols, dims, sqt, sdt, T, S, DIM,
-                  qk_scale, zero, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr,
-                  WALK: tl.constexpr, PADDED: tl.constexpr, SPARSE: tl.constexpr, INTERVALS: tl.constexpr,
-                  UPCAST: tl.constexpr):  # fmt: skip
+def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, TABLE_PTR, first_number, second_number, LIST, first, last,
+                  full_first, full_last, first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero,
+                  BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, WALK: tl.constexpr,
+                  PADDED: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Fold query blocks [first, last) into dk and dv of one tile of keys. Tiles of scores are (BN, BM) throughout."""
     MASKED: tl.constexpr = WALK == 0 or WALK == 3
     for n in range(first, last):
@@ -65,12 +66,10 @@ def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, START, STOP, b, interval_stri
                          MASKED)  # fmt: skip
         p = tl.exp2(s - lse[None, :])
         if WALK == 0:
-            start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
-            p = tl.where((cols[:, None] >= start[None, :]) & (cols[:, None] < stop[None, :]), p, 0.0)
+            p = tl.where((rows[None, :] >= first_row[:, None]) & (rows[None, :] < past_row[:, None]), p, 0.0)
         if WALK == 3:  # noqa: SIM102 - this is decided when the kernel is compiled
             if (block < full_first) | (block >= full_last):
-                start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
-                p = tl.where((cols[:, None] >= start[None, :]) & (cols[:, None] < stop[None, :]), p, 0.0)
+                p = tl.where((rows[None, :] >= first_row[:, None]) & (rows[None, :] < past_row[:, None]), p, 0.0)
         dv += matmul(p.to(do.dtype), do, UPCAST)
         dp = matmul(v, tl.trans(do), UPCAST)
         ds = p * (dp - delta[None, :])
@@ -79,9 +78,9 @@ def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, START, STOP, b, interval_stri
 
 
 @triton.jit
-def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, PARAMETERS, LISTS, COUNTS,
+def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, SEEING, TABLE, PARAMETERS, LISTS, COUNTS,
                 sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sdb, sdh, sdt, sgb, sgh, sgs,
-                interval_stride, seeing_stride, table_stride, list_head, list_row, count_head,
+                seeing_stride, table_stride, list_head, list_row, count_head,
                 T, S, H, qk_scale, scale, zero, reach, DIM: tl.constexpr,
                 GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
                 LINEAR: tl.constexpr, INTERVALS: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
@@ -97,16 +96,9 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, PAR
     keep = (cols[:, None] < S) & (dims[None, :] < DIM)
     k = tl.load(K + b.to(tl.int64) * skb + kv * skh + cols[:, None] * sks + dims[None, :], mask=keep, other=0.0)
     v = tl.load(V + b.to(tl.int64) * svb + kv * svh + cols[:, None] * svs + dims[None, :], mask=keep, other=0.0)
-    if INTERVALS:
-        at = SEEING + b * seeing_stride + n_block * 4
-        some_first, some_last = tl.load(at), tl.load(at + 1)
-        all_first, all_last = tl.load(at + 2), tl.load(at + 3)
-    else:
-        some_first, some_last = tl.maximum(col0 - (S - T), 0), T
-        all_first, all_last = tl.maximum(tl.minimum(col0 + BN, S) - 1 - (S - T), 0), T
-    first, last = some_first // BM, tl.cdiv(some_last, BM)
-    full_first = tl.minimum(tl.cdiv(all_first, BM), last)
-    full_last = tl.maximum(tl.minimum(all_last, T) // BM, full_first)
+    SEEING += b * seeing_stride
+    first_row, past_row = column_bounds(SEEING, cols, T, S, INTERVALS)
+    first, last, full_first, full_last = query_blocks(SEEING, col0, T, S, BM, BN, INTERVALS)
     dk = tl.zeros([BN, D], tl.float32)
     dv = tl.zeros([BN, D], tl.float32)
     for g in range(0, GROUP):
@@ -120,37 +112,31 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, START, STOP, SEEING, TABLE, PAR
         if SPARSE:
             LIST = LISTS + h * list_head + n_block * list_row
             count = tl.load(COUNTS + h * count_head + n_block)
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR,
-                                   first_number, second_number, LIST, 0, count, full_first, full_last, col0, cols, dims,
-                                   sqt, sdt, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 3, PADDED, True,
-                                   INTERVALS, UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LIST, 0,
+                                   count, full_first, full_last, first_row, past_row, col0, cols, dims, sqt, sdt, T, S,
+                                   DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 3, PADDED, True, UPCAST)  # fmt: skip
         elif INTERVALS:
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR,
-                                   first_number, second_number, LISTS, first, last, full_first, full_last, col0, cols,
-                                   dims, sqt, sdt, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 3, PADDED, False,
-                                   True, UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LISTS,
+                                   first, last, full_first, full_last, first_row, past_row, col0, cols, dims, sqt, sdt,
+                                   T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 3, PADDED, False, UPCAST)  # fmt: skip
         else:
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR,
-                                   first_number, second_number, LISTS, first, full_first, 0, 0, col0, cols, dims, sqt,
-                                   sdt, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 0, PADDED, False, False,
-                                   UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LISTS,
+                                   first, full_first, 0, 0, first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM,
+                                   qk_scale, zero, BM, BN, BIAS, LINEAR, 0, PADDED, False, UPCAST)  # fmt: skip
             far = full_last
             if BIAS > 1:
                 far = tl.cdiv(tl.maximum(far_from(reach, BM, BN, BIAS) + col0 + BN - 1 - (S - T), 0), BM)
                 far = tl.maximum(tl.minimum(far, full_last), full_first)
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR,
-                                   first_number, second_number, LISTS, full_first, far, 0, 0, col0, cols, dims, sqt,
-                                   sdt, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 1, PADDED, False, False,
-                                   UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LISTS,
+                                   full_first, far, 0, 0, first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM,
+                                   qk_scale, zero, BM, BN, BIAS, LINEAR, 1, PADDED, False, UPCAST)  # fmt: skip
             if BIAS > 1:
-                dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR,
-                                       first_number, second_number, LISTS, far, full_last, 0, 0, col0, cols, dims, sqt,
-                                       sdt, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 2, PADDED, False, False,
-                                       UPCAST)  # fmt: skip
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, START, STOP, b, interval_stride, TABLE_PTR,
-                                   first_number, second_number, LISTS, full_last, last, 0, 0, col0, cols, dims, sqt,
-                                   sdt, T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 0, PADDED, False, False,
-                                   UPCAST)  # fmt: skip
+                dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number,
+                                       LISTS, far, full_last, 0, 0, first_row, past_row, col0, cols, dims, sqt, sdt, T,
+                                       S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 2, PADDED, False, UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LISTS,
+                                   full_last, last, 0, 0, first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM,
+                                   qk_scale, zero, BM, BN, BIAS, LINEAR, 0, PADDED, False, UPCAST)  # fmt: skip
     place = b.to(tl.int64) * sgb + kv * sgh + cols[:, None] * sgs + dims[None, :]
     tl.store(DK + place, (dk * scale).to(DK.dtype.element_ty), mask=keep)
     tl.store(DV + place, dv.to(DV.dtype.element_ty), mask=keep)

@@ -132,20 +132,18 @@ def _backward(do, out, lse, q, k, v, numbers, weight, table, buckets, start, sto
     start, stop, seeing = (lse if x is None else x for x in (start, stop, seeing))
     dq, sums = _queries_gradient(call, q, k, v, out, do, lse, delta, start, stop, buckets, query_list, query_count,
                                  learned, 0 if weight is None else weight.shape[1])  # fmt: skip
-    dk, dv = _keys_gradient(call, q, k, v, do, lse, delta, start, stop, seeing, key_list, key_count)
+    dk, dv = _keys_gradient(call, q, k, v, do, lse, delta, seeing, key_list, key_count)
     return dq, dk, dv, sums
 
 
-def _keys_gradient(call, q, k, v, do, lse, delta, start, stop, seeing, key_list, key_count):
+def _keys_gradient(call, q, k, v, do, lse, delta, seeing, key_list, key_count):
     t = tiles(call.dim, "keys", call.block, call.intervals, call.curved)
     dk, dv, blocks = _by_token(k), _by_token(k), -(-call.S // t.cols)
-    if call.intervals and seeing.shape[1] != blocks:
-        raise ValueError(f"the mask was prepared for {seeing.shape[1]} blocks of keys, and these are {blocks}")
     lists, counts, strides = call.lists(key_list, key_count)
     backward.keys_kernel[(blocks, call.B * call.K)](
-        q, k, v, do, lse, delta, dk, dv, start, stop, seeing, call.table, call.numbers, lists, counts,
+        q, k, v, do, lse, delta, dk, dv, seeing, call.table, call.numbers, lists, counts,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3], *dk.stride()[:3],
-        call.interval_stride, seeing.stride(0) if call.interval_stride else 0, call.table_stride, *strides,
+        seeing.stride(0) if call.interval_stride else 0, call.table_stride, *strides,
         call.T, call.S, call.H, call.scale * LOG2E, call.scale, call.zero, call.reach,
         **call.constants(t),
     )  # fmt: skip

@@ -44,6 +44,34 @@ def key_blocks(START, STOP, b, stride, row0, T, S, BM: tl.constexpr, BN: tl.cons
 
 
 @triton.jit
+def column_bounds(SEEING, cols, T, S, INTERVALS: tl.constexpr):
+    """Which queries see each key: the first, and one past the last. Columns past S repeat the last one."""
+    inside = tl.minimum(cols, S - 1)
+    if INTERVALS:
+        first = tl.load(SEEING + inside)
+        past = tl.load(SEEING + S + inside)
+    else:
+        first = tl.maximum(inside - (S - T), 0)
+        past = inside * 0 + T
+    return first, past
+
+
+@triton.jit
+def query_blocks(SEEING, col0, T, S, BM: tl.constexpr, BN: tl.constexpr, INTERVALS: tl.constexpr):
+    """`key_blocks` with queries and keys changed: the blocks of queries that see a tile of keys, [first, last), and those
+    that see all of it, [full_first, full_last)."""
+    left, right = col0, tl.minimum(col0 + BN, S) - 1
+    if INTERVALS:
+        first, last = tl.load(SEEING + left) // BM, tl.cdiv(tl.load(SEEING + S + right), BM)
+        full_first, full_last = tl.cdiv(tl.load(SEEING + right), BM), tl.load(SEEING + S + left) // BM
+    else:
+        first, last = tl.maximum(left - (S - T), 0) // BM, tl.cdiv(T, BM)
+        full_first, full_last = tl.cdiv(tl.maximum(right - (S - T), 0), BM), T // BM
+    full_first = tl.minimum(full_first, last)
+    return first, last, full_first, tl.maximum(full_last, full_first)
+
+
+@triton.jit
 def load_parameters(PARAMETERS, TABLE_PTR, h, zero, reach, BIAS: tl.constexpr):
     """The two numbers of a head's bias, scaled by the host so that the bias comes out in base 2; of a table what it
     holds at the distance `reach`, from which on all are alike."""

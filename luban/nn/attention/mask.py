@@ -115,7 +115,7 @@ def scores(visible: Visible, biases: _Biases | None = None, *, width: int, dtype
 
         fine = visible.sound()
         sound = None if fine is None else torch.where(fine, 1.0, float("nan"))[:, None, None, None]
-        seen = None if kind == "causal" else with_seeing(visible.intervals(), width, visible.keys)
+        seen = None if kind == "causal" else with_seeing(visible.intervals(), visible.keys)
         return Scores(path, causal=kind == "causal", seen=seen, bias=biases.by_distance() if biases else None,
                       sound=sound)  # fmt: skip
     if path == "flash4" and kind == "packed":

@@ -115,6 +115,8 @@ BACKWARD = f"def _flash_attn_bwd(q, k, v, out, dout, lse, softmax_scale=None, ca
 def test_a_flash_attention_4_that_does_not_load_is_done_without(monkeypatch, tmp_path, interface, reason):
     monkeypatch.undo()
     (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    for folder in (tmp_path / "flash_attn", tmp_path / "flash_attn" / "cute"):
+        (folder / "__init__.py").touch()  # or an installed one would come first
     (tmp_path / "flash_attn" / "cute" / "interface.py").write_text(interface)
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
