@@ -28,9 +28,9 @@ from luban.kernels.flash.tile import (
 
 @triton.jit
 def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, TABLE_PTR, first_number, second_number, LIST, first, last,
-                  full_first, full_last, first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero,
+                  first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero,
                   BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, WALK: tl.constexpr,
-                  PADDED: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                  PADDED: tl.constexpr, WHOLE: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Fold query blocks [first, last) into dk and dv of one tile of keys. Tiles of scores are (BN, BM) throughout."""
     MASKED: tl.constexpr = WALK == 0 or WALK == 3
     for n in range(first, last):
@@ -38,7 +38,7 @@ def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, TABLE_PTR, first_number, seco
         if SPARSE:
             block = tl.load(LIST + n)
         rows = block * BM + tl.arange(0, BM)
-        if MASKED or PADDED:
+        if PADDED or (MASKED and not WHOLE):
             keep = (rows[:, None] < T) & (dims[None, :] < DIM)
             q = tl.load(Q + rows[:, None] * sqt + dims[None, :], mask=keep, other=0.0)
             do = tl.load(DO + rows[:, None] * sdt + dims[None, :], mask=keep, other=0.0)
@@ -65,11 +65,8 @@ def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, TABLE_PTR, first_number, seco
             s = add_bias(s, rows[None, :], cols[:, None], TABLE_PTR, first_number, second_number, T, S, zero, BIAS,
                          MASKED)  # fmt: skip
         p = tl.exp2(s - lse[None, :])
-        if WALK == 0:
+        if MASKED:  # where only some tiles need it, too: a branch costs more
             p = tl.where((rows[None, :] >= first_row[:, None]) & (rows[None, :] < past_row[:, None]), p, 0.0)
-        if WALK == 3:  # noqa: SIM102 - this is decided when the kernel is compiled
-            if (block < full_first) | (block >= full_last):
-                p = tl.where((rows[None, :] >= first_row[:, None]) & (rows[None, :] < past_row[:, None]), p, 0.0)
         dv += matmul(p.to(do.dtype), do, UPCAST)
         dp = matmul(v, tl.trans(do), UPCAST)
         ds = p * (dp - delta[None, :])
@@ -83,7 +80,8 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, SEEING, TABLE, PARAMETERS, LIST
                 seeing_stride, table_stride, list_head, list_row, count_head,
                 T, S, H, qk_scale, scale, zero, reach, DIM: tl.constexpr,
                 GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
-                LINEAR: tl.constexpr, INTERVALS: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                LINEAR: tl.constexpr, INTERVALS: tl.constexpr, WHOLE: tl.constexpr, SPARSE: tl.constexpr,
+                UPCAST: tl.constexpr):  # fmt: skip
     """DK and DV (B, K, S, D) of one block of keys. Grid (key blocks, B·K)."""
     n_block = tl.program_id(0)
     heads = H // GROUP
@@ -113,30 +111,30 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, SEEING, TABLE, PARAMETERS, LIST
             LIST = LISTS + h * list_head + n_block * list_row
             count = tl.load(COUNTS + h * count_head + n_block)
             dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LIST, 0,
-                                   count, full_first, full_last, first_row, past_row, col0, cols, dims, sqt, sdt, T, S,
-                                   DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 3, PADDED, True, UPCAST)  # fmt: skip
+                                   count, first_row, past_row, col0, cols, dims, sqt, sdt, T, S,
+                                   DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 3, PADDED, WHOLE, True, UPCAST)  # fmt: skip
         elif INTERVALS:
             dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LISTS,
-                                   first, last, full_first, full_last, first_row, past_row, col0, cols, dims, sqt, sdt,
-                                   T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 3, PADDED, False, UPCAST)  # fmt: skip
+                                   first, last, first_row, past_row, col0, cols, dims, sqt, sdt,
+                                   T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 3, PADDED, WHOLE, False, UPCAST)  # fmt: skip
         else:
             dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LISTS,
-                                   first, full_first, 0, 0, first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM,
-                                   qk_scale, zero, BM, BN, BIAS, LINEAR, 0, PADDED, False, UPCAST)  # fmt: skip
+                                   first, full_first, first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM,
+                                   qk_scale, zero, BM, BN, BIAS, LINEAR, 0, PADDED, WHOLE, False, UPCAST)  # fmt: skip
             far = full_last
             if BIAS > 1:
                 far = tl.cdiv(tl.maximum(far_from(reach, BM, BN, BIAS) + col0 + BN - 1 - (S - T), 0), BM)
                 far = tl.maximum(tl.minimum(far, full_last), full_first)
             dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LISTS,
-                                   full_first, far, 0, 0, first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM,
-                                   qk_scale, zero, BM, BN, BIAS, LINEAR, 1, PADDED, False, UPCAST)  # fmt: skip
+                                   full_first, far, first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM,
+                                   qk_scale, zero, BM, BN, BIAS, LINEAR, 1, PADDED, WHOLE, False, UPCAST)  # fmt: skip
             if BIAS > 1:
                 dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number,
-                                       LISTS, far, full_last, 0, 0, first_row, past_row, col0, cols, dims, sqt, sdt, T,
-                                       S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 2, PADDED, False, UPCAST)  # fmt: skip
+                                       LISTS, far, full_last, first_row, past_row, col0, cols, dims, sqt, sdt, T,
+                                       S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 2, PADDED, WHOLE, False, UPCAST)  # fmt: skip
             dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LISTS,
-                                   full_last, last, 0, 0, first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM,
-                                   qk_scale, zero, BM, BN, BIAS, LINEAR, 0, PADDED, False, UPCAST)  # fmt: skip
+                                   full_last, last, first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM,
+                                   qk_scale, zero, BM, BN, BIAS, LINEAR, 0, PADDED, WHOLE, False, UPCAST)  # fmt: skip
     place = b.to(tl.int64) * sgb + kv * sgh + cols[:, None] * sgs + dims[None, :]
     tl.store(DK + place, (dk * scale).to(DK.dtype.element_ty), mask=keep)
     tl.store(DV + place, dv.to(DV.dtype.element_ty), mask=keep)
@@ -146,7 +144,7 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, SEEING, TABLE, PARAMETERS, LIST
 def _walk_keys(dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET,
                GRAD_ROW, LIST, first, last, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
                BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, MOMENTS: tl.constexpr,
-               BUCKETS: tl.constexpr, WALK: tl.constexpr, PADDED: tl.constexpr, SPARSE: tl.constexpr,
+               BUCKETS: tl.constexpr, WALK: tl.constexpr, PADDED: tl.constexpr, WHOLE: tl.constexpr, SPARSE: tl.constexpr,
                PROBE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Fold key blocks [first, last) into dq, and into what the gradients of the bias's parameters are made of: g1 and g2,
     sums of ds × the bias's derivatives, b1 and b2, sums of p × those, and `off`, the sum of ds. PROBE: only into `off`,
@@ -157,7 +155,7 @@ def _walk_keys(dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, firs
         if SPARSE:
             block = tl.load(LIST + n)
         cols = block * BN + tl.arange(0, BN)
-        if MASKED or PADDED:
+        if PADDED or (MASKED and not WHOLE):
             keep = (cols[:, None] < S) & (dims[None, :] < DIM)
             k = tl.load(K + cols[:, None] * sks + dims[None, :], mask=keep, other=0.0)
             v = tl.load(V + cols[:, None] * svs + dims[None, :], mask=keep, other=0.0)
@@ -222,7 +220,7 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMET
                    T, S, H, qk_scale, scale, zero, reach, DIM: tl.constexpr,
                    GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
                    LINEAR: tl.constexpr, MOMENTS: tl.constexpr, BUCKETS: tl.constexpr, INTERVALS: tl.constexpr,
-                   SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                   WHOLE: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """DQ (B, H, T, D) of one block of queries, its share of the bias's gradients in GRAD, and DELTA (B, H, T), Σ_d O·dO =
     Σ_keys P·dP, which softmax's backward subtracts and the keys' kernel reads. Grid (query blocks, B·H).
 
@@ -269,12 +267,12 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMET
             dq, g1, g2, off, b1, b2 = _walk_keys(
                 dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
                 LIST, 0, count, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED, True, turn < TURNS - 1, UPCAST)  # fmt: skip
+                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED, WHOLE, True, turn < TURNS - 1, UPCAST)  # fmt: skip
         elif INTERVALS:
             dq, g1, g2, off, b1, b2 = _walk_keys(
                 dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
                 LISTS, first, last, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED, False, turn < TURNS - 1, UPCAST)  # fmt: skip
+                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED, WHOLE, False, turn < TURNS - 1, UPCAST)  # fmt: skip
         else:
             near = 0
             if BIAS > 1:
@@ -282,17 +280,17 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMET
                 dq, g1, g2, off, b1, b2 = _walk_keys(
                     dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
                     LISTS, 0, near, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-                    BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 2, PADDED, False, turn < TURNS - 1, UPCAST)  # fmt: skip
+                    BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 2, PADDED, WHOLE, False, turn < TURNS - 1, UPCAST)  # fmt: skip
                 if BUCKETS > 0 and turn == TURNS - 1:
                     tl.atomic_add(GRAD_ROW + tl.load(BUCKET + tl.minimum(zero + reach, zero * 2)), tl.sum(g1))
             dq, g1, g2, off, b1, b2 = _walk_keys(
                 dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
                 LISTS, near, full_last, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 1, PADDED, False, turn < TURNS - 1, UPCAST)  # fmt: skip
+                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 1, PADDED, WHOLE, False, turn < TURNS - 1, UPCAST)  # fmt: skip
             dq, g1, g2, off, b1, b2 = _walk_keys(
                 dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
                 LISTS, full_last, last, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 0, PADDED, False, turn < TURNS - 1, UPCAST)  # fmt: skip
+                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 0, PADDED, WHOLE, False, turn < TURNS - 1, UPCAST)  # fmt: skip
         if turn < TURNS - 1:
             delta = off
     tl.store(DELTA + tl.program_id(1) * T + rows, delta, mask=rows < T)

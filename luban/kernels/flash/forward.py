@@ -24,8 +24,8 @@ from luban.kernels.flash.tile import (
 @triton.jit
 def _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, first, last, full_first, full_last,
           start, stop, row0, rows, dims, skd, svd, T, S, DIM, qk_scale, zero, BM: tl.constexpr, BN: tl.constexpr,
-          BIAS: tl.constexpr, LINEAR: tl.constexpr, WALK: tl.constexpr, PADDED: tl.constexpr, SPARSE: tl.constexpr,
-          UPCAST: tl.constexpr):  # fmt: skip
+          BIAS: tl.constexpr, LINEAR: tl.constexpr, WALK: tl.constexpr, PADDED: tl.constexpr, WHOLE: tl.constexpr,
+          SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Fold key blocks [first, last) into the running maximum m, sum total and mix acc.
 
     Masks are drawn on blocks outside [full_first, full_last) where WALK says SOMETIMES, on all or none otherwise.
@@ -36,7 +36,7 @@ def _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, 
         if SPARSE:
             block = tl.load(LIST + n)
         cols = block * BN + tl.arange(0, BN)
-        if MASKED or PADDED:
+        if PADDED or (MASKED and not WHOLE):
             k = tl.load(
                 K + cols[None, :] * skd + dims[:, None], mask=(cols[None, :] < S) & (dims[:, None] < DIM), other=0.0
             )
@@ -90,7 +90,7 @@ def forward_kernel(Q, K, V, OUT, LSE, START, STOP, TABLE, PARAMETERS, LISTS, COU
                    interval_stride, table_stride, list_head, list_row, count_head,
                    T, S, H, qk_scale, zero, reach, DIM: tl.constexpr,
                    GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
-                   LINEAR: tl.constexpr, INTERVALS: tl.constexpr, SPARSE: tl.constexpr,
+                   LINEAR: tl.constexpr, INTERVALS: tl.constexpr, WHOLE: tl.constexpr, SPARSE: tl.constexpr,
                    UPCAST: tl.constexpr):  # fmt: skip
     """O (B, H, T, D) and LSE (B, H, T) of one block of queries."""
     m_block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows first
@@ -116,25 +116,25 @@ def forward_kernel(Q, K, V, OUT, LSE, START, STOP, TABLE, PARAMETERS, LISTS, COU
         count = tl.load(COUNTS + h * count_head + m_block)
         acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, 0, count,
                               full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-                              BM, BN, BIAS, LINEAR, 3, PADDED, True, UPCAST)  # fmt: skip
+                              BM, BN, BIAS, LINEAR, 3, PADDED, WHOLE, True, UPCAST)  # fmt: skip
     else:
         if INTERVALS:
             acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, first, last,
                                   full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale,
-                                  zero, BM, BN, BIAS, LINEAR, 3, PADDED, False, UPCAST)  # fmt: skip
+                                  zero, BM, BN, BIAS, LINEAR, 3, PADDED, WHOLE, False, UPCAST)  # fmt: skip
         else:
             near = 0
             if BIAS > 1:
                 near = tl.minimum(tl.maximum(row0 + S - T - far_from(reach, BM, BN, BIAS) + 1, 0) // BN, full_last)
                 acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, 0, near, 0,
                                       0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BM, BN,
-                                      BIAS, LINEAR, 2, PADDED, False, UPCAST)  # fmt: skip
+                                      BIAS, LINEAR, 2, PADDED, WHOLE, False, UPCAST)  # fmt: skip
             acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, near, full_last,
                                   0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BM, BN,
-                                  BIAS, LINEAR, 1, PADDED, False, UPCAST)  # fmt: skip
+                                  BIAS, LINEAR, 1, PADDED, WHOLE, False, UPCAST)  # fmt: skip
             acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, full_last, last,
                                   0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BM, BN,
-                                  BIAS, LINEAR, 0, PADDED, False, UPCAST)  # fmt: skip
+                                  BIAS, LINEAR, 0, PADDED, WHOLE, False, UPCAST)  # fmt: skip
     nothing = total == 0.0
     out = acc / tl.where(nothing, 1.0, total)[:, None]
     lse = tl.where(

@@ -44,14 +44,15 @@ def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False
     if INTERPRETED:
         table = {"forward": Tiles(32, 16, 4, 1), "keys": Tiles(16, 32, 4, 1), "queries": Tiles(32, 16, 4, 1)}
     elif width <= 64 and intervals:
+        few = None if curved else 128
         table = {
-            "forward": Tiles(64, 64, 4, 3, None if curved else 128),
-            "keys": Tiles(32, 64, 4, 2),
+            "forward": Tiles(64, 64, 4, 3, few),
+            "keys": Tiles(32, 64, 4, 2 if curved else 3, few),
             "queries": Tiles(64, 64, 4, 3),
         }
     elif width <= 128 and intervals:
-        backward = Tiles(64, 64, 4, 2)
-        table = {"forward": Tiles(64, 64, 4, 3), "keys": backward, "queries": backward}
+        keys = Tiles(64, 64, 4, 2)
+        table = {"forward": Tiles(64, 64, 4, 3), "keys": keys, "queries": keys if curved else Tiles(64, 32, 4, 3, 168)}
     elif width <= 64:
         table = {
             "forward": Tiles(128, 64, 4, 3),
@@ -64,11 +65,9 @@ def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False
     else:
         table = {"forward": Tiles(64, 32, 4, 2), "keys": Tiles(32, 64, 4, 1), "queries": Tiles(64, 32, 4, 1)}
     if sparse_block:
-        stages = 3 if width <= 64 or which == "forward" else 2
-        registers = 128 if which == "forward" and width <= 64 and sparse_block == 64 and not curved else None
-        return Tiles(
-            sparse_block, sparse_block, 4 if sparse_block <= 64 else 8, stages if width <= 128 else 1, registers
-        )
+        stages = 3 if (width <= 64 and which != "keys") or which == "forward" else 2
+        few = {"forward": 128, "keys": 168}.get(which) if width <= 64 and sparse_block == 64 and not curved else None
+        return Tiles(sparse_block, sparse_block, 4 if sparse_block <= 64 else 8, stages if width <= 128 else 1, few)
     return table[which]
 
 
@@ -103,9 +102,11 @@ class _Call:
 
     def constants(self, t: Tiles) -> dict:
         """Compile-time values of every kernel that walks tiles."""
+        whole = not (self.T % t.rows or self.S % t.cols)  # no tile reaches past the end
         return {"GROUP": self.H // self.K, "DIM": self.dim, "D": self.padded, "BM": t.rows, "BN": t.cols,
-                "BIAS": self.kind, "LINEAR": self.linear, "INTERVALS": self.intervals, "SPARSE": self.block > 0,
-                "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages, "maxnreg": t.registers}  # fmt: skip
+                "BIAS": self.kind, "LINEAR": self.linear, "INTERVALS": self.intervals, "WHOLE": whole,
+                "SPARSE": self.block > 0, "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages,
+                "maxnreg": t.registers}  # fmt: skip
 
 
 def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, query_list, query_count, key_list, key_count,
