@@ -2,7 +2,7 @@
 
     python benchmarks/fp8_curve.py [--steps 500] [--gpus 1] [--tiny] [--out FILE.json]
 
-The 1.1B shape of `gpu_step.py` with heads of 128, batches of 8 × 1,024 tokens of Python sources (those of this Python and
+The 1.1B shape of `gpu_step.py` with heads of 128, batches of 24 × 1,024 tokens of Python sources (those of this Python and
 its packages, byte-level BPE of 32,000 trained here). Losses are averaged over windows of 50 steps; the two curves'
 relative difference is printed for every window, and the largest one after the first window decides.
 """
@@ -25,6 +25,7 @@ from gpu_step import SHAPE, TINY, luban_trainer
 from on_gpus import visible
 
 WINDOW = 50
+BATCH, SEQ = 24, 1024
 
 
 def tokens(vocabulary: int, wanted: int) -> np.ndarray:
@@ -61,7 +62,7 @@ class TextBatch:
 
 def curve(precision: str, steps: int, tiny: bool, path: str) -> list[float]:
     """The loss of every step."""
-    shape, batch, seq = (TINY, 2, 64) if tiny else (SHAPE, 8, 1024)
+    shape, batch, seq = (TINY, 2, 64) if tiny else (SHAPE, BATCH, SEQ)
     ids = np.load(path)
     step, _ = luban_trainer(shape, 4 if tiny else 16, batch, seq, "cuda" if torch.cuda.is_available() else "cpu",
                             {"weights": "fp32", "moments": "fp32", "precision": precision}, lr=3e-4)  # fmt: skip
@@ -88,7 +89,7 @@ def main() -> None:
     if call.inside:
         print(json.dumps(curve(call.inside[0], call.steps, call.tiny, call.inside[1])))
         return
-    shape, batch, seq = (TINY, 2, 64) if call.tiny else (SHAPE, 8, 1024)
+    shape, batch, seq = (TINY, 2, 64) if call.tiny else (SHAPE, BATCH, SEQ)
     began, found, running = time.perf_counter(), {}, {}
     devices = visible(call.gpus)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,9 @@
 """Matrix products in 8-bit floating point with one scale a row (Micikevicius et al. 2022, "FP8 formats for deep learning").
 
-N rows, I inputs, O outputs. Values are e4m3, their gradients e5m2, which has the range that gradients need. Every row of
-a factor is scaled so that its largest value is the format's largest; along a row the products are summed, so that the
-scales stay outside the sum. The gradient of the weights, a sum over all tokens, is kept in bf16.
+N rows, I inputs, O outputs. Values and gradients are e4m3: every row of a factor is scaled so that its largest value is
+the format's largest, which gives gradients the range for which e5m2 is taken elsewhere, and they keep a bit more. Along a
+row the products are summed, so that the scales stay outside the sum. The gradient of the weights, a sum over all tokens,
+is kept in bf16.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from luban.kernels.limits import FLOAT8_SIDES, fits_float8, fits_float8_swiglu
 from luban.nn.feedforward import GatedFeedForward
 from luban.nn.linear import Dense
 
-VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
+E4M3 = torch.float8_e4m3fn
 
 
 def require_float8(device: torch.device) -> None:
@@ -61,7 +62,7 @@ class _Float8Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_NI: Tensor, weight_OI: Tensor) -> Tensor:
         ctx.save_for_backward(x_NI, weight_OI)
-        return scaled_product(*by_rows(x_NI, VALUES), *by_rows(weight_OI, VALUES), x_NI.dtype)
+        return scaled_product(*by_rows(x_NI), *by_rows(weight_OI), x_NI.dtype)
 
     @staticmethod
     def backward(ctx, dy_NO: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -69,7 +70,7 @@ class _Float8Product(torch.autograd.Function):
         of_x, of_weight = ctx.needs_input_grad
         dx_NI = None
         if of_x:
-            dx_NI = scaled_product(*by_rows(dy_NO, GRADIENTS), *by_rows(weight_OI.t(), VALUES), dy_NO.dtype)
+            dx_NI = scaled_product(*by_rows(dy_NO), *by_rows(weight_OI.t()), dy_NO.dtype)
         return dx_NI, dy_NO.t() @ x_NI if of_weight else None
 
 
@@ -84,9 +85,9 @@ class _Float8Gated(torch.autograd.Function):
     def forward(ctx, x_NE: Tensor, weight_WE: Tensor, down_OI: Tensor) -> Tensor:
         from luban.kernels.swiglu_rows import swiglu_rows
 
-        gate_up = scaled_product(*by_rows(x_NE, VALUES), *by_rows(weight_WE, VALUES), x_NE.dtype)
+        gate_up = scaled_product(*by_rows(x_NE), *by_rows(weight_WE), x_NE.dtype)
         ctx.save_for_backward(x_NE, weight_WE, down_OI, gate_up)
-        return scaled_product(*swiglu_rows(gate_up, VALUES), *by_rows(down_OI, VALUES), x_NE.dtype)
+        return scaled_product(*swiglu_rows(gate_up, E4M3), *by_rows(down_OI), x_NE.dtype)
 
     @staticmethod
     def backward(ctx, dy_NO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -94,9 +95,9 @@ class _Float8Gated(torch.autograd.Function):
 
         x_NE, weight_WE, down_OI, gate_up = ctx.saved_tensors
         of_x, of_weight, of_down = ctx.needs_input_grad
-        d_inner = scaled_product(*by_rows(dy_NO, GRADIENTS), *by_rows(down_OI.t(), VALUES), dy_NO.dtype)
-        d_gate_up, rounded, scales, inner = swiglu_rows_backward(gate_up, d_inner, GRADIENTS)
-        dx_NE = scaled_product(rounded, scales, *by_rows(weight_WE.t(), VALUES), dy_NO.dtype) if of_x else None
+        d_inner = scaled_product(*by_rows(dy_NO), *by_rows(down_OI.t()), dy_NO.dtype)
+        d_gate_up, rounded, scales, inner = swiglu_rows_backward(gate_up, d_inner, E4M3)
+        dx_NE = scaled_product(rounded, scales, *by_rows(weight_WE.t()), dy_NO.dtype) if of_x else None
         return dx_NE, d_gate_up.t() @ x_NE if of_weight else None, dy_NO.t() @ inner if of_down else None
 
 
@@ -106,11 +107,11 @@ _product = torch.compiler.allow_in_graph(lambda *factors: _Float8Product.apply(*
 _gated = torch.compiler.allow_in_graph(lambda *factors: _Float8Gated.apply(*factors))
 
 
-def by_rows(x_RC: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(values in `kind`, (R, 1) fp32 scales) whose product is x, rounded."""
+def by_rows(x_RC: Tensor) -> tuple[Tensor, Tensor]:
+    """(e4m3 values, (R, 1) fp32 scales) whose product is x, rounded."""
     wide = x_RC.float()
-    scale_R1 = wide.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / torch.finfo(kind).max
-    return (wide / scale_R1).to(kind).contiguous(), scale_R1
+    scale_R1 = wide.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / torch.finfo(E4M3).max
+    return (wide / scale_R1).to(E4M3).contiguous(), scale_R1
 
 
 def scaled_product(a_NC: Tensor, a_scale: Tensor, b_MC: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:

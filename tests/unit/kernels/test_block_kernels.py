@@ -58,7 +58,7 @@ def test_swiglu_product(dtype, rows, inner):
 @pytest.mark.parametrize(("rows", "inner"), [(3, 48), (7, 1024 + 16)])
 def test_swiglu_rounded_by_rows_is_the_plain_one_rounded(dtype, rows, inner):
     from luban.kernels.swiglu_rows import swiglu_rows, swiglu_rows_backward
-    from luban.nn.float8 import GRADIENTS, VALUES, by_rows
+    from luban.nn.float8 import E4M3, by_rows
 
     gate_up = (torch.randn(rows, 2 * inner, device=DEVICE) * 10.0 ** torch.randint(-3, 3, (rows, 1), device=DEVICE)).to(
         dtype
@@ -68,22 +68,19 @@ def test_swiglu_rounded_by_rows_is_the_plain_one_rounded(dtype, rows, inner):
     gate, up = leaf.chunk(2, -1)
     plain = F.silu(gate) * up
     (d_plain,) = torch.autograd.grad(plain, leaf, d.float())
-    d_gate_up, d_rounded, d_scale, again = swiglu_rows_backward(gate_up, d, GRADIENTS)
+    d_gate_up, d_rounded, d_scale, again = swiglu_rows_backward(gate_up, d, E4M3)
     half = 2.0**-8 if dtype is torch.bfloat16 else 1e-5
     torch.testing.assert_close(d_gate_up.float(), d_plain, rtol=half, atol=1e-6)
     torch.testing.assert_close(again.float(), plain, rtol=half, atol=1e-6)
-    for (values, scale), wide, kind in (
-        (swiglu_rows(gate_up, VALUES), plain, VALUES),
-        ((d_rounded, d_scale), d_plain, GRADIENTS),
-    ):
-        wanted, wanted_scale = by_rows(wide, kind)
+    for (values, scale), wide in ((swiglu_rows(gate_up, E4M3), plain), ((d_rounded, d_scale), d_plain)):
+        wanted, wanted_scale = by_rows(wide)
         torch.testing.assert_close(scale, wanted_scale, rtol=1e-5, atol=0)
         ours, right = values.float(), wanted.float()
-        assert values.dtype == kind
+        assert values.dtype == E4M3
         if HERE and not ON_GPU:  # the interpreter's conversion cuts bits off, and forgets to carry
             assert ((ours - right) * scale).norm() < 0.35 * (right * scale).norm()
         else:  # at most the neighbouring number, and that only where the sums' last bits differ
-            step = torch.finfo(kind).eps * (right.abs() + torch.finfo(kind).smallest_normal) * 1.001
+            step = torch.finfo(E4M3).eps * (right.abs() + torch.finfo(E4M3).smallest_normal) * 1.001
             assert ((ours - right).abs() <= step).all() and (ours == right).float().mean() > 0.97
 
 

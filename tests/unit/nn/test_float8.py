@@ -1,4 +1,4 @@
-"""Products in 8 bits against float64: errors of the size that three or two mantissa bits allow, and where they are refused."""
+"""Products in 8 bits against float64: errors of the size that three mantissa bits allow, and where they are refused."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from luban.core.errors import UnsupportedError
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
-from luban.nn.float8 import GRADIENTS, VALUES, by_rows, float8_linear, require_float8, use_float8
+from luban.nn.float8 import E4M3, by_rows, float8_linear, require_float8, use_float8
 from luban.nn.linear import Dense
 
 
-@pytest.mark.parametrize(("kind", "bits"), [(VALUES, 3), (GRADIENTS, 2)])
-def test_every_row_has_a_scale_of_its_own(kind, bits):
+def test_every_row_has_a_scale_of_its_own():
     x = torch.randn(7, 64) * 10.0 ** torch.randint(-6, 6, (7, 1))
-    values, scale = by_rows(x, kind)
-    assert values.dtype == kind and scale.shape == (7, 1)
+    values, scale = by_rows(x)
+    assert values.dtype == E4M3 and scale.shape == (7, 1)
     back = values.float() * scale
     largest = x.abs().amax(1, keepdim=True)
-    assert ((back - x).abs() <= x.abs() * 2.0 ** -(bits + 1) + largest * 1e-4).all()
+    assert ((back - x).abs() <= x.abs() * 2.0**-4 + largest * 1e-4).all()
     torch.testing.assert_close(back.abs().amax(1, keepdim=True), largest, rtol=1e-6, atol=0)
-    assert not by_rows(torch.zeros(2, 16), kind)[0].float().any()
+    assert not by_rows(torch.zeros(2, 16))[0].float().any()
 
 
 def test_product_and_gradients_are_near_and_the_weights_gradient_is_not_rounded():
@@ -36,7 +35,7 @@ def test_product_and_gradients_are_near_and_the_weights_gradient_is_not_rounded(
     dx, dw, db = torch.autograd.grad(y, (x, w, bias), do)
     right = nn.functional.linear(x, w, bias)
     wanted = torch.autograd.grad(right, (x, w, bias), do)
-    for ours, theirs, limit in ((y, right, 0.04), (dx, wanted[0], 0.08), (dw, wanted[1], 1e-5), (db, wanted[2], 1e-5)):
+    for ours, theirs, limit in ((y, right, 0.04), (dx, wanted[0], 0.04), (dw, wanted[1], 1e-5), (db, wanted[2], 1e-5)):
         assert (ours - theirs).norm() / theirs.norm() < limit
     assert (y - right).norm() > 0  # it is rounded
 
