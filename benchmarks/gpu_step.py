@@ -119,14 +119,17 @@ def plain_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: 
 
 
 def luban_trainer(shape: dict[str, int], heads: int, batch: int, seq: int, device: str, settings: dict[str, str],
-                  lr: float = 1e-4) -> tuple[TrainStep, nn.Module]:  # fmt: skip
-    """The trainer's own step and its module."""
+                  lr: float = 1e-4, changed: float = 0.0) -> tuple[TrainStep, nn.Module]:  # fmt: skip
+    """The trainer's own step and its module, its first weights changed by this share of them."""
     spec = ModelSpec(vocab_size=shape["vocab"], width=shape["width"], layers=shape["layers"], context=seq,
                      attention=Grouped(heads=heads, kv_heads=shape["kv_heads"]),
                      feedforward=SwiGLU(width=shape["inner"]))  # fmt: skip
     train = TrainConfig(precision=settings.get("precision", "bf16"), weights=settings["weights"], batch_size=batch,
                         seq_len=seq, recompute=settings.get("recompute", "none"))  # fmt: skip
     module = build_model(spec, device=torch.device(device), seed=0)
+    with torch.no_grad():
+        for weight in module.parameters() if changed else ():
+            weight.mul_(1 + changed * torch.randn_like(weight))
     masters = Masters(module, COMPUTE[train.precision], split=train.weights == "fp32")
     prepare_blocks(module, train)
     if settings.get("gated") == "no":  # SwiGLU as kernels of its own, not in the products
