@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luban.kernels.intervals import Intervals, intervals
+from luban.kernels.layout import BlockLayout
 
 Kind = Literal["all", "causal", "packed", "intervals", "irregular"]
 FEW_PLACES, SLOTS_A_PLACE = 16, 64  # so many places for documents are always worth walking, or one for so many slots
@@ -28,6 +29,7 @@ class Visible:
     causal: bool  # a query sees no later slot
     device: torch.device
     window: int | None = None  # a query sees itself and the window − 1 slots before it (and after it, where not causal)
+    layout: BlockLayout | None = None  # for rows of S: a block of queries sees some blocks of keys alone
     real: Tensor | None = None  # (B, S) bool, false where a key is padding
     documents: Tensor | None = None  # (B, T) int, T = S: a run of one number is a document, seen only from inside
     starts: Tensor | None = None  # (B, C) int: where those runs begin, filled up with T; says nothing new, but C
@@ -35,8 +37,8 @@ class Visible:
 
     @property
     def kind(self) -> Kind:
-        """Known without asking the device: everything, the bare triangle, a triangle for each document of a list,
-        intervals of keys, or neither of these."""
+        """Known without asking the device, of the rest beside a layout: everything, the bare triangle, a triangle for each
+        document of a list, intervals of keys, or neither of these."""
         if self.real is self.documents is self.prefix is None and self.window is None:
             if not self.causal or self.queries == 1:
                 return "all"
@@ -77,7 +79,7 @@ class Visible:
         return self.prefix if self.prefix is None or self.real is None else self.prefix & self.real
 
     def dense(self) -> Tensor:
-        """(1 or B, 1, T, S) bool. Every query sees its own slot, padding too, so that no row of scores is empty."""
+        """(1 or B, 1 or H, T, S) bool. Every query sees its own slot, padding too, so that no row of scores is empty."""
         query_slots = torch.arange(self.keys - self.queries, self.keys, device=self.device)[:, None]
         key_slots = torch.arange(self.keys, device=self.device)[None, :]
         seen = key_slots <= query_slots if self.causal else (key_slots >= 0).expand(self.queries, -1)
@@ -86,6 +88,8 @@ class Visible:
         seen = seen[None, None]
         if self.prefix is not None:
             seen = seen | self.prefix[:, None, None, :]
+        if self.layout is not None:
+            seen = seen & self.layout.dense(self.queries, self.keys)[None]
         if self.documents is not None:
             runs = _runs(self.documents)
             seen = seen & (runs[:, None, :, None] == runs[:, None, None, :])

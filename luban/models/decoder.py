@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.core.errors import DataError
-from luban.core.opgraph import Op, masked, seen_share, within
+from luban.core.opgraph import Op, masked, within
 from luban.core.protocols import KVCache
 from luban.kernels.visible import Visible
 from luban.models.body import Body, BodyModule
+from luban.nn.attention.family import Limits
+from luban.nn.attention.layout import require_slots
 from luban.nn.attention.mask import Places, compute_dtype, frames
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class DecoderBody(Body):
             ops.append(spec.embedding_norm.op("embedding_norm", tokens, spec.width))
         block = spec.block.ops(spec, batch, seq)
         for layer in range(spec.layers):
-            share = seen_share(seq, spec.attention.window_of(layer), causal=True)
+            share = spec.attention.seen_share(layer, seq, causal=True)
             ops += within(f"blocks.{layer}", masked(block, share))
         if spec.block.final_norm:
             ops.append(spec.norm.op("norm", tokens, spec.width))
@@ -61,9 +63,9 @@ class Decoder(BodyModule):
         self.position = spec.position.build(spec.position_shape)
         self.embedding_norm = spec.embedding_norm.build(spec.width) if spec.embedding_norm else None
         self.blocks = nn.ModuleList(spec.block.build(spec) for _ in range(spec.layers))
-        self.window_of = [spec.attention.window_of(layer) for layer in range(spec.layers)]
-        self.head_dim = spec.attention.head_width(spec.width)
-        self.windows = tuple(dict.fromkeys(self.window_of))
+        self.limits_of = [spec.attention.limits_of(layer) for layer in range(spec.layers)]
+        self.limits = tuple(dict.fromkeys(self.limits_of))
+        self.heads, self.head_dim = spec.attention.heads, spec.attention.head_width(spec.width)
         self.norm = spec.norm.build(spec.width) if spec.block.final_norm else nn.Identity()
         self.readout = spec.head.build(spec)
 
@@ -80,8 +82,8 @@ class Decoder(BodyModule):
                 distances fused kernels need them to rise by one from token to token, as those do, and give NaN
                 where they don't.
             segments: (B, T) int; tokens of segment 0 are a prefix that every token of their document sees (prefix LM,
-                blank infilling). With a cache they are for the first forward alone, and not for models with windows,
-                whose later steps would lose sight of the prefix.
+                blank infilling). With a cache they are for the first forward alone, and not for models with windows
+                or layouts, whose later steps would lose sight of the prefix.
             cache: keys and values of earlier tokens; it takes up the new ones.
             starts: (B, C) int32, the slots at which the runs of `documents` begin, each row filled up with T
                 (`Batch.starts`). It says nothing that they don't, and nobody checks that it agrees with them; but it
@@ -91,9 +93,12 @@ class Decoder(BodyModule):
             (B, T, V) logits or (B, T, E) hidden states. Those at padding mean nothing.
 
         Raises:
-            DataError: documents or segments that can't go with the cache.
+            DataError: documents or segments that can't go with the cache, or padding on the left of a block-sparse
+                model.
         """
         queries, counted = tokens.shape[1], positions is None
+        if mask is not None and any(limits.layout for limits in self.limits):
+            require_slots(mask, cached=cache is not None)
         if cache is not None:
             self._check_cached(cache, documents, segments)
             from_cache = cache.begin(queries, mask)
@@ -108,10 +113,10 @@ class Decoder(BodyModule):
             x_BTE = self.embedding_norm(x_BTE)
         visible = Visible(queries=queries, keys=key_positions.shape[-1], causal=True, device=tokens.device, real=real,
                           documents=documents, starts=starts, prefix=None if segments is None else segments == 0)  # fmt: skip
-        frame_of = frames(self.windows, visible, self.position, Places(positions, key_positions, counted),
-                          width=self.head_dim, dtype=compute_dtype(x_BTE), cache=cache)  # fmt: skip
+        frame_of = frames(self.limits, visible, self.position, Places(positions, key_positions, counted),
+                          heads=self.heads, width=self.head_dim, dtype=compute_dtype(x_BTE), cache=cache)  # fmt: skip
         for layer, block in enumerate(self.blocks):
-            x_BTE = block(x_BTE, frame_of[self.window_of[layer]], self.position, layer)
+            x_BTE = block(x_BTE, frame_of[self.limits_of[layer]], self.position, layer)
         hidden = self.norm(x_BTE)
         return hidden if output == "hidden" else self.head(hidden, mask)
 
@@ -120,9 +125,9 @@ class Decoder(BodyModule):
             raise DataError("a cache holds one document a row: leave out documents, or leave out the cache")
         if segments is not None and cache.positions.shape[-1]:
             raise DataError("segments are for the first forward of a cache: what follows sees the prefix anyway")
-        if segments is not None and any(window is not None for window in self.windows):
-            raise DataError("a model with attention windows can't continue a prefix with a cache, since later tokens would "
-                            "no longer see it: leave out the cache")  # fmt: skip
+        if segments is not None and any(limits != Limits() for limits in self.limits):
+            raise DataError("a model with attention windows or layouts can't continue a prefix with a cache, since later "
+                            "tokens would no longer see it: leave out the cache")  # fmt: skip
 
 
 def count_positions(tokens: Tensor, mask: Tensor | None, documents: Tensor | None) -> Tensor:

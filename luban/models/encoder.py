@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError, DataError
-from luban.core.opgraph import Op, linear_op, masked, seen_share, within
+from luban.core.opgraph import Op, linear_op, masked, within
 from luban.kernels.visible import Visible
 from luban.models.body import Body, BodyModule
 from luban.models.decoder import count_positions
+from luban.nn.attention.layout import require_slots
 from luban.nn.attention.mask import Places, compute_dtype, frames
 from luban.nn.position.family import PositionShape
 
@@ -67,7 +68,7 @@ class EncoderBody(Body):
         shared = [replace(op, parameters=0) for op in block]
         each = spec.layers // (self.groups or spec.layers)
         for layer in range(spec.layers):
-            share = seen_share(seq, spec.attention.window_of(layer), causal=False)
+            share = spec.attention.seen_share(layer, seq, causal=False)
             ops += within(f"blocks.{layer}", masked(shared if layer % each else block, share))
         if spec.block.final_norm:
             ops.append(spec.norm.op("norm", tokens, spec.width))
@@ -110,6 +111,8 @@ class Encoder(BodyModule):
         """
         if cache is not None:
             raise DataError("an encoder can't generate token by token: every token sees those after it")
+        if mask is not None and self.spec.attention.layout is not None:
+            require_slots(mask, cached=False)
         counted = positions is None
         positions = count_positions(tokens, mask, documents) if counted else positions
         positions, _ = self.position.place(positions, positions, cached=False)
@@ -122,12 +125,12 @@ class Encoder(BodyModule):
         visible = Visible(queries=tokens.shape[1], keys=tokens.shape[1], causal=False, device=tokens.device, real=mask,
                           documents=documents)  # fmt: skip
         attention = self.spec.attention
-        window_of = [attention.window_of(layer) for layer in range(self.spec.layers)]
-        frame_of = frames(dict.fromkeys(window_of), visible, self.position, Places(positions, positions, counted),
-                          width=attention.head_width(self.spec.width), dtype=compute_dtype(x_BTE))  # fmt: skip
+        limits_of = [attention.limits_of(layer) for layer in range(self.spec.layers)]
+        frame_of = frames(dict.fromkeys(limits_of), visible, self.position, Places(positions, positions, counted),
+                          heads=attention.heads, width=attention.head_width(self.spec.width), dtype=compute_dtype(x_BTE))  # fmt: skip
         each = self.spec.layers // len(self.blocks)
-        for layer, window in enumerate(window_of):
-            x_BTE = self.blocks[layer // each](x_BTE, frame_of[window], self.position, layer)
+        for layer, limits in enumerate(limits_of):
+            x_BTE = self.blocks[layer // each](x_BTE, frame_of[limits], self.position, layer)
         hidden = self.norm(x_BTE)
         return hidden if output == "hidden" else self.head(hidden, mask)
 

@@ -18,6 +18,7 @@ from luban.kernels.visible import Visible
 from luban.models.block.cross import Memory, cross_block, cross_ops, require_cross
 from luban.models.body import Body, BodyModule
 from luban.models.decoder import count_positions
+from luban.nn.attention.family import Limits
 from luban.nn.attention.mask import Places, Scores, compute_dtype, frames
 from luban.nn.position.family import PositionShape
 
@@ -44,8 +45,8 @@ class EncoderDecoderBody(Body):
         for name in ("decoder_start", "decoder_second"):
             if (token := getattr(self, name)) is not None and not 0 <= token < spec.vocab_size:
                 raise ConfigError(f"{name} must be a token id below {spec.vocab_size}, {token} given")
-        if spec.attention.window is not None:
-            raise ConfigError("attention windows aren't built for encoder–decoders")
+        if spec.attention.window is not None or spec.attention.layout is not None:
+            raise ConfigError("attention windows and layouts aren't built for encoder–decoders")
 
     def sides(self, spec: ModelSpec) -> tuple[PositionShape, PositionShape]:
         """What positions need to know of the encoder, which sees both ways, and of the decoder."""
@@ -85,7 +86,7 @@ class Side(nn.Module):
         self.embedding_norm = spec.embedding_norm.build(spec.width) if spec.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(blocks)
         self.norm = spec.norm.build(spec.width) if spec.block.final_norm else nn.Identity()
-        self.causal, self.head_dim = shape.causal, shape.head_dim
+        self.causal, self.heads, self.head_dim = shape.causal, shape.heads, shape.head_dim
 
     def forward(self, x_BTE: Tensor, mask: Tensor | None, positions: Tensor | None, cache: KVCache | None,
                 memory: tuple[Memory, ...]) -> Tensor:  # fmt: skip
@@ -104,8 +105,9 @@ class Side(nn.Module):
             queries=queries, keys=key_positions.shape[-1], causal=self.causal, device=x_BTE.device, real=real
         )
         places = Places(positions, key_positions, not given)
-        frame = frames([None], visible, self.position, places, width=self.head_dim, dtype=compute_dtype(x_BTE),
-                       cache=cache)[None]  # fmt: skip
+        everything = Limits()
+        frame = frames([everything], visible, self.position, places, heads=self.heads, width=self.head_dim,
+                       dtype=compute_dtype(x_BTE), cache=cache)[everything]  # fmt: skip
         for layer, block in enumerate(self.blocks):
             x_BTE = block(x_BTE, frame, self.position, layer, *memory)
         return self.norm(x_BTE)

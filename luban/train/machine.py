@@ -77,7 +77,7 @@ def attention_path(device: torch.device, precision: str, spec: ModelSpec, docume
     else:
         kind = "causal" if spec.body.causal else "all"
     case = Case(device=device.type, dtype=COMPUTE[precision], width=spec.attention.head_width(spec.width),
-                kind=kind, capability=torch.cuda.get_device_capability(device) if on_cuda else None)  # fmt: skip
+                kind=kind, sparse=spec.attention.layout is not None, capability=torch.cuda.get_device_capability(device) if on_cuda else None)  # fmt: skip
     return pick(case)
 
 

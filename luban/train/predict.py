@@ -191,12 +191,12 @@ def setting_of(recipe: Recipe, spec: ModelSpec, device: torch.device, shapes: di
     attention = "fused" if fused else "written" if written else "wide"
     with torch.device("meta"):
         biased = spec.position.build(spec.position_shape).biased
-    windows = {spec.attention.window_of(layer) for layer in range(spec.layers)}
+    limits = {spec.attention.limits_of(layer) for layer in range(spec.layers)}
     return Setting(half=train.precision != "fp32", masters=masters,
                    accumulate=train.accumulate > 1, recompute=train.recompute, fused=fused,
                    inner_kept=not (fused and _makes_inner_again(train.precision, spec)), attention=attention,
                    heads=spec.attention.heads, head_width=spec.attention.head_width(spec.width),
-                   masks=len(windows) * (spec.attention.heads if biased else 1), optimizer=recipe.optim.state_bytes(shapes),
+                   masks=len(limits) * (spec.attention.heads if biased else 1), optimizer=recipe.optim.state_bytes(shapes),
                    workspace=recipe.optim.workspace_bytes(shapes, widened=widened))  # fmt: skip
 
 

@@ -51,7 +51,9 @@ def flash_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Int
     elif bias is not None:
         numbers = bias.numbers()
         numbers = numbers.detach() if bias.form == "alibi" else numbers
-    lists = (*layout.by_query(), *layout.by_key()) if layout else (None,) * 4
+    lists = (None,) * 4
+    if layout is not None:
+        lists = layout.query_list, layout.query_count, layout.key_list, layout.key_count
     out, _ = launch.flash_forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, *lists,
                            bias.form if bias else "none", bias.zero if bias else 0, bias.reach if bias else 0,
                            layout.block if layout else 0, mask is None or mask.backward_only, float(scale))  # fmt: skip

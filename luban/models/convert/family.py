@@ -203,6 +203,8 @@ def format_of(config: Mapping[str, Any]) -> Format:
 
 def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
     """The first format that can express `spec`, and its configuration. Raises UnsupportedError if none can."""
+    if spec.attention.layout is not None:
+        raise UnsupportedError("no Hugging Face architecture expresses block-sparse attention (attention.layout)")
     for name in FORMATS:
         form = FORMATS[name]()
         heads = getattr(form, "heads", None)

@@ -47,5 +47,5 @@ def window_fields(attention: Grouped, layers: int) -> dict[str, Any]:
     """The fields of config.json."""
     if attention.window is None:
         return {"use_sliding_window": False}
-    kinds = [FULL if attention.window_of(layer) is None else SLIDING for layer in range(layers)]
+    kinds = [FULL if attention.limits_of(layer).window is None else SLIDING for layer in range(layers)]
     return {"use_sliding_window": True, "sliding_window": attention.window, "layer_types": kinds}

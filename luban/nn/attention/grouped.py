@@ -39,8 +39,10 @@ class Grouped(Attention):
             raise ConfigError(f"head_dim must be at least 1, {self.head_dim} given")
         if self.window is not None and self.window < 1:
             raise ConfigError(f"attention window must be at least 1, {self.window} given")
+        if self.window is not None and self.layout is not None:
+            raise ConfigError("an attention window and a layout don't go together: a layout has a window of its own")
         if not self.windowed:
-            raise ConfigError("windowed must say at least for one layer whether the window holds")
+            raise ConfigError("windowed must say at least for one layer whether the window or the layout holds")
 
     def check(self, width: int) -> None:
         """Without a head_dim of their own the heads split the width."""

@@ -17,7 +17,10 @@ from luban.core.protocols import KVCache
 from luban.kernels.dispatch import choice
 from luban.kernels.distance import DistanceBias
 from luban.kernels.intervals import Intervals
+from luban.kernels.layout import BlockLayout
 from luban.kernels.visible import Visible, consecutive
+from luban.nn.attention.family import Limits
+from luban.nn.attention.layout import layout_for
 
 if TYPE_CHECKING:
     from luban.nn.position.family import PositionMethod
@@ -34,6 +37,7 @@ class Scores:
     seen: Intervals | None = None  # luban: where not the bare triangle
     edges: Tensor | None = None  # flash4: (B·C + 1,), where packed documents begin and end; none: rows as they are
     bias: DistanceBias | None = None  # luban
+    layout: BlockLayout | None = None  # luban
     sound: Tensor | None = None  # (B, 1, 1, 1) to multiply results by: NaN where `seen` couldn't say what was asked
 
 
@@ -53,24 +57,27 @@ class Places(NamedTuple):
     counted: bool  # by the body itself, so that they rise by one from token to token
 
 
-def frames(windows: Iterable[int | None], visible: Visible, position: PositionMethod, places: Places, *, width: int,
-           dtype: torch.dtype, cache: KVCache | None = None) -> dict[int | None, Frame]:  # fmt: skip
-    """A frame for every window that layers have.
+def frames(limits: Iterable[Limits], visible: Visible, position: PositionMethod, places: Places, *, heads: int,
+           width: int, dtype: torch.dtype, cache: KVCache | None = None) -> dict[Limits, Frame]:  # fmt: skip
+    """A frame for all limits that layers have.
 
     Args:
-        visible: who sees whom; its own window is not read.
-        width: D. dtype: that of the products.
+        visible: who sees whom; its own window and layout are not read.
+        heads: H. width: D. dtype: that of the products.
     """
     tables = position.tables(places.queries)
     biases = _Biases(visible, position, places)
-    return {window: Frame(scores(_with_window(visible, window), biases, width=width, dtype=dtype), tables, cache)
-            for window in windows}  # fmt: skip
+    return {each: Frame(scores(_limited(visible, each, heads), biases, width=width, dtype=dtype), tables, cache)
+            for each in limits}  # fmt: skip
 
 
-def _with_window(visible: Visible, window: int | None) -> Visible:
+def _limited(visible: Visible, limits: Limits, heads: int) -> Visible:
+    layout = None
+    if limits.layout is not None:
+        layout = layout_for(limits.layout, visible.keys, heads, visible.causal, visible.device)
     return Visible(queries=visible.queries, keys=visible.keys, causal=visible.causal, device=visible.device,
-                   window=window, real=visible.real, documents=visible.documents, starts=visible.starts,
-                   prefix=visible.prefix)  # fmt: skip
+                   window=limits.window, layout=layout, real=visible.real, documents=visible.documents,
+                   starts=visible.starts, prefix=visible.prefix)  # fmt: skip
 
 
 class _Biases:
@@ -109,7 +116,7 @@ def scores(visible: Visible, biases: _Biases | None = None, *, width: int, dtype
     """What `attend` needs for these keys and this bias, by the kernel that the dispatcher picks."""
     kind, square = visible.kind, visible.queries == visible.keys
     path = choice(visible.device.type, dtype, width, kind, biases.form if biases else None, square,
-                  visible.queries == 1, torch.is_grad_enabled(), visible.crowded)  # fmt: skip
+                  visible.queries == 1, torch.is_grad_enabled(), visible.crowded, visible.layout is not None)  # fmt: skip
     if path == "luban":
         from luban.kernels.flash.attention import with_seeing
 
@@ -117,11 +124,11 @@ def scores(visible: Visible, biases: _Biases | None = None, *, width: int, dtype
         sound = None if fine is None else torch.where(fine, 1.0, float("nan"))[:, None, None, None]
         seen = None if kind == "causal" else with_seeing(visible.intervals(), visible.keys)
         return Scores(path, causal=kind == "causal", seen=seen, bias=biases.by_distance() if biases else None,
-                      sound=sound)  # fmt: skip
+                      layout=visible.layout, sound=sound)  # fmt: skip
     if path == "flash4" and kind == "packed":
         return Scores(path, causal=True, backward_only=True, edges=_any_number(visible.edges()))
     added = biases.square() if biases else None
-    if added is None and (kind == "all" or (kind == "causal" and square)):
+    if added is None and visible.layout is None and (kind == "all" or (kind == "causal" and square)):
         return Scores(path, causal=kind == "causal", backward_only=kind == "causal")
     added = torch.zeros((), device=visible.device) if added is None else added
     mask = torch.where(visible.dense(), added, float("-inf")).to(dtype)

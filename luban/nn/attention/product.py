@@ -27,7 +27,9 @@ def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, scores: Scores, scale
     if scores.path == "luban":
         from luban.kernels.flash.attention import flash_attention
 
-        mixed = flash_attention(q_BHTD, k_BKSD, v_BKSD, mask=scores.seen, bias=scores.bias, scale=scale)
+        mixed = flash_attention(
+            q_BHTD, k_BKSD, v_BKSD, mask=scores.seen, bias=scores.bias, layout=scores.layout, scale=scale
+        )
         return mixed if scores.sound is None else (mixed * scores.sound).to(mixed.dtype)
     if scores.path == "flash4":
         from luban.kernels import flash4

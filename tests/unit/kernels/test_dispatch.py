@@ -92,6 +92,15 @@ def test_packed_documents_run_on_flash_attention_4_where_it_can_serve_them(monke
         pick(case(kind="packed"))
 
 
+def test_block_sparse_layouts_are_for_our_kernel_and_whole_rows():
+    for kind in ("all", "causal", "packed"):
+        assert pick(case(kind=kind, sparse=True)) == "luban"
+    assert pick(case(sparse=True, square=False)) == pick(case(sparse=True, device="cpu")) == "torch"
+    assert "(causal, block-sparse, bf16" in explain(case(sparse=True)) and "knows no block" in explain(
+        case(sparse=True)
+    )
+
+
 def test_packed_documents_have_rates_of_their_own(monkeypatch):  # those measured
     monkeypatch.setattr(dispatch, "flash4_missing", lambda: None)
     assert pick(case(kind="packed", width=64)) == "luban" and pick(case(width=64)) == "flash4"
@@ -178,7 +187,7 @@ def test_it_says_what_it_picked():
 
 def test_it_remembers_what_it_picked(monkeypatch):
     monkeypatch.setattr(dispatch, "chosen", {})
-    assert dispatch.choice("cpu", torch.bfloat16, 64, "intervals", None, True, False, True, False) == "torch"
+    assert dispatch.choice("cpu", torch.bfloat16, 64, "intervals", None, True, False, True, False, False) == "torch"
     assert dispatch.report() == [
         "attention: torch's scaled_dot_product_attention (intervals of keys, bf16, heads of 64)"
     ]

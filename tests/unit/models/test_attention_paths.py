@@ -19,6 +19,7 @@ from luban.models.spec import ModelSpec
 from luban.nn import feedforward, linear
 from luban.nn.attention import grouped
 from luban.nn.attention.grouped import Grouped
+from luban.nn.attention.layout import GlobalRandom, Strided
 from luban.nn.feedforward import SwiGLU
 from luban.nn.position.family import Position
 from luban.nn.position.logn import LogN
@@ -55,12 +56,12 @@ def attention_alone(monkeypatch):
         monkeypatch.setattr(module, "trains_fused", lambda x: False)
 
 
-def make(method="rope", window=None, **fields):
+def make(method="rope", window=None, layout=None, **fields):
     position = method if isinstance(method, Position) else Position.registry.get(method)()
     if isinstance(position, LogN):
         position = LogN(trained=4)
     spec = ModelSpec(vocab_size=31, width=32, layers=1, context=40, position=position,
-                     attention=Grouped(heads=2, kv_heads=1, window=window), feedforward=SwiGLU(width=16), **fields)  # fmt: skip
+                     attention=Grouped(heads=2, kv_heads=1, window=window, layout=layout), feedforward=SwiGLU(width=16), **fields)  # fmt: skip
     model = build_model(spec, seed=random.randrange(1000))
     with torch.no_grad():
         for p in model.parameters():
@@ -128,9 +129,21 @@ def test_encoders_agree(method, case):
 
 
 @here
-@pytest.mark.parametrize("case", ["causal", "documents"])
+@pytest.mark.parametrize("case", ["causal", "documents", "right padding"])
+@pytest.mark.parametrize("layout", [Strided(block=16, window=0, stride=2), GlobalRandom(block=16, window=0, random=1)])
+def test_block_sparse_models_agree(layout, case):
+    B, T = 2, random.randint(34, 40)
+    kwargs, real = case_of(case, B, T)
+    compare(make("kerple_log", layout=layout), torch.randint(0, 31, (B, T)), kwargs, real)
+    if case != "right padding":
+        encoder = make("alibi", layout=layout, body=EncoderBody())
+        compare(encoder, torch.randint(0, 31, (B, T)), {k: v for k, v in kwargs.items() if k == "documents"}, real)
+
+
+@here
+@pytest.mark.parametrize("case", ["causal", "documents", "block-sparse"])
 def test_one_graph_holds_the_kernel(case):
-    model = make("kerple_log")
+    model = make("kerple_log", layout=GlobalRandom(block=16, window=0, random=1) if case == "block-sparse" else None)
     tokens, kwargs = torch.randint(0, 31, (2, 24)), case_of(case, 2, 24)[0]
     with dispatch.using("luban"):
         want = model(tokens, **kwargs)

@@ -1,0 +1,120 @@
+"""Block-sparse attention: the family of layouts that a specification names, and the layouts of a forward.
+
+Of the keys that the mask leaves, a block of queries sees some blocks alone: cost grows with how many there are. Blocks
+are counted in slots of the row, so that a document in a pack is cut otherwise than alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from luban.core.errors import ConfigError, DataError
+from luban.core.registry import Registry, Variant
+from luban.kernels import layout as blocks
+from luban.kernels.layout import BlockLayout
+
+SIDES = (16, 32, 64, 128)  # of blocks, that kernels have tiles for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout(Variant):
+    """A family of layouts. In every one a token sees its own block and those within `window` tokens of it: before it,
+    and after it where the model isn't causal."""
+
+    registry: ClassVar[Registry] = Registry(
+        "attention layout",
+        {
+            "local": "luban.nn.attention.layout:Local",
+            "strided": "luban.nn.attention.layout:Strided",
+            "global_random": "luban.nn.attention.layout:GlobalRandom",
+        },
+    )
+    block: int = 64  # tokens a side
+    window: int = 128  # tokens
+
+    def __post_init__(self):
+        if self.block not in SIDES:
+            raise ConfigError(f"a layout's block must be one of {', '.join(map(str, SIDES))}, {self.block} given")
+        if self.window < 0:
+            raise ConfigError(f"a layout's window can't be negative, {self.window} given")
+
+    def made(self, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
+        """For rows of `length` tokens."""
+        raise NotImplementedError
+
+    def seen_share(self, length: int, heads: int, causal: bool) -> float:
+        """Share of the square of scores that is left, the diagonal's blocks halved in a causal model."""
+        table = _cached(self, length, heads, causal, torch.device("cpu")).table.float()
+        kept = table.sum() - (table.diagonal(dim1=1, dim2=2).sum() / 2 if causal else 0)
+        return float(kept / table.numel())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local(Layout):
+    """Nothing else: a sliding window in whole blocks."""
+
+    def made(self, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
+        """One layout for all heads."""
+        return blocks.local(length, self.window, block=self.block, causal=causal, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strided(Layout):
+    """And every `stride`-th block (Child et al. 2019, section 4.2)."""
+
+    stride: int = 8  # blocks
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.stride < 1:
+            raise ConfigError(f"a layout's stride must be at least 1, {self.stride} given")
+
+    def made(self, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
+        """One layout for all heads."""
+        return blocks.strided(length, self.window, self.stride, block=self.block, causal=causal, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalRandom(Layout):
+    """And the first blocks of the row, and some drawn for every row and head (BigBird, Zaheer et al. 2020)."""
+
+    first: int = 1  # blocks that everyone sees
+    random: int = 3  # blocks
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if min(self.first, self.random, self.seed) < 0:
+            raise ConfigError(f"first, random and seed of a layout can't be negative: {self.first}, {self.random}, "
+                              f"{self.seed} given")  # fmt: skip
+
+    def made(self, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
+        """Layouts head by head."""
+        return blocks.global_random(length, self.window, first=self.first, random=self.random, seed=self.seed,
+                                    heads=heads, block=self.block, causal=causal, device=device)  # fmt: skip
+
+
+@torch.compiler.assume_constant_result
+def layout_for(layout: Layout, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
+    """`layout.made`, kept from forward to forward."""
+    return _cached(layout, length, heads, causal, device)
+
+
+@lru_cache(maxsize=8)
+def _cached(layout: Layout, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
+    return layout.made(length, heads, causal, device)
+
+
+def require_slots(mask_BT: Tensor, cached: bool) -> None:
+    """Raise DataError where padding would move a row's tokens to other blocks: before them, or, where more tokens follow
+    (`cached`), behind them too."""
+    if torch.compiler.is_compiling():  # which asks the device nothing
+        return
+    if not bool(mask_BT.all() if cached else mask_BT[:, 0].all()):
+        raise DataError("a model with a block-sparse layout counts blocks in slots of the row, so that it takes padding on "
+                        "the right alone, and none with a cache: give rows of different lengths one by one")  # fmt: skip

@@ -1,0 +1,152 @@
+"""Block-sparse layouts against their definitions, and models that have them: who sees whom is read off gradients."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from luban import ModelSpec, build_model
+from luban.core.config import from_dict
+from luban.core.errors import ConfigError, DataError, UnsupportedError
+from luban.generate.cache import ContiguousCache
+from luban.kernels import layout as blocks
+from luban.models.convert.family import format_for
+from luban.models.encoder import EncoderBody
+from luban.models.encoder_decoder import EncoderDecoderBody
+from luban.nn.attention.grouped import Grouped
+from luban.nn.attention.layout import GlobalRandom, Local, Strided
+from luban.nn.feedforward import SwiGLU
+
+LAYOUTS = {
+    "local": Local(block=16, window=16),
+    "strided": Strided(block=16, window=0, stride=2),
+    "global_random": GlobalRandom(block=16, window=10, first=1, random=1, seed=3),
+}
+
+
+def seen(layout, table, i, j, causal):
+    """The definition, token by token; of random blocks what was drawn."""
+    m, n = i // layout.block, j // layout.block
+    if causal and j > i:
+        return False
+    if abs(m - n) * layout.block < layout.window + layout.block:  # the window ends inside that block
+        return True
+    if isinstance(layout, Strided):
+        return n % layout.stride == layout.stride - 1
+    if isinstance(layout, GlobalRandom):
+        return n < layout.first or (m < layout.first and not causal) or bool(table[m, n])
+    return False
+
+
+def make(layout, layers=1, **changes):
+    base = {"vocab_size": 53, "width": 24, "layers": layers, "context": 120, "feedforward": SwiGLU(width=20),
+            "attention": Grouped(heads=2, kv_heads=1, layout=layout)}  # fmt: skip
+    return build_model(ModelSpec(**{**base, **changes}), dtype="float64", seed=random.randrange(1000))
+
+
+def new_cache(model, batch=2):
+    return ContiguousCache(layers=model.spec.layers, key_heads=1, batch=batch, context=120, head_dim=12,
+                           device=torch.device("cpu"), dtype=torch.float64)  # fmt: skip
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_tables_and_lists_are_the_definition(name, causal):
+    layout, T = LAYOUTS[name], random.randint(60, 130)
+    made = layout.made(T, 2, causal, torch.device("cpu"))
+    dense = made.dense(T, T)
+    at = torch.arange(T)
+    for head, table in enumerate(made.table):
+        for i in random.sample(range(T), 20):
+            for j in range(i + 1 if causal else T):
+                assert bool(dense[head, i, j]) == seen(layout, table, i, j, causal), (i, j)
+    assert torch.equal(made.dense(3, T), dense[:, -3:])
+    for lists, counts, table in ((made.query_list, made.query_count, made.table),
+                                 (made.key_list, made.key_count, made.table.transpose(1, 2))):  # fmt: skip
+        for head in range(len(table)):
+            for row, count in enumerate(counts[head].tolist()):
+                assert lists[head, row, :count].tolist() == table[head, row].nonzero().flatten().tolist()
+    pairs = (dense & (at[:, None] >= at)).sum() - T * len(dense) / 2 if causal else dense.sum()
+    if T % layout.block == 0:
+        assert layout.seen_share(T, 2, causal) == pytest.approx(float(pairs) / len(dense) / T**2)
+
+
+def test_random_blocks_are_new_ones_of_every_row_and_head_and_stay_when_the_row_grows():
+    made = [blocks.global_random(T, 64, first=1, random=2, seed=5, heads=3) for T in (640, 2048)]
+    sure = blocks.global_random(2048, 64, first=1, random=0, seed=5).table
+    more = made[1].table & ~sure
+    assert (more.sum(-1) == torch.arange(32).sub(2).clamp(0, 2)).all()  # block m has m − 2 others to draw from
+    assert not torch.equal(more[0], more[1])
+    assert torch.equal(made[0].table, made[1].table[:, :10, :10])
+    assert not torch.equal(blocks.global_random(2048, 64, first=1, random=2, seed=6, heads=3).table, made[1].table)
+
+
+@pytest.mark.parametrize("body", ["decoder", "encoder"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_model_sees_what_its_layout_and_its_mask_say(name, body):
+    layout, T, causal = LAYOUTS[name], 83, body == "decoder"
+    model = make(layout, **({} if causal else {"body": EncoderBody()}))
+    tables = layout.made(T, 2, causal, torch.device("cpu")).table
+    tables = tables.any(0)  # what any head sees
+    documents = torch.sort(torch.randint(0, 3, (1, T)), 1).values
+    real = torch.arange(T)[None] < 75
+    kept = []
+    model.embedding.register_forward_hook(lambda *call: kept.append(call[2]))
+    for arguments in ({}, {"documents": documents}, {"mask": real}):
+        kept.clear()
+        out = model(torch.randint(0, 53, (1, T)), **arguments)
+        for i in random.sample(range(70), 6):
+            (gradient,) = torch.autograd.grad(out[0, i].square().sum(), kept[0], retain_graph=True)
+            for j in range(T):
+                wanted = seen(layout, tables, i, j, causal) and (
+                    "documents" not in arguments or bool(documents[0, i] == documents[0, j])
+                ) and ("mask" not in arguments or bool(real[0, j]))  # fmt: skip
+                assert bool(gradient[0, j].abs().max() > 1e-12) == wanted, (arguments.keys(), i, j)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_tokens_one_by_one_with_a_cache_are_the_whole_row(name):
+    model = make(LAYOUTS[name], layers=2)
+    tokens = torch.randint(0, 53, (2, 70))
+    cache = new_cache(model)
+    with torch.no_grad():
+        parts = [model(tokens[:, :40], cache=cache), *(model(tokens[:, i : i + 1], cache=cache) for i in range(40, 70))]
+        torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-9, rtol=0)
+
+
+def test_layouts_hold_for_the_layers_that_are_named():
+    both = make(None, layers=2, attention=Grouped(heads=2, layout=Local(block=16, window=0), windowed=(False, True)))
+    kept, tokens = [], torch.randint(0, 53, (1, 60))
+    both.embedding.register_forward_hook(lambda *call: kept.append(call[2]))
+    (gradient,) = torch.autograd.grad(both(tokens)[0, 50].square().sum(), kept[0])
+    assert (gradient[0, :51].abs().amax(-1) > 1e-12).all()
+    graph = [op.seen for op in both.spec.body.ops(both.spec, 1, 64) if op.kind == "attention"]
+    assert graph == [0.5, pytest.approx(0.5 * 16 / 64)]
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="block must be one of 16, 32, 64, 128, 48 given"):
+        Local(block=48)
+    with pytest.raises(ConfigError, match="stride must be at least 1, 0 given"):
+        Strided(stride=0)
+    with pytest.raises(ConfigError, match="a layout has a window of its own"):
+        Grouped(heads=2, window=5, layout=Local())
+    with pytest.raises(ConfigError, match="windows and layouts aren't built for encoder–decoders"):
+        make(Local(), body=EncoderDecoderBody(encoder_layers=1))
+    with pytest.raises(UnsupportedError, match=r"block-sparse attention \(attention.layout\)"):
+        format_for(make(Local()).spec)
+    left = torch.ones(1, 30, dtype=torch.bool)
+    left[0, 0] = False
+    for body in ({}, {"body": EncoderBody()}):
+        with pytest.raises(DataError, match="padding on the right alone"):
+            make(Local(), **body)(torch.randint(0, 53, (1, 30)), mask=left)
+    model = make(Local())
+    with pytest.raises(DataError, match="none with a cache"):
+        model(torch.randint(0, 53, (1, 30)), mask=left.flip(1), cache=new_cache(model, 1))
+
+
+def test_a_recipe_says_it_in_a_table():
+    text = {"attention": {"heads": 4, "layout": {"type": "strided", "window": 64, "stride": 4}}}
+    assert from_dict(ModelSpec, text).attention.layout == Strided(window=64, stride=4)
