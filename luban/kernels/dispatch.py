@@ -36,7 +36,7 @@ class Case:
     kind: Kind  # of mask
     bias: str | None = None  # form of a distance bias; "any": one that is no function of the distance
     crowded: bool = False  # packed documents: so many that a list of them doesn't pay
-    sparse: bool = False  # a block-sparse layout restricts the mask
+    block: int = 0  # side of the blocks of a layout that restricts the mask; 0: there is none
     square: bool = True  # as many queries as keys
     single: bool = False  # one query alone, as when text is generated
     training: bool = True  # gradients are wanted, and shapes stay the same from step to step
@@ -46,7 +46,7 @@ class Case:
         packed = "many packed documents" if self.crowded else "packed documents"
         mask = {"all": "no mask", "causal": "causal", "packed": packed, "intervals": "intervals of keys",
                 "irregular": "irregular mask"}  # fmt: skip
-        sparse = ["block-sparse"] if self.sparse else []
+        sparse = [f"in blocks of {self.block}"] if self.block else []
         bias = [] if self.bias is None else ["another bias" if self.bias == "any" else f"{self.bias} bias"]
         dtype = str(self.dtype).removeprefix("torch.").replace("bfloat16", "bf16").replace("float", "fp")
         return ", ".join([mask[self.kind], *sparse, *bias, dtype, f"heads of {self.width}"])
@@ -94,7 +94,7 @@ def _beyond_plain(case: Case, capability: tuple[int, int], widest: int, packed: 
         return f"it needs heads of a width that 8 divides, up to {widest}"
     if case.bias is not None:
         return "it adds no bias"
-    if case.sparse:
+    if case.block:
         return "it knows no block-sparse layouts"
     if case.kind == "packed" and packed:
         return None
@@ -129,8 +129,10 @@ def _beyond_luban(case: Case) -> str | None:
         return "it holds heads of a width up to 256"
     if case.dtype == torch.float64:
         return "it leaves float64 to references"
-    if case.sparse and not case.square:
+    if case.block and not case.square:
         return "it takes block-sparse layouts for whole rows alone"
+    if case.block > 64 and case.width > 128:
+        return "its blocks of 128 have no room for heads wider than 128"
     if case.bias == "any":
         return "it takes biases of the distance between slots, and this is no function of that"
     if case.kind == "irregular":
@@ -185,7 +187,7 @@ def pick(case: Case) -> str:
 def fastest(case: Case) -> str:
     """The kernel with the highest measured rate of those that can serve the case; torch's own where there is none,
     which is said once where it costs a square of memory."""
-    plain = case.bias is None and not case.sparse and case.kind in ("all", "causal")
+    plain = case.bias is None and not case.block and case.kind in ("all", "causal")
     if case.device != "cuda" or case.single or (plain and not case.training):
         return "torch"  # generation changes shapes at every token, for which others plan or compile anew
     able = [path for path in dict.fromkeys(name for name, _ in RATES) if refusal(path, case) is None]
@@ -193,7 +195,7 @@ def fastest(case: Case) -> str:
         able = [path for path in able if path != "flash4"]
     if able:
         return max(able, key=lambda path: _rate(path, case))
-    if case.square and (case.kind != "all" or case.bias or case.sparse):
+    if case.square and (case.kind != "all" or case.bias or case.block):
         _warn_once(case, refusal("luban", case))
     return "torch"
 
@@ -209,7 +211,7 @@ def _rate(path: str, case: Case) -> float:
 def _warn_once(case: Case, reason: str | None) -> None:
     if reason and reason not in _warned:
         _warned.add(reason)
-        written = case.kind not in ("all", "causal") or case.bias or case.sparse
+        written = case.kind not in ("all", "causal") or case.bias or case.block
         square = "" if not written else ", with queries × keys written out"
         warn(f"attention falls back to {NAMES['torch']}{square} ({case}): Luban's kernel can't serve it, {reason}")
 
@@ -228,10 +230,10 @@ def report() -> list[str]:
 
 @torch.compiler.assume_constant_result
 def choice(device: str, dtype: torch.dtype, width: int, kind: Kind, bias: str | None, square: bool, single: bool,
-           training: bool, crowded: bool, sparse: bool) -> str:  # fmt: skip
+           training: bool, crowded: bool, block: int) -> str:  # fmt: skip
     """`pick` from plain values, for graphs that are being traced; remembered for `report`."""
     capability = torch.cuda.get_device_capability() if device == "cuda" else None
     case = Case(device=device, dtype=dtype, width=width, kind=kind, bias=bias, square=square, single=single,
-                training=training, crowded=kind == "packed" and crowded, sparse=sparse, capability=capability)  # fmt: skip
+                training=training, crowded=kind == "packed" and crowded, block=block, capability=capability)  # fmt: skip
     chosen[str(case)] = pick(case)
     return chosen[str(case)]

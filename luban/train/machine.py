@@ -76,8 +76,10 @@ def attention_path(device: torch.device, precision: str, spec: ModelSpec, docume
         kind = "packed" if spec.body.causal and spec.attention.window is None else "intervals"
     else:
         kind = "causal" if spec.body.causal else "all"
+    layout = spec.attention.layout
     case = Case(device=device.type, dtype=COMPUTE[precision], width=spec.attention.head_width(spec.width),
-                kind=kind, sparse=spec.attention.layout is not None, capability=torch.cuda.get_device_capability(device) if on_cuda else None)  # fmt: skip
+                kind=kind, block=layout.block if layout else 0,
+                capability=torch.cuda.get_device_capability(device) if on_cuda else None)  # fmt: skip
     return pick(case)
 
 

@@ -19,6 +19,7 @@ from luban.kernels.visible import Visible
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
 from luban.nn.attention.grouped import Grouped
+from luban.nn.attention.layout import GlobalRandom, Strided
 from luban.nn.attention.mask import scores
 from luban.nn.attention.product import attend
 from luban.nn.feedforward import SwiGLU
@@ -131,11 +132,14 @@ def test_masks_and_biases(form, masked, width):
     compare(lambda: flash_attention(*qkv, mask=mask, bias=bias), qkv, mask, bias, parameters)
 
 
-@pytest.mark.parametrize("method", ["rope", "alibi", "kerple_power", "kerple_log", "t5"])
+@pytest.mark.parametrize(("method", "layout"), [
+    *((method, None) for method in ("rope", "alibi", "kerple_power", "kerple_log", "t5")),
+    ("rope", GlobalRandom(window=64)), ("kerple_log", Strided(window=0, stride=3)), ("alibi", GlobalRandom(block=128)),
+])  # fmt: skip
 @pytest.mark.parametrize("packed", [False, True])
-def test_models_compile_into_one_graph_and_agree_with_masks_written_out(method, packed):
+def test_models_compile_into_one_graph_and_agree_with_masks_written_out(method, layout, packed):
     spec = ModelSpec(vocab_size=100, width=256, layers=2, context=600, position=Position.registry.get(method)(),
-                     attention=Grouped(heads=4, kv_heads=2), feedforward=SwiGLU(width=256))  # fmt: skip
+                     attention=Grouped(heads=4, kv_heads=2, layout=layout), feedforward=SwiGLU(width=256))  # fmt: skip
     model = build_model(spec, device="cuda", dtype="bfloat16")
     tokens = torch.randint(0, 100, (2, 600), device="cuda")
     documents = torch.sort(torch.randint(0, 4, (2, 600), device="cuda"), 1).values if packed else None

@@ -116,7 +116,7 @@ def scores(visible: Visible, biases: _Biases | None = None, *, width: int, dtype
     """What `attend` needs for these keys and this bias, by the kernel that the dispatcher picks."""
     kind, square = visible.kind, visible.queries == visible.keys
     path = choice(visible.device.type, dtype, width, kind, biases.form if biases else None, square,
-                  visible.queries == 1, torch.is_grad_enabled(), visible.crowded, visible.layout is not None)  # fmt: skip
+                  visible.queries == 1, torch.is_grad_enabled(), visible.crowded, visible.layout.block if visible.layout else 0)  # fmt: skip
     if path == "luban":
         from luban.kernels.flash.attention import with_seeing
 

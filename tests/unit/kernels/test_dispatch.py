@@ -94,11 +94,10 @@ def test_packed_documents_run_on_flash_attention_4_where_it_can_serve_them(monke
 
 def test_block_sparse_layouts_are_for_our_kernel_and_whole_rows():
     for kind in ("all", "causal", "packed"):
-        assert pick(case(kind=kind, sparse=True)) == "luban"
-    assert pick(case(sparse=True, square=False)) == pick(case(sparse=True, device="cpu")) == "torch"
-    assert "(causal, block-sparse, bf16" in explain(case(sparse=True)) and "knows no block" in explain(
-        case(sparse=True)
-    )
+        assert pick(case(kind=kind, block=64)) == pick(case(block=128)) == "luban"
+    assert pick(case(block=64, square=False)) == pick(case(block=64, device="cpu")) == "torch"
+    assert pick(case(block=128, width=256)) == "torch" and pick(case(block=64, width=256)) == "luban"
+    assert "(causal, in blocks of 64, bf16" in explain(case(block=64)) and "knows no block" in explain(case(block=64))
 
 
 def test_packed_documents_have_rates_of_their_own(monkeypatch):  # those measured
@@ -187,7 +186,7 @@ def test_it_says_what_it_picked():
 
 def test_it_remembers_what_it_picked(monkeypatch):
     monkeypatch.setattr(dispatch, "chosen", {})
-    assert dispatch.choice("cpu", torch.bfloat16, 64, "intervals", None, True, False, True, False, False) == "torch"
+    assert dispatch.choice("cpu", torch.bfloat16, 64, "intervals", None, True, False, True, False, 0) == "torch"
     assert dispatch.report() == [
         "attention: torch's scaled_dot_product_attention (intervals of keys, bf16, heads of 64)"
     ]

@@ -61,7 +61,7 @@ def test_the_decoder_sees_no_later_target_and_all_of_the_source():
 def test_what_is_not_built_is_refused():
     with pytest.raises(ConfigError, match="needs block pre or post"):
         tiny(block=Parallel())
-    with pytest.raises(ConfigError, match="windows aren't built for encoder–decoders"):
+    with pytest.raises(ConfigError, match="windows and layouts aren't built for encoder–decoders"):
         tiny(attention=Grouped(heads=3, window=4))
     tokens = torch.zeros(1, 3, dtype=torch.long)
     with pytest.raises(DataError, match="takes no documents"):

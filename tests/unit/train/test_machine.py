@@ -21,7 +21,7 @@ def test_packed_rows_are_predicted_on_the_kernel_that_serves_them(monkeypatch, i
 
     def path(documents=True, window=None, **fields):
         spec = ModelSpec(
-            vocab_size=100, width=256, layers=1, context=64, attention=Grouped(heads=4, window=window), **fields
+            vocab_size=100, width=256, layers=1, context=64, attention=Grouped(heads=2, window=window), **fields
         )
         return attention_path(torch.device("cuda"), "bf16", spec, documents)
 
