@@ -6,7 +6,7 @@ a shorter one (where a query sees no later key), so that what was computed token
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 import torch
@@ -17,22 +17,31 @@ from luban.core.errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class BlockLayout:
-    """`table[h, m, n]`: block m of queries may see block n of keys. One head serves all."""
+    """`table[h, m, n]`: block m of queries may see block n of keys. One head serves all.
 
-    table: Tensor  # (H or 1, M, N) bool
+    Args:
+        table: (H or 1, M, N) bool.
+        device: of what is kept; none: the table's.
+    """
+
+    table: Tensor | np.ndarray
     block: int = 64  # side of a block in tokens
+    device: InitVar[torch.device | str | None] = None
     query_list: Tensor = field(init=False)  # (H or 1, M, most) int32: the key blocks of each query block, padded
     query_count: Tensor = field(init=False)  # (H or 1, M) int32: how many they are
     key_list: Tensor = field(init=False)  # (H or 1, N, most): the query blocks that see each key block
     key_count: Tensor = field(init=False)  # (H or 1, N)
 
-    def __post_init__(self):
-        if self.table.dim() != 3 or self.table.dtype != torch.bool:
-            raise ConfigError(f"a layout is (heads or 1, query blocks, key blocks) of bool, {tuple(self.table.shape)} "
-                              f"of {self.table.dtype} given")  # fmt: skip
-        lists = *_lists(self.table), *_lists(self.table.transpose(1, 2))
-        for name, made in zip(("query_list", "query_count", "key_list", "key_count"), lists, strict=True):
-            object.__setattr__(self, name, made)
+    def __post_init__(self, device: torch.device | str | None):
+        table = self.table
+        if isinstance(table, Tensor):
+            device, table = device or table.device, table.cpu().numpy()
+        if table.ndim != 3 or table.dtype != np.bool_:
+            raise ConfigError(f"a layout is (heads or 1, query blocks, key blocks) of bool, {table.shape} of {table.dtype} "
+                              "given")  # fmt: skip
+        arrays = table, *_lists(table), *_lists(table.transpose(0, 2, 1))
+        for name, array in zip(("table", "query_list", "query_count", "key_list", "key_count"), arrays, strict=True):
+            object.__setattr__(self, name, torch.from_numpy(np.ascontiguousarray(array)).to(device or "cpu"))
 
     def dense(self, queries: int, keys: int) -> Tensor:
         """(H or 1, T, S) bool, for the last T of S places."""
@@ -46,24 +55,24 @@ class BlockLayout:
         return float((self.table & size).sum() / size.sum())
 
 
-def _lists(table: Tensor) -> tuple[Tensor, Tensor]:
-    counts = table.sum(-1, dtype=torch.int32)
-    order = torch.argsort(table.to(torch.uint8), dim=-1, descending=True, stable=True).to(torch.int32)
-    return order[..., : max(1, int(counts.max()))].contiguous(), counts.contiguous()
+def _lists(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    counts = table.sum(-1, dtype=np.int32)
+    order = np.argsort(~table, axis=-1, kind="stable").astype(np.int32)
+    return order[..., : max(1, int(counts.max()))], counts
 
 
-def _near(length: int, window: int, block: int, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _near(length: int, window: int, block: int, causal: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(M, 1) and (1, N) numbers of the blocks, and (M, N), whether the second is the first or within `window` of it."""
-    blocks = torch.arange(-(-length // block))
+    blocks = np.arange(-(-length // block))
     m, n = blocks[:, None], blocks[None, :]
-    away = m - n if causal else (m - n).abs()
+    away = m - n if causal else abs(m - n)
     return m, n, (away >= 0) & (away <= -(-window // block))
 
 
 def local(length: int, window: int, *, block: int = 64, causal: bool = True,
           device: torch.device | str = "cpu") -> BlockLayout:  # fmt: skip
     """The own block and those that hold the `window` tokens before it (and after it, where not causal)."""
-    return BlockLayout(_near(length, window, block, causal)[2][None].to(device), block)
+    return BlockLayout(_near(length, window, block, causal)[2][None], block, device)
 
 
 def strided(length: int, window: int, stride: int, *, block: int = 64, causal: bool = True,
@@ -71,7 +80,7 @@ def strided(length: int, window: int, stride: int, *, block: int = 64, causal: b
     """Local, and every `stride`-th block, of those before it if causal (Child et al. 2019, section 4.2, “fixed”)."""
     m, n, near = _near(length, window, block, causal)
     reached = (n <= m) | (not causal)
-    return BlockLayout((near | (reached & ((n + 1) % stride == 0)))[None].to(device), block)
+    return BlockLayout((near | (reached & ((n + 1) % stride == 0)))[None], block, device)
 
 
 def global_random(length: int, window: int, *, first: int, random: int, seed: int, heads: int = 1, block: int = 64,
@@ -80,14 +89,10 @@ def global_random(length: int, window: int, *, first: int, random: int, seed: in
     first blocks see everyone in turn, where not causal."""
     m, n, near = _near(length, window, block, causal)
     sure = near | ((n < first) & ((n <= m) | (not causal)))
-    if not causal:
-        sure = sure | (m < first)
-    table = sure.numpy()[None].repeat(heads, 0)
+    table = np.repeat((sure if causal else sure | (m < first))[None], heads, 0)
     for row in range(table.shape[1]):
-        reach = row + 1 if causal else table.shape[2]
-        draw = np.random.default_rng((seed, row)).random((heads, reach))
-        draw[table[:, row, :reach]] = 2.0
-        chosen = np.argsort(draw, axis=1)[:, :random]
-        free = np.take_along_axis(draw, chosen, 1) < 1
-        np.put_along_axis(table[:, row, :reach], chosen, free | np.take_along_axis(table[:, row, :reach], chosen, 1), 1)
-    return BlockLayout(torch.from_numpy(table).to(device), block)
+        seen = table[:, row, : row + 1 if causal else None]
+        draw = np.where(seen, 2.0, np.random.default_rng((seed, row)).random(seen.shape))
+        chosen = np.argsort(draw, axis=1)[:, :random]  # those that are seen come last, and are anyway
+        np.put_along_axis(seen, chosen, True, 1)
+    return BlockLayout(table, block, device)

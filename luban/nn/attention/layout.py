@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
 from luban.core.errors import ConfigError, DataError
 from luban.core.registry import Registry, Variant
@@ -49,7 +50,7 @@ class Layout(Variant):
 
     def seen_share(self, length: int, heads: int, causal: bool) -> float:
         """Share of the square of scores that is left, the diagonal's blocks halved in a causal model."""
-        table = _cached(self, length, heads, causal, torch.device("cpu")).table.float()
+        table = layout_for(self, length, heads, causal, torch.device("cpu")).table.float()
         kept = table.sum() - (table.diagonal(dim1=1, dim2=2).sum() / 2 if causal else 0)
         return float(kept / table.numel())
 
@@ -101,7 +102,9 @@ class GlobalRandom(Layout):
 
 @torch.compiler.assume_constant_result
 def layout_for(layout: Layout, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
-    """`layout.made`, kept from forward to forward."""
+    """`layout.made`, kept from forward to forward, unless tensors are made for their shapes alone."""
+    if detect_fake_mode() is not None:
+        return layout.made(length, heads, causal, device)
     return _cached(layout, length, heads, causal, device)
 
 

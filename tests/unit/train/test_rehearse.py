@@ -50,6 +50,7 @@ CASES = {
              "train": {"precision": "bf16", "batch_size": 1, "seq_len": 8}},
     "cheap": {"train": {"precision": "bf16", "recompute": "cheap"}},
     "alibi": {"model": {"position": {"type": "alibi"}}, "train": {"precision": "bf16"}},
+    "block-sparse": {"model": {"attention": {"layout": {"type": "global_random", "block": 16, "window": 16}}}},
     "encoder–decoder": {"model": {"body": {"type": "encoder_decoder"}, "position": {"type": "t5"}},
                         "objective": {"type": "span_corruption"}},
 }  # fmt: skip
