@@ -89,7 +89,7 @@ class Visible:
         if self.prefix is not None:
             seen = seen | self.prefix[:, None, None, :]
         if self.layout is not None:
-            seen = seen & self.layout.dense(self.queries, self.keys)[None]
+            seen = seen & self._in_blocks()
         if self.documents is not None:
             runs = _runs(self.documents)
             seen = seen & (runs[:, None, :, None] == runs[:, None, None, :])
@@ -97,9 +97,22 @@ class Visible:
             seen = (seen & self.real[:, None, None, :]) | (key_slots == query_slots)
         return seen
 
+    def _in_blocks(self) -> Tensor:
+        """(1 or B, 1 or H, T, S) bool, what the layout leaves. Blocks are counted in real tokens, so that padding before
+        them moves none."""
+        table_HMN, places_BS = self.layout.table, torch.arange(self.keys, device=self.device)[None]
+        if self.real is not None:
+            places_BS = (self.real.long().cumsum(1) - 1).clamp(min=0)
+        key_blocks = places_BS // self.layout.block
+        query_blocks = key_blocks[:, self.keys - self.queries :]
+        return table_HMN[:, query_blocks[:, :, None], key_blocks[:, None, :]].transpose(0, 1)
+
     def sound(self) -> Tensor | None:
-        """(B,) bool, whether padding and prefixes stand where intervals can say so; None where there are neither."""
+        """(B,) bool, whether padding and prefixes stand where intervals can say so, and before nothing that a layout counts;
+        None where there are neither."""
         checks = []
+        if self.real is not None and self.layout is not None:
+            checks.append(self.real[:, 0])
         if self.real is not None:  # at most one beginning of real slots, at most one end
             checks.append((self.real[:, 1:] & ~self.real[:, :-1]).sum(-1) + self.real[:, 0] <= 1)
         if self.prefix is not None:

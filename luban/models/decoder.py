@@ -17,8 +17,6 @@ from luban.core.opgraph import Op, masked, within
 from luban.core.protocols import KVCache
 from luban.kernels.visible import Visible
 from luban.models.body import Body, BodyModule
-from luban.nn.attention.family import Limits
-from luban.nn.attention.layout import require_slots
 from luban.nn.attention.mask import Places, compute_dtype, frames
 
 if TYPE_CHECKING:
@@ -82,8 +80,8 @@ class Decoder(BodyModule):
                 distances fused kernels need them to rise by one from token to token, as those do, and give NaN
                 where they don't.
             segments: (B, T) int; tokens of segment 0 are a prefix that every token of their document sees (prefix LM,
-                blank infilling). With a cache they are for the first forward alone, and not for models with windows
-                or layouts, whose later steps would lose sight of the prefix.
+                blank infilling). With a cache they are for the first forward alone, and not for models with windows,
+                whose later steps would lose sight of the prefix.
             cache: keys and values of earlier tokens; it takes up the new ones.
             starts: (B, C) int32, the slots at which the runs of `documents` begin, each row filled up with T
                 (`Batch.starts`). It says nothing that they don't, and nobody checks that it agrees with them; but it
@@ -93,12 +91,12 @@ class Decoder(BodyModule):
             (B, T, V) logits or (B, T, E) hidden states. Those at padding mean nothing.
 
         Raises:
-            DataError: documents or segments that can't go with the cache, or padding on the left of a block-sparse
-                model.
+            DataError: documents or segments that can't go with the cache, or segments with a block-sparse layout.
         """
         queries, counted = tokens.shape[1], positions is None
-        if mask is not None and any(limits.layout for limits in self.limits):
-            require_slots(mask, cached=cache is not None)
+        if segments is not None and any(limits.layout for limits in self.limits):
+            raise DataError("a block-sparse layout knows no prefix that all tokens see: leave out segments, or "
+                            "attention.layout")  # fmt: skip
         if cache is not None:
             self._check_cached(cache, documents, segments)
             from_cache = cache.begin(queries, mask)
@@ -125,8 +123,8 @@ class Decoder(BodyModule):
             raise DataError("a cache holds one document a row: leave out documents, or leave out the cache")
         if segments is not None and cache.positions.shape[-1]:
             raise DataError("segments are for the first forward of a cache: what follows sees the prefix anyway")
-        if segments is not None and any(limits != Limits() for limits in self.limits):
-            raise DataError("a model with attention windows or layouts can't continue a prefix with a cache, since later "
+        if segments is not None and any(limits.window is not None for limits in self.limits):
+            raise DataError("a model with attention windows can't continue a prefix with a cache, since later "
                             "tokens would no longer see it: leave out the cache")  # fmt: skip
 
 

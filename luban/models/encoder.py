@@ -15,7 +15,6 @@ from luban.core.opgraph import Op, linear_op, masked, within
 from luban.kernels.visible import Visible
 from luban.models.body import Body, BodyModule
 from luban.models.decoder import count_positions
-from luban.nn.attention.layout import require_slots
 from luban.nn.attention.mask import Places, compute_dtype, frames
 from luban.nn.position.family import PositionShape
 
@@ -111,8 +110,6 @@ class Encoder(BodyModule):
         """
         if cache is not None:
             raise DataError("an encoder can't generate token by token: every token sees those after it")
-        if mask is not None and self.spec.attention.layout is not None:
-            require_slots(mask, cached=False)
         counted = positions is None
         positions = count_positions(tokens, mask, documents) if counted else positions
         positions, _ = self.position.place(positions, positions, cached=False)

@@ -196,7 +196,7 @@ def setting_of(recipe: Recipe, spec: ModelSpec, device: torch.device, shapes: di
                    accumulate=train.accumulate > 1, recompute=train.recompute, fused=fused,
                    inner_kept=not (fused and _makes_inner_again(train.precision, spec)), attention=attention,
                    heads=spec.attention.heads, head_width=spec.attention.head_width(spec.width),
-                   masks=len(limits) * (spec.attention.heads if biased else 1), optimizer=recipe.optim.state_bytes(shapes),
+                   masks=sum(spec.attention.heads if biased or (each.layout and each.layout.by_head) else 1 for each in limits), optimizer=recipe.optim.state_bytes(shapes),
                    workspace=recipe.optim.workspace_bytes(shapes, widened=widened))  # fmt: skip
 
 

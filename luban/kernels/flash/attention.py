@@ -38,7 +38,7 @@ def flash_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Int
 
     Source: Dao et al. 2022 (FlashAttention, algorithm 1, block-sparse section 3.3), Dao 2023 (loop order).
     """
-    _check(q_BHTD, k_BKSD, v_BKSD)
+    _check(q_BHTD, k_BKSD, v_BKSD, layout)
     scale = 1 / math.sqrt(q_BHTD.shape[-1]) if scale is None else scale
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_BHTD, k_BKSD, v_BKSD))
     start = stop = seeing = None
@@ -67,7 +67,7 @@ def with_seeing(mask: Intervals, keys: int) -> Intervals:
     return replace(mask, seeing=seeing_rows(mask, keys))
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout | None) -> None:
     if q.dim() != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise UnsupportedError(f"flash_attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} "
                                "don't fit (B, H, T, D) and (B, K, S, D)")  # fmt: skip
@@ -81,3 +81,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise UnsupportedError(
             f"flash_attention: dtypes {q.dtype}, {k.dtype}, {v.dtype}; one of float32, bf16, fp16 needed"
         )
+    if layout is not None:
+        H, T, S = q.shape[1], q.shape[2], k.shape[2]
+        blocks = -(-T // layout.block), -(-S // layout.block)
+        if T != S or layout.table.shape[0] not in (1, H) or tuple(layout.table.shape[1:]) != blocks:
+            raise UnsupportedError(f"flash_attention: a layout of {tuple(layout.table.shape)} blocks of {layout.block} doesn't "
+                                   f"fit {H} heads, {T} queries and {S} keys")  # fmt: skip

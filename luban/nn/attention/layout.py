@@ -1,7 +1,7 @@
 """Block-sparse attention: the family of layouts that a specification names, and the layouts of a forward.
 
 Of the keys that the mask leaves, a block of queries sees some blocks alone: cost grows with how many there are. Blocks
-are counted in slots of the row, so that a document in a pack is cut otherwise than alone.
+are counted in real tokens of the row, so that a document in a pack is cut otherwise than alone.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from functools import lru_cache
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 from torch._guards import detect_fake_mode
 
-from luban.core.errors import ConfigError, DataError
+from luban.core.errors import ConfigError
 from luban.core.registry import Registry, Variant
 from luban.kernels import layout as blocks
 from luban.kernels.layout import BlockLayout
@@ -35,6 +34,7 @@ class Layout(Variant):
             "global_random": "luban.nn.attention.layout:GlobalRandom",
         },
     )
+    by_head: ClassVar[bool] = False  # whether heads have layouts of their own
     block: int = 64  # tokens a side
     window: int = 128  # tokens
 
@@ -84,6 +84,7 @@ class Strided(Layout):
 class GlobalRandom(Layout):
     """And the first blocks of the row, and some drawn for every row and head (BigBird, Zaheer et al. 2020)."""
 
+    by_head: ClassVar[bool] = True
     first: int = 1  # blocks that everyone sees
     random: int = 3  # blocks
     seed: int = 0
@@ -103,21 +104,13 @@ class GlobalRandom(Layout):
 @torch.compiler.assume_constant_result
 def layout_for(layout: Layout, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
     """`layout.made`, kept from forward to forward, unless tensors are made for their shapes alone."""
+    whole = -(-length // layout.block) * layout.block  # so that a growing row asks for a new one now and then only
     if detect_fake_mode() is not None:
-        return layout.made(length, heads, causal, device)
-    return _cached(layout, length, heads, causal, device)
+        return layout.made(whole, heads, causal, device)
+    return _cached(layout, whole, heads, causal, device)
 
 
 @lru_cache(maxsize=8)
 def _cached(layout: Layout, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
-    return layout.made(length, heads, causal, device)
-
-
-def require_slots(mask_BT: Tensor, cached: bool) -> None:
-    """Raise DataError where padding would move a row's tokens to other blocks: before them, or, where more tokens follow
-    (`cached`), behind them too."""
-    if torch.compiler.is_compiling():  # which asks the device nothing
-        return
-    if not bool(mask_BT.all() if cached else mask_BT[:, 0].all()):
-        raise DataError("a model with a block-sparse layout counts blocks in slots of the row, so that it takes padding on "
-                        "the right alone, and none with a cache: give rows of different lengths one by one")  # fmt: skip
+    with torch.inference_mode(False):  # training takes what generation had made
+        return layout.made(length, heads, causal, device)

@@ -115,6 +115,8 @@ class _Biases:
 def scores(visible: Visible, biases: _Biases | None = None, *, width: int, dtype: torch.dtype) -> Scores:
     """What `attend` needs for these keys and this bias, by the kernel that the dispatcher picks."""
     kind, square = visible.kind, visible.queries == visible.keys
+    if visible.layout is not None and visible.real is not None and not torch.is_grad_enabled():
+        kind = "irregular"  # prompts are padded on the left, where kernels, which know slots alone, would cut them elsewhere
     path = choice(visible.device.type, dtype, width, kind, biases.form if biases else None, square,
                   visible.queries == 1, torch.is_grad_enabled(), visible.crowded, visible.layout.block if visible.layout else 0)  # fmt: skip
     if path == "luban":

@@ -217,6 +217,19 @@ def test_block_sparse(kind):
 
 
 @here
+def test_a_layout_that_does_not_fit_is_refused():
+    from luban.core.errors import UnsupportedError
+    from luban.kernels import layout
+    from luban.kernels.flash.attention import flash_attention
+
+    q, k, v, _ = draw(B=1, H=2, K=2, T=64, S=64, D=16)
+    for made in (layout.strided(128, 16, 2, block=16, device=DEVICE), layout.strided(48, 16, 2, block=16, device=DEVICE),
+                 layout.global_random(64, 0, first=1, random=1, seed=0, heads=3, block=16, device=DEVICE)):  # fmt: skip
+        with pytest.raises(UnsupportedError, match="doesn't fit 2 heads, 64 queries and 64 keys"):
+            flash_attention(q, k, v, layout=made)
+
+
+@here
 def test_poisoned_outputs_are_written_everywhere(monkeypatch):
     """Uninitialised memory is filled with NaN; every element of the results must be overwritten."""
     from luban.kernels.flash import launch as module

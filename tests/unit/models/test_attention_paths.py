@@ -141,6 +141,19 @@ def test_block_sparse_models_agree(layout, case):
 
 
 @here
+def test_layouts_made_in_generation_serve_training_and_left_padding_is_nan():
+    model, tokens = make("rope", layout=Strided(block=16, window=0, stride=2)), torch.randint(0, 31, (2, 40))
+    with dispatch.using("luban"):
+        with torch.inference_mode():
+            model(tokens)
+        model(tokens).sum().backward()
+        real = torch.ones(2, 40, dtype=torch.bool)
+        real[1, 0] = False
+        out = model(tokens, mask=real)
+        assert out[1].isnan().all() and not out[0].isnan().any()
+
+
+@here
 @pytest.mark.parametrize("case", ["causal", "documents", "block-sparse"])
 def test_one_graph_holds_the_kernel(case):
     model = make("kerple_log", layout=GlobalRandom(block=16, window=0, random=1) if case == "block-sparse" else None)

@@ -256,7 +256,7 @@ def test_what_a_cache_cannot_follow_is_refused():
     tokens, rows = torch.randint(0, 53, (1, 5)), torch.tensor([[0, 0, 1, 1, 1]])
     with pytest.raises(DataError, match="a cache holds one document a row"):
         model(tokens, documents=rows, cache=new_cache(model, 1))
-    with pytest.raises(DataError, match="windows or layouts can't continue a prefix with a cache"):
+    with pytest.raises(DataError, match="windows can't continue a prefix with a cache"):
         windowed(tokens, segments=rows, cache=new_cache(windowed, 1))
     cache = new_cache(model, 1)
     model(tokens, segments=rows, cache=cache)

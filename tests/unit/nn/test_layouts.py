@@ -11,6 +11,8 @@ from luban import ModelSpec, build_model
 from luban.core.config import from_dict
 from luban.core.errors import ConfigError, DataError, UnsupportedError
 from luban.generate.cache import ContiguousCache
+from luban.generate.sampling import Sampling
+from luban.generate.session import Sequence, Session
 from luban.kernels import layout as blocks
 from luban.models.convert.family import format_for
 from luban.models.encoder import EncoderBody
@@ -137,14 +139,45 @@ def test_what_does_not_fit_is_refused():
         make(Local(), body=EncoderDecoderBody(encoder_layers=1))
     with pytest.raises(UnsupportedError, match=r"block-sparse attention \(attention.layout\)"):
         format_for(make(Local()).spec)
-    left = torch.ones(1, 30, dtype=torch.bool)
-    left[0, 0] = False
-    for body in ({}, {"body": EncoderBody()}):
-        with pytest.raises(DataError, match="padding on the right alone"):
-            make(Local(), **body)(torch.randint(0, 53, (1, 30)), mask=left)
-    model = make(Local())
-    with pytest.raises(DataError, match="none with a cache"):
-        model(torch.randint(0, 53, (1, 30)), mask=left.flip(1), cache=new_cache(model, 1))
+    with pytest.raises(DataError, match="knows no prefix"):
+        make(Local())(torch.randint(0, 53, (1, 30)), segments=torch.ones(1, 30, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_padding_and_company_change_nothing(name):
+    """Rows of different lengths, alone and together: padded on either side, and joined while they grow."""
+    model = make(LAYOUTS[name], layers=2)
+    rows = [torch.randint(0, 53, (n,)).tolist() for n in (61, 40, 24)]
+    with torch.no_grad():
+        alone = [model(torch.tensor([row]))[0] for row in rows]
+        for left in (True, False):
+            tokens = torch.tensor([[0] * (61 - len(r)) + r if left else r + [0] * (61 - len(r)) for r in rows])
+            real = torch.tensor([[(t >= 61 - len(r)) if left else (t < len(r)) for t in range(61)] for r in rows])
+            out = model(tokens, mask=real)
+            for row, want in enumerate(alone):
+                torch.testing.assert_close(out[row][real[row]], want, atol=1e-9, rtol=0)
+    session, late = Session(model), [Sequence([*row], Sampling(temperature=0), 0) for row in rows]
+    session.add(late[:2])
+    for _ in range(5):
+        session.choose()
+        session.advance(session.sequences)
+    session.add(late[2:])
+    for _ in range(4):
+        session.choose()
+        session.advance(session.sequences)
+    for sequence in late:
+        whole = model(torch.tensor([sequence.prompt + sequence.tokens]))[0]
+        assert whole[len(sequence.prompt) - 1 : -1].argmax(-1).tolist() == sequence.tokens
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_compiled_model_is_the_uncompiled_one(name):
+    torch._dynamo.reset()
+    model = make(LAYOUTS[name])
+    tokens = torch.randint(0, 53, (2, 50))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
+    for arguments in ({}, {"documents": torch.sort(torch.randint(0, 3, (2, 50)), 1).values}):
+        torch.testing.assert_close(compiled(tokens, **arguments), model(tokens, **arguments), atol=1e-9, rtol=0)
 
 
 def test_a_recipe_says_it_in_a_table():
