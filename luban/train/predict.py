@@ -192,11 +192,12 @@ def setting_of(recipe: Recipe, spec: ModelSpec, device: torch.device, shapes: di
     with torch.device("meta"):
         biased = spec.position.build(spec.position_shape).biased
     limits = {spec.attention.limits_of(layer) for layer in range(spec.layers)}
+    by_head = [biased or (each.layout is not None and each.layout.by_head) for each in limits]
     return Setting(half=train.precision != "fp32", masters=masters,
                    accumulate=train.accumulate > 1, recompute=train.recompute, fused=fused,
                    inner_kept=not (fused and _makes_inner_again(train.precision, spec)), attention=attention,
                    heads=spec.attention.heads, head_width=spec.attention.head_width(spec.width),
-                   masks=sum(spec.attention.heads if biased or (each.layout and each.layout.by_head) else 1 for each in limits), optimizer=recipe.optim.state_bytes(shapes),
+                   masks=sum(spec.attention.heads if each else 1 for each in by_head), optimizer=recipe.optim.state_bytes(shapes),
                    workspace=recipe.optim.workspace_bytes(shapes, widened=widened))  # fmt: skip
 
 

@@ -117,8 +117,9 @@ def scores(visible: Visible, biases: _Biases | None = None, *, width: int, dtype
     kind, square = visible.kind, visible.queries == visible.keys
     if visible.layout is not None and visible.real is not None and not torch.is_grad_enabled():
         kind = "irregular"  # prompts are padded on the left, where kernels, which know slots alone, would cut them elsewhere
+    block = visible.layout.block if visible.layout else 0
     path = choice(visible.device.type, dtype, width, kind, biases.form if biases else None, square,
-                  visible.queries == 1, torch.is_grad_enabled(), visible.crowded, visible.layout.block if visible.layout else 0)  # fmt: skip
+                  visible.queries == 1, torch.is_grad_enabled(), visible.crowded, block)  # fmt: skip
     if path == "luban":
         from luban.kernels.flash.attention import with_seeing
 
