@@ -65,8 +65,8 @@ def curve(name: str, steps: int, tiny: bool, path: str) -> list[float]:
     shape, batch, seq = (TINY, 2, 64) if tiny else (SHAPE, BATCH, SEQ)
     ids = np.load(path)
     step, _ = luban_trainer(shape, 4 if tiny else 16, batch, seq, "cuda" if torch.cuda.is_available() else "cpu",
-                                 {"weights": "fp32", "moments": "fp32", "precision": RUNS[name]}, lr=3e-4,
-                                 changed=1e-3 if name == "bf16-again" else 0.0)  # fmt: skip
+                            {"weights": "fp32", "moments": "fp32", "precision": RUNS[name]}, lr=3e-4,
+                            changed=1e-3 if name == "bf16-again" else 0.0)  # fmt: skip
     launched, losses, began = [], [], time.perf_counter()
     for i in range(steps):
         launched.append(step.launch(TextBatch(ids, i, batch, seq), min(1.0, (i + 1) / WARMUP)))

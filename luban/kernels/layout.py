@@ -44,15 +44,21 @@ class BlockLayout:
             object.__setattr__(self, name, torch.from_numpy(np.ascontiguousarray(array)).to(device or "cpu"))
 
     def dense(self, queries: int, keys: int) -> Tensor:
-        """(H or 1, T, S) bool, for the last T of S places."""
-        places = torch.arange(keys, device=self.table.device) // self.block
-        return self.table[:, places[keys - queries :]][..., places]
+        """(H or 1, T, S) bool, for the last T of S places: for references and tests."""
+        return in_blocks(self.table, self.block, torch.arange(keys, device=self.table.device)[None], queries)[0]
 
     def density(self, causal: bool = True) -> float:
         """Share of the (causal) blocks that are there."""
         size = torch.ones_like(self.table)
         size = size.tril() if causal else size
         return float((self.table & size).sum() / size.sum())
+
+
+def in_blocks(table_HMN: Tensor, block: int, places_BS: Tensor, queries: int) -> Tensor:
+    """(B, H, T, S) bool, what a layout's table leaves of keys at these places for the last T of them."""
+    key_blocks = places_BS // block
+    query_blocks = key_blocks[:, key_blocks.shape[1] - queries :]
+    return table_HMN[:, query_blocks[:, :, None], key_blocks[:, None, :]].transpose(0, 1)
 
 
 def _lists(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luban.kernels.intervals import Intervals, intervals
-from luban.kernels.layout import BlockLayout
+from luban.kernels.layout import BlockLayout, in_blocks
 
 Kind = Literal["all", "causal", "packed", "intervals", "irregular"]
 FEW_PLACES, SLOTS_A_PLACE = 16, 64  # so many places for documents are always worth walking, or one for so many slots
@@ -100,12 +100,10 @@ class Visible:
     def _in_blocks(self) -> Tensor:
         """(1 or B, 1 or H, T, S) bool, what the layout leaves. Blocks are counted in real tokens, so that padding before
         them moves none."""
-        table_HMN, places_BS = self.layout.table, torch.arange(self.keys, device=self.device)[None]
+        places_BS = torch.arange(self.keys, device=self.device)[None]
         if self.real is not None:
             places_BS = (self.real.long().cumsum(1) - 1).clamp(min=0)
-        key_blocks = places_BS // self.layout.block
-        query_blocks = key_blocks[:, self.keys - self.queries :]
-        return table_HMN[:, query_blocks[:, :, None], key_blocks[:, None, :]].transpose(0, 1)
+        return in_blocks(self.layout.table, self.layout.block, places_BS, self.queries)
 
     def sound(self) -> Tensor | None:
         """(B,) bool, whether padding and prefixes stand where intervals can say so, and before nothing that a layout counts;

@@ -94,6 +94,7 @@ MEASURED = [
     (16, {}, 2, 53.5),
     (16, {"recompute": "cheap"}, 2, 38.1),
     (16, {"recompute": "blocks"}, 2, 13.0),
+    (16, {"recompute": "blocks", "inner_kept": False}, 2, 12.7),
     (16, {"recompute": "cheap", "masters": True}, 4, 47.1),
 ]  # fmt: skip
 
