@@ -271,8 +271,8 @@ def triangle_tiles(length, rows, cols):
     return sum(-(-min(m + rows, length) // cols) for m in range(0, length, rows))
 
 
-def sparse(T=16384):
-    for D in (64, 128):
+def sparse(lengths=(16384, 65536)):
+    for D, T in itertools.product((64, 128), lengths):
         q, k, v = qkv = inputs(T, D)
         base, cells = None, []
         for share in (1.0, 0.5, 0.25, 0.1, 0.03):
@@ -288,9 +288,9 @@ def sparse(T=16384):
             times = torch.tensor([row["forward_ms"], row["backward_ms"]]) / density
             base = times if base is None else base
             both, (fwd, bwd) = float(times.sum() / base.sum()), (times / base).tolist()
-            ROWS.append({"table": "sparse", "name": "ratio", "D": D, "density": density, "ratio": both})
+            ROWS.append({"table": "sparse", "name": "ratio", "T": T, "D": D, "density": density, "ratio": both})
             cells.append(f"{density:.3f} → {both:.2f} (fwd {fwd:.2f}, bwd {bwd:.2f})")
-        SUMMARY.append(f"sparse D={D}: time over density, relative to dense: " + ", ".join(cells))
+        SUMMARY.append(f"sparse T={T} D={D}: time over density, relative to dense: " + ", ".join(cells))
 
 
 def memory(sizes=(16384, 32768, 65536, 131072, 262144)):
@@ -371,7 +371,7 @@ def main():
         "plain": ([512],),
         "biased": ([(64, 512)],),
         "packed": (512, 64),
-        "sparse": (1024,),
+        "sparse": ([1024],),
         "memory": ([1024, 2048],),
     }
     try:
