@@ -3,7 +3,8 @@
     python benchmarks/fp8_curve.py [--steps 500] [--gpus 4] [--tiny] [--out FILE.json]
 
 The 1.1B shape of `gpu_step.py` with heads of 128, batches of 24 × 1,024 tokens of Python sources (those of this Python and
-its packages, byte-level BPE of 32,000 trained here), learning rate 3e-4 after a warm-up of 200 steps. Losses are averaged
+its packages, byte-level BPE of 32,000 trained here; windows in random order, so that no batch is of one file), learning rate
+3e-4 after a warm-up of 200 steps. Losses are averaged
 over windows of 50 steps. Each precision runs twice, the second time from weights changed by a thousandth (“again”), which
 shows what chance alone does: printed are the relative differences from the first bf16 run, and of the two precisions' means,
 of which the largest one after the first window decides.
@@ -29,12 +30,13 @@ BATCH, SEQ, WARMUP = 24, 1024, 200
 RUNS = ("bf16", "fp8", "bf16-again", "fp8-again")
 
 
-def tokens(vocabulary: int, wanted: int) -> np.ndarray:
-    """Ids of Python sources, at least `wanted` of them, shuffled by file."""
+def tokens(vocabulary: int, rows: int, length: int) -> np.ndarray:
+    """(rows, length) ids of Python sources."""
+    wanted, drawn = rows * length, np.random.default_rng(0)
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     files = sorted({f for name in ("stdlib", "purelib") for f in Path(sysconfig.get_path(name)).rglob("*.py")})
-    order, texts, size = np.random.default_rng(0).permutation(len(files)), [], 0
+    order, texts, size = drawn.permutation(len(files)), [], 0
     for i in order:
         texts.append(files[i].read_text(encoding="utf-8", errors="ignore"))
         size += len(texts[-1])
@@ -46,16 +48,15 @@ def tokens(vocabulary: int, wanted: int) -> np.ndarray:
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
     tokenizer.train_from_iterator(texts[: len(texts) // 4 + 1], trainer)
     ids = np.concatenate([np.array(found.ids, dtype=np.int64) for found in tokenizer.encode_batch(texts)])
-    return ids[:wanted] if len(ids) >= wanted else np.resize(ids, wanted)
+    return drawn.permutation(np.resize(ids, (rows, length)))  # resize repeats what is too short
 
 
 class TextBatch:
-    """One batch of consecutive windows."""
+    """One batch of a step."""
 
-    def __init__(self, ids: np.ndarray, step: int, batch: int, seq: int):
-        rows = [(step * batch + row) * (seq + 1) for row in range(batch)]
-        self.ids = np.stack([ids[at : at + seq + 1] for at in rows])
-        self.tokens_trained = self.tokens_read = batch * seq
+    def __init__(self, rows: np.ndarray, step: int, batch: int):
+        self.ids = rows[step * batch : (step + 1) * batch]
+        self.tokens_trained = self.tokens_read = batch * (rows.shape[1] - 1)
 
     def arrays(self):
         return self.ids[:, :-1], self.ids[:, 1:], self.ids[:, 1:] >= 0
@@ -64,13 +65,13 @@ class TextBatch:
 def curve(name: str, steps: int, tiny: bool, path: str) -> list[float]:
     """The loss of every step."""
     shape, batch, seq = (TINY, 2, 64) if tiny else (SHAPE, BATCH, SEQ)
-    ids = np.load(path)
+    rows = np.load(path)
     step, _ = luban_trainer(shape, 4 if tiny else 16, batch, seq, "cuda" if torch.cuda.is_available() else "cpu",
                             {"weights": "fp32", "moments": "fp32", "precision": name.split("-")[0]}, lr=3e-4,
                             changed=1e-3 if name.endswith("-again") else 0.0)  # fmt: skip
     launched, losses, began = [], [], time.perf_counter()
     for i in range(steps):
-        launched.append(step.launch(TextBatch(ids, i, batch, seq), min(1.0, (i + 1) / WARMUP)))
+        launched.append(step.launch(TextBatch(rows, i, batch), min(1.0, (i + 1) / WARMUP)))
         if len(launched) == WINDOW or i + 1 == steps:
             losses += [step.settle(each).loss for each in launched]
             launched = []
@@ -95,11 +96,13 @@ def main() -> None:
     if call.inside:
         print(json.dumps(curve(call.inside[0], call.steps, call.tiny, call.inside[1])))
         return
+    if call.steps < 2 * WINDOW:
+        parser.error(f"--steps must be at least {2 * WINDOW}, two windows; {call.steps} given")
     shape, batch, seq = (TINY, 2, 64) if call.tiny else (SHAPE, BATCH, SEQ)
     began, found = time.perf_counter(), {}
     with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/ids.npy"
-        np.save(path, tokens(shape["vocab"], call.steps * batch * (seq + 1)))
+        path = f"{folder}/rows.npy"
+        np.save(path, tokens(shape["vocab"], call.steps * batch, seq + 1))
         print(f"text ready after {time.perf_counter() - began:.0f} s", flush=True)
         jobs = [Job(name, [[sys.executable, __file__, "--steps", call.steps, "--inside", name, path,
                             *(["--tiny"] if call.tiny else [])]]) for name in RUNS]  # fmt: skip

@@ -6,9 +6,9 @@ are counted in real tokens of the row, so that a document in a pack is cut other
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch._guards import detect_fake_mode
@@ -101,13 +101,18 @@ class GlobalRandom(Layout):
                                     heads=heads, block=self.block, causal=causal, device=device)  # fmt: skip
 
 
-@torch.compiler.assume_constant_result
 def layout_for(layout: Layout, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
     """`layout.made`, kept from forward to forward, unless tensors are made for their shapes alone."""
     whole = -(-length // layout.block) * layout.block  # so that a growing row asks for a new one now and then only
-    if detect_fake_mode() is not None:
-        return layout.made(whole, heads, causal, device)
-    return _cached(layout, whole, heads, causal, device)
+    options = tuple((field.name, getattr(layout, field.name)) for field in fields(layout))
+    return _constant(type(layout), options, whole, heads, causal, device)
+
+
+@torch.compiler.assume_constant_result
+def _constant(kind: type[Layout], options: tuple[tuple[str, int], ...], *rest: Any) -> BlockLayout:
+    """From plain values, since torch 2.11's compiler takes no dataclass as an argument of what it calls."""
+    layout = kind(**dict(options))
+    return layout.made(*rest) if detect_fake_mode() is not None else _cached(layout, *rest)
 
 
 @lru_cache(maxsize=8)
