@@ -61,7 +61,8 @@ RATES = {
     ("luban", 64): (370, 333), ("luban", 128): (471, 416), ("luban", 256): (150, 60),
     ("flash2", 64): (295, 256), ("flash2", 128): (318, 283), ("flash2", 256): (300, 200),
 }  # fmt: skip
-# The same for packed documents (mean 512 tokens of exponential length, 8 rows of 8,192), visible pairs alone counted. FlashAttention-4's tiles begin with every document, Luban's stand where the row puts them.
+# The same for packed documents (mean 512 tokens of exponential length, 8 rows of 8,192), visible pairs alone
+# counted. FlashAttention-4's tiles begin with every document, Luban's stand where the row puts them.
 PACKED_RATES = {
     ("flash4", 64): (201, 233), ("flash4", 128): (299, 280),
     ("luban", 64): (283, 249), ("luban", 128): (304, 254),

@@ -183,3 +183,11 @@ def test_a_compiled_model_is_the_uncompiled_one(name):
 def test_a_recipe_says_it_in_a_table():
     text = {"attention": {"heads": 4, "layout": {"type": "strided", "window": 64, "stride": 4}}}
     assert from_dict(ModelSpec, text).attention.layout == Strided(window=64, stride=4)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_model_with_a_layout_is_one_graph(name):
+    model, tokens = make(LAYOUTS[name], layers=2), torch.randint(0, 16, (2, 83))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(tokens), model(tokens))
