@@ -20,11 +20,11 @@ luban pretrain luban_pretrain_gpu --data.path shards --out runs/b --train.profil
 def run(argv: Sequence[str]) -> int:
     from luban.train.pretrain import pretrain
     from luban.train.recipe import Recipe
-    from luban.train.run import prepare
+    from luban.train.run import rehearse
 
     call = parse_recipe(Recipe, argv, verb="pretrain", about=ABOUT, examples=EXAMPLES, shipped=RECIPES)
     if call.dry_run:
-        print("\n".join(prepare(call.recipe)[-1].lines()))
+        rehearse(call.recipe)
         return 0
     print(pretrain(call.recipe, call.out, call.name))
     return 0

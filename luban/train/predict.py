@@ -223,9 +223,9 @@ def require_memory(recipe: Recipe, spec: ModelSpec, device: torch.device, predic
     if prediction.memory.total <= room:
         return
     other = _Alternatives(recipe, spec, device, room, sample)
-    remedies = [*other.smaller_batches(), *other.recomputations()]
+    remedies = "; ".join([*other.smaller_batches(), *other.recomputations()])
     raise UnsupportedError(f"training would need {prediction.memory}, and {bytes_(prediction.free)} are free, "
-                           f"{bytes_(max(room, 0))} of them for a step: {'; '.join(remedies) or 'choose a smaller model'}")  # fmt: skip
+                           f"{bytes_(max(room, 0))} of them for a step: {remedies or 'choose a smaller model'}")  # fmt: skip
 
 
 class _Alternatives:
@@ -251,21 +251,28 @@ class _Alternatives:
         if first < len(finer):
             needed = bytes_(self.memory(accumulate=finer[first]).total)
             remedies.append(f"--train.accumulate {finer[first]} would need {needed}")
-        fits, fails = 0, batch // accumulate  # rows of a micro-batch
-        while fails - fits > 1:
-            middle = (fits + fails) // 2
-            enough = self.memory(batch_size=middle * accumulate).total <= self.room
-            fits, fails = (middle, fails) if enough else (fits, middle)
-        if fits:
-            remedies.append(f"--train.batch_size {fits * accumulate} is the largest that fits")
+        if largest := self.largest_batch():
+            remedies.append(f"--train.batch_size {largest} is the largest that fits")
         return remedies
 
+    def largest_batch(self, **train: object) -> int:
+        """The largest batch size below the wanted one that fits, with these fields changed; 0: none does."""
+        accumulate = self.recipe.train.accumulate
+        fits, fails = 0, self.recipe.train.batch_size // accumulate  # rows of a micro-batch
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            enough = self.memory(batch_size=middle * accumulate, **train).total <= self.room
+            fits, fails = (middle, fails) if enough else (fits, middle)
+        return fits * accumulate
+
     def recomputations(self) -> list[str]:
-        """What each stronger policy would need."""
+        """What each stronger policy would need, or the largest batch with it where that is too much."""
         policies = get_args(Recompute)
         remedies = []
         for policy in policies[policies.index(self.recipe.train.recompute) + 1 :]:
-            memory = self.memory(recompute=policy)
-            too_much = "" if memory.total <= self.room else ", still too much"
-            remedies.append(f"--train.recompute {policy} would need {bytes_(memory.total)}{too_much}")
-        return remedies if any("too much" not in line for line in remedies) else []
+            needed = self.memory(recompute=policy).total
+            if needed <= self.room:
+                remedies.append(f"--train.recompute {policy} would need {bytes_(needed)}")
+            elif largest := self.largest_batch(recompute=policy):
+                remedies.append(f"--train.recompute {policy} --train.batch_size {largest} is the largest that fits with it")
+        return remedies

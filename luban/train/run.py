@@ -49,8 +49,8 @@ def train(recipe: Recipe, out: Path, *, task: str, name: str) -> Path:
     Raises:
         LubanError: anything that is wrong, before anything is written; TrainingError and Interrupted after.
     """
-    shards, start, device, prediction = prepare(recipe)
-    require_memory(recipe, start.spec, device, prediction, partial(_sample, recipe, shards))
+    shards, start, device, prediction = prepared = prepare(recipe)
+    _require_memory(recipe, *prepared)
     if recipe.train.tensorboard:
         require_tensorboard()
     resolved = to_dict(recipe) | {"model": to_dict(start.spec)}
@@ -81,7 +81,8 @@ def train(recipe: Recipe, out: Path, *, task: str, name: str) -> Path:
 def _exhausted(recipe: Recipe, prediction: Prediction, step: int) -> TrainingError:
     batch, accumulate = recipe.train.batch_size, recipe.train.accumulate
     finer = next((n for n in range(accumulate + 1, batch + 1) if batch % n == 0), None)
-    ways = [f"--train.accumulate {finer}"] * (finer is not None) + ["--train.recompute blocks", "a smaller model"]
+    ways = [f"--train.accumulate {finer}"] * (finer is not None)
+    ways += ["--train.recompute blocks"] * (recipe.train.recompute != "blocks") + ["a smaller batch", "a smaller model"]
     return TrainingError(
         f"out of memory in step {step + 1}: {bytes_(prediction.memory.total)} were predicted and "
         f"{bytes_(prediction.free)} were free at the start. Other programs may have taken memory since. "
@@ -99,6 +100,17 @@ def prepare(recipe: Recipe) -> tuple[Shards, Start, torch.device, Prediction]:
     shards = Shards.open(recipe.data.path, "train")
     start = choose_start(recipe, shards)
     return shards, start, device, predict(recipe, start.spec, device, partial(_sample, recipe, shards))
+
+
+def rehearse(recipe: Recipe) -> None:
+    """Print what the run will need, before anything is taken; raises what `train` would."""
+    prepared = prepare(recipe)
+    print("\n".join(prepared[-1].lines()))
+    _require_memory(recipe, *prepared)
+
+
+def _require_memory(recipe: Recipe, shards: Shards, start: Start, device: torch.device, prediction: Prediction) -> None:
+    require_memory(recipe, start.spec, device, prediction, partial(_sample, recipe, shards))
 
 
 def _sample(recipe: Recipe, shards: Shards, rows: int) -> Batch:

@@ -20,7 +20,7 @@ from luban.load.model import load_model
 from luban.planner.accelerators import accelerator
 from luban.train import predict
 from luban.train.pretrain import pretrain
-from luban.train.run import prepare
+from luban.train.run import prepare, rehearse
 
 
 def test_a_run_can_be_loaded_and_continued_from(tiny, tmp_path):
@@ -61,7 +61,7 @@ def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(ti
     assert figures["seconds"] < 3 * 3.0
 
 
-def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp_path, monkeypatch):
+def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp_path, monkeypatch, capsys):
     recipe = tiny(train={"batch_size": 64, "seq_len": 64, "precision": "bf16"})
     prediction = prepare(recipe)[-1]
     room = (1 + predict.LIBRARY) * (
@@ -83,6 +83,14 @@ def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp
 
     assert need(batch_size=batch) < prediction.memory.total <= need(batch_size=batch + 1)
     assert bytes_(need(accumulate=2)) in message and bytes_(need(recompute="cheap")) in message
+    # no policy alone is enough: the largest batch with each
+    room = (1 + predict.LIBRARY) * need(recompute="blocks", batch_size=40)
+    monkeypatch.setattr(predict, "free_memory", lambda device: room)
+    with pytest.raises(UnsupportedError) as refused:
+        rehearse(recipe)
+    with_blocks = int(re.search(r"--train.recompute blocks --train.batch_size (\d+)", str(refused.value)).group(1))
+    alone = int(re.search(r"; --train.batch_size (\d+) is", str(refused.value)).group(1))
+    assert alone < 40 <= with_blocks < 64 and "memory" in capsys.readouterr().out
     monkeypatch.setattr(predict, "free_memory", lambda device: 1000)
     with pytest.raises(UnsupportedError, match="choose a smaller model"):
         pretrain(recipe, tmp_path / "run")
