@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from luban.core.errors import UnsupportedError
 from luban.kernels.limits import IGNORED, LOGIT_BYTES
 
 BLOCK = 4096  # vocabulary entries a program holds
@@ -109,6 +110,7 @@ def _forward(rows_NE: Tensor, table_VE: Tensor, bias_V: Tensor | None, targets_N
         rows, targets = rows_NE[here], targets_N[here]
         logits = rows @ table_VE.t() if bias_V is None else torch.addmm(bias_V, rows, table_VE.t())
         lse, picked, total = row_statistics(logits, targets)
+        picked = torch.where((targets >= vocabulary) | (targets < 0), float("nan"), picked)  # IGNORED is left out below
         each = lse - (1 - smoothing) * picked - smoothing / vocabulary * total + z_loss * lse.square()
         loss += torch.where(targets == IGNORED, 0.0, each).sum()
         if gradients:
@@ -155,11 +157,26 @@ def linear_cross_entropy(rows_NE: Tensor, table_VE: Tensor, targets_N: Tensor, *
 
     Args:
         rows_NE, table_VE, bias_V: in one precision; logits are rounded to it, their sums are fp32.
-        targets_N: int64; -100 counts nothing.
-        smoothing: share of the target spread evenly over the vocabulary (Szegedy et al. 2016, section 7).
+        targets_N: int64 below V; -100 counts nothing. Any other is not a word: it makes the loss NaN (the device isn't asked).
+        smoothing: share of the target spread evenly over the vocabulary (Szegedy et al. 2016, section 7), 0 to 1.
         z_loss: factor on log²Z (Chowdhery et al. 2022, section 5).
+
+    Raises:
+        UnsupportedError: shapes that don't fit each other, or a share that is none.
 
     The gradients are made in the forward pass, and their product with the loss's own gradient is all that is left.
     """
-    needed = torch.is_grad_enabled() and (rows_NE.requires_grad or table_VE.requires_grad)
+    _check(rows_NE, table_VE, targets_N, bias_V, smoothing)
+    learned = [x for x in (rows_NE, table_VE, bias_V) if x is not None and x.requires_grad]
+    needed = torch.is_grad_enabled() and bool(learned)
     return _forward(rows_NE.contiguous(), table_VE, bias_V, targets_N, smoothing, z_loss, needed)[0]
+
+
+def _check(rows: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None, smoothing: float) -> None:
+    if rows.dim() != 2 or table.dim() != 2 or rows.shape[1] != table.shape[1] or targets.shape != rows.shape[:1]:
+        raise UnsupportedError(f"linear_cross_entropy: rows {tuple(rows.shape)}, table {tuple(table.shape)} and targets "
+                               f"{tuple(targets.shape)} don't fit (N, E), (V, E) and (N,)")  # fmt: skip
+    if bias is not None and bias.shape != table.shape[:1]:
+        raise UnsupportedError(f"linear_cross_entropy: a bias of {tuple(bias.shape)} for {table.shape[0]} words")
+    if not 0 <= smoothing <= 1:
+        raise UnsupportedError(f"linear_cross_entropy: smoothing is a share from 0 to 1, {smoothing} given")

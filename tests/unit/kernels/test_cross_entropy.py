@@ -95,3 +95,28 @@ def test_slices_of_the_vocabulary_combine_to_the_whole():
     for shard, first in zip(shards, (0, 300), strict=True):
         to_gradient_(shard, targets, lse, smoothing=0.0, z_loss=0.0, whole=500, first=first)
     assert torch.allclose(torch.cat(shards, 1).double(), wide.grad, atol=1e-5)
+
+
+@here
+def test_a_bias_alone_can_learn():
+    from luban.kernels.cross_entropy import linear_cross_entropy
+
+    rows, table = torch.randn(5, 8, device=DEVICE), torch.randn(50, 8, device=DEVICE)
+    bias, targets = torch.zeros(50, device=DEVICE, requires_grad=True), torch.randint(0, 50, (5,), device=DEVICE)
+    linear_cross_entropy(rows, table, targets, bias_V=bias).backward()
+    wanted = (rows @ table.t()).softmax(-1).sum(0) - torch.bincount(targets, minlength=50)
+    torch.testing.assert_close(bias.grad, wanted, atol=1e-4, rtol=1e-4)
+
+
+@here
+def test_what_is_no_word_or_does_not_fit():
+    from luban.core.errors import UnsupportedError
+    from luban.kernels.cross_entropy import linear_cross_entropy
+
+    rows, table = torch.randn(3, 8, device=DEVICE), torch.randn(50, 8, device=DEVICE)
+    for word in (50, -1):
+        assert linear_cross_entropy(rows, table, torch.tensor([1, -100, word], device=DEVICE)).isnan()
+    right = torch.tensor([1, 2, 3], device=DEVICE)
+    for changed in ({"rows_NE": rows[:, :7]}, {"targets_N": right[:2]}, {"bias_V": torch.zeros(49)}, {"smoothing": 2.0}):
+        with pytest.raises(UnsupportedError, match="linear_cross_entropy"):
+            linear_cross_entropy(**({"rows_NE": rows, "table_VE": table, "targets_N": right} | changed))
