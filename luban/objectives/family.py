@@ -66,6 +66,10 @@ class Objective(Variant):
         """
         raise NotImplementedError
 
+    def measured(self) -> Objective:
+        """What held-out text is measured by: itself, without what training adds to its loss."""
+        return self
+
     def loss(self, module: nn.Module, *arrays: Tensor) -> tuple[Tensor, Tensor]:
         """(sum of losses in nats, number of trained targets) of a batch's `arrays()`."""
         raise NotImplementedError

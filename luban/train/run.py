@@ -136,12 +136,15 @@ def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device)
     optimizer = recipe.optim.build(masters.parameters)
     scale = LossScale.of(config.precision)
     compiled = config.compile and can_compile(device)
-    loss = loss_function(module, recipe.objective, compiled=compiled, regions=device.type == "cuda")
+    regions = device.type == "cuda"
+    loss = heldout = loss_function(module, recipe.objective, compiled=compiled, regions=regions)
+    if (measured := recipe.objective.measured()) != recipe.objective:
+        heldout = loss_function(module, measured, compiled=compiled and not regions)  # regions are compiled by now
     step = TrainStep(loss, masters, optimizer, scale, clip=config.clip, accumulate=config.accumulate, device=device)
     workers = recipe.data.workers if recipe.data.workers is not None else 2 * (device.type == "cuda")
     loader = Loader(shards, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed,
                     packing=rows_of(recipe, shards), workers=workers)  # fmt: skip
-    return Pieces(recipe, module, loss, step, TrainState(start.spec, masters, optimizer, scale), loader,
+    return Pieces(recipe, module, heldout, step, TrainState(start.spec, masters, optimizer, scale), loader,
                   _validator(recipe, shards, device))  # fmt: skip
 
 

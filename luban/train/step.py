@@ -23,7 +23,7 @@ from luban.train.precision import LossScale, Masters
 class StepResult:
     """What one step did."""
 
-    loss: float  # mean cross-entropy in nats a trained token, over the whole step
+    loss: float  # mean of the objective in nats a trained token, over the whole step
     tokens: int  # real tokens read (no padding)
     grad_norm: float  # global norm before clipping
     bad: bool  # NaN or infinite: nothing was updated

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from luban import ModelSpec, build_model
+from luban.core.errors import ConfigError
 from luban.nn.attention.grouped import Grouped
 from luban.nn.feedforward import SwiGLU
 from luban.objectives import causal
-from luban.objectives.causal import causal_loss
+from luban.objectives.causal import Causal, causal_loss
 
 
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])
@@ -40,6 +41,28 @@ def test_equals_cross_entropy_with_its_gradients(model, chunked, monkeypatch):
     mine, theirs = gradients(model, total), gradients(model, expected)
     for name, gradient in mine.items():
         torch.testing.assert_close(gradient, theirs[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_smoothing_and_z_loss_by_their_definitions(model, chunked, monkeypatch):
+    from luban.kernels.reference.cross_entropy import linear_cross_entropy
+
+    if chunked:
+        monkeypatch.setattr(causal, "CHUNK_ELEMENTS", 61 * 4)
+    objective = Causal(smoothing=0.2, z_loss=0.01)
+    tokens, targets = torch.randint(0, 61, (2, 3, 11))
+    mask = torch.rand(3, 11) < 0.6
+    rows, table, bias = model.vocabulary_product(model(tokens, output="hidden"))
+    expected = linear_cross_entropy(rows[mask], table, targets[mask], bias_V=bias, smoothing=0.2, z_loss=0.01)
+    total, _ = objective.loss(model, tokens, targets, mask)
+    torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
+    mine, theirs = gradients(model, total), gradients(model, expected)
+    for name, gradient in mine.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-9, atol=1e-12, msg=name)
+    assert objective.measured() == Causal()
+    for wrong in ({"smoothing": 1.0}, {"z_loss": -1.0}):
+        with pytest.raises(ConfigError, match="smoothing is a share"):
+            Causal(**wrong)
 
 
 def test_nothing_trained_is_zero_with_a_gradient(model):

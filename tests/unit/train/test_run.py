@@ -176,3 +176,14 @@ def test_a_dry_run_says_cost_and_utilisation_where_the_accelerator_is_known(tiny
     assert "50.0% of the accelerator's peak" in text and "1 accelerator-hours, at most 0.7 kWh (700 W)" in text
     assert known.figures()["peak_flops"] == 989.4e12 and "about 1h00m" in text
     assert "about 1m40s" in "\n".join(replace(known, budget=100.0).lines())
+
+
+def test_held_out_text_is_measured_without_what_training_adds(tiny, tmp_path):
+    figures = []
+    for name, objective in (("bare", {}), ("shaped", {"smoothing": 0.5, "z_loss": 0.1})):
+        recipe = tiny(objective=objective, optim={"lr": 1e-9}, train={"steps": 2})
+        pretrain(recipe, tmp_path / name)
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        figures.append((rows[0]["loss"], next(row["heldout_loss"] for row in rows if "heldout_loss" in row)))
+    (bare, heldout), (shaped, again) = figures
+    assert shaped > bare + 0.5 and again == pytest.approx(heldout, abs=1e-4)
