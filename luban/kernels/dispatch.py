@@ -21,6 +21,7 @@ import torch
 from luban.core.errors import ConfigError, UnsupportedError, nearest
 from luban.core.log import warn
 from luban.kernels.available import INSTALLED, INTERPRETED, unusable
+from luban.kernels.limits import BLOCK_SIDES
 from luban.kernels.visible import Kind
 
 HALF = (torch.bfloat16, torch.float16)
@@ -131,6 +132,8 @@ def _beyond_luban(case: Case) -> str | None:
         return "it leaves float64 to references"
     if case.block and not case.square:
         return "it takes block-sparse layouts for whole rows alone"
+    if case.block and case.block not in BLOCK_SIDES:
+        return f"it has tiles for blocks of {', '.join(map(str, BLOCK_SIDES))}"
     if case.block > 64 and case.width > 128:
         return "its blocks of 128 have no room for heads wider than 128"
     if case.bias == "any":

@@ -69,6 +69,8 @@ def _lists(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _near(length: int, window: int, block: int, causal: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(M, 1) and (1, N) numbers of the blocks, and (M, N), whether the second is the first or within `window` of it."""
+    if block < 1:
+        raise ConfigError(f"a layout's block must have at least one token, {block} given")
     blocks = np.arange(-(-length // block))
     m, n = blocks[:, None], blocks[None, :]
     away = m - n if causal else abs(m - n)

@@ -5,6 +5,7 @@ from __future__ import annotations
 LOGIT_BYTES = 2**29  # of logits at once where linear layer and cross-entropy are one kernel
 CHUNK_ELEMENTS = 2**26  # logits at once elsewhere: 256 MB in float32
 IGNORED = -100  # a target that counts nothing
+BLOCK_SIDES = (16, 32, 64, 128)  # of a layout's blocks, in tokens
 FLOAT8_SIDES = 16  # both sides of a weight must be multiples of it for products in 8-bit floating point
 PAIRED_SIDES = 16  # and for products that end in SwiGLU
 WIDEST_ROW = 16384  # values of a row that one program holds

@@ -274,5 +274,7 @@ class _Alternatives:
             if needed <= self.room:
                 remedies.append(f"--train.recompute {policy} would need {bytes_(needed)}")
             elif largest := self.largest_batch(recompute=policy):
-                remedies.append(f"--train.recompute {policy} --train.batch_size {largest} is the largest that fits with it")
+                remedies.append(
+                    f"--train.recompute {policy} --train.batch_size {largest} is the largest that fits with it"
+                )
         return remedies

@@ -16,6 +16,7 @@ from luban.kernels.distance import LOG2E, DistanceBias
 from luban.kernels.flash import launch
 from luban.kernels.intervals import Intervals, seeing_rows
 from luban.kernels.layout import BlockLayout
+from luban.kernels.limits import BLOCK_SIDES
 
 WIDEST = 256  # D
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -38,7 +39,8 @@ def flash_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Int
 
     Source: Dao et al. 2022 (FlashAttention, algorithm 1, block-sparse section 3.3), Dao 2023 (loop order).
     """
-    _check(q_BHTD, k_BKSD, v_BKSD, layout)
+    _check(q_BHTD, k_BKSD, v_BKSD)
+    _check_what_is_seen(q_BHTD, k_BKSD.shape[2], mask, bias, layout)
     scale = 1 / math.sqrt(q_BHTD.shape[-1]) if scale is None else scale
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_BHTD, k_BKSD, v_BKSD))
     start = stop = seeing = None
@@ -67,8 +69,8 @@ def with_seeing(mask: Intervals, keys: int) -> Intervals:
     return replace(mask, seeing=seeing_rows(mask, keys))
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout | None) -> None:
-    if q.dim() != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise UnsupportedError(f"flash_attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} "
                                "don't fit (B, H, T, D) and (B, K, S, D)")  # fmt: skip
     if q.shape[1] % k.shape[1]:
@@ -81,9 +83,24 @@ def _check(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout | None) -> None:
         raise UnsupportedError(
             f"flash_attention: dtypes {q.dtype}, {k.dtype}, {v.dtype}; one of float32, bf16, fp16 needed"
         )
-    if layout is not None:
-        H, T, S = q.shape[1], q.shape[2], k.shape[2]
-        blocks = -(-T // layout.block), -(-S // layout.block)
-        if T != S or layout.table.shape[0] not in (1, H) or tuple(layout.table.shape[1:]) != blocks:
-            raise UnsupportedError(f"flash_attention: a layout of {tuple(layout.table.shape)} blocks of {layout.block} doesn't "
-                                   f"fit {H} heads, {T} queries and {S} keys")  # fmt: skip
+
+
+def _check_what_is_seen(q: Tensor, keys: int, mask: Intervals | None, bias: DistanceBias | None,
+                        layout: BlockLayout | None) -> None:  # fmt: skip
+    B, H, T, D = q.shape
+    if mask is not None and (mask.start.shape != mask.stop.shape or tuple(mask.start.shape) not in ((1, T), (B, T))):
+        raise UnsupportedError(f"flash_attention: a mask of {tuple(mask.start.shape)} and {tuple(mask.stop.shape)} doesn't fit "
+                               f"{B} rows of {T} queries")  # fmt: skip
+    if bias is not None and bias.parameters[0].shape[0] != H:
+        raise UnsupportedError(f"flash_attention: a bias of {bias.parameters[0].shape[0]} heads, and queries have {H}")
+    if bias is not None and bias.form == "buckets" and bias.keys < keys:
+        raise UnsupportedError(f"flash_attention: a bias for {bias.keys} keys, and there are {keys}")
+    if layout is None:
+        return
+    if layout.block not in BLOCK_SIDES or (layout.block > 64 and D > 128):
+        raise UnsupportedError(f"flash_attention: layouts have blocks of {', '.join(map(str, BLOCK_SIDES))} (128 for heads up to 128), "
+                               f"this one of {layout.block}, with heads of {D}")  # fmt: skip
+    blocks = -(-T // layout.block), -(-keys // layout.block)
+    if keys != T or layout.table.shape[0] not in (1, H) or tuple(layout.table.shape[1:]) != blocks:
+        raise UnsupportedError(f"flash_attention: a layout of {tuple(layout.table.shape)} blocks of {layout.block} doesn't "
+                               f"fit {H} heads, {T} queries and {keys} keys")  # fmt: skip

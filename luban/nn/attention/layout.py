@@ -17,8 +17,7 @@ from luban.core.errors import ConfigError
 from luban.core.registry import Registry, Variant
 from luban.kernels import layout as blocks
 from luban.kernels.layout import BlockLayout
-
-SIDES = (16, 32, 64, 128)  # of blocks, that kernels have tiles for
+from luban.kernels.limits import BLOCK_SIDES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +38,8 @@ class Layout(Variant):
     window: int = 128  # tokens
 
     def __post_init__(self):
-        if self.block not in SIDES:
-            raise ConfigError(f"a layout's block must be one of {', '.join(map(str, SIDES))}, {self.block} given")
+        if self.block not in BLOCK_SIDES:
+            raise ConfigError(f"a layout's block must be one of {', '.join(map(str, BLOCK_SIDES))}, {self.block} given")
         if self.window < 0:
             raise ConfigError(f"a layout's window can't be negative, {self.window} given")
 

@@ -230,21 +230,6 @@ def test_a_layout_that_does_not_fit_is_refused():
 
 
 @here
-def test_poisoned_outputs_are_written_everywhere(monkeypatch):
-    """Uninitialised memory is filled with NaN; every element of the results must be overwritten."""
-    from luban.kernels.flash import launch as module
-    from luban.kernels.intervals import intervals
-
-    def poisoned(make):
-        return lambda *a, **k: make(*a, **k).fill_(float("nan"))
-
-    for name in ("empty", "empty_like", "empty_strided"):
-        monkeypatch.setattr(module.torch, name, poisoned(getattr(torch, name)))
-    s = shape() | {"T": 37}
-    compare(draw(**s, S=37), intervals(37, 37, device=DEVICE))
-
-
-@here
 def test_kerple_power_with_exponent_one_is_alibi():
     from luban.kernels.distance import alibi, alibi_slopes, dense, kerple_power
 
@@ -263,6 +248,30 @@ def test_unfit_shapes_are_refused_with_the_reason():
                      (torch.randn(1, 2, 8, 32), "don't fit"), (torch.randn(1, 2, 8, 16).half(), "dtypes")):  # fmt: skip
         with pytest.raises(UnsupportedError, match=words):
             flash_attention(q, k, k)
+
+
+@here
+def test_masks_biases_and_layouts_of_other_shapes_are_refused():
+    from luban.core.errors import ConfigError, UnsupportedError
+    from luban.kernels import layout
+    from luban.kernels.distance import alibi, alibi_slopes, t5
+    from luban.kernels.flash.attention import flash_attention
+    from luban.kernels.intervals import intervals
+
+    q = torch.randn(2, 4, 40, 16, device=DEVICE)
+    three = torch.zeros(3, 40, dtype=torch.int32, device=DEVICE)
+    for options, words in (({"mask": intervals(10, 10, window=4, device=DEVICE)}, "2 rows of 40 queries"),
+                           ({"mask": intervals(40, 40, documents=three, device=DEVICE)}, "2 rows of 40 queries"),
+                           ({"bias": alibi(alibi_slopes(2, DEVICE), 40)}, "a bias of 2 heads"),
+                           ({"bias": t5(torch.randn(4, 8, device=DEVICE), 10)}, "a bias for 10 keys"),
+                           ({"layout": layout.local(40, 20, block=48, device=DEVICE)}, "this one of 48"),
+                           ({"layout": layout.local(40, 20, block=256, device=DEVICE)}, "this one of 256")):  # fmt: skip
+        with pytest.raises(UnsupportedError, match=words):
+            flash_attention(q, q, q, **options)
+    with pytest.raises(UnsupportedError, match="don't fit"):
+        flash_attention(q, q[0], q[0])
+    with pytest.raises(ConfigError, match="at least one token"):
+        layout.local(40, 20, block=0)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 40])
