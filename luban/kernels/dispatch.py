@@ -25,6 +25,7 @@ from luban.kernels.limits import BLOCK_SIDES
 from luban.kernels.visible import Kind
 
 HALF = (torch.bfloat16, torch.float16)
+VARIABLE = "LUBAN_ATTENTION"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +155,9 @@ _warned: set[str] = set()
 chosen: dict[str, str] = {}  # what was picked so far: case → kernel, for logs and reports
 
 
-def _known(path: str) -> str:
+def _known(path: str, where: str = "") -> str:
     if path not in NAMES:
-        raise ConfigError(f"unknown attention '{path}'{nearest(path, NAMES)}")
+        raise ConfigError(f"unknown attention '{path}'{where}{nearest(path, NAMES)}")
     return path
 
 
@@ -179,17 +180,19 @@ def pick(case: Case) -> str:
     Raises:
         UnsupportedError: a kernel was asked for by name that can't serve the case.
     """
-    wanted = _forced[-1] if _forced else os.environ.get("LUBAN_ATTENTION")
+    wanted = _forced[-1] if _forced else os.environ.get(VARIABLE)
     if wanted:
-        if reason := refusal(_known(wanted), case):
-            raise UnsupportedError(f"{NAMES[wanted]} can't compute this attention ({case}): {reason}")
+        asked = "it was asked for by name" if _forced else f"the environment's {VARIABLE} asks for it"
+        if reason := refusal(_known(wanted, "" if _forced else f" in the environment's {VARIABLE}"), case):
+            raise UnsupportedError(f"{NAMES[wanted]} can't compute this attention ({case}): {reason}; {asked}, and without a "
+                                   "name the fastest one that can is picked (--train.attention auto)")  # fmt: skip
         return wanted
     return fastest(case)
 
 
 def fastest(case: Case) -> str:
     """The kernel with the highest measured rate of those that can serve the case; torch's own where there is none,
-    which is said once where it costs a square of memory."""
+    which is said once in training, and where it costs a square of memory."""
     plain = case.bias is None and not case.block and case.kind in ("all", "causal")
     if case.device != "cuda" or case.single or (plain and not case.training):
         return "torch"  # generation changes shapes at every token, for which others plan or compile anew
@@ -198,7 +201,7 @@ def fastest(case: Case) -> str:
         able = [path for path in able if path != "flash4"]
     if able:
         return max(able, key=lambda path: _rate(path, case))
-    if case.square and (case.kind != "all" or case.bias or case.block):
+    if case.training or case.square:
         _warn_once(case, refusal("luban", case))
     return "torch"
 

@@ -178,6 +178,25 @@ def test_a_fallback_warns_once_and_names_the_reason(monkeypatch):
     assert len(said) == 2
 
 
+@pytest.mark.parametrize(
+    "changes", [{"dtype": torch.float32}, {"width": 512}, {"capability": (7, 5)}, {"width": 300, "square": False}]
+)
+def test_training_without_a_mask_warns_too(changes, monkeypatch):
+    said = []
+    monkeypatch.setattr(dispatch, "warn", said.append)
+    monkeypatch.setattr(dispatch, "flash4_missing", lambda: "it is not installed")
+    assert pick(case(kind="all", **changes)) == "torch" and len(said) == 1
+
+
+def test_a_wrong_name_says_where_it_stands(monkeypatch):
+    monkeypatch.setenv("LUBAN_ATTENTION", "cudn")
+    with pytest.raises(ConfigError, match=r"'cudn' in the environment's LUBAN_ATTENTION.*cudnn"):
+        pick(case())
+    monkeypatch.setenv("LUBAN_ATTENTION", "flash2")
+    with pytest.raises(UnsupportedError, match=r"LUBAN_ATTENTION asks for it.*--train.attention auto"):
+        pick(case(device="cpu", capability=None))
+
+
 def test_it_says_what_it_picked():
     line = explain(case(kind="intervals", bias="log"))
     assert line.startswith("attention: Luban's Triton kernel (intervals of keys, log bias, bf16, heads of 128); not ")
