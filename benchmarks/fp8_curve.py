@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gpu_step import SHAPE, TINY, luban_trainer
-from on_gpus import Job, side_by_side
+from on_gpus import side_by_side
 
 WINDOW = 50
 BATCH, SEQ, WARMUP, LR = 24, 1024, 200, 1e-4
@@ -104,8 +104,8 @@ def main() -> None:
         path = f"{folder}/rows.npy"
         np.save(path, tokens(shape["vocab"], call.steps * batch, seq + 1))
         print(f"text ready after {time.perf_counter() - began:.0f} s", flush=True)
-        jobs = [Job(name, [[sys.executable, __file__, "--steps", call.steps, "--inside", name, path,
-                            *(["--tiny"] if call.tiny else [])]]) for name in RUNS]  # fmt: skip
+        jobs = [{name: [sys.executable, __file__, "--steps", call.steps, "--inside", name, path,
+                        *(["--tiny"] if call.tiny else [])]} for name in RUNS]  # fmt: skip
         logs = call.out.parent if call.out else Path(folder)  # those of a run that is cut off stay
         for name, status, lines in side_by_side(jobs, call.gpus, logs):
             print("\n".join(line for line in lines if ", step " in line) or "\n".join(lines[-20:]), flush=True)

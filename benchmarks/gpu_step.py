@@ -1,10 +1,11 @@
 """Tokens a second, utilisation and memory of training steps on one GPU, beside transformers and plain PyTorch.
 
-    python benchmarks/gpu_step.py [--only NAME …] [--gpus 1] [--steps 10] [--out FILE.json] [--tiny]
+    python benchmarks/gpu_step.py [--only NAME …] [--gpus 3] [--steps 10] [--out FILE.json] [--tiny]
 
 A 1.1B LLaMA shape: 22 layers, width 2,048, feed-forward 5,632, 32,000 words, 4 key heads, sequences of 2,048, random
-tokens, no document boundaries. Every contestant runs in a process of its own, so that memory is its own too; with
---gpus 2 two run at once, each on its GPU. Step times are medians over CUDA events after warm-up.
+tokens, no document boundaries. Every contestant runs in a process of its own, so that memory is its own too; those that are
+compared run on one GPU, one after another, and with --gpus 3 three such groups run at once. Step times are medians over
+CUDA events after warm-up.
 
 Model FLOPs a token: 6·(parameters − input embedding) + 6·layers·(heads·head width)·T, attention's causal half. The peak
 that utilisation refers to is the dense bf16 rate of the vendor's table (`luban/planner/accelerators.toml`).
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from on_gpus import Job, side_by_side
+from on_gpus import side_by_side
 from plain_model import Plain
 from torch import nn
 
@@ -63,6 +64,11 @@ CONTESTANTS: dict[str, tuple[str, int, int, dict[str, str]]] = {
     "luban-128-master": ("luban", 16, 16, {"weights": "fp32", "moments": "fp32", "recompute": "cheap"}),
     "luban-128-blocks": ("luban", 16, 16, {**ALL_BF16, "recompute": "blocks"}),
 }
+COMPARED = (  # what runs on one chip, one after another
+    ("transformers-8", "transformers-16", "luban-64", "luban-64-cudnn", "luban-64-apart"),
+    ("plain-128", "luban-128", "luban-128-fp8"),
+    ("luban-128-stochastic", "luban-128-master", "luban-128-cheap", "luban-128-blocks"),
+)
 
 
 def model_flops(shape: dict[str, int], heads: int, seq: int) -> float:
@@ -284,7 +290,7 @@ def _synchronize() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=list(CONTESTANTS))
+    parser.add_argument("--only", nargs="*", default=list(CONTESTANTS), choices=list(CONTESTANTS), metavar="NAME")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--tiny", action="store_true")
@@ -300,10 +306,10 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}, "
           f"{call.gpus} at once")  # fmt: skip
     options = [*(["--tiny"] if call.tiny else []), *(["--profile", call.profile] if call.profile else [])]
-    jobs = [Job(name, [[sys.executable, __file__, "--inside", name, "--steps", call.steps, *options]])
-            for name in call.only]  # fmt: skip
+    jobs = [{name: [sys.executable, __file__, "--inside", name, "--steps", call.steps, *options]
+             for name in group if name in call.only} for group in COMPARED]  # fmt: skip
     with tempfile.TemporaryDirectory() as logs:
-        for name, status, lines in side_by_side(jobs, call.gpus, Path(logs)):
+        for name, status, lines in side_by_side([job for job in jobs if job], call.gpus, Path(logs)):
             if status:
                 print(f"{name:24s} failed: {' '.join(lines[-4:])[-800:]}", flush=True)
                 continue
