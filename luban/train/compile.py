@@ -17,7 +17,7 @@ def loss_function(module: nn.Module, objective: Objective, *, compiled: bool, re
     """The summed loss of a batch as one function.
 
     Args:
-        compiled: by torch.compile, without graph breaks.
+        compiled: by torch.compile, without graph breaks; recurrent bodies, which ask how long their documents are, have them.
         regions: compile every block by itself instead of the whole. Blocks are alike, so that only one of them is
             really compiled, whatever the depth; what is lost is fusion across their borders.
     """
@@ -29,7 +29,7 @@ def loss_function(module: nn.Module, objective: Objective, *, compiled: bool, re
         return summed
     found = compilable_regions(module) if regions else []
     if not found:
-        return torch.compile(summed, dynamic=False)
+        return torch.compile(summed, dynamic=False, fullgraph=bool(stacked_blocks(module)))
     for region in found:
         region.compile(dynamic=False, fullgraph=True)
     return summed

@@ -68,7 +68,7 @@ class Loop:
         self.earlier = self.state.progress.seconds  # of earlier sessions
         self.saved: int | None = self.series.steps()[-1] if self.series.steps() else None
         self.side = 0.0  # seconds in validation and saving since the last row
-        self.waited = 0.0  # seconds in which there was no batch
+        self.waited = 0.0  # seconds in which there was no batch, after the first step
         self.step_seconds: list[float] = []  # of every step since the start or resume
         self.profile = Profile(art.path, train.profile, self.pieces.step.device) if train.profile else None
         self.flying: deque[tuple[float, Launched]] = deque()  # steps launched and not yet settled, with their factors
@@ -105,7 +105,7 @@ class Loop:
             self.profile.begins(at.step + 1)
         began = time.monotonic()
         batch = next(batches)
-        self.waited += time.monotonic() - began
+        self.waited += (time.monotonic() - began) if self.step_seconds else 0.0
         if not batch.tokens_trained:
             warn(NO_TARGET)
         self.flying.append((factor, self.pieces.step.launch(batch, factor)))
@@ -236,19 +236,20 @@ class Loop:
         self.art.note(
             parameters=sum(p.numel() for p in self.state.masters.parameters.values()), tokens=at.tokens,
             seconds=at.seconds, tokens_per_second=at.tokens / max(at.seconds, 1e-9), bad_steps=at.bad_steps,
-            data_wait=self.waited / max(time.monotonic() - self.session, 1e-9), **self._speed(),
+            **self._speed(),
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **at.scores,
         )  # fmt: skip
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             self.art.note(peak_cuda_bytes=torch.cuda.max_memory_allocated())
 
     def _speed(self) -> dict[str, float]:
-        """The step at its usual, in seconds, and the share of the accelerator's peak that the model's FLOPs are."""
+        """The step at its usual, in seconds, the share of all steps' time in which there was no batch, and the share of the
+        accelerator's peak that the model's FLOPs are."""
         usual = self.step_seconds[1:]  # the first one compiles
         if not usual:
             return {}
         step, figures = statistics.median(usual), self.art.figures
-        found = {"step_seconds": step}
+        found = {"step_seconds": step, "data_wait": self.waited / max(sum(usual), 1e-9)}
         if "peak_flops" in figures:
             found["utilisation"] = figures["model_flops_per_step"] / step / figures["peak_flops"]
         return found

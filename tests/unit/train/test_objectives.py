@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import luban
@@ -81,3 +82,26 @@ def test_a_batch_without_targets_is_told_once(tiny, tmp_path, monkeypatch, capsy
     run = pretrain(tiny(model=ENCODER, objective=objective), tmp_path / "run", "run")
     assert set(losses(run)) == {0.0}
     assert capsys.readouterr().err.count("a batch held no token to predict, so its loss is written as 0") == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "objective"),
+    [({}, {"type": "causal", "smoothing": 0.1, "z_loss": 1e-3}), (ENCODER, {"type": "masked"}),
+     (ENCODER, {"type": "masked", "pairing": {"type": "next_sentence"}}), ({"position": {"type": "learned"}}, {"type": "prefix"}),
+     ({"body": {"type": "encoder_decoder"}, "position": {"type": "learned"}}, {"type": "span_corruption", "sentinels": 20}),
+     ({"attention": {"heads": 2, "kv_heads": 1, "layout": {"type": "strided", "block": 16, "window": 0, "stride": 2}}}, {})],
+    ids=["causal", "masked", "masked-pairs", "prefix", "encoder-decoder", "layout"],
+)  # fmt: skip
+def test_a_compiled_step_is_one_graph(tiny, tmp_path, monkeypatch, model, objective):
+    """And its losses are those of the code as it stands."""
+    compile_ = torch.compile
+
+    def eager(function, *, fullgraph, **options):
+        assert fullgraph
+        return compile_(function, fullgraph=fullgraph, backend="aot_eager", **options)
+
+    plain = pretrain(tiny(model=model, objective=objective, train={"steps": 2, "compile": False}), tmp_path / "plain")
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", eager)
+    run = pretrain(tiny(model=model, objective=objective, train={"steps": 2, "compile": True}), tmp_path / "run")
+    assert losses(run) == pytest.approx(losses(plain), rel=1e-4)
