@@ -14,6 +14,7 @@ from luban.kernels import dispatch
 from luban.kernels.distance import alibi, alibi_slopes, dense, kerple_log, kerple_power, t5
 from luban.kernels.flash.attention import flash_attention
 from luban.kernels.intervals import intervals
+from luban.kernels.layout import global_random
 from luban.kernels.reference.attention import attention as reference
 from luban.kernels.visible import Visible
 from luban.models.build import build_model
@@ -38,16 +39,18 @@ def error(got, want):
     return float((got.detach().double() - want.detach()).norm() / want.detach().norm())
 
 
-def naive(q, k, v, mask, bias):
+def naive(q, k, v, mask, bias, layout):
     """What plain PyTorch gets in the inputs' precision: the yardstick of the errors."""
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1) for x in (k, v))
     s = (q @ k.mT) * q.shape[-1] ** -0.5
     s = s if bias is None else s + bias.to(s.dtype)
-    return s.masked_fill(~mask.dense(k.shape[2]), float("-inf")).softmax(-1) @ v
+    seen = mask.dense(k.shape[2])
+    seen = seen if layout is None else seen & layout.dense(q.shape[2], k.shape[2])
+    return s.masked_fill(~seen, float("-inf")).softmax(-1) @ v
 
 
-def compare(call, qkv, mask, bias=None, parameters=()):
+def compare(call, qkv, mask, bias=None, parameters=(), layout=None):
     """Outputs and gradients: at most twice the naive computation's error against float64."""
     do = torch.randn_like(qkv[0])
     out = call()
@@ -57,9 +60,10 @@ def compare(call, qkv, mask, bias=None, parameters=()):
     def square():
         return None if bias is None else dense(bias, qkv[0].shape[2], qkv[1].shape[2]).double()
 
-    want = reference(*wide, mask, bias_HTS=square())
+    seen = None if layout is None else layout.dense(qkv[0].shape[2], qkv[1].shape[2])
+    want = reference(*wide, mask, bias_HTS=square(), seen_HTS=seen)
     want = [want, *torch.autograd.grad(want, [*wide, *parameters], do.double(), retain_graph=True)]
-    plain = naive(*qkv, mask, square())
+    plain = naive(*qkv, mask, square(), layout)
     plain = [plain, *torch.autograd.grad(plain, [*qkv, *parameters], do)]
     for name, a, b, c in zip(["out", "dq", "dk", "dv", *"12"], got, want, plain, strict=False):
         assert not a.isnan().any() and error(a, b) <= 2 * error(c, b) + 1e-5, (
@@ -112,11 +116,13 @@ def test_packed_documents_are_kept_apart(share, width, K):
 
 @pytest.mark.parametrize("form", [None, "alibi", "power", "log", "t5"])
 @pytest.mark.parametrize("masked", ["causal", "documents", "window", "both ways"])
-@pytest.mark.parametrize("width", [64, 128])
-def test_masks_and_biases(form, masked, width):
+@pytest.mark.parametrize(
+    ("width", "dtype"), [(64, torch.bfloat16), (128, torch.bfloat16), (64, torch.float16)], ids=str
+)
+def test_masks_and_biases(form, masked, width, dtype):
     """Rows long enough that far distances are computed in another way than near ones."""
     T, H = random.randint(1500, 2500), 4
-    qkv = draw(2, H, 2, T, width, torch.bfloat16)
+    qkv = draw(2, H, 2, T, width, dtype)
     documents = torch.sort(torch.randint(0, 6, (2, T), device="cuda"), 1).values
     options = {
         "causal": {},
@@ -133,6 +139,30 @@ def test_masks_and_biases(form, masked, width):
         "t5": lambda: (t5(weight, T, causal=masked != "both ways"), [weight]),
     }[form]()  # fmt: skip
     compare(lambda: flash_attention(*qkv, mask=mask, bias=bias), qkv, mask, bias, parameters)
+
+
+@pytest.mark.parametrize("masked", ["causal", "documents"])
+@pytest.mark.parametrize("width", [8, 40, 96, 160, 256])
+def test_other_widths_of_heads(width, masked):
+    T = random.randint(300, 700)
+    qkv = draw(2, 4, 2, T, width, torch.bfloat16)
+    documents = torch.sort(torch.randint(0, 4, (2, T), device="cuda"), 1).values
+    mask = intervals(T, T, device="cuda", **({"documents": documents} if masked == "documents" else {}))
+    compare(lambda: flash_attention(*qkv, mask=mask), qkv, mask)
+
+
+@pytest.mark.parametrize("documented", [False, True])
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+@pytest.mark.parametrize(
+    ("width", "dtype"), [(64, torch.bfloat16), (128, torch.bfloat16), (64, torch.float16)], ids=str
+)
+def test_layouts(width, dtype, block, documented):
+    T, H = random.randint(600, 1200), 4
+    qkv = draw(2, H, 2, T, width, dtype)
+    documents = torch.sort(torch.randint(0, 3, (2, T), device="cuda"), 1).values
+    mask = intervals(T, T, device="cuda", **({"documents": documents} if documented else {}))
+    layout = global_random(T, block, first=1, random=2, seed=random.randrange(99), heads=H, block=block, device="cuda")
+    compare(lambda: flash_attention(*qkv, mask=mask, layout=layout), qkv, mask, layout=layout)
 
 
 @pytest.mark.parametrize(("method", "layout"), [
