@@ -42,11 +42,11 @@ def agree(ours, plain, inputs, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "inner"), [(3, 40), (17, 2048 + 5)])
 def test_swiglu_product(dtype, rows, inner):
+    from luban.kernels.reference import swiglu as reference
     from luban.kernels.swiglu import LeanProduct, swiglu
 
     def plain(gate_up, weight):
-        gate, up = gate_up.chunk(2, -1)
-        return (F.silu(gate) * up) @ weight.t()
+        return reference.swiglu(gate_up) @ weight.t()
 
     inputs = torch.randn(rows, 2 * inner, device=DEVICE), torch.randn(24, inner, device=DEVICE)
     agree(LeanProduct.apply, plain, inputs, dtype)
@@ -57,6 +57,7 @@ def test_swiglu_product(dtype, rows, inner):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "inner"), [(3, 48), (7, 1024 + 16)])
 def test_swiglu_rounded_by_rows_is_the_plain_one_rounded(dtype, rows, inner):
+    from luban.kernels.reference.swiglu import swiglu
     from luban.kernels.swiglu_rows import swiglu_rows, swiglu_rows_backward
     from luban.nn.float8 import E4M3, by_rows
 
@@ -65,8 +66,7 @@ def test_swiglu_rounded_by_rows_is_the_plain_one_rounded(dtype, rows, inner):
     )
     d = torch.randn(rows, inner, device=DEVICE, dtype=dtype)
     leaf = gate_up.float().requires_grad_()
-    gate, up = leaf.chunk(2, -1)
-    plain = F.silu(gate) * up
+    plain = swiglu(leaf)
     (d_plain,) = torch.autograd.grad(plain, leaf, d.float())
     d_gate_up, d_rounded, d_scale, again = swiglu_rows_backward(gate_up, d, E4M3)
     half = 2.0**-8 if dtype is torch.bfloat16 else 1e-5
@@ -141,6 +141,7 @@ def test_what_is_frozen_costs_no_product_in_8_bits(wanted):
 def test_a_gated_network_by_every_kernel(kernels, frozen, monkeypatch):
     """Against the plain one; gate and up must not be mistaken for each other."""
     from luban.kernels import gated
+    from luban.kernels.reference.swiglu import swiglu_of_pairs
     from luban.nn.float8 import use_float8
 
     dtype = torch.bfloat16 if ON_GPU else torch.float32
@@ -152,7 +153,7 @@ def test_a_gated_network_by_every_kernel(kernels, frozen, monkeypatch):
     def by_pairs(x, weight, down):
         calls.append(weight)
         sums = x @ weight.t()
-        return (F.silu(sums[:, 0::2]) * sums[:, 1::2]) @ down.t(), sums
+        return swiglu_of_pairs(sums) @ down.t(), sums
 
     monkeypatch.setattr(gated, "gated_products", by_pairs)
     monkeypatch.setattr(gated, "serves", lambda *_: kernels == "gated")
@@ -199,19 +200,17 @@ def test_a_frozen_weight_behind_swiglu_costs_no_product():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("own_positions", [False, True])
 def test_packed_rotation(dtype, own_positions):
+    from luban.kernels.reference import rotary as reference
     from luban.kernels.rotary import rotate_packed
-    from luban.nn.position.rope import Rope, rotary_tables, rotate_pairs
+    from luban.nn.position.rope import Rope, rotary_tables
 
     B, T, K, D = 2, 7, random.choice([1, 2, 3]), random.choice([8, 16])
     H = K * random.choice([1, 4, 5])
     positions = torch.randint(0, 900, (B if own_positions else 1, T), device=DEVICE)
     cos, sin = rotary_tables(Rope(), positions, D)
 
-    def plain(packed):
-        parts = packed.unflatten(-1, (-1, D)).transpose(1, 2).split([H, K, K], 1)
-        return *(rotate_pairs(x, cos.to(x.dtype), sin.to(x.dtype), "half") for x in parts[:2]), parts[2] * 1
-
-    agree(lambda packed: rotate_packed(packed, cos, sin, H, K), plain,
+    agree(lambda packed: rotate_packed(packed, cos, sin, H, K),
+          lambda packed: reference.rotate_packed(packed, cos, sin, H, K),
           [torch.randn(B, T, (H + 2 * K) * D, device=DEVICE)], dtype)  # fmt: skip
 
 

@@ -117,6 +117,11 @@ def test_what_is_no_word_or_does_not_fit():
     for word in (50, -1):
         assert linear_cross_entropy(rows, table, torch.tensor([1, -100, word], device=DEVICE)).isnan()
     right = torch.tensor([1, 2, 3], device=DEVICE)
-    for changed in ({"rows_NE": rows[:, :7]}, {"targets_N": right[:2]}, {"bias_V": torch.zeros(49)}, {"smoothing": 2.0}):
+    for changed in (
+        {"rows_NE": rows[:, :7]},
+        {"targets_N": right[:2]},
+        {"bias_V": torch.zeros(49)},
+        {"smoothing": 2.0},
+    ):
         with pytest.raises(UnsupportedError, match="linear_cross_entropy"):
             linear_cross_entropy(**({"rows_NE": rows, "table_VE": table, "targets_N": right} | changed))
