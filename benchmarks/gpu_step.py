@@ -49,26 +49,22 @@ TINY = {"width": 128, "inner": 352, "layers": 3, "vocab": 512, "kv_heads": 2}
 
 ALL_BF16 = {"weights": "bf16", "moments": "bf16"}
 
-# name: (who, heads, batch, settings)
-CONTESTANTS: dict[str, tuple[str, int, int, dict[str, str]]] = {
-    "transformers-8": ("transformers", 32, 8, {}),
-    "transformers-16": ("transformers", 32, 16, {}),
-    "plain-128": ("plain", 16, 16, {}),
-    "luban-64": ("luban", 32, 16, ALL_BF16),
-    "luban-64-cudnn": ("luban", 32, 16, {**ALL_BF16, "attention": "cudnn"}),
-    "luban-64-apart": ("luban", 32, 16, {**ALL_BF16, "gated": "no"}),
-    "luban-128": ("luban", 16, 16, ALL_BF16),
-    "luban-128-fp8": ("luban", 16, 16, {**ALL_BF16, "precision": "fp8"}),
-    "luban-128-cheap": ("luban", 16, 16, {**ALL_BF16, "recompute": "cheap"}),
-    "luban-128-stochastic": ("luban", 16, 16, {**ALL_BF16, "moments": "fp32", "recompute": "cheap"}),
-    "luban-128-master": ("luban", 16, 16, {"weights": "fp32", "moments": "fp32", "recompute": "cheap"}),
-    "luban-128-blocks": ("luban", 16, 16, {**ALL_BF16, "recompute": "blocks"}),
-}
-COMPARED = (  # what runs on one chip, one after another
-    ("transformers-8", "transformers-16", "luban-64", "luban-64-cudnn", "luban-64-apart"),
-    ("plain-128", "luban-128", "luban-128-fp8"),
-    ("luban-128-stochastic", "luban-128-master", "luban-128-cheap", "luban-128-blocks"),
-)
+Contestant = tuple[str, int, int, dict[str, str]]  # who, heads, batch, settings
+COMPARED: list[dict[str, Contestant]] = [  # what runs on one chip, one after another
+    {"transformers-8": ("transformers", 32, 8, {}),
+     "transformers-16": ("transformers", 32, 16, {}),
+     "luban-64": ("luban", 32, 16, ALL_BF16),
+     "luban-64-cudnn": ("luban", 32, 16, {**ALL_BF16, "attention": "cudnn"}),
+     "luban-64-apart": ("luban", 32, 16, {**ALL_BF16, "gated": "no"})},
+    {"plain-128": ("plain", 16, 16, {}),
+     "luban-128": ("luban", 16, 16, ALL_BF16),
+     "luban-128-fp8": ("luban", 16, 16, {**ALL_BF16, "precision": "fp8"})},
+    {"luban-128-stochastic": ("luban", 16, 16, {**ALL_BF16, "moments": "fp32", "recompute": "cheap"}),
+     "luban-128-master": ("luban", 16, 16, {"weights": "fp32", "moments": "fp32", "recompute": "cheap"}),
+     "luban-128-cheap": ("luban", 16, 16, {**ALL_BF16, "recompute": "cheap"}),
+     "luban-128-blocks": ("luban", 16, 16, {**ALL_BF16, "recompute": "blocks"})},
+]  # fmt: skip
+CONTESTANTS = {name: contestant for group in COMPARED for name, contestant in group.items()}
 
 
 def model_flops(shape: dict[str, int], heads: int, seq: int) -> float:

@@ -20,11 +20,11 @@ luban pretrain luban_pretrain_gpu --data.path shards --out runs/b --train.profil
 def run(argv: Sequence[str]) -> int:
     from luban.train.pretrain import pretrain
     from luban.train.recipe import Recipe
-    from luban.train.run import rehearse
+    from luban.train.run import dry_run
 
     call = parse_recipe(Recipe, argv, verb="pretrain", about=ABOUT, examples=EXAMPLES, shipped=RECIPES)
     if call.dry_run:
-        rehearse(call.recipe)
+        dry_run(call.recipe)
         return 0
     print(pretrain(call.recipe, call.out, call.name))
     return 0

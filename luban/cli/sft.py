@@ -20,12 +20,12 @@ luban sft luban_sft_cpu --init runs/base --data.path conversations --dry-run
 def run(argv: Sequence[str]) -> int:
     from luban.align.sft import sft, with_shards
     from luban.train.recipe import Recipe
-    from luban.train.run import rehearse
+    from luban.train.run import dry_run
 
     call = parse_recipe(Recipe, argv, verb="sft", about=ABOUT, examples=EXAMPLES, shipped=RECIPES)
     if call.dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            rehearse(with_shards(call.recipe, Path(folder)))
+            dry_run(with_shards(call.recipe, Path(folder)))
         return 0
     print(sft(call.recipe, call.out, call.name))
     return 0

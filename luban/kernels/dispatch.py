@@ -180,12 +180,11 @@ def pick(case: Case) -> str:
     Raises:
         UnsupportedError: a kernel was asked for by name that can't serve the case.
     """
-    wanted = _forced[-1] if _forced else os.environ.get(VARIABLE)
+    wanted, where = (_forced[-1], "") if _forced else (os.environ.get(VARIABLE), f" in the environment's {VARIABLE}")
     if wanted:
-        asked = "it was asked for by name" if _forced else f"the environment's {VARIABLE} asks for it"
-        if reason := refusal(_known(wanted, "" if _forced else f" in the environment's {VARIABLE}"), case):
-            raise UnsupportedError(f"{NAMES[wanted]} can't compute this attention ({case}): {reason}; {asked}, and without a "
-                                   "name the fastest one that can is picked (--train.attention auto)")  # fmt: skip
+        if reason := refusal(_known(wanted, where), case):
+            raise UnsupportedError(f"{NAMES[wanted]} can't compute this attention ({case}): {reason}; it was asked for by name"
+                                   f"{where}, and without one the fastest that can is picked (--train.attention auto)")  # fmt: skip
         return wanted
     return fastest(case)
 

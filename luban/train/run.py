@@ -102,7 +102,7 @@ def prepare(recipe: Recipe) -> tuple[Shards, Start, torch.device, Prediction]:
     return shards, start, device, predict(recipe, start.spec, device, partial(_sample, recipe, shards))
 
 
-def rehearse(recipe: Recipe) -> None:
+def dry_run(recipe: Recipe) -> None:
     """Print what the run will need, before anything is taken; raises what `train` would."""
     prepared = prepare(recipe)
     print("\n".join(prepared[-1].lines()))

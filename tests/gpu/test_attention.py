@@ -39,6 +39,17 @@ def error(got, want):
     return float((got.detach().double() - want.detach()).norm() / want.detach().norm())
 
 
+def masked_as(kind, T):
+    """The mask of that name, for two rows; documents are drawn."""
+    options = {
+        "causal": {},
+        "documents": {"documents": torch.sort(torch.randint(0, 6, (2, T), device="cuda"), 1).values},
+        "window": {"window": 300},
+        "both ways": {"causal": False},
+    }
+    return intervals(T, T, device="cuda", **options[kind])
+
+
 def naive(q, k, v, mask, bias, layout):
     """What plain PyTorch gets in the inputs' precision: the yardstick of the errors."""
     group = q.shape[1] // k.shape[1]
@@ -123,14 +134,7 @@ def test_masks_and_biases(form, masked, width, dtype):
     """Rows long enough that far distances are computed in another way than near ones."""
     T, H = random.randint(1500, 2500), 4
     qkv = draw(2, H, 2, T, width, dtype)
-    documents = torch.sort(torch.randint(0, 6, (2, T), device="cuda"), 1).values
-    options = {
-        "causal": {},
-        "documents": {"documents": documents},
-        "window": {"window": 300},
-        "both ways": {"causal": False},
-    }
-    mask = intervals(T, T, device="cuda", **options[masked])
+    mask = masked_as(masked, T)
     r = [torch.rand(H, device="cuda").add(0.2).requires_grad_() for _ in range(2)]
     weight = torch.randn(H, 32, device="cuda", requires_grad=True)
     bias, parameters = {
@@ -145,22 +149,18 @@ def test_masks_and_biases(form, masked, width, dtype):
 @pytest.mark.parametrize("width", [8, 40, 96, 160, 256])
 def test_other_widths_of_heads(width, masked):
     T = random.randint(300, 700)
-    qkv = draw(2, 4, 2, T, width, torch.bfloat16)
-    documents = torch.sort(torch.randint(0, 4, (2, T), device="cuda"), 1).values
-    mask = intervals(T, T, device="cuda", **({"documents": documents} if masked == "documents" else {}))
+    qkv, mask = draw(2, 4, 2, T, width, torch.bfloat16), masked_as(masked, T)
     compare(lambda: flash_attention(*qkv, mask=mask), qkv, mask)
 
 
-@pytest.mark.parametrize("documented", [False, True])
+@pytest.mark.parametrize("masked", ["causal", "documents"])
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
 @pytest.mark.parametrize(
     ("width", "dtype"), [(64, torch.bfloat16), (128, torch.bfloat16), (64, torch.float16)], ids=str
 )
-def test_layouts(width, dtype, block, documented):
+def test_layouts(width, dtype, block, masked):
     T, H = random.randint(600, 1200), 4
-    qkv = draw(2, H, 2, T, width, dtype)
-    documents = torch.sort(torch.randint(0, 3, (2, T), device="cuda"), 1).values
-    mask = intervals(T, T, device="cuda", **({"documents": documents} if documented else {}))
+    qkv, mask = draw(2, H, 2, T, width, dtype), masked_as(masked, T)
     layout = global_random(T, block, first=1, random=2, seed=random.randrange(99), heads=H, block=block, device="cuda")
     compare(lambda: flash_attention(*qkv, mask=mask, layout=layout), qkv, mask, layout=layout)
 

@@ -193,7 +193,7 @@ def test_a_wrong_name_says_where_it_stands(monkeypatch):
     with pytest.raises(ConfigError, match=r"'cudn' in the environment's LUBAN_ATTENTION.*cudnn"):
         pick(case())
     monkeypatch.setenv("LUBAN_ATTENTION", "flash2")
-    with pytest.raises(UnsupportedError, match=r"LUBAN_ATTENTION asks for it.*--train.attention auto"):
+    with pytest.raises(UnsupportedError, match=r"by name in the environment's LUBAN_ATTENTION.*--train.attention auto"):
         pick(case(device="cpu", capability=None))
 
 

@@ -20,7 +20,7 @@ from luban.load.model import load_model
 from luban.planner.accelerators import accelerator
 from luban.train import predict
 from luban.train.pretrain import pretrain
-from luban.train.run import prepare, rehearse
+from luban.train.run import dry_run, prepare
 
 
 def test_a_run_can_be_loaded_and_continued_from(tiny, tmp_path):
@@ -87,7 +87,7 @@ def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp
     room = (1 + predict.LIBRARY) * need(recompute="blocks", batch_size=40)
     monkeypatch.setattr(predict, "free_memory", lambda device: room)
     with pytest.raises(UnsupportedError) as refused:
-        rehearse(recipe)
+        dry_run(recipe)
     with_blocks = int(re.search(r"--train.recompute blocks --train.batch_size (\d+)", str(refused.value)).group(1))
     alone = int(re.search(r"; --train.batch_size (\d+) is", str(refused.value)).group(1))
     assert alone < 40 <= with_blocks < 64 and "memory" in capsys.readouterr().out
