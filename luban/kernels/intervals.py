@@ -24,6 +24,7 @@ class Intervals:
     plain: bool = False
     backward_only: bool = False  # no query sees a later key
     seeing: Tensor | None = None  # what `seeing_rows` says, for a backward pass over keys
+    items: Tensor | None = None  # what `work_items` says: in which order kernels take the blocks
 
     def dense(self, keys: int) -> Tensor:
         """(B or 1, 1, T, S) bool, true where seen: for references and tests."""
@@ -101,3 +102,29 @@ def seeing_rows(mask: Intervals, keys: int) -> Tensor:
     first = torch.searchsorted(mask.stop, places, right=True)  # the first query with stop > place
     past = torch.searchsorted(mask.start, places, right=True)  # the first one with start > place
     return torch.stack([first, past], 1).to(torch.int32)
+
+
+def work_items(mask: Intervals, seeing: Tensor, side: int) -> Tensor:
+    """Blocks of `side` places in the order in which a kernel should take them, and what bounds each: blocks of long
+    documents first, so that the last programs are short ones; those of one document follow each other, so that its keys
+    are read from near memory. Needs T = S.
+
+    Args:
+        seeing: (B or 1, 2, T) int32, what `seeing_rows` says.
+
+    Returns:
+        (2, blocks of all rows, 6) int32, for blocks of queries and for blocks of keys: row, block, and where what its
+        first and its last place see (or are seen by) begins, and ends.
+    """
+    T = mask.start.shape[1]
+    tops = torch.arange(0, T, side, device=mask.start.device)
+    bottoms = (tops + side).clamp(max=T) - 1
+    reach = seeing[:, 1, tops] - mask.start[:, tops]
+    order = reach.flatten().argsort(descending=True, stable=True)
+    where = torch.stack([order // len(tops), order % len(tops)], 1)
+
+    def bounds(begin: Tensor, end: Tensor) -> Tensor:
+        each = [x[:, at].flatten()[order] for x in (begin, end) for at in (tops, bottoms)]
+        return torch.cat([where, torch.stack(each, 1)], 1)
+
+    return torch.stack([bounds(mask.start, mask.stop), bounds(seeing[:, 0], seeing[:, 1])]).to(torch.int32)

@@ -14,7 +14,7 @@ from torch import Tensor
 from luban.core.errors import UnsupportedError
 from luban.kernels.distance import LOG2E, DistanceBias
 from luban.kernels.flash import launch
-from luban.kernels.intervals import Intervals, seeing_rows
+from luban.kernels.intervals import Intervals, seeing_rows, work_items
 from luban.kernels.layout import BlockLayout
 from luban.kernels.limits import BLOCK_SIDES
 
@@ -43,10 +43,10 @@ def flash_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Int
     _check_what_is_seen(q_BHTD, k_BKSD.shape[2], mask, bias, layout)
     scale = 1 / math.sqrt(q_BHTD.shape[-1]) if scale is None else scale
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_BHTD, k_BKSD, v_BKSD))
-    start = stop = seeing = None
+    start = stop = seeing = items = None
     if mask is not None and not mask.plain:
-        mask = with_seeing(mask, k.shape[2])
-        start, stop, seeing = mask.start, mask.stop, mask.seeing
+        mask = prepared(mask, k.shape[2])
+        start, stop, seeing, items = mask.start, mask.stop, mask.seeing, mask.items
     numbers = weight = table = buckets = None
     if bias is not None and bias.form == "buckets":
         weight, buckets, table = bias.parameters[0], bias.buckets, (bias.table().detach() * LOG2E).contiguous()
@@ -56,17 +56,20 @@ def flash_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Int
     lists = (None,) * 4
     if layout is not None:
         lists = layout.query_list, layout.query_count, layout.key_list, layout.key_count
-    out, _ = launch.flash_forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, *lists,
+    out, _ = launch.flash_forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, items, *lists,
                            bias.form if bias else "none", bias.zero if bias else 0, bias.reach if bias else 0,
                            layout.block if layout else 0, mask is None or mask.backward_only, float(scale))  # fmt: skip
     return out
 
 
-def with_seeing(mask: Intervals, keys: int) -> Intervals:
-    """The mask with what the backward pass over blocks of keys needs; made once, it serves every layer."""
+def prepared(mask: Intervals, keys: int) -> Intervals:
+    """The mask with what the backward pass over blocks of keys needs, and the order of the work; made once, it serves
+    every layer."""
     if mask.plain or mask.seeing is not None:
         return mask
-    return replace(mask, seeing=seeing_rows(mask, keys))
+    seeing = seeing_rows(mask, keys)
+    items = work_items(mask, seeing, launch.SIDE) if mask.start.shape[1] == keys else None
+    return replace(mask, seeing=seeing, items=items)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -21,6 +21,7 @@ from luban.kernels.flash.tile import (
     key_blocks,
     load_parameters,
     matmul,
+    own_block,
     query_blocks,
     row_bounds,
 )
@@ -75,18 +76,15 @@ def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, TABLE_PTR, first_number, seco
 
 
 @triton.jit
-def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, SEEING, TABLE, PARAMETERS, LISTS, COUNTS,
+def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, SEEING, ITEMS, TABLE, PARAMETERS, LISTS, COUNTS,
                 sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sdb, sdh, sdt, sgb, sgh, sgs,
                 seeing_stride, table_stride, list_head, list_row, count_head,
-                T, S, H, qk_scale, scale, zero, reach, DIM: tl.constexpr,
+                T, S, H, each, qk_scale, scale, zero, reach, DIM: tl.constexpr,
                 GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
-                LINEAR: tl.constexpr, INTERVALS: tl.constexpr, WHOLE: tl.constexpr, SPARSE: tl.constexpr,
-                UPCAST: tl.constexpr):  # fmt: skip
-    """DK and DV (B, K, S, D) of one block of keys. Grid (key blocks, B·K)."""
-    n_block = tl.program_id(0)
-    heads = H // GROUP
-    b = tl.program_id(1) // heads
-    kv = tl.program_id(1) % heads
+                LINEAR: tl.constexpr, INTERVALS: tl.constexpr, ORDERED: tl.constexpr, WHOLE: tl.constexpr,
+                SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """DK and DV (B, K, S, D) of one block of keys."""
+    b, kv, n_block, ITEM = own_block(ITEMS, tl.cdiv(S, BN), H // GROUP, each, False, ORDERED)
     col0 = n_block * BN
     cols = col0 + tl.arange(0, BN)
     dims = tl.arange(0, D)
@@ -96,7 +94,9 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, SEEING, TABLE, PARAMETERS, LIST
     v = tl.load(V + b.to(tl.int64) * svb + kv * svh + cols[:, None] * svs + dims[None, :], mask=keep, other=0.0)
     SEEING += b * seeing_stride
     first_row, past_row = column_bounds(SEEING, cols, T, S, INTERVALS)
-    first, last, full_first, full_last = query_blocks(SEEING, col0, T, S, BM, BN, INTERVALS)
+    first, last, full_first, full_last = query_blocks(
+        SEEING, ITEM, col0, T, S, BM, BN, INTERVALS, ORDERED
+    )
     dk = tl.zeros([BN, D], tl.float32)
     dv = tl.zeros([BN, D], tl.float32)
     for g in range(0, GROUP):
@@ -214,22 +214,21 @@ def _walk_keys(dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, firs
 
 
 @triton.jit
-def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMETERS, BUCKET, GRAD, LISTS, COUNTS,
+def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, ITEMS, TABLE, PARAMETERS, BUCKET, GRAD, LISTS, COUNTS,
                    sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sob, soh, sot, sdb, sdh, sdt, sgb, sgh, sgt,
                    interval_stride, table_stride, list_head, list_row, count_head,
-                   T, S, H, qk_scale, scale, zero, reach, DIM: tl.constexpr,
+                   T, S, H, each, qk_scale, scale, zero, reach, DIM: tl.constexpr,
                    GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
                    LINEAR: tl.constexpr, MOMENTS: tl.constexpr, BUCKETS: tl.constexpr, INTERVALS: tl.constexpr,
-                   WHOLE: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                   ORDERED: tl.constexpr, WHOLE: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """DQ (B, H, T, D) of one block of queries, its share of the bias's gradients in GRAD, and DELTA (B, H, T), Σ_d O·dO =
-    Σ_keys P·dP, which softmax's backward subtracts and the keys' kernel reads. Grid (query blocks, B·H).
+    Σ_keys P·dP, which softmax's backward subtracts and the keys' kernel reads.
 
     O was rounded, which a bias's gradients would show, as they are sums in which much cancels. Those of two numbers are
     freed of it at the end; a table's can't be, so that DELTA is then found from P·dP in a turn of its own.
     """
-    m_block = tl.num_programs(0) - 1 - tl.program_id(0)
-    b = tl.program_id(1) // H
-    h = tl.program_id(1) % H
+    blocks = tl.cdiv(T, BM)
+    b, h, m_block, ITEM = own_block(ITEMS, blocks, H, each, True, ORDERED)
     row0 = m_block * BM
     rows = row0 + tl.arange(0, BM)
     dims = tl.arange(0, D)
@@ -237,7 +236,7 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMET
     keep = (rows[:, None] < T) & (dims[None, :] < DIM)
     q = tl.load(Q + b.to(tl.int64) * sqb + h * sqh + rows[:, None] * sqt + dims[None, :], mask=keep, other=0.0)
     do = tl.load(DO + b.to(tl.int64) * sdb + h * sdh + rows[:, None] * sdt + dims[None, :], mask=keep, other=0.0)
-    lse = tl.load(LSE + tl.program_id(1) * T + rows, mask=rows < T, other=float("inf"))
+    lse = tl.load(LSE + (b * H + h) * T + rows, mask=rows < T, other=float("inf"))
     if BUCKETS > 0:
         delta = tl.zeros([BM], tl.float32)  # for the first turn, which finds it
     else:
@@ -250,7 +249,7 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMET
     first_number, second_number = load_parameters(PARAMETERS, TABLE_PTR, h, zero, reach, BIAS)
     if LINEAR:
         lse += first_number * (rows - row0).to(tl.float32)
-    place = tl.program_id(1) * tl.num_programs(0) + m_block
+    place = (b * H + h) * blocks + m_block
     GRAD_ROW = GRAD + place * BUCKETS
     dq = tl.zeros([BM, D], tl.float32)
     g1 = tl.zeros([BM], tl.float32)
@@ -258,7 +257,9 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMET
     off = tl.zeros([BM], tl.float32)
     b1 = tl.zeros([BM], tl.float32)
     b2 = tl.zeros([BM], tl.float32)
-    first, last, full_first, full_last = key_blocks(START, STOP, b, interval_stride, row0, T, S, BM, BN, INTERVALS)
+    first, last, full_first, full_last = key_blocks(
+        START, STOP, ITEM, b, interval_stride, row0, T, S, BM, BN, INTERVALS, ORDERED
+    )
     TURNS: tl.constexpr = 2 if BUCKETS > 0 else 1
     for turn in tl.static_range(TURNS):
         if SPARSE:
@@ -293,7 +294,7 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, TABLE, PARAMET
                 BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 0, PADDED, WHOLE, False, turn < TURNS - 1, UPCAST)  # fmt: skip
         if turn < TURNS - 1:
             delta = off
-    tl.store(DELTA + tl.program_id(1) * T + rows, delta, mask=rows < T)
+    tl.store(DELTA + (b * H + h) * T + rows, delta, mask=rows < T)
     tl.store(DQ + b.to(tl.int64) * sgb + h * sgh + rows[:, None] * sgt + dims[None, :], (dq * scale).to(DQ.dtype.element_ty),
              mask=keep)  # fmt: skip
     if MOMENTS:

@@ -17,6 +17,7 @@ from luban.kernels.flash.tile import (
     key_blocks,
     load_parameters,
     matmul,
+    own_block,
     row_bounds,
 )
 
@@ -85,17 +86,15 @@ def _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, 
 
 
 @triton.jit
-def forward_kernel(Q, K, V, OUT, LSE, START, STOP, TABLE, PARAMETERS, LISTS, COUNTS,
+def forward_kernel(Q, K, V, OUT, LSE, START, STOP, ITEMS, TABLE, PARAMETERS, LISTS, COUNTS,
                    sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sob, soh, sot,
                    interval_stride, table_stride, list_head, list_row, count_head,
-                   T, S, H, qk_scale, zero, reach, DIM: tl.constexpr,
+                   T, S, H, each, qk_scale, zero, reach, DIM: tl.constexpr,
                    GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
-                   LINEAR: tl.constexpr, INTERVALS: tl.constexpr, WHOLE: tl.constexpr, SPARSE: tl.constexpr,
-                   UPCAST: tl.constexpr):  # fmt: skip
+                   LINEAR: tl.constexpr, INTERVALS: tl.constexpr, ORDERED: tl.constexpr, WHOLE: tl.constexpr,
+                   SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """O (B, H, T, D) and LSE (B, H, T) of one block of queries."""
-    m_block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows first
-    b = tl.program_id(1) // H
-    h = tl.program_id(1) % H
+    b, h, m_block, ITEM = own_block(ITEMS, tl.cdiv(T, BM), H, each, True, ORDERED)
     row0 = m_block * BM
     rows = row0 + tl.arange(0, BM)
     dims = tl.arange(0, D)
@@ -110,7 +109,9 @@ def forward_kernel(Q, K, V, OUT, LSE, START, STOP, TABLE, PARAMETERS, LISTS, COU
     m = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, D], tl.float32)
-    first, last, full_first, full_last = key_blocks(START, STOP, b, interval_stride, row0, T, S, BM, BN, INTERVALS)
+    first, last, full_first, full_last = key_blocks(
+        START, STOP, ITEM, b, interval_stride, row0, T, S, BM, BN, INTERVALS, ORDERED
+    )
     if SPARSE:
         LIST = LISTS + h * list_head + m_block * list_row
         count = tl.load(COUNTS + h * count_head + m_block)
@@ -147,4 +148,4 @@ def forward_kernel(Q, K, V, OUT, LSE, START, STOP, TABLE, PARAMETERS, LISTS, COU
         out.to(OUT.dtype.element_ty),
         mask=keep,
     )
-    tl.store(LSE + tl.program_id(1) * T + rows, lse, mask=rows < T)
+    tl.store(LSE + (b * H + h) * T + rows, lse, mask=rows < T)

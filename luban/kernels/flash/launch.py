@@ -16,12 +16,14 @@ from luban.kernels.distance import LOG2E
 from luban.kernels.flash import backward, forward
 from luban.kernels.flash.tile import ALIBI, LOG, NONE, POWER, TABLE
 
+SIDE = 32 if INTERPRETED else 64  # of the tile that a program keeps where rows see intervals: `work_items` counts in it
+NEAR = 2**25  # bytes that the second-level cache keeps for sure: an H100's has 50 MB in two halves
 LN2 = 0.6931471805599453
 KINDS = {"none": NONE, "alibi": ALIBI, "power": POWER, "log": LOG, "buckets": TABLE}
 
 OPERANDS = (
     "Tensor q, Tensor k, Tensor v, Tensor? numbers, Tensor? weight, Tensor? table, Tensor? buckets, Tensor? start, "
-    "Tensor? stop, Tensor? seeing, Tensor? query_list, Tensor? query_count, Tensor? key_list, Tensor? key_count, "
+    "Tensor? stop, Tensor? seeing, Tensor? items, Tensor? query_list, Tensor? query_count, Tensor? key_list, Tensor? key_count, "
     "str form, int zero, int reach, int block, bool backward_only, float scale"
 )
 
@@ -80,12 +82,13 @@ def _by_token(x: Tensor) -> Tensor:
 class _Call:
     """What every launch of one attention needs to know."""
 
-    def __init__(self, q, k, numbers, table, start, form, zero, reach, block, backward_only, scale):
+    def __init__(self, q, k, numbers, table, start, items, form, zero, reach, block, backward_only, scale):
         self.B, self.H, self.T, self.dim = q.shape
         self.K, self.S = k.shape[1:3]
         self.padded = max(16, 1 << (self.dim - 1).bit_length())
         self.intervals = start is not None
         self.interval_stride = 0 if start is None or start.shape[0] == 1 else start.stride(0)
+        self.items = None if block else items
         self.kind = KINDS[form]
         self.numbers = q if numbers is None else numbers
         self.table, self.table_stride = (q, 0) if table is None else (table, table.stride(0))
@@ -100,6 +103,18 @@ class _Call:
         one = blocks.shape[0] == 1
         return blocks, counts, (0 if one else blocks.stride(0), blocks.stride(1), 0 if one else counts.stride(0))
 
+    def order(self, kept: Tensor, walked: Tensor, side: int, which: int) -> tuple[tuple[int], Tensor, int, bool]:
+        """How programs follow each other that keep `side` places of a head of one tensor and walk over another and its like
+        (K and V, or Q and dO): the grid; the listed blocks, if they are listed; how many programs share one of those, or
+        heads stand side by side; whether blocks are listed."""
+        B, heads, length, _ = kept.shape
+        programs = -(-length // side) * B * heads
+        if self.items is None or side != SIDE:
+            bytes_a_head = 2 * walked[0].numel() * walked.element_size() // heads
+            return (programs,), self.table, min(max(NEAR // bytes_a_head, 1), B * heads), False
+        items = self.items[which]
+        return (programs,), items, programs // items.shape[0], True
+
     def constants(self, t: Tiles) -> dict:
         """Compile-time values of every kernel that walks tiles."""
         whole = not (self.T % t.rows or self.S % t.cols)  # no tile reaches past the end
@@ -109,25 +124,26 @@ class _Call:
                 "maxnreg": t.registers}  # fmt: skip
 
 
-def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, query_list, query_count, key_list, key_count,
+def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, items, query_list, query_count, key_list, key_count,
              form, zero, reach, block, backward_only, scale):  # fmt: skip
-    call = _Call(q, k, numbers, table, start, form, zero, reach, block, backward_only, scale)
+    call = _Call(q, k, numbers, table, start, items, form, zero, reach, block, backward_only, scale)
     out, lse = _by_token(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     gathering = call.kind == TABLE  # from a table, which takes shared memory for every stage
     t = tiles(call.dim, "forward", block, call.intervals or gathering, call.curved)
     lists, counts, strides = call.lists(query_list, query_count)
-    forward.forward_kernel[(-(-call.T // t.rows), call.B * call.H)](
-        q, k, v, out, lse, lse if start is None else start, lse if stop is None else stop, call.table, call.numbers,
-        lists, counts, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-        call.interval_stride, call.table_stride, *strides, call.T, call.S, call.H, scale * LOG2E, zero, reach,
-        **call.constants(t),
+    grid, items, each, ordered = call.order(q, k, t.rows, 0)
+    forward.forward_kernel[grid](
+        q, k, v, out, lse, lse if start is None else start, lse if stop is None else stop, items, call.table,
+        call.numbers, lists, counts, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+        call.interval_stride, call.table_stride, *strides, call.T, call.S, call.H, each, scale * LOG2E, zero, reach,
+        ORDERED=ordered, **call.constants(t),
     )  # fmt: skip
     return out, lse
 
 
-def _backward(do, out, lse, q, k, v, numbers, weight, table, buckets, start, stop, seeing, query_list, query_count,
+def _backward(do, out, lse, q, k, v, numbers, weight, table, buckets, start, stop, seeing, items, query_list, query_count,
               key_list, key_count, form, zero, reach, block, backward_only, scale, learned):  # fmt: skip
-    call = _Call(q, k, numbers, table, start, form, zero, reach, block, backward_only, scale)
+    call = _Call(q, k, numbers, table, start, items, form, zero, reach, block, backward_only, scale)
     do = do if do.stride(-1) == 1 else do.contiguous()
     delta = torch.empty_like(lse)
     start, stop, seeing = (lse if x is None else x for x in (start, stop, seeing))
@@ -139,14 +155,15 @@ def _backward(do, out, lse, q, k, v, numbers, weight, table, buckets, start, sto
 
 def _keys_gradient(call, q, k, v, do, lse, delta, seeing, key_list, key_count):
     t = tiles(call.dim, "keys", call.block, call.intervals, call.curved)
-    dk, dv, blocks = _by_token(k), _by_token(k), -(-call.S // t.cols)
+    dk, dv = _by_token(k), _by_token(k)
+    grid, items, each, ordered = call.order(k, q, t.cols, 1)
     lists, counts, strides = call.lists(key_list, key_count)
-    backward.keys_kernel[(blocks, call.B * call.K)](
-        q, k, v, do, lse, delta, dk, dv, seeing, call.table, call.numbers, lists, counts,
+    backward.keys_kernel[grid](
+        q, k, v, do, lse, delta, dk, dv, seeing, items, call.table, call.numbers, lists, counts,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3], *dk.stride()[:3],
         seeing.stride(0) if call.interval_stride else 0, call.table_stride, *strides,
-        call.T, call.S, call.H, call.scale * LOG2E, call.scale, call.zero, call.reach,
-        **call.constants(t),
+        call.T, call.S, call.H, each, call.scale * LOG2E, call.scale, call.zero, call.reach,
+        ORDERED=ordered, **call.constants(t),
     )  # fmt: skip
     return dk, dv
 
@@ -160,12 +177,13 @@ def _queries_gradient(
     shape = (call.B, call.H, blocks, width or 2)
     sums = torch.zeros(shape, dtype=torch.float32, device=q.device) if learned else lse
     lists, counts, strides = call.lists(query_list, query_count)
-    backward.queries_kernel[(blocks, call.B * call.H)](
-        q, k, v, out, do, lse, delta, dq, start, stop, call.table, call.numbers, buckets if bucketed else lse, sums, lists,
+    grid, items, each, ordered = call.order(q, k, t.rows, 0)
+    backward.queries_kernel[grid](
+        q, k, v, out, do, lse, delta, dq, start, stop, items, call.table, call.numbers, buckets if bucketed else lse, sums, lists,
         counts, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *do.stride()[:3],
         *dq.stride()[:3],
-        call.interval_stride, call.table_stride, *strides, call.T, call.S, call.H, call.scale * LOG2E, call.scale,
-        call.zero, call.reach, MOMENTS=moments, BUCKETS=width if bucketed else 0, **call.constants(t),
+        call.interval_stride, call.table_stride, *strides, call.T, call.S, call.H, each, call.scale * LOG2E,
+        call.scale, call.zero, call.reach, ORDERED=ordered, MOMENTS=moments, BUCKETS=width if bucketed else 0, **call.constants(t),
     )  # fmt: skip
     return dq, sums.sum((0, 2)) if learned else lse.new_empty(call.H, width or 2)
 
@@ -190,8 +208,8 @@ def _(do, out, lse, q, k, v, numbers, weight, *rest):
 
 
 def _save(ctx, inputs, output):
-    ctx.save_for_backward(*output, *inputs[:14])
-    ctx.rest = inputs[14:]
+    ctx.save_for_backward(*output, *inputs[:15])
+    ctx.rest = inputs[15:]
 
 
 def _differentiate(ctx, do, _):
@@ -200,7 +218,7 @@ def _differentiate(ctx, do, _):
     learned = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
     dq, dk, dv, sums = flash_backward(do, out, lse, *tensors, *ctx.rest, learned)
     by_numbers = _numbers_gradient(ctx.rest[0], numbers, sums) if ctx.needs_input_grad[3] else None
-    return dq, dk, dv, by_numbers, sums if ctx.needs_input_grad[4] else None, *[None] * 15
+    return dq, dk, dv, by_numbers, sums if ctx.needs_input_grad[4] else None, *[None] * 16
 
 
 def _numbers_gradient(form: str, numbers: Tensor, sums: Tensor) -> Tensor:

@@ -27,11 +27,39 @@ def row_bounds(START, STOP, b, stride, rows, T, S, INTERVALS: tl.constexpr):
 
 
 @triton.jit
-def key_blocks(START, STOP, b, stride, row0, T, S, BM: tl.constexpr, BN: tl.constexpr, INTERVALS: tl.constexpr):
+def own_block(ITEMS, blocks, heads, each, LAST_FIRST: tl.constexpr, ORDERED: tl.constexpr):
+    """Batch row, head and block of this program, and its item if it has one (`work_items`). Programs start in the order
+    of their numbers, and the longest should be first, over as many heads as near memory holds: the last heads' long ones
+    would else be waited for at the end.
+
+    ORDERED: `each` programs share an item, all heads, of all rows if one mask serves them. Otherwise the blocks of `each`
+    heads stand side by side, those with most work first.
+    """
+    place = tl.program_id(0)
+    if ORDERED:
+        ITEM = ITEMS + place // each * 6
+        which = place % each
+        return tl.load(ITEM) + which // heads, which % heads, tl.load(ITEM + 1), ITEM
+    begin = place // (blocks * each) * each
+    size = tl.minimum(each, tl.num_programs(0) // blocks - begin)
+    place -= begin * blocks
+    block = place // size
+    which = begin + place % size
+    if LAST_FIRST:
+        block = blocks - 1 - block
+    return which // heads, which % heads, block, ITEMS
+
+
+@triton.jit
+def key_blocks(START, STOP, ITEM, b, stride, row0, T, S, BM: tl.constexpr, BN: tl.constexpr, INTERVALS: tl.constexpr,
+               ORDERED: tl.constexpr):  # fmt: skip
     """The blocks of keys that a tile of queries touches, [first, last), and those that all its rows see whole,
     [full_first, full_last). Bounds never decrease from row to row, so the tile's first and last row tell."""
     top, bottom = tl.minimum(row0, T - 1), tl.minimum(row0 + BM, T) - 1
-    if INTERVALS:
+    if ORDERED:
+        first, last = tl.load(ITEM + 2) // BN, tl.cdiv(tl.load(ITEM + 5), BN)
+        full_first, full_last = tl.cdiv(tl.load(ITEM + 3), BN), tl.load(ITEM + 4) // BN
+    elif INTERVALS:
         START += b * stride
         STOP += b * stride
         first, last = tl.load(START + top) // BN, tl.cdiv(tl.load(STOP + bottom), BN)
@@ -57,11 +85,15 @@ def column_bounds(SEEING, cols, T, S, INTERVALS: tl.constexpr):
 
 
 @triton.jit
-def query_blocks(SEEING, col0, T, S, BM: tl.constexpr, BN: tl.constexpr, INTERVALS: tl.constexpr):
+def query_blocks(SEEING, ITEM, col0, T, S, BM: tl.constexpr, BN: tl.constexpr, INTERVALS: tl.constexpr,
+                 ORDERED: tl.constexpr):  # fmt: skip
     """`key_blocks` with queries and keys changed: the blocks of queries that see a tile of keys, [first, last), and those
     that see all of it, [full_first, full_last)."""
     left, right = col0, tl.minimum(col0 + BN, S) - 1
-    if INTERVALS:
+    if ORDERED:
+        first, last = tl.load(ITEM + 2) // BM, tl.cdiv(tl.load(ITEM + 5), BM)
+        full_first, full_last = tl.cdiv(tl.load(ITEM + 3), BM), tl.load(ITEM + 4) // BM
+    elif INTERVALS:
         first, last = tl.load(SEEING + left) // BM, tl.cdiv(tl.load(SEEING + S + right), BM)
         full_first, full_last = tl.cdiv(tl.load(SEEING + right), BM), tl.load(SEEING + S + left) // BM
     else:

@@ -121,11 +121,11 @@ def scores(visible: Visible, biases: _Biases | None = None, *, width: int, dtype
     path = choice(visible.device.type, dtype, width, kind, biases.form if biases else None, square,
                   visible.queries == 1, torch.is_grad_enabled(), visible.crowded, block)  # fmt: skip
     if path == "luban":
-        from luban.kernels.flash.attention import with_seeing
+        from luban.kernels.flash.attention import prepared
 
         fine = visible.sound()
         sound = None if fine is None else torch.where(fine, 1.0, float("nan"))[:, None, None, None]
-        seen = None if kind == "causal" else with_seeing(visible.intervals(), visible.keys)
+        seen = None if kind == "causal" else prepared(visible.intervals(), visible.keys)
         return Scores(path, causal=kind == "causal", seen=seen, bias=biases.by_distance() if biases else None,
                       layout=visible.layout, sound=sound)  # fmt: skip
     if path == "flash4" and kind == "packed":
