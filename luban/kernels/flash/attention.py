@@ -9,6 +9,7 @@ import math
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from luban.core.errors import UnsupportedError
@@ -42,7 +43,9 @@ def flash_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Int
     _check(q_BHTD, k_BKSD, v_BKSD)
     _check_what_is_seen(q_BHTD, k_BKSD.shape[2], mask, bias, layout)
     scale = 1 / math.sqrt(q_BHTD.shape[-1]) if scale is None else scale
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_BHTD, k_BKSD, v_BKSD))
+    D = q_BHTD.shape[-1]
+    missing = -D % (16 // q_BHTD.element_size())  # places are fetched by 16 bytes
+    q, k, v = (F.pad(x, (0, missing)) if missing else x for x in (q_BHTD, k_BKSD, v_BKSD))
     start = stop = seeing = items = None
     if mask is not None and not mask.plain:
         mask = prepared(mask, k.shape[2])
@@ -59,7 +62,7 @@ def flash_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Int
     out, _ = launch.flash_forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, items, *lists,
                            bias.form if bias else "none", bias.zero if bias else 0, bias.reach if bias else 0,
                            layout.block if layout else 0, mask is None or mask.backward_only, float(scale))  # fmt: skip
-    return out
+    return out[..., :D] if missing else out
 
 
 def prepared(mask: Intervals, keys: int) -> Intervals:

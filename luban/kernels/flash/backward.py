@@ -18,20 +18,23 @@ from luban.kernels.flash.tile import (
     far_bias,
     far_from,
     far_second_derivative,
+    fetch_tile,
     key_blocks,
     load_parameters,
+    load_tile,
     matmul,
     own_block,
     query_blocks,
     row_bounds,
+    store_tile,
 )
 
 
 @triton.jit
-def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, TABLE_PTR, first_number, second_number, LIST, first, last,
-                  first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM, qk_scale, zero,
-                  BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, WALK: tl.constexpr,
-                  PADDED: tl.constexpr, WHOLE: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, b, h, TABLE_PTR, first_number, second_number, LIST, first, last,
+                  first_row, past_row, col0, cols, T, S, qk_scale, zero, D: tl.constexpr, BM: tl.constexpr,
+                  BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, WALK: tl.constexpr, WHOLE: tl.constexpr,
+                  SPARSE: tl.constexpr, FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Fold query blocks [first, last) into dk and dv of one tile of keys. Tiles of scores are (BN, BM) throughout."""
     MASKED: tl.constexpr = WALK == 0 or WALK == 3
     for n in range(first, last):
@@ -39,15 +42,12 @@ def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, TABLE_PTR, first_number, seco
         if SPARSE:
             block = tl.load(LIST + n)
         rows = block * BM + tl.arange(0, BM)
-        if PADDED or (MASKED and not WHOLE):
-            keep = (rows[:, None] < T) & (dims[None, :] < DIM)
-            q = tl.load(Q + rows[:, None] * sqt + dims[None, :], mask=keep, other=0.0)
-            do = tl.load(DO + rows[:, None] * sdt + dims[None, :], mask=keep, other=0.0)
+        q = fetch_tile(Q, b, h, block * BM, BM, D, FETCH)
+        do = fetch_tile(DO, b, h, block * BM, BM, D, FETCH)
+        if MASKED and not WHOLE:
             lse = tl.load(LSE + rows, mask=rows < T, other=float("inf"))
             delta = tl.load(DELTA + rows, mask=rows < T, other=0.0)
         else:
-            q = tl.load(Q + rows[:, None] * sqt + dims[None, :])
-            do = tl.load(DO + rows[:, None] * sdt + dims[None, :])
             lse = tl.load(LSE + rows)
             delta = tl.load(DELTA + rows)
         s = matmul(k, tl.trans(q), UPCAST) * qk_scale
@@ -77,75 +77,65 @@ def _walk_queries(dk, dv, k, v, Q, DO, LSE, DELTA, TABLE_PTR, first_number, seco
 
 @triton.jit
 def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, SEEING, ITEMS, TABLE, PARAMETERS, LISTS, COUNTS,
-                sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sdb, sdh, sdt, sgb, sgh, sgs,
-                seeing_stride, table_stride, list_head, list_row, count_head,
-                T, S, H, each, qk_scale, scale, zero, reach, DIM: tl.constexpr,
-                GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
-                LINEAR: tl.constexpr, INTERVALS: tl.constexpr, ORDERED: tl.constexpr, WHOLE: tl.constexpr,
-                SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                seeing_stride, table_stride, list_head, list_row, count_head, T, S, qk_scale, scale, zero, reach,
+                H: tl.constexpr, EACH: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
+                BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, INTERVALS: tl.constexpr,
+                ORDERED: tl.constexpr, WHOLE: tl.constexpr, SPARSE: tl.constexpr, FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """DK and DV (B, K, S, D) of one block of keys."""
-    b, kv, n_block, ITEM = own_block(ITEMS, tl.cdiv(S, BN), H // GROUP, each, False, ORDERED)
+    b, kv, n_block, ITEM = own_block(ITEMS, tl.cdiv(S, BN), H // GROUP, EACH, False, ORDERED)
     col0 = n_block * BN
     cols = col0 + tl.arange(0, BN)
-    dims = tl.arange(0, D)
-    PADDED: tl.constexpr = DIM != D
-    keep = (cols[:, None] < S) & (dims[None, :] < DIM)
-    k = tl.load(K + b.to(tl.int64) * skb + kv * skh + cols[:, None] * sks + dims[None, :], mask=keep, other=0.0)
-    v = tl.load(V + b.to(tl.int64) * svb + kv * svh + cols[:, None] * svs + dims[None, :], mask=keep, other=0.0)
+    k = load_tile(K, b, kv, col0, BN, D)
+    v = load_tile(V, b, kv, col0, BN, D)
     SEEING += b * seeing_stride
     first_row, past_row = column_bounds(SEEING, cols, T, S, INTERVALS)
-    first, last, full_first, full_last = query_blocks(
-        SEEING, ITEM, col0, T, S, BM, BN, INTERVALS, ORDERED
-    )
+    first, last, full_first, full_last = query_blocks(SEEING, ITEM, col0, T, S, BM, BN, INTERVALS, ORDERED)
     dk = tl.zeros([BN, D], tl.float32)
     dv = tl.zeros([BN, D], tl.float32)
     for g in range(0, GROUP):
         h = kv * GROUP + g
         TABLE_PTR = TABLE + h * table_stride
         first_number, second_number = load_parameters(PARAMETERS, TABLE_PTR, h, zero, reach, BIAS)
-        Qh = Q + b.to(tl.int64) * sqb + h * sqh
-        DOh = DO + b.to(tl.int64) * sdb + h * sdh
         LSEh = LSE + (b * H + h) * T
         DELTAh = DELTA + (b * H + h) * T
         if SPARSE:
             LIST = LISTS + h * list_head + n_block * list_row
             count = tl.load(COUNTS + h * count_head + n_block)
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LIST, 0,
-                                   count, first_row, past_row, col0, cols, dims, sqt, sdt, T, S,
-                                   DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 3, PADDED, WHOLE, True, UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Q, DO, LSEh, DELTAh, b, h, TABLE_PTR, first_number, second_number, LIST,
+                                   0, count, first_row, past_row, col0, cols, T, S, qk_scale, zero, D, BM, BN, BIAS,
+                                   LINEAR, 3, WHOLE, True, FETCH, UPCAST)  # fmt: skip
         elif INTERVALS:
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LISTS,
-                                   first, last, first_row, past_row, col0, cols, dims, sqt, sdt,
-                                   T, S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 3, PADDED, WHOLE, False, UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Q, DO, LSEh, DELTAh, b, h, TABLE_PTR, first_number, second_number, LISTS,
+                                   first, last, first_row, past_row, col0, cols, T, S, qk_scale, zero, D, BM, BN, BIAS,
+                                   LINEAR, 3, WHOLE, False, FETCH, UPCAST)  # fmt: skip
         else:
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LISTS,
-                                   first, full_first, first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM,
-                                   qk_scale, zero, BM, BN, BIAS, LINEAR, 0, PADDED, WHOLE, False, UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Q, DO, LSEh, DELTAh, b, h, TABLE_PTR, first_number, second_number, LISTS,
+                                   first, full_first, first_row, past_row, col0, cols, T, S, qk_scale, zero, D, BM, BN,
+                                   BIAS, LINEAR, 0, WHOLE, False, FETCH, UPCAST)  # fmt: skip
             far = full_last
             if BIAS > 1:
                 far = tl.cdiv(tl.maximum(far_from(reach, BM, BN, BIAS) + col0 + BN - 1 - (S - T), 0), BM)
                 far = tl.maximum(tl.minimum(far, full_last), full_first)
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LISTS,
-                                   full_first, far, first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM,
-                                   qk_scale, zero, BM, BN, BIAS, LINEAR, 1, PADDED, WHOLE, False, UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Q, DO, LSEh, DELTAh, b, h, TABLE_PTR, first_number, second_number, LISTS,
+                                   full_first, far, first_row, past_row, col0, cols, T, S, qk_scale, zero, D, BM, BN,
+                                   BIAS, LINEAR, 1, WHOLE, False, FETCH, UPCAST)  # fmt: skip
             if BIAS > 1:
-                dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number,
-                                       LISTS, far, full_last, first_row, past_row, col0, cols, dims, sqt, sdt, T,
-                                       S, DIM, qk_scale, zero, BM, BN, BIAS, LINEAR, 2, PADDED, WHOLE, False, UPCAST)  # fmt: skip
-            dk, dv = _walk_queries(dk, dv, k, v, Qh, DOh, LSEh, DELTAh, TABLE_PTR, first_number, second_number, LISTS,
-                                   full_last, last, first_row, past_row, col0, cols, dims, sqt, sdt, T, S, DIM,
-                                   qk_scale, zero, BM, BN, BIAS, LINEAR, 0, PADDED, WHOLE, False, UPCAST)  # fmt: skip
-    place = b.to(tl.int64) * sgb + kv * sgh + cols[:, None] * sgs + dims[None, :]
-    tl.store(DK + place, (dk * scale).to(DK.dtype.element_ty), mask=keep)
-    tl.store(DV + place, dv.to(DV.dtype.element_ty), mask=keep)
+                dk, dv = _walk_queries(dk, dv, k, v, Q, DO, LSEh, DELTAh, b, h, TABLE_PTR, first_number, second_number,
+                                       LISTS, far, full_last, first_row, past_row, col0, cols, T, S, qk_scale, zero, D,
+                                       BM, BN, BIAS, LINEAR, 2, WHOLE, False, FETCH, UPCAST)  # fmt: skip
+            dk, dv = _walk_queries(dk, dv, k, v, Q, DO, LSEh, DELTAh, b, h, TABLE_PTR, first_number, second_number, LISTS,
+                                   full_last, last, first_row, past_row, col0, cols, T, S, qk_scale, zero, D, BM, BN,
+                                   BIAS, LINEAR, 0, WHOLE, False, FETCH, UPCAST)  # fmt: skip
+    store_tile(DK, b, kv, col0, dk * scale, BN, D)
+    store_tile(DV, b, kv, col0, dv, BN, D)
 
 
 @triton.jit
-def _walk_keys(dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET,
-               GRAD_ROW, LIST, first, last, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-               BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, MOMENTS: tl.constexpr,
-               BUCKETS: tl.constexpr, WALK: tl.constexpr, PADDED: tl.constexpr, WHOLE: tl.constexpr, SPARSE: tl.constexpr,
-               PROBE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+def _walk_keys(dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, b, kv, TABLE_PTR, first_number, second_number,
+               BUCKET, GRAD_ROW, LIST, first, last, full_first, full_last, start, stop, row0, rows, T, S, qk_scale, zero,
+               D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr,
+               MOMENTS: tl.constexpr, BUCKETS: tl.constexpr, WALK: tl.constexpr, SPARSE: tl.constexpr, PROBE: tl.constexpr,
+               FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Fold key blocks [first, last) into dq, and into what the gradients of the bias's parameters are made of: g1 and g2,
     sums of ds × the bias's derivatives, b1 and b2, sums of p × those, and `off`, the sum of ds. PROBE: only into `off`,
     with a delta of 0."""
@@ -155,13 +145,8 @@ def _walk_keys(dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, firs
         if SPARSE:
             block = tl.load(LIST + n)
         cols = block * BN + tl.arange(0, BN)
-        if PADDED or (MASKED and not WHOLE):
-            keep = (cols[:, None] < S) & (dims[None, :] < DIM)
-            k = tl.load(K + cols[:, None] * sks + dims[None, :], mask=keep, other=0.0)
-            v = tl.load(V + cols[:, None] * svs + dims[None, :], mask=keep, other=0.0)
-        else:
-            k = tl.load(K + cols[:, None] * sks + dims[None, :])
-            v = tl.load(V + cols[:, None] * svs + dims[None, :])
+        k = fetch_tile(K, b, kv, block * BN, BN, D, FETCH)
+        v = fetch_tile(V, b, kv, block * BN, BN, D, FETCH)
         s = matmul(q, tl.trans(k), UPCAST) * qk_scale
         if LINEAR:  # the row's share of −slope·(i − j) is in its log-sum-exp
             s += (first_number * (cols - (row0 + S - T)).to(tl.float32))[None, :]
@@ -215,12 +200,11 @@ def _walk_keys(dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, firs
 
 @triton.jit
 def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, ITEMS, TABLE, PARAMETERS, BUCKET, GRAD, LISTS, COUNTS,
-                   sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sob, soh, sot, sdb, sdh, sdt, sgb, sgh, sgt,
-                   interval_stride, table_stride, list_head, list_row, count_head,
-                   T, S, H, each, qk_scale, scale, zero, reach, DIM: tl.constexpr,
-                   GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
-                   LINEAR: tl.constexpr, MOMENTS: tl.constexpr, BUCKETS: tl.constexpr, INTERVALS: tl.constexpr,
-                   ORDERED: tl.constexpr, WHOLE: tl.constexpr, SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                   interval_stride, table_stride, list_head, list_row, count_head, T, S, qk_scale, scale, zero, reach,
+                   H: tl.constexpr, EACH: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
+                   BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, MOMENTS: tl.constexpr,
+                   BUCKETS: tl.constexpr, INTERVALS: tl.constexpr, ORDERED: tl.constexpr, SPARSE: tl.constexpr,
+                   FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """DQ (B, H, T, D) of one block of queries, its share of the bias's gradients in GRAD, and DELTA (B, H, T), Σ_d O·dO =
     Σ_keys P·dP, which softmax's backward subtracts and the keys' kernel reads.
 
@@ -228,22 +212,18 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, ITEMS, TABLE, 
     freed of it at the end; a table's can't be, so that DELTA is then found from P·dP in a turn of its own.
     """
     blocks = tl.cdiv(T, BM)
-    b, h, m_block, ITEM = own_block(ITEMS, blocks, H, each, True, ORDERED)
+    b, h, m_block, ITEM = own_block(ITEMS, blocks, H, EACH, True, ORDERED)
     row0 = m_block * BM
     rows = row0 + tl.arange(0, BM)
-    dims = tl.arange(0, D)
-    PADDED: tl.constexpr = DIM != D
-    keep = (rows[:, None] < T) & (dims[None, :] < DIM)
-    q = tl.load(Q + b.to(tl.int64) * sqb + h * sqh + rows[:, None] * sqt + dims[None, :], mask=keep, other=0.0)
-    do = tl.load(DO + b.to(tl.int64) * sdb + h * sdh + rows[:, None] * sdt + dims[None, :], mask=keep, other=0.0)
+    q = load_tile(Q, b, h, row0, BM, D)
+    do = load_tile(DO, b, h, row0, BM, D)
     lse = tl.load(LSE + (b * H + h) * T + rows, mask=rows < T, other=float("inf"))
     if BUCKETS > 0:
         delta = tl.zeros([BM], tl.float32)  # for the first turn, which finds it
     else:
-        o = tl.load(OUT + b.to(tl.int64) * sob + h * soh + rows[:, None] * sot + dims[None, :], mask=keep, other=0.0)
+        o = load_tile(OUT, b, h, row0, BM, D)
         delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    K += b.to(tl.int64) * skb + (h // GROUP) * skh
-    V += b.to(tl.int64) * svb + (h // GROUP) * svh
+    kv = h // GROUP
     start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
     TABLE_PTR = TABLE + h * table_stride
     first_number, second_number = load_parameters(PARAMETERS, TABLE_PTR, h, zero, reach, BIAS)
@@ -266,37 +246,36 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, ITEMS, TABLE, 
             LIST = LISTS + h * list_head + m_block * list_row
             count = tl.load(COUNTS + h * count_head + m_block)
             dq, g1, g2, off, b1, b2 = _walk_keys(
-                dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
-                LIST, 0, count, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED, WHOLE, True, turn < TURNS - 1, UPCAST)  # fmt: skip
+                dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, b, kv, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
+                LIST, 0, count, full_first, full_last, start, stop, row0, rows, T, S, qk_scale, zero, D, BM, BN, BIAS, LINEAR, MOMENTS,
+                BUCKETS, 3, True, turn < TURNS - 1, FETCH, UPCAST)  # fmt: skip
         elif INTERVALS:
             dq, g1, g2, off, b1, b2 = _walk_keys(
-                dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
-                LISTS, first, last, full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 3, PADDED, WHOLE, False, turn < TURNS - 1, UPCAST)  # fmt: skip
+                dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, b, kv, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
+                LISTS, first, last, full_first, full_last, start, stop, row0, rows, T, S, qk_scale, zero, D, BM, BN, BIAS, LINEAR, MOMENTS,
+                BUCKETS, 3, False, turn < TURNS - 1, FETCH, UPCAST)  # fmt: skip
         else:
             near = 0
             if BIAS > 1:
                 near = tl.minimum(tl.maximum(row0 + S - T - far_from(reach, BM, BN, BIAS) + 1, 0) // BN, full_last)
                 dq, g1, g2, off, b1, b2 = _walk_keys(
-                    dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
-                    LISTS, 0, near, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-                    BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 2, PADDED, WHOLE, False, turn < TURNS - 1, UPCAST)  # fmt: skip
+                    dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, b, kv, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
+                    LISTS, 0, near, 0, 0, start, stop, row0, rows, T, S, qk_scale, zero, D, BM, BN, BIAS, LINEAR, MOMENTS,
+                    BUCKETS, 2, False, turn < TURNS - 1, FETCH, UPCAST)  # fmt: skip
                 if BUCKETS > 0 and turn == TURNS - 1:
                     tl.atomic_add(GRAD_ROW + tl.load(BUCKET + tl.minimum(zero + reach, zero * 2)), tl.sum(g1))
             dq, g1, g2, off, b1, b2 = _walk_keys(
-                dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
-                LISTS, near, full_last, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 1, PADDED, WHOLE, False, turn < TURNS - 1, UPCAST)  # fmt: skip
+                dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, b, kv, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
+                LISTS, near, full_last, 0, 0, start, stop, row0, rows, T, S, qk_scale, zero, D, BM, BN, BIAS, LINEAR, MOMENTS,
+                BUCKETS, 1, False, turn < TURNS - 1, FETCH, UPCAST)  # fmt: skip
             dq, g1, g2, off, b1, b2 = _walk_keys(
-                dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
-                LISTS, full_last, last, 0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-                BM, BN, BIAS, LINEAR, MOMENTS, BUCKETS, 0, PADDED, WHOLE, False, turn < TURNS - 1, UPCAST)  # fmt: skip
+                dq, g1, g2, off, b1, b2, q, do, lse, delta, K, V, b, kv, TABLE_PTR, first_number, second_number, BUCKET, GRAD_ROW,
+                LISTS, full_last, last, 0, 0, start, stop, row0, rows, T, S, qk_scale, zero, D, BM, BN, BIAS, LINEAR, MOMENTS,
+                BUCKETS, 0, False, turn < TURNS - 1, FETCH, UPCAST)  # fmt: skip
         if turn < TURNS - 1:
             delta = off
     tl.store(DELTA + (b * H + h) * T + rows, delta, mask=rows < T)
-    tl.store(DQ + b.to(tl.int64) * sgb + h * sgh + rows[:, None] * sgt + dims[None, :], (dq * scale).to(DQ.dtype.element_ty),
-             mask=keep)  # fmt: skip
+    store_tile(DQ, b, h, row0, dq * scale, BM, D)
     if MOMENTS:
         inside = rows < T  # a row's ds sum to 0 but for the rounding of O in delta
         tl.store(GRAD + place * 2, tl.sum(tl.where(inside, g1 - off * b1, 0.0)))

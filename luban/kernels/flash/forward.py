@@ -14,19 +14,21 @@ from luban.kernels.flash.tile import (
     cubic,
     far_bias,
     far_from,
+    fetch_tile,
     key_blocks,
     load_parameters,
+    load_tile,
     matmul,
     own_block,
     row_bounds,
+    store_tile,
 )
 
 
 @triton.jit
-def _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, first, last, full_first, full_last,
-          start, stop, row0, rows, dims, skd, svd, T, S, DIM, qk_scale, zero, BM: tl.constexpr, BN: tl.constexpr,
-          BIAS: tl.constexpr, LINEAR: tl.constexpr, WALK: tl.constexpr, PADDED: tl.constexpr, WHOLE: tl.constexpr,
-          SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+def _walk(acc, m, total, q, K, V, b, kv, TABLE_PTR, first_number, second_number, LIST, first, last, full_first, full_last,
+          start, stop, row0, rows, T, S, qk_scale, zero, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+          BIAS: tl.constexpr, LINEAR: tl.constexpr, WALK: tl.constexpr, SPARSE: tl.constexpr, FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Fold key blocks [first, last) into the running maximum m, sum total and mix acc.
 
     Masks are drawn on blocks outside [full_first, full_last) where WALK says SOMETIMES, on all or none otherwise.
@@ -37,17 +39,9 @@ def _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, 
         if SPARSE:
             block = tl.load(LIST + n)
         cols = block * BN + tl.arange(0, BN)
-        if PADDED or (MASKED and not WHOLE):
-            k = tl.load(
-                K + cols[None, :] * skd + dims[:, None], mask=(cols[None, :] < S) & (dims[:, None] < DIM), other=0.0
-            )
-            v = tl.load(
-                V + cols[:, None] * svd + dims[None, :], mask=(cols[:, None] < S) & (dims[None, :] < DIM), other=0.0
-            )
-        else:
-            k = tl.load(K + cols[None, :] * skd + dims[:, None])
-            v = tl.load(V + cols[:, None] * svd + dims[None, :])
-        s = matmul(q, k, UPCAST)
+        k = fetch_tile(K, b, kv, block * BN, BN, D, FETCH)
+        v = fetch_tile(V, b, kv, block * BN, BN, D, FETCH)
+        s = matmul(q, tl.trans(k), UPCAST)
         if BIAS > 0:
             if LINEAR:  # −slope·(i − j) up to what is the same for a whole row, which softmax doesn't see
                 s = s * qk_scale + (first_number * (cols - (row0 + S - T)).to(tl.float32))[None, :]
@@ -87,22 +81,15 @@ def _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, 
 
 @triton.jit
 def forward_kernel(Q, K, V, OUT, LSE, START, STOP, ITEMS, TABLE, PARAMETERS, LISTS, COUNTS,
-                   sqb, sqh, sqt, skb, skh, sks, svb, svh, svs, sob, soh, sot,
-                   interval_stride, table_stride, list_head, list_row, count_head,
-                   T, S, H, each, qk_scale, zero, reach, DIM: tl.constexpr,
-                   GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BIAS: tl.constexpr,
-                   LINEAR: tl.constexpr, INTERVALS: tl.constexpr, ORDERED: tl.constexpr, WHOLE: tl.constexpr,
-                   SPARSE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                   interval_stride, table_stride, list_head, list_row, count_head, T, S, qk_scale, zero, reach,
+                   H: tl.constexpr, EACH: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
+                   BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, INTERVALS: tl.constexpr,
+                   ORDERED: tl.constexpr, SPARSE: tl.constexpr, FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """O (B, H, T, D) and LSE (B, H, T) of one block of queries."""
-    b, h, m_block, ITEM = own_block(ITEMS, tl.cdiv(T, BM), H, each, True, ORDERED)
+    b, h, m_block, ITEM = own_block(ITEMS, tl.cdiv(T, BM), H, EACH, True, ORDERED)
+    kv = h // GROUP
     row0 = m_block * BM
     rows = row0 + tl.arange(0, BM)
-    dims = tl.arange(0, D)
-    PADDED: tl.constexpr = DIM != D
-    keep = (rows[:, None] < T) & (dims[None, :] < DIM)
-    q = tl.load(Q + b.to(tl.int64) * sqb + h * sqh + rows[:, None] * sqt + dims[None, :], mask=keep, other=0.0)
-    K += b.to(tl.int64) * skb + (h // GROUP) * skh
-    V += b.to(tl.int64) * svb + (h // GROUP) * svh
     start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)
     TABLE_PTR = TABLE + h * table_stride
     first_number, second_number = load_parameters(PARAMETERS, TABLE_PTR, h, zero, reach, BIAS)
@@ -112,30 +99,31 @@ def forward_kernel(Q, K, V, OUT, LSE, START, STOP, ITEMS, TABLE, PARAMETERS, LIS
     first, last, full_first, full_last = key_blocks(
         START, STOP, ITEM, b, interval_stride, row0, T, S, BM, BN, INTERVALS, ORDERED
     )
+    q = load_tile(Q, b, h, row0, BM, D)
     if SPARSE:
         LIST = LISTS + h * list_head + m_block * list_row
         count = tl.load(COUNTS + h * count_head + m_block)
-        acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LIST, 0, count,
-                              full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero,
-                              BM, BN, BIAS, LINEAR, 3, PADDED, WHOLE, True, UPCAST)  # fmt: skip
+        acc, m, total = _walk(acc, m, total, q, K, V, b, kv, TABLE_PTR, first_number, second_number, LIST, 0, count,
+                              full_first, full_last, start, stop, row0, rows, T, S, qk_scale, zero, D, BM, BN, BIAS,
+                              LINEAR, 3, True, FETCH, UPCAST)  # fmt: skip
     else:
         if INTERVALS:
-            acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, first, last,
-                                  full_first, full_last, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale,
-                                  zero, BM, BN, BIAS, LINEAR, 3, PADDED, WHOLE, False, UPCAST)  # fmt: skip
+            acc, m, total = _walk(acc, m, total, q, K, V, b, kv, TABLE_PTR, first_number, second_number, LISTS, first, last,
+                                  full_first, full_last, start, stop, row0, rows, T, S, qk_scale, zero, D, BM, BN, BIAS,
+                                  LINEAR, 3, False, FETCH, UPCAST)  # fmt: skip
         else:
             near = 0
             if BIAS > 1:
                 near = tl.minimum(tl.maximum(row0 + S - T - far_from(reach, BM, BN, BIAS) + 1, 0) // BN, full_last)
-                acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, 0, near, 0,
-                                      0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BM, BN,
-                                      BIAS, LINEAR, 2, PADDED, WHOLE, False, UPCAST)  # fmt: skip
-            acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, near, full_last,
-                                  0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BM, BN,
-                                  BIAS, LINEAR, 1, PADDED, WHOLE, False, UPCAST)  # fmt: skip
-            acc, m, total = _walk(acc, m, total, q, K, V, TABLE_PTR, first_number, second_number, LISTS, full_last, last,
-                                  0, 0, start, stop, row0, rows, dims, sks, svs, T, S, DIM, qk_scale, zero, BM, BN,
-                                  BIAS, LINEAR, 0, PADDED, WHOLE, False, UPCAST)  # fmt: skip
+                acc, m, total = _walk(acc, m, total, q, K, V, b, kv, TABLE_PTR, first_number, second_number, LISTS, 0,
+                                      near, 0, 0, start, stop, row0, rows, T, S, qk_scale, zero, D, BM, BN, BIAS,
+                                      LINEAR, 2, False, FETCH, UPCAST)  # fmt: skip
+            acc, m, total = _walk(acc, m, total, q, K, V, b, kv, TABLE_PTR, first_number, second_number, LISTS, near,
+                                  full_last, 0, 0, start, stop, row0, rows, T, S, qk_scale, zero, D, BM, BN, BIAS,
+                                  LINEAR, 1, False, FETCH, UPCAST)  # fmt: skip
+            acc, m, total = _walk(acc, m, total, q, K, V, b, kv, TABLE_PTR, first_number, second_number, LISTS, full_last,
+                                  last, 0, 0, start, stop, row0, rows, T, S, qk_scale, zero, D, BM, BN, BIAS,
+                                  LINEAR, 0, False, FETCH, UPCAST)  # fmt: skip
     nothing = total == 0.0
     out = acc / tl.where(nothing, 1.0, total)[:, None]
     lse = tl.where(
@@ -143,9 +131,5 @@ def forward_kernel(Q, K, V, OUT, LSE, START, STOP, ITEMS, TABLE, PARAMETERS, LIS
     )  # exp2(s − ∞) = 0 in the backward pass
     if LINEAR:
         lse -= first_number * (rows - row0).to(tl.float32)
-    tl.store(
-        OUT + b.to(tl.int64) * sob + h * soh + rows[:, None] * sot + dims[None, :],
-        out.to(OUT.dtype.element_ty),
-        mask=keep,
-    )
+    store_tile(OUT, b, h, row0, out, BM, D)
     tl.store(LSE + (b * H + h) * T + rows, lse, mask=rows < T)

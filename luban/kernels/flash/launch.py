@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from luban.kernels.available import INTERPRETED
 from luban.kernels.distance import LOG2E
@@ -54,7 +55,11 @@ def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False
         }
     elif width <= 128 and intervals:
         keys = Tiles(64, 64, 4, 2)
-        table = {"forward": Tiles(64, 64, 4, 3), "keys": keys, "queries": keys if curved else Tiles(64, 32, 4, 3, 168)}
+        table = {
+            "forward": Tiles(64, 64, 4, 3) if curved else Tiles(64, 32, 4, 3),
+            "keys": keys,
+            "queries": keys if curved else Tiles(64, 32, 4, 2),
+        }
     elif width <= 64:
         table = {
             "forward": Tiles(128, 64, 4, 3),
@@ -79,6 +84,25 @@ def _by_token(x: Tensor) -> Tensor:
     return torch.empty(B, T, H, D, dtype=x.dtype, device=x.device).transpose(1, 2)
 
 
+def fetches_tiles(device: torch.device) -> bool:
+    """Whether the hardware copies tiles by itself, from a description of the tensor: Hopper's and later do."""
+    return INTERPRETED or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x, or a copy of it where the hardware could not fetch tiles of it by itself."""
+    unit = 16 // x.element_size()  # it takes steps of whole 16 bytes
+    steps = [step for size, step in zip(x.shape[:-1], x.stride(), strict=False) if size > 1]
+    if x.stride(-1) == 1 and x.storage_offset() % unit == 0 and all(step and step % unit == 0 for step in steps):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def kept(x: Tensor) -> tuple:
+    """(B, heads, length, D) as kernels read or write one tile of it (`load_tile`)."""
+    return x, *x.stride()[:3], *x.shape[2:]
+
+
 class _Call:
     """What every launch of one attention needs to know."""
 
@@ -89,6 +113,7 @@ class _Call:
         self.intervals = start is not None
         self.interval_stride = 0 if start is None or start.shape[0] == 1 else start.stride(0)
         self.items = None if block else items
+        self.fetch = fetches_tiles(q.device)
         self.kind = KINDS[form]
         self.numbers = q if numbers is None else numbers
         self.table, self.table_stride = (q, 0) if table is None else (table, table.stride(0))
@@ -103,40 +128,47 @@ class _Call:
         one = blocks.shape[0] == 1
         return blocks, counts, (0 if one else blocks.stride(0), blocks.stride(1), 0 if one else counts.stride(0))
 
-    def order(self, kept: Tensor, walked: Tensor, side: int, which: int) -> tuple[tuple[int], Tensor, int, bool]:
+    def walked(self, x: Tensor, rows: int) -> TensorDescriptor | tuple:
+        """(B, heads, length, D) as kernels walk over it, in tiles of `rows` places and the padded width (`fetch_tile`)."""
+        if not self.fetch:
+            return kept(x)
+        steps = [step if size > 1 else x.shape[-1] for size, step in zip(x.shape, x.stride(), strict=True)]
+        return TensorDescriptor(x, list(x.shape), [*steps[:3], 1], [1, 1, rows, self.padded])
+
+    def order(self, kept: Tensor, walked: Tensor, side: int, which: int) -> tuple[tuple[int, int], Tensor, dict]:
         """How programs follow each other that keep `side` places of a head of one tensor and walk over another and its like
-        (K and V, or Q and dO): the grid; the listed blocks, if they are listed; how many programs share one of those, or
-        heads stand side by side; whether blocks are listed."""
+        (K and V, or Q and dO), `own_block`: the grid, the listed blocks, if they are listed, and the constants."""
         B, heads, length, _ = kept.shape
-        programs = -(-length // side) * B * heads
-        if self.items is None or side != SIDE:
-            bytes_a_head = 2 * walked[0].numel() * walked.element_size() // heads
-            return (programs,), self.table, min(max(NEAR // bytes_a_head, 1), B * heads), False
-        items = self.items[which]
-        return (programs,), items, programs // items.shape[0], True
+        blocks = -(-length // side)
+        if self.items is not None and side == SIDE:
+            items = self.items[which]
+            grid = items.shape[0] * heads, B * blocks // items.shape[0]
+            return grid, items, {"H": self.H, "EACH": heads, "ORDERED": True}
+        fit = NEAR * heads // (2 * walked[0].numel() * walked.element_size())
+        each = next(n for n in range(max(1, min(fit, B * heads)), 0, -1) if B * heads % n == 0)
+        return (blocks * each, B * heads // each), self.table, {"H": self.H, "EACH": each, "ORDERED": False}
 
     def constants(self, t: Tiles) -> dict:
         """Compile-time values of every kernel that walks tiles."""
-        whole = not (self.T % t.rows or self.S % t.cols)  # no tile reaches past the end
-        return {"GROUP": self.H // self.K, "DIM": self.dim, "D": self.padded, "BM": t.rows, "BN": t.cols,
-                "BIAS": self.kind, "LINEAR": self.linear, "INTERVALS": self.intervals, "WHOLE": whole,
-                "SPARSE": self.block > 0, "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages,
+        return {"GROUP": self.H // self.K, "D": self.padded, "BM": t.rows, "BN": t.cols, "BIAS": self.kind,
+                "LINEAR": self.linear, "INTERVALS": self.intervals, "SPARSE": self.block > 0, "FETCH": self.fetch, "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages,
                 "maxnreg": t.registers}  # fmt: skip
 
 
 def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, items, query_list, query_count, key_list, key_count,
              form, zero, reach, block, backward_only, scale):  # fmt: skip
     call = _Call(q, k, numbers, table, start, items, form, zero, reach, block, backward_only, scale)
+    q, k, v = map(_aligned, (q, k, v))
     out, lse = _by_token(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     gathering = call.kind == TABLE  # from a table, which takes shared memory for every stage
     t = tiles(call.dim, "forward", block, call.intervals or gathering, call.curved)
     lists, counts, strides = call.lists(query_list, query_count)
-    grid, items, each, ordered = call.order(q, k, t.rows, 0)
+    grid, items, placed = call.order(q, k, t.rows, 0)
     forward.forward_kernel[grid](
-        q, k, v, out, lse, lse if start is None else start, lse if stop is None else stop, items, call.table,
-        call.numbers, lists, counts, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-        call.interval_stride, call.table_stride, *strides, call.T, call.S, call.H, each, scale * LOG2E, zero, reach,
-        ORDERED=ordered, **call.constants(t),
+        kept(q), call.walked(k, t.cols), call.walked(v, t.cols), kept(out), lse,
+        lse if start is None else start, lse if stop is None else stop, items, call.table, call.numbers, lists, counts,
+        call.interval_stride, call.table_stride, *strides, call.T, call.S, scale * LOG2E, zero, reach,
+        **placed, **call.constants(t),
     )  # fmt: skip
     return out, lse
 
@@ -144,7 +176,7 @@ def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, item
 def _backward(do, out, lse, q, k, v, numbers, weight, table, buckets, start, stop, seeing, items, query_list, query_count,
               key_list, key_count, form, zero, reach, block, backward_only, scale, learned):  # fmt: skip
     call = _Call(q, k, numbers, table, start, items, form, zero, reach, block, backward_only, scale)
-    do = do if do.stride(-1) == 1 else do.contiguous()
+    do, q, k, v = map(_aligned, (do, q, k, v))
     delta = torch.empty_like(lse)
     start, stop, seeing = (lse if x is None else x for x in (start, stop, seeing))
     dq, sums = _queries_gradient(call, q, k, v, out, do, lse, delta, start, stop, buckets, query_list, query_count,
@@ -156,14 +188,13 @@ def _backward(do, out, lse, q, k, v, numbers, weight, table, buckets, start, sto
 def _keys_gradient(call, q, k, v, do, lse, delta, seeing, key_list, key_count):
     t = tiles(call.dim, "keys", call.block, call.intervals, call.curved)
     dk, dv = _by_token(k), _by_token(k)
-    grid, items, each, ordered = call.order(k, q, t.cols, 1)
+    grid, items, placed = call.order(k, q, t.cols, 1)
     lists, counts, strides = call.lists(key_list, key_count)
     backward.keys_kernel[grid](
-        q, k, v, do, lse, delta, dk, dv, seeing, items, call.table, call.numbers, lists, counts,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3], *dk.stride()[:3],
+        call.walked(q, t.rows), kept(k), kept(v), call.walked(do, t.rows), lse, delta, kept(dk), kept(dv), seeing, items, call.table, call.numbers, lists, counts,
         seeing.stride(0) if call.interval_stride else 0, call.table_stride, *strides,
-        call.T, call.S, call.H, each, call.scale * LOG2E, call.scale, call.zero, call.reach,
-        ORDERED=ordered, **call.constants(t),
+        call.T, call.S, call.scale * LOG2E, call.scale, call.zero, call.reach,
+        WHOLE=call.T % t.rows == 0, **placed, **call.constants(t),
     )  # fmt: skip
     return dk, dv
 
@@ -177,13 +208,12 @@ def _queries_gradient(
     shape = (call.B, call.H, blocks, width or 2)
     sums = torch.zeros(shape, dtype=torch.float32, device=q.device) if learned else lse
     lists, counts, strides = call.lists(query_list, query_count)
-    grid, items, each, ordered = call.order(q, k, t.rows, 0)
+    grid, items, placed = call.order(q, k, t.rows, 0)
     backward.queries_kernel[grid](
-        q, k, v, out, do, lse, delta, dq, start, stop, items, call.table, call.numbers, buckets if bucketed else lse, sums, lists,
-        counts, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *do.stride()[:3],
-        *dq.stride()[:3],
-        call.interval_stride, call.table_stride, *strides, call.T, call.S, call.H, each, call.scale * LOG2E,
-        call.scale, call.zero, call.reach, ORDERED=ordered, MOMENTS=moments, BUCKETS=width if bucketed else 0, **call.constants(t),
+        kept(q), call.walked(k, t.cols), call.walked(v, t.cols), kept(out), kept(do), lse, delta, kept(dq), start, stop, items, call.table, call.numbers,
+        buckets if bucketed else lse, sums, lists, counts, call.interval_stride, call.table_stride, *strides,
+        call.T, call.S, call.scale * LOG2E, call.scale, call.zero, call.reach,
+        MOMENTS=moments, BUCKETS=width if bucketed else 0, **placed, **call.constants(t),
     )  # fmt: skip
     return dq, sums.sum((0, 2)) if learned else lse.new_empty(call.H, width or 2)
 

@@ -27,27 +27,56 @@ def row_bounds(START, STOP, b, stride, rows, T, S, INTERVALS: tl.constexpr):
 
 
 @triton.jit
-def own_block(ITEMS, blocks, heads, each, LAST_FIRST: tl.constexpr, ORDERED: tl.constexpr):
+def own_block(ITEMS, blocks, HEADS: tl.constexpr, EACH: tl.constexpr, LAST_FIRST: tl.constexpr, ORDERED: tl.constexpr):
     """Batch row, head and block of this program, and its item if it has one (`work_items`). Programs start in the order
     of their numbers, and the longest should be first, over as many heads as near memory holds: the last heads' long ones
     would else be waited for at the end.
 
-    ORDERED: `each` programs share an item, all heads, of all rows if one mask serves them. Otherwise the blocks of `each`
-    heads stand side by side, those with most work first.
+    Grid (blocks · EACH, B · HEADS / EACH): EACH heads stand side by side. ORDERED: grid (items · HEADS, rows that share
+    the items).
     """
-    place = tl.program_id(0)
+    block = tl.program_id(0) // EACH
     if ORDERED:
-        ITEM = ITEMS + place // each * 6
-        which = place % each
-        return tl.load(ITEM) + which // heads, which % heads, tl.load(ITEM + 1), ITEM
-    begin = place // (blocks * each) * each
-    size = tl.minimum(each, tl.num_programs(0) // blocks - begin)
-    place -= begin * blocks
-    block = place // size
-    which = begin + place % size
+        ITEM = ITEMS + block * 6
+        return tl.load(ITEM) + tl.program_id(1), tl.program_id(0) % EACH, tl.load(ITEM + 1), ITEM
+    which = tl.program_id(1) * EACH + tl.program_id(0) % EACH
     if LAST_FIRST:
         block = blocks - 1 - block
-    return which // heads, which % heads, block, ITEMS
+    return which // HEADS, which % HEADS, block, ITEMS
+
+
+@triton.jit
+def load_tile(X, b, h, place, ROWS: tl.constexpr, D: tl.constexpr):
+    """(ROWS, D) of one head from a place on, zeros past the end. X: a pointer to (B, heads, length, width), three strides,
+    length and width."""
+    at, inside = _pointers(X, b, h, place, ROWS, D)
+    return tl.load(at, mask=inside, other=0.0)
+
+
+@triton.jit
+def fetch_tile(X, b, h, place, ROWS: tl.constexpr, D: tl.constexpr, FETCH: tl.constexpr):
+    """`load_tile` in a walk. FETCH: X describes the tensor to the hardware that copies tiles by itself, which leaves no
+    addresses to the threads; for a tile alone it would be waited for at once, so that nothing else is on its way."""
+    if FETCH:
+        x = X.load([b, h, place, 0]).reshape(ROWS, D)
+    else:
+        x = load_tile(X, b, h, place, ROWS, D)
+    return x
+
+
+@triton.jit
+def store_tile(X, b, h, place, x, ROWS: tl.constexpr, D: tl.constexpr):
+    """Write (ROWS, D) where `load_tile` would read it, in the dtype that stands there; nothing past the end."""
+    at, inside = _pointers(X, b, h, place, ROWS, D)
+    tl.store(at, x.to(X[0].dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _pointers(X, b, h, place, ROWS: tl.constexpr, D: tl.constexpr):
+    """(ROWS, D) pointers, and whether they lie inside."""
+    first, by_row, by_head, by_place, length, width = X
+    rows, dims = place + tl.arange(0, ROWS)[:, None], tl.arange(0, D)[None, :]
+    return first + b.to(tl.int64) * by_row + h * by_head + rows * by_place + dims, (rows < length) & (dims < width)
 
 
 @triton.jit
