@@ -313,10 +313,12 @@ def memory(sizes=(16384, 32768, 65536, 131072, 262144)):
                    f"at the end, slope of log bytes in log T {slope:.3f}")  # fmt: skip
 
 
-SETTINGS = {  # rows, columns, warps, stages, registers a thread at most
-    "forward": [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3), (64, 32, 4, 4), (64, 32, 4, 2, 128)],
-    "keys": [(64, 64, 4, 2), (64, 64, 4, 3), (32, 64, 4, 2), (32, 64, 4, 3), (32, 64, 4, 2, 168), (32, 64, 4, 3, 128)],
-    "queries": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 2, 128), (64, 32, 4, 2), (64, 32, 4, 3), (64, 32, 4, 4)],
+SETTINGS = {  # rows, columns, warps, stages, registers a thread at most, whether what a program keeps is in registers
+    "forward": [(64, 64, 4, 3), (64, 64, 4, 3, None, True), (64, 64, 4, 2, None, True), (64, 64, 4, 2, 168, True),
+                (64, 32, 4, 3, None, True), (64, 32, 4, 4, None, True)],
+    "keys": [(64, 64, 4, 2), (64, 64, 4, 2, None, True), (32, 64, 4, 3), (32, 64, 4, 3, None, True), (32, 64, 4, 2, None, True)],
+    "queries": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 2, None, True), (64, 64, 4, 3, None, True), (64, 32, 4, 2, None, True),
+                (64, 32, 4, 3, None, True)],
 }  # fmt: skip
 
 
@@ -328,13 +330,18 @@ def sweep(cases, widths, T=8192, mean=512):
     for D in widths:
         q, k, v = inputs(T, D)
         documents = (torch.rand(q.shape[0], T, device="cuda") < 1 / mean).cumsum(1).int()
+        mask = prepared(intervals(T, T, documents=documents, device="cuda"), T)
         r1, r2 = (torch.rand(q.shape[1], device="cuda").add(0.5).requires_grad_() for _ in range(2))
         table = (torch.rand(1, T // 64, T // 64) < 0.1) | torch.eye(T // 64, dtype=torch.bool)
         layout = layouts.BlockLayout((table & torch.ones_like(table).tril()).cuda(), 64)
-        calls = {"log": lambda mask: flash_attention(q, k, v, bias=kerple_log(r1, r2, T, D**-0.5)),
-                 "packed": lambda mask: flash_attention(q, k, v, mask=mask),
-                 "sparse": lambda mask: flash_attention(q, k, v, layout=layout)}  # fmt: skip
+        calls = {"log": lambda: flash_attention(q, k, v, bias=kerple_log(r1, r2, T, D**-0.5)),
+                 "packed": lambda: flash_attention(q, k, v, mask=mask),
+                 "sparse": lambda: flash_attention(q, k, v, layout=layout)}  # fmt: skip
         for case, (which, settings) in itertools.product(cases, SETTINGS.items()):
+            leaves, do = [q, k, v] + ([r1, r2] if case == "log" else []), torch.randn_like(q)
+            launch.tiles = original
+            usual = calls[case]()
+            want = [usual, *torch.autograd.grad(usual, leaves, do, retain_graph=True)]
             for setting in settings:
                 if case == "sparse" and setting[:2] != (64, 64):
                     continue
@@ -343,15 +350,13 @@ def sweep(cases, widths, T=8192, mean=512):
                     chosen if name == which else original(w, name, *rest, **more)
                 )
                 try:
-                    mask = prepared(intervals(T, T, documents=documents, device="cuda"), T)
-                    out = calls[case](mask)
-                    leaves, do = [q, k, v] + ([r1, r2] if case == "log" else []), torch.ones_like(out)
-                    if which == "forward":
-                        found = f"{milliseconds(lambda: calls[case](mask), 0.05):.3f}"
-                    else:
-                        found = (
-                            f"{milliseconds(lambda: torch.autograd.grad(out, leaves, do, retain_graph=True), 0.05):.3f}"
-                        )
+                    out = calls[case]()
+                    got = [out, *torch.autograd.grad(out, leaves, do, retain_graph=True)]
+                    off = max(float((a - b).norm() / b.norm()) for a, b in zip(got, want, strict=True))
+                    run = calls[case]
+                    if which != "forward":
+                        run = lambda: torch.autograd.grad(out, leaves, do, retain_graph=True)  # noqa: E731
+                    found = f"{milliseconds(run, 0.05):.3f}, off by {off:.1e}"
                 except Exception as error:
                     found = f"failed: {str(error)[:60]}"
                 SUMMARY.append(f"sweep {case} D={D} {which} {setting}, ms of the pass: {found}")

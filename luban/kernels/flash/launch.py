@@ -38,6 +38,7 @@ class Tiles:
     warps: int
     stages: int
     registers: int | None = None  # a thread at most, so that more programs share a multiprocessor
+    held: bool = False  # what a program keeps is in registers, not in shared memory
 
 
 def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False, curved: bool = False) -> Tiles:
@@ -130,10 +131,15 @@ class _Call:
 
     def walked(self, x: Tensor, rows: int) -> TensorDescriptor | tuple:
         """(B, heads, length, D) as kernels walk over it, in tiles of `rows` places and the padded width (`fetch_tile`)."""
-        if not self.fetch:
-            return kept(x)
+        return self._described(x, [1, 1, rows, self.padded]) if self.fetch else kept(x)
+
+    def held(self, x: Tensor, t: Tiles, rows: int) -> TensorDescriptor | tuple:
+        """The same as kernels read the one tile that they keep (`load_tile`)."""
+        return self._described(x.transpose(1, 2), [1, rows, 1, self.padded]) if t.held and self.fetch else kept(x)
+
+    def _described(self, x: Tensor, tile: list[int]) -> TensorDescriptor:
         steps = [step if size > 1 else x.shape[-1] for size, step in zip(x.shape, x.stride(), strict=True)]
-        return TensorDescriptor(x, list(x.shape), [*steps[:3], 1], [1, 1, rows, self.padded])
+        return TensorDescriptor(x, list(x.shape), [*steps[:3], 1], tile)
 
     def order(self, kept: Tensor, walked: Tensor, side: int, which: int) -> tuple[tuple[int, int], Tensor, dict]:
         """How programs follow each other that keep `side` places of a head of one tensor and walk over another and its like
@@ -151,7 +157,7 @@ class _Call:
     def constants(self, t: Tiles) -> dict:
         """Compile-time values of every kernel that walks tiles."""
         return {"GROUP": self.H // self.K, "D": self.padded, "BM": t.rows, "BN": t.cols, "BIAS": self.kind,
-                "LINEAR": self.linear, "INTERVALS": self.intervals, "SPARSE": self.block > 0, "FETCH": self.fetch, "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages,
+                "LINEAR": self.linear, "INTERVALS": self.intervals, "SPARSE": self.block > 0, "FETCH": self.fetch, "HELD": t.held and self.fetch, "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages,
                 "maxnreg": t.registers}  # fmt: skip
 
 
@@ -165,7 +171,7 @@ def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, item
     lists, counts, strides = call.lists(query_list, query_count)
     grid, items, placed = call.order(q, k, t.rows, 0)
     forward.forward_kernel[grid](
-        kept(q), call.walked(k, t.cols), call.walked(v, t.cols), kept(out), lse,
+        call.held(q, t, t.rows), call.walked(k, t.cols), call.walked(v, t.cols), kept(out), lse,
         lse if start is None else start, lse if stop is None else stop, items, call.table, call.numbers, lists, counts,
         call.interval_stride, call.table_stride, *strides, call.T, call.S, scale * LOG2E, zero, reach,
         **placed, **call.constants(t),
@@ -191,7 +197,7 @@ def _keys_gradient(call, q, k, v, do, lse, delta, seeing, key_list, key_count):
     grid, items, placed = call.order(k, q, t.cols, 1)
     lists, counts, strides = call.lists(key_list, key_count)
     backward.keys_kernel[grid](
-        call.walked(q, t.rows), kept(k), kept(v), call.walked(do, t.rows), lse, delta, kept(dk), kept(dv), seeing, items, call.table, call.numbers, lists, counts,
+        call.walked(q, t.rows), call.held(k, t, t.cols), call.held(v, t, t.cols), call.walked(do, t.rows), lse, delta, kept(dk), kept(dv), seeing, items, call.table, call.numbers, lists, counts,
         seeing.stride(0) if call.interval_stride else 0, call.table_stride, *strides,
         call.T, call.S, call.scale * LOG2E, call.scale, call.zero, call.reach,
         WHOLE=call.T % t.rows == 0, **placed, **call.constants(t),
@@ -210,7 +216,7 @@ def _queries_gradient(
     lists, counts, strides = call.lists(query_list, query_count)
     grid, items, placed = call.order(q, k, t.rows, 0)
     backward.queries_kernel[grid](
-        kept(q), call.walked(k, t.cols), call.walked(v, t.cols), kept(out), kept(do), lse, delta, kept(dq), start, stop, items, call.table, call.numbers,
+        call.held(q, t, t.rows), call.walked(k, t.cols), call.walked(v, t.cols), kept(out), call.held(do, t, t.rows), lse, delta, kept(dq), start, stop, items, call.table, call.numbers,
         buckets if bucketed else lse, sums, lists, counts, call.interval_stride, call.table_stride, *strides,
         call.T, call.S, call.scale * LOG2E, call.scale, call.zero, call.reach,
         MOMENTS=moments, BUCKETS=width if bucketed else 0, **placed, **call.constants(t),
