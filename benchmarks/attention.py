@@ -313,12 +313,10 @@ def memory(sizes=(16384, 32768, 65536, 131072, 262144)):
                    f"at the end, slope of log bytes in log T {slope:.3f}")  # fmt: skip
 
 
-SETTINGS = {  # rows, columns, warps, stages, registers a thread at most, whether what a program keeps is in registers
-    "forward": [(64, 64, 4, 3), (64, 64, 4, 3, None, True), (64, 64, 4, 2, None, True), (64, 64, 4, 2, 168, True),
-                (64, 32, 4, 3, None, True), (64, 32, 4, 4, None, True)],
-    "keys": [(64, 64, 4, 2), (64, 64, 4, 2, None, True), (32, 64, 4, 3), (32, 64, 4, 3, None, True), (32, 64, 4, 2, None, True)],
-    "queries": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 2, None, True), (64, 64, 4, 3, None, True), (64, 32, 4, 2, None, True),
-                (64, 32, 4, 3, None, True)],
+SETTINGS = {  # rows, columns, warps, stages, registers a thread at most
+    "forward": [(64, 64, 4, 3), (128, 64, 8, 2, 128), (128, 64, 8, 3, 128), (128, 64, 8, 2), (128, 64, 4, 3), (128, 128, 8, 2)],
+    "keys": [(64, 64, 4, 2), (32, 64, 4, 3, 128), (32, 128, 8, 2, 128), (64, 128, 8, 2), (32, 128, 8, 2), (32, 128, 4, 2)],
+    "queries": [(64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2, 128), (128, 32, 8, 2, 128), (128, 64, 8, 2), (128, 64, 4, 2)],
 }  # fmt: skip
 
 

@@ -80,13 +80,13 @@ def keys_kernel(Q, K, V, DO, LSE, DELTA, DK, DV, SEEING, ITEMS, TABLE, PARAMETER
                 seeing_stride, table_stride, list_head, list_row, count_head, T, S, qk_scale, scale, zero, reach,
                 H: tl.constexpr, EACH: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
                 BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, INTERVALS: tl.constexpr,
-                ORDERED: tl.constexpr, WHOLE: tl.constexpr, SPARSE: tl.constexpr, HELD: tl.constexpr, FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                ORDERED: tl.constexpr, WHOLE: tl.constexpr, SPARSE: tl.constexpr, FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """DK and DV (B, K, S, D) of one block of keys."""
     b, kv, n_block, ITEM = own_block(ITEMS, tl.cdiv(S, BN), H // GROUP, EACH, False, ORDERED)
     col0 = n_block * BN
     cols = col0 + tl.arange(0, BN)
-    k = load_tile(K, b, kv, col0, BN, D, HELD)
-    v = load_tile(V, b, kv, col0, BN, D, HELD)
+    k = load_tile(K, b, kv, col0, BN, D)
+    v = load_tile(V, b, kv, col0, BN, D)
     SEEING += b * seeing_stride
     first_row, past_row = column_bounds(SEEING, cols, T, S, INTERVALS)
     first, last, full_first, full_last = query_blocks(SEEING, ITEM, col0, T, S, BM, BN, INTERVALS, ORDERED)
@@ -204,7 +204,7 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, ITEMS, TABLE, 
                    H: tl.constexpr, EACH: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
                    BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, MOMENTS: tl.constexpr,
                    BUCKETS: tl.constexpr, INTERVALS: tl.constexpr, ORDERED: tl.constexpr, SPARSE: tl.constexpr,
-                   HELD: tl.constexpr, FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                   FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """DQ (B, H, T, D) of one block of queries, its share of the bias's gradients in GRAD, and DELTA (B, H, T), Σ_d O·dO =
     Σ_keys P·dP, which softmax's backward subtracts and the keys' kernel reads.
 
@@ -215,13 +215,13 @@ def queries_kernel(Q, K, V, OUT, DO, LSE, DELTA, DQ, START, STOP, ITEMS, TABLE, 
     b, h, m_block, ITEM = own_block(ITEMS, blocks, H, EACH, True, ORDERED)
     row0 = m_block * BM
     rows = row0 + tl.arange(0, BM)
-    q = load_tile(Q, b, h, row0, BM, D, HELD)
-    do = load_tile(DO, b, h, row0, BM, D, HELD)
+    q = load_tile(Q, b, h, row0, BM, D)
+    do = load_tile(DO, b, h, row0, BM, D)
     lse = tl.load(LSE + (b * H + h) * T + rows, mask=rows < T, other=float("inf"))
     if BUCKETS > 0:
         delta = tl.zeros([BM], tl.float32)  # for the first turn, which finds it
     else:
-        o = load_tile(OUT, b, h, row0, BM, D, False)
+        o = load_tile(OUT, b, h, row0, BM, D)
         delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     kv = h // GROUP
     start, stop = row_bounds(START, STOP, b, interval_stride, rows, T, S, INTERVALS)

@@ -84,7 +84,7 @@ def forward_kernel(Q, K, V, OUT, LSE, START, STOP, ITEMS, TABLE, PARAMETERS, LIS
                    interval_stride, table_stride, list_head, list_row, count_head, T, S, qk_scale, zero, reach,
                    H: tl.constexpr, EACH: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
                    BN: tl.constexpr, BIAS: tl.constexpr, LINEAR: tl.constexpr, INTERVALS: tl.constexpr,
-                   ORDERED: tl.constexpr, SPARSE: tl.constexpr, HELD: tl.constexpr, FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                   ORDERED: tl.constexpr, SPARSE: tl.constexpr, FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """O (B, H, T, D) and LSE (B, H, T) of one block of queries."""
     b, h, m_block, ITEM = own_block(ITEMS, tl.cdiv(T, BM), H, EACH, True, ORDERED)
     kv = h // GROUP
@@ -99,7 +99,7 @@ def forward_kernel(Q, K, V, OUT, LSE, START, STOP, ITEMS, TABLE, PARAMETERS, LIS
     first, last, full_first, full_last = key_blocks(
         START, STOP, ITEM, b, interval_stride, row0, T, S, BM, BN, INTERVALS, ORDERED
     )
-    q = load_tile(Q, b, h, row0, BM, D, HELD)
+    q = load_tile(Q, b, h, row0, BM, D)
     if SPARSE:
         LIST = LISTS + h * list_head + m_block * list_row
         count = tl.load(COUNTS + h * count_head + m_block)

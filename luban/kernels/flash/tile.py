@@ -46,19 +46,11 @@ def own_block(ITEMS, blocks, HEADS: tl.constexpr, EACH: tl.constexpr, LAST_FIRST
 
 
 @triton.jit
-def load_tile(X, b, h, place, ROWS: tl.constexpr, D: tl.constexpr, HELD: tl.constexpr):
+def load_tile(X, b, h, place, ROWS: tl.constexpr, D: tl.constexpr):
     """(ROWS, D) of one head from a place on, zeros past the end. X: a pointer to (B, heads, length, width), three strides,
-    length and width.
-
-    HELD: products take the tile from registers, not from shared memory, whose bandwidth tiles of 64 rows use up; X describes
-    (B, length, heads, width) to the hardware (of all ways to load, Triton leaves only this one in registers).
-    """
-    if HELD:
-        x = X.load([b, place, h, 0]).reshape(ROWS, D)
-    else:
-        at, inside = _pointers(X, b, h, place, ROWS, D)
-        x = tl.load(at, mask=inside, other=0.0)
-    return x
+    length and width."""
+    at, inside = _pointers(X, b, h, place, ROWS, D)
+    return tl.load(at, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -68,7 +60,7 @@ def fetch_tile(X, b, h, place, ROWS: tl.constexpr, D: tl.constexpr, FETCH: tl.co
     if FETCH:
         x = X.load([b, h, place, 0]).reshape(ROWS, D)
     else:
-        x = load_tile(X, b, h, place, ROWS, D, False)
+        x = load_tile(X, b, h, place, ROWS, D)
     return x
 
 
