@@ -104,23 +104,18 @@ def seeing_rows(mask: Intervals, keys: int) -> Tensor:
     return torch.stack([first, past], 1).to(torch.int32)
 
 
-def work_items(mask: Intervals, seeing: Tensor, sides: tuple[int, ...]) -> Tensor:
-    """Blocks of places in the order in which a kernel should take them, and what bounds each: those of long documents first,
-    so that the last programs are short ones; those of one document together, so that its keys are read from near memory.
-    Needs T = S.
+def work_items(mask: Intervals, seeing: Tensor, side: int) -> Tensor:
+    """Blocks of `side` places in the order in which a kernel should take them, and what bounds each: those of long documents
+    first, so that the last programs are short ones; those of one document together, so that its keys are read from near
+    memory. Needs T = S.
 
     Args:
         seeing: (B or 1, 2, T) int32, what `seeing_rows` says.
-        sides: of blocks, in places; each is listed by itself.
 
     Returns:
-        (2, blocks of all rows and sides, 6) int32, for blocks of queries and for blocks of keys: row, block, and where what
-        its first and its last place see (or are seen by) begins, and ends.
+        (2, blocks of all rows, 6) int32, for blocks of queries and for blocks of keys: row, block, and where what its first
+        and its last place see (or are seen by) begins, and ends.
     """
-    return torch.cat([_work_items(mask, seeing, side) for side in sides], 1)
-
-
-def _work_items(mask: Intervals, seeing: Tensor, side: int) -> Tensor:
     T = mask.start.shape[1]
     tops = torch.arange(0, T, side, device=mask.start.device)
     bottoms = (tops + side).clamp(max=T) - 1

@@ -71,7 +71,7 @@ def prepared(mask: Intervals, keys: int) -> Intervals:
     if mask.plain or mask.seeing is not None:
         return mask
     seeing = seeing_rows(mask, keys)
-    items = work_items(mask, seeing, launch.SIDES) if mask.start.shape[1] == keys else None
+    items = work_items(mask, seeing, launch.SIDE) if mask.start.shape[1] == keys else None
     return replace(mask, seeing=seeing, items=items)
 
 

@@ -17,7 +17,7 @@ from luban.kernels.distance import LOG2E
 from luban.kernels.flash import backward, forward
 from luban.kernels.flash.tile import ALIBI, LOG, NONE, POWER, TABLE
 
-SIDES = (32,) if INTERPRETED else (64, 128)  # of tiles that programs keep: `work_items` lists the blocks of each
+SIDE = 32 if INTERPRETED else 64  # of the tile that a program keeps where rows see intervals: that of `work_items`
 NEAR = 2**25  # bytes that the second-level cache keeps for sure: an H100's has 50 MB in two halves
 LN2 = 0.6931471805599453
 KINDS = {"none": NONE, "alibi": ALIBI, "power": POWER, "log": LOG, "buckets": TABLE}
@@ -38,6 +38,7 @@ class Tiles:
     warps: int
     stages: int
     registers: int | None = None  # a thread at most, so that more programs share a multiprocessor
+    fetch: bool = True  # what is walked over is copied by the hardware, if it can
 
 
 def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False, curved: bool = False) -> Tiles:
@@ -49,17 +50,12 @@ def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False
     elif width <= 64 and intervals:
         few = None if curved else 128
         table = {
-            "forward": Tiles(64, 64, 4, 3, few),
+            "forward": Tiles(64, 64, 4, 3, few, fetch=False),
             "keys": Tiles(32, 64, 4, 2 if curved else 3, few),
             "queries": Tiles(64, 64, 4, 3),
         }
     elif width <= 128 and intervals:
-        keys = Tiles(64, 64, 4, 2)
-        table = {
-            "forward": Tiles(64, 64, 4, 3) if curved else Tiles(64, 32, 4, 3),
-            "keys": keys,
-            "queries": keys if curved else Tiles(64, 32, 4, 2),
-        }
+        table = {"forward": Tiles(64, 64, 4, 3), "keys": Tiles(64, 64, 4, 2), "queries": Tiles(64, 64, 4, 2)}
     elif width <= 64:
         table = {
             "forward": Tiles(128, 64, 4, 3),
@@ -113,8 +109,7 @@ class _Call:
         self.intervals = start is not None
         self.interval_stride = 0 if start is None or start.shape[0] == 1 else start.stride(0)
         self.items = None if block else items
-        self.rows = 1 if start is None else start.shape[0]
-        self.fetch = fetches_tiles(q.device)
+        self.device = q.device
         self.kind = KINDS[form]
         self.numbers = q if numbers is None else numbers
         self.table, self.table_stride = (q, 0) if table is None else (table, table.stride(0))
@@ -129,9 +124,12 @@ class _Call:
         one = blocks.shape[0] == 1
         return blocks, counts, (0 if one else blocks.stride(0), blocks.stride(1), 0 if one else counts.stride(0))
 
-    def walked(self, x: Tensor, rows: int) -> TensorDescriptor | tuple:
+    def fetches(self, t: Tiles) -> bool:
+        return t.fetch and fetches_tiles(self.device)
+
+    def walked(self, x: Tensor, t: Tiles, rows: int) -> TensorDescriptor | tuple:
         """(B, heads, length, D) as kernels walk over it, in tiles of `rows` places and the padded width (`fetch_tile`)."""
-        if not self.fetch:
+        if not self.fetches(t):
             return kept(x)
         steps = [step if size > 1 else x.shape[-1] for size, step in zip(x.shape, x.stride(), strict=True)]
         return TensorDescriptor(x, list(x.shape), [*steps[:3], 1], [1, 1, rows, self.padded])
@@ -141,10 +139,10 @@ class _Call:
         (K and V, or Q and dO), `own_block`: the grid, the listed blocks, if they are listed, and the constants."""
         B, heads, length, _ = kept.shape
         blocks = -(-length // side)
-        if self.items is not None and side in SIDES:
-            begin = sum(self.rows * -(-length // s) for s in SIDES[: SIDES.index(side)])
-            items = self.items[which, begin : begin + self.rows * blocks]
-            return (items.shape[0] * heads, B // self.rows), items, {"H": self.H, "EACH": heads, "ORDERED": True}
+        if self.items is not None and side == SIDE:
+            rows = self.items.shape[1] // blocks
+            placed = {"H": self.H, "EACH": heads, "ORDERED": True}
+            return (rows * blocks * heads, B // rows), self.items[which], placed
         fit = NEAR * heads // (2 * walked[0].numel() * walked.element_size())
         each = next(n for n in range(max(1, min(fit, B * heads)), 0, -1) if B * heads % n == 0)
         return (blocks * each, B * heads // each), self.table, {"H": self.H, "EACH": each, "ORDERED": False}
@@ -152,7 +150,7 @@ class _Call:
     def constants(self, t: Tiles) -> dict:
         """Compile-time values of every kernel that walks tiles."""
         return {"GROUP": self.H // self.K, "D": self.padded, "BM": t.rows, "BN": t.cols, "BIAS": self.kind,
-                "LINEAR": self.linear, "INTERVALS": self.intervals, "SPARSE": self.block > 0, "FETCH": self.fetch, "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages,
+                "LINEAR": self.linear, "INTERVALS": self.intervals, "SPARSE": self.block > 0, "FETCH": self.fetches(t), "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages,
                 "maxnreg": t.registers}  # fmt: skip
 
 
@@ -166,7 +164,7 @@ def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, item
     lists, counts, strides = call.lists(query_list, query_count)
     grid, items, placed = call.order(q, k, t.rows, 0)
     forward.forward_kernel[grid](
-        kept(q), call.walked(k, t.cols), call.walked(v, t.cols), kept(out), lse,
+        kept(q), call.walked(k, t, t.cols), call.walked(v, t, t.cols), kept(out), lse,
         lse if start is None else start, lse if stop is None else stop, items, call.table, call.numbers, lists, counts,
         call.interval_stride, call.table_stride, *strides, call.T, call.S, scale * LOG2E, zero, reach,
         **placed, **call.constants(t),
@@ -192,7 +190,7 @@ def _keys_gradient(call, q, k, v, do, lse, delta, seeing, key_list, key_count):
     grid, items, placed = call.order(k, q, t.cols, 1)
     lists, counts, strides = call.lists(key_list, key_count)
     backward.keys_kernel[grid](
-        call.walked(q, t.rows), kept(k), kept(v), call.walked(do, t.rows), lse, delta, kept(dk), kept(dv), seeing, items, call.table, call.numbers, lists, counts,
+        call.walked(q, t, t.rows), kept(k), kept(v), call.walked(do, t, t.rows), lse, delta, kept(dk), kept(dv), seeing, items, call.table, call.numbers, lists, counts,
         seeing.stride(0) if call.interval_stride else 0, call.table_stride, *strides,
         call.T, call.S, call.scale * LOG2E, call.scale, call.zero, call.reach,
         WHOLE=call.T % t.rows == 0, **placed, **call.constants(t),
@@ -211,7 +209,7 @@ def _queries_gradient(
     lists, counts, strides = call.lists(query_list, query_count)
     grid, items, placed = call.order(q, k, t.rows, 0)
     backward.queries_kernel[grid](
-        kept(q), call.walked(k, t.cols), call.walked(v, t.cols), kept(out), kept(do), lse, delta, kept(dq), start, stop, items, call.table, call.numbers,
+        kept(q), call.walked(k, t, t.cols), call.walked(v, t, t.cols), kept(out), kept(do), lse, delta, kept(dq), start, stop, items, call.table, call.numbers,
         buckets if bucketed else lse, sums, lists, counts, call.interval_stride, call.table_stride, *strides,
         call.T, call.S, call.scale * LOG2E, call.scale, call.zero, call.reach,
         MOMENTS=moments, BUCKETS=width if bucketed else 0, **placed, **call.constants(t),
