@@ -313,10 +313,10 @@ def memory(sizes=(16384, 32768, 65536, 131072, 262144)):
                    f"at the end, slope of log bytes in log T {slope:.3f}")  # fmt: skip
 
 
-SHORT = {  # rows, columns, warps, stages, registers a thread at most, whether the hardware fetches tiles
-    "forward": [(64, 64, 4, 3), (64, 64, 4, 3, None, False), (64, 64, 4, 3, 128, False), (64, 32, 4, 3)],
-    "keys": [(64, 64, 4, 2), (64, 64, 4, 3), (32, 64, 4, 3), (32, 64, 4, 3, 128, False), (64, 64, 4, 2, None, False)],
-    "queries": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 2), (64, 64, 4, 2, None, False), (64, 64, 4, 3, None, False)],
+SHORT = {  # rows, columns, warps, stages, registers a thread at most
+    "forward": [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3), (64, 32, 4, 4), (128, 64, 8, 2, 128), (128, 64, 4, 3)],
+    "keys": [(64, 64, 4, 2), (64, 64, 4, 2, 168), (64, 64, 4, 3), (32, 64, 4, 3), (32, 64, 4, 3, 128), (64, 128, 8, 2)],
+    "queries": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 2), (64, 32, 4, 3), (128, 64, 8, 2, 128), (128, 32, 8, 2, 128)],
 }  # fmt: skip
 LONG = {
     "forward": [(128, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3), (64, 128, 4, 2)],

@@ -38,19 +38,18 @@ class Tiles:
     warps: int
     stages: int
     registers: int | None = None  # a thread at most, so that more programs share a multiprocessor
-    fetch: bool = True  # what is walked over is copied by the hardware, if it can
 
 
 def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False, curved: bool = False) -> Tiles:
-    """Settings by head width, measured on an H100; a block-sparse layout fixes both sides to its block. Where rows
-    see short intervals, smaller tiles waste less, and several programs a multiprocessor hide each other's beginnings (128
-    registers a thread let four in); biases of KERPLE and T5 (`curved`) and their gradients need registers."""
+    """Settings by head width, measured on an H100 (`benchmarks/attention.py --sweep`); a block-sparse layout fixes both
+    sides to its block. Where rows see short intervals, smaller tiles waste less, and several programs a multiprocessor hide
+    each other's beginnings; biases of KERPLE and T5 (`curved`) and their gradients need registers."""
+    few = None if curved else 128  # registers, that let four programs in
     if INTERPRETED:
         table = {"forward": Tiles(32, 16, 4, 1), "keys": Tiles(16, 32, 4, 1), "queries": Tiles(32, 16, 4, 1)}
     elif width <= 64 and intervals:
-        few = None if curved else 128
         table = {
-            "forward": Tiles(64, 64, 4, 3, few, fetch=False),
+            "forward": Tiles(64, 64, 4, 3, few),
             "keys": Tiles(32, 64, 4, 2 if curved else 3, few),
             "queries": Tiles(64, 64, 4, 3),
         }
@@ -60,17 +59,22 @@ def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False
         table = {
             "forward": Tiles(128, 64, 4, 3),
             "keys": Tiles(64, 64, 4, 3),
-            "queries": Tiles(128, 64, 8 if curved else 4, 2),
+            "queries": Tiles(128, 64, 8, 2) if curved else Tiles(64, 64, 4, 3),
         }
     elif width <= 128:
         keys = Tiles(64, 128, 8, 2) if curved else Tiles(64, 64, 4, 2)
         table = {"forward": Tiles(128, 128, 8, 3), "keys": keys, "queries": Tiles(128, 64, 8, 3)}
     else:
         table = {"forward": Tiles(64, 32, 4, 2), "keys": Tiles(32, 64, 4, 1), "queries": Tiles(64, 32, 4, 1)}
-    if sparse_block:
+    if sparse_block == 64 and width <= 64 and not curved:
+        table = {
+            "forward": Tiles(64, 64, 4, 3, few),
+            "keys": Tiles(64, 64, 4, 2, 168),
+            "queries": Tiles(64, 64, 4, 3),
+        }
+    elif sparse_block:
         stages = 3 if (width <= 64 and which != "keys") or which == "forward" else 2
-        few = {"forward": 128, "keys": 168}.get(which) if width <= 64 and sparse_block == 64 and not curved else None
-        return Tiles(sparse_block, sparse_block, 4 if sparse_block <= 64 else 8, stages if width <= 128 else 1, few)
+        return Tiles(sparse_block, sparse_block, 4 if sparse_block <= 64 else 8, stages if width <= 128 else 1)
     return table[which]
 
 
@@ -109,7 +113,7 @@ class _Call:
         self.intervals = start is not None
         self.interval_stride = 0 if start is None or start.shape[0] == 1 else start.stride(0)
         self.items = None if block else items
-        self.device = q.device
+        self.fetch = fetches_tiles(q.device)
         self.kind = KINDS[form]
         self.numbers = q if numbers is None else numbers
         self.table, self.table_stride = (q, 0) if table is None else (table, table.stride(0))
@@ -124,12 +128,9 @@ class _Call:
         one = blocks.shape[0] == 1
         return blocks, counts, (0 if one else blocks.stride(0), blocks.stride(1), 0 if one else counts.stride(0))
 
-    def fetches(self, t: Tiles) -> bool:
-        return t.fetch and fetches_tiles(self.device)
-
-    def walked(self, x: Tensor, t: Tiles, rows: int) -> TensorDescriptor | tuple:
+    def walked(self, x: Tensor, rows: int) -> TensorDescriptor | tuple:
         """(B, heads, length, D) as kernels walk over it, in tiles of `rows` places and the padded width (`fetch_tile`)."""
-        if not self.fetches(t):
+        if not self.fetch:
             return kept(x)
         steps = [step if size > 1 else x.shape[-1] for size, step in zip(x.shape, x.stride(), strict=True)]
         return TensorDescriptor(x, list(x.shape), [*steps[:3], 1], [1, 1, rows, self.padded])
@@ -150,8 +151,8 @@ class _Call:
     def constants(self, t: Tiles) -> dict:
         """Compile-time values of every kernel that walks tiles."""
         return {"GROUP": self.H // self.K, "D": self.padded, "BM": t.rows, "BN": t.cols, "BIAS": self.kind,
-                "LINEAR": self.linear, "INTERVALS": self.intervals, "SPARSE": self.block > 0, "FETCH": self.fetches(t), "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages,
-                "maxnreg": t.registers}  # fmt: skip
+                "LINEAR": self.linear, "INTERVALS": self.intervals, "SPARSE": self.block > 0, "FETCH": self.fetch,
+                "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages, "maxnreg": t.registers}  # fmt: skip
 
 
 def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, items, query_list, query_count, key_list, key_count,
@@ -164,7 +165,7 @@ def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, item
     lists, counts, strides = call.lists(query_list, query_count)
     grid, items, placed = call.order(q, k, t.rows, 0)
     forward.forward_kernel[grid](
-        kept(q), call.walked(k, t, t.cols), call.walked(v, t, t.cols), kept(out), lse,
+        kept(q), call.walked(k, t.cols), call.walked(v, t.cols), kept(out), lse,
         lse if start is None else start, lse if stop is None else stop, items, call.table, call.numbers, lists, counts,
         call.interval_stride, call.table_stride, *strides, call.T, call.S, scale * LOG2E, zero, reach,
         **placed, **call.constants(t),
@@ -190,7 +191,8 @@ def _keys_gradient(call, q, k, v, do, lse, delta, seeing, key_list, key_count):
     grid, items, placed = call.order(k, q, t.cols, 1)
     lists, counts, strides = call.lists(key_list, key_count)
     backward.keys_kernel[grid](
-        call.walked(q, t, t.rows), kept(k), kept(v), call.walked(do, t, t.rows), lse, delta, kept(dk), kept(dv), seeing, items, call.table, call.numbers, lists, counts,
+        call.walked(q, t.rows), kept(k), kept(v), call.walked(do, t.rows), lse, delta, kept(dk), kept(dv),
+        seeing, items, call.table, call.numbers, lists, counts,
         seeing.stride(0) if call.interval_stride else 0, call.table_stride, *strides,
         call.T, call.S, call.scale * LOG2E, call.scale, call.zero, call.reach,
         WHOLE=call.T % t.rows == 0, **placed, **call.constants(t),
@@ -209,7 +211,8 @@ def _queries_gradient(
     lists, counts, strides = call.lists(query_list, query_count)
     grid, items, placed = call.order(q, k, t.rows, 0)
     backward.queries_kernel[grid](
-        kept(q), call.walked(k, t, t.cols), call.walked(v, t, t.cols), kept(out), kept(do), lse, delta, kept(dq), start, stop, items, call.table, call.numbers,
+        kept(q), call.walked(k, t.cols), call.walked(v, t.cols), kept(out), kept(do), lse, delta, kept(dq),
+        start, stop, items, call.table, call.numbers,
         buckets if bucketed else lse, sums, lists, counts, call.interval_stride, call.table_stride, *strides,
         call.T, call.S, call.scale * LOG2E, call.scale, call.zero, call.reach,
         MOMENTS=moments, BUCKETS=width if bucketed else 0, **placed, **call.constants(t),

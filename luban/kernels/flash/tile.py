@@ -75,8 +75,9 @@ def store_tile(X, b, h, place, x, ROWS: tl.constexpr, D: tl.constexpr):
 def _pointers(X, b, h, place, ROWS: tl.constexpr, D: tl.constexpr):
     """(ROWS, D) pointers, and whether they lie inside."""
     first, by_row, by_head, by_place, length, width = X
-    rows, dims = place + tl.arange(0, ROWS)[:, None], tl.arange(0, D)[None, :]
-    return first + b.to(tl.int64) * by_row + h * by_head + rows * by_place + dims, (rows < length) & (dims < width)
+    corner = first + b.to(tl.int64) * by_row + h.to(tl.int64) * by_head + place.to(tl.int64) * by_place
+    rows, dims = tl.arange(0, ROWS)[:, None], tl.arange(0, D)[None, :]
+    return corner + rows * by_place + dims, (place + rows < length) & (dims < width)
 
 
 @triton.jit

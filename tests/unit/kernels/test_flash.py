@@ -217,6 +217,48 @@ def test_block_sparse(kind):
 
 
 @here
+def test_hardware_that_fetches_no_tiles_by_itself(monkeypatch):
+    """Pointers instead of descriptions: the same numbers, for masks, a bias, a layout and a padded width."""
+    from luban.kernels import layout
+    from luban.kernels.flash import launch
+    from luban.kernels.intervals import intervals
+
+    monkeypatch.setattr(launch, "fetches_tiles", lambda device: False)
+    s = shape() | {"T": random.randint(40, 90), "D": random.choice([12, 16, 40])}
+    inputs = draw(**s, S=s["T"])
+    documents = torch.sort(torch.randint(0, 4, (s["B"], s["T"]), device=DEVICE), 1).values
+    plain, packed = (
+        intervals(s["T"], s["T"], device=DEVICE),
+        intervals(s["T"], s["T"], documents=documents, device=DEVICE),
+    )
+    bias = Kerple(s["H"], s["D"], "log")
+    compare(inputs, plain, bias=bias, parameters=bias.parameters)
+    compare(inputs, packed)
+    compare(inputs, plain, layout=layout.strided(s["T"], 16, 3, block=16, device=DEVICE))
+
+
+@here
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_that_hardware_could_not_fetch_tiles_of(dtype):
+    """Rows that begin off 16 bytes, an expanded gradient, widths of an odd number of bytes, one head, one row."""
+    from luban.kernels.flash.attention import flash_attention
+    from luban.kernels.intervals import intervals
+    from luban.kernels.reference.attention import attention
+
+    for B, H, D in ((2, 3, 20), (1, 1, 16), (2, 1, 7), (1, 2, 9)):
+        T = random.randint(20, 50)
+        held = torch.randn(B, T, H, 3 * D + 1, device=DEVICE, dtype=dtype).transpose(1, 2)[..., 1:]
+        q, k, v = (x.detach().requires_grad_() for x in held.split(D, -1))
+        mask = intervals(T, T, window=9, device=DEVICE)
+        out = flash_attention(q, k, v, mask=mask)
+        got = [out, *torch.autograd.grad(out.sum(), [q, k, v])]
+        wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+        want = attention(*wide, mask)
+        for a, b in zip(got, [want, *torch.autograd.grad(want.sum(), wide)], strict=True):
+            assert (a.double() - b).norm() < (1e-5 if dtype == torch.float32 else 2e-2) * (b.norm() + 1)
+
+
+@here
 def test_a_layout_that_does_not_fit_is_refused():
     from luban.core.errors import UnsupportedError
     from luban.kernels import layout
@@ -298,3 +340,24 @@ def test_intervals_against_brute_force():
         assert torch.equal(mask.dense(T)[:, 0], want) and mask.pairs() == int(want.sum())
         first, past = seeing_rows(mask, T).unbind(1)
         assert torch.equal((i >= first[:, None, :]) & (i < past[:, None, :]), want)
+
+
+def test_the_order_of_work_lists_every_block_once_long_documents_first():
+    from luban.kernels.intervals import intervals, seeing_rows, work_items
+
+    for _ in range(20):
+        T, side, B = random.randint(1, 90), random.choice([4, 16]), random.randint(1, 3)
+        docs = torch.sort(torch.randint(0, 5, (B, T)), 1).values
+        mask = intervals(T, T, causal=random.random() < 0.5, documents=docs)
+        seeing = seeing_rows(mask, T)
+        lengths = (docs[:, :, None] == docs[:, None, :]).sum(2)
+        for items, begin, end in zip(
+            work_items(mask, seeing, side), (mask.start, seeing[:, 0]), (mask.stop, seeing[:, 1]), strict=True
+        ):
+            blocks = [(row, block) for row, block, *_ in items.tolist()]
+            assert sorted(blocks) == [(row, block) for row in range(B) for block in range(-(-T // side))]
+            for row, block, *bounds in items.tolist():
+                top, bottom = block * side, min(block * side + side, T) - 1
+                assert bounds == [x[row, at].item() for x in (begin, end) for at in (top, bottom)]
+            order = [lengths[row, block * side].item() for row, block in blocks]
+            assert order == sorted(order, reverse=True)
