@@ -144,7 +144,7 @@ def test_outputs_and_gradients_are_those_of_a_mask_written_out(flash4, H, K, pie
         return out, torch.autograd.grad(out, joined, do)[0]
 
     for got, wanted in zip(run(True), run(False), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5 * max(1, float(wanted.abs().max())))
     assert flash4.calls == 2 * pieces
 
 
