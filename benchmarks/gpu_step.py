@@ -314,8 +314,8 @@ def main() -> None:
                   f"({row['min_ms']:.1f} to {row['max_ms']:.1f})  {100 * row['utilisation']:5.1f}% of 989  "
                   f"{row['peak_gb']:5.1f} GB  first step {row['first_step_s']:.0f} s"
                   + (f"  {row['sm_mhz']:.0f} MHz {row['watts']:.0f} W" if "watts" in row else ""), flush=True)  # fmt: skip
-    if call.out:
-        call.out.write_text(json.dumps(found, indent=1))
+            if call.out:
+                call.out.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
