@@ -106,8 +106,8 @@ def seeing_rows(mask: Intervals, keys: int) -> Tensor:
 
 def work_items(mask: Intervals, seeing: Tensor, side: int) -> Tensor:
     """Blocks of `side` places in the order in which a kernel should take them, and what bounds each: those of long documents
-    first, so that the last programs are short ones; those of one document together, so that its keys are read from near
-    memory. Needs T = S.
+    first, so that the last programs are short ones; those of one document together, those with most work first, so that
+    its keys are read from near memory. Needs T = S.
 
     Args:
         seeing: (B or 1, 2, T) int32, what `seeing_rows` says.
@@ -119,12 +119,12 @@ def work_items(mask: Intervals, seeing: Tensor, side: int) -> Tensor:
     T = mask.start.shape[1]
     tops = torch.arange(0, T, side, device=mask.start.device)
     bottoms = (tops + side).clamp(max=T) - 1
-    reach = seeing[:, 1, tops] - mask.start[:, tops]
-    order = reach.flatten().argsort(descending=True, stable=True)
-    where = torch.stack([order // len(tops), order % len(tops)], 1)
+    reach = (seeing[:, 1, tops] - mask.start[:, tops]).flatten()
+    first = reach.argsort(descending=True, stable=True)  # a document's first keys are seen by most,
+    last = len(reach) - 1 - reach.flip(0).argsort(descending=True, stable=True)  # and its last queries see most
 
-    def bounds(begin: Tensor, end: Tensor) -> Tensor:
+    def bounds(order: Tensor, begin: Tensor, end: Tensor) -> Tensor:
         each = [x[:, at].flatten()[order] for x in (begin, end) for at in (tops, bottoms)]
-        return torch.cat([where, torch.stack(each, 1)], 1)
+        return torch.stack([order // len(tops), order % len(tops), *each], 1)
 
-    return torch.stack([bounds(mask.start, mask.stop), bounds(seeing[:, 0], seeing[:, 1])]).to(torch.int32)
+    return torch.stack([bounds(last, mask.start, mask.stop), bounds(first, seeing[:, 0], seeing[:, 1])]).to(torch.int32)

@@ -1,6 +1,6 @@
 """The forward pass: online softmax over blocks of keys (Dao 2023, algorithm 1).
 
-Grid (query blocks, B·H). Each program keeps a tile of queries, walks the key blocks that its rows see, and
+Each program (`own_block`) keeps a tile of queries, walks the key blocks that its rows see, and
 writes the mixed values and the base-2 log-sum-exp of every row.
 """
 

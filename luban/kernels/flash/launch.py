@@ -89,13 +89,12 @@ def fetches_tiles(device: torch.device) -> bool:
     return INTERPRETED or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def _aligned(x: Tensor) -> Tensor:
-    """x, or a copy of it where the hardware could not fetch tiles of it by itself."""
-    unit = 16 // x.element_size()  # it takes steps of whole 16 bytes
+def _readable(x: Tensor, fetched: bool) -> Tensor:
+    """x, or a copy of it where pointers, or the hardware that fetches tiles of it, could not read it."""
+    unit = 16 // x.element_size()  # the hardware takes steps of whole 16 bytes
     steps = [step for size, step in zip(x.shape[:-1], x.stride(), strict=False) if size > 1]
-    if x.stride(-1) == 1 and x.storage_offset() % unit == 0 and all(step and step % unit == 0 for step in steps):
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
+    fine = not fetched or (x.data_ptr() % 16 == 0 and all(step and step % unit == 0 for step in steps))
+    return x if x.stride(-1) == 1 and fine else x.clone(memory_format=torch.contiguous_format)
 
 
 def kept(x: Tensor) -> tuple:
@@ -135,17 +134,18 @@ class _Call:
         steps = [step if size > 1 else x.shape[-1] for size, step in zip(x.shape, x.stride(), strict=True)]
         return TensorDescriptor(x, list(x.shape), [*steps[:3], 1], [1, 1, rows, self.padded])
 
-    def order(self, kept: Tensor, walked: Tensor, side: int, which: int) -> tuple[tuple[int, int], Tensor, dict]:
+    def order(self, own: Tensor, other: Tensor, side: int, which: int) -> tuple[tuple[int, int], Tensor, dict]:
         """How programs follow each other that keep `side` places of a head of one tensor and walk over another and its like
-        (K and V, or Q and dO), `own_block`: the grid, the listed blocks, if they are listed, and the constants."""
-        B, heads, length, _ = kept.shape
+        (K and V, or Q and dO), `own_block`: the grid, the listed blocks, if they are listed, and the constants. Without a
+        list a power of two of heads stand side by side, so that kernels are compiled for few numbers of them."""
+        B, heads, length, _ = own.shape
         blocks = -(-length // side)
         if self.items is not None and side == SIDE:
             rows = self.items.shape[1] // blocks
             placed = {"H": self.H, "EACH": heads, "ORDERED": True}
             return (rows * blocks * heads, B // rows), self.items[which], placed
-        fit = NEAR * heads // (2 * walked[0].numel() * walked.element_size())
-        each = next(n for n in range(max(1, min(fit, B * heads)), 0, -1) if B * heads % n == 0)
+        fit = max(1, NEAR * heads // (2 * other[0].numel() * other.element_size()))
+        each = min(1 << (fit.bit_length() - 1), (B * heads) & -(B * heads))
         return (blocks * each, B * heads // each), self.table, {"H": self.H, "EACH": each, "ORDERED": False}
 
     def constants(self, t: Tiles) -> dict:
@@ -158,15 +158,17 @@ class _Call:
 def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, items, query_list, query_count, key_list, key_count,
              form, zero, reach, block, backward_only, scale):  # fmt: skip
     call = _Call(q, k, numbers, table, start, items, form, zero, reach, block, backward_only, scale)
-    q, k, v = map(_aligned, (q, k, v))
     out, lse = _by_token(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    if not q.numel():
+        return out, lse
+    q, k, v = _readable(q, False), _readable(k, call.fetch), _readable(v, call.fetch)
     gathering = call.kind == TABLE  # from a table, which takes shared memory for every stage
     t = tiles(call.dim, "forward", block, call.intervals or gathering, call.curved)
     lists, counts, strides = call.lists(query_list, query_count)
-    grid, items, placed = call.order(q, k, t.rows, 0)
+    grid, listed, placed = call.order(q, k, t.rows, 0)
     forward.forward_kernel[grid](
         kept(q), call.walked(k, t.cols), call.walked(v, t.cols), kept(out), lse,
-        lse if start is None else start, lse if stop is None else stop, items, call.table, call.numbers, lists, counts,
+        lse if start is None else start, lse if stop is None else stop, listed, call.table, call.numbers, lists, counts,
         call.interval_stride, call.table_stride, *strides, call.T, call.S, scale * LOG2E, zero, reach,
         **placed, **call.constants(t),
     )  # fmt: skip
@@ -176,11 +178,14 @@ def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, item
 def _backward(do, out, lse, q, k, v, numbers, weight, table, buckets, start, stop, seeing, items, query_list, query_count,
               key_list, key_count, form, zero, reach, block, backward_only, scale, learned):  # fmt: skip
     call = _Call(q, k, numbers, table, start, items, form, zero, reach, block, backward_only, scale)
-    do, q, k, v = map(_aligned, (do, q, k, v))
+    width = 0 if weight is None else weight.shape[1]
+    if not q.numel():
+        return _by_token(q), _by_token(k).zero_(), _by_token(v).zero_(), lse.new_zeros(call.H, width or 2)
+    do, q, k, v = (_readable(x, call.fetch) for x in (do, q, k, v))
     delta = torch.empty_like(lse)
     start, stop, seeing = (lse if x is None else x for x in (start, stop, seeing))
     dq, sums = _queries_gradient(call, q, k, v, out, do, lse, delta, start, stop, buckets, query_list, query_count,
-                                 learned, 0 if weight is None else weight.shape[1])  # fmt: skip
+                                 learned, width)  # fmt: skip
     dk, dv = _keys_gradient(call, q, k, v, do, lse, delta, seeing, key_list, key_count)
     return dq, dk, dv, sums
 

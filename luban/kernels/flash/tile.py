@@ -1,4 +1,4 @@
-"""What forward and backward share: how a tile of scores is biased and masked.
+"""What forward and backward share: which tiles a program takes and how it reads them, how scores are biased and masked.
 
 Scores live in base 2: s₂ = q·kᵀ·scale·log₂e + bias·log₂e, so that exp2 can be used throughout.
 """

@@ -246,6 +246,9 @@ def test_tensors_that_hardware_could_not_fetch_tiles_of(dtype):
     from luban.kernels.intervals import intervals
     from luban.kernels.reference.attention import attention
 
+    off = torch.frombuffer(bytearray(4 * 8 * 16 * 3 + 4), dtype=torch.float32, offset=4).to(dtype)
+    q = off.view(1, 8, 3, 16).transpose(1, 2).to(DEVICE)
+    assert not flash_attention(q, q, q).any()
     for B, H, D in ((2, 3, 20), (1, 1, 16), (2, 1, 7), (1, 2, 9)):
         T = random.randint(20, 50)
         held = torch.randn(B, T, H, 3 * D + 1, device=DEVICE, dtype=dtype).transpose(1, 2)[..., 1:]
@@ -362,3 +365,31 @@ def test_the_order_of_work_lists_every_block_once_long_documents_first():
                 assert bounds == [x[row, at].item() for x in (begin, end) for at in (top, bottom)]
             order = [lengths[row, block * side].item() for row, block in blocks]
             assert order == sorted(order, reverse=True)
+    alone = intervals(64, 64, real=torch.ones(1, 64, dtype=torch.bool))  # one document: the longest walk first
+    for items in work_items(alone, seeing_rows(alone, 64), 16):
+        walks = [end - begin for _, _, begin, _, _, end in items.tolist()]
+        assert walks == sorted(walks, reverse=True)
+
+
+@pytest.mark.parametrize("width", [16, 64, 80, 128, 256])
+@pytest.mark.parametrize("curved", [False, True])
+def test_tiles_that_a_program_keeps_have_the_side_that_work_is_listed_for(width, curved):
+    from luban.kernels.flash.launch import SIDE, tiles
+
+    kept = [tiles(width, which, intervals=True, curved=curved) for which in ("forward", "keys", "queries")]
+    assert [kept[0].rows, kept[1].cols, kept[2].rows] == [SIDE] * 3
+
+
+@here
+@pytest.mark.parametrize("shapes", [((0, 7), 7), ((2, 0), 0), ((2, 0), 5)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_nothing_to_attend_from(shapes, masked):
+    from luban.kernels.flash.attention import flash_attention
+    from luban.kernels.intervals import intervals
+
+    (B, T), S = shapes
+    q, k, v, _ = draw(B, 2, 2, T, S, 16)
+    mask = intervals(T, S, window=3, device=DEVICE) if masked and T == S and T else None
+    out = flash_attention(q, k, v, mask=mask)
+    assert out.shape == (B, 2, T, 16)
+    assert not any(g.any() for g in torch.autograd.grad(out.sum(), [q, k, v]))
