@@ -2,7 +2,6 @@
 
     python benchmarks/attention.py --out attention.json     every table, about four minutes on an H100, half of it compiling
     python benchmarks/attention.py --only biased            one table
-    python benchmarks/attention.py --sweep packed           time tile settings of our kernels
     python benchmarks/attention.py --quick                  a few tokens, to see that it runs
 
 “picked” is what a model gets: the dispatcher's choice, through the same function. FLOPs counted: 4·B·H·D a visible
@@ -30,11 +29,11 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from luban.data.batch import Batch
 from luban.kernels import dispatch
-from luban.kernels import layout as layouts
 from luban.kernels.distance import alibi, alibi_slopes, kerple_log, kerple_power
 from luban.kernels.flash import launch
 from luban.kernels.flash.attention import flash_attention, prepared
 from luban.kernels.intervals import intervals
+from luban.kernels.layout import BlockLayout
 from luban.kernels.visible import Visible
 from luban.nn.attention.mask import scores
 from luban.nn.attention.product import attend
@@ -274,15 +273,19 @@ def triangle_tiles(length, rows, cols):
     return sum(-(-min(m + rows, length) // cols) for m in range(0, length, rows))
 
 
+def random_layout(T, share):
+    """Random blocks of 64, causal, and every query block's own."""
+    torch.manual_seed(0)
+    table = (torch.rand(1, T // 64, T // 64) < share) | torch.eye(T // 64, dtype=torch.bool)
+    return BlockLayout((table & torch.ones_like(table).tril()).cuda(), 64)
+
+
 def sparse(lengths=(16384, 65536)):
     for D, T in itertools.product((64, 128), lengths):
         q, k, v = qkv = inputs(T, D)
         base, cells = None, []
         for share in (1.0, 0.5, 0.25, 0.1, 0.03):
-            blocks = T // 64
-            torch.manual_seed(0)
-            table = (torch.rand(1, blocks, blocks) < share) | torch.eye(blocks, dtype=torch.bool)
-            made = layouts.BlockLayout((table & torch.ones_like(table).tril()).cuda(), 64)
+            made = random_layout(T, share)
             density = made.density()
             row = measure("sparse", f"density {density:.3f}", T, D, density * T * T / 2,
                           lambda made=made: flash_attention(q, k, v, layout=made), qkv)  # fmt: skip
@@ -313,69 +316,9 @@ def memory(sizes=(16384, 32768, 65536, 131072, 262144)):
                    f"at the end, slope of log bytes in log T {slope:.3f}")  # fmt: skip
 
 
-SHORT = {  # rows, columns, warps, stages, registers a thread at most
-    "forward": [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3), (64, 32, 4, 4), (128, 64, 8, 2, 128), (128, 64, 4, 3)],
-    "keys": [(64, 64, 4, 2), (64, 64, 4, 2, 168), (64, 64, 4, 3), (32, 64, 4, 3), (32, 64, 4, 3, 128), (64, 128, 8, 2)],
-    "queries": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 2), (64, 32, 4, 3), (128, 64, 8, 2, 128), (128, 32, 8, 2, 128)],
-}  # fmt: skip
-LONG = {
-    "forward": [(128, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3), (64, 128, 4, 2)],
-    "keys": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2), (32, 64, 4, 3)],
-    "queries": [(128, 64, 4, 2), (128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 4, 3), (128, 128, 8, 2)],
-}  # fmt: skip
-
-
-def sweep(cases, widths, T=8192, mean=512):
-    """Time tile settings of each kernel, the others left as they are: with biases, over packed documents, and in a
-    block-sparse layout, whose blocks are the tiles. “Off by”: how far results are from those of the usual settings."""
-    original = launch.tiles
-    torch.manual_seed(0)
-    for D in widths:
-        q, k, v = inputs(T, D)
-        documents = (torch.rand(q.shape[0], T, device="cuda") < 1 / mean).cumsum(1).int()
-        mask = prepared(intervals(T, T, documents=documents, device="cuda"), T)
-        r1, r2 = (torch.rand(q.shape[1], device="cuda").add(0.5).requires_grad_() for _ in range(2))
-        table = (torch.rand(1, T // 64, T // 64) < 0.1) | torch.eye(T // 64, dtype=torch.bool)
-        layout = layouts.BlockLayout((table & torch.ones_like(table).tril()).cuda(), 64)
-        slopes = alibi_slopes(q.shape[1], "cuda")
-        calls = {"alibi": lambda: flash_attention(q, k, v, bias=alibi(slopes, T)),
-                 "log": lambda: flash_attention(q, k, v, bias=kerple_log(r1, r2, T, D**-0.5)),
-                 "packed": lambda: flash_attention(q, k, v, mask=mask),
-                 "sparse": lambda: flash_attention(q, k, v, layout=layout)}  # fmt: skip
-        for case, which in itertools.product(cases, ("forward", "keys", "queries")):
-            leaves, do = [q, k, v] + ([r1, r2] if case == "log" else []), torch.randn_like(q)
-            launch.tiles = original
-            usual = calls[case]()
-            want = [usual, *torch.autograd.grad(usual, leaves, do, retain_graph=True)]
-            for setting in (SHORT if case in ("packed", "sparse") else LONG)[which]:
-                if case == "sparse" and setting[:2] != (64, 64):
-                    continue
-                chosen = launch.Tiles(*setting)
-                launch.tiles = lambda w, name, *rest, **more: (
-                    chosen if name == which else original(w, name, *rest, **more)
-                )
-                try:
-                    out = calls[case]()
-                    got = [out, *torch.autograd.grad(out, leaves, do, retain_graph=True)]
-                    off = max(float((a - b).norm() / b.norm()) for a, b in zip(got, want, strict=True))
-                    run = calls[case]
-                    if which != "forward":
-                        run = lambda: torch.autograd.grad(out, leaves, do, retain_graph=True)  # noqa: E731
-                    found = f"{milliseconds(run, 0.05):.3f}, off by {off:.1e}"
-                except Exception as error:
-                    found = f"failed: {str(error)[:60]}"
-                SUMMARY.append(f"sweep {case} D={D} {which} {setting}, ms of the pass: {found}")
-                print(SUMMARY[-1], flush=True)
-    launch.tiles = original
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=["plain", "biased", "packed", "sparse", "memory"])
-    parser.add_argument(
-        "--sweep", nargs="+", choices=["alibi", "log", "packed", "sparse"], help="time tile settings instead"
-    )
-    parser.add_argument("--widths", nargs="+", type=int, default=[64, 128], help="of heads, for --sweep")
     parser.add_argument("--quick", action="store_true", help="small shapes")
     parser.add_argument("--out", type=Path, help="write every row as JSON")
     options = parser.parse_args()
@@ -390,10 +333,8 @@ def main():
         "memory": ([1024, 2048],),
     }
     try:
-        if options.sweep:
-            sweep(options.sweep, options.widths)
         for name, table in tables.items():
-            if not options.sweep and (not options.only or name in options.only):
+            if not options.only or name in options.only:
                 begin = time.perf_counter()
                 table(*small.get(name, ()) if options.quick else ())
                 print(f"{name}: {time.perf_counter() - begin:.0f} s", flush=True)

@@ -41,7 +41,7 @@ class Tiles:
 
 
 def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False, curved: bool = False) -> Tiles:
-    """Settings by head width, measured on an H100 (`benchmarks/attention.py --sweep`); a block-sparse layout fixes both
+    """Settings by head width, measured on an H100 (`benchmarks/attention_tiles.py`); a block-sparse layout fixes both
     sides to its block. Where rows see short intervals, smaller tiles waste less, and several programs a multiprocessor hide
     each other's beginnings; biases of KERPLE and T5 (`curved`) and their gradients need registers."""
     few = None if curved else 128  # registers, that let four programs in
@@ -67,11 +67,7 @@ def tiles(width: int, which: str, sparse_block: int = 0, intervals: bool = False
     else:
         table = {"forward": Tiles(64, 32, 4, 2), "keys": Tiles(32, 64, 4, 1), "queries": Tiles(64, 32, 4, 1)}
     if sparse_block == 64 and width <= 64 and not curved:
-        table = {
-            "forward": Tiles(64, 64, 4, 3, few),
-            "keys": Tiles(64, 64, 4, 2, 168),
-            "queries": Tiles(64, 64, 4, 3),
-        }
+        table = {"forward": Tiles(64, 64, 4, 3, few), "keys": Tiles(64, 64, 4, 2, 168), "queries": Tiles(64, 64, 4, 3)}
     elif sparse_block:
         stages = 3 if (width <= 64 and which != "keys") or which == "forward" else 2
         return Tiles(sparse_block, sparse_block, 4 if sparse_block <= 64 else 8, stages if width <= 128 else 1)
@@ -142,15 +138,14 @@ class _Call:
         blocks = -(-length // side)
         if self.items is not None and side == SIDE:
             rows = self.items.shape[1] // blocks
-            placed = {"H": self.H, "EACH": heads, "ORDERED": True}
-            return (rows * blocks * heads, B // rows), self.items[which], placed
+            return (rows * blocks * heads, B // rows), self.items[which], {"EACH": heads, "ORDERED": True}
         fit = max(1, NEAR * heads // (2 * other[0].numel() * other.element_size()))
         each = min(1 << (fit.bit_length() - 1), (B * heads) & -(B * heads))
-        return (blocks * each, B * heads // each), self.table, {"H": self.H, "EACH": each, "ORDERED": False}
+        return (blocks * each, B * heads // each), self.table, {"EACH": each, "ORDERED": False}
 
     def constants(self, t: Tiles) -> dict:
         """Compile-time values of every kernel that walks tiles."""
-        return {"GROUP": self.H // self.K, "D": self.padded, "BM": t.rows, "BN": t.cols, "BIAS": self.kind,
+        return {"H": self.H, "GROUP": self.H // self.K, "D": self.padded, "BM": t.rows, "BN": t.cols, "BIAS": self.kind,
                 "LINEAR": self.linear, "INTERVALS": self.intervals, "SPARSE": self.block > 0, "FETCH": self.fetch,
                 "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages, "maxnreg": t.registers}  # fmt: skip
 

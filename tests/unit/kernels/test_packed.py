@@ -58,7 +58,7 @@ class StandIn:
                      for row in zip(q, k, v, strict=True)]  # fmt: skip
             return *map(torch.stack, list(zip(*found, strict=True))[:2]), None
         group = q.shape[1] // k.shape[1]
-        out, lse = torch.empty(q.shape), torch.empty(q.shape[1], q.shape[0])
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0])
         for a, b in self.documents(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
             s = self.scores(q[a:b], k[a:b], group, softmax_scale)
             lse[:, a:b] = s.logsumexp(-1)
@@ -74,7 +74,7 @@ class StandIn:
             return tuple(map(torch.stack, zip(*found, strict=True)))
         assert causal and dout.is_contiguous() and lse.shape == (q.shape[1], q.shape[0])
         group = q.shape[1] // k.shape[1]
-        dq, dk, dv = (torch.empty(x.shape) for x in (q, k, v))
+        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         for a, b in self.documents(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
             p = (self.scores(q[a:b], k[a:b], group, softmax_scale) - lse[:, a:b, None]).exp()
             do, wide_v, wide_k = (
@@ -130,8 +130,10 @@ def seen(documents: torch.Tensor, **options) -> Visible:
 def test_outputs_and_gradients_are_those_of_a_mask_written_out(flash4, H, K, pieces):
     B, T, D = 5, random.randint(20, 90), random.choice([4, 8])
     documents, starts = rows_of(B, T, random.choice([0.02, 0.1]))
-    joined = torch.randn(B, T, H + 2 * K, D, requires_grad=True)  # as one projection gives the three
-    scale, do = random.uniform(0.1, 1), torch.randn(B, H, T, D)
+    joined = torch.randn(
+        B, T, H + 2 * K, D, dtype=torch.float64, requires_grad=True
+    )  # as one projection gives the three
+    scale, do = random.uniform(0.1, 1), torch.randn(B, H, T, D, dtype=torch.float64)
 
     def run(listed):
         out = []
@@ -144,7 +146,7 @@ def test_outputs_and_gradients_are_those_of_a_mask_written_out(flash4, H, K, pie
         return out, torch.autograd.grad(out, joined, do)[0]
 
     for got, wanted in zip(run(True), run(False), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5 * max(1, float(wanted.abs().max())))
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
     assert flash4.calls == 2 * pieces
 
 

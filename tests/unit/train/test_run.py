@@ -58,7 +58,7 @@ def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(ti
     last = [row for row in rows if "loss" in row][-1]
     assert last["step"] == figures["steps_fixed"]["fixed"] < 10**6
     assert last["lr"] == pytest.approx(0.0, abs=1e-9)
-    assert figures["seconds"] < 20 * 3.0  # others may take the machine meanwhile; what fits is test_budget's
+    assert figures["seconds"] < 3 * 3.0
 
 
 def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp_path, monkeypatch, capsys):
