@@ -10,7 +10,7 @@ from torch import nn
 
 from luban.core.errors import ArtifactError
 from luban.load.tensors import filled
-from luban.models.convert.family import their_names, to_ours
+from luban.models.convert.base import their_names, to_ours
 from luban.models.convert.gguf_file import open_gguf
 from luban.models.convert.gguf_llama import OUTPUT, ROPE_FACTORS, GGUFLlama
 from luban.models.spec import ModelSpec

@@ -18,7 +18,6 @@ from luban.generate.session import TokenLogprob
 from luban.generate.source import session_for
 from luban.generate.text import TextStream
 from luban.load.model import LoadedModel
-from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.tokenizer.chat import render
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -124,7 +123,7 @@ class Engine:
         Raises DataError (ContextError when it is empty or leaves no room in the context).
         """
         if isinstance(prompt, str):
-            source = isinstance(self.model.spec.body, EncoderDecoderBody)
+            source = self.model.spec.body.two_sided
             ids = self.model.need_tokenizer().encode(prompt, bos=self.model.begins_with_bos,
                                                      eos=source and self.model.ends_with_eos)  # fmt: skip
         elif prompt and isinstance(prompt[0], Mapping):
