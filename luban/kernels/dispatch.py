@@ -18,9 +18,9 @@ import torch
 
 from luban.core.errors import ConfigError, UnsupportedError, nearest
 from luban.core.log import warn
+from luban.kernels.attention_mask import Kind
 from luban.kernels.available import INSTALLED, INTERPRETED, unusable
 from luban.kernels.limits import BLOCK_SIDES
-from luban.kernels.attention_mask import Kind
 
 HALF = (torch.bfloat16, torch.float16)
 VARIABLE = "LUBAN_ATTENTION"

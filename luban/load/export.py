@@ -17,8 +17,8 @@ from luban.core.errors import ArtifactError, DataError, UnsupportedError
 from luban.core.terms import require_exportable
 from luban.load.model import LoadedModel, begins_with_bos, ends_with_eos
 from luban.load.tensors import WEIGHTS
-from luban.models.convert.base import format_for, to_theirs
 from luban.models.build import state_of
+from luban.models.convert.base import format_for, to_theirs
 from luban.models.spec import write_spec
 from luban.tokenizer.tokenizer import load_tokenizer
 

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,6 +36,8 @@ from luban.nn.position.rope import Rope
 
 PATTERN_FIELDS = ("every", "offset", "at")
 STACK_FIELDS = ("layers", "layer", "pattern")
+LAYERS = ("layers", "encoder")  # fields of a ModelSpec
+DEPTH = 6  # layers, unless said otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,21 +79,13 @@ def resolve_spec(given: Mapping[str, Any], vocab_size: int) -> ModelSpec:
         ConfigError: an unknown preset or field, or another vocabulary than the data's.
     """
     fields = {key: value for key, value in given.items() if key not in ("preset", "encoder", *STACK_FIELDS)}
-    base = preset(str(given["preset"])) if given.get("preset") else ModelSpec()
-    plain = {name: to_dict(getattr(base, name)) for name in vars(base) if name in ModelSpec.__dataclass_fields__}
-    plain = merge({**plain, "vocab_size": vocab_size}, fields)
-    body = from_dict(_Body, {"body": plain["body"]}, "model").body
-    layers = encoder = ()
-    if body.stacked:
-        cross = body.two_sided
-        layers = _stack(given, base.layers or (LayerSpec(),) * 6, "model", cross=cross)
-        if cross:
-            table = given.get("encoder") or {key: value for key, value in given.items() if key in STACK_FIELDS}
-            encoder = _stack(table, base.encoder or layers, "model.encoder", cross=False)
-    elif any(key in given for key in (*STACK_FIELDS, "encoder")):
-        raise ConfigError(f"a body of type {body.registry.name_of(type(body))} is not made of Transformer layers: say "
-                          "model.body.layers instead of model.layers, and leave out model.layer")  # fmt: skip
-    spec = from_dict(ModelSpec, {**plain, "layers": layers, "encoder": encoder}, "model")
+    base = preset(str(given["preset"])) if given.get("preset") else None
+    if base is not None:
+        row = {field.name: to_dict(getattr(base, field.name)) for field in dataclasses.fields(base)}
+        fields = merge({key: value for key, value in row.items() if key not in ("vocab_size", *LAYERS)}, fields)
+    fields = {"vocab_size": vocab_size, **fields}
+    body = from_dict(_Body, {"body": fields["body"]} if "body" in fields else {}, "model").body
+    spec = from_dict(ModelSpec, fields | _stacks(given, base, body), "model")
     if spec.vocab_size != vocab_size:
         raise ConfigError(f"model.vocab_size is {spec.vocab_size}, but the shards' tokenizer has {vocab_size} tokens: "
                           "leave it out of the recipe, or pack the shards with the right tokenizer")  # fmt: skip
@@ -102,19 +97,36 @@ class _Body:
     body: Body = field(default_factory=DecoderBody)
 
 
+def _stacks(given: Mapping[str, Any], base: ModelSpec | None, body: Body) -> dict[str, tuple[LayerSpec, ...]]:
+    """The layers of the model and, where it has one, of its encoder."""
+    if not body.stacked:
+        if any(key in given for key in (*STACK_FIELDS, "encoder")):
+            raise ConfigError(f"a body of type {body.registry.name_of(type(body))} is not made of Transformer layers: say "
+                              "model.body.layers instead of model.layers, and leave out model.layer")  # fmt: skip
+        return dict.fromkeys(LAYERS, ())
+    layers = _stack(given, base.layers if base else (), "model", cross=body.two_sided)
+    if not body.two_sided:
+        return {"layers": layers, "encoder": ()}
+    table = given.get("encoder") or {key: value for key, value in given.items() if key in STACK_FIELDS}
+    return {"layers": layers, "encoder": _stack(table, base.encoder if base else (), "model.encoder", cross=False)}
+
+
 def _stack(table: Mapping[str, Any], base: Sequence[LayerSpec], where: str, *, cross: bool) -> tuple[LayerSpec, ...]:
-    """The layers that `layers`, `layer` and `pattern` of a table make of those of a preset."""
-    count = from_dict(StackConfig, {"layers": table.get("layers", len(base))}, where).layers
+    """The layers that `layers`, `layer` and `pattern` of a table describe, or make of those of a preset."""
+    count = from_dict(StackConfig, {"layers": table.get("layers", len(base) or DEPTH)}, where).layers
     if count < 1:
         raise ConfigError(f"{where}.layers must be at least 1, {count} given")
-    layers = [replace(layer, cross=cross) for layer in repeated(base, count)]
-    layers = [_changed(layer, table.get("layer") or {}, f"{where}.layer") for layer in layers]
+    one = table.get("layer") or {}
+    if base:
+        layers = [_changed(layer, one, f"{where}.layer") for layer in repeated(base, count)]
+    else:
+        layers = [from_dict(LayerSpec, one, f"{where}.layer")] * count
     for number, row in enumerate(table.get("pattern") or ()):
         name = f"{where}.pattern[{number}]"
         changes = {key: value for key, value in row.items() if key not in PATTERN_FIELDS}
         for index in _places(row, count, name):
             layers[index] = _changed(layers[index], changes, name)
-    return tuple(layers)
+    return tuple(replace(layer, cross=cross) for layer in layers)
 
 
 def _changed(layer: LayerSpec, changes: Mapping[str, Any], where: str) -> LayerSpec:
@@ -138,8 +150,8 @@ def _places(row: Mapping[str, Any], count: int, where: str) -> list[int]:
 
 def config_of(spec: ModelSpec) -> dict[str, Any]:
     """Fields of `ModelConfig` that describe `spec`, the inverse of `resolve_spec`: what a run writes into its recipe."""
-    plain = {name: to_dict(getattr(spec, name)) for name in vars(spec)
-             if name in ModelSpec.__dataclass_fields__ and name not in ("layers", "encoder")}  # fmt: skip
+    names = [field.name for field in dataclasses.fields(spec) if field.name not in LAYERS]
+    plain = {name: to_dict(getattr(spec, name)) for name in names}
     if spec.layers:
         plain |= _table(spec.layers)
     if spec.encoder:

@@ -6,7 +6,7 @@ B batch, T tokens, C characters a token, E width of one direction, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,7 @@ class Elmo(Model):
 class Mix(nn.Module):
     """γ Σ_j s_j h_j, with s a softmax over the layers (equation 1)."""
 
-    parameter_roles: dict[str, Role] = {"scores": "bias", "scale": "bias"}
+    parameter_roles: ClassVar[dict[str, Role]] = {"scores": "bias", "scale": "bias"}
 
     def __init__(self, layers: int):
         super().__init__()

@@ -7,8 +7,8 @@ from luban.models.arrangement.pre import PreNorm
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.head.language_model import LanguageModel
 from luban.models.spec import ModelSpec, uniform
-from luban.nn.mixer.grouped import Grouped
 from luban.nn.feedforward.plain import GELU, ReLU
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.learned import Learned
 from luban.nn.position.sinusoidal import Sinusoidal

@@ -8,10 +8,10 @@ from luban.models.arrangement.post import PostNorm
 from luban.models.encoder import EncoderBody
 from luban.models.head.masked_lm import MaskedLM
 from luban.models.spec import ModelSpec, uniform
-from luban.nn.mixer.grouped import Grouped
 from luban.nn.feedforward.base import FeedForward
 from luban.nn.feedforward.plain import GELU, TanhGELU
 from luban.nn.init import NormalInit
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm
 from luban.nn.position.learned import Learned
 

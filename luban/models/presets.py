@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from luban.core.errors import ConfigError, nearest
-from luban.models.arrangement.chatglm import NormedResidual
 from luban.models.arrangement.base import Arrangement
+from luban.models.arrangement.chatglm import NormedResidual
 from luban.models.arrangement.parallel import Parallel
 from luban.models.arrangement.post import PostNorm
 from luban.models.arrangement.pre import PreNorm
@@ -14,9 +14,9 @@ from luban.models.encoder_decoder_presets import ENCODER_DECODERS
 from luban.models.encoder_presets import ENCODERS
 from luban.models.recurrent_presets import RECURRENT
 from luban.models.spec import ModelSpec, uniform
-from luban.nn.mixer.grouped import Grouped
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.feedforward.plain import GELU, TanhGELU
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.alibi import Alibi
 from luban.nn.position.learned import Learned

@@ -66,20 +66,30 @@ class ModelSpec:
         return describe(self, batch=1, seq=1).parameters
 
 
-def uniform(*, layers: int = 6, encoder_layers: int | None = None, **fields: Any) -> ModelSpec:
+def uniform(*, layers: int | None = None, encoder_layers: int | None = None, **fields: Any) -> ModelSpec:
     """A model whose layers are alike. Fields of `LayerSpec` (mixer, feedforward, norm, arrangement, …) describe each
     layer, the others are those of `ModelSpec`.
 
     Args:
+        layers: None: 6.
         encoder_layers: of an encoder–decoder's encoder; None: as many as the decoder has.
+
+    Raises:
+        ConfigError: layers of a body that isn't made of them, or parts that don't fit.
     """
     for name, count in (("layers", layers), ("encoder_layers", encoder_layers)):
         if count is not None and count < 1:
             raise ConfigError(f"model {name} must be at least 1, {count} given")
     own, parts = _sorted(fields)
     layer, body = LayerSpec(**parts), own.get("body", DecoderBody())
+    if not body.stacked:
+        for name in ("layers", *parts) if layers is not None else parts:
+            raise ConfigError(f"a body of type {body.registry.name_of(type(body))} has no {name}: it is not made of Transformer "
+                              "layers; what it is made of are fields of the body")  # fmt: skip
+        return ModelSpec(layers=(), **own)
+    layers = 6 if layers is None else layers
     if not body.two_sided:
-        return ModelSpec(layers=(layer,) * (layers if body.stacked else 0), **own)
+        return ModelSpec(layers=(layer,) * layers, **own)
     encoder = (layer,) * (encoder_layers or layers)
     return ModelSpec(layers=(dataclasses.replace(layer, cross=True),) * layers, encoder=encoder, **own)
 

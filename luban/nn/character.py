@@ -6,6 +6,7 @@ B batch, T tokens, C characters a token, E output width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ class CharacterWords(nn.Module):
 class Filters(nn.Conv1d):
     """The filters of one width, and the largest answer of each along the word."""
 
-    parameter_roles: dict[str, Role] = {"weight": "dense", "bias": "bias"}
+    parameter_roles: ClassVar[dict[str, Role]] = {"weight": "dense", "bias": "bias"}
 
     def __init__(self, inputs: int, count: int, width: int):
         super().__init__(inputs, count, width)

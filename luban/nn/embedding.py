@@ -5,6 +5,8 @@ B batch, T tokens, E model width, W embedding width, V vocabulary.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ from luban.nn.roles import Role
 class Embedding(nn.Embedding):
     """A table of rows; its parameter's role is `embedding`."""
 
-    parameter_roles: dict[str, Role] = {"weight": "embedding"}
+    parameter_roles: ClassVar[dict[str, Role]] = {"weight": "embedding"}
 
 
 class InputEmbedding(nn.Module):

@@ -22,7 +22,7 @@ class LossOutput(NamedTuple):
     """What a loss module makes of a batch. (A tuple, so that FSDP finds the tensors.)"""
 
     sum: Tensor  # (): the loss summed over the batch's targets, in nats, float32 (float64 for float64 models)
-    metrics: dict[str, tuple[Tensor, Tensor]] = {}  # name → (sum, count), for logs
+    metrics: dict[str, tuple[Tensor, Tensor]] = {}  # noqa: RUF012  # name → (sum, count), for logs
 
 
 class LossModule(nn.Module):

@@ -30,7 +30,8 @@ OWN = {
 class FullRemat:
     """Keeps only what goes into each layer, for one more forward pass."""
 
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
 
     def run(self, function: Callable[[Tensor, Any], Tensor], x: Tensor, ctx: Any) -> Tensor:
         """function(x, ctx), which forgets."""
@@ -42,7 +43,8 @@ class SelectiveRemat(FullRemat):
     time, as those are bound by the reading that the backward pass does anyhow."""
 
     def __init__(self) -> None:
-        self.options = {**FullRemat.options, "context_fn": partial(create_selective_checkpoint_contexts, _keep_matmuls)}
+        super().__init__()
+        self.options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_matmuls)
         logging.getLogger("torch._higher_order_ops.wrap").addFilter(_not_the_usual_warning)
 
 

@@ -121,7 +121,7 @@ def _compiled_passes(graph: OpGraph, setting: Setting) -> list[tuple[int, int, i
 def kept_bytes(graph: OpGraph, setting: Setting) -> int:
     """Bytes that the forward pass of one micro-batch leaves for the backward pass."""
     total = 0
-    for name, layer in graph.layers().items():
+    for layer in graph.layers().values():
         if any(op.kind == "lm_head" for op in layer.ops):
             continue  # logits are the loss's own affair
         total += layer_bytes(layer, setting) if _is_block(layer) else setting.width * _elements(layer.ops)

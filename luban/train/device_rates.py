@@ -14,11 +14,11 @@ from luban.kernels.dispatch import RATES, Case, pick
 from luban.kernels.limits import query_chunk
 from luban.models.spec import ModelSpec
 from luban.nn.mixer.base import AttentionShape
+from luban.parallel.device import keep_freed_memory
+from luban.parallel.precision import COMPUTE
 from luban.planner.accelerators import Accelerator, accelerator, accelerator_of
 from luban.planner.memory import Setting, computed_share, is_written_out
 from luban.planner.step_time import BACKWARD, SUSTAINED, Rates
-from luban.parallel.device import keep_freed_memory
-from luban.parallel.precision import COMPUTE
 
 TABLED_ON = "h100-sxm"  # where the attention kernels' rates were measured
 ROUNDS = 5  # of every measurement; the best counts

@@ -10,8 +10,8 @@ from luban.core.config import Partial
 from luban.core.errors import ConfigError
 from luban.core.plan import ParallelPlan
 from luban.models.config import ModelConfig
-from luban.objectives.causal import Causal
 from luban.objectives.base import Objective
+from luban.objectives.causal import Causal
 from luban.optim.adamw import AdamW
 from luban.optim.base import OptimizerConfig
 from luban.optim.schedule.base import Schedule

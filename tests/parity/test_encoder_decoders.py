@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import luban
 from luban.core.errors import UnsupportedError
 from luban.generate.cache import ContiguousCache
-from luban.models.convert.family import FORMATS, format_for
+from luban.models.convert.base import FORMATS, format_for
 from luban.models.encoder import EncoderBody
 from luban.objectives.denoising import source_loss
 
@@ -109,12 +109,10 @@ def test_step_by_step_with_a_cache_equals_the_whole(pair):
     _, ours = pair
     source, mask, target = batch(ours)
     whole = ours.module(source, target, mask)
-    attention = ours.spec.attention
-    cache = ContiguousCache(layers=ours.spec.layers, key_heads=attention.key_heads(), batch=3, context=ours.spec.context,
-                            head_dim=attention.head_width(ours.spec.width), device=whole.device, dtype=whole.dtype)  # fmt: skip
+    cache = ContiguousCache.of(ours.module, 3)
     memory = ours.module.encode(source, mask)
     steps = [
-        ours.module(None, part, cache=cache, memory=memory) for part in (target[:, :3], target[:, 3:4], target[:, 4:])
+        ours.module(None, part, cache=cache, encoder_states=memory) for part in (target[:, :3], target[:, 3:4], target[:, 4:])
     ]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-4, rtol=1e-4)
 

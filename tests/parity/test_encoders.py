@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import luban
 from luban.core.errors import ArtifactError
-from luban.models.convert.family import format_for
-from luban.models.head import Hidden
+from luban.models.convert.base import format_for
+from luban.models.head.hidden import Hidden
 from luban.objectives.causal import causal_loss
 
 transformers = pytest.importorskip("transformers")
@@ -98,7 +98,7 @@ def test_logits_equal_and_come_back(kind, head, side, tmp_path):
     hidden = ours.module(tokens, mask, segments=segments, output="hidden")
     got = [ours.module(tokens, mask, segments=segments)]
     got += [ours.module.pairs(hidden, mask)] if head == "PreTraining" else []
-    got += [ours.module.readout.pooled(hidden, mask)] if head == "Model" else []
+    got += [ours.module.head.pooled(hidden, mask)] if head == "Model" else []
     for mine, want in zip(got, expected, strict=True):
         assert mine.shape == want.shape
         kept = mask if mine.dim() == 3 else slice(None)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from luban.models.convert.bert import Bert
 from luban.core.errors import ConfigError
 from luban.models.convert.base import Fields
+from luban.models.convert.bert import Bert
 from luban.models.encoder import EncoderBody
 from luban.models.layer import LayerSpec
 from luban.models.spec import ModelSpec

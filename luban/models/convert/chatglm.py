@@ -18,9 +18,9 @@ from luban.models.arrangement.chatglm import NormedResidual
 from luban.models.arrangement.pre import PreNorm
 from luban.models.convert.base import Fields, Fused, Pair, uniform_layer
 from luban.models.spec import ModelSpec, uniform
-from luban.nn.mixer.grouped import Grouped
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.feedforward.plain import TanhGELU
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.rope import Rope
 from luban.nn.position.two_dimensional import Rope2D

@@ -10,14 +10,14 @@ from typing import Any
 from luban.core.errors import UnsupportedError
 from luban.models.arrangement.parallel import Parallel
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.convert.base import Fields, Fused, Pair, activation_name, plain_feedforward, uniform_layer
+from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.convert.llama import rotary, rotary_parameters
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm
-from luban.nn.position.falcon_alibi import FalconAlibi
 from luban.nn.position.base import Position
+from luban.nn.position.falcon_alibi import FalconAlibi
 from luban.nn.position.rope import Rope
 
 DENSE = (

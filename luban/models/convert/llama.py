@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 from luban.core.errors import UnsupportedError
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.convert.base import Fields, Pair, uniform_layer
+from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.head.tokens import Span
 from luban.models.layer import LayerSpec
 from luban.models.spec import ModelSpec, uniform
-from luban.nn.mixer.grouped import Grouped
 from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import RMSNorm
 from luban.nn.position.rope import Rope
 from luban.nn.position.scaling import Dynamic, Linear, Llama3, YaRN

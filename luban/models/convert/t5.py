@@ -9,8 +9,8 @@ from typing import Any
 
 from luban.core.errors import UnsupportedError
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.decoder_start import decoder_start, encoder_decoder
 from luban.models.convert.base import Fields, Pair, uniform_layer
+from luban.models.convert.decoder_start import decoder_start, encoder_decoder
 from luban.models.encoder import EncoderBody
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.head.base import Head
@@ -19,10 +19,10 @@ from luban.models.head.language_model import LanguageModel
 from luban.models.head.rows import Classes
 from luban.models.head.tokens import Span, TokenClasses
 from luban.models.spec import ModelSpec, uniform
-from luban.nn.mixer.grouped import Grouped
 from luban.nn.feedforward.base import FeedForward
 from luban.nn.feedforward.gated import TanhGEGLU
 from luban.nn.feedforward.plain import GELU, ReLU
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import RMSNorm
 from luban.nn.position.t5 import RelativeBias
 
@@ -163,9 +163,9 @@ class T5:
             for index in range(layers):
                 for ours, theirs in names:
                     yield Pair(
-                        f"{ours_side}blocks.{index}.{ours}.weight", f"{body}{side}.block.{index}.{theirs}.weight"
+                        f"{side}.blocks.{index}.{ours}.weight", f"{body}{side}.block.{index}.{theirs}.weight"
                     )
-            yield Pair(f"{ours_side}norm.weight", f"{body}{side}.final_layer_norm.weight")
+            yield Pair(f"{side}.norm.weight", f"{body}{side}.final_layer_norm.weight")
 
     def head_pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """The head's tensors."""

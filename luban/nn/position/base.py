@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from luban.core.registry import Registry, Variant
@@ -107,7 +106,7 @@ class PositionMethod(nn.Module):
     """
 
     bias_form: str | None = None  # of the `DistanceBias` that its encoding has; None: there is none
-    parameter_roles: dict[str, Role] = {}
+    parameter_roles: ClassVar[dict[str, Role]] = {}
 
     @property
     def biased(self) -> bool:

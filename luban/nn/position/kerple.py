@@ -4,6 +4,7 @@ power and the logarithmic form; two numbers a head, shared by all layers."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,7 @@ def inverse_softplus(x: Tensor) -> Tensor:
 class KerplePositions(PositionMethod):
     """What both forms share: `raw1` and `raw2`, one number a head each."""
 
-    parameter_roles: dict[str, Role] = {"raw1": "position", "raw2": "position"}
+    parameter_roles: ClassVar[dict[str, Role]] = {"raw1": "position", "raw2": "position"}
 
     def __init__(self, shape: PositionShape):
         super().__init__()
@@ -94,20 +95,6 @@ class PowerPositions(KerplePositions):
 
     bias_form = "power"
 
-    @property
-    def biased(self) -> bool:
-        """Always."""
-        return True
-
-    def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
-        """The bias of all distances. Positions must lie below the context, or below the number of keys."""
-        reach = max(self.context, key_positions.shape[-1])
-        return distance_encoding(self.distance_bias(reach), positions, key_positions)
-
-    def distance_bias(self, keys: int) -> DistanceBias:
-        """The bias over distances up to `keys`, from what is learned."""
-        raise NotImplementedError
-
     def initial(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
         """r1 = slope·√D, as the bias is divided by √D; r2 = 1."""
         return inverse_softplus(slopes / self.scale), torch.zeros_like(slopes)
@@ -121,20 +108,6 @@ class LogPositions(KerplePositions):
     """The logarithmic form."""
 
     bias_form = "log"
-
-    @property
-    def biased(self) -> bool:
-        """Always."""
-        return True
-
-    def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
-        """The bias of all distances. Positions must lie below the context, or below the number of keys."""
-        reach = max(self.context, key_positions.shape[-1])
-        return distance_encoding(self.distance_bias(reach), positions, key_positions)
-
-    def distance_bias(self, keys: int) -> DistanceBias:
-        """The bias over distances up to `keys`, from what is learned."""
-        raise NotImplementedError
 
     def initial(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
         """r1 = 2·√D, as the bias is divided by √D; r2 = slope / 2."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class RelativePositions(PositionMethod):
     """Owns the weight (buckets, H)."""
 
     bias_form = "buckets"
-    parameter_roles: dict[str, Role] = {"weight": "embedding"}
+    parameter_roles: ClassVar[dict[str, Role]] = {"weight": "embedding"}
 
     def __init__(self, config: RelativeBias, shape: PositionShape):
         super().__init__()

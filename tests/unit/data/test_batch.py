@@ -29,7 +29,7 @@ def test_starts_are_those_of_a_loop(share):
     documents = drawn(random.randint(1, 6), random.randint(1, 300), share)
     rows, slots = documents.shape
     found = [[t for t in range(slots) if t == 0 or row[t] != row[t - 1]] for row in documents.tolist()]
-    starts = batch_of(documents).starts()
+    starts = batch_of(documents).document_starts()
     assert starts.dtype == np.int32 and starts.shape[0] == rows
     for row, wanted in zip(starts.tolist(), found, strict=True):
         assert row == wanted + [slots] * (len(row) - len(wanted))
@@ -39,11 +39,11 @@ def test_starts_are_those_of_a_loop(share):
 
 def test_padding_behind_a_document_is_a_run_of_its_own():
     documents = np.array([[0, 0, 1, -1, -1], [0, 0, 0, 0, 0], [-1] * 5], dtype=np.int32)
-    assert [sorted(set(row)) for row in batch_of(documents).starts().tolist()] == [[0, 2, 3, 5], [0, 5], [0, 5]]
+    assert [sorted(set(row)) for row in batch_of(documents).document_starts().tolist()] == [[0, 2, 3, 5], [0, 5], [0, 5]]
 
 
 def test_a_loss_gets_them_last_and_rows_first():
     batch = batch_of(drawn(4, 50, 0.1))
     *others, starts = batch.arrays()
     assert all(one is other for one, other in zip(others, batch.by_token(), strict=True))
-    assert np.array_equal(starts, batch.starts()) and len(starts) == 4
+    assert np.array_equal(starts, batch.document_starts()) and len(starts) == 4

@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from luban import ModelSpec, build_model
+from luban import build_model
 from luban.core.errors import DataError
 from luban.data.batch import Batch
 from luban.data.shards import Shards
 from luban.models.elmo import ElmoBody
-from luban.nn.attention.grouped import Grouped
+from luban.models.spec import uniform
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.recurrent.plain import LSTM
 from luban.objectives.auxiliary import Auxiliary, WeightedBatch
 from luban.objectives.bidirectional import BEGIN, END, SPECIAL, Bidirectional, word_bytes
@@ -34,7 +35,7 @@ def test_every_token_is_predicted_from_either_side_inside_its_document(shards_pa
             assert bool(batch.loss_mask[i, t, 1]) == before
             if before:
                 assert batch.targets[i, t, 1] == batch.tokens[i, t - 1]
-    model = build_model(ModelSpec(vocab_size=shards.vocab_size, width=8, layers=1, body=ElmoBody(cell=LSTM()))).double()
+    model = build_model(uniform(vocab_size=shards.vocab_size, width=8, layers=1, body=ElmoBody(cell=LSTM()))).double()
     tokens, targets, trained, documents, *_ = tensors(batch)
     total, count = objective.loss(model, *tensors(batch))
     logits = model(tokens, documents=documents)
@@ -76,7 +77,7 @@ def test_auxiliary_loss_is_the_sum_of_two_means_however_it_is_cut(pieces):
     objective = Auxiliary(weight=0.5)
     batch = objective.weigh(plain)
     assert isinstance(batch, WeightedBatch) and (batch.others == (follows | task)).all()
-    model = build_model(ModelSpec(vocab_size=30, width=16, layers=1, attention=Grouped(heads=2))).double()
+    model = build_model(uniform(vocab_size=30, width=16, layers=1, mixer=Grouped(heads=2))).double()
     parts = zip(*(array.chunk(pieces) for array in tensors(batch)), strict=True)
     total = sum(objective.loss(model, *part)[0] for part in parts)
     arrays = tensors(plain)

@@ -7,17 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from luban import ModelSpec, build_model
+from luban import build_model
 from luban.core.errors import ConfigError
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import SwiGLU
+from luban.models.spec import uniform
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
 from luban.objectives import causal
 from luban.objectives.causal import Causal, causal_loss
 
 
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])
 def model(request):
-    spec = ModelSpec(vocab_size=61, width=16, layers=1, context=32, attention=Grouped(heads=2),
+    spec = uniform(vocab_size=61, width=16, layers=1, context=32, mixer=Grouped(heads=2),
                      feedforward=SwiGLU(width=20), tied_head=request.param)  # fmt: skip
     return build_model(spec, dtype="float64")
 
@@ -92,7 +93,7 @@ def test_without_a_gpu_nothing_hangs_on_the_number_of_documents(model):
 
 
 def test_half_precision_is_summed_in_float32():
-    spec = ModelSpec(vocab_size=61, width=16, layers=1, context=32, attention=Grouped(heads=2))
+    spec = uniform(vocab_size=61, width=16, layers=1, context=32, mixer=Grouped(heads=2))
     model = build_model(spec, dtype="bfloat16")
     tokens = torch.randint(0, 61, (2, 9))
     total, _ = causal_loss(model, tokens, tokens, torch.ones(2, 9, dtype=torch.bool))

@@ -18,9 +18,9 @@ from luban.core.artifact import open_artifact
 from luban.core.errors import ConfigError, DataError
 from luban.data.shards import Shards
 from luban.models.build import build_model
-from luban.models.head import Classes
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
+from luban.models.head.rows import Classes
+from luban.models.spec import uniform
+from luban.nn.mixer.grouped import Grouped
 from luban.objectives.labelled import Labelled
 from luban.tokenizer.tokenizer import load_tokenizer
 
@@ -62,7 +62,7 @@ def test_a_row_ends_before_the_answer_and_has_its_class(labelled):
         answer = tokenizer.decode(shards.document(row)[real.sum() :])
         assert answer.strip() == LABELS[batch.labels[i]]
         assert batch.loss_mask[i].sum() == 1 and batch.loss_mask[i, real.sum() - 1]
-    assert not batch.loss_mask[2].any() and not batch.follows[2].any() and batch.tokens_trained == 2
+    assert not batch.loss_mask[2].any() and not batch.follows[2].any() and batch.target_count == 2
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
@@ -70,10 +70,10 @@ def test_loss_is_the_classes_mean_and_the_texts_mean_times_lambda_however_it_is_
     shards, objective = Shards.open(labelled), Labelled(labels=LABELS, weight=0.5)
     batch = objective.examples(shards, seq_len=40, seed=0, packing="fit").gather(np.array([0, 5, 9, 11, 2, -1]))
     head = Classes(count=2, pooling="last", dense=False)
-    model = build_model(ModelSpec(vocab_size=shards.vocab_size, width=16, layers=1, context=40, tied_head=True, head=head,
-                                  attention=Grouped(heads=2))).double()  # fmt: skip
+    model = build_model(uniform(vocab_size=shards.vocab_size, width=16, layers=1, context=40, tied_head=True, head=head,
+                                  mixer=Grouped(heads=2))).double()  # fmt: skip
     parts = zip(*(array.chunk(pieces) for array in arrays(batch)), strict=True)
-    total = sum(objective.loss(model, *part)[0] for part in parts) / batch.tokens_trained
+    total = sum(objective.loss(model, *part)[0] for part in parts) / batch.target_count
     classes, tokens_lost = [], []
     for row in (0, 5, 9, 11, 2):  # each alone, without padding
         document, mask = shards.document(row), shards.mask[shards.offsets[row] : shards.offsets[row + 1]]
@@ -81,7 +81,7 @@ def test_loss_is_the_classes_mean_and_the_texts_mean_times_lambda_however_it_is_
         answer = load_tokenizer(labelled / "tokenizer").decode(document[mask.argmax() :]).strip()
         hidden = model(text, output="hidden")[0]
         classes.append(F.cross_entropy(model(text), torch.tensor([LABELS.index(answer)])))
-        tokens_lost.append(F.cross_entropy(hidden[:-1] @ model.embedding.weight.T, text[0, 1:], reduction="none"))
+        tokens_lost.append(F.cross_entropy(hidden[:-1] @ model.decoder.embedding.tokens.weight.T, text[0, 1:], reduction="none"))
     want = torch.stack(classes).mean() + 0.5 * torch.cat(tokens_lost).mean()
     torch.testing.assert_close(total, want, rtol=1e-5, atol=1e-6)
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from luban import build_model
+from luban.data.collate.pairing import NextSentence, SentenceOrder
+from luban.data.collate.selection import NGrams, Tokens, Words
+from luban.data.collate.special_tokens import SpecialTokens
 from luban.data.loader import Loader
 from luban.data.shards import Shards
 from luban.models.encoder_presets import ENCODERS
-from luban.models.head import MaskedLM
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import GELU
+from luban.models.head.masked_lm import MaskedLM
+from luban.models.spec import changed
+from luban.nn.feedforward.plain import GELU
+from luban.nn.mixer.grouped import Grouped
 from luban.objectives.masked import Masked
-from luban.objectives.pairing import NextSentence, SentenceOrder
-from luban.objectives.selection import NGrams, Tokens, Words
-from luban.objectives.vocabulary import Marks
 
 LENGTH = 512
 TOLERANCE = (
@@ -127,7 +127,7 @@ def test_pair_rows_and_the_loss_weigh_masks_and_pairs_as_means(shards_path):
     shards = Shards.open(shards_path)
     objective = Masked(pairing=SentenceOrder())
     batch = objective.examples(shards, seq_len=48, seed=1, packing="fit").gather(np.array([0, 1, 2, -1]))
-    marks = Marks.of(shards)
+    marks = SpecialTokens.of(shards)
     separator = marks.names["<|reserved_1|>"]
     for i in range(3):
         row, segments = batch.targets[i], batch.segments[i]
@@ -136,8 +136,8 @@ def test_pair_rows_and_the_loss_weigh_masks_and_pairs_as_means(shards_path):
         assert row[0] == marks.head and last == real.sum() - 1
         assert (segments[: first + 1] == 0).all() and (segments[first + 1 : last + 1] == 1).all()
     assert (batch.documents[3] == -1).all() and batch.weights[3] == 0 and not batch.loss_mask[3].any()
-    spec = replace(ENCODERS["bert-base"], vocab_size=shards.vocab_size, width=16, layers=1, head=MaskedLM(pair=True),
-                   attention=Grouped(heads=2, qkv_bias=True, output_bias=True), feedforward=GELU(width=32, bias=True))  # fmt: skip
+    spec = changed(ENCODERS["bert-base"], vocab_size=shards.vocab_size, width=16, layers=1, head=MaskedLM(pair=True),
+                   mixer=Grouped(heads=2, qkv_bias=True, output_bias=True), feedforward=GELU(width=32, bias=True))  # fmt: skip
     model = build_model(spec).double()
     arrays = [torch.from_numpy(np.ascontiguousarray(a)) for a in batch.arrays()]
     total, count = objective.loss(model, *arrays)

@@ -8,29 +8,30 @@ import numpy as np
 import pytest
 import torch
 
-from luban import ModelSpec, build_model
+from luban import build_model
 from luban.core.errors import ConfigError, DataError
-from luban.data.shards import Shards
-from luban.kernels.visible import Visible
-from luban.nn.attention.grouped import Grouped
-from luban.nn.position.none import NoPosition
-from luban.objectives.blank import BlankInfilling, fill_blanks
-from luban.objectives.denoising import Denoising
-from luban.objectives.noise import (
+from luban.data.collate.noise import (
     DocumentRotation,
     SentencePermutation,
     TextInfilling,
     TokenDeletion,
     TokenMasking,
 )
+from luban.data.collate.rows import poisson_spans
+from luban.data.collate.special_tokens import SpecialTokens
+from luban.data.shards import Shards
+from luban.kernels.attention_mask import AttentionMask
+from luban.models.spec import uniform
+from luban.nn.mixer.grouped import Grouped
+from luban.nn.position.none import NoPosition
+from luban.objectives.blank import BlankInfilling, fill_blanks
+from luban.objectives.denoising import Denoising
 from luban.objectives.prefix import PrefixLM
-from luban.objectives.rows import poisson_spans
 from luban.objectives.span import SpanCorruption, corrupt, random_parts
-from luban.objectives.vocabulary import Marks
 
 
 def seen(segments: list[int]) -> list[list[int]]:
-    visible = Visible(queries=len(segments), keys=len(segments), causal=True, device=torch.device("cpu"),
+    visible = AttentionMask(queries=len(segments), keys=len(segments), causal=True, device=torch.device("cpu"),
                       prefix=torch.tensor([segments]) == 0)  # fmt: skip
     return visible.dense()[0, 0].int().tolist()
 
@@ -60,7 +61,7 @@ def test_blank_infilling_mask_equals_the_six_token_case_by_hand():
 def test_a_blanks_text_never_moves_the_logits_of_those_before_it():
     rng = np.random.default_rng()
     model = build_model(
-        ModelSpec(vocab_size=100, width=24, layers=2, attention=Grouped(heads=3), position=NoPosition())
+        uniform(vocab_size=100, width=24, layers=2, mixer=Grouped(heads=3), position=NoPosition())
     )
     text = rng.integers(10, 90, 30)
     spans = poisson_spans(rng, 30, 9, 3.0, 8)
@@ -111,7 +112,7 @@ def test_prefixes_are_seen_whole_and_only_what_follows_is_trained(shards_path):
             given = int((segments == 0).sum())
             assert (segments[:given] == 0).all() and given >= 1
             assert not trained[: given - 1].any() and trained[given - 1 :].all()
-    model = build_model(ModelSpec(vocab_size=shards.vocab_size, width=24, layers=2, attention=Grouped(heads=3)))
+    model = build_model(uniform(vocab_size=shards.vocab_size, width=24, layers=2, mixer=Grouped(heads=3)))
     arrays = [torch.from_numpy(np.ascontiguousarray(a)) for a in batch.arrays()]
     tokens, _, _, documents, positions, segments = arrays
     before = model(tokens, documents=documents, positions=positions, segments=segments)
@@ -152,7 +153,7 @@ def test_bart_noises_by_their_definitions(marks):
     assert np.mean(shares["delete"]) == pytest.approx(0.3, abs=0.003)
 
 
-def sentences(text: np.ndarray, marks: Marks) -> list[list[int]]:
+def sentences(text: np.ndarray, marks: SpecialTokens) -> list[list[int]]:
     """By a plain loop."""
     found: list[list[int]] = [[]]
     for token in text.tolist():
@@ -188,7 +189,7 @@ def test_denoising_rows_give_the_text_back(shards_path):
     shards = Shards.open(shards_path)
     made = Denoising().examples(shards, seq_len=64, seed=1, packing="fit")
     batch = made.gather(np.array([0, 3, -1]))
-    marks = Marks.of(shards)
+    marks = SpecialTokens.of(shards)
     for i, row in enumerate((0, 3)):
         size = int(batch.loss_mask[i].sum())
         assert batch.targets[i, :size].tolist() == [marks.begin, *made.piece(row).tolist(), marks.end]

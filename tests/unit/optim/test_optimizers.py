@@ -8,13 +8,13 @@ from torch import nn
 
 from luban.core.errors import ArtifactError, ConfigError
 from luban.optim.adamw import AdamW
-from luban.optim.family import Optimizer, Update, by_role
+from luban.optim.base import Optimizer, Update, by_role
 from luban.optim.muon import Muon, orthogonalise
 
 
 def parameters() -> dict[str, nn.Parameter]:
-    shapes = {"embedding.weight": (11, 6), "blocks.0.q.weight": (6, 6), "blocks.1.q.weight": (6, 6),
-              "blocks.0.up.weight": (10, 6), "blocks.0.norm.weight": (6,), "readout.weight": (11, 6)}  # fmt: skip
+    shapes = {"decoder.embedding.tokens.weight": (11, 6), "decoder.blocks.0.q.weight": (6, 6), "decoder.blocks.1.q.weight": (6, 6),
+              "decoder.blocks.0.up.weight": (10, 6), "decoder.blocks.0.norm.weight": (6,), "head.weight": (11, 6)}  # fmt: skip
     return {name: nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
 
 
@@ -94,7 +94,7 @@ def test_muon_matches_torchs_own_on_hidden_matrices_and_adamw_on_the_rest():
         optimizer.step(1.0)
         reference.step()
         adamw.step(1.0)
-    assert set(hidden) == {"blocks.0.q.weight", "blocks.1.q.weight", "blocks.0.up.weight"}
+    assert set(hidden) == {"decoder.blocks.0.q.weight", "decoder.blocks.1.q.weight", "decoder.blocks.0.up.weight"}
     for name, p in named.items():
         # bf16 products round differently batched: 2⁻⁸ of an update of RMS 0.2 · lr, a few rounds, four steps
         torch.testing.assert_close(p, twin[name], rtol=0, atol=1e-3 if name in hidden else 1e-6)
@@ -130,7 +130,7 @@ def test_state_survives_as_named_tensors(config):
     kept = sum(tensor.nbytes for tensor in optimizer.state().values())
     assert config.state_bytes({name: p.shape for name, p in named.items()}) == kept
     with pytest.raises(ArtifactError, match="does not have"):
-        again.load_state({"blocks.9.q.weight/exp_avg": torch.zeros(1)})
+        again.load_state({"decoder.blocks.9.q.weight/exp_avg": torch.zeros(1)})
 
 
 def test_optimizers_refuse_nonsense():

@@ -6,15 +6,15 @@ import pytest
 
 from luban.kernels.dispatch import RATES
 from luban.models.describe import describe
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import SwiGLU
+from luban.models.spec import uniform
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
 from luban.planner.accelerators import accelerator
 from luban.planner.memory import Setting
 from luban.planner.step_time import Rates, predict_step
-from luban.train.machine import tabled
+from luban.train.device_rates import tabled
 
-SMALL = ModelSpec(vocab_size=64, width=32, layers=2, attention=Grouped(heads=2), feedforward=SwiGLU(width=48))
+SMALL = uniform(vocab_size=64, width=32, layers=2, mixer=Grouped(heads=2), feedforward=SwiGLU(width=48))
 PLAIN = Rates(products=1e9, forward=1e9, backward=1e9, bandwidth=1e9)
 
 
@@ -29,7 +29,7 @@ def test_products_and_attention_by_hand():
         graph, Setting(half=False), Rates(products=1e9, forward=1e9, backward=2e9, bandwidth=1e9, square=True)
     )
     assert square.attention == pytest.approx((1 + 2.5 / 2) * scores / 1e9)
-    blocks = predict_step(graph, Setting(half=False, recompute="blocks"), PLAIN)
+    blocks = predict_step(graph, Setting(half=False, remat="blocks"), PLAIN)
     assert blocks.products == pytest.approx(step.products + 2 * tokens * (matrices - 64 * 32) / 1e9)
     eight = predict_step(
         graph, Setting(half=True), Rates(products=1e9, eight=4e9, forward=1e9, backward=1e9, bandwidth=1e9)
@@ -66,8 +66,8 @@ MEASURED = [  # heads, precision, attention, what is set otherwise, bytes of a m
 
 @pytest.mark.parametrize(("heads", "precision", "kernel", "changed", "moments", "seconds"), MEASURED)
 def test_within_fifteen_percent_of_what_a_gpu_took(heads, precision, kernel, changed, moments, seconds):
-    spec = ModelSpec(vocab_size=32_000, width=2048, layers=22, context=2048,
-                     attention=Grouped(heads=heads, kv_heads=4), feedforward=SwiGLU(width=5632))  # fmt: skip
+    spec = uniform(vocab_size=32_000, width=2048, layers=22, context=2048,
+                     mixer=Grouped(heads=heads, kv_heads=4), feedforward=SwiGLU(width=5632))  # fmt: skip
     graph = describe(spec, batch=16, seq=2048)
     setting = Setting(
         **{"half": True, "masters": False, "fused": True, "heads": heads} | changed,

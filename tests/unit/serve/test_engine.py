@@ -61,7 +61,7 @@ def test_sequences_of_different_length_leave_and_join(model):
 
 
 def test_an_end_token_stops_and_is_no_text(engine, model):
-    row = model.module.readout.weight
+    row = model.module.head.weight
     saved = row.clone()
     with torch.no_grad():
         row[model.tokenizer.special["<|end|>"]] = 50 * row.mean(0) + 50

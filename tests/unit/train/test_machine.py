@@ -7,9 +7,9 @@ import torch
 
 from luban.kernels import dispatch
 from luban.models.encoder import EncoderBody
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
-from luban.train.machine import attention_path
+from luban.models.spec import uniform
+from luban.nn.mixer.grouped import Grouped
+from luban.train.device_rates import attention_path
 
 
 @pytest.mark.parametrize(("installed", "expected"), [(True, "flash4"), (False, "luban")])
@@ -20,8 +20,8 @@ def test_packed_rows_are_predicted_on_the_kernel_that_serves_them(monkeypatch, i
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
 
     def path(documents=True, window=None, **fields):
-        spec = ModelSpec(
-            vocab_size=100, width=256, layers=1, context=64, attention=Grouped(heads=2, window=window), **fields
+        spec = uniform(
+            vocab_size=100, width=256, layers=1, context=64, mixer=Grouped(heads=2, window=window), **fields
         )
         return attention_path(torch.device("cuda"), "bf16", spec, documents)
 

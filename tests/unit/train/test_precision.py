@@ -8,7 +8,7 @@ import random
 import torch
 from torch import nn
 
-from luban.train.precision import LossScale, Masters
+from luban.parallel.precision import LossScale, Masters
 
 
 def test_loss_scale_moves_as_torchs_does():

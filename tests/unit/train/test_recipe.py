@@ -56,7 +56,7 @@ def test_a_wrong_model_is_named(model, message):
 
 def test_a_preset_can_be_changed_field_by_field():
     spec = resolve_spec({"preset": "tiny", "width": "32", "attention": {"heads": 2, "kv_heads": 1}}, 512)
-    assert (spec.width, spec.attention.heads, spec.vocab_size) == (32, 2, 512)
+    assert (spec.width, spec.layers[0].mixer.heads, spec.vocab_size) == (32, 2, 512)
 
 
 def test_bf16_weights_are_refused_where_small_updates_would_be_lost():

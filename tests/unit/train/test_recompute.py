@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from luban.models.build import build_model
-from luban.models.spec import ModelSpec
+from luban.models.spec import uniform
 from luban.objectives.causal import Causal
-from luban.train.compile import loss_function, stacked_blocks
-from luban.train.recompute import recompute_blocks
+from luban.parallel.compile import loss_function, stacked_blocks
+from luban.parallel.remat import recompute_blocks
 
 
 def run(what: str, seed: int) -> tuple[float, list[torch.Tensor], int]:
     """(loss, gradients, bytes kept for the backward pass outside checkpoints)."""
-    module = build_model(ModelSpec(vocab_size=64, width=32, layers=3), seed=seed)
+    module = build_model(uniform(vocab_size=64, width=32, layers=3), seed=seed)
     recompute_blocks(stacked_blocks(module), what)
     tokens = torch.randint(0, 64, (2, 17), generator=torch.Generator().manual_seed(seed))
     kept = 0

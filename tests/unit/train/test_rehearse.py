@@ -12,8 +12,8 @@ from luban.core.config import merge
 from luban.data.batch import Batch
 from luban.train import rehearse
 from luban.train.recipe import Recipe
-from luban.train.rehearse import rehearse_memory, rehearse_time
 from luban.train.run import _sample, assemble, prepare
+from luban.train.trace_memory import trace_memory, trace_time
 
 WIDE = {"model": {"width": 64, "feedforward": {"width": 160}}, "train": {"batch_size": 16, "seq_len": 64}}
 
@@ -25,7 +25,7 @@ def bytes_of_a_step(recipe: Recipe) -> tuple[int, int]:
     batches = pieces.loader.iterate()
     pieces.step(next(batches), 1.0)
     batch = next(batches)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+    with profile(activities=[ProfilerActivity.CPU], profile_encoder_states=True) as trace:
         pieces.step(batch, 1.0)
     events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
@@ -50,7 +50,7 @@ CASES = {
              "train": {"precision": "bf16", "batch_size": 1, "seq_len": 8}},
     "cheap": {"train": {"precision": "bf16", "recompute": "cheap"}},
     "alibi": {"model": {"position": {"type": "alibi"}}, "train": {"precision": "bf16"}},
-    "block-sparse": {"model": {"attention": {"layout": {"type": "global_random", "block": 16, "window": 16}}}},
+    "block-sparse": {"model": {"attention": {"layout": {"type": "global_random", "arrangement": 16, "window": 16}}}},
     "encoder–decoder": {"model": {"body": {"type": "encoder_decoder"}, "position": {"type": "t5"}},
                         "objective": {"type": "span_corruption"}},
 }  # fmt: skip
@@ -82,7 +82,7 @@ def test_a_recurrent_body_is_not_known_and_the_prediction_says_so(tiny):
     recipe = tiny()
     recipe = replace(recipe, model={"width": 32, "layers": 2, "body": {"type": "recurrent"}})
     shards, start, _, prediction = prepare(recipe)
-    assert rehearse_memory(recipe, start.spec, _sample(recipe, shards, 1)) is None
+    assert trace_memory(recipe, start.spec, _sample(recipe, shards, 1)) is None
     assert any("recurrent" in doubt for doubt in prediction.doubts)
     assert "doubt   a recurrent body" in "\n".join(prediction.lines()) and "recurrent" in prediction.summary()
     assert prediction.figures()["prediction_doubts"] == list(prediction.doubts)
@@ -100,17 +100,17 @@ def test_a_step_s_time_is_that_of_layers_and_rows(tiny, monkeypatch):
 
     monkeypatch.setattr(rehearse, "_seconds", seconds)
     rows: Batch = _sample(recipe, shards, 3)
-    assert rehearse_time(recipe, start.spec, rows) == pytest.approx(12 * (0.5 + 2 * 7))
+    assert trace_time(recipe, start.spec, rows) == pytest.approx(12 * (0.5 + 2 * 7))
     assert seen == [(3, 32), (3, 32)]
     monkeypatch.setattr(rehearse, "PROBE", 1)  # a row alone is more than that
-    assert rehearse_time(recipe, start.spec, rows) == pytest.approx(12 * (0.5 + 2 * 7)) and seen[-1] == (1, 32)
+    assert trace_time(recipe, start.spec, rows) == pytest.approx(12 * (0.5 + 2 * 7)) and seen[-1] == (1, 32)
 
 
 def test_rehearsals_leave_nothing_behind(tiny):
     recipe = tiny()
     shards, start, *_ = prepare(recipe)
     before = torch.get_rng_state()
-    rehearse_memory(recipe, start.spec, _sample(recipe, shards, 1))
+    trace_memory(recipe, start.spec, _sample(recipe, shards, 1))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.empty(1).device.type == "cpu" and type(torch.empty(1)) is torch.Tensor
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from luban.core.errors import TrainingError
+from luban.parallel.engine import TrainStep
+from luban.train.memory_limits import _groups, free_memory, is_out_of_memory, resident_memory
 from luban.train.pretrain import pretrain
-from luban.train.room import _groups, free_memory, is_out_of_memory, resident_memory
-from luban.train.step import TrainStep
 
 GB = 10**9
 
@@ -55,7 +55,7 @@ def test_ulimit_counts(kind):
     assert resident_memory() > 0 and free_memory(torch.device("cpu")) > GB / 10
     script = f"""
 import resource, torch
-from luban.train.room import _pages, free_memory
+from luban.train.memory_limits import _pages, free_memory
 used = _pages()[0 if "{kind}" == "RLIMIT_AS" else 5]
 resource.setrlimit(resource.{kind}, (used + 10**9, used + 10**9))
 free = free_memory(torch.device("cpu"))

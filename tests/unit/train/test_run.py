@@ -82,9 +82,9 @@ def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp
         return prepare(replace(recipe, train=replace(recipe.train, **train)))[-1].memory.total
 
     assert need(batch_size=batch) < prediction.memory.total <= need(batch_size=batch + 1)
-    assert bytes_(need(accumulate=2)) in message and bytes_(need(recompute="cheap")) in message
+    assert bytes_(need(accumulate=2)) in message and bytes_(need(remat="cheap")) in message
     # no policy alone is enough: the largest batch with each
-    room = (1 + predict.LIBRARY) * need(recompute="blocks", batch_size=40)
+    room = (1 + predict.LIBRARY) * need(remat="blocks", batch_size=40)
     monkeypatch.setattr(predict, "free_memory", lambda device: room)
     with pytest.raises(UnsupportedError) as refused:
         dry_run(recipe)

@@ -1,4 +1,4 @@
-"""Attention written out in products, as compiled training on a CPU computes it, against the library's in float64."""
+"""Attention written out in matmuls, as compiled training on a CPU computes it, against the library's in float64."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from luban.nn.attention.mask import Scores
-from luban.nn.attention.product import _by_products
+from luban.nn.attention.attend import _written_out
+from luban.nn.attention.prepared_mask import PreparedMask
 
 
 @pytest.mark.parametrize("masked", ["bare triangle", "documents", "everything", "a bias a head"])
@@ -28,7 +28,7 @@ def test_products_equal_the_definition(masked, length):
         "a bias a head": torch.where(triangle, torch.randn(1, K * group, length, length), float("-inf")),
     }[masked]
     bare, backward_only = masked == "bare triangle", masked != "everything"
-    out = _by_products(q, k, v, Scores(causal=bare, mask=mask, backward_only=backward_only), 0.3)
+    out = _written_out(q, k, v, PreparedMask(causal=bare, dense=mask, backward_only=backward_only), 0.3)
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
     wanted = F.scaled_dot_product_attention(*wide, attn_mask=None if mask is None else mask.double(), is_causal=bare,
                                             scale=0.3, enable_gqa=True)  # fmt: skip
@@ -40,16 +40,16 @@ def test_products_equal_the_definition(masked, length):
 
 
 def test_what_is_marked_as_looking_back_does():
-    from luban.kernels.visible import Visible
-    from luban.nn.attention.mask import scores
+    from luban.kernels.attention_mask import AttentionMask
+    from luban.nn.attention.prepared_mask import prepare
 
     device = torch.device("cpu")
     prefix = torch.tensor([[True, True, True, False, False, False]])
     cases = {"causal": {}, "window": {"window": 2}, "documents": {"documents": torch.tensor([[0, 0, 0, 1, 1, 1]])},
              "prefix": {"prefix": prefix}, "both ways": {"causal": False}}  # fmt: skip
     for name, options in cases.items():
-        visible = Visible(**({"queries": 6, "keys": 6, "causal": True, "device": device} | options))
-        made = scores(visible, width=8, dtype=torch.float32)
+        visible = AttentionMask(**({"queries": 6, "keys": 6, "causal": True, "device": device} | options))
+        made = prepare(visible, head_dim=8, dtype=torch.float32)
         ahead = torch.ones(6, 6, dtype=torch.bool).triu(1)
         assert made.backward_only == (name not in ("prefix", "both ways"))
-        assert not (made.backward_only and made.mask is not None and (made.mask[..., ahead] > float("-inf")).any())
+        assert not (made.backward_only and made.dense is not None and (made.dense[..., ahead] > float("-inf")).any())
