@@ -41,7 +41,8 @@ class Setting:
     accumulate: bool = False  # several micro-batches a step, whose gradients are summed in fp32
     remat: str = "none"  # none, selective, full
     fused: bool = False  # the kernels of a GPU: joint products, logits a chunk at a time
-    inner_kept: bool = True  # of a gated feed-forward network; else its activation comes again with its gradient
+    inner_kept: bool = True  # of a gated feed-forward network; else its activation is computed again with its gradient
+    activation_fused: bool = False  # SwiGLU is computed inside the matmuls around it, or in 8 bits between them
     attention: Literal["fused", "wide", "written"] = (
         "fused"  # wide: in fp32 beside products in half precision; written: out in products where rows are short, else wide
     )

@@ -112,7 +112,7 @@ def _passes(op: Op, setting: Setting) -> float:
             kind = "turned"
         elif op.name.endswith((".output", ".down")):
             kind = "stream"
-    if kind == "activation" and not setting.inner_kept:
+    if kind == "activation" and setting.activation_fused:
         return PASSES["inside"]
     again = {"none": 0, "selective": 1, "full": 2}[setting.remat] if kind in ("norm", "activation") else 0
     return PASSES.get(kind, 0) + again

@@ -16,6 +16,8 @@ from luban.core.opgraph import OpGraph
 from luban.core.plan import REMATS, Remat
 from luban.core.units import bytes_, count, milliseconds, seconds
 from luban.data.batch import Batch
+from luban.kernels import gated
+from luban.kernels.limits import fits_float8_swiglu
 from luban.models.build import build_model
 from luban.models.describe import describe
 from luban.models.spec import ModelSpec
@@ -23,6 +25,7 @@ from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.position.base import PositionShape
 from luban.nn.roles import Role, roles_of
 from luban.parallel.device import compiler_missing
+from luban.parallel.precision import COMPUTE
 from luban.planner.memory import MemoryPrediction, Setting, predict_memory
 from luban.planner.step_time import StepTime, predict_step, update_time
 from luban.train.device_rates import Machine, contention, rates
@@ -192,9 +195,18 @@ def setting_of(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Setting
     again = fused and all(isinstance(network, SwiGLU) and not network.bias for network in networks)
     return Setting(half=train.precision not in ("fp32", "fp64"), masters=masters,
                    accumulate=train.accumulate > 1, remat=recipe.plan.remat, fused=fused, inner_kept=not again,
+                   activation_fused=again and _fuses_activation(train.precision, spec),
                    attention=attention, masks=_mask_planes(spec),
                    optimizer=recipe.optim.state_bytes(shapes, roles),
                    workspace=recipe.optim.workspace_bytes(shapes, roles, widened=widened))  # fmt: skip
+
+
+def _fuses_activation(precision: str, spec: ModelSpec) -> bool:
+    """Whether a GPU computes SwiGLU inside the matmuls around it, or in 8 bits between them."""
+    widths = {layer.feedforward.width for layer in (*spec.layers, *spec.encoder)}
+    if precision == "fp8":
+        return all(fits_float8_swiglu(spec.width, inner) for inner in widths)
+    return all(gated.serves("cuda", COMPUTE[precision], COMPUTE[precision], spec.width, inner) for inner in widths)
 
 
 def _mask_planes(spec: ModelSpec) -> int:

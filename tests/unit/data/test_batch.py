@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from luban.data.batch import PLACES, Batch
+from luban.data.batch import STARTS_MULTIPLE, Batch
 
 
 def batch_of(documents: np.ndarray) -> Batch:
@@ -34,7 +34,7 @@ def test_starts_are_those_of_a_loop(share):
     for row, wanted in zip(starts.tolist(), found, strict=True):
         assert row == wanted + [slots] * (len(row) - len(wanted))
     places, most = starts.shape[1], max(map(len, found))
-    assert most <= places < most + PLACES and places % PLACES == 0  # the smallest that will do
+    assert most <= places < most + STARTS_MULTIPLE and places % STARTS_MULTIPLE == 0  # the smallest that will do
 
 
 def test_padding_behind_a_document_is_a_run_of_its_own():
@@ -42,8 +42,9 @@ def test_padding_behind_a_document_is_a_run_of_its_own():
     assert [sorted(set(row)) for row in batch_of(documents).document_starts().tolist()] == [[0, 2, 3, 5], [0, 5], [0, 5]]
 
 
-def test_a_loss_gets_them_last_and_rows_first():
+def test_a_loss_gets_every_array_by_name_rows_first():
     batch = batch_of(drawn(4, 50, 0.1))
-    *others, starts = batch.arrays()
-    assert all(one is other for one, other in zip(others, batch.by_token(), strict=True))
-    assert np.array_equal(starts, batch.document_starts()) and len(starts) == 4
+    arrays = batch.arrays()
+    assert all(arrays[name] is value for name, value in vars(batch).items())
+    assert set(arrays) == {*vars(batch), "document_starts"} and all(len(array) == 4 for array in arrays.values())
+    assert np.array_equal(arrays["document_starts"], batch.document_starts())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from training_data import WORDS
+from training_data import WORDS, cut, tensors
 
 import luban
 from luban.cli.main import main
@@ -47,10 +47,6 @@ def labelled(tmp_path_factory) -> Path:
     return folder / "shards"
 
 
-def arrays(batch) -> list[torch.Tensor]:
-    return [torch.from_numpy(np.ascontiguousarray(array)) for array in batch.arrays()]
-
-
 def test_a_row_ends_before_the_answer_and_has_its_class(labelled):
     shards, objective = Shards.open(labelled), Labelled(labels=LABELS, weight=0.5)
     tokenizer = load_tokenizer(labelled / "tokenizer")
@@ -72,8 +68,8 @@ def test_loss_is_the_classes_mean_and_the_texts_mean_times_lambda_however_it_is_
     head = Classes(count=2, pooling="last", dense=False)
     model = build_model(uniform(vocab_size=shards.vocab_size, width=16, layers=1, context=40, tied_head=True, head=head,
                                   mixer=Grouped(heads=2))).double()  # fmt: skip
-    parts = zip(*(array.chunk(pieces) for array in arrays(batch)), strict=True)
-    total = sum(objective.loss(model, *part)[0] for part in parts) / batch.target_count
+    loss = objective.loss(model)
+    total = sum(loss(part).sum for part in cut(tensors(batch), pieces)) / batch.target_count
     classes, tokens_lost = [], []
     for row in (0, 5, 9, 11, 2):  # each alone, without padding
         document, mask = shards.document(row), shards.mask[shards.offsets[row] : shards.offsets[row + 1]]
@@ -89,7 +85,7 @@ def test_loss_is_the_classes_mean_and_the_texts_mean_times_lambda_however_it_is_
 def test_a_language_model_becomes_a_classifier_by_a_recipe(labelled, tmp_path):
     (tmp_path / "lm.toml").write_text(f"""
 data.path = "{labelled}"
-model = {{ width = 32, layers = 1, context = 64, tied_head = true, attention = {{ heads = 2, kv_heads = 2 }}, feedforward = {{ width = 48 }} }}
+model = {{ width = 32, layers = 1, context = 64, tied_head = true, layer = {{ mixer = {{ heads = 2, kv_heads = 2 }}, feedforward = {{ width = 48 }} }} }}
 train = {{ steps = 30, batch_size = 16, seq_len = 32, device = "cpu" }}
 """)
     (tmp_path / "classes.toml").write_text(f"""

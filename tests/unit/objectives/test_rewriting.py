@@ -7,9 +7,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from training_data import tensors
 
 from luban import build_model
 from luban.core.errors import ConfigError, DataError
+from luban.data.collate.blank import fill_blanks
 from luban.data.collate.noise import (
     DocumentRotation,
     SentencePermutation,
@@ -18,16 +20,17 @@ from luban.data.collate.noise import (
     TokenMasking,
 )
 from luban.data.collate.rows import poisson_spans
+from luban.data.collate.span import corrupt, random_parts
 from luban.data.collate.special_tokens import SpecialTokens
 from luban.data.shards import Shards
 from luban.kernels.attention_mask import AttentionMask
 from luban.models.spec import uniform
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.position.none import NoPosition
-from luban.objectives.blank import BlankInfilling, fill_blanks
+from luban.objectives.blank import BlankInfilling
 from luban.objectives.denoising import Denoising
 from luban.objectives.prefix import PrefixLM
-from luban.objectives.span import SpanCorruption, corrupt, random_parts
+from luban.objectives.span import SpanCorruption
 
 
 def seen(segments: list[int]) -> list[list[int]]:
@@ -87,7 +90,7 @@ def test_blanks_come_to_their_share_and_give_the_text_back(shards_path):
     for epoch in range(30):
         for number in range(blanks.rows):
             row, text = blanks.row(number, epoch), blanks.piece(number).tolist()
-            answers, stop, start = {}, blanks.marks["stop"], blanks.marks["start"]
+            answers, stop, start = {}, blanks.special["stop"], blanks.special["start"]
             for token, target, trained, slot in zip(row.tokens, row.targets, row.trained, row.text, strict=True):
                 if trained and token == start:
                     answers[slot] = []
@@ -113,8 +116,7 @@ def test_prefixes_are_seen_whole_and_only_what_follows_is_trained(shards_path):
             assert (segments[:given] == 0).all() and given >= 1
             assert not trained[: given - 1].any() and trained[given - 1 :].all()
     model = build_model(uniform(vocab_size=shards.vocab_size, width=24, layers=2, mixer=Grouped(heads=3)))
-    arrays = [torch.from_numpy(np.ascontiguousarray(a)) for a in batch.arrays()]
-    tokens, _, _, documents, positions, segments = arrays
+    tokens, documents, positions, segments = (tensors(batch)[n] for n in ("tokens", "documents", "positions", "segments"))
     before = model(tokens, documents=documents, positions=positions, segments=segments)
     changed = torch.where((segments == 1) & (documents >= 0), (tokens + 1) % shards.vocab_size, tokens)
     after = model(changed, documents=documents, positions=positions, segments=segments)
@@ -167,21 +169,21 @@ def test_text_infilling_is_poisson_and_inserts_where_spans_are_empty(marks):
     rng = np.random.default_rng()
     removed, masks, runs_longer, inserted, size = 0, 0, 0, 0, 0
     for text in texts(60, size=2000):
-        spoilt = TextInfilling()(rng, text, marks)
-        kept = spoilt[spoilt != 3]
+        corrupted = TextInfilling()(rng, text, marks)
+        kept = corrupted[corrupted != 3]
         remaining = iter(text.tolist())
         assert all(token in remaining for token in kept.tolist())
         removed, size = removed + len(text) - len(kept), size + len(text)
-        masks += int((spoilt == 3).sum())
-        runs_longer += int(((spoilt[1:] == 3) & (spoilt[:-1] == 3)).sum())
+        masks += int((corrupted == 3).sum())
+        runs_longer += int(((corrupted[1:] == 3) & (corrupted[:-1] == 3)).sum())
     assert removed / size == pytest.approx(0.3, abs=0.003)
     assert removed / masks == pytest.approx(3.0, abs=0.1)  # the mean of Poisson(3); the last span of a text is cut
     assert runs_longer == 0
     distinct = np.arange(10, 110)
     for _ in range(200):  # with every token distinct, a mask between neighbours is an insertion
-        spoilt = TextInfilling()(rng, distinct, marks).tolist()
-        places = [i for i, token in enumerate(spoilt) if token == 3 and 0 < i < len(spoilt) - 1]
-        inserted += sum(spoilt[i + 1] == spoilt[i - 1] + 1 for i in places)
+        corrupted = TextInfilling()(rng, distinct, marks).tolist()
+        places = [i for i, token in enumerate(corrupted) if token == 3 and 0 < i < len(corrupted) - 1]
+        inserted += sum(corrupted[i + 1] == corrupted[i - 1] + 1 for i in places)
     assert inserted / 200 == pytest.approx(100 * 0.3 / 3 * np.exp(-3), rel=0.4)
 
 
@@ -250,8 +252,8 @@ def test_noises_on_noises_of_very_short_texts(marks, noise, then, size):
     chain = noise(rate=0.99, then=then())
     for _ in range(20):
         text = np.random.default_rng().integers(10, 110, size)
-        spoilt = chain(np.random.default_rng(), text, marks)
-        assert spoilt.dtype == text.dtype and set(spoilt.tolist()) <= {*text.tolist(), 3}
+        corrupted = chain(np.random.default_rng(), text, marks)
+        assert corrupted.dtype == text.dtype and set(corrupted.tolist()) <= {*text.tolist(), 3}
 
 
 def test_spans_of_no_length_are_refused():

@@ -71,7 +71,7 @@ def test_a_layer_by_hand():
     spec = SHAPES["llama"]
     tokens, E, Q, K, inner = BATCH * SEQ, 64, 64, 32, 96
     layer = describe(spec, batch=BATCH, seq=SEQ).layers()["decoder.blocks.1"]
-    setting = Setting(half=True, heads=4)
+    setting = Setting(half=True)
     sums = 4 * tokens * 4  # attention's log-sum-exp
     everything = 2 * tokens * (E + E + Q + 2 * K + Q + E + E + 3 * inner)
     assert layer_bytes(layer, setting) == everything + sums
@@ -79,24 +79,24 @@ def test_a_layer_by_hand():
     assert joined_parameters(layer) == joined
     assert layer_bytes(layer, replace(setting, fused=True)) == everything + sums + 2 * joined
     assert layer_bytes(layer, replace(setting, inner_kept=False)) == everything + sums - 2 * tokens * inner
-    cheap = replace(setting, fused=True, remat="cheap")
-    assert layer_bytes(layer, cheap) == 2 * tokens * (E + Q + 2 * K + Q + E + 2 * inner) + sums
-    assert layer_bytes(layer, replace(cheap, remat="blocks")) == 2 * tokens * E
+    selective = replace(setting, fused=True, remat="selective")
+    assert layer_bytes(layer, selective) == 2 * tokens * (E + Q + 2 * K + Q + E + 2 * inner) + sums
+    assert layer_bytes(layer, replace(selective, remat="full")) == 2 * tokens * E
     wide = replace(setting, attention="wide")
     assert layer_bytes(layer, wide) == everything + sums + 2 * tokens * (Q + 2 * K) + 4 * tokens * Q
 
 
 # torch.cuda.max_memory_allocated in GB, a step of the 1.1B shape of benchmarks/gpu_step.py, batch 16 × 2,048, H100.
 MEASURED = [
-    (16, {"recompute": "cheap"}, 4, 42.6),  # bf16 weights, fp32 moments
+    (16, {"remat": "selective"}, 4, 42.6),  # bf16 weights, fp32 moments
     (32, {}, 2, 52.6),  # all bf16
     (32, {"inner_kept": False}, 2, 44.5),  # SwiGLU inside its products
     (16, {"inner_kept": False}, 2, 45.3),
     (16, {}, 2, 53.5),
-    (16, {"recompute": "cheap"}, 2, 38.1),
-    (16, {"recompute": "blocks"}, 2, 13.0),
-    (16, {"recompute": "blocks", "inner_kept": False}, 2, 12.7),
-    (16, {"recompute": "cheap", "masters": True}, 4, 47.1),
+    (16, {"remat": "selective"}, 2, 38.1),
+    (16, {"remat": "full"}, 2, 13.0),
+    (16, {"remat": "full", "inner_kept": False}, 2, 12.7),
+    (16, {"remat": "selective", "masters": True}, 4, 47.1),
 ]  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_within_five_percent_of_what_a_gpu_allocated(heads, changed, moments, gi
                      mixer=Grouped(heads=heads, kv_heads=4), feedforward=SwiGLU(width=5632))  # fmt: skip
     graph = describe(spec, batch=16, seq=2048)
     setting = Setting(
-        **{"half": True, "masters": False, "fused": True, "heads": heads} | changed,
+        **{"half": True, "masters": False, "fused": True} | changed,
         optimizer=2 * moments * graph.parameters,
     )
     assert predict_memory(graph, setting).total / 1e9 == pytest.approx(gigabytes, rel=0.05)
@@ -116,7 +116,7 @@ def test_attention_written_out_by_hand():
     spec = changed(SHAPES["llama"], context=256)
     heads, keys, width, seq = 4, 2, 16, 200  # chunks of 64 queries, which see 64, 128, 192 and 200 keys
     layer = describe(spec, batch=BATCH, seq=seq).layers()["decoder.blocks.0"]
-    plain = Setting(half=True, heads=heads, head_width=width)
+    plain = Setting(half=True)
     written = replace(plain, attention="written")
     scores = BATCH * heads * (64 * (64 + 128 + 192) + 8 * 200)
     copies = 2 * BATCH * keys * width * (64 + 128 + 192 + 200 - 200)  # of keys and values, beside their own
@@ -138,7 +138,7 @@ def test_attention_written_out_by_hand():
 ON_A_CPU = [
     ((256, 6, 4, 2, 768), (16, 256), {}, 372), ((256, 6, 4, 2, 768), (16, 256), {"half": False}, 527),
     ((256, 6, 4, 2, 768), (4, 256), {"accumulate": True}, 123), ((256, 6, 4, 2, 768), (64, 64), {}, 300),
-    ((256, 6, 4, 2, 768), (16, 256), {"recompute": "cheap"}, 214), ((512, 8, 8, 8, 1536), (16, 256), {}, 1030),
+    ((256, 6, 4, 2, 768), (16, 256), {"remat": "selective"}, 214), ((512, 8, 8, 8, 1536), (16, 256), {}, 1030),
     ((512, 8, 8, 8, 1536), (8, 256), {"half": False}, 692),
 ]  # fmt: skip
 
@@ -149,7 +149,7 @@ def test_within_five_percent_of_what_a_compiled_step_on_a_cpu_allocated(shape, b
     spec = uniform(vocab_size=4096, width=width, layers=layers, feedforward=SwiGLU(width=inner),
                      mixer=Grouped(heads=heads, kv_heads=keys, qk_norm=RMSNorm()))  # fmt: skip
     graph = describe(spec, batch=batch[0], seq=batch[1])
-    setting = Setting(**{"half": True, "attention": "written", "heads": heads, "head_width": width // heads, "masks": 1,
+    setting = Setting(**{"half": True, "attention": "written", "masks": 1,
                          **changed})  # fmt: skip
     found = predict_memory(graph, setting)
     assert (found.total - found.parameters) / 1e6 == pytest.approx(megabytes, rel=0.05)
@@ -173,8 +173,8 @@ def test_weights_moments_and_gradients_by_precision():
 def test_more_rows_cost_their_activations_and_recomputation_saves_them():
     graphs = [describe(PRESETS["llama-7b"], batch=batch, seq=2048) for batch in (16, 32, 48)]
     last = []
-    for policy in ("none", "cheap", "blocks"):
-        totals = [predict_memory(g, Setting(half=True, fused=True, heads=32, remat=policy)).total for g in graphs]
+    for policy in ("none", "selective", "full"):
+        totals = [predict_memory(g, Setting(half=True, fused=True, remat=policy)).total for g in graphs]
         assert totals[2] - totals[1] == totals[1] - totals[0] > 0
         last.append(totals[2])
     assert last[0] > last[1] > last[2]
