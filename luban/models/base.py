@@ -48,6 +48,10 @@ class Body(Variant):
         """Width of the token embeddings, which a tied output layer shares."""
         return spec.width
 
+    def widens_embeddings(self) -> bool:
+        """Whether a linear layer turns the embeddings into hidden states."""
+        return False
+
     def hidden_width(self, spec: ModelSpec) -> int:
         """Width of the hidden states that the head reads."""
         return spec.width

@@ -45,6 +45,10 @@ class EncoderBody(Body):
         """W."""
         return spec.width if self.embeddings is None else self.embeddings
 
+    def widens_embeddings(self) -> bool:
+        """Where W is given, even if it is E."""
+        return self.embeddings is not None
+
     def build(self, spec: ModelSpec) -> Encoder:
         """The module with its head."""
         return Encoder(spec)

@@ -121,7 +121,7 @@ def input_embedding(spec: ModelSpec, tokens: Embedding | None = None, *, segment
     width = spec.body.embedding_width(spec)
     tokens = Embedding(spec.vocab_size, width) if tokens is None else tokens
     return InputEmbedding(tokens, width, spec.width, segments=segments, norm=spec.embedding_norm,
-                          widen=width != spec.width)  # fmt: skip
+                          widen=spec.body.widens_embeddings())  # fmt: skip
 
 
 def position_shape(spec: ModelSpec, layers: Sequence[LayerSpec], *, causal: bool) -> PositionShape:
@@ -182,7 +182,7 @@ def stack_ops(spec: ModelSpec, layers: Sequence[LayerSpec], batch: int, seq: int
         ops.append(Op(name="embedding.segments", kind="embedding", parameters=segments * width))
     if spec.embedding_norm:
         ops.append(spec.embedding_norm.op("embedding.norm", tokens, width))
-    if width != spec.width:
+    if spec.body.widens_embeddings():
         ops.append(linear_op("embedding.widen", tokens, width, spec.width, bias=True))
     for index, layer in enumerate(layers):
         place = LayerShape(spec.width, index, len(layers), causal)

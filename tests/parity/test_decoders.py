@@ -12,7 +12,7 @@ import luban
 import luban.models.convert.base
 from luban.core.errors import ArtifactError, UnsupportedError
 from luban.models.head.language_model import LanguageModel
-from luban.objectives.causal import causal_loss
+from luban.objectives.causal import CausalLoss
 
 transformers = pytest.importorskip("transformers")
 KINDS = ("llama", "llama", "llama", "llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt2", "openai-gpt", "bloom", "bloom",
@@ -227,8 +227,8 @@ def test_loss_and_gradients_equal(pair):
     tokens = torch.randint(0, ours.spec.vocab_size, (2, 15))
     expected = theirs(tokens, labels=tokens).loss
     expected.backward()
-    total, count = causal_loss(ours.module, tokens[:, :-1], tokens[:, 1:], torch.ones(2, 14, dtype=torch.bool))
-    loss = total / count
+    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_mask": torch.ones(2, 14, dtype=torch.bool)}
+    loss = CausalLoss(ours.module)(batch | {"documents": None, "positions": None}).sum / 28
     loss.backward()
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
     form, _ = luban.models.convert.base.format_for(ours.spec)

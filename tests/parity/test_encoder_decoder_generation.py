@@ -10,11 +10,11 @@ import torch
 import luban
 from luban.core.errors import ConfigError, UnsupportedError
 from luban.generate.cache import ContextError
-from luban.generate.sampler import sample, uniform
+from luban.generate.sampler import sample, uniform as draw
 from luban.generate.source import SourceSession, session_for
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.head.hidden import Hidden
-from luban.models.spec import changed
+from luban.models.spec import changed, uniform
 from luban.serve.engine import Request
 
 transformers = pytest.importorskip("transformers")
@@ -112,7 +112,8 @@ def test_drawn_tokens_are_those_of_the_full_pass(pair):
             with torch.inference_mode():
                 logits = ours.module(torch.tensor([row]), target)[0, -1]
             forced = body.decoder_second if step == 0 else None
-            want = sample(logits, sampling, uniform(growing.seed, growing.choice, step)) if forced is None else forced
+            at = draw(growing.seed, growing.choice, step)
+            want = sample(logits[None], [sampling], [at]).item() if forced is None else forced
             assert token == want
 
 

@@ -148,18 +148,18 @@ def test_shards_and_directories_without_tokenizer(foreign):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("model.decoder.norm.weight"), r"lacks the tensor model\.norm\.weight"),
+        (lambda t: t.pop("model.norm.weight"), r"lacks the tensor model\.norm\.weight"),
         (lambda t: t.update(extra=torch.zeros(2)), "no place for: extra"),
         (
-            lambda t: t.update({"model.decoder.norm.weight": torch.zeros(5)}),
+            lambda t: t.update({"model.norm.weight": torch.zeros(5)}),
             r"model\.norm\.weight .*has shape \(5,\), .* needs \(32,\)",
         ),
         (
-            lambda t: t.update({"model.decoder.norm.weight": torch.ones(32, dtype=torch.int8)}),
+            lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}),
             r"model\.norm\.weight is stored as int8",
         ),
         (
-            lambda t: t.update({"model.decoder.norm.weight": torch.ones(32).to(torch.float8_e5m2)}),
+            lambda t: t.update({"model.norm.weight": torch.ones(32).to(torch.float8_e5m2)}),
             "stored as float8_e5m2: quantised",
         ),
     ],

@@ -8,7 +8,7 @@ from torch import nn
 
 from luban.core.errors import ArtifactError, ConfigError
 from luban.optim.adamw import AdamW
-from luban.optim.base import Update
+from luban.optim.base import OptimizerConfig, Update, hidden_matrices
 from luban.optim.muon import Muon, orthogonalise
 
 
