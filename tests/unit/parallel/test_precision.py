@@ -8,7 +8,7 @@ import random
 import torch
 from torch import nn
 
-from luban.parallel.precision import LossScale, Masters
+from luban.parallel.precision import LossScale, MixedPrecisionParams
 
 
 def test_loss_scale_moves_as_torchs_does():
@@ -40,35 +40,35 @@ def test_only_a_scale_that_can_still_fall_explains_an_overflow():
 def test_masters_sum_micro_batches_in_fp32_and_refresh_what_was_stepped():
     module = nn.Linear(5, 4)
     reference = copy.deepcopy(module)
-    masters = Masters(module, torch.bfloat16)
-    weight = masters.parameters["weight"]
+    params = MixedPrecisionParams(module, torch.bfloat16)
+    weight = params.parameters["weight"]
     assert module.weight.dtype == torch.bfloat16 and weight.dtype == torch.float32
     total = torch.zeros(4, 5)
     for _ in range(7):
         x = torch.randn(3, 5, dtype=torch.bfloat16)
         (gradient,) = torch.autograd.grad(module(x).float().pow(2).sum(), module.weight)
         module(x).float().pow(2).sum().backward()
-        masters.collect()
+        params.accumulate()
         total += gradient.float()
     assert module.weight.grad is None
-    assert torch.equal(masters.gradients()[weight], total)
-    masters.load({"weight": reference.weight + 1e-5, "bias": reference.bias})  # 1e-5 next to 0.1 is lost in bf16
+    assert torch.equal(params.gradients()[weight], total)
+    params.load_state_dict({"weight": reference.weight + 1e-5, "bias": reference.bias})  # 1e-5 next to 0.1 is lost in bf16
     assert torch.equal(weight, reference.weight + 1e-5)
     assert torch.equal(module.weight, (reference.weight + 1e-5).bfloat16())
-    assert masters.copies()[weight].data_ptr() == module.weight.data_ptr()
-    masters.clear()
+    assert params.copies()[weight].data_ptr() == module.weight.data_ptr()
+    params.clear()
     module(torch.ones(1, 5, dtype=torch.bfloat16)).sum().backward()
-    assert torch.equal(masters.gradients()[weight], torch.ones(4, 5))
+    assert torch.equal(params.gradients()[weight], torch.ones(4, 5))
 
 
 def test_fp32_has_no_second_copy():
     module = nn.Linear(2, 2)
-    masters = Masters(module, torch.float32)
-    assert masters.parameters["weight"] is module.weight and not masters.copies()
+    params = MixedPrecisionParams(module, torch.float32)
+    assert params.parameters["weight"] is module.weight and not params.copies()
 
 
 def test_bf16_weights_without_masters_are_the_modules_own():
     module = nn.Linear(2, 2)
-    masters = Masters(module, torch.bfloat16, split=False)
-    assert masters.parameters["weight"] is module.weight and module.weight.dtype == torch.bfloat16
-    assert not masters.copies()
+    params = MixedPrecisionParams(module, torch.bfloat16, masters=False)
+    assert params.parameters["weight"] is module.weight and module.weight.dtype == torch.bfloat16
+    assert not params.copies()

@@ -12,15 +12,15 @@ import torch
 from luban.data.loader import Loader
 from luban.data.shards import Shards
 from luban.parallel.engine import to_device
-from luban.train.run import assemble
+from luban.train.run import make_engine
 from luban.train.start import choose_start
 
 CPU = torch.device("cpu")
 
 
-def pieces(recipe):
+def engine_of(recipe):
     shards = Shards.open(recipe.data.path)
-    return assemble(recipe, shards, choose_start(recipe, shards), CPU)
+    return make_engine(recipe, choose_start(recipe, shards), CPU)
 
 
 def batch_of(recipe):
@@ -30,13 +30,13 @@ def batch_of(recipe):
 
 def test_one_step_is_clipped_adamw_on_the_mean_loss_of_the_trained_tokens(tiny):
     recipe = tiny(train={"clip": 0.5}, optim={"type": "adamw", "lr": 0.01, "weight_decay": 0.2})
-    made, batch = pieces(recipe), batch_of(recipe)
+    made, batch = engine_of(recipe), batch_of(recipe)
     mask = np.random.default_rng().random(batch.loss_mask.shape) < 0.6
     batch = replace(batch, loss_mask=batch.loss_mask & mask)
-    plain = copy.deepcopy(made.module)
-    tokens, targets, trained, documents, positions, _ = to_device(batch, CPU)
-    logits = plain(tokens, documents=documents, positions=positions).double()
-    loss = torch.nn.functional.cross_entropy(logits[trained], targets[trained])
+    plain = copy.deepcopy(made.model)
+    given = to_device(batch, CPU)
+    logits = plain(given["tokens"], documents=given["documents"], positions=given["positions"]).double()
+    loss = torch.nn.functional.cross_entropy(logits[given["loss_mask"]], given["targets"][given["loss_mask"]])
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
     groups = [{"params": [p for p in plain.parameters() if p.ndim == 2], "weight_decay": 0.2},
@@ -48,7 +48,7 @@ def test_one_step_is_clipped_adamw_on_the_mean_loss_of_the_trained_tokens(tiny):
     assert result.loss == pytest.approx(loss.item(), rel=1e-5)
     assert result.grad_norm == pytest.approx(norm.item(), rel=1e-4)
     assert result.tokens == (batch.documents >= 0).sum() and not result.bad
-    for (name, ours), theirs in zip(made.module.named_parameters(), plain.parameters(), strict=True):
+    for (name, ours), theirs in zip(made.model.named_parameters(), plain.parameters(), strict=True):
         # where a gradient is near 0 Adam's first step is its sign: compare where it is not
         sure = theirs.grad.abs() > 1e-6
         torch.testing.assert_close(ours[sure], theirs[sure], rtol=0, atol=1e-4, msg=name)
@@ -62,36 +62,36 @@ def test_micro_batches_weigh_tokens_not_rows(tiny, accumulate):
     keep = np.ones_like(batch.loss_mask)
     keep[0, 3:], keep[2, 1:] = False, False
     batch = replace(batch, loss_mask=batch.loss_mask & keep)
-    whole, cut = pieces(recipe), pieces(replace(recipe, train=replace(recipe.train, accumulate=accumulate)))
+    whole, cut = engine_of(recipe), engine_of(replace(recipe, train=replace(recipe.train, accumulate=accumulate)))
     a, b = whole.step(batch, 1.0), cut.step(batch, 1.0)
     assert a.loss == pytest.approx(b.loss, rel=1e-5) and a.grad_norm == pytest.approx(b.grad_norm, rel=1e-5)
-    for ours, theirs in zip(whole.module.parameters(), cut.module.parameters(), strict=True):
+    for ours, theirs in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_bad_step_changes_nothing_and_is_told(tiny, precision):
     recipe = tiny(train={"precision": precision})
-    made, batch = pieces(recipe), batch_of(recipe)
+    made, batch = engine_of(recipe), batch_of(recipe)
     made.step(batch, 1.0)
-    before = {name: p.detach().clone() for name, p in made.state.masters.parameters.items()}
-    state = {name: t.clone() for name, t in made.state.optimizer.state().items()}
+    before = {name: p.detach().clone() for name, p in made.params.parameters.items()}
+    state = {name: t.clone() for name, t in made.optimizer.state_dict().items()}
     with torch.no_grad():
-        made.module.norm.weight[0] = float("nan")
+        made.model.decoder.norm.weight[0] = float("nan")
     result = made.step(batch, 1.0)
     assert result.bad and not result.explained
-    for name, p in made.state.masters.parameters.items():
+    for name, p in made.params.parameters.items():
         poisoned = name == "decoder.norm.weight" and precision == "fp32"
         assert poisoned or torch.equal(p, before[name])
-    assert all(torch.equal(t, state[name]) for name, t in made.state.optimizer.state().items())
+    assert all(torch.equal(t, state[name]) for name, t in made.optimizer.state_dict().items())
 
 
 def test_fp16_overflow_lowers_the_scale_instead_of_counting_as_bad(tiny):
     recipe = tiny(train={"precision": "fp16"})
-    made, batch = pieces(recipe), batch_of(recipe)
-    made.state.scale.value = 2.0**40
+    made, batch = engine_of(recipe), batch_of(recipe)
+    made.scale.value = 2.0**40
     result = made.step(batch, 1.0)
-    assert result.bad and result.explained and made.state.scale.value == 2.0**39
+    assert result.bad and result.explained and made.scale.value == 2.0**39
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 2e-2), ("fp16", 2e-3)])
@@ -99,7 +99,7 @@ def test_half_precision_follows_fp32(tiny, precision, tolerance):
     """Ten steps on one batch: losses within a few units of the type's precision (2⁻⁸, 2⁻¹¹)."""
     recipe = tiny()
     batch = batch_of(recipe)
-    full, half = pieces(recipe), pieces(replace(recipe, train=replace(recipe.train, precision=precision)))
+    full, half = engine_of(recipe), engine_of(replace(recipe, train=replace(recipe.train, precision=precision)))
     losses = [(full.step(batch, 1.0).loss, half.step(batch, 1.0).loss) for _ in range(10)]
     assert losses[-1][0] < losses[0][0] - 0.1
     for ours, theirs in losses:
