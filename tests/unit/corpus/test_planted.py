@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+from word_patterns import WORD
 
 from luban.core.errors import ConfigError, DataError
 from luban.corpus.build import build_corpus
@@ -19,7 +20,6 @@ from luban.corpus.steps.contamination import GRAM, SHORTEST, WINDOW
 from luban.corpus.steps.language import Language, identify
 from luban.corpus.steps.unicode import repair
 from luban.corpus.tally import Tally
-from luban.corpus.words import WORD
 
 RNG = random.Random(11)
 WORDS = ["".join(RNG.choices("abcdefghijklmnopqrstuvwxyz", k=RNG.randint(3, 9))) for _ in range(4000)]
@@ -205,6 +205,31 @@ def test_languages_are_told_apart_and_filtered():
     assert tally.dropped["language: de"]["documents"] == 1
     (unknown,) = make_step("language")([Document(id="n", text="12 34 --- 56", source="s")], tally)
     assert unknown.lang is None
+
+
+@pytest.mark.parametrize("wanted, kept", [
+    ("en", {"en", "EN", "en-US", "en_GB", "eng", " en "}), ("EN+zh-Hans", {"en", "EN", "en-US", "en_GB", "eng", " en ", "zh", "zh_Hans"}),
+    ("en-US", {"en", "EN", "en-US", "eng", " en "}), ("zho", {"zh", "zh_Hans", "zh-Hant-TW"}), ("no", {"nb"}),
+])  # fmt: skip
+def test_a_language_is_the_same_however_it_is_written(wanted, kept):
+    codes = [
+        "en",
+        "EN",
+        "en-US",
+        "en_GB",
+        "eng",
+        " en ",
+        "enm",
+        "zh",
+        "zh_Hans",
+        "zh-Hant-TW",
+        "de",
+        "nb",
+        "c",
+        "python",
+    ]
+    documents = [Document(id=code, text="x", source="s", lang=code) for code in codes]
+    assert {d.lang for d in make_step(f"language={wanted}")(documents, Tally())} == kept
 
 
 SPEECHES = [  # short, with names in capitals, which mislead a single model
