@@ -185,6 +185,19 @@ def test_unknown_policies_are_refused():
         make_step("chinese")
 
 
+def test_spaces_around_names_of_steps_do_not_matter(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "one two"}\n' * 2)
+    configs = []
+    for number, steps in enumerate(
+        (["exact", "language=en+de", "minhash"], [" exact", "language = en+de ", "\tminhash"])
+    ):
+        figures = build_corpus([str(tmp_path / "in.jsonl")], tmp_path / str(number), heldout=0.0, steps=steps[::2])
+        configs.append(
+            [json.loads((tmp_path / str(number) / "manifest.json").read_text())["config"], figures["waterfall"]]
+        )
+    assert configs[0] == configs[1] and make_step(" language = en + de ").wanted == {"en", "de"}
+
+
 SENTENCES = {
     "en": "The committee will publish its findings about the water supply before the end of the year.",
     "de": "Der Ausschuss wird seine Ergebnisse über die Wasserversorgung vor Ende des Jahres veröffentlichen.",
