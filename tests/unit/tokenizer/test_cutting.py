@@ -101,6 +101,23 @@ def test_the_same_texts_give_the_same_artifact(algorithm, tmp_path):
     assert len(hashes) == 1
 
 
+@pytest.mark.parametrize("letters", ["abcdefgh", "абвгд", "春眠不觉晓处处闻啼鸟", "กขคงจ", "!?", "a春"])
+def test_no_word_of_a_wordpiece_vocabulary_is_long(letters, tmp_path):
+    """The library's search is cubic in a word's length, so no text may give it long words."""
+    rng = random.Random(1)
+    for cut in (Cutting(), Cutting(digits="single", white_runs=40)):
+        tokenizer = train_tokenizer(
+            TEXT * 8, tmp_path / f"{cut.white_runs}", algorithm="wordpiece", vocab_size=760, cut=cut
+        )
+        library = Library.from_file(str(tokenizer.path / "tokenizer.json"))
+        text = "".join(rng.choices(letters, k=3000)) + "\n" * 40 + "x" * 31 + " " * 40 + "\t" * 40
+        words = [word for word, _ in library.pre_tokenizer.pre_tokenize_str(text)]
+        assert max(map(len, words)) <= max(4 * 32, cut.white_runs), max(words, key=len)  # bytes
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        if cut.white_runs:
+            assert all(len(tokenizer.encode(white * n)) == 1 for white in " \t\n" for n in (2, 31, 40))
+
+
 PHRASES = {
     "hi": "हिन्दी में यह एक छोटा वाक्य है और यह बार बार आता है", "bn": "বাংলা একটি সুন্দর ভাষা এবং আমি বাংলায় গান গাই",
     "ta": "தமிழ் மிகவும் பழமையான மொழி ஆகும்", "ar": "العَرَبِيَّةُ لُغَةٌ جَمِيلَةٌ", "nfd": "une de\u0301ja\u0300 vue e\u0301te\u0301",
