@@ -76,8 +76,9 @@ def _exchange(data: dict[str, Any]) -> None:
     table = {ord(character): EXCHANGED + ord(character) for character in exchanged}
     keep = reserved | added.keys()
     model["vocab"] = [[name if name in keep else name.translate(table), score] for name, score in model["vocab"]]
-    steps = [{"type": "Replace", "pattern": {"String": character}, "content": chr(EXCHANGED + ord(character))}
-             for character in exchanged]  # fmt: skip
+    pairs = [(chr(EXCHANGED + ord(c)), "\ufffd") for c in exchanged]  # a text that has these code points loses them
+    pairs += [(c, chr(EXCHANGED + ord(c))) for c in exchanged]
+    steps = [{"type": "Replace", "pattern": {"String": old}, "content": new} for old, new in pairs]
     before = [] if data["normalizer"] is None else [data["normalizer"]]
     data["normalizer"] = {"type": "Sequence", "normalizers": [*before, *steps]} if steps else data["normalizer"]
 
@@ -99,7 +100,8 @@ def _characters(reserved: Iterable[str], others: Sequence[str]) -> list[str]:
 class ByteFallbackDecoder:
     """Joins tokens of a vocabulary that spells rare characters in bytes (`<0xE6><0xBC><0xA2>` is 漢).
 
-    Of a run of bytes every whole character is text, and each byte that belongs to none is U+FFFD, as in SentencePiece.
+    Of a run of bytes every whole character is text, and each byte that belongs to none is U+FFFD, as in SentencePiece. A
+    special token ends a run, whether it is shown or not.
 
     Args:
         model: the vocabulary, whose decoder has the part `ByteFallback`.
@@ -136,11 +138,19 @@ class ByteFallbackDecoder:
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of token ids; those outside the vocabulary give none."""
         names, special = self._tokens
-        tokens = [names[i] for i in ids if i in names and not (skip_special and i in special)]
-        return _RUN.sub(_run_text, self._decoder.decode(tokens))
+        tokens, skipped = [], False
+        for i in ids:
+            if skip_special and i in special:
+                skipped = True
+            elif (token := names.get(i)) is not None:
+                if skipped and tokens and _RUN.fullmatch(token):
+                    tokens.append(END)
+                tokens.append(token)
+                skipped = False
+        return _RUN.sub(_run_text, self._decoder.decode(tokens)).replace(END, "")
 
 
-_RUN = re.compile(f"[{chr(BYTES)}-{chr(BYTES + 255)}]+")
+_RUN, END = re.compile(f"[{chr(BYTES)}-{chr(BYTES + 255)}]+"), chr(BYTES - 1)
 
 
 def _run_text(run: re.Match[str]) -> str:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import random
 import unicodedata
 
 import pytest
+from vocabularies import CASED, CONTROL, PIECES, tekken
 
 from luban.core.errors import DataError
 from luban.tokenizer.importing.artifact import import_tokenizer
-
-CONTROL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-PIECES = [*"abcdefghijklmnopqrstuvwxyz0123456789.,!?-'\"$[]#你好世", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789你"),
-          "the", "hello", "world", "token", "##iz", "##ation", "##er", "caf", "naive", "uni", "##form"]  # fmt: skip
-CASED = ["Hello", "World", "Caf", "Café", *"ABCDEFGH", *(f"##{c}" for c in "éABC")]
 
 
 def plain(text: str, vocabulary: dict[str, int], lower: bool) -> list[int]:
@@ -79,26 +74,6 @@ def test_bert_vocabularies(cased, config, tmp_path):
         assert not set(ours.encode(text)) & {0, 2, 3, 4}  # text never yields a special token but the unknown one
     assert ours.decode(ours.encode("hello tokenizer, world!")) == "hello tokenizer, world!"
     assert import_tokenizer(tmp_path, tmp_path / "again").content_hash == ours.content_hash  # by the directory
-
-
-def tekken(ranks: int, special: list[str] | None, **config) -> tuple[dict, dict[bytes, int]]:
-    """A vocabulary whose ranks behind the bytes are pairs of what stands before them."""
-    rng = random.Random(3)
-    tokens = [bytes([byte]) for byte in range(256)]
-    common = [t for t in tokens if chr(t[0]) in " etaoinshr/.\n"] + [b" t", "é".encode()[:1]]
-    while len(tokens) < ranks:
-        made = rng.choice(common) + rng.choice(common)
-        if len(made) < 9 and made not in tokens:
-            tokens.append(made)
-            common.append(made)
-    data = {"config": {"pattern": r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s+", "version": "v3",
-                       "default_vocab_size": ranks - 20 + 30, "default_num_special_tokens": 30, **config},
-            "vocab": [{"rank": i, "token_bytes": base64.b64encode(t).decode(), "token_str": None} for i, t in enumerate(tokens)]}  # fmt: skip
-    if special is not None:
-        data["special_tokens"] = [
-            {"rank": i, "token_str": token, "is_control": True} for i, token in enumerate(special)
-        ]
-    return data, {token: i for i, token in enumerate(tokens[: ranks - 20])}
 
 
 @pytest.mark.parametrize("special", [None, ["<unk>", "<s>", "</s>", "[INST]", "<think>"]])
