@@ -2,9 +2,9 @@
 
 Three departures are put right when a tokenizer is opened; its `tokenizer.json` stays as it is, for others to read:
 
-- The library's Unigram search finds every piece of the vocabulary in the text, special tokens (`</s>`) and bytes
-  (`<0x41>`) included. A character of each such piece is exchanged for another code point, in the text and in all other
-  pieces, so that no text spells them.
+- The library finds every piece of a Unigram vocabulary in the text, and of others every word that is a piece, special
+  tokens (`</s>`) and bytes (`<0x41>`) included. A character of each such piece is exchanged for another code point, in
+  the text and in all other pieces, so that no text spells them.
 - Its normalizer `Precompiled` loses vowel signs and accents (see luban.tokenizer.charsmap).
 - Its decoder `ByteFallback` makes a whole run of bytes U+FFFD where one of them is no text (see `ByteFallbackDecoder`).
 """
@@ -29,6 +29,7 @@ EXCHANGEABLE = 0xE00  # code points below which a character can be exchanged
 BYTES = 0x10FE00  # the code point that stands for byte 0 while tokens are joined
 BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>")
 SPACE = "\u2581"  # ▁, how SentencePiece writes a space
+WHOLE_WORDS = (tokenizers.models.Unigram, tokenizers.models.WordLevel, tokenizers.models.WordPiece)
 PLAIN_SPLITS = frozenset(["Metaspace", "WhitespaceSplit", "Split", "Sequence"])  # pre-tokenizers that keep characters
 
 
@@ -36,12 +37,13 @@ def exact_encoder(model: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, Ch
     """(what to encode with, rules that text must go through before); `model` itself where the library does it right."""
     normalizer = None if model.normalizer is None else json.loads(model.normalizer.__getstate__())
     rules, rest = _without_rules(normalizer)
-    unigram = isinstance(model.model, tokenizers.models.Unigram)
-    if not unigram and rules is None:
+    splits = None if model.pre_tokenizer is None else json.loads(model.pre_tokenizer.__getstate__())
+    reaches = isinstance(model.model, WHOLE_WORDS) and _types(splits) <= PLAIN_SPLITS
+    if not reaches and rules is None:
         return model, None
     data = json.loads(model.to_str())
     data["normalizer"] = rest
-    if unigram and _types(data["pre_tokenizer"]) <= PLAIN_SPLITS:
+    if reaches:
         _exchange(data)
     made = tokenizers.Tokenizer.from_str(json.dumps(data))
     made.encode_special_tokens = model.encode_special_tokens
@@ -65,17 +67,25 @@ def _types(part: dict[str, Any] | None) -> set[str]:
 
 
 def _exchange(data: dict[str, Any]) -> None:
-    """Make special tokens, the unknown one and bytes unreachable in the `tokenizer.json` of a Unigram model."""
+    """Make special tokens, the unknown one and bytes unreachable in a `tokenizer.json` of one of the models WHOLE_WORDS."""
     model, added = data["model"], {token["content"]: token["special"] for token in data["added_tokens"]}
-    names = [piece for piece, _ in model["vocab"]]
-    unknown = names[model["unk_id"]] if model.get("unk_id") is not None else None
-    reserved = {name for name in names if added.get(name) or name == unknown
-                or (model.get("byte_fallback") and BYTE_NAME.fullmatch(name))}  # fmt: skip
-    others = [name for name in names if name not in reserved and name not in added]
-    exchanged = _characters(reserved, others)
+    scored = isinstance(model["vocab"], list)  # [[piece, score], …] by id, else {piece: id}
+    names = [piece for piece, _ in model["vocab"]] if scored else list(model["vocab"])
+    falls_back = bool(model.get("byte_fallback"))
+    unknown = model.get("unk_token") or (names[model["unk_id"]] if model.get("unk_id") is not None else None)
+    reserved = {
+        name for name in names if added.get(name) or name == unknown or (falls_back and BYTE_NAME.fullmatch(name))
+    }
+    exchanged = _characters(
+        reserved, [name for name in names if name not in reserved and name not in added], falls_back
+    )
     table = {ord(character): EXCHANGED + ord(character) for character in exchanged}
     keep = reserved | added.keys()
-    model["vocab"] = [[name if name in keep else name.translate(table), score] for name, score in model["vocab"]]
+    entries = model["vocab"] if scored else model["vocab"].items()
+    renamed = [[name if name in keep else name.translate(table), value] for name, value in entries]
+    model["vocab"] = renamed if scored else dict(renamed)
+    if "continuing_subword_prefix" in model:
+        model["continuing_subword_prefix"] = model["continuing_subword_prefix"].translate(table)
     pairs = [(chr(EXCHANGED + ord(c)), "\ufffd") for c in exchanged]  # a text that has these code points loses them
     pairs += [(c, chr(EXCHANGED + ord(c))) for c in exchanged]
     steps = [{"type": "Replace", "pattern": {"String": old}, "content": new} for old, new in pairs]
@@ -83,17 +93,18 @@ def _exchange(data: dict[str, Any]) -> None:
     data["normalizer"] = {"type": "Sequence", "normalizers": [*before, *steps]} if steps else data["normalizer"]
 
 
-def _characters(reserved: Iterable[str], others: Sequence[str]) -> list[str]:
+def _characters(reserved: Iterable[str], others: Sequence[str], falls_back: bool) -> list[str]:
     """One character of every reserved piece, as few as there are, and rather those that few other pieces have.
 
-    A character that is no piece by itself is spelled in bytes, its own ones, so only those that are pieces are taken.
+    Where a character that is no piece by itself is spelled in bytes, they must be its own, so that only those that are
+    pieces are taken.
     """
     alone, used = set(others), Counter(character for name in others for character in set(name))
     chosen: list[str] = []
     for name in sorted(reserved, key=lambda name: (len(name), name)):
-        usable = [c for c in name if c in alone and ord(c) < EXCHANGEABLE and c not in (SPACE, " ")]
+        usable = [c for c in name if ord(c) < EXCHANGEABLE and c not in (SPACE, " ") and (c in alone or not falls_back)]
         if usable and not set(usable) & set(chosen):
-            chosen.append(min(usable, key=lambda c: (used[c], c)))
+            chosen.append(min(usable, key=lambda c: (c.isalnum(), used[c], c)))
     return chosen
 
 
