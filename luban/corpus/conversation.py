@@ -34,12 +34,15 @@ def strings_of(value: Any) -> Iterator[str]:
 def turns(document: Document) -> list[tuple[str, str]]:
     """(role, text) of each message, tool calls and names in the text; of a plain document one pair with the role ''.
 
-    Two documents are the same for deduplication exactly where this is the same. The identifiers that link a call to its
-    result are generated at random, so they are left out.
+    The tools that a conversation may call (`tools` of its meta) stand last, under the role `tools`. Two documents are the
+    same for deduplication exactly where this is the same. The identifiers that link a call to its result are generated at
+    random, so they are left out.
     """
     if document.messages is None:
         return [("", document.text)]
-    return [(str(message.get("role", "")), _text(message)) for message in document.messages]
+    found = [(str(message.get("role", "")), _text(message)) for message in document.messages]
+    tools = (document.meta or {}).get("tools")
+    return [*found, ("tools", json.dumps(tools, ensure_ascii=False, sort_keys=True))] if tools else found
 
 
 def _text(message: Mapping[str, Any]) -> str:
