@@ -100,13 +100,14 @@ def test_special_tokens_are_recognised_between_rules(pair):
         assert [i for i in ids if i in ours.special.values()] == [token]
 
 
+DIRECTORIES = ["unigram", "unigram-bytes", "unigram-identity", "unigram-folded", "unigram-names"]
+
+
+@pytest.mark.parametrize("pair", [(name, OPTIONS[name]) for name in DIRECTORIES], ids=DIRECTORIES, indirect=True)
 def test_a_directory_of_hugging_face_is_read_the_same_way(pair, tmp_path):
     """T5's `tokenizer.json`: Unigram with a Metaspace pre-tokenizer, and special tokens in the vocabulary."""
     _, theirs, file = pair
     model = parse(file)
-    if model.kind != 1 or "phrases" in str(file) or model.whitespace_as_suffix or not model.add_dummy_prefix \
-            or not model.remove_extra_whitespaces or "symbols" in str(file):  # fmt: skip
-        pytest.skip("no directory of this kind")
     library = build(model)[0]
     steps = [tokenizers.normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     spaces = tokenizers.Regex(" {2,}")
