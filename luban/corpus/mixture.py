@@ -52,8 +52,8 @@ def mix(parts: list[Part], out: str | Path, *, size: int = 0) -> dict[str, Any]:
     """Write a corpus whose training bytes have the parts' shares, from the beginning to any point of it.
 
     Documents are taken in stored order, a further epoch's with `@2`, `@3`, … at the end of their ids; the part that is
-    furthest behind its share comes next. Of held-out documents all are taken, once. A training document whose words are
-    those of a held-out document of any part is left out, and counted in `figures["held_out_elsewhere"]`.
+    furthest behind its share comes next. Of held-out documents all are taken, once. A training document that is a
+    held-out document of any part (luban.corpus.leaks) is left out, and counted in `figures["held_out_elsewhere"]`.
 
     Args:
         size: training bytes; 0 is as many as epochs and weights allow.

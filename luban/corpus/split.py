@@ -16,4 +16,9 @@ def is_heldout(name: str, fraction: float, seed: int) -> bool:
 
     The pieces of a document, whose ids are its own with `~0`, `~1`, … behind, fall where the document would.
     """
-    return derive(seed, "heldout", PIECE.sub("", name)) < fraction * 2**63
+    return derive(seed, "heldout", document_id(name)) < fraction * 2**63
+
+
+def document_id(name: str) -> str:
+    """The id of the document that `name`, perhaps one of its pieces, belongs to."""
+    return PIECE.sub("", name)

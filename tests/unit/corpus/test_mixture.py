@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,31 @@ def test_what_a_part_holds_out_is_not_trained_on_from_another(tmp_path):
         if leaks:
             expected[name] = {"documents": len(leaks), "bytes": sum(leaks)}
     assert figures["held_out_elsewhere"] == expected and set(expected) == {"a", "b", "c"}
+
+
+def test_another_version_of_a_held_out_document_is_known_by_its_id(tmp_path):
+    """The same file built with other steps: lines, pieces and addresses are cut, and what is left is still the document."""
+    rng = random.Random(6)
+    leaks = [" ".join(rng.choices("abcdefghijklmnop", k=20)) for _ in range(60)]
+    words = ["".join(rng.choices("abcdefghijklmnop", k=5)) for _ in range(3000)]
+    texts = [" ".join([*rng.choices(words, k=150), leak, *rng.choices(words, k=150), "mail x@y.org"]) for leak in leaks]
+    (tmp_path / "set.txt").write_text("\n".join(leaks))
+    whole = built(tmp_path, "in", texts, 1)
+    cut = replace(whole, name="cut", path=str(tmp_path / "cut"))
+    build_corpus([str(tmp_path / "in.jsonl")], tmp_path / "cut", heldout=0.3, seed=2,
+                 steps=["personal", f"contamination={tmp_path / 'set.txt'}"])  # fmt: skip
+    unrelated = built(tmp_path, "other", [" ".join(rng.choices(words, k=100)) for _ in range(60)], 3)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "in.jsonl").write_bytes(
+        (tmp_path / "other.jsonl").read_bytes()
+    )  # the same ids, other documents
+    build_corpus([str(tmp_path / "again" / "in.jsonl")], tmp_path / "same-ids", heldout=0.0)
+    same_ids = replace(unrelated, name="same-ids", path=str(tmp_path / "same-ids"))
+    figures = mix([whole, cut, same_ids], tmp_path / "m")
+    train, held = ({(d.source == "same-ids", d.id.partition("/")[2].partition("~")[0].partition("@")[0])
+                    for d in read_corpus(tmp_path / "m", split)} for split in ("train", "heldout"))  # fmt: skip
+    assert not train & held and len(held) > 20
+    assert "same-ids" not in figures["held_out_elsewhere"] and set(figures["held_out_elsewhere"]) == {"in", "cut"}
 
 
 def test_epochs_are_counted_without_what_is_left_out(tmp_path):
