@@ -2,7 +2,7 @@
 
     from luban.kernels import dispatch
     print(dispatch.explain(Case(device="cuda", capability=(9, 0), dtype=torch.bfloat16, width=128, kind="causal")))
-    model(tokens, attention=KernelAttention("luban"))       # or LUBAN_ATTENTION=luban in the environment
+    model(tokens, attention=AttentionBackend("luban"))       # or LUBAN_ATTENTION=luban in the environment
 
 A choice is made once for all layers of a forward; under torch.compile, while the graph is traced.
 """

@@ -10,7 +10,8 @@ import torch
 import luban
 from luban.core.errors import ConfigError, UnsupportedError
 from luban.generate.cache import ContextError
-from luban.generate.sampler import sample, uniform as draw
+from luban.generate.sampler import sample
+from luban.generate.sampler import uniform as draw
 from luban.generate.source import SourceSession, session_for
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.head.hidden import Hidden

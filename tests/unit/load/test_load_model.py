@@ -51,7 +51,7 @@ def test_a_checkpoint_and_its_precisions(checkpoint):
     assert set(m.stop_ids) == {1, 6}  # end of text, end of turn
     stored = load_file(checkpoint / "model.safetensors")
     assert all(torch.equal(p, stored[name]) for name, p in m.module.named_parameters())
-    assert luban.load_model(checkpoint, dtype="bfloat16").module.embedding.weight.dtype == torch.bfloat16
+    assert luban.load_model(checkpoint, dtype="bfloat16").module.decoder.embedding.tokens.weight.dtype == torch.bfloat16
 
 
 def make_run(tmp_path, checkpoint, *, finished=True, figures=None):

@@ -54,8 +54,8 @@ def saved_by_autograd(spec: ModelSpec) -> int:
 def test_kept_activations_are_those_that_autograd_saves(name):
     spec = SHAPES[name]
     graph = describe(spec, batch=BATCH, seq=SEQ)
-    predicted = kept_bytes(graph, Setting(half=False, heads=spec.layers[0].mixer.heads))
-    tokens, layers = BATCH * SEQ, spec.layers
+    predicted = kept_bytes(graph, Setting(half=False))
+    tokens, layers = BATCH * SEQ, len(spec.layers)
     norms, heads = 2 * layers + 1, 6 * layers if name == "qk-norm" else 0  # of the stream; of query and key heads
     # What an eager model keeps otherwise than the operations say, tensor by tensor:
     last = tokens * spec.width  # the states that the head reads are kept by the loss, which isn't run here

@@ -10,8 +10,8 @@ import pytest
 import luban.recipes
 from luban.core.config import from_dict, load_toml, override, to_dict, to_toml
 from luban.core.errors import ConfigError
+from luban.models.config import resolve_spec
 from luban.models.describe import describe
-from luban.models.config import ModelConfig, resolve_spec
 from luban.train.recipe import Recipe
 
 SHIPPED = sorted(Path(luban.recipes.__file__).parent.glob("*.toml"))

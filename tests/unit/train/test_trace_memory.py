@@ -13,7 +13,7 @@ from luban.data.batch import Batch
 from luban.models.config import ModelConfig
 from luban.train import trace_memory as traces
 from luban.train.recipe import Recipe
-from luban.train.run import _sample, assemble, make_engine, prepare
+from luban.train.run import _sample, assemble, prepare
 from luban.train.trace_memory import trace_memory, trace_time
 
 WIDE = {"model": {"width": 64, "layer": {"feedforward": {"width": 160}}}, "train": {"batch_size": 16, "seq_len": 64}}
