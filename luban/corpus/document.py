@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,18 +36,3 @@ class Document:
 def conversation_text(messages: list[dict[str, str]]) -> str:
     """The `text` of a conversation's document."""
     return "\n".join(message["content"] for message in messages)
-
-
-def check_messages(value: Any) -> list[dict[str, str]]:
-    """`value` as a list of messages, from a list or its JSON.
-
-    Raises:
-        ValueError: it is no non-empty list of {"role": str, "content": str}.
-    """
-    value = json.loads(value) if isinstance(value, str) else value
-    sound = isinstance(value, list) and value and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
-    )  # fmt: skip
-    if not sound:
-        raise ValueError('messages must be a non-empty list of {"role": …, "content": …}')
-    return value

@@ -7,10 +7,12 @@ under the same label, the larger codec of the same family is taken (Windows-1252
 from __future__ import annotations
 
 import codecs
+import contextlib
+import io
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from luban.core.errors import MissingExtra
 from luban.corpus.sources.compression import DAMAGED, open_bytes
@@ -124,6 +126,35 @@ def _resiliparse() -> Any:
     return encoding
 
 
+def open_text(path: Path) -> BinaryIO:
+    """The bytes of a text file, unpacked; of UTF-16 and UTF-32 files with a byte order mark, their UTF-8."""
+    file = open_bytes(path)
+    try:
+        mark = byte_order_mark(file.peek(4)[:4])  # type: ignore[attr-defined]
+    except DAMAGED:  # reading it finds the damage, and counts it
+        return file
+    return file if mark is None or mark[1] == "utf-8" else io.BufferedReader(_Recoded(file, mark[1]))
+
+
+class _Recoded(io.RawIOBase):
+    """A stream of text as UTF-8, its byte order mark included."""
+
+    def __init__(self, file: BinaryIO, codec: str):
+        self.text = io.TextIOWrapper(file, codec, errors="replace", newline="")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # type: ignore[override]
+        data = self.text.read(max(len(buffer) // 4, 1)).encode()  # a character takes up to four bytes
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.text.close()
+        super().close()
+
+
 class FileDecoder:
     """Decodes the bytes of one file as UTF-8, and from the first invalid byte on in the encoding it is found to be in."""
 
@@ -139,10 +170,13 @@ class FileDecoder:
         incomplete character at their end is kept for the next call.
         """
         pending = self.decoder.getstate()[0]
-        try:
-            text = self.decoder.decode(data, final)
-        except UnicodeDecodeError:
-            self.codec, data = detect(_sample(self.path) or pending + data), pending + data
+        text = None
+        if self.codec is not None or not ISO_2022_JP.search(data):
+            with contextlib.suppress(UnicodeDecodeError):
+                text = self.decoder.decode(data, final)
+        if text is None:
+            data = pending + data
+            self.codec = detect(data if data.isascii() else _sample(self.path) or data)
             self.decoder = codecs.getincrementaldecoder(self.codec)("replace")
             text = self.decoder.decode(data, final)
         if final:

@@ -18,7 +18,7 @@ DAMAGED = (EOFError, zlib.error, lzma.LZMAError, OSError)  # what reading a dama
 
 def _zstd(path: Path) -> BinaryIO:
     pyarrow, _ = require_pyarrow("reading .zst files")
-    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+    return io.BufferedReader(pyarrow.CompressedInputStream(open(path, "rb"), "zstd"))
 
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd}

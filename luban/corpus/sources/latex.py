@@ -13,7 +13,7 @@ from pathlib import Path
 from luban.core.errors import DataError
 from luban.corpus.document import Document
 from luban.corpus.sources import SourceContext
-from luban.corpus.sources.text import decode, whole
+from luban.corpus.sources.text import whole_text
 
 SECTION = re.compile(r"^[ \t]*\\(?:chapter|section|subsection|subsubsection|paragraph)\b\*?", re.MULTILINE)
 END = re.compile(r"\\appendix\b|\\begin\{references\}|\\begin\{thebibliography\}|\\bibliography\{|\\printbibliography|"
@@ -27,7 +27,7 @@ ROUNDS, GROWTH = 3, 4  # of macros inside macros, and how often the text may gro
 
 def read(name: str, context: SourceContext) -> Iterator[Document]:
     """The file as one document. Raises DataError where it has no section with text."""
-    text = body(decode(whole(Path(name), context), context))
+    text = body(whole_text(Path(name), context))
     if not text:
         raise DataError(f"source {name} is empty: no section with text")
     yield Document(id=context.label, text=text, source=context.label, lang=None)

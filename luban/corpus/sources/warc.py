@@ -11,6 +11,7 @@ from luban.core.errors import DataError, LubanError, MissingExtra
 from luban.corpus.document import Document
 from luban.corpus.sources import SourceContext
 from luban.corpus.sources.charsets import byte_order_mark, codec_of, page_text
+from luban.corpus.sources.compression import open_bytes
 from luban.corpus.sources.html import extract
 from luban.corpus.sources.http_body import decode_body
 from luban.corpus.sources.text import LARGEST, PROBE
@@ -40,7 +41,9 @@ def _records(name: str, context: SourceContext) -> Iterator[Any]:
         from fastwarc.warc import ArchiveIterator, WarcRecordType
     except ImportError:
         raise MissingExtra("fastwarc", "corpus", "reading web archives") from None
-    with open(Path(name), "rb") as file:
+    path = Path(name)
+    unpack = path.suffix.lower() in (".bz2", ".xz")  # gzip, Zstandard and lz4 are FastWARC's own
+    with open_bytes(path) if unpack else open(path, "rb") as file:
         try:  # HTTP headers are parsed later, so that a malformed one does not end the iteration
             types = WarcRecordType.response | WarcRecordType.conversion
             yield from ArchiveIterator(file, record_types=types, parse_http=False)

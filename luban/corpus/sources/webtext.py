@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 from luban.core.errors import DataError
 from luban.corpus.document import Document
-from luban.corpus.sources import SOURCES, SourceContext, kind_of
+from luban.corpus.sources import SOURCES, SourceContext
 from luban.corpus.sources.folder import walk
+from luban.corpus.sources.kinds import kind_of, storable_name
 from luban.corpus.sources.text import lines
 
 VOTES = 3  # of a post, at least
@@ -39,7 +40,7 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         kind = kind_of(path)
         if path == listed or kind not in ("warc", "jsonl"):
             continue
-        label = f"{context.label}/{path.relative_to(root).as_posix()}"
+        label = f"{context.label}/{storable_name(path.relative_to(root).as_posix())}"
         for document in SOURCES[kind](str(path), replace(context, label=label)):
             url = address((document.meta or {}).get("url") or "")
             reason = "no votes" if url not in voted else "address met before" if url in seen else None

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import bz2
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 
 from luban.corpus.sources import SourceContext
-from luban.corpus.sources.text import DAMAGED, open_bytes
+from luban.corpus.sources.compression import DAMAGED, open_bytes
 
 CHUNK = 1 << 20  # bytes parsed at a time
-LARGEST_ELEMENT = (
-    64 << 20
-)  # bytes without the end of an element after which reading stops, so that memory stays bounded
-
-
-def open_xml(path: Path) -> BinaryIO | bz2.BZ2File:
-    """The file's bytes, unpacked where its name says so."""
-    return bz2.open(path, "rb") if path.name.endswith(".bz2") else open_bytes(path)
+LARGEST_ELEMENT = 64 << 20  # bytes without the end of an element after which reading stops, to bound memory
 
 
 def elements(path: Path, tag: str, context: SourceContext) -> Iterator[Element]:
@@ -31,7 +23,7 @@ def elements(path: Path, tag: str, context: SourceContext) -> Iterator[Element]:
     open_elements: list[Element] = []
     since = 0  # bytes since an element was handed out
     try:
-        with open_xml(path) as file:
+        with open_bytes(path) as file:
             while data := file.read(CHUNK):
                 if b"<!ENTITY" in data:
                     context.tally.spoilt("XML files with entities", context.label)
@@ -54,7 +46,7 @@ def elements(path: Path, tag: str, context: SourceContext) -> Iterator[Element]:
                         if open_elements:
                             open_elements[-1].remove(element)
         parser.close()
-    except (*DAMAGED, ParseError, OSError) as error:
+    except (*DAMAGED, ParseError) as error:
         context.tally.spoilt("damaged XML files", f"{context.label}: {error}")
 
 

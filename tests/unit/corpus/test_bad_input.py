@@ -42,7 +42,7 @@ def bad_folder(root: Path) -> Path:
     (root / "paper.tex.gz").write_bytes(gzip.compress(b"\\section{A} text " * 500)[:40])
     (root / "cut.warc").write_bytes(b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 5000\r\n\r\nshort")
     (root / "rows.jsonl").write_text(
-        '{"text": "a good row"}\n{"text": }\n[1, 2]\n{"text": ""}\n{"text": "null \\u0000 byte"}\n'
+        '{"text": "a good row"}\n{"text": }\n[1, 2]\n{"body": "x"}\n{"text": ""}\n{"text": "null \\u0000 byte"}\n'
     )
     (root / "nulls.txt").write_bytes(b"text\0with\0zeros")
     (root / "empty.txt").write_bytes(b"")
@@ -85,16 +85,16 @@ def test_every_kind_is_counted_and_the_good_documents_stay(folder, tmp_path):
     assert {f"A good text, number {i}, that stays." for i in range(GOOD)} <= texts
     assert {"a good row", "null \0 byte", "first member, sound"} <= texts and "not to be read" not in texts
     unusable = figures["unusable"]
-    assert unusable["damaged gzip files"] == 5 and unusable["invalid JSON lines"] >= 2
-    assert unusable["JSON lines without 'text' or 'messages'"] >= 1
-    assert unusable["suspicious gzip files"] == 1 and unusable["oversized XML elements"] == 1
+    assert unusable["damaged compressed files"] == 5 and unusable["invalid JSON lines"] >= 2
+    assert unusable["rows without 'text' or 'messages'"] == 1 and figures["counts"]["empty_rows_skipped"] == 1
+    assert unusable["suspicious compressed files"] == 1 and unusable["oversized XML elements"] == 1
     assert unusable["unreadable files"] == 1 and unusable["files without documents"] >= 4
     assert figures["counts"]["binary_files_skipped"] == 1 and figures["counts"]["folder_links_skipped"] == 1
     samples = figures["unusable_samples"]
     assert any("secret.txt" in name for name in samples["unreadable files"]) and all(
         len(v) <= 3 for v in samples.values()
     )
-    assert "damaged gzip files" in (tmp_path / "c" / "README.md").read_text()
+    assert "damaged compressed files" in (tmp_path / "c" / "README.md").read_text()
 
 
 def test_past_the_share_nothing_is_written(folder, tmp_path):
@@ -148,4 +148,4 @@ def test_a_compressed_file_is_divided_like_a_plain_one(tmp_path, monkeypatch):
     (tmp_path / "c.jsonl.gz").write_bytes(damaged[: len(damaged) - 5000])
     found, parts, tally = texts("c.jsonl.gz", True)
     assert parts == 7 and 0 < len(found) <= 900 and found == plain[0][: len(found)]
-    assert tally.unusable["damaged gzip files"] == 1  # once, not once a part
+    assert tally.unusable["damaged compressed files"] == 1  # once, not once a part

@@ -9,8 +9,8 @@ import json
 import pytest
 
 from luban.core.errors import DataError
+from luban.corpus.licences import of_text
 from luban.corpus.sources import find_sources
-from luban.corpus.sources.code import licence_of
 from luban.corpus.sources.latex import body
 from luban.corpus.sources.mediawiki import plain
 from luban.corpus.sources.webtext import address
@@ -195,10 +195,10 @@ def test_code_by_licence_and_line_length(tmp_path):
 
 def test_licences_are_told_by_their_words():
     bsd = "Redistribution and use in source and binary forms, with or without modification, are permitted"
-    assert licence_of(bsd) == "BSD-2-Clause"
-    assert licence_of(bsd + "\nNeither the name of the copyright holder") == "BSD-3-Clause"
-    assert licence_of("Apache License\n   Version 2.0, January 2004") == "Apache-2.0"
-    assert licence_of("all rights reserved") is None
+    assert of_text(bsd) == "BSD-2-Clause"
+    assert of_text(bsd + "\nNeither the name of the copyright holder") == "BSD-3-Clause"
+    assert of_text("Apache License\n   Version 2.0, January 2004") == "Apache-2.0"
+    assert of_text("all rights reserved") is None
 
 
 def test_webtext_takes_pages_with_votes_once(tmp_path):
