@@ -27,12 +27,12 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
     with tempfile.TemporaryDirectory() as folder:
         answers = sqlite3.connect(Path(folder) / "answers.db")
         answers.execute("CREATE TABLE answers (question TEXT, score INTEGER, number INTEGER, body TEXT)")
-        for row in elements(path, "row", context):
+        for row in elements(path, ("row",), context):
             if row.get("PostTypeId") == ANSWER and row.get("ParentId"):
                 answers.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (
                     row.get("ParentId"), _number(row, "Score"), _number(row, "Id"), row.get("Body") or ""))  # fmt: skip
         answers.execute("CREATE INDEX by_question ON answers (question, score DESC, number)")
-        for row in elements(path, "row", context):
+        for row in elements(path, ("row",), context):
             if row.get("PostTypeId") == QUESTION:
                 good = True
                 yield _document(row, answers, context)

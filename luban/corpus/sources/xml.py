@@ -14,8 +14,8 @@ CHUNK = 1 << 20  # bytes parsed at a time
 LARGEST_ELEMENT = 64 << 20  # bytes without the end of an element after which reading stops, to bound memory
 
 
-def elements(path: Path, tag: str, context: SourceContext) -> Iterator[Element]:
-    """Every element called `tag`, whatever its namespace, freed when the next is asked for.
+def elements(path: Path, tags: tuple[str, ...], context: SourceContext) -> Iterator[Element]:
+    """Every element called like one of the tags, whatever its namespace, freed when the next is asked for.
 
     Damage ends the reading; what came before it stands, and the damage is counted.
     """
@@ -31,7 +31,7 @@ def elements(path: Path, tag: str, context: SourceContext) -> Iterator[Element]:
                 since += len(data)
                 if since > LARGEST_ELEMENT:
                     context.tally.spoilt(
-                        "oversized XML elements", f"{context.label}: no <{tag}> in {LARGEST_ELEMENT} bytes"
+                        "oversized XML elements", f"{context.label}: no <{tags[0]}> in {LARGEST_ELEMENT} bytes"
                     )
                     return
                 parser.feed(data)
@@ -40,7 +40,7 @@ def elements(path: Path, tag: str, context: SourceContext) -> Iterator[Element]:
                         open_elements.append(element)
                         continue
                     open_elements.pop()
-                    if local(element) == tag:
+                    if local(element) in tags:
                         since = 0
                         yield element
                         if open_elements:
