@@ -93,8 +93,8 @@ def _about_building() -> str:
 
     kinds = [name for name in SOURCES if ":" not in name]
     return ("Read sources, drop duplicates, hold a part out, and write Parquet files.\n\n"
-            f"Built-in sources: {', '.join(name for name in SOURCES if ':' in name)}\n"
-            f"Kinds of sources, for KIND:PATH (without a kind, the path and its ending tell): {', '.join(kinds)}\n"
+            f"Built-in sources: {', '.join(name for name in SOURCES if ':' in name)}\n\n"
+            f"Kinds of sources, for KIND:PATH (without a kind, the path and its ending tell): {', '.join(kinds)}\n\n"
             f"Steps, for --steps (described in docs/CORPUS.md): {', '.join(STEPS)}")  # fmt: skip
 
 

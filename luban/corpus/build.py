@@ -60,6 +60,8 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
         raise ConfigError(f"heldout: a fraction from 0 to below 1 is needed, {heldout} given")
     if not 0 <= bad_share <= 1:
         raise ConfigError(f"bad_share: a fraction from 0 to 1 is needed, {bad_share} given")
+    if not text_field:
+        raise ConfigError("text_field: the name of a field is needed")
     require_pyarrow("building a corpus")
     make_step.cache_clear()  # evaluation sets and models may have changed since an earlier build
     executor = EXECUTORS[on](workers)

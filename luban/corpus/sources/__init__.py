@@ -62,6 +62,11 @@ class SourceContext:
     part: Part | None = None  # which part of the source is read; None is all of it
     text_field: str = "text"  # of rows, the field that holds the text
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole source is read, so that finding no document in it is an error."""
+        return self.part in (None, Part())
+
 
 class NoTextField(DataError):
     """A table whose rows have no field with text."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from luban.corpus.sources import NoTextField, SourceContext
 from luban.corpus.sources.jsonl import LONGEST_ROW
 from luban.corpus.sources.rows import fields_needed, has_text, row_document
 from luban.corpus.sources.text import decoded
+from luban.corpus.tally import Tally
 
 CHUNK = 1 << 20  # characters parsed at a time, at the least
+NUMBER = "0123456789.eE+-"  # what numbers are made of
 BLANK = re.compile(r"[ \t\r\n]*")
 
 
@@ -28,18 +31,20 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
     """
     good = number = 0
     fields: set[str] = set()
+    own = replace(context, tally=Tally())  # what a table of something else holds is not counted
     try:
         for number, row in enumerate(elements(decoded(Path(name), context)), 1):
             if not good and isinstance(row, dict):
                 fields |= set(row)
-            document = row_document(row, number, f"in element {number}", context)
+            document = row_document(row, number, f"in element {number}", own)
             if document is not None:
                 good += 1
                 yield document
     except (ValueError, RecursionError) as error:
-        context.tally.spoilt("damaged JSON arrays", f"{context.label} after element {number}: {error}")
+        own.tally.spoilt("damaged JSON arrays", f"{context.label} after element {number}: {error}")
     if fields and not has_text(fields, context.text_field):
         raise NoTextField(f"source {name} holds no element with a field {fields_needed(fields, context.text_field)}")
+    context.tally.merge(own.tally.figures())
     if not good:
         raise DataError(f"source {name} holds no array of objects with text")
 
@@ -98,12 +103,14 @@ class _Text:
         while True:
             try:
                 value, end = DECODER.raw_decode(self.held, self.place)
-                if end < len(self.held) or self.ended:  # a number that ends with what is held may go on
+                if end < len(self.held) and self.held[end] not in NUMBER:  # else a number may go on
                     self.place = end
                     return value
             except ValueError:
                 if self.ended:
                     raise
+            if self.ended:
+                raise ValueError("the array does not end")
             if len(self.held) - self.place > LONGEST_ROW:
                 raise ValueError(f"an element of more than {LONGEST_ROW} characters, or invalid JSON")
             self.more()

@@ -12,7 +12,7 @@ from luban.corpus.document import Document
 from luban.corpus.sources import PART_BYTES, Part, SourceContext
 from luban.corpus.sources.charsets import FileDecoder, byte_order_mark
 from luban.corpus.sources.compression import DAMAGED, is_compressed, open_bytes
-from luban.corpus.sources.rows import fields_needed, row_document
+from luban.corpus.sources.rows import fields_needed, has_text, row_document
 from luban.corpus.sources.text import BOMB, LARGEST_UNPACKED, lines
 from luban.corpus.tally import Tally
 
@@ -46,8 +46,10 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
             continue
         good += 1
         yield document
-    if not good and context.part is None:
-        what = f"holds no line with a field {fields_needed(fields, context.text_field)}" if number else "is empty"
+    if not good and context.is_whole:
+        what = "holds no line with text" if number else "is empty"
+        if number and not has_text(fields, context.text_field):
+            what = f"holds no line with a field {fields_needed(fields, context.text_field)}"
         raise DataError(f"source {name} {what}")
 
 

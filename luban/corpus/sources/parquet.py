@@ -42,7 +42,7 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         except (pyarrow.ArrowException, OSError) as error:
             where = f"{context.label} in row group {group}: {str(error).splitlines()[0]}"
             context.tally.spoilt("damaged Parquet row groups", where)
-    if not good and context.part is None:
+    if not good and (start, stop) == (0, file.num_row_groups):
         raise DataError(f"source {name} holds no row with text")
 
 

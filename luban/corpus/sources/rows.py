@@ -29,7 +29,7 @@ SPEAKERS = {  # ShareGPT's names for the roles
 
 
 class UnusableRow(ValueError):
-    """The row is no document; the message says what kind of row it is."""
+    """The row is no document: the first argument says what kind of row it is, the second what is in it."""
 
 
 def has_text(fields: Iterable[str], text_field: str) -> bool:
@@ -57,7 +57,7 @@ def row_document(row: Any, number: int, where: str, context: SourceContext) -> D
         context.tally.spoilt("rows that are nested too deeply", f"{context.label} {where}")
         return None
     except UnusableRow as error:
-        context.tally.spoilt(str(error), f"{context.label} {where}")
+        context.tally.spoilt(error.args[0], f"{context.label} {where}{''.join(error.args[1:])}")
         return None
     if document is None:
         context.tally.add("empty_rows_skipped")
@@ -72,7 +72,8 @@ def _document(row: Any, number: int, context: SourceContext) -> Document | None:
     if messages is not None:
         text = conversation_text(messages)
     elif not has_text(row, context.text_field):
-        raise UnusableRow(f"rows without '{context.text_field}' or 'messages'")
+        found = ", ".join(sorted(encodable(str(field)) for field in row)[:20])
+        raise UnusableRow(f"rows without '{context.text_field}' or 'messages'", f", which has {found or 'no field'}")
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     if text is None or (isinstance(text, str) and not text.strip()):

@@ -65,9 +65,11 @@ def lines(path: Path, context: SourceContext, start: int = 0) -> Iterator[bytes]
     Where a compressed file is damaged, the lines before the damage come and the damage is counted.
     """
     with open_text(path) as file:
-        if start:
-            file.seek(start)
         read = start
+        if start and file.seekable():
+            file.seek(start)
+        while start and not file.seekable():  # Arrow's streams cannot seek
+            start -= len(file.read(min(start, LONGEST_LINE))) or start
         while True:
             try:
                 line = file.readline(LONGEST_LINE)
