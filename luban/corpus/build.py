@@ -216,11 +216,10 @@ def _write(tasks: list[Task], folder: Path, waterfall: list[dict[str, Any]], tal
         waterfall.append({"step": last.fingerprint, "documents": 0, "bytes": 0})
     writers = {TRAIN: SplitWriter(folder, TRAIN), HELDOUT: SortedWriter(folder, HELDOUT)}
     with progress("corpus: writing", unit="docs") as bar:
-        for document in _left(tasks, tally):
+        for document in map(census.licensed, _left(tasks, tally)):
             if last.fingerprint:
                 waterfall[-1]["documents"] += 1
                 waterfall[-1]["bytes"] += document.bytes
-            document = census.licensed(document)
             writers[document.split or (HELDOUT if is_held(document.id) else TRAIN)].add(document)
             census.add(document)
             bar.advance()

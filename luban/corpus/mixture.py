@@ -59,19 +59,15 @@ def mix(parts: list[Part], out: str | Path, *, size: int = 0) -> dict[str, Any]:
 
     Raises:
         ArtifactError: a part is no corpus.
+        ConfigError: a negative size.
         DataError: the parts cannot give `size` bytes within their epochs; the message names the one that is short.
     """
     if size < 0:
-        raise ConfigError(
-            f"bytes: the size of a mixture is 0 (as much as weights and epochs allow) or more, {size} given"
-        )
+        raise ConfigError(f"the size of a mixture is a number of bytes, or 0 for as many as there are; {size} given")
     total = sum(part.weight for part in parts)
     shares = [part.weight / total for part in parts]
     manifests = [open_artifact(part.path, "corpus") for part in parts]
     held = [manifest.figures[TRAIN]["bytes"] for manifest in manifests]
-    for part, bytes_ in zip(parts, held, strict=True):
-        if not bytes_:
-            raise DataError(f"the part '{part.name}' of the mixture has no text to train on")
     limits = [part.epochs * bytes_ / share for part, bytes_, share in zip(parts, held, shares, strict=True)]
     short = min(range(len(parts)), key=limits.__getitem__)
     if size > limits[short]:

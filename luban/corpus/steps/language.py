@@ -28,13 +28,10 @@ SAME = {"nb": "no", "iw": "he", "jw": "jv"}  # codes of CLD2 and fastText for on
 
 
 class Language:
-    """`language` notes every document's language; `language=en+zh` also drops all others. Code keeps its own.
-
-    A language tag of a source counts by its first part, in any case: `en` takes EN, en-US and en_GB.
-    """
+    """`language` notes every document's language; `language=en+zh` also drops all others. Code keeps its own."""
 
     def __init__(self, argument: str = ""):
-        self.wanted = frozenset(_primary(name) for name in argument.split("+") if name.strip())
+        self.wanted = frozenset(name for name in argument.split("+") if name)
         _fasttext()
         models = ["fasttext", "cld2"] if _cld2() else ["fasttext"]
         self.identity = {"step": "language", "wanted": sorted(self.wanted), "models": models}
@@ -43,15 +40,10 @@ class Language:
         """Documents whose source named no language get one."""
         for document in documents:
             lang = document.lang or identify(document.text)
-            if self.wanted and (lang is None or _primary(lang) not in self.wanted):
+            if self.wanted and lang not in self.wanted:
                 tally.drop(f"language: {lang or 'unknown'}", document)
                 continue
             yield document if lang == document.lang else replace(document, lang=lang)
-
-
-def _primary(tag: str) -> str:
-    """The language of a language tag (RFC 5646), without script and region."""
-    return tag.strip().replace("_", "-").partition("-")[0].lower()
 
 
 def identify(text: str) -> str | None:

@@ -90,7 +90,7 @@ def test_mixtures_that_cannot_be_are_refused(tmp_path, capsys):
     mix = ["corpus", "mix", str(recipe), "--parts", str(tmp_path), "--out", str(tmp_path / "m")]
     recipe.write_text('[[part]]\nname = "a"\npath = "a"\nweight = 1\n')
     for size in ("-5", "-1"):
-        assert f"0 (as much as weights and epochs allow) or more, {size} given" in refused(
+        assert f"is a number of bytes, or 0 for as many as there are; {size} given" in refused(
             capsys, *mix, "--bytes", size
         )
     for field in (
