@@ -11,9 +11,11 @@ from typing import Any
 
 def encodable(text: str) -> str:
     r"""The text with lone surrogates (JSON can spell `\ud800`) as U+FFFD, since no UTF-8 file can hold them."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def jsonable(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 NAMES = (
     "0BSD", "AGPL-3.0-only", "AGPL-3.0-or-later", "Apache-2.0", "Artistic-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0",
@@ -31,6 +32,7 @@ EXPRESSION = re.compile(r"\(?[A-Za-z0-9.+-]+(?:[ \t]+(?:AND|OR|WITH)[ \t]+\(?[A-
 COMMENT_MARK = re.compile(r"^[ \t]*(?://+|/?\*+/?|#+|--+|;+|%+|!+|<!--|\"\"\"|''')?", re.MULTILINE)
 
 
+@lru_cache(maxsize=1024)
 def spdx(expression: str) -> str:
     """The expression with the names of known licences in SPDX's spelling, which knows no case."""
     words = re.split(r"( AND | OR |[()])", " ".join(expression.split()), flags=re.IGNORECASE)

@@ -7,7 +7,6 @@ under the same label, the larger codec of the same family is taken (Windows-1252
 from __future__ import annotations
 
 import codecs
-import contextlib
 import io
 import re
 from functools import lru_cache
@@ -36,6 +35,7 @@ FEW = 16  # bytes outside ASCII up to which the detector cannot tell one Latin a
 LABEL_BYTES = 1024  # in which a page's own label must stand (WHATWG HTML standard, section 13.2.3.2)
 OWN_LABEL = re.compile(rb"""<meta\s[^>]*charset\s*=\s*["']?\s*([^\s"'/>;]+)|<\?xml\s[^>]*encoding\s*=\s*["']([^"']+)""",
                        re.IGNORECASE)  # fmt: skip
+ESCAPE = b"\x1b$"
 ISO_2022_JP = re.compile(rb"\x1b\$[@B]")  # 7 bits a byte, so that it is valid UTF-8
 SAMPLE = 256 << 10  # bytes of lines outside ASCII from which a file's encoding is detected
 SEARCHED = 256 << 20  # bytes of a file in which these lines are looked for
@@ -160,8 +160,9 @@ class FileDecoder:
 
     def __init__(self, path: Path, tally: Tally):
         self.path, self.tally = path, tally
+        self.tail = b""  # the beginning of a UTF-8 character whose end has not come yet
         self.codec: str | None = None  # known once a byte is not UTF-8
-        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.decoder: codecs.IncrementalDecoder | None = None  # of this codec
 
     def decode(self, data: bytes, final: bool = True) -> str:
         """The text of the file's next bytes, line ends as `\\n`.
@@ -169,23 +170,35 @@ class FileDecoder:
         Text converted from another encoding and characters replaced are counted. Unless the bytes are `final`, an
         incomplete character at their end is kept for the next call.
         """
-        pending = self.decoder.getstate()[0]
-        text = None
-        if self.codec is not None or not ISO_2022_JP.search(data):
-            with contextlib.suppress(UnicodeDecodeError):
-                text = self.decoder.decode(data, final)
+        data, self.tail = self.tail + data, b""
+        text = self._utf8(data, final) if self.decoder is None else None
         if text is None:
-            data = pending + data
+            text = self._converted(data, final)
+        return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+    def _utf8(self, data: bytes, final: bool) -> str | None:
+        """The text, or None where it is not UTF-8."""
+        if ESCAPE in data and ISO_2022_JP.search(data):
+            return None
+        try:
+            text, used = codecs.utf_8_decode(data, "strict", final)
+        except UnicodeDecodeError:
+            return None
+        self.tail = data[used:]
+        return text
+
+    def _converted(self, data: bytes, final: bool) -> str:
+        if self.decoder is None:
             self.codec = detect(data if data.isascii() else _sample(self.path) or data)
             self.decoder = codecs.getincrementaldecoder(self.codec)("replace")
-            text = self.decoder.decode(data, final)
+        text = self.decoder.decode(data, final)
         if final:
             self.decoder.reset()
         if self.codec == "utf-8":
             self.tally.add("invalid_utf8_replaced", text.count(REPLACED) - data.count(REPLACED.encode()))
-        elif self.codec is not None and not text.isascii():
+        elif not text.isascii():
             self.tally.add(f"texts_converted_from_{self.codec}")
-        return text.removeprefix("\ufeff").replace("\r\n", "\n")
+        return text
 
 
 def _sample(path: Path) -> bytes:

@@ -24,7 +24,7 @@ imagine dosya resim αρχείο εικόνα κατηγορία ملف صورة
 hình thể_loại berkas gambar fitxer imatge fitxategi irudi dosiero kategorio картинка датотека слика категорија datoteka slika
 kategorija vaizdas attēls pilt fail kategooria চিত্র বিষয়শ্রেণী படிமம் பகுப்பு దస్త్రం వర్గం ფაილი სურათი კატეგორია պատկեր կատեգորիա
 """
-MEDIA = frozenset(MEDIA_NAMES.split())
+MEDIA: frozenset[str] = frozenset(MEDIA_NAMES.split())
 DROPPED_TAGS = ("ref", "gallery", "math", "timeline", "syntaxhighlight", "table", "references")
 BREAKS = (
     "br",
@@ -51,7 +51,7 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
     Raises:
         DataError: no article in it.
     """
-    good, media = False, set(MEDIA)
+    good, media = False, {*MEDIA}
     for element in elements(Path(name), ("page", "namespace"), context):
         if local(element) == "namespace":
             if element.get("key") in MEDIA_KEYS and element.text:

@@ -71,7 +71,7 @@ def _document(row: Any, number: int, context: SourceContext) -> Document | None:
     text = row.get(context.text_field)
     if messages is not None:
         text = conversation_text(messages)
-    elif not has_text(row, context.text_field):
+    elif text is None and not has_text(row, context.text_field):
         found = ", ".join(sorted(encodable(str(field)) for field in row)[:20])
         raise UnusableRow(f"rows without '{context.text_field}' or 'messages'", f", which has {found or 'no field'}")
     if isinstance(text, bytes):
@@ -165,7 +165,8 @@ def _meta(row: Mapping[str, Any]) -> dict[str, Any] | None:
     except ValueError:
         value = None
     meta = jsonable(value) if isinstance(value, Mapping) else {}
-    licence = next((found for holder in (row, meta) for name in LICENCES if (found := _terms(holder.get(name)))), None)
+    terms = (holder[name] for holder in (row, meta) for name in LICENCES if name in holder)
+    licence = next(filter(None, map(_terms, terms)), None)
     if licence:
         meta = {**{key: item for key, item in meta.items() if key not in LICENCES}, "licence": licence}
     if isinstance(row.get("url"), str):

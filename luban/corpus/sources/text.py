@@ -64,6 +64,7 @@ def lines(path: Path, context: SourceContext, start: int = 0) -> Iterator[bytes]
 
     Where a compressed file is damaged, the lines before the damage come and the damage is counted.
     """
+    compressed = is_compressed(path)
     with open_text(path) as file:
         read = start
         if start and file.seekable():
@@ -79,7 +80,7 @@ def lines(path: Path, context: SourceContext, start: int = 0) -> Iterator[bytes]
             if not line:
                 return
             read += len(line)
-            if is_compressed(path) and read > LARGEST_UNPACKED and read > BOMB * path.stat().st_size:
+            if compressed and read > LARGEST_UNPACKED and read > BOMB * path.stat().st_size:
                 context.tally.spoilt("suspicious compressed files", f"{context.label}: more than {BOMB} times its size")
                 return
             yield line
