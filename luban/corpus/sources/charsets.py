@@ -1,6 +1,6 @@
 """The encoding of text: by its byte order mark, by its label as the WHATWG encoding standard reads labels, or detected.
 
-Labels and detection (Mozilla's uchardet) come with resiliparse. Where Python's codec knows less than browsers decode
+Labels are resiliparse's, detection is chardetng's, which is Firefox's. Where Python's codec knows less than browsers decode
 under the same label, the larger codec of the same family is taken (Windows-1252 for ISO 8859-1, GB18030 for GBK, …).
 """
 
@@ -30,13 +30,12 @@ LARGER = {
     "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874",
     "gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs", "shift_jis": "cp932", "euc_kr": "cp949",
 }  # fmt: skip
-LATIN_2 = ("cp1250", "iso8859-2", "iso8859-10", "iso8859-13", "iso8859-15", "iso8859-16", "cp1257", "iso8859-4")
-FEW = 16  # bytes outside ASCII up to which the detector cannot tell one Latin alphabet from another
 LABEL_BYTES = 1024  # in which a page's own label must stand (WHATWG HTML standard, section 13.2.3.2)
 OWN_LABEL = re.compile(rb"""<meta\s[^>]*charset\s*=\s*["']?\s*([^\s"'/>;]+)|<\?xml\s[^>]*encoding\s*=\s*["']([^"']+)""",
                        re.IGNORECASE)  # fmt: skip
 ESCAPE = b"\x1b$"
 ISO_2022_JP = re.compile(rb"\x1b\$[@B]")  # 7 bits a byte, so that it is valid UTF-8
+POUNDS = re.compile(rb"\xa3[0-9]")  # an amount of money; in Central European encodings the byte is a letter
 SAMPLE = 256 << 10  # bytes of lines outside ASCII from which a file's encoding is detected
 SEARCHED = 256 << 20  # bytes of a file in which these lines are looked for
 
@@ -100,13 +99,10 @@ def detect(data: bytes) -> str:
     outside_ascii = len(text) - len(text.encode("ascii", "ignore")) - text.count(REPLACED)
     if not invalid or outside_ascii > invalid:
         return "utf-8"
-    found = _resiliparse().detect_encoding(data[:SAMPLE], max_len=0, html5_compatible=False)
-    if found is None:
-        return "utf-8"
-    codec = _larger(found)
-    if codec in LATIN_2 and len(data) - len(data.decode("ascii", "ignore")) <= FEW:
-        return "cp1252"
-    return codec
+    detector = _chardetng()()
+    detector.feed(data[:SAMPLE], last=len(data) < SAMPLE)  # else the last character may be incomplete
+    codec = _larger(detector.guess(tld=None, allow_utf8=False))
+    return "cp1252" if codec in ("cp1250", "iso8859-2") and POUNDS.search(data) else codec
 
 
 def _larger(name: str) -> str:
@@ -122,8 +118,17 @@ def _resiliparse() -> Any:
     try:
         from resiliparse.parse import encoding
     except ImportError:
-        raise MissingExtra("resiliparse", "corpus", "reading text that is not in UTF-8") from None
+        raise MissingExtra("resiliparse", "corpus", "reading HTML") from None
     return encoding
+
+
+@lru_cache(maxsize=1)
+def _chardetng() -> Any:
+    try:
+        from chardetng_py import EncodingDetector
+    except ImportError:
+        raise MissingExtra("chardetng-py", "corpus", "reading text that is not in UTF-8") from None
+    return EncodingDetector
 
 
 def open_text(path: Path) -> BinaryIO:

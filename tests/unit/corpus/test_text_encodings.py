@@ -12,10 +12,11 @@ import pytest
 from luban.core.errors import DataError
 from luban.corpus.build import build_corpus
 from luban.corpus.sources import find_sources
+from luban.corpus.sources.charsets import detect
 from luban.corpus.sources.text import LONGEST_LINE, WORD
 from luban.corpus.tally import Tally
 
-pytest.importorskip("resiliparse")
+pytest.importorskip("chardetng_py")
 
 TEXTS = {
     "gb18030": "请联系我们。这是一个关于自然语言处理的句子,我们在这里写一些中文文字。\n",
@@ -109,7 +110,12 @@ def test_long_lines_are_divided_between_words_and_characters(tmp_path, seed, cod
     monkeypatch.setattr("luban.corpus.sources.text.WHOLE", 4000)
     monkeypatch.setattr("luban.corpus.sources.text.PIECE", 1500)
     rng = random.Random(seed)
-    words = ["".join(rng.choices("あいう日本語文字", k=rng.randint(1, 9))) for _ in range(6000)]
+    sentence = (
+        "请联系我们 这是一个关于 自然语言处理的 句子 我们在这里 写一些 中文文字"
+        if codec == "gb18030"
+        else "これは 日本語の 文章です 自然言語 処理についての 短い文を 書きます"
+    )
+    words = rng.choices(sentence.split(), k=6000)
     text = "".join(word + rng.choice([" ", " ", "\n\n" if rng.random() < 0.001 else " "]) for word in words)
     (tmp_path / "a.txt").write_bytes(text.encode(codec))
     found, tally = read(tmp_path / "a.txt")
@@ -154,3 +160,16 @@ def test_long_rows_stay_whole_where_a_file_is_divided(tmp_path, monkeypatch):
         found, tally = read(tmp_path / name, divide=True)
         assert [d.text for d in found] == [text for text in texts if len(text) < 12_000]
         assert tally.unusable["oversized JSON lines"] == sum(len(text) > 12_000 for text in texts)
+
+
+SHORT = {
+    "gb18030": ["你好世界", "第一章 总则", "他说：“好。”", "春眠不觉晓，处处闻啼鸟。", "Python 是一种语言"], "big5hkscs": ["春眠不覺曉，處處聞啼鳥。", "第一章 總則"],
+    "cp932": ["こんにちは世界", "東京都"], "euc_jp": ["これはテストです。"], "cp949": ["안녕하세요 세계"], "cp1251": ["Привет, мир!"], "koi8-r": ["Война и мир."],
+    "latin-1": ["El niño come una manzana.", "Größe", "Über allen Gipfeln ist Ruh", "Ça va très bien, merci.", "25°C"],
+    "cp1252": ["“Hello” – she said…", "It’s 5 €", "It sold for £5 in all – a bargain."],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("codec, text", [(codec, text) for codec, texts in SHORT.items() for text in texts])
+def test_short_texts_are_detected(codec, text):
+    assert text.encode(codec).decode(detect(text.encode(codec))) == text
