@@ -35,7 +35,7 @@ OWN_LABEL = re.compile(rb"""<meta\s[^>]*charset\s*=\s*["']?\s*([^\s"'/>;]+)|<\?x
                        re.IGNORECASE)  # fmt: skip
 ESCAPE = b"\x1b$"
 ISO_2022_JP = re.compile(rb"\x1b\$[@B]")  # 7 bits a byte, so that it is valid UTF-8
-POUNDS = re.compile(rb"\xa3[0-9]")  # an amount of money; in Central European encodings the byte is a letter
+POUNDS = re.compile(rb"\xa3 ?[0-9]")  # an amount of money; in Central European encodings the byte is a letter
 SAMPLE = 256 << 10  # bytes of lines outside ASCII from which a file's encoding is detected
 SEARCHED = 256 << 20  # bytes of a file in which these lines are looked for
 
