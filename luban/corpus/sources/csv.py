@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,10 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
     texts = _lines(decoded(Path(name), context))
     head = next(texts, "")
     delimiter = max(DELIMITERS, key=head.count)
-    columns = [column.strip() for column in next(csv.reader([head], delimiter=delimiter), [])]
+    try:
+        columns = [column.strip() for column in next(csv.reader([head], delimiter=delimiter), [])]
+    except csv.Error as error:
+        raise DataError(f"source {name} is no CSV file: {error} in its first line") from None
     if not has_text(columns, context.text_field):
         raise NoTextField(f"source {name} has no column {fields_needed(columns, context.text_field)}")
     good, number, rows = 0, 0, csv.reader(texts, delimiter=delimiter)
@@ -56,12 +60,16 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
 
 
 def _lines(pieces: Iterator[str]) -> Iterator[str]:
-    """Whole lines, since csv.reader takes every text it is given for one; no longer ones than LONGEST_ROW."""
+    """Whole lines, since csv.reader takes every text it is given for one; no longer ones than LONGEST_ROW.
+
+    A carriage return alone ends a line, too, as in files of spreadsheets on old Macintoshes.
+    """
     held, size = [], 0
     for piece in pieces:
-        held.append(piece)
-        size += len(piece)
-        if piece.endswith("\n") or size > LONGEST_ROW:
-            yield "".join(held)
-            held, size = [], 0
+        for part in io.StringIO(piece.replace("\r", "\n"), newline="\n"):
+            held.append(part)
+            size += len(part)
+            if part.endswith("\n") or size > LONGEST_ROW:
+                yield "".join(held)
+                held, size = [], 0
     yield "".join(held)

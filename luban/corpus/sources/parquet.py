@@ -39,7 +39,7 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
                     if document is not None:
                         good += 1
                         yield document
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, ValueError, OSError) as error:
             where = f"{context.label} in row group {group}: {str(error).splitlines()[0]}"
             context.tally.spoilt("damaged Parquet row groups", where)
     if not good and (start, stop) == (0, file.num_row_groups):
@@ -52,7 +52,7 @@ def _open(name: str) -> Any:
         return parquet.ParquetFile(name if storable_name(name) == name else open(name, "rb"))  # Arrow takes UTF-8 alone
     except PermissionError:
         raise
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise DataError(f"source {name} is not a Parquet file: {str(error).splitlines()[0]}") from None
 
 

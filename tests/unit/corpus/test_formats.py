@@ -123,6 +123,15 @@ def test_csv_with_any_delimiter_and_odd_rows(tmp_path, delimiter):
     assert tally.unusable == {"invalid CSV rows": 2} and tally.counts == {"empty_rows_skipped": 1}
 
 
+def test_csv_with_the_line_ends_of_any_system(tmp_path):
+    for end in ("\n", "\r\n", "\r"):
+        (tmp_path / "a.csv").write_bytes(end.join(["id,text", "1,one", '2,"two, quoted"', "", "3,three"]).encode())
+        found, tally = read(tmp_path / "a.csv")
+        assert [d.text for d in found] == ["one", "two, quoted", "three"] and not tally.unusable
+    (tmp_path / "a.csv").write_bytes(b'text\n"never closed\nx\n')
+    assert [d.text for d in read(tmp_path / "a.csv")[0]] == ["never closed\nx\n"]
+
+
 def test_rows_in_utf16_as_windows_writes_them(tmp_path):
     for kind in ("csv", "json", "jsonl"):
         (tmp_path / f"a.{kind}").write_bytes(rows(kind).decode().encode("utf-16"))
