@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -104,3 +105,20 @@ def test_mixtures_that_cannot_be_are_refused(tmp_path, capsys):
         recipe.write_text(f'[[part]]\nname = "a"\npath = "a"\n{field}\n')
         assert "must be a number above 0" in refused(capsys, *mix)
     assert not (tmp_path / "m").exists()
+
+
+def test_paths_that_are_no_utf8_are_read_and_refused_as_output(tmp_path, capsys):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    with open(name + ".txt", "w") as file:
+        file.write("text")
+    assert main(["corpus", "build", name + ".txt", "--out", str(tmp_path / "c"), "--heldout", "0"]) == 0
+    capsys.readouterr()
+    assert "is no path in UTF-8: choose another --out" in refused(
+        capsys, "corpus", "build", name + ".txt", "--out", name
+    )
+    with open(name + ".parquet", "w") as file:
+        file.write("no Parquet")
+    assert "is not a Parquet file" in refused(
+        capsys, "corpus", "build", name + ".parquet", "--out", str(tmp_path / "d")
+    )
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["c"]
