@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -118,7 +120,7 @@ def test_paths_that_are_no_utf8_are_read_and_refused_as_output(tmp_path, capsys)
     )
     with open(name + ".parquet", "w") as file:
         file.write("no Parquet")
-    assert "is not a Parquet file" in refused(
-        capsys, "corpus", "build", name + ".parquet", "--out", str(tmp_path / "d")
-    )
+    command = [sys.executable, "-m", "luban", "corpus", "build", name + ".parquet", "--out", str(tmp_path / "d")]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.returncode == 1 and shown.stderr.startswith("luban: ") and "is not a Parquet file" in shown.stderr
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["c"]
