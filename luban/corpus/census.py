@@ -35,7 +35,8 @@ class Census:
     def add(self, document: Document) -> None:
         """Count one document as `licensed` gave it."""
         source = document.source.split("/")[0]
-        licence = (document.meta or {}).get("licence") or UNKNOWN
+        own = (document.meta or {}).get("licence")
+        licence = own if own and isinstance(own, str) else UNKNOWN
         for what, name in (("sources", source), ("licences", licence), ("languages", document.lang or UNKNOWN)):
             self.counts[what][name].update(documents=1, bytes=document.bytes)
 

@@ -26,6 +26,7 @@ PHRASES = (
     ("Unlicense", r"this is free and unencumbered software"),
     ("CC0-1.0", r"cc0 1\.0 universal"),
 )
+LONGEST_NAME = 100  # characters of an expression
 HEADER = 4096  # characters of a source file in which its licence stands
 TAG = re.compile(r"SPDX-License-Identifier:[ \t]*([^\r\n]+)")
 EXPRESSION = re.compile(r"\(?[A-Za-z0-9.+-]+(?:[ \t]+(?:AND|OR|WITH)[ \t]+\(?[A-Za-z0-9.+-]+\)?)*\)?")
@@ -34,7 +35,12 @@ COMMENT_MARK = re.compile(r"^[ \t]*(?://+|/?\*+/?|#+|--+|;+|%+|!+|<!--|\"\"\"|''
 
 @lru_cache(maxsize=1024)
 def spdx(expression: str) -> str:
-    """The expression with the names of known licences in SPDX's spelling, which knows no case."""
+    """The expression with the names of known licences in SPDX's spelling, which knows no case.
+
+    A whole licence text is told by its words, or else shortened.
+    """
+    if len(expression) > LONGEST_NAME:
+        return of_text(expression) or " ".join(expression.split())[:LONGEST_NAME] + "…"
     words = re.split(r"( AND | OR |[()])", " ".join(expression.split()), flags=re.IGNORECASE)
     joined = "".join(SPELT.get(word.strip().lower(), word) if word.strip("() ") else word for word in words)
     return re.sub(r" (and|or) ", lambda match: match[0].upper(), joined)
@@ -75,7 +81,11 @@ def of_text(text: str) -> str | None:
     return next((name for name, phrase in PHRASES if re.search(phrase, folded)), None)
 
 
-def of_source_file(text: str) -> str | None:
-    """The licence that a source file names at its beginning, by SPDX's tags (all apply) or its words, or None."""
+def of_source_file(text: str, prose: bool = False) -> str | None:
+    """The licence that a source file names at its beginning, by SPDX's tags (all apply) or its words, or None.
+
+    Args:
+        prose: the file is documentation, whose words may be about any licence; only its tags count.
+    """
     tags = (EXPRESSION.match(tag.strip()) for tag in TAG.findall(text[:HEADER]))
-    return all_of(tag[0] for tag in tags if tag) or of_text(text[:HEADER])
+    return all_of(tag[0] for tag in tags if tag) or (None if prose else of_text(text[:HEADER]))

@@ -93,21 +93,30 @@ class Source:
     def documents(self, tally: Tally, seed: int, heldout: float) -> Iterator[Document]:
         """The source's documents, in an order that depends on nothing but the source.
 
-        Those of which too much could not be decoded are counted as unusable.
+        Those of which too much could not be decoded are counted as unusable. Raises DataError where it cannot be read.
         """
         context = SourceContext(label=self.label, tally=tally, seed=seed, heldout=heldout, part=self.part,
                                 text_field=self.text_field)  # fmt: skip
-        for document in SOURCES[self.kind](self.name, context):
-            if damaged(document.text):
-                tally.spoilt("texts with too many undecodable characters", document.id)
-                continue
-            yield document
+        try:
+            for document in SOURCES[self.kind](self.name, context):
+                if damaged(document.text):
+                    tally.spoilt("texts with too many undecodable characters", document.id)
+                    continue
+                yield document
+        except OSError as error:
+            raise self._unreadable(error) from None
 
     def parts(self, tally: Tally) -> list[Source]:
         """The source in parts of about PART_BYTES, in order; what finding them passes over is counted."""
         if self.kind not in SPLITTERS.entries:
             return [self]
-        return [replace(self, part=part) for part in SPLITTERS[self.kind](self.name, tally)]
+        try:
+            return [replace(self, part=part) for part in SPLITTERS[self.kind](self.name, tally)]
+        except OSError as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: OSError) -> DataError:
+        return DataError(f"source {self.name} cannot be read: {error.strerror or error}")
 
     def size(self) -> int:
         """Bytes on disk, 0 where there are none."""

@@ -100,7 +100,7 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         except OSError as error:
             context.tally.spoilt("unreadable files", f"{relative}: {error.strerror}")
             continue
-        licence = of_source_file(text or "") or _licence(path.parent, root, licences)
+        licence = of_source_file(text or "", path.suffix.lower() in PROSE) or _licence(path.parent, root, licences)
         document = Document(id=f"{context.label}/{relative}", text=text or "", source=context.label,
                             meta={"licence": licence})  # fmt: skip
         reason = "no source text" if not text or not text.strip() else refused(text, licence)
@@ -133,6 +133,14 @@ def _licence_file(path: Path) -> re.Match[str] | None:
     return None if suffix in ENDINGS and suffix not in PROSE else LICENCE_FILE.fullmatch(path.name)
 
 
+def _read(path: Path) -> str | None:
+    """The text of a licence file; None where it is no file or cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    except OSError:
+        return None
+
+
 def _licence(folder: Path, root: Path, known: dict[Path, str | None]) -> str | None:
     """The licence of a folder's files: of its own licence files, or else of the folder above.
 
@@ -141,9 +149,10 @@ def _licence(folder: Path, root: Path, known: dict[Path, str | None]) -> str | N
     if folder not in known:
         found, choice, any_file = [], True, False
         for path in sorted(folder.iterdir()):
-            match = _licence_file(path) if path.is_file() else None
-            any_file = any_file or match is not None
-            if match and (name := of_text(path.read_text(encoding="utf-8", errors="replace"))):
+            match = _licence_file(path)
+            text = _read(path) if match else None
+            any_file = any_file or text is not None
+            if match and text and (name := of_text(text)):
                 found.append(name)
                 choice = choice and bool(match["before"] or (match["after"] or "txt").lower() not in PLAIN)
         above = None if any_file or folder == root else _licence(folder.parent, root, known)

@@ -87,9 +87,16 @@ def walk(root: Path, tally: Tally) -> Iterator[Path]:
             path = folder / entry
             if entry.startswith(".") or entry == "__pycache__":
                 continue
-            if path.is_dir():
+            try:
+                is_folder, is_file = path.is_dir(), path.is_file()
+            except OSError as error:
+                tally.spoilt(
+                    "unreadable files", f"{storable_name(path.relative_to(root).as_posix())}: {error.strerror}"
+                )
+                continue
+            if is_folder:
                 yield from visit(path)
-            elif path.is_file():
+            elif is_file:
                 yield path
 
     yield from visit(root)

@@ -53,7 +53,9 @@ def _document(row: Element, answers: sqlite3.Connection, context: SourceContext)
 
 
 def _number(row: Element, name: str) -> int:
+    """The attribute's number, 0 where it is none or none that SQLite can hold."""
     try:
-        return int(row.get(name) or 0)
+        number = int(row.get(name) or 0)
     except ValueError:
         return 0
+    return number if abs(number) < 1 << 63 else 0

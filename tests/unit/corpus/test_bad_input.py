@@ -149,3 +149,61 @@ def test_a_compressed_file_is_divided_like_a_plain_one(tmp_path, monkeypatch):
     found, parts, tally = texts("c.jsonl.gz", True)
     assert parts == 7 and 0 < len(found) <= 900 and found == plain[0][: len(found)]
     assert tally.unusable["damaged compressed files"] == 1  # once, not once a part
+
+
+def test_sources_that_cannot_be_read_are_refused_in_one_line(tmp_path, monkeypatch):
+    plain = builtins.open
+
+    def guarded(file, *args, **kwargs):
+        if "secret" in str(file):
+            raise PermissionError(13, "Permission denied", str(file))
+        return plain(file, *args, **kwargs)
+
+    names = (
+        "secret.txt",
+        "secret.jsonl",
+        "secret.csv",
+        "secret.json",
+        "secret.html",
+        "secret.tex",
+        "secret.warc",
+        "secret.jsonl.gz",
+    )
+    for name in names:
+        (tmp_path / name).write_bytes(b"not to be read")
+    monkeypatch.setattr(builtins, "open", guarded)
+    monkeypatch.setattr(io, "open", guarded)
+    for name in names:
+        with pytest.raises(DataError, match=rf"{name} cannot be read: Permission denied"):
+            build_corpus([f"{tmp_path / name}"], tmp_path / "c", heldout=0.0)
+    assert not (tmp_path / "c").exists() and not list(tmp_path.glob("*.incomplete"))
+
+
+def test_files_that_cannot_be_looked_at_are_counted(tmp_path, monkeypatch):
+    for name in ("good.txt", "bad.txt", "LICENSE"):
+        (tmp_path / name).write_text("text")
+    plain = Path.is_dir
+
+    def guarded(path):
+        if path.name == "bad.txt":
+            raise PermissionError(13, "Permission denied")
+        return plain(path)
+
+    monkeypatch.setattr(Path, "is_dir", guarded)
+    (source,), tally = find_sources([str(tmp_path)]), Tally()
+    assert [Path(d.id).name for d in source.documents(tally, 0, 0.0)] == ["LICENSE", "good.txt"]
+    assert tally.unusable == {"unreadable files": 1}
+
+
+def test_numbers_that_a_database_cannot_hold(tmp_path):
+    pytest.importorskip("resiliparse")
+    scores = ["9" * 40, "-" + "9" * 40, "x", "3"]
+    answers = "".join(
+        f'<row Id="{i}" PostTypeId="2" ParentId="0" Score="{s}" Body="answer {i}"/>' for i, s in enumerate(scores, 1)
+    )
+    (tmp_path / "Posts.xml").write_text(f'<posts><row Id="0" PostTypeId="1" Title="Why?" Body="So"/>{answers}</posts>')
+    (source,) = find_sources([str(tmp_path / "Posts.xml")])
+    (document,) = source.documents(Tally(), 0, 0.0)
+    assert document.meta["answer_scores"] == [3, 0, 0, 0] and document.text.startswith(
+        "Question: Why?\n\nSo\n\nAnswer: answer 4"
+    )

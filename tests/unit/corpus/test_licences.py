@@ -121,6 +121,16 @@ def test_a_files_own_licence_goes_before_its_folders(tmp_path):
         "code: licence GPL-2.0-only WITH Linux-syscall-note": 1}  # fmt: skip
 
 
+def test_a_licence_that_is_no_name_is_unknown(tmp_path):
+    rows = [
+        {"text": "one", "meta": {"licence": {"name": "MIT"}}},
+        {"text": "two", "license": 3},
+        {"text": "three", "license": [None, "MIT"]},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert counted(build_corpus([str(tmp_path / "a.jsonl")], tmp_path / "c", heldout=0.0)) == {"MIT": 1, "unknown": 2}
+
+
 def test_expressions():
     assert spdx(" mit  and apache-2.0 ") == "MIT AND Apache-2.0" and spdx("(mit or isc)") == "(MIT OR ISC)"
     assert spdx("Some Own Licence") == "Some Own Licence" and spdx("") == ""
@@ -131,4 +141,6 @@ def test_expressions():
     assert parts("MIT AND (a OR b AND c) AND d") == ["MIT", "a OR b AND c", "d"] and parts("MIT") == ["MIT"]
     assert permitted("MIT AND (GPL OR ISC)", ["MIT", "ISC"]) and not permitted("MIT AND GPL", ["MIT"])
     assert of_source_file("code\n" * 2000 + "SPDX-License-Identifier: MIT") is None  # not at the beginning
+    assert of_source_file("See the GNU General Public License", prose=True) is None
+    assert spdx(MIT + "\n" * 3 + "and so on. " * 20) == "MIT" and spdx("x y " * 50) == ("x y " * 25) + "…"
     assert of_source_file("<!-- SPDX-License-Identifier: MIT -->") == "MIT" and of_text(APACHE) == "Apache-2.0"

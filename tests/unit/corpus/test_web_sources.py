@@ -210,15 +210,22 @@ def test_webtext_takes_pages_with_votes_once(tmp_path):
         ("http://en.wikipedia.org/wiki/X", 90),
         ("http://b.org/?q=1", 5),
     ]
-    (root / "links.jsonl").write_text("".join(json.dumps({"url": u, "votes": v}) + "\n" for u, v in posts) + "bad\n")
+    (root / "links.jsonl").write_text(
+        "".join(json.dumps({"url": u, "votes": v}) + "\n" for u, v in posts)
+        + "bad\n"
+        + '{"url": "u", "votes": 1e999}\n'
+        + "[" * 100_000
+    )
     pages = [("http://a.org/1#top", "one"), ("https://a.org/1", "again"), ("http://a.org/2", "two"),
              ("http://en.wikipedia.org/wiki/X", "wiki"), ("http://b.org?q=1", "three")]  # fmt: skip
     (root / "pages.jsonl").write_text("".join(json.dumps({"url": u, "text": t}) + "\n" for u, t in pages))
+    (root / "empty.jsonl").write_text('{"text": "no address", "meta": {"url": 5}}\n')
+    (root / "other.jsonl").write_text('{"body": "no text"}\n')
     (root / "more.warc").write_bytes(
         record("response", "http://b.org/?q=1", page()) + record("response", "http://z.org", page())
     )
     found, tally = read(f"webtext:{root}")
     assert [d.meta["url"] for d in found] == ["http://b.org/?q=1", "http://a.org/1#top"]
-    assert tally.dropped["webtext: no votes"]["documents"] == 3
-    assert tally.unusable["invalid links"] == 1
+    assert tally.dropped["webtext: no votes"]["documents"] == 4
+    assert tally.unusable["invalid links"] == 3 and tally.unusable["files without documents"] == 1
     assert address("HTTPS://WWW.Example.org:443/a/?b=c#d") == "example.org/a?b=c"
