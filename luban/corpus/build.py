@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,7 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
         ConfigError: a fraction out of range, an unknown step, or a licence of a source that is not given.
         DataError: a source that is missing, empty or binary, too much that is unusable, or nothing left.
     """
-    if not 0 <= heldout < 1:
-        raise ConfigError(f"heldout: a fraction from 0 to below 1 is needed, {heldout} given")
-    if not 0 <= bad_share <= 1:
-        raise ConfigError(f"bad_share: a fraction from 0 to 1 is needed, {bad_share} given")
-    if not text_field:
-        raise ConfigError("text_field: the name of a field is needed")
+    _check_options(heldout, bad_share, text_field)
     require_pyarrow("building a corpus")
     make_step.cache_clear()  # evaluation sets and models may have changed since an earlier build
     executor = EXECUTORS[on](workers)
@@ -71,9 +67,8 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
     if not plan.tasks:
         raise DataError(f"source {', '.join(plan.names.values())} holds no file to read")
     config = {"sources": plan.labels, "steps": [identity(spec) for spec in steps], "heldout": heldout,
-              "licences": _declared(licences or {}, plan.names)}  # fmt: skip
-    if text_field != "text":
-        config["text_field"] = text_field
+              "licences": _declared(licences or {}, plan.names),
+              **({} if text_field == "text" else {"text_field": text_field})}  # fmt: skip
     census = Census(config["licences"])
     with ArtifactWriter(out, kind="corpus", config=config, seed=seed, resumable=True) as art, executor:
         try:
@@ -101,18 +96,32 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
     return art.figures
 
 
+def _check_options(heldout: float, bad_share: float, text_field: str) -> None:
+    """Raise ConfigError where one is out of range."""
+    if not 0 <= heldout < 1:
+        raise ConfigError(f"heldout: a fraction from 0 to below 1 is needed, {heldout} given")
+    if not 0 <= bad_share <= 1:
+        raise ConfigError(f"bad_share: a fraction from 0 to 1 is needed, {bad_share} given")
+    if not text_field:
+        raise ConfigError("text_field: the name of a field is needed")
+
+
 def _declared(licences: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
-    """Licences by the labels of their sources. Raises ConfigError where a licence is empty or a source is not given."""
-    labels = {Path(name): label for label, name in names.items()}
-    found = {}
+    """Licences by the labels of their sources, which may be named by label, path or the glob that was given.
+
+    Raises:
+        ConfigError: a licence that is empty, or a source that is not among those of the build.
+    """
+    found: dict[str, str] = {}
     for source, licence in licences.items():
-        label = source if source in ("", *names) else labels.get(Path(source))
-        if label is None:
+        labels = [label for label, path in names.items() if Path(path) == Path(source) or fnmatch(path, source)]
+        labels = [source] if source in ("", *names) else labels
+        if not labels:
             known = f"{nearest(source, names)}; the sources are {', '.join(list(names)[:10])}"
             raise ConfigError(f"licences: no source is called '{source}'{known}")
         if not licence.strip():
             raise ConfigError(f"licences: the licence of {source or 'all sources'} is empty")
-        found[label] = licence
+        found.update(dict.fromkeys(labels, licence))
     return dict(sorted(found.items()))
 
 

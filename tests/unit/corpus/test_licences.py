@@ -67,6 +67,11 @@ def test_a_source_is_named_by_label_or_path(tmp_path):
         figures = build_corpus([str(tmp_path / "a.txt")], tmp_path / str(number), heldout=0.0, licences={name: "mit"})
         assert counted(figures) == {"MIT": 1}
     assert read_manifest(tmp_path / "0").config == read_manifest(tmp_path / "1").config
+    (tmp_path / "b.txt").write_text("other text")
+    (tmp_path / "c.md").write_text("third text")
+    figures = build_corpus([f"{tmp_path}/*.txt", f"{tmp_path}/c.md"], tmp_path / "2", heldout=0.0,
+                           licences={f"{tmp_path}/*.txt": "MIT", "": "CC0-1.0"})  # fmt: skip
+    assert counted(figures) == {"MIT": 2, "CC0-1.0": 1}
 
 
 def test_columns_of_parquet_are_kept(tmp_path):
