@@ -125,6 +125,36 @@ def test_the_dump_itself_names_its_namespaces(tmp_path):
     assert read(tmp_path / "other.xml")[0][0].text == "<doc>some text</doc>"
 
 
+@pytest.mark.parametrize("label, codec", [("gb2312", "gb18030"), ("big5", "big5"), ("koi8-r", "koi8-r"), ("none", "utf-8"), ("UTF-16", "utf-16"),
+                                          ("utf-16", "utf-8"), ("iso-8859-1", "cp1252"), ("UTF-8", "utf-8-sig")])  # fmt: skip
+def test_dumps_in_any_declared_encoding(tmp_path, label, codec):
+    words = {"koi8-r": "Слова", "cp1252": "“café”"}.get(codec, "文字")
+    xml = f"<?xml version='1.0' encoding='{label}'?><mediawiki><page><title>T</title><ns>0</ns><id>1</id><revision><text>{words}</text></revision></page></mediawiki>"
+    (tmp_path / "a.xml").write_bytes(xml.encode(codec))
+    found, tally = read(tmp_path / "a.xml")
+    assert [d.text for d in found] == [words] and not tally.unusable
+
+
+def test_an_invalid_byte_costs_one_character_of_a_dump(tmp_path):
+    page = "<page><title>T</title><ns>0</ns><id>{}</id><revision><text>Sound words here.</text></revision></page>"
+    xml = f"<mediawiki>{page.format(1)}{page.format(2)}</mediawiki>".encode().replace(b"Sound", b"S\xffund", 1)
+    (tmp_path / "a.xml").write_bytes(xml)
+    found, tally = read(tmp_path / "a.xml")
+    assert [d.text for d in found] == ["S\ufffdund words here.", "Sound words here."]
+    assert tally.counts == {"invalid_utf8_replaced": 1}
+
+
+def test_an_entity_declared_across_two_pieces_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("luban.corpus.sources.xml.CHUNK", 7)
+    bomb = b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><mediawiki>&b;</mediawiki>'
+    (tmp_path / "a.xml").write_bytes(bomb)
+    tally = Tally()
+    with pytest.raises(DataError, match="no article"):
+        (source,) = find_sources([str(tmp_path / "a.xml")])
+        list(source.documents(tally, 0, 0.0))
+    assert tally.unusable == {"XML files with entities": 1}
+
+
 @pytest.mark.parametrize("source, text", [
     ("one<br>two<br/>three<BR />four", "one\ntwo\nthree\nfour"), ("== Head<br>line ==\ntext", "Head\nline\ntext"),
     ("a<div>b</div>c", "a\nb\nc"), ("<p>one</p><p>two</p>", "one\n\ntwo"), ("* one\n* two", "one\ntwo"),
