@@ -29,8 +29,8 @@ TOKEN = re.compile(
                  | %[^\n]* )
     | (?P<kept> \\begin\{ (?P<name> (?:[BL]?[Vv]erbatim|lstlisting|minted|alltt|filecontents)\*? ) \}
                   .*? (?: \\end\{(?P=name)\} | \Z )
-              | \\(?: verb\*? | (?:lstinline|path)(?:\[[^\]\n]*\])? ) (?P<quote> [^\sA-Za-z*{\[\\] ) [^\n]*? (?P=quote)
-              | \\(?: url | nolinkurl | href | path | lstinline(?:\[[^\]\n]*\])? | mintinline\{\w+\} ) \s*
+              | \\(?: verb\*? | (?:lstinline|path)(?:\[[^\]\n]{0,300}\])? ) (?P<quote> [^\sA-Za-z*{\[\\] ) [^\n]*? (?P=quote)
+              | \\(?: url | nolinkurl | href | path | lstinline(?:\[[^\]\n]{0,300}\])? | mintinline\{\w+\} ) \s*
                   \{ (?: [^{}\\] | \\. | \{[^{}]*\} )* \} )
     | \\.                                                                 # an escaped sign, such as a percent sign
     """,
@@ -70,8 +70,8 @@ def body(source: str) -> str:
     start = SECTION.search(source)
     source = source[start.start() :] if start else _without_sections(source)
     end = END.search(source)
-    text = _expand(source[: end.start()] if end else source, macros).strip()
-    return PLACE.sub(lambda match: kept[int(match[1])], text)
+    text = _expand(source[: end.start()] if end else source, macros)
+    return PLACE.sub(lambda match: kept[int(match[1])], text).strip()
 
 
 def _without_sections(source: str) -> str:

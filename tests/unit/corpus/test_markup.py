@@ -44,6 +44,15 @@ def test_comments_go():
     assert body(S + "a \\begin{comment} never ended").strip() == S + "a"
 
 
+@pytest.mark.parametrize(
+    "opened", ["\\lstinline[ ", "\\url{ ", "\\href{{ ", "\\verb|x\n", "\\begin{verbatim} ", "{", "\\"]
+)
+def test_what_is_never_closed_takes_linear_time(opened):
+    assert (
+        body(S + opened * 20_000) == (S + opened * 20_000).strip()
+    )  # minutes, if every one were looked for to the end
+
+
 def test_commands_in_verbatim_text_are_none():
     listing = "\\begin{verbatim}\n\\newcommand{\\x}{no}\n\\section{B} \\x \\bibliography{c}\n\\end{verbatim}"
     source = "\\newcommand{\\x}{yes}\n" + listing + "\n" + S + listing + " \\x end.\n\\bibliography{c}\nrest"
@@ -174,3 +183,28 @@ def test_breaks_part_words(source, text):
 def test_of_language_variants_one_is_kept(source, text):
     assert one_variant(source) == text
     assert plain(source) == plain(text)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_plain_text_agrees_with_the_parsers_own(seed):
+    library = pytest.importorskip("mwparserfromhell")
+    rng = random.Random(seed)
+    pieces = ["one ", "''two'' ", "'''three''' ", "[[five]] ", "[[six|seven ''eight'']] ", "{{nine|ten}}", "{{{eleven|twelve}}} ",
+              "\n== Head ''x'' ==\n", "&amp; ", "&#x5b57; ", "<!-- hidden -->", "[http://a.b shown] ", "[http://a.b] ", "http://c.d ", "\n\n", "\n* item\n",
+              "<sub>2</sub> ", "<nowiki>[[raw]]</nowiki> ", "<small>[[a|b]]</small> ", "\n----\n", "\n: dd\n", "文字"]  # fmt: skip
+    for _ in range(60):
+        source = "".join(rng.choices(pieces, k=rng.randint(1, 25)))
+        reference = library.parse(source).strip_code(normalize=True, collapse=True)
+        lines = [line.strip() for line in reference.split("\n")]
+        assert [line for line in plain(source).split("\n") if line] == [line for line in lines if line], source
+
+
+def test_dropped_elements_at_any_depth():
+    assert (
+        plain(
+            "a<ref>b [[File:x|y]] {{t}}</ref>''b<ref name=x/>''[[c|d<ref>e</ref>]] <small>f<gallery>g</gallery></small>"
+        )
+        == "abd f"
+    )
+    assert plain("[[File:x|thumb|A [[link]] and [[Category:z]]]]t [http://a b<ref>c</ref>]") == "t b"
+    assert plain("{|\n| a<br>b\n|}\nafter &#99999999999; &nosuch; end").endswith("end")
