@@ -65,7 +65,7 @@ def body(source: str) -> str:
         kept.append(match[0])
         return HIDDEN.format(len(kept) - 1)
 
-    source = TOKEN.sub(hide, source)
+    source = TOKEN.sub(hide, PLACE.sub("", source))
     macros = _macros(source)
     start = SECTION.search(source)
     source = source[start.start() :] if start else _without_sections(source)

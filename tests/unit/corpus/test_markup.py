@@ -42,6 +42,9 @@ def test_comments_go():
     assert body(S + text) == S + "a \nc\\\\\n\\% e \n\ng\nh"
     assert body(S + "% \\begin{verbatim}\na % b") == S + "a"  # a command in a comment is none
     assert body(S + "a \\begin{comment} never ended").strip() == S + "a"
+    assert (
+        body(S + "a \ufdd07\ufdd1\\verb|%|") == S + "a \\verb|%|"
+    )  # what stands for verbatim text is no text of a paper
 
 
 @pytest.mark.parametrize(
