@@ -39,7 +39,7 @@ class TrainArgs:
 class ImportArgs:
     file: tyro.conf.Positional[
         Path
-    ]  # tokenizer.json, vocab.json beside its merges, .tiktoken, SentencePiece .model or .gguf
+    ]  # tokenizer.json, vocab.json with merges, vocab.txt, .tiktoken, tekken.json, SentencePiece .model, .gguf, or their folder
     out: Path  # directory to make
 
 

@@ -11,7 +11,7 @@ from typing import Any
 class Document:
     """A text with its name and provenance."""
 
-    id: str  # unique in its corpus, the same on every machine
+    id: str  # the same on every machine; unique once the corpus is written (luban.corpus.unique)
     text: str  # the text; of a conversation, its messages' contents joined by line ends
     source: str  # the source's label
     lang: str | None = None  # language code, where known

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from counted import Products
 from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
 
-from luban.nn.feedforward import SwiGLU
+from luban.nn.feedforward.gated import SwiGLU
 
 triton = pytest.importorskip("triton", reason="triton is Linux-only")
 DTYPES = [torch.float32, *([torch.bfloat16] if ON_GPU else [])]
@@ -201,7 +201,7 @@ def test_a_frozen_weight_behind_swiglu_costs_no_product():
 @pytest.mark.parametrize("own_positions", [False, True])
 def test_packed_rotation(dtype, own_positions):
     from luban.kernels.reference import rotary as reference
-    from luban.kernels.rotary import rotate_packed
+    from luban.kernels.rotary import apply_rotary_qkv
     from luban.nn.position.rope import Rope, rotary_tables
 
     B, T, K, D = 2, 7, random.choice([1, 2, 3]), random.choice([8, 16])
@@ -209,8 +209,8 @@ def test_packed_rotation(dtype, own_positions):
     positions = torch.randint(0, 900, (B if own_positions else 1, T), device=DEVICE)
     cos, sin = rotary_tables(Rope(), positions, D)
 
-    agree(lambda packed: rotate_packed(packed, cos, sin, H, K),
-          lambda packed: reference.rotate_packed(packed, cos, sin, H, K),
+    agree(lambda packed: apply_rotary_qkv(packed, cos, sin, H, K),
+          lambda packed: reference.apply_rotary_qkv(packed, cos, sin, H, K),
           [torch.randn(B, T, (H + 2 * K) * D, device=DEVICE)], dtype)  # fmt: skip
 
 
@@ -223,9 +223,9 @@ def test_a_decoder_trains_the_same_with_and_without_the_kernels(block, precision
     from luban.models.spec import ModelSpec
     from luban.nn import linear
     from luban.objectives.causal import Causal
-    from luban.train.compile import loss_function
+    from luban.parallel.compile import loss_function
 
-    spec = from_dict(ModelSpec, {"vocab_size": 97, "width": 64, "layers": 2, "block": {"type": block},
+    spec = from_dict(ModelSpec, {"vocab_size": 97, "width": 64, "layers": 2, "arrangement": {"type": block},
                                  "attention": {"type": "grouped", "heads": 4, "kv_heads": 2},
                                  "feedforward": {"type": "swiglu", "width": 96}})  # fmt: skip
     tokens = torch.randint(0, 97, (2, 13), device=DEVICE)

@@ -17,14 +17,14 @@ from torch.library import opcheck
 
 from luban.data.batch import Batch
 from luban.kernels import flash4 as kernel
-from luban.kernels.visible import Visible
+from luban.kernels.attention_mask import AttentionMask
 from luban.models.build import build_model
-from luban.models.spec import ModelSpec
+from luban.models.spec import uniform
 from luban.nn.attention import mask
-from luban.nn.attention.grouped import Grouped
-from luban.nn.attention.product import attend
-from luban.nn.feedforward import SwiGLU
-from luban.train.recompute import recompute_blocks
+from luban.nn.attention.attend import attend
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
+from luban.parallel.remat import recompute_blocks
 
 CPU = torch.device("cpu")
 
@@ -117,12 +117,12 @@ def rows_of(rows: int, slots: int, share: float) -> tuple[torch.Tensor, torch.Te
     batch = Batch(
         tokens=documents, targets=documents, loss_mask=documents >= 0, documents=documents, positions=documents
     )
-    return torch.from_numpy(documents), torch.from_numpy(batch.starts())
+    return torch.from_numpy(documents), torch.from_numpy(batch.document_starts())
 
 
-def seen(documents: torch.Tensor, **options) -> Visible:
+def seen(documents: torch.Tensor, **options) -> AttentionMask:
     T = documents.shape[1]
-    return Visible(queries=T, keys=T, causal=True, device=documents.device, documents=documents, **options)
+    return AttentionMask(queries=T, keys=T, causal=True, device=documents.device, documents=documents, **options)
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 5])
@@ -197,8 +197,8 @@ def test_what_counts_as_packed():
     few, many = (seen(documents[:, :100], starts=starts[:, :places]) for places in (16, 32))
     assert few.kind == many.kind == "packed" and not few.crowded  # few places are always worth walking
     assert many.crowded and not seen(documents).crowded
-    assert Visible(queries=9, keys=9, causal=True, device=CPU, starts=starts).kind == "causal"
-    both_ways = Visible(queries=4096, keys=4096, causal=False, device=CPU, documents=documents, starts=starts)
+    assert AttentionMask(queries=9, keys=9, causal=True, device=CPU, starts=starts).kind == "causal"
+    both_ways = AttentionMask(queries=4096, keys=4096, causal=False, device=CPU, documents=documents, starts=starts)
     assert both_ways.kind == "intervals"
 
 
@@ -206,7 +206,7 @@ def tiny(windowed: bool = False) -> torch.nn.Module:
     attention = (
         Grouped(heads=4, kv_heads=2, window=7, windowed=(False, True)) if windowed else Grouped(heads=4, kv_heads=2)
     )
-    spec = ModelSpec(vocab_size=41, width=32, layers=2, context=64, attention=attention, feedforward=SwiGLU(width=40))
+    spec = uniform(vocab_size=41, width=32, layers=2, context=64, attention=attention, feedforward=SwiGLU(width=40))
     return build_model(spec, seed=random.randrange(1000))
 
 
@@ -244,7 +244,7 @@ def test_compiled_blocks_serve_any_number_of_documents(flash4, recompute):
     model, counter = tiny(), CompileCounterWithBackend("aot_eager")
     plain = copy.deepcopy(model)
     recompute_blocks(list(model.blocks), recompute)
-    for block in model.blocks:
+    for block in model.decoder.blocks.values():
         block.compile(dynamic=False, fullgraph=True, backend=counter)
     tokens = torch.randint(0, 41, (2, 2048))
     for places in (16, 32):

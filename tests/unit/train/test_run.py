@@ -64,33 +64,34 @@ def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(ti
 def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp_path, monkeypatch, capsys):
     recipe = tiny(train={"batch_size": 64, "seq_len": 64, "precision": "bf16"})
     prediction = prepare(recipe)[-1]
-    room = (1 + predict.LIBRARY) * (
+    space = (1 + predict.LIBRARY) * (
         prediction.memory.total - 1
     )  # the kernels' library keeps some of what it passes through
-    monkeypatch.setattr(predict, "free_memory", lambda device: room)
+    monkeypatch.setattr(predict, "free_memory", lambda device: space)
     with pytest.raises(UnsupportedError) as refused:
         pretrain(recipe, tmp_path / "run")
     message = str(refused.value)
     assert f"training would need {prediction.memory}" in message
-    for flag in ("--train.accumulate", "--train.batch_size", "--train.recompute cheap", "--train.recompute blocks"):
+    for flag in ("--train.accumulate", "--train.batch_size", "--plan.remat selective", "--plan.remat full"):
         assert flag in message
     # what is advised fits, and one row more doesn't
     batch = int(re.search(r"--train.batch_size (\d+)", message).group(1))
     assert 1 < batch < 64
 
-    def need(**train):
-        return prepare(replace(recipe, train=replace(recipe.train, **train)))[-1].memory.total
+    def need(remat="none", **train):
+        changed = replace(recipe, train=replace(recipe.train, **train), plan=replace(recipe.plan, remat=remat))
+        return prepare(changed)[-1].memory.total
 
     assert need(batch_size=batch) < prediction.memory.total <= need(batch_size=batch + 1)
-    assert bytes_(need(accumulate=2)) in message and bytes_(need(recompute="cheap")) in message
+    assert bytes_(need(accumulate=2)) in message and bytes_(need(remat="selective")) in message
     # no policy alone is enough: the largest batch with each
-    room = (1 + predict.LIBRARY) * need(recompute="blocks", batch_size=40)
-    monkeypatch.setattr(predict, "free_memory", lambda device: room)
+    space = (1 + predict.LIBRARY) * need(remat="full", batch_size=40)
+    monkeypatch.setattr(predict, "free_memory", lambda device: space)
     with pytest.raises(UnsupportedError) as refused:
         dry_run(recipe)
-    with_blocks = int(re.search(r"--train.recompute blocks --train.batch_size (\d+)", str(refused.value)).group(1))
+    with_full = int(re.search(r"--plan.remat full --train.batch_size (\d+)", str(refused.value)).group(1))
     alone = int(re.search(r"; --train.batch_size (\d+) is", str(refused.value)).group(1))
-    assert alone < 40 <= with_blocks < 64 and "memory" in capsys.readouterr().out
+    assert alone < 40 <= with_full < 64 and "memory" in capsys.readouterr().out
     monkeypatch.setattr(predict, "free_memory", lambda device: 1000)
     with pytest.raises(UnsupportedError, match="choose a smaller model"):
         pretrain(recipe, tmp_path / "run")
@@ -125,7 +126,7 @@ def test_the_command_line_answers_in_one_line(shards, tmp_path, capsys):
 
 
 def test_without_a_compiler_training_runs_uncompiled_and_says_so(tiny, tmp_path, monkeypatch, capsys):
-    from luban.train import device
+    from luban.parallel import device
 
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
     recipe = tiny()
