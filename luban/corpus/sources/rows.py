@@ -1,7 +1,7 @@
 """Rows of JSON, Parquet and CSV as documents: a text, or a conversation in one of the shapes that data sets have.
 
 A conversation is a list in `messages`, `conversations` or `conversation`, of OpenAI's turns with `role` and `content` or
-ShareGPT's with `from` and `value`; or Alpaca's `instruction`, `input` and `output`. `id`, `lang`, `quality`, `meta`,
+ShareGPT's with `from` and `value`; or Alpaca's `instruction`, `input` and `output`. `tools`, `id`, `lang`, `quality`, `meta`,
 `url` and `licence` (or `license`) are kept.
 """
 
@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from luban.corpus.document import Document, conversation_text
+from luban.corpus.document import Document, check_messages, conversation_text
 from luban.corpus.jsonable import encodable, jsonable
 from luban.corpus.licences import all_of
 from luban.corpus.sources import SourceContext
@@ -20,7 +20,19 @@ from luban.corpus.sources import SourceContext
 TURNS = ("messages", "conversations", "conversation")  # fields that hold a conversation
 ALPACA = ("instruction", "output")  # fields that together are one
 LICENCES = ("licence", "license", "licenses")
-FIELDS = ("id", "lang", "quality", "meta", "url", *LICENCES, *TURNS, *ALPACA, "input", "system")  # besides the text
+FIELDS = (
+    "id",
+    "lang",
+    "quality",
+    "meta",
+    "url",
+    *LICENCES,
+    *TURNS,
+    "tools",
+    *ALPACA,
+    "input",
+    "system",
+)  # besides the text
 SPEAKERS = {  # ShareGPT's names for the roles
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
     "model": "assistant", "bing": "assistant", "bard": "assistant", "system": "system", "tool": "tool",
@@ -76,7 +88,8 @@ def _document(row: Any, number: int, context: SourceContext) -> Document | None:
         raise UnusableRow(f"rows without '{context.text_field}' or 'messages'", f", which has {found or 'no field'}")
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
-    if text is None or (isinstance(text, str) and not text.strip()):
+    calls = any(message.get("tool_calls") for message in messages or ())
+    if text is None or (isinstance(text, str) and not text.strip() and not calls):
         return None
     if not isinstance(text, str):
         raise UnusableRow(f"rows whose '{context.text_field}' is no text")
@@ -110,34 +123,23 @@ def _conversation(row: Mapping[str, Any], text_field: str) -> list[dict[str, Any
 
 
 def _messages(value: Any) -> list[dict[str, Any]]:
-    """Messages with `role` and `content`, from a list or its JSON; fields that are null go."""
+    """Messages as `check_messages` gives them, from a list or its JSON; other fields that are null go."""
     try:
         turns = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        turns = None
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
-        raise UnusableRow("rows whose messages are no list of turns")
-    return [_message(turn) for turn in turns]
+        turns = list(map(_turn, turns)) if isinstance(turns, list) else turns
+        return check_messages(turns)
+    except ValueError as error:
+        raise UnusableRow("rows with unusable messages", f": {error}") from None
 
 
-def _message(turn: Mapping[str, Any]) -> dict[str, Any]:
-    role, content = turn.get("role"), turn.get("content")
-    if role is None and "from" in turn:
-        role, content = SPEAKERS.get(str(turn["from"]).lower()), turn.get("value")
-    if not isinstance(role, str):
-        raise UnusableRow("rows with a message of no known role")
-    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text")) for part in content)
-    if content is None and (turn.get("tool_calls") or turn.get("function_call")):
-        content = ""  # an assistant that calls a tool need not say anything
-    if not isinstance(content, str):
-        raise UnusableRow("rows with a message without content")
-    others = {key: item for key, item in turn.items() if key not in ("role", "content", "from", "value")}
-    return {
-        "role": encodable(role),
-        "content": encodable(content),
-        **{encodable(key): jsonable(item) for key, item in others.items() if item is not None},
-    }
+def _turn(turn: Any) -> Any:
+    """A turn of OpenAI's shape, from one of ShareGPT's."""
+    if not isinstance(turn, Mapping):
+        return turn
+    if "role" not in turn and "from" in turn:
+        turn = {"role": SPEAKERS.get(str(turn["from"]).lower()), "content": turn.get("value"), **turn}
+        turn = {key: item for key, item in turn.items() if key not in ("from", "value")}
+    return jsonable({key: item for key, item in turn.items() if item is not None})
 
 
 def _language(tag: str) -> str:
@@ -158,7 +160,7 @@ def _quality(value: Any) -> float | None:
 
 
 def _meta(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The row's `meta`, its address and its licence, the latter always as `licence`."""
+    """The row's `meta`, its address, its tools and its licence, the latter always as `licence`."""
     value = row.get("meta")
     try:
         value = json.loads(value) if isinstance(value, str) else value
@@ -171,7 +173,18 @@ def _meta(row: Mapping[str, Any]) -> dict[str, Any] | None:
         meta = {**{key: item for key, item in meta.items() if key not in LICENCES}, "licence": licence}
     if isinstance(row.get("url"), str):
         meta["url"] = encodable(row["url"])
+    if tools := _tools(row.get("tools")):
+        meta["tools"] = tools
     return meta or None
+
+
+def _tools(value: Any) -> list[Any] | None:
+    """The tools that a conversation may call, from a list or its JSON."""
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+    return jsonable(value) if isinstance(value, list) and all(isinstance(tool, Mapping) for tool in value) else None
 
 
 def _terms(value: Any) -> str:

@@ -82,7 +82,7 @@ CALL = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
      [{"role": "system", "content": "s"}, Q, A]),
     ({"conversation": [{"from": "Human", "value": "q"}, {"from": "chatgpt", "value": "a"}]}, [Q, A]),
     ({"messages": [Q, {"role": "assistant", "content": None, "tool_calls": CALL}]},
-     [Q, {"role": "assistant", "content": "", "tool_calls": CALL}]),
+     [Q, {"role": "assistant", "content": None, "tool_calls": CALL}]),
     ({"messages": [{**Q, "name": None}, {**A, "weight": float("nan")}]}, [Q, {**A, "weight": None}]),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, A]}, [Q, A]),
     ({"instruction": "q", "input": "", "output": "a"}, [Q, A]),
@@ -101,7 +101,7 @@ def test_conversations_in_every_usual_shape(tmp_path, row, messages, ending):
     else:
         path.write_text(json.dumps([row] if ending == "json" else row))
     found, figures = build(tmp_path, path.name)
-    expected = "\n".join(m["content"] for m in messages) if messages else row["text"]
+    expected = "\n".join(m["content"] for m in messages if m["content"] is not None) if messages else row["text"]
     assert [(d.messages, d.text) for d in found] == [(messages, expected)] and not figures["unusable"]
 
 

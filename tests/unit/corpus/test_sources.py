@@ -121,7 +121,7 @@ def test_json_lines_good_and_bad(tmp_path, monkeypatch):
     assert [d.text for d in found] == ["one", "q\na", "lone \ufffd", "last"]
     assert (found[0].id, found[0].lang, found[0].quality, found[0].meta) == ("a.jsonl.gz#x", "en", 0.5, {"k": 1})
     assert found[1].messages == [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    assert counts["invalid JSON lines"] == 2 and counts["rows with a message without content"] == 1
+    assert counts["invalid JSON lines"] == 2 and counts["rows with unusable messages"] == 1
     assert counts["oversized JSON lines"] == 1 and counts["empty_rows_skipped"] == 1
 
 
