@@ -1,4 +1,4 @@
-"""`luban corpus build`."""
+"""`luban corpus build|mix|ngram|classifier`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from luban.core.arguments import parse
 
 @dataclass(frozen=True)
 class BuildArgs:
-    sources: tyro.conf.Positional[tuple[str, ...]]  # files, folders, globs, KIND:PATH, python:stdlib, python:questions
+    sources: tyro.conf.Positional[tuple[str, ...]]  # files, folders, globs, KIND:PATH or a built-in source
     out: Path  # directory to make
     heldout: float = 0.05  # fraction kept from training
     seed: int = 0  # of the held-out split
@@ -22,6 +22,7 @@ class BuildArgs:
     workers: int = 1  # processes that share the work; the result is the same for any number
     on: str = "local"  # where they run: local, or ray for a cluster
     licence: tuple[str, ...] = ()  # SPDX name of all sources, or SOURCE=NAME of one; a forbidden export is refused
+    text_field: str = "text"  # field of JSON, Parquet and CSV rows that holds the text
     bad_share: float = 0.05  # share of unusable records from which the build is refused
 
 
@@ -59,8 +60,7 @@ def run(argv: Sequence[str]) -> int | None:
 
 def build(argv: Sequence[str]) -> None:
     """`luban corpus build SOURCE… --out DIR`"""
-    args = parse(BuildArgs, argv, verb="corpus build",
-                 about="Read sources, drop duplicates, hold a part out, and write Parquet files.",
+    args = parse(BuildArgs, argv, verb="corpus build", about=_about_building(),
                  examples="luban corpus build notes/ 'books/*.txt' --out corpus\n"
                           "luban corpus build python:stdlib --out corpus --heldout 0.05 --seed 0\n"
                           "luban corpus build 'dumps/*.jsonl' --out corpus --steps c4,gopher,exact,minhash --workers 8")  # fmt: skip
@@ -69,8 +69,8 @@ def build(argv: Sequence[str]) -> None:
     from luban.corpus.build import build_corpus
 
     figures = build_corpus(args.sources, args.out, heldout=args.heldout, seed=args.seed,
-                           steps=[name for name in args.steps.split(",") if name], workers=args.workers,
-                           on=args.on, bad_share=args.bad_share, licences=_licences(args.licence))  # fmt: skip
+                           steps=[name for name in map(str.strip, args.steps.split(",")) if name], workers=args.workers,
+                           on=args.on, bad_share=args.bad_share, licences=_licences(args.licence), text_field=args.text_field)  # fmt: skip
     kept = ", ".join(f"{split} {figures[split]['documents']} documents, {bytes_(figures[split]['bytes'])}"
                      for split in ("train", "heldout"))  # fmt: skip
     say(f"corpus {args.out}: {kept}")
@@ -84,6 +84,18 @@ def build(argv: Sequence[str]) -> None:
         say(f"  unusable: {amount} {what}, such as {figures['unusable_samples'][what][0]}")
     for what, amount in figures["counts"].items():
         say(f"  {what.replace('_', ' ')}: {amount}")
+
+
+def _about_building() -> str:
+    """What `--help` says before the options: the sources and steps that there are."""
+    from luban.corpus.sources import SOURCES
+    from luban.corpus.steps import STEPS
+
+    kinds = [name for name in SOURCES if ":" not in name]
+    return ("Read sources, drop duplicates, hold a part out, and write Parquet files.\n\n"
+            f"Built-in sources: {', '.join(name for name in SOURCES if ':' in name)}\n\n"
+            f"Kinds of sources, for KIND:PATH (without a kind, the path and its ending tell): {', '.join(kinds)}\n\n"
+            f"Steps, for --steps (described in docs/CORPUS.md): {', '.join(STEPS)}")  # fmt: skip
 
 
 def _licences(words: tuple[str, ...]) -> dict[str, str]:

@@ -196,7 +196,7 @@ class ArtifactWriter:
         volatile: glob patterns of files that hold times or logs; the manifest lists them, no hash covers them.
 
     Raises:
-        ArtifactError: `out` holds something finished or foreign, an unfinished artifact of another
+        ArtifactError: `out` is not UTF-8, holds something finished or foreign, an unfinished artifact of another
             configuration, or one that another process is writing.
     """
 
@@ -237,6 +237,10 @@ class ArtifactWriter:
         return self
 
     def _refuse_occupied(self) -> None:
+        try:
+            str(self.out).encode()
+        except UnicodeEncodeError:  # pyarrow and safetensors take no other paths
+            raise ArtifactError(f"{str(self.out)!a} is no path in UTF-8: choose another --out") from None
         if self.out.is_dir() and any(self.out.iterdir()):
             if (self.out / MANIFEST).is_file():
                 kind = read_manifest(self.out).kind

@@ -41,6 +41,7 @@ def _named(manifest: Manifest | Parent) -> Iterator[tuple[str, tuple[str, ...]]]
 def require_exportable(manifest: Manifest | Parent, name: str) -> None:
     """Raise LineageError naming the ancestor and its licence where one forbids passing `name` on."""
     for term, owners in inherited_terms(manifest).items():
-        if term in FORBID_EXPORT:
+        choices = term.split(" OR ")  # licences of which the user may choose one
+        if all(choice in FORBID_EXPORT for choice in choices):
             raise LineageError(f"{name} must not be exported: {owners[-1]}, which it was made from, is under {term}, "
-                               f"which {FORBID_EXPORT[term]}")  # fmt: skip
+                               f"which {FORBID_EXPORT[choices[0]]}")  # fmt: skip

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from luban.core.artifact import ArtifactWriter
-from luban.core.errors import ArtifactError, ConfigError, DataError, LubanError
+from luban.core.errors import ArtifactError, ConfigError, DataError, LubanError, nearest
 from luban.core.log import progress, warn
 from luban.corpus import card
 from luban.corpus.arrow import require_pyarrow
@@ -32,7 +33,8 @@ WORK = "work"  # folder of the unfinished corpus in which parts lie
 
 def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.05, seed: int = 0,
                  steps: Sequence[str] = DEFAULT_STEPS, workers: int = 1, on: str = "local",
-                 bad_share: float = 0.05, licences: Mapping[str, str] | None = None) -> dict[str, Any]:  # fmt: skip
+                 bad_share: float = 0.05, licences: Mapping[str, str] | None = None,
+                 text_field: str = "text") -> dict[str, Any]:  # fmt: skip
     """Read every source, run the steps, split, and write the corpus to `out`.
 
     The bytes written depend on sources, steps, split and seed alone. A build that was killed goes on, when called
@@ -45,28 +47,30 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
         steps: names in `STEPS`, in order, each with `=ARGUMENT` where it takes one.
         workers: processes, or tasks at a time.
         on: a name in `EXECUTORS`.
-        licences: source → its licence, "" for all other sources; a document's own goes before it.
-        bad_share: fraction of unusable records (lines, files, members) from which the build is refused.
+        licences: source (its label or path) → its licence, "" for all other sources; a document's own goes before it.
+        bad_share: fraction of unusable records (lines, files, members) from which the build is refused, 0 to 1.
+        text_field: field of JSON, Parquet and CSV rows that holds the text.
 
     Returns:
         The figures that the manifest holds: documents and bytes of each split, what was dropped and why.
 
     Raises:
-        ConfigError: a fraction out of range or an unknown step.
+        ConfigError: a fraction out of range, an unknown step, or a licence of a source that is not given.
         DataError: a source that is missing, empty or binary, too much that is unusable, or nothing left.
     """
-    if not 0 <= heldout < 1:
-        raise ConfigError(f"heldout: a fraction from 0 to below 1 is needed, {heldout} given")
+    _check_options(heldout, bad_share, text_field)
     require_pyarrow("building a corpus")
     make_step.cache_clear()  # evaluation sets and models may have changed since an earlier build
     executor = EXECUTORS[on](workers)
-    phases, tally = phases_of(list(steps)), Tally()
-    plan = plan_tasks(sources, phases[0], tally, seed, heldout)
+    steps = [spec.strip() for spec in steps]
+    phases, tally = phases_of(steps), Tally()
+    plan = plan_tasks(sources, phases[0], tally, seed, heldout, text_field)
     if not plan.tasks:
         raise DataError(f"source {', '.join(plan.names.values())} holds no file to read")
     config = {"sources": plan.labels, "steps": [identity(spec) for spec in steps], "heldout": heldout,
-              "licences": dict(sorted((licences or {}).items()))}  # fmt: skip
-    census = Census(licences)
+              "licences": _declared(licences or {}, plan.names),
+              **({} if text_field == "text" else {"text_field": text_field})}  # fmt: skip
+    census = Census(config["licences"])
     with ArtifactWriter(out, kind="corpus", config=config, seed=seed, resumable=True) as art, executor:
         try:
             is_held = partial(is_heldout, fraction=heldout, seed=seed)
@@ -81,7 +85,7 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
                     _check_input(plan.names, tasks, waterfall, tally, bad_share)
             writers = _write(tasks, art.path, waterfall, tally, census, is_held)
             if not writers[TRAIN].documents:
-                raise DataError("nothing is left to train on after the steps and the held-out split")
+                raise DataError(_nothing_left(waterfall, tally, writers[HELDOUT].documents))
         except WorkerLost:
             raise
         except LubanError:
@@ -91,6 +95,46 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
         art.figures.update(tally.figures(), **census.figures(), waterfall=waterfall)
         _document(art, writers, census)
     return art.figures
+
+
+def _check_options(heldout: float, bad_share: float, text_field: str) -> None:
+    """Raise ConfigError where one is out of range."""
+    if not 0 <= heldout < 1:
+        raise ConfigError(f"heldout: a fraction from 0 to below 1 is needed, {heldout} given")
+    if not 0 <= bad_share <= 1:
+        raise ConfigError(f"bad_share: a fraction from 0 to 1 is needed, {bad_share} given")
+    if not text_field:
+        raise ConfigError("text_field: the name of a field is needed")
+
+
+def _declared(licences: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """Licences by the labels of their sources, which may be named by label, path or the glob that was given.
+
+    Raises:
+        ConfigError: a licence that is empty, or a source that is not among those of the build.
+    """
+    found: dict[str, str] = {}
+    for source, licence in licences.items():
+        labels = [label for label, path in names.items() if Path(path) == Path(source) or fnmatch(path, source)]
+        labels = [source] if source in ("", *names) else labels
+        if not labels:
+            known = f"{nearest(source, names)}; the sources are {', '.join(list(names)[:10])}"
+            raise ConfigError(f"licences: no source is called '{source}'{known}")
+        if not licence.strip():
+            raise ConfigError(f"licences: the licence of {source or 'all sources'} is empty")
+        found.update(dict.fromkeys(labels, licence))
+    return dict(sorted(found.items()))
+
+
+def _nothing_left(waterfall: list[dict[str, Any]], tally: Tally, heldout: int) -> str:
+    """Why no document is left to train on."""
+    if heldout:
+        return (
+            f"nothing is left to train on: the held-out split took all {heldout} documents; --heldout 0 holds none out"
+        )
+    left = ", ".join(f"{row['documents']} after {row['step']}" for row in waterfall)
+    why = ", ".join(f"{counts['documents']} by {reason}" for reason, counts in sorted(tally.dropped.items()))
+    return f"nothing is left to train on: documents {left}{f' (dropped: {why})' if why else ''}"
 
 
 def _document(art: ArtifactWriter, writers: dict[str, Any], census: Census) -> None:
@@ -182,7 +226,7 @@ def _write(tasks: list[Task], folder: Path, waterfall: list[dict[str, Any]], tal
         waterfall.append({"step": last.fingerprint, "documents": 0, "bytes": 0})
     writers, unique = {TRAIN: SplitWriter(folder, TRAIN), HELDOUT: SortedWriter(folder, HELDOUT)}, UniqueIds()
     with progress("corpus: writing", unit="docs") as bar:
-        for document in _left(tasks, tally):
+        for document in map(census.licensed, _left(tasks, tally)):
             if last.fingerprint:
                 waterfall[-1]["documents"] += 1
                 waterfall[-1]["bytes"] += document.bytes

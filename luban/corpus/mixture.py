@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,8 +31,9 @@ class Part:
     epochs: float = 1.0  # how often its documents may be used at the most
 
     def __post_init__(self) -> None:
-        if not self.weight > 0 or not self.epochs > 0:
-            raise ConfigError(f"mixture part '{self.name}': weight and epochs must be above 0")
+        for name, value in (("weight", self.weight), ("epochs", self.epochs)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ConfigError(f"mixture part '{self.name}': {name} must be a number above 0, {value!r} given")
 
 
 def parts_of(recipe: dict[str, Any], folder: Path | None = None) -> list[Part]:
@@ -74,7 +76,7 @@ def mix(parts: list[Part], out: str | Path, *, size: int = 0) -> dict[str, Any]:
     config = {"mixture": [{"name": p.name, "weight": p.weight, "epochs": p.epochs} for p in parts], "bytes": size}
     parents = tuple(as_parent(part.name, part.path) for part in parts)
     with ArtifactWriter(out, kind="corpus", config=config, parents=parents) as art:
-        census = Census({p.name: m.terms[0] for p, m in zip(parts, manifests, strict=True) if len(m.terms) == 1})
+        census = Census()  # every document of a corpus knows its licence
         writers = {TRAIN: SplitWriter(art.path, TRAIN), HELDOUT: SortedWriter(art.path, HELDOUT)}
         unique = UniqueIds()
         with progress("mixing", total=size, unit="bytes") as bar:

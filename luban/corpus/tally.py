@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from luban.corpus.document import Document
+from luban.corpus.jsonable import encodable
 
 SAMPLES = 3  # dropped documents or unusable records kept a reason, for people to judge
 SAMPLE_CHARACTERS = 200  # of each
@@ -42,7 +43,7 @@ class Tally:
         """Count a record or file that cannot be used, and keep the names of the first few."""
         self.unusable[what] += 1
         if len(self.unusable_samples[what]) < SAMPLES:
-            self.unusable_samples[what].append(where[:SAMPLE_CHARACTERS])
+            self.unusable_samples[what].append(encodable(where[:SAMPLE_CHARACTERS]))
 
     def merge(self, data: dict[str, Any]) -> None:
         """Add what a later part of the build counted, as `figures` gave it."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from luban.corpus.arrow import COLUMNS, require_pyarrow, schema
 from luban.corpus.document import Document
+from luban.corpus.jsonable import jsonable
 
 GROUP_BYTES = 8 << 20  # text bytes a row group
 FILE_BYTES = 512 << 20  # text bytes a file
@@ -128,4 +129,9 @@ def from_row(row: dict[str, Any], split: str | None = None) -> Document:
 
 
 def _json(value: Any) -> str | None:
-    return None if value is None else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    if value is None:
+        return None
+    try:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    except ValueError:  # a step noted NaN or infinity
+        return json.dumps(jsonable(value), ensure_ascii=False, sort_keys=True)

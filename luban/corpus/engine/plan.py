@@ -11,7 +11,7 @@ from luban.corpus.engine.phase import Phase, Task
 from luban.corpus.sources import Source, find_sources
 from luban.corpus.tally import Tally
 
-FORMAT = 2  # of what parts leave on disk: markers, spills, fingerprints
+FORMAT = 3  # of what parts leave on disk: markers, spills, fingerprints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +24,11 @@ class Plan:
     fingerprint: str  # changes with names, sizes and times of the input's files, and with FORMAT
 
 
-def plan_tasks(sources: Sequence[str], phase: Phase, tally: Tally, seed: int, heldout: float) -> Plan:
+def plan_tasks(
+    sources: Sequence[str], phase: Phase, tally: Tally, seed: int, heldout: float, text_field: str = "text"
+) -> Plan:
     """Find the sources and divide them. Raises DataError where one does not exist."""
-    found = find_sources(list(sources))
+    found = find_sources(list(sources), text_field)
     parts = [part for source in found for part in source.parts(tally)]
     tasks = [Task(phase=phase, part=number, source=part, work=Path(), seed=seed, heldout=heldout)
              for number, part in enumerate(parts)]  # fmt: skip

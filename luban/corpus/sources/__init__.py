@@ -14,6 +14,8 @@ from pathlib import Path
 from luban.core.errors import DataError, UsageError, nearest
 from luban.core.registry import Registry
 from luban.corpus.document import Document
+from luban.corpus.sources.charsets import damaged
+from luban.corpus.sources.kinds import kind_of, storable_name
 from luban.corpus.tally import Tally
 
 SOURCES = Registry(
@@ -25,6 +27,8 @@ SOURCES = Registry(
         "text": "luban.corpus.sources.text:read",
         "jsonl": "luban.corpus.sources.jsonl:read",
         "parquet": "luban.corpus.sources.parquet:read",
+        "json": "luban.corpus.sources.json_array:read",
+        "csv": "luban.corpus.sources.csv:read",
         "html": "luban.corpus.sources.html:read",
         "warc": "luban.corpus.sources.warc:read",
         "mediawiki": "luban.corpus.sources.mediawiki:read",
@@ -34,12 +38,6 @@ SOURCES = Registry(
         "webtext": "luban.corpus.sources.webtext:read",
     },
 )
-ENDINGS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".html": "html", ".htm": "html", ".xhtml": "html",
-    ".warc": "warc", ".wet": "warc", ".tex": "latex",
-}  # fmt: skip
-
-
 FOLDERS = ("folder", "code", "webtext")  # kinds that read whole folders
 
 SPLITTERS = Registry(
@@ -62,6 +60,16 @@ class SourceContext:
     seed: int = 0  # of the held-out split
     heldout: float = 0.0  # fraction held out
     part: Part | None = None  # which part of the source is read; None is all of it
+    text_field: str = "text"  # of rows, the field that holds the text
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole source is read, so that finding no document in it is an error."""
+        return self.part in (None, Part())
+
+
+class NoTextField(DataError):
+    """A table whose rows have no field with text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,19 +87,36 @@ class Source:
     kind: str  # an entry of SOURCES
     name: str  # what the user wrote, or one path that a glob gave
     label: str  # unique in the build, without the machine's folders
-
+    text_field: str = "text"  # of rows, the field that holds the text
     part: Part | None = None  # the part that is meant; None is all of it
 
     def documents(self, tally: Tally, seed: int, heldout: float) -> Iterator[Document]:
-        """The source's documents, in an order that depends on nothing but the source."""
-        context = SourceContext(label=self.label, tally=tally, seed=seed, heldout=heldout, part=self.part)
-        return SOURCES[self.kind](self.name, context)
+        """The source's documents, in an order that depends on nothing but the source.
+
+        Those of which too much could not be decoded are counted as unusable. Raises DataError where it cannot be read.
+        """
+        context = SourceContext(label=self.label, tally=tally, seed=seed, heldout=heldout, part=self.part,
+                                text_field=self.text_field)  # fmt: skip
+        try:
+            for document in SOURCES[self.kind](self.name, context):
+                if damaged(document.text):
+                    tally.spoilt("texts with too many undecodable characters", document.id)
+                    continue
+                yield document
+        except OSError as error:
+            raise self._unreadable(error) from None
 
     def parts(self, tally: Tally) -> list[Source]:
         """The source in parts of about PART_BYTES, in order; what finding them passes over is counted."""
         if self.kind not in SPLITTERS.entries:
             return [self]
-        return [replace(self, part=part) for part in SPLITTERS[self.kind](self.name, tally)]
+        try:
+            return [replace(self, part=part) for part in SPLITTERS[self.kind](self.name, tally)]
+        except OSError as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: OSError) -> DataError:
+        return DataError(f"source {self.name} cannot be read: {error.strerror or error}")
 
     def size(self) -> int:
         """Bytes on disk, 0 where there are none."""
@@ -102,8 +127,11 @@ class Source:
         return Path(self.name).stat().st_size if Path(self.name).is_file() else 0
 
 
-def find_sources(names: list[str]) -> list[Source]:
+def find_sources(names: list[str], text_field: str = "text") -> list[Source]:
     """What each name means, globs expanded, labels made unique.
+
+    Args:
+        text_field: of rows, the field that holds the text.
 
     Raises:
         DataError: a path that does not exist, or a glob that matches nothing.
@@ -115,10 +143,10 @@ def find_sources(names: list[str]) -> list[Source]:
     labels: dict[str, int] = {}
     for name in names:
         for kind, path in _expand(name):
-            label = name if kind == name else Path(path).resolve().name
+            label = name if kind == name else storable_name(Path(path).resolve().name)
             labels[label] = labels.get(label, 0) + 1
             unique = label if labels[label] == 1 else f"{label}#{labels[label]}"
-            found.append(Source(kind=kind, name=path, label=unique))
+            found.append(Source(kind=kind, name=path, label=unique, text_field=text_field))
     return found
 
 
@@ -151,15 +179,3 @@ def _files(kind: str, path: str) -> list[str]:
     if not found:
         raise DataError(f"source {kind}:{path} holds no file of this kind: {path} alone takes every text below it")
     return found
-
-
-def kind_of(path: Path) -> str:
-    """The entry of SOURCES that reads this path."""
-    if path.is_dir():
-        return "folder"
-    name = path.name.removesuffix(".gz").removesuffix(".bz2")
-    if name == "Posts.xml":
-        return "stackexchange"
-    if name.endswith(".xml") and "pages-" in name:
-        return "mediawiki"
-    return ENDINGS.get(Path(name).suffix, "text")

@@ -1,4 +1,4 @@
-"""Folders: every text, JSONL and Parquet file below, in name order; hidden and binary files are passed over."""
+"""Folders: every file below that a source reads, in name order; hidden and binary files are passed over."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 from luban.core.errors import DataError
 from luban.corpus.document import Document
-from luban.corpus.sources import PART_BYTES, SOURCES, Part, SourceContext, kind_of
+from luban.corpus.sources import PART_BYTES, SOURCES, NoTextField, Part, SourceContext
+from luban.corpus.sources.kinds import kind_of, storable_name
 from luban.corpus.sources.text import looks_binary, read_file
 from luban.corpus.tally import Tally
 
@@ -25,7 +26,7 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
     root, found = Path(name), False
     files = context.part.files if context.part else None
     for path in walk(root, context.tally) if files is None else (root / file for file in files):
-        label = f"{context.label}/{path.relative_to(name).as_posix()}"
+        label = f"{context.label}/{storable_name(path.relative_to(name).as_posix())}"
         for document in _documents(path, label, context):
             found = True
             yield document
@@ -44,6 +45,8 @@ def _documents(path: Path, label: str, context: SourceContext) -> Iterator[Docum
             yield from SOURCES[kind](str(path), replace(context, label=label))
     except OSError as error:
         context.tally.spoilt("unreadable files", f"{label}: {error.strerror}")
+    except NoTextField:  # a table of something else
+        context.tally.add("tables_without_text_skipped")
     except DataError as error:  # one damaged file among many is no reason to stop
         context.tally.spoilt("files without documents", f"{label}: {error}")
 
@@ -78,15 +81,22 @@ def walk(root: Path, tally: Tally) -> Iterator[Path]:
         try:
             entries = sorted(os.listdir(folder))
         except OSError:
-            tally.spoilt("unreadable folders", folder.relative_to(root).as_posix())
+            tally.spoilt("unreadable folders", storable_name(folder.relative_to(root).as_posix()))
             return
         for entry in entries:
             path = folder / entry
             if entry.startswith(".") or entry == "__pycache__":
                 continue
-            if path.is_dir():
+            try:
+                is_folder, is_file = path.is_dir(), path.is_file()
+            except OSError as error:
+                tally.spoilt(
+                    "unreadable files", f"{storable_name(path.relative_to(root).as_posix())}: {error.strerror}"
+                )
+                continue
+            if is_folder:
                 yield from visit(path)
-            elif path.is_file():
+            elif is_file:
                 yield path
 
     yield from visit(root)

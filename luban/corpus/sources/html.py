@@ -10,9 +10,8 @@ from typing import Any
 from luban.core.errors import DataError, MissingExtra
 from luban.corpus.document import Document
 from luban.corpus.sources import SourceContext
+from luban.corpus.sources.charsets import page_text
 from luban.corpus.sources.text import whole
-
-SNIFFED = 4096  # bytes in which a page names its encoding
 
 
 def read(name: str, context: SourceContext) -> Iterator[Document]:
@@ -24,27 +23,24 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
 
 
 def extract(data: bytes, declared: str | None = None) -> tuple[str, str]:
-    """(main text, title) of a page's bytes, whose encoding is the declared one, its own or a guess."""
-    encoding, tree_of, plain, detect = _library()
-    name = declared or detect(data[:SNIFFED], from_html_meta=True) or "utf-8"
-    tree = tree_of(encoding(data, name))
-    return plain(tree, main_content=True, alt_texts=False, list_bullets=False, comments=False), (
-        tree.title or ""
-    ).strip()
+    """(main text, title) of a page's bytes; `declared` is the encoding that came with them, as in `page_text`."""
+    tree_of, plain = _library()
+    tree = tree_of(page_text(data, declared))
+    text = plain(tree, main_content=True, alt_texts=False, list_bullets=False, comments=False)
+    return text, (tree.title or "").strip()
 
 
 def strip(fragment: str) -> str:
     """All the text of an HTML fragment, such as a post, code kept as it stands."""
-    _, tree_of, plain, _ = _library()
+    tree_of, plain = _library()
     return plain(tree_of(fragment), main_content=False, alt_texts=False, list_bullets=False).strip()
 
 
 @lru_cache(maxsize=1)
-def _library() -> tuple[Any, Any, Any, Any]:
+def _library() -> tuple[Any, Any]:
     try:
         from resiliparse.extract.html2text import extract_plain_text
-        from resiliparse.parse.encoding import bytes_to_str, detect_encoding
         from resiliparse.parse.html import HTMLTree
     except ImportError:
         raise MissingExtra("resiliparse", "corpus", "reading HTML") from None
-    return bytes_to_str, HTMLTree.parse, extract_plain_text, detect_encoding
+    return HTMLTree.parse, extract_plain_text

@@ -1,26 +1,29 @@
-"""JSON lines: objects with `text`, or `messages` for conversations; `id`, `lang`, `quality`, `meta` are kept."""
+"""JSON lines, one row a line."""
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from luban.core.errors import DataError
-from luban.corpus.document import Document, check_messages, conversation_text
+from luban.corpus.document import Document
 from luban.corpus.sources import PART_BYTES, Part, SourceContext
-from luban.corpus.sources.text import BOMB, DAMAGED, LARGEST_UNPACKED, LONGEST_LINE, decode, lines
+from luban.corpus.sources.charsets import FileDecoder, byte_order_mark
+from luban.corpus.sources.compression import DAMAGED, is_compressed, open_bytes
+from luban.corpus.sources.rows import fields_needed, has_text, row_document
+from luban.corpus.sources.text import BOMB, LARGEST_UNPACKED, lines
 from luban.corpus.tally import Tally
 
+LONGEST_ROW = 64 << 20  # bytes of a line from which it is not read, so that memory stays bounded
 CHUNK = 4 << 20  # bytes unpacked at a time to find a compressed file's size
 MOST_PACKED = 32  # parts of a compressed file, each of which unpacks the file up to its end
 END = 1 << 62  # of the last part
 
 
 def read(name: str, context: SourceContext) -> Iterator[Document]:
-    """The documents of a `.jsonl` or `.jsonl.gz` file; lines that are no such object are counted and skipped.
+    """The documents of a JSON-lines file, which may be compressed; lines that are no such object are counted and skipped.
 
     A document without an id is named by the byte at which its line begins.
 
@@ -28,20 +31,25 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         DataError: the file is empty, or no line of it is a document (not where a part of it is read).
     """
     good = number = 0
+    decoder, fields = FileDecoder(Path(name), context.tally), set()
     for offset, line in _lines(Path(name), context):
         number += 1
         if not line.strip():
             continue
-        row = _parse(line, context)
-        document = row_document(row, offset, context)
+        row = _parse(line, decoder)
+        if not isinstance(row, Mapping):
+            context.tally.spoilt("invalid JSON lines", f"{context.label} at byte {offset}")
+            continue
+        document = row_document(row, offset, f"at byte {offset}", context)
         if document is None:
-            what = "JSON lines without 'text' or 'messages'" if isinstance(row, Mapping) else "invalid JSON lines"
-            context.tally.spoilt(what, f"{context.label} at byte {offset}")
+            fields |= set(row)
             continue
         good += 1
         yield document
-    if not good and context.part is None:
-        what = "is empty" if not number else "holds no line with a 'text' or 'messages' field"
+    if not good and context.is_whole:
+        what = "holds no line with text" if number else "is empty"
+        if number and not has_text(fields, context.text_field):
+            what = f"holds no line with a field {fields_needed(fields, context.text_field)}"
         raise DataError(f"source {name} {what}")
 
 
@@ -50,9 +58,10 @@ def parts(name: str, tally: Tally) -> Iterator[Part]:
 
     To find where in a compressed file a part begins, its worker unpacks what comes before: MOST_PACKED bounds that.
     """
-    packed = name.endswith(".gz")
-    size = _unpacked(Path(name)) if packed else Path(name).stat().st_size
-    if size <= PART_BYTES:
+    path = Path(name)
+    packed = is_compressed(path)
+    size = _unpacked(path) if packed else path.stat().st_size
+    if size <= PART_BYTES or _recoded(path):
         yield Part()
         return
     step = max(PART_BYTES, -(-size // MOST_PACKED)) if packed else PART_BYTES
@@ -63,79 +72,54 @@ def parts(name: str, tally: Tally) -> Iterator[Part]:
 def _unpacked(path: Path) -> int:
     """Bytes of a compressed file when unpacked, up to damage or to where it is a bomb."""
     size, most = 0, max(LARGEST_UNPACKED, BOMB * path.stat().st_size)
-    with gzip.open(path, "rb") as file:
+    with open_bytes(path) as file:
         try:
-            while (data := file.read1(CHUNK)) and size <= most:
+            while (data := file.read1(CHUNK)) and size <= most:  # type: ignore[attr-defined]
                 size += len(data)
         except DAMAGED:
             pass  # reading the last part finds the damage, and counts it
     return size
 
 
+def _recoded(path: Path) -> bool:
+    """Whether the file is in UTF-16 or UTF-32, so that offsets in it are not those of what is read."""
+    try:
+        with open_bytes(path) as file:
+            mark = byte_order_mark(file.read(4))
+    except DAMAGED:
+        return False
+    return mark is not None and mark[1] != "utf-8"
+
+
 def _lines(path: Path, context: SourceContext) -> Iterator[tuple[int, bytes]]:
-    """(offset, line) of every line that begins in the part and is not longer than LONGEST_LINE."""
+    """(offset, line) of every line that begins in the part and is not longer than LONGEST_ROW."""
     start, stop = (context.part and context.part.span) or (0, None)
-    offset = begin = max(start - 1, 0)
+    begin = offset = max(start - 1, 0)
     skip = bool(start)  # the line that holds the byte before the part belongs to the part before
-    oversized = False
+    held: list[bytes] = []
     for piece in lines(path, context, begin):
         ends = piece.endswith(b"\n")
-        if not skip and not oversized:
+        if not held and not skip:
             if stop is not None and offset >= stop:
                 return
-            if ends or len(piece) < LONGEST_LINE:
-                yield offset, piece
-            else:
-                oversized = True
-                context.tally.spoilt("oversized JSON lines", f"{context.label} at byte {offset}")
-        elif ends:
-            skip = oversized = False
+            begin = offset
         offset += len(piece)
+        if not skip:
+            held.append(piece)
+            if offset - begin > LONGEST_ROW:
+                context.tally.spoilt("oversized JSON lines", f"{context.label} at byte {begin}")
+                held, skip = [], True
+            elif ends:
+                yield begin, b"".join(held)
+                held = []
+        if ends:
+            skip = False
+    if held:
+        yield begin, b"".join(held)
 
 
-def _parse(line: bytes, context: SourceContext) -> Any:
+def _parse(line: bytes, decoder: FileDecoder) -> Any:
     try:
-        return json.loads(decode(line, context))
+        return json.loads(decoder.decode(line))
     except (ValueError, RecursionError):
         return None
-
-
-def row_document(row: Any, number: int, context: SourceContext) -> Document | None:
-    """A table row as a document, or None where it is none."""
-    if not isinstance(row, Mapping):
-        return None
-    try:
-        messages = check_messages(row["messages"]) if row.get("messages") else None
-    except ValueError:
-        return None
-    text = row.get("text")
-    if messages is not None:
-        text = conversation_text(messages)
-    if not isinstance(text, str) or not text.strip():
-        return None
-    own, quality, lang = row.get("id"), row.get("quality"), row.get("lang")
-    return Document(
-        id=f"{context.label}#{own if isinstance(own, (str, int)) else f'{number:09d}'}",
-        text=_encodable(text),
-        source=context.label,
-        lang=lang if isinstance(lang, str) else None,
-        quality=float(quality) if isinstance(quality, (int, float)) else None,
-        messages=messages and [{**m, "content": _encodable(m["content"])} for m in messages],
-        meta=_meta(row),
-    )
-
-
-def _encodable(text: str) -> str:
-    r"""JSON may spell lone surrogates (`\ud800`), which no UTF-8 file can hold."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _meta(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The row's `meta`, and where it came from if it says so."""
-    value = row.get("meta")
-    try:
-        value = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        value = None
-    named = {key: row[key] for key in ("url", "licence") if isinstance(row.get(key), str)}
-    return {**(value if isinstance(value, dict) else {}), **named} or None

@@ -27,12 +27,12 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
     with tempfile.TemporaryDirectory() as folder:
         answers = sqlite3.connect(Path(folder) / "answers.db")
         answers.execute("CREATE TABLE answers (question TEXT, score INTEGER, number INTEGER, body TEXT)")
-        for row in elements(path, "row", context):
+        for row in elements(path, ("row",), context):
             if row.get("PostTypeId") == ANSWER and row.get("ParentId"):
                 answers.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (
                     row.get("ParentId"), _number(row, "Score"), _number(row, "Id"), row.get("Body") or ""))  # fmt: skip
         answers.execute("CREATE INDEX by_question ON answers (question, score DESC, number)")
-        for row in elements(path, "row", context):
+        for row in elements(path, ("row",), context):
             if row.get("PostTypeId") == QUESTION:
                 good = True
                 yield _document(row, answers, context)
@@ -53,7 +53,9 @@ def _document(row: Element, answers: sqlite3.Connection, context: SourceContext)
 
 
 def _number(row: Element, name: str) -> int:
+    """The attribute's number, 0 where it is none or none that SQLite can hold."""
     try:
-        return int(row.get(name) or 0)
+        number = int(row.get(name) or 0)
     except ValueError:
         return 0
+    return number if abs(number) < 1 << 63 else 0

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from luban.core.errors import DataError
 from luban.corpus.document import Document
 from luban.corpus.sources import SourceContext
+from luban.corpus.sources.charsets import FileDecoder, open_text
+from luban.corpus.sources.compression import DAMAGED, is_compressed, plain_name
 
 PROSE = (".txt", ".md", ".rst", ".text")  # what may be divided; code stays whole
 WHOLE = 256 * 1024  # bytes up to which prose stays one document
 LARGEST = 16 << 20  # bytes up to which any other text stays one document, so that memory stays bounded
 PIECE = 16 * 1024  # bytes after which a piece of longer prose ends at the next blank line
-LONGEST_LINE = 1 << 20  # bytes after which a line is cut, so that memory stays bounded
-BOMB, LARGEST_UNPACKED = 400, 256 << 20  # a gzip file that grows more than so often, past so many bytes, is a bomb
-DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+LONGEST_LINE = 1 << 20  # bytes of a line read at a time, and after which a line of prose is divided
+WORD = 4096  # characters at the end of a divided line in which a place between two words is looked for
+ENDS = ".!?。！？…"  # where a line without white space is divided
+BOMB, LARGEST_UNPACKED = (
+    400,
+    256 << 20,
+)  # a compressed file that grows more than so often, past so many bytes, is a bomb
 PROBE = 8192  # bytes in which a zero byte means the file is binary
 
 
 def read(name: str, context: SourceContext) -> Iterator[Document]:
-    """The documents of one text file (`.gz` is unpacked).
+    """The documents of one text file, which may be compressed.
 
     Raises:
-        DataError: the file is empty, binary, or a damaged gzip file.
+        DataError: the file is empty, binary, or damaged from its beginning.
     """
     path = Path(name)
     if looks_binary(path):
@@ -41,63 +44,54 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
 
 def read_file(path: Path, name: str, context: SourceContext) -> Iterator[Document]:
     """The documents of a file already known to be text; their ids begin with `name`."""
-    prose, size = path.name.removesuffix(".gz").endswith(PROSE), path.stat().st_size
-    divided = size > LARGEST or (prose and (size > WHOLE or path.name.endswith(".gz")))
-    number = 0
-    for piece in _pieces(path, divided, context):
-        text = decode(piece, context)
-        if text.strip():
-            ident = f"{name}#{number:06d}" if divided or number else name
-            yield Document(id=ident, text=text, source=context.label)
-            number += 1
-
-
-def open_bytes(path: Path) -> BinaryIO:
-    """The file's bytes, unpacked when it ends in `.gz`."""
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+    prose, size = plain_name(path).endswith(PROSE), path.stat().st_size
+    divided = size > LARGEST or (prose and (size > WHOLE or is_compressed(path)))
+    for number, text in enumerate(_texts(path, divided, context)):
+        yield Document(id=f"{name}#{number:06d}" if divided or number else name, text=text, source=context.label)
 
 
 def looks_binary(path: Path) -> bool:
     """Whether a zero byte stands near the beginning."""
     try:
-        with open_bytes(path) as file:
+        with open_text(path) as file:
             return b"\0" in file.read(PROBE)
     except DAMAGED:
         return False  # reading it finds the damage, and counts it
 
 
-def decode(data: bytes, context: SourceContext) -> str:
-    """UTF-8 text, line ends as `\\n`; bytes that are not UTF-8 become U+FFFD and are counted."""
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        text = data.decode(errors="replace")
-        context.tally.add("invalid_utf8_replaced", text.count("\ufffd") - data.count("\ufffd".encode()))
-    return text.replace("\r\n", "\n")
-
-
 def lines(path: Path, context: SourceContext, start: int = 0) -> Iterator[bytes]:
-    """Lines with their ends from byte `start` on, longer ones cut at LONGEST_LINE.
+    """Lines with their ends from byte `start` on, longer ones in pieces of LONGEST_LINE bytes.
 
     Where a compressed file is damaged, the lines before the damage come and the damage is counted.
     """
-    with open_bytes(path) as file:
-        file.seek(start)
+    compressed = is_compressed(path)
+    with open_text(path) as file:
         read = start
+        if start and file.seekable():
+            file.seek(start)
+        while start and not file.seekable():  # Arrow's streams cannot seek
+            start -= len(file.read(min(start, LONGEST_LINE))) or start
         while True:
             try:
                 line = file.readline(LONGEST_LINE)
             except DAMAGED as error:
-                context.tally.spoilt("damaged gzip files", f"{context.label} at byte {read}: {error}")
+                context.tally.spoilt("damaged compressed files", f"{context.label} at byte {read}: {error}")
                 return
             if not line:
                 return
             read += len(line)
-            if path.name.endswith(".gz") and read > LARGEST_UNPACKED and read > BOMB * path.stat().st_size:
-                context.tally.spoilt("suspicious gzip files", f"{context.label}: more than {BOMB} times its size")
+            if compressed and read > LARGEST_UNPACKED and read > BOMB * path.stat().st_size:
+                context.tally.spoilt("suspicious compressed files", f"{context.label}: more than {BOMB} times its size")
                 return
             yield line
+
+
+def decoded(path: Path, context: SourceContext) -> Iterator[str]:
+    """The file's lines as text, longer ones in pieces."""
+    decoder = FileDecoder(path, context.tally)
+    for line in lines(path, context):
+        yield decoder.decode(line, final=False)
+    yield decoder.decode(b"")
 
 
 def whole(path: Path, context: SourceContext) -> bytes:
@@ -111,7 +105,32 @@ def whole(path: Path, context: SourceContext) -> bytes:
     return b"".join(held)
 
 
-def _pieces(path: Path, divided: bool, context: SourceContext) -> Iterator[bytes]:
+def whole_text(path: Path, context: SourceContext) -> str:
+    """The text of `whole`."""
+    return FileDecoder(path, context.tally).decode(whole(path, context))
+
+
+def _texts(path: Path, divided: bool, context: SourceContext) -> Iterator[str]:
+    """The file's text in pieces that end with a line, or between two words of a line of LONGEST_LINE bytes."""
+    decoder, rest = FileDecoder(path, context.tally), ""
+    for piece, last in _pieces(path, divided, context):
+        text = rest + decoder.decode(piece, final=last)
+        end = len(text) if last or text.endswith("\n") else _between_words(text)
+        text, rest = text[:end], text[end:]
+        if text.strip():
+            yield text
+
+
+def _between_words(text: str) -> int:
+    """The last place near the end of a text that is behind white space or a sentence, or its end."""
+    for place in range(len(text), max(len(text) - WORD, 0), -1):
+        if text[place - 1].isspace() or text[place - 1] in ENDS:
+            return place
+    return len(text)
+
+
+def _pieces(path: Path, divided: bool, context: SourceContext) -> Iterator[tuple[bytes, bool]]:
+    """(bytes, whether they are the file's last)."""
     held: list[bytes] = []
     size = 0
     for line in lines(path, context):
@@ -119,6 +138,6 @@ def _pieces(path: Path, divided: bool, context: SourceContext) -> Iterator[bytes
         size += len(line)
         ends = not line.strip() or size >= LONGEST_LINE
         if (divided and size >= PIECE and ends) or size >= LARGEST:
-            yield b"".join(held)
+            yield b"".join(held), False
             held, size = [], 0
-    yield b"".join(held)
+    yield b"".join(held), True

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from luban.core.errors import DataError, MissingExtra
+from luban.core.errors import DataError, LubanError, MissingExtra
 from luban.corpus.document import Document
 from luban.corpus.sources import SourceContext
+from luban.corpus.sources.charsets import byte_order_mark, codec_of, page_text
+from luban.corpus.sources.compression import open_bytes
 from luban.corpus.sources.html import extract
-from luban.corpus.sources.text import LARGEST
+from luban.corpus.sources.http_body import decode_body
+from luban.corpus.sources.text import LARGEST, PROBE
 
 PAGES = ("text/html", "application/xhtml+xml")
+CHARSET = re.compile(r"charset\s*=\s*(.+)", re.IGNORECASE)
 
 
 def read(name: str, context: SourceContext) -> Iterator[Document]:
-    """HTML responses with status 200 and converted texts; records that are cut short or unreadable are counted.
+    """HTML responses with status 200 and converted texts; records that cannot be read or decoded are counted.
 
     Raises:
         DataError: no record of it is a page with text.
@@ -36,33 +41,64 @@ def _records(name: str, context: SourceContext) -> Iterator[Any]:
         from fastwarc.warc import ArchiveIterator, WarcRecordType
     except ImportError:
         raise MissingExtra("fastwarc", "corpus", "reading web archives") from None
-    with open(Path(name), "rb") as file:
-        try:
-            yield from ArchiveIterator(file, record_types=WarcRecordType.response | WarcRecordType.conversion)
+    path = Path(name)
+    unpack = path.suffix.lower() in (".bz2", ".xz")  # gzip, Zstandard and lz4 are FastWARC's own
+    with open_bytes(path) if unpack else open(path, "rb") as file:
+        try:  # HTTP headers are parsed later, so that a malformed one does not end the iteration
+            types = WarcRecordType.response | WarcRecordType.conversion
+            yield from ArchiveIterator(file, record_types=types, parse_http=False)
         except Exception as error:  # FastWARC raises whatever its decompressor does
             context.tally.spoilt("damaged web archives", f"{context.label}: {error}")
 
 
 def _document(record: Any, context: SourceContext) -> Document | None:
+    """The record's text, or None where it is no page or unreadable, which is counted."""
     where = f"{context.label}#{record.stream_pos}"
-    http = record.http_headers
-    if http is not None and (record.http_content_type not in PAGES or http.status_code != 200):
-        context.tally.add("records_that_are_no_pages")
-        return None
     try:
+        if record.is_http:
+            record.parse_http()
+        page = record.http_headers
+        if page is not None and not _is_page(page):
+            context.tally.add("records_that_are_no_pages")
+            return None
+        length = record.content_length
         data = record.reader.read(LARGEST)
     except Exception as error:
         context.tally.spoilt("unreadable records", f"{where}: {error}")
         return None
-    if len(data) < min(record.content_length, LARGEST):
-        context.tally.spoilt("truncated records", f"{where}: {len(data)} of {record.content_length} bytes")
+    if len(data) < min(length, LARGEST):
+        context.tally.spoilt("truncated records", f"{where}: {len(data)} of {length} bytes")
         return None
-    if http is None:
-        text, title = data.decode("utf-8", "replace"), ""
-    else:
-        text, title = extract(data, record.http_charset)
+    try:
+        text, title = (page_text(data, "utf-8"), "") if page is None else _page(data, page)
+    except LubanError:
+        raise
+    except Exception as error:  # whatever the parser of HTML raises: one page is no reason to stop
+        context.tally.spoilt("pages that cannot be decoded", f"{where}: {error}")
+        return None
     if not text.strip():
         context.tally.add("pages_without_text")
         return None
     meta = {"url": record.headers.get("WARC-Target-URI"), "date": record.headers.get("WARC-Date"), "title": title}
     return Document(id=where, text=text, source=context.label, meta={k: v for k, v in meta.items() if v})
+
+
+def _is_page(headers: Any) -> bool:
+    kind = (headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+    return headers.status_code == 200 and kind in PAGES
+
+
+def _page(data: bytes, headers: Any) -> tuple[str, str]:
+    """(main text, title). Raises ValueError where the body cannot be decoded or is binary."""
+    body = decode_body(data, headers.get("Transfer-Encoding") or "", headers.get("Content-Encoding") or "", LARGEST)
+    if b"\0" in body[:PROBE] and byte_order_mark(body) is None:
+        wide = codec_of(_charset(headers))
+        if wide is None or not wide.startswith("utf-16"):
+            raise ValueError("the body is binary")
+    return extract(body, _charset(headers))
+
+
+def _charset(headers: Any) -> str | None:
+    """The charset parameter of Content-Type, as it is written."""
+    found = CHARSET.search(headers.get("Content-Type") or "")
+    return found[1] if found else None

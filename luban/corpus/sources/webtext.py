@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 from luban.core.errors import DataError
 from luban.corpus.document import Document
-from luban.corpus.sources import SOURCES, SourceContext, kind_of
+from luban.corpus.sources import SOURCES, SourceContext
 from luban.corpus.sources.folder import walk
+from luban.corpus.sources.kinds import kind_of, storable_name
 from luban.corpus.sources.text import lines
 
 VOTES = 3  # of a post, at least
@@ -39,9 +40,9 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         kind = kind_of(path)
         if path == listed or kind not in ("warc", "jsonl"):
             continue
-        label = f"{context.label}/{path.relative_to(root).as_posix()}"
-        for document in SOURCES[kind](str(path), replace(context, label=label)):
-            url = address((document.meta or {}).get("url") or "")
+        label = f"{context.label}/{storable_name(path.relative_to(root).as_posix())}"
+        for document in _documents(kind, path, replace(context, label=label)):
+            url = address(str((document.meta or {}).get("url") or ""))
             reason = "no votes" if url not in voted else "address met before" if url in seen else None
             if reason:
                 context.tally.drop(f"webtext: {reason}", document)
@@ -52,6 +53,16 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         raise DataError(f"source {name} holds no page that a post with {VOTES} votes points to")
 
 
+def _documents(kind: str, path: Path, context: SourceContext) -> Iterator[Document]:
+    """The documents of one file; a file that cannot be read or has none is counted."""
+    try:
+        yield from SOURCES[kind](str(path), context)
+    except OSError as error:
+        context.tally.spoilt("unreadable files", f"{context.label}: {error.strerror}")
+    except DataError as error:
+        context.tally.spoilt("files without documents", f"{context.label}: {error}")
+
+
 def voted_links(path: Path, context: SourceContext) -> set[str]:
     """The addresses with enough votes."""
     found = set()
@@ -59,7 +70,7 @@ def voted_links(path: Path, context: SourceContext) -> set[str]:
         try:
             post = json.loads(line)
             url, votes = address(str(post["url"])), int(post["votes"] if "votes" in post else post["score"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             if line.strip():
                 context.tally.spoilt("invalid links", line.decode(errors="replace"))
             continue

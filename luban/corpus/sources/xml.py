@@ -2,60 +2,78 @@
 
 from __future__ import annotations
 
-import bz2
+import codecs
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 
 from luban.corpus.sources import SourceContext
-from luban.corpus.sources.text import DAMAGED, open_bytes
+from luban.corpus.sources.charsets import REPLACED, codec_of, detect, open_text
+from luban.corpus.sources.compression import DAMAGED
 
 CHUNK = 1 << 20  # bytes parsed at a time
-LARGEST_ELEMENT = (
-    64 << 20
-)  # bytes without the end of an element after which reading stops, so that memory stays bounded
+LARGEST_ELEMENT = 64 << 20  # characters without the end of an element after which reading stops, to bound memory
+ENTITY = "<!ENTITY"
+DECLARED = re.compile(rb"""\s*<\?xml\s[^>]*encoding\s*=\s*["']([^"']+)""")
 
 
-def open_xml(path: Path) -> BinaryIO | bz2.BZ2File:
-    """The file's bytes, unpacked where its name says so."""
-    return bz2.open(path, "rb") if path.name.endswith(".bz2") else open_bytes(path)
-
-
-def elements(path: Path, tag: str, context: SourceContext) -> Iterator[Element]:
-    """Every element called `tag`, whatever its namespace, freed when the next is asked for.
+def elements(path: Path, tags: tuple[str, ...], context: SourceContext) -> Iterator[Element]:
+    """Every element called like one of the tags, whatever its namespace, freed when the next is asked for.
 
     Damage ends the reading; what came before it stands, and the damage is counted.
     """
     parser = XMLPullParser(("start", "end"))
     open_elements: list[Element] = []
-    since = 0  # bytes since an element was handed out
+    since = 0  # characters since an element was handed out
+    end = ""  # of the text before
     try:
-        with open_xml(path) as file:
-            while data := file.read(CHUNK):
-                if b"<!ENTITY" in data:
-                    context.tally.spoilt("XML files with entities", context.label)
-                    return
-                since += len(data)
-                if since > LARGEST_ELEMENT:
-                    context.tally.spoilt(
-                        "oversized XML elements", f"{context.label}: no <{tag}> in {LARGEST_ELEMENT} bytes"
-                    )
-                    return
-                parser.feed(data)
-                for event, element in cast("Iterator[tuple[str, Element]]", parser.read_events()):
-                    if event == "start":
-                        open_elements.append(element)
-                        continue
-                    open_elements.pop()
-                    if local(element) == tag:
-                        since = 0
-                        yield element
-                        if open_elements:
-                            open_elements[-1].remove(element)
+        for text in _texts(path, context):
+            if ENTITY in end + text:
+                context.tally.spoilt("XML files with entities", context.label)
+                return
+            since, end = since + len(text), (end + text)[-len(ENTITY) :]
+            if since > LARGEST_ELEMENT:
+                where = f"{context.label}: no <{tags[0]}> in {LARGEST_ELEMENT} characters"
+                context.tally.spoilt("oversized XML elements", where)
+                return
+            parser.feed(text)
+            for event, element in cast("Iterator[tuple[str, Element]]", parser.read_events()):
+                if event == "start":
+                    open_elements.append(element)
+                    continue
+                open_elements.pop()
+                if local(element) in tags:
+                    since = 0
+                    yield element
+                    if open_elements:
+                        open_elements[-1].remove(element)
         parser.close()
-    except (*DAMAGED, ParseError, OSError) as error:
+    except (*DAMAGED, ParseError) as error:
         context.tally.spoilt("damaged XML files", f"{context.label}: {error}")
+
+
+def _texts(path: Path, context: SourceContext) -> Iterator[str]:
+    """The file's text in pieces, in whatever encoding it declares; expat itself knows only four of them."""
+    with open_text(path) as file:
+        data = file.read(CHUNK)
+        codec = _codec(data)
+        decoder = codecs.getincrementaldecoder(codec)("replace")
+        while data:
+            text = decoder.decode(data)
+            if codec == "utf-8":
+                context.tally.add("invalid_utf8_replaced", text.count(REPLACED) - data.count(REPLACED.encode()))
+            yield text
+            data = file.read(CHUNK)
+        yield decoder.decode(b"", True)
+
+
+def _codec(data: bytes) -> str:
+    declared = DECLARED.match(data)  # none behind a byte order mark, whose text has become UTF-8
+    label = declared[1].decode("ascii", "replace").lower() if declared else "utf-8"
+    codec = "utf-8" if label in ("utf-8", "utf8") else codec_of(label) or detect(data)
+    return "utf-8" if codec.startswith("utf-16") else codec
 
 
 def local(element: Element) -> str:

@@ -42,7 +42,7 @@ def bad_folder(root: Path) -> Path:
     (root / "paper.tex.gz").write_bytes(gzip.compress(b"\\section{A} text " * 500)[:40])
     (root / "cut.warc").write_bytes(b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 5000\r\n\r\nshort")
     (root / "rows.jsonl").write_text(
-        '{"text": "a good row"}\n{"text": }\n[1, 2]\n{"text": ""}\n{"text": "null \\u0000 byte"}\n'
+        '{"text": "a good row"}\n{"text": }\n[1, 2]\n{"body": "x"}\n{"text": ""}\n{"text": "null \\u0000 byte"}\n'
     )
     (root / "nulls.txt").write_bytes(b"text\0with\0zeros")
     (root / "empty.txt").write_bytes(b"")
@@ -85,16 +85,16 @@ def test_every_kind_is_counted_and_the_good_documents_stay(folder, tmp_path):
     assert {f"A good text, number {i}, that stays." for i in range(GOOD)} <= texts
     assert {"a good row", "null \0 byte", "first member, sound"} <= texts and "not to be read" not in texts
     unusable = figures["unusable"]
-    assert unusable["damaged gzip files"] == 5 and unusable["invalid JSON lines"] >= 2
-    assert unusable["JSON lines without 'text' or 'messages'"] >= 1
-    assert unusable["suspicious gzip files"] == 1 and unusable["oversized XML elements"] == 1
+    assert unusable["damaged compressed files"] == 5 and unusable["invalid JSON lines"] >= 2
+    assert unusable["rows without 'text' or 'messages'"] >= 1 and figures["counts"]["empty_rows_skipped"] >= 1
+    assert unusable["suspicious compressed files"] == 1 and unusable["oversized XML elements"] == 1
     assert unusable["unreadable files"] == 1 and unusable["files without documents"] >= 4
     assert figures["counts"]["binary_files_skipped"] == 1 and figures["counts"]["folder_links_skipped"] == 1
     samples = figures["unusable_samples"]
     assert any("secret.txt" in name for name in samples["unreadable files"]) and all(
         len(v) <= 3 for v in samples.values()
     )
-    assert "damaged gzip files" in (tmp_path / "c" / "README.md").read_text()
+    assert "damaged compressed files" in (tmp_path / "c" / "README.md").read_text()
 
 
 def test_past_the_share_nothing_is_written(folder, tmp_path):
@@ -148,4 +148,62 @@ def test_a_compressed_file_is_divided_like_a_plain_one(tmp_path, monkeypatch):
     (tmp_path / "c.jsonl.gz").write_bytes(damaged[: len(damaged) - 5000])
     found, parts, tally = texts("c.jsonl.gz", True)
     assert parts == 7 and 0 < len(found) <= 900 and found == plain[0][: len(found)]
-    assert tally.unusable["damaged gzip files"] == 1  # once, not once a part
+    assert tally.unusable["damaged compressed files"] == 1  # once, not once a part
+
+
+def test_sources_that_cannot_be_read_are_refused_in_one_line(tmp_path, monkeypatch):
+    plain = builtins.open
+
+    def guarded(file, *args, **kwargs):
+        if "secret" in str(file):
+            raise PermissionError(13, "Permission denied", str(file))
+        return plain(file, *args, **kwargs)
+
+    names = (
+        "secret.txt",
+        "secret.jsonl",
+        "secret.csv",
+        "secret.json",
+        "secret.html",
+        "secret.tex",
+        "secret.warc",
+        "secret.jsonl.gz",
+    )
+    for name in names:
+        (tmp_path / name).write_bytes(b"not to be read")
+    monkeypatch.setattr(builtins, "open", guarded)
+    monkeypatch.setattr(io, "open", guarded)
+    for name in names:
+        with pytest.raises(DataError, match=rf"{name} cannot be read: Permission denied"):
+            build_corpus([f"{tmp_path / name}"], tmp_path / "c", heldout=0.0)
+    assert not (tmp_path / "c").exists() and not list(tmp_path.glob("*.incomplete"))
+
+
+def test_files_that_cannot_be_looked_at_are_counted(tmp_path, monkeypatch):
+    for name in ("good.txt", "bad.txt", "LICENSE"):
+        (tmp_path / name).write_text("text")
+    plain = Path.is_dir
+
+    def guarded(path):
+        if path.name == "bad.txt":
+            raise PermissionError(13, "Permission denied")
+        return plain(path)
+
+    monkeypatch.setattr(Path, "is_dir", guarded)
+    (source,), tally = find_sources([str(tmp_path)]), Tally()
+    assert [Path(d.id).name for d in source.documents(tally, 0, 0.0)] == ["LICENSE", "good.txt"]
+    assert tally.unusable == {"unreadable files": 1}
+
+
+def test_numbers_that_a_database_cannot_hold(tmp_path):
+    pytest.importorskip("resiliparse")
+    scores = ["9" * 40, "-" + "9" * 40, "x", "3"]
+    answers = "".join(
+        f'<row Id="{i}" PostTypeId="2" ParentId="0" Score="{s}" Body="answer {i}"/>' for i, s in enumerate(scores, 1)
+    )
+    (tmp_path / "Posts.xml").write_text(f'<posts><row Id="0" PostTypeId="1" Title="Why?" Body="So"/>{answers}</posts>')
+    (source,) = find_sources([str(tmp_path / "Posts.xml")])
+    (document,) = source.documents(Tally(), 0, 0.0)
+    assert document.meta["answer_scores"] == [3, 0, 0, 0] and document.text.startswith(
+        "Question: Why?\n\nSo\n\nAnswer: answer 4"
+    )

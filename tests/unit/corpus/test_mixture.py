@@ -118,10 +118,10 @@ def test_a_documents_own_licence_goes_before_its_sources(tmp_path):
     figures = build_corpus([str(tmp_path / "in.jsonl"), str(tmp_path / "b.txt")], tmp_path / "c", heldout=0.0,
                            licences={"in.jsonl": "ODC-BY-1.0"})  # fmt: skip
     assert {name: c["documents"] for name, c in figures["licences"].items()} == {
-        "MIT": 1, "CC-BY-4.0": 1, "ODC-BY-1.0": 1, "unknown": 1}  # fmt: skip
+        "MIT": 1, "CC-BY-4.0": 1, "ODC-By-1.0": 1, "unknown": 1}  # fmt: skip
     assert figures["sources"]["in.jsonl"] == {"documents": 3, "bytes": 11}
     card = (tmp_path / "c" / "README.md").read_text()
-    assert "| ODC-BY-1.0 | 1 | 3 |" in card and "| in.jsonl | 3 | 11 |" in card
+    assert "| ODC-By-1.0 | 1 | 3 |" in card and "| in.jsonl | 3 | 11 |" in card
     assert "The licence of some documents is unknown." in card and "Repeated documents" not in card
     assert "Near-duplicates were not looked for." in card and "| train | 4 | 15 |" in card
 

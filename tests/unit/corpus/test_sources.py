@@ -42,7 +42,7 @@ def test_a_folder_in_name_order_without_hidden_and_binary_files(tmp_path):
     ]  # fmt: skip
     assert counts["binary_files_skipped"] == 1
     assert counts["files without documents"] == 1
-    assert counts["damaged gzip files"] == 1
+    assert counts["damaged compressed files"] == 1
 
 
 def test_ids_do_not_depend_on_where_the_folder_is(tmp_path):
@@ -75,9 +75,10 @@ def test_globs(tmp_path):
 
 
 def test_invalid_utf8_is_replaced_and_counted(tmp_path):
-    (tmp_path / "a.txt").write_bytes("ok \ufffd ".encode() + b"\xff\xfe caf\xe9\r\n")
+    sound = "Größe und Äpfel, déjà vu, 你好。 " * 10
+    (tmp_path / "a.txt").write_bytes(sound.encode() + b"\xff\xfe caf\xe9\r\n")
     found, counts = read(tmp_path / "a.txt")
-    assert found[0].text == "ok \ufffd \ufffd\ufffd caf\ufffd\n"
+    assert found[0].text == sound + "\ufffd\ufffd caf\ufffd\n"
     assert counts["invalid_utf8_replaced"] == 3
 
 
@@ -100,7 +101,8 @@ def test_missing_and_unknown_sources_are_refused(tmp_path):
         read(tmp_path / "empty")
 
 
-def test_json_lines_good_and_bad(tmp_path):
+def test_json_lines_good_and_bad(tmp_path, monkeypatch):
+    monkeypatch.setattr("luban.corpus.sources.jsonl.LONGEST_ROW", LONGEST_LINE)
     rows = [
         json.dumps({"text": "one", "id": "x", "lang": "en", "quality": 0.5, "meta": {"k": 1}}),
         '{"text": ',
@@ -119,8 +121,8 @@ def test_json_lines_good_and_bad(tmp_path):
     assert [d.text for d in found] == ["one", "q\na", "lone \ufffd", "last"]
     assert (found[0].id, found[0].lang, found[0].quality, found[0].meta) == ("a.jsonl.gz#x", "en", 0.5, {"k": 1})
     assert found[1].messages == [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    assert counts["invalid JSON lines"] == 2 and counts["JSON lines without 'text' or 'messages'"] == 2
-    assert counts["oversized JSON lines"] == 1
+    assert counts["invalid JSON lines"] == 2 and counts["rows with unusable messages"] == 1
+    assert counts["oversized JSON lines"] == 1 and counts["empty_rows_skipped"] == 1
 
 
 def test_a_kind_before_a_folder_reads_its_files_of_that_kind(tmp_path):
@@ -148,7 +150,7 @@ def test_of_a_damaged_gzip_file_what_comes_before_the_damage_is_kept(tmp_path):
     good = gzip.compress(rows.encode())
     (tmp_path / "a.jsonl.gz").write_bytes(good[: len(good) // 2])
     found, counts = read(tmp_path / "a.jsonl.gz")
-    assert 1000 < len(found) < 4000 and counts["damaged gzip files"] == 1
+    assert 1000 < len(found) < 4000 and counts["damaged compressed files"] == 1
     assert [d.text for d in found] == [json.loads(line)["text"] for line in rows.splitlines()[: len(found)]]
     (tmp_path / "b.jsonl.gz").write_bytes(good[:30])
     with pytest.raises(DataError, match="is empty"):
@@ -159,7 +161,7 @@ def test_gzip_bombs_are_cut_off(tmp_path, monkeypatch):
     monkeypatch.setattr("luban.corpus.sources.text.LARGEST_UNPACKED", 1 << 20)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"\n" + b"a" * (32 << 20)))
     found, counts = read(tmp_path / "a.txt.gz")
-    assert sum(d.bytes for d in found) < 16 << 20 and counts["suspicious gzip files"] == 1
+    assert sum(d.bytes for d in found) < 16 << 20 and counts["suspicious compressed files"] == 1
 
 
 def test_the_parts_of_a_source_together_are_the_source(tmp_path, monkeypatch):
@@ -191,7 +193,7 @@ def test_parquet(tmp_path):
     assert [d.text for d in found] == ["one", "q\na"]
     assert counts["empty_rows_skipped"] == 1
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "b.parquet")
-    with pytest.raises(DataError, match="neither a 'text' nor a 'messages' column"):
+    with pytest.raises(DataError, match="has no column 'text' or 'messages', only body; --text-field"):
         read(tmp_path / "b.parquet")
     (tmp_path / "c.parquet").write_bytes(b"not parquet")
     with pytest.raises(DataError, match="not a Parquet file"):

@@ -9,8 +9,8 @@ import json
 import pytest
 
 from luban.core.errors import DataError
+from luban.corpus.licences import of_text
 from luban.corpus.sources import find_sources
-from luban.corpus.sources.code import licence_of
 from luban.corpus.sources.latex import body
 from luban.corpus.sources.mediawiki import plain
 from luban.corpus.sources.webtext import address
@@ -150,7 +150,7 @@ def test_latex_from_first_section_to_bibliography(tmp_path):
     (tmp_path / "a.tex").write_text(PAPER)
     assert read(tmp_path / "a.tex")[0][0].text == expected
     assert body("\\section{A}\n\\newcommand{\\a}{\\a\\a\\a\\a}\n" + "\\a" * 100).count("\\a") < 5000  # no explosion
-    assert body("no section here") == ""
+    assert body("\\newcommand{\\x}{no section here}") == ""
 
 
 def test_stack_exchange_answers_by_score(tmp_path):
@@ -195,10 +195,10 @@ def test_code_by_licence_and_line_length(tmp_path):
 
 def test_licences_are_told_by_their_words():
     bsd = "Redistribution and use in source and binary forms, with or without modification, are permitted"
-    assert licence_of(bsd) == "BSD-2-Clause"
-    assert licence_of(bsd + "\nNeither the name of the copyright holder") == "BSD-3-Clause"
-    assert licence_of("Apache License\n   Version 2.0, January 2004") == "Apache-2.0"
-    assert licence_of("all rights reserved") is None
+    assert of_text(bsd) == "BSD-2-Clause"
+    assert of_text(bsd + "\nNeither the name of the copyright holder") == "BSD-3-Clause"
+    assert of_text("Apache License\n   Version 2.0, January 2004") == "Apache-2.0"
+    assert of_text("all rights reserved") is None
 
 
 def test_webtext_takes_pages_with_votes_once(tmp_path):
@@ -210,15 +210,22 @@ def test_webtext_takes_pages_with_votes_once(tmp_path):
         ("http://en.wikipedia.org/wiki/X", 90),
         ("http://b.org/?q=1", 5),
     ]
-    (root / "links.jsonl").write_text("".join(json.dumps({"url": u, "votes": v}) + "\n" for u, v in posts) + "bad\n")
+    (root / "links.jsonl").write_text(
+        "".join(json.dumps({"url": u, "votes": v}) + "\n" for u, v in posts)
+        + "bad\n"
+        + '{"url": "u", "votes": 1e999}\n'
+        + "[" * 100_000
+    )
     pages = [("http://a.org/1#top", "one"), ("https://a.org/1", "again"), ("http://a.org/2", "two"),
              ("http://en.wikipedia.org/wiki/X", "wiki"), ("http://b.org?q=1", "three")]  # fmt: skip
     (root / "pages.jsonl").write_text("".join(json.dumps({"url": u, "text": t}) + "\n" for u, t in pages))
+    (root / "empty.jsonl").write_text('{"text": "no address", "meta": {"url": 5}}\n')
+    (root / "other.jsonl").write_text('{"body": "no text"}\n')
     (root / "more.warc").write_bytes(
         record("response", "http://b.org/?q=1", page()) + record("response", "http://z.org", page())
     )
     found, tally = read(f"webtext:{root}")
     assert [d.meta["url"] for d in found] == ["http://b.org/?q=1", "http://a.org/1#top"]
-    assert tally.dropped["webtext: no votes"]["documents"] == 3
-    assert tally.unusable["invalid links"] == 1
+    assert tally.dropped["webtext: no votes"]["documents"] == 4
+    assert tally.unusable["invalid links"] == 3 and tally.unusable["files without documents"] == 1
     assert address("HTTPS://WWW.Example.org:443/a/?b=c#d") == "example.org/a?b=c"
