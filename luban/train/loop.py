@@ -7,7 +7,7 @@ import signal
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,13 +58,14 @@ class Loop:
         Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
 
-    def __init__(self, art: ArtifactWriter, pieces: Pieces):
+    def __init__(self, art: ArtifactWriter, pieces: Pieces, clock: Callable[[], float] = time.monotonic):
+        self.clock = clock  # seconds since any fixed moment
         self.art, self.pieces, self.recipe, self.state = art, pieces, pieces.recipe, pieces.state
         self.series = Series(art.path)
         train = self.recipe.train
         fixed = art.figures.get("steps_fixed", {})
         self.count = StepCount(train.steps, train.budget_seconds, **fixed)
-        self.session = time.monotonic()
+        self.session = self.clock()
         self.earlier = self.state.progress.seconds  # of earlier sessions
         self.saved: int | None = self.series.steps()[-1] if self.series.steps() else None
         self.side = 0.0  # seconds in validation and saving since the last row
@@ -87,8 +88,8 @@ class Loop:
             progress("training", total=self.count.total(at.step), unit="steps", start=at.step) as bar,
         ):
             batches = self.pieces.loader.iterate(at.step)
-            self.row_time, self.row_tokens = time.monotonic(), at.tokens
-            self.settled, self.settled_at = at.step, time.monotonic()
+            self.row_time, self.row_tokens = self.clock(), at.tokens
+            self.settled, self.settled_at = at.step, self.clock()
             while at.step < self.count.total(at.step):
                 self._launch(batches)
                 while self.flying and (len(self.flying) > self.lead or self._must_settle(stop)):
@@ -103,9 +104,9 @@ class Loop:
         factor = self.recipe.schedule.factor(at.step, self.count.total(at.step))
         if self.profile:
             self.profile.begins(at.step + 1)
-        began = time.monotonic()
+        began = self.clock()
         batch = next(batches)
-        self.waited += (time.monotonic() - began) if self.step_seconds else 0.0
+        self.waited += (self.clock() - began) if self.step_seconds else 0.0
         if not batch.tokens_trained:
             warn(NO_TARGET)
         self.flying.append((factor, self.pieces.step.launch(batch, factor)))
@@ -134,7 +135,7 @@ class Loop:
         self.settled += 1
         self._count(result)
         self._log(journal, result, factor, bar)
-        now = time.monotonic()
+        now = self.clock()
         if not self.step_seconds:
             self._tell_kernels()
         self.step_seconds.append(now - self.settled_at)
@@ -151,7 +152,7 @@ class Loop:
     def _count(self, result: StepResult) -> None:
         at, limit = self.state.progress, self.recipe.train.max_bad_steps
         at.tokens += result.tokens
-        at.seconds = self.earlier + time.monotonic() - self.session
+        at.seconds = self.earlier + self.clock() - self.session
         if not result.bad or result.explained:
             return
         at.bad_steps += 1
@@ -165,7 +166,7 @@ class Loop:
 
     def _log(self, journal: Journal, result: StepResult, factor: float, bar: Bar) -> None:
         at, train = self.state.progress, self.recipe.train
-        now = time.monotonic()
+        now = self.clock()
         rate = (at.tokens - self.row_tokens) / max(now - self.row_time - self.side, 1e-9)
         bar.advance(1, f"loss {result.loss:.3f}  {count(float(rate))} tokens/s")
         step = self.settled
@@ -181,7 +182,7 @@ class Loop:
         per_step = 0.0
         if validation.every and self.pieces.validator and validation.batches:
             per_step = validation.batches * seconds / 2 / validation.every  # a forward alone is under half a step
-        if self.count.time(self.settled - 1, seconds, time.monotonic() - self.session + self.earlier, per_step):
+        if self.count.time(self.settled - 1, seconds, self.clock() - self.session + self.earlier, per_step):
             self.art.note(steps_fixed={"fixed": self.count.fixed, "fixed_at": self.count.fixed_at})
             bar.total = self.count.fixed
             say(f"training for {self.count.fixed} steps, which fit the budget of "
@@ -191,7 +192,7 @@ class Loop:
         """Validate and save where they are due, and leave when asked to."""
         if self.flying:
             return
-        at, began = self.state.progress, time.monotonic()
+        at, began = self.state.progress, self.clock()
         if self.profile and self.profile.complete:
             self.profile.write()
         last = at.step >= self.count.total(at.step)
@@ -199,8 +200,8 @@ class Loop:
             self._validate(journal)
         if stop.signal or self._due(self.recipe.checkpoint.every):
             self.save()
-        self.side += time.monotonic() - began
-        self.settled_at += time.monotonic() - began
+        self.side += self.clock() - began
+        self.settled_at += self.clock() - began
         if stop.signal and not last:
             name = signal.Signals(stop.signal).name
             raise Interrupted(stop.signal, f"stopped by {name} after step {at.step}, saved in "
@@ -210,7 +211,7 @@ class Loop:
         at, validator = self.state.progress, self.pieces.validator
         assert validator is not None  # else none is due
         found = validator(self.pieces.module, self.pieces.loss)
-        journal.write(step=at.step, **found.row(), seconds=self.earlier + time.monotonic() - self.session)
+        journal.write(step=at.step, **found.row(), seconds=self.earlier + self.clock() - self.session)
         at.scores = found.row()
         saving = at.step % self.recipe.checkpoint.every == 0 or at.step >= self.count.total(at.step)
         if saving and (at.best_loss is None or found.loss < at.best_loss):
@@ -220,7 +221,7 @@ class Loop:
     def save(self) -> None:
         """Write the checkpoint of this step and delete those that are no longer kept."""
         at = self.state.progress
-        at.seconds = self.earlier + time.monotonic() - self.session
+        at.seconds = self.earlier + self.clock() - self.session
         identity = self.art.manifest
         manifest = save_checkpoint(self.series.path(at.step), self.state.to_checkpoint(), config=identity.config,
                                    parents=identity.parents, seed=identity.seed,

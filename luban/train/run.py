@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -39,12 +41,13 @@ from luban.train.step import TrainStep
 from luban.train.validate import Validator
 
 
-def train(recipe: Recipe, out: Path, *, task: str, name: str) -> Path:
+def train(recipe: Recipe, out: Path, *, task: str, name: str, clock: Callable[[], float] = time.monotonic) -> Path:
     """Train as `recipe` says into the run directory `out`, or resume what is unfinished there.
 
     Args:
         task: what the run is for: "pretrain" or "sft".
         name: the recipe as it was called, for people.
+        clock: seconds since any fixed moment, which budgets and rates are counted by.
 
     Raises:
         LubanError: anything that is wrong, before anything is written; TrainingError and Interrupted after.
@@ -70,7 +73,7 @@ def train(recipe: Recipe, out: Path, *, task: str, name: str) -> Path:
             _resume(art, pieces)
             say(prediction.summary())
             try:
-                Loop(art, pieces).run()
+                Loop(art, pieces, clock).run()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luban.core.errors import DataError
@@ -15,7 +15,7 @@ from luban.tokenizer.special import SPECIAL_TOKENS
 from luban.tokenizer.tokenizer import load_tokenizer
 
 CONTENT = st.lists(st.one_of(st.text(), st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", "<", ">", "end|>", " ", "\n"])))
-relaxed = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(max_examples=200)
 
 
 def turns(*contents, first="user"):
