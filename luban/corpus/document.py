@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ class Document:
     source: str  # the source's label
     lang: str | None = None  # language code, where known
     quality: float | None = None  # score of a quality step, where one ran
-    messages: list[dict[str, str]] | None = None  # a conversation: [{"role", "content"}, …]
+    messages: list[dict[str, Any]] | None = None  # a conversation: [{"role", "content"}, …], calls of tools among them
     meta: dict[str, Any] | None = None  # whatever the source knows
     split: str | None = None  # "train" or "heldout" where the source decides; else the hash of the id does
 
@@ -26,7 +26,18 @@ class Document:
         if self.messages is None:
             yield self.text
         else:
-            yield from (message["content"] for message in self.messages)
+            yield from (message["content"] for message in self.messages if message["content"] is not None)
+
+    @property
+    def tools(self) -> list[dict[str, Any]] | None:
+        """The tools that a conversation may call, as its row describes them."""
+        return (self.meta or {}).get("tools")
+
+    def identity(self) -> str:
+        """What makes a document the same as another: its text, or all that a conversation's turns hold."""
+        if self.messages is None:
+            return self.text
+        return json.dumps([self.messages, self.tools], ensure_ascii=False, sort_keys=True)
 
     @property
     def bytes(self) -> int:
@@ -34,21 +45,50 @@ class Document:
         return len(self.text) if self.text.isascii() else len(self.text.encode())
 
 
-def conversation_text(messages: list[dict[str, str]]) -> str:
-    """The `text` of a conversation's document."""
-    return "\n".join(message["content"] for message in messages)
+def conversation_text(messages: list[dict[str, Any]]) -> str:
+    """The `text` of a conversation's document: what is said in it, without calls of tools."""
+    return "\n".join(message["content"] for message in messages if message["content"] is not None)
 
 
-def check_messages(value: Any) -> list[dict[str, str]]:
+def rewrite_messages(messages: list[dict[str, Any]], rewrite: Callable[[str], str]) -> list[dict[str, Any]]:
+    """The messages with their contents rewritten; a turn without one, which calls tools, stays as it is."""
+    return [m if m["content"] is None else {**m, "content": rewrite(m["content"])} for m in messages]
+
+
+def check_messages(value: Any) -> list[dict[str, Any]]:
     """`value` as a list of messages, from a list or its JSON.
+
+    A content may be a list of `{"type": "text", "text": …}`, which are joined, and is None where an assistant only calls
+    tools.
 
     Raises:
         ValueError: it is no non-empty list of {"role": str, "content": str}.
     """
     value = json.loads(value) if isinstance(value, str) else value
-    sound = isinstance(value, list) and value and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
-    )  # fmt: skip
-    if not sound:
+    if not isinstance(value, list) or not value:
         raise ValueError('messages must be a non-empty list of {"role": …, "content": …}')
-    return value
+    return [_check_message(message) for message in value]
+
+
+def _check_message(message: Any) -> dict[str, Any]:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise ValueError('a message must be {"role": …, "content": …}')
+    content, calls = message.get("content"), message.get("tool_calls")
+    if isinstance(content, list):
+        parts = [
+            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in content
+        ]
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) < len(parts):
+            raise ValueError("a message's content holds parts that are no text")
+        content = "".join(texts)
+    if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
+        raise ValueError('tool_calls must be a list of {"function": {"name": …, "arguments": …}}')
+    if not isinstance(content, str) and not (content is None and calls and message["role"] == "assistant"):
+        raise ValueError(f"a message of role {message['role']} has no content")
+    return {**message, "content": content}
+
+
+def _is_call(call: Any) -> bool:
+    function = call.get("function") if isinstance(call, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str)

@@ -124,8 +124,6 @@ class _Search:
     def _require_all(self, turn: int, found: set[str]) -> None:
         """Refuse what the template leaves out of a turn, where marks can tell."""
         message, mode = self.messages[turn], self.known.modes[turn]
-        if message.get("tool_calls") and "call" in mode.fields and "call" not in found:
-            raise _refusal(turn, "leaves out its tool calls")
         if text_of(message.get("content")).strip() and "content" in mode.fields and "content" not in found:
             if "call" not in found:
                 raise _refusal(turn, "leaves out its words")

@@ -16,6 +16,7 @@ from typing import Any
 
 from luban.core.errors import DataError
 from luban.tokenizer.answers import mark_answers
+from luban.tokenizer.calls import fill_calls
 from luban.tokenizer.marks import THOUGHTS
 from luban.tokenizer.template import CLOSE, GUARD, OPEN, fill
 from luban.tokenizer.tokenizer import Tokenizer, without_surrogates
@@ -59,19 +60,21 @@ class Rendered:
         return [span.trained for span in self.spans for _ in range(span.start, span.stop)]
 
 
-def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *,
-           add_generation_prompt: bool = False) -> Rendered:  # fmt: skip
+def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, add_generation_prompt: bool = False,
+           tools: Sequence[Mapping[str, Any]] | None = None) -> Rendered:  # fmt: skip
     """Turn a conversation into token ids, loss mask and spans, by the tokenizer's chat template.
 
     What the assistant writes is what stands in the template's `{% generation %}` blocks; in a template that has none it
     is found by filling the template again (`luban.tokenizer.answers`).
 
     Args:
-        messages: `{"role": …, "content": …}` in order.
+        messages: `{"role": …, "content": …}` in order; an assistant's may have `tool_calls`, as OpenAI's API has them.
         add_generation_prompt: end where the assistant is to begin.
+        tools: descriptions of the tools that may be called, as JSON schemas.
 
     Raises:
-        DataError: no template, no messages, an unknown role, or a conversation that the template refuses.
+        DataError: no template, no messages, an unknown role, or a conversation that the template refuses, or whose tools
+            or calls of tools it leaves out.
     """
     if tokenizer.chat_template is None:
         raise DataError(f"tokenizer {tokenizer.path or ''} has no chat template: give it a chat_template.jinja")
@@ -79,8 +82,14 @@ def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *,
     guarded = [_guard_message(message, tokenizer, specials) for message in messages]
     if not guarded:
         raise DataError("a conversation needs at least one message")
-    fill_with = partial(_fill, tokenizer, datetime.now())
-    marked = fill_with(guarded, add_generation_prompt)
+    offered = [_guard(tool, specials, tuple(tokenizer.special)) for tool in tools] if tools else None
+    now = datetime.now()
+    fill_with = partial(_fill, tokenizer, now, offered)
+    guarded, marked = fill_calls(guarded, fill_with, add_generation_prompt)
+    if offered and marked == _fill(tokenizer, now, None, guarded, add_generation_prompt):
+        raise DataError(
+            "the chat template has no place for tools, so the model would not see them: use another template"
+        )
     page = _Page.read(marked, specials)
     ids, offsets = _tokenise(page, tokenizer)
 
@@ -95,11 +104,11 @@ def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *,
     return Rendered(token_ids=ids, find_spans=find_spans)
 
 
-def _fill(tokenizer: Tokenizer, now: datetime, messages: Sequence[Mapping[str, Any]], prompt: bool) -> str:
+def _fill(tokenizer: Tokenizer, now: datetime, tools: Any, messages: Sequence[Mapping[str, Any]], prompt: bool) -> str:
     """The tokenizer's template, filled at one moment, since some hold the date."""
     settings = tokenizer.settings
     return fill(tokenizer.chat_template or "", messages, {
-        "add_generation_prompt": prompt, "tools": None, "documents": None, "strftime_now": now.strftime,
+        "add_generation_prompt": prompt, "tools": tools, "documents": None, "strftime_now": now.strftime,
         "bos_token": settings.bos_token or "", "eos_token": settings.eos_token or "",
         "pad_token": settings.pad_token or "", "unk_token": settings.unk_token or "",
     })  # fmt: skip
@@ -126,7 +135,7 @@ def _guard_message(message: Mapping[str, Any], tokenizer: Tokenizer, pattern: re
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
         role = message.get("role") if isinstance(message, Mapping) else message
         raise DataError(f"unknown role {role!r} in a conversation (known: {', '.join(ROLES)})")
-    if message.get("content") is None and message["role"] != "assistant":
+    if message.get("content") is None and not (message["role"] == "assistant" and message.get("tool_calls")):
         raise DataError(f"a message of role {message['role']!r} has no content")
     specials = tuple(tokenizer.special)
     thought = next((message[name] for name in THOUGHTS if message.get(name) is not None), None)

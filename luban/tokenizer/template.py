@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -56,15 +57,35 @@ def _compile(source: str) -> jinja2.Template:
     return environment.from_string(source)
 
 
+def read_template(path: Path) -> str:
+    """The chat template in a file.
+
+    Raises:
+        DataError: there is none, or it is not Jinja; names the line.
+    """
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the chat template {path} can't be read: {error}") from None
+    _parse(source)
+    return source
+
+
+def _parse(source: str) -> jinja2.Template:
+    try:
+        return _compile(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(f"the chat template is not valid Jinja: {error.message} (line {error.lineno})") from None
+
+
 def fill(source: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
     """The template's text for these messages, generation blocks between OPEN and CLOSE.
 
     Raises:
         DataError: the template is not Jinja, or refuses these messages.
     """
+    template = _parse(source)
     try:
-        return _compile(source).render(messages=messages, **variables)
-    except jinja2.TemplateSyntaxError as error:
-        raise DataError(f"the chat template is not valid Jinja: {error.message} (line {error.lineno})") from None
+        return template.render(messages=messages, **variables)
     except (jinja2.TemplateError, TypeError, AttributeError, KeyError) as error:
         raise DataError(f"the chat template refuses the conversation: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -109,6 +110,14 @@ class Tokenizer:
         twin = tokenizers.Tokenizer.from_str(self._model.to_str())
         twin.encode_special_tokens = False
         return twin
+
+    def with_template(self, source: str) -> Tokenizer:
+        """The same vocabulary with another chat template, which makes it another tokenizer."""
+        return Tokenizer(self._model, replace(self.settings, chat_template=source))
+
+    def same_vocabulary(self, other: Tokenizer) -> bool:
+        """Whether both give every text the same ids."""
+        return self._model.to_str() == other._model.to_str()
 
     def to_json(self) -> str:
         """The vocabulary as a `tokenizer.json`."""

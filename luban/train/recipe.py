@@ -8,6 +8,7 @@ from typing import Any, Literal
 from luban.checkpoint.series import CheckpointConfig
 from luban.core.config import from_dict, merge, to_dict
 from luban.core.errors import ConfigError
+from luban.data.shards import Shards
 from luban.models.presets import preset
 from luban.models.spec import ModelSpec
 from luban.objectives.causal import Causal
@@ -16,6 +17,7 @@ from luban.optim.adamw import AdamW
 from luban.optim.family import Optimizer
 from luban.optim.schedule.cosine import Cosine
 from luban.optim.schedule.family import Schedule
+from luban.tokenizer.tokenizer import Tokenizer
 from luban.train.recompute import Recompute
 
 
@@ -105,6 +107,10 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def require_tokenizer(self, shards: Shards, tokenizer: Tokenizer) -> None:
+        """Raise LineageError unless the shards were packed with the tokenizer of `init`."""
+        shards.require_tokenizer(tokenizer.content_hash, f"model {self.init}")
 
     def __post_init__(self):
         if self.train.weights == "bf16" and not self.optim.rounds_stochastically:

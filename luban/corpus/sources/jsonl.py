@@ -1,4 +1,4 @@
-"""JSON lines: objects with `text`, or `messages` for conversations; `id`, `lang`, `quality`, `meta` are kept."""
+"""JSON lines: objects with `text`, or `messages` (and `tools`) for conversations; `id`, `lang`, `quality`, `meta` are kept."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def row_document(row: Any, number: int, context: SourceContext) -> Document | No
     text = row.get("text")
     if messages is not None:
         text = conversation_text(messages)
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not (text.strip() or _calls(messages)):
         return None
     own, quality, lang = row.get("id"), row.get("quality"), row.get("lang")
     return Document(
@@ -120,7 +120,7 @@ def row_document(row: Any, number: int, context: SourceContext) -> Document | No
         source=context.label,
         lang=lang if isinstance(lang, str) else None,
         quality=float(quality) if isinstance(quality, (int, float)) else None,
-        messages=messages and [{**m, "content": _encodable(m["content"])} for m in messages],
+        messages=messages and _encodable_messages(messages),
         meta=_meta(row),
     )
 
@@ -130,6 +130,15 @@ def _encodable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def _calls(messages: list[dict[str, Any]] | None) -> bool:
+    return any(message.get("tool_calls") for message in messages or ())
+
+
+def _encodable_messages(messages: list[dict[str, Any]]) -> Any:
+    """The same for every string of a conversation."""
+    return json.loads(_encodable(json.dumps(messages, ensure_ascii=False)))
+
+
 def _meta(row: Mapping[str, Any]) -> dict[str, Any] | None:
     """The row's `meta`, and where it came from if it says so."""
     value = row.get("meta")
@@ -137,5 +146,16 @@ def _meta(row: Mapping[str, Any]) -> dict[str, Any] | None:
         value = json.loads(value) if isinstance(value, str) else value
     except ValueError:
         value = None
-    named = {key: row[key] for key in ("url", "licence") if isinstance(row.get(key), str)}
+    named: dict[str, Any] = {key: row[key] for key in ("url", "licence") if isinstance(row.get(key), str)}
+    if tools := _tools(row.get("tools")):
+        named["tools"] = tools
     return {**(value if isinstance(value, dict) else {}), **named} or None
+
+
+def _tools(value: Any) -> list[Any] | None:
+    """The row's list of tools, which may be JSON text."""
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+    return value if isinstance(value, list) and all(isinstance(tool, dict) for tool in value) else None

@@ -11,7 +11,7 @@ from luban.corpus.sources import PART_BYTES, Part, SourceContext
 from luban.corpus.sources.jsonl import row_document
 from luban.corpus.tally import Tally
 
-COLUMNS = ("id", "text", "lang", "quality", "messages", "meta")
+COLUMNS = ("id", "text", "lang", "quality", "messages", "tools", "meta")
 
 
 def read(name: str, context: SourceContext) -> Iterator[Document]:

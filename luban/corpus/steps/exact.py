@@ -1,4 +1,4 @@
-"""Exact deduplication: of documents with the same text, the first stays."""
+"""Exact deduplication: of documents with the same text, or conversations with the same turns, the first stays."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from luban.corpus.steps.across import DropStep
 class Exact(DropStep):
     """Drop repeated texts, in whatever splits they are, so that none is both trained on and held out.
 
-    Texts are compared by 128 bits of BLAKE2b; the decision takes 33 bytes of memory a document.
+    Of conversations everything is compared: roles, contents, calls of tools and the tools offered. They are compared by 128 bits of BLAKE2b; the decision takes 33 bytes of memory a document.
     """
 
     reason = "exact"
 
     def fingerprint(self, document: Document) -> np.ndarray:
         """(2,) uint64."""
-        digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
+        digest = hashlib.blake2b(document.identity().encode(), digest_size=16).digest()
         return np.frombuffer(digest, dtype=np.uint64)
 
     def duplicates(self, shards: Sequence[Ragged]) -> np.ndarray:

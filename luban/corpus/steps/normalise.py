@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from luban.core.errors import ConfigError, nearest
-from luban.corpus.document import Document, conversation_text
+from luban.corpus.document import Document, conversation_text, rewrite_messages
 from luban.corpus.tally import Tally
 
 QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": "'", "’": "'", "‚": "'"})
@@ -59,13 +59,13 @@ def rewritten(documents: Iterable[Document], rewrite: Callable[[str], str], coun
     """Documents with every text and message rewritten; how many changed is counted, and what is left empty dropped."""
     for document in documents:
         if document.messages is not None:
-            messages = [{**message, "content": rewrite(message["content"])} for message in document.messages]
+            messages = rewrite_messages(document.messages, rewrite)
             changed = replace(document, text=conversation_text(messages), messages=messages)
         else:
             text = rewrite(document.text)
             changed = document if text == document.text else replace(document, text=text)
         tally.add(counted, changed.text != document.text)
-        if changed.text.strip():
+        if changed.text.strip() or not document.text.strip():  # a conversation may hold nothing but calls of tools
             yield changed
         else:
             tally.drop(f"{counted}: nothing left", document)

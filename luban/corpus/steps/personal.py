@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from luban.corpus.document import Document, conversation_text
+from luban.corpus.document import Document, conversation_text, rewrite_messages
 from luban.corpus.tally import Tally
 
 EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.)+[A-Za-z]{2,24}\b(?!\()")  # no call, as in x@y.sum()
@@ -29,7 +29,7 @@ def personal(documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
     for document in documents:
         messages = document.messages
         if messages is not None:
-            messages = [{**message, "content": scrub(message["content"], tally)} for message in messages]
+            messages = rewrite_messages(messages, lambda text: scrub(text, tally))
             text = conversation_text(messages)
         else:
             text = scrub(document.text, tally)

@@ -13,14 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from luban.core.errors import ConfigError, DataError, MissingExtra
 from luban.core.hashing import file_sha256
-from luban.corpus.document import Document, conversation_text
+from luban.corpus.document import Document, conversation_text, rewrite_messages
 from luban.corpus.tally import Tally
 
 WORD = re.compile(r"(?<![\w@#$%&*+/\\<=>^_`{|}~.:'’-])[a-z]{5,30}(?![\w@#$%&*+/\\<=>^_`{|}~('’-]|[.:]\w)")
@@ -71,7 +71,7 @@ class Spelling:
             if document.messages is None:
                 changed = replace(document, text=self.text(document.text, changes))
             else:
-                messages = [{**m, "content": self.text(m["content"], changes)} for m in document.messages]
+                messages = rewrite_messages(document.messages, partial(self.text, changes=changes))
                 changed = replace(document, text=conversation_text(messages), messages=messages)
             if changes:
                 tally.add("documents_respelled")

@@ -82,6 +82,48 @@ def test_a_tool_call_is_trained_on_and_its_result_is_not(trained, name):
     assert found[1].endswith("noon" + ENDS[name]) and "bye" in found[2] and len(found) == 3
 
 
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.calls])
+def test_arguments_may_be_json_text_and_a_content_null_or_empty(trained, name):
+    function = CALL["tool_calls"][0]["function"]
+    spelled = {**CALL["tool_calls"][0], "function": {**function, "arguments": '{"zone": "UTC"}'}}
+    for content in (None, ""):
+        call = {"role": "assistant", "content": content, "tool_calls": [spelled]}
+        assert trained(FAMILIES[name], [*turns("time?"), call, RESULT, *turns("x", "noon")[1:]])[0] == CALLS[name]
+
+
+WRITES = {  # how a template writes calls → what it writes of a call with arguments as JSON text
+    "{{ c.function.arguments }}": '{"zone": "UTC"}',
+    "{{ '' + c.function.arguments }}": '{"zone": "UTC"}',
+    "{{ c.function.arguments | tojson }}": '{"zone": "UTC"}',
+    "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}": "zone=UTC",
+}
+
+
+@pytest.mark.parametrize("written", WRITES)
+@pytest.mark.parametrize("content", ["{{ m.content or '' }}", "{{ m.content | trim }}", "{% if m.content is not none %}"
+                                     "{{ m.content }}|{% endif %}"], ids=["or", "trim", "turn"])  # fmt: skip
+def test_templates_get_arguments_and_contents_as_they_want_them(trained, written, content):
+    template = (f"{{% for m in messages %}}{{{{ m.role }}}}:{content}{{% for c in m.tool_calls or [] %}}{{{{ c.function.name }}}}"
+                + written + "{% endfor %}</s>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}")  # fmt: skip
+    spelled = {"id": "c", "type": "function", "function": {"name": "now", "arguments": '{"zone": "UTC"}'}}
+    call = {"role": "assistant", "content": None, "tool_calls": [spelled]}
+    (found,) = trained(Family(template, ("<s>", "</s>")), [*turns("time?"), call, RESULT])
+    assert found == "now" + WRITES[written] + "</s>"
+
+
+def test_tools_are_written_by_templates_that_have_a_place_for_them(tmp_path):
+    template = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    tools = [{"type": "function", "function": {"name": "now </s>"}}]
+    tokenizer = load_tokenizer(Family(template, ("<s>", "</s>")).write(tmp_path / "t", template))
+    ids = render(turns("time?"), tokenizer, tools=tools).token_ids
+    text = '[{"type": "function", "function": {"name": "now </s>"}}]time?</s>'
+    assert tokenizer.decode(ids, skip_special=False) == text and ids.count(tokenizer.special["</s>"]) == 1
+    chatml = load_tokenizer(FAMILIES["chatml"].write(tmp_path / "c", CHATML))
+    with pytest.raises(DataError, match="no place for tools"):
+        render(turns("time?"), chatml, tools=tools)
+    assert render(turns("time?"), chatml, tools=[]).token_ids == render(turns("time?"), chatml).token_ids
+
+
 def test_earlier_thinking_that_the_template_drops_is_not_trained_on(trained):
     thoughtful = [f"<think>\nhm {word}\n</think>\n\n{word}" for word in ("one", "two")]
     messages = turns("a", thoughtful[0], "b", thoughtful[1])
@@ -131,7 +173,8 @@ def test_where_a_mask_would_be_a_guess_the_turn_is_named(trained, why):
     template, messages, turn = BROKEN[why]
     with pytest.raises(DataError, match=rf"turn {turn} of the conversation.*{why}") as refused:
         trained(Family(template, ("<s>", "</s>", "<|im_start|>", "<|im_end|>")), messages)
-    assert "\n" not in str(refused.value) and "{% generation %}" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert ("--chat-template FILE" if why == "leaves out its tool calls" else "{% generation %}") in str(refused.value)
 
 
 def test_a_conversation_is_rendered_where_no_mask_can_be_found(tmp_path):
