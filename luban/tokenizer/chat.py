@@ -61,7 +61,8 @@ class Rendered:
 
 
 def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, add_generation_prompt: bool = False,
-           tools: Sequence[Mapping[str, Any]] | None = None) -> Rendered:  # fmt: skip
+           tools: Sequence[Mapping[str, Any]] | None = None,
+           variables: Mapping[str, Any] | None = None) -> Rendered:  # fmt: skip
     """Turn a conversation into token ids, loss mask and spans, by the tokenizer's chat template.
 
     What the assistant writes is what stands in the template's `{% generation %}` blocks; in a template that has none it
@@ -71,6 +72,7 @@ def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, add_g
         messages: `{"role": …, "content": …}` in order; an assistant's may have `tool_calls`, as OpenAI's API has them.
         add_generation_prompt: end where the assistant is to begin.
         tools: descriptions of the tools that may be called, as JSON schemas.
+        variables: further variables of the template, such as `enable_thinking`.
 
     Raises:
         DataError: no template, no messages, an unknown role, or a conversation that the template refuses, or whose tools
@@ -83,10 +85,11 @@ def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, add_g
     if not guarded:
         raise DataError("a conversation needs at least one message")
     offered = [_guard(tool, specials, tuple(tokenizer.special)) for tool in tools] if tools else None
-    now = datetime.now()
-    fill_with = partial(_fill, tokenizer, now, offered)
+    given = _guard(dict(variables or {}), specials, tuple(tokenizer.special))
+    own = {**given, **_own(tokenizer)}
+    fill_with = partial(_fill, tokenizer, {**own, "tools": offered})
     guarded, marked = fill_calls(guarded, fill_with, add_generation_prompt)
-    if offered and marked == _fill(tokenizer, now, None, guarded, add_generation_prompt):
+    if offered and marked == _fill(tokenizer, own, guarded, add_generation_prompt):
         raise DataError(
             "the chat template has no place for tools, so the model would not see them: use another template"
         )
@@ -104,14 +107,18 @@ def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, add_g
     return Rendered(token_ids=ids, find_spans=find_spans)
 
 
-def _fill(tokenizer: Tokenizer, now: datetime, tools: Any, messages: Sequence[Mapping[str, Any]], prompt: bool) -> str:
-    """The tokenizer's template, filled at one moment, since some hold the date."""
+def _fill(
+    tokenizer: Tokenizer, variables: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], prompt: bool
+) -> str:
+    return fill(tokenizer.chat_template or "", messages, {**variables, "add_generation_prompt": prompt})
+
+
+def _own(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The variables that every filling has; of one moment, since some templates hold the date."""
     settings = tokenizer.settings
-    return fill(tokenizer.chat_template or "", messages, {
-        "add_generation_prompt": prompt, "tools": tools, "documents": None, "strftime_now": now.strftime,
-        "bos_token": settings.bos_token or "", "eos_token": settings.eos_token or "",
-        "pad_token": settings.pad_token or "", "unk_token": settings.unk_token or "",
-    })  # fmt: skip
+    return {"tools": None, "documents": None, "strftime_now": datetime.now().strftime,
+            "bos_token": settings.bos_token or "", "eos_token": settings.eos_token or "",
+            "pad_token": settings.pad_token or "", "unk_token": settings.unk_token or ""}  # fmt: skip
 
 
 # Guarding what people wrote -------------------------------------------------------------------------------

@@ -86,6 +86,6 @@ def fill(source: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[
     """
     template = _parse(source)
     try:
-        return template.render(messages=messages, **variables)
+        return template.render({**variables, "messages": messages})
     except (jinja2.TemplateError, TypeError, AttributeError, KeyError) as error:
         raise DataError(f"the chat template refuses the conversation: {error}") from None

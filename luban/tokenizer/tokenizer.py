@@ -12,6 +12,7 @@ import tokenizers
 from luban.core.artifact import MANIFEST, incomplete_path, open_artifact, read_manifest
 from luban.core.errors import ArtifactError, DataError
 from luban.core.hashing import data_sha256
+from luban.tokenizer.pieces import Pieces
 from luban.tokenizer.settings import Settings, read_settings, write_settings
 from luban.tokenizer.special import END_OF_TURN
 
@@ -91,6 +92,14 @@ class Tokenizer:
     def token(self, index: int) -> str | None:
         """The vocabulary's own spelling of one id."""
         return self._model.id_to_token(index)
+
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes of one id in the middle of a text; those of a text's ids, one after another, are the text's."""
+        return self._pieces(index)
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces(self._model)
 
     def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character ranges of a rendered template, in which special tokens ARE recognised.

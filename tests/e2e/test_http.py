@@ -91,7 +91,7 @@ def test_every_route_of_the_application_is_guarded(tiny_checkpoint):
     app = create_app(luban.Engine(luban.load_model(tiny_checkpoint)), api_key=KEY)
     from fastapi.testclient import TestClient
 
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://localhost") as client:
         for route in app.routes:
             path = route.path.replace("{name:path}", "x")
             for method in getattr(route, "methods", None) or {"GET"}:
