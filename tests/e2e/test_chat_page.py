@@ -112,9 +112,16 @@ def locked(tiny_checkpoint):
 ANSWERED = "document.querySelectorAll('.message.assistant .tools').length"
 
 
-def test_a_conversation(browser, plain):
-    browser.open(plain)
+def open_with_short_answers(browser, address):
+    """A random model would fill its context."""
+    browser.open(address)
+    browser.script("localStorage.setItem('luban.max-tokens', '40')")
+    browser.open(address)
     browser.until("document.getElementById('model').textContent.startsWith('tiny-bytes')")
+
+
+def test_a_conversation(browser, plain):
+    open_with_short_answers(browser, plain)
     browser.type("#input", "<b>hello</b>" + ENTER)
     browser.until(f"{ANSWERED} == 1")
     assert browser.script("document.querySelector('.message.user .text').textContent") == "<b>hello</b>"
@@ -124,8 +131,17 @@ def test_a_conversation(browser, plain):
     browser.click("#send")
     browser.until(f"{ANSWERED} == 2")
     assert browser.script("state.messages.map(m => m.role).join()") == "user,assistant,user,assistant"
+    shown = browser.script("[...document.querySelectorAll('.message .text')].map(m => m.textContent)")
+    browser.open(plain)  # a reload keeps the conversation
+    browser.until(f"{ANSWERED} == 2")
+    assert browser.script("[...document.querySelectorAll('.message .text')].map(m => m.textContent)") == shown
+    assert browser.script("state.messages.map(m => m.role).join()") == "user,assistant,user,assistant"
+    assert browser.script("document.querySelectorAll('.message b').length") == 0
     browser.click("#new")
     browser.until("!document.querySelector('.message') && !document.getElementById('welcome').hidden")
+    browser.open(plain)
+    browser.until("state.model")
+    assert browser.script("document.querySelectorAll('.message').length") == 0
     assert [line for line in browser.log() if "favicon" not in line] == []  # no error, nothing refused by the policy
 
 
@@ -149,6 +165,19 @@ def test_settings_reach_the_request_and_survive_a_reload(browser, plain):
     theme = browser.script("document.documentElement.dataset.theme")
     browser.click("#theme")
     assert browser.script("document.documentElement.dataset.theme") != theme
+
+
+def test_what_is_not_set_is_left_to_the_models_own_settings(browser, plain):
+    browser.open(plain)
+    browser.until("state.model")
+    asked = "requestFor([{role: 'user', content: 'x'}])[1]"
+    assert sorted(browser.script(asked)) == ["messages", "model", "stream", "stream_options"]
+    assert browser.script("document.getElementById('temperature-value').textContent") == "the model's own"
+    slider = "document.getElementById('temperature')"
+    browser.script(f"(t => {{ t.value = 1.5; t.dispatchEvent(new Event('input')) }})({slider})")
+    assert browser.script(asked)["temperature"] == 1.5
+    browser.script(f"{slider}.dispatchEvent(new Event('dblclick'))")
+    assert "temperature" not in browser.script(asked)
 
 
 def test_escape_stops_an_answer(browser, plain):

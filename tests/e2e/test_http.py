@@ -292,3 +292,39 @@ def test_makers_settings_hold_until_the_request_says_otherwise(tiny_checkpoint, 
             assert chat["usage"]["completion_tokens"] <= 5
     finally:
         stop(process)
+
+
+def test_a_terminated_server_ends_its_streams_and_shows_no_traceback(tiny_checkpoint):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "luban", "serve", str(tiny_checkpoint), "--port", "0"],
+                               stderr=subprocess.PIPE, text=True, env=environment)  # fmt: skip
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if found := re.search(r"at (http://\S+)", line):
+            break
+    body = {**CHAT, "stream": True, "n": 8, "max_tokens": 450, "ignore_eos": True}
+    ends: list[str] = []
+    begun = threading.Barrier(5)
+
+    def ask():
+        with (
+            httpx.Client(base_url=found[1], timeout=None) as client,
+            client.stream("POST", "/v1/chat/completions", json=body) as response,
+        ):
+            lines = (line for line in response.iter_lines() if line)
+            first = next(lines)
+            begun.wait()
+            ends.append([first, *lines][-1])
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    process.terminate()
+    for thread in threads:
+        thread.join()
+    said.append(process.stderr.read())
+    assert process.wait() in (0, -15, 143)
+    assert len(ends) == 4 and all(end == "data: [DONE]" or "being stopped" in end for end in ends)
+    assert "Traceback" not in "".join(said), "".join(said)
