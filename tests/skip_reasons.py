@@ -34,6 +34,8 @@ def _want(reason: str) -> str:
     reason = reason.removeprefix("Skipped: ")
     if package := re.match(r"could not import '([\w.]+)'", reason):
         return f"the package {package[1].partition('.')[0]}"
+    if package := re.search(r"the package ([\w-]+), which isn't installed", reason):
+        return f"the package {package[1]}"
     if needed := re.match(r"needs (.+)", reason):
         return needed[1]
     if missing := re.match(r"(.+?) (?:is|are) not (?:installed|in this torch)$", reason):

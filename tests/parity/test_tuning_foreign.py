@@ -33,6 +33,29 @@ def models(tmp_path_factory):
     return {"gguf": file, "checkpoint": import_model(loaded, folder / "ours"), "hf": folder / "hf", "name": "smollm2"}
 
 
+@pytest.mark.parametrize("begin", [True, False])
+def test_a_tuned_gguf_model_begins_its_texts_as_the_file_does(begin, tmp_path):
+    file = write(tmp_path / "model.gguf", quant="F32", template=TEMPLATE, begin=begin)
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(row) + "\n")
+    words = [
+        "sft",
+        "luban_sft_cpu",
+        "--init",
+        file,
+        "--data.path",
+        tmp_path / "chat.jsonl",
+        *SMALL,
+        "--out",
+        tmp_path / "run",
+    ]
+    assert main(list(map(str, words))) == 0
+    luban.export_model(luban.load_model(tmp_path / "run"), tmp_path / "hf")
+    for model in (luban.load_model(path) for path in (file, tmp_path / "run", tmp_path / "hf")):
+        assert model.begins_with_bos == begin
+        assert luban.Engine(model).tokens_of("a") == [*[model.tokenizer.bos_id] * begin, *model.tokenizer.encode("a")]
+
+
 @pytest.mark.parametrize("kind", ["gguf", "checkpoint", "hf", "name"])
 def test_a_foreign_model_is_tuned_shown_measured_and_exported(kind, models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(luban.load.model, "packaged_file", lambda name: models["gguf"])
