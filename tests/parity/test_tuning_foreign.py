@@ -14,6 +14,7 @@ from test_gguf import write
 
 import luban
 import luban.load.model
+from luban.checkpoint.weights import weights_hash
 from luban.cli.main import main
 from luban.core.artifact import open_artifact
 from luban.load.export import import_model
@@ -31,6 +32,22 @@ def models(tmp_path_factory):
     loaded = luban.load_model(file)
     luban.export_model(loaded, folder / "hf")
     return {"gguf": file, "checkpoint": import_model(loaded, folder / "ours"), "hf": folder / "hf", "name": "smollm2"}
+
+
+@pytest.mark.parametrize("kind", ["gguf", "hf", "name"])
+def test_a_foreign_model_is_inspected(kind, models, monkeypatch, capsys):
+    monkeypatch.setattr(luban.load.model, "packaged_file", lambda name: models["gguf"])
+    model = luban.load_model(models[kind])
+    assert main(["inspect", str(models[kind]), "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
+    assert known["parameters"] == sum(p.numel() for p in model.module.parameters()) and known["context"] == 64
+    assert known["weights_hash"] == weights_hash(dict(model.module.named_parameters()))
+    assert known["tokenizer"]["stop"] == ["<|end|>"] and known["tokenizer"]["chat_template"]
+    assert main(["inspect", str(models[kind])]) == 0
+    shown = capsys.readouterr().out
+    assert known["weights_hash"] in shown and "<|end|>" in shown and f"{known['parameters']:,}" in shown
+    assert main(["inspect", str(models[kind]), "--verify"]) == 2
+    assert "luban import" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("begin", [True, False])
