@@ -7,8 +7,10 @@ nothing but themselves.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import Any
@@ -36,6 +38,9 @@ OPEN = {"/health", *PAGE}  # what answers without the key
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'"
 )
+
+
+TRIED = re.compile(r"(str|int|float|bool|list\[.*|dict\[.*)$")  # types in the places of validation errors
 
 
 class UnknownModel(LubanError):
@@ -235,6 +240,12 @@ def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
+def _field(place: Sequence[str | int]) -> str:
+    """The field that a validation error is about: its place in the body, without the names of the types that were tried."""
+    named = itertools.takewhile(lambda part: not (isinstance(part, str) and TRIED.match(part)), place[1:])
+    return ".".join(map(str, named))
+
+
 def _add_errors(app: FastAPI) -> None:
     """Every error in OpenAI's shape."""
 
@@ -244,8 +255,10 @@ def _add_errors(app: FastAPI) -> None:
         if first["type"] == "json_invalid":
             where = f"{first.get('ctx', {}).get('error', 'not understood')} at character {first['loc'][-1]}"
             return JSONResponse(error_body(f"the request's body is not valid JSON: {where}"), 400)
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return JSONResponse(error_body(f"{where}: {first['msg']}" if where else first["msg"], param=where or None), 400)
+        where = _field(first["loc"])
+        said = dict.fromkeys(str(each["msg"]) for each in error.errors() if _field(each["loc"]) == where)
+        message = ", or ".join(said)  # one for each form that a field may have
+        return JSONResponse(error_body(f"{where}: {message}" if where else message, param=where or None), 400)
 
     @app.exception_handler(HTTPException)
     async def refused(http: HttpRequest, error: HTTPException) -> JSONResponse:

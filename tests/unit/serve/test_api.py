@@ -125,6 +125,17 @@ def test_bodies_that_cannot_be_read_say_why(client, body, words):
     assert answer.status_code in (400, 404) and words in answer.json()["error"]["message"]
 
 
+def test_a_field_of_several_forms_is_named_as_the_client_knows_it(client):
+    error = post(client, "completions", prompt=3).json()["error"]
+    assert error["param"] == "prompt" and error["message"].startswith("prompt: Input should be a valid string, or ")
+    error = post(client, messages=[{"role": "user", "content": 3}]).json()["error"]
+    assert (
+        error["param"] == "messages.0.content" and "valid string, or Input should be a valid list" in error["message"]
+    )
+    assert post(client, "completions", stop=3).json()["error"]["param"] == "stop"
+    assert post(client, messages=None).json()["error"]["message"] == "messages: Field required"
+
+
 def test_lone_surrogates_in_a_conversation_are_answered(client):
     body = json.dumps({**ASK, "messages": [{"role": "user", "content": "a\ud800b"}]}).encode()
     answer = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
