@@ -29,14 +29,14 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from luban.data.batch import Batch
 from luban.kernels import dispatch
+from luban.kernels.attention_mask import AttentionMask
 from luban.kernels.distance import alibi, alibi_slopes, kerple_log, kerple_power
 from luban.kernels.flash import launch
 from luban.kernels.flash.attention import flash_attention, prepared
 from luban.kernels.intervals import intervals
 from luban.kernels.layout import BlockLayout
-from luban.kernels.visible import Visible
-from luban.nn.attention.mask import scores
-from luban.nn.attention.product import attend
+from luban.nn.attention.attend import attend
+from luban.nn.attention.prepared_mask import scores
 
 fa4 = fa4_packed = None
 if dispatch.flash4_missing() is None:
@@ -110,7 +110,7 @@ def picked(q, k, v, **restrictions):
     """What a model would run on these tensors."""
     T = q.shape[2]
     made = scores(
-        Visible(queries=T, keys=T, causal=True, device=q.device, **restrictions), width=q.shape[3], dtype=q.dtype
+        AttentionMask(queries=T, keys=T, causal=True, device=q.device, **restrictions), width=q.shape[3], dtype=q.dtype
     )
     return made.path, lambda: attend(q, k, v, made)
 
@@ -190,7 +190,7 @@ def packed(T=8192, mean=512, batches=(2, 8)):
         lengths = torch.empty(B, T).exponential_(1 / mean).clamp(min=1).long()
         documents = torch.stack([torch.repeat_interleave(torch.arange(T), row)[:T] for row in lengths]).int()
         arrays = dict.fromkeys(("tokens", "targets", "loss_mask", "documents", "positions"), documents.numpy())
-        starts, documents = torch.from_numpy(Batch(**arrays).starts()).cuda(), documents.cuda()
+        starts, documents = torch.from_numpy(Batch(**arrays).document_starts()).cuda(), documents.cuda()
         mask = intervals(T, T, documents=documents, device="cuda")
         pairs, square = mask.pairs() / B, T * (T + 1) / 2
         dense = {"luban": measure("packed", "dense luban", T, D, square, lambda: flash_attention(q, k, v), qkv)}

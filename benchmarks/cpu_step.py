@@ -31,20 +31,20 @@ from luban.data.batch import Batch
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
 from luban.objectives.causal import Causal
-from luban.train.compile import loss_function
-from luban.train.device import keep_freed_memory, set_determinism
-from luban.train.precision import COMPUTE, LossScale, Masters
+from luban.parallel.compile import loss_function
+from luban.parallel.device import keep_freed_memory, set_determinism
+from luban.parallel.engine import TrainStep
+from luban.parallel.precision import COMPUTE, LossScale, Masters
 from luban.train.recipe import Recipe, resolve_spec
-from luban.train.step import TrainStep
 
 VOCABULARY = 4096
 CPU = torch.device("cpu")
 
 
 def plain_step(spec: ModelSpec, seq_len: int) -> Callable[[Batch], None]:
-    module = Plain(vocabulary=VOCABULARY, width=spec.width, layers=spec.layers, heads=spec.attention.heads,
-                   kv_heads=spec.attention.key_heads(), inner=spec.feedforward.width, seq=seq_len,
-                   qk_norm=spec.attention.qk_norm is not None)  # fmt: skip
+    module = Plain(vocabulary=VOCABULARY, width=spec.width, layers=spec.layers, heads=spec.layers[0].mixer.heads,
+                   kv_heads=spec.layers[0].mixer.key_heads(), inner=spec.layers[0].feedforward.width, seq=seq_len,
+                   qk_norm=spec.layers[0].mixer.qk_norm is not None)  # fmt: skip
     compiled = torch.compile(module, dynamic=False)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
 

@@ -56,7 +56,7 @@ class TextBatch:
 
     def __init__(self, rows: np.ndarray, step: int, batch: int):
         self.ids = rows[step * batch : (step + 1) * batch]
-        self.tokens_trained = self.tokens_read = batch * (rows.shape[1] - 1)
+        self.target_count = self.tokens_read = batch * (rows.shape[1] - 1)
 
     def arrays(self):
         return self.ids[:, :-1], self.ids[:, 1:], self.ids[:, 1:] >= 0

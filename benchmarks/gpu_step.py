@@ -32,16 +32,16 @@ from torch import nn
 
 from luban.kernels import dispatch, gated
 from luban.models.build import build_model
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import SwiGLU
+from luban.models.spec import uniform
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
 from luban.objectives.causal import Causal
 from luban.optim.adamw import AdamW
-from luban.train.compile import loss_function
-from luban.train.precision import COMPUTE, LossScale, Masters
+from luban.parallel.compile import loss_function
+from luban.parallel.engine import TrainStep
+from luban.parallel.precision import COMPUTE, LossScale, Masters
 from luban.train.recipe import TrainConfig
 from luban.train.run import prepare_blocks
-from luban.train.step import TrainStep
 
 T = 2048
 SHAPE = {"width": 2048, "inner": 5632, "layers": 22, "vocab": 32_000, "kv_heads": 4}
@@ -123,11 +123,11 @@ def plain_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: 
 def luban_trainer(shape: dict[str, int], heads: int, batch: int, seq: int, device: str, settings: dict[str, str],
                   lr: float = 1e-4, changed: float = 0.0) -> tuple[TrainStep, nn.Module]:  # fmt: skip
     """The trainer's own step and its module, its first weights changed by this share of them."""
-    spec = ModelSpec(vocab_size=shape["vocab"], width=shape["width"], layers=shape["layers"], context=seq,
-                     attention=Grouped(heads=heads, kv_heads=shape["kv_heads"]),
+    spec = uniform(vocab_size=shape["vocab"], width=shape["width"], layers=shape["layers"], context=seq,
+                     mixer=Grouped(heads=heads, kv_heads=shape["kv_heads"]),
                      feedforward=SwiGLU(width=shape["inner"]))  # fmt: skip
     train = TrainConfig(precision=settings.get("precision", "bf16"), weights=settings["weights"], batch_size=batch,
-                        seq_len=seq, recompute=settings.get("recompute", "none"))  # fmt: skip
+                        seq_len=seq, remat=settings.get("recompute", "none"))  # fmt: skip
     module = build_model(spec, device=torch.device(device), seed=0)
     with torch.no_grad():
         for weight in module.parameters() if changed else ():
@@ -158,7 +158,7 @@ class RandomBatch:
     """Random tokens without document boundaries."""
 
     def __init__(self, batch: int, seq: int, vocabulary: int):
-        self.tokens_trained = self.tokens_read = batch * seq
+        self.target_count = self.tokens_read = batch * seq
         self.ids = torch.randint(0, vocabulary, (batch, seq + 1)).numpy()
 
     def arrays(self):

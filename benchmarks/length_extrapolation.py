@@ -42,11 +42,12 @@ import torch.nn.functional as F
 from on_gpus import visible
 from torch import Tensor
 
-from luban import ModelSpec, build_model
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import SwiGLU
+from luban import build_model
+from luban.models.spec import ModelSpec, uniform
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.position.alibi import Alibi
-from luban.nn.position.family import Position
+from luban.nn.position.base import Position
 from luban.nn.position.kerple import KerpleLog, KerplePower
 from luban.nn.position.none import NoPosition
 from luban.nn.position.randomised import Randomised
@@ -100,8 +101,8 @@ def methods(setting: Setting) -> dict[str, Position]:
 
 def model_spec(setting: Setting, position: Position) -> ModelSpec:
     """LLaMA's parts with this position method."""
-    return ModelSpec(vocab_size=BYTES, width=setting.width, layers=setting.layers, context=setting.trained, position=position,
-                     attention=Grouped(heads=setting.heads), feedforward=SwiGLU(width=setting.width * 8 // 3 // 32 * 32))  # fmt: skip
+    return uniform(vocab_size=BYTES, width=setting.width, layers=setting.layers, context=setting.trained, position=position,
+                     mixer=Grouped(heads=setting.heads), feedforward=SwiGLU(width=setting.width * 8 // 3 // 32 * 32))  # fmt: skip
 
 
 def read_text(data: Path | None) -> tuple[np.ndarray, np.ndarray]:

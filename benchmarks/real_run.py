@@ -213,7 +213,7 @@ def bits_per_byte(model: torch.nn.Module, heldout: Any, seq: int, batch: int) ->
 
 def picture(name: str, found: dict[str, dict[str, Any]], path: Path) -> None:
     """Loss over seconds of both."""
-    from luban.report.chart import Chart, Series, draw
+    from luban.report.chart import Chart, draw
 
     tones = dict(zip(found, ("a", "b"), strict=True))
     series = [Series(side, [(at, loss) for at, loss in row["curve"] if at >= 0], tone=tones[side])

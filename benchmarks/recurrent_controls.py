@@ -22,16 +22,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luban import ModelSpec, build_model
-from luban.models.block.post import PostNorm
+from luban import build_model
+from luban.models.arrangement.post import PostNorm
 from luban.models.encoder import EncoderBody
 from luban.models.recurrent import RecurrentBody
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import ReLU
+from luban.models.spec import ModelSpec, uniform
+from luban.nn.feedforward.plain import ReLU
 from luban.nn.init import FanInInit
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm
 from luban.nn.position.sinusoidal import Sinusoidal
-from luban.nn.recurrent.family import Cell
+from luban.nn.recurrent.base import Cell
 from luban.nn.recurrent.plain import LSTM, RNN
 from luban.nn.recurrent.stack import StackRNN
 from luban.nn.recurrent.tape import TapeRNN
@@ -60,13 +61,13 @@ def duplicate(batch: int, length: int) -> tuple[Tensor, Tensor]:
 
 def recurrent(cell: Cell, width: int) -> ModelSpec:
     """One layer over embedded bits."""
-    return ModelSpec(vocab_size=3, width=width, layers=1, body=RecurrentBody(cell=cell), init=FanInInit(embedding=1.0))
+    return uniform(vocab_size=3, width=width, layers=1, body=RecurrentBody(cell=cell), init=FanInInit(embedding=1.0))
 
 
 def transformer(width: int) -> ModelSpec:
     """A bidirectional encoder of five layers with sinusoidal positions, the paper's baseline."""
-    return ModelSpec(vocab_size=3, width=width, layers=5, context=3 * LAST_TEST + 2, position=Sinusoidal(), norm=LayerNorm(),
-                     attention=Grouped(heads=4), feedforward=ReLU(width=4 * width, bias=True), block=PostNorm(),
+    return uniform(vocab_size=3, width=width, layers=5, context=3 * LAST_TEST + 2, position=Sinusoidal(), norm=LayerNorm(),
+                     mixer=Grouped(heads=4), feedforward=ReLU(width=4 * width, bias=True), arrangement=PostNorm(),
                      body=EncoderBody(), init=FanInInit(embedding=1.0))  # fmt: skip
 
 

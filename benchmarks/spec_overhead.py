@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luban import ModelSpec, build_model
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import SwiGLU
-from luban.train.device import keep_freed_memory
+from luban import build_model
+from luban.models.spec import uniform
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
+from luban.parallel.device import keep_freed_memory
 
 VOCABULARY, BASE = 4096, 10_000.0
 
@@ -43,14 +44,14 @@ class HandBlock(nn.Module):
     def __init__(self, width: int, heads: int, inner: int):
         super().__init__()
         self.head = width // heads
-        self.attention_norm, self.feedforward_norm = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
+        self.mixer_norm, self.feedforward_norm = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
         self.q, self.k, self.v, self.output = (nn.Linear(width, width, bias=False) for _ in range(4))
         self.gate, self.up = nn.Linear(width, inner, bias=False), nn.Linear(width, inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         B, T, E = x.shape
-        h = self.attention_norm(x)
+        h = self.mixer_norm(x)
         q, k, v = (p(h).view(B, T, -1, self.head).transpose(1, 2) for p in (self.q, self.k, self.v))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -76,7 +77,7 @@ class HandModel(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
         cos, sin = self.cos[: tokens.shape[1]].to(x.dtype), self.sin[: tokens.shape[1]].to(x.dtype)
-        for block in self.blocks:
+        for block in self.decoder.blocks.values():
             x = block(x, cos, sin)
         return self.readout(self.norm(x))
 
@@ -125,8 +126,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     keep_freed_memory(torch.device(args.device))
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision]
-    spec = ModelSpec(vocab_size=VOCABULARY, width=args.width, layers=args.layers, context=args.seq,
-                     attention=Grouped(heads=args.heads), feedforward=SwiGLU(width=args.inner))  # fmt: skip
+    spec = uniform(vocab_size=VOCABULARY, width=args.width, layers=args.layers, context=args.seq,
+                     mixer=Grouped(heads=args.heads), feedforward=SwiGLU(width=args.inner))  # fmt: skip
     record = {"arguments": vars(args), "torch": torch.__version__, "load": os.getloadavg(),
               "device": torch.cuda.get_device_name() if args.device == "cuda" else f"{os.cpu_count()} CPU cores"}  # fmt: skip
     for compiled in (False, True):

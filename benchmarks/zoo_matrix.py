@@ -28,16 +28,16 @@ from luban.cli.main import main as main_of_luban
 from luban.core.config import from_dict, to_toml
 from luban.data.shards import Shards
 from luban.load.model import load_model
-from luban.objectives.family import Objective
+from luban.objectives.base import Objective
 from luban.objectives.masked import Masked
 
-ENCODER = {"block": "post", "norm": "layernorm", "embedding_norm": {"type": "layernorm"}, "position": "learned",
+ENCODER = {"arrangement": "post", "norm": "layernorm", "embedding_norm": {"type": "layernorm"}, "position": "learned",
            "feedforward": {"type": "gelu", "width": 256, "bias": True},
            "attention": {"type": "grouped", "heads": 4, "qkv_bias": True, "output_bias": True}}  # fmt: skip
 GPT = {"position": "learned", "norm": "layernorm", "feedforward": {"type": "gelu_tanh", "width": 256, "bias": True},
        "attention": {"type": "grouped", "heads": 4, "qkv_bias": True, "output_bias": True}, "tied_head": True}  # fmt: skip
 LLAMA = {"attention": {"heads": 4, "kv_heads": 4}, "feedforward": {"width": 192}}
-FALCON = {"norm": "layernorm", "block": "parallel", "attention": {"heads": 4, "kv_heads": 1},
+FALCON = {"norm": "layernorm", "arrangement": "parallel", "attention": {"heads": 4, "kv_heads": 1},
           "feedforward": {"type": "gelu", "width": 256}}  # fmt: skip
 PAIRS = {"type": "masked_lm", "pair": True}
 FAN_IN = {"init": {"type": "fan_in", "embedding": 1.0}}
@@ -56,7 +56,7 @@ class Row:
 
 
 ROWS = (
-    Row("GPT-1, causal", GPT | {"block": "post"}, lr=1e-3, longer=4),
+    Row("GPT-1, causal", GPT | {"arrangement": "post"}, lr=1e-3, longer=4),
     Row("GPT-2, causal", GPT),
     Row("GPT-3, causal", GPT | {"attention": GPT["attention"] | {"window": 32, "windowed": [False, True]}}),
     Row("LLaMA, causal", LLAMA),
@@ -88,7 +88,7 @@ ROWS = (
     Row("GLM, blank infilling", GPT | {"position": "learned_2d"}, {"type": "blank_infilling"}, False),
     Row("BART, denoising", ENCODER | {"body": "encoder_decoder", "head": {"type": "language_model", "bias": True}, "tied_head": True},
         {"type": "denoising"}, False, lr=1e-3),
-    Row("Transformer, denoising", {"body": "encoder_decoder", "position": "sinusoidal", "norm": "layernorm", "block": "post",
+    Row("Transformer, denoising", {"body": "encoder_decoder", "position": "sinusoidal", "norm": "layernorm", "arrangement": "post",
                                    "attention": {"heads": 4}, "feedforward": {"type": "relu", "width": 256, "bias": True},
                                    "tied_head": True}, {"type": "denoising", "noise": "token_masking"}, False, lr=1e-3),
     Row("T5, span corruption", {"body": "encoder_decoder", "position": {"type": "t5", "buckets": 16, "max_distance": 64},

@@ -1,11 +1,11 @@
-"""Luban: one code base for a language model's whole life. Public names load their room on first use."""
+"""Luban: one code base for a language model's whole life. Public names load their package on first use."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "ModelSpec": "luban.models.spec",

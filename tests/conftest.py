@@ -62,12 +62,12 @@ def write_checkpoint(folder: Path, spec, seed: int = 0) -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A checkpoint of a random decoder over bytes, context 512."""
-    from luban import ModelSpec
-    from luban.nn.attention.grouped import Grouped
-    from luban.nn.feedforward import SwiGLU
+    from luban.models.spec import uniform
+    from luban.nn.feedforward.gated import SwiGLU
     from luban.nn.init import NormalInit
+    from luban.nn.mixer.grouped import Grouped
 
-    spec = ModelSpec(vocab_size=272, width=32, layers=2, context=512, attention=Grouped(heads=4, kv_heads=2),
+    spec = uniform(vocab_size=272, width=32, layers=2, context=512, mixer=Grouped(heads=4, kv_heads=2),
                      feedforward=SwiGLU(width=48), init=NormalInit(std=0.3))  # fmt: skip
     return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny-bytes", spec)
 
@@ -75,13 +75,13 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_translator(tmp_path_factory) -> Path:
     """A checkpoint of a random encoder–decoder over bytes, context 64, without a chat template."""
-    from luban import ModelSpec
     from luban.models.encoder_decoder import EncoderDecoderBody
-    from luban.nn.attention.grouped import Grouped
-    from luban.nn.feedforward import SwiGLU
+    from luban.models.spec import uniform
+    from luban.nn.feedforward.gated import SwiGLU
     from luban.nn.init import NormalInit
+    from luban.nn.mixer.grouped import Grouped
 
-    spec = ModelSpec(vocab_size=272, width=32, layers=2, context=64, attention=Grouped(heads=4), feedforward=SwiGLU(width=48),
+    spec = uniform(vocab_size=272, width=32, layers=2, context=64, mixer=Grouped(heads=4), feedforward=SwiGLU(width=48),
                      body=EncoderDecoderBody(decoder_start=2), init=NormalInit(std=0.5))  # fmt: skip
     folder = write_checkpoint(tmp_path_factory.mktemp("models") / "tiny-translator", spec)
     (folder / "tokenizer" / "chat_template.jinja").unlink()

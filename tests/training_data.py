@@ -67,3 +67,17 @@ def make_shards(folder: Path, *, vocab_size: int = 300, seed: int = 0) -> Path:
     splits = {split: read_corpus(folder / "corpus", split) for split in ("train", "heldout")}
     pack(splits, folder / "tokenizer", folder / "shards", parents=(as_parent("corpus", folder / "corpus"),))
     return folder / "shards"
+
+
+def tensors(batch) -> dict:
+    """A batch as a loss module reads it."""
+    import numpy as np
+    import torch
+
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.arrays().items()}
+
+
+def cut(batch: dict, pieces: int) -> list[dict]:
+    """The batch's rows in so many micro-batches."""
+    parts = {name: tensor.chunk(pieces) for name, tensor in batch.items()}
+    return [{name: chunks[i] for name, chunks in parts.items()} for i in range(pieces)]

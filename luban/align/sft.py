@@ -88,7 +88,7 @@ def show_mask(recipe: SFTRecipe) -> None:
     shards = Shards.open(recipe.data.path)
     batch = Loader(shards, batch_size=recipe.train.batch_size, seq_len=recipe.train.seq_len, seed=recipe.train.seed,
                    packing="fit").batch(0)  # fmt: skip
-    if not batch.tokens_trained:
+    if not batch.target_count:
         raise DataError(f"no token of the first batch of {shards.path} is trained on: raise --train.seq_len "
                         f"(now {recipe.train.seq_len}), since answers are cut off")  # fmt: skip
     tokenizer: Tokenizer = load_tokenizer(shards.path / "tokenizer")

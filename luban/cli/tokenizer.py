@@ -40,7 +40,7 @@ class TrainArgs:
 class ImportArgs:
     file: tyro.conf.Positional[
         Path
-    ]  # tokenizer.json, vocab.json beside its merges, .tiktoken, SentencePiece .model or .gguf
+    ]  # tokenizer.json, vocab.json with merges, vocab.txt, .tiktoken, tekken.json, SentencePiece .model, .gguf, or their folder
     out: Path  # directory to make
     chat_template: Path | None = None  # Jinja file, in place of the vocabulary's own
 

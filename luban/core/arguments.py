@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from luban.core.config import from_dict, load_toml, override
+from luban.core.config import Partial, from_dict, load_toml, override
 from luban.core.errors import UsageError, nearest
 
 T = TypeVar("T")
@@ -149,6 +149,9 @@ def describe_fields(cls: type, prefix: str = "") -> list[tuple[str, str, str, st
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         path, hint = f"{prefix}{field.name}", hints[field.name]
+        if typing.get_origin(hint) is Partial:
+            rows += describe_fields(typing.get_args(hint)[0], f"{path}.")
+            continue
         default: Any = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()

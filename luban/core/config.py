@@ -16,17 +16,29 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from luban.core.errors import ConfigError, nearest
 from luban.core.registry import Variant
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Partial(Generic[T]):
+    """Some fields of a configuration `of`, as plain data: what is left out is decided later."""
+
+    of: type[T]
+    given: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
 def to_dict(value: Any) -> Any:
     """A configuration as plain data: dataclasses → dicts, variants with their `type`, paths → strings."""
+    if isinstance(value, Partial):
+        return to_dict(value.given)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         plain = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": value.registry.name_of(type(value)), **plain} if isinstance(value, Variant) else plain
@@ -55,6 +67,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
         return _convert(typing.get_args(hint)[0], value, where)
+    if origin is Partial:
+        return _partial(typing.get_args(hint)[0], value, where)
     if hint is Any:
         return value
     if origin in (typing.Union, types.UnionType):
@@ -77,6 +91,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         item = (typing.get_args(hint) or (str, Any))[1]
         return {key: _convert(item, v, f"{where}.{key}") for key, v in value.items()}
     return _convert_scalar(hint, value, where)
+
+
+def _partial(cls: type[T], value: Any, where: str) -> Partial[T]:
+    if isinstance(value, Partial):
+        return value
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: a table is needed, {value!r} given")
+    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in value.keys() - names:
+        raise ConfigError(f"unknown field '{where}.{key}'{nearest(key, names)}")
+    return Partial(cls, value)
 
 
 def _convert_union(hint: Any, value: Any, where: str) -> Any:
@@ -252,4 +277,7 @@ def _toml_text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_toml_text, value))}]"
+    if isinstance(value, dict):
+        pairs = [f"{_toml_key(key)} = {_toml_text(item)}" for key, item in value.items() if item is not None]
+        return f"{{ {', '.join(pairs)} }}"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-TRAINING_FACTOR = 3  # one forward, and a backward with two products for each of its products
+TRAINING_FACTOR = 3  # one forward, and a backward with two matmuls for each of its matmuls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,12 +13,15 @@ class Op:
     """One operation of one layer."""
 
     name: str  # where it is, such as "blocks.3.attention.q"
-    kind: str  # embedding, linear, attention, norm, activation
+    kind: str  # embedding, linear, attention, norm, activation, memory, lm_head
     flops: int = 0  # of one forward, a multiply-add counted as two
     parameters: int = 0  # scalars it owns
     activation: int = 0  # elements it leaves for the backward pass
-    sides: tuple[int, int] = (0, 0)  # of a dense layer: (inputs, outputs)
-    seen: float = 1.0  # of an attention: share of its square that the mask leaves
+    sides: tuple[int, int] = (0, 0)  # of a linear layer: (inputs, outputs)
+    density: float = 1.0  # of an attention: share of its queries × keys that the mask leaves
+    heads: int = 0  # of an attention: query heads
+    key_heads: int = 0  # of an attention: heads of keys and values
+    head_dim: int = 0  # of an attention: width of a head
 
     def within(self, prefix: str) -> Op:
         """The same operation inside the module `prefix`."""
@@ -56,7 +59,7 @@ class OpGraph:
         what utilisation refers to. Norms' scales, a few parts in 10⁵ of the usual 6·parameters, and what is computed
         again in the backward pass don't count; borders of documents in a pack don't take anything off.
         """
-        return TRAINING_FACTOR * sum(op.flops * op.seen for op in self.ops)
+        return TRAINING_FACTOR * sum(op.flops * op.density for op in self.ops)
 
     @property
     def parameters(self) -> int:
@@ -68,7 +71,7 @@ class OpGraph:
         return bytes_per_element * sum(op.activation for op in self.ops)
 
     def layers(self) -> dict[str, OpGraph]:
-        """The graph cut by layer: `embedding`, `blocks.0`, `blocks.1`, …, `norm`, `readout`."""
+        """The graph cut by layer: `decoder.embedding`, `decoder.blocks.0`, …, `decoder.norm`, `head`."""
         cut: dict[str, list[Op]] = {}
         for op in self.ops:
             cut.setdefault(_layer(op.name), []).append(op)
@@ -76,8 +79,12 @@ class OpGraph:
 
 
 def _layer(name: str) -> str:
-    first, _, rest = name.partition(".")
-    return f"{first}.{rest.partition('.')[0]}" if rest[:1].isdigit() else first
+    """Up to the number of the layer; outside of layers the part of a stack, or the name's first part."""
+    parts = name.split(".")
+    number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    if number is not None:
+        return ".".join(parts[: number + 1])
+    return ".".join(parts[: 2 if parts[0] in ("encoder", "decoder") else 1])
 
 
 def within(prefix: str, ops: Iterable[Op]) -> list[Op]:
@@ -85,8 +92,8 @@ def within(prefix: str, ops: Iterable[Op]) -> list[Op]:
     return [op.within(prefix) for op in ops]
 
 
-def seen_share(seq: int, window: int | None, *, causal: bool) -> float:
-    """Share of the square of scores that a mask leaves, its diagonal halved: a causal mask leaves ½, whatever the length.
+def mask_density(seq: int, window: int | None, *, causal: bool) -> float:
+    """Share of the queries × keys that a mask leaves, the diagonal halved: a causal mask leaves ½, whatever the length.
 
     Args:
         window: slots that a token sees before it, itself included (and after it, where not causal); none: all.
@@ -95,13 +102,8 @@ def seen_share(seq: int, window: int | None, *, causal: bool) -> float:
     return (1 if causal else 2) * band * (1 - band / 2)
 
 
-def masked(ops: Iterable[Op], share: float) -> list[Op]:
-    """The operations with attention under a mask that leaves `share`."""
-    return [replace(op, seen=share) if op.kind == "attention" else op for op in ops]
-
-
 def linear_op(name: str, tokens: int, inputs: int, outputs: int, *, bias: bool = False, keeps: bool = True) -> Op:
-    """A dense layer over `tokens` rows: 2·tokens·inputs·outputs FLOPs, its output kept for the backward pass."""
+    """A linear layer over `tokens` rows: 2·tokens·inputs·outputs FLOPs, its output kept for the backward pass."""
     return Op(name=name, kind="linear", flops=2 * tokens * inputs * outputs,
               parameters=inputs * outputs + (outputs if bias else 0),
               activation=tokens * outputs if keeps else 0, sides=(inputs, outputs))  # fmt: skip

@@ -1,18 +1,31 @@
-"""What siblings share: the shape of a thing, without the room that makes it. No torch is imported here."""
+"""Interfaces that packages of one layer share. No torch is imported here."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+class LayerCache(Protocol):
+    """What one layer keeps. B sequences, T new tokens, S tokens in the cache, K key heads, D head dim."""
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, K, T, D) of the new tokens; return (B, K, S, D) of all of them, in slot order."""
+        ...
+
+    def cross(self, project: Callable[[Tensor], tuple[Tensor, Tensor]],
+              states: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Keys and values of an encoder's states, projected once."""
+        ...
+
+
 class KVCache(Protocol):
     """Keys and values of the tokens already read, for every layer.
 
-    A body calls `begin` once a forward, then each of its attention layers calls `update` once.
-    Shapes: B sequences, T new tokens, S tokens in the cache after this forward, K key heads, D head width.
+    A model calls `begin` once a forward; then each of its attention layers calls `update` of its own part once.
     """
 
     def begin(self, tokens: int, mask: Tensor | None) -> Tensor:
@@ -23,8 +36,8 @@ class KVCache(Protocol):
         """
         ...
 
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, D) of the new tokens; return (B, K, S, D) of all of them, in slot order."""
+    def layer(self, index: int) -> LayerCache | None:
+        """The part of one layer; None for a layer that keeps nothing."""
         ...
 
     @property

@@ -24,6 +24,7 @@ from luban.corpus.ragged import Ragged
 from luban.corpus.split import HELDOUT, TRAIN, is_heldout
 from luban.corpus.steps import DEFAULT_STEPS, identity, make_step
 from luban.corpus.tally import Tally
+from luban.corpus.unique import UniqueIds
 from luban.corpus.writer import SortedWriter, SplitWriter
 
 WORK = "work"  # folder of the unfinished corpus in which parts lie
@@ -179,15 +180,16 @@ def _write(tasks: list[Task], folder: Path, waterfall: list[dict[str, Any]], tal
     if last.fingerprint:
         decide(tasks, last.fingerprint)
         waterfall.append({"step": last.fingerprint, "documents": 0, "bytes": 0})
-    writers = {TRAIN: SplitWriter(folder, TRAIN), HELDOUT: SortedWriter(folder, HELDOUT)}
+    writers, unique = {TRAIN: SplitWriter(folder, TRAIN), HELDOUT: SortedWriter(folder, HELDOUT)}, UniqueIds()
     with progress("corpus: writing", unit="docs") as bar:
         for document in _left(tasks, tally):
             if last.fingerprint:
                 waterfall[-1]["documents"] += 1
                 waterfall[-1]["bytes"] += document.bytes
-            writers[document.split or (HELDOUT if is_held(document.id) else TRAIN)].add(document)
+            writers[document.split or (HELDOUT if is_held(document.id) else TRAIN)].add(unique(document))
             census.add(document)
             bar.advance()
+    tally.add("repeated_ids_renamed", unique.renamed)
     for writer in writers.values():
         writer.close()
     return writers

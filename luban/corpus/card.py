@@ -50,6 +50,10 @@ def gaps(config: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
                             ("personal", "Personal data was not looked for.")):  # fmt: skip
             if step not in names:
                 found.append(words)
+        for step in config.get("steps", []):
+            if isinstance(step, Mapping) and step.get("too_short"):
+                found.append(f"{step['too_short']:,} of {step['texts']:,} texts of the evaluation sets are too short to be "
+                             f"looked for.")  # fmt: skip
     return found or ["None is known."]
 
 

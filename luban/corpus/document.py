@@ -12,7 +12,7 @@ from typing import Any
 class Document:
     """A text with its name and provenance."""
 
-    id: str  # unique in its corpus, the same on every machine
+    id: str  # the same on every machine; unique once the corpus is written (luban.corpus.unique)
     text: str  # the text; of a conversation, its messages' contents joined by line ends
     source: str  # the source's label
     lang: str | None = None  # language code, where known
@@ -32,12 +32,6 @@ class Document:
     def tools(self) -> list[dict[str, Any]] | None:
         """The tools that a conversation may call, as its row describes them."""
         return (self.meta or {}).get("tools")
-
-    def identity(self) -> str:
-        """What makes a document the same as another: its text, or all that a conversation's turns hold."""
-        if self.messages is None:
-            return self.text
-        return json.dumps([self.messages, self.tools], ensure_ascii=False, sort_keys=True)
 
     @property
     def bytes(self) -> int:

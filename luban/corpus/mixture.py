@@ -9,12 +9,14 @@ from typing import Any
 
 from luban.core.artifact import ArtifactWriter, as_parent, open_artifact
 from luban.core.errors import ConfigError, DataError
-from luban.core.log import progress
+from luban.core.log import progress, warn
 from luban.corpus import card
 from luban.corpus.census import Census
 from luban.corpus.document import Document
+from luban.corpus.leaks import HeldOut
 from luban.corpus.reader import read_corpus
 from luban.corpus.split import HELDOUT, TRAIN
+from luban.corpus.unique import UniqueIds
 from luban.corpus.writer import SortedWriter, SplitWriter
 
 
@@ -50,43 +52,45 @@ def mix(parts: list[Part], out: str | Path, *, size: int = 0) -> dict[str, Any]:
     """Write a corpus whose training bytes have the parts' shares, from the beginning to any point of it.
 
     Documents are taken in stored order, a further epoch's with `@2`, `@3`, … at the end of their ids; the part that is
-    furthest behind its share comes next. Of held-out documents all are taken, once.
+    furthest behind its share comes next. Of held-out documents all are taken, once. A training document that is a
+    held-out document of any part (luban.corpus.leaks) is left out, and counted in `figures["held_out_elsewhere"]`.
 
     Args:
         size: training bytes; 0 is as many as epochs and weights allow.
 
     Raises:
         ArtifactError: a part is no corpus.
+        ConfigError: a negative size.
         DataError: the parts cannot give `size` bytes within their epochs; the message names the one that is short.
     """
+    if size < 0:
+        raise ConfigError(f"the size of a mixture is a number of bytes, or 0 for as many as there are; {size} given")
     total = sum(part.weight for part in parts)
     shares = [part.weight / total for part in parts]
     manifests = [open_artifact(part.path, "corpus") for part in parts]
-    held = [manifest.figures[TRAIN]["bytes"] for manifest in manifests]
-    limits = [part.epochs * bytes_ / share for part, bytes_, share in zip(parts, held, shares, strict=True)]
-    short = min(range(len(parts)), key=limits.__getitem__)
-    if size > limits[short]:
-        raise DataError(f"the mixture of {size} bytes needs {shares[short] * size / held[short]:.2f} epochs of the part "
-                        f"'{parts[short].name}', and {parts[short].epochs} are allowed: at most {int(limits[short])} bytes "
-                        f"can be mixed")  # fmt: skip
-    size = size or int(limits[short])
+    leaks = _leaks(parts)
+    usable = [manifest.figures[TRAIN]["bytes"] - leak.bytes for manifest, leak in zip(manifests, leaks, strict=True)]
+    size = _size(parts, shares, usable, size)
     config = {"mixture": [{"name": p.name, "weight": p.weight, "epochs": p.epochs} for p in parts], "bytes": size}
     parents = tuple(as_parent(part.name, part.path) for part in parts)
     with ArtifactWriter(out, kind="corpus", config=config, parents=parents) as art:
         census = Census({p.name: m.terms[0] for p, m in zip(parts, manifests, strict=True) if len(m.terms) == 1})
         writers = {TRAIN: SplitWriter(art.path, TRAIN), HELDOUT: SortedWriter(art.path, HELDOUT)}
+        unique = UniqueIds()
         with progress("mixing", total=size, unit="bytes") as bar:
-            for document in _train(parts, shares, size):
-                writers[TRAIN].add(document)
+            for document in _train(parts, shares, size, leaks):
+                writers[TRAIN].add(unique(document))
                 census.add(document)
                 bar.advance(document.bytes)
         for part in parts:
             for document in read_corpus(part.path, HELDOUT, verify=False):
-                writers[HELDOUT].add(_named(document, part, 1))
+                writers[HELDOUT].add(unique(_named(document, part, 1)))
         for writer in writers.values():
             writer.close()
         art.figures.update({split: {"documents": w.documents, "bytes": w.bytes} for split, w in writers.items()})
         art.figures.update(census.figures())
+        art.figures["held_out_elsewhere"] = {part.name: {"documents": len(leak.places), "bytes": leak.bytes}
+                                             for part, leak in zip(parts, leaks, strict=True) if leak.places}  # fmt: skip
         art.terms = census.terms
         mixed = census.counts["sources"]
         art.figures["shares"] = {part.name: mixed[part.name]["bytes"] / writers[TRAIN].bytes for part in parts}
@@ -94,8 +98,47 @@ def mix(parts: list[Part], out: str | Path, *, size: int = 0) -> dict[str, Any]:
     return art.figures
 
 
-def _train(parts: list[Part], shares: list[float], size: int) -> Iterator[Document]:
-    streams = [_epochs(part) for part in parts]
+@dataclass
+class _Leaks:
+    """Training documents of a part that some part holds out."""
+
+    places: set[int]  # their numbers in stored order
+    bytes: int  # of their texts
+
+
+def _leaks(parts: list[Part]) -> list[_Leaks]:
+    """The leaks of every part; one pass over the held-out documents and, where there are any, one over the others."""
+    held_out = HeldOut(document for part in parts for document in read_corpus(part.path, HELDOUT, verify=False))
+    found = []
+    for part in parts:
+        leaks = _Leaks(set(), 0)
+        for number, document in enumerate(read_corpus(part.path, TRAIN, verify=False) if len(held_out) else ()):
+            if document in held_out:
+                leaks.places.add(number)
+                leaks.bytes += document.bytes
+        if leaks.places:
+            warn(f"{len(leaks.places)} training documents of the part '{part.name}' are held out by a part of the mixture, "
+                 f"so they are left out")  # fmt: skip
+        found.append(leaks)
+    return found
+
+
+def _size(parts: list[Part], shares: list[float], usable: list[int], size: int) -> int:
+    """The training bytes of the mixture. Raises DataError where a part has not enough."""
+    for part, bytes_ in zip(parts, usable, strict=True):
+        if not bytes_:
+            raise DataError(f"the part '{part.name}' of the mixture has nothing to train on that no part holds out")
+    limits = [part.epochs * bytes_ / share for part, bytes_, share in zip(parts, usable, shares, strict=True)]
+    short = min(range(len(parts)), key=limits.__getitem__)
+    if size > limits[short]:
+        raise DataError(f"the mixture of {size} bytes needs {shares[short] * size / usable[short]:.2f} epochs of the part "
+                        f"'{parts[short].name}', and {parts[short].epochs} are allowed: at most {int(limits[short])} bytes "
+                        f"can be mixed")  # fmt: skip
+    return size or int(limits[short])
+
+
+def _train(parts: list[Part], shares: list[float], size: int, leaks: list[_Leaks]) -> Iterator[Document]:
+    streams = [_epochs(part, leak.places) for part, leak in zip(parts, leaks, strict=True)]
     taken, total = [0] * len(parts), 0
     while total < size:
         behind = max(range(len(parts)), key=lambda i: shares[i] * total - taken[i])
@@ -105,11 +148,12 @@ def _train(parts: list[Part], shares: list[float], size: int) -> Iterator[Docume
         yield document
 
 
-def _epochs(part: Part) -> Iterator[Document]:
+def _epochs(part: Part, without: set[int]) -> Iterator[Document]:
     epoch = 1
     while True:
-        for document in read_corpus(part.path, TRAIN, verify=False):
-            yield _named(document, part, epoch)
+        for number, document in enumerate(read_corpus(part.path, TRAIN, verify=False)):
+            if number not in without:
+                yield _named(document, part, epoch)
         epoch += 1
 
 

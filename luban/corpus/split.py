@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 from luban.core.seeding import derive
 
 TRAIN, HELDOUT = "train", "heldout"
 SPLITS = (TRAIN, HELDOUT)
+PIECE = re.compile(r"(?:~\d+)+$")  # of a document's id: which piece of a document it is
 
 
 def is_heldout(name: str, fraction: float, seed: int) -> bool:
-    """Whether the document or unit called `name` falls into the held-out fraction (0 to 1)."""
-    return derive(seed, "heldout", name) < fraction * 2**63
+    """Whether the document or unit called `name` falls into the held-out fraction (0 to 1).
+
+    The pieces of a document, whose ids are its own with `~0`, `~1`, … behind, fall where the document would.
+    """
+    return derive(seed, "heldout", document_id(name)) < fraction * 2**63
+
+
+def document_id(name: str) -> str:
+    """The id of the document that `name`, perhaps one of its pieces, belongs to."""
+    return PIECE.sub("", name)

@@ -1,13 +1,13 @@
 """Words and their hashes, for filters and fingerprints, by array operations on a text's code points.
 
-Words are runs of letters and digits in lower case, each Chinese, Japanese or Korean sign one by itself; tokens are what
-stands between white space. A run's hash is the polynomial of its code points over the integers modulo 2⁶⁴ (Karp and Rabin
+Words are runs of letters and digits in lower case, each Chinese, Japanese or Korean sign one by itself, always with the
+combining marks that follow (vowel signs and accents: Unicode's category M); tokens are what stands between white space. A run's hash is the polynomial of its code points over the integers modulo 2⁶⁴ (Karp and Rabin
 1987), taken from prefix sums and mixed, so that it is the same in every text and on every machine.
 """
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,14 +17,12 @@ import numpy as np
 from luban.core.errors import ArtifactError
 from luban.core.seeding import generator
 
-SIGNS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"  # of scripts that are taken sign by sign
-WORD = re.compile(rf"[{SIGNS}]|[^\W{SIGNS}]+")
-TOKEN = re.compile(r"\S+")
-OUTSIDE, INSIDE, ALONE = 0, 1, 2  # classes of a code point
+SIGNS = ((0x3040, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xAC00, 0xD7B0))  # of scripts taken sign by sign
+OUTSIDE, INSIDE, ALONE, MARK = 0, 1, 2, 3  # classes of a code point; a mark is of the class of what it follows
 CODES = 0x110000  # code points there are
 CHUNK = 1 << 16  # code points worked on at a time; a longer run is cut
 LONGEST = 16  # words of the longest n-gram
-FORMAT = 2  # of artifacts that hold hashes of words: counts up when words or hashes change
+FORMAT = 3  # of artifacts that hold hashes of words: counts up when words or hashes change
 PLACES = generator(0, "ngrams").integers(1, 1 << 63, LONGEST, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _BASE = int(generator(0, "words").integers(1 << 61, 1 << 62)) * 2 + 1  # odd, so that it has an inverse
 
@@ -48,12 +46,12 @@ class Runs:
 
 def words(text: str) -> Runs:
     """The words of `text`, compared in lower case."""
-    return _runs(lowered(text), _classes(WORD))
+    return _runs(lowered(text), _word_classes())
 
 
 def tokens(text: str) -> Runs:
     """The pieces of `text` between white space, as they are."""
-    return _runs(text, _classes(TOKEN))
+    return _runs(text, _token_classes())
 
 
 def check_hashes(path: str | Path, format: int) -> None:
@@ -83,14 +81,13 @@ def _runs(text: str, classes: np.ndarray) -> Runs:
     found, first = [], 0
     while first < len(codes):
         part = codes[first : first + CHUNK]
-        kinds = classes[part]
-        if first + len(part) < len(codes) and kinds[-1] == INSIDE:  # end behind the last run that is whole
-            outside = np.flatnonzero(kinds != INSIDE)
-            size = int(outside[-1]) + 1 if len(outside) else len(part)
-            part, kinds = part[:size], kinds[:size]
-        starts, ends, hashes = _part(part, kinds)
+        starts, ends, hashes = _part(part, classes[part])
+        size = len(part)
+        if first + size < len(codes) and len(starts) and ends[-1] == size and starts[-1] > 0:
+            size = int(starts[-1])  # the last run may go on, so the next part begins with it
+            starts, ends, hashes = starts[:-1], ends[:-1], hashes[:-1]
         found.append((starts + first, ends + first, hashes))
-        first += len(part)
+        first += size
     if len(found) == 1:
         return Runs(*found[0])
     empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint64))
@@ -99,11 +96,18 @@ def _runs(text: str, classes: np.ndarray) -> Runs:
 
 def _part(codes: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(starts, ends, hashes) of the runs among at most CHUNK code points."""
-    inside = np.zeros(len(kinds) + 2, dtype=bool)
-    inside[1:-1] = kinds == INSIDE
-    alone = kinds == ALONE
-    starts = np.flatnonzero((inside[1:-1] & ~inside[:-2]) | alone)
-    ends = np.flatnonzero((inside[1:-1] & ~inside[2:]) | alone) + 1
+    joined = np.zeros(len(kinds) + 1, dtype=bool)  # whether a code point belongs to the run of the one before it
+    marks = kinds == MARK
+    if marks.any():
+        before = np.maximum.accumulate(np.where(marks, -1, np.arange(len(kinds))))  # the last that is no mark
+        kinds = np.where(before < 0, OUTSIDE, kinds[np.maximum(before, 0)])
+        joined[:-1] = marks & (kinds != OUTSIDE)
+    inside = np.zeros(len(kinds) + 1, dtype=bool)
+    inside[:-1] = kinds == INSIDE
+    joined[1:-1] |= inside[1:-1] & inside[:-2]
+    taken = kinds != OUTSIDE
+    starts = np.flatnonzero(taken & ~joined[:-1])
+    ends = np.flatnonzero(taken & ~joined[1:]) + 1
     powers, inverses = _powers(CHUNK)
     sums = np.zeros(len(codes) + 1, dtype=np.uint64)
     np.cumsum(codes * powers[: len(codes)], out=sums[1:])
@@ -118,16 +122,21 @@ def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
     return rows[0], rows[1]
 
 
-@lru_cache(maxsize=2)
-def _classes(pattern: re.Pattern[str]) -> np.ndarray:
-    """(CODES,) uint8: the class of every code point for runs of a pattern."""
-    classes = np.full(CODES, OUTSIDE, dtype=np.uint8)
-    for found in pattern.finditer("".join(map(chr, range(CODES)))):
-        classes[found.start() : found.end()] = INSIDE
-    if pattern is WORD:
-        for low, high in re.findall("(.)-(.)", SIGNS):
-            classes[ord(low) : ord(high) + 1] = ALONE
+@lru_cache(maxsize=1)
+def _word_classes() -> np.ndarray:
+    """(CODES,) uint8: the class of every code point for words."""
+    every = [chr(code) for code in range(CODES)]
+    classes = np.fromiter((c == "_" or c.isalnum() for c in every), dtype=np.uint8, count=CODES)  # INSIDE or OUTSIDE
+    for low, high in SIGNS:
+        classes[low:high] = ALONE
+    classes[np.fromiter((unicodedata.category(c)[0] == "M" for c in every), dtype=bool, count=CODES)] = MARK
     return classes
+
+
+@lru_cache(maxsize=1)
+def _token_classes() -> np.ndarray:
+    """(CODES,) uint8: the class of every code point for tokens."""
+    return np.fromiter((not chr(code).isspace() for code in range(CODES)), dtype=np.uint8, count=CODES)
 
 
 def ngram_hashes(hashes: np.ndarray, n: int) -> np.ndarray:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-PLACES = 4  # for documents of a row, or a multiple: kernels walk the empty ones too
+STARTS_MULTIPLE = 4  # a row's list of documents has a multiple of so many entries: kernels walk the empty ones too
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows of packed documents; B rows, T tokens each."""
+    """Rows of packed documents; B rows, T tokens each. Every array has the rows first."""
 
     tokens: np.ndarray  # (B, T) int64, input ids
     targets: np.ndarray  # (B, T) int64, the id that follows each input
@@ -19,15 +19,12 @@ class Batch:
     documents: np.ndarray  # (B, T) int32, which document of its row a token is of, from 0; -1 is padding
     positions: np.ndarray  # (B, T) int32, from 0 in each document
 
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """What a loss reads, rows first, in the order of its arguments."""
-        return (*self.by_token(), self.starts())
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a loss module reads, by name."""
+        return {**{field.name: getattr(self, field.name) for field in fields(self)},
+                "document_starts": self.document_starts()}  # fmt: skip
 
-    def by_token(self) -> tuple[np.ndarray, ...]:
-        """The arrays that hold something of every token."""
-        return self.tokens, self.targets, self.loss_mask, self.documents, self.positions
-
-    def starts(self) -> np.ndarray:
+    def document_starts(self) -> np.ndarray:
         """(B, C) int32: the slots at which documents begin, padding counted as one, then T.
 
         C is the multiple of 4 that holds those of every row, so that few shapes occur.
@@ -36,9 +33,9 @@ class Batch:
         fresh = np.ones((rows, slots), dtype=bool)
         np.not_equal(self.documents[:, 1:], self.documents[:, :-1], out=fresh[:, 1:])
         counts = np.count_nonzero(fresh, axis=1)
-        places = -(-int(counts.max(initial=1)) // PLACES) * PLACES
-        starts = np.full((rows, places), slots, dtype=np.int32)
-        starts[np.arange(places) < counts[:, None]] = np.flatnonzero(fresh) % slots
+        entries = -(-int(counts.max(initial=1)) // STARTS_MULTIPLE) * STARTS_MULTIPLE
+        starts = np.full((rows, entries), slots, dtype=np.int32)
+        starts[np.arange(entries) < counts[:, None]] = np.flatnonzero(fresh) % slots
         return starts
 
     @property
@@ -47,6 +44,6 @@ class Batch:
         return int((self.documents >= 0).sum())
 
     @property
-    def tokens_trained(self) -> int:
-        """Number of targets that count in the loss."""
+    def target_count(self) -> int:
+        """Number of targets: what the summed loss of a step is divided by."""
         return int(self.loss_mask.sum())

@@ -14,7 +14,7 @@ from luban.evals.likelihood import Window, negative_log_likelihood
 from luban.evals.task import Material, Outcome
 from luban.generate.sampling import Sampling
 from luban.load.model import LoadedModel
-from luban.models.body import require_next_token
+from luban.models.base import require_next_token
 from luban.serve.engine import Engine
 from luban.tokenizer.chat import render
 

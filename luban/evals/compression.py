@@ -12,7 +12,7 @@ from luban.core.errors import DataError
 from luban.evals.likelihood import negative_log_likelihood, reading_length, windows
 from luban.evals.task import Material, Outcome
 from luban.load.model import LoadedModel
-from luban.models.body import require_next_token
+from luban.models.base import require_next_token
 
 
 class BitsPerByte:

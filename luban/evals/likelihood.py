@@ -1,4 +1,4 @@
-"""What a model makes of given text: negative log-likelihoods, in nats, of chosen tokens.
+"""How likely given text is: negative log-likelihoods, in nats, of chosen tokens.
 
 Legend: B windows in a batch, T tokens in a window.
 """
@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from luban.core.log import progress
+from luban.kernels.limits import IGNORED
 from luban.load.model import LoadedModel
 
 
@@ -72,9 +72,9 @@ def negative_log_likelihood(module: torch.nn.Module, cut: Sequence[Window], *, b
                                        for name in ("tokens", "targets", "scored"))  # fmt: skip
             mask = _pad([[1] * len(cut[i].tokens) for i in rows], width, device).bool()
             with autocast:
-                logits = module(tokens, None if bool(mask.all()) else mask)
-            losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-            totals = (losses.view_as(targets) * scored).sum(1, dtype=torch.float64).tolist()
+                hidden = module(tokens, None if bool(mask.all()) else mask, output="hidden")
+                logprobs, _ = module.head(hidden, torch.where(scored.bool(), targets, IGNORED), reduce="none")
+            totals = (-logprobs).sum(1, dtype=torch.float64).tolist()
             for i, total in zip(rows, totals, strict=True):
                 sums[i] = total
             bar.advance(sum(len(cut[i].tokens) for i in rows))

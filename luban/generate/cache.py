@@ -1,43 +1,82 @@
 """A contiguous cache: one growing block of keys and values a layer, rows padded on the left to one length.
 
-L layers, B sequences, K key heads, S slots, D head width.
+B sequences, K key heads, S slots, S' source tokens, D head dim.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from luban.core.errors import DataError
+from luban.nn.mixer.base import AttentionShape
 
 GROW = 64  # slots are added in steps of at least this many
+KeysValues = tuple[Tensor, Tensor]
 
 
 class ContextError(DataError):
     """More tokens than the model's context holds."""
 
 
+class LayerKeysValues:
+    """Keys and values of one layer, and of an encoder's states where it attends to them."""
+
+    def __init__(self, cache: ContiguousCache, shape: AttentionShape, batch: int, device: torch.device, dtype: torch.dtype):
+        self.cache = cache
+        self.keys = torch.empty(batch, shape.key_heads, 0, shape.head_dim, device=device, dtype=dtype)
+        self.values = torch.empty_like(self.keys)
+        self.source: KeysValues | None = None  # (B, K, S', D) both
+
+    def update(self, keys: Tensor, values: Tensor) -> KeysValues:
+        """Store (B, K, T, D) in the slots that the cache's `begin` made; return all (B, K, S, D)."""
+        length = self.cache.length
+        new = slice(length - keys.shape[2], length)
+        self.keys[:, :, new], self.values[:, :, new] = keys, values
+        return self.keys[:, :, :length], self.values[:, :, :length]
+
+    def cross(self, project: Callable[[Tensor], KeysValues], states: Tensor | None) -> KeysValues:
+        """Keys and values of the encoder's states, projected in the first call."""
+        if self.source is None:
+            assert states is not None
+            self.source = project(states)
+        return self.source
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Change keys and values alike, in place."""
+        self.keys, self.values = change(self.keys), change(self.values)
+
+
 class ContiguousCache:
-    """Keys and values of a batch of sequences; see `core.protocols.KVCache` for how a body uses it.
+    """Keys and values of a batch of sequences; see `core.protocols.KVCache` for how a model uses it.
 
     Args:
-        layers, key_heads, head_dim: the model's shape.
+        shapes: of every layer, None for one that doesn't attend.
         batch: sequences.
         context: tokens that a sequence may have.
         device, dtype: of keys and values.
     """
 
-    def __init__(self, *, layers: int, key_heads: int, head_dim: int, batch: int, context: int,
-                 device: torch.device, dtype: torch.dtype):  # fmt: skip
+    def __init__(self, shapes: Sequence[AttentionShape | None], *, batch: int, context: int, device: torch.device,
+                 dtype: torch.dtype):  # fmt: skip
         self.context, self.length = context, 0
-        self.keys = [torch.empty(batch, key_heads, 0, head_dim, device=device, dtype=dtype) for _ in range(layers)]
-        self.values = [torch.empty_like(keys) for keys in self.keys]
+        self.layers = [None if shape is None else LayerKeysValues(self, shape, batch, device, dtype) for shape in shapes]
         self.counts = torch.zeros(batch, dtype=torch.long, device=device)  # real tokens of each sequence
         self.longest = 0  # an upper bound of the counts, known without asking the device
         self._positions = torch.zeros(batch, 0, dtype=torch.long, device=device)
         self._real = torch.zeros(batch, 0, dtype=torch.bool, device=device)
         self.padded = False
+        self.source_mask: Tensor | None = None  # (B, S') bool, false: padding; None: nothing is padded
+
+    @classmethod
+    def of(cls, model: nn.Module, batch: int) -> ContiguousCache:
+        """For `batch` sequences of this model."""
+        spec, weight = model.spec, next(model.parameters())
+        return cls([layer.mixer.attention(spec.width) for layer in spec.layers], batch=batch, context=spec.context,
+                   device=weight.device, dtype=_float_dtype(model))  # fmt: skip
 
     @property
     def batch(self) -> int:
@@ -53,6 +92,10 @@ class ContiguousCache:
     def valid(self) -> Tensor | None:
         """(B, S) bool, or None when nothing is padded."""
         return self._real[:, : self.length] if self.padded else None
+
+    def layer(self, index: int) -> LayerKeysValues | None:
+        """The part of one layer."""
+        return self.layers[index]
 
     def begin(self, tokens: int, mask: Tensor | None) -> Tensor:
         """Room for `tokens` more in every row; returns their positions (B, T)."""
@@ -77,16 +120,12 @@ class ContiguousCache:
 
     def _grow(self, needed: int) -> None:
         more = max(needed, min(2 * self._real.shape[1], self._real.shape[1] + 1024), GROW) - self._real.shape[1]
-        self.keys = [F.pad(k, (0, 0, 0, more)) for k in self.keys]
-        self.values = [F.pad(v, (0, 0, 0, more)) for v in self.values]
+        for layer in self._held():
+            layer.each(lambda x: F.pad(x, (0, 0, 0, more)))
         self._positions, self._real = F.pad(self._positions, (0, more)), F.pad(self._real, (0, more))
 
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, D) in the slots that `begin` made; return all (B, K, S, D)."""
-        start = self.length - keys.shape[2]
-        self.keys[layer][:, :, start : self.length] = keys
-        self.values[layer][:, :, start : self.length] = values
-        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+    def _held(self) -> list[LayerKeysValues]:
+        return [layer for layer in self.layers if layer is not None]
 
     def select(self, rows: list[int]) -> None:
         """Keep these sequences, in this order; one may be named more than once. Shared padding is dropped."""
@@ -94,25 +133,56 @@ class ContiguousCache:
         self.counts = self.counts[index]
         self.longest = int(self.counts.max()) if rows else 0
         drop = self.length - self.longest if self.padded else 0  # padding is on the left of every row
-        self.keys = [k[index][:, :, drop:] for k in self.keys]
-        self.values = [v[index][:, :, drop:] for v in self.values]
+        for layer in self._held():
+            layer.each(lambda x: x[index][:, :, drop:])
+            if layer.source is not None:
+                layer.source = layer.source[0][index], layer.source[1][index]
+        if self.source_mask is not None:
+            self.source_mask = self.source_mask[index]
         self._positions, self._real = self._positions[index][:, drop:], self._real[index][:, drop:]
         self.length -= drop
         self.padded = self.padded and not bool((self.counts == self.length).all())
 
     def join(self, other: ContiguousCache) -> None:
-        """Take up the sequences of `other` below these, the shorter side padded on the left."""
+        """Take up the sequences of `other` below these, the shorter side (and source) padded on the left."""
         length = max(self.length, other.length)
         mine, theirs = length - self.length, length - other.length
 
         def both(a: Tensor, b: Tensor, slot_axis: int) -> Tensor:
-            tail = (0, 0) * (a.dim() - 1 - slot_axis)
             a, b = a.narrow(slot_axis, 0, self.length), b.narrow(slot_axis, 0, other.length)
-            return torch.cat((F.pad(a, (*tail, mine, 0)), F.pad(b, (*tail, theirs, 0))))
+            return torch.cat((_pad_left(a, mine, slot_axis), _pad_left(b, theirs, slot_axis)))
 
-        self.keys = [both(a, b, 2) for a, b in zip(self.keys, other.keys, strict=True)]
-        self.values = [both(a, b, 2) for a, b in zip(self.values, other.values, strict=True)]
+        self._join_sources(other)
+        for a, b in zip(self._held(), other._held(), strict=True):
+            a.keys, a.values = both(a.keys, b.keys, 2), both(a.values, b.values, 2)
         self._positions, self._real = both(self._positions, other._positions, 1), both(self._real, other._real, 1)
         self.padded = self.padded or other.padded or mine != theirs
         self.counts = torch.cat((self.counts, other.counts))
         self.length, self.longest = length, max(self.longest, other.longest)
+
+    def _join_sources(self, other: ContiguousCache) -> None:
+        pairs = [(a, b) for a, b in zip(self._held(), other._held(), strict=True) if a.source and b.source]
+        if not pairs:
+            return
+        sizes = [cache[0].shape[2] for cache in (pairs[0][0].source, pairs[0][1].source)]  # type: ignore[index]
+        room = [max(sizes) - size for size in sizes]
+        for a, b in pairs:
+            a.source = tuple(torch.cat((_pad_left(x, room[0], 2), _pad_left(y, room[1], 2)))
+                             for x, y in zip(a.source, b.source, strict=True))  # type: ignore[arg-type,assignment]  # fmt: skip
+        if room != [0, 0] or self.source_mask is not None or other.source_mask is not None:
+            masks = [self._source_mask(sizes[0]), other._source_mask(sizes[1])]
+            self.source_mask = torch.cat([_pad_left(mask, more, 1) for mask, more in zip(masks, room, strict=True)])
+
+    def _source_mask(self, size: int) -> Tensor:
+        if self.source_mask is not None:
+            return self.source_mask
+        return torch.ones(self.batch, size, dtype=torch.bool, device=self.counts.device)
+
+
+def _pad_left(x: Tensor, more: int, axis: int) -> Tensor:
+    """`more` zeros before the entries of one axis."""
+    return F.pad(x, (*(0, 0) * (x.dim() - 1 - axis), more, 0)) if more else x
+
+
+def _float_dtype(model: nn.Module) -> torch.dtype:
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())

@@ -7,16 +7,15 @@ and its step (rounding of the logits aside, which a batch of another shape may c
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from luban.generate.cache import ContextError, ContiguousCache
-from luban.generate.sampler import penalised, sample, uniform
+from luban.generate.sampler import penalise, sample, uniform
 from luban.generate.sampling import Sampling
-from luban.models.body import require_next_token
+from luban.models.base import require_next_token
 from luban.models.spec import ModelSpec
 
 
@@ -99,14 +98,8 @@ class Session:
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[ContiguousCache, Tensor]:
         tokens, mask = self._padded(prompts)
-        cache = ContiguousCache(**self._cache_shape(len(prompts)))
+        cache = ContiguousCache.of(self.module, len(prompts))
         return cache, self._next_logits(tokens, mask, cache)
-
-    def _cache_shape(self, batch: int) -> dict[str, Any]:
-        weight, attention = next(self.module.parameters()), self.spec.attention
-        return {"layers": self.spec.layers, "key_heads": attention.key_heads(), "batch": batch,
-                "head_dim": attention.head_width(self.spec.width), "context": self.spec.context,
-                "device": weight.device, "dtype": weight.dtype}  # fmt: skip
 
     def _padded(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor | None]:
         """(B, T) tokens padded on the left, and which are real (None: all)."""
@@ -119,35 +112,37 @@ class Session:
 
     def _next_logits(self, tokens: Tensor, mask: Tensor | None, cache: ContiguousCache) -> Tensor:
         hidden = self.module(tokens, mask, cache=cache, output="hidden")
-        return self.module.head(hidden[:, -1]).float()
+        return self.module.read(hidden[:, -1]).float()
 
     @torch.inference_mode()
     def choose(self) -> list[int]:
         """Append one token to every sequence; returns the tokens in the order of `sequences`."""
-        rows = self._penalised()
-        greedy = rows.argmax(-1).tolist()
-        rows = rows.cpu() if any(s.sampling.temperature for s in self.sequences) else rows
-        for row, (sequence, best) in enumerate(zip(self.sequences, greedy, strict=True)):
-            sampling, token = sequence.sampling, best
-            if sampling.temperature:
-                token = sample(rows[row], sampling, uniform(sequence.seed, sequence.choice, len(sequence.tokens)))
-            if sampling.logprobs is not None:
-                sequence.logprobs.append(token_logprob(self.logits[row], token, sampling.logprobs))
+        assert self.logits is not None
+        settings = [s.sampling for s in self.sequences]
+        penalties = [setting.repetition_penalty for setting in settings]
+        seen = [self.seen(s) if penalty != 1 else [] for s, penalty in zip(self.sequences, penalties, strict=True)]
+        draws = [uniform(s.seed, s.choice, len(s.tokens)) for s in self.sequences]
+        tokens = sample(penalise(self.logits, seen, penalties), settings, draws).tolist()
+        self._keep_logprobs(tokens)
+        for sequence, token in zip(self.sequences, tokens, strict=True):
             sequence.tokens.append(token)
-        return [sequence.tokens[-1] for sequence in self.sequences]
+        return tokens
+
+    def _keep_logprobs(self, tokens: list[int]) -> None:
+        """Of the chosen tokens, for the sequences that ask."""
+        assert self.logits is not None
+        asked = [row for row, s in enumerate(self.sequences) if s.sampling.logprobs is not None]
+        if not asked:
+            return
+        most = max(self.sequences[row].sampling.logprobs or 0 for row in asked)
+        found = token_logprobs(self.logits[asked], [tokens[row] for row in asked], most)
+        for row, logprob in zip(asked, found, strict=True):
+            sequence = self.sequences[row]
+            sequence.logprobs.append(replace(logprob, top=logprob.top[: sequence.sampling.logprobs]))
 
     def seen(self, sequence: Sequence) -> list[int]:
         """The tokens that a penalty on repetition counts."""
         return sequence.prompt + sequence.tokens
-
-    def _penalised(self) -> Tensor:
-        """(B, V) logits, lowered for what each sequence has seen, where it asks for that."""
-        if all(s.sampling.repetition_penalty == 1 for s in self.sequences):
-            return self.logits
-        return torch.stack([
-            row if s.sampling.repetition_penalty == 1 else penalised(row, self.seen(s), s.sampling.repetition_penalty)
-            for row, s in zip(self.logits, self.sequences, strict=True)
-        ])  # fmt: skip
 
     @torch.inference_mode()
     def advance(self, going_on: SequenceOf[Sequence]) -> None:
@@ -171,8 +166,10 @@ def check_ids(prompt: list[int], spec: ModelSpec) -> None:
         raise ContextError(f"the prompt holds token ids outside the model's vocabulary of {spec.vocab_size}")
 
 
-def token_logprob(logits_V: Tensor, token: int, alternatives: int) -> TokenLogprob:
-    """The log-probability of `token`, and of the likeliest `alternatives`."""
-    logprobs = logits_V.float().log_softmax(-1)
-    values, ids = logprobs.topk(min(alternatives, logprobs.numel()))
-    return TokenLogprob(token, float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))
+def token_logprobs(logits_BV: Tensor, tokens: SequenceOf[int], alternatives: int) -> list[TokenLogprob]:
+    """The log-probability of each row's token, and of the row's likeliest `alternatives`."""
+    logprobs_BV = logits_BV.float().log_softmax(-1)
+    values, ids = logprobs_BV.topk(min(alternatives, logprobs_BV.shape[-1]))
+    own = logprobs_BV.gather(-1, torch.tensor(tokens, device=logits_BV.device)[:, None]).squeeze(-1)
+    rows = zip(tokens, own.tolist(), ids.tolist(), values.tolist(), strict=True)
+    return [TokenLogprob(token, logprob, list(zip(top, best, strict=True))) for token, logprob, top, best in rows]

@@ -1,40 +1,73 @@
-"""Token ids → text as it streams: no torn character, no part of a stop string."""
+"""Token ids → text as it streams: no torn character, no part of a stop string, and all of it the text of all ids."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from luban.tokenizer.tokenizer import Tokenizer
 
 TORN = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet one
+UNFINISHED = 3  # bytes, and so U+FFFD, of a character at the end of which the last byte is still to come
 WINDOW = 16  # tokens decoded again at each step, so that a long text costs no more a token than a short one
-OVERLAP = 4  # tokens kept when the window moves: a character has at most four bytes
+OVERLAP = 4  # tokens with text that stay when the window moves: a character has at most four bytes
+MOST_CONTEXT = 64  # tokens before the text that are looked at
 
 
 class TextStream:
     """Text of a growing list of tokens. `push` returns what can be shown; `stopped` says that a stop string came.
 
+    What `push` and `finish` return, joined, is `decode(context + tokens)` without `decode(context)`: a vocabulary that
+    drops the space before a text keeps it between a prompt and its continuation.
+
     Args:
         tokenizer: gives `decode`.
         stop: strings that end the text.
+        context: ids before the text, which it continues; none where it is a text of its own.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()):
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), context: Sequence[int] = ()):
         self.tokenizer, self.stop = tokenizer, stop
-        self.window: list[int] = []
-        self.read = 0  # characters of the window's text already taken
+        self.special = frozenset(tokenizer.special.values())
+        self.window: list[int] = self._context(context)
+        self.read = len(tokenizer.decode(self.window))  # characters of the window's text already taken
         self.held = ""  # text that may be the beginning of a stop string
         self.text = ""  # all text returned so far
         self.stopped = False
 
+    def _context(self, context: Sequence[int]) -> list[int]:
+        """As many of the last ids before the text as its beginning depends on; none after half a character."""
+        recent = [token for token in context if token not in self.special][-MOST_CONTEXT:]
+        for size in range(min(OVERLAP, len(recent)), len(recent) + 1):
+            text = self.tokenizer.decode(recent[len(recent) - size :])
+            if text or size == len(recent):
+                return [] if text.endswith(TORN) else recent[len(recent) - size :]
+        return []
+
     def push(self, token: int) -> str:
         """The text that this token makes certain."""
+        if token in self.special and (not self.window or self.window[-1] in self.special):
+            return self._release("")
         self.window.append(token)
         decoded = self.tokenizer.decode(self.window)
-        whole = decoded[:-1] if decoded.endswith(TORN) else decoded
+        unfinished = min(len(decoded) - len(decoded.rstrip(TORN)), UNFINISHED)
+        whole = decoded[: len(decoded) - unfinished]
         fresh, self.read = whole[self.read :], max(self.read, len(whole))
-        if len(self.window) >= WINDOW and whole is decoded:
-            self.window = self.window[-OVERLAP:]
-            self.read = len(self.tokenizer.decode(self.window))
+        if len(self.window) >= WINDOW:
+            self._move(decoded)
         return self._release(fresh)
+
+    def _move(self, decoded: str) -> None:
+        """Forget the first tokens of the window, where what is left decodes to the end of `decoded`."""
+        size = shown = 0
+        for size, token in enumerate(reversed(self.window[1:]), 1):
+            shown += token not in self.special
+            if shown < OVERLAP:
+                continue
+            text = self.tokenizer.decode(self.window[-size:])
+            read = self.read - (len(decoded) - len(text))
+            if text and read >= 0 and decoded.endswith(text):
+                self.window, self.read = self.window[-size:], read
+                return
 
     def finish(self) -> str:
         """The rest, once no token follows."""

@@ -65,12 +65,12 @@ def _address(row, column: tl.constexpr, KIND: tl.constexpr, EVEN: tl.constexpr):
 
 
 @triton.jit
-def adamw_kernel(table, firsts, owners, scale, go, lr, decay, beta1, beta2, log_beta1, log_beta2, eps,
+def adamw_kernel(table, firsts, owners, scale, apply, lr, decay, beta1, beta2, log_beta1, log_beta2, eps,
                  WEIGHT: tl.constexpr, GRADIENT: tl.constexpr, MOMENT: tl.constexpr, COPY: tl.constexpr,
                  HAS_COPY: tl.constexpr, EVEN: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """A block of one of the tensors: that of the table's row owners[program], whose blocks begin with program
     firsts[row]."""
-    if tl.load(go) == 0:
+    if tl.load(apply) == 0:
         return
     owner = tl.load(owners + tl.program_id(0))
     block = (tl.program_id(0) - tl.load(firsts + owner)).to(tl.int64)
@@ -100,13 +100,13 @@ def adamw_kernel(table, firsts, owners, scale, go, lr, decay, beta1, beta2, log_
         tl.store(copy + at, w.to(COPY), mask=inside)
 
 
-def adamw_(tensors: Sequence[Stepped], *, scale: Tensor, go: Tensor, lr: float, decay: float, betas: tuple[float, float],
+def adamw_(tensors: Sequence[Stepped], *, scale: Tensor, apply: Tensor, lr: float, decay: float, betas: tuple[float, float],
            eps: float) -> None:  # fmt: skip
     """Update weights and their moments in place, and write the rounded weights to their copies.
 
     Args:
         tensors: all on one device.
-        scale: scalar fp32 on the device: factor on the gradients. go: scalar; where it is 0 nothing happens.
+        scale: scalar fp32 on the device: factor on the gradients. apply: scalar; where it is 0 nothing happens.
     """
     kinds: dict[tuple, list[Stepped]] = {}
     for each in tensors:
@@ -115,7 +115,7 @@ def adamw_(tensors: Sequence[Stepped], *, scale: Tensor, go: Tensor, lr: float, 
     for (weight, gradient, moment, copy, even), alike in kinds.items():
         table, firsts, owners = _table(alike, scale.device)
         adamw_kernel[(len(owners),)](
-            table, firsts, owners, scale, go, float(lr), float(decay), float(betas[0]), float(betas[1]),
+            table, firsts, owners, scale, apply, float(lr), float(decay), float(betas[0]), float(betas[1]),
             math.log(betas[0]) if betas[0] else -1e30, math.log(betas[1]) if betas[1] else -1e30, float(eps),
             WEIGHT=KINDS[weight], GRADIENT=KINDS[gradient], MOMENT=KINDS[moment], COPY=KINDS[copy or weight],
             HAS_COPY=copy is not None, EVEN=even, COLUMNS=COLUMNS, BLOCK=BLOCK, num_warps=8)  # fmt: skip

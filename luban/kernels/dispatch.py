@@ -2,7 +2,7 @@
 
     from luban.kernels import dispatch
     print(dispatch.explain(Case(device="cuda", capability=(9, 0), dtype=torch.bfloat16, width=128, kind="causal")))
-    with dispatch.using("luban"): ...                       # or LUBAN_ATTENTION=luban in the environment
+    model(tokens, attention=AttentionBackend("luban"))       # or LUBAN_ATTENTION=luban in the environment
 
 A choice is made once for all layers of a forward; under torch.compile, while the graph is traced.
 """
@@ -10,8 +10,6 @@ A choice is made once for all layers of a forward; under torch.compile, while th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -20,9 +18,9 @@ import torch
 
 from luban.core.errors import ConfigError, UnsupportedError, nearest
 from luban.core.log import warn
+from luban.kernels.attention_mask import Kind
 from luban.kernels.available import INSTALLED, INTERPRETED, unusable
 from luban.kernels.limits import BLOCK_SIDES
-from luban.kernels.visible import Kind
 
 HALF = (torch.bfloat16, torch.float16)
 VARIABLE = "LUBAN_ATTENTION"
@@ -37,7 +35,7 @@ class Case:
     width: int  # D, of a head
     kind: Kind  # of mask
     bias: str | None = None  # form of a distance bias; "any": one that is no function of the distance
-    crowded: bool = False  # packed documents: so many that a list of them doesn't pay
+    too_many_documents: bool = False  # packed documents: so many that a list of them doesn't pay
     block: int = 0  # side of the blocks of a layout that restricts the mask; 0: there is none
     square: bool = True  # as many queries as keys
     single: bool = False  # one query alone, as when text is generated
@@ -45,7 +43,7 @@ class Case:
     capability: tuple[int, int] | None = None  # of a CUDA device
 
     def __str__(self) -> str:
-        packed = "many packed documents" if self.crowded else "packed documents"
+        packed = "many packed documents" if self.too_many_documents else "packed documents"
         mask = {"all": "no mask", "causal": "causal", "packed": packed, "intervals": "intervals of keys",
                 "irregular": "irregular mask"}  # fmt: skip
         sparse = [f"in blocks of {self.block}"] if self.block else []
@@ -150,43 +148,38 @@ def flash4_missing() -> str | None:
     return unusable("flash-attn-4", "flash_attn", lambda: import_module("luban.kernels.flash4").load(), "attention")
 
 
-_forced: list[str] = []  # the innermost `using` last
 _warned: set[str] = set()
-chosen: dict[str, str] = {}  # what was picked so far: case → kernel, for logs and reports
+chosen: dict[str, str] = {}  # case → kernel of every choice so far, for logs and reports
 
 
-def _known(path: str, where: str = "") -> str:
-    if path not in NAMES:
-        raise ConfigError(f"unknown attention '{path}'{where}{nearest(path, NAMES)}")
-    return path
+def check_kernel(kernel: str | None, where: str = "") -> str | None:
+    """`kernel`, or None for "auto". Raises ConfigError for an unknown name."""
+    if kernel in (None, "auto"):
+        return None
+    if kernel not in NAMES:
+        raise ConfigError(f"unknown attention '{kernel}'{where}{nearest(kernel, NAMES)}")
+    return kernel
 
 
-@contextmanager
-def using(path: str | None) -> Iterator[None]:
-    """Make all choices `path` inside; None leaves them free. Graphs compiled before keep the choice they hold."""
-    if path is None:
-        yield
-        return
-    _forced.append(_known(path))
-    try:
-        yield
-    finally:
-        _forced.pop()
-
-
-def pick(case: Case) -> str:
+def pick(case: Case, kernel: str | None = None) -> str:
     """The name of the kernel for a case.
+
+    Args:
+        kernel: asked for by name; None: that of the environment's LUBAN_ATTENTION, or the fastest.
 
     Raises:
         UnsupportedError: a kernel was asked for by name that can't serve the case.
     """
-    wanted, where = (_forced[-1], "") if _forced else (os.environ.get(VARIABLE), f" in the environment's {VARIABLE}")
-    if wanted:
-        if reason := refusal(_known(wanted, where), case):
-            raise UnsupportedError(f"{NAMES[wanted]} can't compute this attention ({case}): {reason}; it was asked for by name"
-                                   f"{where}, and without one the fastest that can is picked (--train.attention auto)")  # fmt: skip
-        return wanted
-    return fastest(case)
+    wanted, where = kernel, ""
+    if wanted is None and os.environ.get(VARIABLE):
+        wanted, where = os.environ[VARIABLE], f" in the environment's {VARIABLE}"
+    wanted = check_kernel(wanted, where)
+    if wanted is None:
+        return fastest(case)
+    if reason := refusal(wanted, case):
+        raise UnsupportedError(f"{NAMES[wanted]} can't compute this attention ({case}): {reason}; it was asked for by name"
+                               f"{where}, and without one the fastest that can is picked (--train.attention auto)")  # fmt: skip
+    return wanted
 
 
 def fastest(case: Case) -> str:
@@ -196,7 +189,7 @@ def fastest(case: Case) -> str:
     if case.device != "cuda" or case.single or (plain and not case.training):
         return "torch"  # generation changes shapes at every token, for which others plan or compile anew
     able = [path for path in dict.fromkeys(name for name, _ in RATES) if refusal(path, case) is None]
-    if case.crowded:  # who asked for it by name gets it all the same
+    if case.too_many_documents:  # who asked for it by name gets it all the same
         able = [path for path in able if path != "flash4"]
     if able:
         return max(able, key=lambda path: _rate(path, case))
@@ -221,9 +214,9 @@ def _warn_once(case: Case, reason: str | None) -> None:
         warn(f"attention falls back to {NAMES['torch']}{square} ({case}): Luban's kernel can't serve it, {reason}")
 
 
-def explain(case: Case) -> str:
+def explain(case: Case, kernel: str | None = None) -> str:
     """One line: what would run, and why not each of the others."""
-    path = pick(case)
+    path = pick(case, kernel)
     others = [f"{NAMES[p]}: {reason}" for p in NAMES if p != path and (reason := refusal(p, case))]
     return f"attention: {NAMES[path]} ({case})" + "".join(f"; not {line}" for line in others)
 
@@ -235,10 +228,10 @@ def report() -> list[str]:
 
 @torch.compiler.assume_constant_result
 def choice(device: str, dtype: torch.dtype, width: int, kind: Kind, bias: str | None, square: bool, single: bool,
-           training: bool, crowded: bool, block: int) -> str:  # fmt: skip
+           training: bool, too_many_documents: bool, block: int, kernel: str | None = None) -> str:  # fmt: skip
     """`pick` from plain values, for graphs that are being traced; remembered for `report`."""
     capability = torch.cuda.get_device_capability() if device == "cuda" else None
     case = Case(device=device, dtype=dtype, width=width, kind=kind, bias=bias, square=square, single=single,
-                training=training, crowded=kind == "packed" and crowded, block=block, capability=capability)  # fmt: skip
-    chosen[str(case)] = pick(case)
+                training=training, too_many_documents=kind == "packed" and too_many_documents, block=block, capability=capability)  # fmt: skip
+    chosen[str(case)] = pick(case, kernel)
     return chosen[str(case)]

@@ -37,7 +37,7 @@ class Intervals:
 
 
 def intervals(queries: int, keys: int, *, causal: bool = True, window: int | None = None,
-              documents: Tensor | None = None, prefix: Tensor | None = None, real: Tensor | None = None,
+              documents: Tensor | None = None, prefix: Tensor | None = None, token_mask: Tensor | None = None,
               device: torch.device | str = "cpu") -> Intervals:  # fmt: skip
     """The intervals of a mask.
 
@@ -47,12 +47,12 @@ def intervals(queries: int, keys: int, *, causal: bool = True, window: int | Non
         window: a query sees itself and the `window - 1` keys before it (and after it, where not causal).
         documents: (B, S) int, a run of one number is a document; a query sees only its own. Needs T = S.
         prefix: (B, S) bool, keys at the beginning of their document that all its queries see. Needs T = S.
-        real: (B, S) bool, false where a key is padding, which nobody sees; real keys are contiguous.
+        token_mask: (B, S) bool, false where a key is padding, which nobody sees; real keys are contiguous.
     """
     at = torch.arange(keys - queries, keys, device=device, dtype=torch.int32)[None]
     start = torch.zeros_like(at)
     stop = at + 1 if causal else torch.full_like(at, keys)
-    plain = causal and all(x is None for x in (window, documents, prefix, real))
+    plain = causal and all(x is None for x in (window, documents, prefix, token_mask))
     if window is not None:
         start = (at - window + 1).clamp(min=0)
         stop = stop if causal else (at + window).clamp(max=keys)
@@ -60,10 +60,10 @@ def intervals(queries: int, keys: int, *, causal: bool = True, window: int | Non
     if prefix is not None:
         stop = torch.maximum(stop, _prefix_end(prefix, last))
     start, stop = torch.maximum(start, first), torch.minimum(stop, last)
-    if real is not None:
+    if token_mask is not None:
         places = torch.arange(keys, device=device, dtype=torch.int32)[None]
-        start = torch.maximum(start, torch.where(real, places, keys).amin(1, keepdim=True))
-        stop = torch.minimum(stop, torch.where(real, places + 1, 0).amax(1, keepdim=True))
+        start = torch.maximum(start, torch.where(token_mask, places, keys).amin(1, keepdim=True))
+        stop = torch.minimum(stop, torch.where(token_mask, places + 1, 0).amax(1, keepdim=True))
     start, stop = torch.broadcast_tensors(start, stop)
     return Intervals(
         start.to(torch.int32).contiguous(), stop.to(torch.int32).contiguous(), plain, causal and prefix is None

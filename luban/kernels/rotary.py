@@ -70,8 +70,8 @@ def _launch(packed: Tensor, parts: tuple[Tensor, Tensor, Tensor], cos: Tensor, s
                             H=H, K=k.shape[1], HALF=D // 2, GROUP=8, BACK=back, num_warps=4)  # fmt: skip
 
 
-@torch.library.custom_op("luban::rotate_packed", mutates_args=())
-def rotate_packed(packed_BTP: Tensor, cos: Tensor, sin: Tensor, heads: int, key_heads: int) -> tuple[
+@torch.library.custom_op("luban::apply_rotary_qkv", mutates_args=())
+def apply_rotary_qkv(packed_BTP: Tensor, cos: Tensor, sin: Tensor, heads: int, key_heads: int) -> tuple[
         Tensor, Tensor, Tensor]:  # fmt: skip
     """Packed (B, T, (H + 2K)·D), contiguous → queries (B, H, T, D), keys and values (B, K, T, D), first two turned.
 
@@ -91,8 +91,8 @@ def _like(packed_BTP: Tensor, heads: int, key_heads: int) -> tuple[Tensor, Tenso
     return tuple(packed_BTP.new_empty(B, T, count, D).transpose(1, 2) for count in (heads, key_heads, key_heads))
 
 
-@torch.library.custom_op("luban::rotate_packed_backward", mutates_args=())
-def rotate_packed_backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+@torch.library.custom_op("luban::apply_rotary_qkv_backward", mutates_args=())
+def apply_rotary_qkv_backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Gradients of the three → of what they came from, (B, T, (H + 2K)·D)."""
     B, H, T, D = dq.shape
     packed = dq.new_empty(B, T, (H + 2 * dk.shape[1]) * D)
@@ -101,12 +101,12 @@ def rotate_packed_backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin:
     return packed
 
 
-@rotate_packed.register_fake
+@apply_rotary_qkv.register_fake
 def _(packed_BTP, cos, sin, heads, key_heads):
     return _like(packed_BTP, heads, key_heads)
 
 
-@rotate_packed_backward.register_fake
+@apply_rotary_qkv_backward.register_fake
 def _(dq, dk, dv, cos, sin):
     B, H, T, D = dq.shape
     return dq.new_empty(B, T, (H + 2 * dk.shape[1]) * D)
@@ -117,7 +117,7 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, dq, dk, dv):
-    return rotate_packed_backward(dq, dk, dv, *ctx.saved_tensors), None, None, None, None
+    return apply_rotary_qkv_backward(dq, dk, dv, *ctx.saved_tensors), None, None, None, None
 
 
-rotate_packed.register_autograd(_differentiate, setup_context=_save)
+apply_rotary_qkv.register_autograd(_differentiate, setup_context=_save)

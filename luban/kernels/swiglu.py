@@ -96,9 +96,8 @@ def _differentiate(ctx, d_out):
 swiglu.register_autograd(_differentiate, setup_context=_save)
 
 
-class LeanProduct(torch.autograd.Function):
-    """swiglu(gate_up)·weightᵀ for gate_up (N, 2I) and weight (O, I) → (N, O), which keeps these two alone: the inner
-    activation is made again together with its gradient."""
+class _SwigluLinear(torch.autograd.Function):
+    """Keeps gate_up and weight alone: the inner activation is computed again together with its gradient."""
 
     @staticmethod
     def forward(ctx, gate_up: Tensor, weight: Tensor) -> Tensor:
@@ -113,3 +112,8 @@ class LeanProduct(torch.autograd.Function):
         of_weight = ctx.needs_input_grad[1]
         d_gate_up, inner = swiglu_backward(gate_up, (dy @ weight).contiguous(), of_weight)
         return d_gate_up, dy.t() @ inner if of_weight else None
+
+
+def swiglu_linear(gate_up: Tensor, weight: Tensor) -> Tensor:
+    """swiglu(gate_up)·weightᵀ for gate_up (N, 2I) and weight (O, I) → (N, O)."""
+    return _SwigluLinear.apply(gate_up, weight)

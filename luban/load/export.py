@@ -17,8 +17,8 @@ from luban.core.errors import ArtifactError, DataError, UnsupportedError
 from luban.core.terms import require_exportable
 from luban.load.model import LoadedModel, begins_with_bos, ends_with_eos
 from luban.load.tensors import WEIGHTS
-from luban.models.convert.family import format_for, to_theirs
-from luban.models.encoder_decoder import EncoderDecoderBody
+from luban.models.build import state_of
+from luban.models.convert.base import format_for, to_theirs
 from luban.models.spec import write_spec
 from luban.tokenizer.tokenizer import load_tokenizer
 
@@ -80,10 +80,10 @@ def import_model(m: LoadedModel, out: str | Path) -> Path:
 
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter, shared ones once, contiguous on the CPU. Raises UnsupportedError for 8-bit weights."""
+    """Every parameter and persistent buffer, shared ones once, contiguous on the CPU. Raises UnsupportedError for 8-bit weights."""
     if any(p.dtype == torch.int8 for p in module.parameters()):
         raise UnsupportedError("a model with int8 weights is for inference alone: load it in float32 to write it")
-    return {name: p.detach().to("cpu", copy=False).contiguous() for name, p in module.named_parameters()}
+    return {name: tensor.to("cpu", copy=False).contiguous() for name, tensor in state_of(module).items()}
 
 
 def copy_tokenizer(m: LoadedModel, folder: Path, *, everything: bool = False) -> None:
@@ -105,7 +105,7 @@ def _mark_ends(m: LoadedModel, folder: Path) -> None:
     let `tokenizer.json` put them there, so that the copy reads texts as the model does, in transformers too."""
     copied = load_tokenizer(folder)
     head = m.begins_with_bos and not begins_with_bos(copied)
-    tail = m.ends_with_eos and isinstance(m.spec.body, EncoderDecoderBody) and not ends_with_eos(copied)
+    tail = m.ends_with_eos and m.spec.body.two_sided and not ends_with_eos(copied)
     if not head and not tail:
         return
     file = folder / TOKENIZER_FILES[0]

@@ -10,7 +10,7 @@ from torch import nn
 
 from luban.core.errors import ArtifactError
 from luban.load.tensors import filled
-from luban.models.convert.family import their_names, to_ours
+from luban.models.convert.base import their_names, to_ours
 from luban.models.convert.gguf_file import open_gguf
 from luban.models.convert.gguf_llama import OUTPUT, ROPE_FACTORS, GGUFLlama
 from luban.models.spec import ModelSpec
@@ -54,8 +54,8 @@ def read_gguf(path: Path, device: str, dtype: str) -> tuple[ModelSpec, nn.Module
     opened, form = open_gguf(path), GGUFLlama()
     factors = opened.tensor(ROPE_FACTORS) if ROPE_FACTORS in opened.stored else None
     spec = form.spec(opened.metadata, tied=OUTPUT not in opened.stored, factors=factors)
-    if spec.layers > len(opened.stored):
-        raise ArtifactError(f"{path} is said to have {spec.layers} layers and holds {len(opened.stored)} tensors")
+    if len(spec.layers) > len(opened.stored):
+        raise ArtifactError(f"{path} is said to have {len(spec.layers)} layers and holds {len(opened.stored)} tensors")
     module = filled(spec, to_ours(form, spec, opened.tensors()), path, device=device, dtype=dtype,
                     named=their_names(form, spec))  # fmt: skip
     tokenizer = Tokenizer(*from_metadata(opened.metadata))

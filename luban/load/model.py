@@ -19,15 +19,14 @@ from luban.load.generation import FILE as GENERATION
 from luban.load.generation import Generation, read_generation
 from luban.load.gguf import PACKAGED, packaged_file, read_gguf
 from luban.load.tensors import PICKLED, WEIGHTS, filled, pickle_refusal, read_folder, read_tensors
-from luban.models.convert.family import as_stored, format_of, named_as_now, their_names, to_ours
-from luban.models.encoder_decoder import EncoderDecoderBody
+from luban.models.convert.base import as_stored, format_of, named_as_now, their_names, to_ours
 from luban.models.spec import SPEC, ModelSpec, read_spec
 from luban.nn.int8 import pack_int8
-from luban.nn.linear import lay_by_inputs
+from luban.nn.linear import store_column_major
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 INT8 = "int8"
-BEGINNINGS = ("decoder_start_token_id", "forced_bos_token_id")  # in generation_config.json of newer transformers
+START_FIELDS = ("decoder_start_token_id", "forced_bos_token_id")  # in generation_config.json of newer transformers
 OLD_VOCABULARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 STEP = re.compile(r"step_(\d+)")
 
@@ -42,7 +41,7 @@ class LoadedModel:
     name: str  # for people: the directory's name
     path: Path  # the directory (for GGUF the file) that holds the weights
     manifest: Manifest | None  # of the run or checkpoint; none for foreign directories
-    generation: Generation = field(default_factory=Generation)  # how its makers want its text made
+    generation: Generation = field(default_factory=Generation)  # generation settings from generation_config.json
     stop_ids: tuple[int, ...] = ()  # tokens that end a generation
     begins_with_bos: bool = False  # whether the model's texts begin with the begin token
     labels: tuple[str, ...] = ()  # names of the head's classes, where a foreign configuration gives them
@@ -78,7 +77,7 @@ def load_model(path_or_name: str | Path, device: str = "cpu", dtype: str = "floa
     _require_device(device)
     if dtype == INT8:
         m = load_model(path_or_name, device, "float32")
-        pack_int8(m.module, m.module.get_parameter("embedding.weight"))
+        pack_int8(m.module)
         return m
     path = Path(path_or_name)
     if str(path_or_name) in PACKAGED and not path.exists():
@@ -161,7 +160,7 @@ def _require_tokenizer(run: Path, manifest: Manifest) -> None:
 def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     config = read_table(path / "config.json")
     generation = read_table(path / GENERATION) if (path / GENERATION).is_file() else {}
-    config |= {name: generation[name] for name in BEGINNINGS if generation.get(name) is not None}
+    config |= {name: generation[name] for name in START_FIELDS if generation.get(name) is not None}
     if quantised := config.get("quantization_config"):
         method = quantised.get("quant_method", "some method") if isinstance(quantised, dict) else quantised
         raise UnsupportedError(f"the weights of {path} are quantised ({method}), which isn't read: use the model's float "
@@ -185,8 +184,7 @@ def _labels(config: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...]:
 
 
 def _generation(folder: Path, config: Mapping[str, Any], spec: ModelSpec) -> Generation:
-    two_sided = isinstance(spec.body, EncoderDecoderBody)
-    return read_generation(folder, config, context=spec.context, two_sided=two_sided)
+    return read_generation(folder, config, context=spec.context, two_sided=spec.body.two_sided)
 
 
 def _load_gguf(path: Path, name: str, device: str, dtype: str) -> LoadedModel:
@@ -199,7 +197,7 @@ def _loaded(spec: ModelSpec, module: nn.Module, tokenizer: Tokenizer | None, nam
     if tokenizer is not None and tokenizer.vocab_size > spec.vocab_size:
         raise ArtifactError(f"the tokenizer of {path} has {tokenizer.vocab_size} tokens, "
                             f"the model's vocabulary only {spec.vocab_size}")  # fmt: skip
-    lay_by_inputs(module)
+    store_column_major(module)
     generation = generation or Generation()
     ends = dict.fromkeys((*(tokenizer.stop_ids if tokenizer else ()), *generation.stop_ids))
     return LoadedModel(spec=spec, module=module.eval(), tokenizer=tokenizer, name=name, path=path,

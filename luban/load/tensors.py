@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from luban.core.errors import ArtifactError
-from luban.models.build import build_model
+from luban.models.build import build_model, materialise, state_of
 from luban.models.spec import ModelSpec
 
 WEIGHTS = "model.safetensors"
@@ -92,10 +92,10 @@ def filled(spec: ModelSpec, tensors: Mapping[str, Tensor], source: Path, *, devi
     calls a tensor of ours.
     """
     module = build_model(spec, device="meta", dtype=dtype)
-    _check(dict(module.named_parameters()), tensors, source, named or {})
-    module.to_empty(device=device)
-    for name, parameter in module.named_parameters():
-        parameter.copy_(tensors[name])
+    _check(state_of(module), tensors, source, named or {})
+    materialise(module, device)
+    for name, tensor in state_of(module).items():
+        tensor.copy_(tensors[name])
     return module
 
 

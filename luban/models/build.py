@@ -25,10 +25,32 @@ def build_model(spec: ModelSpec, *, device: str | torch.device = "cpu", dtype: s
         model = spec.body.build(spec).to(torch_dtype(dtype))
     if torch.device(device).type == "meta":
         return model
-    model.to_empty(device=device)
+    materialise(model, device)
     if seed is not None:
-        initialise(model, spec.init, layers=spec.layers, seed=seed)
+        initialise(model, spec.init, layers=max(len(spec.layers), 1), seed=seed)
     return model
+
+
+def materialise(model: nn.Module, device: str | torch.device) -> None:
+    """Give a module on the meta device memory on `device`, unset, in place; what was shared stays shared."""
+    shared: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            shared.setdefault(id(parameter), []).append((module, name))
+    model.to_empty(device=device)
+    for (first, name), *others in shared.values():
+        for module, other in others:
+            setattr(module, other, getattr(first, name))
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by name, detached; what two modules share is named once."""
+    found = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    known = {id(parameter) for parameter in model.parameters()}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in known:
+            found[name] = tensor.detach()
+    return found
 
 
 def torch_dtype(name: str) -> torch.dtype:

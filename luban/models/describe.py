@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from luban.core.opgraph import OpGraph
-from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import ModelSpec
 
 
@@ -19,8 +18,6 @@ def describe(spec: ModelSpec, *, batch: int = 1, seq: int | None = None, target:
         target: tokens that an encoder–decoder's decoder reads; none: as many.
     """
     seq = spec.context if seq is None else seq
-    if isinstance(spec.body, EncoderDecoderBody):
-        ops = [*spec.body.ops(spec, batch, seq, target), *spec.head.ops(spec, batch, seq if target is None else target)]
-    else:
-        ops = [*spec.body.ops(spec, batch, seq), *spec.head.ops(spec, batch, seq)]
+    read = seq if target is None or not spec.body.two_sided else target  # tokens that the head reads
+    ops = [*spec.body.ops(spec, batch, seq, target), *spec.head.ops(spec, batch, read)]
     return OpGraph(ops=tuple(ops), batch=batch, seq=seq)

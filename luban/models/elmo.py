@@ -6,18 +6,22 @@ B batch, T tokens, C characters a token, E width of one direction, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError, DataError
 from luban.core.opgraph import Op, within
-from luban.models.body import Body, BodyModule, refuse_parts_of_transformers
-from luban.models.recurrent import joint
+from luban.core.protocols import KVCache
+from luban.models.base import Body, Model, ModelInput, refuse_transformer_fields
+from luban.models.recurrent import document_runs
+from luban.nn.attention.backend import AttentionBackend
 from luban.nn.character import CharacterCNN, CharacterWords
-from luban.nn.recurrent.family import backwards, sequences
+from luban.nn.embedding import Embedding
+from luban.nn.recurrent.base import backwards, sequences
 from luban.nn.recurrent.plain import LSTM
+from luban.nn.roles import Role
 
 if TYPE_CHECKING:
     from luban.models.spec import ModelSpec
@@ -29,12 +33,17 @@ CHARACTERS = 50  # of a word, for counting operations
 class ElmoBody(Body):
     """A forward and a backward stack that share words and head; a residual sum from the second layer on."""
 
+    stacked = False
+    fixed_shapes = False
+    layers: int = 2  # of each direction
     cell: LSTM = field(default_factory=LSTM)  # of every layer and direction
     words: CharacterCNN | None = None  # words from characters: tokens are (B, T, C); none: a table of token ids
 
     def check(self, spec: ModelSpec) -> None:
         """Characters leave no table for the head to share, and no part of a Transformer is given."""
-        refuse_parts_of_transformers(spec)
+        refuse_transformer_fields(spec)
+        if self.layers < 1:
+            raise ConfigError(f"model.body.layers must be at least 1, {self.layers} given")
         if self.words is not None and spec.tied_head:
             raise ConfigError("a character model has no embedding table to tie the head to: set tied_head = false")
 
@@ -42,7 +51,7 @@ class ElmoBody(Body):
         """The module with its head."""
         return Elmo(spec)
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+    def ops(self, spec: ModelSpec, batch: int, seq: int, target: int | None = None) -> list[Op]:
         """Words and both stacks."""
         tokens = batch * seq
         if self.words is None:
@@ -51,13 +60,13 @@ class ElmoBody(Body):
         else:
             ops = within("embedding", self.words.ops(tokens, CHARACTERS, spec.width))
         for side in ("forwards", "backwards"):
-            for layer in range(spec.layers):
+            for layer in range(self.layers):
                 ops += within(f"{side}.{layer}", self.cell.ops(tokens, spec.width, spec.width))
         return ops
 
 
-class Elmo(BodyModule):
-    """Its parameters are its only state."""
+class Elmo(Model):
+    """Words, and a stack of LSTMs in each direction."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
@@ -65,33 +74,24 @@ class Elmo(BodyModule):
         assert isinstance(body, ElmoBody)
         words = body.words
         self.embedding = (
-            nn.Embedding(spec.vocab_size, spec.width) if words is None else CharacterWords(words, spec.width)
+            Embedding(spec.vocab_size, spec.width) if words is None else CharacterWords(words, spec.width)
         )
-        self.forwards = nn.ModuleList(body.cell.build(spec.width, spec.width) for _ in range(spec.layers))
-        self.backwards = nn.ModuleList(body.cell.build(spec.width, spec.width) for _ in range(spec.layers))
-        self.readout = spec.head.build(spec)
+        self.forwards = nn.ModuleList(body.cell.build(spec.width, spec.width) for _ in range(body.layers))
+        self.backwards = nn.ModuleList(body.cell.build(spec.width, spec.width) for _ in range(body.layers))
+        self.head = spec.head.build(spec, self.embedding)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None,
-                positions: Tensor | None = None, segments: None = None, cache: None = None,
-                starts: Tensor | None = None, output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
-        """Logits (B, T, 2, V): of the token after each place from those up to it, of the one before from those behind.
-
-        Args:
-            tokens: (B, T) int64, or (B, T, C) character ids where words are made of them.
-            mask, documents: (B, T) as everywhere; both directions stay inside one document.
-            positions, segments, cache, starts: not used; DataError for a cache.
-            output: "hidden" gives the two top states (B, T, 2, E).
-        """
+    def hidden_states(self, given: ModelInput, cache: KVCache | None, attention: AttentionBackend | None) -> Tensor:
+        """(B, T, 2, E), the top states of both directions: their logits (B, T, 2, V) predict the token after each from
+        those up to it, and the one before it from those behind. Order is all that is known: positions and segments are
+        not read. Raises DataError for a cache."""
         if cache is not None:
             raise DataError("a bidirectional model can't generate token by token")
-        top = self.layers(tokens, mask, documents=documents)[-1]
-        hidden = top.unflatten(-1, (2, -1))
-        return hidden if output == "hidden" else self.head(hidden, mask)
+        return self.representations(given.tokens, given.mask, documents=given.documents)[-1].unflatten(-1, (2, -1))
 
-    def layers(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None) -> list[Tensor]:
+    def representations(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None) -> list[Tensor]:
         """The layers + 1 representations (B, T, 2E) that a task mixes: words (twice), then both directions together."""
         x_BTE = self.embedding(tokens)
-        places, real = sequences(joint(mask, documents, tokens[:, :, 0] if tokens.dim() == 3 else tokens))
+        places, real = sequences(document_runs(mask, documents, tokens[:, :, 0] if tokens.dim() == 3 else tokens))
         forth = x_BTE.flatten(0, 1)[places]
         back, given = backwards(forth, real), real.sum(-1)
         found = [torch.cat((x_BTE, x_BTE), dim=-1)]
@@ -106,6 +106,8 @@ class Elmo(BodyModule):
 
 class Mix(nn.Module):
     """γ Σ_j s_j h_j, with s a softmax over the layers (equation 1)."""
+
+    parameter_roles: ClassVar[dict[str, Role]] = {"scores": "bias", "scale": "bias"}
 
     def __init__(self, layers: int):
         super().__init__()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from luban.models.block.post import PostNorm
-from luban.models.block.pre import PreNorm
+from luban.models.arrangement.post import PostNorm
+from luban.models.arrangement.pre import PreNorm
 from luban.models.encoder_decoder import EncoderDecoderBody
-from luban.models.head import LanguageModel
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import GELU, ReLU
+from luban.models.head.language_model import LanguageModel
+from luban.models.spec import ModelSpec, uniform
+from luban.nn.feedforward.plain import GELU, ReLU
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.learned import Learned
 from luban.nn.position.sinusoidal import Sinusoidal
@@ -16,22 +16,22 @@ from luban.nn.position.t5 import RelativeBias
 
 
 def _transformer(width: int, heads: int) -> ModelSpec:
-    return ModelSpec(vocab_size=37_000, width=width, layers=6, context=1024, position=Sinusoidal(), norm=LayerNorm(),
-                     attention=Grouped(heads=heads), feedforward=ReLU(width=4 * width, bias=True), block=PostNorm(),
+    return uniform(vocab_size=37_000, width=width, layers=6, context=1024, position=Sinusoidal(), norm=LayerNorm(),
+                     mixer=Grouped(heads=heads), feedforward=ReLU(width=4 * width, bias=True), arrangement=PostNorm(),
                      body=EncoderDecoderBody(), tied_head=True)  # fmt: skip
 
 
 def _bart(width: int, layers: int, heads: int) -> ModelSpec:
-    return ModelSpec(vocab_size=50_265, width=width, layers=layers, context=1024, position=Learned(offset=2),
-                     attention=Grouped(heads=heads, qkv_bias=True, output_bias=True), norm=LayerNorm(),
-                     embedding_norm=LayerNorm(), feedforward=GELU(width=4 * width, bias=True), block=PostNorm(),
+    return uniform(vocab_size=50_265, width=width, layers=layers, context=1024, position=Learned(offset=2),
+                     mixer=Grouped(heads=heads, qkv_bias=True, output_bias=True), norm=LayerNorm(),
+                     embedding_norm=LayerNorm(), feedforward=GELU(width=4 * width, bias=True), arrangement=PostNorm(),
                      body=EncoderDecoderBody(), head=LanguageModel(bias=True), tied_head=True)  # fmt: skip
 
 
 def _t5(width: int, layers: int, heads: int, inner: int) -> ModelSpec:
-    return ModelSpec(vocab_size=32_128, width=width, layers=layers, context=512, position=RelativeBias(),
-                     attention=Grouped(heads=heads, head_dim=64, score_scale=1.0), norm=RMSNorm(eps=1e-6),
-                     feedforward=ReLU(width=inner), block=PreNorm(), body=EncoderDecoderBody(),
+    return uniform(vocab_size=32_128, width=width, layers=layers, context=512, position=RelativeBias(),
+                     mixer=Grouped(heads=heads, head_dim=64, score_scale=1.0), norm=RMSNorm(eps=1e-6),
+                     feedforward=ReLU(width=inner), arrangement=PreNorm(), body=EncoderDecoderBody(),
                      head=LanguageModel(scale_hidden=True), tied_head=True)  # fmt: skip
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from luban.models.block.post import PostNorm
+from dataclasses import replace
+
+from luban.models.arrangement.post import PostNorm
 from luban.models.encoder import EncoderBody
-from luban.models.head import MaskedLM
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import GELU, FeedForward, TanhGELU
+from luban.models.head.masked_lm import MaskedLM
+from luban.models.spec import ModelSpec, uniform
+from luban.nn.feedforward.base import FeedForward
+from luban.nn.feedforward.plain import GELU, TanhGELU
 from luban.nn.init import NormalInit
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm
 from luban.nn.position.learned import Learned
 
 
 def _encoder(vocab: int, width: int, layers: int, heads: int, body: EncoderBody, feedforward: FeedForward,
              *, pair: bool, offset: int = 0, eps: float = 1e-12) -> ModelSpec:  # fmt: skip
-    return ModelSpec(vocab_size=vocab, width=width, layers=layers, context=512, position=Learned(offset=offset),
-                     attention=Grouped(heads=heads, qkv_bias=True, output_bias=True), norm=LayerNorm(eps=eps), embedding_norm=LayerNorm(eps=eps),
-                     feedforward=feedforward, block=PostNorm(), body=body, head=MaskedLM(pair=pair), tied_head=True,
+    return uniform(vocab_size=vocab, width=width, layers=layers, context=512, position=Learned(offset=offset),
+                     mixer=Grouped(heads=heads, qkv_bias=True, output_bias=True), norm=LayerNorm(eps=eps), embedding_norm=LayerNorm(eps=eps),
+                     feedforward=feedforward, arrangement=PostNorm(), body=body, head=MaskedLM(pair=pair), tied_head=True,
                      init=NormalInit(std=0.02, scale_residual=False))  # fmt: skip
 
 
@@ -32,8 +35,10 @@ def _roberta(width: int, layers: int, heads: int) -> ModelSpec:
 
 
 def _albert(width: int, layers: int, heads: int) -> ModelSpec:
-    body = EncoderBody(segments=2, embedding_width=128, groups=1)
-    return _encoder(30_000, width, layers, heads, body, TanhGELU(width=4 * width, bias=True), pair=True)
+    body = EncoderBody(segments=2, embeddings=128)
+    spec = _encoder(30_000, width, layers, heads, body, TanhGELU(width=4 * width, bias=True), pair=True)
+    first = spec.layers[0]
+    return replace(spec, layers=(first, *[replace(first, share=0)] * (layers - 1)))
 
 
 ENCODERS: dict[str, ModelSpec] = {  # width, layers, heads

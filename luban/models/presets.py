@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from luban.core.errors import ConfigError, nearest
-from luban.models.block.chatglm import NormedResidual
-from luban.models.block.family import Block
-from luban.models.block.parallel import Parallel
-from luban.models.block.post import PostNorm
-from luban.models.block.pre import PreNorm
+from luban.models.arrangement.base import Arrangement
+from luban.models.arrangement.chatglm import NormedResidual
+from luban.models.arrangement.parallel import Parallel
+from luban.models.arrangement.post import PostNorm
+from luban.models.arrangement.pre import PreNorm
 from luban.models.encoder_decoder_presets import ENCODER_DECODERS
 from luban.models.encoder_presets import ENCODERS
 from luban.models.recurrent_presets import RECURRENT
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import GELU, SwiGLU, TanhGELU
+from luban.models.spec import ModelSpec, uniform
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.feedforward.plain import GELU, TanhGELU
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.alibi import Alibi
 from luban.nn.position.learned import Learned
@@ -25,20 +26,22 @@ from luban.nn.position.two_dimensional import Rope2D
 
 def _llama(vocab: int, width: int, layers: int, heads: int, kv_heads: int, inner: int, context: int,
            *, eps: float = 1e-5, base: float = 10_000.0, tied: bool = False) -> ModelSpec:  # fmt: skip
-    return ModelSpec(vocab_size=vocab, width=width, layers=layers, context=context, norm=RMSNorm(eps=eps),
-                     attention=Grouped(heads=heads, kv_heads=kv_heads), feedforward=SwiGLU(width=inner),
+    return uniform(vocab_size=vocab, width=width, layers=layers, context=context, norm=RMSNorm(eps=eps),
+                     mixer=Grouped(heads=heads, kv_heads=kv_heads), feedforward=SwiGLU(width=inner),
                      position=Rope(base=base), tied_head=tied)  # fmt: skip
 
 
-def _gpt(vocab: int, width: int, layers: int, heads: int, context: int, *, block: Block | None = None,
+def _gpt(vocab: int, width: int, layers: int, heads: int, context: int, *, arrangement: Arrangement | None = None,
          band: int | None = None) -> ModelSpec:  # fmt: skip
     """LayerNorm, learned positions, biases, tied; with a `band` every second layer sees only so many tokens."""
-    attention = Grouped(heads=heads, qkv_bias=True, output_bias=True)
-    if band is not None:
-        attention = replace(attention, window=band, windowed=(False, True))
-    return ModelSpec(vocab_size=vocab, width=width, layers=layers, context=context, position=Learned(),
-                     norm=LayerNorm(), attention=attention, feedforward=TanhGELU(width=4 * width, bias=True),
-                     block=block or PreNorm(), tied_head=True)  # fmt: skip
+    mixer = Grouped(heads=heads, qkv_bias=True, output_bias=True)
+    spec = uniform(vocab_size=vocab, width=width, layers=layers, context=context, position=Learned(),
+                     norm=LayerNorm(), mixer=mixer, feedforward=TanhGELU(width=4 * width, bias=True),
+                   arrangement=arrangement or PreNorm(), tied_head=True)  # fmt: skip
+    if band is None:
+        return spec
+    banded = replace(spec.layers[0], mixer=replace(mixer, window=band))
+    return replace(spec, layers=tuple(banded if i % 2 else spec.layers[0] for i in range(layers)))
 
 
 def _gpt3(width: int, layers: int, heads: int) -> ModelSpec:
@@ -51,9 +54,9 @@ def _bloom(width: int, layers: int, heads: int) -> ModelSpec:
 
 
 def _falcon(width: int, layers: int, heads: int, kv_heads: int, norms: int) -> ModelSpec:
-    return ModelSpec(vocab_size=65_024, width=width, layers=layers, context=2048, norm=LayerNorm(),
-                     attention=Grouped(heads=heads, kv_heads=kv_heads), feedforward=GELU(width=4 * width),
-                     block=Parallel(norms=norms), tied_head=True)  # fmt: skip
+    return uniform(vocab_size=65_024, width=width, layers=layers, context=2048, norm=LayerNorm(),
+                     mixer=Grouped(heads=heads, kv_heads=kv_heads), feedforward=GELU(width=4 * width),
+                     arrangement=Parallel(norms=norms), tied_head=True)  # fmt: skip
 
 
 PRESETS: dict[str, ModelSpec] = {
@@ -73,7 +76,7 @@ PRESETS: dict[str, ModelSpec] = {
     "llama2-70b": _llama(32_000, 8192, 80, 64, 8, 28_672, 4096),
     "smollm2-135m": _llama(49_152, 576, 30, 9, 3, 1536, 8192, base=100_000.0, tied=True),
     # vocabulary, width, layers, heads, context
-    "gpt1": _gpt(40_478, 768, 12, 12, 512, block=PostNorm()),  # Radford et al. 2018, section 4.1
+    "gpt1": _gpt(40_478, 768, 12, 12, 512, arrangement=PostNorm()),  # Radford et al. 2018, section 4.1
     # GPT-2 (Radford et al. 2019, table 2; counts are the released models', the table's are too small)
     "gpt2": _gpt(50_257, 768, 12, 12, 1024),
     "gpt2-medium": _gpt(50_257, 1024, 24, 16, 1024),
@@ -95,14 +98,14 @@ PRESETS: dict[str, ModelSpec] = {
     "falcon-7b": _falcon(4544, 32, 71, 1, 1),
     "falcon-40b": _falcon(8192, 60, 128, 8, 2),
     # ChatGLM (Zeng et al. 2022, GLM-130B, and the released code)
-    "chatglm-6b": replace(_gpt(130_528, 4096, 28, 32, 2048, block=NormedResidual()), position=Rope2D()),
-    "chatglm2-6b": ModelSpec(
+    "chatglm-6b": replace(_gpt(130_528, 4096, 28, 32, 2048, arrangement=NormedResidual()), position=Rope2D()),
+    "chatglm2-6b": uniform(
         vocab_size=65_024,
         width=4096,
         layers=28,
         context=32_768,
         position=Rope(width=64, pairing="interleaved"),
-        attention=Grouped(heads=32, kv_heads=2, qkv_bias=True),
+        mixer=Grouped(heads=32, kv_heads=2, qkv_bias=True),
         feedforward=SwiGLU(width=13_696),
     ),
 }

@@ -6,15 +6,18 @@ B batch, T tokens, N sequences (documents of packed rows), L tokens of the longe
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from luban.core.errors import DataError
+from luban.core.errors import ConfigError, DataError
 from luban.core.opgraph import Op, within
-from luban.models.body import Body, BodyModule, refuse_parts_of_transformers
-from luban.nn.recurrent.family import Cell, sequences
+from luban.core.protocols import KVCache
+from luban.models.base import Body, Model, ModelInput, refuse_transformer_fields
+from luban.nn.attention.backend import AttentionBackend
+from luban.nn.embedding import Embedding
+from luban.nn.recurrent.base import Cell, sequences
 from luban.nn.recurrent.plain import LSTM
 
 if TYPE_CHECKING:
@@ -25,73 +28,64 @@ if TYPE_CHECKING:
 class RecurrentBody(Body):
     """Reads tokens one after the other, without a Transformer's parts."""
 
+    stacked = False
     causal = True
+    fixed_shapes = False
+    layers: int = 2  # of cells
     cell: Cell = field(default_factory=LSTM)  # of every layer
 
     def check(self, spec: ModelSpec) -> None:
         """No part of a Transformer is given, as it would do nothing."""
-        refuse_parts_of_transformers(spec)
+        if self.layers < 1:
+            raise ConfigError(f"model.body.layers must be at least 1, {self.layers} given")
+        refuse_transformer_fields(spec)
 
     def build(self, spec: ModelSpec) -> Recurrent:
         """The module with its head."""
         return Recurrent(spec)
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+    def ops(self, spec: ModelSpec, batch: int, seq: int, target: int | None = None) -> list[Op]:
         """Embedding and layers."""
         tokens = batch * seq
         ops = [Op(name="embedding", kind="embedding", parameters=spec.vocab_size * spec.width,
                   activation=tokens * spec.width)]  # fmt: skip
-        for layer in range(spec.layers):
+        for layer in range(self.layers):
             ops += within(f"layers.{layer}", self.cell.ops(tokens, spec.width, spec.width))
         return ops
 
 
-class Recurrent(BodyModule):
-    """Its parameters are its only state."""
+class Recurrent(Model):
+    """Cells one after the other."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
-        assert isinstance(spec.body, RecurrentBody)
-        self.embedding = nn.Embedding(spec.vocab_size, spec.width)
-        self.layers = nn.ModuleList(spec.body.cell.build(spec.width, spec.width) for _ in range(spec.layers))
-        self.readout = spec.head.build(spec)
+        body = spec.body
+        assert isinstance(body, RecurrentBody)
+        self.embedding = Embedding(spec.vocab_size, spec.width)
+        self.layers = nn.ModuleList(body.cell.build(spec.width, spec.width) for _ in range(body.layers))
+        self.head = spec.head.build(spec, self.embedding)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None,
-                positions: Tensor | None = None, segments: Tensor | None = None, cache: None = None,
-                starts: Tensor | None = None, output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
-        """What the head makes of every place, or the hidden states (B, T, E).
-
-        Args:
-            tokens: (B, T) int64.
-            mask: (B, T) bool, true where a token is real (padding may be left or right).
-            documents: (B, T) int; every document begins with an empty state.
-            positions: not used: order is all a recurrence knows.
-            segments: (B, T) int; the tokens of segment 0 are the input, the others the room for the answer (a tape
-                jumps by the input's length); default: all are input.
-            cache: none. DataError if there is one.
-            starts: not used: `documents` say it all.
-        """
+    def hidden_states(self, given: ModelInput, cache: KVCache | None, attention: AttentionBackend | None) -> Tensor:
+        """(B, T, E); every document begins with an empty state. Order is all a recurrence knows: positions are not read.
+        Raises DataError for a cache."""
         if cache is not None:
             raise DataError("a recurrent body keeps no keys and values: it has no cache")
-        x_BTE = self.embedding(tokens)
-        given = torch.ones_like(tokens) if segments is None else (segments == 0).long()
-        if mask is not None or documents is not None:
-            places, real = sequences(joint(mask, documents, tokens))
-            x_NLE = x_BTE.flatten(0, 1)[places]
-            y_NLE = self.run(x_NLE, (given.flatten()[places] * real).sum(-1))
-            hidden = torch.zeros_like(x_BTE).flatten(0, 1).index_put((places[real],), y_NLE[real]).view_as(x_BTE)
-        else:
-            hidden = self.run(x_BTE, given.sum(-1))
-        return hidden if output == "hidden" else self.head(hidden, mask)
+        x_BTE = self.embedding(given.tokens)
+        is_input = torch.ones_like(given.tokens) if given.segments is None else (given.segments == 0).long()
+        if given.mask is None and given.documents is None:
+            return self.run(x_BTE, is_input.sum(-1))
+        places, real = sequences(document_runs(given.mask, given.documents, given.tokens))
+        y_NLE = self.run(x_BTE.flatten(0, 1)[places], (is_input.flatten()[places] * real).sum(-1))
+        return torch.zeros_like(x_BTE).flatten(0, 1).index_put((places[real],), y_NLE[real]).view_as(x_BTE)
 
-    def run(self, x_NLE: Tensor, given_N: Tensor) -> Tensor:
-        """(N, L, E) → (N, L, E) through all layers."""
+    def run(self, x_NLE: Tensor, inputs_N: Tensor) -> Tensor:
+        """(N, L, E) → (N, L, E) through all layers; (N,) how many tokens are input."""
         for layer in self.layers:
-            x_NLE = layer(x_NLE, given_N)
+            x_NLE = layer(x_NLE, inputs_N)
         return x_NLE
 
 
-def joint(mask: Tensor | None, documents: Tensor | None, tokens: Tensor) -> Tensor:
+def document_runs(mask: Tensor | None, documents: Tensor | None, tokens: Tensor) -> Tensor:
     """(B, T): a number that changes where a document or a run of padding begins."""
     documents = torch.zeros_like(tokens) if documents is None else documents
     return documents if mask is None else torch.where(mask, documents, -1)

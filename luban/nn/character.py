@@ -6,6 +6,7 @@ B batch, T tokens, C characters a token, E output width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
 from luban.core.opgraph import Op, linear_op
+from luban.nn.embedding import Embedding
+from luban.nn.linear import Linear
+from luban.nn.roles import Role
 
 FILTERS = (32, 32, 64, 128, 256, 512, 1024)  # ELMo's, of widths 1 … 7
 
@@ -47,10 +51,10 @@ class CharacterWords(nn.Module):
     def __init__(self, config: CharacterCNN, width: int):
         super().__init__()
         total = sum(config.filters)
-        self.characters = nn.Embedding(config.characters, config.width)
+        self.characters = Embedding(config.characters, config.width)
         self.filters = nn.ModuleList(Filters(config.width, n, i + 1) for i, n in enumerate(config.filters))
         self.highways = nn.ModuleList(Highway(total) for _ in range(config.highways))
-        self.projection = nn.Linear(total, width)
+        self.projection = Linear(total, width)
 
     def forward(self, characters_BTC: Tensor) -> Tensor:
         """(B, T, C) int64 → (B, T, E)."""
@@ -63,6 +67,8 @@ class CharacterWords(nn.Module):
 
 class Filters(nn.Conv1d):
     """The filters of one width, and the largest answer of each along the word."""
+
+    parameter_roles: ClassVar[dict[str, Role]] = {"weight": "dense", "bias": "bias"}
 
     def __init__(self, inputs: int, count: int, width: int):
         super().__init__(inputs, count, width)
@@ -79,7 +85,7 @@ class Filters(nn.Conv1d):
         return super().forward(F.pad(x_NWC, (0, max(short, 0)))).amax(dim=-1)
 
 
-class Highway(nn.Linear):
+class Highway(Linear):
     """g · x + (1 − g) · relu(W x + b), with the gate g = σ(V x + c) (Srivastava et al. 2015)."""
 
     def __init__(self, width: int):

@@ -1,8 +1,8 @@
-"""Matrix products in 8-bit floating point with one scale a row (Micikevicius et al. 2022, "FP8 formats for deep learning").
+"""Matmuls in 8-bit floating point with one scale a row (Micikevicius et al. 2022, "FP8 formats for deep learning").
 
 N rows, I inputs, O outputs. Values and gradients are e4m3: every row of a factor is scaled so that its largest value is
-the format's largest, which gives gradients the range for which e5m2 is taken elsewhere, and they keep a bit more. Along a
-row the products are summed, so that the scales stay outside the sum. The gradient of the weights, a sum over all tokens,
+the format's largest, which gives gradients the range for which e5m2 is taken elsewhere, and they keep a bit more. Products are
+summed along a row, so that the scales stay outside the sum. The gradient of the weights, a sum over all tokens,
 is kept in bf16.
 """
 
@@ -14,48 +14,61 @@ from torch import Tensor, nn
 from luban.core.errors import UnsupportedError
 from luban.core.log import warn
 from luban.kernels.limits import FLOAT8_SIDES, fits_float8, fits_float8_swiglu
-from luban.nn.feedforward import GatedFeedForward
-from luban.nn.linear import Dense
+from luban.nn.linear import Matmul, matmul_owners
 
 E4M3 = torch.float8_e4m3fn
 
 
 def require_float8(device: torch.device) -> None:
-    """Raise UnsupportedError where the hardware has no 8-bit products."""
+    """Raise UnsupportedError where the hardware has no 8-bit matmuls."""
     if device.type != "cuda":
-        raise UnsupportedError(f"fp8 products need a CUDA GPU of compute capability 8.9 or higher, this is {device}: "
+        raise UnsupportedError(f"fp8 matmuls need a CUDA GPU of compute capability 8.9 or higher, this is {device}: "
                                "use --train.precision bf16")  # fmt: skip
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 9):
         raise UnsupportedError(
-            f"fp8 products need a GPU of compute capability 8.9 or higher; {torch.cuda.get_device_name(device)} "
+            f"fp8 matmuls need a GPU of compute capability 8.9 or higher; {torch.cuda.get_device_name(device)} "
             f"has {capability[0]}.{capability[1]}: use --train.precision bf16"
         )
 
 
+class Float8Matmul(Matmul):
+    """Matmuls of owners in 8 bits."""
+
+    def serves(self, outputs: int, inputs: int) -> bool:
+        """Both sides must be multiples of 16."""
+        return fits_float8(outputs, inputs)
+
+    def linear(self, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        """x·weightᵀ (+ bias), (…, I) → (…, O), with both factors rounded to 8 bits."""
+        y = _product(x.reshape(-1, x.shape[-1]), weight_OI).view(*x.shape[:-1], -1)
+        return y if bias_O is None else y + bias_O
+
+    def serves_swiglu(self, width: int, inner: int) -> bool:
+        """Where one program can hold a row."""
+        return fits_float8_swiglu(width, inner)
+
+    def swiglu(self, x_NE: Tensor, gate_up_WE: Tensor, down_OI: Tensor) -> Tensor:
+        """(silu(gate)·up)·downᵀ, (N, O). What the kernels between the matmuls write is rounded at once."""
+        return _gated(x_NE, gate_up_WE, down_OI)
+
+
+FLOAT8 = Float8Matmul()
+
+
 def use_float8(module: nn.Module) -> int:
-    """Let the dense layers inside `module` multiply in 8 bits, in place; returns how many do.
+    """Let the matmul owners inside `module` multiply in 8 bits, in place; returns how many do.
 
     Those with a side that is no multiple of 16 stay as they are, and one warning names the first.
     """
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Dense)}
-    odd = [name for name, layer in layers.items() if not fits_float8(*layer.weight.shape)]
-    for name in layers.keys() - odd:
-        layers[name].multiply, layers[name].plain = float8_linear, False
-    for part in module.modules():
-        if isinstance(part, GatedFeedForward) and fits_float8_swiglu(part.gate.in_features, part.gate.out_features):
-            part.products = float8_swiglu
-    if odd:
-        shape = tuple(layers[odd[0]].weight.shape)
-        warn(f"{len(odd)} layers stay in bf16, since fp8 products need sides that are multiples of {FLOAT8_SIDES}: "
-             f"{odd[0]} is {shape}")  # fmt: skip
-    return len(layers) - len(odd)
-
-
-def float8_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """x·weightᵀ (+ bias), (…, I) → (…, O), with both factors rounded to 8 bits."""
-    y = _product(x.reshape(-1, x.shape[-1]), weight_OI).view(*x.shape[:-1], -1)
-    return y if bias_O is None else y + bias_O
+    owners = dict(matmul_owners(module))
+    refused = {name: owner for name, owner in owners.items() if owner.use_matmul(FLOAT8)}
+    if refused:
+        name, owner = next(iter(refused.items()))
+        odd = next(p for p in owner.projections().values() if not fits_float8(p.out_features, p.in_features))
+        warn(f"{len(refused)} layers stay in bf16, since fp8 matmuls need sides that are multiples of {FLOAT8_SIDES}: "
+             f"{name} is {(odd.out_features, odd.in_features)}")  # fmt: skip
+    return len(owners) - len(refused)
 
 
 class _Float8Product(torch.autograd.Function):
@@ -72,12 +85,6 @@ class _Float8Product(torch.autograd.Function):
         if of_x:
             dx_NI = scaled_product(*by_rows(dy_NO), *by_rows(weight_OI.t()), dy_NO.dtype)
         return dx_NI, dy_NO.t() @ x_NI if of_weight else None
-
-
-def float8_swiglu(x_NE: Tensor, gate_up_WE: Tensor, down_OI: Tensor) -> Tensor:
-    """(silu(gate) · up)·downᵀ, (N, O), from products in 8 bits; gates are the first I of the W = 2I rows. What the
-    kernels between the products write is rounded at once."""
-    return _gated(x_NE, gate_up_WE, down_OI)
 
 
 class _Float8Gated(torch.autograd.Function):
@@ -102,7 +109,7 @@ class _Float8Gated(torch.autograd.Function):
 
 
 # Torch 2.11's compiler, where it looks into these two, makes their gradients zeros and keeps what recomputation was to
-# make again; it is to take them as they are.
+# compute again; `allow_in_graph` makes it take them as they are.
 _product = torch.compiler.allow_in_graph(lambda *factors: _Float8Product.apply(*factors))
 _gated = torch.compiler.allow_in_graph(lambda *factors: _Float8Gated.apply(*factors))
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from luban.core.errors import ConfigError
 from luban.core.registry import Registry, Variant
 from luban.core.seeding import derive
+from luban.nn.linear import Projection
 
 
 @dataclass(frozen=True, kw_only=True)
 class Initialisation(Variant):
-    """A family of initialisations of dense layers and embeddings."""
+    """A family of initialisations of linear layers and embeddings."""
 
     registry: ClassVar[Registry] = Registry(
         "initialisation",
@@ -28,8 +29,8 @@ class Initialisation(Variant):
     )
     scale_residual: bool = True  # divide by √(2·layers) what writes into the residual stream (GPT-2)
 
-    def linear_std(self, layer: nn.Linear) -> float:
-        """Standard deviation of a dense layer's weights."""
+    def linear_std(self, layer: Projection) -> float:
+        """Standard deviation of a projection's weights."""
         raise NotImplementedError
 
     def embedding_std(self, width: int) -> float:
@@ -41,13 +42,13 @@ class Initialisation(Variant):
 class NormalInit(Initialisation):
     """One standard deviation for all (GPT-2: 0.02)."""
 
-    std: float = 0.02  # of dense layers and embeddings
+    std: float = 0.02  # of linear layers and embeddings
 
     def __post_init__(self):
         if not self.std > 0:
             raise ConfigError(f"initialisation std must be positive, {self.std} given")
 
-    def linear_std(self, layer: nn.Linear) -> float:
+    def linear_std(self, layer: Projection) -> float:
         """The same for all."""
         return self.std
 
@@ -58,11 +59,11 @@ class NormalInit(Initialisation):
 
 @dataclass(frozen=True, kw_only=True)
 class FanInInit(Initialisation):
-    """1/√inputs for dense layers, so that widths keep the variance; a fixed one for embeddings."""
+    """1/√inputs for linear layers, so that widths keep the variance; a fixed one for embeddings."""
 
     embedding: float = 0.02  # standard deviation of embedding tables
 
-    def linear_std(self, layer: nn.Linear) -> float:
+    def linear_std(self, layer: Projection) -> float:
         """1/√inputs."""
         return layer.in_features**-0.5
 
@@ -73,11 +74,11 @@ class FanInInit(Initialisation):
 
 @dataclass(frozen=True, kw_only=True)
 class XavierInit(Initialisation):
-    """√(2 / (inputs + outputs)) for dense layers (Glorot & Bengio 2010, equation 12); a fixed one for embeddings."""
+    """√(2 / (inputs + outputs)) for linear layers (Glorot & Bengio 2010, equation 12); a fixed one for embeddings."""
 
     embedding: float = 0.02  # standard deviation of embedding tables
 
-    def linear_std(self, layer: nn.Linear) -> float:
+    def linear_std(self, layer: Projection) -> float:
         """Between inputs and outputs."""
         return math.sqrt(2 / (layer.in_features + layer.out_features))
 
@@ -88,13 +89,22 @@ class XavierInit(Initialisation):
 
 @torch.no_grad()
 def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int) -> None:
-    """Fill every parameter of `model` in place, drawn in float32 on the CPU from (seed, parameter name).
+    """Fill every parameter of `model` in place, drawn in float32 on the CPU from (seed, parameter name), one at a time.
 
-    The values don't depend on device, precision, or on which other parameters there are. Dense layers and
-    embeddings follow `how` (times a layer's own `gain`), biases are 0, norms are the identity; a module with a
-    `draw_parameters(draw)` of its own is asked, where `draw(name, shape)` gives standard normal numbers.
+    The values don't depend on device, precision, or on which other parameters there are. Projections and
+    embeddings follow `how` (times a projection's own `init_gain`), biases are 0, norms are the identity; a module with a
+    `draw_parameters(draw)` of its own is asked, where `draw(name, shape)` gives standard normal numbers. A parameter that
+    two modules share is drawn for the first.
+
+    Args:
+        layers: of the model, for `scale_residual`.
     """
+    drawn: set[int] = set()
     for prefix, module in model.named_modules():
+        fresh = {id(parameter) for parameter in module.parameters(recurse=False)} - drawn
+        if not fresh:
+            continue
+        drawn |= fresh
 
         def draw(name: str, shape: torch.Size, prefix: str = prefix) -> Tensor:
             generator = torch.Generator().manual_seed(derive(seed, f"{prefix}.{name}"))
@@ -102,11 +112,12 @@ def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int)
 
         if hasattr(module, "draw_parameters"):
             module.draw_parameters(draw)
-        elif isinstance(module, nn.Linear):
-            std = how.linear_std(module) * getattr(module, "gain", 1.0)
-            if how.scale_residual and getattr(module, "writes_residual", False):
+        elif isinstance(module, Projection):
+            std = how.linear_std(module) * module.init_gain
+            if how.scale_residual and module.writes_residual:
                 std /= math.sqrt(2 * layers)
-            module.weight.copy_(draw("weight", module.weight.shape).mul_(std))
+            if id(module.weight) in fresh:
+                module.weight.copy_(draw("weight", module.weight.shape).mul_(std))
             if module.bias is not None:
                 module.bias.zero_()
         elif isinstance(module, nn.Embedding):

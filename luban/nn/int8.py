@@ -1,37 +1,43 @@
-"""Dense layers with weights in 8 bits for inference on a CPU, where decoding one token costs what reading the weights costs.
+"""Linear maps with weights in 8 bits for inference on a CPU, where decoding one token costs what reading the weights costs.
 
 I inputs, O outputs. A weight row is stored as round(w / scale) with scale = max|w| / 127, one scale an output.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.nn.linear import Dense
+
+if TYPE_CHECKING:
+    from luban.nn.roles import Role
 
 LARGEST = 127
-KERNEL_STEP = 16  # inputs that torch's kernel reads at once: with a rest it computes something else, unasked
+KERNEL_STEP = 16  # inputs that torch's kernel reads at once: with a remainder its result is wrong
 
 
-class Int8Linear(nn.Module):
+class Int8Weight(nn.Module):
     """x·wᵀ·scale (+ bias).
 
     One row of input runs through torch's 8-bit kernel, which takes it in bfloat16; more rows through a
-    float32 product with the weights unpacked, which is the faster from two rows on. So does one row where the inputs
-    aren't a multiple of 16.
+    float32 matmul with the weights unpacked, which is faster from two rows on. So does one row where the number of
+    inputs is no multiple of 16.
     """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None):
         super().__init__()
+        weight_OI = weight_OI.detach()
         largest = weight_OI.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
         scale_O = (largest / LARGEST).bfloat16()
         packed = (weight_OI / scale_O.float()[:, None]).round().clamp(-LARGEST, LARGEST).to(torch.int8).contiguous()
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.scale = nn.Parameter(scale_O, requires_grad=False)
-        self.bias = None if bias_O is None else nn.Parameter(bias_O, requires_grad=False)
+        self.bias = None if bias_O is None else nn.Parameter(bias_O.detach(), requires_grad=False)
+        self.parameter_roles: dict[str, Role] = {"weight": "dense", "scale": "bias", "bias": "bias"}
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O), in the precision of the input."""
@@ -44,39 +50,16 @@ class Int8Linear(nn.Module):
         return out.view(*x.shape[:-1], -1)
 
 
-class Int8Readout(Int8Linear):
-    """The same as an output layer."""
-
-    def forward(self, hidden: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(…, E) → (…, V); the embedding table isn't read."""
-        return super().forward(hidden)
-
-
 @torch.no_grad()
-def pack_int8(module: nn.Module, table: Tensor) -> None:
-    """Replace every dense layer inside `module` by its 8-bit form, in place; embeddings and norms stay.
+def pack_int8(module: nn.Module) -> None:
+    """Pack the weights of every owner inside `module` into 8 bits, in place; embeddings and norms stay as they are.
 
-    Layers that a module says are `joined` are packed as one, its `fused`.
-
-    Args:
-        table: the embedding table, which a tied output layer multiplies with; it gets packed weights of its own.
-
-    Raises ConfigError off the CPU.
+    A tied output layer gets packed weights of its own. Raises ConfigError off the CPU.
     """
-    if table.device.type != "cpu":
-        raise ConfigError(f"int8 weights run on the CPU alone, not on {table.device}")
-    layers = {name: getattr(module, name) for name in getattr(module, "joined", ())}
-    if layers and all(type(layer) is Dense for layer in layers.values()):
-        biases = [layer.bias for layer in layers.values()]
-        together = None if biases[0] is None else torch.cat(biases)
-        module.fused = Int8Linear(torch.cat([layer.weight for layer in layers.values()]), together)
-        for name in layers:
-            setattr(module, name, None)
-    for name, child in module.named_children():
-        if name == "readout" and not list(child.children()):
-            weight = child.weight if isinstance(child, nn.Linear) else table
-            setattr(module, name, Int8Readout(weight, getattr(child, "bias", None)))
-        elif type(child) in (nn.Linear, Dense):
-            setattr(module, name, Int8Linear(child.weight, child.bias))
-        else:
-            pack_int8(child, table)
+    from luban.nn.linear import matmul_owners
+
+    devices = {parameter.device for parameter in module.parameters() if parameter.device.type != "cpu"}
+    if devices:
+        raise ConfigError(f"int8 weights run on the CPU alone, not on {devices.pop()}")
+    for _, owner in list(matmul_owners(module)):
+        owner.pack_int8()

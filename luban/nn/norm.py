@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from luban.core.errors import ConfigError
 from luban.core.opgraph import Op
 from luban.core.registry import Registry, Variant
+from luban.nn.roles import Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Norm(Variant):
         raise NotImplementedError
 
     def op(self, name: str, tokens: int, width: int) -> Op:
-        """What it costs over `tokens` rows (no matrix product, so no FLOPs by the usual count)."""
+        """What it costs over `tokens` rows (no matmul, so no FLOPs by the usual count)."""
         return Op(name=name, kind="norm", parameters=self.parameters(width), activation=tokens * width)
 
 
@@ -65,12 +66,13 @@ class RMSNorm(Norm):
 
 
 class RMSNormModule(nn.Module):
-    """RMSNorm over the last axis, computed in float32 as the half-precision squares would overflow."""
+    """RMSNorm over the last axis, computed in float32, since half-precision squares would overflow."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
+        self.parameter_roles: dict[str, Role] = {"weight": "norm"}
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, width) → the same shape and precision."""

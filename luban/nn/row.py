@@ -1,8 +1,8 @@
 """One row times a matrix on a CPU: what decoding a token in float32 consists of.
 
 I inputs, O outputs. The product is a sum of the matrix's I rows, each weighted by one input, which is what an embedding
-bag with weights computes; FBGEMM's kernel for it fetches ahead and reads at the memory's full speed, where BLAS's
-matrix–vector product reaches two thirds (EPYC, two threads or one). Several bags, one a thread, are summed at the end.
+bag with weights computes; FBGEMM's kernel for it prefetches and reads at the memory's full speed, where BLAS's
+matrix–vector product reaches two thirds (EPYC, one thread or two). Several bags, one a thread, are summed at the end.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 HAS_KERNEL = "fbgemm" in torch.backends.quantized.supported_engines
-LEAST = 128  # inputs a bag at least
+SMALLEST_BAG = 128  # inputs a bag at least
 
 
-def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(…, I), (O, I), (O,) → (…, O): torch's product, but for one row in inference on a CPU."""
-    return multiply_row(x, weight, bias) if is_row(x, weight) else F.linear(x, weight, bias)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(…, I), (O, I), (O,) → (…, O): torch's matmul, but for one row in inference on a CPU."""
+    return row_linear(x, weight, bias) if is_row(x, weight) else F.linear(x, weight, bias)
 
 
 def is_row(x: Tensor, weight: Tensor) -> bool:
-    """Whether this is one row in float32 on a CPU, no gradient is asked of it, and the matrix lies input by input."""
+    """Whether this is one row in float32 on a CPU, without gradients, and the matrix is stored column by column."""
     return (not torch.is_grad_enabled() and HAS_KERNEL and x.device.type == "cpu" and x.numel() == weight.shape[1]
             and x.dtype == weight.dtype == torch.float32 and weight.stride() == (1, weight.shape[0])
             and not torch.compiler.is_compiling())  # fmt: skip
 
 
-def multiply_row(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(…, I) of one row, (O, I) that lies by inputs, (O,) → (…, O)."""
+def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(…, I) of one row, (O, I) column-major, (O,) → (…, O)."""
     indices, offsets = _bags(weight.shape[1], torch.get_num_threads())
     out = torch.embedding_bag(weight.t(), indices, offsets, False, 0, False, x.reshape(-1))[0]
     out = out.sum(0) if len(offsets) > 1 else out
@@ -41,5 +41,5 @@ def multiply_row(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 @lru_cache(maxsize=64)
 def _bags(inputs: int, threads: int) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
-        count = max(1, min(threads, inputs // LEAST))
+        count = max(1, min(threads, inputs // SMALLEST_BAG))
         return torch.arange(inputs), torch.arange(count) * (inputs // count)

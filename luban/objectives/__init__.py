@@ -1,1 +1,2 @@
-"""Line 3: what a model is trained to do. Every objective returns a sum and a count, never a mean."""
+"""Layer 3: what a model is trained to do. Loss modules give a sum and metrics, never a mean; one count, the collator's,
+divides the sum."""

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from luban.core.errors import ConfigError, DataError
-from luban.data.batch import Batch
-from luban.data.packing import PACKINGS, Packing
+from luban.data.collate.auxiliary import auxiliary_rows
+from luban.data.packing import Packing
 from luban.data.shards import Shards
-from luban.objectives.causal import token_cross_entropy
-from luban.objectives.family import Objective
-from luban.objectives.rows import Changed
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightedBatch(Batch):
-    """A batch in which every target has a weight; the sum over `loss_mask` divides it."""
-
-    others: np.ndarray  # (B, T) bool: targets of the auxiliary loss
-    weights: np.ndarray  # (B,) float32: of the auxiliary loss's sum, the same in all rows
-
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """What the loss reads."""
-        return (*self.by_token(), self.others, self.weights)
+from luban.nn.attention.backend import AttentionBackend
+from luban.objectives.base import LossModule, LossOutput, Objective, TensorBatch, ignore_untrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +35,21 @@ class Auxiliary(Objective):
         if not shards.has_mask:
             raise DataError(f"shards {shards.path} hold plain text, so every target is already the language model's: "
                             "the auxiliary objective needs conversations")  # fmt: skip
+        return auxiliary_rows(shards, seq_len=seq_len, packing=packing, weight=self.weight)
 
-        return Changed(PACKINGS[packing](shards, seq_len), lambda batch, rows, epochs: self.weigh(batch))
+    def loss(self, model: nn.Module, attention: AttentionBackend | None = None) -> LossModule:
+        """The sum over the task's targets, the weighted sum over all targets added."""
+        return AuxiliaryLoss(model, attention)
 
-    def weigh(self, batch: Batch) -> WeightedBatch:
-        """The batch with the language model's targets, and the weight that makes their sum λ times a mean."""
-        follows = batch.documents[:, 1:] == batch.documents[:, :-1]  # the next token is of the same document
-        others = (batch.documents >= 0) & (np.pad(follows, ((0, 0), (0, 1))) | batch.loss_mask)
-        scale = self.weight * batch.tokens_trained / max(int(others.sum()), 1)
-        return WeightedBatch(**vars(batch), others=others, weights=np.full(len(others), scale, dtype=np.float32))
 
-    def loss(self, module: nn.Module, *arrays: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum over the task's targets and their count, the weighted sum over all targets added."""
-        tokens, targets, loss_mask, documents, positions, others, weights = arrays
-        hidden = module(tokens, documents=documents, positions=positions, output="hidden")
-        task, count = token_cross_entropy(module, hidden, targets, loss_mask)
-        language, _ = token_cross_entropy(module, hidden, targets, others)
-        return task + weights[0] * language, count
+class AuxiliaryLoss(LossModule):
+    """Summed cross-entropy over the task's targets, and the weighted one over all."""
+
+    def forward(self, batch: TensorBatch) -> LossOutput:
+        """The summed loss of a batch."""
+        hidden = self.hidden(batch)
+        task = self.model.head(hidden, ignore_untrained(batch["targets"], batch["loss_mask"]))
+        language = self.model.head(hidden, ignore_untrained(batch["targets"], batch["others"]))
+        metrics = {"task_loss": (task.detach(), batch["loss_mask"].sum()),
+                   "language_loss": (language.detach(), batch["others"].sum())}  # fmt: skip
+        return LossOutput(task + batch["weights"][0] * language, metrics)

@@ -1,1 +1,1 @@
-"""Line 3: optimizers, learning-rate schedules, clipping."""
+"""Layer 3: optimizers, learning-rate schedules, clipping."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luban.core.seeding import derive
 from luban.kernels.available import triton_runs
 from luban.kernels.stepped import Stepped
-from luban.optim.family import Optimizer, Part, Stepper, Update, by_role
+from luban.optim.base import Optimizer, OptimizerConfig, ParamGroups, Roles, Shapes, Update, vectors
 
 MOMENTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -27,7 +27,7 @@ def check_adam(betas: tuple[float, float], eps: float) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(Optimizer):
+class AdamW(OptimizerConfig):
     """Adam with decoupled weight decay; matrices decay, vectors (norms, biases) do not."""
 
     rounds_stochastically = True
@@ -39,28 +39,28 @@ class AdamW(Optimizer):
         super().__post_init__()
         check_adam(self.betas, self.eps)
 
-    def build(self, parameters: Mapping[str, nn.Parameter]) -> Stepper:
-        roles = by_role(parameters)
+    def build(self, parameters: Mapping[str, nn.Parameter], roles: Roles) -> Optimizer:
+        plain = vectors(roles)
         settings = {"peak_lr": self.lr, "betas": self.betas, "eps": self.eps}
         groups = [
-            {**settings, "params": [*roles.hidden.values(), *roles.tables.values()], "decay": self.weight_decay},
-            {**settings, "params": list(roles.vectors.values()), "decay": 0.0},
+            {**settings, "params": [p for n, p in parameters.items() if n not in plain], "decay": self.weight_decay},
+            {**settings, "params": [p for n, p in parameters.items() if n in plain], "decay": 0.0},
         ]
         seeds = {parameter: derive(0, "adamw", name) % 2**31 for name, parameter in parameters.items()}
-        return Stepper([AdamWPart(groups, MOMENTS[self.moments], seeds)], parameters)
+        return Optimizer([AdamWGroups(groups, MOMENTS[self.moments], seeds)], parameters)
 
-    def workspace_bytes(self, shapes: Mapping[str, Sequence[int]], *, widened: bool) -> int:
+    def workspace_bytes(self, shapes: Shapes, roles: Roles, *, widened: bool) -> int:
         """The fp32 copies of the gradients of all matrices or of all vectors."""
-        sizes = {True: 0, False: 0}
-        for shape in shapes.values():
-            sizes[len(shape) < 2] += 4 * math.prod(shape)
+        sizes, plain = {True: 0, False: 0}, vectors(roles)
+        for name, shape in shapes.items():
+            sizes[name in plain] += 4 * math.prod(shape)
         return max(sizes.values()) if widened and self.moments == "fp32" else 0
 
-    def state_bytes(self, shapes: Mapping[str, Sequence[int]]) -> int:
+    def state_bytes(self, shapes: Shapes, roles: Roles) -> int:
         return sum(2 * MOMENTS[self.moments].itemsize * math.prod(shape) + 4 for shape in shapes.values())
 
 
-class AdamWPart(Part):
+class AdamWGroups(ParamGroups):
     """Steps all tensors of a group: in fp32 by torch's fused kernel, on CUDA and in bf16 by one of our own."""
 
     def __init__(self, groups: Sequence[dict[str, Any]], moments: torch.dtype, seeds: Mapping[nn.Parameter, int]):
@@ -74,25 +74,26 @@ class AdamWPart(Part):
                 continue
             for parameter in stepped:
                 self._prepare(parameter)
-            went = update.go.float()  # once for each: given one for all, torch would wait to read it
-            torch._foreach_add_([self.state[p]["step"] for p in stepped], [went] * len(stepped))
-            wide = self.moments == torch.float32 and all(p.dtype == torch.float32 for p in stepped)
+            applied = update.apply.float()  # one for each: given one for all, torch would wait to read it
+            torch._foreach_add_([self.state[p]["step"] for p in stepped], [applied] * len(stepped))
+            wide = self.moments == torch.float32 and all(p.dtype in (torch.float32, torch.float64) for p in stepped)
             if wide and not update.gradients[stepped[0]].is_cuda:
                 self._fused(group, stepped, group["peak_lr"] * factor, update)
             else:
                 self._one_pass(group, stepped, group["peak_lr"] * factor, update)
 
     def _prepare(self, parameter: nn.Parameter) -> None:
+        moments = torch.float64 if parameter.dtype == torch.float64 else self.moments
         if not self.state[parameter]:
             self.state[parameter].update(
-                exp_avg=torch.zeros_like(parameter, dtype=self.moments),
-                exp_avg_sq=torch.zeros_like(parameter, dtype=self.moments),
+                exp_avg=torch.zeros_like(parameter, dtype=moments),
+                exp_avg_sq=torch.zeros_like(parameter, dtype=moments),
                 step=torch.zeros((), device=parameter.device),
             )
 
     def _fused(self, group: dict[str, Any], stepped: Sequence[nn.Parameter], lr: float, update: Update) -> None:
         """torch's own kernel; on a CPU reading the switch costs nothing."""
-        if not update.go:
+        if not update.apply:
             return
         gradients = _scaled([update.gradients[p] for p in stepped], update.scale)
         state = [self.state[p] for p in stepped]
@@ -113,15 +114,15 @@ class AdamWPart(Part):
             state = self.state[p]
             tensors.append(Stepped(p, update.gradients[p].contiguous(), state["exp_avg"], state["exp_avg_sq"],
                                    state["step"], self.seeds[p], update.copies.get(p)))  # fmt: skip
-        adamw_(tensors, scale=update.scale, go=update.go, lr=lr, decay=group["decay"], betas=group["betas"],
+        adamw_(tensors, scale=update.scale, apply=update.apply, lr=lr, decay=group["decay"], betas=group["betas"],
                eps=group["eps"])  # fmt: skip
 
 
 def _scaled(gradients: list[Tensor], scale: Tensor) -> list[Tensor]:
     """fp32 gradients times the factor: the same tensors, multiplied in place, where they are fp32 already."""
-    wide = [g.float() for g in gradients]
+    wide = [g if g.dtype == torch.float64 else g.float() for g in gradients]
     if scale != 1:
-        torch._foreach_mul_(wide, scale.float())
+        torch._foreach_mul_(wide, scale.to(wide[0].dtype))
     return wide
 
 

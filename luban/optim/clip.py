@@ -10,8 +10,9 @@ from torch import Tensor
 
 @torch.no_grad()
 def global_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all gradients taken as one vector, an fp32 scalar; infinite or NaN if any value is."""
-    norms = torch._foreach_norm(list(gradients), 2, dtype=torch.float32)
+    """The Euclidean norm of all gradients taken as one vector, an fp32 scalar (fp64 for fp64 gradients); infinite or NaN if any value is."""
+    double = any(gradient.dtype == torch.float64 for gradient in gradients)
+    norms = torch._foreach_norm(list(gradients), 2, dtype=torch.float64 if double else torch.float32)
     return torch.linalg.vector_norm(torch.stack(norms))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from luban.optim.adamw import AdamW, check_adam, refresh
-from luban.optim.family import Optimizer, Part, Stepper, Update, by_role, is_hidden_matrix
+from luban.optim.base import Optimizer, OptimizerConfig, ParamGroups, Roles, Shapes, Update, hidden_matrices
 
 # Quintic coefficients that drive singular values from [0, 1] to about 1 in five rounds (Jordan et al. 2024).
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Muon(Optimizer):
+class Muon(OptimizerConfig):
     """Muon for the matrices inside the blocks; AdamW for embeddings, head, norms and biases."""
 
     lr: float = 5e-3  # peak learning rate of the hidden matrices, in AdamW's units (update RMS 0.2)
@@ -36,40 +36,41 @@ class Muon(Optimizer):
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), {self.momentum} given")
 
-    def build(self, parameters: Mapping[str, nn.Parameter]) -> Stepper:
-        hidden = by_role(parameters).hidden
-        rest = {name: p for name, p in parameters.items() if name not in hidden}
-        parts: list[Part] = []
+    def build(self, parameters: Mapping[str, nn.Parameter], roles: Roles) -> Optimizer:
+        names = hidden_matrices(roles)
+        hidden = [p for name, p in parameters.items() if name in names]
+        rest = {name: p for name, p in parameters.items() if name not in names}
+        parts: list[ParamGroups] = []
         if hidden:
-            parts.append(MuonPart([{"params": list(hidden.values()), "peak_lr": self.lr, "momentum": self.momentum,
+            parts.append(MuonGroups([{"params": hidden, "peak_lr": self.lr, "momentum": self.momentum,
                                     "decay": self.weight_decay, "rounds": self.rounds}]))  # fmt: skip
         if rest:
             adamw = AdamW(lr=self.adamw_lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
-            parts += adamw.build(rest).parts
-        return Stepper(parts, parameters)
+            parts += adamw.build(rest, {name: roles[name] for name in rest}).algorithms
+        return Optimizer(parts, parameters)
 
-    def state_bytes(self, shapes: Mapping[str, Sequence[int]]) -> int:
-        hidden = {name: shape for name, shape in shapes.items() if is_hidden_matrix(name, shape)}
+    def state_bytes(self, shapes: Shapes, roles: Roles) -> int:
+        hidden = hidden_matrices(roles)
         rest = {name: shape for name, shape in shapes.items() if name not in hidden}
-        return 4 * sum(math.prod(shape) for shape in hidden.values()) + AdamW().state_bytes(rest)
+        return 4 * sum(math.prod(shapes[name]) for name in hidden) + AdamW().state_bytes(rest, roles)
 
-    def workspace_bytes(self, shapes: Mapping[str, Sequence[int]], *, widened: bool) -> int:
+    def workspace_bytes(self, shapes: Shapes, roles: Roles, *, widened: bool) -> int:
         """Of the largest group of equal shapes: gradient, momentum and their mixture in fp32, three iterates in bf16."""
         sizes: dict[tuple[int, ...], int] = defaultdict(int)
-        for name, shape in shapes.items():
-            if is_hidden_matrix(name, shape):
-                sizes[tuple(shape)] += math.prod(shape)
-        rest = {name: shape for name, shape in shapes.items() if not is_hidden_matrix(name, shape)}
-        return max(18 * max(sizes.values(), default=0), AdamW().workspace_bytes(rest, widened=widened))
+        hidden = hidden_matrices(roles)
+        for name in hidden:
+            sizes[tuple(shapes[name])] += math.prod(shapes[name])
+        rest = {name: shape for name, shape in shapes.items() if name not in hidden}
+        return max(18 * max(sizes.values(), default=0), AdamW().workspace_bytes(rest, roles, widened=widened))
 
-    def update_flops(self, shapes: Mapping[str, Sequence[int]]) -> int:
-        """Newton–Schulz: three products a round."""
-        hidden = [sorted(shape) for name, shape in shapes.items() if is_hidden_matrix(name, shape)]
+    def update_flops(self, shapes: Shapes, roles: Roles) -> int:
+        """Newton–Schulz: three matmuls a round."""
+        hidden = [sorted(shapes[name]) for name in hidden_matrices(roles)]
         return self.rounds * sum(4 * short**2 * long + 2 * short**3 for short, long in hidden)
 
 
-class MuonPart(Part):
-    """The update itself. Matrices of one shape are orthogonalised together in one batched product."""
+class MuonGroups(ParamGroups):
+    """The update itself. Matrices of one shape are orthogonalised together in one batched matmul."""
 
     def step(self, factor: float, update: Update) -> None:
         for group in self.groups:
@@ -87,9 +88,9 @@ class MuonPart(Part):
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter, dtype=torch.float32)
         buffers = [self.state[parameter]["momentum"] for parameter in parameters]
-        gradients = torch.stack([update.gradients[p] for p in parameters]).float() * update.scale
-        gradients = torch.where(update.go, gradients, 0.0)  # after a bad step every weight below is 0 too
-        kept, lr = update.go.float(), group["peak_lr"] * factor
+        gradients = torch.stack([update.gradients[p] for p in parameters]).float() * update.scale.float()
+        gradients = torch.where(update.apply, gradients, 0.0)  # after a bad step every weight below is 0 too
+        kept, lr = update.apply.float(), group["peak_lr"] * factor
         momentum = torch.lerp(torch.stack(buffers), gradients, (1 - group["momentum"]) * kept)
         torch._foreach_copy_(buffers, list(momentum))
         updates = orthogonalise(torch.lerp(gradients, momentum, group["momentum"]), group["rounds"])

@@ -7,15 +7,15 @@ and keys and values of width K, in elements of the compute type:
     N·Q with its log-sum-exp (fp32, one a head), the stream between N·E, normalised N·E, gate and up N·2I, inner N·I
 
 which is what the operations say one by one (`Op.activation`). On a GPU the weights of joint products are kept side by
-side as well, and the inner activation isn't where SwiGLU's gradient makes it again. Recomputation "cheap" keeps the
-outputs of products and attention alone (and makes the inner activation and the joint weights again), "blocks" what goes
-into each block.
+side as well, and the inner activation isn't where SwiGLU's gradient makes it again. Rematerialisation "selective" keeps
+the outputs of matmuls and attention alone (and computes the inner activation and the joint weights again), "full" the
+input of each layer.
 
 On a CPU attention beside half-precision products either runs in fp32, with its inputs twice as wide and its output kept
-twice, or is written out in bf16 products over chunks of queries (`nn.attention.product`): then its weights are kept in
+twice, or is written out in bf16 products over chunks of queries (`nn.attention.attend`): then its weights are kept in
 fp32, for the gradient of the softmax, and in bf16, for that of the values, and keys and values once for every chunk that
 sees another part of them. All of this describes a compiled step; what an uncompiled one keeps is found by running it on
-tensors without data (`train.rehearse`).
+tensors without data (`train.trace_memory`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from luban.core.units import bytes_
 from luban.kernels.limits import CHUNK_ELEMENTS, LARGEST_SQUARE, LOGIT_BYTES, query_chunk
 
 FP32, HALF = 4, 2  # bytes
-JOINED = ("attention.q", "attention.k", "attention.v", "feedforward.gate", "feedforward.up")
+JOINED = ("mixer.q", "mixer.k", "mixer.v", "cross.k", "cross.v", "feedforward.gate", "feedforward.up")  # ends of ops' names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +39,13 @@ class Setting:
     half: bool  # products in bf16 or fp16 (or 8 bits) instead of fp32
     masters: bool = True  # fp32 weights behind half-precision ones
     accumulate: bool = False  # several micro-batches a step, whose gradients are summed in fp32
-    recompute: str = "none"  # none, cheap, blocks
+    remat: str = "none"  # none, selective, full
     fused: bool = False  # the kernels of a GPU: joint products, logits a chunk at a time
-    inner_kept: bool = True  # of a gated feed-forward network; else its activation comes again with its gradient
+    inner_kept: bool = True  # of a gated feed-forward network; else its activation is computed again with its gradient
+    activation_fused: bool = False  # SwiGLU is computed inside the matmuls around it, or in 8 bits between them
     attention: Literal["fused", "wide", "written"] = (
         "fused"  # wide: in fp32 beside products in half precision; written: out in products where rows are short, else wide
     )
-    heads: int = 0  # query heads
-    head_width: int = 0  # of one
     masks: int = 0  # squares of queries and keys written out for every row, where attention isn't fused
     optimizer: int = 0  # bytes of its state
     workspace: int = 0  # bytes that its update needs beside
@@ -115,7 +114,7 @@ def predict_memory(graph: OpGraph, setting: Setting, footprint: Footprint | None
 def _compiled_passes(graph: OpGraph, setting: Setting) -> list[tuple[int, int, int]]:
     """(gradients, activations, transient) bytes at the loss and in the first block of the backward pass."""
     kept = kept_bytes(graph, setting)
-    table = max((setting.width * prod(op.sides) for op in graph.ops if op.name == "readout"), default=0)
+    table = max((setting.width * prod(op.sides) for op in graph.ops if op.kind == "lm_head"), default=0)
     return [(0, kept, _loss_bytes(graph, setting)),
             (table, kept, _made_again(graph, setting) + _backward_bytes(graph, setting))]  # fmt: skip
 
@@ -123,8 +122,8 @@ def _compiled_passes(graph: OpGraph, setting: Setting) -> list[tuple[int, int, i
 def kept_bytes(graph: OpGraph, setting: Setting) -> int:
     """Bytes that the forward pass of one micro-batch leaves for the backward pass."""
     total = 0
-    for name, layer in graph.layers().items():
-        if name == "readout":
+    for layer in graph.layers().values():
+        if any(op.kind == "lm_head" for op in layer.ops):
             continue  # logits are the loss's own affair
         total += layer_bytes(layer, setting) if _is_block(layer) else setting.width * _elements(layer.ops)
     return total + _mask_bytes(graph, setting)
@@ -140,13 +139,13 @@ def _mask_bytes(graph: OpGraph, setting: Setting) -> int:
 
 def layer_bytes(layer: OpGraph, setting: Setting) -> int:
     """The same of one block."""
-    if setting.recompute == "blocks":
+    if setting.remat == "full":
         return setting.width * layer.ops[-1].activation  # what goes into the next one
-    cheap = setting.recompute == "cheap"
-    elements = _elements(op for op in layer.ops if not cheap or op.kind in ("linear", "attention"))
-    if not (cheap or setting.inner_kept):
+    selective = setting.remat == "selective"
+    elements = _elements(op for op in layer.ops if not selective or op.kind in ("linear", "attention"))
+    if not (selective or setting.inner_kept):
         elements -= _elements(op for op in layer.ops if op.kind == "activation")
-    weights = setting.width * joined_parameters(layer) if setting.fused and setting.recompute == "none" else 0
+    weights = setting.width * joined_parameters(layer) if setting.fused and setting.remat == "none" else 0
     return setting.width * elements + weights + sum(_attention_bytes(op, layer, setting) for op in layer.ops)
 
 
@@ -156,12 +155,12 @@ def _attention_bytes(op: Op, layer: OpGraph, setting: Setting) -> int:
         return 0
     if is_written_out(op, setting):
         seen, parts = computed_share(op, layer.seq), -(-layer.seq // query_chunk(layer.seq))
-        scores = int(seen * scores_of(op, setting))
-        if setting.recompute == "cheap":  # the outputs of products: scores
+        scores = int(seen * scores_of(op))
+        if setting.remat == "selective":  # the outputs of products: scores
             return HALF * scores
         copies = seen * parts if looks_back(op) else 1
         return (FP32 + HALF) * scores + int((copies - 1) * HALF * _inputs(op, layer, ("k", "v")))
-    sums = FP32 * setting.heads * layer.batch * layer.seq  # the log-sum-exp
+    sums = FP32 * op.heads * layer.batch * layer.seq  # the log-sum-exp
     if setting.attention == "fused" or not setting.half:
         return sums
     return sums + (FP32 - HALF) * _inputs(op, layer, ("q", "k", "v")) + FP32 * op.activation
@@ -169,17 +168,17 @@ def _attention_bytes(op: Op, layer: OpGraph, setting: Setting) -> int:
 
 def is_written_out(op: Op, setting: Setting) -> bool:
     """Whether this attention is computed by products over chunks of queries, its scores kept."""
-    return setting.attention == "written" and setting.half and scores_of(op, setting) <= LARGEST_SQUARE
+    return setting.attention == "written" and setting.half and scores_of(op) <= LARGEST_SQUARE
 
 
-def scores_of(op: Op, setting: Setting) -> int:
+def scores_of(op: Op) -> int:
     """Query–key pairs of an attention's full square, over all heads."""
-    return op.flops // (4 * max(1, setting.head_width))
+    return op.flops // (4 * max(1, op.head_dim))
 
 
 def looks_back(op: Op) -> bool:
     """Whether its mask is a triangle or lies within one (a narrow window to both sides is taken for one, too)."""
-    return op.seen <= 0.5
+    return op.density <= 0.5
 
 
 def computed_share(op: Op, seq: int) -> float:
@@ -226,14 +225,14 @@ def _inner(layer: OpGraph) -> list[Op]:
 def _made_again(graph: OpGraph, setting: Setting) -> int:
     """Bytes of the one block that is being computed again, beside what was kept."""
     layer = _widest(graph)
-    if layer is None or setting.recompute == "none":
+    if layer is None or setting.remat == "none":
         return 0
     inner = _elements(op for op in layer.ops if op.kind == "activation") if setting.inner_kept else 0
-    if setting.recompute == "cheap":
-        weights = [int(computed_share(op, layer.seq) * scores_of(op, setting)) for op in layer.ops
+    if setting.remat == "selective":
+        weights = [int(computed_share(op, layer.seq) * scores_of(op)) for op in layer.ops
                    if op.kind == "attention" and is_written_out(op, setting)]  # fmt: skip
         return setting.width * inner + (FP32 + HALF) * max(weights, default=0)
-    return layer_bytes(layer, replace(setting, recompute="none", fused=False))
+    return layer_bytes(layer, replace(setting, remat="none", fused=False))
 
 
 def _backward_bytes(graph: OpGraph, setting: Setting) -> int:
@@ -253,7 +252,7 @@ def _loss_bytes(graph: OpGraph, setting: Setting) -> int:
 
     The gradient takes the logits' place.
     """
-    readout = next((op for op in graph.ops if op.name == "readout"), None)
+    readout = next((op for op in graph.ops if op.kind == "lm_head"), None)
     if readout is None or not readout.activation:
         return 0
     if not setting.fused:

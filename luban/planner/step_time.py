@@ -30,7 +30,7 @@ SUSTAINED = 0.87  # of a lone product's rate, for products inside a step on a GP
 # stream is read with it and written (3); queries, keys and values are turned and turned back (4); a gated activation
 # reads 2 and writes 1, and back reads 3 and writes 2 (8); inside of products most of that hides
 # behind them, and between 8-bit ones rounding, which is counted with the products, shares its reading.
-PASSES = {"norm": 6, "activation": 8, "inside": 3, "embedding": 4, "readout": 3, "stream": 3, "turned": 4}
+PASSES = {"norm": 6, "activation": 8, "inside": 3, "embedding": 4, "lm_head": 3, "stream": 3, "turned": 4}
 WORDS = {"whole": "forward and backward"}
 
 
@@ -77,20 +77,20 @@ def predict_step(graph: OpGraph, setting: Setting, rates: Rates, *, micro_batche
     """
     products, attention, moved, exponentials = 0.0, 0.0, 0.0, 0.0
     for op in graph.ops:
-        again = setting.recompute == "blocks" and "blocks." in op.name
+        again = setting.remat == "full" and "blocks." in op.name
         if op.kind == "attention":
             written = is_written_out(op, setting)
-            work = op.flops * (computed_share(op, graph.seq) if written else 1.0 if rates.square else op.seen)
+            work = op.flops * (computed_share(op, graph.seq) if written else 1.0 if rates.square else op.density)
             attention += (1 + again) * work / rates.forward + BACKWARD * work / rates.backward
             if written and rates.exponentials:
-                attention += (2 + again) * computed_share(op, graph.seq) * scores_of(op, setting) / rates.exponentials
+                attention += (2 + again) * computed_share(op, graph.seq) * scores_of(op) / rates.exponentials
         elif rates.eight and "blocks." in op.name and _aligned(op):
             products += (2 + again) * op.flops / rates.eight + op.flops / rates.products
             moved += _quantised_bytes(op)
         else:
             products += (TRAINING_FACTOR + again) * op.flops / rates.products
         moved += setting.width * _passes(op, setting) * op.activation
-        if op.kind == "activation" or op.name == "readout":
+        if op.kind == "activation" or op.kind == "lm_head":
             exponentials += (2 + again) * op.activation
     if setting.fused:
         moved += 4 * setting.width * joined_parameters(graph)
@@ -108,15 +108,13 @@ def _passes(op: Op, setting: Setting) -> float:
     """How often an operation's result crosses the memory."""
     kind = op.kind
     if kind == "linear":
-        if op.name == "readout":
-            kind = "readout"
-        elif op.name.endswith(("attention.q", "attention.k", "attention.v")):
+        if op.name.endswith(("mixer.q", "mixer.k", "mixer.v")):
             kind = "turned"
         elif op.name.endswith((".output", ".down")):
             kind = "stream"
-    if kind == "activation" and not setting.inner_kept:
+    if kind == "activation" and setting.activation_fused:
         return PASSES["inside"]
-    again = {"none": 0, "cheap": 1, "blocks": 2}[setting.recompute] if kind in ("norm", "activation") else 0
+    again = {"none": 0, "selective": 1, "full": 2}[setting.remat] if kind in ("norm", "activation") else 0
     return PASSES.get(kind, 0) + again
 
 

@@ -16,8 +16,8 @@ from luban.core.units import bytes_, count, seconds
 from luban.data.loader import Loader
 from luban.data.shards import Shards
 from luban.data.show import row_tokens
-from luban.report.family import family_of
 from luban.report.gather import Found, evaluation_figures, find_artifacts, headline, read_items, run_section
+from luban.report.lineage_graph import family_of
 from luban.tokenizer.tokenizer import load_tokenizer
 
 SHOWN_TOKENS = 600  # of a pack: what fits on a screen

@@ -18,7 +18,6 @@ from luban.generate.session import TokenLogprob
 from luban.generate.source import session_for
 from luban.generate.text import TextStream
 from luban.load.model import LoadedModel
-from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.tokenizer.chat import render
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -76,11 +75,16 @@ class Result:
 
 
 class Request:
-    """A prompt on its way. `deltas` are handed to `listener` as they come, and collected in `result`."""
+    """A prompt on its way. `deltas` are handed to `listener` as they come, and collected in `result`.
 
-    def __init__(self, prompt: list[int], sampling: Sampling, listener: Callable[[Delta], None] | None = None):
+    Args:
+        continues: whether the generated text continues the prompt's, so that a space between them belongs to it.
+    """
+
+    def __init__(self, prompt: list[int], sampling: Sampling, listener: Callable[[Delta], None] | None = None, *,
+                 continues: bool = False):  # fmt: skip
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        self.prompt, self.sampling, self.listener = prompt, sampling, listener
+        self.prompt, self.sampling, self.listener, self.continues = prompt, sampling, listener, continues
         self.growing = [Growing(prompt, sampling, derive(seed, "request"), choice) for choice in range(sampling.n)]
         empty = None if sampling.logprobs is None else []
         self.result = Result(prompt, [Choice(logprobs=None if empty is None else []) for _ in range(sampling.n)])
@@ -124,7 +128,7 @@ class Engine:
         Raises DataError (ContextError when it is empty or leaves no room in the context).
         """
         if isinstance(prompt, str):
-            source = isinstance(self.model.spec.body, EncoderDecoderBody)
+            source = self.model.spec.body.two_sided
             ids = self.model.need_tokenizer().encode(prompt, bos=self.model.begins_with_bos,
                                                      eos=source and self.model.ends_with_eos)  # fmt: skip
         elif prompt and isinstance(prompt[0], Mapping):
@@ -138,6 +142,15 @@ class Engine:
         self.session.check(ids)
         return ids
 
+    def request(self, prompt: Prompt, sampling: Sampling, listener: Callable[[Delta], None] | None = None) -> Request:
+        """A request for one prompt. An answer to messages, or of a decoder to its encoder's text, is a text of its own.
+
+        Raises DataError as `tokens_of` does.
+        """
+        source = self.model.spec.body.two_sided
+        messages = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+        return Request(self.tokens_of(prompt), sampling, listener, continues=not source and not messages)
+
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None) -> list[Result]:
         """Continue every prompt; the results come in the order of the prompts. Without `sampling` tokens are chosen as
         the model's makers say (generation_config.json), or as `Sampling()` does.
@@ -146,7 +159,7 @@ class Engine:
         """
         sampling = sampling or self.model.generation.sample({})
         several = cast(Sequence[Prompt], [prompts] if _is_one(prompts) else prompts)
-        requests = [Request(self.tokens_of(prompt), sampling) for prompt in several]
+        requests = [self.request(prompt, sampling) for prompt in several]
         for request in requests:
             self.submit(request)
         while not all(request.done for request in requests):
@@ -156,7 +169,7 @@ class Engine:
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Delta]:
         """Continue one prompt, a delta at a time, `sampling` as in `generate`. Closing the iterator stops the generation."""
         arrived: deque[Delta] = deque()
-        request = Request(self.tokens_of(prompt), sampling or self.model.generation.sample({}), arrived.append)
+        request = self.request(prompt, sampling or self.model.generation.sample({}), arrived.append)
         self.submit(request)
         try:
             while not request.done or arrived:
@@ -198,7 +211,8 @@ class Engine:
             for growing in request.growing:
                 text = None
                 if self.model.tokenizer is not None:
-                    text = TextStream(self.model.tokenizer, request.sampling.stop)
+                    context = request.prompt if request.continues else ()
+                    text = TextStream(self.model.tokenizer, request.sampling.stop, context)
                 self.running[id(growing)] = (request, text)
             fresh += request.growing
         self.session.add(fresh)

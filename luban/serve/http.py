@@ -170,7 +170,7 @@ class Service:
         return JSONResponse(shape.body(choices, chunk=False, usage=usage(requests)))
 
     def _requests(self, prompts: list[Prompt], sampling: Sampling) -> list[Request]:
-        return [Request(self.engine.tokens_of(prompt), sampling) for prompt in prompts]
+        return [self.engine.request(prompt, sampling) for prompt in prompts]
 
     async def _finish(self, requests: list[Request], http: HttpRequest) -> bool:
         """Run to the end; false when the client left before it."""

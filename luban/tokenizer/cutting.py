@@ -33,9 +33,11 @@ class Cutting:
         """A regular expression (Oniguruma) of the words.
 
         Contractions · a word with the one character before it · digits · punctuation · line ends · spaces: the shape
-        of OpenAI's cl100k_base. The last space before a word belongs to the word.
+        of OpenAI's cl100k_base. The last space before a word belongs to the word. Combining marks (vowel signs,
+        accents) belong to the word that they stand in, as in o200k_base.
         """
-        head = rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}{{1,256}}|{DIGITS[self.digits]}"
+        word = r"[^\r\n\p{L}\p{N}]?\p{L}[\p{L}\p{M}]{0,255}"
+        head = rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{word}|{DIGITS[self.digits]}"
         if self.white_runs:
             runs = "|".join(rf"\x{ord(white):02x}{{1,{self.white_runs}}}" for white in "\n\t")
             spaces = rf" {{1,{self.white_runs}}}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,6 +13,7 @@ import tokenizers
 from luban.core.artifact import MANIFEST, incomplete_path, open_artifact, read_manifest
 from luban.core.errors import ArtifactError, DataError
 from luban.core.hashing import data_sha256
+from luban.tokenizer.exact import ByteFallbackDecoder, exact_encoder, require_ids
 from luban.tokenizer.pieces import Pieces
 from luban.tokenizer.settings import Settings, read_settings, write_settings
 from luban.tokenizer.special import END_OF_TURN
@@ -35,6 +37,8 @@ class Tokenizer:
         self._model.encode_special_tokens = True  # text that spells a special token stays text
         self._model.no_padding()
         self._model.no_truncation()
+        self._encoder, self._rules = exact_encoder(self._model)
+        self._byte_fallback = ByteFallbackDecoder.of(self._model)
         self.settings = settings
         self.path = path
         self.chat_template = settings.chat_template
@@ -63,15 +67,19 @@ class Tokenizer:
         Raises:
             DataError: `bos` or `eos` is asked of a tokenizer that has none.
         """
-        ids = self._model.encode(without_surrogates(text), add_special_tokens=False).ids
+        ids = self._encoder.encode(self._prepared(text), add_special_tokens=False).ids
         head = [self._require(self.bos_id, "begin")] if bos else []
         tail = [self._require(self.eos_id, "end")] if eos else []
         return [*head, *ids, *tail]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, in parallel; equal to `encode` of each."""
-        found = self._model.encode_batch_fast([without_surrogates(text) for text in texts], add_special_tokens=False)
+        found = self._encoder.encode_batch_fast([self._prepared(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in found]
+
+    def _prepared(self, text: str) -> str:
+        text = without_surrogates(text)
+        return text if self._rules is None else self._rules(text)
 
     def _require(self, token: int | None, what: str) -> int:
         if token is None:
@@ -79,15 +87,15 @@ class Tokenizer:
         return token
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Text of token ids; bytes that are no UTF-8 become U+FFFD.
+        """Text of token ids; bytes that are no UTF-8 become U+FFFD, and ids outside the vocabulary give no text.
 
         Raises:
-            DataError: an id outside the vocabulary.
+            DataError: something that cannot be a token id.
         """
-        try:
-            return self._model.decode(list(map(int, ids)), skip_special_tokens=skip_special)
-        except (OverflowError, TypeError) as error:
-            raise DataError(f"token ids must be integers from 0 to {self.vocab_size - 1}: {error}") from None
+        ids = require_ids(ids, self.vocab_size)
+        if self._byte_fallback is not None:
+            return self._byte_fallback.decode(ids, skip_special)
+        return self._model.decode(ids, skip_special_tokens=skip_special)
 
     def token(self, index: int) -> str | None:
         """The vocabulary's own spelling of one id."""
@@ -106,17 +114,39 @@ class Tokenizer:
 
         Only `luban.tokenizer.chat` calls this, on text whose special tokens all come from the template.
         """
-        found = self._marked.encode(text, add_special_tokens=False)
-        return found.ids, found.offsets
+        return self._aligned(self._marked, text, self._special_pattern)
 
     def encode_plain(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character ranges of ordinary text, in which no special token is recognised."""
-        found = self._model.encode(text, add_special_tokens=False)
-        return found.ids, found.offsets
+        return self._aligned(self._encoder, text, None)
+
+    def _aligned(self, encoder: tokenizers.Tokenizer, text: str,
+                 kept: re.Pattern[str] | None) -> tuple[list[int], list[tuple[int, int]]]:  # fmt: skip
+        """Ids and character ranges; what matches `kept` is not normalised."""
+        if self._rules is None:
+            found = encoder.encode(text, add_special_tokens=False)
+            return found.ids, found.offsets
+        pieces, ranges, position = [], [], 0
+        spans = [match.span() for match in kept.finditer(text)] if kept else []
+        for start, stop in [*spans, (len(text), len(text))]:
+            piece, places = self._rules.aligned(text[position:start])
+            pieces += [piece, text[start:stop]]
+            ranges += [(a + position, b + position) for a, b in places]
+            ranges += [(i, i + 1) for i in range(start, stop)]
+            position = stop
+        found = encoder.encode("".join(pieces), add_special_tokens=False)
+        ranges.append((len(text), len(text)))
+        offsets = [(ranges[a][0], ranges[b - 1][1] if b > a else ranges[a][0]) for a, b in found.offsets]
+        return found.ids, offsets
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self.special, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     @cached_property
     def _marked(self) -> tokenizers.Tokenizer:
-        twin = tokenizers.Tokenizer.from_str(self._model.to_str())
+        twin = tokenizers.Tokenizer.from_str(self._encoder.to_str())
         twin.encode_special_tokens = False
         return twin
 

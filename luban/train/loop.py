@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from luban.checkpoint.checkpoint import save_checkpoint
-from luban.checkpoint.series import Series
+from luban.checkpoint.manager import CheckpointManager
 from luban.core.artifact import ArtifactWriter
 from luban.core.errors import TrainingError
 from luban.core.log import Bar, progress, say, warn
@@ -22,14 +21,13 @@ from luban.core.units import count
 from luban.data.batch import Batch
 from luban.data.loader import Loader
 from luban.kernels import dispatch, gated
+from luban.parallel.engine import InFlightStep, StepResult, TrainEngine
 from luban.train.budget import StepCount
-from luban.train.compile import LossFunction
 from luban.train.interrupt import Interrupted, StopRequest
-from luban.train.journal import Journal
+from luban.train.metrics_logger import MetricsLogger
 from luban.train.profile import Profile
 from luban.train.recipe import Recipe
 from luban.train.state import TrainState
-from luban.train.step import Launched, StepResult, TrainStep
 from luban.train.validate import Validation, Validator
 
 IN_FLIGHT = 2  # steps that a CUDA device may be behind the host, so that it never waits for the host
@@ -38,13 +36,11 @@ NO_TARGET = ("a batch held no token to predict, so its loss is written as 0: its
 
 
 @dataclass(frozen=True)
-class Pieces:
+class TrainerComponents:
     """What the loop drives, already made."""
 
     recipe: Recipe
-    module: nn.Module
-    loss: LossFunction  # of held-out batches
-    step: TrainStep
+    engine: TrainEngine
     state: TrainState
     loader: Loader
     validator: Validator | None  # None where there is no held-out split
@@ -58,48 +54,51 @@ class Loop:
         Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
 
-    def __init__(self, art: ArtifactWriter, pieces: Pieces, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, art: ArtifactWriter, parts: TrainerComponents, clock: Callable[[], float] = time.monotonic):
         self.clock = clock  # seconds since any fixed moment
-        self.art, self.pieces, self.recipe, self.state = art, pieces, pieces.recipe, pieces.state
-        self.series = Series(art.path)
+        self.art, self.parts, self.recipe, self.state = art, parts, parts.recipe, parts.state
+        self.engine = parts.engine
+        self.checkpoints = CheckpointManager(art.path)
         train = self.recipe.train
         fixed = art.figures.get("steps_fixed", {})
         self.count = StepCount(train.steps, train.budget_seconds, **fixed)
         self.session = self.clock()
         self.earlier = self.state.progress.seconds  # of earlier sessions
-        self.saved: int | None = self.series.steps()[-1] if self.series.steps() else None
-        self.side = 0.0  # seconds in validation and saving since the last row
+        self.saved: int | None = self.checkpoints.steps()[-1] if self.checkpoints.steps() else None
+        self.overhead_seconds = 0.0  # seconds in validation and saving since the last row
         self.waited = 0.0  # seconds in which there was no batch, after the first step
         self.step_seconds: list[float] = []  # of every step since the start or resume
-        self.profile = Profile(art.path, train.profile, self.pieces.step.device) if train.profile else None
-        self.flying: deque[tuple[float, Launched]] = deque()  # steps launched and not yet settled, with their factors
-        on_cuda = self.pieces.step.device.type == "cuda"
+        self.profile = Profile(art.path, train.profile, self.engine.device) if train.profile else None
+        self.in_flight: deque[tuple[float, InFlightStep]] = (
+            deque()
+        )  # submitted and not yet synchronized, with their learning-rate factors
+        on_cuda = self.engine.device.type == "cuda"
         if on_cuda:
             torch.cuda.reset_peak_memory_stats()
         overlaps = on_cuda and train.precision != "fp16"  # whose next loss scale hangs on the last step
-        self.lead = IN_FLIGHT if overlaps else 0
+        self.max_in_flight = IN_FLIGHT if overlaps else 0
 
     def run(self) -> None:
         """Train from the state's step to the last."""
         at = self.state.progress
         with (
             StopRequest() as stop,
-            Journal(self.art.path, at.step, tensorboard=self.recipe.train.tensorboard) as journal,
+            MetricsLogger(self.art.path, at.step, tensorboard=self.recipe.train.tensorboard) as metrics,
             progress("training", total=self.count.total(at.step), unit="steps", start=at.step) as bar,
         ):
-            batches = self.pieces.loader.iterate(at.step)
+            batches = self.parts.loader.iterate(at.step)
             self.row_time, self.row_tokens = self.clock(), at.tokens
-            self.settled, self.settled_at = at.step, self.clock()
+            self.synchronized, self.synchronized_at = at.step, self.clock()
             while at.step < self.count.total(at.step):
-                self._launch(batches)
-                while self.flying and (len(self.flying) > self.lead or self._must_settle(stop)):
-                    self._settle(journal, bar)
-                self._look_after(journal, stop)
+                self._submit(batches)
+                while self.in_flight and (len(self.in_flight) > self.max_in_flight or self._must_synchronize(stop)):
+                    self._synchronize(metrics, bar)
+                self._validate_and_save(metrics, stop)
         if self.profile:
             self.profile.finish()
         self._finish()
 
-    def _launch(self, batches: Iterator[Batch]) -> None:
+    def _submit(self, batches: Iterator[Batch]) -> None:
         at = self.state.progress
         factor = self.recipe.schedule.factor(at.step, self.count.total(at.step))
         if self.profile:
@@ -107,13 +106,13 @@ class Loop:
         began = self.clock()
         batch = next(batches)
         self.waited += (self.clock() - began) if self.step_seconds else 0.0
-        if not batch.tokens_trained:
+        if not batch.target_count:
             warn(NO_TARGET)
-        self.flying.append((factor, self.pieces.step.launch(batch, factor)))
+        self.in_flight.append((factor, self.engine.submit(batch, factor)))
         at.step += 1
 
-    def _must_settle(self, stop: StopRequest) -> bool:
-        """Whether something now needs the figures of every step that was launched."""
+    def _must_synchronize(self, stop: StopRequest) -> bool:
+        """True if all in-flight steps must be synchronized now (validation, checkpoint, stop signal, timing, profiling)."""
         timing = self.recipe.train.budget_seconds and self.count.fixed is None
         tracing = self.profile and self.profile.complete
         return bool(
@@ -121,28 +120,28 @@ class Loop:
         )
 
     def _due(self, every: int) -> bool:
-        """Whether the step just launched is one of every `every`, or the last."""
+        """Whether the step just submitted is one of every `every`, or the last."""
         step = self.state.progress.step
         return step >= self.count.total(step) or bool(every and step % every == 0)
 
     def _due_to_validate(self) -> bool:
-        return self.pieces.validator is not None and self._due(self.recipe.validation.every)
+        return self.parts.validator is not None and self._due(self.recipe.validation.every)
 
-    def _settle(self, journal: Journal, bar: Bar) -> None:
-        """Take up the figures of the oldest step that was launched."""
-        factor, launched = self.flying.popleft()
-        result = self.pieces.step.settle(launched)
-        self.settled += 1
+    def _synchronize(self, metrics: MetricsLogger, bar: Bar) -> None:
+        """Wait for the oldest in-flight step, and log it."""
+        factor, step = self.in_flight.popleft()
+        result = self.engine.synchronize(step)
+        self.synchronized += 1
         self._count(result)
-        self._log(journal, result, factor, bar)
+        self._log(metrics, result, factor, bar)
         now = self.clock()
         if not self.step_seconds:
-            self._tell_kernels()
-        self.step_seconds.append(now - self.settled_at)
-        self._fix_steps(now - self.settled_at, bar)
-        self.settled_at = now
+            self._report_kernels()
+        self.step_seconds.append(now - self.synchronized_at)
+        self._fix_steps(now - self.synchronized_at, bar)
+        self.synchronized_at = now
 
-    def _tell_kernels(self) -> None:
+    def _report_kernels(self) -> None:
         """Which kernels the model was traced with."""
         picked = [*dispatch.report(), *gated.report()]
         for line in picked:
@@ -157,61 +156,61 @@ class Loop:
             return
         at.bad_steps += 1
         if at.bad_steps >= limit:
-            last = self.series.path(self.saved) if self.saved is not None else "none was saved yet"
+            last = self.checkpoints.path(self.saved) if self.saved is not None else "none was saved yet"
             raise TrainingError(
-                f"stopped at step {self.settled}: loss {result.loss:g}, gradient norm {result.grad_norm:g}; "
+                f"stopped at step {self.synchronized}: loss {result.loss:g}, gradient norm {result.grad_norm:g}; "
                 f"{at.bad_steps} steps were NaN or infinite (train.max_bad_steps is {limit}). "
                 f"Last good checkpoint: {last}. Lower --optim.lr, or look at the data"
             )
 
-    def _log(self, journal: Journal, result: StepResult, factor: float, bar: Bar) -> None:
+    def _log(self, metrics: MetricsLogger, result: StepResult, factor: float, bar: Bar) -> None:
         at, train = self.state.progress, self.recipe.train
         now = self.clock()
-        rate = (at.tokens - self.row_tokens) / max(now - self.row_time - self.side, 1e-9)
+        rate = (at.tokens - self.row_tokens) / max(now - self.row_time - self.overhead_seconds, 1e-9)
         bar.advance(1, f"loss {result.loss:.3f}  {count(float(rate))} tokens/s")
-        step = self.settled
+        step = self.synchronized
         if step % train.log_every and step != 1 and step != self.count.total(step):
             return
-        journal.write(step=step, loss=result.loss, tokens=at.tokens, tokens_per_second=rate,
+        metrics.write(step=step, loss=result.loss, tokens=at.tokens, tokens_per_second=rate,
                       lr=self.recipe.optim.lr * factor, grad_norm=result.grad_norm, seconds=at.seconds,
-                      bad_steps=at.bad_steps, loss_scale=self.state.scale.value)  # fmt: skip
-        self.row_time, self.row_tokens, self.side = now, at.tokens, 0.0
+                      bad_steps=at.bad_steps, loss_scale=self.engine.scale.value, **result.metrics)  # fmt: skip
+        self.row_time, self.row_tokens, self.overhead_seconds = now, at.tokens, 0.0
 
     def _fix_steps(self, seconds: float, bar: Bar) -> None:
         validation = self.recipe.validation
         per_step = 0.0
-        if validation.every and self.pieces.validator and validation.batches:
+        if validation.every and self.parts.validator and validation.batches:
             per_step = validation.batches * seconds / 2 / validation.every  # a forward alone is under half a step
-        if self.count.time(self.settled - 1, seconds, self.clock() - self.session + self.earlier, per_step):
+        if self.count.time(self.synchronized - 1, seconds, self.clock() - self.session + self.earlier, per_step):
             self.art.note(steps_fixed={"fixed": self.count.fixed, "fixed_at": self.count.fixed_at})
             bar.total = self.count.fixed
             say(f"training for {self.count.fixed} steps, which fit the budget of "
                 f"{self.recipe.train.budget_seconds:g} seconds")  # fmt: skip
 
-    def _look_after(self, journal: Journal, stop: StopRequest) -> None:
+    def _validate_and_save(self, metrics: MetricsLogger, stop: StopRequest) -> None:
         """Validate and save where they are due, and leave when asked to."""
-        if self.flying:
+        if self.in_flight:
             return
         at, began = self.state.progress, self.clock()
         if self.profile and self.profile.complete:
             self.profile.write()
         last = at.step >= self.count.total(at.step)
         if self._due_to_validate():
-            self._validate(journal)
+            self._validate(metrics)
         if stop.signal or self._due(self.recipe.checkpoint.every):
             self.save()
-        self.side += self.clock() - began
-        self.settled_at += self.clock() - began
+        self.overhead_seconds += self.clock() - began
+        self.synchronized_at += self.clock() - began
         if stop.signal and not last:
             name = signal.Signals(stop.signal).name
             raise Interrupted(stop.signal, f"stopped by {name} after step {at.step}, saved in "
-                              f"{self.series.path(at.step)}; the same command resumes")  # fmt: skip
+                              f"{self.checkpoints.path(at.step)}; the same command resumes")  # fmt: skip
 
-    def _validate(self, journal: Journal) -> Validation:
-        at, validator = self.state.progress, self.pieces.validator
+    def _validate(self, metrics: MetricsLogger) -> Validation:
+        at, validator = self.state.progress, self.parts.validator
         assert validator is not None  # else none is due
-        found = validator(self.pieces.module, self.pieces.loss)
-        journal.write(step=at.step, **found.row(), seconds=self.earlier + self.clock() - self.session)
+        found = validator(self.engine)
+        metrics.write(step=at.step, **found.row(), seconds=self.earlier + self.clock() - self.session)
         at.scores = found.row()
         saving = at.step % self.recipe.checkpoint.every == 0 or at.step >= self.count.total(at.step)
         if saving and (at.best_loss is None or found.loss < at.best_loss):
@@ -223,19 +222,19 @@ class Loop:
         at = self.state.progress
         at.seconds = self.earlier + self.clock() - self.session
         identity = self.art.manifest
-        manifest = save_checkpoint(self.series.path(at.step), self.state.to_checkpoint(), config=identity.config,
+        manifest = save_checkpoint(self.checkpoints.path(at.step), self.state.to_checkpoint(), config=identity.config,
                                    parents=identity.parents, seed=identity.seed,
                                    figures={"step": at.step, "tokens": at.tokens, **at.scores})  # fmt: skip
         self.saved = at.step
-        self.series.keep(self.recipe.checkpoint.keep, at.best_step)
-        best = self.series.path(at.best_step).name if at.best_step is not None else None
-        self.art.note(checkpoints={"last": self.series.path(at.step).name, "best": best}, step=at.step,
+        self.checkpoints.keep(self.recipe.checkpoint.keep, at.best_step)
+        best = self.checkpoints.path(at.best_step).name if at.best_step is not None else None
+        self.art.note(checkpoints={"last": self.checkpoints.path(at.step).name, "best": best}, step=at.step,
                       weights_hash=manifest.figures["weights_hash"], seconds=at.seconds)  # fmt: skip
 
     def _finish(self) -> None:
         at = self.state.progress
         self.art.note(
-            parameters=sum(p.numel() for p in self.state.masters.parameters.values()), tokens=at.tokens,
+            parameters=sum(p.numel() for p in self.engine.params.parameters.values()), tokens=at.tokens,
             seconds=at.seconds, tokens_per_second=at.tokens / max(at.seconds, 1e-9), bad_steps=at.bad_steps,
             **self._speed(),
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **at.scores,
@@ -244,8 +243,7 @@ class Loop:
             self.art.note(peak_cuda_bytes=torch.cuda.max_memory_allocated())
 
     def _speed(self) -> dict[str, float]:
-        """The step at its usual, in seconds, the share of all steps' time in which there was no batch, and the share of the
-        accelerator's peak that the model's FLOPs are."""
+        """Median step time in seconds, fraction of time spent waiting for data, and model FLOPs utilisation (MFU)."""
         usual = self.step_seconds[1:]  # the first one compiles
         if not usual:
             return {}

@@ -5,33 +5,33 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import isqrt
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from luban.core.errors import UnsupportedError
 from luban.core.opgraph import OpGraph
+from luban.core.plan import REMATS, Remat
 from luban.core.units import bytes_, count, milliseconds, seconds
 from luban.data.batch import Batch
-from luban.kernels import dispatch, gated
+from luban.kernels import gated
 from luban.kernels.limits import fits_float8_swiglu
 from luban.models.build import build_model
-from luban.models.decoder import DecoderBody
 from luban.models.describe import describe
-from luban.models.encoder import EncoderBody
-from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import ModelSpec
-from luban.nn.feedforward import SwiGLU
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.position.base import PositionShape
+from luban.nn.roles import Role, roles_of
+from luban.parallel.device import compiler_missing
+from luban.parallel.precision import COMPUTE
 from luban.planner.memory import MemoryPrediction, Setting, predict_memory
 from luban.planner.step_time import StepTime, predict_step, update_time
-from luban.train.device import compiler_missing
-from luban.train.machine import Machine, contention, rates
-from luban.train.precision import COMPUTE
+from luban.train.device_rates import Machine, contention, rates
+from luban.train.memory_limits import free_memory, resident_memory
 from luban.train.recipe import Recipe
-from luban.train.recompute import Recompute
-from luban.train.rehearse import rehearse_memory, rehearse_time
-from luban.train.room import free_memory, resident_memory
+from luban.train.trace_memory import trace_memory, trace_time
 
 COMPILER = 250_000_000  # bytes that torch.compile leaves in the process: 150 to 350 MB found (torch 2.13, one graph)
 LIBRARY = 0.5  # of what an uncompiled step passes through: what kernels and freed blocks keep of it (0.5 to 0.9 found)
@@ -126,22 +126,21 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
         UnsupportedError: an attention was asked for by name that can't serve this run.
     """
     held = resident_memory()  # before anything is measured
-    train, machine, shapes = recipe.train, Machine.of(device), _shapes(spec)
+    train, machine, (shapes, roles) = recipe.train, Machine.of(device), _parameters(spec)
     graph = _micro_batch(recipe, spec, sample(1))
     compiled = runs_compiled(recipe, device)
-    setting = setting_of(recipe, spec, device, shapes)
+    setting = setting_of(recipe, spec, device)
     busy = contention(device)
-    with dispatch.using(train.kernel):
-        found = rates(machine, device, train.precision, spec, graph, setting, documents=spec.body.causal)
-        flops = recipe.optim.update_flops(shapes)
-        if compiled or device.type != "cpu":
-            step = predict_step(graph, setting, found, micro_batches=train.accumulate, update_flops=flops)
-        else:
-            rows = sample(min(graph.batch, SAMPLED))
-            update = update_time(graph, setting, found, micro_batches=train.accumulate, flops=flops)
-            step = StepTime(products=0.0, attention=0.0, elementwise=0.0, update=update,
-                            whole=train.accumulate * rehearse_time(recipe, spec, rows))  # fmt: skip
-        memory = _memory(recipe, spec, device, shapes, sample)
+    found = rates(machine, device, train.precision, spec, graph, setting, documents=spec.body.causal, kernel=train.kernel)
+    flops = recipe.optim.update_flops(shapes, roles)
+    if compiled or device.type != "cpu":
+        step = predict_step(graph, setting, found, micro_batches=train.accumulate, update_flops=flops)
+    else:
+        rows = sample(min(graph.batch, SAMPLED))
+        update = update_time(graph, setting, found, micro_batches=train.accumulate, flops=flops)
+        step = StepTime(products=0.0, attention=0.0, elementwise=0.0, update=update,
+                        whole=train.accumulate * trace_time(recipe, spec, rows))  # fmt: skip
+    memory = _memory(recipe, spec, device, sample)
     return Prediction(parameters=graph.parameters, memory=memory, free=free_memory(device), held=held, machine=machine,
                       tokens_per_step=train.batch_size * train.seq_len, steps=train.steps,
                       model_flops=graph.model_flops * train.accumulate, precision=train.precision, step=step,
@@ -154,12 +153,11 @@ def runs_compiled(recipe: Recipe, device: torch.device) -> bool:
     return recipe.train.compile and compiler_missing(device) is None
 
 
-def _memory(recipe: Recipe, spec: ModelSpec, device: torch.device, shapes: dict[str, tuple[int, ...]],
-            sample: Callable[[int], Batch]) -> MemoryPrediction:  # fmt: skip
+def _memory(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Callable[[int], Batch]) -> MemoryPrediction:
     row, footprint = sample(1), None
     if device.type == "cpu" and not runs_compiled(recipe, device):
-        footprint = rehearse_memory(recipe, spec, row)
-    return predict_memory(_micro_batch(recipe, spec, row), setting_of(recipe, spec, device, shapes), footprint)
+        footprint = trace_memory(recipe, spec, row)
+    return predict_memory(_micro_batch(recipe, spec, row), setting_of(recipe, spec, device), footprint)
 
 
 def _micro_batch(recipe: Recipe, spec: ModelSpec, row: Batch) -> OpGraph:
@@ -170,7 +168,7 @@ def _micro_batch(recipe: Recipe, spec: ModelSpec, row: Batch) -> OpGraph:
 
 def _doubts(spec: ModelSpec, device: torch.device, compiled: bool, busy: float | None) -> Iterator[str]:
     """What makes figures less sure than they look."""
-    if not isinstance(spec.body, (DecoderBody, EncoderBody, EncoderDecoderBody)):
+    if not spec.body.fixed_shapes:
         yield "a recurrent body's memory and time hang on where its documents end: both may be several times these"
     if device.type != "cpu" and not compiled:
         yield "figures are those of a compiled step (--train.compile true); uncompiled it takes more memory and time"
@@ -178,37 +176,52 @@ def _doubts(spec: ModelSpec, device: torch.device, compiled: bool, busy: float |
         yield f"rates were measured on a busy machine, with {busy:.0%} of its threads' time: alone it will be faster"
 
 
-def _shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(p.shape) for name, p in build_model(spec, device="meta").named_parameters()}
+@lru_cache(maxsize=8)
+def _parameters(spec: ModelSpec) -> tuple[dict[str, tuple[int, ...]], dict[str, Role]]:
+    """Shapes and roles by name."""
+    model = build_model(spec, device="meta")
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}, roles_of(model)
 
 
-def setting_of(recipe: Recipe, spec: ModelSpec, device: torch.device, shapes: dict[str, tuple[int, ...]]) -> Setting:
+def setting_of(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Setting:
     """What of the trainer memory and time depend on."""
     train, fused = recipe.train, device.type == "cuda"
     written = runs_compiled(recipe, device) and train.precision == "bf16"
-    masters = train.weights == "fp32" and train.precision != "fp32"
+    masters = train.weights == "fp32" and train.precision not in ("fp32", "fp64")
     widened = not fused and masters and train.accumulate == 1
     attention = "fused" if fused else "written" if written else "wide"
-    with torch.device("meta"):
-        biased = spec.position.build(spec.position_shape).biased
-    limits = {spec.attention.limits_of(layer) for layer in range(spec.layers)}
-    by_head = [biased or (each.layout is not None and each.layout.by_head) for each in limits]
-    return Setting(half=train.precision != "fp32", masters=masters,
-                   accumulate=train.accumulate > 1, recompute=train.recompute, fused=fused,
-                   inner_kept=not (fused and _makes_inner_again(train.precision, spec)), attention=attention,
-                   heads=spec.attention.heads, head_width=spec.attention.head_width(spec.width),
-                   masks=sum(spec.attention.heads if each else 1 for each in by_head), optimizer=recipe.optim.state_bytes(shapes),
-                   workspace=recipe.optim.workspace_bytes(shapes, widened=widened))  # fmt: skip
+    shapes, roles = _parameters(spec)
+    networks = [layer.feedforward for layer in (*spec.layers, *spec.encoder)]
+    again = fused and all(isinstance(network, SwiGLU) and not network.bias for network in networks)
+    return Setting(half=train.precision not in ("fp32", "fp64"), masters=masters,
+                   accumulate=train.accumulate > 1, remat=recipe.plan.remat, fused=fused, inner_kept=not again,
+                   activation_fused=again and _fuses_activation(train.precision, spec),
+                   attention=attention, masks=_mask_planes(spec),
+                   optimizer=recipe.optim.state_bytes(shapes, roles),
+                   workspace=recipe.optim.workspace_bytes(shapes, roles, widened=widened))  # fmt: skip
 
 
-def _makes_inner_again(precision: str, spec: ModelSpec) -> bool:
-    """Whether a GPU's feed-forward networks will make their inner activation again with its gradient."""
-    network = spec.feedforward
-    if not isinstance(network, SwiGLU) or network.bias:
-        return False
+def _fuses_activation(precision: str, spec: ModelSpec) -> bool:
+    """Whether a GPU computes SwiGLU inside the matmuls around it, or in 8 bits between them."""
+    widths = {layer.feedforward.width for layer in (*spec.layers, *spec.encoder)}
     if precision == "fp8":
-        return fits_float8_swiglu(spec.width, network.width)
-    return gated.serves("cuda", COMPUTE[precision], COMPUTE[precision], spec.width, network.width)
+        return all(fits_float8_swiglu(spec.width, inner) for inner in widths)
+    return all(gated.serves("cuda", COMPUTE[precision], COMPUTE[precision], spec.width, inner) for inner in widths)
+
+
+def _mask_planes(spec: ModelSpec) -> int:
+    """Squares of queries and keys that are written out for a row, where attention is not fused: one for each group of
+    layers with like masks, or one a head."""
+    planes = 0
+    for group in {(layer.position, layer.mixer.attention(spec.width)) for layer in spec.layers}:
+        position, shape = group
+        if shape is None:
+            continue
+        with torch.device("meta"):
+            at = PositionShape(width=spec.width, heads=shape.heads, head_dim=shape.head_dim, context=spec.context)
+            biased = (position or spec.position).build(at).biased
+        planes += shape.heads if biased or (shape.layout is not None and shape.layout.by_head) else 1
+    return planes
 
 
 def require_memory(recipe: Recipe, spec: ModelSpec, device: torch.device, prediction: Prediction,
@@ -223,7 +236,7 @@ def require_memory(recipe: Recipe, spec: ModelSpec, device: torch.device, predic
     if prediction.memory.total <= room:
         return
     other = _Alternatives(recipe, spec, device, room, sample)
-    remedies = "; ".join([*other.smaller_batches(), *other.recomputations()])
+    remedies = "; ".join([*other.smaller_batches(), *other.rematerialisations()])
     raise UnsupportedError(f"training would need {prediction.memory}, and {bytes_(prediction.free)} are free, "
                            f"{bytes_(max(room, 0))} of them for a step: {remedies or 'choose a smaller model'}")  # fmt: skip
 
@@ -234,12 +247,12 @@ class _Alternatives:
     def __init__(self, recipe: Recipe, spec: ModelSpec, device: torch.device, room: float,
                  sample: Callable[[int], Batch]):  # fmt: skip
         self.recipe, self.spec, self.device, self.room, self.sample = recipe, spec, device, room, sample
-        self.shapes = _shapes(spec)
 
-    def memory(self, **train: object) -> MemoryPrediction:
-        """With these fields of `train` changed."""
-        recipe = replace(self.recipe, train=replace(self.recipe.train, **train))
-        return _memory(recipe, self.spec, self.device, self.shapes, self.sample)
+    def memory(self, remat: Remat | None = None, **train: object) -> MemoryPrediction:
+        """With these fields of `train` and the plan changed."""
+        recipe = replace(self.recipe, train=replace(self.recipe.train, **train),
+                         plan=replace(self.recipe.plan, remat=remat or self.recipe.plan.remat))  # fmt: skip
+        return _memory(recipe, self.spec, self.device, self.sample)
 
     def smaller_batches(self) -> list[str]:
         """The fewest micro-batches, and the largest batch without more of them, that fit."""
@@ -255,26 +268,23 @@ class _Alternatives:
             remedies.append(f"--train.batch_size {largest} is the largest that fits")
         return remedies
 
-    def largest_batch(self, **train: object) -> int:
+    def largest_batch(self, remat: Remat | None = None, **train: object) -> int:
         """The largest batch size below the wanted one that fits, with these fields changed; 0: none does."""
         accumulate = self.recipe.train.accumulate
         fits, fails = 0, self.recipe.train.batch_size // accumulate  # rows of a micro-batch
         while fails - fits > 1:
             middle = (fits + fails) // 2
-            enough = self.memory(batch_size=middle * accumulate, **train).total <= self.room
+            enough = self.memory(remat, batch_size=middle * accumulate, **train).total <= self.room
             fits, fails = (middle, fails) if enough else (fits, middle)
         return fits * accumulate
 
-    def recomputations(self) -> list[str]:
+    def rematerialisations(self) -> list[str]:
         """What each stronger policy would need, or the largest batch with it where that is too much."""
-        policies = get_args(Recompute)
         remedies = []
-        for policy in policies[policies.index(self.recipe.train.recompute) + 1 :]:
-            needed = self.memory(recompute=policy).total
+        for policy in REMATS[REMATS.index(self.recipe.plan.remat) + 1 :]:
+            needed = self.memory(policy).total  # type: ignore[arg-type]
             if needed <= self.room:
-                remedies.append(f"--train.recompute {policy} would need {bytes_(needed)}")
-            elif largest := self.largest_batch(recompute=policy):
-                remedies.append(
-                    f"--train.recompute {policy} --train.batch_size {largest} is the largest that fits with it"
-                )
+                remedies.append(f"--plan.remat {policy} would need {bytes_(needed)}")
+            elif largest := self.largest_batch(policy):  # type: ignore[arg-type]
+                remedies.append(f"--plan.remat {policy} --train.batch_size {largest} is the largest that fits with it")
         return remedies

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from luban.checkpoint.series import CheckpointConfig
-from luban.core.config import from_dict, merge, to_dict
+from luban.checkpoint.manager import CheckpointConfig
+from luban.core.config import Partial
 from luban.core.errors import ConfigError
+from luban.core.plan import ParallelPlan
 from luban.data.shards import Shards
-from luban.models.presets import preset
-from luban.models.spec import ModelSpec
+from luban.models.config import ModelConfig
+from luban.objectives.base import Objective
 from luban.objectives.causal import Causal
-from luban.objectives.family import Objective
 from luban.optim.adamw import AdamW
-from luban.optim.family import Optimizer
+from luban.optim.base import OptimizerConfig
+from luban.optim.schedule.base import Schedule
 from luban.optim.schedule.cosine import Cosine
-from luban.optim.schedule.family import Schedule
 from luban.tokenizer.tokenizer import Tokenizer
-from luban.train.recompute import Recompute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +45,12 @@ class TrainConfig:
     batch_size: int = 16  # sequences an optimizer step, over all ranks and micro-batches
     accumulate: int = 1  # micro-batches that batch_size is cut into
     seq_len: int = 256  # input tokens a sequence (seq_len + 1 are read)
-    precision: Literal["fp32", "bf16", "fp16", "fp8"] = (
-        "fp32"  # of the products; fp8: those of the blocks, the rest bf16
+    precision: Literal["fp64", "fp32", "bf16", "fp16", "fp8"] = (
+        "fp32"  # compute dtype of the matmuls; with fp8 only the Transformer layers use fp8, everything else bf16
     )
     weights: Literal["fp32", "bf16"] = (
         "fp32"  # how weights are kept; bf16: without fp32 masters, rounded stochastically
     )
-    recompute: Recompute = "none"  # in the backward pass: nothing, all but products and attention, whole blocks
     attention: Literal["auto", "flash4", "cudnn", "luban", "flash2", "torch"] = (
         "auto"  # kernel of attention; auto: the fastest that can serve the masks of the run
     )
@@ -67,7 +65,7 @@ class TrainConfig:
 
     @property
     def kernel(self) -> str | None:
-        """What `kernels.dispatch.using` takes."""
+        """The kernel asked for by name; None: the fastest."""
         return None if self.attention == "auto" else self.attention
 
     def __post_init__(self):
@@ -77,7 +75,7 @@ class TrainConfig:
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         if self.weights == "bf16" and self.precision not in ("bf16", "fp8"):
-            raise ValueError(f"weights kept in bf16 need products in bf16 or fp8, precision is {self.precision}")
+            raise ValueError(f"weights kept in bf16 need matmuls in bf16 or fp8, precision is {self.precision}")
         if self.budget_seconds < 0 or self.clip < 0 or self.profile < 0:
             raise ValueError("budget_seconds, clip and profile must be at least 0")
 
@@ -98,13 +96,16 @@ class ValidationConfig:
 class Recipe:
     """A whole training run as data."""
 
-    model: dict[str, Any] = field(default_factory=dict)  # a ModelSpec's fields, or preset = "name" and changes to it
+    model: Partial[ModelConfig] = field(
+        default_factory=lambda: Partial(ModelConfig)
+    )  # the model, or changes to a preset
     init: str = ""  # start from this MODEL's weights and spec (empty: random weights)
     data: DataConfig = field(default_factory=DataConfig)
     objective: Objective = field(default_factory=Causal)
-    optim: Optimizer = field(default_factory=AdamW)
+    optim: OptimizerConfig = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Cosine)
     train: TrainConfig = field(default_factory=TrainConfig)
+    plan: ParallelPlan = field(default_factory=ParallelPlan)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
@@ -114,25 +115,6 @@ class Recipe:
 
     def __post_init__(self):
         if self.train.weights == "bf16" and not self.optim.rounds_stochastically:
-            name = Optimizer.registry.name_of(type(self.optim))
+            name = OptimizerConfig.registry.name_of(type(self.optim))
             raise ConfigError(f"train.weights bf16 needs an optimizer that rounds stochastically, or small updates are "
                               f"lost, and {name} doesn't: use --optim.type adamw or --train.weights fp32")  # fmt: skip
-
-
-def resolve_spec(model: dict[str, Any], vocab_size: int) -> ModelSpec:
-    """The ModelSpec that `[model]` describes, for data with this vocabulary.
-
-    `preset = "name"` starts from a preset's row. A recipe that leaves `vocab_size` out takes the data's.
-
-    Raises:
-        ConfigError: an unknown preset or field, or another vocabulary than the data's.
-    """
-    described = {key: value for key, value in model.items() if key != "preset"}
-    if "preset" in model:
-        row = to_dict(preset(str(model["preset"])))
-        described = merge({key: value for key, value in row.items() if key != "vocab_size"}, described)
-    spec = from_dict(ModelSpec, {"vocab_size": vocab_size, **described}, "model")
-    if spec.vocab_size != vocab_size:
-        raise ConfigError(f"model.vocab_size is {spec.vocab_size}, but the shards' tokenizer has {vocab_size} tokens: "
-                          "leave it out of the recipe, or pack the shards with the right tokenizer")  # fmt: skip
-    return spec

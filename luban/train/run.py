@@ -9,9 +9,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from luban.checkpoint.series import Series
+from luban.checkpoint.manager import CheckpointManager
 from luban.core.artifact import ArtifactWriter, as_parent, atomic_write, command_line, require_free
 from luban.core.config import to_dict, to_toml
 from luban.core.errors import DataError, TrainingError, UsageError
@@ -22,22 +21,22 @@ from luban.data.batch import Batch
 from luban.data.loader import Loader
 from luban.data.packing import Packing
 from luban.data.shards import Shards
-from luban.kernels.dispatch import chosen, using
+from luban.kernels.dispatch import chosen
 from luban.models.build import build_model
-from luban.nn.float8 import require_float8, use_float8
-from luban.objectives.family import Objective
-from luban.train.compile import loss_function, stacked_blocks
-from luban.train.device import can_compile, choose_device, keep_freed_memory, set_determinism
-from luban.train.journal import require_tensorboard
-from luban.train.loop import Loop, Pieces
-from luban.train.precision import COMPUTE, LossScale, Masters
+from luban.models.config import config_of
+from luban.nn.attention.backend import AttentionBackend
+from luban.nn.float8 import require_float8
+from luban.objectives.base import Objective
+from luban.parallel.apply import Execution, apply
+from luban.parallel.device import choose_device, keep_freed_memory, set_determinism
+from luban.parallel.engine import TrainEngine
+from luban.train.loop import Loop, TrainerComponents
+from luban.train.memory_limits import is_out_of_memory
+from luban.train.metrics_logger import require_tensorboard
 from luban.train.predict import Prediction, predict, require_memory
-from luban.train.recipe import Recipe, TrainConfig
-from luban.train.recompute import recompute_blocks
-from luban.train.room import is_out_of_memory
+from luban.train.recipe import Recipe
 from luban.train.start import Start, choose_start
 from luban.train.state import TrainState
-from luban.train.step import TrainStep
 from luban.train.validate import Validator
 
 
@@ -56,7 +55,7 @@ def train(recipe: Recipe, out: Path, *, task: str, name: str, clock: Callable[[]
     _require_memory(recipe, *prepared)
     if recipe.train.tensorboard:
         require_tensorboard()
-    resolved = to_dict(recipe) | {"model": to_dict(start.spec)}
+    resolved = to_dict(recipe) | {"model": config_of(start.spec)}
     parents = (as_parent("shards", shards.path), *start.parents)
     with ArtifactWriter(out, kind="run", config={"task": task, **resolved}, parents=parents, resumable=True,
                         seed=recipe.train.seed, volatile=("metrics.jsonl", "tensorboard/*", "profile/*")) as art:  # fmt: skip
@@ -68,16 +67,15 @@ def train(recipe: Recipe, out: Path, *, task: str, name: str, clock: Callable[[]
             art.note(recipe=name, command=command_line(), device=str(device), accelerator=prediction.machine.name,
                      **prediction.figures())  # fmt: skip
         chosen.clear()  # of runs before, where there were any in this process
-        with using(recipe.train.kernel):
-            pieces = assemble(recipe, shards, start, device)
-            _resume(art, pieces)
-            say(prediction.summary())
-            try:
-                Loop(art, pieces, clock).run()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise _exhausted(recipe, prediction, pieces.state.progress.step) from error
+        parts = assemble(recipe, shards, start, device)
+        _resume(art, parts)
+        say(prediction.summary())
+        try:
+            Loop(art, parts, clock).run()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _exhausted(recipe, prediction, parts.state.progress.step) from error
     return Path(out)
 
 
@@ -85,7 +83,7 @@ def _exhausted(recipe: Recipe, prediction: Prediction, step: int) -> TrainingErr
     batch, accumulate = recipe.train.batch_size, recipe.train.accumulate
     finer = next((n for n in range(accumulate + 1, batch + 1) if batch % n == 0), None)
     ways = [f"--train.accumulate {finer}"] * (finer is not None)
-    ways += ["--train.recompute blocks"] * (recipe.train.recompute != "blocks") + ["a smaller batch", "a smaller model"]
+    ways += ["--plan.remat full"] * (recipe.plan.remat != "full") + ["a smaller batch", "a smaller model"]
     return TrainingError(
         f"out of memory in step {step + 1}: {bytes_(prediction.memory.total)} were predicted and "
         f"{bytes_(prediction.free)} were free at the start. Other programs may have taken memory since. "
@@ -123,7 +121,7 @@ def _sample(recipe: Recipe, shards: Shards, rows: int) -> Batch:
     return loader.batch(0)
 
 
-def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device) -> Pieces:
+def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device) -> TrainerComponents:
     """Model, optimizer, data and step, in the order in which they depend on each other."""
     config = recipe.train
     seed_everything(config.seed)
@@ -131,33 +129,23 @@ def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device)
     set_determinism(config.deterministic, device)
     keep_freed_memory(device)
     torch.set_float32_matmul_precision("high")
-    module = build_model(start.spec, device=device, seed=None if start.weights else config.seed)
-    masters = Masters(module, COMPUTE[config.precision], split=config.weights == "fp32")  # before the optimizer
-    if start.weights:
-        masters.load(start.weights)
-    prepare_blocks(module, config)
-    optimizer = recipe.optim.build(masters.parameters)
-    scale = LossScale.of(config.precision)
-    compiled = config.compile and can_compile(device)
-    regions = device.type == "cuda"
-    loss = heldout = loss_function(module, recipe.objective, compiled=compiled, regions=regions)
-    if (measured := recipe.objective.measured()) != recipe.objective:
-        heldout = loss_function(module, measured, compiled=compiled and not regions)  # regions are compiled by now
-    step = TrainStep(loss, masters, optimizer, scale, clip=config.clip, accumulate=config.accumulate, device=device)
+    engine = make_engine(recipe, start, device)
     workers = recipe.data.workers if recipe.data.workers is not None else 2 * (device.type == "cuda")
     loader = Loader(shards, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed,
                     packing=rows_of(recipe, shards), workers=workers)  # fmt: skip
-    return Pieces(recipe, module, heldout, step, TrainState(start.spec, masters, optimizer, scale), loader,
-                  _validator(recipe, shards, device))  # fmt: skip
+    return TrainerComponents(recipe, engine, TrainState(start.spec, engine), loader, _validator(recipe, shards))
 
 
-def prepare_blocks(module: nn.Module, config: TrainConfig) -> None:
-    """What a precision and a recomputation policy change inside the blocks, before anything is compiled."""
-    blocks = stacked_blocks(module)
-    if config.precision == "fp8":
-        for block in blocks:
-            use_float8(block)
-    recompute_blocks(blocks, config.recompute)
+def make_engine(recipe: Recipe, start: Start, device: torch.device) -> TrainEngine:
+    """The model of `start`, ready to be trained as `recipe` says."""
+    config, attention = recipe.train, AttentionBackend(recipe.train.kernel)
+    model = build_model(start.spec, device="meta")
+    measured = recipe.objective.measured()
+    evaluation = measured.loss(model, attention) if measured != recipe.objective else None
+    execution = Execution(device=device, precision=config.precision, masters=config.weights == "fp32",
+                          compile=config.compile, accumulate=config.accumulate, clip=config.clip)  # fmt: skip
+    return apply(recipe.objective.loss(model, attention), recipe.plan, recipe.optim, execution=execution,
+                 init=config.seed if start.weights is None else start.weights, evaluation=evaluation)  # fmt: skip
 
 
 def rows_of(recipe: Recipe, shards: Shards) -> Packing:
@@ -170,13 +158,13 @@ def _packed(objective: Objective, shards: Shards, seq_len: int, seed: int, packi
     return objective.examples(shards, seq_len=seq_len, seed=seed, packing=packing)
 
 
-def _validator(recipe: Recipe, shards: Shards, device: torch.device) -> Validator | None:
+def _validator(recipe: Recipe, shards: Shards) -> Validator | None:
     train = recipe.train
     try:
         heldout = Shards.open(shards.path, "heldout")
         rows = None if recipe.objective.reads_whole_text else rows_of(recipe, heldout)
         validator = Validator(heldout, rows=rows, batch_size=train.batch_size // train.accumulate,
-                              seq_len=train.seq_len, batches=recipe.validation.batches, device=device)  # fmt: skip
+                              seq_len=train.seq_len, batches=recipe.validation.batches)  # fmt: skip
         next(validator.batches_once())
     except DataError as error:
         warn(f"training without validation: {error}")
@@ -184,9 +172,9 @@ def _validator(recipe: Recipe, shards: Shards, device: torch.device) -> Validato
     return validator
 
 
-def _resume(art: ArtifactWriter, pieces: Pieces) -> None:
-    found = Series(art.path).resume() if art.resumed else None
+def _resume(art: ArtifactWriter, parts: TrainerComponents) -> None:
+    found = CheckpointManager(art.path).resume() if art.resumed else None
     if found is not None:
         step, checkpoint = found
-        pieces.state.restore(checkpoint)
+        parts.state.restore(checkpoint)
         say(f"resuming after step {step}")

@@ -9,14 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from luban.core.artifact import MANIFEST, Parent, as_parent
-from luban.core.config import from_dict, to_dict
 from luban.core.errors import ConfigError
 from luban.data.shards import Shards
 from luban.load.model import load_model
-from luban.models.build import build_model
-from luban.models.encoder_decoder import EncoderDecoderBody
+from luban.models.build import build_model, state_of
+from luban.models.config import config_of, resolve_spec
 from luban.models.spec import ModelSpec
-from luban.train.recipe import Recipe, resolve_spec
+from luban.train.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +44,11 @@ def choose_start(recipe: Recipe, shards: Shards) -> Start:
     if spec.vocab_size < vocabulary:  # a larger one has rows to spare, as foreign models do
         raise ConfigError(f"model {recipe.init} has a vocabulary of {spec.vocab_size}, shards {shards.path} "
                           f"of {vocabulary}: pack the data with the model's tokenizer")  # fmt: skip
-    weights = {name: parameter.detach() for name, parameter in model.module.named_parameters()}
-    if set(recipe.model) == {"head"}:
+    weights = state_of(model.module)
+    if set(recipe.model.given) == {"head"}:
         spec, weights = with_head(recipe, spec, weights)
-    elif recipe.model:
-        _same_spec(to_dict(described_spec(recipe, shards, vocabulary)), to_dict(spec), recipe.init)
+    elif recipe.model.given:
+        _same_spec(config_of(described_spec(recipe, shards, vocabulary)), config_of(spec), recipe.init)
     known = next(
         (p for p in (Path(recipe.init), model.path) if (p / MANIFEST).is_file()), None
     )  # a run, else a checkpoint
@@ -59,20 +58,20 @@ def choose_start(recipe: Recipe, shards: Shards) -> Start:
 
 def described_spec(recipe: Recipe, shards: Shards, vocabulary: int) -> ModelSpec:
     """The model of `[model]`; an encoder–decoder that doesn't say what its answers begin with takes the objective's."""
-    spec = resolve_spec(recipe.model, vocabulary)
-    if not isinstance(spec.body, EncoderDecoderBody) or spec.body.decoder_start is not None:
+    spec = resolve_spec(recipe.model.given, vocabulary)
+    if not spec.body.two_sided or spec.body.decoder_start_ids() is not None:
         return spec
-    return replace(spec, body=replace(spec.body, decoder_start=recipe.objective.decoder_start(shards)))
+    return replace(spec, body=replace(spec.body, decoder_start=recipe.objective.decoder_start(shards)))  # type: ignore[call-arg]
 
 
 def with_head(recipe: Recipe, spec: ModelSpec, weights: dict[str, Tensor]) -> tuple[ModelSpec, dict[str, Tensor]]:
     """The same body under the head of `[model.head]`: what the old head doesn't hold is drawn from the seed."""
-    changed = from_dict(ModelSpec, to_dict(spec) | {"head": recipe.model["head"]}, "model")
+    changed = resolve_spec(config_of(spec) | {"head": recipe.model.given["head"]}, spec.vocab_size)
     if changed.head == spec.head:
         return spec, weights
-    fresh = dict(build_model(changed, seed=recipe.train.seed).named_parameters())
-    body = {name: tensor for name, tensor in weights.items() if not name.startswith("readout.")}
-    return changed, {name: body.get(name, p.detach()) for name, p in fresh.items()}
+    fresh = state_of(build_model(changed, seed=recipe.train.seed))
+    body = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+    return changed, {name: body.get(name, tensor) for name, tensor in fresh.items()}
 
 
 def _check(spec: ModelSpec, recipe: Recipe) -> ModelSpec:

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from luban.checkpoint.checkpoint import Checkpoint
-from luban.core.config import to_dict
-from luban.models.spec import ModelSpec
-from luban.optim.family import Stepper
-from luban.train.precision import LossScale, Masters
+from luban.models.spec import ModelSpec, spec_to_dict
+from luban.parallel.engine import TrainEngine
 
 
 @dataclass
@@ -33,29 +31,27 @@ class TrainState:
     """Everything that a step changes."""
 
     spec: ModelSpec
-    masters: Masters
-    optimizer: Stepper
-    scale: LossScale
+    engine: TrainEngine
     progress: Progress = field(default_factory=Progress)
 
     def to_checkpoint(self) -> Checkpoint:
         """All of it as named tensors and plain data."""
+        state = self.engine.state_dict()
         return Checkpoint(
-            spec=to_dict(self.spec),
-            model={name: p.detach() for name, p in self.masters.parameters.items()},
-            optimizer=self.optimizer.state(),
+            spec=spec_to_dict(self.spec),
+            model=state["model"],
+            optimizer=state["optimizer"],
             random=random_state(),
-            state={"progress": asdict(self.progress), "loss_scale": asdict(self.scale)},
+            state={"progress": asdict(self.progress), "loss_scale": asdict(self.engine.scale)},
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint of this run."""
-        self.masters.load(dict(checkpoint.model))
-        self.optimizer.load_state(checkpoint.optimizer)
+        self.engine.load_state_dict({"model": checkpoint.model, "optimizer": checkpoint.optimizer})
         set_random_state(checkpoint.random)
         self.progress = Progress(**checkpoint.state["progress"])
         for name, value in checkpoint.state["loss_scale"].items():
-            setattr(self.scale, name, value)
+            setattr(self.engine.scale, name, value)
 
 
 def random_state() -> dict[str, Tensor]:

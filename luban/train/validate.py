@@ -6,15 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from luban.data.batch import Batch
 from luban.data.loader import sequential_batches
 from luban.data.packing import Packing
 from luban.data.shards import Shards
-from luban.train.compile import LossFunction
-from luban.train.step import to_device
+from luban.parallel.engine import TrainEngine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +36,20 @@ class Validator:
     it stands.
     """
 
-    def __init__(self, shards: Shards, *, batch_size: int, seq_len: int, batches: int, device: torch.device,
-                 rows: Packing | None = None):  # fmt: skip
-        self.shards, self.device, self.rows = shards, device, rows
+    def __init__(self, shards: Shards, *, batch_size: int, seq_len: int, batches: int, rows: Packing | None = None):
+        self.shards, self.rows = shards, rows
         self.batch_size, self.seq_len, self.batches = batch_size, seq_len, batches
 
     def batches_once(self) -> Iterator[Batch]:
         """The batches, always the same. Raises DataError where the split is smaller than one sequence."""
         return sequential_batches(self.shards, self.batch_size, self.seq_len, self.rows, self.batches)
 
-    def __call__(self, module: nn.Module, loss: LossFunction) -> Validation:
-        """Measure. Gradients stay enabled, since a compiled loss would otherwise be compiled a second time."""
+    def __call__(self, engine: TrainEngine) -> Validation:
+        """Measure."""
         total, tokens = 0.0, 0
         for batch in self.batches_once():
-            with torch.enable_grad():
-                total += float(loss(*to_device(batch, self.device)).detach())
-            tokens += int(batch.tokens_trained)
+            summed, targets = engine.evaluate(batch)
+            total, tokens = total + summed, tokens + targets
         mean = total / max(tokens, 1)
         return Validation(loss=mean, tokens=tokens, bits_per_byte=self._bits_per_byte(mean))
 

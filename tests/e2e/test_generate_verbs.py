@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import luban
-from luban.models.head import Hidden
+from luban.models.head.hidden import Hidden
+from luban.models.spec import changed
 
 
 def run(*words, stdin=""):
@@ -105,7 +106,7 @@ def test_mistakes_get_one_line(tiny_checkpoint, words, code, message):
 
 def test_models_that_write_no_text_say_so_at_once(tiny_checkpoint, tmp_path):
     m = luban.load_model(tiny_checkpoint)
-    spec = replace(m.spec, head=Hidden())
+    spec = changed(m.spec, head=Hidden())
     luban.export_model(replace(m, spec=spec, module=luban.build_model(spec)), tmp_path / "body")
     for words in (
         ("generate", tmp_path / "body", "hi"),

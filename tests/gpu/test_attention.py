@@ -11,20 +11,20 @@ import torch
 from luban.core.errors import UnsupportedError
 from luban.data.batch import Batch
 from luban.kernels import dispatch
+from luban.kernels.attention_mask import AttentionMask
 from luban.kernels.distance import alibi, alibi_slopes, dense, kerple_log, kerple_power, t5
 from luban.kernels.flash.attention import flash_attention
 from luban.kernels.intervals import intervals
 from luban.kernels.layout import global_random
 from luban.kernels.reference.attention import attention as reference
-from luban.kernels.visible import Visible
 from luban.models.build import build_model
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
-from luban.nn.attention.layout import GlobalRandom, Strided
-from luban.nn.attention.mask import scores
-from luban.nn.attention.product import attend
-from luban.nn.feedforward import SwiGLU
-from luban.nn.position.family import Position
+from luban.models.spec import uniform
+from luban.nn.attention.attend import attend
+from luban.nn.attention.prepared_mask import scores
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
+from luban.nn.mixer.layout import GlobalRandom, Strided
+from luban.nn.position.base import Position
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -90,7 +90,7 @@ def test_every_kernel_computes_causal_attention(path, width, dtype):
     qkv = draw(2, 8, 2, T, width, dtype)
     with dispatch.using(path):
         try:
-            made = scores(Visible(queries=T, keys=T, causal=True, device=qkv[0].device), width=width, dtype=dtype)
+            made = scores(AttentionMask(queries=T, keys=T, causal=True, device=qkv[0].device), width=width, dtype=dtype)
         except UnsupportedError as reason:
             pytest.skip(str(reason))
     compare(lambda: attend(*qkv, made), qkv, intervals(T, T, device="cuda"))
@@ -100,7 +100,7 @@ def starts_of(documents):
     batch = Batch(
         **dict.fromkeys(("tokens", "targets", "loss_mask", "documents", "positions"), documents.cpu().numpy())
     )
-    return torch.from_numpy(batch.starts()).to(documents.device)
+    return torch.from_numpy(batch.document_starts()).to(documents.device)
 
 
 @pytest.mark.parametrize("K", [4, 1])
@@ -116,7 +116,7 @@ def test_packed_documents_are_kept_apart(share, width, K):
     documents[0], documents[1, -random.randint(1, T // 2) :] = 0, -1
     documents[2, :9] += torch.arange(9, device="cuda", dtype=torch.int32)
     starts, qkv = starts_of(documents), draw(B, H, K, T, width, torch.bfloat16)
-    visible = Visible(queries=T, keys=T, causal=True, device=qkv[0].device, documents=documents, starts=starts)
+    visible = AttentionMask(queries=T, keys=T, causal=True, device=qkv[0].device, documents=documents, starts=starts)
     made = scores(visible, width=width, dtype=torch.bfloat16)
     assert made.path == ("flash4" if width == 128 and starts.shape[1] <= T // 64 else "luban")
     with dispatch.using("flash4"):  # the other way for heads of 64, which nobody picks
@@ -161,7 +161,7 @@ def test_other_widths_of_heads(width, masked):
 def test_layouts(width, dtype, block, masked):
     T, H = random.randint(600, 1200), 4
     qkv, mask = draw(2, H, 2, T, width, dtype), masked_as(masked, T)
-    layout = global_random(T, block, first=1, random=2, seed=random.randrange(99), heads=H, block=block, device="cuda")
+    layout = global_random(T, block, first=1, random=2, seed=random.randrange(99), heads=H, arrangement=block, device="cuda")
     compare(lambda: flash_attention(*qkv, mask=mask, layout=layout), qkv, mask, layout=layout)
 
 
@@ -171,8 +171,8 @@ def test_layouts(width, dtype, block, masked):
 ])  # fmt: skip
 @pytest.mark.parametrize("packed", [False, True])
 def test_models_compile_into_one_graph_and_agree_with_masks_written_out(method, layout, packed):
-    spec = ModelSpec(vocab_size=100, width=256, layers=2, context=600, position=Position.registry.get(method)(),
-                     attention=Grouped(heads=4, kv_heads=2, layout=layout), feedforward=SwiGLU(width=256))  # fmt: skip
+    spec = uniform(vocab_size=100, width=256, layers=2, context=600, position=Position.registry.get(method)(),
+                     mixer=Grouped(heads=4, kv_heads=2, layout=layout), feedforward=SwiGLU(width=256))  # fmt: skip
     model = build_model(spec, device="cuda", dtype="bfloat16")
     tokens = torch.randint(0, 100, (2, 600), device="cuda")
     documents = torch.sort(torch.randint(0, 4, (2, 600), device="cuda"), 1).values if packed else None

@@ -7,29 +7,29 @@ import torch
 
 from luban.data.batch import Batch
 from luban.models.build import build_model
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import SwiGLU
+from luban.models.spec import uniform
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
 from luban.objectives.causal import Causal
 from luban.optim.adamw import AdamW
 from luban.optim.muon import Muon
-from luban.train.compile import loss_function
-from luban.train.precision import COMPUTE, LossScale, Masters
+from luban.parallel.compile import loss_function
+from luban.parallel.engine import TrainStep
+from luban.parallel.precision import COMPUTE, LossScale, Masters
 from luban.train.recipe import TrainConfig
 from luban.train.run import prepare_blocks
-from luban.train.step import TrainStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
-SPEC = ModelSpec(
-    vocab_size=500, width=128, layers=2, context=256, attention=Grouped(heads=2), feedforward=SwiGLU(width=256)
+SPEC = uniform(
+    vocab_size=500, width=128, layers=2, context=256, mixer=Grouped(heads=2), feedforward=SwiGLU(width=256)
 )
 
 
 class RandomBatch:
     """Random tokens without document boundaries."""
 
-    tokens_trained = tokens_read = 4 * 256
+    target_count = tokens_read = 4 * 256
 
     def arrays(self):
         ids = torch.randint(0, 500, (4, 257)).numpy()

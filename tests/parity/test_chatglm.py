@@ -15,6 +15,7 @@ import luban
 from luban.generate.cache import ContiguousCache
 from luban.load.model import LoadedModel
 from luban.models.presets import PRESETS
+from luban.models.spec import changed
 
 transformers = pytest.importorskip("transformers")
 
@@ -23,9 +24,9 @@ def small(name, **changes):
     """The preset with small sizes and lively random weights."""
     spec = PRESETS[name]
     width, heads = changes.pop("width"), changes.pop("heads")
-    attention = replace(spec.attention, heads=heads, **changes.pop("attention", {}))
-    spec = replace(spec, width=width, layers=3, vocab_size=61, context=64, attention=attention,
-                   feedforward=replace(spec.feedforward, width=2 * width), **changes)  # fmt: skip
+    mixer = replace(spec.layers[0].mixer, heads=heads, **changes.pop("mixer", {}))
+    spec = changed(spec, width=width, layers=3, vocab_size=61, context=64, mixer=mixer,
+                   feedforward=replace(spec.layers[0].feedforward, width=2 * width), **changes)  # fmt: skip
     model = luban.build_model(spec, dtype="float64").eval()
     torch.manual_seed(random.randrange(2**31))
     for p in model.parameters():
@@ -36,10 +37,10 @@ def small(name, **changes):
 def chatglm(model, tokens, text, block):
     """One row (T,), token by token and head by head: weights named, nothing of the model's code called."""
     spec, w = model.spec, dict(model.named_parameters())
-    heads, size, alpha = spec.attention.heads, spec.width // spec.attention.heads, math.sqrt(2 * spec.layers)
+    heads, size, alpha = spec.layers[0].mixer.heads, spec.width // spec.layers[0].mixer.heads, math.sqrt(2 * len(spec.layers))
 
     def norm(x, name):
-        return F.layer_norm(x, (spec.width,), w[f"{name}.weight"], w[f"{name}.bias"], spec.norm.eps)
+        return F.layer_norm(x, (spec.width,), w[f"{name}.weight"], w[f"{name}.bias"], spec.last.norm.eps)
 
     def dense(x, name):
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
@@ -54,22 +55,22 @@ def chatglm(model, tokens, text, block):
                 out[b] = v[b] * math.cos(angle) + v[a] * math.sin(angle)
         return out
 
-    x = w["embedding.weight"][tokens]
-    for layer in range(spec.layers):
-        at = f"blocks.{layer}"
-        read = norm(x, f"{at}.attention_norm")
-        q, k, v = (dense(read, f"{at}.attention.{p}") for p in "qkv")
+    x = w["decoder.embedding.tokens.weight"][tokens]
+    for layer in range(len(spec.layers)):
+        at = f"decoder.blocks.{layer}"
+        read = norm(x, f"{at}.mixer_norm")
+        q, k, v = (dense(read, f"{at}.mixer.qkv.{p}") for p in "qkv")
         mixed = torch.zeros_like(q)
         for h in range(heads):
             part = slice(h * size, (h + 1) * size)
             for t in range(len(tokens)):
                 scores = torch.stack([turn(q[t, part], t) @ turn(k[s, part], s) for s in range(t + 1)])
                 mixed[t, part] = torch.softmax(scores / math.sqrt(size), 0) @ v[: t + 1, part]
-        read = norm(alpha * read + dense(mixed, f"{at}.attention.output"), f"{at}.feedforward_norm")
+        read = norm(alpha * read + dense(mixed, f"{at}.mixer.output"), f"{at}.feedforward_norm")
         inner = dense(read, f"{at}.feedforward.up")
         inner = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
         x = alpha * read + dense(inner, f"{at}.feedforward.down")
-    return norm(x, "norm") @ w["embedding.weight"].T
+    return norm(x, "decoder.norm") @ w["decoder.embedding.tokens.weight"].T
 
 
 def test_chatglm_6b_equals_its_computation_written_out():
@@ -86,13 +87,13 @@ def test_chatglm_6b_equals_its_computation_written_out():
 @pytest.mark.parametrize("name", ["chatglm-6b", "chatglm2-6b"])
 def test_the_published_layout_out_and_in(name, tmp_path):
     """Names and the order of rows as their released code reads them, and the same logits back."""
-    attention = {"kv_heads": 2} if name == "chatglm2-6b" else {"kv_heads": 6}
-    model = small(name, width=48, heads=6, attention=attention, **(
+    mixer = {"kv_heads": 2} if name == "chatglm2-6b" else {"kv_heads": 6}
+    model = small(name, width=48, heads=6, mixer=mixer, **(
         {"position": replace(PRESETS[name].position, width=4)} if name == "chatglm2-6b" else {})).float()  # fmt: skip
     loaded = LoadedModel(spec=model.spec, module=model, tokenizer=None, name=name, path=tmp_path, manifest=None)
     luban.export_model(loaded, tmp_path / "out")
     tensors, w = load_file(tmp_path / "out/model.safetensors"), dict(model.named_parameters())
-    a = "blocks.1.attention"
+    a = "decoder.blocks.1.mixer.qkv"
     if name == "chatglm-6b":
         read = F.linear(torch.eye(48), tensors["transformer.layers.1.attention.query_key_value.weight"])
         heads = read.view(48, 6, 3 * 8)  # their code: (…, heads, 3 · head width), then three pieces
@@ -103,11 +104,11 @@ def test_the_published_layout_out_and_in(name, tmp_path):
         gate, up = tensors["transformer.encoder.layers.1.mlp.dense_h_to_4h.weight"].chunk(2)
         for got, p in zip((q, k, v), "qkv", strict=True):
             torch.testing.assert_close(got, w[f"{a}.{p}.weight"])
-        torch.testing.assert_close(gate, w["blocks.1.feedforward.gate.weight"])
-        torch.testing.assert_close(up, w["blocks.1.feedforward.up.weight"])
+        torch.testing.assert_close(gate, w["decoder.blocks.1.feedforward.gate.weight"])
+        torch.testing.assert_close(up, w["decoder.blocks.1.feedforward.up.weight"])
     back = luban.load_model(tmp_path / "out")
-    assert replace(back.spec, init=model.spec.init) == replace(
-        model.spec, attention=replace(model.spec.attention, kv_heads=attention["kv_heads"])
+    assert changed(back.spec, init=model.spec.init) == changed(
+        model.spec, mixer=replace(model.spec.layers[0].mixer, kv_heads=mixer["kv_heads"])
     )
     tokens = torch.randint(0, 61, (2, 9))
     torch.testing.assert_close(back.module(tokens), model(tokens), atol=1e-5, rtol=1e-5)
@@ -115,30 +116,29 @@ def test_the_published_layout_out_and_in(name, tmp_path):
 
 def test_chatglm2_6b_equals_transformers_glm():
     """The same parts under another name: partial interleaved rotation, grouped keys, biases on q, k and v alone."""
-    model = small("chatglm2-6b", width=48, heads=6, attention={"kv_heads": 2},
+    model = small("chatglm2-6b", width=48, heads=6, mixer={"kv_heads": 2},
                   position=replace(PRESETS["chatglm2-6b"].position, width=4)).float()  # fmt: skip
     theirs = transformers.GlmForCausalLM(transformers.GlmConfig(
         vocab_size=61, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=8, attention_bias=True, rms_norm_eps=model.spec.norm.eps, pad_token_id=0,
+        num_key_value_heads=2, head_dim=8, attention_bias=True, rms_norm_eps=model.spec.last.norm.eps, pad_token_id=0,
         max_position_embeddings=64, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0,
                                                      "partial_rotary_factor": 0.5})).eval()  # fmt: skip
     w = dict(model.named_parameters())
-    state = {"model.embed_tokens.weight": w["embedding.weight"], "model.norm.weight": w["norm.weight"],
-             "lm_head.weight": w["readout.weight"]}  # fmt: skip
+    state = {"model.embed_tokens.weight": w["decoder.embedding.tokens.weight"], "model.norm.weight": w["decoder.norm.weight"],
+             "lm_head.weight": w["head.weight"]}  # fmt: skip
     for i in range(3):
-        ours, to = f"blocks.{i}", f"model.layers.{i}"
+        ours, to = f"decoder.blocks.{i}", f"model.layers.{i}"
         for p in "qkv":
-            state |= {f"{to}.self_attn.{p}_proj.{k}": w[f"{ours}.attention.{p}.{k}"] for k in ("weight", "bias")}
-        state |= {f"{to}.self_attn.o_proj.weight": w[f"{ours}.attention.output.weight"],
+            state |= {f"{to}.self_attn.{p}_proj.{k}": w[f"{ours}.mixer.qkv.{p}.{k}"] for k in ("weight", "bias")}
+        state |= {f"{to}.self_attn.o_proj.weight": w[f"{ours}.mixer.output.weight"],
                   f"{to}.mlp.gate_up_proj.weight": torch.cat([w[f"{ours}.feedforward.{p}.weight"] for p in ("gate", "up")]),
                   f"{to}.mlp.down_proj.weight": w[f"{ours}.feedforward.down.weight"],
-                  f"{to}.input_layernorm.weight": w[f"{ours}.attention_norm.weight"],
+                  f"{to}.input_layernorm.weight": w[f"{ours}.mixer_norm.weight"],
                   f"{to}.post_attention_layernorm.weight": w[f"{ours}.feedforward_norm.weight"]}  # fmt: skip
     theirs.load_state_dict(state)
     tokens = torch.randint(0, 61, (2, 13))
     expected = theirs(tokens).logits
     torch.testing.assert_close(model(tokens), expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
-    cache = ContiguousCache(layers=3, key_heads=2, head_dim=8, batch=2, context=64, device=torch.device("cpu"),
-                            dtype=torch.float32)  # fmt: skip
+    cache = ContiguousCache.of(model, 2)
     pieces = torch.cat([model(piece, cache=cache) for piece in tokens.split([5, 1, 7], dim=1)], 1)
     torch.testing.assert_close(pieces, expected, atol=1e-4 * expected.abs().max().item(), rtol=0)

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import luban
-import luban.models.convert.family
+import luban.models.convert.base
 from luban.core.errors import ArtifactError, UnsupportedError
-from luban.models.head import LanguageModel
-from luban.objectives.causal import causal_loss
+from luban.models.head.language_model import LanguageModel
+from luban.objectives.causal import CausalLoss
 
 transformers = pytest.importorskip("transformers")
 KINDS = ("llama", "llama", "llama", "llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt2", "openai-gpt", "bloom", "bloom",
@@ -167,7 +167,7 @@ def test_classes_of_tokens_and_spans_are_read_as_theirs(kind, head, tmp_path):
 @pytest.mark.parametrize("kind", ["gpt2", "openai-gpt", "llama"])
 def test_classes_that_are_not_built_are_refused_by_name(kind):
     config = random_config(random.Random(1), kind).to_dict()
-    form = luban.models.convert.family.FORMATS[kind]()
+    form = luban.models.convert.base.FORMATS[kind]()
     with pytest.raises(UnsupportedError, match="architecture OtherDoubleHeadsModel; known are a language model"):
         form.spec({**config, "architectures": ["OtherDoubleHeadsModel"]})
     assert form.spec({**config, "architectures": ["RenamedForCausalLM"]}).head == LanguageModel()
@@ -227,11 +227,11 @@ def test_loss_and_gradients_equal(pair):
     tokens = torch.randint(0, ours.spec.vocab_size, (2, 15))
     expected = theirs(tokens, labels=tokens).loss
     expected.backward()
-    total, count = causal_loss(ours.module, tokens[:, :-1], tokens[:, 1:], torch.ones(2, 14, dtype=torch.bool))
-    loss = total / count
+    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_mask": torch.ones(2, 14, dtype=torch.bool)}
+    loss = CausalLoss(ours.module)(batch | {"documents": None, "positions": None}).sum / 28
     loss.backward()
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
-    form, _ = luban.models.convert.family.format_for(ours.spec)
+    form, _ = luban.models.convert.base.format_for(ours.spec)
     reference = dict(theirs.named_parameters())
     mine = {name: p.grad for name, p in ours.module.named_parameters()}
     for names in form.pairs(ours.spec):
@@ -262,7 +262,7 @@ def test_exported_model_loads_in_transformers_with_equal_logits(pair, tmp_path):
 
 def test_what_is_not_built_is_refused_by_name(tmp_path):
     config = random_config(random.Random(1)).to_dict()
-    form = luban.models.convert.family.FORMATS["llama"]()
+    form = luban.models.convert.base.FORMATS["llama"]()
     with pytest.raises(UnsupportedError, match="hidden_act = 'relu'"):
         form.spec({**config, "hidden_act": "relu"})
     with pytest.raises(UnsupportedError, match="rotary scaling 'longrope'"):
@@ -300,7 +300,7 @@ def test_dynamic_scaling_beyond_the_trained_context(tmp_path):
 def test_parts_of_other_families_that_are_not_built_are_refused_by_name(kind, changes, message):
     config = random_config(random.Random(1), kind).to_dict()
     with pytest.raises(UnsupportedError, match=message):
-        luban.models.convert.family.FORMATS[kind]().spec({**config, **changes})
+        luban.models.convert.base.FORMATS[kind]().spec({**config, **changes})
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bloom", "falcon", "llama"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +10,12 @@ import torch
 import luban
 from luban.core.errors import ConfigError, UnsupportedError
 from luban.generate.cache import ContextError
-from luban.generate.sampler import sample, uniform
+from luban.generate.sampler import sample
+from luban.generate.sampler import uniform as draw
 from luban.generate.source import SourceSession, session_for
 from luban.models.encoder_decoder import EncoderDecoderBody
-from luban.models.head import Hidden
+from luban.models.head.hidden import Hidden
+from luban.models.spec import changed, uniform
 from luban.serve.engine import Request
 
 transformers = pytest.importorskip("transformers")
@@ -112,7 +113,8 @@ def test_drawn_tokens_are_those_of_the_full_pass(pair):
             with torch.inference_mode():
                 logits = ours.module(torch.tensor([row]), target)[0, -1]
             forced = body.decoder_second if step == 0 else None
-            want = sample(logits, sampling, uniform(growing.seed, growing.choice, step)) if forced is None else forced
+            at = draw(growing.seed, growing.choice, step)
+            want = sample(logits[None], [sampling], [at]).item() if forced is None else forced
             assert token == want
 
 
@@ -153,11 +155,11 @@ def test_the_context_bounds_source_and_answer_each(tmp_path):
 
 
 def test_models_that_write_no_text_are_refused():
-    spec = luban.ModelSpec(vocab_size=20, width=16, layers=1, body=EncoderDecoderBody(decoder_start=1))
+    spec = uniform(vocab_size=20, width=16, layers=1, body=EncoderDecoderBody(decoder_start=1))
     assert isinstance(session_for(luban.build_model(spec)), SourceSession)
     with pytest.raises(UnsupportedError, match="doesn't say which token its decoder begins with"):
-        session_for(luban.build_model(replace(spec, body=EncoderDecoderBody())))
+        session_for(luban.build_model(changed(spec, body=EncoderDecoderBody())))
     with pytest.raises(UnsupportedError, match="this encoder–decoder has head hidden"):
-        session_for(luban.build_model(replace(spec, head=Hidden())))
+        session_for(luban.build_model(changed(spec, head=Hidden())))
     with pytest.raises(ConfigError, match="decoder_start must be a token id below 20, 20 given"):
-        replace(spec, body=EncoderDecoderBody(decoder_start=20))
+        changed(spec, body=EncoderDecoderBody(decoder_start=20))

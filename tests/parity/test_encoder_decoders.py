@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 import luban
 from luban.core.errors import UnsupportedError
 from luban.generate.cache import ContiguousCache
-from luban.models.convert.family import FORMATS, format_for
+from luban.models.convert.base import FORMATS, format_for
 from luban.models.encoder import EncoderBody
-from luban.objectives.denoising import source_loss
+from luban.objectives.denoising import SourceLoss
 
 transformers = pytest.importorskip("transformers")
 KINDS = ("bart", "bart", "t5", "t5", "t5-1.1")
@@ -83,9 +83,10 @@ def test_loss_and_gradients_equal(pair):
     expected = theirs(source, attention_mask=mask.long(), decoder_input_ids=target,
                       labels=torch.where(trained, labels, -100)).loss  # fmt: skip
     expected.backward()
-    total, count = source_loss(ours.module, source, mask, target, labels, trained)
-    torch.testing.assert_close(total / count, expected, atol=1e-5, rtol=1e-5)
-    (total / count).backward()
+    given = {"source": source, "source_mask": mask, "tokens": target, "targets": labels, "loss_mask": trained}
+    loss = SourceLoss(ours.module)(given).sum / trained.sum()
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    loss.backward()
     form, _ = format_for(ours.spec)
     reference, mine = dict(theirs.named_parameters()), dict(ours.module.named_parameters())
     for names in form.pairs(ours.spec):
@@ -109,12 +110,10 @@ def test_step_by_step_with_a_cache_equals_the_whole(pair):
     _, ours = pair
     source, mask, target = batch(ours)
     whole = ours.module(source, target, mask)
-    attention = ours.spec.attention
-    cache = ContiguousCache(layers=ours.spec.layers, key_heads=attention.key_heads(), batch=3, context=ours.spec.context,
-                            head_dim=attention.head_width(ours.spec.width), device=whole.device, dtype=whole.dtype)  # fmt: skip
+    cache = ContiguousCache.of(ours.module, 3)
     memory = ours.module.encode(source, mask)
     steps = [
-        ours.module(None, part, cache=cache, memory=memory) for part in (target[:, :3], target[:, 3:4], target[:, 4:])
+        ours.module(None, part, cache=cache, encoder_states=memory) for part in (target[:, :3], target[:, 3:4], target[:, 4:])
     ]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-4, rtol=1e-4)
 

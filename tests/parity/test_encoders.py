@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import luban
 from luban.core.errors import ArtifactError
-from luban.models.convert.family import format_for
-from luban.models.head import Hidden
-from luban.objectives.causal import causal_loss
+from luban.models.convert.base import format_for
+from luban.models.head.hidden import Hidden
+from luban.objectives.causal import CausalLoss
 
 transformers = pytest.importorskip("transformers")
 KINDS = ("bert", "roberta", "albert")
@@ -97,8 +97,8 @@ def test_logits_equal_and_come_back(kind, head, side, tmp_path):
     expected = outputs(theirs(tokens, **arguments))
     hidden = ours.module(tokens, mask, segments=segments, output="hidden")
     got = [ours.module(tokens, mask, segments=segments)]
-    got += [ours.module.pairs(hidden, mask)] if head == "PreTraining" else []
-    got += [ours.module.readout.pooled(hidden, mask)] if head == "Model" else []
+    got += [ours.module.head.pairs(hidden, mask)] if head == "PreTraining" else []
+    got += [ours.module.head.pooled(hidden, mask)] if head == "Model" else []
     for mine, want in zip(got, expected, strict=True):
         assert mine.shape == want.shape
         kept = mask if mine.dim() == 3 else slice(None)
@@ -118,8 +118,8 @@ def test_masked_loss_and_gradients_equal(kind, tmp_path):
     chosen[0, 0] = True
     targets = torch.randint(0, ours.spec.vocab_size, (3, 15))
     theirs(tokens, labels=torch.where(chosen, targets, -100)).loss.backward()
-    total, count = causal_loss(ours.module, tokens, targets, chosen)
-    (total / count).backward()
+    batch = {"tokens": tokens, "targets": targets, "loss_mask": chosen, "documents": None, "positions": None}
+    (CausalLoss(ours.module)(batch).sum / chosen.sum()).backward()
     form, _ = format_for(ours.spec)
     reference, mine = dict(theirs.named_parameters()), dict(ours.module.named_parameters())
     for names in form.pairs(ours.spec):

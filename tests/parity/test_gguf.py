@@ -226,7 +226,7 @@ def test_llama31s_factors_of_rotary_frequencies(tmp_path):
         return luban.load_model(write(tmp_path / "m.gguf", quant="F32", base=base, change=change))
 
     plain = load(base=500_000.0).spec
-    factors = llama31_factors(plain.attention.head_width(plain.width), 500_000.0, 8.0)
+    factors = llama31_factors(plain.last.mixer.head_width(plain.width), 500_000.0, 8.0)
     assert factors.min() == 1.0 < factors.max() == 8.0
     scaled = load(lambda tensors: tensors.update({"rope_freqs.weight": factors}), base=500_000.0).spec
     assert scaled == replace(plain, position=replace(plain.position, scaling=Llama3(factor=8.0)))

@@ -63,7 +63,7 @@ def phases_of(steps: list[str]) -> list[Phase]:
     phases: list[Phase] = []
     applied: str | None = None
     held: list[str] = []
-    for spec in steps:
+    for spec in map(str.strip, steps):
         if isinstance(make_step(spec), AcrossStep):
             phases.append(Phase(number=len(phases), apply=applied, steps=tuple(held), fingerprint=spec))
             applied, held = spec, []

@@ -50,7 +50,7 @@ def make_step(spec: str) -> Any:
     Raises:
         ConfigError: no such step, or an argument where there is none, or none where there must be one.
     """
-    name, given, argument = spec.partition("=")
+    name, given, argument = (part.strip() for part in spec.partition("="))
     step = STEPS[name]
     takes = isinstance(step, type) and step.__init__ is not object.__init__
     if given and not takes:
@@ -65,4 +65,4 @@ def make_step(spec: str) -> Any:
 
 def identity(spec: str) -> Any:
     """What stands for a step in a corpus's configuration: its own words where files are part of it."""
-    return getattr(make_step(spec), "identity", spec)
+    return getattr(make_step(spec), "identity", spec.strip())

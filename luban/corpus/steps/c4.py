@@ -7,6 +7,7 @@ Departure: C4 drops every page with a word of a public list of words nobody shou
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,7 @@ class C4:
                 yield document
                 continue
             reason, text = clean(document.text)
-            if not reason and self.bad is not None and self.bad.search(document.text.lower()):
+            if not reason and self.bad is not None and has_bad_word(self.bad, document.text.lower()):
                 reason = "bad word"
             if reason:
                 tally.drop(f"c4: {reason}", document)
@@ -66,6 +67,11 @@ def bad_words(file: Path) -> re.Pattern[str]:
     spaced = "|".join(re.escape(word) for word in listed if not UNSPACED.search(word))
     unspaced = [re.escape(word) for word in listed if UNSPACED.search(word)]
     return re.compile("|".join([rf"(?<!\w)(?:{spaced})(?!\w)", *unspaced] if spaced else unspaced))
+
+
+def has_bad_word(bad: re.Pattern[str], lower: str) -> bool:
+    """Whether a text in lower case holds a listed word that no vowel sign or accent behind it makes another word."""
+    return any(unicodedata.category(lower[f.end() : f.end() + 1] or " ")[0] != "M" for f in bad.finditer(lower))
 
 
 def clean(text: str) -> tuple[str | None, str]:

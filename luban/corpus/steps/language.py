@@ -16,6 +16,7 @@ from typing import Any
 
 from luban.core.errors import MissingExtra
 from luban.corpus.document import Document
+from luban.corpus.languages import matches, subtags
 from luban.corpus.tally import Tally
 
 CHARACTERS = 1000  # from the middle of a text, enough to tell
@@ -24,14 +25,16 @@ POSSIBLE = 5  # languages that fastText holds possible
 CERTAIN = 0.3  # probability below which, without CLD2's support, the language stays unknown
 HAN, KANA = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]"), re.compile("[\u3040-\u30ff\uac00-\ud7af]")
 HAN_SHARE = 0.4  # of a text's characters from which, without kana and hangul, it is Chinese
-SAME = {"nb": "no", "iw": "he", "jw": "jv"}  # codes of CLD2 and fastText for one language
 
 
 class Language:
-    """`language` notes every document's language; `language=en+zh` also drops all others. Code keeps its own."""
+    """`language` notes every document's language; `language=en+zh` also drops all others. Code keeps its own.
+
+    A language named by a document's source may be written `EN`, `en-US`, `en_GB` or `eng`: it is `en` to this step.
+    """
 
     def __init__(self, argument: str = ""):
-        self.wanted = frozenset(name for name in argument.split("+") if name)
+        self.wanted = frozenset("-".join(subtags(name)) for name in argument.split("+") if name.strip())
         _fasttext()
         models = ["fasttext", "cld2"] if _cld2() else ["fasttext"]
         self.identity = {"step": "language", "wanted": sorted(self.wanted), "models": models}
@@ -40,7 +43,7 @@ class Language:
         """Documents whose source named no language get one."""
         for document in documents:
             lang = document.lang or identify(document.text)
-            if self.wanted and lang not in self.wanted:
+            if self.wanted and not any(matches(lang or "", wanted) for wanted in self.wanted):
                 tally.drop(f"language: {lang or 'unknown'}", document)
                 continue
             yield document if lang == document.lang else replace(document, lang=lang)
@@ -58,9 +61,7 @@ def identify(text: str) -> str | None:
         return None
     if not sample.isascii() and len(HAN.findall(sample)) >= HAN_SHARE * len(sample) and not KANA.search(sample):
         return "zh"
-    found = [
-        (SAME.get(row["lang"], row["lang"]), row["score"]) for row in _fasttext()(sample, model="lite", k=POSSIBLE)
-    ]
+    found = [(subtags(row["lang"])[0], row["score"]) for row in _fasttext()(sample, model="lite", k=POSSIBLE)]
     language, score = found[0]
     if score < SURE and (second := _cld2()) is not None:
         other = second(sample)
@@ -89,9 +90,8 @@ def _cld2() -> Callable[[str], str | None] | None:
 
     def ask(sample: str) -> str | None:
         try:
-            code = pycld2.detect(sample, bestEffort=True)[2][0][1].partition("-")[0]
+            return subtags(pycld2.detect(sample, bestEffort=True)[2][0][1])[0]
         except pycld2.error:  # bytes that it refuses, such as control characters
             return None
-        return SAME.get(code, code)
 
     return ask

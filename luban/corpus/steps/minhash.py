@@ -2,7 +2,7 @@
 
 A document is a set of word 5-grams. 112 minima estimate the Jaccard similarity of two sets; two documents
 meet if all 8 minima of one of 14 bands agree, which has probability 1 - (1 - s⁸)¹⁴ at similarity s. Those
-that meet are compared by all minima.
+that meet are compared by all minima. A word of a conversation counts as another one in another role.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from luban.core.seeding import generator
+from luban.corpus.conversation import turns
 from luban.corpus.document import Document
 from luban.corpus.ragged import Ragged
 from luban.corpus.steps.across import DropStep
@@ -40,7 +41,7 @@ class MinHash(DropStep):
 
     def fingerprint(self, document: Document) -> np.ndarray:
         """(56,) uint64: the 112 minima; none for a short text."""
-        minima = signature(document.text)
+        minima = signature_of(shingles(document))
         return np.zeros(0, np.uint64) if minima is None else minima.view(np.uint64)
 
     def duplicates(self, shards: Sequence[Ragged]) -> np.ndarray:
@@ -96,7 +97,11 @@ def _meetings(minima: _Minima) -> np.ndarray:
 
 def signature(text: str) -> np.ndarray | None:
     """The (112,) uint32 minima of a text's shingles, or None where it has fewer than 5 words."""
-    hashes = shingles(text)
+    return signature_of(ngram_hashes(words(text).hashes, SHINGLE))
+
+
+def signature_of(hashes: np.ndarray) -> np.ndarray | None:
+    """The (112,) uint32 minima of (shingles,) uint64 hashes, or None where there are none."""
     if not len(hashes):
         return None
     short = (hashes >> np.uint64(32)).astype(np.uint32)
@@ -110,6 +115,13 @@ def signature(text: str) -> np.ndarray | None:
     return minima
 
 
-def shingles(text: str) -> np.ndarray:
-    """64-bit hashes of the text's word 5-grams, in order."""
-    return ngram_hashes(words(text).hashes, SHINGLE)
+def shingles(document: Document) -> np.ndarray:
+    """(shingles,) uint64: hashes of the document's word 5-grams, in order; words of a conversation with their roles."""
+    if document.messages is None:
+        return ngram_hashes(words(document.text).hashes, SHINGLE)
+    hashed = [mix(words(text).hashes + _role(role)) for role, text in turns(document)]
+    return ngram_hashes(np.concatenate(hashed), SHINGLE)
+
+
+def _role(role: str) -> np.uint64:
+    return mix(words(role).hashes).sum(dtype=np.uint64)

@@ -15,7 +15,11 @@ QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"'
 DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―−", "-"))
 WIDE = str.maketrans({code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "})
 PUNCTUATION = str.maketrans("，。！？：；（）、", ",.!?:;(),")
-INVISIBLE = re.compile("[\u200b\u200c\u2060\ufeff\u00ad\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# Joiners (U+200C, U+200D) and directions stay: Persian, Indic scripts and emoji are spelled with them. A zero-width space
+# ends a word in Khmer, Thai, Lao, Burmese and Tibetan, and means nothing elsewhere.
+INVISIBLE = re.compile(
+    "[\u2060\ufeff\u00ad\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\u200b(?![\u0e00-\u109f\u1780-\u17ff])|(?<![\u0e00-\u109f\u1780-\u17ff])\u200b"
+)
 SPACES = re.compile("[^\\S\n]+")
 BLANK = re.compile("\n{3,}")
 
@@ -26,11 +30,18 @@ POLICIES: dict[str, Callable[[str], str]] = {
     "dashes": lambda text: text.translate(DASHES),
     "halfwidth": lambda text: text.translate(WIDE),  # full-width letters, digits and signs as ASCII
     "punctuation": lambda text: text.translate(PUNCTUATION),  # Chinese punctuation as ASCII
-    "invisible": lambda text: INVISIBLE.sub("", text),  # zero-width and control characters
-    "spaces": lambda text: BLANK.sub("\n\n", "\n".join(SPACES.sub(" ", line).strip() for line in text.split("\n"))),
+    "invisible": lambda text: INVISIBLE.sub("", text),  # zero-width and control characters that no script needs
+    "spaces": lambda text: BLANK.sub("\n\n", "\n".join(map(_single_spaces, text.split("\n")))),
     "lower": str.lower,
 }
 DEFAULT = "nfc+invisible"
+
+
+def _single_spaces(line: str) -> str:
+    """A line with single spaces between words and none at its end; its indentation stays, as code needs it."""
+    rest = SPACES.sub(" ", line).strip()
+    indentation = line[: len(line) - len(line.lstrip(" \t"))]
+    return indentation + rest if rest else ""
 
 
 class Normalise:

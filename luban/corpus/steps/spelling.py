@@ -23,7 +23,10 @@ from luban.core.hashing import file_sha256
 from luban.corpus.document import Document, conversation_text, rewrite_messages
 from luban.corpus.tally import Tally
 
-WORD = re.compile(r"(?<![\w@#$%&*+/\\<=>^_`{|}~.:'’-])[a-z]{5,30}(?![\w@#$%&*+/\\<=>^_`{|}~('’-]|[.:]\w)")
+ACCENTS = "\u0300-\u036f"  # combining marks, of which \w knows nothing
+WORD = re.compile(
+    rf"(?<![\w{ACCENTS}@#$%&*+/\\<=>^_`{{|}}~.:'’-])[a-z]{{5,30}}(?![\w{ACCENTS}@#$%&*+/\\<=>^_`{{|}}~('’-]|[.:]\w)"
+)
 CODE = re.compile(r"^(?: {4}|\t)|[{};=<>_`\\|]|\(\)|::|->|https?:")
 PREFIXES = ("un", "re", "non", "pre", "sub", "over", "under", "multi", "anti", "inter", "out", "mis", "de", "co")
 SUFFIXES = ("s", "es", "d", "ed", "r", "er", "ers", "ing", "ly", "ness", "like", "less", "able", "ish", "y", "al",

@@ -19,10 +19,10 @@ def stochastic_bf16(values: Tensor, generator: torch.Generator | None = None) ->
 
 
 @torch.no_grad()
-def adamw_(tensors: Sequence[Stepped], *, scale: Tensor, go: Tensor, lr: float, decay: float, betas: tuple[float, float],
+def adamw_(tensors: Sequence[Stepped], *, scale: Tensor, apply: Tensor, lr: float, decay: float, betas: tuple[float, float],
            eps: float) -> None:  # fmt: skip
     """As the kernel's function of the same name."""
-    if not go:
+    if not apply:
         return
     for weight, gradient, first, second, steps, seed, copy in tensors:
         g, m, v, w = gradient.float() * scale, first.float(), second.float(), weight.float()

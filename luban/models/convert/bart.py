@@ -11,24 +11,30 @@ from typing import Any
 from torch import Tensor
 
 from luban.core.errors import UnsupportedError
-from luban.models.block.post import PostNorm
-from luban.models.convert.beginnings import beginnings, encoder_decoder
-from luban.models.convert.family import Fields, Pair, activation_name, plain_feedforward
+from luban.models.arrangement.post import PostNorm
+from luban.models.convert.base import Fields, Pair, activation_name, plain_feedforward, uniform_layer
+from luban.models.convert.decoder_start import decoder_start, encoder_decoder
 from luban.models.encoder_decoder import EncoderDecoderBody
-from luban.models.head import Classes, Head, Hidden, LanguageModel, Span
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
+from luban.models.head.base import Head
+from luban.models.head.hidden import Hidden
+from luban.models.head.language_model import LanguageModel
+from luban.models.head.rows import Classes
+from luban.models.head.tokens import Span
+from luban.models.spec import ModelSpec, uniform
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm
 from luban.nn.position.learned import Learned
 
 OFFSET = 2  # unread rows before position 0
 SELF = (
-    *((f"attention.{ours}", f"self_attn.{theirs}_proj") for ours, theirs in zip("qkv", "qkv", strict=True)),
-    ("attention.output", "self_attn.out_proj"),
-    ("attention_norm", "self_attn_layer_norm"),
+    *((f"mixer.qkv.{name}", f"self_attn.{name}_proj") for name in "qkv"),
+    ("mixer.output", "self_attn.out_proj"),
+    ("mixer_norm", "self_attn_layer_norm"),
 )
 CROSS = (
-    *((f"cross.{ours}", f"encoder_attn.{theirs}_proj") for ours, theirs in zip("qkv", "qkv", strict=True)),
+    ("cross.q", "encoder_attn.q_proj"),
+    ("cross.kv.k", "encoder_attn.k_proj"),
+    ("cross.kv.v", "encoder_attn.v_proj"),
     ("cross.output", "encoder_attn.out_proj"),
     ("cross_norm", "encoder_attn_layer_norm"),
 )
@@ -72,12 +78,12 @@ class Bart:
         heads, inner = fields.need("decoder_attention_heads"), fields.need("decoder_ffn_dim")
         fields.only("encoder_attention_heads", heads)
         fields.only("encoder_ffn_dim", inner)
-        return ModelSpec(
+        return uniform(
             vocab_size=fields.need("vocab_size"), width=fields.need("d_model"), layers=fields.need("decoder_layers"),
             context=fields.get("max_position_embeddings", 1024), position=Learned(offset=OFFSET),
-            attention=Grouped(heads=heads, qkv_bias=True, output_bias=True), norm=LayerNorm(), embedding_norm=LayerNorm(),
+            mixer=Grouped(heads=heads, qkv_bias=True, output_bias=True), norm=LayerNorm(), embedding_norm=LayerNorm(),
             feedforward=plain_feedforward(fields.get("activation_function", "gelu"), inner, bias=True),
-            block=PostNorm(), body=encoder_decoder(fields, fields.need("encoder_layers"), start=2),
+            arrangement=PostNorm(), encoder_layers=fields.need("encoder_layers"), body=encoder_decoder(fields, start=2),
             head=head, tied_head=isinstance(head, LanguageModel),
         )  # fmt: skip
 
@@ -94,45 +100,47 @@ class Bart:
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
-        body, attention, norm = spec.body, spec.attention, LayerNorm()
+        layer = uniform_layer(spec)
+        if layer is None:
+            return None
+        body, attention, norm = spec.body, layer.mixer, LayerNorm()
         count = spec.head.count if isinstance(spec.head, Classes) else 0
         names = {LanguageModel(bias=True): LM, Hidden(): "BartModel", Span(): "BartForQuestionAnswering",
                  Classes(count=count or 1, pooling="last"): "BartForSequenceClassification"}  # fmt: skip
-        known = (isinstance(body, EncoderDecoderBody) and isinstance(attention, Grouped) and spec.norm == norm
+        known = (isinstance(body, EncoderDecoderBody) and isinstance(attention, Grouped) and layer.norm == norm
                  and spec.embedding_norm == norm and spec.position == Learned(offset=OFFSET) and spec.head in names
-                 and isinstance(spec.block, PostNorm) and spec.tied_head == isinstance(spec.head, LanguageModel)
-                 and activation_name(spec.feedforward) and spec.feedforward.bias)  # fmt: skip
+                 and isinstance(layer.arrangement, PostNorm) and spec.tied_head == isinstance(spec.head, LanguageModel)
+                 and activation_name(layer.feedforward) and layer.feedforward.bias)  # fmt: skip
         if not known or attention != Grouped(heads=attention.heads, qkv_bias=True, output_bias=True):
             return None
         return {
             "architectures": [names[spec.head]], "model_type": "bart", "is_encoder_decoder": True,
             "vocab_size": spec.vocab_size, "d_model": spec.width, "max_position_embeddings": spec.context,
-            "encoder_layers": body.encoder_layers or spec.layers, "decoder_layers": spec.layers,
+            "encoder_layers": len(spec.encoder), "decoder_layers": len(spec.layers),
             "encoder_attention_heads": attention.heads, "decoder_attention_heads": attention.heads,
-            "encoder_ffn_dim": spec.feedforward.width, "decoder_ffn_dim": spec.feedforward.width,
-            "activation_function": activation_name(spec.feedforward), "scale_embedding": False,
-            "tie_word_embeddings": True, **beginnings(body), **({"id2label": {str(i): f"LABEL_{i}" for i in range(count)}} if count else {}),
+            "encoder_ffn_dim": layer.feedforward.width, "decoder_ffn_dim": layer.feedforward.width,
+            "activation_function": activation_name(layer.feedforward), "scale_embedding": False,
+            "tie_word_embeddings": True, **decoder_start(body), **({"id2label": {str(i): f"LABEL_{i}" for i in range(count)}} if count else {}),
         }  # fmt: skip
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
-        assert isinstance(spec.body, EncoderDecoderBody)
-        yield Pair("embedding.weight", "model.shared.weight")
+        yield Pair("encoder.embedding.tokens.weight", "model.shared.weight")
         if isinstance(spec.head, LanguageModel):
-            yield RowPair("readout.bias", "final_logits_bias")
+            yield RowPair("head.bias", "final_logits_bias")
         if isinstance(spec.head, Span):
-            yield from (Pair(f"readout.output.{kind}", f"qa_outputs.{kind}") for kind in ("weight", "bias"))
+            yield from (Pair(f"head.output.{kind}", f"qa_outputs.{kind}") for kind in ("weight", "bias"))
         if isinstance(spec.head, Classes):
             for kind in ("weight", "bias"):
-                yield Pair(f"readout.pool.{kind}", f"classification_head.dense.{kind}")
-                yield Pair(f"readout.output.{kind}", f"classification_head.out_proj.{kind}")
-        sides = (("encoder", spec.body.encoder_layers or spec.layers, (*SELF, *REST)),
-                 ("decoder", spec.layers, (*SELF, *CROSS, *REST)))  # fmt: skip
+                yield Pair(f"head.pool.{kind}", f"classification_head.dense.{kind}")
+                yield Pair(f"head.output.{kind}", f"classification_head.out_proj.{kind}")
+        sides = (("encoder", len(spec.encoder), (*SELF, *REST)),
+                 ("decoder", len(spec.layers), (*SELF, *CROSS, *REST)))  # fmt: skip
         for side, layers, names in sides:
             yield Pair(f"{side}.position.table.weight", f"model.{side}.embed_positions.weight")
-            modules = [(f"{side}.embedding_norm", f"model.{side}.layernorm_embedding")]
-            modules += [(f"{side}.blocks.{layer}.{ours}", f"model.{side}.layers.{layer}.{theirs}")
-                        for layer in range(layers) for ours, theirs in names]  # fmt: skip
+            modules = [(f"{side}.embedding.norm", f"model.{side}.layernorm_embedding")]
+            modules += [(f"{side}.blocks.{index}.{ours}", f"model.{side}.layers.{index}.{theirs}")
+                        for index in range(layers) for ours, theirs in names]  # fmt: skip
             for ours, theirs in modules:
                 yield Pair(f"{ours}.weight", f"{theirs}.weight")
                 yield Pair(f"{ours}.bias", f"{theirs}.bias")

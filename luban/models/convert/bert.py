@@ -7,31 +7,35 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from luban.core.errors import UnsupportedError
-from luban.models.block.post import PostNorm
-from luban.models.convert.family import Fields, Pair, activation_name, plain_feedforward
+from luban.models.arrangement.post import PostNorm
+from luban.models.convert.base import Fields, Pair, activation_name, plain_feedforward, uniform_layer
 from luban.models.encoder import EncoderBody
-from luban.models.head import Classes, Head, Hidden, MaskedLM, Span, TokenClasses
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
+from luban.models.head.base import Head
+from luban.models.head.hidden import Hidden
+from luban.models.head.masked_lm import MaskedLM
+from luban.models.head.rows import Classes
+from luban.models.head.tokens import Span, TokenClasses
+from luban.models.spec import ModelSpec, uniform
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm
 from luban.nn.position.learned import Learned
 
 LAYER = (
-    ("attention.q", "attention.self.query"),
-    ("attention.k", "attention.self.key"),
-    ("attention.v", "attention.self.value"),
-    ("attention.output", "attention.output.dense"),
-    ("attention_norm", "attention.output.LayerNorm"),
+    ("mixer.qkv.q", "attention.self.query"),
+    ("mixer.qkv.k", "attention.self.key"),
+    ("mixer.qkv.v", "attention.self.value"),
+    ("mixer.output", "attention.output.dense"),
+    ("mixer_norm", "attention.output.LayerNorm"),
     ("feedforward.up", "intermediate.dense"),
     ("feedforward.down", "output.dense"),
     ("feedforward_norm", "output.LayerNorm"),
 )
 EMBEDDINGS = (
-    ("embedding", "embeddings.word_embeddings"),
-    ("position.table", "embeddings.position_embeddings"),
-    ("segments", "embeddings.token_type_embeddings"),
+    ("encoder.embedding.tokens", "embeddings.word_embeddings"),
+    ("encoder.position.table", "embeddings.position_embeddings"),
+    ("encoder.embedding.segments", "embeddings.token_type_embeddings"),
 )
-POOLER = ("readout.pool", "bert.pooler.dense")
+POOLER = ("head.pool", "bert.pooler.dense")
 
 
 class Bert:
@@ -42,18 +46,19 @@ class Bert:
         r"|bert\.pooler\..*|cls\.seq_relationship\..*"
     )  # published beside a masked-LM head
     body: ClassVar[type[EncoderBody]] = EncoderBody
+    shared: ClassVar[bool] = False  # whether layers may share parameters
     heads: ClassVar[tuple[type[Head], ...]] = (MaskedLM, Classes, TokenClasses, Span, Hidden)
     model_type: ClassVar[str] = "bert"
     name: ClassVar[str] = "Bert"
     prefix: ClassVar[str] = "bert."
     masked_lm: ClassVar[tuple[tuple[str, str], ...]] = (  # modules of the masked-LM head
-        ("readout.transform", "cls.predictions.transform.dense"),
-        ("readout.norm", "cls.predictions.transform.LayerNorm"),
+        ("head.transform", "cls.predictions.transform.dense"),
+        ("head.norm", "cls.predictions.transform.LayerNorm"),
     )
     vocabulary_bias: ClassVar[str] = "cls.predictions.bias"
     vocabulary: ClassVar[str] = "cls.predictions.decoder"  # its table where it isn't tied
-    pair: ClassVar[tuple[tuple[str, str], ...]] = (POOLER, ("readout.pair", "cls.seq_relationship"))
-    classes: ClassVar[tuple[tuple[str, str], ...]] = (POOLER, ("readout.output", "classifier"))
+    pair: ClassVar[tuple[tuple[str, str], ...]] = (POOLER, ("head.pair", "cls.seq_relationship"))
+    classes: ClassVar[tuple[tuple[str, str], ...]] = (POOLER, ("head.output", "classifier"))
     pooler: ClassVar[tuple[str, str]] = POOLER
     default_segments: ClassVar[int] = 2
     default_activation: ClassVar[str] = "gelu"
@@ -64,13 +69,13 @@ class Bert:
         fields.only("position_embedding_type", "absolute")
         fields.only("is_decoder", False)
         norm = LayerNorm(eps=fields.get("layer_norm_eps", 1e-12))
-        return ModelSpec(
+        return uniform(
             vocab_size=fields.need("vocab_size"), width=fields.need("hidden_size"),
             layers=fields.need("num_hidden_layers"), context=self.context(fields), position=self.positions(fields),
-            attention=Grouped(heads=fields.need("num_attention_heads"), qkv_bias=True, output_bias=True),
+            mixer=Grouped(heads=fields.need("num_attention_heads"), qkv_bias=True, output_bias=True),
             norm=norm, embedding_norm=norm, feedforward=plain_feedforward(
                 fields.get("hidden_act", self.default_activation), fields.need("intermediate_size"), bias=True),
-            block=PostNorm(), body=self.encoder(fields), head=self.head(fields),
+            arrangement=PostNorm(), body=self.encoder(fields), head=self.head(fields),
             tied_head=isinstance(self.head(fields), MaskedLM) and fields.get("tie_word_embeddings", True),
         )  # fmt: skip
 
@@ -112,17 +117,19 @@ class Bert:
     def fits(self, spec: ModelSpec) -> bool:
         """Whether this format can express our embeddings and positions."""
         assert isinstance(spec.body, EncoderBody)
-        plain = spec.body.embedding_width is None and spec.body.groups is None
-        return plain and spec.position == Learned()
+        return spec.body.embeddings is None and spec.position == Learned()
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
-        body, attention, head = spec.body, spec.attention, spec.head
-        if not (isinstance(body, EncoderBody) and isinstance(attention, Grouped) and isinstance(spec.block, PostNorm)
-                and isinstance(spec.norm, LayerNorm) and isinstance(spec.position, Learned) and body.segments
-                and spec.embedding_norm == spec.norm and activation_name(spec.feedforward)):  # fmt: skip
+        layer = uniform_layer(spec, shared=self.shared)
+        if layer is None:
             return None
-        biased = attention.qkv_bias and attention.output_bias and spec.feedforward.bias and spec.norm.bias
+        body, attention, head = spec.body, layer.mixer, spec.head
+        if not (isinstance(body, EncoderBody) and isinstance(attention, Grouped) and isinstance(layer.arrangement, PostNorm)
+                and isinstance(layer.norm, LayerNorm) and isinstance(spec.position, Learned) and body.segments
+                and spec.embedding_norm == layer.norm and activation_name(layer.feedforward)):  # fmt: skip
+            return None
+        biased = attention.qkv_bias and attention.output_bias and layer.feedforward.bias and layer.norm.bias
         plain = attention.key_heads() == attention.heads and not (attention.window or attention.qk_norm)
         if not (biased and plain and attention.head_dim is None and self.fits(spec)):
             return None
@@ -130,10 +137,10 @@ class Bert:
             return None
         return {
             "architectures": [self.architecture(head)], "model_type": self.model_type,
-            "vocab_size": spec.vocab_size, "hidden_size": spec.width, "num_hidden_layers": spec.layers,
-            "num_attention_heads": attention.heads, "intermediate_size": spec.feedforward.width,
-            "hidden_act": activation_name(spec.feedforward),
-            "max_position_embeddings": spec.context + spec.position.offset, "layer_norm_eps": spec.norm.eps,
+            "vocab_size": spec.vocab_size, "hidden_size": spec.width, "num_hidden_layers": len(spec.layers),
+            "num_attention_heads": attention.heads, "intermediate_size": layer.feedforward.width,
+            "hidden_act": activation_name(layer.feedforward),
+            "max_position_embeddings": spec.context + spec.position.offset, "layer_norm_eps": layer.norm.eps,
             "type_vocab_size": body.segments, "tie_word_embeddings": spec.tied_head,
             **({"id2label": {str(i): f"LABEL_{i}" for i in range(head.count)}}
                if isinstance(head, (Classes, TokenClasses)) else {}),
@@ -146,12 +153,12 @@ class Bert:
 
     def modules(self, spec: ModelSpec) -> Iterator[tuple[str, str]]:
         """Every module with a weight and a bias, body first."""
-        yield "embedding_norm", f"{self.prefix}embeddings.LayerNorm"
-        for layer in range(spec.layers):
+        yield "encoder.embedding.norm", f"{self.prefix}embeddings.LayerNorm"
+        for index in range(len(spec.layers)):
             for ours, theirs in LAYER:
-                yield f"blocks.{layer}.{ours}", f"{self.prefix}encoder.layer.{layer}.{theirs}"
+                yield f"encoder.blocks.{index}.{ours}", f"{self.prefix}encoder.layer.{index}.{theirs}"
 
-    def readout(self, head: Head) -> tuple[tuple[str, str], ...]:
+    def head_modules(self, head: Head) -> tuple[tuple[str, str], ...]:
         """The head's modules with a weight and a bias."""
         if isinstance(head, MaskedLM):
             return (*self.masked_lm, *(self.pair if head.pair else ()))
@@ -159,17 +166,17 @@ class Bert:
             return self.classes
         if isinstance(head, Hidden):
             return (self.pooler,) if head.pool else ()
-        return (("readout.output", "qa_outputs" if isinstance(head, Span) else "classifier"),)
+        return (("head.output", "qa_outputs" if isinstance(head, Span) else "classifier"),)
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
         for ours, theirs in EMBEDDINGS:
             yield Pair(f"{ours}.weight", f"{self.prefix}{theirs}.weight")
-        for ours, theirs in (*self.modules(spec), *self.readout(spec.head)):
+        for ours, theirs in (*self.modules(spec), *self.head_modules(spec.head)):
             yield Pair(f"{ours}.weight", f"{theirs}.weight")
             yield Pair(f"{ours}.bias", f"{theirs}.bias")
         if isinstance(spec.head, MaskedLM):
-            yield Pair("readout.vocabulary.bias", self.vocabulary_bias)
+            yield Pair("head.vocabulary.bias", self.vocabulary_bias)
             if not spec.tied_head:
-                yield Pair("readout.vocabulary.weight", f"{self.vocabulary}.weight")
-                yield Pair("readout.vocabulary.bias", f"{self.vocabulary}.bias")  # theirs then leaves the other unread
+                yield Pair("head.vocabulary.weight", f"{self.vocabulary}.weight")
+                yield Pair("head.vocabulary.bias", f"{self.vocabulary}.bias")  # theirs then leaves the other unread

@@ -6,19 +6,19 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from luban.models.block.pre import PreNorm
+from luban.models.arrangement.pre import PreNorm
+from luban.models.convert.base import Fields, Fused, Pair, uniform_layer
 from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
-from luban.models.convert.family import Fields, Fused, Pair
 from luban.models.convert.gpt2 import KINDS, biased
-from luban.models.spec import ModelSpec
-from luban.nn.feedforward import TanhGELU
+from luban.models.spec import ModelSpec, uniform
+from luban.nn.feedforward.plain import TanhGELU
 from luban.nn.norm import LayerNorm
 from luban.nn.position.alibi import Alibi
 
 CONTEXT = 2048  # trained length; config.json has no field for it, and ALiBi needs none
 NAMES = (
-    ("attention_norm", "input_layernorm"),
-    ("attention.output", "self_attention.dense"),
+    ("mixer_norm", "input_layernorm"),
+    ("mixer.output", "self_attention.dense"),
     ("feedforward_norm", "post_attention_layernorm"),
     ("feedforward.up", "mlp.dense_h_to_4h"),
     ("feedforward.down", "mlp.dense_4h_to_h"),
@@ -39,38 +39,42 @@ class Bloom:
         width = fields.get("n_embed", 0) or fields.need("hidden_size")
         heads = fields.get("num_attention_heads", 0) or fields.need("n_head")
         norm = LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5))
-        return ModelSpec(
+        return uniform(
             vocab_size=fields.need("vocab_size"), width=width, layers=fields.need("n_layer"),
-            context=fields.get("seq_length", CONTEXT), position=Alibi(), block=PreNorm(), norm=norm,
-            embedding_norm=norm, attention=biased(heads),
+            context=fields.get("seq_length", CONTEXT), position=Alibi(), arrangement=PreNorm(), norm=norm,
+            embedding_norm=norm, mixer=biased(heads),
             feedforward=TanhGELU(width=4 * width, bias=True), **read_head(fields, "Bloom", tied=True),
         )  # fmt: skip
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
-        if not (type(spec.position) is Alibi and isinstance(spec.block, PreNorm) and spec.norm == spec.embedding_norm
-                and isinstance(spec.norm, LayerNorm) and spec.norm.bias
-                and spec.attention == biased(spec.attention.heads)
-                and spec.feedforward == TanhGELU(width=4 * spec.width, bias=True)):  # fmt: skip
+        layer = uniform_layer(spec)
+        if layer is None:
+            return None
+        if not (type(spec.position) is Alibi and isinstance(layer.arrangement, PreNorm) and layer.norm == spec.embedding_norm
+                and isinstance(layer.norm, LayerNorm) and layer.norm.bias
+                and layer.mixer == biased(layer.mixer.heads)
+                and layer.feedforward == TanhGELU(width=4 * spec.width, bias=True)):  # fmt: skip
             return None
         head = write_head(spec.head, "Bloom")
         return head and {
             **head, "model_type": "bloom", "vocab_size": spec.vocab_size,
-            "hidden_size": spec.width, "n_layer": spec.layers, "n_head": spec.attention.heads,
-            "seq_length": spec.context, "layer_norm_epsilon": spec.norm.eps, "tie_word_embeddings": spec.tied_head,
+            "hidden_size": spec.width, "n_layer": len(spec.layers), "n_head": layer.mixer.heads,
+            "seq_length": spec.context, "layer_norm_epsilon": layer.norm.eps, "tie_word_embeddings": spec.tied_head,
         }  # fmt: skip
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
         """Tensor by tensor."""
-        heads = spec.attention.heads
-        yield Pair("embedding.weight", "transformer.word_embeddings.weight")
+        layer = spec.layers[0]
+        heads = layer.mixer.heads
+        yield Pair("decoder.embedding.tokens.weight", "transformer.word_embeddings.weight")
         for kind in KINDS:
-            yield Pair(f"embedding_norm.{kind}", f"transformer.word_embeddings_layernorm.{kind}")
-            for layer in range(spec.layers):
-                ours, theirs = f"blocks.{layer}", f"transformer.h.{layer}"
-                yield Fused(tuple(f"{ours}.attention.{p}.{kind}" for p in "qkv"),
+            yield Pair(f"decoder.embedding.norm.{kind}", f"transformer.word_embeddings_layernorm.{kind}")
+            for index in range(len(spec.layers)):
+                ours, theirs = f"decoder.blocks.{index}", f"transformer.h.{index}"
+                yield Fused(tuple(f"{ours}.mixer.qkv.{p}.{kind}" for p in "qkv"),
                             f"{theirs}.self_attention.query_key_value.{kind}", heads, heads, by_head=True)  # fmt: skip
                 for mine, foreign in NAMES:
                     yield Pair(f"{ours}.{mine}.{kind}", f"{theirs}.{foreign}.{kind}")
-            yield Pair(f"norm.{kind}", f"transformer.ln_f.{kind}")
+            yield Pair(f"decoder.norm.{kind}", f"transformer.ln_f.{kind}")
         yield from head_pairs(spec, "classifier")

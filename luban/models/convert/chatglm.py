@@ -14,26 +14,27 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import ArtifactError
-from luban.models.block.chatglm import NormedResidual
-from luban.models.block.pre import PreNorm
-from luban.models.convert.family import Fields, Fused, Pair
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import SwiGLU, TanhGELU
+from luban.models.arrangement.chatglm import NormedResidual
+from luban.models.arrangement.pre import PreNorm
+from luban.models.convert.base import Fields, Fused, Pair, uniform_layer
+from luban.models.spec import ModelSpec, uniform
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.feedforward.plain import TanhGELU
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.rope import Rope
 from luban.nn.position.two_dimensional import Rope2D
 
 FIRST = (  # modules of a layer with weight and bias: ours, theirs
-    ("attention_norm", "input_layernorm"),
-    ("attention.output", "attention.dense"),
+    ("mixer_norm", "input_layernorm"),
+    ("mixer.output", "attention.dense"),
     ("feedforward_norm", "post_attention_layernorm"),
     ("feedforward.up", "mlp.dense_h_to_4h"),
     ("feedforward.down", "mlp.dense_4h_to_h"),
 )
 SECOND = (  # weights of a layer
-    ("attention_norm", "input_layernorm"),
-    ("attention.output", "self_attention.dense"),
+    ("mixer_norm", "input_layernorm"),
+    ("mixer.output", "self_attention.dense"),
     ("feedforward_norm", "post_attention_layernorm"),
     ("feedforward.down", "mlp.dense_4h_to_h"),
 )
@@ -73,41 +74,44 @@ class ChatGLM:
         if "padded_vocab_size" not in config:
             fields.only("position_encoding_2d", True)
             inner = fields.get("inner_hidden_size", 4 * width)
-            return ModelSpec(vocab_size=fields.need("vocab_size"), width=width, layers=layers, block=NormedResidual(),
+            return uniform(vocab_size=fields.need("vocab_size"), width=width, layers=layers, arrangement=NormedResidual(),
                              context=fields.get("max_sequence_length", 2048), position=Rope2D(), norm=LayerNorm(eps=eps),
-                             attention=biased(heads), feedforward=TanhGELU(width=inner, bias=True), tied_head=True)  # fmt: skip
+                             mixer=biased(heads), feedforward=TanhGELU(width=inner, bias=True), tied_head=True)  # fmt: skip
         for name, value in (("rmsnorm", True), ("add_bias_linear", False), ("post_layer_norm", True), ("rope_ratio", 1),
                             ("apply_residual_connection_post_layernorm", False)):  # fmt: skip
             fields.only(name, value)
         grouped, head = fields.get("multi_query_attention", False), fields.get("kv_channels", width // heads)
-        return ModelSpec(
-            vocab_size=fields.need("padded_vocab_size"), width=width, layers=layers, block=PreNorm(),
+        return uniform(
+            vocab_size=fields.need("padded_vocab_size"), width=width, layers=layers, arrangement=PreNorm(),
             context=fields.get("seq_length", 2048), position=Rope(width=head // 2, pairing="interleaved"),
             norm=RMSNorm(eps=eps), feedforward=SwiGLU(width=fields.need("ffn_hidden_size")),
-            attention=Grouped(heads=heads, kv_heads=fields.need("multi_query_group_num") if grouped else heads,
+            mixer=Grouped(heads=heads, kv_heads=fields.need("multi_query_group_num") if grouped else heads,
                               head_dim=None if head * heads == width else head, qkv_bias=fields.get("add_qkv_bias", False)),
         )  # fmt: skip
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't theirs."""
-        attention, common = spec.attention, {
+        layer = uniform_layer(spec)
+        if layer is None:
+            return None
+        attention, common = layer.mixer, {
             "architectures": ["ChatGLMModel"], "model_type": "chatglm", "hidden_size": spec.width,
-            "num_layers": spec.layers, "num_attention_heads": spec.attention.heads, "layernorm_epsilon": spec.norm.eps,
+            "num_layers": len(spec.layers), "num_attention_heads": layer.mixer.heads, "layernorm_epsilon": layer.norm.eps,
         }  # fmt: skip
         if spec.embedding_norm is not None or not isinstance(attention, Grouped):
             return None
         if self.first(spec):
-            known = (spec.position == Rope2D() and isinstance(spec.norm, LayerNorm) and spec.norm.bias and spec.tied_head
-                     and isinstance(spec.feedforward, TanhGELU) and spec.feedforward.bias
+            known = (spec.position == Rope2D() and isinstance(layer.norm, LayerNorm) and layer.norm.bias and spec.tied_head
+                     and isinstance(layer.feedforward, TanhGELU) and layer.feedforward.bias
                      and attention == biased(attention.heads))  # fmt: skip
-            return {**common, "vocab_size": spec.vocab_size, "inner_hidden_size": spec.feedforward.width,
+            return {**common, "vocab_size": spec.vocab_size, "inner_hidden_size": layer.feedforward.width,
                     "max_sequence_length": spec.context, "position_encoding_2d": True} if known else None  # fmt: skip
         head = attention.head_width(spec.width)
-        known = (spec.position == Rope(width=head // 2, pairing="interleaved") and isinstance(spec.norm, RMSNorm)
-                 and isinstance(spec.block, PreNorm) and isinstance(spec.feedforward, SwiGLU)
-                 and not (spec.feedforward.bias or spec.tied_head or attention.output_bias or attention.qk_norm
+        known = (spec.position == Rope(width=head // 2, pairing="interleaved") and isinstance(layer.norm, RMSNorm)
+                 and isinstance(layer.arrangement, PreNorm) and isinstance(layer.feedforward, SwiGLU)
+                 and not (layer.feedforward.bias or spec.tied_head or attention.output_bias or attention.qk_norm
                           or attention.window or attention.score_scale))  # fmt: skip
-        return {**common, "padded_vocab_size": spec.vocab_size, "ffn_hidden_size": spec.feedforward.width,
+        return {**common, "padded_vocab_size": spec.vocab_size, "ffn_hidden_size": layer.feedforward.width,
                 "kv_channels": head, "seq_length": spec.context, "multi_query_attention": True,
                 "multi_query_group_num": attention.key_heads(), "add_qkv_bias": attention.qkv_bias,
                 "add_bias_linear": False, "rmsnorm": True, "post_layer_norm": True, "original_rope": True,
@@ -115,7 +119,8 @@ class ChatGLM:
 
     def first(self, spec: ModelSpec) -> bool:
         """Whether this is ChatGLM-6B's shape."""
-        return isinstance(spec.block, NormedResidual)
+        layer = spec.layers[0]
+        return isinstance(layer.arrangement, NormedResidual)
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused | Stacked]:
         """Tensor by tensor."""
@@ -123,33 +128,35 @@ class ChatGLM:
 
     def of_first(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
         """ChatGLM-6B's: queries, keys and values head by head, biases everywhere."""
-        heads = spec.attention.heads
-        yield Pair("embedding.weight", "transformer.word_embeddings.weight")
+        layer = spec.layers[0]
+        heads = layer.mixer.heads
+        yield Pair("decoder.embedding.tokens.weight", "transformer.word_embeddings.weight")
         for kind in KINDS:
-            for layer in range(spec.layers):
-                ours, theirs = f"blocks.{layer}", f"transformer.layers.{layer}"
-                yield Fused(tuple(f"{ours}.attention.{p}.{kind}" for p in "qkv"),
+            for index in range(len(spec.layers)):
+                ours, theirs = f"decoder.blocks.{index}", f"transformer.layers.{index}"
+                yield Fused(tuple(f"{ours}.mixer.qkv.{p}.{kind}" for p in "qkv"),
                             f"{theirs}.attention.query_key_value.{kind}", heads, heads, by_head=True)  # fmt: skip
                 yield from (Pair(f"{ours}.{mine}.{kind}", f"{theirs}.{foreign}.{kind}") for mine, foreign in FIRST)
-            yield Pair(f"norm.{kind}", f"transformer.final_layernorm.{kind}")
+            yield Pair(f"decoder.norm.{kind}", f"transformer.final_layernorm.{kind}")
         if not spec.tied_head:
-            yield Pair("readout.weight", "lm_head.weight")
+            yield Pair("head.weight", "lm_head.weight")
 
     def of_second(self, spec: ModelSpec) -> Iterator[Pair | Fused | Stacked]:
         """ChatGLM2-6B's and ChatGLM3-6B's: all queries, all keys, all values."""
-        attention = spec.attention
-        yield Pair("embedding.weight", "transformer.embedding.word_embeddings.weight")
-        for layer in range(spec.layers):
-            ours, theirs = f"blocks.{layer}", f"transformer.encoder.layers.{layer}"
+        layer = spec.layers[0]
+        attention = layer.mixer
+        yield Pair("decoder.embedding.tokens.weight", "transformer.embedding.word_embeddings.weight")
+        for index in range(len(spec.layers)):
+            ours, theirs = f"decoder.blocks.{index}", f"transformer.encoder.layers.{index}"
             for kind in KINDS if attention.qkv_bias else KINDS[:1]:
-                yield Fused(tuple(f"{ours}.attention.{p}.{kind}" for p in "qkv"),
+                yield Fused(tuple(f"{ours}.mixer.qkv.{p}.{kind}" for p in "qkv"),
                             f"{theirs}.self_attention.query_key_value.{kind}", attention.heads, attention.key_heads(),
                             by_head=False)  # fmt: skip
             yield Stacked((f"{ours}.feedforward.gate.weight", f"{ours}.feedforward.up.weight"),
                           f"{theirs}.mlp.dense_h_to_4h.weight")  # fmt: skip
             yield from (Pair(f"{ours}.{mine}.weight", f"{theirs}.{foreign}.weight") for mine, foreign in SECOND)
-        yield Pair("norm.weight", "transformer.encoder.final_layernorm.weight")
-        yield Pair("readout.weight", "transformer.output_layer.weight")
+        yield Pair("decoder.norm.weight", "transformer.encoder.final_layernorm.weight")
+        yield Pair("head.weight", "transformer.output_layer.weight")
 
 
 def biased(heads: int) -> Grouped:

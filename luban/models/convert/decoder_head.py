@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from luban.core.errors import UnsupportedError
-from luban.models.convert.family import Fields, Pair
-from luban.models.head import Classes, Head, Hidden, LanguageModel, Span, TokenClasses, Value
+from luban.models.convert.base import Fields, Pair
+from luban.models.head.base import Head
+from luban.models.head.hidden import Hidden
+from luban.models.head.language_model import LanguageModel
+from luban.models.head.rows import Classes, Value
+from luban.models.head.tokens import Span, TokenClasses
 from luban.models.spec import ModelSpec
 
 HEADS = (LanguageModel, Classes, Value, TokenClasses, Span, Hidden)
@@ -53,9 +57,9 @@ def write_head(head: Head, base: str, language_model: str | None = None) -> dict
 def head_pairs(spec: ModelSpec, token_classes: str = "score") -> Iterator[Pair]:
     """The head's tensors; theirs keep the classes of tokens under `token_classes`."""
     if isinstance(spec.head, (Classes, Value)):
-        yield Pair("readout.output.weight", "score.weight")
+        yield Pair("head.output.weight", "score.weight")
     elif isinstance(spec.head, (TokenClasses, Span)):
         name = "qa_outputs" if isinstance(spec.head, Span) else token_classes
-        yield from (Pair(f"readout.output.{kind}", f"{name}.{kind}") for kind in ("weight", "bias"))
+        yield from (Pair(f"head.output.{kind}", f"{name}.{kind}") for kind in ("weight", "bias"))
     elif isinstance(spec.head, LanguageModel) and not spec.tied_head:
-        yield Pair("readout.weight", "lm_head.weight")
+        yield Pair("head.weight", "lm_head.weight")

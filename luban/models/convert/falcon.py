@@ -8,20 +8,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from luban.core.errors import UnsupportedError
-from luban.models.block.parallel import Parallel
-from luban.models.block.pre import PreNorm
+from luban.models.arrangement.parallel import Parallel
+from luban.models.arrangement.pre import PreNorm
+from luban.models.convert.base import Fields, Fused, Pair, activation_name, plain_feedforward, uniform_layer
 from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
-from luban.models.convert.family import Fields, Fused, Pair, activation_name, plain_feedforward
 from luban.models.convert.llama import rotary, rotary_parameters
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
+from luban.models.spec import ModelSpec, uniform
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm
+from luban.nn.position.base import Position
 from luban.nn.position.falcon_alibi import FalconAlibi
-from luban.nn.position.family import Position
 from luban.nn.position.rope import Rope
 
 DENSE = (
-    ("attention.output", "self_attention.dense"),
+    ("mixer.output", "self_attention.dense"),
     ("feedforward.up", "mlp.dense_h_to_4h"),
     ("feedforward.down", "mlp.dense_4h_to_h"),
 )
@@ -47,12 +47,12 @@ class Falcon:
             raise UnsupportedError("config.json asks for new_decoder_architecture with parallel_attn = False; "
                                    "the 40B form is parallel")  # fmt: skip
         bias = fields.get("bias", False)
-        return ModelSpec(
+        return uniform(
             vocab_size=fields.need("vocab_size"), width=width, layers=fields.need("num_hidden_layers"),
-            context=fields.get("max_position_embeddings", 2048), block=block,
+            context=fields.get("max_position_embeddings", 2048), arrangement=block,
             position=FalconAlibi() if fields.get("alibi", False) else rotary(fields),
             norm=LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5)),
-            attention=Grouped(heads=heads, kv_heads=kv_heads, qkv_bias=bias, output_bias=bias),
+            mixer=Grouped(heads=heads, kv_heads=kv_heads, qkv_bias=bias, output_bias=bias),
             feedforward=plain_feedforward(fields.get("activation", "gelu"), fields.get("ffn_hidden_size", 4 * width),
                                           bias=bias),
             **read_head(fields, "Falcon", tied=True),
@@ -60,9 +60,12 @@ class Falcon:
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
-        attention, block, activation = spec.attention, spec.block, activation_name(spec.feedforward)
-        bias, keys = spec.feedforward.bias, attention.key_heads()
-        layernorm = isinstance(spec.norm, LayerNorm) and spec.norm.bias and spec.embedding_norm is None
+        layer = uniform_layer(spec)
+        if layer is None:
+            return None
+        attention, block, activation = layer.mixer, layer.arrangement, activation_name(layer.feedforward)
+        bias, keys = layer.feedforward.bias, attention.key_heads()
+        layernorm = isinstance(layer.norm, LayerNorm) and layer.norm.bias and spec.embedding_norm is None
         plain = attention == Grouped(heads=attention.heads, kv_heads=keys, qkv_bias=bias, output_bias=bias)
         positions = _positions(spec.position, spec.context)
         if not (layernorm and plain and activation and isinstance(block, (Parallel, PreNorm)) and positions):
@@ -74,29 +77,30 @@ class Falcon:
         head = write_head(spec.head, "Falcon")
         return head and {
             **head, "model_type": "falcon", "vocab_size": spec.vocab_size,
-            "hidden_size": spec.width, "num_hidden_layers": spec.layers, "num_attention_heads": attention.heads,
+            "hidden_size": spec.width, "num_hidden_layers": len(spec.layers), "num_attention_heads": attention.heads,
             "num_kv_heads": keys, "new_decoder_architecture": grouped, "multi_query": keys == 1 and not grouped,
             "parallel_attn": parallel, "num_ln_in_parallel_attn": block.norms if grouped else None,
-            "bias": bias, "activation": activation, "ffn_hidden_size": spec.feedforward.width,
-            "max_position_embeddings": spec.context, "layer_norm_epsilon": spec.norm.eps,
+            "bias": bias, "activation": activation, "ffn_hidden_size": layer.feedforward.width,
+            "max_position_embeddings": spec.context, "layer_norm_epsilon": layer.norm.eps,
             "tie_word_embeddings": spec.tied_head, **positions,
         }  # fmt: skip
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
         """Tensor by tensor."""
-        attention, dense = spec.attention, ("weight", "bias") if spec.feedforward.bias else ("weight",)
+        layer = spec.layers[0]
+        attention, dense = layer.mixer, ("weight", "bias") if layer.feedforward.bias else ("weight",)
         norms = _norms(spec)
-        yield Pair("embedding.weight", "transformer.word_embeddings.weight")
-        for layer in range(spec.layers):
-            ours, theirs = f"blocks.{layer}", f"transformer.h.{layer}"
+        yield Pair("decoder.embedding.tokens.weight", "transformer.word_embeddings.weight")
+        for index in range(len(spec.layers)):
+            ours, theirs = f"decoder.blocks.{index}", f"transformer.h.{index}"
             for kind in dense:
-                yield Fused(tuple(f"{ours}.attention.{p}.{kind}" for p in "qkv"),
+                yield Fused(tuple(f"{ours}.mixer.qkv.{p}.{kind}" for p in "qkv"),
                             f"{theirs}.self_attention.query_key_value.{kind}", attention.heads,
                             attention.key_heads(), by_head=True)  # fmt: skip
                 yield from (Pair(f"{ours}.{mine}.{kind}", f"{theirs}.{foreign}.{kind}") for mine, foreign in DENSE)
             for mine, foreign in norms:
                 yield from (Pair(f"{ours}.{mine}.{k}", f"{theirs}.{foreign}.{k}") for k in ("weight", "bias"))
-        yield from (Pair(f"norm.{kind}", f"transformer.ln_f.{kind}") for kind in ("weight", "bias"))
+        yield from (Pair(f"decoder.norm.{kind}", f"transformer.ln_f.{kind}") for kind in ("weight", "bias"))
         yield from head_pairs(spec, "classifier")
 
 
@@ -111,8 +115,9 @@ def _positions(position: Position, context: int) -> dict[str, Any] | None:
 
 
 def _norms(spec: ModelSpec) -> tuple[tuple[str, str], ...]:
-    if isinstance(spec.block, PreNorm):
-        return (("attention_norm", "input_layernorm"), ("feedforward_norm", "post_attention_layernorm"))
-    if spec.block.norms == 2:
-        return (("attention_norm", "ln_attn"), ("feedforward_norm", "ln_mlp"))
-    return (("attention_norm", "input_layernorm"),)
+    layer = spec.layers[0]
+    if isinstance(layer.arrangement, PreNorm):
+        return (("mixer_norm", "input_layernorm"), ("feedforward_norm", "post_attention_layernorm"))
+    if layer.arrangement.norms == 2:
+        return (("mixer_norm", "ln_attn"), ("feedforward_norm", "ln_mlp"))
+    return (("mixer_norm", "input_layernorm"),)

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import ArtifactError, UnsupportedError
-from luban.models.convert.family import Pair
+from luban.models.convert.base import Pair
 from luban.models.convert.llama import Llama
 from luban.models.spec import ModelSpec
 from luban.nn.position.rope import Rope
 from luban.nn.position.scaling import Llama3
 
 LAYER = (
-    ("attention_norm", "attn_norm"),
-    ("attention.v", "attn_v"),
-    ("attention.output", "attn_output"),
+    ("mixer_norm", "attn_norm"),
+    ("mixer.qkv.v", "attn_v"),
+    ("mixer.output", "attn_output"),
     ("feedforward_norm", "ffn_norm"),
     ("feedforward.gate", "ffn_gate"),
     ("feedforward.up", "ffn_up"),
@@ -98,22 +98,24 @@ class GGUFLlama:
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
-        attention = spec.attention
-        yield Pair("embedding.weight", "token_embd.weight")
-        for layer in range(spec.layers):
-            ours, theirs = f"blocks.{layer}", f"blk.{layer}"
-            yield Interleaved(f"{ours}.attention.q.weight", f"{theirs}.attn_q.weight", heads=attention.heads)
-            yield Interleaved(f"{ours}.attention.k.weight", f"{theirs}.attn_k.weight", heads=attention.key_heads())
+        layer = spec.layers[0]
+        attention = layer.mixer
+        yield Pair("decoder.embedding.tokens.weight", "token_embd.weight")
+        for index in range(len(spec.layers)):
+            ours, theirs = f"decoder.blocks.{index}", f"blk.{index}"
+            yield Interleaved(f"{ours}.mixer.qkv.q.weight", f"{theirs}.attn_q.weight", heads=attention.heads)
+            yield Interleaved(f"{ours}.mixer.qkv.k.weight", f"{theirs}.attn_k.weight", heads=attention.key_heads())
             yield from (Pair(f"{ours}.{mine}.weight", f"{theirs}.{foreign}.weight") for mine, foreign in LAYER)
-        yield Pair("norm.weight", "output_norm.weight")
+        yield Pair("decoder.norm.weight", "output_norm.weight")
         if not spec.tied_head:
-            yield Pair("readout.weight", OUTPUT)
+            yield Pair("head.weight", OUTPUT)
 
 
 def with_factors(spec: ModelSpec, factors: Tensor) -> Rope:
     """The rotary positions whose frequencies these factors divide, one a pair: Llama 3.1's blend, whose original context
     and bounds no file says. Raises UnsupportedError for any other factors."""
-    position, width = spec.position, spec.attention.head_width(spec.width)
+    layer = spec.layers[0]
+    position, width = spec.position, layer.mixer.head_width(spec.width)
     assert isinstance(position, Rope)
     scaling = Llama3(factor=max(float(factors.max()), 1.0))
     plain = position.base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)

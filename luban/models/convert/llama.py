@@ -5,41 +5,43 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from luban.core.errors import UnsupportedError
-from luban.models.block.pre import PreNorm
+from luban.models.arrangement.pre import PreNorm
+from luban.models.convert.base import Fields, Pair, uniform_layer
 from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
-from luban.models.convert.family import Fields, Pair
-from luban.models.head import Span
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import SwiGLU
+from luban.models.head.tokens import Span
+from luban.models.layer import LayerSpec
+from luban.models.spec import ModelSpec, uniform
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import RMSNorm
 from luban.nn.position.rope import Rope
 from luban.nn.position.scaling import Dynamic, Linear, Llama3, YaRN
 
 LAYER = (
-    ("attention_norm.weight", "input_layernorm.weight"),
-    ("attention.q.weight", "self_attn.q_proj.weight"),
-    ("attention.k.weight", "self_attn.k_proj.weight"),
-    ("attention.v.weight", "self_attn.v_proj.weight"),
-    ("attention.output.weight", "self_attn.o_proj.weight"),
+    ("mixer_norm.weight", "input_layernorm.weight"),
+    ("mixer.qkv.q.weight", "self_attn.q_proj.weight"),
+    ("mixer.qkv.k.weight", "self_attn.k_proj.weight"),
+    ("mixer.qkv.v.weight", "self_attn.v_proj.weight"),
+    ("mixer.output.weight", "self_attn.o_proj.weight"),
     ("feedforward_norm.weight", "post_attention_layernorm.weight"),
     ("feedforward.gate.weight", "mlp.gate_proj.weight"),
     ("feedforward.up.weight", "mlp.up_proj.weight"),
     ("feedforward.down.weight", "mlp.down_proj.weight"),
 )
-QKV_BIASES = tuple((f"attention.{p}.bias", f"self_attn.{p}_proj.bias") for p in "qkv")
-QK_NORMS = tuple((f"attention.{p}_norm.weight", f"self_attn.{p}_norm.weight") for p in "qk")
-OUTPUT_BIAS = (("attention.output.bias", "self_attn.o_proj.bias"),)
+QKV_BIASES = tuple((f"mixer.qkv.{p}.bias", f"self_attn.{p}_proj.bias") for p in "qkv")
+QK_NORMS = tuple((f"mixer.{p}_norm.weight", f"self_attn.{p}_norm.weight") for p in "qk")
+OUTPUT_BIAS = (("mixer.output.bias", "self_attn.o_proj.bias"),)
 MLP_BIASES = tuple((f"feedforward.{p}.bias", f"mlp.{p}_proj.bias") for p in ("gate", "up", "down"))
 
 
 class Llama:
     """Pre-norm RMSNorm, rotary positions in halves, SwiGLU, grouped-query attention.
 
-    Its relatives differ in their attention alone: they override `attention`, `fits` and `own`.
+    Its relatives differ in their attention alone: they override `attention`, `fits`, `own`, `windows` and `window_fields`.
     """
 
     ignored = re.compile(r".*rotary_emb\.inv_freq|lm_head\.weight")  # the head is a copy where it is tied
@@ -57,36 +59,52 @@ class Llama:
 
     def fits(self, attention: Grouped) -> bool:
         """Whether this format can express our attention."""
-        plain = attention.qk_norm is None and attention.window is None
-        return plain and attention.qkv_bias == attention.output_bias
+        return attention.qk_norm is None and attention.qkv_bias == attention.output_bias
 
-    def own(self, attention: Grouped, layers: int) -> dict[str, Any]:
+    def own(self, attention: Grouped) -> dict[str, Any]:
         """The fields of config.json about attention that relatives don't share."""
         return {"attention_bias": attention.qkv_bias}
+
+    def windows(self, fields: Fields) -> list[int | None]:
+        """The attention window of every layer, None where there is none."""
+        return [None] * fields.need("num_hidden_layers")
+
+    def window_fields(self, windows: list[int | None]) -> dict[str, Any] | None:
+        """The fields of config.json that say so, or None where this format can't."""
+        return None if any(windows) else {}
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """The specification; refuses activations and rotary scalings that aren't built."""
         fields = Fields(config, self.model_type)
         fields.only("hidden_act", "silu")
-        return ModelSpec(
+        spec = uniform(
             vocab_size=fields.need("vocab_size"), width=fields.need("hidden_size"),
             layers=fields.need("num_hidden_layers"),
             context=fields.get("max_position_embeddings", self.default_context),
-            attention=self.attention(fields), position=rotary(fields), norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)),
+            mixer=self.attention(fields), position=rotary(fields), norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)),
             feedforward=SwiGLU(width=fields.need("intermediate_size"), bias=fields.get("mlp_bias", False)),
             **read_head(fields, self.name, tied=False),
         )  # fmt: skip
+        layers = [with_window(layer, window) for layer, window in zip(spec.layers, self.windows(fields), strict=True)]
+        return replace(spec, layers=tuple(layers))
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
-        attention, feedforward, position = spec.attention, spec.feedforward, spec.position
+        layer = uniform_layer(spec, windows=True)
+        if layer is None:
+            return None
+        attention, feedforward, position = layer.mixer, layer.feedforward, spec.position
         if not (isinstance(attention, Grouped) and isinstance(feedforward, SwiGLU) and type(position) is Rope
-                and isinstance(spec.norm, RMSNorm) and isinstance(spec.block, PreNorm)
+                and isinstance(layer.norm, RMSNorm) and isinstance(layer.arrangement, PreNorm)
                 and spec.embedding_norm is None):  # fmt: skip
             return None
         if position.pairing != "half" or position.width is not None or not self.fits(attention):
             return None
-        if attention.qk_norm is not None and attention.qk_norm.eps != spec.norm.eps:
+        windows = [item.mixer.window for item in spec.layers if isinstance(item.mixer, Grouped)]
+        window_fields = self.window_fields(windows)
+        if window_fields is None:
+            return None
+        if attention.qk_norm is not None and attention.qk_norm.eps != layer.norm.eps:
             return None  # these formats have one eps for all
         if feedforward.bias and self.model_type != "llama":
             return None
@@ -96,28 +114,34 @@ class Llama:
         head = write_head(spec.head, self.name)
         return head and {
             **head, "model_type": self.model_type, "hidden_act": "silu",
-            "vocab_size": spec.vocab_size, "hidden_size": spec.width, "num_hidden_layers": spec.layers,
+            "vocab_size": spec.vocab_size, "hidden_size": spec.width, "num_hidden_layers": len(spec.layers),
             "num_attention_heads": attention.heads, "num_key_value_heads": attention.key_heads(),
             "head_dim": attention.head_width(spec.width), "intermediate_size": feedforward.width,
-            "max_position_embeddings": spec.context, "rms_norm_eps": spec.norm.eps,
+            "max_position_embeddings": spec.context, "rms_norm_eps": layer.norm.eps,
             "rope_parameters": parameters, "rope_theta": position.base,
-            "mlp_bias": feedforward.bias, "tie_word_embeddings": spec.tied_head, **self.own(attention, spec.layers),
+            "mlp_bias": feedforward.bias, "tie_word_embeddings": spec.tied_head, **self.own(attention), **window_fields,
         }  # fmt: skip
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
+        layer = spec.layers[0]
         body = self.span_prefix if isinstance(spec.head, Span) else self.prefix
-        yield Pair("embedding.weight", f"{body}embed_tokens.weight")
+        yield Pair("decoder.embedding.tokens.weight", f"{body}embed_tokens.weight")
         names = [*LAYER]
-        names += QK_NORMS if spec.attention.qk_norm else ()
-        names += QKV_BIASES if spec.attention.qkv_bias else ()
-        names += OUTPUT_BIAS if spec.attention.output_bias else ()
-        names += MLP_BIASES if spec.feedforward.bias else ()
-        for layer in range(spec.layers):
+        names += QK_NORMS if layer.mixer.qk_norm else ()
+        names += QKV_BIASES if layer.mixer.qkv_bias else ()
+        names += OUTPUT_BIAS if layer.mixer.output_bias else ()
+        names += MLP_BIASES if layer.feedforward.bias else ()
+        for index in range(len(spec.layers)):
             for ours, theirs in names:
-                yield Pair(f"blocks.{layer}.{ours}", f"{body}layers.{layer}.{theirs}")
-        yield Pair("norm.weight", f"{body}norm.weight")
+                yield Pair(f"decoder.blocks.{index}.{ours}", f"{body}layers.{index}.{theirs}")
+        yield Pair("decoder.norm.weight", f"{body}norm.weight")
         yield from head_pairs(spec)
+
+
+def with_window(layer: LayerSpec, window: int | None) -> LayerSpec:
+    """The layer with this attention window."""
+    return replace(layer, mixer=replace(layer.mixer, window=window))  # type: ignore[type-var]
 
 
 def grouped(fields: Fields, **changes: Any) -> Grouped:

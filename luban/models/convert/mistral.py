@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from luban.models.convert.family import Fields
+from luban.models.convert.base import Fields
 from luban.models.convert.llama import Llama, grouped
-from luban.nn.attention.grouped import Grouped
+from luban.nn.mixer.grouped import Grouped
 
 
 class Mistral(Llama):
@@ -18,14 +18,21 @@ class Mistral(Llama):
     default_context: ClassVar[int] = 131_072
 
     def attention(self, fields: Fields) -> Grouped:
+        """No biases, no norms."""
+        return grouped(fields)
+
+    def windows(self, fields: Fields) -> list[int | None]:
         """Absent means 4,096, null means no window."""
-        return grouped(fields, window=fields.values.get("sliding_window", 4096))
+        return [fields.values.get("sliding_window", 4096)] * fields.need("num_hidden_layers")
+
+    def window_fields(self, windows: list[int | None]) -> dict[str, Any] | None:
+        """One window for all layers."""
+        return {"sliding_window": windows[0]} if len(set(windows)) == 1 else None
 
     def fits(self, attention: Grouped) -> bool:
         """Without biases and norms."""
-        plain = attention.qk_norm is None and not attention.qkv_bias and not attention.output_bias
-        return plain and all(attention.windowed)
+        return attention.qk_norm is None and not attention.qkv_bias and not attention.output_bias
 
-    def own(self, attention: Grouped, layers: int) -> dict[str, Any]:
-        """The window."""
-        return {"sliding_window": attention.window}
+    def own(self, attention: Grouped) -> dict[str, Any]:
+        """Nothing."""
+        return {}

@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from luban.models.block.post import PostNorm
+from luban.models.arrangement.post import PostNorm
+from luban.models.convert.base import Fields, Fused, Pair, uniform_layer
 from luban.models.convert.decoder_head import head_pairs, read_head, write_head
-from luban.models.convert.family import Fields, Fused, Pair
 from luban.models.convert.gpt2 import biased, conv_layers, plain_layernorm
-from luban.models.head import Classes, Hidden, LanguageModel, Value
-from luban.models.spec import ModelSpec
-from luban.nn.feedforward import ReLU, TanhGELU
+from luban.models.head.hidden import Hidden
+from luban.models.head.language_model import LanguageModel
+from luban.models.head.rows import Classes, Value
+from luban.models.spec import ModelSpec, uniform
+from luban.nn.feedforward.plain import ReLU, TanhGELU
 from luban.nn.norm import LayerNorm
 from luban.nn.position.learned import Learned
 
@@ -33,31 +35,34 @@ class OpenAIGPT:
         if activation not in ACTIVATIONS:
             fields.only("afn", "gelu")
         width = fields.need("n_embd")
-        return ModelSpec(
+        return uniform(
             vocab_size=fields.need("vocab_size"), width=width, layers=fields.need("n_layer"),
-            context=fields.get("n_positions", 512), position=Learned(), block=PostNorm(),
-            norm=LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5)), attention=biased(fields.need("n_head")),
+            context=fields.get("n_positions", 512), position=Learned(), arrangement=PostNorm(),
+            norm=LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5)), mixer=biased(fields.need("n_head")),
             feedforward=ACTIVATIONS[activation](width=4 * width, bias=True),
             **read_head(fields, "OpenAIGPT", tied=True, kinds=("ForSequenceClassification", "Model")),
         )  # fmt: skip
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
-        activation = next((name for name, kind in ACTIVATIONS.items() if type(spec.feedforward) is kind), None)
-        if not (type(spec.position) is Learned and isinstance(spec.block, PostNorm) and plain_layernorm(spec)
-                and activation and spec.attention == biased(spec.attention.heads)
-                and spec.feedforward.width == 4 * spec.width):  # fmt: skip
+        layer = uniform_layer(spec)
+        if layer is None:
+            return None
+        activation = next((name for name, kind in ACTIVATIONS.items() if type(layer.feedforward) is kind), None)
+        if not (type(spec.position) is Learned and isinstance(layer.arrangement, PostNorm) and plain_layernorm(spec)
+                and activation and layer.mixer == biased(layer.mixer.heads)
+                and layer.feedforward.width == 4 * spec.width):  # fmt: skip
             return None
         head = write_head(spec.head, "OpenAIGPT", "OpenAIGPTLMHeadModel")
         return head and {
             **head, "model_type": "openai-gpt", "vocab_size": spec.vocab_size,
-            "n_positions": spec.context, "n_embd": spec.width, "n_layer": spec.layers, "n_head": spec.attention.heads,
-            "afn": activation, "layer_norm_epsilon": spec.norm.eps, "tie_word_embeddings": spec.tied_head,
+            "n_positions": spec.context, "n_embd": spec.width, "n_layer": len(spec.layers), "n_head": layer.mixer.heads,
+            "afn": activation, "layer_norm_epsilon": layer.norm.eps, "tie_word_embeddings": spec.tied_head,
         }  # fmt: skip
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
         """Tensor by tensor."""
-        yield Pair("embedding.weight", "transformer.tokens_embed.weight")
-        yield Pair("position.table.weight", "transformer.positions_embed.weight")
+        yield Pair("decoder.embedding.tokens.weight", "transformer.tokens_embed.weight")
+        yield Pair("decoder.position.table.weight", "transformer.positions_embed.weight")
         yield from conv_layers(spec)
         yield from head_pairs(spec)

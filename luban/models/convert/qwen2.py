@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from luban.models.convert.family import Fields
+from luban.models.convert.base import Fields
 from luban.models.convert.llama import Llama, grouped
-from luban.nn.attention.grouped import Grouped
+from luban.nn.mixer.grouped import Grouped
 
 
 class Qwen2(Llama):
@@ -17,35 +17,44 @@ class Qwen2(Llama):
     default_context: ClassVar[int] = 32_768
 
     def attention(self, fields: Fields) -> Grouped:
-        """Windows where config.json asks for them."""
-        return grouped(fields, qkv_bias=True, **windows(fields))
+        """Biases on queries, keys and values."""
+        return grouped(fields, qkv_bias=True)
+
+    def windows(self, fields: Fields) -> list[int | None]:
+        """Where config.json asks for them."""
+        return layer_windows(fields)
+
+    def window_fields(self, windows: list[int | None]) -> dict[str, Any] | None:
+        """One window for some layers or all."""
+        return layer_window_fields(windows)
 
     def fits(self, attention: Grouped) -> bool:
         """Exactly those biases."""
         return attention.qk_norm is None and attention.qkv_bias and not attention.output_bias
 
-    def own(self, attention: Grouped, layers: int) -> dict[str, Any]:
-        """Windows; the biases go without saying."""
-        return window_fields(attention, layers)
+    def own(self, attention: Grouped) -> dict[str, Any]:
+        """The biases go without saying."""
+        return {}
 
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
-def windows(fields: Fields) -> dict[str, Any]:
-    """Our fields `window` and `windowed`: the layers that `layer_types` names, or those from `max_window_layers` on."""
-    size = fields.values.get("sliding_window", 4096)
+def layer_windows(fields: Fields) -> list[int | None]:
+    """The window of every layer: of those that `layer_types` names, or those from `max_window_layers` on."""
+    size, layers = fields.values.get("sliding_window", 4096), fields.need("num_hidden_layers")
     if not fields.get("use_sliding_window", False) or size is None:
-        return {}
-    layers, first = fields.need("num_hidden_layers"), fields.get("max_window_layers", 28)
+        return [None] * layers
+    first = fields.get("max_window_layers", 28)
     kinds = fields.get("layer_types", [SLIDING if layer >= first else FULL for layer in range(layers)])
-    held = tuple(kind == SLIDING for kind in kinds)
-    return {"window": size, "windowed": (True,) if all(held) else held} if any(held) else {}
+    return [size if kind == SLIDING else None for kind in kinds]
 
 
-def window_fields(attention: Grouped, layers: int) -> dict[str, Any]:
-    """The fields of config.json."""
-    if attention.window is None:
+def layer_window_fields(windows: list[int | None]) -> dict[str, Any] | None:
+    """The fields of config.json, or None for windows of several sizes."""
+    sizes = {window for window in windows if window is not None}
+    if not sizes:
         return {"use_sliding_window": False}
-    kinds = [FULL if attention.limits_of(layer).window is None else SLIDING for layer in range(layers)]
-    return {"use_sliding_window": True, "sliding_window": attention.window, "layer_types": kinds}
+    kinds = [FULL if window is None else SLIDING for window in windows]
+    fields = {"use_sliding_window": True, "sliding_window": min(sizes), "layer_types": kinds}
+    return fields if len(sizes) == 1 else None

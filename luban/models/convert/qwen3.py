@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from luban.models.convert.family import Fields
+from luban.models.convert.base import Fields
 from luban.models.convert.llama import Llama, grouped
-from luban.models.convert.qwen2 import window_fields, windows
-from luban.nn.attention.grouped import Grouped
+from luban.models.convert.qwen2 import layer_window_fields, layer_windows
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import RMSNorm
 
 HEAD_DIM = 128  # where config.json doesn't say
@@ -21,17 +21,25 @@ class Qwen3(Llama):
     default_context: ClassVar[int] = 32_768
 
     def attention(self, fields: Fields) -> Grouped:
-        """Windows where config.json asks for them."""
+        """Queries and keys normalised."""
         bias = fields.get("attention_bias", False)
         fields = Fields({**fields.values, "head_dim": fields.get("head_dim", HEAD_DIM)}, self.model_type)
         return grouped(fields, qkv_bias=bias, output_bias=bias,
-                       qk_norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)), **windows(fields))  # fmt: skip
+                       qk_norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)))  # fmt: skip
 
     def fits(self, attention: Grouped) -> bool:
         """RMSNorm on queries and keys."""
         biased = attention.qkv_bias == attention.output_bias
         return isinstance(attention.qk_norm, RMSNorm) and biased
 
-    def own(self, attention: Grouped, layers: int) -> dict[str, Any]:
-        """Biases and windows."""
-        return {"attention_bias": attention.qkv_bias, **window_fields(attention, layers)}
+    def own(self, attention: Grouped) -> dict[str, Any]:
+        """Biases."""
+        return {"attention_bias": attention.qkv_bias}
+
+    def windows(self, fields: Fields) -> list[int | None]:
+        """Where config.json asks for them."""
+        return layer_windows(fields)
+
+    def window_fields(self, windows: list[int | None]) -> dict[str, Any] | None:
+        """One window for some layers or all."""
+        return layer_window_fields(windows)

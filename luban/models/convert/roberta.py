@@ -6,12 +6,13 @@ import re
 from typing import Any
 
 from luban.core.errors import UnsupportedError
+from luban.models.convert.base import Fields
 from luban.models.convert.bert import Bert
-from luban.models.convert.family import Fields
 from luban.models.encoder import EncoderBody
-from luban.models.head import Head, MaskedLM
+from luban.models.head.base import Head
+from luban.models.head.masked_lm import MaskedLM
 from luban.models.spec import ModelSpec
-from luban.nn.feedforward import GELU
+from luban.nn.feedforward.plain import GELU
 from luban.nn.position.learned import Learned
 
 PADDING = 1  # its padding id: the first position is the row behind it
@@ -24,11 +25,11 @@ class Roberta(Bert):
     model_type = "roberta"
     name = "Roberta"
     prefix = "roberta."
-    masked_lm = (("readout.transform", "lm_head.dense"), ("readout.norm", "lm_head.layer_norm"))
+    masked_lm = (("head.transform", "lm_head.dense"), ("head.norm", "lm_head.layer_norm"))
     vocabulary_bias = "lm_head.bias"
-    pooler = ("readout.pool", "roberta.pooler.dense")
+    pooler = ("head.pool", "roberta.pooler.dense")
     vocabulary = "lm_head.decoder"
-    classes = (("readout.pool", "classifier.dense"), ("readout.output", "classifier.out_proj"))
+    classes = (("head.pool", "classifier.dense"), ("head.output", "classifier.out_proj"))
 
     def context(self, fields: Fields) -> int:
         """The table's rows but those before position 0."""
@@ -53,10 +54,11 @@ class Roberta(Bert):
 
     def fits(self, spec: ModelSpec) -> bool:
         """Unread rows before position 0, no pair output."""
+        layer = spec.layers[0]
         assert isinstance(spec.body, EncoderBody) and isinstance(spec.position, Learned)
-        plain = spec.body.embedding_width is None and spec.body.groups is None and spec.position.offset > 0
+        plain = spec.body.embeddings is None and spec.position.offset > 0
         if isinstance(spec.head, MaskedLM):
-            return plain and not spec.head.pair and isinstance(spec.feedforward, GELU)
+            return plain and not spec.head.pair and isinstance(layer.feedforward, GELU)
         return plain
 
     def own(self, spec: ModelSpec) -> dict[str, Any]:

@@ -8,15 +8,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from luban.core.errors import UnsupportedError
-from luban.models.block.pre import PreNorm
-from luban.models.convert.beginnings import beginnings, encoder_decoder
-from luban.models.convert.family import Fields, Pair
+from luban.models.arrangement.pre import PreNorm
+from luban.models.convert.base import Fields, Pair, uniform_layer
+from luban.models.convert.decoder_start import decoder_start, encoder_decoder
 from luban.models.encoder import EncoderBody
 from luban.models.encoder_decoder import EncoderDecoderBody
-from luban.models.head import Classes, Head, Hidden, LanguageModel, Span, TokenClasses
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import GELU, FeedForward, ReLU, TanhGEGLU
+from luban.models.head.base import Head
+from luban.models.head.hidden import Hidden
+from luban.models.head.language_model import LanguageModel
+from luban.models.head.rows import Classes
+from luban.models.head.tokens import Span, TokenClasses
+from luban.models.spec import ModelSpec, uniform
+from luban.nn.feedforward.base import FeedForward
+from luban.nn.feedforward.gated import TanhGEGLU
+from luban.nn.feedforward.plain import GELU, ReLU
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import RMSNorm
 from luban.nn.position.t5 import RelativeBias
 
@@ -27,9 +33,9 @@ WRAPPED = (Classes, TokenClasses)  # heads whose classes call the body "transfor
 
 
 READOUTS: dict[type[Head], tuple[tuple[str, str], ...]] = {
-    Classes: (("readout.pool", "classification_head.dense"), ("readout.output", "classification_head.out_proj")),
-    TokenClasses: (("readout.output", "classifier"),),
-    Span: (("readout.output", "qa_outputs"),),
+    Classes: (("head.pool", "classification_head.dense"), ("head.output", "classification_head.out_proj")),
+    TokenClasses: (("head.output", "classifier"),),
+    Span: (("head.output", "qa_outputs"),),
     Hidden: (),
 }
 
@@ -46,9 +52,10 @@ def architecture(head: Head, *, alone: bool) -> str | None:
     return ({Hidden: ENCODERS[0], TokenClasses: ENCODERS[1]} if alone else both).get(type(head))
 
 
-def attention(ours: str, theirs: str) -> tuple[tuple[str, str], ...]:
-    """The four products of one attention."""
-    return tuple((f"{ours}.{a}", f"{theirs}.{b}") for a, b in (("q", "q"), ("k", "k"), ("v", "v"), ("output", "o")))
+def attention(ours: str, joint: str, theirs: str) -> tuple[tuple[str, str], ...]:
+    """The four weights of one attention; those whose names are in `joint` are owned together."""
+    names = [(f"{joint}.{name}" if name in joint else name, name) for name in "qkv"]
+    return tuple((f"{ours}.{a}", f"{theirs}.{b}") for a, b in (*names, ("output", "o")))
 
 
 class T5:
@@ -71,15 +78,16 @@ class T5:
             )
         layers = fields.need("num_layers")
         alone = name in ENCODERS
-        return ModelSpec(
+        return uniform(
             vocab_size=fields.need("vocab_size"), width=fields.need("d_model"),
-            layers=layers if alone else fields.get("num_decoder_layers", layers), context=fields.get("n_positions", 512),
-            attention=Grouped(heads=fields.need("num_heads"), head_dim=fields.need("d_kv"), score_scale=1.0),
+            layers=layers if alone else fields.get("num_decoder_layers", layers),
+            encoder_layers=None if alone else layers, context=fields.get("n_positions", 512),
+            mixer=Grouped(heads=fields.need("num_heads"), head_dim=fields.need("d_kv"), score_scale=1.0),
             position=RelativeBias(buckets=fields.get("relative_attention_num_buckets", 32),
                                   max_distance=fields.get("relative_attention_max_distance", 128)),
-            norm=RMSNorm(eps=fields.get("layer_norm_epsilon", 1e-6)), block=PreNorm(),
+            norm=RMSNorm(eps=fields.get("layer_norm_epsilon", 1e-6)), arrangement=PreNorm(),
             feedforward=FEEDFORWARD[kind](width=fields.need("d_ff")), **self.head(fields, name),
-            body=EncoderBody() if alone else encoder_decoder(fields, layers, start=fields.get("pad_token_id", 0)),
+            body=EncoderBody() if alone else encoder_decoder(fields, start=fields.get("pad_token_id", 0)),
         )  # fmt: skip
 
     def head(self, fields: Fields, name: str) -> dict[str, Any]:
@@ -97,24 +105,26 @@ class T5:
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
-        body, heads, position = spec.body, spec.attention, spec.position
-        kind = next((name for name, made in FEEDFORWARD.items() if type(spec.feedforward) is made), None)
-        known = (isinstance(heads, Grouped) and isinstance(position, RelativeBias) and isinstance(spec.norm, RMSNorm)
-                 and not spec.embedding_norm and isinstance(spec.block, PreNorm) and kind and not spec.feedforward.bias)  # fmt: skip
+        layer = uniform_layer(spec)
+        if layer is None:
+            return None
+        body, heads, position = spec.body, layer.mixer, spec.position
+        kind = next((name for name, made in FEEDFORWARD.items() if type(layer.feedforward) is made), None)
+        known = (isinstance(heads, Grouped) and isinstance(position, RelativeBias) and isinstance(layer.norm, RMSNorm)
+                 and not spec.embedding_norm and isinstance(layer.arrangement, PreNorm) and kind and not layer.feedforward.bias)  # fmt: skip
         if not known or heads != Grouped(heads=heads.heads, head_dim=heads.head_dim, score_scale=1.0):
             return None
         if isinstance(body, EncoderBody) and body != EncoderBody():
             return None
         head = self.head_fields(spec)
-        sides = beginnings(body) if isinstance(body, EncoderDecoderBody) else {}
-        encoder_layers = getattr(body, "encoder_layers", None)
+        sides = decoder_start(body) if isinstance(body, EncoderDecoderBody) else {}
         return head and {
             **head, "model_type": "t5", "is_encoder_decoder": isinstance(body, EncoderDecoderBody),
             "vocab_size": spec.vocab_size, "d_model": spec.width, "d_kv": heads.head_width(spec.width),
-            "d_ff": spec.feedforward.width, "num_layers": encoder_layers or spec.layers,
-            "num_decoder_layers": spec.layers, "num_heads": heads.heads, "n_positions": spec.context,
+            "d_ff": layer.feedforward.width, "num_layers": len(spec.encoder or spec.layers),
+            "num_decoder_layers": len(spec.layers), "num_heads": heads.heads, "n_positions": spec.context,
             "relative_attention_num_buckets": position.buckets, "relative_attention_max_distance": position.max_distance,
-            "layer_norm_epsilon": spec.norm.eps, "feed_forward_proj": kind, **sides,
+            "layer_norm_epsilon": layer.norm.eps, "feed_forward_proj": kind, **sides,
         }  # fmt: skip
 
     def head_fields(self, spec: ModelSpec) -> dict[str, Any] | None:
@@ -132,38 +142,35 @@ class T5:
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
+        layer = spec.layers[0]
         body = "transformer." if isinstance(spec.head, WRAPPED) else ""
-        yield Pair("embedding.weight", f"{body}shared.weight")
-        yield from self.readout(spec)
-        gated = spec.feedforward.gated
-        sides = [("encoder", "", spec.layers)]
-        if isinstance(spec.body, EncoderDecoderBody):
-            sides = [
-                ("encoder", "encoder.", spec.body.encoder_layers or spec.layers),
-                ("decoder", "decoder.", spec.layers),
-            ]
-        for side, ours_side, layers in sides:
+        yield Pair("encoder.embedding.tokens.weight", f"{body}shared.weight")
+        yield from self.head_pairs(spec)
+        gated = layer.feedforward.gated
+        sides = [("encoder", len(spec.encoder or spec.layers))]
+        sides += [("decoder", len(spec.layers))] if spec.encoder else []
+        for side, layers in sides:
             first = f"{body}{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-            yield Pair(f"{ours_side}position.table.weight", first)
+            yield Pair(f"{side}.position.weight", first)
             last = 1 if side == "encoder" else 2
             dense = f"layer.{last}.DenseReluDense"
-            names = [("attention_norm", "layer.0.layer_norm"), *attention("attention", "layer.0.SelfAttention")]
+            names = [("mixer_norm", "layer.0.layer_norm"), *attention("mixer", "qkv", "layer.0.SelfAttention")]
             if side == "decoder":
-                names += [("cross_norm", "layer.1.layer_norm"), *attention("cross", "layer.1.EncDecAttention")]
+                names += [("cross_norm", "layer.1.layer_norm"), *attention("cross", "kv", "layer.1.EncDecAttention")]
             inner = [("gate", "wi_0"), ("up", "wi_1")] if gated else [("up", "wi")]
             names += [("feedforward_norm", f"layer.{last}.layer_norm"),
                       *((f"feedforward.{a}", f"{dense}.{b}") for a, b in (*inner, ("down", "wo")))]  # fmt: skip
-            for layer in range(layers):
+            for index in range(layers):
                 for ours, theirs in names:
                     yield Pair(
-                        f"{ours_side}blocks.{layer}.{ours}.weight", f"{body}{side}.block.{layer}.{theirs}.weight"
+                        f"{side}.blocks.{index}.{ours}.weight", f"{body}{side}.block.{index}.{theirs}.weight"
                     )
-            yield Pair(f"{ours_side}norm.weight", f"{body}{side}.final_layer_norm.weight")
+            yield Pair(f"{side}.norm.weight", f"{body}{side}.final_layer_norm.weight")
 
-    def readout(self, spec: ModelSpec) -> Iterator[Pair]:
+    def head_pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """The head's tensors."""
         if isinstance(spec.head, LanguageModel):
-            names = () if spec.tied_head else (("readout.weight", "lm_head.weight"),)
+            names = () if spec.tied_head else (("head.weight", "lm_head.weight"),)
         else:
             names = ((f"{ours}.{kind}", f"{theirs}.{kind}") for ours, theirs in READOUTS[type(spec.head)]
                      for kind in ("weight", "bias"))  # fmt: skip

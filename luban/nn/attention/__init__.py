@@ -1,1 +1,1 @@
-"""How tokens look at each other: the masks that say who sees whom, and the forms of attention."""
+"""How attention is computed: masks made ready for a kernel, kernels, and the backends that layers call."""

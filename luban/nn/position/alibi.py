@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from luban.kernels.distance import DistanceBias, alibi, alibi_slopes
-from luban.nn.position.family import Position, PositionMethod, PositionShape
+from luban.kernels.distance import alibi, alibi_slopes
+from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +16,7 @@ class Alibi(Position):
 
     def build(self, shape: PositionShape) -> PositionMethod:
         """The module."""
-        return AlibiPositions(shape.heads)
+        return AlibiPositions(shape)
 
 
 class AlibiPositions(PositionMethod):
@@ -25,16 +24,21 @@ class AlibiPositions(PositionMethod):
 
     bias_form = "alibi"
 
-    def __init__(self, heads: int):
+    def __init__(self, shape: PositionShape):
         super().__init__()
-        self.heads = heads
+        self.heads = shape.heads
 
-    def distance_bias(self, keys: int, device: torch.device) -> DistanceBias:
-        """The slopes."""
-        return alibi(alibi_slopes(self.heads, device), keys)
+    @property
+    def biased(self) -> bool:
+        """Always."""
+        return True
 
-    def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor:
-        """(B, H, T, S) float32."""
-        distance_BTS = (query_positions_BT[:, :, None] - key_positions_BS[:, None, :]).abs()
-        slopes_H = alibi_slopes(self.heads, distance_BTS.device)
-        return -slopes_H[:, None, None] * distance_BTS[:, None]
+    def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
+        """The slopes, and −slope · |distance| for positions of any kind."""
+        slopes_H = alibi_slopes(self.heads, key_positions.device)
+
+        def dense() -> Tensor:
+            distance_BTS = (positions[:, :, None] - key_positions[:, None, :]).abs()
+            return -slopes_H[:, None, None] * distance_BTS[:, None]
+
+        return PositionEncoding(distance_bias=alibi(slopes_H, key_positions.shape[-1]), dense=dense)

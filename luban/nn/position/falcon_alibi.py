@@ -9,7 +9,7 @@ from torch import Tensor
 
 from luban.core.errors import ConfigError
 from luban.kernels.distance import alibi_slopes
-from luban.nn.position.family import Position, PositionMethod, PositionShape
+from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,17 @@ class FalconAlibiPositions(PositionMethod):
         super().__init__()
         self.heads, self.scale = shape.heads, shape.head_dim**-0.5
 
-    def bias(self, query_positions_BT: Tensor, key_positions_BS: Tensor) -> Tensor:
-        """(B, H, T, S) float32, the same for all queries."""
-        slopes_H = alibi_slopes(self.heads).to(key_positions_BS.device, torch.bfloat16)
-        rounded_BHS = slopes_H[:, None] * key_positions_BS[:, None, :].to(torch.bfloat16)
-        return (rounded_BHS.float() * self.scale)[:, :, None].expand(-1, -1, query_positions_BT.shape[-1], -1)
+    @property
+    def biased(self) -> bool:
+        """Always."""
+        return True
+
+    def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
+        """(B, H, T, S), the same for all queries."""
+
+        def dense() -> Tensor:
+            slopes_H = alibi_slopes(self.heads).to(key_positions.device, torch.bfloat16)
+            rounded_BHS = slopes_H[:, None] * key_positions[:, None, :].to(torch.bfloat16)
+            return (rounded_BHS.float() * self.scale)[:, :, None].expand(-1, -1, positions.shape[-1], -1)
+
+        return PositionEncoding(dense=dense)

@@ -4,14 +4,15 @@ power and the logarithmic form; two numbers a head, shared by all layers."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.kernels.distance import DistanceBias, alibi_slopes, kerple_log, kerple_power
-from luban.nn.position.distance import DistancePositions
-from luban.nn.position.family import Position, PositionMethod, PositionShape
+from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape, distance_encoding
+from luban.nn.roles import Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,22 +54,38 @@ def inverse_softplus(x: Tensor) -> Tensor:
     return x + torch.log(-torch.expm1(-x))
 
 
-class KerplePositions(DistancePositions):
+class KerplePositions(PositionMethod):
     """What both forms share: `raw1` and `raw2`, one number a head each."""
 
+    parameter_roles: ClassVar[dict[str, Role]] = {"raw1": "position", "raw2": "position"}
+
     def __init__(self, shape: PositionShape):
-        super().__init__(shape)
-        self.scale = shape.head_dim**-0.5
+        super().__init__()
+        self.heads, self.context, self.scale = shape.heads, shape.context, shape.head_dim**-0.5
         self.raw1 = nn.Parameter(torch.zeros(shape.heads))
         self.raw2 = nn.Parameter(torch.zeros(shape.heads))
 
-    def begin(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
-        """raw1 and raw2 at the beginning, (H,) both, from ALiBi's slopes."""
+    @property
+    def biased(self) -> bool:
+        """Always."""
+        return True
+
+    def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
+        """The bias of all distances. Positions must lie below the context, or below the number of keys."""
+        reach = max(self.context, key_positions.shape[-1])
+        return distance_encoding(self.distance_bias(reach), positions, key_positions)
+
+    def distance_bias(self, keys: int) -> DistanceBias:
+        """The bias over distances up to `keys`, from what is learned."""
+        raise NotImplementedError
+
+    def initial(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """Initial raw1 and raw2, (H,) both, from ALiBi's slopes."""
         raise NotImplementedError
 
     def draw_parameters(self, draw) -> None:
-        """Fixed beginnings: nothing is drawn."""
-        raw1, raw2 = self.begin(alibi_slopes(self.heads))
+        """Fixed initial values: nothing is drawn."""
+        raw1, raw2 = self.initial(alibi_slopes(self.heads))
         self.raw1.copy_(raw1)
         self.raw2.copy_(raw2)
 
@@ -78,11 +95,11 @@ class PowerPositions(KerplePositions):
 
     bias_form = "power"
 
-    def begin(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    def initial(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
         """r1 = slope·√D, as the bias is divided by √D; r2 = 1."""
         return inverse_softplus(slopes / self.scale), torch.zeros_like(slopes)
 
-    def distance_bias(self, keys: int, device: torch.device) -> DistanceBias:
+    def distance_bias(self, keys: int) -> DistanceBias:
         """r1 and r2 from what is learned."""
         return kerple_power(F.softplus(self.raw1.float()), 2 * self.raw2.float().sigmoid(), keys, self.scale)
 
@@ -92,10 +109,10 @@ class LogPositions(KerplePositions):
 
     bias_form = "log"
 
-    def begin(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    def initial(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
         """r1 = 2·√D, as the bias is divided by √D; r2 = slope / 2."""
         return inverse_softplus(torch.full_like(slopes, 2 / self.scale)), inverse_softplus(slopes / 2)
 
-    def distance_bias(self, keys: int, device: torch.device) -> DistanceBias:
+    def distance_bias(self, keys: int) -> DistanceBias:
         """r1 and r2 from what is learned."""
         return kerple_log(F.softplus(self.raw1.float()), F.softplus(self.raw2.float()), keys, self.scale)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from luban.nn.position.family import Position, PositionMethod, PositionShape
+from luban.nn.embedding import Embedding
+from luban.nn.position.base import Position, PositionMethod, PositionShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class LearnedPositions(PositionMethod):
     def __init__(self, shape: PositionShape, offset: int):
         super().__init__()
         self.offset = offset
-        self.table = nn.Embedding(shape.context + offset, shape.width)
+        self.table = Embedding(shape.context + offset, shape.width)
 
     def embed(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
         """(B, T, E) with the rows added."""

@@ -7,13 +7,12 @@ sees and N the trained length, and never by less than 1 (Su 2021; Chiang & Chola
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from luban.core.errors import ConfigError
-from luban.nn.position.family import Position, PositionMethod, PositionShape, Wrapped
+from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape, Rotation, Wrapped
 from luban.nn.position.rope import Rope
 
 
@@ -50,13 +49,22 @@ class LogNPositions(Wrapped):
         super().__init__(config.inner.build(shape))
         self.trained = config.trained
 
-    def tables(self, positions_BT: Tensor) -> tuple[Any, Tensor]:
-        """The inner tables and the factors (B, 1, T, 1)."""
-        seen = (positions_BT.float() + 1)[:, None, :, None]
-        return super().tables(positions_BT), (seen.log() / math.log(self.trained)).clamp_min(1.0)
+    def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
+        """The inner encoding with queries multiplied."""
+        encoding = super().forward(positions, key_positions)
+        seen = (positions.float() + 1)[:, None, :, None]
+        factor = (seen.log() / math.log(self.trained)).clamp_min(1.0)
+        return replace(encoding, rotation=ScaledQueries(encoding.rotation, factor))
 
-    def turn(self, q_BHTD: Tensor, k_BKTD: Tensor, tables: tuple[Any, Tensor]) -> tuple[Tensor, Tensor]:
-        """Turned as by the inner method, the queries multiplied."""
-        inner, factor = tables
-        q_BHTD, k_BKTD = super().turn(q_BHTD, k_BKTD, inner)
-        return (q_BHTD * factor).to(q_BHTD.dtype), k_BKTD
+
+class ScaledQueries(Rotation):
+    """Another rotation (or none), its queries multiplied by (B, 1, T, 1) factors."""
+
+    def __init__(self, inner: Rotation | None, factor: Tensor):
+        self.inner, self.factor = inner, factor
+
+    def apply_rotary(self, q_BHTD: Tensor, k_BKTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated, then the queries multiplied."""
+        if self.inner is not None:
+            q_BHTD, k_BKTD = self.inner.apply_rotary(q_BHTD, k_BKTD)
+        return (q_BHTD * self.factor).to(q_BHTD.dtype), k_BKTD

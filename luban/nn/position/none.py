@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luban.nn.position.family import Position, PositionMethod, PositionShape
+from luban.nn.position.base import Position, PositionMethod, PositionShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,5 +12,5 @@ class NoPosition(Position):
     """Adds nothing anywhere."""
 
     def build(self, shape: PositionShape) -> PositionMethod:
-        """A method whose every way in does nothing."""
+        """A method that does nothing."""
         return PositionMethod()

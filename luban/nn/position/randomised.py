@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import ConfigError
-from luban.nn.position.family import Position, PositionMethod, PositionShape, Wrapped
+from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape, Wrapped
 from luban.nn.position.rope import Rope
 
 
@@ -48,15 +48,19 @@ class RandomisedPositions(Wrapped):
         self.longest, self.context = config.longest, shape.context
         self.bias_form = None  # drawn positions leave gaps
 
+    def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
+        """The inner encoding; its bias is no function of the distance between slots any more."""
+        return replace(super().forward(positions, key_positions), distance_bias=None)
+
     def draw(self, count: int, device: torch.device) -> Tensor:
         """(count,) distinct positions below `longest`, in order."""
         generator = None if self.training else torch.Generator().manual_seed(count)
         return torch.randperm(self.longest, generator=generator)[:count].sort().values.to(device)
 
-    def place(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
+    def map_positions(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
         """Counted positions → drawn ones."""
         count = self.context if cached else key_positions.shape[-1]
         if count > self.longest:
             raise ConfigError(f"{count} tokens are more than the {self.longest} positions to draw from")
         drawn = self.draw(count, positions.device)
-        return super().place(drawn[positions], drawn[key_positions], cached=cached)
+        return super().map_positions(drawn[positions], drawn[key_positions], cached=cached)

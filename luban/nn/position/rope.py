@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import ConfigError
-from luban.nn.position.family import Position, PositionMethod, PositionShape
+from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape, Rotation
 from luban.nn.position.scaling import RotaryScaling
 
-Tables = tuple[Tensor, Tensor]
+CosSin = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,44 +38,57 @@ class Rope(Position):
 
     def build(self, shape: PositionShape) -> PositionMethod:
         """The module."""
-        method = RotaryPositions(self, self.rotated(shape))
-        whole = method.rotated == shape.head_dim and self.pairing == "half"
-        method.turns_packed = whole and shape.head_dim & (shape.head_dim - 1) == 0  # its tiles are powers of two
-        return method
+        return RotaryPositions(self, self.rotated(shape), shape.head_dim)
 
 
 class RotaryPositions(PositionMethod):
     """Rotates queries and keys in float32, whatever the model's precision."""
 
-    def __init__(self, config: Rope, rotated: int):
+    def __init__(self, config: Rope, rotated: int, head_dim: int):
         super().__init__()
         self.config, self.rotated = config, rotated
+        whole = rotated == head_dim and config.pairing == "half"
+        self.fused = whole and head_dim & (head_dim - 1) == 0  # the kernel's tiles are powers of two
 
-    def turn_packed(self, packed_BTP: Tensor, tables: Tables, heads: int, key_heads: int) -> tuple[Tensor, ...]:
-        """Both rotated while they are taken apart."""
-        from luban.kernels.rotary import rotate_packed
-
-        return rotate_packed(packed_BTP, *tables, heads, key_heads)
-
-    def tables(self, positions_BT: Tensor) -> Tables:
-        """Cosines and sines (B, 1, T, rotated) of these positions."""
-        return rotary_tables(self.config, positions_BT, self.rotated)
-
-    def turn(self, q_BHTD: Tensor, k_BKTD: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
-        """Both rotated by the same angles."""
-        return self.rotate(q_BHTD, tables), self.rotate(k_BKTD, tables)
-
-    def rotate(self, x_BHTD: Tensor, tables: Tables) -> Tensor:
-        """(B, H, T, D) rotated in its leading `rotated` dimensions."""
-        turned, kept = x_BHTD[..., : self.rotated], x_BHTD[..., self.rotated :]
-        turned = rotate_pairs(turned, *tables, self.config.pairing)
-        return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
+    def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
+        """The rotation by these positions."""
+        cos_sin = rotary_cos_sin(self.config, positions, self.rotated)
+        return PositionEncoding(rotation=Rotary(cos_sin, self.config.pairing, fused=self.fused))
 
 
-def rotary_tables(config: Rope, positions_BT: Tensor, rotated: int) -> Tables:
+class Rotary(Rotation):
+    """Queries and keys rotated by the same angles, in their leading dimensions.
+
+    Args:
+        cos_sin: (1 or B, 1, T, rotated) float32 both.
+    """
+
+    def __init__(self, cos_sin: CosSin, pairing: str, *, fused: bool):
+        self.cos_sin, self.pairing, self.fused = cos_sin, pairing, fused
+
+    def apply_rotary(self, q_BHTD: Tensor, k_BKTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Both rotated."""
+        return rotate(q_BHTD, self.cos_sin, self.pairing), rotate(k_BKTD, self.cos_sin, self.pairing)
+
+    def apply_rotary_qkv(self, qkv_BTP: Tensor, heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated while they are taken apart."""
+        from luban.kernels.rotary import apply_rotary_qkv
+
+        return apply_rotary_qkv(qkv_BTP, *self.cos_sin, heads, key_heads)
+
+
+def rotate(x_BHTD: Tensor, cos_sin: CosSin, pairing: str) -> Tensor:
+    """(B, H, T, D) rotated in as many leading dimensions as there are cosines."""
+    rotated = cos_sin[0].shape[-1]
+    turned, kept = x_BHTD[..., :rotated], x_BHTD[..., rotated:]
+    turned = rotate_pairs(turned, *cos_sin, pairing)
+    return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
+
+
+def rotary_cos_sin(config: Rope, positions_BT: Tensor, rotated: int) -> CosSin:
     """Cosines and sines (B, 1, T, rotated) of these positions, in float32.
 
-    Both members of a pair have the same cosine; the first has the sine's negative, so that turning is
+    Both members of a pair have the same cosine; the first has the sine's negative, so that rotating is
     x · cos + partner(x) · sin.
     """
     powers = torch.arange(0, rotated, 2, device=positions_BT.device, dtype=torch.float32) / rotated
@@ -97,7 +110,7 @@ def paired(first: Tensor, second: Tensor, pairing: str) -> Tensor:
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:
-    """Turn the pairs of the last axis by the angles of `rotary_tables`."""
+    """Rotate the pairs of the last axis by the angles of `rotary_cos_sin`."""
     wide = x.to(torch.promote_types(x.dtype, cos.dtype))
     if pairing == "half":
         partner = wide.roll(x.shape[-1] // 2, dims=-1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import ConfigError
-from luban.nn.position.family import Position, PositionMethod, PositionShape
+from luban.nn.position.base import Position, PositionMethod, PositionShape
 
 
 @dataclass(frozen=True, kw_only=True)

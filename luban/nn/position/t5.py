@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.kernels.distance import DistanceBias, t5
-from luban.nn.position.distance import DistancePositions
-from luban.nn.position.family import Position, PositionMethod, PositionShape
+from luban.kernels.distance import t5
+from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape, distance_encoding
+from luban.nn.roles import Role
+
+INITIAL_STD = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +41,28 @@ class RelativeBias(Position):
         return RelativePositions(self, shape)
 
 
-class RelativePositions(DistancePositions):
-    """Holds the table (buckets, H)."""
+class RelativePositions(PositionMethod):
+    """Owns the weight (buckets, H)."""
 
     bias_form = "buckets"
+    parameter_roles: ClassVar[dict[str, Role]] = {"weight": "embedding"}
 
     def __init__(self, config: RelativeBias, shape: PositionShape):
-        super().__init__(shape)
-        self.max_distance = config.max_distance
-        self.table = nn.Embedding(config.buckets, shape.heads)
+        super().__init__()
+        self.context, self.causal, self.max_distance = shape.context, shape.causal, config.max_distance
+        self.weight = nn.Parameter(torch.empty(config.buckets, shape.heads))
 
-    def distance_bias(self, keys: int, device: torch.device) -> DistanceBias:
-        """The learned table over buckets."""
-        weight = self.table.weight.float().t()
-        return t5(weight, keys, max_distance=self.max_distance, causal=self.causal)
+    @property
+    def biased(self) -> bool:
+        """Always."""
+        return True
+
+    def draw_parameters(self, draw) -> None:
+        """Standard deviation 0.02, as token embeddings."""
+        self.weight.copy_(draw("weight", self.weight.shape).mul_(INITIAL_STD))
+
+    def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
+        """The bias of all distances. Positions must lie below the context, or below the number of keys."""
+        reach = max(self.context, key_positions.shape[-1])
+        bias = t5(self.weight.float().t(), reach, max_distance=self.max_distance, causal=self.causal)
+        return distance_encoding(bias, positions, key_positions)

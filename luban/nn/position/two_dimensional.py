@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from luban.core.errors import ConfigError
-from luban.nn.position.family import Position, PositionMethod, PositionShape
-from luban.nn.position.rope import Rope, Tables, rotary_tables, rotate_pairs
+from luban.nn.embedding import Embedding
+from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape, Rotation
+from luban.nn.position.rope import CosSin, Rope, rotary_cos_sin, rotate_pairs
 
 
 def both(positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,8 +42,8 @@ class Learned2DPositions(PositionMethod):
 
     def __init__(self, shape: PositionShape):
         super().__init__()
-        self.table = nn.Embedding(shape.context, shape.width)
-        self.block_table = nn.Embedding(shape.context, shape.width)
+        self.table = Embedding(shape.context, shape.width)
+        self.block_table = Embedding(shape.context, shape.width)
 
     def embed(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
         """(B, T, E) with the rows added."""
@@ -72,18 +73,23 @@ class Rotary2DPositions(PositionMethod):
         super().__init__()
         self.config, self.half = config, half
 
-    def tables(self, positions_BT: Tensor) -> tuple[Tables, Tables]:
-        """Cosines and sines of either position."""
-        text, block = both(positions_BT)
-        return rotary_tables(self.config, text, self.half), rotary_tables(self.config, block, self.half)
+    def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
+        """The rotations by either position."""
+        text, block = (rotary_cos_sin(self.config, each, self.half) for each in both(positions))
+        return PositionEncoding(rotation=Rotary2D(text, block, self.config.pairing))
 
-    def turn(self, q_BHTD: Tensor, k_BKTD: Tensor, tables: tuple[Tables, Tables]) -> tuple[Tensor, Tensor]:
+
+class Rotary2D(Rotation):
+    """The first half of every head rotated by the position in the text, the second by that in the blank."""
+
+    def __init__(self, text: CosSin, block: CosSin, pairing: str):
+        self.text, self.block, self.pairing = text, block, pairing
+
+    def apply_rotary(self, q_BHTD: Tensor, k_BKTD: Tensor) -> tuple[Tensor, Tensor]:
         """Both halves of both."""
-        text, block = tables
+        return self._rotate(q_BHTD), self._rotate(k_BKTD)
 
-        def rotate(x: Tensor) -> Tensor:
-            a, b = x.chunk(2, dim=-1)
-            pairing = self.config.pairing
-            return torch.cat((rotate_pairs(a, *text, pairing), rotate_pairs(b, *block, pairing)), dim=-1)
-
-        return rotate(q_BHTD), rotate(k_BKTD)
+    def _rotate(self, x_BHTD: Tensor) -> Tensor:
+        first, second = x_BHTD.chunk(2, dim=-1)
+        halves = rotate_pairs(first, *self.text, self.pairing), rotate_pairs(second, *self.block, self.pairing)
+        return torch.cat(halves, dim=-1)

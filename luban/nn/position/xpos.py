@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import ConfigError
-from luban.nn.position.family import PositionMethod, PositionShape
-from luban.nn.position.rope import Rope, RotaryPositions, Tables, paired
+from luban.nn.position.base import PositionEncoding, PositionMethod, PositionShape, Rotation
+from luban.nn.position.rope import CosSin, Rope, paired, rotary_cos_sin, rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +36,31 @@ class XPos(Rope):
         return XPosPositions(self, self.rotated(shape), shape.context)
 
 
-class XPosPositions(RotaryPositions):
-    """Tables for queries and, with the reciprocal decay, for keys."""
+class XPosPositions(PositionMethod):
+    """Cosines and sines of queries and, with the reciprocal decay, of keys."""
 
     def __init__(self, config: XPos, rotated: int, context: int):
-        super().__init__(config, rotated)
+        super().__init__()
+        self.config, self.rotated = config, rotated
         self.span, self.middle = config.span, context // 2
 
-    def tables(self, positions_BT: Tensor) -> tuple[Tables, Tables]:
-        """Cosines and sines of the queries, and of the keys."""
-        cos, sin = super().tables(positions_BT)
-        pairs = torch.arange(0, self.rotated, 2, device=positions_BT.device, dtype=torch.float32)
+    def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
+        """The rotation by these positions."""
+        cos, sin = rotary_cos_sin(self.config, positions, self.rotated)
+        pairs = torch.arange(0, self.rotated, 2, device=positions.device, dtype=torch.float32)
         zeta = (pairs + 0.4 * self.rotated) / (1.4 * self.rotated)
         zeta = paired(zeta, zeta, self.config.pairing)
-        decay = zeta ** ((positions_BT.float()[:, None, :, None] - self.middle) / self.span)
-        return (cos * decay, sin * decay), (cos / decay, sin / decay)
+        decay = zeta ** ((positions.float()[:, None, :, None] - self.middle) / self.span)
+        queries, keys = (cos * decay, sin * decay), (cos / decay, sin / decay)
+        return PositionEncoding(rotation=XPosRotation(queries, keys, self.config.pairing))
 
-    def turn(self, q_BHTD: Tensor, k_BKTD: Tensor, tables: tuple[Tables, Tables]) -> tuple[Tensor, Tensor]:
-        """Both rotated by the same angles, the decay in opposite directions."""
-        return self.rotate(q_BHTD, tables[0]), self.rotate(k_BKTD, tables[1])
+
+class XPosRotation(Rotation):
+    """Queries and keys rotated by the same angles, the decay in opposite directions."""
+
+    def __init__(self, queries: CosSin, keys: CosSin, pairing: str):
+        self.queries, self.keys, self.pairing = queries, keys, pairing
+
+    def apply_rotary(self, q_BHTD: Tensor, k_BKTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Both rotated."""
+        return rotate(q_BHTD, self.queries, self.pairing), rotate(k_BKTD, self.keys, self.pairing)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
 from luban.core.opgraph import Op
-from luban.nn.recurrent.family import Cell
+from luban.nn.recurrent.base import Cell
 
 FORGET = 1.0  # the forget gate's bias at the start (Jozefowicz et al. 2015)
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
 from luban.core.opgraph import Op, linear_op
-from luban.nn.recurrent.family import Cell
+from luban.nn.linear import Linear
+from luban.nn.recurrent.base import Cell
 from luban.nn.recurrent.plain import gates_op
 
 
@@ -56,8 +57,8 @@ class StackLayer(nn.Module):
         super().__init__()
         self.config, self.width = config, width
         self.cell = RecurrentCell(inputs + config.cell_width, width)
-        self.actions = nn.Linear(width, 3)  # push, pop, stay
-        self.pushed = nn.Linear(width, config.cell_width)
+        self.actions = Linear(width, 3)  # push, pop, stay
+        self.pushed = Linear(width, config.cell_width)
 
     def forward(self, x_NTI: Tensor, given_N: Tensor) -> Tensor:
         """(N, T, I) → (N, T, E)."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
 from luban.core.opgraph import Op, linear_op
-from luban.nn.recurrent.family import Cell
+from luban.nn.linear import Linear
+from luban.nn.recurrent.base import Cell
 from luban.nn.recurrent.plain import gates_op
 from luban.nn.recurrent.stack import RecurrentCell
 
@@ -48,8 +49,8 @@ class TapeLayer(nn.Module):
         super().__init__()
         self.config, self.width = config, width
         self.cell = RecurrentCell(inputs + config.cell_width, width)
-        self.moves = nn.Linear(width, 5)  # stay, one right, one left, the input's length right, the same left
-        self.written = nn.Linear(width, config.cell_width)
+        self.moves = Linear(width, 5)  # stay, one right, one left, the input's length right, the same left
+        self.written = Linear(width, config.cell_width)
 
     def forward(self, x_NTI: Tensor, given_N: Tensor) -> Tensor:
         """(N, T, I) → (N, T, E); `given_N` (N,) is the length of each input, the size of a jump."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luban.optim.schedule.family import Schedule
+from luban.optim.schedule.base import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

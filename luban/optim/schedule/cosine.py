@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from luban.optim.schedule.family import Schedule
+from luban.optim.schedule.base import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """WordPiece (Schuster and Nakajima 2012; greedy longest match as in BERT), over bytes so that no text is unknown.
 
 Departures from BERT: words are spelled in bytes, and a piece inside a word is marked by a character that
-no byte is spelled with (BERT's `##` could be text), so that decoding is exact.
+no byte is spelled with (BERT's `##` could be text), so that decoding is exact. Words of more than 32 characters, or of 12
+in scripts without spaces, are cut: the search for the longest piece takes time in the cube of a word's length.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import tokenizers
-from tokenizers import Regex, decoders, models, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from luban.tokenizer.algorithms.bytelevel import ALPHABET, by_id, bytelevel_tokenizer, require_room, spelled
 from luban.tokenizer.cutting import Cutting
 
 INSIDE = "\u203f"  # undertie: marks a piece that continues a word
-LONGEST_WORD = 10_000  # bytes; above what WORDS lets through, since a longer word would be unknown
+LONGEST = 32  # characters of a word
+UNSPACED, LONGEST_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}", 12
+LONGEST_WORD = 10_000  # bytes; above what comes of LONGEST and of white space, since a longer word would be unknown
 
 
 def train(texts: Iterable[str], vocab_size: int, special: Sequence[str], cut: Cutting) -> tokenizers.Tokenizer:
@@ -25,7 +28,7 @@ def train(texts: Iterable[str], vocab_size: int, special: Sequence[str], cut: Cu
     require_room(vocab_size, needed, "special tokens, two forms of the 256 bytes and runs of white space")
     # Naming the bytes' two forms here fixes their ids, and with them how the trainer breaks ties.
     fixed = [*special, *ALPHABET, *(INSIDE + byte for byte in ALPHABET), *runs]
-    learner = bytelevel_tokenizer(models.WordPiece(unk_token=special[0], continuing_subword_prefix=INSIDE), cut)
+    learner = _words(models.WordPiece(unk_token=special[0], continuing_subword_prefix=INSIDE), cut)
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, special_tokens=fixed, continuing_subword_prefix=INSIDE, show_progress=False
     )
@@ -40,7 +43,19 @@ def _with_vocabulary(pieces: list[str], special: Sequence[str], cut: Cutting) ->
         max_input_chars_per_word=LONGEST_WORD,
         continuing_subword_prefix=INSIDE,
     )
-    tokenizer = bytelevel_tokenizer(model, cut)
+    tokenizer = _words(model, cut)
     tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex(f"^{INSIDE}"), ""), decoders.ByteLevel()])
     tokenizer.add_special_tokens(list(special))
+    return tokenizer
+
+
+def _words(model: models.WordPiece, cut: Cutting) -> tokenizers.Tokenizer:
+    """A tokenizer over bytes whose words have at most LONGEST characters."""
+    tokenizer = bytelevel_tokenizer(model, cut)
+    white = max(LONGEST, cut.white_runs)
+    short = Regex(rf"\s?[{UNSPACED}]{{1,{LONGEST_UNSPACED}}}|\s?\S{{1,{LONGEST}}}[\r\n]{{0,{LONGEST}}}|\s{{1,{white}}}")
+    *splits, spell = tokenizer.pre_tokenizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.Split(short, behavior="isolated"), spell]
+    )
     return tokenizer

@@ -11,9 +11,11 @@ from luban.core.hashing import file_sha256
 from luban.tokenizer.importing import FORMATS
 from luban.tokenizer.tokenizer import FILE, Tokenizer, load_tokenizer
 
+NAMES = (FILE, "tekken.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+
 
 def import_tokenizer(path: str | Path, out: str | Path, chat_template: str | None = None) -> Tokenizer:
-    """Read the vocabulary file (or directory with a tokenizer.json) at `path` and write an artifact to `out`.
+    """Read the vocabulary file (or the directory that holds one) at `path` and write an artifact to `out`.
 
     Args:
         chat_template: Jinja source that replaces the vocabulary's own.
@@ -22,7 +24,8 @@ def import_tokenizer(path: str | Path, out: str | Path, chat_template: str | Non
         DataError: nothing there, or no known format.
     """
     path = Path(path)
-    path = path / FILE if path.is_dir() else path
+    if path.is_dir():
+        path = next((path / name for name in NAMES if (path / name).is_file()), path / FILE)
     if not path.is_file():
         raise DataError(f"{path} does not exist")
     kind = format_of(path)
@@ -53,6 +56,10 @@ def format_of(path: Path) -> str:
         return "gguf"
     if path.name == "vocab.json":
         return "gpt2"
+    if path.name == "vocab.txt":
+        return "bert"
+    if path.suffix == ".json" and path.name.startswith("tekken"):
+        return "tekken"
     if path.suffix == ".json":
         return "tokenizer.json"
     ranks = head.split(b"\n")[0].split(b" ")[-1].strip().isdigit()  # LLaMA 3 calls its rank file tokenizer.model
@@ -60,5 +67,5 @@ def format_of(path: Path) -> str:
         return "tiktoken"
     if path.suffix == ".model":
         return "sentencepiece"
-    raise DataError(f"{path} is no known vocabulary: tokenizer.json, vocab.json with its merges, a .tiktoken rank file, "
-                    f"a SentencePiece .model or a .gguf is needed")  # fmt: skip
+    raise DataError(f"{path} is no known vocabulary: tokenizer.json, vocab.json with its merges, BERT's vocab.txt, "
+                    f"a .tiktoken rank file, Mistral's tekken.json, a SentencePiece .model or a .gguf is needed")  # fmt: skip

@@ -59,22 +59,35 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, Settings]:
     """
     ranks = read_ranks(path)
     family = FAMILIES.get(len(ranks)) or Family(CL100K, {"<|endoftext|>": max(ranks.values()) + 1}, "<|endoftext|>")
+    # Ids that a family leaves free between ranks and special tokens stay free.
+    made = byte_bpe(ranks, family.pattern, family.special)
+    begin = next((token for token in family.special if "begin" in token), None)
+    return made, Settings(bos_token=begin, eos_token=family.end)
+
+
+def byte_bpe(ranks: dict[bytes, int], pattern: str, special: dict[str, int], first: int = 0) -> tokenizers.Tokenizer:
+    """A vocabulary that merges by rank within the words of a pattern.
+
+    Args:
+        ranks: token bytes → rank.
+        pattern: a regular expression (Oniguruma) of the words.
+        special: special tokens → ids.
+        first: the id of rank 0.
+    """
     spelled = {token: "".join(_SPELLING[byte] for byte in token) for token in ranks}
-    vocabulary = {spelled[token]: rank for token, rank in ranks.items()}
+    vocabulary = {spelled[token]: first + rank for token, rank in ranks.items()}
     pairs = (split(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1)
     merges = [(spelled[pair[0]], spelled[pair[1]]) for pair in pairs if pair]
-    # Ids that a family leaves free between ranks and special tokens stay free.
-    made = tokenizers.Tokenizer(models.BPE({**vocabulary, **family.special}, merges, ignore_merges=True))
+    made = tokenizers.Tokenizer(models.BPE({**vocabulary, **special}, merges, ignore_merges=True))
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(family.pattern), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in family.special])
-    begin = next((token for token in family.special if "begin" in token), None)
-    return made, Settings(bos_token=begin, eos_token=family.end)
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return made
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:

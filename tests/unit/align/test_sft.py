@@ -27,8 +27,8 @@ from luban.train.recipe import Recipe
 TINY = {"schedule": {"warmup": 2}, "checkpoint": {"every": 10}, "validation": {"every": 0, "batches": 1},
         "optim": {"type": "adamw", "lr": 3e-3},
         "train": {"steps": 10, "batch_size": 8, "seq_len": 64, "device": "cpu", "log_every": 1}}  # fmt: skip
-MODEL = {"width": 32, "layers": 2, "context": 64, "attention": {"heads": 2, "kv_heads": 1},
-         "feedforward": {"width": 48}, "tied_head": True}  # fmt: skip
+MODEL = {"width": 32, "layers": 2, "context": 64, "tied_head": True,
+         "layer": {"mixer": {"heads": 2, "kv_heads": 1}, "feedforward": {"width": 48}}}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from luban.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from luban.checkpoint.series import Series
+from luban.checkpoint.manager import CheckpointManager
 from luban.checkpoint.weights import weights_hash
 from luban.core.errors import ArtifactError
 
@@ -68,7 +68,7 @@ def test_weights_exchanged_together_with_the_manifest_entry_are_refused(tmp_path
 
 
 def test_resume_falls_back_past_damage_and_crash_leftovers(tmp_path, capsys):
-    series = Series(tmp_path)
+    series = CheckpointManager(tmp_path)
     for step in (10, 20, 30):
         save_checkpoint(series.path(step), checkpoint(step))
     (series.folder / "step_000040.incomplete").mkdir()
@@ -79,11 +79,11 @@ def test_resume_falls_back_past_damage_and_crash_leftovers(tmp_path, capsys):
     assert "step_000030" in capsys.readouterr().err
     assert series.steps() == [10, 20]
     assert sorted(p.name for p in series.folder.iterdir()) == ["step_000010", "step_000020"]
-    assert Series(tmp_path / "nowhere").resume() is None
+    assert CheckpointManager(tmp_path / "nowhere").resume() is None
 
 
 def test_keep_leaves_the_newest_and_the_best(tmp_path):
-    series = Series(tmp_path)
+    series = CheckpointManager(tmp_path)
     for step in range(1, 7):
         save_checkpoint(series.path(step), checkpoint(step))
     series.keep(2, best=3)

@@ -61,7 +61,8 @@ def test_steps_rewrite_contents_and_leave_calls(step):
             pytest.skip(str(error))
         raise
     assert [m["role"] for m in changed.messages] == [m["role"] for m in TURNS]
-    assert changed.messages[1] == TURNS[1] and changed.messages[3] == TURNS[3]
+    call = json.dumps(TURNS[1]).replace("a@b.org", "someone@example.com") if step == "personal" else json.dumps(TURNS[1])
+    assert changed.messages[1] == json.loads(call) and changed.messages[3] == TURNS[3]
     assert changed.text == "\n".join(m["content"] for m in changed.messages if m["content"] is not None)
 
 

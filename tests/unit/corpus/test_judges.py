@@ -17,6 +17,7 @@ from luban.corpus.quality.linear import LinearModel
 from luban.corpus.quality.ngram import NgramModel
 from luban.corpus.steps import identity, make_step
 from luban.corpus.tally import Tally
+from luban.corpus.words import FORMAT
 
 
 class Plain:
@@ -109,7 +110,7 @@ def test_the_classifier_tells_kinds_apart_and_comes_out_the_same(tmp_path):
 
 def test_a_model_of_other_hashes_is_refused(tmp_path, monkeypatch):
     NgramModel.train(["one two three"]).save(tmp_path / "n")
-    monkeypatch.setattr("luban.corpus.words.FORMAT", 3)
+    monkeypatch.setattr("luban.corpus.words.FORMAT", FORMAT + 1)
     with pytest.raises(ArtifactError, match="hashed in another way"):
         NgramModel.load(tmp_path / "n")
 

@@ -6,11 +6,11 @@ import random
 
 import numpy as np
 import pytest
+from word_patterns import WORD
 
 from luban.corpus.document import Document
 from luban.corpus.steps.minhash import BANDS, MINIMA, ROWS, SHINGLE, MinHash, shingles, signature
 from luban.corpus.tally import Tally
-from luban.corpus.words import WORD
 
 
 def true_shingles(text: str) -> set[tuple[str, ...]]:
@@ -38,7 +38,8 @@ def test_shingles_are_the_sets_of_a_plain_loop():
     rng = random.Random(1)
     for length in (0, 4, 5, 6, 200):
         text = " ".join(rng.choices(["one", "two", "Three", "四", "五"], k=length))
-        assert len(np.unique(shingles(text))) == len(true_shingles(text))
+        document = Document(id="d", text=text, source="s")
+        assert len(np.unique(shingles(document))) == len(true_shingles(text))
     assert signature("only four words here") is None
 
 

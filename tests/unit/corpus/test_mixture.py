@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,102 @@ def test_a_documents_own_licence_goes_before_its_sources(tmp_path):
     assert "| ODC-BY-1.0 | 1 | 3 |" in card and "| in.jsonl | 3 | 11 |" in card
     assert "The licence of some documents is unknown." in card and "Repeated documents" not in card
     assert "Near-duplicates were not looked for." in card and "| train | 4 | 15 |" in card
+
+
+def built(folder, name: str, texts: list, seed: int, steps=(), **options):
+    """A corpus of texts (or whole rows) under a name."""
+    rows = [row if isinstance(row, dict) else {"text": row} for row in texts]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build_corpus([str(folder / f"{name}.jsonl")], folder / name, seed=seed, steps=steps, heldout=0.3, **options)
+    return Part(name=name, path=str(folder / name), weight=1, epochs=2)
+
+
+def test_what_a_part_holds_out_is_not_trained_on_from_another(tmp_path):
+    """The same documents in two corpora, split by other seeds and written otherwise: none is in both splits."""
+    rng = random.Random(2)
+    texts = [" ".join(rng.choices("abcdefghijklmnop", k=rng.randint(5, 60))) for _ in range(200)]
+    texts += ["!!!", "???"]  # without words
+    written = [text.upper().replace(" ", ",  ") for text in texts]
+    parts = [built(tmp_path, "a", texts, 1), built(tmp_path, "b", written, 2), built(tmp_path, "c", texts[:50], 3)]
+    figures = mix(parts, tmp_path / "m")
+
+    def plain(path: object, split: str) -> dict[str, int]:
+        return {"".join(c for c in d.text.lower() if c not in " ,"): d.bytes for d in read_corpus(path, split)}
+
+    expected = {}
+    splits = {part.name: {split: plain(part.path, split) for split in ("train", "heldout")} for part in parts}
+    every = {text for found in splits.values() for text in found["heldout"]}
+    assert plain(tmp_path / "m", "heldout").keys() == every and not every & plain(tmp_path / "m", "train").keys()
+    for name, found in splits.items():
+        leaks = [bytes_ for text, bytes_ in found["train"].items() if text in every]
+        if leaks:
+            expected[name] = {"documents": len(leaks), "bytes": sum(leaks)}
+    assert figures["held_out_elsewhere"] == expected and set(expected) == {"a", "b", "c"}
+
+
+def test_another_version_of_a_held_out_document_is_known_by_its_id(tmp_path):
+    """The same file built with other steps: lines, pieces and addresses are cut, and what is left is still the document."""
+    rng = random.Random(6)
+    leaks = [" ".join(rng.choices("abcdefghijklmnop", k=20)) for _ in range(60)]
+    words = ["".join(rng.choices("abcdefghijklmnop", k=5)) for _ in range(3000)]
+    texts = [" ".join([*rng.choices(words, k=150), leak, *rng.choices(words, k=150), "mail x@y.org"]) for leak in leaks]
+    (tmp_path / "set.txt").write_text("\n".join(leaks))
+    whole = built(tmp_path, "in", texts, 1)
+    cut = replace(whole, name="cut", path=str(tmp_path / "cut"))
+    build_corpus([str(tmp_path / "in.jsonl")], tmp_path / "cut", heldout=0.3, seed=2,
+                 steps=["personal", f"contamination={tmp_path / 'set.txt'}"])  # fmt: skip
+    unrelated = built(tmp_path, "other", [" ".join(rng.choices(words, k=100)) for _ in range(60)], 3)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "in.jsonl").write_bytes(
+        (tmp_path / "other.jsonl").read_bytes()
+    )  # the same ids, other documents
+    build_corpus([str(tmp_path / "again" / "in.jsonl")], tmp_path / "same-ids", heldout=0.0)
+    same_ids = replace(unrelated, name="same-ids", path=str(tmp_path / "same-ids"))
+    figures = mix([whole, cut, same_ids], tmp_path / "m")
+    train, held = ({(d.source == "same-ids", d.id.partition("/")[2].partition("~")[0].partition("@")[0])
+                    for d in read_corpus(tmp_path / "m", split)} for split in ("train", "heldout"))  # fmt: skip
+    assert not train & held and len(held) > 20
+    assert "same-ids" not in figures["held_out_elsewhere"] and set(figures["held_out_elsewhere"]) == {"in", "cut"}
+
+
+def test_epochs_are_counted_without_what_is_left_out(tmp_path):
+    texts = [f"text number {i} of all" for i in range(100)]
+    parts = [built(tmp_path, "a", texts, 1), built(tmp_path, "b", texts, 2)]
+    mix(parts, tmp_path / "m")
+    used = Counter(d.id.partition("@")[0] for d in read_corpus(tmp_path / "m"))
+    assert max(used.values()) == 2  # no document more often than its epochs
+
+
+def test_conversations_in_other_roles_are_no_leak(tmp_path):
+    rows = [{"messages": [{"role": r, "content": f"the {i}th text"}, {"role": "assistant", "content": "yes"}]}
+            for i in range(40) for r in ("user", "system")]  # fmt: skip
+    figures = mix([built(tmp_path, "a", rows[::2], 1), built(tmp_path, "b", rows[1::2], 2)], tmp_path / "m")
+    assert figures["held_out_elsewhere"] == {}
+
+
+def test_nothing_left_of_a_part_and_wrong_sizes_are_refused(tmp_path):
+    whole = built(tmp_path, "a", [f"text {i}" for i in range(30)], 1)
+    held = [d.text for d in read_corpus(whole.path, "heldout")]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in held))
+    build_corpus([str(tmp_path / "b.jsonl")], tmp_path / "b", heldout=0.0)
+    with pytest.raises(DataError, match="part 'b' of the mixture has nothing to train on"):
+        mix([whole, Part(name="b", path=str(tmp_path / "b"), weight=1)], tmp_path / "m")
+    with pytest.raises(ConfigError, match="-5 given"):
+        mix([whole], tmp_path / "m", size=-5)
+    assert not list(tmp_path.glob("m*"))
+
+
+def test_ids_are_unique_whatever_the_source_gives(tmp_path, monkeypatch):
+    """The same id on many rows, and ids that look like renamed ones or like a further epoch's."""
+    monkeypatch.setattr("luban.corpus.unique.BATCH", 3)
+    rows = [
+        {"id": i, "text": f"text {n}"} for n, i in enumerate(["x", "x", "x#2", "x", "x@2", "y", "x", "x@2", 7, 7, "7"])
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figures = build_corpus([str(tmp_path / "in.jsonl")], tmp_path / "c", heldout=0.0)
+    ids = [d.id for d in read_corpus(tmp_path / "c")]
+    assert len(set(ids)) == len(ids) == 11 and figures["counts"]["repeated_ids_renamed"] == 7
+    assert [i.partition("#")[2] for i in ids[:4]] == ["x", "x#2", "x#2#2", "x#3"]
+    mix([Part(name="p", path=str(tmp_path / "c"), weight=1, epochs=3)], tmp_path / "m")
+    mixed = [d.id for d in read_corpus(tmp_path / "m")]
+    assert len(set(mixed)) == len(mixed) == 33

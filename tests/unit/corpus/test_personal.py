@@ -32,6 +32,61 @@ def test_scrubbing(text, expected):
     assert scrub(expected, Tally()) == expected
 
 
+@pytest.mark.parametrize("text, expected", [
+    ("请联系ab.cd@example.com咨询", "请联系someone@example.com咨询"),
+    ("お問い合わせはab@x.co.jpまで、주소ab@x.kr으로", "お問い合わせはsomeone@example.comまで、주소someone@example.com으로"),
+    ("อีเมลab@x.comครับ कृपयाab@x.comपर العنوانab@x.comهنا", "อีเมลsomeone@example.comครับ कृपयाsomeone@example.comपर العنوانsomeone@example.comهنا"),
+    ("邮箱ab＠example.com。", "邮箱someone@example.com。"),
+    ("地址为8.8.8.8端口80", "地址为192.0.2.1端口80"),
+    ("请ping 8.8.8.8，服务器是8.8.4.4，サーバーは8.8.8.8です", "请ping 192.0.2.1，服务器是192.0.2.1，サーバーは192.0.2.1です"),
+    ("版本8.2.4.44，第8.2.4.44节", "版本8.2.4.44，第8.2.4.44节"),
+    ("第1章 203.119.1.1端口，内网192.168.1.1端口", "第1章 192.0.2.1端口，内网192.168.1.1端口"),
+])  # fmt: skip
+def test_scripts_without_spaces_end_an_address(text, expected):
+    assert scrub(text, Tally()) == expected
+
+
+@pytest.mark.parametrize("text", [
+    "clone git@github.com:user/repo.git or ssh://git@gitlab.com/x", "remote git@github.com: is down",
+    "scp joe@host.org:/srv/data joe@host.org:~/x", "![icon@2x.png](img/icon-60@3x.PNG)", "lodash@4.17.21.tgz and vue@3.prod.js",
+])  # fmt: skip
+def test_remotes_and_file_names_are_no_addresses(text):
+    assert scrub(text, Tally()) == text
+
+
+@pytest.mark.parametrize("address", ["müller@bücher.de", "mu\u0308ller@x.de", "почта@пример.рф", "o.k+a%b@x.xn--p1ai"])
+def test_letters_outside_ascii_belong_to_an_address(address):
+    assert scrub(f"so {address}, yes ..{address}", Tally()) == f"so {EXAMPLE_EMAIL}, yes ..{EXAMPLE_EMAIL}"
+
+
+@pytest.mark.parametrize(
+    "before, after", [("请联系", "咨询"), ("は", "まで"), ("주소", "으로"), ("<", ">"), ("：", "。"), ("โ", "ค")]
+)
+def test_an_address_is_found_between_any_neighbours(before, after):
+    """Nothing but the address is taken, whatever letters of another script touch it."""
+    rng = random.Random()
+    for _ in range(100):
+        local = rng.choice(string.ascii_letters) + "".join(
+            rng.choices(string.ascii_letters + string.digits + "._+-", k=rng.randint(0, 12))
+        )
+        name = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 9)))
+        text = f"{before}{local}@{name}.{rng.choice(['com', 'org', 'co.uk', 'edu.cn'])}{after}"
+        assert scrub(text, Tally()) == (f"{before}{EXAMPLE_EMAIL}{after}" if local.lower() != "git" else text), text
+
+
+def test_tool_calls_are_scrubbed_too():
+    call = {"id": "c1", "type": "function", "function": {"name": "mail", "arguments": '{"to": "a@b.org"}'}}
+    messages = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "sent to a@b.org"},
+    ]
+    tally = Tally()
+    [found] = personal([Document(id="a", text="", source="s", messages=messages)], tally)
+    assert found.messages[0]["tool_calls"][0]["function"]["arguments"] == '{"to": "someone@example.com"}'
+    assert found.messages[1] == {"role": "tool", "content": "sent to someone@example.com"}
+    assert messages[0]["tool_calls"] == [call] and tally.counts == {"emails_replaced": 2}
+
+
 def test_conversations_are_scrubbed_and_everything_is_counted():
     messages = [{"role": "user", "content": "I am a@b.org"}, {"role": "assistant", "content": "You are at 8.8.8.8"}]
     tally = Tally()

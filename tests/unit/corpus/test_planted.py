@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+from word_patterns import WORD
 
 from luban.core.errors import ConfigError, DataError
 from luban.corpus.build import build_corpus
@@ -19,7 +20,6 @@ from luban.corpus.steps.contamination import GRAM, SHORTEST, WINDOW
 from luban.corpus.steps.language import Language, identify
 from luban.corpus.steps.unicode import repair
 from luban.corpus.tally import Tally
-from luban.corpus.words import WORD
 
 RNG = random.Random(11)
 WORDS = ["".join(RNG.choices("abcdefghijklmnopqrstuvwxyz", k=RNG.randint(3, 9))) for _ in range(4000)]
@@ -185,6 +185,19 @@ def test_unknown_policies_are_refused():
         make_step("chinese")
 
 
+def test_spaces_around_names_of_steps_do_not_matter(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "one two"}\n' * 2)
+    configs = []
+    for number, steps in enumerate(
+        (["exact", "language=en+de", "minhash"], [" exact", "language = en+de ", "\tminhash"])
+    ):
+        figures = build_corpus([str(tmp_path / "in.jsonl")], tmp_path / str(number), heldout=0.0, steps=steps[::2])
+        configs.append(
+            [json.loads((tmp_path / str(number) / "manifest.json").read_text())["config"], figures["waterfall"]]
+        )
+    assert configs[0] == configs[1] and make_step(" language = en + de ").wanted == {"en", "de"}
+
+
 SENTENCES = {
     "en": "The committee will publish its findings about the water supply before the end of the year.",
     "de": "Der Ausschuss wird seine Ergebnisse über die Wasserversorgung vor Ende des Jahres veröffentlichen.",
@@ -205,6 +218,17 @@ def test_languages_are_told_apart_and_filtered():
     assert tally.dropped["language: de"]["documents"] == 1
     (unknown,) = make_step("language")([Document(id="n", text="12 34 --- 56", source="s")], tally)
     assert unknown.lang is None
+
+
+@pytest.mark.parametrize("wanted, kept", [
+    ("en", {"en", "EN", "en-US", "en_GB", "eng", " en "}), ("EN+zh-Hans", {"en", "EN", "en-US", "en_GB", "eng", " en ", "zh", "zh_Hans"}),
+    ("en-US", {"en", "EN", "en-US", "eng", " en "}), ("zho", {"zh", "zh_Hans", "zh-Hant-TW"}), ("no", {"nb"}), ("he", {"heb", "iw"}), ("ka", {"kat_Geor"}),
+])  # fmt: skip
+def test_a_language_is_the_same_however_it_is_written(wanted, kept):
+    codes = ["en", "EN", "en-US", "en_GB", "eng", " en ", "enm", "zh", "zh_Hans", "zh-Hant-TW", "de", "nb", "heb", "iw",
+             "kat_Geor", "c", "python"]  # fmt: skip
+    documents = [Document(id=code, text="x", source="s", lang=code) for code in codes]
+    assert {d.lang for d in make_step(f"language={wanted}")(documents, Tally())} == kept
 
 
 SPEECHES = [  # short, with names in capitals, which mislead a single model

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from word_patterns import TOKEN, WORD
 
 from luban.corpus import words as module
-from luban.corpus.words import TOKEN, WORD, lowered, tokens, words
+from luban.corpus.words import lowered, tokens, words
 
 TEXTS = (
     st.text()
-    | st.text(st.sampled_from("abAB01_ \n.,'é你好のカ한İΣσß😀\x1c\x85\u3000・"))
+    | st.text(st.sampled_from("abAB01_ \n.,'é你好のカ한İΣσß😀\x1c\x85\u3000・हिन्दीका\u0301\u3099\ufe0f"))
     | st.text(st.characters(max_codepoint=127))
 )
 
@@ -42,6 +43,30 @@ def test_a_hash_is_the_words_alone_wherever_it_stands(monkeypatch):
         for word, value in zip(WORD.findall(text), found.hashes.tolist(), strict=True):
             assert seen.setdefault(word, value) == value
     assert len(set(seen.values())) == len(seen) > 500
+
+
+def test_vowel_signs_belong_to_their_word():
+    """कि and की, กา and กี differ in a combining mark alone; an accent written as a mark is part of its word, too."""
+    text = "हिन्दी में किताब की कीमत, ที่นี่ กา cafe\u0301 か\u3099く ❤\ufe0f"
+    found = words(text)
+    assert [text[s:e] for s, e in zip(found.starts, found.ends, strict=True)] == [
+        "हिन्दी", "में", "किताब", "की", "कीमत", "ที่นี่", "กา", "cafe\u0301", "か\u3099", "く"]  # fmt: skip
+    for one, other in (("कि", "की"), ("กา", "กี"), ("か", "か\u3099"), ("cafe", "cafe\u0301")):
+        assert words(one).hashes.tolist() != words(other).hashes.tolist()
+
+
+@pytest.mark.parametrize("chunk", [4, 7])
+def test_marks_stay_with_their_word_where_a_piece_ends(monkeypatch, chunk):
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    module._powers.cache_clear()
+    rng = random.Random()
+    for _ in range(300):
+        text = "".join(rng.choices("ab िी\u3099か.", k=rng.randint(0, 30)))
+        found = words(text)
+        whole = [match.span() for match in WORD.finditer(text)]
+        if max((e - s for s, e in whole), default=0) < chunk:
+            assert list(zip(found.starts.tolist(), found.ends.tolist(), strict=True)) == whole, text
+    module._powers.cache_clear()
 
 
 def test_many_short_words_have_different_hashes():

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from luban.data.batch import PLACES, Batch
+from luban.data.batch import STARTS_MULTIPLE, Batch
 
 
 def batch_of(documents: np.ndarray) -> Batch:
@@ -29,21 +29,22 @@ def test_starts_are_those_of_a_loop(share):
     documents = drawn(random.randint(1, 6), random.randint(1, 300), share)
     rows, slots = documents.shape
     found = [[t for t in range(slots) if t == 0 or row[t] != row[t - 1]] for row in documents.tolist()]
-    starts = batch_of(documents).starts()
+    starts = batch_of(documents).document_starts()
     assert starts.dtype == np.int32 and starts.shape[0] == rows
     for row, wanted in zip(starts.tolist(), found, strict=True):
         assert row == wanted + [slots] * (len(row) - len(wanted))
     places, most = starts.shape[1], max(map(len, found))
-    assert most <= places < most + PLACES and places % PLACES == 0  # the smallest that will do
+    assert most <= places < most + STARTS_MULTIPLE and places % STARTS_MULTIPLE == 0  # the smallest that will do
 
 
 def test_padding_behind_a_document_is_a_run_of_its_own():
     documents = np.array([[0, 0, 1, -1, -1], [0, 0, 0, 0, 0], [-1] * 5], dtype=np.int32)
-    assert [sorted(set(row)) for row in batch_of(documents).starts().tolist()] == [[0, 2, 3, 5], [0, 5], [0, 5]]
+    assert [sorted(set(row)) for row in batch_of(documents).document_starts().tolist()] == [[0, 2, 3, 5], [0, 5], [0, 5]]
 
 
-def test_a_loss_gets_them_last_and_rows_first():
+def test_a_loss_gets_every_array_by_name_rows_first():
     batch = batch_of(drawn(4, 50, 0.1))
-    *others, starts = batch.arrays()
-    assert all(one is other for one, other in zip(others, batch.by_token(), strict=True))
-    assert np.array_equal(starts, batch.starts()) and len(starts) == 4
+    arrays = batch.arrays()
+    assert all(arrays[name] is value for name, value in vars(batch).items())
+    assert set(arrays) == {*vars(batch), "document_starts"} and all(len(array) == 4 for array in arrays.values())
+    assert np.array_equal(arrays["document_starts"], batch.document_starts())

@@ -92,7 +92,7 @@ def test_an_epoch_has_every_target_once(lengths, seq_len, masked, packing):
         if i not in begins and (shards.mask is None or shards.mask[i])
     )  # fmt: skip
     assert Counter(batch.targets[batch.loss_mask].tolist()) == expected
-    assert batch.tokens_trained == sum(expected.values())
+    assert batch.target_count == sum(expected.values())
     assert not batch.loss_mask[batch.documents < 0].any()
 
 

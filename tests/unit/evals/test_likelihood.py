@@ -9,6 +9,7 @@ import torch
 
 from luban.evals.compression import compressors
 from luban.evals.likelihood import Window, negative_log_likelihood, windows
+from luban.nn.lm_head import LMHead
 
 
 def test_windows_count_every_scored_token_exactly_once():
@@ -28,20 +29,21 @@ def test_windows_count_every_scored_token_exactly_once():
 
 
 class Bigram(torch.nn.Module):
-    """Logits of a table: the likelihood of a window can be written down."""
+    """Hidden states are one-hot tokens, the head a table: the likelihood of a window can be written down."""
 
     def __init__(self, size):
         super().__init__()
-        self.table = torch.nn.Parameter(torch.randn(size, size))
+        self.head = LMHead(size, size, bias=False)
+        torch.nn.init.normal_(self.head.weight)
 
-    def forward(self, tokens, mask=None):
-        return self.table[tokens]
+    def forward(self, tokens, mask=None, *, output):
+        return torch.nn.functional.one_hot(tokens, self.head.in_features).float()
 
 
 def test_likelihood_equals_a_direct_sum_whatever_the_batching():
     size = 11
     model = Bigram(size)
-    logs = torch.log_softmax(model.table.detach().double(), -1)
+    logs = torch.log_softmax(model.head.weight.detach().double().t(), -1)
     cut = []
     for _ in range(23):
         ids = [random.randrange(size) for _ in range(random.randint(2, 30))]

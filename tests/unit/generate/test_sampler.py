@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from luban.core.errors import ConfigError
-from luban.generate.sampler import sample, uniform
+from luban.generate.sampler import penalise, sample, uniform
 from luban.generate.sampling import Sampling
+
+
+def one(logits, sampling, draw) -> int:
+    return sample(logits[None], [sampling], [draw]).item()
 
 
 def by_hand(logits: list[float], s: Sampling) -> dict[int, float]:
@@ -36,8 +40,9 @@ def test_distribution_equals_the_plain_one(_):
     s = Sampling(temperature=rng.choice([0.5, 1, 1.7]), top_k=rng.choice([0, 1, 4, 100]),
                  top_p=rng.choice([1, 0.9, 0.3, 1e-9]), min_p=rng.choice([0, 0.1, 1]))  # fmt: skip
     expected, count, draws = by_hand(logits, s), {}, 400
-    for i in range(draws):  # the quantiles (i + ½)/draws: frequencies within one draw of the probabilities
-        token = sample(torch.tensor(logits, dtype=torch.float64), s, (i + 0.5) / draws)
+    quantiles = [(i + 0.5) / draws for i in range(draws)]  # frequencies within one draw of the probabilities
+    rows = torch.tensor(logits, dtype=torch.float64).expand(draws, -1)
+    for token in sample(rows, [s] * draws, quantiles).tolist():
         count[token] = count.get(token, 0) + 1
     assert set(count) <= set(expected), seed
     for token, p in expected.items():
@@ -46,10 +51,10 @@ def test_distribution_equals_the_plain_one(_):
 
 def test_the_ends_of_the_unit_interval():
     logits = torch.tensor([0.0, 5.0, 1.0])
-    assert sample(logits, Sampling(), 0.0) == 1
-    assert sample(logits, Sampling(), 1 - 2**-53) == 0
-    assert sample(logits, Sampling(top_k=2), 1 - 2**-53) == 2
-    assert sample(logits, Sampling(temperature=0), 0.999) == 1
+    assert one(logits, Sampling(), 0.0) == 1
+    assert one(logits, Sampling(), 1 - 2**-53) == 0
+    assert one(logits, Sampling(top_k=2), 1 - 2**-53) == 2
+    assert one(logits, Sampling(temperature=0), 0.999) == 1
 
 
 def test_uniform_is_a_pure_function_and_uniform():
@@ -67,3 +72,24 @@ def test_uniform_is_a_pure_function_and_uniform():
 def test_refuses_by_field(field, value):
     with pytest.raises(ConfigError, match=field):
         Sampling(**{field: value})
+
+
+def test_a_row_does_not_depend_on_the_others():
+    """Rows with settings of their own in one batch equal each row alone, greedy ones among them."""
+    rng = random.Random(random.randrange(2**32))
+    settings = [Sampling(temperature=rng.choice([0, 0.7, 1.3]), top_k=rng.choice([0, 1, 5]), top_p=rng.choice([1, 0.6]),
+                         min_p=rng.choice([0, 0.2])) for _ in range(40)]  # fmt: skip
+    logits, draws = torch.randn(40, 23), [rng.random() for _ in range(40)]
+    alone = [one(row, s, u) for row, s, u in zip(logits, settings, draws, strict=True)]
+    assert sample(logits, settings, draws).tolist() == alone
+
+
+def test_penalties_touch_what_each_row_has_seen():
+    logits = torch.randn(3, 7)
+    got = penalise(logits, [[1, 1, 4], [0], [2, 3]], [2.0, 1.0, 0.5])
+    expected = logits.clone()
+    for row, tokens, penalty in ((0, (1, 4), 2.0), (2, (2, 3), 0.5)):
+        for token in tokens:
+            value = logits[row, token]
+            expected[row, token] = value / penalty if value > 0 else value * penalty
+    torch.testing.assert_close(got, expected)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from luban import ModelSpec, build_model
+from luban import build_model
 from luban.core.errors import UnsupportedError
 from luban.generate.session import Session
 from luban.models.encoder import EncoderBody
-from luban.models.head import Value
+from luban.models.head.rows import Value
 from luban.models.recurrent import RecurrentBody
+from luban.models.spec import changed, uniform
 
-TINY = ModelSpec(vocab_size=20, width=16, layers=1)
+TINY = uniform(vocab_size=20, width=16, layers=1)
 
 
 @pytest.mark.parametrize(
     ("spec", "reason"),
-    [(replace(TINY, body=EncoderBody()), "this model has body encoder and head language_model"),
-     (replace(TINY, body=RecurrentBody()), "this model has body recurrent"),
-     (replace(TINY, head=Value()), "this model has body decoder and head value")],
+    [(changed(TINY, body=EncoderBody()), "this model has body encoder and head language_model"),
+     (uniform(vocab_size=20, width=16, body=RecurrentBody()), "this model has body recurrent"),
+     (changed(TINY, head=Value()), "this model has body decoder and head value")],
 )  # fmt: skip
 def test_other_models_are_refused_by_name(spec, reason):
     with pytest.raises(UnsupportedError, match=f"generating text needs a decoder with a language_model head; {reason}"):

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from counted import Products
 from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
 
-from luban.nn.feedforward import SwiGLU
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.base import LayerShape
 
 triton = pytest.importorskip("triton", reason="triton is Linux-only")
 DTYPES = [torch.float32, *([torch.bfloat16] if ON_GPU else [])]
@@ -43,13 +44,13 @@ def agree(ours, plain, inputs, dtype):
 @pytest.mark.parametrize(("rows", "inner"), [(3, 40), (17, 2048 + 5)])
 def test_swiglu_product(dtype, rows, inner):
     from luban.kernels.reference import swiglu as reference
-    from luban.kernels.swiglu import LeanProduct, swiglu
+    from luban.kernels.swiglu import swiglu, swiglu_linear
 
     def plain(gate_up, weight):
         return reference.swiglu(gate_up) @ weight.t()
 
     inputs = torch.randn(rows, 2 * inner, device=DEVICE), torch.randn(24, inner, device=DEVICE)
-    agree(LeanProduct.apply, plain, inputs, dtype)
+    agree(swiglu_linear, plain, inputs, dtype)
     agree(lambda gate_up, weight: swiglu(gate_up) @ weight.t(), plain, inputs, dtype)
 
 
@@ -86,15 +87,15 @@ def test_swiglu_rounded_by_rows_is_the_plain_one_rounded(dtype, rows, inner):
 
 @here
 def test_swiglu_between_products_in_8_bits():
-    from luban.nn.float8 import float8_linear, float8_swiglu
+    from luban.nn.float8 import FLOAT8
 
     dtype = torch.bfloat16 if ON_GPU else torch.float32
     x, weight, down, do = (torch.randn(*s, device=DEVICE).to(dtype) * k for s, k in
                            (((32, 64), 1), ((96, 64), 0.2), ((64, 48), 0.2), ((32, 64), 1)))  # fmt: skip
 
     def one_by_one(x, weight, down):
-        gate, up = float8_linear(x, weight).chunk(2, -1)
-        return float8_linear(F.silu(gate) * up, down)
+        gate, up = FLOAT8.linear(x, weight).chunk(2, -1)
+        return FLOAT8.linear(F.silu(gate) * up, down)
 
     def exact(x, weight, down):
         gate, up = (x @ weight.t()).chunk(2, -1)
@@ -102,7 +103,7 @@ def test_swiglu_between_products_in_8_bits():
 
     found = []
     for function in (
-        float8_swiglu,
+        FLOAT8.swiglu,
         one_by_one,
         exact,
     ):
@@ -117,7 +118,7 @@ def test_swiglu_between_products_in_8_bits():
 @here
 @pytest.mark.parametrize("wanted", [(0,), (0, 2), (0, 1), (1, 2), (0, 1, 2)])
 def test_what_is_frozen_costs_no_product_in_8_bits(wanted):
-    from luban.nn.float8 import float8_swiglu
+    from luban.nn.float8 import FLOAT8
 
     dtype, shapes = torch.bfloat16 if ON_GPU else torch.float32, ((32, 64), (96, 64), (64, 48))
     values, dy = (
@@ -127,7 +128,7 @@ def test_what_is_frozen_costs_no_product_in_8_bits(wanted):
     results = []
     for some in (wanted, (0, 1, 2)):
         leaves = [x.detach().requires_grad_(i in some) for i, x in enumerate(values)]
-        out = float8_swiglu(*leaves)
+        out = FLOAT8.swiglu(*leaves)
         with Products() as products:
             gradients = torch.autograd.grad(out, [leaves[i] for i in some], dy.to(dtype))
         assert products.count == 1 + len(some)  # one on the way to the inner activation
@@ -136,7 +137,7 @@ def test_what_is_frozen_costs_no_product_in_8_bits(wanted):
 
 
 @here
-@pytest.mark.parametrize("kernels", ["swiglu", "lean", "gated", "fp8"])
+@pytest.mark.parametrize("kernels", ["swiglu", "gated", "fp8"])
 @pytest.mark.parametrize("frozen", [(), ("up",), ("gate", "up"), ("down",), ("gate", "up", "down")])
 def test_a_gated_network_by_every_kernel(kernels, frozen, monkeypatch):
     """Against the plain one; gate and up must not be mistaken for each other."""
@@ -145,7 +146,9 @@ def test_a_gated_network_by_every_kernel(kernels, frozen, monkeypatch):
     from luban.nn.float8 import use_float8
 
     dtype = torch.bfloat16 if ON_GPU else torch.float32
-    module = SwiGLU(width=48).build(32).to(DEVICE, dtype)
+    module = SwiGLU(width=48).build(LayerShape(32, 0, 1, True)).to(DEVICE, dtype)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
     for name in frozen:
         getattr(module, name).weight.requires_grad_(False)
     plain, calls = copy.deepcopy(module), []
@@ -157,7 +160,6 @@ def test_a_gated_network_by_every_kernel(kernels, frozen, monkeypatch):
 
     monkeypatch.setattr(gated, "gated_products", by_pairs)
     monkeypatch.setattr(gated, "serves", lambda *_: kernels == "gated")
-    module.keeps_inner = kernels != "lean"
     if kernels == "fp8":
         use_float8(module)
     x, do = (torch.randn(2, 16, 32, device=DEVICE, dtype=dtype) for _ in range(2))
@@ -179,7 +181,7 @@ def test_a_gated_network_by_every_kernel(kernels, frozen, monkeypatch):
 
 @here
 def test_a_frozen_weight_behind_swiglu_costs_no_product():
-    from luban.kernels.swiglu import LeanProduct
+    from luban.kernels.swiglu import swiglu_linear
 
     values, dy, results = (
         (torch.randn(5, 96, device=DEVICE), torch.randn(24, 48, device=DEVICE)),
@@ -188,7 +190,7 @@ def test_a_frozen_weight_behind_swiglu_costs_no_product():
     )
     for frozen in (True, False):
         gate_up, weight = values[0].detach().requires_grad_(), values[1].detach().requires_grad_(not frozen)
-        out = LeanProduct.apply(gate_up, weight)
+        out = swiglu_linear(gate_up, weight)
         with Products() as products:
             out.backward(dy.to(DEVICE))
         assert products.count == (1 if frozen else 2)
@@ -201,15 +203,15 @@ def test_a_frozen_weight_behind_swiglu_costs_no_product():
 @pytest.mark.parametrize("own_positions", [False, True])
 def test_packed_rotation(dtype, own_positions):
     from luban.kernels.reference import rotary as reference
-    from luban.kernels.rotary import rotate_packed
-    from luban.nn.position.rope import Rope, rotary_tables
+    from luban.kernels.rotary import apply_rotary_qkv
+    from luban.nn.position.rope import Rope, rotary_cos_sin
 
     B, T, K, D = 2, 7, random.choice([1, 2, 3]), random.choice([8, 16])
     H = K * random.choice([1, 4, 5])
     positions = torch.randint(0, 900, (B if own_positions else 1, T), device=DEVICE)
-    cos, sin = rotary_tables(Rope(), positions, D)
+    cos, sin = rotary_cos_sin(Rope(), positions, D)
 
-    agree(lambda packed: rotate_packed(packed, cos, sin, H, K),
+    agree(lambda packed: apply_rotary_qkv(packed, cos, sin, H, K),
           lambda packed: reference.rotate_packed(packed, cos, sin, H, K),
           [torch.randn(B, T, (H + 2 * K) * D, device=DEVICE)], dtype)  # fmt: skip
 
@@ -218,24 +220,28 @@ def test_packed_rotation(dtype, own_positions):
 @pytest.mark.parametrize("block", ["pre", "post", "parallel"])
 @pytest.mark.parametrize("precision", ["plain", "compiled"] if ON_GPU else ["plain"])
 def test_a_decoder_trains_the_same_with_and_without_the_kernels(block, precision, monkeypatch):
-    from luban.core.config import from_dict
+    from luban.models.arrangement.base import Arrangement
     from luban.models.build import build_model
-    from luban.models.spec import ModelSpec
+    from luban.models.spec import uniform
     from luban.nn import linear
+    from luban.nn.feedforward import gated
+    from luban.nn.mixer import grouped
     from luban.objectives.causal import Causal
-    from luban.train.compile import loss_function
+    from luban.parallel.compile import compiled_loss
 
-    spec = from_dict(ModelSpec, {"vocab_size": 97, "width": 64, "layers": 2, "block": {"type": block},
-                                 "attention": {"type": "grouped", "heads": 4, "kv_heads": 2},
-                                 "feedforward": {"type": "swiglu", "width": 96}})  # fmt: skip
+    spec = uniform(vocab_size=97, width=64, layers=2, arrangement=Arrangement.registry[block](),
+                   mixer=grouped.Grouped(heads=4, kv_heads=2), feedforward=SwiGLU(width=96))  # fmt: skip
     tokens = torch.randint(0, 97, (2, 13), device=DEVICE)
-    arrays = tokens[:, :-1], tokens[:, 1:], torch.rand(2, 12, device=DEVICE) < 0.8
+    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_mask": torch.rand(2, 12, device=DEVICE) < 0.8,
+             "documents": None, "positions": None}  # fmt: skip
     found = []
     for fused in (True, False):
         module = build_model(spec, device=torch.device(DEVICE), seed=3)
         if not fused:
-            monkeypatch.setattr(linear, "triton_runs", lambda *tensors: False)
-        loss = loss_function(module, Causal(), compiled=precision == "compiled", regions=True)(*arrays)
+            for place in (linear, gated, grouped):
+                monkeypatch.setattr(place, "trains_fused", lambda x: False)
+        loss = Causal().loss(module)
+        loss = (compiled_loss(loss, regions=True) if precision == "compiled" else loss)(batch).sum
         loss.backward()
         found.append((loss.detach(), {name: p.grad for name, p in module.named_parameters()}))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4 if ON_GPU else 1e-5, atol=0)

@@ -9,7 +9,7 @@ import torch
 
 from luban.core.errors import ConfigError, UnsupportedError
 from luban.kernels import available, dispatch
-from luban.kernels.dispatch import Case, explain, fastest, pick, using
+from luban.kernels.dispatch import Case, check_kernel, explain, fastest, pick
 
 HOPPER, AMPERE, TURING = (9, 0), (8, 0), (7, 5)
 TABLE = [  # what differs from plain causal training in bf16 with heads of 128 on an H100, and what then runs
@@ -81,15 +81,14 @@ def test_packed_documents_run_on_flash_attention_4_where_it_can_serve_them(monke
         for changes in ({"capability": AMPERE}, {"bias": "alibi"}, {"width": 96}):
             assert pick(case(**({"kind": "packed", "width": width} | changes))) == "luban"
     assert pick(case(kind="packed", dtype=torch.float32)) == "torch"
-    crowded = case(kind="packed", crowded=True)
+    crowded = case(kind="packed", too_many_documents=True)
     assert pick(crowded) == "luban" and "(many packed documents, bf16" in explain(crowded)
-    with dispatch.using("flash4"):  # by name it is had all the same
-        assert pick(crowded) == "flash4"
+    assert pick(crowded, "flash4") == "flash4"  # by name it is had all the same
     assert "not cuDNN: it serves plain causal rows and rows without" in explain(case(kind="packed"))
     refused = dispatch.refusal("flash4", case(kind="intervals"))
     assert refused == "it serves plain causal rows, lists of packed documents and rows without a mask alone"
-    with using("flash2"), pytest.raises(UnsupportedError, match=r"\(packed documents, bf16, heads of 128\)"):
-        pick(case(kind="packed"))
+    with pytest.raises(UnsupportedError, match=r"\(packed documents, bf16, heads of 128\)"):
+        pick(case(kind="packed"), "flash2")
 
 
 def test_block_sparse_layouts_are_for_our_kernel_and_whole_rows():
@@ -149,21 +148,19 @@ def test_the_fastest_of_those_that_can_is_the_fastest_by_the_table(monkeypatch):
 
 
 def test_wishes_are_granted_or_refused_with_the_reason(monkeypatch):
-    with using("flash2"):
-        assert pick(case()) == "flash2"
-        with using("torch"):
-            assert pick(case(bias="alibi")) == "torch"
-        with pytest.raises(UnsupportedError, match=r"FlashAttention-2 can't compute this attention \(causal, alibi bias, bf16, "
-                                                   r"heads of 128\): it adds no bias"):  # fmt: skip
-            pick(case(bias="alibi"))
+    assert pick(case(), "flash2") == "flash2" and pick(case(bias="alibi"), "torch") == "torch"
+    with pytest.raises(UnsupportedError, match=r"FlashAttention-2 can't compute this attention \(causal, alibi bias, bf16, "
+                                               r"heads of 128\): it adds no bias"):  # fmt: skip
+        pick(case(bias="alibi"), "flash2")
     monkeypatch.setenv("LUBAN_ATTENTION", "cudnn")
     assert pick(case()) == "cudnn"
     with pytest.raises(UnsupportedError, match="bf16 and fp16 alone"):
         pick(case(dtype=torch.float32))
-    with pytest.raises(ConfigError, match="did you mean 'cudnn'"), using("cudn"):
-        pass
-    with using("flash4"), pytest.raises(UnsupportedError, match=r"luban\[flash\]"):
-        pick(case())
+    assert pick(case(), "flash2") == "flash2"  # a name in the code comes before the environment's
+    with pytest.raises(ConfigError, match="did you mean 'cudnn'"):
+        check_kernel("cudn")
+    with pytest.raises(UnsupportedError, match=r"luban\[flash\]"):
+        pick(case(), "flash4")
 
 
 def test_a_fallback_warns_once_and_names_the_reason(monkeypatch):

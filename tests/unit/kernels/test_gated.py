@@ -15,11 +15,12 @@ from torch.library import opcheck
 from luban.kernels import available, gated
 from luban.kernels.reference.swiglu import swiglu_of_pairs
 from luban.models.build import build_model
-from luban.models.spec import ModelSpec
-from luban.nn import feedforward
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import SwiGLU
-from luban.train.recompute import recompute_blocks
+from luban.models.spec import uniform
+from luban.nn.feedforward import gated as network
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
+from luban.parallel.compile import blocks_of
+from luban.parallel.remat import remat_policy
 
 N, E, INNER, OUT = 7, 16, 48, 32
 
@@ -106,10 +107,10 @@ def test_the_operators_are_what_they_say_they_are(quack):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize(("recompute", "times"), [("none", 1), ("cheap", 1), ("blocks", 2)])
-def test_recomputation_makes_the_products_again_only_where_it_should(quack, monkeypatch, recompute, times, compiled):
+@pytest.mark.parametrize(("remat", "times"), [("none", 1), ("selective", 1), ("full", 2)])
+def test_rematerialisation_repeats_the_matmuls_only_where_it_should(quack, monkeypatch, remat, times, compiled):
     torch._dynamo.reset()
-    spec = ModelSpec(vocab_size=31, width=32, layers=2, attention=Grouped(heads=2), feedforward=SwiGLU(width=48))
+    spec = uniform(vocab_size=31, width=32, layers=2, mixer=Grouped(heads=2), feedforward=SwiGLU(width=48))
     model, calls, tokens = build_model(spec, seed=random.randrange(1000)), [], torch.randint(0, 31, (2, 24))
     monkeypatch.setattr(
         quack[0], "gemm_gated", lambda A, B, **options: (calls.append(A.shape), gemm_gated(A, B, **options))[1]
@@ -120,11 +121,12 @@ def test_recomputation_makes_the_products_again_only_where_it_should(quack, monk
         return [loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
 
     right = gradients()
-    monkeypatch.setattr(feedforward, "trains_fused", lambda x: True)
+    monkeypatch.setattr(network, "trains_fused", lambda x: True)
     monkeypatch.setattr(gated, "serves", torch.compiler.assume_constant_result(lambda *_: True))
-    recompute_blocks(list(model.blocks), recompute)
-    for block in model.blocks if compiled else ():
-        block.compile(dynamic=False, fullgraph=True, backend="aot_eager")
+    for block in blocks_of(model):
+        block.use_remat(remat_policy(remat))
+        if compiled:
+            block.compile(dynamic=False, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(gradients(), right, rtol=1e-4, atol=1e-6)
     assert calls == [(48, 32)] * 2 * times
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from types import ModuleType
 
@@ -17,14 +18,15 @@ from torch.library import opcheck
 
 from luban.data.batch import Batch
 from luban.kernels import flash4 as kernel
-from luban.kernels.visible import Visible
+from luban.kernels.attention_mask import AttentionMask
 from luban.models.build import build_model
-from luban.models.spec import ModelSpec
-from luban.nn.attention import mask
-from luban.nn.attention.grouped import Grouped
-from luban.nn.attention.product import attend
-from luban.nn.feedforward import SwiGLU
-from luban.train.recompute import recompute_blocks
+from luban.models.spec import uniform
+from luban.nn.attention import prepared_mask
+from luban.nn.attention.attend import attention
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
+from luban.parallel.compile import blocks_of
+from luban.parallel.remat import remat_policy
 
 CPU = torch.device("cpu")
 
@@ -104,7 +106,7 @@ def flash4(monkeypatch):
     def choice(device, dtype, width, kind, *_):
         return "flash4" if kind == "packed" else "torch"
 
-    monkeypatch.setattr(mask, "choice", torch.compiler.assume_constant_result(choice))
+    monkeypatch.setattr(prepared_mask, "choice", torch.compiler.assume_constant_result(choice))
     return stand_in
 
 
@@ -117,12 +119,12 @@ def rows_of(rows: int, slots: int, share: float) -> tuple[torch.Tensor, torch.Te
     batch = Batch(
         tokens=documents, targets=documents, loss_mask=documents >= 0, documents=documents, positions=documents
     )
-    return torch.from_numpy(documents), torch.from_numpy(batch.starts())
+    return torch.from_numpy(documents), torch.from_numpy(batch.document_starts())
 
 
-def seen(documents: torch.Tensor, **options) -> Visible:
+def seen(documents: torch.Tensor, **options) -> AttentionMask:
     T = documents.shape[1]
-    return Visible(queries=T, keys=T, causal=True, device=documents.device, documents=documents, **options)
+    return AttentionMask(queries=T, keys=T, causal=True, device=documents.device, documents=documents, **options)
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 5])
@@ -139,9 +141,9 @@ def test_outputs_and_gradients_are_those_of_a_mask_written_out(flash4, H, K, pie
         out = []
         parts = zip(joined.chunk(pieces), documents.chunk(pieces), starts.chunk(pieces), strict=True)
         for x, numbers, begins in parts:
-            made = mask.scores(seen(numbers, starts=begins if listed else None), width=D, dtype=x.dtype)
-            assert made.path == ("flash4" if listed else "torch")
-            out.append(attend(*(y.transpose(1, 2) for y in x.split([H, K, K], 2)), made, scale))
+            made = prepared_mask.prepare(seen(numbers, document_starts=begins if listed else None), head_dim=D, dtype=x.dtype)
+            assert made.kernel == ("flash4" if listed else "torch")
+            out.append(attention(*(y.transpose(1, 2) for y in x.split([H, K, K], 2)), made, scale))
         out = torch.cat(out)
         return out, torch.autograd.grad(out, joined, do)[0]
 
@@ -154,7 +156,7 @@ def test_the_operators_are_what_they_say_they_are(flash4):
     """Shapes, dtypes and gradients as a compiler is told, for rows one after another and for (B, T, H, D)."""
     documents, starts = rows_of(3, 24, 0.1)
     q, k, v = (torch.randn(3, 24, heads, 4, requires_grad=True) for heads in (4, 2, 2))
-    edges = seen(documents, starts=starts).edges()
+    edges = seen(documents, document_starts=starts).cu_seqlens()
     for operands, options in (((q, k, v), (None, None)), ([x.flatten(0, 1) for x in (q, k, v)], (edges, 24))):
         leaves = [x.detach().requires_grad_() for x in operands]
         opcheck(kernel.flash4_forward, (*leaves, *options, True, 0.3))
@@ -176,7 +178,7 @@ def test_whole_rows_go_through_the_same_operators(flash4):
 
 def test_edges_are_the_starts_of_all_rows_and_the_end():
     documents, starts = rows_of(3, 40, 0.1)
-    edges, flat = seen(documents, starts=starts).edges(), documents.flatten()
+    edges, flat = seen(documents, document_starts=starts).cu_seqlens(), documents.flatten()
     assert edges.dtype == torch.int32 and len(edges) == starts.numel() + 1 and edges[-1] == 120
     begins = [t for t in range(120) if t % 40 == 0 or flat[t] != flat[t - 1]]
     assert sorted(set(edges.tolist())) == [*begins, 120] and edges.tolist() == sorted(edges.tolist())
@@ -185,28 +187,31 @@ def test_edges_are_the_starts_of_all_rows_and_the_end():
 def test_what_counts_as_packed():
     documents, starts = torch.zeros(2, 4096, dtype=torch.int32), torch.full((2, 64), 4096, dtype=torch.int32)
     some = torch.zeros(2, 4096, dtype=torch.bool)
-    assert seen(documents, starts=starts).kind == "packed"
+    assert seen(documents, document_starts=starts).kind == "packed"
     for options in (
-        {"starts": None},
+        {"document_starts": None},
         {"window": 5},
-        {"real": ~some},
+        {"token_mask": ~some},
         {"prefix": some},
     ):
-        assert seen(documents, **({"starts": starts} | options)).kind == "intervals"
-    assert not seen(documents, starts=starts).crowded and seen(documents, starts=starts.repeat(1, 2)).crowded
-    few, many = (seen(documents[:, :100], starts=starts[:, :places]) for places in (16, 32))
-    assert few.kind == many.kind == "packed" and not few.crowded  # few places are always worth walking
-    assert many.crowded and not seen(documents).crowded
-    assert Visible(queries=9, keys=9, causal=True, device=CPU, starts=starts).kind == "causal"
-    both_ways = Visible(queries=4096, keys=4096, causal=False, device=CPU, documents=documents, starts=starts)
+        assert seen(documents, **({"document_starts": starts} | options)).kind == "intervals"
+    assert not seen(documents, document_starts=starts).too_many_documents
+    assert seen(documents, document_starts=starts.repeat(1, 2)).too_many_documents
+    few, many = (seen(documents[:, :100], document_starts=starts[:, :places]) for places in (16, 32))
+    assert few.kind == many.kind == "packed" and not few.too_many_documents  # few places are always worth walking
+    assert many.too_many_documents and not seen(documents).too_many_documents
+    assert AttentionMask(queries=9, keys=9, causal=True, device=CPU, document_starts=starts).kind == "causal"
+    both_ways = AttentionMask(queries=4096, keys=4096, causal=False, device=CPU, documents=documents,
+                              document_starts=starts)  # fmt: skip
     assert both_ways.kind == "intervals"
 
 
 def tiny(windowed: bool = False) -> torch.nn.Module:
-    attention = (
-        Grouped(heads=4, kv_heads=2, window=7, windowed=(False, True)) if windowed else Grouped(heads=4, kv_heads=2)
-    )
-    spec = ModelSpec(vocab_size=41, width=32, layers=2, context=64, attention=attention, feedforward=SwiGLU(width=40))
+    spec = uniform(vocab_size=41, width=32, layers=2, context=64, mixer=Grouped(heads=4, kv_heads=2),
+                   feedforward=SwiGLU(width=40))  # fmt: skip
+    if windowed:
+        first, second = spec.layers
+        spec = replace(spec, layers=(first, replace(second, mixer=replace(second.mixer, window=7))))
     return build_model(spec, seed=random.randrange(1000))
 
 
@@ -217,7 +222,7 @@ def test_a_decoder_gives_the_same_with_and_without_starts(flash4, windowed):
     tokens, real = torch.randint(0, 41, (4, 60)), documents >= 0
     results = []
     for listed in (starts, None):
-        loss = model(tokens, documents=documents, starts=listed).log_softmax(-1)[..., 3][real].sum()
+        loss = model(tokens, documents=documents, document_starts=listed).log_softmax(-1)[..., 3][real].sum()
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
     assert flash4.calls == 2 * (1 if windowed else 2)
@@ -231,20 +236,20 @@ def test_one_graph_serves_all_documents(flash4):
         documents, starts = rows_of(3, 64, share)
         starts = F.pad(starts, (0, 16 - starts.shape[1]), value=64)
         tokens = torch.randint(0, 41, documents.shape)
-        found = [run(tokens, documents=documents, starts=starts) for run in (compiled, model)]
+        found = [run(tokens, documents=documents, document_starts=starts) for run in (compiled, model)]
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
         grads = [torch.autograd.grad(x.square().sum(), list(model.parameters())) for x in found]
         torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
     assert counter.frame_count == 1 and flash4.calls
 
 
-@pytest.mark.parametrize("recompute", ["none", "cheap", "blocks"])
-def test_compiled_blocks_serve_any_number_of_documents(flash4, recompute):
+@pytest.mark.parametrize("remat", ["none", "selective", "full"])
+def test_compiled_blocks_serve_any_number_of_documents(flash4, remat):
     torch._dynamo.reset()
     model, counter = tiny(), CompileCounterWithBackend("aot_eager")
     plain = copy.deepcopy(model)
-    recompute_blocks(list(model.blocks), recompute)
-    for block in model.blocks:
+    for block in blocks_of(model):
+        block.use_remat(remat_policy(remat))
         block.compile(dynamic=False, fullgraph=True, backend=counter)
     tokens = torch.randint(0, 41, (2, 2048))
     for places in (16, 32):
@@ -253,9 +258,9 @@ def test_compiled_blocks_serve_any_number_of_documents(flash4, recompute):
         gradients, calls = [], []
         for each in (model, plain):
             flash4.calls = 0
-            loss = each(tokens, documents=documents, starts=starts, output="hidden").square().mean()
+            loss = each(tokens, documents=documents, document_starts=starts, output="hidden").square().mean()
             gradients.append(torch.autograd.grad(loss, list(each.parameters()), allow_unused=True))
             calls.append(flash4.calls)
         torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
-        assert calls == [6 if recompute == "blocks" else 4, 4]
+        assert calls == [6 if remat == "full" else 4, 4]
     assert counter.frame_count == 1

@@ -15,11 +15,13 @@ import luban
 from luban.core.artifact import ArtifactWriter, Manifest, Parent, as_parent, incomplete_path, open_artifact
 from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError
 from luban.load.export import import_model
-from luban.models.block.post import PostNorm
+from luban.models.arrangement.post import PostNorm
 from luban.models.encoder_decoder import EncoderDecoderBody
-from luban.models.head import Classes, LanguageModel
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import GELU
+from luban.models.head.language_model import LanguageModel
+from luban.models.head.rows import Classes
+from luban.models.spec import changed, uniform
+from luban.nn.feedforward.plain import GELU
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm
 from luban.nn.position.learned import Learned
 from luban.tokenizer.tokenizer import Tokenizer
@@ -49,7 +51,7 @@ def test_a_checkpoint_and_its_precisions(checkpoint):
     assert set(m.stop_ids) == {1, 6}  # end of text, end of turn
     stored = load_file(checkpoint / "model.safetensors")
     assert all(torch.equal(p, stored[name]) for name, p in m.module.named_parameters())
-    assert luban.load_model(checkpoint, dtype="bfloat16").module.embedding.weight.dtype == torch.bfloat16
+    assert luban.load_model(checkpoint, dtype="bfloat16").module.decoder.embedding.tokens.weight.dtype == torch.bfloat16
 
 
 def make_run(tmp_path, checkpoint, *, finished=True, figures=None):
@@ -243,9 +245,9 @@ def test_sources_of_an_encoder_decoder_keep_their_end_token(checkpoint, tmp_path
     (files / "tokenizer_config.json").write_text(json.dumps(settings))  # else theirs takes BART's own
     with ArtifactWriter(checkpoint / "tokenizer", kind="tokenizer") as art:
         shutil.copytree(files, art.path, dirs_exist_ok=True)
-    bart = {"position": Learned(offset=2), "norm": LayerNorm(), "embedding_norm": LayerNorm(), "block": PostNorm(),
-            "attention": Grouped(heads=4, qkv_bias=True, output_bias=True), "feedforward": GELU(width=48, bias=True)}  # fmt: skip
-    spec = luban.ModelSpec(vocab_size=272, width=32, layers=2, context=64, tied_head=True, head=LanguageModel(bias=True),
+    bart = {"position": Learned(offset=2), "norm": LayerNorm(), "embedding_norm": LayerNorm(), "arrangement": PostNorm(),
+            "mixer": Grouped(heads=4, qkv_bias=True, output_bias=True), "feedforward": GELU(width=48, bias=True)}  # fmt: skip
+    spec = uniform(vocab_size=272, width=32, layers=2, context=64, tied_head=True, head=LanguageModel(bias=True),
                            body=EncoderDecoderBody(decoder_start=1), **bart)  # fmt: skip
     m = luban.load_model(checkpoint)
     m = replace(m, spec=spec, module=luban.build_model(spec))
@@ -315,7 +317,7 @@ def test_directories_of_other_shapes_say_what_is_there(foreign):
 
 def test_names_of_classes_survive_import_and_export(checkpoint, tmp_path):
     m = luban.load_model(checkpoint)
-    spec = replace(m.spec, head=Classes(count=3, pooling="last", dense=False, bias=False))
+    spec = changed(m.spec, head=Classes(count=3, pooling="last", dense=False, bias=False))
     luban.export_model(replace(m, spec=spec, module=luban.build_model(spec)), tmp_path / "plain")
     config = json.loads((tmp_path / "plain/config.json").read_text())
     names = {"0": "bad", "1": "so so", "2": "good"}

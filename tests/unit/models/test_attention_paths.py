@@ -6,22 +6,24 @@ The kernel runs under Triton's interpreter, in a process of its own, since the s
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from interpreter import HERE, INTERPRETED, run_interpreted
 
 from luban.core.errors import UnsupportedError
-from luban.kernels import dispatch
 from luban.models.build import build_model
 from luban.models.encoder import EncoderBody
-from luban.models.spec import ModelSpec
-from luban.nn import feedforward, linear
-from luban.nn.attention import grouped
-from luban.nn.attention.grouped import Grouped
-from luban.nn.attention.layout import GlobalRandom, Strided
-from luban.nn.feedforward import SwiGLU
-from luban.nn.position.family import Position
+from luban.models.spec import uniform
+from luban.nn import linear
+from luban.nn.attention.backend import AttentionBackend
+from luban.nn.feedforward import gated
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer import grouped
+from luban.nn.mixer.grouped import Grouped
+from luban.nn.mixer.layout import GlobalRandom, Strided
+from luban.nn.position.base import Position
 from luban.nn.position.logn import LogN
 from luban.nn.position.randomised import Randomised
 
@@ -40,6 +42,7 @@ METHODS = [
     "kerple_log",
     "t5",
 ]
+LUBAN = AttentionBackend("luban")
 CASES = ["causal", "window", "documents", "prefix", "left padding", "right padding", "documents with prefixes"]
 
 
@@ -52,7 +55,7 @@ def test_under_the_interpreter(chosen):
 @pytest.fixture(autouse=True)
 def attention_alone(monkeypatch):
     """The other kernels have tests of their own, and the interpreter is slow."""
-    for module in (grouped, feedforward, linear):
+    for module in (grouped, gated, linear):
         monkeypatch.setattr(module, "trains_fused", lambda x: False)
 
 
@@ -60,8 +63,8 @@ def make(method="rope", window=None, layout=None, **fields):
     position = method if isinstance(method, Position) else Position.registry.get(method)()
     if isinstance(position, LogN):
         position = LogN(trained=4)
-    spec = ModelSpec(vocab_size=31, width=32, layers=1, context=40, position=position,
-                     attention=Grouped(heads=2, kv_heads=1, window=window, layout=layout), feedforward=SwiGLU(width=16), **fields)  # fmt: skip
+    spec = uniform(vocab_size=31, width=32, layers=1, context=40, position=position,
+                     mixer=Grouped(heads=2, kv_heads=1, window=window, layout=layout), feedforward=SwiGLU(width=16), **fields)  # fmt: skip
     model = build_model(spec, seed=random.randrange(1000))
     with torch.no_grad():
         for p in model.parameters():
@@ -90,8 +93,7 @@ def case_of(name, B, T):
 def compare(model, tokens, kwargs, real):
     results = []
     for path in ("torch", "luban"):
-        with dispatch.using(path):
-            out = model(tokens, **kwargs)
+        out = model(tokens, attention=AttentionBackend(path), **kwargs)
         loss = (out.log_softmax(-1)[..., 7] * torch.linspace(-1, 1, out[..., 7].numel()).view_as(out[..., 7]))[
             real
         ].sum()
@@ -143,14 +145,13 @@ def test_block_sparse_models_agree(layout, case):
 @here
 def test_layouts_made_in_generation_serve_training_and_left_padding_is_nan():
     model, tokens = make("rope", layout=Strided(block=16, window=0, stride=2)), torch.randint(0, 31, (2, 40))
-    with dispatch.using("luban"):
-        with torch.inference_mode():
-            model(tokens)
-        model(tokens).sum().backward()
-        real = torch.ones(2, 40, dtype=torch.bool)
-        real[1, 0] = False
-        out = model(tokens, mask=real)
-        assert out[1].isnan().all() and not out[0].isnan().any()
+    with torch.inference_mode():
+        model(tokens, attention=LUBAN)
+    model(tokens, attention=LUBAN).sum().backward()
+    real = torch.ones(2, 40, dtype=torch.bool)
+    real[1, 0] = False
+    out = model(tokens, mask=real, attention=LUBAN)
+    assert out[1].isnan().all() and not out[0].isnan().any()
 
 
 @here
@@ -158,36 +159,58 @@ def test_layouts_made_in_generation_serve_training_and_left_padding_is_nan():
 def test_one_graph_holds_the_kernel(case):
     model = make("kerple_log", layout=GlobalRandom(block=16, window=0, random=1) if case == "block-sparse" else None)
     tokens, kwargs = torch.randint(0, 31, (2, 24)), case_of(case, 2, 24)[0]
-    with dispatch.using("luban"):
-        want = model(tokens, **kwargs)
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        got = compiled(tokens, **kwargs)
-        parameters = [model.position.raw1, model.blocks[0].attention.q.weight]
-        for a, b in zip(*(torch.autograd.grad(x.square().sum(), parameters) for x in (want, got)), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    want = model(tokens, attention=LUBAN, **kwargs)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    got = compiled(tokens, attention=LUBAN, **kwargs)
+    parameters = [model.decoder.position.raw1, model.decoder.blocks["0"].mixer.qkv.q.weight]
+    for a, b in zip(*(torch.autograd.grad(x.square().sum(), parameters) for x in (want, got)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(want, got, rtol=1e-5, atol=1e-5)
 
 
 @here
 def test_what_intervals_cannot_say_is_nan_not_wrong():
     tokens = torch.randint(0, 31, (2, 12))
-    with dispatch.using("luban"):
-        holes = torch.ones(2, 12, dtype=torch.bool)
-        holes[1, 5] = False
-        out = make("rope")(tokens, mask=holes)
-        assert not out[0].isnan().any() and out[1].isnan().all()
-        apart = torch.zeros(2, 12, dtype=torch.long)
-        apart[0, 3:6] = 1
-        out = make("rope")(tokens, segments=apart)
-        assert out[0].isnan().all() and not out[1].isnan().any()
-        assert make("alibi")(tokens, positions=2 * torch.arange(12)[None]).isnan().all()
+    holes = torch.ones(2, 12, dtype=torch.bool)
+    holes[1, 5] = False
+    out = make("rope")(tokens, mask=holes, attention=LUBAN)
+    assert not out[0].isnan().any() and out[1].isnan().all()
+    apart = torch.zeros(2, 12, dtype=torch.long)
+    apart[0, 3:6] = 1
+    out = make("rope")(tokens, segments=apart, attention=LUBAN)
+    assert out[0].isnan().all() and not out[1].isnan().any()
+    assert make("alibi")(tokens, positions=2 * torch.arange(12)[None], attention=LUBAN).isnan().all()
 
 
 @here
 def test_what_the_kernel_cannot_serve_is_refused_by_name():
     tokens = torch.randint(0, 31, (2, 12))
-    with dispatch.using("luban"):
-        with pytest.raises(UnsupportedError, match="of the distance between slots"):
-            make(Randomised(inner=Position.registry.get("alibi")(), longest=50))(tokens)
-        with pytest.raises(UnsupportedError, match="one interval of keys"):
-            make("rope", window=3)(tokens, segments=torch.arange(12).expand(2, -1).ge(4).long())
+    with pytest.raises(UnsupportedError, match="of the distance between slots"):
+        make(Randomised(inner=Position.registry.get("alibi")(), longest=50))(tokens, attention=LUBAN)
+    with pytest.raises(UnsupportedError, match="one interval of keys"):
+        make("rope", window=3)(tokens, segments=torch.arange(12).expand(2, -1).ge(4).long(), attention=LUBAN)
+
+
+class Watched(AttentionBackend):
+    """Notes the kernel of every attention."""
+
+    def __init__(self, kernel):
+        super().__init__(kernel)
+        self.used = set()
+
+    def attend(self, q, k, v, mask, cache, scale):
+        self.used.add(mask.kernel)
+        return super().attend(q, k, v, mask, cache, scale)
+
+
+@here
+def test_two_forwards_each_with_its_own_kernel():
+    """Interleaved in one thread and at once in two: the kernel is the backend's, not the process's."""
+    model, tokens = make("rope"), torch.randint(0, 31, (2, 12))
+    backends = [Watched("torch"), Watched("luban")] * 4
+    interleaved = [model(tokens, attention=backend) for backend in backends]
+    with ThreadPoolExecutor(2) as pool:
+        at_once = list(pool.map(lambda backend: model(tokens, attention=backend), backends))
+    for other in (*interleaved[1:], *at_once):
+        torch.testing.assert_close(interleaved[0], other, rtol=1e-4, atol=1e-4)
+    assert [backend.used for backend in backends[:2]] == [{"torch"}, {"luban"}]

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
-from luban import ModelSpec, build_model
+from luban import build_model
 from luban.core.errors import DataError
 from luban.generate.cache import ContextError, ContiguousCache
-from luban.models.block.chatglm import NormedResidual
-from luban.models.block.deepnorm import DeepNorm
-from luban.models.block.parallel import Parallel
-from luban.models.block.post import PostNorm
-from luban.models.block.sandwich import SandwichNorm
-from luban.models.decoder import count_positions
-from luban.nn.attention.grouped import Grouped
-from luban.nn.attention.mask import Frame, Scores
-from luban.nn.feedforward import GEGLU, GELU, ReLU, SwiGLU, TanhGELU
+from luban.models.arrangement.chatglm import NormedResidual
+from luban.models.arrangement.deepnorm import DeepNorm
+from luban.models.arrangement.parallel import Parallel
+from luban.models.arrangement.post import PostNorm
+from luban.models.arrangement.sandwich import SandwichNorm
+from luban.models.build import state_of
+from luban.models.layer import LayerSpec
+from luban.models.spec import uniform
+from luban.models.stack import count_positions
+from luban.nn.attention.backend import AttentionBackend
+from luban.nn.attention.prepared_mask import PreparedMask
+from luban.nn.context import LayerContext
+from luban.nn.feedforward.gated import GEGLU, SwiGLU
+from luban.nn.feedforward.plain import GELU, ReLU, TanhGELU
 from luban.nn.init import NormalInit, XavierInit
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.alibi import Alibi
 from luban.nn.position.kerple import KerpleLog, KerplePower
@@ -34,35 +41,40 @@ from luban.nn.position.t5 import RelativeBias
 from luban.nn.position.two_dimensional import Rope2D
 from luban.nn.position.xpos import XPos
 
+ALTERNATING = (LayerSpec(mixer=Grouped(heads=3), feedforward=SwiGLU(width=20)),
+               LayerSpec(mixer=Grouped(heads=3, window=4), feedforward=GEGLU(width=12)))  # fmt: skip
 PARTS = {
     "kerple-power": {"position": KerplePower()},
-    "kerple-log": {"position": KerpleLog(), "attention": Grouped(heads=6, kv_heads=2)},
+    "kerple-log": {"position": KerpleLog(), "mixer": Grouped(heads=6, kv_heads=2)},
     "t5": {"position": RelativeBias(buckets=8, max_distance=20)},
     "xpos": {"position": XPos(span=30.0)},
     "log-n": {"position": LogN(inner=Alibi(), trained=4)},
     "yarn": {"position": Rope(scaling=YaRN(factor=3.0, original=12), base=100.0)},
-    "post": {"block": PostNorm(), "embedding_norm": LayerNorm()},
-    "parallel": {"block": Parallel(norms=2)},
-    "sandwich": {"block": SandwichNorm()},
-    "deepnorm": {"block": DeepNorm(), "norm": LayerNorm()},
-    "chatglm": {"block": NormedResidual(), "norm": LayerNorm()},
-    "alternating": {"attention": Grouped(heads=3, window=4, windowed=(False, True))},
-    "parallel-shared": {"block": Parallel(norms=1), "position": Rope2D()},
+    "post": {"arrangement": PostNorm(), "embedding_norm": LayerNorm()},
+    "parallel": {"arrangement": Parallel(norms=2)},
+    "sandwich": {"arrangement": SandwichNorm()},
+    "deepnorm": {"arrangement": DeepNorm(), "norm": LayerNorm()},
+    "chatglm": {"arrangement": NormedResidual(), "norm": LayerNorm()},
+    "alternating": {"layers": ALTERNATING},
+    "parallel-shared": {"arrangement": Parallel(norms=1), "position": Rope2D()},
     "llama": {},
-    "window": {"attention": Grouped(heads=4, kv_heads=1, window=3)},
-    "qk-norm": {"attention": Grouped(heads=2, kv_heads=2, qk_norm=RMSNorm(), qkv_bias=True, output_bias=True)},
+    "window": {"mixer": Grouped(heads=4, kv_heads=1, window=3)},
+    "qk-norm": {"mixer": Grouped(heads=2, kv_heads=2, qk_norm=RMSNorm(), qkv_bias=True, output_bias=True)},
     "learned": {"position": Learned(), "norm": LayerNorm(), "feedforward": TanhGELU(width=20, bias=True)},
     "sinusoidal": {"position": Sinusoidal(), "norm": LayerNorm(bias=False), "feedforward": ReLU(width=20)},
-    "alibi": {"position": Alibi(), "attention": Grouped(heads=6, kv_heads=3)},
+    "alibi": {"position": Alibi(), "mixer": Grouped(heads=6, kv_heads=3)},
     "none": {"position": NoPosition(), "feedforward": GEGLU(width=12), "tied_head": True},
     "partial-rope": {"position": Rope(width=4, pairing="interleaved", base=50.0), "feedforward": GELU(width=9)},
 }
 
 
 def make(**changes) -> torch.nn.Module:
-    base = {"vocab_size": 53, "width": 24, "layers": 2, "context": 40, "attention": Grouped(heads=3, kv_heads=1),
+    base = {"vocab_size": 53, "width": 24, "layers": 2, "context": 40, "mixer": Grouped(heads=3, kv_heads=1),
             "feedforward": SwiGLU(width=20), "init": NormalInit(std=0.3)}  # fmt: skip
-    return build_model(ModelSpec(**{**base, **changes}), dtype="float64", seed=int(torch.randint(0, 1000, ())))
+    layers = changes.pop("layers", 2)
+    spec = uniform(**{**base, **changes, "layers": layers if isinstance(layers, int) else len(layers)})
+    spec = spec if isinstance(layers, int) else replace(spec, layers=layers)
+    return build_model(spec, dtype="float64", seed=int(torch.randint(0, 1000, ())))
 
 
 @pytest.fixture(params=PARTS, ids=PARTS)
@@ -72,16 +84,16 @@ def model(request):
 
 def by_hand(model, tokens, groups):
     """One row (T,) in plain loops over heads and places: `groups` names each token's document."""
-    spec, (heads, keys) = model.spec, (model.spec.attention.heads, model.spec.attention.key_heads())
-    size = spec.attention.head_width(spec.width)
-    x = model.embedding.weight[tokens]
+    spec, (heads, keys) = model.spec, (model.spec.layers[0].mixer.heads, model.spec.layers[0].mixer.key_heads())
+    size = spec.layers[0].mixer.head_width(spec.width)
+    x = model.decoder.embedding.tokens.weight[tokens]
     place, places = {}, []
     for group in groups:
         places.append(place.setdefault(group, 0))
         place[group] += 1
 
     def rms(v, weight):
-        return v / torch.sqrt((v * v).mean(-1, keepdim=True) + spec.norm.eps) * weight
+        return v / torch.sqrt((v * v).mean(-1, keepdim=True) + spec.last.norm.eps) * weight
 
     def turn(v, p):
         out = v.clone()
@@ -92,9 +104,9 @@ def by_hand(model, tokens, groups):
             out[i + size // 2] = b * math.cos(angle) + a * math.sin(angle)
         return out
 
-    for block in model.blocks:
-        h = rms(x, block.attention_norm.weight)
-        q, k, v = (h @ p.weight.T for p in (block.attention.q, block.attention.k, block.attention.v))
+    for block in model.decoder.blocks.values():
+        h = rms(x, block.mixer_norm.weight)
+        q, k, v = (h @ p.weight.T for p in (block.mixer.qkv.q, block.mixer.qkv.k, block.mixer.qkv.v))
         mixed = torch.zeros_like(q)
         for head in range(heads):
             mine, theirs = slice(head * size, (head + 1) * size), head // (heads // keys)
@@ -104,12 +116,12 @@ def by_hand(model, tokens, groups):
                 scores = torch.stack([turn(q[t, mine], places[t]) @ turn(k[s, other], places[s]) for s in seen])
                 weights = torch.softmax(scores / math.sqrt(size), 0)
                 mixed[t, mine] = sum(w * v[s, other] for w, s in zip(weights, seen, strict=True))
-        x = x + mixed @ block.attention.output.weight.T
+        x = x + mixed @ block.mixer.output.weight.T
         h = rms(x, block.feedforward_norm.weight)
         f = block.feedforward
         gate = h @ f.gate.weight.T
         x = x + (gate * torch.sigmoid(gate) * (h @ f.up.weight.T)) @ f.down.weight.T
-    return rms(x, model.norm.weight) @ model.readout.weight.T
+    return rms(x, model.decoder.norm.weight) @ model.head.weight.T
 
 
 def test_packed_documents_equal_a_plain_computation():
@@ -135,45 +147,46 @@ def test_windows_hold_for_the_layers_that_have_them():
     tokens = torch.randint(0, 53, (1, 12))
     changed = tokens.clone()
     changed[0, 0] = (tokens[0, 0] + 1) % 53
-    for windowed, reach in (((True, True), 7), ((False, True), 12), ((True, False), 12)):
-        model = make(attention=Grouped(heads=3, window=4, windowed=windowed))
+    dense, banded = (LayerSpec(mixer=Grouped(heads=3, window=w), feedforward=SwiGLU(width=20)) for w in (None, 4))
+    for layers, reach in (((banded, banded), 7), ((dense, banded), 12), ((banded, dense), 12)):
+        model = make(layers=layers)
         moved = (model(tokens) != model(changed)).any(-1)[0]
         assert moved[:reach].all() and not moved[reach:].any()
 
 
 ARRANGEMENTS = {  # what one layer does to its input, from the papers' formulas
-    PostNorm(): lambda b, x, a, n: b.feedforward_norm((y := b.attention_norm(x + a(x))) + b.feedforward(y)),
+    PostNorm(): lambda b, x, a, n: b.feedforward_norm((y := b.mixer_norm(x + a(x))) + b.feedforward(y)),
     DeepNorm(): lambda b, x, a, n: b.feedforward_norm(
-        (2 * n) ** 0.25 * (y := b.attention_norm((2 * n) ** 0.25 * x + a(x))) + b.feedforward(y)),
-    SandwichNorm(): lambda b, x, a, n: (y := x + b.attention_output_norm(a(b.attention_norm(x))))
+        (2 * n) ** 0.25 * (y := b.mixer_norm((2 * n) ** 0.25 * x + a(x))) + b.feedforward(y)),
+    SandwichNorm(): lambda b, x, a, n: (y := x + b.mixer_output_norm(a(b.mixer_norm(x))))
     + b.feedforward_output_norm(b.feedforward(b.feedforward_norm(y))),
     NormedResidual(): lambda b, x, a, n: (2 * n) ** 0.5 * (
-        y := b.feedforward_norm((2 * n) ** 0.5 * b.attention_norm(x) + a(b.attention_norm(x)))) + b.feedforward(y),
-    Parallel(norms=1): lambda b, x, a, n: x + a(b.attention_norm(x)) + b.feedforward(b.attention_norm(x)),
-    Parallel(norms=2): lambda b, x, a, n: x + a(b.attention_norm(x)) + b.feedforward(b.feedforward_norm(x)),
+        y := b.feedforward_norm((2 * n) ** 0.5 * b.mixer_norm(x) + a(b.mixer_norm(x)))) + b.feedforward(y),
+    Parallel(norms=1): lambda b, x, a, n: x + a(b.mixer_norm(x)) + b.feedforward(b.mixer_norm(x)),
+    Parallel(norms=2): lambda b, x, a, n: x + a(b.mixer_norm(x)) + b.feedforward(b.feedforward_norm(x)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("block", ARRANGEMENTS, ids=repr)
 def test_arrangements_follow_their_formulas(block):
-    model = make(block=block, layers=3, position=NoPosition())
-    for p in model.blocks[1].parameters():
+    model = make(arrangement=block, layers=3, position=NoPosition())
+    for p in model.decoder.blocks["1"].parameters():
         torch.nn.init.normal_(p, std=0.5)
-    x, part = torch.randn(2, 6, 24, dtype=torch.float64), model.blocks[1]
-    frame = Frame(Scores(causal=True), tables=None, cache=None)
+    x, part = torch.randn(2, 6, 24, dtype=torch.float64), model.decoder.blocks["1"]
+    ctx = LayerContext(AttentionBackend(), PreparedMask(causal=True), None, None, None)
 
     def attention(y):
-        return part.attention(y, frame, model.position, 1)
+        return part.mixer(y, ctx)
 
-    torch.testing.assert_close(part(x, frame, model.position, 1), ARRANGEMENTS[block](part, x, attention, 3))
+    torch.testing.assert_close(part(x, ctx), ARRANGEMENTS[block](part, x, attention, 3))
 
 
 def test_deepnorm_begins_smaller_by_its_gain():
-    block = make(block=DeepNorm(), layers=2, init=XavierInit(scale_residual=False), width=192,
-                 attention=Grouped(heads=4), feedforward=SwiGLU(width=192)).blocks[0]  # fmt: skip
+    block = make(arrangement=DeepNorm(), layers=2, init=XavierInit(scale_residual=False), width=192,
+                 mixer=Grouped(heads=4), feedforward=SwiGLU(width=192)).decoder.blocks["0"]  # fmt: skip
     xavier = (2 / (192 + 192)) ** 0.5
-    assert block.attention.q.weight.std().item() == pytest.approx(xavier, rel=0.03)
-    for layer in (block.attention.v, block.attention.output, block.feedforward.up, block.feedforward.down):
+    assert block.mixer.qkv.q.weight.std().item() == pytest.approx(xavier, rel=0.03)
+    for layer in (block.mixer.qkv.v, block.mixer.output, block.feedforward.up, block.feedforward.down):
         assert layer.weight.std().item() == pytest.approx(xavier * 16**-0.25, rel=0.03)
 
 
@@ -189,10 +202,7 @@ def test_a_change_in_one_document_moves_no_other(model):
 
 
 def new_cache(model, batch):
-    attention, spec = model.spec.attention, model.spec
-    return ContiguousCache(layers=spec.layers, key_heads=attention.key_heads(), batch=batch, context=spec.context,
-                           head_dim=attention.head_width(spec.width), device=torch.device("cpu"),
-                           dtype=torch.float64)  # fmt: skip
+    return ContiguousCache.of(model, batch)
 
 
 def test_incremental_equals_the_full_pass(model):
@@ -241,7 +251,7 @@ def test_cache_refuses_more_than_the_context():
         model(torch.zeros(1, 1, dtype=torch.long), cache=cache)
 
 
-@pytest.mark.parametrize("parts", [n for n in PARTS if getattr(PARTS[n].get("attention"), "window", None) is None])
+@pytest.mark.parametrize("parts", [name for name in PARTS if name not in ("window", "alternating")])
 def test_a_prefix_continued_with_a_cache_equals_the_full_pass(parts):
     model = make(**PARTS[parts])
     tokens, segments = torch.randint(0, 53, (2, 9)), torch.tensor([[0] * 3 + [1] * 6, [0] * 5 + [1] * 4])
@@ -282,4 +292,7 @@ def test_compiles_without_graph_breaks():
 
 def test_parameters_are_the_only_state(model):
     assert not list(model.buffers())
-    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+    names = {name for name, _ in model.named_parameters()}
+    assert set(state_of(model)) == names
+    shared = {"head.weight"} if model.spec.tied_head else set()
+    assert set(model.state_dict()) == names | shared

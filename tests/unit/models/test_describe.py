@@ -16,19 +16,21 @@ import torch
 from calls import Calls
 from torch.utils.flop_counter import FlopCounterMode
 
-from luban import ModelSpec, build_model, describe
+from luban import build_model, describe
 from luban.core import opgraph
-from luban.kernels.visible import Visible
+from luban.kernels.attention_mask import AttentionMask
 from luban.models import describe as describe_module
-from luban.models.block.parallel import Parallel
-from luban.models.block.post import PostNorm
-from luban.models.block.sandwich import SandwichNorm
+from luban.models.arrangement.parallel import Parallel
+from luban.models.arrangement.post import PostNorm
+from luban.models.arrangement.sandwich import SandwichNorm
 from luban.models.encoder import EncoderBody
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.presets import PRESETS
 from luban.models.recurrent import RecurrentBody
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import GELU, SwiGLU
+from luban.models.spec import changed, uniform
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.feedforward.plain import GELU
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.kerple import KerpleLog
 from luban.nn.position.learned import Learned
@@ -39,20 +41,20 @@ from luban.nn.recurrent.stack import StackRNN
 from luban.nn.recurrent.tape import TapeRNN
 
 SPECS = {
-    "llama": ModelSpec(vocab_size=101, width=48, layers=3, attention=Grouped(heads=6, kv_heads=2)),
-    "gpt": ModelSpec(vocab_size=77, width=40, layers=2, position=Learned(), norm=LayerNorm(), tied_head=True,
-                     attention=Grouped(heads=5, qkv_bias=True, output_bias=True, head_dim=6),
+    "llama": uniform(vocab_size=101, width=48, layers=3, mixer=Grouped(heads=6, kv_heads=2)),
+    "gpt": uniform(vocab_size=77, width=40, layers=2, position=Learned(), norm=LayerNorm(), tied_head=True,
+                     mixer=Grouped(heads=5, qkv_bias=True, output_bias=True, head_dim=6),
                      feedforward=GELU(width=90, bias=True)),
-    "qk-norm": ModelSpec(vocab_size=64, width=32, layers=1, attention=Grouped(heads=4, qk_norm=RMSNorm()),
+    "qk-norm": uniform(vocab_size=64, width=32, layers=1, mixer=Grouped(heads=4, qk_norm=RMSNorm()),
                          feedforward=SwiGLU(width=50)),
-    "post": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3), block=PostNorm(),
+    "post": uniform(vocab_size=31, width=24, layers=2, mixer=Grouped(heads=3), arrangement=PostNorm(),
                       embedding_norm=LayerNorm()),
-    "sandwich": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3), block=SandwichNorm()),
-    "kerple": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3), position=KerpleLog()),
-    "t5": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3), position=LogN(inner=RelativeBias())),
-    "parallel": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3), block=Parallel(norms=1)),
-    "parallel, two norms": ModelSpec(vocab_size=31, width=24, layers=2, attention=Grouped(heads=3),
-                                     block=Parallel(norms=2)),
+    "sandwich": uniform(vocab_size=31, width=24, layers=2, mixer=Grouped(heads=3), arrangement=SandwichNorm()),
+    "kerple": uniform(vocab_size=31, width=24, layers=2, mixer=Grouped(heads=3), position=KerpleLog()),
+    "t5": uniform(vocab_size=31, width=24, layers=2, mixer=Grouped(heads=3), position=LogN(inner=RelativeBias())),
+    "parallel": uniform(vocab_size=31, width=24, layers=2, mixer=Grouped(heads=3), arrangement=Parallel(norms=1)),
+    "parallel, two norms": uniform(vocab_size=31, width=24, layers=2, mixer=Grouped(heads=3),
+                                     arrangement=Parallel(norms=2)),
 }  # fmt: skip
 
 
@@ -69,12 +71,12 @@ def test_flops_equal_torchs_counter(name):
 
 
 BODIES = {
-    "bert": replace(PRESETS["roberta-base"], vocab_size=61, width=24, layers=3, context=40,
-                    attention=Grouped(heads=3), feedforward=GELU(width=50)),
-    "bart": replace(PRESETS["bart-base"], vocab_size=61, width=24, layers=2, context=40,
-                    attention=Grouped(heads=3, kv_heads=1), feedforward=GELU(width=50)),
-    "t5": replace(PRESETS["t5-small"], vocab_size=61, width=24, layers=3, attention=Grouped(heads=4)),
-} | {type(cell).__name__: ModelSpec(vocab_size=31, width=24, layers=2, body=RecurrentBody(cell=cell))
+    "bert": changed(PRESETS["roberta-base"], vocab_size=61, width=24, layers=3, context=40,
+                    mixer=Grouped(heads=3), feedforward=GELU(width=50)),
+    "bart": changed(PRESETS["bart-base"], vocab_size=61, width=24, layers=2, context=40,
+                    mixer=Grouped(heads=3, kv_heads=1), feedforward=GELU(width=50)),
+    "t5": changed(PRESETS["t5-small"], vocab_size=61, width=24, layers=3, mixer=Grouped(heads=4)),
+} | {type(cell).__name__: uniform(vocab_size=31, width=24, body=RecurrentBody(cell=cell))
      for cell in (RNN(), StackRNN(depth=9), TapeRNN(cells=11))}  # fmt: skip
 
 
@@ -94,8 +96,8 @@ def test_parameters_equal_the_modules(name):
     spec = SPECS[name]
     model = build_model(spec, device="meta")
     assert describe(spec, batch=1, seq=1).parameters == spec.parameters == sum(p.numel() for p in model.parameters())
-    layer = describe(spec, batch=1, seq=1).layers()["blocks.0"]
-    assert layer.parameters == sum(p.numel() for p in model.blocks[0].parameters())
+    layer = describe(spec, batch=1, seq=1).layers()["decoder.blocks.0"]
+    assert layer.parameters == sum(p.numel() for p in model.decoder.blocks["0"].parameters())
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_counting_imports_no_torch(module):
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(32, 4), (16, 16)])
 def test_model_flops_are_the_usual_formula(heads, kv_heads):
-    spec = ModelSpec(vocab_size=32_000, width=2048, layers=5, attention=Grouped(heads=heads, kv_heads=kv_heads),
+    spec = uniform(vocab_size=32_000, width=2048, layers=5, mixer=Grouped(heads=heads, kv_heads=kv_heads),
                      feedforward=SwiGLU(width=5632))  # fmt: skip
     graph = describe(spec, batch=3, seq=1024)
     usual = 6 * (spec.parameters - 32_000 * 2048) + 6 * 5 * 2048 * 1024
@@ -176,28 +178,33 @@ def test_model_flops_are_the_usual_formula(heads, kv_heads):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [None, 1, 7, 40, 100])
-def test_seen_share_counts_the_pairs_that_a_mask_leaves(causal, window):
+def test_mask_density_counts_the_pairs_that_a_mask_leaves(causal, window):
     seq = 40
     visible = (
-        Visible(queries=seq, keys=seq, causal=causal, device=torch.device("cpu"), window=window).dense().sum().item()
+        AttentionMask(queries=seq, keys=seq, causal=causal, device=torch.device("cpu"), window=window)
+        .dense()
+        .sum()
+        .item()
     )
     band = min(window or seq, seq)
     # Exact counts have steps at both edges of a band, of which the share cuts the halves off: causal band/2 pairs, both
     # ways 2·(band/2) pairs, less the seq pairs of the diagonal, which both sides hold.
     edges = band / 2 if causal else band - seq
-    assert opgraph.seen_share(seq, window, causal=causal) * seq**2 == pytest.approx(visible - edges)
+    assert opgraph.mask_density(seq, window, causal=causal) * seq**2 == pytest.approx(visible - edges)
 
 
 def test_windows_and_both_kinds_of_attention_count_by_layer():
     shape = {"vocab_size": 50, "width": 32, "feedforward": SwiGLU(width=48)}
     square = 3 * 4 * 2 * 64 * 64 * 32  # training FLOPs of one layer's full square
-    alternate = ModelSpec(layers=4, attention=Grouped(heads=2, window=16, windowed=(True, False)), **shape)
+    dense = uniform(layers=4, mixer=Grouped(heads=2), **shape)
+    banded = replace(dense.layers[0], mixer=Grouped(heads=2, window=16))
+    alternate = replace(dense, layers=(banded, dense.layers[0]) * 2)
     graph = describe(alternate, batch=2, seq=64)
-    products = 3 * sum(op.flops for op in graph.ops if op.kind == "linear")
+    products = 3 * sum(op.flops for op in graph.ops if op.kind in ("linear", "lm_head"))
     assert graph.model_flops - products == pytest.approx(square * 2 * (0.5 + 0.25 * (1 - 0.125)))
-    both = ModelSpec(layers=3, attention=Grouped(heads=2), body=EncoderDecoderBody(encoder_layers=2), **shape)
+    both = uniform(layers=3, encoder_layers=2, mixer=Grouped(heads=2), body=EncoderDecoderBody(), **shape)
     graph = describe(both, batch=2, seq=64)
-    products = 3 * sum(op.flops for op in graph.ops if op.kind == "linear")
+    products = 3 * sum(op.flops for op in graph.ops if op.kind in ("linear", "lm_head"))
     assert graph.model_flops - products == pytest.approx(square * (2 * 1 + 3 * (0.5 + 1)))
-    encoder = describe(ModelSpec(layers=3, attention=Grouped(heads=2), body=EncoderBody(), **shape), batch=2, seq=64)
+    encoder = describe(uniform(layers=3, mixer=Grouped(heads=2), body=EncoderBody(), **shape), batch=2, seq=64)
     assert encoder.model_flops == encoder.training_flops

@@ -12,10 +12,13 @@ from luban import build_model, describe
 from luban.core.errors import ConfigError, DataError
 from luban.models.encoder import EncoderBody
 from luban.models.encoder_presets import ENCODERS
-from luban.models.head import Classes, LanguageModel, Span, TokenClasses, Value
+from luban.models.head.language_model import LanguageModel
+from luban.models.head.rows import Classes, Value
+from luban.models.head.tokens import Span, TokenClasses
 from luban.models.presets import preset
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
+from luban.models.spec import ModelSpec, changed, uniform
+from luban.nn.feedforward.plain import GELU
+from luban.nn.mixer.grouped import Grouped
 
 COUNTS = {  # of the published checkpoints, pretraining heads included
     "bert-base": 110_106_428, "bert-large": 336_226_108, "roberta-base": 124_697_433, "roberta-large": 355_412_057,
@@ -36,7 +39,7 @@ def test_built_models_have_the_parameters_that_arithmetic_says(name):
 @pytest.mark.parametrize("name", ["albert-base", "albert-xxlarge"])
 def test_albert_is_constant_in_depth_and_matches_its_formula(name):
     spec = preset(name)
-    assert replace(spec, layers=3).parameters == spec.parameters
+    assert changed(spec, layers=3).parameters == spec.parameters
     width, table, vocab = spec.width, 128, 30_000
     block = 4 * (width * width + width) + 2 * 4 * width * width + 5 * width + 4 * width
     body = (vocab + 512 + 2 + 2) * table + table * width + width + block
@@ -47,14 +50,14 @@ def test_albert_is_constant_in_depth_and_matches_its_formula(name):
 @pytest.mark.parametrize("name", ["bert-large", "albert-xxlarge", "roberta-base"])
 def test_flops_follow_from_the_layers(name):
     spec = preset(name)
-    one, two = (describe(replace(spec, layers=n), batch=2, seq=128).forward_flops for n in (1, 2))
+    one, two = (describe(changed(spec, layers=n), batch=2, seq=128).forward_flops for n in (1, 2))
     tokens = 2 * 128
     assert two - one == 2 * tokens * (4 * spec.width**2 + 8 * spec.width**2) + 4 * 2 * 128**2 * spec.width
 
 
 def tiny(head, *, body=None) -> ModelSpec:
-    return replace(preset("bert-base"), vocab_size=97, width=24, layers=2, head=head, body=body or preset("bert-base").body,
-                   attention=Grouped(heads=3, qkv_bias=True, output_bias=True), tied_head=False)  # fmt: skip
+    return changed(preset("bert-base"), vocab_size=97, width=24, layers=2, head=head, body=body or preset("bert-base").body,
+                   mixer=Grouped(heads=3, qkv_bias=True, output_bias=True), tied_head=False)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -64,8 +67,8 @@ def tiny(head, *, body=None) -> ModelSpec:
 )  # fmt: skip
 @pytest.mark.parametrize("body", ["encoder", "decoder"])
 def test_heads_give_their_shapes_whatever_the_padding(head, shape, body):
-    spec = tiny(head) if body == "encoder" else ModelSpec(vocab_size=97, width=24, layers=2, head=head,
-                                                          attention=Grouped(heads=3))  # fmt: skip
+    spec = tiny(head) if body == "encoder" else uniform(vocab_size=97, width=24, layers=2, head=head,
+                                                          mixer=Grouped(heads=3))  # fmt: skip
     model = build_model(spec, seed=random.SystemRandom().randrange(2**31))
     assert spec.parameters == sum(p.numel() for p in model.parameters())
     tokens = torch.randint(0, 97, (3, 11))
@@ -93,10 +96,13 @@ def test_a_masked_first_token_changes_what_the_classes_say_but_padding_does_not(
 
 
 def test_what_does_not_go_together_is_refused():
-    with pytest.raises(ConfigError, match="12 layers can't be shared out over 5 groups"):
-        replace(preset("bert-base"), body=EncoderBody(groups=5))
-    with pytest.raises(ConfigError, match="head can't be tied: it reads 24 numbers a token, the embedding table has 8"):
-        build_model(replace(tiny(LanguageModel(), body=EncoderBody(embedding_width=8)), tied_head=True))
+    first = preset("bert-base").layers[0]
+    other = replace(first, feedforward=GELU(width=5), share=0)
+    for layers in ((first, replace(first, share=1)), (first, other), (first, replace(first, share=0), replace(first, share=1))):
+        with pytest.raises(ConfigError, match="that must be an earlier layer with the same parts and parameters of its own"):
+            changed(preset("bert-base"), layers=layers)
+    with pytest.raises(ConfigError, match="head can't be tied: it reads 24 numbers a token, the embedding has 8"):
+        replace(tiny(LanguageModel(), body=EncoderBody(embeddings=8)), tied_head=True)
     model = build_model(tiny(Span(), body=EncoderBody()))
-    with pytest.raises(DataError, match="no segment table"):
+    with pytest.raises(DataError, match="no table of segments"):
         model(torch.zeros(1, 3, dtype=torch.long), segments=torch.zeros(1, 3, dtype=torch.long))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from luban import build_model
 from luban.core.errors import ConfigError, DataError
-from luban.models.block.parallel import Parallel
+from luban.models.arrangement.parallel import Parallel
 from luban.models.encoder_decoder_presets import ENCODER_DECODERS
 from luban.models.presets import preset
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import ReLU
+from luban.models.spec import changed
+from luban.nn.feedforward.plain import ReLU
+from luban.nn.mixer.grouped import Grouped
 
 
 def test_published_parameter_counts():
@@ -40,8 +39,8 @@ def test_built_models_have_the_parameters_that_arithmetic_says(name):
 
 
 def tiny(**changes):
-    small = {"vocab_size": 53, "width": 24, "layers": 2, "attention": Grouped(heads=3), "feedforward": ReLU(width=32)}
-    return replace(preset("transformer-base"), **(small | changes))
+    small = {"vocab_size": 53, "width": 24, "layers": 2, "mixer": Grouped(heads=3), "feedforward": ReLU(width=32)}
+    return changed(preset("transformer-base"), **(small | changes))
 
 
 def test_the_decoder_sees_no_later_target_and_all_of_the_source():
@@ -59,10 +58,10 @@ def test_the_decoder_sees_no_later_target_and_all_of_the_source():
 
 
 def test_what_is_not_built_is_refused():
-    with pytest.raises(ConfigError, match="needs block pre or post"):
-        tiny(block=Parallel())
+    with pytest.raises(ConfigError, match="encoder–decoders need pre or post"):
+        tiny(arrangement=Parallel())
     with pytest.raises(ConfigError, match="windows and layouts aren't built for encoder–decoders"):
-        tiny(attention=Grouped(heads=3, window=4))
+        tiny(mixer=Grouped(heads=3, window=4))
     tokens = torch.zeros(1, 3, dtype=torch.long)
     with pytest.raises(DataError, match="takes no documents"):
         build_model(tiny())(tokens, tokens, documents=tokens)

@@ -8,12 +8,13 @@ import random
 import pytest
 import torch
 
-from luban import ModelSpec, build_model, describe
+from luban import build_model, describe
 from luban.core.errors import ConfigError, DataError
 from luban.models.elmo import ElmoBody, Mix
-from luban.models.head import Classes
+from luban.models.head.rows import Classes
 from luban.models.presets import preset
 from luban.models.recurrent import RecurrentBody
+from luban.models.spec import uniform
 from luban.nn.character import CharacterCNN
 from luban.nn.init import FanInInit
 from luban.nn.recurrent.plain import LSTM, RNN
@@ -24,8 +25,8 @@ CELLS = [RNN(), LSTM(), LSTM(cells=23), StackRNN(depth=5, cell_width=3), TapeRNN
 
 
 def model(cell, *, layers: int = 1, **changes):
-    spec = ModelSpec(
-        vocab_size=19, width=11, layers=layers, body=RecurrentBody(cell=cell), init=FanInInit(embedding=1.0), **changes
+    spec = uniform(
+        vocab_size=19, width=11, body=RecurrentBody(layers=layers, cell=cell), init=FanInInit(embedding=1.0), **changes
     )
     made = build_model(spec, seed=random.SystemRandom().randrange(2**31)).double()
     with torch.no_grad():
@@ -118,7 +119,7 @@ def test_equals_the_equations(cell, by_hand):
     for row in range(3):
         x = made.embedding.weight.detach()[tokens[row]]
         torch.testing.assert_close(hidden[row], by_hand(x, layer_state(made)), atol=1e-10, rtol=1e-9)
-    torch.testing.assert_close(made(tokens), hidden @ made.readout.weight.T, atol=1e-10, rtol=1e-9)
+    torch.testing.assert_close(made(tokens), hidden @ made.head.weight.T, atol=1e-10, rtol=1e-9)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda c: type(c).__name__)
@@ -162,7 +163,7 @@ def test_heads_read_the_last_real_token():
 
 
 def elmo(words=None, **changes):
-    spec = ModelSpec(vocab_size=19, width=6, layers=2, body=ElmoBody(cell=LSTM(cells=9), words=words),
+    spec = uniform(vocab_size=19, width=6, body=ElmoBody(layers=2, cell=LSTM(cells=9), words=words),
                      init=FanInInit(embedding=1.0), **changes)  # fmt: skip
     return build_model(spec, seed=random.SystemRandom().randrange(2**31)).double()
 
@@ -232,7 +233,7 @@ def test_character_words_by_hand():
 
 def test_elmo_layers_are_mixed_by_softmax_and_scale():
     made = elmo()
-    layers = made.layers(torch.randint(0, 19, (2, 5)))
+    layers = made.representations(torch.randint(0, 19, (2, 5)))
     assert len(layers) == 3 and all(layer.shape == (2, 5, 12) for layer in layers)
     mix = Mix(3).double()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Products in 8 bits against float64: errors of the size that three mantissa bits allow, and where they are refused."""
+"""Matmuls in 8 bits against float64: errors of the size that three mantissa bits allow, and where they are refused."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 from luban.core.errors import UnsupportedError
 from luban.models.build import build_model
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
-from luban.nn.float8 import E4M3, by_rows, float8_linear, require_float8, use_float8
-from luban.nn.linear import Dense
+from luban.models.spec import uniform
+from luban.nn.float8 import E4M3, FLOAT8, by_rows, require_float8, use_float8
+from luban.nn.linear import matmul_owners
+from luban.nn.mixer.grouped import Grouped
 
 
 def test_every_row_has_a_scale_of_its_own():
@@ -30,7 +30,7 @@ def test_every_row_has_a_scale_of_its_own():
 def test_product_and_gradients_are_near_and_the_weights_gradient_is_not_rounded():
     x, w = torch.randn(5, 8, 64, requires_grad=True), torch.randn(32, 64, requires_grad=True)
     bias = torch.randn(32, requires_grad=True)
-    y = float8_linear(x, w, bias)
+    y = FLOAT8.linear(x, w, bias)
     do = torch.randn_like(y)
     dx, dw, db = torch.autograd.grad(y, (x, w, bias), do)
     right = nn.functional.linear(x, w, bias)
@@ -44,7 +44,7 @@ def test_product_and_gradients_are_near_and_the_weights_gradient_is_not_rounded(
 def test_what_is_frozen_costs_no_product(frozen):
     values = torch.randn(8, 64), torch.randn(32, 64)
     leaves = [x.requires_grad_(i != frozen) for i, x in enumerate(values)]
-    y = float8_linear(*leaves)
+    y = FLOAT8.linear(*leaves)
     with Products() as products:
         y.backward(torch.randn_like(y))
     assert products.count == 1
@@ -62,7 +62,7 @@ def test_a_compiled_product_is_the_uncompiled_one_and_keeps_no_more(recompute):
     )
 
     def two(x, first, second):
-        return float8_linear(float8_linear(x, first).tanh(), second)
+        return FLOAT8.linear(FLOAT8.linear(x, first).tanh(), second)
 
     def function(*leaves):
         return checkpoint(two, *leaves, use_reentrant=False) if recompute else two(*leaves)
@@ -82,12 +82,13 @@ def test_a_compiled_product_is_the_uncompiled_one_and_keeps_no_more(recompute):
 
 
 def test_layers_of_the_blocks_take_part_but_not_embedding_and_head(capsys):
-    module = build_model(ModelSpec(vocab_size=48, width=32, layers=2), seed=0)
-    taken = use_float8(module.blocks)
-    assert taken == 2 * 7
-    assert all(not layer.plain for layer in module.blocks.modules() if isinstance(layer, Dense))
-    odd = build_model(ModelSpec(vocab_size=48, width=40, layers=1, attention=Grouped(heads=2)), seed=0)
-    use_float8(odd.blocks)
+    module = build_model(uniform(vocab_size=48, width=32, layers=2), seed=0)
+    taken = use_float8(module.decoder.blocks)
+    owners = [owner for _, owner in matmul_owners(module.decoder.blocks)]
+    assert taken == len(owners) == 2 * 3 and sum(len(owner.projections()) for owner in owners) == 2 * 7
+    assert all(owner.matmul is FLOAT8 for owner in owners) and module.head.matmul is not FLOAT8
+    odd = build_model(uniform(vocab_size=48, width=40, layers=1, mixer=Grouped(heads=2)), seed=0)
+    use_float8(odd.decoder.blocks)
     assert "multiples of 16" in capsys.readouterr().err
 
 

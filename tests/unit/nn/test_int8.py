@@ -1,4 +1,4 @@
-"""Dense layers in 8 bits against their definition."""
+"""Weights in 8 bits against their definition."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import torch
 import luban
 from luban.core.errors import ConfigError, UnsupportedError
 from luban.load.export import parameters
-from luban.models.block.parallel import Parallel
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import GELU
-from luban.nn.int8 import Int8Linear, pack_int8
+from luban.models.arrangement.parallel import Parallel
+from luban.models.spec import uniform
+from luban.nn.feedforward.plain import GELU
+from luban.nn.int8 import Int8Weight, pack_int8
+from luban.nn.mixer.grouped import Grouped
 
 
 def test_weights_are_rounded_to_127_steps_a_row():
     weight, bias = torch.randn(48, 64) * torch.rand(48, 1), torch.randn(48)
-    layer = Int8Linear(weight, bias)
+    layer = Int8Weight(weight, bias)
     restored = layer.weight.float() * layer.scale.float()[:, None]
     step = weight.abs().amax(1, keepdim=True) / 127
     # half a step of rounding, and a scale kept to 8 bits of mantissa, which moves the largest by 127 · 2⁻⁸ steps
@@ -30,7 +31,7 @@ def test_weights_are_rounded_to_127_steps_a_row():
 
 @pytest.mark.parametrize("inputs", [1, 8, 33, 48, 60])
 def test_any_number_of_inputs(inputs):
-    layer, x = Int8Linear(torch.randn(21, inputs)), torch.randn(1, inputs)
+    layer, x = Int8Weight(torch.randn(21, inputs)), torch.randn(1, inputs)
     exact = x @ (layer.weight.float() * layer.scale.float()[:, None]).t()
     size = x.abs() @ (layer.weight.float() * layer.scale.float()[:, None]).abs().t()
     assert ((layer(x) - exact).abs() <= size * 2**-7 + 1e-4).all()
@@ -38,16 +39,16 @@ def test_any_number_of_inputs(inputs):
 
 @pytest.mark.parametrize("changes", [
     {}, {"tied_head": True},
-    {"attention": Grouped(heads=4, qkv_bias=True, output_bias=True), "feedforward": GELU(width=96, bias=True),
-     "block": Parallel(norms=1)},
+    {"mixer": Grouped(heads=4, qkv_bias=True, output_bias=True), "feedforward": GELU(width=96, bias=True),
+     "arrangement": Parallel(norms=1)},
 ])  # fmt: skip
 def test_a_packed_model_stays_near_the_plain_one(changes):
-    spec = luban.ModelSpec(**{"vocab_size": 160, "width": 64, "layers": 2, "attention": Grouped(heads=4, kv_heads=2),
+    spec = uniform(**{"vocab_size": 160, "width": 64, "layers": 2, "mixer": Grouped(heads=4, kv_heads=2),
                               **changes})  # fmt: skip
     model, packed = luban.build_model(spec, seed=3).eval(), luban.build_model(spec, seed=3).eval()
-    pack_int8(packed, packed.embedding.weight)
-    dense = [m for m in packed.modules() if type(m) is torch.nn.Linear]
-    assert not dense and any(p.dtype == torch.int8 for p in packed.parameters())
+    pack_int8(packed)
+    left = {name for name, p in packed.named_parameters() if p.dtype == torch.float32 and p.dim() > 1}
+    assert left == {"decoder.embedding.tokens.weight"} and any(p.dtype == torch.int8 for p in packed.parameters())
     tokens = torch.randint(0, 160, (2, 12))
     with torch.inference_mode():
         plain, eight, single = model(tokens), packed(tokens), packed(tokens[:1, :1])
@@ -58,6 +59,6 @@ def test_a_packed_model_stays_near_the_plain_one(changes):
 
 
 def test_off_the_cpu_it_is_refused():
-    model = luban.build_model(luban.ModelSpec(), device="meta")
+    model = luban.build_model(uniform(), device="meta")
     with pytest.raises(ConfigError, match="run on the CPU alone, not on meta"):
-        pack_int8(model, model.embedding.weight)
+        pack_int8(model)

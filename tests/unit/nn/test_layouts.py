@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
-from luban import ModelSpec, build_model
-from luban.core.config import from_dict
+from luban import build_model
 from luban.core.errors import ConfigError, DataError, UnsupportedError
 from luban.generate.cache import ContiguousCache
 from luban.generate.sampling import Sampling
 from luban.generate.session import Sequence, Session
 from luban.kernels import layout as blocks
-from luban.models.convert.family import format_for
+from luban.models.config import resolve_spec
+from luban.models.convert.base import format_for
 from luban.models.encoder import EncoderBody
 from luban.models.encoder_decoder import EncoderDecoderBody
-from luban.nn.attention.grouped import Grouped
-from luban.nn.attention.layout import GlobalRandom, Local, Strided
-from luban.nn.feedforward import SwiGLU
+from luban.models.spec import uniform
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
+from luban.nn.mixer.layout import GlobalRandom, Local, Strided
 
 LAYOUTS = {
     "local": Local(block=16, window=16),
@@ -44,20 +46,23 @@ def seen(layout, table, i, j, causal):
 
 def make(layout, layers=1, **changes):
     base = {"vocab_size": 53, "width": 24, "layers": layers, "context": 120, "feedforward": SwiGLU(width=20),
-            "attention": Grouped(heads=2, kv_heads=1, layout=layout)}  # fmt: skip
-    return build_model(ModelSpec(**{**base, **changes}), dtype="float64", seed=random.randrange(1000))
+            "mixer": Grouped(heads=2, kv_heads=1, layout=layout)}  # fmt: skip
+    return build_model(uniform(**{**base, **changes}), dtype="float64", seed=random.randrange(1000))
+
+
+def stack_of(model):
+    return model.decoder if hasattr(model, "decoder") else model.encoder
 
 
 def new_cache(model, batch=2):
-    return ContiguousCache(layers=model.spec.layers, key_heads=1, batch=batch, context=120, head_dim=12,
-                           device=torch.device("cpu"), dtype=torch.float64)  # fmt: skip
+    return ContiguousCache.of(model, batch)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_tables_and_lists_are_the_definition(name, causal):
     layout, T = LAYOUTS[name], random.randint(60, 130)
-    made = layout.made(T, 2, causal, torch.device("cpu"))
+    made = layout.build(T, 2, causal, torch.device("cpu"))
     dense = made.dense(T, T)
     at = torch.arange(T)
     for head, table in enumerate(made.table):
@@ -72,7 +77,7 @@ def test_tables_and_lists_are_the_definition(name, causal):
                 assert lists[head, row, :count].tolist() == table[head, row].nonzero().flatten().tolist()
     pairs = (dense & (at[:, None] >= at)).sum() - T * len(dense) / 2 if causal else dense.sum()
     if T % layout.block == 0:
-        assert layout.seen_share(T, 2, causal) == pytest.approx(float(pairs) / len(dense) / T**2)
+        assert layout.density(T, 2, causal) == pytest.approx(float(pairs) / len(dense) / T**2)
 
 
 def test_random_blocks_are_new_ones_of_every_row_and_head_and_stay_when_the_row_grows():
@@ -90,12 +95,12 @@ def test_random_blocks_are_new_ones_of_every_row_and_head_and_stay_when_the_row_
 def test_a_model_sees_what_its_layout_and_its_mask_say(name, body):
     layout, T, causal = LAYOUTS[name], 83, body == "decoder"
     model = make(layout, **({} if causal else {"body": EncoderBody()}))
-    tables = layout.made(T, 2, causal, torch.device("cpu")).table
+    tables = layout.build(T, 2, causal, torch.device("cpu")).table
     tables = tables.any(0)  # what any head sees
     documents = torch.sort(torch.randint(0, 3, (1, T)), 1).values
     real = torch.arange(T)[None] < 75
     kept = []
-    model.embedding.register_forward_hook(lambda *call: kept.append(call[2]))
+    stack_of(model).embedding.register_forward_hook(lambda *call: kept.append(call[2]))
     for arguments in ({}, {"documents": documents}, {"mask": real}):
         kept.clear()
         out = model(torch.randint(0, 53, (1, T)), **arguments)
@@ -119,12 +124,14 @@ def test_tokens_one_by_one_with_a_cache_are_the_whole_row(name):
 
 
 def test_layouts_hold_for_the_layers_that_are_named():
-    both = make(None, layers=2, attention=Grouped(heads=2, layout=Local(block=16, window=0), windowed=(False, True)))
+    spec = make(None, layers=2, mixer=Grouped(heads=2)).spec
+    banded = replace(spec.layers[1], mixer=Grouped(heads=2, layout=Local(block=16, window=0)))
+    both = build_model(replace(spec, layers=(spec.layers[0], banded)), dtype="float64")
     kept, tokens = [], torch.randint(0, 53, (1, 60))
-    both.embedding.register_forward_hook(lambda *call: kept.append(call[2]))
+    both.decoder.embedding.register_forward_hook(lambda *call: kept.append(call[2]))
     (gradient,) = torch.autograd.grad(both(tokens)[0, 50].square().sum(), kept[0])
     assert (gradient[0, :51].abs().amax(-1) > 1e-12).all()
-    graph = [op.seen for op in both.spec.body.ops(both.spec, 1, 64) if op.kind == "attention"]
+    graph = [op.density for op in both.spec.body.ops(both.spec, 1, 64) if op.kind == "attention"]
     assert graph == [0.5, pytest.approx(0.5 * 16 / 64)]
 
 
@@ -136,8 +143,8 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="a layout has a window of its own"):
         Grouped(heads=2, window=5, layout=Local())
     with pytest.raises(ConfigError, match="windows and layouts aren't built for encoder–decoders"):
-        make(Local(), body=EncoderDecoderBody(encoder_layers=1))
-    with pytest.raises(UnsupportedError, match=r"block-sparse attention \(attention.layout\)"):
+        make(Local(), body=EncoderDecoderBody())
+    with pytest.raises(UnsupportedError, match=r"block-sparse attention \(a mixer's layout\)"):
         format_for(make(Local()).spec)
     with pytest.raises(DataError, match="knows no prefix"):
         make(Local())(torch.randint(0, 53, (1, 30)), segments=torch.ones(1, 30, dtype=torch.long))
@@ -181,8 +188,8 @@ def test_a_compiled_model_is_the_uncompiled_one(name):
 
 
 def test_a_recipe_says_it_in_a_table():
-    text = {"attention": {"heads": 4, "layout": {"type": "strided", "window": 64, "stride": 4}}}
-    assert from_dict(ModelSpec, text).attention.layout == Strided(window=64, stride=4)
+    text = {"layer": {"mixer": {"heads": 4, "layout": {"type": "strided", "window": 64, "stride": 4}}}}
+    assert {layer.mixer.layout for layer in resolve_spec(text, 50).layers} == {Strided(window=64, stride=4)}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from luban import ModelSpec, build_model
+from luban import build_model
 from luban.core.errors import ConfigError
 from luban.generate.cache import ContiguousCache
 from luban.kernels.distance import alibi_slopes
-from luban.nn.attention.grouped import Grouped
+from luban.models.spec import changed, uniform
 from luban.nn.init import NormalInit, initialise
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.position.alibi import Alibi
-from luban.nn.position.family import PositionShape
+from luban.nn.position.base import PositionShape
 from luban.nn.position.kerple import KerpleLog, KerplePower
 from luban.nn.position.logn import LogN
 from luban.nn.position.none import NoPosition
@@ -37,6 +37,10 @@ def started(config, shape=SHAPE):
     return method
 
 
+def rotated(method, q, k, positions):
+    return method(positions, positions).rotation.apply_rotary(q, k)
+
+
 def places():
     return torch.randint(0, 300, (2, 4)), torch.randint(0, 300, (2, 7))
 
@@ -44,7 +48,7 @@ def places():
 def test_kerple_begins_as_alibi():
     """r2 = 1 and r1 = slope·√D: the same bias, as KERPLE's stands inside the division by √D."""
     queries, keys = places()
-    torch.testing.assert_close(started(KerplePower()).bias(queries, keys), started(Alibi()).bias(queries, keys),
+    torch.testing.assert_close(started(KerplePower())(queries, keys).bias(), started(Alibi())(queries, keys).bias(),
                                rtol=1e-5, atol=1e-6)  # fmt: skip
 
 
@@ -55,7 +59,7 @@ def test_the_logarithmic_kernel_begins_next_to_the_diagonal_as_alibi():
     distance = (torch.arange(16)[:, None] - torch.arange(16)).abs()
     slopes = alibi_slopes(4)[:, None, None]
     positions = torch.arange(16)[None]
-    found = module.bias(positions, positions)[0]
+    found = module(positions, positions).bias()[0]
     torch.testing.assert_close(found, -2 * torch.log1p(slopes / 2 * distance), atol=1e-5, rtol=1e-5)
     assert (found >= -slopes * distance - 1e-6).all()
 
@@ -67,7 +71,7 @@ def test_kerple_follows_its_equation_and_learns(config):
     with torch.no_grad():
         method.raw1.copy_(raw1)
         method.raw2.copy_(raw2)
-    got = method.bias(queries, keys)
+    got = method(queries, keys).bias()
     r1 = F.softplus(raw1)[:, None, None]
     distance = (queries[:, None, :, None] - keys[:, None, None, :]).abs().float()
     if isinstance(config, KerplePower):
@@ -88,10 +92,11 @@ def test_kerple_follows_its_equation_and_learns(config):
 )
 def test_biases_as_formulas_of_the_distance_are_those_of_the_positions(config):
     method, at = started(config), torch.arange(200)
-    described = method.distance_bias(200, torch.device("cpu"))
+    encoding = method(at[None], at[None])
+    described = encoding.distance_bias
     assert described.form == method.bias_form
     expected = described.table()[:, at[:, None] - at[None] + described.zero]
-    torch.testing.assert_close(method.bias(at[None], at[None])[0], expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(encoding.bias()[0], expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -101,12 +106,12 @@ def test_t5_buckets_equal_transformers(causal):
     method, (queries, keys) = started(RelativeBias(buckets=16, max_distance=90), shape), places()
     buckets = modeling.T5Attention._relative_position_bucket(
         keys[:, None, :] - queries[:, :, None], bidirectional=not causal, num_buckets=16, max_distance=90)  # fmt: skip
-    expected = method.table.weight[buckets].permute(0, 3, 1, 2)
-    torch.testing.assert_close(method.bias(queries, keys), expected, rtol=0, atol=0)
+    expected = method.weight[buckets].permute(0, 3, 1, 2)
+    torch.testing.assert_close(method(queries, keys).bias(), expected, rtol=0, atol=0)
 
 
 def scores(method, q, k, positions):
-    turned, other = method.turn(q, k, method.tables(positions))
+    turned, other = rotated(method, q, k, positions)
     return turned @ other.transpose(-1, -2)
 
 
@@ -135,17 +140,18 @@ def test_xpos_follows_its_equation_and_is_invariant_to_a_shift(pairing):
 def test_xpos_decays_and_stays_finite_in_half_precision():
     shape = PositionShape(width=64, heads=1, head_dim=64, context=8192)
     method, ones = XPos().build(shape), torch.ones(1, 1, 8192, 64)
-    turned, other = method.turn(ones.half(), ones.half(), method.tables(torch.arange(8192)[None]))
+    turned, other = rotated(method, ones.half(), ones.half(), torch.arange(8192)[None])
     assert turned.isfinite().all() and other.isfinite().all()
-    cos = [(method.tables(torch.tensor([[n, 0]]))) for n in (0, 128, 512, 2048)]
-    decay = [(q[0][0, 0, 0].hypot(q[1][0, 0, 0]) * k[0][0, 0, 1].hypot(k[1][0, 0, 1])).mean().item() for q, k in cos]
+    made = [method(at, at).rotation for at in (torch.tensor([[n, 0]]) for n in (0, 128, 512, 2048))]
+    decay = [(r.queries[0][0, 0, 0].hypot(r.queries[1][0, 0, 0]) * r.keys[0][0, 0, 1].hypot(r.keys[1][0, 0, 1])).mean().item()
+             for r in made]  # fmt: skip
     assert decay[0] == pytest.approx(1.0) and decay == sorted(decay, reverse=True) and decay[-1] < 0.6
 
 
 def test_log_n_is_one_up_to_the_training_length_and_follows_the_logarithm():
     method = LogN(inner=NoPosition(), trained=64).build(SHAPE)
     q = torch.randn(1, 2, 300, 8)
-    turned, kept = method.turn(q, q, method.tables(torch.arange(300)[None]))
+    turned, kept = rotated(method, q, q, torch.arange(300)[None])
     assert torch.equal(turned[:, :, :64], q[:, :, :64]) and torch.equal(kept, q)
     expected = q[0, 0, 255] * math.log(256) / math.log(64)
     torch.testing.assert_close(turned[0, 0, 255], expected)
@@ -170,26 +176,26 @@ def test_log_n_keeps_entropy_steady():
 def test_randomised_positions_are_sorted_distinct_and_drawn_anew_in_training():
     method = Randomised(inner=NoPosition(), longest=2048).build(SHAPE)
     counted = torch.arange(200)[None]
-    draws = [method.place(counted, counted, cached=False)[0] for _ in range(2)]
+    draws = [method.map_positions(counted, counted, cached=False)[0] for _ in range(2)]
     for drawn in draws:
         assert drawn.shape == (1, 200) and (drawn.diff() > 0).all() and drawn.min() >= 0 and drawn.max() < 2048
     assert not torch.equal(*draws)
     assert torch.stack(draws).float().mean() == pytest.approx(1024, abs=150)
     method.eval()
-    first, again = (method.place(counted, counted, cached=False)[0] for _ in range(2))
+    first, again = (method.map_positions(counted, counted, cached=False)[0] for _ in range(2))
     assert torch.equal(first, again)
     with pytest.raises(ConfigError, match="longest ≥ the context of 300"):
         Randomised(longest=200).check(SHAPE)
 
 
 def test_randomised_positions_reach_the_method_inside():
-    spec = ModelSpec(vocab_size=30, width=24, layers=2, context=40, attention=Grouped(heads=3),
+    spec = uniform(vocab_size=30, width=24, layers=2, context=40, mixer=Grouped(heads=3),
                      position=Randomised(inner=Rope(), longest=500))  # fmt: skip
     model, tokens = build_model(spec).eval(), torch.randint(0, 30, (2, 11))
-    plain = build_model(ModelSpec(vocab_size=30, width=24, layers=2, context=40, attention=Grouped(heads=3)))
-    drawn = model.position.draw(11, tokens.device)[None]
+    plain = build_model(uniform(vocab_size=30, width=24, layers=2, context=40, mixer=Grouped(heads=3)))
+    drawn = model.decoder.position.draw(11, tokens.device)[None]
     torch.testing.assert_close(model(tokens), plain(tokens, positions=drawn))
-    wrapped = ModelSpec(vocab_size=30, width=24, layers=2, attention=Grouped(heads=3), context=40,
+    wrapped = uniform(vocab_size=30, width=24, layers=2, mixer=Grouped(heads=3), context=40,
                         position=Randomised(inner=KerpleLog(), longest=64))  # fmt: skip
     assert build_model(wrapped)(tokens).isfinite().all()
 
@@ -198,12 +204,12 @@ def test_two_dimensional_rotation_is_one_rotation_a_half():
     method, rope = Rope2D(base=30.0).build(SHAPE), Rope(base=30.0).build(PositionShape(width=12, heads=6, head_dim=4,
                                                                                        context=9))  # fmt: skip
     q, positions = torch.randn(2, 6, 5, 8), torch.randint(0, 9, (2, 2, 5))
-    turned, _ = method.turn(q, q, method.tables(positions))
+    turned, _ = rotated(method, q, q, positions)
     for half in range(2):
         part = q[..., 4 * half : 4 * half + 4]
-        expected, _ = rope.turn(part, part, rope.tables(positions[:, half]))
+        expected, _ = rotated(rope, part, part, positions[:, half])
         torch.testing.assert_close(turned[..., 4 * half : 4 * half + 4], expected)
-    plain, _ = method.turn(q, q, method.tables(positions[:, 0]))
+    plain, _ = rotated(method, q, q, positions[:, 0])
     assert torch.equal(plain[..., 4:], q[..., 4:])  # outside blanks nothing turns
 
 
@@ -231,12 +237,11 @@ def test_scalings_at_their_ends():
 
 
 def test_randomised_positions_with_a_cache_are_those_of_the_context():
-    spec = ModelSpec(vocab_size=30, width=24, layers=2, context=40, attention=Grouped(heads=3),
+    spec = uniform(vocab_size=30, width=24, layers=2, context=40, mixer=Grouped(heads=3),
                      position=Randomised(inner=Alibi(), longest=500))  # fmt: skip
     model, tokens = build_model(spec).eval(), torch.randint(0, 30, (1, 11))
-    cache = ContiguousCache(layers=2, key_heads=3, head_dim=8, batch=1, context=40, device=torch.device("cpu"),
-                            dtype=torch.float32)  # fmt: skip
+    cache = ContiguousCache.of(model, 1)
     pieces = [model(piece, cache=cache) for piece in tokens.split([4, 1, 6], dim=1)]
-    plain = build_model(replace(spec, position=Alibi())).eval()
-    drawn = model.position.draw(40, tokens.device)[None, :11]
+    plain = build_model(changed(spec, position=Alibi())).eval()
+    drawn = model.decoder.position.draw(40, tokens.device)[None, :11]
     torch.testing.assert_close(torch.cat(pieces, 1), plain(tokens, positions=drawn))

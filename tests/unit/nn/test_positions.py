@@ -9,11 +9,15 @@ import torch
 
 from luban.kernels.distance import alibi_slopes
 from luban.nn.position.alibi import Alibi
-from luban.nn.position.family import PositionShape
+from luban.nn.position.base import PositionShape
 from luban.nn.position.rope import Rope
 from luban.nn.position.sinusoidal import Sinusoidal
 
 SHAPE = PositionShape(width=12, heads=6, head_dim=8, context=64)
+
+
+def rotated(method, q, k, positions):
+    return method(positions, positions).rotation.apply_rotary(q, k)
 
 
 def slopes(heads):
@@ -38,7 +42,7 @@ def test_alibi_agrees_with_bloom():
 def test_alibi_bias_is_distance_times_slope():
     method = Alibi().build(SHAPE)
     queries, keys = torch.randint(0, 50, (2, 4)), torch.randint(0, 50, (2, 7))
-    bias = method.bias(queries, keys)
+    bias = method(queries, keys).bias()
     for b, h, t, s in ((0, 0, 0, 0), (1, 5, 3, 6), (1, 2, 1, 4)):
         assert bias[b, h, t, s].item() == pytest.approx(-slopes(6)[h] * abs(queries[b, t] - keys[b, s]).item())
 
@@ -50,7 +54,7 @@ def test_rotary_scores_depend_on_distance_alone(pairing, width):
     q, k = torch.randn(2, 1, 1, 5, 8)
 
     def scores(shift):
-        turned, other = method.turn(q, k, method.tables(torch.arange(5)[None] + shift))
+        turned, other = rotated(method, q, k, torch.arange(5)[None] + shift)
         return turned @ other.transpose(-1, -2)
 
     torch.testing.assert_close(scores(0), scores(1000), atol=1e-3, rtol=0)
@@ -62,7 +66,7 @@ def test_rotary_pairs_turn_by_their_angles():
     x, positions = torch.randn(1, 1, 3, 8, dtype=torch.float64), torch.tensor([[0, 7, 31]])
     for pairing in ("half", "interleaved"):
         method = Rope(base=50.0, pairing=pairing).build(SHAPE)
-        turned, _ = method.turn(x, x, method.tables(positions))
+        turned, _ = rotated(method, x, x, positions)
         for t, place in enumerate(positions[0].tolist()):
             for j in range(4):
                 a, b = (j, j + 4) if pairing == "half" else (2 * j, 2 * j + 1)

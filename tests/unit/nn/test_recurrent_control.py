@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from luban import ModelSpec, build_model
+from luban import build_model
 from luban.models.recurrent import RecurrentBody
+from luban.models.spec import uniform
 from luban.nn.init import FanInInit
 from luban.nn.recurrent.plain import RNN
 
@@ -20,8 +21,8 @@ def test_an_rnn_learns_parity_beyond_its_lengths():
     best = 0.0
     for seed in range(4):  # best of a few seeds, as published
         torch.manual_seed(seed)
-        spec = ModelSpec(
-            vocab_size=3, width=32, layers=1, body=RecurrentBody(cell=RNN()), init=FanInInit(embedding=1.0)
+        spec = uniform(
+            vocab_size=3, width=32, body=RecurrentBody(layers=1, cell=RNN()), init=FanInInit(embedding=1.0)
         )
         model = build_model(spec, seed=seed)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

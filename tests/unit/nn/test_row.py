@@ -11,9 +11,10 @@ import torch.nn.functional as F
 
 import luban
 from luban.load.export import parameters
+from luban.models.spec import uniform
 from luban.nn import row
-from luban.nn.attention.grouped import Grouped
-from luban.nn.linear import lay_by_inputs
+from luban.nn.linear import store_column_major
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import RMSNorm
 
 kernel = pytest.mark.skipif(not row.HAS_KERNEL, reason="FBGEMM is not in this torch")
@@ -34,7 +35,7 @@ def test_a_row_is_as_exact_as_torchs_product(threads):
     weight = torch.randn(inputs, outputs).t()
     x, bias = torch.randn(1, 1, inputs), torch.randn(outputs)
     assert row.is_row(x, weight)
-    out = row.multiply(x, weight, bias)
+    out = row.linear(x, weight, bias)
     exact = F.linear(x.double(), weight.double(), bias.double())
     size = F.linear(x.double().abs(), weight.double().abs(), bias.double().abs())
     assert out.shape == (1, 1, outputs)
@@ -48,14 +49,14 @@ def test_more_rows_gradients_and_other_precisions_take_torchs_product():
     with torch.no_grad():
         assert not row.is_row(two, weight)
         assert not row.is_row(one.double(), weight.double())
-        assert torch.equal(row.multiply(two, weight), F.linear(two, weight))
+        assert torch.equal(row.linear(two, weight), F.linear(two, weight))
 
 
 def test_a_laid_model_trains_as_a_plain_one():
     """Fused optimizers run over a parameter's memory as it lies, so a matrix mustn't share its block with another."""
-    plain = luban.build_model(luban.ModelSpec(vocab_size=50, width=32, layers=1), seed=1)
+    plain = luban.build_model(uniform(vocab_size=50, width=32, layers=1), seed=1)
     laid = copy.deepcopy(plain)
-    lay_by_inputs(laid)
+    store_column_major(laid)
     tokens = torch.randint(0, 50, (2, 9))
     for model in (plain, laid):
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
@@ -70,13 +71,13 @@ def test_a_laid_model_trains_as_a_plain_one():
 @pytest.mark.parametrize("bias", [False, True])
 @torch.inference_mode()
 def test_a_laid_model_decodes_what_a_plain_one_does(bias):
-    spec = luban.ModelSpec(vocab_size=211, width=160, layers=2, tied_head=bias,
-                           attention=Grouped(heads=4, kv_heads=2, qkv_bias=bias, qk_norm=RMSNorm() if bias else None))  # fmt: skip
+    spec = uniform(vocab_size=211, width=160, layers=2, tied_head=bias,
+                           mixer=Grouped(heads=4, kv_heads=2, qkv_bias=bias, qk_norm=RMSNorm() if bias else None))  # fmt: skip
     plain = luban.build_model(spec, seed=5).eval()
     for parameter in plain.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     laid = copy.deepcopy(plain)
-    lay_by_inputs(laid)
+    store_column_major(laid)
     tokens = torch.randint(0, 211, (1, 1))
     torch.testing.assert_close(laid(tokens), plain(tokens), atol=1e-4, rtol=1e-4)
     for (name, ours), theirs in zip(parameters(laid).items(), parameters(plain).values(), strict=True):

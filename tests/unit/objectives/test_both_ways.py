@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from training_data import cut, tensors
 
-from luban import ModelSpec, build_model
+from luban import build_model
 from luban.core.errors import DataError
 from luban.data.batch import Batch
+from luban.data.collate.auxiliary import WeightedBatch, add_language_targets
+from luban.data.collate.bidirectional import BEGIN, END, SPECIAL, word_bytes
 from luban.data.shards import Shards
 from luban.models.elmo import ElmoBody
-from luban.nn.attention.grouped import Grouped
+from luban.models.spec import uniform
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.recurrent.plain import LSTM
-from luban.objectives.auxiliary import Auxiliary, WeightedBatch
-from luban.objectives.bidirectional import BEGIN, END, SPECIAL, Bidirectional, word_bytes
+from luban.objectives.auxiliary import Auxiliary
+from luban.objectives.bidirectional import Bidirectional
 from luban.tokenizer.tokenizer import load_tokenizer
-
-
-def tensors(batch) -> list[torch.Tensor]:
-    return [torch.from_numpy(np.ascontiguousarray(array)) for array in batch.arrays()]
 
 
 def test_every_token_is_predicted_from_either_side_inside_its_document(shards_path):
@@ -34,14 +34,14 @@ def test_every_token_is_predicted_from_either_side_inside_its_document(shards_pa
             assert bool(batch.loss_mask[i, t, 1]) == before
             if before:
                 assert batch.targets[i, t, 1] == batch.tokens[i, t - 1]
-    model = build_model(ModelSpec(vocab_size=shards.vocab_size, width=8, layers=1, body=ElmoBody(cell=LSTM()))).double()
-    tokens, targets, trained, documents, *_ = tensors(batch)
-    total, count = objective.loss(model, *tensors(batch))
+    model = build_model(uniform(vocab_size=shards.vocab_size, width=8, body=ElmoBody(layers=1, cell=LSTM()))).double()
+    tokens, targets, trained, documents = (tensors(batch)[n] for n in ("tokens", "targets", "loss_mask", "documents"))
+    total = objective.loss(model)(tensors(batch)).sum
     logits = model(tokens, documents=documents)
     want = sum(F.cross_entropy(logits[:, :, d][trained[:, :, d]], targets[:, :, d][trained[:, :, d]], reduction="sum")
                for d in range(2))  # fmt: skip
     torch.testing.assert_close(total, want, rtol=1e-6, atol=1e-6)
-    assert count == trained.sum()
+    assert batch.target_count == trained.sum()
 
 
 def test_words_of_bytes(shards_path):
@@ -74,16 +74,19 @@ def test_auxiliary_loss_is_the_sum_of_two_means_however_it_is_cut(pieces):
                   positions=np.broadcast_to(np.arange(12), (4, 12)).astype(np.int32))  # fmt: skip
 
     objective = Auxiliary(weight=0.5)
-    batch = objective.weigh(plain)
+    batch = add_language_targets(plain, 0.5)
     assert isinstance(batch, WeightedBatch) and (batch.others == (follows | task)).all()
-    model = build_model(ModelSpec(vocab_size=30, width=16, layers=1, attention=Grouped(heads=2))).double()
-    parts = zip(*(array.chunk(pieces) for array in tensors(batch)), strict=True)
-    total = sum(objective.loss(model, *part)[0] for part in parts)
+    model = build_model(uniform(vocab_size=30, width=16, layers=1, mixer=Grouped(heads=2))).double()
+    loss = objective.loss(model)
+    found = [loss(part) for part in cut(tensors(batch), pieces)]
+    total = sum(each.sum for each in found)
     arrays = tensors(plain)
-    logits = model(arrays[0], documents=arrays[3], positions=arrays[4])
-    want = F.cross_entropy(logits[arrays[2]], arrays[1][arrays[2]])
+    logits = model(arrays["tokens"], documents=arrays["documents"], positions=arrays["positions"])
+    want = task_loss = F.cross_entropy(logits[arrays["loss_mask"]], arrays["targets"][arrays["loss_mask"]])
     others = torch.from_numpy(batch.others)
-    want = want + 0.5 * F.cross_entropy(logits[others], arrays[1][others])
+    want = want + 0.5 * F.cross_entropy(logits[others], arrays["targets"][others])
+    sums = [sum(each.metrics["task_loss"][i] for each in found) for i in range(2)]
+    torch.testing.assert_close(sums[0] / sums[1], task_loss, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(total / int(task.sum()), want, rtol=1e-5, atol=1e-6)
 
 

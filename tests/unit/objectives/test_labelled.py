@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from training_data import WORDS
+from training_data import WORDS, cut, tensors
 
 import luban
 from luban.cli.main import main
@@ -18,9 +18,9 @@ from luban.core.artifact import open_artifact
 from luban.core.errors import ConfigError, DataError
 from luban.data.shards import Shards
 from luban.models.build import build_model
-from luban.models.head import Classes
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
+from luban.models.head.rows import Classes
+from luban.models.spec import uniform
+from luban.nn.mixer.grouped import Grouped
 from luban.objectives.labelled import Labelled
 from luban.tokenizer.tokenizer import load_tokenizer
 
@@ -47,10 +47,6 @@ def labelled(tmp_path_factory) -> Path:
     return folder / "shards"
 
 
-def arrays(batch) -> list[torch.Tensor]:
-    return [torch.from_numpy(np.ascontiguousarray(array)) for array in batch.arrays()]
-
-
 def test_a_row_ends_before_the_answer_and_has_its_class(labelled):
     shards, objective = Shards.open(labelled), Labelled(labels=LABELS, weight=0.5)
     tokenizer = load_tokenizer(labelled / "tokenizer")
@@ -62,7 +58,7 @@ def test_a_row_ends_before_the_answer_and_has_its_class(labelled):
         answer = tokenizer.decode(shards.document(row)[real.sum() :])
         assert answer.strip() == LABELS[batch.labels[i]]
         assert batch.loss_mask[i].sum() == 1 and batch.loss_mask[i, real.sum() - 1]
-    assert not batch.loss_mask[2].any() and not batch.follows[2].any() and batch.tokens_trained == 2
+    assert not batch.loss_mask[2].any() and not batch.follows[2].any() and batch.target_count == 2
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
@@ -70,10 +66,10 @@ def test_loss_is_the_classes_mean_and_the_texts_mean_times_lambda_however_it_is_
     shards, objective = Shards.open(labelled), Labelled(labels=LABELS, weight=0.5)
     batch = objective.examples(shards, seq_len=40, seed=0, packing="fit").gather(np.array([0, 5, 9, 11, 2, -1]))
     head = Classes(count=2, pooling="last", dense=False)
-    model = build_model(ModelSpec(vocab_size=shards.vocab_size, width=16, layers=1, context=40, tied_head=True, head=head,
-                                  attention=Grouped(heads=2))).double()  # fmt: skip
-    parts = zip(*(array.chunk(pieces) for array in arrays(batch)), strict=True)
-    total = sum(objective.loss(model, *part)[0] for part in parts) / batch.tokens_trained
+    model = build_model(uniform(vocab_size=shards.vocab_size, width=16, layers=1, context=40, tied_head=True, head=head,
+                                  mixer=Grouped(heads=2))).double()  # fmt: skip
+    loss = objective.loss(model)
+    total = sum(loss(part).sum for part in cut(tensors(batch), pieces)) / batch.target_count
     classes, tokens_lost = [], []
     for row in (0, 5, 9, 11, 2):  # each alone, without padding
         document, mask = shards.document(row), shards.mask[shards.offsets[row] : shards.offsets[row + 1]]
@@ -81,7 +77,7 @@ def test_loss_is_the_classes_mean_and_the_texts_mean_times_lambda_however_it_is_
         answer = load_tokenizer(labelled / "tokenizer").decode(document[mask.argmax() :]).strip()
         hidden = model(text, output="hidden")[0]
         classes.append(F.cross_entropy(model(text), torch.tensor([LABELS.index(answer)])))
-        tokens_lost.append(F.cross_entropy(hidden[:-1] @ model.embedding.weight.T, text[0, 1:], reduction="none"))
+        tokens_lost.append(F.cross_entropy(hidden[:-1] @ model.decoder.embedding.tokens.weight.T, text[0, 1:], reduction="none"))
     want = torch.stack(classes).mean() + 0.5 * torch.cat(tokens_lost).mean()
     torch.testing.assert_close(total, want, rtol=1e-5, atol=1e-6)
 
@@ -89,7 +85,7 @@ def test_loss_is_the_classes_mean_and_the_texts_mean_times_lambda_however_it_is_
 def test_a_language_model_becomes_a_classifier_by_a_recipe(labelled, tmp_path):
     (tmp_path / "lm.toml").write_text(f"""
 data.path = "{labelled}"
-model = {{ width = 32, layers = 1, context = 64, tied_head = true, attention = {{ heads = 2, kv_heads = 2 }}, feedforward = {{ width = 48 }} }}
+model = {{ width = 32, layers = 1, context = 64, tied_head = true, layer = {{ mixer = {{ heads = 2, kv_heads = 2 }}, feedforward = {{ width = 48 }} }} }}
 train = {{ steps = 30, batch_size = 16, seq_len = 32, device = "cpu" }}
 """)
     (tmp_path / "classes.toml").write_text(f"""

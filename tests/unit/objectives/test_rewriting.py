@@ -7,30 +7,34 @@ import random
 import numpy as np
 import pytest
 import torch
+from training_data import tensors
 
-from luban import ModelSpec, build_model
+from luban import build_model
 from luban.core.errors import ConfigError, DataError
-from luban.data.shards import Shards
-from luban.kernels.visible import Visible
-from luban.nn.attention.grouped import Grouped
-from luban.nn.position.none import NoPosition
-from luban.objectives.blank import BlankInfilling, fill_blanks
-from luban.objectives.denoising import Denoising
-from luban.objectives.noise import (
+from luban.data.collate.blank import fill_blanks
+from luban.data.collate.noise import (
     DocumentRotation,
     SentencePermutation,
     TextInfilling,
     TokenDeletion,
     TokenMasking,
 )
+from luban.data.collate.rows import poisson_spans
+from luban.data.collate.span import corrupt, random_parts
+from luban.data.collate.special_tokens import SpecialTokens
+from luban.data.shards import Shards
+from luban.kernels.attention_mask import AttentionMask
+from luban.models.spec import uniform
+from luban.nn.mixer.grouped import Grouped
+from luban.nn.position.none import NoPosition
+from luban.objectives.blank import BlankInfilling
+from luban.objectives.denoising import Denoising
 from luban.objectives.prefix import PrefixLM
-from luban.objectives.rows import poisson_spans
-from luban.objectives.span import SpanCorruption, corrupt, random_parts
-from luban.objectives.vocabulary import Marks
+from luban.objectives.span import SpanCorruption
 
 
 def seen(segments: list[int]) -> list[list[int]]:
-    visible = Visible(queries=len(segments), keys=len(segments), causal=True, device=torch.device("cpu"),
+    visible = AttentionMask(queries=len(segments), keys=len(segments), causal=True, device=torch.device("cpu"),
                       prefix=torch.tensor([segments]) == 0)  # fmt: skip
     return visible.dense()[0, 0].int().tolist()
 
@@ -60,7 +64,7 @@ def test_blank_infilling_mask_equals_the_six_token_case_by_hand():
 def test_a_blanks_text_never_moves_the_logits_of_those_before_it():
     rng = np.random.default_rng()
     model = build_model(
-        ModelSpec(vocab_size=100, width=24, layers=2, attention=Grouped(heads=3), position=NoPosition())
+        uniform(vocab_size=100, width=24, layers=2, mixer=Grouped(heads=3), position=NoPosition())
     )
     text = rng.integers(10, 90, 30)
     spans = poisson_spans(rng, 30, 9, 3.0, 8)
@@ -86,7 +90,7 @@ def test_blanks_come_to_their_share_and_give_the_text_back(shards_path):
     for epoch in range(30):
         for number in range(blanks.rows):
             row, text = blanks.row(number, epoch), blanks.piece(number).tolist()
-            answers, stop, start = {}, blanks.marks["stop"], blanks.marks["start"]
+            answers, stop, start = {}, blanks.special["stop"], blanks.special["start"]
             for token, target, trained, slot in zip(row.tokens, row.targets, row.trained, row.text, strict=True):
                 if trained and token == start:
                     answers[slot] = []
@@ -111,9 +115,8 @@ def test_prefixes_are_seen_whole_and_only_what_follows_is_trained(shards_path):
             given = int((segments == 0).sum())
             assert (segments[:given] == 0).all() and given >= 1
             assert not trained[: given - 1].any() and trained[given - 1 :].all()
-    model = build_model(ModelSpec(vocab_size=shards.vocab_size, width=24, layers=2, attention=Grouped(heads=3)))
-    arrays = [torch.from_numpy(np.ascontiguousarray(a)) for a in batch.arrays()]
-    tokens, _, _, documents, positions, segments = arrays
+    model = build_model(uniform(vocab_size=shards.vocab_size, width=24, layers=2, mixer=Grouped(heads=3)))
+    tokens, documents, positions, segments = (tensors(batch)[n] for n in ("tokens", "documents", "positions", "segments"))
     before = model(tokens, documents=documents, positions=positions, segments=segments)
     changed = torch.where((segments == 1) & (documents >= 0), (tokens + 1) % shards.vocab_size, tokens)
     after = model(changed, documents=documents, positions=positions, segments=segments)
@@ -152,7 +155,7 @@ def test_bart_noises_by_their_definitions(marks):
     assert np.mean(shares["delete"]) == pytest.approx(0.3, abs=0.003)
 
 
-def sentences(text: np.ndarray, marks: Marks) -> list[list[int]]:
+def sentences(text: np.ndarray, marks: SpecialTokens) -> list[list[int]]:
     """By a plain loop."""
     found: list[list[int]] = [[]]
     for token in text.tolist():
@@ -166,21 +169,21 @@ def test_text_infilling_is_poisson_and_inserts_where_spans_are_empty(marks):
     rng = np.random.default_rng()
     removed, masks, runs_longer, inserted, size = 0, 0, 0, 0, 0
     for text in texts(60, size=2000):
-        spoilt = TextInfilling()(rng, text, marks)
-        kept = spoilt[spoilt != 3]
+        corrupted = TextInfilling()(rng, text, marks)
+        kept = corrupted[corrupted != 3]
         remaining = iter(text.tolist())
         assert all(token in remaining for token in kept.tolist())
         removed, size = removed + len(text) - len(kept), size + len(text)
-        masks += int((spoilt == 3).sum())
-        runs_longer += int(((spoilt[1:] == 3) & (spoilt[:-1] == 3)).sum())
+        masks += int((corrupted == 3).sum())
+        runs_longer += int(((corrupted[1:] == 3) & (corrupted[:-1] == 3)).sum())
     assert removed / size == pytest.approx(0.3, abs=0.003)
     assert removed / masks == pytest.approx(3.0, abs=0.1)  # the mean of Poisson(3); the last span of a text is cut
     assert runs_longer == 0
     distinct = np.arange(10, 110)
     for _ in range(200):  # with every token distinct, a mask between neighbours is an insertion
-        spoilt = TextInfilling()(rng, distinct, marks).tolist()
-        places = [i for i, token in enumerate(spoilt) if token == 3 and 0 < i < len(spoilt) - 1]
-        inserted += sum(spoilt[i + 1] == spoilt[i - 1] + 1 for i in places)
+        corrupted = TextInfilling()(rng, distinct, marks).tolist()
+        places = [i for i, token in enumerate(corrupted) if token == 3 and 0 < i < len(corrupted) - 1]
+        inserted += sum(corrupted[i + 1] == corrupted[i - 1] + 1 for i in places)
     assert inserted / 200 == pytest.approx(100 * 0.3 / 3 * np.exp(-3), rel=0.4)
 
 
@@ -188,7 +191,7 @@ def test_denoising_rows_give_the_text_back(shards_path):
     shards = Shards.open(shards_path)
     made = Denoising().examples(shards, seq_len=64, seed=1, packing="fit")
     batch = made.gather(np.array([0, 3, -1]))
-    marks = Marks.of(shards)
+    marks = SpecialTokens.of(shards)
     for i, row in enumerate((0, 3)):
         size = int(batch.loss_mask[i].sum())
         assert batch.targets[i, :size].tolist() == [marks.begin, *made.piece(row).tolist(), marks.end]
@@ -249,8 +252,8 @@ def test_noises_on_noises_of_very_short_texts(marks, noise, then, size):
     chain = noise(rate=0.99, then=then())
     for _ in range(20):
         text = np.random.default_rng().integers(10, 110, size)
-        spoilt = chain(np.random.default_rng(), text, marks)
-        assert spoilt.dtype == text.dtype and set(spoilt.tolist()) <= {*text.tolist(), 3}
+        corrupted = chain(np.random.default_rng(), text, marks)
+        assert corrupted.dtype == text.dtype and set(corrupted.tolist()) <= {*text.tolist(), 3}
 
 
 def test_spans_of_no_length_are_refused():

@@ -8,14 +8,18 @@ from torch import nn
 
 from luban.core.errors import ArtifactError, ConfigError
 from luban.optim.adamw import AdamW
-from luban.optim.family import Optimizer, Update, by_role
+from luban.optim.base import OptimizerConfig, Update, hidden_matrices
 from luban.optim.muon import Muon, orthogonalise
 
 
 def parameters() -> dict[str, nn.Parameter]:
-    shapes = {"embedding.weight": (11, 6), "blocks.0.q.weight": (6, 6), "blocks.1.q.weight": (6, 6),
-              "blocks.0.up.weight": (10, 6), "blocks.0.norm.weight": (6,), "readout.weight": (11, 6)}  # fmt: skip
+    shapes = {"decoder.embedding.tokens.weight": (11, 6), "decoder.blocks.0.q.weight": (6, 6), "decoder.blocks.1.q.weight": (6, 6),
+              "decoder.blocks.0.up.weight": (10, 6), "decoder.blocks.0.norm.weight": (6,), "head.weight": (11, 6)}  # fmt: skip
     return {name: nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
+
+
+ROLES = {"decoder.embedding.tokens.weight": "embedding", "decoder.blocks.0.q.weight": "q", "decoder.blocks.1.q.weight": "q",
+         "decoder.blocks.0.up.weight": "up", "decoder.blocks.0.norm.weight": "norm", "head.weight": "lm_head"}  # fmt: skip
 
 
 def copies(named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -34,7 +38,7 @@ def test_adamw_is_the_papers_update_and_decays_matrices_only():
     expected = {name: p.detach().double() for name, p in named.items()}
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in expected.items()}
     config = AdamW(lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.3)
-    optimizer = config.build(named)
+    optimizer = config.build(named, ROLES)
     for step, factor in enumerate((0.5, 1.0, 0.2), start=1):
         with_gradients(named)
         optimizer.step(factor)
@@ -54,7 +58,7 @@ def test_adamw_is_the_papers_update_and_decays_matrices_only():
 @pytest.mark.parametrize("config", [AdamW(lr=0.01), AdamW(lr=0.01, moments="bf16"), Muon()])
 def test_a_bad_step_changes_nothing_and_the_next_goes_on(config):
     named = parameters()
-    optimizer, clean = config.build(named), config.build(twin := copies(named))
+    optimizer, clean = config.build(named, ROLES), config.build(twin := copies(named), ROLES)
     with_gradients(named, twin)
     optimizer.step(1.0)
     clean.step(1.0)
@@ -70,7 +74,7 @@ def test_a_bad_step_changes_nothing_and_the_next_goes_on(config):
 @pytest.mark.parametrize("config", [AdamW(lr=0.01), AdamW(lr=0.01, moments="bf16"), Muon()])
 def test_gradients_are_scaled_and_half_precision_copies_refreshed(config):
     named = parameters()
-    scaled, plain = config.build(named), config.build(twin := copies(named))
+    scaled, plain = config.build(named, ROLES), config.build(twin := copies(named), ROLES)
     with_gradients(named, twin)
     half = {p: torch.zeros_like(p, dtype=torch.bfloat16) for p in named.values()}
     eighth = {p: p.grad * 8 for p in named.values()}
@@ -83,18 +87,18 @@ def test_gradients_are_scaled_and_half_precision_copies_refreshed(config):
 def test_muon_matches_torchs_own_on_hidden_matrices_and_adamw_on_the_rest():
     named = parameters()
     twin = copies(named)
-    optimizer = Muon(lr=0.02, adamw_lr=0.003, weight_decay=0.1).build(named)
-    hidden = by_role(twin).hidden
+    optimizer = Muon(lr=0.02, adamw_lr=0.003, weight_decay=0.1).build(named, ROLES)
+    hidden = {name: twin[name] for name in hidden_matrices(ROLES)}
     reference = torch.optim.Muon(hidden.values(), lr=0.02, weight_decay=0.1, momentum=0.95,
                                  adjust_lr_fn="match_rms_adamw")  # fmt: skip
     rest = {name: p for name, p in twin.items() if name not in hidden}
-    adamw = AdamW(lr=0.003, weight_decay=0.1).build(rest)
+    adamw = AdamW(lr=0.003, weight_decay=0.1).build(rest, {name: ROLES[name] for name in rest})
     for _ in range(4):
         with_gradients(named, twin)
         optimizer.step(1.0)
         reference.step()
         adamw.step(1.0)
-    assert set(hidden) == {"blocks.0.q.weight", "blocks.1.q.weight", "blocks.0.up.weight"}
+    assert set(hidden) == {"decoder.blocks.0.q.weight", "decoder.blocks.1.q.weight", "decoder.blocks.0.up.weight"}
     for name, p in named.items():
         # bf16 products round differently batched: 2⁻⁸ of an update of RMS 0.2 · lr, a few rounds, four steps
         torch.testing.assert_close(p, twin[name], rtol=0, atol=1e-3 if name in hidden else 1e-6)
@@ -115,29 +119,29 @@ def test_newton_schulz_drives_singular_values_to_one_and_keeps_directions():
 @pytest.mark.parametrize("config", [AdamW(lr=0.01), AdamW(lr=0.01, moments="bf16"), Muon()])
 def test_state_survives_as_named_tensors(config):
     named = parameters()
-    optimizer = config.build(named)
+    optimizer = config.build(named, ROLES)
     with_gradients(named)
     optimizer.step(1.0)
     twin = copies(named)
-    again = config.build(dict(reversed(twin.items())))  # names decide, not order
-    again.load_state({name: tensor.clone() for name, tensor in optimizer.state().items()})
+    again = config.build(dict(reversed(twin.items())), ROLES)  # names decide, not order
+    again.load_state_dict({name: tensor.clone() for name, tensor in optimizer.state_dict().items()})
     for _ in range(2):
         with_gradients(named, twin)
         optimizer.step(0.7)
         again.step(0.7)
     for name, p in named.items():
         assert torch.equal(p, twin[name]), name
-    kept = sum(tensor.nbytes for tensor in optimizer.state().values())
-    assert config.state_bytes({name: p.shape for name, p in named.items()}) == kept
+    kept = sum(tensor.nbytes for tensor in optimizer.state_dict().values())
+    assert config.state_bytes({name: p.shape for name, p in named.items()}, ROLES) == kept
     with pytest.raises(ArtifactError, match="does not have"):
-        again.load_state({"blocks.9.q.weight/exp_avg": torch.zeros(1)})
+        again.load_state_dict({"decoder.blocks.9.q.weight/exp_avg": torch.zeros(1)})
 
 
 def test_optimizers_refuse_nonsense():
     from luban.core.config import from_dict
 
-    assert from_dict(Optimizer, {"type": "muon", "lr": "0.5"}).lr == 0.5
+    assert from_dict(OptimizerConfig, {"type": "muon", "lr": "0.5"}).lr == 0.5
     for wrong in ({"type": "adamw", "lr": 0}, {"type": "adamw", "betas": [0.9, 1.0]}, {"type": "muon", "momentum": 1},
                   {"type": "adamw", "weight_decay": -1}, {"type": "adamw", "momentum": 0.9}):  # fmt: skip
         with pytest.raises(ConfigError):
-            from_dict(Optimizer, wrong)
+            from_dict(OptimizerConfig, wrong)

@@ -10,9 +10,9 @@ import pytest
 
 from luban.core.config import from_dict, to_dict
 from luban.core.errors import ConfigError
+from luban.optim.schedule.base import Schedule
 from luban.optim.schedule.constant import Constant
 from luban.optim.schedule.cosine import Cosine
-from luban.optim.schedule.family import Schedule
 from luban.optim.schedule.wsd import WarmupStableDecay
 
 

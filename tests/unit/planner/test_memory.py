@@ -10,23 +10,24 @@ import torch
 from luban.models.build import build_model
 from luban.models.describe import describe
 from luban.models.presets import PRESETS
-from luban.models.spec import ModelSpec
-from luban.nn.attention.grouped import Grouped
-from luban.nn.feedforward import GELU, ReLU, SwiGLU
+from luban.models.spec import ModelSpec, changed, uniform
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.feedforward.plain import GELU, ReLU
+from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.learned import Learned
 from luban.planner.memory import Setting, joined_parameters, kept_bytes, layer_bytes, predict_memory
 
 BATCH, SEQ = 3, 40
 SHAPES = {
-    "gpt": ModelSpec(vocab_size=60, width=48, layers=3, context=64, position=Learned(), norm=LayerNorm(),
-                     attention=Grouped(heads=4), feedforward=ReLU(width=144)),
-    "gelu": ModelSpec(vocab_size=60, width=48, layers=2, context=64, position=Learned(), norm=LayerNorm(),
-                      attention=Grouped(heads=4, kv_heads=2), feedforward=GELU(width=100)),
-    "llama": ModelSpec(vocab_size=60, width=64, layers=2, context=64, attention=Grouped(heads=4, kv_heads=2),
+    "gpt": uniform(vocab_size=60, width=48, layers=3, context=64, position=Learned(), norm=LayerNorm(),
+                     mixer=Grouped(heads=4), feedforward=ReLU(width=144)),
+    "gelu": uniform(vocab_size=60, width=48, layers=2, context=64, position=Learned(), norm=LayerNorm(),
+                      mixer=Grouped(heads=4, kv_heads=2), feedforward=GELU(width=100)),
+    "llama": uniform(vocab_size=60, width=64, layers=2, context=64, mixer=Grouped(heads=4, kv_heads=2),
                        feedforward=SwiGLU(width=96)),
-    "qk-norm": ModelSpec(vocab_size=60, width=64, layers=2, context=64,
-                         attention=Grouped(heads=4, kv_heads=2, qk_norm=RMSNorm()), feedforward=SwiGLU(width=96)),
+    "qk-norm": uniform(vocab_size=60, width=64, layers=2, context=64,
+                         mixer=Grouped(heads=4, kv_heads=2, qk_norm=RMSNorm()), feedforward=SwiGLU(width=96)),
 }  # fmt: skip
 
 
@@ -53,8 +54,8 @@ def saved_by_autograd(spec: ModelSpec) -> int:
 def test_kept_activations_are_those_that_autograd_saves(name):
     spec = SHAPES[name]
     graph = describe(spec, batch=BATCH, seq=SEQ)
-    predicted = kept_bytes(graph, Setting(half=False, heads=spec.attention.heads))
-    tokens, layers = BATCH * SEQ, spec.layers
+    predicted = kept_bytes(graph, Setting(half=False))
+    tokens, layers = BATCH * SEQ, len(spec.layers)
     norms, heads = 2 * layers + 1, 6 * layers if name == "qk-norm" else 0  # of the stream; of query and key heads
     # What an eager model keeps otherwise than the operations say, tensor by tensor:
     last = tokens * spec.width  # the states that the head reads are kept by the loss, which isn't run here
@@ -69,8 +70,8 @@ def test_kept_activations_are_those_that_autograd_saves(name):
 def test_a_layer_by_hand():
     spec = SHAPES["llama"]
     tokens, E, Q, K, inner = BATCH * SEQ, 64, 64, 32, 96
-    layer = describe(spec, batch=BATCH, seq=SEQ).layers()["blocks.1"]
-    setting = Setting(half=True, heads=4)
+    layer = describe(spec, batch=BATCH, seq=SEQ).layers()["decoder.blocks.1"]
+    setting = Setting(half=True)
     sums = 4 * tokens * 4  # attention's log-sum-exp
     everything = 2 * tokens * (E + E + Q + 2 * K + Q + E + E + 3 * inner)
     assert layer_bytes(layer, setting) == everything + sums
@@ -78,44 +79,44 @@ def test_a_layer_by_hand():
     assert joined_parameters(layer) == joined
     assert layer_bytes(layer, replace(setting, fused=True)) == everything + sums + 2 * joined
     assert layer_bytes(layer, replace(setting, inner_kept=False)) == everything + sums - 2 * tokens * inner
-    cheap = replace(setting, fused=True, recompute="cheap")
-    assert layer_bytes(layer, cheap) == 2 * tokens * (E + Q + 2 * K + Q + E + 2 * inner) + sums
-    assert layer_bytes(layer, replace(cheap, recompute="blocks")) == 2 * tokens * E
+    selective = replace(setting, fused=True, remat="selective")
+    assert layer_bytes(layer, selective) == 2 * tokens * (E + Q + 2 * K + Q + E + 2 * inner) + sums
+    assert layer_bytes(layer, replace(selective, remat="full")) == 2 * tokens * E
     wide = replace(setting, attention="wide")
     assert layer_bytes(layer, wide) == everything + sums + 2 * tokens * (Q + 2 * K) + 4 * tokens * Q
 
 
 # torch.cuda.max_memory_allocated in GB, a step of the 1.1B shape of benchmarks/gpu_step.py, batch 16 × 2,048, H100.
 MEASURED = [
-    (16, {"recompute": "cheap"}, 4, 42.6),  # bf16 weights, fp32 moments
+    (16, {"remat": "selective"}, 4, 42.6),  # bf16 weights, fp32 moments
     (32, {}, 2, 52.6),  # all bf16
     (32, {"inner_kept": False}, 2, 44.5),  # SwiGLU inside its products
     (16, {"inner_kept": False}, 2, 45.3),
     (16, {}, 2, 53.5),
-    (16, {"recompute": "cheap"}, 2, 38.1),
-    (16, {"recompute": "blocks"}, 2, 13.0),
-    (16, {"recompute": "blocks", "inner_kept": False}, 2, 12.7),
-    (16, {"recompute": "cheap", "masters": True}, 4, 47.1),
+    (16, {"remat": "selective"}, 2, 38.1),
+    (16, {"remat": "full"}, 2, 13.0),
+    (16, {"remat": "full", "inner_kept": False}, 2, 12.7),
+    (16, {"remat": "selective", "masters": True}, 4, 47.1),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("heads", "changed", "moments", "gigabytes"), MEASURED)
 def test_within_five_percent_of_what_a_gpu_allocated(heads, changed, moments, gigabytes):
-    spec = ModelSpec(vocab_size=32_000, width=2048, layers=22, context=2048,
-                     attention=Grouped(heads=heads, kv_heads=4), feedforward=SwiGLU(width=5632))  # fmt: skip
+    spec = uniform(vocab_size=32_000, width=2048, layers=22, context=2048,
+                     mixer=Grouped(heads=heads, kv_heads=4), feedforward=SwiGLU(width=5632))  # fmt: skip
     graph = describe(spec, batch=16, seq=2048)
     setting = Setting(
-        **{"half": True, "masters": False, "fused": True, "heads": heads} | changed,
+        **{"half": True, "masters": False, "fused": True} | changed,
         optimizer=2 * moments * graph.parameters,
     )
     assert predict_memory(graph, setting).total / 1e9 == pytest.approx(gigabytes, rel=0.05)
 
 
 def test_attention_written_out_by_hand():
-    spec = replace(SHAPES["llama"], context=256)
+    spec = changed(SHAPES["llama"], context=256)
     heads, keys, width, seq = 4, 2, 16, 200  # chunks of 64 queries, which see 64, 128, 192 and 200 keys
-    layer = describe(spec, batch=BATCH, seq=seq).layers()["blocks.0"]
-    plain = Setting(half=True, heads=heads, head_width=width)
+    layer = describe(spec, batch=BATCH, seq=seq).layers()["decoder.blocks.0"]
+    plain = Setting(half=True)
     written = replace(plain, attention="written")
     scores = BATCH * heads * (64 * (64 + 128 + 192) + 8 * 200)
     copies = 2 * BATCH * keys * width * (64 + 128 + 192 + 200 - 200)  # of keys and values, beside their own
@@ -123,8 +124,8 @@ def test_attention_written_out_by_hand():
     more = layer_bytes(layer, written) - layer_bytes(layer, plain)
     assert more == pytest.approx((4 + 2) * scores + 2 * copies - sums, rel=0.1)  # mean chunks for the last one
     long = describe(spec, batch=2**24 // (heads * seq**2) + 1, seq=seq)  # too many scores: in fp32 after all
-    assert layer_bytes(long.layers()["blocks.0"], written) == layer_bytes(
-        long.layers()["blocks.0"], replace(written, attention="wide")
+    assert layer_bytes(long.layers()["decoder.blocks.0"], written) == layer_bytes(
+        long.layers()["decoder.blocks.0"], replace(written, attention="wide")
     )
     masked = kept_bytes(long, replace(written, masks=4)) - kept_bytes(long, written)
     assert masked == 4 * 4 * long.batch * seq**2 and kept_bytes(layer, replace(written, masks=4)) == kept_bytes(
@@ -137,7 +138,7 @@ def test_attention_written_out_by_hand():
 ON_A_CPU = [
     ((256, 6, 4, 2, 768), (16, 256), {}, 372), ((256, 6, 4, 2, 768), (16, 256), {"half": False}, 527),
     ((256, 6, 4, 2, 768), (4, 256), {"accumulate": True}, 123), ((256, 6, 4, 2, 768), (64, 64), {}, 300),
-    ((256, 6, 4, 2, 768), (16, 256), {"recompute": "cheap"}, 214), ((512, 8, 8, 8, 1536), (16, 256), {}, 1030),
+    ((256, 6, 4, 2, 768), (16, 256), {"remat": "selective"}, 214), ((512, 8, 8, 8, 1536), (16, 256), {}, 1030),
     ((512, 8, 8, 8, 1536), (8, 256), {"half": False}, 692),
 ]  # fmt: skip
 
@@ -145,10 +146,10 @@ ON_A_CPU = [
 @pytest.mark.parametrize(("shape", "batch", "changed", "megabytes"), ON_A_CPU)
 def test_within_five_percent_of_what_a_compiled_step_on_a_cpu_allocated(shape, batch, changed, megabytes):
     width, layers, heads, keys, inner = shape
-    spec = ModelSpec(vocab_size=4096, width=width, layers=layers, feedforward=SwiGLU(width=inner),
-                     attention=Grouped(heads=heads, kv_heads=keys, qk_norm=RMSNorm()))  # fmt: skip
+    spec = uniform(vocab_size=4096, width=width, layers=layers, feedforward=SwiGLU(width=inner),
+                     mixer=Grouped(heads=heads, kv_heads=keys, qk_norm=RMSNorm()))  # fmt: skip
     graph = describe(spec, batch=batch[0], seq=batch[1])
-    setting = Setting(**{"half": True, "attention": "written", "heads": heads, "head_width": width // heads, "masks": 1,
+    setting = Setting(**{"half": True, "attention": "written", "masks": 1,
                          **changed})  # fmt: skip
     found = predict_memory(graph, setting)
     assert (found.total - found.parameters) / 1e6 == pytest.approx(megabytes, rel=0.05)
@@ -172,8 +173,8 @@ def test_weights_moments_and_gradients_by_precision():
 def test_more_rows_cost_their_activations_and_recomputation_saves_them():
     graphs = [describe(PRESETS["llama-7b"], batch=batch, seq=2048) for batch in (16, 32, 48)]
     last = []
-    for policy in ("none", "cheap", "blocks"):
-        totals = [predict_memory(g, Setting(half=True, fused=True, heads=32, recompute=policy)).total for g in graphs]
+    for policy in ("none", "selective", "full"):
+        totals = [predict_memory(g, Setting(half=True, fused=True, remat=policy)).total for g in graphs]
         assert totals[2] - totals[1] == totals[1] - totals[0] > 0
         last.append(totals[2])
     assert last[0] > last[1] > last[2]

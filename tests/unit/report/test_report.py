@@ -10,7 +10,7 @@ from luban.core.artifact import ArtifactWriter, as_parent, read_manifest
 from luban.core.errors import DataError
 from luban.core.log import Metrics
 from luban.report.chart import Chart, Level, Series, draw, label, smooth, ticks
-from luban.report.family import Family
+from luban.report.lineage_graph import Family
 from luban.report.page import write_report
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, normalizers
 
 import luban
 from luban import Sampling
 from luban.core.errors import DataError
 from luban.generate.cache import ContextError
 from luban.serve.engine import Request
+from luban.tokenizer.settings import Settings
+from luban.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +67,7 @@ def test_sequences_of_different_length_leave_and_join(model):
 
 
 def test_an_end_token_stops_and_is_no_text(engine, model):
-    row = model.module.readout.weight
+    row = model.module.head.weight
     saved = row.clone()
     with torch.no_grad():
         row[model.tokenizer.special["<|end|>"]] = 50 * row.mean(0) + 50
@@ -98,6 +104,45 @@ def test_log_probabilities_are_the_models_own(engine, model):
         assert entry.logprob == pytest.approx(row[token].item(), abs=1e-4)
         assert [t for t, _ in entry.top] == row.topk(3).indices.tolist()
     assert engine.generate("x", Sampling(max_tokens=1))[0].logprobs is None
+
+
+def llama_like():
+    """A vocabulary that puts a space before a text, drops it when joining, and spells rare characters in bytes."""
+    ids = {
+        "<unk>": 0,
+        "<s>": 1,
+        "</s>": 2,
+        **{f"<0x{b:02X}>": 3 + b for b in range(256)},
+        "▁": 259,
+        "x": 260,
+        "▁x": 261,
+    }
+    made = tokenizers.Tokenizer(models.BPE(ids, [("▁", "x")], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return Tokenizer(made, Settings(bos_token="<s>", chat_template="{{ messages[0].content }}"))
+
+
+def test_a_continuation_keeps_its_space_and_an_answer_has_none(model, monkeypatch):
+    """`x` goes on with ` x漢🐉`, where the space belongs to the token; as an answer to a message the same is a text."""
+    tokenizer = llama_like()
+    engine = luban.Engine(replace(model, tokenizer=tokenizer, stop_ids=()))
+    written = [261, *(3 + byte for byte in "漢🐉".encode()), 260]
+
+    def choose():
+        for sequence in engine.session.sequences:
+            sequence.tokens.append(written[len(sequence.tokens)])
+        return [sequence.tokens[-1] for sequence in engine.session.sequences]
+
+    monkeypatch.setattr(engine.session, "choose", choose)
+    sampling = Sampling(max_tokens=len(written))
+    pieces = {}
+    for name, prompt in (("text", "x"), ("ids", [1, 261]), ("messages", [{"role": "user", "content": "x"}])):
+        pieces[name] = [delta.text for delta in engine.stream(prompt, sampling)]
+    assert pieces["text"] == pieces["ids"] == [" x", "", "", "漢", "", "", "", "🐉", "x"]
+    assert pieces["messages"] == ["x", "", "", "漢", "", "", "", "🐉", "x"]
 
 
 def test_streamed_pieces_join_to_the_result(engine):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
 from luban.core.artifact import read_manifest
@@ -96,6 +99,54 @@ def test_the_same_texts_give_the_same_artifact(algorithm, tmp_path):
     hashes = {train_tokenizer(TEXT * 8, tmp_path / str(i), algorithm=algorithm, vocab_size=620,
                               cut=CUTS["white"]).content_hash for i in range(2)}  # fmt: skip
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("letters", ["abcdefgh", "абвгд", "春眠不觉晓处处闻啼鸟", "กขคงจ", "!?", "a春"])
+def test_no_word_of_a_wordpiece_vocabulary_is_long(letters, tmp_path):
+    """The library's search is cubic in a word's length, so no text may give it long words."""
+    rng = random.Random(1)
+    for cut in (Cutting(), Cutting(digits="single", white_runs=40)):
+        tokenizer = train_tokenizer(
+            TEXT * 8, tmp_path / f"{cut.white_runs}", algorithm="wordpiece", vocab_size=760, cut=cut
+        )
+        library = Library.from_file(str(tokenizer.path / "tokenizer.json"))
+        text = "".join(rng.choices(letters, k=3000)) + "\n" * 40 + "x" * 31 + " " * 40 + "\t" * 40
+        words = [word for word, _ in library.pre_tokenizer.pre_tokenize_str(text)]
+        assert max(map(len, words)) <= max(4 * 32, cut.white_runs), max(words, key=len)  # bytes
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        if cut.white_runs:
+            assert all(len(tokenizer.encode(white * n)) == 1 for white in " \t\n" for n in (2, 31, 40))
+
+
+PHRASES = {
+    "hi": "हिन्दी में यह एक छोटा वाक्य है और यह बार बार आता है", "bn": "বাংলা একটি সুন্দর ভাষা এবং আমি বাংলায় গান গাই",
+    "ta": "தமிழ் மிகவும் பழமையான மொழி ஆகும்", "ar": "العَرَبِيَّةُ لُغَةٌ جَمِيلَةٌ", "nfd": "une de\u0301ja\u0300 vue e\u0301te\u0301",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "charbpe", "chinese", "wordpiece"])
+def test_words_with_vowel_signs_are_learned_whole(algorithm, tmp_path):
+    """A word that is seen 800 times becomes one token, whatever combining marks it holds."""
+    phrases = list(PHRASES.values())
+    tokenizer = train_tokenizer(phrases * 800, tmp_path / "t", algorithm=algorithm, vocab_size=1500)
+    for phrase in phrases:
+        assert len(tokenizer.encode(phrase)) <= len(phrase.split()), phrase
+
+
+def test_marks_stay_in_their_word_and_nothing_else_changes_place():
+    """The words of the pattern, against words found character by character."""
+    rng, pattern = random.Random(), Cutting().pattern
+    library = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    for text in ["हिन्दी में", "की कि", "cafe\u0301s x", "❤\ufe0f❤\ufe0f", "1\ufe0f\u20e3"]:
+        pieces = [piece for piece, _ in library.pre_tokenize_str(text)]
+        assert "".join(pieces) == text
+        assert not any(unicodedata.category(piece[0]) == "Mc" for piece in pieces)
+    for _ in range(300):
+        text = "".join(rng.choices("कािी्e\u0301x. \n1", k=12))
+        pieces = [piece for piece, _ in library.pre_tokenize_str(text)]
+        assert "".join(pieces) == text
+        for one, other in itertools.pairwise(pieces):
+            assert not (one[-1].isalpha() and unicodedata.category(other[0]).startswith("M")), (one, other)
 
 
 def test_wrong_choices_are_refused(tmp_path):

@@ -7,8 +7,10 @@ import itertools
 import json
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers
 
 from luban.core.errors import ArtifactError, ConfigError, DataError
 from luban.tokenizer import train as train_module
@@ -165,6 +167,31 @@ def test_no_count_can_overflow(texts, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_module, "MOST_BYTES", sum(sizes[:100]) - 1)
     train_tokenizer(iter(texts), tmp_path / "c", vocab_size=300)
     assert json.loads((tmp_path / "c" / "manifest.json").read_text())["figures"]["documents"] == 99
+
+
+WORDS = ["[PAD]", "[UNK]", "<s>", "the", "[", "PAD", "]", "a", "##b", "b"]
+
+
+@pytest.mark.parametrize("model", [
+    models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"),
+    models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"),
+    models.Unigram([(word, -float(i)) for i, word in enumerate(WORDS)], 1),
+], ids=["words", "pieces", "unigram"])  # fmt: skip
+def test_a_word_that_spells_a_special_token_is_a_word_in_every_kind_of_vocabulary(model, tmp_path):
+    """A `tokenizer.json` of others, whose model would find the special token as a word of its vocabulary."""
+    library = tokenizers.Tokenizer(model)
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.add_special_tokens(["[PAD]", "<s>"])
+    (tmp_path / "tokenizer.json").write_text(library.to_str())
+    found = load_tokenizer(tmp_path)
+    special = {found.special["[PAD]"], found.special["<s>"]}
+    assert special == {0, 2} and [found.token(i) for i in range(found.vocab_size)] == WORDS
+    for text in ("[PAD]", "the [PAD] a", "<s> the", "[PAD] <s>"):
+        assert not special & set(found.encode(text)), text
+    assert found.encode("the a") == [3, 7] and found.encode_marked("<s> the")[0] == [2, 3]
+    assert json.loads(found.to_json()) == json.loads(library.to_str(pretty=True))
+    if isinstance(model, models.WordPiece):
+        assert found.encode("ab b") == [7, 8, 9] and found.encode("[PAD]") == [1]
 
 
 def test_loading_again_gives_the_same(bpe):

@@ -89,7 +89,7 @@ def test_a_batch_without_targets_is_told_once(tiny, tmp_path, monkeypatch, capsy
     [({}, {"type": "causal", "smoothing": 0.1, "z_loss": 1e-3}), (ENCODER, {"type": "masked"}),
      (ENCODER, {"type": "masked", "pairing": {"type": "next_sentence"}}), ({"position": {"type": "learned"}}, {"type": "prefix"}),
      ({"body": {"type": "encoder_decoder"}, "position": {"type": "learned"}}, {"type": "span_corruption", "sentinels": 20}),
-     ({"attention": {"heads": 2, "kv_heads": 1, "layout": {"type": "strided", "block": 16, "window": 0, "stride": 2}}}, {})],
+     ({"layer": {"mixer": {"layout": {"type": "strided", "block": 16, "window": 0, "stride": 2}}}}, {})],
     ids=["causal", "masked", "masked-pairs", "prefix", "encoder-decoder", "layout"],
 )  # fmt: skip
 def test_a_compiled_step_is_one_graph(tiny, tmp_path, monkeypatch, model, objective):

@@ -10,8 +10,9 @@ import pytest
 import luban.recipes
 from luban.core.config import from_dict, load_toml, override, to_dict, to_toml
 from luban.core.errors import ConfigError
+from luban.models.config import resolve_spec
 from luban.models.describe import describe
-from luban.train.recipe import Recipe, resolve_spec
+from luban.train.recipe import Recipe
 
 SHIPPED = sorted(Path(luban.recipes.__file__).parent.glob("*.toml"))
 
@@ -20,14 +21,14 @@ SHIPPED = sorted(Path(luban.recipes.__file__).parent.glob("*.toml"))
 def test_every_shipped_recipe_is_valid_and_survives_being_written_down(path):
     recipe = from_dict(Recipe, load_toml(path))
     assert from_dict(Recipe, tomllib.loads(to_toml(to_dict(recipe)))) == recipe
-    if recipe.model:
-        assert resolve_spec(recipe.model, 4096).context >= recipe.train.seq_len
+    if recipe.model.given:
+        assert resolve_spec(recipe.model.given, 4096).context >= recipe.train.seq_len
 
 
 def test_the_tiny_recipe_takes_any_vocabulary_and_stays_tiny():
     recipe = from_dict(Recipe, load_toml(next(p for p in SHIPPED if p.stem == "tiny_pretrain_cpu")))
     for vocabulary in (300, 4096):
-        spec = resolve_spec(recipe.model, vocabulary)
+        spec = resolve_spec(recipe.model.given, vocabulary)
         assert spec.vocab_size == vocabulary and describe(spec).parameters < 1_000_000
 
 
@@ -35,7 +36,7 @@ def test_the_tiny_recipe_takes_any_vocabulary_and_stays_tiny():
     ("train.stpes", "3", "did you mean 'steps'"),
     ("train.steps", "many", "int needed"),
     ("train.steps", "0", "at least 1"),
-    ("train.precision", "fp4", "fp32, bf16, fp16, fp8"),
+    ("train.precision", "fp4", "fp64, fp32, bf16, fp16, fp8"),
     ("train.accumulate", "3", "not a multiple"),
     ("optim.type", "adam", "adamw"),
     ("checkpoint.keep", "0", "at least 1"),
@@ -55,13 +56,13 @@ def test_a_wrong_model_is_named(model, message):
 
 
 def test_a_preset_can_be_changed_field_by_field():
-    spec = resolve_spec({"preset": "tiny", "width": "32", "attention": {"heads": 2, "kv_heads": 1}}, 512)
-    assert (spec.width, spec.attention.heads, spec.vocab_size) == (32, 2, 512)
+    spec = resolve_spec({"preset": "tiny", "width": "32", "layer": {"mixer": {"heads": 2, "kv_heads": 1}}}, 512)
+    assert (spec.width, spec.layers[0].mixer.heads, spec.vocab_size) == (32, 2, 512)
 
 
 def test_bf16_weights_are_refused_where_small_updates_would_be_lost():
     with pytest.raises(ConfigError, match=r"rounds stochastically.*muon doesn't: use --optim.type adamw"):
         from_dict(Recipe, {"train": {"precision": "bf16", "weights": "bf16"}, "optim": {"type": "muon"}})
-    with pytest.raises(ConfigError, match="products in bf16 or fp8"):
+    with pytest.raises(ConfigError, match="matmuls in bf16 or fp8"):
         from_dict(Recipe, {"train": {"precision": "fp32", "weights": "bf16"}})
     assert from_dict(Recipe, {"train": {"precision": "bf16", "weights": "bf16"}}).train.weights == "bf16"

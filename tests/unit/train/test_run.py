@@ -18,12 +18,12 @@ from luban.core.artifact import open_artifact
 from luban.core.errors import ArtifactError, ConfigError, MissingExtra, UnsupportedError, UsageError
 from luban.core.units import bytes_
 from luban.load.model import load_model
+from luban.parallel.engine import TrainEngine
 from luban.planner.accelerators import accelerator
 from luban.train import predict
 from luban.train.budget import RESERVE, TIMED, WARM
 from luban.train.pretrain import pretrain
 from luban.train.run import dry_run, prepare, train
-from luban.train.step import TrainStep
 
 
 def test_a_run_can_be_loaded_and_continued_from(tiny, tmp_path):
@@ -55,8 +55,8 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tiny, tmp_path):
 def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(tiny, tmp_path, monkeypatch):
     """By a clock on which a step takes an eighth of a second and everything else takes no time."""
     clock = Clock()
-    launch = TrainStep.launch
-    monkeypatch.setattr(TrainStep, "launch", lambda *args: clock.advance(0.125) or launch(*args))
+    submit = TrainEngine.submit
+    monkeypatch.setattr(TrainEngine, "submit", lambda *args: clock.advance(0.125) or submit(*args))
     recipe = tiny(train={"steps": 10**6, "budget_seconds": 8.0}, checkpoint={"every": 10**6},
                   validation={"every": 0}, schedule={"warmup": 2, "final": 0.0})  # fmt: skip
     run = train(recipe, tmp_path / "run", task="pretrain", name="tiny", clock=clock)
@@ -72,33 +72,34 @@ def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(ti
 def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp_path, monkeypatch, capsys):
     recipe = tiny(train={"batch_size": 64, "seq_len": 64, "precision": "bf16"})
     prediction = prepare(recipe)[-1]
-    room = (1 + predict.LIBRARY) * (
+    space = (1 + predict.LIBRARY) * (
         prediction.memory.total - 1
     )  # the kernels' library keeps some of what it passes through
-    monkeypatch.setattr(predict, "free_memory", lambda device: room)
+    monkeypatch.setattr(predict, "free_memory", lambda device: space)
     with pytest.raises(UnsupportedError) as refused:
         pretrain(recipe, tmp_path / "run")
     message = str(refused.value)
     assert f"training would need {prediction.memory}" in message
-    for flag in ("--train.accumulate", "--train.batch_size", "--train.recompute cheap", "--train.recompute blocks"):
+    for flag in ("--train.accumulate", "--train.batch_size", "--plan.remat selective", "--plan.remat full"):
         assert flag in message
     # what is advised fits, and one row more doesn't
     batch = int(re.search(r"--train.batch_size (\d+)", message).group(1))
     assert 1 < batch < 64
 
-    def need(**train):
-        return prepare(replace(recipe, train=replace(recipe.train, **train)))[-1].memory.total
+    def need(remat="none", **train):
+        changed = replace(recipe, train=replace(recipe.train, **train), plan=replace(recipe.plan, remat=remat))
+        return prepare(changed)[-1].memory.total
 
     assert need(batch_size=batch) < prediction.memory.total <= need(batch_size=batch + 1)
-    assert bytes_(need(accumulate=2)) in message and bytes_(need(recompute="cheap")) in message
+    assert bytes_(need(accumulate=2)) in message and bytes_(need(remat="selective")) in message
     # no policy alone is enough: the largest batch with each
-    room = (1 + predict.LIBRARY) * need(recompute="blocks", batch_size=40)
-    monkeypatch.setattr(predict, "free_memory", lambda device: room)
+    space = (1 + predict.LIBRARY) * need(remat="full", batch_size=40)
+    monkeypatch.setattr(predict, "free_memory", lambda device: space)
     with pytest.raises(UnsupportedError) as refused:
         dry_run(recipe)
-    with_blocks = int(re.search(r"--train.recompute blocks --train.batch_size (\d+)", str(refused.value)).group(1))
+    with_full = int(re.search(r"--plan.remat full --train.batch_size (\d+)", str(refused.value)).group(1))
     alone = int(re.search(r"; --train.batch_size (\d+) is", str(refused.value)).group(1))
-    assert alone < 40 <= with_blocks < 64 and "memory" in capsys.readouterr().out
+    assert alone < 40 <= with_full < 64 and "memory" in capsys.readouterr().out
     monkeypatch.setattr(predict, "free_memory", lambda device: 1000)
     with pytest.raises(UnsupportedError, match="choose a smaller model"):
         pretrain(recipe, tmp_path / "run")
@@ -133,7 +134,7 @@ def test_the_command_line_answers_in_one_line(shards, tmp_path, capsys):
 
 
 def test_without_a_compiler_training_runs_uncompiled_and_says_so(tiny, tmp_path, monkeypatch, capsys):
-    from luban.train import device
+    from luban.parallel import device
 
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
     recipe = tiny()

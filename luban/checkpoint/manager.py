@@ -1,0 +1,80 @@
+"""The checkpoints of one run: which to keep, and which to resume from."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from luban.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from luban.core.artifact import INCOMPLETE
+from luban.core.errors import ArtifactError
+from luban.core.log import warn
+
+FOLDER = "checkpoints"
+NAME = re.compile(r"step_(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save and how much to keep."""
+
+    every: int = 100  # steps between checkpoints; the last step is always saved
+    keep: int = 2  # newest checkpoints kept, beside the best
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1 step, {self.every} given")
+        if self.keep < 1:
+            raise ValueError(f"keep must be at least 1, {self.keep} given")
+
+
+class CheckpointManager:
+    """The folder `RUN/checkpoints`: what to keep and what to resume from."""
+
+    def __init__(self, run: Path):
+        self.folder = Path(run) / FOLDER
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint after `step` steps lies."""
+        return self.folder / f"step_{step:06d}"
+
+    def steps(self) -> list[int]:
+        """Steps with a finished checkpoint directory, ascending."""
+        if not self.folder.is_dir():
+            return []
+        found = (NAME.fullmatch(entry.name) for entry in self.folder.iterdir() if entry.is_dir())
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def keep(self, newest: int, best: int | None) -> None:
+        """Delete all but the `newest` last checkpoints and the best."""
+        for step in self.steps()[:-newest]:
+            if step != best:
+                remove_directory(self.path(step))
+
+    def resume(self) -> tuple[int, Checkpoint] | None:
+        """The newest whole checkpoint and its step; nothing when there is none.
+
+        A damaged one is named in a warning and removed, since training writes that step again; what a
+        crash left half-written is removed too.
+        """
+        if self.folder.is_dir():
+            for leftover in self.folder.glob(f"*{INCOMPLETE}"):
+                remove_directory(leftover)
+        for step in reversed(self.steps()):
+            try:
+                return step, load_checkpoint(self.path(step))
+            except ArtifactError as error:
+                warn(f"{error}; resuming from the checkpoint before it")
+                remove_directory(self.path(step))
+        return None
+
+
+def remove_directory(path: Path) -> None:
+    """Delete a checkpoint so that a crash half-way leaves nothing that passes for one."""
+    doomed = path if path.name.endswith(INCOMPLETE) else path.with_name(path.name + INCOMPLETE)
+    if doomed != path:
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+    shutil.rmtree(doomed)

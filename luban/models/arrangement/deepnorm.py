@@ -1,0 +1,45 @@
+"""DeepNorm (Wang et al. 2022, DeepNet, section 3): norm(α·x + mixer(x)), then norm(α·x + feedforward(x)).
+
+For a decoder or encoder of N layers α = (2N)^¼, and values, attention's output and the feed-forward weights start
+β = (8N)^−¼ times smaller, so that updates stay bounded at any depth (table of section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from luban.models.arrangement.base import Arrangement, Block
+from luban.nn.context import LayerContext
+from luban.nn.linear import matmul_owners
+from luban.nn.mixer.base import LayerShape
+
+if TYPE_CHECKING:
+    from luban.models.layer import LayerSpec
+
+
+class DeepNormBlock(Block):
+    """One layer. Its weights carry the gain β, which initialisations multiply by."""
+
+    def __init__(self, layer: LayerSpec, shape: LayerShape):
+        super().__init__(layer, shape)
+        self.alpha = (2 * shape.layers) ** 0.25
+        for _, owner in matmul_owners(self):
+            for projection in owner.projections().values():
+                if projection.parameter_roles["weight"] not in ("q", "k"):
+                    projection.init_gain = (8 * shape.layers) ** -0.25
+
+    def arranged(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
+        """(B, T, E) → (B, T, E)."""
+        x_BTE = self.mixer_norm(self.alpha * x_BTE + self.mixer(x_BTE, ctx))
+        return self.feedforward_norm(self.alpha * x_BTE + self.feedforward(x_BTE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepNorm(Arrangement):
+    """Post-norm with a heavier stream. Choose `init.scale_residual = false` with it: β takes its place."""
+
+    block = DeepNormBlock
+    final_norm = False

@@ -1,0 +1,30 @@
+"""Post-norm (Vaswani et al. 2017, section 3.1; GPT-1, BERT): norm(x + mixer(x)), then norm(x + feedforward(x))."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from luban.models.arrangement.base import Arrangement, Block
+from luban.nn.context import LayerContext
+
+
+class PostNormBlock(Block):
+    """One layer of a post-norm Transformer."""
+
+    def arranged(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
+        """(B, T, E) → (B, T, E)."""
+        x_BTE = self.mixer_norm(x_BTE + self.mixer(x_BTE, ctx))
+        if self.cross is not None:
+            x_BTE = self.cross_norm(x_BTE + self.cross(x_BTE, ctx))
+        return self.feedforward_norm(x_BTE + self.feedforward(x_BTE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostNorm(Arrangement):
+    """The stream itself is normalised after every sum, so nothing is left to normalise at the end."""
+
+    block = PostNormBlock
+    final_norm = False
+    crosses = True

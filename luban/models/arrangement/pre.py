@@ -1,0 +1,29 @@
+"""Pre-norm, one after the other (GPT-2, LLaMA): x + mixer(norm(x)), then x + feedforward(norm(x))."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from luban.models.arrangement.base import Arrangement, Block
+from luban.nn.context import LayerContext
+
+
+class PreNormBlock(Block):
+    """One layer of a pre-norm Transformer."""
+
+    def arranged(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
+        """(B, T, E) → (B, T, E)."""
+        x_BTE = x_BTE + self.mixer(self.mixer_norm(x_BTE), ctx)
+        if self.cross is not None:
+            x_BTE = x_BTE + self.cross(self.cross_norm(x_BTE), ctx)
+        return x_BTE + self.feedforward(self.feedforward_norm(x_BTE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreNorm(Arrangement):
+    """Each part reads the normalised stream and adds to the plain one."""
+
+    block = PreNormBlock
+    crosses = True

@@ -1,1 +1,0 @@
-"""How attention and feed-forward are arranged around the residual stream."""

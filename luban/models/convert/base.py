@@ -1,0 +1,303 @@
+"""What a foreign format is, and the table of those there are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from luban.core.errors import ArtifactError, UnsupportedError, nearest
+from luban.core.registry import Registry
+from luban.models.decoder import DecoderBody
+from luban.models.head.hidden import Hidden
+from luban.models.head.language_model import LanguageModel
+from luban.models.layer import LayerSpec
+from luban.models.spec import ModelSpec
+from luban.nn.feedforward.base import FeedForward
+from luban.nn.feedforward.plain import GELU, ReLU, TanhGELU
+from luban.nn.mixer.grouped import Grouped
+
+FORMATS = Registry(
+    "model type",
+    {
+        "llama": "luban.models.convert.llama:Llama",
+        "mistral": "luban.models.convert.mistral:Mistral",
+        "qwen2": "luban.models.convert.qwen2:Qwen2",
+        "qwen3": "luban.models.convert.qwen3:Qwen3",
+        "bert": "luban.models.convert.bert:Bert",
+        "roberta": "luban.models.convert.roberta:Roberta",
+        "albert": "luban.models.convert.albert:Albert",
+        "bart": "luban.models.convert.bart:Bart",
+        "t5": "luban.models.convert.t5:T5",
+        "gpt2": "luban.models.convert.gpt2:GPT2",
+        "openai-gpt": "luban.models.convert.openai_gpt:OpenAIGPT",
+        "bloom": "luban.models.convert.bloom:Bloom",
+        "falcon": "luban.models.convert.falcon:Falcon",
+        "chatglm": "luban.models.convert.chatglm:ChatGLM",
+    },
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One tensor of ours and the one that holds it in the foreign file."""
+
+    ours: str
+    theirs: str
+    transposed: bool = False  # theirs is (inputs, outputs), as GPT-2's Conv1D keeps it
+
+    def split(self, theirs: Tensor) -> dict[str, Tensor]:
+        """Our tensor, by name."""
+        return {self.ours: theirs.t() if self.transposed and theirs.dim() == 2 else theirs}
+
+    def join(self, ours: Mapping[str, Tensor]) -> Tensor:
+        """Their tensor."""
+        tensor = ours[self.ours]
+        return tensor.t().contiguous() if self.transposed and tensor.dim() == 2 else tensor
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Queries, keys and values of H and K heads, held in one foreign tensor whose rows are outputs.
+
+    The rows stand either as all queries, all keys, all values, or key head by key head: the queries that share
+    it, its key, its value (where K = H: query, key, value of every head).
+    """
+
+    ours: tuple[str, str, str]  # names of queries, keys, values
+    theirs: str
+    heads: int  # H
+    key_heads: int  # K
+    by_head: bool  # the second order
+    transposed: bool = False  # theirs is (inputs, outputs), as GPT-2's Conv1D keeps it
+
+    def split(self, theirs: Tensor) -> dict[str, Tensor]:
+        """Our three tensors, by name. Raises ArtifactError where the rows can't be those of so many heads."""
+        rows = theirs.t() if self.transposed and theirs.dim() == 2 else theirs
+        total = self.heads + 2 * self.key_heads
+        if not rows.dim() or rows.shape[0] % total:
+            raise ArtifactError(f"the tensor {self.theirs} of shape {tuple(theirs.shape)} can't hold queries of "
+                                f"{self.heads} heads with keys and values of {self.key_heads}")  # fmt: skip
+        width, group = rows.shape[0] // total, self.heads // self.key_heads
+        if self.by_head:
+            blocks = rows.unflatten(0, (self.key_heads, group + 2, width))
+            parts = [part.flatten(0, 2) for part in blocks.split((group, 1, 1), dim=1)]
+        else:
+            parts = rows.split((self.heads * width, self.key_heads * width, self.key_heads * width))
+        return dict(zip(self.ours, parts, strict=True))
+
+    def join(self, ours: Mapping[str, Tensor]) -> Tensor:
+        """Their tensor."""
+        parts = [ours[name] for name in self.ours]
+        if self.by_head:
+            width, group = parts[1].shape[0] // self.key_heads, self.heads // self.key_heads
+            blocks = [
+                part.unflatten(0, (self.key_heads, n, width)) for part, n in zip(parts, (group, 1, 1), strict=True)
+            ]
+            rows = torch.cat(blocks, dim=1).flatten(0, 2)
+        else:
+            rows = torch.cat(parts)
+        return rows.t().contiguous() if self.transposed and rows.dim() == 2 else rows
+
+
+class TensorNames(Protocol):
+    """The tensors of a foreign format."""
+
+    ignored: re.Pattern[str]  # tensors of theirs that hold nothing (caches, masks) or a copy
+    prefix: str  # of the body's tensors; files saved without a head leave it out
+
+    def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
+        """Every tensor of theirs with what it holds of ours."""
+        ...
+
+
+class Format(TensorNames, Protocol):
+    """A foreign format. One of anything but decoders with a language-model head says so in `body` and `heads`."""
+
+    def spec(self, config: Mapping[str, Any]) -> ModelSpec:
+        """Our specification of a foreign configuration. Raises UnsupportedError naming what can't be had."""
+        ...
+
+    def config(self, spec: ModelSpec) -> dict[str, Any] | None:
+        """The foreign configuration of ours, or None when the format can't express it."""
+        ...
+
+
+KINDS: dict[type, tuple[Any, str]] = {  # of fields, as JSON has them, and what they are called
+    int: (int, "a whole number"), float: ((int, float), "a number"), bool: (bool, "true or false"), str: (str, "a name"),
+    dict: (Mapping, "a table"), list: (list, "a list"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A foreign configuration being read: which fields were looked at, and clear errors for missing ones."""
+
+    values: Mapping[str, Any]
+    kind: str = field(default="")
+    within: str = ""  # of which inner table, its name with a dot behind it
+
+    def need(self, name: str, kind: type = int) -> Any:
+        """A field that must be there."""
+        if self.values.get(name) is None:
+            raise ArtifactError(f"config.json of this {self.kind} model lacks '{self.within}{name}'")
+        return self.get(name, None, kind)
+
+    def get(self, name: str, default: Any, kind: type | None = None) -> Any:
+        """A field, or the format's own default where it is absent or null. Raises ArtifactError where it is of another
+        kind than `kind` (none: than the default)."""
+        value, kind = self.values.get(name), kind or type(default)
+        if value is None:
+            return default
+        if kind in KINDS and (not isinstance(value, KINDS[kind][0]) or (isinstance(value, bool) and kind is not bool)):
+            raise ArtifactError(f"config.json of this {self.kind} model says {self.within}{name} = {value!r}: "
+                                f"{KINDS[kind][1]} is needed")  # fmt: skip
+        return value
+
+    def inner(self, *names: str) -> Fields:
+        """The table under the first of these names that is there and not empty; an empty one where there is none."""
+        name = next((name for name in names if self.values.get(name)), names[0])
+        return Fields(self.get(name, {}), self.kind, f"{name}.")
+
+    def only(self, name: str, supported: Any) -> None:
+        """Refuse a field whose value changes the computation in a way that isn't built."""
+        if self.get(name, supported) != supported:
+            raise UnsupportedError(f"config.json asks for {name} = {self.values[name]!r}; "
+                                   f"only {supported!r} is supported")  # fmt: skip
+
+    def architecture(self, default: str) -> str:
+        """The class of theirs that wrote the directory."""
+        return next(iter(self.get("architectures", None, list) or ()), default)
+
+    def labels(self, default: int = 2) -> int:
+        """How many classes its head has."""
+        return len(self.get("id2label", {})) or self.get("num_labels", default)
+
+
+ACTIVATIONS: dict[str, type[FeedForward]] = {
+    "gelu": GELU, "gelu_new": TanhGELU, "gelu_pytorch_tanh": TanhGELU, "gelu_fast": TanhGELU, "relu": ReLU,
+}  # fmt: skip
+
+
+def plain_feedforward(name: str, width: int, *, bias: bool) -> FeedForward:
+    """The network without a gate whose activation transformers calls `name`."""
+    if name not in ACTIVATIONS:
+        raise UnsupportedError(f"config.json asks for the activation '{name}'{nearest(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name](width=width, bias=bias)
+
+
+def activation_name(feedforward: FeedForward) -> str | None:
+    """What transformers calls the activation of a network without a gate."""
+    return next((name for name, kind in ACTIVATIONS.items() if type(feedforward) is kind), None)
+
+
+def format_of(config: Mapping[str, Any]) -> Format:
+    """The format that a Hugging Face config.json names. Raises UnsupportedError for an unknown architecture."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise ArtifactError("config.json names no model_type, so its architecture is unknown")
+    if kind not in FORMATS.entries:
+        raise UnsupportedError(f"unknown architecture '{kind}' in config.json{nearest(kind, FORMATS.entries)}")
+    return FORMATS[kind]()
+
+
+def uniform_layer(spec: ModelSpec, *, windows: bool = False, shared: bool = False) -> LayerSpec | None:
+    """The layer that all of a model are like, as foreign formats have it; None where they differ.
+
+    Args:
+        windows: attention windows may differ; the layer is then given without one.
+        shared: layers may share parameters.
+    """
+    found = set()
+    for layer in (*spec.layers, *spec.encoder):
+        if layer.position is not None or (layer.share is not None and not shared):
+            return None
+        mixer = replace(layer.mixer, window=None) if windows and isinstance(layer.mixer, Grouped) else layer.mixer
+        found.add(replace(layer, mixer=mixer, cross=False, share=None))
+    return found.pop() if len(found) == 1 else None
+
+
+def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
+    """The first format that can express `spec`, and its configuration. Raises UnsupportedError if none can."""
+    if any(isinstance(layer.mixer, Grouped) and layer.mixer.layout is not None for layer in spec.layers):
+        raise UnsupportedError("no Hugging Face architecture expresses block-sparse attention (a mixer's layout)")
+    for name in FORMATS:
+        form = FORMATS[name]()
+        heads = getattr(form, "heads", None)
+        known = isinstance(spec.head, heads) if heads else spec.head == LanguageModel()
+        if not known or not isinstance(spec.body, getattr(form, "body", DecoderBody)):
+            continue
+        config = form.config(spec)
+        if config is not None:
+            return form, config
+    raise UnsupportedError(f"no Hugging Face architecture expresses this model (known: {', '.join(FORMATS)})")
+
+
+OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # as in the first BERT
+
+
+def named_as_now(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Foreign tensors under the names of `pairs`: old spellings made new, and the body's prefix, which files saved
+    without a head leave out, put before them."""
+    for old, new in OLD_NORMS.items():
+        theirs = {name.replace(old, new): tensor for name, tensor in theirs.items()}
+    if theirs.keys().isdisjoint(pair.theirs for pair in form.pairs(spec)):
+        return {form.prefix + name: tensor for name, tensor in theirs.items()}
+    return dict(theirs)
+
+
+def as_stored(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> ModelSpec:
+    """The specification of what the file holds where its configuration can't tell or is wrong.
+
+    Untied where there is an output table that isn't the embedding's: transformers 5 goes by the tensors too, whatever
+    the configuration says, and writes such configurations itself. Without BERT's pooler where a body has none.
+    """
+    if isinstance(spec.head, Hidden) and spec.head.pool:
+        pooler = [p.theirs for p in form.pairs(spec) if isinstance(p, Pair) and p.ours.startswith("head.pool")]
+        return replace(spec, head=Hidden()) if theirs.keys().isdisjoint(pooler) else spec
+    if not spec.tied_head:
+        return spec
+    untied = replace(spec, tied_head=False)
+    names = {pair.ours: pair.theirs for pair in form.pairs(untied) if isinstance(pair, Pair)}
+    table = names.get("head.weight", names.get("head.vocabulary.weight"))
+    embedding = next(theirs for ours, theirs in names.items() if ours.endswith("embedding.tokens.weight"))
+    held = table in theirs and embedding in theirs and theirs[table].shape == theirs[embedding].shape
+    return untied if held and not torch.equal(theirs[table], theirs[embedding]) else spec
+
+
+def to_ours(form: TensorNames, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Foreign tensors, named as now, under our names. Raises ArtifactError naming missing and surplus ones."""
+    pairs = list(form.pairs(spec))
+    wanted = {pair.theirs for pair in pairs}
+    missing = sorted(wanted - theirs.keys())
+    if missing:
+        raise ArtifactError(f"the model file lacks the tensor {_few(missing)}")
+    surplus = sorted(name for name in theirs.keys() - wanted if not form.ignored.fullmatch(name))
+    if surplus:
+        raise ArtifactError(f"the model file holds a tensor that its configuration has no place for: {_few(surplus)}")
+    return {name: tensor for pair in pairs for name, tensor in pair.split(theirs[pair.theirs]).items()}
+
+
+def their_names(form: TensorNames, spec: ModelSpec) -> dict[str, str]:
+    """What theirs call each of our tensors, for errors."""
+    return {ours: pair.theirs for pair in form.pairs(spec)
+            for ours in (pair.ours if isinstance(pair, Fused) else (pair.ours,))}  # fmt: skip
+
+
+def to_theirs(form: Format, spec: ModelSpec, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under their foreign names; one that stands under two is copied, as files share no memory."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for pair in form.pairs(spec):
+        tensor = pair.join(ours)
+        found[pair.theirs] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return found
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,1 @@
+"""Heads: what is read off the hidden states. One file a family."""

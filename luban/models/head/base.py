@@ -1,0 +1,84 @@
+"""The family of heads.
+
+B batch, T tokens, E width of the hidden states, W embedding width, V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from luban.core.errors import ConfigError
+from luban.core.opgraph import Op, linear_op
+from luban.core.registry import Registry, Variant
+from luban.nn.embedding import Embedding
+from luban.nn.lm_head import LMHead
+
+if TYPE_CHECKING:
+    from luban.models.spec import ModelSpec
+
+Pooling = Literal["first", "last", "mean"]  # which states stand for the row: one real token's, or the mean of all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(Variant):
+    """A family of heads. Its module is called as `head(hidden)`, or `head(hidden, mask=mask)` where it pools rows."""
+
+    registry: ClassVar[Registry] = Registry(
+        "head",
+        {
+            "language_model": "luban.models.head.language_model:LanguageModel",
+            "masked_lm": "luban.models.head.masked_lm:MaskedLM",
+            "classes": "luban.models.head.rows:Classes",
+            "token_classes": "luban.models.head.tokens:TokenClasses",
+            "span": "luban.models.head.tokens:Span",
+            "value": "luban.models.head.rows:Value",
+            "hidden": "luban.models.head.hidden:Hidden",
+        },
+    )
+    pools: ClassVar[bool] = False  # whether it reads whole rows, and so which tokens are real
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise ConfigError where the head doesn't fit the model."""
+
+    def build(self, spec: ModelSpec, tokens: nn.Module) -> nn.Module:
+        """The module; `tokens`: the model's token embedding, whose weight a tied output layer shares."""
+        raise NotImplementedError
+
+    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+        """What it does to a batch."""
+        raise NotImplementedError
+
+
+def lm_head(spec: ModelSpec, tokens: nn.Module, width: int, *, bias: bool, scale: float = 1.0) -> LMHead:
+    """The output layer over the vocabulary, for hidden states of `width`."""
+    tied = tokens if spec.tied_head else None
+    assert tied is None or isinstance(tied, Embedding)
+    return LMHead(width, spec.vocab_size, bias=bias, tied=tied, scale=scale)
+
+
+def check_tied(spec: ModelSpec, width: int) -> None:
+    """Raise ConfigError where an output layer that reads `width` numbers can't share the embedding's weight."""
+    if spec.tied_head and width != spec.body.embedding_width(spec):
+        raise ConfigError(f"the head can't be tied: it reads {width} numbers a token, "
+                          f"the embedding has {spec.body.embedding_width(spec)}")  # fmt: skip
+
+
+def lm_head_op(spec: ModelSpec, tokens: int, width: int, *, bias: bool, name: str = "head") -> Op:
+    """The matmul with the output weight, whose parameters are the embedding's where they are tied."""
+    op = linear_op(name, tokens, width, spec.vocab_size)
+    return replace(op, kind="lm_head", parameters=(0 if spec.tied_head else op.parameters) + (spec.vocab_size if bias else 0))
+
+
+def pool(hidden_BTE: Tensor, mask: Tensor | None, how: Pooling) -> Tensor:
+    """(B, E): the state of the first or last real token of each row, or the mean over all real ones."""
+    if how == "mean":
+        weights = torch.ones_like(hidden_BTE[..., :1]) if mask is None else mask[..., None].to(hidden_BTE.dtype)
+        return (hidden_BTE * weights).sum(1) / weights.sum(1).clamp_min(1)
+    if mask is None:
+        return hidden_BTE[:, 0 if how == "first" else -1]
+    slots = mask.long().argmax(-1) if how == "first" else mask.shape[1] - 1 - mask.flip(-1).long().argmax(-1)
+    return hidden_BTE[torch.arange(len(slots), device=slots.device), slots]

@@ -1,0 +1,54 @@
+"""No head: the hidden states themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from luban.core.errors import ConfigError
+from luban.core.opgraph import Op, linear_op
+from luban.models.head.base import Head, pool
+from luban.nn.linear import Linear
+
+if TYPE_CHECKING:
+    from luban.models.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hidden(Head):
+    """(B, T, E) → (B, T, E).
+
+    With `pool` there is BERT's pooler beside them, `module.head.pooled(hidden, mask)` → (B, E).
+    """
+
+    pool: bool = False  # the pooler
+
+    def build(self, spec: ModelSpec, tokens: nn.Module) -> nn.Module:
+        """The module."""
+        return HiddenHead(spec.body.hidden_width(spec), pool=self.pool)
+
+    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+        """The pooler, where there is one."""
+        width = spec.body.hidden_width(spec)
+        return [linear_op("head.pool", batch, width, width, bias=True)] if self.pool else []
+
+
+class HiddenHead(nn.Module):
+    """The identity, and a pooler."""
+
+    def __init__(self, width: int, *, pool: bool):
+        super().__init__()
+        self.pool = Linear(width, width) if pool else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, T, E) as it came."""
+        return hidden
+
+    def pooled(self, hidden_BTE: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, E) → (B, E): tanh of a linear layer on each row's first token."""
+        if self.pool is None:
+            raise ConfigError("this model has no pooler: build it with head.pool = true")
+        return torch.tanh(self.pool(pool(hidden_BTE, mask, "first")))

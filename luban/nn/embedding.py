@@ -1,0 +1,55 @@
+"""Tables that are looked up, and what a model makes of token ids before its first layer.
+
+B batch, T tokens, E model width, W embedding width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from luban.core.errors import DataError
+from luban.nn.linear import Linear
+from luban.nn.norm import Norm
+from luban.nn.position.base import PositionMethod
+from luban.nn.roles import Role
+
+
+class Embedding(nn.Embedding):
+    """A table of rows; its parameter's role is `embedding`."""
+
+    parameter_roles: ClassVar[dict[str, Role]] = {"weight": "embedding"}
+
+
+class InputEmbedding(nn.Module):
+    """Token embeddings, positions and segments added, normalised, widened to the model's width.
+
+    Args:
+        tokens: the token table (V, W); encoder and decoder of one model may share it.
+        segments: rows of a table that tells segments apart (BERT: 2; 0: no table).
+        norm: of the sum (BLOOM, BERT); none: left as it is.
+        width: E; where it isn't W a linear layer widens the embeddings (ALBERT).
+        widen: whether there is that layer.
+    """
+
+    def __init__(self, tokens: nn.Module, embedding_width: int, width: int, *, segments: int = 0, norm: Norm | None = None,
+                 widen: bool = False):  # fmt: skip
+        super().__init__()
+        self.tokens = tokens
+        self.segments = Embedding(segments, embedding_width) if segments else None
+        self.norm = None if norm is None else norm.build(embedding_width)
+        self.widen = Linear(embedding_width, width, bias=True) if widen else None
+
+    def forward(self, tokens_BT: Tensor, position: PositionMethod, positions_BT: Tensor,
+                segments_BT: Tensor | None = None) -> Tensor:  # fmt: skip
+        """(B, T) token ids → (B, T, E). Raises DataError for segments without a table."""
+        x_BTW = position.embed(self.tokens(tokens_BT), positions_BT)
+        if self.segments is not None:
+            x_BTW = x_BTW + self.segments(torch.zeros_like(tokens_BT[:1, :1]) if segments_BT is None else segments_BT)
+        elif segments_BT is not None:
+            raise DataError("this model has no table of segments: build it with model.body.segments = 2")
+        if self.norm is not None:
+            x_BTW = self.norm(x_BTW)
+        return x_BTW if self.widen is None else self.widen(x_BTW)

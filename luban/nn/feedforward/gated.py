@@ -1,0 +1,112 @@
+"""down(activation(gate(x)) · up(x)) (Shazeer 2020, equation 6).
+
+N rows, E model width, I inner width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luban.nn.feedforward.base import Activation, FeedForward
+from luban.nn.int8 import Int8Weight
+from luban.nn.linear import TORCH, MatmulOwner, Projection, joined, trains_fused
+from luban.nn.mixer.base import LayerShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gated(FeedForward):
+    """Three matmuls, one of which gates another."""
+
+    gated = True
+
+    def build(self, shape: LayerShape) -> nn.Module:
+        """The module."""
+        return GatedFeedForward(shape.width, self.width, self.bias, type(self).activation)
+
+
+class GatedFeedForward(nn.Module, MatmulOwner):
+    """Owns gate, up and down, so that SwiGLU can be computed inside the matmuls around it.
+
+    In training on a GPU the inner activation is never kept: the backward pass computes it again together with its
+    gradient.
+    """
+
+    def __init__(self, width: int, inner: int, bias: bool, activation: Activation):
+        super().__init__()
+        self.init_matmul()
+        self.activation, self.inner = activation, inner
+        self.gate = Projection(width, inner, bias=bias, role="gate")
+        self.up = Projection(width, inner, bias=bias, role="up")
+        self.down = Projection(inner, width, bias=bias, role="down", writes_residual=True)
+
+    def projections(self) -> Mapping[str, Projection]:
+        """Gate, up and down."""
+        return {"gate": self.gate, "up": self.up, "down": self.down}
+
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        """(B, T, E) → (B, T, E)."""
+        if self.int8 is not None:
+            gate, up = self.int8["gate_up"](x_BTE).chunk(2, -1)
+            return self.int8["down"](self.activation(gate) * up)
+        if trains_fused(x_BTE) and self.activation is F.silu and self.down.bias is None:
+            return self._fused(x_BTE.flatten(0, -2)).unflatten(0, x_BTE.shape[:-1])
+        gate, up = self._linear("gate", x_BTE), self._linear("up", x_BTE)
+        return self._linear("down", self.activation(gate) * up)
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        projection: Projection = self._modules[name]  # type: ignore[assignment]
+        y, term = self.matmul.linear(x, projection.weight, projection.bias), self.term(name, x)
+        return y if term is None else y + term
+
+    def _fused(self, x_NE: Tensor) -> Tensor:
+        """The same, (N, E) → (N, E), with SwiGLU and its gradient in kernels, or inside the matmuls where nothing is added
+        to gates, ups or the output."""
+        from luban.kernels import gated
+        from luban.kernels.swiglu import swiglu, swiglu_linear
+
+        gate, up, down = self.gate.weight, self.up.weight, self.down.weight
+        alone = self.terms is None and self.gate.bias is None
+        if alone and self.matmul is not TORCH and self.matmul.serves_swiglu(gate.shape[1], gate.shape[0]):
+            return self.matmul.swiglu(x_NE, joined(self.gate, self.up)[0], down)
+        here = x_NE.device.type, x_NE.dtype, gate.dtype
+        if alone and self.matmul is TORCH and gated.serves(*here, *gate.shape, *down.shape):
+            return gated.gated_products(x_NE, gated.paired(gate, up), down)[0]
+        gate_up = self.matmul.linear(x_NE, *joined(self.gate, self.up))
+        for name, start in (("gate", 0), ("up", gate.shape[0])):
+            if (term := self.term(name, x_NE)) is not None:
+                gate_up.narrow(-1, start, gate.shape[0]).add_(term)
+        if self.matmul is TORCH and (self.terms is None or "down" not in self.terms):
+            return swiglu_linear(gate_up, down)
+        return self._linear("down", swiglu(gate_up))
+
+    def pack_int8(self) -> None:
+        """Gate and up as one, in place."""
+        self.int8 = nn.ModuleDict({"gate_up": Int8Weight(*joined(self.gate, self.up)),
+                                   "down": Int8Weight(self.down.weight, self.down.bias)})  # fmt: skip
+        self.gate = self.up = self.down = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwiGLU(Gated):
+    """Gated by SiLU (Shazeer 2020)."""
+
+    activation = staticmethod(F.silu)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GEGLU(Gated):
+    """Gated by exact GELU (Shazeer 2020)."""
+
+    activation = staticmethod(F.gelu)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TanhGEGLU(Gated):
+    """Gated by GELU's tanh approximation, as T5 1.1 computes it."""
+
+    activation = staticmethod(partial(F.gelu, approximate="tanh"))

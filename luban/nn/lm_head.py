@@ -1,0 +1,120 @@
+"""The output layer of a language model: logits, or their cross-entropy without all of them ever being in memory.
+
+N rows, E width of the hidden states, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from luban.kernels.available import triton_runs
+from luban.kernels.limits import CHUNK_ELEMENTS, IGNORED
+from luban.nn.embedding import Embedding
+from luban.nn.int8 import Int8Weight
+from luban.nn.linear import MatmulOwner, Projection
+
+DENSE_ENOUGH = 0.75  # share of trained rows up to which the others are dropped: every new shape costs time and memory
+
+
+class LMHead(Projection, MatmulOwner):
+    """hidden·weightᵀ (+ bias), the owner of the weight (V, E); a tied one shares its parameter with the embedding.
+
+    Args:
+        tied: the embedding whose weight this is; None: a weight of its own.
+        scale: factor on the hidden states (T5: 1/√E where tied).
+    """
+
+    def __init__(self, width: int, vocab_size: int, *, bias: bool, tied: Embedding | None = None, scale: float = 1.0):
+        super().__init__(width, vocab_size, bias=bias, role="lm_head")
+        self.init_matmul()
+        self.scale = scale
+        if tied is not None:
+            self.weight = tied.weight
+
+    def projections(self) -> Mapping[str, Projection]:
+        """Itself, as "weight"."""
+        return {"weight": self}
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, *, reduce: Literal["sum", "none"] = "sum",
+                smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        """Logits (…, V) of hidden states (…, E); with `targets` their cross-entropy instead.
+
+        On CUDA a kernel computes logits and gradients together for a bounded number of rows at once. Elsewhere logits are
+        computed in float32, also for a bounded number of rows, and again in the backward pass.
+
+        Args:
+            targets: (…) int64 ids below V; -100 counts nothing.
+            reduce: "sum": the summed cross-entropy in nats, a float32 scalar (float64 for a float64 model); "none": (…)
+                log-probabilities of the targets (0 at -100), and (…) entropies of the predicted distributions, in nats.
+            smoothing: share of every target spread evenly over the vocabulary (Szegedy et al. 2016, section 7).
+            z_loss: factor on log²Z (Chowdhery et al. 2022, section 5).
+        """
+        rows = hidden if self.scale == 1.0 else hidden * self.scale
+        if targets is None:
+            return self._logits(rows)
+        rows, wanted = rows.flatten(0, -2), targets.flatten()
+        if reduce == "none":
+            logprobs, entropies = self._by_chunks(_logprobs, rows, wanted)
+            return logprobs.view(targets.shape), entropies.view(targets.shape)
+        if self._fuses(rows):
+            from luban.kernels.cross_entropy import linear_cross_entropy
+
+            return linear_cross_entropy(rows, self.weight, wanted, bias_V=self.bias, smoothing=smoothing, z_loss=z_loss)
+        if rows.device.type == "cpu" and not torch.compiler.is_compiling():
+            kept = (wanted != IGNORED).nonzero().squeeze(-1)  # where shapes are free to vary, ignored rows cost nothing
+            if kept.shape[0] <= DENSE_ENOUGH * wanted.shape[0]:
+                rows, wanted = rows[kept], wanted[kept]
+
+        def summed(logits: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
+            return (_cross_entropy_sum(logits, wanted, smoothing, z_loss)[None],)
+
+        return self._by_chunks(summed, rows, wanted)[0].sum()
+
+    def _fuses(self, rows: Tensor) -> bool:
+        """Whether the fused kernel serves these rows; it knows no additive terms."""
+        plain = self.terms is None and self.int8 is None
+        return plain and triton_runs(rows) and rows.dtype == self.weight.dtype != torch.float64
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        y = self.matmul.linear(rows, self.weight, self.bias) if self.int8 is None else self.int8["weight"](rows)
+        if self.terms is not None and (term := self.term("weight", rows)) is not None:
+            y = y + term
+        return y
+
+    def _by_chunks(self, each, rows: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
+        """`each(logits, targets)`, tensors with one entry a row or one a chunk, over a bounded number of rows at once."""
+
+        def chunk(rows: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
+            logits = self._logits(rows)
+            return each(logits if logits.dtype == torch.float64 else logits.float(), wanted)
+
+        size = max(1, CHUNK_ELEMENTS // self.out_features)
+        if rows.shape[0] <= size:
+            return chunk(rows, wanted)
+        parts = [checkpoint(chunk, r, w, use_reentrant=False)
+                 for r, w in zip(rows.split(size), wanted.split(size), strict=True)]  # fmt: skip
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    def pack_int8(self) -> None:
+        """In place; a tied embedding keeps its own weight."""
+        self.int8 = nn.ModuleDict({"weight": Int8Weight(self.weight, self.bias)})
+        self.weight = self.bias = None
+
+
+def _cross_entropy_sum(logits: Tensor, wanted: Tensor, smoothing: float, z_loss: float) -> Tensor:
+    total = F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
+    if z_loss:
+        total = total + z_loss * torch.where(wanted == IGNORED, 0.0, logits.logsumexp(-1)).square().sum()
+    return total
+
+
+def _logprobs(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    logprobs = logits.log_softmax(-1)
+    picked = logprobs.gather(-1, wanted.clamp_min(0)[:, None]).squeeze(-1)
+    return torch.where(wanted == IGNORED, 0.0, picked), -(logprobs.exp() * logprobs).sum(-1)

@@ -1,0 +1,1 @@
+"""Mixers: what lets the tokens of a row exchange information. One file an algorithm."""

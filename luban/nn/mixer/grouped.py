@@ -1,0 +1,127 @@
+"""Softmax attention with heads in groups: multi-head, grouped-query (Ainslie et al. 2023) and multi-query (Shazeer 2019).
+
+B batch, T tokens, S keys, E model width, H query heads, K key heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from luban.core.errors import ConfigError
+from luban.core.opgraph import Op, linear_op
+from luban.nn.context import LayerContext
+from luban.nn.linear import Linear, QKVLinear, trains_fused
+from luban.nn.mixer.base import AttentionShape, LayerShape, Mixer
+from luban.nn.mixer.layout import Layout
+from luban.nn.norm import Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouped(Mixer):
+    """Multi-head when K = H, multi-query when K = 1, grouped-query between."""
+
+    heads: int = 8  # H, query heads
+    kv_heads: int | None = None  # K, must divide the query heads; none: as many
+    head_dim: int | None = None  # D; none: width / heads
+    window: int | None = None  # a token sees itself and the window − 1 before it (and after it, in encoders); none: all
+    layout: Layout | None = None  # the blocks of keys that a block of queries sees; none: all
+    qkv_bias: bool = False  # biases on queries, keys and values
+    output_bias: bool = False  # bias on the output
+    score_scale: float | None = None  # factor on q·k; none: 1/√D (T5: 1)
+    qk_norm: Norm | None = None  # normalises every query and key over its head, before positions
+
+    def __post_init__(self):
+        if self.heads < 1 or self.key_heads() < 1 or self.heads % self.key_heads():
+            raise ConfigError(f"{self.heads} query heads can't share {self.kv_heads} key heads evenly: "
+                              "kv_heads must divide heads")  # fmt: skip
+        if self.head_dim is not None and self.head_dim < 1:
+            raise ConfigError(f"head_dim must be at least 1, {self.head_dim} given")
+        if self.window is not None and self.window < 1:
+            raise ConfigError(f"attention window must be at least 1, {self.window} given")
+        if self.window is not None and self.layout is not None:
+            raise ConfigError("an attention window and a layout don't go together: a layout has a window of its own")
+
+    def check(self, width: int) -> None:
+        """Without a head_dim of their own the heads split the width."""
+        if self.head_dim is None and width % self.heads:
+            raise ConfigError(f"width {width} can't be split over {self.heads} heads: "
+                              "choose heads that divide it, or give head_dim")  # fmt: skip
+
+    def head_width(self, width: int) -> int:
+        """D."""
+        return width // self.heads if self.head_dim is None else self.head_dim
+
+    def key_heads(self) -> int:
+        """K."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    def attention(self, width: int) -> AttentionShape:
+        """Heads, window and layout."""
+        return AttentionShape(self.heads, self.key_heads(), self.head_width(width), self.window, self.layout)
+
+    def build(self, shape: LayerShape) -> nn.Module:
+        """The module."""
+        return GroupedAttention(self, shape.width)
+
+    def build_cross(self, shape: LayerShape) -> nn.Module:
+        """Cross-attention with the same heads."""
+        from luban.nn.mixer.cross import CrossAttention
+
+        return CrossAttention(self, shape.width)
+
+    def ops(self, batch: int, seq: int, shape: LayerShape) -> list[Op]:
+        """Four linear maps, and scores and mixing over the full square (PaLM, appendix B: no causal discount)."""
+        return self._ops(batch, seq, seq, shape, self.attention(shape.width).density(seq, causal=shape.causal))
+
+    def cross_ops(self, batch: int, seq: int, source: int, shape: LayerShape) -> list[Op]:
+        """The same with keys and values of the source."""
+        return self._ops(batch, seq, source, shape, 1.0)
+
+    def _ops(self, batch: int, seq: int, source: int, shape: LayerShape, density: float) -> list[Op]:
+        width, head = shape.width, self.head_width(shape.width)
+        tokens, keyed = batch * seq, batch * source
+        inner, keys = self.heads * head, self.key_heads() * head
+        ops = [linear_op("q", tokens, width, inner, bias=self.qkv_bias),
+               linear_op("k", keyed, width, keys, bias=self.qkv_bias),
+               linear_op("v", keyed, width, keys, bias=self.qkv_bias)]  # fmt: skip
+        if self.qk_norm is not None:
+            ops += [self.qk_norm.op("q_norm", tokens * self.heads, head),
+                    self.qk_norm.op("k_norm", keyed * self.key_heads(), head)]  # fmt: skip
+        ops.append(Op(name="scores", kind="attention", flops=4 * batch * seq * source * inner, activation=tokens * inner,
+                      density=density, heads=self.heads, key_heads=self.key_heads(), head_dim=head))  # fmt: skip
+        return [*ops, linear_op("output", tokens, inner, width, bias=self.output_bias)]
+
+
+class GroupedAttention(nn.Module):
+    """q, k and v of one input; softmax(q·kᵀ/√D + mask)·v; output."""
+
+    def __init__(self, config: Grouped, width: int):
+        super().__init__()
+        self.head_dim, self.scale = config.head_width(width), config.score_scale
+        inner, keys = config.heads * self.head_dim, config.key_heads() * self.head_dim
+        self.qkv = QKVLinear(width, queries=inner, keys=keys, bias=config.qkv_bias)
+        self.q_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
+        self.k_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
+        self.output = Linear(inner, width, bias=config.output_bias, role="o", writes_residual=True)
+
+    def forward(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
+        """(B, T, E) → (B, T, E)."""
+        q_BHTD, k_BKTD, v_BKTD = self.rotated_qkv(x_BTE, ctx)
+        mixed_BHTD = ctx.attend(q_BHTD, k_BKTD, v_BKTD, self.scale)
+        return self.output(mixed_BHTD.transpose(1, 2).flatten(-2))
+
+    def rotated_qkv(self, x_BTE: Tensor, ctx: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, D), keys and values (B, K, T, D) of the new tokens, with their positions in them."""
+        rotation = ctx.rotation
+        if self.q_norm is None and rotation is not None and rotation.fused and trains_fused(x_BTE):
+            heads, key_heads = (part.weight.shape[0] // self.head_dim for part in (self.qkv.q, self.qkv.k))
+            return rotation.apply_rotary_qkv(self.qkv(x_BTE, joint=True), heads, key_heads)
+        q_BTHD, k_BTKD, v_BTKD = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x_BTE))
+        if self.q_norm is not None:
+            q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
+        q_BHTD, k_BKTD, v_BKTD = (part.transpose(1, 2) for part in (q_BTHD, k_BTKD, v_BTKD))
+        if rotation is not None:
+            q_BHTD, k_BKTD = rotation.apply_rotary(q_BHTD, k_BKTD)
+        return q_BHTD, k_BKTD, v_BKTD

@@ -1,0 +1,120 @@
+"""Block-sparse attention: the family of layouts that a specification names, and the layouts of a forward.
+
+Of the keys that the mask leaves, a block of queries sees some blocks alone: cost grows with how many there are. Blocks
+are counted in real tokens of the row, so that a document in a pack is cut otherwise than alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch._guards import detect_fake_mode
+
+from luban.core.errors import ConfigError
+from luban.core.registry import Registry, Variant
+from luban.kernels import layout as blocks
+from luban.kernels.layout import BlockLayout
+from luban.kernels.limits import BLOCK_SIDES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout(Variant):
+    """A family of layouts. In every one a token sees its own block and those within `window` tokens of it: before it,
+    and after it where the model isn't causal."""
+
+    registry: ClassVar[Registry] = Registry(
+        "attention layout",
+        {
+            "local": "luban.nn.mixer.layout:Local",
+            "strided": "luban.nn.mixer.layout:Strided",
+            "global_random": "luban.nn.mixer.layout:GlobalRandom",
+        },
+    )
+    by_head: ClassVar[bool] = False  # whether heads have layouts of their own
+    block: int = 64  # tokens a side
+    window: int = 128  # tokens
+
+    def __post_init__(self):
+        if self.block not in BLOCK_SIDES:
+            raise ConfigError(f"a layout's block must be one of {', '.join(map(str, BLOCK_SIDES))}, {self.block} given")
+        if self.window < 0:
+            raise ConfigError(f"a layout's window can't be negative, {self.window} given")
+
+    def build(self, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
+        """For rows of `length` tokens."""
+        raise NotImplementedError
+
+    def density(self, length: int, heads: int, causal: bool) -> float:
+        """Share of the square of scores that is left, the diagonal's blocks halved in a causal model."""
+        table = layout_for(self, length, heads, causal, torch.device("cpu")).table.float()
+        kept = table.sum() - (table.diagonal(dim1=1, dim2=2).sum() / 2 if causal else 0)
+        return float(kept / table.numel())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local(Layout):
+    """Nothing else: a sliding window in whole blocks."""
+
+    def build(self, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
+        """One layout for all heads."""
+        return blocks.local(length, self.window, block=self.block, causal=causal, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strided(Layout):
+    """And every `stride`-th block (Child et al. 2019, section 4.2)."""
+
+    stride: int = 8  # blocks
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.stride < 1:
+            raise ConfigError(f"a layout's stride must be at least 1, {self.stride} given")
+
+    def build(self, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
+        """One layout for all heads."""
+        return blocks.strided(length, self.window, self.stride, block=self.block, causal=causal, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalRandom(Layout):
+    """And the first blocks of the row, and some drawn for every row and head (BigBird, Zaheer et al. 2020)."""
+
+    by_head: ClassVar[bool] = True
+    first: int = 1  # blocks that everyone sees
+    random: int = 3  # blocks
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if min(self.first, self.random, self.seed) < 0:
+            raise ConfigError(f"first, random and seed of a layout can't be negative: {self.first}, {self.random}, "
+                              f"{self.seed} given")  # fmt: skip
+
+    def build(self, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
+        """Layouts head by head."""
+        return blocks.global_random(length, self.window, first=self.first, random=self.random, seed=self.seed,
+                                    heads=heads, block=self.block, causal=causal, device=device)  # fmt: skip
+
+
+def layout_for(layout: Layout, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
+    """`layout.build`, kept from forward to forward, unless tensors are made for their shapes alone."""
+    whole = -(-length // layout.block) * layout.block  # so that a growing row asks for a new one now and then only
+    options = tuple((field.name, getattr(layout, field.name)) for field in fields(layout))
+    return _constant(type(layout), options, whole, heads, causal, device)
+
+
+@torch.compiler.assume_constant_result
+def _constant(kind: type[Layout], options: tuple[tuple[str, int], ...], *rest: Any) -> BlockLayout:
+    """From plain values, since torch 2.11's compiler takes no dataclass as an argument of what it calls."""
+    layout = kind(**dict(options))
+    return layout.build(*rest) if detect_fake_mode() is not None else _cached(layout, *rest)
+
+
+@lru_cache(maxsize=8)
+def _cached(layout: Layout, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
+    with torch.inference_mode(False):  # training takes what generation had made
+        return layout.build(length, heads, causal, device)

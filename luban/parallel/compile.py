@@ -1,0 +1,45 @@
+"""torch.compile over a loss module: as one graph, or layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from luban.models.stack import TransformerStack
+from luban.objectives.base import LossModule, LossOutput, TensorBatch
+
+LossFunction = Callable[[TensorBatch], LossOutput]
+
+
+def compiled_loss(loss: LossModule, *, regions: bool) -> LossFunction:
+    """The loss of a batch, compiled.
+
+    Args:
+        regions: compile every layer by itself instead of the whole. Layers that are alike share one graph, whatever the
+            depth; what is lost is fusion across their borders.
+    """
+    found = compilable_regions(loss) if regions else []
+    if not found:
+        return torch.compile(loss, dynamic=False, fullgraph=bool(blocks_of(loss)))
+    for region in found:
+        region.compile(dynamic=False, fullgraph=True)
+    return loss
+
+
+def stacks_of(module: nn.Module) -> list[TransformerStack]:
+    """Every Transformer stack in the module."""
+    return [part for part in module.modules() if isinstance(part, TransformerStack)]
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The blocks of every stack in the module."""
+    return [block for stack in stacks_of(module) for block in stack.blocks.values()]
+
+
+def compilable_regions(module: nn.Module) -> list[nn.Module]:
+    """The blocks of every stack, and the norm behind each stack."""
+    norms = [stack.norm for stack in stacks_of(module) if stack.norm is not None]
+    own = [norm for norm in norms if not type(norm).__module__.startswith("torch.")]
+    return [*blocks_of(module), *own]  # torch's own norms are one kernel already

@@ -1,0 +1,147 @@
+"""One optimizer step: micro-batches, a loss divided by the targets of the whole step, clipping, update.
+
+Nothing in a step waits for the device: whether it was good is decided there, and the host learns it when it asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from luban.data.batch import Batch
+from luban.objectives.base import LossModule
+from luban.optim.base import Optimizer, Update
+from luban.optim.clip import clip_factor, global_norm
+from luban.parallel.compile import LossFunction
+from luban.parallel.precision import LossScale, MixedPrecisionParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one step did."""
+
+    loss: float  # mean of the objective in nats a target, over the whole step
+    tokens: int  # real tokens read (no padding)
+    grad_norm: float  # global norm before clipping
+    bad: bool  # NaN or infinite: nothing was updated
+    explained: bool  # bad, but only because the fp16 loss scale was too large
+    metrics: dict[str, float] = field(default_factory=dict)  # of the loss module, means
+
+
+@dataclass(frozen=True)
+class InFlightStep:
+    """A step that the device may still be working on."""
+
+    figures: Tensor  # on the host: summed loss, gradient norm with the loss scale still in it, sums and counts of metrics
+    done: torch.cuda.Event | None  # when they have arrived; None on a CPU, where they have
+    targets: int  # that the loss was summed over
+    tokens: int  # real tokens read
+    scale: float  # the loss scale it ran with
+    metrics: tuple[str, ...]  # their names
+
+
+def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """The batch's arrays as tensors by name, each with its rows first."""
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.arrays().items()}
+    if device.type == "cuda":
+        tensors = {name: t.pin_memory().to(device, non_blocking=True) for name, t in tensors.items()}
+    return tensors
+
+
+class TrainEngine:
+    """A model in training on one device; made by `luban.parallel.apply.apply`.
+
+    Args:
+        loss: of a batch in training; `heldout`: of a held-out batch.
+        module: the loss module, whose `model` is trained.
+    """
+
+    def __init__(self, loss: LossFunction, heldout: LossFunction, params: MixedPrecisionParams, optimizer: Optimizer,
+                 scale: LossScale, *, module: LossModule, clip: float, accumulate: int, device: torch.device):  # fmt: skip
+        self.loss, self.heldout, self.module = loss, heldout, module
+        self.params, self.optimizer, self.scale = params, optimizer, scale
+        self.clip, self.accumulate, self.device = clip, accumulate, device
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained."""
+        return self.module.model
+
+    def step(self, batch: Batch, factor: float = 1.0) -> StepResult:
+        """One optimizer step at `factor` times the peak learning rate, to its end."""
+        return self.synchronize(self.submit(batch, factor))
+
+    def submit(self, batch: Batch, factor: float = 1.0) -> InFlightStep:
+        """Start one optimizer step.
+
+        The loss of every micro-batch is a sum over its targets, divided by the targets of all of them, so that cutting
+        a batch into micro-batches changes nothing but rounding.
+        """
+        targets, scale = max(batch.target_count, 1), self.scale.value
+        totals: list[Tensor] = []
+        names: tuple[str, ...] = ()
+        for micro_batch in self._micro_batches(batch):
+            found = self.loss(micro_batch)
+            (found.sum * (scale / targets)).backward()
+            if self.accumulate > 1:
+                self.params.accumulate()
+            names = tuple(found.metrics)
+            parts = [found.sum.detach(), *(part.to(found.sum.dtype) for pair in found.metrics.values() for part in pair)]
+            totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
+        gradients = self.params.gradients()
+        norm = global_norm(list(gradients.values()))
+        good = totals[0].isfinite() & norm.isfinite()
+        self.optimizer.step(factor, Update(gradients, clip_factor(norm, self.clip, scale), good, self.params.copies()))
+        self.params.clear()
+        figures, done = _to_host(torch.stack([totals[0], norm.to(totals[0].dtype), *totals[1:]]))
+        return InFlightStep(figures, done, targets, batch.tokens_read, scale, names)
+
+    def synchronize(self, step: InFlightStep) -> StepResult:
+        """Wait for a step's end and read its figures."""
+        if step.done is not None:
+            step.done.synchronize()
+        loss, norm, *parts = step.figures.tolist()
+        bad = not (np.isfinite(loss) and np.isfinite(norm))
+        explained = self.scale.update(bad) and bool(np.isfinite(loss))
+        metrics = {name: parts[2 * i] / max(parts[2 * i + 1], 1) for i, name in enumerate(step.metrics)}
+        return StepResult(loss=loss / step.targets, tokens=step.tokens, grad_norm=norm / step.scale, bad=bad,
+                          explained=explained, metrics=metrics)  # fmt: skip
+
+    def evaluate(self, batch: Batch) -> tuple[float, int]:
+        """(summed loss in nats, targets) of a held-out batch.
+
+        Gradients stay enabled, since a compiled loss would otherwise be compiled a second time.
+        """
+        with torch.enable_grad():
+            total = float(self.heldout(to_device(batch, self.device)).sum.detach())
+        return total, batch.target_count
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Weights under "model" (the fp32 ones, where there are such) and the optimizer's state under "optimizer"."""
+        return {"model": self.params.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.params.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _micro_batches(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        tensors = to_device(batch, self.device)
+        cut = {name: tensor.chunk(self.accumulate) for name, tensor in tensors.items()}
+        for i in range(self.accumulate):
+            yield {name: chunks[i] for name, chunks in cut.items()}
+
+
+def _to_host(figures: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    if not figures.is_cuda:
+        return figures, None
+    host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
+    host.copy_(figures, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+    return host, done
