@@ -7,9 +7,24 @@ import json
 from pathlib import Path
 
 import pytest
+import skip_reasons
+from hypothesis import HealthCheck, settings
 
+# Deadlines and "too slow" bound wall time; fixtures that hold a vocabulary may serve many examples.
+settings.register_profile("luban", deadline=None,
+                          suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])  # fmt: skip
+settings.load_profile("luban")
 SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>",
             *(f"<|reserved_{i}|>" for i in range(9)))  # fmt: skip
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was skipped, by what it would have needed."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if lines := skip_reasons.lines([(report.nodeid, str(report.longrepr[2])) for report in skipped]):
+        terminalreporter.section("skipped for want of")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 def write_byte_tokenizer(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from luban.core.artifact import MANIFEST, as_parent, open_artifact, read_manifest
 from luban.core.errors import DataError
@@ -11,6 +12,7 @@ from luban.core.log import say
 from luban.corpus.build import build_corpus
 from luban.corpus.reader import read_corpus
 from luban.corpus.split import SPLITS
+from luban.corpus.steps.exact import Exact
 from luban.data.pack import pack
 from luban.data.shards import Shards
 from luban.tokenizer.tokenizer import Tokenizer
@@ -39,10 +41,8 @@ def as_shards(path: Path, tokenizer: Tokenizer, cache: Path, seed: int) -> Path:
     out = cache / f"shards-{identity[:12]}"
     if not (out / MANIFEST).is_file():
         say(f"packing {path} into {out}")
-        if tokenizer.path is None:
-            raise DataError("the model's tokenizer is in no directory, so nothing can be packed with it")
         splits = {split: read_corpus(path, split, verify=False) for split in SPLITS}
-        pack(splits, tokenizer.path, out, parents=(as_parent("corpus", path),))
+        pack(splits, tokenizer, out, parents=(as_parent("corpus", path),))
     return require_mask(out)
 
 
@@ -50,7 +50,21 @@ def _corpus_of(file: Path, cache: Path, seed: int) -> Path:
     out = cache / f"corpus-{data_sha256([file_sha256(file), seed])[:12]}"
     if not (out / MANIFEST).is_file():
         build_corpus([str(file)], out, seed=seed)
+        for line in left_out(read_manifest(out).figures):
+            say(f"{file}: {line}")
     return out
+
+
+def left_out(figures: dict[str, Any]) -> list[str]:
+    """In a line each, what of the conversations a corpus build left out, by its figures."""
+    lines = []
+    if repeated := figures["dropped"].get(Exact.reason, {}).get("documents"):
+        names = ", ".join(sample["id"] for sample in figures["dropped_samples"][Exact.reason])
+        lines.append(f"{repeated} of {figures['waterfall'][0]['documents']} conversations repeat an earlier one in every turn "
+                     f"and are left out, such as {names} (to keep them: luban corpus build --steps '')")  # fmt: skip
+    for what, count in figures["unusable"].items():
+        lines.append(f"{count} {what} are left out, such as {figures['unusable_samples'][what][0]}")
+    return lines
 
 
 def require_mask(path: Path) -> Path:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luban.align.conversations import as_shards
-from luban.core.errors import DataError, UsageError
+from luban.core.artifact import MANIFEST, read_manifest
+from luban.core.errors import DataError, LineageError, UsageError
+from luban.core.hashing import data_sha256
 from luban.data.loader import Loader
 from luban.data.shards import Shards
 from luban.data.show import coloured, row_tokens
 from luban.load.model import load_model
+from luban.tokenizer.importing.artifact import replace_template
+from luban.tokenizer.template import read_template
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from luban.train.recipe import Recipe
 from luban.train.run import train
@@ -18,7 +22,24 @@ from luban.train.run import train
 SAMPLE_TOKENS = 160  # of the mask's sample
 
 
-def sft(recipe: Recipe, out: Path, name: str = "sft") -> Path:
+@dataclass(frozen=True, kw_only=True)
+class SFTRecipe(Recipe):
+    """A recipe of instruction tuning."""
+
+    chat_template: str = ""  # Jinja file, in place of the template of the model's tokenizer (empty: that one)
+
+    def require_tokenizer(self, shards: Shards, tokenizer: Tokenizer) -> None:
+        """Raise LineageError unless the shards were packed with the vocabulary of `init`, and its template too where the
+        recipe has none of its own."""
+        if not self.chat_template:
+            super().require_tokenizer(shards, tokenizer)
+        elif not load_tokenizer(shards.path / "tokenizer").same_vocabulary(tokenizer):
+            raise LineageError(
+                f"shards {shards.path} were packed with another vocabulary than that of model {self.init}"
+            )
+
+
+def sft(recipe: SFTRecipe, out: Path, name: str = "sft") -> Path:
     """Tune the model `recipe.init` on conversations into the run `out`, or resume what is unfinished there.
 
     `recipe.data.path` is shards of conversations, or a corpus or .jsonl of them, which is packed into
@@ -33,18 +54,31 @@ def sft(recipe: Recipe, out: Path, name: str = "sft") -> Path:
     return train(ready, out, task="sft", name=name)
 
 
-def with_shards(recipe: Recipe, cache: Path) -> Recipe:
+def with_shards(recipe: SFTRecipe, cache: Path) -> SFTRecipe:
     """The recipe with its data packed."""
     if not recipe.init:
         raise UsageError("instruction tuning needs a model to start from: give --init MODEL")
     if not recipe.data.path:
         raise UsageError("no conversations to train on: give --data.path (shards, a corpus, or a .jsonl with messages)")
     tokenizer = load_model(recipe.init).need_tokenizer()
+    if recipe.chat_template:
+        tokenizer = _with_template(tokenizer, recipe, cache)
     path = as_shards(Path(recipe.data.path), tokenizer, cache, recipe.train.seed)
     return replace(recipe, data=replace(recipe.data, path=str(path), packing="fit"))
 
 
-def show_mask(recipe: Recipe) -> None:
+def _with_template(tokenizer: Tokenizer, recipe: SFTRecipe, cache: Path) -> Tokenizer:
+    """The model's tokenizer with the recipe's chat template, as an artifact in `cache`."""
+    data = Path(recipe.data.path)
+    if (data / MANIFEST).is_file() and read_manifest(data).kind == "shards":
+        raise UsageError(f"{data} is packed already, by the template that its tokenizer had: give --data.path the "
+                         "conversations, or leave out --chat-template")  # fmt: skip
+    source = read_template(Path(recipe.chat_template))
+    out = cache / f"tokenizer-{data_sha256([tokenizer.content_hash, source])[:12]}"
+    return load_tokenizer(out) if (out / MANIFEST).is_file() else replace_template(tokenizer, source, out)
+
+
+def show_mask(recipe: SFTRecipe) -> None:
     """Print the first row of the first batch, what is trained on between « and ».
 
     Raises DataError when nothing in that batch is trained on.

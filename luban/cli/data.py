@@ -1,17 +1,23 @@
-"""`luban data pack`."""
+"""`luban data pack|show`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from luban.cli.subverbs import dispatch
 from luban.core.arguments import parse
 
+if TYPE_CHECKING:
+    from luban.data.shards import Shards
+
+LEGEND = "What is trained on stands between « and »:"
 SAMPLES = 2  # conversations shown with their mask
 SAMPLE_TOKENS = 200  # of each
 
@@ -23,9 +29,20 @@ class PackArgs:
     out: Path  # directory to make
 
 
+@dataclass(frozen=True)
+class ShowArgs:
+    shards: tyro.conf.Positional[Path]  # shards, from luban data pack or in the RUN.data of a fine-tuning
+    limit: int = 10  # documents to show (0: all)
+    split: Literal["train", "heldout"] = "train"  # which part
+    json: bool = False  # a JSON line a document, [{"text": …, "trained": …}, …], in full
+
+
 def run(argv: Sequence[str]) -> int | None:
     """`luban data …`"""
-    return dispatch("data", {"pack": (pack, "a corpus → shards of tokens")}, argv)
+    return dispatch("data", {
+        "pack": (pack, "a corpus → shards of tokens"),
+        "show": (show, "documents of shards, and what of them is trained on"),
+    }, argv)  # fmt: skip
 
 
 def pack(argv: Sequence[str]) -> None:
@@ -60,8 +77,39 @@ def _show_masks(path: Path) -> None:
 
     console, shards = Console(stderr=True, highlight=False), Shards.open(path)
     tokenizer = load_tokenizer(path / "tokenizer")
-    console.print("What is trained on stands between « and »:", style="dim")
+    console.print(LEGEND, style="dim")
     documents = (document_tokens(shards, i, tokenizer) for i in range(shards.documents))
     masked = (tokens for tokens in documents if not all(token["trained"] for token in tokens[1:]))
     for tokens in islice(masked, SAMPLES):
         console.print(coloured(tokens, SAMPLE_TOKENS))
+
+
+def show(argv: Sequence[str]) -> None:
+    """`luban data show SHARDS --limit N [--json]`"""
+    args = parse(ShowArgs, argv, verb="data show", about="Show documents of shards, and which of their tokens are trained on.",
+                 examples="luban data show shards --limit 3\n"
+                          "luban data show runs/chat.data/shards-0123456789ab --limit 20 --json > masks.jsonl")  # fmt: skip
+    from rich.console import Console
+
+    from luban.core.errors import UsageError
+    from luban.data.shards import Shards
+    from luban.data.show import coloured, document_spans, document_tokens
+    from luban.tokenizer.tokenizer import load_tokenizer
+
+    if args.limit < 0:
+        raise UsageError(f"--limit must be at least 0, {args.limit} given")
+    shards = Shards.open(args.shards, args.split)
+    tokenizer = load_tokenizer(args.shards / "tokenizer")
+    if args.json:
+        for index in _first(shards, args.limit):
+            print(json.dumps(document_spans(shards, index, tokenizer), ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    console.print(LEGEND, style="dim")
+    for index in _first(shards, args.limit):
+        console.print(coloured(document_tokens(shards, index, tokenizer)), soft_wrap=True)
+
+
+def _first(shards: Shards, limit: int) -> range:
+    """The indexes of the first documents."""
+    return range(min(limit or shards.documents, shards.documents))

@@ -1,4 +1,4 @@
-"""`luban inspect ARTIFACT`: what a directory is, where it comes from, what was measured."""
+"""`luban inspect ARTIFACT|MODEL`: what a directory or a foreign model is, where it comes from, what was measured."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
 from luban.core.arguments import parse
 from luban.core.artifact import MANIFEST, Manifest, Parent, incomplete_path, open_artifact, read_manifest
+from luban.core.errors import UsageError
 from luban.core.units import bytes_
 
 
@@ -18,24 +20,69 @@ from luban.core.units import bytes_
 class Args:
     """Options."""
 
-    artifact: Positional[Path]  # an artifact directory
-    json: bool = False  # print the manifest as JSON
+    artifact: Positional[Path]  # an artifact directory, a Hugging Face directory, a GGUF file, or smollm2
+    json: bool = False  # print the manifest, or what is known of a foreign model, as JSON
     verify: bool = False  # hash every file and compare
 
 
 def run(argv: Sequence[str]) -> None:
     """Print an artifact's manifest, for people or for machines."""
     args = parse(Args, argv, verb="inspect", about="What an artifact is, and its family tree.",
-                 examples="luban inspect runs/demo/sft\nluban inspect runs/demo/shards --json --verify")  # fmt: skip
+                 examples="luban inspect runs/demo/sft\nluban inspect runs/demo/shards --json --verify\n"
+                 "luban inspect model.gguf")  # fmt: skip
     path = args.artifact
     if not (path / MANIFEST).is_file() and (incomplete_path(path) / MANIFEST).is_file():
         path = incomplete_path(path)
+    if not (path / MANIFEST).is_file() and is_foreign(path):
+        if args.verify:
+            raise UsageError(
+                f"{path} has no manifest to verify its files by: luban import makes a checkpoint that has one"
+            )
+        known = foreign_model(path)
+        print(json.dumps(known, indent=2, ensure_ascii=False) if args.json else "\n".join(model_lines(known)))
+        return
     manifest = open_artifact(path) if args.verify else read_manifest(path)
     if args.json:
         figures = {k: manifest.figures[k] for k in ("weights_hash",) if k in manifest.figures}
         print(json.dumps({**manifest.to_json(), **figures}, indent=2, ensure_ascii=False))
     else:
         print("\n".join(describe(path, manifest, args.verify)))
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether this names a model that another library made."""
+    from luban.load.gguf import PACKAGED
+
+    named = str(path) in PACKAGED and not path.exists()
+    return named or (path / "config.json").is_file() or (path.is_file() and path.suffix == ".gguf")
+
+
+def foreign_model(path: Path) -> dict[str, Any]:
+    """What is known of a foreign model once it is loaded."""
+    from luban.checkpoint.weights import weights_hash
+    from luban.core.config import to_dict
+    from luban.load.model import load_model
+
+    m = load_model(path)
+    tokenizer = m.tokenizer
+    tokens = {"vocab_size": tokenizer.vocab_size, "stop": [tokenizer.token(i) for i in m.stop_ids],
+              "begins_with_bos": m.begins_with_bos,
+              "chat_template": tokenizer.chat_template is not None} if tokenizer else None  # fmt: skip
+    return {"kind": "model", "name": m.name, "path": str(m.path), "parameters": m.spec.parameters,
+            "context": m.spec.context, "weights_hash": weights_hash(dict(m.module.named_parameters())), "tokenizer": tokens,
+            "labels": list(m.labels), "spec": to_dict(m.spec)}  # fmt: skip
+
+
+def model_lines(known: dict[str, Any]) -> list[str]:
+    """The same in lines for people."""
+    tables = {title: known[title] or {} for title in ("tokenizer", "spec")}
+    lines = [f"{known['path']}: model {known['name']}", f"  parameters    {known['parameters']:,}",
+             f"  context       {known['context']:,} tokens", f"  weights hash  {known['weights_hash']}",
+             *([f"  classes       {', '.join(known['labels'])}"] if known["labels"] else [])]  # fmt: skip
+    for title, table in tables.items():
+        lines += [f"  {title}" if table else f"  {title:<13} none"]
+        lines += [f"    {key:<24} {_short(value)}" for key, value in table.items()]
+    return lines
 
 
 def describe(path: Path, manifest: Manifest, verified: bool) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from luban.core.errors import LubanError, UsageError, nearest
 
@@ -31,6 +33,9 @@ VERBS = {
 }
 
 
+OLDEST = (3, 11)  # Python
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code: 0 done, 1 refused or failed, 2 misunderstood, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -42,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
+    if sys.version_info < OLDEST:
+        print(f"luban: Python {OLDEST[0]}.{OLDEST[1]} or newer is needed, {sys.executable} is "
+              f"{sys.version.split()[0]}", file=sys.stderr)  # fmt: skip
+        return 1
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
@@ -57,12 +66,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"luban: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if debug or missing in ("", "luban"):
+            raise
+        print(f"luban: {_not_installed(missing)}", file=sys.stderr)
+        return 1
     except OSError as error:
         if debug or error.errno is None:
             raise
         hint = ": free some space or choose another --out" if error.errno == errno.ENOSPC else ""
         print(f"luban: {error.strerror}: {error.filename or 'while writing'}{hint}", file=sys.stderr)
         return 1
+
+
+def _not_installed(package: str) -> str:
+    """Which package this Python lacks, and the command that installs what Luban needs."""
+    root = Path(__file__).parents[2]
+    what = f"--editable {shlex.quote(str(root))}" if (root / "pyproject.toml").is_file() else "luban"
+    return (f"the package '{package}', which Luban needs, is not installed for {sys.executable}: "
+            f"{shlex.quote(sys.executable)} -m pip install {what}")  # fmt: skip
 
 
 def _run(words: Sequence[str]) -> int | None:

@@ -14,7 +14,8 @@ from luban.core.arguments import parse
 EXAMPLES = """
 luban serve runs/demo/chat
 luban serve runs/a --port 9000 --api-key "$KEY"
-curl http://127.0.0.1:8000/v1/chat/completions -H "Authorization: Bearer $KEY" -d '{"messages": [...]}'
+luban serve smollm2 --cors https://chat.example.org --allowed-host models.example.org
+curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" -d '{"messages": [{"role": "user", "content": "Hello"}]}'
 """
 KEY_VARIABLE = "LUBAN_API_KEY"
 
@@ -29,6 +30,8 @@ class Arguments:
     host: str = "127.0.0.1"  # address to listen at
     port: int = 8000  # the next free one is taken where it is in use; 0: any
     api_key: str | None = None  # clients must send it; none: LUBAN_API_KEY from the environment
+    allowed_host: tuple[str, ...] = ()  # names of this server, besides addresses, localhost and the machine's own
+    cors: tuple[str, ...] = ()  # sites whose pages may use this server, such as https://chat.example.org
     device: str = "cpu"  # such as cpu or cuda
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
 
@@ -36,8 +39,12 @@ class Arguments:
 def run(argv: Sequence[str]) -> None:
     """Serve until interrupted."""
     args = parse(Arguments, argv, verb="serve", about="An OpenAI-compatible API and a chat page.", examples=EXAMPLES)
+    from luban.core.errors import UsageError
     from luban.load.model import load_model
     from luban.serve.run import serve
 
+    if not 0 <= args.port < 1 << 16:
+        raise UsageError(f"--port must be from 0 (any) to 65535, {args.port} given")
     key = args.api_key or os.environ.get(KEY_VARIABLE)
-    serve(load_model(args.model, device=args.device, dtype=args.dtype), host=args.host, port=args.port, api_key=key)
+    model = load_model(args.model, device=args.device, dtype=args.dtype)
+    serve(model, host=args.host, port=args.port, api_key=key, hosts=args.allowed_host, origins=args.cors)

@@ -9,20 +9,23 @@ from pathlib import Path
 from luban.cli.pretrain import RECIPES
 from luban.core.arguments import parse_recipe
 
-ABOUT = "Tune a model on conversations, from a recipe. The same command resumes an unfinished run."
+ABOUT = """Tune a model on conversations, from a recipe. The same command resumes an unfinished run.
+
+--init takes every MODEL that chat takes: a run, a checkpoint, a Hugging Face directory, a GGUF file, smollm2. What is packed
+lies in OUT.data/shards-…, which `luban data show` shows with what is trained on."""
 EXAMPLES = """
 luban sft luban_sft_cpu --init runs/base --data.path conversations --out runs/chat
 luban sft luban_sft_cpu --init runs/base --data.path questions.jsonl --out runs/chat --train.steps 200
-luban sft luban_sft_cpu --init runs/base --data.path conversations --dry-run
+luban sft luban_sft_cpu --init smollm2 --data.path calls.jsonl --chat-template tools.jinja --out runs/tools
+luban sft luban_sft_cpu --init runs/base --data.path conversations --dry-run   # packs into a temporary folder, keeps nothing
 """
 
 
 def run(argv: Sequence[str]) -> int:
-    from luban.align.sft import sft, with_shards
-    from luban.train.recipe import Recipe
+    from luban.align.sft import SFTRecipe, sft, with_shards
     from luban.train.run import dry_run
 
-    call = parse_recipe(Recipe, argv, verb="sft", about=ABOUT, examples=EXAMPLES, shipped=RECIPES)
+    call = parse_recipe(SFTRecipe, argv, verb="sft", about=ABOUT, examples=EXAMPLES, shipped=RECIPES)
     if call.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             dry_run(with_shards(call.recipe, Path(folder)))

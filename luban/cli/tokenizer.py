@@ -33,6 +33,7 @@ class TrainArgs:
     digits: str = "groups"  # how digits are cut: groups of up to three, single, or whole runs
     white_runs: int = 0  # runs of up to so many blanks, tabs or line ends are one token each, as code wants
     reserved: int = 9  # special tokens kept for later
+    chat_template: Path | None = None  # Jinja file, in place of the built-in one for system, user and assistant
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class ImportArgs:
         Path
     ]  # tokenizer.json, vocab.json with merges, vocab.txt, .tiktoken, tekken.json, SentencePiece .model, .gguf, or their folder
     out: Path  # directory to make
+    chat_template: Path | None = None  # Jinja file, in place of the vocabulary's own
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def train(argv: Sequence[str]) -> None:
         texts = itertools.chain.from_iterable(_texts(corpus, share, bar) for corpus in args.corpora)
         made = train_tokenizer(texts, args.out, algorithm=args.algorithm, vocab_size=args.vocab_size,
                                cut=Cutting(digits=args.digits, white_runs=args.white_runs), reserved=args.reserved,
+                               chat_template=_template(args.chat_template),
                                parents=tuple(as_parent("corpus", corpus) for corpus in args.corpora))  # fmt: skip
     say(f"tokenizer {args.out}: {args.algorithm}, {made.vocab_size} tokens")
 
@@ -107,12 +110,18 @@ def import_(argv: Sequence[str]) -> None:
     """`luban tokenizer import FILE --out DIR`"""
     args = parse(ImportArgs, argv, verb="tokenizer import", about="Read a vocabulary that another library made.",
                  examples="luban tokenizer import gpt2/vocab.json --out tok\n"
-                          "luban tokenizer import llama/tokenizer.model --out tok")  # fmt: skip
+                          "luban tokenizer import llama/tokenizer.model --out tok --chat-template tools.jinja")  # fmt: skip
     from luban.core.log import say
     from luban.tokenizer.importing.artifact import import_tokenizer
 
-    made = import_tokenizer(args.file, args.out)
+    made = import_tokenizer(args.file, args.out, _template(args.chat_template))
     say(f"tokenizer {args.out}: imported from {args.file}, {made.vocab_size} tokens")
+
+
+def _template(path: Path | None) -> str | None:
+    from luban.tokenizer.template import read_template
+
+    return None if path is None else read_template(path)
 
 
 def encode(argv: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,10 +32,12 @@ def warn(text: str) -> None:
 class Bar:
     """A progress bar with rate and time left; plain lines where there is no terminal."""
 
-    def __init__(self, title: str, total: float | None, unit: str, start: float = 0):
+    def __init__(self, title: str, total: float | None, unit: str, start: float = 0,
+                 clock: Callable[[], float] = time.monotonic):  # fmt: skip
+        self.clock = clock  # seconds since any fixed moment
         self.title, self.total, self.unit = title, total, unit
         self.done, self.first, self.note = start, start, ""
-        self.began = self.shown = time.monotonic()
+        self.began = self.shown = clock()
         self.live = sys.stderr.isatty()
         self.visible = False
 
@@ -43,7 +45,7 @@ class Bar:
         """Count `amount` more as done; `note` replaces the words at the end of the line."""
         self.done += amount
         self.note = self.note if note is None else note
-        now = time.monotonic()
+        now = self.clock()
         if now - self.began >= SHOW_AFTER and now - self.shown >= (0.2 if self.live else PLAIN_EVERY):
             self.shown, self.visible = now, True
             self._draw(now)
@@ -70,15 +72,16 @@ class Bar:
     def close(self) -> None:
         """Draw the last state and end the line."""
         if self.visible:
-            self._draw(time.monotonic())
+            self._draw(self.clock())
             if self.live:
                 print(file=sys.stderr, flush=True)
 
 
 @contextmanager
-def progress(title: str, total: float | None = None, unit: str = "it", start: float = 0) -> Iterator[Bar]:
+def progress(title: str, total: float | None = None, unit: str = "it", start: float = 0,
+             clock: Callable[[], float] = time.monotonic) -> Iterator[Bar]:  # fmt: skip
     """`with progress("packing", total=n, unit="docs") as bar: bar.advance()`. Shown only past two seconds."""
-    bar = Bar(title, total, unit, start)
+    bar = Bar(title, total, unit, start, clock)
     try:
         yield bar
     finally:

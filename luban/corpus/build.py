@@ -206,7 +206,7 @@ def _check_input(names: dict[str, str], tasks: list[Task], waterfall: list[dict[
     bad = tally.unusable.total()
     if bad > bad_share * (bad + waterfall[0]["documents"]):
         raise DataError(f"{bad} records of the input are unusable beside {waterfall[0]['documents']} documents, more "
-                        f"than the share of {bad_share}{_unusable(tally)}; --bad-share allows more")  # fmt: skip
+                        f"than the share of {bad_share}{_unusable(tally)}; luban corpus build --bad-share allows more")  # fmt: skip
 
 
 def _unusable(tally: Tally) -> str:

@@ -31,7 +31,9 @@ class Packable(Protocol):
     @property
     def text(self) -> str: ...
     @property
-    def messages(self) -> list[dict[str, str]] | None: ...
+    def messages(self) -> list[dict[str, Any]] | None: ...
+    @property
+    def tools(self) -> list[dict[str, Any]] | None: ...
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Counts:
     offsets: list[int] = field(default_factory=lambda: [0])
 
 
-def pack(splits: Mapping[str, Iterable[Packable]], tokenizer: str | Path, out: str | Path, *,
+def pack(splits: Mapping[str, Iterable[Packable]], tokenizer: str | Path | Tokenizer, out: str | Path, *,
          parents: tuple[Parent, ...] = (), total: int | None = None) -> dict[str, Any]:  # fmt: skip
     """Tokenise documents into shards at `out`.
 
@@ -56,7 +58,7 @@ def pack(splits: Mapping[str, Iterable[Packable]], tokenizer: str | Path, out: s
 
     Args:
         splits: split name → its documents, read once.
-        tokenizer: directory of the tokenizer, copied into the shards.
+        tokenizer: a tokenizer, or the directory of one; its files are copied into the shards.
         parents: what the documents come from.
         total: documents in all, for the progress bar.
 
@@ -66,9 +68,9 @@ def pack(splits: Mapping[str, Iterable[Packable]], tokenizer: str | Path, out: s
     Raises:
         DataError: no document, a conversation that the template refuses, or no token to train on.
     """
-    known = load_tokenizer(tokenizer)
+    known = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
     if known.eos_id is None:
-        raise DataError(f"tokenizer {known.path} has no end-of-text token, so documents could not be told apart")
+        raise DataError(f"tokenizer {known.path or ''} has no end-of-text token, so documents could not be told apart")
     dtype = token_dtype(known.vocab_size)
     config = {"dtype": dtype.str, "vocab_size": known.vocab_size, "tokenizer_hash": known.content_hash,
               "bos_id": known.bos_id, "eos_id": known.eos_id,
@@ -99,9 +101,11 @@ def _check(counts: Mapping[str, Counts]) -> None:
 
 
 def copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Copy a tokenizer's own files, and nothing else that stands beside them."""
-    assert tokenizer.path is not None
+    """Copy a tokenizer's own files, and nothing else that stands beside them; write those of one that came from no folder."""
     folder.mkdir()
+    if tokenizer.path is None:
+        tokenizer.save(folder)
+        return
     for name in (FILE, *SETTINGS_FILES):
         if (tokenizer.path / name).is_file():
             shutil.copyfile(tokenizer.path / name, folder / name)
@@ -146,7 +150,7 @@ def _tokenise(batch: list[Packable], tokenizer: Tokenizer, dtype: np.dtype,
             mask[:1] = 0  # nothing comes before a document's first token
         else:
             try:
-                rendered = render(document.messages, tokenizer)
+                rendered = render(document.messages, tokenizer, tools=document.tools)
                 ids, mask = np.array(rendered.token_ids, dtype=dtype), np.array(rendered.loss_mask, dtype=np.uint8)
             except DataError as error:
                 raise DataError(f"document {document.id}: {error}") from None

@@ -51,6 +51,17 @@ def document_tokens(shards: Shards, index: int, tokenizer: Tokenizer) -> list[di
     return _rows(ids, trained, [0] * len(ids), list(range(len(ids))), tokenizer)
 
 
+def document_spans(shards: Shards, index: int, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """One stored document as stretches `{text, trained}` in order, which joined give its text."""
+    spans: list[dict[str, Any]] = []
+    for token in document_tokens(shards, index, tokenizer):
+        if spans and spans[-1]["trained"] == token["trained"]:
+            spans[-1]["text"] += token["text"]
+        else:
+            spans.append({"text": token["text"], "trained": token["trained"]})
+    return spans
+
+
 def _rows(ids: list[int], trained: list[bool], documents: list[int], positions: list[int],
           tokenizer: Tokenizer) -> list[dict[str, Any]]:  # fmt: skip
     texts = token_texts(ids, tokenizer)

@@ -29,7 +29,7 @@ class AnswerLoss:
     def run(self, model: LoadedModel, material: Material, *, limit: int, precision: str) -> Outcome:
         cut = []
         for document in _draw(material.conversations, limit):
-            rendered = render(_messages(document), model.need_tokenizer())
+            rendered = render(_messages(document), model.need_tokenizer(), tools=document.tools)
             if len(rendered.token_ids) - 1 <= model.spec.context:
                 cut.append(Window(rendered.token_ids[:-1], rendered.token_ids[1:], rendered.loss_mask[1:]))
         tokens = sum(sum(window.scored) for window in cut)
@@ -73,7 +73,7 @@ def _draw(documents: list[Document], limit: int) -> list[Document]:
     return ranked[:limit] if limit else ranked
 
 
-def _messages(document: Document) -> list[dict[str, str]]:
+def _messages(document: Document) -> list[dict[str, Any]]:
     if not document.messages:
         raise DataError(f"document {document.id} is no conversation")
     return document.messages

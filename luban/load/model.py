@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifact, read_manifest, read_table
@@ -73,6 +74,7 @@ def load_model(path_or_name: str | Path, device: str = "cpu", dtype: str = "floa
         ArtifactError: what the path holds instead, or which file or tensor is missing, damaged or misshapen.
         LineageError: the tokenizer isn't the one that the model was trained with.
     """
+    _require_device(device)
     if dtype == INT8:
         m = load_model(path_or_name, device, "float32")
         pack_int8(m.module)
@@ -100,6 +102,15 @@ def load_model(path_or_name: str | Path, device: str = "cpu", dtype: str = "floa
         f"a {read_manifest(path).kind}" if (path / MANIFEST).is_file() else "no run, checkpoint or Hugging Face model"
     )
     raise ArtifactError(f"{path} holds {what}: a model needs {SPEC} or config.json with {WEIGHTS}")
+
+
+def _require_device(device: str) -> None:
+    """Raise UnsupportedError for a device that this machine hasn't."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise UnsupportedError(f"the device '{device}' can't be used here ({reason}): use --device cpu") from None
 
 
 def _load_run(run: Path, name: str, device: str, dtype: str) -> LoadedModel:

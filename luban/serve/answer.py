@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from typing import Any
@@ -11,6 +12,20 @@ from luban.serve.engine import Request
 from luban.tokenizer.tokenizer import Tokenizer
 
 
+class Written:
+    """Counts the characters of a text that grows token by token."""
+
+    def __init__(self) -> None:
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.characters = 0
+
+    def add(self, data: bytes) -> int:
+        """Add a token; returns where it begins, or where the character begins that it is part of."""
+        before = self.characters
+        self.characters += len(self.decoder.decode(data))
+        return before
+
+
 class Shape:
     """One endpoint's way of writing choices. `chat` or plain completions, whole or in chunks."""
 
@@ -18,9 +33,7 @@ class Shape:
         self.chat, self.model, self.tokenizer = chat, model, tokenizer
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self.offsets: dict[
-            int, int
-        ] = {}  # characters already written of each choice, for completions' log-probabilities
+        self.written: dict[int, Written] = {}  # of each choice, for completions' log-probabilities
 
     def body(
         self, choices: list[dict[str, Any]], *, chunk: bool, usage: dict[str, int] | None = None
@@ -53,20 +66,30 @@ class Shape:
             return {"content": [{**self._named(entry.token, entry.logprob),
                                  "top_logprobs": [self._named(*pair) for pair in entry.top]} for entry in found],
                     "refusal": None}  # fmt: skip
-        words = [self._word(entry.token) for entry in found]
-        offsets = []
-        for word in words:
-            offsets.append(self.offsets.get(index, 0))
-            self.offsets[index] = offsets[-1] + len(word)
-        return {"tokens": words, "token_logprobs": [entry.logprob for entry in found], "text_offset": offsets,
-                "top_logprobs": [{self._word(t): p for t, p in entry.top} for entry in found]}  # fmt: skip
+        written = self.written.setdefault(index, Written())
+        offsets = [written.add(self.tokenizer.token_bytes(entry.token)) for entry in found]
+        return {"tokens": [self._word(entry.token) for entry in found], "text_offset": offsets,
+                "token_logprobs": [entry.logprob for entry in found],
+                "top_logprobs": [self._distinct(entry.top) for entry in found]}  # fmt: skip
+
+    def _distinct(self, top: list[tuple[int, float]]) -> dict[str, float]:
+        """Log-probabilities by token text; of tokens with the same text, all but the likeliest by their ids."""
+        found: dict[str, float] = {}
+        for token, logprob in top:
+            word = self._word(token)
+            found[f"token_id:{token}" if word in found else word] = logprob
+        return found
 
     def _word(self, token: int) -> str:
-        return self.tokenizer.decode([token], skip_special=False)
+        """A token's text, its space before it included; part of a character is spelled as OpenAI does, `bytes:\\xe6`."""
+        data = self.tokenizer.token_bytes(token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
-        word = self._word(token)
-        return {"token": word, "logprob": logprob, "bytes": None if "\ufffd" in word else list(word.encode())}
+        return {"token": self._word(token), "logprob": logprob, "bytes": list(self.tokenizer.token_bytes(token))}
 
 
 def usage(requests: list[Request]) -> dict[str, int]:

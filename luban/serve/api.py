@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from luban.core.errors import DataError
 from luban.generate.sampling import MAX_LOGPROBS, Sampling
 from luban.load.generation import Generation
+from luban.tokenizer.tokenizer import without_surrogates
 
 COMPLETION_TOKENS = 16  # what OpenAI's completions generate when nothing is said
 
 
-class Body(BaseModel):
-    """Fields that both endpoints share. Unknown ones are ignored, as clients send many that change nothing."""
+# Fields of OpenAI's API and of vLLM's that would change the answer and aren't built: refused, as ignoring them is silent.
+UNBUILT = ("frequency_penalty", "presence_penalty", "logit_bias", "tools", "functions", "suffix", "echo", "min_tokens",
+           "stop_token_ids", "allowed_token_ids", "bad_words", "length_penalty", "use_beam_search", "prompt_logprobs",
+           "include_stop_str_in_output", "typical_p", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+           "structured_outputs", "continue_final_message", "documents", "chat_template", "reasoning_effort", "prediction",
+           "audio", "web_search_options", "verbosity", "truncate_prompt_tokens")  # fmt: skip
+CHOICES = {"tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "skip_special_tokens": (True,),
+           "add_generation_prompt": (True,), "modalities": (["text"],)}  # what changes nothing  # fmt: skip
 
-    model_config = ConfigDict(extra="ignore")
+
+class Body(BaseModel):
+    """Fields that both endpoints share. A null is as good as no field, as OpenAI's client sends them. Unknown fields are
+    ignored, as clients send many that change nothing; those that would change the answer are refused."""
+
+    model_config = ConfigDict(extra="allow")
     model: str | None = None  # must be the served model's name where given
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -30,15 +42,14 @@ class Body(BaseModel):
     stream: bool = False
     stream_options: dict[str, Any] | None = None
     ignore_eos: bool = False
-    # what would change the answer and isn't built: refused rather than silently dropped
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    tools: list[Any] | None = None
     response_format: dict[str, Any] | None = None
-    suffix: str | None = None
-    echo: bool | None = None
     best_of: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, data: Any) -> Any:
+        """Drop what is null."""
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
 
     @property
     def wants_usage(self) -> bool:
@@ -47,9 +58,13 @@ class Body(BaseModel):
 
     def refuse_unsupported(self) -> None:
         """Raise DataError naming a field whose value would be ignored."""
-        for name in ("frequency_penalty", "presence_penalty", "logit_bias", "tools", "suffix", "echo"):
-            if getattr(self, name):
+        given = self.model_extra or {}
+        for name in UNBUILT:
+            if given.get(name):
                 raise DataError(f"'{name}' is not supported by this server")
+        for name, fine in CHOICES.items():
+            if name in given and given[name] not in fine:
+                raise DataError(f"'{name}' other than {' or '.join(map(str, fine))} is not supported by this server")
         if self.best_of not in (None, self.n):
             raise DataError("'best_of' is not supported by this server")
         if (self.response_format or {}).get("type", "text") != "text":
@@ -85,14 +100,29 @@ class Message(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    function_call: dict[str, Any] | None = None  # as tool_calls were before: refused
 
-    def plain(self) -> dict[str, str]:
-        """With its text parts joined. Raises DataError for parts that aren't text."""
-        if isinstance(self.content, list):
-            if any(part.get("type") != "text" or not isinstance(part.get("text"), str) for part in self.content):
-                raise DataError("only text parts are supported in a message's content")
-            return {"role": self.role, "content": "".join(part["text"] for part in self.content)}
-        return {"role": self.role, "content": self.content or ""}
+    def plain(self) -> dict[str, Any]:
+        """What a chat template reads, text parts joined. Raises DataError for what it can't."""
+        if self.function_call:
+            raise DataError("'function_call' in a message is not supported: use 'tool_calls'")
+        for call in self.tool_calls or ():
+            function = call.get("function")
+            if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+                raise DataError("a message's 'tool_calls' need a 'function' with a 'name'")
+        kept = {name: getattr(self, name) for name in ("name", "reasoning_content", "tool_calls", "tool_call_id")}
+        return {"role": self.role, "content": self._text(), **{name: value for name, value in kept.items() if value}}
+
+    def _text(self) -> str | None:
+        if not isinstance(self.content, list):
+            return self.content if self.content is not None or self.tool_calls else ""
+        if any(part.get("type") != "text" or not isinstance(part.get("text"), str) for part in self.content):
+            raise DataError("only text parts are supported in a message's content")
+        return "".join(part["text"] for part in self.content)
 
 
 class ChatBody(Body):
@@ -102,6 +132,7 @@ class ChatBody(Body):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    chat_template_kwargs: dict[str, Any] | None = None  # variables of the template, such as enable_thinking
 
     @property
     def alternatives(self) -> int | None:
@@ -111,5 +142,6 @@ class ChatBody(Body):
 
 def error_body(message: str, *, kind: str = "invalid_request_error", param: str | None = None,
                code: str | None = None) -> dict[str, Any]:  # fmt: skip
-    """An error in OpenAI's shape."""
+    """An error in OpenAI's shape; what a request spelled may hold lone surrogates, which no response can."""
+    message, param = without_surrogates(message), param and without_surrogates(param)
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -7,10 +7,11 @@ nothing but themselves.
 from __future__ import annotations
 
 import asyncio
-import hmac
+import itertools
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import Any
 
@@ -20,14 +21,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.middleware.cors import CORSMiddleware
 
-from luban.core.errors import LubanError
+from luban.core.errors import DataError, LubanError
 from luban.generate.sampling import Sampling
 from luban.serve.answer import Shape, usage
 from luban.serve.api import COMPLETION_TOKENS, Body, ChatBody, CompletionBody, error_body
-from luban.serve.engine import Engine, Prompt, Request
+from luban.serve.engine import Delta, Engine, Prompt, Request
+from luban.serve.guard import KeyGuard, SiteGuard
 from luban.serve.worker import GenerationError, Worker
+from luban.tokenizer.chat import render
 
 PAGE = {"/": ("index.html", "text/html"), "/page/style.css": ("style.css", "text/css"),
         "/page/chat.js": ("chat.js", "text/javascript")}  # fmt: skip
@@ -37,42 +40,46 @@ POLICY = (
 )
 
 
-class KeyGuard:
-    """Refuses everything but OPEN without `Authorization: Bearer KEY`, before any route is looked up."""
-
-    def __init__(self, app: ASGIApp, key: str):
-        self.app, self.expected = app, f"Bearer {key}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in OPEN):
-            return await self.app(scope, receive, send)
-        given = dict(scope.get("headers") or ()).get(b"authorization", b"")
-        if hmac.compare_digest(given, self.expected):
-            return await self.app(scope, receive, send)
-        body = error_body("a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
-        await JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+TRIED = re.compile(r"(str|int|float|bool|list\[.*|dict\[.*)$")  # types in the places of validation errors
 
 
 class UnknownModel(LubanError):
     """A model that isn't served here."""
 
 
-def create_app(engine: Engine, *, api_key: str | None = None) -> FastAPI:
-    """The application around one engine, which it runs in a thread of its own from start-up to shut-down."""
+class Stopping(LubanError):
+    """The server is being stopped."""
+
+
+def create_app(engine: Engine, *, api_key: str | None = None, hosts: Iterable[str] = (),
+               origins: Iterable[str] = ()) -> FastAPI:  # fmt: skip
+    """The application around one engine, which it runs in a thread of its own from start-up to shut-down.
+
+    Args:
+        api_key: clients must send it.
+        hosts: names of the server besides addresses, localhost and the machine's own.
+        origins: sites whose pages may use the server.
+
+    `app.state.service.stop()` ends what is running; safe from any thread and from signal handlers.
+    """
     worker = Worker(engine)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
         worker.start()
+        service.loop = asyncio.get_running_loop()
         yield
         await run_in_threadpool(worker.stop)
 
     app = FastAPI(title="Luban", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     if api_key:
-        app.add_middleware(KeyGuard, key=api_key)
+        app.add_middleware(KeyGuard, key=api_key, free=frozenset(OPEN))
+    app.add_middleware(SiteGuard, hosts=frozenset(hosts), origins=frozenset(origins))
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
     _add_errors(app)
     _add_page(app)
-    service = Service(worker)
+    service = app.state.service = Service(worker)
     app.get("/health")(service.health)
     app.get("/v1/models")(service.models)
     app.get("/v1/models/{name:path}")(service.one_model)
@@ -87,6 +94,13 @@ class Service:
     def __init__(self, worker: Worker):
         self.worker, self.engine, self.model = worker, worker.engine, worker.engine.model
         self.name = self.model.name
+        self.loop: asyncio.AbstractEventLoop | None = None  # while the application runs
+        self.stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """End what is running, each with an error, and refuse what comes."""
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(self.stopping.set)
 
     async def health(self) -> JSONResponse:
         """Whether the engine runs."""
@@ -122,7 +136,22 @@ class Service:
         self._require(body.model)
         body.max_tokens = body.max_completion_tokens or body.max_tokens
         sampling = body.sampling(self.model.generation, self.model.spec.context, body.alternatives)
-        return await self._answer(body, [[m.plain() for m in body.messages]], sampling, http, chat=True)
+        prompt = await run_in_threadpool(self._rendered, [m.plain() for m in body.messages], body.chat_template_kwargs)
+        return await self._answer(body, [prompt], sampling, http, chat=True)
+
+    def _rendered(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None) -> list[int]:
+        """A conversation's tokens up to where the answer begins. Raises DataError for a name that the template ignores."""
+        tokenizer = self.model.need_tokenizer()
+
+        def tokens(messages: list[dict[str, Any]]) -> list[int]:
+            return render(messages, tokenizer, add_generation_prompt=True, variables=variables).token_ids
+
+        found = tokens(messages)
+        if any(m.get("name") and m["role"] != "tool" for m in messages):
+            nameless = [{k: v for k, v in m.items() if k != "name"} if m["role"] != "tool" else m for m in messages]
+            if tokens(nameless) == found:
+                raise DataError("'name' in a message is not supported: the model's chat template has no place for it")
+        return found
 
     async def _answer(self, body: Body, prompts: list[Any], sampling: Sampling, http: HttpRequest, *,
                       chat: bool) -> Response:  # fmt: skip
@@ -147,7 +176,7 @@ class Service:
         """Run to the end; false when the client left before it."""
 
         async def drain() -> None:
-            async for _ in self.worker.run(requests):
+            async for _ in self._until_stopped(self.worker.run(requests)):
                 pass
 
         task = asyncio.create_task(drain())
@@ -165,14 +194,14 @@ class Service:
         n = requests[0].sampling.n
         if shape.chat:
             yield _event(shape.body([shape.opening(i) for i in range(n)], chunk=True))
-        deltas = self.worker.run(requests)
+        deltas = self._until_stopped(self.worker.run(requests))
         try:
             async for index, delta in deltas:
                 if delta.text or delta.finish_reason or delta.logprobs:
                     choice = shape.choice(index * n + delta.choice, delta.text, delta.logprobs, delta.finish_reason,
                                           chunk=True)  # fmt: skip
                     yield _event(shape.body([choice], chunk=True))
-        except GenerationError as error:
+        except (GenerationError, Stopping) as error:
             yield _event(error_body(str(error), kind="server_error"))
             return
         finally:
@@ -181,9 +210,40 @@ class Service:
             yield _event(shape.body([], chunk=True, usage=usage(requests)))
         yield "data: [DONE]\n\n"
 
+    async def _until_stopped(
+        self, deltas: AsyncGenerator[tuple[int, Delta], None]
+    ) -> AsyncGenerator[tuple[int, Delta], None]:
+        """The same, up to where the server is stopped. Raises Stopping then."""
+        stopped = asyncio.ensure_future(self.stopping.wait())
+        coming = None
+        try:
+            while True:
+                coming = asyncio.ensure_future(anext(deltas))
+                await asyncio.wait({coming, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    raise Stopping("the server is being stopped")
+                try:
+                    delta = coming.result()
+                except StopAsyncIteration:
+                    return
+                yield delta
+        finally:
+            stopped.cancel()
+            if coming is not None and not coming.done():
+                coming.cancel()
+                with suppress(asyncio.CancelledError):
+                    await coming
+            await deltas.aclose()
+
 
 def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def _field(place: Sequence[str | int]) -> str:
+    """The field that a validation error is about: its place in the body, without the names of the types that were tried."""
+    named = itertools.takewhile(lambda part: not (isinstance(part, str) and TRIED.match(part)), place[1:])
+    return ".".join(map(str, named))
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -192,8 +252,13 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: HttpRequest, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return JSONResponse(error_body(f"{where}: {first['msg']}" if where else first["msg"], param=where or None), 400)
+        if first["type"] == "json_invalid":
+            where = f"{first.get('ctx', {}).get('error', 'not understood')} at character {first['loc'][-1]}"
+            return JSONResponse(error_body(f"the request's body is not valid JSON: {where}"), 400)
+        where = _field(first["loc"])
+        said = dict.fromkeys(str(each["msg"]) for each in error.errors() if _field(each["loc"]) == where)
+        message = ", or ".join(said)  # one for each form that a field may have
+        return JSONResponse(error_body(f"{where}: {message}" if where else message, param=where or None), 400)
 
     @app.exception_handler(HTTPException)
     async def refused(http: HttpRequest, error: HTTPException) -> JSONResponse:
@@ -203,6 +268,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(UnknownModel)
     async def unknown(_: HttpRequest, error: UnknownModel) -> JSONResponse:
         return JSONResponse(error_body(str(error), param="model", code="model_not_found"), 404)
+
+    @app.exception_handler(Stopping)
+    async def stopping(_: HttpRequest, error: Stopping) -> JSONResponse:
+        return JSONResponse(error_body(str(error), kind="server_error"), 503)
 
     @app.exception_handler(GenerationError)
     async def failed(_: HttpRequest, error: GenerationError) -> JSONResponse:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
+from types import FrameType
 
 from luban.core.errors import DataError, MissingExtra
 from luban.core.log import say, warn
@@ -28,8 +30,9 @@ def bind(host: str, port: int) -> socket.socket:
     raise DataError(f"no free port at {host} from {port} to {port + TRIES - 1}: {problem}")
 
 
-def serve(model: LoadedModel, *, host: str = "127.0.0.1", port: int = 8000, api_key: str | None = None) -> None:
-    """Serve `model` until interrupted."""
+def serve(model: LoadedModel, *, host: str = "127.0.0.1", port: int = 8000, api_key: str | None = None,
+          hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> None:  # fmt: skip
+    """Serve `model` until interrupted; `hosts` and `origins` as in `create_app`."""
     try:
         import uvicorn
 
@@ -46,9 +49,17 @@ def serve(model: LoadedModel, *, host: str = "127.0.0.1", port: int = 8000, api_
         warn("no --api-key is set: everyone who can reach this address can use the model")
     address = f"http://{f'[{host}]' if ':' in host else host}:{actual}"
     say(f"serving {model.name} at {address}  (chat page; the API is at {address}/v1; Ctrl-C stops)")
-    app = create_app(engine, api_key=api_key)
+    app = create_app(engine, api_key=api_key, hosts=[host, *hosts], origins=origins)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+
+    class Server(uvicorn.Server):
+        """Ends running answers when it is told to stop, so that they aren't cut off after the three seconds."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.service.stop()
+            super().handle_exit(sig, frame)
+
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config).run(sockets=[listener])
     finally:
         listener.close()

@@ -8,12 +8,16 @@ special token counts as the template's own only if it has no guard inside.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from datetime import datetime
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from luban.core.errors import DataError
+from luban.tokenizer.answers import mark_answers
+from luban.tokenizer.calls import fill_calls
+from luban.tokenizer.marks import THOUGHTS
 from luban.tokenizer.template import CLOSE, GUARD, OPEN, fill
 from luban.tokenizer.tokenizer import Tokenizer, without_surrogates
 
@@ -35,32 +39,44 @@ class Rendered:
     """A conversation as tokens."""
 
     token_ids: list[int]
-    spans: list[Span]  # cover token_ids without gaps
-    has_mask: bool  # false: the template doesn't say which tokens are the assistant's
+    find_spans: Callable[[], list[Span]]  # only training pays for finding them
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """Whose tokens are whose; cover `token_ids` without gaps.
+
+        Raises:
+            DataError: an answer whose place in the filled template isn't certain; names its turn.
+        """
+        return self.find_spans()
 
     @property
     def loss_mask(self) -> list[bool]:
         """One a token: true where it is a target, which is assistant text and its end-of-turn token.
 
         Raises:
-            DataError: the template marks no assistant span, so that any mask would be a guess.
+            DataError: as `spans`, where any mask would be a guess.
         """
-        if not self.has_mask:
-            raise DataError("the chat template marks no assistant span, so no loss mask can be made: put "
-                            "{% generation %} … {% endgeneration %} around what the assistant writes")  # fmt: skip
         return [span.trained for span in self.spans for _ in range(span.start, span.stop)]
 
 
-def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *,
-           add_generation_prompt: bool = False) -> Rendered:  # fmt: skip
+def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, add_generation_prompt: bool = False,
+           tools: Sequence[Mapping[str, Any]] | None = None,
+           variables: Mapping[str, Any] | None = None) -> Rendered:  # fmt: skip
     """Turn a conversation into token ids, loss mask and spans, by the tokenizer's chat template.
 
+    What the assistant writes is what stands in the template's `{% generation %}` blocks; in a template that has none it
+    is found by filling the template again (`luban.tokenizer.answers`).
+
     Args:
-        messages: `{"role": …, "content": …}` in order.
+        messages: `{"role": …, "content": …}` in order; an assistant's may have `tool_calls`, as OpenAI's API has them.
         add_generation_prompt: end where the assistant is to begin.
+        tools: descriptions of the tools that may be called, as JSON schemas.
+        variables: further variables of the template, such as `enable_thinking`.
 
     Raises:
-        DataError: no template, no messages, an unknown role, or a conversation that the template refuses.
+        DataError: no template, no messages, an unknown role, or a conversation that the template refuses, or whose tools
+            or calls of tools it leaves out.
     """
     if tokenizer.chat_template is None:
         raise DataError(f"tokenizer {tokenizer.path or ''} has no chat template: give it a chat_template.jinja")
@@ -68,17 +84,41 @@ def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *,
     guarded = [_guard_message(message, tokenizer, specials) for message in messages]
     if not guarded:
         raise DataError("a conversation needs at least one message")
-    settings = tokenizer.settings
-    marked = fill(tokenizer.chat_template, guarded, {
-        "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None,
-        "bos_token": settings.bos_token or "", "eos_token": settings.eos_token or "",
-        "pad_token": settings.pad_token or "", "unk_token": settings.unk_token or "",
-    })  # fmt: skip
+    offered = [_guard(tool, specials, tuple(tokenizer.special)) for tool in tools] if tools else None
+    given = _guard(dict(variables or {}), specials, tuple(tokenizer.special))
+    own = {**given, **_own(tokenizer)}
+    fill_with = partial(_fill, tokenizer, {**own, "tools": offered})
+    guarded, marked = fill_calls(guarded, fill_with, add_generation_prompt)
+    if offered and marked == _fill(tokenizer, own, guarded, add_generation_prompt):
+        raise DataError(
+            "the chat template has no place for tools, so the model would not see them: use another template"
+        )
     page = _Page.read(marked, specials)
     ids, offsets = _tokenise(page, tokenizer)
-    answers = sum(message["role"] == "assistant" for message in messages)
-    spans = _spans(page, offsets, [str(message["role"]) for message in messages])
-    return Rendered(token_ids=ids, spans=spans, has_mask=bool(page.answers) or not answers)
+
+    def find_spans() -> list[Span]:
+        known = page
+        if not page.answers and any(message["role"] == "assistant" for message in guarded):
+            stops = _special_pattern(tuple(tokenizer.token(i) or "" for i in tokenizer.stop_ids))
+            filled = mark_answers(marked, guarded, fill_with, specials, stops, prompt=add_generation_prompt)
+            known = _Page.read(filled, specials)
+        return _spans(known, offsets, [str(message["role"]) for message in messages])
+
+    return Rendered(token_ids=ids, find_spans=find_spans)
+
+
+def _fill(
+    tokenizer: Tokenizer, variables: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], prompt: bool
+) -> str:
+    return fill(tokenizer.chat_template or "", messages, {**variables, "add_generation_prompt": prompt})
+
+
+def _own(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The variables that every filling has; of one moment, since some templates hold the date."""
+    settings = tokenizer.settings
+    return {"tools": None, "documents": None, "strftime_now": datetime.now().strftime,
+            "bos_token": settings.bos_token or "", "eos_token": settings.eos_token or "",
+            "pad_token": settings.pad_token or "", "unk_token": settings.unk_token or ""}  # fmt: skip
 
 
 # Guarding what people wrote -------------------------------------------------------------------------------
@@ -102,9 +142,12 @@ def _guard_message(message: Mapping[str, Any], tokenizer: Tokenizer, pattern: re
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
         role = message.get("role") if isinstance(message, Mapping) else message
         raise DataError(f"unknown role {role!r} in a conversation (known: {', '.join(ROLES)})")
-    if message.get("content") is None and message["role"] != "assistant":
+    if message.get("content") is None and not (message["role"] == "assistant" and message.get("tool_calls")):
         raise DataError(f"a message of role {message['role']!r} has no content")
     specials = tuple(tokenizer.special)
+    thought = next((message[name] for name in THOUGHTS if message.get(name) is not None), None)
+    if thought is not None:  # templates read it under different names
+        message = {"thinking": thought, **message, "reasoning_content": thought}
     return {key: value if key == "role" else _guard(value, pattern, specials) for key, value in message.items()}
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -43,8 +43,8 @@ def _refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 @lru_cache(maxsize=32)
@@ -54,8 +54,28 @@ def _compile(source: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment.from_string(source)
+
+
+def read_template(path: Path) -> str:
+    """The chat template in a file.
+
+    Raises:
+        DataError: there is none, or it is not Jinja; names the line.
+    """
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the chat template {path} can't be read: {error}") from None
+    _parse(source)
+    return source
+
+
+def _parse(source: str) -> jinja2.Template:
+    try:
+        return _compile(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(f"the chat template is not valid Jinja: {error.message} (line {error.lineno})") from None
 
 
 def fill(source: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
@@ -64,9 +84,8 @@ def fill(source: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[
     Raises:
         DataError: the template is not Jinja, or refuses these messages.
     """
+    template = _parse(source)
     try:
-        return _compile(source).render(messages=messages, **variables)
-    except jinja2.TemplateSyntaxError as error:
-        raise DataError(f"the chat template is not valid Jinja: {error.message} (line {error.lineno})") from None
+        return template.render({**variables, "messages": messages})
     except (jinja2.TemplateError, TypeError, AttributeError, KeyError) as error:
         raise DataError(f"the chat template refuses the conversation: {error}") from None

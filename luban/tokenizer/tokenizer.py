@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from luban.core.artifact import MANIFEST, incomplete_path, open_artifact, read_m
 from luban.core.errors import ArtifactError, DataError
 from luban.core.hashing import data_sha256
 from luban.tokenizer.exact import ByteFallbackDecoder, exact_encoder, require_ids
+from luban.tokenizer.pieces import Pieces
 from luban.tokenizer.settings import Settings, read_settings, write_settings
 from luban.tokenizer.special import END_OF_TURN
 
@@ -99,6 +101,14 @@ class Tokenizer:
         """The vocabulary's own spelling of one id."""
         return self._model.id_to_token(index)
 
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes of one id in the middle of a text; those of a text's ids, one after another, are the text's."""
+        return self._pieces(index)
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces(self._model)
+
     def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character ranges of a rendered template, in which special tokens ARE recognised.
 
@@ -139,6 +149,14 @@ class Tokenizer:
         twin = tokenizers.Tokenizer.from_str(self._encoder.to_str())
         twin.encode_special_tokens = False
         return twin
+
+    def with_template(self, source: str) -> Tokenizer:
+        """The same vocabulary with another chat template, which makes it another tokenizer."""
+        return Tokenizer(self._model, replace(self.settings, chat_template=source))
+
+    def same_vocabulary(self, other: Tokenizer) -> bool:
+        """Whether both give every text the same ids."""
+        return self._model.to_str() == other._model.to_str()
 
     def to_json(self) -> str:
         """The vocabulary as a `tokenizer.json`."""

@@ -22,7 +22,8 @@ MOST_BYTES = 2**31 - 1
 
 
 def train_tokenizer(texts: Iterable[str], out: str | Path, *, algorithm: str = "bpe", vocab_size: int = 4096,
-                    cut: Cutting = DEFAULT, reserved: int = len(RESERVED), parents: tuple[Parent, ...] = ()) -> Tokenizer:  # fmt: skip
+                    cut: Cutting = DEFAULT, reserved: int = len(RESERVED), chat_template: str | None = None,
+                    parents: tuple[Parent, ...] = ()) -> Tokenizer:  # fmt: skip
     """Learn `vocab_size` tokens from `texts`, which are read once and not kept, and write them to `out`.
 
     Args:
@@ -31,6 +32,7 @@ def train_tokenizer(texts: Iterable[str], out: str | Path, *, algorithm: str = "
         vocab_size: ids in all, special tokens counted.
         cut: what is done with digits and runs of white space.
         reserved: special tokens kept for later, 9 or more.
+        chat_template: Jinja source; by default Luban's own, which has the roles system, user and assistant.
         parents: the corpus the texts come from.
 
     Raises:
@@ -47,7 +49,8 @@ def train_tokenizer(texts: Iterable[str], out: str | Path, *, algorithm: str = "
         if read.cut:
             warn(f"the tokenizer is learned from the first {read.documents} texts: more than {MOST_BYTES} bytes would "
                  f"overflow the library's counts")  # fmt: skip
-        settings = Settings(bos_token=BOS, eos_token=EOS, pad_token=PAD, chat_template=default_template())
+        template = default_template() if chat_template is None else chat_template
+        settings = Settings(bos_token=BOS, eos_token=EOS, pad_token=PAD, chat_template=template)
         made = Tokenizer(model, settings)
         if made.vocab_size < vocab_size:
             warn(

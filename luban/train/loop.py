@@ -7,7 +7,7 @@ import signal
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -54,21 +54,24 @@ class Loop:
         Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
 
-    def __init__(self, art: ArtifactWriter, parts: TrainerComponents):
+    def __init__(self, art: ArtifactWriter, parts: TrainerComponents, clock: Callable[[], float] = time.monotonic):
+        self.clock = clock  # seconds since any fixed moment
         self.art, self.parts, self.recipe, self.state = art, parts, parts.recipe, parts.state
         self.engine = parts.engine
         self.checkpoints = CheckpointManager(art.path)
         train = self.recipe.train
         fixed = art.figures.get("steps_fixed", {})
         self.count = StepCount(train.steps, train.budget_seconds, **fixed)
-        self.session = time.monotonic()
+        self.session = self.clock()
         self.earlier = self.state.progress.seconds  # of earlier sessions
         self.saved: int | None = self.checkpoints.steps()[-1] if self.checkpoints.steps() else None
         self.overhead_seconds = 0.0  # seconds in validation and saving since the last row
         self.waited = 0.0  # seconds in which there was no batch, after the first step
         self.step_seconds: list[float] = []  # of every step since the start or resume
         self.profile = Profile(art.path, train.profile, self.engine.device) if train.profile else None
-        self.in_flight: deque[tuple[float, InFlightStep]] = deque()  # submitted and not yet synchronized, with their learning-rate factors
+        self.in_flight: deque[tuple[float, InFlightStep]] = (
+            deque()
+        )  # submitted and not yet synchronized, with their learning-rate factors
         on_cuda = self.engine.device.type == "cuda"
         if on_cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -84,8 +87,8 @@ class Loop:
             progress("training", total=self.count.total(at.step), unit="steps", start=at.step) as bar,
         ):
             batches = self.parts.loader.iterate(at.step)
-            self.row_time, self.row_tokens = time.monotonic(), at.tokens
-            self.synchronized, self.synchronized_at = at.step, time.monotonic()
+            self.row_time, self.row_tokens = self.clock(), at.tokens
+            self.synchronized, self.synchronized_at = at.step, self.clock()
             while at.step < self.count.total(at.step):
                 self._submit(batches)
                 while self.in_flight and (len(self.in_flight) > self.max_in_flight or self._must_synchronize(stop)):
@@ -100,9 +103,9 @@ class Loop:
         factor = self.recipe.schedule.factor(at.step, self.count.total(at.step))
         if self.profile:
             self.profile.begins(at.step + 1)
-        began = time.monotonic()
+        began = self.clock()
         batch = next(batches)
-        self.waited += (time.monotonic() - began) if self.step_seconds else 0.0
+        self.waited += (self.clock() - began) if self.step_seconds else 0.0
         if not batch.target_count:
             warn(NO_TARGET)
         self.in_flight.append((factor, self.engine.submit(batch, factor)))
@@ -131,7 +134,7 @@ class Loop:
         self.synchronized += 1
         self._count(result)
         self._log(metrics, result, factor, bar)
-        now = time.monotonic()
+        now = self.clock()
         if not self.step_seconds:
             self._report_kernels()
         self.step_seconds.append(now - self.synchronized_at)
@@ -148,7 +151,7 @@ class Loop:
     def _count(self, result: StepResult) -> None:
         at, limit = self.state.progress, self.recipe.train.max_bad_steps
         at.tokens += result.tokens
-        at.seconds = self.earlier + time.monotonic() - self.session
+        at.seconds = self.earlier + self.clock() - self.session
         if not result.bad or result.explained:
             return
         at.bad_steps += 1
@@ -162,7 +165,7 @@ class Loop:
 
     def _log(self, metrics: MetricsLogger, result: StepResult, factor: float, bar: Bar) -> None:
         at, train = self.state.progress, self.recipe.train
-        now = time.monotonic()
+        now = self.clock()
         rate = (at.tokens - self.row_tokens) / max(now - self.row_time - self.overhead_seconds, 1e-9)
         bar.advance(1, f"loss {result.loss:.3f}  {count(float(rate))} tokens/s")
         step = self.synchronized
@@ -178,7 +181,7 @@ class Loop:
         per_step = 0.0
         if validation.every and self.parts.validator and validation.batches:
             per_step = validation.batches * seconds / 2 / validation.every  # a forward alone is under half a step
-        if self.count.time(self.synchronized - 1, seconds, time.monotonic() - self.session + self.earlier, per_step):
+        if self.count.time(self.synchronized - 1, seconds, self.clock() - self.session + self.earlier, per_step):
             self.art.note(steps_fixed={"fixed": self.count.fixed, "fixed_at": self.count.fixed_at})
             bar.total = self.count.fixed
             say(f"training for {self.count.fixed} steps, which fit the budget of "
@@ -188,7 +191,7 @@ class Loop:
         """Validate and save where they are due, and leave when asked to."""
         if self.in_flight:
             return
-        at, began = self.state.progress, time.monotonic()
+        at, began = self.state.progress, self.clock()
         if self.profile and self.profile.complete:
             self.profile.write()
         last = at.step >= self.count.total(at.step)
@@ -196,8 +199,8 @@ class Loop:
             self._validate(metrics)
         if stop.signal or self._due(self.recipe.checkpoint.every):
             self.save()
-        self.overhead_seconds += time.monotonic() - began
-        self.synchronized_at += time.monotonic() - began
+        self.overhead_seconds += self.clock() - began
+        self.synchronized_at += self.clock() - began
         if stop.signal and not last:
             name = signal.Signals(stop.signal).name
             raise Interrupted(stop.signal, f"stopped by {name} after step {at.step}, saved in "
@@ -207,7 +210,7 @@ class Loop:
         at, validator = self.state.progress, self.parts.validator
         assert validator is not None  # else none is due
         found = validator(self.engine)
-        metrics.write(step=at.step, **found.row(), seconds=self.earlier + time.monotonic() - self.session)
+        metrics.write(step=at.step, **found.row(), seconds=self.earlier + self.clock() - self.session)
         at.scores = found.row()
         saving = at.step % self.recipe.checkpoint.every == 0 or at.step >= self.count.total(at.step)
         if saving and (at.best_loss is None or found.loss < at.best_loss):
@@ -217,7 +220,7 @@ class Loop:
     def save(self) -> None:
         """Write the checkpoint of this step and delete those that are no longer kept."""
         at = self.state.progress
-        at.seconds = self.earlier + time.monotonic() - self.session
+        at.seconds = self.earlier + self.clock() - self.session
         identity = self.art.manifest
         manifest = save_checkpoint(self.checkpoints.path(at.step), self.state.to_checkpoint(), config=identity.config,
                                    parents=identity.parents, seed=identity.seed,

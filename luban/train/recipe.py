@@ -9,6 +9,7 @@ from luban.checkpoint.manager import CheckpointConfig
 from luban.core.config import Partial
 from luban.core.errors import ConfigError
 from luban.core.plan import ParallelPlan
+from luban.data.shards import Shards
 from luban.models.config import ModelConfig
 from luban.objectives.base import Objective
 from luban.objectives.causal import Causal
@@ -16,6 +17,7 @@ from luban.optim.adamw import AdamW
 from luban.optim.base import OptimizerConfig
 from luban.optim.schedule.base import Schedule
 from luban.optim.schedule.cosine import Cosine
+from luban.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,9 @@ class ValidationConfig:
 class Recipe:
     """A whole training run as data."""
 
-    model: Partial[ModelConfig] = field(default_factory=lambda: Partial(ModelConfig))  # the model, or changes to a preset
+    model: Partial[ModelConfig] = field(
+        default_factory=lambda: Partial(ModelConfig)
+    )  # the model, or changes to a preset
     init: str = ""  # start from this MODEL's weights and spec (empty: random weights)
     data: DataConfig = field(default_factory=DataConfig)
     objective: Objective = field(default_factory=Causal)
@@ -104,6 +108,10 @@ class Recipe:
     plan: ParallelPlan = field(default_factory=ParallelPlan)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def require_tokenizer(self, shards: Shards, tokenizer: Tokenizer) -> None:
+        """Raise LineageError unless the shards were packed with the tokenizer of `init`."""
+        shards.require_tokenizer(tokenizer.content_hash, f"model {self.init}")
 
     def __post_init__(self):
         if self.train.weights == "bf16" and not self.optim.rounds_stochastically:

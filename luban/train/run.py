@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -38,12 +40,13 @@ from luban.train.state import TrainState
 from luban.train.validate import Validator
 
 
-def train(recipe: Recipe, out: Path, *, task: str, name: str) -> Path:
+def train(recipe: Recipe, out: Path, *, task: str, name: str, clock: Callable[[], float] = time.monotonic) -> Path:
     """Train as `recipe` says into the run directory `out`, or resume what is unfinished there.
 
     Args:
         task: what the run is for: "pretrain" or "sft".
         name: the recipe as it was called, for people.
+        clock: seconds since any fixed moment, which budgets and rates are counted by.
 
     Raises:
         LubanError: anything that is wrong, before anything is written; TrainingError and Interrupted after.
@@ -68,7 +71,7 @@ def train(recipe: Recipe, out: Path, *, task: str, name: str) -> Path:
         _resume(art, parts)
         say(prediction.summary())
         try:
-            Loop(art, parts).run()
+            Loop(art, parts, clock).run()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

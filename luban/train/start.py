@@ -39,7 +39,7 @@ def choose_start(recipe: Recipe, shards: Shards) -> Start:
         return Start(spec=_check(described_spec(recipe, shards, vocabulary), recipe))
     model = load_model(recipe.init)
     if model.tokenizer is not None:
-        shards.require_tokenizer(model.tokenizer.content_hash, f"model {recipe.init}")
+        recipe.require_tokenizer(shards, model.tokenizer)
     spec = model.spec
     if spec.vocab_size < vocabulary:  # a larger one has rows to spare, as foreign models do
         raise ConfigError(f"model {recipe.init} has a vocabulary of {spec.vocab_size}, shards {shards.path} "

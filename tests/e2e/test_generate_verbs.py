@@ -20,7 +20,7 @@ from luban.models.spec import changed
 def run(*words, stdin=""):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, "-m", "luban", *map(str, words)], input=stdin, capture_output=True,
-                          text=True, env=environment, timeout=120)  # fmt: skip
+                          text=True, env=environment)  # fmt: skip
 
 
 def test_generate_repeats_with_a_seed(tiny_checkpoint):

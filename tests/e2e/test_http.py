@@ -29,9 +29,9 @@ def start(model, *arguments):
         said.append(line)
         if found := re.search(r"at (http://\S+)", line):
             threading.Thread(target=process.stderr.read, daemon=True).start()
-            for _ in range(200):
+            while process.poll() is None:
                 try:
-                    httpx.get(f"{found[1]}/health")
+                    httpx.get(f"{found[1]}/health", timeout=None)
                     return process, found[1], "".join(said)
                 except httpx.TransportError:
                     time.sleep(0.05)
@@ -40,13 +40,13 @@ def start(model, *arguments):
 
 def stop(process):
     process.terminate()
-    assert process.wait(timeout=20) in (0, -15, 130, 143)
+    assert process.wait() in (0, -15, 130, 143)
 
 
 @pytest.fixture(scope="module")
 def server(tiny_checkpoint):
     process, address, _ = start(tiny_checkpoint, "--port", "0", "--api-key", KEY)
-    yield httpx.Client(base_url=address, headers=AUTH, timeout=60)
+    yield httpx.Client(base_url=address, headers=AUTH, timeout=None)
     stop(process)
 
 
@@ -63,7 +63,7 @@ def test_models_and_health(server):
     (model,) = server.get("/v1/models").json()["data"]
     assert model["id"] == "tiny-bytes" and model["object"] == "model" and model["chat"]
     assert server.get("/v1/models/tiny-bytes").json() == model
-    assert httpx.get(server.base_url.join("/health")).json() == {"status": "ok"}
+    assert httpx.get(server.base_url.join("/health"), timeout=None).json() == {"status": "ok"}
 
 
 @pytest.mark.parametrize("key", [None, "wrong", KEY + "x", KEY[:-1]])
@@ -91,7 +91,7 @@ def test_every_route_of_the_application_is_guarded(tiny_checkpoint):
     app = create_app(luban.Engine(luban.load_model(tiny_checkpoint)), api_key=KEY)
     from fastapi.testclient import TestClient
 
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://localhost") as client:
         for route in app.routes:
             path = route.path.replace("{name:path}", "x")
             for method in getattr(route, "methods", None) or {"GET"}:
@@ -203,22 +203,28 @@ def test_a_client_that_leaves_stops_its_generation(tiny_checkpoint):
     from luban.serve.worker import Worker
 
     engine = luban.Engine(luban.load_model(tiny_checkpoint))
+    request = Request(engine.tokens_of("leave"), Sampling(max_tokens=120, ignore_eos=True))
+    step, left = engine.step, threading.Event()
+
+    def step_until_a_token_then_wait():
+        if request.result.token_ids:
+            left.wait()
+        return step()
+
+    engine.step = step_until_a_token_then_wait
     worker = Worker(engine)
     worker.start()
 
     async def leave():
-        request = Request(engine.tokens_of("leave"), Sampling(max_tokens=120, ignore_eos=True))
         deltas = worker.run([request])
         async for _ in deltas:
             break
         await deltas.aclose()
-        for _ in range(200):
-            if request.done:
-                return request
+        left.set()
+        while not request.done:
             await asyncio.sleep(0.02)
-        raise AssertionError("still running")
 
-    request = asyncio.run(leave())
+    asyncio.run(leave())
     assert request.result.finish_reason == "cancelled" and len(request.result.token_ids) < 120
     worker.stop()
     assert not worker.alive and not engine.running
@@ -230,7 +236,7 @@ def test_a_taken_port_moves_on_and_no_key_warns(server, tiny_checkpoint):
     try:
         assert address != str(server.base_url) and f"port {taken} is taken" in said
         assert address.startswith("http://127.0.0.1:") and "no --api-key" in said
-        assert httpx.get(f"{address}/v1/models").status_code == 200
+        assert httpx.get(f"{address}/v1/models", timeout=None).status_code == 200
     finally:
         stop(process)
 
@@ -242,7 +248,7 @@ def test_an_encoder_decoder_is_served(tiny_translator):
     want = engine.generate(["one", "three four"], luban.Sampling(max_tokens=9, temperature=0))
     process, address, _ = start(tiny_translator, "--port", "0")
     try:
-        with httpx.Client(base_url=address, timeout=60) as client:
+        with httpx.Client(base_url=address, timeout=None) as client:
             (model,) = client.get("/v1/models").json()["data"]
             assert not model["chat"] and model["context"] == 64
             body = {"prompt": ["one", "three four"], "max_tokens": 9, "temperature": 0}
@@ -275,7 +281,7 @@ def test_makers_settings_hold_until_the_request_says_otherwise(tiny_checkpoint, 
                      for n, t, p in ((5, 0, 1), (9, 1, 1.3)))  # fmt: skip
     process, address, _ = start(model, "--port", "0")
     try:
-        with httpx.Client(base_url=address, timeout=60) as client:
+        with httpx.Client(base_url=address, timeout=None) as client:
             for asked, want in (
                 ({}, greedy),
                 ({"temperature": 1, "max_tokens": 9, "seed": 3, "repetition_penalty": 1.3}, drawn),
@@ -286,3 +292,39 @@ def test_makers_settings_hold_until_the_request_says_otherwise(tiny_checkpoint, 
             assert chat["usage"]["completion_tokens"] <= 5
     finally:
         stop(process)
+
+
+def test_a_terminated_server_ends_its_streams_and_shows_no_traceback(tiny_checkpoint):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "luban", "serve", str(tiny_checkpoint), "--port", "0"],
+                               stderr=subprocess.PIPE, text=True, env=environment)  # fmt: skip
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if found := re.search(r"at (http://\S+)", line):
+            break
+    body = {**CHAT, "stream": True, "n": 8, "max_tokens": 450, "ignore_eos": True}
+    ends: list[str] = []
+    begun = threading.Barrier(5)
+
+    def ask():
+        with (
+            httpx.Client(base_url=found[1], timeout=None) as client,
+            client.stream("POST", "/v1/chat/completions", json=body) as response,
+        ):
+            lines = (line for line in response.iter_lines() if line)
+            first = next(lines)
+            begun.wait()
+            ends.append([first, *lines][-1])
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    process.terminate()
+    for thread in threads:
+        thread.join()
+    said.append(process.stderr.read())
+    assert process.wait() in (0, -15, 143)
+    assert len(ends) == 4 and all(end == "data: [DONE]" or "being stopped" in end for end in ends)
+    assert "Traceback" not in "".join(said), "".join(said)

@@ -52,11 +52,15 @@ def recipe(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def start():
-    """`start("pretrain", …)` is the running command; its streams are text."""
+    """`start("pretrain", …)` is the running command; its streams are text.
+
+    `signalled=(step, calls, number)` sends it the signal `number` so many function calls after that step was logged.
+    """
     running = []
 
-    def run(*words, **popen) -> subprocess.Popen:
-        command = [sys.executable, "-m", "luban", *map(str, words)]
+    def run(*words, signalled: tuple[int, int, int] | None = None, **popen) -> subprocess.Popen:
+        program = [Path(__file__).with_name("signalled.py"), *map(int, signalled)] if signalled else ["-m", "luban"]
+        command = [sys.executable, *map(str, program), *map(str, words)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                         env=environment, **popen))  # fmt: skip
@@ -75,7 +79,7 @@ def luban(start):
 
     def run(*words, **popen) -> tuple[int, str]:
         process = start(*words, **popen)
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate()
         return process.returncode, err
 
     return run

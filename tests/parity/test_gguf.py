@@ -44,7 +44,7 @@ def test_quantisations_equal_the_gguf_packages(quant):
     torch.testing.assert_close(got, torch.from_numpy(np.asarray(expected, dtype=np.float32)), rtol=1e-6, atol=1e-6)
 
 
-def write(path, *, architecture="llama", quant="Q8_0", tied=False, change=None, base=5000.0):
+def write(path, *, architecture="llama", quant="Q8_0", tied=False, change=None, base=5000.0, template=None, begin=None):
     """A random model of LLaMA's shape with a byte-level vocabulary."""
     rng, kv_heads = np.random.default_rng(), random.choice([1, 2])
     heads, width, inner, layers = kv_heads * 2, 64, 96, 2
@@ -67,6 +67,10 @@ def write(path, *, architecture="llama", quant="Q8_0", tied=False, change=None, 
     writer.add_token_merges(["a b", "ab c"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(1)
+    if template:
+        writer.add_chat_template(template)
+    if begin is not None:
+        writer.add_add_bos_token(begin)
     shapes = {"token_embd.weight": (len(TOKENS), width), "output_norm.weight": (width,)}
     shapes |= {} if tied else {"output.weight": (len(TOKENS), width)}
     for i in range(layers):

@@ -60,11 +60,12 @@ async function* events(body) {
   }
 }
 
+// What the person hasn't set is left to the server, which follows the model's own settings.
 function requestFor(history) {
-  const common = {
-    model: state.model, stream: true, temperature: Number($("temperature").value),
-    max_tokens: Math.max(1, Math.round(Number($("max-tokens").value)) || 256), stream_options: { include_usage: true },
-  };
+  const common = { model: state.model, stream: true, stream_options: { include_usage: true } };
+  if (isSet("temperature")) common.temperature = Number($("temperature").value);
+  const most = Math.round(Number($("max-tokens").value));
+  if (most >= 1) common.max_tokens = most;
   if (!state.chat) return ["/v1/completions", { ...common, prompt: history.at(-1).content }];
   const system = $("system").value.trim();
   const messages = [...(system ? [{ role: "system", content: system }] : []), ...history];
@@ -128,12 +129,36 @@ function finish(view, written, reason, problem) {
     return;
   }
   state.messages.push({ role: "assistant", content: written });
+  keep();
   whileAtEnd(() => {
     render(view.text, written);
     const ends = { length: "reached the longest answer", stopped: "stopped" };
     if (ends[reason] || !written) view.root.append(element("p", "end", ends[reason] ?? "the model ended without a word"));
     view.root.append(tools(written));
   });
+}
+
+// The conversation stays in this tab over a reload.
+function keep() {
+  try {
+    sessionStorage.setItem("luban.messages", JSON.stringify(state.messages));
+  } catch {
+    sessionStorage.removeItem("luban.messages"); // too long to be kept
+  }
+}
+
+function restore() {
+  try {
+    state.messages = JSON.parse(sessionStorage.getItem("luban.messages") ?? "[]");
+  } catch {
+    state.messages = [];
+  }
+  for (const { role, content } of state.messages) {
+    const view = addMessage(role, content);
+    if (role !== "assistant") continue;
+    render(view.text, content);
+    view.root.append(tools(content));
+  }
 }
 
 function tools(text) {
@@ -151,6 +176,7 @@ function tools(text) {
     const view = again.closest(".message");
     if (state.abort || view !== $("messages").lastElementChild) return;
     state.messages.pop();
+    keep();
     view.remove();
     answer();
   });
@@ -226,6 +252,7 @@ function openSettings(on) {
 function reset() {
   state.abort?.abort();
   state.messages = [];
+  keep();
   $("messages").replaceChildren();
   $("welcome").hidden = false;
   $("rate").textContent = "";
@@ -235,6 +262,10 @@ function reset() {
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
+}
+
+function isSet(id) {
+  return localStorage.getItem(`luban.${id}`) !== null;
 }
 
 function remember(id, store) {
@@ -254,8 +285,14 @@ function start() {
 
   for (const id of ["temperature", "max-tokens", "system"]) remember(id, localStorage);
   remember("key", sessionStorage);
-  const showTemperature = () => ($("temperature-value").textContent = Number($("temperature").value).toFixed(2));
+  const showTemperature = () => {
+    $("temperature-value").textContent = isSet("temperature") ? Number($("temperature").value).toFixed(2) : "the model's own";
+  };
   $("temperature").addEventListener("input", showTemperature);
+  $("temperature").addEventListener("dblclick", () => {
+    localStorage.removeItem("luban.temperature");
+    showTemperature();
+  });
   showTemperature();
   $("key").addEventListener("change", connect);
 
@@ -301,7 +338,7 @@ function start() {
     $("suggestions").append(button);
   }
   setInput("");
-  connect();
+  connect().then(restore);
 }
 
 start();

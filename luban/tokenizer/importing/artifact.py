@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from luban.core.artifact import ArtifactWriter
+from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent
 from luban.core.errors import DataError
 from luban.core.hashing import file_sha256
 from luban.tokenizer.importing import FORMATS
@@ -13,8 +14,11 @@ from luban.tokenizer.tokenizer import FILE, Tokenizer, load_tokenizer
 NAMES = (FILE, "tekken.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 
 
-def import_tokenizer(path: str | Path, out: str | Path) -> Tokenizer:
+def import_tokenizer(path: str | Path, out: str | Path, chat_template: str | None = None) -> Tokenizer:
     """Read the vocabulary file (or the directory that holds one) at `path` and write an artifact to `out`.
+
+    Args:
+        chat_template: Jinja source that replaces the vocabulary's own.
 
     Raises:
         DataError: nothing there, or no known format.
@@ -26,9 +30,20 @@ def import_tokenizer(path: str | Path, out: str | Path) -> Tokenizer:
         raise DataError(f"{path} does not exist")
     kind = format_of(path)
     model, settings = FORMATS[kind](path)
-    made = Tokenizer(model, settings)
+    made = Tokenizer(model, settings if chat_template is None else replace(settings, chat_template=chat_template))
     config = {"imported": kind, "source": path.name, "source_sha256": file_sha256(path)}
     with ArtifactWriter(out, kind="tokenizer", config=config) as art:
+        made.save(art.path)
+        art.figures.update(vocab_size=made.vocab_size)
+    return load_tokenizer(out)
+
+
+def replace_template(tokenizer: Tokenizer, source: str, out: str | Path) -> Tokenizer:
+    """Write `tokenizer` with another chat template as an artifact of its own, whose parent it is where it is one."""
+    known = tokenizer.path is not None and (tokenizer.path / MANIFEST).is_file()
+    parents = (as_parent("vocabulary", tokenizer.path),) if known and tokenizer.path else ()
+    made = tokenizer.with_template(source)
+    with ArtifactWriter(out, kind="tokenizer", config={"replaced": "chat_template"}, parents=parents) as art:
         made.save(art.path)
         art.figures.update(vocab_size=made.vocab_size)
     return load_tokenizer(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from luban.core.errors import DataError, MissingExtra, UnsupportedError
 from luban.tokenizer.importing.sentencepiece import BPE, CONTROL, UNKNOWN, USER, Model, build
@@ -70,6 +70,12 @@ def from_metadata(metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, Se
         raise UnsupportedError(f"GGUF vocabulary '{kind}' isn't read; known: gpt2, llama")
     bos, eos, pad, unknown = (_role(metadata, tokens, role) for role in ROLES)
     turn = metadata.get(KEY + "eot_token_id")
+    if bos is not None and begins_with_bos(
+        metadata
+    ):  # so that copies of the vocabulary, such as a tuned model's, say so
+        single, pair = f"{bos} $A", f"{bos} $A {bos} $B"
+        made.post_processor = processors.TemplateProcessing(single=single, pair=pair,
+                                                            special_tokens=[(bos, metadata[KEY + "bos_token_id"])])  # fmt: skip
     return made, Settings(bos_token=bos, eos_token=eos, pad_token=pad, unk_token=unknown,
                           stop_ids=() if turn is None else (turn,),
                           chat_template=metadata.get("tokenizer.chat_template"))  # fmt: skip

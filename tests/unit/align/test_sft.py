@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from training_data import make_shards, write_conversations
 
-from luban.align.sft import sft, with_shards
+from luban.align.sft import SFTRecipe, sft, with_shards
 from luban.cli.main import main
 from luban.core.artifact import open_artifact
 from luban.core.config import from_dict
@@ -18,6 +18,8 @@ from luban.core.errors import DataError, LineageError, UsageError
 from luban.core.lineage import ancestor
 from luban.data.loader import Loader
 from luban.data.shards import Shards
+from luban.data.show import document_spans
+from luban.load.model import load_model
 from luban.tokenizer.tokenizer import load_tokenizer
 from luban.train.pretrain import pretrain
 from luban.train.recipe import Recipe
@@ -38,9 +40,9 @@ def base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def recipe(base, tmp_path) -> Recipe:
+def recipe(base, tmp_path) -> SFTRecipe:
     path = write_conversations(tmp_path / "questions.jsonl")
-    return from_dict(Recipe, {**TINY, "init": str(base), "data": {"path": str(path)}})
+    return from_dict(SFTRecipe, {**TINY, "init": str(base), "data": {"path": str(path)}})
 
 
 def test_answers_and_their_end_are_trained_on_and_nothing_else(recipe, base, tmp_path):
@@ -129,3 +131,103 @@ def test_the_command_line_predicts_without_writing(recipe, base, tmp_path, capsy
     printed = capsys.readouterr().out
     assert code == 0 and all(word in printed for word in ("memory", "tokens", "FLOPs", "step", "about"))
     assert sorted(tmp_path.iterdir()) == before
+
+
+TOOLS_TEMPLATE = """{{ bos_token }}{% if tools %}{{ '<|system|>' + tools | tojson + '<|end|>' }}{% endif %}{% for m in messages -%}
+{% if m.role == 'tool' %}{{ '<|user|>' + m.content + '<|end|>' }}{% else %}{{ '<|' + m.role + '|>' + (m.content or '') -}}
+{% for c in m.tool_calls or [] %}{{ 'call ' + c.function.name + c.function.arguments | tojson }}{% endfor %}{{ '<|end|>' }}
+{%- endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+def tool_rows(count: int) -> list[dict]:
+    """Rows as OpenAI's fine-tuning takes them: arguments as JSON text, no content beside calls."""
+    tools = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]
+    return [{"tools": tools, "messages": [
+        {"role": "user", "content": f"time in {i}?"},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": f"c{i}", "type": "function", "function": {"name": "now", "arguments": json.dumps({"zone": i})}}]},
+        {"role": "tool", "tool_call_id": f"c{i}", "content": f"{i}:00"},
+        {"role": "assistant", "content": f"It is {i}."}]} for i in range(count)]  # fmt: skip
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def tuned_on(base, data: Path, **fields) -> SFTRecipe:
+    return from_dict(SFTRecipe, {**TINY, "init": str(base), "data": {"path": str(data)}, **fields})
+
+
+def test_tool_turns_are_tuned_on_with_a_template_that_has_them(base, tmp_path):
+    data = write_rows(tmp_path / "calls.jsonl", tool_rows(30))
+    template = tmp_path / "tools.jinja"
+    template.write_text(TOOLS_TEMPLATE)
+    with pytest.raises(DataError, match=r"roles system, user and assistant|leaves out its tool calls"):
+        with_shards(tuned_on(base, data), tmp_path / "cache")  # the built-in template has no tool turns
+    recipe = tuned_on(base, data, chat_template=str(template))
+    out = sft(recipe, tmp_path / "run")
+    (packed,) = (tmp_path / "run.data").glob("shards-*")
+    shards, tokenizer = Shards.open(packed), load_tokenizer(out / "tokenizer")
+    trained = [
+        [s["text"] for s in document_spans(shards, i, tokenizer) if s["trained"]] for i in range(shards.documents)
+    ]
+    assert len(trained) > 20
+    for call, answer in trained:
+        number = int(answer.removeprefix("It is ").removesuffix(".<|end|>"))
+        assert call == f'call now{{"zone": {number}}}<|end|>'
+    first = document_spans(shards, 0, tokenizer)[0]
+    assert first["text"].startswith("<|bos|><|system|>[{") and '"name": "now"' in first["text"]
+    # the template's identity is in the lineage, and the vocabulary is still the base's
+    used = ancestor(open_artifact(out, "run"), "tokenizer")
+    assert used.content_hash == tokenizer.content_hash == open_artifact(out / "tokenizer", "tokenizer").content_hash
+    assert used.content_hash != load_tokenizer(base / "tokenizer").content_hash
+    assert tokenizer.chat_template == TOOLS_TEMPLATE and load_model(out).tokenizer.chat_template == TOOLS_TEMPLATE
+    assert [p.content_hash for p in used.parents] == [load_tokenizer(base / "tokenizer").content_hash]
+    # a run that starts from this one needs no option
+    again = with_shards(tuned_on(out, data), tmp_path / "again")
+    assert load_tokenizer(Path(again.data.path) / "tokenizer").content_hash == used.content_hash
+
+
+def test_a_template_and_shards_that_are_packed_already_are_refused(recipe, tmp_path):
+    ready = with_shards(recipe, tmp_path / "cache")
+    (tmp_path / "t.jinja").write_text(TOOLS_TEMPLATE)
+    with pytest.raises(UsageError, match="packed already"):
+        with_shards(replace(ready, chat_template=str(tmp_path / "t.jinja")), tmp_path / "cache")
+    for text, words in (("{% for m in %}", "not valid Jinja"), (None, "can't be read")):
+        file = tmp_path / "bad.jinja"
+        file.unlink(missing_ok=True) if text is None else file.write_text(text)
+        with pytest.raises(DataError, match=words):
+            with_shards(replace(recipe, chat_template=str(file)), tmp_path / "cache")
+
+
+def test_what_is_left_out_of_a_jsonl_is_said(recipe, tmp_path, capsys):
+    """Conversations are the same where every turn is: role, words, calls."""
+    row = {"role": "user", "content": "same"}
+    same = {"messages": [row, {"role": "assistant", "content": "words"}]}
+    other = {
+        "messages": [
+            {**row, "role": "system"},
+            {"role": "user", "content": "words"},
+            {"role": "assistant", "content": ""},
+        ]
+    }
+    rows = [{"messages": [{**row, "content": f"q{i}"}, {"role": "assistant", "content": "a"}]} for i in range(200)]
+    write_rows(Path(recipe.data.path), [same, other, *rows, same, same])
+    with open(recipe.data.path, "a") as file:
+        file.write("rubbish\n")
+    with_shards(recipe, tmp_path / "cache")
+    said = capsys.readouterr().err
+    assert (
+        "2 of 204 conversations repeat an earlier one" in said and "questions.jsonl#" in said and "--steps ''" in said
+    )
+    assert "1 invalid JSON lines are left out, such as questions.jsonl at byte" in said
+    with_shards(recipe, tmp_path / "cache")
+    assert "repeat" not in capsys.readouterr().err  # nothing is built again
+
+
+def test_too_many_unusable_rows_name_the_command_that_takes_the_option(recipe, tmp_path):
+    rows = tool_rows(10)
+    write_rows(Path(recipe.data.path), rows + [{"messages": [{"role": "user", "content": None}]}] * 5)
+    with pytest.raises(DataError, match=r"5 JSON lines .*luban corpus build --bad-share"):
+        with_shards(recipe, tmp_path / "cache")

@@ -26,6 +26,7 @@ from luban.corpus.steps import make_step
 from luban.corpus.tally import Tally
 
 ROOT = Path(__file__).resolve().parents[3]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 STEPS = ("personal", "exact", "gopher", "minhash", "c4")
 SMALL_PARTS = "import luban.corpus.sources.jsonl as j; j.PART_BYTES = 20_000"
 
@@ -96,25 +97,23 @@ def test_a_build_that_was_killed_goes_on_and_writes_the_same_bytes(source, tmp_p
     build_corpus([str(source)], tmp_path / "whole", steps=STEPS)
     code = f"""
 {SMALL_PARTS}
-import time, luban.corpus.engine.local as local
-run = local.run_task
-def slow(task, report):
+import sys
+from pathlib import Path
+from calls import signal_after
+import luban.corpus.engine.local as local
+run, done = local.run_task, Path({str(tmp_path / "c.incomplete" / "work")!r})
+def run_and_count(task, report):
     run(task, report)
-    time.sleep(0.05)
-local.run_task = slow
+    if len(list(done.glob("phase-" + sys.argv[1] + "/*.json"))) == 3:
+        signal_after(int(sys.argv[2]), {signal.SIGKILL:d})  # while the next task runs
+local.run_task = run_and_count
 from luban.corpus.build import build_corpus
 build_corpus([{str(source)!r}], {str(tmp_path / "c")!r}, steps={STEPS!r})
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     work = tmp_path / "c.incomplete" / "work"
-    for phase in (0, 1):
-        process = subprocess.Popen([sys.executable, "-c", code], env=environment)
-        deadline = time.monotonic() + 60
-        while len(list(work.glob(f"phase-{phase}/*.json"))) < 3 and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    for phase, calls in ((0, 57), (1, 140)):
+        words = [sys.executable, "-c", code, str(phase), str(calls)]
+        assert subprocess.run(words, env=ENVIRONMENT, check=False).returncode == -signal.SIGKILL
     done = {path: path.stat().st_mtime_ns for path in work.glob("phase-0/*.json")}
     assert len(done) > 5 and not (tmp_path / "c").exists()
     seen = []
@@ -149,8 +148,7 @@ local.run_task = once
 from luban.corpus.build import build_corpus
 build_corpus([{str(copy)!r}], {str(tmp_path / "c")!r})
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run([sys.executable, "-c", process_code], env=environment, check=False).returncode == 9
+    assert subprocess.run([sys.executable, "-c", process_code], env=ENVIRONMENT, check=False).returncode == 9
     assert len(list(unfinished.glob("work/phase-0/*.json"))) == 1
     copy.write_text(source.read_text().replace("short", "brief"))
     with pytest.raises(ArtifactError, match="input has changed"):
@@ -194,18 +192,21 @@ def test_a_build_on_ray_that_was_killed_goes_on_and_writes_the_same_bytes(source
     pytest.importorskip("ray")
     monkeypatch.setattr("luban.corpus.sources.jsonl.PART_BYTES", 4_000)
     code = f"""
+import os
 import luban.corpus.sources.jsonl as j; j.PART_BYTES = 4_000
+from luban.core.log import Bar
+advance, tasks = Bar.advance, []
+def count(self, *amounts):
+    advance(self, *amounts)
+    tasks.append(self.title)
+    if len(tasks) == 3:
+        os.kill(os.getpid(), {signal.SIGKILL:d})
+Bar.advance = count
 from luban.corpus.build import build_corpus
 build_corpus([{str(source)!r}], {str(tmp_path / "c")!r}, steps={STEPS!r}, workers=2, on="ray")
 """
     work = tmp_path / "c.incomplete" / "work"
-    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    deadline = time.monotonic() + 120
-    while len(list(work.glob("phase-0/*.json"))) < 3 and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=False).returncode == -signal.SIGKILL
     time.sleep(1)  # tasks that were running end by themselves
     done = {path: path.stat().st_mtime_ns for path in work.glob("phase-0/*.json")}
     assert len(done) >= 3 and not (tmp_path / "c").exists()

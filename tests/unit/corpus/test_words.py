@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from word_patterns import TOKEN, WORD
 
@@ -23,7 +23,6 @@ TEXTS = (
 )
 
 
-@settings(deadline=None)  # the first call builds a table of all code points
 @given(TEXTS)
 def test_runs_are_those_of_the_patterns(text):
     for runs, pattern, given_text in ((words(text), WORD, lowered(text)), (tokens(text), TOKEN, text)):

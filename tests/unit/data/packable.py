@@ -13,6 +13,7 @@ class Doc:
     id: str
     text: str
     messages: list[dict[str, str]] | None = None
+    tools: list[dict] | None = None
 
 
 WORDS = ["alpha", "beta", "gamma", "delta", "你好", "été", "<|end|>", "<|eos|>", "x1", "\n"]

@@ -93,13 +93,13 @@ def test_an_all_zero_mask_is_refused(tokenizer, tmp_path):
     assert (figures["train"]["untrained"], figures["train"]["documents"]) == (3, 2)
 
 
-def test_a_template_without_assistant_spans_is_refused(tokenizer, tmp_path):
+def test_a_conversation_whose_answers_are_not_certain_is_named(tokenizer, tmp_path):
     folder = tmp_path / "hf"
     folder.mkdir()
     shutil.copy(tokenizer.path / "tokenizer.json", folder)
-    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    template = "{% for m in messages %}{{ m['content'] + '|' + m['content'] }}{% endfor %}"
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|eos|>", "chat_template": template}))
-    with pytest.raises(DataError, match=r"document 1-0: the chat template marks no assistant span"):
+    with pytest.raises(DataError, match=r"document 1-0: turn 2 .*repeats its words"):
         pack({"train": conversations(2, seed=1)}, folder, tmp_path / "s")
     assert not (tmp_path / "s").exists() and not (tmp_path / "s.incomplete").exists()
 

@@ -56,7 +56,7 @@ def plain(shards: Shards, rows: list[list[tuple[int, int, int]]], seq_len: int) 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(lengths=LENGTHS, seq_len=st.integers(1, 24), masked=st.booleans())
 def test_stream_rows_are_those_of_a_plain_loop(lengths, seq_len, masked):
     shards = shards_of(lengths, masked)
@@ -77,7 +77,7 @@ def test_stream_rows_are_those_of_a_plain_loop(lengths, seq_len, masked):
     same(packing.gather(np.arange(packing.rows)), plain(shards, rows, seq_len))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(lengths=LENGTHS, seq_len=st.integers(1, 24), masked=st.booleans(), packing=st.sampled_from(["stream", "fit"]))
 def test_an_epoch_has_every_target_once(lengths, seq_len, masked, packing):
     shards = shards_of(lengths, masked)
@@ -96,7 +96,7 @@ def test_an_epoch_has_every_target_once(lengths, seq_len, masked, packing):
     assert not batch.loss_mask[batch.documents < 0].any()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(lengths=LENGTHS, seq_len=st.integers(1, 24), masked=st.booleans())
 def test_fit_rows_hold_whole_documents(lengths, seq_len, masked):
     shards = shards_of(lengths, masked)
@@ -118,7 +118,7 @@ def test_fit_rows_hold_whole_documents(lengths, seq_len, masked):
     assert packing.divided == sum(length - 1 > seq_len for length in lengths)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=60))
 def test_best_fit_is_that_of_a_plain_search(sizes):
     rows = best_fit(np.array(sizes), 50)

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luban.core.errors import DataError
@@ -15,7 +15,7 @@ from luban.tokenizer.special import SPECIAL_TOKENS
 from luban.tokenizer.tokenizer import load_tokenizer
 
 CONTENT = st.lists(st.one_of(st.text(), st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", "<", ">", "end|>", " ", "\n"])))
-relaxed = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(max_examples=200)
 
 
 def turns(*contents, first="user"):
@@ -103,7 +103,7 @@ def with_template(tokenizer, template, folder):
     return load_tokenizer(folder)
 
 
-def test_a_template_without_assistant_spans_renders_but_gives_no_mask(bpe, tmp_path):
+def test_a_template_without_assistant_spans_is_searched_for_them(bpe, tmp_path):
     tokenizer = with_template(bpe, FOREIGN, tmp_path / "hf")
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.stop_ids) == (0, 1, None, (1, 6, 9))
     rendered = render(turns(" hi ", "<|end|> yes"), tokenizer)
@@ -111,9 +111,9 @@ def test_a_template_without_assistant_spans_renders_but_gives_no_mask(bpe, tmp_p
         tokenizer.decode(rendered.token_ids, skip_special=False) == "<|user|>hi<|end|><|assistant|><|end|> yes<|end|>"
     )
     assert [i for i in rendered.token_ids if i == 6] == [6, 6]
-    with pytest.raises(DataError, match="generation") as error:
-        _ = rendered.loss_mask
-    assert "\n" not in str(error.value)
+    trained = [i for i, on in zip(rendered.token_ids, rendered.loss_mask, strict=True) if on]
+    # the template has no generation prompt, so whoever answers writes the role as well
+    assert tokenizer.decode(trained, skip_special=False) == "<|assistant|><|end|> yes<|end|>" and trained[-1] == 6
 
 
 def test_a_prompt_needs_no_assistant_span(bpe, tmp_path):

@@ -8,7 +8,7 @@ import random
 import unicodedata
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as Library
@@ -45,7 +45,7 @@ def made(request, tmp_path_factory):
     return train_tokenizer(TEXT * 8, out, algorithm=algorithm, vocab_size=size, cut=CUTS[cut], reserved=12), CUTS[cut]
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(parts=PIECES)
 def test_any_text_comes_back(made, parts):
     tokenizer, text = made[0], "".join(parts)

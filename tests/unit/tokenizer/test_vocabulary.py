@@ -8,7 +8,7 @@ import json
 
 import pytest
 import tokenizers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
@@ -21,7 +21,7 @@ from luban.tokenizer.tokenizer import load_tokenizer
 from luban.tokenizer.train import train_tokenizer
 
 EVIL = st.lists(st.one_of(st.text(), st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", "##", "<0x41>", "Ġ", "\u203f"])))
-relaxed = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(max_examples=150)
 
 
 @relaxed

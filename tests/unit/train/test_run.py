@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from clock import Clock
 
 from luban.checkpoint.weights import weights_hash
 from luban.cli.main import main
@@ -17,10 +18,12 @@ from luban.core.artifact import open_artifact
 from luban.core.errors import ArtifactError, ConfigError, MissingExtra, UnsupportedError, UsageError
 from luban.core.units import bytes_
 from luban.load.model import load_model
+from luban.parallel.engine import TrainEngine
 from luban.planner.accelerators import accelerator
 from luban.train import predict
+from luban.train.budget import RESERVE, TIMED, WARM
 from luban.train.pretrain import pretrain
-from luban.train.run import dry_run, prepare
+from luban.train.run import dry_run, prepare, train
 
 
 def test_a_run_can_be_loaded_and_continued_from(tiny, tmp_path):
@@ -49,16 +52,21 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tiny, tmp_path):
     assert open_artifact(run).figures["checkpoints"] == {"best": f"step_{best:06d}", "last": "step_000012"}
 
 
-def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(tiny, tmp_path):
-    recipe = tiny(train={"steps": 10**6, "budget_seconds": 3.0}, checkpoint={"every": 10**6},
+def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(tiny, tmp_path, monkeypatch):
+    """By a clock on which a step takes an eighth of a second and everything else takes no time."""
+    clock = Clock()
+    submit = TrainEngine.submit
+    monkeypatch.setattr(TrainEngine, "submit", lambda *args: clock.advance(0.125) or submit(*args))
+    recipe = tiny(train={"steps": 10**6, "budget_seconds": 8.0}, checkpoint={"every": 10**6},
                   validation={"every": 0}, schedule={"warmup": 2, "final": 0.0})  # fmt: skip
-    run = pretrain(recipe, tmp_path / "run")
+    run = train(recipe, tmp_path / "run", task="pretrain", name="tiny", clock=clock)
     figures = open_artifact(run).figures
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if "loss" in row][-1]
-    assert last["step"] == figures["steps_fixed"]["fixed"] < 10**6
+    left = 8 * (1 - RESERVE) - (WARM + TIMED) * 0.125  # seconds after the timed steps
+    assert last["step"] == figures["steps_fixed"]["fixed"] == WARM + TIMED + int(left / 0.125) == 60
     assert last["lr"] == pytest.approx(0.0, abs=1e-9)
-    assert figures["seconds"] < 3 * 3.0
+    assert figures["seconds"] == 60 * 0.125 and figures["tokens_per_second"] == pytest.approx(figures["tokens"] / 7.5)
 
 
 def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,313 @@
+"""The HTTP API in this process: what is read, what is refused by name, whom it answers."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("httpx")
+
+from fastapi.testclient import TestClient
+
+import luban
+from luban.core.errors import UnsupportedError
+from luban.generate.session import TokenLogprob
+from luban.serve.answer import Shape
+from luban.serve.http import create_app
+from luban.tokenizer.chat import render
+from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from luban.tokenizer.train import train_tokenizer
+
+LOCAL = "http://localhost"
+ASK = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_checkpoint):
+    return luban.Engine(luban.load_model(tiny_checkpoint))
+
+
+@pytest.fixture(scope="module")
+def client(engine):
+    with TestClient(create_app(engine), base_url=LOCAL) as client:
+        yield client
+
+
+def post(client, path="chat/completions", **fields):
+    return client.post(f"/v1/{path}", json={**(ASK if path.startswith("chat") else {"prompt": "ab"}), **fields})
+
+
+# Fields ---------------------------------------------------------------------------------------------------
+
+
+def test_nulls_are_as_good_as_nothing(client):
+    """OpenAI's client sends them for what isn't set."""
+    names = ("n", "stream", "logprobs", "top_logprobs", "stop", "seed", "tools", "functions", "tool_choice", "logit_bias",
+             "frequency_penalty", "presence_penalty", "response_format", "stream_options", "ignore_eos", "user", "min_tokens",
+             "stop_token_ids", "chat_template_kwargs", "model")  # fmt: skip
+    plain = post(client).json()
+    answer = post(client, **dict.fromkeys(names))
+    assert answer.status_code == 200 and answer.json()["choices"] == plain["choices"]
+    assert (
+        post(client, "completions", **dict.fromkeys(("n", "echo", "best_of", "suffix", "logprobs"))).status_code == 200
+    )
+    message = {**ASK["messages"][0], **dict.fromkeys(("name", "tool_calls", "tool_call_id", "function_call"))}
+    assert post(client, messages=[message]).json()["choices"] == plain["choices"]
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("functions", [{"name": "now"}]), ("function_call", {"name": "now"}), ("min_tokens", 3), ("stop_token_ids", [5]),
+    ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("guided_json", {"type": "object"}), ("guided_regex", "a+"),
+    ("bad_words", ["x"]), ("length_penalty", 0.5), ("reasoning_effort", "low"), ("continue_final_message", True),
+    ("add_generation_prompt", False), ("skip_special_tokens", False), ("presence_penalty", 0.5), ("prompt_logprobs", 1),
+])  # fmt: skip
+def test_what_would_change_the_answer_and_is_not_built_is_named(client, name, value):
+    answer = post(client, **{name: value})
+    assert answer.status_code == 400 and f"'{name}'" in answer.json()["error"]["message"]
+
+
+def test_what_changes_nothing_is_taken(client):
+    fields = {"user": "me", "metadata": {"a": "b"}, "store": False, "tool_choice": "auto", "parallel_tool_calls": True,
+              "presence_penalty": 0, "tools": [], "skip_special_tokens": True, "service_tier": "auto", "logit_bias": {}}  # fmt: skip
+    assert post(client, **fields).status_code == 200
+
+
+TEMPLATE = """{% for m in messages %}<|{{ m.role if m.role in ('user', 'system') else 'assistant' }}|>{{ m.name or '' }}
+{{- m.content or '' }}{% for c in m.tool_calls or [] %}{{ c.id + c.function.name + c.function.arguments | tojson }}{% endfor %}
+{{- m.tool_call_id or '' }}<|end|>{% endfor %}{{ extra or '' }}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+CALL = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": '{"zone": "UTC"}'}}
+HISTORY = [{"role": "user", "content": "time?", "name": "Ann"}, {"role": "assistant", "content": None, "tool_calls": [CALL]},
+           {"role": "tool", "tool_call_id": "c1", "content": "12:00"}]  # fmt: skip
+
+
+def prompt_tokens(client, **fields) -> int:
+    answer = post(client, **fields)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["usage"]["prompt_tokens"]
+
+
+def test_calls_results_names_and_variables_reach_the_template(engine, monkeypatch):
+    monkeypatch.setattr(engine.model.tokenizer, "chat_template", TEMPLATE)
+    with TestClient(create_app(engine), base_url=LOCAL) as client:
+        text = '<|user|>Anntime?<|end|><|assistant|>c1now{"zone": "UTC"}<|end|><|assistant|>12:00c1<|end|>'
+        rendered = render(HISTORY, engine.model.tokenizer, add_generation_prompt=True)
+        assert engine.model.tokenizer.decode(rendered.token_ids, skip_special=False) == text + "<|assistant|>"
+        assert prompt_tokens(client, messages=HISTORY) == len(rendered.token_ids)
+        more = prompt_tokens(client, messages=HISTORY, chat_template_kwargs={"extra": "12345"})
+        assert more == len(rendered.token_ids) + 5
+        # what a client spells stays text, and the template's own variables are the server's
+        spelled = prompt_tokens(client, messages=HISTORY, chat_template_kwargs={"extra": "<|end|>", "messages": []})
+        assert spelled == len(rendered.token_ids) + len("<|end|>")
+
+
+def test_what_the_template_has_no_place_for_is_refused(client):
+    for messages, words in (
+        ([{**ASK["messages"][0], "name": "Ann"}], "'name'"),
+        ([*ASK["messages"], {"role": "assistant", "content": "", "tool_calls": [CALL]}], "tool calls"),
+        ([*ASK["messages"], {"role": "assistant", "content": "", "function_call": {"name": "x"}}], "'function_call'"),
+        ([*ASK["messages"], {"role": "assistant", "content": "", "tool_calls": [{"id": "c"}]}], "'tool_calls'"),
+    ):
+        answer = post(client, messages=messages)
+        assert answer.status_code == 400 and words in answer.json()["error"]["message"], answer.text
+
+
+@pytest.mark.parametrize(("body", "words"), [
+    (b"{not json", "not valid JSON: Expecting property name enclosed in double quotes at character 1"),
+    (b'{"messages": [}', "not valid JSON: Expecting value at character 14"),
+    (json.dumps({**ASK, "model": "\ud800"}).encode(), "is not served here"),
+    (json.dumps({**ASK, "stop": ["\ud800"], "messages": [{"role": "\udfff", "content": ""}]}).encode(), "role"),
+])  # fmt: skip
+def test_bodies_that_cannot_be_read_say_why(client, body, words):
+    answer = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 404) and words in answer.json()["error"]["message"]
+
+
+def test_a_field_of_several_forms_is_named_as_the_client_knows_it(client):
+    error = post(client, "completions", prompt=3).json()["error"]
+    assert error["param"] == "prompt" and error["message"].startswith("prompt: Input should be a valid string, or ")
+    error = post(client, messages=[{"role": "user", "content": 3}]).json()["error"]
+    assert (
+        error["param"] == "messages.0.content" and "valid string, or Input should be a valid list" in error["message"]
+    )
+    assert post(client, "completions", stop=3).json()["error"]["param"] == "stop"
+    assert post(client, messages=None).json()["error"]["message"] == "messages: Field required"
+
+
+def test_lone_surrogates_in_a_conversation_are_answered(client):
+    body = json.dumps({**ASK, "messages": [{"role": "user", "content": "a\ud800b"}]}).encode()
+    answer = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200
+
+
+# Who may ask ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("host", "status"), [
+    ("localhost", 200), ("localhost:8000", 200), ("127.0.0.1:8000", 200), ("[::1]:8000", 200), ("192.168.1.7", 200),
+    ("app.localhost", 200), ("LOCALHOST.", 200), ("models.example.org:80", 200), ("evil.example", 403), ("127.0.0.1.evil.example", 403),
+    ("localhost.evil.example:8000", 403), ("evil.example:127", 403), ("2130706433.evil", 403),
+])  # fmt: skip
+def test_only_names_of_this_server_are_answered(engine, host, status):
+    with TestClient(create_app(engine, hosts=["Models.example.org"]), base_url=LOCAL) as client:
+        for path in ("/v1/models", "/health", "/"):
+            answer = client.get(path, headers={"Host": host})
+            assert answer.status_code == status
+        assert (
+            status == 200 or f"--allowed-host {host.partition(':')[0]}" in client.get("/", headers={"Host": host}).text
+        )
+
+
+@pytest.mark.parametrize(("origin", "status"), [
+    (None, 200), ("http://localhost", 200), ("https://localhost", 200), ("https://chat.example.org", 200),
+    ("http://localhost:3000", 403), ("http://evil.example", 403), ("null", 403), ("https://chat.example.org.evil.example", 403),
+])  # fmt: skip
+def test_pages_of_other_sites_are_refused_unless_allowed(engine, origin, status):
+    with TestClient(create_app(engine, origins=["https://chat.example.org"]), base_url=LOCAL) as client:
+        headers = {} if origin is None else {"Origin": origin}
+        simple = {**headers, "Content-Type": "text/plain"}  # what a page may send without asking first
+        assert client.post("/v1/chat/completions", content=json.dumps(ASK), headers=simple).status_code in (status, 400)
+        answer = client.get("/v1/models", headers=headers)
+        assert answer.status_code == status
+        shared = origin == "https://chat.example.org"
+        assert answer.headers.get("access-control-allow-origin") == (origin if shared else None)
+
+
+def test_a_preflight_is_answered_where_a_site_is_allowed_and_a_key_is_set(engine):
+    ask = {"Origin": "https://chat.example.org", "Access-Control-Request-Method": "POST",
+           "Access-Control-Request-Headers": "authorization"}  # fmt: skip
+    with TestClient(create_app(engine, api_key="k", origins=["https://chat.example.org"]), base_url=LOCAL) as client:
+        answer = client.options("/v1/chat/completions", headers=ask)
+        assert answer.status_code == 200 and "authorization" in answer.headers["access-control-allow-headers"].lower()
+        assert client.get("/v1/models", headers={"Origin": ask["Origin"]}).status_code == 401
+    with TestClient(create_app(engine, api_key="k"), base_url=LOCAL) as client:
+        assert client.options("/v1/chat/completions", headers=ask).status_code == 403
+
+
+def test_a_stopped_server_ends_what_runs_with_an_error(engine):
+    app = create_app(engine)
+    with TestClient(app, base_url=LOCAL) as client:
+        long = {**ASK, "max_tokens": 400, "ignore_eos": True}
+        step = engine.step
+
+        def stop_then_step():
+            app.state.service.stop()
+            return step()
+
+        engine.step = stop_then_step
+        try:
+            whole = client.post("/v1/chat/completions", json=long)
+            with client.stream("POST", "/v1/chat/completions", json={**long, "stream": True}) as streamed:
+                lines = [line for line in streamed.iter_lines() if line]
+        finally:
+            engine.step = step
+        assert whole.status_code == 503 and "being stopped" in whole.json()["error"]["message"]
+        assert "being stopped" in json.loads(lines[-1].removeprefix("data: "))["error"]["message"]
+
+
+# Log-probabilities ----------------------------------------------------------------------------------------
+
+TEXTS = ["the row 漢🐉 é", " lead", "a\n\nb  c", "naïve\tx", "𝒳 <0x41> </s>"]
+
+
+def byte_fallback() -> Tokenizer:
+    """A vocabulary with SentencePiece's spaces and byte tokens."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, normalizers
+
+    from luban.tokenizer.settings import Settings
+
+    words = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "▁the", "row", "A", "a", "b", "e", "h", "l", "t", "x"]
+    model = Library(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[], unk_token="<unk>",
+                               byte_fallback=True, fuse_unk=False))  # fmt: skip
+    model.normalizer = normalizers.Replace(" ", "▁")
+    model.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return Tokenizer(model, Settings())
+
+
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vocabularies")
+    made = {
+        name: train_tokenizer(TEXTS * 3, folder / name, algorithm=name, vocab_size=size)
+        for name, size in (("bpe", 400), ("charbpe", 400))
+    }
+    return {**made, "byte fallback": byte_fallback()}
+
+
+@pytest.mark.parametrize("name", ["bpe", "charbpe", "byte fallback"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_tokens_bytes_are_the_texts(vocabularies, name, text):
+    tokenizer = vocabularies[name]
+    ids = tokenizer.encode(text)
+    joined = b"".join(map(tokenizer.token_bytes, ids)).decode()
+    assert joined.removeprefix(" ") == text.removeprefix(" ")
+    assert tokenizer.decode(ids).removeprefix(" ") == text.removeprefix(" ")
+
+
+def test_log_probabilities_hold_spaces_bytes_and_offsets(vocabularies):
+    tokenizer = vocabularies["byte fallback"]
+    text = "the row 漢 row"
+    ids = tokenizer.encode(text)
+    entries = [TokenLogprob(i, -1.0, [(i, -1.0)]) for i in ids]
+    (chat, plain) = (Shape(chat=chat, model="m", tokenizer=tokenizer).logprobs(0, entries) for chat in (True, False))
+    assert bytes(byte for entry in chat["content"] for byte in entry["bytes"]).decode() == text
+    whole = [entry["token"] for entry in chat["content"] if not entry["token"].startswith("bytes:")]
+    assert " " in whole and [e["token"] for e in chat["content"]] == plain["tokens"]
+    torn = [token for token in plain["tokens"] if token.startswith("bytes:")]
+    assert torn == [f"bytes:\\x{byte:02x}" for byte in "漢".encode()]
+    position = plain["tokens"].index(torn[0])
+    assert plain["text_offset"][position : position + 3] == [text.index("漢")] * 3
+    for token, offset in zip(plain["tokens"], plain["text_offset"], strict=True):
+        assert token.startswith("bytes:") or text[offset : offset + len(token)] == token
+    # chunks of a stream go on where the last one ended
+    streamed = Shape(chat=False, model="m", tokenizer=tokenizer)
+    offsets = [offset for entry in entries for offset in streamed.logprobs(0, [entry])["text_offset"]]
+    assert offsets == plain["text_offset"]
+
+
+def test_alternatives_with_the_same_text_are_kept_apart(vocabularies):
+    tokenizer = vocabularies["byte fallback"]
+    letter, byte = tokenizer.encode("A")[0], 1 + ord("A")
+    assert tokenizer.token_bytes(letter) == tokenizer.token_bytes(byte) == b"A" and letter != byte
+    top = [(letter, math.log(0.5)), (byte, math.log(0.3)), (1 + 0xE6, math.log(0.1)), (1 + 0xE7, math.log(0.1))]
+    shape = Shape(chat=False, model="m", tokenizer=tokenizer)
+    (found,) = shape.logprobs(0, [TokenLogprob(letter, top[0][1], top)])["top_logprobs"]
+    assert found == dict(zip(("A", f"token_id:{byte}", "bytes:\\xe6", "bytes:\\xe7"), (p for _, p in top), strict=True))
+
+
+def test_a_device_that_is_not_there_is_one_line(tiny_checkpoint):
+    import torch
+
+    for device in ("quantum", *(() if torch.cuda.is_available() else ("cuda", "cuda:3"))):
+        with pytest.raises(UnsupportedError, match=rf"device '{device}'") as refused:
+            luban.load_model(tiny_checkpoint, device=device)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_port_that_cannot_be_is_one_line(capsys):
+    from luban.cli.main import main
+
+    for port in ("-1", "65536"):
+        assert main(["serve", "nothing", "--port", port]) == 2
+        assert "--port must be from 0" in capsys.readouterr().err
+
+
+def test_the_help_shows_a_request_that_is_answered(client):
+    from luban.cli.serve import EXAMPLES
+
+    (body,) = [line.partition(" -d '")[2].removesuffix("'") for line in EXAMPLES.splitlines() if " -d '" in line]
+    assert client.post("/v1/chat/completions", json={**json.loads(body), "max_tokens": 3}).status_code == 200
+
+
+def test_tokens_written_are_the_answer(client, tiny_checkpoint):
+    """Through the API: the tokens' bytes are the text's, where no end token stopped it."""
+    answer = post(
+        client, logprobs=True, top_logprobs=2, ignore_eos=True, max_tokens=40, temperature=1.5, seed=7
+    ).json()["choices"][0]
+    special = set(load_tokenizer(tiny_checkpoint).special)
+    kept = [entry for entry in answer["logprobs"]["content"] if entry["token"] not in special]
+    joined = bytes(byte for entry in kept for byte in entry["bytes"])
+    assert joined.decode(errors="replace") == answer["message"]["content"]
