@@ -36,12 +36,12 @@ def as_shards(path: Path, tokenizer: Tokenizer, cache: Path, seed: int) -> Path:
     manifest = read_manifest(path)
     if manifest.kind == "shards":
         return require_mask(path)
-    open_artifact(path, "corpus")
+    open_artifact(path, "corpus", verify=False)
     identity = data_sha256([manifest.content_hash, tokenizer.content_hash])
     out = cache / f"shards-{identity[:12]}"
     if not (out / MANIFEST).is_file():
         say(f"packing {path} into {out}")
-        splits = {split: read_corpus(path, split, verify=False) for split in SPLITS}
+        splits = {split: read_corpus(path, split) for split in SPLITS}
         pack(splits, tokenizer, out, parents=(as_parent("corpus", path),))
     return require_mask(out)
 

@@ -12,7 +12,7 @@ from luban.core.hashing import data_sha256
 from luban.data.loader import Loader
 from luban.data.shards import Shards
 from luban.data.show import coloured, row_tokens
-from luban.load.model import load_model
+from luban.load.model import LoadedModel, load_model
 from luban.tokenizer.importing.artifact import replace_template
 from luban.tokenizer.template import read_template
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -49,22 +49,23 @@ def sft(recipe: SFTRecipe, out: Path, name: str = "sft") -> Path:
         UsageError: no model to start from.
         DataError: conversations without a usable loss mask.
     """
-    ready = with_shards(recipe, out.with_name(out.name + ".data"))
+    ready, model = with_shards(recipe, out.with_name(out.name + ".data"))
     show_mask(ready)
-    return train(ready, out, task="sft", name=name)
+    return train(ready, out, task="sft", name=name, model=model)
 
 
-def with_shards(recipe: SFTRecipe, cache: Path) -> SFTRecipe:
-    """The recipe with its data packed."""
+def with_shards(recipe: SFTRecipe, cache: Path) -> tuple[SFTRecipe, LoadedModel]:
+    """The recipe with its data packed in `cache`, and the model that it starts from."""
     if not recipe.init:
         raise UsageError("instruction tuning needs a model to start from: give --init MODEL")
     if not recipe.data.path:
         raise UsageError("no conversations to train on: give --data.path (shards, a corpus, or a .jsonl with messages)")
-    tokenizer = load_model(recipe.init).need_tokenizer()
+    model = load_model(recipe.init)
+    tokenizer = model.need_tokenizer()
     if recipe.chat_template:
         tokenizer = _with_template(tokenizer, recipe, cache)
     path = as_shards(Path(recipe.data.path), tokenizer, cache, recipe.train.seed)
-    return replace(recipe, data=replace(recipe.data, path=str(path), packing="fit"))
+    return replace(recipe, data=replace(recipe.data, path=str(path), packing="fit")), model
 
 
 def _with_template(tokenizer: Tokenizer, recipe: SFTRecipe, cache: Path) -> Tokenizer:

@@ -32,6 +32,7 @@ class MixArgs:
     out: Path  # directory to make
     parts: Path | None = None  # folder from which the recipe's paths are seen; by default the current one
     bytes: int = 0  # training bytes to mix; 0 is as many as weights and epochs allow
+    verify: bool = False  # read and hash the parts' files first, and compare with what was written
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def mix(argv: Sequence[str]) -> None:
     from luban.corpus.mixture import parts_of
 
     recipe = find_recipe(args.recipe, Path(luban.recipes.__file__).parent / "mixtures")
-    figures = mix_corpora(parts_of(load_toml(recipe), args.parts), args.out, size=args.bytes)
+    figures = mix_corpora(parts_of(load_toml(recipe), args.parts), args.out, size=args.bytes, verify=args.verify)
     say(f"corpus {args.out}: {figures['train']['documents']} documents, {bytes_(figures['train']['bytes'])}")
     for name, share in figures["shares"].items():
         say(f"  {name:<16} {share:6.1%}")
@@ -153,7 +154,7 @@ def classifier(argv: Sequence[str]) -> None:
     parents = (as_parent("good", args.good), as_parent("other", args.other))
     model = LinearModel.train(*kinds, seed=args.seed)
     model.save(args.out, parents, args.seed)
-    rows = [(name, [model.score(d.text) >= 0.5 for d in read_corpus(path, "heldout", verify=False)])
+    rows = [(name, [model.score(d.text) >= 0.5 for d in read_corpus(path, "heldout")])
             for name, path in (("good", args.good), ("other", args.other))]  # fmt: skip
     for name, judged in rows:
         say(f"  of {len(judged)} held-out {name} texts {sum(judged)} are judged good")

@@ -27,6 +27,7 @@ class PackArgs:
     corpus: tyro.conf.Positional[Path]  # a corpus, from luban corpus build
     tokenizer: Path  # a tokenizer, a run, or a Hugging Face directory
     out: Path  # directory to make
+    verify: bool = False  # read and hash the corpus's files first, and compare with what was written
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def pack(argv: Sequence[str]) -> None:
     from luban.corpus.split import SPLITS
     from luban.data.pack import pack as pack_shards
 
-    held = open_artifact(args.corpus, "corpus").figures
-    splits = {split: read_corpus(args.corpus, split, verify=False) for split in SPLITS}
+    held = open_artifact(args.corpus, "corpus", verify=args.verify).figures
+    splits = {split: read_corpus(args.corpus, split) for split in SPLITS}
     figures = pack_shards(splits, args.tokenizer, args.out, parents=(as_parent("corpus", args.corpus),),
                           total=sum(held[split]["documents"] for split in SPLITS))  # fmt: skip
     if figures["train"]["conversations"]:

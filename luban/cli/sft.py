@@ -28,7 +28,8 @@ def run(argv: Sequence[str]) -> int:
     call = parse_recipe(SFTRecipe, argv, verb="sft", about=ABOUT, examples=EXAMPLES, shipped=RECIPES)
     if call.dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            dry_run(with_shards(call.recipe, Path(folder)))
+            ready, model = with_shards(call.recipe, Path(folder))
+            dry_run(ready, model)
         return 0
     print(sft(call.recipe, call.out, call.name))
     return 0

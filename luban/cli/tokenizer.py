@@ -34,6 +34,7 @@ class TrainArgs:
     white_runs: int = 0  # runs of up to so many blanks, tabs or line ends are one token each, as code wants
     reserved: int = 9  # special tokens kept for later
     chat_template: Path | None = None  # Jinja file, in place of the built-in one for system, user and assistant
+    verify: bool = False  # read and hash the corpora's files first, and compare with what was written
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def train(argv: Sequence[str]) -> None:
 
     if not args.corpora:
         raise DataError("luban tokenizer train needs at least one corpus, from luban corpus build")
-    held = [open_artifact(corpus, "corpus").figures["train"] for corpus in args.corpora]
+    held = [open_artifact(corpus, "corpus", verify=args.verify).figures["train"] for corpus in args.corpora]
     share = min(0.9 * MOST_BYTES / max(sum(h["bytes"] for h in held), 1), 1.0)  # of what is too large, a sample
     with progress("reading texts", total=sum(h["documents"] for h in held), unit="docs") as bar:
         texts = itertools.chain.from_iterable(_texts(corpus, share, bar) for corpus in args.corpora)
@@ -100,7 +101,7 @@ def _texts(corpus: Path, share: float, bar: Bar) -> Iterator[str]:
     from luban.core.seeding import derive
     from luban.corpus.reader import read_corpus
 
-    for document in read_corpus(corpus, verify=False):
+    for document in read_corpus(corpus):
         if share == 1.0 or derive(0, "tokenizer", document.id) < share * 2**63:
             yield from document.contents()
         bar.advance()

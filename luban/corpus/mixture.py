@@ -50,7 +50,7 @@ def parts_of(recipe: dict[str, Any], folder: Path | None = None) -> list[Part]:
     return [replace(part, path=str((folder or Path()) / part.path)) for part in parts]
 
 
-def mix(parts: list[Part], out: str | Path, *, size: int = 0) -> dict[str, Any]:
+def mix(parts: list[Part], out: str | Path, *, size: int = 0, verify: bool = False) -> dict[str, Any]:
     """Write a corpus whose training bytes have the parts' shares, from the beginning to any point of it.
 
     Documents are taken in stored order, a further epoch's with `@2`, `@3`, … at the end of their ids; the part that is
@@ -59,6 +59,7 @@ def mix(parts: list[Part], out: str | Path, *, size: int = 0) -> dict[str, Any]:
 
     Args:
         size: training bytes; 0 is as many as epochs and weights allow.
+        verify: hash every part's files first.
 
     Raises:
         ArtifactError: a part is no corpus.
@@ -69,7 +70,7 @@ def mix(parts: list[Part], out: str | Path, *, size: int = 0) -> dict[str, Any]:
         raise ConfigError(f"the size of a mixture is a number of bytes, or 0 for as many as there are; {size} given")
     total = sum(part.weight for part in parts)
     shares = [part.weight / total for part in parts]
-    manifests = [open_artifact(part.path, "corpus") for part in parts]
+    manifests = [open_artifact(part.path, "corpus", verify=verify) for part in parts]
     leaks = _leaks(parts)
     usable = [manifest.figures[TRAIN]["bytes"] - leak.bytes for manifest, leak in zip(manifests, leaks, strict=True)]
     size = _size(parts, shares, usable, size)
@@ -85,7 +86,7 @@ def mix(parts: list[Part], out: str | Path, *, size: int = 0) -> dict[str, Any]:
                 census.add(document)
                 bar.advance(document.bytes)
         for part in parts:
-            for document in read_corpus(part.path, HELDOUT, verify=False):
+            for document in read_corpus(part.path, HELDOUT):
                 writers[HELDOUT].add(unique(_named(document, part, 1)))
         for writer in writers.values():
             writer.close()
@@ -110,11 +111,11 @@ class _Leaks:
 
 def _leaks(parts: list[Part]) -> list[_Leaks]:
     """The leaks of every part; one pass over the held-out documents and, where there are any, one over the others."""
-    held_out = HeldOut(document for part in parts for document in read_corpus(part.path, HELDOUT, verify=False))
+    held_out = HeldOut(document for part in parts for document in read_corpus(part.path, HELDOUT))
     found = []
     for part in parts:
         leaks = _Leaks(set(), 0)
-        for number, document in enumerate(read_corpus(part.path, TRAIN, verify=False) if len(held_out) else ()):
+        for number, document in enumerate(read_corpus(part.path, TRAIN) if len(held_out) else ()):
             if document in held_out:
                 leaks.places.add(number)
                 leaks.bytes += document.bytes
@@ -153,7 +154,7 @@ def _train(parts: list[Part], shares: list[float], size: int, leaks: list[_Leaks
 def _epochs(part: Part, without: set[int]) -> Iterator[Document]:
     epoch = 1
     while True:
-        for number, document in enumerate(read_corpus(part.path, TRAIN, verify=False)):
+        for number, document in enumerate(read_corpus(part.path, TRAIN)):
             if number not in without:
                 yield _named(document, part, epoch)
         epoch += 1

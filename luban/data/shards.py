@@ -39,15 +39,18 @@ class Shards:
     content_hash: str  # of the artifact
 
     @classmethod
-    def open(cls, path: str | Path, split: str = "train") -> Shards:
-        """Open and verify the shards at `path`.
+    def open(cls, path: str | Path, split: str = "train", *, verify: bool = False) -> Shards:
+        """Open the shards at `path`; their tokens are read when they are asked for.
+
+        Args:
+            verify: read and hash every file first.
 
         Raises:
-            ArtifactError: no shards, or a file that was truncated or edited.
+            ArtifactError: no shards, or a file that was truncated, or (with `verify`) edited.
             DataError: the split is empty.
         """
         path = Path(path)
-        manifest = open_artifact(path, "shards")
+        manifest = open_artifact(path, "shards", verify=verify)
         figures = manifest.figures.get(split)
         if not figures or not figures["documents"]:
             raise DataError(f"shards {path} hold no {split} documents: build the corpus with a held-out part"

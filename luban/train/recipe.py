@@ -26,6 +26,7 @@ class DataConfig:
 
     path: str = ""  # shards (for sft also a corpus of conversations or a .jsonl with messages)
     packing: Literal["stream", "fit"] = "stream"  # windows over all documents, or whole documents and padding
+    verify: bool = False  # read and hash every file first, and compare with what was written
     workers: int | None = (
         None  # threads that prepare batches ahead (default: 2 on CUDA); any number gives the same ones
     )

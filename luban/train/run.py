@@ -22,6 +22,7 @@ from luban.data.loader import Loader
 from luban.data.packing import Packing
 from luban.data.shards import Shards
 from luban.kernels.dispatch import chosen
+from luban.load.model import LoadedModel
 from luban.models.build import build_model
 from luban.models.config import config_of
 from luban.nn.attention.backend import AttentionBackend
@@ -40,18 +41,27 @@ from luban.train.state import TrainState
 from luban.train.validate import Validator
 
 
-def train(recipe: Recipe, out: Path, *, task: str, name: str, clock: Callable[[], float] = time.monotonic) -> Path:
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    task: str,
+    name: str,
+    clock: Callable[[], float] = time.monotonic,
+    model: LoadedModel | None = None,
+) -> Path:
     """Train as `recipe` says into the run directory `out`, or resume what is unfinished there.
 
     Args:
         task: what the run is for: "pretrain" or "sft".
         name: the recipe as it was called, for people.
+        model: that of `recipe.init`, where it was loaded already.
         clock: seconds since any fixed moment, which budgets and rates are counted by.
 
     Raises:
         LubanError: anything that is wrong, before anything is written; TrainingError and Interrupted after.
     """
-    shards, start, device, prediction = prepared = prepare(recipe)
+    shards, start, device, prediction = prepared = prepare(recipe, model)
     _require_memory(recipe, *prepared)
     if recipe.train.tensorboard:
         require_tensorboard()
@@ -91,21 +101,21 @@ def _exhausted(recipe: Recipe, prediction: Prediction, step: int) -> TrainingErr
     )
 
 
-def prepare(recipe: Recipe) -> tuple[Shards, Start, torch.device, Prediction]:
+def prepare(recipe: Recipe, model: LoadedModel | None = None) -> tuple[Shards, Start, torch.device, Prediction]:
     """Open the data, choose the start and predict the run. Allocates no model and writes nothing."""
     if not recipe.data.path:
         raise UsageError("no data to train on: give --data.path SHARDS (made by luban data pack)")
     device = choose_device(recipe.train.device)
     if recipe.train.precision == "fp8":
         require_float8(device)
-    shards = Shards.open(recipe.data.path, "train")
-    start = choose_start(recipe, shards)
+    shards = Shards.open(recipe.data.path, "train", verify=recipe.data.verify)
+    start = choose_start(recipe, shards, model)
     return shards, start, device, predict(recipe, start.spec, device, partial(_sample, recipe, shards))
 
 
-def dry_run(recipe: Recipe) -> None:
+def dry_run(recipe: Recipe, model: LoadedModel | None = None) -> None:
     """Print what the run will need, before anything is taken; raises what `train` would."""
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, model)
     print("\n".join(prepared[-1].lines()))
     _require_memory(recipe, *prepared)
 

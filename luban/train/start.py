@@ -11,7 +11,7 @@ from torch import Tensor
 from luban.core.artifact import MANIFEST, Parent, as_parent
 from luban.core.errors import ConfigError
 from luban.data.shards import Shards
-from luban.load.model import load_model
+from luban.load.model import LoadedModel, load_model
 from luban.models.build import build_model, state_of
 from luban.models.config import config_of, resolve_spec
 from luban.models.spec import ModelSpec
@@ -27,8 +27,11 @@ class Start:
     parents: tuple[Parent, ...] = ()  # the model it starts from
 
 
-def choose_start(recipe: Recipe, shards: Shards) -> Start:
+def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = None) -> Start:
     """The model that this recipe starts from, checked against the data it will meet.
+
+    Args:
+        model: that of `recipe.init`, where it was loaded already.
 
     Raises:
         LineageError: the model of `init` was made with another tokenizer than the shards.
@@ -37,7 +40,7 @@ def choose_start(recipe: Recipe, shards: Shards) -> Start:
     vocabulary = shards.vocab_size + recipe.objective.extra_ids()
     if not recipe.init:
         return Start(spec=_check(described_spec(recipe, shards, vocabulary), recipe))
-    model = load_model(recipe.init)
+    model = model or load_model(recipe.init)
     if model.tokenizer is not None:
         recipe.require_tokenizer(shards, model.tokenizer)
     spec = model.spec

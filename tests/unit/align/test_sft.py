@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from training_data import make_shards, write_conversations
 
+from luban.align import sft as sft_module
 from luban.align.sft import SFTRecipe, sft, with_shards
 from luban.cli.main import main
 from luban.core.artifact import open_artifact
@@ -21,6 +22,7 @@ from luban.data.shards import Shards
 from luban.data.show import document_spans
 from luban.load.model import load_model
 from luban.tokenizer.tokenizer import load_tokenizer
+from luban.train import start as start_module
 from luban.train.pretrain import pretrain
 from luban.train.recipe import Recipe
 
@@ -46,7 +48,7 @@ def recipe(base, tmp_path) -> SFTRecipe:
 
 
 def test_answers_and_their_end_are_trained_on_and_nothing_else(recipe, base, tmp_path):
-    ready = with_shards(recipe, tmp_path / "cache")
+    ready, _ = with_shards(recipe, tmp_path / "cache")
     shards, tokenizer = Shards.open(ready.data.path), load_tokenizer(base / "tokenizer")
     assert ready.data.packing == "fit"
     asked = {row["messages"][1]["content"] for row in map(json.loads, open(recipe.data.path))}
@@ -76,13 +78,21 @@ def test_tuning_lowers_the_answer_loss_and_knows_its_parents(recipe, base, tmp_p
     assert "«" in shown and "<|end|>»" in shown  # the sample of the mask
 
 
+def test_the_model_is_loaded_once(recipe, tmp_path, monkeypatch):
+    calls = []
+    for module in (sft_module, start_module):
+        monkeypatch.setattr(module, "load_model", lambda *args: calls.append(args) or load_model(*args))
+    sft(recipe, tmp_path / "tuned")
+    assert len(calls) == 1
+
+
 def test_packing_is_done_once_and_again_for_other_data(recipe, tmp_path):
-    first = with_shards(recipe, tmp_path / "cache").data.path
+    first = with_shards(recipe, tmp_path / "cache")[0].data.path
     written = (Path(first) / "manifest.json").stat().st_mtime_ns
-    assert with_shards(recipe, tmp_path / "cache").data.path == first
+    assert with_shards(recipe, tmp_path / "cache")[0].data.path == first
     assert (Path(first) / "manifest.json").stat().st_mtime_ns == written
     write_conversations(Path(recipe.data.path), seed=1)
-    assert with_shards(recipe, tmp_path / "cache").data.path != first
+    assert with_shards(recipe, tmp_path / "cache")[0].data.path != first
 
 
 def test_plain_text_without_a_mask_is_refused(recipe, base, tmp_path):
@@ -94,7 +104,7 @@ def test_plain_text_without_a_mask_is_refused(recipe, base, tmp_path):
 
 @pytest.mark.parametrize("trained", [0, 1])
 def test_a_mask_that_says_nothing_is_refused(recipe, tmp_path, trained, monkeypatch):
-    ready = with_shards(recipe, tmp_path / "cache")
+    ready, _ = with_shards(recipe, tmp_path / "cache")
     real = Shards.open.__func__
 
     def uniform(cls, path, split="train"):
@@ -185,12 +195,12 @@ def test_tool_turns_are_tuned_on_with_a_template_that_has_them(base, tmp_path):
     assert tokenizer.chat_template == TOOLS_TEMPLATE and load_model(out).tokenizer.chat_template == TOOLS_TEMPLATE
     assert [p.content_hash for p in used.parents] == [load_tokenizer(base / "tokenizer").content_hash]
     # a run that starts from this one needs no option
-    again = with_shards(tuned_on(out, data), tmp_path / "again")
+    again, _ = with_shards(tuned_on(out, data), tmp_path / "again")
     assert load_tokenizer(Path(again.data.path) / "tokenizer").content_hash == used.content_hash
 
 
 def test_a_template_and_shards_that_are_packed_already_are_refused(recipe, tmp_path):
-    ready = with_shards(recipe, tmp_path / "cache")
+    ready, _ = with_shards(recipe, tmp_path / "cache")
     (tmp_path / "t.jinja").write_text(TOOLS_TEMPLATE)
     with pytest.raises(UsageError, match="packed already"):
         with_shards(replace(ready, chat_template=str(tmp_path / "t.jinja")), tmp_path / "cache")
