@@ -102,7 +102,7 @@ def methods(setting: Setting) -> dict[str, Position]:
 def model_spec(setting: Setting, position: Position) -> ModelSpec:
     """LLaMA's parts with this position method."""
     return uniform(vocab_size=BYTES, width=setting.width, layers=setting.layers, context=setting.trained, position=position,
-                     mixer=Grouped(heads=setting.heads), feedforward=SwiGLU(width=setting.width * 8 // 3 // 32 * 32))  # fmt: skip
+                   mixer=Grouped(heads=setting.heads), feedforward=SwiGLU(width=setting.width * 8 // 3 // 32 * 32))  # fmt: skip
 
 
 def read_text(data: Path | None) -> tuple[np.ndarray, np.ndarray]:
