@@ -95,7 +95,7 @@ class Side:
 
 def serve(name: str, recipe: Recipe, pipe: Connection) -> None:
     """Take steps when told how many, until told none."""
-    train, spec = recipe.train, resolve_spec(recipe.model, VOCABULARY)
+    train, spec = recipe.train, resolve_spec(recipe.model.given, VOCABULARY)
     if name == "luban":
         set_determinism(None, CPU)
         keep_freed_memory(CPU)

@@ -1,4 +1,4 @@
-"""Train short, read long: what each position method makes of texts longer than those it was trained on.
+"""Length extrapolation: what each position method makes of texts longer than those that it was trained on.
 
     python benchmarks/length_extrapolation.py --device cuda --out length            # one H100, minutes
     python benchmarks/length_extrapolation.py --quick --out length                  # a CPU, under a minute: shows that it runs
@@ -146,8 +146,8 @@ def train(spec: ModelSpec, setting: Setting, text: Tensor, seed: int, *, compile
     module = build_model(spec, device=device, dtype="bfloat16" if device.type == "cuda" else "float32", seed=seed)
     working = dict(module.named_parameters())
     masters = {name: p.detach().to(device) for name, p in build_model(spec, seed=seed).named_parameters()}
-    learned = [m for name, m in masters.items() if name.startswith("position.")]
-    others = [m for name, m in masters.items() if not name.startswith("position.")]
+    learned = [m for name, m in masters.items() if name.startswith("decoder.position.")]
+    others = [m for name, m in masters.items() if not name.startswith("decoder.position.")]
     groups = [{"params": tensors, "weight_decay": decay, "lr": torch.zeros((), device=device)}
               for tensors, decay in ((others, 0.1), (learned, 0.0))]  # fmt: skip
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True, capturable=device.type == "cuda")
