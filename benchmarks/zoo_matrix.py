@@ -145,8 +145,9 @@ def losses_apart(objective: Masked, run: Path, shards: Path) -> tuple[float, flo
 
 def measure(row: Row, shards: Path, out: Path, steps: int) -> tuple[float, float, float]:
     """(first loss, mean loss of the last tenth, seconds) of one run."""
+    layers = {} if "cell" in row.model.get("body", ()) else {"layers": 2}  # recurrent bodies have two of their own
     recipe = {
-        "model": {"width": 64, "layers": 2, "context": 128, **row.model}, "objective": row.objective,
+        "model": {"width": 64, "context": 128, **layers, **row.model}, "objective": row.objective,
         "data": {"path": str(shards)}, "optim": {"type": "adamw", "lr": row.lr}, "schedule": {"type": "cosine", "warmup": 20},
         "train": {"steps": steps, "batch_size": 16, "seq_len": 64, "log_every": 1, "device": "cpu"},
         "checkpoint": {"every": steps}, "validation": {"every": 0, "batches": 4},
