@@ -147,7 +147,7 @@ class Engine:
 
         Raises DataError as `tokens_of` does.
         """
-        source = isinstance(self.model.spec.body, EncoderDecoderBody)
+        source = self.model.spec.body.two_sided
         messages = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
         return Request(self.tokens_of(prompt), sampling, listener, continues=not source and not messages)
 
