@@ -35,8 +35,8 @@ from luban.kernels.flash import launch
 from luban.kernels.flash.attention import flash_attention, prepared
 from luban.kernels.intervals import intervals
 from luban.kernels.layout import BlockLayout
-from luban.nn.attention.attend import attend
-from luban.nn.attention.prepared_mask import scores
+from luban.nn.attention.attend import attention
+from luban.nn.attention.prepared_mask import prepare
 
 fa4 = fa4_packed = None
 if dispatch.flash4_missing() is None:
@@ -107,12 +107,11 @@ def summarise(case, rows):
 
 
 def picked(q, k, v, **restrictions):
-    """What a model would run on these tensors."""
+    """What a model would run on these tensors: the kernel's name and a call."""
     T = q.shape[2]
-    made = scores(
-        AttentionMask(queries=T, keys=T, causal=True, device=q.device, **restrictions), width=q.shape[3], dtype=q.dtype
-    )
-    return made.path, lambda: attend(q, k, v, made)
+    mask = AttentionMask(queries=T, keys=T, causal=True, device=q.device, **restrictions)
+    made = prepare(mask, head_dim=q.shape[3], dtype=q.dtype)
+    return made.kernel, lambda: attention(q, k, v, made)
 
 
 def sdpa(backend, q, k, v):
@@ -190,11 +189,11 @@ def packed(T=8192, mean=512, batches=(2, 8)):
         lengths = torch.empty(B, T).exponential_(1 / mean).clamp(min=1).long()
         documents = torch.stack([torch.repeat_interleave(torch.arange(T), row)[:T] for row in lengths]).int()
         arrays = dict.fromkeys(("tokens", "targets", "loss_mask", "documents", "positions"), documents.numpy())
-        starts, documents = torch.from_numpy(Batch(**arrays).document_starts()).cuda(), documents.cuda()
+        document_starts, documents = torch.from_numpy(Batch(**arrays).document_starts()).cuda(), documents.cuda()
         mask = intervals(T, T, documents=documents, device="cuda")
         pairs, square = mask.pairs() / B, T * (T + 1) / 2
         dense = {"luban": measure("packed", "dense luban", T, D, square, lambda: flash_attention(q, k, v), qkv)}
-        path, call = picked(q, k, v, documents=documents, starts=starts)
+        path, call = picked(q, k, v, documents=documents, document_starts=document_starts)
         mask = prepared(mask, T)  # once a forward in a model, and so outside what is timed
         rows = [(path, measure("packed", f"picked {path}", T, D, pairs, call, qkv)),
                 ("luban", measure("packed", "luban", T, D, pairs, lambda: flash_attention(q, k, v, mask=mask), qkv))]  # fmt: skip

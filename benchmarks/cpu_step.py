@@ -4,8 +4,8 @@
 
 The plain model is what a practitioner writes in an afternoon: the same shape (its own code, SDPA, no document
 boundaries), bf16 autocast over fp32 weights, fused AdamW, gradient clipping, torch.compile. Both train on the
-same random tokens, in turns, so that a busy machine slows both; medians over all steps are printed. Luban's
-step does more: document boundaries, token-counted loss, NaN checks, deterministic algorithms.
+same random tokens and take turns, so that a busy machine slows both; medians over all steps are printed. Luban's
+step does more: document boundaries, a loss divided by the count of targets, NaN checks, deterministic algorithms.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,23 +29,21 @@ from torch import nn
 import luban.recipes
 from luban.core.config import from_dict, load_toml, override
 from luban.data.batch import Batch
-from luban.models.build import build_model
+from luban.models.config import resolve_spec
 from luban.models.spec import ModelSpec
-from luban.objectives.causal import Causal
-from luban.parallel.compile import loss_function
 from luban.parallel.device import keep_freed_memory, set_determinism
-from luban.parallel.engine import TrainStep
-from luban.parallel.precision import COMPUTE, LossScale, Masters
-from luban.train.recipe import Recipe, resolve_spec
+from luban.train.recipe import Recipe
+from luban.train.run import make_engine
+from luban.train.start import Start
 
 VOCABULARY = 4096
 CPU = torch.device("cpu")
 
 
 def plain_step(spec: ModelSpec, seq_len: int) -> Callable[[Batch], None]:
-    module = Plain(vocabulary=VOCABULARY, width=spec.width, layers=spec.layers, heads=spec.layers[0].mixer.heads,
-                   kv_heads=spec.layers[0].mixer.key_heads(), inner=spec.layers[0].feedforward.width, seq=seq_len,
-                   qk_norm=spec.layers[0].mixer.qk_norm is not None)  # fmt: skip
+    mixer, feedforward = spec.last.mixer, spec.last.feedforward
+    module = Plain(vocabulary=VOCABULARY, width=spec.width, layers=len(spec.layers), heads=mixer.heads,
+                   kv_heads=mixer.key_heads(), inner=feedforward.width, seq=seq_len, qk_norm=mixer.qk_norm is not None)  # fmt: skip
     compiled = torch.compile(module, dynamic=False)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
 
@@ -61,12 +60,8 @@ def plain_step(spec: ModelSpec, seq_len: int) -> Callable[[Batch], None]:
 
 
 def luban_step(recipe: Recipe, spec: ModelSpec) -> Callable[[Batch], None]:
-    train = recipe.train
-    module = build_model(spec)
-    masters = Masters(module, COMPUTE[train.precision])
-    step = TrainStep(loss_function(module, Causal(), compiled=True), masters, recipe.optim.build(masters.parameters),
-                     LossScale.of(train.precision), clip=train.clip, accumulate=1, device=CPU)  # fmt: skip
-    return lambda batch: step(batch, 1.0)
+    engine = make_engine(replace(recipe, train=replace(recipe.train, compile=True)), Start(spec=spec), CPU)
+    return engine.step
 
 
 def random_batch(rows: int, seq_len: int, draw: np.random.Generator) -> Batch:
@@ -100,7 +95,7 @@ class Side:
 
 def serve(name: str, recipe: Recipe, pipe: Connection) -> None:
     """Take steps when told how many, until told none."""
-    train, spec = recipe.train, resolve_spec(recipe.model, VOCABULARY)
+    train, spec = recipe.train, resolve_spec(recipe.model.given, VOCABULARY)
     if name == "luban":
         set_determinism(None, CPU)
         keep_freed_memory(CPU)

@@ -1,4 +1,4 @@
-"""Train short, read long: what each position method makes of texts longer than those it was trained on.
+"""Length extrapolation: what each position method makes of texts longer than those that it was trained on.
 
     python benchmarks/length_extrapolation.py --device cuda --out length            # one H100, minutes
     python benchmarks/length_extrapolation.py --quick --out length                  # a CPU, under a minute: shows that it runs
@@ -102,7 +102,7 @@ def methods(setting: Setting) -> dict[str, Position]:
 def model_spec(setting: Setting, position: Position) -> ModelSpec:
     """LLaMA's parts with this position method."""
     return uniform(vocab_size=BYTES, width=setting.width, layers=setting.layers, context=setting.trained, position=position,
-                     mixer=Grouped(heads=setting.heads), feedforward=SwiGLU(width=setting.width * 8 // 3 // 32 * 32))  # fmt: skip
+                   mixer=Grouped(heads=setting.heads), feedforward=SwiGLU(width=setting.width * 8 // 3 // 32 * 32))  # fmt: skip
 
 
 def read_text(data: Path | None) -> tuple[np.ndarray, np.ndarray]:
@@ -146,8 +146,8 @@ def train(spec: ModelSpec, setting: Setting, text: Tensor, seed: int, *, compile
     module = build_model(spec, device=device, dtype="bfloat16" if device.type == "cuda" else "float32", seed=seed)
     working = dict(module.named_parameters())
     masters = {name: p.detach().to(device) for name, p in build_model(spec, seed=seed).named_parameters()}
-    learned = [m for name, m in masters.items() if name.startswith("position.")]
-    others = [m for name, m in masters.items() if not name.startswith("position.")]
+    learned = [m for name, m in masters.items() if name.startswith("decoder.position.")]
+    others = [m for name, m in masters.items() if not name.startswith("decoder.position.")]
     groups = [{"params": tensors, "weight_decay": decay, "lr": torch.zeros((), device=device)}
               for tensors, decay in ((others, 0.1), (learned, 0.0))]  # fmt: skip
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True, capturable=device.type == "cuda")

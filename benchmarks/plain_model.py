@@ -49,6 +49,6 @@ class Plain(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         x = self.embedding(tokens)
-        for block in self.decoder.blocks.values():
+        for block in self.blocks:
             x = block(x, self.cos, self.sin)
         return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1).float(), targets.flatten())

@@ -5,7 +5,7 @@
 Text: the Python sources and documentation that this machine's own site-packages and standard library hold (*.py, *.md,
 *.rst, *.txt), each file once, 2% of them held out by the hash of their text; byte-level BPE of 32,000 trained on a part.
 Both sides: AdamW (betas 0.9 and 0.95, decay 0.1), cosine to a tenth after 100 steps of warm-up, clipping at 1, bf16
-products over fp32 weights, torch.compile, no dropout, batches of 32 × 1,024 tokens. The number of steps is what each side
+matmuls over fp32 weights, torch.compile, no dropout, batches of 32 × 1,024 tokens. The number of steps is what each side
 does in the given seconds after its tenth step, by the rate of the last 50 steps of a run of 100 before, which flatters Luban
 by 3%; compilation is apart. Luban is the command a user calls, with document boundaries; the Trainer reads the same stream
 without, as its users do.
@@ -78,10 +78,10 @@ def luban_side(name: str, size: dict[str, Any], folder: Path, seconds: float, ti
 
     model = {"gpt2": {"preset": "gpt2"}, "llama": {"context": SEQ}}[size["kind"]]
     shape = TINY if tiny else size
-    model |= {"width": shape["width"], "layers": shape["layers"], "attention.heads": shape["heads"],
-              "feedforward.width": shape["inner"]}  # fmt: skip
+    model |= {"width": shape["width"], "layers": shape["layers"], "layer.mixer.heads": shape["heads"],
+              "layer.feedforward.width": shape["inner"]}  # fmt: skip
     if size["kind"] == "llama":
-        model["attention.kv_heads"] = shape["heads"]
+        model["layer.mixer.kv_heads"] = shape["heads"]
     if size["kind"] == "gpt2":
         model["context"] = SEQ
 
@@ -213,7 +213,7 @@ def bits_per_byte(model: torch.nn.Module, heldout: Any, seq: int, batch: int) ->
 
 def picture(name: str, found: dict[str, dict[str, Any]], path: Path) -> None:
     """Loss over seconds of both."""
-    from luban.report.chart import Chart, draw
+    from luban.report.chart import Chart, Series, draw
 
     tones = dict(zip(found, ("a", "b"), strict=True))
     series = [Series(side, [(at, loss) for at, loss in row["curve"] if at >= 0], tone=tones[side])

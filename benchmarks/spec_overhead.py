@@ -34,8 +34,8 @@ VOCABULARY, BASE = 4096, 10_000.0
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin
+    swapped = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos + swapped * sin
 
 
 class HandBlock(nn.Module):
@@ -68,7 +68,7 @@ class HandModel(nn.Module):
         self.embedding = nn.Embedding(VOCABULARY, width)
         self.blocks = nn.ModuleList(HandBlock(width, heads, inner) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=1e-5)
-        self.readout = nn.Linear(width, VOCABULARY, bias=False)
+        self.lm_head = nn.Linear(width, VOCABULARY, bias=False)
         head = width // heads
         angles = torch.arange(seq)[:, None] / BASE ** (torch.arange(0, head, 2) / head)
         self.register_buffer("cos", torch.cat((angles, angles), -1).cos(), persistent=False)
@@ -77,14 +77,18 @@ class HandModel(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
         cos, sin = self.cos[: tokens.shape[1]].to(x.dtype), self.sin[: tokens.shape[1]].to(x.dtype)
-        for block in self.decoder.blocks.values():
+        for block in self.blocks:
             x = block(x, cos, sin)
-        return self.readout(self.norm(x))
+        return self.lm_head(self.norm(x))
 
 
 def take_weights(hand: HandModel, ours: nn.Module) -> None:
-    """The same numbers in both; their names differ by the module they stand in."""
-    given = {name.replace(".attention.", ".").replace(".feedforward.", "."): p for name, p in ours.named_parameters()}
+    """The same numbers in both; their names differ by the modules that own them."""
+    given = dict(ours.named_parameters())
+    renamed = {"decoder.": "", "embedding.tokens.": "embedding.", "mixer.qkv.": "", "mixer.output.": "output.",
+               "feedforward.": "", "head.": "lm_head."}  # fmt: skip
+    for old, new in renamed.items():
+        given = {name.replace(old, new): weight for name, weight in given.items()}
     hand.load_state_dict(given)
 
 
@@ -127,7 +131,7 @@ def main() -> None:
     keep_freed_memory(torch.device(args.device))
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision]
     spec = uniform(vocab_size=VOCABULARY, width=args.width, layers=args.layers, context=args.seq,
-                     mixer=Grouped(heads=args.heads), feedforward=SwiGLU(width=args.inner))  # fmt: skip
+                   mixer=Grouped(heads=args.heads), feedforward=SwiGLU(width=args.inner))  # fmt: skip
     record = {"arguments": vars(args), "torch": torch.__version__, "load": os.getloadavg(),
               "device": torch.cuda.get_device_name() if args.device == "cuda" else f"{os.cpu_count()} CPU cores"}  # fmt: skip
     for compiled in (False, True):

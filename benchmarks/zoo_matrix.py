@@ -30,15 +30,18 @@ from luban.data.shards import Shards
 from luban.load.model import load_model
 from luban.objectives.base import Objective
 from luban.objectives.masked import Masked
+from luban.parallel.engine import to_device
 
-ENCODER = {"arrangement": "post", "norm": "layernorm", "embedding_norm": {"type": "layernorm"}, "position": "learned",
-           "feedforward": {"type": "gelu", "width": 256, "bias": True},
-           "attention": {"type": "grouped", "heads": 4, "qkv_bias": True, "output_bias": True}}  # fmt: skip
-GPT = {"position": "learned", "norm": "layernorm", "feedforward": {"type": "gelu_tanh", "width": 256, "bias": True},
-       "attention": {"type": "grouped", "heads": 4, "qkv_bias": True, "output_bias": True}, "tied_head": True}  # fmt: skip
-LLAMA = {"attention": {"heads": 4, "kv_heads": 4}, "feedforward": {"width": 192}}
-FALCON = {"norm": "layernorm", "arrangement": "parallel", "attention": {"heads": 4, "kv_heads": 1},
-          "feedforward": {"type": "gelu", "width": 256}}  # fmt: skip
+MIXER = {"type": "grouped", "heads": 4, "qkv_bias": True, "output_bias": True}
+POST = {"arrangement": "post", "norm": "layernorm", "mixer": MIXER,
+        "feedforward": {"type": "gelu", "width": 256, "bias": True}}  # fmt: skip
+ENCODER = {"embedding_norm": {"type": "layernorm"}, "position": "learned", "layer": POST}
+GPT_LAYER = {"norm": "layernorm", "mixer": MIXER, "feedforward": {"type": "gelu_tanh", "width": 256, "bias": True}}
+GPT = {"position": "learned", "tied_head": True, "layer": GPT_LAYER}
+LLAMA = {"layer": {"mixer": {"heads": 4, "kv_heads": 4}, "feedforward": {"width": 192}}}
+GROUPED = {"heads": 4, "kv_heads": 2}
+FALCON = {"layer": {"norm": "layernorm", "arrangement": "parallel", "mixer": {"heads": 4, "kv_heads": 1},
+                    "feedforward": {"type": "gelu", "width": 256}}}  # fmt: skip
 PAIRS = {"type": "masked_lm", "pair": True}
 FAN_IN = {"init": {"type": "fan_in", "embedding": 1.0}}
 
@@ -56,15 +59,15 @@ class Row:
 
 
 ROWS = (
-    Row("GPT-1, causal", GPT | {"arrangement": "post"}, lr=1e-3, longer=4),
+    Row("GPT-1, causal", GPT | {"layer": GPT_LAYER | {"arrangement": "post"}}, lr=1e-3, longer=4),
     Row("GPT-2, causal", GPT),
-    Row("GPT-3, causal", GPT | {"attention": GPT["attention"] | {"window": 32, "windowed": [False, True]}}),
+    Row("GPT-3, causal", GPT | {"pattern": [{"every": 2, "offset": 1, "mixer": {"window": 32}}]}),
     Row("LLaMA, causal", LLAMA),
-    Row("Llama 2, causal", LLAMA | {"attention": {"heads": 4, "kv_heads": 2}}),
+    Row("Llama 2, causal", LLAMA | {"layer": LLAMA["layer"] | {"mixer": GROUPED}}),
     Row("Falcon, causal", FALCON),
     Row("BLOOM, causal", GPT | {"position": "alibi", "embedding_norm": {"type": "layernorm"}}),
     Row("ChatGLM2, causal", LLAMA | {"position": {"type": "rope", "width": 8, "pairing": "interleaved"},
-                                     "attention": {"heads": 4, "kv_heads": 2, "qkv_bias": True}}),
+                                     "layer": LLAMA["layer"] | {"mixer": GROUPED | {"qkv_bias": True}}}),
     Row("KERPLE, causal", LLAMA | {"position": "kerple_log"}),
     Row("xPos, causal", LLAMA | {"position": "xpos"}),
     Row("RNN, causal", {"body": {"type": "recurrent", "cell": "rnn"}, **FAN_IN}),
@@ -82,18 +85,20 @@ ROWS = (
     Row("RoBERTa, dynamic masks", ENCODER | {"body": {"type": "encoder", "segments": 1}, "head": "masked_lm", "tied_head": True},
         {"type": "masked"}, False, lr=1e-3),
     Row("ALBERT, n-grams + order",
-        ENCODER | {"body": {"type": "encoder", "segments": 2, "embedding_width": 32, "groups": 1}, "head": PAIRS, "tied_head": True},
+        ENCODER | {"body": {"type": "encoder", "segments": 2, "embeddings": 32}, "pattern": [{"at": [1], "share": 0}], "head": PAIRS,
+                   "tied_head": True},
         {"type": "masked", "selection": "ngrams", "pairing": "sentence_order"}, False, lr=1e-3),
     Row("Prefix LM", LLAMA, {"type": "prefix"}, False),
     Row("GLM, blank infilling", GPT | {"position": "learned_2d"}, {"type": "blank_infilling"}, False),
     Row("BART, denoising", ENCODER | {"body": "encoder_decoder", "head": {"type": "language_model", "bias": True}, "tied_head": True},
         {"type": "denoising"}, False, lr=1e-3),
-    Row("Transformer, denoising", {"body": "encoder_decoder", "position": "sinusoidal", "norm": "layernorm", "arrangement": "post",
-                                   "attention": {"heads": 4}, "feedforward": {"type": "relu", "width": 256, "bias": True},
-                                   "tied_head": True}, {"type": "denoising", "noise": "token_masking"}, False, lr=1e-3),
+    Row("Transformer, denoising", {"body": "encoder_decoder", "position": "sinusoidal", "tied_head": True,
+                                   "layer": {"norm": "layernorm", "arrangement": "post", "mixer": {"type": "grouped", "heads": 4},
+                                             "feedforward": {"type": "relu", "width": 256, "bias": True}}},
+        {"type": "denoising", "noise": "token_masking"}, False, lr=1e-3),
     Row("T5, span corruption", {"body": "encoder_decoder", "position": {"type": "t5", "buckets": 16, "max_distance": 64},
-                                "attention": {"type": "grouped", "heads": 4, "score_scale": 1.0, "head_dim": 16},
-                                "feedforward": {"type": "relu", "width": 256}, "init": {"type": "fan_in", "embedding": 1.0},
+                                "layer": {"mixer": {"type": "grouped", "heads": 4, "score_scale": 1.0, "head_dim": 16},
+                                          "feedforward": {"type": "relu", "width": 256}}, "init": {"type": "fan_in", "embedding": 1.0},
                                 "head": {"type": "language_model", "scale_hidden": True}, "tied_head": True},
         {"type": "span_corruption", "sentinels": 16}, False),
 )  # fmt: skip
@@ -122,21 +127,27 @@ def entropies(shards: Shards) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def apart(objective: Masked, run: Path, shards: Path) -> tuple[float, float]:
-    """(nats a hidden token, nats a pair) of a trained model on masks and pairs that it hasn't met."""
-    module = load_model(run).module
+def losses_apart(objective: Masked, run: Path, shards: Path) -> tuple[float, float]:
+    """(nats a hidden token, nats a pair) of a trained model on masks and pairs that it wasn't trained on."""
+    loss = objective.loss(load_model(run).module)
     examples = objective.examples(Shards.open(shards), seq_len=64, seed=1, packing="stream")
     rows = np.random.default_rng(0).choice(examples.rows, min(examples.rows, 1024), replace=False)
-    hidden, pairs, places = (torch.stack(part) for part in zip(
-        *(objective.parts(module, *map(torch.from_numpy, examples.gather(some).arrays())) for some in np.array_split(rows, 16)),
-        strict=True))  # fmt: skip
-    return float(hidden.sum() / places.sum()), float(pairs.sum() / places.sum())
+    batches = np.array_split(rows, 16)
+    found = [loss(to_device(examples.gather(some), torch.device("cpu"))).metrics for some in batches]
+    # Both losses are divided by the hidden tokens: that of pairs is weighted so that this leaves a mean over a batch's pairs.
+    tokens, hidden = (
+        torch.stack(parts).double() for parts in zip(*(each["token_loss"] for each in found), strict=True)
+    )
+    pairs, _ = (torch.stack(parts).double() for parts in zip(*(each["pair_loss"] for each in found), strict=True))
+    sizes = torch.tensor([len(some) for some in batches])
+    return float(tokens.sum() / hidden.sum()), float((pairs / hidden * sizes).sum() / sizes.sum())
 
 
 def measure(row: Row, shards: Path, out: Path, steps: int) -> tuple[float, float, float]:
     """(first loss, mean loss of the last tenth, seconds) of one run."""
+    layers = {} if "cell" in row.model.get("body", ()) else {"layers": 2}  # recurrent bodies have two of their own
     recipe = {
-        "model": {"width": 64, "layers": 2, "context": 128, **row.model}, "objective": row.objective,
+        "model": {"width": 64, "context": 128, **layers, **row.model}, "objective": row.objective,
         "data": {"path": str(shards)}, "optim": {"type": "adamw", "lr": row.lr}, "schedule": {"type": "cosine", "warmup": 20},
         "train": {"steps": steps, "batch_size": 16, "seq_len": 64, "log_every": 1, "device": "cpu"},
         "checkpoint": {"every": steps}, "validation": {"every": 0, "batches": 4},
@@ -186,7 +197,7 @@ def main() -> None:
                 continue
             bound, judged, shown = bigram if row.causal else unigram, last, f"{last:.3f}"
             if "pairing" in row.objective:
-                judged, pair = apart(from_dict(Objective, row.objective), home / f"run{i}", home / "shards")
+                judged, pair = losses_apart(from_dict(Objective, row.objective), home / f"run{i}", home / "shards")
                 shown += f" (tokens {judged:.3f}, pairs {pair:.3f})"
             verdict = "yes" if judged < bound else "NO"
             print(f"| {row.name} | {first:.3f} | {shown} | {bound:.3f} | {verdict} | {seconds:.0f} |", flush=True)

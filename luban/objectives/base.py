@@ -42,11 +42,12 @@ class LossModule(nn.Module):
         raise NotImplementedError
 
     def hidden(self, batch: TensorBatch, **given: Any) -> Tensor:
-        """(B, T, E) hidden states of a one-sided model over packed rows."""
+        """(B, T, E) hidden states of a one-sided model over packed rows. A batch without `documents` and `positions` has
+        one document a row."""
         tokens = batch["tokens"]
         # Only kernels of GPUs use the list of documents: elsewhere another length of it would only make another graph.
         starts = batch["document_starts"] if tokens.is_cuda and "document_starts" in batch else None
-        return self.model(tokens, documents=batch["documents"], positions=batch["positions"], document_starts=starts,
+        return self.model(tokens, documents=batch.get("documents"), positions=batch.get("positions"), document_starts=starts,
                           attention=self.attention, output="hidden", **given)  # fmt: skip
 
 

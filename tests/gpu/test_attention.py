@@ -19,8 +19,9 @@ from luban.kernels.layout import global_random
 from luban.kernels.reference.attention import attention as reference
 from luban.models.build import build_model
 from luban.models.spec import uniform
-from luban.nn.attention.attend import attend
-from luban.nn.attention.prepared_mask import scores
+from luban.nn.attention.attend import attention
+from luban.nn.attention.backend import AttentionBackend
+from luban.nn.attention.prepared_mask import prepare
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.mixer.layout import GlobalRandom, Strided
@@ -88,12 +89,13 @@ def compare(call, qkv, mask, bias=None, parameters=(), layout=None):
 def test_every_kernel_computes_causal_attention(path, width, dtype):
     T = random.choice([512, 777, 1024])
     qkv = draw(2, 8, 2, T, width, dtype)
-    with dispatch.using(path):
-        try:
-            made = scores(AttentionMask(queries=T, keys=T, causal=True, device=qkv[0].device), width=width, dtype=dtype)
-        except UnsupportedError as reason:
-            pytest.skip(str(reason))
-    compare(lambda: attend(*qkv, made), qkv, intervals(T, T, device="cuda"))
+    mask = AttentionMask(queries=T, keys=T, causal=True, device=qkv[0].device)
+    try:
+        made = prepare(mask, head_dim=width, dtype=dtype, kernel=path)
+    except UnsupportedError as reason:
+        pytest.skip(str(reason))
+    assert made.kernel == path
+    compare(lambda: attention(*qkv, made), qkv, intervals(T, T, device="cuda"))
 
 
 def starts_of(documents):
@@ -116,13 +118,15 @@ def test_packed_documents_are_kept_apart(share, width, K):
     documents[0], documents[1, -random.randint(1, T // 2) :] = 0, -1
     documents[2, :9] += torch.arange(9, device="cuda", dtype=torch.int32)
     starts, qkv = starts_of(documents), draw(B, H, K, T, width, torch.bfloat16)
-    visible = AttentionMask(queries=T, keys=T, causal=True, device=qkv[0].device, documents=documents, starts=starts)
-    made = scores(visible, width=width, dtype=torch.bfloat16)
-    assert made.path == ("flash4" if width == 128 and starts.shape[1] <= T // 64 else "luban")
-    with dispatch.using("flash4"):  # the other way for heads of 64, which nobody picks
-        listed = scores(visible, width=width, dtype=torch.bfloat16)
-    compare(lambda: attend(*qkv, listed), qkv, intervals(T, T, documents=documents, device="cuda"))
-    compare(lambda: attend(*qkv, made), qkv, intervals(T, T, documents=documents, device="cuda"))
+    mask = AttentionMask(
+        queries=T, keys=T, causal=True, device=qkv[0].device, documents=documents, document_starts=starts
+    )
+    made = prepare(mask, head_dim=width, dtype=torch.bfloat16)
+    assert made.kernel == ("flash4" if width == 128 and starts.shape[1] <= T // 64 else "luban")
+    listed = prepare(mask, head_dim=width, dtype=torch.bfloat16, kernel="flash4")  # never the fastest for heads of 64
+    assert listed.kernel == "flash4" and listed.cu_seqlens is not None
+    compare(lambda: attention(*qkv, listed), qkv, intervals(T, T, documents=documents, device="cuda"))
+    compare(lambda: attention(*qkv, made), qkv, intervals(T, T, documents=documents, device="cuda"))
 
 
 @pytest.mark.parametrize("form", [None, "alibi", "power", "log", "t5"])
@@ -161,7 +165,7 @@ def test_other_widths_of_heads(width, masked):
 def test_layouts(width, dtype, block, masked):
     T, H = random.randint(600, 1200), 4
     qkv, mask = draw(2, H, 2, T, width, dtype), masked_as(masked, T)
-    layout = global_random(T, block, first=1, random=2, seed=random.randrange(99), heads=H, arrangement=block, device="cuda")
+    layout = global_random(T, block, first=1, random=2, seed=random.randrange(99), heads=H, block=block, device="cuda")
     compare(lambda: flash_attention(*qkv, mask=mask, layout=layout), qkv, mask, layout=layout)
 
 
@@ -172,7 +176,7 @@ def test_layouts(width, dtype, block, masked):
 @pytest.mark.parametrize("packed", [False, True])
 def test_models_compile_into_one_graph_and_agree_with_masks_written_out(method, layout, packed):
     spec = uniform(vocab_size=100, width=256, layers=2, context=600, position=Position.registry.get(method)(),
-                     mixer=Grouped(heads=4, kv_heads=2, layout=layout), feedforward=SwiGLU(width=256))  # fmt: skip
+                   mixer=Grouped(heads=4, kv_heads=2, layout=layout), feedforward=SwiGLU(width=256))  # fmt: skip
     model = build_model(spec, device="cuda", dtype="bfloat16")
     tokens = torch.randint(0, 100, (2, 600), device="cuda")
     documents = torch.sort(torch.randint(0, 4, (2, 600), device="cuda"), 1).values if packed else None
@@ -182,12 +186,12 @@ def test_models_compile_into_one_graph_and_agree_with_masks_written_out(method, 
         at = torch.arange(600, device="cuda").expand(2, -1)
         positions = at - (documents[:, None, :] < documents[:, :, None]).sum(-1)
     results = []
-    for path in ("torch", None):
+    for kernel in ("torch", None):
         torch._dynamo.reset()
-        with dispatch.using(path):
-            run = torch.compile(model, fullgraph=True) if path is None else model
-            logits = run(tokens, documents=documents, positions=positions, starts=starts).float()
-            loss = logits.log_softmax(-1)[..., 3].mean()
-            results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+        run = torch.compile(model, fullgraph=True) if kernel is None else model
+        logits = run(tokens, documents=documents, positions=positions, document_starts=starts,
+                     attention=AttentionBackend(kernel)).float()  # fmt: skip
+        loss = logits.log_softmax(-1)[..., 3].mean()
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     for (name, _), a, b in zip([("loss", None), *model.named_parameters()], *results, strict=True):
         assert error(b, a.double()) < 0.05, name

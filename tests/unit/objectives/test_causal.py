@@ -24,7 +24,7 @@ def model(request):
 
 
 def batch_of(tokens, targets, mask, **others):
-    return {"tokens": tokens, "targets": targets, "loss_mask": mask, "documents": None, "positions": None, **others}
+    return {"tokens": tokens, "targets": targets, "loss_mask": mask, **others}
 
 
 def causal_loss(model, tokens, targets, mask, **others):
