@@ -11,6 +11,7 @@ import torch
 
 from luban.core.plan import ParallelPlan
 from luban.data.batch import Batch
+from luban.data.collate.labelled import LabelledBatch
 from luban.data.collate.masked import PairBatch
 from luban.data.collate.pairing import NextSentence
 from luban.data.collate.source import source_batch
@@ -19,6 +20,7 @@ from luban.models.encoder import EncoderBody
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.head.language_model import LanguageModel
 from luban.models.head.masked_lm import MaskedLM
+from luban.models.head.rows import Classes
 from luban.models.recurrent import RecurrentBody
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.character import CharacterCNN
@@ -36,6 +38,7 @@ from luban.objectives.base import Objective
 from luban.objectives.bidirectional import Bidirectional
 from luban.objectives.causal import Causal
 from luban.objectives.denoising import Denoising
+from luban.objectives.labelled import Labelled
 from luban.objectives.masked import Masked
 from luban.optim.adamw import AdamW
 from luban.parallel.apply import Execution, apply
@@ -74,6 +77,15 @@ def pair_batch(rows: int, rng: np.random.Generator) -> Batch:
                      weights=np.full(rows, 3.0, dtype=np.float32))  # fmt: skip
 
 
+def labelled_batch(rows: int, rng: np.random.Generator) -> Batch:
+    """Texts padded on the right, with a class each."""
+    tokens, ends = rng.integers(0, VOCAB, (rows, TOKENS + 1)), rng.integers(3, TOKENS + 1, (rows, 1))
+    at = np.broadcast_to(np.arange(TOKENS, dtype=np.int32), (rows, TOKENS))
+    return LabelledBatch(tokens=tokens[:, :-1], targets=tokens[:, 1:], loss_mask=at == ends - 1, positions=at,
+                         documents=np.where(at < ends, 0, -1).astype(np.int32), follows=at < ends - 1,
+                         labels=rng.integers(0, 2, rows), weights=np.full(rows, 0.1, dtype=np.float32))  # fmt: skip
+
+
 def translation_batch(rows: int, rng: np.random.Generator) -> Batch:
     """Sources and targets of different lengths."""
     sources, targets = (
@@ -90,6 +102,8 @@ def bidirectional_batch(rows: int, rng: np.random.Generator, *, characters: bool
     return replace(batch, tokens=tokens, targets=both[0], loss_mask=both[1])
 
 
+ENCODER = uniform(**PLAIN, layers=2, mixer=Grouped(heads=4, qkv_bias=True), feedforward=GELU(width=48, bias=True), norm=LayerNorm(),
+                  position=Learned(), body=EncoderBody(segments=2, embeddings=16), head=MaskedLM(pair=True), tied_head=True)  # fmt: skip
 FAMILIES: dict[str, Family] = {
     "decoder": Family(
         uniform(**PLAIN, layers=2, mixer=Grouped(heads=4, kv_heads=2), feedforward=SwiGLU(width=48), tied_head=True),
@@ -99,11 +113,12 @@ FAMILIES: dict[str, Family] = {
                 feedforward=GELU(width=48, bias=True), norm=LayerNorm(), position=KerpleLog(),
                 embedding_norm=LayerNorm()),
         Causal(smoothing=0.1, z_loss=1e-3), packed_batch),
-    "encoder": Family(
-        uniform(**PLAIN, layers=2, mixer=Grouped(heads=4, qkv_bias=True), feedforward=GELU(width=48, bias=True),
-                norm=LayerNorm(), position=Learned(), body=EncoderBody(segments=2, embeddings=16),
-                head=MaskedLM(pair=True), tied_head=True),
-        Masked(pairing=NextSentence()), pair_batch),
+    "classifier": Family(
+        uniform(**PLAIN, layers=2, mixer=Grouped(heads=4), feedforward=SwiGLU(width=48), head=Classes(pooling="last"), tied_head=True),
+        Labelled(labels=("no", "yes"), weight=0.5), labelled_batch),
+    "encoder": Family(ENCODER, Masked(pairing=NextSentence()), pair_batch),
+    "albert": Family(
+        replace(ENCODER, layers=(ENCODER.layers[0], replace(ENCODER.layers[0], share=0)), head=MaskedLM()), Masked(), packed_batch),
     "encoder-decoder": Family(
         uniform(**PLAIN, layers=2, mixer=Grouped(heads=4), feedforward=ReLU(width=48), position=Learned(),
                 body=EncoderDecoderBody(decoder_start=1), head=LanguageModel(scale_hidden=True), tied_head=True),
