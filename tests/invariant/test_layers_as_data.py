@@ -100,8 +100,10 @@ def batches(packed: bool, seed: int) -> list[dict[str, torch.Tensor]]:
     return [tensors(packed_batch(2, rng)) | whole for _ in range(2)]
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("distinct", [1, 4, 12])
+@pytest.mark.parametrize(("distinct", "packed"), [
+    (4, False), (12, False), (4, True),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, False), (1, True), (12, True)))
+])  # fmt: skip
 def test_compiles_a_graph_for_each_distinct_layer(distinct, packed, monkeypatch, seed):
     """Twenty-four layers, two training steps. Where rows are packed, a window changes nothing but a mask that is written
     out anyway, so that layers of one width share a graph."""
