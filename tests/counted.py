@@ -1,6 +1,8 @@
-"""How many matrix products something takes."""
+"""How many matrix products something takes, and which of Luban's kernels it runs."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,4 +17,18 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.count += function in KINDS
+        return function(*args, **(kwargs or {}))
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the calls of each of Luban's own operators inside of it, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        namespace, _, name = function.name().partition("::")
+        if namespace == "luban":
+            self.calls[name] += 1
         return function(*args, **(kwargs or {}))

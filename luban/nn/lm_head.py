@@ -18,6 +18,7 @@ from luban.kernels.limits import CHUNK_ELEMENTS, IGNORED
 from luban.nn.embedding import Embedding
 from luban.nn.int8 import Int8Weight
 from luban.nn.linear import MatmulOwner, Projection
+from luban.nn.precision import at_least_float32
 
 DENSE_ENOUGH = 0.75  # share of trained rows up to which the others are dropped: every new shape costs time and memory
 
@@ -92,7 +93,7 @@ class LMHead(Projection, MatmulOwner):
 
         def chunk(rows: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
             logits = self._logits(rows)
-            return each(logits if logits.dtype == torch.float64 else logits.float(), wanted)
+            return each(at_least_float32(logits), wanted)
 
         size = max(1, CHUNK_ELEMENTS // self.out_features)
         if rows.shape[0] <= size:

@@ -17,6 +17,7 @@ from luban.data.collate.labelled import LabelledRows
 from luban.data.packing import Packing
 from luban.data.shards import Shards
 from luban.nn.attention.backend import AttentionBackend
+from luban.nn.precision import at_least_float32
 from luban.objectives.base import LossModule, LossOutput, Objective, TensorBatch, ignore_untrained
 
 
@@ -73,11 +74,16 @@ class LabelledLoss(LossModule):
     def forward(self, batch: TensorBatch) -> LossOutput:
         """The summed loss of a batch."""
         mask, real = batch["documents"] >= 0, batch["loss_mask"].any(-1)
-        hidden = self.model(batch["tokens"], mask, positions=batch["positions"], attention=self.attention, output="hidden")
-        logits = self.model.head(hidden, mask=mask).float()
+        hidden = self.model(
+            batch["tokens"], mask, positions=batch["positions"], attention=self.attention, output="hidden"
+        )
+        logits = at_least_float32(self.model.head(hidden, mask=mask))
         total = (F.cross_entropy(logits, batch["labels"], reduction="none") * real).sum()
         if not self.language:
             return LossOutput(total)
         language = self.model.head.language_model(hidden, ignore_untrained(batch["targets"], batch["follows"]))
-        metrics = {"class_loss": (total.detach(), real.sum()), "language_loss": (language.detach(), batch["follows"].sum())}
+        metrics = {
+            "class_loss": (total.detach(), real.sum()),
+            "language_loss": (language.detach(), batch["follows"].sum()),
+        }
         return LossOutput(total + batch["weights"][0] * language, metrics)

@@ -15,6 +15,7 @@ from luban.data.collate.special_tokens import MASK, SpecialTokens
 from luban.data.packing import Packing
 from luban.data.shards import Shards
 from luban.nn.attention.backend import AttentionBackend
+from luban.nn.precision import at_least_float32
 from luban.objectives.base import LossModule, LossOutput, Objective, TensorBatch, ignore_untrained
 from luban.objectives.causal import CausalLoss
 
@@ -74,7 +75,7 @@ class PairLoss(LossModule):
         """The summed loss of a batch."""
         hidden = self.hidden(batch, segments=batch["segments"])
         tokens = self.model.head(hidden, ignore_untrained(batch["targets"], batch["loss_mask"]))
-        classes = F.cross_entropy(self.model.head.pairs(hidden).float(), batch["labels"], reduction="none")
+        classes = F.cross_entropy(at_least_float32(self.model.head.pairs(hidden)), batch["labels"], reduction="none")
         classes = (classes * batch["weights"]).sum()
         count = batch["loss_mask"].sum()
         metrics = {"token_loss": (tokens.detach(), count), "pair_loss": (classes.detach(), count)}

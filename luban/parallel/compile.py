@@ -25,7 +25,14 @@ def compiled_loss(loss: LossModule, *, regions: bool) -> LossFunction:
         return torch.compile(loss, dynamic=False, fullgraph=bool(blocks_of(loss)))
     for region in found:
         region.compile(dynamic=False, fullgraph=True)
-    return loss
+    # The regions' code is shared, and torch allows a piece of code 8 graphs; a model may have more kinds of layer.
+    limit = torch._dynamo.config.recompile_limit + len(found)
+
+    def run(batch: TensorBatch) -> LossOutput:
+        with torch._dynamo.config.patch(recompile_limit=limit):
+            return loss(batch)
+
+    return run
 
 
 def stacks_of(module: nn.Module) -> list[TransformerStack]:

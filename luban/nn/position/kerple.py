@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from luban.kernels.distance import DistanceBias, alibi_slopes, kerple_log, kerple_power
 from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape, distance_encoding
+from luban.nn.precision import at_least_float32
 from luban.nn.roles import Role
 
 
@@ -101,7 +102,9 @@ class PowerPositions(KerplePositions):
 
     def distance_bias(self, keys: int) -> DistanceBias:
         """r1 and r2 from what is learned."""
-        return kerple_power(F.softplus(self.raw1.float()), 2 * self.raw2.float().sigmoid(), keys, self.scale)
+        return kerple_power(
+            F.softplus(at_least_float32(self.raw1)), 2 * at_least_float32(self.raw2).sigmoid(), keys, self.scale
+        )
 
 
 class LogPositions(KerplePositions):
@@ -115,4 +118,6 @@ class LogPositions(KerplePositions):
 
     def distance_bias(self, keys: int) -> DistanceBias:
         """r1 and r2 from what is learned."""
-        return kerple_log(F.softplus(self.raw1.float()), F.softplus(self.raw2.float()), keys, self.scale)
+        return kerple_log(
+            F.softplus(at_least_float32(self.raw1)), F.softplus(at_least_float32(self.raw2)), keys, self.scale
+        )

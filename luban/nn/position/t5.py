@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from luban.core.errors import ConfigError
 from luban.kernels.distance import t5
 from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape, distance_encoding
+from luban.nn.precision import at_least_float32
 from luban.nn.roles import Role
 
 INITIAL_STD = 0.02
@@ -64,5 +65,5 @@ class RelativePositions(PositionMethod):
     def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
         """The bias of all distances. Positions must lie below the context, or below the number of keys."""
         reach = max(self.context, key_positions.shape[-1])
-        bias = t5(self.weight.float().t(), reach, max_distance=self.max_distance, causal=self.causal)
+        bias = t5(at_least_float32(self.weight).t(), reach, max_distance=self.max_distance, causal=self.causal)
         return distance_encoding(bias, positions, key_positions)

@@ -239,5 +239,5 @@ def test_what_is_left_out_of_a_jsonl_is_said(recipe, tmp_path, capsys):
 def test_too_many_unusable_rows_name_the_command_that_takes_the_option(recipe, tmp_path):
     rows = tool_rows(10)
     write_rows(Path(recipe.data.path), rows + [{"messages": [{"role": "user", "content": None}]}] * 5)
-    with pytest.raises(DataError, match=r"5 JSON lines .*luban corpus build --bad-share"):
+    with pytest.raises(DataError, match=r"(?s)5 rows with unusable messages.*luban corpus build --bad-share"):
         with_shards(recipe, tmp_path / "cache")

@@ -205,12 +205,45 @@ class Watched(AttentionBackend):
 
 @here
 def test_two_forwards_each_with_its_own_kernel():
-    """Interleaved in one thread and at once in two: the kernel is the backend's, not the process's."""
+    """Interleaved in one thread and at once in two: the kernel is the backend's, not the process's. (One thread for each
+    kernel: Triton's interpreter can't run in two.)"""
     model, tokens = make("rope"), torch.randint(0, 31, (2, 12))
-    backends = [Watched("torch"), Watched("luban")] * 4
-    interleaved = [model(tokens, attention=backend) for backend in backends]
+    backends = {kernel: Watched(kernel) for kernel in ("torch", "luban")}
+    interleaved = [model(tokens, attention=backend) for backend in [*backends.values()] * 2]
+
+    def four(backend):
+        with torch.no_grad():
+            return [model(tokens, attention=backend) for _ in range(4)]
+
     with ThreadPoolExecutor(2) as pool:
-        at_once = list(pool.map(lambda backend: model(tokens, attention=backend), backends))
+        at_once = [out for outs in pool.map(four, backends.values()) for out in outs]
     for other in (*interleaved[1:], *at_once):
         torch.testing.assert_close(interleaved[0], other, rtol=1e-4, atol=1e-4)
-    assert [backend.used for backend in backends[:2]] == [{"torch"}, {"luban"}]
+    assert {kernel: backend.used for kernel, backend in backends.items()} == {"torch": {"torch"}, "luban": {"luban"}}
+
+
+class Interrupted(Watched):
+    """Runs a whole forward of another backend inside of each attention of its own."""
+
+    def __init__(self, kernel, other):
+        super().__init__(kernel)
+        self.other = other
+
+    def attend(self, *args):
+        self.other()
+        return super().attend(*args)
+
+
+@here
+@pytest.mark.parametrize("kernel", ["torch", "luban"])
+def test_a_forward_inside_of_another_keeps_its_own_kernel(kernel):
+    """Values and gradients, the other forward running between the layers of the first."""
+    model, tokens = make("alibi"), torch.randint(0, 31, (2, 12))
+    inner = Watched({"torch": "luban", "luban": "torch"}[kernel])
+    outer = Interrupted(kernel, lambda: model(tokens, attention=inner))
+    found = []
+    for backend in (AttentionBackend("torch"), outer):
+        out = model(tokens, attention=backend)
+        found.append([out, *torch.autograd.grad(out.square().mean(), list(model.parameters()))])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+    assert outer.used == {kernel} and inner.used == {inner.kernel}
