@@ -61,7 +61,7 @@ class Projection(nn.Module):
     def drop_parameters(self) -> None:
         """Free weight and bias, which are None from then on."""
         self.register_parameter("weight", None)
-        self.register_parameter("bias", None)
+        self.bias = None
 
 
 class MatmulOwner:
