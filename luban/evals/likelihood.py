@@ -13,6 +13,7 @@ import torch
 from luban.core.log import progress
 from luban.kernels.limits import IGNORED
 from luban.load.model import LoadedModel
+from luban.models.base import Model
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def windows(token_ids: Sequence[int], scored: Sequence[bool], context: int, stri
 
 
 @torch.inference_mode()
-def negative_log_likelihood(module: torch.nn.Module, cut: Sequence[Window], *, batch_tokens: int = 8192,
+def negative_log_likelihood(module: Model, cut: Sequence[Window], *, batch_tokens: int = 8192,
                             precision: torch.dtype = torch.float32, title: str = "scoring") -> list[float]:  # fmt: skip
     """The summed negative log-likelihood (nats, float64) of the scored targets of each window.
 

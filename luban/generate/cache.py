@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.core.errors import DataError
+from luban.models.base import Model
 from luban.nn.mixer.base import AttentionShape
 
 GROW = 64  # slots are added in steps of at least this many
@@ -72,7 +73,7 @@ class ContiguousCache:
         self.source_mask: Tensor | None = None  # (B, S') bool, false: padding; None: nothing is padded
 
     @classmethod
-    def of(cls, model: nn.Module, batch: int) -> ContiguousCache:
+    def of(cls, model: Model, batch: int) -> ContiguousCache:
         """For `batch` sequences of this model."""
         spec, weight = model.spec, next(model.parameters())
         return cls([layer.mixer.attention(spec.width) for layer in spec.layers], batch=batch, context=spec.context,

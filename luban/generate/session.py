@@ -10,12 +10,12 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from luban.generate.cache import ContextError, ContiguousCache
 from luban.generate.sampler import penalise, sample, uniform
 from luban.generate.sampling import Sampling
-from luban.models.base import require_next_token
+from luban.models.base import Model, require_next_token
 from luban.models.spec import ModelSpec
 
 
@@ -50,9 +50,9 @@ class Session:
         module: a causal decoder; it is called in inference mode. UnsupportedError for any other.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: Model):
         self.module = module.eval()
-        self.spec: ModelSpec = module.spec
+        self.spec = module.spec
         self.require(self.spec)
         self.sequences: list[Sequence] = []
         self.cache: ContiguousCache | None = None
@@ -89,7 +89,7 @@ class Session:
         if rows != list(range(len(prompts))):
             cache.select(rows)
             logits = logits[rows]
-        if self.cache is None:
+        if self.cache is None or self.logits is None:
             self.cache, self.logits = cache, logits
         else:
             self.cache.join(cache)
@@ -148,12 +148,13 @@ class Session:
     def advance(self, going_on: SequenceOf[Sequence]) -> None:
         """Drop the sequences that are not in `going_on` and read the last token of those that are."""
         rows = [row for row, sequence in enumerate(self.sequences) if sequence in going_on]
+        if not rows:
+            self.sequences, self.cache, self.logits = [], None, None
+            return
+        assert self.cache is not None and self.logits is not None
         if len(rows) != len(self.sequences):
             self.sequences = [self.sequences[row] for row in rows]
             self.cache.select(rows)
-        if not self.sequences:
-            self.cache = self.logits = None
-            return
         tokens = torch.tensor([[s.tokens[-1]] for s in self.sequences], device=self.logits.device)
         self.logits = self._next_logits(tokens, None, self.cache)
 

@@ -6,11 +6,13 @@ B sequences, S source tokens, T decoder tokens, V vocabulary.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from luban.core.errors import UnsupportedError
 from luban.generate.cache import ContextError, ContiguousCache
 from luban.generate.session import Sequence, Session, check_ids
+from luban.models.base import Model
+from luban.models.encoder_decoder import EncoderDecoder
 from luban.models.spec import ModelSpec
 from luban.nn.attention.prepared_mask import compute_dtype
 from luban.nn.context import EncoderStates
@@ -33,10 +35,14 @@ class SourceSession(Session):
             raise UnsupportedError("this encoder–decoder doesn't say which token its decoder begins with: give the id as "
                                    "body.decoder_start of its spec.json (decoder_start_token_id of a config.json)")  # fmt: skip
 
+    module: EncoderDecoder
+
     @property
     def start(self) -> int:
         """The token that the decoder begins with."""
-        return (self.spec.body.decoder_start_ids() or ())[0]
+        ids = self.spec.body.decoder_start_ids()
+        assert ids is not None  # `require` refused the model otherwise
+        return ids[0]
 
     def check(self, prompt: list[int]) -> None:
         """Raise ContextError where a source is empty, too long, or holds ids outside the vocabulary."""
@@ -74,6 +80,6 @@ class SourceSession(Session):
         return self.module.read(hidden[:, -1]).float()
 
 
-def session_for(module: nn.Module) -> Session:
+def session_for(module: Model) -> Session:
     """The session that runs this model."""
     return SourceSession(module) if module.spec.body.two_sided else Session(module)

@@ -64,6 +64,7 @@ class AttentionMask:
     def cu_seqlens(self) -> Tensor:
         """(B·C + 1,) int32: where the documents of a packed batch begin, its rows one after another, and the end of
         the last; places without one are documents of no tokens."""
+        assert self.document_starts is not None
         rows = self.document_starts.shape[0]
         offsets = torch.arange(0, rows * self.keys, self.keys, device=self.device, dtype=torch.int32)
         return F.pad((self.document_starts + offsets[:, None]).flatten(), (0, 1), value=rows * self.keys).int()
@@ -89,7 +90,7 @@ class AttentionMask:
         if self.prefix is not None:
             seen = seen | self.prefix[:, None, None, :]
         if self.layout is not None:
-            seen = seen & self._in_blocks()
+            seen = seen & self._in_blocks(self.layout)
         if self.documents is not None:
             runs = _runs(self.documents)
             seen = seen & (runs[:, None, :, None] == runs[:, None, None, :])
@@ -97,13 +98,13 @@ class AttentionMask:
             seen = (seen & self.token_mask[:, None, None, :]) | (key_slots == query_slots)
         return seen
 
-    def _in_blocks(self) -> Tensor:
+    def _in_blocks(self, layout: BlockLayout) -> Tensor:
         """(1 or B, 1 or H, T, S) bool, what the layout leaves. Blocks are counted in real tokens, so that padding before
         them moves none."""
         places_BS = torch.arange(self.keys, device=self.device)[None]
         if self.token_mask is not None:
             places_BS = (self.token_mask.long().cumsum(1) - 1).clamp(min=0)
-        return in_blocks(self.layout.table, self.layout.block, places_BS, self.queries)
+        return in_blocks(layout.table, layout.block, places_BS, self.queries)
 
     def valid(self) -> Tensor | None:
         """(B,) bool, whether padding and prefixes stand where intervals can say so, and before nothing that a layout counts;
@@ -113,8 +114,7 @@ class AttentionMask:
             checks.append(self.token_mask[:, 0])
         if self.token_mask is not None:  # at most one beginning of real slots, at most one end
             checks.append((self.token_mask[:, 1:] & ~self.token_mask[:, :-1]).sum(-1) + self.token_mask[:, 0] <= 1)
-        if self.prefix is not None:
-            prefix = self._real_prefix
+        if (prefix := self._real_prefix) is not None:
             opens = prefix[:, 1:] & ~prefix[:, :-1]  # only where a document (or its real part) begins
             if self.documents is not None:
                 opens = opens & (self.documents[:, 1:] == self.documents[:, :-1])

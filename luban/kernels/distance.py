@@ -45,6 +45,7 @@ class DistanceBias:
     def table(self) -> Tensor:
         """(H, 2S − 1) of what is added to the scaled score at every distance, differentiable."""
         if self.form == "buckets":
+            assert self.buckets is not None
             return self.parameters[0][:, self.buckets.long()]
         away = torch.arange(-self.zero, self.keys, device=self.parameters[0].device, dtype=torch.float32).abs()
         if self.form == "alibi":

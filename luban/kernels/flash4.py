@@ -46,14 +46,14 @@ def _lists(edges: Tensor | None, longest: int | None) -> dict[str, Tensor | int 
 
 
 def _forward(q, k, v, edges, longest, causal, scale):
-    from flash_attn.cute.interface import _flash_attn_fwd
+    from flash_attn.cute.interface import _flash_attn_fwd  # pyright: ignore[reportMissingImports]
 
     found = _flash_attn_fwd(q, k, v, softmax_scale=scale, causal=causal, return_lse=True, **_lists(edges, longest))
     return found[0], found[1]
 
 
 def _backward(do, q, k, v, out, lse, edges, longest, causal, scale):
-    from flash_attn.cute.interface import _flash_attn_bwd
+    from flash_attn.cute.interface import _flash_attn_bwd  # pyright: ignore[reportMissingImports]
 
     found = _flash_attn_bwd(q, k, v, out, do.contiguous(), lse, scale, causal, **_lists(edges, longest))
     return found[0], found[1], found[2]

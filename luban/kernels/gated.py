@@ -56,7 +56,7 @@ def report() -> list[str]:
 
 
 def _tiles(rows: int, cols: int):
-    from quack.gemm_config import GemmConfig
+    from quack.gemm_config import GemmConfig  # pyright: ignore[reportMissingImports]
 
     return GemmConfig(tile_m=rows, tile_n=cols, pingpong=True, cluster_m=1, cluster_n=2, is_dynamic_persistent=False)
 
@@ -68,7 +68,7 @@ def gated_products(x: Tensor, weight: Tensor, down: Tensor) -> tuple[Tensor, Ten
     Gradients flow through the first; they need no more than the arguments and the second, since the inner activation
     comes again with its gradient. Being one operator, it is recomputed or kept as a whole.
     """
-    from quack.gemm_interface import gemm_gated
+    from quack.gemm_interface import gemm_gated  # pyright: ignore[reportMissingImports]
 
     gate_up, inner = gemm_gated(x.contiguous(), weight.t(), activation="swiglu", config=_tiles(192, 128))
     return inner @ down.t(), gate_up
@@ -77,7 +77,7 @@ def gated_products(x: Tensor, weight: Tensor, down: Tensor) -> tuple[Tensor, Ten
 @torch.library.custom_op("luban::gated_products_backward", mutates_args=())
 def gated_products_backward(dy: Tensor, down: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
     """dy (N, O), down (O, I) and gate_up (N, 2I) → (gradient of gate_up, silu(gate) · up (N, I) again)."""
-    from quack.gemm_interface import gemm_dgated
+    from quack.gemm_interface import gemm_dgated  # pyright: ignore[reportMissingImports]
 
     return gemm_dgated(dy.contiguous(), down, gate_up, activation="swiglu", config=_tiles(128, 128))
 

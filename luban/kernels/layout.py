@@ -6,7 +6,7 @@ a shorter one (where a query sees no later key), so that what was computed token
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,30 +15,30 @@ from torch import Tensor
 from luban.core.errors import ConfigError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class BlockLayout:
     """`table[h, m, n]`: block m of queries may see block n of keys. One head serves all.
 
     Args:
         table: (H or 1, M, N) bool.
+        block: side of a block in tokens.
         device: of what is kept; none: the table's.
     """
 
-    table: Tensor | np.ndarray
-    block: int = 64  # side of a block in tokens
-    device: InitVar[torch.device | str | None] = None
-    query_list: Tensor = field(init=False)  # (H or 1, M, most) int32: the key blocks of each query block, padded
-    query_count: Tensor = field(init=False)  # (H or 1, M) int32: how many they are
-    key_list: Tensor = field(init=False)  # (H or 1, N, most): the query blocks that see each key block
-    key_count: Tensor = field(init=False)  # (H or 1, N)
+    table: Tensor  # (H or 1, M, N) bool
+    block: int  # side of a block in tokens
+    query_list: Tensor  # (H or 1, M, most) int32: the key blocks of each query block, padded
+    query_count: Tensor  # (H or 1, M) int32: how many they are
+    key_list: Tensor  # (H or 1, N, most): the query blocks that see each key block
+    key_count: Tensor  # (H or 1, N)
 
-    def __post_init__(self, device: torch.device | str | None):
-        table = self.table
+    def __init__(self, table: Tensor | np.ndarray, block: int = 64, device: torch.device | str | None = None):
         if isinstance(table, Tensor):
             device, table = device or table.device, table.cpu().numpy()
         if table.ndim != 3 or table.dtype != np.bool_:
             raise ConfigError(f"a layout is (heads or 1, query blocks, key blocks) of bool, {table.shape} of {table.dtype} "
                               "given")  # fmt: skip
+        object.__setattr__(self, "block", block)
         arrays = table, *_lists(table), *_lists(table.transpose(0, 2, 1))
         for name, array in zip(("table", "query_list", "query_count", "key_list", "key_count"), arrays, strict=True):
             object.__setattr__(self, name, torch.from_numpy(np.ascontiguousarray(array)).to(device or "cpu"))

@@ -88,7 +88,8 @@ def apply_rotary_qkv(packed_BTP: Tensor, cos: Tensor, sin: Tensor, heads: int, k
 def _like(packed_BTP: Tensor, heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     B, T, P = packed_BTP.shape
     D = P // (heads + 2 * key_heads)
-    return tuple(packed_BTP.new_empty(B, T, count, D).transpose(1, 2) for count in (heads, key_heads, key_heads))
+    q, k, v = (packed_BTP.new_empty(B, T, count, D).transpose(1, 2) for count in (heads, key_heads, key_heads))
+    return q, k, v
 
 
 @torch.library.custom_op("luban::apply_rotary_qkv_backward", mutates_args=())
@@ -96,8 +97,8 @@ def apply_rotary_qkv_backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, s
     """Gradients of the three → of what they came from, (B, T, (H + 2K)·D)."""
     B, H, T, D = dq.shape
     packed = dq.new_empty(B, T, (H + 2 * dk.shape[1]) * D)
-    parts = tuple(x if x.stride(-1) == 1 else x.contiguous() for x in (dq, dk, dv))
-    _launch(packed, parts, cos, sin, back=True)
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (dq, dk, dv))
+    _launch(packed, (q, k, v), cos, sin, back=True)
     return packed
 
 

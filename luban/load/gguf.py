@@ -6,10 +6,9 @@ import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
-
 from luban.core.errors import ArtifactError
 from luban.load.tensors import filled
+from luban.models.base import Model
 from luban.models.convert.base import their_names, to_ours
 from luban.models.convert.gguf_file import open_gguf
 from luban.models.convert.gguf_llama import OUTPUT, ROPE_FACTORS, GGUFLlama
@@ -44,7 +43,7 @@ def packaged_file(name: str) -> Path:
     return file
 
 
-def read_gguf(path: Path, device: str, dtype: str) -> tuple[ModelSpec, nn.Module, Tokenizer, bool]:
+def read_gguf(path: Path, device: str, dtype: str) -> tuple[ModelSpec, Model, Tokenizer, bool]:
     """Specification, module, tokenizer, and whether texts begin with the begin token.
 
     Raises:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifact, read_manifest, read_table
 from luban.core.errors import ArtifactError, DataError, UnsupportedError
@@ -19,6 +18,7 @@ from luban.load.generation import FILE as GENERATION
 from luban.load.generation import Generation, read_generation
 from luban.load.gguf import PACKAGED, packaged_file, read_gguf
 from luban.load.tensors import PICKLED, WEIGHTS, filled, pickle_refusal, read_folder, read_tensors
+from luban.models.base import Model
 from luban.models.convert.base import as_stored, format_of, named_as_now, their_names, to_ours
 from luban.models.spec import SPEC, ModelSpec, read_spec
 from luban.nn.int8 import pack_int8
@@ -36,7 +36,7 @@ class LoadedModel:
     """A model ready to be used."""
 
     spec: ModelSpec
-    module: nn.Module  # in evaluation mode
+    module: Model  # in evaluation mode
     tokenizer: Tokenizer | None  # none where the directory holds none
     name: str  # for people: the directory's name
     path: Path  # the directory (for GGUF the file) that holds the weights
@@ -192,7 +192,7 @@ def _load_gguf(path: Path, name: str, device: str, dtype: str) -> LoadedModel:
     return replace(_loaded(spec, module, tokenizer, name, path, None), begins_with_bos=begins)
 
 
-def _loaded(spec: ModelSpec, module: nn.Module, tokenizer: Tokenizer | None, name: str, path: Path,
+def _loaded(spec: ModelSpec, module: Model, tokenizer: Tokenizer | None, name: str, path: Path,
             manifest: Manifest | None, generation: Generation | None = None) -> LoadedModel:  # fmt: skip
     if tokenizer is not None and tokenizer.vocab_size > spec.vocab_size:
         raise ArtifactError(f"the tokenizer of {path} has {tokenizer.vocab_size} tokens, "

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from luban.core.errors import ArtifactError
+from luban.models.base import Model
 from luban.models.build import build_model, materialise, state_of
 from luban.models.spec import ModelSpec
 
@@ -84,7 +85,7 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 @torch.no_grad()
 def filled(spec: ModelSpec, tensors: Mapping[str, Tensor], source: Path, *, device: str, dtype: str,
-           named: Mapping[str, str] | None = None) -> nn.Module:  # fmt: skip
+           named: Mapping[str, str] | None = None) -> Model:  # fmt: skip
     """The module of `spec` with copies of `tensors` as its parameters, in its own precision and on its device.
 
     Nothing is allocated before every tensor is known to fit. Raises ArtifactError naming a missing or surplus tensor,

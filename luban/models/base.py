@@ -103,13 +103,21 @@ class ModelInput:
 
 
 class Model(nn.Module):
-    """What all models of one side share: a specification, one signature, and a head over the hidden states."""
+    """What all models share: a specification, and a head over the hidden states that `forward` gives on request."""
 
     head: Any  # a module: hidden states → what is read off them
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.spec = spec
+
+    def read(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the head makes of hidden states (B, T, E); `mask` (B, T) for heads that pool rows."""
+        return self.head(hidden, mask=mask) if self.spec.head.pools else self.head(hidden)
+
+
+class OneSidedModel(Model):
+    """What all models of one side share: one signature."""
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None,
                 positions: Tensor | None = None, segments: Tensor | None = None, document_starts: Tensor | None = None,
@@ -146,10 +154,6 @@ class Model(nn.Module):
     def hidden_states(self, given: ModelInput, cache: KVCache | None, attention: AttentionBackend | None) -> Tensor:
         """(B, T, E)."""
         raise NotImplementedError
-
-    def read(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the head makes of hidden states; `mask` (B, T) for heads that pool rows."""
-        return self.head(hidden, mask=mask) if self.spec.head.pools else self.head(hidden)
 
 
 def attention_backend(cache: KVCache | None, attention: AttentionBackend | None) -> AttentionBackend:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from luban.core.errors import ConfigError, nearest
+from luban.models.base import Model
 from luban.models.spec import ModelSpec
 from luban.nn.init import initialise
 
@@ -13,7 +14,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def build_model(spec: ModelSpec, *, device: str | torch.device = "cpu", dtype: str = "float32",
-                seed: int | None = 0) -> nn.Module:  # fmt: skip
+                seed: int | None = 0) -> Model:  # fmt: skip
     """The module of `spec`, its parameters drawn from `seed` and their names.
 
     Args:

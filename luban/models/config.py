@@ -121,7 +121,8 @@ def _stack(table: Mapping[str, Any], base: Sequence[LayerSpec], where: str, *, c
         layers = [_changed(layer, one, f"{where}.layer") for layer in repeated(base, count)]
     else:
         layers = [from_dict(LayerSpec, one, f"{where}.layer")] * count
-    for number, row in enumerate(table.get("pattern") or ()):
+    pattern: Sequence[Mapping[str, Any]] = table.get("pattern") or ()
+    for number, row in enumerate(pattern):
         name = f"{where}.pattern[{number}]"
         changes = {key: value for key, value in row.items() if key not in PATTERN_FIELDS}
         for index in _places(row, count, name):

@@ -13,7 +13,7 @@ from torch import Tensor
 from luban.core.errors import DataError
 from luban.core.opgraph import Op, within
 from luban.core.protocols import KVCache
-from luban.models.base import Body, Model, ModelInput, attention_backend
+from luban.models.base import Body, ModelInput, OneSidedModel, attention_backend
 from luban.models.stack import (
     TransformerStack,
     check_layers,
@@ -48,15 +48,16 @@ class DecoderBody(Body):
         return within("decoder", stack_ops(spec, spec.layers, batch, seq, causal=True))
 
 
-class Decoder(Model):
+class Decoder(OneSidedModel):
     """A stack and a head."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
+        embedding = input_embedding(spec)
         self.decoder = TransformerStack(dict(enumerate(spec.layers)), depth=len(spec.layers), spec=spec,
                                       shape=position_shape(spec, spec.layers, causal=True),
-                                      embedding=input_embedding(spec))  # fmt: skip
-        self.head = spec.head.build(spec, self.decoder.embedding.tokens)
+                                      embedding=embedding)  # fmt: skip
+        self.head = spec.head.build(spec, embedding.tokens)
         shapes = [group.shape for group in self.decoder.groups]
         self.windows, self.layouts = any(s.window for s in shapes), any(s.layout for s in shapes)
 

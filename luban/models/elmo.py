@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from luban.core.errors import ConfigError, DataError
 from luban.core.opgraph import Op, within
 from luban.core.protocols import KVCache
-from luban.models.base import Body, Model, ModelInput, refuse_transformer_fields
+from luban.models.base import Body, ModelInput, OneSidedModel, refuse_transformer_fields
 from luban.models.recurrent import document_runs
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.character import CharacterCNN, CharacterWords
@@ -65,7 +65,7 @@ class ElmoBody(Body):
         return ops
 
 
-class Elmo(Model):
+class Elmo(OneSidedModel):
     """Words, and a stack of LSTMs in each direction."""
 
     def __init__(self, spec: ModelSpec):

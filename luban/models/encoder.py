@@ -13,7 +13,7 @@ from torch import Tensor
 from luban.core.errors import ConfigError, DataError
 from luban.core.opgraph import Op, within
 from luban.core.protocols import KVCache
-from luban.models.base import Body, Model, ModelInput, attention_backend
+from luban.models.base import Body, ModelInput, OneSidedModel, attention_backend
 from luban.models.stack import (
     TransformerStack,
     check_layers,
@@ -58,16 +58,17 @@ class EncoderBody(Body):
         return within("encoder", stack_ops(spec, spec.layers, batch, seq, causal=False, segments=self.segments))
 
 
-class Encoder(Model):
+class Encoder(OneSidedModel):
     """A stack and a head."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
         assert isinstance(spec.body, EncoderBody)
+        embedding = input_embedding(spec, segments=spec.body.segments)
         self.encoder = TransformerStack(dict(enumerate(spec.layers)), depth=len(spec.layers), spec=spec,
                                       shape=position_shape(spec, spec.layers, causal=False),
-                                      embedding=input_embedding(spec, segments=spec.body.segments))  # fmt: skip
-        self.head = spec.head.build(spec, self.encoder.embedding.tokens)
+                                      embedding=embedding)  # fmt: skip
+        self.head = spec.head.build(spec, embedding.tokens)
 
     def hidden_states(self, given: ModelInput, cache: KVCache | None, attention: AttentionBackend | None) -> Tensor:
         """(B, T, E). Raises DataError for a cache, or for segments without a table."""

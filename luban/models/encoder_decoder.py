@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from luban.core.errors import ConfigError, DataError
 from luban.core.opgraph import Op, within
 from luban.core.protocols import KVCache
-from luban.models.base import Body, attention_backend
+from luban.models.base import Body, Model, attention_backend
 from luban.models.stack import (
     TransformerStack,
     check_layers,
@@ -67,12 +67,11 @@ class EncoderDecoderBody(Body):
         return [*within("encoder", stack_ops(spec, spec.encoder, batch, seq, causal=False)), *within("decoder", decoder)]
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(Model):
     """Two stacks that share their token embeddings, and a head on the decoder's."""
 
     def __init__(self, spec: ModelSpec):
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec)
         tokens = Embedding(spec.vocab_size, spec.width)
         self.encoder = TransformerStack(dict(enumerate(spec.encoder)), depth=len(spec.encoder), spec=spec,
                                         shape=position_shape(spec, spec.encoder, causal=False),
@@ -114,12 +113,10 @@ class EncoderDecoder(nn.Module):
             raise DataError(
                 "an encoder–decoder reads one source and one target a row: it takes no documents or segments"
             )
-        states = self.encode(tokens, mask, attention=attention) if encoder_states is None else encoder_states
+        if encoder_states is None:
+            assert tokens is not None
+            encoder_states = self.encode(tokens, mask, attention=attention)
         ctx = forward_context(self.decoder, decoder_tokens, decoder_mask, positions, attention_backend(cache, attention),
-                              encoder=states)  # fmt: skip
+                              encoder=encoder_states)  # fmt: skip
         hidden = self.decoder(decoder_tokens, ctx)
         return hidden if output == "hidden" else self.read(hidden, decoder_mask)
-
-    def read(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the head makes of hidden states (B, T, E); `mask` (B, T) for heads that pool rows."""
-        return self.head(hidden, mask=mask) if self.spec.head.pools else self.head(hidden)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from luban.core.errors import ConfigError, DataError
 from luban.core.opgraph import Op, within
 from luban.core.protocols import KVCache
-from luban.models.base import Body, Model, ModelInput, refuse_transformer_fields
+from luban.models.base import Body, ModelInput, OneSidedModel, refuse_transformer_fields
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.embedding import Embedding
 from luban.nn.recurrent.base import Cell, sequences
@@ -54,7 +54,7 @@ class RecurrentBody(Body):
         return ops
 
 
-class Recurrent(Model):
+class Recurrent(OneSidedModel):
     """Cells one after the other."""
 
     def __init__(self, spec: ModelSpec):

@@ -22,7 +22,7 @@ from luban.nn.attention.prepared_mask import compute_dtype
 from luban.nn.context import AttentionGroup, EncoderStates, ForwardContext
 from luban.nn.embedding import Embedding, InputEmbedding
 from luban.nn.mixer.base import LayerShape
-from luban.nn.position.base import PositionShape
+from luban.nn.position.base import Position, PositionShape
 
 if TYPE_CHECKING:
     from luban.models.spec import ModelSpec
@@ -49,7 +49,8 @@ class TransformerStack(nn.Module):
         self.blocks = nn.ModuleDict()
         self.block_of: dict[int, str] = {}  # layer → its block, another's where parameters are shared
         self.layer_positions = nn.ModuleDict()
-        methods, groups = {None: 0}, {}
+        methods: dict[Position | None, int] = {None: 0}
+        groups: dict[AttentionGroup, int] = {}
         self.group_of: dict[int, int | None] = {}
         for index, layer in layers.items():
             owner = index if layer.share is None else layer.share
@@ -87,7 +88,8 @@ def forward_context(stack: TransformerStack, tokens: Tensor, mask: Tensor | None
 
     Args:
         tokens: (B, T). mask: (B, T) bool, true where real. positions: (B, T) or (1, T); None: counted.
-        documents, document_starts: as in `Model.forward`. prefix: (B, T) bool, keys that all queries of their document see.
+        documents, document_starts: as in `OneSidedModel.forward`.
+        prefix: (B, T) bool, keys that all queries of their document see.
         encoder: what decoder layers cross-attend to.
     """
     queries, counted, real = tokens.shape[1], positions is None, mask

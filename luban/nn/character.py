@@ -75,6 +75,7 @@ class Filters(nn.Conv1d):
 
     def draw_parameters(self, draw) -> None:
         """Standard deviation 1/√inputs, biases 0."""
+        assert self.bias is not None
         fan_in = self.weight[0].numel()
         self.weight.copy_(draw("weight", self.weight.shape).mul_(fan_in**-0.5))
         self.bias.zero_()

@@ -8,6 +8,8 @@ is kept in bf16.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -94,7 +96,8 @@ class _Float8Gated(torch.autograd.Function):
 
         gate_up = scaled_product(*by_rows(x_NE), *by_rows(weight_WE), x_NE.dtype)
         ctx.save_for_backward(x_NE, weight_WE, down_OI, gate_up)
-        return scaled_product(*swiglu_rows(gate_up, E4M3), *by_rows(down_OI), x_NE.dtype)
+        inner, scales = swiglu_rows(gate_up, E4M3)
+        return scaled_product(inner, scales, *by_rows(down_OI), x_NE.dtype)
 
     @staticmethod
     def backward(ctx, dy_NO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -110,8 +113,8 @@ class _Float8Gated(torch.autograd.Function):
 
 # Torch 2.11's compiler, where it looks into these two, makes their gradients zeros and keeps what recomputation was to
 # compute again; `allow_in_graph` makes it take them as they are.
-_product = torch.compiler.allow_in_graph(lambda *factors: _Float8Product.apply(*factors))
-_gated = torch.compiler.allow_in_graph(lambda *factors: _Float8Gated.apply(*factors))
+_product: Any = torch.compiler.allow_in_graph(lambda *factors: _Float8Product.apply(*factors))
+_gated: Any = torch.compiler.allow_in_graph(lambda *factors: _Float8Gated.apply(*factors))
 
 
 def by_rows(x_RC: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,17 @@ from luban.core.errors import ConfigError
 from luban.core.registry import Registry, Variant
 from luban.core.seeding import derive
 from luban.nn.linear import Projection
+
+Draw = Callable[[str, torch.Size], Tensor]  # a parameter's name in its module and its shape → standard normal numbers
+
+
+@runtime_checkable
+class DrawsParameters(Protocol):
+    """A module with an initialisation of its own."""
+
+    def draw_parameters(self, draw: Draw) -> None:
+        """Set the parameters that it owns itself, in place."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +122,7 @@ def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int)
             generator = torch.Generator().manual_seed(derive(seed, f"{prefix}.{name}"))
             return torch.randn(shape, generator=generator)
 
-        if hasattr(module, "draw_parameters"):
+        if isinstance(module, DrawsParameters):
             module.draw_parameters(draw)
         elif isinstance(module, Projection):
             std = how.linear_std(module) * module.init_gain

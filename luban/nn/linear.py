@@ -7,7 +7,7 @@ adapters and 8-bit matmuls work on every path. I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,11 @@ class Projection(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
         self.parameter_roles: dict[str, Role] = {"weight": role, "bias": "bias"}
+
+    def drop_parameters(self) -> None:
+        """Free weight and bias, which are None from then on."""
+        self.register_parameter("weight", None)
+        self.bias = None
 
 
 class MatmulOwner:
@@ -125,7 +130,7 @@ class Linear(Projection, MatmulOwner):
     def pack_int8(self) -> None:
         """In place."""
         self.int8 = nn.ModuleDict({"weight": Int8Weight(self.weight, self.bias)})
-        self.weight = self.bias = None
+        self.drop_parameters()
 
 
 class JointLinear(nn.Module, MatmulOwner):
@@ -168,7 +173,7 @@ class JointLinear(nn.Module, MatmulOwner):
         term = self.term(name, x)
         return y if term is None else y + term
 
-    def _joint_plus(self, y: Tensor, x: Tensor, sizes: list[int]) -> Tensor:
+    def _joint_plus(self, y: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:
         start = 0
         for name, size in zip(self.names, sizes, strict=True):
             if (term := self.term(name, x)) is not None:
@@ -186,14 +191,18 @@ class JointLinear(nn.Module, MatmulOwner):
 class QKVLinear(JointLinear):
     """Queries, keys and values of one input: weights q (H·D, E), k and v (K·D, E)."""
 
+    q: Projection
+    k: Projection
+    v: Projection
+
     def __init__(self, width: int, *, queries: int, keys: int, bias: bool):
         super().__init__(width, {"q": queries, "k": keys, "v": keys}, bias=bias)
 
 
 def joined(*projections: Projection) -> tuple[Tensor, Tensor | None]:
     """Weights and biases one below the other, for one matmul."""
-    bias = None if projections[0].bias is None else torch.cat([p.bias for p in projections])
-    return torch.cat([p.weight for p in projections]), bias
+    biases: list[Tensor] = [p.bias for p in projections if p.bias is not None]  # all have one, or none
+    return torch.cat([p.weight for p in projections]), torch.cat(biases) if biases else None
 
 
 def trains_fused(x: Tensor) -> bool:

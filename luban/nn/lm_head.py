@@ -105,7 +105,7 @@ class LMHead(Projection, MatmulOwner):
     def pack_int8(self) -> None:
         """In place; a tied embedding keeps its own weight."""
         self.int8 = nn.ModuleDict({"weight": Int8Weight(self.weight, self.bias)})
-        self.weight = self.bias = None
+        self.drop_parameters()
 
 
 def _cross_entropy_sum(logits: Tensor, wanted: Tensor, smoothing: float, z_loss: float) -> Tensor:

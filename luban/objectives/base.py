@@ -33,6 +33,8 @@ class LossModule(nn.Module):
         attention: how the model computes attention; None: by the fastest kernel that can serve.
     """
 
+    model: Any  # a `luban.models.base.Model`, which this package may not import: models stand beside objectives
+
     def __init__(self, model: nn.Module, attention: AttentionBackend | None = None):
         super().__init__()
         self.model, self.attention = model, attention

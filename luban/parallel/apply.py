@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.plan import ParallelPlan
+from luban.models.base import Model
 from luban.models.build import materialise, state_of
 from luban.nn.float8 import use_float8
 from luban.nn.init import initialise
@@ -46,7 +47,7 @@ def apply(loss: LossModule, plan: ParallelPlan, optimizer: OptimizerConfig, *, e
         adapt: changes the model before anything is placed (adapters).
         evaluation: measures held-out batches with the same model; None: `loss`.
     """
-    model: nn.Module = loss.model
+    model: Model = loss.model
     blocks = blocks_of(model)
     # Adapters first: everything below must see their modules, too.
     if adapt is not None:

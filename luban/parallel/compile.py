@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from luban.models.arrangement.base import Block
 from luban.models.stack import TransformerStack
 from luban.objectives.base import LossModule, LossOutput, TensorBatch
 
@@ -40,9 +41,9 @@ def stacks_of(module: nn.Module) -> list[TransformerStack]:
     return [part for part in module.modules() if isinstance(part, TransformerStack)]
 
 
-def blocks_of(module: nn.Module) -> list[nn.Module]:
+def blocks_of(module: nn.Module) -> list[Block]:
     """The blocks of every stack in the module."""
-    return [block for stack in stacks_of(module) for block in stack.blocks.values()]
+    return [part for part in module.modules() if isinstance(part, Block)]
 
 
 def compilable_regions(module: nn.Module) -> list[nn.Module]:

@@ -55,7 +55,7 @@ def flash_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Int
         weight, buckets, table = bias.parameters[0], bias.buckets, (bias.table().detach() * LOG2E).contiguous()
     elif bias is not None:
         numbers = bias.numbers()
-        numbers = numbers.detach() if bias.form == "alibi" else numbers
+        numbers = numbers.detach() if numbers is not None and bias.form == "alibi" else numbers
     lists = (None,) * 4
     if layout is not None:
         lists = layout.query_list, layout.query_count, layout.key_list, layout.key_count

@@ -16,7 +16,7 @@ class PostNormBlock(Block):
     def arranged(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         x_BTE = self.mixer_norm(x_BTE + self.mixer(x_BTE, ctx))
-        if self.cross is not None:
+        if self.cross is not None and self.cross_norm is not None:
             x_BTE = self.cross_norm(x_BTE + self.cross(x_BTE, ctx))
         return self.feedforward_norm(x_BTE + self.feedforward(x_BTE))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from luban.core.errors import UnsupportedError
 from luban.models.arrangement.post import PostNorm
-from luban.models.convert.base import Fields, Pair, activation_name, plain_feedforward, uniform_layer
+from luban.models.convert.base import Fields, Pair, activation_name, attention_of, plain_feedforward, uniform_layer
 from luban.models.convert.decoder_start import decoder_start, encoder_decoder
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.head.base import Head
@@ -103,15 +103,16 @@ class Bart:
         layer = uniform_layer(spec)
         if layer is None:
             return None
-        body, attention, norm = spec.body, layer.mixer, LayerNorm()
+        body, attention, norm = spec.body, attention_of(layer), LayerNorm()
         count = spec.head.count if isinstance(spec.head, Classes) else 0
         names = {LanguageModel(bias=True): LM, Hidden(): "BartModel", Span(): "BartForQuestionAnswering",
                  Classes(count=count or 1, pooling="last"): "BartForSequenceClassification"}  # fmt: skip
-        known = (isinstance(body, EncoderDecoderBody) and isinstance(attention, Grouped) and layer.norm == norm
-                 and spec.embedding_norm == norm and spec.position == Learned(offset=OFFSET) and spec.head in names
+        known = (layer.norm == norm and spec.embedding_norm == norm
+                 and spec.position == Learned(offset=OFFSET) and spec.head in names
                  and isinstance(layer.arrangement, PostNorm) and spec.tied_head == isinstance(spec.head, LanguageModel)
                  and activation_name(layer.feedforward) and layer.feedforward.bias)  # fmt: skip
-        if not known or attention != Grouped(heads=attention.heads, qkv_bias=True, output_bias=True):
+        plain = attention == Grouped(heads=attention.heads, qkv_bias=True, output_bias=True)
+        if not (known and plain and isinstance(body, EncoderDecoderBody)):
             return None
         return {
             "architectures": [names[spec.head]], "model_type": "bart", "is_encoder_decoder": True,

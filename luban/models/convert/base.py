@@ -206,7 +206,7 @@ def format_of(config: Mapping[str, Any]) -> Format:
 
 
 def uniform_layer(spec: ModelSpec, *, windows: bool = False, shared: bool = False) -> LayerSpec | None:
-    """The layer that all of a model are like, as foreign formats have it; None where they differ.
+    """The layer that all of a model are like, as foreign formats have it; None where they differ or aren't `Grouped`.
 
     Args:
         windows: attention windows may differ; the layer is then given without one.
@@ -214,11 +214,24 @@ def uniform_layer(spec: ModelSpec, *, windows: bool = False, shared: bool = Fals
     """
     found = set()
     for layer in (*spec.layers, *spec.encoder):
-        if layer.position is not None or (layer.share is not None and not shared):
+        shares = layer.share is not None and not shared
+        if layer.position is not None or shares or not isinstance(layer.mixer, Grouped):
             return None
-        mixer = replace(layer.mixer, window=None) if windows and isinstance(layer.mixer, Grouped) else layer.mixer
+        mixer = replace(layer.mixer, window=None) if windows else layer.mixer
         found.add(replace(layer, mixer=mixer, cross=False, share=None))
     return found.pop() if len(found) == 1 else None
+
+
+def attention_of(layer: LayerSpec) -> Grouped:
+    """The layer's mixer, of a model that a foreign format expresses: all of them attend in groups of heads."""
+    assert isinstance(layer.mixer, Grouped)
+    return layer.mixer
+
+
+def qkv_names(block: str, kind: str) -> tuple[str, str, str]:
+    """Our names of a block's query, key and value weights; `kind`: "weight" or "bias"."""
+    q, k, v = (f"{block}.mixer.qkv.{part}.{kind}" for part in "qkv")
+    return q, k, v
 
 
 def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
@@ -263,7 +276,7 @@ def as_stored(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> Mo
         return spec
     untied = replace(spec, tied_head=False)
     names = {pair.ours: pair.theirs for pair in form.pairs(untied) if isinstance(pair, Pair)}
-    table = names.get("head.weight", names.get("head.vocabulary.weight"))
+    table = names.get("head.weight", names.get("head.vocabulary.weight", ""))
     embedding = next(theirs for ours, theirs in names.items() if ours.endswith("embedding.tokens.weight"))
     held = table in theirs and embedding in theirs and theirs[table].shape == theirs[embedding].shape
     return untied if held and not torch.equal(theirs[table], theirs[embedding]) else spec

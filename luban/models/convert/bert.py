@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from luban.core.errors import UnsupportedError
 from luban.models.arrangement.post import PostNorm
-from luban.models.convert.base import Fields, Pair, activation_name, plain_feedforward, uniform_layer
+from luban.models.convert.base import Fields, Pair, activation_name, attention_of, plain_feedforward, uniform_layer
 from luban.models.encoder import EncoderBody
 from luban.models.head.base import Head
 from luban.models.head.hidden import Hidden
@@ -124,8 +124,8 @@ class Bert:
         layer = uniform_layer(spec, shared=self.shared)
         if layer is None:
             return None
-        body, attention, head = spec.body, layer.mixer, spec.head
-        if not (isinstance(body, EncoderBody) and isinstance(attention, Grouped) and isinstance(layer.arrangement, PostNorm)
+        body, attention, head = spec.body, attention_of(layer), spec.head
+        if not (isinstance(body, EncoderBody) and isinstance(layer.arrangement, PostNorm)
                 and isinstance(layer.norm, LayerNorm) and isinstance(spec.position, Learned) and body.segments
                 and spec.embedding_norm == layer.norm and activation_name(layer.feedforward)):  # fmt: skip
             return None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.base import Fields, Fused, Pair, uniform_layer
+from luban.models.convert.base import Fields, Fused, Pair, attention_of, qkv_names, uniform_layer
 from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.convert.gpt2 import KINDS, biased
 from luban.models.spec import ModelSpec, uniform
@@ -51,29 +51,29 @@ class Bloom:
         layer = uniform_layer(spec)
         if layer is None:
             return None
+        heads = attention_of(layer).heads
         if not (type(spec.position) is Alibi and isinstance(layer.arrangement, PreNorm) and layer.norm == spec.embedding_norm
                 and isinstance(layer.norm, LayerNorm) and layer.norm.bias
-                and layer.mixer == biased(layer.mixer.heads)
+                and layer.mixer == biased(heads)
                 and layer.feedforward == TanhGELU(width=4 * spec.width, bias=True)):  # fmt: skip
             return None
         head = write_head(spec.head, "Bloom")
         return head and {
             **head, "model_type": "bloom", "vocab_size": spec.vocab_size,
-            "hidden_size": spec.width, "n_layer": len(spec.layers), "n_head": layer.mixer.heads,
+            "hidden_size": spec.width, "n_layer": len(spec.layers), "n_head": heads,
             "seq_length": spec.context, "layer_norm_epsilon": layer.norm.eps, "tie_word_embeddings": spec.tied_head,
         }  # fmt: skip
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
         """Tensor by tensor."""
-        layer = spec.layers[0]
-        heads = layer.mixer.heads
+        heads = attention_of(spec.layers[0]).heads
         yield Pair("decoder.embedding.tokens.weight", "transformer.word_embeddings.weight")
         for kind in KINDS:
             yield Pair(f"decoder.embedding.norm.{kind}", f"transformer.word_embeddings_layernorm.{kind}")
             for index in range(len(spec.layers)):
                 ours, theirs = f"decoder.blocks.{index}", f"transformer.h.{index}"
-                yield Fused(tuple(f"{ours}.mixer.qkv.{p}.{kind}" for p in "qkv"),
-                            f"{theirs}.self_attention.query_key_value.{kind}", heads, heads, by_head=True)  # fmt: skip
+                names = qkv_names(ours, kind)
+                yield Fused(names, f"{theirs}.self_attention.query_key_value.{kind}", heads, heads, by_head=True)
                 for mine, foreign in NAMES:
                     yield Pair(f"{ours}.{mine}.{kind}", f"{theirs}.{foreign}.{kind}")
             yield Pair(f"decoder.norm.{kind}", f"transformer.ln_f.{kind}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from luban.core.errors import ArtifactError
 from luban.models.arrangement.chatglm import NormedResidual
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.base import Fields, Fused, Pair, uniform_layer
+from luban.models.convert.base import Fields, Fused, Pair, attention_of, qkv_names, uniform_layer
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.feedforward.plain import TanhGELU
@@ -94,11 +94,12 @@ class ChatGLM:
         layer = uniform_layer(spec)
         if layer is None:
             return None
-        attention, common = layer.mixer, {
+        attention = attention_of(layer)
+        common = {
             "architectures": ["ChatGLMModel"], "model_type": "chatglm", "hidden_size": spec.width,
-            "num_layers": len(spec.layers), "num_attention_heads": layer.mixer.heads, "layernorm_epsilon": layer.norm.eps,
+            "num_layers": len(spec.layers), "num_attention_heads": attention.heads, "layernorm_epsilon": layer.norm.eps,
         }  # fmt: skip
-        if spec.embedding_norm is not None or not isinstance(attention, Grouped):
+        if spec.embedding_norm is not None:
             return None
         if self.first(spec):
             known = (spec.position == Rope2D() and isinstance(layer.norm, LayerNorm) and layer.norm.bias and spec.tied_head
@@ -128,14 +129,13 @@ class ChatGLM:
 
     def of_first(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
         """ChatGLM-6B's: queries, keys and values head by head, biases everywhere."""
-        layer = spec.layers[0]
-        heads = layer.mixer.heads
+        heads = attention_of(spec.layers[0]).heads
         yield Pair("decoder.embedding.tokens.weight", "transformer.word_embeddings.weight")
         for kind in KINDS:
             for index in range(len(spec.layers)):
                 ours, theirs = f"decoder.blocks.{index}", f"transformer.layers.{index}"
-                yield Fused(tuple(f"{ours}.mixer.qkv.{p}.{kind}" for p in "qkv"),
-                            f"{theirs}.attention.query_key_value.{kind}", heads, heads, by_head=True)  # fmt: skip
+                names = qkv_names(ours, kind)
+                yield Fused(names, f"{theirs}.attention.query_key_value.{kind}", heads, heads, by_head=True)
                 yield from (Pair(f"{ours}.{mine}.{kind}", f"{theirs}.{foreign}.{kind}") for mine, foreign in FIRST)
             yield Pair(f"decoder.norm.{kind}", f"transformer.final_layernorm.{kind}")
         if not spec.tied_head:
@@ -143,15 +143,13 @@ class ChatGLM:
 
     def of_second(self, spec: ModelSpec) -> Iterator[Pair | Fused | Stacked]:
         """ChatGLM2-6B's and ChatGLM3-6B's: all queries, all keys, all values."""
-        layer = spec.layers[0]
-        attention = layer.mixer
+        attention = attention_of(spec.layers[0])
         yield Pair("decoder.embedding.tokens.weight", "transformer.embedding.word_embeddings.weight")
         for index in range(len(spec.layers)):
             ours, theirs = f"decoder.blocks.{index}", f"transformer.encoder.layers.{index}"
             for kind in KINDS if attention.qkv_bias else KINDS[:1]:
-                yield Fused(tuple(f"{ours}.mixer.qkv.{p}.{kind}" for p in "qkv"),
-                            f"{theirs}.self_attention.query_key_value.{kind}", attention.heads, attention.key_heads(),
-                            by_head=False)  # fmt: skip
+                yield Fused(qkv_names(ours, kind), f"{theirs}.self_attention.query_key_value.{kind}",
+                            attention.heads, attention.key_heads(), by_head=False)  # fmt: skip
             yield Stacked((f"{ours}.feedforward.gate.weight", f"{ours}.feedforward.up.weight"),
                           f"{theirs}.mlp.dense_h_to_4h.weight")  # fmt: skip
             yield from (Pair(f"{ours}.{mine}.weight", f"{theirs}.{foreign}.weight") for mine, foreign in SECOND)

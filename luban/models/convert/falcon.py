@@ -10,7 +10,16 @@ from typing import Any
 from luban.core.errors import UnsupportedError
 from luban.models.arrangement.parallel import Parallel
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.base import Fields, Fused, Pair, activation_name, plain_feedforward, uniform_layer
+from luban.models.convert.base import (
+    Fields,
+    Fused,
+    Pair,
+    activation_name,
+    attention_of,
+    plain_feedforward,
+    qkv_names,
+    uniform_layer,
+)
 from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.convert.llama import rotary, rotary_parameters
 from luban.models.spec import ModelSpec, uniform
@@ -63,7 +72,7 @@ class Falcon:
         layer = uniform_layer(spec)
         if layer is None:
             return None
-        attention, block, activation = layer.mixer, layer.arrangement, activation_name(layer.feedforward)
+        attention, block, activation = attention_of(layer), layer.arrangement, activation_name(layer.feedforward)
         bias, keys = layer.feedforward.bias, attention.key_heads()
         layernorm = isinstance(layer.norm, LayerNorm) and layer.norm.bias and spec.embedding_norm is None
         plain = attention == Grouped(heads=attention.heads, kv_heads=keys, qkv_bias=bias, output_bias=bias)
@@ -71,7 +80,8 @@ class Falcon:
         if not (layernorm and plain and activation and isinstance(block, (Parallel, PreNorm)) and positions):
             return None
         parallel = isinstance(block, Parallel)
-        grouped = parallel and (block.norms == 2 or keys not in (1, attention.heads))
+        norms = block.norms if parallel else None
+        grouped = parallel and (norms == 2 or keys not in (1, attention.heads))
         if not grouped and keys not in (1, attention.heads):
             return None
         head = write_head(spec.head, "Falcon")
@@ -79,7 +89,7 @@ class Falcon:
             **head, "model_type": "falcon", "vocab_size": spec.vocab_size,
             "hidden_size": spec.width, "num_hidden_layers": len(spec.layers), "num_attention_heads": attention.heads,
             "num_kv_heads": keys, "new_decoder_architecture": grouped, "multi_query": keys == 1 and not grouped,
-            "parallel_attn": parallel, "num_ln_in_parallel_attn": block.norms if grouped else None,
+            "parallel_attn": parallel, "num_ln_in_parallel_attn": norms if grouped else None,
             "bias": bias, "activation": activation, "ffn_hidden_size": layer.feedforward.width,
             "max_position_embeddings": spec.context, "layer_norm_epsilon": layer.norm.eps,
             "tie_word_embeddings": spec.tied_head, **positions,
@@ -88,15 +98,14 @@ class Falcon:
     def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
         """Tensor by tensor."""
         layer = spec.layers[0]
-        attention, dense = layer.mixer, ("weight", "bias") if layer.feedforward.bias else ("weight",)
+        attention, dense = attention_of(layer), ("weight", "bias") if layer.feedforward.bias else ("weight",)
         norms = _norms(spec)
         yield Pair("decoder.embedding.tokens.weight", "transformer.word_embeddings.weight")
         for index in range(len(spec.layers)):
             ours, theirs = f"decoder.blocks.{index}", f"transformer.h.{index}"
             for kind in dense:
-                yield Fused(tuple(f"{ours}.mixer.qkv.{p}.{kind}" for p in "qkv"),
-                            f"{theirs}.self_attention.query_key_value.{kind}", attention.heads,
-                            attention.key_heads(), by_head=True)  # fmt: skip
+                yield Fused(qkv_names(ours, kind), f"{theirs}.self_attention.query_key_value.{kind}",
+                            attention.heads, attention.key_heads(), by_head=True)  # fmt: skip
                 yield from (Pair(f"{ours}.{mine}.{kind}", f"{theirs}.{foreign}.{kind}") for mine, foreign in DENSE)
             for mine, foreign in norms:
                 yield from (Pair(f"{ours}.{mine}.{k}", f"{theirs}.{foreign}.{k}") for k in ("weight", "bias"))
@@ -118,6 +127,6 @@ def _norms(spec: ModelSpec) -> tuple[tuple[str, str], ...]:
     layer = spec.layers[0]
     if isinstance(layer.arrangement, PreNorm):
         return (("mixer_norm", "input_layernorm"), ("feedforward_norm", "post_attention_layernorm"))
-    if layer.arrangement.norms == 2:
+    if isinstance(layer.arrangement, Parallel) and layer.arrangement.norms == 2:
         return (("mixer_norm", "ln_attn"), ("feedforward_norm", "ln_mlp"))
     return (("mixer_norm", "input_layernorm"),)

@@ -46,9 +46,9 @@ class GGUFFile:
     """An opened file: `metadata` by key, `stored` tensors by name; the file stays mapped while this lives."""
 
     path: Path
+    data: mmap.mmap
     metadata: dict[str, Any] = field(default_factory=dict)
     stored: dict[str, Stored] = field(default_factory=dict)
-    data: mmap.mmap | None = None
 
     def tensor(self, name: str) -> Tensor:
         """One tensor in float32."""
@@ -84,7 +84,7 @@ def _read(path: Path, reader: Reader) -> GGUFFile:
     if version not in (2, 3):
         raise UnsupportedError(f"{path} is GGUF version {version} or big-endian; little-endian 2 and 3 are read")
     count, keys = reader.scalar("<Q"), reader.scalar("<Q")
-    opened = GGUFFile(path, data=reader.data)
+    opened = GGUFFile(path, reader.data)
     for _ in range(keys):
         key = reader.string()
         opened.metadata[key] = reader.value(reader.scalar("<I"))

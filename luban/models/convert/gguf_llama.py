@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import ArtifactError, UnsupportedError
-from luban.models.convert.base import Pair
+from luban.models.convert.base import Pair, attention_of
 from luban.models.convert.llama import Llama
 from luban.models.spec import ModelSpec
 from luban.nn.position.rope import Rope
@@ -98,8 +98,7 @@ class GGUFLlama:
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
-        layer = spec.layers[0]
-        attention = layer.mixer
+        attention = attention_of(spec.layers[0])
         yield Pair("decoder.embedding.tokens.weight", "token_embd.weight")
         for index in range(len(spec.layers)):
             ours, theirs = f"decoder.blocks.{index}", f"blk.{index}"
@@ -114,8 +113,7 @@ class GGUFLlama:
 def with_factors(spec: ModelSpec, factors: Tensor) -> Rope:
     """The rotary positions whose frequencies these factors divide, one a pair: Llama 3.1's blend, whose original context
     and bounds no file says. Raises UnsupportedError for any other factors."""
-    layer = spec.layers[0]
-    position, width = spec.position, layer.mixer.head_width(spec.width)
+    position, width = spec.position, attention_of(spec.layers[0]).head_width(spec.width)
     assert isinstance(position, Rope)
     scaling = Llama3(factor=max(float(factors.max()), 1.0))
     plain = position.base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)

@@ -7,7 +7,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.base import Fields, Fused, Pair, activation_name, plain_feedforward, uniform_layer
+from luban.models.convert.base import (
+    Fields,
+    Fused,
+    Pair,
+    activation_name,
+    attention_of,
+    plain_feedforward,
+    qkv_names,
+    uniform_layer,
+)
 from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.mixer.grouped import Grouped
@@ -52,14 +61,14 @@ class GPT2:
         layer = uniform_layer(spec)
         if layer is None:
             return None
-        activation = activation_name(layer.feedforward)
+        activation, heads = activation_name(layer.feedforward), attention_of(layer).heads
         if not (type(spec.position) is Learned and isinstance(layer.arrangement, PreNorm) and plain_layernorm(spec)
-                and activation and layer.mixer == biased(layer.mixer.heads)):  # fmt: skip
+                and activation and layer.mixer == biased(heads)):  # fmt: skip
             return None
         head = write_head(spec.head, "GPT2", "GPT2LMHeadModel")
         return head and {
             **head, "model_type": "gpt2", "vocab_size": spec.vocab_size,
-            "n_positions": spec.context, "n_embd": spec.width, "n_layer": len(spec.layers), "n_head": layer.mixer.heads,
+            "n_positions": spec.context, "n_embd": spec.width, "n_layer": len(spec.layers), "n_head": heads,
             "n_inner": layer.feedforward.width, "activation_function": activation,
             "layer_norm_epsilon": layer.norm.eps, "tie_word_embeddings": spec.tied_head,
         }  # fmt: skip
@@ -87,12 +96,11 @@ def plain_layernorm(spec: ModelSpec) -> bool:
 
 def conv_layers(spec: ModelSpec) -> Iterator[Pair | Fused]:
     """The layers of GPT and GPT-2, whose dense layers are stored transposed and whose projections are fused."""
-    layer = spec.layers[0]
-    heads = layer.mixer.heads
+    heads = attention_of(spec.layers[0]).heads
     for index in range(len(spec.layers)):
         ours, theirs = f"decoder.blocks.{index}", f"transformer.h.{index}"
         for kind in KINDS:
-            yield Fused(tuple(f"{ours}.mixer.qkv.{p}.{kind}" for p in "qkv"), f"{theirs}.attn.c_attn.{kind}",
+            yield Fused(qkv_names(ours, kind), f"{theirs}.attn.c_attn.{kind}",
                         heads, heads, by_head=False, transposed=True)  # fmt: skip
             for mine, foreign, transposed in LAYER:
                 yield Pair(f"{ours}.{mine}.{kind}", f"{theirs}.{foreign}.{kind}", transposed)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from luban.core.errors import UnsupportedError
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.base import Fields, Pair, uniform_layer
+from luban.models.convert.base import Fields, Pair, attention_of, uniform_layer
 from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
 from luban.models.head.tokens import Span
 from luban.models.layer import LayerSpec
@@ -93,14 +93,14 @@ class Llama:
         layer = uniform_layer(spec, windows=True)
         if layer is None:
             return None
-        attention, feedforward, position = layer.mixer, layer.feedforward, spec.position
-        if not (isinstance(attention, Grouped) and isinstance(feedforward, SwiGLU) and type(position) is Rope
+        attention, feedforward, position = attention_of(layer), layer.feedforward, spec.position
+        if not (isinstance(feedforward, SwiGLU) and type(position) is Rope
                 and isinstance(layer.norm, RMSNorm) and isinstance(layer.arrangement, PreNorm)
                 and spec.embedding_norm is None):  # fmt: skip
             return None
         if position.pairing != "half" or position.width is not None or not self.fits(attention):
             return None
-        windows = [item.mixer.window for item in spec.layers if isinstance(item.mixer, Grouped)]
+        windows = [attention_of(item).window for item in spec.layers]
         window_fields = self.window_fields(windows)
         if window_fields is None:
             return None
@@ -125,12 +125,13 @@ class Llama:
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
         layer = spec.layers[0]
+        attention = attention_of(layer)
         body = self.span_prefix if isinstance(spec.head, Span) else self.prefix
         yield Pair("decoder.embedding.tokens.weight", f"{body}embed_tokens.weight")
         names = [*LAYER]
-        names += QK_NORMS if layer.mixer.qk_norm else ()
-        names += QKV_BIASES if layer.mixer.qkv_bias else ()
-        names += OUTPUT_BIAS if layer.mixer.output_bias else ()
+        names += QK_NORMS if attention.qk_norm else ()
+        names += QKV_BIASES if attention.qkv_bias else ()
+        names += OUTPUT_BIAS if attention.output_bias else ()
         names += MLP_BIASES if layer.feedforward.bias else ()
         for index in range(len(spec.layers)):
             for ours, theirs in names:
@@ -141,7 +142,7 @@ class Llama:
 
 def with_window(layer: LayerSpec, window: int | None) -> LayerSpec:
     """The layer with this attention window."""
-    return replace(layer, mixer=replace(layer.mixer, window=window))  # type: ignore[type-var]
+    return replace(layer, mixer=replace(attention_of(layer), window=window))
 
 
 def grouped(fields: Fields, **changes: Any) -> Grouped:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from luban.models.arrangement.post import PostNorm
-from luban.models.convert.base import Fields, Fused, Pair, uniform_layer
+from luban.models.convert.base import Fields, Fused, Pair, attention_of, uniform_layer
 from luban.models.convert.decoder_head import head_pairs, read_head, write_head
 from luban.models.convert.gpt2 import biased, conv_layers, plain_layernorm
 from luban.models.head.hidden import Hidden
@@ -48,15 +48,16 @@ class OpenAIGPT:
         layer = uniform_layer(spec)
         if layer is None:
             return None
+        heads = attention_of(layer).heads
         activation = next((name for name, kind in ACTIVATIONS.items() if type(layer.feedforward) is kind), None)
         if not (type(spec.position) is Learned and isinstance(layer.arrangement, PostNorm) and plain_layernorm(spec)
-                and activation and layer.mixer == biased(layer.mixer.heads)
+                and activation and layer.mixer == biased(heads)
                 and layer.feedforward.width == 4 * spec.width):  # fmt: skip
             return None
         head = write_head(spec.head, "OpenAIGPT", "OpenAIGPTLMHeadModel")
         return head and {
             **head, "model_type": "openai-gpt", "vocab_size": spec.vocab_size,
-            "n_positions": spec.context, "n_embd": spec.width, "n_layer": len(spec.layers), "n_head": layer.mixer.heads,
+            "n_positions": spec.context, "n_embd": spec.width, "n_layer": len(spec.layers), "n_head": heads,
             "afn": activation, "layer_norm_epsilon": layer.norm.eps, "tie_word_embeddings": spec.tied_head,
         }  # fmt: skip
 

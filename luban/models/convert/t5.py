@@ -9,7 +9,7 @@ from typing import Any
 
 from luban.core.errors import UnsupportedError
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.base import Fields, Pair, uniform_layer
+from luban.models.convert.base import Fields, Pair, attention_of, uniform_layer
 from luban.models.convert.decoder_start import decoder_start, encoder_decoder
 from luban.models.encoder import EncoderBody
 from luban.models.encoder_decoder import EncoderDecoderBody
@@ -108,11 +108,12 @@ class T5:
         layer = uniform_layer(spec)
         if layer is None:
             return None
-        body, heads, position = spec.body, layer.mixer, spec.position
+        body, heads, position = spec.body, attention_of(layer), spec.position
         kind = next((name for name, made in FEEDFORWARD.items() if type(layer.feedforward) is made), None)
-        known = (isinstance(heads, Grouped) and isinstance(position, RelativeBias) and isinstance(layer.norm, RMSNorm)
-                 and not spec.embedding_norm and isinstance(layer.arrangement, PreNorm) and kind and not layer.feedforward.bias)  # fmt: skip
-        if not known or heads != Grouped(heads=heads.heads, head_dim=heads.head_dim, score_scale=1.0):
+        known = (isinstance(layer.norm, RMSNorm) and not spec.embedding_norm and isinstance(layer.arrangement, PreNorm)
+                 and kind and not layer.feedforward.bias)  # fmt: skip
+        plain = heads == Grouped(heads=heads.heads, head_dim=heads.head_dim, score_scale=1.0)
+        if not (known and plain and isinstance(position, RelativeBias)):
             return None
         if isinstance(body, EncoderBody) and body != EncoderBody():
             return None

@@ -78,7 +78,7 @@ class RowHead(nn.Module):
 
     def __init__(self, width: int, count: int, pooling: Pooling, *, dense: bool, bias: bool):
         super().__init__()
-        self.pooling = pooling
+        self.pooling: Pooling = pooling
         self.pool = Linear(width, width) if dense else None
         self.output = Linear(width, count, bias=bias)
         self.language_model: nn.Module | None = None

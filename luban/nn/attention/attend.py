@@ -20,26 +20,26 @@ REST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.M
 
 def attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: PreparedMask, scale: float | None = None) -> Tensor:
     """(B, H, T, D) mixed values; K must divide H; `scale` stands for 1/√D where given."""
-    scale = q_BHTD.shape[-1] ** -0.5 if scale is None else scale
+    factor: float = q_BHTD.shape[-1] ** -0.5 if scale is None else scale
     if mask.kernel == "torch":
-        return _torch(q_BHTD, k_BKSD, v_BKSD, mask, scale)
+        return _torch(q_BHTD, k_BKSD, v_BKSD, mask, factor)
     q_BHTD, k_BKSD = (x.to(v_BKSD.dtype) for x in (q_BHTD, k_BKSD))
     if mask.kernel == "luban":
         from luban.kernels.flash.attention import flash_attention
 
         mixed = flash_attention(
-            q_BHTD, k_BKSD, v_BKSD, mask=mask.intervals, bias=mask.bias, layout=mask.layout, scale=scale
+            q_BHTD, k_BKSD, v_BKSD, mask=mask.intervals, bias=mask.bias, layout=mask.layout, scale=factor
         )
         return mixed if mask.valid is None else (mixed * mask.valid).to(mixed.dtype)
     if mask.kernel == "flash4":
         from luban.kernels import flash4
 
         if mask.cu_seqlens is not None:
-            return flash4.packed_attention(q_BHTD, k_BKSD, v_BKSD, mask.cu_seqlens, scale)
-        return flash4.attention(q_BHTD, k_BKSD, v_BKSD, mask.causal, scale)
+            return flash4.packed_attention(q_BHTD, k_BKSD, v_BKSD, mask.cu_seqlens, factor)
+        return flash4.attention(q_BHTD, k_BKSD, v_BKSD, mask.causal, factor)
     first = FIRST[mask.kernel]
     with sdpa_kernel([first, *(kernel for kernel in REST if kernel != first)], set_priority=True):
-        return _torch(q_BHTD, k_BKSD, v_BKSD, mask, scale)
+        return _torch(q_BHTD, k_BKSD, v_BKSD, mask, factor)
 
 
 def _torch(q: Tensor, k: Tensor, v: Tensor, mask: PreparedMask, scale: float) -> Tensor:

@@ -88,7 +88,8 @@ class GatedFeedForward(nn.Module, MatmulOwner):
         """Gate and up as one, in place."""
         self.int8 = nn.ModuleDict({"gate_up": Int8Weight(*joined(self.gate, self.up)),
                                    "down": Int8Weight(self.down.weight, self.down.bias)})  # fmt: skip
-        self.gate = self.up = self.down = None
+        for name in ("gate", "up", "down"):
+            self.add_module(name, None)
 
 
 @dataclass(frozen=True, kw_only=True)

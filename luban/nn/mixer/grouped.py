@@ -119,7 +119,7 @@ class GroupedAttention(nn.Module):
             heads, key_heads = (part.weight.shape[0] // self.head_dim for part in (self.qkv.q, self.qkv.k))
             return rotation.apply_rotary_qkv(self.qkv(x_BTE, joint=True), heads, key_heads)
         q_BTHD, k_BTKD, v_BTKD = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x_BTE))
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
         q_BHTD, k_BKTD, v_BKTD = (part.transpose(1, 2) for part in (q_BTHD, k_BTKD, v_BTKD))
         if rotation is not None:

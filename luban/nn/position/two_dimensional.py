@@ -69,13 +69,13 @@ class Rope2D(Rope):
 class Rotary2DPositions(PositionMethod):
     """Two rotations side by side."""
 
-    def __init__(self, config: Rope2D, half: int):
+    def __init__(self, config: Rope2D, half_width: int):
         super().__init__()
-        self.config, self.half = config, half
+        self.config, self.half_width = config, half_width
 
     def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
         """The rotations by either position."""
-        text, block = (rotary_cos_sin(self.config, each, self.half) for each in both(positions))
+        text, block = (rotary_cos_sin(self.config, each, self.half_width) for each in both(positions))
         return PositionEncoding(rotation=Rotary2D(text, block, self.config.pairing))
 
 

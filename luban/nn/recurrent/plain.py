@@ -89,6 +89,8 @@ class RNNLayer(nn.RNN):
 class LSTMLayer(nn.LSTM):
     """One layer of it."""
 
+    bias_ih_l0: Tensor  # (4E,), torch's: input, forget, cell and output gates
+
     def draw_parameters(self, draw) -> None:
         """Its own initialisation; the forget gate begins open."""
         draw_recurrent(self, draw)
