@@ -16,8 +16,7 @@ width = 32
 layers = 2
 context = 64
 tied_head = true
-attention = { type = "grouped", heads = 2, kv_heads = 1 }
-feedforward = { type = "swiglu", width = 48 }
+layer = { mixer = { type = "grouped", heads = 2, kv_heads = 1 }, feedforward = { type = "swiglu", width = 48 } }
 
 [schedule]
 warmup = 5
