@@ -64,7 +64,7 @@ def load_model(path_or_name: str | Path, device: str = "cpu", dtype: str = "floa
     """Load a model.
 
     Args:
-        path_or_name: a run (unfinished too: its last checkpoint), a checkpoint, a Hugging Face directory
+        path_or_name: a run (its best checkpoint on held-out text; unfinished: its last), a checkpoint, a Hugging Face directory
             with or without tokenizer files, a GGUF file, or the name of a model that a package carries (smollm2).
         device: such as "cpu" or "cuda".
         dtype: precision of the weights: float32, bfloat16, float16, or int8: dense layers in 8 bits for inference
@@ -115,15 +115,22 @@ def _require_device(device: str) -> None:
 
 def _load_run(run: Path, name: str, device: str, dtype: str) -> LoadedModel:
     manifest = read_manifest(run)
-    checkpoint = last_checkpoint(run, manifest)
+    checkpoint = chosen_checkpoint(run, manifest)
     return _load_checkpoint(checkpoint, device, dtype, name=name, run=(run, manifest))
 
 
-def last_checkpoint(run: Path, manifest: Manifest) -> Path:
-    """The last checkpoint of a run. Raises ArtifactError when it has none yet."""
-    named = (manifest.figures.get("checkpoints") or {}).get("last")
-    if named and (run / "checkpoints" / Path(str(named)).name).is_dir():
-        return run / "checkpoints" / Path(str(named)).name
+def chosen_checkpoint(run: Path, manifest: Manifest) -> Path:
+    """The checkpoint that a run stands for: of a finished one that which is best on held-out text, where that was
+    measured, else the last.
+
+    Raises:
+        ArtifactError: it has none yet.
+    """
+    named = manifest.figures.get("checkpoints") or {}
+    for which in ("best", "last") if manifest.status == "finished" else ("last",):
+        place = run / "checkpoints" / Path(str(named.get(which))).name
+        if named.get(which) and place.is_dir():
+            return place
     steps = [(int(m[1]), entry) for entry in (run / "checkpoints").iterdir()
              if (m := STEP.fullmatch(entry.name)) and (entry / MANIFEST).is_file()]  # fmt: skip
     if not steps:

@@ -14,7 +14,7 @@ import torch
 
 from luban.checkpoint.checkpoint import save_checkpoint
 from luban.checkpoint.manager import CheckpointManager
-from luban.core.artifact import ArtifactWriter
+from luban.core.artifact import ArtifactWriter, read_manifest
 from luban.core.errors import TrainingError
 from luban.core.log import Bar, progress, say, warn
 from luban.core.units import count
@@ -233,6 +233,11 @@ class Loop:
 
     def _finish(self) -> None:
         at = self.state.progress
+        if at.best_step is not None and at.best_step != self.saved:  # that is the one that the run stands for
+            best = read_manifest(self.checkpoints.path(at.best_step))
+            self.art.note(weights_hash=best.figures["weights_hash"])
+            say(f"held-out loss was lowest after step {at.best_step} ({at.best_loss:.3f}): the run is loaded from there; "
+                f"the last checkpoint is {self.checkpoints.path(at.step).name}")  # fmt: skip
         self.art.note(
             parameters=sum(p.numel() for p in self.engine.params.parameters.values()), tokens=at.tokens,
             seconds=at.seconds, tokens_per_second=at.tokens / max(at.seconds, 1e-9), bad_steps=at.bad_steps,

@@ -90,6 +90,14 @@ def test_a_run_gives_its_last_checkpoint(tmp_path, checkpoint, finished):
     assert direct.tokenizer is not None  # found in the run around it
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_finished_run_gives_its_best_checkpoint(tmp_path, checkpoint, finished):
+    named = {"checkpoints": {"best": "step_000009", "last": "step_000010"}}
+    run = make_run(tmp_path, checkpoint, finished=finished, figures=named)
+    assert luban.load_model(run).path.name == ("step_000009" if finished else "step_000010")
+    assert luban.load_model(run / "checkpoints" / "step_000010").path.name == "step_000010" if finished else True
+
+
 def test_a_run_with_another_tokenizer_is_refused(tmp_path, checkpoint):
     run = make_run(tmp_path, checkpoint)
     shutil.rmtree(run / "tokenizer")

@@ -49,7 +49,11 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tiny, tmp_path):
     best = min(scores, key=scores.get)
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert kept == sorted({f"step_{best:06d}", "step_000012"})
-    assert open_artifact(run).figures["checkpoints"] == {"best": f"step_{best:06d}", "last": "step_000012"}
+    figures = open_artifact(run).figures
+    assert figures["checkpoints"] == {"best": f"step_{best:06d}", "last": "step_000012"}
+    loaded = load_model(run)
+    assert loaded.path.name == f"step_{best:06d}"
+    assert weights_hash(dict(loaded.module.named_parameters())) == figures["weights_hash"]
 
 
 def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(tiny, tmp_path, monkeypatch):
