@@ -143,7 +143,7 @@ def test_masks(case):
     options = {
         "full": {"causal": False}, "window": {"window": random.randint(1, 30)}, "documents": {"documents": docs},
         "prefix": {"prefix": ends(B, T, 0)},
-        "padding": {"causal": random.random() < 0.5, "real": ends(B, T, 1).flip(random.choice([(), (1,)]))},
+        "padding": {"causal": random.random() < 0.5, "token_mask": ends(B, T, 1).flip(random.choice([(), (1,)]))},
         "both": {"documents": docs, "window": random.randint(1, 30)},
     }[case]  # fmt: skip
     mask = intervals(T, T, device=DEVICE, **options)
@@ -387,7 +387,7 @@ def test_the_order_of_work_lists_every_block_once_long_documents_first():
                 assert bounds == [x[row, at].item() for x in (begin, end) for at in (top, bottom)]
             order = [lengths[row, block * side].item() for row, block in blocks]
             assert order == sorted(order, reverse=True)
-    alone = intervals(64, 64, real=torch.ones(1, 64, dtype=torch.bool))  # one document: the longest walk first
+    alone = intervals(64, 64, token_mask=torch.ones(1, 64, dtype=torch.bool))  # one document: the longest walk first
     for items in work_items(alone, seeing_rows(alone, 64), 16):
         walks = [end - begin for _, _, begin, _, _, end in items.tolist()]
         assert walks == sorted(walks, reverse=True)
