@@ -1,1 +1,1 @@
-"""Line 8: from a language model to an assistant."""
+"""Layer 8: from a language model to an assistant."""

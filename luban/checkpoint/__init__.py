@@ -1,1 +1,1 @@
-"""Line 4: training checkpoints as safetensors and JSON. Nothing is ever pickled."""
+"""Layer 4: training checkpoints as safetensors and JSON. Nothing is ever pickled."""

@@ -1,1 +1,1 @@
-"""Line 0: what every room stands on. Imports nothing of Luban and no torch."""
+"""Layer 0: what every package stands on. Imports nothing of Luban and no torch."""

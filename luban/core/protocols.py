@@ -29,7 +29,7 @@ class KVCache(Protocol):
     """
 
     def begin(self, tokens: int, mask: Tensor | None) -> Tensor:
-        """Make room for `tokens` new slots; `mask` (B, T) says which are real (None: all).
+        """Add slots for `tokens` new tokens; `mask` (B, T) says which are real (None: all).
 
         Returns their positions (B, T) or (1, T), counted over real tokens only.
         Raises ContextError when they don't fit.

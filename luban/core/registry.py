@@ -13,7 +13,7 @@ from luban.core.errors import ConfigError, nearest
 
 
 class Registry(Mapping[str, Any]):
-    """Names → objects, imported on first use. Entries may only name modules of the room that registers them."""
+    """Names → objects, imported on first use. Entries may only name modules of the package that registers them."""
 
     def __init__(self, what: str, entries: dict[str, str]):
         self.what = what

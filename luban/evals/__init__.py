@@ -1,1 +1,1 @@
-"""Line 7: tasks, scoring, and the measures that say whether a model is any good."""
+"""Layer 7: tasks, scoring, and the measures that say whether a model is any good."""

@@ -75,9 +75,9 @@ class ContiguousCache:
     @classmethod
     def of(cls, model: Model, batch: int) -> ContiguousCache:
         """For `batch` sequences of this model."""
-        spec, weight = model.spec, next(model.parameters())
+        spec, weight = model.spec, float_parameter(model)
         return cls([layer.mixer.attention(spec.width) for layer in spec.layers], batch=batch, context=spec.context,
-                   device=weight.device, dtype=_float_dtype(model))  # fmt: skip
+                   device=weight.device, dtype=weight.dtype)  # fmt: skip
 
     @property
     def batch(self) -> int:
@@ -99,7 +99,7 @@ class ContiguousCache:
         return self.layers[index]
 
     def begin(self, tokens: int, mask: Tensor | None) -> Tensor:
-        """Room for `tokens` more in every row; returns their positions (B, T)."""
+        """Add slots for `tokens` more in every row; returns their positions (B, T)."""
         if self.longest + tokens > self.context:
             raise ContextError(f"{self.longest + tokens} tokens are more than the model's context of {self.context}")
         if self.length + tokens > self._real.shape[1]:
@@ -166,13 +166,13 @@ class ContiguousCache:
         if not pairs:
             return
         sizes = [cache[0].shape[2] for cache in (pairs[0][0].source, pairs[0][1].source)]  # type: ignore[index]
-        room = [max(sizes) - size for size in sizes]
+        missing = [max(sizes) - size for size in sizes]
         for a, b in pairs:
-            a.source = tuple(torch.cat((_pad_left(x, room[0], 2), _pad_left(y, room[1], 2)))
+            a.source = tuple(torch.cat((_pad_left(x, missing[0], 2), _pad_left(y, missing[1], 2)))
                              for x, y in zip(a.source, b.source, strict=True))  # type: ignore[arg-type,assignment]  # fmt: skip
-        if room != [0, 0] or self.source_mask is not None or other.source_mask is not None:
+        if missing != [0, 0] or self.source_mask is not None or other.source_mask is not None:
             masks = [self._source_mask(sizes[0]), other._source_mask(sizes[1])]
-            self.source_mask = torch.cat([_pad_left(mask, more, 1) for mask, more in zip(masks, room, strict=True)])
+            self.source_mask = torch.cat([_pad_left(mask, more, 1) for mask, more in zip(masks, missing, strict=True)])
 
     def _source_mask(self, size: int) -> Tensor:
         if self.source_mask is not None:
@@ -185,5 +185,6 @@ def _pad_left(x: Tensor, more: int, axis: int) -> Tensor:
     return F.pad(x, (*(0, 0) * (x.dim() - 1 - axis), more, 0)) if more else x
 
 
-def _float_dtype(model: nn.Module) -> torch.dtype:
-    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+def float_parameter(model: nn.Module) -> Tensor:
+    """A parameter that isn't packed into 8 bits: its device and dtype are those of what the model computes."""
+    return next(parameter for parameter in model.parameters() if parameter.is_floating_point())

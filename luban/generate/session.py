@@ -107,8 +107,8 @@ class Session:
         tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
         if all(len(p) == longest for p in prompts):
             return tokens, None
-        room = torch.tensor([longest - len(p) for p in prompts], device=device)
-        return tokens, torch.arange(longest, device=device) >= room[:, None]
+        padding = torch.tensor([longest - len(p) for p in prompts], device=device)
+        return tokens, torch.arange(longest, device=device) >= padding[:, None]
 
     def _next_logits(self, tokens: Tensor, mask: Tensor | None, cache: ContiguousCache) -> Tensor:
         hidden = self.module(tokens, mask, cache=cache, output="hidden")

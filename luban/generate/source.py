@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import UnsupportedError
-from luban.generate.cache import ContextError, ContiguousCache
+from luban.generate.cache import ContextError, ContiguousCache, float_parameter
 from luban.generate.session import Sequence, Session, check_ids
 from luban.models.base import Model
 from luban.models.encoder_decoder import EncoderDecoder
@@ -72,8 +72,8 @@ class SourceSession(Session):
         return cache, logits
 
     def _next_logits(self, tokens: Tensor, mask: Tensor | None, cache: ContiguousCache) -> Tensor:
-        weight = next(p for p in self.module.parameters() if p.is_floating_point())
-        return self._logits(tokens, mask, cache, EncoderStates(None, cache.source_mask, compute_dtype(weight)))
+        dtype = compute_dtype(float_parameter(self.module))
+        return self._logits(tokens, mask, cache, EncoderStates(None, cache.source_mask, dtype))
 
     def _logits(self, tokens: Tensor, mask: Tensor | None, cache: ContiguousCache, states: EncoderStates) -> Tensor:
         hidden = self.module(None, tokens, decoder_mask=mask, cache=cache, encoder_states=states, output="hidden")

@@ -1,1 +1,1 @@
-"""Line 5: from a name or path to a model with its tokenizer, lineage checked; and out again."""
+"""Layer 5: from a name or path to a model with its tokenizer, lineage checked; and out again."""

@@ -133,7 +133,7 @@ class OneSidedModel(Model):
                 distances fused kernels need them to rise by one from token to token, and give NaN where they don't.
             segments: (B, T) int. Decoders: tokens of segment 0 are a prefix that every token of their document sees
                 (prefix LM, blank infilling); with a cache for the first forward alone. Encoders: rows of the segment
-                table. Recurrent bodies: tokens of segment 0 are the input, the others the room for the answer.
+                table. Recurrent bodies: tokens of segment 0 are the input, the answer is read off the others.
             document_starts: (B, C) int32, the slots at which `documents` begin, each row filled up with T. Redundant
                 with `documents` and not validated; lets kernels for packed documents skip a device-to-host sync.
             cache: keys and values of earlier tokens; it takes up the new ones.

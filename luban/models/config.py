@@ -28,7 +28,7 @@ from luban.models.head.base import Head
 from luban.models.head.language_model import LanguageModel
 from luban.models.layer import LayerSpec
 from luban.models.presets import preset
-from luban.models.spec import ModelSpec, repeated
+from luban.models.spec import DEPTH, ModelSpec, repeated
 from luban.nn.init import Initialisation, NormalInit
 from luban.nn.norm import Norm
 from luban.nn.position.base import Position
@@ -37,14 +37,13 @@ from luban.nn.position.rope import Rope
 PATTERN_FIELDS = ("every", "offset", "at")
 STACK_FIELDS = ("layers", "layer", "pattern")
 LAYERS = ("layers", "encoder")  # fields of a ModelSpec
-DEPTH = 6  # layers, unless said otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
 class StackConfig:
     """The layers of an encoder–decoder's encoder."""
 
-    layers: int = 6  # how many; a preset's pattern is repeated
+    layers: int = DEPTH  # how many; a preset's pattern is repeated
     layer: LayerSpec = field(default_factory=LayerSpec)  # every layer
     pattern: tuple[dict[str, Any], ...] = ()  # changes to some layers: every and offset, or at, and fields of layer
 
@@ -57,7 +56,7 @@ class ModelConfig:
     vocab_size: int = 4096  # token ids, special tokens included; left out: the data's
     width: int = 256  # of the residual stream
     context: int = 2048  # longest sequence in tokens
-    layers: int = 6  # how many; a preset's pattern is repeated
+    layers: int = DEPTH  # how many; a preset's pattern is repeated
     layer: LayerSpec = field(default_factory=LayerSpec)  # every layer
     pattern: tuple[dict[str, Any], ...] = ()  # changes to some layers: every and offset, or at, and fields of layer
     encoder: StackConfig | None = None  # the encoder of an encoder–decoder; none: layers like the decoder's

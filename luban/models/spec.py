@@ -24,6 +24,7 @@ from luban.nn.position.base import Position
 from luban.nn.position.rope import Rope
 
 SPEC = "spec.json"
+DEPTH = 6  # layers, unless said otherwise
 FORMAT = 2  # of spec.json; 1 described all layers by one set of parts
 LAYER_FIELDS = {f.name for f in dataclasses.fields(LayerSpec)}
 
@@ -35,7 +36,7 @@ class ModelSpec:
     vocab_size: int = 4096  # V, token ids, special tokens included
     width: int = 256  # E, of the residual stream
     context: int = 2048  # longest sequence in tokens
-    layers: tuple[LayerSpec, ...] = (LayerSpec(),) * 6  # of the decoder, or of an encoder alone
+    layers: tuple[LayerSpec, ...] = (LayerSpec(),) * DEPTH  # of the decoder, or of an encoder alone
     encoder: tuple[LayerSpec, ...] = ()  # of an encoder–decoder's encoder
     position: Position = field(default_factory=Rope)  # where a token stands; a layer may have another
     embedding_norm: Norm | None = None  # of the embeddings, positions added (BLOOM, BERT); none: left as they are
@@ -71,7 +72,7 @@ def uniform(*, layers: int | None = None, encoder_layers: int | None = None, **f
     layer, the others are those of `ModelSpec`.
 
     Args:
-        layers: None: 6.
+        layers: None: `DEPTH`.
         encoder_layers: of an encoder–decoder's encoder; None: as many as the decoder has.
 
     Raises:
@@ -87,7 +88,7 @@ def uniform(*, layers: int | None = None, encoder_layers: int | None = None, **f
             raise ConfigError(f"a body of type {body.registry.name_of(type(body))} has no {name}: it is not made of Transformer "
                               "layers; what it is made of are fields of the body")  # fmt: skip
         return ModelSpec(layers=(), **own)
-    layers = 6 if layers is None else layers
+    layers = DEPTH if layers is None else layers
     if not body.two_sided:
         return ModelSpec(layers=(layer,) * layers, **own)
     encoder = (layer,) * (encoder_layers or layers)

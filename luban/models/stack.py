@@ -84,7 +84,7 @@ class TransformerStack(nn.Module):
 def forward_context(stack: TransformerStack, tokens: Tensor, mask: Tensor | None, positions: Tensor | None,
                     backend: AttentionBackend, *, documents: Tensor | None = None, document_starts: Tensor | None = None,
                     prefix: Tensor | None = None, encoder: EncoderStates | None = None) -> ForwardContext:  # fmt: skip
-    """What the layers of a stack share in one forward; a cache makes room for the new tokens.
+    """What the layers of a stack share in one forward; a cache gets slots for the new tokens.
 
     Args:
         tokens: (B, T). mask: (B, T) bool, true where real. positions: (B, T) or (1, T); None: counted.

@@ -7,7 +7,7 @@ adapters and 8-bit matmuls work on every path. I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,24 @@ class MatmulOwner:
             return None
         return self.terms[projection](x)
 
+    def plus_term(self, projection: str, y: Tensor, x: Tensor) -> Tensor:
+        """This projection's output y for its input x, with what is added to it."""
+        term = self.term(projection, x)
+        return y if term is None else y + term
+
+    def add_terms_(self, y: Tensor, x: Tensor, sizes: Mapping[str, int]) -> Tensor:
+        """Add to outputs that lie side by side in y, (…, sum of O), in place.
+
+        Args:
+            sizes: projection → O, in the order in which they lie.
+        """
+        start = 0
+        for name, size in sizes.items():
+            if (term := self.term(name, x)) is not None:
+                y.narrow(-1, start, size).add_(term)
+            start += size
+        return y
+
     def use_matmul(self, matmul: Matmul) -> list[str]:
         """Multiply with `matmul` from now on if it serves every projection; returns the projections it doesn't."""
         refused = [name for name, p in self.projections().items() if not matmul.serves(p.out_features, p.in_features)]
@@ -123,9 +141,7 @@ class Linear(Projection, MatmulOwner):
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
         y = self.matmul.linear(x, self.weight, self.bias) if self.int8 is None else self.int8["weight"](x)
-        if self.terms is not None and (term := self.term("weight", x)) is not None:
-            y = y + term
-        return y
+        return self.plus_term("weight", y, x)
 
     def pack_int8(self) -> None:
         """In place."""
@@ -144,47 +160,40 @@ class JointLinear(nn.Module, MatmulOwner):
     def __init__(self, inputs: int, outputs: Mapping[str, int], *, bias: bool):
         super().__init__()
         self.init_matmul()
-        self.names, self.sizes = tuple(outputs), tuple(outputs.values())
+        self.sizes = dict(outputs)
         for name, size in outputs.items():
             self.add_module(name, Projection(inputs, size, bias=bias, role=name))  # type: ignore[arg-type]
 
     def projections(self) -> Mapping[str, Projection]:
         """The maps by name."""
-        return {name: self.get_submodule(name) for name in self.names}  # type: ignore[misc]
+        return {name: self.get_submodule(name) for name in self.sizes}  # type: ignore[misc]
 
     def forward(self, x: Tensor, *, joint: bool = False) -> Tensor | tuple[Tensor, ...]:
         """(…, I) → one (…, O) a map; with `joint` side by side in one tensor, (…, sum of O)."""
         if not (joint or self.int8 is not None or trains_fused(x)):
             parts = [self.matmul.linear(x, p.weight, p.bias) for p in self._projections()]
-            return tuple(parts if self.terms is None else map(self._plus, self.names, parts, [x] * len(parts)))
+            return tuple(self.plus_term(name, y, x) for name, y in zip(self.sizes, parts, strict=True))
         if self.int8 is not None:
             y = self.int8["joint"](x)
         else:
             y = self.matmul.linear(x, *joined(*self._projections()))
-        sizes = [p.weight.shape[0] for p in self._projections()] if self.int8 is None else self.sizes
-        if self.terms is not None:
-            y = self._joint_plus(y, x, sizes)
-        return y if joint else y.split(sizes, dim=-1)
+        sizes = self._sizes_here()
+        y = y if self.terms is None else self.add_terms_(y, x, sizes)
+        return y if joint else y.split(list(sizes.values()), dim=-1)
+
+    def _sizes_here(self) -> dict[str, int]:
+        """O of each map in this process, which may hold a part of the rows only."""
+        if self.int8 is not None:
+            return self.sizes
+        return {name: p.weight.shape[0] for name, p in zip(self.sizes, self._projections(), strict=True)}
 
     def _projections(self) -> Iterator[Projection]:
-        return (self._modules[name] for name in self.names)  # type: ignore[return-value]
-
-    def _plus(self, name: str, y: Tensor, x: Tensor) -> Tensor:
-        term = self.term(name, x)
-        return y if term is None else y + term
-
-    def _joint_plus(self, y: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        start = 0
-        for name, size in zip(self.names, sizes, strict=True):
-            if (term := self.term(name, x)) is not None:
-                y.narrow(-1, start, size).add_(term)
-            start += size
-        return y
+        return (self._modules[name] for name in self.sizes)  # type: ignore[return-value]
 
     def pack_int8(self) -> None:
         """All as one, in place."""
         self.int8 = nn.ModuleDict({"joint": Int8Weight(*joined(*self._projections()))})
-        for name in self.names:
+        for name in self.sizes:
             setattr(self, name, None)
 
 

@@ -84,9 +84,7 @@ class LMHead(Projection, MatmulOwner):
 
     def _logits(self, rows: Tensor) -> Tensor:
         y = self.matmul.linear(rows, self.weight, self.bias) if self.int8 is None else self.int8["weight"](rows)
-        if self.terms is not None and (term := self.term("weight", rows)) is not None:
-            y = y + term
-        return y
+        return self.plus_term("weight", y, rows)
 
     def _by_chunks(self, each, rows: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
         """`each(logits, targets)`, tensors with one entry a row or one a chunk, over a bounded number of rows at once."""

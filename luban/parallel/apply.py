@@ -66,7 +66,7 @@ def apply(loss: LossModule, plan: ParallelPlan, optimizer: OptimizerConfig, *, e
     step = compiled_loss(loss, regions=regions) if compiled else loss
     heldout = step
     if evaluation is not None:
-        heldout = compiled_loss(evaluation, regions=False) if compiled and not regions else evaluation
+        heldout = compiled_loss(evaluation, regions=regions) if compiled else evaluation
     # Memory only now; weights are drawn in float32 by the parameters' names, so that they don't depend on any of the above.
     model.to(torch.float64 if execution.precision == "fp64" else torch.float32)
     materialise(model, execution.device)

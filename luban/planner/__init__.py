@@ -1,1 +1,1 @@
-"""Line 2: predictions from arithmetic alone. No torch."""
+"""Layer 2: predictions from arithmetic alone. No torch."""

@@ -1,1 +1,1 @@
-"""Line 7: pictures and pages from run directories."""
+"""Layer 7: pictures and pages from run directories."""

@@ -1,1 +1,1 @@
-"""Line 6: one training loop for every next-token objective: step, validation, checkpoints, interruption."""
+"""Layer 6: one training loop for every next-token objective: step, validation, checkpoints, interruption."""

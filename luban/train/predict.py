@@ -228,25 +228,25 @@ def require_memory(recipe: Recipe, spec: ModelSpec, device: torch.device, predic
                    sample: Callable[[int], Batch]) -> None:  # fmt: skip
     """Raise UnsupportedError, naming settings that would make it fit, when the run needs more than is free."""
     if device.type == "cuda":
-        room = prediction.free * (1 - RESERVED)
+        available = prediction.free * (1 - RESERVED)
     elif prediction.compiled:
-        room = prediction.free - COMPILER
+        available = prediction.free - COMPILER
     else:
-        room = prediction.free / (1 + LIBRARY)
-    if prediction.memory.total <= room:
+        available = prediction.free / (1 + LIBRARY)
+    if prediction.memory.total <= available:
         return
-    other = _Alternatives(recipe, spec, device, room, sample)
+    other = _Alternatives(recipe, spec, device, available, sample)
     remedies = "; ".join([*other.smaller_batches(), *other.rematerialisations()])
     raise UnsupportedError(f"training would need {prediction.memory}, and {bytes_(prediction.free)} are free, "
-                           f"{bytes_(max(room, 0))} of them for a step: {remedies or 'choose a smaller model'}")  # fmt: skip
+                           f"{bytes_(max(available, 0))} of them for a step: {remedies or 'choose a smaller model'}")  # fmt: skip
 
 
 class _Alternatives:
-    """What a run that doesn't fit into `room` bytes would need otherwise."""
+    """What a run that doesn't fit into `available` bytes would need otherwise."""
 
-    def __init__(self, recipe: Recipe, spec: ModelSpec, device: torch.device, room: float,
+    def __init__(self, recipe: Recipe, spec: ModelSpec, device: torch.device, available: float,
                  sample: Callable[[int], Batch]):  # fmt: skip
-        self.recipe, self.spec, self.device, self.room, self.sample = recipe, spec, device, room, sample
+        self.recipe, self.spec, self.device, self.available, self.sample = recipe, spec, device, available, sample
 
     def memory(self, remat: Remat | None = None, **train: object) -> MemoryPrediction:
         """With these fields of `train` and the plan changed."""
@@ -260,7 +260,7 @@ class _Alternatives:
         remedies = []
         small = [n for n in range(1, isqrt(batch) + 1) if batch % n == 0]
         finer = sorted(n for n in {*small, *(batch // n for n in small)} if n > accumulate)
-        first = bisect_left(finer, True, key=lambda n: self.memory(accumulate=n).total <= self.room)
+        first = bisect_left(finer, True, key=lambda n: self.memory(accumulate=n).total <= self.available)
         if first < len(finer):
             needed = bytes_(self.memory(accumulate=finer[first]).total)
             remedies.append(f"--train.accumulate {finer[first]} would need {needed}")
@@ -274,7 +274,7 @@ class _Alternatives:
         fits, fails = 0, self.recipe.train.batch_size // accumulate  # rows of a micro-batch
         while fails - fits > 1:
             middle = (fits + fails) // 2
-            enough = self.memory(remat, batch_size=middle * accumulate, **train).total <= self.room
+            enough = self.memory(remat, batch_size=middle * accumulate, **train).total <= self.available
             fits, fails = (middle, fails) if enough else (fits, middle)
         return fits * accumulate
 
@@ -283,7 +283,7 @@ class _Alternatives:
         remedies = []
         for policy in REMATS[REMATS.index(self.recipe.plan.remat) + 1 :]:
             needed = self.memory(policy).total  # type: ignore[arg-type]
-            if needed <= self.room:
+            if needed <= self.available:
                 remedies.append(f"--plan.remat {policy} would need {bytes_(needed)}")
             elif largest := self.largest_batch(policy):  # type: ignore[arg-type]
                 remedies.append(f"--plan.remat {policy} --train.batch_size {largest} is the largest that fits with it")

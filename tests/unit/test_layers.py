@@ -1,4 +1,4 @@
-"""The shape of the house, as tests: layers, registries, file lengths, and a map that tells the truth."""
+"""The architecture, as tests: layers, registries, file lengths, and a map that tells the truth."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ PACKAGE = ROOT / "luban"
 LONG_FILES: set[str] = set()  # files allowed past 400 lines; this set only shrinks
 
 
-def test_a_room_imports_only_from_lower_lines():
+def test_a_package_imports_only_from_lower_lines():
     found = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"],
         cwd=ROOT, capture_output=True, text=True,
@@ -18,20 +18,20 @@ def test_a_room_imports_only_from_lower_lines():
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-def test_every_room_is_in_the_contract():
+def test_every_package_is_in_the_contract():
     contract = (ROOT / "pyproject.toml").read_text()
     layers = re.search(r"layers = \[(.*?)\]", contract, re.S).group(1)
-    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert rooms == set(re.findall(r"[a-z_]+", layers))
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert packages == set(re.findall(r"[a-z_]+", layers))
 
 
-def test_registries_name_modules_of_their_own_room_only():
+def test_registries_name_modules_of_their_own_package_only():
     for path in PACKAGE.rglob("*.py"):
-        room = path.relative_to(PACKAGE).parts[0]
-        if room.endswith(".py") or room == "cli":
-            continue  # the package's public names and the verb table may name any room
+        package = path.relative_to(PACKAGE).parts[0]
+        if package.endswith(".py") or package == "cli":
+            continue  # the package's public names and the verb table may name any package
         for target in re.findall(r'"luban\.([a-z_]+)[\w.]*:\w+"', path.read_text()):
-            assert target == room, f"{path} registers something of {target}"
+            assert target == package, f"{path} registers something of {target}"
 
 
 def test_files_stay_short_and_say_what_they_are():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from luban.models.layer import LayerSpec
 
 
-class Remat(Protocol):
+class RematPolicy(Protocol):
     """A policy of rematerialisation."""
 
     def run(self, function: Callable[[Tensor, LayerContext], Tensor], x: Tensor, ctx: LayerContext) -> Tensor:
@@ -85,7 +85,7 @@ class Block(nn.Module):
         self.feedforward_norm = layer.norm.build(shape.width)
         self.feedforward = layer.feedforward.build(shape)
 
-        self.remat: Remat | None = None
+        self.remat: RematPolicy | None = None
 
     def forward(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
         """(B, T, E) → (B, T, E)."""
@@ -95,6 +95,6 @@ class Block(nn.Module):
         """The layer itself, (B, T, E) → (B, T, E)."""
         raise NotImplementedError
 
-    def use_remat(self, remat: Remat | None) -> None:
+    def use_remat(self, remat: RematPolicy | None) -> None:
         """Compute again in the backward pass what `remat` doesn't keep; None: nothing."""
         self.remat = remat

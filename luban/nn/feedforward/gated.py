@@ -60,8 +60,7 @@ class GatedFeedForward(nn.Module, MatmulOwner):
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         projection: Projection = self._modules[name]  # type: ignore[assignment]
-        y, term = self.matmul.linear(x, projection.weight, projection.bias), self.term(name, x)
-        return y if term is None else y + term
+        return self.plus_term(name, self.matmul.linear(x, projection.weight, projection.bias), x)
 
     def _fused(self, x_NE: Tensor) -> Tensor:
         """The same, (N, E) → (N, E), with SwiGLU and its gradient in kernels, or inside the matmuls where nothing is added
@@ -77,9 +76,7 @@ class GatedFeedForward(nn.Module, MatmulOwner):
         if alone and self.matmul is TORCH and gated.serves(*here, *gate.shape, *down.shape):
             return gated.gated_products(x_NE, gated.paired(gate, up), down)[0]
         gate_up = self.matmul.linear(x_NE, *joined(self.gate, self.up))
-        for name, start in (("gate", 0), ("up", gate.shape[0])):
-            if (term := self.term(name, x_NE)) is not None:
-                gate_up.narrow(-1, start, gate.shape[0]).add_(term)
+        gate_up = self.add_terms_(gate_up, x_NE, {"gate": gate.shape[0], "up": up.shape[0]})
         if self.matmul is TORCH and (self.terms is None or "down" not in self.terms):
             return swiglu_linear(gate_up, down)
         return self._linear("down", swiglu(gate_up))

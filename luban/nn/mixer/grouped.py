@@ -14,6 +14,7 @@ from luban.core.opgraph import Op, linear_op
 from luban.nn.context import LayerContext
 from luban.nn.linear import Linear, QKVLinear, trains_fused
 from luban.nn.mixer.base import AttentionShape, LayerShape, Mixer
+from luban.nn.mixer.cross import CrossAttention
 from luban.nn.mixer.layout import Layout
 from luban.nn.norm import Norm
 
@@ -67,8 +68,6 @@ class Grouped(Mixer):
 
     def build_cross(self, shape: LayerShape) -> nn.Module:
         """Cross-attention with the same heads."""
-        from luban.nn.mixer.cross import CrossAttention
-
         return CrossAttention(self, shape.width)
 
     def ops(self, batch: int, seq: int, shape: LayerShape) -> list[Op]:
