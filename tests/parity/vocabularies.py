@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import tokenizers
+from llama_vocabulary import llama_vocabulary
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from luban.tokenizer.algorithms import ALGORITHMS
@@ -138,19 +139,7 @@ def library(model: models.Model, decoder: decoders.Decoder, normalizer: normaliz
 
 def _llama(folder: Path) -> Tokenizer:
     """LLaMA 2's parts: bytes, a space before the text, and its removal after joining."""
-    ids = {
-        "<unk>": 0,
-        "<s>": 1,
-        "</s>": 2,
-        **{f"<0x{b:02X}>": 3 + b for b in range(256)},
-        "▁": 259,
-        "x": 260,
-        "▁x": 261,
-    }
-    model = models.BPE(ids, [("▁", "x")], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    return library(model, decoders.Sequence(steps), spaces)(folder)
+    return Tokenizer(llama_vocabulary(), Settings())
 
 
 _SCORED = [

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import tokenizers
 import torch
-from tokenizers import decoders, models, normalizers
+from llama_vocabulary import llama_vocabulary
 
 import luban
 from luban import Sampling
@@ -107,22 +106,8 @@ def test_log_probabilities_are_the_models_own(engine, model):
 
 
 def llama_like():
-    """A vocabulary that puts a space before a text, drops it when joining, and spells rare characters in bytes."""
-    ids = {
-        "<unk>": 0,
-        "<s>": 1,
-        "</s>": 2,
-        **{f"<0x{b:02X}>": 3 + b for b in range(256)},
-        "▁": 259,
-        "x": 260,
-        "▁x": 261,
-    }
-    made = tokenizers.Tokenizer(models.BPE(ids, [("▁", "x")], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    made.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return Tokenizer(made, Settings(bos_token="<s>", chat_template="{{ messages[0].content }}"))
+    """Chats in a vocabulary with a space before every text and bytes for rare characters."""
+    return Tokenizer(llama_vocabulary(), Settings(bos_token="<s>", chat_template="{{ messages[0].content }}"))
 
 
 def test_a_continuation_keeps_its_space_and_an_answer_has_none(model, monkeypatch):
