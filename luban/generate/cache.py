@@ -26,7 +26,9 @@ class ContextError(DataError):
 class LayerKeysValues:
     """Keys and values of one layer, and of an encoder's states where it attends to them."""
 
-    def __init__(self, cache: ContiguousCache, shape: AttentionShape, batch: int, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self, cache: ContiguousCache, shape: AttentionShape, batch: int, device: torch.device, dtype: torch.dtype
+    ):
         self.cache = cache
         self.keys = torch.empty(batch, shape.key_heads, 0, shape.head_dim, device=device, dtype=dtype)
         self.values = torch.empty_like(self.keys)
@@ -64,7 +66,9 @@ class ContiguousCache:
     def __init__(self, shapes: Sequence[AttentionShape | None], *, batch: int, context: int, device: torch.device,
                  dtype: torch.dtype):  # fmt: skip
         self.context, self.length = context, 0
-        self.layers = [None if shape is None else LayerKeysValues(self, shape, batch, device, dtype) for shape in shapes]
+        self.layers = [
+            None if shape is None else LayerKeysValues(self, shape, batch, device, dtype) for shape in shapes
+        ]
         self.counts = torch.zeros(batch, dtype=torch.long, device=device)  # real tokens of each sequence
         self.longest = 0  # an upper bound of the counts, known without asking the device
         self._positions = torch.zeros(batch, 0, dtype=torch.long, device=device)

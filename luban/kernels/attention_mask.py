@@ -32,7 +32,9 @@ class AttentionMask:
     layout: BlockLayout | None = None  # for rows of S: a block of queries sees some blocks of keys alone
     token_mask: Tensor | None = None  # (B, S) bool, false where a key is padding
     documents: Tensor | None = None  # (B, T) int, T = S: a run of one number is a document, seen only from inside
-    document_starts: Tensor | None = None  # (B, C) int: where those runs begin, filled up with T; says nothing new, but C
+    document_starts: Tensor | None = (
+        None  # (B, C) int: where those runs begin, filled up with T; says nothing new, but C
+    )
     prefix: Tensor | None = None  # (B, T) bool, T = S: keys that all queries of their document see, later ones too
 
     @property

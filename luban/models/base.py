@@ -75,7 +75,9 @@ def refuse_transformer_fields(spec: ModelSpec) -> None:
     body = spec.body.registry.name_of(type(spec.body))
     for name in ("position", "embedding_norm"):
         if getattr(spec, name) != defaults[name]:
-            raise ConfigError(f"a body of type {body} has no {name}, so nothing would come of model.{name}: leave it out")
+            raise ConfigError(
+                f"a body of type {body} has no {name}, so nothing would come of model.{name}: leave it out"
+            )
     if spec.layers or spec.encoder:
         raise ConfigError(f"a body of type {body} is not made of Transformer layers: say model.body.layers instead of "
                           "model.layer and model.layers")  # fmt: skip

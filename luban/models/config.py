@@ -1,16 +1,16 @@
 """A model as recipes describe it: `[model]`, one `[model.layer]`, patterns that change some layers.
 
-    [model]
-    preset = "luban-6m"            # or from the defaults
-    layers = 12
+[model]
+preset = "luban-6m"            # or from the defaults
+layers = 12
 
-    [model.layer]
-    mixer = { window = 256 }
+[model.layer]
+mixer = { window = 256 }
 
-    [[model.pattern]]              # every second layer sees everything
-    every = 2
-    offset = 1
-    mixer = { window = "none" }
+[[model.pattern]]              # every second layer sees everything
+every = 2
+offset = 1
+mixer = { window = "none" }
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ def _places(row: Mapping[str, Any], count: int, where: str) -> list[int]:
         return places
     every, offset = int(row["every"]), int(row.get("offset", 0))
     if every < 1 or not 0 <= offset < every:
-        raise ConfigError(f"{where}: every must be at least 1 and offset from 0 to every − 1, {every} and {offset} given")
+        raise ConfigError(
+            f"{where}: every must be at least 1 and offset from 0 to every − 1, {every} and {offset} given"
+        )
     return list(range(offset, count, every))
 
 
@@ -162,7 +164,10 @@ def config_of(spec: ModelSpec) -> dict[str, Any]:
 def _table(layers: Sequence[LayerSpec]) -> dict[str, Any]:
     common = max(dict.fromkeys(layers), key=list(layers).count)
     distinct = [layer for layer in dict.fromkeys(layers) if layer != common]
-    rows = [{"at": [i for i, other in enumerate(layers) if other == layer], **_difference(layer, common)} for layer in distinct]
+    rows = [
+        {"at": [i for i, other in enumerate(layers) if other == layer], **_difference(layer, common)}
+        for layer in distinct
+    ]
     table = {"layers": len(layers), "layer": {k: v for k, v in to_dict(common).items() if k != "cross"}}
     return table | ({"pattern": rows} if rows else {})
 

@@ -73,9 +73,7 @@ class Elmo(OneSidedModel):
         body = spec.body
         assert isinstance(body, ElmoBody)
         words = body.words
-        self.embedding = (
-            Embedding(spec.vocab_size, spec.width) if words is None else CharacterWords(words, spec.width)
-        )
+        self.embedding = Embedding(spec.vocab_size, spec.width) if words is None else CharacterWords(words, spec.width)
         self.forwards = nn.ModuleList(body.cell.build(spec.width, spec.width) for _ in range(body.layers))
         self.backwards = nn.ModuleList(body.cell.build(spec.width, spec.width) for _ in range(body.layers))
         self.head = spec.head.build(spec, self.embedding)
@@ -88,7 +86,9 @@ class Elmo(OneSidedModel):
             raise DataError("a bidirectional model can't generate token by token")
         return self.representations(given.tokens, given.mask, documents=given.documents)[-1].unflatten(-1, (2, -1))
 
-    def representations(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None) -> list[Tensor]:
+    def representations(
+        self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None
+    ) -> list[Tensor]:
         """The layers + 1 representations (B, T, 2E) that a task mixes: words (twice), then both directions together."""
         x_BTE = self.embedding(tokens)
         places, real = sequences(document_runs(mask, documents, tokens[:, :, 0] if tokens.dim() == 3 else tokens))

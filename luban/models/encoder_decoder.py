@@ -64,7 +64,10 @@ class EncoderDecoderBody(Body):
         """`seq` tokens on the encoder's side and `target` on the decoder's; None: as many."""
         target = seq if target is None else target
         decoder = stack_ops(spec, spec.layers, batch, target, causal=True, source=seq, shared_tokens=True)
-        return [*within("encoder", stack_ops(spec, spec.encoder, batch, seq, causal=False)), *within("decoder", decoder)]
+        return [
+            *within("encoder", stack_ops(spec, spec.encoder, batch, seq, causal=False)),
+            *within("decoder", decoder),
+        ]
 
 
 class EncoderDecoder(Model):

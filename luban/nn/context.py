@@ -49,7 +49,9 @@ class LayerContext:
         assert self.mask is not None
         return self.backend.attend(q_BHTD, k_BKTD, v_BKTD, self.mask, self.cache, scale)
 
-    def cross_attend(self, q_BHTD: Tensor, project: Callable[[Tensor], KeysValues], scale: float | None = None) -> Tensor:
+    def cross_attend(
+        self, q_BHTD: Tensor, project: Callable[[Tensor], KeysValues], scale: float | None = None
+    ) -> Tensor:
         """Attention to the encoder's states, (B, H, T, D).
 
         Args:

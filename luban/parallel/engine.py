@@ -37,7 +37,9 @@ class StepResult:
 class InFlightStep:
     """A step that the device may still be working on."""
 
-    figures: Tensor  # on the host: summed loss, gradient norm with the loss scale still in it, sums and counts of metrics
+    figures: (
+        Tensor  # on the host: summed loss, gradient norm with the loss scale still in it, sums and counts of metrics
+    )
     done: torch.cuda.Event | None  # when they have arrived; None on a CPU, where they have
     targets: int  # that the loss was summed over
     tokens: int  # real tokens read
@@ -91,7 +93,10 @@ class TrainEngine:
             if self.accumulate > 1:
                 self.params.accumulate()
             names = tuple(found.metrics)
-            parts = [found.sum.detach(), *(part.to(found.sum.dtype) for pair in found.metrics.values() for part in pair)]
+            parts = [
+                found.sum.detach(),
+                *(part.to(found.sum.dtype) for pair in found.metrics.values() for part in pair),
+            ]
             totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
         gradients = self.params.gradients()
         norm = global_norm(list(gradients.values()))

@@ -29,7 +29,15 @@ from luban.core.units import bytes_
 from luban.kernels.limits import CHUNK_ELEMENTS, LARGEST_SQUARE, LOGIT_BYTES, query_chunk
 
 FP32, HALF = 4, 2  # bytes
-JOINED = ("mixer.q", "mixer.k", "mixer.v", "cross.k", "cross.v", "feedforward.gate", "feedforward.up")  # ends of ops' names
+JOINED = (
+    "mixer.q",
+    "mixer.k",
+    "mixer.v",
+    "cross.k",
+    "cross.v",
+    "feedforward.gate",
+    "feedforward.up",
+)  # ends of ops' names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,7 +131,9 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
     compiled = runs_compiled(recipe, device)
     setting = setting_of(recipe, spec, device)
     busy = contention(device)
-    found = rates(machine, device, train.precision, spec, graph, setting, documents=spec.body.causal, kernel=train.kernel)
+    found = rates(
+        machine, device, train.precision, spec, graph, setting, documents=spec.body.causal, kernel=train.kernel
+    )
     flops = recipe.optim.update_flops(shapes, roles)
     if compiled or device.type != "cpu":
         step = predict_step(graph, setting, found, micro_batches=train.accumulate, update_flops=flops)

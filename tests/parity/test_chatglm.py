@@ -37,7 +37,11 @@ def small(name, **changes):
 def chatglm(model, tokens, text, block):
     """One row (T,), token by token and head by head: weights named, nothing of the model's code called."""
     spec, w = model.spec, dict(model.named_parameters())
-    heads, size, alpha = spec.layers[0].mixer.heads, spec.width // spec.layers[0].mixer.heads, math.sqrt(2 * len(spec.layers))
+    heads, size, alpha = (
+        spec.layers[0].mixer.heads,
+        spec.width // spec.layers[0].mixer.heads,
+        math.sqrt(2 * len(spec.layers)),
+    )
 
     def norm(x, name):
         return F.layer_norm(x, (spec.width,), w[f"{name}.weight"], w[f"{name}.bias"], spec.last.norm.eps)

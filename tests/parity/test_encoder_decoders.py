@@ -113,7 +113,8 @@ def test_step_by_step_with_a_cache_equals_the_whole(pair):
     cache = ContiguousCache.of(ours.module, 3)
     memory = ours.module.encode(source, mask)
     steps = [
-        ours.module(None, part, cache=cache, encoder_states=memory) for part in (target[:, :3], target[:, 3:4], target[:, 4:])
+        ours.module(None, part, cache=cache, encoder_states=memory)
+        for part in (target[:, :3], target[:, 3:4], target[:, 4:])
     ]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-4, rtol=1e-4)
 

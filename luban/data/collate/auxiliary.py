@@ -30,4 +30,6 @@ def add_language_targets(batch: Batch, weight: float) -> WeightedBatch:
 
 def auxiliary_rows(shards: Shards, *, seq_len: int, packing: str, weight: float) -> ChangedRows:
     """Packed rows with both sets of targets."""
-    return ChangedRows(PACKINGS[packing](shards, seq_len), lambda batch, rows, epochs: add_language_targets(batch, weight))
+    return ChangedRows(
+        PACKINGS[packing](shards, seq_len), lambda batch, rows, epochs: add_language_targets(batch, weight)
+    )

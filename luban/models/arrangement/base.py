@@ -52,7 +52,9 @@ class Arrangement(Variant):
         """Raise ConfigError where the layer can't be arranged like this."""
         if layer.cross and not self.crosses:
             name = self.registry.name_of(type(self))
-            raise ConfigError(f"the arrangement {name} has no form with cross-attention: encoder–decoders need pre or post")
+            raise ConfigError(
+                f"the arrangement {name} has no form with cross-attention: encoder–decoders need pre or post"
+            )
 
     def build(self, layer: LayerSpec, shape: LayerShape) -> Block:
         """The block of this layer."""

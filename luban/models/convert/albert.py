@@ -90,4 +90,7 @@ class Albert(Bert):
         for group in range(groups):
             first = group * (len(spec.layers) // groups)
             for ours, theirs in LAYER:
-                yield f"encoder.blocks.{first}.{ours}", f"albert.encoder.albert_layer_groups.{group}.albert_layers.0.{theirs}"
+                yield (
+                    f"encoder.blocks.{first}.{ours}",
+                    f"albert.encoder.albert_layer_groups.{group}.albert_layers.0.{theirs}",
+                )

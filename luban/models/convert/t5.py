@@ -163,9 +163,7 @@ class T5:
                       *((f"feedforward.{a}", f"{dense}.{b}") for a, b in (*inner, ("down", "wo")))]  # fmt: skip
             for index in range(layers):
                 for ours, theirs in names:
-                    yield Pair(
-                        f"{side}.blocks.{index}.{ours}.weight", f"{body}{side}.block.{index}.{theirs}.weight"
-                    )
+                    yield Pair(f"{side}.blocks.{index}.{ours}.weight", f"{body}{side}.block.{index}.{theirs}.weight")
             yield Pair(f"{side}.norm.weight", f"{body}{side}.final_layer_norm.weight")
 
     def head_pairs(self, spec: ModelSpec) -> Iterator[Pair]:

@@ -70,7 +70,9 @@ def check_tied(spec: ModelSpec, width: int) -> None:
 def lm_head_op(spec: ModelSpec, tokens: int, width: int, *, bias: bool, name: str = "head") -> Op:
     """The matmul with the output weight, whose parameters are the embedding's where they are tied."""
     op = linear_op(name, tokens, width, spec.vocab_size)
-    return replace(op, kind="lm_head", parameters=(0 if spec.tied_head else op.parameters) + (spec.vocab_size if bias else 0))
+    return replace(
+        op, kind="lm_head", parameters=(0 if spec.tied_head else op.parameters) + (spec.vocab_size if bias else 0)
+    )
 
 
 def pool(hidden_BTE: Tensor, mask: Tensor | None, how: Pooling) -> Tensor:

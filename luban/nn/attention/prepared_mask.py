@@ -51,7 +51,9 @@ class Bias(NamedTuple):
     def by_distance(self) -> DistanceBias | None:
         """For kernels, which know slots alone: NaN where given positions don't rise with them."""
         bias = self.encoding.distance_bias
-        return bias if bias is None or self.counted is None else bias.times(torch.where(self.counted, 1.0, float("nan")))
+        return (
+            bias if bias is None or self.counted is None else bias.times(torch.where(self.counted, 1.0, float("nan")))
+        )
 
 
 def bias_of(method: PositionMethod, encoding: PositionEncoding, mask: AttentionMask, positions: Tensor, *,

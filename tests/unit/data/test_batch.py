@@ -39,7 +39,11 @@ def test_starts_are_those_of_a_loop(share):
 
 def test_padding_behind_a_document_is_a_run_of_its_own():
     documents = np.array([[0, 0, 1, -1, -1], [0, 0, 0, 0, 0], [-1] * 5], dtype=np.int32)
-    assert [sorted(set(row)) for row in batch_of(documents).document_starts().tolist()] == [[0, 2, 3, 5], [0, 5], [0, 5]]
+    assert [sorted(set(row)) for row in batch_of(documents).document_starts().tolist()] == [
+        [0, 2, 3, 5],
+        [0, 5],
+        [0, 5],
+    ]
 
 
 def test_a_loss_gets_every_array_by_name_rows_first():

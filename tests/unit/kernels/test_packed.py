@@ -141,7 +141,9 @@ def test_outputs_and_gradients_are_those_of_a_mask_written_out(flash4, H, K, pie
         out = []
         parts = zip(joined.chunk(pieces), documents.chunk(pieces), starts.chunk(pieces), strict=True)
         for x, numbers, begins in parts:
-            made = prepared_mask.prepare(seen(numbers, document_starts=begins if listed else None), head_dim=D, dtype=x.dtype)
+            made = prepared_mask.prepare(
+                seen(numbers, document_starts=begins if listed else None), head_dim=D, dtype=x.dtype
+            )
             assert made.kernel == ("flash4" if listed else "torch")
             out.append(attention(*(y.transpose(1, 2) for y in x.split([H, K, K], 2)), made, scale))
         out = torch.cat(out)

@@ -98,8 +98,14 @@ def test_a_masked_first_token_changes_what_the_classes_say_but_padding_does_not(
 def test_what_does_not_go_together_is_refused():
     first = preset("bert-base").layers[0]
     other = replace(first, feedforward=GELU(width=5), share=0)
-    for layers in ((first, replace(first, share=1)), (first, other), (first, replace(first, share=0), replace(first, share=1))):
-        with pytest.raises(ConfigError, match="that must be an earlier layer with the same parts and parameters of its own"):
+    for layers in (
+        (first, replace(first, share=1)),
+        (first, other),
+        (first, replace(first, share=0), replace(first, share=1)),
+    ):
+        with pytest.raises(
+            ConfigError, match="that must be an earlier layer with the same parts and parameters of its own"
+        ):
             changed(preset("bert-base"), layers=layers)
     with pytest.raises(ConfigError, match="head can't be tied: it reads 24 numbers a token, the embedding has 8"):
         replace(tiny(LanguageModel(), body=EncoderBody(embeddings=8)), tied_head=True)

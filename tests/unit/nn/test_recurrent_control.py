@@ -21,9 +21,7 @@ def test_an_rnn_learns_parity_beyond_its_lengths():
     best = 0.0
     for seed in range(4):  # best of a few seeds, as published
         torch.manual_seed(seed)
-        spec = uniform(
-            vocab_size=3, width=32, body=RecurrentBody(layers=1, cell=RNN()), init=FanInInit(embedding=1.0)
-        )
+        spec = uniform(vocab_size=3, width=32, body=RecurrentBody(layers=1, cell=RNN()), init=FanInInit(embedding=1.0))
         model = build_model(spec, seed=seed)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         for _ in range(600):

@@ -95,7 +95,9 @@ def test_without_a_gpu_nothing_hangs_on_the_number_of_documents(model):
     for places in (16, 32):
         starts = torch.full((2, places), 24, dtype=torch.int32)
         starts[:, 0] = 0
-        compiled(batch_of(tokens, tokens, tokens >= 0, documents=documents, positions=positions, document_starts=starts))
+        compiled(
+            batch_of(tokens, tokens, tokens >= 0, documents=documents, positions=positions, document_starts=starts)
+        )
     assert counter.frame_count == 1
 
 
@@ -121,7 +123,9 @@ def test_log_probabilities_and_entropies_of_every_token(model, chunked, monkeypa
     wanted = model(tokens).log_softmax(-1)
     picked = wanted.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
     torch.testing.assert_close(logprobs, torch.where(targets < 0, 0.0, picked), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(entropies, torch.distributions.Categorical(logits=wanted).entropy(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        entropies, torch.distributions.Categorical(logits=wanted).entropy(), rtol=1e-9, atol=1e-12
+    )
     weights = torch.randn_like(logprobs)
     mine = gradients(model, (logprobs * weights).sum() + entropies.sum())
     again = model(tokens).log_softmax(-1)

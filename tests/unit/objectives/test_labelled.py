@@ -77,7 +77,9 @@ def test_loss_is_the_classes_mean_and_the_texts_mean_times_lambda_however_it_is_
         answer = load_tokenizer(labelled / "tokenizer").decode(document[mask.argmax() :]).strip()
         hidden = model(text, output="hidden")[0]
         classes.append(F.cross_entropy(model(text), torch.tensor([LABELS.index(answer)])))
-        tokens_lost.append(F.cross_entropy(hidden[:-1] @ model.decoder.embedding.tokens.weight.T, text[0, 1:], reduction="none"))
+        tokens_lost.append(
+            F.cross_entropy(hidden[:-1] @ model.decoder.embedding.tokens.weight.T, text[0, 1:], reduction="none")
+        )
     want = torch.stack(classes).mean() + 0.5 * torch.cat(tokens_lost).mean()
     torch.testing.assert_close(total, want, rtol=1e-5, atol=1e-6)
 

@@ -63,9 +63,7 @@ def test_blank_infilling_mask_equals_the_six_token_case_by_hand():
 
 def test_a_blanks_text_never_moves_the_logits_of_those_before_it():
     rng = np.random.default_rng()
-    model = build_model(
-        uniform(vocab_size=100, width=24, layers=2, mixer=Grouped(heads=3), position=NoPosition())
-    )
+    model = build_model(uniform(vocab_size=100, width=24, layers=2, mixer=Grouped(heads=3), position=NoPosition()))
     text = rng.integers(10, 90, 30)
     spans = poisson_spans(rng, 30, 9, 3.0, 8)
     order = rng.permutation(len(spans)).tolist()
@@ -116,7 +114,9 @@ def test_prefixes_are_seen_whole_and_only_what_follows_is_trained(shards_path):
             assert (segments[:given] == 0).all() and given >= 1
             assert not trained[: given - 1].any() and trained[given - 1 :].all()
     model = build_model(uniform(vocab_size=shards.vocab_size, width=24, layers=2, mixer=Grouped(heads=3)))
-    tokens, documents, positions, segments = (tensors(batch)[n] for n in ("tokens", "documents", "positions", "segments"))
+    tokens, documents, positions, segments = (
+        tensors(batch)[n] for n in ("tokens", "documents", "positions", "segments")
+    )
     before = model(tokens, documents=documents, positions=positions, segments=segments)
     changed = torch.where((segments == 1) & (documents >= 0), (tokens + 1) % shards.vocab_size, tokens)
     after = model(changed, documents=documents, positions=positions, segments=segments)

@@ -52,7 +52,9 @@ def test_masters_sum_micro_batches_in_fp32_and_refresh_what_was_stepped():
         total += gradient.float()
     assert module.weight.grad is None
     assert torch.equal(params.gradients()[weight], total)
-    params.load_state_dict({"weight": reference.weight + 1e-5, "bias": reference.bias})  # 1e-5 next to 0.1 is lost in bf16
+    params.load_state_dict(
+        {"weight": reference.weight + 1e-5, "bias": reference.bias}
+    )  # 1e-5 next to 0.1 is lost in bf16
     assert torch.equal(weight, reference.weight + 1e-5)
     assert torch.equal(module.weight, (reference.weight + 1e-5).bfloat16())
     assert params.copies()[weight].data_ptr() == module.weight.data_ptr()

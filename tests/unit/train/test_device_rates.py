@@ -20,9 +20,7 @@ def test_packed_rows_are_predicted_on_the_kernel_that_serves_them(monkeypatch, i
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
 
     def path(documents=True, window=None, **fields):
-        spec = uniform(
-            vocab_size=100, width=256, layers=1, context=64, mixer=Grouped(heads=2, window=window), **fields
-        )
+        spec = uniform(vocab_size=100, width=256, layers=1, context=64, mixer=Grouped(heads=2, window=window), **fields)
         return attention_path(torch.device("cuda"), "bf16", spec, documents)
 
     assert path() == expected
