@@ -29,11 +29,13 @@ class Arguments:
         str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
     ]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
     system: str | None = None  # a system message before the conversation
-    max_tokens: int | None = None  # tokens an answer has at most; none: as the model's makers set it, or 256
-    temperature: float | None = None  # 0: always the likeliest token; none: as the model's makers set it, or 0.7
-    top_p: float | None = None  # keep the likeliest tokens with this much probability; none: as its makers set it, or 1
-    top_k: int | None = None  # keep this many likeliest tokens, 0: all; none: as its makers set it, or 0
-    repetition_penalty: float | None = None  # above 1 tokens repeat less; none: as its makers set it, or 1
+    max_tokens: int | None = None  # tokens an answer has at most; none: as generation_config.json sets it, or 256
+    temperature: float | None = None  # 0: always the likeliest token; none: as generation_config.json sets it, or 0.7
+    top_p: float | None = (
+        None  # keep the likeliest tokens with this much probability; none: as generation_config.json sets it, or 1
+    )
+    top_k: int | None = None  # keep this many likeliest tokens, 0: all; none: as generation_config.json sets it, or 0
+    repetition_penalty: float | None = None  # above 1 tokens repeat less; none: as generation_config.json sets it, or 1
     seed: int | None = None  # of the draws; none: another each time
     device: str = "cpu"  # such as cpu or cuda
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)

@@ -28,12 +28,14 @@ class Arguments:
     prompt: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")
     ]  # the text to continue, or the source of an encoder–decoder; - reads it from standard input
-    max_tokens: int | None = None  # tokens generated at most; none: as the model's makers set it, or 128
-    temperature: float | None = None  # 0: always the likeliest token; none: as the model's makers set it, or 0.8
-    top_p: float | None = None  # keep the likeliest tokens with this much probability; none: as its makers set it, or 1
-    top_k: int | None = None  # keep this many likeliest tokens, 0: all; none: as its makers set it, or 0
+    max_tokens: int | None = None  # tokens generated at most; none: as generation_config.json sets it, or 128
+    temperature: float | None = None  # 0: always the likeliest token; none: as generation_config.json sets it, or 0.8
+    top_p: float | None = (
+        None  # keep the likeliest tokens with this much probability; none: as generation_config.json sets it, or 1
+    )
+    top_k: int | None = None  # keep this many likeliest tokens, 0: all; none: as generation_config.json sets it, or 0
     min_p: float | None = None  # keep tokens at least this likely relative to the likeliest; none: as set, or 0
-    repetition_penalty: float | None = None  # above 1 tokens repeat less; none: as its makers set it, or 1
+    repetition_penalty: float | None = None  # above 1 tokens repeat less; none: as generation_config.json sets it, or 1
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # end before this string; may be repeated
     seed: int | None = None  # of the draws; none: another each time
     device: str = "cpu"  # such as cpu or cuda

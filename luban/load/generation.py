@@ -1,4 +1,4 @@
-"""How a model's makers want its text made, as Hugging Face's generation_config.json says it, and what of that isn't built."""
+"""Generation settings from a model's `generation_config.json` (Hugging Face), and what of them isn't built."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ DEFAULTS = {**DRAWING, **NEUTRAL, "do_sample": False, "repetition_penalty": 1.0,
 class Generation:
     """What a model's directory says about generating."""
 
-    sampling: Mapping[str, Any] = field(default_factory=dict)  # fields of `Sampling` that its makers set
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # fields of `Sampling` that generation_config.json sets
     stop_ids: tuple[int, ...] = ()  # tokens that end a text
     unbuilt: tuple[str, ...] = ()  # settings that aren't followed, as "num_beams = 4"
     stored: Mapping[str, Any] = field(default_factory=dict)  # the file's content
 
     def sample(self, asked: Mapping[str, Any], **otherwise: Any) -> Sampling:
-        """`asked` for first (None: not asked), then as the makers set it, then `otherwise`, then `Sampling`'s defaults."""
+        """`asked` for first (None: not asked), then as generation_config.json sets it, then `otherwise`, then `Sampling`'s defaults."""
         return Sampling(**{**otherwise, **self.sampling, **{k: v for k, v in asked.items() if v is not None}})
 
     def write(self, folder: Path, **changes: Any) -> None:

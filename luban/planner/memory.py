@@ -260,11 +260,11 @@ def _loss_bytes(graph: OpGraph, setting: Setting) -> int:
 
     The gradient takes the logits' place.
     """
-    readout = next((op for op in graph.ops if op.kind == "lm_head"), None)
-    if readout is None or not readout.activation:
+    head = next((op for op in graph.ops if op.kind == "lm_head"), None)
+    if head is None or not head.activation:
         return 0
     if not setting.fused:
-        return setting.width * min(readout.activation, CHUNK_ELEMENTS)
-    inputs, outputs = readout.sides
-    rows = readout.activation // max(1, outputs) * inputs
-    return min(setting.width * readout.activation, LOGIT_BYTES) + 2 * FP32 * inputs * outputs + setting.width * rows
+        return setting.width * min(head.activation, CHUNK_ELEMENTS)
+    inputs, outputs = head.sides
+    rows = head.activation // max(1, outputs) * inputs
+    return min(setting.width * head.activation, LOGIT_BYTES) + 2 * FP32 * inputs * outputs + setting.width * rows

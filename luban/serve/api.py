@@ -71,7 +71,7 @@ class Body(BaseModel):
             raise DataError("'response_format' other than text is not supported by this server")
 
     def sampling(self, generation: Generation, max_tokens: int, logprobs: int | None) -> Sampling:
-        """The engine's form of it: what isn't said is as the model's makers set it, and at most `max_tokens` where they
+        """The engine's form of it: what isn't said is as generation_config.json sets it, and at most `max_tokens` where they
         set nothing. Raises ConfigError for a value that only together makes no sense."""
         self.refuse_unsupported()
         stop = [self.stop] if isinstance(self.stop, str) else self.stop

@@ -116,7 +116,7 @@ class Engine:
         self.model, self.max_batch = model, max_batch
         self.session = session_for(model.module)
         if model.generation.unbuilt:
-            warn(f"{model.name}: its makers ask for {', '.join(model.generation.unbuilt)} (generation_config.json), which "
+            warn(f"{model.name}: its authors ask for {', '.join(model.generation.unbuilt)} (generation_config.json), which "
                  "isn't built, so its text may differ from what they get")  # fmt: skip
         self.waiting: deque[Request] = deque()
         self.running: dict[int, tuple[Request, TextStream | None]] = {}  # by id of its growing sequence
@@ -153,7 +153,7 @@ class Engine:
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None) -> list[Result]:
         """Continue every prompt; the results come in the order of the prompts. Without `sampling` tokens are chosen as
-        the model's makers say (generation_config.json), or as `Sampling()` does.
+        the model's generation_config.json says, or as `Sampling()` does.
 
         Raises DataError for a prompt that is empty, malformed or longer than the context, before any is run.
         """

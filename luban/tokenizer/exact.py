@@ -1,4 +1,4 @@
-"""A vocabulary as its makers mean it, where the `tokenizers` library departs from SentencePiece.
+"""Corrections that make imported vocabularies give SentencePiece's ids, where the `tokenizers` library departs from it.
 
 Three departures are put right when a tokenizer is opened; its `tokenizer.json` stays as it is, for others to read:
 

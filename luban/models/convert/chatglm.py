@@ -1,4 +1,4 @@
-"""ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B as their makers publish them (`model_type = "chatglm"`).
+"""ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B as their authors publish them (`model_type = "chatglm"`).
 
 No class of `transformers` reads this layout; the code published beside the weights does.
 """

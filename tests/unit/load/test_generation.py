@@ -94,7 +94,7 @@ def test_it_survives_import_and_export(tiny_checkpoint, tmp_path, monkeypatch):
         assert len(luban.Engine(m).generate([[20, 30]])[0].token_ids) <= 3
         luban.Engine(m)
     assert [line for line in said if "num_beams = 4" in line] == [
-        f"warning: {name}: its makers ask for num_beams = 4 (generation_config.json), which isn't built, so its text may "
+        f"warning: {name}: its authors ask for num_beams = 4 (generation_config.json), which isn't built, so its text may "
         "differ from what they get" for name in ("hf", "imported", "again")
     ]  # fmt: skip
 
