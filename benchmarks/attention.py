@@ -92,11 +92,22 @@ def measure(table, name, T, D, pairs, call, qkv, extra=(), rows=None):
         print(f"{table:<8} {name:<18} T={T:<6} D={D:<4} failed: {' '.join(str(error).split())[:200]}", flush=True)
         return None
     work = 4 * math.prod(rows or qkv[0].shape[:2]) * pairs * D
-    row = {"table": table, "name": name, "T": T, "D": D, "forward_ms": forward, "backward_ms": backward,
-           "forward_tflops": work / forward / 1e9, "backward_tflops": 2.5 * work / backward / 1e9}  # fmt: skip
+    row = {
+        "table": table,
+        "name": name,
+        "T": T,
+        "D": D,
+        "forward_ms": forward,
+        "backward_ms": backward,
+        "forward_tflops": work / forward / 1e9,
+        "backward_tflops": 2.5 * work / backward / 1e9,
+    }
     ROWS.append(row)
-    print(f"{table:<8} {name:<18} T={T:<6} D={D:<4} fwd {row['forward_tflops']:5.0f} TFLOP/s {forward:8.3f} ms   "
-          f"bwd {row['backward_tflops']:5.0f} {backward:8.3f} ms", flush=True)  # fmt: skip
+    print(
+        f"{table:<8} {name:<18} T={T:<6} D={D:<4} fwd {row['forward_tflops']:5.0f} TFLOP/s {forward:8.3f} ms   "
+        f"bwd {row['backward_tflops']:5.0f} {backward:8.3f} ms",
+        flush=True,
+    )
     return row
 
 
@@ -144,17 +155,29 @@ def plain(sizes=(2048, 4096, 8192, 16384)):
             q, k, v = qkv = inputs(T, D)
             pairs = T * (T + 1) / 2
             path, call = picked(q, k, v)
-            rows = [measure("plain", f"picked {path}", T, D, pairs, call, qkv),
-                    measure("plain", "luban", T, D, pairs, lambda: flash_attention(q, k, v), qkv),
-                    measure("plain", "cudnn", T, D, pairs, sdpa(SDPBackend.CUDNN_ATTENTION, q, k, v), qkv)]  # fmt: skip
+            rows = [
+                measure("plain", f"picked {path}", T, D, pairs, call, qkv),
+                measure("plain", "luban", T, D, pairs, lambda: flash_attention(q, k, v), qkv),
+                measure("plain", "cudnn", T, D, pairs, sdpa(SDPBackend.CUDNN_ATTENTION, q, k, v), qkv),
+            ]
             if T == 8192:
                 rows.append(measure("plain", "flash2", T, D, pairs, sdpa(SDPBackend.FLASH_ATTENTION, q, k, v), qkv))
             if (D, T) == (128, 8192):  # a peer that compiles for ten seconds and more
                 rows.append(measure("plain", "flex", T, D, pairs, flexed(q, k, v), qkv))
             if fa4:
                 swapped = by_token(qkv)
-                rows.append(measure("plain", "flash4", T, D, pairs, lambda: first(fa4(*swapped, causal=True)), swapped,
-                                    rows=q.shape[:2]))  # fmt: skip
+                rows.append(
+                    measure(
+                        "plain",
+                        "flash4",
+                        T,
+                        D,
+                        pairs,
+                        lambda: first(fa4(*swapped, causal=True)),
+                        swapped,
+                        rows=q.shape[:2],
+                    )
+                )
             summarise(f"causal T={T} D={D}", rows)
 
 
@@ -165,18 +188,61 @@ def biased(sizes=((64, 8192), (128, 8192), (64, 16384), (128, 16384))):
         slopes = alibi_slopes(H, "cuda")
         r1, r2 = (torch.rand(H, device="cuda").add(0.5).requires_grad_() for _ in range(2))
         scale, learned = 1 / math.sqrt(D), (r1, r2)
-        rows = [measure("biased", "unbiased", T, D, pairs, lambda: flash_attention(q, k, v), qkv),
-                measure("biased", "alibi", T, D, pairs, lambda: flash_attention(q, k, v, bias=alibi(slopes, T)), qkv),
-                measure("biased", "power", T, D, pairs, lambda: flash_attention(q, k, v, bias=kerple_power(r1, r2, T, scale)), qkv, learned),
-                measure("biased", "log", T, D, pairs, lambda: flash_attention(q, k, v, bias=kerple_log(r1, r2, T, scale)), qkv, learned)]  # fmt: skip
-        rows.append(measure("biased", "alibi flex", T, D, pairs,
-                            flexed(q, k, v, lambda s, b, h, i, j: s - slopes[h] * (i - j)), qkv))  # fmt: skip
+        rows = [
+            measure("biased", "unbiased", T, D, pairs, lambda: flash_attention(q, k, v), qkv),
+            measure("biased", "alibi", T, D, pairs, lambda: flash_attention(q, k, v, bias=alibi(slopes, T)), qkv),
+            measure(
+                "biased",
+                "power",
+                T,
+                D,
+                pairs,
+                lambda: flash_attention(q, k, v, bias=kerple_power(r1, r2, T, scale)),
+                qkv,
+                learned,
+            ),
+            measure(
+                "biased",
+                "log",
+                T,
+                D,
+                pairs,
+                lambda: flash_attention(q, k, v, bias=kerple_log(r1, r2, T, scale)),
+                qkv,
+                learned,
+            ),
+        ]
+        rows.append(
+            measure(
+                "biased", "alibi flex", T, D, pairs, flexed(q, k, v, lambda s, b, h, i, j: s - slopes[h] * (i - j)), qkv
+            )
+        )
         if T == 8192:  # seconds a run
-            rows.append(measure("biased", "log flex", T, D, pairs, flexed(
-                q, k, v, lambda s, b, h, i, j: s - scale * r1[h] * torch.log(1 + r2[h] * (i - j).abs())), qkv, learned))  # fmt: skip
+            rows.append(
+                measure(
+                    "biased",
+                    "log flex",
+                    T,
+                    D,
+                    pairs,
+                    flexed(q, k, v, lambda s, b, h, i, j: s - scale * r1[h] * torch.log(1 + r2[h] * (i - j).abs())),
+                    qkv,
+                    learned,
+                )
+            )
         if (D, T) == (64, 8192):
-            rows.append(measure("biased", "power flex", T, D, pairs, flexed(
-                q, k, v, lambda s, b, h, i, j: s - scale * r1[h] * (i - j).abs() ** r2[h]), qkv, learned))  # fmt: skip
+            rows.append(
+                measure(
+                    "biased",
+                    "power flex",
+                    T,
+                    D,
+                    pairs,
+                    flexed(q, k, v, lambda s, b, h, i, j: s - scale * r1[h] * (i - j).abs() ** r2[h]),
+                    qkv,
+                    learned,
+                )
+            )
         summarise(f"biased T={T} D={D}", rows)
 
 
@@ -195,17 +261,36 @@ def packed(T=8192, mean=512, batches=(2, 8)):
         dense = {"luban": measure("packed", "dense luban", T, D, square, lambda: flash_attention(q, k, v), qkv)}
         path, call = picked(q, k, v, documents=documents, document_starts=document_starts)
         mask = prepared(mask, T)  # once a forward in a model, and so outside what is timed
-        rows = [(path, measure("packed", f"picked {path}", T, D, pairs, call, qkv)),
-                ("luban", measure("packed", "luban", T, D, pairs, lambda: flash_attention(q, k, v, mask=mask), qkv))]  # fmt: skip
+        rows = [
+            (path, measure("packed", f"picked {path}", T, D, pairs, call, qkv)),
+            ("luban", measure("packed", "luban", T, D, pairs, lambda: flash_attention(q, k, v, mask=mask), qkv)),
+        ]
         if fa4:
             swapped = by_token(qkv)
-            dense["flash4"] = measure("packed", "dense flash4", T, D, square, lambda: first(fa4(*swapped, causal=True)),
-                                      swapped, rows=q.shape[:2])  # fmt: skip
+            dense["flash4"] = measure(
+                "packed",
+                "dense flash4",
+                T,
+                D,
+                square,
+                lambda: first(fa4(*swapped, causal=True)),
+                swapped,
+                rows=q.shape[:2],
+            )
             rows.append(("flash4", flash4_packed(documents, T, D, pairs, qkv)))
         peers = []
         if (D, B) == (128, 2):
-            peers.append(measure("packed", "flex", T, D, pairs, flexed(
-                q, k, v, mask=lambda b, h, i, j: (i >= j) & (documents[b, i] == documents[b, j]), rows=B), qkv))  # fmt: skip
+            peers.append(
+                measure(
+                    "packed",
+                    "flex",
+                    T,
+                    D,
+                    pairs,
+                    flexed(q, k, v, mask=lambda b, h, i, j: (i >= j) & (documents[b, i] == documents[b, j]), rows=B),
+                    qkv,
+                )
+            )
         summarise(f"packed {B} × T={T} D={D}", [*(row for _, row in rows), *peers])
         for kernel, row in rows:
             if row and dense.get(kernel):
@@ -224,7 +309,17 @@ def compare_with_tiles(kernel, row, dense, mask, documents, pairs):
             touched = sum(triangle_tiles(length, rows, cols) for length in document_lengths(documents))
         ratio = row[f"{which}_ms"] / (dense[f"{which}_ms"] * touched / (whole * B))
         visible = pairs * B / (touched * rows * cols)
-        ROWS.append({"table": "packed", "name": f"ratio {row['name']}", "D": D, "pass": which, "rows": B, "ratio": ratio, "visible": visible})  # fmt: skip
+        ROWS.append(
+            {
+                "table": "packed",
+                "name": f"ratio {row['name']}",
+                "D": D,
+                "pass": which,
+                "rows": B,
+                "ratio": ratio,
+                "visible": visible,
+            }
+        )
         cells.append(f"{which} {row[f'{which}_ms']:.3f} ms, {ratio:.2f} (visible pairs in them {visible:.0%})")
     SUMMARY.append(
         f"packed {B} × {T} D={D} {row['name']}, ms and time over its tiles at its dense rate: " + "; ".join(cells)
@@ -237,8 +332,12 @@ def tile_shape(kernel, D, which):
     if kernel == "luban":
         t = launch.tiles(D, {"forward": "forward", "backward": "queries"}[which], intervals=True)
         return t.rows, t.cols
-    return {("forward", 64): (192, 128), ("forward", 128): (128, 128),
-            ("backward", 64): (128, 128), ("backward", 128): (64, 128)}[which, D]  # fmt: skip
+    return {
+        ("forward", 64): (192, 128),
+        ("forward", 128): (128, 128),
+        ("backward", 64): (128, 128),
+        ("backward", 128): (64, 128),
+    }[which, D]
 
 
 def document_edges(documents):
@@ -255,9 +354,18 @@ def document_lengths(documents):
 def flash4_packed(documents, T, D, pairs, qkv):
     edges = document_edges(documents)
     swapped = [x.detach().flatten(0, 1).requires_grad_() for x in by_token(qkv)]
-    return measure("packed", "flash4 varlen", T, D, pairs, lambda: first(fa4_packed(
-        *swapped, cu_seqlens_q=edges, cu_seqlens_k=edges, max_seqlen_q=T, max_seqlen_k=T, causal=True)), swapped,
-        rows=qkv[0].shape[:2])  # fmt: skip
+    return measure(
+        "packed",
+        "flash4 varlen",
+        T,
+        D,
+        pairs,
+        lambda: first(
+            fa4_packed(*swapped, cu_seqlens_q=edges, cu_seqlens_k=edges, max_seqlen_q=T, max_seqlen_k=T, causal=True)
+        ),
+        swapped,
+        rows=qkv[0].shape[:2],
+    )
 
 
 def touched_tiles(mask, rows, cols):
@@ -286,8 +394,15 @@ def sparse(lengths=(16384, 65536)):
         for share in (1.0, 0.5, 0.25, 0.1, 0.03):
             made = random_layout(T, share)
             density = made.density()
-            row = measure("sparse", f"density {density:.3f}", T, D, density * T * T / 2,
-                          lambda made=made: flash_attention(q, k, v, layout=made), qkv)  # fmt: skip
+            row = measure(
+                "sparse",
+                f"density {density:.3f}",
+                T,
+                D,
+                density * T * T / 2,
+                lambda made=made: flash_attention(q, k, v, layout=made),
+                qkv,
+            )
             if row is None:
                 break
             times = torch.tensor([row["forward_ms"], row["backward_ms"]]) / density
@@ -311,8 +426,10 @@ def memory(sizes=(16384, 32768, 65536, 131072, 262144)):
     x, y = torch.tensor(points, dtype=torch.float64).T
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
     ROWS.append({"table": "memory", "name": "slope", "slope": slope, "bytes": [math.exp(b) for _, b in points]})
-    SUMMARY.append(f"memory beyond the inputs, T = {sizes[0]} … {sizes[-1]}: {math.exp(points[-1][1]) / 1e6:.0f} MB "
-                   f"at the end, slope of log bytes in log T {slope:.3f}")  # fmt: skip
+    SUMMARY.append(
+        f"memory beyond the inputs, T = {sizes[0]} … {sizes[-1]}: {math.exp(points[-1][1]) / 1e6:.0f} MB "
+        f"at the end, slope of log bytes in log T {slope:.3f}"
+    )
 
 
 def main():

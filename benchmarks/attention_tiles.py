@@ -24,13 +24,20 @@ T, MEAN = 8192, 512  # tokens a row, and of a document
 SHORT = {  # rows, columns, warps, stages, registers a thread at most
     "forward": [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3), (64, 32, 4, 4), (128, 64, 8, 2, 128), (128, 64, 4, 3)],
     "keys": [(64, 64, 4, 2), (64, 64, 4, 2, 168), (64, 64, 4, 3), (32, 64, 4, 3), (32, 64, 4, 3, 128), (64, 128, 8, 2)],
-    "queries": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 2), (64, 32, 4, 3), (128, 64, 8, 2, 128), (128, 32, 8, 2, 128)],
-}  # fmt: skip
+    "queries": [
+        (64, 64, 4, 2),
+        (64, 64, 4, 3),
+        (64, 32, 4, 2),
+        (64, 32, 4, 3),
+        (128, 64, 8, 2, 128),
+        (128, 32, 8, 2, 128),
+    ],
+}
 LONG = {
     "forward": [(128, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3), (64, 128, 4, 2)],
     "keys": [(64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2), (32, 64, 4, 3)],
     "queries": [(128, 64, 4, 2), (128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 4, 3), (128, 128, 8, 2)],
-}  # fmt: skip
+}
 
 
 def cases(D):
@@ -42,10 +49,12 @@ def cases(D):
     mask = prepared(intervals(T, T, documents=documents, device="cuda"), T)
     numbers = [torch.rand(H, device="cuda").add(0.5).requires_grad_() for _ in range(2)]
     slopes, layout = alibi_slopes(H, "cuda"), random_layout(T, 0.1)
-    return {"alibi": (lambda: flash_attention(*qkv, bias=alibi(slopes, T)), qkv),
-            "log": (lambda: flash_attention(*qkv, bias=kerple_log(*numbers, T, D**-0.5)), [*qkv, *numbers]),
-            "packed": (lambda: flash_attention(*qkv, mask=mask), qkv),
-            "sparse": (lambda: flash_attention(*qkv, layout=layout), qkv)}  # fmt: skip
+    return {
+        "alibi": (lambda: flash_attention(*qkv, bias=alibi(slopes, T)), qkv),
+        "log": (lambda: flash_attention(*qkv, bias=kerple_log(*numbers, T, D**-0.5)), [*qkv, *numbers]),
+        "packed": (lambda: flash_attention(*qkv, mask=mask), qkv),
+        "sparse": (lambda: flash_attention(*qkv, layout=layout), qkv),
+    }
 
 
 def sweep(case, D, call, leaves):

@@ -114,8 +114,10 @@ def datatrove(texts: list[str]) -> None:
         left = sum(1 for _ in MinhashDedupFilter(f"{folder}/remove").run(iter(data), 0, 1))
         seconds = time.process_time() - start
     size = sum(len(text.encode()) for text in texts) / 1e6
-    print(f"{'datatrove minhash':<18} {size / seconds:8.1f} MB/s  {len(texts) / seconds:9.0f} documents/s  "
-          f"keeps {left}/{len(texts)}")  # fmt: skip
+    print(
+        f"{'datatrove minhash':<18} {size / seconds:8.1f} MB/s  {len(texts) / seconds:9.0f} documents/s  "
+        f"keeps {left}/{len(texts)}"
+    )
 
 
 def main() -> None:

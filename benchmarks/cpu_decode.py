@@ -36,15 +36,19 @@ def contenders(tokens: int) -> dict:
 
     def with_transformers() -> list[int]:
         ids = torch.tensor([prompt])
-        out = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
-                              do_sample=False)  # fmt: skip
+        out = theirs.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
+        )
         return out[0, len(prompt) :].tolist()
 
     def with_luban(model) -> list[int]:
         return luban.Engine(model).generate([prompt], sampling)[0].token_ids
 
-    return {"transformers float32": with_transformers, "luban float32": lambda: with_luban(plain),
-            "luban int8": lambda: with_luban(packed)}  # fmt: skip
+    return {
+        "transformers float32": with_transformers,
+        "luban float32": lambda: with_luban(plain),
+        "luban int8": lambda: with_luban(packed),
+    }
 
 
 def main() -> None:
@@ -64,18 +68,37 @@ def main() -> None:
             run()
             speeds[name].append(args.tokens / (time.perf_counter() - start))
     base = statistics.median(speeds["transformers float32"])
-    rows = {name: {"median": round(statistics.median(s), 1), "best": round(max(s), 1), "worst": round(min(s), 1),
-                   "ratio": round(statistics.median(s) / base, 2)} for name, s in speeds.items()}  # fmt: skip
+    rows = {
+        name: {
+            "median": round(statistics.median(s), 1),
+            "best": round(max(s), 1),
+            "worst": round(min(s), 1),
+            "ratio": round(statistics.median(s) / base, 2),
+        }
+        for name, s in speeds.items()
+    }
     for name, row in rows.items():
-        print(f"{name:22s} {row['median']:7.1f} tokens/s (best {row['best']}, worst {row['worst']})  "
-              f"{row['ratio']:.2f}×")  # fmt: skip
+        print(
+            f"{name:22s} {row['median']:7.1f} tokens/s (best {row['best']}, worst {row['worst']})  {row['ratio']:.2f}×"
+        )
     digest = hashlib.sha256(packaged_file("smollm2").read_bytes()).hexdigest()
-    print(json.dumps({
-        "rows": rows, "threads": args.threads, "tokens": args.tokens, "rounds": args.rounds, "sha256": digest,
-        "same_tokens": outputs["transformers float32"] == outputs["luban float32"], "cpu": platform.processor(),
-        "cores": os.cpu_count(), "load": os.getloadavg(), "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "rows": rows,
+                "threads": args.threads,
+                "tokens": args.tokens,
+                "rounds": args.rounds,
+                "sha256": digest,
+                "same_tokens": outputs["transformers float32"] == outputs["luban float32"],
+                "cpu": platform.processor(),
+                "cores": os.cpu_count(),
+                "load": os.getloadavg(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -42,8 +42,16 @@ CPU = torch.device("cpu")
 
 def plain_step(spec: ModelSpec, seq_len: int) -> Callable[[Batch], None]:
     mixer, feedforward = spec.last.mixer, spec.last.feedforward
-    module = Plain(vocabulary=VOCABULARY, width=spec.width, layers=len(spec.layers), heads=mixer.heads,
-                   kv_heads=mixer.key_heads(), inner=feedforward.width, seq=seq_len, qk_norm=mixer.qk_norm is not None)  # fmt: skip
+    module = Plain(
+        vocabulary=VOCABULARY,
+        width=spec.width,
+        layers=len(spec.layers),
+        heads=mixer.heads,
+        kv_heads=mixer.key_heads(),
+        inner=feedforward.width,
+        seq=seq_len,
+        qk_norm=mixer.qk_norm is not None,
+    )
     compiled = torch.compile(module, dynamic=False)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
 
@@ -70,8 +78,13 @@ def random_batch(rows: int, seq_len: int, draw: np.random.Generator) -> Batch:
     documents = (draw.random((rows, seq_len)) < 1 / 200).cumsum(axis=1).astype(np.int32)
     starts = np.where(np.diff(documents, axis=1, prepend=-1) != 0, np.arange(seq_len), 0)
     positions = (np.arange(seq_len) - np.maximum.accumulate(starts, axis=1)).astype(np.int32)
-    return Batch(tokens=tokens[:, :-1].copy(), targets=tokens[:, 1:].copy(), documents=documents, positions=positions,
-                 loss_mask=np.ones((rows, seq_len), dtype=bool))  # fmt: skip
+    return Batch(
+        tokens=tokens[:, :-1].copy(),
+        targets=tokens[:, 1:].copy(),
+        documents=documents,
+        positions=positions,
+        loss_mask=np.ones((rows, seq_len), dtype=bool),
+    )
 
 
 class Side:
@@ -139,8 +152,10 @@ def main() -> None:
             f"{name:6} {tokens / median:8.0f} tokens/s  median {median * 1e3:.0f} ms  ({low * 1e3:.0f}-{high * 1e3:.0f})"
         )
     ratio = statistics.median(times["plain"]) / statistics.median(times["luban"])
-    print(f"luban / plain: {ratio:.2f}×  ({platform.processor() or platform.machine()}, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__})")  # fmt: skip
+    print(
+        f"luban / plain: {ratio:.2f}×  ({platform.processor() or platform.machine()}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__})"
+    )
 
 
 if __name__ == "__main__":

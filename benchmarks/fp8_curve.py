@@ -48,8 +48,9 @@ def tokens(vocabulary: int, rows: int, length: int) -> np.ndarray:
             break
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     tokenizer.train_from_iterator(texts[: len(texts) // 4 + 1], trainer)
     ids = np.concatenate([np.array(found.ids, dtype=np.int64) for found in tokenizer.encode_batch(texts)])
     return drawn.permutation(np.resize(ids, (rows, length)))  # resize repeats what is too short
@@ -87,8 +88,11 @@ def curve(name: str, steps: int, tiny: bool, path: str) -> list[float]:
         if len(in_flight) == WINDOW or i + 1 == steps:
             losses += [engine.synchronize(step).loss for step in in_flight]
             in_flight = []
-            print(f"{name}, step {i + 1}: {np.mean(losses[-WINDOW:]):.4f} after {time.perf_counter() - began:.0f} s",
-                  file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"{name}, step {i + 1}: {np.mean(losses[-WINDOW:]):.4f} after {time.perf_counter() - began:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
     return losses
 
 
@@ -116,8 +120,21 @@ def main() -> None:
         path = f"{folder}/rows.npy"
         np.save(path, tokens(shape["vocab"], call.steps * batch, seq + 1))
         print(f"text ready after {time.perf_counter() - began:.0f} s", flush=True)
-        jobs = [{name: [sys.executable, __file__, "--steps", call.steps, "--inside", name, path,
-                        *(["--tiny"] if call.tiny else [])]} for name in RUNS]  # fmt: skip
+        jobs = [
+            {
+                name: [
+                    sys.executable,
+                    __file__,
+                    "--steps",
+                    call.steps,
+                    "--inside",
+                    name,
+                    path,
+                    *(["--tiny"] if call.tiny else []),
+                ]
+            }
+            for name in RUNS
+        ]
         logs = call.out.parent if call.out else Path(folder)  # those of a run that is cut off stay
         for name, status, lines in side_by_side(jobs, call.gpus, logs):
             print("\n".join(line for line in lines if ", step " in line) or "\n".join(lines[-20:]), flush=True)
@@ -138,8 +155,10 @@ def report(means: dict[str, np.ndarray]) -> None:
         cells = "".join(f"   {name} {100 * gap[i]:+.2f}%" for name, gap in gaps.items())
         print(f"steps {i * WINDOW + 1:4d} to {(i + 1) * WINDOW:4d}   bf16 {loss:.4f}{cells}")
     for name, gap in gaps.items():
-        print(f"{name}: largest after the first window {100 * np.abs(gap[1:]).max():.2f}%, "
-              f"mean {100 * gap[1:].mean():+.2f}%")  # fmt: skip
+        print(
+            f"{name}: largest after the first window {100 * np.abs(gap[1:]).max():.2f}%, "
+            f"mean {100 * gap[1:].mean():+.2f}%"
+        )
     print("at most 0.5% is wanted of the means")
 
 

@@ -56,18 +56,24 @@ ALL_BF16 = {"weights": "bf16", "moments": "bf16"}
 
 Contestant = tuple[str, int, int, dict[str, str]]  # library, heads, rows of a batch, settings
 COMPARED: list[dict[str, Contestant]] = [  # each group runs on one GPU, one after another
-    {"transformers-8": ("transformers", 32, 8, {}),
-     "transformers-16": ("transformers", 32, 16, {}),
-     "luban-64": ("luban", 32, 16, ALL_BF16),
-     "luban-64-unfused": ("luban", 32, 16, {**ALL_BF16, "swiglu": "unfused"})},
-    {"plain-128": ("plain", 16, 16, {}),
-     "luban-128": ("luban", 16, 16, ALL_BF16),
-     "luban-128-fp8": ("luban", 16, 16, {**ALL_BF16, "precision": "fp8"})},
-    {"luban-128-stochastic": ("luban", 16, 16, {**ALL_BF16, "moments": "fp32", "remat": "selective"}),
-     "luban-128-masters": ("luban", 16, 16, {"weights": "fp32", "moments": "fp32", "remat": "selective"}),
-     "luban-128-selective": ("luban", 16, 16, {**ALL_BF16, "remat": "selective"}),
-     "luban-128-full": ("luban", 16, 16, {**ALL_BF16, "remat": "full"})},
-]  # fmt: skip
+    {
+        "transformers-8": ("transformers", 32, 8, {}),
+        "transformers-16": ("transformers", 32, 16, {}),
+        "luban-64": ("luban", 32, 16, ALL_BF16),
+        "luban-64-unfused": ("luban", 32, 16, {**ALL_BF16, "swiglu": "unfused"}),
+    },
+    {
+        "plain-128": ("plain", 16, 16, {}),
+        "luban-128": ("luban", 16, 16, ALL_BF16),
+        "luban-128-fp8": ("luban", 16, 16, {**ALL_BF16, "precision": "fp8"}),
+    },
+    {
+        "luban-128-stochastic": ("luban", 16, 16, {**ALL_BF16, "moments": "fp32", "remat": "selective"}),
+        "luban-128-masters": ("luban", 16, 16, {"weights": "fp32", "moments": "fp32", "remat": "selective"}),
+        "luban-128-selective": ("luban", 16, 16, {**ALL_BF16, "remat": "selective"}),
+        "luban-128-full": ("luban", 16, 16, {**ALL_BF16, "remat": "full"}),
+    },
+]
 CONTESTANTS = {name: contestant for group in COMPARED for name, contestant in group.items()}
 
 
@@ -83,10 +89,17 @@ def transformers_step(shape: dict[str, int], heads: int, batch: int, seq: int, d
     """LlamaForCausalLM in bf16, compiled, with torch's fused AdamW."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(vocab_size=shape["vocab"], hidden_size=shape["width"], intermediate_size=shape["inner"],
-                         num_hidden_layers=shape["layers"], num_attention_heads=heads,
-                         num_key_value_heads=shape["kv_heads"], max_position_embeddings=seq, use_cache=False,
-                         attn_implementation="sdpa")  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=shape["vocab"],
+        hidden_size=shape["width"],
+        intermediate_size=shape["inner"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=shape["kv_heads"],
+        max_position_embeddings=seq,
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
     with torch.device(device):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     compiled = torch.compile(model)
@@ -107,8 +120,15 @@ def plain_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: 
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with torch.device(device):
-        module = Plain(vocabulary=shape["vocab"], width=shape["width"], layers=shape["layers"], heads=heads,
-                       kv_heads=shape["kv_heads"], inner=shape["inner"], seq=seq)  # fmt: skip
+        module = Plain(
+            vocabulary=shape["vocab"],
+            width=shape["width"],
+            layers=shape["layers"],
+            heads=heads,
+            kv_heads=shape["kv_heads"],
+            inner=shape["inner"],
+            seq=seq,
+        )
     module.to(torch.bfloat16)
     compiled = torch.compile(module)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
@@ -126,26 +146,49 @@ def plain_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: 
 
 def luban_spec(shape: dict[str, int], heads: int, seq: int) -> ModelSpec:
     """The model of this shape."""
-    return uniform(vocab_size=shape["vocab"], width=shape["width"], layers=shape["layers"], context=seq,
-                   mixer=Grouped(heads=heads, kv_heads=shape["kv_heads"]), feedforward=SwiGLU(width=shape["inner"]))  # fmt: skip
+    return uniform(
+        vocab_size=shape["vocab"],
+        width=shape["width"],
+        layers=shape["layers"],
+        context=seq,
+        mixer=Grouped(heads=heads, kv_heads=shape["kv_heads"]),
+        feedforward=SwiGLU(width=shape["inner"]),
+    )
 
 
-def luban_engine(spec: ModelSpec, settings: dict[str, str], device: str, *, kernel: str = "auto", lr: float = 1e-4,
-                 init: Mapping[str, Tensor] | int = 0) -> TrainEngine:  # fmt: skip
+def luban_engine(
+    spec: ModelSpec,
+    settings: dict[str, str],
+    device: str,
+    *,
+    kernel: str = "auto",
+    lr: float = 1e-4,
+    init: Mapping[str, Tensor] | int = 0,
+) -> TrainEngine:
     """The model in training as `luban pretrain --train.compile true` makes it ready.
 
     Args:
         kernel: of attention. init: the first weights by name, or the seed that they are drawn from.
     """
     loss = Causal().loss(build_model(spec, device="meta"), AttentionBackend(kernel))
-    execution = Execution(device=torch.device(device), precision=settings.get("precision", "bf16"),
-                          masters=settings["weights"] == "fp32", compile=True)  # fmt: skip
-    return apply(loss, ParallelPlan(remat=settings.get("remat", "none")), AdamW(lr=lr, moments=settings["moments"]),
-                 execution=execution, init=init)  # fmt: skip
+    execution = Execution(
+        device=torch.device(device),
+        precision=settings.get("precision", "bf16"),
+        masters=settings["weights"] == "fp32",
+        compile=True,
+    )
+    return apply(
+        loss,
+        ParallelPlan(remat=settings.get("remat", "none")),
+        AdamW(lr=lr, moments=settings["moments"]),
+        execution=execution,
+        init=init,
+    )
 
 
-def luban_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: str, settings: dict[str, str],
-               kernel: str) -> Callable[[], object]:  # fmt: skip
+def luban_step(
+    shape: dict[str, int], heads: int, batch: int, seq: int, device: str, settings: dict[str, str], kernel: str
+) -> Callable[[], object]:
     """The trainer's own step on random tokens, not waited for."""
     if settings.get("swiglu") == "unfused":  # SwiGLU as kernels of its own instead of inside the matmuls around it
         gated.serves = lambda *_: False
@@ -195,10 +238,17 @@ def contest(name: str, steps: int, tiny: bool, kernel: str, profile: Path | None
         profile.write_text(kernel_table(step))
     seconds = statistics.median(times)
     flops = model_flops(shape, heads, seq) * batch * seq / seconds
-    return {"tokens_per_second": batch * seq / seconds, "step_ms": 1e3 * seconds, "min_ms": 1e3 * min(times),
-            "max_ms": 1e3 * max(times), "tflops": flops / 1e12, "mfu": flops / PEAK,
-            "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0,
-            "first_step_s": first, **measured.means()}  # fmt: skip
+    return {
+        "tokens_per_second": batch * seq / seconds,
+        "step_ms": 1e3 * seconds,
+        "min_ms": 1e3 * min(times),
+        "max_ms": 1e3 * max(times),
+        "tflops": flops / 1e12,
+        "mfu": flops / PEAK,
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0,
+        "first_step_s": first,
+        **measured.means(),
+    }
 
 
 class ClockAndPower:
@@ -208,8 +258,15 @@ class ClockAndPower:
     def __enter__(self) -> ClockAndPower:
         self.process = None
         if torch.cuda.is_available():
-            query = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", "-lms", "100",
-                     "-i", os.environ.get("CUDA_VISIBLE_DEVICES", "0")]  # fmt: skip
+            query = [
+                "nvidia-smi",
+                "--query-gpu=clocks.sm,power.draw",
+                "--format=csv,noheader,nounits",
+                "-lms",
+                "100",
+                "-i",
+                os.environ.get("CUDA_VISIBLE_DEVICES", "0"),
+            ]
             self.process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
         return self
 
@@ -238,8 +295,11 @@ def kernel_table(step: Callable[[], object], steps: int = 3) -> str:
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         trace.export_chrome_trace(file.name)
         events = json.loads(Path(file.name).read_text())["traceEvents"]
-    work = sorted((e["ts"], e["ts"] + e["dur"], e["name"]) for e in events
-                  if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"))  # fmt: skip
+    work = sorted(
+        (e["ts"], e["ts"] + e["dur"], e["name"])
+        for e in events
+        if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
+    )
     if not work:
         return "no kernels\n"
     spans: dict[str, list[float]] = {}
@@ -252,8 +312,10 @@ def kernel_table(step: Callable[[], object], steps: int = 3) -> str:
         busy += max(0.0, stop - max(start, end))
         end, before = max(end, stop), name
     whole = end - work[0][0]
-    lines = [f"{steps} steps: {whole / steps / 1e3:.1f} ms each, {len(work) // steps} kernels, busy {100 * busy / whole:.1f}%",
-             "ms a step   calls   µs each   kernel"]  # fmt: skip
+    lines = [
+        f"{steps} steps: {whole / steps / 1e3:.1f} ms each, {len(work) // steps} kernels, busy {100 * busy / whole:.1f}%",
+        "ms a step   calls   µs each   kernel",
+    ]
     for name, found in sorted(spans.items(), key=lambda item: -sum(item[1])):
         lines.append(
             f"{sum(found) / steps / 1e3:9.2f} {len(found) / steps:7.0f} {statistics.fmean(found):9.1f}   {name[:150]}"
@@ -305,10 +367,22 @@ def jobs_of(call: argparse.Namespace) -> list[dict[str, list]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=list(CONTESTANTS), choices=list(CONTESTANTS), metavar="NAME",
-                        help=f"some of {', '.join(CONTESTANTS)}")  # fmt: skip
-    parser.add_argument("--attention", nargs="+", default=["auto"], choices=["auto", *NAMES], metavar="KERNEL",
-                        help=f"of Luban's runs, one run each: auto, {', '.join(NAMES)}")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=list(CONTESTANTS),
+        choices=list(CONTESTANTS),
+        metavar="NAME",
+        help=f"some of {', '.join(CONTESTANTS)}",
+    )
+    parser.add_argument(
+        "--attention",
+        nargs="+",
+        default=["auto"],
+        choices=["auto", *NAMES],
+        metavar="KERNEL",
+        help=f"of Luban's runs, one run each: auto, {', '.join(NAMES)}",
+    )
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--tiny", action="store_true")
@@ -324,9 +398,12 @@ def main() -> None:
     if call.profile and not torch.cuda.is_available():
         parser.error("--profile records kernels of a GPU, and torch sees none here")
     found: dict[str, dict[str, float]] = {}
-    print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}, "
-          f"{call.gpus} at once; flash-attn-4: {flash4_missing() or 'installed'}; "
-          f"quack-kernels: {gated.missing() or 'installed'}", flush=True)  # fmt: skip
+    print(
+        f"torch {torch.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}, "
+        f"{call.gpus} at once; flash-attn-4: {flash4_missing() or 'installed'}; "
+        f"quack-kernels: {gated.missing() or 'installed'}",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as logs:
         for name, status, lines in side_by_side(jobs_of(call), call.gpus, Path(logs)):
             if status:
@@ -334,10 +411,13 @@ def main() -> None:
                 print(f"{name:24s} failed: {errors[-1][-800:]}", flush=True)
                 continue
             found[name] = row = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
-            print(f"{name:24s} {row['tokens_per_second'] / 1e3:7.1f}k tokens/s  {row['step_ms']:7.1f} ms "
-                  f"({row['min_ms']:.1f} to {row['max_ms']:.1f})  MFU {100 * row['mfu']:5.1f}%  "
-                  f"peak {row['peak_gb']:5.1f} GB  first step {row['first_step_s']:.0f} s"
-                  + (f"  {row['sm_mhz']:.0f} MHz {row['watts']:.0f} W" if "watts" in row else ""), flush=True)  # fmt: skip
+            print(
+                f"{name:24s} {row['tokens_per_second'] / 1e3:7.1f}k tokens/s  {row['step_ms']:7.1f} ms "
+                f"({row['min_ms']:.1f} to {row['max_ms']:.1f})  MFU {100 * row['mfu']:5.1f}%  "
+                f"peak {row['peak_gb']:5.1f} GB  first step {row['first_step_s']:.0f} s"
+                + (f"  {row['sm_mhz']:.0f} MHz {row['watts']:.0f} W" if "watts" in row else ""),
+                flush=True,
+            )
             if call.out:
                 call.out.write_text(json.dumps(found, indent=1))
 

@@ -80,8 +80,19 @@ class Setting:
     windows: int = 512  # scored at every length, the last `trained` characters of each
 
 
-QUICK = Setting(width=64, layers=2, heads=4, trained=64, lengths=(64, 128, 256), judged=256, batch=16, steps=100, warmup=20,
-                seeds=1, windows=64)  # fmt: skip
+QUICK = Setting(
+    width=64,
+    layers=2,
+    heads=4,
+    trained=64,
+    lengths=(64, 128, 256),
+    judged=256,
+    batch=16,
+    steps=100,
+    warmup=20,
+    seeds=1,
+    windows=64,
+)
 
 
 def methods(setting: Setting) -> dict[str, Position]:
@@ -101,8 +112,15 @@ def methods(setting: Setting) -> dict[str, Position]:
 
 def model_spec(setting: Setting, position: Position) -> ModelSpec:
     """LLaMA's parts with this position method."""
-    return uniform(vocab_size=BYTES, width=setting.width, layers=setting.layers, context=setting.trained, position=position,
-                   mixer=Grouped(heads=setting.heads), feedforward=SwiGLU(width=setting.width * 8 // 3 // 32 * 32))  # fmt: skip
+    return uniform(
+        vocab_size=BYTES,
+        width=setting.width,
+        layers=setting.layers,
+        context=setting.trained,
+        position=position,
+        mixer=Grouped(heads=setting.heads),
+        feedforward=SwiGLU(width=setting.width * 8 // 3 // 32 * 32),
+    )
 
 
 def read_text(data: Path | None) -> tuple[np.ndarray, np.ndarray]:
@@ -148,8 +166,10 @@ def train(spec: ModelSpec, setting: Setting, text: Tensor, seed: int, *, compile
     masters = {name: p.detach().to(device) for name, p in build_model(spec, seed=seed).named_parameters()}
     learned = [m for name, m in masters.items() if name.startswith("decoder.position.")]
     others = [m for name, m in masters.items() if not name.startswith("decoder.position.")]
-    groups = [{"params": tensors, "weight_decay": decay, "lr": torch.zeros((), device=device)}
-              for tensors, decay in ((others, 0.1), (learned, 0.0))]  # fmt: skip
+    groups = [
+        {"params": tensors, "weight_decay": decay, "lr": torch.zeros((), device=device)}
+        for tensors, decay in ((others, 0.1), (learned, 0.0))
+    ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True, capturable=device.type == "cuda")
     for master in masters.values():
         master.grad = torch.empty_like(master)
@@ -278,15 +298,25 @@ STYLE = """text{font:12px system-ui,sans-serif;fill:#334155}.grid{stroke:#e2e8f0
 def picture(found: dict[str, dict[int, Spread]], setting: Setting) -> str:
     """The figure as one SVG file: bits a character over length, both axes as they are read (length in doublings)."""
     names = sorted(found, key=lambda name: found[name][setting.judged].mean)
-    series = [Series(name, [(math.log2(n), s.mean) for n, s in found[name].items()], tone=f"m{i}", dots=True)
-              for i, name in enumerate(names)]  # fmt: skip
-    chart = Chart("Bits a character on held-out text", f"log₂ of the length read (trained at {setting.trained})",
-                  "bits a character", series, width=720, height=420)  # fmt: skip
+    series = [
+        Series(name, [(math.log2(n), s.mean) for n, s in found[name].items()], tone=f"m{i}", dots=True)
+        for i, name in enumerate(names)
+    ]
+    chart = Chart(
+        "Bits a character on held-out text",
+        f"log₂ of the length read (trained at {setting.trained})",
+        "bits a character",
+        series,
+        width=720,
+        height=420,
+    )
     colours = "".join(
         f".m{i}{{stroke:{c}}}circle.m{i},text.m{i}{{fill:{c};stroke:none}}" for i, c in enumerate(COLOURS)
     )
-    legend = "".join(f'<text class="m{i}" x="{LEFT + 16}" y="{34 + 17 * i}">{name} '
-                     f"{found[name][setting.judged].mean:.2f}</text>" for i, name in enumerate(names))  # fmt: skip
+    legend = "".join(
+        f'<text class="m{i}" x="{LEFT + 16}" y="{34 + 17 * i}">{name} {found[name][setting.judged].mean:.2f}</text>'
+        for i, name in enumerate(names)
+    )
     drawn = draw(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     head, _, rest = drawn.partition(">")
     return f'{head}><style>{STYLE}{colours}</style><rect width="100%" height="100%" fill="#fff"/>{rest}'.replace(
@@ -364,20 +394,34 @@ def main() -> None:
     kept, held = read_text(args.data)
     print(f"text read after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(
-            jobs, *own_gpu(args.gpus)) as pool:  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(jobs, *own_gpu(args.gpus)) as pool:
         np.save(f"{folder}/kept.npy", kept)
         np.save(f"{folder}/held.npy", held)
-        work = {(name, seed): pool.submit(measure, name, seed, setting, folder, args.device, cuda and not args.eager)
-                for seed in range(setting.seeds) for name in names}  # fmt: skip
-        results = [{"method": name, "bits": {length: [work[name, seed].result()[length] for seed in range(setting.seeds)]
-                                             for length in setting.lengths}} for name in names]  # fmt: skip
+        work = {
+            (name, seed): pool.submit(measure, name, seed, setting, folder, args.device, cuda and not args.eager)
+            for seed in range(setting.seeds)
+            for name in names
+        }
+        results = [
+            {
+                "method": name,
+                "bits": {
+                    length: [work[name, seed].result()[length] for seed in range(setting.seeds)]
+                    for length in setting.lengths
+                },
+            }
+            for name in names
+        ]
     facts = {
-        "device": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores", "torch": torch.__version__,
-        "python": platform.python_version(), "seconds": round(time.monotonic() - began, 1), "jobs": jobs,
-        "trained_characters": len(kept), "heldout_characters": len(held),
+        "device": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "seconds": round(time.monotonic() - began, 1),
+        "jobs": jobs,
+        "trained_characters": len(kept),
+        "heldout_characters": len(held),
         "text_sha256": hashlib.sha256(kept.tobytes() + held.tobytes()).hexdigest(),
-    }  # fmt: skip
+    }
     met = report(results, setting, args.out, facts)
     print(f"{facts['seconds']} s on {facts['device']}")
     raise SystemExit(not met and not args.quick)

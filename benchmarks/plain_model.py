@@ -36,8 +36,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Plain(nn.Module):
     """A LLaMA-shaped decoder; its forward is the mean loss."""
 
-    def __init__(self, *, vocabulary: int, width: int, layers: int, heads: int, kv_heads: int, inner: int, seq: int,
-                 qk_norm: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        width: int,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        inner: int,
+        seq: int,
+        qk_norm: bool = False,
+    ):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(PlainBlock(width, heads, kv_heads, inner, qk_norm) for _ in range(layers))

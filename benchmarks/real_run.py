@@ -42,7 +42,7 @@ MOST_BYTES = 250_000_000  # of text: more than either side reads in the time
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2-124m": {"lr": 1e-3, "kind": "gpt2", "width": 768, "layers": 12, "heads": 12, "inner": 3072},
     "llama-350m": {"lr": 6e-4, "kind": "llama", "width": 1024, "layers": 24, "heads": 16, "inner": 2816},
-}  # fmt: skip
+}
 TINY = {"width": 64, "layers": 2, "heads": 4, "inner": 128}
 
 
@@ -65,11 +65,17 @@ def prepare(folder: Path, vocabulary: int, most_bytes: int) -> dict[str, int]:
         seen.add(mark)
         size += len(text.encode())
         splits["heldout" if mark[0] < 5 else "train"].append(SimpleNamespace(id=str(file), text=text, messages=None))
-    train_tokenizer((d.text for d in splits["train"][: len(splits["train"]) // 4 + 1]), folder / "tokenizer",
-                    vocab_size=vocabulary)  # fmt: skip
+    train_tokenizer(
+        (d.text for d in splits["train"][: len(splits["train"]) // 4 + 1]), folder / "tokenizer", vocab_size=vocabulary
+    )
     figures = pack(splits, folder / "tokenizer", folder / "shards")
-    return {"files": len(seen), "bytes": size, "train_tokens": figures["train"]["tokens"],
-            "heldout_bytes": figures["heldout"]["bytes"], "heldout_tokens": figures["heldout"]["tokens"]}  # fmt: skip
+    return {
+        "files": len(seen),
+        "bytes": size,
+        "train_tokens": figures["train"]["tokens"],
+        "heldout_bytes": figures["heldout"]["bytes"],
+        "heldout_tokens": figures["heldout"]["tokens"],
+    }
 
 
 def luban_side(name: str, size: dict[str, Any], folder: Path, seconds: float, tiny: bool) -> dict[str, Any]:
@@ -78,19 +84,34 @@ def luban_side(name: str, size: dict[str, Any], folder: Path, seconds: float, ti
 
     model = {"gpt2": {"preset": "gpt2"}, "llama": {"context": SEQ}}[size["kind"]]
     shape = TINY if tiny else size
-    model |= {"width": shape["width"], "layers": shape["layers"], "layer.mixer.heads": shape["heads"],
-              "layer.feedforward.width": shape["inner"]}  # fmt: skip
+    model |= {
+        "width": shape["width"],
+        "layers": shape["layers"],
+        "layer.mixer.heads": shape["heads"],
+        "layer.feedforward.width": shape["inner"],
+    }
     if size["kind"] == "llama":
         model["layer.mixer.kv_heads"] = shape["heads"]
     if size["kind"] == "gpt2":
         model["context"] = SEQ
 
     def run(out: Path, steps: int) -> list[dict[str, float]]:
-        options = {"data.path": folder / "shards", "train.steps": steps, "train.batch_size": 2 if tiny else BATCH,
-                   "train.seq_len": 64 if tiny else SEQ, "train.precision": "bf16", "train.compile": not tiny,
-                   "train.log_every": WARM, "optim.lr": size["lr"], "optim.weight_decay": 0.1,
-                   "schedule.warmup": min(100, steps // 2), "schedule.final": 0.1, "validation.every": 0,
-                   "checkpoint.every": 10**6, **{f"model.{key}": value for key, value in model.items()}}  # fmt: skip
+        options = {
+            "data.path": folder / "shards",
+            "train.steps": steps,
+            "train.batch_size": 2 if tiny else BATCH,
+            "train.seq_len": 64 if tiny else SEQ,
+            "train.precision": "bf16",
+            "train.compile": not tiny,
+            "train.log_every": WARM,
+            "optim.lr": size["lr"],
+            "optim.weight_decay": 0.1,
+            "schedule.warmup": min(100, steps // 2),
+            "schedule.final": 0.1,
+            "validation.every": 0,
+            "checkpoint.every": 10**6,
+            **{f"model.{key}": value for key, value in model.items()},
+        }
         recipe = folder / f"{name}.toml"
         recipe.write_text('[optim]\ntype = "adamw"\n[schedule]\ntype = "cosine"\n')
         command = [sys.executable, "-m", "luban", "pretrain", str(recipe), "--out", str(out)]
@@ -108,14 +129,19 @@ def luban_side(name: str, size: dict[str, Any], folder: Path, seconds: float, ti
     start = next(row for row in losses if row["step"] >= WARM)
     trained = losses[-1]["seconds"] - start["seconds"]
     figures = open_artifact(folder / f"{name}-luban").figures
-    return {**{key: value for key, value in figures.items() if isinstance(value, int | float)},
-            "bits_per_byte": rows[-1]["bits_per_byte"], "steps": losses[-1]["step"], "seconds": trained,
-            "tokens_per_second": (losses[-1]["tokens"] - start["tokens"]) / trained,
-            "curve": [(row["seconds"] - start["seconds"], row["loss"]) for row in losses]}  # fmt: skip
+    return {
+        **{key: value for key, value in figures.items() if isinstance(value, int | float)},
+        "bits_per_byte": rows[-1]["bits_per_byte"],
+        "steps": losses[-1]["step"],
+        "seconds": trained,
+        "tokens_per_second": (losses[-1]["tokens"] - start["tokens"]) / trained,
+        "curve": [(row["seconds"] - start["seconds"], row["loss"]) for row in losses],
+    }
 
 
-def transformers_side(name: str, size: dict[str, Any], folder: Path, seconds: float, tiny: bool,
-                      probe: bool = False) -> dict[str, Any]:  # fmt: skip
+def transformers_side(
+    name: str, size: dict[str, Any], folder: Path, seconds: float, tiny: bool, probe: bool = False
+) -> dict[str, Any]:
     """transformers.Trainer; a `probe` only finds the rate, in a process of its own: a second Trainer on one model was
     slower than the first, as what it compiled was of no use to it."""
     from transformers import (
@@ -134,14 +160,31 @@ def transformers_side(name: str, size: dict[str, Any], folder: Path, seconds: fl
     train, heldout = Shards.open(folder / "shards", "train"), Shards.open(folder / "shards", "heldout")
     vocabulary = int(train.config["vocab_size"])
     if size["kind"] == "gpt2":
-        config = GPT2Config(vocab_size=vocabulary, n_positions=SEQ, n_embd=shape["width"], n_layer=shape["layers"],
-                            n_head=shape["heads"], n_inner=shape["inner"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-                            attn_implementation="sdpa", use_cache=False)  # fmt: skip
+        config = GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=SEQ,
+            n_embd=shape["width"],
+            n_layer=shape["layers"],
+            n_head=shape["heads"],
+            n_inner=shape["inner"],
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            attn_implementation="sdpa",
+            use_cache=False,
+        )
         model = GPT2LMHeadModel(config)
     else:
-        config = LlamaConfig(vocab_size=vocabulary, hidden_size=shape["width"], intermediate_size=shape["inner"],
-                             num_hidden_layers=shape["layers"], num_attention_heads=shape["heads"],
-                             max_position_embeddings=SEQ, attn_implementation="sdpa", use_cache=False)  # fmt: skip
+        config = LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=shape["width"],
+            intermediate_size=shape["inner"],
+            num_hidden_layers=shape["layers"],
+            num_attention_heads=shape["heads"],
+            max_position_embeddings=SEQ,
+            attn_implementation="sdpa",
+            use_cache=False,
+        )
         model = LlamaForCausalLM(config)
 
     class Windows(torch.utils.data.Dataset):
@@ -164,12 +207,26 @@ def transformers_side(name: str, size: dict[str, Any], folder: Path, seconds: fl
 
     def fit(steps: int, since: int = WARM) -> tuple[float, Trainer]:
         arguments = TrainingArguments(
-            output_dir=str(folder / f"{name}-trainer"), max_steps=steps, per_device_train_batch_size=batch,
-            learning_rate=size["lr"], weight_decay=0.1, adam_beta2=0.95, max_grad_norm=1.0,
-            lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.1},
-            warmup_steps=min(100, steps // 2), bf16=torch.cuda.is_available(), torch_compile=not tiny,
-            optim="adamw_torch_fused", logging_steps=WARM, save_strategy="no", report_to=[],
-            dataloader_num_workers=0 if tiny else 4, seed=0, disable_tqdm=True)  # fmt: skip
+            output_dir=str(folder / f"{name}-trainer"),
+            max_steps=steps,
+            per_device_train_batch_size=batch,
+            learning_rate=size["lr"],
+            weight_decay=0.1,
+            adam_beta2=0.95,
+            max_grad_norm=1.0,
+            lr_scheduler_type="cosine_with_min_lr",
+            lr_scheduler_kwargs={"min_lr_rate": 0.1},
+            warmup_steps=min(100, steps // 2),
+            bf16=torch.cuda.is_available(),
+            torch_compile=not tiny,
+            optim="adamw_torch_fused",
+            logging_steps=WARM,
+            save_strategy="no",
+            report_to=[],
+            dataloader_num_workers=0 if tiny else 4,
+            seed=0,
+            disable_tqdm=True,
+        )
         clock = Clock(since)
         trainer = Trainer(model=model, args=arguments, train_dataset=Windows(), callbacks=[clock])
         trainer.train()
@@ -183,9 +240,13 @@ def transformers_side(name: str, size: dict[str, Any], folder: Path, seconds: fl
     trained, trainer = fit(wanted)
     curve = [(row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row]
     each = trained / (wanted - WARM)
-    return {"bits_per_byte": bits_per_byte(trainer.model, heldout, seq, batch), "steps": wanted, "seconds": trained,
-            "tokens_per_second": (wanted - WARM) * batch * seq / trained,
-            "curve": [((step - WARM) * each, loss) for step, loss in curve]}  # fmt: skip
+    return {
+        "bits_per_byte": bits_per_byte(trainer.model, heldout, seq, batch),
+        "steps": wanted,
+        "seconds": trained,
+        "tokens_per_second": (wanted - WARM) * batch * seq / trained,
+        "curve": [((step - WARM) * each, loss) for step, loss in curve],
+    }
 
 
 @torch.no_grad()
@@ -216,18 +277,25 @@ def picture(name: str, found: dict[str, dict[str, Any]], path: Path) -> None:
     from luban.report.chart import Chart, Series, draw
 
     tones = dict(zip(found, ("a", "b"), strict=True))
-    series = [Series(side, [(at, loss) for at, loss in row["curve"] if at >= 0], tone=tones[side])
-              for side, row in found.items()]  # fmt: skip
-    style = ("text{font:12px sans-serif;fill:#333}path,line{fill:none;stroke:#bbb}path{stroke-width:1.5}"
-             ".a{stroke:#0b6e4f}.b{stroke:#c0392b}text.a{fill:#0b6e4f;stroke:none}text.b{fill:#c0392b;stroke:none}")  # fmt: skip
+    series = [
+        Series(side, [(at, loss) for at, loss in row["curve"] if at >= 0], tone=tones[side])
+        for side, row in found.items()
+    ]
+    style = (
+        "text{font:12px sans-serif;fill:#333}path,line{fill:none;stroke:#bbb}path{stroke-width:1.5}"
+        ".a{stroke:#0b6e4f}.b{stroke:#c0392b}text.a{fill:#0b6e4f;stroke:none}text.b{fill:#c0392b;stroke:none}"
+    )
     legend = "".join(
         f'<text class="{tones[side]}" x="420" y="{40 + 18 * i}">{side}: {row["bits_per_byte"]:.3f} bits per byte</text>'
         for i, (side, row) in enumerate(found.items())
     )
     drawn = draw(Chart(f"{name}: training loss", "seconds of training", "nats a token", series, clip_start=0.1))
     head, _, rest = drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).partition(">")
-    path.write_text(f'{head}><style>{style}</style><rect width="100%" height="100%" fill="#fff"/>{rest}'.replace(
-        "</svg>", f"{legend}</svg>"))  # fmt: skip
+    path.write_text(
+        f'{head}><style>{style}</style><rect width="100%" height="100%" fill="#fff"/>{rest}'.replace(
+            "</svg>", f"{legend}</svg>"
+        )
+    )
 
 
 def main() -> None:
@@ -256,8 +324,10 @@ def main() -> None:
     print(f"text {json.dumps(text)}, {time.perf_counter() - began:.0f} s", flush=True)
     results: dict[str, Any] = {"text": text, **{name: {} for name in call.sizes}}
     options = ["--out", call.out, "--seconds", call.seconds, *(["--tiny"] if call.tiny else [])]
-    jobs = [{f"{name} {side}": [sys.executable, __file__, *options, "--inside", name, side] for side in SIDES}
-            for name in call.sizes]  # fmt: skip
+    jobs = [
+        {f"{name} {side}": [sys.executable, __file__, *options, "--inside", name, side] for side in SIDES}
+        for name in call.sizes
+    ]
     for job, status, lines in side_by_side(jobs, call.gpus, call.out):
         if status:
             print(f"{job} failed: {' '.join(lines[-6:])[-900:]}", flush=True)
@@ -266,9 +336,12 @@ def main() -> None:
         if side == "probe":
             continue
         row = results[name][side] = json.loads(lines[-1])
-        print(f"{name:12s} {side:13s} {row['bits_per_byte']:.4f} bits per byte after {row['steps']} steps in "
-              f"{row['seconds']:.1f} s, {row['tokens_per_second'] / 1e3:.1f}k tokens/s"
-              + (f", waiting for data {100 * row['data_wait']:.2f}% of it" if "data_wait" in row else ""), flush=True)  # fmt: skip
+        print(
+            f"{name:12s} {side:13s} {row['bits_per_byte']:.4f} bits per byte after {row['steps']} steps in "
+            f"{row['seconds']:.1f} s, {row['tokens_per_second'] / 1e3:.1f}k tokens/s"
+            + (f", waiting for data {100 * row['data_wait']:.2f}% of it" if "data_wait" in row else ""),
+            flush=True,
+        )
         (call.out / "results.json").write_text(json.dumps(results))
         if len(results[name]) == 2:
             picture(name, results[name], call.out / f"{name}.svg")

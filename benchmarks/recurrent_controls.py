@@ -69,9 +69,19 @@ def recurrent(cell: Cell, width: int) -> ModelSpec:
 
 def transformer(width: int) -> ModelSpec:
     """A bidirectional encoder of five layers with sinusoidal positions, the paper's baseline."""
-    return uniform(vocab_size=3, width=width, layers=5, context=3 * LAST_TEST + 2, position=Sinusoidal(), norm=LayerNorm(),
-                   mixer=Grouped(heads=4), feedforward=ReLU(width=4 * width, bias=True), arrangement=PostNorm(),
-                   body=EncoderBody(), init=FanInInit(embedding=1.0))  # fmt: skip
+    return uniform(
+        vocab_size=3,
+        width=width,
+        layers=5,
+        context=3 * LAST_TEST + 2,
+        position=Sinusoidal(),
+        norm=LayerNorm(),
+        mixer=Grouped(heads=4),
+        feedforward=ReLU(width=4 * width, bias=True),
+        arrangement=PostNorm(),
+        body=EncoderBody(),
+        init=FanInInit(embedding=1.0),
+    )
 
 
 @dataclass(frozen=True)
@@ -91,17 +101,38 @@ CONTROLS = (
     Control("Parity, RNN", parity, recurrent(RNN(), 64), "≥ 99", lambda a: a >= 0.99, seeds=3),
     Control("Parity, LSTM", parity, recurrent(LSTM(), 64), "≥ 99", lambda a: a >= 0.99, seeds=3),
     Control("Parity, Transformer", parity, transformer(64), "50 ± 5", lambda a: abs(a - 0.5) <= 0.05),
-    Control("Reverse, Stack-RNN", reverse, recurrent(StackRNN(depth=LAST_TEST + 4), 64), "≥ 95", lambda a: a >= 0.95,
-            batch=32, seeds=2),
-    Control("Reverse, Tape-RNN", reverse, recurrent(TapeRNN(cells=2 * LAST_TEST + 4), 64), "≥ 95", lambda a: a >= 0.95,
-            batch=32, seeds=2),
-    Control("Duplicate, Tape-RNN", duplicate, recurrent(TapeRNN(cells=2 * LAST_TEST + 4), 64), "≥ 95", lambda a: a >= 0.95,
-            batch=32, seeds=2),
+    Control(
+        "Reverse, Stack-RNN",
+        reverse,
+        recurrent(StackRNN(depth=LAST_TEST + 4), 64),
+        "≥ 95",
+        lambda a: a >= 0.95,
+        batch=32,
+        seeds=2,
+    ),
+    Control(
+        "Reverse, Tape-RNN",
+        reverse,
+        recurrent(TapeRNN(cells=2 * LAST_TEST + 4), 64),
+        "≥ 95",
+        lambda a: a >= 0.95,
+        batch=32,
+        seeds=2,
+    ),
+    Control(
+        "Duplicate, Tape-RNN",
+        duplicate,
+        recurrent(TapeRNN(cells=2 * LAST_TEST + 4), 64),
+        "≥ 95",
+        lambda a: a >= 0.95,
+        batch=32,
+        seeds=2,
+    ),
     Control("Duplicate, RNN", duplicate, recurrent(RNN(), 64), "≤ 60", lambda a: a <= 0.60),
     Control("Reverse, RNN", reverse, recurrent(RNN(), 64), "≤ 70", lambda a: a <= 0.70),
     Control("Reverse, LSTM", reverse, recurrent(LSTM(), 64), "≤ 70", lambda a: a <= 0.70),
     Control("Reverse, Transformer", reverse, transformer(64), "≤ 70", lambda a: a <= 0.70),
-)  # fmt: skip
+)
 
 
 def predict(model: nn.Module, tokens: Tensor, answers: Tensor) -> Tensor:

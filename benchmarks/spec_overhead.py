@@ -85,8 +85,14 @@ class HandModel(nn.Module):
 def take_weights(hand: HandModel, ours: nn.Module) -> None:
     """The same numbers in both; their names differ by the modules that own them."""
     given = dict(ours.named_parameters())
-    renamed = {"decoder.": "", "embedding.tokens.": "embedding.", "mixer.qkv.": "", "mixer.output.": "output.",
-               "feedforward.": "", "head.": "lm_head."}  # fmt: skip
+    renamed = {
+        "decoder.": "",
+        "embedding.tokens.": "embedding.",
+        "mixer.qkv.": "",
+        "mixer.output.": "output.",
+        "feedforward.": "",
+        "head.": "lm_head.",
+    }
     for old, new in renamed.items():
         given = {name.replace(old, new): weight for name, weight in given.items()}
     hand.load_state_dict(given)
@@ -123,17 +129,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    for name, value in {"width": 256, "layers": 6, "heads": 8, "inner": 768, "batch": 4, "seq": 128, "steps": 40,
-                        "threads": os.cpu_count() or 1}.items():  # fmt: skip
+    for name, value in {
+        "width": 256,
+        "layers": 6,
+        "heads": 8,
+        "inner": 768,
+        "batch": 4,
+        "seq": 128,
+        "steps": 40,
+        "threads": os.cpu_count() or 1,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory(torch.device(args.device))
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision]
-    spec = uniform(vocab_size=VOCABULARY, width=args.width, layers=args.layers, context=args.seq,
-                   mixer=Grouped(heads=args.heads), feedforward=SwiGLU(width=args.inner))  # fmt: skip
-    record = {"arguments": vars(args), "torch": torch.__version__, "load": os.getloadavg(),
-              "device": torch.cuda.get_device_name() if args.device == "cuda" else f"{os.cpu_count()} CPU cores"}  # fmt: skip
+    spec = uniform(
+        vocab_size=VOCABULARY,
+        width=args.width,
+        layers=args.layers,
+        context=args.seq,
+        mixer=Grouped(heads=args.heads),
+        feedforward=SwiGLU(width=args.inner),
+    )
+    record = {
+        "arguments": vars(args),
+        "torch": torch.__version__,
+        "load": os.getloadavg(),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else f"{os.cpu_count()} CPU cores",
+    }
     for compiled in (False, True):
         torch._dynamo.reset()
         ours = build_model(spec)
@@ -146,8 +170,12 @@ def main() -> None:
         for _ in range(3):
             for step in steps:
                 seconds(step, tokens[:, :-1], tokens[:, 1:])
-        times = [[seconds(step, tokens[:, :-1], tokens[:, 1:]) for step in steps[:: 1 if i % 2 else -1]][:: 1 if i % 2 else -1]
-                 for i in range(args.steps)]  # fmt: skip
+        times = [
+            [seconds(step, tokens[:, :-1], tokens[:, 1:]) for step in steps[:: 1 if i % 2 else -1]][
+                :: 1 if i % 2 else -1
+            ]
+            for i in range(args.steps)
+        ]
         spec_built, by_hand = (statistics.median(t[i] for t in times) for i in (0, 1))
         ratios = sorted(a / b for a, b in times)
         middle = ratios[len(ratios) // 4 : -(len(ratios) // 4)]  # the middle half: a busy machine has wild outliers
@@ -159,8 +187,11 @@ def main() -> None:
             "ratio": statistics.median(ratios),
             "error": error,
         }
-        print(f"{name:9} from a specification {1e3 * spec_built:8.2f} ms, by hand {1e3 * by_hand:8.2f} ms, "
-              f"ratio {statistics.median(ratios):.3f} ± {error:.3f}", flush=True)  # fmt: skip
+        print(
+            f"{name:9} from a specification {1e3 * spec_built:8.2f} ms, by hand {1e3 * by_hand:8.2f} ms, "
+            f"ratio {statistics.median(ratios):.3f} ± {error:.3f}",
+            flush=True,
+        )
     print(json.dumps(record))
 
 

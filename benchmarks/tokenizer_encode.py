@@ -79,8 +79,10 @@ def main() -> None:
     base, base_work = (statistics.median(kind["library"]) for kind in (seconds, work))
     for name, found in seconds.items():
         middle = statistics.median(found)
-        print(f"{name:<14} {size / middle:7.1f} MB/s  {base / middle:6.1%} of the library  "
-              f"spread {min(found):.2f}–{max(found):.2f} s  CPU {base_work / statistics.median(work[name]):6.1%}")  # fmt: skip
+        print(
+            f"{name:<14} {size / middle:7.1f} MB/s  {base / middle:6.1%} of the library  "
+            f"spread {min(found):.2f}–{max(found):.2f} s  CPU {base_work / statistics.median(work[name]):6.1%}"
+        )
 
 
 if __name__ == "__main__":

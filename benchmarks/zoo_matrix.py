@@ -33,15 +33,25 @@ from luban.objectives.masked import Masked
 from luban.parallel.engine import to_device
 
 MIXER = {"type": "grouped", "heads": 4, "qkv_bias": True, "output_bias": True}
-POST = {"arrangement": "post", "norm": "layernorm", "mixer": MIXER,
-        "feedforward": {"type": "gelu", "width": 256, "bias": True}}  # fmt: skip
+POST = {
+    "arrangement": "post",
+    "norm": "layernorm",
+    "mixer": MIXER,
+    "feedforward": {"type": "gelu", "width": 256, "bias": True},
+}
 ENCODER = {"embedding_norm": {"type": "layernorm"}, "position": "learned", "layer": POST}
 GPT_LAYER = {"norm": "layernorm", "mixer": MIXER, "feedforward": {"type": "gelu_tanh", "width": 256, "bias": True}}
 GPT = {"position": "learned", "tied_head": True, "layer": GPT_LAYER}
 LLAMA = {"layer": {"mixer": {"heads": 4, "kv_heads": 4}, "feedforward": {"width": 192}}}
 GROUPED = {"heads": 4, "kv_heads": 2}
-FALCON = {"layer": {"norm": "layernorm", "arrangement": "parallel", "mixer": {"heads": 4, "kv_heads": 1},
-                    "feedforward": {"type": "gelu", "width": 256}}}  # fmt: skip
+FALCON = {
+    "layer": {
+        "norm": "layernorm",
+        "arrangement": "parallel",
+        "mixer": {"heads": 4, "kv_heads": 1},
+        "feedforward": {"type": "gelu", "width": 256},
+    }
+}
 PAIRS = {"type": "masked_lm", "pair": True}
 FAN_IN = {"init": {"type": "fan_in", "embedding": 1.0}}
 
@@ -66,42 +76,113 @@ ROWS = (
     Row("Llama 2, causal", LLAMA | {"layer": LLAMA["layer"] | {"mixer": GROUPED}}),
     Row("Falcon, causal", FALCON),
     Row("BLOOM, causal", GPT | {"position": "alibi", "embedding_norm": {"type": "layernorm"}}),
-    Row("ChatGLM2, causal", LLAMA | {"position": {"type": "rope", "width": 8, "pairing": "interleaved"},
-                                     "layer": LLAMA["layer"] | {"mixer": GROUPED | {"qkv_bias": True}}}),
+    Row(
+        "ChatGLM2, causal",
+        LLAMA
+        | {
+            "position": {"type": "rope", "width": 8, "pairing": "interleaved"},
+            "layer": LLAMA["layer"] | {"mixer": GROUPED | {"qkv_bias": True}},
+        },
+    ),
     Row("KERPLE, causal", LLAMA | {"position": "kerple_log"}),
     Row("xPos, causal", LLAMA | {"position": "xpos"}),
     Row("RNN, causal", {"body": {"type": "recurrent", "cell": "rnn"}, **FAN_IN}),
     Row("LSTM, causal", {"body": {"type": "recurrent", "cell": "lstm"}, **FAN_IN}, lr=1e-2),
-    Row("ELMo, bidirectional", {"body": {"type": "elmo", "cell": {"type": "lstm", "cells": 128}}, **FAN_IN},
-        {"type": "bidirectional"}),
-    Row("ELMo of characters, bidirectional",
-        {"body": {"type": "elmo", "cell": {"type": "lstm", "cells": 128},
-                  "words": {"filters": [16, 16, 32, 32], "highways": 1}}, **FAN_IN},
-        {"type": "bidirectional", "characters": 12}, lr=6e-3),
-    Row("BERT, masked + next sentence", ENCODER | {"body": {"type": "encoder", "segments": 2}, "head": PAIRS, "tied_head": True},
-        {"type": "masked", "copies": 10, "pairing": "next_sentence"}, False, lr=1e-3),
-    Row("BERT, whole words", ENCODER | {"body": "encoder", "head": "masked_lm", "tied_head": True},
-        {"type": "masked", "selection": "words"}, False, lr=1e-3),
-    Row("RoBERTa, dynamic masks", ENCODER | {"body": {"type": "encoder", "segments": 1}, "head": "masked_lm", "tied_head": True},
-        {"type": "masked"}, False, lr=1e-3),
-    Row("ALBERT, n-grams + order",
-        ENCODER | {"body": {"type": "encoder", "segments": 2, "embeddings": 32}, "pattern": [{"at": [1], "share": 0}], "head": PAIRS,
-                   "tied_head": True},
-        {"type": "masked", "selection": "ngrams", "pairing": "sentence_order"}, False, lr=1e-3),
+    Row(
+        "ELMo, bidirectional",
+        {"body": {"type": "elmo", "cell": {"type": "lstm", "cells": 128}}, **FAN_IN},
+        {"type": "bidirectional"},
+    ),
+    Row(
+        "ELMo of characters, bidirectional",
+        {
+            "body": {
+                "type": "elmo",
+                "cell": {"type": "lstm", "cells": 128},
+                "words": {"filters": [16, 16, 32, 32], "highways": 1},
+            },
+            **FAN_IN,
+        },
+        {"type": "bidirectional", "characters": 12},
+        lr=6e-3,
+    ),
+    Row(
+        "BERT, masked + next sentence",
+        ENCODER | {"body": {"type": "encoder", "segments": 2}, "head": PAIRS, "tied_head": True},
+        {"type": "masked", "copies": 10, "pairing": "next_sentence"},
+        False,
+        lr=1e-3,
+    ),
+    Row(
+        "BERT, whole words",
+        ENCODER | {"body": "encoder", "head": "masked_lm", "tied_head": True},
+        {"type": "masked", "selection": "words"},
+        False,
+        lr=1e-3,
+    ),
+    Row(
+        "RoBERTa, dynamic masks",
+        ENCODER | {"body": {"type": "encoder", "segments": 1}, "head": "masked_lm", "tied_head": True},
+        {"type": "masked"},
+        False,
+        lr=1e-3,
+    ),
+    Row(
+        "ALBERT, n-grams + order",
+        ENCODER
+        | {
+            "body": {"type": "encoder", "segments": 2, "embeddings": 32},
+            "pattern": [{"at": [1], "share": 0}],
+            "head": PAIRS,
+            "tied_head": True,
+        },
+        {"type": "masked", "selection": "ngrams", "pairing": "sentence_order"},
+        False,
+        lr=1e-3,
+    ),
     Row("Prefix LM", LLAMA, {"type": "prefix"}, False),
     Row("GLM, blank infilling", GPT | {"position": "learned_2d"}, {"type": "blank_infilling"}, False),
-    Row("BART, denoising", ENCODER | {"body": "encoder_decoder", "head": {"type": "language_model", "bias": True}, "tied_head": True},
-        {"type": "denoising"}, False, lr=1e-3),
-    Row("Transformer, denoising", {"body": "encoder_decoder", "position": "sinusoidal", "tied_head": True,
-                                   "layer": {"norm": "layernorm", "arrangement": "post", "mixer": {"type": "grouped", "heads": 4},
-                                             "feedforward": {"type": "relu", "width": 256, "bias": True}}},
-        {"type": "denoising", "noise": "token_masking"}, False, lr=1e-3),
-    Row("T5, span corruption", {"body": "encoder_decoder", "position": {"type": "t5", "buckets": 16, "max_distance": 64},
-                                "layer": {"mixer": {"type": "grouped", "heads": 4, "score_scale": 1.0, "head_dim": 16},
-                                          "feedforward": {"type": "relu", "width": 256}}, "init": {"type": "fan_in", "embedding": 1.0},
-                                "head": {"type": "language_model", "scale_hidden": True}, "tied_head": True},
-        {"type": "span_corruption", "sentinels": 16}, False),
-)  # fmt: skip
+    Row(
+        "BART, denoising",
+        ENCODER | {"body": "encoder_decoder", "head": {"type": "language_model", "bias": True}, "tied_head": True},
+        {"type": "denoising"},
+        False,
+        lr=1e-3,
+    ),
+    Row(
+        "Transformer, denoising",
+        {
+            "body": "encoder_decoder",
+            "position": "sinusoidal",
+            "tied_head": True,
+            "layer": {
+                "norm": "layernorm",
+                "arrangement": "post",
+                "mixer": {"type": "grouped", "heads": 4},
+                "feedforward": {"type": "relu", "width": 256, "bias": True},
+            },
+        },
+        {"type": "denoising", "noise": "token_masking"},
+        False,
+        lr=1e-3,
+    ),
+    Row(
+        "T5, span corruption",
+        {
+            "body": "encoder_decoder",
+            "position": {"type": "t5", "buckets": 16, "max_distance": 64},
+            "layer": {
+                "mixer": {"type": "grouped", "heads": 4, "score_scale": 1.0, "head_dim": 16},
+                "feedforward": {"type": "relu", "width": 256},
+            },
+            "init": {"type": "fan_in", "embedding": 1.0},
+            "head": {"type": "language_model", "scale_hidden": True},
+            "tied_head": True,
+        },
+        {"type": "span_corruption", "sentinels": 16},
+        False,
+    ),
+)
 
 
 def luban(*arguments: object) -> None:
@@ -147,11 +228,15 @@ def measure(row: Row, shards: Path, out: Path, steps: int) -> tuple[float, float
     """(first loss, mean loss of the last tenth, seconds) of one run."""
     layers = {} if "cell" in row.model.get("body", ()) else {"layers": 2}  # recurrent bodies have two of their own
     recipe = {
-        "model": {"width": 64, "context": 128, **layers, **row.model}, "objective": row.objective,
-        "data": {"path": str(shards)}, "optim": {"type": "adamw", "lr": row.lr}, "schedule": {"type": "cosine", "warmup": 20},
+        "model": {"width": 64, "context": 128, **layers, **row.model},
+        "objective": row.objective,
+        "data": {"path": str(shards)},
+        "optim": {"type": "adamw", "lr": row.lr},
+        "schedule": {"type": "cosine", "warmup": 20},
         "train": {"steps": steps, "batch_size": 16, "seq_len": 64, "log_every": 1, "device": "cpu"},
-        "checkpoint": {"every": steps}, "validation": {"every": 0, "batches": 4},
-    }  # fmt: skip
+        "checkpoint": {"every": steps},
+        "validation": {"every": 0, "batches": 4},
+    }
     file = out.with_suffix(".toml")
     file.write_text(to_toml(recipe))
     began = time.monotonic()

@@ -188,25 +188,63 @@ GLM4 = (
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 FAMILIES = {
     "chatml": Family(CHATML, CHATML_TOKENS),
-    "llama3": Family(LLAMA3, ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"), calls=True),
+    "llama3": Family(
+        LLAMA3, ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"), calls=True
+    ),
     "llama2": Family(LLAMA2, ("<s>", "</s>")),
-    "mistral": Family(MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
-                      calls=True),
+    "mistral": Family(
+        MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"), calls=True
+    ),
     "gemma": Family(GEMMA, ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), ("<end_of_turn>",)),
-    "gemma4": Family(GEMMA4, ("<bos>", "<turn|>", "<|turn>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
-                              "<tool_response|>"), calls=True),
+    "gemma4": Family(
+        GEMMA4,
+        ("<bos>", "<turn|>", "<|turn>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
+        calls=True,
+    ),
     "qwen3": Family(QWEN3, CHATML_TOKENS, calls=True),
-    "deepseek": Family(DEEPSEEK, ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜tool▁call｜>",
-                                  "<｜tool▁call▁end｜>", "<｜tool▁output｜>"), calls=True),
+    "deepseek": Family(
+        DEEPSEEK,
+        (
+            "<｜begin▁of▁sentence｜>",
+            "<｜end▁of▁sentence｜>",
+            "<｜User｜>",
+            "<｜Assistant｜>",
+            "<｜tool▁call｜>",
+            "<｜tool▁call▁end｜>",
+            "<｜tool▁output｜>",
+        ),
+        calls=True,
+    ),
     "phi3": Family(PHI3, ("<s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"), ("<|end|>",)),
-    "gpt-oss": Family(GPT_OSS, ("<|startoftext|>", "<|return|>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>"),
-                      ("<|call|>",), calls=True),
-    "command-r": Family(COMMAND_R, ("<BOS>", "<|END_OF_TURN_TOKEN|>", "<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>",
-                                    "<|USER_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>")),
+    "gpt-oss": Family(
+        GPT_OSS,
+        ("<|startoftext|>", "<|return|>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>"),
+        ("<|call|>",),
+        calls=True,
+    ),
+    "command-r": Family(
+        COMMAND_R,
+        (
+            "<BOS>",
+            "<|END_OF_TURN_TOKEN|>",
+            "<|START_OF_TURN_TOKEN|>",
+            "<|CHATBOT_TOKEN|>",
+            "<|USER_TOKEN|>",
+            "<|SYSTEM_TOKEN|>",
+            "<|START_RESPONSE|>",
+            "<|END_RESPONSE|>",
+        ),
+    ),
     "zephyr": Family(ZEPHYR, ("<s>", "</s>")),
     "vicuna": Family(VICUNA, ("<s>", "</s>")),
-    "granite": Family(GRANITE, ("<|end_of_text|>", "<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"),
-                      calls=True),
-}  # fmt: skip
-GLM = Family(GLM4, ("<sop>", "<|endoftext|>", "[gMASK]", "<|user|>", "<|assistant|>", "<|system|>", "<|observation|>"),
-             ("<|user|>", "<|observation|>"))  # fmt: skip
+    "granite": Family(
+        GRANITE,
+        ("<|end_of_text|>", "<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"),
+        calls=True,
+    ),
+}
+GLM = Family(
+    GLM4,
+    ("<sop>", "<|endoftext|>", "[gMASK]", "<|user|>", "<|assistant|>", "<|system|>", "<|observation|>"),
+    ("<|user|>", "<|observation|>"),
+)

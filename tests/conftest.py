@@ -11,11 +11,20 @@ import skip_reasons
 from hypothesis import HealthCheck, settings
 
 # Deadlines and "too slow" bound wall time; fixtures that hold a vocabulary may serve many examples.
-settings.register_profile("luban", deadline=None,
-                          suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])  # fmt: skip
+settings.register_profile(
+    "luban", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 settings.load_profile("luban")
-SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>",
-            *(f"<|reserved_{i}|>" for i in range(9)))  # fmt: skip
+SPECIALS = (
+    "<|bos|>",
+    "<|eos|>",
+    "<|pad|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|end|>",
+    *(f"<|reserved_{i}|>" for i in range(9)),
+)
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -67,8 +76,15 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     from luban.nn.init import NormalInit
     from luban.nn.mixer.grouped import Grouped
 
-    spec = uniform(vocab_size=272, width=32, layers=2, context=512, mixer=Grouped(heads=4, kv_heads=2),
-                     feedforward=SwiGLU(width=48), init=NormalInit(std=0.3))  # fmt: skip
+    spec = uniform(
+        vocab_size=272,
+        width=32,
+        layers=2,
+        context=512,
+        mixer=Grouped(heads=4, kv_heads=2),
+        feedforward=SwiGLU(width=48),
+        init=NormalInit(std=0.3),
+    )
     return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny-bytes", spec)
 
 
@@ -81,8 +97,16 @@ def tiny_translator(tmp_path_factory) -> Path:
     from luban.nn.init import NormalInit
     from luban.nn.mixer.grouped import Grouped
 
-    spec = uniform(vocab_size=272, width=32, layers=2, context=64, mixer=Grouped(heads=4), feedforward=SwiGLU(width=48),
-                     body=EncoderDecoderBody(decoder_start=2), init=NormalInit(std=0.5))  # fmt: skip
+    spec = uniform(
+        vocab_size=272,
+        width=32,
+        layers=2,
+        context=64,
+        mixer=Grouped(heads=4),
+        feedforward=SwiGLU(width=48),
+        body=EncoderDecoderBody(decoder_start=2),
+        init=NormalInit(std=0.5),
+    )
     folder = write_checkpoint(tmp_path_factory.mktemp("models") / "tiny-translator", spec)
     (folder / "tokenizer" / "chat_template.jinja").unlink()
     return folder

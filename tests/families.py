@@ -64,26 +64,45 @@ def packed_batch(rows: int, rng: np.random.Generator) -> Batch:
     at = np.arange(TOKENS)[None]
     documents = (at >= ends).astype(np.int32)
     positions = np.where(at >= ends, at - ends, at).astype(np.int32)
-    return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], loss_mask=rng.random((rows, TOKENS)) < 0.8,
-                 documents=documents, positions=positions)  # fmt: skip
+    return Batch(
+        tokens=tokens[:, :-1],
+        targets=tokens[:, 1:],
+        loss_mask=rng.random((rows, TOKENS)) < 0.8,
+        documents=documents,
+        positions=positions,
+    )
 
 
 def pair_batch(rows: int, rng: np.random.Generator) -> Batch:
     """Two segments a row, some tokens hidden, and whether the segments belong together."""
     batch = packed_batch(rows, rng)
-    one = replace(batch, documents=np.zeros_like(batch.documents),
-                  positions=np.broadcast_to(np.arange(TOKENS, dtype=np.int32), (rows, TOKENS)))  # fmt: skip
-    return PairBatch(**vars(one), segments=batch.documents.astype(np.int64), labels=rng.integers(0, 2, rows),
-                     weights=np.full(rows, 3.0, dtype=np.float32))  # fmt: skip
+    one = replace(
+        batch,
+        documents=np.zeros_like(batch.documents),
+        positions=np.broadcast_to(np.arange(TOKENS, dtype=np.int32), (rows, TOKENS)),
+    )
+    return PairBatch(
+        **vars(one),
+        segments=batch.documents.astype(np.int64),
+        labels=rng.integers(0, 2, rows),
+        weights=np.full(rows, 3.0, dtype=np.float32),
+    )
 
 
 def labelled_batch(rows: int, rng: np.random.Generator) -> Batch:
     """Texts padded on the right, with a class each."""
     tokens, ends = rng.integers(0, VOCAB, (rows, TOKENS + 1)), rng.integers(3, TOKENS + 1, (rows, 1))
     at = np.broadcast_to(np.arange(TOKENS, dtype=np.int32), (rows, TOKENS))
-    return LabelledBatch(tokens=tokens[:, :-1], targets=tokens[:, 1:], loss_mask=at == ends - 1, positions=at,
-                         documents=np.where(at < ends, 0, -1).astype(np.int32), follows=at < ends - 1,
-                         labels=rng.integers(0, 2, rows), weights=np.full(rows, 0.1, dtype=np.float32))  # fmt: skip
+    return LabelledBatch(
+        tokens=tokens[:, :-1],
+        targets=tokens[:, 1:],
+        loss_mask=at == ends - 1,
+        positions=at,
+        documents=np.where(at < ends, 0, -1).astype(np.int32),
+        follows=at < ends - 1,
+        labels=rng.integers(0, 2, rows),
+        weights=np.full(rows, 0.1, dtype=np.float32),
+    )
 
 
 def translation_batch(rows: int, rng: np.random.Generator) -> Batch:
@@ -102,41 +121,99 @@ def bidirectional_batch(rows: int, rng: np.random.Generator, *, characters: bool
     return replace(batch, tokens=tokens, targets=both[0], loss_mask=both[1])
 
 
-ENCODER = uniform(**PLAIN, layers=2, mixer=Grouped(heads=4, qkv_bias=True), feedforward=GELU(width=48, bias=True), norm=LayerNorm(),
-                  position=Learned(), body=EncoderBody(segments=2, embeddings=16), head=MaskedLM(pair=True), tied_head=True)  # fmt: skip
+ENCODER = uniform(
+    **PLAIN,
+    layers=2,
+    mixer=Grouped(heads=4, qkv_bias=True),
+    feedforward=GELU(width=48, bias=True),
+    norm=LayerNorm(),
+    position=Learned(),
+    body=EncoderBody(segments=2, embeddings=16),
+    head=MaskedLM(pair=True),
+    tied_head=True,
+)
 FAMILIES: dict[str, Family] = {
     "decoder": Family(
         uniform(**PLAIN, layers=2, mixer=Grouped(heads=4, kv_heads=2), feedforward=SwiGLU(width=48), tied_head=True),
-        Causal(), packed_batch),
+        Causal(),
+        packed_batch,
+    ),
     "decoder-kerple": Family(
-        uniform(**PLAIN, layers=2, mixer=Grouped(heads=4, qkv_bias=True, output_bias=True, qk_norm=RMSNorm()),
-                feedforward=GELU(width=48, bias=True), norm=LayerNorm(), position=KerpleLog(),
-                embedding_norm=LayerNorm()),
-        Causal(smoothing=0.1, z_loss=1e-3), packed_batch),
+        uniform(
+            **PLAIN,
+            layers=2,
+            mixer=Grouped(heads=4, qkv_bias=True, output_bias=True, qk_norm=RMSNorm()),
+            feedforward=GELU(width=48, bias=True),
+            norm=LayerNorm(),
+            position=KerpleLog(),
+            embedding_norm=LayerNorm(),
+        ),
+        Causal(smoothing=0.1, z_loss=1e-3),
+        packed_batch,
+    ),
     "classifier": Family(
-        uniform(**PLAIN, layers=2, mixer=Grouped(heads=4), feedforward=SwiGLU(width=48), head=Classes(pooling="last"), tied_head=True),
-        Labelled(labels=("no", "yes"), weight=0.5), labelled_batch),
+        uniform(
+            **PLAIN,
+            layers=2,
+            mixer=Grouped(heads=4),
+            feedforward=SwiGLU(width=48),
+            head=Classes(pooling="last"),
+            tied_head=True,
+        ),
+        Labelled(labels=("no", "yes"), weight=0.5),
+        labelled_batch,
+    ),
     "encoder": Family(ENCODER, Masked(pairing=NextSentence()), pair_batch),
     "albert": Family(
-        replace(ENCODER, layers=(ENCODER.layers[0], replace(ENCODER.layers[0], share=0)), head=MaskedLM()), Masked(), packed_batch),
+        replace(ENCODER, layers=(ENCODER.layers[0], replace(ENCODER.layers[0], share=0)), head=MaskedLM()),
+        Masked(),
+        packed_batch,
+    ),
     "encoder-decoder": Family(
-        uniform(**PLAIN, layers=2, mixer=Grouped(heads=4), feedforward=ReLU(width=48), position=Learned(),
-                body=EncoderDecoderBody(decoder_start=1), head=LanguageModel(scale_hidden=True), tied_head=True),
-        Denoising(), translation_batch),
+        uniform(
+            **PLAIN,
+            layers=2,
+            mixer=Grouped(heads=4),
+            feedforward=ReLU(width=48),
+            position=Learned(),
+            body=EncoderDecoderBody(decoder_start=1),
+            head=LanguageModel(scale_hidden=True),
+            tied_head=True,
+        ),
+        Denoising(),
+        translation_batch,
+    ),
     "t5": Family(
-        uniform(**PLAIN, layers=2, mixer=Grouped(heads=4, score_scale=1.0), feedforward=SwiGLU(width=48),
-                position=RelativeBias(), body=EncoderDecoderBody(decoder_start=1)),
-        Denoising(), translation_batch),
-    "recurrent": Family(ModelSpec(**PLAIN, layers=(), body=RecurrentBody(cell=LSTM()), tied_head=True), Causal(), packed_batch),
+        uniform(
+            **PLAIN,
+            layers=2,
+            mixer=Grouped(heads=4, score_scale=1.0),
+            feedforward=SwiGLU(width=48),
+            position=RelativeBias(),
+            body=EncoderDecoderBody(decoder_start=1),
+        ),
+        Denoising(),
+        translation_batch,
+    ),
+    "recurrent": Family(
+        ModelSpec(**PLAIN, layers=(), body=RecurrentBody(cell=LSTM()), tied_head=True), Causal(), packed_batch
+    ),
     "recurrent-tape": Family(
-        ModelSpec(**PLAIN, layers=(), body=RecurrentBody(layers=1, cell=TapeRNN(cells=4, cell_width=3))), Causal(), packed_batch),
+        ModelSpec(**PLAIN, layers=(), body=RecurrentBody(layers=1, cell=TapeRNN(cells=4, cell_width=3))),
+        Causal(),
+        packed_batch,
+    ),
     "elmo": Family(
         ModelSpec(**PLAIN, layers=(), body=ElmoBody(words=CharacterCNN(characters=20, width=4, filters=(8, 8, 16)))),
-        Bidirectional(characters=CHARACTERS), lambda rows, rng: bidirectional_batch(rows, rng, characters=True)),
+        Bidirectional(characters=CHARACTERS),
+        lambda rows, rng: bidirectional_batch(rows, rng, characters=True),
+    ),
     "elmo-table": Family(
-        ModelSpec(**PLAIN, layers=(), body=ElmoBody(cell=LSTM(cells=40)), tied_head=True), Bidirectional(),
-        lambda rows, rng: bidirectional_batch(rows, rng, characters=False)),
-}  # fmt: skip
+        ModelSpec(**PLAIN, layers=(), body=ElmoBody(cell=LSTM(cells=40)), tied_head=True),
+        Bidirectional(),
+        lambda rows, rng: bidirectional_batch(rows, rng, characters=False),
+    ),
+}
 
 
 def engine_of(family: Family, *, seed: int, adapt=None, **execution: Any) -> TrainEngine:

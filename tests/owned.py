@@ -14,13 +14,40 @@ from luban.nn.linear import MatmulOwner
 
 # What says something of a parameter without reading its values.
 FACTS = {
-    "shape", "dtype", "device", "layout", "requires_grad", "grad", "is_leaf", "grad_fn", "ndim", "is_cuda", "is_meta",
-    "is_sparse", "is_quantized", "is_mkldnn", "is_nested", "names", "_version",
-}  # fmt: skip
+    "shape",
+    "dtype",
+    "device",
+    "layout",
+    "requires_grad",
+    "grad",
+    "is_leaf",
+    "grad_fn",
+    "ndim",
+    "is_cuda",
+    "is_meta",
+    "is_sparse",
+    "is_quantized",
+    "is_mkldnn",
+    "is_nested",
+    "names",
+    "_version",
+}
 QUESTIONS = {
-    "size", "dim", "numel", "stride", "element_size", "is_floating_point", "is_complex", "is_contiguous", "get_device",
-    "is_inference", "__len__", "__hash__", "requires_grad_", "untyped_storage",
-}  # fmt: skip
+    "size",
+    "dim",
+    "numel",
+    "stride",
+    "element_size",
+    "is_floating_point",
+    "is_complex",
+    "is_contiguous",
+    "get_device",
+    "is_inference",
+    "__len__",
+    "__hash__",
+    "requires_grad_",
+    "untyped_storage",
+}
 
 
 class OwnershipError(AssertionError):

@@ -51,8 +51,14 @@ def write_conversations(file: Path, count: int = 60, seed: int = 0) -> Path:
     rows = []
     for i in range(count):
         one, two = draw.choice(WORDS), draw.choice(WORDS)
-        rows.append({"messages": [{"role": "user", "content": f"say {one} and {two} {i}"},
-                                  {"role": "assistant", "content": f"{two} {one}"}]})  # fmt: skip
+        rows.append(
+            {
+                "messages": [
+                    {"role": "user", "content": f"say {one} and {two} {i}"},
+                    {"role": "assistant", "content": f"{two} {one}"},
+                ]
+            }
+        )
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 

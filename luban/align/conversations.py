@@ -60,8 +60,10 @@ def left_out(figures: dict[str, Any]) -> list[str]:
     lines = []
     if repeated := figures["dropped"].get(Exact.reason, {}).get("documents"):
         names = ", ".join(sample["id"] for sample in figures["dropped_samples"][Exact.reason])
-        lines.append(f"{repeated} of {figures['waterfall'][0]['documents']} conversations repeat an earlier one in every turn "
-                     f"and are left out, such as {names} (to keep them: luban corpus build --steps '')")  # fmt: skip
+        lines.append(
+            f"{repeated} of {figures['waterfall'][0]['documents']} conversations repeat an earlier one in every turn "
+            f"and are left out, such as {names} (to keep them: luban corpus build --steps '')"
+        )
     for what, count in figures["unusable"].items():
         lines.append(f"{count} {what} are left out, such as {figures['unusable_samples'][what][0]}")
     return lines

@@ -72,8 +72,10 @@ def _with_template(tokenizer: Tokenizer, recipe: SFTRecipe, cache: Path) -> Toke
     """The model's tokenizer with the recipe's chat template, as an artifact in `cache`."""
     data = Path(recipe.data.path)
     if (data / MANIFEST).is_file() and read_manifest(data).kind == "shards":
-        raise UsageError(f"{data} is packed already, by the template that its tokenizer had: give --data.path the "
-                         "conversations, or leave out --chat-template")  # fmt: skip
+        raise UsageError(
+            f"{data} is packed already, by the template that its tokenizer had: give --data.path the "
+            "conversations, or leave out --chat-template"
+        )
     source = read_template(Path(recipe.chat_template))
     out = cache / f"tokenizer-{data_sha256([tokenizer.content_hash, source])[:12]}"
     return load_tokenizer(out) if (out / MANIFEST).is_file() else replace_template(tokenizer, source, out)
@@ -87,11 +89,14 @@ def show_mask(recipe: SFTRecipe) -> None:
     from rich.console import Console
 
     shards = Shards.open(recipe.data.path)
-    batch = Loader(shards, batch_size=recipe.train.batch_size, seq_len=recipe.train.seq_len, seed=recipe.train.seed,
-                   packing="fit").batch(0)  # fmt: skip
+    batch = Loader(
+        shards, batch_size=recipe.train.batch_size, seq_len=recipe.train.seq_len, seed=recipe.train.seed, packing="fit"
+    ).batch(0)
     if not batch.target_count:
-        raise DataError(f"no token of the first batch of {shards.path} is trained on: raise --train.seq_len "
-                        f"(now {recipe.train.seq_len}), since answers are cut off")  # fmt: skip
+        raise DataError(
+            f"no token of the first batch of {shards.path} is trained on: raise --train.seq_len "
+            f"(now {recipe.train.seq_len}), since answers are cut off"
+        )
     tokenizer: Tokenizer = load_tokenizer(shards.path / "tokenizer")
     row = int(batch.loss_mask.sum(axis=1).argmax())
     console = Console(stderr=True, highlight=False)

@@ -36,9 +36,16 @@ class Checkpoint:
     state: dict[str, Any] = field(default_factory=dict)  # counters and settings, plain data
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint, *, config: dict[str, Any] | None = None,
-                    parents: tuple[Parent, ...] = (), seed: int | None = None, figures: dict[str, Any] | None = None,
-                    storage: Storage = STORAGE) -> Manifest:  # fmt: skip
+def save_checkpoint(
+    path: Path,
+    checkpoint: Checkpoint,
+    *,
+    config: dict[str, Any] | None = None,
+    parents: tuple[Parent, ...] = (),
+    seed: int | None = None,
+    figures: dict[str, Any] | None = None,
+    storage: Storage = STORAGE,
+) -> Manifest:
     """Write a whole checkpoint at `path`, or nothing.
 
     Returns:

@@ -51,29 +51,49 @@ class ClassifierArgs:
 
 def run(argv: Sequence[str]) -> int | None:
     """`luban corpus …`"""
-    return dispatch("corpus", {
-        "build": (build, "sources → a clean corpus with a held-out split"),
-        "mix": (mix, "corpora → one corpus, by weight and epochs"),
-        "ngram": (ngram, "a corpus → a model of its language, for the step perplexity"),
-        "classifier": (classifier, "good and other text → a judge, for the step classifier"),
-    }, argv)  # fmt: skip
+    return dispatch(
+        "corpus",
+        {
+            "build": (build, "sources → a clean corpus with a held-out split"),
+            "mix": (mix, "corpora → one corpus, by weight and epochs"),
+            "ngram": (ngram, "a corpus → a model of its language, for the step perplexity"),
+            "classifier": (classifier, "good and other text → a judge, for the step classifier"),
+        },
+        argv,
+    )
 
 
 def build(argv: Sequence[str]) -> None:
     """`luban corpus build SOURCE… --out DIR`"""
-    args = parse(BuildArgs, argv, verb="corpus build", about=_about_building(),
-                 examples="luban corpus build notes/ 'books/*.txt' --out corpus\n"
-                          "luban corpus build python:stdlib --out corpus --heldout 0.05 --seed 0\n"
-                          "luban corpus build 'dumps/*.jsonl' --out corpus --steps c4,gopher,exact,minhash --workers 8")  # fmt: skip
+    args = parse(
+        BuildArgs,
+        argv,
+        verb="corpus build",
+        about=_about_building(),
+        examples="luban corpus build notes/ 'books/*.txt' --out corpus\n"
+        "luban corpus build python:stdlib --out corpus --heldout 0.05 --seed 0\n"
+        "luban corpus build 'dumps/*.jsonl' --out corpus --steps c4,gopher,exact,minhash --workers 8",
+    )
     from luban.core.log import say
     from luban.core.units import bytes_
     from luban.corpus.build import build_corpus
 
-    figures = build_corpus(args.sources, args.out, heldout=args.heldout, seed=args.seed,
-                           steps=[name for name in map(str.strip, args.steps.split(",")) if name], workers=args.workers,
-                           on=args.on, bad_share=args.bad_share, licences=_licences(args.licence), text_field=args.text_field)  # fmt: skip
-    kept = ", ".join(f"{split} {figures[split]['documents']} documents, {bytes_(figures[split]['bytes'])}"
-                     for split in ("train", "heldout"))  # fmt: skip
+    figures = build_corpus(
+        args.sources,
+        args.out,
+        heldout=args.heldout,
+        seed=args.seed,
+        steps=[name for name in map(str.strip, args.steps.split(",")) if name],
+        workers=args.workers,
+        on=args.on,
+        bad_share=args.bad_share,
+        licences=_licences(args.licence),
+        text_field=args.text_field,
+    )
+    kept = ", ".join(
+        f"{split} {figures[split]['documents']} documents, {bytes_(figures[split]['bytes'])}"
+        for split in ("train", "heldout")
+    )
     say(f"corpus {args.out}: {kept}")
     for row in figures["waterfall"]:
         say(f"  {row['step']:<10} {row['documents']} documents, {bytes_(row['bytes'])}")
@@ -93,10 +113,12 @@ def _about_building() -> str:
     from luban.corpus.steps import STEPS
 
     kinds = [name for name in SOURCES if ":" not in name]
-    return ("Read sources, drop duplicates, hold a part out, and write Parquet files.\n\n"
-            f"Built-in sources: {', '.join(name for name in SOURCES if ':' in name)}\n\n"
-            f"Kinds of sources, for KIND:PATH (without a kind, the path and its ending tell): {', '.join(kinds)}\n\n"
-            f"Steps, for --steps (described in docs/CORPUS.md): {', '.join(STEPS)}")  # fmt: skip
+    return (
+        "Read sources, drop duplicates, hold a part out, and write Parquet files.\n\n"
+        f"Built-in sources: {', '.join(name for name in SOURCES if ':' in name)}\n\n"
+        f"Kinds of sources, for KIND:PATH (without a kind, the path and its ending tell): {', '.join(kinds)}\n\n"
+        f"Steps, for --steps (described in docs/CORPUS.md): {', '.join(STEPS)}"
+    )
 
 
 def _licences(words: tuple[str, ...]) -> dict[str, str]:
@@ -107,9 +129,14 @@ def _licences(words: tuple[str, ...]) -> dict[str, str]:
 
 def mix(argv: Sequence[str]) -> None:
     """`luban corpus mix RECIPE --out DIR`"""
-    args = parse(MixArgs, argv, verb="corpus mix", about="Mix corpora by weight and epochs.",
-                 examples="luban corpus mix llama --parts corpora --out corpora/llama\n"
-                          "luban corpus mix mixture.toml --out mixed --bytes 1000000000")  # fmt: skip
+    args = parse(
+        MixArgs,
+        argv,
+        verb="corpus mix",
+        about="Mix corpora by weight and epochs.",
+        examples="luban corpus mix llama --parts corpora --out corpora/llama\n"
+        "luban corpus mix mixture.toml --out mixed --bytes 1000000000",
+    )
     import luban.recipes
     from luban.core.arguments import find_recipe
     from luban.core.config import load_toml
@@ -127,9 +154,14 @@ def mix(argv: Sequence[str]) -> None:
 
 def ngram(argv: Sequence[str]) -> None:
     """`luban corpus ngram CORPUS --out DIR`"""
-    args = parse(NgramArgs, argv, verb="corpus ngram", about="Learn a 3-gram language model from a corpus.",
-                 examples="luban corpus ngram wikipedia --out models/wikipedia\n"
-                          "luban corpus build web/ --steps perplexity=models/wikipedia@500 --out corpus")  # fmt: skip
+    args = parse(
+        NgramArgs,
+        argv,
+        verb="corpus ngram",
+        about="Learn a 3-gram language model from a corpus.",
+        examples="luban corpus ngram wikipedia --out models/wikipedia\n"
+        "luban corpus build web/ --steps perplexity=models/wikipedia@500 --out corpus",
+    )
     from luban.core.artifact import as_parent
     from luban.core.log import say
     from luban.corpus.quality.ngram import NgramModel
@@ -142,9 +174,14 @@ def ngram(argv: Sequence[str]) -> None:
 
 def classifier(argv: Sequence[str]) -> None:
     """`luban corpus classifier GOOD OTHER --out DIR`"""
-    args = parse(ClassifierArgs, argv, verb="corpus classifier", about="Learn to tell good text from any text.",
-                 examples="luban corpus classifier wikipedia web --out models/quality\n"
-                          "luban corpus build web/ --steps classifier=models/quality@0.5 --out corpus")  # fmt: skip
+    args = parse(
+        ClassifierArgs,
+        argv,
+        verb="corpus classifier",
+        about="Learn to tell good text from any text.",
+        examples="luban corpus classifier wikipedia web --out models/quality\n"
+        "luban corpus build web/ --steps classifier=models/quality@0.5 --out corpus",
+    )
     from luban.core.artifact import as_parent
     from luban.core.log import say
     from luban.corpus.quality.linear import LinearModel
@@ -154,8 +191,10 @@ def classifier(argv: Sequence[str]) -> None:
     parents = (as_parent("good", args.good), as_parent("other", args.other))
     model = LinearModel.train(*kinds, seed=args.seed)
     model.save(args.out, parents, args.seed)
-    rows = [(name, [model.score(d.text) >= 0.5 for d in read_corpus(path, "heldout")])
-            for name, path in (("good", args.good), ("other", args.other))]  # fmt: skip
+    rows = [
+        (name, [model.score(d.text) >= 0.5 for d in read_corpus(path, "heldout")])
+        for name, path in (("good", args.good), ("other", args.other))
+    ]
     for name, judged in rows:
         say(f"  of {len(judged)} held-out {name} texts {sum(judged)} are judged good")
     say(f"text classifier {args.out}")

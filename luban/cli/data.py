@@ -40,17 +40,25 @@ class ShowArgs:
 
 def run(argv: Sequence[str]) -> int | None:
     """`luban data …`"""
-    return dispatch("data", {
-        "pack": (pack, "a corpus → shards of tokens"),
-        "show": (show, "documents of shards, and what of them is trained on"),
-    }, argv)  # fmt: skip
+    return dispatch(
+        "data",
+        {
+            "pack": (pack, "a corpus → shards of tokens"),
+            "show": (show, "documents of shards, and what of them is trained on"),
+        },
+        argv,
+    )
 
 
 def pack(argv: Sequence[str]) -> None:
     """`luban data pack CORPUS --tokenizer DIR --out DIR`"""
-    args = parse(PackArgs, argv, verb="data pack",
-                 about="Tokenise a corpus into memory-mapped shards; conversations get their loss mask.",
-                 examples="luban data pack corpus --tokenizer tok --out shards")  # fmt: skip
+    args = parse(
+        PackArgs,
+        argv,
+        verb="data pack",
+        about="Tokenise a corpus into memory-mapped shards; conversations get their loss mask.",
+        examples="luban data pack corpus --tokenizer tok --out shards",
+    )
     from luban.core.artifact import as_parent, open_artifact
     from luban.core.log import say
     from luban.core.units import count
@@ -60,12 +68,20 @@ def pack(argv: Sequence[str]) -> None:
 
     held = open_artifact(args.corpus, "corpus", verify=args.verify).figures
     splits = {split: read_corpus(args.corpus, split) for split in SPLITS}
-    figures = pack_shards(splits, args.tokenizer, args.out, parents=(as_parent("corpus", args.corpus),),
-                          total=sum(held[split]["documents"] for split in SPLITS))  # fmt: skip
+    figures = pack_shards(
+        splits,
+        args.tokenizer,
+        args.out,
+        parents=(as_parent("corpus", args.corpus),),
+        total=sum(held[split]["documents"] for split in SPLITS),
+    )
     if figures["train"]["conversations"]:
         _show_masks(args.out)
-    kept = ", ".join(f"{split} {figures[split]['documents']} documents, {count(figures[split]['tokens'])} tokens, "
-                     f"{count(figures[split]['trained'])} trained on" for split in SPLITS)  # fmt: skip
+    kept = ", ".join(
+        f"{split} {figures[split]['documents']} documents, {count(figures[split]['tokens'])} tokens, "
+        f"{count(figures[split]['trained'])} trained on"
+        for split in SPLITS
+    )
     say(f"shards {args.out}: {kept}")
 
 
@@ -87,9 +103,14 @@ def _show_masks(path: Path) -> None:
 
 def show(argv: Sequence[str]) -> None:
     """`luban data show SHARDS --limit N [--json]`"""
-    args = parse(ShowArgs, argv, verb="data show", about="Show documents of shards, and which of their tokens are trained on.",
-                 examples="luban data show shards --limit 3\n"
-                          "luban data show runs/chat.data/shards-0123456789ab --limit 20 --json > masks.jsonl")  # fmt: skip
+    args = parse(
+        ShowArgs,
+        argv,
+        verb="data show",
+        about="Show documents of shards, and which of their tokens are trained on.",
+        examples="luban data show shards --limit 3\n"
+        "luban data show runs/chat.data/shards-0123456789ab --limit 20 --json > masks.jsonl",
+    )
     from rich.console import Console
 
     from luban.core.errors import UsageError

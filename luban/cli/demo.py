@@ -21,9 +21,13 @@ class Args:
 
 def run(argv: Sequence[str]) -> None:
     """Run the demo, then serve the model (DEMO_SERVE=0, or no terminal: answer three questions)."""
-    args = parse(Args, argv, verb="demo",
-                 about="The whole life: corpus, tokenizer, shards, pretraining, tuning, evaluation, report, chat page.",
-                 examples="luban demo\nDEMO_SERVE=0 luban demo --out runs/mine")  # fmt: skip
+    args = parse(
+        Args,
+        argv,
+        verb="demo",
+        about="The whole life: corpus, tokenizer, shards, pretraining, tuning, evaluation, report, chat page.",
+        examples="luban demo\nDEMO_SERVE=0 luban demo --out runs/mine",
+    )
     from luban.demo.run import demo
 
     demo(args.out, args.seed, serve=os.environ.get("DEMO_SERVE") != "0" and sys.stdin.isatty())

@@ -27,12 +27,24 @@ class Args:
 
 def run(argv: Sequence[str]) -> None:
     """Measure, print the figures, write the evaluation artifact."""
-    args = parse(Args, argv, verb="eval", about="Measure a model on held-out text and questions.",
-                 examples="luban eval runs/a bits_per_byte --corpus corpus --out runs/eval\n"
-                 "luban eval runs/sft answer_loss which_module samples --corpus questions --out runs/eval-sft")  # fmt: skip
+    args = parse(
+        Args,
+        argv,
+        verb="eval",
+        about="Measure a model on held-out text and questions.",
+        examples="luban eval runs/a bits_per_byte --corpus corpus --out runs/eval\n"
+        "luban eval runs/sft answer_loss which_module samples --corpus questions --out runs/eval-sft",
+    )
     from luban.evals.run import evaluate
 
-    figures = evaluate(args.model, args.tasks, args.out, corpora=args.corpus, limit=args.limit,
-                       device=args.device, precision=args.precision)  # fmt: skip
+    figures = evaluate(
+        args.model,
+        args.tasks,
+        args.out,
+        corpora=args.corpus,
+        limit=args.limit,
+        device=args.device,
+        precision=args.precision,
+    )
     for name, value in figures.items():
         print(f"{name:<28} {value:.4f}" if isinstance(value, float) else f"{name:<28} {value}")

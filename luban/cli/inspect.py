@@ -27,9 +27,14 @@ class Args:
 
 def run(argv: Sequence[str]) -> None:
     """Print an artifact's manifest, for people or for machines."""
-    args = parse(Args, argv, verb="inspect", about="What an artifact is, and its family tree.",
-                 examples="luban inspect runs/demo/sft\nluban inspect runs/demo/shards --json --verify\n"
-                 "luban inspect model.gguf")  # fmt: skip
+    args = parse(
+        Args,
+        argv,
+        verb="inspect",
+        about="What an artifact is, and its family tree.",
+        examples="luban inspect runs/demo/sft\nluban inspect runs/demo/shards --json --verify\n"
+        "luban inspect model.gguf",
+    )
     path = args.artifact
     if not (path / MANIFEST).is_file() and (incomplete_path(path) / MANIFEST).is_file():
         path = incomplete_path(path)
@@ -65,20 +70,39 @@ def foreign_model(path: Path) -> dict[str, Any]:
 
     m = load_model(path)
     tokenizer = m.tokenizer
-    tokens = {"vocab_size": tokenizer.vocab_size, "stop": [tokenizer.token(i) for i in m.stop_ids],
-              "begins_with_bos": m.begins_with_bos,
-              "chat_template": tokenizer.chat_template is not None} if tokenizer else None  # fmt: skip
-    return {"kind": "model", "name": m.name, "path": str(m.path), "parameters": m.spec.parameters,
-            "context": m.spec.context, "weights_hash": weights_hash(dict(m.module.named_parameters())), "tokenizer": tokens,
-            "labels": list(m.labels), "spec": to_dict(m.spec)}  # fmt: skip
+    tokens = (
+        {
+            "vocab_size": tokenizer.vocab_size,
+            "stop": [tokenizer.token(i) for i in m.stop_ids],
+            "begins_with_bos": m.begins_with_bos,
+            "chat_template": tokenizer.chat_template is not None,
+        }
+        if tokenizer
+        else None
+    )
+    return {
+        "kind": "model",
+        "name": m.name,
+        "path": str(m.path),
+        "parameters": m.spec.parameters,
+        "context": m.spec.context,
+        "weights_hash": weights_hash(dict(m.module.named_parameters())),
+        "tokenizer": tokens,
+        "labels": list(m.labels),
+        "spec": to_dict(m.spec),
+    }
 
 
 def model_lines(known: dict[str, Any]) -> list[str]:
     """The same in lines for people."""
     tables = {title: known[title] or {} for title in ("tokenizer", "spec")}
-    lines = [f"{known['path']}: model {known['name']}", f"  parameters    {known['parameters']:,}",
-             f"  context       {known['context']:,} tokens", f"  weights hash  {known['weights_hash']}",
-             *([f"  classes       {', '.join(known['labels'])}"] if known["labels"] else [])]  # fmt: skip
+    lines = [
+        f"{known['path']}: model {known['name']}",
+        f"  parameters    {known['parameters']:,}",
+        f"  context       {known['context']:,} tokens",
+        f"  weights hash  {known['weights_hash']}",
+        *([f"  classes       {', '.join(known['labels'])}"] if known["labels"] else []),
+    ]
     for title, table in tables.items():
         lines += [f"  {title}" if table else f"  {title:<13} none"]
         lines += [f"    {key:<24} {_short(value)}" for key, value in table.items()]
@@ -88,11 +112,13 @@ def model_lines(known: dict[str, Any]) -> list[str]:
 def describe(path: Path, manifest: Manifest, verified: bool) -> list[str]:
     """The manifest in lines for people."""
     sized = [entry["bytes"] for entry in manifest.files.values() if entry]
-    lines = [f"{path}: {manifest.kind} (format {manifest.format}), {manifest.status}, made {manifest.created}",
-             f"  content hash  {manifest.content_hash or '—'}{'  verified' if verified else ''}",
-             f"  files         {len(manifest.files)}, {bytes_(sum(sized))}",
-             f"  seed          {manifest.seed}",
-             f"  versions      {', '.join(f'{k} {v}' for k, v in sorted(manifest.versions.items()))}"]  # fmt: skip
+    lines = [
+        f"{path}: {manifest.kind} (format {manifest.format}), {manifest.status}, made {manifest.created}",
+        f"  content hash  {manifest.content_hash or '—'}{'  verified' if verified else ''}",
+        f"  files         {len(manifest.files)}, {bytes_(sum(sized))}",
+        f"  seed          {manifest.seed}",
+        f"  versions      {', '.join(f'{k} {v}' for k, v in sorted(manifest.versions.items()))}",
+    ]
     for title, table in (("config", manifest.config), ("figures", manifest.figures)):
         lines += [f"  {title}"] + [f"    {key:<24} {_short(value)}" for key, value in sorted(table.items())]
     return [*lines, "  family", f"    {path.resolve().name} ({manifest.kind})", *tree(manifest.parents, "    ")]

@@ -48,8 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if sys.version_info < OLDEST:
-        print(f"luban: Python {OLDEST[0]}.{OLDEST[1]} or newer is needed, {sys.executable} is "
-              f"{sys.version.split()[0]}", file=sys.stderr)  # fmt: skip
+        print(
+            f"luban: Python {OLDEST[0]}.{OLDEST[1]} or newer is needed, {sys.executable} is {sys.version.split()[0]}",
+            file=sys.stderr,
+        )
         return 1
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -84,8 +86,10 @@ def _not_installed(package: str) -> str:
     """Which package this Python lacks, and the command that installs what Luban needs."""
     root = Path(__file__).parents[2]
     what = f"--editable {shlex.quote(str(root))}" if (root / "pyproject.toml").is_file() else "luban"
-    return (f"the package '{package}', which Luban needs, is not installed for {sys.executable}: "
-            f"{shlex.quote(sys.executable)} -m pip install {what}")  # fmt: skip
+    return (
+        f"the package '{package}', which Luban needs, is not installed for {sys.executable}: "
+        f"{shlex.quote(sys.executable)} -m pip install {what}"
+    )
 
 
 def _run(words: Sequence[str]) -> int | None:

@@ -22,8 +22,13 @@ class Args:
 
 def run(argv: Sequence[str]) -> None:
     """Write the page and print where it is."""
-    args = parse(Args, argv, verb="report", about="One self-contained page of pictures from run directories.",
-                 examples="luban report runs/demo --out report.html\nluban report runs/a runs/b")  # fmt: skip
+    args = parse(
+        Args,
+        argv,
+        verb="report",
+        about="One self-contained page of pictures from run directories.",
+        examples="luban report runs/demo --out report.html\nluban report runs/a runs/b",
+    )
     from luban.report.page import write_report
 
     write_report(args.folders, args.out, args.title)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from luban.core.errors import UsageError, nearest
 
 
-def dispatch(verb: str, table: Mapping[str, tuple[Callable[[Sequence[str]], int | None], str]],
-             argv: Sequence[str]) -> int | None:  # fmt: skip
+def dispatch(
+    verb: str, table: Mapping[str, tuple[Callable[[Sequence[str]], int | None], str]], argv: Sequence[str]
+) -> int | None:
     """Run the subverb that `argv` begins with; `table` maps its name to (function, what it does).
 
     Raises:

@@ -25,8 +25,13 @@ class Args:
 
 def run(argv: Sequence[str]) -> None:
     """Print the ledger."""
-    args = parse(Args, argv, verb="systems", about="Every system Luban is built to hold, and the evidence for each.",
-                 examples="luban systems\nluban systems --group C\nluban systems --working --json")  # fmt: skip
+    args = parse(
+        Args,
+        argv,
+        verb="systems",
+        about="Every system Luban is built to hold, and the evidence for each.",
+        examples="luban systems\nluban systems --group C\nluban systems --working --json",
+    )
     rows = [s for s in load_ledger() if args.group in (None, s.id[0]) and not (args.working and s.status == "not yet")]
     if args.json:
         print(json.dumps([{**asdict(s), "status": s.status} for s in rows], indent=2, ensure_ascii=False))
@@ -44,7 +49,12 @@ def run(argv: Sequence[str]) -> None:
 
 def _line(row: System) -> str:
     text = f"  {MARKS[row.status]} {row.id:<4} {row.name}" + (f" ({row.paper})" if row.paper else "")
-    details = [row.module, row.test, row.command and f"$ {row.command}",
-               row.measured and f"measured {row.measured} [{row.hardware}]",
-               row.published and f"published {row.published}", row.missing and f"missing: {row.missing}"]  # fmt: skip
+    details = [
+        row.module,
+        row.test,
+        row.command and f"$ {row.command}",
+        row.measured and f"measured {row.measured} [{row.hardware}]",
+        row.published and f"published {row.published}",
+        row.missing and f"missing: {row.missing}",
+    ]
     return "\n         ".join([text, *filter(None, details)])

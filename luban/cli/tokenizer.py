@@ -64,20 +64,29 @@ class ReportArgs:
 
 def run(argv: Sequence[str]) -> int | None:
     """`luban tokenizer …`"""
-    return dispatch("tokenizer", {
-        "train": (train, "learn a vocabulary from a corpus"),
-        "import": (import_, "a vocabulary that another library made"),
-        "encode": (encode, "text → token ids"),
-        "report": (report, "how well a vocabulary fits texts"),
-    }, argv)  # fmt: skip
+    return dispatch(
+        "tokenizer",
+        {
+            "train": (train, "learn a vocabulary from a corpus"),
+            "import": (import_, "a vocabulary that another library made"),
+            "encode": (encode, "text → token ids"),
+            "report": (report, "how well a vocabulary fits texts"),
+        },
+        argv,
+    )
 
 
 def train(argv: Sequence[str]) -> None:
     """`luban tokenizer train CORPUS… --out DIR`"""
-    args = parse(TrainArgs, argv, verb="tokenizer train", about="Learn a vocabulary from the training split of corpora.",
-                 examples="luban tokenizer train corpus --out tok --algorithm bpe --vocab-size 4096\n"
-                          "luban tokenizer train corpus questions --out tok\n"
-                          "luban tokenizer train code --out tok --digits single --white-runs 16 --reserved 64")  # fmt: skip
+    args = parse(
+        TrainArgs,
+        argv,
+        verb="tokenizer train",
+        about="Learn a vocabulary from the training split of corpora.",
+        examples="luban tokenizer train corpus --out tok --algorithm bpe --vocab-size 4096\n"
+        "luban tokenizer train corpus questions --out tok\n"
+        "luban tokenizer train code --out tok --digits single --white-runs 16 --reserved 64",
+    )
     from luban.core.artifact import as_parent, open_artifact
     from luban.core.log import progress, say
     from luban.tokenizer.cutting import Cutting
@@ -89,10 +98,16 @@ def train(argv: Sequence[str]) -> None:
     share = min(0.9 * MOST_BYTES / max(sum(h["bytes"] for h in held), 1), 1.0)  # of what is too large, a sample
     with progress("reading texts", total=sum(h["documents"] for h in held), unit="docs") as bar:
         texts = itertools.chain.from_iterable(_texts(corpus, share, bar) for corpus in args.corpora)
-        made = train_tokenizer(texts, args.out, algorithm=args.algorithm, vocab_size=args.vocab_size,
-                               cut=Cutting(digits=args.digits, white_runs=args.white_runs), reserved=args.reserved,
-                               chat_template=_template(args.chat_template),
-                               parents=tuple(as_parent("corpus", corpus) for corpus in args.corpora))  # fmt: skip
+        made = train_tokenizer(
+            texts,
+            args.out,
+            algorithm=args.algorithm,
+            vocab_size=args.vocab_size,
+            cut=Cutting(digits=args.digits, white_runs=args.white_runs),
+            reserved=args.reserved,
+            chat_template=_template(args.chat_template),
+            parents=tuple(as_parent("corpus", corpus) for corpus in args.corpora),
+        )
     say(f"tokenizer {args.out}: {args.algorithm}, {made.vocab_size} tokens")
 
 
@@ -109,9 +124,14 @@ def _texts(corpus: Path, share: float, bar: Bar) -> Iterator[str]:
 
 def import_(argv: Sequence[str]) -> None:
     """`luban tokenizer import FILE --out DIR`"""
-    args = parse(ImportArgs, argv, verb="tokenizer import", about="Read a vocabulary that another library made.",
-                 examples="luban tokenizer import gpt2/vocab.json --out tok\n"
-                          "luban tokenizer import llama/tokenizer.model --out tok --chat-template tools.jinja")  # fmt: skip
+    args = parse(
+        ImportArgs,
+        argv,
+        verb="tokenizer import",
+        about="Read a vocabulary that another library made.",
+        examples="luban tokenizer import gpt2/vocab.json --out tok\n"
+        "luban tokenizer import llama/tokenizer.model --out tok --chat-template tools.jinja",
+    )
     from luban.core.log import say
     from luban.tokenizer.importing.artifact import import_tokenizer
 
@@ -127,9 +147,14 @@ def _template(path: Path | None) -> str | None:
 
 def encode(argv: Sequence[str]) -> None:
     """`luban tokenizer encode DIR --text …`"""
-    args = parse(EncodeArgs, argv, verb="tokenizer encode", about="Print the token ids of a text.",
-                 examples="luban tokenizer encode tok --text 'import os'\necho hello | luban tokenizer encode tok\n"
-                          "luban tokenizer encode tok --lines < texts.txt > ids.txt")  # fmt: skip
+    args = parse(
+        EncodeArgs,
+        argv,
+        verb="tokenizer encode",
+        about="Print the token ids of a text.",
+        examples="luban tokenizer encode tok --text 'import os'\necho hello | luban tokenizer encode tok\n"
+        "luban tokenizer encode tok --lines < texts.txt > ids.txt",
+    )
     from luban.tokenizer.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer)
@@ -147,9 +172,14 @@ def encode(argv: Sequence[str]) -> None:
 
 def report(argv: Sequence[str]) -> None:
     """`luban tokenizer report DIR FILES…`"""
-    args = parse(ReportArgs, argv, verb="tokenizer report", about="Measure how well a vocabulary fits texts.",
-                 examples="luban tokenizer report tok notes.txt code.py\n"
-                          "luban tokenizer report tok corpus --beside gpt2=gpt2/vocab.json llama=llama/tokenizer.model")  # fmt: skip
+    args = parse(
+        ReportArgs,
+        argv,
+        verb="tokenizer report",
+        about="Measure how well a vocabulary fits texts.",
+        examples="luban tokenizer report tok notes.txt code.py\n"
+        "luban tokenizer report tok corpus --beside gpt2=gpt2/vocab.json llama=llama/tokenizer.model",
+    )
     from rich.console import Console
 
     from luban.tokenizer.report import measure

@@ -73,8 +73,9 @@ class RecipeCall(Generic[T]):
     dry_run: bool = False  # predict only
 
 
-def parse_recipe(cls: type[T], argv: Sequence[str], *, verb: str, about: str, examples: str,
-                 shipped: Path) -> RecipeCall[T]:  # fmt: skip
+def parse_recipe(
+    cls: type[T], argv: Sequence[str], *, verb: str, about: str, examples: str, shipped: Path
+) -> RecipeCall[T]:
     """Parse `RECIPE.toml --out DIR [--dry-run] [--section.field value …]`.
 
     Args:

@@ -62,11 +62,17 @@ class Manifest:
     def compute_hash(self) -> str:
         """The content hash of these fields."""
         terms = {"terms": sorted(self.terms)} if self.terms else {}
-        return data_sha256(terms | {
-            "kind": self.kind, "format": self.format, "config": self.config, "seed": self.seed,
-            "files": {name: entry["sha256"] for name, entry in self.files.items() if "sha256" in entry},
-            "parents": sorted((p.role, p.content_hash) for p in self.parents),
-        })  # fmt: skip
+        return data_sha256(
+            terms
+            | {
+                "kind": self.kind,
+                "format": self.format,
+                "config": self.config,
+                "seed": self.seed,
+                "files": {name: entry["sha256"] for name, entry in self.files.items() if "sha256" in entry},
+                "parents": sorted((p.role, p.content_hash) for p in self.parents),
+            }
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as written to disk."""
@@ -146,8 +152,14 @@ def open_artifact(path: str | Path, kind: str | tuple[str, ...] | None = None, *
 def as_parent(role: str, path: str | Path) -> Parent:
     """The artifact at `path`, as its child will remember it."""
     manifest = read_manifest(path)
-    return Parent(role=role, kind=manifest.kind, content_hash=manifest.content_hash,
-                  name=Path(path).resolve().name, parents=manifest.parents, terms=manifest.terms)  # fmt: skip
+    return Parent(
+        role=role,
+        kind=manifest.kind,
+        content_hash=manifest.content_hash,
+        name=Path(path).resolve().name,
+        parents=manifest.parents,
+        terms=manifest.terms,
+    )
 
 
 def incomplete_path(path: str | Path) -> Path:
@@ -204,9 +216,18 @@ class ArtifactWriter:
             configuration, or one that another process is writing.
     """
 
-    def __init__(self, out: str | Path, *, kind: str, config: dict[str, Any] | None = None,
-                 parents: tuple[Parent, ...] = (), seed: int | None = None, format: int = 1,
-                 resumable: bool = False, volatile: tuple[str, ...] = ()):  # fmt: skip
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        kind: str,
+        config: dict[str, Any] | None = None,
+        parents: tuple[Parent, ...] = (),
+        seed: int | None = None,
+        format: int = 1,
+        resumable: bool = False,
+        volatile: tuple[str, ...] = (),
+    ):
         self.out = Path(out)
         self.volatile = (f"*/{MANIFEST}", *volatile)  # the manifests of artifacts inside this one hold times
         self.path = incomplete_path(self.out)
@@ -215,9 +236,16 @@ class ArtifactWriter:
         self.figures: dict[str, Any] = {}
         self.terms: tuple[str, ...] = ()  # licences of the content, known when it is whole
         plain = json.loads(json.dumps(config or {}))  # the same plain data that reading gives back
-        self.manifest = Manifest(kind=kind, format=format, config=plain, seed=seed, parents=tuple(parents),
-                                 status="unfinished", versions=package_versions(),
-                                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))  # fmt: skip
+        self.manifest = Manifest(
+            kind=kind,
+            format=format,
+            config=plain,
+            seed=seed,
+            parents=tuple(parents),
+            status="unfinished",
+            versions=package_versions(),
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
 
     def __enter__(self) -> ArtifactWriter:
         self._refuse_occupied()
@@ -258,8 +286,10 @@ class ArtifactWriter:
         for what in ("kind", "format", "config", "seed"):
             mine, theirs = getattr(self.manifest, what), getattr(found, what)
             if mine != theirs:
-                raise ArtifactError(f"{self.path} is an unfinished {found.kind} of another configuration "
-                                    f"({_difference(what, theirs, mine)}): use the same one, or remove it")  # fmt: skip
+                raise ArtifactError(
+                    f"{self.path} is an unfinished {found.kind} of another configuration "
+                    f"({_difference(what, theirs, mine)}): use the same one, or remove it"
+                )
         mine = sorted((p.role, p.content_hash) for p in self.manifest.parents)
         if mine != sorted((p.role, p.content_hash) for p in found.parents):
             raise ArtifactError(f"{self.path} is an unfinished {found.kind} made from other parents: remove it first")

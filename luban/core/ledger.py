@@ -8,10 +8,17 @@ from pathlib import Path
 
 LEDGER = Path(__file__).parent.parent / "systems.toml"
 GROUPS = {
-    "A": "Text", "B": "Architectures", "C": "Long context", "D": "Training at scale", "E": "Cluster network",
-    "F": "Parameter-efficient tuning", "G": "Alignment", "H": "Retrieval and tools", "I": "Serving",
+    "A": "Text",
+    "B": "Architectures",
+    "C": "Long context",
+    "D": "Training at scale",
+    "E": "Cluster network",
+    "F": "Parameter-efficient tuning",
+    "G": "Alignment",
+    "H": "Retrieval and tools",
+    "I": "Serving",
     "J": "Evaluation and accounting",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,5 +30,6 @@ def require_same(kind: str, left: str, left_hash: str, right: str, right_hash: s
         remedy: what would be right.
     """
     if left_hash != right_hash:
-        raise LineageError(f"{left} and {right} were made with different {kind}s "
-                           f"({left_hash[:12]} and {right_hash[:12]}): {remedy}")  # fmt: skip
+        raise LineageError(
+            f"{left} and {right} were made with different {kind}s ({left_hash[:12]} and {right_hash[:12]}): {remedy}"
+        )

@@ -32,8 +32,9 @@ def warn(text: str) -> None:
 class Bar:
     """A progress bar with rate and time left; plain lines where there is no terminal."""
 
-    def __init__(self, title: str, total: float | None, unit: str, start: float = 0,
-                 clock: Callable[[], float] = time.monotonic):  # fmt: skip
+    def __init__(
+        self, title: str, total: float | None, unit: str, start: float = 0, clock: Callable[[], float] = time.monotonic
+    ):
         self.clock = clock  # seconds since any fixed moment
         self.title, self.total, self.unit = title, total, unit
         self.done, self.first, self.note = start, start, ""
@@ -78,8 +79,13 @@ class Bar:
 
 
 @contextmanager
-def progress(title: str, total: float | None = None, unit: str = "it", start: float = 0,
-             clock: Callable[[], float] = time.monotonic) -> Iterator[Bar]:  # fmt: skip
+def progress(
+    title: str,
+    total: float | None = None,
+    unit: str = "it",
+    start: float = 0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Bar]:
     """`with progress("packing", total=n, unit="docs") as bar: bar.advance()`. Shown only past two seconds."""
     bar = Bar(title, total, unit, start, clock)
     try:

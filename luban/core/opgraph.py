@@ -104,6 +104,11 @@ def mask_density(seq: int, window: int | None, *, causal: bool) -> float:
 
 def linear_op(name: str, tokens: int, inputs: int, outputs: int, *, bias: bool = False, keeps: bool = True) -> Op:
     """A linear layer over `tokens` rows: 2·tokens·inputs·outputs FLOPs, its output kept for the backward pass."""
-    return Op(name=name, kind="linear", flops=2 * tokens * inputs * outputs,
-              parameters=inputs * outputs + (outputs if bias else 0),
-              activation=tokens * outputs if keeps else 0, sides=(inputs, outputs))  # fmt: skip
+    return Op(
+        name=name,
+        kind="linear",
+        flops=2 * tokens * inputs * outputs,
+        parameters=inputs * outputs + (outputs if bias else 0),
+        activation=tokens * outputs if keeps else 0,
+        sides=(inputs, outputs),
+    )

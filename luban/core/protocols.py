@@ -16,8 +16,7 @@ class LayerCache(Protocol):
         """Store (B, K, T, D) of the new tokens; return (B, K, S, D) of all of them, in slot order."""
         ...
 
-    def cross(self, project: Callable[[Tensor], tuple[Tensor, Tensor]],
-              states: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def cross(self, project: Callable[[Tensor], tuple[Tensor, Tensor]], states: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values of an encoder's states, projected once."""
         ...
 

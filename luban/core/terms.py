@@ -43,5 +43,7 @@ def require_exportable(manifest: Manifest | Parent, name: str) -> None:
     for term, owners in inherited_terms(manifest).items():
         choices = term.split(" OR ")  # licences of which the user may choose one
         if all(choice in FORBID_EXPORT for choice in choices):
-            raise LineageError(f"{name} must not be exported: {owners[-1]}, which it was made from, is under {term}, "
-                               f"which {FORBID_EXPORT[choices[0]]}")  # fmt: skip
+            raise LineageError(
+                f"{name} must not be exported: {owners[-1]}, which it was made from, is under {term}, "
+                f"which {FORBID_EXPORT[choices[0]]}"
+            )

@@ -31,10 +31,19 @@ from luban.corpus.writer import SortedWriter, SplitWriter
 WORK = "work"  # folder of the unfinished corpus in which parts lie
 
 
-def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.05, seed: int = 0,
-                 steps: Sequence[str] = DEFAULT_STEPS, workers: int = 1, on: str = "local",
-                 bad_share: float = 0.05, licences: Mapping[str, str] | None = None,
-                 text_field: str = "text") -> dict[str, Any]:  # fmt: skip
+def build_corpus(
+    sources: Sequence[str],
+    out: str | Path,
+    *,
+    heldout: float = 0.05,
+    seed: int = 0,
+    steps: Sequence[str] = DEFAULT_STEPS,
+    workers: int = 1,
+    on: str = "local",
+    bad_share: float = 0.05,
+    licences: Mapping[str, str] | None = None,
+    text_field: str = "text",
+) -> dict[str, Any]:
     """Read every source, run the steps, split, and write the corpus to `out`.
 
     The bytes written depend on sources, steps, split and seed alone. A build that was killed goes on, when called
@@ -67,9 +76,13 @@ def build_corpus(sources: Sequence[str], out: str | Path, *, heldout: float = 0.
     plan = plan_tasks(sources, phases[0], tally, seed, heldout, text_field)
     if not plan.tasks:
         raise DataError(f"source {', '.join(plan.names.values())} holds no file to read")
-    config = {"sources": plan.labels, "steps": [identity(spec) for spec in steps], "heldout": heldout,
-              "licences": _declared(licences or {}, plan.names),
-              **({} if text_field == "text" else {"text_field": text_field})}  # fmt: skip
+    config = {
+        "sources": plan.labels,
+        "steps": [identity(spec) for spec in steps],
+        "heldout": heldout,
+        "licences": _declared(licences or {}, plan.names),
+        **({} if text_field == "text" else {"text_field": text_field}),
+    }
     census = Census(config["licences"])
     with ArtifactWriter(out, kind="corpus", config=config, seed=seed, resumable=True) as art, executor:
         try:
@@ -145,8 +158,10 @@ def _document(art: ArtifactWriter, writers: dict[str, Any], census: Census) -> N
     config, seed = art.manifest.config, art.manifest.seed
     (art.path / card.FILE).write_text(card.card(config, art.figures, seed), encoding="utf-8")
     if config["heldout"] and not writers[HELDOUT].documents:
-        warn(f"the corpus is too small for a held-out split: none of its {writers[TRAIN].documents} documents fell "
-             f"into the fraction {config['heldout']}")  # fmt: skip
+        warn(
+            f"the corpus is too small for a held-out split: none of its {writers[TRAIN].documents} documents fell "
+            f"into the fraction {config['heldout']}"
+        )
 
 
 def _same_input(work: Path, fingerprint: str) -> None:
@@ -154,8 +169,10 @@ def _same_input(work: Path, fingerprint: str) -> None:
     work.mkdir(exist_ok=True)
     known = work / "input"
     if known.is_file() and known.read_text() != fingerprint:
-        raise ArtifactError("the input has changed since the build was interrupted, so what it had done is removed: "
-                            "run the command again")  # fmt: skip
+        raise ArtifactError(
+            "the input has changed since the build was interrupted, so what it had done is removed: "
+            "run the command again"
+        )
     known.write_text(fingerprint)
 
 
@@ -194,8 +211,9 @@ def _merge(tasks: list[Task], waterfall: list[dict[str, Any]], tally: Tally) -> 
                 waterfall[place] = {**row, **{k: waterfall[place][k] + row[k] for k in ("documents", "bytes")}}
 
 
-def _check_input(names: dict[str, str], tasks: list[Task], waterfall: list[dict[str, Any]], tally: Tally,
-                 bad_share: float) -> None:  # fmt: skip
+def _check_input(
+    names: dict[str, str], tasks: list[Task], waterfall: list[dict[str, Any]], tally: Tally, bad_share: float
+) -> None:
     """Refuse sources that gave no document, and input of which too much is unusable."""
     given = dict.fromkeys(names, 0)
     for task in tasks:
@@ -205,8 +223,10 @@ def _check_input(names: dict[str, str], tasks: list[Task], waterfall: list[dict[
             raise DataError(f"source {names[label]} holds no text{_unusable(tally)}")
     bad = tally.unusable.total()
     if bad > bad_share * (bad + waterfall[0]["documents"]):
-        raise DataError(f"{bad} records of the input are unusable beside {waterfall[0]['documents']} documents, more "
-                        f"than the share of {bad_share}{_unusable(tally)}; luban corpus build --bad-share allows more")  # fmt: skip
+        raise DataError(
+            f"{bad} records of the input are unusable beside {waterfall[0]['documents']} documents, more "
+            f"than the share of {bad_share}{_unusable(tally)}; luban corpus build --bad-share allows more"
+        )
 
 
 def _unusable(tally: Tally) -> str:
@@ -214,8 +234,14 @@ def _unusable(tally: Tally) -> str:
     return f" ({'; '.join(kinds)})" if kinds else ""
 
 
-def _write(tasks: list[Task], folder: Path, waterfall: list[dict[str, Any]], tally: Tally, census: Census,
-           is_held: Callable[[str], bool]) -> dict[str, Any]:  # fmt: skip
+def _write(
+    tasks: list[Task],
+    folder: Path,
+    waterfall: list[dict[str, Any]],
+    tally: Tally,
+    census: Census,
+    is_held: Callable[[str], bool],
+) -> dict[str, Any]:
     """The last decision, and the files of both splits."""
     for split in (TRAIN, HELDOUT):
         for file in folder.glob(f"*{split}-*"):

@@ -13,15 +13,23 @@ SHOWN = 120  # characters of a sample
 def card(config: Mapping[str, Any], figures: Mapping[str, Any], seed: int | None) -> str:
     """The card as Markdown, from the manifest's configuration and figures; the same for the same corpus."""
     sections = [
-        "# Corpus\n\n" + _table(("split", "documents", "bytes"), [
-            (split, figures[split]["documents"], figures[split]["bytes"]) for split in ("train", "heldout")]),
+        "# Corpus\n\n"
+        + _table(
+            ("split", "documents", "bytes"),
+            [(split, figures[split]["documents"], figures[split]["bytes"]) for split in ("train", "heldout")],
+        ),
         "## Sources\n\n" + _table(("source", "documents", "bytes"), _rows(figures["sources"])),
         "## Licences\n\n" + _table(("licence", "documents", "bytes"), _rows(figures["licences"])),
         "## Languages\n\n" + _table(("language", "documents", "bytes"), _rows(figures["languages"])[:LISTED]),
-    ]  # fmt: skip
+    ]
     if "waterfall" in figures:
-        sections.append(f"## Steps\n\nHeld out: {config['heldout']} of the documents, by the hash of their ids, seed {seed}.\n\n"
-                        + _table(("after", "documents", "bytes"), [(row["step"], row["documents"], row["bytes"]) for row in figures["waterfall"]]))  # fmt: skip
+        sections.append(
+            f"## Steps\n\nHeld out: {config['heldout']} of the documents, by the hash of their ids, seed {seed}.\n\n"
+            + _table(
+                ("after", "documents", "bytes"),
+                [(row["step"], row["documents"], row["bytes"]) for row in figures["waterfall"]],
+            )
+        )
         dropped = [(why, d["documents"], d["bytes"]) for why, d in sorted(figures["dropped"].items())]
         if dropped:
             sections.append("### Dropped\n\n" + _table(("reason", "documents", "bytes"), dropped))
@@ -44,16 +52,20 @@ def gaps(config: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
     if "unknown" in figures["languages"]:
         found.append("The language of some documents is unknown: the step `language` tells it.")
     if "waterfall" in figures:
-        for step, words in (("exact", "Repeated documents were not looked for."),
-                            ("minhash", "Near-duplicates were not looked for."),
-                            ("contamination", "No evaluation set was filtered out."),
-                            ("personal", "Personal data was not looked for.")):  # fmt: skip
+        for step, words in (
+            ("exact", "Repeated documents were not looked for."),
+            ("minhash", "Near-duplicates were not looked for."),
+            ("contamination", "No evaluation set was filtered out."),
+            ("personal", "Personal data was not looked for."),
+        ):
             if step not in names:
                 found.append(words)
         for step in config.get("steps", []):
             if isinstance(step, Mapping) and step.get("too_short"):
-                found.append(f"{step['too_short']:,} of {step['texts']:,} texts of the evaluation sets are too short to be "
-                             f"looked for.")  # fmt: skip
+                found.append(
+                    f"{step['too_short']:,} of {step['texts']:,} texts of the evaluation sets are too short to be "
+                    f"looked for."
+                )
     return found or ["None is known."]
 
 

@@ -32,8 +32,11 @@ def evaluation_texts(file: Path) -> Iterator[str]:
         DataError: no such file, a file that is damaged or not UTF-8, or a line that is not JSON.
     """
     if not file.is_file():
-        raise DataError(f"the evaluation set {file} does not exist" if not file.exists() else
-                        f"the evaluation set {file} is a folder: name its files, joined by +")  # fmt: skip
+        raise DataError(
+            f"the evaluation set {file} does not exist"
+            if not file.exists()
+            else f"the evaluation set {file} is a folder: name its files, joined by +"
+        )
     data = file.read_bytes()
     if data.startswith(PARQUET):
         yield from _parquet(file)

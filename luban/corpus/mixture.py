@@ -92,8 +92,11 @@ def mix(parts: list[Part], out: str | Path, *, size: int = 0, verify: bool = Fal
             writer.close()
         art.figures.update({split: {"documents": w.documents, "bytes": w.bytes} for split, w in writers.items()})
         art.figures.update(census.figures())
-        art.figures["held_out_elsewhere"] = {part.name: {"documents": len(leak.places), "bytes": leak.bytes}
-                                             for part, leak in zip(parts, leaks, strict=True) if leak.places}  # fmt: skip
+        art.figures["held_out_elsewhere"] = {
+            part.name: {"documents": len(leak.places), "bytes": leak.bytes}
+            for part, leak in zip(parts, leaks, strict=True)
+            if leak.places
+        }
         art.terms = census.terms
         mixed = census.counts["sources"]
         art.figures["shares"] = {part.name: mixed[part.name]["bytes"] / writers[TRAIN].bytes for part in parts}
@@ -120,8 +123,10 @@ def _leaks(parts: list[Part]) -> list[_Leaks]:
                 leaks.places.add(number)
                 leaks.bytes += document.bytes
         if leaks.places:
-            warn(f"{len(leaks.places)} training documents of the part '{part.name}' are held out by a part of the mixture, "
-                 f"so they are left out")  # fmt: skip
+            warn(
+                f"{len(leaks.places)} training documents of the part '{part.name}' are held out by a part of the mixture, "
+                f"so they are left out"
+            )
         found.append(leaks)
     return found
 
@@ -134,9 +139,11 @@ def _size(parts: list[Part], shares: list[float], usable: list[int], size: int) 
     limits = [part.epochs * bytes_ / share for part, bytes_, share in zip(parts, usable, shares, strict=True)]
     short = min(range(len(parts)), key=limits.__getitem__)
     if size > limits[short]:
-        raise DataError(f"the mixture of {size} bytes needs {shares[short] * size / usable[short]:.2f} epochs of the part "
-                        f"'{parts[short].name}', and {parts[short].epochs} are allowed: at most {int(limits[short])} bytes "
-                        f"can be mixed")  # fmt: skip
+        raise DataError(
+            f"the mixture of {size} bytes needs {shares[short] * size / usable[short]:.2f} epochs of the part "
+            f"'{parts[short].name}', and {parts[short].epochs} are allowed: at most {int(limits[short])} bytes "
+            f"can be mixed"
+        )
     return size or int(limits[short])
 
 

@@ -57,8 +57,9 @@ def tokens(text: str) -> Runs:
 def check_hashes(path: str | Path, format: int) -> None:
     """Raise ArtifactError where the artifact at `path` holds hashes of another version."""
     if format != FORMAT:
-        raise ArtifactError(f"{path} was learned when words were hashed in another way (format {format}, now {FORMAT}): "
-                            f"make it again")  # fmt: skip
+        raise ArtifactError(
+            f"{path} was learned when words were hashed in another way (format {format}, now {FORMAT}): make it again"
+        )
 
 
 def lowered(text: str) -> str:

@@ -21,8 +21,10 @@ class Batch:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a loss module reads, by name."""
-        return {**{field.name: getattr(self, field.name) for field in fields(self)},
-                "document_starts": self.document_starts()}  # fmt: skip
+        return {
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            "document_starts": self.document_starts(),
+        }
 
     def document_starts(self) -> np.ndarray:
         """(B, C) int32: the slots at which documents begin, padding counted as one, then T.

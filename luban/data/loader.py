@@ -33,8 +33,18 @@ class Loader:
         DataError: the split is smaller than one sequence.
     """
 
-    def __init__(self, shards: Shards, *, batch_size: int, seq_len: int, seed: int, packing: str | Packing = "stream",
-                 workers: int = 0, rank: int = 0, world: int = 1):  # fmt: skip
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        packing: str | Packing = "stream",
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
         if batch_size < 1 or seq_len < 1:
             raise ConfigError(f"batch_size and seq_len must be at least 1 ({batch_size} and {seq_len} given)")
         if not 0 <= rank < world or batch_size % world:
@@ -96,8 +106,9 @@ class Loader:
                     future.cancel()
 
 
-def sequential_batches(shards: Shards, batch_size: int, seq_len: int, packing: str | Packing | None = None,
-                       batches: int = 0) -> Iterator[Batch]:  # fmt: skip
+def sequential_batches(
+    shards: Shards, batch_size: int, seq_len: int, packing: str | Packing | None = None, batches: int = 0
+) -> Iterator[Batch]:
     """Every row of a split once and in order, for evaluation; the last batch is filled up with padding rows.
 
     Args:

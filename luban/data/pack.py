@@ -49,8 +49,14 @@ class Counts:
     offsets: list[int] = field(default_factory=lambda: [0])
 
 
-def pack(splits: Mapping[str, Iterable[Packable]], tokenizer: str | Path | Tokenizer, out: str | Path, *,
-         parents: tuple[Parent, ...] = (), total: int | None = None) -> dict[str, Any]:  # fmt: skip
+def pack(
+    splits: Mapping[str, Iterable[Packable]],
+    tokenizer: str | Path | Tokenizer,
+    out: str | Path,
+    *,
+    parents: tuple[Parent, ...] = (),
+    total: int | None = None,
+) -> dict[str, Any]:
     """Tokenise documents into shards at `out`.
 
     A text becomes BOS + tokens + EOS, all of it trained on; a conversation becomes what the chat template
@@ -72,16 +78,22 @@ def pack(splits: Mapping[str, Iterable[Packable]], tokenizer: str | Path | Token
     if known.eos_id is None:
         raise DataError(f"tokenizer {known.path or ''} has no end-of-text token, so documents could not be told apart")
     dtype = token_dtype(known.vocab_size)
-    config = {"dtype": dtype.str, "vocab_size": known.vocab_size, "tokenizer_hash": known.content_hash,
-              "bos_id": known.bos_id, "eos_id": known.eos_id,
-              "pad_id": known.eos_id if known.pad_id is None else known.pad_id}  # fmt: skip
+    config = {
+        "dtype": dtype.str,
+        "vocab_size": known.vocab_size,
+        "tokenizer_hash": known.content_hash,
+        "bos_id": known.bos_id,
+        "eos_id": known.eos_id,
+        "pad_id": known.eos_id if known.pad_id is None else known.pad_id,
+    }
     if known.path and (known.path / MANIFEST).is_file() and read_manifest(known.path).kind == "tokenizer":
         parents = (*parents, as_parent("tokenizer", known.path))
     with ArtifactWriter(out, kind="shards", config=config, parents=parents, format=FORMAT) as art:
         copy_tokenizer(known, art.path / "tokenizer")
         with progress("packing", total=total, unit="docs") as bar:
-            counts = {split: _write(art.path, split, documents, known, dtype, bar)
-                      for split, documents in splits.items()}  # fmt: skip
+            counts = {
+                split: _write(art.path, split, documents, known, dtype, bar) for split, documents in splits.items()
+            }
         _check(counts)
         for split, found in counts.items():
             art.figures[split] = {name: value for name, value in vars(found).items() if name != "offsets"}
@@ -92,8 +104,10 @@ def _check(counts: Mapping[str, Counts]) -> None:
     train = next(iter(counts.values()))
     if not train.documents:
         if train.untrained:
-            raise DataError(f"the loss mask is all zeros: none of the {train.untrained} conversations has an assistant's "
-                            f"answer to train on")  # fmt: skip
+            raise DataError(
+                f"the loss mask is all zeros: none of the {train.untrained} conversations has an assistant's "
+                f"answer to train on"
+            )
         raise DataError("the corpus holds no document to pack")
     dropped = sum(found.untrained for found in counts.values())
     if dropped:
@@ -114,8 +128,9 @@ def copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         shutil.copyfile(manifest, folder / MANIFEST)
 
 
-def _write(folder: Path, split: str, documents: Iterable[Packable], tokenizer: Tokenizer, dtype: np.dtype,
-           bar: Bar) -> Counts:  # fmt: skip
+def _write(
+    folder: Path, split: str, documents: Iterable[Packable], tokenizer: Tokenizer, dtype: np.dtype, bar: Bar
+) -> Counts:
     counts = Counts()
     mask_file = split_file(folder, split, "mask")
     with ExitStack() as files:
@@ -136,8 +151,9 @@ def _write(folder: Path, split: str, documents: Iterable[Packable], tokenizer: T
     return counts
 
 
-def _tokenise(batch: list[Packable], tokenizer: Tokenizer, dtype: np.dtype,
-              counts: Counts) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+def _tokenise(
+    batch: list[Packable], tokenizer: Tokenizer, dtype: np.dtype, counts: Counts
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """((tokens,) ids, (tokens,) uint8 mask) of each document in order; conversations without a target are counted and
     left out."""
     encoded = iter(tokenizer.encode_batch([document.text for document in batch if document.messages is None]))

@@ -53,17 +53,29 @@ class Shards:
         manifest = open_artifact(path, "shards", verify=verify)
         figures = manifest.figures.get(split)
         if not figures or not figures["documents"]:
-            raise DataError(f"shards {path} hold no {split} documents: build the corpus with a held-out part"
-                            if split == "heldout" else f"shards {path} hold no {split} documents")  # fmt: skip
+            raise DataError(
+                f"shards {path} hold no {split} documents: build the corpus with a held-out part"
+                if split == "heldout"
+                else f"shards {path} hold no {split} documents"
+            )
         data = np.memmap(split_file(path, split, "tokens"), dtype=manifest.config["dtype"], mode="r")
         offsets = np.fromfile(split_file(path, split, "offsets"), dtype="<i8")
         mask_file = split_file(path, split, "mask")
         mask = np.memmap(mask_file, dtype=np.uint8, mode="r") if mask_file.is_file() else None
         if offsets[-1] != len(data) or (mask is not None and len(mask) != len(data)):
-            raise ArtifactError(f"{path} is damaged: the {split} offsets end at {offsets[-1]}, "
-                                f"and there are {len(data)} tokens")  # fmt: skip
-        return cls(path=path, split=split, data=data, offsets=offsets, mask=mask, config=manifest.config,
-                   bytes=figures["bytes"], content_hash=manifest.content_hash)  # fmt: skip
+            raise ArtifactError(
+                f"{path} is damaged: the {split} offsets end at {offsets[-1]}, and there are {len(data)} tokens"
+            )
+        return cls(
+            path=path,
+            split=split,
+            data=data,
+            offsets=offsets,
+            mask=mask,
+            config=manifest.config,
+            bytes=figures["bytes"],
+            content_hash=manifest.content_hash,
+        )
 
     @property
     def tokens(self) -> int:
@@ -101,5 +113,11 @@ class Shards:
 
     def require_tokenizer(self, content_hash: str | None, owner: str) -> None:
         """Raise LineageError unless `owner`'s tokenizer is the one that made these tokens."""
-        require_same("tokenizer", f"shards {self.path}", self.tokenizer_hash, owner, content_hash or "none",
-                     f"pack the corpus again with the tokenizer of {owner}")  # fmt: skip
+        require_same(
+            "tokenizer",
+            f"shards {self.path}",
+            self.tokenizer_hash,
+            owner,
+            content_hash or "none",
+            f"pack the corpus again with the tokenizer of {owner}",
+        )

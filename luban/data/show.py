@@ -62,11 +62,14 @@ def document_spans(shards: Shards, index: int, tokenizer: Tokenizer) -> list[dic
     return spans
 
 
-def _rows(ids: list[int], trained: list[bool], documents: list[int], positions: list[int],
-          tokenizer: Tokenizer) -> list[dict[str, Any]]:  # fmt: skip
+def _rows(
+    ids: list[int], trained: list[bool], documents: list[int], positions: list[int], tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
     texts = token_texts(ids, tokenizer)
-    return [{"text": text, "trained": t, "document": d, "position": p}
-            for text, t, d, p in zip(texts, trained, documents, positions, strict=True)]  # fmt: skip
+    return [
+        {"text": text, "trained": t, "document": d, "position": p}
+        for text, t, d, p in zip(texts, trained, documents, positions, strict=True)
+    ]
 
 
 def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:

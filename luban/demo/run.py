@@ -104,8 +104,10 @@ def _run_stage(stage: Stage, costs: dict[str, dict[str, float]]) -> None:
     process.returncode = code = os.waitstatus_to_exitcode(status)
     before = costs.get(stage.name, {"seconds": 0.0, "peak_rss_bytes": 0})
     scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is kB on Linux
-    costs[stage.name] = {"seconds": round(before["seconds"] + time.monotonic() - began, 2),
-                         "peak_rss_bytes": max(before["peak_rss_bytes"], usage.ru_maxrss * scale)}  # fmt: skip
+    costs[stage.name] = {
+        "seconds": round(before["seconds"] + time.monotonic() - began, 2),
+        "peak_rss_bytes": max(before["peak_rss_bytes"], usage.ru_maxrss * scale),
+    }
     if code != 0:
         raise _failure(stage.name, code)
     say(f"   {seconds(costs[stage.name]['seconds'])}, peak memory {bytes_(costs[stage.name]['peak_rss_bytes'])}")
@@ -117,22 +119,35 @@ def summarise(out: Path, costs: dict[str, dict[str, float]]) -> dict[str, Any]:
     tuned = read_manifest(out / "eval-sft").figures
     kept = {name: base[name] for name in ("bits_per_byte", "xz_bits_per_byte", "gzip_bits_per_byte", "heldout_bytes")}
     kept |= {name: tuned[name] for name in ("which_module_accuracy", "which_module_majority", "which_module_items")}
-    return {**kept, "answer_loss_before": base["answer_loss"], "answer_loss_after": tuned["answer_loss"],
-            "seconds": {name: cost["seconds"] for name, cost in costs.items()},
-            "peak_rss_bytes": max((cost["peak_rss_bytes"] for cost in costs.values()), default=0)}  # fmt: skip
+    return {
+        **kept,
+        "answer_loss_before": base["answer_loss"],
+        "answer_loss_after": tuned["answer_loss"],
+        "seconds": {name: cost["seconds"] for name, cost in costs.items()},
+        "peak_rss_bytes": max((cost["peak_rss_bytes"] for cost in costs.values()), default=0),
+    }
 
 
 def _closing(summary: dict[str, Any]) -> str:
     drop = 1 - summary["answer_loss_after"] / summary["answer_loss_before"]
     rows = [
-        (summary["bits_per_byte"] < summary["xz_bits_per_byte"], "bits per byte",
-         f"{summary['bits_per_byte']:.3f}   (xz -9e {summary['xz_bits_per_byte']:.3f}, "
-         f"gzip -9 {summary['gzip_bits_per_byte']:.3f})"),
-        (drop >= 0.2, "answer loss", f"{summary['answer_loss_before']:.3f} → {summary['answer_loss_after']:.3f}   "
-         f"({drop:.0%} lower)"),
-        (summary["which_module_accuracy"] >= 2 * summary["which_module_majority"], "which module",
-         f"{summary['which_module_accuracy']:.1%}   (best constant answer {summary['which_module_majority']:.1%})"),
+        (
+            summary["bits_per_byte"] < summary["xz_bits_per_byte"],
+            "bits per byte",
+            f"{summary['bits_per_byte']:.3f}   (xz -9e {summary['xz_bits_per_byte']:.3f}, "
+            f"gzip -9 {summary['gzip_bits_per_byte']:.3f})",
+        ),
+        (
+            drop >= 0.2,
+            "answer loss",
+            f"{summary['answer_loss_before']:.3f} → {summary['answer_loss_after']:.3f}   ({drop:.0%} lower)",
+        ),
+        (
+            summary["which_module_accuracy"] >= 2 * summary["which_module_majority"],
+            "which module",
+            f"{summary['which_module_accuracy']:.1%}   (best constant answer {summary['which_module_majority']:.1%})",
+        ),
         (True, "wall time", seconds(sum(summary["seconds"].values()))),
         (True, "peak memory", bytes_(summary["peak_rss_bytes"])),
-    ]  # fmt: skip
+    ]
     return "\n".join(f"{'✓' if good else '✗'} {name:<14} {text}" for good, name, text in rows)

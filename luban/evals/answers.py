@@ -52,9 +52,14 @@ class WhichModule:
         items = _answer(model, asked)
         right = [item["answer"].strip() == item["reference"].strip() for item in items]
         constant = Counter((d.meta or {})["answer_key"] for d in asked).most_common(1)[0][1]
-        return Outcome({"which_module_accuracy": sum(right) / len(items), "which_module_items": len(items),
-                        "which_module_majority": constant / len(items)},
-                       [{**item, "right": ok} for item, ok in zip(items, right, strict=True)])  # fmt: skip
+        return Outcome(
+            {
+                "which_module_accuracy": sum(right) / len(items),
+                "which_module_items": len(items),
+                "which_module_majority": constant / len(items),
+            },
+            [{**item, "right": ok} for item, ok in zip(items, right, strict=True)],
+        )
 
 
 class Samples:
@@ -84,7 +89,13 @@ def _answer(model: LoadedModel, asked: list[Document]) -> list[dict[str, Any]]:
     prompts = [_messages(document)[:-1] for document in asked]
     results = Engine(model).generate(prompts, Sampling(max_tokens=ANSWER_TOKENS, temperature=0.0))
     return [
-        {"id": d.id, "task": (d.meta or {}).get("task"), "question": _messages(d)[-2]["content"],
-         "reference": _messages(d)[-1]["content"], "answer": r.text, "finish_reason": r.finish_reason}
+        {
+            "id": d.id,
+            "task": (d.meta or {}).get("task"),
+            "question": _messages(d)[-2]["content"],
+            "reference": _messages(d)[-1]["content"],
+            "answer": r.text,
+            "finish_reason": r.finish_reason,
+        }
         for d, r in zip(asked, results, strict=True)
-    ]  # fmt: skip
+    ]

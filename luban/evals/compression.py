@@ -52,5 +52,8 @@ def compressors(stream: bytes) -> dict[str, float]:
     """Bits per byte that `gzip -9` and `xz -9e` need for one stream."""
     gz = len(gzip.compress(stream, 9, mtime=0))
     xz = len(lzma.compress(stream, format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME))
-    return {"gzip_bits_per_byte": gz * 8 / len(stream), "xz_bits_per_byte": xz * 8 / len(stream),
-            "heldout_bytes": len(stream)}  # fmt: skip
+    return {
+        "gzip_bits_per_byte": gz * 8 / len(stream),
+        "xz_bits_per_byte": xz * 8 / len(stream),
+        "heldout_bytes": len(stream),
+    }

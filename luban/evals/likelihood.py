@@ -52,8 +52,14 @@ def windows(token_ids: Sequence[int], scored: Sequence[bool], context: int, stri
 
 
 @torch.inference_mode()
-def negative_log_likelihood(module: Model, cut: Sequence[Window], *, batch_tokens: int = 8192,
-                            precision: torch.dtype = torch.float32, title: str = "scoring") -> list[float]:  # fmt: skip
+def negative_log_likelihood(
+    module: Model,
+    cut: Sequence[Window],
+    *,
+    batch_tokens: int = 8192,
+    precision: torch.dtype = torch.float32,
+    title: str = "scoring",
+) -> list[float]:
     """The summed negative log-likelihood (nats, float64) of the scored targets of each window.
 
     Windows are sorted by length and batched right-padded; the result is in the order given. Arithmetic
@@ -69,8 +75,9 @@ def negative_log_likelihood(module: Model, cut: Sequence[Window], *, batch_token
             rows = order[: max(1, batch_tokens // len(cut[order[0]].tokens))]
             order = order[len(rows) :]
             width = len(cut[rows[0]].tokens)
-            tokens, targets, scored = (_pad([getattr(cut[i], name) for i in rows], width, device)
-                                       for name in ("tokens", "targets", "scored"))  # fmt: skip
+            tokens, targets, scored = (
+                _pad([getattr(cut[i], name) for i in rows], width, device) for name in ("tokens", "targets", "scored")
+            )
             mask = _pad([[1] * len(cut[i].tokens) for i in rows], width, device).bool()
             with autocast:
                 hidden = module(tokens, None if bool(mask.all()) else mask, output="hidden")

@@ -18,8 +18,16 @@ from luban.evals.task import TASKS, Material
 from luban.load.model import LoadedModel, load_model
 
 
-def evaluate(model_name: str, tasks: Sequence[str], out: Path, *, corpora: Sequence[Path] = (), limit: int = 0,
-             device: str = "auto", precision: str = "float32") -> dict[str, Any]:  # fmt: skip
+def evaluate(
+    model_name: str,
+    tasks: Sequence[str],
+    out: Path,
+    *,
+    corpora: Sequence[Path] = (),
+    limit: int = 0,
+    device: str = "auto",
+    precision: str = "float32",
+) -> dict[str, Any]:
     """Measure a model.
 
     Args:
@@ -52,8 +60,9 @@ def evaluate(model_name: str, tasks: Sequence[str], out: Path, *, corpora: Seque
     return figures
 
 
-def _measure(name: str, task: Any, model: LoadedModel, material: Material, limit: int, precision: str,
-             folder: Path) -> dict[str, Any]:  # fmt: skip
+def _measure(
+    name: str, task: Any, model: LoadedModel, material: Material, limit: int, precision: str, folder: Path
+) -> dict[str, Any]:
     began = time.perf_counter()
     found = task.run(model, material, limit=limit, precision=precision)
     say(f"{name}: {time.perf_counter() - began:.1f} s")

@@ -63,8 +63,15 @@ class ContiguousCache:
         device, dtype: of keys and values.
     """
 
-    def __init__(self, shapes: Sequence[AttentionShape | None], *, batch: int, context: int, device: torch.device,
-                 dtype: torch.dtype):  # fmt: skip
+    def __init__(
+        self,
+        shapes: Sequence[AttentionShape | None],
+        *,
+        batch: int,
+        context: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
         self.context, self.length = context, 0
         self.layers = [
             None if shape is None else LayerKeysValues(self, shape, batch, device, dtype) for shape in shapes
@@ -80,8 +87,13 @@ class ContiguousCache:
     def of(cls, model: Model, batch: int) -> ContiguousCache:
         """For `batch` sequences of this model."""
         spec, weight = model.spec, float_parameter(model)
-        return cls([layer.mixer.attention(spec.width) for layer in spec.layers], batch=batch, context=spec.context,
-                   device=weight.device, dtype=weight.dtype)  # fmt: skip
+        return cls(
+            [layer.mixer.attention(spec.width) for layer in spec.layers],
+            batch=batch,
+            context=spec.context,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
 
     @property
     def batch(self) -> int:
@@ -172,8 +184,10 @@ class ContiguousCache:
         sizes = [cache[0].shape[2] for cache in (pairs[0][0].source, pairs[0][1].source)]  # type: ignore[index]
         missing = [max(sizes) - size for size in sizes]
         for a, b in pairs:
-            a.source = tuple(torch.cat((_pad_left(x, missing[0], 2), _pad_left(y, missing[1], 2)))
-                             for x, y in zip(a.source, b.source, strict=True))  # type: ignore[arg-type,assignment]  # fmt: skip
+            a.source = tuple(
+                torch.cat((_pad_left(x, missing[0], 2), _pad_left(y, missing[1], 2)))
+                for x, y in zip(a.source, b.source, strict=True)
+            )  # type: ignore[arg-type,assignment]
         if missing != [0, 0] or self.source_mask is not None or other.source_mask is not None:
             masks = [self._source_mask(sizes[0]), other._source_mask(sizes[1])]
             self.source_mask = torch.cat([_pad_left(mask, more, 1) for mask, more in zip(masks, missing, strict=True)])

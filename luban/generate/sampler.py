@@ -33,8 +33,12 @@ def min_p(sorted_BV: Tensor, p_B1: Tensor) -> Tensor:
 def penalise(logits_BV: Tensor, seen: Sequence[Sequence[int]], penalties: Sequence[float]) -> Tensor:
     """Logits of the tokens that each row has seen divided by its penalty (Keskar et al. 2019, section 4.1), or multiplied
     by it where they are negative, as transformers does, so that a penalty above 1 always makes them less likely."""
-    places = [(row, token) for row, (tokens, penalty) in enumerate(zip(seen, penalties, strict=True))
-              if penalty != 1 for token in set(tokens)]  # fmt: skip
+    places = [
+        (row, token)
+        for row, (tokens, penalty) in enumerate(zip(seen, penalties, strict=True))
+        if penalty != 1
+        for token in set(tokens)
+    ]
     if not places:
         return logits_BV
     rows, ids = torch.tensor(places, device=logits_BV.device).unbind(1)

@@ -66,8 +66,10 @@ class Session:
         """Raise ContextError where a prompt is empty, too long, or holds ids outside the vocabulary."""
         check_ids(prompt, self.spec)
         if len(prompt) >= self.spec.context:
-            raise ContextError(f"the prompt has {len(prompt)} tokens, and the model's context of {self.spec.context} "
-                               "must also hold the answer: shorten the prompt")  # fmt: skip
+            raise ContextError(
+                f"the prompt has {len(prompt)} tokens, and the model's context of {self.spec.context} "
+                "must also hold the answer: shorten the prompt"
+            )
 
     def full(self, sequence: Sequence) -> bool:
         """Whether the context has no room for another token."""

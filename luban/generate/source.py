@@ -32,8 +32,10 @@ class SourceSession(Session):
         if head != "language_model":
             raise UnsupportedError(f"generating text needs a language_model head; this encoder–decoder has head {head}")
         if spec.body.decoder_start_ids() is None:
-            raise UnsupportedError("this encoder–decoder doesn't say which token its decoder begins with: give the id as "
-                                   "body.decoder_start of its spec.json (decoder_start_token_id of a config.json)")  # fmt: skip
+            raise UnsupportedError(
+                "this encoder–decoder doesn't say which token its decoder begins with: give the id as "
+                "body.decoder_start of its spec.json (decoder_start_token_id of a config.json)"
+            )
 
     module: EncoderDecoder
 
@@ -48,8 +50,9 @@ class SourceSession(Session):
         """Raise ContextError where a source is empty, too long, or holds ids outside the vocabulary."""
         check_ids(prompt, self.spec)
         if len(prompt) > self.spec.context:
-            raise ContextError(f"the source has {len(prompt)} tokens, and the model reads {self.spec.context} at most: "
-                               "shorten it")  # fmt: skip
+            raise ContextError(
+                f"the source has {len(prompt)} tokens, and the model reads {self.spec.context} at most: shorten it"
+            )
 
     def full(self, sequence: Sequence) -> bool:
         """Whether the decoder has no room for another token."""

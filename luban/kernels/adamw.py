@@ -65,9 +65,28 @@ def _address(row, column: tl.constexpr, KIND: tl.constexpr, EVEN: tl.constexpr):
 
 
 @triton.jit
-def adamw_kernel(table, firsts, owners, scale, apply, lr, decay, beta1, beta2, log_beta1, log_beta2, eps,
-                 WEIGHT: tl.constexpr, GRADIENT: tl.constexpr, MOMENT: tl.constexpr, COPY: tl.constexpr,
-                 HAS_COPY: tl.constexpr, EVEN: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def adamw_kernel(
+    table,
+    firsts,
+    owners,
+    scale,
+    apply,
+    lr,
+    decay,
+    beta1,
+    beta2,
+    log_beta1,
+    log_beta2,
+    eps,
+    WEIGHT: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    MOMENT: tl.constexpr,
+    COPY: tl.constexpr,
+    HAS_COPY: tl.constexpr,
+    EVEN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """A block of one of the tensors: that of the table's row owners[program], whose blocks begin with program
     firsts[row]."""
     if tl.load(apply) == 0:
@@ -100,8 +119,16 @@ def adamw_kernel(table, firsts, owners, scale, apply, lr, decay, beta1, beta2, l
         tl.store(copy + at, w.to(COPY), mask=inside)
 
 
-def adamw_(tensors: Sequence[Stepped], *, scale: Tensor, apply: Tensor, lr: float, decay: float, betas: tuple[float, float],
-           eps: float) -> None:  # fmt: skip
+def adamw_(
+    tensors: Sequence[Stepped],
+    *,
+    scale: Tensor,
+    apply: Tensor,
+    lr: float,
+    decay: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
     """Update weights and their moments in place, and write the rounded weights to their copies.
 
     Args:
@@ -115,10 +142,28 @@ def adamw_(tensors: Sequence[Stepped], *, scale: Tensor, apply: Tensor, lr: floa
     for (weight, gradient, moment, copy, even), alike in kinds.items():
         table, firsts, owners = _table(alike, scale.device)
         adamw_kernel[(len(owners),)](
-            table, firsts, owners, scale, apply, float(lr), float(decay), float(betas[0]), float(betas[1]),
-            math.log(betas[0]) if betas[0] else -1e30, math.log(betas[1]) if betas[1] else -1e30, float(eps),
-            WEIGHT=KINDS[weight], GRADIENT=KINDS[gradient], MOMENT=KINDS[moment], COPY=KINDS[copy or weight],
-            HAS_COPY=copy is not None, EVEN=even, COLUMNS=COLUMNS, BLOCK=BLOCK, num_warps=8)  # fmt: skip
+            table,
+            firsts,
+            owners,
+            scale,
+            apply,
+            float(lr),
+            float(decay),
+            float(betas[0]),
+            float(betas[1]),
+            math.log(betas[0]) if betas[0] else -1e30,
+            math.log(betas[1]) if betas[1] else -1e30,
+            float(eps),
+            WEIGHT=KINDS[weight],
+            GRADIENT=KINDS[gradient],
+            MOMENT=KINDS[moment],
+            COPY=KINDS[copy or weight],
+            HAS_COPY=copy is not None,
+            EVEN=even,
+            COLUMNS=COLUMNS,
+            BLOCK=BLOCK,
+            num_warps=8,
+        )
 
 
 def _kind(each: Stepped) -> tuple:
@@ -130,8 +175,15 @@ def _kind(each: Stepped) -> tuple:
 
 def _table(alike: Sequence[Stepped], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(tensors, COLUMNS) int64 addresses, sizes and seeds; where each tensor's programs begin; which tensor each has."""
-    rows = [[*(x.data_ptr() for x in (t.weight, t.gradient, t.first, t.second, t.steps)),
-             0 if t.copy is None else t.copy.data_ptr(), t.weight.numel(), t.seed] for t in alike]  # fmt: skip
+    rows = [
+        [
+            *(x.data_ptr() for x in (t.weight, t.gradient, t.first, t.second, t.steps)),
+            0 if t.copy is None else t.copy.data_ptr(),
+            t.weight.numel(),
+            t.seed,
+        ]
+        for t in alike
+    ]
     table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
     return table, *_programs(tuple(row[6] for row in rows), device)
 

@@ -74,8 +74,16 @@ class AttentionMask:
     def intervals(self) -> Intervals:
         """The same as intervals, unless irregular. Padding must stand at the ends of rows and a prefix at the
         beginning of its document: `valid` says whether they do."""
-        return intervals(self.queries, self.keys, causal=self.causal, window=self.window, documents=self.documents,
-                         prefix=self._real_prefix, token_mask=self.token_mask, device=self.device)  # fmt: skip
+        return intervals(
+            self.queries,
+            self.keys,
+            causal=self.causal,
+            window=self.window,
+            documents=self.documents,
+            prefix=self._real_prefix,
+            token_mask=self.token_mask,
+            device=self.device,
+        )
 
     @property
     def _real_prefix(self) -> Tensor | None:

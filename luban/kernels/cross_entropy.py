@@ -82,23 +82,51 @@ def _(x, factor):
 def row_statistics(logits_NV: Tensor, targets_N: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """(log-sum-exp, target's logit, sum of logits), each (N,) fp32; `first` is the id of the first column."""
     lse, picked, total = (torch.empty(logits_NV.shape[0], device=logits_NV.device) for _ in range(3))
-    statistics_kernel[(logits_NV.shape[0],)](logits_NV, targets_N, lse, picked, total, logits_NV.stride(0),
-                                             logits_NV.shape[1], first, BLOCK=BLOCK, num_warps=8)  # fmt: skip
+    statistics_kernel[(logits_NV.shape[0],)](
+        logits_NV,
+        targets_N,
+        lse,
+        picked,
+        total,
+        logits_NV.stride(0),
+        logits_NV.shape[1],
+        first,
+        BLOCK=BLOCK,
+        num_warps=8,
+    )
     return lse, picked, total
 
 
-def to_gradient_(logits_NV: Tensor, targets_N: Tensor, lse_N: Tensor, *, smoothing: float, z_loss: float,
-                 whole: int, first: int = 0) -> None:  # fmt: skip
+def to_gradient_(
+    logits_NV: Tensor, targets_N: Tensor, lse_N: Tensor, *, smoothing: float, z_loss: float, whole: int, first: int = 0
+) -> None:
     """Turn logits into the gradient of the summed loss in place; `whole` is the size of the whole vocabulary."""
     rows, vocabulary = logits_NV.shape
     gradient_kernel[(rows, triton.cdiv(vocabulary, BLOCK))](
-        logits_NV, targets_N, lse_N, logits_NV.stride(0), vocabulary, whole, first, smoothing, z_loss,
-        BLOCK=BLOCK, num_warps=8)  # fmt: skip
+        logits_NV,
+        targets_N,
+        lse_N,
+        logits_NV.stride(0),
+        vocabulary,
+        whole,
+        first,
+        smoothing,
+        z_loss,
+        BLOCK=BLOCK,
+        num_warps=8,
+    )
 
 
 @torch.library.custom_op("luban::linear_cross_entropy", mutates_args=())
-def _forward(rows_NE: Tensor, table_VE: Tensor, bias_V: Tensor | None, targets_N: Tensor, smoothing: float,
-             z_loss: float, gradients: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def _forward(
+    rows_NE: Tensor,
+    table_VE: Tensor,
+    bias_V: Tensor | None,
+    targets_N: Tensor,
+    smoothing: float,
+    z_loss: float,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     vocabulary = table_VE.shape[0]
     size = max(1, LOGIT_BYTES // (vocabulary * rows_NE.element_size()))
     loss = torch.zeros((), device=rows_NE.device)
@@ -151,8 +179,15 @@ def _backward(ctx, d_loss, *_):
 _forward.register_autograd(_backward, setup_context=_keep)
 
 
-def linear_cross_entropy(rows_NE: Tensor, table_VE: Tensor, targets_N: Tensor, *, bias_V: Tensor | None = None,
-                         smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:  # fmt: skip
+def linear_cross_entropy(
+    rows_NE: Tensor,
+    table_VE: Tensor,
+    targets_N: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:
     """Summed cross-entropy in nats of rows·tableᵀ (+ bias) against targets, a scalar in fp32.
 
     Args:
@@ -174,8 +209,10 @@ def linear_cross_entropy(rows_NE: Tensor, table_VE: Tensor, targets_N: Tensor, *
 
 def _check(rows: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None, smoothing: float) -> None:
     if rows.dim() != 2 or table.dim() != 2 or rows.shape[1] != table.shape[1] or targets.shape != rows.shape[:1]:
-        raise UnsupportedError(f"linear_cross_entropy: rows {tuple(rows.shape)}, table {tuple(table.shape)} and targets "
-                               f"{tuple(targets.shape)} don't fit (N, E), (V, E) and (N,)")  # fmt: skip
+        raise UnsupportedError(
+            f"linear_cross_entropy: rows {tuple(rows.shape)}, table {tuple(table.shape)} and targets "
+            f"{tuple(targets.shape)} don't fit (N, E), (V, E) and (N,)"
+        )
     if bias is not None and bias.shape != table.shape[:1]:
         raise UnsupportedError(f"linear_cross_entropy: a bias of {tuple(bias.shape)} for {table.shape[0]} words")
     if not 0 <= smoothing <= 1:

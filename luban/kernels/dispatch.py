@@ -44,8 +44,13 @@ class Case:
 
     def __str__(self) -> str:
         packed = "many packed documents" if self.too_many_documents else "packed documents"
-        mask = {"all": "no mask", "causal": "causal", "packed": packed, "intervals": "intervals of keys",
-                "irregular": "irregular mask"}  # fmt: skip
+        mask = {
+            "all": "no mask",
+            "causal": "causal",
+            "packed": packed,
+            "intervals": "intervals of keys",
+            "irregular": "irregular mask",
+        }
         sparse = [f"in blocks of {self.block}"] if self.block else []
         bias = [] if self.bias is None else ["another bias" if self.bias == "any" else f"{self.bias} bias"]
         dtype = str(self.dtype).removeprefix("torch.").replace("bfloat16", "bf16").replace("float", "fp")
@@ -56,19 +61,32 @@ class Case:
 # (kernel, head width up to) → (forward, backward). A bias or intervals leave only kernels that can serve them.
 # Above 128 nothing was measured: there the figures only say which to try first.
 RATES = {
-    ("flash4", 64): (540, 534), ("flash4", 128): (678, 598),
-    ("cudnn", 64): (454, 422), ("cudnn", 128): (605, 520),
-    ("luban", 64): (439, 385), ("luban", 128): (574, 439), ("luban", 256): (150, 60),
-    ("flash2", 64): (293, 263), ("flash2", 128): (318, 294), ("flash2", 256): (300, 200),
-}  # fmt: skip
+    ("flash4", 64): (540, 534),
+    ("flash4", 128): (678, 598),
+    ("cudnn", 64): (454, 422),
+    ("cudnn", 128): (605, 520),
+    ("luban", 64): (439, 385),
+    ("luban", 128): (574, 439),
+    ("luban", 256): (150, 60),
+    ("flash2", 64): (293, 263),
+    ("flash2", 128): (318, 294),
+    ("flash2", 256): (300, 200),
+}
 # The same for packed documents (mean 512 tokens of exponential length, 8 rows of 8,192), visible pairs alone
 # counted. FlashAttention-4's tiles begin with every document, Luban's stand where the row puts them.
 PACKED_RATES = {
-    ("flash4", 64): (204, 233), ("flash4", 128): (292, 280),
-    ("luban", 64): (281, 253), ("luban", 128): (331, 266),
-}  # fmt: skip
-NAMES = {"flash4": "FlashAttention-4", "cudnn": "cuDNN", "luban": "Luban's Triton kernel", "flash2": "FlashAttention-2",
-         "torch": "torch's scaled_dot_product_attention"}  # fmt: skip
+    ("flash4", 64): (204, 233),
+    ("flash4", 128): (292, 280),
+    ("luban", 64): (281, 253),
+    ("luban", 128): (331, 266),
+}
+NAMES = {
+    "flash4": "FlashAttention-4",
+    "cudnn": "cuDNN",
+    "luban": "Luban's Triton kernel",
+    "flash2": "FlashAttention-2",
+    "torch": "torch's scaled_dot_product_attention",
+}
 
 
 def refusal(path: str, case: Case) -> str | None:
@@ -177,8 +195,10 @@ def pick(case: Case, kernel: str | None = None) -> str:
     if wanted is None:
         return fastest(case)
     if reason := refusal(wanted, case):
-        raise UnsupportedError(f"{NAMES[wanted]} can't compute this attention ({case}): {reason}; it was asked for by name"
-                               f"{where}, and without one the fastest that can is picked (--train.attention auto)")  # fmt: skip
+        raise UnsupportedError(
+            f"{NAMES[wanted]} can't compute this attention ({case}): {reason}; it was asked for by name"
+            f"{where}, and without one the fastest that can is picked (--train.attention auto)"
+        )
     return wanted
 
 
@@ -227,11 +247,33 @@ def report() -> list[str]:
 
 
 @torch.compiler.assume_constant_result
-def choice(device: str, dtype: torch.dtype, width: int, kind: Kind, bias: str | None, square: bool, single: bool,
-           training: bool, too_many_documents: bool, block: int, kernel: str | None = None) -> str:  # fmt: skip
+def choice(
+    device: str,
+    dtype: torch.dtype,
+    width: int,
+    kind: Kind,
+    bias: str | None,
+    square: bool,
+    single: bool,
+    training: bool,
+    too_many_documents: bool,
+    block: int,
+    kernel: str | None = None,
+) -> str:
     """`pick` from plain values, for graphs that are being traced; remembered for `report`."""
     capability = torch.cuda.get_device_capability() if device == "cuda" else None
-    case = Case(device=device, dtype=dtype, width=width, kind=kind, bias=bias, square=square, single=single,
-                training=training, too_many_documents=kind == "packed" and too_many_documents, block=block, capability=capability)  # fmt: skip
+    case = Case(
+        device=device,
+        dtype=dtype,
+        width=width,
+        kind=kind,
+        bias=bias,
+        square=square,
+        single=single,
+        training=training,
+        too_many_documents=kind == "packed" and too_many_documents,
+        block=block,
+        capability=capability,
+    )
     chosen[str(case)] = pick(case, kernel)
     return chosen[str(case)]

@@ -60,14 +60,18 @@ def _backward(do, q, k, v, out, lse, edges, longest, causal, scale):
 
 
 flash4_forward = torch.library.custom_op(
-    "luban::flash4_forward", _forward, mutates_args=(),
+    "luban::flash4_forward",
+    _forward,
+    mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor v, Tensor? edges, int? longest, bool causal, float scale) -> (Tensor, Tensor)",
-)  # fmt: skip
+)
 flash4_backward = torch.library.custom_op(
-    "luban::flash4_backward", _backward, mutates_args=(),
+    "luban::flash4_backward",
+    _backward,
+    mutates_args=(),
     schema="(Tensor do, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? edges, int? longest, bool causal,"
-           " float scale) -> (Tensor, Tensor, Tensor)",
-)  # fmt: skip
+    " float scale) -> (Tensor, Tensor, Tensor)",
+)
 
 
 @flash4_forward.register_fake

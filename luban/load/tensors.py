@@ -57,8 +57,10 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 def pickle_refusal(file: Path) -> str:
     """Why a pickled file isn't loaded, and the way out."""
-    return (f"{file} is a pickle, which can run code when it is opened, so it is never loaded: save the model with "
-            "save_pretrained(..., safe_serialization=True), or use its model.safetensors")  # fmt: skip
+    return (
+        f"{file} is a pickle, which can run code when it is opened, so it is never loaded: save the model with "
+        "save_pretrained(..., safe_serialization=True), or use its model.safetensors"
+    )
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
@@ -84,8 +86,15 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @torch.no_grad()
-def filled(spec: ModelSpec, tensors: Mapping[str, Tensor], source: Path, *, device: str, dtype: str,
-           named: Mapping[str, str] | None = None) -> Model:  # fmt: skip
+def filled(
+    spec: ModelSpec,
+    tensors: Mapping[str, Tensor],
+    source: Path,
+    *,
+    device: str,
+    dtype: str,
+    named: Mapping[str, str] | None = None,
+) -> Model:
     """The module of `spec` with copies of `tensors` as its parameters, in its own precision and on its device.
 
     Nothing is allocated before every tensor is known to fit. Raises ArtifactError naming a missing or surplus tensor,
@@ -111,8 +120,12 @@ def _check(
         tensor, theirs = tensors[name], named.get(name, name)
         if tensor.shape != parameter.shape:
             called = theirs if theirs == name else f"{theirs} (here {name})"
-            raise ArtifactError(f"{source}: the tensor {called} has shape {tuple(tensor.shape)}, "
-                                f"the model needs {tuple(parameter.shape)}")  # fmt: skip
+            raise ArtifactError(
+                f"{source}: the tensor {called} has shape {tuple(tensor.shape)}, "
+                f"the model needs {tuple(parameter.shape)}"
+            )
         if tensor.dtype not in FLOATS:
-            raise ArtifactError(f"{source}: the tensor {theirs} is stored as "
-                                f"{str(tensor.dtype).removeprefix('torch.')}: quantised weights aren't read")  # fmt: skip
+            raise ArtifactError(
+                f"{source}: the tensor {theirs} is stored as "
+                f"{str(tensor.dtype).removeprefix('torch.')}: quantised weights aren't read"
+            )

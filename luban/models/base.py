@@ -79,8 +79,10 @@ def refuse_transformer_fields(spec: ModelSpec) -> None:
                 f"a body of type {body} has no {name}, so nothing would come of model.{name}: leave it out"
             )
     if spec.layers or spec.encoder:
-        raise ConfigError(f"a body of type {body} is not made of Transformer layers: say model.body.layers instead of "
-                          "model.layer and model.layers")  # fmt: skip
+        raise ConfigError(
+            f"a body of type {body} is not made of Transformer layers: say model.body.layers instead of "
+            "model.layer and model.layers"
+        )
 
 
 def require_next_token(spec: ModelSpec, what: str, *, cached: bool = False) -> None:
@@ -121,10 +123,19 @@ class Model(nn.Module):
 class OneSidedModel(Model):
     """What all models of one side share: one signature."""
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None, *, documents: Tensor | None = None,
-                positions: Tensor | None = None, segments: Tensor | None = None, document_starts: Tensor | None = None,
-                cache: KVCache | None = None, attention: AttentionBackend | None = None,
-                output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        *,
+        documents: Tensor | None = None,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        document_starts: Tensor | None = None,
+        cache: KVCache | None = None,
+        attention: AttentionBackend | None = None,
+        output: Literal["logits", "hidden"] = "logits",
+    ) -> Tensor:
         """What the head makes of every token (of every row, for heads that pool), or the hidden states that it reads.
 
         Args:
@@ -148,8 +159,14 @@ class OneSidedModel(Model):
         Raises:
             DataError: an argument that this body has no use for.
         """
-        given = ModelInput(tokens=tokens, mask=mask, documents=documents, positions=positions, segments=segments,
-                           document_starts=document_starts)  # fmt: skip
+        given = ModelInput(
+            tokens=tokens,
+            mask=mask,
+            documents=documents,
+            positions=positions,
+            segments=segments,
+            document_starts=document_starts,
+        )
         hidden = self.hidden_states(given, cache, attention)
         return hidden if output == "hidden" else self.read(hidden, mask)
 

@@ -13,8 +13,9 @@ from luban.nn.init import initialise
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
-def build_model(spec: ModelSpec, *, device: str | torch.device = "cpu", dtype: str = "float32",
-                seed: int | None = 0) -> Model:  # fmt: skip
+def build_model(
+    spec: ModelSpec, *, device: str | torch.device = "cpu", dtype: str = "float32", seed: int | None = 0
+) -> Model:
     """The module of `spec`, its parameters drawn from `seed` and their names.
 
     Args:

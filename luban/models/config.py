@@ -86,8 +86,10 @@ def resolve_spec(given: Mapping[str, Any], vocab_size: int) -> ModelSpec:
     body = from_dict(_Body, {"body": fields["body"]} if "body" in fields else {}, "model").body
     spec = from_dict(ModelSpec, fields | _stacks(given, base, body), "model")
     if spec.vocab_size != vocab_size:
-        raise ConfigError(f"model.vocab_size is {spec.vocab_size}, but the shards' tokenizer has {vocab_size} tokens: "
-                          "leave it out of the recipe, or pack the shards with the right tokenizer")  # fmt: skip
+        raise ConfigError(
+            f"model.vocab_size is {spec.vocab_size}, but the shards' tokenizer has {vocab_size} tokens: "
+            "leave it out of the recipe, or pack the shards with the right tokenizer"
+        )
     return spec
 
 
@@ -100,8 +102,10 @@ def _stacks(given: Mapping[str, Any], base: ModelSpec | None, body: Body) -> dic
     """The layers of the model and, where it has one, of its encoder."""
     if not body.stacked:
         if any(key in given for key in (*STACK_FIELDS, "encoder")):
-            raise ConfigError(f"a body of type {body.registry.name_of(type(body))} is not made of Transformer layers: say "
-                              "model.body.layers instead of model.layers, and leave out model.layer")  # fmt: skip
+            raise ConfigError(
+                f"a body of type {body.registry.name_of(type(body))} is not made of Transformer layers: say "
+                "model.body.layers instead of model.layers, and leave out model.layer"
+            )
         return dict.fromkeys(LAYERS, ())
     layers = _stack(given, base.layers if base else (), "model", cross=body.two_sided)
     if not body.two_sided:

@@ -54,9 +54,13 @@ class Decoder(OneSidedModel):
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
         embedding = input_embedding(spec)
-        self.decoder = TransformerStack(dict(enumerate(spec.layers)), depth=len(spec.layers), spec=spec,
-                                      shape=position_shape(spec, spec.layers, causal=True),
-                                      embedding=embedding)  # fmt: skip
+        self.decoder = TransformerStack(
+            dict(enumerate(spec.layers)),
+            depth=len(spec.layers),
+            spec=spec,
+            shape=position_shape(spec, spec.layers, causal=True),
+            embedding=embedding,
+        )
         self.head = spec.head.build(spec, embedding.tokens)
         shapes = [group.shape for group in self.decoder.groups]
         self.windows, self.layouts = any(s.window for s in shapes), any(s.layout for s in shapes)
@@ -66,14 +70,23 @@ class Decoder(OneSidedModel):
         block-sparse layout."""
         self._check(given, cache)
         prefix = None if given.segments is None else given.segments == 0
-        ctx = forward_context(self.decoder, given.tokens, given.mask, given.positions, attention_backend(cache, attention),
-                              documents=given.documents, document_starts=given.document_starts, prefix=prefix)  # fmt: skip
+        ctx = forward_context(
+            self.decoder,
+            given.tokens,
+            given.mask,
+            given.positions,
+            attention_backend(cache, attention),
+            documents=given.documents,
+            document_starts=given.document_starts,
+            prefix=prefix,
+        )
         return self.decoder(given.tokens, ctx)
 
     def _check(self, given: ModelInput, cache: KVCache | None) -> None:
         if given.segments is not None and self.layouts:
-            raise DataError("a block-sparse layout knows no prefix that all tokens see: leave out segments, or "
-                            "the mixer's layout")  # fmt: skip
+            raise DataError(
+                "a block-sparse layout knows no prefix that all tokens see: leave out segments, or the mixer's layout"
+            )
         if cache is None:
             return
         if given.documents is not None:
@@ -81,5 +94,7 @@ class Decoder(OneSidedModel):
         if given.segments is not None and cache.positions.shape[-1]:
             raise DataError("segments are for the first forward of a cache: what follows sees the prefix anyway")
         if given.segments is not None and self.windows:
-            raise DataError("a model with attention windows can't continue a prefix with a cache, since later "
-                            "tokens would no longer see it: leave out the cache")  # fmt: skip
+            raise DataError(
+                "a model with attention windows can't continue a prefix with a cache, since later "
+                "tokens would no longer see it: leave out the cache"
+            )

@@ -55,8 +55,14 @@ class ElmoBody(Body):
         """Words and both stacks."""
         tokens = batch * seq
         if self.words is None:
-            ops = [Op(name="embedding", kind="embedding", parameters=spec.vocab_size * spec.width,
-                      activation=tokens * spec.width)]  # fmt: skip
+            ops = [
+                Op(
+                    name="embedding",
+                    kind="embedding",
+                    parameters=spec.vocab_size * spec.width,
+                    activation=tokens * spec.width,
+                )
+            ]
         else:
             ops = within("embedding", self.words.ops(tokens, CHARACTERS, spec.width))
         for side in ("forwards", "backwards"):

@@ -65,15 +65,25 @@ class Encoder(OneSidedModel):
         super().__init__(spec)
         assert isinstance(spec.body, EncoderBody)
         embedding = input_embedding(spec, segments=spec.body.segments)
-        self.encoder = TransformerStack(dict(enumerate(spec.layers)), depth=len(spec.layers), spec=spec,
-                                      shape=position_shape(spec, spec.layers, causal=False),
-                                      embedding=embedding)  # fmt: skip
+        self.encoder = TransformerStack(
+            dict(enumerate(spec.layers)),
+            depth=len(spec.layers),
+            spec=spec,
+            shape=position_shape(spec, spec.layers, causal=False),
+            embedding=embedding,
+        )
         self.head = spec.head.build(spec, embedding.tokens)
 
     def hidden_states(self, given: ModelInput, cache: KVCache | None, attention: AttentionBackend | None) -> Tensor:
         """(B, T, E). Raises DataError for a cache, or for segments without a table."""
         if cache is not None:
             raise DataError("an encoder can't generate token by token: every token sees those after it")
-        ctx = forward_context(self.encoder, given.tokens, given.mask, given.positions, attention_backend(None, attention),
-                              documents=given.documents)  # fmt: skip
+        ctx = forward_context(
+            self.encoder,
+            given.tokens,
+            given.mask,
+            given.positions,
+            attention_backend(None, attention),
+            documents=given.documents,
+        )
         return self.encoder(given.tokens, ctx, given.segments)

@@ -76,26 +76,50 @@ class EncoderDecoder(Model):
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
         tokens = Embedding(spec.vocab_size, spec.width)
-        self.encoder = TransformerStack(dict(enumerate(spec.encoder)), depth=len(spec.encoder), spec=spec,
-                                        shape=position_shape(spec, spec.encoder, causal=False),
-                                        embedding=input_embedding(spec, tokens))  # fmt: skip
-        self.decoder = TransformerStack(dict(enumerate(spec.layers)), depth=len(spec.layers), spec=spec,
-                                        shape=position_shape(spec, spec.layers, causal=True),
-                                        embedding=input_embedding(spec, tokens))  # fmt: skip
+        self.encoder = TransformerStack(
+            dict(enumerate(spec.encoder)),
+            depth=len(spec.encoder),
+            spec=spec,
+            shape=position_shape(spec, spec.encoder, causal=False),
+            embedding=input_embedding(spec, tokens),
+        )
+        self.decoder = TransformerStack(
+            dict(enumerate(spec.layers)),
+            depth=len(spec.layers),
+            spec=spec,
+            shape=position_shape(spec, spec.layers, causal=True),
+            embedding=input_embedding(spec, tokens),
+        )
         self.head = spec.head.build(spec, tokens)
 
-    def encode(self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, *,
-               attention: AttentionBackend | None = None) -> EncoderStates:  # fmt: skip
+    def encode(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        *,
+        attention: AttentionBackend | None = None,
+    ) -> EncoderStates:
         """(B, S) source tokens, `mask` (B, S) true where real → what the decoder's layers attend to."""
         ctx = forward_context(self.encoder, tokens, mask, positions, attention_backend(None, attention))
         states_BSE = self.encoder(tokens, ctx)
         return EncoderStates(states_BSE, mask, compute_dtype(states_BSE))
 
-    def forward(self, tokens: Tensor | None, decoder_tokens: Tensor, mask: Tensor | None = None, *,
-                decoder_mask: Tensor | None = None, documents: None = None, positions: Tensor | None = None,
-                segments: None = None, cache: KVCache | None = None, encoder_states: EncoderStates | None = None,
-                attention: AttentionBackend | None = None,
-                output: Literal["logits", "hidden"] = "logits") -> Tensor:  # fmt: skip
+    def forward(
+        self,
+        tokens: Tensor | None,
+        decoder_tokens: Tensor,
+        mask: Tensor | None = None,
+        *,
+        decoder_mask: Tensor | None = None,
+        documents: None = None,
+        positions: Tensor | None = None,
+        segments: None = None,
+        cache: KVCache | None = None,
+        encoder_states: EncoderStates | None = None,
+        attention: AttentionBackend | None = None,
+        output: Literal["logits", "hidden"] = "logits",
+    ) -> Tensor:
         """Logits of the next target token at every decoder token, or the decoder's hidden states.
 
         Args:
@@ -119,7 +143,13 @@ class EncoderDecoder(Model):
         if encoder_states is None:
             assert tokens is not None
             encoder_states = self.encode(tokens, mask, attention=attention)
-        ctx = forward_context(self.decoder, decoder_tokens, decoder_mask, positions, attention_backend(cache, attention),
-                              encoder=encoder_states)  # fmt: skip
+        ctx = forward_context(
+            self.decoder,
+            decoder_tokens,
+            decoder_mask,
+            positions,
+            attention_backend(cache, attention),
+            encoder=encoder_states,
+        )
         hidden = self.decoder(decoder_tokens, ctx)
         return hidden if output == "hidden" else self.read(hidden, decoder_mask)

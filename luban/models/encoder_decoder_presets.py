@@ -16,23 +16,54 @@ from luban.nn.position.t5 import RelativeBias
 
 
 def _transformer(width: int, heads: int) -> ModelSpec:
-    return uniform(vocab_size=37_000, width=width, layers=6, context=1024, position=Sinusoidal(), norm=LayerNorm(),
-                     mixer=Grouped(heads=heads), feedforward=ReLU(width=4 * width, bias=True), arrangement=PostNorm(),
-                     body=EncoderDecoderBody(), tied_head=True)  # fmt: skip
+    return uniform(
+        vocab_size=37_000,
+        width=width,
+        layers=6,
+        context=1024,
+        position=Sinusoidal(),
+        norm=LayerNorm(),
+        mixer=Grouped(heads=heads),
+        feedforward=ReLU(width=4 * width, bias=True),
+        arrangement=PostNorm(),
+        body=EncoderDecoderBody(),
+        tied_head=True,
+    )
 
 
 def _bart(width: int, layers: int, heads: int) -> ModelSpec:
-    return uniform(vocab_size=50_265, width=width, layers=layers, context=1024, position=Learned(offset=2),
-                     mixer=Grouped(heads=heads, qkv_bias=True, output_bias=True), norm=LayerNorm(),
-                     embedding_norm=LayerNorm(), feedforward=GELU(width=4 * width, bias=True), arrangement=PostNorm(),
-                     body=EncoderDecoderBody(), head=LanguageModel(bias=True), tied_head=True)  # fmt: skip
+    return uniform(
+        vocab_size=50_265,
+        width=width,
+        layers=layers,
+        context=1024,
+        position=Learned(offset=2),
+        mixer=Grouped(heads=heads, qkv_bias=True, output_bias=True),
+        norm=LayerNorm(),
+        embedding_norm=LayerNorm(),
+        feedforward=GELU(width=4 * width, bias=True),
+        arrangement=PostNorm(),
+        body=EncoderDecoderBody(),
+        head=LanguageModel(bias=True),
+        tied_head=True,
+    )
 
 
 def _t5(width: int, layers: int, heads: int, inner: int) -> ModelSpec:
-    return uniform(vocab_size=32_128, width=width, layers=layers, context=512, position=RelativeBias(),
-                     mixer=Grouped(heads=heads, head_dim=64, score_scale=1.0), norm=RMSNorm(eps=1e-6),
-                     feedforward=ReLU(width=inner), arrangement=PreNorm(), body=EncoderDecoderBody(),
-                     head=LanguageModel(scale_hidden=True), tied_head=True)  # fmt: skip
+    return uniform(
+        vocab_size=32_128,
+        width=width,
+        layers=layers,
+        context=512,
+        position=RelativeBias(),
+        mixer=Grouped(heads=heads, head_dim=64, score_scale=1.0),
+        norm=RMSNorm(eps=1e-6),
+        feedforward=ReLU(width=inner),
+        arrangement=PreNorm(),
+        body=EncoderDecoderBody(),
+        head=LanguageModel(scale_hidden=True),
+        tied_head=True,
+    )
 
 
 ENCODER_DECODERS: dict[str, ModelSpec] = {

@@ -16,22 +16,52 @@ from luban.nn.norm import LayerNorm
 from luban.nn.position.learned import Learned
 
 
-def _encoder(vocab: int, width: int, layers: int, heads: int, body: EncoderBody, feedforward: FeedForward,
-             *, pair: bool, offset: int = 0, eps: float = 1e-12) -> ModelSpec:  # fmt: skip
-    return uniform(vocab_size=vocab, width=width, layers=layers, context=512, position=Learned(offset=offset),
-                     mixer=Grouped(heads=heads, qkv_bias=True, output_bias=True), norm=LayerNorm(eps=eps), embedding_norm=LayerNorm(eps=eps),
-                     feedforward=feedforward, arrangement=PostNorm(), body=body, head=MaskedLM(pair=pair), tied_head=True,
-                     init=NormalInit(std=0.02, scale_residual=False))  # fmt: skip
+def _encoder(
+    vocab: int,
+    width: int,
+    layers: int,
+    heads: int,
+    body: EncoderBody,
+    feedforward: FeedForward,
+    *,
+    pair: bool,
+    offset: int = 0,
+    eps: float = 1e-12,
+) -> ModelSpec:
+    return uniform(
+        vocab_size=vocab,
+        width=width,
+        layers=layers,
+        context=512,
+        position=Learned(offset=offset),
+        mixer=Grouped(heads=heads, qkv_bias=True, output_bias=True),
+        norm=LayerNorm(eps=eps),
+        embedding_norm=LayerNorm(eps=eps),
+        feedforward=feedforward,
+        arrangement=PostNorm(),
+        body=body,
+        head=MaskedLM(pair=pair),
+        tied_head=True,
+        init=NormalInit(std=0.02, scale_residual=False),
+    )
 
 
 def _bert(width: int, layers: int, heads: int) -> ModelSpec:
-    return _encoder(30_522, width, layers, heads, EncoderBody(segments=2),
-                    GELU(width=4 * width, bias=True), pair=True)  # fmt: skip
+    return _encoder(30_522, width, layers, heads, EncoderBody(segments=2), GELU(width=4 * width, bias=True), pair=True)
 
 
 def _roberta(width: int, layers: int, heads: int) -> ModelSpec:
-    return _encoder(50_265, width, layers, heads, EncoderBody(segments=1),
-                    GELU(width=4 * width, bias=True), pair=False, offset=2, eps=1e-5)  # fmt: skip
+    return _encoder(
+        50_265,
+        width,
+        layers,
+        heads,
+        EncoderBody(segments=1),
+        GELU(width=4 * width, bias=True),
+        pair=False,
+        offset=2,
+        eps=1e-5,
+    )
 
 
 def _albert(width: int, layers: int, heads: int) -> ModelSpec:

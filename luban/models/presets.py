@@ -24,20 +24,56 @@ from luban.nn.position.rope import Rope
 from luban.nn.position.two_dimensional import Rope2D
 
 
-def _llama(vocab: int, width: int, layers: int, heads: int, kv_heads: int, inner: int, context: int,
-           *, eps: float = 1e-5, base: float = 10_000.0, tied: bool = False) -> ModelSpec:  # fmt: skip
-    return uniform(vocab_size=vocab, width=width, layers=layers, context=context, norm=RMSNorm(eps=eps),
-                     mixer=Grouped(heads=heads, kv_heads=kv_heads), feedforward=SwiGLU(width=inner),
-                     position=Rope(base=base), tied_head=tied)  # fmt: skip
+def _llama(
+    vocab: int,
+    width: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    inner: int,
+    context: int,
+    *,
+    eps: float = 1e-5,
+    base: float = 10_000.0,
+    tied: bool = False,
+) -> ModelSpec:
+    return uniform(
+        vocab_size=vocab,
+        width=width,
+        layers=layers,
+        context=context,
+        norm=RMSNorm(eps=eps),
+        mixer=Grouped(heads=heads, kv_heads=kv_heads),
+        feedforward=SwiGLU(width=inner),
+        position=Rope(base=base),
+        tied_head=tied,
+    )
 
 
-def _gpt(vocab: int, width: int, layers: int, heads: int, context: int, *, arrangement: Arrangement | None = None,
-         band: int | None = None) -> ModelSpec:  # fmt: skip
+def _gpt(
+    vocab: int,
+    width: int,
+    layers: int,
+    heads: int,
+    context: int,
+    *,
+    arrangement: Arrangement | None = None,
+    band: int | None = None,
+) -> ModelSpec:
     """LayerNorm, learned positions, biases, tied; with a `band` every second layer sees only so many tokens."""
     mixer = Grouped(heads=heads, qkv_bias=True, output_bias=True)
-    spec = uniform(vocab_size=vocab, width=width, layers=layers, context=context, position=Learned(),
-                     norm=LayerNorm(), mixer=mixer, feedforward=TanhGELU(width=4 * width, bias=True),
-                   arrangement=arrangement or PreNorm(), tied_head=True)  # fmt: skip
+    spec = uniform(
+        vocab_size=vocab,
+        width=width,
+        layers=layers,
+        context=context,
+        position=Learned(),
+        norm=LayerNorm(),
+        mixer=mixer,
+        feedforward=TanhGELU(width=4 * width, bias=True),
+        arrangement=arrangement or PreNorm(),
+        tied_head=True,
+    )
     if band is None:
         return spec
     banded = replace(spec.layers[0], mixer=replace(mixer, window=band))
@@ -54,9 +90,17 @@ def _bloom(width: int, layers: int, heads: int) -> ModelSpec:
 
 
 def _falcon(width: int, layers: int, heads: int, kv_heads: int, norms: int) -> ModelSpec:
-    return uniform(vocab_size=65_024, width=width, layers=layers, context=2048, norm=LayerNorm(),
-                     mixer=Grouped(heads=heads, kv_heads=kv_heads), feedforward=GELU(width=4 * width),
-                     arrangement=Parallel(norms=norms), tied_head=True)  # fmt: skip
+    return uniform(
+        vocab_size=65_024,
+        width=width,
+        layers=layers,
+        context=2048,
+        norm=LayerNorm(),
+        mixer=Grouped(heads=heads, kv_heads=kv_heads),
+        feedforward=GELU(width=4 * width),
+        arrangement=Parallel(norms=norms),
+        tied_head=True,
+    )
 
 
 PRESETS: dict[str, ModelSpec] = {

@@ -47,8 +47,14 @@ class RecurrentBody(Body):
     def ops(self, spec: ModelSpec, batch: int, seq: int, target: int | None = None) -> list[Op]:
         """Embedding and layers."""
         tokens = batch * seq
-        ops = [Op(name="embedding", kind="embedding", parameters=spec.vocab_size * spec.width,
-                  activation=tokens * spec.width)]  # fmt: skip
+        ops = [
+            Op(
+                name="embedding",
+                kind="embedding",
+                parameters=spec.vocab_size * spec.width,
+                activation=tokens * spec.width,
+            )
+        ]
         for layer in range(self.layers):
             ops += within(f"layers.{layer}", self.cell.ops(tokens, spec.width, spec.width))
         return ops

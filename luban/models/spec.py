@@ -85,8 +85,10 @@ def uniform(*, layers: int | None = None, encoder_layers: int | None = None, **f
     layer, body = LayerSpec(**parts), own.get("body", DecoderBody())
     if not body.stacked:
         for name in ("layers", *parts) if layers is not None else parts:
-            raise ConfigError(f"a body of type {body.registry.name_of(type(body))} has no {name}: it is not made of Transformer "
-                              "layers; what it is made of are fields of the body")  # fmt: skip
+            raise ConfigError(
+                f"a body of type {body.registry.name_of(type(body))} has no {name}: it is not made of Transformer "
+                "layers; what it is made of are fields of the body"
+            )
         return ModelSpec(layers=(), **own)
     layers = DEPTH if layers is None else layers
     if not body.two_sided:
@@ -95,8 +97,13 @@ def uniform(*, layers: int | None = None, encoder_layers: int | None = None, **f
     return ModelSpec(layers=(dataclasses.replace(layer, cross=True),) * layers, encoder=encoder, **own)
 
 
-def changed(spec: ModelSpec, *, layers: int | Sequence[LayerSpec] | None = None, encoder_layers: int | None = None,
-            **fields: Any) -> ModelSpec:  # fmt: skip
+def changed(
+    spec: ModelSpec,
+    *,
+    layers: int | Sequence[LayerSpec] | None = None,
+    encoder_layers: int | None = None,
+    **fields: Any,
+) -> ModelSpec:
     """`spec` with other fields; those of `LayerSpec` change every layer, and a number of layers repeats the pattern of
     those there are. An encoder as deep as the decoder stays so unless `encoder_layers` says otherwise."""
     own, parts = _sorted(fields)
@@ -104,8 +111,12 @@ def changed(spec: ModelSpec, *, layers: int | Sequence[LayerSpec] | None = None,
     depth = layers if encoder_layers is None and alike else encoder_layers
     made = repeated(spec.layers, layers) if isinstance(layers, int) else layers or spec.layers
     encoder = spec.encoder if depth is None else repeated(spec.encoder, depth)  # type: ignore[arg-type]
-    return dataclasses.replace(spec, layers=tuple(dataclasses.replace(layer, **parts) for layer in made),
-                               encoder=tuple(dataclasses.replace(layer, **parts) for layer in encoder), **own)  # fmt: skip
+    return dataclasses.replace(
+        spec,
+        layers=tuple(dataclasses.replace(layer, **parts) for layer in made),
+        encoder=tuple(dataclasses.replace(layer, **parts) for layer in encoder),
+        **own,
+    )
 
 
 def _sorted(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -133,8 +144,10 @@ def spec_from_dict(data: dict[str, Any], where: str = SPEC) -> ModelSpec:
     """The inverse. Raises ConfigError for data of another form."""
     data = dict(data)
     if data.pop("format", None) != FORMAT:
-        raise ConfigError(f"{where} was written by Luban before 0.2, which described all layers by one set of parts: "
-                          "train or import the model again with this version")  # fmt: skip
+        raise ConfigError(
+            f"{where} was written by Luban before 0.2, which described all layers by one set of parts: "
+            "train or import the model again with this version"
+        )
     layers = {name: _unpack(data.pop(name), f"{where}: {name}") for name in ("layers", "encoder")}
     return from_dict(ModelSpec, {**data, **layers}, where)
 

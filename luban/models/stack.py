@@ -40,8 +40,16 @@ class TransformerStack(nn.Module):
         norm: whether the stream is normalised at the end, where the last layer's arrangement asks for that.
     """
 
-    def __init__(self, layers: Mapping[int, LayerSpec], *, depth: int, shape: PositionShape, spec: ModelSpec,
-                 embedding: InputEmbedding | None, norm: bool = True):  # fmt: skip
+    def __init__(
+        self,
+        layers: Mapping[int, LayerSpec],
+        *,
+        depth: int,
+        shape: PositionShape,
+        spec: ModelSpec,
+        embedding: InputEmbedding | None,
+        norm: bool = True,
+    ):
         super().__init__()
         self.embedding = embedding
         self.position = spec.position.build(shape)
@@ -81,9 +89,18 @@ class TransformerStack(nn.Module):
         return x if self.norm is None else self.norm(x)
 
 
-def forward_context(stack: TransformerStack, tokens: Tensor, mask: Tensor | None, positions: Tensor | None,
-                    backend: AttentionBackend, *, documents: Tensor | None = None, document_starts: Tensor | None = None,
-                    prefix: Tensor | None = None, encoder: EncoderStates | None = None) -> ForwardContext:  # fmt: skip
+def forward_context(
+    stack: TransformerStack,
+    tokens: Tensor,
+    mask: Tensor | None,
+    positions: Tensor | None,
+    backend: AttentionBackend,
+    *,
+    documents: Tensor | None = None,
+    document_starts: Tensor | None = None,
+    prefix: Tensor | None = None,
+    encoder: EncoderStates | None = None,
+) -> ForwardContext:
     """What the layers of a stack share in one forward; a cache gets slots for the new tokens.
 
     Args:
@@ -101,10 +118,19 @@ def forward_context(stack: TransformerStack, tokens: Tensor, mask: Tensor | None
     else:
         positions = count_positions(tokens, mask, documents) if positions is None else positions
         key_positions = positions
-    seen = AttentionMask(queries=queries, keys=key_positions.shape[-1], causal=stack.causal, device=tokens.device,
-                         token_mask=real, documents=documents, document_starts=document_starts, prefix=prefix)  # fmt: skip
-    return ForwardContext(backend=backend, mask=seen, positions=positions, key_positions=key_positions,
-                          counted=counted, encoder=encoder)  # fmt: skip
+    seen = AttentionMask(
+        queries=queries,
+        keys=key_positions.shape[-1],
+        causal=stack.causal,
+        device=tokens.device,
+        token_mask=real,
+        documents=documents,
+        document_starts=document_starts,
+        prefix=prefix,
+    )
+    return ForwardContext(
+        backend=backend, mask=seen, positions=positions, key_positions=key_positions, counted=counted, encoder=encoder
+    )
 
 
 def count_positions(tokens: Tensor, mask: Tensor | None, documents: Tensor | None) -> Tensor:
@@ -122,8 +148,9 @@ def input_embedding(spec: ModelSpec, tokens: Embedding | None = None, *, segment
     """The embedding of a model; `tokens`: a token table that it shares."""
     width = spec.body.embedding_width(spec)
     tokens = Embedding(spec.vocab_size, width) if tokens is None else tokens
-    return InputEmbedding(tokens, width, spec.width, segments=segments, norm=spec.embedding_norm,
-                          widen=spec.body.widens_embeddings())  # fmt: skip
+    return InputEmbedding(
+        tokens, width, spec.width, segments=segments, norm=spec.embedding_norm, widen=spec.body.widens_embeddings()
+    )
 
 
 def position_shape(spec: ModelSpec, layers: Sequence[LayerSpec], *, causal: bool) -> PositionShape:
@@ -133,11 +160,14 @@ def position_shape(spec: ModelSpec, layers: Sequence[LayerSpec], *, causal: bool
     """
     shapes = {a[:1] + a[2:3] for layer in layers if layer.position is None and (a := layer.mixer.attention(spec.width))}
     if len(shapes) > 1:
-        raise ConfigError(f"layers with {' and '.join(f'{h} heads of {d}' for h, d in sorted(shapes))} can't share the model's "
-                          "position method: give some of them a position of their own (model.pattern … position)")  # fmt: skip
+        raise ConfigError(
+            f"layers with {' and '.join(f'{h} heads of {d}' for h, d in sorted(shapes))} can't share the model's "
+            "position method: give some of them a position of their own (model.pattern … position)"
+        )
     heads, head_dim = next(iter(shapes), (1, spec.width))
-    return PositionShape(width=spec.body.embedding_width(spec), heads=heads, head_dim=head_dim, context=spec.context,
-                         causal=causal)  # fmt: skip
+    return PositionShape(
+        width=spec.body.embedding_width(spec), heads=heads, head_dim=head_dim, context=spec.context, causal=causal
+    )
 
 
 def check_layers(spec: ModelSpec, layers: Sequence[LayerSpec], *, causal: bool, cross: bool = False) -> None:
@@ -152,13 +182,17 @@ def check_layers(spec: ModelSpec, layers: Sequence[LayerSpec], *, causal: bool, 
         layer.mixer.check(spec.width)
         layer.arrangement.check(layer)
         if layer.cross != cross:
-            raise ConfigError("layers with cross = true read an encoder: they are those of an encoder–decoder's decoder, all "
-                              "of them and no others")  # fmt: skip
+            raise ConfigError(
+                "layers with cross = true read an encoder: they are those of an encoder–decoder's decoder, all "
+                "of them and no others"
+            )
         if layer.share is not None:
             first = layers[layer.share] if layer.share < index else None
             if first is None or first.share is not None or replace(layer, share=None) != first:
-                raise ConfigError(f"layer {index} shares the parameters of layer {layer.share}: that must be an earlier layer "
-                                  "with the same parts and parameters of its own")  # fmt: skip
+                raise ConfigError(
+                    f"layer {index} shares the parameters of layer {layer.share}: that must be an earlier layer "
+                    "with the same parts and parameters of its own"
+                )
     shape = position_shape(spec, layers, causal=causal)
     spec.position.check(shape)
     for layer in layers:
@@ -166,8 +200,17 @@ def check_layers(spec: ModelSpec, layers: Sequence[LayerSpec], *, causal: bool, 
             layer.position.check(replace(shape, heads=own.heads, head_dim=own.head_dim))
 
 
-def stack_ops(spec: ModelSpec, layers: Sequence[LayerSpec], batch: int, seq: int, *, causal: bool, segments: int = 0,
-              source: int | None = None, shared_tokens: bool = False) -> list[Op]:  # fmt: skip
+def stack_ops(
+    spec: ModelSpec,
+    layers: Sequence[LayerSpec],
+    batch: int,
+    seq: int,
+    *,
+    causal: bool,
+    segments: int = 0,
+    source: int | None = None,
+    shared_tokens: bool = False,
+) -> list[Op]:
     """Embedding, layers (shared parameters counted once) and norm of a stack.
 
     Args:
@@ -176,8 +219,14 @@ def stack_ops(spec: ModelSpec, layers: Sequence[LayerSpec], batch: int, seq: int
     """
     tokens, width = batch * seq, spec.body.embedding_width(spec)
     shape = position_shape(spec, layers, causal=causal)
-    ops = [Op(name="embedding.tokens", kind="embedding", activation=tokens * width,
-              parameters=0 if shared_tokens else spec.vocab_size * width)]  # fmt: skip
+    ops = [
+        Op(
+            name="embedding.tokens",
+            kind="embedding",
+            activation=tokens * width,
+            parameters=0 if shared_tokens else spec.vocab_size * width,
+        )
+    ]
     if learned := spec.position.parameters(shape):
         ops.append(Op(name="position", kind="embedding", parameters=learned))
     if segments:

@@ -39,8 +39,10 @@ class CharacterCNN:
         total = sum(self.filters)
         inner = [n * self.width * (i + 1) for i, n in enumerate(self.filters)]
         flops = 2 * tokens * sum(p * max(length - i, 1) for i, p in enumerate(inner))
-        ops = [Op(name="characters", kind="embedding", parameters=self.characters * self.width),
-               Op(name="filters", kind="linear", flops=flops, parameters=sum(inner) + total, activation=tokens * total)]  # fmt: skip
+        ops = [
+            Op(name="characters", kind="embedding", parameters=self.characters * self.width),
+            Op(name="filters", kind="linear", flops=flops, parameters=sum(inner) + total, activation=tokens * total),
+        ]
         ops += [linear_op(f"highways.{i}", tokens, total, 2 * total, bias=True) for i in range(self.highways)]
         return [*ops, linear_op("projection", tokens, total, width, bias=True)]
 

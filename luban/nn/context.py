@@ -40,8 +40,14 @@ class EncoderStates:
 class LayerContext:
     """What one layer is given."""
 
-    def __init__(self, backend: AttentionBackend, mask: PreparedMask | None, rotation: Rotation | None,
-                 cache: LayerCache | None, encoder: EncoderStates | None):  # fmt: skip
+    def __init__(
+        self,
+        backend: AttentionBackend,
+        mask: PreparedMask | None,
+        rotation: Rotation | None,
+        cache: LayerCache | None,
+        encoder: EncoderStates | None,
+    ):
         self.backend, self.mask, self.rotation, self.cache, self.encoder = backend, mask, rotation, cache, encoder
 
     def attend(self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float | None = None) -> Tensor:
@@ -80,8 +86,16 @@ class ForwardContext:
         encoder: what decoder layers cross-attend to.
     """
 
-    def __init__(self, *, backend: AttentionBackend, mask: AttentionMask, positions: Tensor, key_positions: Tensor,
-                 counted: bool, encoder: EncoderStates | None = None):  # fmt: skip
+    def __init__(
+        self,
+        *,
+        backend: AttentionBackend,
+        mask: AttentionMask,
+        positions: Tensor,
+        key_positions: Tensor,
+        counted: bool,
+        encoder: EncoderStates | None = None,
+    ):
         self.backend, self.mask, self.encoder, self.counted = backend, mask, encoder, counted
         self.positions, self.key_positions = positions, key_positions
         self._layers: Mapping[int, LayerContext] = {}
@@ -90,8 +104,14 @@ class ForwardContext:
         """Positions of queries and keys as `method` works with them."""
         return method.map_positions(self.positions, self.key_positions, cached=self.backend.cached)
 
-    def prepare(self, methods: Sequence[PositionMethod], mapped: tuple[Tensor, Tensor], groups: Sequence[AttentionGroup],
-                group_of: Mapping[int, int | None], dtype: torch.dtype) -> None:  # fmt: skip
+    def prepare(
+        self,
+        methods: Sequence[PositionMethod],
+        mapped: tuple[Tensor, Tensor],
+        groups: Sequence[AttentionGroup],
+        group_of: Mapping[int, int | None],
+        dtype: torch.dtype,
+    ) -> None:
         """Make ready what `layer` gives out.
 
         Args:
@@ -102,12 +122,19 @@ class ForwardContext:
         """
         places = [mapped, *(self.map_positions(method) for method in methods[1:])]
         encodings = [method(*at) for method, at in zip(methods, places, strict=True)]
-        biases = [bias_of(method, encoding, self.mask, at[0], counted=self.counted)
-                  for method, encoding, at in zip(methods, encodings, places, strict=True)]  # fmt: skip
+        biases = [
+            bias_of(method, encoding, self.mask, at[0], counted=self.counted)
+            for method, encoding, at in zip(methods, encodings, places, strict=True)
+        ]
         made = []
         for method, shape in groups:
-            mask = prepare(limited(self.mask, shape), biases[method], head_dim=shape.head_dim, dtype=dtype,
-                           kernel=self.backend.kernel)  # fmt: skip
+            mask = prepare(
+                limited(self.mask, shape),
+                biases[method],
+                head_dim=shape.head_dim,
+                dtype=dtype,
+                kernel=self.backend.kernel,
+            )
             made.append((mask, encodings[method].rotation))
         contexts: dict[int | None, LayerContext] = {}
         layers = {}

@@ -34,16 +34,25 @@ class InputEmbedding(nn.Module):
         widen: whether there is that layer.
     """
 
-    def __init__(self, tokens: nn.Module, embedding_width: int, width: int, *, segments: int = 0, norm: Norm | None = None,
-                 widen: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        tokens: nn.Module,
+        embedding_width: int,
+        width: int,
+        *,
+        segments: int = 0,
+        norm: Norm | None = None,
+        widen: bool = False,
+    ):
         super().__init__()
         self.tokens = tokens
         self.segments = Embedding(segments, embedding_width) if segments else None
         self.norm = None if norm is None else norm.build(embedding_width)
         self.widen = Linear(embedding_width, width, bias=True) if widen else None
 
-    def forward(self, tokens_BT: Tensor, position: PositionMethod, positions_BT: Tensor,
-                segments_BT: Tensor | None = None) -> Tensor:  # fmt: skip
+    def forward(
+        self, tokens_BT: Tensor, position: PositionMethod, positions_BT: Tensor, segments_BT: Tensor | None = None
+    ) -> Tensor:
         """(B, T) token ids → (B, T, E). Raises DataError for segments without a table."""
         x_BTW = position.embed(self.tokens(tokens_BT), positions_BT)
         if self.segments is not None:

@@ -24,8 +24,10 @@ E4M3 = torch.float8_e4m3fn
 def require_float8(device: torch.device) -> None:
     """Raise UnsupportedError where the hardware has no 8-bit matmuls."""
     if device.type != "cuda":
-        raise UnsupportedError(f"fp8 matmuls need a CUDA GPU of compute capability 8.9 or higher, this is {device}: "
-                               "use --train.precision bf16")  # fmt: skip
+        raise UnsupportedError(
+            f"fp8 matmuls need a CUDA GPU of compute capability 8.9 or higher, this is {device}: "
+            "use --train.precision bf16"
+        )
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 9):
         raise UnsupportedError(
@@ -68,8 +70,10 @@ def use_float8(module: nn.Module) -> int:
     if refused:
         name, owner = next(iter(refused.items()))
         odd = next(p for p in owner.projections().values() if not fits_float8(p.out_features, p.in_features))
-        warn(f"{len(refused)} layers stay in bf16, since fp8 matmuls need sides that are multiples of {FLOAT8_SIDES}: "
-             f"{name} is {(odd.out_features, odd.in_features)}")  # fmt: skip
+        warn(
+            f"{len(refused)} layers stay in bf16, since fp8 matmuls need sides that are multiples of {FLOAT8_SIDES}: "
+            f"{name} is {(odd.out_features, odd.in_features)}"
+        )
     return len(owners) - len(refused)
 
 
@@ -127,6 +131,7 @@ def by_rows(x_RC: Tensor) -> tuple[Tensor, Tensor]:
 def scaled_product(a_NC: Tensor, a_scale: Tensor, b_MC: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """a·bᵀ of 8-bit rows with their scales, (N, M); off CUDA by its definition, for tests."""
     if a_NC.is_cuda:
-        return torch._scaled_mm(a_NC, b_MC.t(), scale_a=a_scale, scale_b=b_scale.t(), out_dtype=dtype,
-                                use_fast_accum=True)  # fmt: skip
+        return torch._scaled_mm(
+            a_NC, b_MC.t(), scale_a=a_scale, scale_b=b_scale.t(), out_dtype=dtype, use_fast_accum=True
+        )
     return ((a_NC.float() * a_scale) @ (b_MC.float() * b_scale).t()).to(dtype)

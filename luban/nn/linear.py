@@ -129,8 +129,9 @@ class MatmulOwner:
 class Linear(Projection, MatmulOwner):
     """x·weightᵀ (+ bias), the owner of one weight (O, I)."""
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, role: Role = "dense",
-                 writes_residual: bool = False):  # fmt: skip
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool = True, role: Role = "dense", writes_residual: bool = False
+    ):
         super().__init__(inputs, outputs, bias=bias, role=role, writes_residual=writes_residual)
         self.init_matmul()
 

@@ -42,8 +42,15 @@ class LMHead(Projection, MatmulOwner):
         """Itself, as "weight"."""
         return {"weight": self}
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None, *, reduce: Literal["sum", "none"] = "sum",
-                smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        *,
+        reduce: Literal["sum", "none"] = "sum",
+        smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (…, V) of hidden states (…, E); with `targets` their cross-entropy instead.
 
         On CUDA a kernel computes logits and gradients together for a bounded number of rows at once. Elsewhere logits are
@@ -96,8 +103,10 @@ class LMHead(Projection, MatmulOwner):
         size = max(1, CHUNK_ELEMENTS // self.out_features)
         if rows.shape[0] <= size:
             return chunk(rows, wanted)
-        parts = [checkpoint(chunk, r, w, use_reentrant=False)
-                 for r, w in zip(rows.split(size), wanted.split(size), strict=True)]  # fmt: skip
+        parts = [
+            checkpoint(chunk, r, w, use_reentrant=False)
+            for r, w in zip(rows.split(size), wanted.split(size), strict=True)
+        ]
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def pack_int8(self) -> None:

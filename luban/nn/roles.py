@@ -7,14 +7,21 @@ from typing import Literal, get_args
 from torch import nn
 
 Role = Literal[
-    "q", "k", "v", "o",  # of attention
-    "gate", "up", "down",  # of a feed-forward network
+    "q",
+    "k",
+    "v",
+    "o",  # of attention
+    "gate",
+    "up",
+    "down",  # of a feed-forward network
     "embedding",  # tables that tokens, segments or positions are looked up in
     "lm_head",  # the output layer of a language model; a tied one is an embedding
     "dense",  # any other matrix: poolers, classifiers, widening of embeddings, convolutions
     "recurrent",  # matrices of recurrent cells
-    "norm", "bias", "position",  # vectors: scales and shifts, biases, parameters of position methods
-]  # fmt: skip
+    "norm",
+    "bias",
+    "position",  # vectors: scales and shifts, biases, parameters of position methods
+]
 ROLES: tuple[str, ...] = get_args(Role)
 HIDDEN: frozenset[str] = frozenset({"q", "k", "v", "o", "gate", "up", "down"})  # matrices inside Transformer layers
 VECTORS: frozenset[str] = frozenset({"norm", "bias", "position"})  # never decayed

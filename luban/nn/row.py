@@ -24,9 +24,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def is_row(x: Tensor, weight: Tensor) -> bool:
     """Whether this is one row in float32 on a CPU, without gradients, and the matrix is stored column by column."""
-    return (not torch.is_grad_enabled() and HAS_KERNEL and x.device.type == "cpu" and x.numel() == weight.shape[1]
-            and x.dtype == weight.dtype == torch.float32 and weight.stride() == (1, weight.shape[0])
-            and not torch.compiler.is_compiling())  # fmt: skip
+    return (
+        not torch.is_grad_enabled()
+        and HAS_KERNEL
+        and x.device.type == "cpu"
+        and x.numel() == weight.shape[1]
+        and x.dtype == weight.dtype == torch.float32
+        and weight.stride() == (1, weight.shape[0])
+        and not torch.compiler.is_compiling()
+    )
 
 
 def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -33,8 +33,10 @@ class Auxiliary(Objective):
     def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:
         """Packed rows with both sets of targets. Raises DataError for shards without a task."""
         if not shards.has_mask:
-            raise DataError(f"shards {shards.path} hold plain text, so every target is already the language model's: "
-                            "the auxiliary objective needs conversations")  # fmt: skip
+            raise DataError(
+                f"shards {shards.path} hold plain text, so every target is already the language model's: "
+                "the auxiliary objective needs conversations"
+            )
         return auxiliary_rows(shards, seq_len=seq_len, packing=packing, weight=self.weight)
 
     def loss(self, model: nn.Module, attention: AttentionBackend | None = None) -> LossModule:
@@ -50,6 +52,8 @@ class AuxiliaryLoss(LossModule):
         hidden = self.hidden(batch)
         task = self.model.head(hidden, ignore_untrained(batch["targets"], batch["loss_mask"]))
         language = self.model.head(hidden, ignore_untrained(batch["targets"], batch["others"]))
-        metrics = {"task_loss": (task.detach(), batch["loss_mask"].sum()),
-                   "language_loss": (language.detach(), batch["others"].sum())}  # fmt: skip
+        metrics = {
+            "task_loss": (task.detach(), batch["loss_mask"].sum()),
+            "language_loss": (language.detach(), batch["others"].sum()),
+        }
         return LossOutput(task + batch["weights"][0] * language, metrics)

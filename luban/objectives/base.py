@@ -49,8 +49,15 @@ class LossModule(nn.Module):
         tokens = batch["tokens"]
         # Only kernels of GPUs use the list of documents: elsewhere another length of it would only make another graph.
         starts = batch["document_starts"] if tokens.is_cuda and "document_starts" in batch else None
-        return self.model(tokens, documents=batch.get("documents"), positions=batch.get("positions"), document_starts=starts,
-                          attention=self.attention, output="hidden", **given)  # fmt: skip
+        return self.model(
+            tokens,
+            documents=batch.get("documents"),
+            positions=batch.get("positions"),
+            document_starts=starts,
+            attention=self.attention,
+            output="hidden",
+            **given,
+        )
 
 
 def ignore_untrained(targets: Tensor, loss_mask: Tensor) -> Tensor:

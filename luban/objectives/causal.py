@@ -25,8 +25,9 @@ class Causal(Objective):
 
     def __post_init__(self):
         if not 0 <= self.smoothing < 1 or not 0 <= self.z_loss < float("inf"):
-            raise ConfigError(f"smoothing is a share below 1 and z_loss a factor from 0 on: {self.smoothing} and "
-                              f"{self.z_loss} given")  # fmt: skip
+            raise ConfigError(
+                f"smoothing is a share below 1 and z_loss a factor from 0 on: {self.smoothing} and {self.z_loss} given"
+            )
 
     def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:
         """Packed rows as they are."""
@@ -44,8 +45,14 @@ class Causal(Objective):
 class CausalLoss(LossModule):
     """Summed cross-entropy of the targets that `loss_mask` keeps."""
 
-    def __init__(self, model: nn.Module, attention: AttentionBackend | None = None, *, smoothing: float = 0.0,
-                 z_loss: float = 0.0):  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        attention: AttentionBackend | None = None,
+        *,
+        smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ):
         super().__init__(model, attention)
         self.smoothing, self.z_loss = smoothing, z_loss
 

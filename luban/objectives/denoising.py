@@ -19,8 +19,9 @@ class SourceLoss(LossModule):
 
     def forward(self, batch: TensorBatch) -> LossOutput:
         """The summed loss of a batch."""
-        hidden = self.model(batch["source"], batch["tokens"], batch["source_mask"], attention=self.attention,
-                            output="hidden")  # fmt: skip
+        hidden = self.model(
+            batch["source"], batch["tokens"], batch["source_mask"], attention=self.attention, output="hidden"
+        )
         return LossOutput(self.model.head(hidden, ignore_untrained(batch["targets"], batch["loss_mask"])))
 
 

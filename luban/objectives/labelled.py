@@ -41,15 +41,19 @@ class Labelled(Objective):
         """A class a label; for the language model a causal body whose output layer's weight is the embedding's."""
         count = getattr(head, "count", 0)
         if count != len(self.labels):
-            raise ConfigError(f"the head has {count} classes and the objective {len(self.labels)} labels: "
-                              f"set model.head.count = {len(self.labels)}, or objective.labels")  # fmt: skip
+            raise ConfigError(
+                f"the head has {count} classes and the objective {len(self.labels)} labels: "
+                f"set model.head.count = {len(self.labels)}, or objective.labels"
+            )
         if causal and getattr(head, "pooling", "") == "first":
             raise ConfigError(
                 'the first token of a decoder has seen nothing of the text: set model.head.pooling = "last"'
             )
         if self.weight and not (causal and tied):
-            raise ConfigError("the language model's loss needs a decoder whose output layer is the embedding: "
-                              "set objective.weight = 0, or train a decoder with model.tied_head = true")  # fmt: skip
+            raise ConfigError(
+                "the language model's loss needs a decoder whose output layer is the embedding: "
+                "set objective.weight = 0, or train a decoder with model.tied_head = true"
+            )
 
     def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:
         """A text a row."""

@@ -50,8 +50,15 @@ class Masked(Objective):
 
     def masking(self, special: SpecialTokens, seed: int) -> Masking:
         """How tokens of this vocabulary are hidden."""
-        return Masking(special=special, seed=seed, rate=self.rate, masked=self.masked, random=self.random,
-                       selection=self.selection, copies=self.copies)  # fmt: skip
+        return Masking(
+            special=special,
+            seed=seed,
+            rate=self.rate,
+            masked=self.masked,
+            random=self.random,
+            selection=self.selection,
+            copies=self.copies,
+        )
 
     def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:
         """Packed rows or pairs, with tokens hidden."""

@@ -41,8 +41,15 @@ class SpanCorruption(Objective):
 
     def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:
         """Pieces of documents, one a row."""
-        return SpanRows(shards, seq_len, seed, rate=self.rate, mean_span=self.mean_span, sentinels=self.sentinels,
-                        start=self.decoder_start(shards))  # fmt: skip
+        return SpanRows(
+            shards,
+            seq_len,
+            seed,
+            rate=self.rate,
+            mean_span=self.mean_span,
+            sentinels=self.sentinels,
+            start=self.decoder_start(shards),
+        )
 
     def loss(self, model: nn.Module, attention: AttentionBackend | None = None) -> LossModule:
         """Cross-entropy of sentinels, spans and end."""

@@ -98,10 +98,20 @@ class AdamWGroups(ParamGroups):
         gradients = _scaled([update.gradients[p] for p in stepped], update.scale)
         state = [self.state[p] for p in stepped]
         torch._fused_adamw_(
-            list[Tensor](stepped), gradients, [s["exp_avg"] for s in state], [s["exp_avg_sq"] for s in state], [],
-            [s["step"] for s in state], lr=lr, beta1=group["betas"][0], beta2=group["betas"][1],
-            weight_decay=group["decay"], eps=group["eps"], amsgrad=False, maximize=False,
-        )  # fmt: skip
+            list[Tensor](stepped),
+            gradients,
+            [s["exp_avg"] for s in state],
+            [s["exp_avg_sq"] for s in state],
+            [],
+            [s["step"] for s in state],
+            lr=lr,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
         refresh(stepped, update)
 
     def _one_pass(self, group: dict[str, Any], stepped: list[nn.Parameter], lr: float, update: Update) -> None:
@@ -112,10 +122,26 @@ class AdamWGroups(ParamGroups):
         tensors = []
         for p in stepped:
             state = self.state[p]
-            tensors.append(Stepped(p, update.gradients[p].contiguous(), state["exp_avg"], state["exp_avg_sq"],
-                                   state["step"], self.seeds[p], update.copies.get(p)))  # fmt: skip
-        adamw_(tensors, scale=update.scale, apply=update.apply, lr=lr, decay=group["decay"], betas=group["betas"],
-               eps=group["eps"])  # fmt: skip
+            tensors.append(
+                Stepped(
+                    p,
+                    update.gradients[p].contiguous(),
+                    state["exp_avg"],
+                    state["exp_avg_sq"],
+                    state["step"],
+                    self.seeds[p],
+                    update.copies.get(p),
+                )
+            )
+        adamw_(
+            tensors,
+            scale=update.scale,
+            apply=update.apply,
+            lr=lr,
+            decay=group["decay"],
+            betas=group["betas"],
+            eps=group["eps"],
+        )
 
 
 def _scaled(gradients: list[Tensor], scale: Tensor) -> list[Tensor]:

@@ -42,8 +42,19 @@ class Muon(OptimizerConfig):
         rest = {name: p for name, p in parameters.items() if name not in names}
         parts: list[ParamGroups] = []
         if hidden:
-            parts.append(MuonGroups([{"params": hidden, "peak_lr": self.lr, "momentum": self.momentum,
-                                    "decay": self.weight_decay, "rounds": self.rounds}]))  # fmt: skip
+            parts.append(
+                MuonGroups(
+                    [
+                        {
+                            "params": hidden,
+                            "peak_lr": self.lr,
+                            "momentum": self.momentum,
+                            "decay": self.weight_decay,
+                            "rounds": self.rounds,
+                        }
+                    ]
+                )
+            )
         if rest:
             adamw = AdamW(lr=self.adamw_lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
             parts += adamw.build(rest, {name: roles[name] for name in rest}).algorithms
@@ -82,8 +93,14 @@ class MuonGroups(ParamGroups):
                 self._step_shape(group, shape, parameters, factor, update)
                 refresh(parameters, update)
 
-    def _step_shape(self, group: dict[str, Any], shape: tuple[int, int], parameters: list[nn.Parameter],
-                    factor: float, update: Update) -> None:  # fmt: skip
+    def _step_shape(
+        self,
+        group: dict[str, Any],
+        shape: tuple[int, int],
+        parameters: list[nn.Parameter],
+        factor: float,
+        update: Update,
+    ) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter, dtype=torch.float32)

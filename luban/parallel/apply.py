@@ -35,9 +35,16 @@ class Execution:
     clip: float = 1.0  # bound on the global gradient norm (0: none)
 
 
-def apply(loss: LossModule, plan: ParallelPlan, optimizer: OptimizerConfig, *, execution: Execution,
-          init: Mapping[str, Tensor] | int = 0, adapt: Callable[[nn.Module], None] | None = None,
-          evaluation: LossModule | None = None) -> TrainEngine:  # fmt: skip
+def apply(
+    loss: LossModule,
+    plan: ParallelPlan,
+    optimizer: OptimizerConfig,
+    *,
+    execution: Execution,
+    init: Mapping[str, Tensor] | int = 0,
+    adapt: Callable[[nn.Module], None] | None = None,
+    evaluation: LossModule | None = None,
+) -> TrainEngine:
     """Make a loss module on the meta device ready to train.
 
     Args:
@@ -77,8 +84,17 @@ def apply(loss: LossModule, plan: ParallelPlan, optimizer: OptimizerConfig, *, e
     params = MixedPrecisionParams(model, COMPUTE[execution.precision], masters=execution.masters)
     # The optimizer last: it holds the very tensors that are trained.
     built = optimizer.build(params.parameters, roles_of(model))
-    return TrainEngine(step, heldout, params, built, LossScale.of(execution.precision), module=loss,
-                       clip=execution.clip, accumulate=execution.accumulate, device=execution.device)  # fmt: skip
+    return TrainEngine(
+        step,
+        heldout,
+        params,
+        built,
+        LossScale.of(execution.precision),
+        module=loss,
+        clip=execution.clip,
+        accumulate=execution.accumulate,
+        device=execution.device,
+    )
 
 
 @torch.no_grad()

@@ -63,8 +63,19 @@ class TrainEngine:
         module: the loss module, whose `model` is trained.
     """
 
-    def __init__(self, loss: LossFunction, heldout: LossFunction, params: MixedPrecisionParams, optimizer: Optimizer,
-                 scale: LossScale, *, module: LossModule, clip: float, accumulate: int, device: torch.device):  # fmt: skip
+    def __init__(
+        self,
+        loss: LossFunction,
+        heldout: LossFunction,
+        params: MixedPrecisionParams,
+        optimizer: Optimizer,
+        scale: LossScale,
+        *,
+        module: LossModule,
+        clip: float,
+        accumulate: int,
+        device: torch.device,
+    ):
         self.loss, self.heldout, self.module = loss, heldout, module
         self.params, self.optimizer, self.scale = params, optimizer, scale
         self.clip, self.accumulate, self.device = clip, accumulate, device
@@ -114,8 +125,14 @@ class TrainEngine:
         bad = not (np.isfinite(loss) and np.isfinite(norm))
         explained = self.scale.update(bad) and bool(np.isfinite(loss))
         metrics = {name: parts[2 * i] / max(parts[2 * i + 1], 1) for i, name in enumerate(step.metrics)}
-        return StepResult(loss=loss / step.targets, tokens=step.tokens, grad_norm=norm / step.scale, bad=bad,
-                          explained=explained, metrics=metrics)  # fmt: skip
+        return StepResult(
+            loss=loss / step.targets,
+            tokens=step.tokens,
+            grad_norm=norm / step.scale,
+            bad=bad,
+            explained=explained,
+            metrics=metrics,
+        )
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """(summed loss in nats, targets) of a held-out batch.

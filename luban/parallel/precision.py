@@ -10,8 +10,13 @@ from torch import Tensor, nn
 
 from luban.models.build import state_of
 
-COMPUTE = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
-           "fp8": torch.bfloat16}  # fmt: skip
+COMPUTE = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.bfloat16,
+}
 
 
 class MixedPrecisionParams:

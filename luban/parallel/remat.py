@@ -15,10 +15,16 @@ from luban.core.plan import Remat
 
 aten = torch.ops.aten
 MATMULS = {
-    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.linear.default, aten._scaled_mm.default,
-    aten._scaled_dot_product_cudnn_attention.default, aten._scaled_dot_product_flash_attention.default,
-    aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_flash_attention_for_cpu.default,
-}  # fmt: skip
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.linear.default,
+    aten._scaled_mm.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
 OWN = {
     "luban.flash_forward.default",
     "luban.flash4_forward.default",

@@ -104,18 +104,22 @@ def predict_memory(graph: OpGraph, setting: Setting, footprint: Footprint | None
     """
     n, width = graph.parameters, setting.width
     sums = FP32 * n if setting.accumulate else 0
-    fixed = {"parameters": (FP32 * n if setting.masters or not setting.half else 0) + (HALF * n if setting.half else 0),
-             "optimizer": setting.optimizer}  # fmt: skip
+    fixed = {
+        "parameters": (FP32 * n if setting.masters or not setting.half else 0) + (HALF * n if setting.half else 0),
+        "optimizer": setting.optimizer,
+    }
     if footprint is None:
         passes = _compiled_passes(graph, setting)
     else:
         passes = [(0, footprint.kept, footprint.peak - footprint.kept)]
     at = (
-        *(MemoryPrediction(**fixed, gradients=sums + gradients, activations=kept, transient=transient)
-          for gradients, kept, transient in passes),
+        *(
+            MemoryPrediction(**fixed, gradients=sums + gradients, activations=kept, transient=transient)
+            for gradients, kept, transient in passes
+        ),
         MemoryPrediction(**fixed, gradients=sums + width * n, activations=0, transient=0),
         MemoryPrediction(**fixed, gradients=sums or width * n, activations=0, transient=setting.workspace),
-    )  # fmt: skip
+    )
     return max(at, key=lambda moment: moment.total)
 
 
@@ -123,8 +127,10 @@ def _compiled_passes(graph: OpGraph, setting: Setting) -> list[tuple[int, int, i
     """(gradients, activations, transient) bytes at the loss and in the first block of the backward pass."""
     kept = kept_bytes(graph, setting)
     table = max((setting.width * prod(op.sides) for op in graph.ops if op.kind == "lm_head"), default=0)
-    return [(0, kept, _loss_bytes(graph, setting)),
-            (table, kept, _made_again(graph, setting) + _backward_bytes(graph, setting))]  # fmt: skip
+    return [
+        (0, kept, _loss_bytes(graph, setting)),
+        (table, kept, _made_again(graph, setting) + _backward_bytes(graph, setting)),
+    ]
 
 
 def kept_bytes(graph: OpGraph, setting: Setting) -> int:
@@ -208,8 +214,11 @@ def _inputs(op: Op, layer: OpGraph, which: tuple[str, ...]) -> int:
 def joined_parameters(layer: OpGraph) -> int:
     """Weights that a block's joint products put side by side: queries, keys and values; gate and up."""
     gated = any(op.name.endswith("feedforward.gate") for op in layer.ops)
-    return sum(op.parameters for op in layer.ops
-               if op.name.endswith(JOINED) and (gated or not op.name.endswith("feedforward.up")))  # fmt: skip
+    return sum(
+        op.parameters
+        for op in layer.ops
+        if op.name.endswith(JOINED) and (gated or not op.name.endswith("feedforward.up"))
+    )
 
 
 def _is_block(layer: OpGraph) -> bool:
@@ -237,8 +246,11 @@ def _made_again(graph: OpGraph, setting: Setting) -> int:
         return 0
     inner = _elements(op for op in layer.ops if op.kind == "activation") if setting.inner_kept else 0
     if setting.remat == "selective":
-        weights = [int(computed_share(op, layer.seq) * scores_of(op)) for op in layer.ops
-                   if op.kind == "attention" and is_written_out(op, setting)]  # fmt: skip
+        weights = [
+            int(computed_share(op, layer.seq) * scores_of(op))
+            for op in layer.ops
+            if op.kind == "attention" and is_written_out(op, setting)
+        ]
         return setting.width * inner + (FP32 + HALF) * max(weights, default=0)
     return layer_bytes(layer, replace(setting, remat="none", fused=False))
 

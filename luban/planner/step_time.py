@@ -67,8 +67,9 @@ class StepTime:
         return ", ".join(f"{WORDS.get(name, name)} {milliseconds(part)}" for name, part in parts.items() if part)
 
 
-def predict_step(graph: OpGraph, setting: Setting, rates: Rates, *, micro_batches: int = 1,
-                 update_flops: float = 0.0) -> StepTime:  # fmt: skip
+def predict_step(
+    graph: OpGraph, setting: Setting, rates: Rates, *, micro_batches: int = 1, update_flops: float = 0.0
+) -> StepTime:
     """The time of one step.
 
     Args:
@@ -94,9 +95,12 @@ def predict_step(graph: OpGraph, setting: Setting, rates: Rates, *, micro_batche
             exponentials += (2 + again) * op.activation
     if setting.fused:
         moved += 4 * setting.width * joined_parameters(graph)
-    return StepTime(products=micro_batches * products, attention=micro_batches * attention,
-                    elementwise=micro_batches * (moved / rates.bandwidth + exponentials / (rates.exponentials or inf)),
-                    update=update_time(graph, setting, rates, micro_batches=micro_batches, flops=update_flops))  # fmt: skip
+    return StepTime(
+        products=micro_batches * products,
+        attention=micro_batches * attention,
+        elementwise=micro_batches * (moved / rates.bandwidth + exponentials / (rates.exponentials or inf)),
+        update=update_time(graph, setting, rates, micro_batches=micro_batches, flops=update_flops),
+    )
 
 
 def update_time(graph: OpGraph, setting: Setting, rates: Rates, *, micro_batches: int = 1, flops: float = 0.0) -> float:

@@ -71,8 +71,13 @@ def _target(figures: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[s
     if held:
         best = min(loss for loss, _ in held)
         reached = next(when for loss, when in held if loss <= (1 + NEAR) * best)
-        lines.append((f"within {NEAR:.0%} of its best held-out loss, {best:.3f}", "",
-                      f"after {seconds(reached)}{energy(figures, reached)}"))  # fmt: skip
+        lines.append(
+            (
+                f"within {NEAR:.0%} of its best held-out loss, {best:.3f}",
+                "",
+                f"after {seconds(reached)}{energy(figures, reached)}",
+            )
+        )
     if "seconds" in figures:
         lines.append(("the whole run", "", seconds(figures["seconds"]) + energy(figures, figures["seconds"])))
     return lines

@@ -79,8 +79,10 @@ def smooth(points: Sequence[tuple[float, float]], weight: float = 0.9) -> list[t
 
 def draw(chart: Chart) -> str:
     """The chart as an SVG element; hovering reads its values from `data-series`."""
-    curves = [Series(s.name, [p for p in s.points if all(map(math.isfinite, p))], s.tone, s.faint, s.dots)
-              for s in chart.series]  # fmt: skip
+    curves = [
+        Series(s.name, [p for p in s.points if all(map(math.isfinite, p))], s.tone, s.faint, s.dots)
+        for s in chart.series
+    ]
     curves = [s for s in curves if s.points]
     if not curves:
         return ""
@@ -89,8 +91,10 @@ def draw(chart: Chart) -> str:
     bottom = chart.height - BOTTOM
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return (LEFT + (x - x_low) / ((x_high - x_low) or 1) * (chart.width - LEFT - RIGHT),
-                bottom - (y - y_low) / ((y_high - y_low) or 1) * (bottom - TOP))  # fmt: skip
+        return (
+            LEFT + (x - x_low) / ((x_high - x_low) or 1) * (chart.width - LEFT - RIGHT),
+            bottom - (y - y_low) / ((y_high - y_low) or 1) * (bottom - TOP),
+        )
 
     parts = [
         *_axes(chart, place, (x_low, x_high), (y_low, y_high)),
@@ -104,13 +108,23 @@ def draw(chart: Chart) -> str:
         )
         if curve.dots:
             parts += [f'<circle class="dot {curve.tone}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in spots]
-    data = {"x": [x_low, x_high], "y": [y_low, y_high], "plot": [LEFT, chart.width - RIGHT, TOP, bottom], "xLabel": chart.x_label,
-            "series": [{"name": s.name, "tone": s.tone, "points": [[round(x, 6), round(y, 6)] for x, y in s.points]}
-                       for s in curves if not s.faint]}  # fmt: skip
-    return (f'<svg class="chart" viewBox="0 0 {chart.width} {chart.height}" role="img" aria-label="{escape(chart.title)}" '
-            f"data-chart='{escape(json.dumps(data), quote=True)}'>"
-            f'<defs><clipPath id="frame"><rect x="{LEFT}" y="{TOP}" width="{chart.width - LEFT - RIGHT}" '
-            f'height="{bottom - TOP}"/></clipPath></defs>{"".join(parts)}<g class="hover"></g></svg>')  # fmt: skip
+    data = {
+        "x": [x_low, x_high],
+        "y": [y_low, y_high],
+        "plot": [LEFT, chart.width - RIGHT, TOP, bottom],
+        "xLabel": chart.x_label,
+        "series": [
+            {"name": s.name, "tone": s.tone, "points": [[round(x, 6), round(y, 6)] for x, y in s.points]}
+            for s in curves
+            if not s.faint
+        ],
+    }
+    return (
+        f'<svg class="chart" viewBox="0 0 {chart.width} {chart.height}" role="img" aria-label="{escape(chart.title)}" '
+        f"data-chart='{escape(json.dumps(data), quote=True)}'>"
+        f'<defs><clipPath id="frame"><rect x="{LEFT}" y="{TOP}" width="{chart.width - LEFT - RIGHT}" '
+        f'height="{bottom - TOP}"/></clipPath></defs>{"".join(parts)}<g class="hover"></g></svg>'
+    )
 
 
 def _range(chart: Chart, curves: Sequence[Series]) -> tuple[float, float]:
@@ -126,14 +140,18 @@ def _axes(chart: Chart, place, xs: tuple[float, float], ys: tuple[float, float])
     parts = []
     for value in ticks(*ys):
         _, y = place(xs[0], value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{chart.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                     f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label(value)}</text>')  # fmt: skip
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{chart.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label(value)}</text>'
+        )
     for value in ticks(*xs, about=chart.width // 110):
         x, _ = place(value, ys[0])
         parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{label(value)}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{chart.width - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(f'<text class="name" x="{(LEFT + chart.width - RIGHT) / 2}" y="{chart.height - 6}" text-anchor="middle">'
-                 f"{escape(chart.x_label)}</text>")  # fmt: skip
+    parts.append(
+        f'<text class="name" x="{(LEFT + chart.width - RIGHT) / 2}" y="{chart.height - 6}" text-anchor="middle">'
+        f"{escape(chart.x_label)}</text>"
+    )
     return parts
 
 
@@ -142,7 +160,9 @@ def _levels(chart: Chart, place, x_low: float, y_low: float, y_high: float) -> l
     for level in chart.levels:
         if y_low <= level.value <= y_high:
             _, y = place(x_low, level.value)
-            parts.append(f'<line class="level {level.tone}" x1="{LEFT}" x2="{chart.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                         f'<text class="level {level.tone}" x="{chart.width - RIGHT - 4}" y="{y - 6:.1f}" text-anchor="end">'
-                         f"{escape(level.name)} {level.value:.3g}</text>")  # fmt: skip
+            parts.append(
+                f'<line class="level {level.tone}" x1="{LEFT}" x2="{chart.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                f'<text class="level {level.tone}" x="{chart.width - RIGHT - 4}" y="{y - 6:.1f}" text-anchor="end">'
+                f"{escape(level.name)} {level.value:.3g}</text>"
+            )
     return parts

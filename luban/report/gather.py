@@ -21,9 +21,12 @@ HEADLINES = {  # artifact kind → figures worth a line in its box, the first th
     "tokenizer": (("vocab_size", "{:,} tokens"),),
     "shards": (("tokens", "{:,} tokens"),),
     "run": (("heldout_loss", "held-out loss {:.3f}"), ("bits_per_byte", "{:.3f} bits per byte")),
-    "evaluation": (("which_module_accuracy", "which module: {:.0%}"), ("bits_per_byte", "{:.3f} bits per byte"),
-                   ("answer_loss", "answer loss {:.3f}")),
-}  # fmt: skip
+    "evaluation": (
+        ("which_module_accuracy", "which module: {:.0%}"),
+        ("bits_per_byte", "{:.3f} bits per byte"),
+        ("answer_loss", "answer loss {:.3f}"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -99,24 +102,60 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
     scale = measured[-1]["bits_per_byte"] / measured[-1]["heldout_loss"] if measured else 1.0
     train, unit = _column(rows, "loss", scale), "bits per byte" if measured else "loss, nats a token"
     heldout = _column(rows, "bits_per_byte") or _column(rows, "heldout_loss")
-    levels = [Level(f"{name} {flag}", figures[key], tone) for name, flag, key, tone in
-              (("gzip", "-9", "gzip_bits_per_byte", "d"), ("xz", "-9e", "xz_bits_per_byte", "c"))
-              if measured and key in figures]  # fmt: skip
-    main = Chart(f"{found.name}: loss", "step", unit,
-                 [Series("each step", train, "a", faint=True), Series("training, smoothed", smooth(train, 0.95), "a"),
-                  Series("held out", heldout, "b", dots=True)], levels, clip_start=0.08)  # fmt: skip
+    levels = [
+        Level(f"{name} {flag}", figures[key], tone)
+        for name, flag, key, tone in (("gzip", "-9", "gzip_bits_per_byte", "d"), ("xz", "-9e", "xz_bits_per_byte", "c"))
+        if measured and key in figures
+    ]
+    main = Chart(
+        f"{found.name}: loss",
+        "step",
+        unit,
+        [
+            Series("each step", train, "a", faint=True),
+            Series("training, smoothed", smooth(train, 0.95), "a"),
+            Series("held out", heldout, "b", dots=True),
+        ],
+        levels,
+        clip_start=0.08,
+    )
     small = [
-        Chart("tokens a second", "step", "tokens/s", [Series("tokens a second", _column(rows, "tokens_per_second"))],
-              zero=True, width=SMALL_WIDTH, height=SMALL_HEIGHT),
-        Chart("learning rate", "step", "learning rate", [Series("learning rate", _column(rows, "lr"), "c")],
-              zero=True, width=SMALL_WIDTH, height=SMALL_HEIGHT),
-        Chart("gradient norm, before clipping", "step", "norm", [Series("gradient norm", _column(rows, "grad_norm"), "d")],
-              width=SMALL_WIDTH, height=SMALL_HEIGHT, clip_start=0.05),
-    ]  # fmt: skip
+        Chart(
+            "tokens a second",
+            "step",
+            "tokens/s",
+            [Series("tokens a second", _column(rows, "tokens_per_second"))],
+            zero=True,
+            width=SMALL_WIDTH,
+            height=SMALL_HEIGHT,
+        ),
+        Chart(
+            "learning rate",
+            "step",
+            "learning rate",
+            [Series("learning rate", _column(rows, "lr"), "c")],
+            zero=True,
+            width=SMALL_WIDTH,
+            height=SMALL_HEIGHT,
+        ),
+        Chart(
+            "gradient norm, before clipping",
+            "step",
+            "norm",
+            [Series("gradient norm", _column(rows, "grad_norm"), "d")],
+            width=SMALL_WIDTH,
+            height=SMALL_HEIGHT,
+            clip_start=0.05,
+        ),
+    ]
     steps, tokens = (max(row.get(name, 0) for row in rows) for name in ("step", "tokens"))
     about = f"{steps:,} steps, {count(float(tokens))} tokens."
     if measured:
         about += " Training loss is shown in bits per byte by the held-out text's tokens per byte."
-    return {"title": f"Learning: {found.name}", "about": about, "main": _picture(main),
-            "small": [p for p in map(_picture, small) if p["svg"]],
-            "account": account(found.manifest.figures, rows)}  # fmt: skip
+    return {
+        "title": f"Learning: {found.name}",
+        "about": about,
+        "main": _picture(main),
+        "small": [p for p in map(_picture, small) if p["svg"]],
+        "account": account(found.manifest.figures, rows),
+    }

@@ -64,16 +64,22 @@ class Family:
                 spots[node] = (2 + i * (BOX_WIDTH + GAP_X), top + j * (BOX_HEIGHT + GAP_Y))
         parts = [_edge(spots[a], spots[b]) for a, b in sorted(self.edges)]
         parts += [self._box(node, *spot) for node, spot in spots.items()]
-        return (f'<svg class="family" viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" '
-                f'aria-label="family tree of artifacts">{"".join(parts)}</svg>')  # fmt: skip
+        return (
+            f'<svg class="family" viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" '
+            f'aria-label="family tree of artifacts">{"".join(parts)}</svg>'
+        )
 
     def _box(self, node: str, x: float, y: float) -> str:
         name, kind = self.names[node]
         lines = (("title", name), ("kind", f"{kind} · {node[:8]}"), ("note", self.notes.get(node, "")))
-        text = "".join(f'<text class="{style}" x="{x + 12}" y="{y + 19 + 15 * i:.1f}">{escape(line[:27])}</text>'
-                       for i, (style, line) in enumerate(lines))  # fmt: skip
-        return (f'<g><title>{escape(f"{name}: {kind} {node}")}</title><rect class="box {kind}" x="{x}" y="{y:.1f}" '
-                f'width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="7"/>{text}</g>')  # fmt: skip
+        text = "".join(
+            f'<text class="{style}" x="{x + 12}" y="{y + 19 + 15 * i:.1f}">{escape(line[:27])}</text>'
+            for i, (style, line) in enumerate(lines)
+        )
+        return (
+            f'<g><title>{escape(f"{name}: {kind} {node}")}</title><rect class="box {kind}" x="{x}" y="{y:.1f}" '
+            f'width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="7"/>{text}</g>'
+        )
 
 
 def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:

@@ -42,13 +42,18 @@ def write_report(folders: Sequence[Path], out: Path, title: str = "A language mo
     drawn = family_of({f.name: (f.manifest, headline(f)) for f in artifacts if f.manifest.status == "finished"})
     versions = ", ".join(f"{k} {v}" for k, v in package_versions().items())
     page = template.render(
-        title=title, subtitle=_subtitle(artifacts), tiles=_tiles(figures, runs, summary),
-        family=Markup(drawn), curves=sections, packs=_packs(artifacts),
+        title=title,
+        subtitle=_subtitle(artifacts),
+        tiles=_tiles(figures, runs, summary),
+        family=Markup(drawn),
+        curves=sections,
+        packs=_packs(artifacts),
         samples=[item for f in artifacts for item in read_items(f.path / "samples.jsonl")],
-        stages=_stages(stages), machine=f"{platform.machine()}, {_cores()}.",
+        stages=_stages(stages),
+        machine=f"{platform.machine()}, {_cores()}.",
         figures=[(k, f"{v:,.4f}" if isinstance(v, float) else f"{v:,}") for k, v in sorted(figures.items())],
         footer=f"Written by Luban. {versions}.",
-    )  # fmt: skip
+    )
     atomic_write(out, page)
 
 
@@ -71,23 +76,44 @@ def _subtitle(artifacts: Sequence[Found]) -> str:
 def _tiles(figures: dict[str, float], runs: Sequence[Found], summary: dict[str, Any]) -> list[dict[str, str]]:
     tiles = []
     if "bits_per_byte" in figures:
-        tiles.append({"label": "held-out bits per byte", "value": f"{figures['bits_per_byte']:.3f}",
-                      "note": f"xz -9e needs {figures['xz_bits_per_byte']:.3f}"})  # fmt: skip
+        tiles.append(
+            {
+                "label": "held-out bits per byte",
+                "value": f"{figures['bits_per_byte']:.3f}",
+                "note": f"xz -9e needs {figures['xz_bits_per_byte']:.3f}",
+            }
+        )
     if summary.get("answer_loss_before"):
         drop = 1 - summary["answer_loss_after"] / summary["answer_loss_before"]
-        tiles.append({"label": "held-out answer loss", "value": f"{summary['answer_loss_after']:.3f}",
-                      "note": f"{drop:.0%} below the base model"})  # fmt: skip
+        tiles.append(
+            {
+                "label": "held-out answer loss",
+                "value": f"{summary['answer_loss_after']:.3f}",
+                "note": f"{drop:.0%} below the base model",
+            }
+        )
     if "which_module_accuracy" in figures:
-        tiles.append({"label": "“which module has …”", "value": f"{figures['which_module_accuracy']:.0%}",
-                      "note": f"best constant answer {figures['which_module_majority']:.0%}"})  # fmt: skip
+        tiles.append(
+            {
+                "label": "“which module has …”",
+                "value": f"{figures['which_module_accuracy']:.0%}",
+                "note": f"best constant answer {figures['which_module_majority']:.0%}",
+            }
+        )
     for run in runs[:1]:
         speed, tokens = run.manifest.figures.get("tokens_per_second"), run.manifest.figures.get("tokens")
         if speed and tokens:
-            tiles.append({"label": "tokens trained on", "value": count(float(tokens)),
-                          "note": f"{speed:,.0f} tokens a second"})  # fmt: skip
+            tiles.append(
+                {"label": "tokens trained on", "value": count(float(tokens)), "note": f"{speed:,.0f} tokens a second"}
+            )
     if summary.get("seconds"):
-        tiles.append({"label": "from text to answers", "value": seconds(sum(summary["seconds"].values())),
-                      "note": f"peak memory {bytes_(summary['peak_rss_bytes'])}"})  # fmt: skip
+        tiles.append(
+            {
+                "label": "from text to answers",
+                "value": seconds(sum(summary["seconds"].values())),
+                "note": f"peak memory {bytes_(summary['peak_rss_bytes'])}",
+            }
+        )
     return tiles
 
 
@@ -98,16 +124,27 @@ def _packs(artifacts: Sequence[Found]) -> list[dict[str, Any]]:
             continue
         shards = Shards.open(found.path)
         chat = shards.has_mask
-        loader = Loader(shards, batch_size=1, seq_len=min(SHOWN_TOKENS, shards.tokens - 1), seed=0,
-                        packing="fit" if chat else "stream")  # fmt: skip
+        loader = Loader(
+            shards,
+            batch_size=1,
+            seq_len=min(SHOWN_TOKENS, shards.tokens - 1),
+            seed=0,
+            packing="fit" if chat else "stream",
+        )
         row = row_tokens(loader.batch(0), 0, load_tokenizer(found.path / "tokenizer"))
         tokens = [{**token, "style": _style(token)} for token in row]
-        packs.append({
-            "title": "What instruction tuning sees" if chat else "What pretraining sees", "tokens": tokens,
-            "about": "One packed row. Each tint is a document that attends only to itself, its positions starting anew; "
-            + ("underlined tokens are trained on: the answers and their end tokens." if chat else
-               "underlined tokens are trained on: all but a document's first."),
-        })  # fmt: skip
+        packs.append(
+            {
+                "title": "What instruction tuning sees" if chat else "What pretraining sees",
+                "tokens": tokens,
+                "about": "One packed row. Each tint is a document that attends only to itself, its positions starting anew; "
+                + (
+                    "underlined tokens are trained on: the answers and their end tokens."
+                    if chat
+                    else "underlined tokens are trained on: all but a document's first."
+                ),
+            }
+        )
     return packs
 
 
@@ -121,7 +158,13 @@ def _style(token: dict[str, Any]) -> str:
 def _stages(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     longest = max((stage["seconds"] for stage in stages), default=1)
     largest = max((stage["peak_rss_bytes"] for stage in stages), default=1)
-    return [{"name": stage["name"],
-             "seconds_text": seconds(stage["seconds"]), "seconds_share": 100 * stage["seconds"] / longest,
-             "bytes_text": bytes_(stage["peak_rss_bytes"]), "bytes_share": 100 * stage["peak_rss_bytes"] / largest}
-            for stage in stages]  # fmt: skip
+    return [
+        {
+            "name": stage["name"],
+            "seconds_text": seconds(stage["seconds"]),
+            "seconds_share": 100 * stage["seconds"] / longest,
+            "bytes_text": bytes_(stage["peak_rss_bytes"]),
+            "bytes_share": 100 * stage["peak_rss_bytes"] / largest,
+        }
+        for stage in stages
+    ]

@@ -40,12 +40,18 @@ class Shape:
     ) -> dict[str, Any]:
         """A response, or one chunk of a stream."""
         kind = "chat.completion" if self.chat else "text_completion"
-        head = {"id": self.id, "object": f"{kind}.chunk" if self.chat and chunk else kind, "created": self.created,
-                "model": self.model, "choices": choices}  # fmt: skip
+        head = {
+            "id": self.id,
+            "object": f"{kind}.chunk" if self.chat and chunk else kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
         return head if usage is None else {**head, "usage": usage}
 
-    def choice(self, index: int, text: str, logprobs: list[TokenLogprob] | None, reason: str | None, *,
-               chunk: bool) -> dict[str, Any]:  # fmt: skip
+    def choice(
+        self, index: int, text: str, logprobs: list[TokenLogprob] | None, reason: str | None, *, chunk: bool
+    ) -> dict[str, Any]:
         """One choice with the text so far, or what a chunk adds to it."""
         head: dict[str, Any] = {"index": index, "finish_reason": reason, "logprobs": self.logprobs(index, logprobs)}
         if not self.chat:
@@ -63,14 +69,24 @@ class Shape:
         if found is None:
             return None
         if self.chat:
-            return {"content": [{**self._named(entry.token, entry.logprob),
-                                 "top_logprobs": [self._named(*pair) for pair in entry.top]} for entry in found],
-                    "refusal": None}  # fmt: skip
+            return {
+                "content": [
+                    {
+                        **self._named(entry.token, entry.logprob),
+                        "top_logprobs": [self._named(*pair) for pair in entry.top],
+                    }
+                    for entry in found
+                ],
+                "refusal": None,
+            }
         written = self.written.setdefault(index, Written())
         offsets = [written.add(self.tokenizer.token_bytes(entry.token)) for entry in found]
-        return {"tokens": [self._word(entry.token) for entry in found], "text_offset": offsets,
-                "token_logprobs": [entry.logprob for entry in found],
-                "top_logprobs": [self._distinct(entry.top) for entry in found]}  # fmt: skip
+        return {
+            "tokens": [self._word(entry.token) for entry in found],
+            "text_offset": offsets,
+            "token_logprobs": [entry.logprob for entry in found],
+            "top_logprobs": [self._distinct(entry.top) for entry in found],
+        }
 
     def _distinct(self, top: list[tuple[int, float]]) -> dict[str, float]:
         """Log-probabilities by token text; of tokens with the same text, all but the likeliest by their ids."""

@@ -15,13 +15,45 @@ COMPLETION_TOKENS = 16  # what OpenAI's completions generate when nothing is sai
 
 
 # Fields of OpenAI's API and of vLLM's that would change the answer and aren't built: refused, as ignoring them is silent.
-UNBUILT = ("frequency_penalty", "presence_penalty", "logit_bias", "tools", "functions", "suffix", "echo", "min_tokens",
-           "stop_token_ids", "allowed_token_ids", "bad_words", "length_penalty", "use_beam_search", "prompt_logprobs",
-           "include_stop_str_in_output", "typical_p", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-           "structured_outputs", "continue_final_message", "documents", "chat_template", "reasoning_effort", "prediction",
-           "audio", "web_search_options", "verbosity", "truncate_prompt_tokens")  # fmt: skip
-CHOICES = {"tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "skip_special_tokens": (True,),
-           "add_generation_prompt": (True,), "modalities": (["text"],)}  # what changes nothing  # fmt: skip
+UNBUILT = (
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "tools",
+    "functions",
+    "suffix",
+    "echo",
+    "min_tokens",
+    "stop_token_ids",
+    "allowed_token_ids",
+    "bad_words",
+    "length_penalty",
+    "use_beam_search",
+    "prompt_logprobs",
+    "include_stop_str_in_output",
+    "typical_p",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+    "continue_final_message",
+    "documents",
+    "chat_template",
+    "reasoning_effort",
+    "prediction",
+    "audio",
+    "web_search_options",
+    "verbosity",
+    "truncate_prompt_tokens",
+)
+CHOICES = {
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "skip_special_tokens": (True,),
+    "add_generation_prompt": (True,),
+    "modalities": (["text"],),
+}  # what changes nothing
 
 
 class Body(BaseModel):
@@ -75,10 +107,20 @@ class Body(BaseModel):
         set nothing. Raises ConfigError for a value that only together makes no sense."""
         self.refuse_unsupported()
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
-        asked = {name: getattr(self, name) for name in
-                 ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")}  # fmt: skip
-        return generation.sample({**asked, "stop": None if stop is None else tuple(filter(None, stop)), "n": self.n,
-                                  "ignore_eos": self.ignore_eos, "logprobs": logprobs}, max_tokens=max_tokens)  # fmt: skip
+        asked = {
+            name: getattr(self, name)
+            for name in ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+        }
+        return generation.sample(
+            {
+                **asked,
+                "stop": None if stop is None else tuple(filter(None, stop)),
+                "n": self.n,
+                "ignore_eos": self.ignore_eos,
+                "logprobs": logprobs,
+            },
+            max_tokens=max_tokens,
+        )
 
 
 class CompletionBody(Body):
@@ -140,8 +182,9 @@ class ChatBody(Body):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-def error_body(message: str, *, kind: str = "invalid_request_error", param: str | None = None,
-               code: str | None = None) -> dict[str, Any]:  # fmt: skip
+def error_body(
+    message: str, *, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
     """An error in OpenAI's shape; what a request spelled may hold lone surrogates, which no response can."""
     message, param = without_surrogates(message), param and without_surrogates(param)
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -81,8 +81,14 @@ class Request:
         continues: whether the generated text continues the prompt's, so that a space between them belongs to it.
     """
 
-    def __init__(self, prompt: list[int], sampling: Sampling, listener: Callable[[Delta], None] | None = None, *,
-                 continues: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        listener: Callable[[Delta], None] | None = None,
+        *,
+        continues: bool = False,
+    ):
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self.prompt, self.sampling, self.listener, self.continues = prompt, sampling, listener, continues
         self.growing = [Growing(prompt, sampling, derive(seed, "request"), choice) for choice in range(sampling.n)]
@@ -116,8 +122,10 @@ class Engine:
         self.model, self.max_batch = model, max_batch
         self.session = session_for(model.module)
         if model.generation.unbuilt:
-            warn(f"{model.name}: its authors ask for {', '.join(model.generation.unbuilt)} (generation_config.json), which "
-                 "isn't built, so its text may differ from what they get")  # fmt: skip
+            warn(
+                f"{model.name}: its authors ask for {', '.join(model.generation.unbuilt)} (generation_config.json), which "
+                "isn't built, so its text may differ from what they get"
+            )
         self.waiting: deque[Request] = deque()
         self.running: dict[int, tuple[Request, TextStream | None]] = {}  # by id of its growing sequence
         self._stepping = threading.Lock()
@@ -129,8 +137,9 @@ class Engine:
         """
         if isinstance(prompt, str):
             source = self.model.spec.body.two_sided
-            ids = self.model.need_tokenizer().encode(prompt, bos=self.model.begins_with_bos,
-                                                     eos=source and self.model.ends_with_eos)  # fmt: skip
+            ids = self.model.need_tokenizer().encode(
+                prompt, bos=self.model.begins_with_bos, eos=source and self.model.ends_with_eos
+            )
         elif prompt and isinstance(prompt[0], Mapping):
             ids = render(
                 cast(Sequence[Mapping[str, Any]], prompt), self.model.need_tokenizer(), add_generation_prompt=True
@@ -244,8 +253,9 @@ class Engine:
             del self.running[id(growing)]
             choice.finish_reason = reason
         if request.listener:
-            request.listener(Delta(choice=growing.choice, text=text, token_ids=[token], logprobs=new,
-                                   finish_reason=reason))  # fmt: skip
+            request.listener(
+                Delta(choice=growing.choice, text=text, token_ids=[token], logprobs=new, finish_reason=reason)
+            )
         return reason is not None
 
     def _cancel(self, request: Request) -> None:

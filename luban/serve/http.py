@@ -32,8 +32,11 @@ from luban.serve.guard import KeyGuard, SiteGuard
 from luban.serve.worker import GenerationError, Worker
 from luban.tokenizer.chat import render
 
-PAGE = {"/": ("index.html", "text/html"), "/page/style.css": ("style.css", "text/css"),
-        "/page/chat.js": ("chat.js", "text/javascript")}  # fmt: skip
+PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page/style.css": ("style.css", "text/css"),
+    "/page/chat.js": ("chat.js", "text/javascript"),
+}
 OPEN = {"/health", *PAGE}  # what answers without the key
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'"
@@ -51,8 +54,9 @@ class Stopping(LubanError):
     """The server is being stopped."""
 
 
-def create_app(engine: Engine, *, api_key: str | None = None, hosts: Iterable[str] = (),
-               origins: Iterable[str] = ()) -> FastAPI:  # fmt: skip
+def create_app(
+    engine: Engine, *, api_key: str | None = None, hosts: Iterable[str] = (), origins: Iterable[str] = ()
+) -> FastAPI:
     """The application around one engine, which it runs in a thread of its own from start-up to shut-down.
 
     Args:
@@ -118,8 +122,14 @@ class Service:
 
     def _model(self) -> dict[str, Any]:
         chat = self.model.tokenizer is not None and self.model.tokenizer.chat_template is not None
-        return {"id": self.name, "object": "model", "created": 0, "owned_by": "luban",
-                "context": self.model.spec.context, "chat": chat}  # fmt: skip
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "luban",
+            "context": self.model.spec.context,
+            "chat": chat,
+        }
 
     def _require(self, name: str | None) -> None:
         if name not in (None, self.name):
@@ -153,8 +163,9 @@ class Service:
                 raise DataError("'name' in a message is not supported: the model's chat template has no place for it")
         return found
 
-    async def _answer(self, body: Body, prompts: list[Any], sampling: Sampling, http: HttpRequest, *,
-                      chat: bool) -> Response:  # fmt: skip
+    async def _answer(
+        self, body: Body, prompts: list[Any], sampling: Sampling, http: HttpRequest, *, chat: bool
+    ) -> Response:
         requests = await run_in_threadpool(self._requests, prompts, sampling)
         shape = Shape(chat=chat, model=self.name, tokenizer=self.model.need_tokenizer())
         if body.stream:
@@ -198,8 +209,9 @@ class Service:
         try:
             async for index, delta in deltas:
                 if delta.text or delta.finish_reason or delta.logprobs:
-                    choice = shape.choice(index * n + delta.choice, delta.text, delta.logprobs, delta.finish_reason,
-                                          chunk=True)  # fmt: skip
+                    choice = shape.choice(
+                        index * n + delta.choice, delta.text, delta.logprobs, delta.finish_reason, chunk=True
+                    )
                     yield _event(shape.body([choice], chunk=True))
         except (GenerationError, Stopping) as error:
             yield _event(error_body(str(error), kind="server_error"))
@@ -289,7 +301,10 @@ def _add_page(app: FastAPI) -> None:
         content = (folder / name).read_bytes()
 
         async def page(content: bytes = content, kind: str = kind) -> Response:
-            return Response(content, media_type=kind, headers={"Content-Security-Policy": POLICY,
-                                                               "X-Content-Type-Options": "nosniff"})  # fmt: skip
+            return Response(
+                content,
+                media_type=kind,
+                headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"},
+            )
 
         app.get(path, include_in_schema=False)(page)

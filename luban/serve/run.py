@@ -30,8 +30,15 @@ def bind(host: str, port: int) -> socket.socket:
     raise DataError(f"no free port at {host} from {port} to {port + TRIES - 1}: {problem}")
 
 
-def serve(model: LoadedModel, *, host: str = "127.0.0.1", port: int = 8000, api_key: str | None = None,
-          hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> None:  # fmt: skip
+def serve(
+    model: LoadedModel,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    hosts: Sequence[str] = (),
+    origins: Sequence[str] = (),
+) -> None:
     """Serve `model` until interrupted; `hosts` and `origins` as in `create_app`."""
     try:
         import uvicorn

@@ -23,8 +23,15 @@ ENDLESS = "the chat template ends answers without a special token, so the model 
 ADVICE = "put {% generation %} … {% endgeneration %} around what the assistant writes"
 
 
-def mark_answers(page: str, messages: Messages, fill: Fill, specials: re.Pattern[str], stops: re.Pattern[str], *,
-                 prompt: bool = False) -> str:  # fmt: skip
+def mark_answers(
+    page: str,
+    messages: Messages,
+    fill: Fill,
+    specials: re.Pattern[str],
+    stops: re.Pattern[str],
+    *,
+    prompt: bool = False,
+) -> str:
     """`page` with OPEN and CLOSE around what the assistant is to write in each of its turns, end-of-turn token included.
 
     Args:
@@ -51,8 +58,10 @@ def mark_answers(page: str, messages: Messages, fill: Fill, specials: re.Pattern
 
 
 def _refusal(turn: int, why: str) -> DataError:
-    return DataError(f"turn {turn + 1} of the conversation, the assistant's: the chat template {why}, so that what is to "
-                     f"be trained on is not certain: {ADVICE}")  # fmt: skip
+    return DataError(
+        f"turn {turn + 1} of the conversation, the assistant's: the chat template {why}, so that what is to "
+        f"be trained on is not certain: {ADVICE}"
+    )
 
 
 @dataclass(frozen=True)
@@ -117,9 +126,11 @@ class _Search:
         whole = self.known.modes[turn].starts and [places[i].mark.field for i in own] == ends
         return _Words(
             before=next((p.position for p in reversed(places[:first]) if p.mark.turn != turn), 0),
-            first=places[first].position, last=places[last].position,
-            after=next((p.position for p in places[last:] if p.mark.turn != turn), len(self.page)), whole=whole,
-        )  # fmt: skip
+            first=places[first].position,
+            last=places[last].position,
+            after=next((p.position for p in places[last:] if p.mark.turn != turn), len(self.page)),
+            whole=whole,
+        )
 
     def _require_all(self, turn: int, found: set[str]) -> None:
         """Refuse what the template leaves out of a turn, where marks can tell."""

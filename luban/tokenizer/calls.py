@@ -75,5 +75,7 @@ def _require_calls(page: str, messages: Messages, fill: Fill, prompt: bool) -> N
             modes = [Mode(EVERYWHERE[2:], starts=True) if i == turn else NONE for i in range(len(messages))]
             found = fill_marked(messages, fill, modes, prompt)
             if found is not None and found[0] == page and not found[1]:
-                raise DataError(f"turn {turn + 1} of the conversation, the assistant's: the chat template leaves out its tool "
-                                "calls: use one that has them (--chat-template FILE)")  # fmt: skip
+                raise DataError(
+                    f"turn {turn + 1} of the conversation, the assistant's: the chat template leaves out its tool "
+                    "calls: use one that has them (--chat-template FILE)"
+                )

@@ -60,9 +60,14 @@ class Rendered:
         return [span.trained for span in self.spans for _ in range(span.start, span.stop)]
 
 
-def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, add_generation_prompt: bool = False,
-           tools: Sequence[Mapping[str, Any]] | None = None,
-           variables: Mapping[str, Any] | None = None) -> Rendered:  # fmt: skip
+def render(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    *,
+    add_generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> Rendered:
     """Turn a conversation into token ids, loss mask and spans, by the tokenizer's chat template.
 
     What the assistant writes is what stands in the template's `{% generation %}` blocks; in a template that has none it
@@ -116,9 +121,15 @@ def _fill(
 def _own(tokenizer: Tokenizer) -> dict[str, Any]:
     """The variables that every filling has; of one moment, since some templates hold the date."""
     settings = tokenizer.settings
-    return {"tools": None, "documents": None, "strftime_now": datetime.now().strftime,
-            "bos_token": settings.bos_token or "", "eos_token": settings.eos_token or "",
-            "pad_token": settings.pad_token or "", "unk_token": settings.unk_token or ""}  # fmt: skip
+    return {
+        "tools": None,
+        "documents": None,
+        "strftime_now": datetime.now().strftime,
+        "bos_token": settings.bos_token or "",
+        "eos_token": settings.eos_token or "",
+        "pad_token": settings.pad_token or "",
+        "unk_token": settings.unk_token or "",
+    }
 
 
 # Guarding what people wrote -------------------------------------------------------------------------------
@@ -203,8 +214,9 @@ class _Page:
 
         text = plain.replace(GUARD, "")
         own = [(at(found.start()), at(found.end())) for found in pattern.finditer(plain)]
-        return cls(text, [(at(a), at(b)) for a, b in answers], own,
-                   own != [found.span() for found in pattern.finditer(text)])  # fmt: skip
+        return cls(
+            text, [(at(a), at(b)) for a, b in answers], own, own != [found.span() for found in pattern.finditer(text)]
+        )
 
 
 def _tokenise(page: _Page, tokenizer: Tokenizer) -> tuple[list[int], list[tuple[int, int]]]:

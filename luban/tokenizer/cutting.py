@@ -42,8 +42,10 @@ class Cutting:
             runs = "|".join(rf"\x{ord(white):02x}{{1,{self.white_runs}}}" for white in "\n\t")
             spaces = rf" {{1,{self.white_runs}}}"
             return rf"{head}| ?[^\s\p{{L}}\p{{N}}]{{1,256}}|{runs}|{spaces}(?!\S)|{spaces}|\s"
-        return (rf"{head}| ?[^\s\p{{L}}\p{{N}}]{{1,256}}[\r\n]{{0,256}}|\s{{0,256}}[\r\n]{{1,256}}"
-                r"|\s{1,256}(?!\S)|\s{1,256}")  # fmt: skip
+        return (
+            rf"{head}| ?[^\s\p{{L}}\p{{N}}]{{1,256}}[\r\n]{{0,256}}|\s{{0,256}}[\r\n]{{1,256}}"
+            r"|\s{1,256}(?!\S)|\s{1,256}"
+        )
 
     @property
     def white_pieces(self) -> list[str]:

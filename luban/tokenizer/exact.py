@@ -122,9 +122,17 @@ class ByteFallbackDecoder:
         self._model = model
         steps = json.loads(model.decoder.__getstate__())
         steps = [step for step in steps.get("decoders", [steps]) if step["type"] != "ByteFallback"]
-        stub = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
-                "pre_tokenizer": None, "post_processor": None, "decoder": {"type": "Sequence", "decoders": steps},
-                "model": {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "x"}}  # fmt: skip
+        stub = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [],
+            "normalizer": None,
+            "pre_tokenizer": None,
+            "post_processor": None,
+            "decoder": {"type": "Sequence", "decoders": steps},
+            "model": {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "x"},
+        }
         self._decoder = tokenizers.Tokenizer.from_str(json.dumps(stub)).decoder
 
     @classmethod

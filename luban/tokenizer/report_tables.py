@@ -21,18 +21,27 @@ def show(report: Report, label: str, beside: Sequence[str], console: Console) ->
     """Print the whole report."""
     total = report.total
     head = Text.assemble(
-        (f"{total.bytes_per_token:.3f}", "bold cyan"), " bytes a token    ",
-        (f"{total.fertility:.3f}", "bold cyan"), " tokens a word    ",
-        (f"{total.used:.1%}", "bold cyan"), f" of {report.tokenizer.vocab_size:,} tokens used    ",
+        (f"{total.bytes_per_token:.3f}", "bold cyan"),
+        " bytes a token    ",
+        (f"{total.fertility:.3f}", "bold cyan"),
+        " tokens a word    ",
+        (f"{total.used:.1%}", "bold cyan"),
+        f" of {report.tokenizer.vocab_size:,} tokens used    ",
         f"{bytes_(total.bytes)}, {count(total.tokens)} tokens",
-    )  # fmt: skip
+    )
     console.print(Panel(head, title=f"tokenizer {label}", title_align="left", border_style="dim", expand=False))
     for title, fits in (("text", report.names), ("language", report.languages), ("domain", report.domains)):
         if title == "text" or len(fits) > 1 or set(fits) != {"unknown"}:
             console.print(_table(title, fits, beside), end="\n\n")
     if beside:
-        console.print(Text("Beside: bytes a token of the other vocabulary, and its tokens for each of ours "
-                           "(above 1.00, ours is shorter).", style="dim"), end="\n\n")  # fmt: skip
+        console.print(
+            Text(
+                "Beside: bytes a token of the other vocabulary, and its tokens for each of ours "
+                "(above 1.00, ours is shorter).",
+                style="dim",
+            ),
+            end="\n\n",
+        )
     console.print(_vocabulary(report))
 
 
@@ -46,8 +55,16 @@ def _table(title: str, fits: dict[str, Fit], beside: Sequence[str]) -> Table:
     for name, fit in ordered[:GROUPS]:
         style = "green" if fit.bytes_per_token == best and len(fits) > 1 else ""
         others = [_other(fit, other) for other in beside]
-        table.add_row(name, bytes_(fit.bytes), count(fit.words), count(fit.tokens),
-                      Text(f"{fit.bytes_per_token:.3f}", style=style), f"{fit.fertility:.3f}", f"{fit.used:.1%}", *others)  # fmt: skip
+        table.add_row(
+            name,
+            bytes_(fit.bytes),
+            count(fit.words),
+            count(fit.tokens),
+            Text(f"{fit.bytes_per_token:.3f}", style=style),
+            f"{fit.fertility:.3f}",
+            f"{fit.used:.1%}",
+            *others,
+        )
     if len(ordered) > GROUPS:
         table.add_row(Text(f"… and {len(ordered) - GROUPS} more", style="dim"))
     return table
@@ -72,6 +89,9 @@ def _vocabulary(report: Report) -> Group:
     spelled = [_shown(report.tokenizer.decode([i])) for i in unused[:UNUSED]]
     return Group(
         Text.assemble(("longest tokens  ", "bold"), "  ".join(map(_shown, report.longest(LONGEST)))),
-        Text.assemble(("unused tokens   ", "bold"), f"{len(unused):,} of {learned:,}  ",
-                      ("  ".join(spelled) + (" …" if len(unused) > UNUSED else ""), "dim")),
-    )  # fmt: skip
+        Text.assemble(
+            ("unused tokens   ", "bold"),
+            f"{len(unused):,} of {learned:,}  ",
+            ("  ".join(spelled) + (" …" if len(unused) > UNUSED else ""), "dim"),
+        ),
+    )

@@ -65,14 +65,21 @@ def _template(folder: Path, inline: Any) -> str | None:
 
 def write_settings(folder: Path, settings: Settings, extra_special: list[str]) -> None:
     """Write settings so that `transformers.AutoTokenizer` reads the directory too."""
-    named = {"bos_token": settings.bos_token, "eos_token": settings.eos_token,
-             "pad_token": settings.pad_token, "unk_token": settings.unk_token}  # fmt: skip
-    write_json(folder / CONFIG, {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "additional_special_tokens": extra_special,
-        **{name: token for name, token in named.items() if token is not None},
-    })  # fmt: skip
+    named = {
+        "bos_token": settings.bos_token,
+        "eos_token": settings.eos_token,
+        "pad_token": settings.pad_token,
+        "unk_token": settings.unk_token,
+    }
+    write_json(
+        folder / CONFIG,
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "additional_special_tokens": extra_special,
+            **{name: token for name, token in named.items() if token is not None},
+        },
+    )
     if settings.chat_template is not None:
         (folder / TEMPLATE).write_text(settings.chat_template, encoding="utf-8")
     if settings.stop_ids:

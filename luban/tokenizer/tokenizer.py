@@ -31,8 +31,14 @@ class Tokenizer:
         content_hash: its identity, compared along a model's life; by default computed from vocabulary and template.
     """
 
-    def __init__(self, model: tokenizers.Tokenizer, settings: Settings, *, path: Path | None = None,
-                 content_hash: str | None = None):  # fmt: skip
+    def __init__(
+        self,
+        model: tokenizers.Tokenizer,
+        settings: Settings,
+        *,
+        path: Path | None = None,
+        content_hash: str | None = None,
+    ):
         self._model = model
         self._model.encode_special_tokens = True  # text that spells a special token stays text
         self._model.no_padding()
@@ -120,8 +126,9 @@ class Tokenizer:
         """Ids and character ranges of ordinary text, in which no special token is recognised."""
         return self._aligned(self._encoder, text, None)
 
-    def _aligned(self, encoder: tokenizers.Tokenizer, text: str,
-                 kept: re.Pattern[str] | None) -> tuple[list[int], list[tuple[int, int]]]:  # fmt: skip
+    def _aligned(
+        self, encoder: tokenizers.Tokenizer, text: str, kept: re.Pattern[str] | None
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character ranges; what matches `kept` is not normalised."""
         if self._rules is None:
             found = encoder.encode(text, add_special_tokens=False)

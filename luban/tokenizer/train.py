@@ -21,9 +21,17 @@ from luban.tokenizer.tokenizer import FILE, Tokenizer, load_tokenizer
 MOST_BYTES = 2**31 - 1
 
 
-def train_tokenizer(texts: Iterable[str], out: str | Path, *, algorithm: str = "bpe", vocab_size: int = 4096,
-                    cut: Cutting = DEFAULT, reserved: int = len(RESERVED), chat_template: str | None = None,
-                    parents: tuple[Parent, ...] = ()) -> Tokenizer:  # fmt: skip
+def train_tokenizer(
+    texts: Iterable[str],
+    out: str | Path,
+    *,
+    algorithm: str = "bpe",
+    vocab_size: int = 4096,
+    cut: Cutting = DEFAULT,
+    reserved: int = len(RESERVED),
+    chat_template: str | None = None,
+    parents: tuple[Parent, ...] = (),
+) -> Tokenizer:
     """Learn `vocab_size` tokens from `texts`, which are read once and not kept, and write them to `out`.
 
     Args:
@@ -47,8 +55,10 @@ def train_tokenizer(texts: Iterable[str], out: str | Path, *, algorithm: str = "
         if not read.bytes:
             raise DataError("a tokenizer cannot be trained on nothing: the corpus holds no text")
         if read.cut:
-            warn(f"the tokenizer is learned from the first {read.documents} texts: more than {MOST_BYTES} bytes would "
-                 f"overflow the library's counts")  # fmt: skip
+            warn(
+                f"the tokenizer is learned from the first {read.documents} texts: more than {MOST_BYTES} bytes would "
+                f"overflow the library's counts"
+            )
         template = default_template() if chat_template is None else chat_template
         settings = Settings(bos_token=BOS, eos_token=EOS, pad_token=PAD, chat_template=template)
         made = Tokenizer(model, settings)

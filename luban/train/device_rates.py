@@ -52,8 +52,16 @@ class Machine:
         return None if row is None else row.peak_flops("bf16" if precision == "fp8" else precision)
 
 
-def rates(machine: Machine, device: torch.device, precision: str, spec: ModelSpec, graph: OpGraph,
-          setting: Setting, documents: bool = True, kernel: str | None = None) -> Rates:  # fmt: skip
+def rates(
+    machine: Machine,
+    device: torch.device,
+    precision: str,
+    spec: ModelSpec,
+    graph: OpGraph,
+    setting: Setting,
+    documents: bool = True,
+    kernel: str | None = None,
+) -> Rates:
     """What the device does a second with this model.
 
     Args:
@@ -73,8 +81,9 @@ def first_attention(spec: ModelSpec) -> AttentionShape:
     return next((shape for shape in shapes if shape is not None), AttentionShape(1, 1, spec.width))
 
 
-def attention_path(device: torch.device, precision: str, spec: ModelSpec, documents: bool,
-                   kernel: str | None = None) -> str:  # fmt: skip
+def attention_path(
+    device: torch.device, precision: str, spec: ModelSpec, documents: bool, kernel: str | None = None
+) -> str:
     """The kernel that training will use, or near it (a bias of the positions is not looked at, documents are taken to
     be long enough for a list of them).
 
@@ -86,9 +95,14 @@ def attention_path(device: torch.device, precision: str, spec: ModelSpec, docume
         kind = "packed" if spec.body.causal and shape.window is None else "intervals"
     else:
         kind = "causal" if spec.body.causal else "all"
-    case = Case(device=device.type, dtype=COMPUTE[precision], width=shape.head_dim, kind=kind,
-                block=shape.layout.block if shape.layout else 0,
-                capability=torch.cuda.get_device_capability(device) if on_cuda else None)  # fmt: skip
+    case = Case(
+        device=device.type,
+        dtype=COMPUTE[precision],
+        width=shape.head_dim,
+        kind=kind,
+        block=shape.layout.block if shape.layout else 0,
+        capability=torch.cuda.get_device_capability(device) if on_cuda else None,
+    )
     return pick(case, kernel)
 
 
@@ -100,8 +114,14 @@ def tabled(row: Accelerator, precision: str, path: str, head_width: int) -> Rate
     # Work is counted over whole rows, however many documents they hold: so are these rates, those for packs aren't.
     limits = [limit for name, limit in RATES if name == path and limit >= head_width]
     forward, backward = RATES[path, min(limits)] if limits else (40.0, 40.0)  # masks written out: bound by memory
-    return Rates(products=SUSTAINED * row.product_flops(compute), eight=eight, forward=1e12 * share * forward,
-                 backward=1e12 * share * backward, bandwidth=row.copy_rate, square=not limits)  # fmt: skip
+    return Rates(
+        products=SUSTAINED * row.product_flops(compute),
+        eight=eight,
+        forward=1e12 * share * forward,
+        backward=1e12 * share * backward,
+        bandwidth=row.copy_rate,
+        square=not limits,
+    )
 
 
 def measured(device: torch.device, dtype: torch.dtype, graph: OpGraph, setting: Setting) -> Rates:
@@ -114,8 +134,14 @@ def measured(device: torch.device, dtype: torch.dtype, graph: OpGraph, setting: 
         forward = _batched_rate(device, dtype, written, graph, computed_share(written, graph.seq))
         backward = forward * BACKWARD / 2  # four products: nothing is computed again
     exponentials = 1 / (AROUND * _softmax_time(device)) if device.type == "cpu" else None
-    return Rates(products=_product_rate(device, dtype, graph), forward=forward, backward=backward,
-                 bandwidth=_sum_rate(device, dtype), square=True, exponentials=exponentials)  # fmt: skip
+    return Rates(
+        products=_product_rate(device, dtype, graph),
+        forward=forward,
+        backward=backward,
+        bandwidth=_sum_rate(device, dtype),
+        square=True,
+        exponentials=exponentials,
+    )
 
 
 def contention(device: torch.device) -> float | None:

@@ -31,8 +31,10 @@ from luban.train.state import TrainState
 from luban.train.validate import Validation, Validator
 
 IN_FLIGHT = 2  # steps that a CUDA device may be behind the host, so that it never waits for the host
-NO_TARGET = ("a batch held no token to predict, so its loss is written as 0: its texts are too short for the objective; "
-             "raise train.batch_size or train.seq_len")  # fmt: skip
+NO_TARGET = (
+    "a batch held no token to predict, so its loss is written as 0: its texts are too short for the objective; "
+    "raise train.batch_size or train.seq_len"
+)
 
 
 @dataclass(frozen=True)
@@ -171,9 +173,18 @@ class Loop:
         step = self.synchronized
         if step % train.log_every and step != 1 and step != self.count.total(step):
             return
-        metrics.write(step=step, loss=result.loss, tokens=at.tokens, tokens_per_second=rate,
-                      lr=self.recipe.optim.lr * factor, grad_norm=result.grad_norm, seconds=at.seconds,
-                      bad_steps=at.bad_steps, loss_scale=self.engine.scale.value, **result.metrics)  # fmt: skip
+        metrics.write(
+            step=step,
+            loss=result.loss,
+            tokens=at.tokens,
+            tokens_per_second=rate,
+            lr=self.recipe.optim.lr * factor,
+            grad_norm=result.grad_norm,
+            seconds=at.seconds,
+            bad_steps=at.bad_steps,
+            loss_scale=self.engine.scale.value,
+            **result.metrics,
+        )
         self.row_time, self.row_tokens, self.overhead_seconds = now, at.tokens, 0.0
 
     def _fix_steps(self, seconds: float, bar: Bar) -> None:
@@ -184,8 +195,10 @@ class Loop:
         if self.count.time(self.synchronized - 1, seconds, self.clock() - self.session + self.earlier, per_step):
             self.art.note(steps_fixed={"fixed": self.count.fixed, "fixed_at": self.count.fixed_at})
             bar.total = self.count.fixed
-            say(f"training for {self.count.fixed} steps, which fit the budget of "
-                f"{self.recipe.train.budget_seconds:g} seconds")  # fmt: skip
+            say(
+                f"training for {self.count.fixed} steps, which fit the budget of "
+                f"{self.recipe.train.budget_seconds:g} seconds"
+            )
 
     def _validate_and_save(self, metrics: MetricsLogger, stop: StopRequest) -> None:
         """Validate and save where they are due, and leave when asked to."""
@@ -203,8 +216,11 @@ class Loop:
         self.synchronized_at += self.clock() - began
         if stop.signal and not last:
             name = signal.Signals(stop.signal).name
-            raise Interrupted(stop.signal, f"stopped by {name} after step {at.step}, saved in "
-                              f"{self.checkpoints.path(at.step)}; the same command resumes")  # fmt: skip
+            raise Interrupted(
+                stop.signal,
+                f"stopped by {name} after step {at.step}, saved in "
+                f"{self.checkpoints.path(at.step)}; the same command resumes",
+            )
 
     def _validate(self, metrics: MetricsLogger) -> Validation:
         at, validator = self.state.progress, self.parts.validator
@@ -222,28 +238,43 @@ class Loop:
         at = self.state.progress
         at.seconds = self.earlier + self.clock() - self.session
         identity = self.art.manifest
-        manifest = save_checkpoint(self.checkpoints.path(at.step), self.state.to_checkpoint(), config=identity.config,
-                                   parents=identity.parents, seed=identity.seed,
-                                   figures={"step": at.step, "tokens": at.tokens, **at.scores})  # fmt: skip
+        manifest = save_checkpoint(
+            self.checkpoints.path(at.step),
+            self.state.to_checkpoint(),
+            config=identity.config,
+            parents=identity.parents,
+            seed=identity.seed,
+            figures={"step": at.step, "tokens": at.tokens, **at.scores},
+        )
         self.saved = at.step
         self.checkpoints.keep(self.recipe.checkpoint.keep, at.best_step)
         best = self.checkpoints.path(at.best_step).name if at.best_step is not None else None
-        self.art.note(checkpoints={"last": self.checkpoints.path(at.step).name, "best": best}, step=at.step,
-                      weights_hash=manifest.figures["weights_hash"], seconds=at.seconds)  # fmt: skip
+        self.art.note(
+            checkpoints={"last": self.checkpoints.path(at.step).name, "best": best},
+            step=at.step,
+            weights_hash=manifest.figures["weights_hash"],
+            seconds=at.seconds,
+        )
 
     def _finish(self) -> None:
         at = self.state.progress
         if at.best_step is not None and at.best_step != self.saved:  # that is the one that the run stands for
             best = read_manifest(self.checkpoints.path(at.best_step))
             self.art.note(weights_hash=best.figures["weights_hash"])
-            say(f"held-out loss was lowest after step {at.best_step} ({at.best_loss:.3f}): the run is loaded from there; "
-                f"the last checkpoint is {self.checkpoints.path(at.step).name}")  # fmt: skip
+            say(
+                f"held-out loss was lowest after step {at.best_step} ({at.best_loss:.3f}): the run is loaded from there; "
+                f"the last checkpoint is {self.checkpoints.path(at.step).name}"
+            )
         self.art.note(
-            parameters=sum(p.numel() for p in self.engine.params.parameters.values()), tokens=at.tokens,
-            seconds=at.seconds, tokens_per_second=at.tokens / max(at.seconds, 1e-9), bad_steps=at.bad_steps,
+            parameters=sum(p.numel() for p in self.engine.params.parameters.values()),
+            tokens=at.tokens,
+            seconds=at.seconds,
+            tokens_per_second=at.tokens / max(at.seconds, 1e-9),
+            bad_steps=at.bad_steps,
             **self._speed(),
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **at.scores,
-        )  # fmt: skip
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            **at.scores,
+        )
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             self.art.note(peak_cuda_bytes=torch.cuda.max_memory_allocated())
 

@@ -81,18 +81,23 @@ class Prediction:
     def figures(self) -> dict[str, Any]:
         """For a run's manifest."""
         peak, row = self.machine.peak_flops(self.precision), self.machine.accelerator
-        found: dict[str, Any] = {"predicted_memory_bytes": self.memory.total, "predicted_step_seconds": self.step.total,
-                 "model_flops_per_step": self.model_flops, "predicted_process_bytes": self.process}  # fmt: skip
+        found: dict[str, Any] = {
+            "predicted_memory_bytes": self.memory.total,
+            "predicted_step_seconds": self.step.total,
+            "model_flops_per_step": self.model_flops,
+            "predicted_process_bytes": self.process,
+        }
         if self.doubts:
             found["prediction_doubts"] = list(self.doubts)
         return found | ({"peak_flops": peak, "accelerator_watts": row.power} if peak and row else {})
 
     def summary(self) -> str:
         """One line, as training begins."""
-        return (f"{count(self.parameters)} parameters on {self.machine.name} in {self.precision}; predicted: memory "
-                f"{bytes_(self.memory.total)} of {bytes_(self.free)} free, a step in {milliseconds(self.step.total)}, "
-                f"{count(self.tokens_per_step / self.step.total)} tokens/s"
-                + "".join(f"; {doubt}" for doubt in self.doubts))  # fmt: skip
+        return (
+            f"{count(self.parameters)} parameters on {self.machine.name} in {self.precision}; predicted: memory "
+            f"{bytes_(self.memory.total)} of {bytes_(self.free)} free, a step in {milliseconds(self.step.total)}, "
+            f"{count(self.tokens_per_step / self.step.total)} tokens/s" + "".join(f"; {doubt}" for doubt in self.doubts)
+        )
 
     def lines(self) -> list[str]:
         """For the person who asked."""
@@ -111,8 +116,10 @@ class Prediction:
             f"{steps * self.model_flops:.3g} FLOPs: about {seconds(self.seconds)}, compilation and validation apart",
         ]
         if row is not None:
-            rows.append(f"cost    {self.seconds / 3600:.3g} accelerator-hours, at most "
-                        f"{row.power * self.seconds / 3.6e6:.3g} kWh ({row.power:g} W)")  # fmt: skip
+            rows.append(
+                f"cost    {self.seconds / 3600:.3g} accelerator-hours, at most "
+                f"{row.power * self.seconds / 3.6e6:.3g} kWh ({row.power:g} W)"
+            )
         return rows + [f"doubt   {doubt}" for doubt in self.doubts]
 
 
@@ -140,14 +147,29 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
     else:
         rows = sample(min(graph.batch, SAMPLED))
         update = update_time(graph, setting, found, micro_batches=train.accumulate, flops=flops)
-        step = StepTime(products=0.0, attention=0.0, elementwise=0.0, update=update,
-                        whole=train.accumulate * trace_time(recipe, spec, rows))  # fmt: skip
+        step = StepTime(
+            products=0.0,
+            attention=0.0,
+            elementwise=0.0,
+            update=update,
+            whole=train.accumulate * trace_time(recipe, spec, rows),
+        )
     memory = _memory(recipe, spec, device, sample)
-    return Prediction(parameters=graph.parameters, memory=memory, free=free_memory(device), held=held, machine=machine,
-                      tokens_per_step=train.batch_size * train.seq_len, steps=train.steps,
-                      model_flops=graph.model_flops * train.accumulate, precision=train.precision, step=step,
-                      budget=train.budget_seconds, compiled=compiled,
-                      doubts=tuple(_doubts(spec, device, compiled, busy)))  # fmt: skip
+    return Prediction(
+        parameters=graph.parameters,
+        memory=memory,
+        free=free_memory(device),
+        held=held,
+        machine=machine,
+        tokens_per_step=train.batch_size * train.seq_len,
+        steps=train.steps,
+        model_flops=graph.model_flops * train.accumulate,
+        precision=train.precision,
+        step=step,
+        budget=train.budget_seconds,
+        compiled=compiled,
+        doubts=tuple(_doubts(spec, device, compiled, busy)),
+    )
 
 
 def runs_compiled(recipe: Recipe, device: torch.device) -> bool:
@@ -195,12 +217,19 @@ def setting_of(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Setting
     shapes, roles = _parameters(spec)
     networks = [layer.feedforward for layer in (*spec.layers, *spec.encoder)]
     again = fused and all(isinstance(network, SwiGLU) and not network.bias for network in networks)
-    return Setting(half=train.precision not in ("fp32", "fp64"), masters=masters,
-                   accumulate=train.accumulate > 1, remat=recipe.plan.remat, fused=fused, inner_kept=not again,
-                   activation_fused=again and _fuses_activation(train.precision, spec),
-                   attention=attention, masks=_mask_planes(spec),
-                   optimizer=recipe.optim.state_bytes(shapes, roles),
-                   workspace=recipe.optim.workspace_bytes(shapes, roles, widened=widened))  # fmt: skip
+    return Setting(
+        half=train.precision not in ("fp32", "fp64"),
+        masters=masters,
+        accumulate=train.accumulate > 1,
+        remat=recipe.plan.remat,
+        fused=fused,
+        inner_kept=not again,
+        activation_fused=again and _fuses_activation(train.precision, spec),
+        attention=attention,
+        masks=_mask_planes(spec),
+        optimizer=recipe.optim.state_bytes(shapes, roles),
+        workspace=recipe.optim.workspace_bytes(shapes, roles, widened=widened),
+    )
 
 
 def _fuses_activation(precision: str, spec: ModelSpec) -> bool:
@@ -226,8 +255,9 @@ def _mask_planes(spec: ModelSpec) -> int:
     return planes
 
 
-def require_memory(recipe: Recipe, spec: ModelSpec, device: torch.device, prediction: Prediction,
-                   sample: Callable[[int], Batch]) -> None:  # fmt: skip
+def require_memory(
+    recipe: Recipe, spec: ModelSpec, device: torch.device, prediction: Prediction, sample: Callable[[int], Batch]
+) -> None:
     """Raise UnsupportedError, naming settings that would make it fit, when the run needs more than is free."""
     if device.type == "cuda":
         available = prediction.free * (1 - RESERVED)
@@ -239,21 +269,27 @@ def require_memory(recipe: Recipe, spec: ModelSpec, device: torch.device, predic
         return
     other = _Alternatives(recipe, spec, device, available, sample)
     remedies = "; ".join([*other.smaller_batches(), *other.rematerialisations()])
-    raise UnsupportedError(f"training would need {prediction.memory}, and {bytes_(prediction.free)} are free, "
-                           f"{bytes_(max(available, 0))} of them for a step: {remedies or 'choose a smaller model'}")  # fmt: skip
+    raise UnsupportedError(
+        f"training would need {prediction.memory}, and {bytes_(prediction.free)} are free, "
+        f"{bytes_(max(available, 0))} of them for a step: {remedies or 'choose a smaller model'}"
+    )
 
 
 class _Alternatives:
     """What a run that doesn't fit into `available` bytes would need otherwise."""
 
-    def __init__(self, recipe: Recipe, spec: ModelSpec, device: torch.device, available: float,
-                 sample: Callable[[int], Batch]):  # fmt: skip
+    def __init__(
+        self, recipe: Recipe, spec: ModelSpec, device: torch.device, available: float, sample: Callable[[int], Batch]
+    ):
         self.recipe, self.spec, self.device, self.available, self.sample = recipe, spec, device, available, sample
 
     def memory(self, remat: Remat | None = None, **train: object) -> MemoryPrediction:
         """With these fields of `train` and the plan changed."""
-        recipe = replace(self.recipe, train=replace(self.recipe.train, **train),
-                         plan=replace(self.recipe.plan, remat=remat or self.recipe.plan.remat))  # fmt: skip
+        recipe = replace(
+            self.recipe,
+            train=replace(self.recipe.train, **train),
+            plan=replace(self.recipe.plan, remat=remat or self.recipe.plan.remat),
+        )
         return _memory(recipe, self.spec, self.device, self.sample)
 
     def smaller_batches(self) -> list[str]:

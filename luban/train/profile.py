@@ -53,8 +53,10 @@ class Profile:
         table = trace.key_averages().table(sort_by=by, row_limit=LONGEST, max_name_column_width=90)
         atomic_write(self.folder / f"{name}.txt", table)
         shown = str(self.folder / name).replace(INCOMPLETE, "")  # where it will be once the run is whole
-        say(f"profile of steps {self.first} to {last}: {shown}.json.gz opens at https://ui.perfetto.dev or in "
-            f"chrome://tracing; {name}.txt beside it lists what took longest")  # fmt: skip
+        say(
+            f"profile of steps {self.first} to {last}: {shown}.json.gz opens at https://ui.perfetto.dev or in "
+            f"chrome://tracing; {name}.txt beside it lists what took longest"
+        )
 
     def finish(self) -> None:
         """Training is over: write what was traced, or say that it was too short."""

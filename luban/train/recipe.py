@@ -117,5 +117,7 @@ class Recipe:
     def __post_init__(self):
         if self.train.weights == "bf16" and not self.optim.rounds_stochastically:
             name = OptimizerConfig.registry.name_of(type(self.optim))
-            raise ConfigError(f"train.weights bf16 needs an optimizer that rounds stochastically, or small updates are "
-                              f"lost, and {name} doesn't: use --optim.type adamw or --train.weights fp32")  # fmt: skip
+            raise ConfigError(
+                f"train.weights bf16 needs an optimizer that rounds stochastically, or small updates are "
+                f"lost, and {name} doesn't: use --optim.type adamw or --train.weights fp32"
+            )

@@ -67,15 +67,27 @@ def train(
         require_tensorboard()
     resolved = to_dict(recipe) | {"model": config_of(start.spec)}
     parents = (as_parent("shards", shards.path), *start.parents)
-    with ArtifactWriter(out, kind="run", config={"task": task, **resolved}, parents=parents, resumable=True,
-                        seed=recipe.train.seed, volatile=("metrics.jsonl", "tensorboard/*", "profile/*")) as art:  # fmt: skip
+    with ArtifactWriter(
+        out,
+        kind="run",
+        config={"task": task, **resolved},
+        parents=parents,
+        resumable=True,
+        seed=recipe.train.seed,
+        volatile=("metrics.jsonl", "tensorboard/*", "profile/*"),
+    ) as art:
         values = prediction.memory.parameters // 4 + prediction.memory.optimizer // 4
         require_free(art.path, 4 * values * (recipe.checkpoint.keep + 2), "training with these checkpoints")
         if not art.resumed:
             atomic_write(art.path / "recipe.toml", to_toml(resolved))
             shutil.copytree(Path(shards.path) / "tokenizer", art.path / "tokenizer", dirs_exist_ok=True)
-            art.note(recipe=name, command=command_line(), device=str(device), accelerator=prediction.machine.name,
-                     **prediction.figures())  # fmt: skip
+            art.note(
+                recipe=name,
+                command=command_line(),
+                device=str(device),
+                accelerator=prediction.machine.name,
+                **prediction.figures(),
+            )
         chosen.clear()  # of runs before, where there were any in this process
         parts = assemble(recipe, shards, start, device)
         _resume(art, parts)
@@ -126,8 +138,9 @@ def _require_memory(recipe: Recipe, shards: Shards, start: Start, device: torch.
 
 def _sample(recipe: Recipe, shards: Shards, rows: int) -> Batch:
     """The first rows that the run will read."""
-    loader = Loader(shards, batch_size=rows, seq_len=recipe.train.seq_len, seed=recipe.train.seed,
-                    packing=rows_of(recipe, shards))  # fmt: skip
+    loader = Loader(
+        shards, batch_size=rows, seq_len=recipe.train.seq_len, seed=recipe.train.seed, packing=rows_of(recipe, shards)
+    )
     return loader.batch(0)
 
 
@@ -141,8 +154,14 @@ def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device)
     torch.set_float32_matmul_precision("high")
     engine = make_engine(recipe, start, device)
     workers = recipe.data.workers if recipe.data.workers is not None else 2 * (device.type == "cuda")
-    loader = Loader(shards, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed,
-                    packing=rows_of(recipe, shards), workers=workers)  # fmt: skip
+    loader = Loader(
+        shards,
+        batch_size=config.batch_size,
+        seq_len=config.seq_len,
+        seed=config.seed,
+        packing=rows_of(recipe, shards),
+        workers=workers,
+    )
     return TrainerComponents(recipe, engine, TrainState(start.spec, engine), loader, _validator(recipe, shards))
 
 
@@ -152,10 +171,22 @@ def make_engine(recipe: Recipe, start: Start, device: torch.device) -> TrainEngi
     model = build_model(start.spec, device="meta")
     measured = recipe.objective.measured()
     evaluation = measured.loss(model, attention) if measured != recipe.objective else None
-    execution = Execution(device=device, precision=config.precision, masters=config.weights == "fp32",
-                          compile=config.compile, accumulate=config.accumulate, clip=config.clip)  # fmt: skip
-    return apply(recipe.objective.loss(model, attention), recipe.plan, recipe.optim, execution=execution,
-                 init=config.seed if start.weights is None else start.weights, evaluation=evaluation)  # fmt: skip
+    execution = Execution(
+        device=device,
+        precision=config.precision,
+        masters=config.weights == "fp32",
+        compile=config.compile,
+        accumulate=config.accumulate,
+        clip=config.clip,
+    )
+    return apply(
+        recipe.objective.loss(model, attention),
+        recipe.plan,
+        recipe.optim,
+        execution=execution,
+        init=config.seed if start.weights is None else start.weights,
+        evaluation=evaluation,
+    )
 
 
 def rows_of(recipe: Recipe, shards: Shards) -> Packing:
@@ -173,8 +204,13 @@ def _validator(recipe: Recipe, shards: Shards) -> Validator | None:
     try:
         heldout = Shards.open(shards.path, "heldout")
         rows = None if recipe.objective.reads_whole_text else rows_of(recipe, heldout)
-        validator = Validator(heldout, rows=rows, batch_size=train.batch_size // train.accumulate,
-                              seq_len=train.seq_len, batches=recipe.validation.batches)  # fmt: skip
+        validator = Validator(
+            heldout,
+            rows=rows,
+            batch_size=train.batch_size // train.accumulate,
+            seq_len=train.seq_len,
+            batches=recipe.validation.batches,
+        )
         next(validator.batches_once())
     except DataError as error:
         warn(f"training without validation: {error}")

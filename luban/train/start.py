@@ -45,8 +45,10 @@ def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = Non
         recipe.require_tokenizer(shards, model.tokenizer)
     spec = model.spec
     if spec.vocab_size < vocabulary:  # a larger one has rows to spare, as foreign models do
-        raise ConfigError(f"model {recipe.init} has a vocabulary of {spec.vocab_size}, shards {shards.path} "
-                          f"of {vocabulary}: pack the data with the model's tokenizer")  # fmt: skip
+        raise ConfigError(
+            f"model {recipe.init} has a vocabulary of {spec.vocab_size}, shards {shards.path} "
+            f"of {vocabulary}: pack the data with the model's tokenizer"
+        )
     weights = state_of(model.module)
     if set(recipe.model.given) == {"head"}:
         spec, weights = with_head(recipe, spec, weights)
@@ -79,13 +81,17 @@ def with_head(recipe: Recipe, spec: ModelSpec, weights: dict[str, Tensor]) -> tu
 
 def _check(spec: ModelSpec, recipe: Recipe) -> ModelSpec:
     if recipe.train.seq_len > spec.context:
-        raise ConfigError(f"train.seq_len is {recipe.train.seq_len}, but the model's context is {spec.context} tokens: "
-                          "lower --train.seq_len or raise --model.context")  # fmt: skip
+        raise ConfigError(
+            f"train.seq_len is {recipe.train.seq_len}, but the model's context is {spec.context} tokens: "
+            "lower --train.seq_len or raise --model.context"
+        )
     objective = recipe.objective
     name, body, head = (part.registry.name_of(type(part)) for part in (objective, spec.body, spec.head))
     if body not in objective.bodies or head not in objective.heads:
-        raise ConfigError(f"objective {name} trains a model of body {' or '.join(objective.bodies)} with head "
-                          f"{' or '.join(objective.heads)}, and this one has body {body} and head {head}")  # fmt: skip
+        raise ConfigError(
+            f"objective {name} trains a model of body {' or '.join(objective.bodies)} with head "
+            f"{' or '.join(objective.heads)}, and this one has body {body} and head {head}"
+        )
     objective.require(spec.head, causal=spec.body.causal, tied=spec.tied_head)
     return spec
 
@@ -93,5 +99,7 @@ def _check(spec: ModelSpec, recipe: Recipe) -> ModelSpec:
 def _same_spec(wanted: dict[str, Any], found: dict[str, Any], init: str | Path) -> None:
     for key in wanted:
         if wanted[key] != found.get(key) and key != "init":  # how it was initialised no longer matters
-            raise ConfigError(f"the recipe's model.{key} is {wanted[key]!r}, but {init} has {found.get(key)!r}: "
-                              "leave [model] out to take the model as it is")  # fmt: skip
+            raise ConfigError(
+                f"the recipe's model.{key} is {wanted[key]!r}, but {init} has {found.get(key)!r}: "
+                "leave [model] out to take the model as it is"
+            )

@@ -89,13 +89,20 @@ def trace_memory(recipe: Recipe, spec: ModelSpec, row: Batch) -> Footprint | Non
     if less is None or more is None:
         return None
     further = (rows - most) / (most - most // 2)
-    return Footprint(kept=int(more.kept + further * (more.kept - less.kept)),
-                     peak=int(more.peak + further * (more.peak - less.peak)))  # fmt: skip
+    return Footprint(
+        kept=int(more.kept + further * (more.kept - less.kept)), peak=int(more.peak + further * (more.peak - less.peak))
+    )
 
 
 @lru_cache(maxsize=64)  # a refused run asks for many sizes, which lie on a few lines
-def _trace(spec: ModelSpec, objective: Objective, dtype: torch.dtype, remat: Remat,
-           arrays: tuple[tuple[str, tuple[int, ...], torch.dtype], ...], rows: int) -> Footprint | None:  # fmt: skip
+def _trace(
+    spec: ModelSpec,
+    objective: Objective,
+    dtype: torch.dtype,
+    remat: Remat,
+    arrays: tuple[tuple[str, tuple[int, ...], torch.dtype], ...],
+    rows: int,
+) -> Footprint | None:
     """The same of so many rows, every operation one by one.
 
     Args:

@@ -17,8 +17,17 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if not (CHROMIUM and DRIVER):
     pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
 
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", "--window-size=1100,760")  # fmt: skip
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--window-size=1100,760",
+)
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the name that the WebDriver standard gives to element ids
 ENTER, ESCAPE = "\ue007", "\ue00c"
 
@@ -28,8 +37,10 @@ class Browser:
 
     def __init__(self, address: str, profile):
         self.http = httpx.Client(base_url=address, timeout=None)
-        capabilities = {"goog:chromeOptions": {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}"]},
-                        "goog:loggingPrefs": {"browser": "ALL"}}  # fmt: skip
+        capabilities = {
+            "goog:chromeOptions": {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}"]},
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
         self.session = self._post("/session", {"capabilities": {"alwaysMatch": capabilities}})["sessionId"]
 
     def _post(self, path, body):

@@ -19,8 +19,9 @@ from luban.models.spec import changed
 
 def run(*words, stdin=""):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "luban", *map(str, words)], input=stdin, capture_output=True,
-                          text=True, env=environment)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "luban", *map(str, words)], input=stdin, capture_output=True, text=True, env=environment
+    )
 
 
 def test_generate_repeats_with_a_seed(tiny_checkpoint):
@@ -77,8 +78,10 @@ def test_makers_settings_hold_until_the_person_says_otherwise(tiny_checkpoint, t
         run("generate", model, "hi", "--max-tokens", 9, "--temperature", 1, "--seed", 3),
     )
     m = luban.load_model(tiny_checkpoint)
-    for done, sampling in ((plain, luban.Sampling(max_tokens=5, temperature=0)),
-                           (said, luban.Sampling(max_tokens=9, temperature=1, seed=3))):  # fmt: skip
+    for done, sampling in (
+        (plain, luban.Sampling(max_tokens=5, temperature=0)),
+        (said, luban.Sampling(max_tokens=9, temperature=1, seed=3)),
+    ):
         assert done.stdout == luban.Engine(m).generate("hi", sampling)[0].text + "\n"
         assert done.stderr.count("num_beams = 2") == 1
     chat = run("chat", model, stdin="hi\n/reset\nhi\n")

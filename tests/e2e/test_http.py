@@ -22,8 +22,12 @@ def start(model, *arguments):
     """A server process and its address."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     environment.pop("LUBAN_API_KEY", None)
-    process = subprocess.Popen([sys.executable, "-m", "luban", "serve", str(model), *arguments],
-                               stderr=subprocess.PIPE, text=True, env=environment)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "luban", "serve", str(model), *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     said = []
     for line in process.stderr:
         said.append(line)
@@ -70,10 +74,21 @@ def test_models_and_health(server):
 def test_every_route_but_health_and_page_needs_the_key(server, key):
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     with httpx.Client(base_url=server.base_url, headers=headers) as stranger:
-        routes = [("GET", "/v1/models"), ("GET", "/v1/models/tiny-bytes"), ("POST", "/v1/completions"),
-                  ("POST", "/v1/chat/completions"), ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere"),
-                  ("OPTIONS", "/v1/completions"), ("GET", "/health/"), ("GET", "/health/../v1/models"),
-                  ("GET", "/page/../v1/models"), ("POST", "/v1/completions/"), ("GET", "/redoc")]  # fmt: skip
+        routes = [
+            ("GET", "/v1/models"),
+            ("GET", "/v1/models/tiny-bytes"),
+            ("POST", "/v1/completions"),
+            ("POST", "/v1/chat/completions"),
+            ("GET", "/docs"),
+            ("GET", "/openapi.json"),
+            ("GET", "/nowhere"),
+            ("OPTIONS", "/v1/completions"),
+            ("GET", "/health/"),
+            ("GET", "/health/../v1/models"),
+            ("GET", "/page/../v1/models"),
+            ("POST", "/v1/completions/"),
+            ("GET", "/redoc"),
+        ]
         for method, route in routes:
             answer = stranger.request(method, route, json=CHAT if method == "POST" else None)
             assert answer.status_code == 401, (method, route)
@@ -101,8 +116,9 @@ def test_every_route_of_the_application_is_guarded(tiny_checkpoint):
 def test_chat_whole_and_streamed_agree(server):
     body = {**CHAT, "ignore_eos": True, "n": 2, "logprobs": True, "top_logprobs": 2}
     whole = server.post("/v1/chat/completions", json=body).json()
-    with server.stream("POST", "/v1/chat/completions",
-                       json={**body, "stream": True, "stream_options": {"include_usage": True}}) as response:  # fmt: skip
+    with server.stream(
+        "POST", "/v1/chat/completions", json={**body, "stream": True, "stream_options": {"include_usage": True}}
+    ) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         chunks = events(response)
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
@@ -162,9 +178,14 @@ def test_stop_strings_end_with_stop(server):
         ("chat/completions", {"messages": [{"role": "king", "content": "x"}]}, 400, "role"),
         ("chat/completions", {**CHAT, "tools": [{"type": "function"}]}, 400, "tools"),
         ("chat/completions", {**CHAT, "messages": [{"role": "user", "content": "x" * 700}]}, 400, "context"),
-        ("chat/completions", {**CHAT, "stream": True, "messages": [{"role": "user", "content": "x" * 700}]}, 400, "context"),
+        (
+            "chat/completions",
+            {**CHAT, "stream": True, "messages": [{"role": "user", "content": "x" * 700}]},
+            400,
+            "context",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_requests_get_openais_error(server, path, body, status, words):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = server.post(f"/v1/{path}", content=content, headers={"Content-Type": "application/json"})
@@ -277,8 +298,10 @@ def test_makers_settings_hold_until_the_request_says_otherwise(tiny_checkpoint, 
     model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     (model / "generation_config.json").write_text(json.dumps({"do_sample": False, "max_new_tokens": 5}))
     engine = luban.Engine(luban.load_model(tiny_checkpoint))
-    greedy, drawn = (engine.generate("hi", luban.Sampling(max_tokens=n, temperature=t, seed=3, repetition_penalty=p))[0].text
-                     for n, t, p in ((5, 0, 1), (9, 1, 1.3)))  # fmt: skip
+    greedy, drawn = (
+        engine.generate("hi", luban.Sampling(max_tokens=n, temperature=t, seed=3, repetition_penalty=p))[0].text
+        for n, t, p in ((5, 0, 1), (9, 1, 1.3))
+    )
     process, address, _ = start(model, "--port", "0")
     try:
         with httpx.Client(base_url=address, timeout=None) as client:
@@ -296,8 +319,12 @@ def test_makers_settings_hold_until_the_request_says_otherwise(tiny_checkpoint, 
 
 def test_a_terminated_server_ends_its_streams_and_shows_no_traceback(tiny_checkpoint):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "luban", "serve", str(tiny_checkpoint), "--port", "0"],
-                               stderr=subprocess.PIPE, text=True, env=environment)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "luban", "serve", str(tiny_checkpoint), "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     said = []
     for line in process.stderr:
         said.append(line)

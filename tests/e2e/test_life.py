@@ -29,8 +29,14 @@ WORDS = [
 
 
 def luban(*words, cwd, code=0):
-    done = subprocess.run([sys.executable, "-m", "luban", *map(str, words)], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}, stdin=subprocess.DEVNULL)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "luban", *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == code, f"luban {' '.join(map(str, words))}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done
 
@@ -43,12 +49,33 @@ def life(tmp_path_factory):
     for index in range(120):
         body = " ".join(random.choices(WORDS, k=random.randint(40, 200)))
         (root / "text" / f"{index:03d}.txt").write_text(f"Chapter {index}. {body}.\n")
-    pairs = [{"id": f"q{i}", "messages": [{"role": "user", "content": f"What follows {w}? ({i})"},
-                                           {"role": "assistant", "content": f"After {w} comes {WORDS[i % 16 - 1]}."}]}
-             for i, w in enumerate(WORDS * 12)]  # fmt: skip
+    pairs = [
+        {
+            "id": f"q{i}",
+            "messages": [
+                {"role": "user", "content": f"What follows {w}? ({i})"},
+                {"role": "assistant", "content": f"After {w} comes {WORDS[i % 16 - 1]}."},
+            ],
+        }
+        for i, w in enumerate(WORDS * 12)
+    ]
     (root / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    small = ["--train.steps", 12, "--train.batch_size", 4, "--train.seq_len", 64, "--checkpoint.every", 6,
-             "--train.compile", "false", "--validation.every", 6, "--validation.batches", 2]  # fmt: skip
+    small = [
+        "--train.steps",
+        12,
+        "--train.batch_size",
+        4,
+        "--train.seq_len",
+        64,
+        "--checkpoint.every",
+        6,
+        "--train.compile",
+        "false",
+        "--validation.every",
+        6,
+        "--validation.batches",
+        2,
+    ]
     luban("corpus", "build", "text", "--heldout", 0.2, "--out", "corpus", cwd=root)
     luban("corpus", "build", "pairs.jsonl", "--heldout", 0.2, "--out", "questions", cwd=root)
     luban("tokenizer", "train", "corpus", "--vocab-size", 400, "--out", "tok", cwd=root)
@@ -107,7 +134,13 @@ def test_a_foreign_tokenizer_is_refused_and_both_sides_are_named(life):
 def test_generate_and_piped_chat(life):
     prompts = ("After stone", "After saw", "The gate", "A stone", "What follows")  # an answer may end at once
     assert any(luban("generate", "sft", prompt, "--max-tokens", 8, cwd=life).stdout.strip() for prompt in prompts)
-    done = subprocess.run([sys.executable, "-m", "luban", "chat", "sft", "--max-tokens", "8"], cwd=life, text=True, capture_output=True,
-                          input="What follows saw?\nWhat follows gate?\n", env={**os.environ, "PYTHONPATH": os.getcwd()})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "luban", "chat", "sft", "--max-tokens", "8"],
+        cwd=life,
+        text=True,
+        capture_output=True,
+        input="What follows saw?\nWhat follows gate?\n",
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

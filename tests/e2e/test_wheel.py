@@ -19,8 +19,11 @@ def installed(tmp_path_factory):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     source = folder / "source"
     subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(source)], check=True)
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)], check=True,
-                   capture_output=True)  # fmt: skip
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)],
+        check=True,
+        capture_output=True,
+    )
     wheel = next(folder.glob("luban-*.whl"))
     subprocess.run(
         [*pip, "install", "--no-deps", "--no-compile", "--target", str(folder / "site"), str(wheel)], check=True
@@ -48,6 +51,11 @@ def test_an_installed_luban_finds_its_recipes_page_and_ledger(installed, tmp_pat
     assert "tiny_pretrain_cpu" in luban("pretrain", "--help").stdout
     refused = luban("pretrain", "tiny_pretrain_cpu", "--data.path", "nowhere", "--out", "run")
     assert refused.returncode == 1 and "nowhere" in refused.stderr
-    where = subprocess.run([sys.executable, "-c", "import luban; print(luban.__file__)"], cwd=tmp_path, env=environment,
-                           capture_output=True, text=True)  # fmt: skip
+    where = subprocess.run(
+        [sys.executable, "-c", "import luban; print(luban.__file__)"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert str(installed[1]) in where.stdout

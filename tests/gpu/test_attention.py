@@ -142,10 +142,12 @@ def test_masks_and_biases(form, masked, width, dtype):
     r = [torch.rand(H, device="cuda").add(0.2).requires_grad_() for _ in range(2)]
     weight = torch.randn(H, 32, device="cuda", requires_grad=True)
     bias, parameters = {
-        None: lambda: (None, ()), "alibi": lambda: (alibi(alibi_slopes(H, "cuda"), T), ()),
-        "power": lambda: (kerple_power(*r, T, width**-0.5), r), "log": lambda: (kerple_log(*r, T, width**-0.5), r),
+        None: lambda: (None, ()),
+        "alibi": lambda: (alibi(alibi_slopes(H, "cuda"), T), ()),
+        "power": lambda: (kerple_power(*r, T, width**-0.5), r),
+        "log": lambda: (kerple_log(*r, T, width**-0.5), r),
         "t5": lambda: (t5(weight, T, causal=masked != "both ways"), [weight]),
-    }[form]()  # fmt: skip
+    }[form]()
     compare(lambda: flash_attention(*qkv, mask=mask, bias=bias), qkv, mask, bias, parameters)
 
 
@@ -169,14 +171,26 @@ def test_layouts(width, dtype, block, masked):
     compare(lambda: flash_attention(*qkv, mask=mask, layout=layout), qkv, mask, layout=layout)
 
 
-@pytest.mark.parametrize(("method", "layout"), [
-    *((method, None) for method in ("rope", "alibi", "kerple_power", "kerple_log", "t5")),
-    ("rope", GlobalRandom(window=64)), ("kerple_log", Strided(window=0, stride=3)), ("alibi", GlobalRandom(block=128)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "layout"),
+    [
+        *((method, None) for method in ("rope", "alibi", "kerple_power", "kerple_log", "t5")),
+        ("rope", GlobalRandom(window=64)),
+        ("kerple_log", Strided(window=0, stride=3)),
+        ("alibi", GlobalRandom(block=128)),
+    ],
+)
 @pytest.mark.parametrize("packed", [False, True])
 def test_models_compile_into_one_graph_and_agree_with_masks_written_out(method, layout, packed):
-    spec = uniform(vocab_size=100, width=256, layers=2, context=600, position=Position.registry.get(method)(),
-                   mixer=Grouped(heads=4, kv_heads=2, layout=layout), feedforward=SwiGLU(width=256))  # fmt: skip
+    spec = uniform(
+        vocab_size=100,
+        width=256,
+        layers=2,
+        context=600,
+        position=Position.registry.get(method)(),
+        mixer=Grouped(heads=4, kv_heads=2, layout=layout),
+        feedforward=SwiGLU(width=256),
+    )
     model = build_model(spec, device="cuda", dtype="bfloat16")
     tokens = torch.randint(0, 100, (2, 600), device="cuda")
     documents = torch.sort(torch.randint(0, 4, (2, 600), device="cuda"), 1).values if packed else None
@@ -189,8 +203,9 @@ def test_models_compile_into_one_graph_and_agree_with_masks_written_out(method, 
     for kernel in ("torch", None):
         torch._dynamo.reset()
         run = torch.compile(model, fullgraph=True) if kernel is None else model
-        logits = run(tokens, documents=documents, positions=positions, document_starts=starts,
-                     attention=AttentionBackend(kernel)).float()  # fmt: skip
+        logits = run(
+            tokens, documents=documents, positions=positions, document_starts=starts, attention=AttentionBackend(kernel)
+        ).float()
         loss = logits.log_softmax(-1)[..., 3].mean()
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     for (name, _), a, b in zip([("loss", None), *model.named_parameters()], *results, strict=True):

@@ -20,8 +20,15 @@ def error(mine: torch.Tensor, exact: torch.Tensor) -> float:
 def test_products_with_swiglu_agree_with_float64(dtype, sides):
     rows, width, inner, outputs = sides
     draw = {"device": "cuda", "dtype": dtype}
-    x, gate, up, down = (torch.randn(shape, **draw) / shape[1] ** 0.5 * scale for shape, scale in
-                         (((rows, width), width**0.5), ((inner, width), 1), ((inner, width), 1), ((outputs, inner), 1)))  # fmt: skip
+    x, gate, up, down = (
+        torch.randn(shape, **draw) / shape[1] ** 0.5 * scale
+        for shape, scale in (
+            ((rows, width), width**0.5),
+            ((inner, width), 1),
+            ((inner, width), 1),
+            ((outputs, inner), 1),
+        )
+    )
     dy = torch.randn(rows, outputs, **draw)
 
     def gradients(of, kind):

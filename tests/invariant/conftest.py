@@ -61,8 +61,11 @@ def start():
         program = [Path(__file__).with_name("signalled.py"), *map(int, signalled)] if signalled else ["-m", "luban"]
         command = [sys.executable, *map(str, program), *map(str, words)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                        env=environment, **popen))  # fmt: skip
+        running.append(
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **popen
+            )
+        )
         return running[-1]
 
     yield run

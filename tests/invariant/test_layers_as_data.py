@@ -25,10 +25,13 @@ from luban.objectives.masked import Masked
 from luban.parallel.compile import compiled_loss
 
 TABLE = {
-    "width": 32, "context": 48, "layers": 6, "init": {"type": "normal", "std": 0.2},
+    "width": 32,
+    "context": 48,
+    "layers": 6,
+    "init": {"type": "normal", "std": 0.2},
     "layer": {"mixer": {"heads": 4, "kv_heads": 2}, "feedforward": {"width": 48}},
     "pattern": [{"every": 2, "mixer": {"window": 3}}, {"at": [1, 4], "feedforward": {"width": 40}}],
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -100,15 +103,22 @@ def batches(packed: bool, seed: int) -> list[dict[str, torch.Tensor]]:
     return [tensors(packed_batch(2, rng)) | whole for _ in range(2)]
 
 
-@pytest.mark.parametrize(("distinct", "packed"), [
-    (4, False), (12, False), (4, True),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, False), (1, True), (12, True)))
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("distinct", "packed"),
+    [
+        (4, False),
+        (12, False),
+        (4, True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, False), (1, True), (12, True))),
+    ],
+)
 def test_compiles_a_graph_for_each_distinct_layer(distinct, packed, monkeypatch, seed):
     """Twenty-four layers, two training steps. Where rows are packed, a window changes nothing but a mask that is written
     out anyway, so that layers of one width share a graph."""
-    ways = [{"mixer": {"window": window}, "feedforward": {"width": width}} for window, width in
-            itertools.product(("none", 3), (48, 40, 32, 24, 56, 64))][:: 12 // distinct]  # fmt: skip
+    ways = [
+        {"mixer": {"window": window}, "feedforward": {"width": width}}
+        for window, width in itertools.product(("none", 3), (48, 40, 32, 24, 56, 64))
+    ][:: 12 // distinct]
     spec = mixed(layers=24, pattern=[{"every": distinct, "offset": i, **way} for i, way in enumerate(ways)])
     assert len(set(spec.layers)) == distinct
     torch._dynamo.reset()

@@ -63,8 +63,10 @@ def test_generation(name, seed):
     model = engine_of(FAMILIES[name], seed=seed).model
     own(model)
     session = session_for(model)
-    made = [Sequence([3, 4, 5], Sampling(temperature=0, max_tokens=4), seed=0),
-            Sequence([7, 8], Sampling(top_p=0.9, repetition_penalty=1.2, logprobs=2), seed=seed)]  # fmt: skip
+    made = [
+        Sequence([3, 4, 5], Sampling(temperature=0, max_tokens=4), seed=0),
+        Sequence([7, 8], Sampling(top_p=0.9, repetition_penalty=1.2, logprobs=2), seed=seed),
+    ]
     with ownership_enforced():
         session.add(made)
         for _ in range(4):
@@ -93,8 +95,17 @@ def test_reading_a_weight_elsewhere_raises(seed):
     x = torch.randn(2, 32)
     with ownership_enforced():
         assert weight.shape == (32, 32) and weight.requires_grad and weight.grad is None
-        for read in (lambda: x @ weight, lambda: weight.t(), lambda: weight.data, lambda: torch.cat([weight, other]),
-                     weight.detach, weight.half, weight.tolist, lambda: x.matmul(weight), lambda: weight[0]):  # fmt: skip
+        for read in (
+            lambda: x @ weight,
+            lambda: weight.t(),
+            lambda: weight.data,
+            lambda: torch.cat([weight, other]),
+            weight.detach,
+            weight.half,
+            weight.tolist,
+            lambda: x.matmul(weight),
+            lambda: weight[0],
+        ):
             with pytest.raises(OwnershipError):
                 read()
         block.feedforward.register_forward_pre_hook(lambda *_: x @ weight)

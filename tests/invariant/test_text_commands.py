@@ -16,8 +16,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def luban(*words, cwd, threads=1, **more):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAYON_NUM_THREADS": str(threads)}
-    return subprocess.run([sys.executable, "-m", "luban", *map(str, words)], cwd=cwd, env=environment,
-                          capture_output=True, text=True, check=False, **more)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "luban", *map(str, words)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        **more,
+    )
 
 
 def done(*words, cwd, **more):
@@ -39,8 +46,15 @@ def life(tmp_path_factory):
     (folder / "notes").mkdir()
     for i in range(80):
         (folder / "notes" / f"{i:03d}.txt").write_text(" ".join(rng.choices(words, k=100)))
-    rows = [{"messages": [{"role": "user", "content": " ".join(rng.choices(words, k=5))},
-                          {"role": "assistant", "content": " ".join(rng.choices(words, k=5))}]} for _ in range(80)]  # fmt: skip
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": " ".join(rng.choices(words, k=5))},
+                {"role": "assistant", "content": " ".join(rng.choices(words, k=5))},
+            ]
+        }
+        for _ in range(80)
+    ]
     (folder / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done("corpus", "build", "notes", "--out", "corpus", "--heldout", "0.1", cwd=folder)
     done("corpus", "build", "chat.jsonl", "--out", "chats", "--heldout", "0.1", cwd=folder)
@@ -119,8 +133,9 @@ def test_report_counts_what_encode_gives(life):
     row = next(line for line in result.splitlines() if line.startswith("000.txt")).split()
     assert f"{len(text.encode()) / len(ids):.3f}" in row and row[-1] == "×1.00"
     lines = done("tokenizer", "encode", "tok", "--lines", cwd=life, input=text).stdout.splitlines()
-    assert lines == [done("tokenizer", "encode", "tok", "--text", line, cwd=life).stdout.strip()
-                     for line in text.splitlines()]  # fmt: skip
+    assert lines == [
+        done("tokenizer", "encode", "tok", "--text", line, cwd=life).stdout.strip() for line in text.splitlines()
+    ]
     corpus = done("tokenizer", "report", "tok", "corpus", cwd=life).stdout
     assert "unused tokens" in corpus and "domain" in corpus
 
@@ -166,15 +181,36 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(life, tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    result = luban("data", "pack", life / "corpus", "--tokenizer", life / "tok", "--out", tmp_path / "s",
-                   cwd=life, preexec_fn=small)  # fmt: skip
+    result = luban(
+        "data",
+        "pack",
+        life / "corpus",
+        "--tokenizer",
+        life / "tok",
+        "--out",
+        tmp_path / "s",
+        cwd=life,
+        preexec_fn=small,
+    )
     assert result.returncode == 1
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [("corpus",), ("corpus", "build"), ("tokenizer",), ("tokenizer", "train"),
-                                   ("tokenizer", "import"), ("tokenizer", "encode"), ("tokenizer", "report"), ("data",), ("data", "pack")])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("corpus",),
+        ("corpus", "build"),
+        ("tokenizer",),
+        ("tokenizer", "train"),
+        ("tokenizer", "import"),
+        ("tokenizer", "encode"),
+        ("tokenizer", "report"),
+        ("data",),
+        ("data", "pack"),
+    ],
+)
 def test_help_has_examples(words, tmp_path):
     result = done(*words, "--help", cwd=tmp_path)
     assert f"luban {' '.join(words)}" in result.stdout
@@ -183,8 +219,20 @@ def test_help_has_examples(words, tmp_path):
 def test_workers_licences_and_mixtures_by_command(life, tmp_path):
     """Two workers write the bytes of one; a mixture inherits licences; its card says so."""
     for workers in (1, 2):
-        done("corpus", "build", life / "notes", "--out", f"w{workers}", "--steps", "normalise,exact,lines,minhash",
-             "--workers", workers, "--licence", "CC-BY-4.0", cwd=tmp_path)  # fmt: skip
+        done(
+            "corpus",
+            "build",
+            life / "notes",
+            "--out",
+            f"w{workers}",
+            "--steps",
+            "normalise,exact,lines,minhash",
+            "--workers",
+            workers,
+            "--licence",
+            "CC-BY-4.0",
+            cwd=tmp_path,
+        )
     assert content_hash(tmp_path / "w1") == content_hash(tmp_path / "w2")
     (tmp_path / "m.toml").write_text(
         '[[part]]\nname = "a"\npath = "w1"\nweight = 3\n[[part]]\nname = "b"\npath = "chats"\nweight = 1\n'

@@ -83,8 +83,19 @@ def test_killed_at_random_and_resumed_equals_uninterrupted_on_any_number_of_work
 def test_resume_is_bitwise_with_compile_accumulation_and_mixed_precision(
     start, luban, shards, recipe, tmp_path, precision
 ):
-    command = ("pretrain", recipe, "--data.path", shards, *COMPILED, "--train.accumulate", "2",
-               "--train.precision", precision, "--optim.type", "muon")  # fmt: skip
+    command = (
+        "pretrain",
+        recipe,
+        "--data.path",
+        shards,
+        *COMPILED,
+        "--train.accumulate",
+        "2",
+        "--train.precision",
+        precision,
+        "--optim.type",
+        "muon",
+    )
     code, err = luban(*command, "--out", tmp_path / "whole")
     assert code == 0, err
     kill_and_resume(start, luban, command, tmp_path / "killed", 5, 24)
@@ -95,8 +106,17 @@ def test_accumulation_equals_the_larger_batch(luban, shards, recipe, tmp_path):
     # a large eps keeps Adam's update smooth where gradients are near 0, so that rounding stays rounding
     smooth = ("--optim.eps", "1e-3", "--train.steps", "20")
     for name, accumulate in (("whole", 1), ("cut", 4)):
-        code, err = luban("pretrain", recipe, "--data.path", shards, "--out", tmp_path / name, *smooth,
-                          "--train.accumulate", accumulate)  # fmt: skip
+        code, err = luban(
+            "pretrain",
+            recipe,
+            "--data.path",
+            shards,
+            "--out",
+            tmp_path / name,
+            *smooth,
+            "--train.accumulate",
+            accumulate,
+        )
         assert code == 0, err
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     difference = max(float((whole[name] - cut[name]).abs().max()) for name in whole)
@@ -131,8 +151,22 @@ def test_an_unfinished_run_of_another_configuration_is_refused(start, luban, sha
 
 
 def test_divergence_stops_with_the_reason_and_the_last_good_checkpoint(luban, shards, recipe, tmp_path):
-    code, err = luban("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run", "--optim.lr", "1e25",
-                      "--schedule.warmup", "0", "--checkpoint.every", "1", "--train.max_bad_steps", "3")  # fmt: skip
+    code, err = luban(
+        "pretrain",
+        recipe,
+        "--data.path",
+        shards,
+        "--out",
+        tmp_path / "run",
+        "--optim.lr",
+        "1e25",
+        "--schedule.warmup",
+        "0",
+        "--checkpoint.every",
+        "1",
+        "--train.max_bad_steps",
+        "3",
+    )
     assert code == 1 and "3 steps were NaN or infinite" in err and "Traceback" not in err
     last = sorted((tmp_path / "run.incomplete" / "checkpoints").iterdir())[-1]
     assert last.name in err and not (tmp_path / "run").exists()

@@ -11,8 +11,32 @@ from luban.tokenizer.chat import render
 from luban.tokenizer.tokenizer import load_tokenizer
 
 transformers = pytest.importorskip("transformers")
-WORDS = ["yes", "no", "ok", " a", "  two", "\n\nlines", "你好", "é!", " ", "x\t", "<|im_end|>", "</s>", "<|", "|>", "[INST]",
-         "<end_of_turn>", "<｜Assistant｜>", "<|user|>", "assistant", "a < b", "{", '"', "USER:", "\n"]  # fmt: skip
+WORDS = [
+    "yes",
+    "no",
+    "ok",
+    " a",
+    "  two",
+    "\n\nlines",
+    "你好",
+    "é!",
+    " ",
+    "x\t",
+    "<|im_end|>",
+    "</s>",
+    "<|",
+    "|>",
+    "[INST]",
+    "<end_of_turn>",
+    "<｜Assistant｜>",
+    "<|user|>",
+    "assistant",
+    "a < b",
+    "{",
+    '"',
+    "USER:",
+    "\n",
+]
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))

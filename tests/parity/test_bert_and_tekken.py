@@ -66,8 +66,20 @@ def test_bert_vocabularies(cased, config, tmp_path):
         {token: i for i, token in enumerate(CONTROL)},
     )
     rng = random.Random()
-    letters = [*"Hello World tokenization CAFÉ café naïve 你好世界 uniformer", "\u0301", "\t", "\n", "\u200d", "\x00", "[CLS]",
-               "[MASK]", "##iz", "$", "—", "x" * 101]  # fmt: skip
+    letters = [
+        *"Hello World tokenization CAFÉ café naïve 你好世界 uniformer",
+        "\u0301",
+        "\t",
+        "\n",
+        "\u200d",
+        "\x00",
+        "[CLS]",
+        "[MASK]",
+        "##iz",
+        "$",
+        "—",
+        "x" * 101,
+    ]
     for _ in range(500):
         text = "".join(rng.choice([*letters, "Hello ", "token"]) for _ in range(rng.randint(0, 20)))
         assert ours.encode(text) == plain(text, vocabulary, lower), text
@@ -95,11 +107,19 @@ def test_tekken_vocabularies(special, tmp_path):
     assert import_tokenizer(tmp_path, tmp_path / "again").content_hash == ours.content_hash
 
 
-@pytest.mark.parametrize("name, content, words", [
-    ("vocab.txt", "hello\nworld\n", r"a line \[UNK\]"), ("tekken.json", "{}", "not a tekken vocabulary: KeyError"),
-    ("tekken.json", json.dumps(tekken(300, ["<s>", "<s>"])[0]), "different special tokens"),
-    ("tekken.json", json.dumps({**tekken(300, None)[0], "vocab": tekken(300, None)[0]["vocab"][1:]}), "1 bytes without a rank"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("vocab.txt", "hello\nworld\n", r"a line \[UNK\]"),
+        ("tekken.json", "{}", "not a tekken vocabulary: KeyError"),
+        ("tekken.json", json.dumps(tekken(300, ["<s>", "<s>"])[0]), "different special tokens"),
+        (
+            "tekken.json",
+            json.dumps({**tekken(300, None)[0], "vocab": tekken(300, None)[0]["vocab"][1:]}),
+            "1 bytes without a rank",
+        ),
+    ],
+)
 def test_what_is_no_such_vocabulary_is_refused(name, content, words, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=words):

@@ -75,8 +75,9 @@ def test_ids_and_masks_are_those_of_transformers(folder, template, prompt, tmp_p
     theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
     for messages in conversations(seed=11):
         marked = template != LLAMA3
-        expected = theirs.apply_chat_template(messages, return_dict=True, add_generation_prompt=prompt,
-                                              return_assistant_tokens_mask=marked)  # fmt: skip
+        expected = theirs.apply_chat_template(
+            messages, return_dict=True, add_generation_prompt=prompt, return_assistant_tokens_mask=marked
+        )
         found = render(messages, ours, add_generation_prompt=prompt)
         assert found.token_ids == expected["input_ids"]
         if marked:

@@ -25,8 +25,16 @@ def small(name, **changes):
     spec = PRESETS[name]
     width, heads = changes.pop("width"), changes.pop("heads")
     mixer = replace(spec.layers[0].mixer, heads=heads, **changes.pop("mixer", {}))
-    spec = changed(spec, width=width, layers=3, vocab_size=61, context=64, mixer=mixer,
-                   feedforward=replace(spec.layers[0].feedforward, width=2 * width), **changes)  # fmt: skip
+    spec = changed(
+        spec,
+        width=width,
+        layers=3,
+        vocab_size=61,
+        context=64,
+        mixer=mixer,
+        feedforward=replace(spec.layers[0].feedforward, width=2 * width),
+        **changes,
+    )
     model = luban.build_model(spec, dtype="float64").eval()
     torch.manual_seed(random.randrange(2**31))
     for p in model.parameters():
@@ -92,8 +100,13 @@ def test_chatglm_6b_equals_its_computation_written_out():
 def test_the_published_layout_out_and_in(name, tmp_path):
     """Names and the order of rows as their released code reads them, and the same logits back."""
     mixer = {"kv_heads": 2} if name == "chatglm2-6b" else {"kv_heads": 6}
-    model = small(name, width=48, heads=6, mixer=mixer, **(
-        {"position": replace(PRESETS[name].position, width=4)} if name == "chatglm2-6b" else {})).float()  # fmt: skip
+    model = small(
+        name,
+        width=48,
+        heads=6,
+        mixer=mixer,
+        **({"position": replace(PRESETS[name].position, width=4)} if name == "chatglm2-6b" else {}),
+    ).float()
     loaded = LoadedModel(spec=model.spec, module=model, tokenizer=None, name=name, path=tmp_path, manifest=None)
     luban.export_model(loaded, tmp_path / "out")
     tensors, w = load_file(tmp_path / "out/model.safetensors"), dict(model.named_parameters())
@@ -120,25 +133,46 @@ def test_the_published_layout_out_and_in(name, tmp_path):
 
 def test_chatglm2_6b_equals_transformers_glm():
     """The same parts under another name: partial interleaved rotation, grouped keys, biases on q, k and v alone."""
-    model = small("chatglm2-6b", width=48, heads=6, mixer={"kv_heads": 2},
-                  position=replace(PRESETS["chatglm2-6b"].position, width=4)).float()  # fmt: skip
-    theirs = transformers.GlmForCausalLM(transformers.GlmConfig(
-        vocab_size=61, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=8, attention_bias=True, rms_norm_eps=model.spec.last.norm.eps, pad_token_id=0,
-        max_position_embeddings=64, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0,
-                                                     "partial_rotary_factor": 0.5})).eval()  # fmt: skip
+    model = small(
+        "chatglm2-6b",
+        width=48,
+        heads=6,
+        mixer={"kv_heads": 2},
+        position=replace(PRESETS["chatglm2-6b"].position, width=4),
+    ).float()
+    theirs = transformers.GlmForCausalLM(
+        transformers.GlmConfig(
+            vocab_size=61,
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=8,
+            attention_bias=True,
+            rms_norm_eps=model.spec.last.norm.eps,
+            pad_token_id=0,
+            max_position_embeddings=64,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+        )
+    ).eval()
     w = dict(model.named_parameters())
-    state = {"model.embed_tokens.weight": w["decoder.embedding.tokens.weight"], "model.norm.weight": w["decoder.norm.weight"],
-             "lm_head.weight": w["head.weight"]}  # fmt: skip
+    state = {
+        "model.embed_tokens.weight": w["decoder.embedding.tokens.weight"],
+        "model.norm.weight": w["decoder.norm.weight"],
+        "lm_head.weight": w["head.weight"],
+    }
     for i in range(3):
         ours, to = f"decoder.blocks.{i}", f"model.layers.{i}"
         for p in "qkv":
             state |= {f"{to}.self_attn.{p}_proj.{k}": w[f"{ours}.mixer.qkv.{p}.{k}"] for k in ("weight", "bias")}
-        state |= {f"{to}.self_attn.o_proj.weight": w[f"{ours}.mixer.output.weight"],
-                  f"{to}.mlp.gate_up_proj.weight": torch.cat([w[f"{ours}.feedforward.{p}.weight"] for p in ("gate", "up")]),
-                  f"{to}.mlp.down_proj.weight": w[f"{ours}.feedforward.down.weight"],
-                  f"{to}.input_layernorm.weight": w[f"{ours}.mixer_norm.weight"],
-                  f"{to}.post_attention_layernorm.weight": w[f"{ours}.feedforward_norm.weight"]}  # fmt: skip
+        state |= {
+            f"{to}.self_attn.o_proj.weight": w[f"{ours}.mixer.output.weight"],
+            f"{to}.mlp.gate_up_proj.weight": torch.cat([w[f"{ours}.feedforward.{p}.weight"] for p in ("gate", "up")]),
+            f"{to}.mlp.down_proj.weight": w[f"{ours}.feedforward.down.weight"],
+            f"{to}.input_layernorm.weight": w[f"{ours}.mixer_norm.weight"],
+            f"{to}.post_attention_layernorm.weight": w[f"{ours}.feedforward_norm.weight"],
+        }
     theirs.load_state_dict(state)
     tokens = torch.randint(0, 61, (2, 13))
     expected = theirs(tokens).logits

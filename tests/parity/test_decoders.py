@@ -15,17 +15,40 @@ from luban.models.head.language_model import LanguageModel
 from luban.objectives.causal import CausalLoss
 
 transformers = pytest.importorskip("transformers")
-KINDS = ("llama", "llama", "llama", "llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt2", "openai-gpt", "bloom", "bloom",
-         "falcon", "falcon", "falcon", "falcon", "falcon-rw", "falcon-rw")  # each configuration is drawn afresh each run  # fmt: skip
+KINDS = (
+    "llama",
+    "llama",
+    "llama",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "gpt2",
+    "openai-gpt",
+    "bloom",
+    "bloom",
+    "falcon",
+    "falcon",
+    "falcon",
+    "falcon",
+    "falcon-rw",
+    "falcon-rw",
+)  # each configuration is drawn afresh each run
 
 
 def random_config(rng: random.Random, kind: str = "llama"):
     """A small model of odd sizes."""
     kv_heads = rng.choice([1, 2, 3])
     heads = kv_heads * rng.choice([1, 2, 3, 5])
-    sizes = {"vocab_size": rng.randrange(31, 301, 2), "hidden_size": heads * rng.choice([2, 4, 6]),
-             "num_hidden_layers": rng.choice([1, 2, 3]), "num_attention_heads": heads,
-             "initializer_range": 0.2, "tie_word_embeddings": rng.random() < 0.5}  # fmt: skip
+    sizes = {
+        "vocab_size": rng.randrange(31, 301, 2),
+        "hidden_size": heads * rng.choice([2, 4, 6]),
+        "num_hidden_layers": rng.choice([1, 2, 3]),
+        "num_attention_heads": heads,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": rng.random() < 0.5,
+    }
     more = (gpt_like if kind in GPTS else llama_like)(rng, kind, kv_heads, sizes["hidden_size"])
     if "layer_types" in more:
         more["layer_types"] = more["layer_types"][: sizes["num_hidden_layers"]]
@@ -43,30 +66,55 @@ def llama_like(rng: random.Random, kind: str, kv_heads: int, width: int) -> dict
         "qwen3": {"attention_bias": rng.random() < 0.3, **layer_windows(rng)},
     }[kind]
     scalings = SCALINGS[:-1] if kind == "qwen2" else SCALINGS  # heads of 2 are drawn there; theirs divides by 0
-    return {**own, **({} if kind == "qwen2" else {"head_dim": rng.choice([4, 6, 8, 10])}),
-            "intermediate_size": rng.randrange(9, 70), "num_key_value_heads": kv_heads,
-            "max_position_embeddings": 64, "rms_norm_eps": rng.choice([1e-5, 1e-6]),
-            "rope_parameters": {"rope_theta": rng.choice([100.0, 10_000.0, 500_000.0]), **rng.choice(scalings)}}  # fmt: skip
+    return {
+        **own,
+        **({} if kind == "qwen2" else {"head_dim": rng.choice([4, 6, 8, 10])}),
+        "intermediate_size": rng.randrange(9, 70),
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": rng.choice([1e-5, 1e-6]),
+        "rope_parameters": {"rope_theta": rng.choice([100.0, 10_000.0, 500_000.0]), **rng.choice(scalings)},
+    }
 
 
 def layer_windows(rng: random.Random) -> dict:
     """Windows in all, some or none of the layers, said in either way."""
     some = {"layer_types": rng.choices(["sliding_attention", "full_attention"], k=3)}
-    return rng.choice([{}, {"sliding_window": 3}, *({"use_sliding_window": True, "sliding_window": rng.choice([2, 5]), **way}
-                                                    for way in ({"max_window_layers": rng.choice([0, 1, 9])}, some))])  # fmt: skip
+    return rng.choice(
+        [
+            {},
+            {"sliding_window": 3},
+            *(
+                {"use_sliding_window": True, "sliding_window": rng.choice([2, 5]), **way}
+                for way in ({"max_window_layers": rng.choice([0, 1, 9])}, some)
+            ),
+        ]
+    )
 
 
 SCALINGS = [
     {"rope_type": "default"},
     {"rope_type": "linear", "factor": 3.0},
-    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-     "original_max_position_embeddings": 32},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
-    {"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 24, "beta_fast": 8.0, "beta_slow": 0.5,
-     "truncate": False, "attention_factor": 1.3},
+    {
+        "rope_type": "yarn",
+        "factor": 2.5,
+        "original_max_position_embeddings": 24,
+        "beta_fast": 8.0,
+        "beta_slow": 0.5,
+        "truncate": False,
+        "attention_factor": 1.3,
+    },
     {"rope_type": "yarn", "factor": 5.0, "original_max_position_embeddings": 16, "mscale": 0.8, "mscale_all_dim": 0.3},
     {"rope_type": "dynamic", "factor": 3.0},
-]  # fmt: skip
+]
 
 
 def gpt_like(rng: random.Random, kind: str, kv_heads: int, width: int) -> dict:
@@ -76,17 +124,27 @@ def gpt_like(rng: random.Random, kind: str, kv_heads: int, width: int) -> dict:
     if kind == "openai-gpt":
         return {"max_position_embeddings": 64, "layer_norm_epsilon": rng.choice([1e-5, 1e-3])}
     if kind == "gpt2":
-        return {"max_position_embeddings": 64, "n_inner": rng.choice([None, 37]),
-                "activation_function": rng.choice(["gelu_new", "gelu", "relu"]),
-                "layer_norm_epsilon": rng.choice([1e-5, 1e-3])}  # fmt: skip
+        return {
+            "max_position_embeddings": 64,
+            "n_inner": rng.choice([None, 37]),
+            "activation_function": rng.choice(["gelu_new", "gelu", "relu"]),
+            "layer_norm_epsilon": rng.choice([1e-5, 1e-3]),
+        }
     if kind == "falcon-rw":
         return {**dropout, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
     grouped = rng.random() < 0.5
-    return {**dropout, "new_decoder_architecture": grouped, "num_kv_heads": kv_heads if grouped else None,
-            "num_ln_in_parallel_attn": rng.choice([None, 1, 2]) if grouped else None,
-            "multi_query": rng.random() < 0.5, "parallel_attn": grouped or rng.random() < 0.6,
-            "bias": rng.random() < 0.5, "ffn_hidden_size": rng.choice([None, 41]), "max_position_embeddings": 64,
-            "rope_parameters": {"rope_type": "default", "rope_theta": rng.choice([100.0, 10_000.0])}}  # fmt: skip
+    return {
+        **dropout,
+        "new_decoder_architecture": grouped,
+        "num_kv_heads": kv_heads if grouped else None,
+        "num_ln_in_parallel_attn": rng.choice([None, 1, 2]) if grouped else None,
+        "multi_query": rng.random() < 0.5,
+        "parallel_attn": grouped or rng.random() < 0.6,
+        "bias": rng.random() < 0.5,
+        "ffn_hidden_size": rng.choice([None, 41]),
+        "max_position_embeddings": 64,
+        "rope_parameters": {"rope_type": "default", "rope_theta": rng.choice([100.0, 10_000.0])},
+    }
 
 
 @pytest.fixture(params=range(len(KINDS)), ids=lambda i: f"{KINDS[i]}-{i}")
@@ -184,15 +242,25 @@ def test_a_body_alone_gives_its_hidden_states(kind, tmp_path):
     want = theirs(tokens).last_hidden_state
     torch.testing.assert_close(ours.module(tokens), want, atol=1e-4, rtol=0)
     luban.export_model(ours, tmp_path / "out")
-    torch.testing.assert_close(transformers.AutoModel.from_pretrained(tmp_path / "out")(tokens).last_hidden_state, want,
-                               atol=1e-5, rtol=0)  # fmt: skip
+    torch.testing.assert_close(
+        transformers.AutoModel.from_pretrained(tmp_path / "out")(tokens).last_hidden_state, want, atol=1e-5, rtol=0
+    )
     with pytest.raises(UnsupportedError, match="head hidden"):
         luban.Engine(ours).generate([[1, 2]], luban.Sampling(max_tokens=1))
 
 
 def test_falcons_alibi_is_rounded_as_theirs_far_from_the_first_token(tmp_path):
-    config = transformers.FalconConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=6, alibi=True,
-                                       multi_query=False, parallel_attn=False, bias=True, initializer_range=0.3)  # fmt: skip
+    config = transformers.FalconConfig(
+        vocab_size=40,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        alibi=True,
+        multi_query=False,
+        parallel_attn=False,
+        bias=True,
+        initializer_range=0.3,
+    )
     theirs = transformers.FalconForCausalLM(config).eval()
     theirs.save_pretrained(tmp_path)
     tokens = torch.randint(0, 40, (1, 700))  # past 256, where bfloat16 no longer holds every position

@@ -26,18 +26,38 @@ def random_model(rng: random.Random, kind: str):
     heads, vocab = rng.choice([1, 2, 3]), rng.randrange(31, 301, 2)
     width, inner = heads * rng.choice([8, 10]), rng.randrange(20, 70)
     if kind == "bart":
-        return transformers.BartForConditionalGeneration(transformers.BartConfig(
-            vocab_size=vocab, d_model=width, encoder_layers=rng.choice([1, 2]), decoder_layers=rng.choice([1, 3]),
-            encoder_attention_heads=heads, decoder_attention_heads=heads, encoder_ffn_dim=inner, decoder_ffn_dim=inner,
-            init_std=0.5, max_position_embeddings=40, decoder_start_token_id=rng.randrange(3, vocab),
-            forced_eos_token_id=None,
-        ))  # fmt: skip
-    return transformers.T5ForConditionalGeneration(transformers.T5Config(
-        vocab_size=vocab, d_model=width, d_kv=8, d_ff=inner, num_layers=rng.choice([2, 3]),
-        num_decoder_layers=rng.choice([1, 2]), num_heads=heads, relative_attention_num_buckets=8,
-        relative_attention_max_distance=20, initializer_factor=3.0, decoder_start_token_id=0,
-        **({"feed_forward_proj": "gated-gelu"} if rng.random() < 0.5 else {}),
-    ))  # fmt: skip
+        return transformers.BartForConditionalGeneration(
+            transformers.BartConfig(
+                vocab_size=vocab,
+                d_model=width,
+                encoder_layers=rng.choice([1, 2]),
+                decoder_layers=rng.choice([1, 3]),
+                encoder_attention_heads=heads,
+                decoder_attention_heads=heads,
+                encoder_ffn_dim=inner,
+                decoder_ffn_dim=inner,
+                init_std=0.5,
+                max_position_embeddings=40,
+                decoder_start_token_id=rng.randrange(3, vocab),
+                forced_eos_token_id=None,
+            )
+        )
+    return transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=vocab,
+            d_model=width,
+            d_kv=8,
+            d_ff=inner,
+            num_layers=rng.choice([2, 3]),
+            num_decoder_layers=rng.choice([1, 2]),
+            num_heads=heads,
+            relative_attention_num_buckets=8,
+            relative_attention_max_distance=20,
+            initializer_factor=3.0,
+            decoder_start_token_id=0,
+            **({"feed_forward_proj": "gated-gelu"} if rng.random() < 0.5 else {}),
+        )
+    )
 
 
 @pytest.fixture(params=["bart", "bart", "t5", "t5"], ids=["bart-a", "bart-b", "t5-a", "t5-b"])
@@ -89,8 +109,9 @@ def test_greedy_answers_equal_theirs(pair):
 def test_rows_that_join_and_leave_answer_as_alone(pair):
     _, ours = pair
     rows = sources(ours, (5, 9, 2, 9))
-    alone = [luban.Engine(ours).generate([row], greedy(n))[0].token_ids
-             for row, n in zip(rows, (3, 10, 7, 10), strict=True)]  # fmt: skip
+    alone = [
+        luban.Engine(ours).generate([row], greedy(n))[0].token_ids for row, n in zip(rows, (3, 10, 7, 10), strict=True)
+    ]
     engine, requests = luban.Engine(ours, max_batch=3), []
     for row, tokens in zip(rows, (3, 10, 7, 10), strict=True):  # a new one joins after every step; the fourth waits
         requests.append(Request(row, greedy(tokens)))

@@ -26,17 +26,37 @@ def random_model(rng: random.Random, kind: str):
     common = {"vocab_size": rng.randrange(31, 301, 2), "d_model": heads * rng.choice([4, 6, 10])}
     if kind == "bart":
         inner = rng.randrange(9, 70)
-        return transformers.BartForConditionalGeneration(transformers.BartConfig(
-            **common, encoder_layers=rng.choice([1, 2]), decoder_layers=rng.choice([1, 3]), encoder_attention_heads=heads,
-            decoder_attention_heads=heads, encoder_ffn_dim=inner, decoder_ffn_dim=inner, init_std=0.3, dropout=0.0,
-            max_position_embeddings=40, activation_function=rng.choice(["gelu", "relu"]), attention_dropout=0.0,
-        ))  # fmt: skip
-    return transformers.T5ForConditionalGeneration(transformers.T5Config(
-        **common, d_kv=rng.choice([3, 8]), d_ff=rng.randrange(9, 70), num_layers=rng.choice([1, 2]),
-        num_decoder_layers=rng.choice([1, 3]), num_heads=heads, relative_attention_num_buckets=rng.choice([8, 16, 32]),
-        relative_attention_max_distance=rng.choice([20, 40]), dropout_rate=0.0, initializer_factor=1.0,
-        **({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if kind == "t5-1.1" else {}),
-    ))  # fmt: skip
+        return transformers.BartForConditionalGeneration(
+            transformers.BartConfig(
+                **common,
+                encoder_layers=rng.choice([1, 2]),
+                decoder_layers=rng.choice([1, 3]),
+                encoder_attention_heads=heads,
+                decoder_attention_heads=heads,
+                encoder_ffn_dim=inner,
+                decoder_ffn_dim=inner,
+                init_std=0.3,
+                dropout=0.0,
+                max_position_embeddings=40,
+                activation_function=rng.choice(["gelu", "relu"]),
+                attention_dropout=0.0,
+            )
+        )
+    return transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            **common,
+            d_kv=rng.choice([3, 8]),
+            d_ff=rng.randrange(9, 70),
+            num_layers=rng.choice([1, 2]),
+            num_decoder_layers=rng.choice([1, 3]),
+            num_heads=heads,
+            relative_attention_num_buckets=rng.choice([8, 16, 32]),
+            relative_attention_max_distance=rng.choice([20, 40]),
+            dropout_rate=0.0,
+            initializer_factor=1.0,
+            **({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if kind == "t5-1.1" else {}),
+        )
+    )
 
 
 @pytest.fixture(params=range(len(KINDS)), ids=lambda i: f"{KINDS[i]}-{i}")
@@ -80,8 +100,9 @@ def test_loss_and_gradients_equal(pair):
     labels = torch.randint(0, ours.spec.vocab_size, target.shape)
     trained = torch.rand(target.shape) < 0.7
     trained[0, 0] = True
-    expected = theirs(source, attention_mask=mask.long(), decoder_input_ids=target,
-                      labels=torch.where(trained, labels, -100)).loss  # fmt: skip
+    expected = theirs(
+        source, attention_mask=mask.long(), decoder_input_ids=target, labels=torch.where(trained, labels, -100)
+    ).loss
     expected.backward()
     given = {"source": source, "source_mask": mask, "tokens": target, "targets": labels, "loss_mask": trained}
     loss = SourceLoss(ours.module)(given).sum / trained.sum()
@@ -119,12 +140,36 @@ def test_step_by_step_with_a_cache_equals_the_whole(pair):
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-4, rtol=1e-4)
 
 
-BART = {"encoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 20,
-        "decoder_layers": 2, "decoder_ffn_dim": 20, "init_std": 0.3, "max_position_embeddings": 40}  # fmt: skip
-T5 = {"d_kv": 5, "d_ff": 20, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 2, "initializer_factor": 3.0,
-      "pad_token_id": 0, "decoder_start_token_id": 0}  # fmt: skip
-CLASSES = ("BartForSequenceClassification", "BartForQuestionAnswering", "BartModel", "T5ForSequenceClassification",
-           "T5ForQuestionAnswering", "T5Model", "T5EncoderModel", "T5ForTokenClassification")  # fmt: skip
+BART = {
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 20,
+    "decoder_layers": 2,
+    "decoder_ffn_dim": 20,
+    "init_std": 0.3,
+    "max_position_embeddings": 40,
+}
+T5 = {
+    "d_kv": 5,
+    "d_ff": 20,
+    "num_layers": 2,
+    "num_decoder_layers": 1,
+    "num_heads": 2,
+    "initializer_factor": 3.0,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 0,
+}
+CLASSES = (
+    "BartForSequenceClassification",
+    "BartForQuestionAnswering",
+    "BartModel",
+    "T5ForSequenceClassification",
+    "T5ForQuestionAnswering",
+    "T5Model",
+    "T5EncoderModel",
+    "T5ForTokenClassification",
+)
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -29,16 +29,29 @@ def random_config(rng: random.Random, kind: str):
     own = {
         "bert": {"hidden_act": rng.choice(["gelu", "relu", "gelu_new"]), "type_vocab_size": rng.choice([1, 2, 3])},
         "roberta": {"type_vocab_size": rng.choice([1, 2]), "pad_token_id": 1},
-        "albert": {"embedding_size": rng.choice([7, 12]), "num_hidden_groups": rng.choice([1, 2]),
-                   "hidden_act": rng.choice(["gelu", "gelu_new"]), "classifier_dropout_prob": 0.0},
-    }[kind]  # fmt: skip
+        "albert": {
+            "embedding_size": rng.choice([7, 12]),
+            "num_hidden_groups": rng.choice([1, 2]),
+            "hidden_act": rng.choice(["gelu", "gelu_new"]),
+            "classifier_dropout_prob": 0.0,
+        },
+    }[kind]
     return transformers.AutoConfig.for_model(
-        kind, **own, vocab_size=rng.randrange(31, 301, 2), hidden_size=heads * rng.choice([3, 4, 7]),
-        num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=rng.randrange(9, 70),
-        max_position_embeddings=40, initializer_range=0.3, layer_norm_eps=rng.choice([1e-12, 1e-5]),
-        num_labels=rng.choice([2, 3, 5]), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        kind,
+        **own,
+        vocab_size=rng.randrange(31, 301, 2),
+        hidden_size=heads * rng.choice([3, 4, 7]),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=rng.randrange(9, 70),
+        max_position_embeddings=40,
+        initializer_range=0.3,
+        layer_norm_eps=rng.choice([1e-12, 1e-5]),
+        num_labels=rng.choice([2, 3, 5]),
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
         tie_word_embeddings=rng.random() < 0.7,
-    )  # fmt: skip
+    )
 
 
 def make(kind: str, head: str, folder):
@@ -178,8 +191,10 @@ def test_the_first_published_berts_are_read_as_theirs(tmp_path):
         if "LayerNorm" in name:
             torch.nn.init.normal_(parameter.data, mean=1.0, std=0.2)
     theirs.save_pretrained(tmp_path)
-    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
-           for name, tensor in load_file(tmp_path / "model.safetensors").items()}  # fmt: skip
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in load_file(tmp_path / "model.safetensors").items()
+    }
     save_file(old, tmp_path / "model.safetensors")
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**settings, "architectures": ["BertForMaskedLM"]}))

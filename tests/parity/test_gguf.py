@@ -74,12 +74,24 @@ def write(path, *, architecture="llama", quant="Q8_0", tied=False, change=None, 
     shapes = {"token_embd.weight": (len(TOKENS), width), "output_norm.weight": (width,)}
     shapes |= {} if tied else {"output.weight": (len(TOKENS), width)}
     for i in range(layers):
-        shapes |= {f"blk.{i}.{name}.weight": shape for name, shape in {
-            "attn_norm": (width,), "ffn_norm": (width,), "attn_q": (width, width), "attn_output": (width, width),
-            "attn_k": (kv_heads * head_dim, width), "attn_v": (kv_heads * head_dim, width),
-            "ffn_gate": (inner, width), "ffn_up": (inner, width), "ffn_down": (width, inner)}.items()}  # fmt: skip
-    tensors = {name: (rng.standard_normal(shape) * 0.3 + (len(shape) == 1)).astype(np.float32)
-               for name, shape in shapes.items()}  # fmt: skip
+        shapes |= {
+            f"blk.{i}.{name}.weight": shape
+            for name, shape in {
+                "attn_norm": (width,),
+                "ffn_norm": (width,),
+                "attn_q": (width, width),
+                "attn_output": (width, width),
+                "attn_k": (kv_heads * head_dim, width),
+                "attn_v": (kv_heads * head_dim, width),
+                "ffn_gate": (inner, width),
+                "ffn_up": (inner, width),
+                "ffn_down": (width, inner),
+            }.items()
+        }
+    tensors = {
+        name: (rng.standard_normal(shape) * 0.3 + (len(shape) == 1)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
     if change:
         change(tensors)
     for name, tensor in tensors.items():
@@ -93,8 +105,10 @@ def write(path, *, architecture="llama", quant="Q8_0", tied=False, change=None, 
     return path
 
 
-@pytest.mark.parametrize(("quant", "tied"), [("F32", True), ("F16", False), ("BF16", False), ("Q8_0", True),
-                                             ("Q4_0", False), ("Q4_1", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("quant", "tied"),
+    [("F32", True), ("F16", False), ("BF16", False), ("Q8_0", True), ("Q4_0", False), ("Q4_1", False)],
+)
 def test_models_equal_transformers_reading_of_the_file(tmp_path, quant, tied):
     file = write(tmp_path / "model.gguf", quant=quant, tied=tied)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)
@@ -181,8 +195,13 @@ def test_smollm2_goes_on_as_transformers_does(smollm2):
     ours, file = smollm2
     theirs = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     prompt = ours.tokenizer.encode("The history of tea begins")
-    expected = theirs.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                               max_new_tokens=64, min_new_tokens=64, do_sample=False)[0, len(prompt):]  # fmt: skip
+    expected = theirs.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=64,
+        min_new_tokens=64,
+        do_sample=False,
+    )[0, len(prompt) :]
     (result,) = luban.Engine(ours).generate([prompt], luban.Sampling(max_tokens=64, temperature=0, ignore_eos=True))
     assert result.token_ids == expected.tolist()
 
@@ -191,14 +210,19 @@ def test_smollm2_goes_on_as_transformers_does(smollm2):
 def test_chat_at_the_command_line(smollm2):
     said = subprocess.run(
         [sys.executable, "-m", "luban", "chat", "smollm2", "--temperature", "0", "--dtype", "int8"],
-        input="What is the capital of France?\n", capture_output=True, text=True, check=True)  # fmt: skip
+        input="What is the capital of France?\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "Paris" in said.stdout
 
 
 def test_smollm2_knows_the_capital_of_france(smollm2):
     ours, _ = smollm2
-    rendered = render([{"role": "user", "content": "What is the capital of France?"}], ours.tokenizer,
-                      add_generation_prompt=True)  # fmt: skip
+    rendered = render(
+        [{"role": "user", "content": "What is the capital of France?"}], ours.tokenizer, add_generation_prompt=True
+    )
     assert ours.tokenizer.decode(rendered.token_ids, skip_special=False).endswith("<|im_start|>assistant\n")
     (result,) = luban.Engine(ours).generate([rendered.token_ids], luban.Sampling(max_tokens=30, temperature=0))
     assert "Paris" in result.text and result.finish_reason == "stop"

@@ -85,22 +85,34 @@ def test_gpt2_files(ranks, tmp_path):
 
 
 SENTENCEPIECE = {
-    "llama": {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "split_digits": True,
-              "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True},
+    "llama": {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "split_digits": True,
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+    },
     "bpe": {"model_type": "bpe"},
     "unigram": {"model_type": "unigram"},
     "unigram-bytes": {"model_type": "unigram", "byte_fallback": True},
     "no-prefix": {"model_type": "bpe", "byte_fallback": True, "add_dummy_prefix": False},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("options", SENTENCEPIECE.values(), ids=list(SENTENCEPIECE))
 def test_sentencepiece_models(options, tmp_path):
     sentencepiece = pytest.importorskip("sentencepiece")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus()), model_prefix=str(tmp_path / "m"), vocab_size=1200, minloglevel=2,
-        character_coverage=0.999, num_threads=1, pad_id=3, **options,
-    )  # fmt: skip
+        sentence_iterator=iter(corpus()),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=1200,
+        minloglevel=2,
+        character_coverage=0.999,
+        num_threads=1,
+        pad_id=3,
+        **options,
+    )
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
     ours = import_tokenizer(tmp_path / "m.model", tmp_path / "t")
     assert ours.vocab_size == theirs.get_piece_size()
@@ -136,14 +148,27 @@ def gguf_file(path, tokens, kind, *, types=None, scores=None, merges=None, pre=N
 
 def test_gguf_of_sentencepiece_pieces(tmp_path):
     sentencepiece = pytest.importorskip("sentencepiece")
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(corpus()), model_prefix=str(tmp_path / "m"),
-                                             vocab_size=1200, minloglevel=2, num_threads=1, **SENTENCEPIECE["llama"])  # fmt: skip
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus()),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=1200,
+        minloglevel=2,
+        num_threads=1,
+        **SENTENCEPIECE["llama"],
+    )
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
     every = range(theirs.get_piece_size())
     types = [2 if theirs.is_unknown(i) else 3 if theirs.is_control(i) else 6 if theirs.is_byte(i) else 1 for i in every]
-    file = gguf_file(tmp_path / "m.gguf", [theirs.id_to_piece(i) for i in every], "llama", types=types,
-                     scores=[theirs.get_score(i) for i in every], bos_token_id=1, eos_token_id=2,
-                     chat_template="{{ messages[0].content }}")  # fmt: skip
+    file = gguf_file(
+        tmp_path / "m.gguf",
+        [theirs.id_to_piece(i) for i in every],
+        "llama",
+        types=types,
+        scores=[theirs.get_score(i) for i in every],
+        bos_token_id=1,
+        eos_token_id=2,
+        chat_template="{{ messages[0].content }}",
+    )
     ours = import_tokenizer(file, tmp_path / "t")
     assert (ours.bos_id, ours.eos_id, ours.chat_template) == (1, 2, "{{ messages[0].content }}")
     for text in probes(5):
@@ -158,8 +183,15 @@ def test_gguf_of_merges(ranks, tmp_path, pre, pattern):
     spell = {token: "".join(_SPELLING[b] for b in token) for token in ranks}
     merges = [" ".join(spell[part] for part in split(token, ranks)) for token in ranks if len(token) > 1]
     tokens = [*(spell[t] for t in ranks), "<|end|>"]
-    file = gguf_file(tmp_path / "m.gguf", tokens, "gpt2", types=[*([1] * len(ranks)), 3], merges=merges, pre=pre,
-                     eos_token_id=len(ranks))  # fmt: skip
+    file = gguf_file(
+        tmp_path / "m.gguf",
+        tokens,
+        "gpt2",
+        types=[*([1] * len(ranks)), 3],
+        merges=merges,
+        pre=pre,
+        eos_token_id=len(ranks),
+    )
     ours = import_tokenizer(file, tmp_path / "t")
     theirs = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|end|>": len(ranks)})
     assert ours.eos_id == len(ranks)
@@ -186,14 +218,17 @@ def test_tokenizer_json_with_its_settings(tmp_path):
         assert all(again.encode(text) == first.encode(text) for text in probes(4))
 
 
-@pytest.mark.parametrize("name, data, words", [
-    ("x.tiktoken", b"not base64!\n", "not a tiktoken rank file"),
-    ("x.tiktoken", b"YQ== 0\n", "255 of the 256 bytes"),
-    ("x.model", b"\x0a\xff\xff", "not a SentencePiece model"),
-    ("x.model", b"", "no pieces"),
-    ("x.json", b"{}", r"not a tokenizer\.json"),
-    ("x.bin", b"abc", "no known vocabulary"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, data, words",
+    [
+        ("x.tiktoken", b"not base64!\n", "not a tiktoken rank file"),
+        ("x.tiktoken", b"YQ== 0\n", "255 of the 256 bytes"),
+        ("x.model", b"\x0a\xff\xff", "not a SentencePiece model"),
+        ("x.model", b"", "no pieces"),
+        ("x.json", b"{}", r"not a tokenizer\.json"),
+        ("x.bin", b"abc", "no known vocabulary"),
+    ],
+)
 def test_what_is_no_vocabulary_is_refused(tmp_path, name, data, words):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=words):

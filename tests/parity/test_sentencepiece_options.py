@@ -14,10 +14,30 @@ from luban.tokenizer.importing.sentencepiece import NORMAL, UNUSED, build, parse
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 spm = pytest.importorskip("sentencepiece")
-LETTERS = ("aZé 's'S\n\r\t  .,!?/1½ªʰ你ーह्ि́😀\u200d\u2028\u00a0\u3000<s>0x41_-ß▁ﬁ①Ａ가한क़ं´\u0323ﷺ\ufffd\u1100\u1161\u11a8"
-           "αβгд漢字ขี")  # fmt: skip
-SPELLED = ["</s>", "<s>", "<unk>", "<0x41>", "<0xE6>", "<pad>", "<sep>", "<sep><sep>", "①②", "  ", "a \n b", "x \n", "▁▁", "the ",
-           " and", "e\u0301", "漢🐉", "[CLS]"]  # fmt: skip
+LETTERS = (
+    "aZé 's'S\n\r\t  .,!?/1½ªʰ你ーह्ि́😀\u200d\u2028\u00a0\u3000<s>0x41_-ß▁ﬁ①Ａ가한क़ं´\u0323ﷺ\ufffd\u1100\u1161\u11a8"
+    "αβгд漢字ขี"
+)
+SPELLED = [
+    "</s>",
+    "<s>",
+    "<unk>",
+    "<0x41>",
+    "<0xE6>",
+    "<pad>",
+    "<sep>",
+    "<sep><sep>",
+    "①②",
+    "  ",
+    "a \n b",
+    "x \n",
+    "▁▁",
+    "the ",
+    " and",
+    "e\u0301",
+    "漢🐉",
+    "[CLS]",
+]
 
 
 @pytest.fixture(scope="module", params=OPTIONS.items(), ids=list(OPTIONS))
@@ -32,8 +52,15 @@ def pair(request, tmp_path_factory):
 def strings(rng: random.Random, count: int = 400) -> list[str]:
     """Random characters, and random characters with pieces spelled among them."""
     drawn = ["".join(rng.choice(LETTERS) for _ in range(rng.randint(1, 25))) for _ in range(count)]
-    return ["", " ", "   three", "12345678901", *SPELLED, *drawn,
-            *("".join(rng.choice([*SPELLED, *LETTERS]) for _ in range(rng.randint(1, 8))) for _ in range(count))]  # fmt: skip
+    return [
+        "",
+        " ",
+        "   three",
+        "12345678901",
+        *SPELLED,
+        *drawn,
+        *("".join(rng.choice([*SPELLED, *LETTERS]) for _ in range(rng.randint(1, 8))) for _ in range(count)),
+    ]
 
 
 def test_ids_and_texts_are_those_of_sentencepiece(pair):
@@ -52,8 +79,10 @@ def test_any_ids_are_joined_as_sentencepiece_joins_them(pair):
     rng = random.Random()
     bytes_ = [i for i in range(theirs.get_piece_size()) if theirs.is_byte(i)]
     for _ in range(400):
-        ids = [rng.choice(bytes_) if bytes_ and rng.random() < 0.5 else rng.randrange(theirs.get_piece_size())
-               for _ in range(rng.randint(0, 12))]  # fmt: skip
+        ids = [
+            rng.choice(bytes_) if bytes_ and rng.random() < 0.5 else rng.randrange(theirs.get_piece_size())
+            for _ in range(rng.randint(0, 12))
+        ]
         assert ours.decode(ids) == theirs.decode(ids), ids
 
 
@@ -123,8 +152,11 @@ def test_a_directory_of_hugging_face_is_read_the_same_way(pair, tmp_path):
 
 def test_what_cannot_be_imported_exactly_is_refused(pair, tmp_path):
     _, _, file = pair
-    cases = {"escape_whitespaces": {"escape_whitespaces": False}, "denormalizer": {"denormalised": True},
-             "word or character": {"kind": 3}}  # fmt: skip
+    cases = {
+        "escape_whitespaces": {"escape_whitespaces": False},
+        "denormalizer": {"denormalised": True},
+        "word or character": {"kind": 3},
+    }
     for words, change in cases.items():
         model = parse(file)
         vars(model).update(change)

@@ -24,8 +24,15 @@ def drawn(tokenizer, rng: random.Random) -> list[int]:
     while len(ids) < rng.choice([1, 5, 60]):
         whole = tokenizer.encode(rng.choice(TEXTS)) or [0]
         cut = sorted(rng.randrange(len(whole) + 1) for _ in range(2))
-        ids += rng.choice([whole, whole, whole[slice(*cut)], [rng.randrange(tokenizer.vocab_size)],
-                           rng.choices(list(tokenizer.special.values()) or [0], k=rng.choice([1, 1, 20]))])  # fmt: skip
+        ids += rng.choice(
+            [
+                whole,
+                whole,
+                whole[slice(*cut)],
+                [rng.randrange(tokenizer.vocab_size)],
+                rng.choices(list(tokenizer.special.values()) or [0], k=rng.choice([1, 1, 20])),
+            ]
+        )
     return ids
 
 

@@ -20,8 +20,22 @@ from luban.core.artifact import open_artifact
 from luban.load.export import import_model
 
 TEMPLATE = "{% for m in messages %}{{ m.role + '!' + m.content + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}assistant!{% endif %}"
-SMALL = ["--train.steps", "2", "--train.batch_size", "4", "--train.seq_len", "48", "--train.compile", "false",
-         "--train.precision", "fp32", "--validation.batches", "1", "--checkpoint.every", "2"]  # fmt: skip
+SMALL = [
+    "--train.steps",
+    "2",
+    "--train.batch_size",
+    "4",
+    "--train.seq_len",
+    "48",
+    "--train.compile",
+    "false",
+    "--train.precision",
+    "fp32",
+    "--validation.batches",
+    "1",
+    "--checkpoint.every",
+    "2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +91,13 @@ def test_a_tuned_gguf_model_begins_its_texts_as_the_file_does(begin, tmp_path):
 def test_a_foreign_model_is_tuned_shown_measured_and_exported(kind, models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(luban.load.model, "packaged_file", lambda name: models["gguf"])
     draw = random.Random(1)
-    rows = [[{"role": role, "content": "".join(draw.choices("abcd?", k=draw.randint(1, 6)))}
-             for role in ("user", "assistant", "user", "assistant")] for _ in range(60)]  # fmt: skip
+    rows = [
+        [
+            {"role": role, "content": "".join(draw.choices("abcd?", k=draw.randint(1, 6)))}
+            for role in ("user", "assistant", "user", "assistant")
+        ]
+        for _ in range(60)
+    ]
     data = tmp_path / "chat.jsonl"
     data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     out, model = tmp_path / "run", str(models[kind])

@@ -25,27 +25,60 @@ from luban.tokenizer.train import train_tokenizer
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 CONTROL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-PIECES = [*"abcdefghijklmnopqrstuvwxyz0123456789.,!?-'\"$[]#你好世", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789你"),
-          "the", "hello", "world", "token", "##iz", "##ation", "##er", "caf", "naive", "uni", "##form"]  # fmt: skip
+PIECES = [
+    *"abcdefghijklmnopqrstuvwxyz0123456789.,!?-'\"$[]#你好世",
+    *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789你"),
+    "the",
+    "hello",
+    "world",
+    "token",
+    "##iz",
+    "##ation",
+    "##er",
+    "caf",
+    "naive",
+    "uni",
+    "##form",
+]
 CASED = ["Hello", "World", "Caf", "Café", *"ABCDEFGH", *(f"##{c}" for c in "éABC")]
 
 
 IDENTITY = {"normalization_rule_name": "identity"}
 SYMBOLS = {"user_defined_symbols": ["<sep>", "<sep><sep>", "ab", "##"]}
 OPTIONS = {
-    "unigram": {}, "unigram-bytes": {"byte_fallback": True, "character_coverage": 0.995},
-    "unigram-identity": IDENTITY, "unigram-symbols": {**SYMBOLS, "byte_fallback": True},
+    "unigram": {},
+    "unigram-bytes": {"byte_fallback": True, "character_coverage": 0.995},
+    "unigram-identity": IDENTITY,
+    "unigram-symbols": {**SYMBOLS, "byte_fallback": True},
     "unigram-suffix": {"treat_whitespace_as_suffix": True},
     "unigram-plain": {**IDENTITY, "add_dummy_prefix": False, "remove_extra_whitespaces": False, "byte_fallback": True},
     "unigram-phrases": {"split_by_whitespace": False, "byte_fallback": True},
     "unigram-folded": {"normalization_rule_name": "nmt_nfkc_cf", "control_symbols": ["[CLS]", "[SEP]"]},
-    "unigram-names": {"bos_piece": "[BOS]", "eos_piece": "[EOS]", "unk_piece": "[UNK]", "unk_surface": "??", "pad_id": 3},
-    "bpe": {"model_type": "bpe"}, "bpe-identity": {"model_type": "bpe", **IDENTITY, "byte_fallback": True},
-    "bpe-symbols": {"model_type": "bpe", **SYMBOLS, **IDENTITY, "byte_fallback": True, "remove_extra_whitespaces": False},
+    "unigram-names": {
+        "bos_piece": "[BOS]",
+        "eos_piece": "[EOS]",
+        "unk_piece": "[UNK]",
+        "unk_surface": "??",
+        "pad_id": 3,
+    },
+    "bpe": {"model_type": "bpe"},
+    "bpe-identity": {"model_type": "bpe", **IDENTITY, "byte_fallback": True},
+    "bpe-symbols": {
+        "model_type": "bpe",
+        **SYMBOLS,
+        **IDENTITY,
+        "byte_fallback": True,
+        "remove_extra_whitespaces": False,
+    },
     "bpe-symbols-rules": {"model_type": "bpe", **SYMBOLS, "control_symbols": ["[CLS]"], "add_dummy_prefix": False},
     "bpe-suffix": {"model_type": "bpe", "treat_whitespace_as_suffix": True, "byte_fallback": True},
-    "bpe-plain": {"model_type": "bpe", "add_dummy_prefix": False, "normalization_rule_name": "nfkc", "byte_fallback": True},
-}  # fmt: skip
+    "bpe-plain": {
+        "model_type": "bpe",
+        "add_dummy_prefix": False,
+        "normalization_rule_name": "nfkc",
+        "byte_fallback": True,
+    },
+}
 
 
 def lines() -> list[str]:
@@ -60,8 +93,14 @@ def lines() -> list[str]:
 def sentencepiece_model(folder: Path, options: Mapping[str, Any]) -> Path:
     """A SentencePiece model of 1,000 pieces, unigram where the options don't say otherwise."""
     spm = pytest.importorskip("sentencepiece")
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(lines()), model_prefix=str(folder / "m"), num_threads=1,
-                                   minloglevel=2, vocab_size=1000, **{"model_type": "unigram", **options})  # fmt: skip
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines()),
+        model_prefix=str(folder / "m"),
+        num_threads=1,
+        minloglevel=2,
+        vocab_size=1000,
+        **{"model_type": "unigram", **options},
+    )
     return folder / "m.model"
 
 
@@ -75,9 +114,18 @@ def tekken(ranks: int, special: list[str] | None, **config) -> tuple[dict, dict[
         if len(made) < 9 and made not in tokens:
             tokens.append(made)
             common.append(made)
-    data = {"config": {"pattern": r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s+", "version": "v3",
-                       "default_vocab_size": ranks - 20 + 30, "default_num_special_tokens": 30, **config},
-            "vocab": [{"rank": i, "token_bytes": base64.b64encode(t).decode(), "token_str": None} for i, t in enumerate(tokens)]}  # fmt: skip
+    data = {
+        "config": {
+            "pattern": r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s+",
+            "version": "v3",
+            "default_vocab_size": ranks - 20 + 30,
+            "default_num_special_tokens": 30,
+            **config,
+        },
+        "vocab": [
+            {"rank": i, "token_bytes": base64.b64encode(t).decode(), "token_str": None} for i, t in enumerate(tokens)
+        ],
+    }
     if special is not None:
         data["special_tokens"] = [
             {"rank": i, "token_str": token, "is_control": True} for i, token in enumerate(special)
@@ -115,13 +163,22 @@ def tiktoken_ranks(folder: Path) -> Tokenizer:
 
 def gguf_pieces(folder: Path) -> Tokenizer:
     """What a GGUF file of a LLaMA vocabulary gives."""
-    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *((f"<0x{b:02X}>", 0.0, 6) for b in range(256)),
-              *((piece, -float(i), 1) for i, piece in enumerate(["▁", *"theo", "th", "▁th", "the", "▁the", "▁▁"]))]  # fmt: skip
+    pieces = [
+        ("<unk>", 0.0, 2),
+        ("<s>", 0.0, 3),
+        ("</s>", 0.0, 3),
+        *((f"<0x{b:02X}>", 0.0, 6) for b in range(256)),
+        *((piece, -float(i), 1) for i, piece in enumerate(["▁", *"theo", "th", "▁th", "the", "▁the", "▁▁"])),
+    ]
     return Tokenizer(*build(Model(pieces, kind=2, byte_fallback=True, remove_extra_whitespaces=False)))
 
 
-def library(model: models.Model, decoder: decoders.Decoder, normalizer: normalizers.Normalizer | None = None,
-            pre_tokenizer: pre_tokenizers.PreTokenizer | None = None) -> Callable[[Path], Tokenizer]:  # fmt: skip
+def library(
+    model: models.Model,
+    decoder: decoders.Decoder,
+    normalizer: normalizers.Normalizer | None = None,
+    pre_tokenizer: pre_tokenizers.PreTokenizer | None = None,
+) -> Callable[[Path], Tokenizer]:
     """A `tokenizer.json` with other parts, as found in directories of Hugging Face."""
 
     def make(folder: Path) -> Tokenizer:
@@ -152,7 +209,10 @@ _SUFFIXED = {
 }
 VOCABULARIES: dict[str, Callable[[Path], Tokenizer]] = {
     **{algorithm: trained(algorithm) for algorithm in sorted(ALGORITHMS)},
-    **{f"{algorithm}-white": trained(algorithm, Cutting(digits="single", white_runs=8)) for algorithm in ("bpe", "charbpe", "wordpiece")},
+    **{
+        f"{algorithm}-white": trained(algorithm, Cutting(digits="single", white_runs=8))
+        for algorithm in ("bpe", "charbpe", "wordpiece")
+    },
     **{f"sentencepiece-{name}": imported(options) for name, options in OPTIONS.items()},
     "bert": _file("vocab.txt", "".join(f"{piece}\n" for piece in [*CONTROL, *PIECES])),
     "tekken": _file("tekken.json", json.dumps(tekken(500, None)[0])),
@@ -161,4 +221,4 @@ VOCABULARIES: dict[str, Callable[[Path], Tokenizer]] = {
     "llama": _llama,
     "metaspace": library(models.Unigram(_SCORED, 0), decoders.Metaspace(), None, pre_tokenizers.Metaspace()),
     "suffixed": library(models.BPE(_SUFFIXED, [], unk_token="<unk>", end_of_word_suffix="</w>"), decoders.BPEDecoder()),
-}  # fmt: skip
+}

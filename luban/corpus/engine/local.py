@@ -66,8 +66,10 @@ class LocalExecutor:
                     if (error := future.result()) is not None:
                         raise error
         except BrokenProcessPool:
-            raise WorkerLost("a corpus worker died, most likely for lack of memory: run the same command again to go on, "
-                             "with fewer --workers") from None  # fmt: skip
+            raise WorkerLost(
+                "a corpus worker died, most likely for lack of memory: run the same command again to go on, "
+                "with fewer --workers"
+            ) from None
 
 
 def _begin(counted: Any) -> None:

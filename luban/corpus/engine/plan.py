@@ -30,8 +30,10 @@ def plan_tasks(
     """Find the sources and divide them. Raises DataError where one does not exist."""
     found = find_sources(list(sources), text_field)
     parts = [part for source in found for part in source.parts(tally)]
-    tasks = [Task(phase=phase, part=number, source=part, work=Path(), seed=seed, heldout=heldout)
-             for number, part in enumerate(parts)]  # fmt: skip
+    tasks = [
+        Task(phase=phase, part=number, source=part, work=Path(), seed=seed, heldout=heldout)
+        for number, part in enumerate(parts)
+    ]
     return Plan(
         labels=[source.label for source in found],
         names={source.label: source.name for source in found},

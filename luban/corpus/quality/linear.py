@@ -43,8 +43,11 @@ class LinearModel:
         kinds = [[found for text in texts if len(found := features(text))] for texts in (other, good)]
         if not all(kinds):
             raise DataError("a text classifier needs texts with words of both kinds")
-        examples = [(found, label, max(map(len, kinds)) / len(kinds[label]))
-                    for label, texts in enumerate(kinds) for found in texts]  # fmt: skip
+        examples = [
+            (found, label, max(map(len, kinds)) / len(kinds[label]))
+            for label, texts in enumerate(kinds)
+            for found in texts
+        ]
         weights, squares, bias, bias_square = np.zeros(BUCKETS), np.full(BUCKETS, 1e-8), 0.0, 1e-8
         random = generator(seed, "text-classifier")
         for _ in range(EPOCHS):

@@ -131,8 +131,12 @@ class NgramModel:
         check_hashes(path, open_artifact(path, KIND).format)
 
         def tables(name: str) -> list[Table]:
-            return [Table(*(np.load(Path(path) / f"{name}-{order}.{part}.npy", mmap_mode="r") for part in ("keys", "counts")))
-                    for order in range(1, ORDER + 1)]  # fmt: skip
+            return [
+                Table(
+                    *(np.load(Path(path) / f"{name}-{order}.{part}.npy", mmap_mode="r") for part in ("keys", "counts"))
+                )
+                for order in range(1, ORDER + 1)
+            ]
 
         return cls(tables("grams"), tables("contexts"), tables("followers"))
 

@@ -95,8 +95,9 @@ class Source:
 
         Those of which too much could not be decoded are counted as unusable. Raises DataError where it cannot be read.
         """
-        context = SourceContext(label=self.label, tally=tally, seed=seed, heldout=heldout, part=self.part,
-                                text_field=self.text_field)  # fmt: skip
+        context = SourceContext(
+            label=self.label, tally=tally, seed=seed, heldout=heldout, part=self.part, text_field=self.text_field
+        )
         try:
             for document in SOURCES[self.kind](self.name, context):
                 if damaged(document.text):

@@ -27,12 +27,21 @@ BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 LARGER = {
-    "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874",
-    "gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs", "shift_jis": "cp932", "euc_kr": "cp949",
-}  # fmt: skip
+    "ascii": "cp1252",
+    "iso8859-1": "cp1252",
+    "iso8859-9": "cp1254",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "big5": "big5hkscs",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+}
 LABEL_BYTES = 1024  # in which a page's own label must stand (WHATWG HTML standard, section 13.2.3.2)
-OWN_LABEL = re.compile(rb"""<meta\s[^>]*charset\s*=\s*["']?\s*([^\s"'/>;]+)|<\?xml\s[^>]*encoding\s*=\s*["']([^"']+)""",
-                       re.IGNORECASE)  # fmt: skip
+OWN_LABEL = re.compile(
+    rb"""<meta\s[^>]*charset\s*=\s*["']?\s*([^\s"'/>;]+)|<\?xml\s[^>]*encoding\s*=\s*["']([^"']+)""", re.IGNORECASE
+)
 ESCAPE = b"\x1b$"
 ISO_2022_JP = re.compile(rb"\x1b\$[@B]")  # 7 bits a byte, so that it is valid UTF-8
 POUNDS = re.compile(rb"\xa3 ?[0-9]")  # an amount of money; in Central European encodings the byte is a letter

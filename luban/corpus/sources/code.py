@@ -60,8 +60,9 @@ ENDINGS = frozenset(
     ]
 )
 PROSE = (".md", ".rst", ".html")  # among them, those in which a licence may stand
-LICENCE_FILE = re.compile(r"(?:(?P<before>[a-z0-9.]+)[-_])?(?:licen[cs]es?|copying|unlicen[cs]e)(?:[-_.](?P<after>.+))?",
-                          re.IGNORECASE)  # fmt: skip
+LICENCE_FILE = re.compile(
+    r"(?:(?P<before>[a-z0-9.]+)[-_])?(?:licen[cs]es?|copying|unlicen[cs]e)(?:[-_.](?P<after>.+))?", re.IGNORECASE
+)
 PLAIN = ("txt", "md", "rst", "html", "lesser")  # what may follow LICENSE without naming one of several to choose from
 PERMISSIVE = (
     "0BSD",
@@ -101,8 +102,9 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
             context.tally.spoilt("unreadable files", f"{relative}: {error.strerror}")
             continue
         licence = of_source_file(text or "", path.suffix.lower() in PROSE) or _licence(path.parent, root, licences)
-        document = Document(id=f"{context.label}/{relative}", text=text or "", source=context.label,
-                            meta={"licence": licence})  # fmt: skip
+        document = Document(
+            id=f"{context.label}/{relative}", text=text or "", source=context.label, meta={"licence": licence}
+        )
         reason = "no source text" if not text or not text.strip() else refused(text, licence)
         if reason:
             context.tally.drop(f"code: {reason}", document)

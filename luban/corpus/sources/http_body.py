@@ -103,5 +103,9 @@ def _arrow(codec: str) -> Callable[[bytes, int], bytes]:
 
 
 CODINGS: dict[str, Callable[[bytes, int], bytes]] = {
-    "chunked": _chunked, "gzip": _gzip, "deflate": _deflate, "br": _arrow("brotli"), "zstd": _arrow("zstd"),
-}  # fmt: skip
+    "chunked": _chunked,
+    "gzip": _gzip,
+    "deflate": _deflate,
+    "br": _arrow("brotli"),
+    "zstd": _arrow("zstd"),
+}

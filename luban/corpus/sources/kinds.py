@@ -9,9 +9,18 @@ from luban.corpus.sources.charsets import open_text
 from luban.corpus.sources.compression import DAMAGED, plain_name
 
 ENDINGS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".html": "html", ".htm": "html", ".xhtml": "html",
-    ".warc": "warc", ".wet": "warc", ".tex": "latex", ".csv": "csv", ".tsv": "csv",
-}  # fmt: skip
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".warc": "warc",
+    ".wet": "warc",
+    ".tex": "latex",
+    ".csv": "csv",
+    ".tsv": "csv",
+}
 HEAD = 64 << 10  # bytes looked at
 
 

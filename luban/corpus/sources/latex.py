@@ -17,8 +17,11 @@ from luban.corpus.sources import SourceContext
 from luban.corpus.sources.text import whole_text
 
 SECTION = re.compile(r"^[ \t]*\\(?:chapter|section|subsection|subsubsection|paragraph)\b\*?", re.MULTILINE)
-END = re.compile(r"\\appendix\b|\\begin\{references\}|\\begin\{thebibliography\}|\\bibliography\{|\\printbibliography|"
-                 r"\\end\{document\}|\\(?:section|chapter)\*?\{(?:references|bibliography)\}", re.IGNORECASE)  # fmt: skip
+END = re.compile(
+    r"\\appendix\b|\\begin\{references\}|\\begin\{thebibliography\}|\\bibliography\{|\\printbibliography|"
+    r"\\end\{document\}|\\(?:section|chapter)\*?\{(?:references|bibliography)\}",
+    re.IGNORECASE,
+)
 DOCUMENT, PREAMBLE = re.compile(r"\\begin\s*\{document\}"), re.compile(r"\\document(?:class|style)\b")
 TITLE = re.compile(r"\\maketitle\b|\\end\s*\{(?:abstract|frontmatter|titlepage)\}")
 SENTENCE = re.compile(r"^[ \t]*[^\W\d_]\w*,?[ \t]+\S+[ \t]+\S+", re.MULTILINE)  # three words at the beginning of a line

@@ -69,9 +69,15 @@ def documents(library: Library, heldout: frozenset[str], label: str) -> Iterator
             name = definition.name if numbers[task] == 1 else f"{definition.name}#{numbers[task]}"
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             meta = {"object": definition.name, "module": definition.module, "task": task, "answer_key": key}
-            yield Document(id=f"{label}/{task}/{name}", text=conversation_text(messages), source=label,
-                           lang="en", messages=messages, meta=meta,
-                           split=split)  # fmt: skip
+            yield Document(
+                id=f"{label}/{task}/{name}",
+                text=conversation_text(messages),
+                source=label,
+                lang="en",
+                messages=messages,
+                meta=meta,
+                split=split,
+            )
 
 
 def _homes(library: Library) -> dict[str, set[str]]:
@@ -85,8 +91,9 @@ def _homes(library: Library) -> dict[str, set[str]]:
     return found
 
 
-def _questions(d: Definition, text: str, homes: dict[str, set[str]],
-               alike: Counter[tuple[str, str]]) -> Iterator[tuple[str, str, str, str]]:  # fmt: skip
+def _questions(
+    d: Definition, text: str, homes: dict[str, set[str]], alike: Counter[tuple[str, str]]
+) -> Iterator[tuple[str, str, str, str]]:
     """(task, question, answer, answer key) of one object."""
     fields = {"name": d.name, "short": d.short, "kind": d.kind, "module": d.module, "summary": text}
     yield "what", _phrase(WHAT[d.kind], d, fields), text, text

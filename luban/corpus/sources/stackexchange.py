@@ -29,8 +29,10 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         answers.execute("CREATE TABLE answers (question TEXT, score INTEGER, number INTEGER, body TEXT)")
         for row in elements(path, ("row",), context):
             if row.get("PostTypeId") == ANSWER and row.get("ParentId"):
-                answers.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (
-                    row.get("ParentId"), _number(row, "Score"), _number(row, "Id"), row.get("Body") or ""))  # fmt: skip
+                answers.execute(
+                    "INSERT INTO answers VALUES (?, ?, ?, ?)",
+                    (row.get("ParentId"), _number(row, "Score"), _number(row, "Id"), row.get("Body") or ""),
+                )
         answers.execute("CREATE INDEX by_question ON answers (question, score DESC, number)")
         for row in elements(path, ("row",), context):
             if row.get("PostTypeId") == QUESTION:
@@ -47,8 +49,12 @@ def _document(row: Element, answers: sqlite3.Connection, context: SourceContext)
     scored = [(score, strip(body)) for score, body in found]
     question = "\n\n".join(part for part in (row.get("Title") or "", strip(row.get("Body") or "")) if part)
     text = "\n\n".join([f"Question: {question}", *(f"Answer: {body}" for _, body in scored if body)])
-    meta = {"score": _number(row, "Score"), "answer_scores": [score for score, _ in scored],
-            "tags": row.get("Tags") or "", "licence": row.get("ContentLicense") or "CC-BY-SA-4.0"}  # fmt: skip
+    meta = {
+        "score": _number(row, "Score"),
+        "answer_scores": [score for score, _ in scored],
+        "tags": row.get("Tags") or "",
+        "licence": row.get("ContentLicense") or "CC-BY-SA-4.0",
+    }
     return Document(id=f"{context.label}#{ident}", text=text, source=context.label, meta=meta)
 
 

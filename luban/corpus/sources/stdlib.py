@@ -30,8 +30,14 @@ def documents(library: Library, heldout: frozenset[str], label: str) -> Iterator
     for definition in library.definitions:
         if definition.public:
             split = HELDOUT if definition.unit in heldout else TRAIN
-            yield Document(id=f"{label}/doc/{definition.name}", text=docstring_text(definition), source=label,
-                           lang="en", meta={"object": definition.name, "module": definition.module}, split=split)  # fmt: skip
+            yield Document(
+                id=f"{label}/doc/{definition.name}",
+                text=docstring_text(definition),
+                source=label,
+                lang="en",
+                meta={"object": definition.name, "module": definition.module},
+                split=split,
+            )
 
 
 def docstring_text(definition: Definition) -> str:
@@ -51,5 +57,11 @@ def _sources(module: Module, heldout: frozenset[str], label: str) -> Iterator[Do
         yield Document(id=ident, text=header + rest, source=label, lang="python", meta=meta, split=TRAIN)
     for unit in dict.fromkeys(segment.unit for segment in module.segments):
         if unit in heldout:
-            yield Document(id=f"{label}/source/{unit}", text=header + module.source_of(unit), source=label, lang="python",
-                           meta=meta, split=HELDOUT)  # fmt: skip
+            yield Document(
+                id=f"{label}/source/{unit}",
+                text=header + module.source_of(unit),
+                source=label,
+                lang="python",
+                meta=meta,
+                split=HELDOUT,
+            )

@@ -11,15 +11,47 @@ from luban.corpus.stdlib.scan import Definition, definition_unit
 
 # Module that is imported → the module under which people know its objects.
 ALLOWED = {
-    "builtins": "builtins", "math": "math", "cmath": "cmath", "itertools": "itertools", "time": "time", "sys": "sys",
-    "posix": "os", "nt": "os", "array": "array", "zlib": "zlib", "binascii": "binascii", "_struct": "struct",
-    "select": "select", "gc": "gc", "marshal": "marshal", "pwd": "pwd", "grp": "grp", "unicodedata": "unicodedata",
-    "fcntl": "fcntl", "resource": "resource", "_operator": "operator", "_functools": "functools",
-    "_collections": "collections", "_io": "io", "_random": "random", "_heapq": "heapq", "_bisect": "bisect",
-    "_datetime": "datetime", "_signal": "signal", "_socket": "socket", "_csv": "csv", "_json": "json",
-    "_weakref": "weakref", "_sre": "re", "_bz2": "bz2", "_lzma": "lzma", "faulthandler": "faulthandler",
-    "syslog": "syslog", "termios": "termios", "mmap": "mmap",
-}  # fmt: skip
+    "builtins": "builtins",
+    "math": "math",
+    "cmath": "cmath",
+    "itertools": "itertools",
+    "time": "time",
+    "sys": "sys",
+    "posix": "os",
+    "nt": "os",
+    "array": "array",
+    "zlib": "zlib",
+    "binascii": "binascii",
+    "_struct": "struct",
+    "select": "select",
+    "gc": "gc",
+    "marshal": "marshal",
+    "pwd": "pwd",
+    "grp": "grp",
+    "unicodedata": "unicodedata",
+    "fcntl": "fcntl",
+    "resource": "resource",
+    "_operator": "operator",
+    "_functools": "functools",
+    "_collections": "collections",
+    "_io": "io",
+    "_random": "random",
+    "_heapq": "heapq",
+    "_bisect": "bisect",
+    "_datetime": "datetime",
+    "_signal": "signal",
+    "_socket": "socket",
+    "_csv": "csv",
+    "_json": "json",
+    "_weakref": "weakref",
+    "_sre": "re",
+    "_bz2": "bz2",
+    "_lzma": "lzma",
+    "faulthandler": "faulthandler",
+    "syslog": "syslog",
+    "termios": "termios",
+    "mmap": "mmap",
+}
 
 SCRIPT = """
 import importlib, inspect, json, sys
@@ -66,5 +98,11 @@ def _definition(module: str, name: str, kind: str, signature: str, doc: str) -> 
     for bound in ("($self, /, ", "(self, /, ", "($self, ", "(self, "):
         signature = "(" + signature.removeprefix(bound) if signature.startswith(bound) else signature
     public = name if module == "builtins" else f"{module}.{name}"
-    return Definition(name=public, module=module, kind=kind, signature=signature, doc=doc,
-                      unit=definition_unit(module, name.split(".")[0]))  # fmt: skip
+    return Definition(
+        name=public,
+        module=module,
+        kind=kind,
+        signature=signature,
+        doc=doc,
+        unit=definition_unit(module, name.split(".")[0]),
+    )

@@ -168,8 +168,16 @@ class _Cutter:
         doc = ast.get_docstring(node)
         if doc:
             kind = "class" if is_class else "method" if in_class else "function"
-            self._add(Definition(name=name, module=self.module, kind=kind, signature=_signature(node, in_class),
-                                 doc=inspect.cleandoc(doc), unit=unit))  # fmt: skip
+            self._add(
+                Definition(
+                    name=name,
+                    module=self.module,
+                    kind=kind,
+                    signature=_signature(node, in_class),
+                    doc=inspect.cleandoc(doc),
+                    unit=unit,
+                )
+            )
         if isinstance(node, ast.ClassDef):
             for child in node.body:
                 if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):

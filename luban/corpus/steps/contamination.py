@@ -66,15 +66,20 @@ class Contamination(AcrossStep):
             raise DataError(f"no text in {names} has {FEWEST} words to look for")
         if short and multiprocessing.parent_process() is None:
             warn(f"{short} of {texts} texts in {names} have fewer than {FEWEST} words and are not looked for")
-        self.identity = {"step": "contamination", "sets": [[file.name, file_sha256(file)] for file in files],
-                         "texts": texts, "too_short": short}  # fmt: skip
+        self.identity = {
+            "step": "contamination",
+            "sets": [[file.name, file_sha256(file)] for file in files],
+            "texts": texts,
+            "too_short": short,
+        }
 
     def fingerprint(self, document: Document) -> np.ndarray:
         """(matches,) uint64: the document's n-grams that an evaluation set has, each once."""
         text = document.text if document.messages is None else "\n".join(text for _, text in turns(document))
         hashes = words(text).hashes
-        found = [grams[_known(grams, table)] for size, table in self.grams.items()
-                 for grams in [ngram_hashes(hashes, size)]]  # fmt: skip
+        found = [
+            grams[_known(grams, table)] for size, table in self.grams.items() for grams in [ngram_hashes(hashes, size)]
+        ]
         return np.unique(np.concatenate(found))
 
     def decide(self, shards: Sequence[Ragged]) -> Iterator[Ragged]:

@@ -65,8 +65,9 @@ class Normalise:
         return text
 
 
-def rewritten(documents: Iterable[Document], rewrite: Callable[[str], str], counted: str,
-              tally: Tally) -> Iterator[Document]:  # fmt: skip
+def rewritten(
+    documents: Iterable[Document], rewrite: Callable[[str], str], counted: str, tally: Tally
+) -> Iterator[Document]:
     """Documents with every text and message rewritten; how many changed is counted, and what is left empty dropped."""
     for document in documents:
         if document.messages is not None:

@@ -41,7 +41,9 @@ SMALL = 64  # a random address has a number from this on with probability 0.996
 SAYS_SO = re.compile(
     rf"(?:(?<![{WORD}])(?:ip|ipv4|inet|addr|address|host|hostname|dns|server|client|peer|proxy|gateway|subnet|route|ping|login"
     rf"|connect|from|to|at|via)(?![{WORD}])|//|[@＠]|地址|位址|服务器|伺服器|主机|主機|网关|網關|代理|访问|訪問|连接|連接|登录|登入"
-    r"|アドレス|サーバー?|ホスト|주소|서버|호스트)(?:\W|[为為是即はがをにへ은는이가을를]){0,3}$", re.IGNORECASE)  # fmt: skip
+    r"|アドレス|サーバー?|ホスト|주소|서버|호스트)(?:\W|[为為是即はがをにへ은는이가을를]){0,3}$",
+    re.IGNORECASE,
+)
 BEFORE = 16  # characters in which that word stands
 EXAMPLE_EMAIL, EXAMPLE_ADDRESS = "someone@example.com", "192.0.2.1"
 
@@ -65,8 +67,9 @@ def scrub(text: str, tally: Tally) -> str:
     return _replaced(ADDRESS, text, _is_address, EXAMPLE_ADDRESS, "ip_addresses_replaced", tally)
 
 
-def _replaced(pattern: re.Pattern[str], text: str, is_one: Callable[[re.Match[str]], bool], by: str, counted: str,
-              tally: Tally) -> str:  # fmt: skip
+def _replaced(
+    pattern: re.Pattern[str], text: str, is_one: Callable[[re.Match[str]], bool], by: str, counted: str, tally: Tally
+) -> str:
     def example(found: re.Match[str]) -> str:
         if not is_one(found):
             return found[0]

@@ -29,12 +29,55 @@ WORD = re.compile(
 )
 CODE = re.compile(r"^(?: {4}|\t)|[{};=<>_`\\|]|\(\)|::|->|https?:")
 PREFIXES = ("un", "re", "non", "pre", "sub", "over", "under", "multi", "anti", "inter", "out", "mis", "de", "co")
-SUFFIXES = ("s", "es", "d", "ed", "r", "er", "ers", "ing", "ly", "ness", "like", "less", "able", "ish", "y", "al",
-            "ism", "ist", "ists", "ity", "isation", "ization", "ise", "ize", "ised", "ized", "th", "st", "est")  # fmt: skip
-VARIANTS = [(re.compile(pattern), by) for pattern, by in (
-    ("our", "or"), ("re(s|d)?$", r"er\1"), ("is(e|i|a)", r"iz\1"), ("ys(e|i)", r"yz\1"), ("ll", "l"), ("[ao]e", "e"),
-    ("c(e|i)", r"s\1"), ("ogue", "og"), ("wards", "ward"), ("mme", "m"), ("s$", ""), ("t$", "ed"), ("e?ment", "ment"),
-)]  # fmt: skip
+SUFFIXES = (
+    "s",
+    "es",
+    "d",
+    "ed",
+    "r",
+    "er",
+    "ers",
+    "ing",
+    "ly",
+    "ness",
+    "like",
+    "less",
+    "able",
+    "ish",
+    "y",
+    "al",
+    "ism",
+    "ist",
+    "ists",
+    "ity",
+    "isation",
+    "ization",
+    "ise",
+    "ize",
+    "ised",
+    "ized",
+    "th",
+    "st",
+    "est",
+)
+VARIANTS = [
+    (re.compile(pattern), by)
+    for pattern, by in (
+        ("our", "or"),
+        ("re(s|d)?$", r"er\1"),
+        ("is(e|i|a)", r"iz\1"),
+        ("ys(e|i)", r"yz\1"),
+        ("ll", "l"),
+        ("[ao]e", "e"),
+        ("c(e|i)", r"s\1"),
+        ("ogue", "og"),
+        ("wards", "ward"),
+        ("mme", "m"),
+        ("s$", ""),
+        ("t$", "ed"),
+        ("e?ment", "ment"),
+    )
+]
 FREQUENT = 2e-6  # share of all words that a candidate must have
 AHEAD = 20  # times as frequent as the second candidate that the first must be
 ENGLISH = "frequency_dictionary_en_82_765.txt"  # symspellpy's: Google Books counts of words that SCOWL lists

@@ -24,8 +24,9 @@ class FilledRow:
     block: list[int]  # second positions: 0 in part A, from 1 in each blank
 
 
-def fill_blanks(text: np.ndarray, spans: list[tuple[int, int]], order: list[int], *, mask: int, start: int,
-                stop: int) -> FilledRow:  # fmt: skip
+def fill_blanks(
+    text: np.ndarray, spans: list[tuple[int, int]], order: list[int], *, mask: int, start: int, stop: int
+) -> FilledRow:
     """Part A and part B of one text.
 
     Args:
@@ -65,8 +66,11 @@ class BlankRows(DocumentPieces):
         super().__init__(shards, longest=longest, shortest=2, seed=seed)
         special = SpecialTokens.of(shards)
         self.rate, self.mean_span, self.seq_len, self.pad = rate, mean_span, seq_len, special.pad
-        self.special = {"mask": special.need(MASK, "mask"), "start": special.need(START, "start-of-piece"),
-                        "stop": special.need(STOP, "end-of-piece")}  # fmt: skip
+        self.special = {
+            "mask": special.need(MASK, "mask"),
+            "start": special.need(START, "start-of-piece"),
+            "stop": special.need(STOP, "end-of-piece"),
+        }
 
     def row(self, row: int, epoch: int) -> FilledRow:
         """One row as this epoch draws it."""
@@ -78,12 +82,16 @@ class BlankRows(DocumentPieces):
     def make(self, places: list[tuple[int, int]]) -> Batch:
         """The batch, padded on the right; positions are (B, 2, T)."""
         rows = [self.row(*place) if place[0] >= 0 else FilledRow([], [], [], [], []) for place in places]
-        positions = np.stack([pad_rows([r.text for r in rows], self.seq_len, 0),
-                              pad_rows([r.block for r in rows], self.seq_len, 0)], axis=1)  # fmt: skip
+        positions = np.stack(
+            [pad_rows([r.text for r in rows], self.seq_len, 0), pad_rows([r.block for r in rows], self.seq_len, 0)],
+            axis=1,
+        )
         trained = pad_rows([r.trained for r in rows], self.seq_len, False, bool)
         return SegmentBatch(
             tokens=pad_rows([r.tokens for r in rows], self.seq_len, self.pad),
-            targets=pad_rows([r.targets for r in rows], self.seq_len, self.pad), loss_mask=trained,
+            targets=pad_rows([r.targets for r in rows], self.seq_len, self.pad),
+            loss_mask=trained,
             documents=pad_rows([[0] * len(r.tokens) for r in rows], self.seq_len, -1, np.int32),
-            positions=positions, segments=trained.astype(np.int64),
-        )  # fmt: skip
+            positions=positions,
+            segments=trained.astype(np.int64),
+        )

@@ -49,8 +49,10 @@ class LabelledRows:
                 [i for i in shards.data[begin:end][trained] if i not in tokenizer.stop_ids]
             ).strip()
             if answer not in labels:
-                raise DataError(f"the {shards.split} conversation {row} of {shards.path} is answered {answer!r}, and "
-                                f"objective.labels are {', '.join(map(repr, labels))}")  # fmt: skip
+                raise DataError(
+                    f"the {shards.split} conversation {row} of {shards.path} is answered {answer!r}, and "
+                    f"objective.labels are {', '.join(map(repr, labels))}"
+                )
             self.cuts[row], self.labels[row] = begin + trained[0], list(labels).index(answer)
 
     def gather(self, rows: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
@@ -64,7 +66,12 @@ class LabelledRows:
         real, follows = along < sizes[:, None], along < sizes[:, None] - 1
         scale = self.weight * (rows >= 0).sum() / max(int(follows.sum()), 1)
         return LabelledBatch(
-            tokens=tokens, targets=np.roll(tokens, -1, axis=1), loss_mask=along == sizes[:, None] - 1,
-            documents=np.where(real, 0, -1).astype(np.int32), positions=np.where(real, along, 0).astype(np.int32),
-            follows=follows, labels=np.where(rows >= 0, self.labels[rows], 0),
-            weights=np.full(len(rows), scale, dtype=np.float32))  # fmt: skip
+            tokens=tokens,
+            targets=np.roll(tokens, -1, axis=1),
+            loss_mask=along == sizes[:, None] - 1,
+            documents=np.where(real, 0, -1).astype(np.int32),
+            positions=np.where(real, along, 0).astype(np.int32),
+            follows=follows,
+            labels=np.where(rows >= 0, self.labels[rows], 0),
+            weights=np.full(len(rows), scale, dtype=np.float32),
+        )

@@ -42,8 +42,9 @@ class Masking:
                 tokens[i], chosen[i] = self.hide_row(rng, batch.tokens[i], open_T)
         return replace(batch, tokens=tokens, targets=batch.tokens, loss_mask=chosen)
 
-    def hide_row(self, rng: np.random.Generator, tokens: np.ndarray,
-                 open_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    def hide_row(
+        self, rng: np.random.Generator, tokens: np.ndarray, open_T: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(tokens with some hidden, which ones), of those that `open_T` (T,) bool allows. How many is rounded at random,
         so that the mean is exact."""
         budget = round_randomly(rng, self.rate * int(open_T.sum()))
@@ -114,5 +115,6 @@ class PairRows(DocumentPieces):
         batch = self.masking.hide(batch, *numbers)
         pairs = max(sum(row >= 0 for row, _ in places), 1)
         weights = np.array([batch.target_count / pairs if row >= 0 else 0 for row, _ in places], dtype=np.float32)
-        return PairBatch(**vars(batch), segments=pad_rows(segments, self.seq_len, 0),
-                         labels=np.array(labels), weights=weights)  # fmt: skip
+        return PairBatch(
+            **vars(batch), segments=pad_rows(segments, self.seq_len, 0), labels=np.array(labels), weights=weights
+        )

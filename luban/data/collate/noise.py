@@ -94,8 +94,11 @@ class TextInfilling(Share):
             lengths.append(min(int(rng.poisson(self.mean_span)), budget - sum(lengths)))
         lengths = [int(n) for n in rng.permutation(lengths)]
         mask, kept = special.need(MASK, "mask"), len(text) - sum(lengths)
-        cuts = np.sort(rng.integers(0, kept + 1, len(lengths))) if kept < len(lengths) else np.sort(
-            rng.choice(kept + 1, len(lengths), replace=False))  # fmt: skip
+        cuts = (
+            np.sort(rng.integers(0, kept + 1, len(lengths)))
+            if kept < len(lengths)
+            else np.sort(rng.choice(kept + 1, len(lengths), replace=False))
+        )
         out: list[int] = []
         at = done = 0
         for cut, length in zip(cuts.tolist(), lengths, strict=True):  # `cut` kept tokens stand before this span

@@ -29,8 +29,9 @@ class Pairing(Variant):
     def check(self, pieces: DocumentPieces) -> None:
         """Raise DataError where these pieces make no pairs."""
 
-    def corrupt(self, rng: np.random.Generator, one: np.ndarray, two: np.ndarray, pieces: DocumentPieces,
-              row: int) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    def corrupt(
+        self, rng: np.random.Generator, one: np.ndarray, two: np.ndarray, pieces: DocumentPieces, row: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Two segments that don't belong together in this order, from two that do."""
         raise NotImplementedError
 
@@ -44,8 +45,9 @@ class NextSentence(Pairing):
         if len(np.unique(pieces.document)) < 2:
             raise DataError("next-sentence pairs need at least two documents")
 
-    def corrupt(self, rng: np.random.Generator, one: np.ndarray, two: np.ndarray, pieces: DocumentPieces,
-              row: int) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    def corrupt(
+        self, rng: np.random.Generator, one: np.ndarray, two: np.ndarray, pieces: DocumentPieces, row: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The first segment and as many tokens of another document, fewer where it has fewer."""
         other = int(rng.integers(pieces.rows))
         while pieces.document[other] == pieces.document[row]:
@@ -59,7 +61,8 @@ class NextSentence(Pairing):
 class SentenceOrder(Pairing):
     """The two segments change places (Lan et al. 2020, section 3.1)."""
 
-    def corrupt(self, rng: np.random.Generator, one: np.ndarray, two: np.ndarray, pieces: DocumentPieces,
-              row: int) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    def corrupt(
+        self, rng: np.random.Generator, one: np.ndarray, two: np.ndarray, pieces: DocumentPieces, row: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Second, first."""
         return two, one

@@ -32,18 +32,22 @@ class SourceBatch(Batch):
         return int(self.source_mask.sum()) + int(self.loss_mask.sum())
 
 
-def source_batch(sources: list[list[int]], targets: list[list[int]], *, start: int, pad: int, source_len: int,
-                 target_len: int) -> SourceBatch:  # fmt: skip
+def source_batch(
+    sources: list[list[int]], targets: list[list[int]], *, start: int, pad: int, source_len: int, target_len: int
+) -> SourceBatch:
     """Rows padded on the right; the decoder reads `start` and then its own targets, one later."""
     read = [[start, *row[:-1]] if row else [] for row in targets]
     trained = pad_rows([[True] * len(row) for row in targets], target_len, False, bool)
     positions = np.broadcast_to(np.arange(target_len, dtype=np.int32), trained.shape)
     return SourceBatch(
-        tokens=pad_rows(read, target_len, pad), targets=pad_rows(targets, target_len, pad), loss_mask=trained,
-        documents=np.where(trained, 0, -1).astype(np.int32), positions=positions,
+        tokens=pad_rows(read, target_len, pad),
+        targets=pad_rows(targets, target_len, pad),
+        loss_mask=trained,
+        documents=np.where(trained, 0, -1).astype(np.int32),
+        positions=positions,
         source=pad_rows(sources, source_len, pad),
         source_mask=pad_rows([[True] * len(s) for s in sources], source_len, False, bool),
-    )  # fmt: skip
+    )
 
 
 class CorruptedRows(DocumentPieces):
@@ -72,5 +76,6 @@ class CorruptedRows(DocumentPieces):
             corrupted = self.noise(self.draw("noise", row, epoch), text, self.special)[: self.seq_len - 2]
             sources.append([*self.begin, *corrupted.tolist(), self.special.end])
             targets.append([*self.begin, *text.tolist(), self.special.end])
-        return source_batch(sources, targets, start=self.start, pad=self.special.pad, source_len=self.seq_len,
-                            target_len=self.seq_len)  # fmt: skip
+        return source_batch(
+            sources, targets, start=self.start, pad=self.special.pad, source_len=self.seq_len, target_len=self.seq_len
+        )

@@ -45,15 +45,18 @@ class SpanRows(DocumentPieces):
         sentinels: ids behind the tokenizer's. start: id that the decoder begins with.
     """
 
-    def __init__(self, shards: Shards, seq_len: int, seed: int, *, rate: float, mean_span: float, sentinels: int,
-                 start: int):  # fmt: skip
+    def __init__(
+        self, shards: Shards, seq_len: int, seed: int, *, rate: float, mean_span: float, sentinels: int, start: int
+    ):
         fitting = (n for n in range(seq_len - 1, 1, -1) if sum(span_amounts(n, rate, mean_span)) + 2 <= seq_len)
         longest = next(fitting, 1)  # in the source spans shrink, so its own length is enough there
         super().__init__(shards, longest=longest, shortest=2, seed=seed)
         inside, spans = span_amounts(longest, rate, mean_span)
         if spans + 1 > sentinels:
-            raise DataError(f"rows of {seq_len} tokens have {spans} spans and need {spans + 1} sentinels, and objective."
-                            f"sentinels is {sentinels}")  # fmt: skip
+            raise DataError(
+                f"rows of {seq_len} tokens have {spans} spans and need {spans + 1} sentinels, and objective."
+                f"sentinels is {sentinels}"
+            )
         self.rate, self.mean_span, self.start = rate, mean_span, start
         self.seq_len, self.special = seq_len, SpecialTokens.of(shards)
         self.target_len = inside + spans + 2
@@ -66,8 +69,14 @@ class SpanRows(DocumentPieces):
             source, target = self.row(row, epoch) if row >= 0 else ([], [])
             sources.append([*source, self.special.end] if source else [])
             targets.append([*target, self.special.end] if target else [])
-        return source_batch(sources, targets, start=self.start, pad=self.special.pad, source_len=self.seq_len,
-                            target_len=self.target_len)  # fmt: skip
+        return source_batch(
+            sources,
+            targets,
+            start=self.start,
+            pad=self.special.pad,
+            source_len=self.seq_len,
+            target_len=self.target_len,
+        )
 
     def row(self, row: int, epoch: int) -> tuple[list[int], list[int]]:
         """(source, target) as this epoch draws them, without their ends."""

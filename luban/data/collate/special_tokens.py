@@ -43,10 +43,17 @@ class SpecialTokens:
         pieces = any(text.startswith("##") for text in texts)  # WordPiece marks what continues, the others what begins
         continues = [t.startswith("##") if pieces else _inside(t[:1]) for t in texts]
         goes_on = [pieces or _inside(t[-1:]) for t in texts]
-        return cls(size=tokenizer.vocab_size, pad=shards.pad_id, begin=tokenizer.bos_id, end=shards.config["eos_id"],
-                   special=special, continues=np.array(continues), goes_on=np.array(goes_on) & ~special,
-                   ends_sentence=np.array([t.rstrip(" ")[-1:] in (*".!?\n。！？",) and t != "" for t in texts]),
-                   names=tokenizer.special)  # fmt: skip
+        return cls(
+            size=tokenizer.vocab_size,
+            pad=shards.pad_id,
+            begin=tokenizer.bos_id,
+            end=shards.config["eos_id"],
+            special=special,
+            continues=np.array(continues),
+            goes_on=np.array(goes_on) & ~special,
+            ends_sentence=np.array([t.rstrip(" ")[-1:] in (*".!?\n。！？",) and t != "" for t in texts]),
+            names=tokenizer.special,
+        )
 
     def need(self, names: tuple[str, ...], what: str) -> int:
         """The id of the first of these special tokens that there is. Raises DataError where there is none."""

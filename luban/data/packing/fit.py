@@ -27,8 +27,10 @@ class FitPacking:
         if not len(self.sizes):
             raise DataError(f"shards {shards.path} hold no {shards.split} document of two tokens or more")
         if self.divided:
-            warn(f"{self.divided} of {shards.documents} {shards.split} documents are longer than {seq_len} tokens and are "
-                 f"divided, their later pieces without what came before: raise train.seq_len to keep them whole")  # fmt: skip
+            warn(
+                f"{self.divided} of {shards.documents} {shards.split} documents are longer than {seq_len} tokens and are "
+                f"divided, their later pieces without what came before: raise train.seq_len to keep them whole"
+            )
         row_of = best_fit(self.sizes, seq_len)
         self.rows = int(row_of.max()) + 1
         self.order = np.argsort(row_of, kind="stable")  # pieces by row

@@ -18,8 +18,10 @@ class StreamPacking:
 
     def __init__(self, shards: Shards, seq_len: int):
         if shards.tokens < seq_len + 1:
-            raise DataError(f"shards {shards.path} hold {shards.tokens} {shards.split} tokens, fewer than one sequence "
-                            f"of {seq_len} and its last target: lower train.seq_len or use more text")  # fmt: skip
+            raise DataError(
+                f"shards {shards.path} hold {shards.tokens} {shards.split} tokens, fewer than one sequence "
+                f"of {seq_len} and its last target: lower train.seq_len or use more text"
+            )
         self.shards, self.seq_len = shards, seq_len
         self.rows = -(-(shards.tokens - 1) // seq_len)
 

@@ -23,9 +23,16 @@ WIDEST = 256  # D
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def flash_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Intervals | None = None,
-                    bias: DistanceBias | None = None, layout: BlockLayout | None = None,
-                    scale: float | None = None) -> Tensor:  # fmt: skip
+def flash_attention(
+    q_BHTD: Tensor,
+    k_BKSD: Tensor,
+    v_BKSD: Tensor,
+    *,
+    mask: Intervals | None = None,
+    bias: DistanceBias | None = None,
+    layout: BlockLayout | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """softmax(q·kᵀ·scale + bias)·v over what each query sees, (B, H, T, D) in the inputs' dtype.
 
     Args:
@@ -59,9 +66,26 @@ def flash_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Int
     lists = (None,) * 4
     if layout is not None:
         lists = layout.query_list, layout.query_count, layout.key_list, layout.key_count
-    out, _ = launch.flash_forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, items, *lists,
-                           bias.form if bias else "none", bias.zero if bias else 0, bias.reach if bias else 0,
-                           layout.block if layout else 0, mask is None or mask.backward_only, float(scale))  # fmt: skip
+    out, _ = launch.flash_forward(
+        q,
+        k,
+        v,
+        numbers,
+        weight,
+        table,
+        buckets,
+        start,
+        stop,
+        seeing,
+        items,
+        *lists,
+        bias.form if bias else "none",
+        bias.zero if bias else 0,
+        bias.reach if bias else 0,
+        layout.block if layout else 0,
+        mask is None or mask.backward_only,
+        float(scale),
+    )
     return out[..., :D] if missing else out
 
 
@@ -77,8 +101,10 @@ def prepared(mask: Intervals, keys: int) -> Intervals:
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise UnsupportedError(f"flash_attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} "
-                               "don't fit (B, H, T, D) and (B, K, S, D)")  # fmt: skip
+        raise UnsupportedError(
+            f"flash_attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} "
+            "don't fit (B, H, T, D) and (B, K, S, D)"
+        )
     if q.shape[1] % k.shape[1]:
         raise UnsupportedError(f"flash_attention: {k.shape[1]} key heads don't divide {q.shape[1]} query heads")
     if q.shape[2] > k.shape[2]:
@@ -91,12 +117,15 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
-def _check_what_is_seen(q: Tensor, keys: int, mask: Intervals | None, bias: DistanceBias | None,
-                        layout: BlockLayout | None) -> None:  # fmt: skip
+def _check_what_is_seen(
+    q: Tensor, keys: int, mask: Intervals | None, bias: DistanceBias | None, layout: BlockLayout | None
+) -> None:
     B, H, T, D = q.shape
     if mask is not None and (mask.start.shape != mask.stop.shape or tuple(mask.start.shape) not in ((1, T), (B, T))):
-        raise UnsupportedError(f"flash_attention: a mask of {tuple(mask.start.shape)} and {tuple(mask.stop.shape)} doesn't fit "
-                               f"{B} rows of {T} queries")  # fmt: skip
+        raise UnsupportedError(
+            f"flash_attention: a mask of {tuple(mask.start.shape)} and {tuple(mask.stop.shape)} doesn't fit "
+            f"{B} rows of {T} queries"
+        )
     if bias is not None and bias.parameters[0].shape[0] != H:
         raise UnsupportedError(f"flash_attention: a bias of {bias.parameters[0].shape[0]} heads, and queries have {H}")
     if bias is not None and bias.form == "buckets" and bias.keys < keys:
@@ -104,9 +133,13 @@ def _check_what_is_seen(q: Tensor, keys: int, mask: Intervals | None, bias: Dist
     if layout is None:
         return
     if layout.block not in BLOCK_SIDES or (layout.block > 64 and D > 128):
-        raise UnsupportedError(f"flash_attention: layouts have blocks of {', '.join(map(str, BLOCK_SIDES))} (128 for heads up to 128), "
-                               f"this one of {layout.block}, with heads of {D}")  # fmt: skip
+        raise UnsupportedError(
+            f"flash_attention: layouts have blocks of {', '.join(map(str, BLOCK_SIDES))} (128 for heads up to 128), "
+            f"this one of {layout.block}, with heads of {D}"
+        )
     blocks = -(-T // layout.block), -(-keys // layout.block)
     if keys != T or layout.table.shape[0] not in (1, H) or tuple(layout.table.shape[1:]) != blocks:
-        raise UnsupportedError(f"flash_attention: a layout of {tuple(layout.table.shape)} blocks of {layout.block} doesn't "
-                               f"fit {H} heads, {T} queries and {keys} keys")  # fmt: skip
+        raise UnsupportedError(
+            f"flash_attention: a layout of {tuple(layout.table.shape)} blocks of {layout.block} doesn't "
+            f"fit {H} heads, {T} queries and {keys} keys"
+        )

@@ -145,13 +145,47 @@ class _Call:
 
     def constants(self, t: Tiles) -> dict:
         """Compile-time values of every kernel that walks tiles."""
-        return {"H": self.H, "GROUP": self.H // self.K, "D": self.padded, "BM": t.rows, "BN": t.cols, "BIAS": self.kind,
-                "LINEAR": self.linear, "INTERVALS": self.intervals, "SPARSE": self.block > 0, "FETCH": self.fetch,
-                "UPCAST": INTERPRETED, "num_warps": t.warps, "num_stages": t.stages, "maxnreg": t.registers}  # fmt: skip
+        return {
+            "H": self.H,
+            "GROUP": self.H // self.K,
+            "D": self.padded,
+            "BM": t.rows,
+            "BN": t.cols,
+            "BIAS": self.kind,
+            "LINEAR": self.linear,
+            "INTERVALS": self.intervals,
+            "SPARSE": self.block > 0,
+            "FETCH": self.fetch,
+            "UPCAST": INTERPRETED,
+            "num_warps": t.warps,
+            "num_stages": t.stages,
+            "maxnreg": t.registers,
+        }
 
 
-def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, items, query_list, query_count, key_list, key_count,
-             form, zero, reach, block, backward_only, scale):  # fmt: skip
+def _forward(
+    q,
+    k,
+    v,
+    numbers,
+    weight,
+    table,
+    buckets,
+    start,
+    stop,
+    seeing,
+    items,
+    query_list,
+    query_count,
+    key_list,
+    key_count,
+    form,
+    zero,
+    reach,
+    block,
+    backward_only,
+    scale,
+):
     call = _Call(q, k, numbers, table, start, items, form, zero, reach, block, backward_only, scale)
     out, lse = _by_token(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     if not q.numel():
@@ -162,16 +196,59 @@ def _forward(q, k, v, numbers, weight, table, buckets, start, stop, seeing, item
     lists, counts, strides = call.lists(query_list, query_count)
     grid, listed, placed = call.order(q, k, t.rows, 0)
     forward.forward_kernel[grid](
-        kept(q), call.walked(k, t.cols), call.walked(v, t.cols), kept(out), lse,
-        lse if start is None else start, lse if stop is None else stop, listed, call.table, call.numbers, lists, counts,
-        call.interval_stride, call.table_stride, *strides, call.T, call.S, scale * LOG2E, zero, reach,
-        **placed, **call.constants(t),
-    )  # fmt: skip
+        kept(q),
+        call.walked(k, t.cols),
+        call.walked(v, t.cols),
+        kept(out),
+        lse,
+        lse if start is None else start,
+        lse if stop is None else stop,
+        listed,
+        call.table,
+        call.numbers,
+        lists,
+        counts,
+        call.interval_stride,
+        call.table_stride,
+        *strides,
+        call.T,
+        call.S,
+        scale * LOG2E,
+        zero,
+        reach,
+        **placed,
+        **call.constants(t),
+    )
     return out, lse
 
 
-def _backward(do, out, lse, q, k, v, numbers, weight, table, buckets, start, stop, seeing, items, query_list, query_count,
-              key_list, key_count, form, zero, reach, block, backward_only, scale, learned):  # fmt: skip
+def _backward(
+    do,
+    out,
+    lse,
+    q,
+    k,
+    v,
+    numbers,
+    weight,
+    table,
+    buckets,
+    start,
+    stop,
+    seeing,
+    items,
+    query_list,
+    query_count,
+    key_list,
+    key_count,
+    form,
+    zero,
+    reach,
+    block,
+    backward_only,
+    scale,
+    learned,
+):
     call = _Call(q, k, numbers, table, start, items, form, zero, reach, block, backward_only, scale)
     width = 0 if weight is None else weight.shape[1]
     if not q.numel():
@@ -179,8 +256,9 @@ def _backward(do, out, lse, q, k, v, numbers, weight, table, buckets, start, sto
     do, q, k, v = (_readable(x, call.fetch) for x in (do, q, k, v))
     delta = torch.empty_like(lse)
     start, stop, seeing = (lse if x is None else x for x in (start, stop, seeing))
-    dq, sums = _queries_gradient(call, q, k, v, out, do, lse, delta, start, stop, buckets, query_list, query_count,
-                                 learned, width)  # fmt: skip
+    dq, sums = _queries_gradient(
+        call, q, k, v, out, do, lse, delta, start, stop, buckets, query_list, query_count, learned, width
+    )
     dk, dv = _keys_gradient(call, q, k, v, do, lse, delta, seeing, key_list, key_count)
     return dq, dk, dv, sums
 
@@ -191,12 +269,33 @@ def _keys_gradient(call, q, k, v, do, lse, delta, seeing, key_list, key_count):
     grid, items, placed = call.order(k, q, t.cols, 1)
     lists, counts, strides = call.lists(key_list, key_count)
     backward.keys_kernel[grid](
-        call.walked(q, t.rows), kept(k), kept(v), call.walked(do, t.rows), lse, delta, kept(dk), kept(dv),
-        seeing, items, call.table, call.numbers, lists, counts,
-        seeing.stride(0) if call.interval_stride else 0, call.table_stride, *strides,
-        call.T, call.S, call.scale * LOG2E, call.scale, call.zero, call.reach,
-        WHOLE=call.T % t.rows == 0, **placed, **call.constants(t),
-    )  # fmt: skip
+        call.walked(q, t.rows),
+        kept(k),
+        kept(v),
+        call.walked(do, t.rows),
+        lse,
+        delta,
+        kept(dk),
+        kept(dv),
+        seeing,
+        items,
+        call.table,
+        call.numbers,
+        lists,
+        counts,
+        seeing.stride(0) if call.interval_stride else 0,
+        call.table_stride,
+        *strides,
+        call.T,
+        call.S,
+        call.scale * LOG2E,
+        call.scale,
+        call.zero,
+        call.reach,
+        WHOLE=call.T % t.rows == 0,
+        **placed,
+        **call.constants(t),
+    )
     return dk, dv
 
 
@@ -211,12 +310,37 @@ def _queries_gradient(
     lists, counts, strides = call.lists(query_list, query_count)
     grid, items, placed = call.order(q, k, t.rows, 0)
     backward.queries_kernel[grid](
-        kept(q), call.walked(k, t.cols), call.walked(v, t.cols), kept(out), kept(do), lse, delta, kept(dq),
-        start, stop, items, call.table, call.numbers,
-        buckets if bucketed else lse, sums, lists, counts, call.interval_stride, call.table_stride, *strides,
-        call.T, call.S, call.scale * LOG2E, call.scale, call.zero, call.reach,
-        MOMENTS=moments, BUCKETS=width if bucketed else 0, **placed, **call.constants(t),
-    )  # fmt: skip
+        kept(q),
+        call.walked(k, t.cols),
+        call.walked(v, t.cols),
+        kept(out),
+        kept(do),
+        lse,
+        delta,
+        kept(dq),
+        start,
+        stop,
+        items,
+        call.table,
+        call.numbers,
+        buckets if bucketed else lse,
+        sums,
+        lists,
+        counts,
+        call.interval_stride,
+        call.table_stride,
+        *strides,
+        call.T,
+        call.S,
+        call.scale * LOG2E,
+        call.scale,
+        call.zero,
+        call.reach,
+        MOMENTS=moments,
+        BUCKETS=width if bucketed else 0,
+        **placed,
+        **call.constants(t),
+    )
     return dq, sums.sum((0, 2)) if learned else lse.new_empty(call.H, width or 2)
 
 
@@ -224,9 +348,11 @@ flash_forward = torch.library.custom_op(
     "luban::flash_forward", _forward, mutates_args=(), schema=f"({OPERANDS}) -> (Tensor, Tensor)"
 )
 flash_backward = torch.library.custom_op(
-    "luban::flash_backward", _backward, mutates_args=(),
+    "luban::flash_backward",
+    _backward,
+    mutates_args=(),
     schema=f"(Tensor do, Tensor out, Tensor lse, {OPERANDS}, bool learned) -> (Tensor, Tensor, Tensor, Tensor)",
-)  # fmt: skip
+)
 
 
 @flash_forward.register_fake

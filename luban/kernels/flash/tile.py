@@ -81,8 +81,20 @@ def _pointers(X, b, h, place, ROWS: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def key_blocks(START, STOP, ITEM, b, stride, row0, T, S, BM: tl.constexpr, BN: tl.constexpr, INTERVALS: tl.constexpr,
-               ORDERED: tl.constexpr):  # fmt: skip
+def key_blocks(
+    START,
+    STOP,
+    ITEM,
+    b,
+    stride,
+    row0,
+    T,
+    S,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    INTERVALS: tl.constexpr,
+    ORDERED: tl.constexpr,
+):
     """The blocks of keys that a tile of queries touches, [first, last), and those that all its rows see whole,
     [full_first, full_last). Bounds never decrease from row to row, so the tile's first and last row tell."""
     top, bottom = tl.minimum(row0, T - 1), tl.minimum(row0 + BM, T) - 1
@@ -115,8 +127,9 @@ def column_bounds(SEEING, cols, T, S, INTERVALS: tl.constexpr):
 
 
 @triton.jit
-def query_blocks(SEEING, ITEM, col0, T, S, BM: tl.constexpr, BN: tl.constexpr, INTERVALS: tl.constexpr,
-                 ORDERED: tl.constexpr):  # fmt: skip
+def query_blocks(
+    SEEING, ITEM, col0, T, S, BM: tl.constexpr, BN: tl.constexpr, INTERVALS: tl.constexpr, ORDERED: tl.constexpr
+):
     """`key_blocks` with queries and keys changed: the blocks of queries that see a tile of keys, [first, last), and those
     that see all of it, [full_first, full_last)."""
     left, right = col0, tl.minimum(col0 + BN, S) - 1

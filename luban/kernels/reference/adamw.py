@@ -19,8 +19,16 @@ def stochastic_bf16(values: Tensor, generator: torch.Generator | None = None) ->
 
 
 @torch.no_grad()
-def adamw_(tensors: Sequence[Stepped], *, scale: Tensor, apply: Tensor, lr: float, decay: float, betas: tuple[float, float],
-           eps: float) -> None:  # fmt: skip
+def adamw_(
+    tensors: Sequence[Stepped],
+    *,
+    scale: Tensor,
+    apply: Tensor,
+    lr: float,
+    decay: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
     """As the kernel's function of the same name."""
     if not apply:
         return

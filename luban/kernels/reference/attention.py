@@ -13,8 +13,16 @@ from torch import Tensor
 from luban.kernels.intervals import Intervals
 
 
-def attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Intervals, *, bias_HTS: Tensor | None = None,
-              seen_HTS: Tensor | None = None, scale: float | None = None) -> Tensor:  # fmt: skip
+def attention(
+    q_BHTD: Tensor,
+    k_BKSD: Tensor,
+    v_BKSD: Tensor,
+    mask: Intervals,
+    *,
+    bias_HTS: Tensor | None = None,
+    seen_HTS: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """softmax(q·kᵀ·scale + bias)·v over what each query sees; (B, H, T, D). A query that sees nothing gets zeros.
 
     Args:

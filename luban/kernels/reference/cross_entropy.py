@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 
 
-def linear_cross_entropy(rows_NE: Tensor, table_VE: Tensor, targets_N: Tensor, *, bias_V: Tensor | None = None,
-                         smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:  # fmt: skip
+def linear_cross_entropy(
+    rows_NE: Tensor,
+    table_VE: Tensor,
+    targets_N: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:
     """The sum over rows of −Σ_v y_v·log p_v + z_loss·log²Z, where y is the smoothed target; -100 counts nothing."""
     logits_NV = rows_NE @ table_VE.t() + (0 if bias_V is None else bias_V)
     log_z = logits_NV.logsumexp(-1)

@@ -67,8 +67,10 @@ class Arrangement(Variant):
     def ops(self, layer: LayerSpec, shape: LayerShape, batch: int, seq: int, source: int | None = None) -> list[Op]:
         """What the layer does to a batch; `source`: encoder tokens that it attends to, where it does."""
         tokens, width = batch * seq, shape.width
-        ops = [*(layer.norm.op(name, tokens, width) for name in self.norm_names()),
-               *within("mixer", layer.mixer.ops(batch, seq, shape))]  # fmt: skip
+        ops = [
+            *(layer.norm.op(name, tokens, width) for name in self.norm_names()),
+            *within("mixer", layer.mixer.ops(batch, seq, shape)),
+        ]
         if layer.cross:
             ops.append(layer.norm.op("cross_norm", tokens, width))
             ops += within("cross", layer.mixer.cross_ops(batch, seq, seq if source is None else source, shape))

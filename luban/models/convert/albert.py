@@ -60,8 +60,7 @@ class Albert(Bert):
     def encoder(self, fields: Fields) -> EncoderBody:
         """Narrow embeddings and groups."""
         fields.only("inner_group_num", 1)
-        return EncoderBody(segments=fields.get("type_vocab_size", 2),
-                           embeddings=fields.get("embedding_size", 128))  # fmt: skip
+        return EncoderBody(segments=fields.get("type_vocab_size", 2), embeddings=fields.get("embedding_size", 128))
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """BERT's, with the layers of a group sharing the parameters of its first."""

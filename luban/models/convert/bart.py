@@ -79,20 +79,30 @@ class Bart:
         fields.only("encoder_attention_heads", heads)
         fields.only("encoder_ffn_dim", inner)
         return uniform(
-            vocab_size=fields.need("vocab_size"), width=fields.need("d_model"), layers=fields.need("decoder_layers"),
-            context=fields.get("max_position_embeddings", 1024), position=Learned(offset=OFFSET),
-            mixer=Grouped(heads=heads, qkv_bias=True, output_bias=True), norm=LayerNorm(), embedding_norm=LayerNorm(),
+            vocab_size=fields.need("vocab_size"),
+            width=fields.need("d_model"),
+            layers=fields.need("decoder_layers"),
+            context=fields.get("max_position_embeddings", 1024),
+            position=Learned(offset=OFFSET),
+            mixer=Grouped(heads=heads, qkv_bias=True, output_bias=True),
+            norm=LayerNorm(),
+            embedding_norm=LayerNorm(),
             feedforward=plain_feedforward(fields.get("activation_function", "gelu"), inner, bias=True),
-            arrangement=PostNorm(), encoder_layers=fields.need("encoder_layers"), body=encoder_decoder(fields, start=2),
-            head=head, tied_head=isinstance(head, LanguageModel),
-        )  # fmt: skip
+            arrangement=PostNorm(),
+            encoder_layers=fields.need("encoder_layers"),
+            body=encoder_decoder(fields, start=2),
+            head=head,
+            tied_head=isinstance(head, LanguageModel),
+        )
 
     def head(self, fields: Fields) -> Head:
         """The head of the class that wrote the directory. Raises UnsupportedError for another."""
         known: dict[str, Head] = {
-            LM: LanguageModel(bias=True), "BartModel": Hidden(),
-            "BartForSequenceClassification": Classes(count=fields.labels(3), pooling="last"), "BartForQuestionAnswering": Span(),
-        }  # fmt: skip
+            LM: LanguageModel(bias=True),
+            "BartModel": Hidden(),
+            "BartForSequenceClassification": Classes(count=fields.labels(3), pooling="last"),
+            "BartForQuestionAnswering": Span(),
+        }
         name = fields.architecture(LM)
         if name not in known:
             raise UnsupportedError(f"config.json names the architecture {name}; known are {', '.join(known)}")
@@ -105,24 +115,44 @@ class Bart:
             return None
         body, attention, norm = spec.body, attention_of(layer), LayerNorm()
         count = spec.head.count if isinstance(spec.head, Classes) else 0
-        names = {LanguageModel(bias=True): LM, Hidden(): "BartModel", Span(): "BartForQuestionAnswering",
-                 Classes(count=count or 1, pooling="last"): "BartForSequenceClassification"}  # fmt: skip
-        known = (layer.norm == norm and spec.embedding_norm == norm
-                 and spec.position == Learned(offset=OFFSET) and spec.head in names
-                 and isinstance(layer.arrangement, PostNorm) and spec.tied_head == isinstance(spec.head, LanguageModel)
-                 and activation_name(layer.feedforward) and layer.feedforward.bias)  # fmt: skip
+        names = {
+            LanguageModel(bias=True): LM,
+            Hidden(): "BartModel",
+            Span(): "BartForQuestionAnswering",
+            Classes(count=count or 1, pooling="last"): "BartForSequenceClassification",
+        }
+        known = (
+            layer.norm == norm
+            and spec.embedding_norm == norm
+            and spec.position == Learned(offset=OFFSET)
+            and spec.head in names
+            and isinstance(layer.arrangement, PostNorm)
+            and spec.tied_head == isinstance(spec.head, LanguageModel)
+            and activation_name(layer.feedforward)
+            and layer.feedforward.bias
+        )
         plain = attention == Grouped(heads=attention.heads, qkv_bias=True, output_bias=True)
         if not (known and plain and isinstance(body, EncoderDecoderBody)):
             return None
         return {
-            "architectures": [names[spec.head]], "model_type": "bart", "is_encoder_decoder": True,
-            "vocab_size": spec.vocab_size, "d_model": spec.width, "max_position_embeddings": spec.context,
-            "encoder_layers": len(spec.encoder), "decoder_layers": len(spec.layers),
-            "encoder_attention_heads": attention.heads, "decoder_attention_heads": attention.heads,
-            "encoder_ffn_dim": layer.feedforward.width, "decoder_ffn_dim": layer.feedforward.width,
-            "activation_function": activation_name(layer.feedforward), "scale_embedding": False,
-            "tie_word_embeddings": True, **decoder_start(body), **({"id2label": {str(i): f"LABEL_{i}" for i in range(count)}} if count else {}),
-        }  # fmt: skip
+            "architectures": [names[spec.head]],
+            "model_type": "bart",
+            "is_encoder_decoder": True,
+            "vocab_size": spec.vocab_size,
+            "d_model": spec.width,
+            "max_position_embeddings": spec.context,
+            "encoder_layers": len(spec.encoder),
+            "decoder_layers": len(spec.layers),
+            "encoder_attention_heads": attention.heads,
+            "decoder_attention_heads": attention.heads,
+            "encoder_ffn_dim": layer.feedforward.width,
+            "decoder_ffn_dim": layer.feedforward.width,
+            "activation_function": activation_name(layer.feedforward),
+            "scale_embedding": False,
+            "tie_word_embeddings": True,
+            **decoder_start(body),
+            **({"id2label": {str(i): f"LABEL_{i}" for i in range(count)}} if count else {}),
+        }
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
@@ -135,13 +165,15 @@ class Bart:
             for kind in ("weight", "bias"):
                 yield Pair(f"head.pool.{kind}", f"classification_head.dense.{kind}")
                 yield Pair(f"head.output.{kind}", f"classification_head.out_proj.{kind}")
-        sides = (("encoder", len(spec.encoder), (*SELF, *REST)),
-                 ("decoder", len(spec.layers), (*SELF, *CROSS, *REST)))  # fmt: skip
+        sides = (("encoder", len(spec.encoder), (*SELF, *REST)), ("decoder", len(spec.layers), (*SELF, *CROSS, *REST)))
         for side, layers, names in sides:
             yield Pair(f"{side}.position.table.weight", f"model.{side}.embed_positions.weight")
             modules = [(f"{side}.embedding.norm", f"model.{side}.layernorm_embedding")]
-            modules += [(f"{side}.blocks.{index}.{ours}", f"model.{side}.layers.{index}.{theirs}")
-                        for index in range(layers) for ours, theirs in names]  # fmt: skip
+            modules += [
+                (f"{side}.blocks.{index}.{ours}", f"model.{side}.layers.{index}.{theirs}")
+                for index in range(layers)
+                for ours, theirs in names
+            ]
             for ours, theirs in modules:
                 yield Pair(f"{ours}.weight", f"{theirs}.weight")
                 yield Pair(f"{ours}.bias", f"{theirs}.bias")

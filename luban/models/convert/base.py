@@ -80,8 +80,10 @@ class Fused:
         rows = theirs.t() if self.transposed and theirs.dim() == 2 else theirs
         total = self.heads + 2 * self.key_heads
         if not rows.dim() or rows.shape[0] % total:
-            raise ArtifactError(f"the tensor {self.theirs} of shape {tuple(theirs.shape)} can't hold queries of "
-                                f"{self.heads} heads with keys and values of {self.key_heads}")  # fmt: skip
+            raise ArtifactError(
+                f"the tensor {self.theirs} of shape {tuple(theirs.shape)} can't hold queries of "
+                f"{self.heads} heads with keys and values of {self.key_heads}"
+            )
         width, group = rows.shape[0] // total, self.heads // self.key_heads
         if self.by_head:
             blocks = rows.unflatten(0, (self.key_heads, group + 2, width))
@@ -128,9 +130,13 @@ class Format(TensorNames, Protocol):
 
 
 KINDS: dict[type, tuple[Any, str]] = {  # of fields, as JSON has them, and what they are called
-    int: (int, "a whole number"), float: ((int, float), "a number"), bool: (bool, "true or false"), str: (str, "a name"),
-    dict: (Mapping, "a table"), list: (list, "a list"),
-}  # fmt: skip
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    bool: (bool, "true or false"),
+    str: (str, "a name"),
+    dict: (Mapping, "a table"),
+    list: (list, "a list"),
+}
 
 
 @dataclass(frozen=True)
@@ -154,8 +160,10 @@ class Fields:
         if value is None:
             return default
         if kind in KINDS and (not isinstance(value, KINDS[kind][0]) or (isinstance(value, bool) and kind is not bool)):
-            raise ArtifactError(f"config.json of this {self.kind} model says {self.within}{name} = {value!r}: "
-                                f"{KINDS[kind][1]} is needed")  # fmt: skip
+            raise ArtifactError(
+                f"config.json of this {self.kind} model says {self.within}{name} = {value!r}: "
+                f"{KINDS[kind][1]} is needed"
+            )
         return value
 
     def inner(self, *names: str) -> Fields:
@@ -166,8 +174,9 @@ class Fields:
     def only(self, name: str, supported: Any) -> None:
         """Refuse a field whose value changes the computation in a way that isn't built."""
         if self.get(name, supported) != supported:
-            raise UnsupportedError(f"config.json asks for {name} = {self.values[name]!r}; "
-                                   f"only {supported!r} is supported")  # fmt: skip
+            raise UnsupportedError(
+                f"config.json asks for {name} = {self.values[name]!r}; only {supported!r} is supported"
+            )
 
     def architecture(self, default: str) -> str:
         """The class of theirs that wrote the directory."""
@@ -179,8 +188,12 @@ class Fields:
 
 
 ACTIVATIONS: dict[str, type[FeedForward]] = {
-    "gelu": GELU, "gelu_new": TanhGELU, "gelu_pytorch_tanh": TanhGELU, "gelu_fast": TanhGELU, "relu": ReLU,
-}  # fmt: skip
+    "gelu": GELU,
+    "gelu_new": TanhGELU,
+    "gelu_pytorch_tanh": TanhGELU,
+    "gelu_fast": TanhGELU,
+    "relu": ReLU,
+}
 
 
 def plain_feedforward(name: str, width: int, *, bias: bool) -> FeedForward:
@@ -297,8 +310,11 @@ def to_ours(form: TensorNames, spec: ModelSpec, theirs: Mapping[str, Tensor]) ->
 
 def their_names(form: TensorNames, spec: ModelSpec) -> dict[str, str]:
     """What theirs call each of our tensors, for errors."""
-    return {ours: pair.theirs for pair in form.pairs(spec)
-            for ours in (pair.ours if isinstance(pair, Fused) else (pair.ours,))}  # fmt: skip
+    return {
+        ours: pair.theirs
+        for pair in form.pairs(spec)
+        for ours in (pair.ours if isinstance(pair, Fused) else (pair.ours,))
+    }
 
 
 def to_theirs(form: Format, spec: ModelSpec, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

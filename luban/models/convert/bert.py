@@ -70,14 +70,22 @@ class Bert:
         fields.only("is_decoder", False)
         norm = LayerNorm(eps=fields.get("layer_norm_eps", 1e-12))
         return uniform(
-            vocab_size=fields.need("vocab_size"), width=fields.need("hidden_size"),
-            layers=fields.need("num_hidden_layers"), context=self.context(fields), position=self.positions(fields),
+            vocab_size=fields.need("vocab_size"),
+            width=fields.need("hidden_size"),
+            layers=fields.need("num_hidden_layers"),
+            context=self.context(fields),
+            position=self.positions(fields),
             mixer=Grouped(heads=fields.need("num_attention_heads"), qkv_bias=True, output_bias=True),
-            norm=norm, embedding_norm=norm, feedforward=plain_feedforward(
-                fields.get("hidden_act", self.default_activation), fields.need("intermediate_size"), bias=True),
-            arrangement=PostNorm(), body=self.encoder(fields), head=self.head(fields),
+            norm=norm,
+            embedding_norm=norm,
+            feedforward=plain_feedforward(
+                fields.get("hidden_act", self.default_activation), fields.need("intermediate_size"), bias=True
+            ),
+            arrangement=PostNorm(),
+            body=self.encoder(fields),
+            head=self.head(fields),
             tied_head=isinstance(self.head(fields), MaskedLM) and fields.get("tie_word_embeddings", True),
-        )  # fmt: skip
+        )
 
     def context(self, fields: Fields) -> int:
         """Longest sequence."""
@@ -95,11 +103,13 @@ class Bert:
         """The head of the class that wrote the directory. Raises UnsupportedError for another."""
         labels = fields.labels()
         known: dict[str, Head] = {
-            f"{self.name}ForMaskedLM": MaskedLM(), f"{self.name}ForPreTraining": MaskedLM(pair=True),
+            f"{self.name}ForMaskedLM": MaskedLM(),
+            f"{self.name}ForPreTraining": MaskedLM(pair=True),
             f"{self.name}ForSequenceClassification": Classes(count=labels),
             f"{self.name}ForTokenClassification": TokenClasses(count=labels),
-            f"{self.name}ForQuestionAnswering": Span(), f"{self.name}Model": Hidden(pool=True),
-        }  # fmt: skip
+            f"{self.name}ForQuestionAnswering": Span(),
+            f"{self.name}Model": Hidden(pool=True),
+        }
         name = fields.architecture(f"{self.name}ForMaskedLM")
         if name not in known:
             raise UnsupportedError(f"config.json names the architecture {name}; known are {', '.join(known)}")
@@ -125,9 +135,15 @@ class Bert:
         if layer is None:
             return None
         body, attention, head = spec.body, attention_of(layer), spec.head
-        if not (isinstance(body, EncoderBody) and isinstance(layer.arrangement, PostNorm)
-                and isinstance(layer.norm, LayerNorm) and isinstance(spec.position, Learned) and body.segments
-                and spec.embedding_norm == layer.norm and activation_name(layer.feedforward)):  # fmt: skip
+        if not (
+            isinstance(body, EncoderBody)
+            and isinstance(layer.arrangement, PostNorm)
+            and isinstance(layer.norm, LayerNorm)
+            and isinstance(spec.position, Learned)
+            and body.segments
+            and spec.embedding_norm == layer.norm
+            and activation_name(layer.feedforward)
+        ):
             return None
         biased = attention.qkv_bias and attention.output_bias and layer.feedforward.bias and layer.norm.bias
         plain = attention.key_heads() == attention.heads and not (attention.window or attention.qk_norm)
@@ -136,16 +152,25 @@ class Bert:
         if isinstance(head, Classes) and not (head.dense and head.bias and head.pooling == "first"):
             return None
         return {
-            "architectures": [self.architecture(head)], "model_type": self.model_type,
-            "vocab_size": spec.vocab_size, "hidden_size": spec.width, "num_hidden_layers": len(spec.layers),
-            "num_attention_heads": attention.heads, "intermediate_size": layer.feedforward.width,
+            "architectures": [self.architecture(head)],
+            "model_type": self.model_type,
+            "vocab_size": spec.vocab_size,
+            "hidden_size": spec.width,
+            "num_hidden_layers": len(spec.layers),
+            "num_attention_heads": attention.heads,
+            "intermediate_size": layer.feedforward.width,
             "hidden_act": activation_name(layer.feedforward),
-            "max_position_embeddings": spec.context + spec.position.offset, "layer_norm_eps": layer.norm.eps,
-            "type_vocab_size": body.segments, "tie_word_embeddings": spec.tied_head,
-            **({"id2label": {str(i): f"LABEL_{i}" for i in range(head.count)}}
-               if isinstance(head, (Classes, TokenClasses)) else {}),
+            "max_position_embeddings": spec.context + spec.position.offset,
+            "layer_norm_eps": layer.norm.eps,
+            "type_vocab_size": body.segments,
+            "tie_word_embeddings": spec.tied_head,
+            **(
+                {"id2label": {str(i): f"LABEL_{i}" for i in range(head.count)}}
+                if isinstance(head, (Classes, TokenClasses))
+                else {}
+            ),
             **self.own(spec),
-        }  # fmt: skip
+        }
 
     def own(self, spec: ModelSpec) -> dict[str, Any]:
         """Fields that relatives don't share."""

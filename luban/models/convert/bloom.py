@@ -40,11 +40,18 @@ class Bloom:
         heads = fields.get("num_attention_heads", 0) or fields.need("n_head")
         norm = LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5))
         return uniform(
-            vocab_size=fields.need("vocab_size"), width=width, layers=fields.need("n_layer"),
-            context=fields.get("seq_length", CONTEXT), position=Alibi(), arrangement=PreNorm(), norm=norm,
-            embedding_norm=norm, mixer=biased(heads),
-            feedforward=TanhGELU(width=4 * width, bias=True), **read_head(fields, "Bloom", tied=True),
-        )  # fmt: skip
+            vocab_size=fields.need("vocab_size"),
+            width=width,
+            layers=fields.need("n_layer"),
+            context=fields.get("seq_length", CONTEXT),
+            position=Alibi(),
+            arrangement=PreNorm(),
+            norm=norm,
+            embedding_norm=norm,
+            mixer=biased(heads),
+            feedforward=TanhGELU(width=4 * width, bias=True),
+            **read_head(fields, "Bloom", tied=True),
+        )
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
@@ -52,17 +59,28 @@ class Bloom:
         if layer is None:
             return None
         heads = attention_of(layer).heads
-        if not (type(spec.position) is Alibi and isinstance(layer.arrangement, PreNorm) and layer.norm == spec.embedding_norm
-                and isinstance(layer.norm, LayerNorm) and layer.norm.bias
-                and layer.mixer == biased(heads)
-                and layer.feedforward == TanhGELU(width=4 * spec.width, bias=True)):  # fmt: skip
+        if not (
+            type(spec.position) is Alibi
+            and isinstance(layer.arrangement, PreNorm)
+            and layer.norm == spec.embedding_norm
+            and isinstance(layer.norm, LayerNorm)
+            and layer.norm.bias
+            and layer.mixer == biased(heads)
+            and layer.feedforward == TanhGELU(width=4 * spec.width, bias=True)
+        ):
             return None
         head = write_head(spec.head, "Bloom")
         return head and {
-            **head, "model_type": "bloom", "vocab_size": spec.vocab_size,
-            "hidden_size": spec.width, "n_layer": len(spec.layers), "n_head": heads,
-            "seq_length": spec.context, "layer_norm_epsilon": layer.norm.eps, "tie_word_embeddings": spec.tied_head,
-        }  # fmt: skip
+            **head,
+            "model_type": "bloom",
+            "vocab_size": spec.vocab_size,
+            "hidden_size": spec.width,
+            "n_layer": len(spec.layers),
+            "n_head": heads,
+            "seq_length": spec.context,
+            "layer_norm_epsilon": layer.norm.eps,
+            "tie_word_embeddings": spec.tied_head,
+        }
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
         """Tensor by tensor."""

@@ -74,20 +74,43 @@ class ChatGLM:
         if "padded_vocab_size" not in config:
             fields.only("position_encoding_2d", True)
             inner = fields.get("inner_hidden_size", 4 * width)
-            return uniform(vocab_size=fields.need("vocab_size"), width=width, layers=layers, arrangement=NormedResidual(),
-                             context=fields.get("max_sequence_length", 2048), position=Rope2D(), norm=LayerNorm(eps=eps),
-                             mixer=biased(heads), feedforward=TanhGELU(width=inner, bias=True), tied_head=True)  # fmt: skip
-        for name, value in (("rmsnorm", True), ("add_bias_linear", False), ("post_layer_norm", True), ("rope_ratio", 1),
-                            ("apply_residual_connection_post_layernorm", False)):  # fmt: skip
+            return uniform(
+                vocab_size=fields.need("vocab_size"),
+                width=width,
+                layers=layers,
+                arrangement=NormedResidual(),
+                context=fields.get("max_sequence_length", 2048),
+                position=Rope2D(),
+                norm=LayerNorm(eps=eps),
+                mixer=biased(heads),
+                feedforward=TanhGELU(width=inner, bias=True),
+                tied_head=True,
+            )
+        for name, value in (
+            ("rmsnorm", True),
+            ("add_bias_linear", False),
+            ("post_layer_norm", True),
+            ("rope_ratio", 1),
+            ("apply_residual_connection_post_layernorm", False),
+        ):
             fields.only(name, value)
         grouped, head = fields.get("multi_query_attention", False), fields.get("kv_channels", width // heads)
         return uniform(
-            vocab_size=fields.need("padded_vocab_size"), width=width, layers=layers, arrangement=PreNorm(),
-            context=fields.get("seq_length", 2048), position=Rope(width=head // 2, pairing="interleaved"),
-            norm=RMSNorm(eps=eps), feedforward=SwiGLU(width=fields.need("ffn_hidden_size")),
-            mixer=Grouped(heads=heads, kv_heads=fields.need("multi_query_group_num") if grouped else heads,
-                              head_dim=None if head * heads == width else head, qkv_bias=fields.get("add_qkv_bias", False)),
-        )  # fmt: skip
+            vocab_size=fields.need("padded_vocab_size"),
+            width=width,
+            layers=layers,
+            arrangement=PreNorm(),
+            context=fields.get("seq_length", 2048),
+            position=Rope(width=head // 2, pairing="interleaved"),
+            norm=RMSNorm(eps=eps),
+            feedforward=SwiGLU(width=fields.need("ffn_hidden_size")),
+            mixer=Grouped(
+                heads=heads,
+                kv_heads=fields.need("multi_query_group_num") if grouped else heads,
+                head_dim=None if head * heads == width else head,
+                qkv_bias=fields.get("add_qkv_bias", False),
+            ),
+        )
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't theirs."""
@@ -96,27 +119,70 @@ class ChatGLM:
             return None
         attention = attention_of(layer)
         common = {
-            "architectures": ["ChatGLMModel"], "model_type": "chatglm", "hidden_size": spec.width,
-            "num_layers": len(spec.layers), "num_attention_heads": attention.heads, "layernorm_epsilon": layer.norm.eps,
-        }  # fmt: skip
+            "architectures": ["ChatGLMModel"],
+            "model_type": "chatglm",
+            "hidden_size": spec.width,
+            "num_layers": len(spec.layers),
+            "num_attention_heads": attention.heads,
+            "layernorm_epsilon": layer.norm.eps,
+        }
         if spec.embedding_norm is not None:
             return None
         if self.first(spec):
-            known = (spec.position == Rope2D() and isinstance(layer.norm, LayerNorm) and layer.norm.bias and spec.tied_head
-                     and isinstance(layer.feedforward, TanhGELU) and layer.feedforward.bias
-                     and attention == biased(attention.heads))  # fmt: skip
-            return {**common, "vocab_size": spec.vocab_size, "inner_hidden_size": layer.feedforward.width,
-                    "max_sequence_length": spec.context, "position_encoding_2d": True} if known else None  # fmt: skip
+            known = (
+                spec.position == Rope2D()
+                and isinstance(layer.norm, LayerNorm)
+                and layer.norm.bias
+                and spec.tied_head
+                and isinstance(layer.feedforward, TanhGELU)
+                and layer.feedforward.bias
+                and attention == biased(attention.heads)
+            )
+            return (
+                {
+                    **common,
+                    "vocab_size": spec.vocab_size,
+                    "inner_hidden_size": layer.feedforward.width,
+                    "max_sequence_length": spec.context,
+                    "position_encoding_2d": True,
+                }
+                if known
+                else None
+            )
         head = attention.head_width(spec.width)
-        known = (spec.position == Rope(width=head // 2, pairing="interleaved") and isinstance(layer.norm, RMSNorm)
-                 and isinstance(layer.arrangement, PreNorm) and isinstance(layer.feedforward, SwiGLU)
-                 and not (layer.feedforward.bias or spec.tied_head or attention.output_bias or attention.qk_norm
-                          or attention.window or attention.score_scale))  # fmt: skip
-        return {**common, "padded_vocab_size": spec.vocab_size, "ffn_hidden_size": layer.feedforward.width,
-                "kv_channels": head, "seq_length": spec.context, "multi_query_attention": True,
-                "multi_query_group_num": attention.key_heads(), "add_qkv_bias": attention.qkv_bias,
-                "add_bias_linear": False, "rmsnorm": True, "post_layer_norm": True, "original_rope": True,
-                "apply_residual_connection_post_layernorm": False} if known else None  # fmt: skip
+        known = (
+            spec.position == Rope(width=head // 2, pairing="interleaved")
+            and isinstance(layer.norm, RMSNorm)
+            and isinstance(layer.arrangement, PreNorm)
+            and isinstance(layer.feedforward, SwiGLU)
+            and not (
+                layer.feedforward.bias
+                or spec.tied_head
+                or attention.output_bias
+                or attention.qk_norm
+                or attention.window
+                or attention.score_scale
+            )
+        )
+        return (
+            {
+                **common,
+                "padded_vocab_size": spec.vocab_size,
+                "ffn_hidden_size": layer.feedforward.width,
+                "kv_channels": head,
+                "seq_length": spec.context,
+                "multi_query_attention": True,
+                "multi_query_group_num": attention.key_heads(),
+                "add_qkv_bias": attention.qkv_bias,
+                "add_bias_linear": False,
+                "rmsnorm": True,
+                "post_layer_norm": True,
+                "original_rope": True,
+                "apply_residual_connection_post_layernorm": False,
+            }
+            if known
+            else None
+        )
 
     def first(self, spec: ModelSpec) -> bool:
         """Whether this is ChatGLM-6B's shape."""
@@ -148,10 +214,17 @@ class ChatGLM:
         for index in range(len(spec.layers)):
             ours, theirs = f"decoder.blocks.{index}", f"transformer.encoder.layers.{index}"
             for kind in KINDS if attention.qkv_bias else KINDS[:1]:
-                yield Fused(qkv_names(ours, kind), f"{theirs}.self_attention.query_key_value.{kind}",
-                            attention.heads, attention.key_heads(), by_head=False)  # fmt: skip
-            yield Stacked((f"{ours}.feedforward.gate.weight", f"{ours}.feedforward.up.weight"),
-                          f"{theirs}.mlp.dense_h_to_4h.weight")  # fmt: skip
+                yield Fused(
+                    qkv_names(ours, kind),
+                    f"{theirs}.self_attention.query_key_value.{kind}",
+                    attention.heads,
+                    attention.key_heads(),
+                    by_head=False,
+                )
+            yield Stacked(
+                (f"{ours}.feedforward.gate.weight", f"{ours}.feedforward.up.weight"),
+                f"{theirs}.mlp.dense_h_to_4h.weight",
+            )
             yield from (Pair(f"{ours}.{mine}.weight", f"{theirs}.{foreign}.weight") for mine, foreign in SECOND)
         yield Pair("decoder.norm.weight", "transformer.encoder.final_layernorm.weight")
         yield Pair("head.weight", "transformer.output_layer.weight")

@@ -36,8 +36,10 @@ def read_head(fields: Fields, base: str, *, tied: bool, kinds: tuple[str, ...] =
     heads = (Value(bias=False) if labels == 1 else classes, TokenClasses(count=labels), Span(), Hidden())
     known = {base + kind: head for kind, head in zip(KINDS, heads, strict=True) if kind in kinds}
     if name not in known:
-        raise UnsupportedError(f"config.json names the architecture {name}; known are a language "
-                               f"model (…{' or …'.join(LANGUAGE_MODELS)}), {', '.join(known)}")  # fmt: skip
+        raise UnsupportedError(
+            f"config.json names the architecture {name}; known are a language "
+            f"model (…{' or …'.join(LANGUAGE_MODELS)}), {', '.join(known)}"
+        )
     return {"head": known[name]}
 
 
@@ -46,8 +48,13 @@ def write_head(head: Head, base: str, language_model: str | None = None) -> dict
     if head == LanguageModel():
         return {"architectures": [language_model or f"{base}ForCausalLM"]}
     count = head.count if isinstance(head, (Classes, TokenClasses)) else 1
-    kinds = {Classes(count=count, pooling="last", dense=False, bias=False): KINDS[0], Value(bias=False): KINDS[0],
-             TokenClasses(count=count): KINDS[1], Span(): KINDS[2], Hidden(): KINDS[3]}  # fmt: skip
+    kinds = {
+        Classes(count=count, pooling="last", dense=False, bias=False): KINDS[0],
+        Value(bias=False): KINDS[0],
+        TokenClasses(count=count): KINDS[1],
+        Span(): KINDS[2],
+        Hidden(): KINDS[3],
+    }
     if head not in kinds:
         return None
     labels = {"id2label": {str(i): f"LABEL_{i}" for i in range(count)}} if kinds[head] in KINDS[:2] else {}

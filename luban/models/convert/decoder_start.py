@@ -11,8 +11,10 @@ from luban.models.encoder_decoder import EncoderDecoderBody
 def encoder_decoder(fields: Fields, *, start: int) -> EncoderDecoderBody:
     """The body; `start` where the configuration names no decoder_start_token_id."""
     usual = start if start < fields.need("vocab_size") else None
-    return EncoderDecoderBody(decoder_start=fields.get("decoder_start_token_id", usual, int),
-                              decoder_second=fields.get("forced_bos_token_id", None, int))  # fmt: skip
+    return EncoderDecoderBody(
+        decoder_start=fields.get("decoder_start_token_id", usual, int),
+        decoder_second=fields.get("forced_bos_token_id", None, int),
+    )
 
 
 def decoder_start(body: EncoderDecoderBody) -> dict[str, Any]:

@@ -53,19 +53,24 @@ class Falcon:
         if fields.get("parallel_attn", True):
             block = Parallel(norms=fields.get("num_ln_in_parallel_attn", 2) if grouped else 1)
         elif grouped:
-            raise UnsupportedError("config.json asks for new_decoder_architecture with parallel_attn = False; "
-                                   "the 40B form is parallel")  # fmt: skip
+            raise UnsupportedError(
+                "config.json asks for new_decoder_architecture with parallel_attn = False; the 40B form is parallel"
+            )
         bias = fields.get("bias", False)
         return uniform(
-            vocab_size=fields.need("vocab_size"), width=width, layers=fields.need("num_hidden_layers"),
-            context=fields.get("max_position_embeddings", 2048), arrangement=block,
+            vocab_size=fields.need("vocab_size"),
+            width=width,
+            layers=fields.need("num_hidden_layers"),
+            context=fields.get("max_position_embeddings", 2048),
+            arrangement=block,
             position=FalconAlibi() if fields.get("alibi", False) else rotary(fields),
             norm=LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5)),
             mixer=Grouped(heads=heads, kv_heads=kv_heads, qkv_bias=bias, output_bias=bias),
-            feedforward=plain_feedforward(fields.get("activation", "gelu"), fields.get("ffn_hidden_size", 4 * width),
-                                          bias=bias),
+            feedforward=plain_feedforward(
+                fields.get("activation", "gelu"), fields.get("ffn_hidden_size", 4 * width), bias=bias
+            ),
             **read_head(fields, "Falcon", tied=True),
-        )  # fmt: skip
+        )
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
@@ -86,14 +91,25 @@ class Falcon:
             return None
         head = write_head(spec.head, "Falcon")
         return head and {
-            **head, "model_type": "falcon", "vocab_size": spec.vocab_size,
-            "hidden_size": spec.width, "num_hidden_layers": len(spec.layers), "num_attention_heads": attention.heads,
-            "num_kv_heads": keys, "new_decoder_architecture": grouped, "multi_query": keys == 1 and not grouped,
-            "parallel_attn": parallel, "num_ln_in_parallel_attn": norms if grouped else None,
-            "bias": bias, "activation": activation, "ffn_hidden_size": layer.feedforward.width,
-            "max_position_embeddings": spec.context, "layer_norm_epsilon": layer.norm.eps,
-            "tie_word_embeddings": spec.tied_head, **positions,
-        }  # fmt: skip
+            **head,
+            "model_type": "falcon",
+            "vocab_size": spec.vocab_size,
+            "hidden_size": spec.width,
+            "num_hidden_layers": len(spec.layers),
+            "num_attention_heads": attention.heads,
+            "num_kv_heads": keys,
+            "new_decoder_architecture": grouped,
+            "multi_query": keys == 1 and not grouped,
+            "parallel_attn": parallel,
+            "num_ln_in_parallel_attn": norms if grouped else None,
+            "bias": bias,
+            "activation": activation,
+            "ffn_hidden_size": layer.feedforward.width,
+            "max_position_embeddings": spec.context,
+            "layer_norm_epsilon": layer.norm.eps,
+            "tie_word_embeddings": spec.tied_head,
+            **positions,
+        }
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
         """Tensor by tensor."""
@@ -104,8 +120,13 @@ class Falcon:
         for index in range(len(spec.layers)):
             ours, theirs = f"decoder.blocks.{index}", f"transformer.h.{index}"
             for kind in dense:
-                yield Fused(qkv_names(ours, kind), f"{theirs}.self_attention.query_key_value.{kind}",
-                            attention.heads, attention.key_heads(), by_head=True)  # fmt: skip
+                yield Fused(
+                    qkv_names(ours, kind),
+                    f"{theirs}.self_attention.query_key_value.{kind}",
+                    attention.heads,
+                    attention.key_heads(),
+                    by_head=True,
+                )
                 yield from (Pair(f"{ours}.{mine}.{kind}", f"{theirs}.{foreign}.{kind}") for mine, foreign in DENSE)
             for mine, foreign in norms:
                 yield from (Pair(f"{ours}.{mine}.{k}", f"{theirs}.{foreign}.{k}") for k in ("weight", "bias"))

@@ -96,8 +96,10 @@ def _read(path: Path, reader: Reader) -> GGUFFile:
         shape = tuple(reader.scalar("<Q") for _ in range(axes))[::-1]
         kind, offset = reader.scalar("<I"), reader.scalar("<Q")
         if kind not in QUANTS:
-            raise UnsupportedError(f"{path}: the tensor {name} is stored as {KNOWN.get(kind, f'type {kind}')}, which "
-                                   f"isn't read; known: {', '.join(q.name for q in QUANTS.values())}")  # fmt: skip
+            raise UnsupportedError(
+                f"{path}: the tensor {name} is stored as {KNOWN.get(kind, f'type {kind}')}, which "
+                f"isn't read; known: {', '.join(q.name for q in QUANTS.values())}"
+            )
         places.append((name, shape, QUANTS[kind], offset))
     alignment = opened.metadata.get("general.alignment", 32)
     begin = -(-reader.at // alignment) * alignment
@@ -106,11 +108,15 @@ def _read(path: Path, reader: Reader) -> GGUFFile:
         if not stored.elements:
             raise ArtifactError(f"{path}: the tensor {name} of shape {shape} holds nothing")
         if shape and shape[-1] % quant.block:
-            raise ArtifactError(f"{path}: the tensor {name} of shape {shape} can't be stored as {quant.name}, "
-                                f"whose blocks hold {quant.block}")  # fmt: skip
+            raise ArtifactError(
+                f"{path}: the tensor {name} of shape {shape} can't be stored as {quant.name}, "
+                f"whose blocks hold {quant.block}"
+            )
         if stored.start + stored.bytes > len(reader.data):
-            raise ArtifactError(f"{path} is truncated: the tensor {name} should end at byte "
-                                f"{stored.start + stored.bytes}, the file has {len(reader.data)}")  # fmt: skip
+            raise ArtifactError(
+                f"{path} is truncated: the tensor {name} should end at byte "
+                f"{stored.start + stored.bytes}, the file has {len(reader.data)}"
+            )
         opened.stored[name] = stored
     return opened
 

@@ -73,13 +73,19 @@ class GGUFLlama:
             raise UnsupportedError("rotary positions over part of a head (llama.rope.dimension_count) aren't read")
         vocabulary = metadata.get("llama.vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ()))
         config = {
-            "vocab_size": vocabulary or need("vocab_size"), "hidden_size": width,
-            "num_hidden_layers": need("block_count"), "max_position_embeddings": need("context_length"),
-            "num_attention_heads": heads, "num_key_value_heads": metadata.get("llama.attention.head_count_kv", heads),
-            "head_dim": head_dim, "intermediate_size": need("feed_forward_length"),
-            "rms_norm_eps": need("attention.layer_norm_rms_epsilon"), "tie_word_embeddings": tied,
-            "rope_theta": metadata.get("llama.rope.freq_base", 10_000.0), "rope_scaling": self.scaling(metadata),
-        }  # fmt: skip
+            "vocab_size": vocabulary or need("vocab_size"),
+            "hidden_size": width,
+            "num_hidden_layers": need("block_count"),
+            "max_position_embeddings": need("context_length"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": metadata.get("llama.attention.head_count_kv", heads),
+            "head_dim": head_dim,
+            "intermediate_size": need("feed_forward_length"),
+            "rms_norm_eps": need("attention.layer_norm_rms_epsilon"),
+            "tie_word_embeddings": tied,
+            "rope_theta": metadata.get("llama.rope.freq_base", 10_000.0),
+            "rope_scaling": self.scaling(metadata),
+        }
         spec = Llama().spec(config)
         return spec if factors is None else replace(spec, position=with_factors(spec, factors))
 
@@ -88,9 +94,12 @@ class GGUFLlama:
         kind = metadata.get("llama.rope.scaling.type", "none")
         if kind == "none":
             return None
-        return {"rope_type": kind, "factor": metadata.get("llama.rope.scaling.factor"),
-                   "original_max_position_embeddings": metadata.get("llama.rope.scaling.original_context_length"),
-                   "rope_theta": metadata.get("llama.rope.freq_base", 10_000.0)}  # fmt: skip
+        return {
+            "rope_type": kind,
+            "factor": metadata.get("llama.rope.scaling.factor"),
+            "original_max_position_embeddings": metadata.get("llama.rope.scaling.original_context_length"),
+            "rope_theta": metadata.get("llama.rope.freq_base", 10_000.0),
+        }
 
     def config(self, spec: ModelSpec) -> None:
         """Nothing is written in this format."""
@@ -123,6 +132,7 @@ def with_factors(spec: ModelSpec, factors: Tensor) -> Rope:
         or factors.shape != blend.shape
         or not torch.allclose(factors.double(), blend, rtol=1e-4)
     ):
-        raise UnsupportedError(f"the tensor {ROPE_FACTORS} holds factors of rotary frequencies other than Llama 3.1's, "
-                               "which aren't read")  # fmt: skip
+        raise UnsupportedError(
+            f"the tensor {ROPE_FACTORS} holds factors of rotary frequencies other than Llama 3.1's, which aren't read"
+        )
     return replace(position, scaling=scaling)

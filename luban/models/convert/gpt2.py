@@ -48,13 +48,19 @@ class GPT2:
         fields.only("add_cross_attention", False)
         width = fields.need("n_embd")
         return uniform(
-            vocab_size=fields.need("vocab_size"), width=width, layers=fields.need("n_layer"),
-            context=fields.get("n_positions", 1024), position=Learned(), arrangement=PreNorm(),
-            norm=LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5)), mixer=biased(fields.need("n_head")),
-            feedforward=plain_feedforward(fields.get("activation_function", "gelu_new"),
-                                          fields.get("n_inner", 4 * width), bias=True),
+            vocab_size=fields.need("vocab_size"),
+            width=width,
+            layers=fields.need("n_layer"),
+            context=fields.get("n_positions", 1024),
+            position=Learned(),
+            arrangement=PreNorm(),
+            norm=LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5)),
+            mixer=biased(fields.need("n_head")),
+            feedforward=plain_feedforward(
+                fields.get("activation_function", "gelu_new"), fields.get("n_inner", 4 * width), bias=True
+            ),
             **read_head(fields, "GPT2", tied=True),
-        )  # fmt: skip
+        )
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
@@ -62,16 +68,28 @@ class GPT2:
         if layer is None:
             return None
         activation, heads = activation_name(layer.feedforward), attention_of(layer).heads
-        if not (type(spec.position) is Learned and isinstance(layer.arrangement, PreNorm) and plain_layernorm(spec)
-                and activation and layer.mixer == biased(heads)):  # fmt: skip
+        if not (
+            type(spec.position) is Learned
+            and isinstance(layer.arrangement, PreNorm)
+            and plain_layernorm(spec)
+            and activation
+            and layer.mixer == biased(heads)
+        ):
             return None
         head = write_head(spec.head, "GPT2", "GPT2LMHeadModel")
         return head and {
-            **head, "model_type": "gpt2", "vocab_size": spec.vocab_size,
-            "n_positions": spec.context, "n_embd": spec.width, "n_layer": len(spec.layers), "n_head": heads,
-            "n_inner": layer.feedforward.width, "activation_function": activation,
-            "layer_norm_epsilon": layer.norm.eps, "tie_word_embeddings": spec.tied_head,
-        }  # fmt: skip
+            **head,
+            "model_type": "gpt2",
+            "vocab_size": spec.vocab_size,
+            "n_positions": spec.context,
+            "n_embd": spec.width,
+            "n_layer": len(spec.layers),
+            "n_head": heads,
+            "n_inner": layer.feedforward.width,
+            "activation_function": activation,
+            "layer_norm_epsilon": layer.norm.eps,
+            "tie_word_embeddings": spec.tied_head,
+        }
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
         """Tensor by tensor."""
@@ -100,7 +118,8 @@ def conv_layers(spec: ModelSpec) -> Iterator[Pair | Fused]:
     for index in range(len(spec.layers)):
         ours, theirs = f"decoder.blocks.{index}", f"transformer.h.{index}"
         for kind in KINDS:
-            yield Fused(qkv_names(ours, kind), f"{theirs}.attn.c_attn.{kind}",
-                        heads, heads, by_head=False, transposed=True)  # fmt: skip
+            yield Fused(
+                qkv_names(ours, kind), f"{theirs}.attn.c_attn.{kind}", heads, heads, by_head=False, transposed=True
+            )
             for mine, foreign, transposed in LAYER:
                 yield Pair(f"{ours}.{mine}.{kind}", f"{theirs}.{foreign}.{kind}", transposed)

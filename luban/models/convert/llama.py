@@ -78,13 +78,16 @@ class Llama:
         fields = Fields(config, self.model_type)
         fields.only("hidden_act", "silu")
         spec = uniform(
-            vocab_size=fields.need("vocab_size"), width=fields.need("hidden_size"),
+            vocab_size=fields.need("vocab_size"),
+            width=fields.need("hidden_size"),
             layers=fields.need("num_hidden_layers"),
             context=fields.get("max_position_embeddings", self.default_context),
-            mixer=self.attention(fields), position=rotary(fields), norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)),
+            mixer=self.attention(fields),
+            position=rotary(fields),
+            norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)),
             feedforward=SwiGLU(width=fields.need("intermediate_size"), bias=fields.get("mlp_bias", False)),
             **read_head(fields, self.name, tied=False),
-        )  # fmt: skip
+        )
         layers = [with_window(layer, window) for layer, window in zip(spec.layers, self.windows(fields), strict=True)]
         return replace(spec, layers=tuple(layers))
 
@@ -94,9 +97,13 @@ class Llama:
         if layer is None:
             return None
         attention, feedforward, position = attention_of(layer), layer.feedforward, spec.position
-        if not (isinstance(feedforward, SwiGLU) and type(position) is Rope
-                and isinstance(layer.norm, RMSNorm) and isinstance(layer.arrangement, PreNorm)
-                and spec.embedding_norm is None):  # fmt: skip
+        if not (
+            isinstance(feedforward, SwiGLU)
+            and type(position) is Rope
+            and isinstance(layer.norm, RMSNorm)
+            and isinstance(layer.arrangement, PreNorm)
+            and spec.embedding_norm is None
+        ):
             return None
         if position.pairing != "half" or position.width is not None or not self.fits(attention):
             return None
@@ -113,14 +120,25 @@ class Llama:
             return None
         head = write_head(spec.head, self.name)
         return head and {
-            **head, "model_type": self.model_type, "hidden_act": "silu",
-            "vocab_size": spec.vocab_size, "hidden_size": spec.width, "num_hidden_layers": len(spec.layers),
-            "num_attention_heads": attention.heads, "num_key_value_heads": attention.key_heads(),
-            "head_dim": attention.head_width(spec.width), "intermediate_size": feedforward.width,
-            "max_position_embeddings": spec.context, "rms_norm_eps": layer.norm.eps,
-            "rope_parameters": parameters, "rope_theta": position.base,
-            "mlp_bias": feedforward.bias, "tie_word_embeddings": spec.tied_head, **self.own(attention), **window_fields,
-        }  # fmt: skip
+            **head,
+            "model_type": self.model_type,
+            "hidden_act": "silu",
+            "vocab_size": spec.vocab_size,
+            "hidden_size": spec.width,
+            "num_hidden_layers": len(spec.layers),
+            "num_attention_heads": attention.heads,
+            "num_key_value_heads": attention.key_heads(),
+            "head_dim": attention.head_width(spec.width),
+            "intermediate_size": feedforward.width,
+            "max_position_embeddings": spec.context,
+            "rms_norm_eps": layer.norm.eps,
+            "rope_parameters": parameters,
+            "rope_theta": position.base,
+            "mlp_bias": feedforward.bias,
+            "tie_word_embeddings": spec.tied_head,
+            **self.own(attention),
+            **window_fields,
+        }
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
         """Tensor by tensor."""
@@ -147,8 +165,12 @@ def with_window(layer: LayerSpec, window: int | None) -> LayerSpec:
 
 def grouped(fields: Fields, **changes: Any) -> Grouped:
     """Heads and groups as the whole family writes them."""
-    return Grouped(heads=fields.need("num_attention_heads"), kv_heads=fields.get("num_key_value_heads", None, int),
-                   head_dim=fields.get("head_dim", None, int), **changes)  # fmt: skip
+    return Grouped(
+        heads=fields.need("num_attention_heads"),
+        kv_heads=fields.get("num_key_value_heads", None, int),
+        head_dim=fields.get("head_dim", None, int),
+        **changes,
+    )
 
 
 def rotary(fields: Fields) -> Rope:
@@ -171,12 +193,20 @@ def rotary(fields: Fields) -> Rope:
         return Rope(base=base, scaling=Dynamic(factor=factor, original=fields.need("max_position_embeddings")))
     if kind == "yarn":
         factor = scaling.get("factor", 0.0) or fields.need("max_position_embeddings") / trained
-        return Rope(base=base, scaling=YaRN(
-            factor=factor, original=trained, fast=scaling.get("beta_fast", 32.0), slow=scaling.get("beta_slow", 1.0),
-            attention=scaling.get("attention_factor", yarn_amplitude(scaling, factor), float),
-            rounded=scaling.get("truncate", True)))  # fmt: skip
-    raise UnsupportedError(f"config.json asks for rotary scaling '{kind}'; "
-                           "only default, linear, dynamic, llama3 and yarn are supported")  # fmt: skip
+        return Rope(
+            base=base,
+            scaling=YaRN(
+                factor=factor,
+                original=trained,
+                fast=scaling.get("beta_fast", 32.0),
+                slow=scaling.get("beta_slow", 1.0),
+                attention=scaling.get("attention_factor", yarn_amplitude(scaling, factor), float),
+                rounded=scaling.get("truncate", True),
+            ),
+        )
+    raise UnsupportedError(
+        f"config.json asks for rotary scaling '{kind}'; only default, linear, dynamic, llama3 and yarn are supported"
+    )
 
 
 def yarn_amplitude(scaling: Fields, factor: float) -> float | None:
@@ -197,11 +227,23 @@ def rotary_parameters(position: Rope, context: int) -> dict[str, Any] | None:
     if isinstance(scaling, Dynamic):
         return {"rope_type": "dynamic", "factor": scaling.factor, **plain} if scaling.original == context else None
     if isinstance(scaling, Llama3):
-        return {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low,
-                "high_freq_factor": scaling.high, "original_max_position_embeddings": scaling.original,
-                **plain}  # fmt: skip
+        return {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low,
+            "high_freq_factor": scaling.high,
+            "original_max_position_embeddings": scaling.original,
+            **plain,
+        }
     if isinstance(scaling, YaRN):
-        return {"rope_type": "yarn", "factor": scaling.factor, "beta_fast": scaling.fast, "beta_slow": scaling.slow,
-                "attention_factor": scaling.amplitude, "truncate": scaling.rounded,
-                "original_max_position_embeddings": scaling.original, **plain}  # fmt: skip
+        return {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "beta_fast": scaling.fast,
+            "beta_slow": scaling.slow,
+            "attention_factor": scaling.amplitude,
+            "truncate": scaling.rounded,
+            "original_max_position_embeddings": scaling.original,
+            **plain,
+        }
     return None

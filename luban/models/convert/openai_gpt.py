@@ -36,12 +36,17 @@ class OpenAIGPT:
             fields.only("afn", "gelu")
         width = fields.need("n_embd")
         return uniform(
-            vocab_size=fields.need("vocab_size"), width=width, layers=fields.need("n_layer"),
-            context=fields.get("n_positions", 512), position=Learned(), arrangement=PostNorm(),
-            norm=LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5)), mixer=biased(fields.need("n_head")),
+            vocab_size=fields.need("vocab_size"),
+            width=width,
+            layers=fields.need("n_layer"),
+            context=fields.get("n_positions", 512),
+            position=Learned(),
+            arrangement=PostNorm(),
+            norm=LayerNorm(eps=fields.get("layer_norm_epsilon", 1e-5)),
+            mixer=biased(fields.need("n_head")),
             feedforward=ACTIVATIONS[activation](width=4 * width, bias=True),
             **read_head(fields, "OpenAIGPT", tied=True, kinds=("ForSequenceClassification", "Model")),
-        )  # fmt: skip
+        )
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
@@ -50,16 +55,28 @@ class OpenAIGPT:
             return None
         heads = attention_of(layer).heads
         activation = next((name for name, kind in ACTIVATIONS.items() if type(layer.feedforward) is kind), None)
-        if not (type(spec.position) is Learned and isinstance(layer.arrangement, PostNorm) and plain_layernorm(spec)
-                and activation and layer.mixer == biased(heads)
-                and layer.feedforward.width == 4 * spec.width):  # fmt: skip
+        if not (
+            type(spec.position) is Learned
+            and isinstance(layer.arrangement, PostNorm)
+            and plain_layernorm(spec)
+            and activation
+            and layer.mixer == biased(heads)
+            and layer.feedforward.width == 4 * spec.width
+        ):
             return None
         head = write_head(spec.head, "OpenAIGPT", "OpenAIGPTLMHeadModel")
         return head and {
-            **head, "model_type": "openai-gpt", "vocab_size": spec.vocab_size,
-            "n_positions": spec.context, "n_embd": spec.width, "n_layer": len(spec.layers), "n_head": heads,
-            "afn": activation, "layer_norm_epsilon": layer.norm.eps, "tie_word_embeddings": spec.tied_head,
-        }  # fmt: skip
+            **head,
+            "model_type": "openai-gpt",
+            "vocab_size": spec.vocab_size,
+            "n_positions": spec.context,
+            "n_embd": spec.width,
+            "n_layer": len(spec.layers),
+            "n_head": heads,
+            "afn": activation,
+            "layer_norm_epsilon": layer.norm.eps,
+            "tie_word_embeddings": spec.tied_head,
+        }
 
     def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
         """Tensor by tensor."""

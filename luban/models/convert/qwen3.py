@@ -24,8 +24,7 @@ class Qwen3(Llama):
         """Queries and keys normalised."""
         bias = fields.get("attention_bias", False)
         fields = Fields({**fields.values, "head_dim": fields.get("head_dim", HEAD_DIM)}, self.model_type)
-        return grouped(fields, qkv_bias=bias, output_bias=bias,
-                       qk_norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)))  # fmt: skip
+        return grouped(fields, qkv_bias=bias, output_bias=bias, qk_norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)))
 
     def fits(self, attention: Grouped) -> bool:
         """RMSNorm on queries and keys."""

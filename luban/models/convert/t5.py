@@ -61,8 +61,10 @@ def attention(ours: str, joint: str, theirs: str) -> tuple[tuple[str, str], ...]
 class T5:
     """No biases anywhere; a head of its own (1.1) or the embedding on hidden states divided by √E."""
 
-    ignored = re.compile(r"(transformer\.)?(en|de)coder\.embed_tokens\.weight|lm_head\.weight"
-                         r"|(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")  # fmt: skip
+    ignored = re.compile(
+        r"(transformer\.)?(en|de)coder\.embed_tokens\.weight|lm_head\.weight"
+        r"|(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+    )
     body = (EncoderDecoderBody, EncoderBody)
     heads = (LanguageModel, Classes, TokenClasses, Span, Hidden)
     prefix = ""  # files of every class hold the same names, but those whose head wraps the body
@@ -79,16 +81,22 @@ class T5:
         layers = fields.need("num_layers")
         alone = name in ENCODERS
         return uniform(
-            vocab_size=fields.need("vocab_size"), width=fields.need("d_model"),
+            vocab_size=fields.need("vocab_size"),
+            width=fields.need("d_model"),
             layers=layers if alone else fields.get("num_decoder_layers", layers),
-            encoder_layers=None if alone else layers, context=fields.get("n_positions", 512),
+            encoder_layers=None if alone else layers,
+            context=fields.get("n_positions", 512),
             mixer=Grouped(heads=fields.need("num_heads"), head_dim=fields.need("d_kv"), score_scale=1.0),
-            position=RelativeBias(buckets=fields.get("relative_attention_num_buckets", 32),
-                                  max_distance=fields.get("relative_attention_max_distance", 128)),
-            norm=RMSNorm(eps=fields.get("layer_norm_epsilon", 1e-6)), arrangement=PreNorm(),
-            feedforward=FEEDFORWARD[kind](width=fields.need("d_ff")), **self.head(fields, name),
+            position=RelativeBias(
+                buckets=fields.get("relative_attention_num_buckets", 32),
+                max_distance=fields.get("relative_attention_max_distance", 128),
+            ),
+            norm=RMSNorm(eps=fields.get("layer_norm_epsilon", 1e-6)),
+            arrangement=PreNorm(),
+            feedforward=FEEDFORWARD[kind](width=fields.need("d_ff")),
+            **self.head(fields, name),
             body=EncoderBody() if alone else encoder_decoder(fields, start=fields.get("pad_token_id", 0)),
-        )  # fmt: skip
+        )
 
     def head(self, fields: Fields, name: str) -> dict[str, Any]:
         """Our fields `head` and `tied_head` of the class `name`. Raises UnsupportedError for another."""
@@ -98,8 +106,16 @@ class T5:
             return {"head": LanguageModel(scale_hidden=scaled), "tied_head": tied}
         known = {architecture(head, alone=name in ENCODERS): head for head in other_heads(fields.labels())}
         if name not in known:
-            names = ", ".join((LM, "T5Model", "T5EncoderModel", "T5ForSequenceClassification",
-                               "T5ForTokenClassification", "T5ForQuestionAnswering"))  # fmt: skip
+            names = ", ".join(
+                (
+                    LM,
+                    "T5Model",
+                    "T5EncoderModel",
+                    "T5ForSequenceClassification",
+                    "T5ForTokenClassification",
+                    "T5ForQuestionAnswering",
+                )
+            )
             raise UnsupportedError(f"config.json names the architecture {name}; known are {names}")
         return {"head": known[name]}
 
@@ -110,8 +126,13 @@ class T5:
             return None
         body, heads, position = spec.body, attention_of(layer), spec.position
         kind = next((name for name, made in FEEDFORWARD.items() if type(layer.feedforward) is made), None)
-        known = (isinstance(layer.norm, RMSNorm) and not spec.embedding_norm and isinstance(layer.arrangement, PreNorm)
-                 and kind and not layer.feedforward.bias)  # fmt: skip
+        known = (
+            isinstance(layer.norm, RMSNorm)
+            and not spec.embedding_norm
+            and isinstance(layer.arrangement, PreNorm)
+            and kind
+            and not layer.feedforward.bias
+        )
         plain = heads == Grouped(heads=heads.heads, head_dim=heads.head_dim, score_scale=1.0)
         if not (known and plain and isinstance(position, RelativeBias)):
             return None
@@ -120,13 +141,23 @@ class T5:
         head = self.head_fields(spec)
         sides = decoder_start(body) if isinstance(body, EncoderDecoderBody) else {}
         return head and {
-            **head, "model_type": "t5", "is_encoder_decoder": isinstance(body, EncoderDecoderBody),
-            "vocab_size": spec.vocab_size, "d_model": spec.width, "d_kv": heads.head_width(spec.width),
-            "d_ff": layer.feedforward.width, "num_layers": len(spec.encoder or spec.layers),
-            "num_decoder_layers": len(spec.layers), "num_heads": heads.heads, "n_positions": spec.context,
-            "relative_attention_num_buckets": position.buckets, "relative_attention_max_distance": position.max_distance,
-            "layer_norm_epsilon": layer.norm.eps, "feed_forward_proj": kind, **sides,
-        }  # fmt: skip
+            **head,
+            "model_type": "t5",
+            "is_encoder_decoder": isinstance(body, EncoderDecoderBody),
+            "vocab_size": spec.vocab_size,
+            "d_model": spec.width,
+            "d_kv": heads.head_width(spec.width),
+            "d_ff": layer.feedforward.width,
+            "num_layers": len(spec.encoder or spec.layers),
+            "num_decoder_layers": len(spec.layers),
+            "num_heads": heads.heads,
+            "n_positions": spec.context,
+            "relative_attention_num_buckets": position.buckets,
+            "relative_attention_max_distance": position.max_distance,
+            "layer_norm_epsilon": layer.norm.eps,
+            "feed_forward_proj": kind,
+            **sides,
+        }
 
     def head_fields(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The fields of config.json about the head, or None where no class of theirs has it."""
@@ -159,8 +190,10 @@ class T5:
             if side == "decoder":
                 names += [("cross_norm", "layer.1.layer_norm"), *attention("cross", "kv", "layer.1.EncDecAttention")]
             inner = [("gate", "wi_0"), ("up", "wi_1")] if gated else [("up", "wi")]
-            names += [("feedforward_norm", f"layer.{last}.layer_norm"),
-                      *((f"feedforward.{a}", f"{dense}.{b}") for a, b in (*inner, ("down", "wo")))]  # fmt: skip
+            names += [
+                ("feedforward_norm", f"layer.{last}.layer_norm"),
+                *((f"feedforward.{a}", f"{dense}.{b}") for a, b in (*inner, ("down", "wo"))),
+            ]
             for index in range(layers):
                 for ours, theirs in names:
                     yield Pair(f"{side}.blocks.{index}.{ours}.weight", f"{body}{side}.block.{index}.{theirs}.weight")
@@ -171,6 +204,9 @@ class T5:
         if isinstance(spec.head, LanguageModel):
             names = () if spec.tied_head else (("head.weight", "lm_head.weight"),)
         else:
-            names = ((f"{ours}.{kind}", f"{theirs}.{kind}") for ours, theirs in READOUTS[type(spec.head)]
-                     for kind in ("weight", "bias"))  # fmt: skip
+            names = (
+                (f"{ours}.{kind}", f"{theirs}.{kind}")
+                for ours, theirs in READOUTS[type(spec.head)]
+                for kind in ("weight", "bias")
+            )
         yield from (Pair(*pair) for pair in names)

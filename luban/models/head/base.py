@@ -63,8 +63,10 @@ def lm_head(spec: ModelSpec, tokens: nn.Module, width: int, *, bias: bool, scale
 def check_tied(spec: ModelSpec, width: int) -> None:
     """Raise ConfigError where an output layer that reads `width` numbers can't share the embedding's weight."""
     if spec.tied_head and width != spec.body.embedding_width(spec):
-        raise ConfigError(f"the head can't be tied: it reads {width} numbers a token, "
-                          f"the embedding has {spec.body.embedding_width(spec)}")  # fmt: skip
+        raise ConfigError(
+            f"the head can't be tied: it reads {width} numbers a token, "
+            f"the embedding has {spec.body.embedding_width(spec)}"
+        )
 
 
 def lm_head_op(spec: ModelSpec, tokens: int, width: int, *, bias: bool, name: str = "head") -> Op:

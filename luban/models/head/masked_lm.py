@@ -38,11 +38,16 @@ class MaskedLM(Head):
     def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
         """Transform, norm, vocabulary; for pairs the pooler and two classes."""
         tokens, width, table = batch * seq, spec.body.hidden_width(spec), spec.body.embedding_width(spec)
-        ops = [linear_op("head.transform", tokens, width, table, bias=True), spec.last.norm.op("head.norm", tokens, table),
-               lm_head_op(spec, tokens, table, bias=True, name="head.vocabulary")]  # fmt: skip
+        ops = [
+            linear_op("head.transform", tokens, width, table, bias=True),
+            spec.last.norm.op("head.norm", tokens, table),
+            lm_head_op(spec, tokens, table, bias=True, name="head.vocabulary"),
+        ]
         if self.pair:
-            ops += [linear_op("head.pool", batch, width, width, bias=True),
-                    linear_op("head.pair", batch, width, 2, bias=True)]  # fmt: skip
+            ops += [
+                linear_op("head.pool", batch, width, width, bias=True),
+                linear_op("head.pair", batch, width, 2, bias=True),
+            ]
         return ops
 
 

@@ -34,13 +34,21 @@ class AttentionBackend:
         """What layer `index` keeps from call to call."""
         return None
 
-    def attend(self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: PreparedMask, cache: LayerCache | None,
-               scale: float | None) -> Tensor:  # fmt: skip
+    def attend(
+        self,
+        q_BHTD: Tensor,
+        k_BKTD: Tensor,
+        v_BKTD: Tensor,
+        mask: PreparedMask,
+        cache: LayerCache | None,
+        scale: float | None,
+    ) -> Tensor:
         """(B, H, T, D) of queries, keys and values of the new tokens."""
         return attention(q_BHTD, k_BKTD, v_BKTD, mask, scale)
 
-    def cross_keys_values(self, project: Callable[[Tensor], tuple[Tensor, Tensor]], states: Tensor | None,
-                          cache: LayerCache | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def cross_keys_values(
+        self, project: Callable[[Tensor], tuple[Tensor, Tensor]], states: Tensor | None, cache: LayerCache | None
+    ) -> tuple[Tensor, Tensor]:
         """Keys and values (B, K, S, D) of the encoder's states."""
         assert states is not None
         return project(states)
@@ -59,15 +67,23 @@ class CachedAttention(AttentionBackend):
         """The layer's keys and values."""
         return self.cache.layer(index)
 
-    def attend(self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: PreparedMask, cache: LayerCache | None,
-               scale: float | None) -> Tensor:  # fmt: skip
+    def attend(
+        self,
+        q_BHTD: Tensor,
+        k_BKTD: Tensor,
+        v_BKTD: Tensor,
+        mask: PreparedMask,
+        cache: LayerCache | None,
+        scale: float | None,
+    ) -> Tensor:
         """(B, H, T, D), over all keys and values where the layer has a cache."""
         if cache is not None:
             k_BKTD, v_BKTD = cache.update(k_BKTD, v_BKTD)
         return attention(q_BHTD, k_BKTD, v_BKTD, mask, scale)
 
-    def cross_keys_values(self, project: Callable[[Tensor], tuple[Tensor, Tensor]], states: Tensor | None,
-                          cache: LayerCache | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def cross_keys_values(
+        self, project: Callable[[Tensor], tuple[Tensor, Tensor]], states: Tensor | None, cache: LayerCache | None
+    ) -> tuple[Tensor, Tensor]:
         """Projected in the first call, kept for the later ones."""
         assert cache is not None
         return cache.cross(project, states)

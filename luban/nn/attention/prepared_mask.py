@@ -56,8 +56,9 @@ class Bias(NamedTuple):
         )
 
 
-def bias_of(method: PositionMethod, encoding: PositionEncoding, mask: AttentionMask, positions: Tensor, *,
-            counted: bool) -> Bias | None:  # fmt: skip
+def bias_of(
+    method: PositionMethod, encoding: PositionEncoding, mask: AttentionMask, positions: Tensor, *, counted: bool
+) -> Bias | None:
     """The bias of a position method, None where it has none.
 
     Args:
@@ -79,13 +80,23 @@ def limited(mask: AttentionMask, shape: AttentionShape) -> AttentionMask:
     layout = None
     if shape.layout is not None:
         layout = layout_for(shape.layout, mask.keys, shape.heads, mask.causal, mask.device)
-    return AttentionMask(queries=mask.queries, keys=mask.keys, causal=mask.causal, device=mask.device,
-                         window=shape.window, layout=layout, token_mask=mask.token_mask, documents=mask.documents,
-                         document_starts=mask.document_starts, prefix=mask.prefix)  # fmt: skip
+    return AttentionMask(
+        queries=mask.queries,
+        keys=mask.keys,
+        causal=mask.causal,
+        device=mask.device,
+        window=shape.window,
+        layout=layout,
+        token_mask=mask.token_mask,
+        documents=mask.documents,
+        document_starts=mask.document_starts,
+        prefix=mask.prefix,
+    )
 
 
-def prepare(mask: AttentionMask, bias: Bias | None = None, *, head_dim: int, dtype: torch.dtype,
-            kernel: str | None = None) -> PreparedMask:  # fmt: skip
+def prepare(
+    mask: AttentionMask, bias: Bias | None = None, *, head_dim: int, dtype: torch.dtype, kernel: str | None = None
+) -> PreparedMask:
     """Mask and bias for the kernel that the dispatcher picks.
 
     Args:
@@ -95,16 +106,33 @@ def prepare(mask: AttentionMask, bias: Bias | None = None, *, head_dim: int, dty
     if mask.layout is not None and mask.token_mask is not None and not torch.is_grad_enabled():
         kind = "irregular"  # prompts are padded on the left, and kernels count a layout's blocks from the first slot
     block = mask.layout.block if mask.layout else 0
-    chosen = choice(mask.device.type, dtype, head_dim, kind, bias.form if bias else None, square, mask.queries == 1,
-                    torch.is_grad_enabled(), mask.too_many_documents, block, kernel)  # fmt: skip
+    chosen = choice(
+        mask.device.type,
+        dtype,
+        head_dim,
+        kind,
+        bias.form if bias else None,
+        square,
+        mask.queries == 1,
+        torch.is_grad_enabled(),
+        mask.too_many_documents,
+        block,
+        kernel,
+    )
     if chosen == "luban":
         from luban.kernels.flash.attention import prepared
 
         fine = mask.valid()
         valid = None if fine is None else torch.where(fine, 1.0, float("nan"))[:, None, None, None]
         seen = None if kind == "causal" else prepared(mask.intervals(), mask.keys)
-        return PreparedMask(chosen, causal=kind == "causal", intervals=seen, bias=bias.by_distance() if bias else None,
-                            layout=mask.layout, valid=valid)  # fmt: skip
+        return PreparedMask(
+            chosen,
+            causal=kind == "causal",
+            intervals=seen,
+            bias=bias.by_distance() if bias else None,
+            layout=mask.layout,
+            valid=valid,
+        )
     if chosen == "flash4" and kind == "packed":
         return PreparedMask(chosen, causal=True, backward_only=True, cu_seqlens=_any_length(mask.cu_seqlens()))
     added = bias.dense() if bias else None

@@ -83,8 +83,9 @@ class GatedFeedForward(nn.Module, MatmulOwner):
 
     def pack_int8(self) -> None:
         """Gate and up as one, in place."""
-        self.int8 = nn.ModuleDict({"gate_up": Int8Weight(*joined(self.gate, self.up)),
-                                   "down": Int8Weight(self.down.weight, self.down.bias)})  # fmt: skip
+        self.int8 = nn.ModuleDict(
+            {"gate_up": Int8Weight(*joined(self.gate, self.up)), "down": Int8Weight(self.down.weight, self.down.bias)}
+        )
         for name in ("gate", "up", "down"):
             self.add_module(name, None)
 

@@ -35,8 +35,9 @@ class Grouped(Mixer):
 
     def __post_init__(self):
         if self.heads < 1 or self.key_heads() < 1 or self.heads % self.key_heads():
-            raise ConfigError(f"{self.heads} query heads can't share {self.kv_heads} key heads evenly: "
-                              "kv_heads must divide heads")  # fmt: skip
+            raise ConfigError(
+                f"{self.heads} query heads can't share {self.kv_heads} key heads evenly: kv_heads must divide heads"
+            )
         if self.head_dim is not None and self.head_dim < 1:
             raise ConfigError(f"head_dim must be at least 1, {self.head_dim} given")
         if self.window is not None and self.window < 1:
@@ -47,8 +48,9 @@ class Grouped(Mixer):
     def check(self, width: int) -> None:
         """Without a head_dim of their own the heads split the width."""
         if self.head_dim is None and width % self.heads:
-            raise ConfigError(f"width {width} can't be split over {self.heads} heads: "
-                              "choose heads that divide it, or give head_dim")  # fmt: skip
+            raise ConfigError(
+                f"width {width} can't be split over {self.heads} heads: choose heads that divide it, or give head_dim"
+            )
 
     def head_width(self, width: int) -> int:
         """D."""
@@ -82,14 +84,28 @@ class Grouped(Mixer):
         width, head = shape.width, self.head_width(shape.width)
         tokens, keyed = batch * seq, batch * source
         inner, keys = self.heads * head, self.key_heads() * head
-        ops = [linear_op("q", tokens, width, inner, bias=self.qkv_bias),
-               linear_op("k", keyed, width, keys, bias=self.qkv_bias),
-               linear_op("v", keyed, width, keys, bias=self.qkv_bias)]  # fmt: skip
+        ops = [
+            linear_op("q", tokens, width, inner, bias=self.qkv_bias),
+            linear_op("k", keyed, width, keys, bias=self.qkv_bias),
+            linear_op("v", keyed, width, keys, bias=self.qkv_bias),
+        ]
         if self.qk_norm is not None:
-            ops += [self.qk_norm.op("q_norm", tokens * self.heads, head),
-                    self.qk_norm.op("k_norm", keyed * self.key_heads(), head)]  # fmt: skip
-        ops.append(Op(name="scores", kind="attention", flops=4 * batch * seq * source * inner, activation=tokens * inner,
-                      density=density, heads=self.heads, key_heads=self.key_heads(), head_dim=head))  # fmt: skip
+            ops += [
+                self.qk_norm.op("q_norm", tokens * self.heads, head),
+                self.qk_norm.op("k_norm", keyed * self.key_heads(), head),
+            ]
+        ops.append(
+            Op(
+                name="scores",
+                kind="attention",
+                flops=4 * batch * seq * source * inner,
+                activation=tokens * inner,
+                density=density,
+                heads=self.heads,
+                key_heads=self.key_heads(),
+                head_dim=head,
+            )
+        )
         return [*ops, linear_op("output", tokens, inner, width, bias=self.output_bias)]
 
 

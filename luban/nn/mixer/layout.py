@@ -91,13 +91,23 @@ class GlobalRandom(Layout):
     def __post_init__(self):
         super().__post_init__()
         if min(self.first, self.random, self.seed) < 0:
-            raise ConfigError(f"first, random and seed of a layout can't be negative: {self.first}, {self.random}, "
-                              f"{self.seed} given")  # fmt: skip
+            raise ConfigError(
+                f"first, random and seed of a layout can't be negative: {self.first}, {self.random}, {self.seed} given"
+            )
 
     def build(self, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
         """Layouts head by head."""
-        return blocks.global_random(length, self.window, first=self.first, random=self.random, seed=self.seed,
-                                    heads=heads, block=self.block, causal=causal, device=device)  # fmt: skip
+        return blocks.global_random(
+            length,
+            self.window,
+            first=self.first,
+            random=self.random,
+            seed=self.seed,
+            heads=heads,
+            block=self.block,
+            causal=causal,
+            device=device,
+        )
 
 
 def layout_for(layout: Layout, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:

@@ -23,8 +23,9 @@ class Randomised(Position):
     def check(self, shape: PositionShape) -> None:
         """Distinct positions must suffice for the context."""
         if self.longest < shape.context:
-            raise ConfigError(f"randomised positions need longest ≥ the context of {shape.context}, "
-                              f"{self.longest} given")  # fmt: skip
+            raise ConfigError(
+                f"randomised positions need longest ≥ the context of {shape.context}, {self.longest} given"
+            )
         self.inner.check(replace(shape, context=self.longest))
 
     def parameters(self, shape: PositionShape) -> int:

@@ -58,8 +58,9 @@ class Rope2D(Rope):
     def check(self, shape: PositionShape) -> None:
         """Each half is rotated in pairs, and whole."""
         if shape.head_dim % 4 or self.width is not None:
-            raise ConfigError(f"two-dimensional rotary positions turn whole heads of a width that 4 divides, "
-                              f"{shape.head_dim} given")  # fmt: skip
+            raise ConfigError(
+                f"two-dimensional rotary positions turn whole heads of a width that 4 divides, {shape.head_dim} given"
+            )
 
     def build(self, shape: PositionShape) -> PositionMethod:
         """The module."""

@@ -52,16 +52,27 @@ class LSTM(Cell):
         if self.cells is None:
             return [gates_op("cell", tokens, inputs, width, gates=4)]
         inner = 4 * self.cells * (inputs + width)
-        return [Op(name="cell", kind="linear", flops=2 * tokens * (inner + self.cells * width),
-                   parameters=inner + 8 * self.cells + self.cells * width,
-                   activation=tokens * (5 * self.cells + width))]  # fmt: skip
+        return [
+            Op(
+                name="cell",
+                kind="linear",
+                flops=2 * tokens * (inner + self.cells * width),
+                parameters=inner + 8 * self.cells + self.cells * width,
+                activation=tokens * (5 * self.cells + width),
+            )
+        ]
 
 
 def gates_op(name: str, tokens: int, inputs: int, width: int, *, gates: int) -> Op:
     """`gates` products of input and state, each with torch's two biases."""
     inner = gates * width * (inputs + width)
-    return Op(name=name, kind="linear", flops=2 * tokens * inner, parameters=inner + 2 * gates * width,
-              activation=tokens * (gates + 1) * width)  # fmt: skip
+    return Op(
+        name=name,
+        kind="linear",
+        flops=2 * tokens * inner,
+        parameters=inner + 2 * gates * width,
+        activation=tokens * (gates + 1) * width,
+    )
 
 
 @torch.no_grad()

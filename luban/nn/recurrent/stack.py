@@ -35,9 +35,12 @@ class StackRNN(Cell):
     def ops(self, tokens: int, inputs: int, width: int) -> list[Op]:
         """The network, its actions and what it pushes."""
         stack = Op(name="stack", kind="memory", activation=tokens * self.depth * self.cell_width)
-        return [gates_op("cell", tokens, inputs + self.cell_width, width, gates=1), stack,
-                linear_op("actions", tokens, width, 3, bias=True),
-                linear_op("pushed", tokens, width, self.cell_width, bias=True)]  # fmt: skip
+        return [
+            gates_op("cell", tokens, inputs + self.cell_width, width, gates=1),
+            stack,
+            linear_op("actions", tokens, width, 3, bias=True),
+            linear_op("pushed", tokens, width, self.cell_width, bias=True),
+        ]
 
 
 class RecurrentCell(nn.RNNCell):
@@ -47,7 +50,8 @@ class RecurrentCell(nn.RNNCell):
         """Matrices with standard deviation 1/√inputs, biases 0."""
         for name, parameter in self.named_parameters():
             parameter.copy_(draw(name, parameter.shape).mul_(parameter.shape[1] ** -0.5)) if parameter.dim() == 2 else (
-                parameter.zero_())  # fmt: skip
+                parameter.zero_()
+            )
 
 
 class StackLayer(nn.Module):

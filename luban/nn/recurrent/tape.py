@@ -37,9 +37,12 @@ class TapeRNN(Cell):
         """The network, its moves, the tape moved and what it writes."""
         size = tokens * self.cells * self.cell_width
         tape = Op(name="tape", kind="memory", flops=2 * 5 * size, activation=size)  # five moves are mixed
-        return [gates_op("cell", tokens, inputs + self.cell_width, width, gates=1), tape,
-                linear_op("moves", tokens, width, 5, bias=True),
-                linear_op("written", tokens, width, self.cell_width, bias=True)]  # fmt: skip
+        return [
+            gates_op("cell", tokens, inputs + self.cell_width, width, gates=1),
+            tape,
+            linear_op("moves", tokens, width, 5, bias=True),
+            linear_op("written", tokens, width, self.cell_width, bias=True),
+        ]
 
 
 class TapeLayer(nn.Module):

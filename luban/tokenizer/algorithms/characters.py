@@ -16,8 +16,9 @@ def frequent(counts: Counter[str]) -> list[str]:
     return sorted(counts, key=lambda character: (-counts[character], character))
 
 
-def with_fallback(vocabulary: Sequence[str], merges: list[tuple[str, str]], special: Sequence[str], *,
-                  ignore_merges: bool = False) -> tokenizers.Tokenizer:  # fmt: skip
+def with_fallback(
+    vocabulary: Sequence[str], merges: list[tuple[str, str]], special: Sequence[str], *, ignore_merges: bool = False
+) -> tokenizers.Tokenizer:
     """A tokenizer of characters and merges that spells in bytes what it lacks."""
     ids = {token: i for i, token in enumerate(vocabulary)}
     made = tokenizers.Tokenizer(models.BPE(ids, merges, byte_fallback=True, ignore_merges=ignore_merges))

@@ -28,8 +28,9 @@ def train(texts: Iterable[str], vocab_size: int, special: Sequence[str], cut: Cu
     merged = bytelevel_tokenizer(models.BPE(), cut)
     without = pre_tokenizers.Split(Regex(SIGN), behavior="removed")  # bytes of signs must not be merged
     merged.pre_tokenizer = pre_tokenizers.Sequence([without, merged.pre_tokenizer])
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(special), initial_alphabet=ALPHABET,
-                                  show_progress=False)  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(special), initial_alphabet=ALPHABET, show_progress=False
+    )
     merged.train_from_iterator(_counted(texts, counts), trainer)
     room = min(int((vocab_size - fixed - len(runs)) * SHARE), len(counts))
     learned = merged.get_vocab_size() + len(runs)

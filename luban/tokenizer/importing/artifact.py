@@ -67,5 +67,7 @@ def format_of(path: Path) -> str:
         return "tiktoken"
     if path.suffix == ".model":
         return "sentencepiece"
-    raise DataError(f"{path} is no known vocabulary: tokenizer.json, vocab.json with its merges, BERT's vocab.txt, "
-                    f"a .tiktoken rank file, Mistral's tekken.json, a SentencePiece .model or a .gguf is needed")  # fmt: skip
+    raise DataError(
+        f"{path} is no known vocabulary: tokenizer.json, vocab.json with its merges, BERT's vocab.txt, "
+        f"a .tiktoken rank file, Mistral's tekken.json, a SentencePiece .model or a .gguf is needed"
+    )

@@ -43,12 +43,16 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, Settings]:
     )
     made = tokenizers.Tokenizer(model)
     made.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
-        strip_accents=config.get("strip_accents"), lowercase=lower)  # fmt: skip
+        clean_text=True,
+        handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
+        strip_accents=config.get("strip_accents"),
+        lowercase=lower,
+    )
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece(prefix=INSIDE, cleanup=True)
     found = [token for token in SPECIAL if token in vocabulary]
     made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in found])
     pad = PAD if PAD in vocabulary else None
-    return made, Settings(bos_token=beside.bos_token, eos_token=beside.eos_token, pad_token=beside.pad_token or pad,
-                          unk_token=UNKNOWN)  # fmt: skip
+    return made, Settings(
+        bos_token=beside.bos_token, eos_token=beside.eos_token, pad_token=beside.pad_token or pad, unk_token=UNKNOWN
+    )

@@ -64,8 +64,15 @@ def from_metadata(metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, Se
     elif kind == "llama":
         scores = metadata.get(KEY + "scores") or [0.0] * len(tokens)
         prefix = metadata.get(KEY + "add_space_prefix", True)
-        made, _ = build(Model(list(zip(tokens, scores, kinds, strict=True)), kind=BPE, byte_fallback=True,
-                              add_dummy_prefix=prefix, remove_extra_whitespaces=False))  # fmt: skip
+        made, _ = build(
+            Model(
+                list(zip(tokens, scores, kinds, strict=True)),
+                kind=BPE,
+                byte_fallback=True,
+                add_dummy_prefix=prefix,
+                remove_extra_whitespaces=False,
+            )
+        )
     else:
         raise UnsupportedError(f"GGUF vocabulary '{kind}' isn't read; known: gpt2, llama")
     bos, eos, pad, unknown = (_role(metadata, tokens, role) for role in ROLES)
@@ -74,11 +81,17 @@ def from_metadata(metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, Se
         metadata
     ):  # so that copies of the vocabulary, such as a tuned model's, say so
         single, pair = f"{bos} $A", f"{bos} $A {bos} $B"
-        made.post_processor = processors.TemplateProcessing(single=single, pair=pair,
-                                                            special_tokens=[(bos, metadata[KEY + "bos_token_id"])])  # fmt: skip
-    return made, Settings(bos_token=bos, eos_token=eos, pad_token=pad, unk_token=unknown,
-                          stop_ids=() if turn is None else (turn,),
-                          chat_template=metadata.get("tokenizer.chat_template"))  # fmt: skip
+        made.post_processor = processors.TemplateProcessing(
+            single=single, pair=pair, special_tokens=[(bos, metadata[KEY + "bos_token_id"])]
+        )
+    return made, Settings(
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        unk_token=unknown,
+        stop_ids=() if turn is None else (turn,),
+        chat_template=metadata.get("tokenizer.chat_template"),
+    )
 
 
 def begins_with_bos(metadata: Mapping[str, Any]) -> bool:

@@ -141,8 +141,14 @@ def _bpe(model: Model, *, whole: bool | None = None) -> models.BPE:
             merges += [(-score, index, ids[left], ids[right], left, right) for left, right in pairs]
     ordered = [(left, right) for *_, left, right in sorted(merges)]
     unknown = model.of_kinds(UNKNOWN)
-    return models.BPE(ids, ordered, unk_token=unknown[0] if unknown else None, fuse_unk=True,
-                      byte_fallback=model.byte_fallback, ignore_merges=bool(users) if whole is None else whole)  # fmt: skip
+    return models.BPE(
+        ids,
+        ordered,
+        unk_token=unknown[0] if unknown else None,
+        fuse_unk=True,
+        byte_fallback=model.byte_fallback,
+        ignore_merges=bool(users) if whole is None else whole,
+    )
 
 
 def _word_splits(model: Model) -> list[pre_tokenizers.PreTokenizer]:

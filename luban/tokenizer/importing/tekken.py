@@ -16,10 +16,27 @@ from luban.tokenizer.settings import Settings
 
 # The special tokens of files that don't list theirs (up to version v7), in id order; the others are <SPECIAL_20>, …
 LISTED = (
-    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
-    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
-    "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
-)  # fmt: skip
+    "<unk>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[TOOL_CALLS]",
+    "[IMG]",
+    "<pad>",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+    "[PREFIX]",
+    "[MIDDLE]",
+    "[SUFFIX]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+    "[TOOL_CONTENT]",
+)
 
 
 def read(path: Path) -> tuple[tokenizers.Tokenizer, Settings]:
@@ -39,8 +56,9 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, Settings]:
         raise DataError(f"{path} is not a tekken vocabulary: {error!r}") from None
     missing = sum(bytes([byte]) not in ranks for byte in range(256))
     if missing or list(ranks.values()) != list(range(len(ranks))):
-        raise DataError(f"{path} is not a tekken vocabulary: {missing or 'no'} bytes without a rank, "
-                        f"and ranks must be 0, 1, 2, …")  # fmt: skip
+        raise DataError(
+            f"{path} is not a tekken vocabulary: {missing or 'no'} bytes without a rank, and ranks must be 0, 1, 2, …"
+        )
     bos, eos, pad, unknown = (token if token in special else None for token in ("<s>", "</s>", "<pad>", "<unk>"))
     settings = Settings(bos_token=bos, eos_token=eos, pad_token=pad, unk_token=unknown)
     return byte_bpe(ranks, pattern, special, first=count), settings

@@ -45,11 +45,20 @@ FAMILIES = {  # by the number of ranks
     50256: Family(_R50K, {"<|endoftext|>": 50256}, "<|endoftext|>"),
     100256: Family(CL100K, {**{t: 100257 + i for i, t in enumerate(_FIM)}, "<|endofprompt|>": 100276}, "<|endoftext|>"),
     199998: Family(_O200K, {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}, "<|endoftext|>"),
-    128000: Family(CL100K, {
-        "<|begin_of_text|>": 128000, "<|end_of_text|>": 128001, "<|start_header_id|>": 128006,
-        "<|end_header_id|>": 128007, "<|eom_id|>": 128008, "<|eot_id|>": 128009, "<|python_tag|>": 128010,
-    }, "<|end_of_text|>"),
-}  # fmt: skip
+    128000: Family(
+        CL100K,
+        {
+            "<|begin_of_text|>": 128000,
+            "<|end_of_text|>": 128001,
+            "<|start_header_id|>": 128006,
+            "<|end_header_id|>": 128007,
+            "<|eom_id|>": 128008,
+            "<|eot_id|>": 128009,
+            "<|python_tag|>": 128010,
+        },
+        "<|end_of_text|>",
+    ),
+}
 
 
 def read(path: Path) -> tuple[tokenizers.Tokenizer, Settings]:

@@ -26,11 +26,20 @@ from luban.train import start as start_module
 from luban.train.pretrain import pretrain
 from luban.train.recipe import Recipe
 
-TINY = {"schedule": {"warmup": 2}, "checkpoint": {"every": 10}, "validation": {"every": 0, "batches": 1},
-        "optim": {"type": "adamw", "lr": 3e-3},
-        "train": {"steps": 10, "batch_size": 8, "seq_len": 64, "device": "cpu", "log_every": 1}}  # fmt: skip
-MODEL = {"width": 32, "layers": 2, "context": 64, "tied_head": True,
-         "layer": {"mixer": {"heads": 2, "kv_heads": 1}, "feedforward": {"width": 48}}}  # fmt: skip
+TINY = {
+    "schedule": {"warmup": 2},
+    "checkpoint": {"every": 10},
+    "validation": {"every": 0, "batches": 1},
+    "optim": {"type": "adamw", "lr": 3e-3},
+    "train": {"steps": 10, "batch_size": 8, "seq_len": 64, "device": "cpu", "log_every": 1},
+}
+MODEL = {
+    "width": 32,
+    "layers": 2,
+    "context": 64,
+    "tied_head": True,
+    "layer": {"mixer": {"heads": 2, "kv_heads": 1}, "feedforward": {"width": 48}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +145,19 @@ def test_a_model_is_needed_and_its_tokenizer_must_be_the_datas(recipe, base, tmp
 
 def test_the_command_line_predicts_without_writing(recipe, base, tmp_path, capsys):
     before = sorted(tmp_path.iterdir())
-    code = main(["sft", "luban_sft_cpu", "--init", str(base), "--data.path", recipe.data.path, "--train.seq_len", "64",
-                 "--dry-run"])  # fmt: skip
+    code = main(
+        [
+            "sft",
+            "luban_sft_cpu",
+            "--init",
+            str(base),
+            "--data.path",
+            recipe.data.path,
+            "--train.seq_len",
+            "64",
+            "--dry-run",
+        ]
+    )
     printed = capsys.readouterr().out
     assert code == 0 and all(word in printed for word in ("memory", "tokens", "FLOPs", "step", "about"))
     assert sorted(tmp_path.iterdir()) == before
@@ -152,12 +172,28 @@ TOOLS_TEMPLATE = """{{ bos_token }}{% if tools %}{{ '<|system|>' + tools | tojso
 def tool_rows(count: int) -> list[dict]:
     """Rows as OpenAI's fine-tuning takes them: arguments as JSON text, no content beside calls."""
     tools = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]
-    return [{"tools": tools, "messages": [
-        {"role": "user", "content": f"time in {i}?"},
-        {"role": "assistant", "content": None, "tool_calls": [
-            {"id": f"c{i}", "type": "function", "function": {"name": "now", "arguments": json.dumps({"zone": i})}}]},
-        {"role": "tool", "tool_call_id": f"c{i}", "content": f"{i}:00"},
-        {"role": "assistant", "content": f"It is {i}."}]} for i in range(count)]  # fmt: skip
+    return [
+        {
+            "tools": tools,
+            "messages": [
+                {"role": "user", "content": f"time in {i}?"},
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [
+                        {
+                            "id": f"c{i}",
+                            "type": "function",
+                            "function": {"name": "now", "arguments": json.dumps({"zone": i})},
+                        }
+                    ],
+                },
+                {"role": "tool", "tool_call_id": f"c{i}", "content": f"{i}:00"},
+                {"role": "assistant", "content": f"It is {i}."},
+            ],
+        }
+        for i in range(count)
+    ]
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:

@@ -17,8 +17,13 @@ from luban.core.errors import ArtifactError
 
 def checkpoint(step: int = 1) -> Checkpoint:
     model = {"a.weight": torch.randn(3, 4), "b": torch.randn(2).bfloat16()}
-    return Checkpoint(spec={"width": 4}, model=model, optimizer={"b/exp_avg": torch.randn(2)},
-                      random={"cpu": torch.get_rng_state()}, state={"step": step})  # fmt: skip
+    return Checkpoint(
+        spec={"width": 4},
+        model=model,
+        optimizer={"b/exp_avg": torch.randn(2)},
+        random={"cpu": torch.get_rng_state()},
+        state={"step": step},
+    )
 
 
 def test_weights_hash_is_what_the_design_says():

@@ -38,11 +38,31 @@ def test_a_text_field_and_steps_with_spaces(tmp_path, capsys):
     rows = [{"content": "one"}, {"content": "one"}, {"content": "two"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = str(tmp_path / "c")
-    assert main(["corpus", "build", str(tmp_path / "a.jsonl"), "--out", out, "--heldout", "0", "--text-field", "content",
-                 "--steps", " unicode , exact "]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "corpus",
+                "build",
+                str(tmp_path / "a.jsonl"),
+                "--out",
+                out,
+                "--heldout",
+                "0",
+                "--text-field",
+                "content",
+                "--steps",
+                " unicode , exact ",
+            ]
+        )
+        == 0
+    )
     assert [d.text for d in read_corpus(out)] == ["one", "two"]
     config = read_manifest(out).config
-    assert config["text_field"] == "content" and [row["step"] for row in read_manifest(out).figures["waterfall"]] == ["read", "unicode", "exact"]  # fmt: skip
+    assert config["text_field"] == "content" and [row["step"] for row in read_manifest(out).figures["waterfall"]] == [
+        "read",
+        "unicode",
+        "exact",
+    ]
 
 
 def test_an_unknown_text_field_names_those_that_there_are(tmp_path, capsys):
@@ -50,7 +70,9 @@ def test_an_unknown_text_field_names_those_that_there_are(tmp_path, capsys):
     line = refused(capsys, "corpus", "build", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "c"))
     assert "'text' or 'messages', only content, n; --text-field NAME takes another field" in line
     (tmp_path / "b.jsonl").write_text('{"text": ""}\n{"text": null}')
-    assert "holds no line with text" in refused(capsys, "corpus", "build", str(tmp_path / "b.jsonl"), "--out", str(tmp_path / "c"))  # fmt: skip
+    assert "holds no line with text" in refused(
+        capsys, "corpus", "build", str(tmp_path / "b.jsonl"), "--out", str(tmp_path / "c")
+    )
 
 
 def test_a_build_of_which_nothing_is_left_says_which_step_took_it(tmp_path, capsys):
@@ -73,12 +95,21 @@ def test_a_build_of_which_nothing_is_left_says_which_step_took_it(tmp_path, caps
     assert "the held-out split took all 1 documents; --heldout 0" in line
 
 
-@pytest.mark.parametrize("options, words", [
-    (["--heldout", "nan"], "heldout: a fraction"), (["--bad-share", "-1"], "bad_share: a fraction from 0 to 1"), (["--bad-share", "nan"], "bad_share"),
-    (["--workers", "0"], "workers: at least 1"), (["--workers", "-2"], "workers: at least 1"), (["--on", "mars"], "unknown executor 'mars'"),
-    (["--steps", "exat"], "did you mean 'exact'"), (["--licence", "b.txt=MIT"], "no source is called 'b.txt' (did you mean 'a.txt'?)"),
-    (["--licence", "="], "licence of all sources is empty"), (["--text-field", ""], "text_field"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--heldout", "nan"], "heldout: a fraction"),
+        (["--bad-share", "-1"], "bad_share: a fraction from 0 to 1"),
+        (["--bad-share", "nan"], "bad_share"),
+        (["--workers", "0"], "workers: at least 1"),
+        (["--workers", "-2"], "workers: at least 1"),
+        (["--on", "mars"], "unknown executor 'mars'"),
+        (["--steps", "exat"], "did you mean 'exact'"),
+        (["--licence", "b.txt=MIT"], "no source is called 'b.txt' (did you mean 'a.txt'?)"),
+        (["--licence", "="], "licence of all sources is empty"),
+        (["--text-field", ""], "text_field"),
+    ],
+)
 def test_options_out_of_range_are_refused(tmp_path, capsys, options, words):
     (tmp_path / "a.txt").write_text("text")
     assert words in refused(capsys, "corpus", "build", str(tmp_path / "a.txt"), "--out", str(tmp_path / "c"), *options)

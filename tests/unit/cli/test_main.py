@@ -40,8 +40,12 @@ def test_importing_luban_pulls_in_no_torch():
 def test_a_python_without_the_dependencies_gets_the_pip_command(verb):
     """-S: the interpreter without its site-packages, as a system's Python is outside of a virtual environment."""
     root = Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-S", "-m", "luban", verb, "x", "--out", "y"], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(root)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "luban", verb, "x", "--out", "y"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
     assert done.returncode == 1 and done.stdout == ""
     assert re.fullmatch(r"luban: the package '\w+', which Luban needs, is not installed for .*\n", done.stderr), (
         done.stderr

@@ -149,8 +149,9 @@ def test_kill_never_leaves_a_finished_directory_and_the_lock_dies_with_its_owner
 def test_the_family_tree_needs_no_other_directory(tmp_path):
     corpus = make(tmp_path / "corpus", kind="corpus", content=b"text")
     tokenizer = make(tmp_path / "tok", kind="tokenizer", parents=(as_parent("corpus", corpus),))
-    shards = make(tmp_path / "shards", kind="shards",
-                  parents=(as_parent("corpus", corpus), as_parent("tokenizer", tokenizer)))  # fmt: skip
+    shards = make(
+        tmp_path / "shards", kind="shards", parents=(as_parent("corpus", corpus), as_parent("tokenizer", tokenizer))
+    )
     manifest = read_manifest(shards)
     assert [p.kind for p in ancestors(manifest)] == ["corpus", "tokenizer", "corpus"]
     found = ancestor(manifest, "tokenizer")

@@ -85,9 +85,15 @@ def test_a_variant_table_without_type_changes_the_default():
 def test_command_line_text_becomes_typed_values():
     data = override(
         {"train": {"steps": 1}, "optim": {"type": "adamw", "beta2": 0.9}},
-        [("optim.momentum", "0.8"), ("train.steps", "1_000"), ("optim.type", "muon"), ("train.sizes", "[3, 4]"),
-         ("train.deterministic", "true"), ("train.out", "a/b")],
-    )  # fmt: skip
+        [
+            ("optim.momentum", "0.8"),
+            ("train.steps", "1_000"),
+            ("optim.type", "muon"),
+            ("train.sizes", "[3, 4]"),
+            ("train.deterministic", "true"),
+            ("train.out", "a/b"),
+        ],
+    )
     recipe = from_dict(Recipe, data)
     assert recipe.optim == Muon(momentum=0.8)
     assert recipe.train == Train(steps=1000, deterministic=True, sizes=(3, 4), out=Path("a/b"))

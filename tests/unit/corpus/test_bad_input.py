@@ -117,8 +117,13 @@ found = build_corpus([{str(tmp_path / "long.jsonl")!r}, {str(tmp_path / "long.tx
                      heldout=0.0, steps=("exact",), bad_share=0.9)
 print(found["unusable"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
-                          text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "'oversized JSON lines': 1" in done.stdout
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     assert int(done.stdout.split()[-1]) * unit < 300 << 20

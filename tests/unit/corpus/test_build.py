@@ -59,16 +59,29 @@ def test_every_column_comes_back(tmp_path):
     (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
     build_corpus([str(tmp_path / "in.jsonl")], tmp_path / "c", heldout=0.0)
     assert list(read_corpus(tmp_path / "c")) == [
-        Document(id="in.jsonl#x", text="q \u2028 é\na", source="in.jsonl", lang="en", quality=0.25, messages=messages,
-                 meta={"a": [1]}, split="train")
-    ]  # fmt: skip
+        Document(
+            id="in.jsonl#x",
+            text="q \u2028 é\na",
+            source="in.jsonl",
+            lang="en",
+            quality=0.25,
+            messages=messages,
+            meta={"a": [1]},
+            split="train",
+        )
+    ]
     assert list(read_corpus(tmp_path / "c", "heldout")) == []
 
 
-@pytest.mark.parametrize("change, error", [
-    ({"heldout": 1.0}, ConfigError), ({"heldout": -0.1}, ConfigError), ({"steps": ("exat",)}, ConfigError),
-    ({"sources": ["nowhere.txt"]}, DataError),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        ({"heldout": 1.0}, ConfigError),
+        ({"heldout": -0.1}, ConfigError),
+        ({"steps": ("exat",)}, ConfigError),
+        ({"sources": ["nowhere.txt"]}, DataError),
+    ],
+)
 def test_a_build_that_fails_leaves_nothing(source, tmp_path, change, error):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(error):

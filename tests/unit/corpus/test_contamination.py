@@ -41,11 +41,17 @@ def write(folder, kind: str, texts: list[str]):
     """The texts as a file of one format."""
     rows = [{"question": t, "answers": {"text": ["x", t]}} for t in texts]
     lines = "\n".join(json.dumps(row) for row in rows)
-    data = {"jsonl": lines.encode(), "json": json.dumps({"data": rows}).encode(),
-            "bom.jsonl": b"\xef\xbb\xbf" + lines.encode() + b"\r\n\n \n", "JSONL": lines.encode() + b"\n\n",
-            "lines.json": lines.encode(), "jsonl.gz": gzip.compress(lines.encode()),
-            "jsonl.bz2": bz2.compress(lines.encode()), "json.xz": lzma.compress(json.dumps(rows).encode()),
-            "txt": "\n".join(" ".join(t.split()) for t in texts).encode()}  # fmt: skip
+    data = {
+        "jsonl": lines.encode(),
+        "json": json.dumps({"data": rows}).encode(),
+        "bom.jsonl": b"\xef\xbb\xbf" + lines.encode() + b"\r\n\n \n",
+        "JSONL": lines.encode() + b"\n\n",
+        "lines.json": lines.encode(),
+        "jsonl.gz": gzip.compress(lines.encode()),
+        "jsonl.bz2": bz2.compress(lines.encode()),
+        "json.xz": lzma.compress(json.dumps(rows).encode()),
+        "txt": "\n".join(" ".join(t.split()) for t in texts).encode(),
+    }
     path = folder / f"set.{kind}"
     if kind in ("csv", "tsv"):
         out = io.StringIO(newline="")
@@ -61,8 +67,21 @@ def write(folder, kind: str, texts: list[str]):
     return path
 
 
-FORMATS = ["jsonl", "json", "bom.jsonl", "JSONL", "lines.json", "jsonl.gz", "jsonl.bz2", "json.xz", "txt", "csv", "tsv",
-           "parquet", "data"]  # fmt: skip
+FORMATS = [
+    "jsonl",
+    "json",
+    "bom.jsonl",
+    "JSONL",
+    "lines.json",
+    "jsonl.gz",
+    "jsonl.bz2",
+    "json.xz",
+    "txt",
+    "csv",
+    "tsv",
+    "parquet",
+    "data",
+]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -128,11 +147,16 @@ def test_a_leak_in_a_tool_call_drops_its_conversation(tmp_path):
     assert tally.dropped["contamination: conversation"]["documents"] == 1
 
 
-@pytest.mark.parametrize("name, data, words_", [
-    ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2"), ("a.txt", "é".encode("latin-1"), "not UTF-8"),
-    ("a.bin", b"\x00\x01\x02", "neither Parquet, JSON nor UTF-8"), ("a.gz", b"\x1f\x8b\x08damaged", "cannot be unpacked"),
-    ("a.parquet", b"PAR1damaged", "damaged"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, data, words_",
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2"),
+        ("a.txt", "é".encode("latin-1"), "not UTF-8"),
+        ("a.bin", b"\x00\x01\x02", "neither Parquet, JSON nor UTF-8"),
+        ("a.gz", b"\x1f\x8b\x08damaged", "cannot be unpacked"),
+        ("a.parquet", b"PAR1damaged", "damaged"),
+    ],
+)
 def test_what_cannot_be_read_is_refused(name, data, words_, tmp_path):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=words_):

@@ -62,9 +62,19 @@ def test_random_identifiers_of_calls_make_no_difference():
 def test_the_tools_that_are_offered_and_turns_without_content_count():
     calls = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [call("f", x=1)]}]
     others = [calls[0], {**calls[1], "tool_calls": [call("f", x=2)]}]
-    documents = [Document(id=str(i), text="q", source="s", messages=messages, meta=meta) for i, (messages, meta) in enumerate([
-        (calls, None), (others, None), (calls, {"tools": [{"name": "f"}]}), (calls, {"tools": [{"name": "g"}]}),
-        (calls, {"url": "x"}), (calls, {"tools": [{"name": "f"}], "url": "x"})])]  # fmt: skip
+    documents = [
+        Document(id=str(i), text="q", source="s", messages=messages, meta=meta)
+        for i, (messages, meta) in enumerate(
+            [
+                (calls, None),
+                (others, None),
+                (calls, {"tools": [{"name": "f"}]}),
+                (calls, {"tools": [{"name": "g"}]}),
+                (calls, {"url": "x"}),
+                (calls, {"tools": [{"name": "f"}], "url": "x"}),
+            ]
+        )
+    ]
     assert [document.id for document in make_step("exact")(documents, Tally())] == ["0", "1", "2", "3"]
 
 

@@ -14,14 +14,25 @@ from luban.corpus.steps import make_step
 from luban.corpus.tally import Tally
 
 CALL = {"id": "c", "type": "function", "function": {"name": "now", "arguments": '{"zone": "a@b.org"}'}}
-TURNS = [{"role": "user", "content": "write to x@y.org at　once"}, {"role": "assistant", "content": None, "tool_calls": [CALL]},
-         {"role": "tool", "tool_call_id": "c", "content": "12:00"}, {"role": "assistant", "content": "noon"}]  # fmt: skip
+TURNS = [
+    {"role": "user", "content": "write to x@y.org at　once"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "c", "content": "12:00"},
+    {"role": "assistant", "content": "noon"},
+]
 TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
 
 
 def test_calls_results_and_tools_reach_the_corpus(tmp_path):
-    rows = [{"messages": TURNS, "tools": TOOLS}, {"messages": [{"role": "assistant", "tool_calls": [CALL]}]},
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}]}]}]  # fmt: skip
+    rows = [
+        {"messages": TURNS, "tools": TOOLS},
+        {"messages": [{"role": "assistant", "tool_calls": [CALL]}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}]}
+            ]
+        },
+    ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     figures = build_corpus([str(tmp_path / "in.jsonl")], tmp_path / "c", heldout=0.0)
     first, second, third = read_corpus(tmp_path / "c")
@@ -40,12 +51,21 @@ def test_calls_and_tools_are_read_from_parquet_too(tmp_path):
     assert document.messages == TURNS and document.tools == TOOLS
 
 
-@pytest.mark.parametrize("message", [
-    {"role": "assistant", "content": None}, {"role": "user", "content": None, "tool_calls": [CALL]}, {"role": "user"},
-    {"role": "assistant", "content": None, "tool_calls": []}, {"role": "assistant", "content": "", "tool_calls": "now()"},
-    {"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": "{}"}}]}, {"role": 1, "content": ""}, "hello",
-    {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, {"role": "user", "content": 3},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": None, "tool_calls": [CALL]},
+        {"role": "user"},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "assistant", "content": "", "tool_calls": "now()"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": "{}"}}]},
+        {"role": 1, "content": ""},
+        "hello",
+        {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]},
+        {"role": "user", "content": 3},
+    ],
+)
 def test_turns_that_hold_nothing_to_read_are_refused(message):
     with pytest.raises(ValueError, match=r"message|tool_calls"):
         check_messages([message])
@@ -69,8 +89,10 @@ def test_steps_rewrite_contents_and_no_calls_but_their_addresses(step):
 
 
 def same(one, other, *, tools=(None, None)) -> bool:
-    documents = [Document(id=str(i), text="t", source="s", messages=m, meta=t and {"tools": t})
-                 for i, (m, t) in enumerate(zip((one, other), tools, strict=True))]  # fmt: skip
+    documents = [
+        Document(id=str(i), text="t", source="s", messages=m, meta=t and {"tools": t})
+        for i, (m, t) in enumerate(zip((one, other), tools, strict=True))
+    ]
     return len(list(make_step("exact")(documents, Tally()))) == 1
 
 

@@ -76,8 +76,10 @@ def test_parts_give_what_one_pass_over_everything_gives(source, expected, tmp_pa
 def test_steps_are_cut_behind_those_that_compare_documents():
     phases = phases_of(list(STEPS))
     assert [(p.apply, p.steps, p.fingerprint) for p in phases] == [
-        (None, ("personal",), "exact"), ("exact", ("gopher",), "minhash"), ("minhash", ("c4",), None),
-    ]  # fmt: skip
+        (None, ("personal",), "exact"),
+        ("exact", ("gopher",), "minhash"),
+        ("minhash", ("c4",), None),
+    ]
     assert [p.number for p in phases_of([])] == [0]
 
 

@@ -104,7 +104,15 @@ def test_a_folder_in_mixed_case_and_compression(tmp_path):
     for document in found:
         texts.setdefault(document.id.partition("#")[0].removeprefix("in/"), []).append(document.text)
     assert {name: len(held) for name, held in texts.items()} == {
-        "A.JSONL": 4, "B.HTML": 1, "c.Csv": 4, "d.json": 4, "e.json": 1, "f.txt.xz": 1, "i.json": 4, "J.MD": 1}  # fmt: skip
+        "A.JSONL": 4,
+        "B.HTML": 1,
+        "c.Csv": 4,
+        "d.json": 4,
+        "e.json": 1,
+        "f.txt.xz": 1,
+        "i.json": 4,
+        "J.MD": 1,
+    }
     assert (
         "<p>" not in texts["B.HTML"][0]
         and texts["A.JSONL"] == texts["c.Csv"] == texts["d.json"] == texts["i.json"] == TEXTS
@@ -160,8 +168,17 @@ def test_a_table_without_text_is_refused_with_its_columns(tmp_path):
 
 
 def test_what_json_files_hold_decides_how_they_are_read(tmp_path):
-    kinds = {'[{"text": "a"}]': "json", ' \n[ \n{"a": 1}]': "json", '{"text": "a"}': "jsonl", '{"a": 1}\n{"a": 2}\n': "jsonl", "[1, 2]": "text",
-             '{"a": 1}': "text", '{\n "text": "a"\n}': "text", "": "text", "no JSON": "text"}  # fmt: skip
+    kinds = {
+        '[{"text": "a"}]': "json",
+        ' \n[ \n{"a": 1}]': "json",
+        '{"text": "a"}': "jsonl",
+        '{"a": 1}\n{"a": 2}\n': "jsonl",
+        "[1, 2]": "text",
+        '{"a": 1}': "text",
+        '{\n "text": "a"\n}': "text",
+        "": "text",
+        "no JSON": "text",
+    }
     for text, kind in kinds.items():
         (tmp_path / "a.json").write_text(text)
         assert kind_of(tmp_path / "a.json") == kind, text

@@ -34,14 +34,18 @@ def test_a_licence_of_one_source_stays_with_its_documents_in_a_mixture(tmp_path)
         (tmp_path / name).write_text(" ".join(rng.choices("abcdefgh", k=50)))
     (tmp_path / "c.jsonl").write_text('{"text": "one", "license": "mit"}\n{"text": "two", "licence": "CC-BY-4.0"}\n')
     (tmp_path / "d.txt").write_text(" ".join(rng.choices("abcdefgh", k=50)))
-    figures = build_corpus([str(tmp_path / name) for name in ("a.txt", "b.txt")], tmp_path / "ab", heldout=0.0,
-                           licences={"a.txt": "MIT"})  # fmt: skip
+    figures = build_corpus(
+        [str(tmp_path / name) for name in ("a.txt", "b.txt")], tmp_path / "ab", heldout=0.0, licences={"a.txt": "MIT"}
+    )
     assert counted(figures) == {"MIT": 1, "unknown": 1}
     build_corpus([str(tmp_path / "c.jsonl")], tmp_path / "c", heldout=0.0)
     build_corpus([str(tmp_path / "d.txt")], tmp_path / "d", heldout=0.0, licences={"": "ODC-BY-1.0"})
     made = mix([Part(name=n, path=str(tmp_path / n), weight=1, epochs=1) for n in ("ab",)], tmp_path / "m1")
     assert counted(made) == {"MIT": 1, "unknown": 1}
-    parts_ = [Part(name=n, path=str(tmp_path / n), weight=read_manifest(tmp_path / n).figures["train"]["bytes"]) for n in ("ab", "c", "d")]  # fmt: skip
+    parts_ = [
+        Part(name=n, path=str(tmp_path / n), weight=read_manifest(tmp_path / n).figures["train"]["bytes"])
+        for n in ("ab", "c", "d")
+    ]
     made = mix(parts_, tmp_path / "m2")
     assert counted(made) == {"MIT": 2, "CC-BY-4.0": 1, "ODC-By-1.0": 1, "unknown": 1}
     assert read_manifest(tmp_path / "m2").terms == ("CC-BY-4.0", "MIT", "ODC-By-1.0")
@@ -50,10 +54,14 @@ def test_a_licence_of_one_source_stays_with_its_documents_in_a_mixture(tmp_path)
     assert "The licence of some documents is unknown." in (tmp_path / "m3" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("licences, words", [
-    ({"a.tx": "MIT"}, r"no source is called 'a.tx' \(did you mean 'a.txt'\?\); the sources are a.txt"), ({"a.txt": " "}, "the licence of a.txt is empty"),
-    ({"b": "MIT"}, "no source is called 'b'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "licences, words",
+    [
+        ({"a.tx": "MIT"}, r"no source is called 'a.tx' \(did you mean 'a.txt'\?\); the sources are a.txt"),
+        ({"a.txt": " "}, "the licence of a.txt is empty"),
+        ({"b": "MIT"}, "no source is called 'b'"),
+    ],
+)
 def test_a_mistyped_source_or_an_empty_licence_is_refused(tmp_path, licences, words):
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(ConfigError, match=words):
@@ -69,24 +77,45 @@ def test_a_source_is_named_by_label_or_path(tmp_path):
     assert read_manifest(tmp_path / "0").config == read_manifest(tmp_path / "1").config
     (tmp_path / "b.txt").write_text("other text")
     (tmp_path / "c.md").write_text("third text")
-    figures = build_corpus([f"{tmp_path}/*.txt", f"{tmp_path}/c.md"], tmp_path / "2", heldout=0.0,
-                           licences={f"{tmp_path}/*.txt": "MIT", "": "CC0-1.0"})  # fmt: skip
+    figures = build_corpus(
+        [f"{tmp_path}/*.txt", f"{tmp_path}/c.md"],
+        tmp_path / "2",
+        heldout=0.0,
+        licences={f"{tmp_path}/*.txt": "MIT", "": "CC0-1.0"},
+    )
     assert counted(figures) == {"MIT": 2, "CC0-1.0": 1}
 
 
 def test_columns_of_parquet_are_kept(tmp_path):
-    pq.write_table(pa.table({"text": ["one", "two", "three"], "license": ["mit", None, None], "licence": [None, "cc-by-4.0", None],
-                             "licenses": [None, None, ["MIT", "gpl-3.0-only"]], "url": ["u1", "u2", "u3"]}), tmp_path / "a.parquet")  # fmt: skip
+    pq.write_table(
+        pa.table(
+            {
+                "text": ["one", "two", "three"],
+                "license": ["mit", None, None],
+                "licence": [None, "cc-by-4.0", None],
+                "licenses": [None, None, ["MIT", "gpl-3.0-only"]],
+                "url": ["u1", "u2", "u3"],
+            }
+        ),
+        tmp_path / "a.parquet",
+    )
     figures = build_corpus([str(tmp_path / "a.parquet")], tmp_path / "c", heldout=0.0)
     assert counted(figures) == {"MIT": 1, "CC-BY-4.0": 1, "MIT AND GPL-3.0-only": 1}
     assert [d.meta["url"] for d in read_corpus(tmp_path / "c")] == ["u1", "u2", "u3"]
     assert read_manifest(tmp_path / "c").terms == ("CC-BY-4.0", "GPL-3.0-only", "MIT")
 
 
-@pytest.mark.parametrize("licence, forbidden", [
-    ("cc-by-nd-4.0", True), ("CC-BY-ND-4.0 AND MIT", True), ("MIT OR proprietary", False), ("research-only OR proprietary", True),
-    ("(MIT OR Apache-2.0) AND no-export", True), ("mit", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "licence, forbidden",
+    [
+        ("cc-by-nd-4.0", True),
+        ("CC-BY-ND-4.0 AND MIT", True),
+        ("MIT OR proprietary", False),
+        ("research-only OR proprietary", True),
+        ("(MIT OR Apache-2.0) AND no-export", True),
+        ("mit", False),
+    ],
+)
 def test_a_forbidden_export_is_refused_however_it_is_written(tmp_path, licence, forbidden):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "one", "license": licence}))
     build_corpus([str(tmp_path / "a.jsonl")], tmp_path / "c", heldout=0.0)
@@ -98,16 +127,31 @@ def test_a_forbidden_export_is_refused_however_it_is_written(tmp_path, licence, 
 
 
 FILES = {
-    "LICENSE": MIT, "a.py": "x = 1\n", "spdx.py": "# SPDX-License-Identifier: GPL-3.0-or-later\nx = 2\n",
+    "LICENSE": MIT,
+    "a.py": "x = 1\n",
+    "spdx.py": "# SPDX-License-Identifier: GPL-3.0-or-later\nx = 2\n",
     "choice.c": "/* SPDX-License-Identifier: GPL-2.0-only OR MIT */\nint x = 1;\n",
-    "both.js": "// SPDX-License-Identifier: MIT AND Apache-2.0\nvar x = 1;\n", "with.c": "// SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note\nint a;\n",
+    "both.js": "// SPDX-License-Identifier: MIT AND Apache-2.0\nvar x = 1;\n",
+    "with.c": "// SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note\nint a;\n",
     "words.py": "# This program is free software under the GNU\n# General Public License, version 3.\nx = 4\n",
     "isc.js": "/*\n * Permission to use, copy, modify, and/or distribute this\n * software for any purpose\n */\nvar x;\n",
-    "license.py": "def licences():\n    return 1\n", "dual/LICENSE-MIT": MIT, "dual/LICENSE-APACHE": APACHE, "dual/b.rs": "fn b() {}\n",
-    "ruby/MIT-LICENSE.txt": MIT, "ruby/c.rb": "def c() = 1\n", "and/LICENSE": MIT, "and/LICENSE-third-party.txt": GPL, "and/d.py": "d = 1\n",
-    "gnu/COPYING": GPL, "gnu/COPYING.LESSER": "GNU Lesser General Public License", "gnu/e.py": "e = 1\n",
-    "md/LICENSE.md": APACHE, "md/f.py": "f = 1\n", "none/LICENSE": "All rights reserved.", "none/g.py": "g = 1\n",
-}  # fmt: skip
+    "license.py": "def licences():\n    return 1\n",
+    "dual/LICENSE-MIT": MIT,
+    "dual/LICENSE-APACHE": APACHE,
+    "dual/b.rs": "fn b() {}\n",
+    "ruby/MIT-LICENSE.txt": MIT,
+    "ruby/c.rb": "def c() = 1\n",
+    "and/LICENSE": MIT,
+    "and/LICENSE-third-party.txt": GPL,
+    "and/d.py": "d = 1\n",
+    "gnu/COPYING": GPL,
+    "gnu/COPYING.LESSER": "GNU Lesser General Public License",
+    "gnu/e.py": "e = 1\n",
+    "md/LICENSE.md": APACHE,
+    "md/f.py": "f = 1\n",
+    "none/LICENSE": "All rights reserved.",
+    "none/g.py": "g = 1\n",
+}
 
 
 def test_a_files_own_licence_goes_before_its_folders(tmp_path):
@@ -118,12 +162,22 @@ def test_a_files_own_licence_goes_before_its_folders(tmp_path):
     tally = Tally()
     found = {d.id.removeprefix("tree/"): d.meta["licence"] for d in source.documents(tally, 0, 0.0)}
     assert found == {
-        "a.py": "MIT", "choice.c": "GPL-2.0-only OR MIT", "both.js": "MIT AND Apache-2.0", "isc.js": "ISC", "license.py": "MIT",
-        "dual/b.rs": "Apache-2.0 OR MIT", "ruby/c.rb": "MIT", "md/f.py": "Apache-2.0",
-    }  # fmt: skip
+        "a.py": "MIT",
+        "choice.c": "GPL-2.0-only OR MIT",
+        "both.js": "MIT AND Apache-2.0",
+        "isc.js": "ISC",
+        "license.py": "MIT",
+        "dual/b.rs": "Apache-2.0 OR MIT",
+        "ruby/c.rb": "MIT",
+        "md/f.py": "Apache-2.0",
+    }
     assert {reason: counts["documents"] for reason, counts in tally.dropped.items()} == {
-        "code: licence GPL-3.0-or-later": 1, "code: licence GPL": 2, "code: licence unknown": 1, "code: licence MIT AND GPL": 1,
-        "code: licence GPL-2.0-only WITH Linux-syscall-note": 1}  # fmt: skip
+        "code: licence GPL-3.0-or-later": 1,
+        "code: licence GPL": 2,
+        "code: licence unknown": 1,
+        "code: licence MIT AND GPL": 1,
+        "code: licence GPL-2.0-only WITH Linux-syscall-note": 1,
+    }
 
 
 def test_a_licence_that_is_no_name_is_unknown(tmp_path):

@@ -24,14 +24,26 @@ def read(path):
     return list(source.documents(tally, 0, 0.0)), tally
 
 
-@pytest.mark.parametrize("source", [
-    r"See \url{http://a.org/x%20y} and this.", r"See \href{http://a.org/100%}{this page} here.", r"A \nolinkurl{a%b} b.",
-    r"A \path|C:\dir%x| b.", r"Write \verb|50% off| or \verb*!%!, or \verb+a\%+.", r"Call \lstinline{a % b} and \lstinline[language=C]|a % b|.",
-    r"So \mintinline{python}{a % b} is.", "\\begin{verbatim}\n% kept\n  50% \\section{no}\n\\end{verbatim}",
-    "\\begin{lstlisting}[language=C]\nx = a % b; // \\end{document}\n\\end{lstlisting}", "\\begin{minted}{python}\n'%d' % x\n\\end{minted}",
-    "\\begin{Verbatim}\n\\begin{comment}\n%\n\\end{comment}\n\\end{Verbatim}", "\\begin{verbatim*}\n%\n\\end{verbatim*}", r"At 50\% and \\ of it.",
-    r"\url{http://a.org/{nested}%7B}", "\\begin{alltt}\n100%\n\\end{alltt}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source",
+    [
+        r"See \url{http://a.org/x%20y} and this.",
+        r"See \href{http://a.org/100%}{this page} here.",
+        r"A \nolinkurl{a%b} b.",
+        r"A \path|C:\dir%x| b.",
+        r"Write \verb|50% off| or \verb*!%!, or \verb+a\%+.",
+        r"Call \lstinline{a % b} and \lstinline[language=C]|a % b|.",
+        r"So \mintinline{python}{a % b} is.",
+        "\\begin{verbatim}\n% kept\n  50% \\section{no}\n\\end{verbatim}",
+        "\\begin{lstlisting}[language=C]\nx = a % b; // \\end{document}\n\\end{lstlisting}",
+        "\\begin{minted}{python}\n'%d' % x\n\\end{minted}",
+        "\\begin{Verbatim}\n\\begin{comment}\n%\n\\end{comment}\n\\end{Verbatim}",
+        "\\begin{verbatim*}\n%\n\\end{verbatim*}",
+        r"At 50\% and \\ of it.",
+        r"\url{http://a.org/{nested}%7B}",
+        "\\begin{alltt}\n100%\n\\end{alltt}",
+    ],
+)
 def test_a_percent_sign_that_is_no_comment_stays(source):
     assert body(S + source) == S + source
     assert body(S + source + " % a comment\nNext.") == S + source + " \nNext."
@@ -102,7 +114,8 @@ def test_papers_without_sections_are_read(tmp_path):
     assert body(LETTER) == "We report a result. \nIt holds."
     assert body("\\begin{document}\nDear reader, hello.\n\\end{document}") == "Dear reader, hello."
     assert body("This chapter is included by another file.\n% end\nIt has two lines.") == (
-        "This chapter is included by another file.\nIt has two lines.")  # fmt: skip
+        "This chapter is included by another file.\nIt has two lines."
+    )
     for macros in (
         "\\newcommand{\\a}{b}\n\\def\\c{d}",
         "\\documentclass{article}\n\\usepackage{x}\nloads some more things",
@@ -113,8 +126,33 @@ def test_papers_without_sections_are_read(tmp_path):
             read(tmp_path / "a.tex")
 
 
-@pytest.mark.parametrize("name", ["File", "Image", "Category", "Datei", "Bild", "Kategorie", "Archivo", "Categoría", "Файл", "Категория",
-                                  "ファイル", "カテゴリ", "分類", "文件", "파일", "분류", "Plik", "Tập tin", "Thể_loại", "تصنيف", "קובץ", "चित्र"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "File",
+        "Image",
+        "Category",
+        "Datei",
+        "Bild",
+        "Kategorie",
+        "Archivo",
+        "Categoría",
+        "Файл",
+        "Категория",
+        "ファイル",
+        "カテゴリ",
+        "分類",
+        "文件",
+        "파일",
+        "분류",
+        "Plik",
+        "Tập tin",
+        "Thể_loại",
+        "تصنيف",
+        "קובץ",
+        "चित्र",
+    ],
+)
 def test_media_and_categories_in_any_language_are_no_text(name):
     assert (
         plain(f"One [[{name}:Something|thumb|A [[caption]] here]]two [[{name.upper()} : x]]three.") == "One two three."
@@ -137,8 +175,19 @@ def test_the_dump_itself_names_its_namespaces(tmp_path):
     assert read(tmp_path / "other.xml")[0][0].text == "<doc>some text</doc>"
 
 
-@pytest.mark.parametrize("label, codec", [("gb2312", "gb18030"), ("big5", "big5"), ("koi8-r", "koi8-r"), ("none", "utf-8"), ("UTF-16", "utf-16"),
-                                          ("utf-16", "utf-8"), ("iso-8859-1", "cp1252"), ("UTF-8", "utf-8-sig")])  # fmt: skip
+@pytest.mark.parametrize(
+    "label, codec",
+    [
+        ("gb2312", "gb18030"),
+        ("big5", "big5"),
+        ("koi8-r", "koi8-r"),
+        ("none", "utf-8"),
+        ("UTF-16", "utf-16"),
+        ("utf-16", "utf-8"),
+        ("iso-8859-1", "cp1252"),
+        ("UTF-8", "utf-8-sig"),
+    ],
+)
 def test_dumps_in_any_declared_encoding(tmp_path, label, codec):
     words = {"koi8-r": "Слова", "cp1252": "“café”"}.get(codec, "文字")
     xml = f"<?xml version='1.0' encoding='{label}'?><mediawiki><page><title>T</title><ns>0</ns><id>1</id><revision><text>{words}</text></revision></page></mediawiki>"
@@ -167,22 +216,46 @@ def test_an_entity_declared_across_two_pieces_is_found(tmp_path, monkeypatch):
     assert tally.unusable == {"XML files with entities": 1}
 
 
-@pytest.mark.parametrize("source, text", [
-    ("one<br>two<br/>three<BR />four", "one\ntwo\nthree\nfour"), ("== Head<br>line ==\ntext", "Head\nline\ntext"),
-    ("a<div>b</div>c", "a\nb\nc"), ("<p>one</p><p>two</p>", "one\n\ntwo"), ("* one\n* two", "one\ntwo"),
-    ("a<ref>b<br>c</ref>d", "ad"), ("a<sub>2</sub>b", "a2b"), ("[[x|a<br>b]]", "a\nb"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, text",
+    [
+        ("one<br>two<br/>three<BR />four", "one\ntwo\nthree\nfour"),
+        ("== Head<br>line ==\ntext", "Head\nline\ntext"),
+        ("a<div>b</div>c", "a\nb\nc"),
+        ("<p>one</p><p>two</p>", "one\n\ntwo"),
+        ("* one\n* two", "one\ntwo"),
+        ("a<ref>b<br>c</ref>d", "ad"),
+        ("a<sub>2</sub>b", "a2b"),
+        ("[[x|a<br>b]]", "a\nb"),
+    ],
+)
 def test_breaks_part_words(source, text):
     assert plain(source) == text
 
 
-@pytest.mark.parametrize("source, text", [
-    ("-{zh-hans:计算机;zh-hant:電腦}-", "计算机"), ("-{zh-tw:電腦; zh-cn:计算机;}-科学", "计算机科学"), ("-{原文}-", "原文"),
-    ("-{H|zh-cn:a;zh-tw:b}-x", "x"), ("-{A|zh-cn:a;zh-tw:b}-", "a"), ("-{T|标题}-", ""), ("-{R|a;b}-", "a;b"),
-    ("-{zh-hans;zh-hant|raw}-", "raw"), ("-{zh-tw:甲-{zh-cn:乙;zh-tw:丙}-;zh-hk:丁}-", "甲乙"), ("-{[[a|b]]}-", "[[a|b]]"),
-    ("-{sr-ec:Ћ;sr-el:Ć}-", "Ћ"), ("-{{x}}-", "-{{x}}-"), ("-{|zh-cn:a;zh-tw:b}-", "a"), ("-{巨集=>zh-cn:宏;}-", "宏"),
-    ("-{zh-cn:a;b;zh-tw:c}-", "a;b"), ("-{zh-hk:a\nb;zh-tw:c}-", "a\nb"), ("a-{b", "a-{b"), ("-{-|zh-cn:a}-", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, text",
+    [
+        ("-{zh-hans:计算机;zh-hant:電腦}-", "计算机"),
+        ("-{zh-tw:電腦; zh-cn:计算机;}-科学", "计算机科学"),
+        ("-{原文}-", "原文"),
+        ("-{H|zh-cn:a;zh-tw:b}-x", "x"),
+        ("-{A|zh-cn:a;zh-tw:b}-", "a"),
+        ("-{T|标题}-", ""),
+        ("-{R|a;b}-", "a;b"),
+        ("-{zh-hans;zh-hant|raw}-", "raw"),
+        ("-{zh-tw:甲-{zh-cn:乙;zh-tw:丙}-;zh-hk:丁}-", "甲乙"),
+        ("-{[[a|b]]}-", "[[a|b]]"),
+        ("-{sr-ec:Ћ;sr-el:Ć}-", "Ћ"),
+        ("-{{x}}-", "-{{x}}-"),
+        ("-{|zh-cn:a;zh-tw:b}-", "a"),
+        ("-{巨集=>zh-cn:宏;}-", "宏"),
+        ("-{zh-cn:a;b;zh-tw:c}-", "a;b"),
+        ("-{zh-hk:a\nb;zh-tw:c}-", "a\nb"),
+        ("a-{b", "a-{b"),
+        ("-{-|zh-cn:a}-", ""),
+    ],
+)
 def test_of_language_variants_one_is_kept(source, text):
     assert one_variant(source) == text
     assert plain(source) == plain(text)
@@ -192,9 +265,30 @@ def test_of_language_variants_one_is_kept(source, text):
 def test_plain_text_agrees_with_the_parsers_own(seed):
     library = pytest.importorskip("mwparserfromhell")
     rng = random.Random(seed)
-    pieces = ["one ", "''two'' ", "'''three''' ", "[[five]] ", "[[six|seven ''eight'']] ", "{{nine|ten}}", "{{{eleven|twelve}}} ",
-              "\n== Head ''x'' ==\n", "&amp; ", "&#x5b57; ", "<!-- hidden -->", "[http://a.b shown] ", "[http://a.b] ", "http://c.d ", "\n\n", "\n* item\n",
-              "<sub>2</sub> ", "<nowiki>[[raw]]</nowiki> ", "<small>[[a|b]]</small> ", "\n----\n", "\n: dd\n", "文字"]  # fmt: skip
+    pieces = [
+        "one ",
+        "''two'' ",
+        "'''three''' ",
+        "[[five]] ",
+        "[[six|seven ''eight'']] ",
+        "{{nine|ten}}",
+        "{{{eleven|twelve}}} ",
+        "\n== Head ''x'' ==\n",
+        "&amp; ",
+        "&#x5b57; ",
+        "<!-- hidden -->",
+        "[http://a.b shown] ",
+        "[http://a.b] ",
+        "http://c.d ",
+        "\n\n",
+        "\n* item\n",
+        "<sub>2</sub> ",
+        "<nowiki>[[raw]]</nowiki> ",
+        "<small>[[a|b]]</small> ",
+        "\n----\n",
+        "\n: dd\n",
+        "文字",
+    ]
     for _ in range(60):
         source = "".join(rng.choices(pieces, k=rng.randint(1, 25)))
         reference = library.parse(source).strip_code(normalize=True, collapse=True)

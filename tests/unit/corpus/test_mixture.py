@@ -56,8 +56,10 @@ def test_llamas_recipe_gives_llamas_shares(corpora, tmp_path):
 
 
 def test_epochs_repeat_in_order_and_are_refused_beyond_what_is_allowed(corpora, tmp_path):
-    parts = [Part(name="a", path=str(corpora / "books"), weight=3, epochs=2.5),
-             Part(name="b", path=str(corpora / "c4"), weight=1)]  # fmt: skip
+    parts = [
+        Part(name="a", path=str(corpora / "books"), weight=3, epochs=2.5),
+        Part(name="b", path=str(corpora / "c4"), weight=1),
+    ]
     mix(parts, tmp_path / "m")
     found = [d.id.removeprefix("a/") for d in read_corpus(tmp_path / "m") if d.source == "a"]
     once = [d.id for d in read_corpus(corpora / "books")]
@@ -73,11 +75,18 @@ def test_epochs_repeat_in_order_and_are_refused_beyond_what_is_allowed(corpora, 
     assert not list(tmp_path.glob("too-much*"))
 
 
-@pytest.mark.parametrize("recipe", [
-    {}, {"part": []}, {"part": [{"name": "a", "path": "p"}]}, {"part": [{"name": "a", "path": "p", "weight": 0}]},
-    {"part": [{"name": "a", "path": "p", "weight": 1, "wieght": 2}]}, {"part": [{"name": "a", "path": "p", "weight": 1}] * 2},
-    {"parts": []},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"part": []},
+        {"part": [{"name": "a", "path": "p"}]},
+        {"part": [{"name": "a", "path": "p", "weight": 0}]},
+        {"part": [{"name": "a", "path": "p", "weight": 1, "wieght": 2}]},
+        {"part": [{"name": "a", "path": "p", "weight": 1}] * 2},
+        {"parts": []},
+    ],
+)
 def test_wrong_recipes_are_refused(recipe):
     with pytest.raises(ConfigError):
         parts_of(recipe)
@@ -115,10 +124,18 @@ def test_a_documents_own_licence_goes_before_its_sources(tmp_path):
     rows = [{"text": "one", "licence": "MIT"}, {"text": "two"}, {"text": "three", "meta": {"licence": "CC-BY-4.0"}}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "b.txt").write_text("four")
-    figures = build_corpus([str(tmp_path / "in.jsonl"), str(tmp_path / "b.txt")], tmp_path / "c", heldout=0.0,
-                           licences={"in.jsonl": "ODC-BY-1.0"})  # fmt: skip
+    figures = build_corpus(
+        [str(tmp_path / "in.jsonl"), str(tmp_path / "b.txt")],
+        tmp_path / "c",
+        heldout=0.0,
+        licences={"in.jsonl": "ODC-BY-1.0"},
+    )
     assert {name: c["documents"] for name, c in figures["licences"].items()} == {
-        "MIT": 1, "CC-BY-4.0": 1, "ODC-By-1.0": 1, "unknown": 1}  # fmt: skip
+        "MIT": 1,
+        "CC-BY-4.0": 1,
+        "ODC-By-1.0": 1,
+        "unknown": 1,
+    }
     assert figures["sources"]["in.jsonl"] == {"documents": 3, "bytes": 11}
     card = (tmp_path / "c" / "README.md").read_text()
     assert "| ODC-By-1.0 | 1 | 3 |" in card and "| in.jsonl | 3 | 11 |" in card
@@ -166,8 +183,13 @@ def test_another_version_of_a_held_out_document_is_known_by_its_id(tmp_path):
     (tmp_path / "set.txt").write_text("\n".join(leaks))
     whole = built(tmp_path, "in", texts, 1)
     cut = replace(whole, name="cut", path=str(tmp_path / "cut"))
-    build_corpus([str(tmp_path / "in.jsonl")], tmp_path / "cut", heldout=0.3, seed=2,
-                 steps=["personal", f"contamination={tmp_path / 'set.txt'}"])  # fmt: skip
+    build_corpus(
+        [str(tmp_path / "in.jsonl")],
+        tmp_path / "cut",
+        heldout=0.3,
+        seed=2,
+        steps=["personal", f"contamination={tmp_path / 'set.txt'}"],
+    )
     unrelated = built(tmp_path, "other", [" ".join(rng.choices(words, k=100)) for _ in range(60)], 3)
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "in.jsonl").write_bytes(
@@ -176,8 +198,13 @@ def test_another_version_of_a_held_out_document_is_known_by_its_id(tmp_path):
     build_corpus([str(tmp_path / "again" / "in.jsonl")], tmp_path / "same-ids", heldout=0.0)
     same_ids = replace(unrelated, name="same-ids", path=str(tmp_path / "same-ids"))
     figures = mix([whole, cut, same_ids], tmp_path / "m")
-    train, held = ({(d.source == "same-ids", d.id.partition("/")[2].partition("~")[0].partition("@")[0])
-                    for d in read_corpus(tmp_path / "m", split)} for split in ("train", "heldout"))  # fmt: skip
+    train, held = (
+        {
+            (d.source == "same-ids", d.id.partition("/")[2].partition("~")[0].partition("@")[0])
+            for d in read_corpus(tmp_path / "m", split)
+        }
+        for split in ("train", "heldout")
+    )
     assert not train & held and len(held) > 20
     assert "same-ids" not in figures["held_out_elsewhere"] and set(figures["held_out_elsewhere"]) == {"in", "cut"}
 
@@ -191,8 +218,11 @@ def test_epochs_are_counted_without_what_is_left_out(tmp_path):
 
 
 def test_conversations_in_other_roles_are_no_leak(tmp_path):
-    rows = [{"messages": [{"role": r, "content": f"the {i}th text"}, {"role": "assistant", "content": "yes"}]}
-            for i in range(40) for r in ("user", "system")]  # fmt: skip
+    rows = [
+        {"messages": [{"role": r, "content": f"the {i}th text"}, {"role": "assistant", "content": "yes"}]}
+        for i in range(40)
+        for r in ("user", "system")
+    ]
     figures = mix([built(tmp_path, "a", rows[::2], 1), built(tmp_path, "b", rows[1::2], 2)], tmp_path / "m")
     assert figures["held_out_elsewhere"] == {}
 

@@ -27,17 +27,31 @@ ROWS = [
     {"text": SENTENCE, "id": i, "lang": "en", "quality": 0.5, "meta": {"a": [1, None]}, "url": "http://a"}
     for i in range(8)
 ]
-TALK = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
-        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}]  # fmt: skip
+TALK = [
+    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+]
 
 
 def warc() -> bytes:
     made = b""
-    for head, body in (("Content-Type: text/html; charset=utf-8", PAGE.encode()), ("Content-Type: text/html\r\nContent-Encoding: gzip", gzip.compress(PAGE.encode())),
-                       ("Content-Type: text/html\r\nTransfer-Encoding: chunked", b"%x\r\n%s\r\n0\r\n\r\n" % (len(PAGE.encode()), PAGE.encode()))):  # fmt: skip
+    for head, body in (
+        ("Content-Type: text/html; charset=utf-8", PAGE.encode()),
+        ("Content-Type: text/html\r\nContent-Encoding: gzip", gzip.compress(PAGE.encode())),
+        (
+            "Content-Type: text/html\r\nTransfer-Encoding: chunked",
+            b"%x\r\n%s\r\n0\r\n\r\n" % (len(PAGE.encode()), PAGE.encode()),
+        ),
+    ):
         http = f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n".encode() + body
-        made += (f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a/é\r\nContent-Length: {len(http)}\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n"
-                 "Content-Type: application/http; msgtype=response\r\n\r\n").encode() + http + b"\r\n\r\n"  # fmt: skip
+        made += (
+            (
+                f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a/é\r\nContent-Length: {len(http)}\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n"
+                "Content-Type: application/http; msgtype=response\r\n\r\n"
+            ).encode()
+            + http
+            + b"\r\n\r\n"
+        )
     return made
 
 
@@ -47,9 +61,14 @@ def parquet() -> bytes:
     return file.getvalue()
 
 
-WIKI = ("<mediawiki><siteinfo><namespaces><namespace key='6'>Datei</namespace></namespaces></siteinfo>" + "".join(
-    f"<page><title>T{i}</title><ns>0</ns><id>{i}</id><revision><text>'''B''' [[Datei:x|y]] -{{zh-cn:a;zh-tw:b}}- a&lt;br&gt;b {{{{t|x}}}}</text></revision></page>"
-    for i in range(3)) + "</mediawiki>").encode()  # fmt: skip
+WIKI = (
+    "<mediawiki><siteinfo><namespaces><namespace key='6'>Datei</namespace></namespaces></siteinfo>"
+    + "".join(
+        f"<page><title>T{i}</title><ns>0</ns><id>{i}</id><revision><text>'''B''' [[Datei:x|y]] -{{zh-cn:a;zh-tw:b}}- a&lt;br&gt;b {{{{t|x}}}}</text></revision></page>"
+        for i in range(3)
+    )
+    + "</mediawiki>"
+).encode()
 POSTS = b'<posts><row Id="1" PostTypeId="1" Title="Why?" Body="&lt;p&gt;So&lt;/p&gt;" Score="2"/><row Id="2" PostTypeId="2" ParentId="1" Body="x"/></posts>'
 TEX = (
     rb"\documentclass{a}\newcommand{\x}{y}\begin{document}\section{A} \x \url{a%b} \begin{verbatim}%\end{verbatim} text % c"
@@ -57,12 +76,24 @@ TEX = (
 )
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*ROWS, *TALK]).encode()
 FILES = {
-    "a.jsonl": LINES, "a.jsonl.gz": gzip.compress(LINES), "a.jsonl.xz": lzma.compress(LINES, preset=0), "a.jsonl.bz2": bz2.compress(LINES),
-    "a.jsonl.zst": pa.compress(LINES, codec="zstd", asbytes=True), "a.json": json.dumps([*ROWS, *TALK]).encode(), "a.parquet": parquet(),
-    "a.csv": b"text,id,quality\n" + f'"{SENTENCE}",1,0.5\n'.encode() * 5, "a.html": PAGE.encode(), "a.warc": warc(), "a.warc.gz": gzip.compress(warc()),
-    "a.xml": WIKI, "Posts.xml": POSTS, "a.tex": TEX, "a.txt": (SENTENCE * 30).encode(), "b.txt": (SENTENCE * 30).encode("utf-16"),
+    "a.jsonl": LINES,
+    "a.jsonl.gz": gzip.compress(LINES),
+    "a.jsonl.xz": lzma.compress(LINES, preset=0),
+    "a.jsonl.bz2": bz2.compress(LINES),
+    "a.jsonl.zst": pa.compress(LINES, codec="zstd", asbytes=True),
+    "a.json": json.dumps([*ROWS, *TALK]).encode(),
+    "a.parquet": parquet(),
+    "a.csv": b"text,id,quality\n" + f'"{SENTENCE}",1,0.5\n'.encode() * 5,
+    "a.html": PAGE.encode(),
+    "a.warc": warc(),
+    "a.warc.gz": gzip.compress(warc()),
+    "a.xml": WIKI,
+    "Posts.xml": POSTS,
+    "a.tex": TEX,
+    "a.txt": (SENTENCE * 30).encode(),
+    "b.txt": (SENTENCE * 30).encode("utf-16"),
     "c.txt": ("这是一个关于自然语言处理的句子。\n" * 30).encode("gb18030"),
-}  # fmt: skip
+}
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:

@@ -67,8 +67,10 @@ def test_lines_that_repeat_are_cut_and_first_ones_stay():
 def test_bloom_drops_what_four_fifths_repeats_wherever_it_comes_from():
     rng = random.Random(4)
     originals = [text(rng, 400) for _ in range(120)]
-    patched = [" ".join(o for original in rng.sample(originals, 4) for o in [" ".join(original.split()[:120])])
-               for _ in range(40)]  # fmt: skip
+    patched = [
+        " ".join(o for original in rng.sample(originals, 4) for o in [" ".join(original.split()[:120])])
+        for _ in range(40)
+    ]
     fresh = [text(rng, 400) for _ in range(120)]
     halves = [" ".join(originals[i].split()[:200]) + " " + text(rng, 200) for i in range(40)]
     left, _ = run("bloom", [*originals, *patched, *fresh, *halves])
@@ -79,8 +81,10 @@ def test_bloom_drops_what_four_fifths_repeats_wherever_it_comes_from():
 def test_overlap_finds_a_text_inside_a_longer_one(share, found):
     rng = random.Random(5)
     books = [text(rng, 3000) for _ in range(12)]
-    parts = [" ".join(book.split()[500 : 500 + int(1500 * share)]) + " " + text(rng, 1500 - int(1500 * share))
-             for book in books]  # fmt: skip
+    parts = [
+        " ".join(book.split()[500 : 500 + int(1500 * share)]) + " " + text(rng, 1500 - int(1500 * share))
+        for book in books
+    ]
     left, _ = run("overlap", [*books, *parts])
     assert sorted(left) == list(range(12)) + ([] if found else list(range(12, 24)))
 
@@ -135,22 +139,37 @@ def test_contamination_rules_of_length_pieces_and_common_phrases(sets):
 def test_contamination_in_a_build_is_part_of_the_identity(sets, tmp_path):
     spec, items = sets
     rng = random.Random(9)
-    rows = [{"text": text(rng, 200)}, {"text": text(rng, 200) + " " + items[7] + " " + text(rng, 200)},
-            {"messages": [{"role": "user", "content": items[8]}, {"role": "assistant", "content": "yes"}]}]  # fmt: skip
+    rows = [
+        {"text": text(rng, 200)},
+        {"text": text(rng, 200) + " " + items[7] + " " + text(rng, 200)},
+        {"messages": [{"role": "user", "content": items[8]}, {"role": "assistant", "content": "yes"}]},
+    ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     build_corpus([str(tmp_path / "in.jsonl")], tmp_path / "c", heldout=0.0, steps=[spec])
     assert [d.id.partition("~")[2] for d in read_corpus(tmp_path / "c")] == ["", "0", "1"]
     config = json.loads((tmp_path / "c" / "manifest.json").read_text())["config"]
     assert str(tmp_path) not in json.dumps(config) and len(config["steps"][0]["sets"]) == 2
-    for wrong, error in (("contamination", ConfigError), ("contamination=", ConfigError),
-                         ("contamination=none.jsonl", DataError), ("exact=1", ConfigError)):  # fmt: skip
+    for wrong, error in (
+        ("contamination", ConfigError),
+        ("contamination=", ConfigError),
+        ("contamination=none.jsonl", DataError),
+        ("exact=1", ConfigError),
+    ):
         with pytest.raises(error):
             make_step(wrong)
 
 
 def test_planted_mojibake_is_repaired_and_sound_text_stays():
-    sound = ["naïve café, déjà vu — “quoted” … 5 €", "Größe und Übermaß", "你好，世界。全角：ＡＢＣ", "привет мир", "ﬁne ligature",
-             "a &amp; b <br>", "plain ASCII text", "emoji 🎉 stays"]  # fmt: skip
+    sound = [
+        "naïve café, déjà vu — “quoted” … 5 €",
+        "Größe und Übermaß",
+        "你好，世界。全角：ＡＢＣ",
+        "привет мир",
+        "ﬁne ligature",
+        "a &amp; b <br>",
+        "plain ASCII text",
+        "emoji 🎉 stays",
+    ]
     broken = [t.encode().decode("windows-1252") for t in ("Größe und Übermaß", "l’été déjà là", "señor mañana – sí")]
     assert [repair(t) for t in sound] == sound
     assert [repair(t) for t in broken] == ["Größe und Übermaß", "l’été déjà là", "señor mañana – sí"]
@@ -158,16 +177,19 @@ def test_planted_mojibake_is_repaired_and_sound_text_stays():
     assert len(left) == 11 and tally.counts["documents_repaired"] == 3
 
 
-@pytest.mark.parametrize("spec, given, wanted", [
-    ("normalise", "e\u0301\u200b\x07 “x”", "é “x”"),
-    ("normalise=quotes+dashes", "“a” ‘b’ «c» — –", "\"a\" 'b' \"c\" - -"),
-    ("normalise=halfwidth", "ＡＢＣ１２３！　x", "ABC123! x"),
-    ("normalise=punctuation", "你好，世界。", "你好,世界."),
-    ("normalise=lower+spaces", "A \t B  \n\n\n\nC", "a b\n\nc"),
-    ("normalise=nfkc", "ﬁ ① ｶ", "fi 1 カ"),
-    ("chinese=t2s", "漢語與頭髮，發現", "汉语与头发，发现"),
-    ("chinese=s2t", "汉语", "漢語"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec, given, wanted",
+    [
+        ("normalise", "e\u0301\u200b\x07 “x”", "é “x”"),
+        ("normalise=quotes+dashes", "“a” ‘b’ «c» — –", '"a" \'b\' "c" - -'),
+        ("normalise=halfwidth", "ＡＢＣ１２３！　x", "ABC123! x"),
+        ("normalise=punctuation", "你好，世界。", "你好,世界."),
+        ("normalise=lower+spaces", "A \t B  \n\n\n\nC", "a b\n\nc"),
+        ("normalise=nfkc", "ﬁ ① ｶ", "fi 1 カ"),
+        ("chinese=t2s", "漢語與頭髮，發現", "汉语与头发，发现"),
+        ("chinese=s2t", "汉语", "漢語"),
+    ],
+)
 def test_rewriting_by_policy(spec, given, wanted):
     left, _ = run(spec, [given, "unchanged text"])
     assert left == {0: [wanted], 1: ["unchanged text"]}
@@ -220,21 +242,49 @@ def test_languages_are_told_apart_and_filtered():
     assert unknown.lang is None
 
 
-@pytest.mark.parametrize("wanted, kept", [
-    ("en", {"en", "EN", "en-US", "en_GB", "eng", " en "}), ("EN+zh-Hans", {"en", "EN", "en-US", "en_GB", "eng", " en ", "zh", "zh_Hans"}),
-    ("en-US", {"en", "EN", "en-US", "eng", " en "}), ("zho", {"zh", "zh_Hans", "zh-Hant-TW"}), ("no", {"nb"}), ("he", {"heb", "iw"}), ("ka", {"kat_Geor"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wanted, kept",
+    [
+        ("en", {"en", "EN", "en-US", "en_GB", "eng", " en "}),
+        ("EN+zh-Hans", {"en", "EN", "en-US", "en_GB", "eng", " en ", "zh", "zh_Hans"}),
+        ("en-US", {"en", "EN", "en-US", "eng", " en "}),
+        ("zho", {"zh", "zh_Hans", "zh-Hant-TW"}),
+        ("no", {"nb"}),
+        ("he", {"heb", "iw"}),
+        ("ka", {"kat_Geor"}),
+    ],
+)
 def test_a_language_is_the_same_however_it_is_written(wanted, kept):
-    codes = ["en", "EN", "en-US", "en_GB", "eng", " en ", "enm", "zh", "zh_Hans", "zh-Hant-TW", "de", "nb", "heb", "iw",
-             "kat_Geor", "c", "python"]  # fmt: skip
+    codes = [
+        "en",
+        "EN",
+        "en-US",
+        "en_GB",
+        "eng",
+        " en ",
+        "enm",
+        "zh",
+        "zh_Hans",
+        "zh-Hant-TW",
+        "de",
+        "nb",
+        "heb",
+        "iw",
+        "kat_Geor",
+        "c",
+        "python",
+    ]
     documents = [Document(id=code, text="x", source="s", lang=code) for code in codes]
     assert {d.lang for d in make_step(f"language={wanted}")(documents, Tally())} == kept
 
 
 SPEECHES = [  # short, with names in capitals, which mislead a single model
-    "MENENIUS:\nHow now, what news?", "LADY ANNE:\nWould it were mortal poison, for thy sake!", "ALL:\nCome, come.",
-    "STANLEY:\nNo, mighty liege; therefore mistrust me not.", "MARIANA:\nWill't please you walk aside?",
-]  # fmt: skip
+    "MENENIUS:\nHow now, what news?",
+    "LADY ANNE:\nWould it were mortal poison, for thy sake!",
+    "ALL:\nCome, come.",
+    "STANLEY:\nNo, mighty liege; therefore mistrust me not.",
+    "MARIANA:\nWill't please you walk aside?",
+]
 
 
 def test_two_models_tell_short_speeches_and_one_alone_is_part_of_the_identity(monkeypatch):

@@ -39,18 +39,24 @@ def test_prose_passes():
         assert quality(prose(seed)) is None and repetition(prose(seed)) is None
 
 
-@pytest.mark.parametrize("change, reason", [
-    (lambda t: " ".join(t.split()[:49]), "number of words"),
-    (lambda t: t + " word" * 100_000, "number of words"),
-    (lambda t: t + " a" * 400, "word length"),
-    (lambda t: t + " " + "x" * 2000, "word length"),
-    (lambda t: t + " #" * 14, "symbols"),
-    (lambda t: t + " …" * 14, "symbols"),
-    (lambda t: "\n".join("- " + line for line in t.splitlines()), "bullet points"),
-    (lambda t: "\n".join(line + "..." if i % 3 == 0 else line for i, line in enumerate(t.splitlines())), "ellipses"),
-    (lambda t: t + " 12345" * 40, "alphabetic words"),
-    (lambda t: " ".join(w for w in t.split() if w not in ("the", "of", "and", "to")), "stop words"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda t: " ".join(t.split()[:49]), "number of words"),
+        (lambda t: t + " word" * 100_000, "number of words"),
+        (lambda t: t + " a" * 400, "word length"),
+        (lambda t: t + " " + "x" * 2000, "word length"),
+        (lambda t: t + " #" * 14, "symbols"),
+        (lambda t: t + " …" * 14, "symbols"),
+        (lambda t: "\n".join("- " + line for line in t.splitlines()), "bullet points"),
+        (
+            lambda t: "\n".join(line + "..." if i % 3 == 0 else line for i, line in enumerate(t.splitlines())),
+            "ellipses",
+        ),
+        (lambda t: t + " 12345" * 40, "alphabetic words"),
+        (lambda t: " ".join(w for w in t.split() if w not in ("the", "of", "and", "to")), "stop words"),
+    ],
+)
 def test_each_quality_rule(change, reason):
     assert quality(change(prose())) == reason
 
@@ -119,20 +125,30 @@ def test_gopher_counts_by_rule_and_lets_conversations_pass():
     assert tally.dropped == {"gopher: number of words": {"documents": 1, "bytes": 9}}
 
 
-PAGE = "Home\nThis is the first good sentence here.\nMenu | About | More\nAnd this is another one, isn't it?\n" \
-       'She said "we are the third sentence."\nShort one.\nPlease enable Javascript to see this page.\n' \
-       "Read our privacy policy before you go on.\nIt trails off into nothing at all...\nA cited fact stands here.[12]\n"  # fmt: skip
+PAGE = (
+    "Home\nThis is the first good sentence here.\nMenu | About | More\nAnd this is another one, isn't it?\n"
+    'She said "we are the third sentence."\nShort one.\nPlease enable Javascript to see this page.\n'
+    "Read our privacy policy before you go on.\nIt trails off into nothing at all...\nA cited fact stands here.[12]\n"
+)
 
 
 def test_c4_keeps_the_lines_that_are_sentences():
-    assert clean(PAGE) == (None, "This is the first good sentence here.\nAnd this is another one, isn't it?\n"
-                                 'She said "we are the third sentence."\nA cited fact stands here.')  # fmt: skip
+    assert clean(PAGE) == (
+        None,
+        "This is the first good sentence here.\nAnd this is another one, isn't it?\n"
+        'She said "we are the third sentence."\nA cited fact stands here.',
+    )
 
 
-@pytest.mark.parametrize("text, reason", [
-    (PAGE + "Lorem Ipsum dolor sit amet.", "lorem ipsum"), (PAGE + "function() {", "curly bracket"),
-    ("This is one good sentence here. And here is a second.", "too few sentences"), ("", "too few sentences"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        (PAGE + "Lorem Ipsum dolor sit amet.", "lorem ipsum"),
+        (PAGE + "function() {", "curly bracket"),
+        ("This is one good sentence here. And here is a second.", "too few sentences"),
+        ("", "too few sentences"),
+    ],
+)
 def test_c4_drops_pages(text, reason):
     assert clean(text)[0] == reason
 

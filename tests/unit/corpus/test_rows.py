@@ -29,17 +29,28 @@ def build(tmp_path: Path, name: str, **options):
     return list(read_corpus(tmp_path / "c")), figures
 
 
-@pytest.mark.parametrize("field, expected", [
-    (f'"id": "{LONE}"', {"id": "a.jsonl#\ufffd"}), (f'"lang": "{LONE}"', {"lang": "\ufffd"}),
-    (f'"url": "{LONE}"', {"meta": {"url": "\ufffd"}}), (f'"licence": "{LONE}"', {"meta": {"licence": "\ufffd"}}),
-    (f'"meta": {{"t": "{LONE}", "{LONE}": [["{LONE}"]]}}', {"meta": {"t": "\ufffd", "\ufffd": [["\ufffd"]]}}),
-    ('"meta": {"a": NaN, "b": [Infinity, -Infinity, 1.5]}', {"meta": {"a": None, "b": [None, None, 1.5]}}),
-    ('"meta": "{\\"a\\": NaN}"', {"meta": {"a": None}}), ('"meta": "{\\"a\\": "', {"meta": None}),
-    ('"quality": 1' + "0" * 400, {"quality": None}), ('"quality": NaN', {"quality": None}), ('"quality": true', {"quality": None}),
-    ('"quality": 2', {"quality": 2.0}), ('"id": 1' + "0" * 400, {"id": "a.jsonl#1" + "0" * 400}),
-    ('"meta": {"n": 1' + "0" * 400 + "}", {"meta": {"n": 10**400}}), ('"lang": " EN_us "', {"lang": "en-us"}),
-    ('"lang": "zh-Hant"', {"lang": "zh-Hant"}), ('"license": "mit"', {"meta": {"licence": "MIT"}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, expected",
+    [
+        (f'"id": "{LONE}"', {"id": "a.jsonl#\ufffd"}),
+        (f'"lang": "{LONE}"', {"lang": "\ufffd"}),
+        (f'"url": "{LONE}"', {"meta": {"url": "\ufffd"}}),
+        (f'"licence": "{LONE}"', {"meta": {"licence": "\ufffd"}}),
+        (f'"meta": {{"t": "{LONE}", "{LONE}": [["{LONE}"]]}}', {"meta": {"t": "\ufffd", "\ufffd": [["\ufffd"]]}}),
+        ('"meta": {"a": NaN, "b": [Infinity, -Infinity, 1.5]}', {"meta": {"a": None, "b": [None, None, 1.5]}}),
+        ('"meta": "{\\"a\\": NaN}"', {"meta": {"a": None}}),
+        ('"meta": "{\\"a\\": "', {"meta": None}),
+        ('"quality": 1' + "0" * 400, {"quality": None}),
+        ('"quality": NaN', {"quality": None}),
+        ('"quality": true', {"quality": None}),
+        ('"quality": 2', {"quality": 2.0}),
+        ('"id": 1' + "0" * 400, {"id": "a.jsonl#1" + "0" * 400}),
+        ('"meta": {"n": 1' + "0" * 400 + "}", {"meta": {"n": 10**400}}),
+        ('"lang": " EN_us "', {"lang": "en-us"}),
+        ('"lang": "zh-Hant"', {"lang": "zh-Hant"}),
+        ('"license": "mit"', {"meta": {"licence": "MIT"}}),
+    ],
+)
 def test_odd_values_cost_no_row(tmp_path, field, expected):
     (tmp_path / "a.jsonl").write_text(f'{{"text": "some words here", {field}}}\n{{"text": "other words"}}\n')
     found, figures = build(tmp_path, "a.jsonl")
@@ -52,13 +63,27 @@ def test_odd_values_cost_no_row(tmp_path, field, expected):
             )
 
 
-@pytest.mark.parametrize("row", [
-    '{"text": "a", "meta": ' + '{"a":' * 600 + "1" + "}" * 600 + "}", '{"text": "a", "meta": "' + "[" * 100_000 + '"}',
-    "[" * 100_000, '{"text": "a", "id": 1' + "0" * 5000 + "}", '{"messages": "' + "[" * 100_000 + '"}', '{"text": ["a"]}',
-    '{"messages": [{"role": "user"}]}', '{"messages": [{"role": "user", "content": null}]}', '{"messages": []}',
-    '{"messages": "no JSON"}', '{"messages": [1]}', '{"messages": [{"content": "a"}]}', '{"text": 3}', '{"body": "a"}',
-    '{"conversations": [{"from": "nobody", "value": "a"}]}', '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"text": "a", "meta": ' + '{"a":' * 600 + "1" + "}" * 600 + "}",
+        '{"text": "a", "meta": "' + "[" * 100_000 + '"}',
+        "[" * 100_000,
+        '{"text": "a", "id": 1' + "0" * 5000 + "}",
+        '{"messages": "' + "[" * 100_000 + '"}',
+        '{"text": ["a"]}',
+        '{"messages": [{"role": "user"}]}',
+        '{"messages": [{"role": "user", "content": null}]}',
+        '{"messages": []}',
+        '{"messages": "no JSON"}',
+        '{"messages": [1]}',
+        '{"messages": [{"content": "a"}]}',
+        '{"text": 3}',
+        '{"body": "a"}',
+        '{"conversations": [{"from": "nobody", "value": "a"}]}',
+        '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
+    ],
+)
 def test_an_unusable_row_is_one_unusable_row(tmp_path, row):
     (tmp_path / "a.jsonl").write_text(f'{{"text": "before"}}\n{row}\n{{"text": "after"}}\n')
     found, figures = build(tmp_path, "a.jsonl")
@@ -77,24 +102,42 @@ CALL = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
 
 
 SHAPES = [
-    ({"messages": [Q, A]}, [Q, A]), ({"messages": json.dumps([Q, A])}, [Q, A]), ({"conversations": [Q, A]}, [Q, A]),
-    ({"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-     [{"role": "system", "content": "s"}, Q, A]),
+    ({"messages": [Q, A]}, [Q, A]),
+    ({"messages": json.dumps([Q, A])}, [Q, A]),
+    ({"conversations": [Q, A]}, [Q, A]),
+    (
+        {
+            "conversations": [
+                {"from": "system", "value": "s"},
+                {"from": "human", "value": "q"},
+                {"from": "gpt", "value": "a"},
+            ]
+        },
+        [{"role": "system", "content": "s"}, Q, A],
+    ),
     ({"conversation": [{"from": "Human", "value": "q"}, {"from": "chatgpt", "value": "a"}]}, [Q, A]),
-    ({"messages": [Q, {"role": "assistant", "content": None, "tool_calls": CALL}]},
-     [Q, {"role": "assistant", "content": None, "tool_calls": CALL}]),
+    (
+        {"messages": [Q, {"role": "assistant", "content": None, "tool_calls": CALL}]},
+        [Q, {"role": "assistant", "content": None, "tool_calls": CALL}],
+    ),
     ({"messages": [{**Q, "name": None}, {**A, "weight": float("nan")}]}, [Q, {**A, "weight": None}]),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, A]}, [Q, A]),
     ({"instruction": "q", "input": "", "output": "a"}, [Q, A]),
-    ({"instruction": "q", "input": "i", "output": "a", "system": "s"},
-     [{"role": "system", "content": "s"}, {"role": "user", "content": "q\n\ni"}, A]),
+    (
+        {"instruction": "q", "input": "i", "output": "a", "system": "s"},
+        [{"role": "system", "content": "s"}, {"role": "user", "content": "q\n\ni"}, A],
+    ),
     ({"instruction": "q", "output": "a", "text": "the text goes before"}, None),
     ({"messages": [{"role": "r\ud800", "content": "c\udfff"}]}, [{"role": "r\ufffd", "content": "c\ufffd"}]),
     ({"messages": [Q, {"role": "assistant", "content": "a", "tool_calls": []}]}, [Q, {**A, "tool_calls": []}]),
-]  # fmt: skip
+]
 ONLY_JSON = ("\\ud", '"type": "text"')  # Arrow holds no lone surrogates, and no column of texts and lists
-CASES = [(ending, row, messages) for ending in ("jsonl", "json", "parquet") for row, messages in SHAPES
-         if ending != "parquet" or not any(word in json.dumps(row) for word in ONLY_JSON)]  # fmt: skip
+CASES = [
+    (ending, row, messages)
+    for ending in ("jsonl", "json", "parquet")
+    for row, messages in SHAPES
+    if ending != "parquet" or not any(word in json.dumps(row) for word in ONLY_JSON)
+]
 
 
 @pytest.mark.parametrize("ending, row, messages", CASES)
@@ -133,14 +176,34 @@ def test_a_named_text_field(tmp_path):
 
 def test_parquet_values_that_json_cannot_hold(tmp_path):
     moment = datetime.datetime(2024, 1, 1, 12, tzinfo=datetime.UTC)
-    metas = [{"t": moment, "b": b"\xff\x00", "u": "é".encode(), "d": decimal.Decimal("1.50"), "n": float("nan"),
-              "day": datetime.date(2024, 2, 29), "l": [b"\xfe"], "s": datetime.timedelta(seconds=90)}]  # fmt: skip
+    metas = [
+        {
+            "t": moment,
+            "b": b"\xff\x00",
+            "u": "é".encode(),
+            "d": decimal.Decimal("1.50"),
+            "n": float("nan"),
+            "day": datetime.date(2024, 2, 29),
+            "l": [b"\xfe"],
+            "s": datetime.timedelta(seconds=90),
+        }
+    ]
     pq.write_table(
         pa.table({"text": ["words"], "meta": metas, "url": ["http://a"], "license": ["mit"]}), tmp_path / "a.parquet"
     )
     found, _ = build(tmp_path, "a.parquet")
-    assert found[0].meta == {"t": "2024-01-01T12:00:00+00:00", "b": "/wA=", "u": "é", "d": "1.50", "n": None, "day": "2024-02-29",
-                             "l": ["/g=="], "s": "0:01:30", "url": "http://a", "licence": "MIT"}  # fmt: skip
+    assert found[0].meta == {
+        "t": "2024-01-01T12:00:00+00:00",
+        "b": "/wA=",
+        "u": "é",
+        "d": "1.50",
+        "n": None,
+        "day": "2024-02-29",
+        "l": ["/g=="],
+        "s": "0:01:30",
+        "url": "http://a",
+        "licence": "MIT",
+    }
 
 
 def test_parquet_values_that_python_cannot_hold(tmp_path):
@@ -151,7 +214,9 @@ def test_parquet_values_that_python_cannot_hold(tmp_path):
     pq.write_table(pa.table({"text": text, "meta": meta}), tmp_path / "a.parquet")
     found, figures = build(tmp_path, "a.parquet")
     assert [(d.text, d.id, d.meta) for d in found] == [
-        ("one", "a.parquet#000000000", {"when": "1970-01-01T00:00:00"}), ("two", "a.parquet#000000001", None)]  # fmt: skip
+        ("one", "a.parquet#000000000", {"when": "1970-01-01T00:00:00"}),
+        ("two", "a.parquet#000000001", None),
+    ]
     assert figures["unusable"] == {"unreadable rows": 1} and figures["counts"] == {"unreadable_cells_dropped": 1}
 
 
@@ -159,8 +224,9 @@ def test_parquet_values_that_python_cannot_hold(tmp_path):
 def test_a_damaged_row_group_costs_itself_alone(tmp_path, seed):
     rng = random.Random(seed)
     texts = ["".join(rng.choices("abcdefgh ", k=200)) + str(i) for i in range(600)]
-    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=100, use_dictionary=False,
-                   compression="zstd")  # fmt: skip
+    pq.write_table(
+        pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=100, use_dictionary=False, compression="zstd"
+    )
     column = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(2).column(0)
     data = bytearray((tmp_path / "a.parquet").read_bytes())
     middle = column.data_page_offset + column.total_compressed_size // 2

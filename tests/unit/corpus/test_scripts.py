@@ -62,10 +62,18 @@ def test_a_word_with_an_accent_as_a_mark_is_no_slip():
     assert run("spelling", [text, "They recieve it"]) == [text, "They receive it"]
 
 
-@pytest.mark.parametrize("text", [
-    f"می{ZWNJ}خواهم کتاب{ZWNJ}ها را", f"क्{ZWJ}ष और क्{ZWNJ}ष", f"ශ්{ZWJ}රී ලංකාව", f"👩{ZWJ}👩{ZWJ}👧 🏳\ufe0f{ZWJ}🌈",
-    f"ភាសា{ZWSP}ខ្មែរ", f"ภาษา{ZWSP}ไทย", "\u200fעברית\u200e",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"می{ZWNJ}خواهم کتاب{ZWNJ}ها را",
+        f"क्{ZWJ}ष और क्{ZWNJ}ष",
+        f"ශ්{ZWJ}රී ලංකාව",
+        f"👩{ZWJ}👩{ZWJ}👧 🏳\ufe0f{ZWJ}🌈",
+        f"ភាសា{ZWSP}ខ្មែរ",
+        f"ภาษา{ZWSP}ไทย",
+        "\u200fעברית\u200e",
+    ],
+)
 def test_signs_that_scripts_need_stay(text):
     assert run("normalise=invisible", [text]) == [text]
 
@@ -84,10 +92,19 @@ JAPANESE = "東京都は日本の首都であり、漢字で書くと圖書館�
 KOREAN = "한국의 漢字 文化는 오래되었다. 圖書館"
 
 
-@pytest.mark.parametrize("text, lang", [
-    (JAPANESE, None), (JAPANESE, "ja"), (KOREAN, None), ("圖書館、漢字、發見", "ja"), ("圖書館", "ja-JP"), ("圖書館", "KO"),
-    ("圖書館", "jpn"), (f"{JAPANESE}\n圖書館\n漢字", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, lang",
+    [
+        (JAPANESE, None),
+        (JAPANESE, "ja"),
+        (KOREAN, None),
+        ("圖書館、漢字、發見", "ja"),
+        ("圖書館", "ja-JP"),
+        ("圖書館", "KO"),
+        ("圖書館", "jpn"),
+        (f"{JAPANESE}\n圖書館\n漢字", None),
+    ],
+)
 def test_han_signs_of_other_languages_are_not_converted(text, lang):
     assert run("chinese=t2s", [text], lang) == [text]
 

@@ -38,8 +38,10 @@ def test_a_folder_in_name_order_without_hidden_and_binary_files(tmp_path):
     (root / "g.txt.gz").write_bytes(gzip.compress(b"text " * 1000)[:20])
     found, counts = read(root)
     assert [(d.id, d.text) for d in found] == [
-        ("notes/a.py", "one = 1\n"), ("notes/b/two.md", "two"), ("notes/e.jsonl#000000000", "three"),
-    ]  # fmt: skip
+        ("notes/a.py", "one = 1\n"),
+        ("notes/b/two.md", "two"),
+        ("notes/e.jsonl#000000000", "three"),
+    ]
     assert counts["binary_files_skipped"] == 1
     assert counts["files without documents"] == 1
     assert counts["damaged compressed files"] == 1

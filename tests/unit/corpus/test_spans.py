@@ -23,8 +23,14 @@ def test_sentences_together_are_the_text(text):
 def test_sentences_end_where_readers_end_them():
     text = 'Hello there. "Yes," he said (twice!). It is 3.14 now?! Ok\nnew line\n\n你好。再见！'
     assert [s.strip() for s in sentences(text)] == [
-        "Hello there.", '"Yes," he said (twice!).', "It is 3.14 now?!", "Ok", "new line", "你好。", "再见！",
-    ]  # fmt: skip
+        "Hello there.",
+        '"Yes," he said (twice!).',
+        "It is 3.14 now?!",
+        "Ok",
+        "new line",
+        "你好。",
+        "再见！",
+    ]
 
 
 def brute_force(texts: list[str]) -> list[str]:
@@ -57,8 +63,10 @@ def test_the_decision_is_that_of_brute_force():
 
 def test_planted_notices_go_whatever_their_case_and_spaces():
     notice = "This site is free. Please register now. All rights are reserved."
-    pages = [f"First page number {i}. It says something new of its own {i}. {n} And an end {i}."
-             for i, n in enumerate([notice, notice.upper(), notice.replace(" ", "  "), "Nothing of the kind."])]  # fmt: skip
+    pages = [
+        f"First page number {i}. It says something new of its own {i}. {n} And an end {i}."
+        for i, n in enumerate([notice, notice.upper(), notice.replace(" ", "  "), "Nothing of the kind."])
+    ]
     found = [d.text for d in make_step("spans")([Document(id=p, text=p, source="s") for p in pages], Tally())]
     assert found[0] == pages[0] and found[3] == pages[3]
     assert found[1] == "First page number 1. It says something new of its own 1. And an end 1."

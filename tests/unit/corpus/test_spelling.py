@@ -53,13 +53,24 @@ def test_planted_slips_are_repaired_and_sound_text_stays(spelling):
     assert found / planted > 0.6 and right / found > 0.95
 
 
-@pytest.mark.parametrize("text", [
-    "Recieve and Beleive are names here.", "the word recieve stands twice, and recieve is meant",
-    "call recieve() or x_recieve or recieve2 or self.recieve", "    recieve the parcel in code", "a = recieve the parcel",
-    "see https://example.org/recieve or recieve/this or half-recieve", "我们 recieve中文", "the colour of a neighbour",
-    "the color of a neighbor", "favorite theater in centimeters", "retokenising untruncated rereadable",
-    "zqxvy wuxing", "",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Recieve and Beleive are names here.",
+        "the word recieve stands twice, and recieve is meant",
+        "call recieve() or x_recieve or recieve2 or self.recieve",
+        "    recieve the parcel in code",
+        "a = recieve the parcel",
+        "see https://example.org/recieve or recieve/this or half-recieve",
+        "我们 recieve中文",
+        "the colour of a neighbour",
+        "the color of a neighbor",
+        "favorite theater in centimeters",
+        "retokenising untruncated rereadable",
+        "zqxvy wuxing",
+        "",
+    ],
+)
 def test_what_is_not_touched(spelling, text):
     assert spelling.text(text, []) == text
 

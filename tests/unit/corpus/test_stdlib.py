@@ -201,15 +201,18 @@ def test_scanning_skips_tests_encodings_and_what_does_not_parse(tmp_path):
     assert [m.name for m in scan_sources(tmp_path)] == ["a", "pkg"]
 
 
-@pytest.mark.parametrize("doc, expected", [
-    ("Return the answer to it. More follows.", "Return the answer to it."),
-    ("join(a, b) -> str\n\nJoin all of the parts", "Join all of the parts."),
-    ("Use it, e.g. Like this, for the best.\n\nMore", "Use it, e.g. Like this, for the best."),
-    ("A line\n  that goes on\n\nmore", "A line that goes on."),
-    ("short", None),
-    ("", None),
-    (">>> example of the code", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "doc, expected",
+    [
+        ("Return the answer to it. More follows.", "Return the answer to it."),
+        ("join(a, b) -> str\n\nJoin all of the parts", "Join all of the parts."),
+        ("Use it, e.g. Like this, for the best.\n\nMore", "Use it, e.g. Like this, for the best."),
+        ("A line\n  that goes on\n\nmore", "A line that goes on."),
+        ("short", None),
+        ("", None),
+        (">>> example of the code", None),
+    ],
+)
 def test_summaries(doc, expected):
     assert summary(doc) == expected
 

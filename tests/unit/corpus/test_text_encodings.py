@@ -32,7 +32,7 @@ TEXTS = {
     "utf-16-le": "Words and 文字 in a file that Windows calls Unicode.\n",
     "utf-16-be": "Words and 文字 in a file that Windows calls Unicode.\n",
     "utf-32-le": "Words and 文字 in an even wider file.\n",
-}  # fmt: skip
+}
 MARKS = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE, "utf-32-le": codecs.BOM_UTF32_LE}
 
 
@@ -163,11 +163,16 @@ def test_long_rows_stay_whole_where_a_file_is_divided(tmp_path, monkeypatch):
 
 
 SHORT = {
-    "gb18030": ["你好世界", "第一章 总则", "他说：“好。”", "春眠不觉晓，处处闻啼鸟。", "Python 是一种语言"], "big5hkscs": ["春眠不覺曉，處處聞啼鳥。", "第一章 總則"],
-    "cp932": ["こんにちは世界", "東京都"], "euc_jp": ["これはテストです。"], "cp949": ["안녕하세요 세계"], "cp1251": ["Привет, мир!"], "koi8-r": ["Война и мир."],
+    "gb18030": ["你好世界", "第一章 总则", "他说：“好。”", "春眠不觉晓，处处闻啼鸟。", "Python 是一种语言"],
+    "big5hkscs": ["春眠不覺曉，處處聞啼鳥。", "第一章 總則"],
+    "cp932": ["こんにちは世界", "東京都"],
+    "euc_jp": ["これはテストです。"],
+    "cp949": ["안녕하세요 세계"],
+    "cp1251": ["Привет, мир!"],
+    "koi8-r": ["Война и мир."],
     "latin-1": ["El niño come una manzana.", "Größe", "Über allen Gipfeln ist Ruh", "Ça va très bien, merci.", "25°C"],
     "cp1252": ["“Hello” – she said…", "It’s 5 €", "It sold for £5 in all – a bargain."],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("codec, text", [(codec, text) for codec, texts in SHORT.items() for text in texts])

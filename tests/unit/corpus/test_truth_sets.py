@@ -39,10 +39,17 @@ def kept_after(steps: tuple[str, ...], texts: list[str]) -> set[int]:
     return {int(document.id) for document in documents}
 
 
-@pytest.mark.parametrize("kind, steps, least", [
-    ("exact", ("exact",), 1.0), ("shuffled", ("minhash",), 0.95), ("overlap 95%", ("overlap",), 0.95),
-    ("overlap 95%", ("minhash",), 0.95), ("overlap 90%", ("minhash",), 0.7), ("overlap 85%", ("bloom",), 0.75),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, steps, least",
+    [
+        ("exact", ("exact",), 1.0),
+        ("shuffled", ("minhash",), 0.95),
+        ("overlap 95%", ("overlap",), 0.95),
+        ("overlap 95%", ("minhash",), 0.95),
+        ("overlap 90%", ("minhash",), 0.7),
+        ("overlap 85%", ("bloom",), 0.75),
+    ],
+)
 def test_planted_duplicates(kind, steps, least):
     """Shares near a step's threshold are found as often as its samples of shingles and n-grams allow."""
     rng = random.Random()
@@ -61,13 +68,25 @@ def test_planted_duplicates(kind, steps, least):
 
 
 SENTENCES = {
-    "en": ["The water supply of the city was repaired by the end of the week.", "Nobody knew where the old road would lead."],
-    "de": ["Die Wasserversorgung der Stadt wurde bis zum Ende der Woche repariert.", "Niemand wusste, wohin der alte Weg führt."],
-    "fr": ["L'eau de la ville a été rétablie avant la fin de la semaine.", "Personne ne savait où menait la vieille route."],
+    "en": [
+        "The water supply of the city was repaired by the end of the week.",
+        "Nobody knew where the old road would lead.",
+    ],
+    "de": [
+        "Die Wasserversorgung der Stadt wurde bis zum Ende der Woche repariert.",
+        "Niemand wusste, wohin der alte Weg führt.",
+    ],
+    "fr": [
+        "L'eau de la ville a été rétablie avant la fin de la semaine.",
+        "Personne ne savait où menait la vieille route.",
+    ],
     "zh": ["城市的供水在周末之前已经修好了。", "没有人知道那条老路通向哪里。"],
     "ru": ["Водоснабжение города восстановили к концу недели.", "Никто не знал, куда ведёт старая дорога."],
-    "es": ["El suministro de agua de la ciudad fue reparado antes del fin de semana.", "Nadie sabía adónde llevaba el camino."],
-}  # fmt: skip
+    "es": [
+        "El suministro de agua de la ciudad fue reparado antes del fin de semana.",
+        "Nadie sabía adónde llevaba el camino.",
+    ],
+}
 
 
 def test_mixed_languages():
@@ -114,9 +133,11 @@ def test_boilerplate():
         parts = paragraphs(rng, rng.randint(3, 8))
         links = "".join(f"<li><a href=/{i}>{word}</a></li>" for i, word in enumerate(rng.sample(menu, 6)))
         body = "".join(f"<p>{part}</p>" for part in parts)
-        page = (f"<html><head><title>{number}</title></head><body><header><nav><ul>{links}</ul></nav></header><main><article>"
-                f"<h1>Heading</h1>{body}</article></main><aside><ul>{links}</ul></aside><footer><ul>{links}</ul> All rights "
-                "reserved</footer></body></html>")  # fmt: skip
+        page = (
+            f"<html><head><title>{number}</title></head><body><header><nav><ul>{links}</ul></nav></header><main><article>"
+            f"<h1>Heading</h1>{body}</article></main><aside><ul>{links}</ul></aside><footer><ul>{links}</ul> All rights "
+            "reserved</footer></body></html>"
+        )
         found, _ = extract(page.encode())
         right += sum(part in found for part in parts)
         text += len(parts)

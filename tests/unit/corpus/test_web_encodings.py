@@ -30,9 +30,15 @@ def page(body: str = SENTENCE * 6) -> str:
 
 def record(head: str, body: bytes) -> bytes:
     http = f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n".encode() + body
-    return (f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://h.example/a\r\nContent-Length: {len(http)}\r\n"
+    return (
+        (
+            f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://h.example/a\r\nContent-Length: {len(http)}\r\n"
             "WARC-Date: 2024-01-01T00:00:00Z\r\nWARC-Record-ID: <urn:uuid:00000000-0000-0000-0000-000000000001>\r\n"
-            "Content-Type: application/http; msgtype=response\r\n\r\n").encode() + http + b"\r\n\r\n"  # fmt: skip
+            "Content-Type: application/http; msgtype=response\r\n\r\n"
+        ).encode()
+        + http
+        + b"\r\n\r\n"
+    )
 
 
 def read(tmp_path, *records: bytes):
@@ -65,27 +71,47 @@ def zstd(body: bytes) -> bytes:
     return pa.compress(body, codec="zstd", asbytes=True)
 
 
-CODINGS = {"gzip": gzip.compress, "x-gzip": two_members, "deflate": zlib.compress, "Deflate": bare_deflate,
-           "br": brotli.compress, "zstd": zstd, "identity": bytes}  # fmt: skip
+CODINGS = {
+    "gzip": gzip.compress,
+    "x-gzip": two_members,
+    "deflate": zlib.compress,
+    "Deflate": bare_deflate,
+    "br": brotli.compress,
+    "zstd": zstd,
+    "identity": bytes,
+}
 
 
-@pytest.mark.parametrize("kind", [
-    "text/html; charset=" + label for label in ("utf8mb4", "none", "unicode", "x-sjis", "UTF-8,text/html", '"utf-8"', "", "'x'")
-] + ["TEXT/HTML", "Text/Html;Charset=UTF-8", "application/xhtml+xml ; CHARSET = utf8"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "text/html; charset=" + label
+        for label in ("utf8mb4", "none", "unicode", "x-sjis", "UTF-8,text/html", '"utf-8"', "", "'x'")
+    ]
+    + ["TEXT/HTML", "Text/Html;Charset=UTF-8", "application/xhtml+xml ; CHARSET = utf8"],
+)
 def test_an_odd_content_type_costs_no_page(tmp_path, kind):
     found, tally = read(tmp_path, record(f"Content-Type: {kind}", page().encode()))
     assert [d.text.count("paragraph of plain English words") for d in found] == [6] and not tally.unusable
 
 
 TEXTS = {  # label → (codec that browsers use for it, text that a narrower codec of this name cannot hold)
-    "iso-8859-1": ("cp1252", "It’s a “smart” quote – in a café. "), "latin1": ("cp1252", "€ 20 für Größe. "),
-    "us-ascii": ("cp1252", "naïve “quotes” here. "), "iso-8859-9": ("cp1254", "Şişli’de “güzel” bir gün. "),
-    "gb2312": ("gb18030", "镕基说話㐀。这是一个句子。"), "GBK": ("gb18030", "这是一个句子,有€和𠀀。"),
-    "big5": ("big5hkscs", "這是一個句子,啲嘢。"), "x-sjis": ("cp932", "①日本語の文章です～。"), "euc-jp": ("euc_jp", "日本語の文章です。"),
-    "ks_c_5601-1987": ("cp949", "뷁 한국어 문장입니다. "), "windows-1251": ("cp1251", "Это предложение. "),
-    "koi8-r": ("koi8-r", "Это предложение. "), "tis-620": ("cp874", "“นี่คือประโยค” "), "utf-16": ("utf-16-le", "words 字 here. "),
+    "iso-8859-1": ("cp1252", "It’s a “smart” quote – in a café. "),
+    "latin1": ("cp1252", "€ 20 für Größe. "),
+    "us-ascii": ("cp1252", "naïve “quotes” here. "),
+    "iso-8859-9": ("cp1254", "Şişli’de “güzel” bir gün. "),
+    "gb2312": ("gb18030", "镕基说話㐀。这是一个句子。"),
+    "GBK": ("gb18030", "这是一个句子,有€和𠀀。"),
+    "big5": ("big5hkscs", "這是一個句子,啲嘢。"),
+    "x-sjis": ("cp932", "①日本語の文章です～。"),
+    "euc-jp": ("euc_jp", "日本語の文章です。"),
+    "ks_c_5601-1987": ("cp949", "뷁 한국어 문장입니다. "),
+    "windows-1251": ("cp1251", "Это предложение. "),
+    "koi8-r": ("koi8-r", "Это предложение. "),
+    "tis-620": ("cp874", "“นี่คือประโยค” "),
+    "utf-16": ("utf-16-le", "words 字 here. "),
     "unicode-1-1-utf-8": ("utf-8", "字 and é. "),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("label", TEXTS)
@@ -147,22 +173,43 @@ def test_every_coding_and_chains_of_them(tmp_path, seed):
     assert decode_body(gzip.compress(body) + b"padding", "", "gzip", MOST) == body
 
 
-@pytest.mark.parametrize("transfer, content", [("chunked", ""), ("", "gzip"), ("", "br"), ("", "deflate"), ("", "zstd"),
-                                               ("chunked", "gzip"), ("", "UTF-8"), ("", "foo")])  # fmt: skip
+@pytest.mark.parametrize(
+    "transfer, content",
+    [
+        ("chunked", ""),
+        ("", "gzip"),
+        ("", "br"),
+        ("", "deflate"),
+        ("", "zstd"),
+        ("chunked", "gzip"),
+        ("", "UTF-8"),
+        ("", "foo"),
+    ],
+)
 def test_a_body_that_was_decoded_before_stands_as_it_is(transfer, content):
     assert decode_body(page().encode(), transfer, content, MOST) == page().encode()
 
 
 def test_what_cannot_be_decoded_is_counted_and_the_next_page_is_read(tmp_path):
     body, noise = page("".join(random.Random(1).choices("abcdefgh ", k=3000))).encode(), bytes(range(256)) * 4
-    bad = [record(f"Content-Type: text/html\r\n{head}", data) for head, data in (
-        ("Content-Encoding: gzip", gzip.compress(body)[:300]), ("Content-Encoding: br", brotli.compress(body)[:300]),
-        ("Content-Encoding: zstd", zstd(body)[:300]), ("Content-Encoding: deflate", b"no deflate at all"),
-        ("Transfer-Encoding: chunked", b"fff\r\n" + body[:50]), ("Content-Encoding: foo", noise), ("X: y", noise),
-        ("Content-Encoding: gzip", gzip.compress(noise)), ("X: y", gzip.compress(body)[:300]),
-    )]  # fmt: skip
-    good = record("Content-Type: text/html\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip",
-                  chunked(gzip.compress(page().encode()), random.Random(2)))  # fmt: skip
+    bad = [
+        record(f"Content-Type: text/html\r\n{head}", data)
+        for head, data in (
+            ("Content-Encoding: gzip", gzip.compress(body)[:300]),
+            ("Content-Encoding: br", brotli.compress(body)[:300]),
+            ("Content-Encoding: zstd", zstd(body)[:300]),
+            ("Content-Encoding: deflate", b"no deflate at all"),
+            ("Transfer-Encoding: chunked", b"fff\r\n" + body[:50]),
+            ("Content-Encoding: foo", noise),
+            ("X: y", noise),
+            ("Content-Encoding: gzip", gzip.compress(noise)),
+            ("X: y", gzip.compress(body)[:300]),
+        )
+    ]
+    good = record(
+        "Content-Type: text/html\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip",
+        chunked(gzip.compress(page().encode()), random.Random(2)),
+    )
     found, tally = read(tmp_path, *[part for one in bad for part in (one, good)])
     assert len(found) == 9 and all(d.text.count("plain English words") == 6 for d in found)
     assert tally.unusable == {"pages that cannot be decoded": 9}

@@ -23,9 +23,11 @@ PARAGRAPHS = [
 
 def page(charset: str = "utf-8", extra: str = "") -> bytes:
     paragraphs = "".join(f"<p>{p}</p>" for p in PARAGRAPHS)
-    return (f"<html><head><meta charset={charset}><title>The title</title><script>var hidden = 1;</script></head><body>"
-            f"<nav><ul><li><a href=/>Home</a><li><a href=/x>Imprint</a></ul></nav><main><article><h1>Head</h1>{paragraphs}"
-            f"<p>{extra}</p></article></main><footer>Copyright notice</footer></body></html>").encode(charset)  # fmt: skip
+    return (
+        f"<html><head><meta charset={charset}><title>The title</title><script>var hidden = 1;</script></head><body>"
+        f"<nav><ul><li><a href=/>Home</a><li><a href=/x>Imprint</a></ul></nav><main><article><h1>Head</h1>{paragraphs}"
+        f"<p>{extra}</p></article></main><footer>Copyright notice</footer></body></html>"
+    ).encode(charset)
 
 
 def read(name):
@@ -48,17 +50,21 @@ def test_of_a_page_the_main_text_is_kept(tmp_path):
 def record(kind: str, url: str, content: bytes, status: str = "200 OK", mime: str = "text/html") -> bytes:
     if kind == "response":
         content = f"HTTP/1.1 {status}\r\nContent-Type: {mime}\r\n\r\n".encode() + content
-    head = (f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url}\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n"
-            f"WARC-Record-ID: <urn:uuid:{abs(hash(url)):032x}>\r\nContent-Length: {len(content)}\r\n"
-            f"Content-Type: {'application/http' if kind == 'response' else 'text/plain'}\r\n\r\n")  # fmt: skip
+    head = (
+        f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url}\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n"
+        f"WARC-Record-ID: <urn:uuid:{abs(hash(url)):032x}>\r\nContent-Length: {len(content)}\r\n"
+        f"Content-Type: {'application/http' if kind == 'response' else 'text/plain'}\r\n\r\n"
+    )
     return head.encode() + content + b"\r\n\r\n"
 
 
 RECORDS = [
-    record("warcinfo", "", b"software: x"), record("response", "http://a.org/1", page()),
+    record("warcinfo", "", b"software: x"),
+    record("response", "http://a.org/1", page()),
     record("response", "http://a.org/gone", page(), "404 Not Found"),
-    record("response", "http://a.org/pic", b"\x89PNG\0", mime="image/png"), record("response", "http://a.org/2", page(extra="Second.")),
-]  # fmt: skip
+    record("response", "http://a.org/pic", b"\x89PNG\0", mime="image/png"),
+    record("response", "http://a.org/2", page(extra="Second.")),
+]
 
 
 @pytest.mark.parametrize("pack", [lambda r: b"".join(r), lambda r: b"".join(map(gzip.compress, r))])
@@ -104,10 +110,14 @@ def test_wikitext_becomes_plain_text():
 
 def dump(pages: int = 3) -> bytes:
     text = WIKITEXT.replace("&", "&amp;").replace("<", "&lt;")
-    body = "".join(f"<page><title>T{i}</title><ns>0</ns><id>{i}</id><revision><id>9</id><text>{text}</text></revision></page>"
-                   for i in range(pages))  # fmt: skip
-    other = "<page><title>Talk:T</title><ns>1</ns><id>90</id><revision><text>chat</text></revision></page>" \
-            '<page><title>R</title><ns>0</ns><id>91</id><redirect title="T1"/><revision><text>#R</text></revision></page>'  # fmt: skip
+    body = "".join(
+        f"<page><title>T{i}</title><ns>0</ns><id>{i}</id><revision><id>9</id><text>{text}</text></revision></page>"
+        for i in range(pages)
+    )
+    other = (
+        "<page><title>Talk:T</title><ns>1</ns><id>90</id><revision><text>chat</text></revision></page>"
+        '<page><title>R</title><ns>0</ns><id>91</id><redirect title="T1"/><revision><text>#R</text></revision></page>'
+    )
     return f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/">{body}{other}</mediawiki>'.encode()
 
 
@@ -144,8 +154,10 @@ nor this
 
 
 def test_latex_from_first_section_to_bibliography(tmp_path):
-    expected = "\\section{Introduction}\nWe present \\textsc{Luban}, which costs $\\mathcal{C}_{\\textsc{Luban}}${} at 50\\% off. \n\n" \
-               "\\two{a}{b} \\methodical"  # fmt: skip
+    expected = (
+        "\\section{Introduction}\nWe present \\textsc{Luban}, which costs $\\mathcal{C}_{\\textsc{Luban}}${} at 50\\% off. \n\n"
+        "\\two{a}{b} \\methodical"
+    )
     assert body(PAPER) == expected
     (tmp_path / "a.tex").write_text(PAPER)
     assert read(tmp_path / "a.tex")[0][0].text == expected
@@ -155,18 +167,25 @@ def test_latex_from_first_section_to_bibliography(tmp_path):
 
 def test_stack_exchange_answers_by_score(tmp_path):
     posts = [
-        {"Id": "1", "PostTypeId": "1", "Title": "How?", "Body": "&lt;p&gt;Why &lt;code&gt;x&lt;/code&gt;?&lt;/p&gt;", "Score": "5"},
+        {
+            "Id": "1",
+            "PostTypeId": "1",
+            "Title": "How?",
+            "Body": "&lt;p&gt;Why &lt;code&gt;x&lt;/code&gt;?&lt;/p&gt;",
+            "Score": "5",
+        },
         {"Id": "2", "PostTypeId": "2", "ParentId": "1", "Body": "&lt;p&gt;Low&lt;/p&gt;", "Score": "-1"},
         {"Id": "3", "PostTypeId": "2", "ParentId": "1", "Body": "&lt;p&gt;High&lt;/p&gt;", "Score": "7"},
         {"Id": "4", "PostTypeId": "1", "Title": "Alone?", "Body": "", "Score": "0"},
         {"Id": "5", "PostTypeId": "2", "ParentId": "1", "Body": "&lt;p&gt;Mid&lt;/p&gt;", "Score": "3"},
-    ]  # fmt: skip
+    ]
     rows = "".join("<row " + " ".join(f'{k}="{v}"' for k, v in post.items()) + "/>" for post in posts)
     (tmp_path / "Posts.xml").write_text(f"<posts>{rows}</posts>")
     found, _ = read(tmp_path / "Posts.xml")
     assert [d.text for d in found] == [
-        "Question: How?\n\nWhy x?\n\nAnswer: High\n\nAnswer: Mid\n\nAnswer: Low", "Question: Alone?",
-    ]  # fmt: skip
+        "Question: How?\n\nWhy x?\n\nAnswer: High\n\nAnswer: Mid\n\nAnswer: Low",
+        "Question: Alone?",
+    ]
     assert found[0].meta["answer_scores"] == [7, 3, -1] and found[0].meta["licence"] == "CC-BY-SA-4.0"
 
 
@@ -177,20 +196,36 @@ GPL = "GNU GENERAL PUBLIC LICENSE\nVersion 3"
 def test_code_by_licence_and_line_length(tmp_path):
     root = tmp_path / "tree"
     files = {
-        "LICENSE": MIT, "a.py": "def f(x):\n    return x\n", "pkg/b.py": "y = 1\n", "third/COPYING": GPL,
-        "third/c.py": "z = 1\n", "long.js": "x" * 1001, "wide.js": ("x" * 150 + "\n") * 3, "sparse.c": "{}();\n" * 50,
-        "notes.bin": "text", "empty.py": "", "vendor/LICENSE.txt": "unheard of terms", "vendor/d.py": "v = 1\n",
-    }  # fmt: skip
+        "LICENSE": MIT,
+        "a.py": "def f(x):\n    return x\n",
+        "pkg/b.py": "y = 1\n",
+        "third/COPYING": GPL,
+        "third/c.py": "z = 1\n",
+        "long.js": "x" * 1001,
+        "wide.js": ("x" * 150 + "\n") * 3,
+        "sparse.c": "{}();\n" * 50,
+        "notes.bin": "text",
+        "empty.py": "",
+        "vendor/LICENSE.txt": "unheard of terms",
+        "vendor/d.py": "v = 1\n",
+    }
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     found, tally = read(f"code:{root}")
     assert [(d.id, d.meta["licence"]) for d in found] == [
-        ("tree/a.py", "MIT"), ("tree/pkg/b.py", "MIT"),
-    ]  # fmt: skip
+        ("tree/a.py", "MIT"),
+        ("tree/pkg/b.py", "MIT"),
+    ]
     dropped = {reason: counts["documents"] for reason, counts in tally.dropped.items()}
-    assert dropped == {"code: licence GPL": 1, "code: licence unknown": 1, "code: longest line": 1, "code: mean line length": 1,
-                       "code: letters and digits": 1, "code: no source text": 1}  # fmt: skip
+    assert dropped == {
+        "code: licence GPL": 1,
+        "code: licence unknown": 1,
+        "code: longest line": 1,
+        "code: mean line length": 1,
+        "code: letters and digits": 1,
+        "code: no source text": 1,
+    }
 
 
 def test_licences_are_told_by_their_words():
@@ -216,8 +251,13 @@ def test_webtext_takes_pages_with_votes_once(tmp_path):
         + '{"url": "u", "votes": 1e999}\n'
         + "[" * 100_000
     )
-    pages = [("http://a.org/1#top", "one"), ("https://a.org/1", "again"), ("http://a.org/2", "two"),
-             ("http://en.wikipedia.org/wiki/X", "wiki"), ("http://b.org?q=1", "three")]  # fmt: skip
+    pages = [
+        ("http://a.org/1#top", "one"),
+        ("https://a.org/1", "again"),
+        ("http://a.org/2", "two"),
+        ("http://en.wikipedia.org/wiki/X", "wiki"),
+        ("http://b.org?q=1", "three"),
+    ]
     (root / "pages.jsonl").write_text("".join(json.dumps({"url": u, "text": t}) + "\n" for u, t in pages))
     (root / "empty.jsonl").write_text('{"text": "no address", "meta": {"url": 5}}\n')
     (root / "other.jsonl").write_text('{"body": "no text"}\n')

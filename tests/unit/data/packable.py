@@ -30,7 +30,9 @@ def conversations(count: int, seed: int) -> list[Doc]:
     for i in range(count):
         messages = []
         for _ in range(rng.randint(1, 3)):
-            messages += [{"role": "user", "content": " ".join(rng.choices(WORDS, k=rng.randint(1, 9)))},
-                         {"role": "assistant", "content": " ".join(rng.choices(WORDS, k=rng.randint(0, 9)))}]  # fmt: skip
+            messages += [
+                {"role": "user", "content": " ".join(rng.choices(WORDS, k=rng.randint(1, 9)))},
+                {"role": "assistant", "content": " ".join(rng.choices(WORDS, k=rng.randint(0, 9)))},
+            ]
         found.append(Doc(f"{seed}-{i}", "\n".join(m["content"] for m in messages), messages))
     return found

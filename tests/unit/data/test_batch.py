@@ -11,8 +11,13 @@ from luban.data.batch import STARTS_MULTIPLE, Batch
 
 
 def batch_of(documents: np.ndarray) -> Batch:
-    return Batch(tokens=documents.astype(np.int64), targets=documents.astype(np.int64), loss_mask=documents >= 0,
-                 documents=documents, positions=np.zeros_like(documents))  # fmt: skip
+    return Batch(
+        tokens=documents.astype(np.int64),
+        targets=documents.astype(np.int64),
+        loss_mask=documents >= 0,
+        documents=documents,
+        positions=np.zeros_like(documents),
+    )
 
 
 def drawn(rows: int, slots: int, share: float) -> np.ndarray:

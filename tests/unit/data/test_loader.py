@@ -37,9 +37,12 @@ def loader(shards, packing, **changes):
 def test_shapes_and_types(shards, packing):
     batch = loader(shards, packing).batch(3)
     assert {name: (getattr(batch, name).shape, str(getattr(batch, name).dtype)) for name in FIELDS} == {
-        "tokens": ((4, 32), "int64"), "targets": ((4, 32), "int64"), "loss_mask": ((4, 32), "bool"),
-        "documents": ((4, 32), "int32"), "positions": ((4, 32), "int32"),
-    }  # fmt: skip
+        "tokens": ((4, 32), "int64"),
+        "targets": ((4, 32), "int64"),
+        "loss_mask": ((4, 32), "bool"),
+        "documents": ((4, 32), "int32"),
+        "positions": ((4, 32), "int32"),
+    }
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
@@ -62,8 +65,10 @@ def test_ranks_together_are_one(shards, packing, world):
     ranks = [loader(shards, packing, rank=rank, world=world) for rank in range(world)]
     for step in (0, 5, 90):
         parts = [rank.batch(step) for rank in ranks]
-        assert all(np.array_equal(np.concatenate([getattr(p, n) for p in parts]), getattr(whole.batch(step), n))
-                   for n in FIELDS)  # fmt: skip
+        assert all(
+            np.array_equal(np.concatenate([getattr(p, n) for p in parts]), getattr(whole.batch(step), n))
+            for n in FIELDS
+        )
 
 
 def test_every_epoch_is_another_permutation_of_the_same_rows(shards, packing):

@@ -22,10 +22,16 @@ def shards_of(lengths: list[int], masked: bool, seed: int = 0) -> Shards:
     """Shards in memory: random ids ≥ 3, a random mask."""
     rng = np.random.default_rng(seed)
     total = sum(lengths)
-    return Shards(path="memory", split="train", data=rng.integers(3, 500, total).astype("<u2"),
-                  offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-                  mask=rng.integers(0, 2, total).astype(np.uint8) if masked else None,
-                  config={"vocab_size": 500, "tokenizer_hash": "h", "pad_id": PAD}, bytes=total, content_hash="c")  # fmt: skip
+    return Shards(
+        path="memory",
+        split="train",
+        data=rng.integers(3, 500, total).astype("<u2"),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        mask=rng.integers(0, 2, total).astype(np.uint8) if masked else None,
+        config={"vocab_size": 500, "tokenizer_hash": "h", "pad_id": PAD},
+        bytes=total,
+        content_hash="c",
+    )
 
 
 def same(left: Batch, right: Batch) -> None:
@@ -37,8 +43,13 @@ def same(left: Batch, right: Batch) -> None:
 def plain(shards: Shards, rows: list[list[tuple[int, int, int]]], seq_len: int) -> Batch:
     """Rows given as lists of (document number in the row, first token, inputs), laid out one token at a time."""
     shape = (len(rows), seq_len)
-    batch = Batch(tokens=np.full(shape, PAD), targets=np.full(shape, PAD), loss_mask=np.zeros(shape, bool),
-                  documents=np.full(shape, -1, np.int32), positions=np.zeros(shape, np.int32))  # fmt: skip
+    batch = Batch(
+        tokens=np.full(shape, PAD),
+        targets=np.full(shape, PAD),
+        loss_mask=np.zeros(shape, bool),
+        documents=np.full(shape, -1, np.int32),
+        positions=np.zeros(shape, np.int32),
+    )
     begins = set(shards.offsets.tolist())
     for r, pieces in enumerate(rows):
         t = 0
@@ -88,9 +99,8 @@ def test_an_epoch_has_every_target_once(lengths, seq_len, masked, packing):
     batch = packed.gather(np.arange(packed.rows))
     begins = set(shards.offsets.tolist())
     expected = Counter(
-        int(shards.data[i]) for i in range(shards.tokens)
-        if i not in begins and (shards.mask is None or shards.mask[i])
-    )  # fmt: skip
+        int(shards.data[i]) for i in range(shards.tokens) if i not in begins and (shards.mask is None or shards.mask[i])
+    )
     assert Counter(batch.targets[batch.loss_mask].tolist()) == expected
     assert batch.target_count == sum(expected.values())
     assert not batch.loss_mask[batch.documents < 0].any()

@@ -49,8 +49,10 @@ def test_a_row_shows_every_document_whole(chat_shards, tokenizer, packing):
 
 def test_the_mask_is_visible_without_colour(chat_shards, tokenizer):
     console = Console(no_color=True, width=10_000)
-    tokens = [{"text": text, "trained": on, "document": d, "position": 0}
-              for text, on, d in [("q", False, 0), ("a", True, 0), ("b", True, 0), ("x", False, 1), ("y", True, 1)]]  # fmt: skip
+    tokens = [
+        {"text": text, "trained": on, "document": d, "position": 0}
+        for text, on, d in [("q", False, 0), ("a", True, 0), ("b", True, 0), ("x", False, 1), ("y", True, 1)]
+    ]
     with console.capture() as captured:
         console.print(coloured(tokens))
         console.print(coloured(tokens, limit=2))

@@ -37,8 +37,12 @@ def test_distribution_equals_the_plain_one(_):
     seed = random.randrange(2**32)
     rng = random.Random(seed)
     logits = [rng.gauss(0, 2) for _ in range(rng.randrange(1, 30))]
-    s = Sampling(temperature=rng.choice([0.5, 1, 1.7]), top_k=rng.choice([0, 1, 4, 100]),
-                 top_p=rng.choice([1, 0.9, 0.3, 1e-9]), min_p=rng.choice([0, 0.1, 1]))  # fmt: skip
+    s = Sampling(
+        temperature=rng.choice([0.5, 1, 1.7]),
+        top_k=rng.choice([0, 1, 4, 100]),
+        top_p=rng.choice([1, 0.9, 0.3, 1e-9]),
+        min_p=rng.choice([0, 0.1, 1]),
+    )
     expected, count, draws = by_hand(logits, s), {}, 400
     quantiles = [(i + 0.5) / draws for i in range(draws)]  # frequencies within one draw of the probabilities
     rows = torch.tensor(logits, dtype=torch.float64).expand(draws, -1)
@@ -66,9 +70,19 @@ def test_uniform_is_a_pure_function_and_uniform():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("temperature", -1), ("temperature", float("nan")), ("top_p", 0), ("top_p", 1.1), ("top_k", -1), ("min_p", 2),
-     ("max_tokens", 0), ("n", 0), ("logprobs", 21), ("stop", ("",))],
-)  # fmt: skip
+    [
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("top_k", -1),
+        ("min_p", 2),
+        ("max_tokens", 0),
+        ("n", 0),
+        ("logprobs", 21),
+        ("stop", ("",)),
+    ],
+)
 def test_refuses_by_field(field, value):
     with pytest.raises(ConfigError, match=field):
         Sampling(**{field: value})
@@ -77,8 +91,15 @@ def test_refuses_by_field(field, value):
 def test_a_row_does_not_depend_on_the_others():
     """Rows with settings of their own in one batch equal each row alone, greedy ones among them."""
     rng = random.Random(random.randrange(2**32))
-    settings = [Sampling(temperature=rng.choice([0, 0.7, 1.3]), top_k=rng.choice([0, 1, 5]), top_p=rng.choice([1, 0.6]),
-                         min_p=rng.choice([0, 0.2])) for _ in range(40)]  # fmt: skip
+    settings = [
+        Sampling(
+            temperature=rng.choice([0, 0.7, 1.3]),
+            top_k=rng.choice([0, 1, 5]),
+            top_p=rng.choice([1, 0.6]),
+            min_p=rng.choice([0, 0.2]),
+        )
+        for _ in range(40)
+    ]
     logits, draws = torch.randn(40, 23), [rng.random() for _ in range(40)]
     alone = [one(row, s, u) for row, s, u in zip(logits, settings, draws, strict=True)]
     assert sample(logits, settings, draws).tolist() == alone

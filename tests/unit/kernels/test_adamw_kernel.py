@@ -35,8 +35,12 @@ def test_update_is_the_papers(weights, moments, gradients):
     wide, first, second = w.double(), m.double(), v.double()
     for step in range(1, 4):
         g = torch.randn(size, device=DEVICE).to(gradients)
-        adamw_([Stepped(w, g, m, v, scalar(float(step)), 17, copy)], scale=scalar(0.25), apply=scalar(True, torch.bool),
-               **SETTINGS)  # fmt: skip
+        adamw_(
+            [Stepped(w, g, m, v, scalar(float(step)), 17, copy)],
+            scale=scalar(0.25),
+            apply=scalar(True, torch.bool),
+            **SETTINGS,
+        )
         first = 0.8 * first + 0.2 * (g.double() * 0.25)
         second = 0.999 * second + 0.001 * (g.double() * 0.25).square()
         update = (first / (1 - 0.8**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-6)
@@ -91,8 +95,12 @@ def test_a_step_that_must_not_go_leaves_everything():
     tensors = [torch.randn(100, device=DEVICE) for _ in range(4)]
     before = [t.clone() for t in tensors]
     gradient = torch.full((100,), float("nan"), device=DEVICE)
-    adamw_([Stepped(tensors[0], gradient, tensors[1], tensors[2], scalar(1.0), 17, tensors[3])], scale=scalar(1.0),
-           apply=scalar(False, torch.bool), **SETTINGS)  # fmt: skip
+    adamw_(
+        [Stepped(tensors[0], gradient, tensors[1], tensors[2], scalar(1.0), 17, tensors[3])],
+        scale=scalar(1.0),
+        apply=scalar(False, torch.bool),
+        **SETTINGS,
+    )
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
 
 
@@ -110,8 +118,15 @@ def test_rounding_is_to_a_neighbour_unbiased_and_differs_by_step_and_seed():
             torch.zeros(16384, device=DEVICE),
             torch.zeros(16384, device=DEVICE),
         )
-        adamw_([Stepped(w, g, m, v, scalar(float(step)), seed)], scale=scalar(1.0), apply=scalar(True, torch.bool),
-               lr=1 / 512, decay=0.0, betas=(0.0, 0.0), eps=0.0)  # fmt: skip
+        adamw_(
+            [Stepped(w, g, m, v, scalar(float(step)), seed)],
+            scale=scalar(1.0),
+            apply=scalar(True, torch.bool),
+            lr=1 / 512,
+            decay=0.0,
+            betas=(0.0, 0.0),
+            eps=0.0,
+        )
         up = w == 1 + 2**-7
         assert (up | (w == 1)).all()
         assert up.float().mean().item() == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 16384) ** 0.5)
@@ -128,6 +143,13 @@ def test_bf16_weights_follow_small_updates_that_plain_rounding_would_lose():
     w = torch.ones(4096, device=DEVICE, dtype=torch.bfloat16)
     m, v = torch.zeros(4096, device=DEVICE), torch.zeros(4096, device=DEVICE)
     for step in range(1, 41):
-        adamw_([Stepped(w, torch.ones(4096, device=DEVICE), m, v, scalar(float(step)), 1)], scale=scalar(1.0),
-               apply=scalar(True, torch.bool), lr=1e-4, decay=0.0, betas=(0.9, 0.95), eps=1e-8)  # fmt: skip
+        adamw_(
+            [Stepped(w, torch.ones(4096, device=DEVICE), m, v, scalar(float(step)), 1)],
+            scale=scalar(1.0),
+            apply=scalar(True, torch.bool),
+            lr=1e-4,
+            decay=0.0,
+            betas=(0.9, 0.95),
+            eps=1e-8,
+        )
     assert w.float().mean().item() == pytest.approx(1 - 40e-4, abs=4e-4)  # nearest rounding would stay at 1

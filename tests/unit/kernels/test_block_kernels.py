@@ -90,8 +90,10 @@ def test_swiglu_between_products_in_8_bits():
     from luban.nn.float8 import FLOAT8
 
     dtype = torch.bfloat16 if ON_GPU else torch.float32
-    x, weight, down, do = (torch.randn(*s, device=DEVICE).to(dtype) * k for s, k in
-                           (((32, 64), 1), ((96, 64), 0.2), ((64, 48), 0.2), ((32, 64), 1)))  # fmt: skip
+    x, weight, down, do = (
+        torch.randn(*s, device=DEVICE).to(dtype) * k
+        for s, k in (((32, 64), 1), ((96, 64), 0.2), ((64, 48), 0.2), ((32, 64), 1))
+    )
 
     def one_by_one(x, weight, down):
         gate, up = FLOAT8.linear(x, weight).chunk(2, -1)
@@ -211,9 +213,12 @@ def test_packed_rotation(dtype, own_positions):
     positions = torch.randint(0, 900, (B if own_positions else 1, T), device=DEVICE)
     cos, sin = rotary_cos_sin(Rope(), positions, D)
 
-    agree(lambda packed: apply_rotary_qkv(packed, cos, sin, H, K),
-          lambda packed: reference.rotate_packed(packed, cos, sin, H, K),
-          [torch.randn(B, T, (H + 2 * K) * D, device=DEVICE)], dtype)  # fmt: skip
+    agree(
+        lambda packed: apply_rotary_qkv(packed, cos, sin, H, K),
+        lambda packed: reference.rotate_packed(packed, cos, sin, H, K),
+        [torch.randn(B, T, (H + 2 * K) * D, device=DEVICE)],
+        dtype,
+    )
 
 
 @here
@@ -229,11 +234,22 @@ def test_a_decoder_trains_the_same_with_and_without_the_kernels(block, precision
     from luban.objectives.causal import Causal
     from luban.parallel.compile import compiled_loss
 
-    spec = uniform(vocab_size=97, width=64, layers=2, arrangement=Arrangement.registry[block](),
-                   mixer=grouped.Grouped(heads=4, kv_heads=2), feedforward=SwiGLU(width=96))  # fmt: skip
+    spec = uniform(
+        vocab_size=97,
+        width=64,
+        layers=2,
+        arrangement=Arrangement.registry[block](),
+        mixer=grouped.Grouped(heads=4, kv_heads=2),
+        feedforward=SwiGLU(width=96),
+    )
     tokens = torch.randint(0, 97, (2, 13), device=DEVICE)
-    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_mask": torch.rand(2, 12, device=DEVICE) < 0.8,
-             "documents": None, "positions": None}  # fmt: skip
+    batch = {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "loss_mask": torch.rand(2, 12, device=DEVICE) < 0.8,
+        "documents": None,
+        "positions": None,
+    }
     found = []
     for fused in (True, False):
         module = build_model(spec, device=torch.device(DEVICE), seed=3)

@@ -24,8 +24,9 @@ def both(rows, table, targets, bias, **options):
     results = []
     for function, dtype in ((cross_entropy, rows.dtype), (reference, torch.float64), (reference, rows.dtype)):
         inputs = [x.to(dtype).detach().requires_grad_() for x in (rows, table, *([] if bias is None else [bias]))]
-        loss = function.linear_cross_entropy(*inputs[:2], targets, bias_V=inputs[2] if bias is not None else None,
-                                             **options)  # fmt: skip
+        loss = function.linear_cross_entropy(
+            *inputs[:2], targets, bias_V=inputs[2] if bias is not None else None, **options
+        )
         (loss * 0.37).backward()
         results.append((loss.detach().double(), [x.grad.double() for x in inputs]))
     return results

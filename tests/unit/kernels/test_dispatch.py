@@ -149,8 +149,11 @@ def test_the_fastest_of_those_that_can_is_the_fastest_by_the_table(monkeypatch):
 
 def test_wishes_are_granted_or_refused_with_the_reason(monkeypatch):
     assert pick(case(), "flash2") == "flash2" and pick(case(bias="alibi"), "torch") == "torch"
-    with pytest.raises(UnsupportedError, match=r"FlashAttention-2 can't compute this attention \(causal, alibi bias, bf16, "
-                                               r"heads of 128\): it adds no bias"):  # fmt: skip
+    with pytest.raises(
+        UnsupportedError,
+        match=r"FlashAttention-2 can't compute this attention \(causal, alibi bias, bf16, "
+        r"heads of 128\): it adds no bias",
+    ):
         pick(case(bias="alibi"), "flash2")
     monkeypatch.setenv("LUBAN_ATTENTION", "cudnn")
     assert pick(case()) == "cudnn"

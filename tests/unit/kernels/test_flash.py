@@ -117,8 +117,13 @@ def ends(B, T, least):
 
 def shape():
     K = random.choice([1, 2, 3])
-    return {"B": random.choice([1, 2]), "H": K * random.choice([1, 2]), "K": K, "T": random.randint(2, 90),
-            "D": random.choice([16, 24, 32])}  # fmt: skip
+    return {
+        "B": random.choice([1, 2]),
+        "H": K * random.choice([1, 2]),
+        "K": K,
+        "T": random.randint(2, 90),
+        "D": random.choice([16, 24, 32]),
+    }
 
 
 @here
@@ -141,11 +146,13 @@ def test_masks(case):
     B, T = s["B"], s["T"]
     docs = torch.sort(torch.randint(0, 5, (B, T)), 1).values.to(DEVICE)
     options = {
-        "full": {"causal": False}, "window": {"window": random.randint(1, 30)}, "documents": {"documents": docs},
+        "full": {"causal": False},
+        "window": {"window": random.randint(1, 30)},
+        "documents": {"documents": docs},
         "prefix": {"prefix": ends(B, T, 0)},
         "padding": {"causal": random.random() < 0.5, "token_mask": ends(B, T, 1).flip(random.choice([(), (1,)]))},
         "both": {"documents": docs, "window": random.randint(1, 30)},
-    }[case]  # fmt: skip
+    }[case]
     mask = intervals(T, T, device=DEVICE, **options)
     assert (mask.start.diff(dim=1) >= 0).all() and (mask.stop.diff(dim=1) >= 0).all()
     compare(draw(**s, S=T), mask)
@@ -209,8 +216,11 @@ def test_learned_biases_get_no_rounding_of_outputs_into_their_gradients(kind):
         def by_formula(dtype, bias=bias, q=q, k=k, v=v, do=do, delta=delta, mask=mask, T=T, D=D):
             again = [p.detach().double().requires_grad_() for p in bias.parameters]
             s = (q.to(dtype) @ k.to(dtype).mT) * D**-0.5 + bias.formula(delta, *again).to(dtype)
-            weights = s.masked_fill(~mask.dense(T), float("-inf")).float().softmax(-1) if dtype == torch.bfloat16 else (
-                s.masked_fill(~mask.dense(T), float("-inf")).softmax(-1))  # fmt: skip
+            weights = (
+                s.masked_fill(~mask.dense(T), float("-inf")).float().softmax(-1)
+                if dtype == torch.bfloat16
+                else (s.masked_fill(~mask.dense(T), float("-inf")).softmax(-1))
+            )
             return torch.cat(
                 [g.flatten() for g in torch.autograd.grad(weights.to(dtype) @ v.to(dtype), again, do.to(dtype))]
             )
@@ -233,9 +243,10 @@ def test_block_sparse(kind):
     made = {
         "local": lambda: layout.local(s["T"], 20, block=16, device=DEVICE),
         "strided": lambda: layout.strided(s["T"], 16, 3, block=16, device=DEVICE),
-        "global_random": lambda: layout.global_random(s["T"], 16, first=1, random=1, seed=random.randrange(99),
-                                                      heads=s["H"], block=16, device=DEVICE),
-    }[kind]()  # fmt: skip
+        "global_random": lambda: layout.global_random(
+            s["T"], 16, first=1, random=1, seed=random.randrange(99), heads=s["H"], block=16, device=DEVICE
+        ),
+    }[kind]()
     compare(draw(**s, S=s["T"]), intervals(s["T"], s["T"], device=DEVICE), layout=made)
 
 
@@ -291,8 +302,11 @@ def test_a_layout_that_does_not_fit_is_refused():
     from luban.kernels.flash.attention import flash_attention
 
     q, k, v, _ = draw(B=1, H=2, K=2, T=64, S=64, D=16)
-    for made in (layout.strided(128, 16, 2, block=16, device=DEVICE), layout.strided(48, 16, 2, block=16, device=DEVICE),
-                 layout.global_random(64, 0, first=1, random=1, seed=0, heads=3, block=16, device=DEVICE)):  # fmt: skip
+    for made in (
+        layout.strided(128, 16, 2, block=16, device=DEVICE),
+        layout.strided(48, 16, 2, block=16, device=DEVICE),
+        layout.global_random(64, 0, first=1, random=1, seed=0, heads=3, block=16, device=DEVICE),
+    ):
         with pytest.raises(UnsupportedError, match="doesn't fit 2 heads, 64 queries and 64 keys"):
             flash_attention(q, k, v, layout=made)
 
@@ -312,8 +326,12 @@ def test_unfit_shapes_are_refused_with_the_reason():
     from luban.kernels.flash.attention import flash_attention
 
     q = torch.randn(1, 4, 8, 16)
-    for k, words in ((torch.randn(1, 3, 8, 16), "don't divide"), (torch.randn(1, 2, 4, 16), "more queries"),
-                     (torch.randn(1, 2, 8, 32), "don't fit"), (torch.randn(1, 2, 8, 16).half(), "dtypes")):  # fmt: skip
+    for k, words in (
+        (torch.randn(1, 3, 8, 16), "don't divide"),
+        (torch.randn(1, 2, 4, 16), "more queries"),
+        (torch.randn(1, 2, 8, 32), "don't fit"),
+        (torch.randn(1, 2, 8, 16).half(), "dtypes"),
+    ):
         with pytest.raises(UnsupportedError, match=words):
             flash_attention(q, k, k)
 
@@ -328,12 +346,14 @@ def test_masks_biases_and_layouts_of_other_shapes_are_refused():
 
     q = torch.randn(2, 4, 40, 16, device=DEVICE)
     three = torch.zeros(3, 40, dtype=torch.int32, device=DEVICE)
-    for options, words in (({"mask": intervals(10, 10, window=4, device=DEVICE)}, "2 rows of 40 queries"),
-                           ({"mask": intervals(40, 40, documents=three, device=DEVICE)}, "2 rows of 40 queries"),
-                           ({"bias": alibi(alibi_slopes(2, DEVICE), 40)}, "a bias of 2 heads"),
-                           ({"bias": t5(torch.randn(4, 8, device=DEVICE), 10)}, "a bias for 10 keys"),
-                           ({"layout": layout.local(40, 20, block=48, device=DEVICE)}, "this one of 48"),
-                           ({"layout": layout.local(40, 20, block=256, device=DEVICE)}, "this one of 256")):  # fmt: skip
+    for options, words in (
+        ({"mask": intervals(10, 10, window=4, device=DEVICE)}, "2 rows of 40 queries"),
+        ({"mask": intervals(40, 40, documents=three, device=DEVICE)}, "2 rows of 40 queries"),
+        ({"bias": alibi(alibi_slopes(2, DEVICE), 40)}, "a bias of 2 heads"),
+        ({"bias": t5(torch.randn(4, 8, device=DEVICE), 10)}, "a bias for 10 keys"),
+        ({"layout": layout.local(40, 20, block=48, device=DEVICE)}, "this one of 48"),
+        ({"layout": layout.local(40, 20, block=256, device=DEVICE)}, "this one of 256"),
+    ):
         with pytest.raises(UnsupportedError, match=words):
             flash_attention(q, q, q, **options)
     with pytest.raises(UnsupportedError, match="don't fit"):

@@ -51,13 +51,18 @@ class StandIn:
         assert longest_q == longest_k >= max(b - a for a, b in pairs)
         return pairs
 
-    def forward(self, q, k, v, *, softmax_scale, causal, return_lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
-                max_seqlen_k):  # fmt: skip
+    def forward(
+        self, q, k, v, *, softmax_scale, causal, return_lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+    ):
         assert causal and return_lse
         if cu_seqlens_q is None:  # whole rows, (B, T, H, D)
             assert max_seqlen_q is max_seqlen_k is None
-            found = [self.forward(*row, softmax_scale=softmax_scale, causal=True, return_lse=True, **one_document(len(row[0])))
-                     for row in zip(q, k, v, strict=True)]  # fmt: skip
+            found = [
+                self.forward(
+                    *row, softmax_scale=softmax_scale, causal=True, return_lse=True, **one_document(len(row[0]))
+                )
+                for row in zip(q, k, v, strict=True)
+            ]
             return *map(torch.stack, list(zip(*found, strict=True))[:2]), None
         group = q.shape[1] // k.shape[1]
         out, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0])
@@ -67,12 +72,15 @@ class StandIn:
             out[a:b] = (s.softmax(-1) @ v[a:b].repeat_interleave(group, 1).transpose(0, 1)).transpose(0, 1)
         return out, lse, None
 
-    def backward(self, q, k, v, out, dout, lse, softmax_scale, causal, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
-                 max_seqlen_k):  # fmt: skip
+    def backward(
+        self, q, k, v, out, dout, lse, softmax_scale, causal, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+    ):
         if cu_seqlens_q is None:
             assert max_seqlen_q is max_seqlen_k is None
-            found = [self.backward(*row, softmax_scale, causal, **one_document(len(row[0])))
-                     for row in zip(q, k, v, out, dout, lse, strict=True)]  # fmt: skip
+            found = [
+                self.backward(*row, softmax_scale, causal, **one_document(len(row[0])))
+                for row in zip(q, k, v, out, dout, lse, strict=True)
+            ]
             return tuple(map(torch.stack, zip(*found, strict=True)))
         assert causal and dout.is_contiguous() and lse.shape == (q.shape[1], q.shape[0])
         group = q.shape[1] // k.shape[1]
@@ -164,16 +172,21 @@ def test_the_operators_are_what_they_say_they_are(flash4):
         opcheck(kernel.flash4_forward, (*leaves, *options, True, 0.3))
         with torch.no_grad():
             out, lse = kernel.flash4_forward(*leaves, *options, True, 0.3)
-            opcheck(kernel.flash4_backward, (torch.randn_like(out), *operands, out, lse, *options, True, 0.3),
-                    test_utils=("test_schema", "test_faketensor"))  # fmt: skip
+            opcheck(
+                kernel.flash4_backward,
+                (torch.randn_like(out), *operands, out, lse, *options, True, 0.3),
+                test_utils=("test_schema", "test_faketensor"),
+            )
 
 
 def test_whole_rows_go_through_the_same_operators(flash4):
     q, k, v = (torch.randn(2, heads, 30, 8, requires_grad=True) for heads in (6, 2, 2))
     do = torch.randn(2, 6, 30, 8)
     results = []
-    for out in (kernel.attention(q, k, v, True, 0.3), F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3,
-                                                                                      enable_gqa=True)):  # fmt: skip
+    for out in (
+        kernel.attention(q, k, v, True, 0.3),
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True),
+    ):
         results.append([out, *torch.autograd.grad(out, (q, k, v), do)])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
@@ -203,14 +216,16 @@ def test_what_counts_as_packed():
     assert few.kind == many.kind == "packed" and not few.too_many_documents  # few places are always worth walking
     assert many.too_many_documents and not seen(documents).too_many_documents
     assert AttentionMask(queries=9, keys=9, causal=True, device=CPU, document_starts=starts).kind == "causal"
-    both_ways = AttentionMask(queries=4096, keys=4096, causal=False, device=CPU, documents=documents,
-                              document_starts=starts)  # fmt: skip
+    both_ways = AttentionMask(
+        queries=4096, keys=4096, causal=False, device=CPU, documents=documents, document_starts=starts
+    )
     assert both_ways.kind == "intervals"
 
 
 def tiny(windowed: bool = False) -> torch.nn.Module:
-    spec = uniform(vocab_size=41, width=32, layers=2, context=64, mixer=Grouped(heads=4, kv_heads=2),
-                   feedforward=SwiGLU(width=40))  # fmt: skip
+    spec = uniform(
+        vocab_size=41, width=32, layers=2, context=64, mixer=Grouped(heads=4, kv_heads=2), feedforward=SwiGLU(width=40)
+    )
     if windowed:
         first, second = spec.layers
         spec = replace(spec, layers=(first, replace(second, mixer=replace(second.mixer, window=7))))

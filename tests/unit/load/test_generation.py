@@ -27,7 +27,10 @@ def reading(folder, config=None, *, context=100, two_sided=False):
 @pytest.mark.parametrize(
     ("fields", "sampling"),
     [
-        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20}, {"temperature": 0.6, "top_p": 0.9, "top_k": 20}),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20},
+            {"temperature": 0.6, "top_p": 0.9, "top_k": 20},
+        ),
         ({"do_sample": True, "min_p": 0.1, "temperature": None}, {"min_p": 0.1}),
         ({"do_sample": False, "temperature": 0.6}, {"temperature": 0.0}),
         ({"temperature": 0.6, "top_p": 0.9}, {}),  # nothing is drawn there without do_sample
@@ -35,7 +38,7 @@ def reading(folder, config=None, *, context=100, two_sided=False):
         ({"stop_strings": ["\n\n", "User:"]}, {"stop": ["\n\n", "User:"]}),
         ({"max_length": 50, "transformers_version": "5", "chat_format": "chatml"}, {}),
     ],
-)  # fmt: skip
+)
 def test_what_is_followed(tmp_path, fields, sampling):
     assert reading(written(tmp_path, **fields)).sampling == sampling
 
@@ -47,8 +50,17 @@ def test_asked_for_before_set_before_usual():
 
 
 def test_what_is_not_followed_is_named(tmp_path):
-    fields = {"num_beams": 4, "no_repeat_ngram_size": 3, "min_length": 0, "length_penalty": 2.0, "typical_p": 1.0,
-              "forced_eos_token_id": 2, "max_length": 60, "early_stopping": True, "suppress_tokens": [1, 2]}  # fmt: skip
+    fields = {
+        "num_beams": 4,
+        "no_repeat_ngram_size": 3,
+        "min_length": 0,
+        "length_penalty": 2.0,
+        "typical_p": 1.0,
+        "forced_eos_token_id": 2,
+        "max_length": 60,
+        "early_stopping": True,
+        "suppress_tokens": [1, 2],
+    }
     named = ("num_beams = 4", "no_repeat_ngram_size = 3", "forced_eos_token_id = 2", "suppress_tokens = [1, 2]")
     assert reading(written(tmp_path, **fields)).unbuilt == (*named, "max_length = 60")
     assert reading(tmp_path, context=60).unbuilt == named  # the context ends the text there anyway
@@ -95,8 +107,9 @@ def test_it_survives_import_and_export(tiny_checkpoint, tmp_path, monkeypatch):
         luban.Engine(m)
     assert [line for line in said if "num_beams = 4" in line] == [
         f"warning: {name}: its authors ask for num_beams = 4 (generation_config.json), which isn't built, so its text may "
-        "differ from what they get" for name in ("hf", "imported", "again")
-    ]  # fmt: skip
+        "differ from what they get"
+        for name in ("hf", "imported", "again")
+    ]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "bart"])
@@ -105,12 +118,35 @@ def test_a_penalty_on_repetition_equals_transformers(kind, tmp_path):
     torch.manual_seed(seed := random.SystemRandom().randrange(2**32))
     print(f"seed {seed}")
     sizes = {
-        "llama": {"hidden_size": 24, "intermediate_size": 30, "num_hidden_layers": 2, "num_attention_heads": 3, "initializer_range": 0.4},
+        "llama": {
+            "hidden_size": 24,
+            "intermediate_size": 30,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "initializer_range": 0.4,
+        },
         "gpt2": {"n_embd": 24, "n_layer": 2, "n_head": 3, "initializer_range": 0.4},
-        "t5": {"d_model": 24, "d_kv": 8, "d_ff": 30, "num_layers": 2, "num_heads": 3, "initializer_factor": 3.0, "decoder_start_token_id": 0},
-        "bart": {"d_model": 24, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 3, "decoder_attention_heads": 3,
-                 "encoder_ffn_dim": 30, "decoder_ffn_dim": 30, "init_std": 0.5, "forced_eos_token_id": None},
-    }[kind]  # fmt: skip
+        "t5": {
+            "d_model": 24,
+            "d_kv": 8,
+            "d_ff": 30,
+            "num_layers": 2,
+            "num_heads": 3,
+            "initializer_factor": 3.0,
+            "decoder_start_token_id": 0,
+        },
+        "bart": {
+            "d_model": 24,
+            "encoder_layers": 1,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 3,
+            "decoder_attention_heads": 3,
+            "encoder_ffn_dim": 30,
+            "decoder_ffn_dim": 30,
+            "init_std": 0.5,
+            "forced_eos_token_id": None,
+        },
+    }[kind]
     config = transformers.AutoConfig.for_model(kind, vocab_size=53, eos_token_id=1, **sizes)
     two_sided = kind in ("t5", "bart")
     auto = transformers.AutoModelForSeq2SeqLM if two_sided else transformers.AutoModelForCausalLM

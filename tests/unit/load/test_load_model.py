@@ -253,10 +253,24 @@ def test_sources_of_an_encoder_decoder_keep_their_end_token(checkpoint, tmp_path
     (files / "tokenizer_config.json").write_text(json.dumps(settings))  # else theirs takes BART's own
     with ArtifactWriter(checkpoint / "tokenizer", kind="tokenizer") as art:
         shutil.copytree(files, art.path, dirs_exist_ok=True)
-    bart = {"position": Learned(offset=2), "norm": LayerNorm(), "embedding_norm": LayerNorm(), "arrangement": PostNorm(),
-            "mixer": Grouped(heads=4, qkv_bias=True, output_bias=True), "feedforward": GELU(width=48, bias=True)}  # fmt: skip
-    spec = uniform(vocab_size=272, width=32, layers=2, context=64, tied_head=True, head=LanguageModel(bias=True),
-                           body=EncoderDecoderBody(decoder_start=1), **bart)  # fmt: skip
+    bart = {
+        "position": Learned(offset=2),
+        "norm": LayerNorm(),
+        "embedding_norm": LayerNorm(),
+        "arrangement": PostNorm(),
+        "mixer": Grouped(heads=4, qkv_bias=True, output_bias=True),
+        "feedforward": GELU(width=48, bias=True),
+    }
+    spec = uniform(
+        vocab_size=272,
+        width=32,
+        layers=2,
+        context=64,
+        tied_head=True,
+        head=LanguageModel(bias=True),
+        body=EncoderDecoderBody(decoder_start=1),
+        **bart,
+    )
     m = luban.load_model(checkpoint)
     m = replace(m, spec=spec, module=luban.build_model(spec))
     prompt = luban.Engine(m).tokens_of("hé")

@@ -63,8 +63,16 @@ def make(method="rope", window=None, layout=None, **fields):
     position = method if isinstance(method, Position) else Position.registry.get(method)()
     if isinstance(position, LogN):
         position = LogN(trained=4)
-    spec = uniform(vocab_size=31, width=32, layers=1, context=40, position=position,
-                     mixer=Grouped(heads=2, kv_heads=1, window=window, layout=layout), feedforward=SwiGLU(width=16), **fields)  # fmt: skip
+    spec = uniform(
+        vocab_size=31,
+        width=32,
+        layers=1,
+        context=40,
+        position=position,
+        mixer=Grouped(heads=2, kv_heads=1, window=window, layout=layout),
+        feedforward=SwiGLU(width=16),
+        **fields,
+    )
     model = build_model(spec, seed=random.randrange(1000))
     with torch.no_grad():
         for p in model.parameters():
@@ -111,9 +119,10 @@ def some(method, case):
 
 
 @here
-@pytest.mark.parametrize(("method", "case"), [
-    pytest.param(m, c, marks=() if some(m, c) else pytest.mark.slow) for m in METHODS for c in CASES
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "case"),
+    [pytest.param(m, c, marks=() if some(m, c) else pytest.mark.slow) for m in METHODS for c in CASES],
+)
 def test_decoders_agree(method, case):
     model = make(method, window=random.randint(2, 20) if case == "window" else None)
     B, T = 2, random.randint(20, 40)

@@ -41,8 +41,10 @@ from luban.nn.position.t5 import RelativeBias
 from luban.nn.position.two_dimensional import Rope2D
 from luban.nn.position.xpos import XPos
 
-ALTERNATING = (LayerSpec(mixer=Grouped(heads=3), feedforward=SwiGLU(width=20)),
-               LayerSpec(mixer=Grouped(heads=3, window=4), feedforward=GEGLU(width=12)))  # fmt: skip
+ALTERNATING = (
+    LayerSpec(mixer=Grouped(heads=3), feedforward=SwiGLU(width=20)),
+    LayerSpec(mixer=Grouped(heads=3, window=4), feedforward=GEGLU(width=12)),
+)
 PARTS = {
     "kerple-power": {"position": KerplePower()},
     "kerple-log": {"position": KerpleLog(), "mixer": Grouped(heads=6, kv_heads=2)},
@@ -69,8 +71,15 @@ PARTS = {
 
 
 def make(**changes) -> torch.nn.Module:
-    base = {"vocab_size": 53, "width": 24, "layers": 2, "context": 40, "mixer": Grouped(heads=3, kv_heads=1),
-            "feedforward": SwiGLU(width=20), "init": NormalInit(std=0.3)}  # fmt: skip
+    base = {
+        "vocab_size": 53,
+        "width": 24,
+        "layers": 2,
+        "context": 40,
+        "mixer": Grouped(heads=3, kv_heads=1),
+        "feedforward": SwiGLU(width=20),
+        "init": NormalInit(std=0.3),
+    }
     layers = changes.pop("layers", 2)
     spec = uniform(**{**base, **changes, "layers": layers if isinstance(layers, int) else len(layers)})
     spec = spec if isinstance(layers, int) else replace(spec, layers=layers)
@@ -157,14 +166,19 @@ def test_windows_hold_for_the_layers_that_have_them():
 ARRANGEMENTS = {  # what one layer does to its input, from the papers' formulas
     PostNorm(): lambda b, x, a, n: b.feedforward_norm((y := b.mixer_norm(x + a(x))) + b.feedforward(y)),
     DeepNorm(): lambda b, x, a, n: b.feedforward_norm(
-        (2 * n) ** 0.25 * (y := b.mixer_norm((2 * n) ** 0.25 * x + a(x))) + b.feedforward(y)),
-    SandwichNorm(): lambda b, x, a, n: (y := x + b.mixer_output_norm(a(b.mixer_norm(x))))
-    + b.feedforward_output_norm(b.feedforward(b.feedforward_norm(y))),
-    NormedResidual(): lambda b, x, a, n: (2 * n) ** 0.5 * (
-        y := b.feedforward_norm((2 * n) ** 0.5 * b.mixer_norm(x) + a(b.mixer_norm(x)))) + b.feedforward(y),
+        (2 * n) ** 0.25 * (y := b.mixer_norm((2 * n) ** 0.25 * x + a(x))) + b.feedforward(y)
+    ),
+    SandwichNorm(): lambda b, x, a, n: (
+        (y := x + b.mixer_output_norm(a(b.mixer_norm(x))))
+        + b.feedforward_output_norm(b.feedforward(b.feedforward_norm(y)))
+    ),
+    NormedResidual(): lambda b, x, a, n: (
+        (2 * n) ** 0.5 * (y := b.feedforward_norm((2 * n) ** 0.5 * b.mixer_norm(x) + a(b.mixer_norm(x))))
+        + b.feedforward(y)
+    ),
     Parallel(norms=1): lambda b, x, a, n: x + a(b.mixer_norm(x)) + b.feedforward(b.mixer_norm(x)),
     Parallel(norms=2): lambda b, x, a, n: x + a(b.mixer_norm(x)) + b.feedforward(b.feedforward_norm(x)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("block", ARRANGEMENTS, ids=repr)
@@ -182,8 +196,14 @@ def test_arrangements_follow_their_formulas(block):
 
 
 def test_deepnorm_begins_smaller_by_its_gain():
-    block = make(arrangement=DeepNorm(), layers=2, init=XavierInit(scale_residual=False), width=192,
-                 mixer=Grouped(heads=4), feedforward=SwiGLU(width=192)).decoder.blocks["0"]  # fmt: skip
+    block = make(
+        arrangement=DeepNorm(),
+        layers=2,
+        init=XavierInit(scale_residual=False),
+        width=192,
+        mixer=Grouped(heads=4),
+        feedforward=SwiGLU(width=192),
+    ).decoder.blocks["0"]
     xavier = (2 / (192 + 192)) ** 0.5
     assert block.mixer.qkv.q.weight.std().item() == pytest.approx(xavier, rel=0.03)
     for layer in (block.mixer.qkv.v, block.mixer.output, block.feedforward.up, block.feedforward.down):
@@ -286,8 +306,9 @@ def test_compiles_without_graph_breaks():
     model = make().float()
     compiled = torch.compile(model, fullgraph=True)
     tokens, documents = torch.randint(0, 53, (2, 16)), torch.tensor([[0] * 9 + [1] * 7, [0] * 16])
-    torch.testing.assert_close(compiled(tokens, documents=documents), model(tokens, documents=documents),
-                               atol=1e-4, rtol=1e-4)  # fmt: skip
+    torch.testing.assert_close(
+        compiled(tokens, documents=documents), model(tokens, documents=documents), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_parameters_are_the_only_state(model):

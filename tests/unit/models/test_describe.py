@@ -42,20 +42,30 @@ from luban.nn.recurrent.tape import TapeRNN
 
 SPECS = {
     "llama": uniform(vocab_size=101, width=48, layers=3, mixer=Grouped(heads=6, kv_heads=2)),
-    "gpt": uniform(vocab_size=77, width=40, layers=2, position=Learned(), norm=LayerNorm(), tied_head=True,
-                     mixer=Grouped(heads=5, qkv_bias=True, output_bias=True, head_dim=6),
-                     feedforward=GELU(width=90, bias=True)),
-    "qk-norm": uniform(vocab_size=64, width=32, layers=1, mixer=Grouped(heads=4, qk_norm=RMSNorm()),
-                         feedforward=SwiGLU(width=50)),
-    "post": uniform(vocab_size=31, width=24, layers=2, mixer=Grouped(heads=3), arrangement=PostNorm(),
-                      embedding_norm=LayerNorm()),
+    "gpt": uniform(
+        vocab_size=77,
+        width=40,
+        layers=2,
+        position=Learned(),
+        norm=LayerNorm(),
+        tied_head=True,
+        mixer=Grouped(heads=5, qkv_bias=True, output_bias=True, head_dim=6),
+        feedforward=GELU(width=90, bias=True),
+    ),
+    "qk-norm": uniform(
+        vocab_size=64, width=32, layers=1, mixer=Grouped(heads=4, qk_norm=RMSNorm()), feedforward=SwiGLU(width=50)
+    ),
+    "post": uniform(
+        vocab_size=31, width=24, layers=2, mixer=Grouped(heads=3), arrangement=PostNorm(), embedding_norm=LayerNorm()
+    ),
     "sandwich": uniform(vocab_size=31, width=24, layers=2, mixer=Grouped(heads=3), arrangement=SandwichNorm()),
     "kerple": uniform(vocab_size=31, width=24, layers=2, mixer=Grouped(heads=3), position=KerpleLog()),
     "t5": uniform(vocab_size=31, width=24, layers=2, mixer=Grouped(heads=3), position=LogN(inner=RelativeBias())),
     "parallel": uniform(vocab_size=31, width=24, layers=2, mixer=Grouped(heads=3), arrangement=Parallel(norms=1)),
-    "parallel, two norms": uniform(vocab_size=31, width=24, layers=2, mixer=Grouped(heads=3),
-                                     arrangement=Parallel(norms=2)),
-}  # fmt: skip
+    "parallel, two norms": uniform(
+        vocab_size=31, width=24, layers=2, mixer=Grouped(heads=3), arrangement=Parallel(norms=2)
+    ),
+}
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -71,13 +81,29 @@ def test_flops_equal_torchs_counter(name):
 
 
 BODIES = {
-    "bert": changed(PRESETS["roberta-base"], vocab_size=61, width=24, layers=3, context=40,
-                    mixer=Grouped(heads=3), feedforward=GELU(width=50)),
-    "bart": changed(PRESETS["bart-base"], vocab_size=61, width=24, layers=2, context=40,
-                    mixer=Grouped(heads=3, kv_heads=1), feedforward=GELU(width=50)),
+    "bert": changed(
+        PRESETS["roberta-base"],
+        vocab_size=61,
+        width=24,
+        layers=3,
+        context=40,
+        mixer=Grouped(heads=3),
+        feedforward=GELU(width=50),
+    ),
+    "bart": changed(
+        PRESETS["bart-base"],
+        vocab_size=61,
+        width=24,
+        layers=2,
+        context=40,
+        mixer=Grouped(heads=3, kv_heads=1),
+        feedforward=GELU(width=50),
+    ),
     "t5": changed(PRESETS["t5-small"], vocab_size=61, width=24, layers=3, mixer=Grouped(heads=4)),
-} | {type(cell).__name__: uniform(vocab_size=31, width=24, body=RecurrentBody(cell=cell))
-     for cell in (RNN(), StackRNN(depth=9), TapeRNN(cells=11))}  # fmt: skip
+} | {
+    type(cell).__name__: uniform(vocab_size=31, width=24, body=RecurrentBody(cell=cell))
+    for cell in (RNN(), StackRNN(depth=9), TapeRNN(cells=11))
+}
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -102,14 +128,30 @@ def test_parameters_equal_the_modules(name):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("llama-7b", 6_738_415_616), ("llama-13b", 13_015_864_320), ("llama-33b", 32_528_943_616),
-     ("llama-65b", 65_285_660_672), ("llama2-7b", 6_738_415_616), ("llama2-13b", 13_015_864_320),
-     ("llama2-34b", 33_743_970_304), ("llama2-70b", 68_976_648_192), ("luban-6m", 6_819_072),
-     ("smollm2-135m", 134_515_008), ("gpt1", 116_534_784), ("gpt2", 124_439_808), ("gpt2-medium", 354_823_168),
-     ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200), ("bloom-560m", 559_214_592),
-     ("bloom-176b", 176_247_271_424), ("falcon-7b", 6_921_720_704), ("falcon-40b", 41_303_293_952),
-     ("chatglm-6b", 6_173_286_400), ("chatglm2-6b", 6_243_584_000)],
-)  # fmt: skip
+    [
+        ("llama-7b", 6_738_415_616),
+        ("llama-13b", 13_015_864_320),
+        ("llama-33b", 32_528_943_616),
+        ("llama-65b", 65_285_660_672),
+        ("llama2-7b", 6_738_415_616),
+        ("llama2-13b", 13_015_864_320),
+        ("llama2-34b", 33_743_970_304),
+        ("llama2-70b", 68_976_648_192),
+        ("luban-6m", 6_819_072),
+        ("smollm2-135m", 134_515_008),
+        ("gpt1", 116_534_784),
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+        ("bloom-560m", 559_214_592),
+        ("bloom-176b", 176_247_271_424),
+        ("falcon-7b", 6_921_720_704),
+        ("falcon-40b", 41_303_293_952),
+        ("chatglm-6b", 6_173_286_400),
+        ("chatglm2-6b", 6_243_584_000),
+    ],
+)
 def test_published_parameter_counts(name, parameters):
     assert PRESETS[name].parameters == parameters
     assert sum(p.numel() for p in build_model(PRESETS[name], device="meta").parameters()) == parameters
@@ -117,9 +159,17 @@ def test_published_parameter_counts(name, parameters):
 
 @pytest.mark.parametrize(
     ("name", "billions", "width", "layers"),
-    [("small", 0.125, 768, 12), ("medium", 0.35, 1024, 24), ("large", 0.76, 1536, 24), ("xl", 1.3, 2048, 24),
-     ("2.7b", 2.7, 2560, 32), ("6.7b", 6.7, 4096, 32), ("13b", 13.0, 5120, 40), ("175b", 175.0, 12_288, 96)],
-)  # fmt: skip
+    [
+        ("small", 0.125, 768, 12),
+        ("medium", 0.35, 1024, 24),
+        ("large", 0.76, 1536, 24),
+        ("xl", 1.3, 2048, 24),
+        ("2.7b", 2.7, 2560, 32),
+        ("6.7b", 6.7, 4096, 32),
+        ("13b", 13.0, 5120, 40),
+        ("175b", 175.0, 12_288, 96),
+    ],
+)
 def test_gpt3_counts_by_the_formula_and_near_the_paper(name, billions, width, layers):
     spec = PRESETS[f"gpt3-{name}"]
     assert spec.parameters == (50_257 + 2048) * width + layers * (12 * width**2 + 13 * width) + 2 * width
@@ -154,8 +204,12 @@ assert calls.count < 1_000_000 and peak < 1, (calls.count, peak)  # calls (a qua
 
 def test_175b_is_built_on_meta_and_described_with_little_work_and_under_a_gigabyte():
     tests, root = Path(__file__).parents[2], Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-c", BIG], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{tests}"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", BIG],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{tests}"},
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -169,8 +223,13 @@ def test_counting_imports_no_torch(module):
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(32, 4), (16, 16)])
 def test_model_flops_are_the_usual_formula(heads, kv_heads):
-    spec = uniform(vocab_size=32_000, width=2048, layers=5, mixer=Grouped(heads=heads, kv_heads=kv_heads),
-                     feedforward=SwiGLU(width=5632))  # fmt: skip
+    spec = uniform(
+        vocab_size=32_000,
+        width=2048,
+        layers=5,
+        mixer=Grouped(heads=heads, kv_heads=kv_heads),
+        feedforward=SwiGLU(width=5632),
+    )
     graph = describe(spec, batch=3, seq=1024)
     usual = 6 * (spec.parameters - 32_000 * 2048) + 6 * 5 * 2048 * 1024
     assert graph.model_flops / (3 * 1024) == pytest.approx(usual, rel=2e-4)  # norms' scales are no products

@@ -21,8 +21,11 @@ from luban.nn.feedforward.plain import GELU
 from luban.nn.mixer.grouped import Grouped
 
 COUNTS = {  # of the published checkpoints, pretraining heads included
-    "bert-base": 110_106_428, "bert-large": 336_226_108, "roberta-base": 124_697_433, "roberta-large": 355_412_057,
-}  # fmt: skip
+    "bert-base": 110_106_428,
+    "bert-large": 336_226_108,
+    "roberta-base": 124_697_433,
+    "roberta-large": 355_412_057,
+}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -56,19 +59,37 @@ def test_flops_follow_from_the_layers(name):
 
 
 def tiny(head, *, body=None) -> ModelSpec:
-    return changed(preset("bert-base"), vocab_size=97, width=24, layers=2, head=head, body=body or preset("bert-base").body,
-                   mixer=Grouped(heads=3, qkv_bias=True, output_bias=True), tied_head=False)  # fmt: skip
+    return changed(
+        preset("bert-base"),
+        vocab_size=97,
+        width=24,
+        layers=2,
+        head=head,
+        body=body or preset("bert-base").body,
+        mixer=Grouped(heads=3, qkv_bias=True, output_bias=True),
+        tied_head=False,
+    )
 
 
 @pytest.mark.parametrize(
     ("head", "shape"),
-    [(Classes(count=5), (3, 5)), (Classes(count=4, pooling="mean", dense=False), (3, 4)), (Classes(pooling="last"), (3, 2)),
-     (TokenClasses(count=7), (3, 11, 7)), (Span(), (3, 11, 2)), (Value(), (3,)), (LanguageModel(bias=True), (3, 11, 97))],
-)  # fmt: skip
+    [
+        (Classes(count=5), (3, 5)),
+        (Classes(count=4, pooling="mean", dense=False), (3, 4)),
+        (Classes(pooling="last"), (3, 2)),
+        (TokenClasses(count=7), (3, 11, 7)),
+        (Span(), (3, 11, 2)),
+        (Value(), (3,)),
+        (LanguageModel(bias=True), (3, 11, 97)),
+    ],
+)
 @pytest.mark.parametrize("body", ["encoder", "decoder"])
 def test_heads_give_their_shapes_whatever_the_padding(head, shape, body):
-    spec = tiny(head) if body == "encoder" else uniform(vocab_size=97, width=24, layers=2, head=head,
-                                                          mixer=Grouped(heads=3))  # fmt: skip
+    spec = (
+        tiny(head)
+        if body == "encoder"
+        else uniform(vocab_size=97, width=24, layers=2, head=head, mixer=Grouped(heads=3))
+    )
     model = build_model(spec, seed=random.SystemRandom().randrange(2**31))
     assert spec.parameters == sum(p.numel() for p in model.parameters())
     tokens = torch.randint(0, 97, (3, 11))

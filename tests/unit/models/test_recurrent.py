@@ -110,8 +110,14 @@ def tape_by_hand(x, p):
 
 @pytest.mark.parametrize(
     ("cell", "by_hand"),
-    [(RNN(), rnn_by_hand), (LSTM(), lstm_by_hand), (LSTM(cells=23), lstm_by_hand), (CELLS[3], stack_by_hand), (CELLS[4], tape_by_hand)],
-)  # fmt: skip
+    [
+        (RNN(), rnn_by_hand),
+        (LSTM(), lstm_by_hand),
+        (LSTM(cells=23), lstm_by_hand),
+        (CELLS[3], stack_by_hand),
+        (CELLS[4], tape_by_hand),
+    ],
+)
 def test_equals_the_equations(cell, by_hand):
     made = model(cell)
     tokens = torch.randint(0, 19, (3, 9))
@@ -163,8 +169,13 @@ def test_heads_read_the_last_real_token():
 
 
 def elmo(words=None, **changes):
-    spec = uniform(vocab_size=19, width=6, body=ElmoBody(layers=2, cell=LSTM(cells=9), words=words),
-                     init=FanInInit(embedding=1.0), **changes)  # fmt: skip
+    spec = uniform(
+        vocab_size=19,
+        width=6,
+        body=ElmoBody(layers=2, cell=LSTM(cells=9), words=words),
+        init=FanInInit(embedding=1.0),
+        **changes,
+    )
     return build_model(spec, seed=random.SystemRandom().randrange(2**31)).double()
 
 

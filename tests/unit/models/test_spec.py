@@ -69,8 +69,10 @@ def test_a_folder_without_a_spec_is_named(tmp_path):
 
 
 def test_initialisation_depends_on_seed_and_name_alone():
-    shallow, deep = (uniform(vocab_size=50, width=16, layers=n, mixer=Grouped(heads=2),
-                               init=NormalInit(scale_residual=False)) for n in (1, 3))  # fmt: skip
+    shallow, deep = (
+        uniform(vocab_size=50, width=16, layers=n, mixer=Grouped(heads=2), init=NormalInit(scale_residual=False))
+        for n in (1, 3)
+    )
     a, b, c = build_model(shallow, seed=4), build_model(deep, seed=4), build_model(deep, seed=5)
     names = dict(b.named_parameters())
     assert all(torch.equal(p, names[name]) for name, p in a.named_parameters())

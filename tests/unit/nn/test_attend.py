@@ -30,12 +30,14 @@ def test_products_equal_the_definition(masked, length):
     bare, backward_only = masked == "bare triangle", masked != "everything"
     out = _written_out(q, k, v, PreparedMask(causal=bare, dense=mask, backward_only=backward_only), 0.3)
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    wanted = F.scaled_dot_product_attention(*wide, attn_mask=None if mask is None else mask.double(), is_causal=bare,
-                                            scale=0.3, enable_gqa=True)  # fmt: skip
+    wanted = F.scaled_dot_product_attention(
+        *wide, attn_mask=None if mask is None else mask.double(), is_causal=bare, scale=0.3, enable_gqa=True
+    )
     torch.testing.assert_close(out.double(), wanted, rtol=0, atol=1e-5)
     do = torch.randn_like(out)
-    for ours, theirs in zip(torch.autograd.grad(out, (q, k, v), do), torch.autograd.grad(wanted, wide, do.double()),
-                            strict=True):  # fmt: skip
+    for ours, theirs in zip(
+        torch.autograd.grad(out, (q, k, v), do), torch.autograd.grad(wanted, wide, do.double()), strict=True
+    ):
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-4)
 
 
@@ -45,8 +47,13 @@ def test_what_is_marked_as_looking_back_does():
 
     device = torch.device("cpu")
     prefix = torch.tensor([[True, True, True, False, False, False]])
-    cases = {"causal": {}, "window": {"window": 2}, "documents": {"documents": torch.tensor([[0, 0, 0, 1, 1, 1]])},
-             "prefix": {"prefix": prefix}, "both ways": {"causal": False}}  # fmt: skip
+    cases = {
+        "causal": {},
+        "window": {"window": 2},
+        "documents": {"documents": torch.tensor([[0, 0, 0, 1, 1, 1]])},
+        "prefix": {"prefix": prefix},
+        "both ways": {"causal": False},
+    }
     for name, options in cases.items():
         visible = AttentionMask(**({"queries": 6, "keys": 6, "causal": True, "device": device} | options))
         made = prepare(visible, head_dim=8, dtype=torch.float32)

@@ -37,14 +37,20 @@ def test_any_number_of_inputs(inputs):
     assert ((layer(x) - exact).abs() <= size * 2**-7 + 1e-4).all()
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"tied_head": True},
-    {"mixer": Grouped(heads=4, qkv_bias=True, output_bias=True), "feedforward": GELU(width=96, bias=True),
-     "arrangement": Parallel(norms=1)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tied_head": True},
+        {
+            "mixer": Grouped(heads=4, qkv_bias=True, output_bias=True),
+            "feedforward": GELU(width=96, bias=True),
+            "arrangement": Parallel(norms=1),
+        },
+    ],
+)
 def test_a_packed_model_stays_near_the_plain_one(changes):
-    spec = uniform(**{"vocab_size": 160, "width": 64, "layers": 2, "mixer": Grouped(heads=4, kv_heads=2),
-                              **changes})  # fmt: skip
+    spec = uniform(**{"vocab_size": 160, "width": 64, "layers": 2, "mixer": Grouped(heads=4, kv_heads=2), **changes})
     model, packed = luban.build_model(spec, seed=3).eval(), luban.build_model(spec, seed=3).eval()
     pack_int8(packed)
     left = {name for name, p in packed.named_parameters() if p.dtype == torch.float32 and p.dim() > 1}

@@ -45,8 +45,14 @@ def seen(layout, table, i, j, causal):
 
 
 def make(layout, layers=1, **changes):
-    base = {"vocab_size": 53, "width": 24, "layers": layers, "context": 120, "feedforward": SwiGLU(width=20),
-            "mixer": Grouped(heads=2, kv_heads=1, layout=layout)}  # fmt: skip
+    base = {
+        "vocab_size": 53,
+        "width": 24,
+        "layers": layers,
+        "context": 120,
+        "feedforward": SwiGLU(width=20),
+        "mixer": Grouped(heads=2, kv_heads=1, layout=layout),
+    }
     return build_model(uniform(**{**base, **changes}), dtype="float64", seed=random.randrange(1000))
 
 
@@ -70,8 +76,10 @@ def test_tables_and_lists_are_the_definition(name, causal):
             for j in range(i + 1 if causal else T):
                 assert bool(dense[head, i, j]) == seen(layout, table, i, j, causal), (i, j)
     assert torch.equal(made.dense(3, T), dense[:, -3:])
-    for lists, counts, table in ((made.query_list, made.query_count, made.table),
-                                 (made.key_list, made.key_count, made.table.transpose(1, 2))):  # fmt: skip
+    for lists, counts, table in (
+        (made.query_list, made.query_count, made.table),
+        (made.key_list, made.key_count, made.table.transpose(1, 2)),
+    ):
         for head in range(len(table)):
             for row, count in enumerate(counts[head].tolist()):
                 assert lists[head, row, :count].tolist() == table[head, row].nonzero().flatten().tolist()
@@ -107,9 +115,11 @@ def test_a_model_sees_what_its_layout_and_its_mask_say(name, body):
         for i in random.sample(range(70), 6):
             (gradient,) = torch.autograd.grad(out[0, i].square().sum(), kept[0], retain_graph=True)
             for j in range(T):
-                wanted = seen(layout, tables, i, j, causal) and (
-                    "documents" not in arguments or bool(documents[0, i] == documents[0, j])
-                ) and ("mask" not in arguments or bool(real[0, j]))  # fmt: skip
+                wanted = (
+                    seen(layout, tables, i, j, causal)
+                    and ("documents" not in arguments or bool(documents[0, i] == documents[0, j]))
+                    and ("mask" not in arguments or bool(real[0, j]))
+                )
                 assert bool(gradient[0, j].abs().max() > 1e-12) == wanted, (arguments.keys(), i, j)
 
 

@@ -48,8 +48,9 @@ def places():
 def test_kerple_begins_as_alibi():
     """r2 = 1 and r1 = slope·√D: the same bias, as KERPLE's stands inside the division by √D."""
     queries, keys = places()
-    torch.testing.assert_close(started(KerplePower())(queries, keys).bias(), started(Alibi())(queries, keys).bias(),
-                               rtol=1e-5, atol=1e-6)  # fmt: skip
+    torch.testing.assert_close(
+        started(KerplePower())(queries, keys).bias(), started(Alibi())(queries, keys).bias(), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_logarithmic_kernel_begins_next_to_the_diagonal_as_alibi():
@@ -105,7 +106,8 @@ def test_t5_buckets_equal_transformers(causal):
     shape = PositionShape(width=12, heads=6, head_dim=8, context=300, causal=causal)
     method, (queries, keys) = started(RelativeBias(buckets=16, max_distance=90), shape), places()
     buckets = modeling.T5Attention._relative_position_bucket(
-        keys[:, None, :] - queries[:, :, None], bidirectional=not causal, num_buckets=16, max_distance=90)  # fmt: skip
+        keys[:, None, :] - queries[:, :, None], bidirectional=not causal, num_buckets=16, max_distance=90
+    )
     expected = method.weight[buckets].permute(0, 3, 1, 2)
     torch.testing.assert_close(method(queries, keys).bias(), expected, rtol=0, atol=0)
 
@@ -133,8 +135,9 @@ def test_xpos_follows_its_equation_and_is_invariant_to_a_shift(pairing):
                 expected += (product * complex(math.cos(angle), math.sin(angle))).real * zeta ** (distance / 100)
             assert got[0, 0, n, m].item() == pytest.approx(expected, abs=1e-3, rel=1e-3)
     causal = torch.ones(3, 3).tril().bool()  # without the future, where the factor grows
-    torch.testing.assert_close(scores(method, q, k, positions + 77)[0, 0][causal], got[0, 0][causal],
-                               atol=1e-4, rtol=1e-4)  # fmt: skip
+    torch.testing.assert_close(
+        scores(method, q, k, positions + 77)[0, 0][causal], got[0, 0][causal], atol=1e-4, rtol=1e-4
+    )
 
 
 def test_xpos_decays_and_stays_finite_in_half_precision():
@@ -143,8 +146,12 @@ def test_xpos_decays_and_stays_finite_in_half_precision():
     turned, other = rotated(method, ones.half(), ones.half(), torch.arange(8192)[None])
     assert turned.isfinite().all() and other.isfinite().all()
     made = [method(at, at).rotation for at in (torch.tensor([[n, 0]]) for n in (0, 128, 512, 2048))]
-    decay = [(r.queries[0][0, 0, 0].hypot(r.queries[1][0, 0, 0]) * r.keys[0][0, 0, 1].hypot(r.keys[1][0, 0, 1])).mean().item()
-             for r in made]  # fmt: skip
+    decay = [
+        (r.queries[0][0, 0, 0].hypot(r.queries[1][0, 0, 0]) * r.keys[0][0, 0, 1].hypot(r.keys[1][0, 0, 1]))
+        .mean()
+        .item()
+        for r in made
+    ]
     assert decay[0] == pytest.approx(1.0) and decay == sorted(decay, reverse=True) and decay[-1] < 0.6
 
 
@@ -168,8 +175,10 @@ def test_log_n_keeps_entropy_steady():
         p = logits.softmax(-1)
         return -(p * p.clamp_min(1e-30).log()).sum(-1).mean().item()
 
-    drift = {name: sharpness(8192, math.log(8192) / math.log(512) if name == "scaled" else 1.0) - sharpness(512, 1.0)
-             for name in ("scaled", "plain")}  # fmt: skip
+    drift = {
+        name: sharpness(8192, math.log(8192) / math.log(512) if name == "scaled" else 1.0) - sharpness(512, 1.0)
+        for name in ("scaled", "plain")
+    }
     assert abs(drift["scaled"]) < 0.5 * abs(drift["plain"])
 
 
@@ -189,20 +198,34 @@ def test_randomised_positions_are_sorted_distinct_and_drawn_anew_in_training():
 
 
 def test_randomised_positions_reach_the_method_inside():
-    spec = uniform(vocab_size=30, width=24, layers=2, context=40, mixer=Grouped(heads=3),
-                     position=Randomised(inner=Rope(), longest=500))  # fmt: skip
+    spec = uniform(
+        vocab_size=30,
+        width=24,
+        layers=2,
+        context=40,
+        mixer=Grouped(heads=3),
+        position=Randomised(inner=Rope(), longest=500),
+    )
     model, tokens = build_model(spec).eval(), torch.randint(0, 30, (2, 11))
     plain = build_model(uniform(vocab_size=30, width=24, layers=2, context=40, mixer=Grouped(heads=3)))
     drawn = model.decoder.position.draw(11, tokens.device)[None]
     torch.testing.assert_close(model(tokens), plain(tokens, positions=drawn))
-    wrapped = uniform(vocab_size=30, width=24, layers=2, mixer=Grouped(heads=3), context=40,
-                        position=Randomised(inner=KerpleLog(), longest=64))  # fmt: skip
+    wrapped = uniform(
+        vocab_size=30,
+        width=24,
+        layers=2,
+        mixer=Grouped(heads=3),
+        context=40,
+        position=Randomised(inner=KerpleLog(), longest=64),
+    )
     assert build_model(wrapped)(tokens).isfinite().all()
 
 
 def test_two_dimensional_rotation_is_one_rotation_a_half():
-    method, rope = Rope2D(base=30.0).build(SHAPE), Rope(base=30.0).build(PositionShape(width=12, heads=6, head_dim=4,
-                                                                                       context=9))  # fmt: skip
+    method, rope = (
+        Rope2D(base=30.0).build(SHAPE),
+        Rope(base=30.0).build(PositionShape(width=12, heads=6, head_dim=4, context=9)),
+    )
     q, positions = torch.randn(2, 6, 5, 8), torch.randint(0, 9, (2, 2, 5))
     turned, _ = rotated(method, q, q, positions)
     for half in range(2):
@@ -237,8 +260,14 @@ def test_scalings_at_their_ends():
 
 
 def test_randomised_positions_with_a_cache_are_those_of_the_context():
-    spec = uniform(vocab_size=30, width=24, layers=2, context=40, mixer=Grouped(heads=3),
-                     position=Randomised(inner=Alibi(), longest=500))  # fmt: skip
+    spec = uniform(
+        vocab_size=30,
+        width=24,
+        layers=2,
+        context=40,
+        mixer=Grouped(heads=3),
+        position=Randomised(inner=Alibi(), longest=500),
+    )
     model, tokens = build_model(spec).eval(), torch.randint(0, 30, (1, 11))
     cache = ContiguousCache.of(model, 1)
     pieces = [model(piece, cache=cache) for piece in tokens.split([4, 1, 6], dim=1)]

@@ -71,8 +71,13 @@ def test_a_laid_model_trains_as_a_plain_one():
 @pytest.mark.parametrize("bias", [False, True])
 @torch.inference_mode()
 def test_a_laid_model_decodes_what_a_plain_one_does(bias):
-    spec = uniform(vocab_size=211, width=160, layers=2, tied_head=bias,
-                           mixer=Grouped(heads=4, kv_heads=2, qkv_bias=bias, qk_norm=RMSNorm() if bias else None))  # fmt: skip
+    spec = uniform(
+        vocab_size=211,
+        width=160,
+        layers=2,
+        tied_head=bias,
+        mixer=Grouped(heads=4, kv_heads=2, qkv_bias=bias, qk_norm=RMSNorm() if bias else None),
+    )
     plain = luban.build_model(spec, seed=5).eval()
     for parameter in plain.parameters():
         torch.nn.init.normal_(parameter, std=0.1)

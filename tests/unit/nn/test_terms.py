@@ -131,8 +131,11 @@ class _Called(nn.Module):
 def agree(module, terms, call, dtype, tolerance, monkeypatch):
     x = torch.randn(ROWS, WIDTH, device=DEVICE, dtype=dtype, requires_grad=True)
     out = call(module, x)
-    ours = [x, *(p for name, p in module.named_parameters() if ".terms." not in f".{name}"),
-            *(p for term in terms.values() for p in (term.a, term.b))]  # fmt: skip
+    ours = [
+        x,
+        *(p for name, p in module.named_parameters() if ".terms." not in f".{name}"),
+        *(p for term in terms.values() for p in (term.a, term.b)),
+    ]
     with monkeypatch.context() as patch:
         without_kernels(patch)
         right, theirs = by_merged_weights(module, terms, call, x)
@@ -171,8 +174,13 @@ def decoder_and_batch(chosen):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     tokens = torch.randint(0, VOCAB, (1, 8), device=DEVICE)
-    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_mask": torch.rand(1, 7, device=DEVICE) < 0.8,
-             "documents": None, "positions": None}  # fmt: skip
+    batch = {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "loss_mask": torch.rand(1, 7, device=DEVICE) < 0.8,
+        "documents": None,
+        "positions": None,
+    }
     return model.to(DEVICE), batch
 
 
@@ -185,8 +193,14 @@ WHERE = {
     "head": lambda name, own: name == "head",
     "everything": lambda name, own: True,
 }
-KERNELS = {"apply_rotary_qkv": 1, "apply_rotary_qkv_backward": 1, "swiglu": 1, "swiglu_backward": 1,
-           "linear_cross_entropy": 1, "times": 3}  # fmt: skip
+KERNELS = {
+    "apply_rotary_qkv": 1,
+    "apply_rotary_qkv_backward": 1,
+    "swiglu": 1,
+    "swiglu_backward": 1,
+    "linear_cross_entropy": 1,
+    "times": 3,
+}
 
 
 @here

@@ -38,8 +38,10 @@ def test_every_token_is_predicted_from_either_side_inside_its_document(shards_pa
     tokens, targets, trained, documents = (tensors(batch)[n] for n in ("tokens", "targets", "loss_mask", "documents"))
     total = objective.loss(model)(tensors(batch)).sum
     logits = model(tokens, documents=documents)
-    want = sum(F.cross_entropy(logits[:, :, d][trained[:, :, d]], targets[:, :, d][trained[:, :, d]], reduction="sum")
-               for d in range(2))  # fmt: skip
+    want = sum(
+        F.cross_entropy(logits[:, :, d][trained[:, :, d]], targets[:, :, d][trained[:, :, d]], reduction="sum")
+        for d in range(2)
+    )
     torch.testing.assert_close(total, want, rtol=1e-6, atol=1e-6)
     assert batch.target_count == trained.sum()
 
@@ -70,8 +72,13 @@ def test_auxiliary_loss_is_the_sum_of_two_means_however_it_is_cut(pieces):
     documents[2, 9:] = -1
     task &= documents >= 0
     follows = np.pad(documents[:, 1:] == documents[:, :-1], ((0, 0), (0, 1))) & (documents >= 0)
-    plain = Batch(tokens=tokens, targets=rng.integers(0, 30, (4, 12)), loss_mask=task, documents=documents,
-                  positions=np.broadcast_to(np.arange(12), (4, 12)).astype(np.int32))  # fmt: skip
+    plain = Batch(
+        tokens=tokens,
+        targets=rng.integers(0, 30, (4, 12)),
+        loss_mask=task,
+        documents=documents,
+        positions=np.broadcast_to(np.arange(12), (4, 12)).astype(np.int32),
+    )
 
     objective = Auxiliary(weight=0.5)
     batch = add_language_targets(plain, 0.5)

@@ -18,8 +18,15 @@ from luban.objectives.causal import Causal, CausalLoss
 
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])
 def model(request):
-    spec = uniform(vocab_size=61, width=16, layers=1, context=32, mixer=Grouped(heads=2),
-                     feedforward=SwiGLU(width=20), tied_head=request.param)  # fmt: skip
+    spec = uniform(
+        vocab_size=61,
+        width=16,
+        layers=1,
+        context=32,
+        mixer=Grouped(heads=2),
+        feedforward=SwiGLU(width=20),
+        tied_head=request.param,
+    )
     return build_model(spec, dtype="float64")
 
 
@@ -108,8 +115,9 @@ def test_half_precision_is_summed_in_float32():
     total = causal_loss(model, tokens, tokens, torch.ones(2, 9, dtype=torch.bool))
     logits = model(tokens).double().flatten(0, 1)
     assert total.dtype == torch.float32
-    torch.testing.assert_close(total.double(), F.cross_entropy(logits, tokens.flatten(), reduction="sum"),
-                               rtol=1e-5, atol=0)  # fmt: skip
+    torch.testing.assert_close(
+        total.double(), F.cross_entropy(logits, tokens.flatten(), reduction="sum"), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("chunked", [False, True])

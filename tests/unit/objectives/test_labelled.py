@@ -37,12 +37,15 @@ def labelled(tmp_path_factory) -> Path:
         wild = draw.random() < 0.5
         if wild:
             words[draw.randrange(6)] = "river"
-        rows.append({"messages": [{"role": "user", "content": " ".join(words)},
-                                  {"role": "assistant", "content": LABELS[wild]}]})  # fmt: skip
+        rows.append(
+            {"messages": [{"role": "user", "content": " ".join(words)}, {"role": "assistant", "content": LABELS[wild]}]}
+        )
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for command in (["corpus", "build", folder / "rows.jsonl", "--out", folder / "corpus", "--heldout", "0.2"],
-                    ["tokenizer", "train", folder / "corpus", "--out", folder / "tokenizer", "--vocab-size", "400"],
-                    ["data", "pack", folder / "corpus", "--tokenizer", folder / "tokenizer", "--out", folder / "shards"]):  # fmt: skip
+    for command in (
+        ["corpus", "build", folder / "rows.jsonl", "--out", folder / "corpus", "--heldout", "0.2"],
+        ["tokenizer", "train", folder / "corpus", "--out", folder / "tokenizer", "--vocab-size", "400"],
+        ["data", "pack", folder / "corpus", "--tokenizer", folder / "tokenizer", "--out", folder / "shards"],
+    ):
         assert not main([str(part) for part in command])
     return folder / "shards"
 
@@ -66,8 +69,17 @@ def test_loss_is_the_classes_mean_and_the_texts_mean_times_lambda_however_it_is_
     shards, objective = Shards.open(labelled), Labelled(labels=LABELS, weight=0.5)
     batch = objective.examples(shards, seq_len=40, seed=0, packing="fit").gather(np.array([0, 5, 9, 11, 2, -1]))
     head = Classes(count=2, pooling="last", dense=False)
-    model = build_model(uniform(vocab_size=shards.vocab_size, width=16, layers=1, context=40, tied_head=True, head=head,
-                                  mixer=Grouped(heads=2))).double()  # fmt: skip
+    model = build_model(
+        uniform(
+            vocab_size=shards.vocab_size,
+            width=16,
+            layers=1,
+            context=40,
+            tied_head=True,
+            head=head,
+            mixer=Grouped(heads=2),
+        )
+    ).double()
     loss = objective.loss(model)
     total = sum(loss(part).sum for part in cut(tensors(batch), pieces)) / batch.target_count
     classes, tokens_lost = [], []

@@ -137,8 +137,15 @@ def test_pair_rows_and_the_loss_weigh_masks_and_pairs_as_means(shards_path):
         assert row[0] == marks.head and last == real.sum() - 1
         assert (segments[: first + 1] == 0).all() and (segments[first + 1 : last + 1] == 1).all()
     assert (batch.documents[3] == -1).all() and batch.weights[3] == 0 and not batch.loss_mask[3].any()
-    spec = changed(ENCODERS["bert-base"], vocab_size=shards.vocab_size, width=16, layers=1, head=MaskedLM(pair=True),
-                   mixer=Grouped(heads=2, qkv_bias=True, output_bias=True), feedforward=GELU(width=32, bias=True))  # fmt: skip
+    spec = changed(
+        ENCODERS["bert-base"],
+        vocab_size=shards.vocab_size,
+        width=16,
+        layers=1,
+        head=MaskedLM(pair=True),
+        mixer=Grouped(heads=2, qkv_bias=True, output_bias=True),
+        feedforward=GELU(width=32, bias=True),
+    )
     model = build_model(spec).double()
     arrays, count = tensors(batch), batch.target_count
     total, metrics = objective.loss(model)(arrays)

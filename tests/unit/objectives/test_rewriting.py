@@ -34,8 +34,13 @@ from luban.objectives.span import SpanCorruption
 
 
 def seen(segments: list[int]) -> list[list[int]]:
-    visible = AttentionMask(queries=len(segments), keys=len(segments), causal=True, device=torch.device("cpu"),
-                      prefix=torch.tensor([segments]) == 0)  # fmt: skip
+    visible = AttentionMask(
+        queries=len(segments),
+        keys=len(segments),
+        causal=True,
+        device=torch.device("cpu"),
+        prefix=torch.tensor([segments]) == 0,
+    )
     return visible.dense()[0, 0].int().tolist()
 
 

@@ -13,13 +13,25 @@ from luban.optim.muon import Muon, orthogonalise
 
 
 def parameters() -> dict[str, nn.Parameter]:
-    shapes = {"decoder.embedding.tokens.weight": (11, 6), "decoder.blocks.0.q.weight": (6, 6), "decoder.blocks.1.q.weight": (6, 6),
-              "decoder.blocks.0.up.weight": (10, 6), "decoder.blocks.0.norm.weight": (6,), "head.weight": (11, 6)}  # fmt: skip
+    shapes = {
+        "decoder.embedding.tokens.weight": (11, 6),
+        "decoder.blocks.0.q.weight": (6, 6),
+        "decoder.blocks.1.q.weight": (6, 6),
+        "decoder.blocks.0.up.weight": (10, 6),
+        "decoder.blocks.0.norm.weight": (6,),
+        "head.weight": (11, 6),
+    }
     return {name: nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
 
 
-ROLES = {"decoder.embedding.tokens.weight": "embedding", "decoder.blocks.0.q.weight": "q", "decoder.blocks.1.q.weight": "q",
-         "decoder.blocks.0.up.weight": "up", "decoder.blocks.0.norm.weight": "norm", "head.weight": "lm_head"}  # fmt: skip
+ROLES = {
+    "decoder.embedding.tokens.weight": "embedding",
+    "decoder.blocks.0.q.weight": "q",
+    "decoder.blocks.1.q.weight": "q",
+    "decoder.blocks.0.up.weight": "up",
+    "decoder.blocks.0.norm.weight": "norm",
+    "head.weight": "lm_head",
+}
 
 
 def copies(named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -89,8 +101,9 @@ def test_muon_matches_torchs_own_on_hidden_matrices_and_adamw_on_the_rest():
     twin = copies(named)
     optimizer = Muon(lr=0.02, adamw_lr=0.003, weight_decay=0.1).build(named, ROLES)
     hidden = {name: twin[name] for name in hidden_matrices(ROLES)}
-    reference = torch.optim.Muon(hidden.values(), lr=0.02, weight_decay=0.1, momentum=0.95,
-                                 adjust_lr_fn="match_rms_adamw")  # fmt: skip
+    reference = torch.optim.Muon(
+        hidden.values(), lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
     rest = {name: p for name, p in twin.items() if name not in hidden}
     adamw = AdamW(lr=0.003, weight_decay=0.1).build(rest, {name: ROLES[name] for name in rest})
     for _ in range(4):
@@ -141,7 +154,12 @@ def test_optimizers_refuse_nonsense():
     from luban.core.config import from_dict
 
     assert from_dict(OptimizerConfig, {"type": "muon", "lr": "0.5"}).lr == 0.5
-    for wrong in ({"type": "adamw", "lr": 0}, {"type": "adamw", "betas": [0.9, 1.0]}, {"type": "muon", "momentum": 1},
-                  {"type": "adamw", "weight_decay": -1}, {"type": "adamw", "momentum": 0.9}):  # fmt: skip
+    for wrong in (
+        {"type": "adamw", "lr": 0},
+        {"type": "adamw", "betas": [0.9, 1.0]},
+        {"type": "muon", "momentum": 1},
+        {"type": "adamw", "weight_decay": -1},
+        {"type": "adamw", "momentum": 0.9},
+    ):
         with pytest.raises(ConfigError):
             from_dict(OptimizerConfig, wrong)

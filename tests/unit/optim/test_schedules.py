@@ -52,7 +52,12 @@ def test_warm_up_longer_than_the_run_never_leaves_it():
 def test_schedules_are_chosen_by_name_and_refuse_nonsense():
     assert from_dict(Schedule, {"type": "wsd", "decay": 0.5}) == WarmupStableDecay(decay=0.5)
     assert to_dict(Cosine(warmup=3))["type"] == "cosine"
-    for wrong in ({"type": "wsd", "decay": 0}, {"type": "cosine", "warmup": -1}, {"type": "cosine", "final": 2},
-                  {"type": "cosin"}, {"type": "constant", "final": 0.5}):  # fmt: skip
+    for wrong in (
+        {"type": "wsd", "decay": 0},
+        {"type": "cosine", "warmup": -1},
+        {"type": "cosine", "final": 2},
+        {"type": "cosin"},
+        {"type": "constant", "final": 0.5},
+    ):
         with pytest.raises(ConfigError):
             from_dict(Schedule, wrong)

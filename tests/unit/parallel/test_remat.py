@@ -28,8 +28,19 @@ def run(what: str, seed: int) -> tuple[float, list[torch.Tensor], int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        loss = Causal().loss(module)({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "documents": None,
-                                      "loss_mask": tokens[:, 1:] >= 0, "positions": None}).sum  # fmt: skip
+        loss = (
+            Causal()
+            .loss(module)(
+                {
+                    "tokens": tokens[:, :-1],
+                    "targets": tokens[:, 1:],
+                    "documents": None,
+                    "loss_mask": tokens[:, 1:] >= 0,
+                    "positions": None,
+                }
+            )
+            .sum
+        )
     loss.backward()
     return loss.item(), [p.grad for p in module.parameters()], kept
 
@@ -59,6 +70,11 @@ def test_compiling_says_nothing_that_users_cannot_act_on():
     SelectiveRemat()
     SelectiveRemat()
     log = logging.getLogger("torch._higher_order_ops.wrap")
-    told = {text: bool(log.filter(logging.makeLogRecord({"msg": text}))) for text in (
-        "\nDetected that context_fn is passed to torch.utils.checkpoint under torch.compile.\n", "something else")}  # fmt: skip
+    told = {
+        text: bool(log.filter(logging.makeLogRecord({"msg": text})))
+        for text in (
+            "\nDetected that context_fn is passed to torch.utils.checkpoint under torch.compile.\n",
+            "something else",
+        )
+    }
     assert list(told.values()) == [False, True] and len(log.filters) == 1

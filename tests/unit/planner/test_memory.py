@@ -20,15 +20,38 @@ from luban.planner.memory import Setting, joined_parameters, kept_bytes, layer_b
 
 BATCH, SEQ = 3, 40
 SHAPES = {
-    "gpt": uniform(vocab_size=60, width=48, layers=3, context=64, position=Learned(), norm=LayerNorm(),
-                     mixer=Grouped(heads=4), feedforward=ReLU(width=144)),
-    "gelu": uniform(vocab_size=60, width=48, layers=2, context=64, position=Learned(), norm=LayerNorm(),
-                      mixer=Grouped(heads=4, kv_heads=2), feedforward=GELU(width=100)),
-    "llama": uniform(vocab_size=60, width=64, layers=2, context=64, mixer=Grouped(heads=4, kv_heads=2),
-                       feedforward=SwiGLU(width=96)),
-    "qk-norm": uniform(vocab_size=60, width=64, layers=2, context=64,
-                         mixer=Grouped(heads=4, kv_heads=2, qk_norm=RMSNorm()), feedforward=SwiGLU(width=96)),
-}  # fmt: skip
+    "gpt": uniform(
+        vocab_size=60,
+        width=48,
+        layers=3,
+        context=64,
+        position=Learned(),
+        norm=LayerNorm(),
+        mixer=Grouped(heads=4),
+        feedforward=ReLU(width=144),
+    ),
+    "gelu": uniform(
+        vocab_size=60,
+        width=48,
+        layers=2,
+        context=64,
+        position=Learned(),
+        norm=LayerNorm(),
+        mixer=Grouped(heads=4, kv_heads=2),
+        feedforward=GELU(width=100),
+    ),
+    "llama": uniform(
+        vocab_size=60, width=64, layers=2, context=64, mixer=Grouped(heads=4, kv_heads=2), feedforward=SwiGLU(width=96)
+    ),
+    "qk-norm": uniform(
+        vocab_size=60,
+        width=64,
+        layers=2,
+        context=64,
+        mixer=Grouped(heads=4, kv_heads=2, qk_norm=RMSNorm()),
+        feedforward=SwiGLU(width=96),
+    ),
+}
 
 
 def saved_by_autograd(spec: ModelSpec) -> int:
@@ -97,13 +120,19 @@ MEASURED = [
     (16, {"remat": "full"}, 2, 13.0),
     (16, {"remat": "full", "inner_kept": False}, 2, 12.7),
     (16, {"remat": "selective", "masters": True}, 4, 47.1),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("heads", "changed", "moments", "gigabytes"), MEASURED)
 def test_within_five_percent_of_what_a_gpu_allocated(heads, changed, moments, gigabytes):
-    spec = uniform(vocab_size=32_000, width=2048, layers=22, context=2048,
-                     mixer=Grouped(heads=heads, kv_heads=4), feedforward=SwiGLU(width=5632))  # fmt: skip
+    spec = uniform(
+        vocab_size=32_000,
+        width=2048,
+        layers=22,
+        context=2048,
+        mixer=Grouped(heads=heads, kv_heads=4),
+        feedforward=SwiGLU(width=5632),
+    )
     graph = describe(spec, batch=16, seq=2048)
     setting = Setting(
         **{"half": True, "masters": False, "fused": True} | changed,
@@ -136,21 +165,28 @@ def test_attention_written_out_by_hand():
 # Bytes of a compiled step on two CPU cores (torch 2.13), all that torch allocates: width, layers, heads, key heads, inner
 # width; batch and length; what differs; MB.
 ON_A_CPU = [
-    ((256, 6, 4, 2, 768), (16, 256), {}, 372), ((256, 6, 4, 2, 768), (16, 256), {"half": False}, 527),
-    ((256, 6, 4, 2, 768), (4, 256), {"accumulate": True}, 123), ((256, 6, 4, 2, 768), (64, 64), {}, 300),
-    ((256, 6, 4, 2, 768), (16, 256), {"remat": "selective"}, 214), ((512, 8, 8, 8, 1536), (16, 256), {}, 1030),
+    ((256, 6, 4, 2, 768), (16, 256), {}, 372),
+    ((256, 6, 4, 2, 768), (16, 256), {"half": False}, 527),
+    ((256, 6, 4, 2, 768), (4, 256), {"accumulate": True}, 123),
+    ((256, 6, 4, 2, 768), (64, 64), {}, 300),
+    ((256, 6, 4, 2, 768), (16, 256), {"remat": "selective"}, 214),
+    ((512, 8, 8, 8, 1536), (16, 256), {}, 1030),
     ((512, 8, 8, 8, 1536), (8, 256), {"half": False}, 692),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("shape", "batch", "changed", "megabytes"), ON_A_CPU)
 def test_within_five_percent_of_what_a_compiled_step_on_a_cpu_allocated(shape, batch, changed, megabytes):
     width, layers, heads, keys, inner = shape
-    spec = uniform(vocab_size=4096, width=width, layers=layers, feedforward=SwiGLU(width=inner),
-                     mixer=Grouped(heads=heads, kv_heads=keys, qk_norm=RMSNorm()))  # fmt: skip
+    spec = uniform(
+        vocab_size=4096,
+        width=width,
+        layers=layers,
+        feedforward=SwiGLU(width=inner),
+        mixer=Grouped(heads=heads, kv_heads=keys, qk_norm=RMSNorm()),
+    )
     graph = describe(spec, batch=batch[0], seq=batch[1])
-    setting = Setting(**{"half": True, "attention": "written", "masks": 1,
-                         **changed})  # fmt: skip
+    setting = Setting(**{"half": True, "attention": "written", "masks": 1, **changed})
     found = predict_memory(graph, setting)
     assert (found.total - found.parameters) / 1e6 == pytest.approx(megabytes, rel=0.05)
 

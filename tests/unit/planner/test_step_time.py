@@ -54,20 +54,32 @@ def test_the_update_moves_its_state_and_micro_batches_multiply_the_rest():
 # Seconds of a step of benchmarks/gpu_step.py on one H100 SXM (torch 2.11): 1.1B, batch 16 × 2,048.
 APART, INSIDE = {}, {"inner_kept": False, "activation_fused": True}  # SwiGLU as kernels of its own, or in the products
 MEASURED = [  # heads, precision, attention, what is set otherwise, bytes of a moment, seconds
-    (32, "bf16", "cudnn", APART, 2, 0.424), (16, "bf16", "cudnn", APART, 2, 0.416), (16, "fp8", "cudnn", APART, 2, 0.357),
-    (32, "bf16", "flash4", APART, 2, 0.410), (16, "bf16", "flash4", APART, 2, 0.417), (16, "fp8", "flash4", APART, 2, 0.361),
-    (32, "bf16", "flash4", INSIDE, 2, 0.395), (16, "bf16", "flash4", INSIDE, 2, 0.399), (16, "fp8", "flash4", INSIDE, 2, 0.337),
+    (32, "bf16", "cudnn", APART, 2, 0.424),
+    (16, "bf16", "cudnn", APART, 2, 0.416),
+    (16, "fp8", "cudnn", APART, 2, 0.357),
+    (32, "bf16", "flash4", APART, 2, 0.410),
+    (16, "bf16", "flash4", APART, 2, 0.417),
+    (16, "fp8", "flash4", APART, 2, 0.361),
+    (32, "bf16", "flash4", INSIDE, 2, 0.395),
+    (16, "bf16", "flash4", INSIDE, 2, 0.399),
+    (16, "fp8", "flash4", INSIDE, 2, 0.337),
     (16, "bf16", "flash4", INSIDE | {"remat": "selective"}, 2, 0.402),
     (16, "bf16", "flash4", INSIDE | {"remat": "selective"}, 4, 0.406),
     (16, "bf16", "flash4", INSIDE | {"remat": "selective", "masters": True}, 4, 0.408),
     (16, "bf16", "flash4", INSIDE | {"remat": "full"}, 2, 0.508),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("heads", "precision", "kernel", "changed", "moments", "seconds"), MEASURED)
 def test_within_fifteen_percent_of_what_a_gpu_took(heads, precision, kernel, changed, moments, seconds):
-    spec = uniform(vocab_size=32_000, width=2048, layers=22, context=2048,
-                     mixer=Grouped(heads=heads, kv_heads=4), feedforward=SwiGLU(width=5632))  # fmt: skip
+    spec = uniform(
+        vocab_size=32_000,
+        width=2048,
+        layers=22,
+        context=2048,
+        mixer=Grouped(heads=heads, kv_heads=4),
+        feedforward=SwiGLU(width=5632),
+    )
     graph = describe(spec, batch=16, seq=2048)
     setting = Setting(
         **{"half": True, "masters": False, "fused": True} | changed,

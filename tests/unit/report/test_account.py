@@ -6,10 +6,21 @@ from luban.report.account import account
 
 
 def test_a_gpu_run_says_memory_time_utilisation_and_energy():
-    figures = {"device": "cuda", "predicted_memory_bytes": 50e9, "peak_cuda_bytes": 52e9, "peak_rss_bytes": 3e9,
-               "predicted_process_bytes": 1e9, "predicted_step_seconds": 0.4, "step_seconds": 0.5,
-               "model_flops_per_step": 200e12, "peak_flops": 1000e12, "accelerator_watts": 720, "data_wait": 0.004,
-               "seconds": 1000.0, "kernels": ["attention: cuDNN (causal, bf16, heads of 64)", "feed-forward: SwiGLU inside its products"]}  # fmt: skip
+    figures = {
+        "device": "cuda",
+        "predicted_memory_bytes": 50e9,
+        "peak_cuda_bytes": 52e9,
+        "peak_rss_bytes": 3e9,
+        "predicted_process_bytes": 1e9,
+        "predicted_step_seconds": 0.4,
+        "step_seconds": 0.5,
+        "model_flops_per_step": 200e12,
+        "peak_flops": 1000e12,
+        "accelerator_watts": 720,
+        "data_wait": 0.004,
+        "seconds": 1000.0,
+        "kernels": ["attention: cuDNN (causal, bf16, heads of 64)", "feed-forward: SwiGLU inside its products"],
+    }
     rows = [{"step": s, "heldout_loss": loss, "seconds": 100.0 * s} for s, loss in ((1, 4.0), (2, 3.02), (3, 3.0))]
     found = {what: (predicted, measured) for what, predicted, measured in account(figures, rows)}
     assert found["memory of the accelerator at its peak"] == ("50 GB", "52 GB (+4%)")
@@ -23,8 +34,16 @@ def test_a_gpu_run_says_memory_time_utilisation_and_energy():
 
 
 def test_a_cpu_run_says_what_its_process_held_and_no_share_of_an_unknown_peak():
-    figures = {"device": "cpu", "predicted_memory_bytes": 4e8, "predicted_process_bytes": 9e8, "peak_rss_bytes": 9.9e8,
-               "predicted_step_seconds": 0.5, "step_seconds": 0.5, "model_flops_per_step": 1e11, "seconds": 10.0}  # fmt: skip
+    figures = {
+        "device": "cpu",
+        "predicted_memory_bytes": 4e8,
+        "predicted_process_bytes": 9e8,
+        "peak_rss_bytes": 9.9e8,
+        "predicted_step_seconds": 0.5,
+        "step_seconds": 0.5,
+        "model_flops_per_step": 1e11,
+        "seconds": 10.0,
+    }
     found = {what: (predicted, measured) for what, predicted, measured in account(figures, [])}
     assert found["memory of the process at its peak"] == ("900 MB", "990 MB (+10%)")
     assert found["the model's FLOPs"] == ("0.2 TFLOP/s", "0.2 TFLOP/s")

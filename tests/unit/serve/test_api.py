@@ -45,9 +45,28 @@ def post(client, path="chat/completions", **fields):
 
 def test_nulls_are_as_good_as_nothing(client):
     """OpenAI's client sends them for what isn't set."""
-    names = ("n", "stream", "logprobs", "top_logprobs", "stop", "seed", "tools", "functions", "tool_choice", "logit_bias",
-             "frequency_penalty", "presence_penalty", "response_format", "stream_options", "ignore_eos", "user", "min_tokens",
-             "stop_token_ids", "chat_template_kwargs", "model")  # fmt: skip
+    names = (
+        "n",
+        "stream",
+        "logprobs",
+        "top_logprobs",
+        "stop",
+        "seed",
+        "tools",
+        "functions",
+        "tool_choice",
+        "logit_bias",
+        "frequency_penalty",
+        "presence_penalty",
+        "response_format",
+        "stream_options",
+        "ignore_eos",
+        "user",
+        "min_tokens",
+        "stop_token_ids",
+        "chat_template_kwargs",
+        "model",
+    )
     plain = post(client).json()
     answer = post(client, **dict.fromkeys(names))
     assert answer.status_code == 200 and answer.json()["choices"] == plain["choices"]
@@ -58,20 +77,45 @@ def test_nulls_are_as_good_as_nothing(client):
     assert post(client, messages=[message]).json()["choices"] == plain["choices"]
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("functions", [{"name": "now"}]), ("function_call", {"name": "now"}), ("min_tokens", 3), ("stop_token_ids", [5]),
-    ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("guided_json", {"type": "object"}), ("guided_regex", "a+"),
-    ("bad_words", ["x"]), ("length_penalty", 0.5), ("reasoning_effort", "low"), ("continue_final_message", True),
-    ("add_generation_prompt", False), ("skip_special_tokens", False), ("presence_penalty", 0.5), ("prompt_logprobs", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("functions", [{"name": "now"}]),
+        ("function_call", {"name": "now"}),
+        ("min_tokens", 3),
+        ("stop_token_ids", [5]),
+        ("tools", [{"type": "function"}]),
+        ("tool_choice", "required"),
+        ("guided_json", {"type": "object"}),
+        ("guided_regex", "a+"),
+        ("bad_words", ["x"]),
+        ("length_penalty", 0.5),
+        ("reasoning_effort", "low"),
+        ("continue_final_message", True),
+        ("add_generation_prompt", False),
+        ("skip_special_tokens", False),
+        ("presence_penalty", 0.5),
+        ("prompt_logprobs", 1),
+    ],
+)
 def test_what_would_change_the_answer_and_is_not_built_is_named(client, name, value):
     answer = post(client, **{name: value})
     assert answer.status_code == 400 and f"'{name}'" in answer.json()["error"]["message"]
 
 
 def test_what_changes_nothing_is_taken(client):
-    fields = {"user": "me", "metadata": {"a": "b"}, "store": False, "tool_choice": "auto", "parallel_tool_calls": True,
-              "presence_penalty": 0, "tools": [], "skip_special_tokens": True, "service_tier": "auto", "logit_bias": {}}  # fmt: skip
+    fields = {
+        "user": "me",
+        "metadata": {"a": "b"},
+        "store": False,
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "presence_penalty": 0,
+        "tools": [],
+        "skip_special_tokens": True,
+        "service_tier": "auto",
+        "logit_bias": {},
+    }
     assert post(client, **fields).status_code == 200
 
 
@@ -79,8 +123,11 @@ TEMPLATE = """{% for m in messages %}<|{{ m.role if m.role in ('user', 'system')
 {{- m.content or '' }}{% for c in m.tool_calls or [] %}{{ c.id + c.function.name + c.function.arguments | tojson }}{% endfor %}
 {{- m.tool_call_id or '' }}<|end|>{% endfor %}{{ extra or '' }}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
 CALL = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": '{"zone": "UTC"}'}}
-HISTORY = [{"role": "user", "content": "time?", "name": "Ann"}, {"role": "assistant", "content": None, "tool_calls": [CALL]},
-           {"role": "tool", "tool_call_id": "c1", "content": "12:00"}]  # fmt: skip
+HISTORY = [
+    {"role": "user", "content": "time?", "name": "Ann"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "c1", "content": "12:00"},
+]
 
 
 def prompt_tokens(client, **fields) -> int:
@@ -114,12 +161,15 @@ def test_what_the_template_has_no_place_for_is_refused(client):
         assert answer.status_code == 400 and words in answer.json()["error"]["message"], answer.text
 
 
-@pytest.mark.parametrize(("body", "words"), [
-    (b"{not json", "not valid JSON: Expecting property name enclosed in double quotes at character 1"),
-    (b'{"messages": [}', "not valid JSON: Expecting value at character 14"),
-    (json.dumps({**ASK, "model": "\ud800"}).encode(), "is not served here"),
-    (json.dumps({**ASK, "stop": ["\ud800"], "messages": [{"role": "\udfff", "content": ""}]}).encode(), "role"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"{not json", "not valid JSON: Expecting property name enclosed in double quotes at character 1"),
+        (b'{"messages": [}', "not valid JSON: Expecting value at character 14"),
+        (json.dumps({**ASK, "model": "\ud800"}).encode(), "is not served here"),
+        (json.dumps({**ASK, "stop": ["\ud800"], "messages": [{"role": "\udfff", "content": ""}]}).encode(), "role"),
+    ],
+)
 def test_bodies_that_cannot_be_read_say_why(client, body, words):
     answer = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code in (400, 404) and words in answer.json()["error"]["message"]
@@ -145,11 +195,24 @@ def test_lone_surrogates_in_a_conversation_are_answered(client):
 # Who may ask ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("host", "status"), [
-    ("localhost", 200), ("localhost:8000", 200), ("127.0.0.1:8000", 200), ("[::1]:8000", 200), ("192.168.1.7", 200),
-    ("app.localhost", 200), ("LOCALHOST.", 200), ("models.example.org:80", 200), ("evil.example", 403), ("127.0.0.1.evil.example", 403),
-    ("localhost.evil.example:8000", 403), ("evil.example:127", 403), ("2130706433.evil", 403),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("localhost:8000", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("192.168.1.7", 200),
+        ("app.localhost", 200),
+        ("LOCALHOST.", 200),
+        ("models.example.org:80", 200),
+        ("evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example:8000", 403),
+        ("evil.example:127", 403),
+        ("2130706433.evil", 403),
+    ],
+)
 def test_only_names_of_this_server_are_answered(engine, host, status):
     with TestClient(create_app(engine, hosts=["Models.example.org"]), base_url=LOCAL) as client:
         for path in ("/v1/models", "/health", "/"):
@@ -160,10 +223,19 @@ def test_only_names_of_this_server_are_answered(engine, host, status):
         )
 
 
-@pytest.mark.parametrize(("origin", "status"), [
-    (None, 200), ("http://localhost", 200), ("https://localhost", 200), ("https://chat.example.org", 200),
-    ("http://localhost:3000", 403), ("http://evil.example", 403), ("null", 403), ("https://chat.example.org.evil.example", 403),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 200),
+        ("http://localhost", 200),
+        ("https://localhost", 200),
+        ("https://chat.example.org", 200),
+        ("http://localhost:3000", 403),
+        ("http://evil.example", 403),
+        ("null", 403),
+        ("https://chat.example.org.evil.example", 403),
+    ],
+)
 def test_pages_of_other_sites_are_refused_unless_allowed(engine, origin, status):
     with TestClient(create_app(engine, origins=["https://chat.example.org"]), base_url=LOCAL) as client:
         headers = {} if origin is None else {"Origin": origin}
@@ -176,8 +248,11 @@ def test_pages_of_other_sites_are_refused_unless_allowed(engine, origin, status)
 
 
 def test_a_preflight_is_answered_where_a_site_is_allowed_and_a_key_is_set(engine):
-    ask = {"Origin": "https://chat.example.org", "Access-Control-Request-Method": "POST",
-           "Access-Control-Request-Headers": "authorization"}  # fmt: skip
+    ask = {
+        "Origin": "https://chat.example.org",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization",
+    }
     with TestClient(create_app(engine, api_key="k", origins=["https://chat.example.org"]), base_url=LOCAL) as client:
         answer = client.options("/v1/chat/completions", headers=ask)
         assert answer.status_code == 200 and "authorization" in answer.headers["access-control-allow-headers"].lower()
@@ -220,8 +295,15 @@ def byte_fallback() -> Tokenizer:
     from luban.tokenizer.settings import Settings
 
     words = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "▁the", "row", "A", "a", "b", "e", "h", "l", "t", "x"]
-    model = Library(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[], unk_token="<unk>",
-                               byte_fallback=True, fuse_unk=False))  # fmt: skip
+    model = Library(
+        models.BPE(
+            vocab={word: i for i, word in enumerate(words)},
+            merges=[],
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=False,
+        )
+    )
     model.normalizer = normalizers.Replace(" ", "▁")
     model.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return Tokenizer(model, Settings())

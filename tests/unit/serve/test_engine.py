@@ -52,8 +52,10 @@ def test_seeds_repeat_and_differ(engine):
 
 def test_sequences_of_different_length_leave_and_join(model):
     engine = luban.Engine(model, max_batch=2)
-    requests = [Request(engine.tokens_of("q" * (i + 1)), Sampling(max_tokens=i + 1, temperature=0, ignore_eos=True))
-                for i in (5, 0, 2, 9, 1)]  # fmt: skip
+    requests = [
+        Request(engine.tokens_of("q" * (i + 1)), Sampling(max_tokens=i + 1, temperature=0, ignore_eos=True))
+        for i in (5, 0, 2, 9, 1)
+    ]
     for request in requests:
         engine.submit(request)
     while engine.step():
@@ -169,9 +171,13 @@ def test_prompts_in_three_forms(engine, model):
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [("x" * 600, "the prompt has 601 tokens, and the model's context of 512"), ([], "the prompt is empty"),
-     ([3, 272], "outside the model's vocabulary of 272"), ([1.5], "a prompt is a string")],
-)  # fmt: skip
+    [
+        ("x" * 600, "the prompt has 601 tokens, and the model's context of 512"),
+        ([], "the prompt is empty"),
+        ([3, 272], "outside the model's vocabulary of 272"),
+        ([1.5], "a prompt is a string"),
+    ],
+)
 def test_bad_prompts_are_refused_before_anything_runs(engine, prompt, message):
     with pytest.raises(DataError, match=message):
         engine.generate(["fine", prompt], Sampling(max_tokens=1))

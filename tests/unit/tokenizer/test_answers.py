@@ -9,8 +9,13 @@ from luban.core.errors import DataError
 from luban.tokenizer.chat import render
 from luban.tokenizer.tokenizer import load_tokenizer
 
-CALL = {"role": "assistant", "content": None, "tool_calls": [
-    {"id": "abcdefghi", "type": "function", "function": {"name": "get_time", "arguments": {"zone": "UTC"}}}]}  # fmt: skip
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [
+        {"id": "abcdefghi", "type": "function", "function": {"name": "get_time", "arguments": {"zone": "UTC"}}}
+    ],
+}
 RESULT = {"role": "tool", "tool_call_id": "abcdefghi", "content": "12:00"}
 
 
@@ -35,12 +40,29 @@ def trained(tmp_path):
     return texts
 
 
-ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "llama2": " </s>", "mistral": "</s>", "gemma": "<end_of_turn>",
-        "gemma4": "<turn|>", "qwen3": "<|im_end|>", "deepseek": "<｜end▁of▁sentence｜>", "phi3": "<|end|>", "gpt-oss": "<|end|>",
-        "command-r": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>", "zephyr": "</s>", "vicuna": "</s>",
-        "granite": "<|end_of_text|>"}  # fmt: skip
-STARTS = {"llama2": " ", "mistral": " ", "vicuna": " ", "gpt-oss": "<|channel|>final<|message|>",
-          "command-r": "<|START_RESPONSE|>"}  # fmt: skip
+ENDS = {
+    "chatml": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "llama2": " </s>",
+    "mistral": "</s>",
+    "gemma": "<end_of_turn>",
+    "gemma4": "<turn|>",
+    "qwen3": "<|im_end|>",
+    "deepseek": "<｜end▁of▁sentence｜>",
+    "phi3": "<|end|>",
+    "gpt-oss": "<|end|>",
+    "command-r": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+    "zephyr": "</s>",
+    "vicuna": "</s>",
+    "granite": "<|end_of_text|>",
+}
+STARTS = {
+    "llama2": " ",
+    "mistral": " ",
+    "vicuna": " ",
+    "gpt-oss": "<|channel|>final<|message|>",
+    "command-r": "<|START_RESPONSE|>",
+}
 LAST = {"qwen3": ("<think>\n\n</think>\n\n", "<|im_end|>"), "gpt-oss": ("<|channel|>final<|message|>", "<|return|>")}
 
 
@@ -100,11 +122,17 @@ WRITES = {  # how a template writes calls → what it writes of a call with argu
 
 
 @pytest.mark.parametrize("written", WRITES)
-@pytest.mark.parametrize("content", ["{{ m.content or '' }}", "{{ m.content | trim }}", "{% if m.content is not none %}"
-                                     "{{ m.content }}|{% endif %}"], ids=["or", "trim", "turn"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    ["{{ m.content or '' }}", "{{ m.content | trim }}", "{% if m.content is not none %}{{ m.content }}|{% endif %}"],
+    ids=["or", "trim", "turn"],
+)
 def test_templates_get_arguments_and_contents_as_they_want_them(trained, written, content):
-    template = (f"{{% for m in messages %}}{{{{ m.role }}}}:{content}{{% for c in m.tool_calls or [] %}}{{{{ c.function.name }}}}"
-                + written + "{% endfor %}</s>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}")  # fmt: skip
+    template = (
+        f"{{% for m in messages %}}{{{{ m.role }}}}:{content}{{% for c in m.tool_calls or [] %}}{{{{ c.function.name }}}}"
+        + written
+        + "{% endfor %}</s>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
     spelled = {"id": "c", "type": "function", "function": {"name": "now", "arguments": '{"zone": "UTC"}'}}
     call = {"role": "assistant", "content": None, "tool_calls": [spelled]}
     (found,) = trained(Family(template, ("<s>", "</s>")), [*turns("time?"), call, RESULT])
@@ -147,25 +175,48 @@ def test_what_people_write_cannot_end_an_answer(trained):
 
 def test_a_template_without_an_end_token_says_that_no_end_is_learnt(trained, capsys, monkeypatch):
     monkeypatch.setattr("luban.core.log._warned", set())
-    plain = Family("{% for m in messages %}{{ m.role + ': ' + m.content + '\n\n' }}{% endfor %}"
-                   "{% if add_generation_prompt %}assistant:{% endif %}", ("<s>", "</s>"))  # fmt: skip
+    plain = Family(
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}",
+        ("<s>", "</s>"),
+    )
     assert trained(plain, turns("one", "yes", "two", "no")) == [" yes", " no"]
     assert "isn't taught where to end" in capsys.readouterr().err
 
 
 BROKEN = {
-    "leaves out its tool calls": (CHATML, [*turns("time?"), {**CALL, "content": ""}, RESULT, *turns("x", "noon")[1:]], 2),
-    "leaves out its words": ("{% for m in messages %}{% if m.role == 'user' or loop.last %}{{ m.content + '</s>' }}{% endif %}{% endfor %}",
-                             turns("a", "b", "c", "d"), 2),
-    "repeats its words": ("{% for m in messages %}{{ m.content + '|' + m.content + '</s>' }}{% endfor %}",
-                          turns("a", "b", "c", "d"), 2),
-    "before those of an earlier turn": ("{% for m in messages | reverse %}{{ m.content + '</s>' }}{% endfor %}",
-                                        turns("a", "b", "c", "d"), 4),
-    "changes with what is in it": ("{{ messages | tojson | length }}{% for m in messages %}{{ m.content | length }}</s>"
-                                   "{% endfor %}", turns("a", "b"), 2),
-    "ends its tool calls": ("{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}({{ c.function.name }})"
-                            "{% endfor %}{% endfor %}", [*turns("time?"), {**CALL, "content": ""}, RESULT], 2),
-}  # fmt: skip
+    "leaves out its tool calls": (
+        CHATML,
+        [*turns("time?"), {**CALL, "content": ""}, RESULT, *turns("x", "noon")[1:]],
+        2,
+    ),
+    "leaves out its words": (
+        "{% for m in messages %}{% if m.role == 'user' or loop.last %}{{ m.content + '</s>' }}{% endif %}{% endfor %}",
+        turns("a", "b", "c", "d"),
+        2,
+    ),
+    "repeats its words": (
+        "{% for m in messages %}{{ m.content + '|' + m.content + '</s>' }}{% endfor %}",
+        turns("a", "b", "c", "d"),
+        2,
+    ),
+    "before those of an earlier turn": (
+        "{% for m in messages | reverse %}{{ m.content + '</s>' }}{% endfor %}",
+        turns("a", "b", "c", "d"),
+        4,
+    ),
+    "changes with what is in it": (
+        "{{ messages | tojson | length }}{% for m in messages %}{{ m.content | length }}</s>{% endfor %}",
+        turns("a", "b"),
+        2,
+    ),
+    "ends its tool calls": (
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}({{ c.function.name }})"
+        "{% endfor %}{% endfor %}",
+        [*turns("time?"), {**CALL, "content": ""}, RESULT],
+        2,
+    ),
+}
 
 
 @pytest.mark.parametrize("why", BROKEN)

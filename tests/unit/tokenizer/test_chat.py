@@ -67,20 +67,27 @@ def test_the_prompt_of_serving_is_the_beginning_of_training(bpe, contents):
 def test_spans_cover_the_conversation(bpe):
     rendered = render([{"role": "system", "content": "s"}, *turns("a", "b", "c", "d", "e")], bpe)
     assert [(s.role, s.trained) for s in rendered.spans] == [
-        ("system+user", False), ("assistant", True), ("user", False), ("assistant", True), ("user", False),
-    ]  # fmt: skip
+        ("system+user", False),
+        ("assistant", True),
+        ("user", False),
+        ("assistant", True),
+        ("user", False),
+    ]
     assert [s.start for s in rendered.spans[1:]] == [s.stop for s in rendered.spans[:-1]]
     assert rendered.spans[0].start == 0 and rendered.spans[-1].stop == len(rendered.token_ids)
 
 
-@pytest.mark.parametrize("messages, words", [
-    ([], "at least one message"),
-    ([{"role": "end", "content": "x"}], "unknown role 'end'"),
-    ([{"content": "x"}], "unknown role None"),
-    ([{"role": "user"}], "no content"),
-    ([{"role": "tool", "content": "x"}], "roles system, user and assistant"),
-    (["hello"], "unknown role"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "messages, words",
+    [
+        ([], "at least one message"),
+        ([{"role": "end", "content": "x"}], "unknown role 'end'"),
+        ([{"content": "x"}], "unknown role None"),
+        ([{"role": "user"}], "no content"),
+        ([{"role": "tool", "content": "x"}], "roles system, user and assistant"),
+        (["hello"], "unknown role"),
+    ],
+)
 def test_bad_conversations_are_refused(bpe, messages, words):
     with pytest.raises(DataError, match=words):
         render(messages, bpe)
@@ -130,12 +137,15 @@ def test_named_templates_and_marked_ones(bpe, tmp_path):
     assert tokenizer.decode(trained, skip_special=False) == "a<|end|>"
 
 
-@pytest.mark.parametrize("template, words", [
-    ("{% for m in %}", "not valid Jinja"),
-    ("{{ raise_exception('only one turn') }}", "only one turn"),
-    ("{{ ''.__class__.__mro__ }}", "refuses"),
-    ("{{ messages[0].missing.attribute }}", "refuses"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "template, words",
+    [
+        ("{% for m in %}", "not valid Jinja"),
+        ("{{ raise_exception('only one turn') }}", "only one turn"),
+        ("{{ ''.__class__.__mro__ }}", "refuses"),
+        ("{{ messages[0].missing.attribute }}", "refuses"),
+    ],
+)
 def test_templates_that_fail_say_so_in_one_line(bpe, tmp_path, template, words):
     tokenizer = with_template(bpe, template, tmp_path / "hf")
     with pytest.raises(DataError, match=words):
@@ -148,11 +158,18 @@ def test_a_tokenizer_without_template_says_so(bpe, tmp_path):
         render(turns("q"), tokenizer)
 
 
-@pytest.mark.parametrize("template, content", [
-    ("<{{ m['content'] }}>", "|end|"), ("<{{ m['content'] }}", "|end|>"), ("{{ m['content'] }}>", "<|end|"),
-    ("<{{ m['content'] | trim }}>", " \n|end|\t"), ("{{ m['content'] | trim }}>", "x <|end| "),
-    ("{{ m['content'][1:] }}", " <|end|>"), ("{{ m['content'] + m['content'] }}", "nd|><|e"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "template, content",
+    [
+        ("<{{ m['content'] }}>", "|end|"),
+        ("<{{ m['content'] }}", "|end|>"),
+        ("{{ m['content'] }}>", "<|end|"),
+        ("<{{ m['content'] | trim }}>", " \n|end|\t"),
+        ("{{ m['content'] | trim }}>", "x <|end| "),
+        ("{{ m['content'][1:] }}", " <|end|>"),
+        ("{{ m['content'] + m['content'] }}", "nd|><|e"),
+    ],
+)
 def test_a_special_token_cannot_be_spelled_together_with_the_template(bpe, tmp_path, template, content):
     tokenizer = with_template(bpe, "{% for m in messages %}" + template + "{% endfor %}", tmp_path / "hf")
     rendered = render([{"role": "user", "content": content}], tokenizer)

@@ -22,22 +22,29 @@ from luban.tokenizer.tokenizer import load_tokenizer
 from luban.tokenizer.train import train_tokenizer
 
 RUNS = 8
-CUTS = {"single": Cutting(digits="single"), "whole": Cutting(digits="runs"),
-        "white": Cutting(digits="single", white_runs=RUNS)}  # fmt: skip
+CUTS = {
+    "single": Cutting(digits="single"),
+    "whole": Cutting(digits="runs"),
+    "white": Cutting(digits="single", white_runs=RUNS),
+}
 TEXT = [
     "def area(r):\n    return 3.14159 * r ** 2  # 1234567 in 2024\n\n\n",
     "\tif x:\n\t\tx = 100200\n        y = 7\n",
     "春眠不觉晓，处处闻啼鸟。 2023 年，naïve café 12345\n\n",
 ]
-PIECES = st.lists(st.one_of(
-    st.text(), st.integers(0, 10**9).map(str), st.sampled_from([" ", "\t", "\n", "\r\n"]).flatmap(
-        lambda white: st.integers(1, 3 * RUNS).map(lambda n: white * n)),
-    st.sampled_from([*SPECIAL_TOKENS, "<|reserved_11|>", "<0x41>", "Ġ", "▁", "\u203f", "春眠", "def f"]),
-))  # fmt: skip
+PIECES = st.lists(
+    st.one_of(
+        st.text(),
+        st.integers(0, 10**9).map(str),
+        st.sampled_from([" ", "\t", "\n", "\r\n"]).flatmap(
+            lambda white: st.integers(1, 3 * RUNS).map(lambda n: white * n)
+        ),
+        st.sampled_from([*SPECIAL_TOKENS, "<|reserved_11|>", "<0x41>", "Ġ", "▁", "\u203f", "春眠", "def f"]),
+    )
+)
 
 
-@pytest.fixture(scope="module", params=[(a, c) for a in sorted(ALGORITHMS) for c in CUTS if a != "char"],
-                ids="-".join)  # fmt: skip
+@pytest.fixture(scope="module", params=[(a, c) for a in sorted(ALGORITHMS) for c in CUTS if a != "char"], ids="-".join)
 def made(request, tmp_path_factory):
     algorithm, cut = request.param
     out = tmp_path_factory.mktemp("cut") / "t"
@@ -56,8 +63,11 @@ def test_any_text_comes_back(made, parts):
 
 def test_digits_are_cut_as_asked(made):
     tokenizer, cut = made
-    longest = max(len(piece) for piece in map(tokenizer.decode, ([i] for i in range(tokenizer.vocab_size)))
-                  if piece.isdigit() and piece.isascii())  # fmt: skip
+    longest = max(
+        len(piece)
+        for piece in map(tokenizer.decode, ([i] for i in range(tokenizer.vocab_size)))
+        if piece.isdigit() and piece.isascii()
+    )
     pieces = [tokenizer.decode([i]) for i in tokenizer.encode("x = 1234567")]
     if cut.digits == "single":
         assert longest == 1 and pieces[-7:] == list("1234567")
@@ -96,8 +106,12 @@ def test_options_are_kept_and_exported(made):
 
 @pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - {"char"}))
 def test_the_same_texts_give_the_same_artifact(algorithm, tmp_path):
-    hashes = {train_tokenizer(TEXT * 8, tmp_path / str(i), algorithm=algorithm, vocab_size=620,
-                              cut=CUTS["white"]).content_hash for i in range(2)}  # fmt: skip
+    hashes = {
+        train_tokenizer(
+            TEXT * 8, tmp_path / str(i), algorithm=algorithm, vocab_size=620, cut=CUTS["white"]
+        ).content_hash
+        for i in range(2)
+    }
     assert len(hashes) == 1
 
 
@@ -119,9 +133,12 @@ def test_no_word_of_a_wordpiece_vocabulary_is_long(letters, tmp_path):
 
 
 PHRASES = {
-    "hi": "हिन्दी में यह एक छोटा वाक्य है और यह बार बार आता है", "bn": "বাংলা একটি সুন্দর ভাষা এবং আমি বাংলায় গান গাই",
-    "ta": "தமிழ் மிகவும் பழமையான மொழி ஆகும்", "ar": "العَرَبِيَّةُ لُغَةٌ جَمِيلَةٌ", "nfd": "une de\u0301ja\u0300 vue e\u0301te\u0301",
-}  # fmt: skip
+    "hi": "हिन्दी में यह एक छोटा वाक्य है और यह बार बार आता है",
+    "bn": "বাংলা একটি সুন্দর ভাষা এবং আমি বাংলায় গান গাই",
+    "ta": "தமிழ் மிகவும் பழமையான மொழி ஆகும்",
+    "ar": "العَرَبِيَّةُ لُغَةٌ جَمِيلَةٌ",
+    "nfd": "une de\u0301ja\u0300 vue e\u0301te\u0301",
+}
 
 
 @pytest.mark.parametrize("algorithm", ["bpe", "charbpe", "chinese", "wordpiece"])

@@ -172,11 +172,15 @@ def test_no_count_can_overflow(texts, tmp_path, monkeypatch, capsys):
 WORDS = ["[PAD]", "[UNK]", "<s>", "the", "[", "PAD", "]", "a", "##b", "b"]
 
 
-@pytest.mark.parametrize("model", [
-    models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"),
-    models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"),
-    models.Unigram([(word, -float(i)) for i, word in enumerate(WORDS)], 1),
-], ids=["words", "pieces", "unigram"])  # fmt: skip
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"),
+        models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"),
+        models.Unigram([(word, -float(i)) for i, word in enumerate(WORDS)], 1),
+    ],
+    ids=["words", "pieces", "unigram"],
+)
 def test_a_word_that_spells_a_special_token_is_a_word_in_every_kind_of_vocabulary(model, tmp_path):
     """A `tokenizer.json` of others, whose model would find the special token as a word of its vocabulary."""
     library = tokenizers.Tokenizer(model)

@@ -14,9 +14,10 @@ from luban.tokenizer.report_tables import _shown, show
 from luban.tokenizer.train import train_tokenizer
 
 SAMPLES = [
-    Sample("the tokens of the words\n", "a", "en", "prose"), Sample("def f(x): return x", "b", "code", "code"),
+    Sample("the tokens of the words\n", "a", "en", "prose"),
+    Sample("def f(x): return x", "b", "code", "code"),
     Sample("你好世界 tokens", "c", "zh", "prose"),
-]  # fmt: skip
+]
 
 
 def test_figures_are_those_of_plain_counting(bpe, texts, tmp_path, monkeypatch):

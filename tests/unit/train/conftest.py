@@ -12,12 +12,18 @@ from luban.core.config import from_dict, merge
 from luban.train.recipe import Recipe
 
 TINY = {
-    "model": {"width": 32, "layers": 2, "context": 64, "tied_head": True,
-              "layer": {"mixer": {"heads": 2, "kv_heads": 1}, "feedforward": {"width": 48}}},
+    "model": {
+        "width": 32,
+        "layers": 2,
+        "context": 64,
+        "tied_head": True,
+        "layer": {"mixer": {"heads": 2, "kv_heads": 1}, "feedforward": {"width": 48}},
+    },
     "schedule": {"warmup": 2},
     "train": {"steps": 6, "batch_size": 4, "seq_len": 32, "device": "cpu", "log_every": 1},
-    "checkpoint": {"every": 2}, "validation": {"every": 2, "batches": 1},
-}  # fmt: skip
+    "checkpoint": {"every": 2},
+    "validation": {"every": 2, "batches": 1},
+}
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,11 @@ from luban.core.errors import ConfigError
 from luban.data.shards import Shards
 from luban.train.pretrain import pretrain
 
-ENCODER = {"body": {"type": "encoder", "segments": 2}, "head": {"type": "masked_lm", "pair": True},
-           "position": {"type": "learned"}}  # fmt: skip
+ENCODER = {
+    "body": {"type": "encoder", "segments": 2},
+    "head": {"type": "masked_lm", "pair": True},
+    "position": {"type": "learned"},
+}
 
 
 def losses(run) -> list[float]:
@@ -26,10 +29,13 @@ def losses(run) -> list[float]:
 
 @pytest.mark.parametrize(
     ("model", "objective"),
-    [(ENCODER, {"type": "masked"}), (ENCODER, {"type": "masked", "pairing": {"type": "next_sentence"}}),
-     ({"position": {"type": "learned"}}, {"type": "prefix"})],
+    [
+        (ENCODER, {"type": "masked"}),
+        (ENCODER, {"type": "masked", "pairing": {"type": "next_sentence"}}),
+        ({"position": {"type": "learned"}}, {"type": "prefix"}),
+    ],
     ids=["masked", "masked-pairs", "prefix"],
-)  # fmt: skip
+)
 def test_trains_and_resumes_bitwise(tiny, tmp_path, model, objective):
     changes = {"model": model, "objective": objective, "optim": {"type": "adamw", "lr": 0.01}}
     whole = pretrain(tiny(**changes), tmp_path / "whole", "whole")
@@ -59,10 +65,16 @@ def test_an_encoder_decoder_answers_as_it_was_trained_to_begin(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "objective", "reason"),
-    [({}, {"type": "masked"}, "objective masked trains a model of body encoder with head masked_lm or language_model, "
-                              "and this one has body decoder and head language_model"),
-     (ENCODER, {"type": "causal"}, "objective causal trains a model of body decoder")],
-)  # fmt: skip
+    [
+        (
+            {},
+            {"type": "masked"},
+            "objective masked trains a model of body encoder with head masked_lm or language_model, "
+            "and this one has body decoder and head language_model",
+        ),
+        (ENCODER, {"type": "causal"}, "objective causal trains a model of body decoder"),
+    ],
+)
 def test_a_model_that_the_objective_cannot_train_is_refused(tiny, tmp_path, model, objective, reason):
     with pytest.raises(ConfigError, match=reason):
         pretrain(tiny(model=model, objective=objective), tmp_path / "run", "run")
@@ -86,12 +98,19 @@ def test_a_batch_without_targets_is_told_once(tiny, tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize(
     ("model", "objective"),
-    [({}, {"type": "causal", "smoothing": 0.1, "z_loss": 1e-3}), (ENCODER, {"type": "masked"}),
-     (ENCODER, {"type": "masked", "pairing": {"type": "next_sentence"}}), ({"position": {"type": "learned"}}, {"type": "prefix"}),
-     ({"body": {"type": "encoder_decoder"}, "position": {"type": "learned"}}, {"type": "span_corruption", "sentinels": 20}),
-     ({"layer": {"mixer": {"layout": {"type": "strided", "block": 16, "window": 0, "stride": 2}}}}, {})],
+    [
+        ({}, {"type": "causal", "smoothing": 0.1, "z_loss": 1e-3}),
+        (ENCODER, {"type": "masked"}),
+        (ENCODER, {"type": "masked", "pairing": {"type": "next_sentence"}}),
+        ({"position": {"type": "learned"}}, {"type": "prefix"}),
+        (
+            {"body": {"type": "encoder_decoder"}, "position": {"type": "learned"}},
+            {"type": "span_corruption", "sentinels": 20},
+        ),
+        ({"layer": {"mixer": {"layout": {"type": "strided", "block": 16, "window": 0, "stride": 2}}}}, {}),
+    ],
     ids=["causal", "masked", "masked-pairs", "prefix", "encoder-decoder", "layout"],
-)  # fmt: skip
+)
 def test_a_compiled_step_is_one_graph(tiny, tmp_path, monkeypatch, model, objective):
     """And its losses are those of the code as it stands."""
     compile_ = torch.compile

@@ -32,24 +32,32 @@ def test_the_tiny_recipe_takes_any_vocabulary_and_stays_tiny():
         assert spec.vocab_size == vocabulary and describe(spec).parameters < 1_000_000
 
 
-@pytest.mark.parametrize(("field", "value", "message"), [
-    ("train.stpes", "3", "did you mean 'steps'"),
-    ("train.steps", "many", "int needed"),
-    ("train.steps", "0", "at least 1"),
-    ("train.precision", "fp4", "fp64, fp32, bf16, fp16, fp8"),
-    ("train.accumulate", "3", "not a multiple"),
-    ("optim.type", "adam", "adamw"),
-    ("checkpoint.keep", "0", "at least 1"),
-    ("data.packing", "tight", "stream"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("train.stpes", "3", "did you mean 'steps'"),
+        ("train.steps", "many", "int needed"),
+        ("train.steps", "0", "at least 1"),
+        ("train.precision", "fp4", "fp64, fp32, bf16, fp16, fp8"),
+        ("train.accumulate", "3", "not a multiple"),
+        ("optim.type", "adam", "adamw"),
+        ("checkpoint.keep", "0", "at least 1"),
+        ("data.packing", "tight", "stream"),
+    ],
+)
 def test_a_wrong_field_is_named_with_what_would_be_right(field, value, message):
     with pytest.raises(ConfigError, match=message):
         from_dict(Recipe, override({"train": {"batch_size": 8}}, [(field, value)]))
 
 
-@pytest.mark.parametrize(("model", "message"), [
-    ({"preset": "luban-6n"}, "luban-6m"), ({"widht": 64}, "did you mean 'width'"), ({"vocab_size": 17}, "17"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"preset": "luban-6n"}, "luban-6m"),
+        ({"widht": 64}, "did you mean 'width'"),
+        ({"vocab_size": 17}, "17"),
+    ],
+)
 def test_a_wrong_model_is_named(model, message):
     with pytest.raises(ConfigError, match=message):
         resolve_spec(model, 4096)

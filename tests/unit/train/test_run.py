@@ -61,8 +61,12 @@ def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(ti
     clock = Clock()
     submit = TrainEngine.submit
     monkeypatch.setattr(TrainEngine, "submit", lambda *args: clock.advance(0.125) or submit(*args))
-    recipe = tiny(train={"steps": 10**6, "budget_seconds": 8.0}, checkpoint={"every": 10**6},
-                  validation={"every": 0}, schedule={"warmup": 2, "final": 0.0})  # fmt: skip
+    recipe = tiny(
+        train={"steps": 10**6, "budget_seconds": 8.0},
+        checkpoint={"every": 10**6},
+        validation={"every": 0},
+        schedule={"warmup": 2, "final": 0.0},
+    )
     run = train(recipe, tmp_path / "run", task="pretrain", name="tiny", clock=clock)
     figures = open_artifact(run).figures
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -111,11 +115,13 @@ def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(tiny, shards, tmp_path, monkeypatch):
-    wrong = [(tiny(train={"seq_len": 128}), ConfigError, "context is 64"),
-             (tiny(data={"path": ""}), UsageError, "--data.path"),
-             (tiny(data={"path": str(shards.parent / "corpus")}), ArtifactError, "is a corpus"),
-             (tiny(data={"path": "nowhere"}), ArtifactError, "nowhere"),
-             (tiny(model={"vocab_size": 17}), ConfigError, "vocab_size")]  # fmt: skip
+    wrong = [
+        (tiny(train={"seq_len": 128}), ConfigError, "context is 64"),
+        (tiny(data={"path": ""}), UsageError, "--data.path"),
+        (tiny(data={"path": str(shards.parent / "corpus")}), ArtifactError, "is a corpus"),
+        (tiny(data={"path": "nowhere"}), ArtifactError, "nowhere"),
+        (tiny(model={"vocab_size": 17}), ConfigError, "vocab_size"),
+    ]
     if not torch.cuda.is_available():
         wrong.append((tiny(train={"device": "cuda"}), UnsupportedError, "--train.device cpu"))
     for recipe, error, message in wrong:
@@ -183,8 +189,13 @@ def test_a_dry_run_says_cost_and_utilisation_where_the_accelerator_is_known(tiny
     prediction = prepare(tiny(train={"steps": 1000}))[-1]
     assert not any(line.startswith("cost") for line in prediction.lines())  # a CPU's power isn't known
     machine = replace(prediction.machine, accelerator=accelerator("h100-sxm"))
-    known = replace(prediction, machine=machine, step=replace(prediction.step, products=3.6, attention=0.0, elementwise=0.0, whole=0.0,
-                                                              update=0.0), model_flops=3.6 * 989.4e12 / 2, precision="bf16")  # fmt: skip
+    known = replace(
+        prediction,
+        machine=machine,
+        step=replace(prediction.step, products=3.6, attention=0.0, elementwise=0.0, whole=0.0, update=0.0),
+        model_flops=3.6 * 989.4e12 / 2,
+        precision="bf16",
+    )
     text = "\n".join(known.lines())
     assert "50.0% of the accelerator's peak" in text and "1 accelerator-hours, at most 0.7 kWh (700 W)" in text
     assert known.figures()["peak_flops"] == 989.4e12 and "about 1h00m" in text

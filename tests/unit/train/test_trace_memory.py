@@ -45,16 +45,23 @@ CASES = {
     "bf16 weights": {"train": {"precision": "bf16", "weights": "bf16"}},
     "micro-batches": {"train": {"precision": "bf16", "accumulate": 4}},
     "full": {"plan": {"remat": "full"}},
-    "more weights than rows": {"model": {"width": 256, "layer": {"feedforward": {"width": 768}}},
-                               "train": {"precision": "bf16", "batch_size": 1, "seq_len": 8}},
-    "Muon": {"model": {"width": 256, "layers": 4, "layer": {"feedforward": {"width": 768}}}, "optim": {"type": "muon"},
-             "train": {"precision": "bf16", "batch_size": 1, "seq_len": 8}},
+    "more weights than rows": {
+        "model": {"width": 256, "layer": {"feedforward": {"width": 768}}},
+        "train": {"precision": "bf16", "batch_size": 1, "seq_len": 8},
+    },
+    "Muon": {
+        "model": {"width": 256, "layers": 4, "layer": {"feedforward": {"width": 768}}},
+        "optim": {"type": "muon"},
+        "train": {"precision": "bf16", "batch_size": 1, "seq_len": 8},
+    },
     "selective": {"train": {"precision": "bf16"}, "plan": {"remat": "selective"}},
     "alibi": {"model": {"position": {"type": "alibi"}}, "train": {"precision": "bf16"}},
     "block-sparse": {"model": {"layer": {"mixer": {"layout": {"type": "global_random", "block": 16, "window": 16}}}}},
-    "encoder–decoder": {"model": {"body": {"type": "encoder_decoder"}, "position": {"type": "t5"}},
-                        "objective": {"type": "span_corruption"}},
-}  # fmt: skip
+    "encoder–decoder": {
+        "model": {"body": {"type": "encoder_decoder"}, "position": {"type": "t5"}},
+        "objective": {"type": "span_corruption"},
+    },
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -73,8 +80,14 @@ COMPILED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
 def test_a_compiled_step_takes_the_memory_that_was_predicted(tiny, name):
-    shape = {"model": {"width": 256, "layers": 4, "layer": {"mixer": {"heads": 4, "kv_heads": 2}, "feedforward": {"width": 768}}},
-             "train": {"compile": True, "batch_size": 32, "seq_len": 64}}  # fmt: skip
+    shape = {
+        "model": {
+            "width": 256,
+            "layers": 4,
+            "layer": {"mixer": {"heads": 4, "kv_heads": 2}, "feedforward": {"width": 768}},
+        },
+        "train": {"compile": True, "batch_size": 32, "seq_len": 64},
+    }
     predicted, measured = bytes_of_a_step(tiny(**merge(shape, COMPILED[name])))
     assert predicted == pytest.approx(measured, rel=0.05)
 

@@ -39,8 +39,10 @@ def test_one_step_is_clipped_adamw_on_the_mean_loss_of_the_trained_tokens(tiny):
     loss = torch.nn.functional.cross_entropy(logits[given["loss_mask"]], given["targets"][given["loss_mask"]])
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
-    groups = [{"params": [p for p in plain.parameters() if p.ndim == 2], "weight_decay": 0.2},
-              {"params": [p for p in plain.parameters() if p.ndim < 2], "weight_decay": 0.0}]  # fmt: skip
+    groups = [
+        {"params": [p for p in plain.parameters() if p.ndim == 2], "weight_decay": 0.2},
+        {"params": [p for p in plain.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
     torch.optim.AdamW(groups, lr=0.005, betas=(0.9, 0.95), eps=1e-8, foreach=False).step()
 
     result = made.step(batch, 0.5)
