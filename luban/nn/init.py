@@ -116,13 +116,11 @@ class InitialValues:
     region: Region = whole  # which part of a parameter lies in this process
 
     def normal(self, name: str, parameter: Tensor) -> Tensor:
-        """Standard normal numbers for the parameter `name` of the module.
+        """Standard normal numbers for the parameter `name` of the module, of at least one dimension.
 
         Number by number they depend on seed, name, and the place in the parameter alone, so that its shards hold what the
         whole would. They are drawn in float32 on the CPU, in blocks of rows of about BLOCK numbers.
         """
-        if not parameter.dim():
-            return self.normal(name, parameter[None])[0]
         values, seed = torch.empty_like(parameter), derive(self.seed, f"{self.prefix}.{name}")
         local, begins = self.region(values)
         if not local.numel():

@@ -9,7 +9,7 @@ import torch
 
 from luban.nn.init import BLOCK, InitialValues, whole
 
-SHAPES = [(), (7,), (3 * BLOCK + 5,), (300, 70), (2, BLOCK + 1), (5000, 40), (64, 9, 11, 3), (0, 4), (4, 0)]
+SHAPES = [(7,), (3 * BLOCK + 5,), (300, 70), (2, BLOCK + 1), (5000, 40), (64, 9, 11, 3), (0, 4), (4, 0)]
 
 
 def values(
