@@ -75,8 +75,10 @@ def _files(package: str, distribution: metadata.Distribution) -> Iterator[File]:
 def licence_of(distribution: metadata.Distribution) -> str | None:
     """A distribution's licence: its SPDX expression, else its classifiers, else what its licence files say."""
     fields = distribution.metadata
-    for written in (fields.get("License-Expression"), fields.get("License")):
-        if written and (fields.get("License-Expression") or written.strip().lower() in SPELT):
+    for expression in fields.get_all("License-Expression") or ():
+        return all_of([expression])
+    for written in fields.get_all("License") or ():  # any text
+        if written.strip().lower() in SPELT:
             return all_of([written])
     if classified := all_of(filter(None, map(CLASSIFIERS.get, fields.get_all("Classifier") or ()))):
         return classified
@@ -101,8 +103,8 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         if wanted is not None and str(file.path) not in wanted:
             continue
         found = True
-        document = _document(file, context)
-        reason = refused(document.text, document.meta["licence"]) if document.text.strip() else "no source text"
+        document, licence = _document(file, context)
+        reason = refused(document.text, licence) if document.text.strip() else "no source text"
         if reason:
             context.tally.drop(f"code: {reason}", document)
         else:
@@ -111,20 +113,23 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         raise DataError("no package is installed with its Python sources beside Luban")
 
 
-def _document(file: File, context: SourceContext) -> Document:
+def _document(file: File, context: SourceContext) -> tuple[Document, str | None]:
+    """The file's document and its licence: the file's own where it names one, else the package's."""
     text = ""
     try:
         if not looks_binary(file.path):
             text = FileDecoder(file.path, context.tally).decode(file.path.read_bytes())
     except OSError as error:
         context.tally.spoilt("unreadable files", f"{file.name}: {error.strerror}")
-    return Document(
+    licence = of_source_file(text) or file.licence
+    document = Document(
         id=f"{context.label}/{file.package}/{file.name}",
         text=f"# module: {file.module}\n{text}" if text.strip() else "",
         source=context.label,
         lang="python",
-        meta={"licence": of_source_file(text) or file.licence, "package": file.package, "module": file.module},
+        meta={"licence": licence, "package": file.package, "module": file.module},
     )
+    return document, licence
 
 
 def parts(name: str, tally: Tally) -> Iterator[Part]:
