@@ -103,7 +103,7 @@ class Source:
         try:
             for document in SOURCES[self.kind](self.name, context):
                 if damaged(document.text):
-                    tally.spoilt("texts with too many undecodable characters", document.id)
+                    tally.reject("texts with too many undecodable characters", document.id)
                     continue
                 yield document
         except OSError as error:

@@ -70,7 +70,7 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
                 else FileDecoder(path, context.tally).decode(path.read_bytes())
             )
         except OSError as error:
-            context.tally.spoilt("unreadable files", f"{relative}: {error.strerror}")
+            context.tally.reject("unreadable files", f"{relative}: {error.strerror}")
             continue
         licence = of_source_file(text or "", path.suffix.lower() in PROSE) or _licence(path.parent, root, licences)
         document = Document(

@@ -120,7 +120,7 @@ def _document(file: File, context: SourceContext) -> tuple[Document, str | None]
         if not looks_binary(file.path):
             text = FileDecoder(file.path, context.tally).decode(file.path.read_bytes())
     except OSError as error:
-        context.tally.spoilt("unreadable files", f"{file.name}: {error.strerror}")
+        context.tally.reject("unreadable files", f"{file.name}: {error.strerror}")
     licence = of_source_file(text) or file.licence
     document = Document(
         id=f"{context.label}/{file.package}/{file.name}",

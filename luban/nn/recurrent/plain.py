@@ -24,7 +24,7 @@ class RNN(Cell):
         return RNNLayer(inputs, width, batch_first=True)
 
     def ops(self, tokens: int, inputs: int, width: int) -> list[Op]:
-        """Two products."""
+        """Two matmuls."""
         return [gates_op("cell", tokens, inputs, width, gates=1)]
 
 
@@ -49,7 +49,7 @@ class LSTM(Cell):
         return LSTMLayer(inputs, self.cells, proj_size=width, batch_first=True)
 
     def ops(self, tokens: int, inputs: int, width: int) -> list[Op]:
-        """Eight products, and the projection."""
+        """Eight matmuls, and the projection."""
         if self.cells is None:
             return [gates_op("cell", tokens, inputs, width, gates=4)]
         inner = 4 * self.cells * (inputs + width)
@@ -65,7 +65,7 @@ class LSTM(Cell):
 
 
 def gates_op(name: str, tokens: int, inputs: int, width: int, *, gates: int) -> Op:
-    """`gates` products of input and state, each with torch's two biases."""
+    """`gates` matmuls of input and state, each with torch's two biases."""
     inner = gates * width * (inputs + width)
     return Op(
         name=name,
