@@ -30,7 +30,7 @@ from luban.objectives.base import Objective
 from luban.parallel.compile import blocks_of
 from luban.parallel.precision import COMPUTE
 from luban.parallel.remat import remat_policy
-from luban.planner.memory import Footprint
+from luban.planner.memory import TracedMemory
 from luban.train.recipe import Recipe
 
 PROBE = 10**10  # FLOPs of a timed part, at most, where a row isn't more
@@ -69,7 +69,7 @@ class _Live(TorchDispatchMode):
         self.now -= size
 
 
-def trace_memory(recipe: Recipe, spec: ModelSpec, row: Batch) -> Footprint | None:
+def trace_memory(recipe: Recipe, spec: ModelSpec, row: Batch) -> TracedMemory | None:
     """What an uncompiled micro-batch on the CPU takes, to the byte, but for what kernels hold inside.
 
     Args:
@@ -89,8 +89,9 @@ def trace_memory(recipe: Recipe, spec: ModelSpec, row: Batch) -> Footprint | Non
     if less is None or more is None:
         return None
     further = (rows - most) / (most - most // 2)
-    return Footprint(
-        kept=int(more.kept + further * (more.kept - less.kept)), peak=int(more.peak + further * (more.peak - less.peak))
+    return TracedMemory(
+        saved=int(more.saved + further * (more.saved - less.saved)),
+        peak=int(more.peak + further * (more.peak - less.peak)),
     )
 
 
@@ -102,7 +103,7 @@ def _trace(
     remat: Remat,
     arrays: tuple[tuple[str, tuple[int, ...], torch.dtype], ...],
     rows: int,
-) -> Footprint | None:
+) -> TracedMemory | None:
     """The same of so many rows, every operation one by one.
 
     Args:
@@ -117,11 +118,11 @@ def _trace(
         before = live.now
         try:
             loss = loss_module(batch).sum
-            kept = live.now - before
+            saved = live.now - before
             loss.backward()
         except DataDependentOutputException:
             return None
-        return Footprint(kept=kept, peak=live.peak - before)
+        return TracedMemory(saved=saved, peak=live.peak - before)
 
 
 def _give_memory(module: nn.Module, dtype: torch.dtype) -> None:

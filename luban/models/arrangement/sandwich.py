@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from luban.models.arrangement.base import Arrangement, Block
+from luban.core.opgraph import GraphTensor
+from luban.models.arrangement.base import Arrangement, Block, LayerParts
 from luban.nn.context import LayerContext
 from luban.nn.mixer.base import LayerShape
 
@@ -35,6 +36,9 @@ class SandwichNorm(Arrangement):
 
     block = SandwichNormBlock
 
-    def norm_names(self) -> tuple[str, ...]:
-        """Two a part."""
-        return *super().norm_names(), "mixer_output_norm", "feedforward_output_norm"
+    def describe(self, parts: LayerParts, x_BTE: GraphTensor) -> GraphTensor:
+        """x + norm(mixer(norm(x))), then the same with feed-forward."""
+        mixed = parts.norm("mixer_output_norm", parts.mixer(parts.norm("mixer_norm", x_BTE)))
+        x_BTE = parts.residual("mixer", x_BTE, mixed)
+        made = parts.norm("feedforward_output_norm", parts.feedforward(parts.norm("feedforward_norm", x_BTE)))
+        return parts.residual("feedforward", x_BTE, made)
