@@ -20,7 +20,7 @@ Kind = Literal[
     "linear",  # matmul with a weight
     "attention",  # softmax(q·kᵀ)·v, and everything positions do to q, k and scores
     "norm",
-    "activation",  # of a feed-forward network; the product with the gate included
+    "activation",  # of a feed-forward network, multiplied with `up` where it is gated
     "add",  # residual connection
     "concat",
     "recurrent",  # all time steps of a recurrent layer

@@ -10,12 +10,12 @@ queries of width Q, keys and values of width K and inner width I, saves in the d
     output of attention                 N·Q, and its log-sum-exp, one fp32 number a head and token
     residual after attention            N·E
     normed input of the feed-forward    N·E
-    gate and up, their product          N·2I + N·I
+    gate and up, gated activation       N·2I + N·I
 
 Settings change this:
 
-- Kernels on a GPU also save the concatenated weights of joint matmuls (q, k, v; gate, up), and don't save the product of
-  gate and up where the backward pass of SwiGLU computes it again.
+- Kernels on a GPU also save the concatenated weights of joint matmuls (q, k, v; gate, up), and don't save the gated
+  activation where the backward pass of SwiGLU computes it again.
 - Rematerialisation "selective" saves outputs of matmuls and attention only, "full" only the input of each layer.
 - Attention of bf16 and fp16 on a CPU either runs in fp32, and saves fp32 copies of its inputs and output, or as bf16
   matmuls over chunks of queries, and saves its weights in fp32 (for the gradient of softmax) and in bf16 (for that of
@@ -216,13 +216,13 @@ def _recomputed_bytes(graph: OpGraph, settings: StepSettings) -> int:
         return 0
     if settings.remat == "full":
         return layer_saved_bytes(layer, replace(settings, remat="none", gpu_kernels=False))
-    products = _saved(op for op in layer.ops if op.kind == "activation") if settings.saves_activation else 0
+    activations = _saved(op for op in layer.ops if op.kind == "activation") if settings.saves_activation else 0
     scores = [
         int(computed_fraction(op) * score_count(op))
         for op in layer.ops
         if op.kind == "attention" and is_chunked(op, layer, settings)
     ]
-    return layer.itemsize * products + (FP32 + HALF) * max(scores, default=0)
+    return layer.itemsize * activations + (FP32 + HALF) * max(scores, default=0)
 
 
 def _activation_gradient_bytes(graph: OpGraph) -> int:

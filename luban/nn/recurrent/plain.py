@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
+from luban.nn.init import InitialValues
 from luban.nn.recurrent.base import Cell, CellCosts, gate_costs, matmul_costs
 
 FORGET = 1.0  # the forget gate's bias at the start (Jozefowicz et al. 2015)
@@ -55,11 +56,11 @@ class LSTM(Cell):
 
 
 @torch.no_grad()
-def draw_recurrent(layer: nn.RNNBase, draw) -> None:
+def draw_recurrent(layer: nn.RNNBase, draw: InitialValues) -> None:
     """Matrices with standard deviation 1/√inputs, biases 0."""
     for name, parameter in layer.named_parameters():
         if parameter.dim() == 2:
-            parameter.copy_(draw(name, parameter.shape).mul_(parameter.shape[1] ** -0.5))
+            parameter.copy_(draw.normal(name, parameter).mul_(parameter.shape[1] ** -0.5))
         else:
             parameter.zero_()
 
@@ -67,7 +68,7 @@ def draw_recurrent(layer: nn.RNNBase, draw) -> None:
 class RNNLayer(nn.RNN):
     """One layer of it."""
 
-    def draw_parameters(self, draw) -> None:
+    def draw_parameters(self, draw: InitialValues) -> None:
         """Its own initialisation."""
         draw_recurrent(self, draw)
 
@@ -81,10 +82,12 @@ class LSTMLayer(nn.LSTM):
 
     bias_ih_l0: Tensor  # (4E,), torch's: input, forget, cell and output gates
 
-    def draw_parameters(self, draw) -> None:
+    def draw_parameters(self, draw: InitialValues) -> None:
         """Its own initialisation; the forget gate begins open."""
         draw_recurrent(self, draw)
-        self.bias_ih_l0[self.hidden_size : 2 * self.hidden_size].fill_(FORGET)
+        input_gate, cell, output = torch.zeros(3, self.hidden_size)
+        forget = torch.full_like(cell, FORGET)
+        self.bias_ih_l0.copy_(draw.placed(torch.cat([input_gate, forget, cell, output]), self.bias_ih_l0))
 
     def forward(self, x_NTI: Tensor, given_N: Tensor) -> Tensor:
         """(N, T, I) → (N, T, E)."""

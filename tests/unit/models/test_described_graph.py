@@ -151,6 +151,7 @@ def run(spec: ModelSpec, batch: int, seq: int, target: int, dtype: str) -> tuple
     return trace, counter.get_total_flops()
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 @pytest.mark.parametrize("name", SPECS)
 def test_a_described_graph_is_what_a_forward_does(name):
     spec, dtype = SPECS[name], random.choice(["float32", "bfloat16"])
