@@ -39,7 +39,7 @@ class TransformerStack(nn.Module):
         shape: what positions need to know.
         spec: of the model.
         embedding: token ids → (B, T, E); None: the input is hidden states.
-        norm: whether the stream is normalised at the end, where the last layer's arrangement asks for that.
+        norm: whether the residual is normalised at the end, where the last layer's arrangement asks for that.
     """
 
     def __init__(

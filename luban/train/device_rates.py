@@ -52,7 +52,7 @@ def device_rates(
 
     Args:
         graph: one micro-batch.
-        documents: rows hold several, which only some kernels of attention can keep apart.
+        documents: rows hold several documents, which only some attention kernels can keep apart.
         kernel: of attention, asked for by name.
     """
     chosen = attention_kernel(device, precision, spec, documents, kernel)

@@ -46,7 +46,7 @@ class Arrangement(Variant):
         },
     )
     block: ClassVar[type[Block]]  # the module
-    final_norm: ClassVar[bool] = True  # whether the stream is normalised after the last layer
+    final_norm: ClassVar[bool] = True  # whether the residual is normalised after the last layer
     crosses: ClassVar[bool] = False  # whether there is a form with cross-attention
 
     def check(self, layer: LayerSpec) -> None:

@@ -1,5 +1,5 @@
-"""ChatGLM-6B's arrangement (its released code): the norms of pre-norm, but the stream that is carried on is the
-normalised one, times α = √(2N) for N layers: α·norm(x) + mixer(norm(x)), then the same with feed-forward."""
+"""ChatGLM-6B's arrangement (its released code): the norms of pre-norm, but the residual is the
+normalised input, times α = √(2N) for N layers: α·norm(x) + mixer(norm(x)), then the same with feed-forward."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class ParallelBlock(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel(Arrangement):
-    """Both parts read the same stream."""
+    """Mixer and feed-forward network read the same residual."""
 
     block = ParallelBlock
     norms: int = 1  # 1: both read one norm (PaLM, Falcon 7B); 2: each has its own (Falcon 40B, GPT-NeoX)

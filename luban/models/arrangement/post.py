@@ -24,7 +24,7 @@ class PostNormBlock(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class PostNorm(Arrangement):
-    """The stream itself is normalised after every sum, so nothing is left to normalise at the end."""
+    """The residual itself is normalised after every sum, so the stack has no norm at its end."""
 
     block = PostNormBlock
     final_norm = False

@@ -24,7 +24,7 @@ class PreNormBlock(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class PreNorm(Arrangement):
-    """Each part reads the normalised stream and adds to the plain one."""
+    """Each part reads the normalised residual and adds to the residual itself."""
 
     block = PreNormBlock
     crosses = True

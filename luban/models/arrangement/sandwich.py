@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SandwichNormBlock(Block):
-    """One layer; what each part adds to the stream is normalised too, so it can't grow without bound."""
+    """One layer; what each part adds to the residual is normalised too, so it can't grow without bound."""
 
     def __init__(self, layer: LayerSpec, shape: LayerShape):
         super().__init__(layer, shape)
