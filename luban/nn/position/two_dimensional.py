@@ -28,6 +28,9 @@ def both(positions: Tensor) -> tuple[Tensor, Tensor]:
 class Learned2D(Position):
     """Two tables of `context` rows, both added to the token embeddings."""
 
+    embeds = True
+    role = "embedding"
+
     def parameters(self, shape: PositionShape) -> int:
         """Both tables."""
         return 2 * shape.context * shape.width
