@@ -89,6 +89,7 @@ def foreign_model(path: Path) -> dict[str, Any]:
         "weights_hash": weights_hash(dict(m.module.named_parameters())),
         "tokenizer": tokens,
         "labels": list(m.labels),
+        "unread": list(m.unread),
         "spec": to_dict(m.spec),
     }
 
@@ -102,6 +103,7 @@ def model_lines(known: dict[str, Any]) -> list[str]:
         f"  context       {known['context']:,} tokens",
         f"  weights hash  {known['weights_hash']}",
         *([f"  classes       {', '.join(known['labels'])}"] if known["labels"] else []),
+        *([f"  not read      {', '.join(known['unread'])}"] if known["unread"] else []),
     ]
     for title, table in tables.items():
         lines += [f"  {title}" if table else f"  {title:<13} none"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -127,64 +127,6 @@ class Format(TensorNames, Protocol):
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The foreign configuration of ours, or None when the format can't express it."""
         ...
-
-
-KINDS: dict[type, tuple[Any, str]] = {  # of fields, as JSON has them, and what they are called
-    int: (int, "a whole number"),
-    float: ((int, float), "a number"),
-    bool: (bool, "true or false"),
-    str: (str, "a name"),
-    dict: (Mapping, "a table"),
-    list: (list, "a list"),
-}
-
-
-@dataclass(frozen=True)
-class Fields:
-    """A foreign configuration being read: which fields were looked at, and clear errors for missing ones."""
-
-    values: Mapping[str, Any]
-    kind: str = field(default="")
-    within: str = ""  # of which inner table, its name with a dot behind it
-
-    def need(self, name: str, kind: type = int) -> Any:
-        """A field that must be there."""
-        if self.values.get(name) is None:
-            raise ArtifactError(f"config.json of this {self.kind} model lacks '{self.within}{name}'")
-        return self.get(name, None, kind)
-
-    def get(self, name: str, default: Any, kind: type | None = None) -> Any:
-        """A field, or the format's own default where it is absent or null. Raises ArtifactError where it is of another
-        kind than `kind` (none: than the default)."""
-        value, kind = self.values.get(name), kind or type(default)
-        if value is None:
-            return default
-        if kind in KINDS and (not isinstance(value, KINDS[kind][0]) or (isinstance(value, bool) and kind is not bool)):
-            raise ArtifactError(
-                f"config.json of this {self.kind} model says {self.within}{name} = {value!r}: "
-                f"{KINDS[kind][1]} is needed"
-            )
-        return value
-
-    def inner(self, *names: str) -> Fields:
-        """The table under the first of these names that is there and not empty; an empty one where there is none."""
-        name = next((name for name in names if self.values.get(name)), names[0])
-        return Fields(self.get(name, {}), self.kind, f"{name}.")
-
-    def only(self, name: str, supported: Any) -> None:
-        """Refuse a field whose value changes the computation in a way that isn't built."""
-        if self.get(name, supported) != supported:
-            raise UnsupportedError(
-                f"config.json asks for {name} = {self.values[name]!r}; only {supported!r} is supported"
-            )
-
-    def architecture(self, default: str) -> str:
-        """The class of theirs that wrote the directory."""
-        return next(iter(self.get("architectures", None, list) or ()), default)
-
-    def labels(self, default: int = 2) -> int:
-        """How many classes its head has."""
-        return len(self.get("id2label", {})) or self.get("num_labels", default)
 
 
 ACTIVATIONS: dict[str, type[FeedForward]] = {

@@ -16,7 +16,8 @@ from torch import Tensor
 from luban.core.errors import ArtifactError
 from luban.models.arrangement.chatglm import NormedResidual
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.base import Fields, Fused, Pair, attention_of, qkv_names, uniform_layer
+from luban.models.convert.base import Fused, Pair, attention_of, qkv_names, uniform_layer
+from luban.models.convert.fields import Fields
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.feedforward.plain import TanhGELU

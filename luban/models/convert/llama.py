@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 from luban.core.errors import UnsupportedError
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.base import Fields, Pair, attention_of, uniform_layer
+from luban.models.convert.base import Pair, attention_of, uniform_layer
 from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
+from luban.models.convert.fields import Fields
 from luban.models.head.tokens import Span
 from luban.models.layer import LayerSpec
 from luban.models.spec import ModelSpec, uniform
@@ -174,10 +175,16 @@ def grouped(fields: Fields, **changes: Any) -> Grouped:
 
 
 def rotary(fields: Fields) -> Rope:
-    """Rotary positions as config.json describes them, before and since transformers 5."""
-    scaling = fields.inner("rope_parameters", "rope_scaling")
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    base = scaling.get("rope_theta", fields.get("rope_theta", 10_000.0))
+    """Rotary positions as config.json describes them, before and since transformers 5; `rope_scaling` counts where there
+    is `rope_parameters` too, as in transformers. Raises UnsupportedError for a scaling that isn't built."""
+    scaling = fields.inner("rope_scaling", "rope_parameters")
+    named = scaling.get("rope_type", scaling.get("type", None, str), str)
+    kind, base = named or "default", scaling.get("rope_theta", fields.get("rope_theta", 10_000.0))
+    if named is None and scaling.get("factor", 1.0) != 1:
+        raise UnsupportedError(
+            f"config.json says {scaling.within}factor = {scaling.values['factor']!r} without a rope_type, so which "
+            "scaling it is of is unknown: add rope_type (linear, dynamic, llama3 or yarn)"
+        )
     if kind == "default":
         return Rope(base=base)
     trained = scaling.get("original_max_position_embeddings", 0) or fields.get("max_position_embeddings", 0)
