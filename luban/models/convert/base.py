@@ -38,6 +38,10 @@ FORMATS = Registry(
         "bloom": "luban.models.convert.bloom:Bloom",
         "falcon": "luban.models.convert.falcon:Falcon",
         "chatglm": "luban.models.convert.chatglm:ChatGLM",
+        "gemma": "luban.models.convert.gemma:Gemma",
+        "gemma3_text": "luban.models.convert.gemma3:Gemma3",
+        "phi": "luban.models.convert.phi:Phi",
+        "phi3": "luban.models.convert.phi3:Phi3",
     },
 )
 
@@ -106,13 +110,59 @@ class Fused:
         return rows.t().contiguous() if self.transposed and rows.dim() == 2 else rows
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """Gates and ups held in one foreign tensor, gates first."""
+
+    ours: tuple[str, str]
+    theirs: str
+
+    def split(self, theirs: Tensor) -> dict[str, Tensor]:
+        """Our two tensors, by name. Raises ArtifactError for an odd number of rows."""
+        if theirs.shape[0] % 2:
+            raise ArtifactError(f"the tensor {self.theirs} of shape {tuple(theirs.shape)} can't hold two of one size")
+        return dict(zip(self.ours, theirs.chunk(2), strict=True))
+
+    def join(self, ours: Mapping[str, Tensor]) -> Tensor:
+        """Their tensor."""
+        return torch.cat([ours[name] for name in self.ours])
+
+
+@dataclass(frozen=True)
+class Scaled(Pair):
+    """A tensor that stands there divided by a factor."""
+
+    factor: float = 1.0
+
+    def split(self, theirs: Tensor) -> dict[str, Tensor]:
+        """Our tensor, by name."""
+        return {self.ours: (theirs.float() * self.factor).to(theirs.dtype)}
+
+    def join(self, ours: Mapping[str, Tensor]) -> Tensor:
+        """Their tensor."""
+        return (ours[self.ours].float() / self.factor).to(ours[self.ours].dtype)
+
+
+@dataclass(frozen=True)
+class Centred(Pair):
+    """A norm's weight that stands there less 1."""
+
+    def split(self, theirs: Tensor) -> dict[str, Tensor]:
+        """Our tensor, by name."""
+        return {self.ours: (theirs.float() + 1).to(theirs.dtype)}
+
+    def join(self, ours: Mapping[str, Tensor]) -> Tensor:
+        """Their tensor."""
+        return (ours[self.ours].float() - 1).to(ours[self.ours].dtype)
+
+
 class TensorNames(Protocol):
     """The tensors of a foreign format."""
 
     ignored: re.Pattern[str]  # tensors of theirs that hold nothing (caches, masks) or a copy
     prefix: str  # of the body's tensors; files saved without a head leave it out
 
-    def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
+    def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused | Stacked]:
         """Every tensor of theirs with what it holds of ours."""
         ...
 
@@ -255,7 +305,7 @@ def their_names(form: TensorNames, spec: ModelSpec) -> dict[str, str]:
     return {
         ours: pair.theirs
         for pair in form.pairs(spec)
-        for ours in (pair.ours if isinstance(pair, Fused) else (pair.ours,))
+        for ours in ((pair.ours,) if isinstance(pair, Pair) else pair.ours)
     }
 
 

@@ -144,7 +144,7 @@ class Fields:
     def inner(self, *names: str) -> Fields:
         """The table under the first of these names that is there and not empty; an empty one where there is none."""
         name = next((name for name in names if self.values.get(name)), names[0])
-        return Fields(self.get(name, {}), self.kind, f"{name}.")
+        return Fields(self.get(name, {}), self.kind, f"{self.within}{name}.")
 
     def only(self, name: str, supported: Any) -> None:
         """Refuse a field whose value changes the computation in a way that isn't built."""
