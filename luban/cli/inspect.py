@@ -57,9 +57,10 @@ def run(argv: Sequence[str]) -> None:
 def is_foreign(path: Path) -> bool:
     """Whether this names a model that another library made."""
     from luban.load.gguf import PACKAGED
+    from luban.models.convert.gguf_file import is_gguf
 
     named = str(path) in PACKAGED and not path.exists()
-    return named or (path / "config.json").is_file() or (path.is_file() and path.suffix == ".gguf")
+    return named or (path / "config.json").is_file() or is_gguf(path)
 
 
 def foreign_model(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from luban.load.tensors import PICKLED, WEIGHTS, filled, pickle_refusal, read_fo
 from luban.models.base import Model
 from luban.models.convert.base import as_stored, format_of, named_as_now, their_names, to_ours
 from luban.models.convert.fields import ReadTable, unread_fields
+from luban.models.convert.gguf_file import is_gguf
 from luban.models.spec import SPEC, ModelSpec, read_spec
 from luban.nn.int8 import pack_int8
 from luban.nn.linear import store_column_major
@@ -86,7 +87,7 @@ def load_model(path_or_name: str | Path, device: str = "cpu", dtype: str = "floa
     path = Path(path_or_name)
     if str(path_or_name) in PACKAGED and not path.exists():
         return _load_gguf(packaged_file(str(path_or_name)), str(path_or_name), device, dtype)
-    if path.is_file() and path.suffix == ".gguf":
+    if is_gguf(path):
         return _load_gguf(path, path.stem, device, dtype)
     if path.is_file() and path.suffix in PICKLED:
         raise ArtifactError(pickle_refusal(path))
@@ -191,8 +192,7 @@ def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     form, fields = format_of(config), ReadTable(config)
     spec = form.spec(fields)
     unread = unread_fields(fields, frozenset(GENERATION_FIELDS))
-    if unread:
-        warn(f"{path / 'config.json'}: not read, so if the computation depends on it, it is wrong: {', '.join(unread)}")
+    _warn_unread(path / "config.json", unread)
     theirs = named_as_now(form, spec, read_folder(path))
     spec = as_stored(form, spec, theirs)
     tensors = to_ours(form, spec, theirs)
@@ -214,8 +214,15 @@ def _generation(folder: Path, config: Mapping[str, Any], spec: ModelSpec) -> Gen
 
 
 def _load_gguf(path: Path, name: str, device: str, dtype: str) -> LoadedModel:
-    spec, module, tokenizer, begins = read_gguf(path, device, dtype)
-    return replace(_loaded(spec, module, tokenizer, name, path, None), begins_with_bos=begins)
+    held = read_gguf(path, device, dtype)
+    _warn_unread(path, held.unread)
+    m = _loaded(held.spec, held.module, held.tokenizer, name, path, None)
+    return replace(m, begins_with_bos=held.begins_with_bos, unread=held.unread)
+
+
+def _warn_unread(where: Path, unread: tuple[str, ...]) -> None:
+    if unread:
+        warn(f"{where}: not read, so the output is wrong if it depends on it: {', '.join(unread)}")
 
 
 def _loaded(

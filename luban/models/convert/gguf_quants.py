@@ -150,6 +150,7 @@ QUANTS = {  # by ggml's number of the type
     12: Quant("Q4_K", 256, 144, q4_k),
     13: Quant("Q5_K", 256, 176, q5_k),
     14: Quant("Q6_K", 256, 210, q6_k),
+    28: Quant("F64", 1, 8, lambda raw: raw.contiguous().view(torch.float64).float()),
     30: Quant("BF16", 1, 2, lambda raw: raw.contiguous().view(torch.bfloat16).float()),
     **{
         kind: Quant(name, block, size, by_package(name))
@@ -169,4 +170,4 @@ QUANTS = {  # by ggml's number of the type
         )
     },
 }
-KNOWN = {15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}  # named in refusals
+KNOWN = {15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64"}  # named in refusals
