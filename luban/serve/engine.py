@@ -13,8 +13,8 @@ from luban.core.errors import DataError
 from luban.core.log import warn
 from luban.core.seeding import derive
 from luban.generate.sampling import Sampling
+from luban.generate.session import NotFiniteError, TokenLogprob
 from luban.generate.session import Sequence as Growing
-from luban.generate.session import TokenLogprob
 from luban.generate.source import session_for
 from luban.generate.text import TextStream
 from luban.load.model import LoadedModel
@@ -164,7 +164,8 @@ class Engine:
         """Continue every prompt; the results come in the order of the prompts. Without `sampling` tokens are chosen as
         the model's generation_config.json says, or as `Sampling()` does.
 
-        Raises DataError for a prompt that is empty, malformed or longer than the context, before any is run.
+        Raises DataError for a prompt that is empty, malformed or longer than the context, before any is run, and
+        NotFiniteError where the model's logits are NaN or infinite.
         """
         sampling = sampling or self.model.generation.sample({})
         several = cast(Sequence[Prompt], [prompts] if _is_one(prompts) else prompts)
@@ -173,6 +174,9 @@ class Engine:
             self.submit(request)
         while not all(request.done for request in requests):
             self.step()
+        for request in requests:
+            if request.error is not None:
+                raise request.error
         return [request.result for request in requests]
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Delta]:
@@ -186,6 +190,8 @@ class Engine:
                     yield arrived.popleft()
                 if not request.done:
                     self.step()
+            if request.error is not None:
+                raise request.error
         finally:
             if not request.done:
                 request.cancel()
@@ -226,11 +232,13 @@ class Engine:
             fresh += request.growing
         self.session.add(fresh)
 
-    def _took(self, growing: Growing, token: int) -> bool:
+    def _took(self, growing: Growing, token: int | None) -> bool:
         """Hand out what `token` means for its request; returns whether the continuation has ended."""
         request, stream = self.running[id(growing)]
         choice, sampling = request.result.choices[growing.choice], growing.sampling
-        if request.cancelled:
+        if token is None:
+            self._break(request, NotFiniteError())
+        if request.cancelled or token is None:
             del self.running[id(growing)]
             choice.finish_reason = "cancelled"
             return True
@@ -262,6 +270,16 @@ class Engine:
         for choice in request.result.choices:
             choice.finish_reason = choice.finish_reason or "cancelled"
 
+    def _break(self, request: Request, error: Exception) -> None:
+        """End every continuation of one request with an error; the sequences that run leave at the end of the step."""
+        if request.error is not None:
+            return
+        request.error = error
+        request.cancel()
+        self._cancel(request)
+        if request.listener:
+            request.listener(Delta(choice=0, text="", token_ids=[], logprobs=None, finish_reason="cancelled"))
+
     def fail(self, error: Exception) -> None:
         """Give up everything queued and running, after an error that no request caused alone."""
         with self._stepping:
@@ -270,10 +288,7 @@ class Engine:
             self.running.clear()
             self.session = session_for(self.model.module)
             for request in broken.values():
-                request.error = error
-                self._cancel(request)
-                if request.listener:
-                    request.listener(Delta(choice=0, text="", token_ids=[], logprobs=None, finish_reason="cancelled"))
+                self._break(request, error)
 
 
 def _is_one(prompts: Any) -> bool:

@@ -249,7 +249,7 @@ class Service:
 
 
 def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n"
 
 
 def _field(place: Sequence[str | int]) -> str:
@@ -288,6 +288,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(GenerationError)
     async def failed(_: HttpRequest, error: GenerationError) -> JSONResponse:
         return JSONResponse(error_body(str(error), kind="server_error"), 500)
+
+    @app.exception_handler(Exception)
+    async def broken(_: HttpRequest, error: Exception) -> JSONResponse:
+        return JSONResponse(error_body(f"the server failed: {type(error).__name__}", kind="server_error"), 500)
 
     @app.exception_handler(LubanError)
     async def wrong(_: HttpRequest, error: LubanError) -> JSONResponse:

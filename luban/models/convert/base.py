@@ -136,11 +136,12 @@ class Scaled(Pair):
 
     def split(self, theirs: Tensor) -> dict[str, Tensor]:
         """Our tensor, by name."""
-        return {self.ours: (theirs.float() * self.factor).to(theirs.dtype)}
+        return {self.ours: theirs.to(torch.promote_types(theirs.dtype, torch.float32)) * self.factor}
 
     def join(self, ours: Mapping[str, Tensor]) -> Tensor:
         """Their tensor."""
-        return (ours[self.ours].float() / self.factor).to(ours[self.ours].dtype)
+        tensor = ours[self.ours]
+        return (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) / self.factor).to(tensor.dtype)
 
 
 @dataclass(frozen=True)
@@ -149,11 +150,12 @@ class Centred(Pair):
 
     def split(self, theirs: Tensor) -> dict[str, Tensor]:
         """Our tensor, by name."""
-        return {self.ours: (theirs.float() + 1).to(theirs.dtype)}
+        return {self.ours: theirs.to(torch.promote_types(theirs.dtype, torch.float32)) + 1}
 
     def join(self, ours: Mapping[str, Tensor]) -> Tensor:
         """Their tensor."""
-        return (ours[self.ours].float() - 1).to(ours[self.ours].dtype)
+        tensor = ours[self.ours]
+        return (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) - 1).to(tensor.dtype)
 
 
 class TensorNames(Protocol):

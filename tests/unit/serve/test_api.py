@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+import torch
 
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
@@ -361,7 +362,6 @@ def test_alternatives_with_the_same_text_are_kept_apart(vocabularies):
 
 
 def test_a_device_that_is_not_there_is_one_line(tiny_checkpoint):
-    import torch
 
     for device in ("quantum", *(() if torch.cuda.is_available() else ("cuda", "cuda:3"))):
         with pytest.raises(UnsupportedError, match=rf"device '{device}'") as refused:
