@@ -186,8 +186,8 @@ class ContiguousCache:
         for a, b in pairs:
             a.source = tuple(
                 torch.cat((_pad_left(x, missing[0], 2), _pad_left(y, missing[1], 2)))
-                for x, y in zip(a.source, b.source, strict=True)
-            )  # type: ignore[arg-type,assignment]
+                for x, y in zip(a.source, b.source, strict=True)  # type: ignore[arg-type]
+            )  # type: ignore[assignment]
         if missing != [0, 0] or self.source_mask is not None or other.source_mask is not None:
             masks = [self._source_mask(sizes[0]), other._source_mask(sizes[1])]
             self.source_mask = torch.cat([_pad_left(mask, more, 1) for mask, more in zip(masks, missing, strict=True)])

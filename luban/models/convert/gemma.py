@@ -53,7 +53,9 @@ class Gemma(Llama):
     def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused | Stacked]:
         """LLaMA's tensors, embedding and head scaled and norms moved by 1."""
         for pair in super().pairs(replace(spec, head=LanguageModel())):
-            if pair.theirs.endswith("norm.weight"):
+            if not isinstance(pair, Pair):
+                yield pair
+            elif pair.theirs.endswith("norm.weight"):
                 yield Centred(pair.ours, pair.theirs)
             elif pair.theirs.endswith(("embed_tokens.weight", "lm_head.weight")):
                 yield Scaled(pair.ours, pair.theirs, factor=spec.width**0.5)

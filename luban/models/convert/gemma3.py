@@ -104,13 +104,14 @@ class Gemma3(Gemma):
         return {"layer_types": kinds, "sliding_window": min(sizes, default=4096)} if len(sizes) <= 1 else None
 
     def fits(self, attention: Grouped) -> bool:
-        """RMSNorm on queries and keys."""
-        return isinstance(attention.qk_norm, RMSNorm) and attention.qkv_bias == attention.output_bias
+        """RMSNorm on queries and keys, and a scale of the scores that is known."""
+        scaled = attention.score_scale is not None or attention.head_dim is not None
+        return scaled and isinstance(attention.qk_norm, RMSNorm) and attention.qkv_bias == attention.output_bias
 
     def own(self, attention: Grouped) -> dict[str, Any]:
         """The scores' scale."""
         scale = attention.score_scale
-        scalar = attention.head_dim if scale is None else scale**-2
+        scalar = attention.head_dim or 1 if scale is None else scale**-2
         return {
             "attention_bias": attention.qkv_bias,
             "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,

@@ -122,7 +122,7 @@ def begins_with_bos(metadata: Mapping[str, Any]) -> bool:
 
 def _words(metadata: Mapping[str, Any]) -> str:
     """Which of `WORDS` cuts words."""
-    named = metadata.get(KEY + "pre", "default")
+    named = str(metadata.get(KEY + "pre", "default"))
     return SAME_WORDS.get(named, named)
 
 
