@@ -25,11 +25,11 @@ from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.position.base import PositionShape
 from luban.nn.roles import Role, roles_of
 from luban.parallel.device import compiler_missing
+from luban.parallel.memory_limits import free_memory, resident_memory
 from luban.parallel.precision import COMPUTE
 from luban.planner.memory import MemoryPrediction, Setting, predict_memory
 from luban.planner.step_time import StepTime, predict_step, update_time
 from luban.train.device_rates import Machine, contention, rates
-from luban.train.memory_limits import free_memory, resident_memory
 from luban.train.recipe import Recipe
 from luban.train.trace_memory import trace_memory, trace_time
 
