@@ -20,13 +20,13 @@ from luban.models.spec import ModelSpec
 from luban.nn.position.base import PositionShape
 from luban.nn.roles import Role, roles_of
 from luban.parallel.device import compiler_missing
+from luban.parallel.memory_limits import free_memory, resident_memory
 from luban.parallel.precision import COMPUTE
 from luban.planner.fitting import BatchPlan, Fitting
 from luban.planner.memory import MemoryPrediction, StepSettings, predict_memory
 from luban.planner.prediction import Prediction
 from luban.planner.step_time import StepTime, predict_step, update_time
 from luban.train.device_rates import busy_fraction, device_rates, machine_of
-from luban.train.memory_limits import free_memory, resident_memory
 from luban.train.recipe import Recipe
 from luban.train.trace_memory import trace_memory, trace_time
 
