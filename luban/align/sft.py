@@ -9,6 +9,7 @@ from luban.align.conversations import as_shards
 from luban.core.artifact import MANIFEST, read_manifest
 from luban.core.errors import DataError, LineageError, UsageError
 from luban.core.hashing import data_sha256
+from luban.core.resuming import Operational
 from luban.data.loader import Loader
 from luban.data.shards import Shards
 from luban.data.show import coloured, row_tokens
@@ -26,7 +27,9 @@ SAMPLE_TOKENS = 160  # of the mask's sample
 class SFTRecipe(Recipe):
     """A recipe of instruction tuning."""
 
-    chat_template: str = ""  # Jinja file, in place of the template of the model's tokenizer (empty: that one)
+    chat_template: Operational[str] = (
+        ""  # Jinja file, in place of the template of the model's tokenizer (empty: that one)
+    )
 
     def require_tokenizer(self, shards: Shards, tokenizer: Tokenizer) -> None:
         """Raise LineageError unless the shards were packed with the vocabulary of `init`, and its template too where the

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from luban.core.hashing import finite
 from luban.core.units import count, seconds
 
 SHOW_AFTER = 2.0  # seconds before a progress bar appears
@@ -101,16 +102,20 @@ class Metrics:
         self.path = path
         if keep_until is not None and path.exists():
             kept = [row for row in read_metrics(path) if row.get("step", 0) <= keep_until]
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            path.write_text("".join(map(_metrics_line, kept)), encoding="utf-8")
         self.file: TextIO = open(path, "a" if keep_until is not None else "w", encoding="utf-8", buffering=1)
 
     def write(self, **row: Any) -> None:
-        """Append one row."""
-        self.file.write(json.dumps(row) + "\n")
+        """Append one row; NaN and infinities are written as null."""
+        self.file.write(_metrics_line(row))
 
     def close(self) -> None:
         """Close the file."""
         self.file.close()
+
+
+def _metrics_line(row: dict[str, Any]) -> str:
+    return json.dumps(finite(row), allow_nan=False) + "\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from luban.checkpoint.weights import weights_hash
 from luban.core.artifact import MANIFEST, Parent, as_parent
 from luban.core.errors import ConfigError
 from luban.data.shards import Shards
@@ -54,11 +55,15 @@ def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = Non
         spec, weights = with_head(recipe, spec, weights)
     elif recipe.model.given:
         _same_spec(config_of(described_spec(recipe, shards, vocabulary)), config_of(spec), recipe.init)
-    known = next(
-        (p for p in (Path(recipe.init), model.path) if (p / MANIFEST).is_file()), None
-    )  # a run, else a checkpoint
-    parents = (as_parent("init", known),) if known else ()
-    return Start(spec=_check(spec, recipe), weights=weights, parents=parents)
+    return Start(spec=_check(spec, recipe), weights=weights, parents=(_parent(recipe.init, model),))
+
+
+def _parent(init: str, model: LoadedModel) -> Parent:
+    """The model of `init` as the run remembers it: a run, else a checkpoint; a foreign one by the hash of its weights."""
+    known = next((path for path in (Path(init), model.path) if (path / MANIFEST).is_file()), None)
+    if known:
+        return as_parent("init", known)
+    return Parent(role="init", kind="model", content_hash=weights_hash(state_of(model.module)), name=model.name)
 
 
 def described_spec(recipe: Recipe, shards: Shards, vocabulary: int) -> ModelSpec:

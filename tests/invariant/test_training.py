@@ -40,7 +40,7 @@ def uninterrupted(luban, shards, recipe, tmp_path_factory) -> Path:
     return out
 
 
-def test_a_finished_run_is_whole_and_refuses_to_be_overwritten(luban, shards, recipe, uninterrupted):
+def test_a_finished_run_is_whole_and_neither_trained_again_nor_overwritten(luban, shards, recipe, uninterrupted):
     found = figures(uninterrupted)
     logged = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in logged if "loss" in row]
@@ -53,7 +53,10 @@ def test_a_finished_run_is_whole_and_refuses_to_be_overwritten(luban, shards, re
     assert 2 <= len(list((uninterrupted / "checkpoints").iterdir())) <= 3  # the last two, and the best
     assert (uninterrupted / "tokenizer" / "tokenizer.json").is_file()
     code, err = luban("pretrain", recipe, "--data.path", shards, "--out", uninterrupted)
-    assert code == 1 and "already holds a finished run" in err and "Traceback" not in err
+    assert code == 0 and "is finished: nothing is left to train" in err
+    code, err = luban("pretrain", recipe, "--data.path", shards, "--out", uninterrupted, "--optim.lr", "5e-4")
+    assert code == 1 and "is a finished run of another configuration (config.optim.lr was 0.001, now 0.0005)" in err
+    assert "Traceback" not in err and figures(uninterrupted) == found
 
 
 def kill_and_resume(start, luban, command, out: Path, seed: int, steps: int) -> None:

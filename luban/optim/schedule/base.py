@@ -40,6 +40,15 @@ class Schedule(Variant):
             return (step + 1) / self.warmup
         return self.after_warmup(min(step, steps - 1), steps)
 
+    def never_at_peak(self, steps: int) -> str:
+        """What to say of a warm-up that a run of `steps` steps doesn't get through; empty: it does."""
+        if self.warmup <= steps:
+            return ""
+        return (
+            f"schedule.warmup is {self.warmup} steps and the run has {steps}: the learning rate only rises, to "
+            f"{self.factor(steps - 1, steps):.0%} of its peak"
+        )
+
     def after_warmup(self, step: int, steps: int) -> float:
         """The factor once warm-up is over, `warmup <= step < steps`."""
         raise NotImplementedError
