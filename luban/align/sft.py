@@ -12,7 +12,7 @@ from luban.core.hashing import data_sha256
 from luban.core.resuming import Operational
 from luban.data.loader import Loader
 from luban.data.shards import Shards
-from luban.data.show import coloured, row_tokens
+from luban.data.show import coloured, row_tokens, show_on_stderr
 from luban.load.model import LoadedModel, load_model
 from luban.tokenizer.importing.artifact import replace_template
 from luban.tokenizer.template import read_template
@@ -89,8 +89,6 @@ def show_mask(recipe: SFTRecipe) -> None:
 
     Raises DataError when nothing in that batch is trained on.
     """
-    from rich.console import Console
-
     shards = Shards.open(recipe.data.path)
     batch = Loader(
         shards, batch_size=recipe.train.batch_size, seq_len=recipe.train.seq_len, seed=recipe.train.seed, packing="fit"
@@ -100,8 +98,6 @@ def show_mask(recipe: SFTRecipe) -> None:
             f"no token of the first batch of {shards.path} is trained on: raise --train.seq_len "
             f"(now {recipe.train.seq_len}), since answers are cut off"
         )
-    tokenizer: Tokenizer = load_tokenizer(shards.path / "tokenizer")
     row = int(batch.loss_mask.sum(axis=1).argmax())
-    console = Console(stderr=True, highlight=False)
-    console.print("What is trained on stands between « and »:", style="dim")
-    console.print(coloured(row_tokens(batch, row, tokenizer), SAMPLE_TOKENS), soft_wrap=True)
+    tokens = row_tokens(batch, row, load_tokenizer(shards.path / "tokenizer"))
+    show_on_stderr("What is trained on stands between « and »:", coloured(tokens, SAMPLE_TOKENS))

@@ -86,19 +86,14 @@ def pack(argv: Sequence[str]) -> None:
 
 
 def _show_masks(path: Path) -> None:
-    from rich.console import Console
-
     from luban.data.shards import Shards
-    from luban.data.show import coloured, document_tokens
+    from luban.data.show import coloured, document_tokens, show_on_stderr
     from luban.tokenizer.tokenizer import load_tokenizer
 
-    console, shards = Console(stderr=True, highlight=False), Shards.open(path)
-    tokenizer = load_tokenizer(path / "tokenizer")
-    console.print(LEGEND, style="dim")
+    shards, tokenizer = Shards.open(path), load_tokenizer(path / "tokenizer")
     documents = (document_tokens(shards, i, tokenizer) for i in range(shards.documents))
     masked = (tokens for tokens in documents if not all(token["trained"] for token in tokens[1:]))
-    for tokens in islice(masked, SAMPLES):
-        console.print(coloured(tokens, SAMPLE_TOKENS))
+    show_on_stderr(LEGEND, *(coloured(tokens, SAMPLE_TOKENS) for tokens in islice(masked, SAMPLES)))
 
 
 def show(argv: Sequence[str]) -> None:

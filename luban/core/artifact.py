@@ -243,7 +243,10 @@ class ArtifactWriter:
         volatile: tuple[str, ...] = (),
     ):
         self.out = real_path(out)
-        self.volatile: tuple[str, ...] = (f"*/{MANIFEST}", *volatile)  # the manifests of artifacts inside this one hold times
+        self.volatile: tuple[str, ...] = (
+            f"*/{MANIFEST}",
+            *volatile,
+        )  # the manifests of artifacts inside this one hold times
         self.path = incomplete_path(self.out)
         self.resumable, self.extensible = resumable, frozenset(extensible)
         self.resumed = False  # true when an unfinished directory of the same identity was found

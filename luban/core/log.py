@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +20,24 @@ PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 _warned: set[str] = set()
 
 
-def say(text: str) -> None:
-    """A line for the person at the terminal, on standard error so that output can be piped."""
-    print(text, file=sys.stderr, flush=True)
+def say(text: str, end: str = "\n") -> None:
+    """A line for the person at the terminal, on standard error so that output can be piped.
+
+    A reader that has gone away (`2>&1 | head -1`, a closed terminal) ends no work: what is said from then on is dropped.
+    """
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is still written to `stream`, and what its buffer holds, nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def warn(text: str) -> None:
@@ -68,15 +85,14 @@ class Bar:
         return "  ".join([*parts, f"{count(float(rate))} {self.unit}/s", left, self.note]).rstrip()
 
     def _draw(self, now: float) -> None:
-        end = "" if self.live else "\n"
-        print(("\r\x1b[K" if self.live else "") + self.line(now), end=end, file=sys.stderr, flush=True)
+        say(("\r\x1b[K" if self.live else "") + self.line(now), end="" if self.live else "\n")
 
     def close(self) -> None:
         """Draw the last state and end the line."""
         if self.visible:
             self._draw(self.clock())
             if self.live:
-                print(file=sys.stderr, flush=True)
+                say("")
 
 
 @contextmanager

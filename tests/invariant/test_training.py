@@ -126,7 +126,7 @@ def test_accumulation_equals_the_larger_batch(luban, shards, recipe, tmp_path):
     assert 0 < difference < 2e-5  # 20 updates of at most lr = 1e-3, each off by fp32 rounding of its gradient
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_signals_save_and_a_damaged_checkpoint_falls_back_to_the_one_before(
     start, luban, shards, recipe, uninterrupted, tmp_path, number, exit_code
 ):
@@ -144,6 +144,16 @@ def test_signals_save_and_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert figures(out)["weights_hash"] == figures(uninterrupted)["weights_hash"]
     code, err = luban("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run", "--train.seed", "1")
     assert code == 1
+
+
+def test_a_reader_that_goes_away_ends_no_training(start, shards, recipe, uninterrupted, tmp_path):
+    """As `luban pretrain … 2>&1 | head -1` does."""
+    process = start("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run")
+    process.stdout.close()
+    process.stderr.readline()
+    process.stderr.close()
+    assert process.wait() == 0
+    assert figures(tmp_path / "run")["weights_hash"] == figures(uninterrupted)["weights_hash"]
 
 
 def test_an_unfinished_run_of_another_configuration_is_refused(start, luban, shards, recipe, tmp_path):
