@@ -26,13 +26,10 @@ class Schedule(Variant):
     )
 
     warmup: int = 20  # steps of linear warm-up
-    final: float = 0.1  # factor at the last step
 
     def __post_init__(self):
         if self.warmup < 0:
             raise ValueError(f"warmup must be at least 0 steps, {self.warmup} given")
-        if not 0 <= self.final <= 1:
-            raise ValueError(f"final must lie in [0, 1], {self.final} given")
 
     def factor(self, step: int, steps: int) -> float:
         """The factor for step `step` (from 0) of `steps`; steps past the end keep the last value."""
@@ -52,6 +49,11 @@ class Schedule(Variant):
     def after_warmup(self, step: int, steps: int) -> float:
         """The factor once warm-up is over, `warmup <= step < steps`."""
         raise NotImplementedError
+
+    def check_final(self, final: float) -> None:
+        """Raise ValueError unless `final` is a factor that a schedule can end at."""
+        if not 0 <= final <= 1:
+            raise ValueError(f"final must lie in [0, 1], {final} given")
 
     def decayed(self, step: int, begin: int, steps: int) -> float:
         """How much of the decay from step `begin` to the last step lies behind `step`, in [0, 1]."""
