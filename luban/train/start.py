@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from luban.load.model import LoadedModel, load_model
 from luban.models.build import build_model, state_of
 from luban.models.config import config_of, resolve_spec
 from luban.models.spec import ModelSpec
+from luban.nn.position.base import Position
 from luban.train.recipe import Recipe
 
 
@@ -97,8 +99,21 @@ def _check(spec: ModelSpec, recipe: Recipe) -> ModelSpec:
             f"objective {name} trains a model of body {' or '.join(objective.bodies)} with head "
             f"{' or '.join(objective.heads)}, and this one has body {body} and head {head}"
         )
+    if objective.two_positions:
+        _require_two_dimensional(name, {spec.position, *(layer.position or spec.position for layer in spec.layers)})
     objective.require(spec.head, causal=spec.body.causal, tied=spec.tied_head)
     return spec
+
+
+def _require_two_dimensional(objective: str, positions: Iterable[Position]) -> None:
+    for position in positions:
+        if not position.two_dimensional:
+            able = [name for name, kind in position.registry.items() if kind.two_dimensional]
+            raise ConfigError(
+                f"objective {objective} gives every token two positions, one in the text and one in its blank, which "
+                f"position method {position.registry.name_of(type(position))} can't take: use --model.position.type "
+                f"{' or '.join(able)}"
+            )
 
 
 def _same_spec(wanted: dict[str, Any], found: dict[str, Any], init: str | Path) -> None:

@@ -51,6 +51,8 @@ class Position(Variant):
         },
     )
 
+    two_dimensional: ClassVar[bool] = False  # whether it takes two positions a token, (B, 2, T)
+
     def check(self, shape: PositionShape) -> None:
         """Raise ConfigError where the method can't serve a model of this shape."""
 
