@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luban.align.conversations import as_shards
-from luban.core.artifact import MANIFEST, read_manifest
-from luban.core.errors import DataError, LineageError, UsageError
+from luban.core.artifact import MANIFEST, read_manifest, real_path
+from luban.core.errors import DataError, LineageError, LubanError, TrainingError, UsageError
 from luban.core.hashing import data_sha256
 from luban.core.resuming import Operational
 from luban.data.loader import Loader
@@ -17,6 +18,7 @@ from luban.load.model import LoadedModel, load_model
 from luban.tokenizer.importing.artifact import replace_template
 from luban.tokenizer.template import read_template
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from luban.train.interrupt import Interrupted
 from luban.train.recipe import Recipe
 from luban.train.run import train
 
@@ -52,9 +54,26 @@ def sft(recipe: SFTRecipe, out: Path, name: str = "sft") -> Path:
         UsageError: no model to start from.
         DataError: conversations without a usable loss mask.
     """
-    ready, model = with_shards(recipe, out.with_name(out.name + ".data"))
-    show_mask(ready)
-    return train(ready, out, task="sft", name=name, model=model)
+    place = out if out.is_symlink() else real_path(out)
+    cache = place.with_name(place.name + ".data")
+    before = set(cache.iterdir()) if cache.is_dir() else set()
+    try:
+        ready, model = with_shards(recipe, cache)
+        show_mask(ready)
+        return train(ready, out, task="sft", name=name, model=model)
+    except (TrainingError, Interrupted):
+        raise  # the run goes on from what was packed
+    except LubanError:
+        _remove_new(cache, before)
+        raise
+
+
+def _remove_new(cache: Path, before: set[Path]) -> None:
+    """Remove what was packed for a run that was then refused."""
+    for entry in set(cache.iterdir()) - before if cache.is_dir() else ():
+        shutil.rmtree(entry)
+    if cache.is_dir() and not before:
+        cache.rmdir()
 
 
 def with_shards(recipe: SFTRecipe, cache: Path) -> tuple[SFTRecipe, LoadedModel]:

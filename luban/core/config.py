@@ -254,16 +254,46 @@ def _take_over(
     return {name: item for name, item in fields.items() if name not in left}
 
 
-def load_toml(path: Path) -> dict[str, Any]:
-    """The TOML file as plain data, merged over the chain of `base = "other.toml"` it derives from."""
+def load_toml(path: Path, shipped: Path | None = None) -> dict[str, Any]:
+    """The TOML file as plain data, merged over the chain of `base = "other.toml"` it derives from.
+
+    Args:
+        shipped: a folder of recipes, which `base` may name without path and suffix.
+
+    Raises:
+        ConfigError: a file that is missing or no TOML, or that derives from itself.
+    """
+    return _load_chain(path, shipped, ())
+
+
+def _load_chain(path: Path, shipped: Path | None, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in above:
+        raise ConfigError(f"{path} derives from itself by its chain of base")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a directory, not a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     base = data.pop("base", None)
-    return merge(load_toml(path.parent / base), data) if base else data
+    if base is None:
+        return data
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{path}: base must name a recipe, {base!r} given")
+    return merge(_load_chain(_base(path, base, shipped), shipped, (*above, path.resolve())), data)
+
+
+def _base(path: Path, base: str, shipped: Path | None) -> Path:
+    """The recipe that `base` in `path` names: a file seen from there, or one that ships."""
+    if (path.parent / base).is_file() or shipped is None:
+        return path.parent / base
+    bare = base.removeprefix("recipes/").removesuffix(".toml")
+    if not (shipped / f"{bare}.toml").is_file():
+        known = nearest(bare, [recipe.stem for recipe in shipped.glob("*.toml")])
+        raise ConfigError(f"{path}: base '{base}' is neither a file beside it nor a recipe that ships{known}")
+    return shipped / f"{bare}.toml"
 
 
 class Inherited(dict[str, Any]):

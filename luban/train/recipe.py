@@ -5,12 +5,14 @@ Fields marked `Operational`, `Numerical` or `Extensible` may change when a run i
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from luban.checkpoint.manager import CheckpointConfig
 from luban.core.config import Partial
 from luban.core.errors import ConfigError
+from luban.core.log import say
 from luban.core.plan import ParallelPlan
 from luban.core.resuming import Extensible, Numerical, Operational
 from luban.data.shards import Shards
@@ -97,6 +99,17 @@ class ValidationConfig:
     def __post_init__(self):
         if self.every < 0 or self.batches < 0:
             raise ValueError("every and batches must be at least 0")
+
+
+def model_of_init(data: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """A recipe's data for a command line that gives the fields `given`: `--init MODEL` takes the place of the model that the
+    recipe describes, its head apart, which a tuning may change."""
+    model = data.get("model") or {}
+    described = model.keys() - {"head"}
+    if "init" not in given or not described:
+        return data
+    say("the model is that of --init: the recipe's [model] is left out")
+    return {**data, "model": {name: value for name, value in model.items() if name == "head"}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from luban.checkpoint.weights import weights_hash
 from luban.core.artifact import MANIFEST, Parent, as_parent
+from luban.core.config import merge
 from luban.core.errors import ConfigError
 from luban.data.shards import Shards
 from luban.load.model import LoadedModel, load_model
@@ -56,7 +57,9 @@ def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = Non
     if set(recipe.model.given) == {"head"}:
         spec, weights = with_head(recipe, spec, weights)
     elif recipe.model.given:
-        _same_spec(config_of(described_spec(recipe, shards, vocabulary)), config_of(spec), recipe.init)
+        found, given = config_of(spec), recipe.model.given
+        wanted = resolve_spec(given if given.get("preset") else merge(found, given), spec.vocab_size)
+        _same_spec(config_of(wanted), found, recipe.init)
     return Start(spec=_check(spec, recipe), weights=weights, parents=(_parent(recipe.init, model),))
 
 

@@ -15,7 +15,7 @@ from luban.align.sft import SFTRecipe, sft, with_shards
 from luban.cli.main import main
 from luban.core.artifact import open_artifact
 from luban.core.config import from_dict
-from luban.core.errors import DataError, LineageError, UsageError
+from luban.core.errors import ArtifactError, ConfigError, DataError, LineageError, UsageError
 from luban.core.lineage import ancestor
 from luban.data.loader import Loader
 from luban.data.shards import Shards
@@ -130,6 +130,19 @@ def test_conversations_without_an_answer_are_refused(recipe, tmp_path):
     Path(recipe.data.path).write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match="all zeros"):
         sft(recipe, tmp_path / "tuned")
+
+
+def test_a_refused_tuning_leaves_nothing_behind_but_what_was_there(recipe, tmp_path):
+    wrong = replace(recipe, train=replace(recipe.train, seq_len=128))  # the model's context is shorter
+    with pytest.raises(ConfigError, match="context"):
+        sft(wrong, tmp_path / "tuned")
+    assert not list(tmp_path.glob("tuned*"))
+    sft(recipe, tmp_path / "tuned")
+    packed = sorted((tmp_path / "tuned.data").iterdir())
+    write_conversations(Path(recipe.data.path), seed=5)
+    with pytest.raises(ArtifactError, match=r"finished run made from other parents \(.*shards-.*; now .*shards-"):
+        sft(recipe, tmp_path / "tuned")
+    assert sorted((tmp_path / "tuned.data").iterdir()) == packed
 
 
 def test_a_model_is_needed_and_its_tokenizer_must_be_the_datas(recipe, base, tmp_path):

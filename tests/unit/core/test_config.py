@@ -149,6 +149,25 @@ def test_what_is_left_at_its_default_is_left_out_and_comes_back():
     assert from_dict(Recipe, plain) == recipe
 
 
+def test_base_names_a_file_or_a_recipe_that_ships(tmp_path):
+    shipped, own = tmp_path / "shipped", tmp_path / "own"
+    shipped.mkdir()
+    own.mkdir()
+    (shipped / "tiny_cpu.toml").write_text("[train]\nsteps = 5\n")
+    for name in ("tiny_cpu", "tiny_cpu.toml", "recipes/tiny_cpu.toml", "../shipped/tiny_cpu.toml"):
+        (own / "mine.toml").write_text(f'base = "{name}"\ninit = "m"\n')
+        assert call([str(own / "mine.toml"), "--out", "r"], shipped).recipe == Recipe(train=Train(steps=5), init="m")
+    for base, words in (
+        ('"tiny_gpu"', "base 'tiny_gpu' is neither a file beside it nor a recipe that ships .*'tiny_cpu'"),
+        ('"mine.toml"', "derives from itself"),
+        ("3", "base must name a recipe, 3 given"),
+        ('"."', "neither a file"),
+    ):
+        (own / "mine.toml").write_text(f"base = {base}\n")
+        with pytest.raises(ConfigError, match=words):
+            call([str(own / "mine.toml"), "--out", "r"], shipped)
+
+
 def test_merge_does_not_change_its_arguments():
     base = {"a": {"b": 1, "c": 2}}
     assert merge(base, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}} and base == {"a": {"b": 1, "c": 2}}
