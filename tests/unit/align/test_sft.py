@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -281,8 +282,19 @@ def test_what_is_left_out_of_a_jsonl_is_said(recipe, tmp_path, capsys):
         "2 of 204 conversations repeat an earlier one" in said and "questions.jsonl#" in said and "--steps ''" in said
     )
     assert "1 invalid JSON lines are left out, such as questions.jsonl at byte" in said
+    counted = re.search(r"(\d+) conversations to train on, (\d+) held out for validation\n", said)
+    assert sum(map(int, counted.groups())) == 202
     with_shards(recipe, tmp_path / "cache")
-    assert "repeat" not in capsys.readouterr().err  # nothing is built again
+    said = capsys.readouterr().err
+    assert "repeat" not in said and counted.group() in said  # nothing is built again
+
+
+def test_conversations_without_an_answer_are_counted_each_time(recipe, tmp_path, capsys):
+    with open(recipe.data.path, "a") as file:
+        file.writelines(json.dumps({"messages": [{"role": "user", "content": f"only {i}"}]}) + "\n" for i in range(7))
+    for _ in range(2):
+        with_shards(recipe, tmp_path / "cache")
+        assert ", 7 left out, which have no assistant's answer\n" in capsys.readouterr().err
 
 
 def test_too_many_unusable_rows_name_the_command_that_takes_the_option(recipe, tmp_path):
