@@ -31,7 +31,7 @@ class Case:
     """What a choice depends on; all of it is known without asking the device."""
 
     device: str  # "cpu", "cuda"
-    dtype: torch.dtype  # of the products
+    dtype: torch.dtype  # of the matmuls
     width: int  # D, of a head
     kind: Kind  # of mask
     bias: str | None = None  # form of a distance bias; "any": one that is no function of the distance

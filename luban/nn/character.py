@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from luban.core.errors import ConfigError
 from luban.core.opgraph import Op, linear_op
 from luban.nn.embedding import Embedding
+from luban.nn.init import InitialValues
 from luban.nn.linear import Linear
 from luban.nn.roles import Role
 
@@ -75,11 +76,11 @@ class Filters(nn.Conv1d):
     def __init__(self, inputs: int, count: int, width: int):
         super().__init__(inputs, count, width)
 
-    def draw_parameters(self, draw) -> None:
+    def draw_parameters(self, draw: InitialValues) -> None:
         """Standard deviation 1/√inputs, biases 0."""
         assert self.bias is not None
         fan_in = self.weight[0].numel()
-        self.weight.copy_(draw("weight", self.weight.shape).mul_(fan_in**-0.5))
+        self.weight.copy_(draw.normal("weight", self.weight).mul_(fan_in**-0.5))
         self.bias.zero_()
 
     def forward(self, x_NWC: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ KINDS = ("weight", "bias")
 
 @dataclass(frozen=True)
 class Stacked:
-    """Gate and up products held in one foreign tensor, gate first."""
+    """Gate and up matmuls held in one foreign tensor, gate first."""
 
     ours: tuple[str, str]
     theirs: str

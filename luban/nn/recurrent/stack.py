@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
 from luban.core.opgraph import Op, linear_op
+from luban.nn.init import InitialValues
 from luban.nn.linear import Linear
 from luban.nn.recurrent.base import Cell
 from luban.nn.recurrent.plain import gates_op
@@ -46,12 +47,13 @@ class StackRNN(Cell):
 class RecurrentCell(nn.RNNCell):
     """h' = tanh(W x + U h + b), one step."""
 
-    def draw_parameters(self, draw) -> None:
+    def draw_parameters(self, draw: InitialValues) -> None:
         """Matrices with standard deviation 1/√inputs, biases 0."""
         for name, parameter in self.named_parameters():
-            parameter.copy_(draw(name, parameter.shape).mul_(parameter.shape[1] ** -0.5)) if parameter.dim() == 2 else (
+            if parameter.dim() == 2:
+                parameter.copy_(draw.normal(name, parameter).mul_(parameter.shape[1] ** -0.5))
+            else:
                 parameter.zero_()
-            )
 
 
 class StackLayer(nn.Module):

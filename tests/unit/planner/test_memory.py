@@ -113,7 +113,7 @@ def test_a_layer_by_hand():
 MEASURED = [
     (16, {"remat": "selective"}, 4, 42.6),  # bf16 weights, fp32 moments
     (32, {}, 2, 52.6),  # all bf16
-    (32, {"inner_kept": False}, 2, 44.5),  # SwiGLU inside its products
+    (32, {"inner_kept": False}, 2, 44.5),  # SwiGLU inside its matmuls
     (16, {"inner_kept": False}, 2, 45.3),
     (16, {}, 2, 53.5),
     (16, {"remat": "selective"}, 2, 38.1),

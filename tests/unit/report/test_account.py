@@ -19,7 +19,7 @@ def test_a_gpu_run_says_memory_time_utilisation_and_energy():
         "accelerator_watts": 720,
         "data_wait": 0.004,
         "seconds": 1000.0,
-        "kernels": ["attention: cuDNN (causal, bf16, heads of 64)", "feed-forward: SwiGLU inside its products"],
+        "kernels": ["attention: cuDNN (causal, bf16, heads of 64)", "feed-forward: SwiGLU inside its matmuls"],
     }
     rows = [{"step": s, "heldout_loss": loss, "seconds": 100.0 * s} for s, loss in ((1, 4.0), (2, 3.02), (3, 3.0))]
     found = {what: (predicted, measured) for what, predicted, measured in account(figures, rows)}
@@ -30,7 +30,7 @@ def test_a_gpu_run_says_memory_time_utilisation_and_energy():
     assert found["within 1% of its best held-out loss, 3.000"] == ("", "after 3m20s, up to 0.04 kWh")
     assert found["the whole run"] == ("", "16m40s, up to 0.2 kWh")
     assert found["attention"] == ("", "cuDNN (causal, bf16, heads of 64)")
-    assert found["feed-forward"] == ("", "SwiGLU inside its products")
+    assert found["feed-forward"] == ("", "SwiGLU inside its matmuls")
 
 
 def test_a_cpu_run_says_what_its_process_held_and_no_share_of_an_unknown_peak():
