@@ -55,6 +55,7 @@ class Position(Variant):
 
     embeds: ClassVar[bool] = False  # adds to the token embeddings; else it acts on attention
     role: ClassVar[Role] = "position"  # of its parameters
+    two_dimensional: ClassVar[bool] = False  # whether it takes two positions a token, (B, 2, T)
 
     def check(self, shape: PositionShape) -> None:
         """Raise ConfigError where the method can't serve a model of this shape."""

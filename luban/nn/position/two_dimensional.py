@@ -30,6 +30,7 @@ class Learned2D(Position):
 
     embeds = True
     role = "embedding"
+    two_dimensional = True
 
     def parameters(self, shape: PositionShape) -> int:
         """Both tables."""
@@ -57,6 +58,8 @@ class Learned2DPositions(PositionMethod):
 @dataclass(frozen=True, kw_only=True)
 class Rope2D(Rope):
     """The first half of every head is rotated by the position in the text, the second by that in the blank."""
+
+    two_dimensional = True
 
     def check(self, shape: PositionShape) -> None:
         """Each half is rotated in pairs, and whole."""

@@ -49,7 +49,9 @@ def test_a_cpu_run_says_what_its_process_held_and_no_share_of_an_unknown_peak():
     assert found["the model's FLOPs"] == ("0.2 TFLOP/s", "0.2 TFLOP/s")
     assert found["the whole run"] == ("", "10.0s")
     doubted = account(figures | {"prediction_doubts": ["rates were measured on a busy machine"]}, [])
-    assert ("a doubt of what was predicted", "rates were measured on a busy machine", "") in doubted
+    assert doubted == account(figures, [])  # it stands below the table
+    rows = [{"step": 1, "heldout_loss": None, "seconds": 1.0}, {"step": 2, "heldout_loss": 3.0, "seconds": 2.0}]
+    assert ("within 1% of its best held-out loss, 3.000", "", "after 2.0s") in account(figures, rows)  # null: NaN
 
 
 def test_a_run_from_before_predictions_has_no_table():
