@@ -64,5 +64,5 @@ def test_a_run_on_a_gpu_of_the_table_is_predicted_by_arithmetic(tiny, shards, h1
     assert found.available == 10**9 * 0.97 and "accelerator-hours" in "\n".join(found.lines())
     assert found.utilisation == found.model_flops / found.step.total / 989.4e12
     assert require_memory(recipe, spec, h100, found, sample) is None
-    with pytest.raises(UnsupportedError, match="--train.accumulate 4 would need"):
+    with pytest.raises(UnsupportedError, match=r"--train.accumulate 4 would need"):
         require_memory(recipe, spec, h100, replace(found, free=int(found.memory.total)), sample)
