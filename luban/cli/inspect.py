@@ -57,9 +57,10 @@ def run(argv: Sequence[str]) -> None:
 def is_foreign(path: Path) -> bool:
     """Whether this names a model that another library made."""
     from luban.load.gguf import PACKAGED
+    from luban.models.convert.gguf_file import is_gguf
 
     named = str(path) in PACKAGED and not path.exists()
-    return named or (path / "config.json").is_file() or (path.is_file() and path.suffix == ".gguf")
+    return named or (path / "config.json").is_file() or is_gguf(path)
 
 
 def foreign_model(path: Path) -> dict[str, Any]:
@@ -89,6 +90,7 @@ def foreign_model(path: Path) -> dict[str, Any]:
         "weights_hash": weights_hash(dict(m.module.named_parameters())),
         "tokenizer": tokens,
         "labels": list(m.labels),
+        "unread": list(m.unread),
         "spec": to_dict(m.spec),
     }
 
@@ -102,6 +104,7 @@ def model_lines(known: dict[str, Any]) -> list[str]:
         f"  context       {known['context']:,} tokens",
         f"  weights hash  {known['weights_hash']}",
         *([f"  classes       {', '.join(known['labels'])}"] if known["labels"] else []),
+        *([f"  not read      {', '.join(known['unread'])}"] if known["unread"] else []),
     ]
     for title, table in tables.items():
         lines += [f"  {title}" if table else f"  {title:<13} none"]

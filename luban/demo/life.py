@@ -50,8 +50,8 @@ GPU = Sizes(
     sft="luban_sft_gpu",
     vocabulary=8192,
     packages=True,
-    pretrain_seconds=60,
-    sft_seconds=25,
+    pretrain_seconds=45,
+    sft_seconds=18,
     precision="bfloat16",
 )
 

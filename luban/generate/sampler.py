@@ -56,7 +56,7 @@ def sample(logits_BV: Tensor, sampling: Sequence[Sampling], draws: Sequence[floa
     """(B,) tokens at the quantiles `draws` of each row's tempered and filtered distribution, likeliest tokens first.
 
     Filters apply in the order temperature, top-k, top-p, min-p, each to what the one before left. A row with
-    temperature 0 is greedy. A row doesn't depend on the others.
+    temperature 0 is greedy. A row doesn't depend on the others; of one with NaN any token may come.
     """
     if all(s.temperature == 0 for s in sampling):
         return logits_BV.argmax(-1)
@@ -70,5 +70,5 @@ def sample(logits_BV: Tensor, sampling: Sequence[Sampling], draws: Sequence[floa
     kept = min_p(top_p(kept, column([s.top_p for s in sampling])), column([s.min_p for s in sampling]))
     cumulative = kept.cumsum(-1)
     place = torch.searchsorted(cumulative, column(draws) * cumulative[:, -1:], right=True)
-    place = torch.minimum(place, (kept > 0).sum(-1, keepdim=True) - 1)
+    place = torch.minimum(place, (kept > 0).sum(-1, keepdim=True) - 1).clamp_min(0)  # NaN keeps nothing
     return order_BV.gather(-1, place).squeeze(-1)

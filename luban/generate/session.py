@@ -12,11 +12,22 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from luban.core.errors import LubanError
 from luban.generate.cache import ContextError, ContiguousCache
 from luban.generate.sampler import penalise, sample, uniform
 from luban.generate.sampling import Sampling
 from luban.models.base import Model, require_next_token
 from luban.models.spec import ModelSpec
+
+
+class NotFiniteError(LubanError):
+    """Logits from which no token can be chosen."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's logits are NaN or infinite: its weights are damaged, or its precision is too low (try "
+            "--dtype float32 or bfloat16)"
+        )
 
 
 @dataclass
@@ -26,6 +37,9 @@ class TokenLogprob:
     token: int
     logprob: float  # nats
     top: list[tuple[int, float]]  # the likeliest tokens with theirs, likeliest first
+
+
+NO_TOKEN = -1
 
 
 @dataclass(eq=False)
@@ -117,18 +131,21 @@ class Session:
         return self.module.read(hidden[:, -1]).float()
 
     @torch.inference_mode()
-    def choose(self) -> list[int]:
-        """Append one token to every sequence; returns the tokens in the order of `sequences`."""
+    def choose(self) -> list[int | None]:
+        """Append one token to every sequence; returns the tokens in the order of `sequences`, None where a sequence's
+        logits are such that none can be chosen (NaN, +∞, or all −∞)."""
         assert self.logits is not None
         settings = [s.sampling for s in self.sequences]
         penalties = [setting.repetition_penalty for setting in settings]
         seen = [self.seen(s) if penalty != 1 else [] for s, penalty in zip(self.sequences, penalties, strict=True)]
         draws = [uniform(s.seed, s.choice, len(s.tokens)) for s in self.sequences]
-        tokens = sample(penalise(self.logits, seen, penalties), settings, draws).tolist()
-        self._keep_logprobs(tokens)
+        chosen = sample(penalise(self.logits, seen, penalties), settings, draws)
+        valid = self.logits.amax(-1).isfinite()  # the maximum is NaN where any logit is
+        tokens: list[int] = torch.where(valid, chosen, NO_TOKEN).tolist()
+        self._keep_logprobs([max(token, 0) for token in tokens])
         for sequence, token in zip(self.sequences, tokens, strict=True):
             sequence.tokens.append(token)
-        return tokens
+        return [None if token == NO_TOKEN else token for token in tokens]
 
     def _keep_logprobs(self, tokens: list[int]) -> None:
         """Of the chosen tokens, for the sequences that ask."""

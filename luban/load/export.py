@@ -85,10 +85,19 @@ def import_model(m: LoadedModel, out: str | Path) -> Path:
 
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and persistent buffer, shared ones once, contiguous on the CPU. Raises UnsupportedError for 8-bit weights."""
+    """Every parameter and persistent buffer, shared ones once, contiguous on the CPU.
+
+    Raises:
+        UnsupportedError: 8-bit weights.
+        ArtifactError: a tensor that holds NaN or infinity.
+    """
     if any(p.dtype == torch.int8 for p in module.parameters()):
         raise UnsupportedError("a model with int8 weights is for inference alone: load it in float32 to write it")
-    return {name: tensor.to("cpu", copy=False).contiguous() for name, tensor in state_of(module).items()}
+    found = {name: tensor.to("cpu", copy=False).contiguous() for name, tensor in state_of(module).items()}
+    for name, tensor in found.items():
+        if not tensor.isfinite().all():
+            raise ArtifactError(f"the tensor {name} holds NaN or infinity: such a model isn't written")
+    return found
 
 
 def copy_tokenizer(m: LoadedModel, folder: Path, *, everything: bool = False) -> None:

@@ -14,12 +14,16 @@ import torch
 from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifact, read_manifest, read_table
 from luban.core.errors import ArtifactError, DataError, UnsupportedError
 from luban.core.lineage import ancestor, require_same
+from luban.core.log import warn
+from luban.load.generation import DEFAULTS as GENERATION_FIELDS
 from luban.load.generation import FILE as GENERATION
 from luban.load.generation import Generation, read_generation
 from luban.load.gguf import PACKAGED, packaged_file, read_gguf
 from luban.load.tensors import PICKLED, WEIGHTS, filled, pickle_refusal, read_folder, read_tensors
 from luban.models.base import Model
 from luban.models.convert.base import as_stored, format_of, named_as_now, their_names, to_ours
+from luban.models.convert.fields import ReadTable, unread_fields
+from luban.models.convert.gguf_file import is_gguf
 from luban.models.spec import SPEC, ModelSpec, read_spec
 from luban.nn.int8 import pack_int8
 from luban.nn.linear import store_column_major
@@ -45,6 +49,7 @@ class LoadedModel:
     stop_ids: tuple[int, ...] = ()  # tokens that end a generation
     begins_with_bos: bool = False  # whether the model's texts begin with the begin token
     labels: tuple[str, ...] = ()  # names of the head's classes, where a foreign configuration gives them
+    unread: tuple[str, ...] = ()  # fields of a foreign configuration that had no meaning here, as "name = value"
     ends_with_eos: bool = False  # whether whole texts, such as an encoder reads, end with the end token
 
     def need_tokenizer(self) -> Tokenizer:
@@ -82,7 +87,7 @@ def load_model(path_or_name: str | Path, device: str = "cpu", dtype: str = "floa
     path = Path(path_or_name)
     if str(path_or_name) in PACKAGED and not path.exists():
         return _load_gguf(packaged_file(str(path_or_name)), str(path_or_name), device, dtype)
-    if path.is_file() and path.suffix == ".gguf":
+    if is_gguf(path):
         return _load_gguf(path, path.stem, device, dtype)
     if path.is_file() and path.suffix in PICKLED:
         raise ArtifactError(pickle_refusal(path))
@@ -184,15 +189,17 @@ def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
             f"the weights of {path} are quantised ({method}), which isn't read: use the model's float "
             "weights, or a GGUF file"
         )
-    form = format_of(config)
-    spec = form.spec(config)
+    form, fields = format_of(config), ReadTable(config)
+    spec = form.spec(fields)
+    unread = unread_fields(fields, frozenset(GENERATION_FIELDS))
+    _warn_unread(path / "config.json", unread)
     theirs = named_as_now(form, spec, read_folder(path))
     spec = as_stored(form, spec, theirs)
     tensors = to_ours(form, spec, theirs)
     module = filled(spec, tensors, path, device=device, dtype=dtype, named=their_names(form, spec))
     tokenizer = load_tokenizer(path) if (path / "tokenizer.json").is_file() else None
     m = _loaded(spec, module, tokenizer, path.name, path, None, _generation(path, config, spec))
-    return replace(m, labels=_labels(config, spec))
+    return replace(m, labels=_labels(config, spec), unread=unread)
 
 
 def _labels(config: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...]:
@@ -207,8 +214,15 @@ def _generation(folder: Path, config: Mapping[str, Any], spec: ModelSpec) -> Gen
 
 
 def _load_gguf(path: Path, name: str, device: str, dtype: str) -> LoadedModel:
-    spec, module, tokenizer, begins = read_gguf(path, device, dtype)
-    return replace(_loaded(spec, module, tokenizer, name, path, None), begins_with_bos=begins)
+    held = read_gguf(path, device, dtype)
+    _warn_unread(path, held.unread)
+    m = _loaded(held.spec, held.module, held.tokenizer, name, path, None)
+    return replace(m, begins_with_bos=held.begins_with_bos, unread=held.unread)
+
+
+def _warn_unread(where: Path, unread: tuple[str, ...]) -> None:
+    if unread:
+        warn(f"{where}: not read, so the output is wrong if it depends on it: {', '.join(unread)}")
 
 
 def _loaded(

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from luban.core.errors import ArtifactError
+from luban.core.errors import ArtifactError, UnsupportedError
 from luban.models.base import Model
 from luban.models.build import build_model, materialise, state_of
 from luban.models.spec import ModelSpec
@@ -98,14 +98,20 @@ def filled(
     """The module of `spec` with copies of `tensors` as its parameters, in its own precision and on its device.
 
     Nothing is allocated before every tensor is known to fit. Raises ArtifactError naming a missing or surplus tensor,
-    both shapes of one that doesn't fit, or the kind of one that holds no plain numbers; `named` says what the file
-    calls a tensor of ours.
+    both shapes of one that doesn't fit, or the kind of one that holds no plain numbers, UnsupportedError naming one whose
+    values are too large for `dtype`; `named` says what the file calls a tensor of ours.
     """
     module = build_model(spec, device="meta", dtype=dtype)
     _check(state_of(module), tensors, source, named or {})
     materialise(module, device)
     for name, tensor in state_of(module).items():
-        tensor.copy_(tensors[name])
+        given = tensors[name]
+        tensor.copy_(given)
+        if tensor.dtype != given.dtype and not tensor.isfinite().all() and given.isfinite().all():
+            raise UnsupportedError(
+                f"{source}: the tensor {(named or {}).get(name, name)} has values up to {given.abs().max().item():.6g}, "
+                f"and {dtype} holds {torch.finfo(tensor.dtype).max:.6g} at most: use --dtype bfloat16 or float32"
+            )
     return module
 
 

@@ -11,6 +11,8 @@ from luban.generate.session import TokenLogprob
 from luban.serve.engine import Request
 from luban.tokenizer.tokenizer import Tokenizer
 
+LEAST_LOGPROB = -9999.0
+
 
 class Written:
     """Counts the characters of a text that grows token by token."""
@@ -84,7 +86,7 @@ class Shape:
         return {
             "tokens": [self._word(entry.token) for entry in found],
             "text_offset": offsets,
-            "token_logprobs": [entry.logprob for entry in found],
+            "token_logprobs": [finite(entry.logprob) for entry in found],
             "top_logprobs": [self._distinct(entry.top) for entry in found],
         }
 
@@ -93,7 +95,7 @@ class Shape:
         found: dict[str, float] = {}
         for token, logprob in top:
             word = self._word(token)
-            found[f"token_id:{token}" if word in found else word] = logprob
+            found[f"token_id:{token}" if word in found else word] = finite(logprob)
         return found
 
     def _word(self, token: int) -> str:
@@ -105,7 +107,16 @@ class Shape:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
-        return {"token": self._word(token), "logprob": logprob, "bytes": list(self.tokenizer.token_bytes(token))}
+        return {
+            "token": self._word(token),
+            "logprob": finite(logprob),
+            "bytes": list(self.tokenizer.token_bytes(token)),
+        }
+
+
+def finite(logprob: float) -> float:
+    """A log-probability as JSON can hold it: −∞, which a forced token gives all others, as OpenAI's −9999."""
+    return max(logprob, LEAST_LOGPROB)
 
 
 def usage(requests: list[Request]) -> dict[str, int]:

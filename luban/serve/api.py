@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 from luban.core.errors import DataError
 from luban.generate.sampling import MAX_LOGPROBS, Sampling
 from luban.load.generation import Generation
 from luban.tokenizer.tokenizer import without_surrogates
 
+MAX_STOPS = 64
+MAX_SEQUENCES = 2048  # answers of one request
+MAX_MESSAGES = 8192
+MAX_PARTS = 1024  # of a message, and calls in it
 COMPLETION_TOKENS = 16  # what OpenAI's completions generate when nothing is said
 
 
@@ -83,6 +87,14 @@ class Body(BaseModel):
         """Drop what is null."""
         return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
 
+    @field_validator("stop", mode="before")
+    @classmethod
+    def few_stops(cls, stop: Any) -> Any:
+        """Every token is compared with every stop string."""
+        if isinstance(stop, list) and len(stop) > MAX_STOPS:
+            raise ValueError(f"at most {MAX_STOPS} strings")
+        return stop
+
     @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with a chunk of token counts."""
@@ -126,8 +138,19 @@ class Body(BaseModel):
 class CompletionBody(Body):
     """POST /v1/completions."""
 
-    prompt: str | list[StrictInt] | list[str] | list[list[StrictInt]]
+    prompt: Any  # a text or token ids, or a list of either
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @field_validator("prompt")
+    @classmethod
+    def known_form(cls, prompt: Any) -> Any:
+        """A text, token ids, or a list of either; looked at once, however long it is."""
+        several = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
+        if len(several) > MAX_SEQUENCES:
+            raise ValueError(f"at most {MAX_SEQUENCES} prompts")
+        if not all(isinstance(one, str) or (isinstance(one, list) and set(map(type, one)) <= {int}) for one in several):
+            raise ValueError("should be a string, a list of token ids, or a list of either")
+        return prompt
 
     def prompts(self) -> list[str] | list[list[int]]:
         """Every prompt of the request. Raises DataError where there is none."""
@@ -147,6 +170,14 @@ class Message(BaseModel):
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
     function_call: dict[str, Any] | None = None  # as tool_calls were before: refused
+
+    @field_validator("content", "tool_calls", mode="before")
+    @classmethod
+    def few_parts(cls, value: Any) -> Any:
+        """Bounded before each is looked at."""
+        if isinstance(value, list) and len(value) > MAX_PARTS:
+            raise ValueError(f"at most {MAX_PARTS} parts")
+        return value
 
     def plain(self) -> dict[str, Any]:
         """What a chat template reads, text parts joined. Raises DataError for what it can't."""
@@ -170,11 +201,19 @@ class Message(BaseModel):
 class ChatBody(Body):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     chat_template_kwargs: dict[str, Any] | None = None  # variables of the template, such as enable_thinking
+
+    @field_validator("messages", mode="before")
+    @classmethod
+    def few_messages(cls, messages: Any) -> Any:
+        """Bounded before each is looked at."""
+        if isinstance(messages, list) and len(messages) > MAX_MESSAGES:
+            raise ValueError(f"at most {MAX_MESSAGES} messages")
+        return messages
 
     @property
     def alternatives(self) -> int | None:

@@ -12,17 +12,21 @@ from typing import Any, Literal, cast
 from luban.core.errors import DataError
 from luban.core.log import warn
 from luban.core.seeding import derive
+from luban.generate.cache import ContextError
 from luban.generate.sampling import Sampling
+from luban.generate.session import NotFiniteError, TokenLogprob
 from luban.generate.session import Sequence as Growing
-from luban.generate.session import TokenLogprob
 from luban.generate.source import session_for
 from luban.generate.text import TextStream
 from luban.load.model import LoadedModel
+from luban.serve.memory import CacheBudget
 from luban.tokenizer.chat import render
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 FinishReason = Literal["stop", "length", "cancelled"]
 MAX_BATCH = 32  # sequences that grow together
+MAX_PREFILL = 16_384  # tokens, padding included, of prompts that are read together
+FIRST_CHARACTERS = 8  # a token of the context: what is tokenised first of a long text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +120,10 @@ class Engine:
     Args:
         model: from `luban.load_model`.
         max_batch: sequences that grow together; more wait.
+        cache_bytes: memory for keys and values; requests wait until theirs fit. None: half of what the device has free.
     """
 
-    def __init__(self, model: LoadedModel, *, max_batch: int = MAX_BATCH):
+    def __init__(self, model: LoadedModel, *, max_batch: int = MAX_BATCH, cache_bytes: int | None = None):
         self.model, self.max_batch = model, max_batch
         self.session = session_for(model.module)
         if model.generation.unbuilt:
@@ -126,6 +131,7 @@ class Engine:
                 f"{model.name}: its authors ask for {', '.join(model.generation.unbuilt)} (generation_config.json), which "
                 "isn't built, so its text may differ from what they get"
             )
+        self.budget = CacheBudget.of(model.module, cache_bytes)
         self.waiting: deque[Request] = deque()
         self.running: dict[int, tuple[Request, TextStream | None]] = {}  # by id of its growing sequence
         self._stepping = threading.Lock()
@@ -136,6 +142,7 @@ class Engine:
         Raises DataError (ContextError when it is empty or leaves no room in the context).
         """
         if isinstance(prompt, str):
+            self.require_room(prompt)
             source = self.model.spec.body.two_sided
             ids = self.model.need_tokenizer().encode(
                 prompt, bos=self.model.begins_with_bos, eos=source and self.model.ends_with_eos
@@ -151,20 +158,34 @@ class Engine:
         self.session.check(ids)
         return ids
 
+    def require_room(self, text: str) -> None:
+        """Raise ContextError for a text much longer than the context, at the cost of tokenising a beginning of it that is
+        about twice as long as the context, however long the text is."""
+        context, size = self.model.spec.context, FIRST_CHARACTERS * self.model.spec.context
+        while size < len(text):
+            if len(self.model.need_tokenizer().encode(text[:size])) > 2 * context:
+                raise ContextError(
+                    f"a prompt of {len(text)} characters has more tokens than the model's context of {context}: shorten it"
+                )
+            size *= 2
+
     def request(self, prompt: Prompt, sampling: Sampling, listener: Callable[[Delta], None] | None = None) -> Request:
         """A request for one prompt. An answer to messages, or of a decoder to its encoder's text, is a text of its own.
 
-        Raises DataError as `tokens_of` does.
+        Raises DataError as `tokens_of` does, and RequestTooLarge where its keys and values would never fit.
         """
         source = self.model.spec.body.two_sided
         messages = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
-        return Request(self.tokens_of(prompt), sampling, listener, continues=not source and not messages)
+        ids = self.tokens_of(prompt)
+        self.budget.require(ids, sampling.max_tokens, sampling.n)
+        return Request(ids, sampling, listener, continues=not source and not messages)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None) -> list[Result]:
         """Continue every prompt; the results come in the order of the prompts. Without `sampling` tokens are chosen as
         the model's generation_config.json says, or as `Sampling()` does.
 
-        Raises DataError for a prompt that is empty, malformed or longer than the context, before any is run.
+        Raises DataError for a prompt that is empty, malformed or longer than the context, before any is run, and
+        NotFiniteError where the model's logits are NaN or infinite.
         """
         sampling = sampling or self.model.generation.sample({})
         several = cast(Sequence[Prompt], [prompts] if _is_one(prompts) else prompts)
@@ -173,6 +194,9 @@ class Engine:
             self.submit(request)
         while not all(request.done for request in requests):
             self.step()
+        for request in requests:
+            if request.error is not None:
+                raise request.error
         return [request.result for request in requests]
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Delta]:
@@ -186,6 +210,8 @@ class Engine:
                     yield arrived.popleft()
                 if not request.done:
                     self.step()
+            if request.error is not None:
+                raise request.error
         finally:
             if not request.done:
                 request.cancel()
@@ -206,31 +232,62 @@ class Engine:
             return bool(self.session.sequences or self.waiting)
 
     def _admit(self) -> None:
-        """Move waiting requests into the batch while there is room; one larger than the batch runs alone."""
-        fresh: list[Growing] = []
+        """Move waiting requests into the batch, in their order, while there is room; one larger than the batch runs alone."""
+        fresh: list[Request] = []
         while self.waiting:
             request = self.waiting[0]
-            busy = len(self.session.sequences) + len(fresh)
-            if busy and busy + len(request.growing) > self.max_batch:
+            if not request.cancelled and not self._has_room(fresh, request):
                 break
             self.waiting.popleft()
             if request.cancelled:
                 self._cancel(request)
-                continue
+            else:
+                fresh.append(request)
+        self._start(fresh)
+
+    def _has_room(self, fresh: list[Request], request: Request) -> bool:
+        """Whether `request` may run beside what runs and the `fresh` ones: by number, by memory once all have grown to
+        their end, and by the tokens of prompts that are read in one step."""
+        others = [*self.session.sequences, *(growing for other in fresh for growing in other.growing)]
+        if not others:
+            return True
+        if len(others) + len(request.growing) > self.max_batch:
+            return False
+        if fresh:
+            prompts = [len(other.prompt) for other in (*fresh, request)]
+            if len(prompts) * max(prompts) > MAX_PREFILL:
+                return False
+        grown = [self.budget.tokens(g.prompt, g.sampling.max_tokens) for g in (*others, *request.growing)]
+        return self.budget.holds(grown)
+
+    def _start(self, requests: list[Request]) -> None:
+        """Read the prompts of requests together; where that fails one by one, so that none fails for another's sake."""
+        try:
+            for request in requests:
+                self.budget.require(request.prompt, request.sampling.max_tokens, request.sampling.n)
+            self.session.add([growing for request in requests for growing in request.growing])
+        except Exception as error:
+            if len(requests) == 1:
+                self._break(requests[0], error)
+            else:
+                for request in requests:
+                    self._start([request])
+            return
+        for request in requests:
             for growing in request.growing:
                 text = None
                 if self.model.tokenizer is not None:
                     context = request.prompt if request.continues else ()
                     text = TextStream(self.model.tokenizer, request.sampling.stop, context)
                 self.running[id(growing)] = (request, text)
-            fresh += request.growing
-        self.session.add(fresh)
 
-    def _took(self, growing: Growing, token: int) -> bool:
+    def _took(self, growing: Growing, token: int | None) -> bool:
         """Hand out what `token` means for its request; returns whether the continuation has ended."""
         request, stream = self.running[id(growing)]
         choice, sampling = request.result.choices[growing.choice], growing.sampling
-        if request.cancelled:
+        if token is None:
+            self._break(request, NotFiniteError())
+        if request.cancelled or token is None:
             del self.running[id(growing)]
             choice.finish_reason = "cancelled"
             return True
@@ -262,6 +319,16 @@ class Engine:
         for choice in request.result.choices:
             choice.finish_reason = choice.finish_reason or "cancelled"
 
+    def _break(self, request: Request, error: Exception) -> None:
+        """End every continuation of one request with an error; the sequences that run leave at the end of the step."""
+        if request.error is not None:
+            return
+        request.error = error
+        request.cancel()
+        self._cancel(request)
+        if request.listener:
+            request.listener(Delta(choice=0, text="", token_ids=[], logprobs=None, finish_reason="cancelled"))
+
     def fail(self, error: Exception) -> None:
         """Give up everything queued and running, after an error that no request caused alone."""
         with self._stepping:
@@ -270,10 +337,7 @@ class Engine:
             self.running.clear()
             self.session = session_for(self.model.module)
             for request in broken.values():
-                request.error = error
-                self._cancel(request)
-                if request.listener:
-                    request.listener(Delta(choice=0, text="", token_ids=[], logprobs=None, finish_reason="cancelled"))
+                self._break(request, error)
 
 
 def _is_one(prompts: Any) -> bool:

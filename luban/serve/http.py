@@ -10,11 +10,12 @@ import asyncio
 import itertools
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
@@ -26,7 +27,8 @@ from starlette.middleware.cors import CORSMiddleware
 from luban.core.errors import DataError, LubanError
 from luban.generate.sampling import Sampling
 from luban.serve.answer import Shape, usage
-from luban.serve.api import COMPLETION_TOKENS, Body, ChatBody, CompletionBody, error_body
+from luban.serve.api import COMPLETION_TOKENS, MAX_SEQUENCES, Body, ChatBody, CompletionBody, error_body
+from luban.serve.body_limit import BodyLimit, body_limit
 from luban.serve.engine import Delta, Engine, Prompt, Request
 from luban.serve.guard import KeyGuard, SiteGuard
 from luban.serve.worker import GenerationError, Worker
@@ -43,6 +45,8 @@ POLICY = (
 )
 
 
+TOKENISING = 2  # threads
+Result = TypeVar("Result")
 TRIED = re.compile(r"(str|int|float|bool|list\[.*|dict\[.*)$")  # types in the places of validation errors
 
 
@@ -81,6 +85,7 @@ def create_app(
     app.add_middleware(SiteGuard, hosts=frozenset(hosts), origins=frozenset(origins))
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(BodyLimit, limit=body_limit(engine.model.spec.context))
     _add_errors(app)
     _add_page(app)
     service = app.state.service = Service(worker)
@@ -100,6 +105,7 @@ class Service:
         self.name = self.model.name
         self.loop: asyncio.AbstractEventLoop | None = None  # while the application runs
         self.stopping = asyncio.Event()
+        self.tokenising = CapacityLimiter(TOKENISING)
 
     def stop(self) -> None:
         """End what is running, each with an error, and refuse what comes."""
@@ -144,14 +150,18 @@ class Service:
     async def chat(self, body: ChatBody, http: HttpRequest) -> Response:
         """Answer a conversation."""
         self._require(body.model)
+        body.refuse_unsupported()
         body.max_tokens = body.max_completion_tokens or body.max_tokens
-        sampling = body.sampling(self.model.generation, self.model.spec.context, body.alternatives)
-        prompt = await run_in_threadpool(self._rendered, [m.plain() for m in body.messages], body.chat_template_kwargs)
+        messages = [message.plain() for message in body.messages]
+        prompt = await self._tokenised(self._rendered, messages, body.chat_template_kwargs)
+        longest = self.engine.budget.longest_answer(prompt, body.n)
+        sampling = body.sampling(self.model.generation, longest, body.alternatives)
         return await self._answer(body, [prompt], sampling, http, chat=True)
 
     def _rendered(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None) -> list[int]:
         """A conversation's tokens up to where the answer begins. Raises DataError for a name that the template ignores."""
         tokenizer = self.model.need_tokenizer()
+        self.engine.require_room("\n".join(str(message["content"] or "") for message in messages))
 
         def tokens(messages: list[dict[str, Any]]) -> list[int]:
             return render(messages, tokenizer, add_generation_prompt=True, variables=variables).token_ids
@@ -166,7 +176,9 @@ class Service:
     async def _answer(
         self, body: Body, prompts: list[Any], sampling: Sampling, http: HttpRequest, *, chat: bool
     ) -> Response:
-        requests = await run_in_threadpool(self._requests, prompts, sampling)
+        if len(prompts) * sampling.n > MAX_SEQUENCES:
+            raise DataError(f"{len(prompts)} prompts × n = {sampling.n} are more than {MAX_SEQUENCES} answers")
+        requests = await self._tokenised(self._requests, prompts, sampling)
         shape = Shape(chat=chat, model=self.name, tokenizer=self.model.need_tokenizer())
         if body.stream:
             events = self._events(requests, shape, body.wants_usage)
@@ -179,6 +191,10 @@ class Service:
             for i, choice in enumerate(request.result.choices)
         ]
         return JSONResponse(shape.body(choices, chunk=False, usage=usage(requests)))
+
+    async def _tokenised(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run what tokenises in a thread, a few at a time, so that the event loop and the model's thread go on."""
+        return await to_thread.run_sync(function, *arguments, limiter=self.tokenising)
 
     def _requests(self, prompts: list[Prompt], sampling: Sampling) -> list[Request]:
         return [self.engine.request(prompt, sampling) for prompt in prompts]
@@ -249,7 +265,7 @@ class Service:
 
 
 def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n"
 
 
 def _field(place: Sequence[str | int]) -> str:
@@ -268,7 +284,9 @@ def _add_errors(app: FastAPI) -> None:
             where = f"{first.get('ctx', {}).get('error', 'not understood')} at character {first['loc'][-1]}"
             return JSONResponse(error_body(f"the request's body is not valid JSON: {where}"), 400)
         where = _field(first["loc"])
-        said = dict.fromkeys(str(each["msg"]) for each in error.errors() if _field(each["loc"]) == where)
+        said = dict.fromkeys(
+            str(each["msg"]).removeprefix("Value error, ") for each in error.errors() if _field(each["loc"]) == where
+        )
         message = ", or ".join(said)  # one for each form that a field may have
         return JSONResponse(error_body(f"{where}: {message}" if where else message, param=where or None), 400)
 
@@ -288,6 +306,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(GenerationError)
     async def failed(_: HttpRequest, error: GenerationError) -> JSONResponse:
         return JSONResponse(error_body(str(error), kind="server_error"), 500)
+
+    @app.exception_handler(Exception)
+    async def broken(_: HttpRequest, error: Exception) -> JSONResponse:
+        return JSONResponse(error_body(f"the server failed: {type(error).__name__}", kind="server_error"), 500)
 
     @app.exception_handler(LubanError)
     async def wrong(_: HttpRequest, error: LubanError) -> JSONResponse:

@@ -28,8 +28,8 @@ from luban.objectives.base import Objective
 from luban.parallel.apply import Execution, apply
 from luban.parallel.device import choose_device, keep_freed_memory, set_determinism
 from luban.parallel.engine import TrainEngine
+from luban.parallel.memory_limits import is_out_of_memory
 from luban.train.loop import Loop, TrainerComponents
-from luban.train.memory_limits import is_out_of_memory
 from luban.train.metrics_logger import require_tensorboard
 from luban.train.predict import Prediction, predict, require_memory
 from luban.train.recipe import Recipe

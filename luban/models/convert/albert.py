@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from luban.core.errors import ConfigError
-from luban.models.convert.base import Fields
 from luban.models.convert.bert import Bert
+from luban.models.convert.fields import Fields
 from luban.models.encoder import EncoderBody
 from luban.models.layer import LayerSpec
 from luban.models.spec import ModelSpec

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from luban.core.errors import UnsupportedError
 from luban.models.arrangement.post import PostNorm
-from luban.models.convert.base import Fields, Pair, activation_name, attention_of, plain_feedforward, uniform_layer
+from luban.models.convert.base import Pair, activation_name, attention_of, plain_feedforward, uniform_layer
 from luban.models.convert.decoder_start import decoder_start, encoder_decoder
+from luban.models.convert.fields import Fields
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.head.base import Head
 from luban.models.head.hidden import Hidden

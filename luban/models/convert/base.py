@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +38,10 @@ FORMATS = Registry(
         "bloom": "luban.models.convert.bloom:Bloom",
         "falcon": "luban.models.convert.falcon:Falcon",
         "chatglm": "luban.models.convert.chatglm:ChatGLM",
+        "gemma": "luban.models.convert.gemma:Gemma",
+        "gemma3_text": "luban.models.convert.gemma3:Gemma3",
+        "phi": "luban.models.convert.phi:Phi",
+        "phi3": "luban.models.convert.phi3:Phi3",
     },
 )
 
@@ -106,13 +110,61 @@ class Fused:
         return rows.t().contiguous() if self.transposed and rows.dim() == 2 else rows
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """Gates and ups held in one foreign tensor, gates first."""
+
+    ours: tuple[str, str]
+    theirs: str
+
+    def split(self, theirs: Tensor) -> dict[str, Tensor]:
+        """Our two tensors, by name. Raises ArtifactError for an odd number of rows."""
+        if theirs.shape[0] % 2:
+            raise ArtifactError(f"the tensor {self.theirs} of shape {tuple(theirs.shape)} can't hold two of one size")
+        return dict(zip(self.ours, theirs.chunk(2), strict=True))
+
+    def join(self, ours: Mapping[str, Tensor]) -> Tensor:
+        """Their tensor."""
+        return torch.cat([ours[name] for name in self.ours])
+
+
+@dataclass(frozen=True)
+class Scaled(Pair):
+    """A tensor that stands there divided by a factor."""
+
+    factor: float = 1.0
+
+    def split(self, theirs: Tensor) -> dict[str, Tensor]:
+        """Our tensor, by name."""
+        return {self.ours: theirs.to(torch.promote_types(theirs.dtype, torch.float32)) * self.factor}
+
+    def join(self, ours: Mapping[str, Tensor]) -> Tensor:
+        """Their tensor."""
+        tensor = ours[self.ours]
+        return (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) / self.factor).to(tensor.dtype)
+
+
+@dataclass(frozen=True)
+class Centred(Pair):
+    """A norm's weight that stands there less 1."""
+
+    def split(self, theirs: Tensor) -> dict[str, Tensor]:
+        """Our tensor, by name."""
+        return {self.ours: theirs.to(torch.promote_types(theirs.dtype, torch.float32)) + 1}
+
+    def join(self, ours: Mapping[str, Tensor]) -> Tensor:
+        """Their tensor."""
+        tensor = ours[self.ours]
+        return (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) - 1).to(tensor.dtype)
+
+
 class TensorNames(Protocol):
     """The tensors of a foreign format."""
 
     ignored: re.Pattern[str]  # tensors of theirs that hold nothing (caches, masks) or a copy
     prefix: str  # of the body's tensors; files saved without a head leave it out
 
-    def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused]:
+    def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused | Stacked]:
         """Every tensor of theirs with what it holds of ours."""
         ...
 
@@ -127,64 +179,6 @@ class Format(TensorNames, Protocol):
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The foreign configuration of ours, or None when the format can't express it."""
         ...
-
-
-KINDS: dict[type, tuple[Any, str]] = {  # of fields, as JSON has them, and what they are called
-    int: (int, "a whole number"),
-    float: ((int, float), "a number"),
-    bool: (bool, "true or false"),
-    str: (str, "a name"),
-    dict: (Mapping, "a table"),
-    list: (list, "a list"),
-}
-
-
-@dataclass(frozen=True)
-class Fields:
-    """A foreign configuration being read: which fields were looked at, and clear errors for missing ones."""
-
-    values: Mapping[str, Any]
-    kind: str = field(default="")
-    within: str = ""  # of which inner table, its name with a dot behind it
-
-    def need(self, name: str, kind: type = int) -> Any:
-        """A field that must be there."""
-        if self.values.get(name) is None:
-            raise ArtifactError(f"config.json of this {self.kind} model lacks '{self.within}{name}'")
-        return self.get(name, None, kind)
-
-    def get(self, name: str, default: Any, kind: type | None = None) -> Any:
-        """A field, or the format's own default where it is absent or null. Raises ArtifactError where it is of another
-        kind than `kind` (none: than the default)."""
-        value, kind = self.values.get(name), kind or type(default)
-        if value is None:
-            return default
-        if kind in KINDS and (not isinstance(value, KINDS[kind][0]) or (isinstance(value, bool) and kind is not bool)):
-            raise ArtifactError(
-                f"config.json of this {self.kind} model says {self.within}{name} = {value!r}: "
-                f"{KINDS[kind][1]} is needed"
-            )
-        return value
-
-    def inner(self, *names: str) -> Fields:
-        """The table under the first of these names that is there and not empty; an empty one where there is none."""
-        name = next((name for name in names if self.values.get(name)), names[0])
-        return Fields(self.get(name, {}), self.kind, f"{name}.")
-
-    def only(self, name: str, supported: Any) -> None:
-        """Refuse a field whose value changes the computation in a way that isn't built."""
-        if self.get(name, supported) != supported:
-            raise UnsupportedError(
-                f"config.json asks for {name} = {self.values[name]!r}; only {supported!r} is supported"
-            )
-
-    def architecture(self, default: str) -> str:
-        """The class of theirs that wrote the directory."""
-        return next(iter(self.get("architectures", None, list) or ()), default)
-
-    def labels(self, default: int = 2) -> int:
-        """How many classes its head has."""
-        return len(self.get("id2label", {})) or self.get("num_labels", default)
 
 
 ACTIVATIONS: dict[str, type[FeedForward]] = {
@@ -313,7 +307,7 @@ def their_names(form: TensorNames, spec: ModelSpec) -> dict[str, str]:
     return {
         ours: pair.theirs
         for pair in form.pairs(spec)
-        for ours in (pair.ours if isinstance(pair, Fused) else (pair.ours,))
+        for ours in ((pair.ours,) if isinstance(pair, Pair) else pair.ours)
     }
 
 

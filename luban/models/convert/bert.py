@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from luban.core.errors import UnsupportedError
 from luban.models.arrangement.post import PostNorm
-from luban.models.convert.base import Fields, Pair, activation_name, attention_of, plain_feedforward, uniform_layer
+from luban.models.convert.base import Pair, activation_name, attention_of, plain_feedforward, uniform_layer
+from luban.models.convert.fields import Fields
 from luban.models.encoder import EncoderBody
 from luban.models.head.base import Head
 from luban.models.head.hidden import Hidden

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.base import Fields, Fused, Pair, attention_of, qkv_names, uniform_layer
+from luban.models.convert.base import Fused, Pair, attention_of, qkv_names, uniform_layer
 from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
+from luban.models.convert.fields import Fields
 from luban.models.convert.gpt2 import KINDS, biased
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.plain import TanhGELU

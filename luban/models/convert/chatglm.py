@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from luban.core.errors import ArtifactError
 from luban.models.arrangement.chatglm import NormedResidual
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.base import Fields, Fused, Pair, attention_of, qkv_names, uniform_layer
+from luban.models.convert.base import Fused, Pair, Stacked, attention_of, qkv_names, uniform_layer
+from luban.models.convert.fields import Fields
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.feedforward.plain import TanhGELU
@@ -39,24 +35,6 @@ SECOND = (  # weights of a layer
     ("feedforward.down", "mlp.dense_4h_to_h"),
 )
 KINDS = ("weight", "bias")
-
-
-@dataclass(frozen=True)
-class Stacked:
-    """Gate and up matmuls held in one foreign tensor, gate first."""
-
-    ours: tuple[str, str]
-    theirs: str
-
-    def split(self, theirs: Tensor) -> dict[str, Tensor]:
-        """Our two tensors, by name. Raises ArtifactError for an odd number of rows."""
-        if theirs.shape[0] % 2:
-            raise ArtifactError(f"the tensor {self.theirs} of shape {tuple(theirs.shape)} can't hold two of one size")
-        return dict(zip(self.ours, theirs.chunk(2), strict=True))
-
-    def join(self, ours: Mapping[str, Tensor]) -> Tensor:
-        """Their tensor."""
-        return torch.cat([ours[name] for name in self.ours])
 
 
 class ChatGLM:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from luban.core.errors import UnsupportedError
-from luban.models.convert.base import Fields, Pair
+from luban.models.convert.base import Pair
+from luban.models.convert.fields import Fields
 from luban.models.head.base import Head
 from luban.models.head.hidden import Hidden
 from luban.models.head.language_model import LanguageModel

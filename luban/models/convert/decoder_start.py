@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from luban.models.convert.base import Fields
+from luban.models.convert.fields import Fields
 from luban.models.encoder_decoder import EncoderDecoderBody
 
 

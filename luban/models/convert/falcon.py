@@ -11,7 +11,6 @@ from luban.core.errors import UnsupportedError
 from luban.models.arrangement.parallel import Parallel
 from luban.models.arrangement.pre import PreNorm
 from luban.models.convert.base import (
-    Fields,
     Fused,
     Pair,
     activation_name,
@@ -21,6 +20,7 @@ from luban.models.convert.base import (
     uniform_layer,
 )
 from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
+from luban.models.convert.fields import Fields
 from luban.models.convert.llama import rotary, rotary_parameters
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.mixer.grouped import Grouped
@@ -48,7 +48,8 @@ class Falcon:
         fields = Fields(config, "falcon")
         width, heads = fields.need("hidden_size"), fields.need("num_attention_heads")
         grouped = fields.get("new_decoder_architecture", False)
-        kv_heads = fields.get("num_kv_heads", heads) if grouped else 1 if fields.get("multi_query", True) else heads
+        several = fields.get("num_kv_heads", heads)  # of the 40B form alone
+        kv_heads = several if grouped else 1 if fields.get("multi_query", True) else heads
         block = PreNorm()
         if fields.get("parallel_attn", True):
             block = Parallel(norms=fields.get("num_ln_in_parallel_attn", 2) if grouped else 1)

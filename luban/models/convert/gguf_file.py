@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ MAGIC = b"GGUF"
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
 MAX_AXES = 4
+PARTS = "split.count"
+PART = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<count>\d{5})(?P<end>\.gguf)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Stored:
     name: str
     shape: tuple[int, ...]  # as torch has it: the last axis lies together
     quant: Quant
-    start: int  # first byte in the file
+    start: int  # first byte in its file
+    data: mmap.mmap  # the file, which stays mapped
 
     @property
     def elements(self) -> int:
@@ -43,17 +47,16 @@ class Stored:
 
 @dataclass
 class GGUFFile:
-    """An opened file: `metadata` by key, `stored` tensors by name; the file stays mapped while this lives."""
+    """An opened file: `metadata` by key, `stored` tensors by name, of all parts where it was split."""
 
     path: Path
-    data: mmap.mmap
     metadata: dict[str, Any] = field(default_factory=dict)
     stored: dict[str, Stored] = field(default_factory=dict)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor in float32."""
         found = self.stored[name]
-        raw = torch.frombuffer(bytearray(self.data[found.start : found.start + found.bytes]), dtype=torch.uint8)
+        raw = torch.frombuffer(bytearray(found.data[found.start : found.start + found.bytes]), dtype=torch.uint8)
         return found.quant.numbers(raw.view(-1, found.quant.bytes)).reshape(found.shape)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -61,13 +64,44 @@ class GGUFFile:
         return {name: self.tensor(name) for name in self.stored}
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file is called a GGUF file or begins as one, as the blobs do that Ollama keeps under names of its own."""
+    if not path.is_file():
+        return False
+    if path.suffix.lower() == ".gguf":
+        return True
+    with path.open("rb") as file:
+        return file.read(4) == MAGIC
+
+
 def open_gguf(path: Path) -> GGUFFile:
-    """Read the header of a file.
+    """Read the header of a file, and those of the other parts where it is one of several (NAME-00001-of-00003.gguf).
 
     Raises:
-        ArtifactError: no GGUF file, or one cut short (the first tensor that isn't whole is named).
+        ArtifactError: no GGUF file, one cut short (the first tensor that isn't whole is named), or a missing part.
         UnsupportedError: a version, byte order or quantisation that isn't read (the tensor is named).
     """
+    opened = _open(path)
+    count = opened.metadata.get(PARTS, 1)
+    if not isinstance(count, int) or count < 2:
+        return opened
+    named = PART.fullmatch(path.name)
+    if not named or int(named["count"]) != count:
+        raise ArtifactError(
+            f"{path} is one of {count} parts, which must be called NAME-00001-of-{count:05}.gguf and so on"
+        )
+    files = [path.with_name(f"{named['name']}-{i + 1:05}-of-{count:05}{named['end']}") for i in range(count)]
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise ArtifactError(f"{path} is one of {count} parts, and {missing} is missing")
+    first, *others = [_open(file) for file in files]
+    for file, part in zip(files[1:], others, strict=True):
+        if twice := sorted(first.stored.keys() & part.stored.keys()):
+            raise ArtifactError(f"{file} holds the tensor {twice[0]}, which an earlier part holds too")
+        first.stored |= part.stored
+    return first
+
+
+def _open(path: Path) -> GGUFFile:
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
             raise ArtifactError(f"{path} is not a GGUF file")
@@ -84,7 +118,7 @@ def _read(path: Path, reader: Reader) -> GGUFFile:
     if version not in (2, 3):
         raise UnsupportedError(f"{path} is GGUF version {version} or big-endian; little-endian 2 and 3 are read")
     count, keys = reader.scalar("<Q"), reader.scalar("<Q")
-    opened = GGUFFile(path, reader.data)
+    opened = GGUFFile(path)
     for _ in range(keys):
         key = reader.string()
         opened.metadata[key] = reader.value(reader.scalar("<I"))
@@ -104,7 +138,7 @@ def _read(path: Path, reader: Reader) -> GGUFFile:
     alignment = opened.metadata.get("general.alignment", 32)
     begin = -(-reader.at // alignment) * alignment
     for name, shape, quant, offset in places:
-        stored = Stored(name, shape, quant, begin + offset)
+        stored = Stored(name, shape, quant, begin + offset, reader.data)
         if not stored.elements:
             raise ArtifactError(f"{path}: the tensor {name} of shape {shape} holds nothing")
         if shape and shape[-1] % quant.block:

@@ -8,7 +8,6 @@ from typing import Any
 
 from luban.models.arrangement.pre import PreNorm
 from luban.models.convert.base import (
-    Fields,
     Fused,
     Pair,
     activation_name,
@@ -18,6 +17,7 @@ from luban.models.convert.base import (
     uniform_layer,
 )
 from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
+from luban.models.convert.fields import Fields
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm

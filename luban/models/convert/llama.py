@@ -9,13 +9,15 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from luban.core.errors import UnsupportedError
+from luban.models.arrangement.base import Arrangement
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.base import Fields, Pair, attention_of, uniform_layer
+from luban.models.convert.base import Fused, Pair, Stacked, attention_of, uniform_layer
 from luban.models.convert.decoder_head import HEADS, head_pairs, read_head, write_head
+from luban.models.convert.fields import Fields
 from luban.models.head.tokens import Span
 from luban.models.layer import LayerSpec
 from luban.models.spec import ModelSpec, uniform
-from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.feedforward.gated import Gated, SwiGLU
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import RMSNorm
 from luban.nn.position.rope import Rope
@@ -41,7 +43,8 @@ MLP_BIASES = tuple((f"feedforward.{p}.bias", f"mlp.{p}_proj.bias") for p in ("ga
 class Llama:
     """Pre-norm RMSNorm, rotary positions in halves, SwiGLU, grouped-query attention.
 
-    Its relatives differ in their attention alone: they override `attention`, `fits`, `own`, `windows` and `window_fields`.
+    Relatives that differ in their attention alone override `attention`, `fits`, `own`, `windows` and `window_fields`;
+    others also `rotary`, `rotary_fields`, `activation`, `feedforward`, `arrangement`, `head` and `head_fields`.
     """
 
     ignored = re.compile(r".*rotary_emb\.inv_freq|lm_head\.weight")  # the head is a copy where it is tied
@@ -51,6 +54,12 @@ class Llama:
     model_type: ClassVar[str] = "llama"
     name: ClassVar[str] = "Llama"
     default_context: ClassVar[int] = 2048  # where config.json doesn't say
+    default_eps: ClassVar[float] = 1e-6
+    feedforward: ClassVar[type[Gated]] = SwiGLU
+    activation: ClassVar[str] = "silu"  # what theirs call its activation
+    arrangement: ClassVar[Arrangement] = PreNorm()
+    tied: ClassVar[bool] = False  # where config.json doesn't say
+    layer_names: ClassVar[tuple[tuple[str, str], ...]] = LAYER  # tensors of a layer, ours and theirs
 
     def attention(self, fields: Fields) -> Grouped:
         """Attention as config.json describes it."""
@@ -73,39 +82,66 @@ class Llama:
         """The fields of config.json that say so, or None where this format can't."""
         return None if any(windows) else {}
 
+    def rotary(self, fields: Fields) -> Rope:
+        """The model's positions."""
+        return rotary(fields)
+
+    def rotary_fields(self, spec: ModelSpec) -> dict[str, Any] | None:
+        """The fields of config.json about positions, or None where this format can't say them."""
+        position = spec.position
+        if type(position) is not Rope or position.pairing != "half" or position.width is not None:
+            return None
+        parameters = rotary_parameters(position, spec.context)
+        return parameters and {"rope_parameters": parameters, "rope_theta": position.base}
+
+    def require_activation(self, fields: Fields) -> None:
+        """Raise UnsupportedError for another activation than this format's."""
+        fields.only("hidden_act", self.activation)
+
+    def head(self, fields: Fields) -> dict[str, Any]:
+        """Our fields `head` and `tied_head`."""
+        return read_head(fields, self.name, tied=self.tied)
+
+    def head_fields(self, spec: ModelSpec) -> dict[str, Any] | None:
+        """The fields of config.json about the head, or None where no class of theirs has it."""
+        return write_head(spec.head, self.name)
+
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """The specification; refuses activations and rotary scalings that aren't built."""
         fields = Fields(config, self.model_type)
-        fields.only("hidden_act", "silu")
+        self.require_activation(fields)
         spec = uniform(
             vocab_size=fields.need("vocab_size"),
             width=fields.need("hidden_size"),
             layers=fields.need("num_hidden_layers"),
             context=fields.get("max_position_embeddings", self.default_context),
             mixer=self.attention(fields),
-            position=rotary(fields),
-            norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)),
-            feedforward=SwiGLU(width=fields.need("intermediate_size"), bias=fields.get("mlp_bias", False)),
-            **read_head(fields, self.name, tied=False),
+            position=self.rotary(fields),
+            norm=RMSNorm(eps=fields.get("rms_norm_eps", self.default_eps)),
+            arrangement=self.arrangement,
+            feedforward=self.feedforward(width=fields.need("intermediate_size"), bias=fields.get("mlp_bias", False)),
+            **self.head(fields),
         )
         layers = [with_window(layer, window) for layer, window in zip(spec.layers, self.windows(fields), strict=True)]
         return replace(spec, layers=tuple(layers))
 
+    def layer(self, spec: ModelSpec) -> LayerSpec | None:
+        """The layer that all are like but for their windows, or None."""
+        return uniform_layer(spec, windows=True)
+
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
         """The configuration, or None where a part isn't this format's."""
-        layer = uniform_layer(spec, windows=True)
+        layer = self.layer(spec)
         if layer is None:
             return None
-        attention, feedforward, position = attention_of(layer), layer.feedforward, spec.position
+        attention, feedforward = attention_of(layer), layer.feedforward
         if not (
-            isinstance(feedforward, SwiGLU)
-            and type(position) is Rope
+            type(feedforward) is self.feedforward
             and isinstance(layer.norm, RMSNorm)
-            and isinstance(layer.arrangement, PreNorm)
+            and layer.arrangement == self.arrangement
             and spec.embedding_norm is None
+            and self.fits(attention)
         ):
-            return None
-        if position.pairing != "half" or position.width is not None or not self.fits(attention):
             return None
         windows = [attention_of(item).window for item in spec.layers]
         window_fields = self.window_fields(windows)
@@ -115,14 +151,13 @@ class Llama:
             return None  # these formats have one eps for all
         if feedforward.bias and self.model_type != "llama":
             return None
-        parameters = rotary_parameters(position, spec.context)
-        if parameters is None:
+        positions, head = self.rotary_fields(spec), self.head_fields(spec)
+        if positions is None or head is None:
             return None
-        head = write_head(spec.head, self.name)
-        return head and {
+        return {
             **head,
             "model_type": self.model_type,
-            "hidden_act": "silu",
+            "hidden_act": self.activation,
             "vocab_size": spec.vocab_size,
             "hidden_size": spec.width,
             "num_hidden_layers": len(spec.layers),
@@ -132,21 +167,20 @@ class Llama:
             "intermediate_size": feedforward.width,
             "max_position_embeddings": spec.context,
             "rms_norm_eps": layer.norm.eps,
-            "rope_parameters": parameters,
-            "rope_theta": position.base,
+            **positions,
             "mlp_bias": feedforward.bias,
             "tie_word_embeddings": spec.tied_head,
             **self.own(attention),
             **window_fields,
         }
 
-    def pairs(self, spec: ModelSpec) -> Iterator[Pair]:
+    def pairs(self, spec: ModelSpec) -> Iterator[Pair | Fused | Stacked]:
         """Tensor by tensor."""
         layer = spec.layers[0]
         attention = attention_of(layer)
         body = self.span_prefix if isinstance(spec.head, Span) else self.prefix
         yield Pair("decoder.embedding.tokens.weight", f"{body}embed_tokens.weight")
-        names = [*LAYER]
+        names = [*self.layer_names]
         names += QK_NORMS if attention.qk_norm else ()
         names += QKV_BIASES if attention.qkv_bias else ()
         names += OUTPUT_BIAS if attention.output_bias else ()
@@ -174,10 +208,21 @@ def grouped(fields: Fields, **changes: Any) -> Grouped:
 
 
 def rotary(fields: Fields) -> Rope:
-    """Rotary positions as config.json describes them, before and since transformers 5."""
-    scaling = fields.inner("rope_parameters", "rope_scaling")
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    base = scaling.get("rope_theta", fields.get("rope_theta", 10_000.0))
+    """Rotary positions as config.json describes them, before and since transformers 5; `rope_scaling` counts where there
+    is `rope_parameters` too, as in transformers. Raises UnsupportedError for a scaling that isn't built."""
+    scaling = fields.inner("rope_scaling", "rope_parameters")
+    return rotary_from(fields, scaling, fields.get("rope_theta", 10_000.0))
+
+
+def rotary_from(fields: Fields, scaling: Fields, base: float) -> Rope:
+    """Rotary positions as one table of config.json describes them; `base` where it names none."""
+    named = scaling.get("rope_type", scaling.get("type", None, str), str)
+    kind, base = named or "default", scaling.get("rope_theta", base, float)
+    if named is None and scaling.get("factor", 1.0) != 1:
+        raise UnsupportedError(
+            f"config.json says {scaling.within}factor = {scaling.values['factor']!r} without a rope_type, so which "
+            "scaling it is of is unknown: add rope_type (linear, dynamic, llama3 or yarn)"
+        )
     if kind == "default":
         return Rope(base=base)
     trained = scaling.get("original_max_position_embeddings", 0) or fields.get("max_position_embeddings", 0)
@@ -207,6 +252,15 @@ def rotary(fields: Fields) -> Rope:
     raise UnsupportedError(
         f"config.json asks for rotary scaling '{kind}'; only default, linear, dynamic, llama3 and yarn are supported"
     )
+
+
+def rotated_width(fields: Fields, default: float) -> int | None:
+    """How many leading dimensions of a head are rotated, by `partial_rotary_factor`; None: all."""
+    scaling = fields.inner("rope_scaling", "rope_parameters")
+    share = scaling.get("partial_rotary_factor", fields.get("partial_rotary_factor", default, float), float)
+    head = fields.get("head_dim", fields.need("hidden_size") // max(fields.need("num_attention_heads"), 1))
+    width = int(head * share)
+    return None if width == head else width
 
 
 def yarn_amplitude(scaling: Fields, factor: float) -> float | None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from luban.models.arrangement.post import PostNorm
-from luban.models.convert.base import Fields, Fused, Pair, attention_of, uniform_layer
+from luban.models.convert.base import Fused, Pair, attention_of, uniform_layer
 from luban.models.convert.decoder_head import head_pairs, read_head, write_head
+from luban.models.convert.fields import Fields
 from luban.models.convert.gpt2 import biased, conv_layers, plain_layernorm
 from luban.models.head.hidden import Hidden
 from luban.models.head.language_model import LanguageModel

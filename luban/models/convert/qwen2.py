@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from luban.models.convert.base import Fields
+from luban.models.convert.fields import Fields
 from luban.models.convert.llama import Llama, grouped
 from luban.nn.mixer.grouped import Grouped
 
@@ -43,10 +43,10 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 def layer_windows(fields: Fields) -> list[int | None]:
     """The window of every layer: of those that `layer_types` names, or those from `max_window_layers` on."""
     size, layers = fields.values.get("sliding_window", 4096), fields.need("num_hidden_layers")
-    if not fields.get("use_sliding_window", False) or size is None:
-        return [None] * layers
     first = fields.get("max_window_layers", 28)
     kinds = fields.get("layer_types", [SLIDING if layer >= first else FULL for layer in range(layers)])
+    if not fields.get("use_sliding_window", False) or size is None:
+        return [None] * layers
     return [size if kind == SLIDING else None for kind in kinds]
 
 

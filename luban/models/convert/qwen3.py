@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from luban.models.convert.base import Fields
+from luban.models.convert.fields import Fields
 from luban.models.convert.llama import Llama, grouped
 from luban.models.convert.qwen2 import layer_window_fields, layer_windows
 from luban.nn.mixer.grouped import Grouped
@@ -23,8 +24,9 @@ class Qwen3(Llama):
     def attention(self, fields: Fields) -> Grouped:
         """Queries and keys normalised."""
         bias = fields.get("attention_bias", False)
-        fields = Fields({**fields.values, "head_dim": fields.get("head_dim", HEAD_DIM)}, self.model_type)
-        return grouped(fields, qkv_bias=bias, output_bias=bias, qk_norm=RMSNorm(eps=fields.get("rms_norm_eps", 1e-6)))
+        norm = RMSNorm(eps=fields.get("rms_norm_eps", 1e-6))
+        attention = grouped(fields, qkv_bias=bias, output_bias=bias, qk_norm=norm)
+        return replace(attention, head_dim=fields.get("head_dim", HEAD_DIM))
 
     def fits(self, attention: Grouped) -> bool:
         """RMSNorm on queries and keys."""

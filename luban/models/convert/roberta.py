@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from luban.core.errors import UnsupportedError
-from luban.models.convert.base import Fields
 from luban.models.convert.bert import Bert
+from luban.models.convert.fields import Fields
 from luban.models.encoder import EncoderBody
 from luban.models.head.base import Head
 from luban.models.head.masked_lm import MaskedLM

@@ -9,8 +9,9 @@ from typing import Any
 
 from luban.core.errors import UnsupportedError
 from luban.models.arrangement.pre import PreNorm
-from luban.models.convert.base import Fields, Pair, attention_of, uniform_layer
+from luban.models.convert.base import Pair, attention_of, uniform_layer
 from luban.models.convert.decoder_start import decoder_start, encoder_decoder
+from luban.models.convert.fields import Fields
 from luban.models.encoder import EncoderBody
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.head.base import Head

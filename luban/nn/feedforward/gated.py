@@ -96,6 +96,11 @@ class SwiGLU(Gated):
 
     activation = staticmethod(F.silu)
 
+    @property
+    def recomputed(self) -> bool:
+        """Where nothing is added to the output (`GatedFeedForward.forward`)."""
+        return not self.bias
+
 
 @dataclass(frozen=True, kw_only=True)
 class GEGLU(Gated):

@@ -22,6 +22,7 @@ INITIAL_STD = 0.02
 class RelativeBias(Position):
     """One learned number a head and bucket, added to the scores; buckets widen with the distance."""
 
+    role = "embedding"
     buckets: int = 32  # of which bidirectional models spend half on either side
     max_distance: int = 128  # tokens; all farther ones share the last bucket
 

@@ -28,6 +28,8 @@ def both(positions: Tensor) -> tuple[Tensor, Tensor]:
 class Learned2D(Position):
     """Two tables of `context` rows, both added to the token embeddings."""
 
+    embeds = True
+    role = "embedding"
     two_dimensional = True
 
     def parameters(self, shape: PositionShape) -> int:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op
 from luban.nn.init import InitialValues
-from luban.nn.recurrent.base import Cell
+from luban.nn.recurrent.base import Cell, CellCosts, gate_costs, matmul_costs
 
 FORGET = 1.0  # the forget gate's bias at the start (Jozefowicz et al. 2015)
 
@@ -23,9 +22,9 @@ class RNN(Cell):
         """The layer."""
         return RNNLayer(inputs, width, batch_first=True)
 
-    def ops(self, tokens: int, inputs: int, width: int) -> list[Op]:
+    def costs(self, inputs: int, width: int) -> CellCosts:
         """Two matmuls."""
-        return [gates_op("cell", tokens, inputs, width, gates=1)]
+        return gate_costs(inputs, width, gates=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,32 +47,12 @@ class LSTM(Cell):
             )
         return LSTMLayer(inputs, self.cells, proj_size=width, batch_first=True)
 
-    def ops(self, tokens: int, inputs: int, width: int) -> list[Op]:
+    def costs(self, inputs: int, width: int) -> CellCosts:
         """Eight matmuls, and the projection."""
         if self.cells is None:
-            return [gates_op("cell", tokens, inputs, width, gates=4)]
-        inner = 4 * self.cells * (inputs + width)
-        return [
-            Op(
-                name="cell",
-                kind="linear",
-                flops=2 * tokens * (inner + self.cells * width),
-                parameters=inner + 8 * self.cells + self.cells * width,
-                activation=tokens * (5 * self.cells + width),
-            )
-        ]
-
-
-def gates_op(name: str, tokens: int, inputs: int, width: int, *, gates: int) -> Op:
-    """`gates` matmuls of input and state, each with torch's two biases."""
-    inner = gates * width * (inputs + width)
-    return Op(
-        name=name,
-        kind="linear",
-        flops=2 * tokens * inner,
-        parameters=inner + 2 * gates * width,
-        activation=tokens * (gates + 1) * width,
-    )
+            return gate_costs(inputs, width, gates=4)
+        gates = matmul_costs(inputs + width, 4 * self.cells, biases=2, saved=5 * self.cells)
+        return gates + matmul_costs(self.cells, width, biases=0)
 
 
 @torch.no_grad()

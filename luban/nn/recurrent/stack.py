@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op, linear_op
 from luban.nn.init import InitialValues
 from luban.nn.linear import Linear
-from luban.nn.recurrent.base import Cell
-from luban.nn.recurrent.plain import gates_op
+from luban.nn.recurrent.base import Cell, CellCosts, gate_costs, matmul_costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +31,11 @@ class StackRNN(Cell):
         """The layer."""
         return StackLayer(self, inputs, width)
 
-    def ops(self, tokens: int, inputs: int, width: int) -> list[Op]:
-        """The network, its actions and what it pushes."""
-        stack = Op(name="stack", kind="memory", activation=tokens * self.depth * self.cell_width)
-        return [
-            gates_op("cell", tokens, inputs + self.cell_width, width, gates=1),
-            stack,
-            linear_op("actions", tokens, width, 3, bias=True),
-            linear_op("pushed", tokens, width, self.cell_width, bias=True),
-        ]
+    def costs(self, inputs: int, width: int) -> CellCosts:
+        """The network, its actions, what it pushes, and the stack after every token."""
+        network = gate_costs(inputs + self.cell_width, width, gates=1)
+        stack = CellCosts(0, 0, self.depth * self.cell_width)
+        return network + matmul_costs(width, 3) + matmul_costs(width, self.cell_width) + stack
 
 
 class RecurrentCell(nn.RNNCell):

@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from luban.core.errors import DataError, MissingExtra, UnsupportedError
+from luban.core.log import warn
 from luban.tokenizer.importing.sentencepiece import BPE, CONTROL, UNKNOWN, USER, Model, build
 from luban.tokenizer.importing.tiktoken import CL100K
 from luban.tokenizer.settings import Settings
@@ -27,12 +28,31 @@ def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Split(Regex(pattern), behavior="isolated")
 
 
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 WORDS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {  # how text is cut, by `tokenizer.ggml.pre`
     "gpt-2": lambda: _bytes_of(words=True),
     "smollm": lambda: _bytes_of(pre_tokenizers.Digits(individual_digits=True), words=True),
     "llama-bpe": lambda: _bytes_of(_split(CL100K), words=False),
+    "dbrx": lambda: _bytes_of(_split(CL100K), words=False),
     "qwen2": lambda: _bytes_of(_split(CL100K.replace("{1,3}", "")), words=False),
+    "tekken": lambda: _bytes_of(_split(TEKKEN), words=False),
+    "default": lambda: _bytes_of(
+        *map(_split, (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")), words=False
+    ),
 }
+SAME_WORDS = {  # other values of `pre` that cut words alike, as llama.cpp's loader has it
+    **dict.fromkeys(("phi-2", "mpt", "olmo", "gigachat"), "gpt-2"),
+    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone"), "smollm"),
+    **dict.fromkeys(("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"), "llama-bpe"),
+    **dict.fromkeys(("deepseek-r1-qwen", "stablelm2"), "qwen2"),
+    "smaug-bpe": "dbrx",
+}
+BEGINS = ("llama-bpe", "tekken")  # whose texts begin with the begin token unless the file says otherwise
 
 
 def read(path: Path) -> tuple[tokenizers.Tokenizer, Settings]:
@@ -96,7 +116,14 @@ def from_metadata(metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, Se
 
 def begins_with_bos(metadata: Mapping[str, Any]) -> bool:
     """Whether the model's texts begin with the begin token; SentencePiece's do unless said otherwise."""
-    return bool(metadata.get(KEY + "add_bos_token", metadata.get(KEY + "model") == "llama"))
+    usual = metadata.get(KEY + "model") == "llama" or _words(metadata) in BEGINS
+    return bool(metadata.get(KEY + "add_bos_token", usual))
+
+
+def _words(metadata: Mapping[str, Any]) -> str:
+    """Which of `WORDS` cuts words."""
+    named = str(metadata.get(KEY + "pre", "default"))
+    return SAME_WORDS.get(named, named)
 
 
 def _role(metadata: Mapping[str, Any], tokens: list[str], role: str) -> str | None:
@@ -105,12 +132,15 @@ def _role(metadata: Mapping[str, Any], tokens: list[str], role: str) -> str | No
 
 
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str], kinds: list[int]) -> tokenizers.Tokenizer:
-    words = metadata.get(KEY + "pre", "gpt-2")
+    words = _words(metadata)
     if words not in WORDS:
-        raise UnsupportedError(f"GGUF word pattern '{words}' isn't built; known: {', '.join(WORDS)}")
+        known = ", ".join((*WORDS, *SAME_WORDS))
+        raise UnsupportedError(f"GGUF word pattern '{words}' isn't built; known: {known}")
+    if KEY + "pre" not in metadata:
+        warn(f"the GGUF metadata lacks {KEY}pre: words are cut by llama.cpp's default, which may not be the model's")
     merges = [tuple(line.split(" ")) for line in metadata.get(KEY + "merges", ())]
     try:
-        model = models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=words == "llama-bpe")
+        model = models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=words in BEGINS)
     except Exception as error:  # the library raises bare Exception
         raise DataError(f"the GGUF metadata's vocabulary is broken: {error}") from None
     made = tokenizers.Tokenizer(model)

@@ -350,3 +350,26 @@ def test_names_of_classes_survive_import_and_export(checkpoint, tmp_path):
     assert first.labels == luban.load_model(tmp_path / "again").labels == ("bad", "so so", "good")
     again = json.loads((tmp_path / "again/config.json").read_text())
     assert again["id2label"] == names and again["label2id"] == {"bad": 0, "so so": 1, "good": 2}
+
+
+def test_values_too_large_for_the_precision_are_refused_by_name(tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    tensors = load_file(file)
+    name = "decoder.norm.weight"
+    save_file({**tensors, name: tensors[name] + 70_000}, file)
+    with pytest.raises(UnsupportedError, match=rf"{name} has values up to 7000\d.*float16 holds 65504 at most"):
+        luban.load_model(tmp_path / "m", dtype="float16")
+    for dtype in ("float32", "bfloat16"):
+        luban.load_model(tmp_path / "m", dtype=dtype)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_model_that_is_not_finite_is_not_written(tiny_checkpoint, tmp_path, value):
+    m = luban.load_model(tiny_checkpoint)
+    with torch.no_grad():
+        m.module.decoder.norm.weight[3] = value
+    for write in (luban.export_model, import_model):
+        with pytest.raises(ArtifactError, match=r"decoder\.norm\.weight holds NaN or infinity"):
+            write(m, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

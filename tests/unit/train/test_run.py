@@ -21,6 +21,7 @@ from luban.core.units import bytes_
 from luban.load.model import load_model
 from luban.parallel.engine import TrainEngine
 from luban.planner.accelerators import accelerator
+from luban.planner.prediction import UNCOMPILED_OVERHEAD
 from luban.train import predict
 from luban.train.budget import RESERVE, TIMED, WARM
 from luban.train.pretrain import pretrain
@@ -118,7 +119,7 @@ def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(ti
 def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp_path, monkeypatch, capsys):
     recipe = tiny(train={"batch_size": 64, "seq_len": 64, "precision": "bf16"})
     prediction = prepare(recipe)[-1]
-    space = (1 + predict.LIBRARY) * (
+    space = (1 + UNCOMPILED_OVERHEAD) * (
         prediction.memory.total - 1
     )  # the kernels' library keeps some of what it passes through
     monkeypatch.setattr(predict, "free_memory", lambda device: space)
@@ -139,7 +140,7 @@ def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp
     assert need(batch_size=batch) < prediction.memory.total <= need(batch_size=batch + 1)
     assert bytes_(need(accumulate=2)) in message and bytes_(need(remat="selective")) in message
     # no policy alone is enough: the largest batch with each
-    space = (1 + predict.LIBRARY) * need(remat="full", batch_size=40)
+    space = (1 + UNCOMPILED_OVERHEAD) * need(remat="full", batch_size=40)
     monkeypatch.setattr(predict, "free_memory", lambda device: space)
     with pytest.raises(UnsupportedError) as refused:
         dry_run(recipe)
@@ -230,7 +231,14 @@ def test_a_dry_run_says_cost_and_utilisation_where_the_accelerator_is_known(tiny
     known = replace(
         prediction,
         machine=machine,
-        step=replace(prediction.step, products=3.6, attention=0.0, elementwise=0.0, whole=0.0, update=0.0),
+        step=replace(
+            prediction.step,
+            matmul_seconds=3.6,
+            attention_seconds=0.0,
+            elementwise_seconds=0.0,
+            measured_seconds=0.0,
+            update_seconds=0.0,
+        ),
         model_flops=3.6 * 989.4e12 / 2,
         precision="bf16",
     )

@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from luban.core.errors import TrainingError
-from luban.parallel.engine import TrainEngine
-from luban.train.memory_limits import _groups, free_memory, is_out_of_memory, resident_memory
-from luban.train.pretrain import pretrain
+from luban.parallel.memory_limits import _groups, free_memory, resident_memory
 
 GB = 10**9
 
@@ -55,7 +52,7 @@ def test_ulimit_counts(kind):
     assert resident_memory() > 0 and free_memory(torch.device("cpu")) > GB / 10
     script = f"""
 import resource, torch
-from luban.train.memory_limits import _pages, free_memory
+from luban.parallel.memory_limits import _pages, free_memory
 used = _pages()[0 if "{kind}" == "RLIMIT_AS" else 5]
 resource.setrlimit(resource.{kind}, (used + 10**9, used + 10**9))
 free = free_memory(torch.device("cpu"))
@@ -68,18 +65,3 @@ except RuntimeError:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "refused" in done.stdout, done.stderr
-
-
-def test_running_out_of_memory_is_one_line_that_names_settings(tiny, tmp_path, monkeypatch):
-    def exhaust(self, batch, factor=1.0):
-        raise RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried …"
-        )
-
-    monkeypatch.setattr(TrainEngine, "submit", exhaust)
-    with pytest.raises(
-        TrainingError, match=r"out of memory in step 1: .* predicted .* --train.accumulate 2, --plan.remat full"
-    ):
-        pretrain(tiny(), tmp_path / "run")
-    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

@@ -1,4 +1,4 @@
-"""How much memory there is to train in: what the device has free, within every limit set on this process."""
+"""How much memory there is to train or serve in: what the device has free, within every limit set on this process."""
 
 from __future__ import annotations
 

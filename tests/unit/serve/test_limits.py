@@ -1,0 +1,246 @@
+"""What a server bounds: bodies, prompts, memory for keys and values; and that one request never costs another's answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("httpx")
+
+import httpx
+from fastapi.testclient import TestClient
+
+import luban
+from luban import Sampling
+from luban.generate.cache import GROW, ContextError
+from luban.generate.session import Session
+from luban.serve.api import MAX_MESSAGES, MAX_PARTS, MAX_SEQUENCES, MAX_STOPS
+from luban.serve.body_limit import BodyLimit, body_limit
+from luban.serve.engine import FIRST_CHARACTERS, Request
+from luban.serve.http import create_app
+from luban.serve.memory import CacheBudget, RequestTooLarge
+from luban.tokenizer.tokenizer import Tokenizer
+
+LOCAL = "http://localhost"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return luban.load_model(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def client(model):
+    with TestClient(create_app(luban.Engine(model)), base_url=LOCAL) as client:
+        yield client
+
+
+def slots(model, count: int) -> int:
+    """Bytes of so many tokens' keys and values, by arithmetic over the specification."""
+    spec = model.spec
+    return count * sum(2 * a.key_heads * a.head_dim * 4 for a in (x.mixer.attention(spec.width) for x in spec.layers))
+
+
+# Bodies and prompts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("size", [99, 100, 101, 5000])
+def test_bodies_above_the_limit_are_refused_before_they_are_read_whole(declared, size):
+    read, sent = [], []
+    pieces = [b"x" * min(40, size - at) for at in range(0, size, 40)]
+
+    async def receive():
+        piece = pieces.pop(0)
+        read.append(len(piece))
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+    async def send(message):
+        sent.append(message)
+
+    async def app(scope, receive, send):
+        while (await receive())["more_body"]:
+            pass
+        await send({"type": "read"})
+
+    async def ask():
+        headers = [(b"content-length", str(size).encode())] if declared else []
+        try:
+            await BodyLimit(app, 100)({"type": "http", "headers": headers}, receive, send)
+        except Exception as error:  # the application's handler answers it
+            sent.append({"type": "http.response.start", "status": error.status_code})
+
+    asyncio.run(ask())
+    if size <= 100:
+        assert sent == [{"type": "read"}] and sum(read) == size
+    else:
+        assert sent[0]["status"] == 413 and sum(read) <= (0 if declared else 140)
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_large_bodies_are_answered_in_the_apis_shape(client, model, chunked):
+    body = json.dumps({"prompt": "a" * body_limit(model.spec.context)}).encode()
+    answer = client.post("/v1/completions", content=iter([body[:1000], body[1000:]]) if chunked else body)
+    assert answer.status_code == 413 and "larger than this server reads" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("completions", "prompt", ["a"] * (MAX_SEQUENCES + 1)),
+        ("completions", "stop", ["a"] * (MAX_STOPS + 1)),
+        ("chat/completions", "messages", [{"role": "user", "content": "a"}] * (MAX_MESSAGES + 1)),
+        (
+            "chat/completions",
+            "messages",
+            [{"role": "user", "content": [{"type": "text", "text": ""}] * (MAX_PARTS + 1)}],
+        ),
+    ],
+)
+def test_lists_are_bounded(client, path, field, value):
+    body = {"prompt": "a", "messages": [{"role": "user", "content": "a"}], field: value}
+    answer = client.post(f"/v1/{path}", json=body)
+    assert answer.status_code == 400 and "at most" in answer.json()["error"]["message"]
+
+
+def test_answers_of_one_request_are_bounded(client):
+    answer = client.post("/v1/completions", json={"prompt": ["a"] * 100, "n": 100})
+    assert answer.status_code == 400 and f"more than {MAX_SEQUENCES} answers" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_refusing_a_long_prompt_costs_no_more_than_the_contexts_worth(client, model, monkeypatch, chat):
+    read = []
+
+    def counting(function):
+        return lambda self, text, *a, **k: read.append(len(text)) or function(self, text, *a, **k)
+
+    for name in ("encode", "encode_plain", "encode_marked"):
+        monkeypatch.setattr(Tokenizer, name, counting(getattr(Tokenizer, name)))
+    text = "word " * 300_000
+    if chat:
+        answer = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": text}]})
+    else:
+        answer = client.post("/v1/completions", json={"prompt": text})
+    assert answer.status_code == 400 and "more tokens than the model's context" in answer.json()["error"]["message"]
+    assert sum(read) <= 4 * FIRST_CHARACTERS * model.spec.context
+
+
+def test_prompts_that_fit_are_never_refused_by_their_beginning(model):
+    engine, rng = luban.Engine(model), random.Random()
+    context = model.spec.context
+    for _ in range(30):
+        text = "".join(rng.choice("ab cdé漢 \n") * rng.choice([1, 1, 40]) for _ in range(rng.randrange(1, 4 * context)))
+        count = len(model.tokenizer.encode(text, bos=model.begins_with_bos))
+        try:
+            assert len(engine.tokens_of(text)) == count < context
+        except ContextError:
+            assert count >= context
+
+
+def test_the_server_answers_others_while_a_prompt_is_tokenised(model, monkeypatch):
+    go_on, begun, encode = threading.Event(), threading.Event(), Tokenizer.encode
+
+    def slow(self, *arguments, **options):
+        begun.set()
+        go_on.wait()
+        return encode(self, *arguments, **options)
+
+    async def ask():
+        app = create_app(luban.Engine(model))
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=LOCAL) as client,
+        ):
+            monkeypatch.setattr(Tokenizer, "encode", slow)
+            waiting = asyncio.create_task(client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 1}))
+            await asyncio.to_thread(begun.wait)
+            health = await client.get("/health")
+            ids = await client.post("/v1/completions", json={"prompt": [5], "max_tokens": 2, "ignore_eos": True})
+            done_before = waiting.done()
+            go_on.set()
+            return health.status_code, ids.status_code, done_before, (await waiting).status_code
+
+    assert asyncio.run(ask()) == (200, 200, False, 200)
+
+
+# Memory ---------------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_would_never_fit_is_refused_with_the_sizes(model):
+    engine = luban.Engine(model, cache_bytes=slots(model, 100))
+    assert engine.budget.slots == 100
+    with pytest.raises(RequestTooLarge, match=r"4 × 26 tokens .* need .* are available: ask for fewer answers"):
+        engine.generate([[5] * 6], Sampling(n=4, max_tokens=20))
+    with TestClient(create_app(engine), base_url=LOCAL) as client:
+        answer = client.post("/v1/completions", json={"prompt": [5] * 6, "n": 4, "max_tokens": 20})
+        assert answer.status_code == 400 and "4 × 26 tokens" in answer.json()["error"]["message"]
+        assert client.post("/v1/completions", json={"prompt": [5] * 5, "n": 4, "max_tokens": 20}).status_code == 200
+
+
+def test_requests_wait_until_their_memory_is_free_and_get_what_they_get_alone(model):
+    rng = random.Random()
+    settings = [(rng.randrange(1, 20), rng.randrange(1, 20), rng.choice([1, 1, 2])) for _ in range(12)]
+    asked = [
+        (
+            [rng.randrange(3, model.spec.vocab_size) for _ in range(size)],
+            Sampling(max_tokens=n, n=k, temperature=0, ignore_eos=True),
+        )
+        for size, n, k in settings
+    ]
+    engine = luban.Engine(model, cache_bytes=slots(model, 120))
+    requests = [Request(*each) for each in asked]
+    for request in requests:
+        engine.submit(request)
+    together = 0
+    while engine.step():
+        running = engine.session.sequences
+        together = max(together, len(running))
+        if running:
+            assert len(running) * max(map(len, running)) <= 120
+    assert together > 1
+    for request, each in zip(requests, asked, strict=True):
+        alone = luban.Engine(model).generate([each[0]], each[1])[0]
+        assert request.error is None
+        assert [c.token_ids for c in request.result.choices] == [c.token_ids for c in alone.choices]
+
+
+def test_a_prompt_whose_reading_fails_fails_alone(model, monkeypatch):
+    prefill = Session._prefill
+
+    def exhausted(self, prompts):
+        if max(map(len, prompts)) > 30:
+            raise MemoryError("no memory")
+        return prefill(self, prompts)
+
+    monkeypatch.setattr(Session, "_prefill", exhausted)
+    engine, sampling = luban.Engine(model), Sampling(max_tokens=5, temperature=0, ignore_eos=True)
+    first = Request([9], Sampling(max_tokens=9, temperature=0, ignore_eos=True))
+    engine.submit(first)
+    engine.step()
+    requests = [Request([5] * size, sampling) for size in (3, 40, 4)]
+    for request in requests:
+        engine.submit(request)
+    while engine.step():
+        pass
+    assert [type(request.error) for request in requests] == [type(None), MemoryError, type(None)]
+    assert [len(request.result.token_ids) for request in (first, requests[0], requests[2])] == [9, 5, 5]
+
+
+def test_answers_without_a_limit_are_as_long_as_memory_allows(model):
+    engine = luban.Engine(model, cache_bytes=slots(model, 60))
+    with TestClient(create_app(engine), base_url=LOCAL) as client:
+        body = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0, "ignore_eos": True}
+        for n in (1, 2):
+            usage = client.post("/v1/chat/completions", json={**body, "n": n}).json()["usage"]
+            assert usage["completion_tokens"] == 60 - n * usage["prompt_tokens"]
+
+
+def test_the_budget_is_half_of_what_is_free(model, monkeypatch):
+    monkeypatch.setattr("luban.serve.memory.free_memory", lambda device: slots(model, 1000))
+    assert CacheBudget.of(model.module).slots == 500 and GROW < 500
