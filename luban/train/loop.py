@@ -55,7 +55,7 @@ class Loop:
 
     Raises:
         TrainingError: too many steps were NaN or infinite; names the last good checkpoint.
-        Interrupted: by Ctrl-C or SIGTERM, after saving.
+        Interrupted: by Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
 
     def __init__(self, art: ArtifactWriter, parts: TrainerComponents, clock: Callable[[], float] = time.monotonic):
