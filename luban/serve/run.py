@@ -60,9 +60,13 @@ def serve(
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
 
     class Server(uvicorn.Server):
-        """Ends running answers when it is told to stop, so that they aren't cut off after the three seconds."""
+        """Ends running answers when it is told to stop, so that they aren't cut off after the three seconds. Told again it
+        doesn't wait for the model's step; uvicorn, told again, would cancel its own tasks with a traceback."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self.should_exit:
+                app.state.service.worker.leave()
+                return
             app.state.service.stop()
             super().handle_exit(sig, frame)
 
