@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from types import FrameType
@@ -11,6 +12,7 @@ from luban.core.log import say, warn
 from luban.load.model import LoadedModel
 from luban.serve.engine import Engine
 
+INTERRUPTED = 130  # exit code
 TRIES = 100  # ports looked at beyond the one asked for
 
 
@@ -74,3 +76,6 @@ def serve(
         Server(config).run(sockets=[listener])
     finally:
         listener.close()
+        if app.state.service.worker.alive:  # a thread inside torch can't be ended, and aborts an interpreter that ends
+            say("luban: stopped without waiting for the model's last step")
+            os._exit(INTERRUPTED)

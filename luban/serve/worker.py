@@ -11,7 +11,6 @@ from luban.core.errors import LubanError
 from luban.core.log import say
 from luban.serve.engine import Delta, Engine, Request
 
-
 STEP_SECONDS = 30.0  # that stopping waits for the step that is running
 POLL_SECONDS = 0.1
 
