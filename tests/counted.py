@@ -1,4 +1,4 @@
-"""How many matrix products something takes, and which of Luban's kernels it runs."""
+"""How many matmuls something takes, and which of Luban's kernels it runs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 KINDS = (torch.ops.aten.mm.default, torch.ops.aten._scaled_mm.default)
 
 
-class Products(TorchDispatchMode):
-    """Counts torch's products of matrices inside of it."""
+class MatmulCount(TorchDispatchMode):
+    """Counts torch's matmuls inside of it."""
 
     count = 0
 

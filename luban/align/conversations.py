@@ -43,7 +43,16 @@ def as_shards(path: Path, tokenizer: Tokenizer, cache: Path, seed: int) -> Path:
         say(f"packing {path} into {out}")
         splits = {split: read_corpus(path, split) for split in SPLITS}
         pack(splits, tokenizer, out, parents=(as_parent("corpus", path),))
+    say(f"{out}: {_counts(read_manifest(out).figures)}")
     return require_mask(out)
+
+
+def _counts(figures: dict[str, Any]) -> str:
+    """How many documents are trained on, held out and, for want of an answer, left out, by the figures of shards."""
+    train, heldout = (figures[split]["documents"] for split in SPLITS)
+    untrained = sum(figures[split]["untrained"] for split in SPLITS)
+    words = f"{train} conversations to train on, {heldout} held out for validation"
+    return f"{words}, {untrained} left out, which have no assistant's answer" if untrained else words
 
 
 def _corpus_of(file: Path, cache: Path, seed: int) -> Path:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luban.align.conversations import as_shards
-from luban.core.artifact import MANIFEST, read_manifest
-from luban.core.errors import DataError, LineageError, UsageError
+from luban.core.artifact import MANIFEST, read_manifest, real_path
+from luban.core.errors import DataError, LineageError, LubanError, TrainingError, UsageError
 from luban.core.hashing import data_sha256
+from luban.core.resuming import Operational
 from luban.data.loader import Loader
 from luban.data.shards import Shards
-from luban.data.show import coloured, row_tokens
+from luban.data.show import coloured, row_tokens, show_on_stderr
 from luban.load.model import LoadedModel, load_model
 from luban.tokenizer.importing.artifact import replace_template
 from luban.tokenizer.template import read_template
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from luban.train.interrupt import Interrupted
 from luban.train.recipe import Recipe
 from luban.train.run import train
 
@@ -26,7 +29,9 @@ SAMPLE_TOKENS = 160  # of the mask's sample
 class SFTRecipe(Recipe):
     """A recipe of instruction tuning."""
 
-    chat_template: str = ""  # Jinja file, in place of the template of the model's tokenizer (empty: that one)
+    chat_template: Operational[str] = (
+        ""  # Jinja file, in place of the template of the model's tokenizer (empty: that one)
+    )
 
     def require_tokenizer(self, shards: Shards, tokenizer: Tokenizer) -> None:
         """Raise LineageError unless the shards were packed with the vocabulary of `init`, and its template too where the
@@ -49,9 +54,26 @@ def sft(recipe: SFTRecipe, out: Path, name: str = "sft") -> Path:
         UsageError: no model to start from.
         DataError: conversations without a usable loss mask.
     """
-    ready, model = with_shards(recipe, out.with_name(out.name + ".data"))
-    show_mask(ready)
-    return train(ready, out, task="sft", name=name, model=model)
+    place = out if out.is_symlink() else real_path(out)
+    cache = place.with_name(place.name + ".data")
+    before = set(cache.iterdir()) if cache.is_dir() else set()
+    try:
+        ready, model = with_shards(recipe, cache)
+        show_mask(ready)
+        return train(ready, out, task="sft", name=name, model=model)
+    except (TrainingError, Interrupted):
+        raise  # the run goes on from what was packed
+    except LubanError:
+        _remove_new(cache, before)
+        raise
+
+
+def _remove_new(cache: Path, before: set[Path]) -> None:
+    """Remove what was packed for a run that was then refused."""
+    for entry in set(cache.iterdir()) - before if cache.is_dir() else ():
+        shutil.rmtree(entry)
+    if cache.is_dir() and not before:
+        cache.rmdir()
 
 
 def with_shards(recipe: SFTRecipe, cache: Path) -> tuple[SFTRecipe, LoadedModel]:
@@ -86,8 +108,6 @@ def show_mask(recipe: SFTRecipe) -> None:
 
     Raises DataError when nothing in that batch is trained on.
     """
-    from rich.console import Console
-
     shards = Shards.open(recipe.data.path)
     batch = Loader(
         shards, batch_size=recipe.train.batch_size, seq_len=recipe.train.seq_len, seed=recipe.train.seed, packing="fit"
@@ -97,8 +117,6 @@ def show_mask(recipe: SFTRecipe) -> None:
             f"no token of the first batch of {shards.path} is trained on: raise --train.seq_len "
             f"(now {recipe.train.seq_len}), since answers are cut off"
         )
-    tokenizer: Tokenizer = load_tokenizer(shards.path / "tokenizer")
     row = int(batch.loss_mask.sum(axis=1).argmax())
-    console = Console(stderr=True, highlight=False)
-    console.print("What is trained on stands between « and »:", style="dim")
-    console.print(coloured(row_tokens(batch, row, tokenizer), SAMPLE_TOKENS), soft_wrap=True)
+    tokens = row_tokens(batch, row, load_tokenizer(shards.path / "tokenizer"))
+    show_on_stderr("What is trained on stands between « and »:", coloured(tokens, SAMPLE_TOKENS))

@@ -34,6 +34,7 @@ class Checkpoint:
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)  # `parameter/key` → tensor
     random: Mapping[str, Tensor] = field(default_factory=dict)  # generator → its state, uint8
     state: dict[str, Any] = field(default_factory=dict)  # counters and settings, plain data
+    figures: dict[str, Any] = field(default_factory=dict)  # measured, such as seconds: in the manifest, not hashed
 
 
 def save_checkpoint(
@@ -43,13 +44,12 @@ def save_checkpoint(
     config: dict[str, Any] | None = None,
     parents: tuple[Parent, ...] = (),
     seed: int | None = None,
-    figures: dict[str, Any] | None = None,
     storage: Storage = STORAGE,
 ) -> Manifest:
     """Write a whole checkpoint at `path`, or nothing.
 
     Returns:
-        Its manifest; `figures["weights_hash"]` identifies the weights.
+        Its manifest, whose figures are the checkpoint's and `weights_hash`, which identifies the weights.
 
     Raises:
         ArtifactError: `path` is occupied.
@@ -63,7 +63,7 @@ def save_checkpoint(
             tensors = getattr(checkpoint, collection)
             if tensors:
                 storage.write(art.path, collection, tensors, {})
-        art.figures.update(figures or {}, weights_hash=weights_hash(checkpoint.model))
+        art.figures.update(checkpoint.figures, weights_hash=weights_hash(checkpoint.model))
     return art.manifest
 
 
@@ -80,7 +80,12 @@ def load_checkpoint(path: Path, *, storage: Storage = STORAGE, device: str = "cp
     }
     if weights_hash(collections["model"]) != manifest.figures.get("weights_hash"):
         raise ArtifactError(f"{path} is damaged: its weights do not have the weights_hash of its manifest")
-    return Checkpoint(spec=_read_json(path / "spec.json"), state=_read_json(path / "state.json"), **collections)
+    return Checkpoint(
+        spec=_read_json(path / "spec.json"),
+        state=_read_json(path / "state.json"),
+        figures=manifest.figures,
+        **collections,
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

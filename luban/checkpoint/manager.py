@@ -11,6 +11,7 @@ from luban.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from luban.core.artifact import INCOMPLETE
 from luban.core.errors import ArtifactError
 from luban.core.log import warn
+from luban.core.resuming import Operational
 
 FOLDER = "checkpoints"
 NAME = re.compile(r"step_(\d+)")
@@ -20,8 +21,8 @@ NAME = re.compile(r"step_(\d+)")
 class CheckpointConfig:
     """When to save and how much to keep."""
 
-    every: int = 100  # steps between checkpoints; the last step is always saved
-    keep: int = 2  # newest checkpoints kept, beside the best
+    every: Operational[int] = 100  # steps between checkpoints; the last step is always saved
+    keep: Operational[int] = 2  # newest checkpoints kept, beside the best
 
     def __post_init__(self):
         if self.every < 1:

@@ -24,7 +24,7 @@ SAMPLE_TOKENS = 200  # of each
 
 @dataclass(frozen=True)
 class PackArgs:
-    corpus: tyro.conf.Positional[Path]  # a corpus, from luban corpus build
+    corpora: tyro.conf.Positional[tuple[Path, ...]]  # corpora, from luban corpus build or mix
     tokenizer: Path  # a tokenizer, a run, or a Hugging Face directory
     out: Path  # directory to make
     verify: bool = False  # read and hash the corpus's files first, and compare with what was written
@@ -51,29 +51,33 @@ def run(argv: Sequence[str]) -> int | None:
 
 
 def pack(argv: Sequence[str]) -> None:
-    """`luban data pack CORPUS --tokenizer DIR --out DIR`"""
+    """`luban data pack CORPUS… --tokenizer DIR --out DIR`"""
     args = parse(
         PackArgs,
         argv,
         verb="data pack",
-        about="Tokenise a corpus into memory-mapped shards; conversations get their loss mask.",
-        examples="luban data pack corpus --tokenizer tok --out shards",
+        about="Tokenise corpora, one behind the other, into memory-mapped shards; conversations get their loss mask.\n\n"
+        "A training document that another of the corpora holds out is left out. For shares and epochs: luban corpus mix.",
+        examples="luban data pack corpus --tokenizer tok --out shards\n"
+        "luban data pack books code --tokenizer tok --out shards",
     )
     from luban.core.artifact import as_parent, open_artifact
+    from luban.core.errors import UsageError
     from luban.core.log import say
     from luban.core.units import count
-    from luban.corpus.reader import read_corpus
+    from luban.corpus.several import read_corpora
     from luban.corpus.split import SPLITS
     from luban.data.pack import pack as pack_shards
 
-    held = open_artifact(args.corpus, "corpus", verify=args.verify).figures
-    splits = {split: read_corpus(args.corpus, split) for split in SPLITS}
+    if not args.corpora:
+        raise UsageError("name at least one corpus to pack (see luban data pack --help)")
+    held = [open_artifact(path, "corpus", verify=args.verify).figures for path in args.corpora]
     figures = pack_shards(
-        splits,
+        read_corpora(args.corpora),
         args.tokenizer,
         args.out,
-        parents=(as_parent("corpus", args.corpus),),
-        total=sum(held[split]["documents"] for split in SPLITS),
+        parents=tuple(as_parent("corpus", path) for path in args.corpora),
+        total=sum(figures[split]["documents"] for figures in held for split in SPLITS),
     )
     if figures["train"]["conversations"]:
         _show_masks(args.out)
@@ -86,19 +90,14 @@ def pack(argv: Sequence[str]) -> None:
 
 
 def _show_masks(path: Path) -> None:
-    from rich.console import Console
-
     from luban.data.shards import Shards
-    from luban.data.show import coloured, document_tokens
+    from luban.data.show import coloured, document_tokens, show_on_stderr
     from luban.tokenizer.tokenizer import load_tokenizer
 
-    console, shards = Console(stderr=True, highlight=False), Shards.open(path)
-    tokenizer = load_tokenizer(path / "tokenizer")
-    console.print(LEGEND, style="dim")
+    shards, tokenizer = Shards.open(path), load_tokenizer(path / "tokenizer")
     documents = (document_tokens(shards, i, tokenizer) for i in range(shards.documents))
     masked = (tokens for tokens in documents if not all(token["trained"] for token in tokens[1:]))
-    for tokens in islice(masked, SAMPLES):
-        console.print(coloured(tokens, SAMPLE_TOKENS))
+    show_on_stderr(LEGEND, *(coloured(tokens, SAMPLE_TOKENS) for tokens in islice(masked, SAMPLES)))
 
 
 def show(argv: Sequence[str]) -> None:

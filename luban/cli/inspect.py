@@ -122,8 +122,10 @@ def describe(path: Path, manifest: Manifest, verified: bool) -> list[str]:
         f"  seed          {manifest.seed}",
         f"  versions      {', '.join(f'{k} {v}' for k, v in sorted(manifest.versions.items()))}",
     ]
-    for title, table in (("config", manifest.config), ("figures", manifest.figures)):
-        lines += [f"  {title}"] + [f"    {key:<24} {_short(value)}" for key, value in sorted(table.items())]
+    for title, table in (("config", manifest.config), ("settings", manifest.settings), ("figures", manifest.figures)):
+        lines += [f"  {title}"] * bool(table) + [
+            f"    {key:<24} {_short(value)}" for key, value in sorted(table.items())
+        ]
     return [*lines, "  family", f"    {path.resolve().name} ({manifest.kind})", *tree(manifest.parents, "    ")]
 
 
@@ -132,13 +134,20 @@ def _short(value: object) -> str:
     return text if len(text) <= 110 else text[:107] + "…"
 
 
-def tree(parents: Sequence[Parent], indent: str) -> list[str]:
-    """The ancestors as branches."""
-    lines = []
+def tree(parents: Sequence[Parent], indent: str, shown: set[str] | None = None) -> list[str]:
+    """The ancestors as branches. One that several descend from is followed once.
+
+    Args:
+        shown: content hashes of those that were followed already.
+    """
+    lines, shown = [], set() if shown is None else shown
     for index, parent in enumerate(parents):
-        last = index == len(parents) - 1
+        last, again = index == len(parents) - 1, parent.content_hash in shown and bool(parent.parents)
         lines.append(
             f"{indent}{'└─' if last else '├─'} {parent.role}: {parent.name} ({parent.kind} {parent.content_hash[:12]})"
+            f"{', as above' if again else ''}"
         )
-        lines += tree(parent.parents, indent + ("   " if last else "│  "))
+        shown.add(parent.content_hash)
+        if not again:
+            lines += tree(parent.parents, indent + ("   " if last else "│  "), shown)
     return lines

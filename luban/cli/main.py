@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import os
 import shlex
 import signal
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from luban.core.errors import LubanError, UsageError, nearest
+from luban.core.log import discard, say
 
 VERBS = {
     "demo": "the whole life, on text this machine already has",
@@ -37,7 +37,8 @@ OLDEST = (3, 11)  # Python
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0 done, 1 refused or failed, 2 misunderstood, 130 interrupted."""
+    """Run one verb and return the exit code: 0 done, 1 refused or failed, 2 misunderstood, 130 interrupted, 141 the output
+    was closed."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
@@ -48,37 +49,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if sys.version_info < OLDEST:
-        print(
-            f"luban: Python {OLDEST[0]}.{OLDEST[1]} or newer is needed, {sys.executable} is {sys.version.split()[0]}",
-            file=sys.stderr,
-        )
+        say(f"luban: Python {OLDEST[0]}.{OLDEST[1]} or newer is needed, {sys.executable} is {sys.version.split()[0]}")
         return 1
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        return _run(words) or 0
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = _run(words) or 0
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # the work is done all the same
+            discard(sys.stdout)
+        return code
+    except BrokenPipeError:  # what reads the output has enough of it, as head does
+        discard(sys.stdout)
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        print("luban: interrupted", file=sys.stderr)
+        say("luban: interrupted")
         return 128 + signal.SIGINT
     except LubanError as error:
         if debug:
             raise
-        print(f"luban: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"luban: {' '.join(str(error).split())}")
         return error.exit_code
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if debug or missing in ("", "luban"):
             raise
-        print(f"luban: {_not_installed(missing)}", file=sys.stderr)
+        say(f"luban: {_not_installed(missing)}")
         return 1
     except OSError as error:
         if debug or error.errno is None:
             raise
         hint = ": free some space or choose another --out" if error.errno == errno.ENOSPC else ""
-        print(f"luban: {error.strerror}: {error.filename or 'while writing'}{hint}", file=sys.stderr)
+        say(f"luban: {error.strerror}: {error.filename or 'while writing'}{hint}")
         return 1
 
 

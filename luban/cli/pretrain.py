@@ -8,7 +8,10 @@ from pathlib import Path
 from luban.core.arguments import parse_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-ABOUT = "Train a model from a recipe. The same command resumes an unfinished run."
+ABOUT = """Train a model from a recipe. The same command resumes an unfinished run; a larger --train.steps extends a finished one.
+
+What doesn't define the result may change when a run is resumed: paths, logging, checkpoints kept, workers, device, kernels,
+--train.accumulate, --plan.remat. The manifest notes it. --init MODEL takes the place of the recipe's [model]."""
 EXAMPLES = """
 luban pretrain tiny_pretrain_cpu --data.path shards --out runs/tiny
 luban pretrain luban_pretrain_cpu --data.path shards --out runs/a --optim.type adamw --train.steps 500
@@ -19,10 +22,12 @@ luban pretrain luban_pretrain_gpu --data.path shards --out runs/b --train.profil
 
 def run(argv: Sequence[str]) -> int:
     from luban.train.pretrain import pretrain
-    from luban.train.recipe import Recipe
+    from luban.train.recipe import Recipe, model_of_init
     from luban.train.run import dry_run
 
-    call = parse_recipe(Recipe, argv, verb="pretrain", about=ABOUT, examples=EXAMPLES, shipped=RECIPES)
+    call = parse_recipe(
+        Recipe, argv, verb="pretrain", about=ABOUT, examples=EXAMPLES, shipped=RECIPES, adapt=model_of_init
+    )
     if call.dry_run:
         dry_run(call.recipe)
         return 0

@@ -9,7 +9,8 @@ from pathlib import Path
 from luban.cli.pretrain import RECIPES
 from luban.core.arguments import parse_recipe
 
-ABOUT = """Tune a model on conversations, from a recipe. The same command resumes an unfinished run.
+ABOUT = """Tune a model on conversations, from a recipe. The same command resumes an unfinished run; a larger
+--train.steps extends a finished one.
 
 --init takes every MODEL that chat takes: a run, a checkpoint, a Hugging Face directory, a GGUF file, smollm2. What is packed
 lies in OUT.data/shards-…, which `luban data show` shows with what is trained on."""
@@ -23,9 +24,12 @@ luban sft luban_sft_cpu --init runs/base --data.path conversations --dry-run   #
 
 def run(argv: Sequence[str]) -> int:
     from luban.align.sft import SFTRecipe, sft, with_shards
+    from luban.train.recipe import model_of_init
     from luban.train.run import dry_run
 
-    call = parse_recipe(SFTRecipe, argv, verb="sft", about=ABOUT, examples=EXAMPLES, shipped=RECIPES)
+    call = parse_recipe(
+        SFTRecipe, argv, verb="sft", about=ABOUT, examples=EXAMPLES, shipped=RECIPES, adapt=model_of_init
+    )
     if call.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             ready, model = with_shards(call.recipe, Path(folder))

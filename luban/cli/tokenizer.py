@@ -202,12 +202,12 @@ def _named(word: str) -> tuple[str, Path]:
     return name or Path(path).parent.name or path, Path(path)
 
 
-def _other(path: Path, room: Path) -> Tokenizer:
+def _other(path: Path, folder: Path) -> Tokenizer:
     """A tokenizer directory as it is, any other vocabulary imported for the moment."""
     from luban.tokenizer.importing.artifact import import_tokenizer
     from luban.tokenizer.tokenizer import load_tokenizer
 
-    return load_tokenizer(path) if path.is_dir() or not path.exists() else import_tokenizer(path, room)
+    return load_tokenizer(path) if path.is_dir() or not path.exists() else import_tokenizer(path, folder)
 
 
 def _samples(path: Path, megabytes: float) -> Iterator[Sample]:

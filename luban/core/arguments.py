@@ -14,7 +14,7 @@ import re
 import textwrap
 import tokenize
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -74,12 +74,20 @@ class RecipeCall(Generic[T]):
 
 
 def parse_recipe(
-    cls: type[T], argv: Sequence[str], *, verb: str, about: str, examples: str, shipped: Path
+    cls: type[T],
+    argv: Sequence[str],
+    *,
+    verb: str,
+    about: str,
+    examples: str,
+    shipped: Path,
+    adapt: Callable[[dict[str, Any], Collection[str]], dict[str, Any]] | None = None,
 ) -> RecipeCall[T]:
     """Parse `RECIPE.toml --out DIR [--dry-run] [--section.field value …]`.
 
     Args:
         shipped: the folder of recipes that come with Luban, searched by name.
+        adapt: makes of the recipe's data and the paths of the fields on the command line the data that those are laid on.
 
     Raises:
         UsageError, ConfigError: what was wrong and the nearest right name.
@@ -92,8 +100,10 @@ def parse_recipe(
         raise UsageError(f"luban {verb} takes one recipe ({given}){nearest('', _names(shipped))}")
     if "out" not in flags and "dry-run" not in flags:
         raise UsageError(f"luban {verb} needs --out DIR, the run directory")
-    data = override(load_toml(find_recipe(names[0], shipped)), assignments)
-    recipe = from_dict(cls, data)
+    data = load_toml(find_recipe(names[0], shipped), shipped)
+    if adapt is not None:
+        data = adapt(data, [path for path, _ in assignments])
+    recipe = from_dict(cls, override(data, assignments))
     return RecipeCall(recipe=recipe, name=names[0], out=Path(flags.get("out", ".")), dry_run="dry-run" in flags)
 
 

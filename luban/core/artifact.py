@@ -16,12 +16,14 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError, UsageError
-from luban.core.hashing import data_sha256, file_sha256
+from luban.core.hashing import data_sha256, file_sha256, finite
+from luban.core.resuming import differences, require_resumable
 
 MANIFEST = "manifest.json"
 INCOMPLETE = ".incomplete"
@@ -48,7 +50,7 @@ class Manifest:
 
     kind: str  # corpus, tokenizer, shards, checkpoint, run, evaluation, demo, …
     format: int = 1  # version of the layout of this kind
-    config: dict[str, Any] = field(default_factory=dict)  # the configuration that made it
+    config: dict[str, Any] = field(default_factory=dict)  # the configuration that defines it
     seed: int | None = None  # the seed that made it
     parents: tuple[Parent, ...] = ()  # what it was made from
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # relative path → bytes, sha256 (volatile: neither)
@@ -58,6 +60,7 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)  # package versions that made it
     created: str = ""  # UTC time, ISO 8601
     terms: tuple[str, ...] = ()  # licences of its own content; those of its parents bind it too
+    settings: dict[str, Any] = field(default_factory=dict)  # the configuration that doesn't define it; not hashed
 
     def compute_hash(self) -> str:
         """The content hash of these fields."""
@@ -162,9 +165,15 @@ def as_parent(role: str, path: str | Path) -> Parent:
     )
 
 
+def real_path(path: str | Path) -> Path:
+    """Where the directory `path` lies, behind symbolic links: a finished directory can't be renamed onto a link."""
+    path = Path(path)
+    return path.resolve() if path.is_symlink() or path.name in ("", "..") else path
+
+
 def incomplete_path(path: str | Path) -> Path:
     """Where the artifact at `path` is while it is being written."""
-    path = Path(path)
+    path = real_path(path)
     return path.with_name(path.name + INCOMPLETE)
 
 
@@ -182,8 +191,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write plain data as indented JSON, atomically."""
-    atomic_write(path, json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+    """Write plain data as indented JSON, atomically; NaN and infinities as null."""
+    atomic_write(path, json.dumps(finite(data), indent=2, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_table(file: Path) -> dict[str, Any]:
@@ -207,8 +216,11 @@ class ArtifactWriter:
     Args:
         out: the directory to make. Refused when it exists and is not empty.
         kind, config, parents, seed, format: the artifact's identity.
+        settings: configuration that is no part of the identity, such as logging.
         resumable: keep and reuse an unfinished directory of the same identity; refuse another's. One that was
             refused for its input before anything was resumed is removed all the same.
+        extensible: dotted paths in `config` that may differ from what is resumed; a finished artifact that differs in
+            no other field is taken up again.
         volatile: glob patterns of files that hold times or logs; the manifest lists them, no hash covers them.
 
     Raises:
@@ -225,21 +237,27 @@ class ArtifactWriter:
         parents: tuple[Parent, ...] = (),
         seed: int | None = None,
         format: int = 1,
+        settings: dict[str, Any] | None = None,
         resumable: bool = False,
+        extensible: Collection[str] = (),
         volatile: tuple[str, ...] = (),
     ):
-        self.out = Path(out)
-        self.volatile = (f"*/{MANIFEST}", *volatile)  # the manifests of artifacts inside this one hold times
+        self.out = real_path(out)
+        self.volatile: tuple[str, ...] = (
+            f"*/{MANIFEST}",
+            *volatile,
+        )  # the manifests of artifacts inside this one hold times
         self.path = incomplete_path(self.out)
-        self.resumable = resumable
+        self.resumable, self.extensible = resumable, frozenset(extensible)
         self.resumed = False  # true when an unfinished directory of the same identity was found
+        self.changed: dict[str, tuple[Any, Any]] = {}  # (old, new) of extensible fields and settings, by path
         self.figures: dict[str, Any] = {}
         self.terms: tuple[str, ...] = ()  # licences of the content, known when it is whole
-        plain = json.loads(json.dumps(config or {}))  # the same plain data that reading gives back
         self.manifest = Manifest(
             kind=kind,
             format=format,
-            config=plain,
+            config=json.loads(json.dumps(config or {})),  # the same plain data that reading gives back
+            settings=json.loads(json.dumps(settings or {})),
             seed=seed,
             parents=tuple(parents),
             status="unfinished",
@@ -247,7 +265,24 @@ class ArtifactWriter:
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
 
+    def finished(self) -> bool:
+        """Whether `out` already holds the finished artifact of this very identity.
+
+        Raises ArtifactError where it holds one of another identity that can't be extended to this one.
+        """
+        if not (self.out / MANIFEST).is_file():
+            return False
+        found = read_manifest(self.out)
+        require_resumable(found, self.manifest, self.out, self.extensible, "choose another --out, or remove it")
+        return found.config == self.manifest.config
+
     def __enter__(self) -> ArtifactWriter:
+        if self.extensible and (self.out / MANIFEST).is_file() and not self.finished():
+            if self.path.exists():
+                raise ArtifactError(
+                    f"{self.out} is finished, and {self.path} stands beside it: remove the latter first"
+                )
+            os.rename(self.out, self.path)  # to be extended
         self._refuse_occupied()
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.path.mkdir(exist_ok=True)
@@ -280,19 +315,16 @@ class ArtifactWriter:
             raise ArtifactError(f"{self.out} is not empty and holds nothing of Luban's: choose another --out")
         if self.out.exists() and not self.out.is_dir():
             raise ArtifactError(f"{self.out} is a file: --out must name a directory")
+        if self.out.exists() and (self.out.samefile(".") or os.path.ismount(self.out)):  # neither can be renamed onto
+            what = "a mount point" if os.path.ismount(self.out) else "the working directory"
+            raise ArtifactError(f"{self.out} is {what}, which can't be replaced: name a directory inside it")
 
     def _adopt(self) -> None:
         found = read_manifest(self.path)
-        for what in ("kind", "format", "config", "seed"):
-            mine, theirs = getattr(self.manifest, what), getattr(found, what)
-            if mine != theirs:
-                raise ArtifactError(
-                    f"{self.path} is an unfinished {found.kind} of another configuration "
-                    f"({_difference(what, theirs, mine)}): use the same one, or remove it"
-                )
-        mine = sorted((p.role, p.content_hash) for p in self.manifest.parents)
-        if mine != sorted((p.role, p.content_hash) for p in found.parents):
-            raise ArtifactError(f"{self.path} is an unfinished {found.kind} made from other parents: remove it first")
+        require_resumable(found, self.manifest, self.path, self.extensible, "use the same one, or remove it")
+        old, new = ({**m.config, "settings": m.settings} for m in (found, self.manifest))
+        changes = differences(old, new)
+        self.changed = {path.removeprefix("settings."): (was, now) for path, was, now in changes}
         self.resumed, self.figures = True, dict(found.figures)
 
     def _clear(self) -> None:
@@ -332,15 +364,6 @@ class ArtifactWriter:
         if self.out.is_dir():
             self.out.rmdir()  # empty: checked on entry
         os.rename(self.path, self.out)
-
-
-def _difference(where: str, old: Any, new: Any) -> str:
-    """The first field in which two configurations differ, in words."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
-                return _difference(f"{where}.{key}", old.get(key), new.get(key))
-    return f"{where} was {old!r}, now {new!r}"
 
 
 def free_bytes(path: str | Path) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from luban.core.errors import ConfigError, nearest
+from luban.core.log import warn
 from luban.core.registry import Variant
 
 T = TypeVar("T")
@@ -49,6 +50,22 @@ def to_dict(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
     return str(value) if isinstance(value, Path) else value
+
+
+def without_defaults(value: Any) -> Any:
+    """A configuration as plain data without the fields that are at their class's default. `from_dict` gives it back."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, (type, Partial)):
+        return to_dict(value)
+    plain = {
+        f.name: without_defaults(item)
+        for f in dataclasses.fields(value)
+        if (item := getattr(value, f.name)) != _default(f)
+    }
+    return {"type": value.registry.name_of(type(value)), **plain} if isinstance(value, Variant) else plain
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def from_dict(cls: type[T], data: Any, where: str = "") -> T:
@@ -201,7 +218,7 @@ def _build(cls: type, value: Any, where: str) -> Any:
 
 def _with_default_type(field: dataclasses.Field, value: Any) -> Any:
     """A variant's table without `type` changes the default variant's fields."""
-    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    default = _default(field)
     if isinstance(default, Variant) and isinstance(value, dict) and "type" not in value:
         return {**to_dict(default), **value}
     return value
@@ -215,30 +232,90 @@ def _build_variant(family: type[Variant], value: Any, where: str) -> Any:
     if not isinstance(value, dict) or "type" not in value:
         raise ConfigError(f'{where}: choose one with type = "…"{nearest("", family.registry)}')
     chosen = family.registry[value["type"]]
-    return _build(chosen, {k: v for k, v in value.items() if k != "type"}, where)
+    fields = {key: item for key, item in value.items() if key != "type"}
+    if isinstance(value, Inherited):
+        fields = _take_over(family, chosen, fields, value.inherited, f"{where}.type {value['type']}")
+    return _build(chosen, fields, where)
 
 
-def load_toml(path: Path) -> dict[str, Any]:
-    """The TOML file as plain data, merged over the chain of `base = "other.toml"` it derives from."""
+def _take_over(
+    family: type[Variant], chosen: type, fields: dict[str, Any], inherited: frozenset[str], choice: str
+) -> dict[str, Any]:
+    """`fields` without those inherited from another variant that the chosen one doesn't have; both kinds are said. One that
+    no variant has stays, to be refused."""
+    own = {f.name for f in dataclasses.fields(chosen) if f.init}
+    kept = sorted(inherited & own)
+    others = {f.name for variant in family.registry.values() for f in dataclasses.fields(variant)}
+    left = sorted((inherited - own) & others)
+    words = [f"keeps {', '.join(f'{name} = {fields[name]}' for name in kept)}"] * bool(kept)
+    words += [f"has no {', '.join(left)}"] * bool(left)
+    if words:
+        warn(f"{choice} {' and '.join(words)} of what was given for the type before")
+    return {name: item for name, item in fields.items() if name not in left}
+
+
+def load_toml(path: Path, shipped: Path | None = None) -> dict[str, Any]:
+    """The TOML file as plain data, merged over the chain of `base = "other.toml"` it derives from.
+
+    Args:
+        shipped: a folder of recipes, which `base` may name without path and suffix.
+
+    Raises:
+        ConfigError: a file that is missing or no TOML, or that derives from itself.
+    """
+    return _load_chain(path, shipped, ())
+
+
+def _load_chain(path: Path, shipped: Path | None, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in above:
+        raise ConfigError(f"{path} derives from itself by its chain of base")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a directory, not a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     base = data.pop("base", None)
-    return merge(load_toml(path.parent / base), data) if base else data
+    if base is None:
+        return data
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{path}: base must name a recipe, {base!r} given")
+    return merge(_load_chain(_base(path, base, shipped), shipped, (*above, path.resolve())), data)
+
+
+def _base(path: Path, base: str, shipped: Path | None) -> Path:
+    """The recipe that `base` in `path` names: a file seen from there, or one that ships."""
+    if (path.parent / base).is_file() or shipped is None:
+        return path.parent / base
+    bare = base.removeprefix("recipes/").removesuffix(".toml")
+    if not (shipped / f"{bare}.toml").is_file():
+        known = nearest(bare, [recipe.stem for recipe in shipped.glob("*.toml")])
+        raise ConfigError(f"{path}: base '{base}' is neither a file beside it nor a recipe that ships{known}")
+    return shipped / f"{bare}.toml"
+
+
+class Inherited(dict[str, Any]):
+    """A variant's table whose `type` was changed. `inherited`: fields that were given for the variant before, which the new
+    one takes over where it has them."""
+
+    def __init__(self, data: dict[str, Any], inherited: frozenset[str]):
+        super().__init__(data)
+        self.inherited = inherited
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, table by table. A changed `type` drops the old variant's fields."""
+    """`over` laid on `base`, table by table. Where `over` changes a `type`, the fields of `base` are `Inherited`."""
     out = dict(base)
-    if "type" in over and "type" in base and over["type"] != base["type"]:
-        out = {}
     for key, value in over.items():
         both = isinstance(out.get(key), dict) and isinstance(value, dict)
         out[key] = merge(out[key], value) if both else value
-    return out
+    inherited = base.inherited if isinstance(base, Inherited) else frozenset()
+    if "type" in over and over["type"] != base.get("type"):
+        inherited |= base.keys()
+    inherited -= over.keys() | {"type"}
+    return Inherited(out, inherited) if inherited else out
 
 
 def override(data: dict[str, Any], assignments: Sequence[tuple[str, str]]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Content hashes: of bytes on disk, and of plain data."""
+"""Plain data as JSON, and content hashes: of bytes on disk, and of plain data."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,15 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def finite(data: Any) -> Any:
+    """Plain data with None for NaN and infinities, for which JSON has no number."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    return [finite(value) for value in data] if isinstance(data, (list, tuple)) else data
 
 
 def canonical(data: Any) -> bytes:

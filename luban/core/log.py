@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from luban.core.hashing import finite
 from luban.core.units import count, seconds
 
 SHOW_AFTER = 2.0  # seconds before a progress bar appears
@@ -17,9 +20,24 @@ PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 _warned: set[str] = set()
 
 
-def say(text: str) -> None:
-    """A line for the person at the terminal, on standard error so that output can be piped."""
-    print(text, file=sys.stderr, flush=True)
+def say(text: str, end: str = "\n") -> None:
+    """A line for the person at the terminal, on standard error so that output can be piped.
+
+    A reader that has gone away (`2>&1 | head -1`, a closed terminal) ends no work: what is said from then on is dropped.
+    """
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is still written to `stream`, and what its buffer holds, nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def warn(text: str) -> None:
@@ -67,15 +85,14 @@ class Bar:
         return "  ".join([*parts, f"{count(float(rate))} {self.unit}/s", left, self.note]).rstrip()
 
     def _draw(self, now: float) -> None:
-        end = "" if self.live else "\n"
-        print(("\r\x1b[K" if self.live else "") + self.line(now), end=end, file=sys.stderr, flush=True)
+        say(("\r\x1b[K" if self.live else "") + self.line(now), end="" if self.live else "\n")
 
     def close(self) -> None:
         """Draw the last state and end the line."""
         if self.visible:
             self._draw(self.clock())
             if self.live:
-                print(file=sys.stderr, flush=True)
+                say("")
 
 
 @contextmanager
@@ -101,16 +118,20 @@ class Metrics:
         self.path = path
         if keep_until is not None and path.exists():
             kept = [row for row in read_metrics(path) if row.get("step", 0) <= keep_until]
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            path.write_text("".join(map(_metrics_line, kept)), encoding="utf-8")
         self.file: TextIO = open(path, "a" if keep_until is not None else "w", encoding="utf-8", buffering=1)
 
     def write(self, **row: Any) -> None:
-        """Append one row."""
-        self.file.write(json.dumps(row) + "\n")
+        """Append one row; NaN and infinities are written as null."""
+        self.file.write(_metrics_line(row))
 
     def close(self) -> None:
         """Close the file."""
         self.file.close()
+
+
+def _metrics_line(row: dict[str, Any]) -> str:
+    return json.dumps(finite(row), allow_nan=False) + "\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

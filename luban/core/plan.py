@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from luban.core.resuming import Numerical
+
 Remat = Literal["none", "selective", "full"]
 REMATS: tuple[str, ...] = get_args(Remat)  # from the most memory to the least
 
@@ -13,4 +15,6 @@ REMATS: tuple[str, ...] = get_args(Remat)  # from the most memory to the least
 class ParallelPlan:
     """A plan for one device so far."""
 
-    remat: Remat = "none"  # recomputed in the backward pass: nothing, all but matmuls and attention, whole layers
+    remat: Numerical[Remat] = (
+        "none"  # recomputed in the backward pass: nothing, all but matmuls and attention, whole layers
+    )

@@ -39,7 +39,7 @@ class Tally:
         if len(self.changes[step]) < SAMPLES:
             self.changes[step].append({"id": document.id, "text": change[:SAMPLE_CHARACTERS]})
 
-    def spoilt(self, what: str, where: str) -> None:
+    def reject(self, what: str, where: str) -> None:
         """Count a record or file that cannot be used, and keep the names of the first few."""
         self.unusable[what] += 1
         if len(self.unusable_samples[what]) < SAMPLES:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from luban.core.log import say
 from luban.data.batch import Batch
 from luban.data.shards import Shards
 from luban.tokenizer.tokenizer import Tokenizer
@@ -92,6 +93,18 @@ def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
     if pending and texts:
         texts[-1] = PARTIAL
     return texts
+
+
+def show_on_stderr(*lines: str | Text) -> None:
+    """Print on standard error as `say` does; plain text is dimmed."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    with console.capture() as captured:
+        for line in lines:
+            console.print(Text(line, style="dim") if isinstance(line, str) else line, soft_wrap=True)
+    say(captured.get(), end="")
 
 
 def coloured(tokens: Sequence[dict[str, Any]], limit: int | None = None) -> Text:

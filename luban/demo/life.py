@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+WORKERS = 8  # processes that read the installed packages, at the most
 
 
 @dataclass(frozen=True)
@@ -18,22 +21,26 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How big the demo's model is, and how long it may train."""
+    """How big the demo's model is, what it reads, and how long it may train."""
 
     pretrain: str  # recipe of the pretraining run
     sft: str  # recipe of the instruction tuning
     vocabulary: int  # tokens
+    packages: (
+        bool  # also train on the sources of installed packages; the standard library alone is soon learnt by heart
+    )
     pretrain_seconds: int  # pretraining, compilation included
     sft_seconds: int  # tuning, likewise
     precision: str  # arithmetic of the evaluations
 
 
-# The demo may take 480 seconds. The stages without a budget take 63 on two quiet cores, so that a machine half of which is
-# busy stays below.
+# The demo may take 480 seconds on two CPU cores. The stages without a budget take 63 where both are idle, so that a machine
+# half of which is busy stays below. On a GPU it may take 180.
 CPU = Sizes(
     pretrain="luban_pretrain_cpu",
     sft="luban_sft_cpu",
     vocabulary=4096,
+    packages=False,
     pretrain_seconds=240,
     sft_seconds=100,
     precision="bfloat16",
@@ -41,132 +48,89 @@ CPU = Sizes(
 GPU = Sizes(
     pretrain="luban_pretrain_gpu",
     sft="luban_sft_gpu",
-    vocabulary=4096,
-    pretrain_seconds=75,
-    sft_seconds=60,
+    vocabulary=8192,
+    packages=True,
+    pretrain_seconds=45,
+    sft_seconds=18,
     precision="bfloat16",
 )
 
 
 def life(out: Path, sizes: Sizes, seed: int) -> list[Stage]:
     """The stages in order, everything below `out`."""
-    at = {
-        name: out / name
-        for name in (
-            "corpus",
-            "questions",
-            "tokenizer",
-            "shards",
-            "chat-shards",
-            "pretrain",
-            "eval-pretrain",
-            "sft",
-            "eval-sft",
-        )
+    text = out / ("text" if sizes.packages else "corpus")
+    names = {
+        "out": out,
+        "text": text,
+        "heldout": out / "corpus" / "heldout-00000.parquet",
+        "seed": seed,
+        "workers": min(os.cpu_count() or 1, WORKERS),
+        **vars(sizes),
     }
 
-    def stage(name: str, about: str, *command: object) -> Stage:
-        return Stage(name, about, (*map(str, command), "--out", str(at[name])), at[name])
+    def stage(name: str, about: str, line: str) -> Stage:
+        """`line` is the command's words; {name} in a word stands for an entry of `names`."""
+        words = (word.format(**names) for word in line.split())
+        return Stage(name, about, (*words, "--out", str(out / name)), out / name)
 
-    return [
+    stages = [
         stage(
             "corpus",
             "the standard library's sources and docstrings, deduplicated, some held out",
-            "corpus",
-            "build",
-            "python:stdlib",
-            "--seed",
-            seed,
+            "corpus build python:stdlib --seed {seed}",
         ),
         stage(
             "questions",
             "questions and answers made from the docstrings, the same objects held out",
-            "corpus",
-            "build",
-            "python:questions",
-            "--seed",
-            seed,
+            "corpus build python:questions --seed {seed}",
         ),
+    ]
+    if sizes.packages:
+        stages += [
+            stage(
+                "packages",
+                "the sources of installed packages, without what the held-out documents hold",
+                "corpus build python:packages --heldout 0 --seed {seed} --workers {workers} "
+                "--steps exact,minhash,contamination={heldout}",
+            ),
+            stage("text", "both together, a quarter of it the standard library", "corpus mix demo --parts {out}"),
+        ]
+    return [
+        *stages,
         stage(
             "tokenizer",
             "a byte-level BPE vocabulary",
-            "tokenizer",
-            "train",
-            at["corpus"],
-            at["questions"],
-            "--algorithm",
-            "bpe",
-            "--vocab-size",
-            sizes.vocabulary,
+            "tokenizer train {out}/corpus {out}/questions --algorithm bpe --vocab-size {vocabulary}",
         ),
         stage(
             "shards",
             "tokens in memory-mapped files, document boundaries kept",
-            "data",
-            "pack",
-            at["corpus"],
-            "--tokenizer",
-            at["tokenizer"],
+            "data pack {text} --tokenizer {out}/tokenizer",
         ),
         stage(
             "chat-shards",
             "conversations with their loss masks",
-            "data",
-            "pack",
-            at["questions"],
-            "--tokenizer",
-            at["tokenizer"],
+            "data pack {out}/questions --tokenizer {out}/tokenizer",
         ),
         stage(
             "pretrain",
             "a decoder learns the text",
-            "pretrain",
-            sizes.pretrain,
-            "--data.path",
-            at["shards"],
-            "--train.seed",
-            seed,
-            "--train.budget_seconds",
-            sizes.pretrain_seconds,
+            "pretrain {pretrain} --data.path {out}/shards --train.seed {seed} --train.budget_seconds {pretrain_seconds}",
         ),
         stage(
             "eval-pretrain",
             "held-out bits per byte beside gzip and xz, and the answers' loss before tuning",
-            "eval",
-            at["pretrain"],
-            "bits_per_byte",
-            "answer_loss",
-            "--corpus",
-            at["corpus"],
-            at["questions"],
-            "--precision",
-            sizes.precision,
+            "eval {out}/pretrain bits_per_byte answer_loss --corpus {out}/corpus {out}/questions --precision {precision}",
         ),
         stage(
             "sft",
             "the model learns to answer",
-            "sft",
-            sizes.sft,
-            "--data.path",
-            at["chat-shards"],
-            "--init",
-            at["pretrain"],
-            "--train.seed",
-            seed,
-            "--train.budget_seconds",
-            sizes.sft_seconds,
+            "sft {sft} --data.path {out}/chat-shards --init {out}/pretrain --train.seed {seed} "
+            "--train.budget_seconds {sft_seconds}",
         ),
         stage(
             "eval-sft",
             "answers to held-out questions",
-            "eval",
-            at["sft"],
-            "answer_loss",
-            "which_module",
-            "samples",
-            "--corpus",
-            at["questions"],
-            "--precision",
-            sizes.precision,
+            "eval {out}/sft answer_loss which_module samples --corpus {out}/questions --precision {precision}",
         ),
     ]

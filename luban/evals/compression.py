@@ -18,7 +18,8 @@ from luban.models.base import require_next_token
 class BitsPerByte:
     """Bits the model needs for each UTF-8 byte of the held-out documents, their end tokens included.
 
-    Documents are scored one by one, in id order, each from its BOS; the compressors get the same documents
+    Documents are scored one by one, in id order, each from its BOS, in windows of `bits_per_byte_context` tokens that start
+    half a window apart (a longer window gives fewer bits); the compressors get the same documents
     concatenated in the same order as one stream (`gzip -9`, `xz -9e`).
     """
 
@@ -45,7 +46,8 @@ class BitsPerByte:
             {"id": d.id, "bytes": len(d.text.encode()), "bits_per_byte": n / math.log(2) / max(1, len(d.text.encode()))}
             for d, n in zip(documents, by_document, strict=True)
         ]
-        return Outcome({"bits_per_byte": sum(nats) / math.log(2) / len(stream), **compressors(stream)}, items)
+        figures = {"bits_per_byte": sum(nats) / math.log(2) / len(stream), "bits_per_byte_context": context}
+        return Outcome(figures | compressors(stream), items)
 
 
 def compressors(stream: bytes) -> dict[str, float]:

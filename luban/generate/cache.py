@@ -178,16 +178,17 @@ class ContiguousCache:
         self.length, self.longest = length, max(self.longest, other.longest)
 
     def _join_sources(self, other: ContiguousCache) -> None:
-        pairs = [(a, b) for a, b in zip(self._held(), other._held(), strict=True) if a.source and b.source]
+        held = zip(self._held(), other._held(), strict=True)
+        pairs = [(mine, mine.source, theirs.source) for mine, theirs in held if mine.source and theirs.source]
         if not pairs:
             return
-        sizes = [cache[0].shape[2] for cache in (pairs[0][0].source, pairs[0][1].source)]  # type: ignore[index]
+        sizes = [keys.shape[2] for keys in (pairs[0][1][0], pairs[0][2][0])]
         missing = [max(sizes) - size for size in sizes]
-        for a, b in pairs:
-            a.source = tuple(
-                torch.cat((_pad_left(x, missing[0], 2), _pad_left(y, missing[1], 2)))
-                for x, y in zip(a.source, b.source, strict=True)  # type: ignore[arg-type]
-            )  # type: ignore[assignment]
+        for mine, a, b in pairs:
+            keys, values = (
+                torch.cat((_pad_left(x, missing[0], 2), _pad_left(y, missing[1], 2))) for x, y in zip(a, b, strict=True)
+            )
+            mine.source = keys, values
         if missing != [0, 0] or self.source_mask is not None or other.source_mask is not None:
             masks = [self._source_mask(sizes[0]), other._source_mask(sizes[1])]
             self.source_mask = torch.cat([_pad_left(mask, more, 1) for mask, more in zip(masks, missing, strict=True)])

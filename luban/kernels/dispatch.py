@@ -19,6 +19,7 @@ import torch
 from luban.core.errors import ConfigError, UnsupportedError, nearest
 from luban.core.log import warn
 from luban.kernels.attention_mask import Kind
+from luban.kernels.attention_rates import PACKED_RATES, RATES
 from luban.kernels.available import INSTALLED, INTERPRETED, unusable
 from luban.kernels.limits import BLOCK_SIDES
 
@@ -31,7 +32,7 @@ class Case:
     """What a choice depends on; all of it is known without asking the device."""
 
     device: str  # "cpu", "cuda"
-    dtype: torch.dtype  # of the products
+    dtype: torch.dtype  # of the matmuls
     width: int  # D, of a head
     kind: Kind  # of mask
     bias: str | None = None  # form of a distance bias; "any": one that is no function of the distance
@@ -57,29 +58,6 @@ class Case:
         return ", ".join([mask[self.kind], *sparse, *bias, dtype, f"heads of {self.width}"])
 
 
-# TFLOP/s forward and backward on one H100 (torch 2.11), 16,384 tokens a batch, rows of 8,192, heads × width = 2,048:
-# (kernel, head width up to) → (forward, backward). A bias or intervals leave only kernels that can serve them.
-# Above 128 nothing was measured: there the figures only say which to try first.
-RATES = {
-    ("flash4", 64): (540, 534),
-    ("flash4", 128): (678, 598),
-    ("cudnn", 64): (454, 422),
-    ("cudnn", 128): (605, 520),
-    ("luban", 64): (439, 385),
-    ("luban", 128): (574, 439),
-    ("luban", 256): (150, 60),
-    ("flash2", 64): (293, 263),
-    ("flash2", 128): (318, 294),
-    ("flash2", 256): (300, 200),
-}
-# The same for packed documents (mean 512 tokens of exponential length, 8 rows of 8,192), visible pairs alone
-# counted. FlashAttention-4's tiles begin with every document, Luban's stand where the row puts them.
-PACKED_RATES = {
-    ("flash4", 64): (204, 233),
-    ("flash4", 128): (292, 280),
-    ("luban", 64): (281, 253),
-    ("luban", 128): (331, 266),
-}
 NAMES = {
     "flash4": "FlashAttention-4",
     "cudnn": "cuDNN",

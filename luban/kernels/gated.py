@@ -1,5 +1,5 @@
-"""Both products around SwiGLU, the activation and its gradient computed where the products end, before their results
-reach memory: the package quack-kernels writes such products for Hopper GPUs and later.
+"""Both matmuls around SwiGLU, the activation and its gradient computed where the matmuls end, before their results
+reach memory: the package quack-kernels writes such matmuls for Hopper GPUs and later.
 
 N rows, E inputs, I inner width, O outputs. Gates and ups lie in pairs: column 2i is gate i, column 2i + 1 is up i.
 """
@@ -28,16 +28,16 @@ def missing() -> str | None:
 
 def _load() -> None:
     """Import it; raise where its functions don't take what they are given below, as those of another version."""
-    products = import_module("quack.gemm_interface")
+    gemm = import_module("quack.gemm_interface")
     import_module("quack.epilogue.library")  # they import it when they are called
     options = {"activation": "swiglu", "config": _tiles(128, 128)}
-    signature(products.gemm_gated).bind(*[None] * 2, **options)
-    signature(products.gemm_dgated).bind(*[None] * 3, **options)
+    signature(gemm.gemm_gated).bind(*[None] * 2, **options)
+    signature(gemm.gemm_dgated).bind(*[None] * 3, **options)
 
 
 @torch.compiler.assume_constant_result
 def serves(device: str, dtype: torch.dtype, weights: torch.dtype, *sides: int) -> bool:
-    """Whether products of these sides run here, for any number of rows.
+    """Whether matmuls of these sides run here, for any number of rows.
 
     Args:
         device: "cpu", "cuda". dtype: of the rows. weights: their dtype.
@@ -51,8 +51,8 @@ def serves(device: str, dtype: torch.dtype, weights: torch.dtype, *sides: int) -
 
 
 def report() -> list[str]:
-    """A line where SwiGLU was computed in such products, for logs."""
-    return ["feed-forward: SwiGLU inside its products (quack-kernels)"] if _served else []
+    """A line where SwiGLU was computed in such matmuls, for logs."""
+    return ["feed-forward: SwiGLU inside its matmuls (quack-kernels)"] if _served else []
 
 
 def _tiles(rows: int, cols: int):
@@ -61,8 +61,8 @@ def _tiles(rows: int, cols: int):
     return GemmConfig(tile_m=rows, tile_n=cols, pingpong=True, cluster_m=1, cluster_n=2, is_dynamic_persistent=False)
 
 
-@torch.library.custom_op("luban::gated_products", mutates_args=())
-def gated_products(x: Tensor, weight: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("luban::gated_matmuls", mutates_args=())
+def gated_matmuls(x: Tensor, weight: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     """x (N, E), paired weight (2I, E) and down (O, I) → ((silu(gate) · up)·downᵀ (N, O), gates and ups x·weightᵀ (N, 2I)).
 
     Gradients flow through the first; they need no more than the arguments and the second, since the inner activation
@@ -74,20 +74,20 @@ def gated_products(x: Tensor, weight: Tensor, down: Tensor) -> tuple[Tensor, Ten
     return inner @ down.t(), gate_up
 
 
-@torch.library.custom_op("luban::gated_products_backward", mutates_args=())
-def gated_products_backward(dy: Tensor, down: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("luban::gated_matmuls_backward", mutates_args=())
+def gated_matmuls_backward(dy: Tensor, down: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
     """dy (N, O), down (O, I) and gate_up (N, 2I) → (gradient of gate_up, silu(gate) · up (N, I) again)."""
     from quack.gemm_interface import gemm_dgated  # pyright: ignore[reportMissingImports]
 
     return gemm_dgated(dy.contiguous(), down, gate_up, activation="swiglu", config=_tiles(128, 128))
 
 
-@gated_products.register_fake
+@gated_matmuls.register_fake
 def _(x, weight, down):
     return x.new_empty(x.shape[0], down.shape[0]), x.new_empty(x.shape[0], weight.shape[0])
 
 
-@gated_products_backward.register_fake
+@gated_matmuls_backward.register_fake
 def _(dy, down, gate_up):
     return torch.empty_like(gate_up), gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
 
@@ -102,7 +102,7 @@ def _differentiate(ctx, dy, _):
     if dy is None:
         return None, None, None
     of_x, of_weight, of_down = ctx.needs_input_grad
-    d_gate_up, inner = gated_products_backward(dy, down, gate_up)
+    d_gate_up, inner = gated_matmuls_backward(dy, down, gate_up)
     return (
         d_gate_up @ weight if of_x else None,
         d_gate_up.t() @ x if of_weight else None,
@@ -110,7 +110,7 @@ def _differentiate(ctx, dy, _):
     )
 
 
-gated_products.register_autograd(_differentiate, setup_context=_save)
+gated_matmuls.register_autograd(_differentiate, setup_context=_save)
 
 
 def paired(gate: Tensor, up: Tensor) -> Tensor:

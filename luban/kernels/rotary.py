@@ -1,8 +1,8 @@
-"""Rotary positions on the output of one product that holds queries, keys and values side by side.
+"""Rotary positions on the output of one matmul that holds queries, keys and values side by side.
 
 B batch, T tokens, H query heads, K key heads, D head width (Su et al. 2021, RoFormer, equation 34; pairs (i, i + D/2)).
-One pass reads the product and writes queries, keys and values where attention wants them; one pass back gathers their
-gradients into the product's. The rotation's gradient is the rotation by the opposite angle.
+One pass reads the matmul and writes queries, keys and values where attention wants them; one pass back gathers their
+gradients into the matmul's. The rotation's gradient is the rotation by the opposite angle.
 """
 
 from __future__ import annotations

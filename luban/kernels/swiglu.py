@@ -1,4 +1,4 @@
-"""silu(gate) · up on the output of one product that holds both side by side, and its gradient in one pass.
+"""silu(gate) · up on the output of one matmul that holds both side by side, and its gradient in one pass.
 
 N rows, I inner width. The gradient's pass can also give the forward's output again, for the price of writing it: it
 need then not be kept for the gradient of the weights behind it.

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError, UnsupportedError
-from luban.core.opgraph import Op
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.core.protocols import KVCache
 from luban.core.registry import Registry, Variant
 from luban.nn.attention.backend import AttentionBackend, CachedAttention
@@ -64,8 +65,12 @@ class Body(Variant):
         """The module with its head."""
         raise NotImplementedError
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int, target: int | None = None) -> list[Op]:
-        """What the body does to a batch, the head left out; `target`: tokens that a decoder of two sides reads."""
+    def describe(self, graph: GraphBuilder, spec: ModelSpec, batch: int, seq: int, target: int | None) -> GraphTensor:
+        """Record what the body does to a batch, the head left out; the hidden states, (B, T, E).
+
+        Args:
+            target: tokens that an encoder–decoder's decoder reads; None: as many as the encoder.
+        """
         raise NotImplementedError
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from luban.core.config import from_dict, merge, to_dict
+from luban.core.config import from_dict, merge, to_dict, without_defaults
 from luban.core.errors import ConfigError
 from luban.models.base import Body
 from luban.models.decoder import DecoderBody
@@ -80,7 +80,7 @@ def resolve_spec(given: Mapping[str, Any], vocab_size: int) -> ModelSpec:
     fields = {key: value for key, value in given.items() if key not in ("preset", "encoder", *STACK_FIELDS)}
     base = preset(str(given["preset"])) if given.get("preset") else None
     if base is not None:
-        row = {field.name: to_dict(getattr(base, field.name)) for field in dataclasses.fields(base)}
+        row = without_defaults(base)
         fields = merge({key: value for key, value in row.items() if key not in ("vocab_size", *LAYERS)}, fields)
     fields = {"vocab_size": vocab_size, **fields}
     body = from_dict(_Body, {"body": fields["body"]} if "body" in fields else {}, "model").body
@@ -134,7 +134,7 @@ def _stack(table: Mapping[str, Any], base: Sequence[LayerSpec], where: str, *, c
 
 
 def _changed(layer: LayerSpec, changes: Mapping[str, Any], where: str) -> LayerSpec:
-    return from_dict(LayerSpec, merge(to_dict(layer), dict(changes)), where) if changes else layer
+    return from_dict(LayerSpec, merge(without_defaults(layer), dict(changes)), where) if changes else layer
 
 
 def _places(row: Mapping[str, Any], count: int, where: str) -> list[int]:

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from luban.core.errors import DataError
-from luban.core.opgraph import Op, within
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.core.protocols import KVCache
 from luban.models.base import Body, ModelInput, OneSidedModel, attention_backend
 from luban.models.stack import (
     TransformerStack,
     check_layers,
+    describe_stack,
     forward_context,
     input_embedding,
     position_shape,
-    stack_ops,
 )
 from luban.nn.attention.backend import AttentionBackend
 
@@ -43,9 +44,10 @@ class DecoderBody(Body):
         """The module with its head."""
         return Decoder(spec)
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int, target: int | None = None) -> list[Op]:
+    def describe(self, graph: GraphBuilder, spec: ModelSpec, batch: int, seq: int, target: int | None) -> GraphTensor:
         """One stack."""
-        return within("decoder", stack_ops(spec, spec.layers, batch, seq, causal=True))
+        tokens_BT = graph.input("tokens", (batch, seq))
+        return describe_stack(graph.scope("decoder"), spec, spec.layers, tokens_BT, causal=True)
 
 
 class Decoder(OneSidedModel):

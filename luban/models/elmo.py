@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError, DataError
-from luban.core.opgraph import Op, within
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.core.protocols import KVCache
 from luban.models.base import Body, ModelInput, OneSidedModel, refuse_transformer_fields
-from luban.models.recurrent import document_runs
+from luban.models.recurrent import describe_embedding, document_runs
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.character import CharacterCNN, CharacterWords
 from luban.nn.embedding import Embedding
@@ -51,24 +52,19 @@ class ElmoBody(Body):
         """The module with its head."""
         return Elmo(spec)
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int, target: int | None = None) -> list[Op]:
-        """Words and both stacks."""
-        tokens = batch * seq
+    def describe(self, graph: GraphBuilder, spec: ModelSpec, batch: int, seq: int, target: int | None) -> GraphTensor:
+        """Words and both stacks; the top states of both directions, (B, T, 2, E)."""
         if self.words is None:
-            ops = [
-                Op(
-                    name="embedding",
-                    kind="embedding",
-                    parameters=spec.vocab_size * spec.width,
-                    activation=tokens * spec.width,
-                )
-            ]
+            words_BTE = describe_embedding(graph, spec, graph.input("tokens", (batch, seq)))
         else:
-            ops = within("embedding", self.words.ops(tokens, CHARACTERS, spec.width))
-        for side in ("forwards", "backwards"):
-            for layer in range(self.layers):
-                ops += within(f"{side}.{layer}", self.cell.ops(tokens, spec.width, spec.width))
-        return ops
+            characters_BTC = graph.input("tokens", (batch, seq, CHARACTERS))
+            words_BTE = self.words.describe(graph.scope("embedding"), characters_BTC, spec.width)
+        tops = {"forwards": words_BTE, "backwards": words_BTE}
+        for layer in range(self.layers):
+            for side, below_BTE in tops.items():
+                above_BTE = self.cell.describe(graph.scope(f"{side}.{layer}"), below_BTE, spec.width)
+                tops[side] = graph.residual(f"{side}_residual_{layer}", above_BTE, below_BTE) if layer else above_BTE
+        return graph.add("states", "concat", *tops.values(), shape=(batch, seq, 2, spec.width))
 
 
 class Elmo(OneSidedModel):

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from luban.core.errors import ConfigError, DataError
-from luban.core.opgraph import Op, within
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.core.protocols import KVCache
 from luban.models.base import Body, Model, attention_backend
 from luban.models.stack import (
     TransformerStack,
     check_layers,
+    describe_stack,
     forward_context,
     input_embedding,
     position_shape,
-    stack_ops,
 )
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.attention.prepared_mask import compute_dtype
@@ -60,14 +61,15 @@ class EncoderDecoderBody(Body):
         """The module with its head."""
         return EncoderDecoder(spec)
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int, target: int | None = None) -> list[Op]:
-        """`seq` tokens on the encoder's side and `target` on the decoder's; None: as many."""
-        target = seq if target is None else target
-        decoder = stack_ops(spec, spec.layers, batch, target, causal=True, source=seq, shared_tokens=True)
-        return [
-            *within("encoder", stack_ops(spec, spec.encoder, batch, seq, causal=False)),
-            *within("decoder", decoder),
-        ]
+    def describe(self, graph: GraphBuilder, spec: ModelSpec, batch: int, seq: int, target: int | None) -> GraphTensor:
+        """`seq` tokens on the encoder's side and `target` on the decoder's."""
+        tokens_BS = graph.input("tokens", (batch, seq))
+        decoder_tokens_BT = graph.input("decoder_tokens", (batch, seq if target is None else target))
+        states_BSE = describe_stack(graph.scope("encoder"), spec, spec.encoder, tokens_BS, causal=False)
+        decoder = graph.scope("decoder")
+        return describe_stack(
+            decoder, spec, spec.layers, decoder_tokens_BT, causal=True, states_BSE=states_BSE, shared_tokens=True
+        )
 
 
 class EncoderDecoder(Model):

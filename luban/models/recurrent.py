@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError, DataError
-from luban.core.opgraph import Op, within
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.core.protocols import KVCache
 from luban.models.base import Body, ModelInput, OneSidedModel, refuse_transformer_fields
 from luban.nn.attention.backend import AttentionBackend
@@ -44,20 +45,26 @@ class RecurrentBody(Body):
         """The module with its head."""
         return Recurrent(spec)
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int, target: int | None = None) -> list[Op]:
+    def describe(self, graph: GraphBuilder, spec: ModelSpec, batch: int, seq: int, target: int | None) -> GraphTensor:
         """Embedding and layers."""
-        tokens = batch * seq
-        ops = [
-            Op(
-                name="embedding",
-                kind="embedding",
-                parameters=spec.vocab_size * spec.width,
-                activation=tokens * spec.width,
-            )
-        ]
+        x_BTE = describe_embedding(graph, spec, graph.input("tokens", (batch, seq)))
         for layer in range(self.layers):
-            ops += within(f"layers.{layer}", self.cell.ops(tokens, spec.width, spec.width))
-        return ops
+            x_BTE = self.cell.describe(graph.scope(f"layers.{layer}"), x_BTE, spec.width)
+        return x_BTE
+
+
+def describe_embedding(graph: GraphBuilder, spec: ModelSpec, tokens_BT: GraphTensor) -> GraphTensor:
+    """Record the lookup of tokens in a table of the model's width, (B, T) → (B, T, E)."""
+    found, parameters = (*tokens_BT.shape, spec.width), spec.vocab_size * spec.width
+    return graph.add(
+        "embedding",
+        "embedding",
+        tokens_BT,
+        shape=found,
+        role="embedding",
+        parameters=parameters,
+        saved=tokens_BT.elements * spec.width,
+    )
 
 
 class Recurrent(OneSidedModel):

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op, linear_op, within
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.kernels.attention_mask import AttentionMask
+from luban.models.arrangement.base import LayerParts
 from luban.models.layer import LayerSpec
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.attention.prepared_mask import compute_dtype
@@ -37,7 +39,7 @@ class TransformerStack(nn.Module):
         shape: what positions need to know.
         spec: of the model.
         embedding: token ids → (B, T, E); None: the input is hidden states.
-        norm: whether the stream is normalised at the end, where the last layer's arrangement asks for that.
+        norm: whether the residual is normalised at the end, where the last layer's arrangement asks for that.
     """
 
     def __init__(
@@ -186,6 +188,12 @@ def check_layers(spec: ModelSpec, layers: Sequence[LayerSpec], *, causal: bool, 
                 "layers with cross = true read an encoder: they are those of an encoder–decoder's decoder, all "
                 "of them and no others"
             )
+        if layer.position is not None and layer.position.embeds:
+            name = layer.position.registry.name_of(type(layer.position))
+            raise ConfigError(
+                f"layer {index} can't have {name} positions of its own: they are added to the token embeddings, which "
+                "all layers share; make them the model's (model.position)"
+            )
         if layer.share is not None:
             first = layers[layer.share] if layer.share < index else None
             if first is None or first.share is not None or replace(layer, share=None) != first:
@@ -200,50 +208,62 @@ def check_layers(spec: ModelSpec, layers: Sequence[LayerSpec], *, causal: bool, 
             layer.position.check(replace(shape, heads=own.heads, head_dim=own.head_dim))
 
 
-def stack_ops(
+def describe_stack(
+    graph: GraphBuilder,
     spec: ModelSpec,
     layers: Sequence[LayerSpec],
-    batch: int,
-    seq: int,
+    tokens_BT: GraphTensor,
     *,
     causal: bool,
     segments: int = 0,
-    source: int | None = None,
+    states_BSE: GraphTensor | None = None,
     shared_tokens: bool = False,
-) -> list[Op]:
-    """Embedding, layers (shared parameters counted once) and norm of a stack.
+) -> GraphTensor:
+    """Record embedding, layers and norm of a stack, (B, T) token ids → (B, T, E).
 
     Args:
-        segments: rows of the table of segments. source: encoder tokens that the layers attend to.
+        segments: rows of the table of segments.
+        states_BSE: encoder states that the layers attend to.
         shared_tokens: the token table is another stack's.
     """
-    tokens, width = batch * seq, spec.body.embedding_width(spec)
     shape = position_shape(spec, layers, causal=causal)
-    ops = [
-        Op(
-            name="embedding.tokens",
-            kind="embedding",
-            activation=tokens * width,
-            parameters=0 if shared_tokens else spec.vocab_size * width,
-        )
-    ]
-    if learned := spec.position.parameters(shape):
-        ops.append(Op(name="position", kind="embedding", parameters=learned))
-    if segments:
-        ops.append(Op(name="embedding.segments", kind="embedding", parameters=segments * width))
-    if spec.embedding_norm:
-        ops.append(spec.embedding_norm.op("embedding.norm", tokens, width))
-    if spec.body.widens_embeddings():
-        ops.append(linear_op("embedding.widen", tokens, width, spec.width, bias=True))
+    x_BTE = _describe_embedding(graph, spec, tokens_BT, shape, segments=segments, shared_tokens=shared_tokens)
+    seq = tokens_BT.shape[1]
+    bias_of: dict[Position | None, GraphTensor | None] = {}
+    for index, layer in enumerate(layers):
+        if layer.position not in bias_of:
+            own = layer.mixer.attention(spec.width)
+            at = replace(shape, heads=own.heads, head_dim=own.head_dim) if own and layer.position else shape
+            name = "position" if layer.position is None else f"layer_positions.{index}"
+            bias_of[layer.position] = (layer.position or spec.position).describe_bias(graph.scope(name), seq, seq, at)
     for index, layer in enumerate(layers):
         place = LayerShape(spec.width, index, len(layers), causal)
-        made = layer.arrangement.ops(layer, place, batch, seq, source)
-        ops += within(f"blocks.{index}", made if layer.share is None else [replace(op, parameters=0) for op in made])
-        if layer.position is not None and layer.position not in [other.position for other in layers[:index]]:
-            own = layer.mixer.attention(spec.width)
-            own_shape = replace(shape, heads=own.heads, head_dim=own.head_dim) if own else shape
-            if learned := layer.position.parameters(own_shape):
-                ops.append(Op(name=f"layer_positions.{index}", kind="embedding", parameters=learned))
-    if layers[-1].arrangement.final_norm:
-        ops.append(layers[-1].norm.op("norm", tokens, spec.width))
-    return ops
+        block = graph.scope(f"blocks.{index}", layer=True, shared=layer.share is not None)
+        x_BTE = layer.arrangement.describe(LayerParts(block, layer, place, bias_of[layer.position], states_BSE), x_BTE)
+    return layers[-1].norm.describe(graph, "norm", x_BTE) if layers[-1].arrangement.final_norm else x_BTE
+
+
+def _describe_embedding(
+    graph: GraphBuilder,
+    spec: ModelSpec,
+    tokens_BT: GraphTensor,
+    shape: PositionShape,
+    *,
+    segments: int,
+    shared_tokens: bool,
+) -> GraphTensor:
+    """Record what `InputEmbedding` does, (B, T) → (B, T, E)."""
+    width, embedding = spec.body.embedding_width(spec), graph.scope("embedding")
+
+    def look_up(name: str, ids_BT: GraphTensor, rows: int, saved: int = 0) -> GraphTensor:
+        found = (*ids_BT.shape, width)
+        return embedding.add(name, "embedding", ids_BT, shape=found, role="embedding", parameters=rows, saved=saved)
+
+    x_BTW = look_up("tokens", tokens_BT, 0 if shared_tokens else spec.vocab_size * width, tokens_BT.elements * width)
+    x_BTW = spec.position.describe_embedding(graph.scope("position"), x_BTW, shape)
+    if segments:
+        segments_BTW = look_up("segments", graph.input("segments", tokens_BT.shape), segments * width)
+        x_BTW = embedding.residual("sum", x_BTW, segments_BTW)
+    if spec.embedding_norm:
+        x_BTW = spec.embedding_norm.describe(embedding, "norm", x_BTW)
+    return embedding.linear("widen", x_BTW, spec.width, bias=True) if spec.body.widens_embeddings() else x_BTW

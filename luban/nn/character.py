@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op, linear_op
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.nn.embedding import Embedding
+from luban.nn.init import InitialValues
 from luban.nn.linear import Linear
 from luban.nn.roles import Role
 
@@ -34,17 +36,49 @@ class CharacterCNN:
         if self.characters < 2 or self.width < 1 or not self.filters or min(self.filters) < 0 or self.highways < 0:
             raise ConfigError("a character CNN needs at least 2 characters, a width, and filters of at least one width")
 
-    def ops(self, tokens: int, length: int, width: int) -> list[Op]:
-        """Convolutions, highways and the projection over `tokens` words of `length` characters."""
-        total = sum(self.filters)
-        inner = [n * self.width * (i + 1) for i, n in enumerate(self.filters)]
-        flops = 2 * tokens * sum(p * max(length - i, 1) for i, p in enumerate(inner))
-        ops = [
-            Op(name="characters", kind="embedding", parameters=self.characters * self.width),
-            Op(name="filters", kind="linear", flops=flops, parameters=sum(inner) + total, activation=tokens * total),
-        ]
-        ops += [linear_op(f"highways.{i}", tokens, total, 2 * total, bias=True) for i in range(self.highways)]
-        return [*ops, linear_op("projection", tokens, total, width, bias=True)]
+    def describe(self, graph: GraphBuilder, characters_BTC: GraphTensor, width: int) -> GraphTensor:
+        """Record convolutions, highways and the projection, (B, T, C) → (B, T, E)."""
+        batch, seq, length = characters_BTC.shape
+        tokens, total = batch * seq, sum(self.filters)
+        table = self.characters * self.width
+        letters_NCW = graph.add(
+            "characters",
+            "embedding",
+            characters_BTC,
+            shape=(tokens, length, self.width),
+            role="embedding",
+            parameters=table,
+        )
+        found = []
+        for i, count in enumerate(self.filters):
+            weights = count * self.width * (i + 1)
+            found.append(
+                graph.add(
+                    f"filters.{i}",
+                    "linear",
+                    letters_NCW,
+                    shape=(tokens, count),
+                    role="dense",
+                    flops=2 * tokens * weights * max(length - i, 1),
+                    parameters=weights + count,
+                    saved=tokens * count,
+                )
+            )
+        x_NF = graph.add("joined", "concat", *found, shape=(tokens, total))
+        for i in range(self.highways):
+            x_NF = graph.add(
+                f"highways.{i}",
+                "linear",
+                x_NF,
+                shape=x_NF.shape,
+                role="dense",
+                flops=2 * tokens * total * 2 * total,
+                parameters=(total + 1) * 2 * total,
+                saved=tokens * 2 * total,
+                in_features=total,
+                out_features=2 * total,
+            )
+        return graph.linear("projection", x_NF, width, bias=True).view(batch, seq, width)
 
 
 class CharacterWords(nn.Module):
@@ -75,11 +109,11 @@ class Filters(nn.Conv1d):
     def __init__(self, inputs: int, count: int, width: int):
         super().__init__(inputs, count, width)
 
-    def draw_parameters(self, draw) -> None:
+    def draw_parameters(self, draw: InitialValues) -> None:
         """Standard deviation 1/√inputs, biases 0."""
         assert self.bias is not None
         fan_in = self.weight[0].numel()
-        self.weight.copy_(draw("weight", self.weight.shape).mul_(fan_in**-0.5))
+        self.weight.copy_(draw.normal("weight", self.weight).mul_(fan_in**-0.5))
         self.bias.zero_()
 
     def forward(self, x_NWC: Tensor) -> Tensor:

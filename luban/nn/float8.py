@@ -1,7 +1,7 @@
 """Matmuls in 8-bit floating point with one scale a row (Micikevicius et al. 2022, "FP8 formats for deep learning").
 
 N rows, I inputs, O outputs. Values and gradients are e4m3: every row of a factor is scaled so that its largest value is
-the format's largest, which gives gradients the range for which e5m2 is taken elsewhere, and they keep a bit more. Products are
+the format's largest, which gives gradients the range for which e5m2 is taken elsewhere, and they keep a bit more. Matmuls are
 summed along a row, so that the scales stay outside the sum. The gradient of the weights, a sum over all tokens,
 is kept in bf16.
 """

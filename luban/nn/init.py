@@ -15,14 +15,17 @@ from luban.core.registry import Registry, Variant
 from luban.core.seeding import derive
 from luban.nn.linear import Projection
 
-Draw = Callable[[str, torch.Size], Tensor]  # a parameter's name in its module and its shape → standard normal numbers
+BLOCK = 1 << 16  # numbers drawn from one seed, so that a part of a parameter needs only the blocks it lies in
+Region = Callable[
+    [Tensor], tuple[Tensor, tuple[int, ...]]
+]  # a tensor → what of it lies here, and where that begins in it
 
 
 @runtime_checkable
 class DrawsParameters(Protocol):
     """A module with an initialisation of its own."""
 
-    def draw_parameters(self, draw: Draw) -> None:
+    def draw_parameters(self, draw: InitialValues) -> None:
         """Set the parameters that it owns itself, in place."""
         ...
 
@@ -99,17 +102,60 @@ class XavierInit(Initialisation):
         return self.embedding
 
 
-@torch.no_grad()
-def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int) -> None:
-    """Fill every parameter of `model` in place, drawn in float32 on the CPU from (seed, parameter name), one at a time.
+def whole(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The region of a tensor that lies in one place."""
+    return tensor, (0,) * tensor.dim()
 
-    The values don't depend on device, precision, or on which other parameters there are. Projections and
+
+@dataclass(frozen=True)
+class InitialValues:
+    """Values for the parameters of one module, each laid out (dtype, device, sharding) as the parameter they are for."""
+
+    seed: int  # of the run
+    prefix: str  # the module's name
+    region: Region = whole  # which part of a parameter lies in this process
+
+    def normal(self, name: str, parameter: Tensor) -> Tensor:
+        """Standard normal numbers for the parameter `name` of the module, of at least one dimension.
+
+        Number by number they depend on seed, name, and the place in the parameter alone, so that its shards hold what the
+        whole would. They are drawn in float32 on the CPU, in blocks of rows of about BLOCK numbers.
+        """
+        values, seed = torch.empty_like(parameter), derive(self.seed, f"{self.prefix}.{name}")
+        local, begins = self.region(values)
+        if not local.numel():
+            return values
+        inner, (first, *starts) = parameter.shape[1:], begins
+        columns = tuple(slice(start, start + size) for start, size in zip(starts, local.shape[1:], strict=True))
+        rows, past = max(BLOCK // max(inner.numel(), 1), 1), first + local.shape[0]
+        for block in range(first // rows, -(-past // rows)):
+            top, bottom = block * rows, min((block + 1) * rows, parameter.shape[0])
+            generator = torch.Generator().manual_seed(derive(seed, block))
+            numbers = torch.randn((bottom - top, *inner), generator=generator)
+            begin, end = max(top, first), min(bottom, past)
+            local[begin - first : end - first].copy_(numbers[(slice(begin - top, end - top), *columns)])
+        return values
+
+    def placed(self, whole_values: Tensor, parameter: Tensor) -> Tensor:
+        """Values that were computed for the whole parameter."""
+        values = torch.empty_like(parameter)
+        local, begins = self.region(values)
+        here = tuple(slice(start, start + size) for start, size in zip(begins, local.shape, strict=True))
+        local.copy_(whole_values[here])
+        return values
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int, region: Region = whole) -> None:
+    """Fill every parameter of `model` in place, drawn from (seed, parameter name), one at a time.
+
+    The values don't depend on device, sharding, or on which other parameters there are. Projections and
     embeddings follow `how` (times a projection's own `init_gain`), biases are 0, norms are the identity; a module with a
-    `draw_parameters(draw)` of its own is asked, where `draw(name, shape)` gives standard normal numbers. A parameter that
-    two modules share is drawn for the first.
+    `draw_parameters(draw)` of its own is asked. A parameter that two modules share is drawn for the first.
 
     Args:
         layers: of the model, for `scale_residual`.
+        region: which part of a parameter lies in this process, where it is sharded.
     """
     drawn: set[int] = set()
     for prefix, module in model.named_modules():
@@ -117,11 +163,7 @@ def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int)
         if not fresh:
             continue
         drawn |= fresh
-
-        def draw(name: str, shape: torch.Size, prefix: str = prefix) -> Tensor:
-            generator = torch.Generator().manual_seed(derive(seed, f"{prefix}.{name}"))
-            return torch.randn(shape, generator=generator)
-
+        draw = InitialValues(seed, prefix, region)
         if isinstance(module, DrawsParameters):
             module.draw_parameters(draw)
         elif isinstance(module, Projection):
@@ -129,11 +171,11 @@ def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int)
             if how.scale_residual and module.writes_residual:
                 std /= math.sqrt(2 * layers)
             if id(module.weight) in fresh:
-                module.weight.copy_(draw("weight", module.weight.shape).mul_(std))
+                module.weight.copy_(draw.normal("weight", module.weight).mul_(std))
             if module.bias is not None:
                 module.bias.zero_()
         elif isinstance(module, nn.Embedding):
-            module.weight.copy_(draw("weight", module.weight.shape).mul_(how.embedding_std(module.embedding_dim)))
+            module.weight.copy_(draw.normal("weight", module.weight).mul_(how.embedding_std(module.embedding_dim)))
         else:
             for name, parameter in module.named_parameters(recurse=False):
                 parameter.fill_(1.0 if name == "weight" else 0.0)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.core.registry import Registry, Variant
 from luban.nn.roles import Role
 
@@ -36,9 +37,13 @@ class Norm(Variant):
         """The module, over a last axis of `width`."""
         raise NotImplementedError
 
-    def op(self, name: str, tokens: int, width: int) -> Op:
-        """What it costs over `tokens` rows (no matmul, so no FLOPs by the usual count)."""
-        return Op(name=name, kind="norm", parameters=self.parameters(width), activation=tokens * width)
+    def describe(
+        self, graph: GraphBuilder, name: str, x: GraphTensor, shape: tuple[int, ...] | None = None
+    ) -> GraphTensor:
+        """Record the norm of x over the last axis of `shape`, x's own by default; no FLOPs by the usual count."""
+        shape = x.shape if shape is None else shape
+        count = self.parameters(shape[-1])
+        return graph.add(name, "norm", x, shape=shape, role="norm", parameters=count, saved=x.elements)
 
 
 @dataclass(frozen=True, kw_only=True)

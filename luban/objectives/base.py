@@ -85,9 +85,9 @@ class Objective(Variant):
     )
     bodies: ClassVar[tuple[str, ...]]  # registered names of the bodies that it can train
     heads: ClassVar[tuple[str, ...]]  # … and of the heads
-    reads_whole_text: ClassVar[bool] = (
-        False  # every token is predicted once from those before: bits per byte mean something
-    )
+    # every token is predicted once from those before: bits per byte mean something
+    reads_whole_text: ClassVar[bool] = False
+    two_positions: ClassVar[bool] = False  # its batches have two positions a token, (B, 2, T)
 
     def extra_ids(self) -> int:
         """Ids that it needs beyond the tokenizer's."""

@@ -25,6 +25,7 @@ class BlankInfilling(Objective):
 
     bodies = ("decoder",)
     heads = ("language_model",)
+    two_positions = True
 
     def __post_init__(self):
         if not 0 < self.rate < 1 or self.mean_span <= 0:

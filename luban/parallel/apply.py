@@ -21,6 +21,7 @@ from luban.parallel.device import can_compile
 from luban.parallel.engine import TrainEngine
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
 from luban.parallel.remat import remat_policy
+from luban.parallel.shard import local_region
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +75,11 @@ def apply(
     heldout = step
     if evaluation is not None:
         heldout = compiled_loss(evaluation, regions=regions) if compiled else evaluation
-    # Memory only now; weights are drawn in float32 by the parameters' names, so that they don't depend on any of the above.
+    # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
     model.to(torch.float64 if execution.precision == "fp64" else torch.float32)
     materialise(model, execution.device)
     if isinstance(init, int):
-        initialise(model, model.spec.init, layers=max(len(model.spec.layers), 1), seed=init)
+        initialise(model, model.spec.init, layers=max(len(model.spec.layers), 1), seed=init, region=local_region)
     else:
         _load(model, init)
     params = MixedPrecisionParams(model, COMPUTE[execution.precision], masters=execution.masters)

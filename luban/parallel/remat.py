@@ -28,7 +28,7 @@ MATMULS = {
 OWN = {
     "luban.flash_forward.default",
     "luban.flash4_forward.default",
-    "luban.gated_products.default",
+    "luban.gated_matmuls.default",
     "luban.apply_rotary_qkv.default",
 }  # the last is what attention keeps
 

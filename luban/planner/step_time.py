@@ -1,6 +1,5 @@
-"""How long a training step will take: FLOPs at the rates of products and attention, everything else at the memory's.
-
-Products and attention are compute, what lies between them is reading and writing; the parts run one after the other.
+"""Predicts the time of one training step: matmuls and attention at the FLOP/s that the device reaches for each,
+everything else at its memory bandwidth. The parts run one after the other.
 """
 
 from __future__ import annotations
@@ -11,51 +10,50 @@ from math import inf
 from luban.core.opgraph import TRAINING_FACTOR, Op, OpGraph
 from luban.core.units import milliseconds
 from luban.kernels.limits import fits_float8
-from luban.planner.memory import (
-    FP32,
-    HALF,
-    JOINED,
-    Setting,
-    computed_share,
-    is_written_out,
-    joined_parameters,
-    scores_of,
-)
+from luban.planner.memory import FP32, HALF, StepSettings, computed_fraction, is_chunked, joint_parameters, score_count
 
-BACKWARD = 2.5  # work of attention's backward pass in forwards: five products for two
-SUSTAINED = 0.87  # of a lone product's rate, for products inside a step on a GPU (an H100 at its power limit)
+BACKWARD = 2.5  # FLOPs of attention's backward pass as a multiple of the forward's: five matmuls for two
+LABELS = {
+    "matmul_seconds": "matmuls",
+    "attention_seconds": "attention",
+    "elementwise_seconds": "element-wise",
+    "update_seconds": "optimizer",
+    "measured_seconds": "forward and backward",
+}
 
-# Times that an operation's result is read or written around its product, forward and backward, neighbours fused:
-# a norm reads its input and writes (2), and back reads two gradients and the input and writes (4); what is added to the
-# stream is read with it and written (3); queries, keys and values are turned and turned back (4); a gated activation
-# reads 2 and writes 1, and back reads 3 and writes 2 (8); inside of products most of that hides
-# behind them, and between 8-bit ones rounding, which is counted with the products, shares its reading.
-PASSES = {"norm": 6, "activation": 8, "inside": 3, "embedding": 4, "lm_head": 3, "stream": 3, "turned": 4}
-WORDS = {"whole": "forward and backward"}
+# How often the saved output of an operation, or a tensor of its size, is read or written outside of matmuls and
+# attention in the forward and the backward pass, when neighbours are fused.
+NORM = 6  # forward reads the input and writes; backward reads two gradients and the input, and writes
+ACTIVATION = 8  # gated: forward reads two and writes one; backward reads three and writes two
+ACTIVATION_IN_MATMUL = 3  # most of it hides behind the matmuls; between fp8 matmuls quantisation shares its reads
+EMBEDDING = 4
+LM_HEAD = 3
+RESIDUAL = 3  # what is added to the residual is read with it, and the sum is written
+ROTATED = 4  # queries, keys and values get their positions, and lose them again in the backward pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What a device does a second."""
+    """What a device does in a second."""
 
-    products: float  # FLOP/s of products in the compute type
-    eight: float | None = None  # FLOP/s of 8-bit products; none: there are none
-    forward: float  # FLOP/s of attention
-    backward: float  # the same of its backward pass
+    matmul: float  # FLOP/s of matmuls in the dtype of the model
+    matmul_fp8: float | None = None  # FLOP/s of fp8 matmuls in the layers; none: they aren't used
+    attention_forward: float  # FLOP/s
+    attention_backward: float  # FLOP/s
     bandwidth: float  # bytes read or written
-    square: bool = False  # attention computes what its mask hides, too
-    exponentials: float | None = None  # a second, with what stands around them; none: the memory is what limits
+    full_square: bool = False  # attention computes what its mask hides, too
+    exponentials: float | None = None  # with the element-wise work around them; none: bandwidth is the limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Seconds of one optimizer step, by what they go to."""
+    """Seconds of one optimizer step, by what they are spent on."""
 
-    products: float
-    attention: float
-    elementwise: float
-    update: float  # the optimizer and the gradient's norm
-    whole: float = 0.0  # forward and backward passes that were timed as a whole, in place of the parts above
+    matmul_seconds: float
+    attention_seconds: float
+    elementwise_seconds: float
+    update_seconds: float  # the optimizer and the norm of the gradient
+    measured_seconds: float = 0.0  # forward and backward passes measured as a whole, in place of the first three
 
     @property
     def total(self) -> float:
@@ -63,82 +61,102 @@ class StepTime:
         return sum(getattr(self, field.name) for field in fields(self))
 
     def __str__(self) -> str:
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ", ".join(f"{WORDS.get(name, name)} {milliseconds(part)}" for name, part in parts.items() if part)
+        parts = {label: getattr(self, name) for name, label in LABELS.items()}
+        return ", ".join(f"{label} {milliseconds(part)}" for label, part in parts.items() if part)
 
 
 def predict_step(
-    graph: OpGraph, setting: Setting, rates: Rates, *, micro_batches: int = 1, update_flops: float = 0.0
+    graph: OpGraph, settings: StepSettings, rates: Rates, *, micro_batches: int = 1, update_flops: float = 0.0
 ) -> StepTime:
     """The time of one step.
 
     Args:
         graph: the operations of one micro-batch.
-        update_flops: of products inside the optimizer.
+        update_flops: of matmuls inside the optimizer.
     """
-    products, attention, moved, exponentials = 0.0, 0.0, 0.0, 0.0
+    matmul, attention, moved, exponentials = 0.0, 0.0, 0.0, 0.0
     for op in graph.ops:
-        again = setting.remat == "full" and "blocks." in op.name
+        again = settings.remat == "full" and bool(op.layer)
         if op.kind == "attention":
-            written = is_written_out(op, setting)
-            work = op.flops * (computed_share(op, graph.seq) if written else 1.0 if rates.square else op.density)
-            attention += (1 + again) * work / rates.forward + BACKWARD * work / rates.backward
-            if written and rates.exponentials:
-                attention += (2 + again) * computed_share(op, graph.seq) * scores_of(op) / rates.exponentials
-        elif rates.eight and "blocks." in op.name and _aligned(op):
-            products += (2 + again) * op.flops / rates.eight + op.flops / rates.products
-            moved += _quantised_bytes(op)
+            attention += _attention_seconds(op, graph, settings, rates, again)
+        elif rates.matmul_fp8 and op.layer and _fits_fp8(op):  # the gradient of the weight stays in bf16
+            matmul += (2 + again) * op.flops / rates.matmul_fp8 + op.flops / rates.matmul
+            moved += _quantised_bytes(op, graph)
         else:
-            products += (TRAINING_FACTOR + again) * op.flops / rates.products
-        moved += setting.width * _passes(op, setting) * op.activation
-        if op.kind == "activation" or op.kind == "lm_head":
-            exponentials += (2 + again) * op.activation
-    if setting.fused:
-        moved += 4 * setting.width * joined_parameters(graph)
+            matmul += (TRAINING_FACTOR + again) * op.flops / rates.matmul
+        moved += graph.itemsize * _passes(op, graph, settings) * op.saved
+        if op.kind in ("activation", "lm_head"):
+            exponentials += (2 + again) * op.saved
+    if settings.gpu_kernels:
+        moved += 4 * graph.itemsize * joint_parameters(graph)
+    elementwise = moved / rates.bandwidth + exponentials / (rates.exponentials or inf)
     return StepTime(
-        products=micro_batches * products,
-        attention=micro_batches * attention,
-        elementwise=micro_batches * (moved / rates.bandwidth + exponentials / (rates.exponentials or inf)),
-        update=update_time(graph, setting, rates, micro_batches=micro_batches, flops=update_flops),
+        matmul_seconds=micro_batches * matmul,
+        attention_seconds=micro_batches * attention,
+        elementwise_seconds=micro_batches * elementwise,
+        update_seconds=update_time(graph, settings, rates, micro_batches=micro_batches, flops=update_flops),
     )
 
 
-def update_time(graph: OpGraph, setting: Setting, rates: Rates, *, micro_batches: int = 1, flops: float = 0.0) -> float:
+def _attention_seconds(op: Op, graph: OpGraph, settings: StepSettings, rates: Rates, again: bool) -> float:
+    chunked = is_chunked(op, graph, settings)
+    computed = computed_fraction(op) if chunked else 1.0 if rates.full_square else op.density
+    flops = op.flops * computed
+    seconds = (1 + again) * flops / rates.attention_forward + BACKWARD * flops / rates.attention_backward
+    if chunked and rates.exponentials:
+        seconds += (2 + again) * computed * score_count(op) / rates.exponentials
+    return seconds
+
+
+def update_time(
+    graph: OpGraph, settings: StepSettings, rates: Rates, *, micro_batches: int = 1, flops: float = 0.0
+) -> float:
     """Seconds of the optimizer, the gradient's norm and the sums of micro-batches."""
-    return _update_bytes(graph, setting, micro_batches) / rates.bandwidth + flops / rates.products
+    return _update_bytes(graph, settings, micro_batches) / rates.bandwidth + flops / rates.matmul
 
 
-def _passes(op: Op, setting: Setting) -> float:
-    """How often an operation's result crosses the memory."""
-    kind = op.kind
-    if kind == "linear":
-        if op.name.endswith(("mixer.q", "mixer.k", "mixer.v")):
-            kind = "turned"
-        elif op.name.endswith((".output", ".down")):
-            kind = "stream"
-    if kind == "activation" and setting.activation_fused:
-        return PASSES["inside"]
-    again = {"none": 0, "selective": 1, "full": 2}[setting.remat] if kind in ("norm", "activation") else 0
-    return PASSES.get(kind, 0) + again
+def _passes(op: Op, graph: OpGraph, settings: StepSettings) -> float:
+    """How often the saved output of an operation is read or written outside of matmuls and attention."""
+    recomputed = {"none": 0, "selective": 1, "full": 2}[settings.remat]
+    if op.kind == "norm":
+        return NORM + recomputed
+    if op.kind == "activation":
+        return ACTIVATION_IN_MATMUL if settings.activation_in_matmul else ACTIVATION + recomputed
+    if op.role in ("o", "down"):
+        return RESIDUAL
+    if op.role in ("q", "k", "v"):
+        return ROTATED if _is_self_attention(op, graph) else 0
+    return {"embedding": EMBEDDING, "lm_head": LM_HEAD}.get(op.kind, 0)
 
 
-def _aligned(op: Op) -> bool:
-    return op.kind == "linear" and fits_float8(*op.sides)
+def _is_self_attention(op: Op, graph: OpGraph) -> bool:
+    """Whether a projection of queries, keys or values is computed jointly with the two others, from one input."""
+    return {"q", "k", "v"} <= {other.role for other in _joint_with(op, graph)}
 
 
-def _quantised_bytes(op: Op) -> int:
-    """Input, gradient and (twice) the weights are read for their scales, read again and written in 8 bits."""
-    inputs, outputs = op.sides
-    tokens, each = op.flops // max(1, 2 * inputs * outputs), 2 * HALF + 1
-    shared = op.name.endswith(JOINED) and not op.name.endswith((".q", ".gate"))  # the joint product's input is one
-    return each * (tokens * (outputs + (0 if shared else inputs)) + 2 * inputs * outputs)
+def _joint_with(op: Op, graph: OpGraph) -> list[Op]:
+    """The operations that may be computed in one matmul with this one, itself included."""
+    return [other for other in graph.consumers(op.inputs[0]) if op.joint and other.joint == op.joint]
 
 
-def _update_bytes(graph: OpGraph, setting: Setting, micro_batches: int) -> int:
+def _fits_fp8(op: Op) -> bool:
+    return op.kind == "linear" and fits_float8(op.in_features, op.out_features)
+
+
+def _quantised_bytes(op: Op, graph: OpGraph) -> int:
+    """Input, gradient and (twice) the weight are read for their scales, read again and written in fp8. The input of a
+    joint matmul counts once."""
+    joint = _joint_with(op, graph)
+    inputs = graph.value(op.inputs[0]).elements if not joint or joint[0] is op else 0
+    return (2 * HALF + 1) * (inputs + op.output.elements + 2 * op.in_features * op.out_features)
+
+
+def _update_bytes(graph: OpGraph, settings: StepSettings, micro_batches: int) -> int:
     """Moments and weights read and written, gradients read twice (once for their norm); sums of micro-batches."""
-    n, summed = graph.parameters, setting.accumulate
-    weights = 2 * (FP32 if setting.masters or not setting.half else HALF) * n
-    copies = HALF * n if setting.masters and setting.half else 0
-    gradients = 2 * (FP32 if summed else setting.width) * n
-    sums = micro_batches * (2 * FP32 + setting.width) * n if summed else 0
-    return weights + copies + gradients + sums + 2 * setting.optimizer
+    n, itemsize = graph.parameters, graph.itemsize
+    masters, summed = settings.master_weights and itemsize < FP32, settings.accumulates
+    weights = 2 * (FP32 if masters else itemsize) * n
+    copies = itemsize * n if masters else 0
+    gradients = 2 * (max(FP32, itemsize) if summed else itemsize) * n
+    sums = micro_batches * (2 * max(FP32, itemsize) + itemsize) * n if summed else 0
+    return weights + copies + gradients + sums + 2 * settings.optimizer_bytes

@@ -10,12 +10,12 @@ NEAR = 0.01  # of the best held-out loss: close enough to call it reached
 
 
 def account(figures: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """(what, predicted, measured) of a run, from its manifest's figures and its metrics; empty where it kept none."""
+    """(what, predicted, measured) of a run, from its manifest's figures and its metrics; empty where it kept none. What the
+    prediction couldn't know stands in `figures["prediction_doubts"]`."""
     known = [_memory(figures), _step(figures), _speed(figures), _waiting(figures), *_target(figures, rows)]
     lines = [line for line in known if line]
     return [
         *lines,
-        *(("a doubt of what was predicted", str(doubt), "") for doubt in figures.get("prediction_doubts", ())),
         *((name, "", kernel) for name, _, kernel in (str(line).partition(": ") for line in figures.get("kernels", ()))),
     ]
 
@@ -66,7 +66,8 @@ def _waiting(figures: dict[str, Any]) -> tuple[str, str, str] | None:
 
 def _target(figures: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """How long the whole took, and how long until the held-out loss was as good as reached."""
-    held = [(row["heldout_loss"], row["seconds"]) for row in rows if "heldout_loss" in row and "seconds" in row]
+    measured = [row for row in rows if row.get("heldout_loss") is not None and "seconds" in row]  # null: it was NaN
+    held = [(row["heldout_loss"], row["seconds"]) for row in measured]
     lines = []
     if held:
         best = min(loss for loss, _ in held)

@@ -68,12 +68,15 @@ def label(value: float) -> str:
     return f"{value:g}" if abs(value) >= 0.001 else f"{value:.0e}"
 
 
-def smooth(points: Sequence[tuple[float, float]], weight: float = 0.9) -> list[tuple[float, float]]:
-    """Exponential moving average with its start corrected for bias, as Adam corrects its moments."""
-    out, mean = [], 0.0
-    for index, (x, y) in enumerate(points, start=1):
-        mean = weight * mean + (1 - weight) * y
-        out.append((x, mean / (1 - weight**index)))
+def smooth(points: Sequence[tuple[float, float]], over: float) -> list[tuple[float, float]]:
+    """Exponential moving average whose weights fall by a factor of e over `over` units of x, however densely x is sampled;
+    its start is corrected for bias, as Adam corrects its moments."""
+    out, mean, total, before = [], 0.0, 0.0, None
+    for x, y in points:
+        kept = math.exp(-(1.0 if before is None else x - before) / over)
+        mean, total = kept * mean + (1 - kept) * y, kept * total + (1 - kept)
+        out.append((x, mean / total if total else y))
+        before = x
     return out
 
 

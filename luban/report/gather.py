@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from luban.core.units import count
 from luban.report.account import account
 from luban.report.chart import Chart, Level, Series, draw, smooth
 
+SMOOTHED_STEPS, SMOOTHED_SHARE = 20, 0.02  # steps that the training curve is averaged over: so many, or a share of all
 SMALL_WIDTH, SMALL_HEIGHT = 400, 230  # of a chart that shares its row with others
 HEADLINES = {  # artifact kind → figures worth a line in its box, the first that is there
     "corpus": (("documents", "{:,} documents"),),
@@ -35,29 +37,30 @@ class Found:
 
     path: Path
     manifest: Manifest
-
-    @property
-    def name(self) -> str:
-        """Its directory's name."""
-        return self.path.name.removesuffix(INCOMPLETE)
+    name: str  # its directory's, or the whole path where several have that name
 
 
 def find_artifacts(folders: Iterable[Path]) -> list[Found]:
-    """Artifacts that are one of the folders or directly below one, oldest first.
+    """Artifacts that are one of the folders or directly below one, each once, oldest first.
 
     Raises DataError when there is none.
     """
-    found = []
+    folders, found = list(folders), {}
     for folder in folders:
         for path in [folder, *sorted(p for p in folder.glob("*") if p.is_dir())]:
-            if (path / MANIFEST).is_file():
+            if (path / MANIFEST).is_file() and path.resolve() not in found:
                 try:
-                    found.append(Found(path, read_manifest(path)))
+                    found[path.resolve()] = (path, read_manifest(path))
                 except ArtifactError as error:
                     warn(f"left out of the report: {error}")
     if not found:
         raise DataError(f"nothing to report: no artifact in {', '.join(map(str, folders))}")
-    return sorted(found, key=lambda f: f.manifest.created)
+    names = Counter(path.name for path, _ in found.values())
+    artifacts = [
+        Found(path, manifest, (path.name if names[path.name] == 1 else str(path)).removesuffix(INCOMPLETE))
+        for path, manifest in found.values()
+    ]
+    return sorted(artifacts, key=lambda f: f.manifest.created)
 
 
 def headline(found: Found) -> str:
@@ -71,13 +74,23 @@ def headline(found: Found) -> str:
     return ""
 
 
-def evaluation_figures(artifacts: Iterable[Found]) -> dict[str, float]:
-    """Figures of every evaluation, a later one's winning."""
-    merged: dict[str, float] = {}
-    for found in artifacts:
-        if found.manifest.kind == "evaluation":
-            merged |= found.manifest.figures
-    return merged
+def figures_of(evaluations: Iterable[Found]) -> dict[str, float]:
+    """Figures of these evaluations, a later one's winning."""
+    return {name: value for found in evaluations for name, value in found.manifest.figures.items()}
+
+
+def evaluations_of(run: Found, artifacts: Iterable[Found]) -> list[Found]:
+    """The evaluations on the corpora that `run` was trained on; one that names no corpus belongs to the model it measured."""
+    shards = run.manifest.parent("shards")
+    trained_on = {p.content_hash for p in (shards.parents if shards else ()) if p.kind == "corpus"}
+    found = []
+    for each in artifacts:
+        corpora = {p.content_hash for p in each.manifest.parents if p.kind == "corpus"}
+        model = each.manifest.parent("model")
+        same_model = model is not None and model.content_hash == run.manifest.content_hash
+        if each.manifest.kind == "evaluation" and (corpora & trained_on if corpora else same_model):
+            found.append(each)
+    return found
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:
@@ -94,13 +107,18 @@ def _column(rows: list[dict[str, Any]], name: str, scale: float = 1.0) -> list[t
 
 
 def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | None:
-    """The curves of one training run: loss (in bits per byte where the run measured them) and its small charts."""
+    """The curves of one training run: loss (in bits per byte where the run measured them) and its small charts.
+
+    Args:
+        figures: those of the evaluations on the run's own corpora.
+    """
     rows = read_metrics(found.path / "metrics.jsonl") if (found.path / "metrics.jsonl").is_file() else []
     if not rows:
         return None
     measured = [row for row in rows if row.get("bits_per_byte") and row.get("heldout_loss")]
     scale = measured[-1]["bits_per_byte"] / measured[-1]["heldout_loss"] if measured else 1.0
-    train, unit = _column(rows, "loss", scale), "bits per byte" if measured else "loss, nats a token"
+    steps, tokens = (max(row.get(name, 0) for row in rows) for name in ("step", "tokens"))
+    train = _column(rows, "loss", scale)
     heldout = _column(rows, "bits_per_byte") or _column(rows, "heldout_loss")
     levels = [
         Level(f"{name} {flag}", figures[key], tone)
@@ -110,52 +128,39 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
     main = Chart(
         f"{found.name}: loss",
         "step",
-        unit,
+        "bits per byte" if measured else "loss, nats a token",
         [
             Series("each step", train, "a", faint=True),
-            Series("training, smoothed", smooth(train, 0.95), "a"),
+            Series("training, smoothed", smooth(train, max(SMOOTHED_STEPS, SMOOTHED_SHARE * steps)), "a"),
             Series("held out", heldout, "b", dots=True),
         ],
         levels,
         clip_start=0.08,
     )
-    small = [
-        Chart(
-            "tokens a second",
-            "step",
-            "tokens/s",
-            [Series("tokens a second", _column(rows, "tokens_per_second"))],
-            zero=True,
-            width=SMALL_WIDTH,
-            height=SMALL_HEIGHT,
-        ),
-        Chart(
-            "learning rate",
-            "step",
-            "learning rate",
-            [Series("learning rate", _column(rows, "lr"), "c")],
-            zero=True,
-            width=SMALL_WIDTH,
-            height=SMALL_HEIGHT,
-        ),
-        Chart(
-            "gradient norm, before clipping",
-            "step",
-            "norm",
-            [Series("gradient norm", _column(rows, "grad_norm"), "d")],
-            width=SMALL_WIDTH,
-            height=SMALL_HEIGHT,
-            clip_start=0.05,
-        ),
-    ]
-    steps, tokens = (max(row.get(name, 0) for row in rows) for name in ("step", "tokens"))
     about = f"{steps:,} steps, {count(float(tokens))} tokens."
     if measured:
         about += " Training loss is shown in bits per byte by the held-out text's tokens per byte."
+        if window := measured[-1].get("heldout_seq_len"):
+            about += f" Held-out text was read in windows of {window:,} tokens; longer ones give fewer bits."
     return {
         "title": f"Learning: {found.name}",
         "about": about,
         "main": _picture(main),
-        "small": [p for p in map(_picture, small) if p["svg"]],
+        "small": [p for p in map(_picture, _small_charts(rows)) if p["svg"]],
         "account": account(found.manifest.figures, rows),
+        "doubts": [str(doubt) for doubt in found.manifest.figures.get("prediction_doubts", ())],
     }
+
+
+def _small_charts(rows: list[dict[str, Any]]) -> list[Chart]:
+    """Speed, learning rate and gradient norm."""
+
+    def chart(title: str, unit: str, column: str, tone: str = "a", **options: Any) -> Chart:
+        series = [Series(title.partition(",")[0], _column(rows, column), tone)]
+        return Chart(title, "step", unit, series, width=SMALL_WIDTH, height=SMALL_HEIGHT, **options)
+
+    return [
+        chart("tokens a second", "tokens/s", "tokens_per_second", zero=True),
+        chart("learning rate", "learning rate", "lr", "c", zero=True),
+        chart("gradient norm, before clipping", "norm", "grad_norm", "d", clip_start=0.05),
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from html import escape
 
 from luban.core.artifact import Manifest, Parent
@@ -89,9 +89,9 @@ def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
     return f'<path class="edge" d="M{x1},{y1:.1f} C{x1 + bend},{y1:.1f} {x2 - bend},{y2:.1f} {x2},{y2:.1f}"/>'
 
 
-def family_of(artifacts: Mapping[str, tuple[Manifest, str]]) -> str:
-    """The drawing for artifacts given as name → (manifest, note)."""
+def family_of(artifacts: Iterable[tuple[str, Manifest, str]]) -> str:
+    """The drawing for artifacts given as (name, manifest, note)."""
     family = Family()
-    for name, (manifest, note) in artifacts.items():
+    for name, manifest, note in artifacts:
         family.add(name, manifest, note)
     return family.draw()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import jinja2
 from markupsafe import Markup
 
 from luban.core.artifact import atomic_write, package_versions
+from luban.core.lineage import ancestors
 from luban.core.units import bytes_, count, seconds
 from luban.data.loader import Loader
 from luban.data.shards import Shards
 from luban.data.show import row_tokens
-from luban.report.gather import Found, evaluation_figures, find_artifacts, headline, read_items, run_section
+from luban.report.gather import Found, evaluations_of, figures_of, find_artifacts, headline, read_items, run_section
 from luban.report.lineage_graph import family_of
 from luban.tokenizer.tokenizer import load_tokenizer
 
@@ -30,28 +33,28 @@ def write_report(folders: Sequence[Path], out: Path, title: str = "A language mo
         DataError: no artifact in any of the folders.
     """
     artifacts = find_artifacts(folders)
-    figures = evaluation_figures(artifacts)
+    evaluations = [f for f in artifacts if f.manifest.kind == "evaluation"]
     stages, summary = _beside(folders, "stages.json") or [], _beside(folders, "summary.json") or {}
     runs = [f for f in artifacts if f.manifest.kind == "run"]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((Path(__file__).parent / "page.html.jinja").read_text(encoding="utf-8"))
-    sections = [s for s in (run_section(run, figures) for run in runs) if s]
+    sections = [s for s in (run_section(run, figures_of(evaluations_of(run, evaluations))) for run in runs) if s]
     for section in sections:
         for picture in [section["main"], *section["small"]]:
             picture["svg"] = Markup(picture["svg"])
-    drawn = family_of({f.name: (f.manifest, headline(f)) for f in artifacts if f.manifest.status == "finished"})
+    drawn = family_of((f.name, f.manifest, headline(f)) for f in artifacts if f.manifest.status == "finished")
     versions = ", ".join(f"{k} {v}" for k, v in package_versions().items())
     page = template.render(
         title=title,
         subtitle=_subtitle(artifacts),
-        tiles=_tiles(figures, runs, summary),
+        tiles=_tiles(evaluations, runs, summary),
         family=Markup(drawn),
         curves=sections,
         packs=_packs(artifacts),
         samples=[item for f in artifacts for item in read_items(f.path / "samples.jsonl")],
         stages=_stages(stages),
         machine=f"{platform.machine()}, {_cores()}.",
-        figures=[(k, f"{v:,.4f}" if isinstance(v, float) else f"{v:,}") for k, v in sorted(figures.items())],
+        figures=_every_figure(evaluations),
         footer=f"Written by Luban. {versions}.",
     )
     atomic_write(out, page)
@@ -70,17 +73,38 @@ def _cores() -> str:
 
 
 def _subtitle(artifacts: Sequence[Found]) -> str:
+    runs = [f for f in artifacts if f.manifest.kind == "run"]
+    older = {parent.content_hash for run in runs for parent in ancestors(run.manifest)}
+    newest = [run.name for run in runs if run.manifest.content_hash not in older]
+    if len(newest) > 1:
+        return f"The runs {', '.join(newest[:-1])} and {newest[-1]}, and what they were made from"
     return "How this model came to be: " + " → ".join(f.name for f in artifacts)
 
 
-def _tiles(figures: dict[str, float], runs: Sequence[Found], summary: dict[str, Any]) -> list[dict[str, str]]:
-    tiles = []
-    if "bits_per_byte" in figures:
+def _every_figure(evaluations: Sequence[Found]) -> list[tuple[str, str]]:
+    """Names and values; where several evaluations have a figure, each with its evaluation's name."""
+    owners = Counter(name for found in evaluations for name in found.manifest.figures)
+    rows = [
+        (name if owners[name] == 1 else f"{name}, {found.name}", value)
+        for found in evaluations
+        for name, value in found.manifest.figures.items()
+    ]
+    return [
+        (name, f"{v:,.4f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v))
+        for name, v in sorted(rows, key=itemgetter(0))
+    ]
+
+
+def _tiles(evaluations: Sequence[Found], runs: Sequence[Found], summary: dict[str, Any]) -> list[dict[str, str]]:
+    tiles, figures = [], figures_of(evaluations)
+    measured = [found for found in evaluations if "bits_per_byte" in found.manifest.figures]
+    for found in measured:
+        own = found.manifest.figures
         tiles.append(
             {
-                "label": "held-out bits per byte",
-                "value": f"{figures['bits_per_byte']:.3f}",
-                "note": f"xz -9e needs {figures['xz_bits_per_byte']:.3f}",
+                "label": "held-out bits per byte" + (f", {found.name}" if len(measured) > 1 else ""),
+                "value": f"{own['bits_per_byte']:.3f}",
+                "note": f"xz -9e needs {own['xz_bits_per_byte']:.3f}",
             }
         )
     if summary.get("answer_loss_before"):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask training to stop after the running step; a second Ctrl-C stops at once."""
+"""Ctrl-C, SIGTERM and SIGHUP ask training to stop after the running step; a second Ctrl-C stops at once."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ class Interrupted(LubanError):
 
     def __init__(self, number: int, message: str):
         super().__init__(message)
-        self.exit_code = 128 + number  # 130 for Ctrl-C, 143 for SIGTERM
+        self.exit_code = 128 + number  # 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP
 
 
 class StopRequest:
     """`with StopRequest() as stop: … if stop.signal: save and leave`."""
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal was closed
 
     def __init__(self):
         self.signal: int | None = None
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+        ignored = {number for number in self.SIGNALS if signal.getsignal(number) is signal.SIG_IGN}  # as by nohup
+        self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS if number not in ignored}
         return self
 
     def __exit__(self, *_) -> None:

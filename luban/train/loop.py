@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import signal
 import statistics
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from luban.checkpoint.checkpoint import save_checkpoint
-from luban.checkpoint.manager import CheckpointManager
+from luban.checkpoint.manager import FOLDER, CheckpointManager
 from luban.core.artifact import ArtifactWriter, read_manifest
 from luban.core.errors import TrainingError
 from luban.core.log import Bar, progress, say, warn
@@ -28,7 +29,7 @@ from luban.train.metrics_logger import MetricsLogger
 from luban.train.profile import Profile
 from luban.train.recipe import Recipe
 from luban.train.state import TrainState
-from luban.train.validate import Validation, Validator
+from luban.train.validate import Validator
 
 IN_FLIGHT = 2  # steps that a CUDA device may be behind the host, so that it never waits for the host
 NO_TARGET = (
@@ -71,9 +72,8 @@ class Loop:
         self.waited = 0.0  # seconds in which there was no batch, after the first step
         self.step_seconds: list[float] = []  # of every step since the start or resume
         self.profile = Profile(art.path, train.profile, self.engine.device) if train.profile else None
-        self.in_flight: deque[tuple[float, InFlightStep]] = (
-            deque()
-        )  # submitted and not yet synchronized, with their learning-rate factors
+        # submitted and not yet synchronized, with their learning-rate factors
+        self.in_flight: deque[tuple[float, InFlightStep]] = deque()
         on_cuda = self.engine.device.type == "cuda"
         if on_cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -94,7 +94,7 @@ class Loop:
             while at.step < self.count.total(at.step):
                 self._submit(batches)
                 while self.in_flight and (len(self.in_flight) > self.max_in_flight or self._must_synchronize(stop)):
-                    self._synchronize(metrics, bar)
+                    self._synchronize(metrics, bar, stop)
                 self._validate_and_save(metrics, stop)
         if self.profile:
             self.profile.finish()
@@ -129,19 +129,22 @@ class Loop:
     def _due_to_validate(self) -> bool:
         return self.parts.validator is not None and self._due(self.recipe.validation.every)
 
-    def _synchronize(self, metrics: MetricsLogger, bar: Bar) -> None:
-        """Wait for the oldest in-flight step, and log it."""
+    def _synchronize(self, metrics: MetricsLogger, bar: Bar, stop: StopRequest) -> None:
+        """Wait for the oldest in-flight step, and log it. Raises TrainingError after too many bad steps."""
         factor, step = self.in_flight.popleft()
         result = self.engine.synchronize(step)
         self.synchronized += 1
         self._count(result)
-        self._log(metrics, result, factor, bar)
         now = self.clock()
         if not self.step_seconds:
             self._report_kernels()
         self.step_seconds.append(now - self.synchronized_at)
         self._fix_steps(now - self.synchronized_at, bar)
         self.synchronized_at = now
+        failed = result.bad and self.state.progress.bad_steps >= self.recipe.train.max_bad_steps
+        self._log(metrics, result, factor, bar, ends=failed or bool(stop.signal and not self.in_flight))
+        if failed:
+            raise self._failure(result)
 
     def _report_kernels(self) -> None:
         """Which kernels the model was traced with."""
@@ -151,27 +154,27 @@ class Loop:
         self.art.note(kernels=picked)
 
     def _count(self, result: StepResult) -> None:
-        at, limit = self.state.progress, self.recipe.train.max_bad_steps
+        at = self.state.progress
         at.tokens += result.tokens
         at.seconds = self.earlier + self.clock() - self.session
-        if not result.bad or result.explained:
-            return
-        at.bad_steps += 1
-        if at.bad_steps >= limit:
-            last = self.checkpoints.path(self.saved) if self.saved is not None else "none was saved yet"
-            raise TrainingError(
-                f"stopped at step {self.synchronized}: loss {result.loss:g}, gradient norm {result.grad_norm:g}; "
-                f"{at.bad_steps} steps were NaN or infinite (train.max_bad_steps is {limit}). "
-                f"Last good checkpoint: {last}. Lower --optim.lr, or look at the data"
-            )
+        at.bad_steps += bool(result.bad and not result.explained)
 
-    def _log(self, metrics: MetricsLogger, result: StepResult, factor: float, bar: Bar) -> None:
+    def _failure(self, result: StepResult) -> TrainingError:
+        last = self.checkpoints.path(self.saved) if self.saved is not None else "none was saved yet"
+        return TrainingError(
+            f"stopped at step {self.synchronized}: loss {result.loss:g}, gradient norm {result.grad_norm:g}; "
+            f"{self.state.progress.bad_steps} steps were NaN or infinite (train.max_bad_steps is "
+            f"{self.recipe.train.max_bad_steps}). Last good checkpoint: {last}. Lower --optim.lr, or look at the data"
+        )
+
+    def _log(self, metrics: MetricsLogger, result: StepResult, factor: float, bar: Bar, *, ends: bool) -> None:
+        """Advance the bar, and write a row of metrics where one is due or the step `ends` the session."""
         at, train = self.state.progress, self.recipe.train
         now = self.clock()
         rate = (at.tokens - self.row_tokens) / max(now - self.row_time - self.overhead_seconds, 1e-9)
         bar.advance(1, f"loss {result.loss:.3f}  {count(float(rate))} tokens/s")
         step = self.synchronized
-        if step % train.log_every and step != 1 and step != self.count.total(step):
+        if not ends and step % train.log_every and step != 1 and step != self.count.total(step):
             return
         metrics.write(
             step=step,
@@ -195,6 +198,8 @@ class Loop:
         if self.count.time(self.synchronized - 1, seconds, self.clock() - self.session + self.earlier, per_step):
             self.art.note(steps_fixed={"fixed": self.count.fixed, "fixed_at": self.count.fixed_at})
             bar.total = self.count.fixed
+            if short := self.recipe.schedule.never_at_peak(self.count.fixed or 0):
+                warn(short)
             say(
                 f"training for {self.count.fixed} steps, which fit the budget of "
                 f"{self.recipe.train.budget_seconds:g} seconds"
@@ -208,9 +213,8 @@ class Loop:
         if self.profile and self.profile.complete:
             self.profile.write()
         last = at.step >= self.count.total(at.step)
-        if self._due_to_validate():
-            self._validate(metrics)
-        if stop.signal or self._due(self.recipe.checkpoint.every):
+        improved = self._due_to_validate() and self._validate(metrics)
+        if improved or stop.signal or self._due(self.recipe.checkpoint.every):
             self.save()
         self.overhead_seconds += self.clock() - began
         self.synchronized_at += self.clock() - began
@@ -222,16 +226,17 @@ class Loop:
                 f"{self.checkpoints.path(at.step)}; the same command resumes",
             )
 
-    def _validate(self, metrics: MetricsLogger) -> Validation:
+    def _validate(self, metrics: MetricsLogger) -> bool:
+        """Measure the held-out loss. Returns whether it is the lowest so far."""
         at, validator = self.state.progress, self.parts.validator
         assert validator is not None  # else none is due
         found = validator(self.engine)
         metrics.write(step=at.step, **found.row(), seconds=self.earlier + self.clock() - self.session)
         at.scores = found.row()
-        saving = at.step % self.recipe.checkpoint.every == 0 or at.step >= self.count.total(at.step)
-        if saving and (at.best_loss is None or found.loss < at.best_loss):
+        improved = found.loss < (math.inf if at.best_loss is None else at.best_loss)  # false for NaN
+        if improved:
             at.best_loss, at.best_step = found.loss, at.step
-        return found
+        return improved
 
     def save(self) -> None:
         """Write the checkpoint of this step and delete those that are no longer kept."""
@@ -244,7 +249,6 @@ class Loop:
             config=identity.config,
             parents=identity.parents,
             seed=identity.seed,
-            figures={"step": at.step, "tokens": at.tokens, **at.scores},
         )
         self.saved = at.step
         self.checkpoints.keep(self.recipe.checkpoint.keep, at.best_step)
@@ -258,6 +262,11 @@ class Loop:
 
     def _finish(self) -> None:
         at = self.state.progress
+        named = {self.checkpoints.path(step).name for step in (at.best_step, self.saved) if step is not None}
+        spare = (self.checkpoints.path(step).name for step in self.checkpoints.steps())
+        self.art.volatile += tuple(
+            f"{FOLDER}/{name}/*" for name in spare if name not in named
+        )  # kept, but not the result
         if at.best_step is not None and at.best_step != self.saved:  # that is the one that the run stands for
             best = read_manifest(self.checkpoints.path(at.best_step))
             self.art.note(weights_hash=best.figures["weights_hash"])

@@ -1,14 +1,20 @@
-"""The recipe of a training run: what `recipes/*.toml` hold and `--section.field value` overrides."""
+"""The recipe of a training run: what `recipes/*.toml` hold and `--section.field value` overrides.
+
+Fields marked `Operational`, `Numerical` or `Extensible` may change when a run is resumed (see luban.core.resuming).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from luban.checkpoint.manager import CheckpointConfig
 from luban.core.config import Partial
 from luban.core.errors import ConfigError
+from luban.core.log import say
 from luban.core.plan import ParallelPlan
+from luban.core.resuming import Extensible, Numerical, Operational
 from luban.data.shards import Shards
 from luban.models.config import ModelConfig
 from luban.objectives.base import Objective
@@ -24,10 +30,10 @@ from luban.tokenizer.tokenizer import Tokenizer
 class DataConfig:
     """What to train on."""
 
-    path: str = ""  # shards (for sft also a corpus of conversations or a .jsonl with messages)
+    path: Operational[str] = ""  # shards (for sft also a corpus of conversations or a .jsonl with messages)
     packing: Literal["stream", "fit"] = "stream"  # windows over all documents, or whole documents and padding
-    verify: bool = False  # read and hash every file first, and compare with what was written
-    workers: int | None = (
+    verify: Operational[bool] = False  # read and hash every file first, and compare with what was written
+    workers: Operational[int | None] = (
         None  # threads that prepare batches ahead (default: 2 on CUDA); any number gives the same ones
     )
 
@@ -40,11 +46,13 @@ class DataConfig:
 class TrainConfig:
     """How to train."""
 
-    steps: int = 1000  # optimizer steps
-    budget_seconds: float = 0.0  # after 20 timed steps, lower `steps` so that training takes this long (0: off)
+    steps: Extensible[int] = 1000  # optimizer steps
+    budget_seconds: Extensible[float] = (
+        0.0  # after 20 timed steps, lower `steps` so that training takes this long (0: off)
+    )
     seed: int = 0  # of the initial weights and of the order of the data
     batch_size: int = 16  # sequences an optimizer step, over all ranks and micro-batches
-    accumulate: int = 1  # micro-batches that batch_size is cut into
+    accumulate: Numerical[int] = 1  # micro-batches that batch_size is cut into
     seq_len: int = 256  # input tokens a sequence (seq_len + 1 are read)
     precision: Literal["fp64", "fp32", "bf16", "fp16", "fp8"] = (
         "fp32"  # compute dtype of the matmuls; with fp8 only the Transformer layers use fp8, everything else bf16
@@ -52,17 +60,17 @@ class TrainConfig:
     weights: Literal["fp32", "bf16"] = (
         "fp32"  # how weights are kept; bf16: without fp32 masters, rounded stochastically
     )
-    attention: Literal["auto", "flash4", "cudnn", "luban", "flash2", "torch"] = (
+    attention: Numerical[Literal["auto", "flash4", "cudnn", "luban", "flash2", "torch"]] = (
         "auto"  # kernel of attention; auto: the fastest that can serve the masks of the run
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
-    deterministic: bool | None = None  # bitwise repeatable; default: true on the CPU, false on CUDA
-    compile: bool = False  # torch.compile; off with a warning where no compiler is
+    device: Numerical[Literal["auto", "cpu", "cuda"]] = "auto"  # auto: cuda where there is one
+    deterministic: Numerical[bool | None] = None  # bitwise repeatable; default: true on the CPU, false on CUDA
+    compile: Numerical[bool] = False  # torch.compile; off with a warning where no compiler is
     clip: float = 1.0  # bound on the global gradient norm (0: none)
-    max_bad_steps: int = 10  # steps with a NaN or infinite loss or gradient (skipped) before the run stops
-    log_every: int = 10  # steps between rows of metrics.jsonl
-    tensorboard: bool = False  # write RUN/tensorboard too
-    profile: int = 0  # steps to trace, after the first 3, into RUN/profile (0: none)
+    max_bad_steps: Operational[int] = 10  # steps with a NaN or infinite loss or gradient (skipped) before the run stops
+    log_every: Operational[int] = 10  # steps between rows of metrics.jsonl
+    tensorboard: Operational[bool] = False  # write RUN/tensorboard too
+    profile: Operational[int] = 0  # steps to trace, after the first 3, into RUN/profile (0: none)
 
     @property
     def kernel(self) -> str | None:
@@ -85,12 +93,23 @@ class TrainConfig:
 class ValidationConfig:
     """Loss and bits per byte on the held-out split."""
 
-    every: int = 100  # steps between validations (0: only after the last step)
-    batches: int = 0  # batches of held-out documents, always the same ones (0: all)
+    every: Operational[int] = 100  # steps between validations (0: only after the last step)
+    batches: int = 0  # batches of held-out documents of train.batch_size sequences, always the same ones (0: all)
 
     def __post_init__(self):
         if self.every < 0 or self.batches < 0:
             raise ValueError("every and batches must be at least 0")
+
+
+def model_of_init(data: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """A recipe's data for a command line that gives the fields `given`: `--init MODEL` takes the place of the model that the
+    recipe describes, its head apart, which a tuning may change."""
+    model = data.get("model") or {}
+    described = model.keys() - {"head"}
+    if "init" not in given or not described:
+        return data
+    say("the model is that of --init: the recipe's [model] is left out")
+    return {**data, "model": {name: value for name, value in model.items() if name == "head"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +119,7 @@ class Recipe:
     model: Partial[ModelConfig] = field(
         default_factory=lambda: Partial(ModelConfig)
     )  # the model, or changes to a preset
-    init: str = ""  # start from this MODEL's weights and spec (empty: random weights)
+    init: Operational[str] = ""  # start from this MODEL's weights and spec (empty: random weights)
     data: DataConfig = field(default_factory=DataConfig)
     objective: Objective = field(default_factory=Causal)
     optim: OptimizerConfig = field(default_factory=AdamW)

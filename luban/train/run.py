@@ -10,9 +10,7 @@ from pathlib import Path
 
 import torch
 
-from luban.checkpoint.manager import CheckpointManager
-from luban.core.artifact import ArtifactWriter, as_parent, atomic_write, command_line, require_free
-from luban.core.config import to_dict, to_toml
+from luban.core.artifact import command_line, require_free
 from luban.core.errors import DataError, TrainingError, UsageError
 from luban.core.log import say, warn
 from luban.core.seeding import seed_everything
@@ -24,7 +22,6 @@ from luban.data.shards import Shards
 from luban.kernels.dispatch import chosen
 from luban.load.model import LoadedModel
 from luban.models.build import build_model
-from luban.models.config import config_of
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.float8 import require_float8
 from luban.objectives.base import Objective
@@ -36,6 +33,7 @@ from luban.train.loop import Loop, TrainerComponents
 from luban.train.metrics_logger import require_tensorboard
 from luban.train.predict import Prediction, predict, require_memory
 from luban.train.recipe import Recipe
+from luban.train.resume import resume, run_artifact, write_recipe
 from luban.train.start import Start, choose_start
 from luban.train.state import TrainState
 from luban.train.validate import Validator
@@ -50,7 +48,8 @@ def train(
     clock: Callable[[], float] = time.monotonic,
     model: LoadedModel | None = None,
 ) -> Path:
-    """Train as `recipe` says into the run directory `out`, or resume what is unfinished there.
+    """Train as `recipe` says into the run directory `out`: begin it, resume what is unfinished there, or extend a finished
+    run to more steps. A finished run with nothing left to train is left as it is.
 
     Args:
         task: what the run is for: "pretrain" or "sft".
@@ -61,36 +60,27 @@ def train(
     Raises:
         LubanError: anything that is wrong, before anything is written; TrainingError and Interrupted after.
     """
-    shards, start, device, prediction = prepared = prepare(recipe, model)
-    _require_memory(recipe, *prepared)
+    shards, start, device = opened = open_run(recipe, model)
+    art = run_artifact(recipe, out, task=task, shards=shards, start=start)
+    if art.finished():
+        say(f"{out} is finished: nothing is left to train. More steps: the same command with a larger --train.steps")
+        return Path(out)
+    prediction = _predict(recipe, *opened)
+    _require_memory(recipe, *opened, prediction)
     if recipe.train.tensorboard:
         require_tensorboard()
-    resolved = to_dict(recipe) | {"model": config_of(start.spec)}
-    parents = (as_parent("shards", shards.path), *start.parents)
-    with ArtifactWriter(
-        out,
-        kind="run",
-        config={"task": task, **resolved},
-        parents=parents,
-        resumable=True,
-        seed=recipe.train.seed,
-        volatile=("metrics.jsonl", "tensorboard/*", "profile/*"),
-    ) as art:
+    with art:
         values = prediction.memory.parameters // 4 + prediction.memory.optimizer // 4
         require_free(art.path, 4 * values * (recipe.checkpoint.keep + 2), "training with these checkpoints")
         if not art.resumed:
-            atomic_write(art.path / "recipe.toml", to_toml(resolved))
+            write_recipe(art, recipe, start)
             shutil.copytree(Path(shards.path) / "tokenizer", art.path / "tokenizer", dirs_exist_ok=True)
-            art.note(
-                recipe=name,
-                command=command_line(),
-                device=str(device),
-                accelerator=prediction.machine.name,
-                **prediction.figures(),
-            )
+            art.note(recipe=name, command=command_line())
+        if not art.resumed or art.changed:
+            art.note(device=str(device), accelerator=prediction.machine.name, **prediction.figures())
         chosen.clear()  # of runs before, where there were any in this process
         parts = assemble(recipe, shards, start, device)
-        _resume(art, parts)
+        resume(art, recipe, parts.state, start)
         say(prediction.summary())
         try:
             Loop(art, parts, clock).run()
@@ -105,24 +95,36 @@ def _exhausted(recipe: Recipe, prediction: Prediction, step: int) -> TrainingErr
     batch, accumulate = recipe.train.batch_size, recipe.train.accumulate
     finer = next((n for n in range(accumulate + 1, batch + 1) if batch % n == 0), None)
     ways = [f"--train.accumulate {finer}"] * (finer is not None)
-    ways += ["--plan.remat full"] * (recipe.plan.remat != "full") + ["a smaller batch", "a smaller model"]
+    ways += ["--plan.remat full"] * (recipe.plan.remat != "full")
     return TrainingError(
         f"out of memory in step {step + 1}: {bytes_(prediction.memory.total)} were predicted and "
         f"{bytes_(prediction.free)} were free at the start. Other programs may have taken memory since. "
-        f"Less is needed with {', '.join(ways[:-1])} or {ways[-1]}; the same command goes on from the last checkpoint"
+        f"The same command goes on from the last checkpoint{', with less memory if you add ' * bool(ways)}"
+        f"{' or '.join(ways)}; a smaller batch or model needs another --out"
     )
 
 
-def prepare(recipe: Recipe, model: LoadedModel | None = None) -> tuple[Shards, Start, torch.device, Prediction]:
-    """Open the data, choose the start and predict the run. Allocates no model and writes nothing."""
+def open_run(recipe: Recipe, model: LoadedModel | None = None) -> tuple[Shards, Start, torch.device]:
+    """Open the data and choose the model to start from and the device."""
     if not recipe.data.path:
         raise UsageError("no data to train on: give --data.path SHARDS (made by luban data pack)")
     device = choose_device(recipe.train.device)
     if recipe.train.precision == "fp8":
         require_float8(device)
     shards = Shards.open(recipe.data.path, "train", verify=recipe.data.verify)
-    start = choose_start(recipe, shards, model)
-    return shards, start, device, predict(recipe, start.spec, device, partial(_sample, recipe, shards))
+    return shards, choose_start(recipe, shards, model), device
+
+
+def prepare(recipe: Recipe, model: LoadedModel | None = None) -> tuple[Shards, Start, torch.device, Prediction]:
+    """Open the data, choose the start and predict the run. Allocates no model and writes nothing."""
+    opened = open_run(recipe, model)
+    return *opened, _predict(recipe, *opened)
+
+
+def _predict(recipe: Recipe, shards: Shards, start: Start, device: torch.device) -> Prediction:
+    if short := recipe.schedule.never_at_peak(recipe.train.steps):
+        warn(short)
+    return predict(recipe, start.spec, device, partial(_sample, recipe, shards))
 
 
 def dry_run(recipe: Recipe, model: LoadedModel | None = None) -> None:
@@ -209,18 +211,10 @@ def _validator(recipe: Recipe, shards: Shards) -> Validator | None:
             rows=rows,
             batch_size=train.batch_size // train.accumulate,
             seq_len=train.seq_len,
-            batches=recipe.validation.batches,
+            batches=recipe.validation.batches * train.accumulate,  # the same rows, however they are cut
         )
         next(validator.batches_once())
     except DataError as error:
         warn(f"training without validation: {error}")
         return None
     return validator
-
-
-def _resume(art: ArtifactWriter, parts: TrainerComponents) -> None:
-    found = CheckpointManager(art.path).resume() if art.resumed else None
-    if found is not None:
-        step, checkpoint = found
-        parts.state.restore(checkpoint)
-        say(f"resuming after step {step}")

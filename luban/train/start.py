@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from luban.checkpoint.weights import weights_hash
 from luban.core.artifact import MANIFEST, Parent, as_parent
+from luban.core.config import merge
 from luban.core.errors import ConfigError
 from luban.data.shards import Shards
 from luban.load.model import LoadedModel, load_model
 from luban.models.build import build_model, state_of
 from luban.models.config import config_of, resolve_spec
 from luban.models.spec import ModelSpec
+from luban.nn.position.base import Position
 from luban.train.recipe import Recipe
 
 
@@ -53,12 +57,18 @@ def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = Non
     if set(recipe.model.given) == {"head"}:
         spec, weights = with_head(recipe, spec, weights)
     elif recipe.model.given:
-        _same_spec(config_of(described_spec(recipe, shards, vocabulary)), config_of(spec), recipe.init)
-    known = next(
-        (p for p in (Path(recipe.init), model.path) if (p / MANIFEST).is_file()), None
-    )  # a run, else a checkpoint
-    parents = (as_parent("init", known),) if known else ()
-    return Start(spec=_check(spec, recipe), weights=weights, parents=parents)
+        found, given = config_of(spec), recipe.model.given
+        wanted = resolve_spec(given if given.get("preset") else merge(found, given), spec.vocab_size)
+        _same_spec(config_of(wanted), found, recipe.init)
+    return Start(spec=_check(spec, recipe), weights=weights, parents=(_parent(recipe.init, model),))
+
+
+def _parent(init: str, model: LoadedModel) -> Parent:
+    """The model of `init` as the run remembers it: a run, else a checkpoint; a foreign one by the hash of its weights."""
+    known = next((path for path in (Path(init), model.path) if (path / MANIFEST).is_file()), None)
+    if known:
+        return as_parent("init", known)
+    return Parent(role="init", kind="model", content_hash=weights_hash(state_of(model.module)), name=model.name)
 
 
 def described_spec(recipe: Recipe, shards: Shards, vocabulary: int) -> ModelSpec:
@@ -92,8 +102,21 @@ def _check(spec: ModelSpec, recipe: Recipe) -> ModelSpec:
             f"objective {name} trains a model of body {' or '.join(objective.bodies)} with head "
             f"{' or '.join(objective.heads)}, and this one has body {body} and head {head}"
         )
+    if objective.two_positions:
+        _require_two_dimensional(name, {spec.position, *(layer.position or spec.position for layer in spec.layers)})
     objective.require(spec.head, causal=spec.body.causal, tied=spec.tied_head)
     return spec
+
+
+def _require_two_dimensional(objective: str, positions: Iterable[Position]) -> None:
+    for position in positions:
+        if not position.two_dimensional:
+            able = [name for name, kind in position.registry.items() if kind.two_dimensional]
+            raise ConfigError(
+                f"objective {objective} gives every token two positions, one in the text and one in its blank, which "
+                f"position method {position.registry.name_of(type(position))} can't take: use --model.position.type "
+                f"{' or '.join(able)}"
+            )
 
 
 def _same_spec(wanted: dict[str, Any], found: dict[str, Any], init: str | Path) -> None:

@@ -35,21 +35,29 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
 
     def to_checkpoint(self) -> Checkpoint:
-        """All of it as named tensors and plain data."""
-        state = self.engine.state_dict()
+        """All of it as named tensors and plain data. Wall-clock seconds go into the figures, which no hash covers, so that
+        equal runs have equal checkpoints."""
+        state, progress = self.engine.state_dict(), asdict(self.progress)
+        seconds = progress.pop("seconds")
         return Checkpoint(
             spec=spec_to_dict(self.spec),
             model=state["model"],
             optimizer=state["optimizer"],
             random=random_state(),
-            state={"progress": asdict(self.progress), "loss_scale": asdict(self.engine.scale)},
+            state={"progress": progress, "loss_scale": asdict(self.engine.scale)},
+            figures={
+                "step": self.progress.step,
+                "tokens": self.progress.tokens,
+                "seconds": seconds,
+                **self.progress.scores,
+            },
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint of this run."""
         self.engine.load_state_dict({"model": checkpoint.model, "optimizer": checkpoint.optimizer})
         set_random_state(checkpoint.random)
-        self.progress = Progress(**checkpoint.state["progress"])
+        self.progress = Progress(**checkpoint.state["progress"], seconds=checkpoint.figures["seconds"])
         for name, value in checkpoint.state["loss_scale"].items():
             setattr(self.engine.scale, name, value)
 

@@ -1,8 +1,8 @@
-"""Memory and time of an uncompiled step before it runs: memory on fake tensors, time on models of one and two layers.
+"""Memory and time of an uncompiled step before it runs, for `luban.train.predict`.
 
-What an uncompiled step keeps and how long it takes depends on every operation that the model's code calls, not on what
-a compiler would make of them. So the code itself is run: all of it on fake tensors, which have shapes and no memory, and
-a small part of it for real.
+What an uncompiled step saves, and how long it takes, depends on every operation that the model's code calls. So the code
+itself is run: for memory on fake tensors, which have shapes and no data; for time really, on models of one and of two
+layers.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from luban.objectives.base import Objective
 from luban.parallel.compile import blocks_of
 from luban.parallel.precision import COMPUTE
 from luban.parallel.remat import remat_policy
-from luban.planner.memory import Footprint
+from luban.planner.memory import TracedMemory
 from luban.train.recipe import Recipe
 
-PROBE = 10**10  # FLOPs of a timed part, at most, where a row isn't more
-TRACED = 2**14  # tokens on fake tensors, at most, or four chunks of logits: larger micro-batches lie on a line
+PROBE = 10**10  # FLOPs of a timed forward and backward, at most, unless one row takes more
+TRACED = 2**14  # tokens on fake tensors, at most, or four chunks of logits; larger micro-batches are extrapolated
 ROUNDS = 3  # of every timing after one to warm up; the best counts
 
 
@@ -69,14 +69,14 @@ class _Live(TorchDispatchMode):
         self.now -= size
 
 
-def trace_memory(recipe: Recipe, spec: ModelSpec, row: Batch) -> Footprint | None:
-    """What an uncompiled micro-batch on the CPU takes, to the byte, but for what kernels hold inside.
+def trace_memory(recipe: Recipe, spec: ModelSpec, row: Batch) -> TracedMemory | None:
+    """Bytes that an uncompiled micro-batch on the CPU allocates, without buffers inside of kernels.
 
     Args:
         row: one of the rows that the run will read.
 
     Returns:
-        None where that depends on what the rows hold, as for a recurrent body, which cuts them at documents' ends.
+        None where that depends on the data, as for a recurrent body, which cuts rows where documents end.
     """
     train = recipe.train
     arrays = tuple((name, array.shape[1:], torch.from_numpy(array).dtype) for name, array in row.arrays().items())
@@ -89,12 +89,13 @@ def trace_memory(recipe: Recipe, spec: ModelSpec, row: Batch) -> Footprint | Non
     if less is None or more is None:
         return None
     further = (rows - most) / (most - most // 2)
-    return Footprint(
-        kept=int(more.kept + further * (more.kept - less.kept)), peak=int(more.peak + further * (more.peak - less.peak))
+    return TracedMemory(
+        saved=int(more.saved + further * (more.saved - less.saved)),
+        peak=int(more.peak + further * (more.peak - less.peak)),
     )
 
 
-@lru_cache(maxsize=64)  # a refused run asks for many sizes, which lie on a few lines
+@lru_cache(maxsize=64)  # a refused run asks for many batch sizes, all extrapolated from a few
 def _trace(
     spec: ModelSpec,
     objective: Objective,
@@ -102,8 +103,8 @@ def _trace(
     remat: Remat,
     arrays: tuple[tuple[str, tuple[int, ...], torch.dtype], ...],
     rows: int,
-) -> Footprint | None:
-    """The same of so many rows, every operation one by one.
+) -> TracedMemory | None:
+    """The same of `rows` rows, without extrapolation.
 
     Args:
         arrays: name, shape of a row and dtype of everything that the loss reads.
@@ -117,15 +118,15 @@ def _trace(
         before = live.now
         try:
             loss = loss_module(batch).sum
-            kept = live.now - before
+            saved = live.now - before
             loss.backward()
         except DataDependentOutputException:
             return None
-        return Footprint(kept=kept, peak=live.peak - before)
+        return TracedMemory(saved=saved, peak=live.peak - before)
 
 
 def _give_memory(module: nn.Module, dtype: torch.dtype) -> None:
-    """Move a module from the meta device to the CPU, whatever is shared staying so."""
+    """Move a module from the meta device to the CPU; shared parameters stay shared."""
     made: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():
@@ -140,11 +141,11 @@ def _give_memory(module: nn.Module, dtype: torch.dtype) -> None:
 def trace_time(recipe: Recipe, spec: ModelSpec, rows: Batch) -> float:
     """Seconds that an uncompiled micro-batch takes on this CPU, forward and backward.
 
-    A model of one layer and one of two are timed on as many rows as don't take long; every further layer costs the
-    difference, every further row its share.
+    A model of one layer and one of two are timed on a few rows; each further layer takes the difference, and time is
+    proportional to rows.
 
     Args:
-        rows: of the run; as many as there are, at most, are timed.
+        rows: of the run, which are timed or only some of them.
     """
     wanted = recipe.train.batch_size // recipe.train.accumulate
     seq = recipe.train.seq_len

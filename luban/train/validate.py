@@ -19,11 +19,12 @@ class Validation:
 
     loss: float  # nats a trained token
     tokens: int  # trained tokens it was measured on
+    seq_len: int  # input tokens a row: what a token is predicted from, at the most
     bits_per_byte: float | None  # None where bytes mean nothing: conversations with a mask
 
     def row(self) -> dict[str, float]:
         """As a row of metrics."""
-        row = {"heldout_loss": self.loss, "heldout_tokens": self.tokens}
+        row = {"heldout_loss": self.loss, "heldout_tokens": self.tokens, "heldout_seq_len": self.seq_len}
         return row if self.bits_per_byte is None else {**row, "bits_per_byte": self.bits_per_byte}
 
 
@@ -51,7 +52,7 @@ class Validator:
             summed, targets = engine.evaluate(batch)
             total, tokens = total + summed, tokens + targets
         mean = total / max(tokens, 1)
-        return Validation(loss=mean, tokens=tokens, bits_per_byte=self._bits_per_byte(mean))
+        return Validation(loss=mean, tokens=tokens, seq_len=self.seq_len, bits_per_byte=self._bits_per_byte(mean))
 
     def _bits_per_byte(self, mean: float) -> float | None:
         if self.shards.has_mask or self.rows is not None or not self.shards.bytes:

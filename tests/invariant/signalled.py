@@ -3,6 +3,7 @@ logged. A parent that waits for the step and then signals may be kept waiting un
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from luban.core.log import Metrics  # noqa: E402
 
 if __name__ == "__main__":  # data loaders' processes import this file as well
     step, calls, number = map(int, sys.argv[1:4])
+    if number == signal.SIGHUP:  # which the tests' own parent may ignore, as nohup does
+        signal.signal(number, signal.SIG_DFL)
     write = Metrics.write
 
     def write_and_arm(self, **row) -> None:

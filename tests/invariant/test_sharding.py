@@ -21,11 +21,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from training_data import tensors
 
-from luban.models.build import build_model
+from luban.models.build import build_model, materialise
+from luban.nn.init import initialise
 from luban.nn.linear import MatmulOwner, matmul_owners
 from luban.nn.roles import roles_of
 from luban.objectives.base import LossModule
 from luban.parallel.compile import blocks_of
+from luban.parallel.shard import local_region
 
 RANKS, ROWS, SEED = 2, 4, 5
 SHARDED = ["decoder", "decoder-kerple", "classifier", "encoder", "albert", "encoder-decoder", "t5", "recurrent", "elmo"]
@@ -33,9 +35,9 @@ PLACED = ["decoder", "encoder", "albert", "encoder-decoder"]  # the others have 
 COLUMNS, BY_ROWS = {"q", "k", "v", "gate", "up"}, {"o", "down"}
 
 
-def loss_module(name: str) -> LossModule:
+def loss_module(name: str, device: str = "cpu") -> LossModule:
     family = FAMILIES[name]
-    return family.objective.loss(build_model(family.spec, dtype="float64", seed=SEED))
+    return family.objective.loss(build_model(family.spec, device=device, dtype="float64", seed=SEED))
 
 
 def batch_of(name: str) -> tuple[dict[str, Tensor], int]:
@@ -60,9 +62,12 @@ def shard(loss: LossModule, mesh: DeviceMesh) -> None:
 
 
 def sharded_loss(name: str, mesh: DeviceMesh) -> tuple[LossModule, Tensor]:
-    """Every rank reads its rows of the batch."""
-    loss = loss_module(name)
+    """Every rank draws its shard of the weights, and reads its rows of the batch."""
+    loss = loss_module(name, "meta")
     shard(loss, mesh)
+    materialise(loss.model, "cpu")
+    spec = loss.model.spec
+    initialise(loss.model, spec.init, layers=max(len(spec.layers), 1), seed=SEED, region=local_region)
     batch, targets = batch_of(name)
     mine = {key: tensor.chunk(RANKS)[mesh.get_rank()] for key, tensor in batch.items()}
     total = run(loss, mine, targets / RANKS) / RANKS  # FSDP takes the mean of the ranks' gradients

@@ -40,7 +40,7 @@ def uninterrupted(luban, shards, recipe, tmp_path_factory) -> Path:
     return out
 
 
-def test_a_finished_run_is_whole_and_refuses_to_be_overwritten(luban, shards, recipe, uninterrupted):
+def test_a_finished_run_is_whole_and_neither_trained_again_nor_overwritten(luban, shards, recipe, uninterrupted):
     found = figures(uninterrupted)
     logged = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in logged if "loss" in row]
@@ -53,7 +53,10 @@ def test_a_finished_run_is_whole_and_refuses_to_be_overwritten(luban, shards, re
     assert 2 <= len(list((uninterrupted / "checkpoints").iterdir())) <= 3  # the last two, and the best
     assert (uninterrupted / "tokenizer" / "tokenizer.json").is_file()
     code, err = luban("pretrain", recipe, "--data.path", shards, "--out", uninterrupted)
-    assert code == 1 and "already holds a finished run" in err and "Traceback" not in err
+    assert code == 0 and "is finished: nothing is left to train" in err
+    code, err = luban("pretrain", recipe, "--data.path", shards, "--out", uninterrupted, "--optim.lr", "5e-4")
+    assert code == 1 and "is a finished run of another configuration (config.optim.lr was 0.001, now 0.0005)" in err
+    assert "Traceback" not in err and figures(uninterrupted) == found
 
 
 def kill_and_resume(start, luban, command, out: Path, seed: int, steps: int) -> None:
@@ -123,7 +126,7 @@ def test_accumulation_equals_the_larger_batch(luban, shards, recipe, tmp_path):
     assert 0 < difference < 2e-5  # 20 updates of at most lr = 1e-3, each off by fp32 rounding of its gradient
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_signals_save_and_a_damaged_checkpoint_falls_back_to_the_one_before(
     start, luban, shards, recipe, uninterrupted, tmp_path, number, exit_code
 ):
@@ -141,6 +144,16 @@ def test_signals_save_and_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert figures(out)["weights_hash"] == figures(uninterrupted)["weights_hash"]
     code, err = luban("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run", "--train.seed", "1")
     assert code == 1
+
+
+def test_a_reader_that_goes_away_ends_no_training(start, shards, recipe, uninterrupted, tmp_path):
+    """As `luban pretrain … 2>&1 | head -1` does."""
+    process = start("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run")
+    process.stdout.close()
+    process.stderr.readline()
+    process.stderr.close()
+    assert process.wait() == 0
+    assert figures(tmp_path / "run")["weights_hash"] == figures(uninterrupted)["weights_hash"]
 
 
 def test_an_unfinished_run_of_another_configuration_is_refused(start, luban, shards, recipe, tmp_path):

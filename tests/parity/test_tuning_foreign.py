@@ -116,7 +116,7 @@ def test_a_foreign_model_is_tuned_shown_measured_and_exported(kind, models, tmp_
     tuned, before = luban.load_model(out), luban.load_model(model)
     assert tuned.tokenizer.same_vocabulary(before.tokenizer) and tuned.tokenizer.chat_template == TEMPLATE
     assert tuned.tokenizer.stop_ids == before.tokenizer.stop_ids
-    assert open_artifact(out, "run").config["init"] == model
+    assert open_artifact(out, "run").settings["init"] == model
     luban_("corpus", "build", data, "--heldout", "0.2", "--out", tmp_path / "corpus")
     assert "answer_loss" in luban_(
         "eval", model, "answer_loss", "--corpus", tmp_path / "corpus", "--out", tmp_path / "e"

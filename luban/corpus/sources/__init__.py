@@ -23,6 +23,7 @@ SOURCES = Registry(
     {
         "python:stdlib": "luban.corpus.sources.stdlib:read",
         "python:questions": "luban.corpus.sources.questions:read",
+        "python:packages": "luban.corpus.sources.packages:read",
         "folder": "luban.corpus.sources.folder:read",
         "text": "luban.corpus.sources.text:read",
         "jsonl": "luban.corpus.sources.jsonl:read",
@@ -44,6 +45,7 @@ SPLITTERS = Registry(
     "divisible source",
     {
         "folder": "luban.corpus.sources.folder:parts",
+        "python:packages": "luban.corpus.sources.packages:parts",
         "jsonl": "luban.corpus.sources.jsonl:parts",
         "parquet": "luban.corpus.sources.parquet:parts",
     },
@@ -101,7 +103,7 @@ class Source:
         try:
             for document in SOURCES[self.kind](self.name, context):
                 if damaged(document.text):
-                    tally.spoilt("texts with too many undecodable characters", document.id)
+                    tally.reject("texts with too many undecodable characters", document.id)
                     continue
                 yield document
         except OSError as error:

@@ -20,45 +20,11 @@ from luban.corpus.sources.folder import walk
 from luban.corpus.sources.kinds import storable_name
 from luban.corpus.sources.text import LARGEST, looks_binary
 
-ENDINGS = frozenset(
-    [
-        *(
-            ".c",
-            ".h",
-            ".cc",
-            ".cpp",
-            ".hpp",
-            ".cs",
-            ".css",
-            ".cu",
-            ".go",
-            ".hs",
-            ".html",
-            ".java",
-            ".jl",
-            ".js",
-            ".json",
-        ),
-        *(
-            ".kt",
-            ".lua",
-            ".m",
-            ".md",
-            ".ml",
-            ".php",
-            ".pl",
-            ".ps1",
-            ".py",
-            ".pyi",
-            ".r",
-            ".rb",
-            ".rs",
-            ".rst",
-            ".scala",
-        ),
-        *(".sh", ".sql", ".swift", ".tex", ".toml", ".ts", ".tsx", ".vb", ".yaml", ".yml", ".zig"),
-    ]
+LANGUAGES = (
+    "c h cc cpp hpp cs css cu go hs html java jl js json kt lua m md ml php pl ps1 py pyi r rb rs rst scala sh sql swift "
+    "tex toml ts tsx vb yaml yml zig"
 )
+ENDINGS = frozenset(f".{ending}" for ending in LANGUAGES.split())
 PROSE = (".md", ".rst", ".html")  # among them, those in which a licence may stand
 LICENCE_FILE = re.compile(
     r"(?:(?P<before>[a-z0-9.]+)[-_])?(?:licen[cs]es?|copying|unlicen[cs]e)(?:[-_.](?P<after>.+))?", re.IGNORECASE
@@ -71,10 +37,15 @@ PERMISSIVE = (
     "MIT-0",
     "BSD-2-Clause",
     "BSD-3-Clause",
+    "BSL-1.0",
     "ISC",
+    "MIT-CMU",
+    "PSF-2.0",
+    "Python-2.0",
     "Unlicense",
     "CC0-1.0",
     "Zlib",
+    "Apache-2.0 WITH LLVM-exception",
 )
 MEAN_LINE, LONGEST_LINE = 100, 1000  # characters
 ALPHANUMERIC = 0.25  # of a file's characters, at least
@@ -99,7 +70,7 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
                 else FileDecoder(path, context.tally).decode(path.read_bytes())
             )
         except OSError as error:
-            context.tally.spoilt("unreadable files", f"{relative}: {error.strerror}")
+            context.tally.reject("unreadable files", f"{relative}: {error.strerror}")
             continue
         licence = of_source_file(text or "", path.suffix.lower() in PROSE) or _licence(path.parent, root, licences)
         document = Document(

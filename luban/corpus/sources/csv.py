@@ -40,7 +40,7 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         try:
             cells = next(rows, None)
         except csv.Error as error:
-            context.tally.spoilt("invalid CSV rows", f"{context.label} in row {number}: {error}")
+            context.tally.reject("invalid CSV rows", f"{context.label} in row {number}: {error}")
             continue
         if cells is None:
             break
@@ -48,7 +48,7 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
             continue
         if len(cells) != len(columns):
             where = f"{context.label} in row {number}: {len(cells)} cells for {len(columns)} columns"
-            context.tally.spoilt("invalid CSV rows", where)
+            context.tally.reject("invalid CSV rows", where)
             continue
         row = {column: cell for column, cell in zip(columns, cells, strict=True) if cell}
         document = row_document({context.text_field: None, **row}, number, f"in row {number}", context)

@@ -44,11 +44,11 @@ def _documents(path: Path, label: str, context: SourceContext) -> Iterator[Docum
         elif path.stat().st_size:
             yield from SOURCES[kind](str(path), replace(context, label=label))
     except OSError as error:
-        context.tally.spoilt("unreadable files", f"{label}: {error.strerror}")
+        context.tally.reject("unreadable files", f"{label}: {error.strerror}")
     except NoTextField:  # a table of something else
         context.tally.add("tables_without_text_skipped")
     except DataError as error:  # one damaged file among many is no reason to stop
-        context.tally.spoilt("files without documents", f"{label}: {error}")
+        context.tally.reject("files without documents", f"{label}: {error}")
 
 
 def parts(name: str, tally: Tally) -> Iterator[Part]:
@@ -81,7 +81,7 @@ def walk(root: Path, tally: Tally) -> Iterator[Path]:
         try:
             entries = sorted(os.listdir(folder))
         except OSError:
-            tally.spoilt("unreadable folders", storable_name(folder.relative_to(root).as_posix()))
+            tally.reject("unreadable folders", storable_name(folder.relative_to(root).as_posix()))
             return
         for entry in entries:
             path = folder / entry
@@ -90,7 +90,7 @@ def walk(root: Path, tally: Tally) -> Iterator[Path]:
             try:
                 is_folder, is_file = path.is_dir(), path.is_file()
             except OSError as error:
-                tally.spoilt(
+                tally.reject(
                     "unreadable files", f"{storable_name(path.relative_to(root).as_posix())}: {error.strerror}"
                 )
                 continue

@@ -41,7 +41,7 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
                 good += 1
                 yield document
     except (ValueError, RecursionError) as error:
-        own.tally.spoilt("damaged JSON arrays", f"{context.label} after element {number}: {error}")
+        own.tally.reject("damaged JSON arrays", f"{context.label} after element {number}: {error}")
     if fields and not has_text(fields, context.text_field):
         raise NoTextField(f"source {name} holds no element with a field {fields_needed(fields, context.text_field)}")
     context.tally.merge(own.tally.figures())

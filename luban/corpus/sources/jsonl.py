@@ -38,7 +38,7 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
             continue
         row = _parse(line, decoder)
         if not isinstance(row, Mapping):
-            context.tally.spoilt("invalid JSON lines", f"{context.label} at byte {offset}")
+            context.tally.reject("invalid JSON lines", f"{context.label} at byte {offset}")
             continue
         document = row_document(row, offset, f"at byte {offset}", context)
         if document is None:
@@ -107,7 +107,7 @@ def _lines(path: Path, context: SourceContext) -> Iterator[tuple[int, bytes]]:
         if not skip:
             held.append(piece)
             if offset - begin > LONGEST_ROW:
-                context.tally.spoilt("oversized JSON lines", f"{context.label} at byte {begin}")
+                context.tally.reject("oversized JSON lines", f"{context.label} at byte {begin}")
                 held, skip = [], True
             elif ends:
                 yield begin, b"".join(held)

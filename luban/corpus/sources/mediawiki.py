@@ -76,7 +76,7 @@ def _article(page: Any, context: SourceContext, media: frozenset[str]) -> Docume
     try:
         text = plain((source.text if source is not None else None) or "", media)
     except (_library().parser.ParserError, RecursionError) as error:
-        context.tally.spoilt("unreadable articles", f"{ident}: {error}")
+        context.tally.reject("unreadable articles", f"{ident}: {error}")
         return None
     if not text:
         context.tally.add("articles_without_text")

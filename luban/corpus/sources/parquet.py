@@ -41,7 +41,7 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
                         yield document
         except (pyarrow.ArrowException, ValueError, OSError) as error:
             where = f"{context.label} in row group {group}: {str(error).splitlines()[0]}"
-            context.tally.spoilt("damaged Parquet row groups", where)
+            context.tally.reject("damaged Parquet row groups", where)
     if not good and (start, stop) == (0, file.num_row_groups):
         raise DataError(f"source {name} holds no row with text")
 
@@ -73,7 +73,7 @@ def _rows(batch: Any, context: SourceContext) -> Iterator[dict[str, Any] | None]
                 value = column[number].as_py()
             except (ValueError, OverflowError) as error:
                 if name == context.text_field or name in TURNS:
-                    context.tally.spoilt("unreadable rows", f"{context.label}: column '{name}': {error}")
+                    context.tally.reject("unreadable rows", f"{context.label}: column '{name}': {error}")
                     row = None
                     break
                 context.tally.add("unreadable_cells_dropped")

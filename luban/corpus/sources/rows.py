@@ -75,10 +75,10 @@ def row_document(row: Any, number: int, where: str, context: SourceContext) -> D
     try:
         document = _document(row, number, context)
     except RecursionError:
-        context.tally.spoilt("rows that are nested too deeply", f"{context.label} {where}")
+        context.tally.reject("rows that are nested too deeply", f"{context.label} {where}")
         return None
     except UnusableRow as error:
-        context.tally.spoilt(error.args[0], f"{context.label} {where}{''.join(error.args[1:])}")
+        context.tally.reject(error.args[0], f"{context.label} {where}{''.join(error.args[1:])}")
         return None
     if document is None:
         context.tally.add("empty_rows_skipped")

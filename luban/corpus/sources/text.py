@@ -75,13 +75,13 @@ def lines(path: Path, context: SourceContext, start: int = 0) -> Iterator[bytes]
             try:
                 line = file.readline(LONGEST_LINE)
             except DAMAGED as error:
-                context.tally.spoilt("damaged compressed files", f"{context.label} at byte {read}: {error}")
+                context.tally.reject("damaged compressed files", f"{context.label} at byte {read}: {error}")
                 return
             if not line:
                 return
             read += len(line)
             if compressed and read > LARGEST_UNPACKED and read > BOMB * path.stat().st_size:
-                context.tally.spoilt("suspicious compressed files", f"{context.label}: more than {BOMB} times its size")
+                context.tally.reject("suspicious compressed files", f"{context.label}: more than {BOMB} times its size")
                 return
             yield line
 

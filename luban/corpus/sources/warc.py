@@ -48,7 +48,7 @@ def _records(name: str, context: SourceContext) -> Iterator[Any]:
             types = WarcRecordType.response | WarcRecordType.conversion
             yield from ArchiveIterator(file, record_types=types, parse_http=False)
         except Exception as error:  # FastWARC raises whatever its decompressor does
-            context.tally.spoilt("damaged web archives", f"{context.label}: {error}")
+            context.tally.reject("damaged web archives", f"{context.label}: {error}")
 
 
 def _document(record: Any, context: SourceContext) -> Document | None:
@@ -64,17 +64,17 @@ def _document(record: Any, context: SourceContext) -> Document | None:
         length = record.content_length
         data = record.reader.read(LARGEST)
     except Exception as error:
-        context.tally.spoilt("unreadable records", f"{where}: {error}")
+        context.tally.reject("unreadable records", f"{where}: {error}")
         return None
     if len(data) < min(length, LARGEST):
-        context.tally.spoilt("truncated records", f"{where}: {len(data)} of {length} bytes")
+        context.tally.reject("truncated records", f"{where}: {len(data)} of {length} bytes")
         return None
     try:
         text, title = (page_text(data, "utf-8"), "") if page is None else _page(data, page)
     except LubanError:
         raise
     except Exception as error:  # whatever the parser of HTML raises: one page is no reason to stop
-        context.tally.spoilt("pages that cannot be decoded", f"{where}: {error}")
+        context.tally.reject("pages that cannot be decoded", f"{where}: {error}")
         return None
     if not text.strip():
         context.tally.add("pages_without_text")

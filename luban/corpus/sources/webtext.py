@@ -58,9 +58,9 @@ def _documents(kind: str, path: Path, context: SourceContext) -> Iterator[Docume
     try:
         yield from SOURCES[kind](str(path), context)
     except OSError as error:
-        context.tally.spoilt("unreadable files", f"{context.label}: {error.strerror}")
+        context.tally.reject("unreadable files", f"{context.label}: {error.strerror}")
     except DataError as error:
-        context.tally.spoilt("files without documents", f"{context.label}: {error}")
+        context.tally.reject("files without documents", f"{context.label}: {error}")
 
 
 def voted_links(path: Path, context: SourceContext) -> set[str]:
@@ -72,7 +72,7 @@ def voted_links(path: Path, context: SourceContext) -> set[str]:
             url, votes = address(str(post["url"])), int(post["votes"] if "votes" in post else post["score"])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             if line.strip():
-                context.tally.spoilt("invalid links", line.decode(errors="replace"))
+                context.tally.reject("invalid links", line.decode(errors="replace"))
             continue
         host = url.split("/")[0]
         if votes >= VOTES and host and not any(host == other or host.endswith("." + other) for other in EXCLUDED):

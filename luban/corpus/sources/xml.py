@@ -31,12 +31,12 @@ def elements(path: Path, tags: tuple[str, ...], context: SourceContext) -> Itera
     try:
         for text in _texts(path, context):
             if ENTITY in end + text:
-                context.tally.spoilt("XML files with entities", context.label)
+                context.tally.reject("XML files with entities", context.label)
                 return
             since, end = since + len(text), (end + text)[-len(ENTITY) :]
             if since > LARGEST_ELEMENT:
                 where = f"{context.label}: no <{tags[0]}> in {LARGEST_ELEMENT} characters"
-                context.tally.spoilt("oversized XML elements", where)
+                context.tally.reject("oversized XML elements", where)
                 return
             parser.feed(text)
             for event, element in cast("Iterator[tuple[str, Element]]", parser.read_events()):
@@ -51,7 +51,7 @@ def elements(path: Path, tags: tuple[str, ...], context: SourceContext) -> Itera
                         open_elements[-1].remove(element)
         parser.close()
     except (*DAMAGED, ParseError) as error:
-        context.tally.spoilt("damaged XML files", f"{context.label}: {error}")
+        context.tally.reject("damaged XML files", f"{context.label}: {error}")
 
 
 def _texts(path: Path, context: SourceContext) -> Iterator[str]:

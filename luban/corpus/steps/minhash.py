@@ -28,7 +28,7 @@ CHUNK = 256  # shingles hashed at a time, so that memory stays in cache
 _RANDOM = generator(0, "minhash")
 _FACTORS = _RANDOM.integers(0, 1 << 31, MINIMA, dtype=np.uint32) * np.uint32(2) + np.uint32(1)  # odd: a bijection
 _OFFSETS = _RANDOM.integers(0, 1 << 32, MINIMA, dtype=np.uint32)
-_ROOM = np.empty((CHUNK, MINIMA), dtype=np.uint32)
+_SCRATCH = np.empty((CHUNK, MINIMA), dtype=np.uint32)
 
 
 class MinHash(DropStep):
@@ -108,10 +108,10 @@ def signature_of(hashes: np.ndarray) -> np.ndarray | None:
     minima = np.full(MINIMA, np.iinfo(np.uint32).max, dtype=np.uint32)
     for start in range(0, len(short), CHUNK):
         part = short[start : start + CHUNK, None]
-        room = _ROOM[: len(part)]
-        np.multiply(part, _FACTORS, out=room)  # (shingles, minima), modulo 2³²
-        np.add(room, _OFFSETS, out=room)
-        np.minimum(minima, room.min(axis=0), out=minima)
+        scratch = _SCRATCH[: len(part)]
+        np.multiply(part, _FACTORS, out=scratch)  # (shingles, minima), modulo 2³²
+        np.add(scratch, _OFFSETS, out=scratch)
+        np.minimum(minima, scratch.min(axis=0), out=minima)
     return minima
 
 

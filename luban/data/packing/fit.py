@@ -85,25 +85,25 @@ def _scatter(shape: tuple[int, int], fill: object, dtype: object, place: np.ndar
 def best_fit(sizes: np.ndarray, capacity: int) -> np.ndarray:
     """The row of each piece: longest first, each into the fullest row that still holds it.
 
-    Rows are kept by the room they have left, and the non-empty ones in the bits of one integer, so that a
+    Rows are kept by the space they have left, and the non-empty ones in the bits of one integer, so that a
     search is one shift.
     """
     row_of = np.empty(len(sizes), dtype=np.int64)
-    by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+    by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
     present = rows = 0
     for piece in np.argsort(-sizes, kind="stable").tolist():
         size = int(sizes[piece])
         fitting = present >> size
         if fitting:
-            room = size + (fitting & -fitting).bit_length() - 1
-            row = by_room[room].pop()
-            if not by_room[room]:
-                present ^= 1 << room
+            space = size + (fitting & -fitting).bit_length() - 1
+            row = by_space[space].pop()
+            if not by_space[space]:
+                present ^= 1 << space
         else:
-            room, row = capacity, rows
+            space, row = capacity, rows
             rows += 1
         row_of[piece] = row
-        if room > size:
-            by_room[room - size].append(row)
-            present |= 1 << (room - size)
+        if space > size:
+            by_space[space - size].append(row)
+            present |= 1 << (space - size)
     return row_of

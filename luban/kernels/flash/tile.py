@@ -306,7 +306,7 @@ def cubic(u, w, c0, c1, c2, c3):
 
 @triton.jit
 def matmul(a, b, UPCAST: tl.constexpr):
-    """a·b in float32; operands are widened under the interpreter, whose bf16 product is wrong."""
+    """a·b in float32; operands are widened under the interpreter, whose bf16 matmul is wrong."""
     if UPCAST:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     return tl.dot(a, b, input_precision="ieee")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op, within
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.core.registry import Registry, Variant
 from luban.nn.context import LayerContext
 from luban.nn.mixer.base import LayerShape
@@ -45,7 +46,7 @@ class Arrangement(Variant):
         },
     )
     block: ClassVar[type[Block]]  # the module
-    final_norm: ClassVar[bool] = True  # whether the stream is normalised after the last layer
+    final_norm: ClassVar[bool] = True  # whether the residual is normalised after the last layer
     crosses: ClassVar[bool] = False  # whether there is a form with cross-attention
 
     def check(self, layer: LayerSpec) -> None:
@@ -60,21 +61,50 @@ class Arrangement(Variant):
         """The block of this layer."""
         return type(self).block(layer, shape)
 
-    def norm_names(self) -> tuple[str, ...]:
-        """Names of the layer's norms beside that of cross-attention."""
-        return "mixer_norm", "feedforward_norm"
+    def describe(self, parts: LayerParts, x_BTE: GraphTensor) -> GraphTensor:
+        """Record what the layer does, (B, T, E) → (B, T, E), connected as in its block's `arranged`."""
+        raise NotImplementedError
 
-    def ops(self, layer: LayerSpec, shape: LayerShape, batch: int, seq: int, source: int | None = None) -> list[Op]:
-        """What the layer does to a batch; `source`: encoder tokens that it attends to, where it does."""
-        tokens, width = batch * seq, shape.width
-        ops = [
-            *(layer.norm.op(name, tokens, width) for name in self.norm_names()),
-            *within("mixer", layer.mixer.ops(batch, seq, shape)),
-        ]
-        if layer.cross:
-            ops.append(layer.norm.op("cross_norm", tokens, width))
-            ops += within("cross", layer.mixer.cross_ops(batch, seq, seq if source is None else source, shape))
-        return [*ops, *within("feedforward", layer.feedforward.ops(tokens, width))]
+
+class LayerParts:
+    """Records the parts of one layer, for the arrangement that connects them.
+
+    Args:
+        bias: (1, H, T, T) on attention scores, learned by the layer's position method; None: none.
+        states_BSE: of an encoder, for cross-attention.
+    """
+
+    def __init__(
+        self,
+        graph: GraphBuilder,
+        layer: LayerSpec,
+        shape: LayerShape,
+        bias: GraphTensor | None = None,
+        states_BSE: GraphTensor | None = None,
+    ):
+        self.graph, self.layer, self.shape = graph, layer, shape
+        self.bias, self.states_BSE = bias, states_BSE
+
+    def norm(self, name: str, x: GraphTensor) -> GraphTensor:
+        """The norm of this name."""
+        return self.layer.norm.describe(self.graph, name, x)
+
+    def mixer(self, x: GraphTensor) -> GraphTensor:
+        """The mixer."""
+        return self.layer.mixer.describe(self.graph.scope("mixer"), x, self.shape, self.bias)
+
+    def cross(self, x: GraphTensor) -> GraphTensor:
+        """The mixer's cross-attention."""
+        assert self.states_BSE is not None
+        return self.layer.mixer.describe_cross(self.graph.scope("cross"), x, self.states_BSE, self.shape)
+
+    def feedforward(self, x: GraphTensor) -> GraphTensor:
+        """The feed-forward network."""
+        return self.layer.feedforward.describe(self.graph.scope("feedforward"), x)
+
+    def residual(self, name: str, *terms: GraphTensor) -> GraphTensor:
+        """The residual connection of this name."""
+        return self.graph.residual(f"{name}_residual", *terms)
 
 
 class Block(nn.Module):

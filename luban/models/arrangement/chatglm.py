@@ -1,5 +1,5 @@
-"""ChatGLM-6B's arrangement (its released code): the norms of pre-norm, but the stream that is carried on is the
-normalised one, times α = √(2N) for N layers: α·norm(x) + mixer(norm(x)), then the same with feed-forward."""
+"""ChatGLM-6B's arrangement (its released code): the norms of pre-norm, but the residual is the
+normalised input, times α = √(2N) for N layers: α·norm(x) + mixer(norm(x)), then the same with feed-forward."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from luban.models.arrangement.base import Arrangement, Block
+from luban.core.opgraph import GraphTensor
+from luban.models.arrangement.base import Arrangement, Block, LayerParts
 from luban.nn.context import LayerContext
 from luban.nn.mixer.base import LayerShape
 
@@ -35,3 +36,9 @@ class NormedResidual(Arrangement):
     """Norms before the parts, the residual taken behind the norms."""
 
     block = ChatGLMBlock
+
+    def describe(self, parts: LayerParts, x_BTE: GraphTensor) -> GraphTensor:
+        """α·norm(x) + mixer(norm(x)), then the same with feed-forward."""
+        normed = parts.norm("mixer_norm", x_BTE)
+        normed = parts.norm("feedforward_norm", parts.residual("mixer", normed, parts.mixer(normed)))
+        return parts.residual("feedforward", normed, parts.feedforward(normed))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from luban.models.arrangement.base import Arrangement, Block
+from luban.core.opgraph import GraphTensor
+from luban.models.arrangement.base import Arrangement, Block, LayerParts
 from luban.nn.context import LayerContext
 from luban.nn.linear import matmul_owners
 from luban.nn.mixer.base import LayerShape
@@ -39,7 +40,12 @@ class DeepNormBlock(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class DeepNorm(Arrangement):
-    """Post-norm with a heavier stream. Choose `init.scale_residual = false` with it: β takes its place."""
+    """Post-norm with a larger weight on the residual. Choose `init.scale_residual = false` with it: β takes its place."""
 
     block = DeepNormBlock
     final_norm = False
+
+    def describe(self, parts: LayerParts, x_BTE: GraphTensor) -> GraphTensor:
+        """norm(α·x + mixer(x)), then norm(α·x + feedforward(x))."""
+        x_BTE = parts.norm("mixer_norm", parts.residual("mixer", x_BTE, parts.mixer(x_BTE)))
+        return parts.norm("feedforward_norm", parts.residual("feedforward", x_BTE, parts.feedforward(x_BTE)))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from luban.core.errors import ConfigError
-from luban.models.arrangement.base import Arrangement, Block
+from luban.core.opgraph import GraphTensor
+from luban.models.arrangement.base import Arrangement, Block, LayerParts
 from luban.nn.context import LayerContext
 from luban.nn.mixer.base import LayerShape
 
@@ -34,7 +35,7 @@ class ParallelBlock(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel(Arrangement):
-    """Both parts read the same stream."""
+    """Mixer and feed-forward network read the same residual."""
 
     block = ParallelBlock
     norms: int = 1  # 1: both read one norm (PaLM, Falcon 7B); 2: each has its own (Falcon 40B, GPT-NeoX)
@@ -43,6 +44,8 @@ class Parallel(Arrangement):
         if self.norms not in (1, 2):
             raise ConfigError(f"a parallel arrangement has 1 or 2 norms, {self.norms} given")
 
-    def norm_names(self) -> tuple[str, ...]:
-        """One norm or two."""
-        return super().norm_names()[: self.norms]
+    def describe(self, parts: LayerParts, x_BTE: GraphTensor) -> GraphTensor:
+        """x + mixer(norm(x)) + feedforward(norm(x)), one norm or two."""
+        normed = parts.norm("mixer_norm", x_BTE)
+        other = normed if self.norms == 1 else parts.norm("feedforward_norm", x_BTE)
+        return parts.residual("parallel", x_BTE, parts.mixer(normed), parts.feedforward(other))

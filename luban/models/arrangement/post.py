@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from luban.models.arrangement.base import Arrangement, Block
+from luban.core.opgraph import GraphTensor
+from luban.models.arrangement.base import Arrangement, Block, LayerParts
 from luban.nn.context import LayerContext
 
 
@@ -23,8 +24,15 @@ class PostNormBlock(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class PostNorm(Arrangement):
-    """The stream itself is normalised after every sum, so nothing is left to normalise at the end."""
+    """The residual itself is normalised after every sum, so the stack has no norm at its end."""
 
     block = PostNormBlock
     final_norm = False
     crosses = True
+
+    def describe(self, parts: LayerParts, x_BTE: GraphTensor) -> GraphTensor:
+        """norm(x + mixer(x)), cross-attention the same, norm(x + feedforward(x))."""
+        x_BTE = parts.norm("mixer_norm", parts.residual("mixer", x_BTE, parts.mixer(x_BTE)))
+        if parts.layer.cross:
+            x_BTE = parts.norm("cross_norm", parts.residual("cross", x_BTE, parts.cross(x_BTE)))
+        return parts.norm("feedforward_norm", parts.residual("feedforward", x_BTE, parts.feedforward(x_BTE)))

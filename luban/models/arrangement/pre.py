@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from luban.models.arrangement.base import Arrangement, Block
+from luban.core.opgraph import GraphTensor
+from luban.models.arrangement.base import Arrangement, Block, LayerParts
 from luban.nn.context import LayerContext
 
 
@@ -23,7 +24,14 @@ class PreNormBlock(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class PreNorm(Arrangement):
-    """Each part reads the normalised stream and adds to the plain one."""
+    """Each part reads the normalised residual and adds to the residual itself."""
 
     block = PreNormBlock
     crosses = True
+
+    def describe(self, parts: LayerParts, x_BTE: GraphTensor) -> GraphTensor:
+        """x + mixer(norm(x)), cross-attention the same, x + feedforward(norm(x))."""
+        x_BTE = parts.residual("mixer", x_BTE, parts.mixer(parts.norm("mixer_norm", x_BTE)))
+        if parts.layer.cross:
+            x_BTE = parts.residual("cross", x_BTE, parts.cross(parts.norm("cross_norm", x_BTE)))
+        return parts.residual("feedforward", x_BTE, parts.feedforward(parts.norm("feedforward_norm", x_BTE)))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from luban.models.arrangement.base import Arrangement, Block
+from luban.core.opgraph import GraphTensor
+from luban.models.arrangement.base import Arrangement, Block, LayerParts
 from luban.nn.context import LayerContext
 from luban.nn.mixer.base import LayerShape
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SandwichNormBlock(Block):
-    """One layer; what each part adds to the stream is normalised too, so it can't grow without bound."""
+    """One layer; what each part adds to the residual is normalised too, so it can't grow without bound."""
 
     def __init__(self, layer: LayerSpec, shape: LayerShape):
         super().__init__(layer, shape)
@@ -35,6 +36,9 @@ class SandwichNorm(Arrangement):
 
     block = SandwichNormBlock
 
-    def norm_names(self) -> tuple[str, ...]:
-        """Two a part."""
-        return *super().norm_names(), "mixer_output_norm", "feedforward_output_norm"
+    def describe(self, parts: LayerParts, x_BTE: GraphTensor) -> GraphTensor:
+        """x + norm(mixer(norm(x))), then the same with feed-forward."""
+        mixed = parts.norm("mixer_output_norm", parts.mixer(parts.norm("mixer_norm", x_BTE)))
+        x_BTE = parts.residual("mixer", x_BTE, mixed)
+        made = parts.norm("feedforward_output_norm", parts.feedforward(parts.norm("feedforward_norm", x_BTE)))
+        return parts.residual("feedforward", x_BTE, made)

@@ -5,14 +5,15 @@ B batch, T tokens, E width of the hidden states, W embedding width, V vocabulary
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op, linear_op
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.core.registry import Registry, Variant
 from luban.nn.embedding import Embedding
 from luban.nn.lm_head import LMHead
@@ -48,8 +49,8 @@ class Head(Variant):
         """The module; `tokens`: the model's token embedding, whose weight a tied output layer shares."""
         raise NotImplementedError
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
-        """What it does to a batch."""
+    def describe(self, graph: GraphBuilder, spec: ModelSpec, hidden: GraphTensor) -> None:
+        """Record what it makes of hidden states (B, T, E); `graph` is the scope of the head's module."""
         raise NotImplementedError
 
 
@@ -69,12 +70,16 @@ def check_tied(spec: ModelSpec, width: int) -> None:
         )
 
 
-def lm_head_op(spec: ModelSpec, tokens: int, width: int, *, bias: bool, name: str = "head") -> Op:
-    """The matmul with the output weight, whose parameters are the embedding's where they are tied."""
-    op = linear_op(name, tokens, width, spec.vocab_size)
-    return replace(
-        op, kind="lm_head", parameters=(0 if spec.tied_head else op.parameters) + (spec.vocab_size if bias else 0)
-    )
+def describe_lm_head(
+    graph: GraphBuilder, name: str, spec: ModelSpec, hidden: GraphTensor, *, bias: bool
+) -> GraphTensor:
+    """Record the matmul with the output weight, whose parameters are the embedding's where they are tied."""
+    return graph.linear(name, hidden, spec.vocab_size, role="lm_head", bias=bias, kind="lm_head", tied=spec.tied_head)
+
+
+def one_token(hidden: GraphTensor) -> GraphTensor:
+    """(B, T, E) → (B, E), as `pool` gives out."""
+    return hidden.view(hidden.shape[0], hidden.shape[-1])
 
 
 def pool(hidden_BTE: Tensor, mask: Tensor | None, how: Pooling) -> Tensor:

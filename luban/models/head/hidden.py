@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op, linear_op
-from luban.models.head.base import Head, pool
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
+from luban.models.head.base import Head, one_token, pool
 from luban.nn.linear import Linear
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ class Hidden(Head):
         """The module."""
         return HiddenHead(spec.body.hidden_width(spec), pool=self.pool)
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+    def describe(self, graph: GraphBuilder, spec: ModelSpec, hidden: GraphTensor) -> None:
         """The pooler, where there is one."""
-        width = spec.body.hidden_width(spec)
-        return [linear_op("head.pool", batch, width, width, bias=True)] if self.pool else []
+        if self.pool:
+            graph.linear("pool", one_token(hidden), hidden.shape[-1], bias=True)
 
 
 class HiddenHead(nn.Module):

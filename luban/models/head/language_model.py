@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from luban.core.opgraph import Op
-from luban.models.head.base import Head, check_tied, lm_head, lm_head_op
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
+from luban.models.head.base import Head, check_tied, describe_lm_head, lm_head
 
 if TYPE_CHECKING:
     from luban.models.spec import ModelSpec
@@ -30,6 +31,6 @@ class LanguageModel(Head):
         width = spec.body.hidden_width(spec)
         return lm_head(spec, tokens, width, bias=self.bias, scale=width**-0.5 if self.scale_hidden else 1.0)
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+    def describe(self, graph: GraphBuilder, spec: ModelSpec, hidden: GraphTensor) -> None:
         """One matmul."""
-        return [lm_head_op(spec, batch * seq, spec.body.hidden_width(spec), bias=self.bias)]
+        describe_lm_head(graph, "", spec, hidden, bias=self.bias)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op, linear_op
-from luban.models.head.base import Head, check_tied, lm_head, lm_head_op, pool
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
+from luban.models.head.base import Head, check_tied, describe_lm_head, lm_head, one_token, pool
 from luban.nn.feedforward.base import Activation
 from luban.nn.feedforward.plain import GELU
 from luban.nn.linear import Linear
@@ -39,20 +40,14 @@ class MaskedLM(Head):
         activation = type(spec.last.feedforward).activation if self.activation is None else GELU.activation
         return MaskedLMHead(spec, tokens, activation, pair=self.pair)
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+    def describe(self, graph: GraphBuilder, spec: ModelSpec, hidden: GraphTensor) -> None:
         """Transform, norm, vocabulary; for pairs the pooler and two classes."""
-        tokens, width, table = batch * seq, spec.body.hidden_width(spec), spec.body.embedding_width(spec)
-        ops = [
-            linear_op("head.transform", tokens, width, table, bias=True),
-            spec.last.norm.op("head.norm", tokens, table),
-            lm_head_op(spec, tokens, table, bias=True, name="head.vocabulary"),
-        ]
+        transformed = graph.linear("transform", hidden, spec.body.embedding_width(spec), bias=True)
+        normed = spec.last.norm.describe(graph, "norm", transformed)
+        describe_lm_head(graph, "vocabulary", spec, normed, bias=True)
         if self.pair:
-            ops += [
-                linear_op("head.pool", batch, width, width, bias=True),
-                linear_op("head.pair", batch, width, 2, bias=True),
-            ]
-        return ops
+            pooled = graph.linear("pool", one_token(hidden), hidden.shape[-1], bias=True)
+            graph.linear("pair", pooled, 2, bias=True)
 
 
 class MaskedLMHead(nn.Module):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op, linear_op
-from luban.models.head.base import Head, Pooling, check_tied, lm_head, pool
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
+from luban.models.head.base import Head, Pooling, check_tied, lm_head, one_token, pool
 from luban.nn.linear import Linear
 
 if TYPE_CHECKING:
@@ -49,11 +50,12 @@ class Classes(Head):
             head.language_model = lm_head(spec, tokens, width, bias=False)
         return head
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
-        """The matmuls."""
-        width = spec.body.hidden_width(spec)
-        dense = [linear_op("head.pool", batch, width, width, bias=True)] if self.dense else []
-        return [*dense, linear_op("head.output", batch, width, self.count, bias=self.bias)]
+    def describe(self, graph: GraphBuilder, spec: ModelSpec, hidden: GraphTensor) -> None:
+        """One matmul a row, or two."""
+        row_BE = one_token(hidden)
+        if self.dense:
+            row_BE = graph.linear("pool", row_BE, hidden.shape[-1], bias=True)
+        graph.linear("output", row_BE, self.count, bias=self.bias)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +70,9 @@ class Value(Head):
         """The module."""
         return ValueHead(spec.body.hidden_width(spec), 1, self.pooling, dense=False, bias=self.bias)
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+    def describe(self, graph: GraphBuilder, spec: ModelSpec, hidden: GraphTensor) -> None:
         """One matmul a row."""
-        return [linear_op("head.output", batch, spec.body.hidden_width(spec), 1, bias=self.bias)]
+        graph.linear("output", one_token(hidden), 1, bias=self.bias)
 
 
 class RowHead(nn.Module):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op, linear_op
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.models.head.base import Head
 from luban.nn.linear import Linear
 
@@ -33,9 +34,9 @@ class TokenClasses(Head):
         """The module."""
         return TokenHead(spec.body.hidden_width(spec), self.count)
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+    def describe(self, graph: GraphBuilder, spec: ModelSpec, hidden: GraphTensor) -> None:
         """One matmul a token."""
-        return [linear_op("head.output", batch * seq, spec.body.hidden_width(spec), self.count, bias=True)]
+        graph.linear("output", hidden, self.count, bias=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,9 @@ class Span(Head):
         """The module."""
         return TokenHead(spec.body.hidden_width(spec), 2)
 
-    def ops(self, spec: ModelSpec, batch: int, seq: int) -> list[Op]:
+    def describe(self, graph: GraphBuilder, spec: ModelSpec, hidden: GraphTensor) -> None:
         """One matmul a token."""
-        return [linear_op("head.output", batch * seq, spec.body.hidden_width(spec), 2, bias=True)]
+        graph.linear("output", hidden, 2, bias=True)
 
 
 class TokenHead(nn.Module):

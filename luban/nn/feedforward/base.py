@@ -9,7 +9,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op, linear_op
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.core.registry import Registry, Variant
 from luban.nn.mixer.base import LayerShape
 
@@ -41,13 +42,23 @@ class FeedForward(Variant):
         if self.width < 1:
             raise ConfigError(f"feed-forward width must be at least 1, {self.width} given")
 
+    @property
+    def recomputed(self) -> bool:
+        """Whether its kernels on a GPU compute the activation again in the backward pass instead of saving its output."""
+        return False
+
     def build(self, shape: LayerShape) -> nn.Module:
         """The module: (B, T, E) → (B, T, E)."""
         raise NotImplementedError
 
-    def ops(self, tokens: int, width: int) -> list[Op]:
-        """Its matmuls and activation over `tokens` rows."""
-        names = ("gate", "up") if self.gated else ("up",)
-        inner = [linear_op(name, tokens, width, self.width, bias=self.bias, keeps=self.input_kept) for name in names]
-        product = Op(name="activation", kind="activation", activation=tokens * self.width)
-        return [*inner, product, linear_op("down", tokens, self.width, width, bias=self.bias)]
+    def describe(self, graph: GraphBuilder, x_BTE: GraphTensor) -> GraphTensor:
+        """Record its matmuls and activation on x, (B, T, E) → (B, T, E)."""
+        inner_BTI = [
+            graph.linear(
+                role, x_BTE, self.width, role=role, bias=self.bias, joint=self.gated, saves_output=self.input_kept
+            )
+            for role in (("gate", "up") if self.gated else ("up",))
+        ]
+        first = inner_BTI[0]
+        product_BTI = graph.add("activation", "activation", *inner_BTI, shape=first.shape, saved=first.elements)
+        return graph.linear("down", product_BTI, x_BTE.shape[-1], role="down", bias=self.bias)

@@ -74,7 +74,7 @@ class GatedFeedForward(nn.Module, MatmulOwner):
             return self.matmul.swiglu(x_NE, joined(self.gate, self.up)[0], down)
         here = x_NE.device.type, x_NE.dtype, gate.dtype
         if alone and self.matmul is TORCH and gated.serves(*here, *gate.shape, *down.shape):
-            return gated.gated_products(x_NE, gated.paired(gate, up), down)[0]
+            return gated.gated_matmuls(x_NE, gated.paired(gate, up), down)[0]
         gate_up = self.matmul.linear(x_NE, *joined(self.gate, self.up))
         gate_up = self.add_terms_(gate_up, x_NE, {"gate": gate.shape[0], "up": up.shape[0]})
         if self.matmul is TORCH and (self.terms is None or "down" not in self.terms):
@@ -95,6 +95,11 @@ class SwiGLU(Gated):
     """Gated by SiLU (Shazeer 2020)."""
 
     activation = staticmethod(F.silu)
+
+    @property
+    def recomputed(self) -> bool:
+        """Where nothing is added to the output (`GatedFeedForward.forward`)."""
+        return not self.bias
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ from typing import ClassVar, NamedTuple
 
 from torch import nn
 
-from luban.core.opgraph import Op, mask_density
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor, mask_density
 from luban.core.registry import Registry, Variant
 from luban.nn.mixer.layout import Layout
 
@@ -58,10 +59,18 @@ class Mixer(Variant):
         """The same attending to what an encoder made. Raises ConfigError where there is no such form."""
         raise NotImplementedError
 
-    def ops(self, batch: int, seq: int, shape: LayerShape) -> list[Op]:
-        """Its operations for a batch."""
+    def describe(
+        self, graph: GraphBuilder, x_BTE: GraphTensor, shape: LayerShape, bias: GraphTensor | None
+    ) -> GraphTensor:
+        """Record its operations on x, (B, T, E) → (B, T, E).
+
+        Args:
+            bias: (1, H, T, T), learned by the layer's position method, which attention adds to its scores; None: none.
+        """
         raise NotImplementedError
 
-    def cross_ops(self, batch: int, seq: int, source: int, shape: LayerShape) -> list[Op]:
-        """Those of its cross-attention with `source` encoder tokens."""
+    def describe_cross(
+        self, graph: GraphBuilder, x_BTE: GraphTensor, states_BSE: GraphTensor, shape: LayerShape
+    ) -> GraphTensor:
+        """Record its cross-attention from x to an encoder's states, (B, T, E) and (B, S, E) → (B, T, E)."""
         raise NotImplementedError

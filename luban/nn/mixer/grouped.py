@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op, linear_op
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.nn.context import LayerContext
 from luban.nn.linear import Linear, QKVLinear, trains_fused
 from luban.nn.mixer.base import AttentionShape, LayerShape, Mixer
@@ -72,41 +73,60 @@ class Grouped(Mixer):
         """Cross-attention with the same heads."""
         return CrossAttention(self, shape.width)
 
-    def ops(self, batch: int, seq: int, shape: LayerShape) -> list[Op]:
+    def describe(
+        self, graph: GraphBuilder, x_BTE: GraphTensor, shape: LayerShape, bias: GraphTensor | None
+    ) -> GraphTensor:
         """Four linear maps, and scores and mixing over the full square (PaLM, appendix B: no causal discount)."""
-        return self._ops(batch, seq, seq, shape, self.attention(shape.width).density(seq, causal=shape.causal))
+        seq = x_BTE.shape[1]
+        inner, keys = (n * self.head_width(shape.width) for n in (self.heads, self.key_heads()))
+        joint = graph.scope("qkv")
+        q = joint.linear("q", x_BTE, inner, role="q", bias=self.qkv_bias, joint=True)
+        k = joint.linear("k", x_BTE, keys, role="k", bias=self.qkv_bias, joint=True)
+        v = joint.linear("v", x_BTE, keys, role="v", bias=self.qkv_bias, joint=True)
+        density = self.attention(shape.width).density(seq, causal=shape.causal)
+        return self._attend(graph, q, k, v, bias, shape, density)
 
-    def cross_ops(self, batch: int, seq: int, source: int, shape: LayerShape) -> list[Op]:
-        """The same with keys and values of the source."""
-        return self._ops(batch, seq, source, shape, 1.0)
+    def describe_cross(
+        self, graph: GraphBuilder, x_BTE: GraphTensor, states_BSE: GraphTensor, shape: LayerShape
+    ) -> GraphTensor:
+        """The same with keys and values of the encoder's states."""
+        inner, keys = (n * self.head_width(shape.width) for n in (self.heads, self.key_heads()))
+        joint = graph.scope("kv")
+        q = graph.linear("q", x_BTE, inner, role="q", bias=self.qkv_bias)
+        k = joint.linear("k", states_BSE, keys, role="k", bias=self.qkv_bias, joint=True)
+        v = joint.linear("v", states_BSE, keys, role="v", bias=self.qkv_bias, joint=True)
+        return self._attend(graph, q, k, v, None, shape, density=1.0)
 
-    def _ops(self, batch: int, seq: int, source: int, shape: LayerShape, density: float) -> list[Op]:
-        width, head = shape.width, self.head_width(shape.width)
-        tokens, keyed = batch * seq, batch * source
-        inner, keys = self.heads * head, self.key_heads() * head
-        ops = [
-            linear_op("q", tokens, width, inner, bias=self.qkv_bias),
-            linear_op("k", keyed, width, keys, bias=self.qkv_bias),
-            linear_op("v", keyed, width, keys, bias=self.qkv_bias),
-        ]
+    def _attend(
+        self,
+        graph: GraphBuilder,
+        q: GraphTensor,
+        k: GraphTensor,
+        v: GraphTensor,
+        bias: GraphTensor | None,
+        shape: LayerShape,
+        density: float,
+    ) -> GraphTensor:
+        """Norms of queries and keys, attention, output: (B, T, H·D), (B, S, K·D) twice → (B, T, E)."""
+        heads, key_heads, head_dim = self.heads, self.key_heads(), self.head_width(shape.width)
+        (batch, seq, _), source = q.shape, k.shape[1]
         if self.qk_norm is not None:
-            ops += [
-                self.qk_norm.op("q_norm", tokens * self.heads, head),
-                self.qk_norm.op("k_norm", keyed * self.key_heads(), head),
-            ]
-        ops.append(
-            Op(
-                name="scores",
-                kind="attention",
-                flops=4 * batch * seq * source * inner,
-                activation=tokens * inner,
-                density=density,
-                heads=self.heads,
-                key_heads=self.key_heads(),
-                head_dim=head,
-            )
+            q = self.qk_norm.describe(graph, "q_norm", q, (batch, seq, heads, head_dim))
+            k = self.qk_norm.describe(graph, "k_norm", k, (batch, source, key_heads, head_dim))
+        mixed_BHTD = graph.add(
+            "attention",
+            "attention",
+            *(value for value in (q, k, v, bias) if value is not None),
+            shape=(batch, heads, seq, head_dim),
+            flops=4 * batch * seq * source * heads * head_dim,
+            saved=batch * seq * heads * head_dim,
+            density=density,
+            heads=heads,
+            key_heads=key_heads,
+            head_dim=head_dim,
         )
-        return [*ops, linear_op("output", tokens, inner, width, bias=self.output_bias)]
+        mixed_BTP = mixed_BHTD.view(batch, seq, heads * head_dim)
+        return graph.linear("output", mixed_BTP, shape.width, role="o", bias=self.output_bias)
 
 
 class GroupedAttention(nn.Module):

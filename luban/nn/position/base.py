@@ -11,6 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.core.registry import Registry, Variant
 from luban.kernels.distance import DistanceBias
 from luban.nn.roles import Role
@@ -51,12 +53,33 @@ class Position(Variant):
         },
     )
 
+    embeds: ClassVar[bool] = False  # adds to the token embeddings; else it acts on attention
+    role: ClassVar[Role] = "position"  # of its parameters
+    two_dimensional: ClassVar[bool] = False  # whether it takes two positions a token, (B, 2, T)
+
     def check(self, shape: PositionShape) -> None:
         """Raise ConfigError where the method can't serve a model of this shape."""
 
     def parameters(self, shape: PositionShape) -> int:
         """Scalars that it learns."""
         return 0
+
+    def describe_embedding(self, graph: GraphBuilder, x_BTW: GraphTensor, shape: PositionShape) -> GraphTensor:
+        """Record what a learned method adds to the token embeddings (B, T, W); the sum. What isn't learned is computed
+        from positions alone, and part of the operation that reads it."""
+        learned = self.parameters(shape) if self.embeds else 0
+        if not learned:
+            return x_BTW
+        return graph.add("", "embedding", x_BTW, shape=x_BTW.shape, role=self.role, parameters=learned)
+
+    def describe_bias(self, graph: GraphBuilder, queries: int, keys: int, shape: PositionShape) -> GraphTensor | None:
+        """Record the learned bias on attention scores, (1, H, queries, keys) in float32 or wider; None: there is none."""
+        learned = 0 if self.embeds else self.parameters(shape)
+        if not learned:
+            return None
+        dtype = "float64" if graph.dtype == "float64" else "float32"
+        square = 1, shape.heads, queries, keys
+        return graph.add("", "bias", shape=square, dtype=dtype, role=self.role, parameters=learned)
 
     def build(self, shape: PositionShape) -> PositionMethod:
         """The module."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.kernels.distance import DistanceBias, alibi_slopes, kerple_log, kerple_power
+from luban.nn.init import InitialValues
 from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape, distance_encoding
 from luban.nn.precision import at_least_float32
 from luban.nn.roles import Role
@@ -84,11 +85,11 @@ class KerplePositions(PositionMethod):
         """Initial raw1 and raw2, (H,) both, from ALiBi's slopes."""
         raise NotImplementedError
 
-    def draw_parameters(self, draw) -> None:
+    def draw_parameters(self, draw: InitialValues) -> None:
         """Fixed initial values: nothing is drawn."""
         raw1, raw2 = self.initial(alibi_slopes(self.heads))
-        self.raw1.copy_(raw1)
-        self.raw2.copy_(raw2)
+        self.raw1.copy_(draw.placed(raw1, self.raw1))
+        self.raw2.copy_(draw.placed(raw2, self.raw2))
 
 
 class PowerPositions(KerplePositions):

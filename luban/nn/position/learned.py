@@ -14,6 +14,8 @@ from luban.nn.position.base import Position, PositionMethod, PositionShape
 class Learned(Position):
     """A table of `context` rows, added to the token embeddings."""
 
+    embeds = True
+    role = "embedding"
     offset: int = 0  # rows before that of position 0, which are never read (RoBERTa and BART: 2)
 
     def parameters(self, shape: PositionShape) -> int:

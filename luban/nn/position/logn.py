@@ -14,6 +14,7 @@ from torch import Tensor
 from luban.core.errors import ConfigError
 from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape, Rotation, Wrapped
 from luban.nn.position.rope import Rope
+from luban.nn.roles import Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,16 @@ class LogN(Position):
         if not shape.causal:
             raise ConfigError("log-n scaling counts the tokens before a query, so it needs a causal model")
         self.inner.check(shape)
+
+    @property
+    def embeds(self) -> bool:  # type: ignore[override]
+        """As the inner method."""
+        return self.inner.embeds
+
+    @property
+    def role(self) -> Role:  # type: ignore[override]
+        """As the inner method."""
+        return self.inner.role
 
     def parameters(self, shape: PositionShape) -> int:
         """Those of the inner method."""

@@ -11,6 +11,8 @@ from luban.nn.position.base import Position, PositionMethod, PositionShape
 class NoPosition(Position):
     """Adds nothing anywhere."""
 
+    two_dimensional = True  # it reads none
+
     def build(self, shape: PositionShape) -> PositionMethod:
         """A method that does nothing."""
         return PositionMethod()

@@ -11,6 +11,7 @@ from torch import Tensor
 from luban.core.errors import ConfigError
 from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape, Wrapped
 from luban.nn.position.rope import Rope
+from luban.nn.roles import Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,16 @@ class Randomised(Position):
                 f"randomised positions need longest ≥ the context of {shape.context}, {self.longest} given"
             )
         self.inner.check(replace(shape, context=self.longest))
+
+    @property
+    def embeds(self) -> bool:  # type: ignore[override]
+        """As the inner method."""
+        return self.inner.embeds
+
+    @property
+    def role(self) -> Role:  # type: ignore[override]
+        """As the inner method."""
+        return self.inner.role
 
     def parameters(self, shape: PositionShape) -> int:
         """Those of the inner method over the whole range."""

@@ -16,6 +16,7 @@ from luban.nn.position.base import Position, PositionMethod, PositionShape
 class Sinusoidal(Position):
     """Adds PE(p, 2i) = sin(p / base^(2i/E)) and PE(p, 2i+1) = cos of the same to the token embeddings."""
 
+    embeds = True
     base: float = 10_000.0  # the longest wavelength is base·2π
     scale_embedding: bool = True  # multiply the token embeddings by √E first (section 3.4)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
 from luban.kernels.distance import t5
+from luban.nn.init import InitialValues
 from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape, distance_encoding
 from luban.nn.precision import at_least_float32
 from luban.nn.roles import Role
@@ -21,6 +22,7 @@ INITIAL_STD = 0.02
 class RelativeBias(Position):
     """One learned number a head and bucket, added to the scores; buckets widen with the distance."""
 
+    role = "embedding"
     buckets: int = 32  # of which bidirectional models spend half on either side
     max_distance: int = 128  # tokens; all farther ones share the last bucket
 
@@ -58,9 +60,9 @@ class RelativePositions(PositionMethod):
         """Always."""
         return True
 
-    def draw_parameters(self, draw) -> None:
+    def draw_parameters(self, draw: InitialValues) -> None:
         """Standard deviation 0.02, as token embeddings."""
-        self.weight.copy_(draw("weight", self.weight.shape).mul_(INITIAL_STD))
+        self.weight.copy_(draw.normal("weight", self.weight).mul_(INITIAL_STD))
 
     def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
         """The bias of all distances. Positions must lie below the context, or below the number of keys."""

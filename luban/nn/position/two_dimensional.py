@@ -28,6 +28,10 @@ def both(positions: Tensor) -> tuple[Tensor, Tensor]:
 class Learned2D(Position):
     """Two tables of `context` rows, both added to the token embeddings."""
 
+    embeds = True
+    role = "embedding"
+    two_dimensional = True
+
     def parameters(self, shape: PositionShape) -> int:
         """Both tables."""
         return 2 * shape.context * shape.width
@@ -54,6 +58,8 @@ class Learned2DPositions(PositionMethod):
 @dataclass(frozen=True, kw_only=True)
 class Rope2D(Rope):
     """The first half of every head is rotated by the position in the text, the second by that in the blank."""
+
+    two_dimensional = True
 
     def check(self, shape: PositionShape) -> None:
         """Each half is rotated in pairs, and whole."""

@@ -6,13 +6,36 @@ N sequences, T tokens, I input width, E output width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from luban.core.opgraph import Op
+from luban.core.graph_builder import GraphBuilder
+from luban.core.opgraph import GraphTensor
 from luban.core.registry import Registry, Variant
+
+
+class CellCosts(NamedTuple):
+    """Of a recurrent layer."""
+
+    flops: int  # of one token's forward
+    parameters: int
+    saved: int  # elements saved for the backward pass, a token
+
+    def __add__(self, other: CellCosts) -> CellCosts:  # type: ignore[override]
+        """Both together."""
+        return CellCosts(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def matmul_costs(inputs: int, outputs: int, *, biases: int = 1, saved: int | None = None) -> CellCosts:
+    """Of a matmul with a weight (outputs, inputs); `saved` elements, its output by default."""
+    return CellCosts(2 * inputs * outputs, inputs * outputs + biases * outputs, outputs if saved is None else saved)
+
+
+def gate_costs(inputs: int, width: int, gates: int) -> CellCosts:
+    """Of `gates` matmuls of input and state, each with torch's two biases."""
+    return matmul_costs(inputs + width, gates * width, biases=2, saved=(gates + 1) * width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +56,23 @@ class Cell(Variant):
         """The layer: `layer(x_NTI, given_N) -> (N, T, E)`, from an empty state; `given_N` is how many tokens are input."""
         raise NotImplementedError
 
-    def ops(self, tokens: int, inputs: int, width: int) -> list[Op]:
-        """What it does over so many tokens."""
+    def costs(self, inputs: int, width: int) -> CellCosts:
+        """What one token costs."""
         raise NotImplementedError
+
+    def describe(self, graph: GraphBuilder, x_NTI: GraphTensor, width: int) -> GraphTensor:
+        """Record the whole layer as one operation, (N, T, I) → (N, T, E): its time steps read each other's state."""
+        costs, tokens = self.costs(x_NTI.shape[-1], width), x_NTI.elements // x_NTI.shape[-1]
+        return graph.add(
+            "",
+            "recurrent",
+            x_NTI,
+            shape=(*x_NTI.shape[:-1], width),
+            role="recurrent",
+            flops=tokens * costs.flops,
+            parameters=costs.parameters,
+            saved=tokens * costs.saved,
+        )
 
 
 def sequences(documents_BT: Tensor) -> tuple[Tensor, Tensor]:

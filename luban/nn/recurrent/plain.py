@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op
-from luban.nn.recurrent.base import Cell
+from luban.nn.init import InitialValues
+from luban.nn.recurrent.base import Cell, CellCosts, gate_costs, matmul_costs
 
 FORGET = 1.0  # the forget gate's bias at the start (Jozefowicz et al. 2015)
 
@@ -22,9 +22,9 @@ class RNN(Cell):
         """The layer."""
         return RNNLayer(inputs, width, batch_first=True)
 
-    def ops(self, tokens: int, inputs: int, width: int) -> list[Op]:
-        """Two products."""
-        return [gates_op("cell", tokens, inputs, width, gates=1)]
+    def costs(self, inputs: int, width: int) -> CellCosts:
+        """Two matmuls."""
+        return gate_costs(inputs, width, gates=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,40 +47,20 @@ class LSTM(Cell):
             )
         return LSTMLayer(inputs, self.cells, proj_size=width, batch_first=True)
 
-    def ops(self, tokens: int, inputs: int, width: int) -> list[Op]:
-        """Eight products, and the projection."""
+    def costs(self, inputs: int, width: int) -> CellCosts:
+        """Eight matmuls, and the projection."""
         if self.cells is None:
-            return [gates_op("cell", tokens, inputs, width, gates=4)]
-        inner = 4 * self.cells * (inputs + width)
-        return [
-            Op(
-                name="cell",
-                kind="linear",
-                flops=2 * tokens * (inner + self.cells * width),
-                parameters=inner + 8 * self.cells + self.cells * width,
-                activation=tokens * (5 * self.cells + width),
-            )
-        ]
-
-
-def gates_op(name: str, tokens: int, inputs: int, width: int, *, gates: int) -> Op:
-    """`gates` products of input and state, each with torch's two biases."""
-    inner = gates * width * (inputs + width)
-    return Op(
-        name=name,
-        kind="linear",
-        flops=2 * tokens * inner,
-        parameters=inner + 2 * gates * width,
-        activation=tokens * (gates + 1) * width,
-    )
+            return gate_costs(inputs, width, gates=4)
+        gates = matmul_costs(inputs + width, 4 * self.cells, biases=2, saved=5 * self.cells)
+        return gates + matmul_costs(self.cells, width, biases=0)
 
 
 @torch.no_grad()
-def draw_recurrent(layer: nn.RNNBase, draw) -> None:
+def draw_recurrent(layer: nn.RNNBase, draw: InitialValues) -> None:
     """Matrices with standard deviation 1/√inputs, biases 0."""
     for name, parameter in layer.named_parameters():
         if parameter.dim() == 2:
-            parameter.copy_(draw(name, parameter.shape).mul_(parameter.shape[1] ** -0.5))
+            parameter.copy_(draw.normal(name, parameter).mul_(parameter.shape[1] ** -0.5))
         else:
             parameter.zero_()
 
@@ -88,7 +68,7 @@ def draw_recurrent(layer: nn.RNNBase, draw) -> None:
 class RNNLayer(nn.RNN):
     """One layer of it."""
 
-    def draw_parameters(self, draw) -> None:
+    def draw_parameters(self, draw: InitialValues) -> None:
         """Its own initialisation."""
         draw_recurrent(self, draw)
 
@@ -102,10 +82,12 @@ class LSTMLayer(nn.LSTM):
 
     bias_ih_l0: Tensor  # (4E,), torch's: input, forget, cell and output gates
 
-    def draw_parameters(self, draw) -> None:
+    def draw_parameters(self, draw: InitialValues) -> None:
         """Its own initialisation; the forget gate begins open."""
         draw_recurrent(self, draw)
-        self.bias_ih_l0[self.hidden_size : 2 * self.hidden_size].fill_(FORGET)
+        input_gate, cell, output = torch.zeros(3, self.hidden_size)
+        forget = torch.full_like(cell, FORGET)
+        self.bias_ih_l0.copy_(draw.placed(torch.cat([input_gate, forget, cell, output]), self.bias_ih_l0))
 
     def forward(self, x_NTI: Tensor, given_N: Tensor) -> Tensor:
         """(N, T, I) → (N, T, E)."""

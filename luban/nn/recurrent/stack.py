@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op, linear_op
+from luban.nn.init import InitialValues
 from luban.nn.linear import Linear
-from luban.nn.recurrent.base import Cell
-from luban.nn.recurrent.plain import gates_op
+from luban.nn.recurrent.base import Cell, CellCosts, gate_costs, matmul_costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,26 +31,23 @@ class StackRNN(Cell):
         """The layer."""
         return StackLayer(self, inputs, width)
 
-    def ops(self, tokens: int, inputs: int, width: int) -> list[Op]:
-        """The network, its actions and what it pushes."""
-        stack = Op(name="stack", kind="memory", activation=tokens * self.depth * self.cell_width)
-        return [
-            gates_op("cell", tokens, inputs + self.cell_width, width, gates=1),
-            stack,
-            linear_op("actions", tokens, width, 3, bias=True),
-            linear_op("pushed", tokens, width, self.cell_width, bias=True),
-        ]
+    def costs(self, inputs: int, width: int) -> CellCosts:
+        """The network, its actions, what it pushes, and the stack after every token."""
+        network = gate_costs(inputs + self.cell_width, width, gates=1)
+        stack = CellCosts(0, 0, self.depth * self.cell_width)
+        return network + matmul_costs(width, 3) + matmul_costs(width, self.cell_width) + stack
 
 
 class RecurrentCell(nn.RNNCell):
     """h' = tanh(W x + U h + b), one step."""
 
-    def draw_parameters(self, draw) -> None:
+    def draw_parameters(self, draw: InitialValues) -> None:
         """Matrices with standard deviation 1/√inputs, biases 0."""
         for name, parameter in self.named_parameters():
-            parameter.copy_(draw(name, parameter.shape).mul_(parameter.shape[1] ** -0.5)) if parameter.dim() == 2 else (
+            if parameter.dim() == 2:
+                parameter.copy_(draw.normal(name, parameter).mul_(parameter.shape[1] ** -0.5))
+            else:
                 parameter.zero_()
-            )
 
 
 class StackLayer(nn.Module):

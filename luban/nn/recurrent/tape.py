@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.opgraph import Op, linear_op
 from luban.nn.linear import Linear
-from luban.nn.recurrent.base import Cell
-from luban.nn.recurrent.plain import gates_op
+from luban.nn.recurrent.base import Cell, CellCosts, gate_costs, matmul_costs
 from luban.nn.recurrent.stack import RecurrentCell
 
 
@@ -33,16 +31,12 @@ class TapeRNN(Cell):
         """The layer."""
         return TapeLayer(self, inputs, width)
 
-    def ops(self, tokens: int, inputs: int, width: int) -> list[Op]:
-        """The network, its moves, the tape moved and what it writes."""
-        size = tokens * self.cells * self.cell_width
-        tape = Op(name="tape", kind="memory", flops=2 * 5 * size, activation=size)  # five moves are mixed
-        return [
-            gates_op("cell", tokens, inputs + self.cell_width, width, gates=1),
-            tape,
-            linear_op("moves", tokens, width, 5, bias=True),
-            linear_op("written", tokens, width, self.cell_width, bias=True),
-        ]
+    def costs(self, inputs: int, width: int) -> CellCosts:
+        """The network, its moves, what it writes, and the tape after every token, mixed of five moved ones."""
+        network = gate_costs(inputs + self.cell_width, width, gates=1)
+        tape = self.cells * self.cell_width
+        moved = CellCosts(2 * 5 * tape, 0, tape)
+        return network + matmul_costs(width, 5) + matmul_costs(width, self.cell_width) + moved
 
 
 class TapeLayer(nn.Module):

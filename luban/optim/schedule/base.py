@@ -26,13 +26,10 @@ class Schedule(Variant):
     )
 
     warmup: int = 20  # steps of linear warm-up
-    final: float = 0.1  # factor at the last step
 
     def __post_init__(self):
         if self.warmup < 0:
             raise ValueError(f"warmup must be at least 0 steps, {self.warmup} given")
-        if not 0 <= self.final <= 1:
-            raise ValueError(f"final must lie in [0, 1], {self.final} given")
 
     def factor(self, step: int, steps: int) -> float:
         """The factor for step `step` (from 0) of `steps`; steps past the end keep the last value."""
@@ -40,9 +37,23 @@ class Schedule(Variant):
             return (step + 1) / self.warmup
         return self.after_warmup(min(step, steps - 1), steps)
 
+    def never_at_peak(self, steps: int) -> str:
+        """What to say of a warm-up that a run of `steps` steps doesn't get through; empty: it does."""
+        if self.warmup <= steps:
+            return ""
+        return (
+            f"schedule.warmup is {self.warmup} steps and the run has {steps}: the learning rate only rises, to "
+            f"{self.factor(steps - 1, steps):.0%} of its peak"
+        )
+
     def after_warmup(self, step: int, steps: int) -> float:
         """The factor once warm-up is over, `warmup <= step < steps`."""
         raise NotImplementedError
+
+    def check_final(self, final: float) -> None:
+        """Raise ValueError unless `final` is a factor that a schedule can end at."""
+        if not 0 <= final <= 1:
+            raise ValueError(f"final must lie in [0, 1], {final} given")
 
     def decayed(self, step: int, begin: int, steps: int) -> float:
         """How much of the decay from step `begin` to the last step lies behind `step`, in [0, 1]."""

@@ -16,6 +16,7 @@ class WarmupStableDecay(Schedule):
 
     def __post_init__(self):
         super().__post_init__()
+        self.check_final(self.final)
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must lie in (0, 1], {self.decay} given")
 

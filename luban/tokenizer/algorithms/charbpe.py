@@ -19,7 +19,7 @@ from luban.tokenizer.algorithms.bytelevel import by_id, merges, require_room
 from luban.tokenizer.algorithms.characters import BYTES, frequent, with_fallback
 from luban.tokenizer.cutting import Cutting
 
-SHARE = 0.5  # of the room behind the bytes, for characters, at the most
+SHARE = 0.5  # of the space behind the bytes, for characters, at the most
 BREAK = "\uffff"  # no character (Unicode): for those outside the vocabulary, so that nothing is merged across them
 
 
@@ -38,7 +38,7 @@ def train(texts: Iterable[str], vocab_size: int, special: Sequence[str], cut: Cu
         learner.pre_tokenizer = pre_tokenizers.Sequence([without, _words(cut)])
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
         learner.train_from_iterator(_spared(spool, counts, alphabet), trainer)
-    rest = frequent(counts)  # merges that the texts do not yield leave room
+    rest = frequent(counts)  # merges that the texts do not yield leave space
     vocabulary = list(dict.fromkeys([*head, *alphabet, *by_id(learner), *rest]))[:vocab_size]
     learned = merges(learner, {token: i for i, token in enumerate(vocabulary)})
     made = with_fallback(vocabulary, learned, special, ignore_merges=bool(cut.white_runs))

@@ -17,7 +17,7 @@ from luban.tokenizer.algorithms.bytelevel import ALPHABET, bytelevel_tokenizer, 
 from luban.tokenizer.cutting import Cutting
 
 SIGN = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"  # Chinese signs of the basic plane
-SHARE = 0.5  # of the room behind the bytes, for signs, at the most
+SHARE = 0.5  # of the space behind the bytes, for signs, at the most
 
 
 def train(texts: Iterable[str], vocab_size: int, special: Sequence[str], cut: Cutting) -> tokenizers.Tokenizer:
@@ -32,10 +32,10 @@ def train(texts: Iterable[str], vocab_size: int, special: Sequence[str], cut: Cu
         vocab_size=vocab_size, special_tokens=list(special), initial_alphabet=ALPHABET, show_progress=False
     )
     merged.train_from_iterator(_counted(texts, counts), trainer)
-    room = min(int((vocab_size - fixed - len(runs)) * SHARE), len(counts))
+    space = min(int((vocab_size - fixed - len(runs)) * SHARE), len(counts))
     learned = merged.get_vocab_size() + len(runs)
-    room = max(room, min(vocab_size - learned, len(counts)))  # merges that the texts do not yield leave room
-    signs = [spelled(sign) for sign in sorted(counts, key=lambda sign: (-counts[sign], sign))[:room]]
+    space = max(space, min(vocab_size - learned, len(counts)))  # merges that the texts do not yield leave space
+    signs = [spelled(sign) for sign in sorted(counts, key=lambda sign: (-counts[sign], sign))[:space]]
     made = bytelevel_tokenizer(widened(merged, fixed, [*runs, *signs], vocab_size), cut, SIGN)
     made.add_special_tokens(list(special))
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from luban.align.sft import SFTRecipe, sft, with_shards
 from luban.cli.main import main
 from luban.core.artifact import open_artifact
 from luban.core.config import from_dict
-from luban.core.errors import DataError, LineageError, UsageError
+from luban.core.errors import ArtifactError, ConfigError, DataError, LineageError, UsageError
 from luban.core.lineage import ancestor
 from luban.data.loader import Loader
 from luban.data.shards import Shards
@@ -130,6 +131,19 @@ def test_conversations_without_an_answer_are_refused(recipe, tmp_path):
     Path(recipe.data.path).write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match="all zeros"):
         sft(recipe, tmp_path / "tuned")
+
+
+def test_a_refused_tuning_leaves_nothing_behind_but_what_was_there(recipe, tmp_path):
+    wrong = replace(recipe, train=replace(recipe.train, seq_len=128))  # the model's context is shorter
+    with pytest.raises(ConfigError, match="context"):
+        sft(wrong, tmp_path / "tuned")
+    assert not list(tmp_path.glob("tuned*"))
+    sft(recipe, tmp_path / "tuned")
+    packed = sorted((tmp_path / "tuned.data").iterdir())
+    write_conversations(Path(recipe.data.path), seed=5)
+    with pytest.raises(ArtifactError, match=r"finished run made from other parents \(.*shards-.*; now .*shards-"):
+        sft(recipe, tmp_path / "tuned")
+    assert sorted((tmp_path / "tuned.data").iterdir()) == packed
 
 
 def test_a_model_is_needed_and_its_tokenizer_must_be_the_datas(recipe, base, tmp_path):
@@ -268,8 +282,19 @@ def test_what_is_left_out_of_a_jsonl_is_said(recipe, tmp_path, capsys):
         "2 of 204 conversations repeat an earlier one" in said and "questions.jsonl#" in said and "--steps ''" in said
     )
     assert "1 invalid JSON lines are left out, such as questions.jsonl at byte" in said
+    counted = re.search(r"(\d+) conversations to train on, (\d+) held out for validation\n", said)
+    assert sum(map(int, counted.groups())) == 202
     with_shards(recipe, tmp_path / "cache")
-    assert "repeat" not in capsys.readouterr().err  # nothing is built again
+    said = capsys.readouterr().err
+    assert "repeat" not in said and counted.group() in said  # nothing is built again
+
+
+def test_conversations_without_an_answer_are_counted_each_time(recipe, tmp_path, capsys):
+    with open(recipe.data.path, "a") as file:
+        file.writelines(json.dumps({"messages": [{"role": "user", "content": f"only {i}"}]}) + "\n" for i in range(7))
+    for _ in range(2):
+        with_shards(recipe, tmp_path / "cache")
+        assert ", 7 left out, which have no assistant's answer\n" in capsys.readouterr().err
 
 
 def test_too_many_unusable_rows_name_the_command_that_takes_the_option(recipe, tmp_path):

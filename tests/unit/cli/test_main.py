@@ -6,12 +6,13 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from luban.cli.main import VERBS, main
-from luban.core.artifact import ArtifactWriter
+from luban.core.artifact import ArtifactWriter, as_parent, read_manifest
 from luban.core.ledger import load_ledger
 
 
@@ -89,6 +90,23 @@ def test_inspect(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "a"), "--verify"]) == 1
     assert "x" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "nothing")]) == 1
+
+
+def test_inspect_shows_settings_and_follows_an_ancestor_of_several_once(tmp_path, capsys):
+    def make(name, *parents, **settings):
+        with ArtifactWriter(tmp_path / name, kind="thing", parents=parents, settings=settings) as art:
+            (art.path / "x").write_text(name)
+        return as_parent(name, tmp_path / name)
+
+    root = make("root")
+    corpus = make("corpus", root)
+    make("child", make("tokenizer", corpus), make("shards", corpus), log_every=7)
+    assert main(["inspect", str(tmp_path / "child")]) == 0
+    shown = capsys.readouterr().out
+    assert "  settings\n    log_every                7\n" in shown
+    assert shown.count("root (thing") == 1 and len(re.findall(r"corpus \(thing \w+\), as above\n", shown)) == 1
+    before = read_manifest(tmp_path / "child")
+    assert before.compute_hash() == replace(before, settings={"log_every": 8}).compute_hash()
 
 
 def test_the_ledger_is_whole_and_every_path_in_it_exists(capsys):

@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 
 import pytest
 
+from luban.core import log
 from luban.core.arguments import describe_fields, find_recipe, parse, parse_recipe
-from luban.core.config import from_dict, load_toml, merge, override, to_dict
+from luban.core.config import from_dict, load_toml, merge, override, to_dict, without_defaults
 from luban.core.errors import ConfigError, UsageError
 from luban.core.registry import Registry, Variant
 
@@ -111,12 +112,60 @@ def test_a_recipe_derives_from_another(tmp_path):
     (tmp_path / "a.toml").write_text('[train]\nsteps = 5\nprecision = "bf16"\n[optim]\ntype = "adamw"\nbeta2 = 0.9\n')
     (tmp_path / "b.toml").write_text('base = "a.toml"\n[train]\nsteps = 6\n[optim]\ntype = "muon"\n')
     recipe = from_dict(Recipe, load_toml(tmp_path / "b.toml"))
-    assert recipe.train == Train(steps=6, precision="bf16") and recipe.optim == Muon()
+    assert recipe.train == Train(steps=6, precision="bf16") and recipe.optim == Muon()  # which has no beta2
     (tmp_path / "c.toml").write_text("[train\n")
     with pytest.raises(ConfigError, match="is not TOML"):
         load_toml(tmp_path / "c.toml")
     with pytest.raises(ConfigError, match="does not exist"):
         load_toml(tmp_path / "d.toml")
+
+
+def test_another_type_keeps_the_fields_that_both_have_and_says_what_it_lacks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(log, "_warned", set())
+    (tmp_path / "a.toml").write_text('[train]\nsteps = 5\n[optim]\ntype = "adamw"\nlr = 0.25\nbeta2 = 0.9\n')
+    for assignments, optimizer, words in (
+        ([], AdamW(lr=0.25, beta2=0.9), ""),
+        ([("optim.type", "adamw")], AdamW(lr=0.25, beta2=0.9), ""),
+        ([("optim.type", "muon")], Muon(lr=0.25), "optim.type muon keeps lr = 0.25 and has no beta2"),
+        (
+            [("optim.momentum", "0.8"), ("optim.type", "muon"), ("optim.lr", "1")],
+            Muon(lr=1.0, momentum=0.8),
+            "no beta2",
+        ),
+    ):
+        assert from_dict(Recipe, override(load_toml(tmp_path / "a.toml"), assignments)).optim == optimizer
+        assert words in capsys.readouterr().err
+    typo = {"train": {"steps": 1}, "optim": {"beat2": 0.9}}  # which no optimizer has
+    with pytest.raises(ConfigError, match=r"unknown field 'optim\.beat2'"):
+        from_dict(Recipe, override(typo, [("optim.type", "muon")]))
+    back = override(load_toml(tmp_path / "a.toml"), [("optim.type", "muon")])
+    assert from_dict(Recipe, merge(back, {"optim": {"type": "adamw"}})).optim == AdamW(lr=0.25, beta2=0.9)
+
+
+def test_what_is_left_at_its_default_is_left_out_and_comes_back():
+    recipe = Recipe(train=Train(steps=3, sizes=(4,)), optim=Muon(lr=0.5))
+    plain = without_defaults(recipe)
+    assert plain == {"train": {"steps": 3, "sizes": [4]}, "optim": {"type": "muon", "lr": 0.5}}
+    assert from_dict(Recipe, plain) == recipe
+
+
+def test_base_names_a_file_or_a_recipe_that_ships(tmp_path):
+    shipped, own = tmp_path / "shipped", tmp_path / "own"
+    shipped.mkdir()
+    own.mkdir()
+    (shipped / "tiny_cpu.toml").write_text("[train]\nsteps = 5\n")
+    for name in ("tiny_cpu", "tiny_cpu.toml", "recipes/tiny_cpu.toml", "../shipped/tiny_cpu.toml"):
+        (own / "mine.toml").write_text(f'base = "{name}"\ninit = "m"\n')
+        assert call([str(own / "mine.toml"), "--out", "r"], shipped).recipe == Recipe(train=Train(steps=5), init="m")
+    for base, words in (
+        ('"tiny_gpu"', "base 'tiny_gpu' is neither a file beside it nor a recipe that ships .*'tiny_cpu'"),
+        ('"mine.toml"', "derives from itself"),
+        ("3", "base must name a recipe, 3 given"),
+        ('"."', "neither a file"),
+    ):
+        (own / "mine.toml").write_text(f"base = {base}\n")
+        with pytest.raises(ConfigError, match=words):
+            call([str(own / "mine.toml"), "--out", "r"], shipped)
 
 
 def test_merge_does_not_change_its_arguments():

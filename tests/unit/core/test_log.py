@@ -1,9 +1,13 @@
 """Progress, metrics, seeds and units."""
 
 import json
+import math
 import os
+import subprocess
+import sys
 
 import numpy as np
+import pytest
 from clock import Clock
 
 from luban.core import log
@@ -72,3 +76,25 @@ def test_units():
     assert [count(n) for n in (5, 12_345_678, 1.5e12, 999)] == ["5", "12.3M", "1.5T", "999"]
     assert [bytes_(n) for n in (0, 1500, 8.1e10)] == ["0 B", "1.5 kB", "81 GB"]
     assert [seconds(s) for s in (4.25, 65, 3725)] == ["4.2s", "1m05s", "1h02m"]
+
+
+@pytest.mark.parametrize(
+    "work", ["say('more')", "Bar('training', 10, 'steps', clock=iter(range(0, 10**6, 60)).__next__).advance()"]
+)
+def test_a_closed_standard_error_ends_no_work(work):
+    """Also where a bar draws, and where Python flushes its streams at the end."""
+    code = f"import sys; from luban.core.log import Bar, say; say('begun'); sys.stdin.readline(); {work}; {work}; print('done')"
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
+        assert process.stderr.readline() == "begun\n"
+        process.stderr.close()
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert process.stdout.read() == "done\n" and process.wait() == 0
+
+
+def test_numbers_that_json_has_not_are_null_in_metrics(tmp_path):
+    metrics = Metrics(tmp_path / "m.jsonl")
+    metrics.write(step=1, loss=math.nan, nested={"norm": [math.inf, 1.5]})
+    metrics.close()
+    assert (tmp_path / "m.jsonl").read_text() == '{"step": 1, "loss": null, "nested": {"norm": [null, 1.5]}}\n'

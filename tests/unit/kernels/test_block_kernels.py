@@ -1,4 +1,4 @@
-"""Gates and rotations beside products, against plain PyTorch: values and gradients on fresh random input.
+"""Gates and rotations beside matmuls, against plain PyTorch: values and gradients on fresh random input.
 
 On a CPU this runs under Triton's interpreter.
 """
@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from counted import Products
+from counted import MatmulCount
 from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
 
 from luban.nn.feedforward.gated import SwiGLU
@@ -131,9 +131,9 @@ def test_what_is_frozen_costs_no_product_in_8_bits(wanted):
     for some in (wanted, (0, 1, 2)):
         leaves = [x.detach().requires_grad_(i in some) for i, x in enumerate(values)]
         out = FLOAT8.swiglu(*leaves)
-        with Products() as products:
+        with MatmulCount() as counted:
             gradients = torch.autograd.grad(out, [leaves[i] for i in some], dy.to(dtype))
-        assert products.count == 1 + len(some)  # one on the way to the inner activation
+        assert counted.count == 1 + len(some)  # one on the way to the inner activation
         results.append(gradients)
     torch.testing.assert_close(results[0], tuple(results[1][i] for i in wanted))
 
@@ -160,7 +160,7 @@ def test_a_gated_network_by_every_kernel(kernels, frozen, monkeypatch):
         sums = x @ weight.t()
         return swiglu_of_pairs(sums) @ down.t(), sums
 
-    monkeypatch.setattr(gated, "gated_products", by_pairs)
+    monkeypatch.setattr(gated, "gated_matmuls", by_pairs)
     monkeypatch.setattr(gated, "serves", lambda *_: kernels == "gated")
     if kernels == "fp8":
         use_float8(module)
@@ -193,9 +193,9 @@ def test_a_frozen_weight_behind_swiglu_costs_no_product():
     for frozen in (True, False):
         gate_up, weight = values[0].detach().requires_grad_(), values[1].detach().requires_grad_(not frozen)
         out = swiglu_linear(gate_up, weight)
-        with Products() as products:
+        with MatmulCount() as counted:
             out.backward(dy.to(DEVICE))
-        assert products.count == (1 if frozen else 2)
+        assert counted.count == (1 if frozen else 2)
         results.append(gate_up.grad)
     torch.testing.assert_close(*results)
 

@@ -1,4 +1,4 @@
-"""Products that end in SwiGLU, with plain ones in the place of quack-kernels': what is asked of them, what becomes of it."""
+"""Matmuls that end in SwiGLU, with plain ones in the place of quack-kernels': what is asked of them, what becomes of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
-from counted import Products
+from counted import MatmulCount
 from torch.library import opcheck
 
 from luban.kernels import available, gated
@@ -59,7 +59,7 @@ def drawn(rows: int = N) -> list[torch.Tensor]:
 
 
 def ours(x, gate, up, down):
-    return gated.gated_products(x, gated.paired(gate, up), down)[0]
+    return gated.gated_matmuls(x, gated.paired(gate, up), down)[0]
 
 
 def plain(x, gate, up, down):
@@ -68,7 +68,7 @@ def plain(x, gate, up, down):
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("rows", [N, 1, 0])
-def test_values_and_gradients_are_those_of_plain_products(quack, rows, compiled):
+def test_values_and_gradients_are_those_of_plain_matmuls(quack, rows, compiled):
     torch._dynamo.reset()
     function = torch.compile(ours, backend="aot_eager", fullgraph=True, dynamic=False) if compiled else ours
     values, dy = drawn(rows), torch.randn(OUT, rows, dtype=torch.float64).t()
@@ -90,20 +90,20 @@ def test_what_is_frozen_costs_no_product(quack, wanted, compiled):
     for of in (function, plain):
         leaves = [x.detach().requires_grad_(i in wanted) for i, x in enumerate(values)]
         out = of(*leaves)
-        with Products() as products:
+        with MatmulCount() as counted:
             gradients = torch.autograd.grad(out, [leaves[i] for i in wanted], dy)
         results.append([out, *gradients])
         if of is function:
-            assert products.count == len({(0, 1, 1, 2)[i] for i in wanted})  # gate and up have one
+            assert counted.count == len({(0, 1, 1, 2)[i] for i in wanted})  # gate and up have one
     torch.testing.assert_close(*results)
 
 
 def test_the_operators_are_what_they_say_they_are(quack):
     x, gate, up, down = drawn()
     weight, tests = gated.paired(gate, up), ("test_schema", "test_faketensor")
-    opcheck(gated.gated_products, (x, weight, down), test_utils=tests)
-    gate_up = gated.gated_products(x, weight, down)[1]
-    opcheck(gated.gated_products_backward, (torch.randn(N, OUT, dtype=torch.float64), down, gate_up), test_utils=tests)
+    opcheck(gated.gated_matmuls, (x, weight, down), test_utils=tests)
+    gate_up = gated.gated_matmuls(x, weight, down)[1]
+    opcheck(gated.gated_matmuls_backward, (torch.randn(N, OUT, dtype=torch.float64), down, gate_up), test_utils=tests)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -136,7 +136,7 @@ def test_it_serves_half_precision_on_hopper_alone(quack, monkeypatch):
     half, other = random.sample([torch.bfloat16, torch.float16], 2)
     monkeypatch.setattr(gated, "_served", set())
     assert not gated.serves("cuda", half, half, E, INNER + 1, OUT) and not gated.report()
-    assert gated.serves("cuda", half, half, E, INNER, OUT) and "SwiGLU inside its products" in gated.report()[0]
+    assert gated.serves("cuda", half, half, E, INNER, OUT) and "SwiGLU inside its matmuls" in gated.report()[0]
     assert not gated.serves("cpu", half, half, E, INNER, OUT)
     assert not gated.serves("cuda", half, other, E, INNER, OUT) and not gated.serves(
         torch.float32, torch.float32, E, INNER, OUT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from counted import Products
+from counted import MatmulCount
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -45,9 +45,9 @@ def test_what_is_frozen_costs_no_product(frozen):
     values = torch.randn(8, 64), torch.randn(32, 64)
     leaves = [x.requires_grad_(i != frozen) for i, x in enumerate(values)]
     y = FLOAT8.linear(*leaves)
-    with Products() as products:
+    with MatmulCount() as counted:
         y.backward(torch.randn_like(y))
-    assert products.count == 1
+    assert counted.count == 1
     assert leaves[frozen].grad is None and leaves[1 - frozen].grad.shape == leaves[1 - frozen].shape
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from luban import build_model
+from luban import build_model, describe
 from luban.core.errors import ConfigError, DataError, UnsupportedError
 from luban.generate.cache import ContiguousCache
 from luban.generate.sampling import Sampling
@@ -141,7 +141,7 @@ def test_layouts_hold_for_the_layers_that_are_named():
     both.decoder.embedding.register_forward_hook(lambda *call: kept.append(call[2]))
     (gradient,) = torch.autograd.grad(both(tokens)[0, 50].square().sum(), kept[0])
     assert (gradient[0, :51].abs().amax(-1) > 1e-12).all()
-    graph = [op.density for op in both.spec.body.ops(both.spec, 1, 64) if op.kind == "attention"]
+    graph = [op.density for op in describe(both.spec, seq=64).ops if op.kind == "attention"]
     assert graph == [0.5, pytest.approx(0.5 * 16 / 64)]
 
 

@@ -229,7 +229,7 @@ def test_fused_kernels_run_beside_terms(where, monkeypatch):
 @pytest.mark.parametrize("projection", [None, "gate", "up", "down"])
 def test_a_matmul_with_swiglu_inside_takes_no_term(projection, monkeypatch):
     """Such a matmul never writes what a term would be added to: SwiGLU then has a kernel of its own."""
-    from luban.kernels import gated as products
+    from luban.kernels import gated as paired_matmuls
     from luban.kernels.reference.swiglu import swiglu_of_pairs
 
     called = []
@@ -239,8 +239,8 @@ def test_a_matmul_with_swiglu_inside_takes_no_term(projection, monkeypatch):
         sums = x @ weight.t()
         return swiglu_of_pairs(sums) @ down.t(), sums
 
-    monkeypatch.setattr(products, "gated_products", by_pairs)
-    monkeypatch.setattr(products, "serves", lambda *_: True)
+    monkeypatch.setattr(paired_matmuls, "gated_matmuls", by_pairs)
+    monkeypatch.setattr(paired_matmuls, "serves", lambda *_: True)
     module = SwiGLU(width=24).build(SHAPE).to(DEVICE)
     terms = add_terms(module, lambda name, own: own == projection)
     for parameter in module.to(DEVICE).parameters():

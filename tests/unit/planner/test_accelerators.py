@@ -18,7 +18,7 @@ def test_every_row_is_complete_and_in_the_units_it_says():
         assert 100 <= row.power <= 1500 and 0 <= row.link <= 2000, name
         assert row.peak["tf32"] == pytest.approx(row.peak["bf16"] / 2, rel=0.02), name
         assert "fp8" not in row.peak or row.peak["fp8"] == pytest.approx(2 * row.peak["bf16"], rel=0.02), name
-        assert row.product_flops("bf16") < row.peak_flops("bf16") and row.copy_rate < 1e12 * row.bandwidth, name
+        assert row.matmul_flops("bf16") < row.peak_flops("bf16") and row.copy_rate < 1e12 * row.bandwidth, name
     names = [n for row in accelerators().values() for n in row.names]
     assert len(names) == len(set(names))
 

@@ -16,7 +16,7 @@ from luban.nn.feedforward.plain import GELU, ReLU
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.learned import Learned
-from luban.planner.memory import Setting, joined_parameters, kept_bytes, layer_bytes, predict_memory
+from luban.planner.memory import StepSettings, joint_parameters, layer_saved_bytes, predict_memory, saved_bytes
 
 BATCH, SEQ = 3, 40
 SHAPES = {
@@ -77,7 +77,7 @@ def saved_by_autograd(spec: ModelSpec) -> int:
 def test_kept_activations_are_those_that_autograd_saves(name):
     spec = SHAPES[name]
     graph = describe(spec, batch=BATCH, seq=SEQ)
-    predicted = kept_bytes(graph, Setting(half=False))
+    predicted = saved_bytes(graph, StepSettings())
     tokens, layers = BATCH * SEQ, len(spec.layers)
     norms, heads = 2 * layers + 1, 6 * layers if name == "qk-norm" else 0  # of the stream; of query and key heads
     # What an eager model keeps otherwise than the operations say, tensor by tensor:
@@ -93,33 +93,33 @@ def test_kept_activations_are_those_that_autograd_saves(name):
 def test_a_layer_by_hand():
     spec = SHAPES["llama"]
     tokens, E, Q, K, inner = BATCH * SEQ, 64, 64, 32, 96
-    layer = describe(spec, batch=BATCH, seq=SEQ).layers()["decoder.blocks.1"]
-    setting = Setting(half=True)
+    layer = describe(spec, batch=BATCH, seq=SEQ, dtype="bfloat16").layers()["decoder.blocks.1"]
+    settings = StepSettings()
     sums = 4 * tokens * 4  # attention's log-sum-exp
     everything = 2 * tokens * (E + E + Q + 2 * K + Q + E + E + 3 * inner)
-    assert layer_bytes(layer, setting) == everything + sums
-    joined = E * (Q + 2 * K) + E * 2 * inner
-    assert joined_parameters(layer) == joined
-    assert layer_bytes(layer, replace(setting, fused=True)) == everything + sums + 2 * joined
-    assert layer_bytes(layer, replace(setting, inner_kept=False)) == everything + sums - 2 * tokens * inner
-    selective = replace(setting, fused=True, remat="selective")
-    assert layer_bytes(layer, selective) == 2 * tokens * (E + Q + 2 * K + Q + E + 2 * inner) + sums
-    assert layer_bytes(layer, replace(selective, remat="full")) == 2 * tokens * E
-    wide = replace(setting, attention="wide")
-    assert layer_bytes(layer, wide) == everything + sums + 2 * tokens * (Q + 2 * K) + 4 * tokens * Q
+    assert layer_saved_bytes(layer, settings) == everything + sums
+    joint = E * (Q + 2 * K) + E * 2 * inner
+    assert joint_parameters(layer) == joint
+    assert layer_saved_bytes(layer, replace(settings, gpu_kernels=True)) == everything + sums + 2 * joint
+    assert layer_saved_bytes(layer, replace(settings, saves_activation=False)) == everything + sums - 2 * tokens * inner
+    selective = replace(settings, gpu_kernels=True, remat="selective")
+    assert layer_saved_bytes(layer, selective) == 2 * tokens * (E + Q + 2 * K + Q + E + 2 * inner) + sums
+    assert layer_saved_bytes(layer, replace(selective, remat="full")) == 2 * tokens * E
+    widened = replace(settings, attention="fp32")
+    assert layer_saved_bytes(layer, widened) == everything + sums + 2 * tokens * (Q + 2 * K) + 4 * tokens * Q
 
 
 # torch.cuda.max_memory_allocated in GB, a step of the 1.1B shape of benchmarks/gpu_step.py, batch 16 × 2,048, H100.
 MEASURED = [
     (16, {"remat": "selective"}, 4, 42.6),  # bf16 weights, fp32 moments
     (32, {}, 2, 52.6),  # all bf16
-    (32, {"inner_kept": False}, 2, 44.5),  # SwiGLU inside its products
-    (16, {"inner_kept": False}, 2, 45.3),
+    (32, {"saves_activation": False}, 2, 44.5),  # SwiGLU inside its matmuls
+    (16, {"saves_activation": False}, 2, 45.3),
     (16, {}, 2, 53.5),
     (16, {"remat": "selective"}, 2, 38.1),
     (16, {"remat": "full"}, 2, 13.0),
-    (16, {"remat": "full", "inner_kept": False}, 2, 12.7),
-    (16, {"remat": "selective", "masters": True}, 4, 47.1),
+    (16, {"remat": "full", "saves_activation": False}, 2, 12.7),
+    (16, {"remat": "selective", "master_weights": True}, 4, 47.1),
 ]
 
 
@@ -133,32 +133,34 @@ def test_within_five_percent_of_what_a_gpu_allocated(heads, changed, moments, gi
         mixer=Grouped(heads=heads, kv_heads=4),
         feedforward=SwiGLU(width=5632),
     )
-    graph = describe(spec, batch=16, seq=2048)
-    setting = Setting(
-        **{"half": True, "masters": False, "fused": True} | changed,
-        optimizer=2 * moments * graph.parameters,
+    graph = describe(spec, batch=16, seq=2048, dtype="bfloat16")
+    settings = StepSettings(
+        **{"master_weights": False, "gpu_kernels": True} | changed,
+        optimizer_bytes=2 * moments * graph.parameters,
     )
-    assert predict_memory(graph, setting).total / 1e9 == pytest.approx(gigabytes, rel=0.05)
+    assert predict_memory(graph, settings).total / 1e9 == pytest.approx(gigabytes, rel=0.05)
 
 
-def test_attention_written_out_by_hand():
+def test_attention_by_chunks_of_queries_by_hand():
     spec = changed(SHAPES["llama"], context=256)
     heads, keys, width, seq = 4, 2, 16, 200  # chunks of 64 queries, which see 64, 128, 192 and 200 keys
-    layer = describe(spec, batch=BATCH, seq=seq).layers()["decoder.blocks.0"]
-    plain = Setting(half=True)
-    written = replace(plain, attention="written")
+    layer = describe(spec, batch=BATCH, seq=seq, dtype="bfloat16").layers()["decoder.blocks.0"]
+    plain = StepSettings()
+    chunked = replace(plain, attention="chunked")
     scores = BATCH * heads * (64 * (64 + 128 + 192) + 8 * 200)
     copies = 2 * BATCH * keys * width * (64 + 128 + 192 + 200 - 200)  # of keys and values, beside their own
     sums = 4 * BATCH * seq * heads
-    more = layer_bytes(layer, written) - layer_bytes(layer, plain)
+    more = layer_saved_bytes(layer, chunked) - layer_saved_bytes(layer, plain)
     assert more == pytest.approx((4 + 2) * scores + 2 * copies - sums, rel=0.1)  # mean chunks for the last one
-    long = describe(spec, batch=2**24 // (heads * seq**2) + 1, seq=seq)  # too many scores: in fp32 after all
-    assert layer_bytes(long.layers()["decoder.blocks.0"], written) == layer_bytes(
-        long.layers()["decoder.blocks.0"], replace(written, attention="wide")
+    long = describe(
+        spec, batch=2**24 // (heads * seq**2) + 1, seq=seq, dtype="bfloat16"
+    )  # too many scores: in fp32 after all
+    assert layer_saved_bytes(long.layers()["decoder.blocks.0"], chunked) == layer_saved_bytes(
+        long.layers()["decoder.blocks.0"], replace(chunked, attention="fp32")
     )
-    masked = kept_bytes(long, replace(written, masks=4)) - kept_bytes(long, written)
-    assert masked == 4 * 4 * long.batch * seq**2 and kept_bytes(layer, replace(written, masks=4)) == kept_bytes(
-        layer, written
+    masked = saved_bytes(long, replace(chunked, dense_masks=4)) - saved_bytes(long, chunked)
+    assert masked == 4 * 4 * long.batch * seq**2 and saved_bytes(layer, replace(chunked, dense_masks=4)) == saved_bytes(
+        layer, chunked
     )
 
 
@@ -166,12 +168,12 @@ def test_attention_written_out_by_hand():
 # width; batch and length; what differs; MB.
 ON_A_CPU = [
     ((256, 6, 4, 2, 768), (16, 256), {}, 372),
-    ((256, 6, 4, 2, 768), (16, 256), {"half": False}, 527),
-    ((256, 6, 4, 2, 768), (4, 256), {"accumulate": True}, 123),
+    ((256, 6, 4, 2, 768), (16, 256), {"dtype": "float32"}, 527),
+    ((256, 6, 4, 2, 768), (4, 256), {"accumulates": True}, 123),
     ((256, 6, 4, 2, 768), (64, 64), {}, 300),
     ((256, 6, 4, 2, 768), (16, 256), {"remat": "selective"}, 214),
     ((512, 8, 8, 8, 1536), (16, 256), {}, 1030),
-    ((512, 8, 8, 8, 1536), (8, 256), {"half": False}, 692),
+    ((512, 8, 8, 8, 1536), (8, 256), {"dtype": "float32"}, 692),
 ]
 
 
@@ -185,32 +187,36 @@ def test_within_five_percent_of_what_a_compiled_step_on_a_cpu_allocated(shape, b
         feedforward=SwiGLU(width=inner),
         mixer=Grouped(heads=heads, kv_heads=keys, qk_norm=RMSNorm()),
     )
-    graph = describe(spec, batch=batch[0], seq=batch[1])
-    setting = Setting(**{"half": True, "attention": "written", "masks": 1, **changed})
-    found = predict_memory(graph, setting)
+    graph = describe(spec, batch=batch[0], seq=batch[1], dtype=changed.get("dtype", "bfloat16"))
+    changed = {name: value for name, value in changed.items() if name != "dtype"}
+    found = predict_memory(graph, StepSettings(**{"attention": "chunked", "dense_masks": 1, **changed}))
     assert (found.total - found.parameters) / 1e6 == pytest.approx(megabytes, rel=0.05)
 
 
 def test_weights_moments_and_gradients_by_precision():
-    graph = describe(PRESETS["luban-6m"], batch=1, seq=1)  # so few tokens that the end of the backward pass is the peak
-    n = graph.parameters
-    for setting, parameters, gradients in (
-        (Setting(half=False), 4 * n, 4 * n),
-        (Setting(half=True), 6 * n, 2 * n),
-        (Setting(half=True, masters=False), 2 * n, 2 * n),
-        (Setting(half=True, accumulate=True), 6 * n, 6 * n),
+    fp64, fp32, bf16 = (  # so few tokens that the end of the backward pass is the peak
+        describe(PRESETS["luban-6m"], batch=1, seq=1, dtype=dtype) for dtype in ("float64", "float32", "bfloat16")
+    )
+    n = bf16.parameters
+    for graph, settings, parameters, gradients in (
+        (fp64, StepSettings(), 8 * n, 8 * n),
+        (fp64, StepSettings(accumulates=True), 8 * n, 16 * n),
+        (fp32, StepSettings(), 4 * n, 4 * n),
+        (bf16, StepSettings(), 6 * n, 2 * n),
+        (bf16, StepSettings(master_weights=False), 2 * n, 2 * n),
+        (bf16, StepSettings(accumulates=True), 6 * n, 6 * n),
     ):
-        found = predict_memory(graph, replace(setting, optimizer=8 * n))
+        found = predict_memory(graph, replace(settings, optimizer_bytes=8 * n))
         assert (found.parameters, found.gradients, found.optimizer) == (parameters, gradients, 8 * n)
-    busy = predict_memory(graph, Setting(half=True, optimizer=8 * n, workspace=16 * n))
+    busy = predict_memory(bf16, StepSettings(optimizer_bytes=8 * n, update_bytes=16 * n))
     assert busy.transient == 16 * n and f"{busy.total / 1e6:.0f} MB" in str(busy)
 
 
 def test_more_rows_cost_their_activations_and_recomputation_saves_them():
-    graphs = [describe(PRESETS["llama-7b"], batch=batch, seq=2048) for batch in (16, 32, 48)]
+    graphs = [describe(PRESETS["llama-7b"], batch=batch, seq=2048, dtype="bfloat16") for batch in (16, 32, 48)]
     last = []
     for policy in ("none", "selective", "full"):
-        totals = [predict_memory(g, Setting(half=True, fused=True, remat=policy)).total for g in graphs]
+        totals = [predict_memory(g, StepSettings(gpu_kernels=True, remat=policy)).total for g in graphs]
         assert totals[2] - totals[1] == totals[1] - totals[0] > 0
         last.append(totals[2])
     assert last[0] > last[1] > last[2]

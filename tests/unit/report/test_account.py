@@ -19,7 +19,7 @@ def test_a_gpu_run_says_memory_time_utilisation_and_energy():
         "accelerator_watts": 720,
         "data_wait": 0.004,
         "seconds": 1000.0,
-        "kernels": ["attention: cuDNN (causal, bf16, heads of 64)", "feed-forward: SwiGLU inside its products"],
+        "kernels": ["attention: cuDNN (causal, bf16, heads of 64)", "feed-forward: SwiGLU inside its matmuls"],
     }
     rows = [{"step": s, "heldout_loss": loss, "seconds": 100.0 * s} for s, loss in ((1, 4.0), (2, 3.02), (3, 3.0))]
     found = {what: (predicted, measured) for what, predicted, measured in account(figures, rows)}
@@ -30,7 +30,7 @@ def test_a_gpu_run_says_memory_time_utilisation_and_energy():
     assert found["within 1% of its best held-out loss, 3.000"] == ("", "after 3m20s, up to 0.04 kWh")
     assert found["the whole run"] == ("", "16m40s, up to 0.2 kWh")
     assert found["attention"] == ("", "cuDNN (causal, bf16, heads of 64)")
-    assert found["feed-forward"] == ("", "SwiGLU inside its products")
+    assert found["feed-forward"] == ("", "SwiGLU inside its matmuls")
 
 
 def test_a_cpu_run_says_what_its_process_held_and_no_share_of_an_unknown_peak():
@@ -49,7 +49,9 @@ def test_a_cpu_run_says_what_its_process_held_and_no_share_of_an_unknown_peak():
     assert found["the model's FLOPs"] == ("0.2 TFLOP/s", "0.2 TFLOP/s")
     assert found["the whole run"] == ("", "10.0s")
     doubted = account(figures | {"prediction_doubts": ["rates were measured on a busy machine"]}, [])
-    assert ("a doubt of what was predicted", "rates were measured on a busy machine", "") in doubted
+    assert doubted == account(figures, [])  # it stands below the table
+    rows = [{"step": 1, "heldout_loss": None, "seconds": 1.0}, {"step": 2, "heldout_loss": 3.0, "seconds": 2.0}]
+    assert ("within 1% of its best held-out loss, 3.000", "", "after 2.0s") in account(figures, rows)  # null: NaN
 
 
 def test_a_run_from_before_predictions_has_no_table():

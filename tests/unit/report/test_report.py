@@ -1,5 +1,6 @@
 """The report: honest axes, a right family tree, and a page that needs nothing but itself."""
 
+import itertools
 import math
 import random
 import re
@@ -28,8 +29,22 @@ def test_labels():
     assert [label(v) for v in (0, 1500000, 2000, 0.5, 0.0003)] == ["0", "1.5M", "2k", "0.5", "3e-04"]
 
 
-def test_smoothing_of_a_constant_is_the_constant():
-    assert all(abs(y - 3.0) < 1e-12 for _, y in smooth([(i, 3.0) for i in range(50)], 0.95))
+def test_smoothing_of_a_constant_is_the_constant_and_its_average_does_not_depend_on_how_often_it_is_logged():
+    assert all(abs(y - 3.0) < 1e-12 for _, y in smooth([(i, 3.0) for i in range(50)], 20))
+    noisy = [(step, 5 / step**0.5 + random.gauss(0, 0.001)) for step in range(1, 2001)]
+    every = dict(smooth(noisy, 100))
+    for log_every in (5, 10, 25):
+        rows = [(step, loss) for step, loss in noisy if step == 1 or step % log_every == 0]
+        assert all(abs(mean - every[step]) < 0.02 for step, mean in smooth(rows, 100) if step > 300)
+
+
+def test_smoothing_is_the_mean_by_weights_that_fall_with_the_distance():
+    x = sorted(random.sample(range(1000), 30))
+    points = [(float(at), random.random()) for at in x]
+    steps = [1.0, *(b - a for a, b in itertools.pairwise(x))]
+    weights = [(1 - math.exp(-step / 50)) * math.exp(-(x[-1] - at) / 50) for at, step in zip(x, steps, strict=True)]
+    expected = sum(w * y for w, (_, y) in zip(weights, points, strict=True)) / sum(weights)
+    assert smooth(points, 50)[-1][1] == pytest.approx(expected, rel=1e-9)
 
 
 def test_points_land_where_the_axes_say():
@@ -79,6 +94,58 @@ def test_the_page_is_whole_and_self_contained(tmp_path):
         assert words in page, words
     assert "<b>q</b>?" not in page
     assert page.count('class="chart"') == 4
+
+
+def lineage(folder, gzip, **figures):
+    """A corpus, a run on it and an evaluation on it, in a folder of their own."""
+
+    def make(name, kind, *parents, **figures):
+        with ArtifactWriter(folder / name, kind=kind, parents=parents, volatile=("metrics.jsonl",)) as art:
+            (art.path / "x").write_text(f"{folder.name} {name}")
+            if kind == "run":
+                metrics = Metrics(art.path / "metrics.jsonl")
+                for step in (1, 2):
+                    metrics.write(step=step, loss=8 / step, tokens=step * 10)
+                metrics.write(step=2, heldout_loss=3.0, bits_per_byte=1.5, heldout_seq_len=256, seconds=1.0)
+                metrics.write(step=2, heldout_loss=math.nan, seconds=2.0)
+                metrics.close()
+            art.note(**figures)
+        return folder / name
+
+    corpus = make("corpus", "corpus")
+    shards = make("shard-files", "thing", as_parent("corpus", corpus))
+    run = make("base", "run", as_parent("shards", shards), seconds=3.0, **figures)
+    parents = as_parent("model", run), as_parent("corpus", corpus)
+    make("eval", "evaluation", *parents, bits_per_byte=gzip / 2, xz_bits_per_byte=gzip - 0.5, gzip_bits_per_byte=gzip)
+    return run
+
+
+def test_two_runs_have_each_the_figures_of_their_own_corpus_and_are_told_apart(tmp_path):
+    for name, gzip in (("one", 2.25), ("two", 3.75)):
+        lineage(tmp_path / name, gzip)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    write_report([*folders, tmp_path / "one" / "base"], tmp_path / "report.html")  # one of them twice
+    page = (tmp_path / "report.html").read_text()
+    sections = page.split("<h2>Learning: ")[1:]
+    assert [section.partition("</h2>")[0] for section in sections] == [str(folder / "base") for folder in folders]
+    for section, own, other in zip(sections, ("2.25", "3.75"), ("3.75", "2.25"), strict=True):
+        section = section.partition("<h2>Every figure")[0]
+        assert f"gzip -9 {own}" in section and f"gzip -9 {other}" not in section
+        assert "windows of 256 tokens" in section
+    assert f"The runs {folders[0] / 'base'} and {folders[1] / 'base'}" in page
+    assert page.count('<rect class="box') == 8
+    for folder, gzip in zip(folders, ("2.2500", "3.7500"), strict=True):
+        assert f'<td>gzip_bits_per_byte, {folder / "eval"}</td><td class="n">{gzip}</td>' in page
+
+
+def test_a_long_doubt_stands_below_the_table_of_predictions(tmp_path):
+    doubt = "rates were measured on a busy machine " * 9
+    lineage(tmp_path / "one", 2.0, prediction_doubts=[doubt], predicted_step_seconds=0.5, step_seconds=0.25)
+    write_report([tmp_path / "one"], tmp_path / "report.html")
+    table, _, below = (
+        (tmp_path / "report.html").read_text().partition('<table class="account">')[2].partition("</table>")
+    )
+    assert "500 ms" in table and "busy machine" not in table and doubt in below
 
 
 def test_nothing_to_report_is_said(tmp_path):

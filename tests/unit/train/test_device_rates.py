@@ -9,7 +9,7 @@ from luban.kernels import dispatch
 from luban.models.encoder import EncoderBody
 from luban.models.spec import uniform
 from luban.nn.mixer.grouped import Grouped
-from luban.train.device_rates import attention_path
+from luban.train.device_rates import attention_kernel
 
 
 @pytest.mark.parametrize(("installed", "expected"), [(True, "flash4"), (False, "luban")])
@@ -21,7 +21,7 @@ def test_packed_rows_are_predicted_on_the_kernel_that_serves_them(monkeypatch, i
 
     def path(documents=True, window=None, **fields):
         spec = uniform(vocab_size=100, width=256, layers=1, context=64, mixer=Grouped(heads=2, window=window), **fields)
-        return attention_path(torch.device("cuda"), "bf16", spec, documents)
+        return attention_kernel(torch.device("cuda"), "bf16", spec, documents)
 
     assert path() == expected
     assert path(window=8) == path(body=EncoderBody()) == "luban"

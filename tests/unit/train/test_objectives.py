@@ -13,6 +13,7 @@ import luban
 import luban.core.log
 from luban.core.errors import ConfigError
 from luban.data.shards import Shards
+from luban.nn.position.base import Position
 from luban.train.pretrain import pretrain
 
 ENCODER = {
@@ -78,6 +79,19 @@ def test_an_encoder_decoder_answers_as_it_was_trained_to_begin(tiny, tmp_path):
 def test_a_model_that_the_objective_cannot_train_is_refused(tiny, tmp_path, model, objective, reason):
     with pytest.raises(ConfigError, match=reason):
         pretrain(tiny(model=model, objective=objective), tmp_path / "run", "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("position", Position.registry)
+def test_blank_infilling_trains_with_the_positions_that_can_and_names_them_for_the_others(tiny, tmp_path, position):
+    recipe = tiny(model={"position": {"type": position}}, objective={"type": "blank_infilling"}, train={"steps": 1})
+    if position in ("none", "rope_2d", "learned_2d"):
+        assert losses(pretrain(recipe, tmp_path / "run"))[0] > 0
+        return
+    with pytest.raises(
+        ConfigError, match=f"position method {position} can't take: use .*none or rope_2d or learned_2d"
+    ):
+        pretrain(recipe, tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 

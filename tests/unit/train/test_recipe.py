@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import luban.recipes
+from luban.core import log
 from luban.core.config import from_dict, load_toml, override, to_dict, to_toml
 from luban.core.errors import ConfigError
 from luban.models.config import resolve_spec
@@ -61,6 +62,21 @@ def test_a_wrong_field_is_named_with_what_would_be_right(field, value, message):
 def test_a_wrong_model_is_named(model, message):
     with pytest.raises(ConfigError, match=message):
         resolve_spec(model, 4096)
+
+
+def test_a_shipped_recipe_keeps_its_warm_up_and_decay_under_another_schedule_and_optimizer(capsys, monkeypatch):
+    monkeypatch.setattr(log, "_warned", set())
+    path = next(p for p in SHIPPED if p.stem == "luban_sft_cpu")  # cosine to 0.05, AdamW without decay
+    recipe = from_dict(Recipe, override(load_toml(path), [("schedule.type", "wsd"), ("optim.type", "muon")]))
+    assert (recipe.schedule.warmup, recipe.schedule.final) == (10, 0.05)
+    assert (recipe.optim.lr, recipe.optim.weight_decay) == (1e-3, 0.0)
+    assert from_dict(Recipe, override(load_toml(path), [("schedule.type", "constant")])).schedule.warmup == 10
+    assert "schedule.type constant keeps warmup = 10 and has no final" in capsys.readouterr().err
+
+
+def test_another_mixer_keeps_a_presets_heads_and_says_nothing_of_defaults(capsys):
+    spec = resolve_spec({"preset": "tiny", "position": {"type": "alibi"}}, 512)
+    assert spec.layers == resolve_spec({"preset": "tiny"}, 512).layers and not capsys.readouterr().err
 
 
 def test_a_preset_can_be_changed_field_by_field():

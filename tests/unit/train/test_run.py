@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from luban.core.units import bytes_
 from luban.load.model import load_model
 from luban.parallel.engine import TrainEngine
 from luban.planner.accelerators import accelerator
+from luban.planner.prediction import UNCOMPILED_OVERHEAD
 from luban.train import predict
 from luban.train.budget import RESERVE, TIMED, WARM
 from luban.train.pretrain import pretrain
@@ -39,6 +41,43 @@ def test_a_run_can_be_loaded_and_continued_from(tiny, tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
     with pytest.raises(ConfigError, match=r"model.layers is 3, but .*base has 2"):
         pretrain(tiny(init=str(run), model={"layers": 3}), tmp_path / "other")
+
+
+def test_a_shipped_recipe_tunes_a_model_of_another_size_by_the_command_line(tiny, shards, tmp_path, capsys):
+    base = pretrain(tiny(), tmp_path / "base")
+    command = ["pretrain", "tiny_pretrain_cpu", "--init", str(base), "--data.path", str(shards), "--train.steps", "1"]
+    command += ["--train.seq_len", "32", "--train.batch_size", "2", "--out", str(tmp_path / "more")]
+    assert main(command) == 0
+    assert "the recipe's [model] is left out" in capsys.readouterr().err
+    assert load_model(tmp_path / "more").spec == load_model(base).spec
+    command[-1] = str(tmp_path / "other")
+    assert main([*command, "--model.width", "64"]) == 2
+    assert f"model.width is 64, but {base} has 32" in capsys.readouterr().err
+    assert main([*command, "--model.width", "32"]) == 0  # the same is no contradiction
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_out_may_be_a_symbolic_link_to_a_directory(tiny, tmp_path, there):
+    disk, link = tmp_path / "disk" / "run", tmp_path / "run"
+    disk.mkdir(parents=True) if there else disk.parent.mkdir()
+    link.symlink_to(disk, target_is_directory=True)
+    run = pretrain(tiny(train={"steps": 2}), link)
+    assert link.is_symlink() and open_artifact(run, "run").figures["step"] == 2
+    assert load_model(link).path.parent.parent == link
+    assert pretrain(tiny(train={"steps": 3}), link) == link and open_artifact(link, "run").figures["step"] == 3
+    assert link.is_symlink() and not list(tmp_path.rglob("*.incomplete"))
+
+
+def test_a_directory_that_cannot_be_replaced_is_refused_before_training(tiny, shards, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ArtifactError, match="is the working directory, which can't be replaced"):
+        pretrain(tiny(), Path())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "empty")
+    with pytest.raises(ArtifactError, match="is a mount point, which can't be replaced"):
+        pretrain(tiny(), tmp_path / "empty")
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
 
 def test_the_best_checkpoint_is_kept_beside_the_last(tiny, tmp_path):
@@ -80,7 +119,7 @@ def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(ti
 def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp_path, monkeypatch, capsys):
     recipe = tiny(train={"batch_size": 64, "seq_len": 64, "precision": "bf16"})
     prediction = prepare(recipe)[-1]
-    space = (1 + predict.LIBRARY) * (
+    space = (1 + UNCOMPILED_OVERHEAD) * (
         prediction.memory.total - 1
     )  # the kernels' library keeps some of what it passes through
     monkeypatch.setattr(predict, "free_memory", lambda device: space)
@@ -101,7 +140,7 @@ def test_too_little_memory_is_refused_with_the_settings_that_would_fit(tiny, tmp
     assert need(batch_size=batch) < prediction.memory.total <= need(batch_size=batch + 1)
     assert bytes_(need(accumulate=2)) in message and bytes_(need(remat="selective")) in message
     # no policy alone is enough: the largest batch with each
-    space = (1 + predict.LIBRARY) * need(remat="full", batch_size=40)
+    space = (1 + UNCOMPILED_OVERHEAD) * need(remat="full", batch_size=40)
     monkeypatch.setattr(predict, "free_memory", lambda device: space)
     with pytest.raises(UnsupportedError) as refused:
         dry_run(recipe)
@@ -192,7 +231,14 @@ def test_a_dry_run_says_cost_and_utilisation_where_the_accelerator_is_known(tiny
     known = replace(
         prediction,
         machine=machine,
-        step=replace(prediction.step, products=3.6, attention=0.0, elementwise=0.0, whole=0.0, update=0.0),
+        step=replace(
+            prediction.step,
+            matmul_seconds=3.6,
+            attention_seconds=0.0,
+            elementwise_seconds=0.0,
+            measured_seconds=0.0,
+            update_seconds=0.0,
+        ),
         model_flops=3.6 * 989.4e12 / 2,
         precision="bf16",
     )

@@ -1,4 +1,4 @@
-"""Products that end in SwiGLU, beside the same computed in float32."""
+"""Matmuls that end in SwiGLU, beside the same computed in float32."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_products_with_swiglu_agree_with_float64(dtype, sides):
     plain = lambda x, gate, up, down: (F.silu(x @ gate.t()) * (x @ up.t())) @ down.t()  # noqa: E731
     exact = gradients(plain, torch.float64)
     naive = gradients(plain, dtype)
-    mine = gradients(lambda x, gate, up, down: gated.gated_products(x, gated.paired(gate, up), down)[0], dtype)
+    mine = gradients(lambda x, gate, up, down: gated.gated_matmuls(x, gated.paired(gate, up), down)[0], dtype)
     for name, a, b, c in zip(("out", "x", "gate", "up", "down"), mine, naive, exact, strict=True):
         assert error(a, c) <= 2 * error(b, c), name
 

@@ -1,0 +1,129 @@
+"""Builds an `OpGraph` the way a forward runs: every `describe` method reads values and returns the value it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from luban.core.opgraph import GraphTensor, Kind, Op, OpGraph
+
+
+@dataclass
+class _Recorded:
+    """What all scopes of one graph share."""
+
+    ops: list[Op] = field(default_factory=list)
+    inputs: list[GraphTensor] = field(default_factory=list)
+
+
+class GraphBuilder:
+    """Records operations inside one module; `scope` gives the builder of a submodule, which records into the same graph.
+
+    Args:
+        dtype: of the matmuls, and of every operation that isn't given another.
+    """
+
+    def __init__(self, dtype: str = "float32"):
+        self.dtype, self.prefix, self.layer, self.shared = dtype, "", "", False
+        self._recorded = _Recorded()
+
+    def scope(self, name: str, *, layer: bool = False, shared: bool = False) -> GraphBuilder:
+        """The builder of the submodule `name`.
+
+        Args:
+            layer: the submodule is a Transformer layer.
+            shared: its parameters are those of an earlier module, and are not counted again.
+        """
+        inner = GraphBuilder(self.dtype)
+        inner._recorded = self._recorded
+        inner.prefix = self.name(name)
+        inner.layer = inner.prefix if layer else self.layer
+        inner.shared = self.shared or shared
+        return inner
+
+    def name(self, name: str) -> str:
+        """The qualified name of a submodule; "": of the module itself."""
+        return ".".join(part for part in (self.prefix, name) if part)
+
+    def input(self, name: str, shape: tuple[int, ...]) -> GraphTensor:
+        """An int64 input of the whole graph, such as token ids."""
+        value = GraphTensor(name, shape, "int64")
+        self._recorded.inputs.append(value)
+        return value
+
+    def add(
+        self,
+        name: str,
+        kind: Kind,
+        *inputs: GraphTensor,
+        shape: tuple[int, ...],
+        dtype: str | None = None,
+        parameters: int = 0,
+        **facts: Any,
+    ) -> GraphTensor:
+        """Record an operation of this module.
+
+        Args:
+            name: inside the module; "": the operation is the whole module.
+            dtype: of what it returns; None: that of the matmuls.
+            facts: other fields of `Op`.
+        """
+        op = Op(
+            name=self.name(name),
+            kind=kind,
+            inputs=tuple(value.name for value in inputs),
+            shape=shape,
+            dtype=dtype or self.dtype,
+            layer=self.layer,
+            parameters=0 if self.shared else parameters,
+            **facts,
+        )
+        self._recorded.ops.append(op)
+        return op.output
+
+    def linear(
+        self,
+        name: str,
+        x: GraphTensor,
+        out_features: int,
+        *,
+        role: str = "dense",
+        bias: bool = False,
+        joint: bool = False,
+        saves_output: bool = True,
+        kind: Kind = "linear",
+        tied: bool = False,
+    ) -> GraphTensor:
+        """A matmul of the last axis of x with a weight: 2·rows·in·out FLOPs.
+
+        Args:
+            joint: this module may compute it in one matmul with its other linear maps of x.
+            saves_output: whether a later operation needs the output in its backward pass.
+            tied: the weight is an earlier operation's.
+        """
+        in_features = x.shape[-1]
+        shape = (*x.shape[:-1], out_features)
+        return self.add(
+            name,
+            kind,
+            x,
+            shape=shape,
+            role=role,
+            joint=self.prefix if joint else "",
+            flops=2 * x.elements * out_features,
+            parameters=(0 if tied else in_features * out_features) + (out_features if bias else 0),
+            saved=prod(shape) if saves_output else 0,
+            in_features=in_features,
+            out_features=out_features,
+        )
+
+    def residual(self, name: str, *terms: GraphTensor) -> GraphTensor:
+        """A sum of values of one shape; factors on them are part of it. Nothing is saved for its backward pass: what the
+        next operation saves of the sum stands in the place of the last term, which no backward pass needs."""
+        return self.add(name, "add", *terms, shape=terms[0].shape)
+
+    def graph(self, batch: int, seq: int) -> OpGraph:
+        """The whole graph."""
+        recorded = self._recorded
+        return OpGraph(ops=tuple(recorded.ops), inputs=tuple(recorded.inputs), batch=batch, seq=seq, dtype=self.dtype)

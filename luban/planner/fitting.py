@@ -1,0 +1,78 @@
+"""Settings with which a run that needs too much memory would fit."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import isqrt
+
+from luban.core.plan import REMATS, Remat
+from luban.core.units import bytes_
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What of a run can be changed to save memory."""
+
+    batch_size: int  # sequences an optimizer step
+    accumulate: int  # micro-batches that they are cut into
+    remat: Remat
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Searches plans by their predicted memory.
+
+    Args:
+        plan: the one that doesn't fit.
+        memory: plan → bytes at the peak of its step.
+        available: bytes.
+    """
+
+    plan: BatchPlan
+    memory: Callable[[BatchPlan], int]
+    available: float
+
+    def remedies(self) -> list[str]:
+        """Command-line options that would make the run fit, each with what it needs; empty: nothing does."""
+        return [*self._smaller_batches(), *self._stronger_remat()]
+
+    def _fits(self, plan: BatchPlan) -> bool:
+        return self.memory(plan) <= self.available
+
+    def _smaller_batches(self) -> list[str]:
+        """The fewest micro-batches, and the largest batch without more of them, that fit."""
+        batch, accumulate = self.plan.batch_size, self.plan.accumulate
+        remedies = []
+        small = [n for n in range(1, isqrt(batch) + 1) if batch % n == 0]
+        more = [
+            replace(self.plan, accumulate=n) for n in sorted({*small, *(batch // n for n in small)}) if n > accumulate
+        ]
+        first = bisect_left(more, True, key=self._fits)
+        if first < len(more):
+            needed = bytes_(self.memory(more[first]))
+            remedies.append(f"--train.accumulate {more[first].accumulate} would need {needed}")
+        if largest := self._largest_batch(self.plan):
+            remedies.append(f"--train.batch_size {largest} is the largest that fits")
+        return remedies
+
+    def _largest_batch(self, plan: BatchPlan) -> int:
+        """The largest batch size below the plan's that fits; 0: none does."""
+        fits, fails = 0, plan.batch_size // plan.accumulate  # rows of a micro-batch
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            enough = self._fits(replace(plan, batch_size=middle * plan.accumulate))
+            fits, fails = (middle, fails) if enough else (fits, middle)
+        return fits * plan.accumulate
+
+    def _stronger_remat(self) -> list[str]:
+        """What each stronger policy would need, or the largest batch with it where that is too much."""
+        remedies = []
+        for policy in REMATS[REMATS.index(self.plan.remat) + 1 :]:
+            plan = replace(self.plan, remat=policy)  # type: ignore[arg-type]
+            if self._fits(plan):
+                remedies.append(f"--plan.remat {policy} would need {bytes_(self.memory(plan))}")
+            elif largest := self._largest_batch(plan):
+                remedies.append(f"--plan.remat {policy} --train.batch_size {largest} is the largest that fits with it")
+        return remedies

@@ -1,0 +1,103 @@
+"""What a run directory is identified by, and how an unfinished or finished one is taken up again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from luban.checkpoint.manager import CheckpointManager
+from luban.core.artifact import ArtifactWriter, as_parent, atomic_write, incomplete_path, read_manifest
+from luban.core.config import to_dict, to_toml
+from luban.core.errors import ArtifactError, ConfigError
+from luban.core.log import say
+from luban.core.resuming import Mark, marks, split_config
+from luban.data.shards import Shards
+from luban.models.config import config_of
+from luban.train.budget import TIMED, WARM, StepCount
+from luban.train.recipe import Recipe
+from luban.train.start import Start
+from luban.train.state import TrainState
+
+RECIPE = "recipe.toml"  # in the run directory: the whole configuration
+VOLATILE = (RECIPE, "metrics.jsonl", "tensorboard/*", "profile/*")
+
+
+def run_artifact(recipe: Recipe, out: Path, *, task: str, shards: Shards, start: Start) -> ArtifactWriter:
+    """The run directory of `recipe`, not yet opened. Its identity leaves out the operational and numerical settings.
+
+    Raises:
+        ConfigError: it has trained more steps than `recipe` asks for.
+    """
+    defining, settings = split_config(recipe)
+    lengths = {path for path, mark in marks(recipe).items() if mark is Mark.LENGTH}
+    art = ArtifactWriter(
+        out,
+        kind="run",
+        config={"task": task, **defining, "model": config_of(start.spec)},
+        settings=settings,
+        parents=(as_parent("shards", shards.path), *start.parents),
+        resumable=True,
+        extensible=lengths,
+        seed=recipe.train.seed,
+        volatile=VOLATILE,
+    )
+    done = _steps_done(out)
+    if done > recipe.train.steps:
+        raise ConfigError(
+            f"{out} has trained {done} steps already, and train.steps is {recipe.train.steps}: give --train.steps {done} "
+            f"or more, or another --out"
+        )
+    return art
+
+
+def _steps_done(out: Path) -> int:
+    for folder in (out, incomplete_path(out)):
+        try:
+            return int(read_manifest(folder).figures.get("step", 0))
+        except ArtifactError:
+            continue
+    return 0
+
+
+def write_recipe(art: ArtifactWriter, recipe: Recipe, start: Start) -> None:
+    """Write the whole configuration into the run directory."""
+    atomic_write(art.path / RECIPE, to_toml(to_dict(recipe) | {"model": config_of(start.spec)}))
+
+
+def resume(art: ArtifactWriter, recipe: Recipe, state: TrainState, start: Start) -> None:
+    """Restore the last checkpoint of a run that is taken up again; note in the manifest which fields changed, and say what
+    that does."""
+    if not art.resumed:
+        return
+    found = CheckpointManager(art.path).resume()
+    if found is not None:
+        step, checkpoint = found
+        state.restore(checkpoint)
+        say(f"resuming after step {step}")
+    if not art.changed:
+        return
+    step, marked = state.progress.step, marks(recipe)
+    changes = [
+        {"after_step": step, "field": path, "old": old, "new": new} for path, (old, new) in sorted(art.changed.items())
+    ]
+    for change in changes:
+        numerical = marked.get(change["field"]) is Mark.NUMERICAL
+        effect = ": from here on results differ by rounding from those of a run without the change" if numerical else ""
+        say(f"{change['field']} was {change['old']!r}, now {change['new']!r}{effect}")
+    if any(marked.get(path) is Mark.LENGTH for path in art.changed):
+        _extend(art, recipe, step)
+    art.note(changes=[*art.figures.get("changes", ()), *changes])
+    write_recipe(art, recipe, start)
+
+
+def _extend(art: ArtifactWriter, recipe: Recipe, step: int) -> None:
+    """Say what another number of steps does to the schedule, and let a budget be measured anew."""
+    old_steps: Any = art.changed.get("train.steps", (recipe.train.steps,))[0]
+    old = StepCount(old_steps, **art.figures.get("steps_fixed", {})).total(step)
+    art.figures["steps_fixed"] = {"fixed": None, "fixed_at": step + WARM + TIMED}
+    new, lr = recipe.train.steps, recipe.optim.lr
+    next_lr, before = (lr * recipe.schedule.factor(max(at, 0), n) for at, n in ((step, new), (step - 1, old)))
+    say(
+        f"training goes on from step {step} to step {new}, and the schedule is now that of {new} steps: the learning rate "
+        f"of the next step is {next_lr:.3g}, that of the last step was {before:.3g}"
+    )
