@@ -37,5 +37,7 @@ def run(argv: Sequence[str]) -> None:
 
     model = load_model(args.model, dtype=args.dtype)
     out = export_model(model, args.out)
+    if model.tokenizer is not None and model.begins_with_bos and "bos_token" in (model.tokenizer.chat_template or ""):
+        say("its chat template writes the begin token: tokenise filled templates with add_special_tokens=False")
     architecture = json.loads((out / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     say(f"{args.out}: written as {architecture} in the Hugging Face layout")

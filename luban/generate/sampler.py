@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -45,6 +46,24 @@ def penalise(logits_BV: Tensor, seen: Sequence[Sequence[int]], penalties: Sequen
     factor = torch.tensor(penalties, dtype=logits_BV.dtype, device=logits_BV.device)[rows]
     old = logits_BV[rows, ids]
     return logits_BV.index_put((rows, ids), torch.where(old > 0, old / factor, old * factor))
+
+
+def subtract(
+    logits_BV: Tensor, generated: Sequence[Sequence[int]], presence: Sequence[float], frequency: Sequence[float]
+) -> Tensor:
+    """Logits of the tokens that each row has generated less its presence penalty and its frequency penalty times how often
+    (OpenAI's API, "frequency and presence penalties")."""
+    places, amounts = [], []
+    for row, (tokens, once, each) in enumerate(zip(generated, presence, frequency, strict=True)):
+        if once or each:
+            counts = Counter(tokens)
+            places += [(row, token) for token in counts]
+            amounts += [once + each * count for count in counts.values()]
+    if not places:
+        return logits_BV
+    rows, ids = torch.tensor(places, device=logits_BV.device).unbind(1)
+    amount = torch.tensor(amounts, dtype=logits_BV.dtype, device=logits_BV.device)
+    return logits_BV.index_put((rows, ids), logits_BV[rows, ids] - amount)
 
 
 def uniform(seed: int, choice: int, step: int) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luban.core.errors import LubanError
 from luban.generate.cache import ContextError, ContiguousCache
-from luban.generate.sampler import penalise, sample, uniform
+from luban.generate.sampler import penalise, sample, subtract, uniform
 from luban.generate.sampling import Sampling
 from luban.models.base import Model, require_next_token
 from luban.models.spec import ModelSpec
@@ -139,7 +139,13 @@ class Session:
         penalties = [setting.repetition_penalty for setting in settings]
         seen = [self.seen(s) if penalty != 1 else [] for s, penalty in zip(self.sequences, penalties, strict=True)]
         draws = [uniform(s.seed, s.choice, len(s.tokens)) for s in self.sequences]
-        chosen = sample(penalise(self.logits, seen, penalties), settings, draws)
+        logits = subtract(
+            penalise(self.logits, seen, penalties),
+            [s.tokens for s in self.sequences],
+            [setting.presence_penalty for setting in settings],
+            [setting.frequency_penalty for setting in settings],
+        )
+        chosen = sample(logits, settings, draws)
         valid = self.logits.amax(-1).isfinite()  # the maximum is NaN where any logit is
         tokens: list[int] = torch.where(valid, chosen, NO_TOKEN).tolist()
         self._keep_logprobs([max(token, 0) for token in tokens])

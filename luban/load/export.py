@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import processors
 from torch import Tensor, nn
 
-from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent, free_bytes, incomplete_path, write_json
+from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent, free_bytes, incomplete_path, read_table, write_json
 from luban.core.errors import ArtifactError, DataError, UnsupportedError
 from luban.core.terms import require_exportable
 from luban.load.model import LoadedModel, begins_with_bos, ends_with_eos
@@ -20,8 +20,10 @@ from luban.load.tensors import WEIGHTS
 from luban.models.build import state_of
 from luban.models.convert.base import format_for, to_theirs
 from luban.models.spec import write_spec
+from luban.tokenizer.settings import CONFIG
 from luban.tokenizer.tokenizer import load_tokenizer
 
+NO_LENGTH = 10**20
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -58,6 +60,7 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
         write_json(partial / "config.json", config)
         if m.tokenizer:
             copy_tokenizer(m, partial)
+            _say_context(partial / CONFIG, m.spec.context)
         _write_generation(m, partial)
         if out.is_dir():
             out.rmdir()
@@ -132,6 +135,15 @@ def _mark_ends(m: LoadedModel, folder: Path) -> None:
     )
     model.post_processor = ends if model.post_processor is None else processors.Sequence([model.post_processor, ends])
     model.save(str(file))
+
+
+def _say_context(file: Path, context: int) -> None:
+    """The model's context as `model_max_length` where the file names no length, or the one that transformers writes for
+    none (1e30)."""
+    settings = read_table(file) if file.is_file() else {}
+    length = settings.get("model_max_length")
+    if not isinstance(length, (int, float)) or length > NO_LENGTH:
+        write_json(file, {**settings, "model_max_length": context})
 
 
 def _write_generation(m: LoadedModel, folder: Path) -> None:

@@ -24,6 +24,7 @@ from luban.models.base import Model
 from luban.models.convert.base import as_stored, format_of, named_as_now, their_names, to_ours
 from luban.models.convert.fields import ReadTable, unread_fields
 from luban.models.convert.gguf_file import is_gguf
+from luban.models.head.rows import Value
 from luban.models.spec import SPEC, ModelSpec, read_spec
 from luban.nn.int8 import pack_int8
 from luban.nn.linear import store_column_major
@@ -205,7 +206,7 @@ def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
 def _labels(config: Mapping[str, Any], spec: ModelSpec) -> tuple[str, ...]:
     """The names of the classes in their order; none where they aren't exactly those of the head."""
     named = config.get("id2label") or {}
-    places = [str(i) for i in range(getattr(spec.head, "count", 0))]
+    places = [str(i) for i in range(getattr(spec.head, "count", isinstance(spec.head, Value)))]
     return tuple(str(named[place]) for place in places) if sorted(named) == sorted(places) else ()
 
 
@@ -235,9 +236,7 @@ def _loaded(
     generation: Generation | None = None,
 ) -> LoadedModel:
     if tokenizer is not None and tokenizer.vocab_size > spec.vocab_size:
-        raise ArtifactError(
-            f"the tokenizer of {path} has {tokenizer.vocab_size} tokens, the model's vocabulary only {spec.vocab_size}"
-        )
+        tokenizer = _without_surplus(tokenizer, spec.vocab_size, path)
     store_column_major(module)
     generation = generation or Generation()
     ends = dict.fromkeys((*(tokenizer.stop_ids if tokenizer else ()), *generation.stop_ids))
@@ -253,6 +252,20 @@ def _loaded(
         begins_with_bos=begins_with_bos(tokenizer),
         ends_with_eos=ends_with_eos(tokenizer),
     )
+
+
+def _without_surplus(tokenizer: Tokenizer, vocab_size: int, path: Path) -> Tokenizer:
+    """The tokenizer of a model that has no row for its padding token, which some add to the vocabulary alone: without
+    that role. Raises ArtifactError where another token has no row."""
+    surplus = [name for name, i in tokenizer.special.items() if i >= vocab_size and i != tokenizer.pad_id]
+    if surplus or tokenizer.pad_id is None or tokenizer.vocab_size != vocab_size + 1 or tokenizer.pad_id < vocab_size:
+        raise ArtifactError(
+            f"the tokenizer of {path} has {tokenizer.vocab_size} tokens, the model's vocabulary only {vocab_size}"
+            + (f": {surplus[0]} has no row" if surplus else "")
+        )
+    warn(f"{path}: the model has no row for its padding token {tokenizer.settings.pad_token}, which is left unused")
+    settings = replace(tokenizer.settings, pad_token=None)
+    return Tokenizer(tokenizer._model, settings, path=tokenizer.path, content_hash=tokenizer.content_hash)
 
 
 def begins_with_bos(tokenizer: Tokenizer | None) -> bool:

@@ -11,6 +11,17 @@ from luban.generate.sampling import MAX_LOGPROBS, Sampling
 from luban.load.generation import Generation
 from luban.tokenizer.tokenizer import without_surrogates
 
+ASKED = (  # fields that go to the engine as they are
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+)
 MAX_STOPS = 64
 MAX_SEQUENCES = 2048  # answers of one request
 MAX_MESSAGES = 8192
@@ -20,8 +31,6 @@ COMPLETION_TOKENS = 16  # what OpenAI's completions generate when nothing is sai
 
 # Fields of OpenAI's API and of vLLM's that would change the answer and aren't built: refused, as ignoring them is silent.
 UNBUILT = (
-    "frequency_penalty",
-    "presence_penalty",
     "logit_bias",
     "tools",
     "functions",
@@ -72,6 +81,8 @@ class Body(BaseModel):
     top_k: int | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
     n: int = Field(1, ge=1, le=128)
     stop: str | list[str] | None = None
     seed: int | None = None
@@ -119,10 +130,7 @@ class Body(BaseModel):
         set nothing. Raises ConfigError for a value that only together makes no sense."""
         self.refuse_unsupported()
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
-        asked = {
-            name: getattr(self, name)
-            for name in ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
-        }
+        asked = {name: getattr(self, name) for name in ASKED}
         return generation.sample(
             {
                 **asked,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 import threading
 from collections import deque
@@ -147,14 +148,12 @@ class Engine:
             ids = self.model.need_tokenizer().encode(
                 prompt, bos=self.model.begins_with_bos, eos=source and self.model.ends_with_eos
             )
-        elif prompt and isinstance(prompt[0], Mapping):
+        elif len(prompt) > 0 and isinstance(prompt[0], Mapping):
             ids = render(
                 cast(Sequence[Mapping[str, Any]], prompt), self.model.need_tokenizer(), add_generation_prompt=True
             ).token_ids
-        elif all(isinstance(token, int) for token in prompt):
-            ids = list(cast(Sequence[int], prompt))
         else:
-            raise DataError("a prompt is a string, a list of token ids, or a list of messages")
+            ids = _token_ids(prompt)
         self.session.check(ids)
         return ids
 
@@ -342,4 +341,23 @@ class Engine:
 
 def _is_one(prompts: Any) -> bool:
     """Whether this is a single prompt rather than a list of them."""
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], (int, Mapping)))
+    return isinstance(prompts, str) or (
+        len(prompts) > 0
+        and (isinstance(prompts[0], Mapping) or (hasattr(prompts[0], "__index__") and _scalar(prompts[0])))
+    )
+
+
+def _scalar(value: Any) -> bool:
+    """Whether a value that may be an array is a single number."""
+    return getattr(value, "ndim", 0) == 0
+
+
+def _token_ids(prompt: Any) -> list[int]:
+    """Token ids of a list, or of an array or tensor of whole numbers. Raises DataError for anything else."""
+    try:
+        ids = [operator.index(token) for token in (prompt.tolist() if hasattr(prompt, "tolist") else prompt)]
+        if not any(isinstance(token, bool) for token in prompt):
+            return ids
+    except TypeError:
+        pass
+    raise DataError("a prompt is a string, a list of token ids, or a list of messages")

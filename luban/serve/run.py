@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from types import FrameType
@@ -11,6 +12,7 @@ from luban.core.log import say, warn
 from luban.load.model import LoadedModel
 from luban.serve.engine import Engine
 
+INTERRUPTED = 130  # exit code
 TRIES = 100  # ports looked at beyond the one asked for
 
 
@@ -60,9 +62,13 @@ def serve(
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
 
     class Server(uvicorn.Server):
-        """Ends running answers when it is told to stop, so that they aren't cut off after the three seconds."""
+        """Ends running answers when it is told to stop, so that they aren't cut off after the three seconds. Told again it
+        doesn't wait for the model's step; uvicorn, told again, would cancel its own tasks with a traceback."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self.should_exit:
+                app.state.service.worker.leave()
+                return
             app.state.service.stop()
             super().handle_exit(sig, frame)
 
@@ -70,3 +76,6 @@ def serve(
         Server(config).run(sockets=[listener])
     finally:
         listener.close()
+        if app.state.service.worker.alive:  # a thread inside torch can't be ended, and aborts an interpreter that ends
+            say("luban: stopped without waiting for the model's last step")
+            os._exit(INTERRUPTED)

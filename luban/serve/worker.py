@@ -11,6 +11,9 @@ from luban.core.errors import LubanError
 from luban.core.log import say
 from luban.serve.engine import Delta, Engine, Request
 
+STEP_SECONDS = 30.0  # that stopping waits for the step that is running
+POLL_SECONDS = 0.1
+
 
 class GenerationError(LubanError):
     """The model failed while it was generating."""
@@ -21,7 +24,7 @@ class Worker:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self._wake, self._stopped = threading.Event(), threading.Event()
+        self._wake, self._stopped, self._left = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="luban-engine", daemon=True)
 
     def start(self) -> None:
@@ -29,10 +32,17 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish the step that is running, and no more."""
+        """Finish the step that is running, and no more; `leave` ends the wait for it."""
         self._stopped.set()
         self._wake.set()
-        self._thread.join(timeout=30)
+        for _ in range(int(STEP_SECONDS / POLL_SECONDS)):
+            if self._left.is_set() or not self._thread.is_alive():
+                return
+            self._thread.join(POLL_SECONDS)
+
+    def leave(self) -> None:
+        """Don't wait for the step that is running; safe from signal handlers."""
+        self._left.set()
 
     @property
     def alive(self) -> bool:

@@ -28,11 +28,15 @@ def random_config(rng: random.Random, kind: str):
     layers = rng.choice([2, 4])
     own = {
         "bert": {"hidden_act": rng.choice(["gelu", "relu", "gelu_new"]), "type_vocab_size": rng.choice([1, 2, 3])},
-        "roberta": {"type_vocab_size": rng.choice([1, 2]), "pad_token_id": 1},
+        "roberta": {
+            "type_vocab_size": rng.choice([1, 2]),
+            "pad_token_id": 1,
+            "hidden_act": rng.choice(["gelu", "gelu_new", "relu"]),
+        },
         "albert": {
             "embedding_size": rng.choice([7, 12]),
             "num_hidden_groups": rng.choice([1, 2]),
-            "hidden_act": rng.choice(["gelu", "gelu_new"]),
+            "hidden_act": rng.choice(["gelu", "gelu_new", "relu"]),
             "classifier_dropout_prob": 0.0,
         },
     }[kind]

@@ -11,6 +11,7 @@ from luban.core.errors import ConfigError
 from luban.models.convert.bert import Bert
 from luban.models.convert.fields import Fields
 from luban.models.encoder import EncoderBody
+from luban.models.head.masked_lm import MaskedLM
 from luban.models.layer import LayerSpec
 from luban.models.spec import ModelSpec
 from luban.nn.position.learned import Learned
@@ -73,6 +74,8 @@ class Albert(Bert):
     def fits(self, spec: ModelSpec) -> bool:
         """A dense layer behind the embeddings."""
         assert isinstance(spec.body, EncoderBody)
+        if isinstance(spec.head, MaskedLM) and spec.head.activation is not None:
+            return False
         return spec.body.embeddings is not None and spec.position == Learned() and _groups(spec) is not None
 
     def own(self, spec: ModelSpec) -> dict[str, Any]:

@@ -242,9 +242,24 @@ def qkv_names(block: str, kind: str) -> tuple[str, str, str]:
 
 
 def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
-    """The first format that can express `spec`, and its configuration. Raises UnsupportedError if none can."""
+    """The first format that can express `spec`, and its configuration. Raises UnsupportedError if none can, naming the
+    parts that have no counterpart."""
     if any(isinstance(layer.mixer, Grouped) and layer.mixer.layout is not None for layer in spec.layers):
         raise UnsupportedError("no Hugging Face architecture expresses block-sparse attention (a mixer's layout)")
+    found = find_format(spec)
+    if found is not None:
+        return found
+    from luban.models.convert.inexpressible import reason
+
+    def name_of(other: ModelSpec) -> str | None:
+        expressed = find_format(other)
+        return str(expressed[1]["model_type"]) if expressed else None
+
+    raise UnsupportedError(f"no Hugging Face architecture expresses this model: {reason(spec, name_of)}")
+
+
+def find_format(spec: ModelSpec) -> tuple[Format, dict[str, Any]] | None:
+    """The first format that can express `spec`, and its configuration; None where none can."""
     for name in FORMATS:
         form = FORMATS[name]()
         heads = getattr(form, "heads", None)
@@ -254,7 +269,7 @@ def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
         config = form.config(spec)
         if config is not None:
             return form, config
-    raise UnsupportedError(f"no Hugging Face architecture expresses this model (known: {', '.join(FORMATS)})")
+    return None
 
 
 OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # as in the first BERT
@@ -266,8 +281,22 @@ def named_as_now(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) ->
     for old, new in OLD_NORMS.items():
         theirs = {name.replace(old, new): tensor for name, tensor in theirs.items()}
     if theirs.keys().isdisjoint(pair.theirs for pair in form.pairs(spec)):
-        return {form.prefix + name: tensor for name, tensor in theirs.items()}
-    return dict(theirs)
+        theirs = {form.prefix + name: tensor for name, tensor in theirs.items()}
+    return {**theirs, **_embedding(form, spec, theirs)}
+
+
+def _embedding(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The token embedding, where the file holds it under a name of a copy alone: of tensors that share their memory files
+    keep one, and some writers keep the head's or one side's."""
+    pairs = list(form.pairs(spec))
+    name = next(p.theirs for p in pairs if isinstance(p, Pair) and p.ours.endswith("embedding.tokens.weight"))
+    if name in theirs:
+        return {}
+    others = theirs.keys() - {pair.theirs for pair in pairs}
+    copies = [theirs[other] for other in sorted(others) if form.ignored.fullmatch(other)]
+    copies = [copy for copy in copies if copy.dim() == 2 and copy.shape[0] == spec.vocab_size]
+    alike = copies and all(torch.equal(copies[0], copy) for copy in copies[1:])
+    return {name: copies[0]} if alike else {}
 
 
 def as_stored(form: Format, spec: ModelSpec, theirs: Mapping[str, Tensor]) -> ModelSpec:

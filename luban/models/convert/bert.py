@@ -126,8 +126,10 @@ class Bert:
         return f"{self.name}For{kinds[type(head)]}"
 
     def fits(self, spec: ModelSpec) -> bool:
-        """Whether this format can express our embeddings and positions."""
+        """Whether this format can express our embeddings, positions and head."""
         assert isinstance(spec.body, EncoderBody)
+        if isinstance(spec.head, MaskedLM) and spec.head.activation is not None:
+            return False
         return spec.body.embeddings is None and spec.position == Learned()
 
     def config(self, spec: ModelSpec) -> dict[str, Any] | None:
@@ -147,7 +149,9 @@ class Bert:
         ):
             return None
         biased = attention.qkv_bias and attention.output_bias and layer.feedforward.bias and layer.norm.bias
-        plain = attention.key_heads() == attention.heads and not (attention.window or attention.qk_norm)
+        plain = attention.key_heads() == attention.heads and not (
+            attention.window or attention.qk_norm or attention.score_scale
+        )
         if not (biased and plain and attention.head_dim is None and self.fits(spec)):
             return None
         if isinstance(head, Classes) and not (head.dense and head.bias and head.pooling == "first"):

@@ -31,6 +31,7 @@ class Gemma3(Gemma):
     name: ClassVar[str] = "Gemma3"
     default_context: ClassVar[int] = 131_072
     arrangement = SandwichNorm()
+    scaled: ClassVar[bool] = True
     layer_names = (
         ("mixer_norm.weight", "input_layernorm.weight"),
         ("mixer_output_norm.weight", "post_attention_layernorm.weight"),

@@ -69,7 +69,7 @@ class GPT2:
             return None
         activation, heads = activation_name(layer.feedforward), attention_of(layer).heads
         if not (
-            type(spec.position) is Learned
+            spec.position == Learned()
             and isinstance(layer.arrangement, PreNorm)
             and plain_layernorm(spec)
             and activation

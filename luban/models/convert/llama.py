@@ -66,8 +66,10 @@ class Llama:
         bias = fields.get("attention_bias", False)
         return grouped(fields, qkv_bias=bias, output_bias=bias)
 
+    scaled: ClassVar[bool] = False  # whether scores may have a scale of their own
+
     def fits(self, attention: Grouped) -> bool:
-        """Whether this format can express our attention."""
+        """Whether this format can express our attention, the scores' scale aside."""
         return attention.qk_norm is None and attention.qkv_bias == attention.output_bias
 
     def own(self, attention: Grouped) -> dict[str, Any]:
@@ -141,6 +143,7 @@ class Llama:
             and layer.arrangement == self.arrangement
             and spec.embedding_norm is None
             and self.fits(attention)
+            and (self.scaled or attention.score_scale is None)
         ):
             return None
         windows = [attention_of(item).window for item in spec.layers]

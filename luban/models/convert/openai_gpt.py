@@ -57,7 +57,7 @@ class OpenAIGPT:
         heads = attention_of(layer).heads
         activation = next((name for name, kind in ACTIVATIONS.items() if type(layer.feedforward) is kind), None)
         if not (
-            type(spec.position) is Learned
+            spec.position == Learned()
             and isinstance(layer.arrangement, PostNorm)
             and plain_layernorm(spec)
             and activation

@@ -47,9 +47,9 @@ class Roberta(Bert):
         """Its masked-LM head always uses GELU, and it has no pair output."""
         head = super().head(fields)
         if isinstance(head, MaskedLM):
-            fields.only("hidden_act", "gelu")
             if head.pair:
                 raise UnsupportedError("RoBERTa has no second output for pairs")
+            return MaskedLM(activation=None if fields.get("hidden_act", "gelu") == "gelu" else "gelu")
         return head
 
     def fits(self, spec: ModelSpec) -> bool:
@@ -58,7 +58,8 @@ class Roberta(Bert):
         assert isinstance(spec.body, EncoderBody) and isinstance(spec.position, Learned)
         plain = spec.body.embeddings is None and spec.position.offset > 0
         if isinstance(spec.head, MaskedLM):
-            return plain and not spec.head.pair and isinstance(layer.feedforward, GELU)
+            exact = spec.head.activation == "gelu" or isinstance(layer.feedforward, GELU)
+            return plain and not spec.head.pair and exact
         return plain
 
     def own(self, spec: ModelSpec) -> dict[str, Any]:

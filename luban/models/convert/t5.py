@@ -21,13 +21,19 @@ from luban.models.head.rows import Classes
 from luban.models.head.tokens import Span, TokenClasses
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.base import FeedForward
-from luban.nn.feedforward.gated import TanhGEGLU
-from luban.nn.feedforward.plain import GELU, ReLU
+from luban.nn.feedforward.gated import SwiGLU, TanhGEGLU
+from luban.nn.feedforward.plain import GELU, ReLU, TanhGELU
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import RMSNorm
 from luban.nn.position.t5 import RelativeBias
 
-FEEDFORWARD: dict[str, type[FeedForward]] = {"relu": ReLU, "gelu": GELU, "gated-gelu": TanhGEGLU}
+FEEDFORWARD: dict[str, type[FeedForward]] = {
+    "relu": ReLU,
+    "gelu": GELU,
+    "gelu_new": TanhGELU,
+    "gated-gelu": TanhGEGLU,
+    "gated-silu": SwiGLU,
+}
 LM = "T5ForConditionalGeneration"
 ENCODERS = ("T5EncoderModel", "T5ForTokenClassification")
 WRAPPED = (Classes, TokenClasses)  # heads whose classes call the body "transformer"

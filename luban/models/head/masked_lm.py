@@ -1,9 +1,9 @@
-"""BERT's head: a linear layer, the feed-forward's activation, a norm, then the vocabulary with a bias a token."""
+"""BERT's head: a linear layer, an activation, a norm, then the vocabulary with a bias a token."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from luban.core.errors import ConfigError
 from luban.core.graph_builder import GraphBuilder
 from luban.core.opgraph import GraphTensor
 from luban.models.head.base import Head, check_tied, describe_lm_head, lm_head, one_token, pool
+from luban.nn.feedforward.base import Activation
+from luban.nn.feedforward.plain import GELU
 from luban.nn.linear import Linear
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class MaskedLM(Head):
     """
 
     pair: bool = False  # the second output
+    activation: Literal["gelu"] | None = None  # behind the first linear layer; none: the feed-forward's
 
     def check(self, spec: ModelSpec) -> None:
         """The last linear layer reads the embedding width."""
@@ -34,7 +37,8 @@ class MaskedLM(Head):
 
     def build(self, spec: ModelSpec, tokens: nn.Module) -> nn.Module:
         """The module."""
-        return MaskedLMHead(spec, tokens, pair=self.pair)
+        activation = type(spec.last.feedforward).activation if self.activation is None else GELU.activation
+        return MaskedLMHead(spec, tokens, activation, pair=self.pair)
 
     def describe(self, graph: GraphBuilder, spec: ModelSpec, hidden: GraphTensor) -> None:
         """Transform, norm, vocabulary; for pairs the pooler and two classes."""
@@ -49,11 +53,11 @@ class MaskedLM(Head):
 class MaskedLMHead(nn.Module):
     """vocabulary(norm(activation(transform(hidden))))."""
 
-    def __init__(self, spec: ModelSpec, tokens: nn.Module, *, pair: bool):
+    def __init__(self, spec: ModelSpec, tokens: nn.Module, activation: Activation, *, pair: bool):
         super().__init__()
         width, table = spec.body.hidden_width(spec), spec.body.embedding_width(spec)
         self.transform = Linear(width, table)
-        self.activation = type(spec.last.feedforward).activation
+        self.activation = activation
         self.norm = spec.last.norm.build(table)
         self.vocabulary = lm_head(spec, tokens, table, bias=True)
         self.pool = Linear(width, width) if pair else None

@@ -18,7 +18,8 @@ from luban.load.export import import_model
 from luban.models.arrangement.post import PostNorm
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.head.language_model import LanguageModel
-from luban.models.head.rows import Classes
+from luban.models.head.rows import Classes, Value
+from luban.models.head.tokens import TokenClasses
 from luban.models.spec import changed, uniform
 from luban.nn.feedforward.plain import GELU
 from luban.nn.mixer.grouped import Grouped
@@ -337,19 +338,28 @@ def test_directories_of_other_shapes_say_what_is_there(foreign):
             luban.load_model(foreign)
 
 
-def test_names_of_classes_survive_import_and_export(checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("head", "named"),
+    [
+        (Classes(count=3, pooling="last", dense=False, bias=False), ("bad", "so so", "good")),
+        (TokenClasses(count=2), ("name", "other")),
+        (Value(bias=False), ("helpfulness",)),
+    ],
+    ids=["rows", "tokens", "reward"],
+)
+def test_names_of_classes_survive_import_and_export(checkpoint, tmp_path, head, named):
     m = luban.load_model(checkpoint)
-    spec = changed(m.spec, head=Classes(count=3, pooling="last", dense=False, bias=False))
+    spec = changed(m.spec, head=head)
     luban.export_model(replace(m, spec=spec, module=luban.build_model(spec)), tmp_path / "plain")
     config = json.loads((tmp_path / "plain/config.json").read_text())
-    names = {"0": "bad", "1": "so so", "2": "good"}
+    names = {str(i): name for i, name in enumerate(named)}
     (tmp_path / "plain/config.json").write_text(json.dumps({**config, "id2label": names}))
     first = luban.load_model(tmp_path / "plain")
     import_model(first, tmp_path / "imported")
     luban.export_model(luban.load_model(tmp_path / "imported"), tmp_path / "again")
-    assert first.labels == luban.load_model(tmp_path / "again").labels == ("bad", "so so", "good")
+    assert first.labels == luban.load_model(tmp_path / "again").labels == named
     again = json.loads((tmp_path / "again/config.json").read_text())
-    assert again["id2label"] == names and again["label2id"] == {"bad": 0, "so so": 1, "good": 2}
+    assert again["id2label"] == names and again["label2id"] == {name: i for i, name in enumerate(named)}
 
 
 def test_values_too_large_for_the_precision_are_refused_by_name(tiny_checkpoint, tmp_path):

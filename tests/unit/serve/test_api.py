@@ -95,7 +95,7 @@ def test_nulls_are_as_good_as_nothing(client):
         ("continue_final_message", True),
         ("add_generation_prompt", False),
         ("skip_special_tokens", False),
-        ("presence_penalty", 0.5),
+        ("echo", True),
         ("prompt_logprobs", 1),
     ],
 )

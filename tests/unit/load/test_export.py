@@ -1,0 +1,205 @@
+"""What an exported directory says, and why a model can't be exported."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+
+import luban
+from luban.core.errors import ConfigError, UnsupportedError
+from luban.models.arrangement.parallel import Parallel
+from luban.models.arrangement.post import PostNorm
+from luban.models.arrangement.pre import PreNorm
+from luban.models.arrangement.sandwich import SandwichNorm
+from luban.models.convert.base import find_format, format_for
+from luban.models.decoder import DecoderBody
+from luban.models.encoder import EncoderBody
+from luban.models.encoder_decoder import EncoderDecoderBody
+from luban.models.head.language_model import LanguageModel
+from luban.models.head.masked_lm import MaskedLM
+from luban.models.head.rows import Classes, Value
+from luban.models.presets import preset
+from luban.models.spec import uniform
+from luban.nn.feedforward.gated import GEGLU, SwiGLU, TanhGEGLU
+from luban.nn.feedforward.plain import GELU, ReLU, TanhGELU
+from luban.nn.init import NormalInit
+from luban.nn.mixer.grouped import Grouped
+from luban.nn.norm import LayerNorm, RMSNorm
+from luban.nn.position.alibi import Alibi
+from luban.nn.position.kerple import KerpleLog
+from luban.nn.position.learned import Learned
+from luban.nn.position.rope import Rope
+from luban.nn.position.t5 import RelativeBias
+
+SMALL = {"vocab_size": 40, "width": 32, "layers": 2, "mixer": Grouped(heads=4), "feedforward": SwiGLU(width=48)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"position": KerpleLog()}, "its position is kerple_log instead of rope, as a llama has"),
+        ({"feedforward": GEGLU(width=48)}, "its feedforward is geglu instead of swiglu, as a llama has"),
+        (
+            {"mixer": Grouped(heads=4, score_scale=0.3)},
+            "its mixer has score_scale = 0.3 instead of None, as a llama has",
+        ),
+        ({"arrangement": SandwichNorm()}, "its arrangement is sandwich instead of pre, as a llama has"),
+        ({"embedding_norm": LayerNorm()}, "its embedding_norm is layernorm instead of None, as a llama has"),
+        ({"head": LanguageModel(bias=True)}, "its head has bias = True instead of False, as a llama has"),
+        ({"position": Rope(pairing="interleaved")}, "its position has pairing = interleaved instead of half"),
+        (
+            {"position": KerpleLog(), "feedforward": GEGLU(width=48)},
+            "its position is kerple_log instead of rope and its feedforward is geglu instead of swiglu, as a llama has",
+        ),
+    ],
+)
+def test_the_parts_without_a_counterpart_are_named(changes, why):
+    with pytest.raises(UnsupportedError, match=f"no Hugging Face architecture expresses this model: {why}"):
+        format_for(uniform(**{**SMALL, **changes}))
+
+
+def test_layers_that_differ_are_named():
+    spec = uniform(**SMALL)
+    spec = replace(spec, layers=(spec.layers[0], replace(spec.layers[0], feedforward=SwiGLU(width=50))))
+    with pytest.raises(UnsupportedError, match="its layers differ instead of being alike, as a llama has"):
+        format_for(spec)
+
+
+def test_bodies_that_are_not_made_of_layers_are_named():
+    with pytest.raises(UnsupportedError, match="its body, elmo, is not made of Transformer layers"):
+        format_for(preset("elmo"))
+
+
+@pytest.mark.parametrize(("length", "expected"), [(None, 64), (10**30, 64), (17, 17)])
+def test_the_context_is_the_tokenizers_length_unless_it_names_another(tiny_checkpoint, tmp_path, length, expected):
+    m = luban.load_model(tiny_checkpoint)
+    first = luban.export_model(replace(m, spec=replace(m.spec, context=64)), tmp_path / "first")
+    file = first / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    assert settings.pop("model_max_length") == 64
+    file.write_text(json.dumps(settings | ({} if length is None else {"model_max_length": length})))
+    again = luban.export_model(luban.load_model(first), tmp_path / "again")
+    assert json.loads((again / "tokenizer_config.json").read_text())["model_max_length"] == expected
+    transformers = pytest.importorskip("transformers")
+    assert transformers.AutoTokenizer.from_pretrained(again).model_max_length == expected
+
+
+GPT = {"arrangement": PreNorm(), "norm": LayerNorm(), "feedforward": TanhGELU(width=64, bias=True)}
+BIASED = Grouped(heads=2, qkv_bias=True, output_bias=True)
+BASES = (  # a model of each kind of format
+    {},
+    {"mixer": Grouped(heads=2, head_dim=8, qk_norm=RMSNorm())},
+    {"mixer": Grouped(heads=2, qkv_bias=True)},
+    {**GPT, "mixer": replace(BIASED, kv_heads=2), "position": Learned()},
+    {**GPT, "mixer": replace(BIASED, kv_heads=2), "position": Learned(), "arrangement": PostNorm()},
+    {**GPT, "mixer": replace(BIASED, kv_heads=2), "position": Alibi(), "embedding_norm": LayerNorm()},
+    {**GPT, "mixer": Grouped(heads=2), "feedforward": GELU(width=64), "arrangement": Parallel(norms=1)},
+    {**GPT, "mixer": BIASED, "arrangement": Parallel(norms=1), "head": LanguageModel(bias=True)},
+    {
+        **GPT,
+        "mixer": BIASED,
+        "arrangement": PostNorm(),
+        "embedding_norm": LayerNorm(),
+        "position": Learned(),
+        "body": EncoderBody(segments=2),
+        "head": MaskedLM(),
+        "tied_head": True,
+    },
+    {
+        "mixer": Grouped(heads=2, head_dim=8, score_scale=1.0),
+        "position": RelativeBias(),
+        "feedforward": ReLU(width=64),
+        "body": EncoderDecoderBody(decoder_start=0),
+        "arrangement": PreNorm(),
+        "norm": RMSNorm(),
+    },
+    {"feedforward": TanhGEGLU(width=64), "head": LanguageModel(scale_hidden=True), "tied_head": True},
+    {
+        "feedforward": TanhGEGLU(width=64),
+        "head": LanguageModel(scale_hidden=True),
+        "arrangement": SandwichNorm(),
+        "mixer": Grouped(heads=2, head_dim=8, qk_norm=RMSNorm()),
+        "tied_head": True,
+    },
+)
+HEADS = (
+    LanguageModel(),
+    LanguageModel(bias=True),
+    LanguageModel(scale_hidden=True),
+    MaskedLM(),
+    Classes(count=3),
+    Value(),
+)
+FEEDFORWARDS = (SwiGLU, GEGLU, TanhGEGLU, GELU, TanhGELU, ReLU)
+OTHERS = {
+    "position": (
+        Rope(),
+        Rope(width=4),
+        Rope(pairing="interleaved"),
+        Learned(),
+        Learned(offset=2),
+        Alibi(),
+        RelativeBias(),
+    ),
+    "norm": (RMSNorm(), RMSNorm(eps=1e-6), LayerNorm(), LayerNorm(bias=False), LayerNorm(eps=1e-12)),
+    "arrangement": (PreNorm(), PostNorm(), Parallel(norms=1), Parallel(norms=2), SandwichNorm()),
+    "feedforward": tuple(kind(width=w, bias=b) for kind in FEEDFORWARDS for w in (48, 64) for b in (False, True)),
+    "embedding_norm": (None, LayerNorm(), RMSNorm()),
+    "head": HEADS,
+    "tied_head": (False, True),
+    "body": (DecoderBody(), EncoderBody(), EncoderBody(segments=2), EncoderBody(segments=2, embeddings=8)),
+    "kv_heads": (None, 1, 2),
+    "head_dim": (None, 8, 6),
+    "window": (None, 5),
+    "qkv_bias": (False, True),
+    "output_bias": (False, True),
+    "score_scale": (None, 1.0, 0.3),
+    "qk_norm": (None, RMSNorm(), RMSNorm(eps=1e-6), LayerNorm()),
+}
+
+
+def drawn(rng: random.Random):
+    """A model of a format with up to two of its parts changed."""
+    fields = {"mixer": Grouped(heads=2), "feedforward": SwiGLU(width=64), **rng.choice(BASES)}
+    for name in rng.sample(sorted(OTHERS), rng.choice([0, 1, 1, 2])):
+        value = rng.choice(OTHERS[name])
+        if name in ("kv_heads", "head_dim", "window", "qkv_bias", "output_bias", "score_scale", "qk_norm"):
+            fields["mixer"] = replace(fields["mixer"], **{name: value})
+        else:
+            fields[name] = value
+    return uniform(vocab_size=50, width=16, layers=2, context=40, **fields)
+
+
+def same(spec):
+    """The specification with what formats always write out written out."""
+
+    def layer(item):
+        mixer = replace(item.mixer, kv_heads=item.mixer.key_heads(), head_dim=item.mixer.head_width(spec.width))
+        scale = None if mixer.score_scale == mixer.head_dim**-0.5 else mixer.score_scale
+        return replace(item, mixer=replace(mixer, score_scale=scale))
+
+    position = spec.position
+    if isinstance(position, Rope) and position.width == spec.layers[0].mixer.head_width(spec.width):
+        position = replace(position, width=None)
+    layers = {name: tuple(map(layer, getattr(spec, name))) for name in ("layers", "encoder")}
+    tied = spec.tied_head and isinstance(spec.head, (LanguageModel, MaskedLM))  # other heads have no table to tie
+    return replace(spec, init=NormalInit(), position=position, tied_head=tied, **layers)
+
+
+def test_what_a_format_accepts_it_says_whole():
+    """Random specifications: either none expresses one, or its configuration is read as the same again."""
+    rng, expressed = random.Random(), set()
+    for _ in range(1500):
+        try:
+            spec = drawn(rng)
+        except ConfigError:
+            continue
+        found = find_format(spec)
+        if found is not None:
+            form, config = found
+            expressed.add(config["model_type"])
+            assert same(form.spec(config)) == same(spec), spec
+    assert len(expressed) > 9, expressed
