@@ -71,6 +71,7 @@ class RecipeCall(Generic[T]):
     name: str  # the recipe as it was named
     out: Path  # the run directory
     dry_run: bool = False  # predict only
+    processes: int = 1  # to start, one a device
 
 
 def parse_recipe(
@@ -83,7 +84,7 @@ def parse_recipe(
     shipped: Path,
     adapt: Callable[[dict[str, Any], Collection[str]], dict[str, Any]] | None = None,
 ) -> RecipeCall[T]:
-    """Parse `RECIPE.toml --out DIR [--dry-run] [--section.field value …]`.
+    """Parse `RECIPE.toml --out DIR [--dry-run] [--nproc N] [--section.field value …]`.
 
     Args:
         shipped: the folder of recipes that come with Luban, searched by name.
@@ -104,7 +105,30 @@ def parse_recipe(
     if adapt is not None:
         data = adapt(data, [path for path, _ in assignments])
     recipe = from_dict(cls, override(data, assignments))
-    return RecipeCall(recipe=recipe, name=names[0], out=Path(flags.get("out", ".")), dry_run="dry-run" in flags)
+    return RecipeCall(
+        recipe=recipe,
+        name=names[0],
+        out=Path(flags.get("out", ".")),
+        dry_run="dry-run" in flags,
+        processes=_positive(flags.get("nproc", "1")),
+    )
+
+
+def without_processes(argv: Sequence[str]) -> list[str]:
+    """The words of a recipe's command line without `--nproc N`."""
+    found, words = [], iter(argv)
+    for word in words:
+        if word == "--nproc":
+            next(words, None)
+        elif not word.startswith("--nproc="):
+            found.append(word)
+    return found
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--nproc takes a number of processes from 1, {text!r} given")
+    return int(text)
 
 
 def find_recipe(name: str, shipped: Path) -> Path:
@@ -137,7 +161,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], dict[
             value = next(words, None)
             if value is None:
                 raise UsageError(f"--{key} needs a value")
-        if key == "out":
+        if key in ("out", "nproc"):
             flags[key] = value
         else:
             assignments.append((key, value))
@@ -145,7 +169,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], dict[
 
 
 def _recipe_help(cls: type, verb: str, about: str, examples: str, shipped: Path) -> None:
-    print(f"usage: luban {verb} RECIPE.toml --out DIR [--dry-run] [--section.field value …]\n\n{about}\n")
+    print(f"usage: luban {verb} RECIPE.toml --out DIR [--dry-run] [--nproc N] [--section.field value …]\n\n{about}\n")
     print(f"Examples:\n{_indent(examples)}\n\nRecipes that ship: {', '.join(sorted(_names(shipped)))}\n\nFields:")
     for path, kind, default, comment in describe_fields(cls):
         print(f"  --{path:<26} {comment} [{kind}{', default ' if default else ''}{default}]")

@@ -49,9 +49,9 @@ class MixedPrecisionParams:
         known = [n for n in named if n in self._sums]
         if known:
             torch._foreach_add_([self._sums[n] for n in known], [named[n] for n in known])
-        for name in named.keys() - self._sums.keys():  # first reached by this micro-batch
-            gradient = named[name]
-            self._sums[name] = gradient if gradient.dtype == torch.float64 else gradient.float()
+        for name, gradient in named.items():
+            if name not in self._sums:  # first reached by this micro-batch
+                self._sums[name] = gradient if gradient.dtype == torch.float64 else gradient.float()
         self._drop_gradients()
 
     def gradients(self) -> dict[nn.Parameter, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luban.core.units import bytes_, count, milliseconds, seconds
@@ -34,6 +34,20 @@ class Prediction:
     budget: float = 0.0  # seconds that the run is limited to (0: no limit)
     compiled: bool = False  # by torch.compile
     doubts: tuple[str, ...] = ()  # why figures may be off
+
+    def spread(self, processes: int, shard: int) -> Prediction:
+        """This prediction of one process's rows, for a run of `processes`, `shard` of which divide a copy of the model."""
+        if processes == 1:
+            return self
+        memory = self.memory
+        divided = {name: getattr(memory, name) // shard for name in ("parameters", "optimizer", "gradients")}
+        doubt = "what processes send each other, and the weights that they gather, aren't counted"
+        return replace(
+            self,
+            memory=replace(memory, **divided),
+            tokens_per_step=self.tokens_per_step * processes,
+            doubts=(*self.doubts, doubt),
+        )
 
     @property
     def seconds(self) -> float:

@@ -25,9 +25,10 @@ from luban.kernels import dispatch, gated
 from luban.parallel.engine import InFlightStep, StepResult, TrainEngine
 from luban.train.budget import StepCount
 from luban.train.interrupt import Interrupted, StopRequest
-from luban.train.metrics_logger import MetricsLogger
+from luban.train.metrics_logger import MetricsLogger, NoMetrics, open_metrics
 from luban.train.profile import Profile
 from luban.train.recipe import Recipe
+from luban.train.resume import FollowedRun
 from luban.train.state import TrainState
 from luban.train.validate import Validator
 
@@ -58,10 +59,13 @@ class Loop:
         Interrupted: by Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
 
-    def __init__(self, art: ArtifactWriter, parts: TrainerComponents, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, art: ArtifactWriter | FollowedRun, parts: TrainerComponents, clock: Callable[[], float] = time.monotonic
+    ):
         self.clock = clock  # seconds since any fixed moment
         self.art, self.parts, self.recipe, self.state = art, parts, parts.recipe, parts.state
-        self.engine = parts.engine
+        self.engine, self.world = parts.engine, parts.engine.world
+        self.asked = False  # whether the processes of the run have agreed to stop
         self.checkpoints = CheckpointManager(art.path)
         train = self.recipe.train
         fixed = art.figures.get("steps_fixed", {})
@@ -72,7 +76,9 @@ class Loop:
         self.overhead_seconds = 0.0  # seconds in validation and saving since the last row
         self.waited = 0.0  # seconds in which there was no batch, after the first step
         self.step_seconds: list[float] = []  # of every step since the start or resume
-        self.profile = Profile(art.path, train.profile, self.engine.device) if train.profile else None
+        self.profile = (
+            Profile(art.path, train.profile, self.engine.device) if train.profile and self.world.is_main else None
+        )
         # submitted and not yet synchronized, with their learning-rate factors
         self.in_flight: deque[tuple[float, InFlightStep]] = deque()
         on_cuda = self.engine.device.type == "cuda"
@@ -86,14 +92,14 @@ class Loop:
         at = self.state.progress
         with (
             StopRequest() as stop,
-            MetricsLogger(self.art.path, at.step, tensorboard=self.recipe.train.tensorboard) as metrics,
+            open_metrics(self.art.path, at.step, self.recipe.train.tensorboard, self.world.is_main) as metrics,
             progress("training", total=self.count.total(at.step), unit="steps", start=at.step) as bar,
         ):
             batches = self.parts.loader.iterate(at.step)
             self.row_time, self.row_tokens = self.clock(), at.tokens
             self.synchronized, self.synchronized_at = at.step, self.clock()
             while at.step < self.count.total(at.step):
-                self._submit(batches)
+                self._submit(batches, stop)
                 while self.in_flight and (len(self.in_flight) > self.max_in_flight or self._must_synchronize(stop)):
                     self._synchronize(metrics, bar, stop)
                 self._validate_and_save(metrics, stop, bar)
@@ -101,7 +107,7 @@ class Loop:
             self.profile.finish()
         self._finish()
 
-    def _submit(self, batches: Iterator[Batch]) -> None:
+    def _submit(self, batches: Iterator[Batch], stop: StopRequest) -> None:
         at = self.state.progress
         factor = self.recipe.schedule.factor(at.step, self.count.total(at.step))
         if self.profile:
@@ -111,7 +117,7 @@ class Loop:
         self.waited += (self.clock() - began) if self.step_seconds else 0.0
         if not batch.target_count:
             warn(NO_TARGET)
-        self.in_flight.append((factor, self.engine.submit(batch, factor)))
+        self.in_flight.append((factor, self.engine.submit(batch, factor, stop=bool(stop.signal))))
         at.step += 1
 
     def _must_synchronize(self, stop: StopRequest) -> bool:
@@ -130,10 +136,11 @@ class Loop:
     def _due_to_validate(self) -> bool:
         return self.parts.validator is not None and self._due(self.recipe.validation.every)
 
-    def _synchronize(self, metrics: MetricsLogger, bar: Bar, stop: StopRequest) -> None:
+    def _synchronize(self, metrics: MetricsLogger | NoMetrics, bar: Bar, stop: StopRequest) -> None:
         """Wait for the oldest in-flight step, and log it. Raises TrainingError after too many bad steps."""
         factor, step = self.in_flight.popleft()
         result = self.engine.synchronize(step)
+        self.asked = result.stop if self.world.size > 1 else bool(stop.signal)
         self.synchronized += 1
         self._count(result)
         now = self.clock()
@@ -168,7 +175,9 @@ class Loop:
             f"{self.recipe.train.max_bad_steps}). Last good checkpoint: {last}. Lower --optim.lr, or look at the data"
         )
 
-    def _log(self, metrics: MetricsLogger, result: StepResult, factor: float, bar: Bar, *, ends: bool) -> None:
+    def _log(
+        self, metrics: MetricsLogger | NoMetrics, result: StepResult, factor: float, bar: Bar, *, ends: bool
+    ) -> None:
         """Advance the bar, and write a row of metrics where one is due or the step `ends` the session."""
         at, train = self.state.progress, self.recipe.train
         now = self.clock()
@@ -196,7 +205,11 @@ class Loop:
         per_step = 0.0
         if validation.every and self.parts.validator and validation.batches:
             per_step = validation.batches * seconds / 2 / validation.every  # a forward alone is under half a step
-        if self.count.time(self.synchronized - 1, seconds, self.clock() - self.session + self.earlier, per_step):
+        timing = bool(self.count.budget_seconds) and self.count.fixed is None
+        self.count.time(self.synchronized - 1, seconds, self.clock() - self.session + self.earlier, per_step)
+        if timing:
+            self.count = self.world.agree(self.count)
+        if timing and self.count.fixed is not None:
             self.art.note(steps_fixed={"fixed": self.count.fixed, "fixed_at": self.count.fixed_at})
             bar.total = self.count.fixed
             if short := self.recipe.schedule.never_at_peak(self.count.fixed or 0):
@@ -206,7 +219,7 @@ class Loop:
                 f"{self.recipe.train.budget_seconds:g} seconds"
             )
 
-    def _validate_and_save(self, metrics: MetricsLogger, stop: StopRequest, bar: Bar) -> None:
+    def _validate_and_save(self, metrics: MetricsLogger | NoMetrics, stop: StopRequest, bar: Bar) -> None:
         """Validate and save where they are due, and leave when asked to."""
         if self.in_flight:
             return
@@ -217,23 +230,25 @@ class Loop:
         improved = validated and self._validate(metrics)
         shortened = validated and not improved and self._end_early(bar)
         last = at.step >= self.count.total(at.step)
-        if improved or shortened or stop.signal or self._due(self.recipe.checkpoint.every):
+        asked = self.asked or (self.world.size == 1 and bool(stop.signal))
+        if improved or shortened or asked or self._due(self.recipe.checkpoint.every):
             self.save()
         self.overhead_seconds += self.clock() - began
         self.synchronized_at += self.clock() - began
-        if stop.signal and not last:
-            name = signal.Signals(stop.signal).name
+        if asked and not last:
+            number = stop.signal or signal.SIGTERM  # another process got it
+            name = signal.Signals(number).name
             raise Interrupted(
-                stop.signal,
+                number,
                 f"stopped by {name} after step {at.step}, saved in "
                 f"{self.checkpoints.path(at.step)}; the same command resumes",
             )
 
-    def _validate(self, metrics: MetricsLogger) -> bool:
+    def _validate(self, metrics: MetricsLogger | NoMetrics) -> bool:
         """Measure the held-out loss. Returns whether it is the lowest so far."""
         at, validator = self.state.progress, self.parts.validator
         assert validator is not None  # else none is due
-        found = validator(self.engine)
+        found = self.world.agree(validator(self.engine))
         metrics.write(step=at.step, **found.row(), seconds=self.earlier + self.clock() - self.session)
         at.scores = found.row()
         improved = found.loss < (math.inf if at.best_loss is None else at.best_loss)  # false for NaN
@@ -269,18 +284,21 @@ class Loop:
         return True
 
     def save(self) -> None:
-        """Write the checkpoint of this step and delete those that are no longer kept."""
+        """Write the checkpoint of this step and delete those that are no longer kept. Every process must call it."""
         at = self.state.progress
         at.seconds = self.earlier + self.clock() - self.session
+        checkpoint = self.state.to_checkpoint()
+        self.saved = at.step
+        if not isinstance(self.art, ArtifactWriter):
+            return
         identity = self.art.manifest
         manifest = save_checkpoint(
             self.checkpoints.path(at.step),
-            self.state.to_checkpoint(),
+            checkpoint,
             config=identity.config,
             parents=identity.parents,
             seed=identity.seed,
         )
-        self.saved = at.step
         self.checkpoints.keep(self.recipe.checkpoint.keep, at.best_step)
         best = self.checkpoints.path(at.best_step).name if at.best_step is not None else None
         self.art.note(
@@ -291,6 +309,8 @@ class Loop:
         )
 
     def _finish(self) -> None:
+        if not isinstance(self.art, ArtifactWriter):
+            return
         at = self.state.progress
         named = {self.checkpoints.path(step).name for step in (at.best_step, self.saved) if step is not None}
         spare = (self.checkpoints.path(step).name for step in self.checkpoints.steps())
@@ -305,7 +325,7 @@ class Loop:
                 f"the last checkpoint is {self.checkpoints.path(at.step).name}"
             )
         self.art.note(
-            parameters=sum(p.numel() for p in self.engine.params.parameters.values()),
+            parameters=sum(p.numel() for p in self.engine.params.working.values()),
             tokens=at.tokens,
             seconds=at.seconds,
             tokens_per_second=at.tokens / max(at.seconds, 1e-9),

@@ -44,6 +44,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
         UnsupportedError: an attention was asked for by name that can't serve this run.
     """
     resident = resident_memory()  # before anything is measured
+    recipe = _of_one_process(recipe)
     train, machine, (shapes, roles) = recipe.train, machine_of(device), _parameters(spec)
     graph = _micro_batch(recipe, spec, sample(1))
     compiled = runs_compiled(recipe, device)
@@ -79,7 +80,12 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
         budget=train.budget_seconds,
         compiled=compiled,
         doubts=tuple(_doubts(spec, device, compiled, busy)),
-    )
+    ).spread(recipe.plan.processes, recipe.plan.shard)
+
+
+def _of_one_process(recipe: Recipe) -> Recipe:
+    """The recipe with the rows that each process reads."""
+    return replace(recipe, train=replace(recipe.train, batch_size=recipe.train.batch_size // recipe.plan.processes))
 
 
 def require_memory(
@@ -88,6 +94,7 @@ def require_memory(
     """Raise UnsupportedError, naming settings that would make it fit, when the run needs more than is free."""
     if prediction.memory.total <= prediction.available:
         return
+    recipe = _of_one_process(recipe)
 
     def memory(plan: BatchPlan) -> int:
         train = replace(recipe.train, batch_size=plan.batch_size, accumulate=plan.accumulate)
