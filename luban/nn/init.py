@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -26,7 +26,7 @@ class DrawsParameters(Protocol):
     """A module with an initialisation of its own."""
 
     def draw_parameters(self, draw: InitialValues) -> None:
-        """Set the parameters that it owns itself, in place."""
+        """Set the parameters and buffers that it owns itself, in place."""
         ...
 
 
@@ -146,7 +146,15 @@ class InitialValues:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int, region: Region = whole) -> None:
+def initialise(
+    model: nn.Module,
+    how: Initialisation,
+    *,
+    layers: int,
+    seed: int,
+    region: Region = whole,
+    without: Collection[str] = frozenset(),
+) -> None:
     """Fill every parameter of `model` in place, drawn from (seed, parameter name), one at a time.
 
     The values don't depend on device, sharding, or on which other parameters there are. Projections and
@@ -156,10 +164,18 @@ def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int,
     Args:
         layers: of the model, for `scale_residual`.
         region: which part of a parameter lies in this process, where it is sharded.
+        without: names of parameters and buffers that are left as they are.
+
+    Raises:
+        TypeError: a module holds buffers and doesn't say their first values.
     """
-    drawn: set[int] = set()
+    drawn = {id(parameter) for name, parameter in model.named_parameters() if name in without}
     for prefix, module in model.named_modules():
+        buffers = [name for name, _ in module.named_buffers(prefix, recurse=False) if name not in without]
         fresh = {id(parameter) for parameter in module.parameters(recurse=False)} - drawn
+        fresh |= {id(buffer) for buffer in module.buffers(recurse=False)} if buffers else set()
+        if buffers and not isinstance(module, DrawsParameters):
+            raise TypeError(f"{buffers[0]} is a buffer, so {type(module).__name__} must set it in draw_parameters")
         if not fresh:
             continue
         drawn |= fresh

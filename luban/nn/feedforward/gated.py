@@ -75,7 +75,7 @@ class GatedFeedForward(nn.Module, MatmulOwner):
         if alone and self.matmul is not TORCH and self.matmul.serves_swiglu(gate.shape[1], gate.shape[0]):
             return self.matmul.swiglu(x_NE, joined(self.gate, self.up)[0], down)
         here = x_NE.device.type, x_NE.dtype, gate.dtype
-        if alone and self.matmul is TORCH and gated.serves(*here, *gate.shape, *down.shape):
+        if alone and self.matmul is TORCH and gated.picked(*here, *gate.shape, *down.shape):
             return gated.gated_matmuls(x_NE, gated.paired(gate, up), down)[0]
         gate_up = self.matmul.linear(x_NE, *joined(self.gate, self.up))
         gate_up = self.add_terms_(gate_up, x_NE, {"gate": gate.shape[0], "up": up.shape[0]})
