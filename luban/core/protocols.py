@@ -27,10 +27,10 @@ class KVCache(Protocol):
     A model calls `begin` once a forward; then each of its attention layers calls `update` of its own part once.
     """
 
-    def begin(self, tokens: int, mask: Tensor | None) -> Tensor:
+    def begin(self, tokens: int, mask: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """Add slots for `tokens` new tokens; `mask` (B, T) says which are real (None: all).
 
-        Returns their positions (B, T) or (1, T), counted over real tokens only.
+        Returns their positions (B, T) or (1, T): those given, or else counted over real tokens only.
         Raises ContextError when they don't fit.
         """
         ...

@@ -59,7 +59,7 @@ class TransformerStack(nn.Module):
         self.blocks = nn.ModuleDict()
         self.block_of: dict[int, str] = {}  # layer → its block, another's where parameters are shared
         self.layer_positions = nn.ModuleDict()
-        methods: dict[Position | None, int] = {None: 0}
+        methods: dict[tuple[Position, int, int] | None, int] = {None: 0}
         groups: dict[AttentionGroup, int] = {}
         self.group_of: dict[int, int | None] = {}
         for index, layer in layers.items():
@@ -69,11 +69,12 @@ class TransformerStack(nn.Module):
                 self.blocks[str(owner)] = layer.arrangement.build(layer, place)
             self.block_of[index] = str(owner)
             attends = layer.mixer.attention(spec.width)
-            if layer.position is not None and layer.position not in methods:
-                methods[layer.position] = len(methods)
-                own = replace(shape, heads=attends.heads, head_dim=attends.head_dim) if attends else shape
+            own = replace(shape, heads=attends.heads, head_dim=attends.head_dim) if attends else shape
+            method = None if layer.position is None else (layer.position, own.heads, own.head_dim)
+            if layer.position is not None and method not in methods:
+                methods[method] = len(methods)
                 self.layer_positions[str(index)] = layer.position.build(own)
-            group = None if attends is None else AttentionGroup(methods[layer.position], attends)
+            group = None if attends is None else AttentionGroup(methods[method], attends)
             self.group_of[index] = None if group is None else groups.setdefault(group, len(groups))
         self.groups = tuple(groups)
         last = layers[max(layers)]
@@ -112,14 +113,14 @@ def forward_context(
         encoder: what decoder layers cross-attend to.
     """
     queries, counted, real = tokens.shape[1], positions is None, mask
+    at: Tensor
     if backend.cached:
         cache = backend.cache  # type: ignore[attr-defined]
-        from_cache = cache.begin(queries, mask)
+        at = cache.begin(queries, mask, positions)
         real, key_positions = cache.valid, cache.positions
-        positions = from_cache if positions is None else positions
     else:
-        positions = count_positions(tokens, mask, documents) if positions is None else positions
-        key_positions = positions
+        at = count_positions(tokens, mask, documents) if positions is None else positions
+        key_positions = at
     seen = AttentionMask(
         queries=queries,
         keys=key_positions.shape[-1],
@@ -131,7 +132,7 @@ def forward_context(
         prefix=prefix,
     )
     return ForwardContext(
-        backend=backend, mask=seen, positions=positions, key_positions=key_positions, counted=counted, encoder=encoder
+        backend=backend, mask=seen, positions=at, key_positions=key_positions, counted=counted, encoder=encoder
     )
 
 
@@ -229,17 +230,20 @@ def describe_stack(
     shape = position_shape(spec, layers, causal=causal)
     x_BTE = _describe_embedding(graph, spec, tokens_BT, shape, segments=segments, shared_tokens=shared_tokens)
     seq = tokens_BT.shape[1]
-    bias_of: dict[Position | None, GraphTensor | None] = {}
+    bias_of: dict[tuple[Position, int, int] | None, GraphTensor | None] = {}
+    biases: list[GraphTensor | None] = []
     for index, layer in enumerate(layers):
-        if layer.position not in bias_of:
-            own = layer.mixer.attention(spec.width)
-            at = replace(shape, heads=own.heads, head_dim=own.head_dim) if own and layer.position else shape
+        own = layer.mixer.attention(spec.width)
+        at = replace(shape, heads=own.heads, head_dim=own.head_dim) if own and layer.position else shape
+        method = None if layer.position is None else (layer.position, at.heads, at.head_dim)
+        if method not in bias_of:
             name = "position" if layer.position is None else f"layer_positions.{index}"
-            bias_of[layer.position] = (layer.position or spec.position).describe_bias(graph.scope(name), seq, seq, at)
+            bias_of[method] = (layer.position or spec.position).describe_bias(graph.scope(name), seq, seq, at)
+        biases.append(bias_of[method])
     for index, layer in enumerate(layers):
         place = LayerShape(spec.width, index, len(layers), causal)
         block = graph.scope(f"blocks.{index}", layer=True, shared=layer.share is not None)
-        x_BTE = layer.arrangement.describe(LayerParts(block, layer, place, bias_of[layer.position], states_BSE), x_BTE)
+        x_BTE = layer.arrangement.describe(LayerParts(block, layer, place, biases[index], states_BSE), x_BTE)
     return layers[-1].norm.describe(graph, "norm", x_BTE) if layers[-1].arrangement.final_norm else x_BTE
 
 
