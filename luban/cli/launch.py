@@ -65,8 +65,7 @@ def _wait(started: Sequence[subprocess.Popen]) -> int:
         codes = [process.poll() for process in started]
         now = time.monotonic()
         if failed is None and any(codes):
-            failed = next(rank for rank, code in enumerate(codes) if code)
-            since = now
+            failed, since = _first(codes), now
         elif failed is not None and now - since > GRACE:
             for process in started:
                 if process.poll() is None:
@@ -74,12 +73,18 @@ def _wait(started: Sequence[subprocess.Popen]) -> int:
             told, since = told + 1, now
         time.sleep(POLL)
     codes = [process.returncode for process in started]
-    if failed is None:
-        return next((code for code in codes if code), 0)
-    code = codes[failed]
-    if told:
-        say(f"luban: process {failed} of {len(started)} failed with exit code {code}, so the others were ended")
-    return code if code > 0 else 128 - code
+    if not any(codes):
+        return 0
+    failed = _first(codes) if failed is None else failed
+    code = codes[failed] if codes[failed] > 0 else 128 - codes[failed]
+    if told or len(set(codes)) > 1:
+        say(f"luban: process {failed} of {len(started)} failed with exit code {code}, which ended the others")
+    return code
+
+
+def _first(codes: Sequence[int | None]) -> int:
+    """Of the processes that have failed, one that wasn't brought down by another (they exit with 1)."""
+    return min((code == 1, rank) for rank, code in enumerate(codes) if code)[1]
 
 
 def _free_port() -> int:

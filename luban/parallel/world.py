@@ -34,6 +34,14 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error of torch.distributed says that another process is gone."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(
+        sign in text for sign in ("gloo/transport", "Connection reset", "Connection closed", "Timed out waiting")
+    )
+
+
 @dataclass(frozen=True)
 class World:
     """The processes of a run as one of them sees them. The default is a run of one process."""

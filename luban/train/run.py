@@ -32,7 +32,7 @@ from luban.parallel.apply import Execution, apply
 from luban.parallel.device import choose_device, keep_freed_memory, set_determinism
 from luban.parallel.engine import TrainEngine
 from luban.parallel.memory_limits import is_out_of_memory
-from luban.parallel.world import World, process_count
+from luban.parallel.world import World, is_lost_connection, process_count
 from luban.train.loop import Loop, TrainerComponents
 from luban.train.metrics_logger import require_tensorboard
 from luban.train.predict import Prediction, predict, require_memory
@@ -91,6 +91,8 @@ def train(
         try:
             Loop(art, parts, clock).run()
         except (RuntimeError, MemoryError) as error:
+            if world.size > 1 and is_lost_connection(error):
+                raise TrainingError(f"another process of this run has ended: {str(error).splitlines()[0]}") from error
             if not is_out_of_memory(error):
                 raise
             raise _exhausted(recipe, prediction, parts.state.progress.step) from error
@@ -183,7 +185,7 @@ def assemble(
     return TrainerComponents(recipe, engine, TrainState(start.spec, engine), loader, _validator(recipe, shards))
 
 
-def make_engine(recipe: Recipe, start: Start, device: torch.device, world: World) -> TrainEngine:
+def make_engine(recipe: Recipe, start: Start, device: torch.device, world: World | None = None) -> TrainEngine:
     """The model of `start`, ready to be trained as `recipe` says."""
     config, attention = recipe.train, AttentionBackend(recipe.train.kernel)
     model = build_model(start.spec, device="meta")
@@ -196,7 +198,7 @@ def make_engine(recipe: Recipe, start: Start, device: torch.device, world: World
         compile=config.compile,
         accumulate=config.accumulate,
         clip=config.clip,
-        world=world,
+        world=world or World(),
     )
     return apply(
         recipe.objective.loss(model, attention),
