@@ -100,10 +100,10 @@ def test_a_run_that_was_killed_after_its_early_end_was_decided_ends_alike(tiny, 
 
     submit, calls = TrainEngine.submit, iter(range(1, 1000))
 
-    def until(*args):
+    def until(*args, **kwargs):
         if next(calls) == 9:
             raise PowerCut
-        return submit(*args)
+        return submit(*args, **kwargs)
 
     losses(3.0, 3.5)
     with pytest.MonkeyPatch.context() as patched, pytest.raises(PowerCut):

@@ -99,7 +99,7 @@ def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(ti
     """By a clock on which a step takes an eighth of a second and everything else takes no time."""
     clock = Clock()
     submit = TrainEngine.submit
-    monkeypatch.setattr(TrainEngine, "submit", lambda *args: clock.advance(0.125) or submit(*args))
+    monkeypatch.setattr(TrainEngine, "submit", lambda *args, **kwargs: clock.advance(0.125) or submit(*args, **kwargs))
     recipe = tiny(
         train={"steps": 10**6, "budget_seconds": 8.0},
         checkpoint={"every": 10**6},
