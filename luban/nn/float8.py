@@ -39,7 +39,7 @@ def require_float8(device: torch.device) -> None:
 class Float8Matmul(Matmul):
     """Matmuls of owners in 8 bits."""
 
-    def serves(self, outputs: int, inputs: int) -> bool:
+    def supports(self, outputs: int, inputs: int) -> bool:
         """Both sides must be multiples of 16."""
         return fits_float8(outputs, inputs)
 
@@ -48,7 +48,7 @@ class Float8Matmul(Matmul):
         y = _product(x.reshape(-1, x.shape[-1]), weight_OI).view(*x.shape[:-1], -1)
         return y if bias_O is None else y + bias_O
 
-    def serves_swiglu(self, width: int, inner: int) -> bool:
+    def supports_swiglu(self, width: int, inner: int) -> bool:
         """Where one program can hold a row."""
         return fits_float8_swiglu(width, inner)
 

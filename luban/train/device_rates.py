@@ -17,8 +17,8 @@ from luban.parallel.device import keep_freed_memory
 from luban.parallel.precision import COMPUTE
 from luban.planner.accelerators import Machine, accelerator_of
 from luban.planner.memory import StepSettings, computed_fraction, is_chunked
-from luban.planner.rates import table_rates
 from luban.planner.step_time import BACKWARD, Rates
+from luban.planner.table_rates import table_rates
 
 ROUNDS = 5  # of every measurement; the best counts
 SUM_ELEMENTS = 2**22  # of the timed sum
