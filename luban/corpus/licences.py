@@ -1,4 +1,4 @@
-"""Licences as SPDX expressions (SPDX specification 2.3, annex D), and as they are told by the words of their texts."""
+"""Licences as SPDX expressions (SPDX specification 2.3, annex D), and their detection in licence texts."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ COMMENT_MARK = re.compile(r"^[ \t]*(?://+|/?\*+/?|#+|--+|;+|%+|!+|<!--|\"\"\"|''
 def spdx(expression: str) -> str:
     """The expression with the names of known licences in SPDX's spelling, which knows no case.
 
-    A whole licence text is told by its words, or else shortened.
+    A whole licence text is identified by its words; an unknown one is shortened.
     """
     if len(expression) > LONGEST_NAME:
         return of_text(expression) or " ".join(expression.split())[:LONGEST_NAME] + "…"

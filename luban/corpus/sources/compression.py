@@ -1,4 +1,4 @@
-"""Compressed files, told by how their names end: gzip, bzip2, xz and Zstandard."""
+"""Compressed files, detected by file extension: gzip, bzip2, xz and Zstandard."""
 
 from __future__ import annotations
 

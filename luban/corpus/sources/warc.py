@@ -1,4 +1,4 @@
-"""Web archives: pages of WARC files, texts of WET files (CommonCrawl's formats), by FastWARC."""
+"""Web archives (CommonCrawl's formats), read by FastWARC: HTML pages of WARC files and WET text records."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ CHARSET = re.compile(r"charset\s*=\s*(.+)", re.IGNORECASE)
 
 
 def read(name: str, context: SourceContext) -> Iterator[Document]:
-    """HTML responses with status 200 and converted texts; records that cannot be read or decoded are counted.
+    """HTML responses with status 200, and WET text records; records that cannot be read or decoded are counted.
 
     Raises:
-        DataError: no record of it is a page with text.
+        DataError: no record is a page with text.
     """
     good = False
     for record in _records(name, context):
@@ -42,9 +42,9 @@ def _records(name: str, context: SourceContext) -> Iterator[Any]:
     except ImportError:
         raise MissingExtra("fastwarc", "corpus", "reading web archives") from None
     path = Path(name)
-    unpack = path.suffix.lower() in (".bz2", ".xz")  # gzip, Zstandard and lz4 are FastWARC's own
+    unpack = path.suffix.lower() in (".bz2", ".xz")  # gzip, Zstandard and lz4: FastWARC decompresses these
     with open_bytes(path) if unpack else open(path, "rb") as file:
-        try:  # HTTP headers are parsed later, so that a malformed one does not end the iteration
+        try:  # HTTP headers are parsed per record, so that a malformed one doesn't end the iteration
             types = WarcRecordType.response | WarcRecordType.conversion
             yield from ArchiveIterator(file, record_types=types, parse_http=False)
         except Exception as error:  # FastWARC raises whatever its decompressor does
@@ -52,7 +52,7 @@ def _records(name: str, context: SourceContext) -> Iterator[Any]:
 
 
 def _document(record: Any, context: SourceContext) -> Document | None:
-    """The record's text, or None where it is no page or unreadable, which is counted."""
+    """The record's text; None, and counted, if it is unreadable or no page."""
     where = f"{context.label}#{record.stream_pos}"
     try:
         if record.is_http:
@@ -73,7 +73,7 @@ def _document(record: Any, context: SourceContext) -> Document | None:
         text, title = (page_text(data, "utf-8"), "") if page is None else _page(data, page)
     except LubanError:
         raise
-    except Exception as error:  # whatever the parser of HTML raises: one page is no reason to stop
+    except Exception as error:  # whatever the HTML parser raises: one bad page doesn't stop the archive
         context.tally.reject("pages that cannot be decoded", f"{where}: {error}")
         return None
     if not text.strip():
@@ -89,7 +89,7 @@ def _is_page(headers: Any) -> bool:
 
 
 def _page(data: bytes, headers: Any) -> tuple[str, str]:
-    """(main text, title). Raises ValueError where the body cannot be decoded or is binary."""
+    """(main text, title). Raises ValueError if the body cannot be decoded or is binary."""
     body = decode_body(data, headers.get("Transfer-Encoding") or "", headers.get("Content-Encoding") or "", LARGEST)
     if b"\0" in body[:PROBE] and byte_order_mark(body) is None:
         wide = codec_of(_charset(headers))
@@ -99,6 +99,6 @@ def _page(data: bytes, headers: Any) -> tuple[str, str]:
 
 
 def _charset(headers: Any) -> str | None:
-    """The charset parameter of Content-Type, as it is written."""
+    """The charset parameter of Content-Type, as written; None without one."""
     found = CHARSET.search(headers.get("Content-Type") or "")
     return found[1] if found else None
