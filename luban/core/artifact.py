@@ -243,10 +243,8 @@ class ArtifactWriter:
         volatile: tuple[str, ...] = (),
     ):
         self.out = real_path(out)
-        self.volatile: tuple[str, ...] = (
-            f"*/{MANIFEST}",
-            *volatile,
-        )  # the manifests of artifacts inside this one hold times
+        # manifests of artifacts inside this one are excluded from the content hash, because they record times
+        self.volatile: tuple[str, ...] = (f"*/{MANIFEST}", *volatile)
         self.path = incomplete_path(self.out)
         self.resumable, self.extensible = resumable, frozenset(extensible)
         self.resumed = False  # true when an unfinished directory of the same identity was found

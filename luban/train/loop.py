@@ -32,9 +32,8 @@ from luban.train.state import TrainState
 from luban.train.validate import Validator
 
 WARN_AFTER = 3  # validations without improvement before a warning
-MAX_IN_FLIGHT = (
-    2  # steps submitted to a CUDA device before the oldest is synchronized, so that it never waits for the host
-)
+# steps submitted to a CUDA device before the oldest is synchronized, so that it never waits for the host
+MAX_IN_FLIGHT = 2
 NO_TARGET = (
     "a batch had no token to predict, so its loss is logged as 0: its documents are too short for the objective; "
     "raise train.batch_size or train.seq_len"

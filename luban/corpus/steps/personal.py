@@ -20,9 +20,8 @@ from luban.corpus.conversation import map_strings
 from luban.corpus.document import Document, conversation_text
 from luban.corpus.tally import Tally
 
-LETTER = (
-    "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0300-\u03ff\u0400-\u052f\u1e00-\u1fff"  # with combining accents
-)
+# letters of Latin, Greek and Cyrillic, with combining accents
+LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0300-\u03ff\u0400-\u052f\u1e00-\u1fff"
 WORD = f"{LETTER}0-9_"  # what an address cannot touch on either side
 EMAIL = re.compile(
     rf"(?<![{WORD}])(?P<local>[{WORD}][{WORD}.+%-]{{0,63}})[@＠]"
