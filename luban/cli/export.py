@@ -20,7 +20,7 @@ luban export runs/a --out exported --dtype bfloat16
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What the verb takes."""
+    """Options."""
 
     # a run, a checkpoint or a Hugging Face directory
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

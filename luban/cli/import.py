@@ -19,7 +19,7 @@ luban import ~/models/TinyLlama --out models/tinyllama --dtype bfloat16
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What the verb takes."""
+    """Options."""
 
     # a Hugging Face directory with config.json and safetensors
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HF_DIR")]

@@ -46,7 +46,7 @@ class Parent:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a directory is, and where it comes from."""
+    """Kind, configuration, files and parents of an artifact directory."""
 
     kind: str  # corpus, tokenizer, shards, checkpoint, run, evaluation, demo, …
     format: int = 1  # version of the layout of this kind
@@ -264,9 +264,9 @@ class ArtifactWriter:
         )
 
     def finished(self) -> bool:
-        """Whether `out` already holds the finished artifact of this very identity.
+        """True if `out` already holds the finished artifact of the same identity.
 
-        Raises ArtifactError where it holds one of another identity that can't be extended to this one.
+        Raises ArtifactError if it holds one of another identity that can't be extended to this one.
         """
         if not (self.out / MANIFEST).is_file():
             return False

@@ -93,7 +93,7 @@ def any_of(expressions: Iterable[str]) -> str:
 
 
 def parts(expression: str) -> list[str]:
-    """What an expression's AND joins: each binds whoever uses the work."""
+    """The operands of an expression's AND: all of them bind users of the work."""
     depth, found, start = 0, [], 0
     for match in re.finditer(r"[()]| AND ", expression):
         depth += (match[0] == "(") - (match[0] == ")")
@@ -105,7 +105,7 @@ def parts(expression: str) -> list[str]:
 
 
 def permitted(expression: str, allowed: Iterable[str]) -> bool:
-    """Whether a work under the expression can be used under licences that are all among the allowed ones."""
+    """True if a work under the expression can be used under allowed licences alone."""
     names = frozenset(allowed)
     return all(any(name.strip("() ") in names for name in part.split(OR)) for part in parts(expression))
 

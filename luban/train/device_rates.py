@@ -1,4 +1,4 @@
-"""What the device that trains does in a second: from the table of accelerators where it is in it, otherwise measured."""
+"""Rates of the training device: from accelerators.toml if it is listed there, otherwise measured."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def device_rates(
     documents: bool = True,
     kernel: str | None = None,
 ) -> Rates:
-    """What the device does in a second with this model.
+    """Rates of the device with this model.
 
     Args:
         graph: one micro-batch.

@@ -25,7 +25,7 @@ OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether the file's name ends as a compressed file's does."""
+    """True if the file extension is that of a compressed file."""
     return path.suffix.lower() in OPENERS
 
 

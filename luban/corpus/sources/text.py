@@ -49,7 +49,7 @@ def read_file(path: Path, name: str, context: SourceContext) -> Iterator[Documen
 
 
 def looks_binary(path: Path) -> bool:
-    """Whether a zero byte stands near the beginning."""
+    """True if there is a zero byte near the beginning."""
     try:
         with open_text(path) as file:
             return b"\0" in file.read(PROBE)

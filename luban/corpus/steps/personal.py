@@ -79,14 +79,14 @@ def _replaced(
 
 
 def _is_email(found: re.Match[str]) -> bool:
-    """Whether a match is neither the name of a file nor a remote folder, nor the user `git` of a code host."""
+    """True if a match isn't a file name, a remote folder, or the user `git` of a code host."""
     if found["top"].lower() in FILE_ENDINGS or found["local"].lower() == "git":
         return False
     return not REMOTE_PATH.match(found.string, found.end())
 
 
 def _is_address(found: re.Match[str]) -> bool:
-    """Whether a match is a public address that does not read as a section or version."""
+    """True if a match is a public address and unlikely to be a section or version number."""
     small = all(int(number) < SMALL for number in found[0].split("."))
     before = found.string[max(found.start() - BEFORE, 0) : found.start()]
     return _is_public(found[0]) and (not small or bool(SAYS_SO.search(before)))

@@ -38,7 +38,7 @@ class PreparedMask:
 
 
 class Bias(NamedTuple):
-    """What a position method adds to the scores of one forward."""
+    """The bias of a position method on the scores of one forward."""
 
     form: str | None  # of the distance bias; "any": not a function of the distance; None: no bias
     encoding: PositionEncoding

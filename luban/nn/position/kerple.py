@@ -52,7 +52,7 @@ class KerpleLog(Position):
 
 
 def inverse_softplus(x: Tensor) -> Tensor:
-    """What softplus makes x of."""
+    """Inverse of softplus, elementwise."""
     return x + torch.log(-torch.expm1(-x))
 
 

@@ -44,7 +44,7 @@ class RotaryScaling(Variant):
 
     @property
     def amplitude(self) -> float:
-        """What turned queries and keys are multiplied by."""
+        """Factor on rotated queries and keys."""
         return 1.0
 
 
