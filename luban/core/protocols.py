@@ -29,10 +29,10 @@ class KVCache(Protocol):
     A model calls `begin` once a forward; then each attention layer calls `update` of its own `LayerCache` once.
     """
 
-    def begin(self, tokens: int, mask: Tensor | None) -> Tensor:
+    def begin(self, tokens: int, mask: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """Reserve slots for `tokens` new tokens; `mask` (B, T) bool, false where padding (None: no padding).
 
-        Returns their positions (B, T) or (1, T); padding isn't counted.
+        Returns their positions (B, T) or (1, T): the given ones, or computed without counting padding.
         Raises ContextError when they don't fit.
         """
         ...

@@ -60,7 +60,7 @@ class TransformerStack(nn.Module):
         self.blocks = nn.ModuleDict()
         self.block_of: dict[int, str] = {}  # layer index → key in `blocks`; shared layers map to the first one's
         self.layer_positions = nn.ModuleDict()
-        methods: dict[Position | None, int] = {None: 0}
+        methods: dict[tuple[Position, int, int] | None, int] = {None: 0}
         groups: dict[AttentionGroup, int] = {}
         self.group_of: dict[int, int | None] = {}
         for index, layer in layers.items():
@@ -69,11 +69,15 @@ class TransformerStack(nn.Module):
                 layer_shape = LayerShape(spec.width, index, depth, shape.causal)
                 self.blocks[str(owner)] = layer.arrangement.build(layer, layer_shape)
             self.block_of[index] = str(owner)
-            if layer.position is not None and layer.position not in methods:
-                methods[layer.position] = len(methods)
-                self.layer_positions[str(index)] = layer.position.build(_layer_position_shape(spec, layer, shape))
+            method = None
+            if layer.position is not None:
+                own = _layer_position_shape(spec, layer, shape)
+                method = (layer.position, own.heads, own.head_dim)
+                if method not in methods:
+                    methods[method] = len(methods)
+                    self.layer_positions[str(index)] = layer.position.build(own)
             attention = layer.mixer.attention(spec.width)
-            group = None if attention is None else AttentionGroup(methods[layer.position], attention)
+            group = None if attention is None else AttentionGroup(methods[method], attention)
             self.group_of[index] = None if group is None else groups.setdefault(group, len(groups))
         self.groups = tuple(groups)
         last = layers[max(layers)]
@@ -118,14 +122,14 @@ def forward_context(
         encoder: the states that decoder layers cross-attend to.
     """
     queries, consecutive, key_mask = tokens.shape[1], positions is None, token_mask
+    query_positions: Tensor
     if backend.cached:
         cache = backend.cache  # type: ignore[attr-defined]
-        from_cache = cache.begin(queries, token_mask)
+        query_positions = cache.begin(queries, token_mask, positions)
         key_mask, key_positions = cache.valid, cache.positions
-        positions = from_cache if positions is None else positions
     else:
-        positions = count_positions(tokens, token_mask, documents) if positions is None else positions
-        key_positions = positions
+        query_positions = count_positions(tokens, token_mask, documents) if positions is None else positions
+        key_positions = query_positions
     mask = AttentionMask(
         queries=queries,
         keys=key_positions.shape[-1],
@@ -139,7 +143,7 @@ def forward_context(
     return ForwardContext(
         backend=backend,
         mask=mask,
-        positions=positions,
+        positions=query_positions,
         key_positions=key_positions,
         consecutive=consecutive,
         encoder=encoder,
@@ -252,20 +256,21 @@ def describe_stack(
     shape = position_shape(spec, layers, causal=causal)
     x_BTE = _describe_embedding(graph, spec, tokens_BT, shape, segments=segments, shared_tokens=shared_tokens)
     seq = tokens_BT.shape[1]
-    bias_of: dict[Position | None, GraphTensor | None] = {}
+    bias_of: dict[tuple[Position, int, int] | None, GraphTensor | None] = {}
+    biases: list[GraphTensor | None] = []
     for index, layer in enumerate(layers):
-        if layer.position not in bias_of:
-            name, method, sizes = "position", spec.position, shape
-            if layer.position is not None:
-                name, method = f"layer_positions.{index}", layer.position
-                sizes = _layer_position_shape(spec, layer, shape)
-            bias_of[layer.position] = method.describe_bias(graph.scope(name), seq, seq, sizes)
+        name, position, sizes, method = "position", spec.position, shape, None
+        if layer.position is not None:
+            name, position = f"layer_positions.{index}", layer.position
+            sizes = _layer_position_shape(spec, layer, shape)
+            method = (position, sizes.heads, sizes.head_dim)
+        if method not in bias_of:
+            bias_of[method] = position.describe_bias(graph.scope(name), seq, seq, sizes)
+        biases.append(bias_of[method])
     for index, layer in enumerate(layers):
         layer_shape = LayerShape(spec.width, index, len(layers), causal)
         block = graph.scope(f"blocks.{index}", layer=True, shared=layer.share is not None)
-        x_BTE = layer.arrangement.describe(
-            LayerParts(block, layer, layer_shape, bias_of[layer.position], states_BSE), x_BTE
-        )
+        x_BTE = layer.arrangement.describe(LayerParts(block, layer, layer_shape, biases[index], states_BSE), x_BTE)
     return layers[-1].norm.describe(graph, "norm", x_BTE) if layers[-1].arrangement.final_norm else x_BTE
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -25,7 +25,7 @@ class DrawsParameters(Protocol):
     """A module with an initialisation of its own."""
 
     def draw_parameters(self, draw: InitialValues) -> None:
-        """Set the parameters that it owns itself, in place."""
+        """Set the parameters and buffers that it owns itself, in place."""
         ...
 
 
@@ -114,11 +114,12 @@ class InitialValues:
     prefix: str  # the module's name
     region: Region = whole  # this process's shard of a parameter
 
-    def normal(self, name: str, parameter: Tensor) -> Tensor:
-        """Standard normal numbers for the parameter `name` of the module, of at least one dimension.
+    def normal(self, name: str, parameter: Tensor, std: float) -> Tensor:
+        """Normal numbers of mean 0 for the parameter `name` of the module, of at least one dimension.
 
         Each number depends only on seed, name and its index in the parameter, so that a sharded parameter gets the same
-        values as an unsharded one. They are drawn in float32 on the CPU, in blocks of rows of about BLOCK numbers.
+        values as an unsharded one. They are drawn in float32 on the CPU, in blocks of rows of about BLOCK numbers, and
+        rounded once.
         """
         values, seed = torch.empty_like(parameter), derive(self.seed, f"{self.prefix}.{name}")
         local, begins = self.region(values)
@@ -130,7 +131,7 @@ class InitialValues:
         for block in range(first // rows, -(-past // rows)):
             top, bottom = block * rows, min((block + 1) * rows, parameter.shape[0])
             generator = torch.Generator().manual_seed(derive(seed, block))
-            numbers = torch.randn((bottom - top, *inner), generator=generator)
+            numbers = torch.randn((bottom - top, *inner), generator=generator).mul_(std)
             begin, end = max(top, first), min(bottom, past)
             local[begin - first : end - first].copy_(numbers[(slice(begin - top, end - top), *columns)])
         return values
@@ -145,7 +146,15 @@ class InitialValues:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int, region: Region = whole) -> None:
+def initialise(
+    model: nn.Module,
+    how: Initialisation,
+    *,
+    layers: int,
+    seed: int,
+    region: Region = whole,
+    without: Collection[str] = frozenset(),
+) -> None:
     """Fill every parameter of `model` in place, drawn from (seed, parameter name), one at a time.
 
     The values don't depend on device, sharding, or on which other parameters there are. Projections and
@@ -155,10 +164,18 @@ def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int,
     Args:
         layers: number of layers of the model, for `scale_residual`.
         region: this process's shard of a parameter, for sharded models.
+        without: names of parameters and buffers that aren't changed.
+
+    Raises:
+        TypeError: a module has buffers but no `draw_parameters` that sets them.
     """
-    drawn: set[int] = set()
+    drawn = {id(parameter) for name, parameter in model.named_parameters() if name in without}
     for prefix, module in model.named_modules():
+        buffers = [name for name, _ in module.named_buffers(prefix, recurse=False) if name not in without]
         fresh = {id(parameter) for parameter in module.parameters(recurse=False)} - drawn
+        fresh |= {id(buffer) for buffer in module.buffers(recurse=False)} if buffers else set()
+        if buffers and not isinstance(module, DrawsParameters):
+            raise TypeError(f"{buffers[0]} is a buffer, so {type(module).__name__} must set it in draw_parameters")
         if not fresh:
             continue
         drawn |= fresh
@@ -170,11 +187,11 @@ def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int,
             if how.scale_residual and module.writes_residual:
                 std /= math.sqrt(2 * layers)
             if id(module.weight) in fresh:
-                module.weight.copy_(draw.normal("weight", module.weight).mul_(std))
+                module.weight.copy_(draw.normal("weight", module.weight, std))
             if module.bias is not None:
                 module.bias.zero_()
         elif isinstance(module, nn.Embedding):
-            module.weight.copy_(draw.normal("weight", module.weight).mul_(how.embedding_std(module.embedding_dim)))
+            module.weight.copy_(draw.normal("weight", module.weight, how.embedding_std(module.embedding_dim)))
         else:
             for name, parameter in module.named_parameters(recurse=False):
                 parameter.fill_(1.0 if name == "weight" else 0.0)

@@ -78,7 +78,7 @@ class MatmulOwner:
         self.matmul: Matmul = TORCH
         # projection name → adapter module; its output is added to the projection's
         self.adapters: nn.ModuleDict | None = None
-        self.int8: nn.ModuleDict | None = None  # int8 weights for inference on a CPU; they replace the projections
+        self.int8: nn.ModuleDict | None = None  # int8 weights for inference on a CPU; they replace those of the projections
 
     def projections(self) -> Mapping[str, Projection]:
         """Name → linear map, of those that this module owns."""
@@ -200,8 +200,8 @@ class JointLinear(nn.Module, MatmulOwner):
     def pack_int8(self) -> None:
         """Replace the weights by one int8 weight."""
         self.int8 = nn.ModuleDict({"joint": Int8Weight(*joined(*self._projections()))})
-        for name in self.sizes:
-            setattr(self, name, None)
+        for projection in self._projections():
+            projection.drop_parameters()
 
 
 class QKVLinear(JointLinear):

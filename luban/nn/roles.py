@@ -19,6 +19,7 @@ Role = Literal[
     "down",  # of a feed-forward network
     "embedding",  # tables that tokens, segments or positions are looked up in
     "lm_head",  # the output layer of a language model; a tied one is an embedding
+    "adapter",  # what is added to the output of a frozen weight
     "dense",  # any other matrix: poolers, classifiers, widening of embeddings, convolutions
     "recurrent",  # matrices of recurrent cells
     "norm",

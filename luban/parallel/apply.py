@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from luban.core.errors import ArtifactError
 from luban.core.plan import ParallelPlan
 from luban.models.base import Model
 from luban.models.build import materialise, state_of
@@ -41,8 +42,8 @@ def apply(
     plan: ParallelPlan,
     optimizer: OptimizerConfig,
     *,
-    execution: Execution,
-    init: Mapping[str, Tensor] | int = 0,
+    execution: Execution | None = None,
+    init: Mapping[str, Tensor] | int | None = None,
     adapt: Callable[[nn.Module], None] | None = None,
     evaluation: LossModule | None = None,
 ) -> TrainEngine:
@@ -51,12 +52,16 @@ def apply(
     Args:
         loss: what is trained; its model is built on the meta device.
         plan: how it is spread over devices, and what it recomputes.
-        init: the model's weights by name, or the seed that they are drawn from.
+        optimizer: updates the parameters that require a gradient.
+        execution: where and how steps run; None: in fp32 on the CPU.
+        init: the model's weights by name, or the seed that they are drawn from; None: seed 0. What `adapt` adds and these
+            weights don't have is drawn from seed 0.
         adapt: changes the model before anything is placed (adapters).
         evaluation: measures held-out batches with the same model; None: `loss`.
     """
     model: Model = loss.model
-    blocks = blocks_of(model)
+    execution = execution or Execution(device=torch.device("cpu"))
+    blocks, own = blocks_of(model), frozenset(state_of(model))
     # Adapters first: everything below must see their modules, too.
     if adapt is not None:
         adapt(model)
@@ -78,10 +83,13 @@ def apply(
     # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
     model.to(torch.float64 if execution.precision == "fp64" else torch.float32)
     materialise(model, execution.device)
-    if isinstance(init, int):
-        initialise(model, model.spec.init, layers=max(len(model.spec.layers), 1), seed=init, region=local_region)
-    else:
-        _load(model, init)
+    weights = init if isinstance(init, Mapping) else {}
+    seed = init if isinstance(init, int) else 0
+    given = frozenset(weights)
+    layers = max(len(model.spec.layers), 1)
+    initialise(model, model.spec.init, layers=layers, seed=seed, region=local_region, without=given)
+    if weights:
+        _load(model, weights, own)
     params = MixedPrecisionParams(model, COMPUTE[execution.precision], masters=execution.masters)
     # The optimizer last: it holds the very tensors that are trained.
     built = optimizer.build(params.parameters, roles_of(model))
@@ -99,6 +107,10 @@ def apply(
 
 
 @torch.no_grad()
-def _load(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def _load(model: nn.Module, weights: Mapping[str, Tensor], own: Collection[str]) -> None:
+    """Take weights up. Raises ArtifactError where one of the model's `own` is missing; those of adapters may be."""
     for name, tensor in state_of(model).items():
-        tensor.copy_(weights[name])
+        if name in weights:
+            tensor.copy_(weights[name])
+        elif name in own:
+            raise ArtifactError(f"the weights to start from lack {name}, which the model has")

@@ -31,7 +31,12 @@ def resident_memory() -> int:
     pages = _pages()
     if pages:
         return pages[1]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # elsewhere the most so far: bytes on macOS
+    return peak_memory()  # elsewhere the most so far
+
+
+def peak_memory() -> int:
+    """The most bytes of main memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB, on macOS bytes
     return peak if sys.platform == "darwin" else 1024 * peak
 
 

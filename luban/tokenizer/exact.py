@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -182,10 +183,13 @@ def _run_text(run: re.Match[str]) -> str:
 
 def require_ids(ids: Sequence[int], vocab_size: int) -> list[int]:
     """`ids` as Python integers. Raises DataError if one isn't a token id."""
-    try:
-        found = [int(i) for i in ids]
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"token ids must be integers from 0 to {vocab_size - 1}: {error}") from None
-    if found and not 0 <= min(found) <= max(found) < 2**32:
-        raise DataError(f"token ids must be integers from 0 to {vocab_size - 1}: {min(found)} to {max(found)} given")
+    found = []
+    for given in ids:
+        try:
+            number = operator.index(given)
+        except TypeError:
+            number = -1
+        if isinstance(given, bool) or not 0 <= number < 2**32:
+            raise DataError(f"token ids must be integers from 0 to {vocab_size - 1}, and {given!r} is none")
+        found.append(number)
     return found

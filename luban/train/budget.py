@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
+from typing import Any
 
 WARM = 1  # steps that compile or warm caches: paid from the budget, but not timed
 TIMED = 20  # steps that are timed
@@ -19,10 +20,22 @@ class StepCount:
     fixed: int | None = None  # number of steps that fit the budget
     fixed_at: int = WARM + TIMED  # number of steps done when `fixed` was set
     times: list[float] = field(default_factory=list)  # seconds of each step so far
+    earlier: list[list[int]] = field(default_factory=list)  # [fixed_at, fixed] of decisions that another one replaced
 
     def total(self, step: int) -> int:
         """The number of steps of the run, as known at step `step` (from 0)."""
-        return self.wanted if self.fixed is None or step < self.fixed_at else self.fixed
+        decided = [*self.earlier, [self.fixed_at, self.fixed]]
+        return next((steps for at, steps in reversed(decided) if steps is not None and step >= at), self.wanted)
+
+    def fix(self, step: int, steps: int) -> None:
+        """Set the number of steps to `steps`, as known from step `step` on."""
+        if self.fixed is not None:
+            self.earlier.append([self.fixed_at, self.fixed])
+        self.fixed, self.fixed_at = steps, step
+
+    def figures(self) -> dict[str, Any]:
+        """The state that a resumed run needs."""
+        return {"fixed": self.fixed, "fixed_at": self.fixed_at, "earlier": self.earlier}
 
     def record(self, step: int, seconds: float, elapsed: float, overhead: float = 0.0) -> bool:
         """Record that step `step` took `seconds`. Returns whether this fixed the number of steps.

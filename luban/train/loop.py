@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import signal
 import statistics
 import time
@@ -23,6 +22,7 @@ from luban.data.batch import Batch
 from luban.data.loader import Loader
 from luban.kernels import dispatch, gated
 from luban.parallel.engine import InFlightStep, StepResult, TrainEngine
+from luban.parallel.memory_limits import peak_memory
 from luban.train.budget import StepCount
 from luban.train.interrupt import Interrupted, StopRequest
 from luban.train.metrics_logger import MetricsLogger
@@ -209,7 +209,7 @@ class Loop:
         if validation.every and self.parts.validator and validation.batches:
             per_step = validation.batches * seconds / 2 / validation.every  # a forward alone is under half a step
         if self.count.record(self.synchronized - 1, seconds, self._elapsed(), per_step):
-            self.art.note(steps_fixed={"fixed": self.count.fixed, "fixed_at": self.count.fixed_at})
+            self.art.note(steps_fixed=self.count.figures())
             bar.total = self.count.fixed
             if short := self.recipe.schedule.never_at_peak(self.count.fixed or 0):
                 warn(short)
@@ -267,8 +267,8 @@ class Loop:
         steps = self.recipe.schedule.ends_early(at.step, total)
         if waited < validation.patience or steps >= total:
             return False
-        self.count.fixed, self.count.fixed_at = steps, at.step
-        self.art.note(steps_fixed={"fixed": steps, "fixed_at": at.step})
+        self.count.fix(at.step, steps)
+        self.art.note(steps_fixed=self.count.figures())
         bar.total = steps
         end = "training ends here"
         if steps > at.step:
@@ -318,7 +318,7 @@ class Loop:
             tokens_per_second=at.tokens / max(at.seconds, 1e-9),
             bad_steps=at.bad_steps,
             **self._speed(),
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_rss_bytes=peak_memory(),
             **at.scores,
         )
         if torch.cuda.is_available() and torch.cuda.is_initialized():

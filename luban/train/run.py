@@ -21,6 +21,7 @@ from luban.data.batch import Batch
 from luban.data.loader import Loader
 from luban.data.packing import Packing
 from luban.data.shards import Shards
+from luban.kernels import gated
 from luban.kernels.dispatch import chosen
 from luban.load.model import LoadedModel
 from luban.models.build import build_model
@@ -80,6 +81,7 @@ def train(
             art.note(recipe=name, command=command_line())
         if not art.resumed or art.changed:
             art.note(device=str(device), accelerator=prediction.machine.name, **prediction.figures())
+        gated.clear()
         chosen.clear()  # of runs before, where there were any in this process
         parts = assemble(recipe, shards, start, device)
         resume(art, recipe, parts.state, start)

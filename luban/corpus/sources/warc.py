@@ -27,8 +27,8 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         DataError: no record is a page with text.
     """
     good = False
-    for record in _records(name, context):
-        document = _document(record, context)
+    for record, converted in _records(name, context):
+        document = _document(record, converted, context)
         if document is not None:
             good = True
             yield document
@@ -36,7 +36,8 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         raise DataError(f"source {name} holds no page with text")
 
 
-def _records(name: str, context: SourceContext) -> Iterator[Any]:
+def _records(name: str, context: SourceContext) -> Iterator[tuple[Any, bool]]:
+    """FastWARC's records, and whether each holds text that was extracted from a page (WET)."""
     try:
         from fastwarc.warc import ArchiveIterator, WarcRecordType
     except ImportError:
@@ -46,27 +47,35 @@ def _records(name: str, context: SourceContext) -> Iterator[Any]:
     with open_bytes(path) if unpack else open(path, "rb") as file:
         try:  # HTTP headers are parsed per record, so that a malformed one doesn't end the iteration
             types = WarcRecordType.response | WarcRecordType.conversion
-            yield from ArchiveIterator(file, record_types=types, parse_http=False)
+            for record in ArchiveIterator(file, record_types=types, parse_http=False):
+                yield record, record.record_type == WarcRecordType.conversion
         except Exception as error:  # FastWARC raises whatever its decompressor does
             context.tally.reject("damaged web archives", f"{context.label}: {error}")
 
 
-def _document(record: Any, context: SourceContext) -> Document | None:
-    """The record's text; None, and counted, if it is unreadable or no page."""
+def _document(record: Any, converted: bool, context: SourceContext) -> Document | None:
+    """The record's text; None, and counted, if it is unreadable or no page.
+
+    Args:
+        converted: a WET record, whose text was extracted from a page.
+    """
     where = f"{context.label}#{record.stream_pos}"
     try:
         if record.is_http:
             record.parse_http()
         page = record.http_headers
-        if page is not None and not _is_page(page):
+        if not (converted if page is None else _is_page(page)):  # images, but also answers of DNS and FTP
             context.tally.add("records_that_are_no_pages")
             return None
         length = record.content_length
+        if length > LARGEST:
+            context.tally.reject("oversized records", f"{where}: {length} bytes")
+            return None
         data = record.reader.read(LARGEST)
     except Exception as error:
         context.tally.reject("unreadable records", f"{where}: {error}")
         return None
-    if len(data) < min(length, LARGEST):
+    if len(data) < length:
         context.tally.reject("truncated records", f"{where}: {len(data)} of {length} bytes")
         return None
     try:

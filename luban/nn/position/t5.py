@@ -62,7 +62,7 @@ class RelativePositions(PositionMethod):
 
     def draw_parameters(self, draw: InitialValues) -> None:
         """Standard deviation 0.02, as token embeddings."""
-        self.weight.copy_(draw.normal("weight", self.weight).mul_(INITIAL_STD))
+        self.weight.copy_(draw.normal("weight", self.weight, INITIAL_STD))
 
     def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
         """Bias (1 or B, H, T, S) on scores, a function of the distance.

@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_refused():
         Strided(stride=0)
     with pytest.raises(ConfigError, match="a layout has a window of its own"):
         Grouped(heads=2, window=5, layout=Local())
-    with pytest.raises(ConfigError, match="windows and layouts aren't built for encoder–decoders"):
+    with pytest.raises(ConfigError, match="encoder–decoders don't support attention windows and layouts"):
         make(Local(), body=EncoderDecoderBody())
     with pytest.raises(UnsupportedError, match=r"block-sparse attention \(a mixer's layout\)"):
         format_for(make(Local()).spec)
