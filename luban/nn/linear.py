@@ -78,7 +78,9 @@ class MatmulOwner:
         self.matmul: Matmul = TORCH
         # projection name → adapter module; its output is added to the projection's
         self.adapters: nn.ModuleDict | None = None
-        self.int8: nn.ModuleDict | None = None  # int8 weights for inference on a CPU; they replace those of the projections
+        self.int8: nn.ModuleDict | None = (
+            None  # int8 weights for inference on a CPU; they replace those of the projections
+        )
 
     def projections(self) -> Mapping[str, Projection]:
         """Name → linear map, of those that this module owns."""
