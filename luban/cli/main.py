@@ -28,7 +28,7 @@ VERBS = {
     "serve": "an OpenAI-compatible API and a chat page",
     "eval": "measure a model",
     "report": "one page of pictures from run directories",
-    "inspect": "what an artifact is, and its family tree",
+    "inspect": "kind, files, metrics and lineage of an artifact",
     "systems": "every system Luban implements, and the evidence",
     "doctor": "what this machine has and what is missing",
 }

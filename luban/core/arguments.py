@@ -212,18 +212,25 @@ def _kind(hint: Any) -> str:
 
 
 def _comments(cls: type) -> dict[str, str]:
-    """The comment beside every field, those of the classes it derives from included."""
+    """Name → comment of every field, inherited ones included: the comment on its lines, else the one directly above."""
     found: dict[str, str] = {}
     for parent in reversed([c for c in cls.__mro__ if dataclasses.is_dataclass(c)]):
         source = textwrap.dedent(inspect.getsource(parent))
-        beside: dict[int, str] = {}
+        on_line: dict[int, str] = {}
+        whole_lines: set[int] = set()  # lines with nothing but a comment
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
             if token.type == tokenize.COMMENT:
-                beside[token.start[0]] = token.string.lstrip("# ")
+                on_line[token.start[0]] = token.string.lstrip("# ")
+                if token.line.lstrip().startswith("#"):
+                    whole_lines.add(token.start[0])
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                words = " ".join(
-                    beside[n] for n in range(node.lineno, (node.end_lineno or node.lineno) + 1) if n in beside
-                )
-                found[node.target.id] = words or found.get(node.target.id, "")
+                lines = [n for n in range(node.lineno, (node.end_lineno or node.lineno) + 1) if n in on_line]
+                if not lines:
+                    above = node.lineno
+                    while above - 1 in whole_lines:
+                        above -= 1
+                    lines = list(range(above, node.lineno))
+                comment = " ".join(on_line[n] for n in lines)
+                found[node.target.id] = comment or found.get(node.target.id, "")
     return found

@@ -1,4 +1,4 @@
-"""What people see while they wait, and what machines read afterwards."""
+"""Progress bars and messages on the terminal, and metrics files."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.core.errors import DataError
+from luban.core.protocols import KeysValues
 from luban.models.base import Model
 from luban.nn.mixer.base import AttentionShape
 
 GROW = 64  # slots are added in steps of at least this many
-KeysValues = tuple[Tensor, Tensor]
 
 
 class ContextError(DataError):

@@ -50,7 +50,7 @@ def clear() -> None:
 
 
 def serves(device: str, dtype: torch.dtype, weights: torch.dtype, *sides: int) -> bool:
-    """Whether matmuls of these sides run here, for any number of rows.
+    """True if the fused matmuls support these shapes here, for any number of rows.
 
     Args:
         device: "cpu", "cuda". dtype: of the rows. weights: their dtype.

@@ -1,4 +1,7 @@
-"""What a parameter is, said by the module that owns it: optimizers, placements, adapters and the planner read roles, never names."""
+"""Roles of parameters, declared by the modules that own them.
+
+Optimizers, placements, adapters and the planner read roles, never names.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one training loop: pretraining and instruction tuning differ in what they are given, not in how they train."""
+"""The training loop, shared by pretraining and fine-tuning, which differ only in their components."""
 
 from __future__ import annotations
 
@@ -32,37 +32,43 @@ from luban.train.resume import FollowedRun
 from luban.train.state import TrainState
 from luban.train.validate import Validator
 
-TURNED = 3  # validations above the lowest loss after which a run is warned
-IN_FLIGHT = 2  # steps that a CUDA device may be behind the host, so that it never waits for the host
+WARN_AFTER = 3  # validations without improvement before a warning
+# steps submitted to a CUDA device before the oldest is synchronized, so that it never waits for the host
+MAX_IN_FLIGHT = 2
 NO_TARGET = (
-    "a batch held no token to predict, so its loss is written as 0: its texts are too short for the objective; "
+    "a batch had no token to predict, so its loss is logged as 0: its documents are too short for the objective; "
     "raise train.batch_size or train.seq_len"
 )
 
 
 @dataclass(frozen=True)
 class TrainerComponents:
-    """What the loop drives, already made."""
+    """Components of a run."""
 
     recipe: Recipe
     engine: TrainEngine
     state: TrainState
     loader: Loader
-    validator: Validator | None  # None where there is no held-out split
+    validator: Validator | None  # None without a held-out split
 
 
 class Loop:
-    """Trains inside an open run artifact until its steps are done, then leaves its figures there.
+    """Trains to the last step inside an open run directory and writes its metrics to the manifest.
+
+    Args:
+        art: the open run directory.
+        parts: components of the run.
+        clock: monotonic seconds.
 
     Raises:
-        TrainingError: too many steps were NaN or infinite; names the last good checkpoint.
+        TrainingError: too many steps were NaN or infinite; the message names the last good checkpoint.
         Interrupted: by Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
 
     def __init__(
         self, art: ArtifactWriter | FollowedRun, parts: TrainerComponents, clock: Callable[[], float] = time.monotonic
     ):
-        self.clock = clock  # seconds since any fixed moment
+        self.clock = clock
         self.art, self.parts, self.recipe, self.state = art, parts, parts.recipe, parts.state
         self.engine, self.world = parts.engine, parts.engine.world
         self.asked = False  # whether the processes of the run have agreed to stop
@@ -70,11 +76,13 @@ class Loop:
         train = self.recipe.train
         fixed = art.figures.get("steps_fixed", {})
         self.count = StepCount(train.steps, train.budget_seconds, **fixed)
-        self.session = self.clock()
-        self.earlier = self.state.progress.seconds  # of earlier sessions
-        self.saved: int | None = self.checkpoints.steps()[-1] if self.checkpoints.steps() else None
+        self.session_start = self.clock()
+        self.earlier_seconds = self.state.progress.seconds  # of the sessions before a resume
+        self.last_saved: int | None = self.checkpoints.steps()[-1] if self.checkpoints.steps() else None
+        self.row_time, self.row_tokens = self.session_start, self.state.progress.tokens  # at the last row of metrics
+        self.synchronized, self.synchronized_at = self.state.progress.step, self.session_start  # last step, its time
         self.overhead_seconds = 0.0  # seconds in validation and saving since the last row
-        self.waited = 0.0  # seconds in which there was no batch, after the first step
+        self.waited = 0.0  # seconds spent waiting for data, after the first step
         self.step_seconds: list[float] = []  # of every step since the start or resume
         self.profile = (
             Profile(art.path, train.profile, self.engine.device) if train.profile and self.world.is_main else None
@@ -84,11 +92,11 @@ class Loop:
         on_cuda = self.engine.device.type == "cuda"
         if on_cuda:
             torch.cuda.reset_peak_memory_stats()
-        overlaps = on_cuda and train.precision != "fp16"  # whose next loss scale hangs on the last step
-        self.max_in_flight = IN_FLIGHT if overlaps else 0
+        # fp16 needs the previous step's result to set the loss scale
+        self.max_in_flight = MAX_IN_FLIGHT if on_cuda and train.precision != "fp16" else 0
 
     def run(self) -> None:
-        """Train from the state's step to the last."""
+        """Train from the current step to the last."""
         at = self.state.progress
         with (
             StopRequest() as stop,
@@ -96,8 +104,7 @@ class Loop:
             progress("training", total=self.count.total(at.step), unit="steps", start=at.step) as bar,
         ):
             batches = self.parts.loader.iterate(at.step)
-            self.row_time, self.row_tokens = self.clock(), at.tokens
-            self.synchronized, self.synchronized_at = at.step, self.clock()
+            self.row_time, self.synchronized_at = self.clock(), self.clock()
             while at.step < self.count.total(at.step):
                 self._submit(batches, stop)
                 while self.in_flight and (len(self.in_flight) > self.max_in_flight or self._must_synchronize(stop)):
@@ -129,7 +136,7 @@ class Loop:
         )
 
     def _due(self, every: int) -> bool:
-        """Whether the step just submitted is one of every `every`, or the last."""
+        """True if the step just submitted is a multiple of `every` (0: never), or the last."""
         step = self.state.progress.step
         return step >= self.count.total(step) or bool(every and step % every == 0)
 
@@ -137,7 +144,7 @@ class Loop:
         return self.parts.validator is not None and self._due(self.recipe.validation.every)
 
     def _synchronize(self, metrics: MetricsLogger | NoMetrics, bar: Bar, stop: StopRequest) -> None:
-        """Wait for the oldest in-flight step, and log it. Raises TrainingError after too many bad steps."""
+        """Wait for the oldest in-flight step and log it. Raises TrainingError after too many bad steps."""
         factor, step = self.in_flight.popleft()
         result = self.engine.synchronize(step)
         self.asked = result.stop if self.world.size > 1 else bool(stop.signal)
@@ -155,20 +162,24 @@ class Loop:
             raise self._failure(result)
 
     def _report_kernels(self) -> None:
-        """Which kernels the model was traced with."""
+        """Log and record the kernels picked while tracing."""
         picked = [*dispatch.report(), *gated.report()]
         for line in picked:
             say(line)
         self.art.note(kernels=picked)
 
+    def _elapsed(self) -> float:
+        """Training seconds of the run so far, earlier sessions included."""
+        return self.earlier_seconds + self.clock() - self.session_start
+
     def _count(self, result: StepResult) -> None:
         at = self.state.progress
         at.tokens += result.tokens
-        at.seconds = self.earlier + self.clock() - self.session
+        at.seconds = self._elapsed()
         at.bad_steps += bool(result.bad and not result.explained)
 
     def _failure(self, result: StepResult) -> TrainingError:
-        last = self.checkpoints.path(self.saved) if self.saved is not None else "none was saved yet"
+        last = self.checkpoints.path(self.last_saved) if self.last_saved is not None else "none was saved yet"
         return TrainingError(
             f"stopped at step {self.synchronized}: loss {result.loss:g}, gradient norm {result.grad_norm:g}; "
             f"{self.state.progress.bad_steps} steps were NaN or infinite (train.max_bad_steps is "
@@ -178,7 +189,7 @@ class Loop:
     def _log(
         self, metrics: MetricsLogger | NoMetrics, result: StepResult, factor: float, bar: Bar, *, ends: bool
     ) -> None:
-        """Advance the bar, and write a row of metrics where one is due or the step `ends` the session."""
+        """Advance the bar; write a row of metrics if one is due or the step `ends` the session."""
         at, train = self.state.progress, self.recipe.train
         now = self.clock()
         rate = (at.tokens - self.row_tokens) / max(now - self.row_time - self.overhead_seconds, 1e-9)
@@ -201,12 +212,13 @@ class Loop:
         self.row_time, self.row_tokens, self.overhead_seconds = now, at.tokens, 0.0
 
     def _fix_steps(self, seconds: float, bar: Bar) -> None:
+        """Record a step's seconds; with a time budget, fix the number of steps once enough are measured."""
         validation = self.recipe.validation
         per_step = 0.0
         if validation.every and self.parts.validator and validation.batches:
             per_step = validation.batches * seconds / 2 / validation.every  # a forward alone is under half a step
         timing = bool(self.count.budget_seconds) and self.count.fixed is None
-        self.count.time(self.synchronized - 1, seconds, self.clock() - self.session + self.earlier, per_step)
+        self.count.record(self.synchronized - 1, seconds, self._elapsed(), per_step)
         if timing:
             self.count = self.world.agree(self.count)
         if timing and self.count.fixed is not None:
@@ -220,7 +232,7 @@ class Loop:
             )
 
     def _validate_and_save(self, metrics: MetricsLogger | NoMetrics, stop: StopRequest, bar: Bar) -> None:
-        """Validate and save where they are due, and leave when asked to."""
+        """Validate and save if due. Raises Interrupted after a stop signal."""
         if self.in_flight:
             return
         at, began = self.state.progress, self.clock()
@@ -245,11 +257,11 @@ class Loop:
             )
 
     def _validate(self, metrics: MetricsLogger | NoMetrics) -> bool:
-        """Measure the held-out loss. Returns whether it is the lowest so far."""
+        """Measure the held-out loss. Returns true if it is the lowest so far."""
         at, validator = self.state.progress, self.parts.validator
-        assert validator is not None  # else none is due
+        assert validator is not None  # otherwise no validation is due
         found = self.world.agree(validator(self.engine))
-        metrics.write(step=at.step, **found.row(), seconds=self.earlier + self.clock() - self.session)
+        metrics.write(step=at.step, **found.row(), seconds=self._elapsed())
         at.scores = found.row()
         improved = found.loss < (math.inf if at.best_loss is None else at.best_loss)  # false for NaN
         if improved:
@@ -257,38 +269,34 @@ class Loop:
         return improved
 
     def _end_early(self, bar: Bar) -> bool:
-        """Lower the number of steps where the held-out loss has turned. Returns whether it did."""
+        """Lower the number of steps if the held-out loss stopped improving. Returns true if it did."""
         at, validation = self.state.progress, self.recipe.validation
         if at.best_step is None or not validation.every:
             return False
-        above, total = (at.step - at.best_step) // validation.every, self.count.total(at.step)
-        turned = f"held-out loss has been above its lowest ({at.best_loss:.3f} after step {at.best_step}) for {above} validations"
+        waited, total = (at.step - at.best_step) // validation.every, self.count.total(at.step)
+        status = f"held-out loss has not improved for {waited} validations (lowest: {at.best_loss:.3f} at step {at.best_step})"
         if not validation.patience:
-            if above == TURNED and at.step < total:
-                warn(
-                    f"{turned}: more steps teach this model its training text by heart. --validation.patience ends such a run"
-                )
+            if waited == WARN_AFTER and at.step < total:
+                warn(f"{status}: the model is overfitting; use --validation.patience to stop early")
             return False
         steps = self.recipe.schedule.ends_early(at.step, total)
-        if above < validation.patience or steps >= total:
+        if waited < validation.patience or steps >= total:
             return False
         self.count.fix(at.step, steps)
         self.art.note(steps_fixed=self.count.figures())
         bar.total = steps
-        end = (
-            "training ends here"
-            if steps == at.step
-            else f"the learning rate falls from here on, and training ends after step {steps}"
-        )
-        say(f"{turned}: {end}")
+        end = "training ends here"
+        if steps > at.step:
+            end = f"the learning rate decays from now on, and training ends after step {steps}"
+        say(f"{status}: {end}")
         return True
 
     def save(self) -> None:
         """Write the checkpoint of this step and delete those that are no longer kept. Every process must call it."""
         at = self.state.progress
-        at.seconds = self.earlier + self.clock() - self.session
+        at.seconds = self._elapsed()
         checkpoint = self.state.to_checkpoint()
-        self.saved = at.step
+        self.last_saved = at.step
         if not isinstance(self.art, ArtifactWriter):
             return
         identity = self.art.manifest
@@ -312,17 +320,16 @@ class Loop:
         if not isinstance(self.art, ArtifactWriter):
             return
         at = self.state.progress
-        named = {self.checkpoints.path(step).name for step in (at.best_step, self.saved) if step is not None}
-        spare = (self.checkpoints.path(step).name for step in self.checkpoints.steps())
-        self.art.volatile += tuple(
-            f"{FOLDER}/{name}/*" for name in spare if name not in named
-        )  # kept, but not the result
-        if at.best_step is not None and at.best_step != self.saved:  # that is the one that the run stands for
+        named = {self.checkpoints.path(step).name for step in (at.best_step, self.last_saved) if step is not None}
+        every = (self.checkpoints.path(step).name for step in self.checkpoints.steps())
+        # extra checkpoints, excluded from the content hash
+        self.art.volatile += tuple(f"{FOLDER}/{name}/*" for name in every if name not in named)
+        if at.best_step is not None and at.best_step != self.last_saved:  # loading the run loads the best checkpoint
             best = read_manifest(self.checkpoints.path(at.best_step))
             self.art.note(weights_hash=best.figures["weights_hash"])
             say(
-                f"held-out loss was lowest after step {at.best_step} ({at.best_loss:.3f}): the run is loaded from there; "
-                f"the last checkpoint is {self.checkpoints.path(at.step).name}"
+                f"lowest held-out loss was at step {at.best_step} ({at.best_loss:.3f}); loading the run loads that "
+                f"checkpoint. Last: {self.checkpoints.path(at.step).name}"
             )
         self.art.note(
             parameters=sum(p.numel() for p in self.engine.params.working.values()),
@@ -339,11 +346,11 @@ class Loop:
 
     def _speed(self) -> dict[str, float]:
         """Median step time in seconds, fraction of time spent waiting for data, and model FLOPs utilisation (MFU)."""
-        usual = self.step_seconds[1:]  # the first one compiles
-        if not usual:
+        steady = self.step_seconds[1:]  # the first step compiles
+        if not steady:
             return {}
-        step, figures = statistics.median(usual), self.art.figures
-        found = {"step_seconds": step, "data_wait": self.waited / max(sum(usual), 1e-9)}
+        step, figures = statistics.median(steady), self.art.figures
+        found = {"step_seconds": step, "data_wait": self.waited / max(sum(steady), 1e-9)}
         if "peak_flops" in figures:
             found["utilisation"] = figures["model_flops_per_step"] / step / figures["peak_flops"]
         return found

@@ -1,4 +1,4 @@
-"""What a run directory is identified by, and how an unfinished or finished one is taken up again."""
+"""Identity of a run directory, and resuming or extending it."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def _exhausted(recipe: Recipe, prediction: Prediction, step: int) -> TrainingErr
     ways += ["--plan.remat full"] * (recipe.plan.remat != "full")
     return TrainingError(
         f"out of memory in step {step + 1}: {bytes_(prediction.memory.total)} were predicted and "
-        f"{bytes_(prediction.free)} were free at the start. Other programs may have taken memory since. "
+        f"{bytes_(prediction.free_bytes)} were free at the start. Other programs may have taken memory since. "
         f"The same command goes on from the last checkpoint{', with less memory if you add ' * bool(ways)}"
         f"{' or '.join(ways)}; a smaller batch or model needs another --out"
     )

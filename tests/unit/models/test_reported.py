@@ -91,7 +91,7 @@ def adapt(model: nn.Module) -> None:
     for _, owner in list(matmul_owners(model)):
         for name, projection in owner.projections().items():
             with torch.device("meta"):
-                owner.add_term(name, LowRank(projection.in_features, projection.out_features))
+                owner.add_adapter(name, LowRank(projection.in_features, projection.out_features))
 
 
 def test_a_trained_model_is_adapted_and_what_is_added_is_drawn():
