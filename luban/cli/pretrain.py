@@ -13,8 +13,10 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 ABOUT = """Train a model from a recipe. The same command resumes an unfinished run; a larger --train.steps extends a finished one.
 
 What doesn't define the result may change when a run is resumed: paths, logging, checkpoints kept, workers, device, kernels,
---train.accumulate, --plan. The manifest notes it. --nproc N trains on N devices of this machine: N copies of the model, or as
---plan.replicate and --plan.shard divide them; `torchrun --nproc-per-node N -m luban pretrain …` does the same on several. --init MODEL takes the place of the recipe's [model]."""
+--train.accumulate, --plan. The manifest notes it. --init MODEL takes the place of the recipe's [model].
+
+--nproc N trains on N devices of this machine: N copies of the model, or as --plan.replicate and --plan.shard divide them.
+`torchrun --nproc-per-node N -m luban pretrain …` starts the same."""
 EXAMPLES = """
 luban pretrain tiny_pretrain_cpu --data.path shards --out runs/tiny
 luban pretrain luban_pretrain_cpu --data.path shards --out runs/a --optim.type adamw --train.steps 500
