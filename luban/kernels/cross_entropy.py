@@ -3,7 +3,7 @@
 N rows, E width of the hidden states, V vocabulary (or one rank's slice of it).
 
 Logits are made for a bounded number of rows, turned into their own gradients in place, and multiplied on at once into
-the gradients of rows and table: what is kept for the backward pass is those two, whatever V. The two kernels are apart
+the gradients of rows and weight: what is kept for the backward pass is those two, whatever V. The two kernels are apart
 so that ranks which share the vocabulary can combine the first one's results before the second.
 """
 
@@ -120,35 +120,35 @@ def to_gradient_(
 @torch.library.custom_op("luban::linear_cross_entropy", mutates_args=())
 def _forward(
     rows_NE: Tensor,
-    table_VE: Tensor,
+    weight_VE: Tensor,
     bias_V: Tensor | None,
     targets_N: Tensor,
     smoothing: float,
     z_loss: float,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    vocabulary = table_VE.shape[0]
+    vocabulary = weight_VE.shape[0]
     size = max(1, LOGIT_BYTES // (vocabulary * rows_NE.element_size()))
     loss = torch.zeros((), device=rows_NE.device)
     d_rows = torch.empty_like(rows_NE) if gradients else rows_NE.new_empty(0)
-    d_table = torch.zeros(table_VE.shape if gradients else (0,), device=rows_NE.device)
+    d_weight = torch.zeros(weight_VE.shape if gradients else (0,), device=rows_NE.device)
     d_bias = torch.zeros(vocabulary if gradients and bias_V is not None else 0, device=rows_NE.device)
     for start in range(0, rows_NE.shape[0], size):
         here = slice(start, start + size)
         rows, targets = rows_NE[here], targets_N[here]
-        logits = rows @ table_VE.t() if bias_V is None else torch.addmm(bias_V, rows, table_VE.t())
+        logits = rows @ weight_VE.t() if bias_V is None else torch.addmm(bias_V, rows, weight_VE.t())
         lse, picked, total = row_statistics(logits, targets)
         picked = torch.where((targets >= vocabulary) | (targets < 0), float("nan"), picked)  # IGNORED is left out below
         each = lse - (1 - smoothing) * picked - smoothing / vocabulary * total + z_loss * lse.square()
         loss += torch.where(targets == IGNORED, 0.0, each).sum()
         if gradients:
             to_gradient_(logits, targets, lse, smoothing=smoothing, z_loss=z_loss, whole=vocabulary)
-            torch.mm(logits, table_VE, out=d_rows[here])
-            _add_product_(d_table, logits.t(), rows)
+            torch.mm(logits, weight_VE, out=d_rows[here])
+            _add_product_(d_weight, logits.t(), rows)
             if bias_V is not None:
                 d_bias += logits.sum(0, dtype=torch.float32)
     bias_type = rows_NE.dtype if bias_V is None else bias_V.dtype
-    return loss, d_rows, d_table.to(table_VE.dtype), d_bias.to(bias_type)
+    return loss, d_rows, d_weight.to(weight_VE.dtype), d_bias.to(bias_type)
 
 
 def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -160,10 +160,10 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 @_forward.register_fake
-def _(rows_NE, table_VE, bias_V, targets_N, smoothing, z_loss, gradients):
+def _(rows_NE, weight_VE, bias_V, targets_N, smoothing, z_loss, gradients):
     kept = (lambda like: torch.empty_like(like)) if gradients else (lambda like: like.new_empty(0))
     bias = kept(bias_V) if bias_V is not None else rows_NE.new_empty(0)
-    return rows_NE.new_empty((), dtype=torch.float32), kept(rows_NE), kept(table_VE), bias
+    return rows_NE.new_empty((), dtype=torch.float32), kept(rows_NE), kept(weight_VE), bias
 
 
 def _keep(ctx, inputs, output):
@@ -172,8 +172,8 @@ def _keep(ctx, inputs, output):
 
 
 def _backward(ctx, d_loss, *_):
-    d_rows, d_table, d_bias = (times(gradient, d_loss) for gradient in ctx.saved_tensors)
-    return d_rows, d_table, d_bias if ctx.biased else None, None, None, None, None
+    d_rows, d_weight, d_bias = (times(gradient, d_loss) for gradient in ctx.saved_tensors)
+    return d_rows, d_weight, d_bias if ctx.biased else None, None, None, None, None
 
 
 _forward.register_autograd(_backward, setup_context=_keep)
@@ -181,18 +181,18 @@ _forward.register_autograd(_backward, setup_context=_keep)
 
 def linear_cross_entropy(
     rows_NE: Tensor,
-    table_VE: Tensor,
+    weight_VE: Tensor,
     targets_N: Tensor,
     *,
     bias_V: Tensor | None = None,
     smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Tensor:
-    """Summed cross-entropy in nats of rows·tableᵀ (+ bias) against targets, a scalar in fp32.
+    """Summed cross-entropy in nats of rows·weightᵀ (+ bias) against targets, a scalar in fp32.
 
     Args:
-        rows_NE, table_VE, bias_V: in one precision; logits are rounded to it, their sums are fp32.
-        targets_N: int64 below V; -100 counts nothing. Any other is not a word: it makes the loss NaN (the device isn't asked).
+        rows_NE, weight_VE, bias_V: in one precision; logits are rounded to it, their sums are fp32.
+        targets_N: int64 below V; -100 counts nothing. Any other id makes the loss NaN, as checking it would need a synchronization.
         smoothing: share of the target spread evenly over the vocabulary (Szegedy et al. 2016, section 7), 0 to 1.
         z_loss: factor on log²Z (Chowdhery et al. 2022, section 5).
 
@@ -201,19 +201,21 @@ def linear_cross_entropy(
 
     The gradients are made in the forward pass, and their product with the loss's own gradient is all that is left.
     """
-    _check(rows_NE, table_VE, targets_N, bias_V, smoothing)
-    learned = [x for x in (rows_NE, table_VE, bias_V) if x is not None and x.requires_grad]
+    _check(rows_NE, weight_VE, targets_N, bias_V, smoothing)
+    learned = [x for x in (rows_NE, weight_VE, bias_V) if x is not None and x.requires_grad]
     needed = torch.is_grad_enabled() and bool(learned)
-    return _forward(rows_NE.contiguous(), table_VE, bias_V, targets_N, smoothing, z_loss, needed)[0]
+    return _forward(rows_NE.contiguous(), weight_VE, bias_V, targets_N, smoothing, z_loss, needed)[0]
 
 
-def _check(rows: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None, smoothing: float) -> None:
-    if rows.dim() != 2 or table.dim() != 2 or rows.shape[1] != table.shape[1] or targets.shape != rows.shape[:1]:
+def _check(rows: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, smoothing: float) -> None:
+    if rows.dim() != 2 or weight.dim() != 2 or rows.shape[1] != weight.shape[1] or targets.shape != rows.shape[:1]:
         raise UnsupportedError(
-            f"linear_cross_entropy: rows {tuple(rows.shape)}, table {tuple(table.shape)} and targets "
+            f"linear_cross_entropy: rows {tuple(rows.shape)}, weight {tuple(weight.shape)} and targets "
             f"{tuple(targets.shape)} don't fit (N, E), (V, E) and (N,)"
         )
-    if bias is not None and bias.shape != table.shape[:1]:
-        raise UnsupportedError(f"linear_cross_entropy: a bias of {tuple(bias.shape)} for {table.shape[0]} words")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise UnsupportedError(
+            f"linear_cross_entropy: a bias of {tuple(bias.shape)} for {weight.shape[0]} vocabulary entries"
+        )
     if not 0 <= smoothing <= 1:
         raise UnsupportedError(f"linear_cross_entropy: smoothing is a share from 0 to 1, {smoothing} given")

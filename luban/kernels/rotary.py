@@ -127,7 +127,7 @@ def apply_rotary_qkv(
     and keys rotated.
 
     Args:
-        cos, sin: (1 or B, 1, T, D) fp32 tables as `luban.nn.position.rope.rotary_tables` makes them, in halves.
+        cos, sin: (1 or B, 1, T, D) fp32 tables as `luban.nn.position.rope.rotary_cos_sin` makes them, in halves.
 
     The results lie in memory token by token, (B, T, H, D).
     """

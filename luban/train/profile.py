@@ -18,19 +18,19 @@ LONGEST = 30  # rows of the table
 class Profile:
     """Traces `steps` steps after the first ones.
 
-    The loop asks `begins` before a step is launched; once `complete`, it lets every launched step end and calls `write`.
+    The loop asks `begins` before a step is submitted; once `complete`, it lets every submitted step end and calls `write`.
     """
 
     def __init__(self, run: Path, steps: int, device: torch.device):
         self.folder, self.steps, self.device = run / FOLDER, steps, device
-        self.launched = 0  # steps since the start or resume
+        self.submitted = 0  # steps since the start or resume
         self.trace: torch.profiler.profile | None = None  # while it records
         self.first = 0  # step that it began with
 
     def begins(self, step: int) -> None:
-        """Step number `step` is about to be launched."""
-        self.launched += 1
-        if self.launched == SKIPPED + 1:
+        """Step number `step` is about to be submitted."""
+        self.submitted += 1
+        if self.submitted == SKIPPED + 1:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
             self.trace, self.first = torch.profiler.profile(activities=activities), step
             self.trace.start()
@@ -38,14 +38,14 @@ class Profile:
     @property
     def complete(self) -> bool:
         """True if the last step to be traced has been submitted."""
-        return self.trace is not None and self.launched >= SKIPPED + self.steps
+        return self.trace is not None and self.submitted >= SKIPPED + self.steps
 
     def write(self) -> None:
         """End the trace and write it, with a table of what took longest."""
         assert self.trace is not None
         self.trace.stop()
         trace, self.trace = self.trace, None
-        last = self.first + min(self.launched - SKIPPED, self.steps) - 1
+        last = self.first + min(self.submitted - SKIPPED, self.steps) - 1
         self.folder.mkdir(exist_ok=True)
         name = f"steps_{self.first:06d}_{last:06d}"
         trace.export_chrome_trace(str(self.folder / f"{name}.json.gz"))
@@ -62,5 +62,5 @@ class Profile:
         """Training is over: write what was traced, or say that it was too short."""
         if self.trace is not None:
             self.write()
-        elif self.launched <= SKIPPED:
-            warn(f"nothing was profiled: there were {self.launched} steps, and tracing begins after {SKIPPED}")
+        elif self.submitted <= SKIPPED:
+            warn(f"nothing was profiled: there were {self.submitted} steps, and tracing begins after {SKIPPED}")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def linear_cross_entropy(
     rows_NE: Tensor,
-    table_VE: Tensor,
+    weight_VE: Tensor,
     targets_N: Tensor,
     *,
     bias_V: Tensor | None = None,
@@ -18,11 +18,11 @@ def linear_cross_entropy(
     """Sum over rows of −Σ_v y_v·log p_v + z_loss·log²Z, () in nats, where y is the smoothed target.
 
     Args:
-        rows_NE: (N, E). table_VE: (V, E), the lm_head weight. bias_V: (V,).
+        rows_NE: (N, E). weight_VE: (V, E), the lm_head weight. bias_V: (V,).
         targets_N: (N,) int64; rows with -100 are ignored.
         smoothing: label smoothing. z_loss: factor on log²Z.
     """
-    logits_NV = rows_NE @ table_VE.t() + (0 if bias_V is None else bias_V)
+    logits_NV = rows_NE @ weight_VE.t() + (0 if bias_V is None else bias_V)
     log_z = logits_NV.logsumexp(-1)
     counted = targets_N != -100
     wanted = torch.nn.functional.one_hot(targets_N.clamp_min(0), logits_NV.shape[1]).to(logits_NV)

@@ -19,7 +19,7 @@ CosSin = tuple[Tensor, Tensor]  # (1 or B, 1, T, rotated dimensions) float32 eac
 class Rope(Position):
     """Rotates pair i of a head by the angle position · base^(−2i/width)."""
 
-    base: float = 10_000.0  # the slowest pair turns once in about base·2π tokens
+    base: float = 10_000.0  # the slowest pair of channels completes a rotation in about base·2π tokens
     width: int | None = None  # leading dimensions of a head that are rotated; none: all
     pairing: Literal["half", "interleaved"] = "half"  # (i, i + width/2) as NeoX and LLaMA's HF files, or (2i, 2i + 1)
     scaling: RotaryScaling | None = None  # for contexts longer than trained on

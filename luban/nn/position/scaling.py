@@ -76,7 +76,7 @@ class Dynamic(RotaryScaling):
     """NTK-aware with a factor that grows with the text: none within the trained context, `factor` · length / context −
     (`factor` − 1) beyond it ("Dynamic NTK", Peng et al. 2023, section 3.3; transformers' form).
 
-    The length of a row is its largest position + 1 in this forward. With a cache keys stay as they were turned when
+    The length of a row is its largest position + 1 in this forward. With a cache keys stay as they were rotated when
     they were read, as in transformers, so beyond the trained context a step differs a little from the whole.
     """
 
@@ -95,12 +95,12 @@ class Dynamic(RotaryScaling):
 
 @dataclass(frozen=True, kw_only=True)
 class YaRN(RotaryScaling):
-    """Pairs that turn often within the trained context stay, those that turn rarely slow down by the factor,
+    """Pairs that rotate often within the trained context stay, those that rotate rarely slow down by the factor,
     between them a ramp; scores grow with the logarithm of the factor (Peng et al. 2023, sections 3.2 to 3.4)."""
 
     original: int  # tokens of the trained context
-    fast: float = 32.0  # pairs that turn at least this often in it stay as they are
-    slow: float = 1.0  # pairs that turn at most this often in it are slowed down by the factor
+    fast: float = 32.0  # pairs that rotate at least this often in it stay as they are
+    slow: float = 1.0  # pairs that rotate at most this often in it are slowed down by the factor
     attention: float | None = None  # the amplitude; none: 0.1·ln(factor) + 1
     rounded: bool = True  # whether the ramp begins and ends at whole pairs, as in the released code
 
@@ -108,10 +108,10 @@ class YaRN(RotaryScaling):
         """The ramp runs over the index of the pair."""
         pairs = frequencies.numel()
 
-        def pair_turning(turns: float) -> float:
-            return pairs * math.log(self.original / (turns * 2 * math.pi)) / math.log(base)
+        def pair_rotating(rotations: float) -> float:
+            return pairs * math.log(self.original / (rotations * 2 * math.pi)) / math.log(base)
 
-        low, high = pair_turning(self.fast), pair_turning(self.slow)
+        low, high = pair_rotating(self.fast), pair_rotating(self.slow)
         if self.rounded:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, 2 * pairs - 1)
@@ -140,7 +140,7 @@ class Llama3(RotaryScaling):
             raise ConfigError(f"llama3 scaling needs high > low > 0, {self.high} and {self.low} given")
 
     def scaled(self, frequencies: Tensor, base: float) -> Tensor:
-        """The blend is linear in the number of turns within the trained context."""
-        turns = self.original * frequencies / (2 * math.pi)
-        kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        """The blend is linear in the number of rotations within the trained context."""
+        rotations = self.original * frequencies / (2 * math.pi)
+        kept = ((rotations - self.low) / (self.high - self.low)).clamp(0, 1)
         return frequencies * kept + frequencies / self.factor * (1 - kept)

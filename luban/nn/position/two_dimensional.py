@@ -65,7 +65,7 @@ class Rope2D(Rope):
         """Each half is rotated in pairs, and whole."""
         if shape.head_dim % 4 or self.width is not None:
             raise ConfigError(
-                f"two-dimensional rotary positions turn whole heads of a width that 4 divides, {shape.head_dim} given"
+                f"two-dimensional rotary positions rotate whole heads of a width that 4 divides, {shape.head_dim} given"
             )
 
     def build(self, shape: PositionShape) -> PositionMethod:

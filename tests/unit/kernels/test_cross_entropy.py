@@ -125,4 +125,4 @@ def test_what_is_no_word_or_does_not_fit():
         {"smoothing": 2.0},
     ):
         with pytest.raises(UnsupportedError, match="linear_cross_entropy"):
-            linear_cross_entropy(**({"rows_NE": rows, "table_VE": table, "targets_N": right} | changed))
+            linear_cross_entropy(**({"rows_NE": rows, "weight_VE": table, "targets_N": right} | changed))
