@@ -60,7 +60,7 @@ def test_the_decoder_sees_no_later_target_and_all_of_the_source():
 def test_what_is_not_built_is_refused():
     with pytest.raises(ConfigError, match="encoder–decoders need pre or post"):
         tiny(arrangement=Parallel())
-    with pytest.raises(ConfigError, match="windows and layouts aren't built for encoder–decoders"):
+    with pytest.raises(ConfigError, match="encoder–decoders don't support attention windows and layouts"):
         tiny(mixer=Grouped(heads=3, window=4))
     tokens = torch.zeros(1, 3, dtype=torch.long)
     with pytest.raises(DataError, match="takes no documents"):

@@ -107,7 +107,7 @@ def test_a_batch_without_targets_is_told_once(tiny, tmp_path, monkeypatch, capsy
     objective = {"type": "masked", "rate": 1e-9}
     run = pretrain(tiny(model=ENCODER, objective=objective), tmp_path / "run", "run")
     assert set(losses(run)) == {0.0}
-    assert capsys.readouterr().err.count("a batch held no token to predict, so its loss is written as 0") == 1
+    assert capsys.readouterr().err.count("a batch had no token to predict, so its loss is logged as 0") == 1
 
 
 @pytest.mark.parametrize(
