@@ -14,6 +14,7 @@ from luban.core.log import say
 
 GRACE = 10.0  # seconds that the others get to end by themselves after one has failed, and again after they were told to
 POLL = 0.1  # seconds
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def launch(words: Sequence[str], processes: int) -> int:
@@ -42,9 +43,6 @@ def launch(words: Sequence[str], processes: int) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _forward_to(started: Sequence[subprocess.Popen]):

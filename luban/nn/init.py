@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -106,6 +106,11 @@ def whole(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     return tensor, (0,) * tensor.dim()
 
 
+def cut(whole_values: Tensor, local: Tensor, begins: Sequence[int]) -> Tensor:
+    """What of the whole lies in `local`, which begins at the index `begins` (a view)."""
+    return whole_values[tuple(slice(begin, begin + size) for begin, size in zip(begins, local.shape, strict=True))]
+
+
 @dataclass(frozen=True)
 class InitialValues:
     """Values for the parameters of one module, each with the dtype, device and sharding of its parameter."""
@@ -140,8 +145,7 @@ class InitialValues:
         """This process's shard of values that were computed for the whole parameter."""
         values = torch.empty_like(parameter)
         local, begins = self.region(values)
-        here = tuple(slice(start, start + size) for start, size in zip(begins, local.shape, strict=True))
-        local.copy_(whole_values[here])
+        local.copy_(cut(whole_values, local, begins))
         return values
 
 

@@ -83,14 +83,15 @@ def apply(
         block.use_remat(policy)
     # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
     # FSDP stand around blocks, so that with it blocks are compiled one by one.
-    losses = Losses(loss, evaluation or loss)
     compiled = execution.compile and can_compile(execution.device)
     regions = execution.device.type == "cuda" or plan.shard > 1
     step, heldout = (compiled_loss(x, regions=regions) if compiled else x for x in (loss, evaluation or loss))
     model.to(torch.float64 if execution.precision == "fp64" else torch.float32)
     # FSDP around what is compiled, and before there is memory, so that every process takes that of its shard alone.
+    losses = None
     if plan.shard > 1:
         assert execution.world.mesh is not None
+        losses = Losses(loss, evaluation or loss)
         dtype = COMPUTE[execution.precision]
         shard_modules(losses, list(blocks), execution.world.mesh, zero=plan.zero, dtype=dtype)
         step, heldout = partial(losses, step), partial(losses, heldout)
@@ -102,7 +103,7 @@ def apply(
     initialise(model, model.spec.init, layers=layers, seed=seed, region=local_region, without=frozenset(weights))
     if weights:
         _load(model, weights, own)
-    if plan.shard > 1:
+    if losses is not None:
         params = ShardedParams(losses, model, zero=plan.zero)
     else:
         params = MixedPrecisionParams(model, COMPUTE[execution.precision], masters=execution.masters)

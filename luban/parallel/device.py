@@ -18,10 +18,24 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def choose_device(wanted: str) -> torch.device:
-    """ "auto" is CUDA where there is one. Raises UnsupportedError for a CUDA device that is not there."""
+    """ "auto" is CUDA where there is one. Each process of a run takes the CUDA device of its LOCAL_RANK.
+
+    Raises UnsupportedError for a CUDA device that is not there.
+    """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError("train.device is cuda, but torch sees no CUDA device here: use --train.device cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return torch.device("cuda")
+    index, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= devices:
+        raise UnsupportedError(
+            f"process {index + 1} of this machine has no GPU: there are {devices}, so start at most {devices} processes, "
+            f"or use --train.device cpu"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def set_determinism(wanted: bool | None, device: torch.device) -> bool:

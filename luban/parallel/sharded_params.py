@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from luban.models.build import state_of
+from luban.nn.init import cut
 from luban.parallel.shard import local_region
 
 
@@ -112,13 +113,13 @@ class ShardedParams:
         if whole.shape != like.shape or not whole.dim():
             return whole
         local, begins = local_region(like)
-        return whole[tuple(slice(b, b + n) for b, n in zip(begins, local.shape, strict=True))].clone()
+        return cut(whole, local, begins).clone()
 
 
 def take_shard(tensor: Tensor, whole: Tensor) -> None:
     """Copy into a tensor, in place, what of the whole lies here."""
     local, begins = local_region(tensor)
-    local.copy_(whole[tuple(slice(b, b + n) for b, n in zip(begins, local.shape, strict=True))])
+    local.copy_(cut(whole, local, begins))
 
 
 def _local(tensor: Tensor) -> Tensor:

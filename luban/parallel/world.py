@@ -29,11 +29,6 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def process_rank() -> int:
-    """Which of them this is."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def is_lost_connection(error: BaseException) -> bool:
     """Whether an error of torch.distributed says that another process is gone."""
     text = str(error)
@@ -86,11 +81,6 @@ class World:
         found: list[Any] = [value]
         dist.broadcast_object_list(found, src=0)
         return found[0]
-
-    def wait(self) -> None:
-        """Wait until every process is here."""
-        if self.size > 1:
-            dist.barrier()
 
     def rows(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This process's rows of tensors whose rows come first, a multiple of R of them."""

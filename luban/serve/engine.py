@@ -231,7 +231,7 @@ class Engine:
             return bool(self.session.sequences or self.waiting)
 
     def _admit(self) -> None:
-        """Move waiting requests into the batch, in their order, while there is room; one larger than the batch runs alone."""
+        """Move waiting requests into the batch, in their order, while they fit; one larger than the batch runs alone."""
         fresh: list[Request] = []
         while self.waiting:
             request = self.waiting[0]

@@ -71,7 +71,7 @@ class Loop:
         self.clock = clock
         self.art, self.parts, self.recipe, self.state = art, parts, parts.recipe, parts.state
         self.engine, self.world = parts.engine, parts.engine.world
-        self.asked = False  # whether the processes of the run have agreed to stop
+        self.agreed_stop = False  # some process of the run was asked to stop, and all know it
         self.checkpoints = CheckpointManager(art.path)
         train = self.recipe.train
         fixed = art.figures.get("steps_fixed", {})
@@ -135,6 +135,10 @@ class Loop:
             stop.signal or timing or tracing or self._due_to_validate() or self._due(self.recipe.checkpoint.every)
         )
 
+    def _must_stop(self, stop: StopRequest) -> bool:
+        """True if the run ends after this step: with several processes, once all of them know of the request."""
+        return bool(stop.signal) if self.world.size == 1 else self.agreed_stop
+
     def _due(self, every: int) -> bool:
         """True if the step just submitted is a multiple of `every` (0: never), or the last."""
         step = self.state.progress.step
@@ -147,7 +151,7 @@ class Loop:
         """Wait for the oldest in-flight step and log it. Raises TrainingError after too many bad steps."""
         factor, step = self.in_flight.popleft()
         result = self.engine.synchronize(step)
-        self.asked = result.stop if self.world.size > 1 else bool(stop.signal)
+        self.agreed_stop = result.stop
         self.synchronized += 1
         self._count(result)
         now = self.clock()
@@ -157,7 +161,7 @@ class Loop:
         self._fix_steps(now - self.synchronized_at, bar)
         self.synchronized_at = now
         failed = result.bad and self.state.progress.bad_steps >= self.recipe.train.max_bad_steps
-        self._log(metrics, result, factor, bar, ends=failed or bool(stop.signal and not self.in_flight))
+        self._log(metrics, result, factor, bar, ends=failed or (self._must_stop(stop) and not self.in_flight))
         if failed:
             raise self._failure(result)
 
@@ -242,7 +246,7 @@ class Loop:
         improved = validated and self._validate(metrics)
         shortened = validated and not improved and self._end_early(bar)
         last = at.step >= self.count.total(at.step)
-        asked = self.asked or (self.world.size == 1 and bool(stop.signal))
+        asked = self._must_stop(stop)
         if improved or shortened or asked or self._due(self.recipe.checkpoint.every):
             self.save()
         self.overhead_seconds += self.clock() - began

@@ -39,8 +39,8 @@ class DocumentPieces:
     def __init__(self, shards: Shards, *, longest: int, shortest: int, seed: int):
         if longest < shortest:
             raise DataError(
-                f"rows of this objective need at least {shortest} tokens of text, and train.seq_len leaves room "
-                f"for {longest}: raise train.seq_len"
+                f"rows of this objective need at least {shortest} tokens of text, and train.seq_len allows "
+                f"{longest}: raise train.seq_len"
             )
         self.shards, self.seed = shards, seed
         begin = shards.config["bos_id"] is not None
