@@ -112,11 +112,9 @@ def forward_context(
         encoder: what decoder layers cross-attend to.
     """
     queries, counted, real = tokens.shape[1], positions is None, mask
-    if backend.cached:
-        cache = backend.cache  # type: ignore[attr-defined]
-        from_cache = cache.begin(queries, mask)
-        real, key_positions = cache.valid, cache.positions
-        positions = from_cache if positions is None else positions
+    if (new := backend.begin(queries, mask)) is not None:
+        real, key_positions = new.token_mask, new.key_positions
+        positions = new.positions if positions is None else positions
     else:
         positions = count_positions(tokens, mask, documents) if positions is None else positions
         key_positions = positions

@@ -129,6 +129,7 @@ class PositionMethod(nn.Module):
     """
 
     bias_form: str | None = None  # of the `DistanceBias` that its encoding has; None: there is none
+    by_length: bool = False  # what it does to a token depends on how long the row is, not on the token's position alone
     parameter_roles: ClassVar[dict[str, Role]] = {}
 
     @property
@@ -160,7 +161,7 @@ class Wrapped(PositionMethod):
 
     def __init__(self, inner: PositionMethod):
         super().__init__()
-        self.inner, self.bias_form = inner, inner.bias_form
+        self.inner, self.bias_form, self.by_length = inner, inner.bias_form, inner.by_length
 
     @property
     def biased(self) -> bool:

@@ -1,0 +1,174 @@
+"""Sequences over a paged KV cache: the scheduler says what the next forward reads, the runner reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from luban.generate.paged_cache import BLOCK_SIZE, PagedCache
+from luban.generate.session import Sequence as Growing
+from luban.generate.session import check_prompt, choose
+from luban.models.base import Model, require_next_token
+from luban.serve.batch import Token
+from luban.serve.block_manager import BlockManager
+from luban.serve.memory import PagedBudget
+from luban.serve.model_runner import ModelRunner
+from luban.serve.request import Request
+from luban.serve.scheduler import Chunk, Scheduler, SequenceState, together
+
+MAX_BATCH = 256  # sequences that run together
+MAX_TOKENS = {"cuda": 8192}  # that a forward reads, by device …
+OTHER_MAX_TOKENS = 512  # … and elsewhere
+
+
+class PagedBatch:
+    """See `luban.serve.batch.Batch`.
+
+    Args:
+        module: a causal decoder of which `paging_refusal` says nothing. UnsupportedError where it writes no text.
+        max_batch: sequences that run together; None: 256.
+        cache_bytes: for keys and values; None: what `PagedBudget.of` finds.
+        max_tokens: that a forward reads; None: 8,192 on CUDA, 512 elsewhere, and twice `max_batch` at least.
+        block_size: slots a block.
+        prefix_cache: whether what prompts have in common is read once.
+        kernel: of attention, by name; None: the fastest that can serve.
+    """
+
+    def __init__(
+        self,
+        module: Model,
+        *,
+        max_batch: int | None = None,
+        cache_bytes: int | None = None,
+        max_tokens: int | None = None,
+        block_size: int = BLOCK_SIZE,
+        prefix_cache: bool = True,
+        kernel: str | None = None,
+    ):
+        require_next_token(module.spec, "generating text", cached=True)
+        device = next(module.parameters()).device.type
+        sequences = max_batch or MAX_BATCH
+        tokens = max_tokens or max(MAX_TOKENS.get(device, OTHER_MAX_TOKENS), 2 * sequences)
+        self.spec, self.budget = (
+            module.spec,
+            PagedBudget.of(module, cache_bytes, block_size=block_size, max_sequences=sequences, max_tokens=tokens),
+        )
+        blocks = self.budget.slots // block_size
+        self.runner = ModelRunner(module, PagedCache.of(module, blocks=blocks, block_size=block_size), kernel)
+        manager = BlockManager(blocks, block_size, prefix_cache=prefix_cache)
+        self.scheduler = Scheduler(manager, max_sequences=sequences, max_tokens=tokens)
+        self._growing: dict[SequenceState, Growing] = {}
+        self._states: dict[int, SequenceState] = {}  # by id of the growing sequence
+        self._numbers = count()
+        self._weights = weights_version(module)
+
+    @property
+    def sequences(self) -> Sequence[Growing]:
+        """Those that hold blocks."""
+        return [self._growing[state] for state in self.scheduler.running]
+
+    def check(self, prompt: list[int]) -> None:
+        """As a decoder needs it."""
+        check_prompt(prompt, self.spec)
+
+    def full(self, sequence: Growing) -> bool:
+        """Whether the context has no room for another token."""
+        return len(sequence) >= self.spec.context
+
+    def takes(self, request: Request, others: Sequence[Request]) -> bool:
+        """All: the scheduler orders them."""
+        return True
+
+    def start(self, requests: list[Request]) -> list[tuple[Request, Exception]]:
+        """Queue them, but for those that would never fit."""
+        failed: list[tuple[Request, Exception]] = []
+        for request in requests:
+            try:
+                self.check(request.prompt)
+                self.budget.require(request.prompt, request.sampling.max_tokens, request.sampling.n)
+            except Exception as error:
+                failed.append((request, error))
+                continue
+            number, states = next(self._numbers), []
+            for growing in request.growing:
+                state = SequenceState(list(request.prompt), (number, growing.choice), request.identity)
+                self._growing[state], self._states[id(growing)] = growing, state
+                states.append(state)
+            self.scheduler.add(together(states))
+        return failed
+
+    def next_tokens(self) -> list[tuple[Growing, Token]]:
+        """One forward; those whose tokens are all read get another."""
+        if not self.scheduler.running:
+            self._forget_other_weights()
+        step = self.scheduler.schedule()
+        self.runner.copy(step.copies)
+        read, failed = self._read(step.chunks)
+        ready, rows = [], []
+        for chunk, logits_V in read:
+            for state in self.scheduler.advance(chunk):
+                ready.append(state)
+                rows.append(logits_V)
+        found: list[tuple[Growing, Token]] = [
+            (self._growing[state], error) for chunk, error in failed for state in (chunk.state, *chunk.state.siblings)
+        ]
+        if not ready:
+            return found
+        growing = [self._growing[state] for state in ready]
+        tokens = choose(torch.stack([row for row in rows if row is not None]), growing, lambda s: s.prompt + s.tokens)
+        for state, token in zip(ready, tokens, strict=True):
+            if token is not None:
+                state.tokens.append(token)
+        return [*found, *zip(growing, tokens, strict=True)]
+
+    def _read(self, chunks: Sequence[Chunk]) -> tuple[list[tuple[Chunk, Tensor | None]], list[tuple[Chunk, Exception]]]:
+        """Chunks with the logits (V,) of what follows them (None within a prompt), and those that failed. Where a forward
+        fails they are read one by one, so that none fails for another's sake."""
+        if not chunks:
+            return [], []
+        try:
+            logits = iter(self.runner.run(chunks))
+            return [(chunk, next(logits) if chunk.last else None) for chunk in chunks], []
+        except Exception as error:
+            if len(chunks) == 1:
+                return [], [(chunks[0], error)]
+        read, failed = [], []
+        for chunk in chunks:
+            one_read, one_failed = self._read([chunk])
+            read += one_read
+            failed += one_failed
+        return read, failed
+
+    def _forget_other_weights(self) -> None:
+        """Keys and values of other weights than now are no prefix of anything."""
+        version = weights_version(self.runner.module)
+        if version != self._weights:
+            self.scheduler.manager.clear_prefix_cache()
+            self._weights = version
+
+    def go_on(self, ended: list[Growing]) -> None:
+        """Nothing is read before the next step."""
+        self.leave(ended)
+
+    def leave(self, sequences: list[Growing]) -> None:
+        """Give their blocks back."""
+        for growing in sequences:
+            state = self._states.pop(id(growing), None)
+            if state is not None:
+                self.scheduler.remove(state)
+                del self._growing[state]
+
+    def clear(self) -> None:
+        """Give all blocks back, and forget what they hold."""
+        self.scheduler.clear()
+        self._growing.clear()
+        self._states.clear()
+
+
+def weights_version(module: Model) -> tuple[tuple[int, int], ...]:
+    """Another value whenever torch has changed a parameter or put another in its place; changes by kernels of one's own go
+    unnoticed."""
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())
