@@ -136,6 +136,7 @@ class _Parts:
         self.tokens, self.shape, self.dtype = tokens, shape, dtype
         self.zero, self.bias_HS = 0, None
         if bias is not None:
+            bias = bias if bias.buckets is not None else replace(bias, keys=max(tokens.lengths))
             self.zero, self.bias_HS = bias.zero, bias.table()
         firsts, first = [], 0
         for count in tokens.counts:
