@@ -18,12 +18,15 @@ from torch import Tensor
 
 from luban.core.errors import UnsupportedError
 from luban.kernels.attention_mask import AttentionMask
+from luban.kernels.available import INSTALLED, INTERPRETED
 from luban.kernels.distance import DistanceBias
 from luban.nn.attention.attend import attention
 from luban.nn.attention.backend import AttentionBackend, NewTokens
 from luban.nn.attention.prepared_mask import Bias, PreparedMask
 from luban.nn.mixer.base import AttentionShape
 from luban.nn.mixer.layout import layout_for
+
+WIDEST = 256  # D that the kernel's tiles hold
 
 
 class PagedLayer:
@@ -61,13 +64,22 @@ class Part:
     mask: PreparedMask  # dense (R, 1 or H, T, S), or causal
 
 
+@dataclass(frozen=True)
+class KernelMask:
+    """What the Triton kernel is told, made once a forward."""
+
+    work: Any  # of `luban.kernels.paged_launch`, as is `bias`
+    bias: Any
+    window: int | None
+
+
 class PagedAttention(AttentionBackend):
     """Attention of packed tokens to those in the pool; it takes up the new ones first.
 
     Args:
         layers: of the pool, None for a layer that doesn't attend.
         tokens: of this forward.
-        kernel: "torch", or None for the fastest that can serve.
+        kernel: "luban" (Triton), "torch", or None: the first of them that can serve.
     """
 
     cached = True
@@ -90,13 +102,27 @@ class PagedAttention(AttentionBackend):
         """The layer's part of the pool."""
         return self.layers[index]
 
-    def prepare(self, mask: AttentionMask, shape: AttentionShape, bias: Bias | None, dtype: torch.dtype) -> list[Part]:
-        """The parts of this forward for layers of one shape. Raises UnsupportedError for a bias that is no function of the
+    def prepare(
+        self, mask: AttentionMask, shape: AttentionShape, bias: Bias | None, dtype: torch.dtype
+    ) -> list[Part] | KernelMask:
+        """The parts of this forward for layers of one shape, or what the kernel takes in their place. Raises UnsupportedError for a bias that is no function of the
         distance (`luban.generate.paged_cache.paging_refusal` tells before)."""
         distance_bias = None if bias is None else bias.encoding.distance_bias
         if bias is not None and distance_bias is None:
             raise UnsupportedError("a bias that is no function of the distance needs a contiguous cache")
-        return _Parts(self.tokens, shape, distance_bias, dtype).all()
+        if not self._by_kernel(mask.device, shape, dtype):
+            return _Parts(self.tokens, shape, _reaching(distance_bias, self.tokens), dtype).all()
+        from luban.kernels.paged_launch import PagedBias, paged_work
+
+        starts, counts = self.tokens.starts, self.tokens.counts
+        work = paged_work(starts, counts, shape.heads, shape.key_heads, mask.device)
+        return KernelMask(work, PagedBias.of(_reaching(distance_bias, self.tokens)), shape.window)
+
+    def _by_kernel(self, device: torch.device, shape: AttentionShape, dtype: torch.dtype) -> bool:
+        """Whether the Triton kernel serves layers of this shape."""
+        can = INSTALLED and (device.type == "cuda" or INTERPRETED) and shape.layout is None
+        can = can and shape.head_dim <= WIDEST and dtype != torch.float64
+        return can and (self.kernel == "luban" or (self.kernel is None and device.type == "cuda"))
 
     def attend(
         self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Any, cache: Any, scale: float | None
@@ -105,6 +131,8 @@ class PagedAttention(AttentionBackend):
         q_NHD, k_NKD, v_NKD = (x[0].transpose(0, 1) for x in (q_BHTD, k_BKTD, v_BKTD))
         cache.keys.index_copy_(0, self.tokens.slots_N, k_NKD.to(cache.keys.dtype))
         cache.values.index_copy_(0, self.tokens.slots_N, v_NKD.to(cache.values.dtype))
+        if isinstance(mask, KernelMask):
+            return self._kernel(q_BHTD[0], mask, cache, scale).transpose(0, 1)[None]
         mixed_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
         for part in mask:
             if part.slots_RS is None:
@@ -115,6 +143,30 @@ class PagedAttention(AttentionBackend):
             q_RTHD = q_NHD[part.rows].unflatten(0, (part.sequences, -1))
             mixed_NHD[part.rows] = _attend(q_RTHD, k_RSKD, v_RSKD, part.mask, scale).flatten(0, 1)
         return mixed_NHD.transpose(0, 1)[None]
+
+    def _kernel(self, q_HND: Tensor, mask: KernelMask, cache: PagedLayer, scale: float | None) -> Tensor:
+        """(N, H, D)."""
+        from luban.kernels.paged_launch import paged_attention
+
+        return paged_attention(
+            q_HND,
+            cache.keys,
+            cache.values,
+            self.tokens.tables_CM,
+            mask.work,
+            mask.bias,
+            block_size=self.tokens.block_size,
+            window=mask.window,
+            scale=q_HND.shape[-1] ** -0.5 if scale is None else scale,
+        )
+
+
+def _reaching(bias: DistanceBias | None, tokens: PackedTokens) -> DistanceBias | None:
+    """A bias that knows all distances of this forward: position methods were told of the new tokens alone. One in buckets
+    reaches over the context."""
+    if bias is None or bias.buckets is not None:
+        return bias
+    return replace(bias, keys=max(tokens.lengths))
 
 
 def _attend(q_RTHD: Tensor, k_RSKD: Tensor, v_RSKD: Tensor, mask: PreparedMask, scale: float | None) -> Tensor:
@@ -136,7 +188,6 @@ class _Parts:
         self.tokens, self.shape, self.dtype = tokens, shape, dtype
         self.zero, self.bias_HS = 0, None
         if bias is not None:
-            bias = bias if bias.buckets is not None else replace(bias, keys=max(tokens.lengths))
             self.zero, self.bias_HS = bias.zero, bias.table()
         firsts, first = [], 0
         for count in tokens.counts:
