@@ -15,7 +15,10 @@ Token = int | None | Exception  # None: logits from which none can be chosen; an
 class Batch(Protocol):
     """Sequences that grow together; they join and leave between steps."""
 
-    budget: CacheBudget
+    @property
+    def budget(self) -> CacheBudget:
+        """What the cache holds."""
+        ...
 
     @property
     def sequences(self) -> Sequence[Growing]:

@@ -137,10 +137,10 @@ class PagedAttention(AttentionBackend):
         for part in mask:
             if part.slots_RS is None:
                 k_SKD, v_SKD = k_NKD[part.rows], v_NKD[part.rows]
-                k_RSKD, v_RSKD = (x.unflatten(0, (part.sequences, -1)) for x in (k_SKD, v_SKD))
             else:
-                k_RSKD, v_RSKD = cache.keys[part.slots_RS], cache.values[part.slots_RS]
-            q_RTHD = q_NHD[part.rows].unflatten(0, (part.sequences, -1))
+                slots = part.slots_RS.flatten()  # index_select copies whole rows: 4 times as fast as indexing on a CPU
+                k_SKD, v_SKD = cache.keys.index_select(0, slots), cache.values.index_select(0, slots)
+            q_RTHD, k_RSKD, v_RSKD = (x.unflatten(0, (part.sequences, -1)) for x in (q_NHD[part.rows], k_SKD, v_SKD))
             mixed_NHD[part.rows] = _attend(q_RTHD, k_RSKD, v_RSKD, part.mask, scale).flatten(0, 1)
         return mixed_NHD.transpose(0, 1)[None]
 
