@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from luban.core.arguments import parse_recipe
+from luban.core.log import print_result
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ABOUT = """Train a model from a recipe. The same command resumes an unfinished run; a larger --train.steps extends a finished one.
@@ -31,5 +32,5 @@ def run(argv: Sequence[str]) -> int:
     if call.dry_run:
         dry_run(call.recipe)
         return 0
-    print(pretrain(call.recipe, call.out, call.name))
+    print_result(pretrain(call.recipe, call.out, call.name))
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from luban.core.arguments import parse
+from luban.core.log import print_result
 
 
 @dataclass(frozen=True)
@@ -32,4 +33,4 @@ def run(argv: Sequence[str]) -> None:
     from luban.report.page import write_report
 
     write_report(args.folders, args.out, args.title)
-    print(args.out)
+    print_result(args.out)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from luban.cli.pretrain import RECIPES
 from luban.core.arguments import parse_recipe
+from luban.core.log import print_result
 
 ABOUT = """Tune a model on conversations, from a recipe. The same command resumes an unfinished run; a larger
 --train.steps extends a finished one.
@@ -35,5 +36,5 @@ def run(argv: Sequence[str]) -> int:
             ready, model = with_shards(call.recipe, Path(folder))
             dry_run(ready, model)
         return 0
-    print(sft(call.recipe, call.out, call.name))
+    print_result(sft(call.recipe, call.out, call.name))
     return 0

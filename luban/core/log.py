@@ -33,6 +33,14 @@ def say(text: str, end: str = "\n") -> None:
         discard(sys.stderr)
 
 
+def print_result(text: object) -> None:
+    """Print what finished work is known by, on standard output. A reader that has gone away makes no failure of it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        discard(sys.stdout)
+
+
 def discard(stream: TextIO) -> None:
     """Send what is still written to `stream`, and what its buffer holds, nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -60,7 +60,7 @@ def split_config(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             for section in sections:
                 source, target = source[section], target.setdefault(section, {})
             target[name] = source.pop(name)
-    return defining, settings
+    return {name: value for name, value in defining.items() if value != {}}, settings
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -113,7 +113,7 @@ class Filters(nn.Conv1d):
         """Standard deviation 1/√inputs, biases 0."""
         assert self.bias is not None
         fan_in = self.weight[0].numel()
-        self.weight.copy_(draw.normal("weight", self.weight).mul_(fan_in**-0.5))
+        self.weight.copy_(draw.normal("weight", self.weight, fan_in**-0.5))
         self.bias.zero_()
 
     def forward(self, x_NWC: Tensor) -> Tensor:

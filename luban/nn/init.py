@@ -115,11 +115,11 @@ class InitialValues:
     prefix: str  # the module's name
     region: Region = whole  # which part of a parameter lies in this process
 
-    def normal(self, name: str, parameter: Tensor) -> Tensor:
-        """Standard normal numbers for the parameter `name` of the module, of at least one dimension.
+    def normal(self, name: str, parameter: Tensor, std: float) -> Tensor:
+        """Normal numbers of mean 0 for the parameter `name` of the module, of at least one dimension.
 
         Number by number they depend on seed, name, and the place in the parameter alone, so that its shards hold what the
-        whole would. They are drawn in float32 on the CPU, in blocks of rows of about BLOCK numbers.
+        whole would. They are drawn in float32 on the CPU, in blocks of rows of about BLOCK numbers, and rounded once.
         """
         values, seed = torch.empty_like(parameter), derive(self.seed, f"{self.prefix}.{name}")
         local, begins = self.region(values)
@@ -131,7 +131,7 @@ class InitialValues:
         for block in range(first // rows, -(-past // rows)):
             top, bottom = block * rows, min((block + 1) * rows, parameter.shape[0])
             generator = torch.Generator().manual_seed(derive(seed, block))
-            numbers = torch.randn((bottom - top, *inner), generator=generator)
+            numbers = torch.randn((bottom - top, *inner), generator=generator).mul_(std)
             begin, end = max(top, first), min(bottom, past)
             local[begin - first : end - first].copy_(numbers[(slice(begin - top, end - top), *columns)])
         return values
@@ -171,11 +171,11 @@ def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int,
             if how.scale_residual and module.writes_residual:
                 std /= math.sqrt(2 * layers)
             if id(module.weight) in fresh:
-                module.weight.copy_(draw.normal("weight", module.weight).mul_(std))
+                module.weight.copy_(draw.normal("weight", module.weight, std))
             if module.bias is not None:
                 module.bias.zero_()
         elif isinstance(module, nn.Embedding):
-            module.weight.copy_(draw.normal("weight", module.weight).mul_(how.embedding_std(module.embedding_dim)))
+            module.weight.copy_(draw.normal("weight", module.weight, how.embedding_std(module.embedding_dim)))
         else:
             for name, parameter in module.named_parameters(recurse=False):
                 parameter.fill_(1.0 if name == "weight" else 0.0)

@@ -194,8 +194,8 @@ class JointLinear(nn.Module, MatmulOwner):
     def pack_int8(self) -> None:
         """All as one, in place."""
         self.int8 = nn.ModuleDict({"joint": Int8Weight(*joined(*self._projections()))})
-        for name in self.sizes:
-            setattr(self, name, None)
+        for projection in self._projections():
+            projection.drop_parameters()
 
 
 class QKVLinear(JointLinear):

@@ -31,6 +31,7 @@ from luban.train.recipe import Recipe
 from luban.train.state import TrainState
 from luban.train.validate import Validator
 
+TURNED = 3  # validations above the lowest loss after which a run is warned
 IN_FLIGHT = 2  # steps that a CUDA device may be behind the host, so that it never waits for the host
 NO_TARGET = (
     "a batch held no token to predict, so its loss is written as 0: its texts are too short for the objective; "
@@ -54,7 +55,7 @@ class Loop:
 
     Raises:
         TrainingError: too many steps were NaN or infinite; names the last good checkpoint.
-        Interrupted: by Ctrl-C or SIGTERM, after saving.
+        Interrupted: by Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
 
     def __init__(self, art: ArtifactWriter, parts: TrainerComponents, clock: Callable[[], float] = time.monotonic):
@@ -95,7 +96,7 @@ class Loop:
                 self._submit(batches)
                 while self.in_flight and (len(self.in_flight) > self.max_in_flight or self._must_synchronize(stop)):
                     self._synchronize(metrics, bar, stop)
-                self._validate_and_save(metrics, stop)
+                self._validate_and_save(metrics, stop, bar)
         if self.profile:
             self.profile.finish()
         self._finish()
@@ -205,16 +206,18 @@ class Loop:
                 f"{self.recipe.train.budget_seconds:g} seconds"
             )
 
-    def _validate_and_save(self, metrics: MetricsLogger, stop: StopRequest) -> None:
+    def _validate_and_save(self, metrics: MetricsLogger, stop: StopRequest, bar: Bar) -> None:
         """Validate and save where they are due, and leave when asked to."""
         if self.in_flight:
             return
         at, began = self.state.progress, self.clock()
         if self.profile and self.profile.complete:
             self.profile.write()
+        validated = self._due_to_validate()
+        improved = validated and self._validate(metrics)
+        shortened = validated and not improved and self._end_early(bar)
         last = at.step >= self.count.total(at.step)
-        improved = self._due_to_validate() and self._validate(metrics)
-        if improved or stop.signal or self._due(self.recipe.checkpoint.every):
+        if improved or shortened or stop.signal or self._due(self.recipe.checkpoint.every):
             self.save()
         self.overhead_seconds += self.clock() - began
         self.synchronized_at += self.clock() - began
@@ -237,6 +240,33 @@ class Loop:
         if improved:
             at.best_loss, at.best_step = found.loss, at.step
         return improved
+
+    def _end_early(self, bar: Bar) -> bool:
+        """Lower the number of steps where the held-out loss has turned. Returns whether it did."""
+        at, validation = self.state.progress, self.recipe.validation
+        if at.best_step is None or not validation.every:
+            return False
+        above, total = (at.step - at.best_step) // validation.every, self.count.total(at.step)
+        turned = f"held-out loss has been above its lowest ({at.best_loss:.3f} after step {at.best_step}) for {above} validations"
+        if not validation.patience:
+            if above == TURNED and at.step < total:
+                warn(
+                    f"{turned}: more steps teach this model its training text by heart. --validation.patience ends such a run"
+                )
+            return False
+        steps = self.recipe.schedule.ends_early(at.step, total)
+        if above < validation.patience or steps >= total:
+            return False
+        self.count.fixed, self.count.fixed_at = steps, at.step
+        self.art.note(steps_fixed={"fixed": steps, "fixed_at": at.step})
+        bar.total = steps
+        end = (
+            "training ends here"
+            if steps == at.step
+            else f"the learning rate falls from here on, and training ends after step {steps}"
+        )
+        say(f"{turned}: {end}")
+        return True
 
     def save(self) -> None:
         """Write the checkpoint of this step and delete those that are no longer kept."""

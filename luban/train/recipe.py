@@ -47,6 +47,7 @@ class TrainConfig:
     """How to train."""
 
     steps: Extensible[int] = 1000  # optimizer steps
+    epochs: Extensible[float] = 0.0  # lower `steps` to so many passes over the training text (0: off)
     budget_seconds: Extensible[float] = (
         0.0  # after 20 timed steps, lower `steps` so that training takes this long (0: off)
     )
@@ -85,6 +86,8 @@ class TrainConfig:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         if self.weights == "bf16" and self.precision not in ("bf16", "fp8"):
             raise ValueError(f"weights kept in bf16 need matmuls in bf16 or fp8, precision is {self.precision}")
+        if self.epochs < 0:
+            raise ValueError(f"epochs must be at least 0, {self.epochs} given")
         if self.budget_seconds < 0 or self.clip < 0 or self.profile < 0:
             raise ValueError("budget_seconds, clip and profile must be at least 0")
 
@@ -95,10 +98,13 @@ class ValidationConfig:
 
     every: Operational[int] = 100  # steps between validations (0: only after the last step)
     batches: int = 0  # batches of held-out documents of train.batch_size sequences, always the same ones (0: all)
+    patience: Extensible[int] = 0  # validations in a row above the lowest loss, after which training ends (0: off)
 
     def __post_init__(self):
-        if self.every < 0 or self.batches < 0:
-            raise ValueError("every and batches must be at least 0")
+        if self.every < 0 or self.batches < 0 or self.patience < 0:
+            raise ValueError("every, batches and patience must be at least 0")
+        if self.patience and not self.every:
+            raise ValueError("patience counts validations, and validation.every is 0: there is only one, at the end")
 
 
 def model_of_init(data: dict[str, Any], given: Collection[str]) -> dict[str, Any]:

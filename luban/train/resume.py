@@ -84,7 +84,7 @@ def resume(art: ArtifactWriter, recipe: Recipe, state: TrainState, start: Start)
         numerical = marked.get(change["field"]) is Mark.NUMERICAL
         effect = ": from here on results differ by rounding from those of a run without the change" if numerical else ""
         say(f"{change['field']} was {change['old']!r}, now {change['new']!r}{effect}")
-    if any(marked.get(path) is Mark.LENGTH for path in art.changed):
+    if step and any(marked.get(path) is Mark.LENGTH for path in art.changed):
         _extend(art, recipe, step)
     art.note(changes=[*art.figures.get("changes", ()), *changes])
     write_recipe(art, recipe, start)

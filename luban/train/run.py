@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -60,13 +62,13 @@ def train(
     Raises:
         LubanError: anything that is wrong, before anything is written; TrainingError and Interrupted after.
     """
-    shards, start, device = opened = open_run(recipe, model)
+    recipe, shards, start, device = opened = open_run(recipe, model)
     art = run_artifact(recipe, out, task=task, shards=shards, start=start)
     if art.finished():
         say(f"{out} is finished: nothing is left to train. More steps: the same command with a larger --train.steps")
         return Path(out)
-    prediction = _predict(recipe, *opened)
-    _require_memory(recipe, *opened, prediction)
+    prediction = _predict(*opened)
+    _require_memory(*opened, prediction)
     if recipe.train.tensorboard:
         require_tensorboard()
     with art:
@@ -104,21 +106,21 @@ def _exhausted(recipe: Recipe, prediction: Prediction, step: int) -> TrainingErr
     )
 
 
-def open_run(recipe: Recipe, model: LoadedModel | None = None) -> tuple[Shards, Start, torch.device]:
-    """Open the data and choose the model to start from and the device."""
+def open_run(recipe: Recipe, model: LoadedModel | None = None) -> tuple[Recipe, Shards, Start, torch.device]:
+    """Open the data and choose the model to start from and the device. The recipe's steps are within its epochs."""
     if not recipe.data.path:
         raise UsageError("no data to train on: give --data.path SHARDS (made by luban data pack)")
     device = choose_device(recipe.train.device)
     if recipe.train.precision == "fp8":
         require_float8(device)
     shards = Shards.open(recipe.data.path, "train", verify=recipe.data.verify)
-    return shards, choose_start(recipe, shards, model), device
+    return within_epochs(recipe, shards), shards, choose_start(recipe, shards, model), device
 
 
-def prepare(recipe: Recipe, model: LoadedModel | None = None) -> tuple[Shards, Start, torch.device, Prediction]:
+def prepare(recipe: Recipe, model: LoadedModel | None = None) -> tuple[Recipe, Shards, Start, torch.device, Prediction]:
     """Open the data, choose the start and predict the run. Allocates no model and writes nothing."""
     opened = open_run(recipe, model)
-    return *opened, _predict(recipe, *opened)
+    return *opened, _predict(*opened)
 
 
 def _predict(recipe: Recipe, shards: Shards, start: Start, device: torch.device) -> Prediction:
@@ -131,7 +133,7 @@ def dry_run(recipe: Recipe, model: LoadedModel | None = None) -> None:
     """Print what the run will need, before anything is taken; raises what `train` would."""
     prepared = prepare(recipe, model)
     print("\n".join(prepared[-1].lines()))
-    _require_memory(recipe, *prepared)
+    _require_memory(*prepared)
 
 
 def _require_memory(recipe: Recipe, shards: Shards, start: Start, device: torch.device, prediction: Prediction) -> None:
@@ -194,6 +196,15 @@ def make_engine(recipe: Recipe, start: Start, device: torch.device) -> TrainEngi
 def rows_of(recipe: Recipe, shards: Shards) -> Packing:
     """The rows that the recipe's objective makes of a split."""
     return _packed(recipe.objective, shards, recipe.train.seq_len, recipe.train.seed, recipe.data.packing)
+
+
+def within_epochs(recipe: Recipe, shards: Shards) -> Recipe:
+    """The recipe, its steps lowered to those of `train.epochs` passes over the training split."""
+    train = recipe.train
+    if not train.epochs:
+        return recipe
+    steps = math.ceil(train.epochs * rows_of(recipe, shards).rows / train.batch_size)
+    return replace(recipe, train=replace(train, steps=max(min(steps, train.steps), 1)))
 
 
 @lru_cache(maxsize=2)  # predicting and training read the same ones

@@ -51,8 +51,10 @@ class GatedFeedForward(nn.Module, MatmulOwner):
     def forward(self, x_BTE: Tensor) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         if self.int8 is not None:
-            gate, up = self.int8["gate_up"](x_BTE).chunk(2, -1)
-            return self.int8["down"](self.activation(gate) * up)
+            sizes = {"gate": self.inner, "up": self.inner}
+            gate, up = self.add_terms_(self.int8["gate_up"](x_BTE), x_BTE, sizes).chunk(2, -1)
+            inner = self.activation(gate) * up
+            return self.plus_term("down", self.int8["down"](inner), inner)
         if trains_fused(x_BTE) and self.activation is F.silu and self.down.bias is None:
             return self._fused(x_BTE.flatten(0, -2)).unflatten(0, x_BTE.shape[:-1])
         gate, up = self._linear("gate", x_BTE), self._linear("up", x_BTE)
@@ -86,8 +88,8 @@ class GatedFeedForward(nn.Module, MatmulOwner):
         self.int8 = nn.ModuleDict(
             {"gate_up": Int8Weight(*joined(self.gate, self.up)), "down": Int8Weight(self.down.weight, self.down.bias)}
         )
-        for name in ("gate", "up", "down"):
-            self.add_module(name, None)
+        for projection in self.projections().values():
+            projection.drop_parameters()
 
 
 @dataclass(frozen=True, kw_only=True)

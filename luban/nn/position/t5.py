@@ -62,7 +62,7 @@ class RelativePositions(PositionMethod):
 
     def draw_parameters(self, draw: InitialValues) -> None:
         """Standard deviation 0.02, as token embeddings."""
-        self.weight.copy_(draw.normal("weight", self.weight).mul_(INITIAL_STD))
+        self.weight.copy_(draw.normal("weight", self.weight, INITIAL_STD))
 
     def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
         """The bias of all distances. Positions must lie below the context, or below the number of keys."""

@@ -60,7 +60,7 @@ def draw_recurrent(layer: nn.RNNBase, draw: InitialValues) -> None:
     """Matrices with standard deviation 1/√inputs, biases 0."""
     for name, parameter in layer.named_parameters():
         if parameter.dim() == 2:
-            parameter.copy_(draw.normal(name, parameter).mul_(parameter.shape[1] ** -0.5))
+            parameter.copy_(draw.normal(name, parameter, parameter.shape[1] ** -0.5))
         else:
             parameter.zero_()
 

@@ -46,6 +46,10 @@ class Schedule(Variant):
             f"{self.factor(steps - 1, steps):.0%} of its peak"
         )
 
+    def ends_early(self, step: int, steps: int) -> int:
+        """How many steps a run of `steps` has if it is to end early, decided after `step` of them: at once."""
+        return step
+
     def after_warmup(self, step: int, steps: int) -> float:
         """The factor once warm-up is over, `warmup <= step < steps`."""
         raise NotImplementedError

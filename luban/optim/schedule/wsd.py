@@ -20,6 +20,10 @@ class WarmupStableDecay(Schedule):
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must lie in (0, 1], {self.decay} given")
 
+    def ends_early(self, step: int, steps: int) -> int:
+        """The decay begins now, and keeps its share of all steps; where it has begun, it is completed."""
+        return min(steps, max(round(step / (1 - self.decay)), step + 1)) if self.decay < 1 else steps
+
     def after_warmup(self, step: int, steps: int) -> float:
         begin = max(round(steps * (1 - self.decay)) - 1, self.warmup - 1, 0)
         return 1 - (1 - self.final) * self.decayed(step, begin, steps)

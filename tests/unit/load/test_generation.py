@@ -83,7 +83,10 @@ def test_old_directories_say_it_in_the_models_configuration(tmp_path):
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"do_sample": True, "temperature": -1}, "temperature must be"), ({"max_new_tokens": "many"}, "'str' and 'int'")],
+    [
+        ({"do_sample": True, "temperature": -1}, "temperature must be"),
+        ({"max_new_tokens": "many"}, "max_tokens must be a whole number"),
+    ],
 )
 def test_values_that_cannot_be_are_refused(tmp_path, fields, message):
     with pytest.raises(ArtifactError, match=rf"generation_config\.json: .*{message}"):

@@ -13,10 +13,10 @@ SHAPES = [(7,), (3 * BLOCK + 5,), (300, 70), (2, BLOCK + 1), (5000, 40), (64, 9,
 
 
 def values(
-    shape: tuple[int, ...], region=whole, seed: int = 3, name: str = "weight", dtype=torch.float32
+    shape: tuple[int, ...], region=whole, seed: int = 3, name: str = "weight", dtype=torch.float32, std=1.0
 ) -> torch.Tensor:
     torch.manual_seed(random.randrange(10**6))  # which must not matter
-    return InitialValues(seed, "layers.0", region).normal(name, torch.empty(shape, dtype=dtype))
+    return InitialValues(seed, "layers.0", region).normal(name, torch.empty(shape, dtype=dtype), std)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -42,6 +42,7 @@ def test_they_depend_on_seed_and_name_and_not_on_the_dtype():
     right = values((50, 20))
     assert torch.equal(values((50, 20), dtype=torch.float64).float(), right)
     assert torch.equal(values((50, 20), dtype=torch.bfloat16), right.bfloat16())
+    assert torch.equal(values((50, 20), dtype=torch.bfloat16, std=0.02), (right * 0.02).bfloat16())  # rounded once
     assert not torch.equal(values((50, 20), seed=4), right) and not torch.equal(values((50, 20), name="bias"), right)
 
 

@@ -24,6 +24,7 @@ from luban.nn.embedding import Embedding
 from luban.nn.feedforward import gated
 from luban.nn.feedforward.gated import GEGLU, SwiGLU
 from luban.nn.feedforward.plain import GELU
+from luban.nn.int8 import pack_int8
 from luban.nn.linear import JointLinear, Linear, QKVLinear, matmul_owners
 from luban.nn.lm_head import LMHead
 from luban.nn.mixer import grouped
@@ -249,3 +250,37 @@ def test_a_matmul_with_swiglu_inside_takes_no_term(projection, monkeypatch):
         agree(module, terms, lambda m, x: m(x), torch.float32, 1e-4, monkeypatch)
     assert bool(called) == (projection is None)
     assert kernels.calls["swiglu"] == (0 if projection is None else 1)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if "loss" not in name and "prob" not in name])
+@pytest.mark.parametrize("packed_first", [False, True])
+def test_terms_are_added_to_8_bit_weights_too(name, packed_first):
+    """Weights that 8 bits hold exactly, so that packing changes nothing."""
+    make, run = MODULES[name]
+    modules = [make(), make()]
+    for owner in (owner for _, owner in matmul_owners(modules[0])):
+        for projection in owner.projections().values():
+            with torch.no_grad():
+                weight = torch.randint(-127, 128, projection.weight.shape)
+                weight[:, 0] = 127
+                projection.weight.copy_(weight * 2.0**-11)
+                if projection.bias is not None:
+                    projection.bias.normal_()
+    modules[1].load_state_dict(modules[0].state_dict())
+    x = torch.randn(ROWS, WIDTH)
+    before = run(modules[0], x)
+    if packed_first:
+        pack_int8(modules[1])
+        torch.testing.assert_close(run(modules[1], x), before, rtol=1e-5, atol=1e-5)
+    for (_, plain), (_, eight) in zip(matmul_owners(modules[0]), matmul_owners(modules[1]), strict=True):
+        for projection, linear_map in plain.projections().items():
+            term = LowRank(linear_map.in_features, linear_map.out_features)
+            torch.nn.init.normal_(term.a)
+            torch.nn.init.normal_(term.b)
+            plain.add_term(projection, term)
+            eight.add_term(projection, copy.deepcopy(term))
+    if not packed_first:
+        pack_int8(modules[1])
+    after = run(modules[0], x)
+    assert not torch.allclose(after, before, atol=0.1)
+    torch.testing.assert_close(run(modules[1], x), after, rtol=1e-4, atol=1e-4)

@@ -17,10 +17,11 @@ def test_running_out_of_memory_is_one_line_that_names_settings(tiny, tmp_path, m
             "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried …"
         )
 
-    monkeypatch.setattr(TrainEngine, "submit", exhaust)
-    with pytest.raises(
-        TrainingError, match=r"out of memory in step 1: .* predicted .* --train.accumulate 2, --plan.remat full"
-    ):
-        pretrain(tiny(), tmp_path / "run")
+    advice = "goes on .* with less memory if you add --train.accumulate 2 or --plan.remat full; .* needs another --out"
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainEngine, "submit", exhaust)
+        with pytest.raises(TrainingError, match=rf"out of memory in step 1: .* predicted .*{advice}"):
+            pretrain(tiny(), tmp_path / "run")
+    pretrain(tiny(train={"accumulate": 2}, plan={"remat": "full"}), tmp_path / "run")  # as advised
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

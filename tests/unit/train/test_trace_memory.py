@@ -21,7 +21,7 @@ WIDE = {"model": {"width": 64, "layer": {"feedforward": {"width": 160}}}, "train
 
 def bytes_of_a_step(recipe: Recipe) -> tuple[int, int]:
     """(predicted, measured) bytes at the peak of the second step: of all that torch allocates for it, and what lasts."""
-    shards, start, device, prediction = prepare(recipe)
+    _, shards, start, device, prediction = prepare(recipe)
     parts = assemble(recipe, shards, start, device)
     batches, engine = parts.loader.iterate(), parts.engine
     engine.step(next(batches))
@@ -95,7 +95,7 @@ def test_a_compiled_step_takes_the_memory_that_was_predicted(tiny, name):
 def test_a_recurrent_body_is_not_known_and_the_prediction_says_so(tiny):
     recipe = tiny()
     recipe = replace(recipe, model=Partial(ModelConfig, {"width": 32, "body": {"type": "recurrent", "layers": 2}}))
-    shards, start, _, prediction = prepare(recipe)
+    _, shards, start, _, prediction = prepare(recipe)
     assert trace_memory(recipe, start.spec, _sample(recipe, shards, 1)) is None
     assert any("recurrent" in doubt for doubt in prediction.doubts)
     assert "doubt   a recurrent body" in "\n".join(prediction.lines()) and "recurrent" in prediction.summary()
@@ -105,7 +105,7 @@ def test_a_recurrent_body_is_not_known_and_the_prediction_says_so(tiny):
 
 def test_a_step_s_time_is_that_of_layers_and_rows(tiny, monkeypatch):
     recipe = tiny(model={"layers": 7}, train={"batch_size": 24, "accumulate": 2})
-    shards, start, *_ = prepare(recipe)
+    _, shards, start, *_ = prepare(recipe)
     seen = []
 
     def seconds(_recipe, spec, batch):
@@ -122,7 +122,7 @@ def test_a_step_s_time_is_that_of_layers_and_rows(tiny, monkeypatch):
 
 def test_traces_leave_nothing_behind(tiny):
     recipe = tiny()
-    shards, start, *_ = prepare(recipe)
+    _, shards, start, *_ = prepare(recipe)
     before = torch.get_rng_state()
     trace_memory(recipe, start.spec, _sample(recipe, shards, 1))
     assert torch.equal(before, torch.get_rng_state())
@@ -133,6 +133,6 @@ def test_rows_are_laid_out_once_for_prediction_and_training(tiny, monkeypatch):
     calls, recipe = [], tiny()
     laid = type(recipe.objective).examples
     monkeypatch.setattr(type(recipe.objective), "examples", lambda *a, **k: calls.append(1) or laid(*a, **k))
-    shards, start, device, _ = prepare(recipe)
+    _, shards, start, device, _ = prepare(recipe)
     assemble(recipe, shards, start, device)
     assert len(calls) == 1
