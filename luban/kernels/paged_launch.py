@@ -35,12 +35,19 @@ class PagedWork:
 
 
 def paged_work(
-    starts: Sequence[int], counts: Sequence[int], heads: int, key_heads: int, device: torch.device
+    starts: Sequence[int],
+    counts: Sequence[int],
+    heads: int,
+    key_heads: int,
+    device: torch.device,
+    *,
+    single_items: Tensor | None = None,
 ) -> list[PagedWork]:
     """Work of chunks and of single tokens, where there are any.
 
     Args:
         starts: position of every sequence's first new token. counts: its new tokens.
+        single_items: `PagedWork.items` on the device already, where all counts are 1; `starts` then only bound the keys.
     """
     group, chunks, singles, row, longest = heads // key_heads, [], [], 0, 1
     chunk_rows, single_rows = (max(rows, 1 << (group - 1).bit_length()) for rows in (CHUNK_ROWS, SINGLE_ROWS))
@@ -57,7 +64,7 @@ def paged_work(
         chunks.sort(key=lambda item: -item[3])  # the longest first, so that none is waited for at the end
         work.append(PagedWork(torch.tensor(chunks, dtype=torch.int32).to(device), chunk_rows, 1, None))
     if singles:
-        items = torch.tensor(singles, dtype=torch.int32).to(device)
+        items = torch.tensor(singles, dtype=torch.int32).to(device) if single_items is None else single_items
         wanted = PROGRAMS // max(1, len(singles) * key_heads)
         splits = max(1, min(wanted, MAX_SPLITS, longest // (TILE * MIN_TILES)))
         work.append(PagedWork(items, single_rows, splits, items[:, 1].contiguous()))

@@ -13,6 +13,7 @@ from torch import Tensor
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
 from luban.nn.attention.paged import PackedTokens, PagedAttention
+from luban.serve.decode_graph import DecodeGraphs
 from luban.serve.scheduler import Chunk
 
 
@@ -23,10 +24,11 @@ class ModelRunner:
         module: of which `luban.generate.paged_cache.paging_refusal` says nothing.
         cache: its pool.
         kernel: of attention, by name; None: the fastest that can serve.
+        graphs: recorded forwards of single tokens; None: there are none.
     """
 
-    def __init__(self, module: Model, cache: PagedCache, kernel: str | None = None):
-        self.module, self.cache, self.kernel = module.eval(), cache, kernel
+    def __init__(self, module: Model, cache: PagedCache, kernel: str | None = None, graphs: DecodeGraphs | None = None):
+        self.module, self.cache, self.kernel, self.graphs = module.eval(), cache, kernel, graphs
 
     @torch.inference_mode()
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
@@ -36,7 +38,9 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
         """Read the chunks; running them again changes nothing. Returns float32 logits (chunks that end their sequence, V)
-        of what follows them, in their order."""
+        of what follows them, in their order; the next call may overwrite them."""
+        if self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
+            return logits
         tokens_N, packed = self._packed(chunks)
         attention = PagedAttention(self.cache.layers, packed, self.kernel)
         hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")

@@ -12,8 +12,10 @@ from luban.generate.paged_cache import BLOCK_SIZE, PagedCache
 from luban.generate.session import Sequence as Growing
 from luban.generate.session import check_prompt, choose
 from luban.models.base import Model, require_next_token
+from luban.nn.attention.paged import kernel_serves
 from luban.serve.batch import Token
 from luban.serve.block_manager import BlockManager
+from luban.serve.decode_graph import DecodeGraphs
 from luban.serve.memory import PagedBudget
 from luban.serve.model_runner import ModelRunner
 from luban.serve.request import Request
@@ -57,7 +59,14 @@ class PagedBatch:
             PagedBudget.of(module, cache_bytes, block_size=block_size, max_sequences=sequences, max_tokens=tokens),
         )
         blocks = self.budget.slots // block_size
-        self.runner = ModelRunner(module, PagedCache.of(module, blocks=blocks, block_size=block_size), kernel)
+        graphs = None
+        shapes = [layer.mixer.attention(self.spec.width) for layer in self.spec.layers]
+        if device == "cuda" and kernel is None and all(shape is None or kernel_serves(shape) for shape in shapes):
+            cache = PagedCache.of(module, blocks=blocks + 1, block_size=block_size)  # one for rows of no meaning
+            graphs = DecodeGraphs(module, cache, sequences)
+        else:
+            cache = PagedCache.of(module, blocks=blocks, block_size=block_size)
+        self.runner = ModelRunner(module, cache, kernel, graphs)
         manager = BlockManager(blocks, block_size, prefix_cache=prefix_cache)
         self.scheduler = Scheduler(manager, max_sequences=sequences, max_tokens=tokens)
         self._growing: dict[SequenceState, Growing] = {}
@@ -106,46 +115,52 @@ class PagedBatch:
             self._forget_other_weights()
         step = self.scheduler.schedule()
         self.runner.copy(step.copies)
-        read, failed = self._read(step.chunks)
-        ready, rows = [], []
-        for chunk, logits_V in read:
-            for state in self.scheduler.advance(chunk):
-                ready.append(state)
-                rows.append(logits_V)
+        read, logits_RV, failed = self._read(step.chunks)
+        ready, rows, row = [], [], 0
+        for chunk in read:
+            following = self.scheduler.advance(chunk)
+            ready += following
+            rows += [row] * len(following)
+            row += chunk.last
         found: list[tuple[Growing, Token]] = [
             (self._growing[state], error) for chunk, error in failed for state in (chunk.state, *chunk.state.siblings)
         ]
-        if not ready:
+        if not ready or logits_RV is None:
             return found
         growing = [self._growing[state] for state in ready]
-        tokens = choose(torch.stack([row for row in rows if row is not None]), growing, lambda s: s.prompt + s.tokens)
+        if rows != list(range(len(logits_RV))):
+            logits_RV = logits_RV[rows]
+        with torch.inference_mode():
+            tokens = choose(logits_RV, growing, lambda sequence: sequence.prompt + sequence.tokens)
         for state, token in zip(ready, tokens, strict=True):
             if token is not None:
                 state.tokens.append(token)
         return [*found, *zip(growing, tokens, strict=True)]
 
-    def _read(self, chunks: Sequence[Chunk]) -> tuple[list[tuple[Chunk, Tensor | None]], list[tuple[Chunk, Exception]]]:
-        """Chunks with the logits (V,) of what follows them (None within a prompt), and those that failed. Where a forward
-        fails they are read one by one, so that none fails for another's sake."""
+    def _read(self, chunks: Sequence[Chunk]) -> tuple[Sequence[Chunk], Tensor | None, list[tuple[Chunk, Exception]]]:
+        """Chunks that were read, the logits (R, V) of what follows those that end their sequence, and chunks that failed.
+        Where a forward fails they are read one by one, so that none fails for another's sake."""
         if not chunks:
-            return [], []
+            return [], None, []
         try:
-            logits = iter(self.runner.run(chunks))
-            return [(chunk, next(logits) if chunk.last else None) for chunk in chunks], []
+            return chunks, self.runner.run(chunks), []
         except Exception as error:
             if len(chunks) == 1:
-                return [], [(chunks[0], error)]
-        read, failed = [], []
+                return [], None, [(chunks[0], error)]
+        read, logits, failed = [], [], []
         for chunk in chunks:
-            one_read, one_failed = self._read([chunk])
+            one_read, one_V, one_failed = self._read([chunk])
             read += one_read
             failed += one_failed
-        return read, failed
+            logits += [] if one_V is None else [one_V.clone()]
+        return read, torch.cat(logits) if logits else None, failed
 
     def _forget_other_weights(self) -> None:
         """Keys and values of other weights than now are no prefix of anything."""
         version = weights_version(self.runner.module)
         if version != self._weights:
+            if self.runner.graphs is not None:
+                self.runner.graphs.clear()
             self.scheduler.manager.clear_prefix_cache()
             self._weights = version
 

@@ -47,6 +47,10 @@ class PackedTokens:
     starts: tuple[int, ...]
     counts: tuple[int, ...]
     block_size: int
+    single_items: Tensor | None = (
+        None  # (C, 4) int32: the kernel's work where all counts are 1 (`paged_work`), if it is
+    )
+    # on the device already; `starts` may then be any positions at least as large
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -71,6 +75,11 @@ class KernelMask:
     work: Any  # of `luban.kernels.paged_launch`, as is `bias`
     bias: Any
     window: int | None
+
+
+def kernel_serves(shape: AttentionShape) -> bool:
+    """Whether the Triton kernel can attend in layers of this shape, on a device that runs it."""
+    return INSTALLED and shape.layout is None and shape.head_dim <= WIDEST
 
 
 class PagedAttention(AttentionBackend):
@@ -115,13 +124,14 @@ class PagedAttention(AttentionBackend):
         from luban.kernels.paged_launch import PagedBias, paged_work
 
         starts, counts = self.tokens.starts, self.tokens.counts
-        work = paged_work(starts, counts, shape.heads, shape.key_heads, mask.device)
+        work = paged_work(
+            starts, counts, shape.heads, shape.key_heads, mask.device, single_items=self.tokens.single_items
+        )
         return KernelMask(work, PagedBias.of(_reaching(distance_bias, self.tokens)), shape.window)
 
     def _by_kernel(self, device: torch.device, shape: AttentionShape, dtype: torch.dtype) -> bool:
         """Whether the Triton kernel serves layers of this shape."""
-        can = INSTALLED and (device.type == "cuda" or INTERPRETED) and shape.layout is None
-        can = can and shape.head_dim <= WIDEST and dtype != torch.float64
+        can = kernel_serves(shape) and (device.type == "cuda" or INTERPRETED) and dtype != torch.float64
         return can and (self.kernel == "luban" or (self.kernel is None and device.type == "cuda"))
 
     def attend(
