@@ -136,16 +136,18 @@ def slot_bytes(model: Model) -> int:
 
 def free_beside_a_forward(model: Model, block_size: int, max_sequences: int, max_tokens: int) -> int:
     """Bytes of a CUDA device that the largest step leaves: `max_tokens` of prompts read, and tokens drawn for
-    `max_sequences` by all filters."""
+    `max_sequences` by all filters. Kernels are compiled by the way, those for few and for many single tokens too."""
     device = float_parameter(model).device
+    each = min(max_tokens, model.spec.context)
+    blocks, count = -(-each // block_size), max(1, max_tokens // each)
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before, each = torch.cuda.memory_allocated(device), min(max_tokens, model.spec.context)
-    blocks = -(-each // block_size)
-    count = max_tokens // each
     runner = ModelRunner(model, PagedCache.of(model, blocks=blocks * count, block_size=block_size))
-    tables = [list(range(i * blocks, (i + 1) * blocks)) for i in range(count)]
-    logits = runner.run([Chunk(SequenceState([0] * each, (i, 0), table=t), 0, each) for i, t in enumerate(tables)])
+    states = [SequenceState([0] * each, (i, 0), table=list(range(i * blocks, (i + 1) * blocks))) for i in range(count)]
+    for singles in (1, max_sequences):
+        runner.run([Chunk(states[0], each - 1, 1)] * singles)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    logits = runner.run([Chunk(state, 0, each) for state in states])
     sampling = [Sampling(temperature=1.0, top_p=0.9, top_k=50)] * max_sequences
     sample(logits[:1].expand(max_sequences, -1).contiguous(), sampling, [0.5] * max_sequences).tolist()
     used = torch.cuda.max_memory_allocated(device) - before
