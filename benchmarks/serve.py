@@ -7,7 +7,7 @@ requests: output tokens a second over the whole time, prompt tokens a second, ti
 (percentiles over requests and tokens), and the share of slots for keys and values that hold a token, mean over steps: of
 the paged pool's blocks in use, of a contiguous cache, and of one that reserves every sequence's longest length
 (prompt + max_tokens) or the whole context. `--shared N` begins all prompts with N common tokens, and the share found in the
-prefix cache is told. transformers pads a batch on the left and holds it to its end. Engines take turns in one process, so
+prefix cache is told; a token in a shared block counts for every sequence that holds it, so that shares may exceed 1. transformers pads a batch on the left and holds it to its end. Engines take turns in one process, so
 that what else the machine does falls on all alike.
 
 1b is a LLaMA shape of 1.1B parameters: 22 layers, width 2,048, 32 heads, 4 key heads, feed-forward 5,632, vocabulary
@@ -73,8 +73,9 @@ def memory_shares(engine: luban.Engine, limit: int) -> Measured:
     reserved = sum(min(len(g.prompt) + limit, engine.model.spec.context) for g in running)
     if isinstance(batch, PagedBatch):
         states = batch.scheduler.running
-        held, tokens = len({b for s in states for b in s.table}) * batch.runner.cache.block_size, 0
-        tokens = sum(min(len(s.tokens), len(s.table) * batch.runner.cache.block_size) for s in states)
+        size = batch.runner.cache.block_size
+        held = len({block for state in states for block in state.table}) * size
+        tokens = sum(min(len(state.tokens), len(state.table) * size) for state in states)
     else:
         held = batch.session.cache._real.numel()  # type: ignore[attr-defined]
         tokens = sum(map(len, running))

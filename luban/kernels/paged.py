@@ -76,7 +76,9 @@ def _walk(
     return acc, m, total
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["table_stride", "zero", "window"]
+)  # they change from step to step: no new kernel for each
 def paged_kernel(
     Q,
     KEYS,
@@ -212,7 +214,7 @@ def paged_kernel(
         tl.store(LSE + split * lse_split + at * (tl.num_programs(1) * G) + head, lse, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def join_kernel(
     PARTS, LSE, OUT, ROWS, out_split, lse_split, H, splits, D: tl.constexpr, DP: tl.constexpr, SPLITS: tl.constexpr
 ):
