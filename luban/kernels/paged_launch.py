@@ -16,9 +16,9 @@ from luban.kernels.distance import LOG2E, DistanceBias
 from luban.kernels.flash.launch import KINDS
 from luban.kernels.paged import join_kernel, paged_kernel
 
-TILE = 16 if INTERPRETED else 64  # keys of a tile
+TILE = 16 if INTERPRETED else 64  # keys of a tile, fewer where heads are wide
 SINGLE_ROWS = 16  # rows of a tile for single tokens, the fewest that matmuls of tiles take
-CHUNK_ROWS = 32 if INTERPRETED else 128  # rows of a tile for chunks of prompts
+CHUNK_ROWS = 32 if INTERPRETED else 128  # rows of a tile for chunks of prompts, fewer where heads are wide
 PROGRAMS = 264  # that fill the device: two on each of an H100's multiprocessors
 MAX_SPLITS = 32
 MIN_TILES = 4  # of a share of the keys
@@ -34,11 +34,17 @@ class PagedWork:
     single_rows: Tensor | None  # (items,) int32: rows in which shares are joined
 
 
+def padded_width(width: int) -> int:
+    """Of a head in a tile."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
 def paged_work(
     starts: Sequence[int],
     counts: Sequence[int],
     heads: int,
     key_heads: int,
+    row_bytes: int,
     device: torch.device,
     *,
     single_items: Tensor | None = None,
@@ -47,10 +53,13 @@ def paged_work(
 
     Args:
         starts: position of every sequence's first new token. counts: its new tokens.
+        row_bytes: of one head's query, rounded up to a power of two of numbers.
         single_items: `PagedWork.items` on the device already, where all counts are 1; `starts` then only bound the keys.
     """
     group, chunks, singles, row, longest = heads // key_heads, [], [], 0, 1
-    chunk_rows, single_rows = (max(rows, 1 << (group - 1).bit_length()) for rows in (CHUNK_ROWS, SINGLE_ROWS))
+    chunk_rows, single_rows = (
+        max(rows, 1 << (group - 1).bit_length()) for rows in (CHUNK_ROWS // _narrower(row_bytes), SINGLE_ROWS)
+    )
     step = chunk_rows // group
     for sequence, (start, count) in enumerate(zip(starts, counts, strict=True)):
         if count == 1:
@@ -69,6 +78,11 @@ def paged_work(
         splits = max(1, min(wanted, MAX_SPLITS, longest // (TILE * MIN_TILES)))
         work.append(PagedWork(items, single_rows, splits, items[:, 1].contiguous()))
     return work
+
+
+def _narrower(row_bytes: int) -> int:
+    """How many times fewer rows a tile has than those of narrow heads, so that tiles fit into shared memory."""
+    return 1 if row_bytes <= 256 else 2 if row_bytes <= 512 else 4
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,8 @@ def paged_attention(
     out = torch.empty(N, H, D, dtype=values.dtype, device=q_HND.device)
     q_HND = q_HND.to(values.dtype)
     q_HND = q_HND if q_HND.stride(2) == 1 else q_HND.contiguous()
-    padded = max(16, 1 << (D - 1).bit_length())
+    padded = padded_width(D)
+    narrower = _narrower(padded * values.element_size())
     for each in work:
         split = each.splits > 1
         target, lse = out, out
@@ -142,14 +157,14 @@ def paged_attention(
             D=D,
             DP=padded,
             BM=each.rows,
-            BN=TILE if padded <= 128 else TILE // 2,
+            BN=max(16, TILE // narrower),
             SIZE=block_size,
             BIAS=bias.kind,
             WINDOW=window is not None,
             SPLIT=split,
             UPCAST=INTERPRETED,
             num_warps=4 if each.rows <= 64 else 8,
-            num_stages=3 if padded <= 128 else 2,
+            num_stages={1: 3, 2: 2, 4: 1}[narrower],
         )
         if split:
             join_kernel[(len(each.items), H)](

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import count
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from luban.generate.paged_cache import BLOCK_SIZE, PagedCache
 from luban.generate.session import Sequence as Growing
 from luban.generate.session import check_prompt, choose
+from luban.kernels.dispatch import VARIABLE, check_kernel
 from luban.models.base import Model, require_next_token
 from luban.nn.attention.paged import kernel_serves
 from luban.serve.batch import Token
@@ -36,7 +38,7 @@ class PagedBatch:
         max_tokens: that a forward reads; None: 8,192 on CUDA, 512 elsewhere, and twice `max_batch` at least.
         block_size: slots a block.
         prefix_cache: whether what prompts have in common is read once.
-        kernel: of attention, by name; None: the fastest that can serve.
+        kernel: of attention, "torch" or "luban"; None: that of the environment's LUBAN_ATTENTION, or the fastest that can serve.
     """
 
     def __init__(
@@ -51,12 +53,13 @@ class PagedBatch:
         kernel: str | None = None,
     ):
         require_next_token(module.spec, "generating text", cached=True)
+        kernel = check_kernel(kernel or os.environ.get(VARIABLE) or None)
         device = next(module.parameters()).device.type
         sequences = max_batch or MAX_BATCH
         tokens = max_tokens or max(MAX_TOKENS.get(device, OTHER_MAX_TOKENS), 2 * sequences)
-        self.spec, self.budget = (
-            module.spec,
-            PagedBudget.of(module, cache_bytes, block_size=block_size, max_sequences=sequences, max_tokens=tokens),
+        self.spec = module.spec
+        self.budget = PagedBudget.of(
+            module, cache_bytes, block_size=block_size, max_sequences=sequences, max_tokens=tokens
         )
         blocks = self.budget.slots // block_size
         graphs = None
@@ -67,8 +70,10 @@ class PagedBatch:
         else:
             cache = PagedCache.of(module, blocks=blocks, block_size=block_size)
         self.runner = ModelRunner(module, cache, kernel, graphs)
-        manager = BlockManager(blocks, block_size, prefix_cache=prefix_cache)
-        self.scheduler = Scheduler(manager, max_sequences=sequences, max_tokens=tokens)
+        self._scheduler = lambda: Scheduler(
+            BlockManager(blocks, block_size, prefix_cache=prefix_cache), max_sequences=sequences, max_tokens=tokens
+        )
+        self.scheduler = self._scheduler()
         self._growing: dict[SequenceState, Growing] = {}
         self._states: dict[int, SequenceState] = {}  # by id of the growing sequence
         self._numbers = count()
@@ -177,8 +182,8 @@ class PagedBatch:
                 del self._growing[state]
 
     def clear(self) -> None:
-        """Give all blocks back, and forget what they hold."""
-        self.scheduler.clear()
+        """Begin anew, as after a step that broke in the middle: no count or content of a block is relied on."""
+        self.scheduler = self._scheduler()
         self._growing.clear()
         self._states.clear()
 

@@ -204,14 +204,6 @@ class Scheduler:
         state.siblings = []
         return ready
 
-    def clear(self) -> list[SequenceState]:
-        """Forget everything; returns what was queued or running."""
-        states = [*self.waiting, *self.running]
-        for state in states:
-            self.remove(state)
-        self.manager.clear_prefix_cache()
-        return states
-
 
 def together(states: Iterable[SequenceState]) -> SequenceState:
     """Continuations of one prompt as one sequence with siblings."""

@@ -121,11 +121,17 @@ class PagedAttention(AttentionBackend):
             raise UnsupportedError("a bias that is no function of the distance needs a contiguous cache")
         if not self._by_kernel(mask.device, shape, dtype):
             return _Parts(self.tokens, shape, _reaching(distance_bias, self.tokens), dtype).all()
-        from luban.kernels.paged_launch import PagedBias, paged_work
+        from luban.kernels.paged_launch import PagedBias, padded_width, paged_work
 
         starts, counts = self.tokens.starts, self.tokens.counts
         work = paged_work(
-            starts, counts, shape.heads, shape.key_heads, mask.device, single_items=self.tokens.single_items
+            starts,
+            counts,
+            shape.heads,
+            shape.key_heads,
+            padded_width(shape.head_dim) * dtype.itemsize,
+            mask.device,
+            single_items=self.tokens.single_items,
         )
         return KernelMask(work, PagedBias.of(_reaching(distance_bias, self.tokens)), shape.window)
 

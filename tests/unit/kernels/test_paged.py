@@ -33,7 +33,11 @@ class Case:
     """Random chunks of random sequences in a pool whose other slots hold NaN."""
 
     def __init__(self, rng: random.Random, form: str | None, dtype: torch.dtype, window: int | None, long: int = 1):
-        self.group, self.K, self.D = rng.choice([1, 2, 3, 8]), rng.choice([1, 2]), rng.choice([8, 16, 20])
+        self.group, self.K, self.D = (
+            rng.choice([1, 2, 3, 8]),
+            rng.choice([1, 2]),
+            rng.choice([8, 16, 20, *([64, 128, 256] if ON_GPU else [])]),
+        )
         self.H, self.block = self.group * self.K, rng.choice([4, 16])
         counts = [rng.choice([1, 1, 1, rng.randrange(2, 50)]) for _ in range(rng.randrange(1, 6))]
         starts = [rng.choice([0, rng.randrange(70 * long)]) for _ in counts]
