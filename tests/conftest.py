@@ -28,10 +28,10 @@ SPECIALS = (
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What was skipped, by what it would have needed."""
+    """List skipped tests by their missing dependency."""
     skipped = terminalreporter.stats.get("skipped", [])
     if lines := skip_reasons.lines([(report.nodeid, str(report.longrepr[2])) for report in skipped]):
-        terminalreporter.section("skipped for want of")
+        terminalreporter.section("skipped tests, by missing dependency")
         for line in lines:
             terminalreporter.write_line(line)
 

@@ -216,11 +216,18 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def engine_of(family: Family, *, seed: int, adapt=None, **execution: Any) -> TrainEngine:
-    """The family's model ready to train on the CPU."""
+def engine_of(
+    family: Family, *, seed: int, adapt=None, plan: ParallelPlan | None = None, eps: float = 1e-8, **execution: Any
+) -> TrainEngine:
+    """The family's model ready to train on the CPU by AdamW."""
     with torch.device("meta"):
         model = family.spec.body.build(family.spec)
     settings = Execution(device=torch.device("cpu"), **execution)
     return apply(
-        family.objective.loss(model), ParallelPlan(), AdamW(lr=1e-2), execution=settings, init=seed, adapt=adapt
+        family.objective.loss(model),
+        plan or ParallelPlan(),
+        AdamW(lr=1e-2, eps=eps),
+        execution=settings,
+        init=seed,
+        adapt=adapt,
     )

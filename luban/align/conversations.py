@@ -48,11 +48,11 @@ def as_shards(path: Path, tokenizer: Tokenizer, cache: Path, seed: int) -> Path:
 
 
 def _counts(figures: dict[str, Any]) -> str:
-    """How many documents are trained on, held out and, for want of an answer, left out, by the figures of shards."""
+    """Numbers of conversations to train on, held out and left out, from the figures of shards."""
     train, heldout = (figures[split]["documents"] for split in SPLITS)
-    untrained = sum(figures[split]["untrained"] for split in SPLITS)
+    dropped = sum(figures[split].get("dropped_conversations", 0) for split in SPLITS)
     words = f"{train} conversations to train on, {heldout} held out for validation"
-    return f"{words}, {untrained} left out, which have no assistant's answer" if untrained else words
+    return f"{words}, {dropped} left out, which have no assistant text" if dropped else words
 
 
 def _corpus_of(file: Path, cache: Path, seed: int) -> Path:

@@ -29,9 +29,8 @@ SAMPLE_TOKENS = 160  # of the mask's sample
 class SFTRecipe(Recipe):
     """A recipe of instruction tuning."""
 
-    chat_template: Operational[str] = (
-        ""  # Jinja file, in place of the template of the model's tokenizer (empty: that one)
-    )
+    # Jinja file, in place of the template of the model's tokenizer (empty: that one)
+    chat_template: Operational[str] = ""
 
     def require_tokenizer(self, shards: Shards, tokenizer: Tokenizer) -> None:
         """Raise LineageError unless the shards were packed with the vocabulary of `init`, and its template too where the

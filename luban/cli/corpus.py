@@ -108,7 +108,7 @@ def build(argv: Sequence[str]) -> None:
 
 
 def _about_building() -> str:
-    """What `--help` says before the options: the sources and steps that there are."""
+    """Text of `--help` before the options: the available sources and steps."""
     from luban.corpus.sources import SOURCES
     from luban.corpus.steps import STEPS
 

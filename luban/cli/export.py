@@ -20,11 +20,10 @@ luban export runs/a --out exported --dtype bfloat16
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What the verb takes."""
+    """Options."""
 
-    model: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
-    ]  # a run, a checkpoint or a Hugging Face directory
+    # a run, a checkpoint or a Hugging Face directory
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     out: str  # the directory to make
     dtype: str = "float32"  # precision of the weights that are written: float32, bfloat16, float16
 

@@ -19,11 +19,10 @@ luban import ~/models/TinyLlama --out models/tinyllama --dtype bfloat16
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What the verb takes."""
+    """Options."""
 
-    source: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(metavar="HF_DIR")
-    ]  # a Hugging Face directory with config.json and safetensors
+    # a Hugging Face directory with config.json and safetensors
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HF_DIR")]
     out: str  # the directory to make
     dtype: str = "float32"  # precision of the weights that are written: float32, bfloat16, float16
 

@@ -1,4 +1,4 @@
-"""`luban inspect ARTIFACT|MODEL`: what a directory or a foreign model is, where it comes from, what was measured."""
+"""`luban inspect ARTIFACT|MODEL`: kind, lineage and metrics of an artifact, or the specification of a foreign model."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Args:
     """Options."""
 
     artifact: Positional[Path]  # an artifact directory, a Hugging Face directory, a GGUF file, or smollm2
-    json: bool = False  # print the manifest, or what is known of a foreign model, as JSON
+    json: bool = False  # print the manifest, or a foreign model's description, as JSON
     verify: bool = False  # hash every file and compare
 
 
 def run(argv: Sequence[str]) -> None:
-    """Print an artifact's manifest, for people or for machines."""
+    """Print an artifact's manifest as text or JSON."""
     args = parse(
         Args,
         argv,
         verb="inspect",
-        about="What an artifact is, and its family tree.",
+        about="An artifact's kind, files, metrics and lineage.",
         examples="luban inspect runs/demo/sft\nluban inspect runs/demo/shards --json --verify\n"
         "luban inspect model.gguf",
     )
@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> None:
     if not (path / MANIFEST).is_file() and is_foreign(path):
         if args.verify:
             raise UsageError(
-                f"{path} has no manifest to verify its files by: luban import makes a checkpoint that has one"
+                f"{path} has no manifest, so --verify has nothing to check; `luban import` makes a checkpoint with one"
             )
         known = foreign_model(path)
         print(json.dumps(known, indent=2, ensure_ascii=False) if args.json else "\n".join(model_lines(known)))
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether this names a model that another library made."""
+    """True if this is a model from another library."""
     from luban.load.gguf import PACKAGED
     from luban.models.convert.gguf_file import is_gguf
 
@@ -64,7 +64,7 @@ def is_foreign(path: Path) -> bool:
 
 
 def foreign_model(path: Path) -> dict[str, Any]:
-    """What is known of a foreign model once it is loaded."""
+    """Description of a foreign model, which is loaded for it."""
     from luban.checkpoint.weights import weights_hash
     from luban.core.config import to_dict
     from luban.load.model import load_model
@@ -96,7 +96,7 @@ def foreign_model(path: Path) -> dict[str, Any]:
 
 
 def model_lines(known: dict[str, Any]) -> list[str]:
-    """The same in lines for people."""
+    """The description as lines of text."""
     tables = {title: known[title] or {} for title in ("tokenizer", "spec")}
     lines = [
         f"{known['path']}: model {known['name']}",
@@ -113,7 +113,7 @@ def model_lines(known: dict[str, Any]) -> list[str]:
 
 
 def describe(path: Path, manifest: Manifest, verified: bool) -> list[str]:
-    """The manifest in lines for people."""
+    """The manifest as lines of text."""
     sized = [entry["bytes"] for entry in manifest.files.values() if entry]
     lines = [
         f"{path}: {manifest.kind} (format {manifest.format}), {manifest.status}, made {manifest.created}",
@@ -126,7 +126,7 @@ def describe(path: Path, manifest: Manifest, verified: bool) -> list[str]:
         lines += [f"  {title}"] * bool(table) + [
             f"    {key:<24} {_short(value)}" for key, value in sorted(table.items())
         ]
-    return [*lines, "  family", f"    {path.resolve().name} ({manifest.kind})", *tree(manifest.parents, "    ")]
+    return [*lines, "  lineage", f"    {path.resolve().name} ({manifest.kind})", *tree(manifest.parents, "    ")]
 
 
 def _short(value: object) -> str:
@@ -135,10 +135,10 @@ def _short(value: object) -> str:
 
 
 def tree(parents: Sequence[Parent], indent: str, shown: set[str] | None = None) -> list[str]:
-    """The ancestors as branches. One that several descend from is followed once.
+    """The ancestors as an indented tree. A shared ancestor is expanded once.
 
     Args:
-        shown: content hashes of those that were followed already.
+        shown: content hashes of ancestors that are expanded already.
     """
     lines, shown = [], set() if shown is None else shown
     for index, parent in enumerate(parents):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from luban.core.errors import LubanError, UsageError, nearest
-from luban.core.log import discard, say
+from luban.core.errors import LubanError, TrainingError, UsageError, nearest
+from luban.core.log import discard, mute, say
 
 VERBS = {
     "demo": "the whole life, on text this machine already has",
@@ -27,7 +28,7 @@ VERBS = {
     "serve": "an OpenAI-compatible API and a chat page",
     "eval": "measure a model",
     "report": "one page of pictures from run directories",
-    "inspect": "what an artifact is, and its family tree",
+    "inspect": "kind, files, metrics and lineage of an artifact",
     "systems": "every system Luban implements, and the evidence",
     "doctor": "what this machine has and what is missing",
 }
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.version_info < OLDEST:
         say(f"luban: Python {OLDEST[0]}.{OLDEST[1]} or newer is needed, {sys.executable} is {sys.version.split()[0]}")
         return 1
+    rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
+    if rank != "0":
+        mute()  # of a run's processes the first speaks for all
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
@@ -70,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         say(f"luban: {' '.join(str(error).split())}")
+        if rank != "0" and isinstance(error, TrainingError):
+            print(f"luban: process {rank}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]

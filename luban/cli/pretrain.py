@@ -5,26 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from luban.core.arguments import parse_recipe
+from luban.cli.launch import launch
+from luban.core.arguments import parse_recipe, without_processes
 from luban.core.log import print_result
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ABOUT = """Train a model from a recipe. The same command resumes an unfinished run; a larger --train.steps extends a finished one.
 
 What doesn't define the result may change when a run is resumed: paths, logging, checkpoints kept, workers, device, kernels,
---train.accumulate, --plan.remat. The manifest notes it. --init MODEL takes the place of the recipe's [model]."""
+--train.accumulate, --plan. The manifest notes it. --init MODEL takes the place of the recipe's [model].
+
+--nproc N trains on N devices of this machine: N copies of the model, or as --plan.replicate and --plan.shard divide them.
+`torchrun --nproc-per-node N -m luban pretrain …` starts the same."""
 EXAMPLES = """
 luban pretrain tiny_pretrain_cpu --data.path shards --out runs/tiny
 luban pretrain luban_pretrain_cpu --data.path shards --out runs/a --optim.type adamw --train.steps 500
 luban pretrain luban_pretrain_gpu --data.path shards --dry-run      # memory, time and energy, before anything is taken
 luban pretrain luban_pretrain_gpu --data.path shards --out runs/b --train.profile 3 --train.attention luban
+luban pretrain tiny_pretrain_cpu --data.path shards --out runs/two --nproc 2 --plan.shard 2
 """
 
 
 def run(argv: Sequence[str]) -> int:
+    from luban.parallel.world import process_count
     from luban.train.pretrain import pretrain
     from luban.train.recipe import Recipe, model_of_init
-    from luban.train.run import dry_run
+    from luban.train.run import dry_run, for_processes
 
     call = parse_recipe(
         Recipe, argv, verb="pretrain", about=ABOUT, examples=EXAMPLES, shipped=RECIPES, adapt=model_of_init
@@ -32,5 +38,8 @@ def run(argv: Sequence[str]) -> int:
     if call.dry_run:
         dry_run(call.recipe)
         return 0
+    if call.processes > 1 and process_count() == 1:
+        for_processes(call.recipe, call.processes)
+        return launch(["pretrain", *without_processes(argv)], call.processes)
     print_result(pretrain(call.recipe, call.out, call.name))
     return 0

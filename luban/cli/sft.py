@@ -8,6 +8,7 @@ from pathlib import Path
 
 from luban.cli.pretrain import RECIPES
 from luban.core.arguments import parse_recipe
+from luban.core.errors import UsageError
 from luban.core.log import print_result
 
 ABOUT = """Tune a model on conversations, from a recipe. The same command resumes an unfinished run; a larger
@@ -25,12 +26,15 @@ luban sft luban_sft_cpu --init runs/base --data.path conversations --dry-run   #
 
 def run(argv: Sequence[str]) -> int:
     from luban.align.sft import SFTRecipe, sft, with_shards
+    from luban.parallel.world import process_count
     from luban.train.recipe import model_of_init
     from luban.train.run import dry_run
 
     call = parse_recipe(
         SFTRecipe, argv, verb="sft", about=ABOUT, examples=EXAMPLES, shipped=RECIPES, adapt=model_of_init
     )
+    if max(call.processes, process_count()) > 1:
+        raise UsageError("luban sft runs in one process: several are for luban pretrain alone")
     if call.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             ready, model = with_shards(call.recipe, Path(folder))

@@ -39,9 +39,9 @@ class TrainArgs:
 
 @dataclass(frozen=True)
 class ImportArgs:
-    file: tyro.conf.Positional[
-        Path
-    ]  # tokenizer.json, vocab.json with merges, vocab.txt, .tiktoken, tekken.json, SentencePiece .model, .gguf, or their folder
+    # tokenizer.json, vocab.json with merges, vocab.txt, .tiktoken, tekken.json, SentencePiece .model, .gguf, or their
+    # folder
+    file: tyro.conf.Positional[Path]
     out: Path  # directory to make
     chat_template: Path | None = None  # Jinja file, in place of the vocabulary's own
 

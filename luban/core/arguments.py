@@ -71,6 +71,7 @@ class RecipeCall(Generic[T]):
     name: str  # the recipe as it was named
     out: Path  # the run directory
     dry_run: bool = False  # predict only
+    processes: int = 1  # to start, one a device
 
 
 def parse_recipe(
@@ -83,7 +84,7 @@ def parse_recipe(
     shipped: Path,
     adapt: Callable[[dict[str, Any], Collection[str]], dict[str, Any]] | None = None,
 ) -> RecipeCall[T]:
-    """Parse `RECIPE.toml --out DIR [--dry-run] [--section.field value …]`.
+    """Parse `RECIPE.toml --out DIR [--dry-run] [--nproc N] [--section.field value …]`.
 
     Args:
         shipped: the folder of recipes that come with Luban, searched by name.
@@ -104,7 +105,30 @@ def parse_recipe(
     if adapt is not None:
         data = adapt(data, [path for path, _ in assignments])
     recipe = from_dict(cls, override(data, assignments))
-    return RecipeCall(recipe=recipe, name=names[0], out=Path(flags.get("out", ".")), dry_run="dry-run" in flags)
+    return RecipeCall(
+        recipe=recipe,
+        name=names[0],
+        out=Path(flags.get("out", ".")),
+        dry_run="dry-run" in flags,
+        processes=_positive(flags.get("nproc", "1")),
+    )
+
+
+def without_processes(argv: Sequence[str]) -> list[str]:
+    """The words of a recipe's command line without `--nproc N`."""
+    found, words = [], iter(argv)
+    for word in words:
+        if word == "--nproc":
+            next(words, None)
+        elif not word.startswith("--nproc="):
+            found.append(word)
+    return found
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--nproc takes a number of processes from 1, {text!r} given")
+    return int(text)
 
 
 def find_recipe(name: str, shipped: Path) -> Path:
@@ -137,7 +161,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], dict[
             value = next(words, None)
             if value is None:
                 raise UsageError(f"--{key} needs a value")
-        if key == "out":
+        if key in ("out", "nproc"):
             flags[key] = value
         else:
             assignments.append((key, value))
@@ -145,7 +169,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], dict[
 
 
 def _recipe_help(cls: type, verb: str, about: str, examples: str, shipped: Path) -> None:
-    print(f"usage: luban {verb} RECIPE.toml --out DIR [--dry-run] [--section.field value …]\n\n{about}\n")
+    print(f"usage: luban {verb} RECIPE.toml --out DIR [--dry-run] [--nproc N] [--section.field value …]\n\n{about}\n")
     print(f"Examples:\n{_indent(examples)}\n\nRecipes that ship: {', '.join(sorted(_names(shipped)))}\n\nFields:")
     for path, kind, default, comment in describe_fields(cls):
         print(f"  --{path:<26} {comment} [{kind}{', default ' if default else ''}{default}]")
@@ -188,18 +212,25 @@ def _kind(hint: Any) -> str:
 
 
 def _comments(cls: type) -> dict[str, str]:
-    """The comment beside every field, those of the classes it derives from included."""
+    """Name → comment of every field, inherited ones included: the comment on its lines, else the one directly above."""
     found: dict[str, str] = {}
     for parent in reversed([c for c in cls.__mro__ if dataclasses.is_dataclass(c)]):
         source = textwrap.dedent(inspect.getsource(parent))
-        beside: dict[int, str] = {}
+        on_line: dict[int, str] = {}
+        whole_lines: set[int] = set()  # lines with nothing but a comment
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
             if token.type == tokenize.COMMENT:
-                beside[token.start[0]] = token.string.lstrip("# ")
+                on_line[token.start[0]] = token.string.lstrip("# ")
+                if token.line.lstrip().startswith("#"):
+                    whole_lines.add(token.start[0])
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                words = " ".join(
-                    beside[n] for n in range(node.lineno, (node.end_lineno or node.lineno) + 1) if n in beside
-                )
-                found[node.target.id] = words or found.get(node.target.id, "")
+                lines = [n for n in range(node.lineno, (node.end_lineno or node.lineno) + 1) if n in on_line]
+                if not lines:
+                    above = node.lineno
+                    while above - 1 in whole_lines:
+                        above -= 1
+                    lines = list(range(above, node.lineno))
+                comment = " ".join(on_line[n] for n in lines)
+                found[node.target.id] = comment or found.get(node.target.id, "")
     return found

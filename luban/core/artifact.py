@@ -46,7 +46,7 @@ class Parent:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a directory is, and where it comes from."""
+    """Kind, configuration, files and parents of an artifact directory."""
 
     kind: str  # corpus, tokenizer, shards, checkpoint, run, evaluation, demo, …
     format: int = 1  # version of the layout of this kind
@@ -243,10 +243,8 @@ class ArtifactWriter:
         volatile: tuple[str, ...] = (),
     ):
         self.out = real_path(out)
-        self.volatile: tuple[str, ...] = (
-            f"*/{MANIFEST}",
-            *volatile,
-        )  # the manifests of artifacts inside this one hold times
+        # manifests of artifacts inside this one are excluded from the content hash, because they record times
+        self.volatile: tuple[str, ...] = (f"*/{MANIFEST}", *volatile)
         self.path = incomplete_path(self.out)
         self.resumable, self.extensible = resumable, frozenset(extensible)
         self.resumed = False  # true when an unfinished directory of the same identity was found
@@ -266,9 +264,9 @@ class ArtifactWriter:
         )
 
     def finished(self) -> bool:
-        """Whether `out` already holds the finished artifact of this very identity.
+        """True if `out` already holds the finished artifact of the same identity.
 
-        Raises ArtifactError where it holds one of another identity that can't be extended to this one.
+        Raises ArtifactError if it holds one of another identity that can't be extended to this one.
         """
         if not (self.out / MANIFEST).is_file():
             return False

@@ -1,4 +1,4 @@
-"""Builds an `OpGraph` the way a forward runs: every `describe` method reads values and returns the value it makes."""
+"""Builds an OpGraph: each describe method mirrors its module's forward."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from luban.core.opgraph import GraphTensor, Kind, Op, OpGraph
 
 @dataclass
 class _Recorded:
-    """What all scopes of one graph share."""
+    """Ops and inputs shared by all scopes of one graph."""
 
     ops: list[Op] = field(default_factory=list)
     inputs: list[GraphTensor] = field(default_factory=list)
 
 
 class GraphBuilder:
-    """Records operations inside one module; `scope` gives the builder of a submodule, which records into the same graph.
+    """Records operations of one module; `scope` returns the builder of a submodule, which records into the same graph.
 
     Args:
-        dtype: of the matmuls, and of every operation that isn't given another.
+        dtype: of the matmuls, and default of all operations.
     """
 
     def __init__(self, dtype: str = "float32"):
@@ -33,7 +33,7 @@ class GraphBuilder:
 
         Args:
             layer: the submodule is a Transformer layer.
-            shared: its parameters are those of an earlier module, and are not counted again.
+            shared: its parameters are shared with an earlier module and not counted again.
         """
         inner = GraphBuilder(self.dtype)
         inner._recorded = self._recorded
@@ -43,11 +43,11 @@ class GraphBuilder:
         return inner
 
     def name(self, name: str) -> str:
-        """The qualified name of a submodule; "": of the module itself."""
+        """Qualified name of a submodule; "" gives that of the module itself."""
         return ".".join(part for part in (self.prefix, name) if part)
 
     def input(self, name: str, shape: tuple[int, ...]) -> GraphTensor:
-        """An int64 input of the whole graph, such as token ids."""
+        """Record an int64 input of the graph, such as token ids."""
         value = GraphTensor(name, shape, "int64")
         self._recorded.inputs.append(value)
         return value
@@ -60,14 +60,14 @@ class GraphBuilder:
         shape: tuple[int, ...],
         dtype: str | None = None,
         parameters: int = 0,
-        **facts: Any,
+        **fields: Any,
     ) -> GraphTensor:
         """Record an operation of this module.
 
         Args:
-            name: inside the module; "": the operation is the whole module.
-            dtype: of what it returns; None: that of the matmuls.
-            facts: other fields of `Op`.
+            name: within the module; "": the operation is the whole module.
+            dtype: of the output; None: that of the matmuls.
+            fields: other fields of `Op`.
         """
         op = Op(
             name=self.name(name),
@@ -77,7 +77,7 @@ class GraphBuilder:
             dtype=dtype or self.dtype,
             layer=self.layer,
             parameters=0 if self.shared else parameters,
-            **facts,
+            **fields,
         )
         self._recorded.ops.append(op)
         return op.output
@@ -95,12 +95,12 @@ class GraphBuilder:
         kind: Kind = "linear",
         tied: bool = False,
     ) -> GraphTensor:
-        """A matmul of the last axis of x with a weight: 2·rows·in·out FLOPs.
+        """Record a matmul of the last axis of x with a weight: 2·rows·in·out FLOPs.
 
         Args:
-            joint: this module may compute it in one matmul with its other linear maps of x.
-            saves_output: whether a later operation needs the output in its backward pass.
-            tied: the weight is an earlier operation's.
+            joint: this module can compute it in one matmul with its other linear maps of x.
+            saves_output: a later operation needs the output in its backward pass.
+            tied: the weight is shared; not counted again.
         """
         in_features = x.shape[-1]
         shape = (*x.shape[:-1], out_features)
@@ -110,17 +110,17 @@ class GraphBuilder:
             x,
             shape=shape,
             role=role,
-            joint=self.prefix if joint else "",
+            fusion_group=self.prefix if joint else "",
             flops=2 * x.elements * out_features,
             parameters=(0 if tied else in_features * out_features) + (out_features if bias else 0),
-            saved=prod(shape) if saves_output else 0,
+            saved_elements=prod(shape) if saves_output else 0,
             in_features=in_features,
             out_features=out_features,
         )
 
     def residual(self, name: str, *terms: GraphTensor) -> GraphTensor:
-        """A sum of values of one shape; factors on them are part of it. Nothing is saved for its backward pass: what the
-        next operation saves of the sum stands in the place of the last term, which no backward pass needs."""
+        """Record a sum of tensors of one shape, constant factors on them included. Saves nothing: the consumer saves the
+        sum, and the terms aren't needed in backward."""
         return self.add(name, "add", *terms, shape=terms[0].shape)
 
     def graph(self, batch: int, seq: int) -> OpGraph:

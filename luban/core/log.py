@@ -1,4 +1,4 @@
-"""What people see while they wait, and what machines read afterwards."""
+"""Progress bars and messages on the terminal, and metrics files."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ from luban.core.units import count, seconds
 SHOW_AFTER = 2.0  # seconds before a progress bar appears
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 _warned: set[str] = set()
+_muted = False
+
+
+def mute() -> None:
+    """Say nothing from now on: of a run's processes one speaks for all."""
+    global _muted
+    _muted = True
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -25,6 +32,8 @@ def say(text: str, end: str = "\n") -> None:
 
     A reader that has gone away (`2>&1 | head -1`, a closed terminal) ends no work: what is said from then on is dropped.
     """
+    if _muted:
+        return
     try:
         print(text, end=end, file=sys.stderr, flush=True)
     except OSError as error:
@@ -35,6 +44,8 @@ def say(text: str, end: str = "\n") -> None:
 
 def print_result(text: object) -> None:
     """Print what finished work is known by, on standard output. A reader that has gone away makes no failure of it."""
+    if _muted:
+        return
     try:
         print(text, flush=True)
     except BrokenPipeError:

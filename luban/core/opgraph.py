@@ -1,6 +1,6 @@
-"""What a model does to a batch, as data: a graph of operations with shapes, FLOPs, parameters and saved activations.
+"""An operation graph of a model's forward: shapes, FLOPs, parameters, saved activations.
 
-Planners and solvers are written over this graph. Nothing here imports torch.
+Planners read this graph. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from math import prod
 from typing import Literal
 
 TRAINING_FACTOR = 3  # one forward, and a backward with two matmuls for each of its matmuls
-ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8}  # bytes of an element, by dtype
+ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8}  # dtype → bytes per element
 
 Kind = Literal[
-    "embedding",  # rows of a table looked up, or added to its input
+    "embedding",  # embedding lookup, or learned positions added
     "bias",  # position bias added to attention scores
     "linear",  # matmul with a weight
-    "attention",  # softmax(q·kᵀ)·v, and everything positions do to q, k and scores
+    "attention",  # softmax(q·kᵀ)·v, including rotary and position bias
     "norm",
-    "activation",  # of a feed-forward network, multiplied with `up` where it is gated
+    "activation",  # of a feed-forward network; if gated, multiplied by `up`
     "add",  # residual connection
     "concat",
     "recurrent",  # all time steps of a recurrent layer
-    "lm_head",  # matmul with the output embedding
+    "lm_head",  # matmul with the lm_head weight
 ]
 
 
 @dataclass(frozen=True)
 class GraphTensor:
-    """A tensor in the graph: what an operation returns, or an input of the whole graph."""
+    """A tensor in the graph: the output of an operation, or an input of the graph."""
 
     name: str  # of the operation that returns it, or of the input
     shape: tuple[int, ...]
@@ -48,41 +48,39 @@ class GraphTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Op:
-    """One operation. It returns one tensor, which other operations refer to by this operation's name.
+    """One operation. It has one output, which other operations refer to by this operation's name.
 
-    Operations with parameters are named after the module that owns these ("decoder.blocks.3.mixer.qkv.q"). Views, casts,
-    and element-wise work without a name of its own (rotations, tanh of a pooler) belong to the operation that reads
-    their result.
+    Operations with parameters are named after the module that owns these ("decoder.blocks.3.mixer.qkv.q"). Views, casts
+    and small element-wise ops (rotary, a pooler's tanh) are counted in their consumer.
     """
 
     name: str  # unique in its graph
     kind: Kind
-    inputs: tuple[
-        str, ...
-    ]  # names of the operations or graph inputs that it reads; of attention: q, k, v, then the bias
-    shape: tuple[int, ...]  # of what it returns
-    dtype: str  # of what it returns
-    role: str = ""  # of the weight that it reads, one of `luban.nn.roles.ROLES`; "": it reads none
-    layer: str = ""  # the Transformer layer that it belongs to, such as "decoder.blocks.3"; "": it stands outside
-    joint: str = ""  # the module that may compute it in one matmul with others of the same input; "": none
+    # names of the operations or graph inputs that it reads; of attention: q, k, v, then the bias, if any
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]  # of its output
+    dtype: str  # of its output
+    role: str = ""  # of its weight, one of `luban.nn.roles.ROLES`; "": no weight
+    layer: str = ""  # its Transformer layer, such as "decoder.blocks.3"; "": not in a layer
+    fusion_group: str = ""  # module that can compute it in one matmul with others of the same input; "": none
     flops: int = 0  # of one forward, a multiply-add counted as two
-    parameters: int = 0  # scalars that it owns; those shared with an earlier operation are counted there
-    saved: int = 0  # elements that it saves for the backward pass
+    parameters: int = 0  # number of its parameters; 0 if shared with an earlier op
+    saved_elements: int = 0  # elements saved for the backward pass
     in_features: int = 0  # of linear and lm_head
     out_features: int = 0  # of linear and lm_head
-    density: float = 1.0  # of attention: fraction of queries × keys that the mask leaves
+    mask_density: float = 1.0  # of attention: fraction of queries × keys that the mask leaves
     heads: int = 0  # of attention: query heads
     key_heads: int = 0  # of attention: heads of keys and values
     head_dim: int = 0  # of attention
 
     @property
     def output(self) -> GraphTensor:
-        """The tensor that it returns."""
+        """Its output."""
         return GraphTensor(self.name, self.shape, self.dtype)
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of what it returns."""
+        """Bytes of its output."""
         return ITEMSIZE[self.dtype] * prod(self.shape)
 
 
@@ -91,20 +89,20 @@ class OpGraph:
     """A model's operations for one batch, in an order in which they can run.
 
     Raises:
-        ValueError: two operations or inputs share a name, or an operation reads what nothing before it returns.
+        ValueError: two operations or inputs share a name, or an operation reads a tensor that isn't computed before it.
     """
 
     ops: tuple[Op, ...]
     inputs: tuple[GraphTensor, ...]  # of the whole graph
     batch: int  # sequences
-    seq: int  # tokens a sequence
+    seq: int  # tokens per sequence
     dtype: str  # of the matmuls
 
     def __post_init__(self):
         known = {value.name for value in self.inputs}
         for op in self.ops:
             if missing := [name for name in op.inputs if name not in known]:
-                raise ValueError(f"operation {op.name} reads {', '.join(missing)}, which nothing before it returns")
+                raise ValueError(f"operation {op.name} reads {', '.join(missing)}, which isn't computed before it")
             if op.name in known:
                 raise ValueError(f"there are two operations or inputs named {op.name}")
             known.add(op.name)
@@ -125,29 +123,24 @@ class OpGraph:
         return TRAINING_FACTOR * self.forward_flops
 
     @property
-    def flops_per_token(self) -> float:
-        """Training FLOPs a token."""
-        return self.training_flops / (self.batch * self.seq)
-
-    @property
     def model_flops(self) -> float:
-        """Training FLOPs that the model needs: 3 × forward, of attention only what its mask leaves.
+        """Training FLOPs that the model needs, the numerator of MFU: 3 × forward, of attention only the unmasked part.
 
-        For a causal decoder this is tokens × (6·(matrices without the input embedding) + 6·layers·heads·head dim·T):
-        what utilisation refers to. Norms' scales, a few parts in 10⁵ of the usual 6·parameters, and what is computed
-        again in the backward pass don't count; borders of documents in a pack don't take anything off.
+        For a causal decoder this is tokens × (6·(matrices without the input embedding) + 6·layers·heads·head dim·T).
+        Norm weights (a few parts in 10⁵ of the usual 6·parameters) and recomputation in the backward pass don't count;
+        document boundaries in a pack are not subtracted.
         """
-        return TRAINING_FACTOR * sum(op.flops * op.density for op in self.ops)
+        return TRAINING_FACTOR * sum(op.flops * op.mask_density for op in self.ops)
 
     @property
     def parameters(self) -> int:
-        """Scalars in the model; shared weights counted once."""
+        """Number of parameters; shared weights are counted once."""
         return sum(op.parameters for op in self.ops)
 
     @property
     def saved_bytes(self) -> int:
         """Bytes that a forward with fused attention saves for the backward pass when nothing is recomputed."""
-        return self.itemsize * sum(op.saved for op in self.ops)
+        return self.itemsize * sum(op.saved_elements for op in self.ops)
 
     @cached_property
     def _values(self) -> dict[str, GraphTensor]:
@@ -162,7 +155,7 @@ class OpGraph:
         return {name: tuple(ops) for name, ops in found.items()}
 
     def value(self, name: str) -> GraphTensor:
-        """The tensor of this name: an input of the graph, or what the operation of this name returns."""
+        """The tensor of this name: an input of the graph or the output of an operation."""
         return self._values[name]
 
     def consumers(self, name: str) -> tuple[Op, ...]:
@@ -170,15 +163,15 @@ class OpGraph:
         return self._consumers[name]
 
     def layers(self) -> dict[str, OpGraph]:
-        """Name of each Transformer layer → its part of the graph, in order."""
+        """Name of each Transformer layer → its operations as a graph, in order."""
         cut: dict[str, list[Op]] = {}
         for op in self.ops:
             if op.layer:
                 cut.setdefault(op.layer, []).append(op)
-        return {layer: self.part(ops) for layer, ops in cut.items()}
+        return {layer: self.subgraph(ops) for layer, ops in cut.items()}
 
-    def part(self, ops: Iterable[Op]) -> OpGraph:
-        """These operations of the graph, in its order, as a graph whose inputs are what they read from the rest."""
+    def subgraph(self, ops: Iterable[Op]) -> OpGraph:
+        """These operations, in the graph's order, as a graph whose inputs are the tensors they read from outside."""
         ops = tuple(ops)
         made = {op.name for op in ops}
         read = dict.fromkeys(name for op in ops for name in op.inputs if name not in made)
@@ -187,10 +180,10 @@ class OpGraph:
 
 
 def mask_density(seq: int, window: int | None, *, causal: bool) -> float:
-    """Fraction of queries × keys that a mask leaves, the diagonal halved: a causal mask leaves ½, whatever the length.
+    """Fraction of queries × keys that a mask leaves; diagonal entries count ½, so a causal mask leaves ½ at any length.
 
     Args:
-        window: slots that a token sees before it, itself included (and after it, where not causal); none: all.
+        window: window size in tokens, itself included (both directions if not causal); None: no window.
     """
     band = min(seq if window is None else window, seq) / seq
     return (1 if causal else 2) * band * (1 - band / 2)

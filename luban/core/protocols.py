@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+KeysValues: TypeAlias = "tuple[Tensor, Tensor]"  # (B, K, S, D) each
+
 
 class LayerCache(Protocol):
-    """What one layer keeps. B sequences, T new tokens, S tokens in the cache, K key heads, D head dim."""
+    """The cache of one layer. B sequences, T new tokens, S tokens in the cache, K key heads, D head dim, E model width."""
 
-    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, D) of the new tokens; return (B, K, S, D) of all of them, in slot order."""
+    def update(self, keys: Tensor, values: Tensor) -> KeysValues:
+        """Append the new tokens' keys and values (B, K, T, D); return all cached ones (B, K, S, D), in slot order."""
         ...
 
-    def cross(self, project: Callable[[Tensor], tuple[Tensor, Tensor]], states: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Keys and values of an encoder's states, projected once."""
+    def cross(self, project: Callable[[Tensor], KeysValues], states: Tensor | None) -> KeysValues:
+        """Keys and values (B, K, S, D) of an encoder's states (B, S, E), projected on the first call only."""
         ...
 
 
 class KVCache(Protocol):
     """Keys and values of the tokens already read, for every layer.
 
-    A model calls `begin` once a forward; then each of its attention layers calls `update` of its own part once.
+    A model calls `begin` once a forward; then each attention layer calls `update` of its own `LayerCache` once.
     """
 
-    def begin(self, tokens: int, mask: Tensor | None) -> Tensor:
-        """Add slots for `tokens` new tokens; `mask` (B, T) says which are real (None: all).
+    def begin(self, tokens: int, mask: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        """Reserve slots for `tokens` new tokens; `mask` (B, T) bool, false where padding (None: no padding).
 
-        Returns their positions (B, T) or (1, T), counted over real tokens only.
+        Returns their positions (B, T) or (1, T): the given ones, or computed without counting padding.
         Raises ContextError when they don't fit.
         """
         ...
 
     def layer(self, index: int) -> LayerCache | None:
-        """The part of one layer; None for a layer that keeps nothing."""
+        """The cache of layer `index`; None for a layer without attention."""
         ...
 
     @property
     def valid(self) -> Tensor | None:
-        """(B, S) bool, true where a slot holds a real token; None when all do."""
+        """(B, S) bool, false where a slot holds padding; None: no padding."""
         ...
 
     @property

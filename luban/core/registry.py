@@ -41,9 +41,9 @@ class Registry(Mapping[str, Any]):
 
 
 class Variant:
-    """Base of a family of configuration dataclasses chosen by `type = "name"` in a recipe.
+    """Base of configuration dataclasses chosen by `type = "name"` in a recipe.
 
-    A family sets `registry`; each member is a frozen dataclass that builds what it configures.
+    A base config sets `registry`; each registered variant is a frozen dataclass that builds the module it configures.
     """
 
     registry: ClassVar[Registry]

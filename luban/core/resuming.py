@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Mark(enum.Enum):
-    """What another value of a field does to the result."""
+    """Effect of another value of a field on the result."""
 
     OPERATIONAL = "nothing: logging, paths, threads, what is kept on disk"
     NUMERICAL = "rounding, and what depends on it"

@@ -43,7 +43,7 @@ def card(config: Mapping[str, Any], figures: Mapping[str, Any], seed: int | None
 
 
 def gaps(config: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
-    """What a reader should not take for granted."""
+    """Caveats about the corpus."""
     steps = [step if isinstance(step, str) else step["step"] for step in config.get("steps", [])]
     names = {step.partition("=")[0] for step in steps}
     found = []

@@ -1,4 +1,4 @@
-"""What a corpus is made of: documents and bytes by source, licence and language."""
+"""Composition of a corpus: documents and bytes by source, licence and language."""
 
 from __future__ import annotations
 

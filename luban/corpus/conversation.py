@@ -1,4 +1,4 @@
-"""What belongs to a conversation beside its text: roles, names and tool calls."""
+"""Fields of a conversation other than its text: roles, names and tool calls."""
 
 from __future__ import annotations
 

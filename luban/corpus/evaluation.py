@@ -25,7 +25,7 @@ PACKED = (".gz", ".bz2", ".xz")  # endings of names that say nothing of what is 
 def evaluation_texts(file: Path) -> Iterator[str]:
     """Every string of a Parquet, JSON or CSV file; of plain text the whole and each of its lines.
 
-    What a file is, is told by its first bytes (Parquet, gzip, bzip2, xz), then by its name (`.json`, `.jsonl`, `.csv`,
+    The format of a file is detected by its first bytes (Parquet, gzip, bzip2, xz), then by its name (`.json`, `.jsonl`, `.csv`,
     `.tsv`); anything else is plain text.
 
     Raises:

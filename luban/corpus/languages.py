@@ -40,7 +40,7 @@ def subtags(code: str) -> tuple[str, ...]:
 
 
 def matches(code: str, wanted: str) -> bool:
-    """Whether a document of language `code` is one of the language `wanted`.
+    """True if language `code` is included in the language `wanted`.
 
     `en` means every English; `en-US` means American English and English of no stated country.
     """

@@ -1,4 +1,4 @@
-"""Licences as SPDX expressions (SPDX specification 2.3, annex D), and as they are told by the words of their texts."""
+"""Licences as SPDX expressions (SPDX specification 2.3, annex D), and their detection in licence texts."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ COMMENT_MARK = re.compile(r"^[ \t]*(?://+|/?\*+/?|#+|--+|;+|%+|!+|<!--|\"\"\"|''
 def spdx(expression: str) -> str:
     """The expression with the names of known licences in SPDX's spelling, which knows no case.
 
-    A whole licence text is told by its words, or else shortened.
+    A whole licence text is identified by its words; an unknown one is shortened.
     """
     if len(expression) > LONGEST_NAME:
         return of_text(expression) or " ".join(expression.split())[:LONGEST_NAME] + "…"
@@ -93,7 +93,7 @@ def any_of(expressions: Iterable[str]) -> str:
 
 
 def parts(expression: str) -> list[str]:
-    """What an expression's AND joins: each binds whoever uses the work."""
+    """The operands of an expression's AND: all of them bind users of the work."""
     depth, found, start = 0, [], 0
     for match in re.finditer(r"[()]| AND ", expression):
         depth += (match[0] == "(") - (match[0] == ")")
@@ -105,7 +105,7 @@ def parts(expression: str) -> list[str]:
 
 
 def permitted(expression: str, allowed: Iterable[str]) -> bool:
-    """Whether a work under the expression can be used under licences that are all among the allowed ones."""
+    """True if a work under the expression can be used under allowed licences alone."""
     names = frozenset(allowed)
     return all(any(name.strip("() ") in names for name in part.split(OR)) for part in parts(expression))
 

@@ -42,5 +42,5 @@ class Ragged:
 
     @classmethod
     def load(cls, path: Path) -> Ragged:
-        """What `save` wrote, mapped, not read."""
+        """Memory-map a file written by `save`."""
         return cls(np.load(f"{path}.values.npy", mmap_mode="r"), np.load(f"{path}.offsets.npy"))

@@ -12,7 +12,7 @@ PIECE = re.compile(r"(?:~\d+)+$")  # of a document's id: which piece of a docume
 
 
 def is_heldout(name: str, fraction: float, seed: int) -> bool:
-    """Whether the document or unit called `name` falls into the held-out fraction (0 to 1).
+    """True if the document or unit called `name` is in the held-out fraction (0 to 1).
 
     The pieces of a document, whose ids are its own with `~0`, `~1`, … behind, fall where the document would.
     """

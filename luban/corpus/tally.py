@@ -1,4 +1,4 @@
-"""What a build counts: every document that came in, was dropped, and why; every record that could not be read."""
+"""Counts of a build: documents read, documents dropped by reason, and unreadable records."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class UniqueIds:
         return replace(document, id=name)
 
     def _take(self, name: str) -> bool:
-        """Whether the name was free; it is taken from then on."""
+        """Reserve the name. True if it was free."""
         key = int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
         place = int(np.searchsorted(self._sorted, np.uint64(key)))
         if key in self._recent or (place < len(self._sorted) and int(self._sorted[place]) == key):

@@ -1,4 +1,4 @@
-"""What a training step reads."""
+"""Batches of packed rows for training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Batch:
     positions: np.ndarray  # (B, T) int32, from 0 in each document
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What a loss module reads, by name."""
+        """The loss module's inputs by name."""
         return {
             **{field.name: getattr(self, field.name) for field in fields(self)},
             "document_starts": self.document_starts(),

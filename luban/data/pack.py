@@ -20,11 +20,11 @@ from luban.tokenizer.chat import render
 from luban.tokenizer.settings import SETTINGS_FILES
 from luban.tokenizer.tokenizer import FILE, Tokenizer, load_tokenizer
 
-ROUND_BYTES = 4 << 20  # text bytes tokenised at a time
+ROUND_CHARACTERS = 4 << 20  # characters of text tokenised at a time
 
 
 class Packable(Protocol):
-    """What a corpus's documents offer here."""
+    """Document interface needed for packing."""
 
     @property
     def id(self) -> str: ...
@@ -38,13 +38,13 @@ class Packable(Protocol):
 
 @dataclass
 class Counts:
-    """What one split holds."""
+    """Counts of one split."""
 
     documents: int = 0
     conversations: int = 0
-    untrained: int = 0  # conversations dropped, since nothing in them is a target
+    dropped_conversations: int = 0  # conversations left out, with no trainable token
     tokens: int = 0
-    trained: int = 0  # tokens with the mask on
+    trained: int = 0  # tokens with loss mask 1
     bytes: int = 0  # UTF-8 bytes of the text
     offsets: list[int] = field(default_factory=lambda: [0])
 
@@ -59,24 +59,26 @@ def pack(
 ) -> dict[str, Any]:
     """Tokenise documents into shards at `out`.
 
-    A text becomes BOS + tokens + EOS, all of it trained on; a conversation becomes what the chat template
-    makes of it, with the template's loss mask.
+    A text becomes BOS + tokens + EOS, and every token but the first is a target; a conversation is rendered by the chat
+    template, with the template's loss mask.
 
     Args:
         splits: split name → its documents, read once.
         tokenizer: a tokenizer, or the directory of one; its files are copied into the shards.
-        parents: what the documents come from.
-        total: documents in all, for the progress bar.
+        parents: the artifacts that the documents come from.
+        total: number of documents, for the progress bar.
 
     Returns:
-        The figures of the manifest: a table of counts for each split.
+        The manifest's figures: counts of each split.
 
     Raises:
         DataError: no document, a conversation that the template refuses, or no token to train on.
     """
     known = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
     if known.eos_id is None:
-        raise DataError(f"tokenizer {known.path or ''} has no end-of-text token, so documents could not be told apart")
+        raise DataError(
+            f"tokenizer {known.path or ''} has no end-of-text token, so document boundaries could not be found"
+        )
     dtype = token_dtype(known.vocab_size)
     config = {
         "dtype": dtype.str,
@@ -103,19 +105,19 @@ def pack(
 def _check(counts: Mapping[str, Counts]) -> None:
     train = next(iter(counts.values()))
     if not train.documents:
-        if train.untrained:
+        if train.dropped_conversations:
             raise DataError(
-                f"the loss mask is all zeros: none of the {train.untrained} conversations has an assistant's "
-                f"answer to train on"
+                "no conversation has assistant text to train on, so the loss mask would be all zeros "
+                f"({train.dropped_conversations} dropped)"
             )
-        raise DataError("the corpus holds no document to pack")
-    dropped = sum(found.untrained for found in counts.values())
+        raise DataError("the corpus has no document to pack")
+    dropped = sum(found.dropped_conversations for found in counts.values())
     if dropped:
-        warn(f"{dropped} conversations have no assistant's answer to train on and are left out")
+        warn(f"{dropped} conversations have no assistant text to train on and are left out")
 
 
 def copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Copy a tokenizer's own files, and nothing else that stands beside them; write those of one that came from no folder."""
+    """Copy a tokenizer's own files, and no other files of its directory; save a tokenizer that has no directory."""
     folder.mkdir()
     if tokenizer.path is None:
         tokenizer.save(folder)
@@ -136,7 +138,7 @@ def _write(
     with ExitStack() as files:
         tokens = files.enter_context(open(split_file(folder, split, "tokens"), "wb"))
         masks = files.enter_context(open(mask_file, "wb"))
-        for batch in rounds(documents, lambda each: len(each.text), ROUND_BYTES):
+        for batch in rounds(documents, lambda each: len(each.text), ROUND_CHARACTERS):
             for ids, mask in _tokenise(batch, tokenizer, dtype, counts):
                 tokens.write(ids.data)
                 masks.write(mask.data)
@@ -154,16 +156,16 @@ def _write(
 def _tokenise(
     batch: list[Packable], tokenizer: Tokenizer, dtype: np.dtype, counts: Counts
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """((tokens,) ids, (tokens,) uint8 mask) of each document in order; conversations without a target are counted and
-    left out."""
+    """((tokens,) ids, (tokens,) uint8 mask) of each document in order; conversations without a trainable token are counted
+    and left out."""
     encoded = iter(tokenizer.encode_batch([document.text for document in batch if document.messages is None]))
     head = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    tail = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    tail = [tokenizer.eos_id]  # `pack` requires one
     for document in batch:
         if document.messages is None:
             ids = np.array([*head, *next(encoded), *tail], dtype=dtype)
             mask = np.ones(len(ids), dtype=np.uint8)
-            mask[:1] = 0  # nothing comes before a document's first token
+            mask[:1] = 0  # nothing predicts a document's first token
         else:
             try:
                 rendered = render(document.messages, tokenizer, tools=document.tools)
@@ -171,7 +173,7 @@ def _tokenise(
             except DataError as error:
                 raise DataError(f"document {document.id}: {error}") from None
             if not mask.any():
-                counts.untrained += 1
+                counts.dropped_conversations += 1
                 continue
             counts.conversations += 1
         counts.bytes += len(document.text.encode())

@@ -99,12 +99,12 @@ class Shards:
 
     @property
     def pad_id(self) -> int:
-        """What fills rows; never a target."""
+        """Id of the padding token; never a target."""
         return self.config["pad_id"]
 
     @property
     def has_mask(self) -> bool:
-        """Whether only some tokens are targets (conversations)."""
+        """True if only some tokens are targets (conversations)."""
         return self.mask is not None
 
     def document(self, index: int) -> np.ndarray:

@@ -26,9 +26,8 @@ class Sizes:
     pretrain: str  # recipe of the pretraining run
     sft: str  # recipe of the instruction tuning
     vocabulary: int  # tokens
-    packages: (
-        bool  # also train on the sources of installed packages; the standard library alone is soon learnt by heart
-    )
+    # also train on the sources of installed packages; a model soon overfits the standard library alone
+    packages: bool
     pretrain_seconds: int  # pretraining, compilation included
     sft_seconds: int  # tuning, likewise
     precision: str  # arithmetic of the evaluations

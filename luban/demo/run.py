@@ -67,7 +67,7 @@ def _sizes():
 
 
 def _read_costs(out: Path) -> dict[str, dict[str, float]]:
-    """What each stage has cost so far, by name, in order."""
+    """Cost of each stage so far, by name, in order."""
     path = out / "stages.json"
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return {row.pop("name"): row for row in rows}

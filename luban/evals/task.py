@@ -12,7 +12,7 @@ from luban.load.model import LoadedModel
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task found."""
+    """Result of a task."""
 
     figures: dict[str, float]  # the numbers, by name
     items: list[dict[str, Any]] = field(default_factory=list)  # one row an item, for people to judge
@@ -20,7 +20,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Material:
-    """What tasks may look at: held-out documents, plain and conversational."""
+    """Held-out documents for tasks: texts and conversations."""
 
     text: list[Document] = field(default_factory=list)
     conversations: list[Document] = field(default_factory=list)

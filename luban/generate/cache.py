@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.core.errors import DataError
+from luban.core.protocols import KeysValues
 from luban.models.base import Model
 from luban.nn.mixer.base import AttentionShape
 
 GROW = 64  # slots are added in steps of at least this many
-KeysValues = tuple[Tensor, Tensor]
 
 
 class ContextError(DataError):
@@ -114,8 +114,8 @@ class ContiguousCache:
         """The part of one layer."""
         return self.layers[index]
 
-    def begin(self, tokens: int, mask: Tensor | None) -> Tensor:
-        """Add slots for `tokens` more in every row; returns their positions (B, T)."""
+    def begin(self, tokens: int, mask: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        """Add slots for `tokens` more in every row; returns their positions (B, T): those given, or counted."""
         if self.longest + tokens > self.context:
             raise ContextError(f"{self.longest + tokens} tokens are more than the model's context of {self.context}")
         if self.length + tokens > self._real.shape[1]:
@@ -123,11 +123,12 @@ class ContiguousCache:
         new = slice(self.length, self.length + tokens)
         if mask is None:
             steps = torch.arange(tokens, device=self.counts.device)
-            positions = self.counts[:, None] + steps
+            counted = self.counts[:, None] + steps
             self.counts = self.counts + tokens
         else:
-            positions = (self.counts[:, None] + mask.long().cumsum(-1) - 1).clamp_min(0)
+            counted = (self.counts[:, None] + mask.long().cumsum(-1) - 1).clamp_min(0)
             self.counts = self.counts + mask.sum(-1)
+        positions = counted if positions is None else positions.expand_as(counted)
         self.padded = self.padded or mask is not None
         self._positions[:, new] = positions
         self._real[:, new] = True if mask is None else mask

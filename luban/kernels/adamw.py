@@ -167,7 +167,7 @@ def adamw_(
 
 
 def _kind(each: Stepped) -> tuple:
-    """What the tensors of one launch must have in common: dtypes, and whether wide loads are safe."""
+    """Properties shared by the tensors of one launch: dtypes, and whether wide loads are safe."""
     wide = [x for x in (each.weight, each.gradient, each.first, each.second, each.copy) if x is not None]
     even = all(x.data_ptr() % ALIGNED == 0 for x in wide) and each.weight.numel() % ALIGNED == 0
     return each.weight.dtype, each.gradient.dtype, each.first.dtype, getattr(each.copy, "dtype", None), even

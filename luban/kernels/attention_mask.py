@@ -17,63 +17,65 @@ from luban.kernels.intervals import Intervals, intervals
 from luban.kernels.layout import BlockLayout, in_blocks
 
 Kind = Literal["all", "causal", "packed", "intervals", "irregular"]
-FEW_DOCUMENTS, SLOTS_A_DOCUMENT = 16, 64  # up to so many list entries always pay, or one for so many slots
+# A list of at most 16 documents a row, or one document for every 64 slots, is always worth walking.
+FEW_DOCUMENTS, SLOTS_A_DOCUMENT = 16, 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionMask:
-    """What restricts the keys that a query attends to; all of it holds at once."""
+    """Which keys each query may attend to: the intersection of all these restrictions, except where said."""
 
     queries: int  # T
     keys: int  # S
-    causal: bool  # a query sees no later slot
+    causal: bool  # a query doesn't attend to later slots
     device: torch.device
-    window: int | None = None  # a query sees itself and the window − 1 slots before it (and after it, where not causal)
-    layout: BlockLayout | None = None  # for rows of S: a block of queries sees some blocks of keys alone
+    window: int | None = None  # attend to itself and the window − 1 slots before it (if not causal, also after it)
+    layout: BlockLayout | None = None  # block-sparse, for rows of S: the key blocks that each query block attends to
     token_mask: Tensor | None = None  # (B, S) bool, false where a key is padding
-    documents: Tensor | None = None  # (B, T) int, T = S: a run of one number is a document, seen only from inside
-    document_starts: Tensor | None = (
-        None  # (B, C) int: where those runs begin, filled up with T; says nothing new, but C
-    )
-    prefix: Tensor | None = None  # (B, T) bool, T = S: keys that all queries of their document see, later ones too
+    documents: Tensor | None = None  # (B, T) int, T = S: each run of equal numbers is a document; attend within it only
+    # (B, C) int: starts of those runs, padded with T; adds no information, but gives C without a device-to-host sync
+    document_starts: Tensor | None = None
+    # (B, T) bool, T = S: keys visible to every query of their document, earlier queries and those outside the window too
+    prefix: Tensor | None = None
 
     @property
     def kind(self) -> Kind:
-        """Known without asking the device, of the rest beside a layout: everything, the bare triangle, a triangle for each
-        document of a list, intervals of keys, or neither of these."""
+        """Form of the mask without its layout, found without a device-to-host sync: no mask, plain causal, causal within
+        each document of a list, one interval of keys a query, or none of these."""
         if self.token_mask is self.documents is self.prefix is None and self.window is None:
             if not self.causal or self.queries == 1:
                 return "all"
             return "causal"
         if self._listed:
             return "packed"
-        holes = self.prefix is not None and (self.window is not None or not self.causal)  # a prefix apart from the rest
-        grown = self.queries != self.keys and self.token_mask is not None  # a few queries over a padded cache
-        return "irregular" if holes or grown else "intervals"
+        # with a prefix and a window the visible keys are not one interval
+        holes = self.prefix is not None and (self.window is not None or not self.causal)
+        padded_cache = self.queries != self.keys and self.token_mask is not None
+        return "irregular" if holes or padded_cache else "intervals"
 
     @property
     def _listed(self) -> bool:
-        """Whether documents are all there is, and in a list."""
+        """True if causal documents, given with a list of their starts, are the only restriction."""
         listed = self.causal and self.document_starts is not None and self.documents is not None
         return listed and self.window is self.token_mask is self.prefix is None
 
     @property
     def too_many_documents(self) -> bool:
-        """Whether the list has so many places that walking them costs more than it saves."""
-        places = 0 if self.document_starts is None else self.document_starts.shape[1]
-        return places > FEW_DOCUMENTS and places * SLOTS_A_DOCUMENT > self.keys
+        """True if the list of documents is so long that walking it costs more than it saves."""
+        entries = 0 if self.document_starts is None else self.document_starts.shape[1]
+        return entries > FEW_DOCUMENTS and entries * SLOTS_A_DOCUMENT > self.keys
 
     def cu_seqlens(self) -> Tensor:
-        """(B·C + 1,) int32: where the documents of a packed batch begin, its rows one after another, and the end of
-        the last; places without one are documents of no tokens."""
+        """(B·C + 1,) int32: starts of the documents of a packed batch, its rows concatenated, then the end of the last;
+        unused entries of the list are documents of no tokens."""
         assert self.document_starts is not None
         rows = self.document_starts.shape[0]
         offsets = torch.arange(0, rows * self.keys, self.keys, device=self.device, dtype=torch.int32)
         return F.pad((self.document_starts + offsets[:, None]).flatten(), (0, 1), value=rows * self.keys).int()
 
     def intervals(self) -> Intervals:
-        """The same as intervals, unless irregular. Padding must stand at the ends of rows and a prefix at the
-        beginning of its document: `valid` says whether they do."""
+        """The mask as intervals, unless its kind is irregular. Padding must be at the ends of rows and a prefix at the
+        start of its document: `valid` checks it."""
         return intervals(
             self.queries,
             self.keys,
@@ -90,42 +92,43 @@ class AttentionMask:
         return self.prefix if self.prefix is None or self.token_mask is None else self.prefix & self.token_mask
 
     def dense(self) -> Tensor:
-        """(1 or B, 1 or H, T, S) bool. Every query sees its own slot, padding too, so that no row of scores is empty."""
+        """(1 or B, 1 or H, T, S) bool, true where visible. Every query, padding included, attends to its own slot, so that
+        softmax gets at least one finite score."""
         query_slots = torch.arange(self.keys - self.queries, self.keys, device=self.device)[:, None]
         key_slots = torch.arange(self.keys, device=self.device)[None, :]
-        seen = key_slots <= query_slots if self.causal else (key_slots >= 0).expand(self.queries, -1)
+        visible = key_slots <= query_slots if self.causal else (key_slots >= 0).expand(self.queries, -1)
         if self.window is not None:
-            seen = seen & ((query_slots - key_slots).abs() < self.window)
-        seen = seen[None, None]
+            visible = visible & ((query_slots - key_slots).abs() < self.window)
+        visible = visible[None, None]
         if self.prefix is not None:
-            seen = seen | self.prefix[:, None, None, :]
+            visible = visible | self.prefix[:, None, None, :]
         if self.layout is not None:
-            seen = seen & self._in_blocks(self.layout)
+            visible = visible & self._in_blocks(self.layout)
         if self.documents is not None:
             runs = _runs(self.documents)
-            seen = seen & (runs[:, None, :, None] == runs[:, None, None, :])
+            visible = visible & (runs[:, None, :, None] == runs[:, None, None, :])
         if self.token_mask is not None:
-            seen = (seen & self.token_mask[:, None, None, :]) | (key_slots == query_slots)
-        return seen
+            visible = (visible & self.token_mask[:, None, None, :]) | (key_slots == query_slots)
+        return visible
 
     def _in_blocks(self, layout: BlockLayout) -> Tensor:
-        """(1 or B, 1 or H, T, S) bool, what the layout leaves. Blocks are counted in real tokens, so that padding before
-        them moves none."""
-        places_BS = torch.arange(self.keys, device=self.device)[None]
+        """(1 or B, 1 or H, T, S) bool, true where the layout allows it. Blocks are counted in real tokens, so that left
+        padding doesn't shift them."""
+        token_index_BS = torch.arange(self.keys, device=self.device)[None]
         if self.token_mask is not None:
-            places_BS = (self.token_mask.long().cumsum(1) - 1).clamp(min=0)
-        return in_blocks(layout.table, layout.block, places_BS, self.queries)
+            token_index_BS = (self.token_mask.long().cumsum(1) - 1).clamp(min=0)
+        return in_blocks(layout.table, layout.block, token_index_BS, self.queries)
 
     def valid(self) -> Tensor | None:
-        """(B,) bool, whether padding and prefixes stand where intervals can say so, and before nothing that a layout counts;
-        None where there are neither."""
+        """(B,) bool, true if intervals can express the row's padding and prefix, and no padding precedes a layout's blocks;
+        None without padding and prefix."""
         checks = []
         if self.token_mask is not None and self.layout is not None:
             checks.append(self.token_mask[:, 0])
-        if self.token_mask is not None:  # at most one beginning of real slots, at most one end
+        if self.token_mask is not None:  # the real slots are one run
             checks.append((self.token_mask[:, 1:] & ~self.token_mask[:, :-1]).sum(-1) + self.token_mask[:, 0] <= 1)
         if (prefix := self._real_prefix) is not None:
-            opens = prefix[:, 1:] & ~prefix[:, :-1]  # only where a document (or its real part) begins
+            opens = prefix[:, 1:] & ~prefix[:, :-1]  # allowed only at the start of a document (or of its real tokens)
             if self.documents is not None:
                 opens = opens & (self.documents[:, 1:] == self.documents[:, :-1])
             if self.token_mask is not None:
@@ -135,18 +138,18 @@ class AttentionMask:
 
 
 def _runs(documents: Tensor) -> Tensor:
-    """(B, T) numbers that rise by one where a new run begins."""
-    fresh = torch.zeros_like(documents, dtype=torch.bool)
-    fresh[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return fresh.cumsum(1)
+    """Index (B, T) of each slot's run of equal numbers in `documents` (B, T), from 0."""
+    starts = torch.zeros_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return starts.cumsum(1)
 
 
-def consecutive(positions: Tensor, documents: Tensor | None, token_mask: Tensor | None) -> Tensor:
-    """() bool, whether positions (B, T) rise by one from slot to slot of every document, so that distances between
-    positions are those between slots. Documents below 0 are padding."""
-    fine = positions[:, 1:] - positions[:, :-1] == 1
+def are_consecutive(positions: Tensor, documents: Tensor | None, token_mask: Tensor | None) -> Tensor:
+    """() bool, true if positions (B, T) rise by one per slot in every document, so that distances between positions equal
+    those between slots. `documents` (B, T) below 0 are padding; `token_mask` (B, T) is false where padding."""
+    rises = positions[:, 1:] - positions[:, :-1] == 1
     if documents is not None:
-        fine = fine | (documents[:, 1:] != documents[:, :-1]) | (documents[:, 1:] < 0)
+        rises = rises | (documents[:, 1:] != documents[:, :-1]) | (documents[:, 1:] < 0)
     if token_mask is not None:
-        fine = fine | ~(token_mask[:, 1:] & token_mask[:, :-1])
-    return fine.all()
+        rises = rises | ~(token_mask[:, 1:] & token_mask[:, :-1])
+    return rises.all()

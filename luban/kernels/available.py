@@ -1,5 +1,4 @@
-"""Whether Triton's kernels can run, asked without importing Triton, which not every platform has; and whether packages
-of kernels can."""
+"""Checks whether Triton kernels and kernel packages can run, without importing Triton, which not every platform has."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ INSTALLED = find_spec("triton") is not None
 
 
 def triton_runs(*tensors: Tensor) -> bool:
-    """Whether kernels written in Triton can take these tensors."""
+    """True if Triton kernels can run on these tensors."""
     return INSTALLED and (INTERPRETED or all(tensor.is_cuda for tensor in tensors))
 
 

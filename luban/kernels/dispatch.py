@@ -29,7 +29,7 @@ VARIABLE = "LUBAN_ATTENTION"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What a choice depends on; all of it is known without asking the device."""
+    """Inputs of a kernel choice; all are known without a device-to-host sync."""
 
     device: str  # "cpu", "cuda"
     dtype: torch.dtype  # of the matmuls
@@ -81,7 +81,11 @@ def refusal(path: str, case: Case) -> str | None:
 
 
 def _beyond_plain(case: Case, capability: tuple[int, int], widest: int, packed: bool = False) -> str | None:
-    """What kernels for plain masks have in common; `packed`: this one serves lists of documents too."""
+    """Reason why a kernel for plain masks doesn't support the case; None if it does.
+
+    Args:
+        packed: the kernel also supports lists of documents.
+    """
     if case.capability is None or case.capability < capability:
         return f"it needs compute capability {capability[0]}.{capability[1]} or later"
     if case.dtype not in HALF:

@@ -36,18 +36,28 @@ def _load() -> None:
 
 
 @torch.compiler.assume_constant_result
+def picked(device: str, dtype: torch.dtype, weights: torch.dtype, *sides: int) -> bool:
+    """`serves`, where the matmuls are about to run: `report` tells of it."""
+    if serves(device, dtype, weights, *sides):
+        _served.add(sides)
+        return True
+    return False
+
+
+def clear() -> None:
+    """Forget what ran, before another run."""
+    _served.clear()
+
+
 def serves(device: str, dtype: torch.dtype, weights: torch.dtype, *sides: int) -> bool:
-    """Whether matmuls of these sides run here, for any number of rows.
+    """True if the fused matmuls support these shapes here, for any number of rows.
 
     Args:
         device: "cpu", "cuda". dtype: of the rows. weights: their dtype.
         sides: of both weights: inputs, inner width, outputs.
     """
     fits = dtype == weights and dtype in HALF and not any(side % PAIRED_SIDES for side in sides)
-    if not (fits and device == "cuda" and torch.cuda.get_device_capability()[0] == 9 and missing() is None):
-        return False
-    _served.add(sides)
-    return True
+    return fits and device == "cuda" and torch.cuda.get_device_capability()[0] == 9 and missing() is None
 
 
 def report() -> list[str]:

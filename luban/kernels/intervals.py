@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Intervals:
-    """What every query sees. `plain` marks the bare causal triangle, which kernels compute by themselves."""
+    """Interval of visible keys of each query. `plain` marks the plain causal mask, which kernels compute themselves."""
 
     start: Tensor  # (B or 1, T) int32, first key seen
     stop: Tensor  # (B or 1, T) int32, one past the last key seen

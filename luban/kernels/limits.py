@@ -14,12 +14,12 @@ QUERY_CHUNKS, SMALLEST_CHUNK = 8, 64  # queries are then taken in so many pieces
 
 
 def fits_float8(*sides: int) -> bool:
-    """Whether a weight of these sides can take part in 8-bit matmuls."""
+    """True if a weight of this shape is supported by fp8 matmuls."""
     return not any(side % FLOAT8_SIDES for side in sides)
 
 
 def fits_float8_swiglu(width: int, inner: int) -> bool:
-    """Whether a feed-forward network of these widths rounds its activation to 8 bits by rows."""
+    """True if a feed-forward network of these widths is supported by the fp8 SwiGLU kernel, which quantises by rows."""
     return fits_float8(width, inner) and inner <= WIDEST_ROW
 
 

@@ -28,7 +28,7 @@ def _rotate_part(
     GROUP: tl.constexpr,
     TURN: tl.constexpr,
 ):
-    """GROUP heads of one token from source to target, turned or not."""
+    """Copy GROUP heads of one token from source to target, with rotation if TURN."""
     head = head0 + tl.arange(0, GROUP)[:, None]
     inside = head < heads
     first = tl.load(source + head * source_head + at, mask=inside).to(tl.float32)
@@ -66,7 +66,7 @@ def rotate_kernel(
     GROUP: tl.constexpr,
     BACK: tl.constexpr,
 ):
-    """One token: packed → q, k, v turned; BACK: from their gradients to the packed one, turned back."""
+    """One token: split packed into q, k, v and rotate q, k; BACK: inverse rotation of their gradients into the packed one."""
     row = tl.program_id(0).to(tl.int64)
     batch, token = row // length, row % length
     at = tl.arange(0, HALF)[None, :]
@@ -123,7 +123,8 @@ def _launch(packed: Tensor, parts: tuple[Tensor, Tensor, Tensor], cos: Tensor, s
 def apply_rotary_qkv(
     packed_BTP: Tensor, cos: Tensor, sin: Tensor, heads: int, key_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed (B, T, (H + 2K)·D), contiguous → queries (B, H, T, D), keys and values (B, K, T, D), first two turned.
+    """Packed (B, T, (H + 2K)·D), contiguous → queries (B, H, T, D), keys and values (B, K, T, D), with queries
+    and keys rotated.
 
     Args:
         cos, sin: (1 or B, 1, T, D) fp32 tables as `luban.nn.position.rope.rotary_tables` makes them, in halves.

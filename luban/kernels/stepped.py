@@ -1,4 +1,4 @@
-"""What an optimizer's kernel steps, one tensor at a time."""
+"""Arguments of an optimizer kernel for one tensor."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class Stepped(NamedTuple):
-    """A tensor with all that its update reads and writes; contiguous, all but `steps` of one size."""
+    """A weight and the tensors that its update reads and writes; contiguous, all but `steps` of one shape."""
 
     weight: Tensor  # fp32 or bf16
     gradient: Tensor  # fp32, bf16 or fp16
-    first: Tensor  # moments, both fp32 or both bf16
-    second: Tensor
-    steps: Tensor  # scalar fp32 on the device: how many updates there were, this one included
-    seed: int  # of the rounding, different for every tensor; with `steps` it draws different noise every step
-    copy: Tensor | None = None  # in half precision, of an fp32 weight
+    first: Tensor  # first moment; both moments are fp32 or both bf16
+    second: Tensor  # second moment
+    steps: Tensor  # () fp32 on the device: number of updates, this one included
+    seed: int  # of stochastic rounding, different for each tensor; combined with `steps`, so each step has new noise
+    copy: Tensor | None = None  # half-precision copy of an fp32 weight

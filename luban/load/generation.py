@@ -54,7 +54,7 @@ DEFAULTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What a model's directory says about generating."""
+    """Generation settings of a model's directory."""
 
     sampling: Mapping[str, Any] = field(default_factory=dict)  # fields of `Sampling` that generation_config.json sets
     stop_ids: tuple[int, ...] = ()  # tokens that end a text
@@ -73,7 +73,7 @@ class Generation:
 
 
 def read_generation(folder: Path, config: Mapping[str, Any], *, context: int, two_sided: bool) -> Generation:
-    """What `folder` says, in generation_config.json or, as old directories do, in the model's own `config`.
+    """Settings from generation_config.json in `folder` or, in old directories, from the model's own `config`.
 
     Args:
         context: of the model, in tokens; longer limits change nothing.

@@ -48,7 +48,7 @@ def packaged_file(name: str) -> Path:
 
 
 class GGUFContent(NamedTuple):
-    """What a GGUF file holds."""
+    """Contents of a GGUF file."""
 
     spec: ModelSpec
     module: Model

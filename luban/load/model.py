@@ -269,8 +269,7 @@ def _without_surplus(tokenizer: Tokenizer, vocab_size: int, path: Path) -> Token
 
 
 def begins_with_bos(tokenizer: Tokenizer | None) -> bool:
-    """Whether texts begin with the begin token: Luban's shards begin every document with it, a foreign tokenizer says
-    so in its files."""
+    """True if texts begin with the BOS token: always with Luban's own tokenizers, for others if their files say so."""
     if tokenizer is None or tokenizer.bos_id is None or tokenizer.path is None:
         return False
     if (tokenizer.path / MANIFEST).is_file():
@@ -283,7 +282,7 @@ def begins_with_bos(tokenizer: Tokenizer | None) -> bool:
 
 
 def ends_with_eos(tokenizer: Tokenizer | None) -> bool:
-    """Whether whole texts end with the end token, told as `begins_with_bos` is."""
+    """True if whole texts end with the EOS token, determined as in `begins_with_bos`."""
     if tokenizer is None or tokenizer.eos_id is None or tokenizer.path is None:
         return False
     return (tokenizer.path / MANIFEST).is_file() or _adds(tokenizer, tokenizer.eos_id)

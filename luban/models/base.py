@@ -1,4 +1,4 @@
-"""The family of bodies, what stands between token ids and the hidden states that a head reads, and what all models share.
+"""Base config of model bodies (token ids → hidden states) and base classes of models.
 
 B batch, T tokens, E model width, V vocabulary.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Body(Variant):
-    """A family of bodies."""
+    """Base config of model bodies (registry `body`)."""
 
     registry: ClassVar[Registry] = Registry(
         "body",
@@ -36,21 +36,21 @@ class Body(Variant):
         },
     )
 
-    stacked: ClassVar[bool] = True  # made of the layers of the specification
-    causal: ClassVar[bool] = False  # `module(tokens)` predicts at every token the next one, from those before it
-    cached: ClassVar[bool] = False  # … and can do so token by token with a cache of keys and values
-    two_sided: ClassVar[bool] = False  # reads a source with an encoder and writes a target with a decoder
-    fixed_shapes: ClassVar[bool] = True  # what it computes doesn't depend on where documents end
+    stacked: ClassVar[bool] = True  # built from the specification's `layers`
+    causal: ClassVar[bool] = False  # `module(tokens)` predicts each next token from the tokens before it
+    cached: ClassVar[bool] = False  # … and supports a KV cache
+    two_sided: ClassVar[bool] = False  # encoder–decoder: separate source and target tokens
+    fixed_shapes: ClassVar[bool] = True  # tensor shapes inside don't depend on where documents end
 
     def check(self, spec: ModelSpec) -> None:
-        """Raise ConfigError where the body and the rest of the model don't go together."""
+        """Raise ConfigError if the body doesn't fit the rest of the model."""
 
     def embedding_width(self, spec: ModelSpec) -> int:
         """Width of the token embeddings, which a tied output layer shares."""
         return spec.width
 
     def widens_embeddings(self) -> bool:
-        """Whether a linear layer turns the embeddings into hidden states."""
+        """True if a linear layer projects the embeddings to the model's width."""
         return False
 
     def hidden_width(self, spec: ModelSpec) -> int:
@@ -58,7 +58,7 @@ class Body(Variant):
         return spec.width
 
     def decoder_start_ids(self) -> tuple[int, ...] | None:
-        """Ids that a decoder of two sides starts with; None: it doesn't say, or has one side only."""
+        """Ids that an encoder–decoder's decoder starts with; None: not set, or no encoder–decoder."""
         return None
 
     def build(self, spec: ModelSpec) -> Model:
@@ -66,7 +66,7 @@ class Body(Variant):
         raise NotImplementedError
 
     def describe(self, graph: GraphBuilder, spec: ModelSpec, batch: int, seq: int, target: int | None) -> GraphTensor:
-        """Record what the body does to a batch, the head left out; the hidden states, (B, T, E).
+        """Record the body's operations without the head; returns the hidden states, (B, T, E).
 
         Args:
             target: tokens that an encoder–decoder's decoder reads; None: as many as the encoder.
@@ -75,17 +75,17 @@ class Body(Variant):
 
 
 def refuse_transformer_fields(spec: ModelSpec) -> None:
-    """Raise ConfigError where a body that isn't made of Transformer layers is given fields of them."""
+    """Raise ConfigError if fields of Transformer layers are set for a body without Transformer layers."""
     defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(spec)}
     body = spec.body.registry.name_of(type(spec.body))
     for name in ("position", "embedding_norm"):
         if getattr(spec, name) != defaults[name]:
             raise ConfigError(
-                f"a body of type {body} has no {name}, so nothing would come of model.{name}: leave it out"
+                f"a body of type {body} has no {name}, so model.{name} would have no effect: leave it out"
             )
     if spec.layers or spec.encoder:
         raise ConfigError(
-            f"a body of type {body} is not made of Transformer layers: say model.body.layers instead of "
+            f"a body of type {body} has no Transformer layers: set model.body.layers instead of "
             "model.layer and model.layers"
         )
 
@@ -101,32 +101,32 @@ def require_next_token(spec: ModelSpec, what: str, *, cached: bool = False) -> N
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInput:
-    """What a forward is given beside a cache."""
+    """Inputs of a forward, without the cache."""
 
     tokens: Tensor  # (B, T) int64
-    mask: Tensor | None = None  # (B, T) bool, true where a token is real
-    documents: Tensor | None = None  # (B, T) int, a run of one number is a document
-    positions: Tensor | None = None  # (B, T) or (1, T) int; None: counted
-    segments: Tensor | None = None  # (B, T) int
-    document_starts: Tensor | None = None  # (B, C) int32, where documents begin
+    mask: Tensor | None = None  # (B, T) bool, false where padding
+    documents: Tensor | None = None  # (B, T) int, each run of equal numbers is a document
+    positions: Tensor | None = None  # (B, T) or (1, T) int; None: from 0 in each document, padding not counted
+    segments: Tensor | None = None  # (B, T) int, segment ids
+    document_starts: Tensor | None = None  # (B, C) int32, slots at which documents begin
 
 
 class Model(nn.Module):
-    """What all models share: a specification, and a head over the hidden states that `forward` gives on request."""
+    """Base class of models: a specification and a head on the hidden states."""
 
-    head: Any  # a module: hidden states → what is read off them
+    head: Any  # a module: hidden states → logits or whatever the head returns
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.spec = spec
 
     def read(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the head makes of hidden states (B, T, E); `mask` (B, T) for heads that pool rows."""
+        """The head's output for hidden states (B, T, E); `mask` (B, T) bool, for heads that pool rows."""
         return self.head(hidden, mask=mask) if self.spec.head.pools else self.head(hidden)
 
 
 class OneSidedModel(Model):
-    """What all models of one side share: one signature."""
+    """Base class of models other than encoder–decoders: one signature of `forward`."""
 
     def forward(
         self,
@@ -141,28 +141,28 @@ class OneSidedModel(Model):
         attention: AttentionBackend | None = None,
         output: Literal["logits", "hidden"] = "logits",
     ) -> Tensor:
-        """What the head makes of every token (of every row, for heads that pool), or the hidden states that it reads.
+        """The head's output for each token (for each row, if the head pools), or the hidden states.
 
         Args:
-            tokens: (B, T) int64; (B, T, C) characters where words are made of them.
-            mask: (B, T) bool, true where a token is real (padding may be left or right).
-            documents: (B, T) int; nothing flows from one document into another. Not together with a cache.
-            positions: (B, T) or (1, T) int; default: real tokens counted from 0, in each document. With a bias of
-                distances fused kernels need them to rise by one from token to token, and give NaN where they don't.
-            segments: (B, T) int. Decoders: tokens of segment 0 are a prefix that every token of their document sees
-                (prefix LM, blank infilling); with a cache for the first forward alone. Encoders: rows of the segment
-                table. Recurrent bodies: tokens of segment 0 are the input, the answer is read off the others.
-            document_starts: (B, C) int32, the slots at which `documents` begin, each row filled up with T. Redundant
+            tokens: (B, T) int64; (B, T, C) character ids for a body that reads characters.
+            mask: (B, T) bool, false where padding (left or right).
+            documents: (B, T) int; tokens attend only within their document. Not together with a cache.
+            positions: (B, T) or (1, T) int; default: from 0 in each document, padding not counted. With a distance
+                bias, fused kernels need positions that rise by one per token; otherwise their output is NaN.
+            segments: (B, T) int. Decoders: tokens of segment 0 are a prefix visible to every token of their document
+                (prefix LM, blank infilling); with a cache only on its first forward. Encoders: ids of the segment
+                embedding. Recurrent bodies: tokens of segment 0 are the input, the others are the answer.
+            document_starts: (B, C) int32, the slots at which `documents` begin, each row padded with T. Redundant
                 with `documents` and not validated; lets kernels for packed documents skip a device-to-host sync.
-            cache: keys and values of earlier tokens; it takes up the new ones.
-            attention: how attention is computed; default: by the fastest kernel that can serve.
+            cache: keys and values of earlier tokens; the new ones are appended.
+            attention: how attention is computed; default: the fastest kernel that supports the case.
             output: "hidden" for (B, T, E) hidden states.
 
         Returns:
-            (B, T, V) logits of a language model. Those at padding mean nothing.
+            (B, T, V) logits of a language model. Those at padding are undefined.
 
         Raises:
-            DataError: an argument that this body has no use for.
+            DataError: an argument that this body doesn't support.
         """
         given = ModelInput(
             tokens=tokens,
@@ -176,12 +176,12 @@ class OneSidedModel(Model):
         return hidden if output == "hidden" else self.read(hidden, mask)
 
     def hidden_states(self, given: ModelInput, cache: KVCache | None, attention: AttentionBackend | None) -> Tensor:
-        """(B, T, E)."""
+        """Hidden states (B, T, E)."""
         raise NotImplementedError
 
 
 def attention_backend(cache: KVCache | None, attention: AttentionBackend | None) -> AttentionBackend:
-    """The backend of a forward."""
+    """The given backend, or a cached one if there is a cache."""
     if cache is not None:
         return CachedAttention(cache, None if attention is None else attention.kernel)
     return AttentionBackend() if attention is None else attention

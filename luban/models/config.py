@@ -130,6 +130,10 @@ def _stack(table: Mapping[str, Any], base: Sequence[LayerSpec], where: str, *, c
         changes = {key: value for key, value in row.items() if key not in PATTERN_FIELDS}
         for index in _places(row, count, name):
             layers[index] = _changed(layers[index], changes, name)
+    if not cross and any(layer.cross for layer in layers):
+        raise ConfigError(
+            f"{where}: only layers of an encoder–decoder's decoder read an encoder (cross), and all of them do"
+        )
     return tuple(replace(layer, cross=cross) for layer in layers)
 
 

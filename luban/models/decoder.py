@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderBody(Body):
-    """Layers in which a token sees itself and those before it."""
+    """A stack with causal attention."""
 
     causal = True
     cached = True
 
     def check(self, spec: ModelSpec) -> None:
-        """Layers that fit."""
+        """Raise ConfigError if the layers don't fit."""
         check_layers(spec, spec.layers, causal=True)
 
     def build(self, spec: ModelSpec) -> Decoder:
@@ -45,13 +45,13 @@ class DecoderBody(Body):
         return Decoder(spec)
 
     def describe(self, graph: GraphBuilder, spec: ModelSpec, batch: int, seq: int, target: int | None) -> GraphTensor:
-        """One stack."""
+        """Record the stack, (B, T) token ids → (B, T, E)."""
         tokens_BT = graph.input("tokens", (batch, seq))
         return describe_stack(graph.scope("decoder"), spec, spec.layers, tokens_BT, causal=True)
 
 
 class Decoder(OneSidedModel):
-    """A stack and a head."""
+    """A causal decoder: TransformerStack and head."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
@@ -68,8 +68,8 @@ class Decoder(OneSidedModel):
         self.windows, self.layouts = any(s.window for s in shapes), any(s.layout for s in shapes)
 
     def hidden_states(self, given: ModelInput, cache: KVCache | None, attention: AttentionBackend | None) -> Tensor:
-        """(B, T, E). Raises DataError for documents or segments that can't go with the cache, or segments with a
-        block-sparse layout."""
+        """Hidden states (B, T, E). Raises DataError for documents or segments that the cache doesn't support, and for
+        segments with a block-sparse layout."""
         self._check(given, cache)
         prefix = None if given.segments is None else given.segments == 0
         ctx = forward_context(
@@ -86,17 +86,15 @@ class Decoder(OneSidedModel):
 
     def _check(self, given: ModelInput, cache: KVCache | None) -> None:
         if given.segments is not None and self.layouts:
-            raise DataError(
-                "a block-sparse layout knows no prefix that all tokens see: leave out segments, or the mixer's layout"
-            )
+            raise DataError("block-sparse layouts don't support prefix segments: drop `segments` or the mixer's layout")
         if cache is None:
             return
         if given.documents is not None:
-            raise DataError("a cache holds one document a row: leave out documents, or leave out the cache")
+            raise DataError("a cache holds one document a row: drop `documents` or the cache")
         if given.segments is not None and cache.positions.shape[-1]:
-            raise DataError("segments are for the first forward of a cache: what follows sees the prefix anyway")
+            raise DataError("later tokens attend to the prefix already; pass segments only on a cache's first forward")
         if given.segments is not None and self.windows:
             raise DataError(
-                "a model with attention windows can't continue a prefix with a cache, since later "
-                "tokens would no longer see it: leave out the cache"
+                "a model with attention windows can't continue a prefix with a cache, since later tokens would no longer "
+                "attend to it: drop the cache"
             )

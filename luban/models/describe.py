@@ -1,4 +1,4 @@
-"""What a model would do to a batch, by arithmetic: nothing is allocated, whatever the size."""
+"""The operation graph of a model, by arithmetic: nothing is allocated."""
 
 from __future__ import annotations
 

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderBody(Body):
-    """Layers in which every token sees every other; narrower embeddings are widened."""
+    """A stack with bidirectional attention; embeddings can be narrower than the model."""
 
-    segments: int = 0  # rows of a table that tells segments apart (BERT: 2; 0: no table)
-    embeddings: int | None = None  # W, with a linear layer to E behind it (Lan et al. 2020); none: E, no layer
+    segments: int = 0  # number of segment ids, each with an embedding (BERT: 2; 0: no segment embedding)
+    embeddings: int | None = None  # W, followed by a linear layer to E (Lan et al. 2020); none: E, no layer
 
     def check(self, spec: ModelSpec) -> None:
-        """Layers that fit."""
+        """Raise ConfigError if the layers or sizes don't fit."""
         if self.segments < 0 or (self.embeddings is not None and self.embeddings < 1):
             raise ConfigError("segments must be at least 0 and embeddings at least 1")
         check_layers(spec, spec.layers, causal=False)
@@ -47,7 +47,7 @@ class EncoderBody(Body):
         return spec.width if self.embeddings is None else self.embeddings
 
     def widens_embeddings(self) -> bool:
-        """Where W is given, even if it is E."""
+        """True if W is given, even if it equals E."""
         return self.embeddings is not None
 
     def build(self, spec: ModelSpec) -> Encoder:
@@ -55,7 +55,7 @@ class EncoderBody(Body):
         return Encoder(spec)
 
     def describe(self, graph: GraphBuilder, spec: ModelSpec, batch: int, seq: int, target: int | None) -> GraphTensor:
-        """One stack."""
+        """Record the stack, (B, T) token ids → (B, T, E)."""
         tokens_BT = graph.input("tokens", (batch, seq))
         return describe_stack(
             graph.scope("encoder"), spec, spec.layers, tokens_BT, causal=False, segments=self.segments
@@ -63,7 +63,7 @@ class EncoderBody(Body):
 
 
 class Encoder(OneSidedModel):
-    """A stack and a head."""
+    """A bidirectional encoder: TransformerStack and head."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
@@ -79,9 +79,9 @@ class Encoder(OneSidedModel):
         self.head = spec.head.build(spec, embedding.tokens)
 
     def hidden_states(self, given: ModelInput, cache: KVCache | None, attention: AttentionBackend | None) -> Tensor:
-        """(B, T, E). Raises DataError for a cache, or for segments without a table."""
+        """Hidden states (B, T, E). Raises DataError for a cache, or for segments without a segment embedding."""
         if cache is not None:
-            raise DataError("an encoder can't generate token by token: every token sees those after it")
+            raise DataError("an encoder can't generate token by token, because its tokens attend to later ones")
         ctx = forward_context(
             self.encoder,
             given.tokens,

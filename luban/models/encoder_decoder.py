@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderDecoderBody(Body):
-    """An encoder over the source and a decoder over the target, with one embedding table for both."""
+    """An encoder over the source and a decoder over the target, with one embedding weight for both."""
 
     two_sided = True
-    decoder_start: int | None = None  # id of the token that the decoder begins with; none: it can't write text
+    decoder_start: int | None = None  # id of the token that the decoder begins with; none: it can't generate text
     decoder_second: int | None = None  # id of the token that always follows it (forced begin); none: it is predicted
 
     def check(self, spec: ModelSpec) -> None:
-        """Layers that fit, and start ids inside the vocabulary."""
+        """Raise ConfigError if the layers don't fit or a start id is outside the vocabulary."""
         check_layers(spec, spec.encoder, causal=False)
         check_layers(spec, spec.layers, causal=True, cross=True)
         for name in ("decoder_start", "decoder_second"):
@@ -50,10 +50,10 @@ class EncoderDecoderBody(Body):
         for layer in (*spec.encoder, *spec.layers):
             shape = layer.mixer.attention(spec.width)
             if shape is not None and (shape.window is not None or shape.layout is not None):
-                raise ConfigError("attention windows and layouts aren't built for encoder–decoders")
+                raise ConfigError("encoder–decoders don't support attention windows and layouts")
 
     def decoder_start_ids(self) -> tuple[int, ...] | None:
-        """The start token and, where it is fixed, the second."""
+        """Ids of the start token and, if it is fixed, of the second token."""
         ids = [token for token in (self.decoder_start, self.decoder_second) if token is not None]
         return None if self.decoder_start is None else tuple(ids)
 
@@ -62,7 +62,7 @@ class EncoderDecoderBody(Body):
         return EncoderDecoder(spec)
 
     def describe(self, graph: GraphBuilder, spec: ModelSpec, batch: int, seq: int, target: int | None) -> GraphTensor:
-        """`seq` tokens on the encoder's side and `target` on the decoder's."""
+        """Record both stacks: (B, seq) encoder tokens, (B, target) decoder tokens → (B, target, E)."""
         tokens_BS = graph.input("tokens", (batch, seq))
         decoder_tokens_BT = graph.input("decoder_tokens", (batch, seq if target is None else target))
         states_BSE = describe_stack(graph.scope("encoder"), spec, spec.encoder, tokens_BS, causal=False)
@@ -102,7 +102,12 @@ class EncoderDecoder(Model):
         *,
         attention: AttentionBackend | None = None,
     ) -> EncoderStates:
-        """(B, S) source tokens, `mask` (B, S) true where real → what the decoder's layers attend to."""
+        """Encoder states of source tokens (B, S), for the decoder's cross-attention.
+
+        Args:
+            mask: (B, S) bool, false where padding; None: no padding.
+            positions: (B, S) or (1, S); default: from 0, padding not counted.
+        """
         ctx = forward_context(self.encoder, tokens, mask, positions, attention_backend(None, attention))
         states_BSE = self.encoder(tokens, ctx)
         return EncoderStates(states_BSE, mask, compute_dtype(states_BSE))
@@ -125,15 +130,15 @@ class EncoderDecoder(Model):
         """Logits of the next target token at every decoder token, or the decoder's hidden states.
 
         Args:
-            tokens: (B, S) int64, the source; not read where `encoder_states` are given.
+            tokens: (B, S) int64, the source; ignored if `encoder_states` are given.
             decoder_tokens: (B, T) int64, the target so far; with a cache only its new tokens.
-            mask: (B, S) bool, true where a source token is real.
-            decoder_mask: (B, T) bool, the same of the target.
-            documents, segments: none: every row is one source and one target. DataError otherwise.
-            positions: (B, T) or (1, T) of the decoder; default: real tokens counted from 0.
+            mask: (B, S) bool, false where a source token is padding.
+            decoder_mask: (B, T) bool, false where a target token is padding.
+            documents, segments: must be None, since every row is one source and one target; DataError otherwise.
+            positions: (B, T) or (1, T) of the decoder; default: from 0, padding not counted.
             cache: keys and values of the decoder's earlier tokens, and of the source.
-            encoder_states: what `encode` made of the source, to decode step by step.
-            attention: how attention is computed; default: by the fastest kernel that can serve.
+            encoder_states: the result of `encode`, for decoding step by step.
+            attention: how attention is computed; default: the fastest kernel that supports the case.
 
         Returns:
             (B, T, V) logits or (B, T, E) hidden states.

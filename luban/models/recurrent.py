@@ -63,7 +63,7 @@ def describe_embedding(graph: GraphBuilder, spec: ModelSpec, tokens_BT: GraphTen
         shape=found,
         role="embedding",
         parameters=parameters,
-        saved=tokens_BT.elements * spec.width,
+        saved_elements=tokens_BT.elements * spec.width,
     )
 
 

@@ -31,15 +31,16 @@ if TYPE_CHECKING:
 
 
 class TransformerStack(nn.Module):
-    """Embedding, layers, norm; a slice of a model has only some of them. Layers keep their numbers in the whole model.
+    """Embedding, layers, final norm; a pipeline slice has only some of them. Layers are numbered as in the whole model,
+    also in a pipeline slice.
 
     Args:
-        layers: number → layer, of those that this stack holds.
-        depth: layers of the whole stack.
-        shape: what positions need to know.
+        layers: layer index → layer, of those in this stack.
+        depth: number of layers of the whole model's stack.
+        shape: sizes for the position method.
         spec: of the model.
         embedding: token ids → (B, T, E); None: the input is hidden states.
-        norm: whether the residual is normalised at the end, where the last layer's arrangement asks for that.
+        norm: apply the final norm, if the last layer's arrangement has one.
     """
 
     def __init__(
@@ -57,30 +58,37 @@ class TransformerStack(nn.Module):
         self.position = spec.position.build(shape)
         self.causal = shape.causal
         self.blocks = nn.ModuleDict()
-        self.block_of: dict[int, str] = {}  # layer → its block, another's where parameters are shared
+        self.block_of: dict[int, str] = {}  # layer index → key in `blocks`; shared layers map to the first one's
         self.layer_positions = nn.ModuleDict()
-        methods: dict[Position | None, int] = {None: 0}
+        methods: dict[tuple[Position, int, int] | None, int] = {None: 0}
         groups: dict[AttentionGroup, int] = {}
         self.group_of: dict[int, int | None] = {}
         for index, layer in layers.items():
             owner = index if layer.share is None else layer.share
             if owner not in self.block_of:
-                place = LayerShape(spec.width, index, depth, shape.causal)
-                self.blocks[str(owner)] = layer.arrangement.build(layer, place)
+                layer_shape = LayerShape(spec.width, index, depth, shape.causal)
+                self.blocks[str(owner)] = layer.arrangement.build(layer, layer_shape)
             self.block_of[index] = str(owner)
-            attends = layer.mixer.attention(spec.width)
-            if layer.position is not None and layer.position not in methods:
-                methods[layer.position] = len(methods)
-                own = replace(shape, heads=attends.heads, head_dim=attends.head_dim) if attends else shape
-                self.layer_positions[str(index)] = layer.position.build(own)
-            group = None if attends is None else AttentionGroup(methods[layer.position], attends)
+            method = None
+            if layer.position is not None:
+                own = _layer_position_shape(spec, layer, shape)
+                method = (layer.position, own.heads, own.head_dim)
+                if method not in methods:
+                    methods[method] = len(methods)
+                    self.layer_positions[str(index)] = layer.position.build(own)
+            attention = layer.mixer.attention(spec.width)
+            group = None if attention is None else AttentionGroup(methods[method], attention)
             self.group_of[index] = None if group is None else groups.setdefault(group, len(groups))
         self.groups = tuple(groups)
         last = layers[max(layers)]
         self.norm = last.norm.build(spec.width) if norm and last.arrangement.final_norm else None
 
     def forward(self, x: Tensor, ctx: ForwardContext, segments: Tensor | None = None) -> Tensor:
-        """Token ids (B, T), or hidden states (B, T, E) where there is no embedding → (B, T, E)."""
+        """Token ids (B, T), or hidden states (B, T, E) if there is no embedding → (B, T, E).
+
+        Args:
+            segments: (B, T) segment ids, for an embedding that has them.
+        """
         mapped = ctx.map_positions(self.position)
         if self.embedding is not None:
             x = self.embedding(x, self.position, mapped[0], segments)
@@ -94,7 +102,7 @@ class TransformerStack(nn.Module):
 def forward_context(
     stack: TransformerStack,
     tokens: Tensor,
-    mask: Tensor | None,
+    token_mask: Tensor | None,
     positions: Tensor | None,
     backend: AttentionBackend,
     *,
@@ -103,49 +111,66 @@ def forward_context(
     prefix: Tensor | None = None,
     encoder: EncoderStates | None = None,
 ) -> ForwardContext:
-    """What the layers of a stack share in one forward; a cache gets slots for the new tokens.
+    """Build the ForwardContext; with a cache, also reserves slots for the new tokens.
 
     Args:
-        tokens: (B, T). mask: (B, T) bool, true where real. positions: (B, T) or (1, T); None: counted.
+        tokens: (B, T) ids.
+        token_mask: (B, T) bool, false where padding; None: no padding.
+        positions: (B, T) or (1, T); None: computed here (`count_positions`).
         documents, document_starts: as in `OneSidedModel.forward`.
-        prefix: (B, T) bool, keys that all queries of their document see.
-        encoder: what decoder layers cross-attend to.
+        prefix: (B, T) bool, True where a key is visible to every query of its document.
+        encoder: the states that decoder layers cross-attend to.
     """
-    queries, counted, real = tokens.shape[1], positions is None, mask
-    if (new := backend.begin(queries, mask)) is not None:
-        real, key_positions = new.token_mask, new.key_positions
-        positions = new.positions if positions is None else positions
+    queries, consecutive, key_mask = tokens.shape[1], positions is None, token_mask
+    query_positions: Tensor
+    if (new := backend.begin(queries, token_mask, positions)) is not None:
+        query_positions, key_positions, key_mask = new
     else:
-        positions = count_positions(tokens, mask, documents) if positions is None else positions
-        key_positions = positions
-    seen = AttentionMask(
+        query_positions = count_positions(tokens, token_mask, documents) if positions is None else positions
+        key_positions = query_positions
+    mask = AttentionMask(
         queries=queries,
         keys=key_positions.shape[-1],
         causal=stack.causal,
         device=tokens.device,
-        token_mask=real,
+        token_mask=key_mask,
         documents=documents,
         document_starts=document_starts,
         prefix=prefix,
     )
     return ForwardContext(
-        backend=backend, mask=seen, positions=positions, key_positions=key_positions, counted=counted, encoder=encoder
+        backend=backend,
+        mask=mask,
+        positions=query_positions,
+        key_positions=key_positions,
+        consecutive=consecutive,
+        encoder=encoder,
     )
 
 
-def count_positions(tokens: Tensor, mask: Tensor | None, documents: Tensor | None) -> Tensor:
-    """(1 or B, T) positions: real tokens counted from 0, starting again where the document changes."""
-    slots = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    if mask is not None:
-        slots = (mask.long().cumsum(dim=-1) - 1).clamp_min(0)
+def count_positions(tokens: Tensor, token_mask: Tensor | None, documents: Tensor | None) -> Tensor:
+    """Positions (1 or B, T) of tokens (B, T): from 0 in each document, padding not counted.
+
+    Args:
+        token_mask: (B, T) bool, false where padding; None: no padding.
+        documents: (B, T) int, a document ends where the number changes; None: one document a row.
+    """
+    index = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    if token_mask is not None:
+        index = (token_mask.long().cumsum(dim=-1) - 1).clamp_min(0)
     if documents is None:
-        return slots
-    fresh = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
-    return slots - torch.where(fresh, slots, 0).cummax(dim=-1).values
+        return index
+    starts = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    return index - torch.where(starts, index, 0).cummax(dim=-1).values
 
 
 def input_embedding(spec: ModelSpec, tokens: Embedding | None = None, *, segments: int = 0) -> InputEmbedding:
-    """The embedding of a model; `tokens`: a token table that it shares."""
+    """The embedding of a model.
+
+    Args:
+        tokens: embedding to share; None: a new one.
+        segments: number of segment ids.
+    """
     width = spec.body.embedding_width(spec)
     tokens = Embedding(spec.vocab_size, width) if tokens is None else tokens
     return InputEmbedding(
@@ -154,15 +179,12 @@ def input_embedding(spec: ModelSpec, tokens: Embedding | None = None, *, segment
 
 
 def position_shape(spec: ModelSpec, layers: Sequence[LayerSpec], *, causal: bool) -> PositionShape:
-    """What the model's position method needs to know of a stack.
-
-    Raises ConfigError where layers that use it have different heads.
-    """
+    """Sizes for the model's position method. Raises ConfigError if the layers that use it differ in heads or head dim."""
     shapes = {a[:1] + a[2:3] for layer in layers if layer.position is None and (a := layer.mixer.attention(spec.width))}
     if len(shapes) > 1:
         raise ConfigError(
             f"layers with {' and '.join(f'{h} heads of {d}' for h, d in sorted(shapes))} can't share the model's "
-            "position method: give some of them a position of their own (model.pattern … position)"
+            "position method: give some of them a position method of their own (model.pattern … position)"
         )
     heads, head_dim = next(iter(shapes), (1, spec.width))
     return PositionShape(
@@ -170,11 +192,17 @@ def position_shape(spec: ModelSpec, layers: Sequence[LayerSpec], *, causal: bool
     )
 
 
+def _layer_position_shape(spec: ModelSpec, layer: LayerSpec, shape: PositionShape) -> PositionShape:
+    """Sizes for the position method of one layer: the stack's `shape` with the layer's own heads."""
+    attention = layer.mixer.attention(spec.width)
+    return shape if attention is None else replace(shape, heads=attention.heads, head_dim=attention.head_dim)
+
+
 def check_layers(spec: ModelSpec, layers: Sequence[LayerSpec], *, causal: bool, cross: bool = False) -> None:
-    """Raise ConfigError where the layers of a stack don't fit each other or the model.
+    """Raise ConfigError if the layers of a stack don't fit each other or the model.
 
     Args:
-        cross: whether the stack reads an encoder.
+        cross: the stack cross-attends to an encoder.
     """
     if not layers:
         raise ConfigError("a stack needs at least 1 layer: model.layers")
@@ -183,27 +211,26 @@ def check_layers(spec: ModelSpec, layers: Sequence[LayerSpec], *, causal: bool, 
         layer.arrangement.check(layer)
         if layer.cross != cross:
             raise ConfigError(
-                "layers with cross = true read an encoder: they are those of an encoder–decoder's decoder, all "
-                "of them and no others"
+                "cross = true is only for the decoder of an encoder–decoder, where all layers must have it"
             )
         if layer.position is not None and layer.position.embeds:
             name = layer.position.registry.name_of(type(layer.position))
             raise ConfigError(
-                f"layer {index} can't have {name} positions of its own: they are added to the token embeddings, which "
-                "all layers share; make them the model's (model.position)"
+                f"layer {index} can't have {name} positions of its own, because they are added to the token embeddings: "
+                "set them for the whole model (model.position)"
             )
         if layer.share is not None:
             first = layers[layer.share] if layer.share < index else None
             if first is None or first.share is not None or replace(layer, share=None) != first:
                 raise ConfigError(
-                    f"layer {index} shares the parameters of layer {layer.share}: that must be an earlier layer "
-                    "with the same parts and parameters of its own"
+                    f"layer {index} shares the parameters of layer {layer.share}, which must be an earlier layer with the "
+                    "same settings that doesn't itself share another's"
                 )
     shape = position_shape(spec, layers, causal=causal)
     spec.position.check(shape)
     for layer in layers:
-        if layer.position is not None and (own := layer.mixer.attention(spec.width)):
-            layer.position.check(replace(shape, heads=own.heads, head_dim=own.head_dim))
+        if layer.position is not None and layer.mixer.attention(spec.width):
+            layer.position.check(_layer_position_shape(spec, layer, shape))
 
 
 def describe_stack(
@@ -217,27 +244,31 @@ def describe_stack(
     states_BSE: GraphTensor | None = None,
     shared_tokens: bool = False,
 ) -> GraphTensor:
-    """Record embedding, layers and norm of a stack, (B, T) token ids → (B, T, E).
+    """Record embedding, layers and final norm of a stack, (B, T) token ids → (B, T, E).
 
     Args:
-        segments: rows of the table of segments.
-        states_BSE: encoder states that the layers attend to.
-        shared_tokens: the token table is another stack's.
+        segments: number of segment ids.
+        states_BSE: encoder states that the layers cross-attend to.
+        shared_tokens: the embedding is shared with another stack.
     """
     shape = position_shape(spec, layers, causal=causal)
     x_BTE = _describe_embedding(graph, spec, tokens_BT, shape, segments=segments, shared_tokens=shared_tokens)
     seq = tokens_BT.shape[1]
-    bias_of: dict[Position | None, GraphTensor | None] = {}
+    bias_of: dict[tuple[Position, int, int] | None, GraphTensor | None] = {}
+    biases: list[GraphTensor | None] = []
     for index, layer in enumerate(layers):
-        if layer.position not in bias_of:
-            own = layer.mixer.attention(spec.width)
-            at = replace(shape, heads=own.heads, head_dim=own.head_dim) if own and layer.position else shape
-            name = "position" if layer.position is None else f"layer_positions.{index}"
-            bias_of[layer.position] = (layer.position or spec.position).describe_bias(graph.scope(name), seq, seq, at)
+        name, position, sizes, method = "position", spec.position, shape, None
+        if layer.position is not None:
+            name, position = f"layer_positions.{index}", layer.position
+            sizes = _layer_position_shape(spec, layer, shape)
+            method = (position, sizes.heads, sizes.head_dim)
+        if method not in bias_of:
+            bias_of[method] = position.describe_bias(graph.scope(name), seq, seq, sizes)
+        biases.append(bias_of[method])
     for index, layer in enumerate(layers):
-        place = LayerShape(spec.width, index, len(layers), causal)
+        layer_shape = LayerShape(spec.width, index, len(layers), causal)
         block = graph.scope(f"blocks.{index}", layer=True, shared=layer.share is not None)
-        x_BTE = layer.arrangement.describe(LayerParts(block, layer, place, bias_of[layer.position], states_BSE), x_BTE)
+        x_BTE = layer.arrangement.describe(LayerParts(block, layer, layer_shape, biases[index], states_BSE), x_BTE)
     return layers[-1].norm.describe(graph, "norm", x_BTE) if layers[-1].arrangement.final_norm else x_BTE
 
 
@@ -253,9 +284,16 @@ def _describe_embedding(
     """Record what `InputEmbedding` does, (B, T) → (B, T, E)."""
     width, embedding = spec.body.embedding_width(spec), graph.scope("embedding")
 
-    def look_up(name: str, ids_BT: GraphTensor, rows: int, saved: int = 0) -> GraphTensor:
-        found = (*ids_BT.shape, width)
-        return embedding.add(name, "embedding", ids_BT, shape=found, role="embedding", parameters=rows, saved=saved)
+    def look_up(name: str, ids_BT: GraphTensor, parameters: int, saved: int = 0) -> GraphTensor:
+        return embedding.add(
+            name,
+            "embedding",
+            ids_BT,
+            shape=(*ids_BT.shape, width),
+            role="embedding",
+            parameters=parameters,
+            saved_elements=saved,
+        )
 
     x_BTW = look_up("tokens", tokens_BT, 0 if shared_tokens else spec.vocab_size * width, tokens_BT.elements * width)
     x_BTW = spec.position.describe_embedding(graph.scope("position"), x_BTW, shape)

@@ -61,7 +61,7 @@ class CharacterCNN:
                     role="dense",
                     flops=2 * tokens * weights * max(length - i, 1),
                     parameters=weights + count,
-                    saved=tokens * count,
+                    saved_elements=tokens * count,
                 )
             )
         x_NF = graph.add("joined", "concat", *found, shape=(tokens, total))
@@ -74,7 +74,7 @@ class CharacterCNN:
                 role="dense",
                 flops=2 * tokens * total * 2 * total,
                 parameters=(total + 1) * 2 * total,
-                saved=tokens * 2 * total,
+                saved_elements=tokens * 2 * total,
                 in_features=total,
                 out_features=2 * total,
             )

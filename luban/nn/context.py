@@ -1,7 +1,7 @@
-"""What the layers of one forward share, handed to every block.
+"""State that the layers of one forward share, passed to every block.
 
-Plain classes, never tuples or pytrees: FSDP's mixed precision would cast the tensors inside. What a block is given
-holds tensors and objects, never its own number, so that blocks compiled one by one share one graph.
+Not tuples or pytrees, because FSDP's mixed precision casts tensors inside those. No layer index, so that separately
+compiled blocks share one graph.
 
 B batch, T queries, S keys or encoder tokens, E model width.
 """
@@ -14,21 +14,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from luban.core.protocols import KeysValues
 from luban.kernels.attention_mask import AttentionMask
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.attention.prepared_mask import bias_of, padding_mask
 from luban.nn.mixer.base import AttentionShape
 from luban.nn.position.base import PositionMethod, Rotation
 
-KeysValues = tuple[Tensor, Tensor]  # (B, K, S, D) both
-
 
 class EncoderStates:
-    """What an encoder made of a source, for the layers of a decoder.
+    """Encoder output that decoder layers cross-attend to.
 
     Args:
-        states: (B, S, E); None where every layer's keys and values are kept by a cache.
-        token_mask: (B, S) bool, true where a source token is real; None: all are.
+        states: (B, S, E); None if the cache already holds every layer's keys and values.
+        token_mask: (B, S) bool, false where a source token is padding; None: no padding.
+        dtype: of the matmuls.
     """
 
     def __init__(self, states: Tensor | None, token_mask: Tensor | None, dtype: torch.dtype):
@@ -37,7 +37,7 @@ class EncoderStates:
 
 
 class LayerContext:
-    """What one layer is given."""
+    """The per-layer view of a ForwardContext: backend, mask, rotary embedding, cache, encoder states."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class LayerContext:
         self.backend, self.mask, self.rotation, self.cache, self.encoder = backend, mask, rotation, cache, encoder
 
     def attend(self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float | None = None) -> Tensor:
-        """Attention of the new tokens to all that the mask lets them see, (B, H, T, D); `scale`: for 1/√D."""
+        """Attention of the new tokens to the unmasked keys, (B, H, T, D); `scale` replaces 1/√D."""
         assert self.mask is not None
         return self.backend.attend(q_BHTD, k_BKTD, v_BKTD, self.mask, self.cache, scale)
 
@@ -60,7 +60,8 @@ class LayerContext:
         """Attention to the encoder's states, (B, H, T, D).
 
         Args:
-            project: (B, S, E) states → keys and values; not called where a cache keeps them.
+            project: (B, S, E) states → keys and values, (B, K, S, D) each; not called if a cache holds them.
+            scale: replaces 1/√D.
         """
         assert self.encoder is not None
         k, v = self.backend.cross_keys_values(project, self.encoder.states, self.cache)
@@ -68,21 +69,22 @@ class LayerContext:
 
 
 class AttentionGroup(NamedTuple):
-    """Layers whose masks are alike."""
+    """Layers that share a mask: same position method and AttentionShape."""
 
-    method: int  # which of the stack's position methods
+    method: int  # index into the stack's position methods
     shape: AttentionShape
 
 
 class ForwardContext:
-    """What all layers of one forward share.
+    """State that all layers of one forward share.
 
     Args:
         backend: how attention is computed.
-        mask: without any layer's window or layout.
-        positions: (1 or B, T) of the new tokens, and `key_positions` (1 or B, S) of all, as counted or given.
-        counted: they were counted here, so that they rise by one from token to token.
-        encoder: what decoder layers cross-attend to.
+        mask: the mask before any layer's window or layout is applied.
+        positions: (1 or B, T) of the new tokens, given or computed here.
+        key_positions: (1 or B, S) of all tokens, those in the cache included.
+        consecutive: positions were computed here, so they rise by one per token.
+        encoder: the states that decoder layers cross-attend to.
     """
 
     def __init__(
@@ -92,15 +94,15 @@ class ForwardContext:
         mask: AttentionMask,
         positions: Tensor,
         key_positions: Tensor,
-        counted: bool,
+        consecutive: bool,
         encoder: EncoderStates | None = None,
     ):
-        self.backend, self.mask, self.encoder, self.counted = backend, mask, encoder, counted
+        self.backend, self.mask, self.encoder, self.consecutive = backend, mask, encoder, consecutive
         self.positions, self.key_positions = positions, key_positions
         self._layers: Mapping[int, LayerContext] = {}
 
     def map_positions(self, method: PositionMethod) -> tuple[Tensor, Tensor]:
-        """Positions of queries and keys as `method` works with them."""
+        """Query and key positions as the position method maps them: (1 or B, T) and (1 or B, S)."""
         return method.map_positions(self.positions, self.key_positions, cached=self.backend.cached)
 
     def prepare(
@@ -111,34 +113,34 @@ class ForwardContext:
         group_of: Mapping[int, int | None],
         dtype: torch.dtype,
     ) -> None:
-        """Make ready what `layer` gives out.
+        """Build the masks, rotary embeddings and LayerContexts.
 
         Args:
-            methods: the stack's position method, then those that single layers have.
-            mapped: positions of queries and keys as the first method works with them.
-            groups: of layers with like masks; `group_of` layer → group, None for a layer that doesn't attend.
+            methods: the model's position method, then the per-layer ones.
+            mapped: query and key positions as the first method maps them.
+            groups: layers that share a mask. group_of: layer → index into `groups`; None for a layer without attention.
             dtype: of the matmuls.
         """
-        places = [mapped, *(self.map_positions(method) for method in methods[1:])]
-        encodings = [method(*at) for method, at in zip(methods, places, strict=True)]
+        mapped_positions = [mapped, *(self.map_positions(method) for method in methods[1:])]
+        encodings = [method(*positions) for method, positions in zip(methods, mapped_positions, strict=True)]
         biases = [
-            bias_of(method, encoding, self.mask, at[0], counted=self.counted)
-            for method, encoding, at in zip(methods, encodings, places, strict=True)
+            bias_of(method, encoding, self.mask, positions[0], consecutive=self.consecutive)
+            for method, encoding, positions in zip(methods, encodings, mapped_positions, strict=True)
         ]
-        made = []
+        prepared = []
         for method, shape in groups:
             mask = self.backend.prepare(self.mask, shape, biases[method], dtype)
-            made.append((mask, encodings[method].rotation))
+            prepared.append((mask, encodings[method].rotation))
         contexts: dict[int | None, LayerContext] = {}
         layers = {}
         for layer, group in group_of.items():
             cache = self.backend.layer(layer)
             if cache is not None or group not in contexts:
-                mask, rotation = (None, None) if group is None else made[group]
+                mask, rotation = (None, None) if group is None else prepared[group]
                 contexts[group] = LayerContext(self.backend, mask, rotation, cache, self.encoder)
             layers[layer] = contexts[group]
         self._layers = layers
 
     def layer(self, index: int) -> LayerContext:
-        """What layer `index` is given."""
+        """Context of layer `index`."""
         return self._layers[index]

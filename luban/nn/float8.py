@@ -37,19 +37,19 @@ def require_float8(device: torch.device) -> None:
 
 
 class Float8Matmul(Matmul):
-    """Matmuls of owners in 8 bits."""
+    """fp8 matmuls of weight owners."""
 
-    def serves(self, outputs: int, inputs: int) -> bool:
-        """Both sides must be multiples of 16."""
+    def supports(self, outputs: int, inputs: int) -> bool:
+        """True if both dimensions are multiples of 16."""
         return fits_float8(outputs, inputs)
 
     def linear(self, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-        """x·weightᵀ (+ bias), (…, I) → (…, O), with both factors rounded to 8 bits."""
+        """x·weightᵀ (+ bias), (…, I) → (…, O), with both factors rounded to fp8."""
         y = _product(x.reshape(-1, x.shape[-1]), weight_OI).view(*x.shape[:-1], -1)
         return y if bias_O is None else y + bias_O
 
-    def serves_swiglu(self, width: int, inner: int) -> bool:
-        """Where one program can hold a row."""
+    def supports_swiglu(self, width: int, inner: int) -> bool:
+        """True if one kernel program can hold a row."""
         return fits_float8_swiglu(width, inner)
 
     def swiglu(self, x_NE: Tensor, gate_up_WE: Tensor, down_OI: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -16,9 +16,8 @@ from luban.core.seeding import derive
 from luban.nn.linear import Projection
 
 BLOCK = 1 << 16  # numbers drawn from one seed, so that a part of a parameter needs only the blocks it lies in
-Region = Callable[
-    [Tensor], tuple[Tensor, tuple[int, ...]]
-]  # a tensor → what of it lies here, and where that begins in it
+# a parameter → its shard in this process, and the indices at which the shard begins
+Region = Callable[[Tensor], tuple[Tensor, tuple[int, ...]]]
 
 
 @runtime_checkable
@@ -26,13 +25,13 @@ class DrawsParameters(Protocol):
     """A module with an initialisation of its own."""
 
     def draw_parameters(self, draw: InitialValues) -> None:
-        """Set the parameters that it owns itself, in place."""
+        """Set the parameters and buffers that it owns itself, in place."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Initialisation(Variant):
-    """A family of initialisations of linear layers and embeddings."""
+    """Base config of the initialisation of linear layers and embeddings (registry `initialisation`)."""
 
     registry: ClassVar[Registry] = Registry(
         "initialisation",
@@ -42,14 +41,14 @@ class Initialisation(Variant):
             "xavier": "luban.nn.init:XavierInit",
         },
     )
-    scale_residual: bool = True  # divide by √(2·layers) what writes into the residual stream (GPT-2)
+    scale_residual: bool = True  # divide weights that write to the residual stream by √(2·layers) (GPT-2)
 
     def linear_std(self, layer: Projection) -> float:
         """Standard deviation of a projection's weights."""
         raise NotImplementedError
 
     def embedding_std(self, width: int) -> float:
-        """Standard deviation of an embedding table."""
+        """Standard deviation of an embedding weight (rows, width)."""
         raise NotImplementedError
 
 
@@ -64,11 +63,11 @@ class NormalInit(Initialisation):
             raise ConfigError(f"initialisation std must be positive, {self.std} given")
 
     def linear_std(self, layer: Projection) -> float:
-        """The same for all."""
+        """`std`."""
         return self.std
 
     def embedding_std(self, width: int) -> float:
-        """The same for all."""
+        """`std`."""
         return self.std
 
 
@@ -76,14 +75,14 @@ class NormalInit(Initialisation):
 class FanInInit(Initialisation):
     """1/√inputs for linear layers, so that widths keep the variance; a fixed one for embeddings."""
 
-    embedding: float = 0.02  # standard deviation of embedding tables
+    embedding: float = 0.02  # standard deviation of embedding weights
 
     def linear_std(self, layer: Projection) -> float:
         """1/√inputs."""
         return layer.in_features**-0.5
 
     def embedding_std(self, width: int) -> float:
-        """A fixed one."""
+        """`embedding`."""
         return self.embedding
 
 
@@ -91,35 +90,36 @@ class FanInInit(Initialisation):
 class XavierInit(Initialisation):
     """√(2 / (inputs + outputs)) for linear layers (Glorot & Bengio 2010, equation 12); a fixed one for embeddings."""
 
-    embedding: float = 0.02  # standard deviation of embedding tables
+    embedding: float = 0.02  # standard deviation of embedding weights
 
     def linear_std(self, layer: Projection) -> float:
-        """Between inputs and outputs."""
+        """√(2 / (inputs + outputs))."""
         return math.sqrt(2 / (layer.in_features + layer.out_features))
 
     def embedding_std(self, width: int) -> float:
-        """A fixed one."""
+        """`embedding`."""
         return self.embedding
 
 
 def whole(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The region of a tensor that lies in one place."""
+    """The region of a parameter that isn't sharded."""
     return tensor, (0,) * tensor.dim()
 
 
 @dataclass(frozen=True)
 class InitialValues:
-    """Values for the parameters of one module, each laid out (dtype, device, sharding) as the parameter they are for."""
+    """Values for the parameters of one module, each with the dtype, device and sharding of its parameter."""
 
     seed: int  # of the run
     prefix: str  # the module's name
-    region: Region = whole  # which part of a parameter lies in this process
+    region: Region = whole  # this process's shard of a parameter
 
     def normal(self, name: str, parameter: Tensor, std: float) -> Tensor:
         """Normal numbers of mean 0 for the parameter `name` of the module, of at least one dimension.
 
-        Number by number they depend on seed, name, and the place in the parameter alone, so that its shards hold what the
-        whole would. They are drawn in float32 on the CPU, in blocks of rows of about BLOCK numbers, and rounded once.
+        Each number depends only on seed, name and its index in the parameter, so that a sharded parameter gets the same
+        values as an unsharded one. They are drawn in float32 on the CPU, in blocks of rows of about BLOCK numbers, and
+        rounded once.
         """
         values, seed = torch.empty_like(parameter), derive(self.seed, f"{self.prefix}.{name}")
         local, begins = self.region(values)
@@ -137,7 +137,7 @@ class InitialValues:
         return values
 
     def placed(self, whole_values: Tensor, parameter: Tensor) -> Tensor:
-        """Values that were computed for the whole parameter."""
+        """This process's shard of values that were computed for the whole parameter."""
         values = torch.empty_like(parameter)
         local, begins = self.region(values)
         here = tuple(slice(start, start + size) for start, size in zip(begins, local.shape, strict=True))
@@ -146,20 +146,36 @@ class InitialValues:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, how: Initialisation, *, layers: int, seed: int, region: Region = whole) -> None:
+def initialise(
+    model: nn.Module,
+    how: Initialisation,
+    *,
+    layers: int,
+    seed: int,
+    region: Region = whole,
+    without: Collection[str] = frozenset(),
+) -> None:
     """Fill every parameter of `model` in place, drawn from (seed, parameter name), one at a time.
 
     The values don't depend on device, sharding, or on which other parameters there are. Projections and
-    embeddings follow `how` (times a projection's own `init_gain`), biases are 0, norms are the identity; a module with a
-    `draw_parameters(draw)` of its own is asked. A parameter that two modules share is drawn for the first.
+    embeddings follow `how` (times a projection's own `init_gain`), biases are 0, norms are the identity; a module with
+    `draw_parameters(draw)` initialises its own. A parameter that two modules share is drawn for the first.
 
     Args:
-        layers: of the model, for `scale_residual`.
-        region: which part of a parameter lies in this process, where it is sharded.
+        layers: number of layers of the model, for `scale_residual`.
+        region: this process's shard of a parameter, for sharded models.
+        without: names of parameters and buffers that aren't changed.
+
+    Raises:
+        TypeError: a module has buffers but no `draw_parameters` that sets them.
     """
-    drawn: set[int] = set()
+    drawn = {id(parameter) for name, parameter in model.named_parameters() if name in without}
     for prefix, module in model.named_modules():
+        buffers = [name for name, _ in module.named_buffers(prefix, recurse=False) if name not in without]
         fresh = {id(parameter) for parameter in module.parameters(recurse=False)} - drawn
+        fresh |= {id(buffer) for buffer in module.buffers(recurse=False)} if buffers else set()
+        if buffers and not isinstance(module, DrawsParameters):
+            raise TypeError(f"{buffers[0]} is a buffer, so {type(module).__name__} must set it in draw_parameters")
         if not fresh:
             continue
         drawn |= fresh

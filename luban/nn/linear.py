@@ -20,18 +20,19 @@ from luban.nn.row import linear
 
 
 class Matmul:
-    """How owners multiply: here with torch. A precision gives another one to `MatmulOwner.use_matmul`."""
+    """Matmul implementation used by weight owners; this one is F.linear. fp8 installs its own with
+    `MatmulOwner.use_matmul`."""
 
-    def serves(self, outputs: int, inputs: int) -> bool:
-        """Whether a weight of these sides can be multiplied this way."""
+    def supports(self, outputs: int, inputs: int) -> bool:
+        """True if a weight of shape (outputs, inputs) can be multiplied this way."""
         return True
 
     def linear(self, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
         """x·weightᵀ (+ bias), (…, I) → (…, O)."""
         return linear(x, weight_OI, bias_O)
 
-    def serves_swiglu(self, width: int, inner: int) -> bool:
-        """Whether `swiglu` can serve a feed-forward network of these widths."""
+    def supports_swiglu(self, width: int, inner: int) -> bool:
+        """True if `swiglu` supports a feed-forward network of these widths."""
         return False
 
     def swiglu(self, x_NE: Tensor, gate_up_WE: Tensor, down_OI: Tensor) -> Tensor:
@@ -43,7 +44,8 @@ TORCH = Matmul()
 
 
 class Projection(nn.Module):
-    """Weight (O, I) and bias (O,) of one linear map, read by the owner that holds it. It has no forward of its own.
+    """Weight (O, I) and bias (O,) of one linear map. It has no forward of its own, so that only the owner's forward (and
+    its hooks) reads it.
 
     Args:
         role: of the weight.
@@ -59,7 +61,7 @@ class Projection(nn.Module):
         self.parameter_roles: dict[str, Role] = {"weight": role, "bias": "bias"}
 
     def drop_parameters(self) -> None:
-        """Free weight and bias, which are None from then on."""
+        """Free weight and bias: both are None afterwards."""
         self.register_parameter("weight", None)
         self.bias = None
 
@@ -67,62 +69,68 @@ class Projection(nn.Module):
 class MatmulOwner:
     """Mixin of the modules that own matmul weights, their `projections`.
 
-    An additive term (an adapter's low-rank product, say) of a projection is computed inside the owner's forward, so
-    that fused kernels keep running beside it.
+    The output of a projection's adapter (LoRA's low-rank product, for example) is computed inside the owner's forward,
+    so that fused kernels are still used.
     """
 
     def init_matmul(self) -> None:
         """Set the attributes below; an owner calls it after `nn.Module.__init__`."""
         self.matmul: Matmul = TORCH
-        self.terms: nn.ModuleDict | None = None  # projection → module from its input to what is added to its output
-        self.int8: nn.ModuleDict | None = None  # weights packed for inference on a CPU; they replace the projections
+        # projection name → adapter module; its output is added to the projection's
+        self.adapters: nn.ModuleDict | None = None
+        self.int8: nn.ModuleDict | None = (
+            None  # int8 weights for inference on a CPU; they replace those of the projections
+        )
 
     def projections(self) -> Mapping[str, Projection]:
-        """The linear maps that this module owns, by name."""
+        """Name → linear map, of those that this module owns."""
         raise NotImplementedError
 
-    def add_term(self, projection: str, term: nn.Module) -> None:
-        """Add `term(x)`, (…, I) → (…, O), to what this projection makes of x. Raises ConfigError for an unknown one."""
+    def add_adapter(self, projection: str, adapter: nn.Module) -> None:
+        """Add `adapter(x)`, (…, I) → (…, O), to this projection's output. Raises ConfigError for an unknown projection."""
         if projection not in self.projections():
             known = ", ".join(self.projections())
             raise ConfigError(f"{type(self).__name__} has no projection '{projection}'; it has {known}")
-        if self.terms is None:
-            self.terms = nn.ModuleDict()
-        self.terms[projection] = term
+        if self.adapters is None:
+            self.adapters = nn.ModuleDict()
+        self.adapters[projection] = adapter
 
-    def term(self, projection: str, x: Tensor) -> Tensor | None:
-        """What is added to this projection's output for its input x; None: nothing."""
-        if self.terms is None or projection not in self.terms:
+    def adapter_output(self, projection: str, x: Tensor) -> Tensor | None:
+        """The adapter's output for input x (…, I) → (…, O); None if there is no adapter."""
+        if self.adapters is None or projection not in self.adapters:
             return None
-        return self.terms[projection](x)
+        return self.adapters[projection](x)
 
-    def plus_term(self, projection: str, y: Tensor, x: Tensor) -> Tensor:
-        """This projection's output y for its input x, with what is added to it."""
-        term = self.term(projection, x)
-        return y if term is None else y + term
+    def plus_adapter(self, projection: str, y: Tensor, x: Tensor) -> Tensor:
+        """y plus the adapter's output, if any; y (…, O), x (…, I)."""
+        added = self.adapter_output(projection, x)
+        return y if added is None else y + added
 
-    def add_terms_(self, y: Tensor, x: Tensor, sizes: Mapping[str, int]) -> Tensor:
-        """Add to outputs that lie side by side in y, (…, sum of O), in place.
+    def add_adapters_(self, y: Tensor, x: Tensor, sizes: Mapping[str, int]) -> Tensor:
+        """Add each adapter's output in place to its slice of the concatenated outputs y (…, ΣO); x (…, I).
 
         Args:
-            sizes: projection → O, in the order in which they lie.
+            sizes: projection → O, in the order of concatenation.
         """
         start = 0
         for name, size in sizes.items():
-            if (term := self.term(name, x)) is not None:
-                y.narrow(-1, start, size).add_(term)
+            if (added := self.adapter_output(name, x)) is not None:
+                y.narrow(-1, start, size).add_(added)
             start += size
         return y
 
     def use_matmul(self, matmul: Matmul) -> list[str]:
-        """Multiply with `matmul` from now on if it serves every projection; returns the projections it doesn't."""
-        refused = [name for name, p in self.projections().items() if not matmul.serves(p.out_features, p.in_features)]
-        if not refused:
+        """Use `matmul` if it supports every projection's shape; return the projections it doesn't support (then nothing
+        changes)."""
+        unsupported = [
+            name for name, p in self.projections().items() if not matmul.supports(p.out_features, p.in_features)
+        ]
+        if not unsupported:
             self.matmul = matmul
-        return refused
+        return unsupported
 
     def pack_int8(self) -> None:
-        """Replace the weights by 8-bit ones for inference, in place; those of one input as one."""
+        """Replace the weights by int8 ones for inference on a CPU; weights that read the same input are concatenated."""
         raise NotImplementedError
 
 
@@ -142,20 +150,20 @@ class Linear(Projection, MatmulOwner):
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
         y = self.matmul.linear(x, self.weight, self.bias) if self.int8 is None else self.int8["weight"](x)
-        return self.plus_term("weight", y, x)
+        return self.plus_adapter("weight", y, x)
 
     def pack_int8(self) -> None:
-        """In place."""
+        """Replace the weight by one int8 weight."""
         self.int8 = nn.ModuleDict({"weight": Int8Weight(self.weight, self.bias)})
         self.drop_parameters()
 
 
 class JointLinear(nn.Module, MatmulOwner):
-    """Several linear maps of one input. Each keeps a weight of its own; in training on a GPU they are multiplied as one:
-    the input is read once, and its gradient is one matmul instead of several and their sum.
+    """Several linear maps of one input. Each has its own weight; training on a GPU concatenates the weights for one
+    matmul, so that the input is read once and its gradient is one matmul instead of a sum of several.
 
     Args:
-        outputs: name → O of each map, in order; the names are roles too.
+        outputs: name → O of each map, in order; the names are also the weights' roles.
     """
 
     def __init__(self, inputs: int, outputs: Mapping[str, int], *, bias: bool):
@@ -170,20 +178,20 @@ class JointLinear(nn.Module, MatmulOwner):
         return {name: self.get_submodule(name) for name in self.sizes}  # type: ignore[misc]
 
     def forward(self, x: Tensor, *, joint: bool = False) -> Tensor | tuple[Tensor, ...]:
-        """(…, I) → one (…, O) a map; with `joint` side by side in one tensor, (…, sum of O)."""
+        """(…, I) → a tuple of (…, O); with joint=True one concatenated (…, ΣO)."""
         if not (joint or self.int8 is not None or trains_fused(x)):
-            parts = [self.matmul.linear(x, p.weight, p.bias) for p in self._projections()]
-            return tuple(self.plus_term(name, y, x) for name, y in zip(self.sizes, parts, strict=True))
+            outputs = [self.matmul.linear(x, p.weight, p.bias) for p in self._projections()]
+            return tuple(self.plus_adapter(name, y, x) for name, y in zip(self.sizes, outputs, strict=True))
         if self.int8 is not None:
             y = self.int8["joint"](x)
         else:
             y = self.matmul.linear(x, *joined(*self._projections()))
-        sizes = self._sizes_here()
-        y = y if self.terms is None else self.add_terms_(y, x, sizes)
+        sizes = self._local_sizes()
+        y = y if self.adapters is None else self.add_adapters_(y, x, sizes)
         return y if joint else y.split(list(sizes.values()), dim=-1)
 
-    def _sizes_here(self) -> dict[str, int]:
-        """O of each map in this process, which may hold a part of the rows only."""
+    def _local_sizes(self) -> dict[str, int]:
+        """O of each map in this process; with tensor parallelism a shard of the rows."""
         if self.int8 is not None:
             return self.sizes
         return {name: p.weight.shape[0] for name, p in zip(self.sizes, self._projections(), strict=True)}
@@ -192,7 +200,7 @@ class JointLinear(nn.Module, MatmulOwner):
         return (self._modules[name] for name in self.sizes)  # type: ignore[return-value]
 
     def pack_int8(self) -> None:
-        """All as one, in place."""
+        """Replace the weights by one int8 weight."""
         self.int8 = nn.ModuleDict({"joint": Int8Weight(*joined(*self._projections()))})
         for projection in self._projections():
             projection.drop_parameters()
@@ -210,13 +218,13 @@ class QKVLinear(JointLinear):
 
 
 def joined(*projections: Projection) -> tuple[Tensor, Tensor | None]:
-    """Weights and biases one below the other, for one matmul."""
+    """Weights and biases concatenated along the output dimension: (ΣO, I) and (ΣO,)."""
     biases: list[Tensor] = [p.bias for p in projections if p.bias is not None]  # all have one, or none
     return torch.cat([p.weight for p in projections]), torch.cat(biases) if biases else None
 
 
 def trains_fused(x: Tensor) -> bool:
-    """Whether this is training where Triton's kernels run."""
+    """True if gradients are enabled and Triton kernels run on x's device."""
     return torch.is_grad_enabled() and triton_runs(x)
 
 
@@ -227,11 +235,11 @@ def matmul_owners(module: nn.Module) -> Iterator[tuple[str, MatmulOwner]]:
 
 @torch.no_grad()
 def store_column_major(module: nn.Module) -> None:
-    """Store the float32 matrices of `module` on the CPU column by column (names, shapes and values stay).
+    """Store float32 CPU matrices column-major: a matrix–vector product (decoding) then runs at memory bandwidth.
 
-    The product of one row with such a matrix reads it at the memory's full speed, as decoding one token needs
-    (`luban.nn.row`). Embedding tables follow, as a tied output layer is a matmul. Every matrix keeps a block of memory of
-    its own: side by side in one they would have gaps, over which torch's fused optimizers write.
+    Names, shapes and values don't change (`luban.nn.row` has the product). Embedding weights are included, since a tied
+    output layer multiplies with them. Each matrix keeps its own storage, because torch's fused optimizers overwrite the
+    gaps between slices of one buffer.
     """
     for part in module.modules():
         if not isinstance(part, (Projection, nn.Embedding)) or part.weight is None:

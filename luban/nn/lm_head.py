@@ -85,13 +85,13 @@ class LMHead(Projection, MatmulOwner):
         return self._by_chunks(summed, rows, wanted)[0].sum()
 
     def _fuses(self, rows: Tensor) -> bool:
-        """Whether the fused kernel serves these rows; it knows no additive terms."""
-        plain = self.terms is None and self.int8 is None
+        """True if the fused kernel supports these rows (N, E); it doesn't support adapters."""
+        plain = self.adapters is None and self.int8 is None
         return plain and triton_runs(rows) and rows.dtype == self.weight.dtype != torch.float64
 
     def _logits(self, rows: Tensor) -> Tensor:
         y = self.matmul.linear(rows, self.weight, self.bias) if self.int8 is None else self.int8["weight"](rows)
-        return self.plus_term("weight", y, rows)
+        return self.plus_adapter("weight", y, rows)
 
     def _by_chunks(self, each, rows: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
         """`each(logits, targets)`, tensors with one entry a row or one a chunk, over a bounded number of rows at once."""
@@ -110,7 +110,7 @@ class LMHead(Projection, MatmulOwner):
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def pack_int8(self) -> None:
-        """In place; a tied embedding keeps its own weight."""
+        """Replace the weight by one int8 weight; a tied embedding keeps its own."""
         self.int8 = nn.ModuleDict({"weight": Int8Weight(self.weight, self.bias)})
         self.drop_parameters()
 

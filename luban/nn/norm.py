@@ -1,4 +1,4 @@
-"""Normalisation over the model width."""
+"""Normalisation over the last axis, the model width E."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from luban.nn.roles import Role
 
 @dataclass(frozen=True, kw_only=True)
 class Norm(Variant):
-    """A family of normalisations."""
+    """Base config of normalisation layers (registry `norm`)."""
 
     registry: ClassVar[Registry] = Registry(
         "norm", {"layernorm": "luban.nn.norm:LayerNorm", "rmsnorm": "luban.nn.norm:RMSNorm"}
@@ -30,7 +30,7 @@ class Norm(Variant):
             raise ConfigError(f"norm eps must be positive, {self.eps} given")
 
     def parameters(self, width: int) -> int:
-        """Scalars of one such norm."""
+        """Number of scalars of one norm."""
         return width
 
     def build(self, width: int) -> nn.Module:
@@ -40,10 +40,10 @@ class Norm(Variant):
     def describe(
         self, graph: GraphBuilder, name: str, x: GraphTensor, shape: tuple[int, ...] | None = None
     ) -> GraphTensor:
-        """Record the norm of x over the last axis of `shape`, x's own by default; no FLOPs by the usual count."""
+        """Record the norm of x over the last axis of `shape`, x's own by default. FLOPs of norms aren't counted."""
         shape = x.shape if shape is None else shape
         count = self.parameters(shape[-1])
-        return graph.add(name, "norm", x, shape=shape, role="norm", parameters=count, saved=x.elements)
+        return graph.add(name, "norm", x, shape=shape, role="norm", parameters=count, saved_elements=x.elements)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""What a parameter is, said by the module that owns it: optimizers, placements, adapters and the planner read roles, never names."""
+"""Roles of parameters, declared by the modules that own them.
+
+Optimizers, placements, adapters and the planner read roles, never names.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ Role = Literal[
     "down",  # of a feed-forward network
     "embedding",  # tables that tokens, segments or positions are looked up in
     "lm_head",  # the output layer of a language model; a tied one is an embedding
+    "adapter",  # what is added to the output of a frozen weight
     "dense",  # any other matrix: poolers, classifiers, widening of embeddings, convolutions
     "recurrent",  # matrices of recurrent cells
     "norm",

@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def is_row(x: Tensor, weight: Tensor) -> bool:
-    """Whether this is one row in float32 on a CPU, without gradients, and the matrix is stored column by column."""
+    """True for one float32 row on a CPU, without gradients, and a column-major matrix."""
     return (
         not torch.is_grad_enabled()
         and HAS_KERNEL

@@ -1,4 +1,7 @@
-"""The family of objectives: how documents become batches, and the module whose forward gives their summed loss."""
+"""Base config of training objectives, and of loss modules: how documents become batches, and their summed loss.
+
+B batch, T tokens, E model width, C documents per row.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,24 @@ from luban.data.shards import Shards
 from luban.kernels.limits import IGNORED
 from luban.nn.attention.backend import AttentionBackend
 
-TensorBatch = Mapping[str, Tensor]  # a `Batch`'s arrays by name, rows first
+# The arrays of a `luban.data.batch.Batch`: tokens, targets (B, T) int64; loss_mask (B, T) bool; documents, positions (B, T)
+# int32; document_starts (B, C) int32. Objectives' batches have further ones, all with the rows first.
+TensorBatch = Mapping[str, Tensor]
 
 
 class LossOutput(NamedTuple):
-    """What a loss module makes of a batch. (A tuple, so that FSDP finds the tensors.)"""
+    """Summed loss of a batch, with metrics. (A tuple, so FSDP finds the tensors.)"""
 
     sum: Tensor  # (): the loss summed over the batch's targets, in nats, float32 (float64 for float64 models)
     metrics: dict[str, tuple[Tensor, Tensor]] = {}  # noqa: RUF012  # name → (sum, count), for logs
 
 
 class LossModule(nn.Module):
-    """What is trained: a model and the loss on top of it.
+    """The module that is trained: a model with its loss.
 
     Args:
-        model: its forward gives hidden states (`output="hidden"`), its `head` logits or their cross-entropy.
-        attention: how the model computes attention; None: by the fastest kernel that can serve.
+        model: its forward returns hidden states (`output="hidden"`), its `head` logits or their cross-entropy.
+        attention: how the model computes attention; None: the fastest kernel that supports the case.
     """
 
     model: Any  # a `luban.models.base.Model`, which this package may not import: models stand beside objectives
@@ -44,10 +49,14 @@ class LossModule(nn.Module):
         raise NotImplementedError
 
     def hidden(self, batch: TensorBatch, **given: Any) -> Tensor:
-        """(B, T, E) hidden states of a one-sided model over packed rows. A batch without `documents` and `positions` has
-        one document a row."""
+        """Hidden states (B, T, E) of a one-sided model over packed rows. A batch without `documents` and `positions` has one
+        document per row.
+
+        Args:
+            given: further arguments of the model's forward.
+        """
         tokens = batch["tokens"]
-        # Only kernels of GPUs use the list of documents: elsewhere another length of it would only make another graph.
+        # Only GPU kernels read it; elsewhere its varying length would only cause recompilation.
         starts = batch["document_starts"] if tokens.is_cuda and "document_starts" in batch else None
         return self.model(
             tokens,
@@ -67,7 +76,7 @@ def ignore_untrained(targets: Tensor, loss_mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(Variant):
-    """A family of training objectives."""
+    """Base config of training objectives (registry `objective`)."""
 
     registry: ClassVar[Registry] = Registry(
         "objective",
@@ -83,44 +92,44 @@ class Objective(Variant):
             "labelled": "luban.objectives.labelled:Labelled",
         },
     )
-    bodies: ClassVar[tuple[str, ...]]  # registered names of the bodies that it can train
-    heads: ClassVar[tuple[str, ...]]  # … and of the heads
-    # every token is predicted once from those before: bits per byte mean something
+    bodies: ClassVar[tuple[str, ...]]  # registered names of the supported bodies
+    heads: ClassVar[tuple[str, ...]]  # … and of the supported heads
+    # each token is predicted exactly once from its left context, so bits per byte is defined
     reads_whole_text: ClassVar[bool] = False
-    two_positions: ClassVar[bool] = False  # its batches have two positions a token, (B, 2, T)
+    two_positions: ClassVar[bool] = False  # batches have two positions per token, (B, 2, T)
 
     def extra_ids(self) -> int:
-        """Ids that it needs beyond the tokenizer's."""
+        """Number of ids needed beyond the tokenizer's."""
         return 0
 
     def decoder_start(self, shards: Shards) -> int | None:
-        """Id of the token that an encoder–decoder's answers begin with; None: it has no such model."""
+        """Id of the token that an encoder–decoder's targets begin with; None for other models."""
         return None
 
     def require(self, head: object, *, causal: bool, tied: bool) -> None:
-        """Raise ConfigError where a model whose body and head are of the right kind lacks what this objective needs.
+        """Raise ConfigError if a model with a supported body and head lacks something else that the objective needs.
 
         Args:
             head: the head's settings.
-            causal: whether the body sees earlier tokens only.
-            tied: whether the output layer's weight is the embedding's.
+            causal: the body's attention is causal.
+            tied: the lm_head weight is the embedding's.
         """
 
     def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:
-        """The rows that this objective makes of a split, by its collator.
+        """The rows into which this objective's collator packs a split.
 
         Args:
             seq_len: longest row in tokens, T.
-            seed: of everything that is drawn.
-            packing: how documents are laid into rows, for the objectives that leave it open.
+            seed: of all random choices.
+            packing: how documents are packed into rows; ignored by objectives that fix the packing.
 
         Raises:
-            DataError: the split or its vocabulary hasn't what the objective needs.
+            DataError: the split or its vocabulary lacks special tokens or documents that the objective needs.
         """
         raise NotImplementedError
 
     def measured(self) -> Objective:
-        """What held-out text is measured by: itself, without what training adds to its loss."""
+        """The objective used for validation: this one without regularisers (label smoothing, z-loss)."""
         return self
 
     def loss(self, model: nn.Module, attention: AttentionBackend | None = None) -> LossModule:

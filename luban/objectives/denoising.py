@@ -35,7 +35,7 @@ class Denoising(Objective):
     heads = ("language_model",)
 
     def decoder_start(self, shards: Shards) -> int:
-        """What ends a document, as BART's."""
+        """Id of the token that ends a document, as in BART."""
         return shards.config["eos_id"]
 
     def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:

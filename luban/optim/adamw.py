@@ -31,6 +31,7 @@ class AdamW(OptimizerConfig):
     """Adam with decoupled weight decay; matrices decay, vectors (norms, biases) do not."""
 
     rounds_stochastically = True
+    elementwise = True
     betas: tuple[float, float] = (0.9, 0.95)  # decay of the two moments
     eps: float = 1e-8  # added to the root of the second moment
     moments: Literal["fp32", "bf16"] = "fp32"  # how the moments are kept; bf16 is rounded stochastically

@@ -31,6 +31,8 @@ class OptimizerConfig(Variant):
 
     rounds_stochastically: ClassVar[bool] = False  # bf16 weights, which would lose small updates otherwise
 
+    elementwise: ClassVar[bool] = False  # every number is updated by itself, so that shards of a matrix can be
+
     lr: float = 1e-3  # peak learning rate
     weight_decay: float = 0.1  # decoupled decay (times the learning rate), on matrices only
 

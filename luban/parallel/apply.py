@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from luban.core.errors import ArtifactError, ConfigError
 from luban.core.plan import ParallelPlan
 from luban.models.base import Model
 from luban.models.build import materialise, state_of
 from luban.nn.float8 import use_float8
 from luban.nn.init import initialise
 from luban.nn.roles import roles_of
-from luban.objectives.base import LossModule
+from luban.objectives.base import LossModule, LossOutput, TensorBatch
 from luban.optim.base import OptimizerConfig
-from luban.parallel.compile import blocks_of, compiled_loss
+from luban.parallel.compile import LossFunction, blocks_of, compiled_loss
 from luban.parallel.device import can_compile
 from luban.parallel.engine import TrainEngine
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
 from luban.parallel.remat import remat_policy
 from luban.parallel.shard import local_region
+from luban.parallel.sharded_params import ShardedParams, shard_modules, take_shard
+from luban.parallel.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,7 @@ class Execution:
     compile: bool = False  # by torch.compile
     accumulate: int = 1  # micro-batches a step
     clip: float = 1.0  # bound on the global gradient norm (0: none)
+    world: World = field(default_factory=World)  # the processes of the run
 
 
 def apply(
@@ -41,8 +46,8 @@ def apply(
     plan: ParallelPlan,
     optimizer: OptimizerConfig,
     *,
-    execution: Execution,
-    init: Mapping[str, Tensor] | int = 0,
+    execution: Execution | None = None,
+    init: Mapping[str, Tensor] | int | None = None,
     adapt: Callable[[nn.Module], None] | None = None,
     evaluation: LossModule | None = None,
 ) -> TrainEngine:
@@ -51,12 +56,20 @@ def apply(
     Args:
         loss: what is trained; its model is built on the meta device.
         plan: how it is spread over devices, and what it recomputes.
-        init: the model's weights by name, or the seed that they are drawn from.
+        optimizer: updates the parameters that require a gradient.
+        execution: where and how steps run; None: in fp32 on the CPU.
+        init: the model's weights by name, or the seed that they are drawn from; None: seed 0. What `adapt` adds and these
+            weights don't have is drawn from seed 0.
         adapt: changes the model before anything is placed (adapters).
         evaluation: measures held-out batches with the same model; None: `loss`.
+
+    Raises:
+        ConfigError: the plan can't spread this optimizer or precision.
     """
     model: Model = loss.model
-    blocks = blocks_of(model)
+    execution = execution or Execution(device=torch.device("cpu"))
+    _require_spreadable(plan, optimizer, execution)
+    blocks, own = blocks_of(model), frozenset(state_of(model))
     # Adapters first: everything below must see their modules, too.
     if adapt is not None:
         adapt(model)
@@ -68,21 +81,31 @@ def apply(
     policy = remat_policy(plan.remat)
     for block in blocks:
         block.use_remat(policy)
-    # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then.
+    # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
+    # FSDP stand around blocks, so that with it blocks are compiled one by one.
+    losses = Losses(loss, evaluation or loss)
     compiled = execution.compile and can_compile(execution.device)
-    regions = execution.device.type == "cuda"
-    step = compiled_loss(loss, regions=regions) if compiled else loss
-    heldout = step
-    if evaluation is not None:
-        heldout = compiled_loss(evaluation, regions=regions) if compiled else evaluation
-    # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
+    regions = execution.device.type == "cuda" or plan.shard > 1
+    step, heldout = (compiled_loss(x, regions=regions) if compiled else x for x in (loss, evaluation or loss))
     model.to(torch.float64 if execution.precision == "fp64" else torch.float32)
+    # FSDP around what is compiled, and before there is memory, so that every process takes that of its shard alone.
+    if plan.shard > 1:
+        assert execution.world.mesh is not None
+        dtype = COMPUTE[execution.precision]
+        shard_modules(losses, list(blocks), execution.world.mesh, zero=plan.zero, dtype=dtype)
+        step, heldout = partial(losses, step), partial(losses, heldout)
+    # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
     materialise(model, execution.device)
-    if isinstance(init, int):
-        initialise(model, model.spec.init, layers=max(len(model.spec.layers), 1), seed=init, region=local_region)
+    weights = init if isinstance(init, Mapping) else {}
+    seed = init if isinstance(init, int) else 0
+    layers = max(len(model.spec.layers), 1)
+    initialise(model, model.spec.init, layers=layers, seed=seed, region=local_region, without=frozenset(weights))
+    if weights:
+        _load(model, weights, own)
+    if plan.shard > 1:
+        params = ShardedParams(losses, model, zero=plan.zero)
     else:
-        _load(model, init)
-    params = MixedPrecisionParams(model, COMPUTE[execution.precision], masters=execution.masters)
+        params = MixedPrecisionParams(model, COMPUTE[execution.precision], masters=execution.masters)
     # The optimizer last: it holds the very tensors that are trained.
     built = optimizer.build(params.parameters, roles_of(model))
     return TrainEngine(
@@ -95,10 +118,40 @@ def apply(
         clip=execution.clip,
         accumulate=execution.accumulate,
         device=execution.device,
+        world=execution.world,
     )
 
 
+class Losses(nn.Module):
+    """The root of what FSDP divides: it gathers what lies in no block, for the loss that is trained and for held-out text."""
+
+    def __init__(self, loss: LossModule, heldout: LossModule):
+        super().__init__()
+        self.loss, self.heldout = loss, heldout
+
+    def forward(self, function: LossFunction, batch: TensorBatch) -> LossOutput:
+        """`function` of the batch, one of the two losses."""
+        return function(batch)
+
+
+def _require_spreadable(plan: ParallelPlan, optimizer: OptimizerConfig, execution: Execution) -> None:
+    if plan.processes != execution.world.size:
+        raise ConfigError(f"the plan is for {plan.processes} processes, and there are {execution.world.size}")
+    if plan.shard == 1:
+        return
+    if not optimizer.elementwise:
+        name = OptimizerConfig.registry.name_of(type(optimizer))
+        raise ConfigError(f"optim.type {name} updates whole matrices, which plan.shard divides: use --optim.type adamw")
+    if execution.precision in ("fp8", "fp16") or not execution.masters:
+        what = f"train.precision {execution.precision}" if execution.masters else "train.weights bf16"
+        raise ConfigError(f"{what} does not go with plan.shard: use --train.precision bf16 with fp32 weights")
+
+
 @torch.no_grad()
-def _load(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def _load(model: nn.Module, weights: Mapping[str, Tensor], own: Collection[str]) -> None:
+    """Take weights up. Raises ArtifactError where one of the model's `own` is missing; those of adapters may be."""
     for name, tensor in state_of(model).items():
-        tensor.copy_(weights[name])
+        if name in weights:
+            take_shard(tensor, weights[name])
+        elif name in own:
+            raise ArtifactError(f"the weights to start from lack {name}, which the model has")

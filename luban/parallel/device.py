@@ -35,7 +35,7 @@ def set_determinism(wanted: bool | None, device: torch.device) -> bool:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs here; warns with what is missing."""
+    """True if torch.compile can run here; otherwise warns with what is missing."""
     missing = compiler_missing(device)
     if missing:
         warn(f"training runs uncompiled: torch.compile needs {missing}")
@@ -43,7 +43,7 @@ def can_compile(device: torch.device) -> bool:
 
 
 def compiler_missing(device: torch.device) -> str | None:
-    """What torch.compile would need here and doesn't find; none: nothing."""
+    """The missing requirement of torch.compile; None if nothing is missing."""
     if device.type == "cuda":
         return None
     compiler = os.environ.get("CXX", "g++")

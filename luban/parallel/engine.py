@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from luban.data.batch import Batch
 from luban.objectives.base import LossModule
 from luban.optim.base import Optimizer, Update
-from luban.optim.clip import clip_factor, global_norm
+from luban.optim.clip import clip_factor
 from luban.parallel.compile import LossFunction
 from luban.parallel.precision import LossScale, MixedPrecisionParams
+from luban.parallel.sharded_params import ShardedParams
+from luban.parallel.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class StepResult:
     grad_norm: float  # global norm before clipping
     bad: bool  # NaN or infinite: nothing was updated
     explained: bool  # bad, but only because the fp16 loss scale was too large
+    stop: bool = False  # whether some process of the run asks for its end
     metrics: dict[str, float] = field(default_factory=dict)  # of the loss module, means
 
 
@@ -61,13 +64,14 @@ class TrainEngine:
     Args:
         loss: of a batch in training; `heldout`: of a held-out batch.
         module: the loss module, whose `model` is trained.
+        world: the processes that train it together; each reads its rows of every micro-batch.
     """
 
     def __init__(
         self,
         loss: LossFunction,
         heldout: LossFunction,
-        params: MixedPrecisionParams,
+        params: MixedPrecisionParams | ShardedParams,
         optimizer: Optimizer,
         scale: LossScale,
         *,
@@ -75,7 +79,9 @@ class TrainEngine:
         clip: float,
         accumulate: int,
         device: torch.device,
+        world: World | None = None,
     ):
+        self.world = world or World()
         self.loss, self.heldout, self.module = loss, heldout, module
         self.params, self.optimizer, self.scale = params, optimizer, scale
         self.clip, self.accumulate, self.device = clip, accumulate, device
@@ -89,16 +95,22 @@ class TrainEngine:
         """One optimizer step at `factor` times the peak learning rate, to its end."""
         return self.synchronize(self.submit(batch, factor))
 
-    def submit(self, batch: Batch, factor: float = 1.0) -> InFlightStep:
+    def submit(self, batch: Batch, factor: float = 1.0, *, stop: bool = False) -> InFlightStep:
         """Start one optimizer step.
 
         The loss of every micro-batch is a sum over its targets, divided by the targets of all of them, so that cutting
-        a batch into micro-batches changes nothing but rounding.
+        a batch into micro-batches, and those among processes, changes nothing but rounding.
+
+        Args:
+            batch: of the whole step, the same in every process.
+            factor: on the peak learning rate.
+            stop: ask all processes for the run's end.
         """
         targets, scale = max(batch.target_count, 1), self.scale.value
         totals: list[Tensor] = []
         names: tuple[str, ...] = ()
-        for micro_batch in self._micro_batches(batch):
+        for number, micro_batch in enumerate(self._micro_batches(batch), 1):
+            self.params.begin_micro_batch(last=number == self.accumulate)
             found = self.loss(micro_batch)
             (found.sum * (scale / targets)).backward()
             if self.accumulate > 1:
@@ -109,8 +121,10 @@ class TrainEngine:
                 *(part.to(found.sum.dtype) for pair in found.metrics.values() for part in pair),
             ]
             totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
-        gradients = self.params.gradients()
-        norm = global_norm(list(gradients.values()))
+        gradients = self.world.sum_gradients(self.params.gradients())
+        norm = self.world.norm(list(gradients.values()))
+        asked = torch.full_like(totals[0], float(stop))
+        totals = list(self.world.sum(torch.stack([*totals, asked])))
         good = totals[0].isfinite() & norm.isfinite()
         self.optimizer.step(factor, Update(gradients, clip_factor(norm, self.clip, scale), good, self.params.copies()))
         self.params.clear()
@@ -121,7 +135,7 @@ class TrainEngine:
         """Wait for a step's end and read its figures."""
         if step.done is not None:
             step.done.synchronize()
-        loss, norm, *parts = step.figures.tolist()
+        loss, norm, *parts, stop = step.figures.tolist()
         bad = not (np.isfinite(loss) and np.isfinite(norm))
         explained = self.scale.update(bad) and bool(np.isfinite(loss))
         metrics = {name: parts[2 * i] / max(parts[2 * i + 1], 1) for i, name in enumerate(step.metrics)}
@@ -132,6 +146,7 @@ class TrainEngine:
             bad=bad,
             explained=explained,
             metrics=metrics,
+            stop=bool(stop),
         )
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
@@ -139,24 +154,37 @@ class TrainEngine:
 
         Gradients stay enabled, since a compiled loss would otherwise be compiled a second time.
         """
-        with torch.enable_grad():
-            total = float(self.heldout(to_device(batch, self.device)).sum.detach())
-        return total, batch.target_count
+        tensors = to_device(batch, self.device)
+        divisible = all(tensor.shape[0] % self.world.size == 0 for tensor in tensors.values())
+        with torch.enable_grad():  # where rows can't be divided, every process reads all of them
+            total = self.heldout(self.world.rows(tensors) if divisible else tensors).sum.detach()
+        return float(self.world.sum(total) if divisible else total), batch.target_count
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Weights under "model" (the fp32 ones, where there are such) and the optimizer's state under "optimizer"."""
-        return {"model": self.params.state_dict(), "optimizer": self.optimizer.state_dict()}
+        optimizer = self.optimizer.state_dict()
+        if isinstance(self.params, ShardedParams):
+            optimizer = {entry: self.params.whole(_parameter(entry), value) for entry, value in optimizer.items()}
+        return {"model": self.params.state_dict(), "optimizer": optimizer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave."""
         self.params.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer = state["optimizer"]
+        if isinstance(self.params, ShardedParams):
+            optimizer = {entry: self.params.part(_parameter(entry), value) for entry, value in optimizer.items()}
+        self.optimizer.load_state_dict(optimizer)
 
     def _micro_batches(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
         tensors = to_device(batch, self.device)
         cut = {name: tensor.chunk(self.accumulate) for name, tensor in tensors.items()}
         for i in range(self.accumulate):
-            yield {name: chunks[i] for name, chunks in cut.items()}
+            yield self.world.rows({name: chunks[i] for name, chunks in cut.items()})
+
+
+def _parameter(entry: str) -> str:
+    """The parameter of an entry of the optimizer's state: `NAME/key`."""
+    return entry.rpartition("/")[0]
 
 
 def _to_host(figures: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

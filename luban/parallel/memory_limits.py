@@ -22,7 +22,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on the device or on the CPU, where torch has no class of error for it."""
+    """True if an allocation failed, on the device or on the CPU, for which torch has no error class."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
@@ -31,7 +31,12 @@ def resident_memory() -> int:
     pages = _pages()
     if pages:
         return pages[1]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # elsewhere the most so far: bytes on macOS
+    return peak_memory()  # elsewhere the most so far
+
+
+def peak_memory() -> int:
+    """The most bytes of main memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB, on macOS bytes
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
@@ -45,7 +50,7 @@ def _available() -> int:
 
 
 def _groups(root: Path) -> Iterator[int]:
-    """What every control group that this process is in has left; a group's limit holds for those below it, too.
+    """Memory left in each control group of this process; a group's limit also applies to the groups below it.
 
     Args:
         root: of the file system.
@@ -85,7 +90,7 @@ def _reclaimable(group: Path, name: str) -> int:
 
 
 def _ulimits() -> Iterator[int]:
-    """What `ulimit -v` and `ulimit -d` leave."""
+    """Memory left under `ulimit -v` and `ulimit -d`."""
     pages = _pages()
     for kind, used in ((resource.RLIMIT_AS, 0), (resource.RLIMIT_DATA, 5)):
         limit = resource.getrlimit(kind)[0]

@@ -39,14 +39,19 @@ class MixedPrecisionParams:
         self.parameters = held if self.masters else self.working
         self._sums: dict[str, Tensor] = {}
 
+    def begin_micro_batch(self, *, last: bool) -> None:
+        """Before the backward pass of a micro-batch: nothing to do."""
+
     @torch.no_grad()
     def accumulate(self) -> None:
         """Take the gradients of a micro-batch off the model and add them up in fp32."""
         named = {n: p.grad for n, p in self.working.items() if p.grad is not None}
-        if not self._sums:
-            self._sums = {n: g if g.dtype == torch.float64 else g.float() for n, g in named.items()}
-        else:
-            torch._foreach_add_([self._sums[n] for n in named], list(named.values()))
+        known = [n for n in named if n in self._sums]
+        if known:
+            torch._foreach_add_([self._sums[n] for n in known], [named[n] for n in known])
+        for name, gradient in named.items():
+            if name not in self._sums:  # first reached by this micro-batch
+                self._sums[name] = gradient if gradient.dtype == torch.float64 else gradient.float()
         self._drop_gradients()
 
     def gradients(self) -> dict[nn.Parameter, Tensor]:

@@ -8,7 +8,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 
 def local_region(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """What of a tensor lies in this process (a view), and the index in the whole at which it begins."""
+    """This process's shard of a tensor (a view), and the index in the full tensor at which it begins."""
     if not isinstance(tensor, DTensor):
         return tensor, (0,) * tensor.dim()
     _, begins = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)

@@ -26,9 +26,8 @@ class Accelerator:
     bandwidth: float  # TB/s
     power: float  # W
     link: float = 0.0  # GB/s to its neighbours, both directions together
-    measured: dict[str, float] = field(
-        default_factory=dict
-    )  # "bf16": TFLOP/s of a large matmul; "bandwidth": TB/s of a copy
+    # "bf16": TFLOP/s of a large matmul; "bandwidth": TB/s of a copy
+    measured: dict[str, float] = field(default_factory=dict)
 
     def peak_flops(self, precision: str) -> float:
         """FLOP/s of dense matmuls under `train.precision`. Raises ConfigError for one that it doesn't have."""

@@ -13,7 +13,7 @@ from luban.core.units import bytes_
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What of a run can be changed to save memory."""
+    """Settings of a run that can be changed to save memory."""
 
     batch_size: int  # sequences an optimizer step
     accumulate: int  # micro-batches that they are cut into
@@ -67,7 +67,7 @@ class Fitting:
         return fits * plan.accumulate
 
     def _stronger_remat(self) -> list[str]:
-        """What each stronger policy would need, or the largest batch with it where that is too much."""
+        """Memory needed with each stronger policy or, if it doesn't fit, the largest batch with it."""
         remedies = []
         for policy in REMATS[REMATS.index(self.plan.remat) + 1 :]:
             plan = replace(self.plan, remat=policy)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Predicts the memory of one training step from the operations of the model and the settings of the trainer.
 
-Weights, gradients and optimizer state follow from the number of parameters. Activations follow from `Op.saved`, the
-elements that each operation saves for its backward pass. A pre-norm decoder layer over N tokens, with model width E,
+Weights, gradients and optimizer state follow from the number of parameters. Activations follow from
+`Op.saved_elements`, the elements that each operation saves for its backward pass. A pre-norm decoder layer over N tokens, with model width E,
 queries of width Q, keys and values of width K and inner width I, saves in the dtype of the matmuls:
 
     residual                            N·E
@@ -15,14 +15,14 @@ queries of width Q, keys and values of width K and inner width I, saves in the d
 Settings change this:
 
 - Kernels on a GPU also save the concatenated weights of joint matmuls (q, k, v; gate, up), and don't save the gated
-  activation where the backward pass of SwiGLU computes it again.
-- Rematerialisation "selective" saves outputs of matmuls and attention only, "full" only the input of each layer.
-- Attention of bf16 and fp16 on a CPU either runs in fp32, and saves fp32 copies of its inputs and output, or as bf16
-  matmuls over chunks of queries, and saves its weights in fp32 (for the gradient of softmax) and in bf16 (for that of
-  the values), and the keys and values that each chunk sees.
+  activation if SwiGLU's backward pass recomputes it.
+- Activation checkpointing "selective" saves only outputs of matmuls and attention, "full" only the input of each layer.
+- bf16 and fp16 attention on a CPU runs in one of two ways: in fp32, saving fp32 copies of its inputs and output; or as
+  bf16 matmuls over chunks of queries, saving its probabilities in fp32 (for softmax's gradient) and in bf16 (for the
+  values' gradient), and the keys and values of each chunk.
 
-This describes a compiled step. What an uncompiled step saves is measured by running it on tensors without data, outside
-of this package, and handed in as `TracedMemory`.
+This describes a compiled step. Memory of an uncompiled step is traced on tensors without data, outside of this package,
+and passed in as `TracedMemory`.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ FP32, HALF = 4, 2  # bytes
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
-    """What memory and time of a step depend on beside the model's operations."""
+    """Trainer and device settings that memory and step time depend on."""
 
-    master_weights: bool = True  # fp32 weights are kept beside half-precision ones
-    accumulates: bool = False  # a step has several micro-batches, whose gradients are summed in fp32
+    master_weights: bool = True  # fp32 master weights are kept in addition to half-precision ones
+    accumulates: bool = False  # a step has several micro-batches; their gradients are summed in fp32
     remat: Remat = "none"
-    gpu_kernels: bool = False  # joint matmuls, and a loss that computes logits in chunks, as on a GPU
-    saves_activation: bool = True  # the output of feed-forward activations is saved; else it is computed again
-    activation_in_matmul: bool = False  # SwiGLU is computed inside the matmuls around it, or in fp8 between them
+    gpu_kernels: bool = False  # GPU code paths: joint matmuls, logits and loss computed in chunks
+    saves_activation: bool = True  # the output of feed-forward activations is saved; else it is recomputed
+    activation_in_matmul: bool = False  # SwiGLU is fused with the matmuls or, in fp8, fused with quantisation
     # fused: one kernel in the dtype of the matmuls. fp32: the same on fp32 copies. chunked: matmuls over chunks of
-    # queries where the scores are few enough to be saved, else as fp32.
+    # queries if the scores are few enough to be saved, else as fp32.
     attention: Literal["fused", "fp32", "chunked"] = "fused"
-    dense_masks: int = 0  # fp32 masks of T × T a row, where attention isn't fused
+    dense_masks: int = 0  # number of fp32 masks (T × T per row), if attention isn't fused
     optimizer_bytes: int = 0  # of the optimizer's state
-    update_bytes: int = 0  # that the optimizer allocates during its update
+    update_bytes: int = 0  # allocated by the optimizer during its update
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPrediction:
-    """Bytes at the peak of a step, by what holds them."""
+    """Bytes at the peak of a step, by category."""
 
-    parameters: int  # weights, and their half-precision copy where there are fp32 masters
-    optimizer: int  # its state
-    gradients: int  # those that exist at the peak
+    parameters: int  # weights; with mixed precision half-precision weights and fp32 masters
+    optimizer: int  # optimizer state
+    gradients: int  # of parameters, those allocated at the peak
     activations: int  # saved by the forward pass of one micro-batch
-    transient: int  # logits of a chunk, gradients of activations, what the update allocates
+    transient: int  # logits of a chunk, gradients of activations, the update's temporaries
 
     @property
     def total(self) -> int:
-        """Everything together."""
+        """Sum of all categories."""
         return sum(getattr(self, field.name) for field in fields(self))
 
     def __str__(self) -> str:
@@ -80,22 +80,22 @@ class MemoryPrediction:
 
 @dataclass(frozen=True, kw_only=True)
 class TracedMemory:
-    """Bytes that a micro-batch was seen to allocate, without weights and optimizer."""
+    """Traced allocation of one micro-batch in bytes, excluding weights and optimizer state."""
 
-    saved: int  # by the forward pass for the backward pass
-    peak: int  # of everything at once, gradients included
+    saved: int  # saved by the forward pass for the backward pass
+    peak: int  # peak of all allocations, gradients included
 
 
 def predict_memory(graph: OpGraph, settings: StepSettings, traced: TracedMemory | None = None) -> MemoryPrediction:
     """The memory of one training step at its peak.
 
-    There are four candidates: the loss, when all activations are saved and logits exist; the backward pass of the last
-    layer; the end of the backward pass, when all gradients exist; the update. In between, activations shrink as
-    gradients grow.
+    The peak is at one of four moments: the loss, with all activations saved and logits allocated; the backward pass of
+    the last layer; the end of the backward pass, with all gradients allocated; the update. In between, activations
+    shrink as gradients grow.
 
     Args:
         graph: the operations of one micro-batch.
-        traced: memory of an uncompiled step; it replaces the first two candidates.
+        traced: memory of an uncompiled step; it replaces the first two moments.
     """
     n, itemsize = graph.parameters, graph.itemsize
     masters = FP32 * n if settings.master_weights and itemsize < FP32 else 0
@@ -130,7 +130,7 @@ def layer_saved_bytes(layer: OpGraph, settings: StepSettings) -> int:
     """Bytes that one Transformer layer saves."""
     itemsize = layer.itemsize
     if settings.remat == "full":
-        return itemsize * layer.ops[-1].output.elements  # the input of the layer above
+        return itemsize * layer.ops[-1].output.elements  # the layer's output, which is the next layer's input
     selective = settings.remat == "selective"
     elements = _saved(op for op in layer.ops if not selective or op.kind in ("linear", "attention"))
     if not (selective or settings.saves_activation):
@@ -140,7 +140,7 @@ def layer_saved_bytes(layer: OpGraph, settings: StepSettings) -> int:
 
 
 def _attention_bytes(op: Op, layer: OpGraph, settings: StepSettings) -> int:
-    """Bytes that attention saves beside its inputs and its output in the dtype of the matmuls."""
+    """Bytes that attention saves in addition to its inputs and output in the matmuls' dtype."""
     if op.kind != "attention":
         return 0
     q, k, v = (layer.value(name).elements for name in op.inputs[:3])
@@ -148,18 +148,18 @@ def _attention_bytes(op: Op, layer: OpGraph, settings: StepSettings) -> int:
         queries = op.shape[2]
         computed, chunks = computed_fraction(op), -(-queries // query_chunk(queries))
         scores = int(computed * score_count(op))
-        if settings.remat == "selective":  # outputs of matmuls: scores
+        if settings.remat == "selective":  # saves the outputs of matmuls, here the scores
             return HALF * scores
-        copies = computed * chunks if looks_back(op) else 1
+        copies = computed * chunks if is_treated_as_causal(op) else 1
         return (FP32 + HALF) * scores + int((copies - 1) * HALF * (k + v))
     log_sum_exp = FP32 * op.output.elements // op.head_dim
     if settings.attention == "fused" or layer.itemsize >= FP32:
         return log_sum_exp
-    return log_sum_exp + (FP32 - HALF) * (q + k + v) + FP32 * op.saved
+    return log_sum_exp + (FP32 - HALF) * (q + k + v) + FP32 * op.saved_elements
 
 
 def _mask_bytes(graph: OpGraph, settings: StepSettings) -> int:
-    """fp32 masks, shared by all layers; attention by chunks makes them again in the backward pass."""
+    """Bytes of fp32 masks, shared by all layers; chunked attention rebuilds them in backward."""
     kept = settings.attention != "fused" and any(
         op.kind == "attention" and not is_chunked(op, graph, settings) for op in graph.ops
     )
@@ -167,23 +167,23 @@ def _mask_bytes(graph: OpGraph, settings: StepSettings) -> int:
 
 
 def is_chunked(op: Op, graph: OpGraph, settings: StepSettings) -> bool:
-    """Whether this attention is computed by matmuls over chunks of queries, its scores saved."""
+    """True if this attention is computed by matmuls over chunks of queries, saving its scores."""
     return settings.attention == "chunked" and graph.itemsize < FP32 and score_count(op) <= LARGEST_SQUARE
 
 
 def score_count(op: Op) -> int:
-    """Query–key pairs of an attention's full square, over all heads and rows."""
+    """Number of query–key pairs without a mask, over all heads and rows."""
     return op.flops // (4 * max(1, op.head_dim))
 
 
-def looks_back(op: Op) -> bool:
-    """Whether the mask of an attention is taken for causal (a narrow window to both sides is, too)."""
-    return op.density <= 0.5
+def is_treated_as_causal(op: Op) -> bool:
+    """True if the op is treated as causal (density ≤ ½; also true for narrow two-sided windows)."""
+    return op.mask_density <= 0.5
 
 
 def computed_fraction(op: Op) -> float:
-    """Fraction of queries × keys that attention by chunks of queries computes under its mask."""
-    if not looks_back(op):
+    """Fraction of queries × keys that chunked attention computes under its mask."""
+    if not is_treated_as_causal(op):
         return 1.0
     seq = op.shape[2]
     chunk = query_chunk(seq)
@@ -191,8 +191,8 @@ def computed_fraction(op: Op) -> float:
 
 
 def joint_parameters(graph: OpGraph) -> int:
-    """Weights that joint matmuls concatenate: queries, keys and values; gate and up."""
-    return sum(op.parameters for op in graph.ops if op.joint)
+    """Number of weights that joint matmuls concatenate: queries, keys and values; gate and up."""
+    return sum(op.parameters for op in graph.ops if op.fusion_group)
 
 
 def _weights(op: Op) -> int:
@@ -200,17 +200,17 @@ def _weights(op: Op) -> int:
 
 
 def _saved(ops: Iterable[Op]) -> int:
-    """Elements that these operations save."""
-    return sum(op.saved for op in ops)
+    """Number of elements that these operations save."""
+    return sum(op.saved_elements for op in ops)
 
 
 def _largest_layer(graph: OpGraph) -> OpGraph | None:
-    """The layer that saves most."""
+    """The layer that saves the most elements."""
     return max(graph.layers().values(), key=lambda layer: _saved(layer.ops), default=None)
 
 
 def _recomputed_bytes(graph: OpGraph, settings: StepSettings) -> int:
-    """Bytes of the one layer that is being computed again, beside what was saved."""
+    """Bytes of the layer being recomputed, in addition to the saved activations."""
     layer = _largest_layer(graph)
     if layer is None or settings.remat == "none":
         return 0
@@ -226,20 +226,21 @@ def _recomputed_bytes(graph: OpGraph, settings: StepSettings) -> int:
 
 
 def _activation_gradient_bytes(graph: OpGraph) -> int:
-    """Gradients of activations that exist at once: of the layer's output, and of all inside its feed-forward network.
+    """Bytes by which the gradients of activations in the last layer exceed the activations freed before them.
 
-    By then the states that the head read, and the input of the last norm, are freed.
+    Allocated are the gradients of the layer's output and of everything inside its feed-forward network. The head's input
+    and the final norm's input are already freed. 0 if more is freed than allocated.
     """
     layer = _largest_layer(graph)
     if layer is None:
         return 0
     inner = _saved(op for op in layer.ops if op.role in ("gate", "up") or op.kind == "activation")
-    return layer.itemsize * (inner - layer.ops[-1].output.elements)
+    return layer.itemsize * max(0, inner - layer.ops[-1].output.elements)
 
 
 def _loss_bytes(graph: OpGraph, settings: StepSettings) -> int:
-    """Logits of a chunk, in whose memory their gradient is written; on a GPU also the gradients of the head's input and
-    of its weight, that in fp32 and twice."""
+    """Bytes of one chunk of logits (the gradient is written in place). On GPU also d(head input) and two fp32 buffers for
+    the head's weight gradient."""
     head = next((op for op in graph.ops if op.kind == "lm_head"), None)
     if head is None:
         return 0

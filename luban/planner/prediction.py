@@ -1,8 +1,8 @@
-"""What a run will need, for the person who starts it and for its manifest: memory, time, FLOPs, energy."""
+"""Predicted memory, time, FLOPs and energy of a run, for the command line and the run's manifest."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luban.core.units import bytes_, count, milliseconds, seconds
@@ -10,94 +10,112 @@ from luban.planner.accelerators import Machine
 from luban.planner.memory import MemoryPrediction
 from luban.planner.step_time import StepTime
 
-COMPILER_BYTES = 250_000_000  # that torch.compile leaves in the process: 150 to 350 MB found (torch 2.13, one graph)
-UNCOMPILED_OVERHEAD = 0.5  # main memory that kernels and the allocator hold, as a fraction of what a step allocates and
-# frees (0.5 to 0.9 found)
-FRAGMENTATION = 0.03  # fraction of a GPU's free memory that its allocator loses between blocks
+# memory torch.compile leaves allocated; measured 150–350 MB (torch 2.13, one graph)
+COMPILER_BYTES = 250_000_000
+# kernel and allocator overhead as a fraction of a step's allocations; measured 0.5–0.9
+UNCOMPILED_OVERHEAD = 0.5
+FRAGMENTATION = 0.03  # fraction of a GPU's free memory lost to fragmentation of the caching allocator
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A run, predicted."""
+    """Predicted cost of a run."""
 
-    parameters: int  # of the model
+    parameters: int  # number of the model's parameters
     memory: MemoryPrediction  # at the peak of a step
-    free: int  # bytes free on the device before the run
-    resident: int  # bytes of main memory that this process held before
+    free_bytes: int  # free memory of the device before the run
+    resident_bytes: int  # resident memory of this process before the run
     machine: Machine
-    on_cpu: bool  # whether the device is the CPU
+    on_cpu: bool  # the device is the CPU
     tokens_per_step: int
     steps: int  # of the whole run
-    model_flops: float  # of one step, as utilisation counts them
+    model_flops: float  # of one step (MFU numerator)
     precision: str
     step: StepTime
-    budget: float = 0.0  # seconds that the run is limited to (0: no limit)
+    budget: float = 0.0  # time limit of the run in seconds (0: none)
     compiled: bool = False  # by torch.compile
-    doubts: tuple[str, ...] = ()  # why figures may be off
+    caveats: tuple[str, ...] = ()  # why the predictions may be wrong
+
+    def spread(self, processes: int, shard: int) -> Prediction:
+        """This prediction of one process's rows, for a run of `processes`, `shard` of which divide a copy of the model."""
+        if processes == 1:
+            return self
+        memory = self.memory
+        divided = {name: getattr(memory, name) // shard for name in ("parameters", "optimizer", "gradients")}
+        caveat = "what processes send each other, and the weights that they gather, aren't counted"
+        return replace(
+            self,
+            memory=replace(memory, **divided),
+            tokens_per_step=self.tokens_per_step * processes,
+            caveats=(*self.caveats, caveat),
+        )
 
     @property
     def seconds(self) -> float:
-        """Of the whole run, without compilation and validation."""
+        """Seconds of the whole run, without compilation and validation."""
         return min(self.step.total * self.steps, self.budget or float("inf"))
 
     @property
     def utilisation(self) -> float | None:
-        """Model FLOPs utilisation (MFU); None where the accelerator isn't in the table."""
+        """Model FLOPs utilisation (MFU); None if the accelerator isn't in accelerators.toml."""
         peak = self.machine.peak_flops(self.precision)
         return None if peak is None else self.model_flops / self.step.total / peak
 
     @property
-    def process(self) -> int:
-        """Main memory that the process will hold at its peak when it trains on the CPU."""
+    def process_bytes(self) -> int:
+        """Peak resident memory of the process when it trains on the CPU."""
         allocated = self.memory.activations + self.memory.transient
         return (
-            self.resident
+            self.resident_bytes
             + self.memory.total
             + (COMPILER_BYTES if self.compiled else int(UNCOMPILED_OVERHEAD * allocated))
         )
 
     @property
-    def available(self) -> float:
-        """Bytes of the free ones that a step can have."""
+    def available_bytes(self) -> float:
+        """Bytes a step may use."""
         if not self.on_cpu:
-            return self.free * (1 - FRAGMENTATION)
-        return max(self.free - COMPILER_BYTES, 0) if self.compiled else self.free / (1 + UNCOMPILED_OVERHEAD)
+            return self.free_bytes * (1 - FRAGMENTATION)
+        if self.compiled:
+            return max(self.free_bytes - COMPILER_BYTES, 0)
+        return self.free_bytes / (1 + UNCOMPILED_OVERHEAD)
 
     def figures(self) -> dict[str, Any]:
-        """For a run's manifest."""
+        """The predictions that a run's manifest records."""
         peak, row = self.machine.peak_flops(self.precision), self.machine.accelerator
         found: dict[str, Any] = {
             "predicted_memory_bytes": self.memory.total,
             "predicted_step_seconds": self.step.total,
             "model_flops_per_step": self.model_flops,
-            "predicted_process_bytes": self.process,
+            "predicted_process_bytes": self.process_bytes,
         }
-        if self.doubts:
-            found["prediction_doubts"] = list(self.doubts)
+        if self.caveats:
+            found["prediction_caveats"] = list(self.caveats)
         return found | ({"peak_flops": peak, "accelerator_watts": row.power} if peak and row else {})
 
     def summary(self) -> str:
         """One line, printed as training begins."""
         return (
             f"{count(self.parameters)} parameters on {self.machine.name} in {self.precision}; predicted: memory "
-            f"{bytes_(self.memory.total)} of {bytes_(self.free)} free, a step in {milliseconds(self.step.total)}, "
-            f"{count(self.tokens_per_step / self.step.total)} tokens/s" + "".join(f"; {doubt}" for doubt in self.doubts)
+            f"{bytes_(self.memory.total)} of {bytes_(self.free_bytes)} free, a step in {milliseconds(self.step.total)}, "
+            f"{count(self.tokens_per_step / self.step.total)} tokens/s"
+            + "".join(f"; {caveat}" for caveat in self.caveats)
         )
 
     def lines(self) -> list[str]:
-        """What --dry-run prints."""
+        """The lines that --dry-run prints."""
         memory, row = self.memory, self.machine.accelerator
         steps = min(self.steps, int(self.seconds / self.step.total) + 1)
-        share = "" if self.utilisation is None else f", {self.utilisation:.1%} of the accelerator's peak"
+        mfu = "" if self.utilisation is None else f", MFU {self.utilisation:.1%}"
         rows = [
             f"model   {count(self.parameters)} parameters on {self.machine.name}, {self.precision}",
-            f"memory  {bytes_(memory.total)} at the peak of a step; {bytes_(self.free)} are free",
+            f"memory  {bytes_(memory.total)} at the peak of a step; {bytes_(self.free_bytes)} are free",
             f"        parameters {bytes_(memory.parameters)}, optimizer {bytes_(memory.optimizer)}, gradients "
             f"{bytes_(memory.gradients)}, activations {bytes_(memory.activations)}, transient "
             f"{bytes_(memory.transient)}",
             f"step    {milliseconds(self.step.total)}: {self.step}",
             f"speed   {count(self.tokens_per_step / self.step.total)} tokens/s, "
-            f"{self.model_flops / self.step.total / 1e12:.3g} TFLOP/s of the model{share}",
+            f"{self.model_flops / self.step.total / 1e12:.3g} model TFLOP/s{mfu}",
             f"run     {steps:,} steps, {count(float(steps * self.tokens_per_step))} tokens, "
             f"{steps * self.model_flops:.3g} FLOPs: about {seconds(self.seconds)}, without compilation and validation",
         ]
@@ -106,4 +124,4 @@ class Prediction:
                 f"cost    {self.seconds / 3600:.3g} accelerator-hours, at most "
                 f"{row.power * self.seconds / 3.6e6:.3g} kWh ({row.power:g} W)"
             )
-        return rows + [f"doubt   {doubt}" for doubt in self.doubts]
+        return rows + [f"caveat  {caveat}" for caveat in self.caveats]

@@ -1,5 +1,5 @@
-"""Predicts the time of one training step: matmuls and attention at the FLOP/s that the device reaches for each,
-everything else at its memory bandwidth. The parts run one after the other.
+"""Predicts the time of one training step: matmuls and attention at the device's FLOP/s for each, everything else at its
+memory bandwidth. The three don't overlap.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from luban.core.units import milliseconds
 from luban.kernels.limits import fits_float8
 from luban.planner.memory import FP32, HALF, StepSettings, computed_fraction, is_chunked, joint_parameters, score_count
 
-BACKWARD = 2.5  # FLOPs of attention's backward pass as a multiple of the forward's: five matmuls for two
+BACKWARD = 2.5  # FLOPs of attention's backward pass relative to its forward: five matmuls to two
 LABELS = {
     "matmul_seconds": "matmuls",
     "attention_seconds": "attention",
@@ -21,43 +21,43 @@ LABELS = {
     "measured_seconds": "forward and backward",
 }
 
-# How often the saved output of an operation, or a tensor of its size, is read or written outside of matmuls and
-# attention in the forward and the backward pass, when neighbours are fused.
+# Number of reads and writes of an operation's saved output, or of tensors of its size, outside of matmuls and attention
+# in forward and backward, with adjacent element-wise operations fused.
 NORM = 6  # forward reads the input and writes; backward reads two gradients and the input, and writes
 ACTIVATION = 8  # gated: forward reads two and writes one; backward reads three and writes two
-ACTIVATION_IN_MATMUL = 3  # most of it hides behind the matmuls; between fp8 matmuls quantisation shares its reads
+ACTIVATION_IN_MATMUL = 3  # most of it overlaps with the matmuls; in fp8 it shares its reads with quantisation
 EMBEDDING = 4
 LM_HEAD = 3
-RESIDUAL = 3  # what is added to the residual is read with it, and the sum is written
-ROTATED = 4  # queries, keys and values get their positions, and lose them again in the backward pass
+RESIDUAL = 3  # reads the residual and the addend, writes the sum
+ROTATED = 4  # rotary on queries, keys and values in forward, its inverse in backward
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What a device does in a second."""
+    """Rates of a device, per second."""
 
     matmul: float  # FLOP/s of matmuls in the dtype of the model
-    matmul_fp8: float | None = None  # FLOP/s of fp8 matmuls in the layers; none: they aren't used
+    matmul_fp8: float | None = None  # FLOP/s of fp8 matmuls in the layers; None: no fp8
     attention_forward: float  # FLOP/s
     attention_backward: float  # FLOP/s
     bandwidth: float  # bytes read or written
-    full_square: bool = False  # attention computes what its mask hides, too
-    exponentials: float | None = None  # with the element-wise work around them; none: bandwidth is the limit
+    full_square: bool = False  # attention also computes masked scores
+    exponentials: float | None = None  # exp, with the element-wise work around it; None: bandwidth is the limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Seconds of one optimizer step, by what they are spent on."""
+    """Seconds of one optimizer step, by category."""
 
     matmul_seconds: float
     attention_seconds: float
     elementwise_seconds: float
-    update_seconds: float  # the optimizer and the norm of the gradient
-    measured_seconds: float = 0.0  # forward and backward passes measured as a whole, in place of the first three
+    update_seconds: float  # optimizer and gradient norm
+    measured_seconds: float = 0.0  # measured forward and backward, instead of the first three
 
     @property
     def total(self) -> float:
-        """Everything together."""
+        """Sum of all categories."""
         return sum(getattr(self, field.name) for field in fields(self))
 
     def __str__(self) -> str:
@@ -84,9 +84,9 @@ def predict_step(
             moved += _quantised_bytes(op, graph)
         else:
             matmul += (TRAINING_FACTOR + again) * op.flops / rates.matmul
-        moved += graph.itemsize * _passes(op, graph, settings) * op.saved
+        moved += graph.itemsize * _passes(op, graph, settings) * op.saved_elements
         if op.kind in ("activation", "lm_head"):
-            exponentials += (2 + again) * op.saved
+            exponentials += (2 + again) * op.saved_elements
     if settings.gpu_kernels:
         moved += 4 * graph.itemsize * joint_parameters(graph)
     elementwise = moved / rates.bandwidth + exponentials / (rates.exponentials or inf)
@@ -100,7 +100,7 @@ def predict_step(
 
 def _attention_seconds(op: Op, graph: OpGraph, settings: StepSettings, rates: Rates, again: bool) -> float:
     chunked = is_chunked(op, graph, settings)
-    computed = computed_fraction(op) if chunked else 1.0 if rates.full_square else op.density
+    computed = computed_fraction(op) if chunked else 1.0 if rates.full_square else op.mask_density
     flops = op.flops * computed
     seconds = (1 + again) * flops / rates.attention_forward + BACKWARD * flops / rates.attention_backward
     if chunked and rates.exponentials:
@@ -111,12 +111,12 @@ def _attention_seconds(op: Op, graph: OpGraph, settings: StepSettings, rates: Ra
 def update_time(
     graph: OpGraph, settings: StepSettings, rates: Rates, *, micro_batches: int = 1, flops: float = 0.0
 ) -> float:
-    """Seconds of the optimizer, the gradient's norm and the sums of micro-batches."""
+    """Seconds of the optimizer, the gradient norm and gradient accumulation."""
     return _update_bytes(graph, settings, micro_batches) / rates.bandwidth + flops / rates.matmul
 
 
 def _passes(op: Op, graph: OpGraph, settings: StepSettings) -> float:
-    """How often the saved output of an operation is read or written outside of matmuls and attention."""
+    """Number of reads and writes of an operation's saved output outside of matmuls and attention."""
     recomputed = {"none": 0, "selective": 1, "full": 2}[settings.remat]
     if op.kind == "norm":
         return NORM + recomputed
@@ -130,13 +130,15 @@ def _passes(op: Op, graph: OpGraph, settings: StepSettings) -> float:
 
 
 def _is_self_attention(op: Op, graph: OpGraph) -> bool:
-    """Whether a projection of queries, keys or values is computed jointly with the two others, from one input."""
-    return {"q", "k", "v"} <= {other.role for other in _joint_with(op, graph)}
+    """True if queries, keys and values are projected from one input in one matmul."""
+    return {"q", "k", "v"} <= {other.role for other in _fused_with(op, graph)}
 
 
-def _joint_with(op: Op, graph: OpGraph) -> list[Op]:
-    """The operations that may be computed in one matmul with this one, itself included."""
-    return [other for other in graph.consumers(op.inputs[0]) if op.joint and other.joint == op.joint]
+def _fused_with(op: Op, graph: OpGraph) -> list[Op]:
+    """The operations that can be computed in one matmul with this one, itself included."""
+    return [
+        other for other in graph.consumers(op.inputs[0]) if op.fusion_group and other.fusion_group == op.fusion_group
+    ]
 
 
 def _fits_fp8(op: Op) -> bool:
@@ -144,15 +146,16 @@ def _fits_fp8(op: Op) -> bool:
 
 
 def _quantised_bytes(op: Op, graph: OpGraph) -> int:
-    """Input, gradient and (twice) the weight are read for their scales, read again and written in fp8. The input of a
-    joint matmul counts once."""
-    joint = _joint_with(op, graph)
-    inputs = graph.value(op.inputs[0]).elements if not joint or joint[0] is op else 0
+    """Bytes of quantisation: input, gradient and (twice) the weight are read for their scales, then read again and written
+    in fp8. The input of a joint matmul counts once."""
+    group = _fused_with(op, graph)
+    inputs = graph.value(op.inputs[0]).elements if not group or group[0] is op else 0
     return (2 * HALF + 1) * (inputs + op.output.elements + 2 * op.in_features * op.out_features)
 
 
 def _update_bytes(graph: OpGraph, settings: StepSettings, micro_batches: int) -> int:
-    """Moments and weights read and written, gradients read twice (once for their norm); sums of micro-batches."""
+    """Bytes of the update: moments and weights are read and written, gradients read twice (once for the norm); with
+    accumulation also the sums over micro-batches."""
     n, itemsize = graph.parameters, graph.itemsize
     masters, summed = settings.master_weights and itemsize < FP32, settings.accumulates
     weights = 2 * (FP32 if masters else itemsize) * n

@@ -34,7 +34,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Chart:
-    """What to draw, in data units."""
+    """A chart's contents, in data units."""
 
     title: str
     x_label: str

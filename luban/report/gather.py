@@ -13,8 +13,8 @@ from luban.core.artifact import INCOMPLETE, MANIFEST, Manifest, read_manifest
 from luban.core.errors import ArtifactError, DataError
 from luban.core.log import read_metrics, warn
 from luban.core.units import count
-from luban.report.account import account
 from luban.report.chart import Chart, Level, Series, draw, smooth
+from luban.report.predicted_vs_measured import predicted_vs_measured
 
 SMOOTHED_STEPS, SMOOTHED_SHARE = 20, 0.02  # steps that the training curve is averaged over: so many, or a share of all
 SMALL_WIDTH, SMALL_HEIGHT = 400, 230  # of a chart that shares its row with others
@@ -147,8 +147,8 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
         "about": about,
         "main": _picture(main),
         "small": [p for p in map(_picture, _small_charts(rows)) if p["svg"]],
-        "account": account(found.manifest.figures, rows),
-        "doubts": [str(doubt) for doubt in found.manifest.figures.get("prediction_doubts", ())],
+        "predicted_vs_measured": predicted_vs_measured(found.manifest.figures, rows),
+        "caveats": [str(caveat) for caveat in found.manifest.figures.get("prediction_caveats", ())],
     }
 
 

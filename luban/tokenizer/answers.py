@@ -169,7 +169,7 @@ class _Search:
         return words.before + ends[-1]
 
     def _header(self, turn: int) -> str:
-        """What the template writes between the words before a turn and where the assistant is to begin."""
+        """The template's text between the previous turn's content and the start of the assistant's."""
         text, places = self.known.again(self.messages[:turn], self.fill, True) or ("", [])
         return text[places[-1].position :] if places else text
 

@@ -62,7 +62,7 @@ def _with_table(call: Any) -> Any:
 
 
 def _prints_tables(page: str, messages: Messages) -> bool:
-    """Whether a template that expects text has written a table of arguments as Python prints it."""
+    """True if a template that expects arguments as text has printed a Python dict."""
     functions = [call["function"] for m in messages for call in m.get("tool_calls") or () if "function" in call]
     tables = [function["arguments"] for function in functions if isinstance(function.get("arguments"), dict)]
     return any(table and str(table) in page for table in tables)

@@ -1,18 +1,18 @@
-"""Corrections that make imported vocabularies give SentencePiece's ids, where the `tokenizers` library departs from it.
+"""Corrections for imported vocabularies, so that the `tokenizers` library gives SentencePiece's ids and text.
 
-Three departures are put right when a tokenizer is opened; its `tokenizer.json` stays as it is, for others to read:
+Three differences are corrected when a tokenizer is opened; its `tokenizer.json` isn't changed:
 
-- The library finds every piece of a Unigram vocabulary in the text, and of others every word that is a piece, special
-  tokens (`</s>`) and bytes (`<0x41>`) included. A character of each such piece is exchanged for another code point, in
-  the text and in all other pieces, so that no text spells them.
+- `tokenizers` matches special tokens (`</s>`) and byte tokens (`<0x41>`) in plain text; SentencePiece doesn't. One
+  character of each is replaced by a private-use code point in vocabulary and text.
 - Its normalizer `Precompiled` loses vowel signs and accents (see luban.tokenizer.charsmap).
-- Its decoder `ByteFallback` makes a whole run of bytes U+FFFD where one of them is no text (see `ByteFallbackDecoder`).
+- Its decoder `ByteFallback` turns a whole byte run into U+FFFD if any byte is invalid (see `ByteFallbackDecoder`).
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,9 +24,9 @@ import tokenizers
 from luban.core.errors import DataError
 from luban.tokenizer.charsmap import Charsmap, charsmap
 
-EXCHANGED = 0x10F000  # added to a character's code point (of the private use plane 16, which no text has)
-EXCHANGEABLE = 0xE00  # code points below which a character can be exchanged
-BYTES = 0x10FE00  # the code point that stands for byte 0 while tokens are joined
+EXCHANGED = 0x10F000  # offset into private use plane 16, added to a replaced character's code point
+EXCHANGEABLE = 0xE00  # only characters below this code point are replaced
+BYTES = 0x10FE00  # placeholder code point of byte 0 while tokens are joined
 BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>")
 SPACE = "\u2581"  # ▁, how SentencePiece writes a space
 WHOLE_WORDS = (tokenizers.models.Unigram, tokenizers.models.WordLevel, tokenizers.models.WordPiece)
@@ -34,7 +34,7 @@ PLAIN_SPLITS = frozenset(["Metaspace", "WhitespaceSplit", "Split", "Sequence"]) 
 
 
 def exact_encoder(model: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, Charsmap | None]:
-    """(what to encode with, rules that text must go through before); `model` itself where the library does it right."""
+    """(tokenizer to encode with, normalisation rules to apply first); the tokenizer itself where no correction is needed."""
     normalizer = None if model.normalizer is None else json.loads(model.normalizer.__getstate__())
     rules, rest = _without_rules(normalizer)
     splits = None if model.pre_tokenizer is None else json.loads(model.pre_tokenizer.__getstate__())
@@ -51,7 +51,7 @@ def exact_encoder(model: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, Ch
 
 
 def _without_rules(normalizer: dict[str, Any] | None) -> tuple[Charsmap | None, dict[str, Any] | None]:
-    """Precompiled rules that a normalizer begins with, and the rest of it."""
+    """(the precompiled rules with which a normalizer begins, the rest of it)."""
     steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     if not steps or steps[0]["type"] != "Precompiled":
         return None, normalizer
@@ -60,14 +60,15 @@ def _without_rules(normalizer: dict[str, Any] | None) -> tuple[Charsmap | None, 
 
 
 def _types(part: dict[str, Any] | None) -> set[str]:
-    """The names of all parts of a pre-tokenizer."""
+    """Type names of a pre-tokenizer and of all pre-tokenizers inside it."""
     if part is None:
         return set()
     return {part["type"]}.union(*(_types(inner) for inner in part.get("pretokenizers", [])))
 
 
 def _exchange(data: dict[str, Any]) -> None:
-    """Make special tokens, the unknown one and bytes unreachable in a `tokenizer.json` of one of the models WHOLE_WORDS."""
+    """Change a `tokenizer.json` of one of the models WHOLE_WORDS so that plain text can't match its special, unknown and byte
+    tokens."""
     model, added = data["model"], {token["content"]: token["special"] for token in data["added_tokens"]}
     scored = isinstance(model["vocab"], list)  # [[piece, score], …] by id, else {piece: id}
     names = [piece for piece, _ in model["vocab"]] if scored else list(model["vocab"])
@@ -86,7 +87,7 @@ def _exchange(data: dict[str, Any]) -> None:
     model["vocab"] = renamed if scored else dict(renamed)
     if "continuing_subword_prefix" in model:
         model["continuing_subword_prefix"] = model["continuing_subword_prefix"].translate(table)
-    pairs = [(chr(EXCHANGED + ord(c)), "\ufffd") for c in exchanged]  # a text that has these code points loses them
+    pairs = [(chr(EXCHANGED + ord(c)), "\ufffd") for c in exchanged]  # these code points in a text become U+FFFD
     pairs += [(c, chr(EXCHANGED + ord(c))) for c in exchanged]
     steps = [{"type": "Replace", "pattern": {"String": old}, "content": new} for old, new in pairs]
     before = [] if data["normalizer"] is None else [data["normalizer"]]
@@ -94,10 +95,11 @@ def _exchange(data: dict[str, Any]) -> None:
 
 
 def _characters(reserved: Iterable[str], others: Sequence[str], falls_back: bool) -> list[str]:
-    """One character of every reserved piece, as few as there are, and rather those that few other pieces have.
+    """The characters to replace.
 
-    Where a character that is no piece by itself is spelled in bytes, they must be its own, so that only those that are
-    pieces are taken.
+    Greedy set cover: at least one character per reserved piece, preferring non-alphanumeric characters, then those rare
+    in other pieces. With byte fallback only characters that are pieces themselves qualify, since others would be encoded
+    as bytes.
     """
     alone, used = set(others), Counter(character for name in others for character in set(name))
     chosen: list[str] = []
@@ -109,13 +111,13 @@ def _characters(reserved: Iterable[str], others: Sequence[str], falls_back: bool
 
 
 class ByteFallbackDecoder:
-    """Joins tokens of a vocabulary that spells rare characters in bytes (`<0xE6><0xBC><0xA2>` is 漢).
+    """Decodes tokens of a vocabulary with byte fallback (`<0xE6><0xBC><0xA2>` is 漢).
 
-    Of a run of bytes every whole character is text, and each byte that belongs to none is U+FFFD, as in SentencePiece. A
-    special token ends a run, whether it is shown or not.
+    Valid UTF-8 in a byte run is decoded; each stray byte becomes U+FFFD, as in SentencePiece. A special token ends a run,
+    whether it is shown or not.
 
     Args:
-        model: the vocabulary, whose decoder has the part `ByteFallback`.
+        model: the tokenizer, whose decoder has a `ByteFallback` step.
     """
 
     def __init__(self, model: tokenizers.Tokenizer):
@@ -137,7 +139,7 @@ class ByteFallbackDecoder:
 
     @classmethod
     def of(cls, model: tokenizers.Tokenizer) -> ByteFallbackDecoder | None:
-        """The decoder of `model`, or None where it spells nothing in bytes."""
+        """The decoder of `model`; None if it has no byte fallback."""
         if model.decoder is None:
             return None
         state = json.loads(model.decoder.__getstate__())
@@ -155,7 +157,7 @@ class ByteFallbackDecoder:
         return names, special
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Text of token ids; those outside the vocabulary give none."""
+        """Text of token ids; ids outside the vocabulary are skipped."""
         names, special = self._tokens
         tokens, skipped = [], False
         for i in ids:
@@ -170,26 +172,24 @@ class ByteFallbackDecoder:
 
 
 _RUN, END = re.compile(f"[{chr(BYTES)}-{chr(BYTES + 255)}]+"), chr(BYTES - 1)
+_STRAY = re.compile("[\udc80-\udcff]")  # how "surrogateescape" decodes the bytes 0x80 to 0xFF that are no UTF-8
 
 
 def _run_text(run: re.Match[str]) -> str:
-    """The text of bytes."""
-    data, text = bytes(ord(character) - BYTES for character in run[0]), ""
-    while data:
-        try:
-            return text + data.decode()
-        except UnicodeDecodeError as error:
-            text += data[: error.start].decode() + "\ufffd" * (error.end - error.start)
-            data = data[error.end :]
-    return text
+    """Decode a run of byte placeholders as UTF-8; each stray byte becomes U+FFFD. Time is linear in the run's length."""
+    data = bytes(ord(character) - BYTES for character in run[0])
+    return _STRAY.sub("\ufffd", data.decode(errors="surrogateescape"))
 
 
 def require_ids(ids: Sequence[int], vocab_size: int) -> list[int]:
-    """`ids` as Python integers. Raises DataError for what is no token id."""
-    try:
-        found = [int(i) for i in ids]
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"token ids must be integers from 0 to {vocab_size - 1}: {error}") from None
-    if found and not 0 <= min(found) <= max(found) < 2**32:
-        raise DataError(f"token ids must be integers from 0 to {vocab_size - 1}: {min(found)} to {max(found)} given")
+    """`ids` as Python integers. Raises DataError if one isn't a token id."""
+    found = []
+    for given in ids:
+        try:
+            number = operator.index(given)
+        except TypeError:
+            number = -1
+        if isinstance(given, bool) or not 0 <= number < 2**32:
+            raise DataError(f"token ids must be integers from 0 to {vocab_size - 1}, and {given!r} is none")
+        found.append(number)
     return found

@@ -1,4 +1,4 @@
-"""What stands beside a `tokenizer.json`: which tokens begin, end and pad, and the chat template."""
+"""Settings stored next to `tokenizer.json`: BOS, EOS and padding tokens, and the chat template."""
 
 from __future__ import annotations
 

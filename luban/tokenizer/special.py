@@ -1,4 +1,4 @@
-"""The special tokens of a tokenizer that Luban trains, and the names by which other houses call theirs."""
+"""Special tokens of tokenizers that Luban trains, and end-of-turn tokens of published chat models."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from luban.core.errors import ConfigError
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 USER, ASSISTANT, SYSTEM, END = "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
-RESERVED = tuple(f"<|reserved_{i}|>" for i in range(9))  # kept for later, some of them marks of objectives
+RESERVED = tuple(f"<|reserved_{i}|>" for i in range(9))  # reserved for objectives (masks, sentinels) and later use
 SPECIAL_TOKENS = (BOS, EOS, PAD, USER, ASSISTANT, SYSTEM, END, *RESERVED)  # ids 0…15, in this order
 
 
 def special_tokens(reserved: int = len(RESERVED)) -> tuple[str, ...]:
-    """The special tokens with so many reserved ones, in id order. Raises ConfigError below the usual nine."""
+    """The special tokens with `reserved` reserved ones, in id order. Raises ConfigError for fewer than nine."""
     if reserved < len(RESERVED):
         raise ConfigError(f"reserved: at least {len(RESERVED)} are needed, {reserved} given")
     return (*SPECIAL_TOKENS, *(f"<|reserved_{i}|>" for i in range(len(RESERVED), reserved)))
 
 
-# What ends a turn, by the names that published chat models use.
+# End-of-turn tokens of Luban's tokenizers and of published chat models.
 END_OF_TURN = (END, "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|eot|>", "<|END_OF_TURN_TOKEN|>")

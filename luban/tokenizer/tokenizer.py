@@ -162,7 +162,7 @@ class Tokenizer:
         return Tokenizer(self._model, replace(self.settings, chat_template=source))
 
     def same_vocabulary(self, other: Tokenizer) -> bool:
-        """Whether both give every text the same ids."""
+        """True if both give every text the same ids."""
         return self._model.to_str() == other._model.to_str()
 
     def to_json(self) -> str:

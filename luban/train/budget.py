@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
+from typing import Any
 
 WARM = 1  # steps that compile or warm caches: paid from the budget, but not timed
 TIMED = 20  # steps that are timed
@@ -12,31 +13,43 @@ RESERVE = 0.05  # share of the budget left for checkpoints, validation and a mac
 
 @dataclass
 class StepCount:
-    """How many steps a run has. Until `fixed_at` steps are done it is `wanted`; from there on `fixed`."""
+    """Number of steps of a run: `wanted` until `fixed_at` steps are done, then `fixed`."""
 
     wanted: int  # the recipe's steps
     budget_seconds: float = 0.0  # 0: no budget
-    fixed: int | None = None  # the steps that fit the budget
-    fixed_at: int = WARM + TIMED  # steps done when it was fixed
+    fixed: int | None = None  # number of steps that fit the budget
+    fixed_at: int = WARM + TIMED  # number of steps done when `fixed` was set
     times: list[float] = field(default_factory=list)  # seconds of each step so far
+    earlier: list[list[int]] = field(default_factory=list)  # [fixed_at, fixed] of decisions that another one replaced
 
     def total(self, step: int) -> int:
-        """The number of steps as step `step` (from 0) sees it."""
-        return self.wanted if self.fixed is None or step < self.fixed_at else self.fixed
+        """The number of steps of the run, as known at step `step` (from 0)."""
+        decided = [*self.earlier, [self.fixed_at, self.fixed]]
+        return next((steps for at, steps in reversed(decided) if steps is not None and step >= at), self.wanted)
 
-    def time(self, step: int, seconds: float, elapsed: float, overhead: float = 0.0) -> bool:
+    def fix(self, step: int, steps: int) -> None:
+        """Set the number of steps to `steps`, as known from step `step` on."""
+        if self.fixed is not None:
+            self.earlier.append([self.fixed_at, self.fixed])
+        self.fixed, self.fixed_at = steps, step
+
+    def figures(self) -> dict[str, Any]:
+        """The state that a resumed run needs."""
+        return {"fixed": self.fixed, "fixed_at": self.fixed_at, "earlier": self.earlier}
+
+    def record(self, step: int, seconds: float, elapsed: float, overhead: float = 0.0) -> bool:
         """Record that step `step` took `seconds`. Returns whether this fixed the number of steps.
 
         Args:
-            elapsed: seconds spent since the run began, compilation included.
-            overhead: seconds of other work a step brings with it on average, such as validation.
+            elapsed: seconds since the run began, compilation included.
+            overhead: average seconds per step of other work, such as validation.
         """
         if not self.budget_seconds or self.fixed is not None:
             return False
         self.times.append(seconds)
         if step + 1 < self.fixed_at or len(self.times) <= WARM:
             return False
-        each = statistics.median(self.times[WARM:]) + overhead  # a busy moment must not halve the run
+        each = statistics.median(self.times[WARM:]) + overhead  # median: one slow step must not halve the run
         left = max(self.budget_seconds * (1 - RESERVE) - elapsed, 0.0)
         self.fixed_at = step + 1
         self.fixed = min(self.wanted, self.fixed_at + int(left / each))

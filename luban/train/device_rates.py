@@ -1,4 +1,4 @@
-"""What the device that trains does in a second: from the table of accelerators where it is in it, otherwise measured."""
+"""Rates of the training device: from accelerators.toml if it is listed there, otherwise measured."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from luban.parallel.device import keep_freed_memory
 from luban.parallel.precision import COMPUTE
 from luban.planner.accelerators import Machine, accelerator_of
 from luban.planner.memory import StepSettings, computed_fraction, is_chunked
-from luban.planner.rates import table_rates
 from luban.planner.step_time import BACKWARD, Rates
+from luban.planner.table_rates import table_rates
 
 ROUNDS = 5  # of every measurement; the best counts
 SUM_ELEMENTS = 2**22  # of the timed sum
@@ -48,7 +48,7 @@ def device_rates(
     documents: bool = True,
     kernel: str | None = None,
 ) -> Rates:
-    """What the device does in a second with this model.
+    """Rates of the device with this model.
 
     Args:
         graph: one micro-batch.

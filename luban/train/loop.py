@@ -1,9 +1,8 @@
-"""The one training loop: pretraining and instruction tuning differ in what they are given, not in how they train."""
+"""The training loop, shared by pretraining and fine-tuning, which differ only in their components."""
 
 from __future__ import annotations
 
 import math
-import resource
 import signal
 import statistics
 import time
@@ -23,77 +22,91 @@ from luban.data.batch import Batch
 from luban.data.loader import Loader
 from luban.kernels import dispatch, gated
 from luban.parallel.engine import InFlightStep, StepResult, TrainEngine
+from luban.parallel.memory_limits import peak_memory
 from luban.train.budget import StepCount
 from luban.train.interrupt import Interrupted, StopRequest
-from luban.train.metrics_logger import MetricsLogger
+from luban.train.metrics_logger import MetricsLogger, NoMetrics, open_metrics
 from luban.train.profile import Profile
 from luban.train.recipe import Recipe
+from luban.train.resume import FollowedRun
 from luban.train.state import TrainState
 from luban.train.validate import Validator
 
-TURNED = 3  # validations above the lowest loss after which a run is warned
-IN_FLIGHT = 2  # steps that a CUDA device may be behind the host, so that it never waits for the host
+WARN_AFTER = 3  # validations without improvement before a warning
+# steps submitted to a CUDA device before the oldest is synchronized, so that it never waits for the host
+MAX_IN_FLIGHT = 2
 NO_TARGET = (
-    "a batch held no token to predict, so its loss is written as 0: its texts are too short for the objective; "
+    "a batch had no token to predict, so its loss is logged as 0: its documents are too short for the objective; "
     "raise train.batch_size or train.seq_len"
 )
 
 
 @dataclass(frozen=True)
 class TrainerComponents:
-    """What the loop drives, already made."""
+    """Components of a run."""
 
     recipe: Recipe
     engine: TrainEngine
     state: TrainState
     loader: Loader
-    validator: Validator | None  # None where there is no held-out split
+    validator: Validator | None  # None without a held-out split
 
 
 class Loop:
-    """Trains inside an open run artifact until its steps are done, then leaves its figures there.
+    """Trains to the last step inside an open run directory and writes its metrics to the manifest.
+
+    Args:
+        art: the open run directory.
+        parts: components of the run.
+        clock: monotonic seconds.
 
     Raises:
-        TrainingError: too many steps were NaN or infinite; names the last good checkpoint.
+        TrainingError: too many steps were NaN or infinite; the message names the last good checkpoint.
         Interrupted: by Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
 
-    def __init__(self, art: ArtifactWriter, parts: TrainerComponents, clock: Callable[[], float] = time.monotonic):
-        self.clock = clock  # seconds since any fixed moment
+    def __init__(
+        self, art: ArtifactWriter | FollowedRun, parts: TrainerComponents, clock: Callable[[], float] = time.monotonic
+    ):
+        self.clock = clock
         self.art, self.parts, self.recipe, self.state = art, parts, parts.recipe, parts.state
-        self.engine = parts.engine
+        self.engine, self.world = parts.engine, parts.engine.world
+        self.asked = False  # whether the processes of the run have agreed to stop
         self.checkpoints = CheckpointManager(art.path)
         train = self.recipe.train
         fixed = art.figures.get("steps_fixed", {})
         self.count = StepCount(train.steps, train.budget_seconds, **fixed)
-        self.session = self.clock()
-        self.earlier = self.state.progress.seconds  # of earlier sessions
-        self.saved: int | None = self.checkpoints.steps()[-1] if self.checkpoints.steps() else None
+        self.session_start = self.clock()
+        self.earlier_seconds = self.state.progress.seconds  # of the sessions before a resume
+        self.last_saved: int | None = self.checkpoints.steps()[-1] if self.checkpoints.steps() else None
+        self.row_time, self.row_tokens = self.session_start, self.state.progress.tokens  # at the last row of metrics
+        self.synchronized, self.synchronized_at = self.state.progress.step, self.session_start  # last step, its time
         self.overhead_seconds = 0.0  # seconds in validation and saving since the last row
-        self.waited = 0.0  # seconds in which there was no batch, after the first step
+        self.waited = 0.0  # seconds spent waiting for data, after the first step
         self.step_seconds: list[float] = []  # of every step since the start or resume
-        self.profile = Profile(art.path, train.profile, self.engine.device) if train.profile else None
+        self.profile = (
+            Profile(art.path, train.profile, self.engine.device) if train.profile and self.world.is_main else None
+        )
         # submitted and not yet synchronized, with their learning-rate factors
         self.in_flight: deque[tuple[float, InFlightStep]] = deque()
         on_cuda = self.engine.device.type == "cuda"
         if on_cuda:
             torch.cuda.reset_peak_memory_stats()
-        overlaps = on_cuda and train.precision != "fp16"  # whose next loss scale hangs on the last step
-        self.max_in_flight = IN_FLIGHT if overlaps else 0
+        # fp16 needs the previous step's result to set the loss scale
+        self.max_in_flight = MAX_IN_FLIGHT if on_cuda and train.precision != "fp16" else 0
 
     def run(self) -> None:
-        """Train from the state's step to the last."""
+        """Train from the current step to the last."""
         at = self.state.progress
         with (
             StopRequest() as stop,
-            MetricsLogger(self.art.path, at.step, tensorboard=self.recipe.train.tensorboard) as metrics,
+            open_metrics(self.art.path, at.step, self.recipe.train.tensorboard, self.world.is_main) as metrics,
             progress("training", total=self.count.total(at.step), unit="steps", start=at.step) as bar,
         ):
             batches = self.parts.loader.iterate(at.step)
-            self.row_time, self.row_tokens = self.clock(), at.tokens
-            self.synchronized, self.synchronized_at = at.step, self.clock()
+            self.row_time, self.synchronized_at = self.clock(), self.clock()
             while at.step < self.count.total(at.step):
-                self._submit(batches)
+                self._submit(batches, stop)
                 while self.in_flight and (len(self.in_flight) > self.max_in_flight or self._must_synchronize(stop)):
                     self._synchronize(metrics, bar, stop)
                 self._validate_and_save(metrics, stop, bar)
@@ -101,7 +114,7 @@ class Loop:
             self.profile.finish()
         self._finish()
 
-    def _submit(self, batches: Iterator[Batch]) -> None:
+    def _submit(self, batches: Iterator[Batch], stop: StopRequest) -> None:
         at = self.state.progress
         factor = self.recipe.schedule.factor(at.step, self.count.total(at.step))
         if self.profile:
@@ -111,7 +124,7 @@ class Loop:
         self.waited += (self.clock() - began) if self.step_seconds else 0.0
         if not batch.target_count:
             warn(NO_TARGET)
-        self.in_flight.append((factor, self.engine.submit(batch, factor)))
+        self.in_flight.append((factor, self.engine.submit(batch, factor, stop=bool(stop.signal))))
         at.step += 1
 
     def _must_synchronize(self, stop: StopRequest) -> bool:
@@ -123,17 +136,18 @@ class Loop:
         )
 
     def _due(self, every: int) -> bool:
-        """Whether the step just submitted is one of every `every`, or the last."""
+        """True if the step just submitted is a multiple of `every` (0: never), or the last."""
         step = self.state.progress.step
         return step >= self.count.total(step) or bool(every and step % every == 0)
 
     def _due_to_validate(self) -> bool:
         return self.parts.validator is not None and self._due(self.recipe.validation.every)
 
-    def _synchronize(self, metrics: MetricsLogger, bar: Bar, stop: StopRequest) -> None:
-        """Wait for the oldest in-flight step, and log it. Raises TrainingError after too many bad steps."""
+    def _synchronize(self, metrics: MetricsLogger | NoMetrics, bar: Bar, stop: StopRequest) -> None:
+        """Wait for the oldest in-flight step and log it. Raises TrainingError after too many bad steps."""
         factor, step = self.in_flight.popleft()
         result = self.engine.synchronize(step)
+        self.asked = result.stop if self.world.size > 1 else bool(stop.signal)
         self.synchronized += 1
         self._count(result)
         now = self.clock()
@@ -148,28 +162,34 @@ class Loop:
             raise self._failure(result)
 
     def _report_kernels(self) -> None:
-        """Which kernels the model was traced with."""
+        """Log and record the kernels picked while tracing."""
         picked = [*dispatch.report(), *gated.report()]
         for line in picked:
             say(line)
         self.art.note(kernels=picked)
 
+    def _elapsed(self) -> float:
+        """Training seconds of the run so far, earlier sessions included."""
+        return self.earlier_seconds + self.clock() - self.session_start
+
     def _count(self, result: StepResult) -> None:
         at = self.state.progress
         at.tokens += result.tokens
-        at.seconds = self.earlier + self.clock() - self.session
+        at.seconds = self._elapsed()
         at.bad_steps += bool(result.bad and not result.explained)
 
     def _failure(self, result: StepResult) -> TrainingError:
-        last = self.checkpoints.path(self.saved) if self.saved is not None else "none was saved yet"
+        last = self.checkpoints.path(self.last_saved) if self.last_saved is not None else "none was saved yet"
         return TrainingError(
             f"stopped at step {self.synchronized}: loss {result.loss:g}, gradient norm {result.grad_norm:g}; "
             f"{self.state.progress.bad_steps} steps were NaN or infinite (train.max_bad_steps is "
             f"{self.recipe.train.max_bad_steps}). Last good checkpoint: {last}. Lower --optim.lr, or look at the data"
         )
 
-    def _log(self, metrics: MetricsLogger, result: StepResult, factor: float, bar: Bar, *, ends: bool) -> None:
-        """Advance the bar, and write a row of metrics where one is due or the step `ends` the session."""
+    def _log(
+        self, metrics: MetricsLogger | NoMetrics, result: StepResult, factor: float, bar: Bar, *, ends: bool
+    ) -> None:
+        """Advance the bar; write a row of metrics if one is due or the step `ends` the session."""
         at, train = self.state.progress, self.recipe.train
         now = self.clock()
         rate = (at.tokens - self.row_tokens) / max(now - self.row_time - self.overhead_seconds, 1e-9)
@@ -192,12 +212,17 @@ class Loop:
         self.row_time, self.row_tokens, self.overhead_seconds = now, at.tokens, 0.0
 
     def _fix_steps(self, seconds: float, bar: Bar) -> None:
+        """Record a step's seconds; with a time budget, fix the number of steps once enough are measured."""
         validation = self.recipe.validation
         per_step = 0.0
         if validation.every and self.parts.validator and validation.batches:
             per_step = validation.batches * seconds / 2 / validation.every  # a forward alone is under half a step
-        if self.count.time(self.synchronized - 1, seconds, self.clock() - self.session + self.earlier, per_step):
-            self.art.note(steps_fixed={"fixed": self.count.fixed, "fixed_at": self.count.fixed_at})
+        timing = bool(self.count.budget_seconds) and self.count.fixed is None
+        self.count.record(self.synchronized - 1, seconds, self._elapsed(), per_step)
+        if timing:
+            self.count = self.world.agree(self.count)
+        if timing and self.count.fixed is not None:
+            self.art.note(steps_fixed=self.count.figures())
             bar.total = self.count.fixed
             if short := self.recipe.schedule.never_at_peak(self.count.fixed or 0):
                 warn(short)
@@ -206,8 +231,8 @@ class Loop:
                 f"{self.recipe.train.budget_seconds:g} seconds"
             )
 
-    def _validate_and_save(self, metrics: MetricsLogger, stop: StopRequest, bar: Bar) -> None:
-        """Validate and save where they are due, and leave when asked to."""
+    def _validate_and_save(self, metrics: MetricsLogger | NoMetrics, stop: StopRequest, bar: Bar) -> None:
+        """Validate and save if due. Raises Interrupted after a stop signal."""
         if self.in_flight:
             return
         at, began = self.state.progress, self.clock()
@@ -217,24 +242,26 @@ class Loop:
         improved = validated and self._validate(metrics)
         shortened = validated and not improved and self._end_early(bar)
         last = at.step >= self.count.total(at.step)
-        if improved or shortened or stop.signal or self._due(self.recipe.checkpoint.every):
+        asked = self.asked or (self.world.size == 1 and bool(stop.signal))
+        if improved or shortened or asked or self._due(self.recipe.checkpoint.every):
             self.save()
         self.overhead_seconds += self.clock() - began
         self.synchronized_at += self.clock() - began
-        if stop.signal and not last:
-            name = signal.Signals(stop.signal).name
+        if asked and not last:
+            number = stop.signal or signal.SIGTERM  # another process got it
+            name = signal.Signals(number).name
             raise Interrupted(
-                stop.signal,
+                number,
                 f"stopped by {name} after step {at.step}, saved in "
                 f"{self.checkpoints.path(at.step)}; the same command resumes",
             )
 
-    def _validate(self, metrics: MetricsLogger) -> bool:
-        """Measure the held-out loss. Returns whether it is the lowest so far."""
+    def _validate(self, metrics: MetricsLogger | NoMetrics) -> bool:
+        """Measure the held-out loss. Returns true if it is the lowest so far."""
         at, validator = self.state.progress, self.parts.validator
-        assert validator is not None  # else none is due
-        found = validator(self.engine)
-        metrics.write(step=at.step, **found.row(), seconds=self.earlier + self.clock() - self.session)
+        assert validator is not None  # otherwise no validation is due
+        found = self.world.agree(validator(self.engine))
+        metrics.write(step=at.step, **found.row(), seconds=self._elapsed())
         at.scores = found.row()
         improved = found.loss < (math.inf if at.best_loss is None else at.best_loss)  # false for NaN
         if improved:
@@ -242,45 +269,44 @@ class Loop:
         return improved
 
     def _end_early(self, bar: Bar) -> bool:
-        """Lower the number of steps where the held-out loss has turned. Returns whether it did."""
+        """Lower the number of steps if the held-out loss stopped improving. Returns true if it did."""
         at, validation = self.state.progress, self.recipe.validation
         if at.best_step is None or not validation.every:
             return False
-        above, total = (at.step - at.best_step) // validation.every, self.count.total(at.step)
-        turned = f"held-out loss has been above its lowest ({at.best_loss:.3f} after step {at.best_step}) for {above} validations"
+        waited, total = (at.step - at.best_step) // validation.every, self.count.total(at.step)
+        status = f"held-out loss has not improved for {waited} validations (lowest: {at.best_loss:.3f} at step {at.best_step})"
         if not validation.patience:
-            if above == TURNED and at.step < total:
-                warn(
-                    f"{turned}: more steps teach this model its training text by heart. --validation.patience ends such a run"
-                )
+            if waited == WARN_AFTER and at.step < total:
+                warn(f"{status}: the model is overfitting; use --validation.patience to stop early")
             return False
         steps = self.recipe.schedule.ends_early(at.step, total)
-        if above < validation.patience or steps >= total:
+        if waited < validation.patience or steps >= total:
             return False
-        self.count.fixed, self.count.fixed_at = steps, at.step
-        self.art.note(steps_fixed={"fixed": steps, "fixed_at": at.step})
+        self.count.fix(at.step, steps)
+        self.art.note(steps_fixed=self.count.figures())
         bar.total = steps
-        end = (
-            "training ends here"
-            if steps == at.step
-            else f"the learning rate falls from here on, and training ends after step {steps}"
-        )
-        say(f"{turned}: {end}")
+        end = "training ends here"
+        if steps > at.step:
+            end = f"the learning rate decays from now on, and training ends after step {steps}"
+        say(f"{status}: {end}")
         return True
 
     def save(self) -> None:
-        """Write the checkpoint of this step and delete those that are no longer kept."""
+        """Write the checkpoint of this step and delete those that are no longer kept. Every process must call it."""
         at = self.state.progress
-        at.seconds = self.earlier + self.clock() - self.session
+        at.seconds = self._elapsed()
+        checkpoint = self.state.to_checkpoint()
+        self.last_saved = at.step
+        if not isinstance(self.art, ArtifactWriter):
+            return
         identity = self.art.manifest
         manifest = save_checkpoint(
             self.checkpoints.path(at.step),
-            self.state.to_checkpoint(),
+            checkpoint,
             config=identity.config,
             parents=identity.parents,
             seed=identity.seed,
         )
-        self.saved = at.step
         self.checkpoints.keep(self.recipe.checkpoint.keep, at.best_step)
         best = self.checkpoints.path(at.best_step).name if at.best_step is not None else None
         self.art.note(
@@ -291,27 +317,28 @@ class Loop:
         )
 
     def _finish(self) -> None:
+        if not isinstance(self.art, ArtifactWriter):
+            return
         at = self.state.progress
-        named = {self.checkpoints.path(step).name for step in (at.best_step, self.saved) if step is not None}
-        spare = (self.checkpoints.path(step).name for step in self.checkpoints.steps())
-        self.art.volatile += tuple(
-            f"{FOLDER}/{name}/*" for name in spare if name not in named
-        )  # kept, but not the result
-        if at.best_step is not None and at.best_step != self.saved:  # that is the one that the run stands for
+        named = {self.checkpoints.path(step).name for step in (at.best_step, self.last_saved) if step is not None}
+        every = (self.checkpoints.path(step).name for step in self.checkpoints.steps())
+        # extra checkpoints, excluded from the content hash
+        self.art.volatile += tuple(f"{FOLDER}/{name}/*" for name in every if name not in named)
+        if at.best_step is not None and at.best_step != self.last_saved:  # loading the run loads the best checkpoint
             best = read_manifest(self.checkpoints.path(at.best_step))
             self.art.note(weights_hash=best.figures["weights_hash"])
             say(
-                f"held-out loss was lowest after step {at.best_step} ({at.best_loss:.3f}): the run is loaded from there; "
-                f"the last checkpoint is {self.checkpoints.path(at.step).name}"
+                f"lowest held-out loss was at step {at.best_step} ({at.best_loss:.3f}); loading the run loads that "
+                f"checkpoint. Last: {self.checkpoints.path(at.step).name}"
             )
         self.art.note(
-            parameters=sum(p.numel() for p in self.engine.params.parameters.values()),
+            parameters=sum(p.numel() for p in self.engine.params.working.values()),
             tokens=at.tokens,
             seconds=at.seconds,
             tokens_per_second=at.tokens / max(at.seconds, 1e-9),
             bad_steps=at.bad_steps,
             **self._speed(),
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_rss_bytes=peak_memory(),
             **at.scores,
         )
         if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -319,11 +346,11 @@ class Loop:
 
     def _speed(self) -> dict[str, float]:
         """Median step time in seconds, fraction of time spent waiting for data, and model FLOPs utilisation (MFU)."""
-        usual = self.step_seconds[1:]  # the first one compiles
-        if not usual:
+        steady = self.step_seconds[1:]  # the first step compiles
+        if not steady:
             return {}
-        step, figures = statistics.median(usual), self.art.figures
-        found = {"step_seconds": step, "data_wait": self.waited / max(sum(usual), 1e-9)}
+        step, figures = statistics.median(steady), self.art.figures
+        found = {"step_seconds": step, "data_wait": self.waited / max(sum(steady), 1e-9)}
         if "peak_flops" in figures:
             found["utilisation"] = figures["model_flops_per_step"] / step / figures["peak_flops"]
         return found

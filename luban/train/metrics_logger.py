@@ -31,6 +31,24 @@ class MetricsLogger:
                 self.board.add_scalar(name, value, step)
 
 
+class NoMetrics:
+    """In the place of a MetricsLogger in processes that write nothing."""
+
+    def __enter__(self) -> NoMetrics:
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def write(self, *, step: int, **row: float) -> None:
+        """Nothing."""
+
+
+def open_metrics(run: Path, step: int, tensorboard: bool, writes: bool) -> MetricsLogger | NoMetrics:
+    """The metrics of a run, for a process that writes them or one that doesn't."""
+    return MetricsLogger(run, step, tensorboard=tensorboard) if writes else NoMetrics()
+
+
 def require_tensorboard() -> None:
     """Raise MissingExtra where TensorBoard is not installed."""
     try:

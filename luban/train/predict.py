@@ -1,4 +1,4 @@
-"""Gathers what the planner needs to predict a run: its operations, the trainer's settings and the device's rates."""
+"""Collects the planner's inputs for a run: operation graph, trainer settings and device rates."""
 
 from __future__ import annotations
 
@@ -30,20 +30,21 @@ from luban.train.device_rates import busy_fraction, device_rates, machine_of
 from luban.train.recipe import Recipe
 from luban.train.trace_memory import trace_memory, trace_time
 
-SAMPLED = 64  # rows of a batch that predictions look at, at most
+SAMPLED = 64  # maximum number of a batch's rows used for a prediction
 
 
 def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Callable[[int], Batch]) -> Prediction:
-    """Predict a run without allocating its model; where the device isn't in the table, its rates are measured, which
-    takes a moment.
+    """Predict a run without allocating its model. Rates of a device that isn't in accelerators.toml are measured, which
+    takes about a second.
 
     Args:
-        sample: `sample(n)` is n rows of those that the run will read.
+        sample: `sample(n)` returns n rows of the run's training data.
 
     Raises:
-        UnsupportedError: an attention was asked for by name that can't serve this run.
+        UnsupportedError: `train.kernel` doesn't support this run.
     """
     resident = resident_memory()  # before anything is measured
+    recipe = _of_one_process(recipe)
     train, machine, (shapes, roles) = recipe.train, machine_of(device), _parameters(spec)
     graph = _micro_batch(recipe, spec, sample(1))
     compiled = runs_compiled(recipe, device)
@@ -67,8 +68,8 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
     return Prediction(
         parameters=graph.parameters,
         memory=_memory(recipe, spec, device, sample),
-        free=free_memory(device),
-        resident=resident,
+        free_bytes=free_memory(device),
+        resident_bytes=resident,
         machine=machine,
         on_cpu=device.type == "cpu",
         tokens_per_step=train.batch_size * train.seq_len,
@@ -78,16 +79,22 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
         step=step,
         budget=train.budget_seconds,
         compiled=compiled,
-        doubts=tuple(_doubts(spec, device, compiled, busy)),
-    )
+        caveats=tuple(_caveats(spec, device, compiled, busy)),
+    ).spread(recipe.plan.processes, recipe.plan.shard)
+
+
+def _of_one_process(recipe: Recipe) -> Recipe:
+    """The recipe with the rows that each process reads."""
+    return replace(recipe, train=replace(recipe.train, batch_size=recipe.train.batch_size // recipe.plan.processes))
 
 
 def require_memory(
     recipe: Recipe, spec: ModelSpec, device: torch.device, prediction: Prediction, sample: Callable[[int], Batch]
 ) -> None:
-    """Raise UnsupportedError, naming settings that would make it fit, when the run needs more than is free."""
-    if prediction.memory.total <= prediction.available:
+    """Raise UnsupportedError if the run needs more memory than is free; the message names settings that would fit."""
+    if prediction.memory.total <= prediction.available_bytes:
         return
+    recipe = _of_one_process(recipe)
 
     def memory(plan: BatchPlan) -> int:
         train = replace(recipe.train, batch_size=plan.batch_size, accumulate=plan.accumulate)
@@ -95,20 +102,20 @@ def require_memory(
         return _memory(changed, spec, device, sample).total
 
     plan = BatchPlan(recipe.train.batch_size, recipe.train.accumulate, recipe.plan.remat)
-    remedies = "; ".join(Fitting(plan, memory, prediction.available).remedies())
+    remedies = "; ".join(Fitting(plan, memory, prediction.available_bytes).remedies())
     raise UnsupportedError(
-        f"training would need {prediction.memory}, and {bytes_(prediction.free)} are free, "
-        f"{bytes_(prediction.available)} of them for a step: {remedies or 'choose a smaller model'}"
+        f"training would need {prediction.memory}, and {bytes_(prediction.free_bytes)} are free, "
+        f"{bytes_(prediction.available_bytes)} of them for a step: {remedies or 'choose a smaller model'}"
     )
 
 
 def runs_compiled(recipe: Recipe, device: torch.device) -> bool:
-    """Whether the step will be compiled: asked for, and possible."""
+    """True if the step will be compiled: requested and supported here."""
     return recipe.train.compile and compiler_missing(device) is None
 
 
 def step_settings(recipe: Recipe, spec: ModelSpec, device: torch.device) -> StepSettings:
-    """What memory and time depend on beside the operations."""
+    """Trainer and device settings that memory and step time depend on."""
     train, on_gpu = recipe.train, device.type == "cuda"
     chunked = runs_compiled(recipe, device) and train.precision == "bf16"
     masters = train.weights == "fp32" and train.precision not in ("fp32", "fp64")
@@ -138,26 +145,25 @@ def _memory(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
 
 
 def _micro_batch(recipe: Recipe, spec: ModelSpec, row: Batch) -> OpGraph:
-    """The operations of one micro-batch, whose rows are like this one: an encoder–decoder's have two lengths."""
+    """The operations of one micro-batch. `row` gives the target length, which differs in an encoder–decoder."""
     rows, dtype = recipe.train.batch_size // recipe.train.accumulate, COMPUTE[recipe.train.precision]
     name = str(dtype).removeprefix("torch.")
     return describe(spec, batch=rows, seq=recipe.train.seq_len, target=row.tokens.shape[1], dtype=name)
 
 
-def _doubts(spec: ModelSpec, device: torch.device, compiled: bool, busy: float | None) -> Iterator[str]:
-    """What makes the figures less certain than they look."""
+def _caveats(spec: ModelSpec, device: torch.device, compiled: bool, busy: float | None) -> Iterator[str]:
+    """Reasons why the predictions may be wrong."""
     if not spec.body.fixed_shapes:
         yield (
-            "a recurrent body's memory and time depend on where its documents end: both may be several times what "
-            "is predicted"
+            "a recurrent body's memory and time depend on where its documents end: both may be several times the "
+            "prediction"
         )
     if device.type != "cpu" and not compiled:
         yield (
-            "the figures are those of a compiled step (--train.compile true); an uncompiled one takes more memory "
-            "and time"
+            "the prediction is for a compiled step (--train.compile true); an uncompiled one takes more memory and time"
         )
     if busy is not None:
-        yield f"rates were measured while the machine was busy, with {busy:.0%} of its CPU time: alone it is faster"
+        yield f"rates were measured on a busy machine, with {busy:.0%} of its CPU time; an idle machine is faster"
 
 
 @lru_cache(maxsize=8)
@@ -168,7 +174,7 @@ def _parameters(spec: ModelSpec) -> tuple[dict[str, tuple[int, ...]], dict[str, 
 
 
 def _fuses_activation(precision: str, spec: ModelSpec) -> bool:
-    """Whether a GPU computes SwiGLU inside the matmuls around it, or in fp8 between them."""
+    """True if a GPU fuses SwiGLU with the matmuls or, in fp8, with quantisation."""
     widths = {layer.feedforward.width for layer in (*spec.layers, *spec.encoder)}
     if precision == "fp8":
         return all(fits_float8_swiglu(spec.width, inner) for inner in widths)
@@ -176,8 +182,8 @@ def _fuses_activation(precision: str, spec: ModelSpec) -> bool:
 
 
 def _dense_masks(spec: ModelSpec) -> int:
-    """Masks of T × T a row that unfused attention makes: one for each group of layers with like masks, or one a head
-    where heads have biases or layouts of their own."""
+    """Number of masks (T × T per row) of unfused attention: one per group of layers that share a mask, or one per head if
+    heads have their own biases or layouts."""
     masks = 0
     for position, shape in {(layer.position, layer.mixer.attention(spec.width)) for layer in spec.layers}:
         if shape is None:

@@ -37,7 +37,7 @@ class Profile:
 
     @property
     def complete(self) -> bool:
-        """Whether the last step to be traced has been launched."""
+        """True if the last step to be traced has been submitted."""
         return self.trace is not None and self.launched >= SKIPPED + self.steps
 
     def write(self) -> None:

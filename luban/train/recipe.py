@@ -1,4 +1,4 @@
-"""The recipe of a training run: what `recipes/*.toml` hold and `--section.field value` overrides.
+"""The recipe of a training run: the fields of `recipes/*.toml`, which `--section.field value` overrides.
 
 Fields marked `Operational`, `Numerical` or `Extensible` may change when a run is resumed (see luban.core.resuming).
 """
@@ -28,14 +28,15 @@ from luban.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What to train on."""
+    """Training data."""
 
     path: Operational[str] = ""  # shards (for sft also a corpus of conversations or a .jsonl with messages)
-    packing: Literal["stream", "fit"] = "stream"  # windows over all documents, or whole documents and padding
-    verify: Operational[bool] = False  # read and hash every file first, and compare with what was written
-    workers: Operational[int | None] = (
-        None  # threads that prepare batches ahead (default: 2 on CUDA); any number gives the same ones
+    packing: Literal["stream", "fit"] = (
+        "stream"  # fixed windows over all concatenated documents, or whole documents with padding
     )
+    verify: Operational[bool] = False  # verify the hash of every file first
+    # threads that prepare batches ahead (default: 2 on CUDA, 0 on CPU); batches don't depend on it
+    workers: Operational[int | None] = None
 
     def __post_init__(self):
         if self.workers is not None and self.workers < 0:
@@ -44,38 +45,34 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train."""
+    """Optimizer steps, batches, precision and logging."""
 
     steps: Extensible[int] = 1000  # optimizer steps
-    epochs: Extensible[float] = 0.0  # lower `steps` to so many passes over the training text (0: off)
-    budget_seconds: Extensible[float] = (
-        0.0  # after 20 timed steps, lower `steps` so that training takes this long (0: off)
-    )
+    epochs: Extensible[float] = 0.0  # lower `steps` to this many passes over the training text (0: off)
+    # after 20 timed steps, lower `steps` so that training takes this long (0: off)
+    budget_seconds: Extensible[float] = 0.0
     seed: int = 0  # of the initial weights and of the order of the data
-    batch_size: int = 16  # sequences an optimizer step, over all ranks and micro-batches
-    accumulate: Numerical[int] = 1  # micro-batches that batch_size is cut into
-    seq_len: int = 256  # input tokens a sequence (seq_len + 1 are read)
-    precision: Literal["fp64", "fp32", "bf16", "fp16", "fp8"] = (
-        "fp32"  # compute dtype of the matmuls; with fp8 only the Transformer layers use fp8, everything else bf16
-    )
-    weights: Literal["fp32", "bf16"] = (
-        "fp32"  # how weights are kept; bf16: without fp32 masters, rounded stochastically
-    )
-    attention: Numerical[Literal["auto", "flash4", "cudnn", "luban", "flash2", "torch"]] = (
-        "auto"  # kernel of attention; auto: the fastest that can serve the masks of the run
-    )
-    device: Numerical[Literal["auto", "cpu", "cuda"]] = "auto"  # auto: cuda where there is one
+    batch_size: int = 16  # sequences per optimizer step, over all ranks and micro-batches
+    accumulate: Numerical[int] = 1  # micro-batches per optimizer step; batch_size is divided among them
+    seq_len: int = 256  # input tokens per sequence (seq_len + 1 are read)
+    # compute dtype of the matmuls; with fp8 only the Transformer layers use fp8, everything else bf16
+    precision: Literal["fp64", "fp32", "bf16", "fp16", "fp8"] = "fp32"
+    # dtype of the stored weights; bf16: no fp32 masters, stochastic rounding
+    weights: Literal["fp32", "bf16"] = "fp32"
+    # attention kernel; auto: the fastest that supports the run's masks
+    attention: Numerical[Literal["auto", "flash4", "cudnn", "luban", "flash2", "torch"]] = "auto"
+    device: Numerical[Literal["auto", "cpu", "cuda"]] = "auto"  # auto: cuda if available
     deterministic: Numerical[bool | None] = None  # bitwise repeatable; default: true on the CPU, false on CUDA
-    compile: Numerical[bool] = False  # torch.compile; off with a warning where no compiler is
-    clip: float = 1.0  # bound on the global gradient norm (0: none)
+    compile: Numerical[bool] = False  # torch.compile; off with a warning if there is no compiler
+    clip: float = 1.0  # maximum global gradient norm (0: no clipping)
     max_bad_steps: Operational[int] = 10  # steps with a NaN or infinite loss or gradient (skipped) before the run stops
     log_every: Operational[int] = 10  # steps between rows of metrics.jsonl
-    tensorboard: Operational[bool] = False  # write RUN/tensorboard too
+    tensorboard: Operational[bool] = False  # also write RUN/tensorboard
     profile: Operational[int] = 0  # steps to trace, after the first 3, into RUN/profile (0: none)
 
     @property
     def kernel(self) -> str | None:
-        """The kernel asked for by name; None: the fastest."""
+        """Name of the attention kernel; None: the fastest."""
         return None if self.attention == "auto" else self.attention
 
     def __post_init__(self):
@@ -97,24 +94,26 @@ class ValidationConfig:
     """Loss and bits per byte on the held-out split."""
 
     every: Operational[int] = 100  # steps between validations (0: only after the last step)
-    batches: int = 0  # batches of held-out documents of train.batch_size sequences, always the same ones (0: all)
-    patience: Extensible[int] = 0  # validations in a row above the lowest loss, after which training ends (0: off)
+    batches: int = 0  # held-out batches of train.batch_size sequences, always the same ones (0: all)
+    patience: Extensible[int] = 0  # end training after this many validations without improvement (0: off)
 
     def __post_init__(self):
         if self.every < 0 or self.batches < 0 or self.patience < 0:
             raise ValueError("every, batches and patience must be at least 0")
         if self.patience and not self.every:
-            raise ValueError("patience counts validations, and validation.every is 0: there is only one, at the end")
+            raise ValueError(
+                "validation.patience counts validations, but validation.every is 0, which validates only at the end"
+            )
 
 
 def model_of_init(data: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
-    """A recipe's data for a command line that gives the fields `given`: `--init MODEL` takes the place of the model that the
-    recipe describes, its head apart, which a tuning may change."""
+    """A recipe's data if the fields `given` are set on the command line: `--init MODEL` replaces the recipe's [model] except
+    its head, which fine-tuning may change."""
     model = data.get("model") or {}
     described = model.keys() - {"head"}
     if "init" not in given or not described:
         return data
-    say("the model is that of --init: the recipe's [model] is left out")
+    say("the model is that of --init; the recipe's [model] is ignored")
     return {**data, "model": {name: value for name, value in model.items() if name == "head"}}
 
 
@@ -122,9 +121,8 @@ def model_of_init(data: dict[str, Any], given: Collection[str]) -> dict[str, Any
 class Recipe:
     """A whole training run as data."""
 
-    model: Partial[ModelConfig] = field(
-        default_factory=lambda: Partial(ModelConfig)
-    )  # the model, or changes to a preset
+    # the model, or changes to a preset
+    model: Partial[ModelConfig] = field(default_factory=lambda: Partial(ModelConfig))
     init: Operational[str] = ""  # start from this MODEL's weights and spec (empty: random weights)
     data: DataConfig = field(default_factory=DataConfig)
     objective: Objective = field(default_factory=Causal)

@@ -1,18 +1,22 @@
-"""What a run directory is identified by, and how an unfinished or finished one is taken up again."""
+"""Identity of a run directory, and resuming or extending it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luban.checkpoint.manager import CheckpointManager
 from luban.core.artifact import ArtifactWriter, as_parent, atomic_write, incomplete_path, read_manifest
 from luban.core.config import to_dict, to_toml
-from luban.core.errors import ArtifactError, ConfigError
+from luban.core.errors import ArtifactError, ConfigError, LubanError
 from luban.core.log import say
 from luban.core.resuming import Mark, marks, split_config
 from luban.data.shards import Shards
 from luban.models.config import config_of
+from luban.parallel.world import World
 from luban.train.budget import TIMED, WARM, StepCount
 from luban.train.recipe import Recipe
 from luban.train.start import Start
@@ -59,12 +63,49 @@ def _steps_done(out: Path) -> int:
     return 0
 
 
+@dataclass
+class FollowedRun:
+    """The run directory as the processes see it that don't write it. It has what training reads of an ArtifactWriter."""
+
+    path: Path
+    resumed: bool
+    changed: dict[str, tuple[Any, Any]]
+    figures: dict[str, Any]
+
+    def note(self, **figures: Any) -> None:
+        """Remember figures that the main process writes."""
+        self.figures.update(figures)
+
+
+@contextmanager
+def opened_together(art: ArtifactWriter, world: World) -> Iterator[ArtifactWriter | FollowedRun]:
+    """The run directory: written by the main process of the run, followed by the others.
+
+    Raises:
+        ArtifactError: in every process, where the main one can't open it.
+    """
+    if not world.is_main:
+        seen: Any = world.agree(None)
+        if isinstance(seen, str):
+            raise ArtifactError(seen)
+        yield FollowedRun(**seen)
+        return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(art)
+        except LubanError as error:
+            world.agree(str(error))
+            raise
+        world.agree({"path": art.path, "resumed": art.resumed, "changed": art.changed, "figures": dict(art.figures)})
+        yield art
+
+
 def write_recipe(art: ArtifactWriter, recipe: Recipe, start: Start) -> None:
     """Write the whole configuration into the run directory."""
     atomic_write(art.path / RECIPE, to_toml(to_dict(recipe) | {"model": config_of(start.spec)}))
 
 
-def resume(art: ArtifactWriter, recipe: Recipe, state: TrainState, start: Start) -> None:
+def resume(art: ArtifactWriter | FollowedRun, recipe: Recipe, state: TrainState, start: Start) -> None:
     """Restore the last checkpoint of a run that is taken up again; note in the manifest which fields changed, and say what
     that does."""
     if not art.resumed:
@@ -87,10 +128,11 @@ def resume(art: ArtifactWriter, recipe: Recipe, state: TrainState, start: Start)
     if step and any(marked.get(path) is Mark.LENGTH for path in art.changed):
         _extend(art, recipe, step)
     art.note(changes=[*art.figures.get("changes", ()), *changes])
-    write_recipe(art, recipe, start)
+    if isinstance(art, ArtifactWriter):
+        write_recipe(art, recipe, start)
 
 
-def _extend(art: ArtifactWriter, recipe: Recipe, step: int) -> None:
+def _extend(art: ArtifactWriter | FollowedRun, recipe: Recipe, step: int) -> None:
     """Say what another number of steps does to the schedule, and let a budget be measured anew."""
     old_steps: Any = art.changed.get("train.steps", (recipe.train.steps,))[0]
     old = StepCount(old_steps, **art.figures.get("steps_fixed", {})).total(step)

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import torch
 
-from luban.core.artifact import command_line, require_free
+from luban.core.artifact import ArtifactWriter, command_line, require_free
 from luban.core.errors import DataError, TrainingError, UsageError
 from luban.core.log import say, warn
-from luban.core.seeding import seed_everything
+from luban.core.seeding import derive, seed_everything
 from luban.core.units import bytes_
 from luban.data.batch import Batch
 from luban.data.loader import Loader
 from luban.data.packing import Packing
 from luban.data.shards import Shards
+from luban.kernels import gated
 from luban.kernels.dispatch import chosen
 from luban.load.model import LoadedModel
 from luban.models.build import build_model
@@ -31,11 +32,12 @@ from luban.parallel.apply import Execution, apply
 from luban.parallel.device import choose_device, keep_freed_memory, set_determinism
 from luban.parallel.engine import TrainEngine
 from luban.parallel.memory_limits import is_out_of_memory
+from luban.parallel.world import World, is_lost_connection, process_count
 from luban.train.loop import Loop, TrainerComponents
 from luban.train.metrics_logger import require_tensorboard
 from luban.train.predict import Prediction, predict, require_memory
 from luban.train.recipe import Recipe
-from luban.train.resume import resume, run_artifact, write_recipe
+from luban.train.resume import opened_together, resume, run_artifact, write_recipe
 from luban.train.start import Start, choose_start
 from luban.train.state import TrainState
 from luban.train.validate import Validator
@@ -63,30 +65,34 @@ def train(
         LubanError: anything that is wrong, before anything is written; TrainingError and Interrupted after.
     """
     recipe, shards, start, device = opened = open_run(recipe, model)
+    world = World.join(recipe.plan, device)
     art = run_artifact(recipe, out, task=task, shards=shards, start=start)
-    if art.finished():
+    if world.agree(art.finished()):
         say(f"{out} is finished: nothing is left to train. More steps: the same command with a larger --train.steps")
         return Path(out)
     prediction = _predict(*opened)
     _require_memory(*opened, prediction)
     if recipe.train.tensorboard:
         require_tensorboard()
-    with art:
+    with opened_together(art, world) as art:
         values = prediction.memory.parameters // 4 + prediction.memory.optimizer // 4
         require_free(art.path, 4 * values * (recipe.checkpoint.keep + 2), "training with these checkpoints")
-        if not art.resumed:
+        if isinstance(art, ArtifactWriter) and not art.resumed:
             write_recipe(art, recipe, start)
             shutil.copytree(Path(shards.path) / "tokenizer", art.path / "tokenizer", dirs_exist_ok=True)
             art.note(recipe=name, command=command_line())
         if not art.resumed or art.changed:
             art.note(device=str(device), accelerator=prediction.machine.name, **prediction.figures())
+        gated.clear()
         chosen.clear()  # of runs before, where there were any in this process
-        parts = assemble(recipe, shards, start, device)
+        parts = assemble(recipe, shards, start, device, world)
         resume(art, recipe, parts.state, start)
         say(prediction.summary())
         try:
             Loop(art, parts, clock).run()
         except (RuntimeError, MemoryError) as error:
+            if world.size > 1 and is_lost_connection(error):
+                raise TrainingError(f"another process of this run has ended: {str(error).splitlines()[0]}") from error
             if not is_out_of_memory(error):
                 raise
             raise _exhausted(recipe, prediction, parts.state.progress.step) from error
@@ -100,7 +106,7 @@ def _exhausted(recipe: Recipe, prediction: Prediction, step: int) -> TrainingErr
     ways += ["--plan.remat full"] * (recipe.plan.remat != "full")
     return TrainingError(
         f"out of memory in step {step + 1}: {bytes_(prediction.memory.total)} were predicted and "
-        f"{bytes_(prediction.free)} were free at the start. Other programs may have taken memory since. "
+        f"{bytes_(prediction.free_bytes)} were free at the start. Other programs may have taken memory since. "
         f"The same command goes on from the last checkpoint{', with less memory if you add ' * bool(ways)}"
         f"{' or '.join(ways)}; a smaller batch or model needs another --out"
     )
@@ -110,11 +116,19 @@ def open_run(recipe: Recipe, model: LoadedModel | None = None) -> tuple[Recipe, 
     """Open the data and choose the model to start from and the device. The recipe's steps are within its epochs."""
     if not recipe.data.path:
         raise UsageError("no data to train on: give --data.path SHARDS (made by luban data pack)")
+    recipe = for_processes(recipe, process_count())
     device = choose_device(recipe.train.device)
     if recipe.train.precision == "fp8":
         require_float8(device)
     shards = Shards.open(recipe.data.path, "train", verify=recipe.data.verify)
     return within_epochs(recipe, shards), shards, choose_start(recipe, shards, model), device
+
+
+def for_processes(recipe: Recipe, processes: int) -> Recipe:
+    """The recipe with its plan for so many processes. Raises ConfigError where plan or batch can't be divided so."""
+    plan = recipe.plan.over(processes)
+    plan.check_batch(recipe.train.batch_size, recipe.train.accumulate)
+    return replace(recipe, plan=plan)
 
 
 def prepare(recipe: Recipe, model: LoadedModel | None = None) -> tuple[Recipe, Shards, Start, torch.device, Prediction]:
@@ -148,15 +162,17 @@ def _sample(recipe: Recipe, shards: Shards, rows: int) -> Batch:
     return loader.batch(0)
 
 
-def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device) -> TrainerComponents:
+def assemble(
+    recipe: Recipe, shards: Shards, start: Start, device: torch.device, world: World | None = None
+) -> TrainerComponents:
     """Model, optimizer, data and step, in the order in which they depend on each other."""
-    config = recipe.train
+    config, world = recipe.train, world or World()
     seed_everything(config.seed)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(derive(config.seed, "process", world.rank) if world.rank else config.seed)  # of dropout
     set_determinism(config.deterministic, device)
     keep_freed_memory(device)
     torch.set_float32_matmul_precision("high")
-    engine = make_engine(recipe, start, device)
+    engine = make_engine(recipe, start, device, world)
     workers = recipe.data.workers if recipe.data.workers is not None else 2 * (device.type == "cuda")
     loader = Loader(
         shards,
@@ -169,7 +185,7 @@ def assemble(recipe: Recipe, shards: Shards, start: Start, device: torch.device)
     return TrainerComponents(recipe, engine, TrainState(start.spec, engine), loader, _validator(recipe, shards))
 
 
-def make_engine(recipe: Recipe, start: Start, device: torch.device) -> TrainEngine:
+def make_engine(recipe: Recipe, start: Start, device: torch.device, world: World | None = None) -> TrainEngine:
     """The model of `start`, ready to be trained as `recipe` says."""
     config, attention = recipe.train, AttentionBackend(recipe.train.kernel)
     model = build_model(start.spec, device="meta")
@@ -182,6 +198,7 @@ def make_engine(recipe: Recipe, start: Start, device: torch.device) -> TrainEngi
         compile=config.compile,
         accumulate=config.accumulate,
         clip=config.clip,
+        world=world or World(),
     )
     return apply(
         recipe.objective.loss(model, attention),

@@ -1,4 +1,4 @@
-"""What a run remembers between steps, and how it goes into a checkpoint and comes out."""
+"""State of a run between steps, and its conversion to and from checkpoints."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from luban.parallel.engine import TrainEngine
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What held-out text costs the model."""
+    """Loss of the model on held-out text."""
 
     loss: float  # nats a trained token
     tokens: int  # trained tokens it was measured on

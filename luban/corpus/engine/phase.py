@@ -1,4 +1,4 @@
-"""What a worker does: one part of the input through one phase of the steps."""
+"""The work of one worker: one part of the input through one phase of the steps."""
 
 from __future__ import annotations
 
@@ -103,13 +103,13 @@ def run_task(task: Task, report: Report) -> None:
 
 
 def applied(step: AcrossStep, documents: Iterable[Document], flags: Ragged, tally: Tally) -> Iterator[Document]:
-    """What a decided step leaves of a part."""
+    """Documents of a part after a step that has decided."""
     for document, flag in zip(documents, flags, strict=True):
         yield from step.apply(document, flag, tally)
 
 
 def read_marker(task: Task) -> dict[str, Any]:
-    """What a finished task counted."""
+    """The counts of a finished task."""
     return json.loads(task.marker.read_text(encoding="utf-8"))
 
 

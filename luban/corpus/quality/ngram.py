@@ -69,9 +69,8 @@ class NgramModel:
             DataError: there is no word.
         """
         grams = [Table(EMPTY, EMPTY.astype(np.int64)) for _ in range(ORDER)]
-        pairs: list[np.ndarray] = [
-            np.zeros((0, 2), np.uint64) for _ in range(ORDER)
-        ]  # (n-gram, its context), each once
+        # (n-gram, its context), each once
+        pairs: list[np.ndarray] = [np.zeros((0, 2), np.uint64) for _ in range(ORDER)]
         contexts = [Table(EMPTY, EMPTY.astype(np.int64)) for _ in range(ORDER)]
         held: list[list[np.ndarray]] = [[] for _ in range(ORDER)]
 

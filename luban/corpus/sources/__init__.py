@@ -55,7 +55,7 @@ PART_BYTES = 32 << 20  # of a source that can be divided, about as many bytes ma
 
 @dataclass(frozen=True, kw_only=True)
 class SourceContext:
-    """What a source may know about the build."""
+    """Information about the build that sources may use."""
 
     label: str  # how the documents' ids begin
     tally: Tally = field(default_factory=Tally)  # where to count what is not a document
@@ -66,7 +66,7 @@ class SourceContext:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the whole source is read, so that finding no document in it is an error."""
+        """True if the whole source is read, so that a source without documents is an error."""
         return self.part in (None, Part())
 
 
@@ -131,7 +131,7 @@ class Source:
 
 
 def find_sources(names: list[str], text_field: str = "text") -> list[Source]:
-    """What each name means, globs expanded, labels made unique.
+    """The sources that the names stand for, with globs expanded and unique labels.
 
     Args:
         text_field: of rows, the field that holds the text.

@@ -50,7 +50,7 @@ SEARCHED = 256 << 20  # bytes of a file in which these lines are looked for
 
 
 def damaged(text: str) -> bool:
-    """Whether more of a text than MOST_REPLACED is the replacement character."""
+    """True if the share of replacement characters in the text exceeds MOST_REPLACED."""
     return REPLACED in text and text.count(REPLACED) > max(1, MOST_REPLACED * len(text))
 
 

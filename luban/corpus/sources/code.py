@@ -101,7 +101,7 @@ def refused(text: str, licence: str | None) -> str | None:
 
 
 def _licence_file(path: Path) -> re.Match[str] | None:
-    """Whether a file's name is that of a licence: LICENSE, COPYING.txt, LICENSE-MIT, MIT-LICENSE; not license.py."""
+    """True if the file name is that of a licence: LICENSE, COPYING.txt, LICENSE-MIT, MIT-LICENSE; not license.py."""
     suffix = path.suffix.lower()
     return None if suffix in ENDINGS and suffix not in PROSE else LICENCE_FILE.fullmatch(path.name)
 

@@ -1,4 +1,4 @@
-"""Compressed files, told by how their names end: gzip, bzip2, xz and Zstandard."""
+"""Compressed files, detected by file extension: gzip, bzip2, xz and Zstandard."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether the file's name ends as a compressed file's does."""
+    """True if the file extension is that of a compressed file."""
     return path.suffix.lower() in OPENERS
 
 

@@ -19,7 +19,7 @@ def decode_body(body: bytes, transfer: str, content: str, most: int) -> bytes:
     """The body without its codings, up to `most` bytes.
 
     Crawlers often store a decoded body below the headers of the encoded one, so a body that a coding does not fit stands
-    as it is where it begins like markup. A compressed body is told by its first bytes, too.
+    as it is where it begins like markup. A compressed body is also detected by its first bytes.
 
     Args:
         transfer, content: values of the headers Transfer-Encoding and Content-Encoding, empty where they are missing.

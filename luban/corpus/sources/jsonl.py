@@ -82,7 +82,7 @@ def _unpacked(path: Path) -> int:
 
 
 def _recoded(path: Path) -> bool:
-    """Whether the file is in UTF-16 or UTF-32, so that offsets in it are not those of what is read."""
+    """True if the file is UTF-16 or UTF-32, so that its byte offsets differ from those of the decoded text."""
     try:
         with open_bytes(path) as file:
             mark = byte_order_mark(file.read(4))

@@ -78,7 +78,7 @@ def body(source: str) -> str:
 
 
 def _without_sections(source: str) -> str:
-    """What stands behind the title, or a whole file that is part of a document; empty where that is no prose."""
+    """The text after the title, or the whole of a file that is part of a document; empty if it isn't prose."""
     document = DOCUMENT.search(source)
     if document is None:
         return source if SENTENCE.search(source) and not PREAMBLE.search(source) else ""
@@ -98,7 +98,7 @@ def _macros(source: str) -> dict[str, str]:
 
 
 def _braced(source: str, start: int) -> str | None:
-    """What stands in the braces that open at `start`."""
+    """The content of the braces that open at `start`."""
     depth = 0
     for place in range(start, min(start + 2000, len(source))):
         if source[place - 1] != "\\":

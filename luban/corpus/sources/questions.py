@@ -123,5 +123,5 @@ def _phrase(wordings: Sequence[str], definition: Definition, fields: dict[str, s
 
 
 def _chosen(definition: Definition, task: str, one_in: int) -> bool:
-    """Whether this object is among the one in `one_in` that get a question of this task."""
+    """True if this object is one of those (one in `one_in`) that get a question of this task."""
     return derive(0, definition.name, task) % one_in == 0

@@ -54,7 +54,7 @@ class UnusableRow(ValueError):
 
 
 def has_text(fields: Iterable[str], text_field: str) -> bool:
-    """Whether rows with these fields can be documents."""
+    """True if rows with these fields can be documents."""
     names = set(fields)
     return text_field in names or (text_field == "text" and (not names.isdisjoint(TURNS) or names >= set(ALPACA)))
 

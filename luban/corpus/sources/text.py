@@ -18,10 +18,8 @@ PIECE = 16 * 1024  # bytes after which a piece of longer prose ends at the next 
 LONGEST_LINE = 1 << 20  # bytes of a line read at a time, and after which a line of prose is divided
 WORD = 4096  # characters at the end of a divided line in which a place between two words is looked for
 ENDS = ".!?。！？…"  # where a line without white space is divided
-BOMB, LARGEST_UNPACKED = (
-    400,
-    256 << 20,
-)  # a compressed file that grows more than so often, past so many bytes, is a bomb
+# a compressed file that unpacks to over 400 times its size and over 256 MiB is refused as a decompression bomb
+BOMB, LARGEST_UNPACKED = 400, 256 << 20
 PROBE = 8192  # bytes in which a zero byte means the file is binary
 
 
@@ -51,7 +49,7 @@ def read_file(path: Path, name: str, context: SourceContext) -> Iterator[Documen
 
 
 def looks_binary(path: Path) -> bool:
-    """Whether a zero byte stands near the beginning."""
+    """True if there is a zero byte near the beginning."""
     try:
         with open_text(path) as file:
             return b"\0" in file.read(PROBE)

@@ -1,4 +1,4 @@
-"""Web archives: pages of WARC files, texts of WET files (CommonCrawl's formats), by FastWARC."""
+"""Web archives (CommonCrawl's formats), read by FastWARC: HTML pages of WARC files and WET text records."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CHARSET = re.compile(r"charset\s*=\s*(.+)", re.IGNORECASE)
 
 
 def read(name: str, context: SourceContext) -> Iterator[Document]:
-    """HTML responses with status 200 and converted texts; records that cannot be read or decoded are counted.
+    """HTML responses with status 200, and WET text records; records that cannot be read or decoded are counted.
 
     Raises:
-        DataError: no record of it is a page with text.
+        DataError: no record is a page with text.
     """
     good = False
-    for record in _records(name, context):
-        document = _document(record, context)
+    for record, converted in _records(name, context):
+        document = _document(record, converted, context)
         if document is not None:
             good = True
             yield document
@@ -36,44 +36,53 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         raise DataError(f"source {name} holds no page with text")
 
 
-def _records(name: str, context: SourceContext) -> Iterator[Any]:
+def _records(name: str, context: SourceContext) -> Iterator[tuple[Any, bool]]:
+    """FastWARC's records, and whether each holds text that was extracted from a page (WET)."""
     try:
         from fastwarc.warc import ArchiveIterator, WarcRecordType
     except ImportError:
         raise MissingExtra("fastwarc", "corpus", "reading web archives") from None
     path = Path(name)
-    unpack = path.suffix.lower() in (".bz2", ".xz")  # gzip, Zstandard and lz4 are FastWARC's own
+    unpack = path.suffix.lower() in (".bz2", ".xz")  # gzip, Zstandard and lz4: FastWARC decompresses these
     with open_bytes(path) if unpack else open(path, "rb") as file:
-        try:  # HTTP headers are parsed later, so that a malformed one does not end the iteration
+        try:  # HTTP headers are parsed per record, so that a malformed one doesn't end the iteration
             types = WarcRecordType.response | WarcRecordType.conversion
-            yield from ArchiveIterator(file, record_types=types, parse_http=False)
+            for record in ArchiveIterator(file, record_types=types, parse_http=False):
+                yield record, record.record_type == WarcRecordType.conversion
         except Exception as error:  # FastWARC raises whatever its decompressor does
             context.tally.reject("damaged web archives", f"{context.label}: {error}")
 
 
-def _document(record: Any, context: SourceContext) -> Document | None:
-    """The record's text, or None where it is no page or unreadable, which is counted."""
+def _document(record: Any, converted: bool, context: SourceContext) -> Document | None:
+    """The record's text; None, and counted, if it is unreadable or no page.
+
+    Args:
+        converted: a WET record, whose text was extracted from a page.
+    """
     where = f"{context.label}#{record.stream_pos}"
     try:
         if record.is_http:
             record.parse_http()
         page = record.http_headers
-        if page is not None and not _is_page(page):
+        if not (converted if page is None else _is_page(page)):  # images, but also answers of DNS and FTP
             context.tally.add("records_that_are_no_pages")
             return None
         length = record.content_length
+        if length > LARGEST:
+            context.tally.reject("oversized records", f"{where}: {length} bytes")
+            return None
         data = record.reader.read(LARGEST)
     except Exception as error:
         context.tally.reject("unreadable records", f"{where}: {error}")
         return None
-    if len(data) < min(length, LARGEST):
+    if len(data) < length:
         context.tally.reject("truncated records", f"{where}: {len(data)} of {length} bytes")
         return None
     try:
         text, title = (page_text(data, "utf-8"), "") if page is None else _page(data, page)
     except LubanError:
         raise
-    except Exception as error:  # whatever the parser of HTML raises: one page is no reason to stop
+    except Exception as error:  # whatever the HTML parser raises: one bad page doesn't stop the archive
         context.tally.reject("pages that cannot be decoded", f"{where}: {error}")
         return None
     if not text.strip():
@@ -89,7 +98,7 @@ def _is_page(headers: Any) -> bool:
 
 
 def _page(data: bytes, headers: Any) -> tuple[str, str]:
-    """(main text, title). Raises ValueError where the body cannot be decoded or is binary."""
+    """(main text, title). Raises ValueError if the body cannot be decoded or is binary."""
     body = decode_body(data, headers.get("Transfer-Encoding") or "", headers.get("Content-Encoding") or "", LARGEST)
     if b"\0" in body[:PROBE] and byte_order_mark(body) is None:
         wide = codec_of(_charset(headers))
@@ -99,6 +108,6 @@ def _page(data: bytes, headers: Any) -> tuple[str, str]:
 
 
 def _charset(headers: Any) -> str | None:
-    """The charset parameter of Content-Type, as it is written."""
+    """The charset parameter of Content-Type, as written; None without one."""
     found = CHARSET.search(headers.get("Content-Type") or "")
     return found[1] if found else None

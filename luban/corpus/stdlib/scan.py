@@ -39,7 +39,7 @@ class Definition:
 
     @property
     def public(self) -> bool:
-        """Whether no part of the name begins with an underscore."""
+        """True if no part of the name begins with an underscore."""
         return not any(part.startswith("_") for part in self.name.split("."))
 
 

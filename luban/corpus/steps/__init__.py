@@ -1,4 +1,4 @@
-"""What is done to documents between source and file.
+"""Corpus steps: transformations and filters of documents.
 
 A step is `(documents, tally) -> documents`, streaming, deciding about each document alone, or an `AcrossStep`,
 which compares documents with each other. Both count whatever they drop. On the command line a step is its name,
@@ -64,5 +64,5 @@ def make_step(spec: str) -> Any:
 
 
 def identity(spec: str) -> Any:
-    """What stands for a step in a corpus's configuration: its own words where files are part of it."""
+    """A step's entry in a corpus's configuration; steps with files give their own."""
     return getattr(make_step(spec), "identity", spec.strip())

@@ -29,7 +29,7 @@ class AcrossStep(ABC):
 
     @abstractmethod
     def apply(self, document: Document, flags: np.ndarray, tally: Tally) -> Iterable[Document]:
-        """What is left of a document, given its flags; whatever is dropped is counted."""
+        """The rest of a document, given its flags; dropped text is counted."""
 
     def __call__(self, documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
         """The whole step over documents that fit into memory."""

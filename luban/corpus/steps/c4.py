@@ -42,7 +42,7 @@ class C4:
             self.identity = {"step": "c4", "bad_words": file_sha256(Path(argument))}
 
     def __call__(self, documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
-        """What is left of every page; dropped ones are counted by reason."""
+        """The cleaned pages; dropped ones are counted by reason."""
         for document in documents:
             if document.messages is not None:
                 yield document
@@ -70,7 +70,7 @@ def bad_words(file: Path) -> re.Pattern[str]:
 
 
 def has_bad_word(bad: re.Pattern[str], lower: str) -> bool:
-    """Whether a text in lower case holds a listed word that no vowel sign or accent behind it makes another word."""
+    """True if a lower-case text contains a listed word, not followed by a combining mark (which makes it another word)."""
     return any(unicodedata.category(lower[f.end() : f.end() + 1] or " ")[0] != "M" for f in bad.finditer(lower))
 
 

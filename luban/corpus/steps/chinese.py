@@ -1,7 +1,7 @@
 """Simplified ⇄ traditional Chinese, by OpenCC.
 
-Japanese and Korean also write Han signs, which must not be converted: what is known to be in those languages passes, and
-so do texts and lines in which kana or hangul stand beside the Han signs.
+Japanese and Korean also use Chinese characters (Han), which must not be converted: documents known to be in those
+languages pass unchanged, and so do texts and lines with enough kana or hangul.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from luban.corpus.steps.normalise import rewritten
 from luban.corpus.tally import Tally
 
 CONVERSIONS = ("t2s", "s2t", "tw2s", "s2tw", "hk2s", "s2hk", "tw2sp", "s2twp")
-OTHERS = frozenset(
-    ["ja", "ko", "vi", "ryu", "ojp", "okm"]
-)  # languages beside Chinese that have been written in Han signs
+# other languages written in Chinese characters, today or in the past
+OTHERS = frozenset(["ja", "ko", "vi", "ryu", "ojp", "okm"])
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa\u1100-\u11ff\uac00-\ud7af]")  # kana and hangul
-SHARE = (
-    0.1  # of kana and hangul among these and Han signs, from which a text is not Chinese: a quoted の makes no Japanese
-)
+KANA_AND_HANGUL = re.compile("[\u3041-\u3096\u30a1-\u30fa\u1100-\u11ff\uac00-\ud7af]")
+# share of kana and hangul above which a text isn't Chinese (a single quoted の stays below it)
+SHARE = 0.1
 
 
 class Chinese:
@@ -44,7 +42,7 @@ class Chinese:
         self.convert = opencc.OpenCC(argument).convert
 
     def __call__(self, documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
-        """Every text and message converted; documents that change are counted."""
+        """Convert every text and message; changed documents are counted."""
         for document in documents:
             if document.lang and subtags(document.lang)[0] in OTHERS:
                 yield document
@@ -52,15 +50,15 @@ class Chinese:
                 yield from rewritten([document], self.text, "documents_converted", tally)
 
     def text(self, text: str) -> str:
-        """One text converted, except where it is Japanese or Korean."""
+        """The text converted, except lines (or the whole) in Japanese or Korean."""
         if text.isascii() or _other(text):
             return text
-        if not KANA.search(text):
+        if not KANA_AND_HANGUL.search(text):
             return self.convert(text)
         return "\n".join(line if _other(line) else self.convert(line) for line in text.split("\n"))
 
 
 def _other(text: str) -> bool:
-    """Whether so many kana or hangul stand among the Han signs that the text is not Chinese."""
-    kana = len(KANA.findall(text))
-    return kana > 0 and kana >= SHARE * (kana + len(HAN.findall(text)))
+    """True if kana and hangul exceed SHARE of East Asian characters."""
+    others = len(KANA_AND_HANGUL.findall(text))
+    return others > 0 and others >= SHARE * (others + len(HAN.findall(text)))

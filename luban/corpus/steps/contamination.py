@@ -108,7 +108,7 @@ class Contamination(AcrossStep):
         return [replace(document, id=f"{document.id}~{n}", text=piece) for n, piece in enumerate(kept)]
 
     def _pieces(self, text: str, leaks: np.ndarray) -> list[str]:
-        """What stands before, between and behind the leaks and their windows."""
+        """The texts before, between and after the leaks and their windows."""
         found = words(text)
         pieces, start = [], 0
         for first, last in self._places(found, leaks):

@@ -1,6 +1,6 @@
 """Gopher's quality and repetition filters (Rae et al. 2021, appendix A.1.1 and table A1), for English web text.
 
-Departure: of a repeated n-gram the first occurrence counts as text, the further ones as repetition.
+Departure: the first occurrence of a duplicate n-gram isn't counted as repetition, only the later ones.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from luban.corpus.document import Document
 from luban.corpus.tally import Tally
 from luban.corpus.words import CODES, Runs, code_points, ngram_hashes, tokens
 
-WORDS = (50, 100_000)  # fewest and most
-MEAN_LENGTH = (3, 10)  # characters a word
-SYMBOLS = 0.1  # of "#" and of ellipses, for each word
-BULLETS = 0.9  # of lines that begin with one
-ELLIPSES = 0.3  # of lines that end with one
-ALPHABETIC = 0.8  # of words with a letter, at least
-STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # two of them at least
+WORDS = (50, 100_000)  # minimum and maximum number of words in a document
+MEAN_LENGTH = (3, 10)  # minimum and maximum mean word length in characters
+SYMBOLS = 0.1  # maximum ratio of "#" to words, and of ellipses to words
+BULLETS = 0.9  # maximum share of lines that begin with a bullet
+ELLIPSES = 0.3  # maximum share of lines that end with an ellipsis
+ALPHABETIC = 0.8  # minimum share of words that contain a letter
+STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # at least two different ones
 BULLET_SIGNS = ("•", "-", "*", "‣", "◦", "⁃")
 ELLIPSIS = ("...", "…")
 
+# maximum shares: of lines or paragraphs that are duplicates, and of characters in them
 DUPLICATE_LINES, DUPLICATE_LINE_CHARACTERS = 0.30, 0.20
 DUPLICATE_PARAGRAPHS, DUPLICATE_PARAGRAPH_CHARACTERS = 0.30, 0.20
-TOP_NGRAM = {2: 0.20, 3: 0.18, 4: 0.16}  # characters in the most frequent n-gram
-DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}  # characters in repeated n-grams
+# n → maximum share of word characters in the most frequent n-gram, and in duplicate n-grams
+TOP_NGRAM = {2: 0.20, 3: 0.18, 4: 0.16}
+DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 
 
 def gopher(documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
@@ -65,14 +67,14 @@ def quality(text: str, found: Runs) -> str | None:
 
 
 def _share(text: str, lines: list[str], signs: tuple[str, ...], meets: Callable[[str, tuple[str, ...]], bool]) -> float:
-    """Share of lines that begin or end with a sign; 0 where even all signs of the text could not make a third of them."""
+    """Share of lines that begin or end with a sign; returns 0.0 early if the text has fewer signs than 0.3 × lines."""
     if sum(map(text.count, signs)) < ELLIPSES * len(lines):
         return 0.0
     return sum(meets(line, signs) for line in lines) / len(lines)
 
 
 def with_letter(text: str, found: Runs) -> int:
-    """How many words have a letter."""
+    """Number of words that contain a letter."""
     letters = np.zeros(len(text) + 1, dtype=np.int64)
     np.cumsum(_letters()[code_points(text)], out=letters[1:])
     return int((letters[found.ends] > letters[found.starts]).sum())
@@ -80,12 +82,12 @@ def with_letter(text: str, found: Runs) -> int:
 
 @lru_cache(maxsize=1)
 def _letters() -> np.ndarray:
-    """(code points,) bool: which are letters."""
+    """(code points,) bool, true for letters."""
     return np.fromiter((chr(code).isalpha() for code in range(CODES)), dtype=bool, count=CODES)
 
 
 def _stop_words(found: Runs) -> int:
-    """How many different stop words occur."""
+    """Number of different stop words in the text."""
     return len(np.intersect1d(found.hashes, _stop_hashes()))
 
 
@@ -113,8 +115,8 @@ def repetition(text: str, found: Runs) -> str | None:
 
 
 def _repeated_ngrams(hashes: np.ndarray, lengths: np.ndarray) -> str | None:
-    """The first n-gram rule that is broken. A longer n-gram occurs no more often than the shorter ones in it, so that
-    most texts are told by the counts of their pairs and of their 5-grams."""
+    """The first n-gram rule that fails, or None. A longer n-gram is no more frequent than the shorter ones in it, so the
+    counts of 2-grams and of 5-grams decide for most texts."""
     ends = np.concatenate([[0], np.cumsum(lengths)])
     most_often = counts(hashes, 2)[0]
     for n, most in TOP_NGRAM.items():
@@ -125,14 +127,14 @@ def _repeated_ngrams(hashes: np.ndarray, lengths: np.ndarray) -> str | None:
         share = counts(hashes, n)[1] * longest(ends, n)
         share = duplicate_share(hashes, lengths, n) if share > least else share
         if share > most:
-            return f"repeated {n}-grams"
+            return f"duplicate {n}-grams"
         if share <= least:
-            break  # a longer repeated n-gram is made of shorter ones, so its share cannot be larger
+            break  # a longer duplicate n-gram consists of shorter ones, so its share cannot be larger
     return None
 
 
 def counts(hashes: np.ndarray, n: int) -> tuple[int, int]:
-    """(occurrences of the most frequent n-gram, occurrences of all n-grams that are not the first of theirs)."""
+    """(count of the most frequent n-gram, number of duplicate n-grams, first occurrences excluded); hashes (words,)."""
     grams = np.sort(ngram_hashes(hashes, n))
     if not len(grams):
         return 0, 0
@@ -142,31 +144,31 @@ def counts(hashes: np.ndarray, n: int) -> tuple[int, int]:
 
 
 def longest(ends: np.ndarray, n: int) -> float:
-    """Share of word characters in the longest run of n words; `ends` are (words + 1,) sums of lengths from 0 on."""
+    """Share of word characters in the longest n consecutive words; `ends` (words + 1,) are cumulative lengths from 0."""
     return int((ends[n:] - ends[:-n]).max()) / int(ends[-1]) if len(ends) > n else 0.0
 
 
 def top_share(hashes: np.ndarray, lengths: np.ndarray, n: int) -> float:
-    """Share of word characters in the most frequent n-gram that occurs twice or more (its first, where several do)."""
+    """Share of word characters in the most frequent n-gram that occurs twice or more (ties: earliest)."""
     grams = ngram_hashes(hashes, n)
     if not len(grams):
         return 0.0
-    _, first, counts = np.unique(grams, return_index=True, return_counts=True)
-    best = np.lexsort((first, -counts))[0]
-    if counts[best] < 2:
+    _, first, occurrences = np.unique(grams, return_index=True, return_counts=True)
+    best = np.lexsort((first, -occurrences))[0]
+    if occurrences[best] < 2:
         return 0.0
-    return float(counts[best] * lengths[first[best] : first[best] + n].sum() / lengths.sum())
+    return float(occurrences[best] * lengths[first[best] : first[best] + n].sum() / lengths.sum())
 
 
 def duplicate_share(hashes: np.ndarray, lengths: np.ndarray, n: int) -> float:
-    """Share of word characters in n-grams that occurred before, each character once."""
+    """Share of word characters in duplicate n-grams (those that occurred before), each character counted once."""
     grams = ngram_hashes(hashes, n)
     if not len(grams):
         return 0.0
     _, first = np.unique(grams, return_index=True)
-    repeated = np.ones(len(grams), dtype=np.int64)
-    repeated[first] = 0
-    edges = np.zeros(len(hashes) + 1, dtype=np.int64)  # +1 where a repeated n-gram begins, -1 behind its end
-    edges[: len(grams)] += repeated
-    edges[n : n + len(grams)] -= repeated
+    duplicate = np.ones(len(grams), dtype=np.int64)
+    duplicate[first] = 0
+    edges = np.zeros(len(hashes) + 1, dtype=np.int64)  # +1 at the start of a duplicate n-gram, -1 after its end
+    edges[: len(grams)] += duplicate
+    edges[n : n + len(grams)] -= duplicate
     return float(lengths[np.cumsum(edges)[:-1] > 0].sum() / lengths.sum())

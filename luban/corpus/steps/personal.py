@@ -20,9 +20,8 @@ from luban.corpus.conversation import map_strings
 from luban.corpus.document import Document, conversation_text
 from luban.corpus.tally import Tally
 
-LETTER = (
-    "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0300-\u03ff\u0400-\u052f\u1e00-\u1fff"  # with combining accents
-)
+# letters of Latin, Greek and Cyrillic, with combining accents
+LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0300-\u03ff\u0400-\u052f\u1e00-\u1fff"
 WORD = f"{LETTER}0-9_"  # what an address cannot touch on either side
 EMAIL = re.compile(
     rf"(?<![{WORD}])(?P<local>[{WORD}][{WORD}.+%-]{{0,63}})[@＠]"
@@ -80,14 +79,14 @@ def _replaced(
 
 
 def _is_email(found: re.Match[str]) -> bool:
-    """Whether a match is neither the name of a file nor a remote folder, nor the user `git` of a code host."""
+    """True if a match isn't a file name, a remote folder, or the user `git` of a code host."""
     if found["top"].lower() in FILE_ENDINGS or found["local"].lower() == "git":
         return False
     return not REMOTE_PATH.match(found.string, found.end())
 
 
 def _is_address(found: re.Match[str]) -> bool:
-    """Whether a match is a public address that does not read as a section or version."""
+    """True if a match is a public address and unlikely to be a section or version number."""
     small = all(int(number) < SMALL for number in found[0].split("."))
     before = found.string[max(found.start() - BEFORE, 0) : found.start()]
     return _is_public(found[0]) and (not small or bool(SAYS_SO.search(before)))

@@ -154,7 +154,7 @@ class Spelling:
         return found[0].term if len(found) == 1 or found[0].count >= AHEAD * found[1].count else word
 
     def _derived(self, word: str) -> bool:
-        """Whether the word is a known one with a usual beginning or ending."""
+        """True if the word is a known one with a common prefix or suffix."""
         known = self.words.words
         stems = [word.removesuffix(ending) for ending in SUFFIXES if word.endswith(ending)]
         stems += [stem + "e" for stem in stems] + [stem[:-1] for stem in stems if stem[-2:-1] == stem[-1:]]

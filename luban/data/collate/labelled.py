@@ -24,7 +24,7 @@ class LabelledBatch(Batch):
 
 
 class LabelledRows:
-    """What stands before the answer of every conversation, its last `seq_len` tokens, and the answer's class.
+    """Per conversation: the last `seq_len` tokens before the answer, and the answer's class.
 
     Args:
         labels: what the answers say, class by class.

@@ -15,7 +15,7 @@ from luban.data.collate.special_tokens import MASK, SpecialTokens
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Variant):
-    """A family of noises; `then` follows on what the first leaves."""
+    """Base config of noise on input tokens; `then` is applied after it, to its output."""
 
     registry: ClassVar[Registry] = Registry(
         "noise",

@@ -16,7 +16,7 @@ FOLLOWS, OTHER = 0, 1  # classes: the second segment follows the first, or it do
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing(Variant):
-    """A family of ways to break up half of all pairs."""
+    """Base config of how half of all pairs are broken up."""
 
     registry: ClassVar[Registry] = Registry(
         "pairing",

@@ -14,7 +14,7 @@ from luban.core.registry import Registry, Variant
 
 @dataclass(frozen=True, kw_only=True)
 class Selection(Variant):
-    """A family of selections."""
+    """Base config of the selection of tokens to predict."""
 
     registry: ClassVar[Registry] = Registry(
         "selection",

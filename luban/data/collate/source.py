@@ -22,7 +22,7 @@ class SourceBatch(Batch):
     source_mask: np.ndarray  # (B, S) bool, false: padding
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What a loss module reads, by name."""
+        """The loss module's inputs by name."""
         names = ("source", "source_mask", "tokens", "targets", "loss_mask")
         return {name: getattr(self, name) for name in names}
 

@@ -1,4 +1,4 @@
-"""What objectives need to know of a vocabulary: its special tokens, where words begin, where sentences end."""
+"""Vocabulary information for objectives: special tokens, word starts and sentence ends."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SpecialTokens:
 
     @property
     def head(self) -> int:
-        """What begins a row that is classified: the class token, or what begins a document."""
+        """Id of the first token of a classified row: the class token, or the token that begins documents."""
         found = next((self.names[name] for name in CLASS if name in self.names), self.begin)
         return self.end if found is None else found
 
@@ -88,5 +88,5 @@ def _text(tokenizer: Tokenizer, index: int) -> str:
 
 
 def _inside(character: str) -> bool:
-    """Whether a word may stand on both sides of it; a part of a character may."""
+    """True if the character can be inside a word; U+FFFD (part of a character) can."""
     return character.isalnum() or character == "\ufffd"

@@ -81,7 +81,7 @@ def _by_token(x: Tensor) -> Tensor:
 
 
 def fetches_tiles(device: torch.device) -> bool:
-    """Whether the hardware copies tiles by itself, from a description of the tensor: Hopper's and later do."""
+    """True if the GPU has hardware tile copies (TMA), which use a tensor descriptor: Hopper and later."""
     return INTERPRETED or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
@@ -99,7 +99,7 @@ def kept(x: Tensor) -> tuple:
 
 
 class _Call:
-    """What every launch of one attention needs to know."""
+    """Arguments shared by all kernel launches of one attention."""
 
     def __init__(self, q, k, numbers, table, start, items, form, zero, reach, block, backward_only, scale):
         self.B, self.H, self.T, self.dim = q.shape

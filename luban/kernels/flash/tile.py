@@ -1,4 +1,4 @@
-"""What forward and backward share: which tiles a program takes and how it reads them, how scores are biased and masked.
+"""Code shared by forward and backward: which tiles a program processes and how it loads them, bias and mask of scores.
 
 Scores live in base 2: s₂ = q·kᵀ·scale·log₂e + bias·log₂e, so that exp2 can be used throughout.
 """
@@ -15,7 +15,7 @@ MASKED, NEAR, FAR, SOMETIMES = 0, 1, 2, 3  # what a walk over tiles knows of the
 
 @triton.jit
 def row_bounds(START, STOP, b, stride, rows, T, S, INTERVALS: tl.constexpr):
-    """What each query row sees; rows past T repeat the last one, so that they widen nothing."""
+    """Interval of visible keys of each query row; rows past T repeat the last one, so that they don't add keys."""
     inside = tl.minimum(rows, T - 1)
     if INTERVALS:
         start = tl.load(START + b * stride + inside)

@@ -1,4 +1,4 @@
-"""AdamW in plain PyTorch, tensor by tensor: the kernel's reference, and what runs where Triton doesn't."""
+"""AdamW in plain PyTorch, one tensor at a time: the kernel's reference, used where Triton isn't available."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from luban.kernels.stepped import Stepped
 
 
 def stochastic_bf16(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Round fp32 to bf16, up with the probability that the cut-off 16 bits say (Gupta et al. 2015, section 3.2)."""
+    """Round fp32 values stochastically to bf16, same shape: up with probability (dropped 16 bits) / 2¹⁶ (Gupta et al. 2015,
+    section 3.2)."""
     noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
     bits = (values.contiguous().view(torch.int32) + noise) & -(1 << 16)
     rounded = torch.where(values.isfinite(), bits.view(torch.float32), values)
@@ -29,7 +30,13 @@ def adamw_(
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """As the kernel's function of the same name."""
+    """One AdamW step in place, like `luban.kernels.adamw.adamw_`.
+
+    Args:
+        tensors: weight, gradient and both moments, of one shape each; see `Stepped`.
+        scale: () float32, factor on the gradients. apply: () bool, false to skip the step.
+        lr: learning rate. decay: weight decay. betas: decay of both moments. eps: added to the root.
+    """
     if not apply:
         return
     for weight, gradient, first, second, steps, seed, copy in tensors:

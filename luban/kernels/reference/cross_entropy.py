@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear layer's outputs by its definition. N rows, E width, V vocabulary."""
+"""Reference cross-entropy of a linear layer's outputs, by its definition. N rows, E width, V vocabulary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ def linear_cross_entropy(
     smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Tensor:
-    """The sum over rows of −Σ_v y_v·log p_v + z_loss·log²Z, where y is the smoothed target; -100 counts nothing."""
+    """Sum over rows of −Σ_v y_v·log p_v + z_loss·log²Z, () in nats, where y is the smoothed target.
+
+    Args:
+        rows_NE: (N, E). table_VE: (V, E), the lm_head weight. bias_V: (V,).
+        targets_N: (N,) int64; rows with -100 are ignored.
+        smoothing: label smoothing. z_loss: factor on log²Z.
+    """
     logits_NV = rows_NE @ table_VE.t() + (0 if bias_V is None else bias_V)
     log_z = logits_NV.logsumexp(-1)
     counted = targets_N != -100

@@ -1,4 +1,4 @@
-"""The family of arrangements, and the parts that all of them arrange.
+"""Base config of arrangements (how a layer connects norms, mixer and feed-forward) and of their blocks.
 
 B batch, T tokens, E model width.
 """
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 class RematPolicy(Protocol):
-    """A policy of rematerialisation."""
+    """Activation checkpointing policy of a layer."""
 
     def run(self, function: Callable[[Tensor, LayerContext], Tensor], x: Tensor, ctx: LayerContext) -> Tensor:
-        """function(x, ctx), keeping less for the backward pass."""
+        """function(x, ctx), saving less for the backward pass; x (B, T, E)."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arrangement(Variant):
-    """A family of arrangements."""
+    """Base config of arrangements (registry `arrangement`)."""
 
     registry: ClassVar[Registry] = Registry(
         "arrangement",
@@ -46,15 +46,15 @@ class Arrangement(Variant):
         },
     )
     block: ClassVar[type[Block]]  # the module
-    final_norm: ClassVar[bool] = True  # whether the residual is normalised after the last layer
-    crosses: ClassVar[bool] = False  # whether there is a form with cross-attention
+    final_norm: ClassVar[bool] = True  # the stack ends with a norm
+    crosses: ClassVar[bool] = False  # supports cross-attention
 
     def check(self, layer: LayerSpec) -> None:
-        """Raise ConfigError where the layer can't be arranged like this."""
+        """Raise ConfigError if the arrangement doesn't support the layer."""
         if layer.cross and not self.crosses:
             name = self.registry.name_of(type(self))
             raise ConfigError(
-                f"the arrangement {name} has no form with cross-attention: encoder–decoders need pre or post"
+                f"the arrangement {name} doesn't support cross-attention: encoder–decoders need pre or post"
             )
 
     def build(self, layer: LayerSpec, shape: LayerShape) -> Block:
@@ -62,16 +62,16 @@ class Arrangement(Variant):
         return type(self).block(layer, shape)
 
     def describe(self, parts: LayerParts, x_BTE: GraphTensor) -> GraphTensor:
-        """Record what the layer does, (B, T, E) → (B, T, E), connected as in its block's `arranged`."""
+        """Record the layer's operations, (B, T, E) → (B, T, E), connected as in its block's `arranged`."""
         raise NotImplementedError
 
 
 class LayerParts:
-    """Records the parts of one layer, for the arrangement that connects them.
+    """Records the operations of one layer, for the arrangement that connects them.
 
     Args:
-        bias: (1, H, T, T) on attention scores, learned by the layer's position method; None: none.
-        states_BSE: of an encoder, for cross-attention.
+        bias: (1, H, T, T) on attention scores, learned by the layer's position method; None: no bias.
+        states_BSE: encoder states, for cross-attention.
     """
 
     def __init__(
@@ -86,29 +86,29 @@ class LayerParts:
         self.bias, self.states_BSE = bias, states_BSE
 
     def norm(self, name: str, x: GraphTensor) -> GraphTensor:
-        """The norm of this name."""
+        """Record the norm of this name."""
         return self.layer.norm.describe(self.graph, name, x)
 
     def mixer(self, x: GraphTensor) -> GraphTensor:
-        """The mixer."""
+        """Record the mixer."""
         return self.layer.mixer.describe(self.graph.scope("mixer"), x, self.shape, self.bias)
 
     def cross(self, x: GraphTensor) -> GraphTensor:
-        """The mixer's cross-attention."""
+        """Record the mixer's cross-attention."""
         assert self.states_BSE is not None
         return self.layer.mixer.describe_cross(self.graph.scope("cross"), x, self.states_BSE, self.shape)
 
     def feedforward(self, x: GraphTensor) -> GraphTensor:
-        """The feed-forward network."""
+        """Record the feed-forward network."""
         return self.layer.feedforward.describe(self.graph.scope("feedforward"), x)
 
     def residual(self, name: str, *terms: GraphTensor) -> GraphTensor:
-        """The residual connection of this name."""
+        """Record the residual connection of this name."""
         return self.graph.residual(f"{name}_residual", *terms)
 
 
 class Block(nn.Module):
-    """A mixer, a feed-forward network and a norm beside each; cross-attention where the layer has it."""
+    """A Transformer layer: mixer, feed-forward network, a norm for each, and cross-attention if the layer has it."""
 
     def __init__(self, layer: LayerSpec, shape: LayerShape):
         super().__init__()
@@ -126,9 +126,9 @@ class Block(nn.Module):
         return self.arranged(x_BTE, ctx) if self.remat is None else self.remat.run(self.arranged, x_BTE, ctx)
 
     def arranged(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
-        """The layer itself, (B, T, E) → (B, T, E)."""
+        """The layer's computation, (B, T, E) → (B, T, E)."""
         raise NotImplementedError
 
     def use_remat(self, remat: RematPolicy | None) -> None:
-        """Compute again in the backward pass what `remat` doesn't keep; None: nothing."""
+        """Recompute in the backward pass what `remat` doesn't save; None: save everything."""
         self.remat = remat

@@ -1,4 +1,4 @@
-"""What a foreign format is, and the table of those there are."""
+"""Base class of foreign formats, and their registry."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def plain_feedforward(name: str, width: int, *, bias: bool) -> FeedForward:
 
 
 def activation_name(feedforward: FeedForward) -> str | None:
-    """What transformers calls the activation of a network without a gate."""
+    """transformers' name of an ungated network's activation."""
     return next((name for name, kind in ACTIVATIONS.items() if type(feedforward) is kind), None)
 
 
@@ -332,7 +332,7 @@ def to_ours(form: TensorNames, spec: ModelSpec, theirs: Mapping[str, Tensor]) ->
 
 
 def their_names(form: TensorNames, spec: ModelSpec) -> dict[str, str]:
-    """What theirs call each of our tensors, for errors."""
+    """Our tensor names → names in the foreign format, for error messages."""
     return {
         ours: pair.theirs
         for pair in form.pairs(spec)

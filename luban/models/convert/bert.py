@@ -126,7 +126,7 @@ class Bert:
         return f"{self.name}For{kinds[type(head)]}"
 
     def fits(self, spec: ModelSpec) -> bool:
-        """Whether this format can express our embeddings, positions and head."""
+        """True if this format supports our embeddings, positions and head."""
         assert isinstance(spec.body, EncoderBody)
         if isinstance(spec.head, MaskedLM) and spec.head.activation is not None:
             return False

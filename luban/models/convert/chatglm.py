@@ -163,7 +163,7 @@ class ChatGLM:
         )
 
     def first(self, spec: ModelSpec) -> bool:
-        """Whether this is ChatGLM-6B's shape."""
+        """True if this has ChatGLM-6B's shape."""
         layer = spec.layers[0]
         return isinstance(layer.arrangement, NormedResidual)
 

@@ -1,4 +1,4 @@
-"""What an encoder–decoder's answers begin with, as Hugging Face configurations say it."""
+"""Start tokens of an encoder–decoder's targets in Hugging Face configurations."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class GGUFFile:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file is called a GGUF file or begins as one, as the blobs do that Ollama keeps under names of its own."""
+    """True if a file has the extension .gguf or GGUF's first bytes (Ollama's blobs have no extension)."""
     if not path.is_file():
         return False
     if path.suffix.lower() == ".gguf":

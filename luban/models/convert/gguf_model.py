@@ -189,7 +189,7 @@ class GGUFModel(TensorNames):
                 yield ours, pair if isinstance(pair, Scaled) else None
 
     def name(self, ours: str) -> tuple[str, str]:
-        """What theirs call a tensor of ours, and which module of a layer it is of ("": of none)."""
+        """GGUF's name of one of our tensors, and its module in a layer ("": in no layer)."""
         module, _, kind = ours.rpartition(".")
         block = BLOCK.fullmatch(module)
         return (f"blk.{block[1]}.{LAYER[block[2]]}.{kind}", block[2]) if block else (f"{WHOLE[module]}.{kind}", "")

@@ -106,7 +106,7 @@ def biased(heads: int) -> Grouped:
 
 
 def plain_layernorm(spec: ModelSpec) -> bool:
-    """Whether every norm is a LayerNorm with a shift, dense layers have biases, and nothing is normalised besides."""
+    """True if all norms are LayerNorms with bias, linear layers have biases, and there are no further norms."""
     layer = spec.layers[0]
     shifted = isinstance(layer.norm, LayerNorm) and layer.norm.bias
     return shifted and layer.feedforward.bias and spec.embedding_norm is None

@@ -83,7 +83,7 @@ def _with(spec: ModelSpec, changes: tuple[Named, ...]) -> ModelSpec:
 
 
 def _difference(spec: ModelSpec, name: str, value: Any) -> str:
-    """What `name` is here, and what it would be."""
+    """The value of the field `name` here, and the value that a format would need."""
     if name == "layers":
         return "its layers differ instead of being alike"
     mine = getattr(spec, name) if hasattr(spec, name) else getattr(spec.layers[0], name)

@@ -69,7 +69,7 @@ class Llama:
     scaled: ClassVar[bool] = False  # whether scores may have a scale of their own
 
     def fits(self, attention: Grouped) -> bool:
-        """Whether this format can express our attention, the scores' scale aside."""
+        """True if this format supports our attention, apart from the scores' scale."""
         return attention.qk_norm is None and attention.qkv_bias == attention.output_bias
 
     def own(self, attention: Grouped) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def rotated_width(fields: Fields, default: float) -> int | None:
 
 
 def yarn_amplitude(scaling: Fields, factor: float) -> float | None:
-    """What `mscale` and `mscale_all_dim` make of the factor (DeepSeek); none where they aren't both there."""
+    """The amplitude from `mscale` and `mscale_all_dim` (DeepSeek); None unless both are set."""
     above, below = scaling.get("mscale", 0.0), scaling.get("mscale_all_dim", 0.0)
     if not (above and below) or factor <= 1:
         return None

@@ -1,4 +1,4 @@
-"""The family of heads.
+"""Base config of model heads.
 
 B batch, T tokens, E width of the hidden states, W embedding width, V vocabulary, C classes.
 """
@@ -21,12 +21,13 @@ from luban.nn.lm_head import LMHead
 if TYPE_CHECKING:
     from luban.models.spec import ModelSpec
 
-Pooling = Literal["first", "last", "mean"]  # which states stand for the row: one real token's, or the mean of all
+Pooling = Literal["first", "last", "mean"]  # hidden state of a row: that of one real token, or the mean of all
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head(Variant):
-    """A family of heads. Its module is called as `head(hidden)`, or `head(hidden, mask=mask)` where it pools rows."""
+    """Base config of model heads (registry `head`). The module is called as `head(hidden)`, or as
+    `head(hidden, mask=mask)` if it pools rows."""
 
     registry: ClassVar[Registry] = Registry(
         "head",

@@ -59,7 +59,7 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, mask: PreparedMask, scale: float) ->
 
 
 def _keeps_scores(q: Tensor, k: Tensor) -> bool:
-    """Whether this is a compiled training step on rows short enough to keep their scores."""
+    """True in a compiled bf16 training step with rows short enough to save their scores."""
     training = torch.compiler.is_compiling() and torch.is_grad_enabled() and q.dtype == torch.bfloat16
     return training and q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= LARGEST_SQUARE
 

@@ -1,6 +1,6 @@
-"""How a forward computes attention: kernels over what it is given, or over keys and values that a cache keeps as well.
+"""Attention backends: uncached, or with a KV cache.
 
-B batch, H query heads, K key heads, T queries, S keys, D head dim.
+B batch, H query heads, K key heads, T queries, S keys, D head dim, E model width.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from luban.core.protocols import KVCache
+from luban.core.protocols import KeysValues, KVCache
 from luban.kernels.attention_mask import AttentionMask
 from luban.kernels.dispatch import check_kernel
 from luban.nn.attention.attend import attention
@@ -28,23 +28,27 @@ class NewTokens(NamedTuple):
 
 
 class AttentionBackend:
-    """Attention by kernels, nothing kept: for training and for whole sequences.
+    """Attention without a cache, for training and full sequences.
 
     Args:
-        kernel: asked for by name (`luban.kernels.dispatch`); None or "auto": the fastest that can serve.
+        kernel: name of the kernel to use (`luban.kernels.dispatch`); None or "auto": the fastest that supports the case.
 
     Raises:
         ConfigError: an unknown kernel.
     """
 
-    cached = False  # whether keys grow from call to call: then `begin` counts the positions
+    cached = False  # true: keys and values of earlier calls are attended to as well
 
     def __init__(self, kernel: str | None = None):
         self.kernel = check_kernel(kernel)
 
-    def begin(self, tokens: int, mask: Tensor | None) -> NewTokens | None:
-        """Called once a forward, before any layer, with the number T of new tokens and (B, T) bool, which of them are
-        real (None: all). None where nothing is kept from call to call."""
+    def begin(self, tokens: int, token_mask: Tensor | None, positions: Tensor | None) -> NewTokens | None:
+        """Called once a forward, before any layer. None where nothing is kept from call to call.
+
+        Args:
+            tokens: T, the number of new tokens. token_mask: (B, T) bool, false where padding; None: no padding.
+            positions: (B, T) or (1, T) of the new tokens; None: computed here.
+        """
         return None
 
     def layer(self, index: int) -> Any:
@@ -63,23 +67,25 @@ class AttentionBackend:
     def attend(
         self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Any, cache: Any, scale: float | None
     ) -> Tensor:
-        """(B, H, T, D) of queries, keys and values of the new tokens.
+        """Attention, (B, H, T, D).
 
         Args:
+            q_BHTD, k_BKTD, v_BKTD: of the new tokens; without a cache keys and values may have another length, S for T.
             mask: from `prepare`. cache: from `layer`.
+            scale: replaces 1/√D.
         """
         return attention(q_BHTD, k_BKTD, v_BKTD, mask, scale)
 
     def cross_keys_values(
-        self, project: Callable[[Tensor], tuple[Tensor, Tensor]], states: Tensor | None, cache: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, K, S, D) of the encoder's states."""
+        self, project: Callable[[Tensor], KeysValues], states: Tensor | None, cache: Any
+    ) -> KeysValues:
+        """Keys and values, (B, K, S, D) each, of the encoder's states (B, S, E)."""
         assert states is not None
         return project(states)
 
 
 class CachedAttention(AttentionBackend):
-    """The same with a contiguous cache, which takes up the keys and values of the new tokens first."""
+    """Attention over a contiguous KV cache; the new keys and values are appended first."""
 
     cached = True
 
@@ -87,26 +93,26 @@ class CachedAttention(AttentionBackend):
         super().__init__(kernel)
         self.cache = cache
 
-    def begin(self, tokens: int, mask: Tensor | None) -> NewTokens:
+    def begin(self, tokens: int, token_mask: Tensor | None, positions: Tensor | None) -> NewTokens:
         """Slots in the cache."""
-        positions = self.cache.begin(tokens, mask)
+        positions = self.cache.begin(tokens, token_mask, positions)
         return NewTokens(positions, self.cache.positions, self.cache.valid)
 
     def layer(self, index: int) -> Any:
-        """The layer's keys and values."""
+        """The cache of layer `index`; None for a layer without one."""
         return self.cache.layer(index)
 
     def attend(
         self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Any, cache: Any, scale: float | None
     ) -> Tensor:
-        """(B, H, T, D), over all keys and values where the layer has a cache."""
+        """Attention, (B, H, T, D), over all cached keys and values; without a layer cache, over the given ones."""
         if cache is not None:
             k_BKTD, v_BKTD = cache.update(k_BKTD, v_BKTD)
         return attention(q_BHTD, k_BKTD, v_BKTD, mask, scale)
 
     def cross_keys_values(
-        self, project: Callable[[Tensor], tuple[Tensor, Tensor]], states: Tensor | None, cache: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Projected in the first call, kept for the later ones."""
+        self, project: Callable[[Tensor], KeysValues], states: Tensor | None, cache: Any
+    ) -> KeysValues:
+        """Keys and values, (B, K, S, D) each. Projected on the first call and kept in the cache."""
         assert cache is not None
         return cache.cross(project, states)

@@ -97,13 +97,13 @@ class PagedAttention(AttentionBackend):
         super().__init__(kernel)
         self.layers, self.tokens = layers, tokens
 
-    def begin(self, tokens: int, mask: Tensor | None) -> NewTokens:
+    def begin(self, tokens: int, token_mask: Tensor | None, positions: Tensor | None) -> NewTokens:
         """The positions; keys are spoken of as if they were the new tokens alone.
 
-        Raises UnsupportedError for a mask: packed tokens are all real.
+        Raises UnsupportedError for a mask or positions: packed tokens are all real and counted.
         """
-        if mask is not None or tokens != len(self.tokens.positions_N):
-            raise UnsupportedError("packed tokens come without padding, in one row")
+        if token_mask is not None or positions is not None or tokens != len(self.tokens.positions_N):
+            raise UnsupportedError("packed tokens come without padding and positions, in one row")
         positions_1N = self.tokens.positions_N[None]
         return NewTokens(positions_1N, positions_1N, None)
 

@@ -1,4 +1,4 @@
-"""Mask and bias in the form that the chosen kernel takes, made once a forward and shared by the layers that are alike.
+"""Mask and bias in the form that the chosen kernel takes, made once a forward for each group of layers that share them.
 
 B batch, T queries, S keys, H heads, D head dim. Slots are indices in the row (padding included), positions count
 real tokens.
@@ -6,13 +6,13 @@ real tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from luban.kernels.attention_mask import AttentionMask, consecutive
+from luban.kernels.attention_mask import AttentionMask, are_consecutive
 from luban.kernels.dispatch import choice
 from luban.kernels.distance import DistanceBias
 from luban.kernels.intervals import Intervals
@@ -24,74 +24,65 @@ from luban.nn.position.base import PositionEncoding, PositionMethod
 
 @dataclass(frozen=True)
 class PreparedMask:
-    """Mask and bias for one kernel. The default: every key is attended to, nothing is added."""
+    """Mask and bias for one kernel. The default: no mask, no bias."""
 
     kernel: str = "torch"  # of `kernels.dispatch`
-    causal: bool = False  # the bare causal mask, which kernels apply themselves
+    causal: bool = False  # the plain causal mask, which kernels apply themselves
     dense: Tensor | None = None  # torch: (1 or B, 1 or H, T, S) to add to the scores
     backward_only: bool = False  # no query attends to a later key, T = S
-    intervals: Intervals | None = None  # luban: where the mask is not the bare causal one
-    cu_seqlens: Tensor | None = None  # flash4: (B·C + 1,), where packed documents begin and end; None: rows as they are
+    intervals: Intervals | None = None  # luban: unless the mask is the plain causal one
+    cu_seqlens: Tensor | None = None  # flash4: (B·C + 1,) offsets of packed documents; None: one document a row
     bias: DistanceBias | None = None  # luban
     layout: BlockLayout | None = None  # luban
-    valid: Tensor | None = None  # (B, 1, 1, 1) factor on the results: NaN where intervals can't express the mask
+    valid: Tensor | None = None  # (B, 1, 1, 1) factor on the output: NaN where intervals can't express the mask
 
 
 class Bias(NamedTuple):
-    """What a position method adds to the scores of one forward."""
+    """The bias of a position method on the scores of one forward."""
 
-    form: str | None  # of the distance bias, "any" for one that is no function of the distance; None: there is none
+    form: str | None  # of the distance bias; "any": not a function of the distance; None: no bias
     encoding: PositionEncoding
-    counted: Tensor | None = None  # () bool, whether given positions rise by one; None: they do
+    consecutive: Tensor | None = None  # () bool, true if given positions rise by one per token; None: they do
 
     def dense(self) -> Tensor | None:
         """(1 or B, H, T, S) float32."""
         return self.encoding.bias()
 
     def by_distance(self) -> DistanceBias | None:
-        """For kernels, which know slots alone: NaN where given positions don't rise with them."""
+        """The bias as a function of the distance between slots, for kernels, which don't read positions. NaN if given
+        positions don't rise by one per slot."""
         bias = self.encoding.distance_bias
-        return (
-            bias if bias is None or self.counted is None else bias.times(torch.where(self.counted, 1.0, float("nan")))
-        )
+        if bias is None or self.consecutive is None:
+            return bias
+        return bias.times(torch.where(self.consecutive, 1.0, float("nan")))
 
 
 def bias_of(
-    method: PositionMethod, encoding: PositionEncoding, mask: AttentionMask, positions: Tensor, *, counted: bool
+    method: PositionMethod, encoding: PositionEncoding, mask: AttentionMask, positions: Tensor, *, consecutive: bool
 ) -> Bias | None:
-    """The bias of a position method, None where it has none.
+    """The bias of a position method; None if it has none.
 
     Args:
         positions: (1 or B, T) of the queries.
-        counted: they were counted from the slots, so that they rise by one from token to token.
+        consecutive: they were computed from the slots, so they rise by one per token.
     """
     if not method.biased:
         return None
-    slots = counted or mask.queries == mask.keys  # else keys may stand anywhere
-    form = method.bias_form if slots and method.bias_form else "any"
-    fine = None if counted or form == "any" else consecutive(positions, mask.documents, mask.token_mask)
-    return Bias(form, encoding, fine)
+    by_slot = consecutive or mask.queries == mask.keys  # else keys can have any positions
+    form = method.bias_form if by_slot and method.bias_form else "any"
+    if consecutive or form == "any":
+        return Bias(form, encoding)
+    return Bias(form, encoding, are_consecutive(positions, mask.documents, mask.token_mask))
 
 
 def limited(mask: AttentionMask, shape: AttentionShape) -> AttentionMask:
-    """The mask with a layer's own window or layout."""
+    """The mask with a layer's window and layout applied."""
     if shape.layout is None and shape.window is None:
         return mask
     layout = None
     if shape.layout is not None:
         layout = layout_for(shape.layout, mask.keys, shape.heads, mask.causal, mask.device)
-    return AttentionMask(
-        queries=mask.queries,
-        keys=mask.keys,
-        causal=mask.causal,
-        device=mask.device,
-        window=shape.window,
-        layout=layout,
-        token_mask=mask.token_mask,
-        documents=mask.documents,
-        document_starts=mask.document_starts,
-        prefix=mask.prefix,
-    )
+    return replace(mask, window=shape.window, layout=layout)
 
 
 def prepare(
@@ -100,11 +91,11 @@ def prepare(
     """Mask and bias for the kernel that the dispatcher picks.
 
     Args:
-        head_dim: D. dtype: of the matmuls. kernel: asked for by name.
+        head_dim: D. dtype: of the matmuls. kernel: name of the kernel to use; None: the fastest.
     """
     kind, square = mask.kind, mask.queries == mask.keys
     if mask.layout is not None and mask.token_mask is not None and not torch.is_grad_enabled():
-        kind = "irregular"  # prompts are padded on the left, and kernels count a layout's blocks from the first slot
+        kind = "irregular"  # prompts are padded on the left, but kernels count a layout's blocks from the first slot
     block = mask.layout.block if mask.layout else 0
     chosen = choice(
         mask.device.type,
@@ -122,13 +113,13 @@ def prepare(
     if chosen == "luban":
         from luban.kernels.flash.attention import prepared
 
-        fine = mask.valid()
-        valid = None if fine is None else torch.where(fine, 1.0, float("nan"))[:, None, None, None]
-        seen = None if kind == "causal" else prepared(mask.intervals(), mask.keys)
+        valid_B = mask.valid()
+        valid = None if valid_B is None else torch.where(valid_B, 1.0, float("nan"))[:, None, None, None]
+        intervals = None if kind == "causal" else prepared(mask.intervals(), mask.keys)
         return PreparedMask(
             chosen,
             causal=kind == "causal",
-            intervals=seen,
+            intervals=intervals,
             bias=bias.by_distance() if bias else None,
             layout=mask.layout,
             valid=valid,
@@ -144,22 +135,22 @@ def prepare(
 
 
 def padding_mask(token_mask: Tensor | None, dtype: torch.dtype) -> PreparedMask:
-    """For cross-attention: (B, S) bool, false where a key is padding. A row of padding alone attends to itself, so that
-    no row of scores is empty."""
+    """Mask for cross-attention from (B, S) bool, false where a key is padding. A row that is all padding isn't masked, so
+    that softmax gets at least one finite score."""
     if token_mask is None:
         return PreparedMask()
-    seen = token_mask | ~token_mask.any(-1, keepdim=True)
-    return PreparedMask(dense=torch.where(seen[:, None, None, :], 0.0, float("-inf")).to(dtype))
+    visible = token_mask | ~token_mask.any(-1, keepdim=True)
+    return PreparedMask(dense=torch.where(visible[:, None, None, :], 0.0, float("-inf")).to(dtype))
 
 
 def _any_length(cu_seqlens: Tensor) -> Tensor:
-    """The same; blocks that are compiled one by one then have one graph for any number of documents."""
+    """The same tensor, marked dynamic: separately compiled blocks then have one graph for any number of documents."""
     if not torch.compiler.is_compiling():
         torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
     return cu_seqlens
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The precision in which matmuls over `x` run: autocast's, where it is on."""
+    """dtype in which matmuls over `x` run: autocast's if it is enabled."""
     kind = x.device.type  # a list instead of torch.amp.is_autocast_available, which torch 2.11 can't trace
     return torch.get_autocast_dtype(kind) if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) else x.dtype

@@ -1,4 +1,4 @@
-"""The family of feed-forward networks."""
+"""Base config of feed-forward networks. B batch, T tokens, E model width, I inner width."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Activation = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForward(Variant):
-    """A family of feed-forward networks."""
+    """Base config of feed-forward networks (registry `feed-forward`)."""
 
     registry: ClassVar[Registry] = Registry(
         "feed-forward",
@@ -44,7 +44,7 @@ class FeedForward(Variant):
 
     @property
     def recomputed(self) -> bool:
-        """Whether its kernels on a GPU compute the activation again in the backward pass instead of saving its output."""
+        """True if its GPU kernels recompute the activation in the backward pass instead of saving its output."""
         return False
 
     def build(self, shape: LayerShape) -> nn.Module:
@@ -60,5 +60,7 @@ class FeedForward(Variant):
             for role in (("gate", "up") if self.gated else ("up",))
         ]
         first = inner_BTI[0]
-        product_BTI = graph.add("activation", "activation", *inner_BTI, shape=first.shape, saved=first.elements)
+        product_BTI = graph.add(
+            "activation", "activation", *inner_BTI, shape=first.shape, saved_elements=first.elements
+        )
         return graph.linear("down", product_BTI, x_BTE.shape[-1], role="down", bias=self.bias)

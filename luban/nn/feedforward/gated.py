@@ -52,9 +52,9 @@ class GatedFeedForward(nn.Module, MatmulOwner):
         """(B, T, E) → (B, T, E)."""
         if self.int8 is not None:
             sizes = {"gate": self.inner, "up": self.inner}
-            gate, up = self.add_terms_(self.int8["gate_up"](x_BTE), x_BTE, sizes).chunk(2, -1)
+            gate, up = self.add_adapters_(self.int8["gate_up"](x_BTE), x_BTE, sizes).chunk(2, -1)
             inner = self.activation(gate) * up
-            return self.plus_term("down", self.int8["down"](inner), inner)
+            return self.plus_adapter("down", self.int8["down"](inner), inner)
         if trains_fused(x_BTE) and self.activation is F.silu and self.down.bias is None:
             return self._fused(x_BTE.flatten(0, -2)).unflatten(0, x_BTE.shape[:-1])
         gate, up = self._linear("gate", x_BTE), self._linear("up", x_BTE)
@@ -62,29 +62,29 @@ class GatedFeedForward(nn.Module, MatmulOwner):
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         projection: Projection = self._modules[name]  # type: ignore[assignment]
-        return self.plus_term(name, self.matmul.linear(x, projection.weight, projection.bias), x)
+        return self.plus_adapter(name, self.matmul.linear(x, projection.weight, projection.bias), x)
 
     def _fused(self, x_NE: Tensor) -> Tensor:
-        """The same, (N, E) → (N, E), with SwiGLU and its gradient in kernels, or inside the matmuls where nothing is added
-        to gates, ups or the output."""
+        """The same, (N, E) → (N, E), with SwiGLU and its gradient in kernels; without biases and adapters they can run
+        inside the matmuls."""
         from luban.kernels import gated
         from luban.kernels.swiglu import swiglu, swiglu_linear
 
         gate, up, down = self.gate.weight, self.up.weight, self.down.weight
-        alone = self.terms is None and self.gate.bias is None
-        if alone and self.matmul is not TORCH and self.matmul.serves_swiglu(gate.shape[1], gate.shape[0]):
+        alone = self.adapters is None and self.gate.bias is None
+        if alone and self.matmul is not TORCH and self.matmul.supports_swiglu(gate.shape[1], gate.shape[0]):
             return self.matmul.swiglu(x_NE, joined(self.gate, self.up)[0], down)
         here = x_NE.device.type, x_NE.dtype, gate.dtype
-        if alone and self.matmul is TORCH and gated.serves(*here, *gate.shape, *down.shape):
+        if alone and self.matmul is TORCH and gated.picked(*here, *gate.shape, *down.shape):
             return gated.gated_matmuls(x_NE, gated.paired(gate, up), down)[0]
         gate_up = self.matmul.linear(x_NE, *joined(self.gate, self.up))
-        gate_up = self.add_terms_(gate_up, x_NE, {"gate": gate.shape[0], "up": up.shape[0]})
-        if self.matmul is TORCH and (self.terms is None or "down" not in self.terms):
+        gate_up = self.add_adapters_(gate_up, x_NE, {"gate": gate.shape[0], "up": up.shape[0]})
+        if self.matmul is TORCH and (self.adapters is None or "down" not in self.adapters):
             return swiglu_linear(gate_up, down)
         return self._linear("down", swiglu(gate_up))
 
     def pack_int8(self) -> None:
-        """Gate and up as one, in place."""
+        """Replace the weights by int8 ones; gate and up are concatenated."""
         self.int8 = nn.ModuleDict(
             {"gate_up": Int8Weight(*joined(self.gate, self.up)), "down": Int8Weight(self.down.weight, self.down.bias)}
         )
@@ -100,7 +100,7 @@ class SwiGLU(Gated):
 
     @property
     def recomputed(self) -> bool:
-        """Where nothing is added to the output (`GatedFeedForward.forward`)."""
+        """True if there is no bias (`GatedFeedForward.forward`)."""
         return not self.bias
 
 

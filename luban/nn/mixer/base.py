@@ -1,4 +1,7 @@
-"""The family of mixers, and what a layer tells the parts that are built for it."""
+"""Base config of token mixers, and the sizes that modules of a layer are built with.
+
+B batch, T tokens, S encoder tokens, E model width, H heads.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +17,25 @@ from luban.nn.mixer.layout import Layout
 
 
 class LayerShape(NamedTuple):
-    """The layer that a part is built for."""
+    """Sizes of a layer and its place in the stack."""
 
     width: int  # E, of the model
     index: int  # of the layer in its stack, from 0
     layers: int  # in the stack
-    causal: bool  # a token sees only those before it
+    causal: bool  # tokens attend only to themselves and earlier tokens
 
 
 class AttentionShape(NamedTuple):
-    """What a mixer that attends needs of masks and caches."""
+    """Sizes that masks and caches of an attention layer depend on."""
 
     heads: int  # H, query heads
     key_heads: int  # K, heads of keys and values
     head_dim: int  # D
-    window: int | None = None  # a token sees itself and the window − 1 before it; None: all
-    layout: Layout | None = None  # blocks of keys that a block of queries sees; None: all
+    window: int | None = None  # attend to itself and the window − 1 tokens before it; None: all
+    layout: Layout | None = None  # block-sparse layout; None: all blocks
 
     def density(self, seq: int, *, causal: bool) -> float:
-        """Share of the T × T scores that mask, window and layout leave, the diagonal halved."""
+        """Fraction of the T × T scores that causal mask, window and layout leave; diagonal entries count ½."""
         if self.layout is None:
             return mask_density(seq, self.window, causal=causal)
         return self.layout.density(seq, self.heads, causal)
@@ -40,15 +43,15 @@ class AttentionShape(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixer(Variant):
-    """A family of mixers."""
+    """Base config of token mixers (registry `mixer`)."""
 
     registry: ClassVar[Registry] = Registry("mixer", {"grouped": "luban.nn.mixer.grouped:Grouped"})
 
     def check(self, width: int) -> None:
-        """Raise ConfigError where the mixer doesn't fit a model of `width`."""
+        """Raise ConfigError if the mixer doesn't fit a model of `width`."""
 
     def attention(self, width: int) -> AttentionShape | None:
-        """What it needs of masks and caches; None where it doesn't attend."""
+        """Sizes for masks and caches; None for a mixer without attention."""
         return None
 
     def build(self, shape: LayerShape) -> nn.Module:
@@ -56,7 +59,7 @@ class Mixer(Variant):
         raise NotImplementedError
 
     def build_cross(self, shape: LayerShape) -> nn.Module:
-        """The same attending to what an encoder made. Raises ConfigError where there is no such form."""
+        """The module for cross-attention to an encoder's states. Raises ConfigError if the mixer has no such form."""
         raise NotImplementedError
 
     def describe(
@@ -65,7 +68,7 @@ class Mixer(Variant):
         """Record its operations on x, (B, T, E) → (B, T, E).
 
         Args:
-            bias: (1, H, T, T), learned by the layer's position method, which attention adds to its scores; None: none.
+            bias: (1, H, T, T), learned bias of the layer's position method on attention scores; None: no bias.
         """
         raise NotImplementedError
 

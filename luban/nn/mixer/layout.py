@@ -1,7 +1,7 @@
-"""Block-sparse attention: the family of layouts that a specification names, and the layouts of a forward.
+"""Block-sparse attention: base config of layouts, and the layouts of a forward.
 
-Of the keys that the mask leaves, a block of queries sees some blocks alone: cost grows with how many there are. Blocks
-are counted in real tokens of the row, so that a document in a pack is cut otherwise than alone.
+A block of queries attends only to some blocks of keys (within the mask), so cost grows with the number of those. Blocks
+are counted in real tokens of the row, so a document in a pack is divided into other blocks than the same document alone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from luban.kernels.limits import BLOCK_SIDES
 
 @dataclass(frozen=True, kw_only=True)
 class Layout(Variant):
-    """A family of layouts. In every one a token sees its own block and those within `window` tokens of it: before it,
-    and after it where the model isn't causal."""
+    """Base config of layouts (registry `attention layout`). In each of them a token attends to its own block and to those
+    within `window` tokens: before it and, if the model isn't causal, after it."""
 
     registry: ClassVar[Registry] = Registry(
         "attention layout",
@@ -33,7 +33,7 @@ class Layout(Variant):
             "global_random": "luban.nn.mixer.layout:GlobalRandom",
         },
     )
-    by_head: ClassVar[bool] = False  # whether heads have layouts of their own
+    by_head: ClassVar[bool] = False  # each head has its own layout
     block: int = 64  # tokens a side
     window: int = 128  # tokens
 

@@ -1,1 +1,1 @@
-"""Where a token stands: added to the embedding, turned into queries and keys, or added to the scores."""
+"""Position methods: added to the embeddings, rotating queries and keys, or a bias on attention scores."""

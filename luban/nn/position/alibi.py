@@ -20,7 +20,7 @@ class Alibi(Position):
 
 
 class AlibiPositions(PositionMethod):
-    """Computes the bias that a batch needs, once for all layers."""
+    """Module of the bias. H heads, T queries, S keys."""
 
     bias_form = "alibi"
 
@@ -34,7 +34,11 @@ class AlibiPositions(PositionMethod):
         return True
 
     def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
-        """The slopes, and −slope · |distance| for positions of any kind."""
+        """Bias −slope · |distance| (1 or B, H, T, S) on scores.
+
+        Args:
+            positions: (1 or B, T) of the queries. key_positions: (1 or B, S).
+        """
         slopes_H = alibi_slopes(self.heads, key_positions.device)
 
         def dense() -> Tensor:

@@ -1,4 +1,4 @@
-"""Position methods: what one is, and how a Transformer stack asks it.
+"""Base config and module of position methods, and the interface that a Transformer stack calls.
 
 B batch, T tokens, S keys, H heads, K key heads, D head dim, E width of the embeddings.
 """
@@ -20,18 +20,18 @@ from luban.nn.roles import Role
 
 @dataclass(frozen=True, kw_only=True)
 class PositionShape:
-    """The sizes of the model that a position method serves."""
+    """Model sizes that a position method depends on."""
 
     width: int  # E
     heads: int  # H
     head_dim: int  # D
     context: int  # longest sequence
-    causal: bool = True  # whether a token sees only those before it
+    causal: bool = True  # tokens attend only to themselves and earlier tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position(Variant):
-    """A family of position methods."""
+    """Base config of position methods (registry `position method`)."""
 
     registry: ClassVar[Registry] = Registry(
         "position method",
@@ -53,27 +53,27 @@ class Position(Variant):
         },
     )
 
-    embeds: ClassVar[bool] = False  # adds to the token embeddings; else it acts on attention
+    embeds: ClassVar[bool] = False  # added to the token embeddings; else it acts on attention
     role: ClassVar[Role] = "position"  # of its parameters
-    two_dimensional: ClassVar[bool] = False  # whether it takes two positions a token, (B, 2, T)
+    two_dimensional: ClassVar[bool] = False  # takes two positions a token, (B, 2, T)
 
     def check(self, shape: PositionShape) -> None:
-        """Raise ConfigError where the method can't serve a model of this shape."""
+        """Raise ConfigError if the method doesn't support a model of these sizes."""
 
     def parameters(self, shape: PositionShape) -> int:
-        """Scalars that it learns."""
+        """Number of learned scalars."""
         return 0
 
     def describe_embedding(self, graph: GraphBuilder, x_BTW: GraphTensor, shape: PositionShape) -> GraphTensor:
-        """Record what a learned method adds to the token embeddings (B, T, W); the sum. What isn't learned is computed
-        from positions alone, and part of the operation that reads it."""
+        """Record the sum of token embeddings (B, T, W) and learned position embeddings. Fixed ones are computed from the
+        positions and counted in their consumer."""
         learned = self.parameters(shape) if self.embeds else 0
         if not learned:
             return x_BTW
         return graph.add("", "embedding", x_BTW, shape=x_BTW.shape, role=self.role, parameters=learned)
 
     def describe_bias(self, graph: GraphBuilder, queries: int, keys: int, shape: PositionShape) -> GraphTensor | None:
-        """Record the learned bias on attention scores, (1, H, queries, keys) in float32 or wider; None: there is none."""
+        """Record the learned bias on attention scores, (1, H, queries, keys) in float32 or wider; None: no learned bias."""
         learned = 0 if self.embeds else self.parameters(shape)
         if not learned:
             return None
@@ -87,77 +87,79 @@ class Position(Variant):
 
 
 class Rotation:
-    """What is done to queries and keys before their dot product, made once a forward for all layers."""
+    """Applies positions to queries and keys before their dot product; made once a forward and shared by all layers."""
 
-    fused: bool = False  # whether `apply_rotary_qkv` serves it
+    fused: bool = False  # `apply_rotary_qkv` is implemented
 
     def apply_rotary(self, q_BHTD: Tensor, k_BKTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys with their positions in them, in their own precision."""
+        """Queries (B, H, T, D) and keys (B, K, T, D) with positions applied; shapes and dtypes don't change."""
         raise NotImplementedError
 
     def apply_rotary_qkv(self, qkv_BTP: Tensor, heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, (H + 2K)·D), contiguous → queries (B, H, T, D), keys and values (B, K, T, D), the first two with their
-        positions in them; by one kernel, in training on a GPU."""
+        """Split (B, T, (H + 2K)·D), contiguous, into queries (B, H, T, D), keys and values (B, K, T, D), and apply positions
+        to queries and keys; one kernel, for training on a GPU."""
         raise NotImplementedError
 
 
 @dataclass
 class PositionEncoding:
-    """What a position method does to the attention of one forward."""
+    """The rotation and bias that a position method applies to attention in one forward."""
 
-    rotation: Rotation | None = None  # of queries and keys; None: they stay as they are
-    distance_bias: DistanceBias | None = None  # on scores, a function of the distance between slots
-    dense: Callable[[], Tensor] | None = None  # makes (1 or B, H, T, S) float32 to add to the scaled scores
+    rotation: Rotation | None = None  # of queries and keys; None: no rotation
+    distance_bias: DistanceBias | None = None  # bias on scores as a function of the distance between slots
+    dense: Callable[[], Tensor] | None = None  # returns the bias (1 or B, H, T, S) float32 on the scaled scores
     _bias: Tensor | None = field(default=None, repr=False)
 
     @property
     def biased(self) -> bool:
-        """Whether anything is added to scores."""
+        """True if there is a bias on scores."""
         return self.dense is not None
 
     def bias(self) -> Tensor | None:
-        """(1 or B, H, T, S) float32, made once; None: nothing is added."""
+        """The bias (1 or B, H, T, S) float32, computed once; None: no bias."""
         if self._bias is None and self.dense is not None:
             self._bias = self.dense()
         return self._bias
 
 
 class PositionMethod(nn.Module):
-    """A position method as a module; by default it does nothing.
+    """Base module of position methods; by default without effect.
 
-    A stack calls `map_positions` and `embed` once a forward, and the module itself for the encoding that all layers share.
+    A stack calls `map_positions`, `embed` and `forward` once a forward; all layers share the encoding.
     """
 
-    bias_form: str | None = None  # of the `DistanceBias` that its encoding has; None: there is none
-    by_length: bool = False  # what it does to a token depends on how long the row is, not on the token's position alone
+    bias_form: str | None = None  # form of the encoding's `DistanceBias`; None: no such bias
+    by_length: bool = False  # the effect on a token depends on the length of its row, not on its position alone
     parameter_roles: ClassVar[dict[str, Role]] = {}
 
     @property
     def biased(self) -> bool:
-        """Whether it adds anything to scores."""
+        """True if it adds a bias to scores."""
         return False
 
     def map_positions(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
-        """Counted positions (B, T) of queries and (B, S) of keys → those that this method works with.
+        """Map token positions (1 or B, T) of queries and (1 or B, S) of keys to those that this method uses; shapes don't
+        change.
 
-        `cached` says that the keys grow from call to call.
+        Args:
+            cached: with a KV cache, so the keys include those of earlier calls.
         """
         return positions, key_positions
 
     def embed(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
-        """The token embeddings with what the method adds to them, (B, T, E)."""
+        """Token embeddings (B, T, E) plus position embeddings, if any; positions (1 or B, T)."""
         return x_BTE
 
     def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
-        """Mapped positions (1 or B, T) of queries and (1 or B, S) of keys → the encoding.
+        """The encoding for mapped positions (1 or B, T) of queries and (1 or B, S) of keys.
 
-        Its `distance_bias` holds for positions that rise by one from slot to slot.
+        Its `distance_bias` is valid for positions that rise by one per slot.
         """
         return PositionEncoding()
 
 
 class Wrapped(PositionMethod):
-    """A method around another: passes everything on, except what it overrides."""
+    """Wrapper of another method: delegates every call that it doesn't override."""
 
     def __init__(self, inner: PositionMethod):
         super().__init__()
@@ -165,24 +167,24 @@ class Wrapped(PositionMethod):
 
     @property
     def biased(self) -> bool:
-        """As the inner method."""
+        """As the wrapped method."""
         return self.inner.biased
 
     def map_positions(self, positions: Tensor, key_positions: Tensor, *, cached: bool) -> tuple[Tensor, Tensor]:
-        """As the inner method."""
+        """As the wrapped method."""
         return self.inner.map_positions(positions, key_positions, cached=cached)
 
     def embed(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
-        """As the inner method."""
+        """As the wrapped method."""
         return self.inner.embed(x_BTE, positions_BT)
 
     def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
-        """As the inner method."""
+        """As the wrapped method."""
         return self.inner(positions, key_positions)
 
 
 def distance_encoding(bias: DistanceBias, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
-    """The encoding of a bias that depends on the distance alone. Positions lie below `bias.keys`.
+    """The encoding of a bias that depends only on the distance. Positions must be below `bias.keys`.
 
     Args:
         positions: (1 or B, T) of queries. key_positions: (1 or B, S).

@@ -52,12 +52,12 @@ class KerpleLog(Position):
 
 
 def inverse_softplus(x: Tensor) -> Tensor:
-    """What softplus makes x of."""
+    """Inverse of softplus, elementwise."""
     return x + torch.log(-torch.expm1(-x))
 
 
 class KerplePositions(PositionMethod):
-    """What both forms share: `raw1` and `raw2`, one number a head each."""
+    """Base module of both forms: learned `raw1` and `raw2`, (H,) each."""
 
     parameter_roles: ClassVar[dict[str, Role]] = {"raw1": "position", "raw2": "position"}
 
@@ -73,20 +73,25 @@ class KerplePositions(PositionMethod):
         return True
 
     def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
-        """The bias of all distances. Positions must lie below the context, or below the number of keys."""
+        """Bias (1 or B, H, T, S) on scores, a function of the distance.
+
+        Args:
+            positions: (1 or B, T) of the queries. key_positions: (1 or B, S). Both must be below the context
+                length or below the number of keys.
+        """
         reach = max(self.context, key_positions.shape[-1])
         return distance_encoding(self.distance_bias(reach), positions, key_positions)
 
     def distance_bias(self, keys: int) -> DistanceBias:
-        """The bias over distances up to `keys`, from what is learned."""
+        """The bias for distances below `keys`, from the learned parameters."""
         raise NotImplementedError
 
     def initial(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
-        """Initial raw1 and raw2, (H,) both, from ALiBi's slopes."""
+        """Initial raw1 and raw2, (H,) each, from ALiBi's slopes (H,)."""
         raise NotImplementedError
 
     def draw_parameters(self, draw: InitialValues) -> None:
-        """Fixed initial values: nothing is drawn."""
+        """Set the fixed initial values, which aren't random."""
         raw1, raw2 = self.initial(alibi_slopes(self.heads))
         self.raw1.copy_(draw.placed(raw1, self.raw1))
         self.raw2.copy_(draw.placed(raw2, self.raw2))
@@ -102,7 +107,7 @@ class PowerPositions(KerplePositions):
         return inverse_softplus(slopes / self.scale), torch.zeros_like(slopes)
 
     def distance_bias(self, keys: int) -> DistanceBias:
-        """r1 and r2 from what is learned."""
+        """The bias with r1 and r2 from the learned parameters."""
         return kerple_power(
             F.softplus(at_least_float32(self.raw1)), 2 * at_least_float32(self.raw2).sigmoid(), keys, self.scale
         )
@@ -118,7 +123,7 @@ class LogPositions(KerplePositions):
         return inverse_softplus(torch.full_like(slopes, 2 / self.scale)), inverse_softplus(slopes / 2)
 
     def distance_bias(self, keys: int) -> DistanceBias:
-        """r1 and r2 from what is learned."""
+        """The bias with r1 and r2 from the learned parameters."""
         return kerple_log(
             F.softplus(at_least_float32(self.raw1)), F.softplus(at_least_float32(self.raw2)), keys, self.scale
         )

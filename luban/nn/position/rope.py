@@ -12,7 +12,7 @@ from luban.core.errors import ConfigError
 from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape, Rotation
 from luban.nn.position.scaling import RotaryScaling
 
-CosSin = tuple[Tensor, Tensor]
+CosSin = tuple[Tensor, Tensor]  # (1 or B, 1, T, rotated dimensions) float32 each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,11 @@ class Rope(Position):
         return self.scaling is not None and self.scaling.by_length
 
     def rotated(self, shape: PositionShape) -> int:
-        """How many dimensions of a head are rotated."""
+        """Number of dimensions of a head that are rotated."""
         return shape.head_dim if self.width is None else self.width
 
     def check(self, shape: PositionShape) -> None:
-        """Pairs need an even width no larger than the head."""
+        """Raise ConfigError unless the rotated width is even and at most the head dim."""
         rotated = self.rotated(shape)
         if rotated % 2 or not 0 < rotated <= shape.head_dim:
             raise ConfigError(f"rotary width {rotated} must be even and at most the head width {shape.head_dim}")
@@ -56,7 +56,7 @@ class RotaryPositions(PositionMethod):
         self.fused = whole and head_dim & (head_dim - 1) == 0  # the kernel's tiles are powers of two
 
     def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
-        """The rotation by these positions."""
+        """Rotation by angles from positions (1 or B, T); in self-attention keys have the queries' positions."""
         cos_sin = rotary_cos_sin(self.config, positions, self.rotated)
         return PositionEncoding(rotation=Rotary(cos_sin, self.config.pairing, fused=self.fused))
 
@@ -65,33 +65,32 @@ class Rotary(Rotation):
     """Queries and keys rotated by the same angles, in their leading dimensions.
 
     Args:
-        cos_sin: (1 or B, 1, T, rotated) float32 both.
+        cos_sin: (1 or B, 1, T, rotated dimensions) float32 each.
     """
 
     def __init__(self, cos_sin: CosSin, pairing: str, *, fused: bool):
         self.cos_sin, self.pairing, self.fused = cos_sin, pairing, fused
 
     def apply_rotary(self, q_BHTD: Tensor, k_BKTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Both rotated."""
+        """Rotated queries (B, H, T, D) and keys (B, K, T, D)."""
         return rotate(q_BHTD, self.cos_sin, self.pairing), rotate(k_BKTD, self.cos_sin, self.pairing)
 
     def apply_rotary_qkv(self, qkv_BTP: Tensor, heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated while they are taken apart."""
+        """Split (B, T, (H + 2K)·D) and rotate queries and keys in one kernel."""
         from luban.kernels.rotary import apply_rotary_qkv
 
         return apply_rotary_qkv(qkv_BTP, *self.cos_sin, heads, key_heads)
 
 
 def rotate(x_BHTD: Tensor, cos_sin: CosSin, pairing: str) -> Tensor:
-    """(B, H, T, D) rotated in as many leading dimensions as there are cosines."""
-    rotated = cos_sin[0].shape[-1]
-    turned, kept = x_BHTD[..., :rotated], x_BHTD[..., rotated:]
-    turned = rotate_pairs(turned, *cos_sin, pairing)
-    return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
+    """Rotate (B, H, T, D) in as many leading dimensions as there are cosines."""
+    width = cos_sin[0].shape[-1]
+    rotated, rest = rotate_pairs(x_BHTD[..., :width], *cos_sin, pairing), x_BHTD[..., width:]
+    return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
 
 
 def rotary_cos_sin(config: Rope, positions_BT: Tensor, rotated: int) -> CosSin:
-    """Cosines and sines (B, 1, T, rotated) of these positions, in float32.
+    """Cosines and sines (B, 1, T, rotated) of positions (B, T), in float32.
 
     Both members of a pair have the same cosine; the first has the sine's negative, so that rotating is
     x · cos + partner(x) · sin.
@@ -108,14 +107,14 @@ def rotary_cos_sin(config: Rope, positions_BT: Tensor, rotated: int) -> CosSin:
 
 
 def paired(first: Tensor, second: Tensor, pairing: str) -> Tensor:
-    """(…, n) values for the first and the second member of every pair → (…, 2n) where those stand."""
+    """Values (…, n) of the first and of the second member of each pair → (…, 2n), in the order of the head's dimensions."""
     if pairing == "half":
         return torch.cat((first, second), dim=-1)
     return torch.stack((first, second), dim=-1).flatten(-2)
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:
-    """Rotate the pairs of the last axis by the angles of `rotary_cos_sin`."""
+    """Rotate the pairs of the last axis of x (B, H, T, rotated) by the angles of `rotary_cos_sin`."""
     wide = x.to(torch.promote_types(x.dtype, cos.dtype))
     if pairing == "half":
         partner = wide.roll(x.shape[-1] // 2, dims=-1)

@@ -16,7 +16,7 @@ from luban.core.registry import Registry, Variant
 
 @dataclass(frozen=True, kw_only=True)
 class RotaryScaling(Variant):
-    """A family of changes to the rotary frequencies."""
+    """Base config of rotary frequency scaling (registry `rotary scaling`)."""
 
     registry: ClassVar[Registry] = Registry(
         "rotary scaling",
@@ -45,7 +45,7 @@ class RotaryScaling(Variant):
 
     @property
     def amplitude(self) -> float:
-        """What turned queries and keys are multiplied by."""
+        """Factor on rotated queries and keys."""
         return 1.0
 
 

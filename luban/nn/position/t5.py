@@ -20,10 +20,10 @@ INITIAL_STD = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class RelativeBias(Position):
-    """One learned number a head and bucket, added to the scores; buckets widen with the distance."""
+    """A learned bias per head and bucket of distances, added to the scores; buckets widen with the distance."""
 
     role = "embedding"
-    buckets: int = 32  # of which bidirectional models spend half on either side
+    buckets: int = 32  # bidirectional models use half of them for each direction
     max_distance: int = 128  # tokens; all farther ones share the last bucket
 
     def __post_init__(self):
@@ -36,7 +36,7 @@ class RelativeBias(Position):
             )
 
     def parameters(self, shape: PositionShape) -> int:
-        """The table."""
+        """Of the weight (buckets, H)."""
         return self.buckets * shape.heads
 
     def build(self, shape: PositionShape) -> PositionMethod:
@@ -65,7 +65,12 @@ class RelativePositions(PositionMethod):
         self.weight.copy_(draw.normal("weight", self.weight, INITIAL_STD))
 
     def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
-        """The bias of all distances. Positions must lie below the context, or below the number of keys."""
+        """Bias (1 or B, H, T, S) on scores, a function of the distance.
+
+        Args:
+            positions: (1 or B, T) of the queries. key_positions: (1 or B, S). Both must be below the context
+                length or below the number of keys.
+        """
         reach = max(self.context, key_positions.shape[-1])
         bias = t5(at_least_float32(self.weight).t(), reach, max_distance=self.max_distance, causal=self.causal)
         return distance_encoding(bias, positions, key_positions)

@@ -26,7 +26,7 @@ class XPos(Rope):
     span: float = 512.0  # tokens over which pair i decays by ζ_i
 
     def check(self, shape: PositionShape) -> None:
-        """As rotary positions; the span divides."""
+        """Raise ConfigError as for rotary positions, and if the span isn't positive."""
         super().check(shape)
         if not self.span > 0:
             raise ConfigError(f"xPos span must be positive, {self.span} given")
@@ -37,7 +37,7 @@ class XPos(Rope):
 
 
 class XPosPositions(PositionMethod):
-    """Cosines and sines of queries and, with the reciprocal decay, of keys."""
+    """Module: rotation angles and decay of queries, and the reciprocal decay of keys."""
 
     def __init__(self, config: XPos, rotated: int, context: int):
         super().__init__()
@@ -45,7 +45,7 @@ class XPosPositions(PositionMethod):
         self.span, self.middle = config.span, context // 2
 
     def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
-        """The rotation by these positions."""
+        """Rotation and decay from positions (1 or B, T); in self-attention keys have the queries' positions."""
         cos, sin = rotary_cos_sin(self.config, positions, self.rotated)
         pairs = torch.arange(0, self.rotated, 2, device=positions.device, dtype=torch.float32)
         zeta = (pairs + 0.4 * self.rotated) / (1.4 * self.rotated)
@@ -56,11 +56,15 @@ class XPosPositions(PositionMethod):
 
 
 class XPosRotation(Rotation):
-    """Queries and keys rotated by the same angles, the decay in opposite directions."""
+    """Rotates queries and keys by the same angles, with reciprocal decay.
+
+    Args:
+        queries, keys: (1 or B, 1, T, rotated dimensions) float32 cosines and sines, multiplied by the decay.
+    """
 
     def __init__(self, queries: CosSin, keys: CosSin, pairing: str):
         self.queries, self.keys, self.pairing = queries, keys, pairing
 
     def apply_rotary(self, q_BHTD: Tensor, k_BKTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Both rotated."""
+        """Rotated and scaled queries (B, H, T, D) and keys (B, K, T, D)."""
         return rotate(q_BHTD, self.queries, self.pairing), rotate(k_BKTD, self.keys, self.pairing)

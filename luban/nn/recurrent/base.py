@@ -1,4 +1,4 @@
-"""The family of recurrent layers.
+"""Base config of recurrent layers.
 
 N sequences, T tokens, I input width, E output width.
 """
@@ -17,30 +17,30 @@ from luban.core.registry import Registry, Variant
 
 
 class CellCosts(NamedTuple):
-    """Of a recurrent layer."""
+    """FLOPs, parameters and saved activations of a recurrent layer."""
 
-    flops: int  # of one token's forward
+    flops: int  # forward, per token
     parameters: int
-    saved: int  # elements saved for the backward pass, a token
+    saved: int  # elements saved for the backward pass, per token
 
     def __add__(self, other: CellCosts) -> CellCosts:  # type: ignore[override]
-        """Both together."""
+        """The sums."""
         return CellCosts(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 def matmul_costs(inputs: int, outputs: int, *, biases: int = 1, saved: int | None = None) -> CellCosts:
-    """Of a matmul with a weight (outputs, inputs); `saved` elements, its output by default."""
+    """Costs of a matmul with a weight (outputs, inputs) and `biases` biases; saves `saved` elements, by default its output."""
     return CellCosts(2 * inputs * outputs, inputs * outputs + biases * outputs, outputs if saved is None else saved)
 
 
 def gate_costs(inputs: int, width: int, gates: int) -> CellCosts:
-    """Of `gates` matmuls of input and state, each with torch's two biases."""
+    """Costs of `gates` matmuls of input and state, each with torch's two biases."""
     return matmul_costs(inputs + width, gates * width, biases=2, saved=(gates + 1) * width)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell(Variant):
-    """A family of recurrent layers."""
+    """Base config of recurrent layers (registry `recurrent cell`)."""
 
     registry: ClassVar[Registry] = Registry(
         "recurrent cell",
@@ -53,11 +53,11 @@ class Cell(Variant):
     )
 
     def build(self, inputs: int, width: int) -> nn.Module:
-        """The layer: `layer(x_NTI, given_N) -> (N, T, E)`, from an empty state; `given_N` is how many tokens are input."""
+        """The layer: `layer(x_NTI, given_N) -> (N, T, E)`, from an empty state; `given_N` (N,) is the number of input tokens."""
         raise NotImplementedError
 
     def costs(self, inputs: int, width: int) -> CellCosts:
-        """What one token costs."""
+        """Costs of the layer."""
         raise NotImplementedError
 
     def describe(self, graph: GraphBuilder, x_NTI: GraphTensor, width: int) -> GraphTensor:
@@ -71,23 +71,23 @@ class Cell(Variant):
             role="recurrent",
             flops=tokens * costs.flops,
             parameters=costs.parameters,
-            saved=tokens * costs.saved,
+            saved_elements=tokens * costs.saved,
         )
 
 
 def sequences(documents_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the documents of packed rows stand, one a line.
+    """Indices that unpack the documents of packed rows into N sequences, padded to the longest, L tokens.
 
     Args:
         documents_BT: (B, T) int; a document ends where the number changes.
 
     Returns:
-        (places, real): (N, L) flat places in the (B, T) grid, in order, and whether there is one (others say 0).
+        (indices, real): (N, L) int64 indices into the flattened (B, T) tokens, 0 at padding; (N, L) bool, false at padding.
     """
     rows, length = documents_BT.shape
-    fresh = torch.ones_like(documents_BT, dtype=torch.bool)
-    fresh[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
-    starts = fresh.flatten().nonzero().squeeze(-1)
+    first = torch.ones_like(documents_BT, dtype=torch.bool)
+    first[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    starts = first.flatten().nonzero().squeeze(-1)
     sizes = torch.diff(starts, append=starts.new_tensor([rows * length]))
     steps = torch.arange(int(sizes.max()), device=starts.device)
     real = steps < sizes[:, None]
@@ -95,7 +95,11 @@ def sequences(documents_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backwards(x_NLE: Tensor, real_NL: Tensor) -> Tensor:
-    """Each sequence from its last real token to its first; what isn't real stays behind. Its own inverse."""
+    """Reverse the real tokens of each sequence; padding stays at the end. Its own inverse.
+
+    Args:
+        x_NLE: (N, L, E). real_NL: (N, L) bool, false at padding, which is at the end.
+    """
     steps = torch.arange(x_NLE.shape[1], device=x_NLE.device)
     order = torch.where(real_NL, real_NL.sum(-1, keepdim=True) - 1 - steps, steps)
     return x_NLE.gather(1, order[..., None].expand_as(x_NLE))

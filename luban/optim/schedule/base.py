@@ -1,4 +1,4 @@
-"""What a schedule is, and the names it is chosen by."""
+"""Base config of learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Schedule(Variant):
         return self.after_warmup(min(step, steps - 1), steps)
 
     def never_at_peak(self, steps: int) -> str:
-        """What to say of a warm-up that a run of `steps` steps doesn't get through; empty: it does."""
+        """A warning if a run of `steps` steps ends before its warm-up does; else empty."""
         if self.warmup <= steps:
             return ""
         return (

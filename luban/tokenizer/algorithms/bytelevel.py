@@ -1,4 +1,4 @@
-"""What the byte-level algorithms share: words spelled in bytes, and pieces put into a learned vocabulary."""
+"""Shared code of byte-level algorithms: words as bytes, and pieces added to a learned vocabulary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the algorithms over characters share: a character outside the vocabulary is spelled in UTF-8 bytes."""
+"""Shared code of character-level algorithms: characters outside the vocabulary are encoded as UTF-8 bytes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Byte-pair encoding over characters with byte fallback, as LLaMA's (Touvron et al. 2023, section 2.1).
 
-Departures from SentencePiece: spaces stay spaces (its `▁` could be text), nothing is put before the text, and words
-are cut by `Cutting` first, so that decoding is exact.
+Departures from SentencePiece: spaces stay spaces (its `▁` could be text), no space is prepended to the text, and words
+are split by `Cutting` first, so that decoding is exact.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from luban.tokenizer.algorithms.bytelevel import by_id, merges, require_room
 from luban.tokenizer.algorithms.characters import BYTES, frequent, with_fallback
 from luban.tokenizer.cutting import Cutting
 
-SHARE = 0.5  # of the space behind the bytes, for characters, at the most
-BREAK = "\uffff"  # no character (Unicode): for those outside the vocabulary, so that nothing is merged across them
+# max share of the vocabulary after special tokens and bytes that single characters may take
+SHARE = 0.5
+# noncharacter U+FFFF; replaces characters outside the alphabet so that no merge spans them
+BREAK = "\uffff"
 
 
 def train(texts: Iterable[str], vocab_size: int, special: Sequence[str], cut: Cutting) -> tokenizers.Tokenizer:
-    """Learn at most `vocab_size` tokens: special ones, 256 bytes, white runs, the most frequent characters, merges.
+    """Learn at most `vocab_size` tokens: special ones, 256 bytes, runs of white space, the most
+    frequent characters, merges.
 
     The texts are kept in a temporary file, since the characters must be known before pairs are counted.
     """
@@ -38,7 +41,7 @@ def train(texts: Iterable[str], vocab_size: int, special: Sequence[str], cut: Cu
         learner.pre_tokenizer = pre_tokenizers.Sequence([without, _words(cut)])
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
         learner.train_from_iterator(_spared(spool, counts, alphabet), trainer)
-    rest = frequent(counts)  # merges that the texts do not yield leave space
+    rest = frequent(counts)  # fill ids left over when there are too few merges
     vocabulary = list(dict.fromkeys([*head, *alphabet, *by_id(learner), *rest]))[:vocab_size]
     learned = merges(learner, {token: i for i, token in enumerate(vocabulary)})
     made = with_fallback(vocabulary, learned, special, ignore_merges=bool(cut.white_runs))
@@ -59,7 +62,7 @@ def _keep(texts: Iterable[str], spool: IO[str]) -> Counter[str]:
 
 
 def _spared(spool: IO[str], counts: Counter[str], alphabet: Sequence[str]) -> Iterator[str]:
-    """The texts, with BREAK for every character outside the alphabet."""
+    """The texts, with characters outside the alphabet replaced by BREAK."""
     table = str.maketrans(dict.fromkeys(counts.keys() - set(alphabet), BREAK))
     spool.seek(0)
     for line in spool:

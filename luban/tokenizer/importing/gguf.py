@@ -115,7 +115,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, Se
 
 
 def begins_with_bos(metadata: Mapping[str, Any]) -> bool:
-    """Whether the model's texts begin with the begin token; SentencePiece's do unless said otherwise."""
+    """True if the model's texts begin with the BOS token; with SentencePiece vocabularies the default is true."""
     usual = metadata.get(KEY + "model") == "llama" or _words(metadata) in BEGINS
     return bool(metadata.get(KEY + "add_bos_token", usual))
 

@@ -33,7 +33,7 @@ _O200K = (
 
 @dataclass(frozen=True)
 class Family:
-    """What a rank file does not say itself."""
+    """Settings that a rank file doesn't contain."""
 
     pattern: str  # how text is cut into words
     special: dict[str, int]  # special tokens and their ids

@@ -294,7 +294,7 @@ def test_conversations_without_an_answer_are_counted_each_time(recipe, tmp_path,
         file.writelines(json.dumps({"messages": [{"role": "user", "content": f"only {i}"}]}) + "\n" for i in range(7))
     for _ in range(2):
         with_shards(recipe, tmp_path / "cache")
-        assert ", 7 left out, which have no assistant's answer\n" in capsys.readouterr().err
+        assert ", 7 left out, which have no assistant text\n" in capsys.readouterr().err
 
 
 def test_too_many_unusable_rows_name_the_command_that_takes_the_option(recipe, tmp_path):

@@ -30,7 +30,9 @@ class AdamW(Optimizer):
 @dataclass(frozen=True, kw_only=True)
 class Muon(Optimizer):
     lr: float = 0.02  # peak learning rate
-    momentum: float = 0.95  # momentum
+    # of the update;
+    # Nesterov's
+    momentum: float = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +202,8 @@ def test_recipe_command_line(tmp_path, capsys):
 def test_every_field_is_described():
     rows = {path: note for path, _, _, note in describe_fields(Recipe)}
     assert rows["train.steps"] == "optimizer steps" and rows["optim.beta2"] == "decay of the second moment"
+    above = {path: note for path, _, _, note in describe_fields(Muon)}
+    assert above == {"lr": "peak learning rate", "momentum": "of the update; Nesterov's"}  # comments above the field
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from luban.core.opgraph import GraphTensor, Op, OpGraph
 
 
 def op(name: str, *inputs: str, layer: str = "") -> Op:
-    return Op(name=name, kind="add", inputs=inputs, shape=(2, 3), dtype="float32", layer=layer, saved=6)
+    return Op(name=name, kind="add", inputs=inputs, shape=(2, 3), dtype="float32", layer=layer, saved_elements=6)
 
 
 def graph(*ops: Op) -> OpGraph:
@@ -19,7 +19,7 @@ def graph(*ops: Op) -> OpGraph:
 
 
 def test_what_reads_the_future_or_shares_a_name_is_refused():
-    with pytest.raises(ValueError, match="operation a reads b, which nothing before it returns"):
+    with pytest.raises(ValueError, match="operation a reads b, which isn't computed before it"):
         graph(op("a", "x", "b"), op("b", "x"))
     for ops in ((op("x"),), (op("a", "x"), op("a", "x"))):
         with pytest.raises(ValueError, match="two operations or inputs named"):
@@ -53,9 +53,9 @@ def test_a_builder_names_what_it_records_by_module_and_layer():
     second = builder.scope("blocks.1", layer=True, shared=True).linear("down", first, 5, bias=True)
     builder.residual("sum", second, second)
     q, down, total = (made := builder.graph(2, 3)).ops
-    assert (q.name, q.layer, q.joint) == ("blocks.0.mixer.qkv.q", "blocks.0", "blocks.0.mixer.qkv")
+    assert (q.name, q.layer, q.fusion_group) == ("blocks.0.mixer.qkv.q", "blocks.0", "blocks.0.mixer.qkv")
     assert (q.shape, q.dtype, q.output_bytes, q.flops, q.parameters) == ((2, 3, 8), "bfloat16", 96, 96, 16)
-    assert (down.name, down.joint, down.parameters, down.flops) == ("blocks.1.down", "", 0, 2 * 6 * 8 * 5)
+    assert (down.name, down.fusion_group, down.parameters, down.flops) == ("blocks.1.down", "", 0, 2 * 6 * 8 * 5)
     assert (total.inputs, total.layer) == (("blocks.1.down", "blocks.1.down"), "") and made.consumers(down.name) == (
         total,
     )

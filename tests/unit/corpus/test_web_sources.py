@@ -10,7 +10,7 @@ import pytest
 
 from luban.core.errors import DataError
 from luban.corpus.licences import of_text
-from luban.corpus.sources import find_sources
+from luban.corpus.sources import find_sources, warc
 from luban.corpus.sources.latex import body
 from luban.corpus.sources.mediawiki import plain
 from luban.corpus.sources.webtext import address
@@ -65,6 +65,10 @@ RECORDS = [
     record("response", "http://a.org/pic", b"\x89PNG\0", mime="image/png"),
     record("response", "http://a.org/2", page(extra="Second.")),
 ]
+NO_PAGES = [  # as crawlers keep them, without HTTP
+    record("response", "dns:a.org", b"20240101\na.org. 300 IN A 1.2.3.4").replace(b"application/http", b"text/dns"),
+    record("response", "ftp://a.org/x", b"binary").replace(b"application/http", b"application/octet-stream"),
+]
 
 
 @pytest.mark.parametrize("pack", [lambda r: b"".join(r), lambda r: b"".join(map(gzip.compress, r))])
@@ -75,6 +79,16 @@ def test_web_archives(tmp_path, pack):
     assert [d.meta["url"] for d in found] == ["http://a.org/1", "http://a.org/2"]
     assert PARAGRAPHS[3] in found[0].text and "Second." in found[1].text and "Imprint" not in found[0].text
     assert tally.counts["records_that_are_no_pages"] == 2 and len({d.id for d in found}) == 2
+
+
+def test_answers_of_dns_and_ftp_are_no_pages_and_long_bodies_are_counted(tmp_path, monkeypatch):
+    (tmp_path / "a.warc").write_bytes(b"".join([*NO_PAGES, *RECORDS]))
+    found, tally = read(tmp_path / "a.warc")
+    assert [d.meta["url"] for d in found] == ["http://a.org/1", "http://a.org/2"]
+    assert tally.counts["records_that_are_no_pages"] == 4
+    monkeypatch.setattr(warc, "LARGEST", len(page()) + 1)
+    found, tally = read(tmp_path / "a.warc")
+    assert [d.meta["url"] for d in found] == ["http://a.org/1"] and tally.unusable["oversized records"] == 1
 
 
 def test_damaged_archives_give_what_comes_before_the_damage(tmp_path):

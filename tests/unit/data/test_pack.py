@@ -50,7 +50,7 @@ def test_texts_and_conversations_together(tokenizer, tmp_path):
 def test_rounds_change_nothing(tokenizer, tmp_path, monkeypatch):
     documents = [*texts(40, seed=5), *conversations(40, seed=5)]
     pack({"train": documents}, tokenizer.path, tmp_path / "a")
-    monkeypatch.setattr(pack_module, "ROUND_BYTES", 50)
+    monkeypatch.setattr(pack_module, "ROUND_CHARACTERS", 50)
     pack({"train": iter(documents)}, tokenizer.path, tmp_path / "b")
     assert open_artifact(tmp_path / "a").content_hash == open_artifact(tmp_path / "b").content_hash
 
@@ -86,11 +86,11 @@ def test_a_plain_hugging_face_tokenizer_packs_too(tokenizer, tmp_path):
 
 def test_an_all_zero_mask_is_refused(tokenizer, tmp_path):
     unanswered = [Doc(str(i), "q", [{"role": "user", "content": "q"}]) for i in range(3)]
-    with pytest.raises(DataError, match="loss mask is all zeros"):
+    with pytest.raises(DataError, match="loss mask would be all zeros"):
         pack({"train": unanswered}, tokenizer.path, tmp_path / "s")
     assert list(tmp_path.iterdir()) == []
     figures = pack({"train": [*unanswered, *conversations(2, seed=1)]}, tokenizer.path, tmp_path / "s")
-    assert (figures["train"]["untrained"], figures["train"]["documents"]) == (3, 2)
+    assert (figures["train"]["dropped_conversations"], figures["train"]["documents"]) == (3, 2)
 
 
 def test_a_conversation_whose_answers_are_not_certain_is_named(tokenizer, tmp_path):

@@ -136,7 +136,7 @@ def test_it_serves_half_precision_on_hopper_alone(quack, monkeypatch):
     half, other = random.sample([torch.bfloat16, torch.float16], 2)
     monkeypatch.setattr(gated, "_served", set())
     assert not gated.serves("cuda", half, half, E, INNER + 1, OUT) and not gated.report()
-    assert gated.serves("cuda", half, half, E, INNER, OUT) and "SwiGLU inside its matmuls" in gated.report()[0]
+    assert gated.picked("cuda", half, half, E, INNER, OUT) and "SwiGLU inside its matmuls" in gated.report()[0]
     assert not gated.serves("cpu", half, half, E, INNER, OUT)
     assert not gated.serves("cuda", half, other, E, INNER, OUT) and not gated.serves(
         torch.float32, torch.float32, E, INNER, OUT

@@ -290,7 +290,7 @@ def test_what_a_cache_cannot_follow_is_refused():
         windowed(tokens, segments=rows, cache=new_cache(windowed, 1))
     cache = new_cache(model, 1)
     model(tokens, segments=rows, cache=cache)
-    with pytest.raises(DataError, match="segments are for the first forward"):
+    with pytest.raises(DataError, match="pass segments only on a cache's first forward"):
         model(tokens, segments=rows, cache=cache)
 
 

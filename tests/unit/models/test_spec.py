@@ -101,7 +101,7 @@ def test_initial_deviations():
         ({"body": ElmoBody()}, "a body of type elmo has no layers"),
         ({"body": EncoderBody(), "position": FalconAlibi()}, "needs a causal model"),
         ({"body": EncoderDecoderBody(), "position": LogN(trained=8)}, "needs a causal model"),
-        ({"body": EncoderDecoderBody(), "arrangement": Parallel()}, "no form with cross-attention"),
+        ({"body": EncoderDecoderBody(), "arrangement": Parallel()}, "doesn't support cross-attention"),
         ({"mixer": Grouped(heads=2, head_dim=6), "position": Rope2D()}, "a width that 4 divides, 6 given"),
         ({"mixer": Grouped(heads=3)}, "can't be split over 3 heads"),
         ({"position": Randomised(longest=8)}, "longest ≥ the context of 16"),

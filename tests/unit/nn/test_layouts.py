@@ -141,7 +141,7 @@ def test_layouts_hold_for_the_layers_that_are_named():
     both.decoder.embedding.register_forward_hook(lambda *call: kept.append(call[2]))
     (gradient,) = torch.autograd.grad(both(tokens)[0, 50].square().sum(), kept[0])
     assert (gradient[0, :51].abs().amax(-1) > 1e-12).all()
-    graph = [op.density for op in describe(both.spec, seq=64).ops if op.kind == "attention"]
+    graph = [op.mask_density for op in describe(both.spec, seq=64).ops if op.kind == "attention"]
     assert graph == [0.5, pytest.approx(0.5 * 16 / 64)]
 
 
@@ -152,11 +152,11 @@ def test_what_does_not_fit_is_refused():
         Strided(stride=0)
     with pytest.raises(ConfigError, match="a layout has a window of its own"):
         Grouped(heads=2, window=5, layout=Local())
-    with pytest.raises(ConfigError, match="windows and layouts aren't built for encoder–decoders"):
+    with pytest.raises(ConfigError, match="encoder–decoders don't support attention windows and layouts"):
         make(Local(), body=EncoderDecoderBody())
     with pytest.raises(UnsupportedError, match=r"block-sparse attention \(a mixer's layout\)"):
         format_for(make(Local()).spec)
-    with pytest.raises(DataError, match="knows no prefix"):
+    with pytest.raises(DataError, match="block-sparse layouts don't support prefix"):
         make(Local())(torch.randint(0, 53, (1, 30)), segments=torch.ones(1, 30, dtype=torch.long))
 
 

@@ -13,8 +13,8 @@ from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
 from luban.planner.accelerators import accelerator
 from luban.planner.memory import StepSettings
-from luban.planner.rates import table_rates
 from luban.planner.step_time import Rates, predict_step
+from luban.planner.table_rates import table_rates
 
 SMALL = uniform(vocab_size=64, width=32, layers=2, mixer=Grouped(heads=2), feedforward=SwiGLU(width=48))
 PLAIN = Rates(matmul=1e9, attention_forward=1e9, attention_backward=1e9, bandwidth=1e9)

@@ -138,14 +138,14 @@ def test_two_runs_have_each_the_figures_of_their_own_corpus_and_are_told_apart(t
         assert f'<td>gzip_bits_per_byte, {folder / "eval"}</td><td class="n">{gzip}</td>' in page
 
 
-def test_a_long_doubt_stands_below_the_table_of_predictions(tmp_path):
-    doubt = "rates were measured on a busy machine " * 9
-    lineage(tmp_path / "one", 2.0, prediction_doubts=[doubt], predicted_step_seconds=0.5, step_seconds=0.25)
+def test_a_long_caveat_is_below_the_table_of_predictions(tmp_path):
+    caveat = "rates were measured on a busy machine " * 9
+    lineage(tmp_path / "one", 2.0, prediction_caveats=[caveat], predicted_step_seconds=0.5, step_seconds=0.25)
     write_report([tmp_path / "one"], tmp_path / "report.html")
     table, _, below = (
-        (tmp_path / "report.html").read_text().partition('<table class="account">')[2].partition("</table>")
+        (tmp_path / "report.html").read_text().partition('<table class="predicted">')[2].partition("</table>")
     )
-    assert "500 ms" in table and "busy machine" not in table and doubt in below
+    assert "500 ms" in table and "busy machine" not in table and caveat in below
 
 
 def test_nothing_to_report_is_said(tmp_path):

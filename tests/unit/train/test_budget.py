@@ -11,17 +11,17 @@ def test_steps_are_fixed_after_the_timed_ones_from_their_mean_with_compilation_p
     for step in range(WARM + TIMED):
         seconds = 30.0 if step == 0 else 0.5
         elapsed += seconds
-        fixed.append(count.time(step, seconds, elapsed))
+        fixed.append(count.record(step, seconds, elapsed))
     assert fixed == [False] * (WARM + TIMED - 1) + [True]
     assert count.fixed == WARM + TIMED + int((100 * (1 - RESERVE) - elapsed) / 0.5)
-    assert not count.time(21, 9.0, elapsed)
+    assert not count.record(21, 9.0, elapsed)
 
 
 def test_a_resume_sees_the_same_total_at_every_step():
     live = StepCount(wanted=500, budget_seconds=10)
     before = [live.total(step) for step in range(21)]
     for step in range(21):
-        live.time(step, 0.1, 0.1 * step)
+        live.record(step, 0.1, 0.1 * step)
     resumed = StepCount(wanted=500, budget_seconds=10, fixed=live.fixed, fixed_at=live.fixed_at)
     assert [resumed.total(step) for step in range(21)] == before
     assert [resumed.total(step) for step in range(21, 90)] == [live.fixed] * 69
@@ -30,7 +30,7 @@ def test_a_resume_sees_the_same_total_at_every_step():
 def test_the_budget_only_ever_lowers_the_steps_and_an_exhausted_one_stops_now():
     fast, spent = StepCount(wanted=50, budget_seconds=1e9), StepCount(wanted=50, budget_seconds=1)
     for step in range(21):
-        fast.time(step, 0.1, 0.1 * step)
-        spent.time(step, 10.0, 10.0 * step)
+        fast.record(step, 0.1, 0.1 * step)
+        spent.record(step, 10.0, 10.0 * step)
     assert fast.fixed == 50 and spent.fixed == 21
     assert StepCount(wanted=50).total(49) == 50

@@ -1,4 +1,4 @@
-"""Runs that end early: after so many passes over the text, or when the held-out loss has turned."""
+"""Runs that end early: after a number of epochs, or when the held-out loss stops improving."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_constant_rate_ends_at_once_and_stands_for_the_best_checkpoint(tiny, l
     manifest = open_artifact(run, "run")
     assert manifest.figures["step"] == 8 and manifest.figures["checkpoints"]["best"] == "step_000004"
     said = capsys.readouterr().err
-    assert "above its lowest (2.000 after step 4) for 2 validations: training ends here" in said
+    assert "not improved for 2 validations (lowest: 2.000 at step 4): training ends here" in said
 
 
 def test_a_decaying_schedule_decays_first(tiny, losses, tmp_path, capsys):
@@ -82,7 +82,7 @@ def test_a_decaying_schedule_decays_first(tiny, losses, tmp_path, capsys):
     lr = recipe.optim.lr
     assert open_artifact(run, "run").figures["step"] == 10  # the decay is 2 of 10 steps
     assert rates(run) == pytest.approx([lr] * 8 + [lr / 2, 0.0])
-    assert "the learning rate falls from here on, and training ends after step 10" in capsys.readouterr().err
+    assert "the learning rate decays from now on, and training ends after step 10" in capsys.readouterr().err
 
 
 def test_a_run_that_was_killed_after_its_early_end_was_decided_ends_alike(tiny, losses, tmp_path):
@@ -100,10 +100,10 @@ def test_a_run_that_was_killed_after_its_early_end_was_decided_ends_alike(tiny, 
 
     submit, calls = TrainEngine.submit, iter(range(1, 1000))
 
-    def until(*args):
+    def until(*args, **kwargs):
         if next(calls) == 9:
             raise PowerCut
-        return submit(*args)
+        return submit(*args, **kwargs)
 
     losses(3.0, 3.5)
     with pytest.MonkeyPatch.context() as patched, pytest.raises(PowerCut):
@@ -116,11 +116,11 @@ def test_a_run_that_was_killed_after_its_early_end_was_decided_ends_alike(tiny, 
     assert open_artifact(whole, "run").figures["step"] == 12
 
 
-def test_without_patience_a_turned_loss_is_said_once_and_training_goes_on(tiny, losses, tmp_path, capsys):
+def test_without_patience_overfitting_is_warned_of_once_and_training_goes_on(tiny, losses, tmp_path, capsys):
     losses(2.0, 2.5)
     recipe = tiny(train={"steps": 8}, validation={"every": 1})
     assert open_artifact(pretrain(recipe, tmp_path / "run"), "run").figures["step"] == 8
-    assert capsys.readouterr().err.count("--validation.patience") == 1
+    assert capsys.readouterr().err.count("the model is overfitting; use --validation.patience to stop early") == 1
 
 
 def test_patience_without_validations_is_refused(tiny):

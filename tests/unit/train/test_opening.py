@@ -54,9 +54,9 @@ def bytes_mapped(name: str) -> int:
 def test_the_first_step_comes_before_the_data_is_read(huge, tiny, tmp_path, monkeypatch):
     seen, submit, before = [], TrainEngine.submit, bytes_read()
 
-    def first(self, *args):
+    def first(self, *args, **kwargs):
         seen.append((bytes_read() - before, bytes_mapped("train-00000.tokens")))
-        return submit(self, *args)
+        return submit(self, *args, **kwargs)
 
     monkeypatch.setattr(TrainEngine, "submit", first)
     recipe = tiny(

@@ -13,8 +13,8 @@ from luban.kernels import dispatch, gated
 from luban.models.describe import describe
 from luban.planner.accelerators import accelerator
 from luban.planner.memory import StepSettings, predict_memory
-from luban.planner.rates import table_rates
 from luban.planner.step_time import predict_step
+from luban.planner.table_rates import table_rates
 from luban.train import device_rates
 from luban.train.predict import _parameters, predict, require_memory
 from luban.train.run import _sample
@@ -61,8 +61,8 @@ def test_a_run_on_a_gpu_of_the_table_is_predicted_by_arithmetic(tiny, shards, h1
     assert found.step == predict_step(graph, settings, rates, micro_batches=2, update_flops=flops)
     assert found.memory == predict_memory(graph, settings)
     assert found.machine.accelerator == row and found.model_flops == 2 * graph.model_flops
-    assert found.available == 10**9 * 0.97 and "accelerator-hours" in "\n".join(found.lines())
+    assert found.available_bytes == 10**9 * 0.97 and "accelerator-hours" in "\n".join(found.lines())
     assert found.utilisation == found.model_flops / found.step.total / 989.4e12
     assert require_memory(recipe, spec, h100, found, sample) is None
     with pytest.raises(UnsupportedError, match=r"--train.accumulate 4 would need"):
-        require_memory(recipe, spec, h100, replace(found, free=int(found.memory.total)), sample)
+        require_memory(recipe, spec, h100, replace(found, free_bytes=int(found.memory.total)), sample)

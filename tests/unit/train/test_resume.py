@@ -33,10 +33,10 @@ def cut(monkeypatch):
     def run(recipe: Recipe, out: Path, step: int) -> None:
         submit, calls = TrainEngine.submit, iter(range(1, 10**6))
 
-        def until(*args):
+        def until(*args, **kwargs):
             if next(calls) == step:
                 raise PowerCut
-            return submit(*args)
+            return submit(*args, **kwargs)
 
         with monkeypatch.context() as patched:
             patched.setattr(TrainEngine, "submit", until)
@@ -159,7 +159,7 @@ def test_a_run_that_a_budget_ended_is_extended_by_a_larger_one(tiny, tmp_path, m
     from luban.train.run import train
 
     clock, submit = Clock(), TrainEngine.submit
-    monkeypatch.setattr(TrainEngine, "submit", lambda *args: clock.advance(0.125) or submit(*args))
+    monkeypatch.setattr(TrainEngine, "submit", lambda *args, **kwargs: clock.advance(0.125) or submit(*args, **kwargs))
 
     def run(seconds: float) -> tuple[int, float]:
         recipe = tiny(

@@ -48,7 +48,7 @@ def test_a_shipped_recipe_tunes_a_model_of_another_size_by_the_command_line(tiny
     command = ["pretrain", "tiny_pretrain_cpu", "--init", str(base), "--data.path", str(shards), "--train.steps", "1"]
     command += ["--train.seq_len", "32", "--train.batch_size", "2", "--out", str(tmp_path / "more")]
     assert main(command) == 0
-    assert "the recipe's [model] is left out" in capsys.readouterr().err
+    assert "the recipe's [model] is ignored" in capsys.readouterr().err
     assert load_model(tmp_path / "more").spec == load_model(base).spec
     command[-1] = str(tmp_path / "other")
     assert main([*command, "--model.width", "64"]) == 2
@@ -99,7 +99,7 @@ def test_a_budget_fixes_the_steps_in_the_manifest_and_the_schedule_ends_there(ti
     """By a clock on which a step takes an eighth of a second and everything else takes no time."""
     clock = Clock()
     submit = TrainEngine.submit
-    monkeypatch.setattr(TrainEngine, "submit", lambda *args: clock.advance(0.125) or submit(*args))
+    monkeypatch.setattr(TrainEngine, "submit", lambda *args, **kwargs: clock.advance(0.125) or submit(*args, **kwargs))
     recipe = tiny(
         train={"steps": 10**6, "budget_seconds": 8.0},
         checkpoint={"every": 10**6},
@@ -243,7 +243,7 @@ def test_a_dry_run_says_cost_and_utilisation_where_the_accelerator_is_known(tiny
         precision="bf16",
     )
     text = "\n".join(known.lines())
-    assert "50.0% of the accelerator's peak" in text and "1 accelerator-hours, at most 0.7 kWh (700 W)" in text
+    assert "MFU 50.0%" in text and "1 accelerator-hours, at most 0.7 kWh (700 W)" in text
     assert known.figures()["peak_flops"] == 989.4e12 and "about 1h00m" in text
     assert "about 1m40s" in "\n".join(replace(known, budget=100.0).lines())
 

@@ -97,10 +97,10 @@ def test_a_recurrent_body_is_not_known_and_the_prediction_says_so(tiny):
     recipe = replace(recipe, model=Partial(ModelConfig, {"width": 32, "body": {"type": "recurrent", "layers": 2}}))
     _, shards, start, _, prediction = prepare(recipe)
     assert trace_memory(recipe, start.spec, _sample(recipe, shards, 1)) is None
-    assert any("recurrent" in doubt for doubt in prediction.doubts)
-    assert "doubt   a recurrent body" in "\n".join(prediction.lines()) and "recurrent" in prediction.summary()
-    assert prediction.figures()["prediction_doubts"] == list(prediction.doubts)
-    assert not any("recurrent" in doubt for doubt in prepare(tiny())[-1].doubts)
+    assert any("recurrent" in caveat for caveat in prediction.caveats)
+    assert "caveat  a recurrent body" in "\n".join(prediction.lines()) and "recurrent" in prediction.summary()
+    assert prediction.figures()["prediction_caveats"] == list(prediction.caveats)
+    assert not any("recurrent" in caveat for caveat in prepare(tiny())[-1].caveats)
 
 
 def test_a_step_s_time_is_that_of_layers_and_rows(tiny, monkeypatch):

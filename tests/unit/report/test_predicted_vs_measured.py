@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luban.report.account import account
+from luban.report.predicted_vs_measured import predicted_vs_measured
 
 
 def test_a_gpu_run_says_memory_time_utilisation_and_energy():
@@ -22,12 +22,12 @@ def test_a_gpu_run_says_memory_time_utilisation_and_energy():
         "kernels": ["attention: cuDNN (causal, bf16, heads of 64)", "feed-forward: SwiGLU inside its matmuls"],
     }
     rows = [{"step": s, "heldout_loss": loss, "seconds": 100.0 * s} for s, loss in ((1, 4.0), (2, 3.02), (3, 3.0))]
-    found = {what: (predicted, measured) for what, predicted, measured in account(figures, rows)}
-    assert found["memory of the accelerator at its peak"] == ("50 GB", "52 GB (+4%)")
-    assert found["a step, median"] == ("400 ms", "500 ms (+25%)")
-    assert found["the model's FLOPs"] == ("500 TFLOP/s, 50.0% of 1,000", "400 TFLOP/s, 40.0% of 1,000")
+    found = {what: (predicted, measured) for what, predicted, measured in predicted_vs_measured(figures, rows)}
+    assert found["peak memory of the accelerator"] == ("50 GB", "52 GB (+4%)")
+    assert found["median step time"] == ("400 ms", "500 ms (+25%)")
+    assert found["model FLOP/s, MFU"] == ("500 TFLOP/s, 50.0% of 1,000", "400 TFLOP/s, 40.0% of 1,000")
     assert found["waiting for data"] == ("", "0.40% of the time")
-    assert found["within 1% of its best held-out loss, 3.000"] == ("", "after 3m20s, up to 0.04 kWh")
+    assert found["within 1% of the best held-out loss, 3.000"] == ("", "after 3m20s, up to 0.04 kWh")
     assert found["the whole run"] == ("", "16m40s, up to 0.2 kWh")
     assert found["attention"] == ("", "cuDNN (causal, bf16, heads of 64)")
     assert found["feed-forward"] == ("", "SwiGLU inside its matmuls")
@@ -44,15 +44,19 @@ def test_a_cpu_run_says_what_its_process_held_and_no_share_of_an_unknown_peak():
         "model_flops_per_step": 1e11,
         "seconds": 10.0,
     }
-    found = {what: (predicted, measured) for what, predicted, measured in account(figures, [])}
-    assert found["memory of the process at its peak"] == ("900 MB", "990 MB (+10%)")
-    assert found["the model's FLOPs"] == ("0.2 TFLOP/s", "0.2 TFLOP/s")
+    found = {what: (predicted, measured) for what, predicted, measured in predicted_vs_measured(figures, [])}
+    assert found["peak memory of the process"] == ("900 MB", "990 MB (+10%)")
+    assert found["model FLOP/s, MFU"] == ("0.2 TFLOP/s", "0.2 TFLOP/s")
     assert found["the whole run"] == ("", "10.0s")
-    doubted = account(figures | {"prediction_doubts": ["rates were measured on a busy machine"]}, [])
-    assert doubted == account(figures, [])  # it stands below the table
+    with_caveats = predicted_vs_measured(
+        figures | {"prediction_caveats": ["rates were measured on a busy machine"]}, []
+    )
+    assert with_caveats == predicted_vs_measured(figures, [])  # it stands below the table
     rows = [{"step": 1, "heldout_loss": None, "seconds": 1.0}, {"step": 2, "heldout_loss": 3.0, "seconds": 2.0}]
-    assert ("within 1% of its best held-out loss, 3.000", "", "after 2.0s") in account(figures, rows)  # null: NaN
+    assert ("within 1% of the best held-out loss, 3.000", "", "after 2.0s") in predicted_vs_measured(
+        figures, rows
+    )  # null: NaN
 
 
 def test_a_run_from_before_predictions_has_no_table():
-    assert account({"tokens": 3}, []) == []
+    assert predicted_vs_measured({"tokens": 3}, []) == []

@@ -1,4 +1,4 @@
-"""What a run was predicted to take beside what it took: memory, time, utilisation, energy."""
+"""Predicted vs measured cost of a run: memory, time, utilisation, energy."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from luban.core.units import bytes_, milliseconds, seconds
 
-NEAR = 0.01  # of the best held-out loss: close enough to call it reached
+NEAR = 0.01  # relative distance to the best held-out loss at which it counts as reached
 
 
-def account(figures: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """(what, predicted, measured) of a run, from its manifest's figures and its metrics; empty where it kept none. What the
-    prediction couldn't know stands in `figures["prediction_doubts"]`."""
+def predicted_vs_measured(figures: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Rows (quantity, predicted, measured) of a run, from its manifest's figures and its metrics; empty if it recorded
+    none. The prediction's caveats are in `figures["prediction_caveats"]`."""
     known = [_memory(figures), _step(figures), _speed(figures), _waiting(figures), *_target(figures, rows)]
     lines = [line for line in known if line]
     return [
@@ -21,12 +21,12 @@ def account(figures: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[s
 
 
 def energy(figures: dict[str, Any], spent: float) -> str:
-    """ ", up to 1.2 kWh" for `spent` seconds at the accelerator's full power; nothing where it isn't known."""
+    """ ", up to 1.2 kWh" for `spent` seconds at the accelerator's full power; "" if the power isn't known."""
     watts = figures.get("accelerator_watts")
     return "" if watts is None else f", up to {watts * spent / 3.6e6:.3g} kWh"
 
 
-def _beside(predicted: float, measured: float) -> str:
+def _difference(predicted: float, measured: float) -> str:
     return f" ({measured / predicted - 1:+.0%})" if predicted else ""
 
 
@@ -36,15 +36,15 @@ def _memory(figures: dict[str, Any]) -> tuple[str, str, str] | None:
     measured = figures.get("peak_cuda_bytes" if on_gpu else "peak_rss_bytes")
     if not predicted or not measured:
         return None
-    what = "memory of the accelerator at its peak" if on_gpu else "memory of the process at its peak"
-    return what, bytes_(predicted), bytes_(measured) + _beside(predicted, measured)
+    name = "peak memory of the accelerator" if on_gpu else "peak memory of the process"
+    return name, bytes_(predicted), bytes_(measured) + _difference(predicted, measured)
 
 
 def _step(figures: dict[str, Any]) -> tuple[str, str, str] | None:
     predicted, measured = figures.get("predicted_step_seconds"), figures.get("step_seconds")
     if not predicted or not measured:
         return None
-    return "a step, median", milliseconds(predicted), milliseconds(measured) + _beside(predicted, measured)
+    return "median step time", milliseconds(predicted), milliseconds(measured) + _difference(predicted, measured)
 
 
 def _speed(figures: dict[str, Any]) -> tuple[str, str, str] | None:
@@ -54,10 +54,10 @@ def _speed(figures: dict[str, Any]) -> tuple[str, str, str] | None:
     peak, predicted = figures.get("peak_flops"), figures.get("predicted_step_seconds")
 
     def rate(each: float) -> str:
-        share = f", {flops / each / peak:.1%} of {peak / 1e12:,.0f}" if peak else ""
-        return f"{flops / each / 1e12:.3g} TFLOP/s{share}"
+        mfu = f", {flops / each / peak:.1%} of {peak / 1e12:,.0f}" if peak else ""
+        return f"{flops / each / 1e12:.3g} TFLOP/s{mfu}"
 
-    return "the model's FLOPs", rate(predicted) if predicted else "", rate(step)
+    return "model FLOP/s, MFU", rate(predicted) if predicted else "", rate(step)
 
 
 def _waiting(figures: dict[str, Any]) -> tuple[str, str, str] | None:
@@ -65,7 +65,7 @@ def _waiting(figures: dict[str, Any]) -> tuple[str, str, str] | None:
 
 
 def _target(figures: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """How long the whole took, and how long until the held-out loss was as good as reached."""
+    """Time and energy of the whole run, and until the held-out loss was close to its best."""
     measured = [row for row in rows if row.get("heldout_loss") is not None and "seconds" in row]  # null: it was NaN
     held = [(row["heldout_loss"], row["seconds"]) for row in measured]
     lines = []
@@ -74,7 +74,7 @@ def _target(figures: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[s
         reached = next(when for loss, when in held if loss <= (1 + NEAR) * best)
         lines.append(
             (
-                f"within {NEAR:.0%} of its best held-out loss, {best:.3f}",
+                f"within {NEAR:.0%} of the best held-out loss, {best:.3f}",
                 "",
                 f"after {seconds(reached)}{energy(figures, reached)}",
             )

@@ -1,4 +1,4 @@
-"""The rates of an accelerator of the table in a training step."""
+"""Training rates of accelerators listed in accelerators.toml."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from luban.kernels.attention_rates import RATES
 from luban.planner.accelerators import Accelerator, accelerator
 from luban.planner.step_time import Rates
 
-MEASURED_ON = "h100-sxm"  # the accelerator of the attention kernels' rates
-SUSTAINED = 0.87  # of a single matmul's rate, for matmuls inside a step (an H100 at its power limit)
-UNFUSED = 40.0, 40.0  # TFLOP/s of attention forward and backward with masks in memory, which limits it
+MEASURED_ON = "h100-sxm"  # accelerator on which the attention kernels' rates were measured
+SUSTAINED = 0.87  # matmul rate inside a step relative to an isolated matmul (an H100 at its power limit)
+UNFUSED = 40.0, 40.0  # TFLOP/s forward, backward of attention with a materialised mask (memory-bound)
 
 
 def table_rates(row: Accelerator, precision: str, kernel: str, head_dim: int) -> Rates:
-    """What the accelerator does in a second under `train.precision`, with attention by `kernel`.
+    """Rates of the accelerator with this `train.precision` and attention kernel.
 
-    Attention's rates scale with the peak of bf16 matmuls. Work is counted over whole rows, however many documents they
-    hold, and so are these rates.
+    Attention's rates scale with the peak of bf16 matmuls. Rates assume full-row attention; packed documents are not
+    discounted.
     """
     compute = "bf16" if precision == "fp8" else precision
     scale = row.peak_flops(compute) / accelerator(MEASURED_ON).peak_flops("bf16")

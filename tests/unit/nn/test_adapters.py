@@ -1,6 +1,6 @@
-"""Low-rank terms inside the owners of matmul weights: the same as adding the product to the weight, on every path.
+"""Low-rank adapters inside the owners of matmul weights: the same as adding the product to the weight, on every path.
 
-The fused path runs under Triton's interpreter, in a process of its own.
+The fused path runs under Triton's interpreter, in a separate process.
 """
 
 from __future__ import annotations
@@ -85,15 +85,15 @@ def without_kernels(monkeypatch):
     monkeypatch.setattr(LMHead, "_fuses", lambda *_: False)
 
 
-def add_terms(module: nn.Module, chosen) -> dict[str, LowRank]:
-    """A term for every projection that `chosen(owner's name, projection)` takes, by the name of its weight."""
+def add_adapters(module: nn.Module, chosen) -> dict[str, LowRank]:
+    """An adapter for every projection for which `chosen(owner's name, projection)` is true, by the name of its weight."""
     made = {}
     for name, owner in list(matmul_owners(module)):
         for own, projection in owner.projections().items():
             if chosen(name, own):
-                term = LowRank(projection.in_features, projection.out_features)
-                owner.add_term(own, term)
-                made[".".join(part for part in (name, own.removesuffix("weight"), "weight") if part)] = term
+                adapter = LowRank(projection.in_features, projection.out_features)
+                owner.add_adapter(own, adapter)
+                made[".".join(part for part in (name, own.removesuffix("weight"), "weight") if part)] = adapter
     return made
 
 
@@ -104,17 +104,20 @@ def combinations(module: nn.Module) -> list:
     return [*alone, lambda *_: True]
 
 
-def by_merged_weights(module: nn.Module, terms: dict[str, LowRank], call, x):
+def by_merged_weights(module: nn.Module, adapters: dict[str, LowRank], call, x):
     """Output and gradients with W + B·A in the place of W, in float64 and by plain PyTorch."""
     plain, x = copy.deepcopy(module).double(), x.detach().double().requires_grad_()
     for _, owner in matmul_owners(plain):
-        owner.terms = None
+        owner.adapters = None
     leaves = {
         name: p.detach().double().requires_grad_()
         for name, p in module.named_parameters()
-        if ".terms." not in f".{name}"
+        if ".adapters." not in f".{name}"
     }
-    pairs = {name: [p.detach().double().requires_grad_() for p in (term.a, term.b)] for name, term in terms.items()}
+    pairs = {
+        name: [p.detach().double().requires_grad_() for p in (adapter.a, adapter.b)]
+        for name, adapter in adapters.items()
+    }
     merged = leaves | {name: leaves[name] + b @ a for name, (a, b) in pairs.items()}
     out = functional_call(_Called(plain, call), {f"module.{name}": p for name, p in merged.items()}, (x,))
     return out, [x, *leaves.values(), *(p for pair in pairs.values() for p in pair)]
@@ -129,17 +132,17 @@ class _Called(nn.Module):
         return self.call(self.module, x)
 
 
-def agree(module, terms, call, dtype, tolerance, monkeypatch):
+def agree(module, adapters, call, dtype, tolerance, monkeypatch):
     x = torch.randn(ROWS, WIDTH, device=DEVICE, dtype=dtype, requires_grad=True)
     out = call(module, x)
     ours = [
         x,
-        *(p for name, p in module.named_parameters() if ".terms." not in f".{name}"),
-        *(p for term in terms.values() for p in (term.a, term.b)),
+        *(p for name, p in module.named_parameters() if ".adapters." not in f".{name}"),
+        *(p for adapter in adapters.values() for p in (adapter.a, adapter.b)),
     ]
     with monkeypatch.context() as patch:
         without_kernels(patch)
-        right, theirs = by_merged_weights(module, terms, call, x)
+        right, theirs = by_merged_weights(module, adapters, call, x)
     weight = torch.randn_like(right)
     torch.testing.assert_close(out.double(), right, rtol=tolerance, atol=tolerance)
     found = torch.autograd.grad((out * weight.to(out.dtype)).sum(), ours)
@@ -148,22 +151,22 @@ def agree(module, terms, call, dtype, tolerance, monkeypatch):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_term_is_the_same_as_a_sum_of_weights(name, monkeypatch):
+def test_an_adapter_is_the_same_as_a_sum_of_weights(name, monkeypatch):
     build, call = MODULES[name]
     dtype, tolerance = (torch.float32, 1e-4) if HERE else (torch.float64, 1e-11)
     for chosen in combinations(build()):
         module = build()
-        terms = add_terms(module, chosen)
+        adapters = add_adapters(module, chosen)
         module.to(DEVICE, dtype)
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-        assert terms
-        agree(module, terms, call, dtype, tolerance, monkeypatch)
+        assert adapters
+        agree(module, adapters, call, dtype, tolerance, monkeypatch)
 
 
 def test_an_unknown_projection_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match="QKVLinear has no projection 'o'; it has q, k, v"):
-        QKVLinear(WIDTH, queries=16, keys=8, bias=False).add_term("o", LowRank(WIDTH, 16))
+        QKVLinear(WIDTH, queries=16, keys=8, bias=False).add_adapter("o", LowRank(WIDTH, 16))
 
 
 def decoder_and_batch(chosen):
@@ -171,7 +174,7 @@ def decoder_and_batch(chosen):
         vocab_size=VOCAB, width=WIDTH, layers=1, mixer=Grouped(heads=2, kv_heads=1), feedforward=SwiGLU(width=24)
     )
     model = build_model(spec, seed=random.randrange(1000))
-    add_terms(model, chosen)
+    add_adapters(model, chosen)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     tokens = torch.randint(0, VOCAB, (1, 8), device=DEVICE)
@@ -206,9 +209,9 @@ KERNELS = {
 
 @here
 @pytest.mark.parametrize("where", WHERE)
-def test_fused_kernels_run_beside_terms(where, monkeypatch):
-    """Loss and gradients of a decoder are those without kernels, and every kernel runs that runs without terms; only the
-    loss over a head with a term is computed by chunks of logits."""
+def test_fused_kernels_run_with_adapters(where, monkeypatch):
+    """Loss and gradients of a decoder are those without kernels, and every kernel runs that runs without adapters; only the
+    loss of a head with an adapter is computed by chunks of logits."""
     model, batch = decoder_and_batch(WHERE[where])
     found = []
     for fused in (True, False):
@@ -228,8 +231,8 @@ def test_fused_kernels_run_beside_terms(where, monkeypatch):
 
 @here
 @pytest.mark.parametrize("projection", [None, "gate", "up", "down"])
-def test_a_matmul_with_swiglu_inside_takes_no_term(projection, monkeypatch):
-    """Such a matmul never writes what a term would be added to: SwiGLU then has a kernel of its own."""
+def test_swiglu_is_not_fused_into_the_matmuls_of_an_adapted_network(projection, monkeypatch):
+    """The fused matmul never writes the outputs to which an adapter's are added: SwiGLU then runs in its own kernel."""
     from luban.kernels import gated as paired_matmuls
     from luban.kernels.reference.swiglu import swiglu_of_pairs
 
@@ -243,18 +246,18 @@ def test_a_matmul_with_swiglu_inside_takes_no_term(projection, monkeypatch):
     monkeypatch.setattr(paired_matmuls, "gated_matmuls", by_pairs)
     monkeypatch.setattr(paired_matmuls, "serves", lambda *_: True)
     module = SwiGLU(width=24).build(SHAPE).to(DEVICE)
-    terms = add_terms(module, lambda name, own: own == projection)
+    adapters = add_adapters(module, lambda name, own: own == projection)
     for parameter in module.to(DEVICE).parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     with Kernels() as kernels:
-        agree(module, terms, lambda m, x: m(x), torch.float32, 1e-4, monkeypatch)
+        agree(module, adapters, lambda m, x: m(x), torch.float32, 1e-4, monkeypatch)
     assert bool(called) == (projection is None)
     assert kernels.calls["swiglu"] == (0 if projection is None else 1)
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if "loss" not in name and "prob" not in name])
 @pytest.mark.parametrize("packed_first", [False, True])
-def test_terms_are_added_to_8_bit_weights_too(name, packed_first):
+def test_adapters_are_added_to_int8_weights_too(name, packed_first):
     """Weights that 8 bits hold exactly, so that packing changes nothing."""
     make, run = MODULES[name]
     modules = [make(), make()]
@@ -274,11 +277,11 @@ def test_terms_are_added_to_8_bit_weights_too(name, packed_first):
         torch.testing.assert_close(run(modules[1], x), before, rtol=1e-5, atol=1e-5)
     for (_, plain), (_, eight) in zip(matmul_owners(modules[0]), matmul_owners(modules[1]), strict=True):
         for projection, linear_map in plain.projections().items():
-            term = LowRank(linear_map.in_features, linear_map.out_features)
-            torch.nn.init.normal_(term.a)
-            torch.nn.init.normal_(term.b)
-            plain.add_term(projection, term)
-            eight.add_term(projection, copy.deepcopy(term))
+            adapter = LowRank(linear_map.in_features, linear_map.out_features)
+            torch.nn.init.normal_(adapter.a)
+            torch.nn.init.normal_(adapter.b)
+            plain.add_adapter(projection, adapter)
+            eight.add_adapter(projection, copy.deepcopy(adapter))
     if not packed_first:
         pack_int8(modules[1])
     after = run(modules[0], x)

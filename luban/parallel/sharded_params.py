@@ -1,0 +1,129 @@
+"""Parameters that FSDP2 divides among processes, as the optimizer and checkpoints see them (ZeRO, Rajbhandari et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from luban.models.build import state_of
+from luban.parallel.shard import local_region
+
+
+def shard_modules(root: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, *, zero: int, dtype: torch.dtype) -> None:
+    """Divide the parameters below `root` over the mesh's axis "shard", every block's as one group and the rest as another.
+
+    Args:
+        zero: 3 divides weights, gradients and optimizer state; 2 keeps a block's weights whole from its forward to its
+            backward pass; 1 keeps gradients whole as well, until the last micro-batch of a step.
+        dtype: of the matmuls; weights are kept, and gradients summed, in fp32 (fp64 for fp64).
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=wide, cast_forward_inputs=False)
+    axis = mesh if mesh["replicate"].size() > 1 else mesh["shard"]
+    for module in [*blocks, root]:
+        fully_shard(module, mesh=axis, mp_policy=policy, reshard_after_forward=zero == 3)
+    for module in fsdp_modules(root):
+        module.set_gradient_divide_factor(1.0)  # losses are divided by the targets of the whole step already
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def fsdp_modules(root: nn.Module) -> list[FSDPModule]:
+    """Every module whose parameters FSDP keeps as one group."""
+    return [module for module in root.modules() if isinstance(module, FSDPModule)]
+
+
+class ShardedParams:
+    """This process's shards as plain tensors that share their memory; `MixedPrecisionParams` of a sharded model.
+
+    Args:
+        root: what `shard_modules` divided, its parameters initialised.
+        model: the model in it.
+        zero: as `shard_modules` was given it.
+    """
+
+    masters = False  # the shards are the fp32 weights; FSDP casts what it gathers
+
+    def __init__(self, root: nn.Module, model: nn.Module, *, zero: int = 3):
+        self.model = model
+        self._groups, self.zero = fsdp_modules(root), zero
+        for group in self._groups:  # shards of uneven size are moved into padded memory when they are first gathered
+            group.unshard()
+            group.reshard()
+        self.working: dict[str, nn.Parameter] = dict(model.named_parameters())
+        self.parameters = {n: nn.Parameter(_local(p.detach()), requires_grad=False) for n, p in self.working.items()}
+        self._sums: dict[str, Tensor] = {}
+
+    def begin_micro_batch(self, *, last: bool) -> None:
+        """Before the backward pass of a micro-batch. At ZeRO 1 gradients stay whole until the last of a step."""
+        if self.zero == 1:
+            for group in self._groups:
+                group.set_requires_gradient_sync(last, recurse=False)
+
+    @torch.no_grad()
+    def accumulate(self) -> None:
+        """Take the gradients of a micro-batch off the model and add them up."""
+        for name, parameter in self.working.items():
+            if parameter.grad is not None:
+                gradient = _local(parameter.grad)
+                self._sums[name] = self._sums[name].add_(gradient) if name in self._sums else gradient
+                parameter.grad = None
+
+    def gradients(self) -> dict[nn.Parameter, Tensor]:
+        """Of every parameter that the step has reached."""
+        self.accumulate()
+        return {self.parameters[name]: gradient for name, gradient in self._sums.items()}
+
+    def copies(self) -> dict[nn.Parameter, Tensor]:
+        """None: FSDP casts what it gathers."""
+        return {}
+
+    def clear(self) -> None:
+        """Forget the step's gradients."""
+        self._sums = {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Whole parameters and persistent buffers by name, on the CPU. Every process must call it."""
+        return {name: _whole(tensor) for name, tensor in state_of(self.model).items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up this process's shards of whole tensors."""
+        for name, tensor in state_of(self.model).items():
+            take_shard(tensor, tensors[name])
+
+    def whole(self, name: str, local: Tensor) -> Tensor:
+        """A tensor of the optimizer's state, whole, on the CPU. Every process must call it."""
+        like = self.working[name]
+        if not isinstance(like, DTensor) or local.shape != like.to_local().shape or not local.dim():
+            return local.detach().cpu()
+        made = DTensor.from_local(
+            local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        )
+        return _whole(made)
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """This process's part of a whole tensor of the optimizer's state, as a new tensor."""
+        like = self.working[name].detach()
+        if whole.shape != like.shape or not whole.dim():
+            return whole
+        local, begins = local_region(like)
+        return whole[tuple(slice(b, b + n) for b, n in zip(begins, local.shape, strict=True))].clone()
+
+
+def take_shard(tensor: Tensor, whole: Tensor) -> None:
+    """Copy into a tensor, in place, what of the whole lies here."""
+    local, begins = local_region(tensor)
+    local.copy_(whole[tuple(slice(b, b + n) for b, n in zip(begins, local.shape, strict=True))])
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()

@@ -1,0 +1,154 @@
+"""A plan changes nothing but rounding: losses, gradient norms, weights and optimizer state of one process, in float64.
+
+Every plan trains every drawn family for some steps with clipping and micro-batches over Gloo, stops half-way, and goes on
+from the state that another plan left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from families import FAMILIES, engine_of
+
+from luban.core.errors import ConfigError
+from luban.core.plan import ParallelPlan
+from luban.parallel.engine import TrainEngine
+from luban.parallel.world import World
+
+SEED, STEPS, ROWS = 3, 6, 8
+PROCESSES = 4
+NAMES = [name for name in FAMILIES if name not in ("recurrent-tape", "elmo-table")]
+PLANS = [
+    {"replicate": 4},
+    {"shard": 4},
+    {"shard": 4, "zero": 2},
+    {"shard": 4, "zero": 1},
+    {"replicate": 2, "shard": 2},
+    {"replicate": 2, "shard": 2, "zero": 1, "remat": "full"},
+]
+
+
+def engine(name: str, plan: ParallelPlan, world: World, **execution) -> TrainEngine:
+    # A bias of keys has no gradient but rounding, which Adam's usual eps would make steps of full size of.
+    settings = {"precision": "fp64", "accumulate": 2, "clip": 0.5, "eps": 1e-4, **execution}
+    return engine_of(FAMILIES[name], seed=SEED, plan=plan, world=world, **settings)
+
+
+def train(trained: TrainEngine, name: str, first: int, past: int) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of the steps from `first` to before `past`."""
+    found = []
+    for step in range(first, past):
+        result = trained.step(FAMILIES[name].batch(ROWS, np.random.default_rng([SEED, step])))
+        found.append((result.loss, result.grad_norm))
+    return found
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp_min(1e-3))
+
+
+def compare(name: str, plan: dict, other: dict) -> dict[str, float]:
+    """How far training under `plan`, and then `other`, is from one process."""
+    single = engine(name, ParallelPlan(), World())
+    right = train(single, name, 0, STEPS)
+    wanted = single.state_dict()
+    plans = [ParallelPlan(**fields) for fields in (plan, other)]
+    engines = [engine(name, p, World.join(p, torch.device("cpu"))) for p in plans]
+    found = train(engines[0], name, 0, STEPS // 2)
+    engines[1].load_state_dict(engines[0].state_dict())
+    found += train(engines[1], name, STEPS // 2, STEPS)
+    state = engines[1].state_dict()
+    batch = FAMILIES[name].batch(ROWS, np.random.default_rng(99))
+    uneven = FAMILIES[name].batch(ROWS - 1, np.random.default_rng(99))
+    errors = {"curve": float(np.abs(np.array(found) / np.array(right) - 1).max())}
+    for what, held in (("heldout", batch), ("uneven", uneven)):
+        (total, targets), (wanted_total, wanted_targets) = engines[1].evaluate(held), single.evaluate(held)
+        errors[what] = abs(total / wanted_total - 1) + (targets != wanted_targets)
+    for part in ("model", "optimizer"):
+        assert state[part].keys() == wanted[part].keys()
+        errors[part] = max(relative(state[part][key], value) for key, value in wanted[part].items())
+    held = sum(p.numel() for p in engines[0].params.parameters.values())
+    errors["share"] = held / sum(p.numel() for p in single.params.parameters.values())
+    return errors
+
+
+def draw() -> list[tuple[str, dict, dict]]:
+    """Every family and every plan at least once; each goes on under another plan."""
+    generator = np.random.default_rng(int(os.environ.get("LUBAN_TEST_SEED", "0")))
+    names, plans = generator.permutation(NAMES).tolist(), generator.permutation(len(PLANS)).tolist()
+    count = max(len(names), len(plans))
+    cases = [(names[i % len(names)], PLANS[plans[i % len(plans)]]) for i in range(count)]
+    return [(name, plan, PLANS[generator.integers(len(PLANS))]) for name, plan in cases]
+
+
+def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(WORLD_SIZE=str(PROCESSES), RANK=str(rank))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
+    found = [compare(*case) for case in cases]
+    world = World.join(ParallelPlan(shard=PROCESSES), torch.device("cpu"))
+    agreed = world.agree({"rank": rank}) == {"rank": 0}
+    stopped = engine(
+        "decoder", ParallelPlan(replicate=PROCESSES), World.join(ParallelPlan(replicate=PROCESSES), torch.device("cpu"))
+    )
+    batch = FAMILIES["decoder"].batch(ROWS, np.random.default_rng(0))
+    stops = [stopped.synchronize(stopped.submit(batch, stop=stop)).stop for stop in (False, rank == 2)]
+    Path(folder, f"{rank}.json").write_text(json.dumps({"found": found, "agreed": agreed, "stops": stops}))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Iterator[tuple[list, list[dict]]]:
+    folder, cases = tmp_path_factory.mktemp("plans"), draw()
+    mp.spawn(worker, (str(folder), cases), nprocs=PROCESSES)
+    yield cases, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
+
+
+def check(cases: list, results: list[dict]) -> None:
+    for rank, result in enumerate(results):
+        for case, errors in zip(cases, result["found"], strict=True):
+            errors = dict(errors)
+            assert errors.pop("share") <= 1.2 / case[1].get("shard", 1) + 0.05, (rank, case)
+            worst = max(errors, key=errors.get)
+            assert errors[worst] < 1e-9, (rank, case, worst, errors[worst])
+
+
+def test_plans_equal_one_process(drawn):
+    check(*drawn)
+
+
+def test_processes_agree_and_one_can_ask_for_the_end(drawn):
+    for result in drawn[1]:
+        assert result["agreed"] and result["stops"] == [False, True]
+
+
+@pytest.mark.slow
+def test_every_plan_and_family_equals_one_process(tmp_path):
+    cases = [
+        (name, plan, other) for name, (plan, other) in product(NAMES, zip(PLANS, PLANS[1:] + PLANS[:1], strict=True))
+    ]
+    mp.spawn(worker, (str(tmp_path), cases), nprocs=PROCESSES)
+    check(cases, [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(PROCESSES)])
+
+
+def test_a_plan_that_does_not_fit_is_refused_with_one_that_does():
+    assert ParallelPlan().over(4) == ParallelPlan(replicate=4)
+    assert ParallelPlan(shard=4, replicate=2).over(8).processes == 8
+    with pytest.raises(
+        ConfigError, match=r"needs 3 processes, and there are 4: start 3 \(--nproc 3\), or give .*shard 4"
+    ):
+        ParallelPlan(shard=3).over(4)
+    ParallelPlan(shard=2).check_batch(8, 4)
+    with pytest.raises(ConfigError, match="must be a multiple of 8, such as 8"):
+        ParallelPlan(shard=2, replicate=2).check_batch(6, 2)
+    with pytest.raises(ConfigError, match="at least 1"):
+        ParallelPlan(shard=0)

@@ -1,0 +1,84 @@
+"""Runs of several processes through the command line: the same curve, one that stops and goes on under another plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from luban.cli import pretrain, sft
+from luban.core.artifact import open_artifact
+from luban.core.errors import UsageError
+
+DOUBLE = ("--train.precision", "fp64", "--train.steps", "24", "--checkpoint.every", "8")
+
+
+def curve(run: Path) -> list[tuple[int, float, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows if "loss" in row]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    last = open_artifact(run, "run").figures["checkpoints"]["last"]
+    return load_file(run / "checkpoints" / last / "model.safetensors")
+
+
+def test_a_run_that_stops_in_two_processes_goes_on_in_two_others(luban, start, shards, recipe, tmp_path):
+    single, several = tmp_path / "single", tmp_path / "several"
+    code, err = luban("pretrain", recipe, "--data.path", shards, "--out", single, *DOUBLE)
+    assert code == 0, err
+    command = ("pretrain", recipe, "--data.path", shards, "--out", several, *DOUBLE)
+    process = start(*command, "--nproc", "2", "--plan.shard", "2")
+    log = tmp_path / "several.incomplete" / "metrics.jsonl"
+    while process.poll() is None and (not log.exists() or log.read_text().count('"loss"') < 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert err.count("the same command resumes") == 1  # one process speaks for all
+    code, err = luban(*command, "--nproc", "2")
+    assert code == 0 and "plan.shard was 2, now 1" in err and "resuming after step" in err, err
+    found, right = curve(several), curve(single)
+    assert [row[0] for row in found] == [row[0] for row in right]
+    assert [v for row in found for v in row[1:]] == pytest.approx([v for row in right for v in row[1:]], rel=1e-9)
+    wanted = weights(single)
+    for name, tensor in weights(several).items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-9, atol=1e-9)
+
+
+def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe, tmp_path):
+    command = (str(recipe), "--data.path", str(shards), "--out", str(tmp_path / "run"))
+    for words, message in (
+        (("--nproc", "2", "--plan.shard", "3"), "needs 3 processes, and there are 2"),
+        (("--nproc", "3"), "batch_size 4 can't be divided among 3 processes: it must be a multiple of 3, such as 3"),
+        (("--nproc", "0"), "--nproc takes a number of processes from 1"),
+        (("--plan.shard", "2"), r"needs 2 processes, and there are 1: start 2 \(--nproc 2\)"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            pretrain.run([*command, *words])
+    with pytest.raises(UsageError, match="luban sft runs in one process"):
+        sft.run(["luban_sft_cpu", "--init", "x", "--data.path", "y", "--out", str(tmp_path / "s"), "--nproc", "2"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_others_and_is_named(luban, shards, recipe, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import torch.distributed\n"
+        "    def fail(*_, **__):\n"
+        "        os._exit(9)\n"
+        "    torch.distributed.all_reduce = fail\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    monkeypatch.setenv("PYTHONPATH", path)
+    code, err = luban("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run", "--nproc", "2")
+    assert code != 0 and not (tmp_path / "run").exists()
+    assert "process 1 of 2 failed with exit code 9" in err and "Traceback" not in err, err
