@@ -142,6 +142,14 @@ def prompts_of(rng: random.Random, count: int, lengths: tuple[int, int], vocabul
     return [common + [rng.randrange(vocabulary) for _ in range(rng.randint(*lengths))] for _ in range(count)]
 
 
+def prefix_hits(engine: luban.Engine, before: int) -> float:
+    """Share of the last run's prompt tokens that were in the prefix cache, after `before` tokens that weren't."""
+    scheduler = engine.batch.scheduler  # type: ignore[attr-defined]
+    found = scheduler.prefix_hits / max(1, scheduler.prompt_tokens - before)
+    scheduler.prefix_hits = scheduler.prompt_tokens = 0
+    return round(found, 3)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -171,13 +179,16 @@ def main() -> None:
         runners["transformers"] = transformers_runner(model)
     for count in args.requests:
         for name, run in runners.items():
-            rng = random.Random(args.seed)
-            run(prompts_of(rng, min(count, 8), tuple(args.prompt), spec.vocab_size, 0), 4)  # warms up
-            prompts = prompts_of(rng, count, tuple(args.prompt), spec.vocab_size, args.shared)
-            row = run(prompts, args.tokens)
-            if name == "paged" and args.shared:
-                scheduler = engines[name].batch.scheduler  # type: ignore[attr-defined]
-                row["prefix_hits"] = round(scheduler.prefix_hits / scheduler.prompt_tokens, 3)
+            drawn = [
+                prompts_of(
+                    random.Random(f"{args.seed} {count} {which}"), count, tuple(args.prompt), spec.vocab_size, shared
+                )
+                for which, shared in (("warm-up", 0), ("measured", args.shared))
+            ]
+            run(drawn[0], 4)  # other prompts, so that none is found in the prefix cache
+            row = run(drawn[1], args.tokens)
+            if name == "paged":
+                row["prefix_hits"] = prefix_hits(engines[name], sum(map(len, drawn[0])))
             print(json.dumps({"engine": name, "requests": count, **row}), flush=True)
     chip = torch.cuda.get_device_name() if args.device != "cpu" else platform.processor()
     print(
