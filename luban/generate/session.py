@@ -6,6 +6,7 @@ and its step (rounding of the logits aside, which a batch of another shape may c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 
@@ -78,12 +79,7 @@ class Session:
 
     def check(self, prompt: list[int]) -> None:
         """Raise ContextError where a prompt is empty, too long, or holds ids outside the vocabulary."""
-        check_ids(prompt, self.spec)
-        if len(prompt) >= self.spec.context:
-            raise ContextError(
-                f"the prompt has {len(prompt)} tokens, and the model's context of {self.spec.context} "
-                "must also hold the answer: shorten the prompt"
-            )
+        check_prompt(prompt, self.spec)
 
     def full(self, sequence: Sequence) -> bool:
         """Whether the context has no room for another token."""
@@ -132,56 +128,86 @@ class Session:
 
     @torch.inference_mode()
     def choose(self) -> list[int | None]:
-        """Append one token to every sequence; returns the tokens in the order of `sequences`, None where a sequence's
-        logits are such that none can be chosen (NaN, +∞, or all −∞)."""
+        """Append one token to every sequence; returns the tokens in the order of `sequences`, None where none can be
+        chosen."""
         assert self.logits is not None
-        settings = [s.sampling for s in self.sequences]
-        penalties = [setting.repetition_penalty for setting in settings]
-        seen = [self.seen(s) if penalty != 1 else [] for s, penalty in zip(self.sequences, penalties, strict=True)]
-        draws = [uniform(s.seed, s.choice, len(s.tokens)) for s in self.sequences]
-        logits = subtract(
-            penalise(self.logits, seen, penalties),
-            [s.tokens for s in self.sequences],
-            [setting.presence_penalty for setting in settings],
-            [setting.frequency_penalty for setting in settings],
-        )
-        chosen = sample(logits, settings, draws)
-        valid = self.logits.amax(-1).isfinite()  # the maximum is NaN where any logit is
-        tokens: list[int] = torch.where(valid, chosen, NO_TOKEN).tolist()
-        self._keep_logprobs([max(token, 0) for token in tokens])
-        for sequence, token in zip(self.sequences, tokens, strict=True):
-            sequence.tokens.append(token)
-        return [None if token == NO_TOKEN else token for token in tokens]
-
-    def _keep_logprobs(self, tokens: list[int]) -> None:
-        """Of the chosen tokens, for the sequences that ask."""
-        assert self.logits is not None
-        asked = [row for row, s in enumerate(self.sequences) if s.sampling.logprobs is not None]
-        if not asked:
-            return
-        most = max(self.sequences[row].sampling.logprobs or 0 for row in asked)
-        found = token_logprobs(self.logits[asked], [tokens[row] for row in asked], most)
-        for row, logprob in zip(asked, found, strict=True):
-            sequence = self.sequences[row]
-            sequence.logprobs.append(replace(logprob, top=logprob.top[: sequence.sampling.logprobs]))
+        return choose(self.logits, self.sequences, self.seen)
 
     def seen(self, sequence: Sequence) -> list[int]:
         """The tokens that a penalty on repetition counts."""
         return sequence.prompt + sequence.tokens
 
     @torch.inference_mode()
-    def advance(self, going_on: SequenceOf[Sequence]) -> None:
-        """Drop the sequences that are not in `going_on` and read the last token of those that are."""
+    def keep(self, going_on: SequenceOf[Sequence]) -> None:
+        """Drop the sequences that are not in `going_on`."""
         rows = [row for row, sequence in enumerate(self.sequences) if sequence in going_on]
         if not rows:
             self.sequences, self.cache, self.logits = [], None, None
-            return
-        assert self.cache is not None and self.logits is not None
-        if len(rows) != len(self.sequences):
+        elif len(rows) != len(self.sequences):
+            assert self.cache is not None and self.logits is not None
             self.sequences = [self.sequences[row] for row in rows]
             self.cache.select(rows)
+            self.logits = self.logits[rows]
+
+    @torch.inference_mode()
+    def advance(self, going_on: SequenceOf[Sequence]) -> None:
+        """Drop the sequences that are not in `going_on` and read the last token of those that are."""
+        self.keep(going_on)
+        if self.cache is None or self.logits is None:
+            return
         tokens = torch.tensor([[s.tokens[-1]] for s in self.sequences], device=self.logits.device)
         self.logits = self._next_logits(tokens, None, self.cache)
+
+
+def check_prompt(prompt: list[int], spec: ModelSpec) -> None:
+    """Raise ContextError where a decoder's prompt is empty, too long, or holds ids outside the vocabulary."""
+    check_ids(prompt, spec)
+    if len(prompt) >= spec.context:
+        raise ContextError(
+            f"the prompt has {len(prompt)} tokens, and the model's context of {spec.context} "
+            "must also hold the answer: shorten the prompt"
+        )
+
+
+def choose(
+    logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[Sequence], list[int]]
+) -> list[int | None]:
+    """Append one token to every sequence; returns the tokens in the same order, None where a sequence's logits are such
+    that none can be chosen (NaN, +∞, or all −∞).
+
+    Args:
+        logits_BV: float32, of each sequence's next token.
+        seen: the tokens that a penalty on repetition counts.
+    """
+    settings = [s.sampling for s in sequences]
+    penalties = [setting.repetition_penalty for setting in settings]
+    counted = [seen(s) if penalty != 1 else [] for s, penalty in zip(sequences, penalties, strict=True)]
+    draws = [0.0 if s.sampling.temperature == 0 else uniform(s.seed, s.choice, len(s.tokens)) for s in sequences]
+    logits = subtract(
+        penalise(logits_BV, counted, penalties),
+        [s.tokens for s in sequences],
+        [setting.presence_penalty for setting in settings],
+        [setting.frequency_penalty for setting in settings],
+    )
+    chosen = sample(logits, settings, draws)
+    valid = logits_BV.amax(-1).isfinite()  # the maximum is NaN where any logit is
+    tokens: list[int] = torch.where(valid, chosen, NO_TOKEN).tolist()
+    _keep_logprobs(logits_BV, sequences, [max(token, 0) for token in tokens])
+    for sequence, token in zip(sequences, tokens, strict=True):
+        sequence.tokens.append(token)
+    return [None if token == NO_TOKEN else token for token in tokens]
+
+
+def _keep_logprobs(logits_BV: Tensor, sequences: SequenceOf[Sequence], tokens: list[int]) -> None:
+    """Of the chosen tokens, for the sequences that ask."""
+    asked = [row for row, s in enumerate(sequences) if s.sampling.logprobs is not None]
+    if not asked:
+        return
+    most = max(sequences[row].sampling.logprobs or 0 for row in asked)
+    found = token_logprobs(logits_BV[asked], [tokens[row] for row in asked], most)
+    for row, logprob in zip(asked, found, strict=True):
+        sequence = sequences[row]
+        sequence.logprobs.append(replace(logprob, top=logprob.top[: sequence.sampling.logprobs]))
 
 
 def check_ids(prompt: list[int], spec: ModelSpec) -> None:

@@ -123,10 +123,8 @@ def forward_context(
     """
     queries, consecutive, key_mask = tokens.shape[1], positions is None, token_mask
     query_positions: Tensor
-    if backend.cached:
-        cache = backend.cache  # type: ignore[attr-defined]
-        query_positions = cache.begin(queries, token_mask, positions)
-        key_mask, key_positions = cache.valid, cache.positions
+    if (new := backend.begin(queries, token_mask, positions)) is not None:
+        query_positions, key_positions, key_mask = new
     else:
         query_positions = count_positions(tokens, token_mask, documents) if positions is None else positions
         key_positions = query_positions

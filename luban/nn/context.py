@@ -9,15 +9,15 @@ B batch, T queries, S keys or encoder tokens, E model width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from luban.core.protocols import KeysValues, LayerCache
+from luban.core.protocols import KeysValues
 from luban.kernels.attention_mask import AttentionMask
 from luban.nn.attention.backend import AttentionBackend
-from luban.nn.attention.prepared_mask import PreparedMask, bias_of, limited, padding_mask, prepare
+from luban.nn.attention.prepared_mask import bias_of, padding_mask
 from luban.nn.mixer.base import AttentionShape
 from luban.nn.position.base import PositionMethod, Rotation
 
@@ -42,9 +42,9 @@ class LayerContext:
     def __init__(
         self,
         backend: AttentionBackend,
-        mask: PreparedMask | None,
+        mask: Any,
         rotation: Rotation | None,
-        cache: LayerCache | None,
+        cache: Any,
         encoder: EncoderStates | None,
     ):
         self.backend, self.mask, self.rotation, self.cache, self.encoder = backend, mask, rotation, cache, encoder
@@ -129,13 +129,7 @@ class ForwardContext:
         ]
         prepared = []
         for method, shape in groups:
-            mask = prepare(
-                limited(self.mask, shape),
-                biases[method],
-                head_dim=shape.head_dim,
-                dtype=dtype,
-                kernel=self.backend.kernel,
-            )
+            mask = self.backend.prepare(self.mask, shape, biases[method], dtype)
             prepared.append((mask, encodings[method].rotation))
         contexts: dict[int | None, LayerContext] = {}
         layers = {}

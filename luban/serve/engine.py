@@ -3,113 +3,36 @@
 from __future__ import annotations
 
 import operator
-import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, NamedTuple, cast
 
-from luban.core.errors import DataError
+from luban.core.errors import DataError, UnsupportedError
 from luban.core.log import warn
-from luban.core.seeding import derive
 from luban.generate.cache import ContextError
+from luban.generate.paged_cache import paging_refusal
 from luban.generate.sampling import Sampling
-from luban.generate.session import NotFiniteError, TokenLogprob
+from luban.generate.session import NotFiniteError
 from luban.generate.session import Sequence as Growing
-from luban.generate.source import session_for
 from luban.generate.text import TextStream
 from luban.load.model import LoadedModel
+from luban.serve.batch import Batch, Token
+from luban.serve.contiguous import ContiguousBatch
 from luban.serve.memory import CacheBudget
+from luban.serve.paged import PagedBatch
+from luban.serve.request import Delta, FinishReason, Prompt, Request, Result
 from luban.tokenizer.chat import render
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-FinishReason = Literal["stop", "length", "cancelled"]
-MAX_BATCH = 32  # sequences that grow together
-MAX_PREFILL = 16_384  # tokens, padding included, of prompts that are read together
 FIRST_CHARACTERS = 8  # a token of the context: what is tokenised first of a long text
 
 
-@dataclass(frozen=True, kw_only=True)
-class Delta:
-    """What one step added to one continuation."""
+class Running(NamedTuple):
+    """A continuation that the batch was given."""
 
-    choice: int  # which of the n
-    text: str  # may be empty while a character or a stop string is undecided
-    token_ids: list[int]
-    logprobs: list[TokenLogprob] | None
-    finish_reason: FinishReason | None  # set on the last delta of a continuation
-
-
-@dataclass
-class Choice:
-    """One finished continuation."""
-
-    text: str = ""  # without the end token and without a stop string
-    token_ids: list[int] = field(default_factory=list)  # as generated, the end token included
-    logprobs: list[TokenLogprob] | None = None  # one a token, where asked for
-    finish_reason: FinishReason | None = None  # stop: an end token or a stop string; length: max_tokens or the context
-
-
-@dataclass
-class Result:
-    """The continuations of one prompt; `text` and the rest speak of the first."""
-
-    prompt_token_ids: list[int]
-    choices: list[Choice]
-
-    @property
-    def text(self) -> str:
-        """Text of the first continuation."""
-        return self.choices[0].text
-
-    @property
-    def token_ids(self) -> list[int]:
-        """Its tokens, the end token included."""
-        return self.choices[0].token_ids
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """Why it ended."""
-        return self.choices[0].finish_reason
-
-    @property
-    def logprobs(self) -> list[TokenLogprob] | None:
-        """Its log-probabilities, where asked for."""
-        return self.choices[0].logprobs
-
-
-class Request:
-    """A prompt on its way. `deltas` are handed to `listener` as they come, and collected in `result`.
-
-    Args:
-        continues: whether the generated text continues the prompt's, so that a space between them belongs to it.
-    """
-
-    def __init__(
-        self,
-        prompt: list[int],
-        sampling: Sampling,
-        listener: Callable[[Delta], None] | None = None,
-        *,
-        continues: bool = False,
-    ):
-        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        self.prompt, self.sampling, self.listener, self.continues = prompt, sampling, listener, continues
-        self.growing = [Growing(prompt, sampling, derive(seed, "request"), choice) for choice in range(sampling.n)]
-        empty = None if sampling.logprobs is None else []
-        self.result = Result(prompt, [Choice(logprobs=None if empty is None else []) for _ in range(sampling.n)])
-        self.cancelled = False
-        self.error: Exception | None = None  # what broke the request, if anything did
-
-    @property
-    def done(self) -> bool:
-        """Whether every continuation has ended."""
-        return all(choice.finish_reason for choice in self.result.choices)
-
-    def cancel(self) -> None:
-        """Stop generating at the next step; safe from any thread."""
-        self.cancelled = True
+    growing: Growing
+    request: Request
+    text: TextStream | None  # None: the model has no tokenizer
 
 
 class Engine:
@@ -120,22 +43,43 @@ class Engine:
 
     Args:
         model: from `luban.load_model`.
-        max_batch: sequences that grow together; more wait.
-        cache_bytes: memory for keys and values; requests wait until theirs fit. None: half of what the device has free.
+        max_batch: sequences that grow together; more wait. None: 256, with a contiguous cache 32.
+        cache_bytes: memory for keys and values; requests wait until there are blocks for theirs. None: half of what the
+            device has free, on CUDA nearly all of it.
+        paged: whether keys and values are kept in blocks (`luban.serve.paged`). None: where the model allows it; False: a
+            contiguous cache, which gives the same tokens more slowly.
+
+    Raises:
+        UnsupportedError: a model that writes no text, or one that can't be paged where it must be.
     """
 
-    def __init__(self, model: LoadedModel, *, max_batch: int = MAX_BATCH, cache_bytes: int | None = None):
-        self.model, self.max_batch = model, max_batch
-        self.session = session_for(model.module)
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        max_batch: int | None = None,
+        cache_bytes: int | None = None,
+        paged: bool | None = None,
+    ):
+        self.model = model
+        refusal = paging_refusal(model.module)
+        if paged and refusal:
+            raise UnsupportedError(f"{model.name} can't keep keys and values in blocks: {refusal}")
+        kind = ContiguousBatch if refusal or paged is False else PagedBatch
+        self.batch: Batch = kind(model.module, max_batch=max_batch, cache_bytes=cache_bytes)
         if model.generation.unbuilt:
             warn(
                 f"{model.name}: its authors ask for {', '.join(model.generation.unbuilt)} (generation_config.json), which "
                 "isn't built, so its text may differ from what they get"
             )
-        self.budget = CacheBudget.of(model.module, cache_bytes)
         self.waiting: deque[Request] = deque()
-        self.running: dict[int, tuple[Request, TextStream | None]] = {}  # by id of its growing sequence
+        self.running: dict[int, Running] = {}  # by id of its growing sequence; some of them may still wait for blocks
         self._stepping = threading.Lock()
+
+    @property
+    def budget(self) -> CacheBudget:
+        """What the cache holds."""
+        return self.batch.budget
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
         """A prompt as token ids: text (begun as the model's documents begin), ids, or a conversation's messages.
@@ -154,7 +98,7 @@ class Engine:
             ).token_ids
         else:
             ids = _token_ids(prompt)
-        self.session.check(ids)
+        self.batch.check(ids)
         return ids
 
     def require_room(self, text: str) -> None:
@@ -221,72 +165,55 @@ class Engine:
         self.waiting.append(request)
 
     def step(self) -> bool:
-        """One token for every running sequence. Returns whether there is more to do."""
+        """One forward, and a token for every sequence that is ready for one. Returns whether there is more to do."""
         with self._stepping:
+            self._drop_cancelled()
             self._admit()
-            if self.session.sequences:
-                tokens = self.session.choose()
-                pairs = list(zip(self.session.sequences, tokens, strict=True))
-                self.session.advance([sequence for sequence, token in pairs if not self._took(sequence, token)])
-            return bool(self.session.sequences or self.waiting)
+            found = self.batch.next_tokens()
+            self.batch.go_on([growing for growing, token in found if self._took(growing, token)])
+            self._drop_cancelled()  # the rest of requests that broke
+            return bool(self.running or self.waiting)
+
+    def _drop_cancelled(self) -> None:
+        """Free at once what cancelled requests hold."""
+        gone = [running for running in self.running.values() if running.request.cancelled]
+        if gone:
+            self.batch.leave([running.growing for running in gone])
+        for growing, request, _ in gone:
+            del self.running[id(growing)]
+            self._cancel(request)
 
     def _admit(self) -> None:
-        """Move waiting requests into the batch, in their order, while they fit; one larger than the batch runs alone."""
+        """Start waiting requests in their order, as far as the batch takes them; one larger than the batch runs alone."""
         fresh: list[Request] = []
         while self.waiting:
             request = self.waiting[0]
-            if not request.cancelled and not self._has_room(fresh, request):
+            if not request.cancelled and not self.batch.takes(request, fresh):
                 break
             self.waiting.popleft()
             if request.cancelled:
                 self._cancel(request)
             else:
                 fresh.append(request)
-        self._start(fresh)
-
-    def _has_room(self, fresh: list[Request], request: Request) -> bool:
-        """Whether `request` may run beside what runs and the `fresh` ones: by number, by memory once all have grown to
-        their end, and by the tokens of prompts that are read in one step."""
-        others = [*self.session.sequences, *(growing for other in fresh for growing in other.growing)]
-        if not others:
-            return True
-        if len(others) + len(request.growing) > self.max_batch:
-            return False
-        if fresh:
-            prompts = [len(other.prompt) for other in (*fresh, request)]
-            if len(prompts) * max(prompts) > MAX_PREFILL:
-                return False
-        grown = [self.budget.tokens(g.prompt, g.sampling.max_tokens) for g in (*others, *request.growing)]
-        return self.budget.holds(grown)
-
-    def _start(self, requests: list[Request]) -> None:
-        """Read the prompts of requests together; where that fails one by one, so that none fails for another's sake."""
-        try:
-            for request in requests:
-                self.budget.require(request.prompt, request.sampling.max_tokens, request.sampling.n)
-            self.session.add([growing for request in requests for growing in request.growing])
-        except Exception as error:
-            if len(requests) == 1:
-                self._break(requests[0], error)
-            else:
-                for request in requests:
-                    self._start([request])
-            return
-        for request in requests:
+        failed = dict(self.batch.start(fresh)) if fresh else {}
+        for request in fresh:
+            if error := failed.get(request):
+                self._break(request, error)
+                continue
             for growing in request.growing:
                 text = None
                 if self.model.tokenizer is not None:
                     context = request.prompt if request.continues else ()
                     text = TextStream(self.model.tokenizer, request.sampling.stop, context)
-                self.running[id(growing)] = (request, text)
+                self.running[id(growing)] = Running(growing, request, text)
 
-    def _took(self, growing: Growing, token: int | None) -> bool:
+    def _took(self, growing: Growing, token: Token) -> bool:
         """Hand out what `token` means for its request; returns whether the continuation has ended."""
-        request, stream = self.running[id(growing)]
+        _, request, stream = self.running[id(growing)]
         choice, sampling = request.result.choices[growing.choice], growing.sampling
-        if token is None:
-            self._break(request, NotFiniteError())
-        if request.cancelled or token is None:
+        if not isinstance(token, int):
+            self._break(request, token or NotFiniteError())
+        if request.cancelled or not isinstance(token, int):
             del self.running[id(growing)]
             choice.finish_reason = "cancelled"
             return True
@@ -296,7 +223,7 @@ class Engine:
         reason: FinishReason | None = None
         if ended or (stream is not None and stream.stopped):
             reason = "stop"
-        elif len(growing.tokens) >= sampling.max_tokens or self.session.full(growing):
+        elif len(growing.tokens) >= sampling.max_tokens or self.batch.full(growing):
             reason = "length"
         if reason and stream is not None:
             text += stream.finish()
@@ -319,7 +246,7 @@ class Engine:
             choice.finish_reason = choice.finish_reason or "cancelled"
 
     def _break(self, request: Request, error: Exception) -> None:
-        """End every continuation of one request with an error; the sequences that run leave at the end of the step."""
+        """End every continuation of one request with an error; what it holds is given back in the next step."""
         if request.error is not None:
             return
         request.error = error
@@ -331,10 +258,10 @@ class Engine:
     def fail(self, error: Exception) -> None:
         """Give up everything queued and running, after an error that no request caused alone."""
         with self._stepping:
-            broken = {id(r): r for r in [*self.waiting, *(request for request, _ in self.running.values())]}
+            broken = {id(r): r for r in [*self.waiting, *(running.request for running in self.running.values())]}
             self.waiting.clear()
             self.running.clear()
-            self.session = session_for(self.model.module)
+            self.batch.clear()
             for request in broken.values():
                 self._break(request, error)
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from luban.core.errors import DataError
 from luban.core.units import bytes_
 from luban.generate.cache import float_parameter
+from luban.generate.paged_cache import BLOCK_SIZE, PagedCache
+from luban.generate.sampler import sample
+from luban.generate.sampling import Sampling
 from luban.models.base import Model
 from luban.parallel.memory_limits import free_memory
+from luban.serve.model_runner import ModelRunner
+from luban.serve.scheduler import Chunk, SequenceState
 
 SHARE = 0.5  # of the free memory; the rest is for prompts while they are read, and for caches while they are joined
+WARM_SHARE = 0.9  # of what is free beside a measured forward; the rest is for pieces of memory that nothing fits
 
 
 class RequestTooLarge(DataError):
@@ -20,26 +28,11 @@ class RequestTooLarge(DataError):
 
 @dataclass(frozen=True)
 class CacheBudget:
-    """A contiguous cache's limit: it holds as many slots for every sequence as for the longest."""
+    """The limit of a cache of keys and values."""
 
-    slots: int  # tokens over all sequences, padding included
+    slots: int  # tokens over all sequences
     slot_bytes: int  # of one token's keys and values over all layers
     context: int  # tokens of the longest sequence that the model takes
-
-    @classmethod
-    def of(cls, model: Model, cache_bytes: int | None = None) -> CacheBudget:
-        """For a loaded model.
-
-        Args:
-            cache_bytes: for keys and values of all sequences; None: half of what the device has free.
-        """
-        weight = float_parameter(model)
-        shapes = [layer.mixer.attention(model.spec.width) for layer in model.spec.layers]
-        numbers = sum(2 * shape.key_heads * shape.head_dim for shape in shapes if shape is not None)
-        sides = 2 if model.spec.body.two_sided else 1  # keys and values of the source too
-        slot_bytes = max(sides * numbers * weight.element_size(), 1)
-        total = int(SHARE * free_memory(weight.device)) if cache_bytes is None else cache_bytes
-        return cls(total // slot_bytes, slot_bytes, model.spec.context)
 
     def tokens(self, prompt: Sequence[int], max_tokens: int) -> int:
         """Slots that a sequence needs at most."""
@@ -47,19 +40,117 @@ class CacheBudget:
 
     def holds(self, lengths: Iterable[int]) -> bool:
         """Whether sequences of these lengths fit together."""
-        lengths = list(lengths)
-        return len(lengths) * max(lengths, default=0) <= self.slots
+        raise NotImplementedError
+
+    def together(self, n: int) -> int:
+        """How many of `n` continuations of one prompt must fit together."""
+        raise NotImplementedError
 
     def longest_answer(self, prompt: Sequence[int], n: int) -> int:
         """Tokens that each of `n` answers to a prompt may have; at least 1."""
-        return max(1, min(self.context, self.slots // n) - len(prompt))
+        return max(1, min(self.context, self.slots // self.together(n)) - len(prompt))
 
     def require(self, prompt: Sequence[int], max_tokens: int, n: int) -> None:
         """Raise RequestTooLarge where a request wouldn't fit even alone."""
-        longest = self.tokens(prompt, max_tokens)
+        longest, n = self.tokens(prompt, max_tokens), self.together(n)
         if not self.holds([longest] * n):
+            asked, fewer = (f"{n} × {longest}", "fewer answers (n), ") if n > 1 else (str(longest), "")
             raise RequestTooLarge(
-                f"{n} × {longest} tokens (the prompt and max_tokens) need {bytes_(n * longest * self.slot_bytes)} of keys "
-                f"and values, and {bytes_(self.slots * self.slot_bytes)} are available: ask for fewer answers (n), a "
-                "smaller max_tokens or a shorter prompt"
+                f"{asked} tokens (the prompt and max_tokens) need {bytes_(n * longest * self.slot_bytes)} of keys and "
+                f"values, and {bytes_(self.slots * self.slot_bytes)} are available: ask for {fewer}a smaller max_tokens or "
+                "a shorter prompt"
             )
+
+
+@dataclass(frozen=True)
+class ContiguousBudget(CacheBudget):
+    """A contiguous cache holds as many slots for every sequence as for the longest."""
+
+    @classmethod
+    def of(cls, model: Model, cache_bytes: int | None = None) -> ContiguousBudget:
+        """For a loaded model.
+
+        Args:
+            cache_bytes: for keys and values of all sequences; None: half of what the device has free.
+        """
+        size, sides = slot_bytes(model), 2 if model.spec.body.two_sided else 1  # keys and values of the source too
+        total = int(SHARE * free_memory(float_parameter(model).device)) if cache_bytes is None else cache_bytes
+        return cls(total // (sides * size), sides * size, model.spec.context)
+
+    def holds(self, lengths: Iterable[int]) -> bool:
+        """Padding included."""
+        lengths = list(lengths)
+        return len(lengths) * max(lengths, default=0) <= self.slots
+
+    def together(self, n: int) -> int:
+        """All: they run in one batch to their ends."""
+        return n
+
+
+@dataclass(frozen=True)
+class PagedBudget(CacheBudget):
+    """A pool of blocks. Continuations of a prompt need not fit together: those that don't are read again later."""
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        cache_bytes: int | None = None,
+        *,
+        block_size: int = BLOCK_SIZE,
+        max_sequences: int,
+        max_tokens: int,
+    ) -> PagedBudget:
+        """For a loaded model.
+
+        Args:
+            cache_bytes: for keys and values. None: of what the device has free half, or on CUDA nearly all that a forward
+                of `max_tokens` leaves, which is run here; and no more than `max_sequences` could ever use.
+        """
+        size, context = slot_bytes(model), model.spec.context
+        if cache_bytes is None:
+            device = float_parameter(model).device
+            if device.type == "cuda":
+                cache_bytes = free_beside_a_forward(model, block_size, max_sequences, max_tokens)
+            else:
+                cache_bytes = int(SHARE * free_memory(device))
+            cache_bytes = min(cache_bytes, max_sequences * size * -(-context // block_size) * block_size)
+        blocks = max(1, cache_bytes // (size * block_size))
+        return cls(blocks * block_size, size, context)
+
+    def holds(self, lengths: Iterable[int]) -> bool:
+        """In whole blocks, of which the pool is made."""
+        return sum(lengths) <= self.slots
+
+    def together(self, n: int) -> int:
+        """One alone: then all end in turn."""
+        return 1
+
+
+def slot_bytes(model: Model) -> int:
+    """Keys and values of one token over all layers."""
+    shapes = [layer.mixer.attention(model.spec.width) for layer in model.spec.layers]
+    numbers = sum(2 * shape.key_heads * shape.head_dim for shape in shapes if shape is not None)
+    return max(numbers * float_parameter(model).element_size(), 1)
+
+
+def free_beside_a_forward(model: Model, block_size: int, max_sequences: int, max_tokens: int) -> int:
+    """Bytes of a CUDA device that the largest step leaves: `max_tokens` of prompts read, and tokens drawn for
+    `max_sequences` by all filters. Kernels are compiled by the way, those for few and for many single tokens too."""
+    device = float_parameter(model).device
+    each = min(max_tokens, model.spec.context)
+    blocks, count = -(-each // block_size), max(1, max_tokens // each)
+    torch.cuda.empty_cache()
+    runner = ModelRunner(model, PagedCache.of(model, blocks=blocks * count, block_size=block_size))
+    states = [SequenceState([0] * each, (i, 0), table=list(range(i * blocks, (i + 1) * blocks))) for i in range(count)]
+    for singles in (1, max_sequences):
+        runner.run([Chunk(states[0], each - 1, 1)] * singles)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    logits = runner.run([Chunk(state, 0, each) for state in states])
+    sampling = [Sampling(temperature=1.0, top_p=0.9, top_k=50)] * max_sequences
+    sample(logits[:1].expand(max_sequences, -1).contiguous(), sampling, [0.5] * max_sequences).tolist()
+    used = torch.cuda.max_memory_allocated(device) - before
+    del runner, logits
+    torch.cuda.empty_cache()
+    return max(0, int(WARM_SHARE * (free_memory(device) - used)))

@@ -6,13 +6,25 @@ B batch, H query heads, K key heads, T queries, S keys, D head dim, E model widt
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from luban.core.protocols import KeysValues, KVCache, LayerCache
+from luban.core.protocols import KeysValues, KVCache
+from luban.kernels.attention_mask import AttentionMask
 from luban.kernels.dispatch import check_kernel
 from luban.nn.attention.attend import attention
-from luban.nn.attention.prepared_mask import PreparedMask
+from luban.nn.attention.prepared_mask import Bias, limited, prepare
+from luban.nn.mixer.base import AttentionShape
+
+
+class NewTokens(NamedTuple):
+    """Where the new tokens of a forward stand among those that a backend keeps."""
+
+    positions: Tensor  # (1 or B, T)
+    key_positions: Tensor  # (1 or B, S), of all tokens that the mask speaks of
+    token_mask: Tensor | None  # (B, S) bool, true where such a token is real; None: all are
 
 
 class AttentionBackend:
@@ -30,29 +42,42 @@ class AttentionBackend:
     def __init__(self, kernel: str | None = None):
         self.kernel = check_kernel(kernel)
 
-    def layer(self, index: int) -> LayerCache | None:
-        """The cache of layer `index`; None without one."""
+    def begin(self, tokens: int, token_mask: Tensor | None, positions: Tensor | None) -> NewTokens | None:
+        """Called once a forward, before any layer. None where nothing is kept from call to call.
+
+        Args:
+            tokens: T, the number of new tokens. token_mask: (B, T) bool, false where padding; None: no padding.
+            positions: (B, T) or (1, T) of the new tokens; None: computed here.
+        """
         return None
 
+    def layer(self, index: int) -> Any:
+        """What layer `index` keeps from call to call, which `attend` is given; None: nothing."""
+        return None
+
+    def prepare(self, mask: AttentionMask, shape: AttentionShape, bias: Bias | None, dtype: torch.dtype) -> Any:
+        """Mask and bias as `attend` takes them, made once a forward for all layers of one shape.
+
+        Args:
+            mask: without the layers' window or layout.
+            dtype: of the matmuls.
+        """
+        return prepare(limited(mask, shape), bias, head_dim=shape.head_dim, dtype=dtype, kernel=self.kernel)
+
     def attend(
-        self,
-        q_BHTD: Tensor,
-        k_BKTD: Tensor,
-        v_BKTD: Tensor,
-        mask: PreparedMask,
-        cache: LayerCache | None,
-        scale: float | None,
+        self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Any, cache: Any, scale: float | None
     ) -> Tensor:
         """Attention, (B, H, T, D).
 
         Args:
             q_BHTD, k_BKTD, v_BKTD: of the new tokens; without a cache keys and values may have another length, S for T.
+            mask: from `prepare`. cache: from `layer`.
             scale: replaces 1/√D.
         """
         return attention(q_BHTD, k_BKTD, v_BKTD, mask, scale)
 
     def cross_keys_values(
-        self, project: Callable[[Tensor], KeysValues], states: Tensor | None, cache: LayerCache | None
+        self, project: Callable[[Tensor], KeysValues], states: Tensor | None, cache: Any
     ) -> KeysValues:
         """Keys and values, (B, K, S, D) each, of the encoder's states (B, S, E)."""
         assert states is not None
@@ -68,18 +93,17 @@ class CachedAttention(AttentionBackend):
         super().__init__(kernel)
         self.cache = cache
 
-    def layer(self, index: int) -> LayerCache | None:
+    def begin(self, tokens: int, token_mask: Tensor | None, positions: Tensor | None) -> NewTokens:
+        """Slots in the cache."""
+        positions = self.cache.begin(tokens, token_mask, positions)
+        return NewTokens(positions, self.cache.positions, self.cache.valid)
+
+    def layer(self, index: int) -> Any:
         """The cache of layer `index`; None for a layer without one."""
         return self.cache.layer(index)
 
     def attend(
-        self,
-        q_BHTD: Tensor,
-        k_BKTD: Tensor,
-        v_BKTD: Tensor,
-        mask: PreparedMask,
-        cache: LayerCache | None,
-        scale: float | None,
+        self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Any, cache: Any, scale: float | None
     ) -> Tensor:
         """Attention, (B, H, T, D), over all cached keys and values; without a layer cache, over the given ones."""
         if cache is not None:
@@ -87,7 +111,7 @@ class CachedAttention(AttentionBackend):
         return attention(q_BHTD, k_BKTD, v_BKTD, mask, scale)
 
     def cross_keys_values(
-        self, project: Callable[[Tensor], KeysValues], states: Tensor | None, cache: LayerCache | None
+        self, project: Callable[[Tensor], KeysValues], states: Tensor | None, cache: Any
     ) -> KeysValues:
         """Keys and values, (B, K, S, D) each. Projected on the first call and kept in the cache."""
         assert cache is not None

@@ -129,6 +129,7 @@ class PositionMethod(nn.Module):
     """
 
     bias_form: str | None = None  # form of the encoding's `DistanceBias`; None: no such bias
+    by_length: bool = False  # the effect on a token depends on the length of its row, not on its position alone
     parameter_roles: ClassVar[dict[str, Role]] = {}
 
     @property
@@ -162,7 +163,7 @@ class Wrapped(PositionMethod):
 
     def __init__(self, inner: PositionMethod):
         super().__init__()
-        self.inner, self.bias_form = inner, inner.bias_form
+        self.inner, self.bias_form, self.by_length = inner, inner.bias_form, inner.by_length
 
     @property
     def biased(self) -> bool:

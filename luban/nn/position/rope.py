@@ -24,6 +24,11 @@ class Rope(Position):
     pairing: Literal["half", "interleaved"] = "half"  # (i, i + width/2) as NeoX and LLaMA's HF files, or (2i, 2i + 1)
     scaling: RotaryScaling | None = None  # for contexts longer than trained on
 
+    @property
+    def by_length(self) -> bool:
+        """Whether angles depend on the length of the row."""
+        return self.scaling is not None and self.scaling.by_length
+
     def rotated(self, shape: PositionShape) -> int:
         """Number of dimensions of a head that are rotated."""
         return shape.head_dim if self.width is None else self.width
@@ -46,7 +51,7 @@ class RotaryPositions(PositionMethod):
 
     def __init__(self, config: Rope, rotated: int, head_dim: int):
         super().__init__()
-        self.config, self.rotated = config, rotated
+        self.config, self.rotated, self.by_length = config, rotated, config.by_length
         whole = rotated == head_dim and config.pairing == "half"
         self.fused = whole and head_dim & (head_dim - 1) == 0  # the kernel's tiles are powers of two
 

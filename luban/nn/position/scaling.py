@@ -28,6 +28,7 @@ class RotaryScaling(Variant):
             "llama3": "luban.nn.position.scaling:Llama3",
         },
     )
+    by_length: ClassVar[bool] = False  # frequencies depend on the length of the row
     factor: float  # how many times longer the context becomes
 
     def __post_init__(self):
@@ -80,6 +81,7 @@ class Dynamic(RotaryScaling):
     they were read, as in transformers, so beyond the trained context a step differs a little from the whole.
     """
 
+    by_length: ClassVar[bool] = True
     original: int  # tokens of the trained context
 
     def at(self, positions_BT: Tensor, frequencies: Tensor, base: float) -> Tensor:

@@ -78,7 +78,7 @@ class Rotary2DPositions(PositionMethod):
 
     def __init__(self, config: Rope2D, half_width: int):
         super().__init__()
-        self.config, self.half_width = config, half_width
+        self.config, self.half_width, self.by_length = config, half_width, config.by_length
 
     def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:
         """The rotations by either position."""

@@ -41,7 +41,7 @@ class XPosPositions(PositionMethod):
 
     def __init__(self, config: XPos, rotated: int, context: int):
         super().__init__()
-        self.config, self.rotated = config, rotated
+        self.config, self.rotated, self.by_length = config, rotated, config.by_length
         self.span, self.middle = config.span, context // 2
 
     def forward(self, positions: Tensor, key_positions: Tensor) -> PositionEncoding:

@@ -22,18 +22,23 @@ def model(tiny_checkpoint):
     return luban.load_model(tiny_checkpoint)
 
 
+@pytest.fixture(params=[True, False], ids=["paged", "contiguous"])
+def paged(request):
+    return request.param
+
+
 @pytest.fixture
-def engine(model):
-    return luban.Engine(model)
+def engine(model, paged):
+    return luban.Engine(model, paged=paged)
 
 
 PROMPTS = ["a", "hello there", "中文", "x" * 40]
 
 
-def test_a_request_does_not_depend_on_its_batch(model, engine):
+def test_a_request_does_not_depend_on_its_batch(model, engine, paged):
     sampling = Sampling(max_tokens=12, seed=11, n=2, temperature=0.9, top_p=0.95, ignore_eos=True)
     together = engine.generate(PROMPTS, sampling)
-    small = luban.Engine(model, max_batch=3)  # others wait, join and leave
+    small = luban.Engine(model, max_batch=3, paged=paged)  # others wait, join and leave
     queued = small.generate(PROMPTS, sampling)
     for prompt, a, b in zip(PROMPTS, together, queued, strict=True):
         alone = engine.generate(prompt, sampling)[0]
@@ -50,8 +55,8 @@ def test_seeds_repeat_and_differ(engine):
     assert run(None) != run(None)
 
 
-def test_sequences_of_different_length_leave_and_join(model):
-    engine = luban.Engine(model, max_batch=2)
+def test_sequences_of_different_length_leave_and_join(model, paged):
+    engine = luban.Engine(model, max_batch=2, paged=paged)
     requests = [
         Request(engine.tokens_of("q" * (i + 1)), Sampling(max_tokens=i + 1, temperature=0, ignore_eos=True))
         for i in (5, 0, 2, 9, 1)
@@ -59,12 +64,12 @@ def test_sequences_of_different_length_leave_and_join(model):
     for request in requests:
         engine.submit(request)
     while engine.step():
-        assert len(engine.session.sequences) <= 2
+        assert len(engine.batch.sequences) <= 2
     for request in requests:
         alone = luban.Engine(model).generate([request.prompt], request.sampling)[0]
         assert request.result.token_ids == alone.token_ids
         assert len(request.result.token_ids) == request.sampling.max_tokens
-    assert not engine.running and engine.session.cache is None
+    assert not engine.running and not engine.batch.sequences
 
 
 def test_an_end_token_stops_and_is_no_text(engine, model):
@@ -112,18 +117,18 @@ def llama_like():
     return Tokenizer(llama_vocabulary(), Settings(bos_token="<s>", chat_template="{{ messages[0].content }}"))
 
 
-def test_a_continuation_keeps_its_space_and_an_answer_has_none(model, monkeypatch):
+def test_a_continuation_keeps_its_space_and_an_answer_has_none(model, monkeypatch, paged):
     """`x` goes on with ` x漢🐉`, where the space belongs to the token; as an answer to a message the same is a text."""
     tokenizer = llama_like()
-    engine = luban.Engine(replace(model, tokenizer=tokenizer, stop_ids=()))
+    engine = luban.Engine(replace(model, tokenizer=tokenizer, stop_ids=()), paged=paged)
     written = [261, *(3 + byte for byte in "漢🐉".encode()), 260]
 
-    def choose():
-        for sequence in engine.session.sequences:
+    def choose(logits, sequences, seen):
+        for sequence in sequences:
             sequence.tokens.append(written[len(sequence.tokens)])
-        return [sequence.tokens[-1] for sequence in engine.session.sequences]
+        return [sequence.tokens[-1] for sequence in sequences]
 
-    monkeypatch.setattr(engine.session, "choose", choose)
+    monkeypatch.setattr(f"luban.{'serve.paged' if paged else 'generate.session'}.choose", choose)
     sampling = Sampling(max_tokens=len(written))
     pieces = {}
     for name, prompt in (("text", "x"), ("ids", [1, 261]), ("messages", [{"role": "user", "content": "x"}])):
@@ -148,7 +153,7 @@ def test_a_closed_stream_leaves_nothing_running(engine):
     stream = engine.stream("stop early", Sampling(max_tokens=50, ignore_eos=True))
     next(stream)
     stream.close()
-    assert not engine.running and not engine.session.sequences
+    assert not engine.running and not engine.batch.sequences
 
 
 def test_generation_ends_at_the_context(engine, model):

@@ -23,7 +23,8 @@ from luban.serve.api import MAX_MESSAGES, MAX_PARTS, MAX_SEQUENCES, MAX_STOPS
 from luban.serve.body_limit import BodyLimit, body_limit
 from luban.serve.engine import FIRST_CHARACTERS, Request
 from luban.serve.http import create_app
-from luban.serve.memory import CacheBudget, RequestTooLarge
+from luban.serve.memory import ContiguousBudget, PagedBudget, RequestTooLarge
+from luban.serve.model_runner import ModelRunner
 from luban.tokenizer.tokenizer import Tokenizer
 
 LOCAL = "http://localhost"
@@ -172,18 +173,27 @@ def test_the_server_answers_others_while_a_prompt_is_tokenised(model, monkeypatc
 # Memory ---------------------------------------------------------------------------------------------------
 
 
-def test_a_request_that_would_never_fit_is_refused_with_the_sizes(model):
-    engine = luban.Engine(model, cache_bytes=slots(model, 100))
-    assert engine.budget.slots == 100
-    with pytest.raises(RequestTooLarge, match=r"4 × 26 tokens .* need .* are available: ask for fewer answers"):
-        engine.generate([[5] * 6], Sampling(n=4, max_tokens=20))
+@pytest.mark.parametrize(
+    ("paged", "n", "refused", "taken", "message"),
+    [(False, 4, 20, 19, "4 × 26 tokens .* ask for fewer answers"), (True, 1, 91, 90, "97 tokens .* ask for a smaller")],
+)
+def test_a_request_that_would_never_fit_is_refused_with_the_sizes(model, paged, n, refused, taken, message):
+    """100 tokens in a contiguous cache; 6 blocks of 16 in pages, where continuations needn't fit together."""
+    engine = luban.Engine(model, cache_bytes=slots(model, 100), paged=paged)
+    assert engine.budget.slots == (96 if paged else 100)
+    with pytest.raises(RequestTooLarge, match=message):
+        engine.generate([[5] * 6], Sampling(n=n, max_tokens=refused))
     with TestClient(create_app(engine), base_url=LOCAL) as client:
-        answer = client.post("/v1/completions", json={"prompt": [5] * 6, "n": 4, "max_tokens": 20})
-        assert answer.status_code == 400 and "4 × 26 tokens" in answer.json()["error"]["message"]
-        assert client.post("/v1/completions", json={"prompt": [5] * 5, "n": 4, "max_tokens": 20}).status_code == 200
+        body = {"prompt": [5] * 6, "n": n, "ignore_eos": True}
+        answer = client.post("/v1/completions", json={**body, "max_tokens": refused})
+        assert answer.status_code == 400 and message[:6] in answer.json()["error"]["message"]
+        for count in (n, 4):
+            answer = client.post("/v1/completions", json={**body, "n": count, "max_tokens": taken})
+            assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == count * taken
 
 
-def test_requests_wait_until_their_memory_is_free_and_get_what_they_get_alone(model):
+@pytest.mark.parametrize("paged", [True, False])
+def test_requests_wait_until_their_memory_is_free_and_get_what_they_get_alone(model, paged):
     rng = random.Random()
     settings = [(rng.randrange(1, 20), rng.randrange(1, 20), rng.choice([1, 1, 2])) for _ in range(12)]
     asked = [
@@ -193,33 +203,40 @@ def test_requests_wait_until_their_memory_is_free_and_get_what_they_get_alone(mo
         )
         for size, n, k in settings
     ]
-    engine = luban.Engine(model, cache_bytes=slots(model, 120))
+    engine = luban.Engine(model, cache_bytes=slots(model, 120), paged=paged)
     requests = [Request(*each) for each in asked]
     for request in requests:
         engine.submit(request)
     together = 0
     while engine.step():
-        running = engine.session.sequences
+        running = engine.batch.sequences
         together = max(together, len(running))
-        if running:
+        if running and not paged:
             assert len(running) * max(map(len, running)) <= 120
     assert together > 1
     for request, each in zip(requests, asked, strict=True):
-        alone = luban.Engine(model).generate([each[0]], each[1])[0]
+        alone = luban.Engine(model, paged=False).generate([each[0]], each[1])[0]
         assert request.error is None
         assert [c.token_ids for c in request.result.choices] == [c.token_ids for c in alone.choices]
 
 
-def test_a_prompt_whose_reading_fails_fails_alone(model, monkeypatch):
-    prefill = Session._prefill
+@pytest.mark.parametrize("paged", [True, False])
+def test_a_prompt_whose_reading_fails_fails_alone(model, monkeypatch, paged):
+    prefill, run = Session._prefill, ModelRunner.run
 
     def exhausted(self, prompts):
         if max(map(len, prompts)) > 30:
             raise MemoryError("no memory")
         return prefill(self, prompts)
 
+    def exhausted_run(self, chunks):
+        if max(chunk.count for chunk in chunks) > 30:
+            raise MemoryError("no memory")
+        return run(self, chunks)
+
     monkeypatch.setattr(Session, "_prefill", exhausted)
-    engine, sampling = luban.Engine(model), Sampling(max_tokens=5, temperature=0, ignore_eos=True)
+    monkeypatch.setattr(ModelRunner, "run", exhausted_run)
+    engine, sampling = luban.Engine(model, paged=paged), Sampling(max_tokens=5, temperature=0, ignore_eos=True, n=2)
     first = Request([9], Sampling(max_tokens=9, temperature=0, ignore_eos=True))
     engine.submit(first)
     engine.step()
@@ -230,17 +247,28 @@ def test_a_prompt_whose_reading_fails_fails_alone(model, monkeypatch):
         pass
     assert [type(request.error) for request in requests] == [type(None), MemoryError, type(None)]
     assert [len(request.result.token_ids) for request in (first, requests[0], requests[2])] == [9, 5, 5]
+    if paged:
+        assert engine.batch.scheduler.manager.free == engine.batch.runner.cache.blocks
 
 
-def test_answers_without_a_limit_are_as_long_as_memory_allows(model):
-    engine = luban.Engine(model, cache_bytes=slots(model, 60))
+@pytest.mark.parametrize("paged", [True, False])
+def test_answers_without_a_limit_are_as_long_as_memory_allows(model, paged):
+    engine = luban.Engine(model, cache_bytes=slots(model, 64), paged=paged)
     with TestClient(create_app(engine), base_url=LOCAL) as client:
         body = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0, "ignore_eos": True}
         for n in (1, 2):
             usage = client.post("/v1/chat/completions", json={**body, "n": n}).json()["usage"]
-            assert usage["completion_tokens"] == 60 - n * usage["prompt_tokens"]
+            whole = n * 64 if paged else 64  # continuations that don't fit together run in turn
+            assert usage["completion_tokens"] == whole - n * usage["prompt_tokens"]
 
 
 def test_the_budget_is_half_of_what_is_free(model, monkeypatch):
     monkeypatch.setattr("luban.serve.memory.free_memory", lambda device: slots(model, 1000))
-    assert CacheBudget.of(model.module).slots == 500 and GROW < 500
+    assert ContiguousBudget.of(model.module).slots == 500 and GROW < 500
+    assert PagedBudget.of(model.module, max_sequences=9, max_tokens=10).slots == 496
+    assert PagedBudget.of(model.module, max_sequences=9, max_tokens=10, block_size=50).slots == 500
+
+
+def test_the_pool_is_no_larger_than_its_sequences_could_use(model, monkeypatch):
+    monkeypatch.setattr("luban.serve.memory.free_memory", lambda device: slots(model, 10**9))
+    assert PagedBudget.of(model.module, max_sequences=3, max_tokens=10).slots == 3 * model.spec.context

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 
 import luban
 from luban import Sampling
-from luban.generate.session import NotFiniteError, TokenLogprob
+from luban.generate.session import NotFiniteError, Sequence, TokenLogprob, choose
 from luban.serve.answer import Shape
 from luban.serve.engine import Request
 from luban.serve.http import create_app
@@ -29,9 +29,9 @@ def model(tiny_checkpoint):
     return luban.load_model(tiny_checkpoint)
 
 
-@pytest.fixture
-def engine(model):
-    return luban.Engine(model)
+@pytest.fixture(params=[True, False], ids=["paged", "contiguous"])
+def engine(model, request):
+    return luban.Engine(model, paged=request.param)
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def damaged(model, token: int, value: float):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_end_their_request_and_no_other(model, value, temperature):
-    engine, spoiled = luban.Engine(model), model.spec.vocab_size - 1
+def test_logits_that_are_not_finite_end_their_request_and_no_other(model, engine, value, temperature):
+    spoiled = model.spec.vocab_size - 1
     sampling = Sampling(max_tokens=4, temperature=temperature, seed=3, ignore_eos=True, n=2, logprobs=2)
     prompts = [[5, 6], [5, spoiled], [7]]
     expected = [engine.generate([prompt], sampling)[0] for prompt in prompts]
@@ -75,18 +75,16 @@ def test_logits_that_are_not_finite_end_their_request_and_no_other(model, value,
         assert request.error is None
         if spoiled not in result.choices[0].token_ids + result.choices[1].token_ids:
             assert [c.token_ids for c in request.result.choices] == [c.token_ids for c in result.choices]
-    assert not engine.running and not engine.session.sequences
+    assert not engine.running and not engine.batch.sequences
 
 
-def test_a_single_finite_logit_is_enough(model, engine):
+def test_a_single_finite_logit_is_enough():
     """Encoder–decoders force their first token so."""
-    engine.submit(request := Request([5], Sampling(max_tokens=1, temperature=0, logprobs=3)))
-    engine._admit()
-    engine.session.logits = torch.full_like(engine.session.logits, float("-inf"))
-    engine.session.logits[0, 9] = 0.0
-    engine.step()
-    (entry,) = request.result.logprobs
-    assert request.error is None and (entry.token, entry.logprob) == (9, 0.0)
+    logits_BV = torch.full((1, 20), float("-inf"))
+    logits_BV[0, 9] = 0.0
+    sequence = Sequence([5], Sampling(max_tokens=1, temperature=0, logprobs=3), seed=0)
+    assert choose(logits_BV, [sequence], lambda s: s.prompt) == [9]
+    assert [(entry.token, entry.logprob) for entry in sequence.logprobs] == [(9, 0.0)]
 
 
 def test_impossible_tokens_have_log_probabilities_that_json_can_hold(engine):

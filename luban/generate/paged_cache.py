@@ -1,0 +1,71 @@
+"""The pool of a paged KV cache, and which models can use one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from luban.generate.cache import float_parameter
+from luban.models.base import Model
+from luban.nn.attention.paged import PagedLayer
+from luban.nn.mixer.base import AttentionShape
+from luban.nn.position.base import PositionMethod
+
+BLOCK_SIZE = 16  # slots; larger blocks waste more at the end of every sequence, smaller ones make longer tables
+
+
+class PagedCache:
+    """Keys and values in equal blocks that sequences hold by their tables (`luban.serve.block_manager`).
+
+    Args:
+        shapes: of every layer, None for one that doesn't attend.
+        blocks: in the pool. block_size: slots a block.
+        device, dtype: of keys and values.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[AttentionShape | None],
+        *,
+        blocks: int,
+        block_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self.blocks, self.block_size, self.device = blocks, block_size, device
+        self.layers = [
+            None if shape is None else PagedLayer(blocks * block_size, shape, device, dtype) for shape in shapes
+        ]
+
+    @classmethod
+    def of(cls, model: Model, *, blocks: int, block_size: int = BLOCK_SIZE) -> PagedCache:
+        """In the model's precision, on its device."""
+        spec, weight = model.spec, float_parameter(model)
+        shapes = [layer.mixer.attention(spec.width) for layer in spec.layers]
+        return cls(shapes, blocks=blocks, block_size=block_size, device=weight.device, dtype=weight.dtype)
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks: (source, copy) each; every source is read before any copy is written."""
+        if not pairs:
+            return
+        for layer in self.layers:
+            for pool in () if layer is None else (layer.keys, layer.values):
+                blocks = pool.unflatten(0, (self.blocks, self.block_size))
+                sources, copies = torch.tensor(pairs, device=pool.device).unbind(1)
+                blocks[copies] = blocks[sources]
+
+
+def paging_refusal(model: Model) -> str | None:
+    """Why a model's keys and values can't be kept in pages; None where they can. Such models keep a contiguous cache."""
+    body = model.spec.body
+    if body.two_sided:
+        return "an encoder–decoder keeps keys and values of its source as well"
+    if not body.cached:
+        return "it keeps no keys and values"
+    for method in model.modules():
+        if isinstance(method, PositionMethod) and method.by_length:
+            return "its positions depend on how long a sequence is, so that keys change while it grows"
+        if isinstance(method, PositionMethod) and method.biased and method.bias_form is None:
+            return "its positions add a bias that is no function of the distance"
+    return None

@@ -1,0 +1,230 @@
+"""Attention of packed tokens to keys and values in blocks, in Triton: prompts' chunks and single tokens by one kernel.
+
+A program keeps a tile of rows, the queries of some consecutive tokens of a sequence times the heads of one group, and
+walks the blocks of keys that they see, by the sequence's table. Where there are few single tokens, each is given to
+several programs, which take a share of its keys each (Dao et al. 2023, Flash-Decoding), and a second kernel joins their
+results.
+
+N packed tokens, H query heads, K key heads, G = H / K, D head dim.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from luban.kernels.flash.tile import add_bias, matmul
+
+
+@triton.jit
+def _walk(
+    acc,
+    m,
+    total,
+    q,
+    KEYS,
+    VALUES,
+    TABLE,
+    kv_stride,
+    first,
+    last,
+    end,
+    positions,
+    valid,
+    BIAS_TABLE,
+    first_number,
+    second_number,
+    qk_scale,
+    zero,
+    window,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BN: tl.constexpr,
+    SIZE: tl.constexpr,
+    BIAS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    MASKED: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Fold key tiles [first, last) into the running maximum m, sum total and mix acc; `end` keys are there."""
+    dims = tl.arange(0, DP)
+    for n in range(first, last):
+        cols = n * BN + tl.arange(0, BN)
+        inside = cols < end
+        blocks = tl.load(TABLE + cols // SIZE, mask=inside, other=0)
+        slots = blocks.to(tl.int64) * SIZE + cols % SIZE
+        at = slots[:, None] * kv_stride + dims[None, :]
+        there = inside[:, None] & (dims[None, :] < D)
+        k = tl.load(KEYS + at, mask=there, other=0.0)  # what stands past the end may be NaN
+        v = tl.load(VALUES + at, mask=there, other=0.0)
+        s = matmul(q, tl.trans(k), UPCAST) * qk_scale
+        s = add_bias(
+            s, positions[:, None], cols[None, :], BIAS_TABLE, first_number, second_number, 0, 0, zero, BIAS, True
+        )
+        if MASKED:
+            seen = (cols[None, :] <= positions[:, None]) & valid[:, None]
+            if WINDOW:
+                seen = seen & (positions[:, None] - cols[None, :] < window)
+            s = tl.where(seen, s, float("-inf"))
+        m_new = tl.maximum(m, tl.max(s, 1))
+        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen nothing yet
+        p = tl.exp2(s - shift[:, None])
+        decay = tl.exp2(m - shift)
+        total = total * decay + tl.sum(p, 1)
+        acc = acc * decay[:, None] + matmul(p.to(v.dtype), v, UPCAST)
+        m = m_new
+    return acc, m, total
+
+
+@triton.jit(
+    do_not_specialize=["table_stride", "zero", "window"]
+)  # they change from step to step: no new kernel for each
+def paged_kernel(
+    Q,
+    KEYS,
+    VALUES,
+    OUT,
+    LSE,
+    ITEMS,
+    TABLES,
+    BIAS_TABLES,
+    NUMBERS,
+    q_token,
+    q_head,
+    kv_slot,
+    out_split,
+    out_token,
+    table_stride,
+    bias_stride,
+    lse_split,
+    qk_scale,
+    zero,
+    window,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    SIZE: tl.constexpr,
+    BIAS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SPLIT: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """One item (sequence, row of its first token, tokens, position of the first), one key head, one share of the keys.
+
+    Grid (items, K, splits). SPLIT: OUT is float32 (splits, N, H, D), the mix of this share, and LSE (splits, N, H) its
+    log-sum-exp in base 2; else OUT is (N, H, D).
+    """
+    ITEM = ITEMS + tl.program_id(0) * 4
+    kv, split = tl.program_id(1), tl.program_id(2)
+    sequence, row, tokens, position = tl.load(ITEM), tl.load(ITEM + 1), tl.load(ITEM + 2), tl.load(ITEM + 3)
+    rows, dims = tl.arange(0, BM), tl.arange(0, DP)
+    token, head = rows // G, kv * G + rows % G
+    valid = token < tokens
+    positions = position + token
+    there = valid[:, None] & (dims[None, :] < D)
+    at = (row + token).to(tl.int64)
+    q = tl.load(Q + at[:, None] * q_token + head[:, None] * q_head + dims[None, :], mask=there, other=0.0)
+    BIAS_TABLE = BIAS_TABLES + head[:, None] * bias_stride
+    first_number, second_number = 0.0, 0.0
+    if BIAS == 1 or BIAS > 2:
+        first_number = tl.load(NUMBERS + head * 2)[:, None]
+        second_number = tl.load(NUMBERS + head * 2 + 1)[:, None]
+    end = position + tokens
+    first, last = 0, tl.cdiv(end, BN)
+    if WINDOW:
+        first = tl.maximum(position - window + 1, 0) // BN
+    share = tl.cdiv(last - first, tl.num_programs(2))
+    first += split * share
+    last = tl.minimum(first + share, last)
+    whole = tl.maximum(tl.minimum(position // BN, last), first)  # tiles before it are seen by all rows
+    if WINDOW:
+        whole = first
+    m = tl.full([BM], float("-inf"), tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    acc = tl.zeros([BM, DP], tl.float32)
+    TABLE = TABLES + sequence * table_stride
+    KEYS += kv * D
+    VALUES += kv * D
+    acc, m, total = _walk(
+        acc,
+        m,
+        total,
+        q,
+        KEYS,
+        VALUES,
+        TABLE,
+        kv_slot,
+        first,
+        whole,
+        end,
+        positions,
+        valid,
+        BIAS_TABLE,
+        first_number,
+        second_number,
+        qk_scale,
+        zero,
+        window,
+        D,
+        DP,
+        BN,
+        SIZE,
+        BIAS,
+        WINDOW,
+        False,
+        UPCAST,
+    )
+    acc, m, total = _walk(
+        acc,
+        m,
+        total,
+        q,
+        KEYS,
+        VALUES,
+        TABLE,
+        kv_slot,
+        whole,
+        last,
+        end,
+        positions,
+        valid,
+        BIAS_TABLE,
+        first_number,
+        second_number,
+        qk_scale,
+        zero,
+        window,
+        D,
+        DP,
+        BN,
+        SIZE,
+        BIAS,
+        WINDOW,
+        True,
+        UPCAST,
+    )
+    nothing = total == 0.0
+    mixed = acc / tl.where(nothing, 1.0, total)[:, None]
+    to = OUT + split * out_split + at[:, None] * out_token + head[:, None] * D + dims[None, :]
+    tl.store(to, mixed.to(OUT.dtype.element_ty), mask=there)
+    if SPLIT:
+        lse = tl.where(nothing, float("-inf"), m + tl.log2(tl.where(nothing, 1.0, total)))
+        tl.store(LSE + split * lse_split + at * (tl.num_programs(1) * G) + head, lse, mask=valid)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def join_kernel(
+    PARTS, LSE, OUT, ROWS, out_split, lse_split, H, splits, D: tl.constexpr, DP: tl.constexpr, SPLITS: tl.constexpr
+):
+    """Results of all shares of one token's keys, by their log-sum-exps. Grid (rows, H)."""
+    row, head = tl.load(ROWS + tl.program_id(0)).to(tl.int64), tl.program_id(1)
+    shares, dims = tl.arange(0, SPLITS), tl.arange(0, DP)
+    lse = tl.load(LSE + shares * lse_split + row * H + head, mask=shares < splits, other=float("-inf"))
+    weights = tl.exp2(lse - tl.max(lse, 0))
+    at = (row * H + head) * D + dims
+    there = (shares[:, None] < splits) & (dims[None, :] < D)
+    parts = tl.load(PARTS + shares[:, None] * out_split + at[None, :], mask=there, other=0.0)
+    mixed = tl.sum(parts * (weights / tl.sum(weights, 0))[:, None], 0)
+    tl.store(OUT + at, mixed.to(OUT.dtype.element_ty), mask=dims < D)

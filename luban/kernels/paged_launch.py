@@ -1,0 +1,173 @@
+"""Launches of the paged attention kernel: what a forward's layers share, and one layer's attention.
+
+N packed tokens, C sequences, M blocks of a table, H query heads, K key heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from luban.kernels.available import INTERPRETED
+from luban.kernels.distance import LOG2E, DistanceBias
+from luban.kernels.flash.launch import KINDS
+from luban.kernels.paged import join_kernel, paged_kernel
+
+TILE = 16 if INTERPRETED else 64  # keys of a tile, fewer where heads are wide
+SINGLE_ROWS = 16  # rows of a tile for single tokens, the fewest that matmuls of tiles take
+CHUNK_ROWS = 32 if INTERPRETED else 128  # rows of a tile for chunks of prompts, fewer where heads are wide
+PROGRAMS = 264  # that fill the device: two on each of an H100's multiprocessors
+MAX_SPLITS = 32
+MIN_TILES = 4  # of a share of the keys
+
+
+@dataclass(frozen=True)
+class PagedWork:
+    """Which programs there are: made once a forward for layers with one number of heads a group."""
+
+    items: Tensor  # (items, 4) int32: sequence, row of its first token, tokens, position of the first
+    rows: int  # BM
+    splits: int  # shares of every item's keys
+    single_rows: Tensor | None  # (items,) int32: rows in which shares are joined
+
+
+def padded_width(width: int) -> int:
+    """Of a head in a tile."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def paged_work(
+    starts: Sequence[int],
+    counts: Sequence[int],
+    heads: int,
+    key_heads: int,
+    row_bytes: int,
+    device: torch.device,
+    *,
+    single_items: Tensor | None = None,
+) -> list[PagedWork]:
+    """Work of chunks and of single tokens, where there are any.
+
+    Args:
+        starts: position of every sequence's first new token. counts: its new tokens.
+        row_bytes: of one head's query, rounded up to a power of two of numbers.
+        single_items: `PagedWork.items` on the device already, where all counts are 1; `starts` then only bound the keys.
+    """
+    group, chunks, singles, row, longest = heads // key_heads, [], [], 0, 1
+    chunk_rows, single_rows = (
+        max(rows, 1 << (group - 1).bit_length()) for rows in (CHUNK_ROWS // _narrower(row_bytes), SINGLE_ROWS)
+    )
+    step = chunk_rows // group
+    for sequence, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        if count == 1:
+            singles.append((sequence, row, 1, start))
+            longest = max(longest, start + 1)
+        else:
+            chunks += [(sequence, row + at, min(step, count - at), start + at) for at in range(0, count, step)]
+        row += count
+    work = []
+    if chunks:
+        chunks.sort(key=lambda item: -item[3])  # the longest first, so that none is waited for at the end
+        work.append(PagedWork(torch.tensor(chunks, dtype=torch.int32).to(device), chunk_rows, 1, None))
+    if singles:
+        items = torch.tensor(singles, dtype=torch.int32).to(device) if single_items is None else single_items
+        wanted = PROGRAMS // max(1, len(singles) * key_heads)
+        splits = max(1, min(wanted, MAX_SPLITS, longest // (TILE * MIN_TILES)))
+        work.append(PagedWork(items, single_rows, splits, items[:, 1].contiguous()))
+    return work
+
+
+def _narrower(row_bytes: int) -> int:
+    """How many times fewer rows a tile has than those of narrow heads, so that tiles fit into shared memory."""
+    return 1 if row_bytes <= 256 else 2 if row_bytes <= 512 else 4
+
+
+@dataclass(frozen=True)
+class PagedBias:
+    """A distance bias in the form that the kernel reads."""
+
+    kind: int
+    numbers: Tensor | None
+    table: Tensor | None  # (H, 2S − 1) float32, in base 2
+    zero: int
+
+    @classmethod
+    def of(cls, bias: DistanceBias | None) -> PagedBias:
+        """Of a position method."""
+        if bias is None:
+            return cls(KINDS["none"], None, None, 0)
+        table = (bias.table().float() * LOG2E).contiguous() if bias.form == "buckets" else None
+        return cls(KINDS[bias.form], bias.numbers(), table, bias.zero)
+
+
+def paged_attention(
+    q_HND: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables_CM: Tensor,
+    work: Sequence[PagedWork],
+    bias: PagedBias,
+    *,
+    block_size: int,
+    window: int | None,
+    scale: float,
+) -> Tensor:
+    """(N, H, D), contiguous. Keys and values of the new tokens are in the pool already.
+
+    Args:
+        keys, values: (slots, K, D), contiguous. tables_CM: int32. window: as in `AttentionShape`.
+    """
+    (H, N, D), K = q_HND.shape, keys.shape[1]
+    out = torch.empty(N, H, D, dtype=values.dtype, device=q_HND.device)
+    q_HND = q_HND.to(values.dtype)
+    q_HND = q_HND if q_HND.stride(2) == 1 else q_HND.contiguous()
+    padded = padded_width(D)
+    narrower = _narrower(padded * values.element_size())
+    for each in work:
+        split = each.splits > 1
+        target, lse = out, out
+        if split:
+            target = torch.empty(each.splits, N, H, D, dtype=torch.float32, device=out.device)
+            lse = torch.empty(each.splits, N, H, dtype=torch.float32, device=out.device)
+        paged_kernel[(len(each.items), K, each.splits)](
+            q_HND,
+            keys,
+            values,
+            target,
+            lse,
+            each.items,
+            tables_CM,
+            out if bias.table is None else bias.table,
+            out if bias.numbers is None else bias.numbers,
+            q_HND.stride(1),
+            q_HND.stride(0),
+            K * D,
+            N * H * D,
+            H * D,
+            tables_CM.stride(0),
+            0 if bias.table is None else bias.table.stride(0),
+            N * H,
+            scale * LOG2E,
+            bias.zero,
+            window or 0,
+            G=H // K,
+            D=D,
+            DP=padded,
+            BM=each.rows,
+            BN=max(16, TILE // narrower),
+            SIZE=block_size,
+            BIAS=bias.kind,
+            WINDOW=window is not None,
+            SPLIT=split,
+            UPCAST=INTERPRETED,
+            num_warps=4 if each.rows <= 64 else 8,
+            num_stages={1: 3, 2: 2, 4: 1}[narrower],
+        )
+        if split:
+            join_kernel[(len(each.items), H)](
+                target, lse, out, each.single_rows, N * H * D, N * H, H, each.splits, D=D, DP=padded, SPLITS=MAX_SPLITS
+            )
+    return out

@@ -1,0 +1,276 @@
+"""Attention over a paged KV cache: chunks of many sequences in one forward, as a single packed row of tokens.
+
+Models see an `AttentionBackend` and a batch of one row; which tokens belong together, where their keys and values are
+and what may be seen is known here alone. (Kwon et al. 2023, PagedAttention, section 4.)
+
+N new tokens of all sequences, C sequences, R sequences of one part, T queries of each, S keys, H query heads, K key heads,
+G = H / K, D head dim, M blocks of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luban.core.errors import UnsupportedError
+from luban.kernels.attention_mask import AttentionMask
+from luban.kernels.available import INSTALLED, INTERPRETED
+from luban.kernels.distance import DistanceBias
+from luban.nn.attention.attend import attention
+from luban.nn.attention.backend import AttentionBackend, NewTokens
+from luban.nn.attention.prepared_mask import Bias, PreparedMask
+from luban.nn.mixer.base import AttentionShape
+from luban.nn.mixer.layout import layout_for
+
+WIDEST = 256  # D that the kernel's tiles hold
+
+
+class PagedLayer:
+    """Keys and values of one layer, (slots, K, D) both; slot = block · block size + place in the block."""
+
+    def __init__(self, slots: int, shape: AttentionShape, device: torch.device, dtype: torch.dtype):
+        self.keys = torch.empty(slots, shape.key_heads, shape.head_dim, device=device, dtype=dtype)
+        self.values = torch.empty_like(self.keys)
+
+
+@dataclass(frozen=True)
+class PackedTokens:
+    """The tokens of one forward: of every sequence `counts` in a row, the first at position `starts`."""
+
+    positions_N: Tensor  # int64
+    slots_N: Tensor  # int64, where their keys and values go
+    tables_CM: Tensor  # int32, blocks of every sequence, filled up with any
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+    block_size: int
+    single_items: Tensor | None = (
+        None  # (C, 4) int32: the kernel's work where all counts are 1 (`paged_work`), if it is
+    )
+    # on the device already; `starts` may then be any positions at least as large
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of every sequence, the new ones included."""
+        return tuple(start + count for start, count in zip(self.starts, self.counts, strict=True))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sequences with as many queries each, whose attention is one call."""
+
+    rows: slice | Tensor  # which of the N tokens the queries are, R · T of them
+    sequences: int  # R
+    slots_RS: Tensor | None  # of their keys; None: the keys are those of the new tokens
+    mask: PreparedMask  # dense (R, 1 or H, T, S), or causal
+
+
+@dataclass(frozen=True)
+class KernelMask:
+    """What the Triton kernel is told, made once a forward."""
+
+    work: Any  # of `luban.kernels.paged_launch`, as is `bias`
+    bias: Any
+    window: int | None
+
+
+def kernel_serves(shape: AttentionShape) -> bool:
+    """Whether the Triton kernel can attend in layers of this shape, on a device that runs it."""
+    return INSTALLED and shape.layout is None and shape.head_dim <= WIDEST
+
+
+class PagedAttention(AttentionBackend):
+    """Attention of packed tokens to those in the pool; it takes up the new ones first.
+
+    Args:
+        layers: of the pool, None for a layer that doesn't attend.
+        tokens: of this forward.
+        kernel: "luban" (Triton), "torch", or None: the first of them that can serve.
+    """
+
+    cached = True
+
+    def __init__(self, layers: Sequence[PagedLayer | None], tokens: PackedTokens, kernel: str | None = None):
+        super().__init__(kernel)
+        self.layers, self.tokens = layers, tokens
+
+    def begin(self, tokens: int, token_mask: Tensor | None, positions: Tensor | None) -> NewTokens:
+        """The positions; keys are spoken of as if they were the new tokens alone.
+
+        Raises UnsupportedError for a mask or positions: packed tokens are all real and counted.
+        """
+        if token_mask is not None or positions is not None or tokens != len(self.tokens.positions_N):
+            raise UnsupportedError("packed tokens come without padding and positions, in one row")
+        positions_1N = self.tokens.positions_N[None]
+        return NewTokens(positions_1N, positions_1N, None)
+
+    def layer(self, index: int) -> PagedLayer | None:
+        """The layer's part of the pool."""
+        return self.layers[index]
+
+    def prepare(
+        self, mask: AttentionMask, shape: AttentionShape, bias: Bias | None, dtype: torch.dtype
+    ) -> list[Part] | KernelMask:
+        """The parts of this forward for layers of one shape, or what the kernel takes in their place. Raises UnsupportedError for a bias that is no function of the
+        distance (`luban.generate.paged_cache.paging_refusal` tells before)."""
+        distance_bias = None if bias is None else bias.encoding.distance_bias
+        if bias is not None and distance_bias is None:
+            raise UnsupportedError("a bias that is no function of the distance needs a contiguous cache")
+        if not self._by_kernel(mask.device, shape, dtype):
+            return _Parts(self.tokens, shape, _reaching(distance_bias, self.tokens), dtype).all()
+        from luban.kernels.paged_launch import PagedBias, padded_width, paged_work
+
+        starts, counts = self.tokens.starts, self.tokens.counts
+        work = paged_work(
+            starts,
+            counts,
+            shape.heads,
+            shape.key_heads,
+            padded_width(shape.head_dim) * dtype.itemsize,
+            mask.device,
+            single_items=self.tokens.single_items,
+        )
+        return KernelMask(work, PagedBias.of(_reaching(distance_bias, self.tokens)), shape.window)
+
+    def _by_kernel(self, device: torch.device, shape: AttentionShape, dtype: torch.dtype) -> bool:
+        """Whether the Triton kernel serves layers of this shape."""
+        can = kernel_serves(shape) and (device.type == "cuda" or INTERPRETED) and dtype != torch.float64
+        return can and (self.kernel == "luban" or (self.kernel is None and device.type == "cuda"))
+
+    def attend(
+        self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Any, cache: Any, scale: float | None
+    ) -> Tensor:
+        """(1, H, N, D) of queries, keys and values of the packed tokens, (1, H or K, N, D)."""
+        q_NHD, k_NKD, v_NKD = (x[0].transpose(0, 1) for x in (q_BHTD, k_BKTD, v_BKTD))
+        cache.keys.index_copy_(0, self.tokens.slots_N, k_NKD.to(cache.keys.dtype))
+        cache.values.index_copy_(0, self.tokens.slots_N, v_NKD.to(cache.values.dtype))
+        if isinstance(mask, KernelMask):
+            return self._kernel(q_BHTD[0], mask, cache, scale).transpose(0, 1)[None]
+        mixed_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
+        for part in mask:
+            if part.slots_RS is None:
+                k_SKD, v_SKD = k_NKD[part.rows], v_NKD[part.rows]
+            else:
+                slots = part.slots_RS.flatten()  # index_select copies whole rows: 4 times as fast as indexing on a CPU
+                k_SKD, v_SKD = cache.keys.index_select(0, slots), cache.values.index_select(0, slots)
+            q_RTHD, k_RSKD, v_RSKD = (x.unflatten(0, (part.sequences, -1)) for x in (q_NHD[part.rows], k_SKD, v_SKD))
+            mixed_NHD[part.rows] = _attend(q_RTHD, k_RSKD, v_RSKD, part.mask, scale).flatten(0, 1)
+        return mixed_NHD.transpose(0, 1)[None]
+
+    def _kernel(self, q_HND: Tensor, mask: KernelMask, cache: PagedLayer, scale: float | None) -> Tensor:
+        """(N, H, D)."""
+        from luban.kernels.paged_launch import paged_attention
+
+        return paged_attention(
+            q_HND,
+            cache.keys,
+            cache.values,
+            self.tokens.tables_CM,
+            mask.work,
+            mask.bias,
+            block_size=self.tokens.block_size,
+            window=mask.window,
+            scale=q_HND.shape[-1] ** -0.5 if scale is None else scale,
+        )
+
+
+def _reaching(bias: DistanceBias | None, tokens: PackedTokens) -> DistanceBias | None:
+    """A bias that knows all distances of this forward: position methods were told of the new tokens alone. One in buckets
+    reaches over the context."""
+    if bias is None or bias.buckets is not None:
+        return bias
+    return replace(bias, keys=max(tokens.lengths))
+
+
+def _attend(q_RTHD: Tensor, k_RSKD: Tensor, v_RSKD: Tensor, mask: PreparedMask, scale: float | None) -> Tensor:
+    """(R, T, H, D). For a query alone the G heads of a group are taken as G queries of one head: keys needn't be
+    repeated."""
+    (R, T, H, D), K = q_RTHD.shape, k_RSKD.shape[2]
+    k_RKSD, v_RKSD = k_RSKD.transpose(1, 2), v_RSKD.transpose(1, 2)
+    if T > 1 or K == H:
+        return attention(q_RTHD.transpose(1, 2), k_RKSD, v_RKSD, mask, scale).transpose(1, 2)
+    if mask.dense is not None and mask.dense.shape[1] == H:
+        mask = replace(mask, dense=mask.dense.view(-1, K, H // K, mask.dense.shape[-1]))
+    return attention(q_RTHD.view(R, K, H // K, D), k_RKSD, v_RKSD, mask, scale).reshape(R, 1, H, D)
+
+
+class _Parts:
+    """Makes the parts of one forward for layers of one shape."""
+
+    def __init__(self, tokens: PackedTokens, shape: AttentionShape, bias: DistanceBias | None, dtype: torch.dtype):
+        self.tokens, self.shape, self.dtype = tokens, shape, dtype
+        self.zero, self.bias_HS = 0, None
+        if bias is not None:
+            self.zero, self.bias_HS = bias.zero, bias.table()
+        firsts, first = [], 0
+        for count in tokens.counts:
+            firsts.append(first)
+            first += count
+        self.firsts = firsts  # row of every sequence's first new token
+
+    def all(self) -> list[Part]:
+        """One for every chunk of several tokens; single ones together where their numbers of keys are within a factor of 2
+        of each other."""
+        groups: dict[int, list[int]] = {}
+        parts = []
+        for index, count in enumerate(self.tokens.counts):
+            if count == 1:
+                groups.setdefault(self._seen(index).bit_length(), []).append(index)
+            else:
+                parts.append(self._chunk(index))
+        return [*parts, *(self._singles(group) for group in groups.values())]
+
+    def _seen(self, index: int) -> int:
+        """Keys that the first new token of a sequence sees."""
+        seen = self.tokens.starts[index] + 1
+        return seen if self.shape.window is None else min(seen, self.shape.window)
+
+    def _chunk(self, index: int) -> Part:
+        start, count = self.tokens.starts[index], self.tokens.counts[index]
+        rows = slice(self.firsts[index], self.firsts[index] + count)
+        if start == 0 and self.shape.window is None and self.shape.layout is None and self.bias_HS is None:
+            return Part(rows, 1, None, PreparedMask(causal=True, backward_only=True))
+        queries_RT = self.tokens.positions_N[None, rows]
+        first = start + 1 - self._seen(index)
+        keys_RS = torch.arange(first, start + count, device=queries_RT.device)[None]
+        slots_RS = None if start == 0 else self._slots(self.tokens.tables_CM[index : index + 1], keys_RS)
+        return Part(rows, 1, slots_RS, self._mask(queries_RT, keys_RS))
+
+    def _singles(self, group: list[int]) -> Part:
+        """Sequences with a new token each; keys past the own one repeat it, unseen."""
+        device, longest = self.tokens.positions_N.device, max(map(self._seen, group))
+        rows, index = [self.firsts[each] for each in group], torch.tensor(group, device=device)
+        where: slice | Tensor = torch.tensor(rows, device=device)
+        if rows == list(range(rows[0], rows[0] + len(rows))):
+            where = slice(rows[0], rows[0] + len(rows))
+        queries_RT = self.tokens.positions_N[where, None]
+        first = torch.tensor([self.tokens.starts[each] + 1 - self._seen(each) for each in group], device=device)
+        keys_RS = first[:, None] + torch.arange(longest, device=device)
+        mask = self._mask(queries_RT, keys_RS)
+        return Part(where, len(group), self._slots(self.tokens.tables_CM[index], keys_RS.clamp(max=queries_RT)), mask)
+
+    def _slots(self, tables_RM: Tensor, keys_RS: Tensor) -> Tensor:
+        """(R, S) of the tokens at these positions."""
+        size = self.tokens.block_size
+        return tables_RM.gather(1, keys_RS // size).long() * size + keys_RS % size
+
+    def _mask(self, queries_RT: Tensor, keys_RS: Tensor) -> PreparedMask:
+        """Dense, (R, 1 or H, T, S): what causality, window and layout leave, with the bias."""
+        distance_RTS = queries_RT[:, :, None] - keys_RS[:, None]
+        seen = distance_RTS >= 0
+        if self.shape.window is not None:
+            seen = seen & (distance_RTS < self.shape.window)
+        seen_RHTS = seen[:, None]
+        if (layout := self.shape.layout) is not None:
+            blocks = layout_for(layout, max(self.tokens.lengths), self.shape.heads, True, keys_RS.device)
+            queries, keys = queries_RT // blocks.block, keys_RS // blocks.block
+            kept_HRTS = blocks.table[:, queries[:, :, None], keys[:, None].clamp(max=blocks.table.shape[2] - 1)]
+            seen_RHTS = seen_RHTS & kept_HRTS.transpose(0, 1)
+        added: Any = 0.0
+        if self.bias_HS is not None:
+            added = self.bias_HS[:, distance_RTS.clamp(min=0) + self.zero].transpose(0, 1)
+        dense = torch.where(seen_RHTS, torch.as_tensor(added, device=keys_RS.device), float("-inf"))
+        return PreparedMask(dense=dense.to(self.dtype))

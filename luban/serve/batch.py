@@ -1,0 +1,58 @@
+"""What the engine asks of the sequences that run together, whatever keeps their keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from luban.generate.session import Sequence as Growing
+from luban.serve.memory import CacheBudget
+from luban.serve.request import Request
+
+Token = int | None | Exception  # None: logits from which none can be chosen; an error: reading the sequence failed
+
+
+class Batch(Protocol):
+    """Sequences that grow together; they join and leave between steps."""
+
+    @property
+    def budget(self) -> CacheBudget:
+        """What the cache holds."""
+        ...
+
+    @property
+    def sequences(self) -> Sequence[Growing]:
+        """Those that run."""
+        ...
+
+    def check(self, prompt: list[int]) -> None:
+        """Raise ContextError where a prompt is empty, too long, or holds ids outside the vocabulary."""
+        ...
+
+    def full(self, sequence: Growing) -> bool:
+        """Whether the context has no room for another token."""
+        ...
+
+    def takes(self, request: Request, others: Sequence[Request]) -> bool:
+        """Whether a request may be started beside what runs and these others."""
+        ...
+
+    def start(self, requests: list[Request]) -> list[tuple[Request, Exception]]:
+        """Take requests up; returns those that failed alone, with what broke them."""
+        ...
+
+    def next_tokens(self) -> list[tuple[Growing, Token]]:
+        """Append a token to sequences that are ready for one."""
+        ...
+
+    def go_on(self, ended: list[Growing]) -> None:
+        """Forget these sequences, of those that `next_tokens` returned, and go on with the others."""
+        ...
+
+    def leave(self, sequences: list[Growing]) -> None:
+        """Forget these sequences, whatever they are doing; what they held is free at once."""
+        ...
+
+    def clear(self) -> None:
+        """Forget all."""
+        ...

@@ -1,0 +1,75 @@
+"""One forward over the tokens of all scheduled sequences, packed into a single row.
+
+N tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from luban.generate.paged_cache import PagedCache
+from luban.models.base import Model
+from luban.nn.attention.paged import PackedTokens, PagedAttention
+from luban.serve.decode_graph import DecodeGraphs
+from luban.serve.scheduler import Chunk
+
+
+class ModelRunner:
+    """Runs a decoder over chunks of sequences.
+
+    Args:
+        module: of which `luban.generate.paged_cache.paging_refusal` says nothing.
+        cache: its pool.
+        kernel: of attention, by name; None: the fastest that can serve.
+        graphs: recorded forwards of single tokens; None: there are none.
+    """
+
+    def __init__(self, module: Model, cache: PagedCache, kernel: str | None = None, graphs: DecodeGraphs | None = None):
+        self.module, self.cache, self.kernel, self.graphs = module.eval(), cache, kernel, graphs
+
+    @torch.inference_mode()
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks, (source, copy) each."""
+        self.cache.copy(pairs)
+
+    @torch.inference_mode()
+    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Read the chunks; running them again changes nothing. Returns float32 logits (chunks that end their sequence, V)
+        of what follows them, in their order; the next call may overwrite them."""
+        if self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
+            return logits
+        tokens_N, packed = self._packed(chunks)
+        attention = PagedAttention(self.cache.layers, packed, self.kernel)
+        hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")
+        rows, row = [], -1
+        for chunk in chunks:
+            row += chunk.count
+            if chunk.last:
+                rows.append(row)
+        wanted = torch.tensor(rows, dtype=torch.long, device=tokens_N.device)
+        return self.module.read(hidden_1NE[:, wanted]).squeeze(0).float()
+
+    def _packed(self, chunks: Sequence[Chunk]) -> tuple[Tensor, PackedTokens]:
+        """(N,) tokens of the chunks one after another, and where they stand."""
+        device, size = self.cache.device, self.cache.block_size
+        tokens, positions, slots = [], [], []
+        for chunk in chunks:
+            at, table = range(chunk.start, chunk.start + chunk.count), chunk.state.table
+            tokens += chunk.state.tokens[at.start : at.stop]
+            positions += at
+            slots += [table[place // size] * size + place % size for place in at]
+        longest = max(len(chunk.state.table) for chunk in chunks)
+        tables = [chunk.state.table + [0] * (longest - len(chunk.state.table)) for chunk in chunks]
+        tokens_N, positions_N, slots_N = torch.tensor([tokens, positions, slots]).to(device, non_blocking=True)
+        packed = PackedTokens(
+            positions_N=positions_N,
+            slots_N=slots_N,
+            tables_CM=torch.tensor(tables, dtype=torch.int32).to(device, non_blocking=True),
+            starts=tuple(chunk.start for chunk in chunks),
+            counts=tuple(chunk.count for chunk in chunks),
+            block_size=size,
+        )
+        return tokens_N, packed

@@ -1,0 +1,194 @@
+"""Sequences over a paged KV cache: the scheduler says what the next forward reads, the runner reads it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from luban.generate.paged_cache import BLOCK_SIZE, PagedCache
+from luban.generate.session import Sequence as Growing
+from luban.generate.session import check_prompt, choose
+from luban.kernels.dispatch import VARIABLE, check_kernel
+from luban.models.base import Model, require_next_token
+from luban.nn.attention.paged import kernel_serves
+from luban.serve.batch import Token
+from luban.serve.block_manager import BlockManager
+from luban.serve.decode_graph import DecodeGraphs
+from luban.serve.memory import PagedBudget
+from luban.serve.model_runner import ModelRunner
+from luban.serve.request import Request
+from luban.serve.scheduler import Chunk, Scheduler, SequenceState, together
+
+MAX_BATCH = 256  # sequences that run together
+MAX_TOKENS = {"cuda": 8192}  # that a forward reads, by device …
+OTHER_MAX_TOKENS = 512  # … and elsewhere
+
+
+class PagedBatch:
+    """See `luban.serve.batch.Batch`.
+
+    Args:
+        module: a causal decoder of which `paging_refusal` says nothing. UnsupportedError where it writes no text.
+        max_batch: sequences that run together; None: 256.
+        cache_bytes: for keys and values; None: what `PagedBudget.of` finds.
+        max_tokens: that a forward reads; None: 8,192 on CUDA, 512 elsewhere, and twice `max_batch` at least.
+        block_size: slots a block.
+        prefix_cache: whether what prompts have in common is read once.
+        kernel: of attention, "torch" or "luban"; None: that of the environment's LUBAN_ATTENTION, or the fastest that can serve.
+    """
+
+    def __init__(
+        self,
+        module: Model,
+        *,
+        max_batch: int | None = None,
+        cache_bytes: int | None = None,
+        max_tokens: int | None = None,
+        block_size: int = BLOCK_SIZE,
+        prefix_cache: bool = True,
+        kernel: str | None = None,
+    ):
+        require_next_token(module.spec, "generating text", cached=True)
+        kernel = check_kernel(kernel or os.environ.get(VARIABLE) or None)
+        device = next(module.parameters()).device.type
+        sequences = max_batch or MAX_BATCH
+        tokens = max_tokens or max(MAX_TOKENS.get(device, OTHER_MAX_TOKENS), 2 * sequences)
+        self.spec = module.spec
+        self.budget = PagedBudget.of(
+            module, cache_bytes, block_size=block_size, max_sequences=sequences, max_tokens=tokens
+        )
+        blocks = self.budget.slots // block_size
+        graphs = None
+        shapes = [layer.mixer.attention(self.spec.width) for layer in self.spec.layers]
+        if device == "cuda" and kernel is None and all(shape is None or kernel_serves(shape) for shape in shapes):
+            cache = PagedCache.of(module, blocks=blocks + 1, block_size=block_size)  # one for rows of no meaning
+            graphs = DecodeGraphs(module, cache, sequences)
+        else:
+            cache = PagedCache.of(module, blocks=blocks, block_size=block_size)
+        self.runner = ModelRunner(module, cache, kernel, graphs)
+        self._scheduler = lambda: Scheduler(
+            BlockManager(blocks, block_size, prefix_cache=prefix_cache), max_sequences=sequences, max_tokens=tokens
+        )
+        self.scheduler = self._scheduler()
+        self._growing: dict[SequenceState, Growing] = {}
+        self._states: dict[int, SequenceState] = {}  # by id of the growing sequence
+        self._numbers = count()
+        self._weights = weights_version(module)
+
+    @property
+    def sequences(self) -> Sequence[Growing]:
+        """Those that hold blocks."""
+        return [self._growing[state] for state in self.scheduler.running]
+
+    def check(self, prompt: list[int]) -> None:
+        """As a decoder needs it."""
+        check_prompt(prompt, self.spec)
+
+    def full(self, sequence: Growing) -> bool:
+        """Whether the context has no room for another token."""
+        return len(sequence) >= self.spec.context
+
+    def takes(self, request: Request, others: Sequence[Request]) -> bool:
+        """All: the scheduler orders them."""
+        return True
+
+    def start(self, requests: list[Request]) -> list[tuple[Request, Exception]]:
+        """Queue them, but for those that would never fit."""
+        failed: list[tuple[Request, Exception]] = []
+        for request in requests:
+            try:
+                self.check(request.prompt)
+                self.budget.require(request.prompt, request.sampling.max_tokens, request.sampling.n)
+            except Exception as error:
+                failed.append((request, error))
+                continue
+            number, states = next(self._numbers), []
+            for growing in request.growing:
+                state = SequenceState(list(request.prompt), (number, growing.choice), request.identity)
+                self._growing[state], self._states[id(growing)] = growing, state
+                states.append(state)
+            self.scheduler.add(together(states))
+        return failed
+
+    def next_tokens(self) -> list[tuple[Growing, Token]]:
+        """One forward; those whose tokens are all read get another."""
+        if not self.scheduler.running:
+            self._forget_other_weights()
+        step = self.scheduler.schedule()
+        self.runner.copy(step.copies)
+        read, logits_RV, failed = self._read(step.chunks)
+        ready, rows, row = [], [], 0
+        for chunk in read:
+            following = self.scheduler.advance(chunk)
+            ready += following
+            rows += [row] * len(following)
+            row += chunk.last
+        found: list[tuple[Growing, Token]] = [
+            (self._growing[state], error) for chunk, error in failed for state in (chunk.state, *chunk.state.siblings)
+        ]
+        if not ready or logits_RV is None:
+            return found
+        growing = [self._growing[state] for state in ready]
+        if rows != list(range(len(logits_RV))):
+            logits_RV = logits_RV[rows]
+        with torch.inference_mode():
+            tokens = choose(logits_RV, growing, lambda sequence: sequence.prompt + sequence.tokens)
+        for state, token in zip(ready, tokens, strict=True):
+            if token is not None:
+                state.tokens.append(token)
+        return [*found, *zip(growing, tokens, strict=True)]
+
+    def _read(self, chunks: Sequence[Chunk]) -> tuple[Sequence[Chunk], Tensor | None, list[tuple[Chunk, Exception]]]:
+        """Chunks that were read, the logits (R, V) of what follows those that end their sequence, and chunks that failed.
+        Where a forward fails they are read one by one, so that none fails for another's sake."""
+        if not chunks:
+            return [], None, []
+        try:
+            return chunks, self.runner.run(chunks), []
+        except Exception as error:
+            if len(chunks) == 1:
+                return [], None, [(chunks[0], error)]
+        read, logits, failed = [], [], []
+        for chunk in chunks:
+            one_read, one_V, one_failed = self._read([chunk])
+            read += one_read
+            failed += one_failed
+            logits += [] if one_V is None else [one_V.clone()]
+        return read, torch.cat(logits) if logits else None, failed
+
+    def _forget_other_weights(self) -> None:
+        """Keys and values of other weights than now are no prefix of anything."""
+        version = weights_version(self.runner.module)
+        if version != self._weights:
+            if self.runner.graphs is not None:
+                self.runner.graphs.clear()
+            self.scheduler.manager.clear_prefix_cache()
+            self._weights = version
+
+    def go_on(self, ended: list[Growing]) -> None:
+        """Nothing is read before the next step."""
+        self.leave(ended)
+
+    def leave(self, sequences: list[Growing]) -> None:
+        """Give their blocks back."""
+        for growing in sequences:
+            state = self._states.pop(id(growing), None)
+            if state is not None:
+                self.scheduler.remove(state)
+                del self._growing[state]
+
+    def clear(self) -> None:
+        """Begin anew, as after a step that broke in the middle: no count or content of a block is relied on."""
+        self.scheduler = self._scheduler()
+        self._growing.clear()
+        self._states.clear()
+
+
+def weights_version(module: Model) -> tuple[tuple[int, int], ...]:
+    """Another value whenever torch has changed a parameter or put another in its place; changes by kernels of one's own go
+    unnoticed."""
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())

@@ -1,0 +1,212 @@
+"""Which tokens the next forward reads: one budget of tokens a step for prompts and for continuations alike.
+
+Pure Python over ints. Every running sequence has tokens that the forward hasn't read yet: one where it grows, many where
+its prompt is new or where it was preempted. Nothing else tells the two apart. Sequences are served first come, first
+served: the oldest always gets on, younger ones give their blocks up to it (preemption) and are read again later
+(recomputation, Kwon et al. 2023, section 4.5), so that whatever is admitted ends.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from luban.core.errors import ConfigError
+from luban.serve.block_manager import BlockManager, prefix_key
+
+SHARES = 8  # parts of prompts a step at most, where they are long
+RESERVED = 100  # one block in so many stays free at admission, for sequences that run to grow into
+
+
+@dataclass(eq=False)
+class SequenceState:
+    """One continuation of a prompt, as the scheduler sees it."""
+
+    tokens: list[int]  # the prompt's, then the generated ones
+    arrival: tuple[int, int]  # number of the request, and which of its continuations; the smaller runs first
+    identity: str = ""  # what keys and values depend on beside the tokens
+    siblings: list[SequenceState] = field(default_factory=list)  # continuations that begin where this prompt ends
+    table: list[int] = field(default_factory=list)  # blocks; of all tokens while it runs
+    computed: int = 0  # tokens whose keys and values are in the pool
+    key: bytes = b""  # of the last full block
+
+    @property
+    def unread(self) -> int:
+        """Tokens that the model hasn't read; at least 1."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def width(self) -> int:
+        """Continuations that run once its prompt is read."""
+        return 1 + len(self.siblings)
+
+
+@dataclass
+class Chunk:
+    """Tokens `start` … `start + count − 1` of a sequence, which one forward reads."""
+
+    state: SequenceState
+    start: int
+    count: int
+
+    @property
+    def last(self) -> bool:
+        """Whether the sequence's next token is wanted."""
+        return self.start + self.count == len(self.state.tokens)
+
+
+@dataclass
+class Step:
+    """One forward."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)  # blocks to copy before it: source, copy
+
+
+def arrival(state: SequenceState) -> tuple[int, int]:
+    """The order of service."""
+    return state.arrival
+
+
+class Scheduler:
+    """Admits, orders and preempts sequences.
+
+    Args:
+        manager: of the blocks.
+        max_sequences: that run together; a request with more continuations runs alone.
+        max_tokens: that a forward reads.
+
+    Raises:
+        ConfigError: a budget that growing sequences alone would use up.
+    """
+
+    def __init__(self, manager: BlockManager, *, max_sequences: int, max_tokens: int):
+        if not 1 <= max_sequences < max_tokens:
+            raise ConfigError(
+                f"{max_tokens} tokens a step for {max_sequences} sequences that each want one leave none for prompts: "
+                "the tokens must be more"
+            )
+        self.manager, self.max_sequences, self.max_tokens = manager, max_sequences, max_tokens
+        self.waiting: list[SequenceState] = []  # both in the order of arrival
+        self.running: list[SequenceState] = []
+        self.preemptions = 0
+        self.prompt_tokens = self.prefix_hits = 0  # admitted, and of them found in the prefix cache
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.waiting or self.running)
+
+    def add(self, state: SequenceState) -> None:
+        """Queue a sequence (with its siblings). The caller sees that one continuation fits the pool when it is alone."""
+        insort(self.waiting, state, key=arrival)
+
+    def remove(self, state: SequenceState) -> None:
+        """Forget a sequence, whatever it is doing, with those siblings that haven't begun. Its blocks are free at once."""
+        if state in self.running:
+            self.running.remove(state)
+            self._release(state)
+        elif state in self.waiting:
+            self.waiting.remove(state)
+        state.siblings.clear()
+
+    def schedule(self) -> Step:
+        """Plan a forward. Blocks are held and given up as if it had already been run; `advance` says that it has."""
+        step = Step()
+        budget = self.max_tokens
+        for state in list(self.running):
+            if state.unread == 1 and budget and self._hold_next(state, step):
+                step.chunks.append(Chunk(state, state.computed, 1))
+                budget -= 1
+        self._read_prompts(step, budget)
+        return step
+
+    def _hold_next(self, state: SequenceState, step: Step) -> bool:
+        """See that the slot of a sequence's newest token is its own, at the cost of younger sequences. False: it was
+        preempted, now or before."""
+        if not state.table:
+            return False
+        index = state.computed // self.manager.block_size
+        grows = index == len(state.table)
+        while (grows or self.manager.references[state.table[index]] > 1) and not self.manager.free:
+            self._preempt(self.running[-1])
+            if not state.table:
+                return False
+        if grows:
+            state.table += self.manager.allocate([], 1) or []
+        elif copied := self.manager.write(state.table, index):
+            step.copies.append(copied)
+        return True
+
+    def _read_prompts(self, step: Step, budget: int) -> None:
+        """Fill the budget with parts of prompts, admitting what fits. A prompt gets half of what is left while others come
+        after it, so that short ones needn't wait until a long one is read; at the end what they leave."""
+        reading = [state for state in self.running if state.unread > 1]
+        chunks: list[Chunk] = []
+        smallest = budget // SHARES  # no forward of crumbs
+        while budget and (state := reading.pop(0) if reading else self._admit()):
+            most = max(-(-budget // 2), smallest) if reading or self.waiting else budget
+            chunks.append(Chunk(state, state.computed, min(state.unread, most, budget)))
+            budget -= chunks[-1].count
+        for chunk in chunks:
+            more = min(chunk.state.unread - chunk.count, budget)
+            chunk.count += more
+            budget -= more
+        step.chunks += chunks
+
+    def _admit(self) -> SequenceState | None:
+        """Begin the first waiting sequence if blocks for all of its tokens are there; nothing overtakes it."""
+        if not self.waiting:
+            return None
+        state = self.waiting[0]
+        if self.running and sum(other.width for other in self.running) + state.width > self.max_sequences:
+            return None
+        shared = self.manager.match(state.tokens, state.identity)
+        new = self.manager.blocks_for(len(state.tokens)) - len(shared)
+        reserve = -(-self.manager.blocks // RESERVED) if self.running else 0
+        if not self.manager.can_allocate(shared, new + reserve):
+            return None
+        state.key = self.manager.key(shared, state.identity)
+        state.table = self.manager.allocate(shared, new) or []
+        state.computed = len(shared) * self.manager.block_size
+        self.prompt_tokens += len(state.tokens)
+        self.prefix_hits += state.computed
+        insort(self.running, self.waiting.pop(0), key=arrival)
+        return state
+
+    def _preempt(self, state: SequenceState) -> None:
+        """Give up all blocks of a sequence, which will be read again."""
+        self.running.remove(state)
+        self._release(state)
+        insort(self.waiting, state, key=arrival)
+        self.preemptions += 1
+
+    def _release(self, state: SequenceState) -> None:
+        self.manager.release(state.table)
+        state.table, state.computed = [], 0
+
+    def advance(self, chunk: Chunk) -> list[SequenceState]:
+        """Note that a chunk was read. Returns the sequences whose next token its last logits give: none within a prompt,
+        all continuations of the prompt at its end, which hold its blocks together from then on."""
+        state, size = chunk.state, self.manager.block_size
+        before, state.computed = state.computed // size, chunk.start + chunk.count
+        if self.manager.prefix_cache:
+            for index in range(before, state.computed // size):
+                state.key = prefix_key(state.key, state.tokens[index * size : (index + 1) * size])
+                self.manager.remember(state.table[index], state.key)
+        if not chunk.last:
+            return []
+        ready = [state, *state.siblings]
+        for sibling in state.siblings:
+            sibling.table, sibling.computed, sibling.key = self.manager.fork(state.table), state.computed, state.key
+            insort(self.running, sibling, key=arrival)
+        state.siblings = []
+        return ready
+
+
+def together(states: Iterable[SequenceState]) -> SequenceState:
+    """Continuations of one prompt as one sequence with siblings."""
+    first, *rest = states
+    first.siblings = rest
+    return first

@@ -1,0 +1,71 @@
+"""The engine on a GPU: recorded forwards, the Triton kernel and what was measured for the pool, against the contiguous cache."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import luban
+from luban import Sampling
+from luban.load.model import LoadedModel
+from luban.models.spec import uniform
+from luban.nn.init import NormalInit
+from luban.nn.mixer.grouped import Grouped
+from luban.nn.mixer.layout import Strided
+from luban.nn.position.alibi import Alibi
+from luban.nn.position.kerple import KerpleLog
+from luban.nn.position.rope import Rope
+from luban.nn.position.t5 import RelativeBias
+from luban.serve.paged import PagedBatch
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+VARIANTS = {
+    "rope": {},
+    "window": {"mixer": Grouped(heads=4, kv_heads=2, window=20)},
+    "layout": {"mixer": Grouped(heads=4, kv_heads=2, layout=Strided(block=16, window=16, stride=2))},
+    "alibi": {"position": Alibi()},
+    "kerple": {"position": KerpleLog()},
+    "t5": {"position": RelativeBias()},
+}
+
+
+def loaded(**fields) -> LoadedModel:
+    plain = {"mixer": Grouped(heads=4, kv_heads=2), "position": Rope(), "init": NormalInit(std=0.2)}
+    spec = uniform(**{"vocab_size": 97, "width": 128, "context": 300, "layers": 2, **plain, **fields})
+    module = luban.build_model(spec, device="cuda")
+    return LoadedModel(spec=spec, module=module, tokenizer=None, name="tiny", path=Path(), manifest=None)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_greedy_tokens_are_those_of_the_contiguous_cache(variant):
+    rng, model = random.Random(3), loaded(**VARIANTS[variant])
+    engine = luban.Engine(model, cache_bytes=2**24)
+    assert isinstance(engine.batch, PagedBatch) and (engine.batch.runner.graphs is None) == (variant == "layout")
+    prompts = [[rng.randrange(97) for _ in range(rng.choice([1, 30, 200]))] for _ in range(37)]
+    sampling = Sampling(max_tokens=40, temperature=0, ignore_eos=True)
+    found = engine.generate(prompts, sampling)
+    again = luban.Engine(model, cache_bytes=40 * 16 * 1024).generate(prompts, sampling)  # little memory: preemptions
+    expected = [luban.Engine(model, paged=False).generate([prompt], sampling)[0] for prompt in prompts]
+    for ours, other, theirs in zip(found, again, expected, strict=True):
+        assert ours.token_ids == theirs.token_ids == other.token_ids
+
+
+def test_the_pool_leaves_what_a_forward_needs():
+    engine = luban.Engine(loaded())
+    used = torch.cuda.memory_allocated()
+    assert engine.budget.slots == 256 * 304  # all that 256 sequences could use, in whole blocks
+    assert used < torch.cuda.get_device_properties(0).total_memory
+
+
+def test_weights_put_elsewhere_are_read_there():
+    model, prompt = loaded(), [1, 2, 3]
+    sampling = Sampling(max_tokens=20, temperature=0, ignore_eos=True)
+    engine = luban.Engine(model, cache_bytes=2**22)
+    before = engine.generate([prompt], sampling)[0].token_ids
+    for parameter in model.module.parameters():
+        parameter.data = parameter.data.flip(0).clone()
+    after = engine.generate([prompt], sampling)[0].token_ids
+    assert after == luban.Engine(model, paged=False).generate([prompt], sampling)[0].token_ids != before

@@ -1,0 +1,146 @@
+"""Attention over blocks of keys against its definition, sequence by sequence: in plain torch, and by the Triton kernel."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
+
+from luban.kernels import distance
+from luban.kernels.attention_mask import AttentionMask
+from luban.nn.attention.paged import PackedTokens, PagedAttention, PagedLayer
+from luban.nn.attention.prepared_mask import Bias
+from luban.nn.mixer.base import AttentionShape
+from luban.nn.position.base import PositionEncoding
+
+BIASES = (None, "alibi", "power", "log", "buckets")
+
+
+def drawn_bias(form: str | None, heads: int, keys: int) -> distance.DistanceBias | None:
+    r1, r2 = torch.rand(heads, device=DEVICE), torch.rand(heads, device=DEVICE) + 0.3
+    made = {
+        "alibi": lambda: distance.alibi(r1, keys),
+        "power": lambda: distance.kerple_power(r1, r2, keys, 0.5),
+        "log": lambda: distance.kerple_log(r1, r2, keys, 0.5),
+        "buckets": lambda: distance.t5(torch.randn(heads, 8, device=DEVICE), keys, max_distance=20),
+    }
+    return None if form is None else made[form]()
+
+
+class Case:
+    """Random chunks of random sequences in a pool whose other slots hold NaN."""
+
+    def __init__(self, rng: random.Random, form: str | None, dtype: torch.dtype, window: int | None, long: int = 1):
+        self.group, self.K, self.D = (
+            rng.choice([1, 2, 3, 8]),
+            rng.choice([1, 2]),
+            rng.choice([8, 16, 20, *([64, 128, 256] if ON_GPU else [])]),
+        )
+        self.H, self.block = self.group * self.K, rng.choice([4, 16])
+        counts = [rng.choice([1, 1, 1, rng.randrange(2, 50)]) for _ in range(rng.randrange(1, 6))]
+        starts = [rng.choice([0, rng.randrange(70 * long)]) for _ in counts]
+        lengths = [start + count for start, count in zip(starts, counts, strict=True)]
+        self.starts, self.counts, self.window = starts, counts, window
+        needed = [-(-length // self.block) for length in lengths]
+        order = rng.sample(range(sum(needed) + 3), sum(needed))
+        self.tables = [[order.pop() for _ in range(count)] for count in needed]
+        shape = AttentionShape(self.H, self.K, self.D, window)
+        self.shape, self.dtype = shape, dtype
+        self.layer = PagedLayer((sum(needed) + 3) * self.block, shape, torch.device(DEVICE), dtype)
+        for pool in (self.layer.keys, self.layer.values):
+            pool.fill_(torch.nan)
+        self.k, self.v = ([torch.randn(n, self.K, self.D, device=DEVICE).to(dtype) for n in lengths] for _ in range(2))
+        self.q = torch.randn(sum(counts), self.H, self.D, device=DEVICE).to(dtype)
+        for table, start, keys, values in zip(self.tables, starts, self.k, self.v, strict=True):
+            for at in range(start):
+                slot = table[at // self.block] * self.block + at % self.block
+                self.layer.keys[slot], self.layer.values[slot] = keys[at], values[at]
+        self.bias = drawn_bias(form, self.H, max(lengths))
+
+    def packed(self) -> PackedTokens:
+        """What a model runner would say."""
+        positions = [s + i for s, c in zip(self.starts, self.counts, strict=True) for i in range(c)]
+        slots = [
+            table[at // self.block] * self.block + at % self.block
+            for table, s, c in zip(self.tables, self.starts, self.counts, strict=True)
+            for at in range(s, s + c)
+        ]
+        longest = max(map(len, self.tables))
+        tables = [table + [0] * (longest - len(table)) for table in self.tables]
+        return PackedTokens(
+            torch.tensor(positions, device=DEVICE),
+            torch.tensor(slots, device=DEVICE),
+            torch.tensor(tables, dtype=torch.int32, device=DEVICE),
+            tuple(self.starts),
+            tuple(self.counts),
+            self.block,
+        )
+
+    def run(self, kernel: str) -> torch.Tensor:
+        """(N, H, D)."""
+        backend = PagedAttention([self.layer], self.packed(), kernel)
+        bias = None
+        if self.bias is not None:
+            bias = Bias(self.bias.form, PositionEncoding(distance_bias=self.bias))
+        N = len(self.q)
+        whole = AttentionMask(queries=N, keys=N, causal=True, device=torch.device(DEVICE))
+        mask = backend.prepare(whole, self.shape, bias, self.dtype)
+        new = zip(self.starts, self.k, self.v, strict=True)
+        k, v = (torch.cat(x) for x in zip(*((k[s:], v[s:]) for s, k, v in new), strict=True))
+        q, k, v = (x.transpose(0, 1)[None] for x in (self.q, k, v))
+        return backend.attend(q, k, v, mask, self.layer, 0.3)[0].transpose(0, 1)
+
+    def expected(self) -> torch.Tensor:
+        """(N, H, D) float64."""
+        found, row = [], 0
+        for start, count, k, v in zip(self.starts, self.counts, self.k, self.v, strict=True):
+            q, keys = self.q[row : row + count].double(), start + count
+            k, v = (x.double().repeat_interleave(self.group, 1) for x in (k, v))
+            scores = torch.einsum("thd,shd->hts", q, k) * 0.3
+            if self.bias is not None:
+                scores = scores + distance.dense(self.bias, self.bias.keys, self.bias.keys)[:, start:keys, :keys]
+            away = torch.arange(start, keys, device=DEVICE)[:, None] - torch.arange(keys, device=DEVICE)
+            unseen = away < 0 if self.window is None else (away < 0) | (away >= self.window)
+            found.append(torch.einsum("hts,shd->thd", scores.masked_fill(unseen, -torch.inf).softmax(-1), v))
+            row += count
+        return torch.cat(found)
+
+
+def check(seed: int, form: str | None, kernel: str, dtype: torch.dtype = torch.float32, long: int = 1) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    for window in (None, rng.randrange(1, 60)):
+        case = Case(rng, form, dtype, window, long)
+        error = (case.run(kernel).double() - case.expected()).abs().max()
+        assert error < (2e-5 if dtype == torch.float32 and not ON_GPU else 3e-2), (seed, error)
+
+
+@pytest.mark.parametrize("form", BIASES)
+def test_plain_torch(form):
+    for _ in range(5):
+        check(random.randrange(2**32), form, "torch")
+
+
+def test_plain_torch_in_bf16():
+    check(random.randrange(2**32), "log", "torch", torch.bfloat16)
+
+
+@here
+@pytest.mark.parametrize("form", BIASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernel(form, dtype):
+    check(random.randrange(2**32), form, "luban", dtype)
+
+
+@here
+@pytest.mark.parametrize("form", [None, "log"])
+def test_kernel_with_shares_of_long_rows(form):
+    check(random.randrange(2**32), form, "luban", long=8)
+
+
+@pytest.mark.skipif(HERE, reason="the kernels are tested in this process")
+@pytest.mark.skipif(not pytest.importorskip("luban.kernels.available").INSTALLED, reason="Triton is not installed")
+def test_under_the_interpreter():
+    run_interpreted(__file__)
