@@ -15,6 +15,7 @@ from luban.generate.session import check_prompt, choose
 from luban.kernels.dispatch import VARIABLE, check_kernel
 from luban.models.base import Model, require_next_token
 from luban.nn.attention.paged import kernel_serves
+from luban.nn.linear import lay_adjacent
 from luban.serve.batch import Token
 from luban.serve.block_manager import BlockManager
 from luban.serve.decode_graph import DecodeGraphs
@@ -55,6 +56,8 @@ class PagedBatch:
         require_next_token(module.spec, "generating text", cached=True)
         kernel = check_kernel(kernel or os.environ.get(VARIABLE) or None)
         device = next(module.parameters()).device.type
+        if device == "cuda":
+            lay_adjacent(module)
         sequences = max_batch or MAX_BATCH
         tokens = max_tokens or max(MAX_TOKENS.get(device, OTHER_MAX_TOKENS), 2 * sequences)
         self.spec = module.spec
