@@ -15,8 +15,10 @@ from torch import Tensor
 
 from luban.core.errors import LubanError
 from luban.generate.cache import ContextError, ContiguousCache
-from luban.generate.sampler import penalise, sample, subtract, uniform
+from luban.generate.logits import add_biases, forbid, penalise, subtract
+from luban.generate.sampler import draw, uniform
 from luban.generate.sampling import Sampling
+from luban.generate.token_mask import Matcher, mask_logits
 from luban.models.base import Model, require_next_token
 from luban.models.spec import ModelSpec
 
@@ -33,11 +35,12 @@ class NotFiniteError(LubanError):
 
 @dataclass
 class TokenLogprob:
-    """The model's own log-probability of a token, before temperature and filters."""
+    """Log-probabilities of a token, in nats."""
 
     token: int
-    logprob: float  # nats
-    top: list[tuple[int, float]]  # the likeliest tokens with theirs, likeliest first
+    logprob: float  # under the model's own distribution, before penalties, biases, masks, temperature and filters
+    top: list[tuple[int, float]]  # the model's likeliest tokens with theirs, likeliest first
+    sampling_logprob: float | None = None  # under the distribution that it was drawn from; none: a prompt's token
 
 
 NO_TOKEN = -1
@@ -51,6 +54,8 @@ class Sequence:
     sampling: Sampling
     seed: int  # of its draws
     choice: int = 0  # which of the request's n continuations
+    ends: tuple[int, ...] = ()  # tokens that end a text, which don't come before `min_tokens`
+    matcher: Matcher | None = None  # of the request's structure
     tokens: list[int] = field(default_factory=list)  # generated so far
     logprobs: list[TokenLogprob] = field(default_factory=list)  # of each, where asked for
 
@@ -127,9 +132,8 @@ class Session:
         return self.module.read(hidden[:, -1]).float()
 
     @torch.inference_mode()
-    def choose(self) -> list[int | None]:
-        """Append one token to every sequence; returns the tokens in the order of `sequences`, None where none can be
-        chosen."""
+    def choose(self) -> list[Chosen]:
+        """Append one token to every sequence; returns the tokens in the order of `sequences`, as the function `choose`."""
         assert self.logits is not None
         return choose(self.logits, self.sequences, self.seen)
 
@@ -169,45 +173,65 @@ def check_prompt(prompt: list[int], spec: ModelSpec) -> None:
         )
 
 
-def choose(
-    logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[Sequence], list[int]]
-) -> list[int | None]:
+Chosen = int | None | Exception  # a token; None: no token can be chosen; an error: the request's structure broke
+
+
+def choose(logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[Sequence], list[int]]) -> list[Chosen]:
     """Append one token to every sequence; returns the tokens in the same order, None where a sequence's logits are such
-    that none can be chosen (NaN, +∞, or all −∞).
+    that none can be chosen (NaN, +∞, or all −∞), an error where its structure can't be followed further.
 
     Args:
         logits_BV: float32, of each sequence's next token.
         seen: the tokens that a penalty on repetition counts.
     """
     settings = [s.sampling for s in sequences]
+    quantiles = [0.0 if s.sampling.temperature == 0 else uniform(s.seed, s.choice, len(s.tokens)) for s in sequences]
+    logits = processed(logits_BV, sequences, seen)
+    chosen, logprobs_B = draw(logits, settings, quantiles)
+    valid = logits_BV.amax(-1).isfinite()  # the maximum is NaN where any logit is
+    if logits is not logits_BV:
+        valid &= logits.amax(-1).isfinite()
+    tokens: list[int] = torch.where(valid, chosen, NO_TOKEN).tolist()
+    _keep_logprobs(logits_BV, sequences, [max(token, 0) for token in tokens], logprobs_B)
+    found: list[Chosen] = []
+    for sequence, token in zip(sequences, tokens, strict=True):
+        sequence.tokens.append(token)
+        found.append(None if token == NO_TOKEN else token)
+        if sequence.matcher is not None and token != NO_TOKEN:
+            sequence.matcher.consume(token)
+            found[-1] = sequence.matcher.error or token
+    return found
+
+
+def processed(logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[Sequence], list[int]]) -> Tensor:
+    """Logits after penalties, biases and masks; the argument itself where no sequence asks for any."""
+    settings = [s.sampling for s in sequences]
     penalties = [setting.repetition_penalty for setting in settings]
     counted = [seen(s) if penalty != 1 else [] for s, penalty in zip(sequences, penalties, strict=True)]
-    draws = [0.0 if s.sampling.temperature == 0 else uniform(s.seed, s.choice, len(s.tokens)) for s in sequences]
-    logits = subtract(
+    logits_BV = subtract(
         penalise(logits_BV, counted, penalties),
         [s.tokens for s in sequences],
         [setting.presence_penalty for setting in settings],
         [setting.frequency_penalty for setting in settings],
     )
-    chosen = sample(logits, settings, draws)
-    valid = logits_BV.amax(-1).isfinite()  # the maximum is NaN where any logit is
-    tokens: list[int] = torch.where(valid, chosen, NO_TOKEN).tolist()
-    _keep_logprobs(logits_BV, sequences, [max(token, 0) for token in tokens])
-    for sequence, token in zip(sequences, tokens, strict=True):
-        sequence.tokens.append(token)
-    return [None if token == NO_TOKEN else token for token in tokens]
+    logits_BV = add_biases(logits_BV, [setting.logit_bias for setting in settings])
+    logits_BV = forbid(logits_BV, [s.ends if len(s.tokens) < s.sampling.min_tokens else () for s in sequences])
+    return mask_logits(logits_BV, [s.matcher for s in sequences])
 
 
-def _keep_logprobs(logits_BV: Tensor, sequences: SequenceOf[Sequence], tokens: list[int]) -> None:
+def _keep_logprobs(
+    logits_BV: Tensor, sequences: SequenceOf[Sequence], tokens: list[int], sampling_logprobs_B: Tensor
+) -> None:
     """Of the chosen tokens, for the sequences that ask."""
     asked = [row for row, s in enumerate(sequences) if s.sampling.logprobs is not None]
     if not asked:
         return
     most = max(sequences[row].sampling.logprobs or 0 for row in asked)
     found = token_logprobs(logits_BV[asked], [tokens[row] for row in asked], most)
-    for row, logprob in zip(asked, found, strict=True):
+    drawn = sampling_logprobs_B[asked].tolist()
+    for row, logprob, own in zip(asked, found, drawn, strict=True):
         sequence = sequences[row]
-        sequence.logprobs.append(replace(logprob, top=logprob.top[: sequence.sampling.logprobs]))
+        sequence.logprobs.append(replace(logprob, top=logprob.top[: sequence.sampling.logprobs], sampling_logprob=own))
 
 
 def check_ids(prompt: list[int], spec: ModelSpec) -> None:

@@ -16,6 +16,7 @@ from luban.generate.sampling import Sampling
 from luban.generate.session import NotFiniteError
 from luban.generate.session import Sequence as Growing
 from luban.generate.text import TextStream
+from luban.generate.token_mask import Matcher, StructureCompiler
 from luban.load.model import LoadedModel
 from luban.serve.batch import Batch, Token
 from luban.serve.contiguous import ContiguousBatch
@@ -75,6 +76,7 @@ class Engine:
         self.waiting: deque[Request] = deque()
         self.running: dict[int, Running] = {}  # by id of its growing sequence; some of them may still wait for blocks
         self._stepping = threading.Lock()
+        self._compiling, self._structures = threading.Lock(), cast(StructureCompiler | None, None)
 
     @property
     def budget(self) -> CacheBudget:
@@ -121,7 +123,31 @@ class Engine:
         messages = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
         ids = self.tokens_of(prompt)
         self.budget.require(ids, sampling.max_tokens, sampling.n)
-        return Request(ids, sampling, listener, continues=not source and not messages)
+        return Request(
+            ids,
+            sampling,
+            listener,
+            ends=self._ends(sampling),
+            matcher=self._matcher(sampling),
+            continues=not source and not messages,
+        )
+
+    def _ends(self, sampling: Sampling) -> tuple[int, ...]:
+        """Tokens that end a text. Raises DataError for one outside of the vocabulary."""
+        ids = (*sampling.stop_token_ids, *(token for token, _ in sampling.logit_bias))
+        if ids and max(ids) >= self.model.spec.vocab_size:
+            raise DataError(f"token id {max(ids)} is outside the model's vocabulary of {self.model.spec.vocab_size}")
+        return (*sampling.stop_token_ids, *(() if sampling.ignore_eos else self.model.stop_ids))
+
+    def _matcher(self, sampling: Sampling) -> Matcher | None:
+        """Of the structure that is asked for. Raises ConfigError where it isn't valid, DataError without a tokenizer."""
+        if sampling.structure is None:
+            return None
+        with self._compiling:
+            if self._structures is None:
+                tokenizer, size = self.model.need_tokenizer(), self.model.spec.vocab_size
+                self._structures = StructureCompiler(tokenizer, size, self.model.stop_ids)
+        return self._structures.matcher(sampling.structure)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None) -> list[Result]:
         """Continue every prompt; the results come in the order of the prompts. Without `sampling` tokens are chosen as
@@ -218,10 +244,10 @@ class Engine:
             choice.finish_reason = "cancelled"
             return True
         choice.token_ids.append(token)
-        ended = token in self.model.stop_ids and not sampling.ignore_eos
+        ended = token in sampling.stop_token_ids or (token in self.model.stop_ids and not sampling.ignore_eos)
         text = "" if ended or stream is None else stream.push(token)
         reason: FinishReason | None = None
-        if ended or (stream is not None and stream.stopped):
+        if ended or (stream is not None and stream.stopped) or (growing.matcher and growing.matcher.finished):
             reason = "stop"
         elif len(growing.tokens) >= sampling.max_tokens or self.batch.full(growing):
             reason = "length"

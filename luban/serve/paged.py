@@ -138,7 +138,7 @@ class PagedBatch:
         with torch.inference_mode():
             tokens = choose(logits_RV, growing, lambda sequence: sequence.prompt + sequence.tokens)
         for state, token in zip(ready, tokens, strict=True):
-            if token is not None:
+            if isinstance(token, int):
                 state.tokens.append(token)
         return [*found, *zip(growing, tokens, strict=True)]
 

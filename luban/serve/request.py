@@ -11,6 +11,7 @@ from luban.core.seeding import derive
 from luban.generate.sampling import Sampling
 from luban.generate.session import Sequence as Growing
 from luban.generate.session import TokenLogprob
+from luban.generate.token_mask import Matcher
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -69,6 +70,8 @@ class Request:
     """A prompt on its way. `deltas` are handed to `listener` as they come, and collected in `result`.
 
     Args:
+        ends: tokens that end the text, which `min_tokens` holds back.
+        matcher: of the request's structure, at its beginning.
         continues: whether the generated text continues the prompt's, so that a space between them belongs to it.
         identity: what keys and values depend on beside the tokens (an adapter); prompts share them where it is the same.
     """
@@ -79,13 +82,19 @@ class Request:
         sampling: Sampling,
         listener: Callable[[Delta], None] | None = None,
         *,
+        ends: tuple[int, ...] = (),
+        matcher: Matcher | None = None,
         continues: bool = False,
         identity: str = "",
     ):
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self.prompt, self.sampling, self.listener, self.continues = prompt, sampling, listener, continues
         self.identity = identity
-        self.growing = [Growing(prompt, sampling, derive(seed, "request"), choice) for choice in range(sampling.n)]
+        seed = derive(seed, "request")
+        self.growing = [
+            Growing(prompt, sampling, seed, choice, ends, None if matcher is None else matcher.copy())
+            for choice in range(sampling.n)
+        ]
         empty = None if sampling.logprobs is None else []
         self.result = Result(prompt, [Choice(logprobs=None if empty is None else []) for _ in range(sampling.n)])
         self.cancelled = False
