@@ -58,6 +58,9 @@ class Sequence:
     matcher: Matcher | None = None  # of the request's structure
     tokens: list[int] = field(default_factory=list)  # generated so far
     logprobs: list[TokenLogprob] = field(default_factory=list)  # of each, where asked for
+    prompt_logprobs: list[TokenLogprob] = field(
+        default_factory=list
+    )  # of the prompt's after the first, where asked for
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.tokens)

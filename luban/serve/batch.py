@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from luban.generate.session import Sequence as Growing
@@ -10,6 +11,18 @@ from luban.serve.memory import CacheBudget
 from luban.serve.request import Request
 
 Token = int | None | Exception  # None: logits from which none can be chosen; an error: reading the sequence failed
+
+
+@dataclass(frozen=True)
+class BatchLoad:
+    """What a batch holds at a moment, and what it has counted since it began."""
+
+    running: int  # sequences
+    waiting: int  # sequences, or requests, without memory
+    cache_usage: float  # share of the cache that sequences hold
+    prompt_tokens: int = 0  # that were looked up in the prefix cache …
+    prefix_hits: int = 0  # … and of them found there
+    preemptions: int = 0
 
 
 class Batch(Protocol):
@@ -51,6 +64,10 @@ class Batch(Protocol):
 
     def leave(self, sequences: list[Growing]) -> None:
         """Forget these sequences, whatever they are doing; what they held is free at once."""
+        ...
+
+    def load(self) -> BatchLoad:
+        """What it holds; from any thread."""
         ...
 
     def clear(self) -> None:

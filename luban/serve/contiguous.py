@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from luban.generate.prompt_scores import prompt_logprobs
 from luban.generate.session import Sequence as Growing
 from luban.generate.source import session_for
 from luban.models.base import Model
-from luban.serve.batch import Token
+from luban.serve.batch import BatchLoad, Token
 from luban.serve.memory import ContiguousBudget
 from luban.serve.request import Request
 
@@ -27,7 +28,7 @@ class ContiguousBatch:
     """
 
     def __init__(self, module: Model, *, max_batch: int | None = None, cache_bytes: int | None = None):
-        self.session = session_for(module)
+        self.module, self.session = module, session_for(module)
         self.max_batch = max_batch or MAX_BATCH
         self.budget = ContiguousBudget.of(module, cache_bytes)
 
@@ -65,6 +66,11 @@ class ContiguousBatch:
             for request in requests:
                 self.budget.require(request.prompt, request.sampling.max_tokens, request.sampling.n)
             self.session.add([growing for request in requests for growing in request.growing])
+            for growing in (growing for request in requests for growing in request.growing):
+                if growing.sampling.prompt_logprobs is not None and growing.choice == 0:
+                    growing.prompt_logprobs = prompt_logprobs(
+                        self.module, growing.prompt, growing.sampling.prompt_logprobs
+                    )
         except Exception as error:
             if len(requests) == 1:
                 return [(requests[0], error)]
@@ -84,6 +90,12 @@ class ContiguousBatch:
     def leave(self, sequences: list[Growing]) -> None:
         """Drop their rows."""
         self.session.keep([sequence for sequence in self.session.sequences if sequence not in sequences])
+
+    def load(self) -> BatchLoad:
+        """Slots are held by the longest sequence's length."""
+        sequences = self.sequences
+        held = len(sequences) * max(map(len, sequences), default=0)
+        return BatchLoad(len(sequences), 0, min(1.0, held / max(1, self.budget.slots)))
 
     def clear(self) -> None:
         """Drop all rows."""

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import operator
 import threading
+from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple, cast
 
-from luban.core.errors import DataError, UnsupportedError
+from luban.core.errors import UnsupportedError
 from luban.core.log import warn
-from luban.generate.cache import ContextError
 from luban.generate.paged_cache import paging_refusal
 from luban.generate.sampling import Sampling
 from luban.generate.session import NotFiniteError
 from luban.generate.session import Sequence as Growing
 from luban.generate.text import TextStream
-from luban.generate.token_mask import Matcher, StructureCompiler
 from luban.load.model import LoadedModel
-from luban.serve.batch import Batch, Token
+from luban.serve.batch import Batch, BatchLoad, Token
 from luban.serve.contiguous import ContiguousBatch
+from luban.serve.intake import Intake, is_one
 from luban.serve.memory import CacheBudget
 from luban.serve.paged import PagedBatch
 from luban.serve.request import Delta, FinishReason, Prompt, Request, Result
-from luban.tokenizer.chat import render
-
-FIRST_CHARACTERS = 8  # a token of the context: what is tokenised first of a long text
 
 
 class Running(NamedTuple):
@@ -73,10 +70,11 @@ class Engine:
                 f"{model.name}: its authors ask for {', '.join(model.generation.unbuilt)} (generation_config.json), which "
                 "isn't built, so its text may differ from what they get"
             )
-        self.waiting: deque[Request] = deque()
+        self.intake = Intake(model, self.batch)
+        self.arrived: deque[Request] = deque()  # submitted since the last step, from any thread
+        self.waiting: list[Request] = []  # in the order of priority, then of arrival
         self.running: dict[int, Running] = {}  # by id of its growing sequence; some of them may still wait for blocks
         self._stepping = threading.Lock()
-        self._compiling, self._structures = threading.Lock(), cast(StructureCompiler | None, None)
 
     @property
     def budget(self) -> CacheBudget:
@@ -84,70 +82,12 @@ class Engine:
         return self.batch.budget
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
-        """A prompt as token ids: text (begun as the model's documents begin), ids, or a conversation's messages.
-
-        Raises DataError (ContextError when it is empty or leaves no room in the context).
-        """
-        if isinstance(prompt, str):
-            self.require_room(prompt)
-            source = self.model.spec.body.two_sided
-            ids = self.model.need_tokenizer().encode(
-                prompt, bos=self.model.begins_with_bos, eos=source and self.model.ends_with_eos
-            )
-        elif len(prompt) > 0 and isinstance(prompt[0], Mapping):
-            ids = render(
-                cast(Sequence[Mapping[str, Any]], prompt), self.model.need_tokenizer(), add_generation_prompt=True
-            ).token_ids
-        else:
-            ids = _token_ids(prompt)
-        self.batch.check(ids)
-        return ids
-
-    def require_room(self, text: str) -> None:
-        """Raise ContextError for a text much longer than the context, at the cost of tokenising a beginning of it that is
-        about twice as long as the context, however long the text is."""
-        context, size = self.model.spec.context, FIRST_CHARACTERS * self.model.spec.context
-        while size < len(text):
-            if len(self.model.need_tokenizer().encode(text[:size])) > 2 * context:
-                raise ContextError(
-                    f"a prompt of {len(text)} characters has more tokens than the model's context of {context}: shorten it"
-                )
-            size *= 2
+        """See `luban.serve.intake.Intake.tokens_of`."""
+        return self.intake.tokens_of(prompt)
 
     def request(self, prompt: Prompt, sampling: Sampling, listener: Callable[[Delta], None] | None = None) -> Request:
-        """A request for one prompt. An answer to messages, or of a decoder to its encoder's text, is a text of its own.
-
-        Raises DataError as `tokens_of` does, and RequestTooLarge where its keys and values would never fit.
-        """
-        source = self.model.spec.body.two_sided
-        messages = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
-        ids = self.tokens_of(prompt)
-        self.budget.require(ids, sampling.max_tokens, sampling.n)
-        return Request(
-            ids,
-            sampling,
-            listener,
-            ends=self._ends(sampling),
-            matcher=self._matcher(sampling),
-            continues=not source and not messages,
-        )
-
-    def _ends(self, sampling: Sampling) -> tuple[int, ...]:
-        """Tokens that end a text. Raises DataError for one outside of the vocabulary."""
-        ids = (*sampling.stop_token_ids, *(token for token, _ in sampling.logit_bias))
-        if ids and max(ids) >= self.model.spec.vocab_size:
-            raise DataError(f"token id {max(ids)} is outside the model's vocabulary of {self.model.spec.vocab_size}")
-        return (*sampling.stop_token_ids, *(() if sampling.ignore_eos else self.model.stop_ids))
-
-    def _matcher(self, sampling: Sampling) -> Matcher | None:
-        """Of the structure that is asked for. Raises ConfigError where it isn't valid, DataError without a tokenizer."""
-        if sampling.structure is None:
-            return None
-        with self._compiling:
-            if self._structures is None:
-                tokenizer, size = self.model.need_tokenizer(), self.model.spec.vocab_size
-                self._structures = StructureCompiler(tokenizer, size, self.model.stop_ids)
-        return self._structures.matcher(sampling.structure)
+        """See `luban.serve.intake.Intake.request`."""
+        return self.intake.request(prompt, sampling, listener)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None) -> list[Result]:
         """Continue every prompt; the results come in the order of the prompts. Without `sampling` tokens are chosen as
@@ -157,7 +97,7 @@ class Engine:
         NotFiniteError where the model's logits are NaN or infinite.
         """
         sampling = sampling or self.model.generation.sample({})
-        several = cast(Sequence[Prompt], [prompts] if _is_one(prompts) else prompts)
+        several = cast(Sequence[Prompt], [prompts] if is_one(prompts) else prompts)
         requests = [self.request(prompt, sampling) for prompt in several]
         for request in requests:
             self.submit(request)
@@ -188,7 +128,12 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Queue a request; safe from any thread."""
-        self.waiting.append(request)
+        self.arrived.append(request)
+
+    def load(self) -> BatchLoad:
+        """What runs and waits now; safe from any thread."""
+        load = self.batch.load()
+        return replace(load, waiting=load.waiting + len(self.arrived) + len(self.waiting))
 
     def step(self) -> bool:
         """One forward, and a token for every sequence that is ready for one. Returns whether there is more to do."""
@@ -198,7 +143,7 @@ class Engine:
             found = self.batch.next_tokens()
             self.batch.go_on([growing for growing, token in found if self._took(growing, token)])
             self._drop_cancelled()  # the rest of requests that broke
-            return bool(self.running or self.waiting)
+            return bool(self.running or self.waiting or self.arrived)
 
     def _drop_cancelled(self) -> None:
         """Free at once what cancelled requests hold."""
@@ -211,12 +156,14 @@ class Engine:
 
     def _admit(self) -> None:
         """Start waiting requests in their order, as far as the batch takes them; one larger than the batch runs alone."""
+        while self.arrived:
+            insort(self.waiting, self.arrived.popleft(), key=lambda request: request.priority)
         fresh: list[Request] = []
         while self.waiting:
             request = self.waiting[0]
             if not request.cancelled and not self.batch.takes(request, fresh):
                 break
-            self.waiting.popleft()
+            self.waiting.pop(0)
             if request.cancelled:
                 self._cancel(request)
             else:
@@ -230,7 +177,7 @@ class Engine:
                 text = None
                 if self.model.tokenizer is not None:
                     context = request.prompt if request.continues else ()
-                    text = TextStream(self.model.tokenizer, request.sampling.stop, context)
+                    text = TextStream(self.model.tokenizer, request.sampling.stop, context, request.kept)
                 self.running[id(growing)] = Running(growing, request, text)
 
     def _took(self, growing: Growing, token: Token) -> bool:
@@ -244,6 +191,8 @@ class Engine:
             choice.finish_reason = "cancelled"
             return True
         choice.token_ids.append(token)
+        if sampling.prompt_logprobs is not None and growing.choice == 0:
+            request.result.prompt_logprobs = [None, *growing.prompt_logprobs]
         ended = token in sampling.stop_token_ids or (token in self.model.stop_ids and not sampling.ignore_eos)
         text = "" if ended or stream is None else stream.push(token)
         reason: FinishReason | None = None
@@ -284,33 +233,13 @@ class Engine:
     def fail(self, error: Exception) -> None:
         """Give up everything queued and running, after an error that no request caused alone."""
         with self._stepping:
-            broken = {id(r): r for r in [*self.waiting, *(running.request for running in self.running.values())]}
+            broken = {
+                id(r): r
+                for r in [*self.arrived, *self.waiting, *(running.request for running in self.running.values())]
+            }
+            self.arrived.clear()
             self.waiting.clear()
             self.running.clear()
             self.batch.clear()
             for request in broken.values():
                 self._break(request, error)
-
-
-def _is_one(prompts: Any) -> bool:
-    """Whether this is a single prompt rather than a list of them."""
-    return isinstance(prompts, str) or (
-        len(prompts) > 0
-        and (isinstance(prompts[0], Mapping) or (hasattr(prompts[0], "__index__") and _scalar(prompts[0])))
-    )
-
-
-def _scalar(value: Any) -> bool:
-    """Whether a value that may be an array is a single number."""
-    return getattr(value, "ndim", 0) == 0
-
-
-def _token_ids(prompt: Any) -> list[int]:
-    """Token ids of a list, or of an array or tensor of whole numbers. Raises DataError for anything else."""
-    try:
-        ids = [operator.index(token) for token in (prompt.tolist() if hasattr(prompt, "tolist") else prompt)]
-        if not any(isinstance(token, bool) for token in prompt):
-            return ids
-    except TypeError:
-        pass
-    raise DataError("a prompt is a string, a list of token ids, or a list of messages")

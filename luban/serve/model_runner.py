@@ -5,7 +5,7 @@ N tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,9 +36,13 @@ class ModelRunner:
         self.cache.copy(pairs)
 
     @torch.inference_mode()
-    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+    def run(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None = None) -> Tensor:
         """Read the chunks; running them again changes nothing. Returns float32 logits (chunks that end their sequence, V)
-        of what follows them, in their order; the next call may overwrite them."""
+        of what follows them, in their order; the next call may overwrite them.
+
+        Args:
+            inspect: called for each chunk of several tokens, or that doesn't end its sequence, with hidden states (tokens, E).
+        """
         if self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
             return logits
         tokens_N, packed = self._packed(chunks)
@@ -46,6 +50,8 @@ class ModelRunner:
         hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")
         rows, row = [], -1
         for chunk in chunks:
+            if inspect is not None:
+                inspect(chunk, hidden_1NE[0, row + 1 : row + 1 + chunk.count])
             row += chunk.count
             if chunk.last:
                 rows.append(row)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from luban.generate.paged_cache import BLOCK_SIZE, PagedCache
+from luban.generate.prompt_scores import scored
 from luban.generate.session import Sequence as Growing
 from luban.generate.session import check_prompt, choose
 from luban.kernels.dispatch import VARIABLE, check_kernel
 from luban.models.base import Model, require_next_token
 from luban.nn.attention.paged import kernel_serves
-from luban.serve.batch import Token
+from luban.serve.batch import BatchLoad, Token
 from luban.serve.block_manager import BlockManager
 from luban.serve.decode_graph import DecodeGraphs
 from luban.serve.memory import PagedBudget
@@ -108,7 +109,10 @@ class PagedBatch:
                 continue
             number, states = next(self._numbers), []
             for growing in request.growing:
-                state = SequenceState(list(request.prompt), (number, growing.choice), request.identity)
+                state = SequenceState(
+                    list(request.prompt), (request.priority, number, growing.choice), request.identity
+                )
+                state.read_whole = request.sampling.prompt_logprobs is not None and growing.choice == 0
                 self._growing[state], self._states[id(growing)] = growing, state
                 states.append(state)
             self.scheduler.add(together(states))
@@ -148,7 +152,8 @@ class PagedBatch:
         if not chunks:
             return [], None, []
         try:
-            return chunks, self.runner.run(chunks), []
+            inspected = any(chunk.state.read_whole for chunk in chunks)
+            return chunks, self.runner.run(chunks, self._score if inspected else None), []
         except Exception as error:
             if len(chunks) == 1:
                 return [], None, [(chunks[0], error)]
@@ -159,6 +164,15 @@ class PagedBatch:
             failed += one_failed
             logits += [] if one_V is None else [one_V.clone()]
         return read, torch.cat(logits) if logits else None, failed
+
+    def _score(self, chunk: Chunk, hidden_TE: Tensor) -> None:
+        """Keep log-probabilities of a prompt's tokens that follow those of a chunk, where they are asked for."""
+        growing = self._growing[chunk.state]
+        alternatives, start = growing.sampling.prompt_logprobs, chunk.start
+        following = growing.prompt[start + 1 : start + 1 + chunk.count]
+        if alternatives is not None and chunk.state.read_whole:
+            found = scored(self.runner.module, hidden_TE[: len(following)], following, alternatives)
+            growing.prompt_logprobs[start:] = found  # again where it was preempted
 
     def _forget_other_weights(self) -> None:
         """Keys and values of other weights than now are no prefix of anything."""
@@ -180,6 +194,18 @@ class PagedBatch:
             if state is not None:
                 self.scheduler.remove(state)
                 del self._growing[state]
+
+    def load(self) -> BatchLoad:
+        """Blocks that sequences hold, and counts of the scheduler."""
+        scheduler, manager = self.scheduler, self.scheduler.manager
+        return BatchLoad(
+            running=len(scheduler.running),
+            waiting=sum(state.width for state in list(scheduler.waiting)),
+            cache_usage=1 - manager.free / manager.blocks,
+            prompt_tokens=scheduler.prompt_tokens,
+            prefix_hits=scheduler.prefix_hits,
+            preemptions=scheduler.preemptions,
+        )
 
     def clear(self) -> None:
         """Begin anew, as after a step that broke in the middle: no count or content of a block is relied on."""

@@ -44,6 +44,7 @@ class Result:
 
     prompt_token_ids: list[int]
     choices: list[Choice]
+    prompt_logprobs: list[TokenLogprob | None] | None = None  # one a token, none for the first; where asked for
 
     @property
     def text(self) -> str:
@@ -72,6 +73,8 @@ class Request:
     Args:
         ends: tokens that end the text, which `min_tokens` holds back.
         matcher: of the request's structure, at its beginning.
+        priority: requests with smaller numbers are served first, and give up their memory last.
+        kept: special tokens that belong to the text.
         continues: whether the generated text continues the prompt's, so that a space between them belongs to it.
         identity: what keys and values depend on beside the tokens (an adapter); prompts share them where it is the same.
     """
@@ -84,12 +87,14 @@ class Request:
         *,
         ends: tuple[int, ...] = (),
         matcher: Matcher | None = None,
+        priority: int = 0,
+        kept: frozenset[int] = frozenset(),
         continues: bool = False,
         identity: str = "",
     ):
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self.prompt, self.sampling, self.listener, self.continues = prompt, sampling, listener, continues
-        self.identity = identity
+        self.identity, self.priority, self.kept = identity, priority, kept
         seed = derive(seed, "request")
         self.growing = [
             Growing(prompt, sampling, seed, choice, ends, None if matcher is None else matcher.copy())

@@ -24,12 +24,13 @@ class SequenceState:
     """One continuation of a prompt, as the scheduler sees it."""
 
     tokens: list[int]  # the prompt's, then the generated ones
-    arrival: tuple[int, int]  # number of the request, and which of its continuations; the smaller runs first
+    arrival: tuple[int, ...]  # priority, number of the request, which of its continuations; the smaller runs first
     identity: str = ""  # what keys and values depend on beside the tokens
     siblings: list[SequenceState] = field(default_factory=list)  # continuations that begin where this prompt ends
     table: list[int] = field(default_factory=list)  # blocks; of all tokens while it runs
     computed: int = 0  # tokens whose keys and values are in the pool
     key: bytes = b""  # of the last full block
+    read_whole: bool = False  # whether every token must be read, found in the prefix cache or not
 
     @property
     def unread(self) -> int:
@@ -64,7 +65,7 @@ class Step:
     copies: list[tuple[int, int]] = field(default_factory=list)  # blocks to copy before it: source, copy
 
 
-def arrival(state: SequenceState) -> tuple[int, int]:
+def arrival(state: SequenceState) -> tuple[int, ...]:
     """The order of service."""
     return state.arrival
 
@@ -162,7 +163,7 @@ class Scheduler:
         state = self.waiting[0]
         if self.running and sum(other.width for other in self.running) + state.width > self.max_sequences:
             return None
-        shared = self.manager.match(state.tokens, state.identity)
+        shared = [] if state.read_whole else self.manager.match(state.tokens, state.identity)
         new = self.manager.blocks_for(len(state.tokens)) - len(shared)
         reserve = -(-self.manager.blocks // RESERVED) if self.running else 0
         if not self.manager.can_allocate(shared, new + reserve):
