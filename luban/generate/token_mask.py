@@ -121,7 +121,7 @@ class StructureCompiler:
         with self._lock:
             if self._library is None:
                 vocabulary = _Vocabulary(self.tokenizer, self.vocab_size, self.stop_ids[0])
-                self._library = LLTokenizer(vocabulary, eos_token=self.stop_ids)
+                self._library = LLTokenizer(vocabulary, eos_token=self.stop_ids)  # type: ignore[arg-type]
             return self._library
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from luban.core.errors import DataError, UnsupportedError
 from luban.load.model import LoadedModel
+from luban.models.encoder_decoder import EncoderDecoder
 
 MAX_TOKENS = 16_384  # that are read together, padding included
 
@@ -70,7 +71,9 @@ class Embedder:
         mask_BT = torch.arange(longest, device=device) < lengths_B[:, None]
         padding = None if bool(mask_BT.all()) else mask_BT
         if self.spec.body.two_sided:
+            assert isinstance(module, EncoderDecoder)
             hidden_BTE = module.encode(tokens_BT, padding).states
+            assert hidden_BTE is not None
         else:
             hidden_BTE = module(tokens_BT, padding, output="hidden")
         summed_BE = torch.where(mask_BT[:, :, None], hidden_BTE.float(), 0.0).sum(

@@ -195,7 +195,9 @@ class Service:
             state = "stopped"
         else:
             state = "draining" if self.draining else "ok"
-        return JSONResponse({"status": state}, *((200,) if state == "ok" else (503, RETRY_AFTER)))
+        if state == "ok":
+            return JSONResponse({"status": state})
+        return JSONResponse({"status": state}, 503, RETRY_AFTER)
 
     async def metrics_page(self) -> Response:
         """Figures for Prometheus."""

@@ -159,5 +159,5 @@ def test_what_cannot_be_followed_is_refused_in_one_line(engine, make, words):
 
 
 def test_another_thing_than_a_structure_is_refused():
-    with pytest.raises(ConfigError, match="structure must be a luban.Structure"):
+    with pytest.raises(ConfigError, match=r"structure must be a luban\.Structure"):
         Sampling(structure={"type": "object"})
