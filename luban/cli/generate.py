@@ -20,6 +20,7 @@ luban generate runs/demo/base "def add(a, b):"
 luban generate runs/a "Once" --max-tokens 64 --temperature 0
 echo "a long prompt" | luban generate runs/a -
 luban generate smollm2 "A city as JSON: " --json-schema city.json
+luban generate smollm2 "The capital of France is" --beams 4 --n 2
 luban generate smollm2 "Is Paris in France? " --choice yes --choice no
 """
 
@@ -42,6 +43,9 @@ class Arguments:
     top_k: int | None = None  # keep this many likeliest tokens, 0: all; none: as generation_config.json sets it, or 0
     min_p: float | None = None  # keep tokens at least this likely relative to the likeliest; none: as set, or 0
     repetition_penalty: float | None = None  # above 1 tokens repeat less; none: as generation_config.json sets it, or 1
+    beams: int = 1  # above 1: beam search of this width, in which nothing is drawn
+    length_penalty: float = 1.0  # of beam search: sums of log-probabilities are divided by length ** this
+    n: int = 1  # texts, one below the other
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # end before this string; may be repeated
     json_schema: Path | None = None  # the text is JSON that the schema in this file allows
     regex: str | None = None  # the text matches this expression
@@ -79,12 +83,27 @@ def run(argv: Sequence[str]) -> None:
     from luban.load.model import load_model
     from luban.serve.engine import Engine
 
-    names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+    names = (
+        "beams",
+        "length_penalty",
+        "n",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "seed",
+    )
     asked = {name: getattr(args, name) for name in names} | {"stop": args.stop or None, "structure": structure_of(args)}
     Generation().sample(asked)  # what can't be is said before the model is read
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     model = load_model(args.model, device=args.device, dtype=args.dtype)
     engine, sampling = Engine(model), model.generation.sample(asked, max_tokens=128, temperature=0.8)
+    if args.n > 1:
+        for choice in engine.generate(prompt, sampling)[0].choices:
+            print(choice.text, flush=True)
+        return
     for delta in engine.stream(prompt, sampling):
         print(delta.text, end="", flush=True)
     print()

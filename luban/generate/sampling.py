@@ -13,7 +13,9 @@ from luban.generate.structure import Structure
 MAX_LOGPROBS = 20  # alternatives that may be asked for at each token
 MAX_CHOICES = 128
 MAX_BIASES = 1024  # tokens with a bias
+MAX_BEAMS = 128
 WHOLE = (
+    "beams",
     "max_tokens",
     "min_tokens",
     "top_k",
@@ -54,7 +56,9 @@ class Sampling:
     ignore_eos: bool = False  # go on after the model's own end tokens
     logprobs: int | None = None  # report log-probabilities, with this many alternatives a token; none: don't
     prompt_logprobs: int | None = None  # the same for the prompt's tokens after the first
-    n: int = 1  # independent continuations of the prompt
+    n: int = 1  # independent continuations of the prompt; with `beams` the best answers
+    beams: int = 1  # above 1: beam search of this width, in which nothing is drawn, in the place of sampling
+    length_penalty: float = 1.0  # of beam search: sums of log-probabilities are divided by length ** this
     seed: int | None = None  # of the draws; none: another each time
 
     def __post_init__(self):
@@ -83,6 +87,11 @@ class Sampling:
                 "prompt_logprobs",
                 f"between 0 and {MAX_LOGPROBS}",
             ),
+            (1 <= self.beams <= MAX_BEAMS, "beams", f"between 1 and {MAX_BEAMS}"),
+            (self.beams == 1 or self.n <= self.beams, "n", f"at most beams ({self.beams})"),
+            (isfinite(self.length_penalty), "length_penalty", "a finite number"),
+            (self.beams == 1 or self.logprobs is None, "logprobs", "left out with beams"),
+            (self.beams == 1 or not self.stop, "stop", "left out with beams"),
             (0 <= self.min_tokens <= self.max_tokens, "min_tokens", f"between 0 and max_tokens ({self.max_tokens})"),
             (all(token >= 0 for token in self.stop_token_ids), "stop_token_ids", "token ids"),
             (isinstance(self.structure, Structure | None), "structure", "a luban.Structure"),

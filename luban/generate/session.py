@@ -93,6 +93,10 @@ class Session:
         """Whether the context has no room for another token."""
         return len(sequence) >= self.spec.context
 
+    def room(self, prompt: list[int]) -> int:
+        """Tokens of an answer that the context holds."""
+        return self.spec.context - len(prompt)
+
     @torch.inference_mode()
     def add(self, sequences: SequenceOf[Sequence]) -> None:
         """Read the prompts of new sequences; equal prompt objects are read once.
@@ -153,6 +157,15 @@ class Session:
         elif len(rows) != len(self.sequences):
             assert self.cache is not None and self.logits is not None
             self.sequences = [self.sequences[row] for row in rows]
+            self.cache.select(rows)
+            self.logits = self.logits[rows]
+
+    @torch.inference_mode()
+    def replace(self, rows: list[int], sequences: SequenceOf[Sequence]) -> None:
+        """Go on with these sequences, which begin as those of the given rows do, a row for each."""
+        assert self.cache is not None and self.logits is not None
+        self.sequences = list(sequences)
+        if rows != list(range(len(self.logits))):
             self.cache.select(rows)
             self.logits = self.logits[rows]
 
@@ -220,6 +233,22 @@ def processed(logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable
     logits_BV = add_biases(logits_BV, [setting.logit_bias for setting in settings])
     logits_BV = forbid(logits_BV, [s.ends if len(s.tokens) < s.sampling.min_tokens else () for s in sequences])
     return mask_logits(logits_BV, [s.matcher for s in sequences])
+
+
+def beam_candidates(
+    logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[Sequence], list[int]], wanted: int
+) -> list[list[tuple[int, float]] | None]:
+    """Of each sequence the `wanted` likeliest tokens with their log-probabilities, penalties, biases and masks applied;
+    None for one whose logits are NaN, +∞ or all −∞."""
+    logprobs_BV = processed(logits_BV, sequences, seen).log_softmax(-1)
+    values, ids = logprobs_BV.topk(min(wanted, logprobs_BV.shape[-1]))
+    valid: list[bool] = (logits_BV.amax(-1).isfinite() & values[:, 0].isfinite()).tolist()
+    found: list[list[tuple[int, float]] | None] = []
+    for fine, tokens, logprobs, sequence in zip(valid, ids.tolist(), values.tolist(), sequences, strict=True):
+        following = list(zip(tokens, logprobs, strict=True))
+        whole = sequence.matcher is not None and sequence.matcher.finished  # then any end token ends the same text
+        found.append(following[: 1 if whole else None] if fine else None)
+    return found
 
 
 def _keep_logprobs(

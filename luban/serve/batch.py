@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from luban.generate.beam import Answers
 from luban.generate.session import Sequence as Growing
 from luban.serve.memory import CacheBudget
 from luban.serve.request import Request
 
-Token = int | None | Exception  # None: logits from which none can be chosen; an error: reading the sequence failed
+# None: logits from which no token can be chosen; an error: reading the sequence failed; answers: its beam search has ended
+Token = int | None | Exception | Answers
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from typing import NamedTuple, cast
 
 from luban.core.errors import UnsupportedError
 from luban.core.log import warn
+from luban.generate.beam import Answers
 from luban.generate.paged_cache import paging_refusal
 from luban.generate.sampling import Sampling
 from luban.generate.session import NotFiniteError
 from luban.generate.session import Sequence as Growing
 from luban.generate.text import TextStream
+from luban.generate.token_mask import StructureError
 from luban.load.model import LoadedModel
 from luban.serve.batch import Batch, BatchLoad, Token
 from luban.serve.contiguous import ContiguousBatch
@@ -174,25 +176,25 @@ class Engine:
                 self._break(request, error)
                 continue
             for growing in request.growing:
-                text = None
-                if self.model.tokenizer is not None:
-                    context = request.prompt if request.continues else ()
-                    text = TextStream(self.model.tokenizer, request.sampling.stop, context, request.kept)
-                self.running[id(growing)] = Running(growing, request, text)
+                self.running[id(growing)] = Running(growing, request, self._text(request))
 
     def _took(self, growing: Growing, token: Token) -> bool:
         """Hand out what `token` means for its request; returns whether the continuation has ended."""
         _, request, stream = self.running[id(growing)]
         choice, sampling = request.result.choices[growing.choice], growing.sampling
-        if not isinstance(token, int):
+        if sampling.prompt_logprobs is not None and growing.choice == 0:
+            request.result.prompt_logprobs = [None, *growing.prompt_logprobs]
+        if isinstance(token, Answers) and not request.cancelled:
+            del self.running[id(growing)]
+            self._answer(request, token)
+            return True
+        if token is None or isinstance(token, Exception):
             self._break(request, token or NotFiniteError())
         if request.cancelled or not isinstance(token, int):
             del self.running[id(growing)]
             choice.finish_reason = "cancelled"
             return True
         choice.token_ids.append(token)
-        if sampling.prompt_logprobs is not None and growing.choice == 0:
-            request.result.prompt_logprobs = [None, *growing.prompt_logprobs]
         ended = token in sampling.stop_token_ids or (token in self.model.stop_ids and not sampling.ignore_eos)
         text = "" if ended or stream is None else stream.push(token)
         reason: FinishReason | None = None
@@ -215,6 +217,32 @@ class Engine:
                 Delta(choice=growing.choice, text=text, token_ids=[token], logprobs=new, finish_reason=reason)
             )
         return reason is not None
+
+    def _answer(self, request: Request, answers: Answers) -> None:
+        """Hand out the best answers of a beam search."""
+        for index, (hypothesis, score) in enumerate(answers.best[: request.sampling.n]):
+            choice, ids = request.result.choices[index], list(hypothesis.tokens)
+            choice.token_ids, choice.score, choice.finish_reason = ids, score, hypothesis.finish_reason
+            if (stream := self._text(request)) is not None:
+                shown = ids[:-1] if hypothesis.finish_reason == "stop" else ids
+                choice.text = "".join([*map(stream.push, shown), stream.finish()])
+            if request.listener:
+                reason = choice.finish_reason
+                request.listener(
+                    Delta(choice=index, text=choice.text, token_ids=ids, logprobs=None, finish_reason=reason)
+                )
+        missing = request.result.choices[len(answers.best) :]
+        if any(choice.finish_reason is None for choice in missing):  # a vocabulary or a structure with fewer texts
+            self._break(
+                request, StructureError(f"there are only {len(answers.best)} answers, n = {request.sampling.n}")
+            )
+
+    def _text(self, request: Request) -> TextStream | None:
+        """For a continuation's text; None without a tokenizer."""
+        if self.model.tokenizer is None:
+            return None
+        context = request.prompt if request.continues else ()
+        return TextStream(self.model.tokenizer, request.sampling.stop, context, request.kept)
 
     def _cancel(self, request: Request) -> None:
         for choice in request.result.choices:

@@ -83,7 +83,7 @@ class Intake:
         ids = self.tokens_of(prompt)
         if sampling.prompt_logprobs is not None and source:
             raise DataError("an encoder–decoder predicts no token of its source: it has no prompt_logprobs")
-        self.batch.budget.require(ids, sampling.max_tokens, sampling.n)
+        self.batch.budget.require(ids, sampling)
         return Request(
             ids,
             sampling,

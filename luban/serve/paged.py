@@ -12,11 +12,12 @@ from torch import Tensor
 from luban.generate.paged_cache import BLOCK_SIZE, PagedCache
 from luban.generate.prompt_scores import scored
 from luban.generate.session import Sequence as Growing
-from luban.generate.session import check_prompt, choose
+from luban.generate.session import beam_candidates, check_prompt, choose
 from luban.kernels.dispatch import VARIABLE, check_kernel
 from luban.models.base import Model, require_next_token
 from luban.nn.attention.paged import kernel_serves
 from luban.serve.batch import BatchLoad, Token
+from luban.serve.beam_group import BeamGroup
 from luban.serve.block_manager import BlockManager
 from luban.serve.decode_graph import DecodeGraphs
 from luban.serve.memory import PagedBudget
@@ -77,6 +78,7 @@ class PagedBatch:
         self.scheduler = self._scheduler()
         self._growing: dict[SequenceState, Growing] = {}
         self._states: dict[int, SequenceState] = {}  # by id of the growing sequence
+        self._beams: dict[int, BeamGroup] = {}  # by id of the growing sequence that stands for a search
         self._numbers = count()
         self._weights = weights_version(module)
 
@@ -103,7 +105,7 @@ class PagedBatch:
         for request in requests:
             try:
                 self.check(request.prompt)
-                self.budget.require(request.prompt, request.sampling.max_tokens, request.sampling.n)
+                self.budget.require(request.prompt, request.sampling)
             except Exception as error:
                 failed.append((request, error))
                 continue
@@ -114,6 +116,8 @@ class PagedBatch:
                 )
                 state.read_whole = request.sampling.prompt_logprobs is not None and growing.choice == 0
                 self._growing[state], self._states[id(growing)] = growing, state
+                if request.sampling.beams > 1:
+                    self._beams[id(growing)] = BeamGroup(growing, state, self.spec.context - len(request.prompt))
                 states.append(state)
             self.scheduler.add(together(states))
         return failed
@@ -131,20 +135,61 @@ class PagedBatch:
             ready += following
             rows += [row] * len(following)
             row += chunk.last
-        found: list[tuple[Growing, Token]] = [
-            (self._growing[state], error) for chunk, error in failed for state in (chunk.state, *chunk.state.siblings)
-        ]
-        if not ready or logits_RV is None:
-            return found
+        found: dict[int, tuple[Growing, Token]] = {}
+        for chunk, error in failed:
+            for state in (chunk.state, *chunk.state.siblings):
+                growing = self._growing[state]
+                found[id(growing)] = growing, error
+        if ready and logits_RV is not None:
+            if rows != list(range(len(logits_RV))):
+                logits_RV = logits_RV[rows]
+            sampled = [row for row, state in enumerate(ready) if not self._group(state)]
+            if len(sampled) == len(ready):
+                self._sample(ready, logits_RV, found)
+            else:
+                self._sample([ready[row] for row in sampled], logits_RV[sampled], found)
+                searched = [row for row in range(len(ready)) if row not in set(sampled)]
+                self._search([ready[row] for row in searched], logits_RV[searched], found)
+        return list(found.values())
+
+    def _group(self, state: SequenceState) -> BeamGroup | None:
+        """The beam search that a state is part of."""
+        return self._beams.get(id(self._growing[state])) if self._beams else None
+
+    @torch.inference_mode()
+    def _sample(self, ready: list[SequenceState], logits_RV: Tensor, found: dict[int, tuple[Growing, Token]]) -> None:
+        """Draw a token for each."""
         growing = [self._growing[state] for state in ready]
-        if rows != list(range(len(logits_RV))):
-            logits_RV = logits_RV[rows]
-        with torch.inference_mode():
-            tokens = choose(logits_RV, growing, lambda sequence: sequence.prompt + sequence.tokens)
-        for state, token in zip(ready, tokens, strict=True):
+        if not growing:
+            return
+        tokens = choose(logits_RV, growing, lambda sequence: sequence.prompt + sequence.tokens)
+        for state, sequence, token in zip(ready, growing, tokens, strict=True):
+            found[id(sequence)] = sequence, token
             if isinstance(token, int):
                 state.tokens.append(token)
-        return [*found, *zip(growing, tokens, strict=True)]
+
+    @torch.inference_mode()
+    def _search(self, ready: list[SequenceState], logits_RV: Tensor, found: dict[int, tuple[Growing, Token]]) -> None:
+        """Give beam searches the candidates of their beginnings; those that have all go on."""
+        groups = [self._beams[id(self._growing[state])] for state in ready]
+        sequences = [group.sequence(state) for group, state in zip(groups, ready, strict=True)]
+        wanted = max(group.search.wanted for group in groups)
+        candidates = beam_candidates(logits_RV, sequences, lambda s: s.prompt + s.tokens, wanted)
+        for group, state, following in zip(groups, ready, candidates, strict=True):
+            if following is None:
+                found[id(group.growing)] = group.growing, None
+            else:
+                group.candidates[state] = following[: group.search.wanted]
+        for group in dict.fromkeys(groups):
+            if id(group.growing) in found or not group.complete:
+                continue
+            before = set(group.states)
+            answers = group.expand(self.scheduler)
+            for state in before.difference(group.states):
+                del self._growing[state]
+            self._growing |= dict.fromkeys(group.states, group.growing)
+            if answers is not None:
+                found[id(group.growing)] = group.growing, answers
 
     def _read(self, chunks: Sequence[Chunk]) -> tuple[Sequence[Chunk], Tensor | None, list[tuple[Chunk, Exception]]]:
         """Chunks that were read, the logits (R, V) of what follows those that end their sequence, and chunks that failed.
@@ -190,10 +235,10 @@ class PagedBatch:
     def leave(self, sequences: list[Growing]) -> None:
         """Give their blocks back."""
         for growing in sequences:
-            state = self._states.pop(id(growing), None)
-            if state is not None:
-                self.scheduler.remove(state)
-                del self._growing[state]
+            state, group = self._states.pop(id(growing), None), self._beams.pop(id(growing), None)
+            for each in group.states if group else [state] if state else []:
+                self.scheduler.remove(each)
+                del self._growing[each]
 
     def load(self) -> BatchLoad:
         """Blocks that sequences hold, and counts of the scheduler."""
@@ -212,6 +257,7 @@ class PagedBatch:
         self.scheduler = self._scheduler()
         self._growing.clear()
         self._states.clear()
+        self._beams.clear()
 
 
 def weights_version(module: Model) -> tuple[tuple[int, int], ...]:

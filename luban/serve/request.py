@@ -35,6 +35,7 @@ class Choice:
     text: str = ""  # without the end token and without a stop string
     token_ids: list[int] = field(default_factory=list)  # as generated, the end token included
     logprobs: list[TokenLogprob] | None = None  # one a token, where asked for
+    score: float | None = None  # of an answer of a beam search (`luban.generate.beam`)
     finish_reason: FinishReason | None = None  # stop: an end token or a stop string; length: max_tokens or the context
 
 
@@ -98,7 +99,7 @@ class Request:
         seed = derive(seed, "request")
         self.growing = [
             Growing(prompt, sampling, seed, choice, ends, None if matcher is None else matcher.copy())
-            for choice in range(sampling.n)
+            for choice in range(sampling.n if sampling.beams == 1 else 1)  # one stands for a whole beam search
         ]
         empty = None if sampling.logprobs is None else []
         self.result = Result(prompt, [Choice(logprobs=None if empty is None else []) for _ in range(sampling.n)])

@@ -30,17 +30,18 @@ class SequenceState:
     table: list[int] = field(default_factory=list)  # blocks; of all tokens while it runs
     computed: int = 0  # tokens whose keys and values are in the pool
     key: bytes = b""  # of the last full block
+    spare: int = 0  # continuations that `Scheduler.fork` will make of it
     read_whole: bool = False  # whether every token must be read, found in the prefix cache or not
 
     @property
     def unread(self) -> int:
-        """Tokens that the model hasn't read; at least 1."""
+        """Tokens that the model hasn't read; none only while a beam search waits for its other beginnings."""
         return len(self.tokens) - self.computed
 
     @property
     def width(self) -> int:
         """Continuations that run once its prompt is read."""
-        return 1 + len(self.siblings)
+        return 1 + len(self.siblings) + self.spare
 
 
 @dataclass
@@ -102,6 +103,15 @@ class Scheduler:
     def add(self, state: SequenceState) -> None:
         """Queue a sequence (with its siblings). The caller sees that one continuation fits the pool when it is alone."""
         insort(self.waiting, state, key=arrival)
+
+    def fork(self, state: SequenceState, arrival: tuple[int, ...]) -> SequenceState:
+        """Another sequence with the same tokens, which holds the same blocks, or waits where the first one waits."""
+        table = self.manager.fork(state.table)
+        child = SequenceState(
+            list(state.tokens), arrival, state.identity, table=table, computed=state.computed, key=state.key
+        )
+        insort(self.running if state in self.running else self.waiting, child, key=lambda other: other.arrival)
+        return child
 
     def remove(self, state: SequenceState) -> None:
         """Forget a sequence, whatever it is doing, with those siblings that haven't begun. Its blocks are free at once."""

@@ -121,7 +121,7 @@ class Worker:
             request.listener = listen(index)
             self.engine.submit(request)
         self._wake.set()
-        left = sum(len(request.growing) for request in requests)
+        left = sum(len(request.result.choices) for request in requests)
         try:
             while left:
                 index, delta = await arrived.get()

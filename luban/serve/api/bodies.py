@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from luban.core.errors import DataError
-from luban.generate.sampling import MAX_BIASES, MAX_LOGPROBS, Sampling
+from luban.generate.sampling import MAX_BEAMS, MAX_BIASES, MAX_LOGPROBS, Sampling
 from luban.generate.structure import Structure
 from luban.load.generation import Generation
 
@@ -27,6 +27,7 @@ ASKED = (  # fields that go to the engine as they are
     "seed",
     "n",
     "ignore_eos",
+    "length_penalty",
 )
 MAX_STOPS = 64
 MAX_SEQUENCES = 2048  # answers of one request
@@ -37,8 +38,6 @@ UNBUILT = (
     "suffix",
     "allowed_token_ids",
     "bad_words",
-    "length_penalty",
-    "use_beam_search",
     "include_stop_str_in_output",
     "typical_p",
     "continue_final_message",
@@ -115,7 +114,9 @@ class Body(BaseModel):
     ignore_eos: bool = False
     response_format: dict[str, Any] | None = None
     structured_outputs: StructuredOutputs | None = None
-    best_of: int | None = None
+    use_beam_search: bool = False  # of width `best_of`, or `n`, in the place of sampling
+    best_of: int | None = Field(None, ge=1, le=MAX_BEAMS)
+    length_penalty: float | None = None  # of beam search
 
     @model_validator(mode="before")
     @classmethod
@@ -156,8 +157,10 @@ class Body(BaseModel):
         for name, fine in CHOICES.items():
             if name in given and given[name] not in fine:
                 raise DataError(f"'{name}' other than {' or '.join(map(str, fine))} is not supported by this server")
-        if self.best_of not in (None, self.n):
-            raise DataError("'best_of' is not supported by this server")
+        if not self.use_beam_search and self.best_of not in (None, self.n):
+            raise DataError("'best_of' is only supported with 'use_beam_search'")
+        if not self.use_beam_search and self.length_penalty not in (None, 1):
+            raise DataError("'length_penalty' is only supported with 'use_beam_search'")
 
     def structure(self) -> Structure | None:
         """The texts among which the answer must be; None: any. Raises DataError for a form that isn't known or two at once,
@@ -195,5 +198,6 @@ class Body(BaseModel):
             "stop": None if stop is None else tuple(filter(None, stop)),
             "logprobs": logprobs,
             "structure": structure or self.structure(),
+            "beams": (self.best_of or self.n) if self.use_beam_search else None,
         }
         return generation.sample(asked, max_tokens=max_tokens)

@@ -88,6 +88,7 @@ def test_nulls_are_as_good_as_nothing(client):
         ("guided_regex", "a+"),
         ("bad_words", ["x"]),
         ("length_penalty", 0.5),
+        ("best_of", 3),
         ("reasoning_effort", "low"),
         ("continue_final_message", True),
         ("add_generation_prompt", False),

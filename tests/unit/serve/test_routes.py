@@ -192,6 +192,18 @@ def test_biases_end_tokens_and_least_lengths(client, model):
         assert refused.status_code == 400 and words in refused.json()["error"]["message"]
 
 
+def test_beam_search_through_the_api_is_the_engines(client, engine):
+    sampling = luban.Sampling(beams=4, n=2, max_tokens=6, length_penalty=0.5)
+    (want,) = engine.generate("hé", sampling)
+    body = {"prompt": "hé", "use_beam_search": True, "best_of": 4, "n": 2, "max_tokens": 6, "length_penalty": 0.5}
+    answer = client.post("/v1/completions", json=body).json()
+    assert [c["text"] for c in answer["choices"]] == [c.text for c in want.choices]
+    assert answer["usage"]["completion_tokens"] == sum(len(c.token_ids) for c in want.choices)
+    with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as streamed:
+        lines = [line.removeprefix("data: ") for line in streamed.iter_lines() if line]
+    assert [json.loads(line)["choices"][0]["text"] for line in lines[:-1]] == [c.text for c in want.choices]
+
+
 # Structured output ------------------------------------------------------------------------------------------
 
 
