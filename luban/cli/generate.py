@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -21,6 +21,7 @@ luban generate runs/a "Once" --max-tokens 64 --temperature 0
 echo "a long prompt" | luban generate runs/a -
 luban generate smollm2 "A city as JSON: " --json-schema city.json
 luban generate smollm2 "The capital of France is" --beams 4 --n 2
+luban generate runs/large "Once" --draft runs/small
 luban generate smollm2 "Is Paris in France? " --choice yes --choice no
 """
 
@@ -52,6 +53,9 @@ class Arguments:
     choice: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # the text is one of these; may be repeated
     grammar: Path | None = None  # the text is derived by the grammar in this file, in Lark's notation
     seed: int | None = None  # of the draws; none: another each time
+    draft: str | None = None  # a smaller model with the same vocabulary that guesses tokens; texts don't change
+    speculative: Literal["none", "ngram"] = "none"  # ngram: guess tokens from what followed the same ones before
+    draft_tokens: int = 4  # guessed at once
     device: str = "cpu"  # such as cpu or cuda
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
 
@@ -99,7 +103,13 @@ def run(argv: Sequence[str]) -> None:
     Generation().sample(asked)  # what can't be is said before the model is read
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     model = load_model(args.model, device=args.device, dtype=args.dtype)
-    engine, sampling = Engine(model), model.generation.sample(asked, max_tokens=128, temperature=0.8)
+    engine = Engine(
+        model,
+        draft=load_model(args.draft, device=args.device, dtype=args.dtype) if args.draft else None,
+        ngram=args.speculative == "ngram",
+        draft_tokens=args.draft_tokens,
+    )
+    sampling = model.generation.sample(asked, max_tokens=128, temperature=0.8)
     if args.n > 1:
         for choice in engine.generate(prompt, sampling)[0].choices:
             print(choice.text, flush=True)

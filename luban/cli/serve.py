@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -35,6 +35,9 @@ class Arguments:
     api_key: str | None = None  # clients must send it; none: LUBAN_API_KEY from the environment
     allowed_host: tuple[str, ...] = ()  # names of this server, besides addresses, localhost and the machine's own
     cors: tuple[str, ...] = ()  # sites whose pages may use this server, such as https://chat.example.org
+    draft: str | None = None  # a smaller model with the same vocabulary that guesses tokens; texts don't change
+    speculative: Literal["none", "ngram"] = "none"  # ngram: guess tokens from what followed the same ones before
+    draft_tokens: int = 4  # guessed at once
     device: str = "cpu"  # such as cpu or cuda
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
     max_batch: int | None = None  # sequences that run together; none: 256, with a contiguous cache 32
@@ -57,6 +60,7 @@ def run(argv: Sequence[str]) -> None:
         (args.max_queue >= 0, "--max-queue must be 0 or more", args.max_queue),
         (args.max_batch is None or args.max_batch >= 1, "--max-batch must be at least 1", args.max_batch),
         (args.cache_gb is None or args.cache_gb > 0, "--cache-gb must be larger than 0", args.cache_gb),
+        (args.draft_tokens >= 1, "--draft-tokens must be at least 1", args.draft_tokens),
         (args.drain_seconds >= 0, "--drain-seconds must be 0 or more", args.drain_seconds),
     )
     for fine, right, given in checks:
@@ -72,8 +76,14 @@ def run(argv: Sequence[str]) -> None:
         raise MissingExtra(error.name or "fastapi", "serve", "luban serve") from None
 
     def engine(model: LoadedModel) -> Engine:
-        cache_bytes = None if args.cache_gb is None else int(args.cache_gb * 1e9)
-        return Engine(model, max_batch=args.max_batch, cache_bytes=cache_bytes)
+        return Engine(
+            model,
+            max_batch=args.max_batch,
+            cache_bytes=None if args.cache_gb is None else int(args.cache_gb * 1e9),
+            draft=load_model(args.draft, device=args.device, dtype=args.dtype) if args.draft else None,
+            ngram=args.speculative == "ngram",
+            draft_tokens=args.draft_tokens,
+        )
 
     serve(
         lambda: load_model(args.model, device=args.device, dtype=args.dtype),

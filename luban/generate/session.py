@@ -89,10 +89,6 @@ class Session:
         """Raise ContextError where a prompt is empty, too long, or holds ids outside the vocabulary."""
         check_prompt(prompt, self.spec)
 
-    def full(self, sequence: Sequence) -> bool:
-        """Whether the context has no room for another token."""
-        return len(sequence) >= self.spec.context
-
     def room(self, prompt: list[int]) -> int:
         """Tokens of an answer that the context holds."""
         return self.spec.context - len(prompt)

@@ -54,10 +54,6 @@ class SourceSession(Session):
                 f"the source has {len(prompt)} tokens, and the model reads {self.spec.context} at most: shorten it"
             )
 
-    def full(self, sequence: Sequence) -> bool:
-        """Whether the decoder has no room for another token."""
-        return 1 + len(sequence.tokens) >= self.spec.context
-
     def room(self, prompt: list[int]) -> int:
         """Tokens of an answer that the decoder holds after its first."""
         return self.spec.context - 1

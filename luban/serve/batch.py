@@ -25,6 +25,8 @@ class BatchLoad:
     prompt_tokens: int = 0  # that were looked up in the prefix cache …
     prefix_hits: int = 0  # … and of them found there
     preemptions: int = 0
+    drafted: int = 0  # tokens guessed by speculation …
+    accepted: int = 0  # … and of them kept
 
 
 class Batch(Protocol):
@@ -44,8 +46,8 @@ class Batch(Protocol):
         """Raise ContextError where a prompt is empty, too long, or holds ids outside the vocabulary."""
         ...
 
-    def full(self, sequence: Growing) -> bool:
-        """Whether the context has no room for another token."""
+    def room(self, prompt: list[int]) -> int:
+        """Tokens of an answer that the context holds."""
         ...
 
     def takes(self, request: Request, others: Sequence[Request]) -> bool:
@@ -56,8 +58,9 @@ class Batch(Protocol):
         """Take requests up; returns those that failed alone, with what broke them."""
         ...
 
-    def next_tokens(self) -> list[tuple[Growing, Token]]:
-        """Append a token to sequences that are ready for one."""
+    def next_tokens(self) -> list[tuple[Growing, list[Token]]]:
+        """Append a token, or several, to sequences that are ready for one. Those behind a token that ends its text are of
+        no meaning."""
         ...
 
     def go_on(self, ended: list[Growing]) -> None:

@@ -46,9 +46,9 @@ class ContiguousBatch:
         """As the session."""
         self.session.check(prompt)
 
-    def full(self, sequence: Growing) -> bool:
+    def room(self, prompt: list[int]) -> int:
         """As the session."""
-        return self.session.full(sequence)
+        return self.session.room(prompt)
 
     def takes(self, request: Request, others: Sequence[Request]) -> bool:
         """Whether there is room: by number, by memory once all have grown to their end, and by the tokens of prompts that
@@ -90,7 +90,11 @@ class ContiguousBatch:
             return [failed for request in requests for failed in self.start([request])]
         return []
 
-    def next_tokens(self) -> list[tuple[Growing, Token]]:
+    def next_tokens(self) -> list[tuple[Growing, list[Token]]]:
+        """One for every sequence; beam searches go on by one."""
+        return [(growing, [token]) for growing, token in self._next_tokens()]
+
+    def _next_tokens(self) -> list[tuple[Growing, Token]]:
         """One for every sequence; beam searches go on by one."""
         sequences = list(self.session.sequences)
         if not sequences:

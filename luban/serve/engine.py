@@ -25,6 +25,7 @@ from luban.serve.intake import Intake, is_one
 from luban.serve.memory import CacheBudget
 from luban.serve.paged import PagedBatch
 from luban.serve.request import Delta, FinishReason, Prompt, Request, Result
+from luban.serve.speculation import DRAFT_TOKENS
 
 
 class Running(NamedTuple):
@@ -48,6 +49,10 @@ class Engine:
             device has free, on CUDA nearly all of it.
         paged: whether keys and values are kept in blocks (`luban.serve.paged`). None: where the model allows it; False: a
             contiguous cache, which gives the same tokens more slowly.
+        draft: a smaller model with the same vocabulary, which guesses tokens that the model then reads at once
+            (`luban.serve.speculation`). Texts are the same as without.
+        ngram: guess from what followed the same tokens before, in the place of `draft`.
+        draft_tokens: guessed at once.
 
     Raises:
         UnsupportedError: a model that writes no text, or one that can't be paged where it must be.
@@ -60,13 +65,32 @@ class Engine:
         max_batch: int | None = None,
         cache_bytes: int | None = None,
         paged: bool | None = None,
+        draft: LoadedModel | None = None,
+        ngram: bool = False,
+        draft_tokens: int = DRAFT_TOKENS,
     ):
         self.model = model
         refusal = paging_refusal(model.module)
         if paged and refusal:
             raise UnsupportedError(f"{model.name} can't keep keys and values in blocks: {refusal}")
-        kind = ContiguousBatch if refusal or paged is False else PagedBatch
-        self.batch: Batch = kind(model.module, max_batch=max_batch, cache_bytes=cache_bytes)
+        if draft is not None and ngram:
+            raise UnsupportedError("tokens are guessed by a draft model or from n-grams: use one")
+        tokenizers = (draft.tokenizer, model.tokenizer) if draft is not None else (None, None)
+        if tokenizers[0] and tokenizers[1] and not tokenizers[0].same_vocabulary(tokenizers[1]):
+            raise UnsupportedError("the draft model's vocabulary isn't the model's: both must read the same tokens")
+        if refusal or paged is False:
+            if draft is not None or ngram:
+                raise UnsupportedError(f"speculation needs keys and values in blocks: {refusal or 'paged is False'}")
+            self.batch: Batch = ContiguousBatch(model.module, max_batch=max_batch, cache_bytes=cache_bytes)
+        else:
+            self.batch = PagedBatch(
+                model.module,
+                max_batch=max_batch,
+                cache_bytes=cache_bytes,
+                draft=None if draft is None else draft.module,
+                ngram=ngram,
+                draft_tokens=draft_tokens,
+            )
         if model.generation.unbuilt:
             warn(
                 f"{model.name}: its authors ask for {', '.join(model.generation.unbuilt)} (generation_config.json), which "
@@ -143,7 +167,7 @@ class Engine:
             self._drop_cancelled()
             self._admit()
             found = self.batch.next_tokens()
-            self.batch.go_on([growing for growing, token in found if self._took(growing, token)])
+            self.batch.go_on([growing for growing, tokens in found if self._took(growing, tokens)])
             self._drop_cancelled()  # the rest of requests that broke
             return bool(self.running or self.waiting or self.arrived)
 
@@ -178,8 +202,13 @@ class Engine:
             for growing in request.growing:
                 self.running[id(growing)] = Running(growing, request, self._text(request))
 
-    def _took(self, growing: Growing, token: Token) -> bool:
-        """Hand out what `token` means for its request; returns whether the continuation has ended."""
+    def _took(self, growing: Growing, tokens: list[Token]) -> bool:
+        """Hand out new tokens one by one; returns whether the continuation has ended."""
+        return any(self._took_one(growing, token, last=at == len(tokens)) for at, token in enumerate(tokens, 1))
+
+    def _took_one(self, growing: Growing, token: Token, *, last: bool) -> bool:
+        """Hand out what `token` means for its request, the `last` known or not; returns whether the continuation has
+        ended."""
         _, request, stream = self.running[id(growing)]
         choice, sampling = request.result.choices[growing.choice], growing.sampling
         if sampling.prompt_logprobs is not None and growing.choice == 0:
@@ -198,14 +227,14 @@ class Engine:
         ended = token in sampling.stop_token_ids or (token in self.model.stop_ids and not sampling.ignore_eos)
         text = "" if ended or stream is None else stream.push(token)
         reason: FinishReason | None = None
-        if ended or (stream is not None and stream.stopped) or (growing.matcher and growing.matcher.finished):
+        if ended or (stream is not None and stream.stopped) or (last and growing.matcher and growing.matcher.finished):
             reason = "stop"
-        elif len(growing.tokens) >= sampling.max_tokens or self.batch.full(growing):
+        elif len(choice.token_ids) >= min(sampling.max_tokens, self.batch.room(growing.prompt)):
             reason = "length"
         if reason and stream is not None:
             text += stream.finish()
             reason = "stop" if stream.stopped else reason
-        new = [growing.logprobs[-1]] if sampling.logprobs is not None else None
+        new = [growing.logprobs[len(choice.token_ids) - 1]] if sampling.logprobs is not None else None
         choice.text += text
         if choice.logprobs is not None and new:
             choice.logprobs += new

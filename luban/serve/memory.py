@@ -101,14 +101,17 @@ class PagedBudget(CacheBudget):
         block_size: int = BLOCK_SIZE,
         max_sequences: int,
         max_tokens: int,
+        draft: Model | None = None,
     ) -> PagedBudget:
         """For a loaded model.
 
         Args:
             cache_bytes: for keys and values. None: of what the device has free half, or on CUDA nearly all that a forward
                 of `max_tokens` leaves, which is run here; and no more than `max_sequences` could ever use.
+            draft: a model with keys and values of its own for every slot.
         """
-        size, context = slot_bytes(model), model.spec.context
+        size = slot_bytes(model) + (0 if draft is None else slot_bytes(draft))
+        context = model.spec.context
         if cache_bytes is None:
             device = float_parameter(model).device
             if device.type == "cuda":

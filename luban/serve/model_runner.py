@@ -37,8 +37,8 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None = None) -> Tensor:
-        """Read the chunks; running them again changes nothing. Returns float32 logits (chunks that end their sequence, V)
-        of what follows them, in their order; the next call may overwrite them.
+        """Read the chunks; running them again changes nothing. Returns float32 logits (R, V) of what follows them, where
+        they end their sequence, and of what follows each of their guesses, in their order; the next call may overwrite them.
 
         Args:
             inspect: called for each chunk of several tokens, or that doesn't end its sequence, with hidden states (tokens, E).
@@ -53,8 +53,7 @@ class ModelRunner:
             if inspect is not None:
                 inspect(chunk, hidden_1NE[0, row + 1 : row + 1 + chunk.count])
             row += chunk.count
-            if chunk.last:
-                rows.append(row)
+            rows += range(row + 1 - chunk.wanted, row + 1)
         wanted = torch.tensor(rows, dtype=torch.long, device=tokens_N.device)
         return self.module.read(hidden_1NE[:, wanted]).squeeze(0).float()
 
@@ -64,7 +63,7 @@ class ModelRunner:
         tokens, positions, slots = [], [], []
         for chunk in chunks:
             at, table = range(chunk.start, chunk.start + chunk.count), chunk.state.table
-            tokens += chunk.state.tokens[at.start : at.stop]
+            tokens += chunk.tokens
             positions += at
             slots += [table[place // size] * size + place % size for place in at]
         longest = max(len(chunk.state.table) for chunk in chunks)

@@ -12,7 +12,7 @@ from torch import Tensor
 from luban.generate.paged_cache import BLOCK_SIZE, PagedCache
 from luban.generate.prompt_scores import scored
 from luban.generate.session import Sequence as Growing
-from luban.generate.session import beam_candidates, check_prompt, choose
+from luban.generate.session import beam_candidates, check_prompt
 from luban.kernels.dispatch import VARIABLE, check_kernel
 from luban.models.base import Model, require_next_token
 from luban.nn.attention.paged import kernel_serves
@@ -23,7 +23,8 @@ from luban.serve.decode_graph import DecodeGraphs
 from luban.serve.memory import PagedBudget
 from luban.serve.model_runner import ModelRunner
 from luban.serve.request import Request
-from luban.serve.scheduler import Chunk, Scheduler, SequenceState, together
+from luban.serve.scheduler import Chunk, Scheduler, SequenceState, Step, together
+from luban.serve.speculation import DRAFT_TOKENS, DraftProposer, NgramProposer, Proposer, verify
 
 MAX_BATCH = 256  # sequences that run together
 MAX_TOKENS = {"cuda": 8192}  # that a forward reads, by device …
@@ -40,6 +41,9 @@ class PagedBatch:
         max_tokens: that a forward reads; None: 8,192 on CUDA, 512 elsewhere, and twice `max_batch` at least.
         block_size: slots a block.
         prefix_cache: whether what prompts have in common is read once.
+        draft: a smaller model that guesses tokens (`luban.serve.speculation`). UnsupportedError for another vocabulary.
+        ngram: whether tokens are guessed from what followed the same ones before.
+        draft_tokens: guessed at once.
         kernel: of attention, "torch" or "luban"; None: that of the environment's LUBAN_ATTENTION, or the fastest that can serve.
     """
 
@@ -52,6 +56,9 @@ class PagedBatch:
         max_tokens: int | None = None,
         block_size: int = BLOCK_SIZE,
         prefix_cache: bool = True,
+        draft: Model | None = None,
+        ngram: bool = False,
+        draft_tokens: int = DRAFT_TOKENS,
         kernel: str | None = None,
     ):
         require_next_token(module.spec, "generating text", cached=True)
@@ -61,7 +68,7 @@ class PagedBatch:
         tokens = max_tokens or max(MAX_TOKENS.get(device, OTHER_MAX_TOKENS), 2 * sequences)
         self.spec = module.spec
         self.budget = PagedBudget.of(
-            module, cache_bytes, block_size=block_size, max_sequences=sequences, max_tokens=tokens
+            module, cache_bytes, block_size=block_size, max_sequences=sequences, max_tokens=tokens, draft=draft
         )
         blocks = self.budget.slots // block_size
         graphs = None
@@ -72,6 +79,17 @@ class PagedBatch:
         else:
             cache = PagedCache.of(module, blocks=blocks, block_size=block_size)
         self.runner = ModelRunner(module, cache, kernel, graphs)
+        self.draft_tokens, self.drafted, self.accepted = draft_tokens, 0, 0  # counts of guesses
+        self.proposer: Proposer | None = NgramProposer() if ngram else None
+        if draft is not None:
+            self.proposer = DraftProposer(
+                draft,
+                vocab_size=self.spec.vocab_size,
+                blocks=cache.blocks,
+                block_size=block_size,
+                max_tokens=tokens,
+                kernel=kernel,
+            )
         self._scheduler = lambda: Scheduler(
             BlockManager(blocks, block_size, prefix_cache=prefix_cache), max_sequences=sequences, max_tokens=tokens
         )
@@ -91,9 +109,9 @@ class PagedBatch:
         """As a decoder needs it."""
         check_prompt(prompt, self.spec)
 
-    def full(self, sequence: Growing) -> bool:
-        """Whether the context has no room for another token."""
-        return len(sequence) >= self.spec.context
+    def room(self, prompt: list[int]) -> int:
+        """Tokens of an answer that the context holds."""
+        return self.spec.context - len(prompt)
 
     def takes(self, request: Request, others: Sequence[Request]) -> bool:
         """All: the scheduler orders them."""
@@ -117,59 +135,80 @@ class PagedBatch:
                 state.read_whole = request.sampling.prompt_logprobs is not None and growing.choice == 0
                 self._growing[state], self._states[id(growing)] = growing, state
                 if request.sampling.beams > 1:
-                    self._beams[id(growing)] = BeamGroup(growing, state, self.spec.context - len(request.prompt))
+                    self._beams[id(growing)] = BeamGroup(growing, state, self.room(request.prompt))
                 states.append(state)
             self.scheduler.add(together(states))
         return failed
 
-    def next_tokens(self) -> list[tuple[Growing, Token]]:
-        """One forward; those whose tokens are all read get another."""
+    def next_tokens(self) -> list[tuple[Growing, list[Token]]]:
+        """One forward; those whose tokens are all read get others."""
         if not self.scheduler.running:
             self._forget_other_weights()
-        step = self.scheduler.schedule()
-        self.runner.copy(step.copies)
+        step = self._plan()
         read, logits_RV, failed = self._read(step.chunks)
-        ready, rows, row = [], [], 0
-        for chunk in read:
-            following = self.scheduler.advance(chunk)
-            ready += following
-            rows += [row] * len(following)
-            row += chunk.last
-        found: dict[int, tuple[Growing, Token]] = {}
+        found: dict[int, tuple[Growing, list[Token]]] = {}
         for chunk, error in failed:
             for state in (chunk.state, *chunk.state.siblings):
                 growing = self._growing[state]
-                found[id(growing)] = growing, error
+                found[id(growing)] = growing, [error]
+        ready: list[SequenceState] = []
+        rows: list[range] = []  # of each of them, in the logits
+        row = 0
+        for chunk in read:
+            following = self.scheduler.advance(chunk)
+            ready += following
+            rows += [range(row, row + chunk.wanted)] * len(following)
+            row += chunk.wanted
         if ready and logits_RV is not None:
-            if rows != list(range(len(logits_RV))):
-                logits_RV = logits_RV[rows]
-            sampled = [row for row, state in enumerate(ready) if not self._group(state)]
-            if len(sampled) == len(ready):
-                self._sample(ready, logits_RV, found)
-            else:
-                self._sample([ready[row] for row in sampled], logits_RV[sampled], found)
-                searched = [row for row in range(len(ready)) if row not in set(sampled)]
-                self._search([ready[row] for row in searched], logits_RV[searched], found)
+            sampled = [i for i, state in enumerate(ready) if self._group(state) is None]
+            searched = [i for i, state in enumerate(ready) if self._group(state) is not None] if self._beams else []
+            for chosen, give in ((sampled, self._sample), (searched, self._search)):
+                if chosen:
+                    wanted = [row for i in chosen for row in rows[i]]
+                    part = logits_RV if wanted == list(range(len(logits_RV))) else logits_RV[wanted]
+                    give([ready[i] for i in chosen], part, found)
         return list(found.values())
+
+    @torch.inference_mode()
+    def _plan(self) -> Step:
+        """The next forward, with the guesses that it reads."""
+        if self.proposer is not None:
+            for state in self.scheduler.running:
+                growing = self._growing[state]
+                left = growing.sampling.max_tokens - len(growing.tokens), self.spec.context - len(state.tokens)
+                state.most_draft = 0 if self._group(state) else max(0, min(self.draft_tokens, min(left) - 1))
+        step = self.scheduler.schedule()
+        self.runner.copy(step.copies)
+        if self.proposer is not None:
+            self.proposer.copy(step.copies)
+            drafted = [chunk for chunk in step.chunks if chunk.drafts]
+            self.proposer.propose([(chunk.state, self._growing[chunk.state], chunk.drafts) for chunk in drafted])
+            for chunk in drafted:
+                chunk.drafts = len(chunk.state.draft)
+                chunk.count = 1 + chunk.drafts
+                self.drafted += chunk.drafts
+        return step
 
     def _group(self, state: SequenceState) -> BeamGroup | None:
         """The beam search that a state is part of."""
         return self._beams.get(id(self._growing[state])) if self._beams else None
 
     @torch.inference_mode()
-    def _sample(self, ready: list[SequenceState], logits_RV: Tensor, found: dict[int, tuple[Growing, Token]]) -> None:
-        """Draw a token for each."""
-        growing = [self._growing[state] for state in ready]
-        if not growing:
-            return
-        tokens = choose(logits_RV, growing, lambda sequence: sequence.prompt + sequence.tokens)
-        for state, sequence, token in zip(ready, growing, tokens, strict=True):
-            found[id(sequence)] = sequence, token
-            if isinstance(token, int):
-                state.tokens.append(token)
+    def _sample(
+        self, ready: list[SequenceState], logits_RV: Tensor, found: dict[int, tuple[Growing, list[Token]]]
+    ) -> None:
+        """Draw a token for each, and more where guesses were right."""
+        growing, drafts = [self._growing[state] for state in ready], [state.draft for state in ready]
+        tokens = verify(logits_RV, growing, drafts, lambda sequence: sequence.prompt + sequence.tokens)
+        for state, sequence, chosen in zip(ready, growing, tokens, strict=True):
+            found[id(sequence)] = sequence, list(chosen)
+            self.accepted += len(chosen) - 1
+            self.scheduler.take(state, [token for token in chosen if isinstance(token, int)])
 
     @torch.inference_mode()
-    def _search(self, ready: list[SequenceState], logits_RV: Tensor, found: dict[int, tuple[Growing, Token]]) -> None:
+    def _search(
+        self, ready: list[SequenceState], logits_RV: Tensor, found: dict[int, tuple[Growing, list[Token]]]
+    ) -> None:
         """Give beam searches the candidates of their beginnings; those that have all go on."""
         groups = [self._beams[id(self._growing[state])] for state in ready]
         sequences = [group.sequence(state) for group, state in zip(groups, ready, strict=True)]
@@ -177,7 +216,7 @@ class PagedBatch:
         candidates = beam_candidates(logits_RV, sequences, lambda s: s.prompt + s.tokens, wanted)
         for group, state, following in zip(groups, ready, candidates, strict=True):
             if following is None:
-                found[id(group.growing)] = group.growing, None
+                found[id(group.growing)] = group.growing, [None]
             else:
                 group.candidates[state] = following[: group.search.wanted]
         for group in dict.fromkeys(groups):
@@ -189,7 +228,7 @@ class PagedBatch:
                 del self._growing[state]
             self._growing |= dict.fromkeys(group.states, group.growing)
             if answers is not None:
-                found[id(group.growing)] = group.growing, answers
+                found[id(group.growing)] = group.growing, [answers]
 
     def _read(self, chunks: Sequence[Chunk]) -> tuple[Sequence[Chunk], Tensor | None, list[tuple[Chunk, Exception]]]:
         """Chunks that were read, the logits (R, V) of what follows those that end their sequence, and chunks that failed.
@@ -239,6 +278,8 @@ class PagedBatch:
             for each in group.states if group else [state] if state else []:
                 self.scheduler.remove(each)
                 del self._growing[each]
+                if self.proposer is not None:
+                    self.proposer.forget(each)
 
     def load(self) -> BatchLoad:
         """Blocks that sequences hold, and counts of the scheduler."""
@@ -250,6 +291,8 @@ class PagedBatch:
             prompt_tokens=scheduler.prompt_tokens,
             prefix_hits=scheduler.prefix_hits,
             preemptions=scheduler.preemptions,
+            drafted=self.drafted,
+            accepted=self.accepted,
         )
 
     def clear(self) -> None:

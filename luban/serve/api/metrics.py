@@ -88,6 +88,8 @@ class _Engine:
         for name, help, value in (
             ("prefix_cache_queries", "Tokens of prompts looked up in the prefix cache.", load.prompt_tokens),
             ("prefix_cache_hits", "Of them found there.", load.prefix_hits),
+            ("draft_tokens", "Tokens guessed by speculation.", load.drafted),
+            ("accepted_tokens", "Of them kept.", load.accepted),
             ("preemptions", "Sequences that gave up their memory to others and were read again.", load.preemptions),
         ):
             yield CounterMetricFamily(f"luban_{name}", help, value)
