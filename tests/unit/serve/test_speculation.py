@@ -36,10 +36,11 @@ def draft(model):
 
 
 SETTINGS = [
-    Sampling(max_tokens=40, temperature=0, ignore_eos=True),
-    Sampling(max_tokens=33, seed=3, ignore_eos=True, logprobs=2, n=2),
-    Sampling(max_tokens=30, seed=4, temperature=0.7, top_p=0.9, repetition_penalty=1.2, frequency_penalty=0.3),
-    Sampling(max_tokens=25, seed=5, top_k=4, stop=("e", "\n"), min_tokens=4),
+    Sampling(max_tokens=24, temperature=0, ignore_eos=True),
+    Sampling(max_tokens=17, seed=3, ignore_eos=True, logprobs=2, n=2),
+    Sampling(max_tokens=16, seed=4, temperature=0.7, top_p=0.9, repetition_penalty=1.2, frequency_penalty=0.3),
+    Sampling(max_tokens=14, seed=5, top_k=4, stop=("e", "\n"), min_tokens=4),
+    Sampling(max_tokens=12, temperature=0, logit_bias={70: 100}),  # repeats a token
     Sampling(max_tokens=1, temperature=0),
     Sampling(max_tokens=2, temperature=0, logprobs=0),
 ]
@@ -60,7 +61,7 @@ def run(engine, prompts, settings=SETTINGS):
 @pytest.mark.parametrize("kind", ["draft", "ngram"])
 def test_every_token_is_the_one_without_speculation(model, draft, kind):
     rng = random.Random()
-    prompts = ["abcabcabcab", [rng.randrange(16, 272) for _ in range(37)], "q"]
+    prompts = ["abcabcabcab", [rng.randrange(16, 272) for _ in range(37)]]
     plain = run(luban.Engine(model), prompts)
     engine = luban.Engine(model, **({"draft": draft} if kind == "draft" else {"ngram": True}), draft_tokens=5)
     found = run(engine, prompts)
@@ -71,7 +72,7 @@ def test_every_token_is_the_one_without_speculation(model, draft, kind):
             assert mine.logprob == pytest.approx(other.logprob, abs=1e-3)
             assert mine.sampling_logprob == pytest.approx(other.sampling_logprob, abs=1e-3)
     load = engine.load()
-    assert load.drafted > load.accepted > (load.drafted * 0.3 if kind == "draft" else 0)
+    assert load.drafted > load.accepted > (load.drafted * 0.1 if kind == "draft" else 0)
 
 
 def test_a_perfect_draft_is_always_right(model):
@@ -85,12 +86,12 @@ def test_a_perfect_draft_is_always_right(model):
 def test_preempted_sequences_and_structures_lose_nothing(model, draft, kind):
     pytest.importorskip("llguidance")
     settings = [
-        Sampling(max_tokens=30, seed=1, ignore_eos=True),
+        Sampling(max_tokens=20, seed=1, ignore_eos=True),
         Sampling(max_tokens=40, seed=2, structure=Structure.regex("(ab|cd){4,9}!")),
         Sampling(max_tokens=20, seed=7, prompt_logprobs=1),
         Sampling(max_tokens=9, beams=3, n=2),
     ]
-    prompts = ["xyxyxyxy", "The row", "ab" * 9]
+    prompts = ["xyxyxyxy", "ab" * 9]
     plain = run(luban.Engine(model), prompts, settings)
     engine = luban.Engine(model)
     size = 2 * 2 * 2 * 8 * 4 * (2 if kind == "draft" else 1)
@@ -99,7 +100,7 @@ def test_preempted_sequences_and_structures_lose_nothing(model, draft, kind):
         max_batch=8,
         max_tokens=24,
         block_size=4,
-        cache_bytes=40 * 4 * size,
+        cache_bytes=34 * 4 * size,
         draft=draft.module if kind == "draft" else None,
         ngram=kind == "ngram",
     )
@@ -113,8 +114,8 @@ def test_preempted_sequences_and_structures_lose_nothing(model, draft, kind):
 
 def test_the_distribution_is_the_models(model, draft):
     """χ² over the first three tokens of many seeds, among the few that top-k leaves; 5 standard deviations."""
-    engine, draws = luban.Engine(model, draft=draft, draft_tokens=2), 600
-    sampling = Sampling(max_tokens=2, top_k=3, ignore_eos=True, temperature=1.0)
+    engine, draws = luban.Engine(model, draft=draft, draft_tokens=2), 400
+    sampling = Sampling(max_tokens=3, top_k=2, ignore_eos=True, temperature=1.0)
     prompt = [0, 70, 80]
     requests = [engine.request(prompt, replace(sampling, seed=seed)) for seed in range(draws)]
     for request in requests:
@@ -125,12 +126,17 @@ def test_the_distribution_is_the_models(model, draft):
 
     def following(tokens):
         with torch.no_grad():
-            top = model.module(torch.tensor([tokens]))[0, -1].double().topk(3)
+            top = model.module(torch.tensor([tokens]))[0, -1].double().topk(2)
         return dict(zip(top.indices.tolist(), top.values.softmax(0).tolist(), strict=True))
 
-    expected = {(a, b): draws * p * q for a, p in following(prompt).items() for b, q in following([*prompt, a]).items()}
+    expected = {
+        (a, b, c): draws * p * q * r
+        for a, p in following(prompt).items()
+        for b, q in following([*prompt, a]).items()
+        for c, r in following([*prompt, a, b]).items()
+    }
     assert set(counts) <= set(expected) and engine.load().accepted > 50
-    chi2 = sum((counts[pair] - want) ** 2 / want for pair, want in expected.items())
+    chi2 = sum((counts[tokens] - want) ** 2 / want for tokens, want in expected.items())
     degrees = len(expected) - 1
     assert chi2 < degrees + 5 * (2 * degrees) ** 0.5
 
