@@ -27,7 +27,7 @@ luban pretrain tiny_pretrain_cpu --data.path shards --out runs/two --nproc 2 --p
 
 
 def run(argv: Sequence[str]) -> int:
-    from luban.parallel.world import process_count
+    from luban.parallel.world import World, process_count
     from luban.train.pretrain import pretrain
     from luban.train.recipe import Recipe, model_of_init
     from luban.train.run import dry_run, for_processes
@@ -42,4 +42,5 @@ def run(argv: Sequence[str]) -> int:
         for_processes(call.recipe, call.processes)
         return launch(["pretrain", *without_processes(argv)], call.processes)
     print_result(pretrain(call.recipe, call.out, call.name))
+    World.leave()
     return 0

@@ -66,20 +66,23 @@ class LoadedModel:
         return self.tokenizer
 
 
-def load_model(path_or_name: str | Path, device: str = "cpu", dtype: str = "float32") -> LoadedModel:
+def load_model(
+    path_or_name: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
+) -> LoadedModel:
     """Load a model.
 
     Args:
         path_or_name: a run (its best checkpoint on held-out text; unfinished: its last), a checkpoint, a Hugging Face directory
             with or without tokenizer files, a GGUF file, or the name of a model that a package carries (smollm2).
         device: such as "cpu" or "cuda".
-        dtype: precision of the weights: float32, bfloat16, float16, or int8: dense layers in 8 bits for inference
+        dtype: precision of the weights, by torch's name: float32, bfloat16, float16, or int8: dense layers in 8 bits for inference
             on a CPU.
 
     Raises:
         ArtifactError: what the path holds instead, or which file or tensor is missing, damaged or misshapen.
         LineageError: the tokenizer isn't the one that the model was trained with.
     """
+    device, dtype = str(device), str(dtype).removeprefix("torch.")
     _require_device(device)
     if dtype == INT8:
         m = load_model(path_or_name, device, "float32")

@@ -64,6 +64,12 @@ class World:
         mesh = init_device_mesh(device.type, (plan.replicate, plan.shard), mesh_dim_names=("replicate", "shard"))
         return cls(rank=dist.get_rank(), size=size, mesh=mesh)
 
+    @staticmethod
+    def leave() -> None:
+        """Close the connections to the other processes, at the end of a run that went well."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes what the run leaves."""

@@ -16,6 +16,7 @@ from luban.generate.session import beam_candidates, check_prompt
 from luban.kernels.dispatch import VARIABLE, check_kernel
 from luban.models.base import Model, require_next_token
 from luban.nn.attention.paged import kernel_serves
+from luban.nn.linear import lay_adjacent
 from luban.serve.batch import BatchLoad, Token
 from luban.serve.beam_group import BeamGroup
 from luban.serve.block_manager import BlockManager
@@ -64,6 +65,10 @@ class PagedBatch:
         require_next_token(module.spec, "generating text", cached=True)
         kernel = check_kernel(kernel or os.environ.get(VARIABLE) or None)
         device = next(module.parameters()).device.type
+        if device == "cuda":
+            for each in (module, draft):
+                if each is not None:
+                    lay_adjacent(each)
         sequences = max_batch or MAX_BATCH
         tokens = max_tokens or max(MAX_TOKENS.get(device, OTHER_MAX_TOKENS), 2 * sequences)
         self.spec = module.spec
