@@ -81,7 +81,7 @@ class DecodeGraphs:
         """Copy what the graph reads to the device."""
         block, count, widest = self.cache.block_size, len(chunks), 1
         starts = [chunk.start for chunk in chunks]
-        self._numbers[0, :count] = [chunk.state.tokens[chunk.start] for chunk in chunks]
+        self._numbers[0, :count] = [chunk.tokens[0] for chunk in chunks]
         self._numbers[1, :count] = starts
         self._numbers[2, :count] = [
             chunk.state.table[start // block] * block + start % block

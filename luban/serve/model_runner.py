@@ -5,7 +5,7 @@ N tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -37,9 +37,13 @@ class ModelRunner:
         self.cache.copy(pairs)
 
     @torch.inference_mode()
-    def run(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Read the chunks; running them again changes nothing. Returns float32 logits (chunks that end their sequence, V)
-        of what follows them, in their order; the next call may overwrite them."""
+    def run(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None = None) -> Tensor:
+        """Read the chunks; running them again changes nothing. Returns float32 logits (R, V) of what follows them, where
+        they end their sequence, and of what follows each of their guesses, in their order; the next call may overwrite them.
+
+        Args:
+            inspect: called for each chunk of several tokens, or that doesn't end its sequence, with hidden states (tokens, E).
+        """
         if self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
             return logits
         tokens_N, packed = self._packed(chunks)
@@ -47,9 +51,10 @@ class ModelRunner:
         hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")
         rows, row = [], -1
         for chunk in chunks:
+            if inspect is not None:
+                inspect(chunk, hidden_1NE[0, row + 1 : row + 1 + chunk.count])
             row += chunk.count
-            if chunk.last:
-                rows.append(row)
+            rows += range(row + 1 - chunk.wanted, row + 1)
         wanted = torch.tensor(rows, dtype=torch.long, device=tokens_N.device)
         return self.module.read(hidden_1NE[:, wanted]).squeeze(0).float()
 
@@ -60,7 +65,7 @@ class ModelRunner:
         for chunk in chunks:
             end = chunk.start + chunk.count
             at = np.arange(chunk.start, end)
-            tokens.append(np.asarray(chunk.state.tokens[chunk.start : end], dtype=np.int64))
+            tokens.append(np.asarray(chunk.tokens, dtype=np.int64))
             positions.append(at)
             slots.append(np.asarray(chunk.state.table, dtype=np.int64)[at // size] * size + at % size)
         numbers = np.stack([np.concatenate(each) for each in (tokens, positions, slots)])
