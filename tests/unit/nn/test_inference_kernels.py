@@ -135,6 +135,8 @@ class Counted(torch.utils._python_dispatch.TorchDispatchMode):
 
     def __init__(self, calls):
         super().__init__()
+        from luban.kernels import rotary, swiglu  # noqa: F401 (registers the operations)
+
         self.calls = calls
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
