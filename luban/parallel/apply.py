@@ -18,13 +18,17 @@ from luban.nn.init import initialise
 from luban.nn.roles import roles_of
 from luban.objectives.base import LossModule, LossOutput, TensorBatch
 from luban.optim.base import OptimizerConfig
+from luban.parallel.collectives import Peers
 from luban.parallel.compile import LossFunction, blocks_of, compiled_loss
 from luban.parallel.device import can_compile
 from luban.parallel.engine import TrainEngine
+from luban.parallel.gradients import GradientSums
+from luban.parallel.heads import DividedHeads
+from luban.parallel.placement import Placements
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
 from luban.parallel.remat import remat_policy
-from luban.parallel.shard import local_region
-from luban.parallel.sharded_params import ShardedParams, shard_modules, take_shard
+from luban.parallel.sharded_params import ShardedParams, shard_modules
+from luban.parallel.tensor import divide
 from luban.parallel.world import World
 
 
@@ -68,7 +72,8 @@ def apply(
     """
     model: Model = loss.model
     execution = execution or Execution(device=torch.device("cpu"))
-    _require_spreadable(plan, optimizer, execution)
+    _require_spreadable(plan, optimizer, execution, adapted=adapt is not None)
+    world, losses = execution.world, (loss, evaluation or loss)
     blocks, own = blocks_of(model), frozenset(state_of(model))
     # Adapters first: everything below must see their modules, too.
     if adapt is not None:
@@ -77,6 +82,10 @@ def apply(
     if execution.precision == "fp8":
         for block in blocks:
             use_float8(block)
+    # Then the parts of this process: whatever wraps the model later meets parameters and communication as they are here.
+    placements = Placements()
+    if plan.tensor > 1:
+        placements = _divide(model, losses, world)
     # Rematerialisation inside of compilation, so that the compiler sees what is computed again and fuses it.
     policy = remat_policy(plan.remat)
     for block in blocks:
@@ -84,29 +93,32 @@ def apply(
     # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
     # FSDP stand around blocks, so that with it blocks are compiled one by one.
     compiled = execution.compile and can_compile(execution.device)
-    regions = execution.device.type == "cuda" or plan.shard > 1
-    step, heldout = (compiled_loss(x, regions=regions) if compiled else x for x in (loss, evaluation or loss))
+    regions = execution.device.type == "cuda" or plan.shard > 1 or plan.tensor > 1
+    step, heldout = (compiled_loss(x, regions=regions) if compiled else x for x in losses)
     model.to(torch.float64 if execution.precision == "fp64" else torch.float32)
     # FSDP around what is compiled, and before there is memory, so that every process takes that of its shard alone.
-    losses = None
+    root = None
     if plan.shard > 1:
-        assert execution.world.mesh is not None
-        losses = Losses(loss, evaluation or loss)
-        dtype = COMPUTE[execution.precision]
-        shard_modules(losses, list(blocks), execution.world.mesh, zero=plan.zero, dtype=dtype)
-        step, heldout = partial(losses, step), partial(losses, heldout)
+        assert world.sharing is not None
+        root = Losses(*losses)
+        mesh = world.sharing["replicate", "shard"] if world.copies > 1 else world.sharing["shard"]
+        shard_modules(root, list(blocks), mesh, zero=plan.zero, dtype=COMPUTE[execution.precision])
+        step, heldout = partial(root, step), partial(root, heldout)
     # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
     materialise(model, execution.device)
     weights = init if isinstance(init, Mapping) else {}
     seed = init if isinstance(init, int) else 0
     layers = max(len(model.spec.layers), 1)
-    initialise(model, model.spec.init, layers=layers, seed=seed, region=local_region, without=frozenset(weights))
+    initialise(model, model.spec.init, layers=layers, seed=seed, region=placements.region, without=frozenset(weights))
     if weights:
-        _load(model, weights, own)
-    if losses is not None:
-        params = ShardedParams(losses, model, zero=plan.zero)
+        _load(model, weights, own, placements)
+    params: ShardedParams | MixedPrecisionParams
+    if root is not None:
+        params = ShardedParams(root, model, zero=plan.zero)
+        sums = GradientSums(world, placements, params.begins())
     else:
         params = MixedPrecisionParams(model, COMPUTE[execution.precision], masters=execution.masters)
+        sums = GradientSums(world, placements)
     # The optimizer last: it holds the very tensors that are trained.
     built = optimizer.build(params.parameters, roles_of(model))
     return TrainEngine(
@@ -119,7 +131,7 @@ def apply(
         clip=execution.clip,
         accumulate=execution.accumulate,
         device=execution.device,
-        world=execution.world,
+        sums=sums,
     )
 
 
@@ -135,24 +147,38 @@ class Losses(nn.Module):
         return function(batch)
 
 
-def _require_spreadable(plan: ParallelPlan, optimizer: OptimizerConfig, execution: Execution) -> None:
+def _divide(model: Model, losses: tuple[LossModule, LossModule], world: World) -> Placements:
+    """Tensor parallelism: divided parameters, and attention of the local heads."""
+    group = world.group("tensor")
+    peers = Peers.of(group)
+    for module in losses:
+        module.attention = DividedHeads(peers, None if module.attention is None else module.attention.kernel)
+    return divide(model, peers, group)
+
+
+def _require_spreadable(plan: ParallelPlan, optimizer: OptimizerConfig, execution: Execution, *, adapted: bool) -> None:
     if plan.processes != execution.world.size:
         raise ConfigError(f"the plan is for {plan.processes} processes, and there are {execution.world.size}")
-    if plan.shard == 1:
+    divides = " and ".join(f"plan.{axis}" for axis in ("shard", "tensor") if getattr(plan, axis) > 1)
+    if not divides:
         return
     if not optimizer.elementwise:
         name = OptimizerConfig.registry.name_of(type(optimizer))
-        raise ConfigError(f"optim.type {name} updates whole matrices, which plan.shard divides: use --optim.type adamw")
-    if execution.precision in ("fp8", "fp16") or not execution.masters:
+        raise ConfigError(f"optim.type {name} updates whole matrices, which {divides} divides: use --optim.type adamw")
+    if execution.precision == "fp8" or (plan.shard > 1 and (execution.precision == "fp16" or not execution.masters)):
         what = f"train.precision {execution.precision}" if execution.masters else "train.weights bf16"
-        raise ConfigError(f"{what} does not go with plan.shard: use --train.precision bf16 with fp32 weights")
+        raise ConfigError(f"{what} does not go with {divides}: use --train.precision bf16 with fp32 weights")
+    if plan.tensor > 1 and adapted:
+        raise ConfigError("adapters do not go with plan.tensor: use --plan.shard")
 
 
 @torch.no_grad()
-def _load(model: nn.Module, weights: Mapping[str, Tensor], own: Collection[str]) -> None:
+def _load(
+    model: nn.Module, weights: Mapping[str, Tensor], own: Collection[str], placements: Placements
+) -> None:
     """Take weights up. Raises ArtifactError where one of the model's `own` is missing; those of adapters may be."""
     for name, tensor in state_of(model).items():
         if name in weights:
-            take_shard(tensor, weights[name])
+            placements.take(name, tensor, weights[name])
         elif name in own:
             raise ArtifactError(f"the weights to start from lack {name}, which the model has")

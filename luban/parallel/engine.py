@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from luban.data.batch import Batch
+from luban.models.build import state_of
 from luban.objectives.base import LossModule
 from luban.optim.base import Optimizer, Update
 from luban.optim.clip import clip_factor
 from luban.parallel.compile import LossFunction
+from luban.parallel.gather import together
+from luban.parallel.gradients import GradientSums
 from luban.parallel.precision import LossScale, MixedPrecisionParams
 from luban.parallel.sharded_params import ShardedParams
-from luban.parallel.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class TrainEngine:
     Args:
         loss: of a batch in training; `heldout`: of a held-out batch.
         module: the loss module, whose `model` is trained.
-        world: the processes that train it together; each reads its rows of every micro-batch.
+        sums: adds up the gradients of the processes that train it together.
     """
 
     def __init__(
@@ -79,9 +81,10 @@ class TrainEngine:
         clip: float,
         accumulate: int,
         device: torch.device,
-        world: World | None = None,
+        sums: GradientSums | None = None,
     ):
-        self.world = world or World()
+        self.sums = sums or GradientSums()
+        self.world, self.placements = self.sums.world, self.sums.placements
         self.loss, self.heldout, self.module = loss, heldout, module
         self.params, self.optimizer, self.scale = params, optimizer, scale
         self.clip, self.accumulate, self.device = clip, accumulate, device
@@ -121,10 +124,12 @@ class TrainEngine:
                 *(part.to(found.sum.dtype) for pair in found.metrics.values() for part in pair),
             ]
             totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
-        gradients = self.world.sum_gradients(self.params.gradients())
-        norm = self.world.norm(list(gradients.values()))
+        summed = self.sums.sum(self.params.gradients())
+        norm = self.sums.norm(summed)
+        gradients = {self.params.parameters[name]: gradient for name, gradient in summed.items()}
+        counted = torch.stack(totals) if self.world.counts else torch.zeros_like(torch.stack(totals))
         asked = torch.full_like(totals[0], float(stop))
-        totals = list(self.world.sum(torch.stack([*totals, asked])))
+        totals = list(self.world.sum(torch.cat([counted, asked[None]])))
         good = totals[0].isfinite() & norm.isfinite()
         self.optimizer.step(factor, Update(gradients, clip_factor(norm, self.clip, scale), good, self.params.copies()))
         self.params.clear()
@@ -154,25 +159,31 @@ class TrainEngine:
 
         Gradients stay enabled, since a compiled loss would otherwise be compiled a second time.
         """
-        tensors = to_device(batch, self.device)
-        divisible = all(tensor.shape[0] % self.world.size == 0 for tensor in tensors.values())
+        tensors, readers = to_device(batch, self.device), self.world.plan.readers
+        divisible = all(tensor.shape[0] % readers == 0 for tensor in tensors.values())
         with torch.enable_grad():  # where rows can't be divided, every process reads all of them
             total = self.heldout(self.world.rows(tensors) if divisible else tensors).sum.detach()
-        return float(self.world.sum(total) if divisible else total), batch.target_count
+        counts = self.world.counts and (divisible or self.world.reader == 0)
+        return float(self.world.sum(total if counts else torch.zeros_like(total))), batch.target_count
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Weights under "model" (the fp32 ones, where there are such) and the optimizer's state under "optimizer"."""
-        optimizer = self.optimizer.state_dict()
-        if isinstance(self.params, ShardedParams):
-            optimizer = {entry: self.params.whole(_parameter(entry), value) for entry, value in optimizer.items()}
-        return {"model": self.params.state_dict(), "optimizer": optimizer}
+        model = {name: self.placements.whole(name, tensor) for name, tensor in self.params.state_dict().items()}
+        optimizer = {}
+        for entry, value in self.optimizer.state_dict().items():
+            name = _parameter(entry)
+            optimizer[entry] = self.placements.whole(name, self.params.whole(name, value))
+        return {"model": together(model, self.world), "optimizer": together(optimizer, self.world)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
-        self.params.load_state_dict(state["model"])
-        optimizer = state["optimizer"]
-        if isinstance(self.params, ShardedParams):
-            optimizer = {entry: self.params.part(_parameter(entry), value) for entry, value in optimizer.items()}
+        """Take up what `state_dict` gave, of a run under any plan."""
+        mine = self.placements.cut
+        self.params.load_state_dict({name: mine(name, state["model"][name]) for name in state_of(self.model)})
+        optimizer = {}
+        for entry, value in state["optimizer"].items():
+            name = _parameter(entry)
+            if name in self.params.parameters or name not in state["model"]:  # else another process has it
+                optimizer[entry] = self.params.part(name, mine(name, value))
         self.optimizer.load_state_dict(optimizer)
 
     def _micro_batches(self, batch: Batch) -> Iterator[dict[str, Tensor]]:

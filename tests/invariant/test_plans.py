@@ -34,6 +34,10 @@ PLANS = [
     {"shard": 4, "zero": 1},
     {"replicate": 2, "shard": 2},
     {"replicate": 2, "shard": 2, "zero": 1, "remat": "full"},
+    {"tensor": 4},
+    {"replicate": 2, "tensor": 2},
+    {"shard": 2, "tensor": 2},
+    {"shard": 2, "zero": 1, "tensor": 2, "remat": "full"},
 ]
 
 
