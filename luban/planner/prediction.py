@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from luban.core.plan import ParallelPlan
 from luban.core.units import bytes_, count, milliseconds, seconds
 from luban.planner.accelerators import Machine
 from luban.planner.memory import MemoryPrediction
@@ -36,17 +37,17 @@ class Prediction:
     compiled: bool = False  # by torch.compile
     caveats: tuple[str, ...] = ()  # why the predictions may be wrong
 
-    def spread(self, processes: int, shard: int) -> Prediction:
-        """This prediction of one process's rows, for a run of `processes`, `shard` of which divide a copy of the model."""
-        if processes == 1:
+    def spread(self, plan: ParallelPlan) -> Prediction:
+        """This prediction of one process's rows, for the processes of a plan."""
+        if plan.processes == 1:
             return self
-        memory = self.memory
-        divided = {name: getattr(memory, name) // shard for name in ("parameters", "optimizer", "gradients")}
+        memory, parts = self.memory, plan.tensor * plan.pipeline
+        divided = {name: getattr(memory, name) // (plan.shard * parts) for name in ("parameters", "optimizer", "gradients")}
         caveat = "what processes send each other, and the weights that they gather, aren't counted"
         return replace(
             self,
             memory=replace(memory, **divided),
-            tokens_per_step=self.tokens_per_step * processes,
+            tokens_per_step=self.tokens_per_step * plan.readers,
             caveats=(*self.caveats, caveat),
         )
 

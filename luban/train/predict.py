@@ -80,12 +80,18 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
         budget=train.budget_seconds,
         compiled=compiled,
         caveats=tuple(_caveats(spec, device, compiled, busy)),
-    ).spread(recipe.plan.processes, recipe.plan.shard)
+    ).spread(recipe.plan)
 
 
 def _of_one_process(recipe: Recipe) -> Recipe:
-    """The recipe with the rows that each process reads."""
-    return replace(recipe, train=replace(recipe.train, batch_size=recipe.train.batch_size // recipe.plan.processes))
+    """The recipe with the rows that each process reads, in as many micro-batches as it works on."""
+    train, plan = recipe.train, recipe.plan
+    return replace(
+        recipe,
+        train=replace(
+            train, batch_size=train.batch_size // plan.readers, accumulate=train.accumulate * plan.microbatches
+        ),
+    )
 
 
 def require_memory(

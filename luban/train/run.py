@@ -128,6 +128,7 @@ def for_processes(recipe: Recipe, processes: int) -> Recipe:
     """The recipe with its plan for so many processes. Raises ConfigError where plan or batch can't be divided so."""
     plan = recipe.plan.over(processes)
     plan.check_batch(recipe.train.batch_size, recipe.train.accumulate)
+    plan.check_tokens(recipe.train.seq_len)
     return replace(recipe, plan=plan)
 
 
@@ -168,7 +169,7 @@ def assemble(
     """Model, optimizer, data and step, in the order in which they depend on each other."""
     config, world = recipe.train, world or World()
     seed_everything(config.seed)
-    torch.manual_seed(derive(config.seed, "process", world.rank) if world.rank else config.seed)  # of dropout
+    torch.manual_seed(derive(config.seed, "process", world.rank) if world.rank else config.seed)
     set_determinism(config.deterministic, device)
     keep_freed_memory(device)
     torch.set_float32_matmul_precision("high")
