@@ -18,16 +18,20 @@ from luban.nn.init import initialise
 from luban.nn.roles import roles_of
 from luban.objectives.base import LossModule, LossOutput, TensorBatch
 from luban.optim.base import OptimizerConfig
+from luban.parallel.channels import Channels
 from luban.parallel.collectives import Peers
 from luban.parallel.compile import LossFunction, blocks_of, compiled_loss
 from luban.parallel.device import can_compile
 from luban.parallel.engine import TrainEngine
 from luban.parallel.gradients import GradientSums
 from luban.parallel.heads import DividedHeads
+from luban.parallel.micro_batches import OneAfterTheOther, Runner
+from luban.parallel.pipelined import Pipelined
 from luban.parallel.placement import Placements
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
 from luban.parallel.remat import remat_policy
 from luban.parallel.sharded_params import ShardedParams, shard_modules
+from luban.parallel.stages import cut_stages, run_stage, shared_by_stages
 from luban.parallel.tensor import divide
 from luban.parallel.world import World
 
@@ -82,22 +86,25 @@ def apply(
     if execution.precision == "fp8":
         for block in blocks:
             use_float8(block)
-    # Then the parts of this process: whatever wraps the model later meets parameters and communication as they are here.
+    # Then the parts of this process, layers before matrices: whatever wraps the model later meets parameters and communication as they are here.
+    boundary = cut_stages(model, plan, world.index("pipeline")) if plan.pipeline > 1 else None
     placements = Placements()
     if plan.tensor > 1:
         placements = _divide(model, losses, world)
     # Rematerialisation inside of compilation, so that the compiler sees what is computed again and fuses it.
-    policy = remat_policy(plan.remat)
+    policy, blocks = remat_policy(plan.remat), blocks_of(model)
     for block in blocks:
         block.use_remat(policy)
     # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
     # FSDP stand around blocks, so that with it blocks are compiled one by one.
     compiled = execution.compile and can_compile(execution.device)
-    regions = execution.device.type == "cuda" or plan.shard > 1 or plan.tensor > 1
+    regions = execution.device.type == "cuda" or max(plan.shard, plan.tensor, plan.pipeline) > 1
     step, heldout = (compiled_loss(x, regions=regions) if compiled else x for x in losses)
     model.to(torch.float64 if execution.precision == "fp64" else torch.float32)
     # FSDP around what is compiled, and before there is memory, so that every process takes that of its shard alone.
     root = None
+    if boundary is not None:
+        step, heldout = partial(run_stage, step), partial(run_stage, heldout)
     if plan.shard > 1:
         assert world.sharing is not None
         root = Losses(*losses)
@@ -115,15 +122,18 @@ def apply(
     params: ShardedParams | MixedPrecisionParams
     if root is not None:
         params = ShardedParams(root, model, zero=plan.zero)
-        sums = GradientSums(world, placements, params.begins())
     else:
         params = MixedPrecisionParams(model, COMPUTE[execution.precision], masters=execution.masters)
-        sums = GradientSums(world, placements)
+    sums = GradientSums(world, placements, params.begins(), **shared_by_stages(params.parameters, world))
+    runner: Runner = OneAfterTheOther(step, heldout, params)
+    if boundary is not None:
+        channels = Channels(plan, world.group("pipeline"), execution.device)
+        dtype = torch.float64 if execution.precision == "fp64" else torch.float32
+        runner = Pipelined(step, heldout, params, boundary, channels, world, dtype)
     # The optimizer last: it holds the very tensors that are trained.
     built = optimizer.build(params.parameters, roles_of(model))
     return TrainEngine(
-        step,
-        heldout,
+        runner,
         params,
         built,
         LossScale.of(execution.precision),
@@ -156,9 +166,23 @@ def _divide(model: Model, losses: tuple[LossModule, LossModule], world: World) -
     return divide(model, peers, group)
 
 
+def _require_pipeline(plan: ParallelPlan, execution: Execution) -> None:
+    """Raise ConfigError for what doesn't go with a schedule that splits backward passes."""
+    if plan.pipeline == 1 or plan.schedule != "zero_bubble":
+        return
+    other = "use --plan.schedule 1f1b or interleaved"
+    if execution.compile and can_compile(execution.device):
+        raise ConfigError(f"plan.schedule zero_bubble can't split the backward pass of a compiled layer: {other}")
+    if plan.shard > 1:
+        raise ConfigError(f"plan.schedule zero_bubble does not go with plan.shard, whose hooks need a whole one: {other}")
+    if plan.remat != "none":
+        raise ConfigError(f"plan.schedule zero_bubble does not go with plan.remat, which would run twice: {other}")
+
+
 def _require_spreadable(plan: ParallelPlan, optimizer: OptimizerConfig, execution: Execution, *, adapted: bool) -> None:
     if plan.processes != execution.world.size:
         raise ConfigError(f"the plan is for {plan.processes} processes, and there are {execution.world.size}")
+    _require_pipeline(plan, execution)
     divides = " and ".join(f"plan.{axis}" for axis in ("shard", "tensor") if getattr(plan, axis) > 1)
     if not divides:
         return

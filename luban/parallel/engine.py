@@ -18,9 +18,9 @@ from luban.models.build import state_of
 from luban.objectives.base import LossModule
 from luban.optim.base import Optimizer, Update
 from luban.optim.clip import clip_factor
-from luban.parallel.compile import LossFunction
 from luban.parallel.gather import together
 from luban.parallel.gradients import GradientSums
+from luban.parallel.micro_batches import Runner
 from luban.parallel.precision import LossScale, MixedPrecisionParams
 from luban.parallel.sharded_params import ShardedParams
 
@@ -64,15 +64,14 @@ class TrainEngine:
     """A model in training on one device; made by `luban.parallel.apply.apply`.
 
     Args:
-        loss: of a batch in training; `heldout`: of a held-out batch.
+        runner: runs the micro-batches of a step.
         module: the loss module, whose `model` is trained.
         sums: adds up the gradients of the processes that train it together.
     """
 
     def __init__(
         self,
-        loss: LossFunction,
-        heldout: LossFunction,
+        runner: Runner,
         params: MixedPrecisionParams | ShardedParams,
         optimizer: Optimizer,
         scale: LossScale,
@@ -85,7 +84,7 @@ class TrainEngine:
     ):
         self.sums = sums or GradientSums()
         self.world, self.placements = self.sums.world, self.sums.placements
-        self.loss, self.heldout, self.module = loss, heldout, module
+        self.runner, self.module = runner, module
         self.params, self.optimizer, self.scale = params, optimizer, scale
         self.clip, self.accumulate, self.device = clip, accumulate, device
 
@@ -110,31 +109,19 @@ class TrainEngine:
             stop: ask all processes for the run's end.
         """
         targets, scale = max(batch.target_count, 1), self.scale.value
-        totals: list[Tensor] = []
-        names: tuple[str, ...] = ()
-        for number, micro_batch in enumerate(self._micro_batches(batch), 1):
-            self.params.begin_micro_batch(last=number == self.accumulate)
-            found = self.loss(micro_batch)
-            (found.sum * (scale / targets)).backward()
-            if self.accumulate > 1:
-                self.params.accumulate()
-            names = tuple(found.metrics)
-            parts = [
-                found.sum.detach(),
-                *(part.to(found.sum.dtype) for pair in found.metrics.values() for part in pair),
-            ]
-            totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
+        found = self.runner.train(list(self._micro_batches(batch)), scale / targets)
         summed = self.sums.sum(self.params.gradients())
         norm = self.sums.norm(summed)
         gradients = {self.params.parameters[name]: gradient for name, gradient in summed.items()}
-        counted = torch.stack(totals) if self.world.counts else torch.zeros_like(torch.stack(totals))
-        asked = torch.full_like(totals[0], float(stop))
+        counted = torch.stack(found.values)
+        counted = counted if self.world.counts else torch.zeros_like(counted)
+        asked = torch.full_like(counted[0], float(stop))
         totals = list(self.world.sum(torch.cat([counted, asked[None]])))
         good = totals[0].isfinite() & norm.isfinite()
         self.optimizer.step(factor, Update(gradients, clip_factor(norm, self.clip, scale), good, self.params.copies()))
         self.params.clear()
         figures, done = _to_host(torch.stack([totals[0], norm.to(totals[0].dtype), *totals[1:]]))
-        return InFlightStep(figures, done, targets, batch.tokens_read, scale, names)
+        return InFlightStep(figures, done, targets, batch.tokens_read, scale, found.names)
 
     def synchronize(self, step: InFlightStep) -> StepResult:
         """Wait for a step's end and read its figures."""
@@ -155,14 +142,11 @@ class TrainEngine:
         )
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
-        """(summed loss in nats, targets) of a held-out batch.
-
-        Gradients stay enabled, since a compiled loss would otherwise be compiled a second time.
-        """
+        """(summed loss in nats, targets) of a held-out batch."""
         tensors, readers = to_device(batch, self.device), self.world.plan.readers
         divisible = all(tensor.shape[0] % readers == 0 for tensor in tensors.values())
-        with torch.enable_grad():  # where rows can't be divided, every process reads all of them
-            total = self.heldout(self.world.rows(tensors) if divisible else tensors).sum.detach()
+        # where rows can't be divided, every process reads all of them
+        total = self.runner.evaluate(self.world.rows(tensors) if divisible else tensors)
         counts = self.world.counts and (divisible or self.world.reader == 0)
         return float(self.world.sum(total if counts else torch.zeros_like(total))), batch.target_count
 
@@ -188,8 +172,9 @@ class TrainEngine:
 
     def _micro_batches(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
         tensors = to_device(batch, self.device)
-        cut = {name: tensor.chunk(self.accumulate) for name, tensor in tensors.items()}
-        for i in range(self.accumulate):
+        pieces = self.accumulate * self.world.plan.microbatches
+        cut = {name: tensor.chunk(pieces) for name, tensor in tensors.items()}
+        for i in range(pieces):
             yield self.world.rows({name: chunks[i] for name, chunks in cut.items()})
 
 

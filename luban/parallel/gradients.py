@@ -22,12 +22,15 @@ class GradientSums:
 
     Args:
         placements: how the axis tensor divides the parameters.
+        staged: parameters that several processes of the pipeline hold, with the shape here or there and their number.
         begins: the index along dimension 0 at which FSDP's shard of a parameter begins; 0 for others.
     """
 
     world: World = field(default_factory=World)
     placements: Placements = field(default_factory=Placements)
     begins: Mapping[str, int] = field(default_factory=dict)
+    staged: Mapping[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()  # those of them that this process holds
 
     @torch.no_grad()
     def sum(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,7 +46,19 @@ class GradientSums:
             found |= _summed(partial, self.world.group("tensor"))
             for name in self._repeated(found):
                 found[name] = self._sum_repeated(name, found[name])
-        return found
+        return found | self._over_stages(found)
+
+    def _over_stages(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sums of what several stages use (tied embeddings, biases of positions) over the pipeline."""
+        if not self.staged:
+            return {}
+        like = next(iter(gradients.values()))
+        terms = {
+            name: gradients[name] if name in gradients else like.new_zeros(shape)
+            for name, (shape, _) in sorted(self.staged.items())
+        }
+        summed = _summed(terms, self.world.group("pipeline"))
+        return {name: gradient for name, gradient in summed.items() if name in self.held}
 
     def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The global norm of summed gradients: every number counts once, wherever it is held."""
@@ -77,6 +92,8 @@ class GradientSums:
     def _weighted(self, name: str, gradient: Tensor) -> Tensor:
         """The gradient times 1/√n, n the number of processes (of tensor and pipeline) that hold each number."""
         placement, tensor = self.placements.divided.get(name), self.world.plan.tensor
+        if name in self.staged:
+            gradient = gradient * self.staged[name][1] ** -0.5
         if placement is not None:
             copies = placement.copies()
             if copies is None:

@@ -39,6 +39,10 @@ class MixedPrecisionParams:
         self.parameters = held if self.masters else self.working
         self._sums: dict[str, Tensor] = {}
 
+    def begins(self) -> dict[str, int]:
+        """Where shards begin: nothing is sharded."""
+        return {}
+
     def begin_micro_batch(self, *, last: bool) -> None:
         """Before the backward pass of a micro-batch: nothing to do."""
 
