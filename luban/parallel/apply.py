@@ -21,10 +21,11 @@ from luban.optim.base import OptimizerConfig
 from luban.parallel.channels import Channels
 from luban.parallel.collectives import Peers
 from luban.parallel.compile import LossFunction, blocks_of, compiled_loss
+from luban.parallel.context import RingAttention, check_context
 from luban.parallel.device import can_compile
 from luban.parallel.engine import TrainEngine
 from luban.parallel.gradients import GradientSums
-from luban.parallel.heads import DividedHeads
+from luban.parallel.heads import DividedHeads, HeadRange
 from luban.parallel.micro_batches import OneAfterTheOther, Runner
 from luban.parallel.pipelined import Pipelined
 from luban.parallel.placement import Placements
@@ -87,10 +88,10 @@ def apply(
         for block in blocks:
             use_float8(block)
     # Then the parts of this process, layers before matrices: whatever wraps the model later meets parameters and communication as they are here.
+    if plan.context > 1:
+        check_context(model)
     boundary = cut_stages(model, plan, world.index("pipeline")) if plan.pipeline > 1 else None
-    placements = Placements()
-    if plan.tensor > 1:
-        placements = _divide(model, losses, world)
+    placements = _divide(model, losses, plan, world)
     # Rematerialisation inside of compilation, so that the compiler sees what is computed again and fuses it.
     policy, blocks = remat_policy(plan.remat), blocks_of(model)
     for block in blocks:
@@ -98,8 +99,9 @@ def apply(
     # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
     # FSDP stand around blocks, so that with it blocks are compiled one by one.
     compiled = execution.compile and can_compile(execution.device)
-    regions = execution.device.type == "cuda" or max(plan.shard, plan.tensor, plan.pipeline) > 1
-    step, heldout = (compiled_loss(x, regions=regions) if compiled else x for x in losses)
+    regions = execution.device.type == "cuda" or max(plan.shard, plan.tensor, plan.pipeline, plan.context) > 1
+    whole = plan.context == 1  # the ring's messages stand outside of compiled graphs
+    step, heldout = (compiled_loss(x, regions=regions, whole=whole) if compiled else x for x in losses)
     model.to(torch.float64 if execution.precision == "fp64" else torch.float32)
     # FSDP around what is compiled, and before there is memory, so that every process takes that of its shard alone.
     root = None
@@ -157,13 +159,19 @@ class Losses(nn.Module):
         return function(batch)
 
 
-def _divide(model: Model, losses: tuple[LossModule, LossModule], world: World) -> Placements:
-    """Tensor parallelism: divided parameters, and attention of the local heads."""
-    group = world.group("tensor")
-    peers = Peers.of(group)
+def _divide(model: Model, losses: tuple[LossModule, LossModule], plan: ParallelPlan, world: World) -> Placements:
+    """Matrices over the axis tensor, tokens over the axis context: divided parameters, and attention of what is here."""
+    heads, placements = None, Placements()
+    if plan.tensor > 1:
+        group = world.group("tensor")
+        peers = Peers.of(group)
+        heads, placements = HeadRange(peers), divide(model, peers, group)
     for module in losses:
-        module.attention = DividedHeads(peers, None if module.attention is None else module.attention.kernel)
-    return divide(model, peers, group)
+        if plan.context > 1:
+            module.attention = RingAttention(world.group("context"), heads)
+        elif heads is not None:
+            module.attention = DividedHeads(heads, None if module.attention is None else module.attention.kernel)
+    return placements
 
 
 def _require_pipeline(plan: ParallelPlan, execution: Execution) -> None:

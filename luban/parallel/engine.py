@@ -18,6 +18,7 @@ from luban.models.build import state_of
 from luban.objectives.base import LossModule
 from luban.optim.base import Optimizer, Update
 from luban.optim.clip import clip_factor
+from luban.parallel.context import tokens_of
 from luban.parallel.gather import together
 from luban.parallel.gradients import GradientSums
 from luban.parallel.micro_batches import Runner
@@ -146,7 +147,7 @@ class TrainEngine:
         tensors, readers = to_device(batch, self.device), self.world.plan.readers
         divisible = all(tensor.shape[0] % readers == 0 for tensor in tensors.values())
         # where rows can't be divided, every process reads all of them
-        total = self.runner.evaluate(self.world.rows(tensors) if divisible else tensors)
+        total = self.runner.evaluate(self._mine(tensors, divided=divisible))
         counts = self.world.counts and (divisible or self.world.reader == 0)
         return float(self.world.sum(total if counts else torch.zeros_like(total))), batch.target_count
 
@@ -175,7 +176,12 @@ class TrainEngine:
         pieces = self.accumulate * self.world.plan.microbatches
         cut = {name: tensor.chunk(pieces) for name, tensor in tensors.items()}
         for i in range(pieces):
-            yield self.world.rows({name: chunks[i] for name, chunks in cut.items()})
+            yield self._mine({name: chunks[i] for name, chunks in cut.items()})
+
+    def _mine(self, tensors: dict[str, Tensor], *, divided: bool = True) -> dict[str, Tensor]:
+        """What this process reads: its rows, unless they aren't `divided`, and of them its tokens."""
+        rows = self.world.rows(tensors) if divided else tensors
+        return tokens_of(rows, self.world.index("context"), self.world.plan.context)
 
 
 def _parameter(entry: str) -> str:

@@ -68,16 +68,27 @@ def local_key_heads(begin: int, end: int, group: int) -> list[int]:
     raise AssertionError("groups of one head always fit")
 
 
+@dataclass(frozen=True)
+class HeadRange:
+    """The query heads of one process."""
+
+    peers: Peers
+
+    def of(self, heads: int) -> Run:
+        """Begin and end among so many."""
+        return list(even_runs(heads, self.peers.size))[self.peers.rank]
+
+
 class DividedHeads(AttentionBackend):
     """Attention of this process's heads: biases and layouts of all heads are cut to them."""
 
-    def __init__(self, peers: Peers, kernel: str | None = None):
+    def __init__(self, heads: HeadRange, kernel: str | None = None):
         super().__init__(kernel)
-        self.peers = peers
+        self.heads = heads
 
     def prepare(self, mask: AttentionMask, shape: AttentionShape, bias: Bias | None, dtype: torch.dtype) -> Any:
         """Mask and bias for the local heads."""
-        begin, end = list(even_runs(shape.heads, self.peers.size))[self.peers.rank]
+        begin, end = self.heads.of(shape.heads)
         mask, bias = limited(mask, shape), bias if bias is None else _of_heads(bias, begin, end)
         if mask.layout is not None and len(mask.layout.table) > 1:
             mask = replace(mask, layout=BlockLayout(mask.layout.table[begin:end], mask.layout.block))

@@ -169,7 +169,8 @@ def assemble(
     """Model, optimizer, data and step, in the order in which they depend on each other."""
     config, world = recipe.train, world or World()
     seed_everything(config.seed)
-    torch.manual_seed(derive(config.seed, "process", world.rank) if world.rank else config.seed)
+    # processes that work on the same rows draw the same numbers
+    torch.manual_seed(derive(config.seed, "process", world.reader) if world.reader else config.seed)
     set_determinism(config.deterministic, device)
     keep_freed_memory(device)
     torch.set_float32_matmul_precision("high")
