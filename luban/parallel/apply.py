@@ -182,7 +182,9 @@ def _require_pipeline(plan: ParallelPlan, execution: Execution) -> None:
     if execution.compile and can_compile(execution.device):
         raise ConfigError(f"plan.schedule zero_bubble can't split the backward pass of a compiled layer: {other}")
     if plan.shard > 1:
-        raise ConfigError(f"plan.schedule zero_bubble does not go with plan.shard, whose hooks need a whole one: {other}")
+        raise ConfigError(
+            f"plan.schedule zero_bubble does not go with plan.shard, whose hooks need a whole one: {other}"
+        )
     if plan.remat != "none":
         raise ConfigError(f"plan.schedule zero_bubble does not go with plan.remat, which would run twice: {other}")
 
@@ -205,9 +207,7 @@ def _require_spreadable(plan: ParallelPlan, optimizer: OptimizerConfig, executio
 
 
 @torch.no_grad()
-def _load(
-    model: nn.Module, weights: Mapping[str, Tensor], own: Collection[str], placements: Placements
-) -> None:
+def _load(model: nn.Module, weights: Mapping[str, Tensor], own: Collection[str], placements: Placements) -> None:
     """Take weights up. Raises ArtifactError where one of the model's `own` is missing; those of adapters may be."""
     for name, tensor in state_of(model).items():
         if name in weights:

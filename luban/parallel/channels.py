@@ -35,7 +35,9 @@ class Channels:
         for k, tensor in enumerate(tensors):
             self._send(stage, to, number * 4 + k, tensor.detach().contiguous())
 
-    def receive(self, stage: int, by: int, number: int, like: Sequence[tuple[torch.dtype, Sequence[int]]]) -> list[Tensor]:
+    def receive(
+        self, stage: int, by: int, number: int, like: Sequence[tuple[torch.dtype, Sequence[int]]]
+    ) -> list[Tensor]:
         """What stage `by` sent to `stage`, of these dtypes and shapes."""
         found = []
         for k, (dtype, shape) in enumerate(like):
@@ -89,4 +91,6 @@ def _alike(group: dist.ProcessGroup) -> dist.ProcessGroup:
     dist.all_gather_object(groups, dist.get_process_group_ranks(group))
     unique = sorted({tuple(ranks) for ranks in groups if ranks})
     made = {ranks: dist.new_group(list(ranks)) for ranks in unique}
-    return made[tuple(dist.get_process_group_ranks(group))]
+    found = made[tuple(dist.get_process_group_ranks(group))]
+    assert isinstance(found, dist.ProcessGroup)
+    return found

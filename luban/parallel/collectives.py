@@ -55,7 +55,9 @@ class Peers:
         """(B, T, …) → (B, ⌈T/N⌉, …): this process's tokens of the sum over the processes."""
         size = -(-x.shape[1] // self.size)
         first = _tokens_first(_padded(x, size * self.size))
-        return functional.wait_tensor(functional.reduce_scatter_tensor(first, "sum", self.size, self.name)).transpose(0, 1)
+        return functional.wait_tensor(functional.reduce_scatter_tensor(first, "sum", self.size, self.name)).transpose(
+            0, 1
+        )
 
 
 def _padded(x: Tensor, tokens: int) -> Tensor:

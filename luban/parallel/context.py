@@ -58,7 +58,7 @@ def check_context(model: Model) -> None:
         raise ConfigError(f"plan.context divides the rows of a decoder or an encoder, and the body is {what}: {other}")
     if spec.head.pools or getattr(spec.head, "pair", False):
         raise ConfigError(f"plan.context divides rows, of which this model's head reads one state: {other}")
-    if any(layer.mixer.attention(spec.width).layout for layer in spec.layers if layer.mixer.attention(spec.width)):
+    if any(group.shape.layout for group in stacks[0].groups):
         raise ConfigError(f"plan.context does not go with block-sparse layouts: {other}")
     if any(getattr(method, "by_length", False) for method in model.modules()):
         raise ConfigError(f"plan.context does not go with positions that depend on the row's length: {other}")

@@ -43,7 +43,7 @@ def head_runs(heads: int, key_heads: int, head_dim: int, ranks: int) -> HeadRuns
         raise ConfigError(
             f"plan.tensor {ranks} divides the heads of attention, and there are {heads}: use at most --plan.tensor {heads}"
         )
-    queries = [run for run in even_runs(heads, ranks)]
+    queries = list(even_runs(heads, ranks))
     keys = [local_key_heads(begin, end, heads // key_heads) for begin, end in queries]
 
     def rows(begin: int, end: int) -> Run:

@@ -54,7 +54,9 @@ class RingMask:
         queries, keys = self.slots[self.rank][block.queries], self.slots[block.source][block.keys]
         size = len(self.slots[0]) // 2
         plain = mask.window is None and mask.documents is mask.token_mask is mask.prefix is None
-        if plain and (not mask.causal or self._piece(block.source, block.keys, size) < self._piece(self.rank, block.queries, size)):
+        if plain and (
+            not mask.causal or self._piece(block.source, block.keys, size) < self._piece(self.rank, block.queries, size)
+        ):
             return None
         return mask.between(queries, keys)
 

@@ -122,7 +122,7 @@ def _drop_embeddings(model: Model, stacks: list[TransformerStack], kept: set[int
     used = {id(parameter) for parameter in model.parameters()}
     for k, embedding in dropped.items():
         if id(embedding.tokens.weight) in used:
-            stacks[k].embedding = SharedTable(embedding.tokens)
+            stacks[k].embedding = SharedTable(embedding.tokens)  # type: ignore[assignment]
 
 
 class SharedTable(nn.Module):

@@ -99,7 +99,7 @@ def _part_placements(part: nn.Module, ranks: int) -> dict[int, Placement]:
     """Placements of the projections of one part of a block."""
     found: dict[int, Placement] = {}
     projections = [p for _, owner in matmul_owners(part) for p in owner.projections().values()]
-    roles = {id(p): p.parameter_roles["weight"] for p in projections}
+    roles: dict[int, Role] = {id(p): p.parameter_roles["weight"] for p in projections}
     heads = _heads_of(part, projections, roles, ranks)
     for projection in projections:
         role = roles[id(projection)]

@@ -61,7 +61,7 @@ class World:
             dist.init_process_group(
                 "nccl" if on_cuda else "gloo", timeout=TIMEOUT, device_id=device if on_cuda else None
             )
-        sizes = dict(zip(AXES, plan.sizes, strict=True))
+        sizes: dict[str, int] = dict(zip(AXES, plan.sizes, strict=True))
         mesh = _mesh(device, sizes)
         if plan.context == 1:
             return cls(plan, dist.get_rank(), mesh, mesh)

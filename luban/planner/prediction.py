@@ -42,7 +42,9 @@ class Prediction:
         if plan.processes == 1:
             return self
         memory, parts = self.memory, plan.tensor * plan.pipeline
-        divided = {name: getattr(memory, name) // (plan.shard * parts) for name in ("parameters", "optimizer", "gradients")}
+        divided = {
+            name: getattr(memory, name) // (plan.shard * parts) for name in ("parameters", "optimizer", "gradients")
+        }
         caveat = "what processes send each other, and the weights that they gather, aren't counted"
         return replace(
             self,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-
 # forward; backward; of a split backward: gradients of the stage's input, gradients of its weights
 Kind = Literal["F", "B", "I", "W"]
 
@@ -34,5 +33,3 @@ def one_forward_one_backward(process: int, micro_batches: int, warmup: int) -> l
     for m in range(warmup, micro_batches):
         found += [Action("F", process, m), Action("B", process, m - warmup)]
     return found + [Action("B", process, m) for m in range(micro_batches - warmup, micro_batches)]
-
-

@@ -37,7 +37,9 @@ def test_gpipe_and_1f1b_wait_as_long_and_1f1b_keeps_less(schedule, processes, mi
     assert run.peak_stash() == stash
 
 
-@pytest.mark.parametrize(("processes", "micro_batches", "each"), [(2, 2, 2), (2, 8, 2), (4, 8, 2), (4, 8, 3), (3, 6, 4)])
+@pytest.mark.parametrize(
+    ("processes", "micro_batches", "each"), [(2, 2, 2), (2, 8, 2), (4, 8, 2), (4, 8, 3), (3, 6, 4)]
+)
 def test_interleaving_divides_the_bubble(processes, micro_batches, each):
     table = interleaved(processes, micro_batches, each)
     check(table, processes, micro_batches, processes * each, "FB")
