@@ -30,16 +30,16 @@ def run(argv: Sequence[str]) -> int:
     from luban.parallel.world import process_count
     from luban.train.pretrain import pretrain
     from luban.train.recipe import Recipe, model_of_init
-    from luban.train.run import dry_run, for_processes
+    from luban.train.run import dry_run, open_run
 
     call = parse_recipe(
         Recipe, argv, verb="pretrain", about=ABOUT, examples=EXAMPLES, shipped=RECIPES, adapt=model_of_init
     )
     if call.dry_run:
-        dry_run(call.recipe)
+        dry_run(call.recipe, processes=call.processes, picture=call.picture)
         return 0
     if call.processes > 1 and process_count() == 1:
-        for_processes(call.recipe, call.processes)
+        open_run(call.recipe, processes=call.processes)  # what is wrong is said once
         return launch(["pretrain", *without_processes(argv)], call.processes)
     print_result(pretrain(call.recipe, call.out, call.name))
     return 0

@@ -63,6 +63,11 @@ class ParallelPlan:
         return self.replicate * self.shard
 
     @property
+    def parts(self) -> int:
+        """Among how many processes the work on one row is divided."""
+        return self.tensor * self.context * self.pipeline
+
+    @property
     def stages(self) -> int:
         """Consecutive groups of layers that the pipeline passes through."""
         return self.pipeline * (self.interleave if self.schedule == "interleaved" else 1)
@@ -110,9 +115,10 @@ class ParallelPlan:
         unit = pieces * self.readers
         if batch_size % unit:
             near = max(round(batch_size / unit), 1) * unit
+            among = [f"divided among {self.readers} processes"] if self.readers > 1 else []
+            among += [f"cut into {pieces} micro-batches"] if pieces > 1 else []
             raise ConfigError(
-                f"train.batch_size {batch_size} can't be divided among {self.readers} processes"
-                f"{f' in {pieces} micro-batches' if pieces > 1 else ''}: it must be a multiple of {unit}, such as {near}"
+                f"train.batch_size {batch_size} can't be {' and '.join(among)}: it must be a multiple of {unit}, such as {near}"
             )
         if self.pipeline > 1 and self.schedule == "interleaved" and pieces % self.pipeline:
             near = -(-pieces // self.pipeline) * self.pipeline

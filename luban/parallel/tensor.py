@@ -67,6 +67,15 @@ def divide(model: Model, peers: Peers, group: Any) -> Placements:
     return Placements(placed, partial, peers.rank, peers.size, group)
 
 
+def check_tensor(model: Model, ranks: int) -> None:
+    """Raise ConfigError if a model on the meta device can't be divided among so many processes."""
+    for stack in (part for part in model.modules() if isinstance(part, TransformerStack)):
+        for block in stack.blocks.values():
+            for part in filter(None, (getattr(block, name) for name in PARTS)):
+                _part_placements(part, ranks)
+    _even(model.spec.vocab_size, ranks, "words of the vocabulary")
+
+
 @dataclass
 class Tokens:
     """Hooks of one stack: its layers work on a slice of the tokens, their parts on all of them."""

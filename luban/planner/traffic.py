@@ -53,7 +53,7 @@ class Spread:
         names = list(self.graph.layers())
         stage_of = {}
         for stage, (begin, end) in enumerate(even_runs(len(names), self.plan.stages)):
-            stage_of |= {name: stage for name in names[begin:end]}
+            stage_of |= dict.fromkeys(names[begin:end], stage)
         found, stage = [], self.plan.stages - 1
         for op in reversed(self.graph.ops):
             stage = stage_of.get(op.layer, stage)

@@ -15,6 +15,7 @@ import torch
 from luban.core.artifact import ArtifactWriter, command_line, require_free
 from luban.core.errors import DataError, TrainingError, UsageError
 from luban.core.log import say, warn
+from luban.core.plan import ParallelPlan
 from luban.core.seeding import derive, seed_everything
 from luban.core.units import bytes_
 from luban.data.batch import Batch
@@ -25,13 +26,17 @@ from luban.kernels import gated
 from luban.kernels.dispatch import chosen
 from luban.load.model import LoadedModel
 from luban.models.build import build_model
+from luban.models.spec import ModelSpec
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.float8 import require_float8
 from luban.objectives.base import Objective
 from luban.parallel.apply import Execution, apply
+from luban.parallel.context import check_context
 from luban.parallel.device import choose_device, keep_freed_memory, set_determinism
 from luban.parallel.engine import TrainEngine
 from luban.parallel.memory_limits import is_out_of_memory
+from luban.parallel.stages import check_stages, stacks_of
+from luban.parallel.tensor import check_tensor
 from luban.parallel.world import World, is_lost_connection, process_count
 from luban.train.loop import Loop, TrainerComponents
 from luban.train.metrics_logger import require_tensorboard
@@ -112,16 +117,27 @@ def _exhausted(recipe: Recipe, prediction: Prediction, step: int) -> TrainingErr
     )
 
 
-def open_run(recipe: Recipe, model: LoadedModel | None = None) -> tuple[Recipe, Shards, Start, torch.device]:
-    """Open the data and choose the model to start from and the device. The recipe's steps are within its epochs."""
+def open_run(
+    recipe: Recipe, model: LoadedModel | None = None, processes: int | None = None
+) -> tuple[Recipe, Shards, Start, torch.device]:
+    """Open the data and choose the model to start from and the device. The recipe's steps are within its epochs.
+
+    Args:
+        processes: of the run; None: those that were started.
+
+    Raises:
+        LubanError: anything that is wrong with the recipe, the data or the plan.
+    """
     if not recipe.data.path:
         raise UsageError("no data to train on: give --data.path SHARDS (made by luban data pack)")
-    recipe = for_processes(recipe, process_count())
+    recipe = for_processes(recipe, process_count() if processes is None else processes)
     device = choose_device(recipe.train.device)
     if recipe.train.precision == "fp8":
         require_float8(device)
     shards = Shards.open(recipe.data.path, "train", verify=recipe.data.verify)
-    return within_epochs(recipe, shards), shards, choose_start(recipe, shards, model), device
+    start = choose_start(recipe, shards, model)
+    check_plan(recipe.plan, start.spec)
+    return within_epochs(recipe, shards), shards, start, device
 
 
 def for_processes(recipe: Recipe, processes: int) -> Recipe:
@@ -132,9 +148,24 @@ def for_processes(recipe: Recipe, processes: int) -> Recipe:
     return replace(recipe, plan=plan)
 
 
-def prepare(recipe: Recipe, model: LoadedModel | None = None) -> tuple[Recipe, Shards, Start, torch.device, Prediction]:
+def check_plan(plan: ParallelPlan, spec: ModelSpec) -> None:
+    """Raise ConfigError if the plan can't divide the model; the message names one that could."""
+    if plan.parts == 1:
+        return
+    model = build_model(spec, device="meta")
+    if plan.context > 1:
+        check_context(model)
+    if plan.pipeline > 1:
+        check_stages(plan, sum(len(stack.block_of) for stack in stacks_of(model)))
+    if plan.tensor > 1:
+        check_tensor(model, plan.tensor)
+
+
+def prepare(
+    recipe: Recipe, model: LoadedModel | None = None, processes: int | None = None
+) -> tuple[Recipe, Shards, Start, torch.device, Prediction]:
     """Open the data, choose the start and predict the run. Allocates no model and writes nothing."""
-    opened = open_run(recipe, model)
+    opened = open_run(recipe, model, processes)
     return *opened, _predict(*opened)
 
 
@@ -144,10 +175,15 @@ def _predict(recipe: Recipe, shards: Shards, start: Start, device: torch.device)
     return predict(recipe, start.spec, device, partial(_sample, recipe, shards))
 
 
-def dry_run(recipe: Recipe, model: LoadedModel | None = None) -> None:
-    """Print what the run will need, before anything is taken; raises what `train` would."""
-    prepared = prepare(recipe, model)
-    print("\n".join(prepared[-1].lines()))
+def dry_run(recipe: Recipe, model: LoadedModel | None = None, *, processes: int = 1, picture: bool = False) -> None:
+    """Print what the run will need, before anything is taken; raises what `train` would.
+
+    Args:
+        processes: of the run, which needn't be started; 1: as many as the plan needs.
+        picture: draw the pipeline's schedule, too.
+    """
+    prepared = prepare(recipe, model, recipe.plan.processes if processes == 1 else processes)
+    print("\n".join(prepared[-1].lines(picture=picture)))
     _require_memory(*prepared)
 
 
