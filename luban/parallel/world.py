@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from luban.core.errors import ConfigError
 from luban.core.plan import AXES, ParallelPlan
 
 T = TypeVar("T")
@@ -45,29 +46,42 @@ class World:
     mesh: DeviceMesh | None = None  # the axes with several processes; none: one process
     # the same processes by how they share parameters: pipeline × copies × shards × tensor
     sharing: DeviceMesh | None = None
+    store: dist.Store | None = None  # that the processes met in
 
     @classmethod
-    def join(cls, plan: ParallelPlan, device: torch.device) -> World:
+    def join(cls, plan: ParallelPlan, device: torch.device, same: Mapping[str, Any] | None = None) -> World:
         """Meet the other processes of the run.
 
         Args:
             plan: one that fits the number of processes (`ParallelPlan.over`).
             device: of this process.
+            same: what must be alike in all processes, by what it is called.
+
+        Raises:
+            ConfigError: it isn't; the message names the process.
         """
+        store = None
         if process_count() == 1:
             return cls()
         if not dist.is_initialized():
             on_cuda = device.type == "cuda"
+            store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
             dist.init_process_group(
-                "nccl" if on_cuda else "gloo", timeout=TIMEOUT, device_id=device if on_cuda else None
+                "nccl" if on_cuda else "gloo",
+                store=dist.PrefixStore("collectives", store),
+                rank=rank,
+                world_size=size,
+                timeout=TIMEOUT,
+                device_id=device if on_cuda else None,
             )
+        _require_same({"plan": plan, **(same or {})})
         sizes: dict[str, int] = dict(zip(AXES, plan.sizes, strict=True))
         mesh = _mesh(device, sizes)
         if plan.context == 1:
-            return cls(plan, dist.get_rank(), mesh, mesh)
+            return cls(plan, dist.get_rank(), mesh, mesh, store)
         divided = "shard" if plan.shard > 1 else "replicate"
         sizes[divided] *= sizes.pop("context")
-        return cls(plan, dist.get_rank(), mesh, _mesh(device, sizes))
+        return cls(plan, dist.get_rank(), mesh, _mesh(device, sizes), store)
 
     @property
     def size(self) -> int:
@@ -135,6 +149,17 @@ class World:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
+
+
+def _require_same(mine: Mapping[str, Any]) -> None:
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, dict(mine))
+    for rank, other in enumerate(found):
+        for what, value in other.items():
+            if value != found[0].get(what):
+                raise ConfigError(
+                    f"process {rank} of this run has another {what} than process 0: {value} instead of {found[0].get(what)}"
+                )
 
 
 def _mesh(device: torch.device, sizes: Mapping[str, int]) -> DeviceMesh:

@@ -14,8 +14,10 @@ import torch
 
 from luban.core.artifact import ArtifactWriter, command_line, require_free
 from luban.core.errors import DataError, TrainingError, UsageError
+from luban.core.hashing import code_version, data_sha256
 from luban.core.log import say, warn
 from luban.core.plan import ParallelPlan
+from luban.core.resuming import split_config
 from luban.core.seeding import derive, seed_everything
 from luban.core.units import bytes_
 from luban.data.batch import Batch
@@ -34,6 +36,7 @@ from luban.parallel.apply import Execution, apply
 from luban.parallel.context import check_context
 from luban.parallel.device import choose_device, keep_freed_memory, set_determinism
 from luban.parallel.engine import TrainEngine
+from luban.parallel.heartbeat import watched
 from luban.parallel.memory_limits import is_out_of_memory
 from luban.parallel.stages import check_stages, stacks_of
 from luban.parallel.tensor import check_tensor
@@ -69,8 +72,25 @@ def train(
     Raises:
         LubanError: anything that is wrong, before anything is written; TrainingError and Interrupted after.
     """
-    recipe, shards, start, device = opened = open_run(recipe, model)
-    world = World.join(recipe.plan, device)
+    recipe, _, _, device = opened = open_run(recipe, model)
+    world = World.join(
+        recipe.plan, device, {"code": code_version(), "recipe": data_sha256(split_config(recipe)[0])[:12]}
+    )
+    with watched(world.store, world.rank, world.size):
+        return _train(opened, out, world, task=task, name=name, clock=clock)
+
+
+def _train(
+    opened: tuple[Recipe, Shards, Start, torch.device],
+    out: Path,
+    world: World,
+    *,
+    task: str,
+    name: str,
+    clock: Callable[[], float],
+) -> Path:
+    """`train`, once the processes have met."""
+    recipe, shards, start, device = opened
     art = run_artifact(recipe, out, task=task, shards=shards, start=start)
     if world.agree(art.finished()):
         say(f"{out} is finished: nothing is left to train. More steps: the same command with a larger --train.steps")
