@@ -18,6 +18,7 @@ from luban.nn.init import initialise
 from luban.nn.roles import roles_of
 from luban.objectives.base import LossModule, LossOutput, TensorBatch
 from luban.optim.base import OptimizerConfig
+from luban.parallel.asynchronous import Asynchronous
 from luban.parallel.channels import Channels
 from luban.parallel.collectives import Peers
 from luban.parallel.compile import LossFunction, blocks_of, compiled_loss
@@ -131,7 +132,9 @@ def apply(
     if boundary is not None:
         channels = Channels(plan, world.group("pipeline"), execution.device)
         dtype = torch.float64 if execution.precision == "fp64" else torch.float32
-        runner = Pipelined(step, heldout, params, boundary, channels, world, dtype)
+        stages = (step, heldout, params, boundary, channels, world, dtype)
+        runner = Pipelined(*stages) if plan.schedule != "pipedream" else Asynchronous(*stages, module=loss)
+        _require_untied(plan, sums)
     # The optimizer last: it holds the very tensors that are trained.
     built = optimizer.build(params.parameters, roles_of(model))
     return TrainEngine(
@@ -175,18 +178,32 @@ def _divide(model: Model, losses: tuple[LossModule, LossModule], plan: ParallelP
 
 
 def _require_pipeline(plan: ParallelPlan, execution: Execution) -> None:
-    """Raise ConfigError for what doesn't go with a schedule that splits backward passes."""
-    if plan.pipeline == 1 or plan.schedule != "zero_bubble":
+    """Raise ConfigError for what doesn't go with a schedule that splits backward passes, or that updates in between."""
+    if plan.pipeline == 1 or plan.schedule not in ("zero_bubble", "pipedream"):
         return
-    other = "use --plan.schedule 1f1b or interleaved"
+    what, other = f"plan.schedule {plan.schedule}", "use --plan.schedule 1f1b or interleaved"
     if execution.compile and can_compile(execution.device):
-        raise ConfigError(f"plan.schedule zero_bubble can't split the backward pass of a compiled layer: {other}")
+        raise ConfigError(f"{what} does not go with train.compile: {other}")
     if plan.shard > 1:
+        raise ConfigError(f"{what} does not go with plan.shard, whose hooks need a whole backward pass: {other}")
+    if plan.schedule == "zero_bubble" and plan.remat != "none":
+        raise ConfigError(f"{what} does not go with plan.remat, which would run twice: {other}")
+    if plan.schedule == "zero_bubble":
+        return
+    if plan.tensor > 1 or plan.context > 1:
+        raise ConfigError(f"{what} goes with plan.replicate alone: {other}")
+    if execution.clip:
+        raise ConfigError(f"{what} has no moment at which all gradients are known: use --train.clip 0, or {other[4:]}")
+    if execution.precision == "fp16":
+        raise ConfigError(f"{what} does not go with train.precision fp16: use --train.precision bf16")
+
+
+def _require_untied(plan: ParallelPlan, sums: GradientSums) -> None:
+    if plan.schedule == "pipedream" and sums.staged:
         raise ConfigError(
-            f"plan.schedule zero_bubble does not go with plan.shard, whose hooks need a whole one: {other}"
+            f"the stages of plan.schedule pipedream update by themselves, and several have {next(iter(sums.staged))}: use "
+            "--plan.schedule 1f1b, or a model that shares nothing between its layers (model.tied_head = false)"
         )
-    if plan.remat != "none":
-        raise ConfigError(f"plan.schedule zero_bubble does not go with plan.remat, which would run twice: {other}")
 
 
 def _require_spreadable(plan: ParallelPlan, optimizer: OptimizerConfig, execution: Execution, *, adapted: bool) -> None:

@@ -5,8 +5,9 @@ Nothing in a step waits for the device: whether it was good is decided there, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from luban.data.batch import Batch
 from luban.models.build import state_of
 from luban.objectives.base import LossModule
 from luban.optim.base import Optimizer, Update
-from luban.optim.clip import clip_factor
+from luban.optim.clip import clip_factor, global_norm
+from luban.parallel.asynchronous import Asynchronous
 from luban.parallel.context import tokens_of
 from luban.parallel.gather import together
 from luban.parallel.gradients import GradientSums
-from luban.parallel.micro_batches import Runner
+from luban.parallel.micro_batches import Runner, Totals
 from luban.parallel.precision import LossScale, MixedPrecisionParams
 from luban.parallel.sharded_params import ShardedParams
 
@@ -110,19 +112,37 @@ class TrainEngine:
             stop: ask all processes for the run's end.
         """
         targets, scale = max(batch.target_count, 1), self.scale.value
-        found = self.runner.train(list(self._micro_batches(batch)), scale / targets)
-        summed = self.sums.sum(self.params.gradients())
-        norm = self.sums.norm(summed)
-        gradients = {self.params.parameters[name]: gradient for name, gradient in summed.items()}
-        counted = torch.stack(found.values)
-        counted = counted if self.world.counts else torch.zeros_like(counted)
-        asked = torch.full_like(counted[0], float(stop))
-        totals = list(self.world.sum(torch.cat([counted, asked[None]])))
-        good = totals[0].isfinite() & norm.isfinite()
-        self.optimizer.step(factor, Update(gradients, clip_factor(norm, self.clip, scale), good, self.params.copies()))
-        self.params.clear()
+        micro_batches = list(self._micro_batches(batch))
+        if isinstance(self.runner, Asynchronous):
+            found, norm = self.runner.train_and_update(micro_batches, scale / targets, partial(self._change, factor))
+            norm, totals = self.sums.norm({"": norm[None]}), self._totals(found, stop=stop)
+        else:
+            found = self.runner.train(micro_batches, scale / targets)
+            summed = self.sums.sum(self.params.gradients())
+            norm, totals = self.sums.norm(summed), self._totals(found, stop=stop)
+            self._update(factor, summed, norm, totals[0].isfinite() & norm.isfinite())
+            self.params.clear()
         figures, done = _to_host(torch.stack([totals[0], norm.to(totals[0].dtype), *totals[1:]]))
         return InFlightStep(figures, done, targets, batch.tokens_read, scale, found.names)
+
+    def _totals(self, found: Totals, *, stop: bool) -> list[Tensor]:
+        """Sums over all processes: of the loss, of metrics and their counts, of requests to stop."""
+        counted = torch.stack(found.values)
+        counted = counted if self.world.counts else torch.zeros_like(counted)
+        return list(self.world.sum(torch.cat([counted, torch.full_like(counted[:1], float(stop))])))
+
+    def _update(self, factor: float, summed: Mapping[str, Tensor], norm: Tensor, good: Tensor) -> None:
+        """One update by summed gradients, clipped to their global norm; nothing changes unless they are `good`."""
+        gradients = {self.params.parameters[name]: gradient for name, gradient in summed.items()}
+        clipped = clip_factor(norm, self.clip, self.scale.value)
+        self.optimizer.step(factor, Update(gradients, clipped, good, self.params.copies()))
+
+    def _change(self, factor: float, gradients: Mapping[str, Tensor]) -> Tensor:
+        """One update of this process's stage by the gradients of a micro-batch; returns their norm."""
+        summed = self.sums.sum(gradients)
+        norm = global_norm(list(summed.values()))
+        self._update(factor, summed, norm, norm.isfinite())
+        return norm
 
     def synchronize(self, step: InFlightStep) -> StepResult:
         """Wait for a step's end and read its figures."""

@@ -76,11 +76,7 @@ class Pipelined:
     def _act(self, action: Action, micro_batches: Sequence[MicroBatch], factor: float, totals: Totals) -> None:
         kind, stage, m = action
         if kind == "F":
-            inputs, found = self._forward(action, micro_batches[m], self.loss)
-            if isinstance(found, LossOutput):
-                totals.add(found)
-            outputs = [found.sum * factor] if isinstance(found, LossOutput) else list(found)
-            self.stashed[stage, m] = Stashed(inputs, outputs)
+            self._forward_and_stash(action, micro_batches[m], self.loss, factor, totals)
         elif kind == "W":
             weights = self.stashed.pop((stage, m)).weights
             assert weights is not None
@@ -88,6 +84,15 @@ class Pipelined:
             self.params.accumulate()
         else:
             self._backward(action)
+
+    def _forward_and_stash(
+        self, action: Action, batch: MicroBatch, function: LossFunction, factor: float, totals: Totals
+    ) -> None:
+        inputs, found = self._forward(action, batch, function)
+        if isinstance(found, LossOutput):
+            totals.add(found)
+        outputs = [found.sum * factor] if isinstance(found, LossOutput) else list(found)
+        self.stashed[action.stage, action.micro_batch] = Stashed(inputs, outputs)
 
     def _forward(
         self, action: Action, batch: MicroBatch, function: LossFunction
@@ -110,10 +115,7 @@ class Pipelined:
     def _backward(self, action: Action) -> None:
         kind, stage, m = action
         stash = self.stashed[stage, m] if kind == "I" else self.stashed.pop((stage, m))
-        gradients: list[Tensor] | None = None
-        if stage + 1 < self.world.plan.stages:
-            like = [(x.dtype, x.shape) for x in stash.outputs]
-            gradients = self.channels.receive(stage, stage + 1, m, like)
+        gradients = self._incoming(stash, action)
         if kind == "I":
             chain = len(self.boundary.parts[stage]) == 1
             found, stash.weights = input_gradients(
@@ -124,9 +126,21 @@ class Pipelined:
             torch.autograd.backward(stash.outputs, gradients)
             self.params.accumulate()
             found = [x.grad for x in stash.inputs]
-        if stage:
-            zeros = (torch.zeros_like(x) if g is None else g for x, g in zip(stash.inputs, found, strict=True))
-            self.channels.send(stage, stage - 1, m, list(zeros))
+        self._send_back(stash, action, found)
+
+    def _incoming(self, stash: Stashed, action: Action) -> list[Tensor] | None:
+        """Gradients of what the stage sent on; None: it computed the loss."""
+        stage = action.stage
+        if stage + 1 == self.world.plan.stages:
+            return None
+        return self.channels.receive(stage, stage + 1, action.micro_batch, [(x.dtype, x.shape) for x in stash.outputs])
+
+    def _send_back(self, stash: Stashed, action: Action, gradients: Sequence[Tensor | None]) -> None:
+        """Gradients of what the stage received, to the stage that had sent it."""
+        if action.stage:
+            pairs = zip(stash.inputs, gradients, strict=True)
+            whole = [torch.zeros_like(x) if gradient is None else gradient for x, gradient in pairs]
+            self.channels.send(action.stage, action.stage - 1, action.micro_batch, whole)
 
     def _known(self, totals: Totals) -> Totals:
         """The totals of the last stage's process, and zeros under the same names in the others."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,10 +149,16 @@ def references(names: list[str], rank: int, steps: int) -> dict[str, Reference]:
     return {name: one for part in found for name, one in part.items()}
 
 
+@cache
+def joined(plan: ParallelPlan) -> World:
+    """The processes under a plan; their groups are made once."""
+    return World.join(plan, torch.device("cpu"))
+
+
 def compare(right: Reference, steps: int, name: str, plan: dict, other: dict) -> dict[str, float]:
     """How far training under `plan`, and then `other`, is from one process."""
     plans = [ParallelPlan(**fields) for fields in (plan, other)]
-    engines = [engine(name, p, World.join(p, torch.device("cpu"))) for p in plans]
+    engines = [engine(name, p, joined(p)) for p in plans]
     found = train(engines[0], name, 0, steps // 2)
     engines[1].load_state_dict(engines[0].state_dict())
     found += train(engines[1], name, steps // 2, steps)
@@ -188,11 +195,8 @@ def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]], steps: i
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
     right = references(sorted({name for name, _, _ in cases}), rank, steps)
     found = [compare(right[case[0]], steps, *case) for case in cases]
-    world = World.join(ParallelPlan(shard=PROCESSES), torch.device("cpu"))
-    agreed = world.agree({"rank": rank}) == {"rank": 0}
-    stopped = engine(
-        "decoder", ParallelPlan(replicate=PROCESSES), World.join(ParallelPlan(replicate=PROCESSES), torch.device("cpu"))
-    )
+    agreed = joined(ParallelPlan(shard=PROCESSES)).agree({"rank": rank}) == {"rank": 0}
+    stopped = engine("decoder", ParallelPlan(replicate=PROCESSES), joined(ParallelPlan(replicate=PROCESSES)))
     batch = ZOO["decoder"].batch(ROWS, np.random.default_rng(0))
     stops = [stopped.synchronize(stopped.submit(batch, stop=stop)).stop for stop in (False, rank == 2)]
     Path(folder, f"{rank}.json").write_text(json.dumps({"found": found, "agreed": agreed, "stops": stops}))
