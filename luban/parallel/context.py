@@ -25,6 +25,7 @@ from luban.nn.attention.prepared_mask import Bias
 from luban.nn.mixer.base import AttentionShape
 from luban.parallel.heads import HeadRange
 from luban.parallel.ring import RingMask, ring_attention
+from luban.parallel.shard import message_device
 
 
 def slots_of(rank: int, ranks: int, tokens: int) -> Tensor:
@@ -80,7 +81,7 @@ class RingAttention(AttentionBackend):
     def begin(self, tokens: int, token_mask: Tensor | None, positions: Tensor | None) -> NewTokens:
         """Positions and padding of all processes' tokens, those of the first process first."""
         if positions is None:
-            device = None if token_mask is None else token_mask.device
+            device = message_device(self.group) if token_mask is None else token_mask.device
             positions = slots_of(self.rank, self.ranks, tokens * self.ranks).to(device)[None]
         whole_mask = None if token_mask is None else self._gathered(token_mask)
         return NewTokens(positions, self._gathered(positions), whole_mask)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from luban.parallel.shard import message_device
 from luban.parallel.world import World
 
 
@@ -25,7 +26,7 @@ def together(found: Mapping[str, Tensor | None], world: World) -> dict[str, Tens
 def _together(mine: dict[str, Tensor], group: dist.ProcessGroup) -> dict[str, Tensor]:
     described: list[Any] = [None] * group.size()
     dist.all_gather_object(described, {n: (tuple(t.shape), t.dtype) for n, t in mine.items()}, group=group)
-    device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+    device = message_device(group)
     whole: dict[str, Tensor] = {}
     for rank, names in enumerate(described):
         for name, (shape, dtype) in names.items():

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from luban.nn.init import Region, cut
-from luban.parallel.shard import local_region
+from luban.parallel.shard import local_region, message_device
 
 Run = tuple[int, int]  # begin and end along the divided dimension
 
@@ -113,10 +113,10 @@ class Placements:
         held = [rank for rank, runs in enumerate(placement.runs) if runs]
         if len(held) == 1:  # the first process's alone
             return None if local is None else local.cpu()
-        assert local is not None
+        assert local is not None and self.group is not None
         shapes = [placement.local_shape(rank) for rank in range(self.ranks)]
         size = max(torch.Size(shape).numel() for shape in shapes)
-        padded = local.new_zeros(size)
+        padded = local.new_zeros(size, device=message_device(self.group))
         padded[: local.numel()] = local.reshape(-1)
         parts = [torch.empty_like(padded) for _ in shapes]
         dist.all_gather(parts, padded, group=self.group)
