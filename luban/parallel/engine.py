@@ -5,7 +5,7 @@ Nothing in a step waits for the device: whether it was good is decided there, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -171,14 +171,28 @@ class TrainEngine:
         counts = self.world.counts and (divisible or self.world.reader == 0)
         return float(self.world.sum(total if counts else torch.zeros_like(total))), batch.target_count
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Weights under "model" (the fp32 ones, where there are such) and the optimizer's state under "optimizer"."""
-        model = {name: self.placements.whole(name, tensor) for name, tensor in self.params.state_dict().items()}
-        optimizer = {}
-        for entry, value in self.optimizer.state_dict().items():
-            name = _parameter(entry)
-            optimizer[entry] = self.placements.whole(name, self.params.whole(name, value))
-        return {"model": together(model, self.world), "optimizer": together(optimizer, self.world)}
+    def state_dict(self, *, everywhere: bool = True) -> dict[str, dict[str, Tensor]]:
+        """Weights under "model" (the fp32 ones, where there are such) and the optimizer's state under "optimizer", whole, as
+        a run in one process has them. Every process must call it.
+
+        Args:
+            everywhere: every process gets all of it; else the main one does, and most others hold one tensor at a time.
+        """
+        model = self._whole(self.params.state_dict(), lambda name: name, everywhere=everywhere)
+        optimizer = self._whole(self.optimizer.state_dict(), _parameter, everywhere=everywhere)
+        return {"model": model, "optimizer": optimizer}
+
+    def _whole(
+        self, held: Mapping[str, Tensor], parameter: Callable[[str], str], *, everywhere: bool
+    ) -> dict[str, Tensor]:
+        """Tensors of which this process holds parts; `parameter` is that which an entry is of."""
+        found = {}
+        for entry, local in held.items():
+            name = parameter(entry)
+            tensor = self.placements.whole(name, self.params.whole(name, local))
+            if everywhere or self.world.collects:
+                found[entry] = tensor
+        return together(found, self.world, everywhere=everywhere)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave, of a run under any plan."""

@@ -43,7 +43,7 @@ def watched(
     if store is None or size == 1:
         yield
         return
-    heart = Heart(store.clone(), rank, size, leave, beat, silent)
+    heart = Heart(store.clone(), rank, size, leave, beat, silent)  # type: ignore[attr-defined]
     thread = threading.Thread(target=heart.run, daemon=True, name="heartbeat")
     thread.start()
     try:

@@ -80,7 +80,7 @@ class MixedPrecisionParams:
         return {**state_of(self.model), **{name: p.detach() for name, p in self.parameters.items()}}
 
     def whole(self, name: str, local: Tensor) -> Tensor:
-        """A tensor of the optimizer's state as it is: FSDP divides nothing here."""
+        """A tensor of the model's or the optimizer's state as it is: FSDP divides nothing here."""
         return local
 
     def part(self, name: str, whole: Tensor) -> Tensor:

@@ -92,8 +92,8 @@ class ShardedParams:
         self._sums = {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Whole parameters and persistent buffers by name, on the CPU. Every process must call it."""
-        return {name: _whole(tensor) for name, tensor in state_of(self.model).items()}
+        """Parameters and persistent buffers by name, of which this process holds shards; `whole` makes each whole."""
+        return state_of(self.model)
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
@@ -103,7 +103,9 @@ class ShardedParams:
             local.copy_(cut(tensors[name], local, begins))
 
     def whole(self, name: str, local: Tensor) -> Tensor:
-        """A tensor of the optimizer's state, whole, on the CPU. Every process must call it."""
+        """A tensor of the model's or the optimizer's state, whole, on the CPU. Every process must call it."""
+        if isinstance(local, DTensor) or name not in self.working:
+            return _whole(local)
         like = self.working[name]
         if not isinstance(like, DTensor) or local.shape != like.to_local().shape or not local.dim():
             return local.detach().cpu()

@@ -120,6 +120,11 @@ class World:
         return self.plan.replicate * (1 if self.plan.shard > 1 else self.plan.context)
 
     @property
+    def collects(self) -> bool:
+        """Whether this process puts whole tensors of its stages together, for the main process."""
+        return all(self.index(axis) == 0 for axis in AXES if axis != "pipeline")
+
+    @property
     def counts(self) -> bool:
         """Whether this process's loss counts: of the processes of the axis tensor, which all compute it, the first's does."""
         return self.index("tensor") == 0

@@ -170,6 +170,9 @@ def compare(right: Reference, steps: int, name: str, plan: dict, other: dict) ->
     for part in ("model", "optimizer"):
         assert state[part].keys() == right.state[part].keys()
         errors[part] = max(relative(state[part][key], value) for key, value in right.state[part].items())
+    main = engines[1].state_dict(everywhere=False)
+    if dist.get_rank() == 0:
+        assert all(torch.equal(main[part][key], value) for part in state for key, value in state[part].items())
     held = sum(p.numel() for p in engines[0].params.parameters.values())
     errors["share"] = held / sum(tensor.numel() for tensor in right.state["model"].values())
     return errors
