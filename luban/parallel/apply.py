@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -33,7 +33,7 @@ from luban.parallel.placement import Placements
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
 from luban.parallel.remat import remat_policy
 from luban.parallel.sharded_params import ShardedParams, shard_modules
-from luban.parallel.stages import cut_stages, run_stage, shared_by_stages
+from luban.parallel.stages import Boundary, cut_stages, run_stage, shared_by_stages
 from luban.parallel.tensor import divide
 from luban.parallel.world import World
 
@@ -88,9 +88,8 @@ def apply(
     if execution.precision == "fp8":
         for block in blocks:
             use_float8(block)
-    # Then the parts of this process, layers before matrices: whatever wraps the model later meets parameters and communication as they are here.
-    if plan.context > 1:
-        check_context(model)
+    # Then what this process has of the model, layers before matrices: whatever wraps the model later meets parameters and
+    # communication as they are here.
     boundary = cut_stages(model, plan, world.index("pipeline")) if plan.pipeline > 1 else None
     placements = _divide(model, losses, plan, world)
     # Rematerialisation inside of compilation, so that the compiler sees what is computed again and fuses it.
@@ -98,43 +97,30 @@ def apply(
     for block in blocks:
         block.use_remat(policy)
     # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
-    # FSDP stand around blocks, so that with it blocks are compiled one by one.
-    compiled = execution.compile and can_compile(execution.device)
-    regions = execution.device.type == "cuda" or max(plan.shard, plan.tensor, plan.pipeline, plan.context) > 1
-    whole = plan.context == 1  # the ring's messages stand outside of compiled graphs
-    step, heldout = (compiled_loss(x, regions=regions, whole=whole) if compiled else x for x in losses)
+    # FSDP and messages stand around blocks, so that with several processes blocks are compiled one by one.
+    functions = _compiled(losses, plan, execution)
     model.to(torch.float64 if execution.precision == "fp64" else torch.float32)
     # FSDP around what is compiled, and before there is memory, so that every process takes that of its shard alone.
-    root = None
     if boundary is not None:
-        step, heldout = partial(run_stage, step), partial(run_stage, heldout)
+        functions = [partial(run_stage, function) for function in functions]
+    root = None
     if plan.shard > 1:
-        assert world.sharing is not None
         root = Losses(*losses)
-        mesh = world.sharing["replicate", "shard"] if world.copies > 1 else world.sharing["shard"]
-        shard_modules(root, list(blocks), mesh, zero=plan.zero, dtype=COMPUTE[execution.precision])
-        step, heldout = partial(root, step), partial(root, heldout)
+        shard_modules(root, list(blocks), world.shard_mesh, zero=plan.zero, dtype=COMPUTE[execution.precision])
+        functions = [partial(root, function) for function in functions]
     # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
     materialise(model, execution.device)
-    weights = init if isinstance(init, Mapping) else {}
-    seed = init if isinstance(init, int) else 0
-    layers = max(len(model.spec.layers), 1)
-    initialise(model, model.spec.init, layers=layers, seed=seed, region=placements.region, without=frozenset(weights))
-    if weights:
-        _load(model, weights, own, placements)
+    _set_weights(model, init, own, placements)
     params: ShardedParams | MixedPrecisionParams
     if root is not None:
         params = ShardedParams(root, model, zero=plan.zero)
     else:
         params = MixedPrecisionParams(model, COMPUTE[execution.precision], masters=execution.masters)
     sums = GradientSums(world, placements, params.begins(), **shared_by_stages(params.parameters, world))
+    step, heldout = functions
     runner: Runner = OneAfterTheOther(step, heldout, params)
     if boundary is not None:
-        channels = Channels(plan, world.group("pipeline"), execution.device)
-        dtype = torch.float64 if execution.precision == "fp64" else torch.float32
-        stages = (step, heldout, params, boundary, channels, world, dtype)
-        runner = Pipelined(*stages) if plan.schedule != "pipedream" else Asynchronous(*stages, module=loss)
-        _require_untied(plan, sums)
+        runner = _pipeline(loss, functions, params, boundary, execution, sums)
     # The optimizer last: it holds the very tensors that are trained.
     built = optimizer.build(params.parameters, roles_of(model))
     return TrainEngine(
@@ -165,16 +151,53 @@ class Losses(nn.Module):
 def _divide(model: Model, losses: tuple[LossModule, LossModule], plan: ParallelPlan, world: World) -> Placements:
     """Matrices over the axis tensor, tokens over the axis context: divided parameters, and attention of what is here."""
     heads, placements = None, Placements()
+    if plan.context > 1:
+        check_context(model)
     if plan.tensor > 1:
         group = world.group("tensor")
         peers = Peers.of(group)
         heads, placements = HeadRange(peers), divide(model, peers, group)
     for module in losses:
+        kernel = None if module.attention is None else module.attention.kernel
+        if plan.context > 1 and kernel not in (None, "torch"):
+            raise ConfigError(f"train.attention {kernel} does not go with plan.context: leave it out")
         if plan.context > 1:
             module.attention = RingAttention(world.group("context"), heads)
         elif heads is not None:
-            module.attention = DividedHeads(heads, None if module.attention is None else module.attention.kernel)
+            module.attention = DividedHeads(heads, kernel)
     return placements
+
+
+def _compiled(losses: tuple[LossModule, LossModule], plan: ParallelPlan, execution: Execution) -> list[LossFunction]:
+    """The losses, compiled if that is wanted and can be."""
+    if not (execution.compile and can_compile(execution.device)):
+        return list(losses)
+    regions = execution.device.type == "cuda" or plan.shard * plan.parts > 1
+    whole = plan.context == 1  # the ring's messages stand outside of compiled graphs
+    return [compiled_loss(loss, regions=regions, whole=whole) for loss in losses]
+
+
+def _pipeline(
+    loss: LossModule,
+    functions: Sequence[LossFunction],
+    params: ShardedParams | MixedPrecisionParams,
+    boundary: Boundary,
+    execution: Execution,
+    sums: GradientSums,
+) -> Pipelined:
+    """What runs this process's stages. Raises ConfigError where stages that update by themselves share parameters."""
+    world, plan = sums.world, sums.world.plan
+    channels = Channels(plan, world.group("pipeline"), execution.device)
+    dtype = torch.float64 if execution.precision == "fp64" else torch.float32
+    parts = (*functions, params, boundary, channels, world, dtype)
+    if plan.schedule != "pipedream":
+        return Pipelined(*parts)  # type: ignore[arg-type]
+    if sums.staged:
+        raise ConfigError(
+            f"the stages of plan.schedule pipedream update by themselves, and several have {next(iter(sums.staged))}: use "
+            "--plan.schedule 1f1b, or a model that shares nothing between its layers (model.tied_head = false)"
+        )
+    return Asynchronous(*parts, module=loss)  # type: ignore[arg-type]
 
 
 def _require_pipeline(plan: ParallelPlan, execution: Execution) -> None:
@@ -198,14 +221,6 @@ def _require_pipeline(plan: ParallelPlan, execution: Execution) -> None:
         raise ConfigError(f"{what} does not go with train.precision fp16: use --train.precision bf16")
 
 
-def _require_untied(plan: ParallelPlan, sums: GradientSums) -> None:
-    if plan.schedule == "pipedream" and sums.staged:
-        raise ConfigError(
-            f"the stages of plan.schedule pipedream update by themselves, and several have {next(iter(sums.staged))}: use "
-            "--plan.schedule 1f1b, or a model that shares nothing between its layers (model.tied_head = false)"
-        )
-
-
 def _require_spreadable(plan: ParallelPlan, optimizer: OptimizerConfig, execution: Execution, *, adapted: bool) -> None:
     if plan.processes != execution.world.size:
         raise ConfigError(f"the plan is for {plan.processes} processes, and there are {execution.world.size}")
@@ -224,8 +239,17 @@ def _require_spreadable(plan: ParallelPlan, optimizer: OptimizerConfig, executio
 
 
 @torch.no_grad()
-def _load(model: nn.Module, weights: Mapping[str, Tensor], own: Collection[str], placements: Placements) -> None:
-    """Take weights up. Raises ArtifactError where one of the model's `own` is missing; those of adapters may be."""
+def _set_weights(
+    model: Model, init: Mapping[str, Tensor] | int | None, own: Collection[str], placements: Placements
+) -> None:
+    """Draw weights from a seed, or take given ones up and draw the rest. Raises ArtifactError where one of the model's `own` is
+    missing; those of adapters may be."""
+    weights = init if isinstance(init, Mapping) else {}
+    seed = init if isinstance(init, int) else 0
+    layers = max(len(model.spec.layers), 1)
+    initialise(model, model.spec.init, layers=layers, seed=seed, region=placements.region, without=frozenset(weights))
+    if not weights:
+        return
     for name, tensor in state_of(model).items():
         if name in weights:
             placements.take(name, tensor, weights[name])

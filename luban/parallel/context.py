@@ -117,7 +117,7 @@ class RingAttention(AttentionBackend):
     ) -> Tensor:
         """Attention of the local queries to all keys, (B, H, T, D)."""
         factor = q_BHTD.shape[-1] ** -0.5 if scale is None else scale
-        return ring_attention(q_BHTD, k_BKTD, v_BKTD, mask, factor, self.group)
+        return ring_attention(q_BHTD, k_BKTD, v_BKTD, mask, factor, self.group)  # pyright: ignore[reportCallIssue]
 
     def _gathered(self, tensor: Tensor) -> Tensor:
         """(…, T) → (…, S): the tokens of all processes, those of the first first."""

@@ -110,6 +110,12 @@ class World:
         return [self.sharing.get_group(axis) for axis in axes if axis in names]
 
     @property
+    def shard_mesh(self) -> DeviceMesh:
+        """The processes that FSDP divides parameters among, and their copies."""
+        assert self.sharing is not None
+        return self.sharing["replicate", "shard"] if self.copies > 1 else self.sharing["shard"]
+
+    @property
     def shards(self) -> int:
         """Among how many processes FSDP divides the parameters."""
         return self.plan.shard * self.plan.context if self.plan.shard > 1 else 1

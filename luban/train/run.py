@@ -100,8 +100,11 @@ def _train(
     if recipe.train.tensorboard:
         require_tensorboard()
     with opened_together(art, world) as art:
-        values = prediction.memory.parameters // 4 + prediction.memory.optimizer // 4
-        require_free(art.path, 4 * values * (recipe.checkpoint.keep + 2), "training with these checkpoints")
+        require_free(
+            art.path,
+            4 * _saved_numbers(prediction, world) * (recipe.checkpoint.keep + 2),
+            "training with these checkpoints",
+        )
         if isinstance(art, ArtifactWriter) and not art.resumed:
             write_recipe(art, recipe, start)
             shutil.copytree(Path(shards.path) / "tokenizer", art.path / "tokenizer", dirs_exist_ok=True)
@@ -122,6 +125,13 @@ def _train(
                 raise
             raise _exhausted(recipe, prediction, parts.state.progress.step) from error
     return Path(out)
+
+
+def _saved_numbers(prediction: Prediction, world: World) -> int:
+    """Of a checkpoint: weights and optimizer state. Of several processes each holds parts: two moments a weight are assumed."""
+    if world.size > 1:
+        return 3 * prediction.parameters
+    return prediction.memory.parameters // 4 + prediction.memory.optimizer // 4
 
 
 def _exhausted(recipe: Recipe, prediction: Prediction, step: int) -> TrainingError:

@@ -34,7 +34,7 @@ from luban.parallel.stages import check_stages, stacks_of
 from luban.parallel.world import World
 
 SEED, ROWS = 3, 8
-STEPS, MANY_STEPS = 3, 20  # of a drawn sample, of all plans
+STEPS, MORE_STEPS, MANY_STEPS = 3, 6, 20  # of a drawn sample in every test run, of all plans, of a drawn sample
 PROCESSES = 4
 PLANS = [
     {"replicate": 4},
@@ -208,9 +208,8 @@ def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]], steps: i
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Iterator[tuple[list, list[dict]]]:
-    folder, cases = tmp_path_factory.mktemp("plans"), draw()
-    mp.spawn(worker, (str(folder), cases, STEPS), nprocs=PROCESSES)
-    yield cases, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
+    cases = draw()
+    yield cases, run(tmp_path_factory.mktemp("plans"), cases, STEPS)
 
 
 def check(cases: list, results: list[dict]) -> None:
@@ -231,14 +230,50 @@ def test_processes_agree_and_one_can_ask_for_the_end(drawn):
         assert result["agreed"] and result["stops"] == [False, True]
 
 
+def run(folder: Path, cases: list, steps: int) -> list[dict]:
+    mp.spawn(worker, (str(folder), cases, steps), nprocs=PROCESSES)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
+
+
+@pytest.mark.slow
+def test_many_steps_equal_those_of_one_process(tmp_path):
+    check(draw(), run(tmp_path, draw(), MANY_STEPS))
+
+
 @pytest.mark.slow
 def test_every_plan_and_family_equals_one_process(tmp_path):
     cases = []
     for name in NAMES:
         plans = plans_of(name)
         cases += [(name, plan, other) for plan, other in zip(plans, plans[1:] + plans[:1], strict=True)]
-    mp.spawn(worker, (str(tmp_path), cases, MANY_STEPS), nprocs=PROCESSES)
-    check(cases, [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(PROCESSES)])
+    check(cases, run(tmp_path, cases, MORE_STEPS))
+
+
+COMPILED = [
+    {"replicate": 2, "tensor": 2},
+    {"shard": 2, "tensor": 2, "remat": "full"},
+    {"pipeline": 2, "replicate": 2, "microbatches": 2},
+    {"context": 2, "replicate": 2},
+]
+
+
+def compiled_worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(WORLD_SIZE=str(PROCESSES), RANK=str(rank))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
+    right, errors = train(engine("decoder", ParallelPlan(), World(), precision="fp32"), "decoder", 0, 2), []
+    for plan in map(lambda fields: ParallelPlan(**fields), COMPILED):
+        found = train(engine("decoder", plan, joined(plan), precision="fp32", compile=True), "decoder", 0, 2)
+        errors.append(float(np.abs(np.array(found) / np.array(right) - 1).max()))
+    Path(folder, f"{rank}.json").write_text(json.dumps(errors))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_compiled_plans_equal_one_process_in_fp32(tmp_path):
+    mp.spawn(compiled_worker, (str(tmp_path),), nprocs=PROCESSES)
+    for rank in range(PROCESSES):
+        assert max(json.loads((tmp_path / f"{rank}.json").read_text())) < 1e-5
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_one_that_does():

@@ -43,8 +43,9 @@ def test_a_run_that_stops_in_two_processes_goes_on_in_two_others(luban, start, s
     _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert err.count("the same command resumes") == 1  # one process speaks for all
-    code, err = luban(*command, "--nproc", "2")
-    assert code == 0 and "plan.shard was 2, now 1" in err and "resuming after step" in err, err
+    code, err = luban(*command, "--nproc", "2", "--plan.tensor", "2")
+    assert code == 0 and "plan.shard was 2, now 1" in err and "plan.tensor was 1, now 2" in err, err
+    assert "resuming after step" in err, err
     found, right = curve(several), curve(single)
     assert [row[0] for row in found] == [row[0] for row in right]
     assert [v for row in found for v in row[1:]] == pytest.approx([v for row in right for v in row[1:]], rel=1e-9)
@@ -60,6 +61,9 @@ def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe
         (("--nproc", "3"), "batch_size 4 can't be divided among 3 processes: it must be a multiple of 3, such as 3"),
         (("--nproc", "0"), "--nproc takes a number of processes from 1"),
         (("--plan.shard", "2"), r"needs 2 processes, and there are 1: start 2 \(--nproc 2\)"),
+        (("--nproc", "4", "--plan.tensor", "4"), "4 divides the heads of attention, and there are 2: use at most .* 2"),
+        (("--nproc", "3", "--plan.pipeline", "3"), "needs 3 layers, and there are 2: use at most --plan.pipeline 2"),
+        (("--nproc", "3", "--plan.context", "3"), "multiple of 6, such as --train.seq_len 30"),
     ):
         with pytest.raises(UsageError, match=message):
             pretrain.run([*command, *words])
