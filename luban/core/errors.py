@@ -59,7 +59,11 @@ class MissingExtra(LubanError):
 def nearest(word: str, options: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the closest option, or the sorted options when none is close."""
     known = sorted(options)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if close:
-        return f" (did you mean '{close[0]}'?)"
-    return f" (known: {', '.join(known)})" if known else ""
+    return closest(word, known) or (f" (known: {', '.join(known)})" if known else "")
+
+
+def closest(word: str, options: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the closest option in any case, or nothing when none is close."""
+    known = {option.lower(): option for option in sorted(options)}
+    close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    return f" (did you mean '{known[close[0]]}'?)" if close else ""
