@@ -40,7 +40,7 @@ def _rotate_part(
     tl.store(target + head * target_head + HALF + at, second.to(kind), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])  # it changes from step to step where text is generated
 def rotate_kernel(
     packed,
     q,
@@ -49,7 +49,6 @@ def rotate_kernel(
     cos,
     sin,
     length,
-    rows,
     batched,
     q_batch,
     q_head,
@@ -107,7 +106,6 @@ def _launch(packed: Tensor, parts: tuple[Tensor, Tensor, Tensor], cos: Tensor, s
         cos,
         sin,
         T,
-        B * T,
         int(cos.shape[0] > 1),
         *strides,
         H=H,
