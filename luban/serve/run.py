@@ -45,9 +45,11 @@ def serve(
     try:
         import uvicorn
 
+        from luban.serve.guard import check_sites
         from luban.serve.http import create_app
     except ImportError as error:
         raise MissingExtra(error.name or "fastapi", "serve", "luban serve") from None
+    check_sites(origins, hosts)
     model.need_tokenizer()
     engine = Engine(model)  # a model that writes no text is refused before an address is announced
     listener = bind(host, port)
