@@ -31,12 +31,15 @@ class Arguments:
 def run(argv: Sequence[str]) -> None:
     """Load and write the model."""
     args = parse(Arguments, argv, verb="export", about="Write a model in the Hugging Face layout.", examples=EXAMPLES)
-    from luban.load.export import export_model
+    from luban.load.export import export_model, template_begins_text
     from luban.load.model import load_model
 
     model = load_model(args.model, dtype=args.dtype)
     out = export_model(model, args.out)
-    if model.tokenizer is not None and model.begins_with_bos and "bos_token" in (model.tokenizer.chat_template or ""):
-        say("its chat template writes the begin token: tokenise filled templates with add_special_tokens=False")
+    if template_begins_text(model):
+        say(
+            "its chat template writes the begin token itself: apply_chat_template(messages, tokenize=True) is right, and a "
+            "text that it has filled needs tokenizer(text, add_special_tokens=False), or begins with two"
+        )
     architecture = json.loads((out / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     say(f"{args.out}: written as {architecture} in the Hugging Face layout")

@@ -151,7 +151,7 @@ def encode(argv: Sequence[str]) -> None:
         EncodeArgs,
         argv,
         verb="tokenizer encode",
-        about="Print the token ids of a text.",
+        about="Print the token ids of a text. Special tokens that are spelled in it stay plain text, as in training and serving.",
         examples="luban tokenizer encode tok --text 'import os'\necho hello | luban tokenizer encode tok\n"
         "luban tokenizer encode tok --lines < texts.txt > ids.txt",
     )

@@ -13,6 +13,7 @@ import io
 import re
 import textwrap
 import tokenize
+import types
 import typing
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any, Generic, TypeVar
 
 from luban.core.config import Partial, from_dict, load_toml, override
 from luban.core.errors import UsageError, nearest
+from luban.core.registry import Variant
 
 T = TypeVar("T")
 BOX = re.compile(r"[─│╭╮╰╯━┃]+")
@@ -184,8 +186,6 @@ def _recipe_help(cls: type, verb: str, about: str, examples: str, shipped: Path)
 
 def describe_fields(cls: type, prefix: str = "") -> list[tuple[str, str, str, str]]:
     """(path, type, default, comment) of every field below `cls`, variants by their names."""
-    from luban.core.registry import Variant
-
     rows, notes = [], _comments(cls)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -214,7 +214,16 @@ def _kind(hint: Any) -> str:
     """A field's type as people write its values."""
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(map(str, typing.get_args(hint)))
-    return str(hint) if "|" in str(hint) else getattr(hint, "__name__", str(hint)).replace("typing.", "")
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        options = ("none" if option is type(None) else _kind(option) for option in typing.get_args(hint))
+        return "|".join(dict.fromkeys("|".join(options).split("|")))
+    if isinstance(hint, type) and issubclass(hint, Variant):
+        return "|".join(hint.registry.entries)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return "a table"
+    if typing.get_origin(hint) is not None:
+        return str(hint).replace("typing.", "")
+    return getattr(hint, "__name__", str(hint))
 
 
 def _comments(cls: type) -> dict[str, str]:

@@ -205,7 +205,8 @@ def _build(cls: type, value: Any, where: str) -> Any:
     for key, item in value.items():
         path = f"{where}.{key}" if where else key
         if key not in fields:
-            raise ConfigError(f"unknown field '{path}'{nearest(key, fields)}")
+            moved = getattr(cls, "MOVED", {}).get(key)
+            raise ConfigError(f"unknown field '{path}'{f': it is now {moved}' if moved else nearest(key, fields)}")
         made[key] = _convert(hints[key], _with_default_type(fields[key], item), path)
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING

@@ -222,11 +222,13 @@ def _check_input(
     names: dict[str, str], tasks: list[Task], waterfall: list[dict[str, Any]], tally: Tally, bad_share: float
 ) -> None:
     """Refuse sources that gave no document, and input of which too much is unusable."""
-    given = dict.fromkeys(names, 0)
+    given, damaged = dict.fromkeys(names, 0), dict.fromkeys(names, False)
     for task in tasks:
-        given[task.source.label] += read_marker(task)["waterfall"][0]["documents"]
+        marker = read_marker(task)
+        given[task.source.label] += marker["waterfall"][0]["documents"]
+        damaged[task.source.label] |= "files without documents" in marker["tally"]["unusable"]
     for label, count in given.items():
-        if not count:
+        if not count and not (damaged[label] and any(given.values())):
             raise DataError(f"source {names[label]} holds no text{_unusable(tally)}")
     bad = tally.unusable.total()
     if bad > bad_share * (bad + waterfall[0]["documents"]):
@@ -234,6 +236,9 @@ def _check_input(
             f"{bad} records of the input are unusable beside {waterfall[0]['documents']} documents, more "
             f"than the share of {bad_share}{_unusable(tally)}; luban corpus build --bad-share allows more"
         )
+    for label, count in given.items():
+        if not count:
+            warn(f"source {names[label]} gave no document: all of it is unusable{_unusable(tally)}")
 
 
 def _unusable(tally: Tally) -> str:

@@ -20,6 +20,7 @@ from luban.load.tensors import WEIGHTS
 from luban.models.build import state_of
 from luban.models.convert.base import format_for, to_theirs
 from luban.models.spec import write_spec
+from luban.tokenizer.chat import render
 from luban.tokenizer.settings import CONFIG
 from luban.tokenizer.tokenizer import load_tokenizer
 
@@ -115,6 +116,17 @@ def copy_tokenizer(m: LoadedModel, folder: Path, *, everything: bool = False) ->
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
     _mark_ends(m, folder)
+
+
+def template_begins_text(m: LoadedModel) -> bool:
+    """True if the chat template writes the begin token that the tokenizer puts before every text, too."""
+    tokenizer = m.tokenizer
+    if tokenizer is None or tokenizer.chat_template is None or tokenizer.bos_id is None or not m.begins_with_bos:
+        return False
+    try:
+        return render([{"role": "user", "content": "x"}], tokenizer).token_ids[:1] == [tokenizer.bos_id]
+    except DataError:  # a template that refuses this conversation
+        return "bos_token" in tokenizer.chat_template
 
 
 def _mark_ends(m: LoadedModel, folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifact, read_manifest, read_table
-from luban.core.errors import ArtifactError, DataError, UnsupportedError
+from luban.core.errors import ArtifactError, ConfigError, DataError, UnsupportedError, nearest
 from luban.core.lineage import ancestor, require_same
 from luban.core.log import warn
 from luban.load.generation import DEFAULTS as GENERATION_FIELDS
@@ -21,6 +21,7 @@ from luban.load.generation import Generation, read_generation
 from luban.load.gguf import PACKAGED, packaged_file, read_gguf
 from luban.load.tensors import PICKLED, WEIGHTS, filled, pickle_refusal, read_folder, read_tensors
 from luban.models.base import Model
+from luban.models.build import DTYPES
 from luban.models.convert.base import as_stored, format_of, named_as_now, their_names, to_ours
 from luban.models.convert.fields import ReadTable, unread_fields
 from luban.models.convert.gguf_file import is_gguf
@@ -75,11 +76,14 @@ def load_model(
             on a CPU.
 
     Raises:
+        ConfigError: a precision that there is not.
         ArtifactError: what the path holds instead, or which file or tensor is missing, damaged or misshapen.
         LineageError: the tokenizer isn't the one that the model was trained with.
     """
     device, dtype = str(device), str(dtype).removeprefix("torch.")
     _require_device(device)
+    if dtype not in (*DTYPES, INT8):
+        raise ConfigError(f"unknown precision '{dtype}'{nearest(dtype, (*DTYPES, INT8))}")
     if dtype == INT8:
         m = load_model(path_or_name, device, "float32")
         pack_int8(m.module)

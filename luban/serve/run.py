@@ -64,9 +64,11 @@ def serve(
         import uvicorn
 
         from luban.serve.api.app import ServerOptions, create_app
+        from luban.serve.api.guard import check_sites
     except ImportError as error:
         raise MissingExtra(error.name or "fastapi", "serve", "luban serve") from None
     options = options or ServerOptions()
+    check_sites(options.origins, options.hosts)
     listener = bind(host, port)
     actual = listener.getsockname()[1]
     if port and actual != port:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from luban.checkpoint.manager import CheckpointConfig
 from luban.core.config import Partial
@@ -46,6 +46,8 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Optimizer steps, batches, precision and logging."""
+
+    MOVED: ClassVar[dict[str, str]] = {"recompute": "plan.remat (none, selective or full)"}  # earlier names
 
     steps: Extensible[int] = 1000  # optimizer steps
     epochs: Extensible[float] = 0.0  # lower `steps` to this many passes over the training text (0: off)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from luban.core.artifact import write_json
+from luban.core.errors import DataError
 from luban.corpus.document import Document
 from luban.corpus.engine.spill import SpillWriter, read_spill
 from luban.corpus.ragged import Ragged
-from luban.corpus.sources import Source
+from luban.corpus.sources import DamagedFile, Source
 from luban.corpus.steps import make_step
 from luban.corpus.steps.across import AcrossStep
 from luban.corpus.tally import Tally
@@ -42,6 +43,7 @@ class Task:
     work: Path  # where spills lie
     seed: int  # of the held-out split
     heldout: float  # fraction held out
+    alone: bool = True  # whether there is no other source, so that a damaged one is an error
 
     def path(self, phase: int) -> Path:
         """Where this part's spill of a phase lies, without its endings."""
@@ -80,7 +82,7 @@ def run_task(task: Task, report: Report) -> None:
     documents: Iterable[Document]
     rows: list[dict[str, Any]] = []
     if phase.number == 0:
-        documents = _counted(task.source.documents(tally, task.seed, task.heldout), "read", rows)
+        documents = _counted(_read(task, tally), "read", rows)
     else:
         documents = read_spill(task.path(phase.number - 1))
     if phase.apply is not None:
@@ -100,6 +102,17 @@ def run_task(task: Task, report: Report) -> None:
     if step is not None:
         Ragged.of(prints, np.uint64).save(task.path(phase.number))
     write_json(task.marker, {"waterfall": rows, "tally": tally.figures()})
+
+
+def _read(task: Task, tally: Tally) -> Iterator[Document]:
+    """The part's documents. Beside other sources, a damaged one without documents is counted as a file of a folder is."""
+    try:
+        yield from task.source.documents(tally, task.seed, task.heldout)
+    except DataError as error:
+        damaged = isinstance(error, DamagedFile) or any(what.startswith("damaged") for what in tally.unusable)
+        if task.alone or not damaged:
+            raise
+        tally.reject("files without documents", f"{task.source.label}: {error}")
 
 
 def applied(step: AcrossStep, documents: Iterable[Document], flags: Ragged, tally: Tally) -> Iterator[Document]:

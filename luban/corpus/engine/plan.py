@@ -31,7 +31,7 @@ def plan_tasks(
     found = find_sources(list(sources), text_field)
     parts = [part for source in found for part in source.parts(tally)]
     tasks = [
-        Task(phase=phase, part=number, source=part, work=Path(), seed=seed, heldout=heldout)
+        Task(phase=phase, part=number, source=part, work=Path(), seed=seed, heldout=heldout, alone=len(found) == 1)
         for number, part in enumerate(parts)
     ]
     return Plan(

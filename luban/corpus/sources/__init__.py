@@ -7,6 +7,7 @@ how it ends. A large source is divided into parts that workers can read on their
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,6 +52,7 @@ SPLITTERS = Registry(
         "parquet": "luban.corpus.sources.parquet:parts",
     },
 )
+KIND = re.compile(r"[A-Za-z_]{2,}")  # what may be meant as a kind before a colon
 PART_BYTES = 32 << 20  # of a source that can be divided, about as many bytes make one part
 
 
@@ -73,6 +75,10 @@ class SourceContext:
 
 class NoTextField(DataError):
     """A table whose rows have no field with text."""
+
+
+class DamagedFile(DataError):
+    """A file of which nothing can be read, since it is damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +152,7 @@ def find_sources(names: list[str], text_field: str = "text") -> list[Source]:
 
     Raises:
         DataError: a path that does not exist, or a glob that matches nothing.
-        UsageError: an unknown `python:…` source, or no source at all.
+        UsageError: an unknown `python:…` source or kind, an address of the web, or no source at all.
     """
     if not names:
         raise UsageError(f"no source given: name files, folders, globs or {', '.join(_builtin())}")
@@ -176,6 +182,11 @@ def _expand(name: str) -> list[tuple[str, str]]:
     if Path(name).exists():
         return [(kind_of(Path(name)), name)]
     paths = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
+    if not paths and rest.startswith("//"):
+        raise UsageError(f"source {name} is an address: save what it leads to as a file first")
+    if not paths and KIND.fullmatch(kind) and rest:
+        kinds = [known for known in SOURCES.entries if ":" not in known]
+        raise UsageError(f"source {name} does not exist, and '{kind}' is no kind of source{nearest(kind, kinds)}")
     if not paths:
         what = "matches no file" if glob.has_magic(name) else "does not exist"
         raise DataError(f"source {name} {what}")

@@ -8,7 +8,7 @@ from typing import Any
 from luban.core.errors import DataError
 from luban.corpus.arrow import require_pyarrow
 from luban.corpus.document import Document
-from luban.corpus.sources import PART_BYTES, Part, SourceContext
+from luban.corpus.sources import PART_BYTES, DamagedFile, Part, SourceContext
 from luban.corpus.sources.kinds import storable_name
 from luban.corpus.sources.rows import FIELDS, TURNS, fields_needed, has_text, row_document
 from luban.corpus.tally import Tally
@@ -53,7 +53,7 @@ def _open(name: str) -> Any:
     except PermissionError:
         raise
     except (pyarrow.ArrowException, ValueError, OSError) as error:
-        raise DataError(f"source {name} is not a Parquet file: {str(error).splitlines()[0]}") from None
+        raise DamagedFile(f"source {name} is not a Parquet file: {str(error).splitlines()[0]}") from None
 
 
 def _rows(batch: Any, context: SourceContext) -> Iterator[dict[str, Any] | None]:

@@ -17,11 +17,17 @@ from luban.corpus.sources.http_body import decode_body
 from luban.corpus.sources.text import LARGEST, PROBE
 
 PAGES = ("text/html", "application/xhtml+xml")
+UNKNOWN_KINDS = ("", "unknown/unknown", "application/unknown", "*/*")
+# how a body without a type begins that browsers take for HTML (WHATWG MIME Sniffing, section 7.1)
+BEGINS_AS_HTML = re.compile(
+    rb"[\t\n\f\r ]*<(?:!--|(?:!doctype html|html|head|script|iframe|h1|div|font|table|a|style|title|b|body|br|p)[ >])",
+    re.IGNORECASE,
+)
 CHARSET = re.compile(r"charset\s*=\s*(.+)", re.IGNORECASE)
 
 
 def read(name: str, context: SourceContext) -> Iterator[Document]:
-    """HTML responses with status 200, and WET text records; records that cannot be read or decoded are counted.
+    """HTML responses with status 200 (without a type: bodies that browsers take for HTML), and WET text records; records that cannot be read or decoded are counted.
 
     Raises:
         DataError: no record is a page with text.
@@ -64,7 +70,7 @@ def _document(record: Any, converted: bool, context: SourceContext) -> Document 
         if record.is_http:
             record.parse_http()
         page = record.http_headers
-        if not (converted if page is None else _is_page(page)):  # images, but also answers of DNS and FTP
+        if not (converted if page is None else _may_be_page(page)):  # images, but also answers of DNS and FTP
             context.tally.add("records_that_are_no_pages")
             return None
         length = record.content_length
@@ -80,6 +86,9 @@ def _document(record: Any, converted: bool, context: SourceContext) -> Document 
         return None
     try:
         text, title = (page_text(data, "utf-8"), "") if page is None else _page(data, page)
+    except NoPage:
+        context.tally.add("records_that_are_no_pages")
+        return None
     except LubanError:
         raise
     except Exception as error:  # whatever the HTML parser raises: one bad page doesn't stop the archive
@@ -92,14 +101,25 @@ def _document(record: Any, converted: bool, context: SourceContext) -> Document 
     return Document(id=where, text=text, source=context.label, meta={k: v for k, v in meta.items() if v})
 
 
-def _is_page(headers: Any) -> bool:
+class NoPage(ValueError):
+    """A body without a stated type that does not begin as HTML does."""
+
+
+def _kind(headers: Any) -> str:
+    """The media type that the headers state, in lower case; empty where they state none."""
     kind = (headers.get("Content-Type") or "").partition(";")[0].strip().lower()
-    return headers.status_code == 200 and kind in PAGES
+    return "" if kind in UNKNOWN_KINDS else kind
+
+
+def _may_be_page(headers: Any) -> bool:
+    return headers.status_code == 200 and _kind(headers) in ("", *PAGES)
 
 
 def _page(data: bytes, headers: Any) -> tuple[str, str]:
-    """(main text, title). Raises ValueError if the body cannot be decoded or is binary."""
+    """(main text, title). Raises ValueError if the body cannot be decoded or is binary, NoPage if it is not HTML."""
     body = decode_body(data, headers.get("Transfer-Encoding") or "", headers.get("Content-Encoding") or "", LARGEST)
+    if not _kind(headers) and not BEGINS_AS_HTML.match(body.removeprefix(b"\xef\xbb\xbf")):
+        raise NoPage
     if b"\0" in body[:PROBE] and byte_order_mark(body) is None:
         wide = codec_of(_charset(headers))
         if wide is None or not wide.startswith("utf-16"):

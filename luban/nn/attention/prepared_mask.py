@@ -93,7 +93,7 @@ def prepare(
     Args:
         head_dim: D. dtype: of the matmuls. kernel: name of the kernel to use; None: the fastest.
     """
-    kind, square = mask.kind, mask.queries == mask.keys
+    kind, square = mask.kind, _decided(mask.queries == mask.keys)
     if mask.layout is not None and mask.token_mask is not None and not torch.is_grad_enabled():
         kind = "irregular"  # prompts are padded on the left, but kernels count a layout's blocks from the first slot
     block = mask.layout.block if mask.layout else 0
@@ -104,7 +104,7 @@ def prepare(
         kind,
         bias.form if bias else None,
         square,
-        mask.queries == 1,
+        _decided(mask.queries == 1),
         torch.is_grad_enabled(),
         mask.too_many_documents,
         block,
@@ -132,6 +132,14 @@ def prepare(
     added = torch.zeros((), device=mask.device) if added is None else added
     dense = torch.where(mask.dense(), added, float("-inf")).to(dtype)
     return PreparedMask(chosen, dense=dense, backward_only=square and mask.causal and mask.prefix is None)
+
+
+def _decided(condition: bool) -> bool:
+    """The condition as a constant. In a graph traced for any number of tokens it is a symbol, which `choice` can't take:
+    the branch puts a guard on it."""
+    if condition:  # noqa: SIM103
+        return True
+    return False
 
 
 def padding_mask(token_mask: Tensor | None, dtype: torch.dtype) -> PreparedMask:

@@ -113,6 +113,7 @@ class GlobalRandom(Layout):
 def layout_for(layout: Layout, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
     """`layout.build`, kept from forward to forward, unless tensors are made for their shapes alone."""
     whole = -(-length // layout.block) * layout.block  # so that a growing row asks for a new one now and then only
+    whole = len(range(whole))  # a constant in a graph traced for any number of tokens: other blocks are another graph
     options = tuple((field.name, getattr(layout, field.name)) for field in fields(layout))
     return _constant(type(layout), options, whole, heads, causal, device)
 

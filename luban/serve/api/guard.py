@@ -10,11 +10,14 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import socket
+from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from luban.core.errors import UsageError
 from luban.serve.api.errors import error_body
 
 
@@ -60,6 +63,19 @@ class SiteGuard:
         if origin is None or origin in self.origins or origin in (f"http://{host}", f"https://{host}"):
             return None
         return f"pages of '{origin}' may not use this server: --cors {origin} allows them"
+
+
+def check_sites(origins: Iterable[str], hosts: Iterable[str]) -> None:
+    """Raise UsageError for an origin that no browser sends, or a host that no Host header names."""
+    for origin in origins:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}":
+            raise UsageError(
+                f"--cors takes a site as browsers name it, such as https://chat.example.org, {origin!r} given"
+            )
+    for host in hosts:
+        if not host or _name(host) != host.lower() or "/" in host:
+            raise UsageError(f"--allowed-host takes a name without a port, such as models.example.org, {host!r} given")
 
 
 def _name(host: str) -> str:

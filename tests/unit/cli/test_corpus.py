@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -80,6 +81,38 @@ def test_an_unknown_text_field_names_those_that_there_are(tmp_path, capsys):
     assert "holds no line with text" in refused(
         capsys, "corpus", "build", str(tmp_path / "b.jsonl"), "--out", str(tmp_path / "c")
     )
+
+
+def test_an_unknown_kind_and_an_address_are_named(tmp_path, capsys):
+    (tmp_path / "la.jsonl").write_text('{"text": "words"}')
+    for source in (f"jsn:{tmp_path / 'la.jsonl'}", "jsn:none.jsonl"):
+        line = refused(capsys, "corpus", "build", source, "--out", str(tmp_path / "c"))
+        assert "'jsn' is no kind of source (did you mean 'json" in line
+    line = refused(capsys, "corpus", "build", "https://h.example/a.txt", "--out", str(tmp_path / "c"))
+    assert "is an address: save what it leads to as a file first" in line
+
+
+def test_a_damaged_source_beside_a_good_one_is_counted_as_in_a_folder(tmp_path, capsys):
+    (tmp_path / "good.jsonl").write_text('{"text": "words"}\n{"text": "more words"}')
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing")
+    (tmp_path / "bad.jsonl.gz").write_bytes(gzip.compress(os.urandom(5000))[:100])
+    for bad in ("bad.parquet", "bad.jsonl.gz"):
+        build = [
+            "corpus",
+            "build",
+            str(tmp_path / bad),
+            str(tmp_path / "good.jsonl"),
+            "--out",
+            str(tmp_path / f"{bad}-c"),
+        ]
+        assert "are unusable beside 2 documents" in refused(capsys, *build)
+        assert main([*build, "--bad-share", "0.9"]) == 0
+        said = capsys.readouterr()
+        assert f"{bad} gave no document: all of it is unusable" in said.err + said.out
+        figures = read_manifest(tmp_path / f"{bad}-c").figures
+        assert figures["unusable"]["files without documents"] == 1
+        alone = ["corpus", "build", str(tmp_path / bad), "--out", str(tmp_path / "alone"), "--bad-share", "0.9"]
+        assert bad in refused(capsys, *alone)
 
 
 def test_a_build_of_which_nothing_is_left_says_which_step_took_it(tmp_path, capsys):

@@ -173,7 +173,11 @@ def test_errors_of_workers_come_back(source, tmp_path):
     broken = tmp_path / "b.parquet"
     broken.write_bytes(b"not parquet")
     with pytest.raises(DataError, match="not a Parquet file"):
-        build_corpus([str(source), str(broken)], tmp_path / "c", workers=2)
+        build_corpus([str(source), str(broken)], tmp_path / "c", workers=2, bad_share=0.0)
+    binary = tmp_path / "b.txt"
+    binary.write_bytes(b"a\0b")
+    with pytest.raises(DataError, match=r"b\.txt is binary, not text"):
+        build_corpus([str(source), str(binary)], tmp_path / "c", workers=2)
     assert not (tmp_path / "c.incomplete").exists()
     with pytest.raises(ConfigError, match="at least 1"):
         build_corpus([str(source)], tmp_path / "c", workers=0)

@@ -219,3 +219,25 @@ def test_a_malformed_http_header_ends_nothing(tmp_path):
     broken = record("Content-Type: text/html", page().encode()).replace(b"HTTP/1.1 200 OK", b"HTTP/1.1 2OO \xff")
     found, _ = read(tmp_path, broken, record("Content-Type: text/html", page().encode()))
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("head", ["X: y", "Content-Type:", "Content-Type: unknown/unknown", "Content-Type: */*; a=b"])
+@pytest.mark.parametrize(
+    ("before", "is_page"),
+    [
+        ("", True),
+        ("\ufeff\r\n  <!DOCTYPE html>", True),
+        ("<!-- a remark -->", True),
+        ("<Title >t</title>", True),
+        ("plain words first ", False),
+        ("<?xml version='1.0'?>", False),
+        ("<article>", False),
+    ],
+)
+def test_a_body_without_a_type_is_a_page_where_browsers_take_it_for_one(tmp_path, head, before, is_page):
+    body = gzip.compress((before + page()).encode())
+    documents, tally = read(
+        tmp_path, record(f"{head}\r\nContent-Encoding: gzip", body), record("Content-Type: text/html", page().encode())
+    )
+    assert len(documents) == 1 + is_page and tally.counts.get("records_that_are_no_pages", 0) == (not is_page)
+    assert not tally.unusable and all(SENTENCE.strip() in d.text for d in documents)

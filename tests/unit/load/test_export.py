@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
 
 import luban
+from luban.cli.main import main
 from luban.core.errors import ConfigError, UnsupportedError
 from luban.models.arrangement.parallel import Parallel
 from luban.models.arrangement.post import PostNorm
@@ -85,6 +87,22 @@ def test_the_context_is_the_tokenizers_length_unless_it_names_another(tiny_check
     assert json.loads((again / "tokenizer_config.json").read_text())["model_max_length"] == expected
     transformers = pytest.importorskip("transformers")
     assert transformers.AutoTokenizer.from_pretrained(again).model_max_length == expected
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_an_export_says_how_to_tokenise_a_filled_template(tiny_checkpoint, tmp_path, capsys, writes):
+    shutil.copytree(tiny_checkpoint, tmp_path / "m")
+    template = tmp_path / "m" / "tokenizer" / "chat_template.jinja"
+    begin = "<|bos|>" if writes else ""  # spelled out, as some published templates do
+    template.write_text(begin + "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}")
+    assert main(["export", str(tmp_path / "m"), "--out", str(tmp_path / "hf")]) == 0
+    assert ("tokenizer(text, add_special_tokens=False)" in "".join(capsys.readouterr())) == writes
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    chat = [{"role": "user", "content": "hi"}]
+    ids = theirs.apply_chat_template(chat, tokenize=True)["input_ids"]
+    assert ids == theirs(theirs.apply_chat_template(chat, tokenize=False), add_special_tokens=False).input_ids
+    assert ids.count(theirs.bos_token_id) == writes
 
 
 GPT = {"arrangement": PreNorm(), "norm": LayerNorm(), "feedforward": TanhGELU(width=64, bias=True)}

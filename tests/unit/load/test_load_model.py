@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import luban
 from luban.core.artifact import ArtifactWriter, Manifest, Parent, as_parent, incomplete_path, open_artifact
-from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError
+from luban.core.errors import ArtifactError, ConfigError, DataError, LineageError, UnsupportedError
 from luban.load.export import import_model
 from luban.models.arrangement.post import PostNorm
 from luban.models.encoder_decoder import EncoderDecoderBody
@@ -385,3 +385,10 @@ def test_a_model_that_is_not_finite_is_not_written(tiny_checkpoint, tmp_path, va
         with pytest.raises(ArtifactError, match=r"decoder\.norm\.weight holds NaN or infinity"):
             write(m, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_precision_names_all_that_there_are(tiny_checkpoint):
+    with pytest.raises(ConfigError, match=r"unknown precision 'int3' \(did you mean 'int8'\?\)"):
+        luban.load_model(tiny_checkpoint, dtype="int3")
+    with pytest.raises(ConfigError, match="known: bfloat16, float16, float32, float64, int8"):
+        luban.load_model(tiny_checkpoint, dtype="x")

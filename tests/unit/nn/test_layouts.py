@@ -208,3 +208,14 @@ def test_a_model_with_a_layout_is_one_graph(name):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("name", [None, *LAYOUTS])
+def test_a_model_compiled_for_one_length_takes_another(name):
+    """Without dynamic=False the second length is traced for any: what picks a kernel must still be a constant."""
+    model = make(LAYOUTS[name] if name else None, layers=1)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for length in (83, 29, 96, 5):
+        tokens = torch.randint(0, 16, (2, length))
+        torch.testing.assert_close(compiled(tokens), model(tokens))

@@ -9,6 +9,7 @@ import pytest
 
 import luban.recipes
 from luban.core import log
+from luban.core.arguments import describe_fields
 from luban.core.config import from_dict, load_toml, override, to_dict, to_toml
 from luban.core.errors import ConfigError
 from luban.models.config import resolve_spec
@@ -37,6 +38,7 @@ def test_the_tiny_recipe_takes_any_vocabulary_and_stays_tiny():
     ("field", "value", "message"),
     [
         ("train.stpes", "3", "did you mean 'steps'"),
+        ("train.recompute", "true", "it is now plan.remat"),
         ("train.steps", "many", "a whole number is needed"),
         ("train.steps", "0", "at least 1"),
         ("train.precision", "fp4", "fp64, fp32, bf16, fp16, fp8"),
@@ -90,3 +92,15 @@ def test_bf16_weights_are_refused_where_small_updates_would_be_lost():
     with pytest.raises(ConfigError, match="matmuls in bf16 or fp8"):
         from_dict(Recipe, {"train": {"precision": "fp32", "weights": "bf16"}})
     assert from_dict(Recipe, {"train": {"precision": "bf16", "weights": "bf16"}}).train.weights == "bf16"
+
+
+def test_help_shows_names_that_can_be_written_and_no_python_paths():
+    kinds = {path: kind for path, kind, _, _ in describe_fields(Recipe)}
+    assert not [
+        kind for kind in kinds.values() if "luban." in kind or "typing" in kind or "<" in kind or "None" in kind
+    ]
+    assert kinds["model.layer.mixer.layout"] == "local|strided|global_random|none"
+    assert (
+        kinds["model.layer.mixer.qk_norm"] == "layernorm|rmsnorm|none"
+        and kinds["model.layer.mixer.kv_heads"] == "int|none"
+    )
