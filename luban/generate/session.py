@@ -217,6 +217,8 @@ def choose(logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[S
 
 def processed(logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[Sequence], list[int]]) -> Tensor:
     """Logits after penalties, biases and masks; the argument itself where no sequence asks for any."""
+    if not any(s.sampling.alters_logits for s in sequences):
+        return logits_BV
     settings = [s.sampling for s in sequences]
     penalties = [setting.repetition_penalty for setting in settings]
     counted = [seen(s) if penalty != 1 else [] for s, penalty in zip(sequences, penalties, strict=True)]

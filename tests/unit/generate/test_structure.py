@@ -60,7 +60,7 @@ def random_schema(rng: random.Random, depth: int = 2) -> tuple[dict, object]:
 def test_texts_are_what_random_schemas_allow(engine):
     seed = random.randrange(2**32)
     rng = random.Random(seed)
-    for _ in range(8):
+    for _ in range(5):
         schema, fits = random_schema(rng)
         sampling = Sampling(max_tokens=400, temperature=1.5, structure=Structure.json_schema(schema), n=2)
         (result,) = engine.generate("q", sampling)
@@ -81,7 +81,7 @@ def test_expressions_choices_and_grammars(model, paged):
         (Structure.json_object(), lambda t: isinstance(json.loads(t), dict)),
     ]
     for structure, fits in kinds:
-        for seed in range(2):
+        for seed in range(1):
             (result,) = engine.generate("q", Sampling(max_tokens=60, seed=seed, temperature=1.0, structure=structure))
             assert result.finish_reason == "length" or fits(result.text), (structure, result.text)
             assert result.finish_reason == "stop" or structure.kind != "grammar" or "(" in result.text
