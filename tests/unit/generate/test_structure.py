@@ -117,6 +117,16 @@ def test_logits_without_a_structure_are_the_same_tensor_and_others_rows_are_equa
     assert not compiler.matcher(Structure.choice(["a"])).consume(c)
 
 
+def test_masks_of_many_texts_are_those_of_each(model):
+    compiler = StructureCompiler(model.tokenizer, model.spec.vocab_size, model.stop_ids)
+    made = [compiler.matcher(Structure.regex(f"[{letter}-z]+")) for letter in "abcdefghij"]
+    logits = torch.randn(len(made), model.spec.vocab_size)
+    together = mask_logits(logits, made)
+    for row, matcher in enumerate(made):
+        assert torch.equal(mask_logits(logits[row : row + 1], [matcher])[0], together[row])
+        assert together[row].isfinite().sum() == 26 - row
+
+
 def test_a_matcher_takes_tokens_back(model):
     compiler = StructureCompiler(model.tokenizer, model.spec.vocab_size, model.stop_ids)
     matcher = compiler.matcher(Structure.regex("abc|abd"))
