@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import LubanError
-from luban.generate.cache import ContextError, ContiguousCache
+from luban.generate.cache import ContextError, ContiguousCache, PromptTooLong
 from luban.generate.logits import add_biases, forbid, penalise, subtract
 from luban.generate.sampler import draw, uniform
 from luban.generate.sampling import Sampling
@@ -179,7 +179,7 @@ def check_prompt(prompt: list[int], spec: ModelSpec) -> None:
     """Raise ContextError where a decoder's prompt is empty, too long, or holds ids outside the vocabulary."""
     check_ids(prompt, spec)
     if len(prompt) >= spec.context:
-        raise ContextError(
+        raise PromptTooLong(
             f"the prompt has {len(prompt)} tokens, and the model's context of {spec.context} "
             "must also hold the answer: shorten the prompt"
         )
