@@ -57,9 +57,9 @@ class Family:
     batch: Callable[[int, np.random.Generator], Batch]
 
 
-def packed_batch(rows: int, rng: np.random.Generator) -> Batch:
+def packed_batch(rows: int, rng: np.random.Generator, words: int = VOCAB) -> Batch:
     """Two documents a row; most targets are trained."""
-    tokens = rng.integers(0, VOCAB, (rows, TOKENS + 1))
+    tokens = rng.integers(0, words, (rows, TOKENS + 1))
     ends = rng.integers(2, TOKENS - 2, (rows, 1))
     at = np.arange(TOKENS)[None]
     documents = (at >= ends).astype(np.int32)

@@ -15,14 +15,16 @@ ABOUT = """Train a model from a recipe. The same command resumes an unfinished r
 What doesn't define the result may change when a run is resumed: paths, logging, checkpoints kept, workers, device, kernels,
 --train.accumulate, --plan. The manifest notes it. --init MODEL takes the place of the recipe's [model].
 
---nproc N trains on N devices of this machine: N copies of the model, or as --plan.replicate and --plan.shard divide them.
-`torchrun --nproc-per-node N -m luban pretrain …` starts the same."""
+--nproc N trains on N devices of this machine: N copies of the model, or divided as --plan.shard, .tensor, .context and .pipeline
+say. `torchrun --nproc-per-node N -m luban pretrain …` starts the same. docs/PARALLEL.md says which to choose; --dry-run tells
+memory, messages and waiting of a plan of any size, and with --picture draws its pipeline's schedule."""
 EXAMPLES = """
 luban pretrain tiny_pretrain_cpu --data.path shards --out runs/tiny
 luban pretrain luban_pretrain_cpu --data.path shards --out runs/a --optim.type adamw --train.steps 500
 luban pretrain luban_pretrain_gpu --data.path shards --dry-run      # memory, time and energy, before anything is taken
 luban pretrain luban_pretrain_gpu --data.path shards --out runs/b --train.profile 3 --train.attention luban
 luban pretrain tiny_pretrain_cpu --data.path shards --out runs/two --nproc 2 --plan.shard 2
+luban pretrain tiny_pretrain_cpu --data.path shards --dry-run --picture --plan.pipeline 4 --plan.microbatches 8
 """
 
 
@@ -30,16 +32,16 @@ def run(argv: Sequence[str]) -> int:
     from luban.parallel.world import World, process_count
     from luban.train.pretrain import pretrain
     from luban.train.recipe import Recipe, model_of_init
-    from luban.train.run import dry_run, for_processes
+    from luban.train.run import dry_run, open_run
 
     call = parse_recipe(
         Recipe, argv, verb="pretrain", about=ABOUT, examples=EXAMPLES, shipped=RECIPES, adapt=model_of_init
     )
     if call.dry_run:
-        dry_run(call.recipe)
+        dry_run(call.recipe, processes=call.processes, picture=call.picture)
         return 0
     if call.processes > 1 and process_count() == 1:
-        for_processes(call.recipe, call.processes)
+        open_run(call.recipe, processes=call.processes)  # what is wrong is said once
         return launch(["pretrain", *without_processes(argv)], call.processes)
     print_result(pretrain(call.recipe, call.out, call.name))
     World.leave()

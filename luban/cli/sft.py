@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     if call.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             ready, model = with_shards(call.recipe, Path(folder))
-            dry_run(ready, model)
+            dry_run(ready, model, picture=call.picture)
         return 0
     print_result(sft(call.recipe, call.out, call.name))
     return 0

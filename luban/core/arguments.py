@@ -72,6 +72,7 @@ class RecipeCall(Generic[T]):
     out: Path  # the run directory
     dry_run: bool = False  # predict only
     processes: int = 1  # to start, one a device
+    picture: bool = False  # of the prediction: draw the pipeline's schedule
 
 
 def parse_recipe(
@@ -84,7 +85,7 @@ def parse_recipe(
     shipped: Path,
     adapt: Callable[[dict[str, Any], Collection[str]], dict[str, Any]] | None = None,
 ) -> RecipeCall[T]:
-    """Parse `RECIPE.toml --out DIR [--dry-run] [--nproc N] [--section.field value …]`.
+    """Parse `RECIPE.toml --out DIR [--dry-run [--picture]] [--nproc N] [--section.field value …]`.
 
     Args:
         shipped: the folder of recipes that come with Luban, searched by name.
@@ -101,6 +102,8 @@ def parse_recipe(
         raise UsageError(f"luban {verb} takes one recipe ({given}){nearest('', _names(shipped))}")
     if "out" not in flags and "dry-run" not in flags:
         raise UsageError(f"luban {verb} needs --out DIR, the run directory")
+    if "picture" in flags and "dry-run" not in flags:
+        raise UsageError("--picture draws a pipeline's schedule for --dry-run: give both")
     data = load_toml(find_recipe(names[0], shipped), shipped)
     if adapt is not None:
         data = adapt(data, [path for path, _ in assignments])
@@ -111,6 +114,7 @@ def parse_recipe(
         out=Path(flags.get("out", ".")),
         dry_run="dry-run" in flags,
         processes=_positive(flags.get("nproc", "1")),
+        picture="picture" in flags,
     )
 
 
@@ -154,7 +158,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], dict[
             continue
         key, equals, value = word[2:].partition("=")
         key = key.replace("-", "_") if key != "dry-run" else key
-        if key in ("dry-run", "debug"):
+        if key in ("dry-run", "debug", "picture"):
             flags[key] = "true"
             continue
         if not equals:
@@ -169,7 +173,9 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], dict[
 
 
 def _recipe_help(cls: type, verb: str, about: str, examples: str, shipped: Path) -> None:
-    print(f"usage: luban {verb} RECIPE.toml --out DIR [--dry-run] [--nproc N] [--section.field value …]\n\n{about}\n")
+    print(
+        f"usage: luban {verb} RECIPE.toml --out DIR [--dry-run [--picture]] [--nproc N] [--section.field value …]\n\n{about}\n"
+    )
     print(f"Examples:\n{_indent(examples)}\n\nRecipes that ship: {', '.join(sorted(_names(shipped)))}\n\nFields:")
     for path, kind, default, comment in describe_fields(cls):
         print(f"  --{path:<26} {comment} [{kind}{', default ' if default else ''}{default}]")

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from luban import __version__
+
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
@@ -33,3 +35,12 @@ def canonical(data: Any) -> bytes:
 def data_sha256(data: Any) -> str:
     """SHA-256 of plain data, in hex."""
     return hashlib.sha256(canonical(data)).hexdigest()
+
+
+def code_version() -> str:
+    """Luban's version, and a hash of its source as it is on this machine."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"{__version__} ({digest.hexdigest()[:12]})"

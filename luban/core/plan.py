@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
 from typing import Literal, get_args
 
 from luban.core.errors import ConfigError
@@ -10,53 +13,136 @@ from luban.core.resuming import Numerical
 
 Remat = Literal["none", "selective", "full"]
 REMATS: tuple[str, ...] = get_args(Remat)  # from the most memory to the least
+Schedule = Literal["gpipe", "1f1b", "interleaved", "zero_bubble", "pipedream"]
+# From the axis whose processes talk least to the one whose processes talk most, which lie side by side on one machine.
+AXES = ("pipeline", "replicate", "shard", "context", "tensor")
+NEAREST = 3  # plans that a refusal names, at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelPlan:
-    """How a run is spread over processes, one a device: replicate × shard of them. All read different rows of a batch."""
+    """How a run is spread over processes, one a device: the product of the axes is their number. Replicas and shards read
+    different rows of a batch; the processes of the other axes work on the same rows."""
 
     replicate: Numerical[int] = 1  # copies of the model, whose gradients are summed
     shard: Numerical[int] = 1  # processes that divide one copy's training state among them
     zero: Numerical[Literal[1, 2, 3]] = 3  # what they divide: optimizer state; also gradients; also weights
+    tensor: Numerical[int] = 1  # processes that divide every matrix, and between layers the tokens of a row
+    context: Numerical[int] = 1  # processes that divide the tokens of a row everywhere (ring attention)
+    pipeline: Numerical[int] = 1  # processes that divide the layers
+    microbatches: Numerical[int] = 1  # pieces of a micro-batch that the pipeline works on at once
+    schedule: Numerical[Schedule] = "1f1b"  # the order in which a stage of the pipeline works on them
+    interleave: Numerical[int] = 2  # groups of layers that each process has under the schedule interleaved
     remat: Numerical[Remat] = (
         "none"  # recomputed in the backward pass: nothing, all but matmuls and attention, whole layers
     )
 
     def __post_init__(self):
-        for axis in ("replicate", "shard"):
+        for axis in (*AXES, "microbatches", "interleave"):
             if getattr(self, axis) < 1:
                 raise ConfigError(f"plan.{axis} must be at least 1, {getattr(self, axis)} given")
+        if self.pipeline == 1 and self.microbatches > 1:
+            raise ConfigError(
+                f"plan.microbatches {self.microbatches} are pieces for a pipeline, and plan.pipeline is 1: "
+                f"use --train.accumulate {self.microbatches}"
+            )
 
     @property
     def processes(self) -> int:
         """How many processes it needs."""
+        return prod(self.sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Processes along each of the AXES."""
+        return tuple(getattr(self, axis) for axis in AXES)
+
+    @property
+    def readers(self) -> int:
+        """How many different parts a batch's rows are divided into."""
         return self.replicate * self.shard
 
+    @property
+    def parts(self) -> int:
+        """Among how many processes the work on one row is divided."""
+        return self.tensor * self.context * self.pipeline
+
+    @property
+    def stages(self) -> int:
+        """Consecutive groups of layers that the pipeline passes through."""
+        return self.pipeline * (self.interleave if self.schedule == "interleaved" else 1)
+
+    def place(self, rank: int) -> dict[str, int]:
+        """The index of a process along each axis."""
+        found = {}
+        for axis in reversed(AXES):
+            rank, found[axis] = divmod(rank, getattr(self, axis))
+        return found
+
     def over(self, processes: int) -> ParallelPlan:
-        """The plan for so many processes: as it is where it needs just those, replicated where it names no axis.
+        """The plan for so many processes: as it is where it needs just those; where it names neither replicas nor shards,
+        replicated as often as fits.
 
         Raises:
             ConfigError: it needs another number; the message names plans that would do.
         """
         if self.processes == processes:
             return self
-        if self.processes == 1:
-            return replace(self, replicate=processes)
-        fits = [
-            f"--plan.replicate {n} --plan.shard {processes // n}" for n in range(1, processes + 1) if processes % n == 0
-        ]
+        if self.readers == 1 and processes % self.processes == 0:
+            return replace(self, replicate=processes // self.processes)
+        given = " × ".join(f"plan.{axis} {getattr(self, axis)}" for axis in reversed(AXES) if getattr(self, axis) > 1)
+        fits = " or ".join(self._options(processes))
         raise ConfigError(
-            f"plan.replicate {self.replicate} × plan.shard {self.shard} needs {self.processes} processes, and there are "
-            f"{processes}: start {self.processes} (--nproc {self.processes}), or give {' or '.join(fits)}"
+            f"{given or 'the plan'} needs {self.processes} processes, and there are {processes}: "
+            f"start {self.processes} (--nproc {self.processes}), or give {fits}"
         )
+
+    def _options(self, processes: int) -> list[str]:
+        """The nearest plans over so many processes, along the axes that this one names."""
+        named = [axis for axis in AXES if getattr(self, axis) > 1] or ["replicate"]
+        if self.readers > 1:
+            named = sorted({*named, "replicate", "shard"}, key=AXES.index)
+        sizes = [n for n in range(1, processes + 1) if processes % n == 0]
+        found = [whole for whole in product(sizes, repeat=len(named)) if prod(whole) == processes]
+        found.sort(key=lambda whole: sum(abs(n - getattr(self, axis)) for n, axis in zip(whole, named, strict=True)))
+        return [
+            " ".join(f"--plan.{axis} {n}" for n, axis in zip(whole, named, strict=True)) for whole in found[:NEAREST]
+        ]
 
     def check_batch(self, batch_size: int, accumulate: int) -> None:
         """Raise ConfigError unless every micro-batch gives each process the same number of rows."""
-        unit = accumulate * self.processes
+        pieces = accumulate * self.microbatches
+        unit = pieces * self.readers
         if batch_size % unit:
             near = max(round(batch_size / unit), 1) * unit
+            among = [f"divided among {self.readers} processes"] if self.readers > 1 else []
+            among += [f"cut into {pieces} micro-batches"] if pieces > 1 else []
             raise ConfigError(
-                f"train.batch_size {batch_size} can't be divided among {self.processes} processes"
-                f"{f' in {accumulate} micro-batches' if accumulate > 1 else ''}: it must be a multiple of {unit}, such as {near}"
+                f"train.batch_size {batch_size} can't be {' and '.join(among)}: it must be a multiple of {unit}, such as {near}"
             )
+        if self.pipeline > 1 and self.schedule == "interleaved" and pieces % self.pipeline:
+            near = -(-pieces // self.pipeline) * self.pipeline
+            raise ConfigError(
+                f"the interleaved schedule works on {self.pipeline} micro-batches at a time, and there are {pieces}: "
+                f"use --plan.microbatches {near // accumulate or near}, or --plan.schedule 1f1b"
+            )
+
+    def check_tokens(self, seq_len: int) -> None:
+        """Raise ConfigError unless the tokens of a row can be divided in two pieces a process of the axis context."""
+        unit = 2 * self.context
+        if self.context > 1 and seq_len % unit:
+            near = max(round(seq_len / unit), 1) * unit
+            raise ConfigError(
+                f"plan.context {self.context} divides rows into {unit} pieces, and train.seq_len is {seq_len}: "
+                f"use a multiple of {unit}, such as --train.seq_len {near}"
+            )
+
+
+def even_runs(total: int, parts: int) -> Iterator[tuple[int, int]]:
+    """(begin, end) of consecutive runs of so many things, as equal as can be, the longer ones first."""
+    size, longer = divmod(total, parts)
+    begin = 0
+    for part in range(parts):
+        end = begin + size + (part < longer)
+        yield begin, end
+        begin = end

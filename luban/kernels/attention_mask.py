@@ -94,21 +94,28 @@ class AttentionMask:
     def dense(self) -> Tensor:
         """(1 or B, 1 or H, T, S) bool, true where visible. Every query, padding included, attends to its own slot, so that
         softmax gets at least one finite score."""
-        query_slots = torch.arange(self.keys - self.queries, self.keys, device=self.device)[:, None]
-        key_slots = torch.arange(self.keys, device=self.device)[None, :]
-        visible = key_slots <= query_slots if self.causal else (key_slots >= 0).expand(self.queries, -1)
+        first = self.keys - self.queries
+        return self.between(
+            torch.arange(first, self.keys, device=self.device), torch.arange(self.keys, device=self.device)
+        )
+
+    def between(self, query_slots: Tensor, key_slots: Tensor) -> Tensor:
+        """The same for some of the slots, (T′,) and (S′,): (1 or B, 1 or H, T′, S′)."""
+        query_column, key_row = query_slots[:, None], key_slots[None, :]
+        visible = key_row <= query_column if self.causal else (key_row >= 0).expand(len(query_slots), -1)
         if self.window is not None:
-            visible = visible & ((query_slots - key_slots).abs() < self.window)
+            visible = visible & ((query_column - key_row).abs() < self.window)
         visible = visible[None, None]
         if self.prefix is not None:
-            visible = visible | self.prefix[:, None, None, :]
+            visible = visible | self.prefix[:, None, None, key_slots]
         if self.layout is not None:
-            visible = visible & self._in_blocks(self.layout)
+            here = query_slots - (self.keys - self.queries)
+            visible = visible & self._in_blocks(self.layout)[:, :, here[:, None], key_row]
         if self.documents is not None:
             runs = _runs(self.documents)
-            visible = visible & (runs[:, None, :, None] == runs[:, None, None, :])
+            visible = visible & (runs[:, None, query_slots, None] == runs[:, None, None, key_slots])
         if self.token_mask is not None:
-            visible = (visible & self.token_mask[:, None, None, :]) | (key_slots == query_slots)
+            visible = (visible & self.token_mask[:, None, None, key_slots]) | (key_row == query_column)
         return visible
 
     def _in_blocks(self, layout: BlockLayout) -> Tensor:

@@ -33,8 +33,7 @@ def rms_norm(x: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(width)
+    warps = min(8, max(1, block // 512))
     if len(rows):
-        rms_norm_kernel[(len(rows),)](
-            rows, weight_E, out, rows.stride(0), width, eps, BLOCK=block, num_warps=min(8, max(1, block // 512))
-        )
+        rms_norm_kernel[(len(rows),)](rows, weight_E, out, rows.stride(0), width, eps, BLOCK=block, num_warps=warps)  # type: ignore[call-arg]
     return out

@@ -30,6 +30,17 @@ if TYPE_CHECKING:
     from luban.models.spec import ModelSpec
 
 
+class Layers(nn.ModuleDict):
+    """The blocks of a stack by the first layer that uses each. The layers are run here, apart from what stands before and
+    behind them, so that hooks can divide the tokens among processes and take the hidden states from another process."""
+
+    def forward(self, x_BTE: Tensor, ctx: ForwardContext, block_of: Mapping[int, str]) -> Tensor:
+        """(B, T, E) → (B, T, E) through the layers; `block_of`: layer index → key of its block."""
+        for index, block in block_of.items():
+            x_BTE = self[block](x_BTE, ctx.layer(index))
+        return x_BTE
+
+
 class TransformerStack(nn.Module):
     """Embedding, layers, final norm; a pipeline slice has only some of them. Layers are numbered as in the whole model,
     also in a pipeline slice.
@@ -57,7 +68,7 @@ class TransformerStack(nn.Module):
         self.embedding = embedding
         self.position = spec.position.build(shape)
         self.causal = shape.causal
-        self.blocks = nn.ModuleDict()
+        self.blocks = Layers()
         self.block_of: dict[int, str] = {}  # layer index → key in `blocks`; shared layers map to the first one's
         self.layer_positions = nn.ModuleDict()
         methods: dict[tuple[Position, int, int] | None, int] = {None: 0}
@@ -94,8 +105,7 @@ class TransformerStack(nn.Module):
             x = self.embedding(x, self.position, mapped[0], segments)
         methods = [self.position, *self.layer_positions.values()]
         ctx.prepare(methods, mapped, self.groups, self.group_of, compute_dtype(x))
-        for index, block in self.block_of.items():
-            x = self.blocks[block](x, ctx.layer(index))
+        x = self.blocks(x, ctx, self.block_of)
         return x if self.norm is None else self.norm(x)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,16 @@ from luban.core.seeding import derive
 from luban.nn.linear import Projection
 
 BLOCK = 1 << 16  # numbers drawn from one seed, so that a part of a parameter needs only the blocks it lies in
-# a parameter → its shard in this process, and the indices at which the shard begins
-Region = Callable[[Tensor], tuple[Tensor, tuple[int, ...]]]
+
+
+class Region(NamedTuple):
+    """The parts of a parameter that lie in this process."""
+
+    shape: tuple[int, ...]  # of the whole parameter
+    pieces: list[tuple[Tensor, tuple[int, ...]]]  # views of what is here, each with the index at which it begins
+
+
+FindRegion = Callable[[str, Tensor], Region]  # a parameter's qualified name, and the parameter or a tensor like it
 
 
 @runtime_checkable
@@ -101,9 +109,9 @@ class XavierInit(Initialisation):
         return self.embedding
 
 
-def whole(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The region of a parameter that isn't sharded."""
-    return tensor, (0,) * tensor.dim()
+def whole(name: str, tensor: Tensor) -> Region:
+    """The region of a parameter that isn't divided."""
+    return Region(tensor.shape, [(tensor, (0,) * tensor.dim())])
 
 
 def cut(whole_values: Tensor, local: Tensor, begins: Sequence[int]) -> Tensor:
@@ -117,7 +125,7 @@ class InitialValues:
 
     seed: int  # of the run
     prefix: str  # the module's name
-    region: Region = whole  # this process's shard of a parameter
+    region: FindRegion = whole  # the parts of a parameter that lie in this process
 
     def normal(self, name: str, parameter: Tensor, std: float) -> Tensor:
         """Normal numbers of mean 0 for the parameter `name` of the module, of at least one dimension.
@@ -127,26 +135,34 @@ class InitialValues:
         rounded once.
         """
         values, seed = torch.empty_like(parameter), derive(self.seed, f"{self.prefix}.{name}")
-        local, begins = self.region(values)
-        if not local.numel():
-            return values
-        inner, (first, *starts) = parameter.shape[1:], begins
-        columns = tuple(slice(start, start + size) for start, size in zip(starts, local.shape[1:], strict=True))
-        rows, past = max(BLOCK // max(inner.numel(), 1), 1), first + local.shape[0]
-        for block in range(first // rows, -(-past // rows)):
-            top, bottom = block * rows, min((block + 1) * rows, parameter.shape[0])
-            generator = torch.Generator().manual_seed(derive(seed, block))
-            numbers = torch.randn((bottom - top, *inner), generator=generator).mul_(std)
-            begin, end = max(top, first), min(bottom, past)
-            local[begin - first : end - first].copy_(numbers[(slice(begin - top, end - top), *columns)])
+        shape, pieces = self.region(self._qualified(name), values)
+        for local, begins in pieces:
+            if local.numel():
+                _draw(local, begins, shape, seed, std)
         return values
 
-    def placed(self, whole_values: Tensor, parameter: Tensor) -> Tensor:
-        """This process's shard of values that were computed for the whole parameter."""
+    def placed(self, name: str, whole_values: Tensor, parameter: Tensor) -> Tensor:
+        """This process's part of values that were computed for the whole parameter `name` of the module."""
         values = torch.empty_like(parameter)
-        local, begins = self.region(values)
-        local.copy_(cut(whole_values, local, begins))
+        for local, begins in self.region(self._qualified(name), values).pieces:
+            local.copy_(cut(whole_values, local, begins))
         return values
+
+    def _qualified(self, name: str) -> str:
+        return f"{self.prefix}.{name}" if self.prefix else name
+
+
+def _draw(local: Tensor, begins: Sequence[int], shape: Sequence[int], seed: int, std: float) -> None:
+    """Fill a piece, which begins at the index `begins` of a parameter of this shape."""
+    inner, (first, *starts) = shape[1:], begins
+    columns = tuple(slice(start, start + size) for start, size in zip(starts, local.shape[1:], strict=True))
+    rows, past = max(BLOCK // max(math.prod(inner), 1), 1), first + local.shape[0]
+    for block in range(first // rows, -(-past // rows)):
+        top, bottom = block * rows, min((block + 1) * rows, shape[0])
+        generator = torch.Generator().manual_seed(derive(seed, block))
+        numbers = torch.randn((bottom - top, *inner), generator=generator).mul_(std)
+        begin, end = max(top, first), min(bottom, past)
+        local[begin - first : end - first].copy_(numbers[(slice(begin - top, end - top), *columns)])
 
 
 @torch.no_grad()
@@ -156,7 +172,7 @@ def initialise(
     *,
     layers: int,
     seed: int,
-    region: Region = whole,
+    region: FindRegion = whole,
     without: Collection[str] = frozenset(),
 ) -> None:
     """Fill every parameter of `model` in place, drawn from (seed, parameter name), one at a time.
@@ -167,7 +183,7 @@ def initialise(
 
     Args:
         layers: number of layers of the model, for `scale_residual`.
-        region: this process's shard of a parameter, for sharded models.
+        region: the parts of a parameter that lie in this process, for divided models.
         without: names of parameters and buffers that aren't changed.
 
     Raises:

@@ -235,7 +235,7 @@ def joined(*projections: Projection) -> tuple[Tensor, Tensor | None]:
     if not torch.is_grad_enabled() and adjacent(*projections):
         rows = sum(weight.shape[0] for weight in weights)
         return weights[0].detach().as_strided((rows, weights[0].shape[1]), weights[0].stride()), bias_O
-    return torch.cat(weights), bias_O
+    return torch.cat([*weights]), bias_O
 
 
 def adjacent(*projections: Projection) -> bool:

@@ -23,6 +23,33 @@ from luban.nn.precision import at_least_float32
 DENSE_ENOUGH = 0.75  # share of trained rows up to which the others are dropped: every new shape costs time and memory
 
 
+class Vocabulary:
+    """What is made of logits: this one has all columns. Tensor parallelism divides them among processes and installs its
+    own with `LMHead.use_vocabulary`."""
+
+    fuses = True  # kernels that compute the loss with the matmul may be used
+
+    def cross_entropy(self, logits: Tensor, wanted: Tensor, smoothing: float, z_loss: float) -> Tensor:
+        """Summed cross-entropy of logits (N, V) and targets (N,), a scalar."""
+        total = F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
+        if z_loss:
+            total = total + z_loss * torch.where(wanted == IGNORED, 0.0, logits.logsumexp(-1)).square().sum()
+        return total
+
+    def logprobs(self, logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Of logits (N, V) and targets (N,): log-probabilities of the targets (N,), 0 at -100, and entropies (N,)."""
+        logprobs = logits.log_softmax(-1)
+        picked = logprobs.gather(-1, wanted.clamp_min(0)[:, None]).squeeze(-1)
+        return torch.where(wanted == IGNORED, 0.0, picked), -(logprobs.exp() * logprobs).sum(-1)
+
+    def joined(self, logits: Tensor) -> Tensor:
+        """Logits (…, V) of the whole vocabulary."""
+        return logits
+
+
+WHOLE = Vocabulary()
+
+
 class LMHead(Projection, MatmulOwner):
     """hidden·weightᵀ (+ bias), the owner of the weight (V, E); a tied one shares its parameter with the embedding.
 
@@ -35,12 +62,17 @@ class LMHead(Projection, MatmulOwner):
         super().__init__(width, vocab_size, bias=bias, role="lm_head")
         self.init_matmul()
         self.scale = scale
+        self.vocabulary: Vocabulary = WHOLE
         if tied is not None:
             self.weight = tied.weight
 
     def projections(self) -> Mapping[str, Projection]:
         """Itself, as "weight"."""
         return {"weight": self}
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Let `vocabulary` make the loss of the logits, of which this process computes a part."""
+        self.vocabulary = vocabulary
 
     def forward(
         self,
@@ -65,10 +97,10 @@ class LMHead(Projection, MatmulOwner):
         """
         rows = hidden if self.scale == 1.0 else hidden * self.scale
         if targets is None:
-            return self._logits(rows)
+            return self.vocabulary.joined(self._logits(rows))
         rows, wanted = rows.flatten(0, -2), targets.flatten()
         if reduce == "none":
-            logprobs, entropies = self._by_chunks(_logprobs, rows, wanted)
+            logprobs, entropies = self._by_chunks(self.vocabulary.logprobs, rows, wanted)
             return logprobs.view(targets.shape), entropies.view(targets.shape)
         if self._fuses(rows):
             from luban.kernels.cross_entropy import linear_cross_entropy
@@ -80,13 +112,13 @@ class LMHead(Projection, MatmulOwner):
                 rows, wanted = rows[kept], wanted[kept]
 
         def summed(logits: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
-            return (_cross_entropy_sum(logits, wanted, smoothing, z_loss)[None],)
+            return (self.vocabulary.cross_entropy(logits, wanted, smoothing, z_loss)[None],)
 
         return self._by_chunks(summed, rows, wanted)[0].sum()
 
     def _fuses(self, rows: Tensor) -> bool:
         """True if the fused kernel supports these rows (N, E); it doesn't support adapters."""
-        plain = self.adapters is None and self.int8 is None
+        plain = self.adapters is None and self.int8 is None and self.vocabulary.fuses
         return plain and triton_runs(rows) and rows.dtype == self.weight.dtype != torch.float64
 
     def _logits(self, rows: Tensor) -> Tensor:
@@ -113,16 +145,3 @@ class LMHead(Projection, MatmulOwner):
         """Replace the weight by one int8 weight; a tied embedding keeps its own."""
         self.int8 = nn.ModuleDict({"weight": Int8Weight(self.weight, self.bias)})
         self.drop_parameters()
-
-
-def _cross_entropy_sum(logits: Tensor, wanted: Tensor, smoothing: float, z_loss: float) -> Tensor:
-    total = F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
-    if z_loss:
-        total = total + z_loss * torch.where(wanted == IGNORED, 0.0, logits.logsumexp(-1)).square().sum()
-    return total
-
-
-def _logprobs(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    logprobs = logits.log_softmax(-1)
-    picked = logprobs.gather(-1, wanted.clamp_min(0)[:, None]).squeeze(-1)
-    return torch.where(wanted == IGNORED, 0.0, picked), -(logprobs.exp() * logprobs).sum(-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,13 +18,23 @@ from luban.nn.init import initialise
 from luban.nn.roles import roles_of
 from luban.objectives.base import LossModule, LossOutput, TensorBatch
 from luban.optim.base import OptimizerConfig
+from luban.parallel.asynchronous import Asynchronous
+from luban.parallel.channels import Channels
+from luban.parallel.collectives import Peers
 from luban.parallel.compile import LossFunction, blocks_of, compiled_loss
+from luban.parallel.context import RingAttention, check_context
 from luban.parallel.device import can_compile
 from luban.parallel.engine import TrainEngine
+from luban.parallel.gradients import GradientSums
+from luban.parallel.heads import DividedHeads, HeadRange
+from luban.parallel.micro_batches import OneAfterTheOther, Runner
+from luban.parallel.pipelined import Pipelined
+from luban.parallel.placement import Placements
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
 from luban.parallel.remat import remat_policy
-from luban.parallel.shard import local_region
-from luban.parallel.sharded_params import ShardedParams, shard_modules, take_shard
+from luban.parallel.sharded_params import ShardedParams, shard_modules
+from luban.parallel.stages import Boundary, cut_stages, run_stage, shared_by_stages
+from luban.parallel.tensor import divide
 from luban.parallel.world import World
 
 
@@ -68,7 +78,8 @@ def apply(
     """
     model: Model = loss.model
     execution = execution or Execution(device=torch.device("cpu"))
-    _require_spreadable(plan, optimizer, execution)
+    _require_spreadable(plan, optimizer, execution, adapted=adapt is not None)
+    world, losses = execution.world, (loss, evaluation or loss)
     blocks, own = blocks_of(model), frozenset(state_of(model))
     # Adapters first: everything below must see their modules, too.
     if adapt is not None:
@@ -77,41 +88,43 @@ def apply(
     if execution.precision == "fp8":
         for block in blocks:
             use_float8(block)
+    # Then what this process has of the model, layers before matrices: whatever wraps the model later meets parameters and
+    # communication as they are here.
+    boundary = cut_stages(model, plan, world.index("pipeline")) if plan.pipeline > 1 else None
+    placements = _divide(model, losses, plan, world)
     # Rematerialisation inside of compilation, so that the compiler sees what is computed again and fuses it.
-    policy = remat_policy(plan.remat)
+    policy, blocks = remat_policy(plan.remat), blocks_of(model)
     for block in blocks:
         block.use_remat(policy)
     # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
-    # FSDP stand around blocks, so that with it blocks are compiled one by one.
-    compiled = execution.compile and can_compile(execution.device)
-    regions = execution.device.type == "cuda" or plan.shard > 1
-    step, heldout = (compiled_loss(x, regions=regions) if compiled else x for x in (loss, evaluation or loss))
+    # FSDP and messages stand around blocks, so that with several processes blocks are compiled one by one.
+    functions = _compiled(losses, plan, execution)
     model.to(torch.float64 if execution.precision == "fp64" else torch.float32)
     # FSDP around what is compiled, and before there is memory, so that every process takes that of its shard alone.
-    losses = None
+    if boundary is not None:
+        functions = [partial(run_stage, function) for function in functions]
+    root = None
     if plan.shard > 1:
-        assert execution.world.mesh is not None
-        losses = Losses(loss, evaluation or loss)
-        dtype = COMPUTE[execution.precision]
-        shard_modules(losses, list(blocks), execution.world.mesh, zero=plan.zero, dtype=dtype)
-        step, heldout = partial(losses, step), partial(losses, heldout)
+        root = Losses(*losses)
+        shard_modules(root, list(blocks), world.shard_mesh, zero=plan.zero, dtype=COMPUTE[execution.precision])
+        functions = [partial(root, function) for function in functions]
     # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
     materialise(model, execution.device)
-    weights = init if isinstance(init, Mapping) else {}
-    seed = init if isinstance(init, int) else 0
-    layers = max(len(model.spec.layers), 1)
-    initialise(model, model.spec.init, layers=layers, seed=seed, region=local_region, without=frozenset(weights))
-    if weights:
-        _load(model, weights, own)
-    if losses is not None:
-        params = ShardedParams(losses, model, zero=plan.zero)
+    _set_weights(model, init, own, placements)
+    params: ShardedParams | MixedPrecisionParams
+    if root is not None:
+        params = ShardedParams(root, model, zero=plan.zero)
     else:
         params = MixedPrecisionParams(model, COMPUTE[execution.precision], masters=execution.masters)
+    sums = GradientSums(world, placements, params.begins(), **shared_by_stages(params.parameters, world))
+    step, heldout = functions
+    runner: Runner = OneAfterTheOther(step, heldout, params)
+    if boundary is not None:
+        runner = _pipeline(loss, functions, params, boundary, execution, sums)
     # The optimizer last: it holds the very tensors that are trained.
     built = optimizer.build(params.parameters, roles_of(model))
     return TrainEngine(
-        step,
-        heldout,
+        runner,
         params,
         built,
         LossScale.of(execution.precision),
@@ -119,7 +132,7 @@ def apply(
         clip=execution.clip,
         accumulate=execution.accumulate,
         device=execution.device,
-        world=execution.world,
+        sums=sums,
     )
 
 
@@ -135,24 +148,110 @@ class Losses(nn.Module):
         return function(batch)
 
 
-def _require_spreadable(plan: ParallelPlan, optimizer: OptimizerConfig, execution: Execution) -> None:
+def _divide(model: Model, losses: tuple[LossModule, LossModule], plan: ParallelPlan, world: World) -> Placements:
+    """Matrices over the axis tensor, tokens over the axis context: divided parameters, and attention of what is here."""
+    heads, placements = None, Placements()
+    if plan.context > 1:
+        check_context(model)
+    if plan.tensor > 1:
+        group = world.group("tensor")
+        peers = Peers.of(group)
+        heads, placements = HeadRange(peers), divide(model, peers, group)
+    for module in losses:
+        kernel = None if module.attention is None else module.attention.kernel
+        if plan.context > 1 and kernel not in (None, "torch"):
+            raise ConfigError(f"train.attention {kernel} does not go with plan.context: leave it out")
+        if plan.context > 1:
+            module.attention = RingAttention(world.group("context"), heads)
+        elif heads is not None:
+            module.attention = DividedHeads(heads, kernel)
+    return placements
+
+
+def _compiled(losses: tuple[LossModule, LossModule], plan: ParallelPlan, execution: Execution) -> list[LossFunction]:
+    """The losses, compiled if that is wanted and can be."""
+    if not (execution.compile and can_compile(execution.device)):
+        return list(losses)
+    regions = execution.device.type == "cuda" or plan.shard * plan.parts > 1
+    whole = plan.context == 1  # the ring's messages stand outside of compiled graphs
+    return [compiled_loss(loss, regions=regions, whole=whole) for loss in losses]
+
+
+def _pipeline(
+    loss: LossModule,
+    functions: Sequence[LossFunction],
+    params: ShardedParams | MixedPrecisionParams,
+    boundary: Boundary,
+    execution: Execution,
+    sums: GradientSums,
+) -> Pipelined:
+    """What runs this process's stages. Raises ConfigError where stages that update by themselves share parameters."""
+    world, plan = sums.world, sums.world.plan
+    channels = Channels(plan, world.group("pipeline"), execution.device)
+    dtype = torch.float64 if execution.precision == "fp64" else torch.float32
+    parts = (*functions, params, boundary, channels, world, dtype)
+    if plan.schedule != "pipedream":
+        return Pipelined(*parts)  # type: ignore[arg-type]
+    if sums.staged:
+        raise ConfigError(
+            f"the stages of plan.schedule pipedream update by themselves, and several have {next(iter(sums.staged))}: use "
+            "--plan.schedule 1f1b, or a model that shares nothing between its layers (model.tied_head = false)"
+        )
+    return Asynchronous(*parts, module=loss)  # type: ignore[arg-type]
+
+
+def _require_pipeline(plan: ParallelPlan, execution: Execution) -> None:
+    """Raise ConfigError for what doesn't go with a schedule that splits backward passes, or that updates in between."""
+    if plan.pipeline == 1 or plan.schedule not in ("zero_bubble", "pipedream"):
+        return
+    what, other = f"plan.schedule {plan.schedule}", "use --plan.schedule 1f1b or interleaved"
+    if execution.compile and can_compile(execution.device):
+        raise ConfigError(f"{what} does not go with train.compile: {other}")
+    if plan.shard > 1:
+        raise ConfigError(f"{what} does not go with plan.shard, whose hooks need a whole backward pass: {other}")
+    if plan.schedule == "zero_bubble" and plan.remat != "none":
+        raise ConfigError(f"{what} does not go with plan.remat, which would run twice: {other}")
+    if plan.schedule == "zero_bubble":
+        return
+    if plan.tensor > 1 or plan.context > 1:
+        raise ConfigError(f"{what} goes with plan.replicate alone: {other}")
+    if execution.clip:
+        raise ConfigError(f"{what} has no moment at which all gradients are known: use --train.clip 0, or {other[4:]}")
+    if execution.precision == "fp16":
+        raise ConfigError(f"{what} does not go with train.precision fp16: use --train.precision bf16")
+
+
+def _require_spreadable(plan: ParallelPlan, optimizer: OptimizerConfig, execution: Execution, *, adapted: bool) -> None:
     if plan.processes != execution.world.size:
         raise ConfigError(f"the plan is for {plan.processes} processes, and there are {execution.world.size}")
-    if plan.shard == 1:
+    _require_pipeline(plan, execution)
+    divides = " and ".join(f"plan.{axis}" for axis in ("shard", "tensor") if getattr(plan, axis) > 1)
+    if not divides:
         return
     if not optimizer.elementwise:
         name = OptimizerConfig.registry.name_of(type(optimizer))
-        raise ConfigError(f"optim.type {name} updates whole matrices, which plan.shard divides: use --optim.type adamw")
-    if execution.precision in ("fp8", "fp16") or not execution.masters:
+        raise ConfigError(f"optim.type {name} updates whole matrices, which {divides} divides: use --optim.type adamw")
+    if execution.precision == "fp8" or (plan.shard > 1 and (execution.precision == "fp16" or not execution.masters)):
         what = f"train.precision {execution.precision}" if execution.masters else "train.weights bf16"
-        raise ConfigError(f"{what} does not go with plan.shard: use --train.precision bf16 with fp32 weights")
+        raise ConfigError(f"{what} does not go with {divides}: use --train.precision bf16 with fp32 weights")
+    if plan.tensor > 1 and adapted:
+        raise ConfigError("adapters do not go with plan.tensor: use --plan.shard")
 
 
 @torch.no_grad()
-def _load(model: nn.Module, weights: Mapping[str, Tensor], own: Collection[str]) -> None:
-    """Take weights up. Raises ArtifactError where one of the model's `own` is missing; those of adapters may be."""
+def _set_weights(
+    model: Model, init: Mapping[str, Tensor] | int | None, own: Collection[str], placements: Placements
+) -> None:
+    """Draw weights from a seed, or take given ones up and draw the rest. Raises ArtifactError where one of the model's `own` is
+    missing; those of adapters may be."""
+    weights = init if isinstance(init, Mapping) else {}
+    seed = init if isinstance(init, int) else 0
+    layers = max(len(model.spec.layers), 1)
+    initialise(model, model.spec.init, layers=layers, seed=seed, region=placements.region, without=frozenset(weights))
+    if not weights:
+        return
     for name, tensor in state_of(model).items():
         if name in weights:
-            take_shard(tensor, weights[name])
+            placements.take(name, tensor, weights[name])
         elif name in own:
             raise ArtifactError(f"the weights to start from lack {name}, which the model has")

@@ -5,8 +5,9 @@ Nothing in a step waits for the device: whether it was good is decided there, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from luban.data.batch import Batch
+from luban.models.build import state_of
 from luban.objectives.base import LossModule
 from luban.optim.base import Optimizer, Update
-from luban.optim.clip import clip_factor
-from luban.parallel.compile import LossFunction
+from luban.optim.clip import clip_factor, global_norm
+from luban.parallel.asynchronous import Asynchronous
+from luban.parallel.context import tokens_of
+from luban.parallel.gather import together
+from luban.parallel.gradients import GradientSums
+from luban.parallel.micro_batches import Runner, Totals
 from luban.parallel.precision import LossScale, MixedPrecisionParams
 from luban.parallel.sharded_params import ShardedParams
-from luban.parallel.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +67,14 @@ class TrainEngine:
     """A model in training on one device; made by `luban.parallel.apply.apply`.
 
     Args:
-        loss: of a batch in training; `heldout`: of a held-out batch.
+        runner: runs the micro-batches of a step.
         module: the loss module, whose `model` is trained.
-        world: the processes that train it together; each reads its rows of every micro-batch.
+        sums: adds up the gradients of the processes that train it together.
     """
 
     def __init__(
         self,
-        loss: LossFunction,
-        heldout: LossFunction,
+        runner: Runner,
         params: MixedPrecisionParams | ShardedParams,
         optimizer: Optimizer,
         scale: LossScale,
@@ -79,10 +83,11 @@ class TrainEngine:
         clip: float,
         accumulate: int,
         device: torch.device,
-        world: World | None = None,
+        sums: GradientSums | None = None,
     ):
-        self.world = world or World()
-        self.loss, self.heldout, self.module = loss, heldout, module
+        self.sums = sums or GradientSums()
+        self.world, self.placements = self.sums.world, self.sums.placements
+        self.runner, self.module = runner, module
         self.params, self.optimizer, self.scale = params, optimizer, scale
         self.clip, self.accumulate, self.device = clip, accumulate, device
 
@@ -107,29 +112,37 @@ class TrainEngine:
             stop: ask all processes for the run's end.
         """
         targets, scale = max(batch.target_count, 1), self.scale.value
-        totals: list[Tensor] = []
-        names: tuple[str, ...] = ()
-        for number, micro_batch in enumerate(self._micro_batches(batch), 1):
-            self.params.begin_micro_batch(last=number == self.accumulate)
-            found = self.loss(micro_batch)
-            (found.sum * (scale / targets)).backward()
-            if self.accumulate > 1:
-                self.params.accumulate()
-            names = tuple(found.metrics)
-            parts = [
-                found.sum.detach(),
-                *(part.to(found.sum.dtype) for pair in found.metrics.values() for part in pair),
-            ]
-            totals = parts if not totals else [a + b for a, b in zip(totals, parts, strict=True)]
-        gradients = self.world.sum_gradients(self.params.gradients())
-        norm = self.world.norm(list(gradients.values()))
-        asked = torch.full_like(totals[0], float(stop))
-        totals = list(self.world.sum(torch.stack([*totals, asked])))
-        good = totals[0].isfinite() & norm.isfinite()
-        self.optimizer.step(factor, Update(gradients, clip_factor(norm, self.clip, scale), good, self.params.copies()))
-        self.params.clear()
+        micro_batches = list(self._micro_batches(batch))
+        if isinstance(self.runner, Asynchronous):
+            found, norm = self.runner.train_and_update(micro_batches, scale / targets, partial(self._change, factor))
+            norm, totals = self.sums.norm({"": norm[None]}), self._totals(found, stop=stop)
+        else:
+            found = self.runner.train(micro_batches, scale / targets)
+            summed = self.sums.sum(self.params.gradients())
+            norm, totals = self.sums.norm(summed), self._totals(found, stop=stop)
+            self._update(factor, summed, norm, totals[0].isfinite() & norm.isfinite())
+            self.params.clear()
         figures, done = _to_host(torch.stack([totals[0], norm.to(totals[0].dtype), *totals[1:]]))
-        return InFlightStep(figures, done, targets, batch.tokens_read, scale, names)
+        return InFlightStep(figures, done, targets, batch.tokens_read, scale, found.names)
+
+    def _totals(self, found: Totals, *, stop: bool) -> list[Tensor]:
+        """Sums over all processes: of the loss, of metrics and their counts, of requests to stop."""
+        counted = torch.stack(found.values)
+        counted = counted if self.world.counts else torch.zeros_like(counted)
+        return list(self.world.sum(torch.cat([counted, torch.full_like(counted[:1], float(stop))])))
+
+    def _update(self, factor: float, summed: Mapping[str, Tensor], norm: Tensor, good: Tensor) -> None:
+        """One update by summed gradients, clipped to their global norm; nothing changes unless they are `good`."""
+        gradients = {self.params.parameters[name]: gradient for name, gradient in summed.items()}
+        clipped = clip_factor(norm, self.clip, self.scale.value)
+        self.optimizer.step(factor, Update(gradients, clipped, good, self.params.copies()))
+
+    def _change(self, factor: float, gradients: Mapping[str, Tensor]) -> Tensor:
+        """One update of this process's stage by the gradients of a micro-batch; returns their norm."""
+        summed = self.sums.sum(gradients)
+        norm = global_norm(list(summed.values()))
+        self._update(factor, summed, norm, norm.isfinite())
+        return norm
 
     def synchronize(self, step: InFlightStep) -> StepResult:
         """Wait for a step's end and read its figures."""
@@ -150,36 +163,59 @@ class TrainEngine:
         )
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
-        """(summed loss in nats, targets) of a held-out batch.
+        """(summed loss in nats, targets) of a held-out batch."""
+        tensors, readers = to_device(batch, self.device), self.world.plan.readers
+        divisible = all(tensor.shape[0] % readers == 0 for tensor in tensors.values())
+        # where rows can't be divided, every process reads all of them
+        total = self.runner.evaluate(self._mine(tensors, divided=divisible))
+        counts = self.world.counts and (divisible or self.world.reader == 0)
+        return float(self.world.sum(total if counts else torch.zeros_like(total))), batch.target_count
 
-        Gradients stay enabled, since a compiled loss would otherwise be compiled a second time.
+    def state_dict(self, *, everywhere: bool = True) -> dict[str, dict[str, Tensor]]:
+        """Weights under "model" (the fp32 ones, where there are such) and the optimizer's state under "optimizer", whole, as
+        a run in one process has them. Every process must call it.
+
+        Args:
+            everywhere: every process gets all of it; else the main one does, and most others hold one tensor at a time.
         """
-        tensors = to_device(batch, self.device)
-        divisible = all(tensor.shape[0] % self.world.size == 0 for tensor in tensors.values())
-        with torch.enable_grad():  # where rows can't be divided, every process reads all of them
-            total = self.heldout(self.world.rows(tensors) if divisible else tensors).sum.detach()
-        return float(self.world.sum(total) if divisible else total), batch.target_count
+        model = self._whole(self.params.state_dict(), lambda name: name, everywhere=everywhere)
+        optimizer = self._whole(self.optimizer.state_dict(), _parameter, everywhere=everywhere)
+        return {"model": model, "optimizer": optimizer}
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Weights under "model" (the fp32 ones, where there are such) and the optimizer's state under "optimizer"."""
-        optimizer = self.optimizer.state_dict()
-        if isinstance(self.params, ShardedParams):
-            optimizer = {entry: self.params.whole(_parameter(entry), value) for entry, value in optimizer.items()}
-        return {"model": self.params.state_dict(), "optimizer": optimizer}
+    def _whole(
+        self, held: Mapping[str, Tensor], parameter: Callable[[str], str], *, everywhere: bool
+    ) -> dict[str, Tensor]:
+        """Tensors of which this process holds parts; `parameter` is that which an entry is of."""
+        found = {}
+        for entry, local in held.items():
+            name = parameter(entry)
+            tensor = self.placements.whole(name, self.params.whole(name, local))
+            if everywhere or self.world.collects:
+                found[entry] = tensor
+        return together(found, self.world, everywhere=everywhere)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
-        self.params.load_state_dict(state["model"])
-        optimizer = state["optimizer"]
-        if isinstance(self.params, ShardedParams):
-            optimizer = {entry: self.params.part(_parameter(entry), value) for entry, value in optimizer.items()}
+        """Take up what `state_dict` gave, of a run under any plan."""
+        mine = self.placements.cut
+        self.params.load_state_dict({name: mine(name, state["model"][name]) for name in state_of(self.model)})
+        optimizer = {}
+        for entry, value in state["optimizer"].items():
+            name = _parameter(entry)
+            if name in self.params.parameters or name not in state["model"]:  # else another process has it
+                optimizer[entry] = self.params.part(name, mine(name, value))
         self.optimizer.load_state_dict(optimizer)
 
     def _micro_batches(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
         tensors = to_device(batch, self.device)
-        cut = {name: tensor.chunk(self.accumulate) for name, tensor in tensors.items()}
-        for i in range(self.accumulate):
-            yield self.world.rows({name: chunks[i] for name, chunks in cut.items()})
+        pieces = self.accumulate * self.world.plan.microbatches
+        cut = {name: tensor.chunk(pieces) for name, tensor in tensors.items()}
+        for i in range(pieces):
+            yield self._mine({name: chunks[i] for name, chunks in cut.items()})
+
+    def _mine(self, tensors: dict[str, Tensor], *, divided: bool = True) -> dict[str, Tensor]:
+        """What this process reads: its rows, unless they aren't `divided`, and of them its tokens."""
+        rows = self.world.rows(tensors) if divided else tensors
+        return tokens_of(rows, self.world.index("context"), self.world.plan.context)
 
 
 def _parameter(entry: str) -> str:

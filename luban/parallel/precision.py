@@ -39,6 +39,10 @@ class MixedPrecisionParams:
         self.parameters = held if self.masters else self.working
         self._sums: dict[str, Tensor] = {}
 
+    def begins(self) -> dict[str, int]:
+        """Where shards begin: nothing is sharded."""
+        return {}
+
     def begin_micro_batch(self, *, last: bool) -> None:
         """Before the backward pass of a micro-batch: nothing to do."""
 
@@ -54,10 +58,9 @@ class MixedPrecisionParams:
                 self._sums[name] = gradient if gradient.dtype == torch.float64 else gradient.float()
         self._drop_gradients()
 
-    def gradients(self) -> dict[nn.Parameter, Tensor]:
+    def gradients(self) -> dict[str, Tensor]:
         """Of every parameter that the step has reached: the sums, or those of its only backward as they are."""
-        sums = self._sums or {n: p.grad for n, p in self.working.items() if p.grad is not None}
-        return {self.parameters[name]: gradient for name, gradient in sums.items()}
+        return self._sums or {n: p.grad for n, p in self.working.items() if p.grad is not None}
 
     def copies(self) -> dict[nn.Parameter, Tensor]:
         """The model's tensor behind every master."""
@@ -75,6 +78,14 @@ class MixedPrecisionParams:
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters (the masters, where there are such) and persistent buffers by name; shared ones are named once."""
         return {**state_of(self.model), **{name: p.detach() for name, p in self.parameters.items()}}
+
+    def whole(self, name: str, local: Tensor) -> Tensor:
+        """A tensor of the model's or the optimizer's state as it is: FSDP divides nothing here."""
+        return local
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """A tensor of the optimizer's state as it is."""
+        return whole
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:

@@ -16,18 +16,18 @@ from luban.parallel.shard import local_region
 
 
 def shard_modules(root: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, *, zero: int, dtype: torch.dtype) -> None:
-    """Divide the parameters below `root` over the mesh's axis "shard", every block's as one group and the rest as another.
+    """Divide the parameters below `root`, every block's as one group and the rest as another.
 
     Args:
+        mesh: of the axis shard, or of replicate and shard.
         zero: 3 divides weights, gradients and optimizer state; 2 keeps a block's weights whole from its forward to its
             backward pass; 1 keeps gradients whole as well, until the last micro-batch of a step.
         dtype: of the matmuls; weights are kept, and gradients summed, in fp32 (fp64 for fp64).
     """
     wide = torch.promote_types(dtype, torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=wide, cast_forward_inputs=False)
-    axis = mesh if mesh["replicate"].size() > 1 else mesh["shard"]
     for module in [*blocks, root]:
-        fully_shard(module, mesh=axis, mp_policy=policy, reshard_after_forward=zero == 3)
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=zero == 3)
     for module in fsdp_modules(root):
         module.set_gradient_divide_factor(1.0)  # losses are divided by the targets of the whole step already
         module.set_force_sum_reduction_for_comms(True)
@@ -74,10 +74,14 @@ class ShardedParams:
                 self._sums[name] = self._sums[name].add_(gradient) if name in self._sums else gradient
                 parameter.grad = None
 
-    def gradients(self) -> dict[nn.Parameter, Tensor]:
+    def gradients(self) -> dict[str, Tensor]:
         """Of every parameter that the step has reached."""
         self.accumulate()
-        return {self.parameters[name]: gradient for name, gradient in self._sums.items()}
+        return self._sums
+
+    def begins(self) -> dict[str, int]:
+        """The index along dimension 0 at which each shard begins."""
+        return {name: local_region(parameter)[1][0] for name, parameter in self.working.items() if parameter.dim()}
 
     def copies(self) -> dict[nn.Parameter, Tensor]:
         """None: FSDP casts what it gathers."""
@@ -88,17 +92,20 @@ class ShardedParams:
         self._sums = {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Whole parameters and persistent buffers by name, on the CPU. Every process must call it."""
-        return {name: _whole(tensor) for name, tensor in state_of(self.model).items()}
+        """Parameters and persistent buffers by name, of which this process holds shards; `whole` makes each whole."""
+        return state_of(self.model)
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up this process's shards of whole tensors."""
         for name, tensor in state_of(self.model).items():
-            take_shard(tensor, tensors[name])
+            local, begins = local_region(tensor)
+            local.copy_(cut(tensors[name], local, begins))
 
     def whole(self, name: str, local: Tensor) -> Tensor:
-        """A tensor of the optimizer's state, whole, on the CPU. Every process must call it."""
+        """A tensor of the model's or the optimizer's state, whole, on the CPU. Every process must call it."""
+        if isinstance(local, DTensor) or name not in self.working:
+            return _whole(local)
         like = self.working[name]
         if not isinstance(like, DTensor) or local.shape != like.to_local().shape or not local.dim():
             return local.detach().cpu()
@@ -114,12 +121,6 @@ class ShardedParams:
             return whole
         local, begins = local_region(like)
         return cut(whole, local, begins).clone()
-
-
-def take_shard(tensor: Tensor, whole: Tensor) -> None:
-    """Copy into a tensor, in place, what of the whole lies here."""
-    local, begins = local_region(tensor)
-    local.copy_(cut(whole, local, begins))
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -1,27 +1,23 @@
-"""The processes of a run: who this one is, and what they agree on.
-
-Legend: R processes that read different rows of a batch.
-"""
+"""The processes of a run: who this one is, and what they agree on."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from luban.core.plan import ParallelPlan
-from luban.optim.clip import global_norm
+from luban.core.errors import ConfigError
+from luban.core.plan import AXES, ParallelPlan
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)  # after which a process that waits for another gives up
-BUCKET = 1 << 25  # numbers summed by one all-reduce
 
 
 def process_count() -> int:
@@ -39,30 +35,58 @@ def is_lost_connection(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run as one of them sees them. The default is a run of one process."""
+    """The processes of a run as one of them sees them. The default is a run of one process.
 
+    Gradients are summed over copies of the model and over the processes of the axis context. Where parameters are
+    divided over the axis shard, the processes of context divide them, too; else they count as copies.
+    """
+
+    plan: ParallelPlan = field(default_factory=ParallelPlan)
     rank: int = 0
-    size: int = 1
-    mesh: DeviceMesh | None = None  # replicate × shard; none: one process
+    mesh: DeviceMesh | None = None  # the axes with several processes; none: one process
+    # the same processes by how they share parameters: pipeline × copies × shards × tensor
+    sharing: DeviceMesh | None = None
+    store: dist.Store | None = None  # that the processes met in
 
     @classmethod
-    def join(cls, plan: ParallelPlan, device: torch.device) -> World:
+    def join(cls, plan: ParallelPlan, device: torch.device, same: Mapping[str, Any] | None = None) -> World:
         """Meet the other processes of the run.
 
         Args:
             plan: one that fits the number of processes (`ParallelPlan.over`).
             device: of this process.
+            same: what must be alike in all processes, by what it is called.
+
+        Raises:
+            ConfigError: it isn't; the message names the process.
         """
-        size = process_count()
-        if size == 1:
+        store = None
+        if process_count() == 1:
             return cls()
         if not dist.is_initialized():
             on_cuda = device.type == "cuda"
+            store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
             dist.init_process_group(
-                "nccl" if on_cuda else "gloo", timeout=TIMEOUT, device_id=device if on_cuda else None
+                "nccl" if on_cuda else "gloo",
+                store=dist.PrefixStore("collectives", store),
+                rank=rank,
+                world_size=size,
+                timeout=TIMEOUT,
+                device_id=device if on_cuda else None,
             )
-        mesh = init_device_mesh(device.type, (plan.replicate, plan.shard), mesh_dim_names=("replicate", "shard"))
-        return cls(rank=dist.get_rank(), size=size, mesh=mesh)
+        _require_same({"plan": plan, **(same or {})})
+        sizes: dict[str, int] = dict(zip(AXES, plan.sizes, strict=True))
+        mesh = _mesh(device, sizes)
+        if plan.context == 1:
+            return cls(plan, dist.get_rank(), mesh, mesh, store)
+        divided = "shard" if plan.shard > 1 else "replicate"
+        sizes[divided] *= sizes.pop("context")
+        return cls(plan, dist.get_rank(), mesh, _mesh(device, sizes), store)
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return self.plan.processes
 
     @staticmethod
     def leave() -> None:
@@ -75,10 +99,47 @@ class World:
         """Whether this process writes what the run leaves."""
         return self.rank == 0
 
+    def index(self, axis: str) -> int:
+        """The index of this process along an axis of the plan."""
+        return self.plan.place(self.rank)[axis]
+
+    def group(self, axis: str) -> dist.ProcessGroup:
+        """The processes that differ from this one along an axis of the plan alone; the axis has several."""
+        assert self.mesh is not None
+        return self.mesh.get_group(axis)
+
+    def sharing_groups(self, *axes: str) -> list[dist.ProcessGroup]:
+        """The groups along those of the axes of `sharing` that have several processes."""
+        if self.sharing is None:
+            return []
+        names = self.sharing.mesh_dim_names or ()
+        return [self.sharing.get_group(axis) for axis in axes if axis in names]
+
     @property
-    def sharded(self) -> bool:
-        """Whether several processes divide one copy of the model."""
-        return self.mesh is not None and self.mesh["shard"].size() > 1
+    def shard_mesh(self) -> DeviceMesh:
+        """The processes that FSDP divides parameters among, and their copies."""
+        assert self.sharing is not None
+        return self.sharing["replicate", "shard"] if self.copies > 1 else self.sharing["shard"]
+
+    @property
+    def shards(self) -> int:
+        """Among how many processes FSDP divides the parameters."""
+        return self.plan.shard * self.plan.context if self.plan.shard > 1 else 1
+
+    @property
+    def copies(self) -> int:
+        """How many processes hold the same part of the parameters."""
+        return self.plan.replicate * (1 if self.plan.shard > 1 else self.plan.context)
+
+    @property
+    def collects(self) -> bool:
+        """Whether this process puts whole tensors of its stages together, for the main process."""
+        return all(self.index(axis) == 0 for axis in AXES if axis != "pipeline")
+
+    @property
+    def counts(self) -> bool:
+        """Whether this process's loss counts: of the processes of the axis tensor, which all compute it, the first's does."""
+        return self.index("tensor") == 0
 
     def agree(self, value: T) -> T:
         """The main process's value, in every process. It must be picklable."""
@@ -89,10 +150,15 @@ class World:
         return found[0]
 
     def rows(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This process's rows of tensors whose rows come first, a multiple of R of them."""
-        if self.size == 1:
+        """This process's rows of tensors whose rows come first, a multiple of `plan.readers` of them."""
+        if self.plan.readers == 1:
             return dict(tensors)
-        return {name: tensor.chunk(self.size)[self.rank] for name, tensor in tensors.items()}
+        return {name: tensor.chunk(self.plan.readers)[self.reader] for name, tensor in tensors.items()}
+
+    @property
+    def reader(self) -> int:
+        """Which part of a batch's rows this process reads."""
+        return self.index("replicate") * self.plan.shard + self.index("shard")
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -101,39 +167,19 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    @torch.no_grad()
-    def sum_gradients(self, gradients: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
-        """The sums over the copies of the model, in fp32 (fp64 for fp64). Sharded ones are summed by FSDP already."""
-        if self.size == 1 or self.sharded:
-            return dict(gradients)
-        summed: dict[nn.Parameter, Tensor] = {}
-        for bucket in _buckets(gradients):
-            tensors = [gradients[p] for p in bucket]
-            flat = torch.cat([t.reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in tensors])
-            dist.all_reduce(flat)
-            parts = flat.split([t.numel() for t in tensors])
-            summed |= {p: part.view(t.shape) for p, part, t in zip(bucket, parts, tensors, strict=True)}
-        return summed
 
-    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The global norm of summed gradients, of which this process may hold shards."""
-        norm = global_norm(gradients)
-        if not self.sharded:
-            return norm
-        assert self.mesh is not None
-        squared = norm.square()
-        dist.all_reduce(squared, group=self.mesh.get_group("shard"))
-        return squared.sqrt()
+def _require_same(mine: Mapping[str, Any]) -> None:
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, dict(mine))
+    for rank, other in enumerate(found):
+        for what, value in other.items():
+            if value != found[0].get(what):
+                raise ConfigError(
+                    f"process {rank} of this run has another {what} than process 0: {value} instead of {found[0].get(what)}"
+                )
 
 
-def _buckets(gradients: Mapping[nn.Parameter, Tensor]) -> list[list[nn.Parameter]]:
-    """Parameters in order, about BUCKET numbers together, each bucket of one dtype."""
-    found: list[list[nn.Parameter]] = []
-    held, last = 0, None
-    for parameter, gradient in gradients.items():
-        if not found or held + gradient.numel() > BUCKET or gradient.dtype != last:
-            found.append([])
-            held = 0
-        found[-1].append(parameter)
-        held, last = held + gradient.numel(), gradient.dtype
-    return found
+def _mesh(device: torch.device, sizes: Mapping[str, int]) -> DeviceMesh:
+    """A mesh of the axes that have several processes."""
+    several = {axis: size for axis, size in sizes.items() if size > 1}
+    return init_device_mesh(device.type, tuple(several.values()), mesh_dim_names=tuple(several))

@@ -7,6 +7,7 @@ from typing import Any
 
 from luban.core.units import bytes_, count, milliseconds, seconds
 from luban.planner.accelerators import Machine
+from luban.planner.distribution import Distribution
 from luban.planner.memory import MemoryPrediction
 from luban.planner.step_time import StepTime
 
@@ -35,19 +36,21 @@ class Prediction:
     budget: float = 0.0  # time limit of the run in seconds (0: none)
     compiled: bool = False  # by torch.compile
     caveats: tuple[str, ...] = ()  # why the predictions may be wrong
+    distribution: Distribution | None = None  # over several processes; None: one
 
-    def spread(self, processes: int, shard: int) -> Prediction:
-        """This prediction of one process's rows, for a run of `processes`, `shard` of which divide a copy of the model."""
-        if processes == 1:
+    def over(self, distribution: Distribution) -> Prediction:
+        """This prediction for the processes of a plan, from that of one process with the whole model and the rows of one
+        reader."""
+        plan = distribution.spread.plan
+        if plan.processes == 1:
             return self
-        memory = self.memory
-        divided = {name: getattr(memory, name) // shard for name in ("parameters", "optimizer", "gradients")}
-        caveat = "what processes send each other, and the weights that they gather, aren't counted"
         return replace(
             self,
-            memory=replace(memory, **divided),
-            tokens_per_step=self.tokens_per_step * processes,
-            caveats=(*self.caveats, caveat),
+            memory=distribution.memory(self.memory),
+            step=distribution.step(self.step),
+            tokens_per_step=self.tokens_per_step * plan.readers,
+            distribution=distribution,
+            caveats=(*self.caveats, "the time of messages between processes isn't counted"),
         )
 
     @property
@@ -59,7 +62,8 @@ class Prediction:
     def utilisation(self) -> float | None:
         """Model FLOPs utilisation (MFU); None if the accelerator isn't in accelerators.toml."""
         peak = self.machine.peak_flops(self.precision)
-        return None if peak is None else self.model_flops / self.step.total / peak
+        parts = 1 if self.distribution is None else self.distribution.spread.plan.parts
+        return None if peak is None else self.model_flops / parts / self.step.total / peak
 
     @property
     def process_bytes(self) -> int:
@@ -102,8 +106,8 @@ class Prediction:
             + "".join(f"; {caveat}" for caveat in self.caveats)
         )
 
-    def lines(self) -> list[str]:
-        """The lines that --dry-run prints."""
+    def lines(self, *, picture: bool = False) -> list[str]:
+        """The lines that --dry-run prints; with the `picture` of a pipeline's schedule."""
         memory, row = self.memory, self.machine.accelerator
         steps = min(self.steps, int(self.seconds / self.step.total) + 1)
         mfu = "" if self.utilisation is None else f", MFU {self.utilisation:.1%}"
@@ -124,4 +128,8 @@ class Prediction:
                 f"cost    {self.seconds / 3600:.3g} accelerator-hours, at most "
                 f"{row.power * self.seconds / 3.6e6:.3g} kWh ({row.power:g} W)"
             )
+        if self.distribution is not None:
+            rows += self.distribution.lines(picture=picture)
+        elif picture:
+            rows.append("picture plan.pipeline is 1: there is no schedule to draw")
         return rows + [f"caveat  {caveat}" for caveat in self.caveats]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,13 +63,15 @@ class ModelRunner:
         device, size = self.cache.device, self.cache.block_size
         tokens, positions, slots = [], [], []
         for chunk in chunks:
-            at, table = range(chunk.start, chunk.start + chunk.count), chunk.state.table
-            tokens += chunk.tokens
-            positions += at
-            slots += [table[place // size] * size + place % size for place in at]
+            end = chunk.start + chunk.count
+            at = np.arange(chunk.start, end)
+            tokens.append(np.asarray(chunk.tokens, dtype=np.int64))
+            positions.append(at)
+            slots.append(np.asarray(chunk.state.table, dtype=np.int64)[at // size] * size + at % size)
+        numbers = np.stack([np.concatenate(each) for each in (tokens, positions, slots)])
         longest = max(len(chunk.state.table) for chunk in chunks)
         tables = [chunk.state.table + [0] * (longest - len(chunk.state.table)) for chunk in chunks]
-        tokens_N, positions_N, slots_N = torch.tensor([tokens, positions, slots]).to(device, non_blocking=True)
+        tokens_N, positions_N, slots_N = torch.from_numpy(numbers).to(device, non_blocking=True)
         packed = PackedTokens(
             positions_N=positions_N,
             slots_N=slots_N,

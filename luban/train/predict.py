@@ -22,10 +22,12 @@ from luban.nn.roles import Role, roles_of
 from luban.parallel.device import compiler_missing
 from luban.parallel.memory_limits import free_memory, resident_memory
 from luban.parallel.precision import COMPUTE
+from luban.planner.distribution import Distribution
 from luban.planner.fitting import BatchPlan, Fitting
 from luban.planner.memory import MemoryPrediction, StepSettings, predict_memory
 from luban.planner.prediction import Prediction
 from luban.planner.step_time import StepTime, predict_step, update_time
+from luban.planner.traffic import Spread
 from luban.train.device_rates import busy_fraction, device_rates, machine_of
 from luban.train.recipe import Recipe
 from luban.train.trace_memory import trace_memory, trace_time
@@ -80,12 +82,24 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
         budget=train.budget_seconds,
         compiled=compiled,
         caveats=tuple(_caveats(spec, device, compiled, busy)),
-    ).spread(recipe.plan.processes, recipe.plan.shard)
+    ).over(_distribution(recipe, graph))
+
+
+def _distribution(recipe: Recipe, graph: OpGraph) -> Distribution:
+    """The plan's processes; `recipe` is that of one of them, `graph` of its micro-batches."""
+    gradients = max(graph.itemsize, 4)
+    return Distribution(Spread(graph, recipe.plan, recipe.train.accumulate, graph.itemsize, gradients))
 
 
 def _of_one_process(recipe: Recipe) -> Recipe:
-    """The recipe with the rows that each process reads."""
-    return replace(recipe, train=replace(recipe.train, batch_size=recipe.train.batch_size // recipe.plan.processes))
+    """The recipe with the rows that each process reads, in as many micro-batches as it works on."""
+    train, plan = recipe.train, recipe.plan
+    return replace(
+        recipe,
+        train=replace(
+            train, batch_size=train.batch_size // plan.readers, accumulate=train.accumulate * plan.microbatches
+        ),
+    )
 
 
 def require_memory(
@@ -99,7 +113,8 @@ def require_memory(
     def memory(plan: BatchPlan) -> int:
         train = replace(recipe.train, batch_size=plan.batch_size, accumulate=plan.accumulate)
         changed = replace(recipe, train=train, plan=replace(recipe.plan, remat=plan.remat))
-        return _memory(changed, spec, device, sample).total
+        whole = _memory(changed, spec, device, sample)
+        return _distribution(changed, _micro_batch(changed, spec, sample(1))).memory(whole).total
 
     plan = BatchPlan(recipe.train.batch_size, recipe.train.accumulate, recipe.plan.remat)
     remedies = "; ".join(Fitting(plan, memory, prediction.available_bytes).remedies())

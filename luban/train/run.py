@@ -14,7 +14,10 @@ import torch
 
 from luban.core.artifact import ArtifactWriter, command_line, require_free
 from luban.core.errors import DataError, TrainingError, UsageError
+from luban.core.hashing import code_version, data_sha256
 from luban.core.log import say, warn
+from luban.core.plan import ParallelPlan
+from luban.core.resuming import split_config
 from luban.core.seeding import derive, seed_everything
 from luban.core.units import bytes_
 from luban.data.batch import Batch
@@ -25,13 +28,18 @@ from luban.kernels import gated
 from luban.kernels.dispatch import chosen
 from luban.load.model import LoadedModel
 from luban.models.build import build_model
+from luban.models.spec import ModelSpec
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.float8 import require_float8
 from luban.objectives.base import Objective
 from luban.parallel.apply import Execution, apply
+from luban.parallel.context import check_context
 from luban.parallel.device import choose_device, keep_freed_memory, set_determinism
 from luban.parallel.engine import TrainEngine
+from luban.parallel.heartbeat import watched
 from luban.parallel.memory_limits import is_out_of_memory
+from luban.parallel.stages import check_stages, stacks_of
+from luban.parallel.tensor import check_tensor
 from luban.parallel.world import World, is_lost_connection, process_count
 from luban.train.loop import Loop, TrainerComponents
 from luban.train.metrics_logger import require_tensorboard
@@ -64,8 +72,25 @@ def train(
     Raises:
         LubanError: anything that is wrong, before anything is written; TrainingError and Interrupted after.
     """
-    recipe, shards, start, device = opened = open_run(recipe, model)
-    world = World.join(recipe.plan, device)
+    recipe, _, _, device = opened = open_run(recipe, model)
+    world = World.join(
+        recipe.plan, device, {"code": code_version(), "recipe": data_sha256(split_config(recipe)[0])[:12]}
+    )
+    with watched(world.store, world.rank, world.size):
+        return _train(opened, out, world, task=task, name=name, clock=clock)
+
+
+def _train(
+    opened: tuple[Recipe, Shards, Start, torch.device],
+    out: Path,
+    world: World,
+    *,
+    task: str,
+    name: str,
+    clock: Callable[[], float],
+) -> Path:
+    """`train`, once the processes have met."""
+    recipe, shards, start, device = opened
     art = run_artifact(recipe, out, task=task, shards=shards, start=start)
     if world.agree(art.finished()):
         say(f"{out} is finished: nothing is left to train. More steps: the same command with a larger --train.steps")
@@ -75,8 +100,11 @@ def train(
     if recipe.train.tensorboard:
         require_tensorboard()
     with opened_together(art, world) as art:
-        values = prediction.memory.parameters // 4 + prediction.memory.optimizer // 4
-        require_free(art.path, 4 * values * (recipe.checkpoint.keep + 2), "training with these checkpoints")
+        require_free(
+            art.path,
+            4 * _saved_numbers(prediction, world) * (recipe.checkpoint.keep + 2),
+            "training with these checkpoints",
+        )
         if isinstance(art, ArtifactWriter) and not art.resumed:
             write_recipe(art, recipe, start)
             shutil.copytree(Path(shards.path) / "tokenizer", art.path / "tokenizer", dirs_exist_ok=True)
@@ -99,6 +127,13 @@ def train(
     return Path(out)
 
 
+def _saved_numbers(prediction: Prediction, world: World) -> int:
+    """Of a checkpoint: weights and optimizer state. Of several processes each holds parts: two moments a weight are assumed."""
+    if world.size > 1:
+        return 3 * prediction.parameters
+    return prediction.memory.parameters // 4 + prediction.memory.optimizer // 4
+
+
 def _exhausted(recipe: Recipe, prediction: Prediction, step: int) -> TrainingError:
     batch, accumulate = recipe.train.batch_size, recipe.train.accumulate
     finer = next((n for n in range(accumulate + 1, batch + 1) if batch % n == 0), None)
@@ -112,28 +147,55 @@ def _exhausted(recipe: Recipe, prediction: Prediction, step: int) -> TrainingErr
     )
 
 
-def open_run(recipe: Recipe, model: LoadedModel | None = None) -> tuple[Recipe, Shards, Start, torch.device]:
-    """Open the data and choose the model to start from and the device. The recipe's steps are within its epochs."""
+def open_run(
+    recipe: Recipe, model: LoadedModel | None = None, processes: int | None = None
+) -> tuple[Recipe, Shards, Start, torch.device]:
+    """Open the data and choose the model to start from and the device. The recipe's steps are within its epochs.
+
+    Args:
+        processes: of the run; None: those that were started.
+
+    Raises:
+        LubanError: anything that is wrong with the recipe, the data or the plan.
+    """
     if not recipe.data.path:
         raise UsageError("no data to train on: give --data.path SHARDS (made by luban data pack)")
-    recipe = for_processes(recipe, process_count())
+    recipe = for_processes(recipe, process_count() if processes is None else processes)
     device = choose_device(recipe.train.device)
     if recipe.train.precision == "fp8":
         require_float8(device)
     shards = Shards.open(recipe.data.path, "train", verify=recipe.data.verify)
-    return within_epochs(recipe, shards), shards, choose_start(recipe, shards, model), device
+    start = choose_start(recipe, shards, model)
+    check_plan(recipe.plan, start.spec)
+    return within_epochs(recipe, shards), shards, start, device
 
 
 def for_processes(recipe: Recipe, processes: int) -> Recipe:
     """The recipe with its plan for so many processes. Raises ConfigError where plan or batch can't be divided so."""
     plan = recipe.plan.over(processes)
     plan.check_batch(recipe.train.batch_size, recipe.train.accumulate)
+    plan.check_tokens(recipe.train.seq_len)
     return replace(recipe, plan=plan)
 
 
-def prepare(recipe: Recipe, model: LoadedModel | None = None) -> tuple[Recipe, Shards, Start, torch.device, Prediction]:
+def check_plan(plan: ParallelPlan, spec: ModelSpec) -> None:
+    """Raise ConfigError if the plan can't divide the model; the message names one that could."""
+    if plan.parts == 1:
+        return
+    model = build_model(spec, device="meta")
+    if plan.context > 1:
+        check_context(model)
+    if plan.pipeline > 1:
+        check_stages(plan, sum(len(stack.block_of) for stack in stacks_of(model)))
+    if plan.tensor > 1:
+        check_tensor(model, plan.tensor)
+
+
+def prepare(
+    recipe: Recipe, model: LoadedModel | None = None, processes: int | None = None
+) -> tuple[Recipe, Shards, Start, torch.device, Prediction]:
     """Open the data, choose the start and predict the run. Allocates no model and writes nothing."""
-    opened = open_run(recipe, model)
+    opened = open_run(recipe, model, processes)
     return *opened, _predict(*opened)
 
 
@@ -143,10 +205,15 @@ def _predict(recipe: Recipe, shards: Shards, start: Start, device: torch.device)
     return predict(recipe, start.spec, device, partial(_sample, recipe, shards))
 
 
-def dry_run(recipe: Recipe, model: LoadedModel | None = None) -> None:
-    """Print what the run will need, before anything is taken; raises what `train` would."""
-    prepared = prepare(recipe, model)
-    print("\n".join(prepared[-1].lines()))
+def dry_run(recipe: Recipe, model: LoadedModel | None = None, *, processes: int = 1, picture: bool = False) -> None:
+    """Print what the run will need, before anything is taken; raises what `train` would.
+
+    Args:
+        processes: of the run, which needn't be started; 1: as many as the plan needs.
+        picture: draw the pipeline's schedule, too.
+    """
+    prepared = prepare(recipe, model, recipe.plan.processes if processes == 1 else processes)
+    print("\n".join(prepared[-1].lines(picture=picture)))
     _require_memory(*prepared)
 
 
@@ -168,7 +235,8 @@ def assemble(
     """Model, optimizer, data and step, in the order in which they depend on each other."""
     config, world = recipe.train, world or World()
     seed_everything(config.seed)
-    torch.manual_seed(derive(config.seed, "process", world.rank) if world.rank else config.seed)  # of dropout
+    # processes that work on the same rows draw the same numbers
+    torch.manual_seed(derive(config.seed, "process", world.reader) if world.reader else config.seed)
     set_determinism(config.deterministic, device)
     keep_freed_memory(device)
     torch.set_float32_matmul_precision("high")

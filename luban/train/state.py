@@ -35,9 +35,9 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
 
     def to_checkpoint(self) -> Checkpoint:
-        """All of it as named tensors and plain data. Wall-clock seconds go into the figures, which no hash covers, so that
+        """All of it as named tensors and plain data; in processes other than the main one without tensors. Wall-clock seconds go into the figures, which no hash covers, so that
         equal runs have equal checkpoints."""
-        state, progress = self.engine.state_dict(), asdict(self.progress)
+        state, progress = self.engine.state_dict(everywhere=False), asdict(self.progress)
         seconds = progress.pop("seconds")
         return Checkpoint(
             spec=spec_to_dict(self.spec),

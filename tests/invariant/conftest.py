@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from training_data import make_shards
@@ -64,10 +66,15 @@ def start():
     """
     running = []
 
-    def run(*words, signalled: tuple[int, int, int] | None = None, **popen) -> subprocess.Popen:
+    def run(
+        *words,
+        signalled: tuple[int, int, int] | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        **popen,
+    ) -> subprocess.Popen:
         program = [Path(__file__).with_name("signalled.py"), *map(int, signalled)] if signalled else ["-m", "luban"]
         command = [sys.executable, *map(str, program), *map(str, words)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         running.append(
             subprocess.Popen(
                 command,

@@ -9,24 +9,33 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from itertools import product
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from families import FAMILIES, engine_of
+from families import FAMILIES, PLAIN, TOKENS, Family, engine_of, packed_batch
 
 from luban.core.errors import ConfigError
 from luban.core.plan import ParallelPlan
+from luban.data.batch import Batch
+from luban.models.build import build_model
+from luban.models.spec import uniform
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
+from luban.objectives.causal import Causal
+from luban.parallel.context import check_context
 from luban.parallel.engine import TrainEngine
+from luban.parallel.stages import check_stages, stacks_of
 from luban.parallel.world import World
 
-SEED, STEPS, ROWS = 3, 6, 8
+SEED, ROWS = 3, 8
+STEPS, MORE_STEPS, MANY_STEPS = 3, 6, 20  # of a drawn sample in every test run, of all plans, of a drawn sample
 PROCESSES = 4
-NAMES = [name for name in FAMILIES if name not in ("recurrent-tape", "elmo-table")]
 PLANS = [
     {"replicate": 4},
     {"shard": 4},
@@ -34,20 +43,58 @@ PLANS = [
     {"shard": 4, "zero": 1},
     {"replicate": 2, "shard": 2},
     {"replicate": 2, "shard": 2, "zero": 1, "remat": "full"},
+    {"tensor": 4},
+    {"replicate": 2, "tensor": 2, "remat": "selective"},
+    {"shard": 2, "tensor": 2},
+    {"shard": 2, "zero": 1, "tensor": 2, "remat": "full"},
+    {"pipeline": 4, "microbatches": 4},
+    {"pipeline": 2, "replicate": 2, "microbatches": 2, "schedule": "gpipe"},
+    {"pipeline": 2, "replicate": 2, "microbatches": 2, "schedule": "interleaved"},
+    {"pipeline": 2, "shard": 2, "microbatches": 2},
+    {"pipeline": 2, "shard": 2, "zero": 1, "microbatches": 1, "remat": "full"},
+    {"pipeline": 2, "tensor": 2, "microbatches": 4, "schedule": "zero_bubble"},
+    {"pipeline": 2, "tensor": 2, "microbatches": 2, "schedule": "interleaved", "remat": "full"},
+    {"pipeline": 2, "context": 2, "microbatches": 4},
+    {"context": 4},
+    {"context": 2, "replicate": 2, "remat": "full"},
+    {"context": 2, "shard": 2, "zero": 2},
+    {"context": 2, "tensor": 2},
 ]
+
+
+def odd_batch(rows: int, rng: np.random.Generator) -> Batch:
+    """Rows of an odd number of tokens."""
+    batch = packed_batch(rows, rng)
+    return Batch(**{name: array[:, : TOKENS - 1] for name, array in vars(batch).items()})
+
+
+UNEVEN = Family(  # heads, key heads, inner width, vocabulary and tokens that neither 2 nor 4 processes divide evenly
+    uniform(
+        **PLAIN,
+        layers=5,
+        mixer=Grouped(heads=6, kv_heads=2, head_dim=6, qkv_bias=True, output_bias=True),
+        feedforward=SwiGLU(width=50, bias=True),
+        tied_head=True,
+    ),
+    Causal(smoothing=0.1, z_loss=1e-2),
+    odd_batch,
+)
+ZOO = {name: family for name, family in FAMILIES.items() if name not in ("recurrent-tape", "elmo-table")}
+ZOO["uneven"] = UNEVEN
+NAMES = list(ZOO)
 
 
 def engine(name: str, plan: ParallelPlan, world: World, **execution) -> TrainEngine:
     # A bias of keys has no gradient but rounding, which Adam's usual eps would make steps of full size of.
     settings = {"precision": "fp64", "accumulate": 2, "clip": 0.5, "eps": 1e-4, **execution}
-    return engine_of(FAMILIES[name], seed=SEED, plan=plan, world=world, **settings)
+    return engine_of(ZOO[name], seed=SEED, plan=plan, world=world, **settings)
 
 
 def train(trained: TrainEngine, name: str, first: int, past: int) -> list[tuple[float, float]]:
     """(loss, gradient norm) of the steps from `first` to before `past`."""
     found = []
     for step in range(first, past):
-        result = trained.step(FAMILIES[name].batch(ROWS, np.random.default_rng([SEED, step])))
+        result = trained.step(ZOO[name].batch(ROWS, np.random.default_rng([SEED, step])))
         found.append((result.loss, result.grad_norm))
     return found
 
@@ -56,51 +103,104 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp_min(1e-3))
 
 
-def compare(name: str, plan: dict, other: dict) -> dict[str, float]:
-    """How far training under `plan`, and then `other`, is from one process."""
+def refusal(name: str, plan: ParallelPlan) -> str | None:
+    """Why the plan can't spread this family; None if it can."""
+    model = build_model(ZOO[name].spec, device="meta")
+    try:
+        if plan.context > 1:
+            plan.check_tokens(ZOO[name].batch(1, np.random.default_rng(0)).tokens.shape[1])
+            check_context(model)
+        if plan.pipeline > 1:
+            check_stages(plan, sum(len(stack.block_of) for stack in stacks_of(model)))
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def plans_of(name: str) -> list[dict]:
+    return [plan for plan in PLANS if refusal(name, ParallelPlan(**plan)) is None]
+
+
+class Reference(NamedTuple):
+    """What one process computes."""
+
+    curve: list[tuple[float, float]]
+    state: dict[str, dict[str, torch.Tensor]]
+    heldout: tuple[float, int]
+    uneven: tuple[float, int]  # of a number of rows that nothing divides
+
+
+def heldout(name: str, rows: int) -> Batch:
+    return ZOO[name].batch(rows, np.random.default_rng(99))
+
+
+def reference(name: str, steps: int) -> Reference:
     single = engine(name, ParallelPlan(), World())
-    right = train(single, name, 0, STEPS)
-    wanted = single.state_dict()
+    curve = train(single, name, 0, steps)
+    sums = [single.evaluate(heldout(name, rows)) for rows in (ROWS, ROWS - 1)]
+    return Reference(curve, single.state_dict(), *sums)
+
+
+def references(names: list[str], rank: int, steps: int) -> dict[str, Reference]:
+    """Each process computes some of them."""
+    mine = {name: reference(name, steps) for name in names[rank::PROCESSES]}
+    found: list[dict[str, Reference]] = [{}] * PROCESSES
+    dist.all_gather_object(found, mine)
+    return {name: one for part in found for name, one in part.items()}
+
+
+@cache
+def joined(plan: ParallelPlan) -> World:
+    """The processes under a plan; their groups are made once."""
+    return World.join(plan, torch.device("cpu"))
+
+
+def compare(right: Reference, steps: int, name: str, plan: dict, other: dict) -> dict[str, float]:
+    """How far training under `plan`, and then `other`, is from one process."""
     plans = [ParallelPlan(**fields) for fields in (plan, other)]
-    engines = [engine(name, p, World.join(p, torch.device("cpu"))) for p in plans]
-    found = train(engines[0], name, 0, STEPS // 2)
+    engines = [engine(name, p, joined(p)) for p in plans]
+    found = train(engines[0], name, 0, steps // 2)
     engines[1].load_state_dict(engines[0].state_dict())
-    found += train(engines[1], name, STEPS // 2, STEPS)
+    found += train(engines[1], name, steps // 2, steps)
     state = engines[1].state_dict()
-    batch = FAMILIES[name].batch(ROWS, np.random.default_rng(99))
-    uneven = FAMILIES[name].batch(ROWS - 1, np.random.default_rng(99))
-    errors = {"curve": float(np.abs(np.array(found) / np.array(right) - 1).max())}
-    for what, held in (("heldout", batch), ("uneven", uneven)):
-        (total, targets), (wanted_total, wanted_targets) = engines[1].evaluate(held), single.evaluate(held)
-        errors[what] = abs(total / wanted_total - 1) + (targets != wanted_targets)
+    errors = {"curve": float(np.abs(np.array(found) / np.array(right.curve) - 1).max())}
+    for what, rows in (("heldout", ROWS), ("uneven", ROWS - 1)):
+        (total, targets), (wanted, wanted_targets) = engines[1].evaluate(heldout(name, rows)), getattr(right, what)
+        errors[what] = abs(total / wanted - 1) + (targets != wanted_targets)
     for part in ("model", "optimizer"):
-        assert state[part].keys() == wanted[part].keys()
-        errors[part] = max(relative(state[part][key], value) for key, value in wanted[part].items())
+        assert state[part].keys() == right.state[part].keys()
+        errors[part] = max(relative(state[part][key], value) for key, value in right.state[part].items())
+    main = engines[1].state_dict(everywhere=False)
+    if dist.get_rank() == 0:
+        assert all(torch.equal(main[part][key], value) for part in state for key, value in state[part].items())
     held = sum(p.numel() for p in engines[0].params.parameters.values())
-    errors["share"] = held / sum(p.numel() for p in single.params.parameters.values())
+    errors["share"] = held / sum(tensor.numel() for tensor in right.state["model"].values())
     return errors
 
 
 def draw() -> list[tuple[str, dict, dict]]:
-    """Every family and every plan at least once; each goes on under another plan."""
+    """Every family once, under two plans one after the other, so that (with few exceptions) every plan is drawn."""
     generator = np.random.default_rng(int(os.environ.get("LUBAN_TEST_SEED", "0")))
-    names, plans = generator.permutation(NAMES).tolist(), generator.permutation(len(PLANS)).tolist()
-    count = max(len(names), len(plans))
-    cases = [(names[i % len(names)], PLANS[plans[i % len(plans)]]) for i in range(count)]
-    return [(name, plan, PLANS[generator.integers(len(PLANS))]) for name, plan in cases]
+    options = {name: plans_of(name) for name in NAMES}
+    left, cases = generator.permutation(len(PLANS)).tolist(), []
+    for name in sorted(NAMES, key=lambda name: len(options[name])):  # those with few options choose first
+        chosen = [PLANS[i] for i in left if PLANS[i] in options[name]][:2]
+        while len(chosen) < 2:
+            chosen.append(options[name][generator.integers(len(options[name]))])
+        left = [i for i in left if PLANS[i] not in chosen]
+        cases.append((name, *chosen))
+    return cases
 
 
-def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]]) -> None:
+def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]], steps: int) -> None:
     torch.set_num_threads(1)
     os.environ.update(WORLD_SIZE=str(PROCESSES), RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
-    found = [compare(*case) for case in cases]
-    world = World.join(ParallelPlan(shard=PROCESSES), torch.device("cpu"))
-    agreed = world.agree({"rank": rank}) == {"rank": 0}
-    stopped = engine(
-        "decoder", ParallelPlan(replicate=PROCESSES), World.join(ParallelPlan(replicate=PROCESSES), torch.device("cpu"))
-    )
-    batch = FAMILIES["decoder"].batch(ROWS, np.random.default_rng(0))
+    right = references(sorted({name for name, _, _ in cases}), rank, steps)
+    found = [compare(right[case[0]], steps, *case) for case in cases]
+    agreed = joined(ParallelPlan(shard=PROCESSES)).agree({"rank": rank}) == {"rank": 0}
+    stopped = engine("decoder", ParallelPlan(replicate=PROCESSES), joined(ParallelPlan(replicate=PROCESSES)))
+    batch = ZOO["decoder"].batch(ROWS, np.random.default_rng(0))
     stops = [stopped.synchronize(stopped.submit(batch, stop=stop)).stop for stop in (False, rank == 2)]
     Path(folder, f"{rank}.json").write_text(json.dumps({"found": found, "agreed": agreed, "stops": stops}))
     dist.destroy_process_group()
@@ -108,9 +208,8 @@ def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]]) -> None:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Iterator[tuple[list, list[dict]]]:
-    folder, cases = tmp_path_factory.mktemp("plans"), draw()
-    mp.spawn(worker, (str(folder), cases), nprocs=PROCESSES)
-    yield cases, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
+    cases = draw()
+    yield cases, run(tmp_path_factory.mktemp("plans"), cases, STEPS)
 
 
 def check(cases: list, results: list[dict]) -> None:
@@ -131,13 +230,50 @@ def test_processes_agree_and_one_can_ask_for_the_end(drawn):
         assert result["agreed"] and result["stops"] == [False, True]
 
 
+def run(folder: Path, cases: list, steps: int) -> list[dict]:
+    mp.spawn(worker, (str(folder), cases, steps), nprocs=PROCESSES)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
+
+
+@pytest.mark.slow
+def test_many_steps_equal_those_of_one_process(tmp_path):
+    check(draw(), run(tmp_path, draw(), MANY_STEPS))
+
+
 @pytest.mark.slow
 def test_every_plan_and_family_equals_one_process(tmp_path):
-    cases = [
-        (name, plan, other) for name, (plan, other) in product(NAMES, zip(PLANS, PLANS[1:] + PLANS[:1], strict=True))
-    ]
-    mp.spawn(worker, (str(tmp_path), cases), nprocs=PROCESSES)
-    check(cases, [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(PROCESSES)])
+    cases = []
+    for name in NAMES:
+        plans = plans_of(name)
+        cases += [(name, plan, other) for plan, other in zip(plans, plans[1:] + plans[:1], strict=True)]
+    check(cases, run(tmp_path, cases, MORE_STEPS))
+
+
+COMPILED = [
+    {"replicate": 2, "tensor": 2},
+    {"shard": 2, "tensor": 2, "remat": "full"},
+    {"pipeline": 2, "replicate": 2, "microbatches": 2},
+    {"context": 2, "replicate": 2},
+]
+
+
+def compiled_worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(WORLD_SIZE=str(PROCESSES), RANK=str(rank))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
+    right, errors = train(engine("decoder", ParallelPlan(), World(), precision="fp32"), "decoder", 0, 2), []
+    for plan in (ParallelPlan(**fields) for fields in COMPILED):
+        found = train(engine("decoder", plan, joined(plan), precision="fp32", compile=True), "decoder", 0, 2)
+        errors.append(float(np.abs(np.array(found) / np.array(right) - 1).max()))
+    Path(folder, f"{rank}.json").write_text(json.dumps(errors))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_compiled_plans_equal_one_process_in_fp32(tmp_path):
+    mp.spawn(compiled_worker, (str(tmp_path),), nprocs=PROCESSES)
+    for rank in range(PROCESSES):
+        assert max(json.loads((tmp_path / f"{rank}.json").read_text())) < 1e-5
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_one_that_does():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -42,8 +43,9 @@ def test_a_run_that_stops_in_two_processes_goes_on_in_two_others(luban, start, s
     _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert err.count("the same command resumes") == 1  # one process speaks for all
-    code, err = luban(*command, "--nproc", "2")
-    assert code == 0 and "plan.shard was 2, now 1" in err and "resuming after step" in err, err
+    code, err = luban(*command, "--nproc", "2", "--plan.tensor", "2")
+    assert code == 0 and "plan.shard was 2, now 1" in err and "plan.tensor was 1, now 2" in err, err
+    assert "resuming after step" in err, err
     found, right = curve(several), curve(single)
     assert [row[0] for row in found] == [row[0] for row in right]
     assert [v for row in found for v in row[1:]] == pytest.approx([v for row in right for v in row[1:]], rel=1e-9)
@@ -59,6 +61,9 @@ def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe
         (("--nproc", "3"), "batch_size 4 can't be divided among 3 processes: it must be a multiple of 3, such as 3"),
         (("--nproc", "0"), "--nproc takes a number of processes from 1"),
         (("--plan.shard", "2"), r"needs 2 processes, and there are 1: start 2 \(--nproc 2\)"),
+        (("--nproc", "4", "--plan.tensor", "4"), "4 divides the heads of attention, and there are 2: use at most .* 2"),
+        (("--nproc", "3", "--plan.pipeline", "3"), "needs 3 layers, and there are 2: use at most --plan.pipeline 2"),
+        (("--nproc", "3", "--plan.context", "3"), "multiple of 6, such as --train.seq_len 30"),
     ):
         with pytest.raises(UsageError, match=message):
             pretrain.run([*command, *words])
@@ -82,3 +87,53 @@ def test_a_process_that_fails_ends_the_others_and_is_named(luban, shards, recipe
     code, err = luban("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run", "--nproc", "2")
     assert code != 0 and not (tmp_path / "run").exists()
     assert "process 1 of 2 failed with exit code 9" in err and "Traceback" not in err, err
+
+
+def children(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_named_and_the_last_checkpoint_goes_on(luban, start, shards, recipe, tmp_path):
+    command = (
+        "pretrain",
+        recipe,
+        "--data.path",
+        shards,
+        "--out",
+        tmp_path / "run",
+        "--nproc",
+        "2",
+        "--plan.tensor",
+        "2",
+    )
+    process = start(*command, "--train.steps", "2000", "--checkpoint.every", "8", "--validation.every", "0")
+    checkpoints = tmp_path / "run.incomplete" / "checkpoints"
+    while process.poll() is None and not (checkpoints.exists() and list(checkpoints.glob("[!.]*"))):
+        time.sleep(0.05)
+    first, second = children(process.pid)
+    began = time.monotonic()
+    os.kill(second, signal.SIGSTOP)
+    while Path(f"/proc/{first}").exists() and Path(f"/proc/{first}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() - began < 30
+        time.sleep(0.1)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0 and "process 1 of 2 has given no sign of life" in err, err
+    done = json.loads((checkpoints.parent / "manifest.json").read_text())["figures"]["step"]
+    code, err = luban(*command, "--train.steps", done + 2, "--validation.every", "0")
+    assert code == 0 and f"resuming after step {done}" in err, err
+
+
+def test_a_process_with_another_recipe_is_refused(luban, start, shards, recipe, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank, seed in enumerate((1, 2)):
+        environment = {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        words = ("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run", "--train.seed", seed)
+        processes.append(start(*words, environment=environment))
+    first, second = (process.communicate(timeout=120)[1] for process in processes)
+    assert all(process.returncode != 0 for process in processes)
+    assert "process 1 of this run has another recipe than process 0" in first, (first, second)
+    assert not list(tmp_path.iterdir())

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from training_data import tensors
 
 from luban.models.build import build_model, materialise
-from luban.nn.init import initialise
+from luban.nn.init import Region, initialise
 from luban.nn.linear import MatmulOwner, matmul_owners
 from luban.nn.roles import roles_of
 from luban.objectives.base import LossModule
@@ -61,13 +61,17 @@ def shard(loss: LossModule, mesh: DeviceMesh) -> None:
     fully_shard(loss, mesh=mesh)
 
 
+def shard_region(_: str, tensor: Tensor) -> Region:
+    return Region(tensor.shape, [local_region(tensor)])
+
+
 def sharded_loss(name: str, mesh: DeviceMesh) -> tuple[LossModule, Tensor]:
     """Every rank draws its shard of the weights, and reads its rows of the batch."""
     loss = loss_module(name, "meta")
     shard(loss, mesh)
     materialise(loss.model, "cpu")
     spec = loss.model.spec
-    initialise(loss.model, spec.init, layers=max(len(spec.layers), 1), seed=SEED, region=local_region)
+    initialise(loss.model, spec.init, layers=max(len(spec.layers), 1), seed=SEED, region=shard_region)
     batch, targets = batch_of(name)
     mine = {key: tensor.chunk(RANKS)[mesh.get_rank()] for key, tensor in batch.items()}
     total = run(loss, mine, targets / RANKS) / RANKS  # FSDP takes the mean of the ranks' gradients

@@ -86,7 +86,7 @@ class GatedFeedForward(nn.Module, MatmulOwner):
             return gated.gated_matmuls(x_NE, gated.paired(gate, up), down)[0]
         gate_up = self.matmul.linear(x_NE, *joined(self.gate, self.up))
         gate_up = self.add_adapters_(gate_up, x_NE, {"gate": gate.shape[0], "up": up.shape[0]})
-        if self.matmul is TORCH and (self.adapters is None or "down" not in self.adapters):
+        if training and self.matmul is TORCH and (self.adapters is None or "down" not in self.adapters):
             return swiglu_linear(gate_up, down)
         return self._linear("down", swiglu(gate_up))
 

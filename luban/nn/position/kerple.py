@@ -93,8 +93,8 @@ class KerplePositions(PositionMethod):
     def draw_parameters(self, draw: InitialValues) -> None:
         """Set the fixed initial values, which aren't random."""
         raw1, raw2 = self.initial(alibi_slopes(self.heads))
-        self.raw1.copy_(draw.placed(raw1, self.raw1))
-        self.raw2.copy_(draw.placed(raw2, self.raw2))
+        self.raw1.copy_(draw.placed("raw1", raw1, self.raw1))
+        self.raw2.copy_(draw.placed("raw2", raw2, self.raw2))
 
 
 class PowerPositions(KerplePositions):

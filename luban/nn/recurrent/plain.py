@@ -87,7 +87,8 @@ class LSTMLayer(nn.LSTM):
         draw_recurrent(self, draw)
         input_gate, cell, output = torch.zeros(3, self.hidden_size)
         forget = torch.full_like(cell, FORGET)
-        self.bias_ih_l0.copy_(draw.placed(torch.cat([input_gate, forget, cell, output]), self.bias_ih_l0))
+        biases = torch.cat([input_gate, forget, cell, output])
+        self.bias_ih_l0.copy_(draw.placed("bias_ih_l0", biases, self.bias_ih_l0))
 
     def forward(self, x_NTI: Tensor, given_N: Tensor) -> Tensor:
         """(N, T, I) → (N, T, E)."""

@@ -19,6 +19,7 @@ from luban.nn.linear import JointLinear, QKVLinear, adjacent, joined, lay_adjace
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import RMSNorm
 from luban.nn.position.rope import Rope
+from luban.nn.row import linear
 
 DTYPES = [torch.float32, *([torch.bfloat16] if ON_GPU else [])]
 
@@ -62,6 +63,29 @@ def test_rms_norm_of_half_precision_squares_and_of_double_precision():
         found = norm.double()(exact)
     expected = exact / (exact.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@here
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_a_few_rows_times_a_matrix(dtype, rows):
+    rng = fresh()
+    inputs, outputs = rng.randrange(1, 2500), rng.randrange(1, 60)
+    x = torch.randn(rows, 1, 2 * inputs, device=DEVICE, dtype=dtype)[..., :inputs]
+    whole = torch.randn(outputs + 3, inputs + 5, device=DEVICE, dtype=dtype)
+    weight, bias = whole[3:, :inputs], torch.randn(outputs, device=DEVICE, dtype=dtype)
+    from luban.kernels.gemv import gemv, serves
+
+    assert serves(x, weight) and not serves(x.expand(rows, 5, -1), weight) and not serves(x, whole.t())
+    for added in (None, bias):
+        found = gemv(x, weight, added)
+        expected = torch.nn.functional.linear(x.double(), weight.double(), None if added is None else added.double())
+        assert found.shape == expected.shape and found.dtype == dtype
+        error = (found.double() - expected).abs().max() / expected.abs().max()
+        assert error < (1e-2 if dtype == torch.bfloat16 else 1e-5)
+    with torch.no_grad():
+        assert torch.equal(linear(x, weight, bias), found)
+    assert linear(x, weight.clone().requires_grad_(), bias).requires_grad
 
 
 def model(dtype: torch.dtype, bias: bool) -> nn.Module:
@@ -111,6 +135,8 @@ class Counted(torch.utils._python_dispatch.TorchDispatchMode):
 
     def __init__(self, calls):
         super().__init__()
+        from luban.kernels import rotary, swiglu  # noqa: F401 (registers the operations)
+
         self.calls = calls
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from luban.nn.init import BLOCK, InitialValues, whole
+from luban.nn.init import BLOCK, InitialValues, Region, whole
 
 SHAPES = [(7,), (3 * BLOCK + 5,), (300, 70), (2, BLOCK + 1), (5000, 40), (64, 9, 11, 3), (0, 4), (4, 0)]
 
@@ -26,7 +26,7 @@ def test_any_region_holds_what_the_whole_does(shape):
         begins = tuple(random.randint(0, size) for size in shape)
         ends = tuple(random.randint(begin, size) for begin, size in zip(begins, shape, strict=True))
         here = tuple(slice(begin, end) for begin, end in zip(begins, ends, strict=True))
-        drawn = values(shape, lambda tensor, here=here, begins=begins: (tensor[here], begins))
+        drawn = values(shape, lambda _, tensor, here=here, begins=begins: Region(shape, [(tensor[here], begins)]))
         assert torch.equal(drawn[here], right[here])
 
 
@@ -49,5 +49,22 @@ def test_they_depend_on_seed_and_name_and_not_on_the_dtype():
 def test_values_of_the_whole_are_cut_to_the_region():
     shape = (6, 5)
     full = torch.randn(shape)
-    placed = InitialValues(0, "", lambda tensor: (tensor[2:4, 1:], (2, 1))).placed(full, torch.empty(shape))
+    region = lambda _, tensor: Region(shape, [(tensor[2:4, 1:], (2, 1))])  # noqa: E731
+    placed = InitialValues(0, "", region).placed("weight", full, torch.empty(shape))
     assert torch.equal(placed[2:4, 1:], full[2:4, 1:])
+
+
+def test_a_parameter_in_pieces_of_a_larger_one_holds_their_rows_and_columns():
+    right = values((300, 70))
+    for dim in (0, 1):
+        runs = [(5, 25), (40, 41), (5, 10)]  # a run may come twice
+        size = sum(end - begin for begin, end in runs)
+        shape = (size, 70) if dim == 0 else (300, size)
+
+        def region(_, tensor, dim=dim, runs=runs):
+            parts = tensor.split([end - begin for begin, end in runs], dim)
+            begins = [(begin, 0) if dim == 0 else (0, begin) for begin, _ in runs]
+            return Region((300, 70), list(zip(parts, begins, strict=True)))
+
+        wanted = torch.cat([right.narrow(dim, begin, end - begin) for begin, end in runs], dim)
+        assert torch.equal(values(shape, region), wanted)

@@ -51,7 +51,7 @@ def test_masters_sum_micro_batches_in_fp32_and_refresh_what_was_stepped():
         params.accumulate()
         total += gradient.float()
     assert module.weight.grad is None
-    assert torch.equal(params.gradients()[weight], total)
+    assert torch.equal(params.gradients()["weight"], total)
     params.load_state_dict(
         {"weight": reference.weight + 1e-5, "bias": reference.bias}
     )  # 1e-5 next to 0.1 is lost in bf16
@@ -60,7 +60,7 @@ def test_masters_sum_micro_batches_in_fp32_and_refresh_what_was_stepped():
     assert params.copies()[weight].data_ptr() == module.weight.data_ptr()
     params.clear()
     module(torch.ones(1, 5, dtype=torch.bfloat16)).sum().backward()
-    assert torch.equal(params.gradients()[weight], torch.ones(4, 5))
+    assert torch.equal(params.gradients()["weight"], torch.ones(4, 5))
 
 
 def test_fp32_has_no_second_copy():

@@ -1,0 +1,219 @@
+"""A model cut into stages of a pipeline, without the model knowing of it.
+
+Every process runs the forward pass of the whole loss module, of which it holds its stages alone: the layers of a stack that
+lie before a stage are replaced by the hidden states that the process before sent, and the forward pass ends where the next
+process goes on. Masks, positions and rotations follow from the batch, which every process reads.
+
+Stacks are numbered in the order in which they run: the encoder of an encoder–decoder is 0, its decoder 1.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from luban.core.errors import ConfigError
+from luban.core.plan import ParallelPlan, even_runs
+from luban.models.base import Model
+from luban.models.stack import Layers, TransformerStack
+from luban.nn.context import ForwardContext
+from luban.nn.position.base import PositionMethod
+from luban.parallel.world import World
+
+
+@dataclass(frozen=True)
+class StackPart:
+    """What a stage has of one stack."""
+
+    layers: tuple[int, ...]
+    first: bool  # the stack begins here
+    last: bool  # the stack ends here
+    finished: bool  # in an earlier stage
+
+
+class StageEnd(Exception):
+    """Ends a stage's forward pass; `hidden`: stack → what the next stage needs of it."""
+
+    def __init__(self, hidden: dict[int, Tensor]):
+        super().__init__()
+        self.hidden = hidden
+
+
+@dataclass
+class Boundary:
+    """What goes into the stage that is running, and which stage that is.
+
+    Args:
+        parts: of each stage, its part of each stack.
+    """
+
+    parts: list[list[StackPart]]
+    stage: int = 0
+    received: Mapping[int, Tensor] = field(default_factory=dict)  # stack → hidden states from the stage before
+    finished: dict[int, Tensor] = field(default_factory=dict)  # stack → its output, of those that have ended
+
+    def begin(self, stage: int, received: Mapping[int, Tensor]) -> None:
+        """Before a forward pass."""
+        self.stage, self.received, self.finished = stage, received, {}
+
+    def part(self, stack: int) -> StackPart:
+        """The running stage's part of a stack."""
+        return self.parts[self.stage][stack]
+
+    def crossing(self, stage: int) -> list[int]:
+        """The stacks of which something goes from a stage to the next: those that have begun."""
+        return [k for k, part in enumerate(self.parts[stage]) if part.finished or part.layers]
+
+
+def stage_parts(depths: list[int], stages: int) -> list[list[StackPart]]:
+    """The parts of each stage, with as equal numbers of layers as can be.
+
+    Args:
+        depths: layers of each stack.
+    """
+    found = []
+    for begin, end in even_runs(sum(depths), stages):
+        parts, before = [], 0
+        for depth in depths:
+            layers = tuple(range(max(begin - before, 0), min(max(end - before, 0), depth)))
+            parts.append(StackPart(layers, 0 in layers, depth - 1 in layers, begin >= before + depth))
+            before += depth
+        found.append(parts)
+    return found
+
+
+def cut_stages(model: Model, plan: ParallelPlan, process: int) -> Boundary:
+    """Leave of a model on the meta device what a process of the pipeline needs for its stages.
+
+    Raises:
+        ConfigError: there are more stages than layers, or the model has no stack of layers.
+    """
+    stacks = stacks_of(model)
+    check_stages(plan, sum(len(stack.block_of) for stack in stacks))
+    boundary = Boundary(stage_parts([len(stack.block_of) for stack in stacks], plan.stages))
+    mine = [boundary.parts[stage] for stage in range(process, plan.stages, plan.pipeline)]
+    for k, stack in enumerate(stacks):
+        parts = [stage[k] for stage in mine]
+        layers = [layer for part in parts for layer in part.layers]
+        stack.blocks = StageLayers(stack.blocks, {stack.block_of[layer] for layer in layers}, k, boundary)
+        if not any(part.last for part in parts):
+            stack.norm = None
+        if not layers:
+            stack.position, stack.layer_positions = PositionMethod(), nn.ModuleDict()
+        _run_in_stages(stack, k, boundary, model.spec.width)
+    if process != (plan.stages - 1) % plan.pipeline:
+        model.head = nn.Module()
+    _drop_embeddings(model, stacks, {k for stage in mine for k, part in enumerate(stage) if part.first})
+    return boundary
+
+
+def _drop_embeddings(model: Model, stacks: list[TransformerStack], kept: set[int]) -> None:
+    """Drop the embeddings of other stages, but keep a table whose weight is used here by another module: in the whole model
+    it has the name of the first that holds it."""
+    dropped = {k: stack.embedding for k, stack in enumerate(stacks) if k not in kept and stack.embedding is not None}
+    for k in dropped:
+        stacks[k].embedding = None
+    used = {id(parameter) for parameter in model.parameters()}
+    for k, embedding in dropped.items():
+        if id(embedding.tokens.weight) in used:
+            stacks[k].embedding = SharedTable(embedding.tokens)  # type: ignore[assignment]
+
+
+class SharedTable(nn.Module):
+    """In place of an embedding: the table of tokens, where another module of the stage uses its weight."""
+
+    def __init__(self, tokens: nn.Module):
+        super().__init__()
+        self.tokens = tokens
+
+
+def stacks_of(model: nn.Module) -> list[TransformerStack]:
+    """The stacks of a model, in the order in which they run."""
+    return [part for part in model.modules() if isinstance(part, TransformerStack)]
+
+
+def check_stages(plan: ParallelPlan, layers: int) -> None:
+    """Raise ConfigError unless so many layers can be cut into the plan's stages."""
+    if not layers:
+        raise ConfigError("plan.pipeline cuts stacks of Transformer layers, and this model has none: use --plan.shard")
+    if layers < plan.stages:
+        most = max(n for n in range(1, layers + 1) if n * (plan.stages // plan.pipeline) <= max(layers, n))
+        raise ConfigError(
+            f"plan.pipeline {plan.pipeline} with {plan.stages // plan.pipeline} stages a process needs {plan.stages} "
+            f"layers, and there are {layers}: use at most --plan.pipeline {most}"
+        )
+
+
+class StageLayers(Layers):
+    """The blocks that a process has of one stack; they run those of the current stage."""
+
+    def __init__(self, blocks: Layers, mine: set[str], stack: int, boundary: Boundary):
+        super().__init__({key: block for key, block in blocks.items() if key in mine})
+        self.stack, self.boundary = stack, boundary
+
+    def forward(self, x_BTE: Tensor, ctx: ForwardContext, block_of: Mapping[int, str]) -> Tensor:
+        """(B, T, E) → (B, T, E). Raises StageEnd where the next stage goes on in this stack."""
+        part = self.boundary.part(self.stack)
+        if not part.first:
+            x_BTE = self.boundary.received[self.stack]
+        for layer in part.layers:
+            x_BTE = self[block_of[layer]](x_BTE, ctx.layer(layer))
+        if not part.last:
+            raise StageEnd({**self.boundary.finished, self.stack: x_BTE})
+        return x_BTE
+
+
+def _run_in_stages(stack: TransformerStack, number: int, boundary: Boundary, width: int) -> None:
+    """Let a stack's forward skip what lies in other stages."""
+    whole = stack.forward
+
+    def forward(x: Tensor, ctx: ForwardContext, segments: Tensor | None = None) -> Tensor:
+        part = boundary.part(number)
+        if part.finished:
+            found = boundary.received[number]
+        elif not part.layers:
+            raise StageEnd(dict(boundary.finished))
+        elif part.first:
+            found = whole(x, ctx, segments)
+        else:  # hidden states come from another process, so that there is nothing to embed
+            embedding, stack.embedding = stack.embedding, None
+            like = boundary.received[number]
+            try:
+                found = whole(like.new_zeros(()).expand(*x.shape[:2], width), ctx, segments)
+            finally:
+                stack.embedding = embedding
+        boundary.finished[number] = found
+        return found
+
+    stack.forward = forward  # type: ignore[method-assign]
+
+
+def run_stage(function: Any, *args: Any) -> Any:
+    """`function(*args)`, or a tuple of what the next stage needs, stack by stack."""
+    try:
+        return function(*args)
+    except StageEnd as end:
+        return tuple(end.hidden[k] for k in sorted(end.hidden))
+
+
+def shared_by_stages(parameters: Mapping[str, Tensor], world: World) -> dict[str, Any]:
+    """Arguments of GradientSums: the parameters that several processes of the pipeline hold, and which are here."""
+    if world.plan.pipeline == 1:
+        return {}
+    known: list[Any] = [None] * world.plan.pipeline
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    dist.all_gather_object(known, shapes, group=world.group("pipeline"))
+    count = Counter(name for names in known for name in names)
+    staged = {name: (shape, count[name]) for names in known for name, shape in names.items() if count[name] > 1}
+    return {"staged": staged, "held": frozenset(staged) & parameters.keys()}
+
+
+def leaves(hidden: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Hidden states as a stage begins with them: of gradients that go back to the stage before."""
+    return {k: x.requires_grad_() for k, x in hidden.items() if torch.is_floating_point(x)}

@@ -1,0 +1,182 @@
+"""Tensor and sequence parallelism: matrices divided among processes by their roles, tokens between the layers.
+
+A layer's parts (attention, feed-forward) read all tokens and hold some heads or inner channels: first matrices by columns,
+last ones by rows, so that a part gives a sum of which every process has a term (Shoeybi et al. 2020, section 3). Between
+the parts each process has some of the tokens (Korthikanti et al. 2022, section 4.2). So a part gathers tokens in front and
+adds up terms behind it, while it scatters the tokens. Embedding and output layer are divided by the vocabulary.
+
+What stands outside the layers is computed by all processes alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from luban.core.errors import ConfigError
+from luban.core.plan import even_runs
+from luban.models.arrangement.base import Block
+from luban.models.base import Model
+from luban.models.stack import Layers, TransformerStack
+from luban.nn.embedding import Embedding
+from luban.nn.linear import Projection, matmul_owners
+from luban.nn.lm_head import LMHead
+from luban.nn.roles import Role, roles_of
+from luban.parallel.collectives import (
+    Peers,
+    copy_to_parts,
+    gather_tokens,
+    join_tokens,
+    scatter_parts,
+    slice_tokens,
+)
+from luban.parallel.heads import HeadRuns, head_runs
+from luban.parallel.placement import Placement, Placements, Run, on_first
+from luban.parallel.vocabulary import DividedEmbedding, DividedVocabulary, enter_head
+
+# Role of a weight → the dimension that is divided. All others are whole in every process.
+DIVIDED: dict[Role, int] = {"q": 0, "k": 0, "v": 0, "o": 1, "gate": 0, "up": 0, "down": 1}
+PARTS = ("mixer", "cross", "feedforward")  # of a block
+
+
+def divide(model: Model, peers: Peers, group: Any) -> Placements:
+    """Divide a model on the meta device: parameters shrink to the parts of this process, and hooks communicate.
+
+    Raises:
+        ConfigError: there are more processes than heads, inner channels or words; the message names a plan that fits.
+    """
+    divided: dict[int, Placement] = {}  # by the parameter as it was
+    for stack in (part for part in model.modules() if isinstance(part, TransformerStack)):
+        tokens = Tokens(peers)
+        stack.blocks.register_forward_pre_hook(tokens.enter)
+        stack.blocks.register_forward_hook(tokens.leave)
+        for block in stack.blocks.values():
+            assert isinstance(block, Block)
+            for part in filter(None, (getattr(block, name) for name in PARTS)):
+                divided |= _part_placements(part, peers.size)
+                part.register_forward_pre_hook(tokens.gather)
+                part.register_forward_hook(tokens.scatter)
+    divided |= _divide_vocabulary(model, peers)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    placed = {names[key]: placement for key, placement in divided.items()}
+    partial = frozenset(_partial(model)) - placed.keys()
+    _shrink(model, divided, peers.rank)
+    return Placements(placed, partial, peers.rank, peers.size, group)
+
+
+def check_tensor(model: Model, ranks: int) -> None:
+    """Raise ConfigError if a model on the meta device can't be divided among so many processes."""
+    for stack in (part for part in model.modules() if isinstance(part, TransformerStack)):
+        for block in stack.blocks.values():
+            for part in filter(None, (getattr(block, name) for name in PARTS)):
+                _part_placements(part, ranks)
+    _even(model.spec.vocab_size, ranks, "words of the vocabulary")
+
+
+@dataclass
+class Tokens:
+    """Hooks of one stack: its layers work on a slice of the tokens, their parts on all of them."""
+
+    peers: Peers
+    tokens: int = 0  # T of the current forward
+
+    def enter(self, layers: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Slice the hidden states that go into the layers, and let all layers share the gradient of encoder states."""
+        x_BTE, ctx, *rest = args
+        self.tokens = x_BTE.shape[1]
+        if ctx.encoder is not None and ctx.encoder.states is not None:
+            ctx.encoder.states = copy_to_parts(ctx.encoder.states, self.peers)
+        return (slice_tokens(x_BTE, self.peers), ctx, *rest)
+
+    def leave(self, layers: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        """Join what comes out of the layers."""
+        return join_tokens(out, self.peers, self.tokens)
+
+    def gather(self, part: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """All tokens, for a part of a layer."""
+        return (gather_tokens(args[0], self.peers, self.tokens), *args[1:])
+
+    def scatter(self, part: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        """The sum of the parts' terms, in slices."""
+        return scatter_parts(out, self.peers)
+
+
+def _part_placements(part: nn.Module, ranks: int) -> dict[int, Placement]:
+    """Placements of the projections of one part of a block."""
+    found: dict[int, Placement] = {}
+    projections = [p for _, owner in matmul_owners(part) for p in owner.projections().values()]
+    roles: dict[int, Role] = {id(p): p.parameter_roles["weight"] for p in projections}
+    heads = _heads_of(part, projections, roles, ranks)
+    for projection in projections:
+        role = roles[id(projection)]
+        if role not in DIVIDED:
+            raise ConfigError(f"plan.tensor can't divide {type(part).__name__}, whose weights have the role {role}")
+        dim = DIVIDED[role]
+        runs = heads.of(role) if heads else _even(projection.weight.shape[dim], ranks, "feed-forward channels")
+        found[id(projection.weight)] = Placement(tuple(projection.weight.shape), dim, runs)
+        if projection.bias is not None:  # behind a sum it is added once
+            shape = tuple(projection.bias.shape)
+            found[id(projection.bias)] = Placement(shape, 0, runs) if dim == 0 else on_first(shape, ranks)
+    return found
+
+
+def _heads_of(part: nn.Module, projections: list[Projection], roles: dict[int, Role], ranks: int) -> HeadRuns | None:
+    sizes = {roles[id(p)]: p.out_features for p in projections}
+    if "q" not in sizes:
+        return None
+    head_dim: int = part.head_dim  # type: ignore[assignment]
+    return head_runs(sizes["q"] // head_dim, sizes["k"] // head_dim, head_dim, ranks)
+
+
+def _even(total: int, ranks: int, what: str) -> tuple[tuple[Run, ...], ...]:
+    if total < ranks:
+        raise ConfigError(f"plan.tensor {ranks} divides {total} {what}: use at most --plan.tensor {total}")
+    return tuple((run,) for run in even_runs(total, ranks))
+
+
+def _divide_vocabulary(model: Model, peers: Peers) -> dict[int, Placement]:
+    """Placements and hooks of the tables with a row a word, and of output layers."""
+    found: dict[int, Placement] = {}
+    for module in model.modules():
+        if isinstance(module, Embedding) and module.num_embeddings == model.spec.vocab_size:
+            runs = _even(module.num_embeddings, peers.size, "words of the vocabulary")
+            (first, past) = runs[peers.rank][0]
+            lookup = DividedEmbedding(peers, first, past - first)
+            module.register_forward_pre_hook(lookup.enter)
+            module.register_forward_hook(lookup.leave)
+        elif isinstance(module, LMHead):
+            runs = _even(module.out_features, peers.size, "words of the vocabulary")
+            module.use_vocabulary(DividedVocabulary(peers, runs[peers.rank][0][0], module.out_features))
+            module.register_forward_pre_hook(enter_head(peers))
+            if module.bias is not None:
+                found[id(module.bias)] = Placement(tuple(module.bias.shape), 0, runs)
+        else:
+            continue
+        found[id(module.weight)] = Placement(tuple(module.weight.shape), 0, runs)
+    return found
+
+
+def _partial(model: Model) -> Iterator[str]:
+    """Names of parameters that see only some of the tokens (in the layers) or of the heads (biases on scores)."""
+    for prefix, module in model.named_modules():
+        acts = isinstance(module, Layers) or getattr(module, "biased", False)
+        if acts:
+            yield from (f"{prefix}.{name}" for name, _ in module.named_parameters())
+
+
+def _shrink(model: nn.Module, divided: dict[int, Placement], rank: int) -> None:
+    """Replace every divided parameter by this process's part; what was shared stays shared."""
+    made: dict[int, nn.Parameter | None] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            placement = divided.get(id(parameter))
+            if placement is None:
+                continue
+            if id(parameter) not in made:
+                empty = parameter.new_empty(placement.local_shape(rank))
+                made[id(parameter)] = nn.Parameter(empty, parameter.requires_grad) if empty.numel() else None
+            setattr(module, name, made[id(parameter)])
+    roles_of(model)  # every parameter still has its owner

@@ -1,0 +1,106 @@
+"""What a plan makes of a prediction for one process: memory a rank, bytes a step, time that processes wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from luban.core.units import bytes_
+from luban.planner.memory import FP32, MemoryPrediction
+from luban.planner.pipeline.tables import table_of
+from luban.planner.pipeline.timeline import Timeline, timeline
+from luban.planner.step_time import StepTime
+from luban.planner.traffic import Spread
+
+AXES_SHOWN = ("pipeline", "replicate", "shard", "context", "tensor")
+WIDEST = 160  # characters of a schedule's picture
+GATHERED = 2  # layers whose weights FSDP has gathered at once: one in use, the next on its way
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A step's cost over the processes of a plan."""
+
+    spread: Spread
+
+    @property
+    def schedule(self) -> Timeline | None:
+        """The pipeline's schedule in time; None without a pipeline."""
+        plan = self.spread.plan
+        return timeline(table_of(plan, self.spread.pieces), plan.stages) if plan.pipeline > 1 else None
+
+    @property
+    def bubble(self) -> float:
+        """Time that processes wait for each other, as a share of the time that they work."""
+        plan = self.spread.plan
+        if plan.pipeline == 1 or plan.schedule == "pipedream":  # batches follow each other without a flush
+            return 0.0
+        assert self.schedule is not None
+        return float(self.schedule.bubble())
+
+    def memory(self, whole: MemoryPrediction) -> MemoryPrediction:
+        """The memory of the process that needs most, from that of one which has the whole model and all tokens of its rows."""
+        processes = range(self.spread.plan.pipeline)
+        return max((self.process_memory(whole, process) for process in processes), key=lambda found: found.total)
+
+    def process_memory(self, whole: MemoryPrediction, process: int) -> MemoryPrediction:
+        """The memory of a process of the pipeline."""
+        plan, graph = self.spread.plan, self.spread.graph
+        held = self.spread.parameters(process) / max(graph.parameters, 1)
+        shards = plan.shard * plan.context if plan.shard > 1 else 1
+        parameters, gradients = held * whole.parameters, held * whole.gradients
+        if shards > 1:
+            count, layers = self.spread.parameters(process), max(len(graph.layers()) // plan.pipeline, 1)
+            gathered = 1.0 if plan.zero < 3 else min(GATHERED / layers, 1.0)
+            masters = max(FP32, graph.itemsize) * count / shards
+            parameters = masters + gathered * graph.itemsize * count
+            gradients = gradients if plan.zero == 1 else gradients / shards
+        stash, stages = 1, 1.0
+        if self.schedule is not None:  # every stash is of one of the process's stages
+            stash, stages = self.schedule.peak_stash()[process], 1 / plan.stages
+        parts = plan.tensor * plan.context
+        return replace(
+            whole,
+            parameters=int(parameters),
+            optimizer=int(held * whole.optimizer / shards),
+            gradients=int(gradients),
+            activations=int(whole.activations * stash * stages / parts),
+            transient=int(whole.transient / parts),
+        )
+
+    def step(self, whole: StepTime) -> StepTime:
+        """The time of a step whose work is divided evenly; messages aren't counted."""
+        plan = self.spread.plan
+        factor = (1 + self.bubble) / (plan.tensor * plan.context * plan.pipeline)
+        return replace(whole, **{name: factor * value for name, value in vars(whole).items()})
+
+    def lines(self, *, picture: bool = False) -> list[str]:
+        """For `--dry-run`: processes, messages, bubble, and the schedule's picture."""
+        plan = self.spread.plan
+        sizes: Mapping[str, int] = {axis: getattr(plan, axis) for axis in AXES_SHOWN}
+        axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
+        rows = [
+            f"plan    {plan.processes} processes: {axes or 'one'}{f' (ZeRO {plan.zero})' if plan.shard > 1 else ''}"
+        ]
+        busiest = max(range(plan.pipeline), key=lambda process: sum(row.bytes for row in self.spread.traffic(process)))
+        traffic = self.spread.traffic(busiest)
+        if traffic:
+            rows.append(f"sends   {bytes_(sum(row.bytes for row in traffic))} a step by the process that sends most:")
+            rows += [f"        {bytes_(row.bytes)} {row.axis} {row.collective} of {row.what}" for row in traffic]
+        if self.schedule is not None:
+            stash = ", ".join(map(str, self.schedule.peak_stash()))
+            rows.append(
+                f"bubble  {self.bubble:.1%} of the working time: {plan.schedule}, {self.spread.pieces} micro-batches in "
+                f"{plan.stages} stages; micro-batches kept at once by each process: {stash}"
+            )
+        if picture:
+            rows += self._picture()
+        return rows
+
+    def _picture(self) -> list[str]:
+        if self.schedule is None:
+            return ["picture plan.pipeline is 1: there is no schedule to draw"]
+        lines = self.schedule.picture()
+        cut = any(len(line) > WIDEST for line in lines)
+        legend = "F forward, B backward (I of inputs, W of weights), with the micro-batch; small letters: later stages"
+        return [line[:WIDEST] for line in lines] + [f"            {legend}{'; the rest is cut off' if cut else ''}"]

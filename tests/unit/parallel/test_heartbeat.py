@@ -1,0 +1,69 @@
+"""A process that gives no sign of life is named, and one that has ended properly is not."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from luban.parallel.heartbeat import watched
+
+BEAT, SILENT = 0.02, 0.5
+WAIT = 20.0
+
+
+@pytest.fixture
+def store():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return dist.TCPStore("127.0.0.1", port, is_master=True, timeout=timedelta(seconds=WAIT), wait_for_workers=False)
+
+
+class Left:
+    """Messages of processes that ended."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.event = threading.Event()
+
+    def __call__(self, message: str) -> None:
+        self.messages.append(message)
+        self.event.set()
+
+
+def watch(store, rank: int, left: Left, size: int = 3):
+    return watched(store, rank, size, leave=left, beat=BEAT, silent=SILENT)
+
+
+def test_the_others_name_a_process_that_never_answers(store):
+    first, second = Left(), Left()
+    with watch(store, 0, first), watch(store, 1, second):
+        assert first.event.wait(WAIT) and second.event.wait(WAIT)
+    for found in (first, second):
+        assert len(found.messages) == 1 and "process 2 of 3 has given no sign of life" in found.messages[0]
+
+
+def test_the_others_name_the_first_process(store):
+    left = Left()
+    with watch(store, 1, left, size=2):
+        assert left.event.wait(WAIT)
+    assert "process 0 of 2" in left.messages[0]
+
+
+def test_a_process_that_has_ended_is_not_missed(store):
+    left = Left()
+    with watch(store, 0, left, size=2):
+        with watch(store, 1, left, size=2):
+            time.sleep(3 * BEAT)
+        time.sleep(2 * SILENT)
+    assert not left.messages
+
+
+def test_one_process_needs_no_watch():
+    with watched(None, 0, 1):
+        pass

@@ -1,0 +1,93 @@
+"""What a plan makes of a prediction: each process's share of memory and time, and what --dry-run says of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from luban.core.opgraph import OpGraph
+from luban.core.plan import ParallelPlan
+from luban.models.describe import describe
+from luban.models.spec import uniform
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
+from luban.planner.distribution import Distribution
+from luban.planner.memory import MemoryPrediction
+from luban.planner.step_time import StepTime
+from luban.planner.traffic import Spread
+
+GRAPH: OpGraph = describe(
+    uniform(
+        vocab_size=64,
+        width=32,
+        context=16,
+        layers=8,
+        mixer=Grouped(heads=4, kv_heads=2),
+        feedforward=SwiGLU(width=64),
+        tied_head=True,
+    ),
+    batch=2,
+    seq=16,
+    dtype="float32",
+)
+COUNT = GRAPH.parameters
+WHOLE = MemoryPrediction(
+    parameters=4 * COUNT, optimizer=8 * COUNT, gradients=4 * COUNT, activations=800_000, transient=64_000
+)
+STEP = StepTime(matmul_seconds=8.0, attention_seconds=4.0, elementwise_seconds=2.0, update_seconds=2.0)
+
+
+def distribution(pieces: int = 1, **fields) -> Distribution:
+    return Distribution(Spread(GRAPH, ParallelPlan(**fields), pieces, 4))
+
+
+@pytest.mark.parametrize(("zero", "divided"), [(1, 8 / 4), (2, 8 / 4 + 4 / 4), (3, 8 / 4 + 4 / 4)])
+def test_zero_divides_optimizer_then_gradients_then_weights(zero, divided):
+    found = distribution(shard=4, zero=zero).memory(WHOLE)
+    state = found.optimizer + (found.gradients if zero > 1 else 0)
+    assert state == pytest.approx(divided * COUNT, rel=1e-3)
+    # shards of the weights, and those that are gathered: all, or of two layers of eight
+    assert found.parameters == pytest.approx(4 * COUNT * (1 / 4 + (1 if zero < 3 else 2 / 8)), rel=1e-3)
+    assert found.activations == WHOLE.activations
+
+
+def test_tensor_and_context_divide_activations_and_time():
+    for fields in ({"tensor": 2}, {"context": 2}):
+        found = distribution(**fields)
+        assert found.memory(WHOLE).activations == WHOLE.activations // 2
+        assert found.step(STEP).total == STEP.total / 2
+    norms = sum(op.parameters for op in GRAPH.ops if op.role == "norm")
+    assert distribution(tensor=2).spread.parameters(0) == (COUNT - norms) // 2 + norms
+    assert distribution(context=2).memory(WHOLE).parameters == WHOLE.parameters
+
+
+def test_a_pipeline_divides_layers_keeps_inputs_and_waits():
+    gpipe, flushed = (distribution(8, pipeline=4, microbatches=8, schedule=name) for name in ("gpipe", "1f1b"))
+    assert gpipe.memory(WHOLE).activations == 8 * WHOLE.activations // 4
+    assert flushed.memory(WHOLE).activations == 4 * WHOLE.activations // 4  # the first process, with the table
+    assert flushed.process_memory(WHOLE, 3).activations == WHOLE.activations // 4
+    assert flushed.bubble == 0.375 and flushed.step(STEP).total == pytest.approx(STEP.total / 4 * 1.375)
+    table, norm = 64 * 32, 32
+    layer = (COUNT - table - norm) // 8
+    assert [flushed.spread.parameters(p) for p in range(4)] == [
+        2 * layer + table,
+        2 * layer,
+        2 * layer,
+        2 * layer + table + norm,  # the output layer's copy of the table
+    ]
+    interleaved = distribution(8, pipeline=4, microbatches=8, schedule="interleaved")
+    assert interleaved.bubble == 0.1875
+    assert distribution(8, pipeline=4, microbatches=8, schedule="pipedream").bubble == 0
+
+
+def test_the_dry_run_says_who_sends_what_and_draws_the_schedule():
+    text = "\n".join(distribution(4, pipeline=2, microbatches=4, tensor=2).lines(picture=True))
+    for part in (
+        "plan    4 processes: pipeline 2 × tensor 2",
+        "tensor all-gather of hidden states",
+        "pipeline send of hidden states and gradients",
+        "bubble  25.0% of the working time: 1f1b, 4 micro-batches in 2 stages",
+        "micro-batches kept at once by each process: 2, 1",
+        "process 0   F0·F1·      B0·B0·F2·",
+    ):
+        assert part in text, text
+    assert "no schedule to draw" in distribution(shard=2).lines(picture=True)[-1]
