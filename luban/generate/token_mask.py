@@ -113,18 +113,31 @@ class StructureCompiler:
         except ImportError:
             raise MissingExtra("llguidance", "serve", "structured output") from None
         if structure.kind == "json_schema":
-            grammar = LLMatcher.grammar_from_json_schema(
-                structure.source, defaults={"whitespace_pattern": WHITESPACE, "whitespace_flexible": True}
-            )
+            options = {"whitespace_pattern": WHITESPACE, "whitespace_flexible": True}
+            try:
+                grammar = LLMatcher.grammar_from_json_schema(structure.source, defaults=options)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise ConfigError(f"the json schema can't be followed: {_line([str(error)])}") from None
         elif structure.kind == "regex":
             grammar = LLMatcher.grammar_from_regex(structure.source)
         else:
             grammar = LLMatcher.grammar_from_lark(structure.source)
         library = self._tokens()
         wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, library)
+        name = structure.kind.replace("_", " ")
         if wrong:
-            raise ConfigError(f"the {structure.kind.replace('_', ' ')} can't be followed: {_line(messages)}")
-        return Matcher(LLMatcher(library, grammar, log_level=0), -(-library.vocab_size // BITS), self._executor)
+            raise ConfigError(f"the {name} can't be followed: {_line(messages)}")
+        matcher = LLMatcher(library, grammar, log_level=0)
+        first = matcher.deep_copy()  # what the validation lets pass shows in the first mask
+        try:
+            allowed, problem = any(first.compute_bitmask()), first.get_error()
+        except ValueError as error:
+            allowed, problem = False, str(error)
+        if problem:
+            raise ConfigError(f"the {name} can't be followed: {_line(problem.splitlines()[:1])}")
+        if not allowed:
+            raise ConfigError(f"the {name} can't be followed: it allows no text of this model's tokens")
+        return Matcher(matcher, -(-library.vocab_size // BITS), self._executor)
 
     def _tokens(self) -> Any:
         from llguidance import LLExecutor, LLTokenizer

@@ -159,6 +159,8 @@ def test_a_model_without_end_tokens_ends_where_nothing_can_follow(model):
         (lambda: Structure.choice([]), "a choice needs"),
         (lambda: Structure.choice(["a", ""]), "a choice needs"),
         (lambda: Structure.grammar("start: nowhere"), "unknown name"),
+        (lambda: Structure.grammar("start: start"), "can't be followed"),
+        (lambda: Structure.json_schema(False), "can't be followed"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_in_one_line(engine, make, words):
