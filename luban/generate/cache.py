@@ -23,6 +23,10 @@ class ContextError(DataError):
     """More tokens than the model's context holds."""
 
 
+class PromptTooLong(ContextError):
+    """A prompt that leaves no room for an answer."""
+
+
 class LayerKeysValues:
     """Keys and values of one layer, and of an encoder's states where it attends to them."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 
 from luban.core.errors import ConfigError
@@ -100,6 +101,12 @@ class Sampling:
         for fine, name, right in checks:
             if not fine:
                 raise ConfigError(f"{name} must be {right}, {getattr(self, name)!r} given")
+
+    @cached_property
+    def alters_logits(self) -> bool:
+        """Whether logits are changed before a token is drawn, by more than temperature and filters."""
+        neutral = self.repetition_penalty == 1 and self.presence_penalty == 0 and self.frequency_penalty == 0
+        return not (neutral and not self.logit_bias and self.min_tokens == 0 and self.structure is None)
 
 
 def _biases(given: Mapping[int, float] | Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:

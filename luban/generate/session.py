@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import LubanError
-from luban.generate.cache import ContextError, ContiguousCache
+from luban.generate.cache import ContextError, ContiguousCache, PromptTooLong
 from luban.generate.logits import add_biases, forbid, penalise, subtract
 from luban.generate.sampler import draw, uniform
 from luban.generate.sampling import Sampling
@@ -179,7 +179,7 @@ def check_prompt(prompt: list[int], spec: ModelSpec) -> None:
     """Raise ContextError where a decoder's prompt is empty, too long, or holds ids outside the vocabulary."""
     check_ids(prompt, spec)
     if len(prompt) >= spec.context:
-        raise ContextError(
+        raise PromptTooLong(
             f"the prompt has {len(prompt)} tokens, and the model's context of {spec.context} "
             "must also hold the answer: shorten the prompt"
         )
@@ -217,6 +217,8 @@ def choose(logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[S
 
 def processed(logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[Sequence], list[int]]) -> Tensor:
     """Logits after penalties, biases and masks; the argument itself where no sequence asks for any."""
+    if not any(s.sampling.alters_logits for s in sequences):
+        return logits_BV
     settings = [s.sampling for s in sequences]
     penalties = [setting.repetition_penalty for setting in settings]
     counted = [seen(s) if penalty != 1 else [] for s, penalty in zip(sequences, penalties, strict=True)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import UnsupportedError
-from luban.generate.cache import ContextError, ContiguousCache, float_parameter
+from luban.generate.cache import ContiguousCache, PromptTooLong, float_parameter
 from luban.generate.session import Sequence, Session, check_ids
 from luban.models.base import Model
 from luban.models.encoder_decoder import EncoderDecoder
@@ -50,7 +50,7 @@ class SourceSession(Session):
         """Raise ContextError where a source is empty, too long, or holds ids outside the vocabulary."""
         check_ids(prompt, self.spec)
         if len(prompt) > self.spec.context:
-            raise ContextError(
+            raise PromptTooLong(
                 f"the source has {len(prompt)} tokens, and the model reads {self.spec.context} at most: shorten it"
             )
 

@@ -32,7 +32,10 @@ class Structure:
                 schema = json.loads(schema)
             except ValueError as error:
                 raise ConfigError(f"the JSON schema is not JSON: {error}") from None
-        if not isinstance(schema, (bool, Mapping)):
+        if schema is False:
+            raise ConfigError("the JSON schema can't be followed: false allows no text")
+        schema = {} if schema is True else schema
+        if not isinstance(schema, Mapping):
             raise ConfigError(f"a JSON schema is an object, {type(schema).__name__} given")
         try:
             return cls("json_schema", json.dumps(schema))

@@ -26,12 +26,12 @@ class StructureError(LubanError):
 class Matcher:
     """Where one text stands in its structure; made by `StructureCompiler.matcher`."""
 
-    def __init__(self, matcher: Any, words: int):
-        self._matcher, self.words = matcher, words  # W of its mask
+    def __init__(self, matcher: Any, words: int, executor: Any):
+        self._matcher, self.words, self._executor = matcher, words, executor  # W of its mask; threads of the library
 
     def copy(self) -> Matcher:
         """Another text that begins like this one."""
-        return Matcher(self._matcher.deep_copy(), self.words)
+        return Matcher(self._matcher.deep_copy(), self.words, self._executor)
 
     def consume(self, token: int) -> bool:
         """Go on by a token. False: the structure doesn't allow it, and the matcher is of no more use."""
@@ -54,9 +54,20 @@ class Matcher:
             return None
         return StructureError(f"the structure can't be followed: {self._matcher.get_error().splitlines()[0]}")
 
-    def write_mask(self, words_W: Tensor) -> None:
-        """Set a bit for every token that may follow; words_W int32, on the CPU, contiguous."""
-        self._matcher.unsafe_compute_mask_ptr(words_W.data_ptr(), words_W.numel() * words_W.element_size())
+    @staticmethod
+    def write_masks(matchers: Sequence[Matcher], words_BW: Tensor) -> None:
+        """Set a bit for every token that may follow in each text, several texts in parallel.
+
+        Args:
+            matchers: of one compiler.
+            words_BW: int32, on the CPU, contiguous.
+        """
+        rows = [(matcher._matcher, row) for row, matcher in enumerate(matchers)]
+        bytes_a_row = words_BW.shape[1] * words_BW.element_size()
+        if len(rows) == 1:
+            rows[0][0].unsafe_compute_mask_ptr(words_BW.data_ptr(), bytes_a_row)
+        elif rows:
+            matchers[0]._executor.unsafe_compute_mask_ptr(rows, words_BW.data_ptr(), bytes_a_row, len(rows))
 
 
 class _Vocabulary:
@@ -88,7 +99,7 @@ class StructureCompiler:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]):
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
         self.stop_ids = list(stop_ids) or [vocab_size]  # an id that no logit has
-        self._lock, self._library = threading.Lock(), None
+        self._lock, self._library, self._executor = threading.Lock(), None, None  # made with the first matcher
 
     def matcher(self, structure: Structure) -> Matcher:
         """A matcher at the beginning of a text.
@@ -102,24 +113,38 @@ class StructureCompiler:
         except ImportError:
             raise MissingExtra("llguidance", "serve", "structured output") from None
         if structure.kind == "json_schema":
-            grammar = LLMatcher.grammar_from_json_schema(
-                structure.source, defaults={"whitespace_pattern": WHITESPACE, "whitespace_flexible": True}
-            )
+            options = {"whitespace_pattern": WHITESPACE, "whitespace_flexible": True}
+            try:
+                grammar = LLMatcher.grammar_from_json_schema(structure.source, defaults=options)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise ConfigError(f"the json schema can't be followed: {_line([str(error)])}") from None
         elif structure.kind == "regex":
             grammar = LLMatcher.grammar_from_regex(structure.source)
         else:
             grammar = LLMatcher.grammar_from_lark(structure.source)
         library = self._tokens()
         wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, library)
+        name = structure.kind.replace("_", " ")
         if wrong:
-            raise ConfigError(f"the {structure.kind.replace('_', ' ')} can't be followed: {_line(messages)}")
-        return Matcher(LLMatcher(library, grammar, log_level=0), -(-library.vocab_size // BITS))
+            raise ConfigError(f"the {name} can't be followed: {_line(messages)}")
+        matcher = LLMatcher(library, grammar, log_level=0)
+        first = matcher.deep_copy()  # what the validation lets pass shows in the first mask
+        try:
+            allowed, problem = any(first.compute_bitmask()), first.get_error()
+        except ValueError as error:
+            allowed, problem = False, str(error)
+        if problem:
+            raise ConfigError(f"the {name} can't be followed: {_line(problem.splitlines()[:1])}")
+        if not allowed:
+            raise ConfigError(f"the {name} can't be followed: it allows no text of this model's tokens")
+        return Matcher(matcher, -(-library.vocab_size // BITS), self._executor)
 
     def _tokens(self) -> Any:
-        from llguidance import LLTokenizer
+        from llguidance import LLExecutor, LLTokenizer
 
         with self._lock:
             if self._library is None:
+                self._executor = LLExecutor()
                 vocabulary = _Vocabulary(self.tokenizer, self.vocab_size, self.stop_ids[0])
                 self._library = LLTokenizer(vocabulary, eos_token=self.stop_ids)  # type: ignore[arg-type]
             return self._library
@@ -137,9 +162,9 @@ def mask_logits(logits_BV: Tensor, matchers: Sequence[Matcher | None]) -> Tensor
     if not rows:
         return logits_BV
     vocab_size = logits_BV.shape[1]
-    words_BW = torch.zeros(len(rows), rows[0][1].words, dtype=torch.int32)
-    for words_W, (_, matcher) in zip(words_BW, rows, strict=True):
-        matcher.write_mask(words_W)
+    on_gpu = logits_BV.device.type == "cuda"
+    words_BW = torch.zeros(len(rows), rows[0][1].words, dtype=torch.int32, pin_memory=on_gpu)
+    Matcher.write_masks([matcher for _, matcher in rows], words_BW)
     words_BW = words_BW.to(logits_BV.device, non_blocking=True)
     allowed_BV = (
         (words_BW[:, :, None] >> torch.arange(BITS, device=logits_BV.device) & 1).flatten(1)[:, :vocab_size].bool()

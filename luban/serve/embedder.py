@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import DataError, UnsupportedError
+from luban.generate.cache import PromptTooLong
 from luban.load.model import LoadedModel
 from luban.models.encoder_decoder import EncoderDecoder
 
@@ -42,7 +43,9 @@ class Embedder:
         if not 0 <= min(ids) <= max(ids) < self.spec.vocab_size:
             raise DataError(f"a text to embed holds ids outside the model's vocabulary of {self.spec.vocab_size}")
         if len(ids) > self.spec.context:
-            raise DataError(f"a text to embed has {len(ids)} tokens, and the model's context is {self.spec.context}")
+            raise PromptTooLong(
+                f"a text to embed has {len(ids)} tokens, and the model's context is {self.spec.context}"
+            )
         return ids
 
     def _ends(self) -> bool:

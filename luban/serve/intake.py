@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from luban.core.errors import DataError
-from luban.generate.cache import ContextError
+from luban.generate.cache import PromptTooLong
 from luban.generate.sampling import Sampling
 from luban.generate.token_mask import Matcher, StructureCompiler
 from luban.load.model import LoadedModel
@@ -51,12 +51,12 @@ class Intake:
         return ids
 
     def require_room(self, text: str) -> None:
-        """Raise ContextError for a text much longer than the context, at the cost of tokenising a beginning of it that is
+        """Raise PromptTooLong for a text much longer than the context, at the cost of tokenising a beginning of it that is
         about twice as long as the context, however long the text is."""
         context, size = self.model.spec.context, FIRST_CHARACTERS * self.model.spec.context
         while size < len(text):
             if len(self.model.need_tokenizer().encode(text[:size])) > 2 * context:
-                raise ContextError(
+                raise PromptTooLong(
                     f"a prompt of {len(text)} characters has more tokens than the model's context of {context}: shorten it"
                 )
             size *= 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from luban.serve.api.service import Service
 
 INTERRUPTED = 130  # exit code
+SAY_LOADING_AFTER = 2.0  # seconds
 TRIES = 100  # ports looked at beyond the one asked for
 
 
@@ -71,10 +73,6 @@ def serve(
     check_sites(options.origins, options.hosts)
     listener = bind(host, port)
     actual = listener.getsockname()[1]
-    if port and actual != port:
-        say(f"port {port} is taken, using {actual}")
-    if not options.api_key:
-        warn("no --api-key is set: everyone who can reach this address can use the model")
     options = replace(options, hosts=(host, *options.hosts))
     address = f"http://{f'[{host}]' if ':' in host else host}:{actual}"
     app = create_app(lambda: _ready_to_serve(load(), engine), options)
@@ -105,18 +103,27 @@ def serve(
 
     server = Server(config)
 
+    loading = threading.Timer(SAY_LOADING_AFTER, say, [f"loading {name}; until it is loaded {address} answers 503"])
+    loading.daemon = True
+
     def loaded() -> None:
+        loading.cancel()
         if service.broken is not None:
             server.should_exit = True
         else:
+            if port and actual != port:
+                say(f"port {port} is taken, using {actual}")
+            if not options.api_key:
+                warn("no --api-key is set: everyone who can reach this address can use the model")
             about = "chat page; the API is" if service.engine is not None else "embeddings; the API is"
             say(f"serving {service.model.name} at {address}  ({about} at {address}/v1; Ctrl-C stops)")
 
     service.on_loaded = loaded
-    say(f"loading {name}; until it is loaded {address} answers 503")
+    loading.start()
     try:
         server.run(sockets=[listener])
     finally:
+        loading.cancel()
         listener.close()
         if service.worker is not None and service.worker.alive:
             # a thread inside torch can't be ended, and aborts an interpreter that ends

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from luban.core.errors import LubanError
 from luban.core.log import say
+from luban.generate.token_mask import StructureError
 from luban.serve.request import Delta, Request
 
 STEP_SECONDS = 30.0  # that stopping waits for the step that is running
@@ -108,6 +109,7 @@ class Worker:
 
         Raises:
             GenerationError: the model failed.
+            StructureError: a request's structure can't be followed further.
         """
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue()
 
@@ -125,8 +127,11 @@ class Worker:
         try:
             while left:
                 index, delta = await arrived.get()
-                if requests[index].error is not None:
-                    raise GenerationError(f"the model failed while generating: {requests[index].error}")
+                error = requests[index].error
+                if isinstance(error, StructureError):
+                    raise error
+                if error is not None:
+                    raise GenerationError(f"the model failed while generating: {error}")
                 left -= delta.finish_reason is not None
                 yield index, delta
         finally:

@@ -171,7 +171,7 @@ def test_stop_strings_end_with_stop(server):
         ("completions", {"prompt": "x", "temperature": -1}, 400, "temperature"),
         ("completions", {"prompt": "x", "n": 0}, 400, "n"),
         ("completions", {"prompt": "x", "model": "gpt-9"}, 404, "gpt-9"),
-        ("completions", {"prompt": "x" * 1000}, 400, "1001 tokens"),
+        ("completions", {"prompt": "x" * 1000}, 422, "1001 tokens"),
         ("completions", {"prompt": []}, 400, "empty"),
         ("completions", {"prompt": [5, 99999]}, 400, "vocabulary"),
         ("completions", {"prompt": "x", "suffix": "y"}, 400, "suffix"),
@@ -181,11 +181,11 @@ def test_stop_strings_end_with_stop(server):
         ("chat/completions", {"messages": []}, 400, "messages"),
         ("chat/completions", {"messages": [{"role": "king", "content": "x"}]}, 400, "role"),
         ("chat/completions", {**CHAT, "tools": [{"type": "function"}]}, 400, "tools"),
-        ("chat/completions", {**CHAT, "messages": [{"role": "user", "content": "x" * 700}]}, 400, "context"),
+        ("chat/completions", {**CHAT, "messages": [{"role": "user", "content": "x" * 700}]}, 422, "context"),
         (
             "chat/completions",
             {**CHAT, "stream": True, "messages": [{"role": "user", "content": "x" * 700}]},
-            400,
+            422,
             "context",
         ),
     ],
@@ -290,7 +290,7 @@ def test_an_encoder_decoder_is_served(tiny_translator):
             refused = client.post("/v1/chat/completions", json={**CHAT, "model": "tiny-translator"})
             assert refused.status_code == 400 and "chat template" in refused.json()["error"]["message"]
             refused = client.post("/v1/completions", json={"prompt": "x" * 99})
-            assert refused.status_code == 400 and "the model reads 64 at most" in refused.json()["error"]["message"]
+            assert refused.status_code == 422 and "the model reads 64 at most" in refused.json()["error"]["message"]
     finally:
         stop(process)
 

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from luban.core.errors import DataError
 from luban.generate.sampling import Sampling
 from luban.generate.structure import Structure
+from luban.generate.token_mask import StructureError
 from luban.serve.api.answer import Logprobs, Shape, usage
 from luban.serve.api.bodies import MAX_SEQUENCES, Body
 from luban.serve.api.chat_body import ChatBody
@@ -214,6 +215,9 @@ class Answers:
                     yield _event(shape.body([choice], chunk=True))
         except (GenerationError, Stopping) as error:
             yield _event(error_body(str(error), kind="server_error"))
+            return
+        except StructureError as error:
+            yield _event(error_body(str(error)))
             return
         finally:
             await deltas.aclose()

@@ -14,6 +14,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from luban.core.errors import LubanError
+from luban.generate.cache import PromptTooLong
+from luban.serve.memory import RequestTooLarge
 from luban.serve.worker import GenerationError
 from luban.tokenizer.tokenizer import without_surrogates
 
@@ -92,6 +94,11 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def broken(_: HttpRequest, error: Exception) -> JSONResponse:
         return JSONResponse(error_body(f"the server failed: {type(error).__name__}", kind="server_error"), 500)
+
+    @app.exception_handler(PromptTooLong)
+    @app.exception_handler(RequestTooLarge)
+    async def too_long(_: HttpRequest, error: LubanError) -> JSONResponse:
+        return JSONResponse(error_body(str(error), code="context_length_exceeded"), 422)
 
     @app.exception_handler(LubanError)
     async def wrong(_: HttpRequest, error: LubanError) -> JSONResponse:

@@ -44,12 +44,12 @@ def test_a_value_that_cannot_be_is_refused():
 def test_every_flag_of_serve_has_its_variable(monkeypatch):
     from luban.cli import serve
 
+    values = {"bool": "true", "int": "3", "float": "1.5", "Literal['none', 'ngram']": "ngram"}
     for field in fields(serve.Arguments):
         if field.name == "model":
             continue
-        value = {"bool": "true", "int": "3", "float": "1.5"}.get(
-            str(field.type).split()[0], "4" if "int" in str(field.type) else "2"
-        )
+        kind = str(field.type).removesuffix(" | None")
+        value = values.get(kind, "word")
         found = flags_from_environment(serve.Arguments, [], serve.PREFIX, {variable(serve.PREFIX, field.name): value})
         made = parse(serve.Arguments, ["m", *found], verb="serve", about="x")
         assert getattr(made, field.name) not in (field.default, None), field.name

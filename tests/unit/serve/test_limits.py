@@ -130,7 +130,7 @@ def test_refusing_a_long_prompt_costs_no_more_than_the_contexts_worth(client, mo
         answer = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": text}]})
     else:
         answer = client.post("/v1/completions", json={"prompt": text})
-    assert answer.status_code == 400 and "more tokens than the model's context" in answer.json()["error"]["message"]
+    assert answer.status_code == 422 and "more tokens than the model's context" in answer.json()["error"]["message"]
     assert sum(read) <= 4 * FIRST_CHARACTERS * model.spec.context
 
 
@@ -188,7 +188,7 @@ def test_a_request_that_would_never_fit_is_refused_with_the_sizes(model, paged, 
     with TestClient(create_app(engine), base_url=LOCAL) as client:
         body = {"prompt": [5] * 6, "n": n, "ignore_eos": True}
         answer = client.post("/v1/completions", json={**body, "max_tokens": refused})
-        assert answer.status_code == 400 and message[:6] in answer.json()["error"]["message"]
+        assert answer.status_code == 422 and message[:6] in answer.json()["error"]["message"]
         for count in (n, 4):
             answer = client.post("/v1/completions", json={**body, "n": count, "max_tokens": taken})
             assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == count * taken

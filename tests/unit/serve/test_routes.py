@@ -124,7 +124,8 @@ def test_embeddings_are_unit_means_of_hidden_states(which, engine, encoder, tiny
             ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
         ):
             refused = client.post("/v1/embeddings", json=body)
-            assert refused.status_code == 400 and words in refused.json()["error"]["message"], (body, refused.text)
+            assert refused.status_code == (422 if words == "context" else 400), body
+            assert words in refused.json()["error"]["message"], (body, refused.text)
         if which == "encoder":
             assert not client.get("/v1/models").json()["data"][0]["chat"]
             for route, body in (("chat/completions", ASK), ("completions", {"prompt": "a"})):

@@ -222,3 +222,77 @@ def test_identities_share_nothing_and_other_weights_forget():
 def test_a_budget_without_tokens_for_prompts_is_refused():
     with pytest.raises(ConfigError, match="leave none for prompts"):
         Scheduler(BlockManager(4, 4), max_sequences=8, max_tokens=8)
+
+
+class Hypothetical:
+    """Does at random what engines do to a scheduler: reads, guesses, forks, cancels; and counts."""
+
+    def __init__(self, rng: random.Random, blocks: int, size: int):
+        self.rng, self.scheduler = rng, Scheduler(BlockManager(blocks, size), max_sequences=6, max_tokens=24)
+        self.most, self.number, self.forks, self.cancelled = blocks * size, 0, 0, 0
+
+    def add(self) -> None:
+        length = self.rng.randrange(1, min(self.most - 6, 40))
+        prompt = ([0, 1] * 20)[:length] if self.rng.random() < 0.5 else [self.rng.randrange(3) for _ in range(length)]
+        states = [
+            SequenceState(list(prompt), (self.rng.randrange(3), self.number, i))
+            for i in range(self.rng.choice([1, 1, 3]))
+        ]
+        states[0].read_whole = self.rng.random() < 0.2
+        self.number += 1
+        self.scheduler.add(together(states))
+
+    def step(self) -> None:
+        for state in self.scheduler.running:
+            state.most_draft = self.rng.choice([0, 0, 3])
+        step = self.scheduler.schedule()
+        for chunk in step.chunks:
+            if chunk.drafts:  # fewer guesses than there was room for
+                chunk.drafts = self.rng.randrange(chunk.drafts + 1)
+                chunk.count = 1 + chunk.drafts
+                chunk.state.draft = [self.rng.randrange(3) for _ in range(chunk.drafts)]
+        for chunk in step.chunks:
+            for state in self.scheduler.advance(chunk):
+                kept = state.draft[: self.rng.randrange(len(state.draft) + 1)]
+                self.scheduler.take(state, [*kept, self.rng.randrange(3)])
+                if len(state.tokens) + 6 > self.most or self.rng.random() < 0.1:
+                    self.scheduler.remove(state)
+
+    def fork(self) -> None:
+        ready = [state for state in self.scheduler.running if state.unread == 1]
+        if ready and len(self.scheduler.running) < 6:
+            parent = self.rng.choice(ready)
+            self.scheduler.fork(parent, (*parent.arrival, self.forks))
+            self.forks += 1
+
+    def cancel(self) -> None:
+        if states := [*self.scheduler.running, *self.scheduler.waiting]:
+            self.scheduler.remove(self.rng.choice(states))
+            self.cancelled += 1
+
+    def check(self) -> None:
+        manager = self.scheduler.manager
+        counts = Counter(block for state in self.scheduler.running for block in state.table)
+        assert manager.references == [counts[block] for block in range(manager.blocks)]
+        assert manager.free == sum(count == 0 for count in manager.references)
+        for state in self.scheduler.running:
+            assert 0 <= state.computed <= len(state.tokens) <= self.most
+            assert manager.blocks_for(state.computed) <= len(state.table) <= manager.blocks_for(len(state.tokens))
+
+
+def test_ten_thousand_random_operations_lose_no_block():
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng, operations, preemptions, forks = random.Random(seed), 0, 0, 0
+    while operations < 10_000:
+        work = Hypothetical(rng, rng.randrange(6, 40), rng.choice([1, 2, 4, 16]))
+        for _ in range(500):
+            rng.choice([work.add, work.step, work.step, work.step, work.fork, work.cancel])()
+            work.check()
+            operations += 1
+        preemptions, forks = preemptions + work.scheduler.preemptions, forks + work.forks
+        for state in [*work.scheduler.running, *work.scheduler.waiting]:
+            work.scheduler.remove(state)
+        manager = work.scheduler.manager
+        assert not any(manager.references) and manager.free == manager.blocks
+    assert preemptions > 100 and forks > 100

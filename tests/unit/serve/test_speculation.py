@@ -72,7 +72,7 @@ def test_every_token_is_the_one_without_speculation(model, draft, kind):
             assert mine.logprob == pytest.approx(other.logprob, abs=1e-3)
             assert mine.sampling_logprob == pytest.approx(other.sampling_logprob, abs=1e-3)
     load = engine.load()
-    assert load.drafted > load.accepted > (load.drafted * 0.1 if kind == "draft" else 0)
+    assert load.drafted >= load.accepted > (load.drafted * 0.1 if kind == "draft" else 0)
 
 
 def test_a_perfect_draft_is_always_right(model):

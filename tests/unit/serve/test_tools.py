@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 import luban
 from luban.core.errors import DataError
 from luban.generate.text import TextStream
-from luban.generate.token_mask import StructureCompiler
+from luban.generate.token_mask import Matcher, StructureCompiler
 from luban.serve.api.app import create_app
 from luban.serve.api.tool_formats import Hermes, Llama3, Mistral, ToolParser, format_of
 from luban.tokenizer.chat import render
@@ -130,11 +130,11 @@ def test_required_calls_are_of_the_named_function_and_its_schema(family):
     for offered in (functions, functions[:1]):
         matcher = compiler.matcher(form.structure(offered, several=len(offered) > 1))
         stream, text = TextStream(tokenizer, kept=form.kept()), ""
-        words = torch.zeros(matcher.words, dtype=torch.int32)
+        words = torch.zeros(1, matcher.words, dtype=torch.int32)
         bits = torch.arange(32)
         for _ in range(400):
-            matcher.write_mask(words)
-            allowed = (words[:, None] >> bits & 1).flatten().nonzero().flatten().tolist()
+            Matcher.write_masks([matcher], words)
+            allowed = (words[0, :, None] >> bits & 1).flatten().nonzero().flatten().tolist()
             ends = [token for token in allowed if token in tokenizer.stop_ids]
             close = [t for t in allowed if tokenizer.token_bytes(t) in (b'"', b"}", b"]", b"<")]
             token = rng.choice(ends or close or allowed)
