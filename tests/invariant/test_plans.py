@@ -262,7 +262,7 @@ def compiled_worker(rank: int, folder: str) -> None:
     os.environ.update(WORLD_SIZE=str(PROCESSES), RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
     right, errors = train(engine("decoder", ParallelPlan(), World(), precision="fp32"), "decoder", 0, 2), []
-    for plan in map(lambda fields: ParallelPlan(**fields), COMPILED):
+    for plan in (ParallelPlan(**fields) for fields in COMPILED):
         found = train(engine("decoder", plan, joined(plan), precision="fp32", compile=True), "decoder", 0, 2)
         errors.append(float(np.abs(np.array(found) / np.array(right) - 1).max()))
     Path(folder, f"{rank}.json").write_text(json.dumps(errors))
