@@ -30,6 +30,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from kernel_table import kernel_table
 from on_gpus import side_by_side
 from plain_model import Plain
 from torch import Tensor, nn
@@ -282,50 +283,6 @@ class ClockAndPower:
         if not rows:
             return {}
         return {"sm_mhz": statistics.fmean(r[0] for r in rows), "watts": statistics.fmean(r[1] for r in rows)}
-
-
-def kernel_table(step: Callable[[], object], steps: int = 3) -> str:
-    """Where the device's time goes in some steps without a pause: kernels by name, and where it waits."""
-    for _ in range(steps):
-        step()  # power and clocks settle under load
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
-        for _ in range(steps):
-            step()
-        _synchronize()
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        trace.export_chrome_trace(file.name)
-        events = json.loads(Path(file.name).read_text())["traceEvents"]
-    work = sorted(
-        (e["ts"], e["ts"] + e["dur"], e["name"])
-        for e in events
-        if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
-    )
-    if not work:
-        return "no kernels\n"
-    spans: dict[str, list[float]] = {}
-    waits: dict[tuple[str, str], list[float]] = {}
-    end, before, busy = work[0][0], "", 0.0
-    for start, stop, name in work:
-        spans.setdefault(name, []).append(stop - start)
-        if start > end and before:
-            waits.setdefault((before[:60], name[:60]), []).append(start - end)
-        busy += max(0.0, stop - max(start, end))
-        end, before = max(end, stop), name
-    whole = end - work[0][0]
-    lines = [
-        f"{steps} steps: {whole / steps / 1e3:.1f} ms each, {len(work) // steps} kernels, busy {100 * busy / whole:.1f}%",
-        "ms a step   calls   µs each   kernel",
-    ]
-    for name, found in sorted(spans.items(), key=lambda item: -sum(item[1])):
-        lines.append(
-            f"{sum(found) / steps / 1e3:9.2f} {len(found) / steps:7.0f} {statistics.fmean(found):9.1f}   {name[:150]}"
-        )
-    lines.append("ms a step   times   µs each   waits between kernels")
-    for (a, b), found in sorted(waits.items(), key=lambda item: -sum(item[1]))[:40]:
-        lines.append(
-            f"{sum(found) / steps / 1e3:9.2f} {len(found) / steps:7.0f} {statistics.fmean(found):9.1f}   {a} → {b}"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def timed(step: Callable[[], object], steps: int) -> list[float]:

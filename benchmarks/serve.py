@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from kernel_table import kernel_table
 
 import luban
 from luban.generate.session import Sequence as Growing
@@ -42,6 +43,7 @@ SIZES = {  # vocabulary, width, layers, heads, key heads, feed-forward, context
     "small": (4096, 256, 6, 8, 2, 768, 1024),
     "1b": (32_000, 2048, 22, 32, 4, 5632, 4096),
 }
+SAMPLED = 16  # steps between counts of the memory that holds tokens
 Measured = dict[str, float]
 Prompts = list[list[int]]
 
@@ -90,11 +92,12 @@ def run_engine(engine: luban.Engine, prompts: Prompts, limit: int) -> Measured:
     start = time.perf_counter()
     for prompt, times in zip(prompts, arrived, strict=True):
         engine.submit(Request(prompt, sampling, lambda _, t=times: t.append(time.perf_counter())))
-    most = 0
+    most, steps = 0, itertools.count()
     while engine.step():
         if running := len(engine.batch.sequences):
             most = max(most, running)
-            shares.append(memory_shares(engine, limit))
+            if next(steps) % SAMPLED == 0:  # counting takes time
+                shares.append(memory_shares(engine, limit))
     seconds = time.perf_counter() - start
     first = [times[0] - start for times in arrived]
     gaps = [b - a for times in arrived for a, b in itertools.pairwise(times)]
@@ -108,6 +111,20 @@ def run_engine(engine: luban.Engine, prompts: Prompts, limit: int) -> Measured:
     for name in ("held", "reserved", "whole_context"):
         found[f"kv_{name}"] = round(sum(share[name] for share in shares) / max(1, len(shares)), 3)
     return found
+
+
+def profile(engine: luban.Engine, prompts: Prompts, limit: int, folder: Path) -> None:
+    """Tables of kernels: of the first step, which reads prompts, and of a step in which every sequence reads one token."""
+    sampling = luban.Sampling(max_tokens=limit, temperature=0, ignore_eos=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for prompt in prompts:
+        engine.submit(Request(prompt, sampling))
+    (folder / f"prefill-{len(prompts)}.txt").write_text(kernel_table(engine.step, steps=1, warm=0))
+    while any(len(g.tokens) < 2 for g in engine.batch.sequences):
+        engine.step()
+    (folder / f"decode-{len(prompts)}.txt").write_text(kernel_table(engine.step, steps=8))
+    while engine.step():
+        pass
 
 
 def transformers_runner(model: LoadedModel) -> Callable[[Prompts, int], Measured]:
@@ -154,7 +171,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="")
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--engines", nargs="+", default=["paged", "contiguous", "transformers"])
@@ -162,6 +179,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--shared", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--profile", type=Path, help="folder for tables of the paged engine's kernels (CUDA)")
     args = parser.parse_args()
     dtype = args.dtype or ("bfloat16" if args.size == "1b" else "float32")
     spec = spec_of(args.size)
@@ -190,10 +208,14 @@ def main() -> None:
             if name == "paged":
                 row["prefix_hits"] = prefix_hits(engines[name], sum(map(len, drawn[0])))
             print(json.dumps({"engine": name, "requests": count, **row}), flush=True)
+            if name == "paged" and args.profile:
+                profile(engines[name], drawn[0], 32, args.profile)
     chip = torch.cuda.get_device_name() if args.device != "cpu" else platform.processor()
     print(
         json.dumps(
-            facts | vars(args) | {"dtype": dtype, "chip": chip, "cores": os.cpu_count(), "torch": torch.__version__}
+            facts
+            | {key: str(value) for key, value in vars(args).items()}
+            | {"dtype": dtype, "chip": chip, "cores": os.cpu_count(), "torch": torch.__version__}
         )
     )
 

@@ -16,6 +16,7 @@ _PUBLIC = {
     "load_tokenizer": "luban.tokenizer.tokenizer",
     "Engine": "luban.serve.engine",
     "Sampling": "luban.generate.sampling",
+    "Structure": "luban.generate.structure",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

@@ -6,6 +6,8 @@ process; a writer that plans shards over ranks has the same two methods.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -29,16 +31,29 @@ class Storage(Protocol):
         ...
 
 
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write named tensors as a safetensors file with the permissions that the umask gives to new files.
+
+    `safetensors` (0.8) itself replaces the file by one with mode 0600, which no other user and no container can read.
+
+    Raises:
+        DataError: the disk is full, or the file cannot be written for another reason.
+    """
+    try:
+        path.touch()
+        mode = path.stat().st_mode
+        save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
+        os.chmod(path, stat.S_IMODE(mode))
+    except (SafetensorError, OSError) as error:  # the library hides the system's error inside its own
+        raise DataError(f"cannot write {path}: {error}: free some space or choose another --out") from error
+
+
 class SafetensorsStorage:
     """One safetensors file a collection."""
 
     def write(self, directory: Path, collection: str, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
         whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        path = directory / f"{collection}.safetensors"
-        try:
-            save_file(whole, path, metadata={"format": "pt", **metadata})
-        except SafetensorError as error:  # the library hides the system's error inside its own
-            raise DataError(f"cannot write {path}: {error}: free some space or choose another --out") from error
+        write_safetensors(whole, directory / f"{collection}.safetensors", metadata)
 
     def read(self, directory: Path, collection: str, device: str = "cpu") -> dict[str, Tensor]:
         path = directory / f"{collection}.safetensors"

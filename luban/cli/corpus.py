@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,21 @@ def _about_building() -> str:
     )
 
 
+def _about_mixing() -> str:
+    """Text of `--help` before the options: the fields of a recipe and an example of one."""
+    from luban.core.arguments import describe_fields
+    from luban.corpus.mixture import EXAMPLE, Part
+
+    fields = "\n".join(
+        f"  {name:<8} {comment}{f' (default {default})' if default else ''}"
+        for name, _, default, comment in describe_fields(Part)
+    )
+    return (
+        f"Mix corpora by weight and epochs, as a recipe says: a TOML file of [[part]] tables, one a corpus, with the fields\n"
+        f"{fields}\n\nA recipe:\n\n{textwrap.indent(EXAMPLE, '  ')}"
+    )
+
+
 def _licences(words: tuple[str, ...]) -> dict[str, str]:
     """`NAME` and `SOURCE=NAME` as source → licence, "" for every other source."""
     pairs = [word.rpartition("=") for word in words]
@@ -133,7 +149,7 @@ def mix(argv: Sequence[str]) -> None:
         MixArgs,
         argv,
         verb="corpus mix",
-        about="Mix corpora by weight and epochs.",
+        about=_about_mixing(),
         examples="luban corpus mix llama --parts corpora --out corpora/llama\n"
         "luban corpus mix mixture.toml --out mixed --bytes 1000000000",
     )

@@ -20,6 +20,8 @@ EXTRAS = {
     "pyarrow": ("corpus", "Parquet corpora"),
     "fastapi": ("serve", "luban serve"),
     "uvicorn": ("serve", "luban serve"),
+    "llguidance": ("serve", "structured output"),
+    "prometheus_client": ("serve", "luban serve"),
     "tensorboard": ("tensorboard", "TensorBoard logs"),
 }
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from luban.core.arguments import parse
 
+if TYPE_CHECKING:
+    from luban.generate.structure import Structure
+
 EXAMPLES = """
 luban generate runs/demo/base "def add(a, b):"
 luban generate runs/a "Once" --max-tokens 64 --temperature 0
 echo "a long prompt" | luban generate runs/a -
+luban generate smollm2 "A city as JSON: " --json-schema city.json
+luban generate smollm2 "The capital of France is" --beams 4 --n 2
+luban generate runs/large "Once" --draft runs/small
+luban generate smollm2 "Is Paris in France? " --choice yes --choice no
 """
 
 
@@ -36,10 +44,40 @@ class Arguments:
     top_k: int | None = None  # keep this many likeliest tokens, 0: all; none: as generation_config.json sets it, or 0
     min_p: float | None = None  # keep tokens at least this likely relative to the likeliest; none: as set, or 0
     repetition_penalty: float | None = None  # above 1 tokens repeat less; none: as generation_config.json sets it, or 1
+    beams: int = 1  # above 1: beam search of this width, in which nothing is drawn
+    length_penalty: float = 1.0  # of beam search: sums of log-probabilities are divided by length ** this
+    n: int = 1  # texts, one below the other
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # end before this string; may be repeated
+    json_schema: Path | None = None  # the text is JSON that the schema in this file allows
+    regex: str | None = None  # the text matches this expression
+    choice: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # the text is one of these; may be repeated
+    grammar: Path | None = None  # the text is derived by the grammar in this file, in Lark's notation
     seed: int | None = None  # of the draws; none: another each time
+    draft: str | None = None  # a smaller model with the same vocabulary that guesses tokens; texts don't change
+    speculative: Literal["none", "ngram"] = "none"  # ngram: guess tokens from what followed the same ones before
+    draft_tokens: int = 4  # guessed at once
     device: str = "cpu"  # such as cpu or cuda
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
+
+
+def structure_of(args: Arguments) -> Structure | None:
+    """What the text must be; None: anything. Raises UsageError for two at once and for files that can't be read."""
+    from luban.core.errors import UsageError
+    from luban.generate.structure import Structure
+
+    def read(path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} can't be read: {error}") from None
+
+    given = {name: value for name in ("json_schema", "regex", "choice", "grammar") if (value := getattr(args, name))}
+    if len(given) > 1:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{flags} both say what the text must be: use one")
+    for name, value in given.items():
+        return getattr(Structure, name)(read(value) if isinstance(value, Path) else value)
+    return None
 
 
 def run(argv: Sequence[str]) -> None:
@@ -49,12 +87,33 @@ def run(argv: Sequence[str]) -> None:
     from luban.load.model import load_model
     from luban.serve.engine import Engine
 
-    names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
-    asked = {name: getattr(args, name) for name in names} | {"stop": args.stop or None}
+    names = (
+        "beams",
+        "length_penalty",
+        "n",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "seed",
+    )
+    asked = {name: getattr(args, name) for name in names} | {"stop": args.stop or None, "structure": structure_of(args)}
     Generation().sample(asked)  # what can't be is said before the model is read
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     model = load_model(args.model, device=args.device, dtype=args.dtype)
-    engine, sampling = Engine(model), model.generation.sample(asked, max_tokens=128, temperature=0.8)
+    engine = Engine(
+        model,
+        draft=load_model(args.draft, device=args.device, dtype=args.dtype) if args.draft else None,
+        ngram=args.speculative == "ngram",
+        draft_tokens=args.draft_tokens,
+    )
+    sampling = model.generation.sample(asked, max_tokens=128, temperature=0.8)
+    if args.n > 1:
+        for choice in engine.generate(prompt, sampling)[0].choices:
+            print(choice.text, flush=True)
+        return
     for delta in engine.stream(prompt, sampling):
         print(delta.text, end="", flush=True)
     print()

@@ -26,6 +26,7 @@ VERBS = {
     "generate": "continue a prompt",
     "chat": "talk to a model in the terminal",
     "serve": "an OpenAI-compatible API and a chat page",
+    "bench": "throughput and latency of a server",
     "eval": "measure a model",
     "report": "one page of pictures from run directories",
     "inspect": "kind, files, metrics and lineage of an artifact",

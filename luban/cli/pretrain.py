@@ -29,7 +29,7 @@ luban pretrain tiny_pretrain_cpu --data.path shards --dry-run --picture --plan.p
 
 
 def run(argv: Sequence[str]) -> int:
-    from luban.parallel.world import process_count
+    from luban.parallel.world import World, process_count
     from luban.train.pretrain import pretrain
     from luban.train.recipe import Recipe, model_of_init
     from luban.train.run import dry_run, open_run
@@ -44,4 +44,5 @@ def run(argv: Sequence[str]) -> int:
         open_run(call.recipe, processes=call.processes)  # what is wrong is said once
         return launch(["pretrain", *without_processes(argv)], call.processes)
     print_result(pretrain(call.recipe, call.out, call.name))
+    World.leave()
     return 0

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from luban.core.arguments import parse
+from luban.core.environment import flags_from_environment
 
 EXAMPLES = """
 luban serve runs/demo/chat
 luban serve runs/a --port 9000 --api-key "$KEY"
 luban serve smollm2 --cors https://chat.example.org --allowed-host models.example.org
+LUBAN_SERVE_PORT=9000 LUBAN_SERVE_MAX_QUEUE=64 luban serve smollm2 --dtype int8 --log-requests
 curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" -d '{"messages": [{"role": "user", "content": "Hello"}]}'
 """
 KEY_VARIABLE = "LUBAN_API_KEY"
+PREFIX = "LUBAN_SERVE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +35,69 @@ class Arguments:
     api_key: str | None = None  # clients must send it; none: LUBAN_API_KEY from the environment
     allowed_host: tuple[str, ...] = ()  # names of this server, besides addresses, localhost and the machine's own
     cors: tuple[str, ...] = ()  # sites whose pages may use this server, such as https://chat.example.org
+    draft: str | None = None  # a smaller model with the same vocabulary that guesses tokens; texts don't change
+    speculative: Literal["none", "ngram"] = "none"  # ngram: guess tokens from what followed the same ones before
+    draft_tokens: int = 4  # guessed at once
     device: str = "cpu"  # such as cpu or cuda
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
+    max_batch: int | None = None  # sequences that run together; none: 256, with a contiguous cache 32
+    cache_gb: float | None = None  # memory for keys and values, GB; none: as much as is free, on a CPU half of it
+    max_queue: int = 1024  # sequences that may wait; requests beyond are answered 429
+    drain_seconds: float = 30.0  # that answers may go on for after SIGTERM
+    log_requests: bool = False  # a line of JSON on standard error for every request, without its text
+    log_text: bool = False  # with --log-requests, the text of prompts and answers too
 
 
 def run(argv: Sequence[str]) -> None:
     """Serve until interrupted."""
-    args = parse(Arguments, argv, verb="serve", about="An OpenAI-compatible API and a chat page.", examples=EXAMPLES)
-    from luban.core.errors import UsageError
-    from luban.load.model import load_model
+    argv = flags_from_environment(Arguments, argv, PREFIX, os.environ, positional=("model",))
+    about = "An OpenAI-compatible API and a chat page. Every flag may be set by a variable: LUBAN_SERVE_PORT=9000."
+    args = parse(Arguments, argv, verb="serve", about=about, examples=EXAMPLES)
+    from luban.core.errors import MissingExtra, UsageError
+
+    checks = (
+        (0 <= args.port < 1 << 16, "--port must be from 0 (any) to 65535", args.port),
+        (args.max_queue >= 0, "--max-queue must be 0 or more", args.max_queue),
+        (args.max_batch is None or args.max_batch >= 1, "--max-batch must be at least 1", args.max_batch),
+        (args.cache_gb is None or args.cache_gb > 0, "--cache-gb must be larger than 0", args.cache_gb),
+        (args.draft_tokens >= 1, "--draft-tokens must be at least 1", args.draft_tokens),
+        (args.drain_seconds >= 0, "--drain-seconds must be 0 or more", args.drain_seconds),
+    )
+    for fine, right, given in checks:
+        if not fine:
+            raise UsageError(f"{right}, {given} given")
+    from luban.load.model import LoadedModel, load_model
+    from luban.serve.engine import Engine
     from luban.serve.run import serve
 
-    if not 0 <= args.port < 1 << 16:
-        raise UsageError(f"--port must be from 0 (any) to 65535, {args.port} given")
-    key = args.api_key or os.environ.get(KEY_VARIABLE)
-    model = load_model(args.model, device=args.device, dtype=args.dtype)
-    serve(model, host=args.host, port=args.port, api_key=key, hosts=args.allowed_host, origins=args.cors)
+    try:
+        from luban.serve.api.app import ServerOptions
+    except ImportError as error:
+        raise MissingExtra(error.name or "fastapi", "serve", "luban serve") from None
+
+    def engine(model: LoadedModel) -> Engine:
+        return Engine(
+            model,
+            max_batch=args.max_batch,
+            cache_bytes=None if args.cache_gb is None else int(args.cache_gb * 1e9),
+            draft=load_model(args.draft, device=args.device, dtype=args.dtype) if args.draft else None,
+            ngram=args.speculative == "ngram",
+            draft_tokens=args.draft_tokens,
+        )
+
+    serve(
+        lambda: load_model(args.model, device=args.device, dtype=args.dtype),
+        name=args.model,
+        host=args.host,
+        port=args.port,
+        options=ServerOptions(
+            api_key=args.api_key or os.environ.get(KEY_VARIABLE),
+            hosts=args.allowed_host,
+            origins=args.cors,
+            max_queue=args.max_queue,
+            log_requests=args.log_requests,
+            log_text=args.log_text,
+        ),
+        engine=engine,
+        drain_seconds=args.drain_seconds,
+    )

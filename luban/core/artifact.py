@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError, UsageError
+from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError, UsageError, problem
 from luban.core.hashing import data_sha256, file_sha256, finite
 from luban.core.resuming import differences, require_resumable
 
@@ -119,7 +119,7 @@ def read_manifest(path: str | Path) -> Manifest:
         parents, terms = tuple(_parent_from(p) for p in data["parents"]), tuple(data.get("terms", ()))
         manifest = Manifest(**{**data, "parents": parents, "terms": terms})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"{path / MANIFEST} is damaged: {error}") from error
+        raise ArtifactError(f"{path / MANIFEST} is damaged: {problem(error)}") from error
     if manifest.status == "finished" and manifest.compute_hash() != manifest.content_hash:
         raise ArtifactError(f"{path / MANIFEST} was edited: its content hash does not fit its fields")
     return manifest

@@ -33,6 +33,7 @@ class Partial(Generic[T]):
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
@@ -160,7 +161,7 @@ def _toml_value(text: str) -> Any:
 
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
-    wrong = ConfigError(f"{where}: {getattr(hint, '__name__', hint)} needed, {value!r} given")
+    wrong = ConfigError(f"{where}: {KINDS.get(hint, hint)} is needed, {value!r} given")
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return hint(value)
     if hint is bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -59,7 +60,24 @@ class MissingExtra(LubanError):
 def nearest(word: str, options: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the closest option, or the sorted options when none is close."""
     known = sorted(options)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if close:
-        return f" (did you mean '{close[0]}'?)"
-    return f" (known: {', '.join(known)})" if known else ""
+    return closest(word, known) or (f" (known: {', '.join(known)})" if known else "")
+
+
+def closest(word: str, options: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the closest option in any case, or nothing when none is close."""
+    known = {option.lower(): option for option in sorted(options)}
+    close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    return f" (did you mean '{known[close[0]]}'?)" if close else ""
+
+
+def problem(error: Exception) -> str:
+    """What reading JSON or TOML ran into, in words: Python's own speak of its functions and repeat a missing key alone."""
+    if isinstance(error, KeyError):
+        return f"it has no field {error.args[0]!r}"
+    if isinstance(error, (TypeError, AttributeError, IndexError)):
+        unknown = re.search(r"unexpected keyword argument ('\w+')", str(error))
+        missing = re.search(r"missing \d+ required .*?arguments?: (.+)", str(error))
+        if unknown or missing:
+            return f"unknown field {unknown[1]}" if unknown else f"it has no field {missing[1]}"  # type: ignore[index]
+        return "a field holds a value of another type, or too few of them"
+    return str(error)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luban.core.artifact import ArtifactWriter
-from luban.core.errors import ArtifactError, ConfigError, DataError, LubanError, nearest
+from luban.core.errors import ArtifactError, ConfigError, DataError, LubanError, closest, nearest
 from luban.core.log import progress, warn
 from luban.corpus import card
 from luban.corpus.arrow import require_pyarrow
@@ -21,6 +21,7 @@ from luban.corpus.engine import EXECUTORS, WorkerLost
 from luban.corpus.engine.phase import Task, applied, phases_of, read_marker
 from luban.corpus.engine.plan import plan_tasks
 from luban.corpus.engine.spill import read_spill
+from luban.corpus.licences import NAMES, unknown_names
 from luban.corpus.ragged import Ragged
 from luban.corpus.split import HELDOUT, TRAIN, is_heldout
 from luban.corpus.steps import DEFAULT_STEPS, identity, make_step
@@ -56,7 +57,8 @@ def build_corpus(
         steps: names in `STEPS`, in order, each with `=ARGUMENT` where it takes one.
         workers: processes, or tasks at a time.
         on: a name in `EXECUTORS`.
-        licences: source (its label or path) → its licence, "" for all other sources; a document's own goes before it.
+        licences: source (its label or path) → its licence as an SPDX expression, "" for all other sources; a document's
+            own and that of licence files beside it go before it.
         bad_share: fraction of unusable records (lines, files, members) from which the build is refused, 0 to 1.
         text_field: field of JSON, Parquet and CSV rows that holds the text.
 
@@ -64,7 +66,7 @@ def build_corpus(
         The figures that the manifest holds: documents and bytes of each split, what was dropped and why.
 
     Raises:
-        ConfigError: a fraction out of range, an unknown step, or a licence of a source that is not given.
+        ConfigError: a fraction out of range, an unknown step, an unknown licence, or one of a source that is not given.
         DataError: a source that is missing, empty or binary, too much that is unusable, or nothing left.
     """
     _check_options(heldout, bad_share, text_field)
@@ -124,7 +126,7 @@ def _declared(licences: Mapping[str, str], names: Mapping[str, str]) -> dict[str
     """Licences by the labels of their sources, which may be named by label, path or the glob that was given.
 
     Raises:
-        ConfigError: a licence that is empty, or a source that is not among those of the build.
+        ConfigError: a licence that is empty or no SPDX expression, or a source that is not among those of the build.
     """
     found: dict[str, str] = {}
     for source, licence in licences.items():
@@ -135,6 +137,11 @@ def _declared(licences: Mapping[str, str], names: Mapping[str, str]) -> dict[str
             raise ConfigError(f"licences: no source is called '{source}'{known}")
         if not licence.strip():
             raise ConfigError(f"licences: the licence of {source or 'all sources'} is empty")
+        if unknown := unknown_names(licence):
+            raise ConfigError(
+                f"licences: '{unknown[0]}' is no licence of SPDX's list{closest(unknown[0], NAMES)}; a name of your own "
+                f"begins with LicenseRef-"
+            )
         found.update(dict.fromkeys(labels, licence))
     return dict(sorted(found.items()))
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from luban.core.errors import closest
+from luban.corpus.census import UNKNOWN
+from luban.corpus.licences import NAMES, unknown_names
+
 FILE = "README.md"
 LISTED = 12  # languages named
 SHOWN = 120  # characters of a sample
@@ -49,6 +53,9 @@ def gaps(config: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
     found = []
     if "unknown" in figures["licences"]:
         found.append("The licence of some documents is unknown.")
+    for name in dict.fromkeys(name for licence in figures["licences"] for name in unknown_names(licence)):
+        if name != UNKNOWN:
+            found.append(f"The licence name '{name}' is not on SPDX's list{closest(name, NAMES)}.")
     if "unknown" in figures["languages"]:
         found.append("The language of some documents is unknown: the step `language` tells it.")
     if "waterfall" in figures:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from luban.tokenizer.special import ROLES, unknown_role
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
@@ -56,7 +58,7 @@ def check_messages(value: Any) -> list[dict[str, Any]]:
     tools.
 
     Raises:
-        ValueError: it is no non-empty list of {"role": str, "content": str}.
+        ValueError: it is no non-empty list of {"role": str, "content": str}, or a role is not in ROLES.
     """
     value = json.loads(value) if isinstance(value, str) else value
     if not isinstance(value, list) or not value:
@@ -67,6 +69,8 @@ def check_messages(value: Any) -> list[dict[str, Any]]:
 def _check_message(message: Any) -> dict[str, Any]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError('a message must be {"role": …, "content": …}')
+    if message["role"] not in ROLES:
+        raise ValueError(unknown_role(message["role"]))
     content, calls = message.get("content"), message.get("tool_calls")
     if isinstance(content, list):
         parts = [

@@ -1,4 +1,4 @@
-"""Language codes as they are written in the field: `en`, `EN`, `en-US`, `zh_Hant`, `eng`."""
+"""Language codes and names as they are written in the field: `en`, `EN`, `en-US`, `zh_Hant`, `eng`, `English`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ _CODES = (  # ISO 639-2 and 639-3 → 639-1, of every language that has a code o
     " urd:ur uzb:uz ven:ve vie:vi vol:vo wel:cy wln:wa wol:wo xho:xh yid:yi yor:yo zha:za zho:zh zul:zu"
 )
 THREE = {pair[:3]: pair[4:] for pair in _CODES.split()}
+_NAMES = (  # in English and in the language itself, of languages that corpora are often labelled with
+    "afrikaans:af albanian:sq amharic:am arabic:ar armenian:hy azerbaijani:az basque:eu belarusian:be bengali:bn bangla:bn"
+    " bosnian:bs bulgarian:bg burmese:my catalan:ca chinese:zh mandarin:zh cantonese:yue croatian:hr czech:cs danish:da"
+    " dutch:nl english:en esperanto:eo estonian:et farsi:fa finnish:fi french:fr galician:gl georgian:ka german:de greek:el"
+    " gujarati:gu hausa:ha hebrew:he hindi:hi hungarian:hu icelandic:is igbo:ig indonesian:id irish:ga italian:it"
+    " japanese:ja javanese:jv kannada:kn kazakh:kk khmer:km korean:ko kurdish:ku kyrgyz:ky lao:lo latin:la latvian:lv"
+    " lithuanian:lt macedonian:mk malay:ms malayalam:ml maltese:mt maori:mi marathi:mr mongolian:mn nepali:ne norwegian:no"
+    " odia:or pashto:ps persian:fa polish:pl portuguese:pt punjabi:pa romanian:ro russian:ru sanskrit:sa serbian:sr"
+    " sindhi:sd sinhala:si slovak:sk slovenian:sl somali:so spanish:es sundanese:su swahili:sw swedish:sv tagalog:tl"
+    " tajik:tg tamil:ta tatar:tt telugu:te thai:th tibetan:bo turkish:tr turkmen:tk ukrainian:uk urdu:ur uyghur:ug"
+    " uzbek:uz vietnamese:vi welsh:cy xhosa:xh yiddish:yi yoruba:yo zulu:zu deutsch:de français:fr español:es"
+    " italiano:it português:pt nederlands:nl polski:pl русский:ru українська:uk 中文:zh 汉语:zh 漢語:zh 日本語:ja 한국어:ko"
+)
+NAMED = dict(pair.split(":") for pair in _NAMES.split())
+UNDETERMINED = frozenset({"", "und", "mul", "mis", "unknown", "undetermined", "none", "null", "n/a", "other"})
 SAME = {
     "nb": "no",
     "nn": "no",
@@ -33,10 +48,18 @@ SAME = {
 
 @lru_cache(maxsize=1024)
 def subtags(code: str) -> tuple[str, ...]:
-    """(language, script, region, …) in lower case, the language by its code of two letters where it has one."""
+    """(language, script, region, …) in lower case, the language by its code of two letters where it has one.
+
+    A name of a language, such as `English`, counts as its code.
+    """
     language, *rest = code.strip().lower().replace("_", "-").split("-")
-    language = THREE.get(language, language)
+    language = NAMED.get(language, THREE.get(language, language))
     return (SAME.get(language, language), *rest)
+
+
+def is_determined(code: str | None) -> bool:
+    """False for no code at all, and for one that says that the language is unknown or several."""
+    return code is not None and subtags(code)[0] not in UNDETERMINED
 
 
 def matches(code: str, wanted: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import pairwise
 
 NAMES = (
     "0BSD",
@@ -61,6 +62,42 @@ PHRASES = (
     ("Unlicense", r"this is free and unencumbered software"),
     ("CC0-1.0", r"cc0 1\.0 universal"),
 )
+_BY = r"(?:creative commons attribution|cc[- ]by)"
+NAMED = (  # how a sentence about a work names its licence; the first that matches at a place counts
+    ("Apache-2.0", r"apache(?: software)?(?: licen[cs]e)?,?[ -](?:version |v)?2(?:\.0)?"),
+    ("MIT", r"(?:mit|expat)(?:/x11|/expat)?(?: licen[cs]e)?"),
+    ("0BSD", r"0bsd|zero[- ]clause bsd"),
+    ("BSD-2-Clause", r"(?:bsd[- ]2[- ]clause|(?:2[- ]clause|two[- ]clause|simplified) bsd)(?: licen[cs]e)?"),
+    (
+        "BSD-3-Clause",
+        r"(?:bsd[- ]3[- ]clause|(?:3[- ]clause|three[- ]clause|new|modified|revised) bsd)(?: licen[cs]e)?",
+    ),
+    (
+        "GPL",
+        r"gnu (?:lesser |library |affero )?(?:general public licen[cs]e|[al]?gpl)|[al]?gpl(?:[- ]?v?[0-9][0-9.]*)?",
+    ),
+    ("MPL-2.0", r"mozilla public licen[cs]e|mpl[- ](?:version |v)?2(?:\.0)?"),
+    ("ISC", r"isc(?: licen[cs]e)?"),
+    ("BSL-1.0", r"boost software licen[cs]e"),
+    ("PSF-2.0", r"(?:psf|python software foundation) licen[cs]e"),
+    ("Zlib", r"zlib(?: licen[cs]e)?"),
+    ("Unlicense", r"(?:the )?unlicen[cs]e"),
+    ("CC0-1.0", r"cc0(?:[- ]1\.0)?|creative commons zero"),
+    ("CC-BY-NC-SA-4.0", rf"{_BY}[- ](?:nc|noncommercial)[- ](?:sa|sharealike)[- ]4\.0"),
+    ("CC-BY-NC-ND-4.0", rf"{_BY}[- ](?:nc|noncommercial)[- ](?:nd|noderivatives|noderivs)[- ]4\.0"),
+    ("CC-BY-NC-4.0", rf"{_BY}[- ](?:nc|noncommercial)[- ]4\.0"),
+    ("CC-BY-SA-4.0", rf"{_BY}[- ](?:sa|sharealike)[- ]4\.0"),
+    ("CC-BY-ND-4.0", rf"{_BY}[- ](?:nd|noderivatives|noderivs)[- ]4\.0"),
+    ("CC-BY-4.0", rf"{_BY}[- ]4\.0"),
+)
+_NAME = "|".join(f"(?P<n{i}>{pattern})" for i, (_, pattern) in enumerate(NAMED))
+NAME = re.compile(rf"(?<![\w.-])(?:{_NAME})(?![\w-])")
+# "licensed under the … license", "License: …", "__license__ = …": what follows up to the sentence's end is looked at
+STATED = re.compile(
+    r"(?:(?:licen[cs]ed|released|distributed|redistributed|available|published|provided|covered|governed|free software)"
+    r" (?:\w+ ){0,4}?(?:under|by)|(?<![\w-])_*licen[cs]e_*\"? ?[:=]|@licen[cs]e) (?P<rest>.{1,240}?)(?:\. |[;{}]|$)"
+)
+FAMILIES = ("GPL",)  # names that are not SPDX's: of texts that don't say which licence of a family they mean
 LONGEST_NAME = 100  # characters of an expression
 HEADER = 4096  # characters of a source file in which its licence stands
 TAG = re.compile(r"SPDX-License-Identifier:[ \t]*([^\r\n]+)")
@@ -116,6 +153,46 @@ def of_text(text: str) -> str | None:
     return next((name for name, phrase in PHRASES if re.search(phrase, folded)), None)
 
 
+def of_words(text: str) -> str | None:
+    """The licence of a text in words: the one that it states, and the one whose own text stands in it."""
+    named, quoted = stated(text), of_text(text)
+    if named and quoted and quoted not in re.split(r" AND | OR |[()]", named):
+        return all_of([named, quoted])
+    return named or quoted
+
+
+def stated(text: str) -> str | None:
+    """The licence that sentences such as "licensed under the BSD 3-Clause License" name, or None.
+
+    Names joined by `or` are a choice; of several sentences and otherwise, all apply.
+    """
+    found = []
+    for sentence in STATED.finditer(" ".join(COMMENT_MARK.sub("", text).lower().split())):
+        rest = sentence["rest"]
+        matches = list(NAME.finditer(rest))
+        names = [NAMED[int((match.lastgroup or "n0")[1:])][0] for match in matches]
+        between = [rest[one.end() : two.start()] for one, two in pairwise(matches)]
+        choice = all(re.search(r"\bor\b|/", words) for words in between)
+        found.append(any_of(names) if choice else all_of(names))
+    return all_of(found) or None
+
+
+def unknown_names(expression: str) -> list[str]:
+    """The operands of an expression that are neither on SPDX's list, nor a `LicenseRef-…`, nor one of NAMES."""
+    from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
+    found = []
+    for operand in re.split(r" AND | OR |[()]", expression, flags=re.IGNORECASE):
+        name = operand.strip()
+        if not name or name.lower() in SPELT or name in FAMILIES:
+            continue
+        try:
+            canonicalize_license_expression(name)
+        except InvalidLicenseExpression:
+            found.append(name)
+    return found
+
+
 def of_source_file(text: str, prose: bool = False) -> str | None:
     """The licence that a source file names at its beginning, by SPDX's tags (all apply) or its words, or None.
 
@@ -123,4 +200,4 @@ def of_source_file(text: str, prose: bool = False) -> str | None:
         prose: the file is documentation, whose words may be about any licence; only its tags count.
     """
     tags = (EXPRESSION.match(tag.strip()) for tag in TAG.findall(text[:HEADER]))
-    return all_of(tag[0] for tag in tags if tag) or (None if prose else of_text(text[:HEADER]))
+    return all_of(tag[0] for tag in tags if tag) or (None if prose else of_words(text[:HEADER]))

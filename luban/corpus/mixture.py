@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luban.core.artifact import ArtifactWriter, as_parent, open_artifact
+from luban.core.config import from_dict
 from luban.core.errors import ConfigError, DataError
 from luban.core.log import progress, warn
 from luban.corpus import card
@@ -25,28 +26,50 @@ from luban.corpus.writer import SortedWriter, SplitWriter
 class Part:
     """One corpus of a mixture."""
 
-    name: str  # how its documents' ids begin
-    path: str  # the corpus
+    path: str  # the corpus, a folder that luban corpus build or mix made
     weight: float  # share of the mixture's bytes, against the sum of all weights
     epochs: float = 1.0  # how often its documents may be used at the most
+    name: str = ""  # how its documents' ids begin; by default the last part of the path
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or Path(self.path).name)
         for name, value in (("weight", self.weight), ("epochs", self.epochs)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ConfigError(f"mixture part '{self.name}': {name} must be a number above 0, {value!r} given")
+            _require_positive(f"mixture part '{self.name}'", name, value)
+
+
+def _require_positive(part: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ConfigError(f"{part}: {name} must be a number above 0, {value!r} given")
+
+
+EXAMPLE = """[[part]]
+path = "corpora/wikipedia"
+weight = 4.5
+epochs = 2.45
+
+[[part]]
+path = "corpora/books"
+weight = 4.5
+"""
 
 
 def parts_of(recipe: dict[str, Any], folder: Path | None = None) -> list[Part]:
     """The parts of a mixture recipe, their paths seen from `folder`. Raises ConfigError on unknown or missing fields."""
     tables = recipe.get("part")
     if set(recipe) != {"part"} or not isinstance(tables, list) or not tables:
-        raise ConfigError("a mixture recipe holds [[part]] tables with name, path, weight and epochs, and nothing else")
-    try:
-        parts = [Part(**table) for table in tables]
-    except TypeError as error:
-        raise ConfigError(f"mixture part: {str(error).replace('Part.__init__() ', '')}") from None
-    if len({part.name for part in parts}) < len(parts):
-        raise ConfigError("two parts of the mixture have the same name")
+        raise ConfigError(
+            "a mixture recipe holds [[part]] tables with path and weight, optionally epochs and name, and nothing else "
+            "(luban corpus mix --help has an example)"
+        )
+    parts = []
+    for number, table in enumerate(tables, 1):
+        for name in ("weight", "epochs"):
+            if isinstance(table, dict) and name in table:
+                _require_positive(f"mixture part {number}", name, table[name])  # a recipe's text is no number
+        parts.append(from_dict(Part, table, f"part {number}"))
+    names = [part.name for part in parts]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"two parts of the mixture are called '{repeated[0]}': give one another name = \"…\"")
     return [replace(part, path=str((folder or Path()) / part.path)) for part in parts]
 
 

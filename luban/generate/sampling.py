@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 from luban.core.errors import ConfigError
+from luban.generate.structure import Structure
 
 MAX_LOGPROBS = 20  # alternatives that may be asked for at each token
 MAX_CHOICES = 128
-WHOLE = ("max_tokens", "top_k", "logprobs", "n", "seed")  # fields that are whole numbers
+MAX_BIASES = 1024  # tokens with a bias
+MAX_BEAMS = 128
+WHOLE = (
+    "beams",
+    "max_tokens",
+    "min_tokens",
+    "top_k",
+    "logprobs",
+    "prompt_logprobs",
+    "n",
+    "seed",
+)  # fields that are whole numbers
 
 
 def _whole(name: str, value: object) -> int:
@@ -34,16 +48,25 @@ class Sampling:
     repetition_penalty: float = 1.0  # tokens that were there already become less likely the larger it is; 1: none does
     presence_penalty: float = 0.0  # taken from the logits of tokens that were generated already (OpenAI's API)
     frequency_penalty: float = 0.0  # the same, times how often they were
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit); a mapping is taken too
+    structure: Structure | None = None  # the texts among which the answer must be; none: any
     stop: tuple[str, ...] = ()  # strings that end the text; they are not part of it
-    ignore_eos: bool = False  # go on after an end token
+    stop_token_ids: tuple[int, ...] = ()  # tokens that end the text, beside the model's own; they are no part of it
+    min_tokens: int = 0  # no end token comes before so many tokens
+    ignore_eos: bool = False  # go on after the model's own end tokens
     logprobs: int | None = None  # report log-probabilities, with this many alternatives a token; none: don't
-    n: int = 1  # independent continuations of the prompt
+    prompt_logprobs: int | None = None  # the same for the prompt's tokens after the first
+    n: int = 1  # independent continuations of the prompt; with `beams` the best answers
+    beams: int = 1  # above 1: beam search of this width, in which nothing is drawn, in the place of sampling
+    length_penalty: float = 1.0  # of beam search: sums of log-probabilities are divided by length ** this
     seed: int | None = None  # of the draws; none: another each time
 
     def __post_init__(self):
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(_whole("stop_token_ids", t) for t in self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         for name in WHOLE:
             value = getattr(self, name)
             if value is not None:
@@ -59,8 +82,33 @@ class Sampling:
             (abs(self.frequency_penalty) <= 2, "frequency_penalty", "between -2 and 2"),
             (1 <= self.n <= MAX_CHOICES, "n", f"between 1 and {MAX_CHOICES}"),
             (self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"between 0 and {MAX_LOGPROBS}"),
+            (
+                self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= MAX_LOGPROBS,
+                "prompt_logprobs",
+                f"between 0 and {MAX_LOGPROBS}",
+            ),
+            (1 <= self.beams <= MAX_BEAMS, "beams", f"between 1 and {MAX_BEAMS}"),
+            (self.beams == 1 or self.n <= self.beams, "n", f"at most beams ({self.beams})"),
+            (isfinite(self.length_penalty), "length_penalty", "a finite number"),
+            (self.beams == 1 or self.logprobs is None, "logprobs", "left out with beams"),
+            (self.beams == 1 or not self.stop, "stop", "left out with beams"),
+            (0 <= self.min_tokens <= self.max_tokens, "min_tokens", f"between 0 and max_tokens ({self.max_tokens})"),
+            (all(token >= 0 for token in self.stop_token_ids), "stop_token_ids", "token ids"),
+            (isinstance(self.structure, Structure | None), "structure", "a luban.Structure"),
             (all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings"),
         )
         for fine, name, right in checks:
             if not fine:
                 raise ConfigError(f"{name} must be {right}, {getattr(self, name)!r} given")
+
+
+def _biases(given: Mapping[int, float] | Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """Pairs of a token id and a finite number. Raises ConfigError for anything else, and for more than MAX_BIASES."""
+    pairs = given.items() if isinstance(given, Mapping) else given
+    try:
+        found = {_whole("logit_bias", token): float(bias) for token, bias in pairs}
+    except (TypeError, ValueError):
+        raise ConfigError(f"logit_bias must give a number for every token id, {given!r} given") from None
+    if len(found) > MAX_BIASES or not all(token >= 0 and isfinite(bias) for token, bias in found.items()):
+        raise ConfigError(f"logit_bias must be finite numbers for at most {MAX_BIASES} token ids")
+    return tuple(found.items())

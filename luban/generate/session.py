@@ -15,8 +15,10 @@ from torch import Tensor
 
 from luban.core.errors import LubanError
 from luban.generate.cache import ContextError, ContiguousCache
-from luban.generate.sampler import penalise, sample, subtract, uniform
+from luban.generate.logits import add_biases, forbid, penalise, subtract
+from luban.generate.sampler import draw, uniform
 from luban.generate.sampling import Sampling
+from luban.generate.token_mask import Matcher, mask_logits
 from luban.models.base import Model, require_next_token
 from luban.models.spec import ModelSpec
 
@@ -33,11 +35,12 @@ class NotFiniteError(LubanError):
 
 @dataclass
 class TokenLogprob:
-    """The model's own log-probability of a token, before temperature and filters."""
+    """Log-probabilities of a token, in nats."""
 
     token: int
-    logprob: float  # nats
-    top: list[tuple[int, float]]  # the likeliest tokens with theirs, likeliest first
+    logprob: float  # under the model's own distribution, before penalties, biases, masks, temperature and filters
+    top: list[tuple[int, float]]  # the model's likeliest tokens with theirs, likeliest first
+    sampling_logprob: float | None = None  # under the distribution that it was drawn from; none: a prompt's token
 
 
 NO_TOKEN = -1
@@ -51,8 +54,13 @@ class Sequence:
     sampling: Sampling
     seed: int  # of its draws
     choice: int = 0  # which of the request's n continuations
+    ends: tuple[int, ...] = ()  # tokens that end a text, which don't come before `min_tokens`
+    matcher: Matcher | None = None  # of the request's structure
     tokens: list[int] = field(default_factory=list)  # generated so far
     logprobs: list[TokenLogprob] = field(default_factory=list)  # of each, where asked for
+    prompt_logprobs: list[TokenLogprob] = field(
+        default_factory=list
+    )  # of the prompt's after the first, where asked for
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.tokens)
@@ -81,9 +89,9 @@ class Session:
         """Raise ContextError where a prompt is empty, too long, or holds ids outside the vocabulary."""
         check_prompt(prompt, self.spec)
 
-    def full(self, sequence: Sequence) -> bool:
-        """Whether the context has no room for another token."""
-        return len(sequence) >= self.spec.context
+    def room(self, prompt: list[int]) -> int:
+        """Tokens of an answer that the context holds."""
+        return self.spec.context - len(prompt)
 
     @torch.inference_mode()
     def add(self, sequences: SequenceOf[Sequence]) -> None:
@@ -127,9 +135,8 @@ class Session:
         return self.module.read(hidden[:, -1]).float()
 
     @torch.inference_mode()
-    def choose(self) -> list[int | None]:
-        """Append one token to every sequence; returns the tokens in the order of `sequences`, None where none can be
-        chosen."""
+    def choose(self) -> list[Chosen]:
+        """Append one token to every sequence; returns the tokens in the order of `sequences`, as the function `choose`."""
         assert self.logits is not None
         return choose(self.logits, self.sequences, self.seen)
 
@@ -146,6 +153,15 @@ class Session:
         elif len(rows) != len(self.sequences):
             assert self.cache is not None and self.logits is not None
             self.sequences = [self.sequences[row] for row in rows]
+            self.cache.select(rows)
+            self.logits = self.logits[rows]
+
+    @torch.inference_mode()
+    def replace(self, rows: list[int], sequences: SequenceOf[Sequence]) -> None:
+        """Go on with these sequences, which begin as those of the given rows do, a row for each."""
+        assert self.cache is not None and self.logits is not None
+        self.sequences = list(sequences)
+        if rows != list(range(len(self.logits))):
             self.cache.select(rows)
             self.logits = self.logits[rows]
 
@@ -169,45 +185,81 @@ def check_prompt(prompt: list[int], spec: ModelSpec) -> None:
         )
 
 
-def choose(
-    logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[Sequence], list[int]]
-) -> list[int | None]:
+Chosen = int | None | Exception  # a token; None: no token can be chosen; an error: the request's structure broke
+
+
+def choose(logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[Sequence], list[int]]) -> list[Chosen]:
     """Append one token to every sequence; returns the tokens in the same order, None where a sequence's logits are such
-    that none can be chosen (NaN, +∞, or all −∞).
+    that none can be chosen (NaN, +∞, or all −∞), an error where its structure can't be followed further.
 
     Args:
         logits_BV: float32, of each sequence's next token.
         seen: the tokens that a penalty on repetition counts.
     """
     settings = [s.sampling for s in sequences]
+    quantiles = [0.0 if s.sampling.temperature == 0 else uniform(s.seed, s.choice, len(s.tokens)) for s in sequences]
+    logits = processed(logits_BV, sequences, seen)
+    chosen, logprobs_B = draw(logits, settings, quantiles)
+    valid = logits_BV.amax(-1).isfinite()  # the maximum is NaN where any logit is
+    if logits is not logits_BV:
+        valid &= logits.amax(-1).isfinite()
+    tokens: list[int] = torch.where(valid, chosen, NO_TOKEN).tolist()
+    _keep_logprobs(logits_BV, sequences, [max(token, 0) for token in tokens], logprobs_B)
+    found: list[Chosen] = []
+    for sequence, token in zip(sequences, tokens, strict=True):
+        sequence.tokens.append(token)
+        found.append(None if token == NO_TOKEN else token)
+        if sequence.matcher is not None and token != NO_TOKEN:
+            sequence.matcher.consume(token)
+            found[-1] = sequence.matcher.error or token
+    return found
+
+
+def processed(logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[Sequence], list[int]]) -> Tensor:
+    """Logits after penalties, biases and masks; the argument itself where no sequence asks for any."""
+    settings = [s.sampling for s in sequences]
     penalties = [setting.repetition_penalty for setting in settings]
     counted = [seen(s) if penalty != 1 else [] for s, penalty in zip(sequences, penalties, strict=True)]
-    draws = [0.0 if s.sampling.temperature == 0 else uniform(s.seed, s.choice, len(s.tokens)) for s in sequences]
-    logits = subtract(
+    logits_BV = subtract(
         penalise(logits_BV, counted, penalties),
         [s.tokens for s in sequences],
         [setting.presence_penalty for setting in settings],
         [setting.frequency_penalty for setting in settings],
     )
-    chosen = sample(logits, settings, draws)
-    valid = logits_BV.amax(-1).isfinite()  # the maximum is NaN where any logit is
-    tokens: list[int] = torch.where(valid, chosen, NO_TOKEN).tolist()
-    _keep_logprobs(logits_BV, sequences, [max(token, 0) for token in tokens])
-    for sequence, token in zip(sequences, tokens, strict=True):
-        sequence.tokens.append(token)
-    return [None if token == NO_TOKEN else token for token in tokens]
+    logits_BV = add_biases(logits_BV, [setting.logit_bias for setting in settings])
+    logits_BV = forbid(logits_BV, [s.ends if len(s.tokens) < s.sampling.min_tokens else () for s in sequences])
+    return mask_logits(logits_BV, [s.matcher for s in sequences])
 
 
-def _keep_logprobs(logits_BV: Tensor, sequences: SequenceOf[Sequence], tokens: list[int]) -> None:
+def beam_candidates(
+    logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[Sequence], list[int]], wanted: int
+) -> list[list[tuple[int, float]] | None]:
+    """Of each sequence the `wanted` likeliest tokens with their log-probabilities, penalties, biases and masks applied;
+    None for one whose logits are NaN, +∞ or all −∞."""
+    logprobs_BV = processed(logits_BV, sequences, seen).log_softmax(-1)
+    values, ids = logprobs_BV.topk(min(wanted, logprobs_BV.shape[-1]))
+    valid: list[bool] = (logits_BV.amax(-1).isfinite() & values[:, 0].isfinite()).tolist()
+    found: list[list[tuple[int, float]] | None] = []
+    for fine, tokens, logprobs, sequence in zip(valid, ids.tolist(), values.tolist(), sequences, strict=True):
+        following = list(zip(tokens, logprobs, strict=True))
+        whole = sequence.matcher is not None and sequence.matcher.finished  # then any end token ends the same text
+        found.append(following[: 1 if whole else None] if fine else None)
+    return found
+
+
+def _keep_logprobs(
+    logits_BV: Tensor, sequences: SequenceOf[Sequence], tokens: list[int], sampling_logprobs_B: Tensor
+) -> None:
     """Of the chosen tokens, for the sequences that ask."""
     asked = [row for row, s in enumerate(sequences) if s.sampling.logprobs is not None]
     if not asked:
         return
     most = max(sequences[row].sampling.logprobs or 0 for row in asked)
     found = token_logprobs(logits_BV[asked], [tokens[row] for row in asked], most)
-    for row, logprob in zip(asked, found, strict=True):
+    drawn = sampling_logprobs_B[asked].tolist()
+    for row, logprob, own in zip(asked, found, drawn, strict=True):
         sequence = sequences[row]
-        sequence.logprobs.append(replace(logprob, top=logprob.top[: sequence.sampling.logprobs]))
+        sequence.logprobs.append(replace(logprob, top=logprob.top[: sequence.sampling.logprobs], sampling_logprob=own))
 
 
 def check_ids(prompt: list[int], spec: ModelSpec) -> None:

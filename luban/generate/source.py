@@ -54,9 +54,9 @@ class SourceSession(Session):
                 f"the source has {len(prompt)} tokens, and the model reads {self.spec.context} at most: shorten it"
             )
 
-    def full(self, sequence: Sequence) -> bool:
-        """Whether the decoder has no room for another token."""
-        return 1 + len(sequence.tokens) >= self.spec.context
+    def room(self, prompt: list[int]) -> int:
+        """Tokens of an answer that the decoder holds after its first."""
+        return self.spec.context - 1
 
     def seen(self, sequence: Sequence) -> list[int]:
         """The decoder's tokens: the source may be repeated."""

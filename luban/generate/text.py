@@ -23,13 +23,20 @@ class TextStream:
         tokenizer: gives `decode`.
         stop: strings that end the text.
         context: ids before the text, which it continues; none where it is a text of its own.
+        kept: special tokens that are text, spelled as the vocabulary does.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), context: Sequence[int] = ()):
-        self.tokenizer, self.stop = tokenizer, stop
-        self.special = frozenset(tokenizer.special.values())
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: tuple[str, ...] = (),
+        context: Sequence[int] = (),
+        kept: frozenset[int] = frozenset(),
+    ):
+        self.tokenizer, self.stop, self.kept = tokenizer, stop, kept
+        self.special = frozenset(tokenizer.special.values()) - kept
         self.window: list[int] = self._context(context)
-        self.read = len(tokenizer.decode(self.window))  # characters of the window's text already taken
+        self.read = len(self._decode(self.window))  # characters of the window's text already taken
         self.held = ""  # text that may be the beginning of a stop string
         self.text = ""  # all text returned so far
         self.stopped = False
@@ -38,17 +45,25 @@ class TextStream:
         """As many of the last ids before the text as its beginning depends on; none after half a character."""
         recent = [token for token in context if token not in self.special][-MOST_CONTEXT:]
         for size in range(min(OVERLAP, len(recent)), len(recent) + 1):
-            text = self.tokenizer.decode(recent[len(recent) - size :])
+            text = self._decode(recent[len(recent) - size :])
             if text or size == len(recent):
                 return [] if text.endswith(TORN) else recent[len(recent) - size :]
         return []
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        """The ids' text."""
+        if self.kept.isdisjoint(ids):
+            return self.tokenizer.decode(ids)
+        place = next(place for place, token in enumerate(ids) if token in self.kept)
+        spelled = self.tokenizer.token(ids[place]) or ""
+        return self.tokenizer.decode(ids[:place]) + spelled + self._decode(ids[place + 1 :])
 
     def push(self, token: int) -> str:
         """The text that this token makes certain."""
         if token in self.special and (not self.window or self.window[-1] in self.special):
             return self._release("")
         self.window.append(token)
-        decoded = self.tokenizer.decode(self.window)
+        decoded = self._decode(self.window)
         unfinished = min(len(decoded) - len(decoded.rstrip(TORN)), UNFINISHED)
         whole = decoded[: len(decoded) - unfinished]
         fresh, self.read = whole[self.read :], max(self.read, len(whole))
@@ -63,7 +78,7 @@ class TextStream:
             shown += token not in self.special
             if shown < OVERLAP:
                 continue
-            text = self.tokenizer.decode(self.window[-size:])
+            text = self._decode(self.window[-size:])
             read = self.read - (len(decoded) - len(text))
             if text and read >= 0 and decoded.endswith(text):
                 self.window, self.read = self.window[-size:], read
@@ -73,7 +88,7 @@ class TextStream:
         """The rest, once no token follows."""
         if self.stopped:
             return ""
-        rest = self._release(self.tokenizer.decode(self.window)[self.read :])
+        rest = self._release(self._decode(self.window)[self.read :])
         if not self.stopped:
             rest, self.text, self.held = rest + self.held, self.text + self.held, ""
         return rest

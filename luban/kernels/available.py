@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 from luban.core.log import warn
@@ -17,6 +18,12 @@ INSTALLED = find_spec("triton") is not None
 def triton_runs(*tensors: Tensor) -> bool:
     """True if Triton kernels can run on these tensors."""
     return INSTALLED and (INTERPRETED or all(tensor.is_cuda for tensor in tensors))
+
+
+def infers_fused(x: Tensor) -> bool:
+    """True if gradients are disabled, nothing is being compiled, and Triton kernels, which compute in float32, serve x."""
+    plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return plain and type(x) is Tensor and x.dtype != torch.float64 and triton_runs(x)
 
 
 def unusable(package: str, module: str, load: Callable[[], object], work: str) -> str | None:

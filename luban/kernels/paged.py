@@ -228,3 +228,17 @@ def join_kernel(
     parts = tl.load(PARTS + shares[:, None] * out_split + at[None, :], mask=there, other=0.0)
     mixed = tl.sum(parts * (weights / tl.sum(weights, 0))[:, None], 0)
     tl.store(OUT + at, mixed.to(OUT.dtype.element_ty), mask=dims < D)
+
+
+@triton.jit
+def store_kernel(
+    K, V, KEYS, VALUES, SLOTS, k_token, k_head, v_token, v_head, D: tl.constexpr, ROW: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Keys and values of one new token into its slot. Grid (tokens,)."""
+    token, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    slot, inside = tl.load(SLOTS + token), at < ROW
+    head, dim = at // D, at % D
+    k = tl.load(K + token * k_token + head * k_head + dim, mask=inside)
+    v = tl.load(V + token * v_token + head * v_head + dim, mask=inside)
+    tl.store(KEYS + slot * ROW + at, k.to(KEYS.dtype.element_ty), mask=inside)
+    tl.store(VALUES + slot * ROW + at, v.to(VALUES.dtype.element_ty), mask=inside)

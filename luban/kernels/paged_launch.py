@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import triton
 from torch import Tensor
 
 from luban.kernels.available import INTERPRETED
 from luban.kernels.distance import LOG2E, DistanceBias
 from luban.kernels.flash.launch import KINDS
-from luban.kernels.paged import join_kernel, paged_kernel
+from luban.kernels.paged import join_kernel, paged_kernel, store_kernel
 
 TILE = 16 if INTERPRETED else 64  # keys of a tile, fewer where heads are wide
 SINGLE_ROWS = 16  # rows of a tile for single tokens, the fewest that matmuls of tiles take
@@ -101,6 +102,27 @@ class PagedBias:
             return cls(KINDS["none"], None, None, 0)
         table = (bias.table().float() * LOG2E).contiguous() if bias.form == "buckets" else None
         return cls(KINDS[bias.form], bias.numbers(), table, bias.zero)
+
+
+def store(k_NKD: Tensor, v_NKD: Tensor, keys: Tensor, values: Tensor, slots_N: Tensor) -> None:
+    """Put keys and values of the new tokens into the pool, (slots, K, D) both, contiguous."""
+    N, K, D = k_NKD.shape
+    k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (k_NKD, v_NKD))
+    store_kernel[(N,)](
+        k,
+        v,
+        keys,
+        values,
+        slots_N,
+        k.stride(0),
+        k.stride(1),
+        v.stride(0),
+        v.stride(1),
+        D=D,
+        ROW=K * D,
+        BLOCK=triton.next_power_of_2(K * D),
+        num_warps=2,
+    )
 
 
 def paged_attention(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import tokenizers
 import torch
-from safetensors.torch import save_file
 from tokenizers import processors
 from torch import Tensor, nn
 
+from luban.checkpoint.storage import write_safetensors
 from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent, free_bytes, incomplete_path, read_table, write_json
 from luban.core.errors import ArtifactError, DataError, UnsupportedError
 from luban.core.terms import require_exportable
@@ -56,7 +56,7 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        write_safetensors(tensors, partial / WEIGHTS)
         write_json(partial / "config.json", config)
         if m.tokenizer:
             copy_tokenizer(m, partial)
@@ -80,7 +80,7 @@ def import_model(m: LoadedModel, out: str | Path) -> Path:
     with ArtifactWriter(out, kind="checkpoint", config=config, parents=parents) as artifact:
         write_spec(m.spec, artifact.path)
         _write_generation(m, artifact.path)
-        save_file(tensors, artifact.path / WEIGHTS, metadata={"format": "pt"})
+        write_safetensors(tensors, artifact.path / WEIGHTS)
         if m.tokenizer is not None:
             (artifact.path / "tokenizer").mkdir()
             copy_tokenizer(m, artifact.path / "tokenizer", everything=True)

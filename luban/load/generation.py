@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luban.core.artifact import read_table, write_json
-from luban.core.errors import ArtifactError, ConfigError
+from luban.core.errors import ArtifactError, ConfigError, problem
 from luban.generate.sampling import Sampling
 
 FILE = "generation_config.json"
@@ -88,7 +88,7 @@ def read_generation(folder: Path, config: Mapping[str, Any], *, context: int, tw
     try:
         Sampling(**sampling)
     except (ConfigError, TypeError) as error:
-        raise ArtifactError(f"{file if file.is_file() else folder / 'config.json'}: {error}") from None
+        raise ArtifactError(f"{file if file.is_file() else folder / 'config.json'}: {problem(error)}") from None
     unbuilt = [
         f"{name} = {stored[name]}" for name, neutral in NEUTRAL.items() if stored.get(name) not in (None, neutral)
     ]

@@ -28,11 +28,11 @@ from luban.models.head.rows import Value
 from luban.models.spec import SPEC, ModelSpec, read_spec
 from luban.nn.int8 import pack_int8
 from luban.nn.linear import store_column_major
+from luban.tokenizer.importing.folder import unknown_use, vocabulary_file
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 INT8 = "int8"
 START_FIELDS = ("decoder_start_token_id", "forced_bos_token_id")  # in generation_config.json of newer transformers
-OLD_VOCABULARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 STEP = re.compile(r"step_(\d+)")
 
 
@@ -56,30 +56,29 @@ class LoadedModel:
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises DataError where the directory held none."""
         if self.tokenizer is None:
-            old = next((name for name in OLD_VOCABULARIES if (self.path / name).is_file()), None)
-            way = (
-                f"; transformers' AutoTokenizer makes one of its {old}: from_pretrained, then save_pretrained"
-                if old
-                else ""
+            raise DataError(
+                f"{self.path} holds no tokenizer (tokenizer.json), which text needs{unknown_use(self.path)}"
             )
-            raise DataError(f"{self.path} holds no tokenizer (tokenizer.json), which text needs{way}")
         return self.tokenizer
 
 
-def load_model(path_or_name: str | Path, device: str = "cpu", dtype: str = "float32") -> LoadedModel:
+def load_model(
+    path_or_name: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
+) -> LoadedModel:
     """Load a model.
 
     Args:
         path_or_name: a run (its best checkpoint on held-out text; unfinished: its last), a checkpoint, a Hugging Face directory
             with or without tokenizer files, a GGUF file, or the name of a model that a package carries (smollm2).
         device: such as "cpu" or "cuda".
-        dtype: precision of the weights: float32, bfloat16, float16, or int8: dense layers in 8 bits for inference
+        dtype: precision of the weights, by torch's name: float32, bfloat16, float16, or int8: dense layers in 8 bits for inference
             on a CPU.
 
     Raises:
         ArtifactError: what the path holds instead, or which file or tensor is missing, damaged or misshapen.
         LineageError: the tokenizer isn't the one that the model was trained with.
     """
+    device, dtype = str(device), str(dtype).removeprefix("torch.")
     _require_device(device)
     if dtype == INT8:
         m = load_model(path_or_name, device, "float32")
@@ -198,7 +197,8 @@ def _load_foreign(path: Path, device: str, dtype: str) -> LoadedModel:
     spec = as_stored(form, spec, theirs)
     tensors = to_ours(form, spec, theirs)
     module = filled(spec, tensors, path, device=device, dtype=dtype, named=their_names(form, spec))
-    tokenizer = load_tokenizer(path) if (path / "tokenizer.json").is_file() else None
+    held = (path / "tokenizer.json").is_file() or vocabulary_file(path) is not None
+    tokenizer = load_tokenizer(path) if held else None
     m = _loaded(spec, module, tokenizer, path.name, path, None, _generation(path, config, spec))
     return replace(m, labels=_labels(config, spec), unread=unread)
 
@@ -270,12 +270,12 @@ def _without_surplus(tokenizer: Tokenizer, vocab_size: int, path: Path) -> Token
 
 def begins_with_bos(tokenizer: Tokenizer | None) -> bool:
     """True if texts begin with the BOS token: always with Luban's own tokenizers, for others if their files say so."""
-    if tokenizer is None or tokenizer.bos_id is None or tokenizer.path is None:
+    if tokenizer is None or tokenizer.bos_id is None:
         return False
-    if (tokenizer.path / MANIFEST).is_file():
+    if tokenizer.path is not None and (tokenizer.path / MANIFEST).is_file():
         return True
-    settings = tokenizer.path / "tokenizer_config.json"
-    declared = read_table(settings).get("add_bos_token") if settings.is_file() else None
+    settings = tokenizer.path / "tokenizer_config.json" if tokenizer.path else None
+    declared = read_table(settings).get("add_bos_token") if settings and settings.is_file() else None
     if declared is not None:
         return bool(declared)
     return _adds(tokenizer, tokenizer.bos_id)
@@ -283,12 +283,14 @@ def begins_with_bos(tokenizer: Tokenizer | None) -> bool:
 
 def ends_with_eos(tokenizer: Tokenizer | None) -> bool:
     """True if whole texts end with the EOS token, determined as in `begins_with_bos`."""
-    if tokenizer is None or tokenizer.eos_id is None or tokenizer.path is None:
+    if tokenizer is None or tokenizer.eos_id is None:
         return False
-    return (tokenizer.path / MANIFEST).is_file() or _adds(tokenizer, tokenizer.eos_id)
+    own = tokenizer.path is not None and (tokenizer.path / MANIFEST).is_file()
+    return own or _adds(tokenizer, tokenizer.eos_id)
 
 
 def _adds(tokenizer: Tokenizer, token: int) -> bool:
-    assert tokenizer.path is not None  # both callers look
-    after = read_table(tokenizer.path / "tokenizer.json").get("post_processor")
-    return json.dumps(tokenizer.token(token), ensure_ascii=False) in json.dumps(after, ensure_ascii=False)
+    """True if the vocabulary's post-processor puts this token beside every text."""
+    after = tokenizer._model.post_processor
+    state = json.loads(after.__getstate__()) if after is not None else None
+    return json.dumps(tokenizer.token(token), ensure_ascii=False) in json.dumps(state, ensure_ascii=False)

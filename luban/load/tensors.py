@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from luban.core.errors import ArtifactError, UnsupportedError
+from luban.core.errors import ArtifactError, UnsupportedError, problem
 from luban.models.base import Model
 from luban.models.build import build_model, materialise, state_of
 from luban.models.spec import ModelSpec
@@ -70,7 +70,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
         if not all(isinstance(name, str) for name in names):
             raise ValueError("its weight_map names files that are no names")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{folder / INDEX} is damaged: {error}") from None
+        raise ArtifactError(f"{folder / INDEX} is damaged: {problem(error)}") from None
     tensors: dict[str, Tensor] = {}
     for shard in names:
         if Path(shard).name != shard or not (folder / shard).is_file():

@@ -14,7 +14,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def build_model(
-    spec: ModelSpec, *, device: str | torch.device = "cpu", dtype: str = "float32", seed: int | None = 0
+    spec: ModelSpec, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32", seed: int | None = 0
 ) -> Model:
     """The module of `spec`, its parameters drawn from `seed` and their names.
 
@@ -55,8 +55,9 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch precision of this name. Raises ConfigError naming those there are."""
+def torch_dtype(name: str | torch.dtype) -> torch.dtype:
+    """The torch precision of this name, or itself. Raises ConfigError naming those there are."""
+    name = str(name).removeprefix("torch.")
     if name not in DTYPES:
         raise ConfigError(f"unknown precision '{name}'{nearest(name, DTYPES)}")
     return DTYPES[name]

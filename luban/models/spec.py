@@ -12,7 +12,7 @@ from typing import Any
 
 from luban.core.artifact import write_json
 from luban.core.config import from_dict, to_dict
-from luban.core.errors import ArtifactError, ConfigError
+from luban.core.errors import ArtifactError, ConfigError, problem
 from luban.models.base import Body
 from luban.models.decoder import DecoderBody
 from luban.models.head.base import Head
@@ -143,7 +143,13 @@ def spec_to_dict(spec: ModelSpec) -> dict[str, Any]:
 def spec_from_dict(data: dict[str, Any], where: str = SPEC) -> ModelSpec:
     """The inverse. Raises ConfigError for data of another form."""
     data = dict(data)
-    if data.pop("format", None) != FORMAT:
+    written = data.pop("format", 1)
+    if isinstance(written, int) and written > FORMAT:
+        raise ConfigError(
+            f"{where} has format {written}, of a newer Luban; this version reads format {FORMAT}: upgrade it, or train or "
+            "import the model again with this version"
+        )
+    if written != FORMAT:
         raise ConfigError(
             f"{where} was written by Luban before 0.2, which described all layers by one set of parts: "
             "train or import the model again with this version"
@@ -176,4 +182,4 @@ def read_spec(folder: Path) -> ModelSpec:
     except ConfigError as error:
         raise ArtifactError(str(error)) from None
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ArtifactError(f"{folder / SPEC} is damaged: {error}") from None
+        raise ArtifactError(f"{folder / SPEC} is damaged: {problem(error)}") from None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.kernels.available import triton_runs
+from luban.kernels.available import infers_fused, triton_runs
 from luban.nn.int8 import Int8Weight
 from luban.nn.roles import Role
 from luban.nn.row import linear
@@ -85,6 +85,10 @@ class MatmulOwner:
     def projections(self) -> Mapping[str, Projection]:
         """Name → linear map, of those that this module owns."""
         raise NotImplementedError
+
+    def joint_projections(self) -> tuple[Projection, ...]:
+        """Those that are multiplied with the same input, in the order of concatenation; none: there are not several."""
+        return ()
 
     def add_adapter(self, projection: str, adapter: nn.Module) -> None:
         """Add `adapter(x)`, (…, I) → (…, O), to this projection's output. Raises ConfigError for an unknown projection."""
@@ -160,7 +164,8 @@ class Linear(Projection, MatmulOwner):
 
 class JointLinear(nn.Module, MatmulOwner):
     """Several linear maps of one input. Each has its own weight; training on a GPU concatenates the weights for one
-    matmul, so that the input is read once and its gradient is one matmul instead of a sum of several.
+    matmul, so that the input is read once and its gradient is one matmul instead of a sum of several. Inference on a GPU
+    does so where they lie one after another in memory (`lay_adjacent`).
 
     Args:
         outputs: name → O of each map, in order; the names are also the weights' roles.
@@ -177,9 +182,13 @@ class JointLinear(nn.Module, MatmulOwner):
         """The maps by name."""
         return {name: self.get_submodule(name) for name in self.sizes}  # type: ignore[misc]
 
+    def joint_projections(self) -> tuple[Projection, ...]:
+        """All."""
+        return tuple(self._projections())
+
     def forward(self, x: Tensor, *, joint: bool = False) -> Tensor | tuple[Tensor, ...]:
         """(…, I) → a tuple of (…, O); with joint=True one concatenated (…, ΣO)."""
-        if not (joint or self.int8 is not None or trains_fused(x)):
+        if not (joint or self.int8 is not None or multiplies_joined(x, *self._projections())):
             outputs = [self.matmul.linear(x, p.weight, p.bias) for p in self._projections()]
             return tuple(self.plus_adapter(name, y, x) for name, y in zip(self.sizes, outputs, strict=True))
         if self.int8 is not None:
@@ -218,14 +227,56 @@ class QKVLinear(JointLinear):
 
 
 def joined(*projections: Projection) -> tuple[Tensor, Tensor | None]:
-    """Weights and biases concatenated along the output dimension: (ΣO, I) and (ΣO,)."""
+    """Weights and biases concatenated along the output dimension: (ΣO, I) and (ΣO,). Weights that lie one after another are
+    not copied where no gradient is asked for."""
     biases: list[Tensor] = [p.bias for p in projections if p.bias is not None]  # all have one, or none
-    return torch.cat([p.weight for p in projections]), torch.cat(biases) if biases else None
+    bias_O = torch.cat(biases) if biases else None
+    weights = [p.weight for p in projections]
+    if not torch.is_grad_enabled() and adjacent(*projections):
+        rows = sum(weight.shape[0] for weight in weights)
+        return weights[0].detach().as_strided((rows, weights[0].shape[1]), weights[0].stride()), bias_O
+    return torch.cat([*weights]), bias_O
+
+
+def adjacent(*projections: Projection) -> bool:
+    """Whether the weights lie one after another in one piece of memory."""
+    if torch.compiler.is_compiling():
+        return False
+    weights = [p.weight for p in projections]
+    if any(type(w) is not nn.Parameter or not w.is_contiguous() or w.dtype != weights[0].dtype for w in weights):
+        return False
+    place = weights[0].data_ptr()
+    for weight in weights:
+        if weight.data_ptr() != place or weight.untyped_storage().data_ptr() != weights[0].untyped_storage().data_ptr():
+            return False
+        place += weight.nbytes
+    return True
+
+
+@torch.no_grad()
+def lay_adjacent(module: nn.Module) -> None:
+    """Put weights that are multiplied with the same input one after another in memory, for inference with one matmul in place
+    of several. Names, shapes and values don't change, and each remains a parameter of its own."""
+    for _, owner in matmul_owners(module):
+        joint = owner.joint_projections()
+        if len(joint) < 2 or owner.int8 is not None or adjacent(*joint):
+            continue
+        weights = [p.weight for p in joint]
+        if any(type(w) is not nn.Parameter or w.dtype != weights[0].dtype for w in weights):
+            continue
+        whole = torch.cat([weight.data for weight in weights])
+        for weight, part in zip(weights, whole.split([weight.shape[0] for weight in weights]), strict=True):
+            weight.data = part
+
+
+def multiplies_joined(x: Tensor, *projections: Projection) -> bool:
+    """Whether x is multiplied with the concatenated weights: on a GPU, in training or where that needs no copy."""
+    return trains_fused(x) or (infers_fused(x) and adjacent(*projections))
 
 
 def trains_fused(x: Tensor) -> bool:
-    """True if gradients are enabled and Triton kernels run on x's device."""
-    return torch.is_grad_enabled() and triton_runs(x)
+    """True if gradients are enabled and Triton kernels, which compute in float32, serve x."""
+    return torch.is_grad_enabled() and x.dtype != torch.float64 and triton_runs(x)
 
 
 def matmul_owners(module: nn.Module) -> Iterator[tuple[str, MatmulOwner]]:

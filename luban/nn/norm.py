@@ -13,6 +13,7 @@ from luban.core.errors import ConfigError
 from luban.core.graph_builder import GraphBuilder
 from luban.core.opgraph import GraphTensor
 from luban.core.registry import Registry, Variant
+from luban.kernels.available import infers_fused
 from luban.nn.roles import Role
 
 
@@ -81,6 +82,11 @@ class RMSNormModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, width) → the same shape and precision."""
+        if infers_fused(x) and type(self.weight) is nn.Parameter:
+            from luban.kernels.rmsnorm import WIDEST, rms_norm
+
+            if x.shape[-1] <= WIDEST:
+                return rms_norm(x, self.weight, self.eps)
         if x.dtype == torch.float32 or x.dtype == torch.float64:
             return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
         return F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype) * self.weight.to(x.dtype)

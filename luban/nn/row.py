@@ -1,6 +1,6 @@
-"""One row times a matrix on a CPU: what decoding a token in float32 consists of.
+"""A row or a few times a matrix: what decoding consists of, on a CPU in float32 and on a GPU (`luban.kernels.gemv`).
 
-I inputs, O outputs. The product is a sum of the matrix's I rows, each weighted by one input, which is what an embedding
+I inputs, O outputs. On a CPU the product is a sum of the matrix's I rows, each weighted by one input, which is what an embedding
 bag with weights computes; FBGEMM's kernel for it prefetches and reads at the memory's full speed, where BLAS's
 matrix–vector product reaches two thirds (EPYC, one thread or two). Several bags, one a thread, are summed at the end.
 """
@@ -11,15 +11,24 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from luban.kernels.available import infers_fused
 
 HAS_KERNEL = "fbgemm" in torch.backends.quantized.supported_engines
 SMALLEST_BAG = 128  # inputs a bag at least
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(…, I), (O, I), (O,) → (…, O): torch's matmul, but for one row in inference on a CPU."""
-    return row_linear(x, weight, bias) if is_row(x, weight) else F.linear(x, weight, bias)
+    """(…, I), (O, I), (O,) → (…, O): torch's matmul, but for one row in inference on a CPU, or a few on a GPU."""
+    if is_row(x, weight):
+        return row_linear(x, weight, bias)
+    if infers_fused(x) and type(weight) in (Tensor, nn.Parameter):
+        from luban.kernels.gemv import gemv, serves
+
+        if serves(x, weight):
+            return gemv(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 def is_row(x: Tensor, weight: Tensor) -> bool:

@@ -88,6 +88,12 @@ class World:
         """How many processes there are."""
         return self.plan.processes
 
+    @staticmethod
+    def leave() -> None:
+        """Close the connections to the other processes, at the end of a run that went well."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes what the run leaves."""

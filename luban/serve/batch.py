@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from luban.generate.beam import Answers
 from luban.generate.session import Sequence as Growing
 from luban.serve.memory import CacheBudget
 from luban.serve.request import Request
 
-Token = int | None | Exception  # None: logits from which none can be chosen; an error: reading the sequence failed
+# None: logits from which no token can be chosen; an error: reading the sequence failed; answers: its beam search has ended
+Token = int | None | Exception | Answers
+
+
+@dataclass(frozen=True)
+class BatchLoad:
+    """What a batch holds at a moment, and what it has counted since it began."""
+
+    running: int  # sequences
+    waiting: int  # sequences, or requests, without memory
+    cache_usage: float  # share of the cache that sequences hold
+    prompt_tokens: int = 0  # that were looked up in the prefix cache …
+    prefix_hits: int = 0  # … and of them found there
+    preemptions: int = 0
+    drafted: int = 0  # tokens guessed by speculation …
+    accepted: int = 0  # … and of them kept
 
 
 class Batch(Protocol):
@@ -29,8 +46,8 @@ class Batch(Protocol):
         """Raise ContextError where a prompt is empty, too long, or holds ids outside the vocabulary."""
         ...
 
-    def full(self, sequence: Growing) -> bool:
-        """Whether the context has no room for another token."""
+    def room(self, prompt: list[int]) -> int:
+        """Tokens of an answer that the context holds."""
         ...
 
     def takes(self, request: Request, others: Sequence[Request]) -> bool:
@@ -41,8 +58,9 @@ class Batch(Protocol):
         """Take requests up; returns those that failed alone, with what broke them."""
         ...
 
-    def next_tokens(self) -> list[tuple[Growing, Token]]:
-        """Append a token to sequences that are ready for one."""
+    def next_tokens(self) -> list[tuple[Growing, list[Token]]]:
+        """Append a token, or several, to sequences that are ready for one. Those behind a token that ends its text are of
+        no meaning."""
         ...
 
     def go_on(self, ended: list[Growing]) -> None:
@@ -51,6 +69,10 @@ class Batch(Protocol):
 
     def leave(self, sequences: list[Growing]) -> None:
         """Forget these sequences, whatever they are doing; what they held is free at once."""
+        ...
+
+    def load(self) -> BatchLoad:
+        """What it holds; from any thread."""
         ...
 
     def clear(self) -> None:

@@ -5,7 +5,9 @@ B sequences, rounded up to a recorded size; M blocks of a table, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import gc
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -68,6 +70,7 @@ class DecodeGraphs:
                 self._graphs[size] = self._record(size)
             except RuntimeError as error:
                 self._broken = True
+                _leave_recording()
                 warn(f"single tokens are read without a CUDA graph, which costs launches: {error}")
                 return None
         graph, logits = self._graphs[size]
@@ -78,7 +81,7 @@ class DecodeGraphs:
         """Copy what the graph reads to the device."""
         block, count, widest = self.cache.block_size, len(chunks), 1
         starts = [chunk.start for chunk in chunks]
-        self._numbers[0, :count] = [chunk.state.tokens[chunk.start] for chunk in chunks]
+        self._numbers[0, :count] = [chunk.tokens[0] for chunk in chunks]
         self._numbers[1, :count] = starts
         self._numbers[2, :count] = [
             chunk.state.table[start // block] * block + start % block
@@ -102,7 +105,7 @@ class DecodeGraphs:
         self._forward(size)
         torch.cuda.synchronize(self.cache.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool):
             logits = self._forward(size)
         return graph, logits
 
@@ -121,3 +124,21 @@ class DecodeGraphs:
         attention = PagedAttention(self.cache.layers, packed)
         hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")
         return self.module.read(hidden_1NE).squeeze(0).float()
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Nothing is collected inside: freeing another graph or its memory would end the recording."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _leave_recording() -> None:
+    """After a recording that failed torch's random generator believes that it goes on; another one that ends well ends it."""
+    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device="cuda")

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import operator
 import threading
+from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple, cast
 
-from luban.core.errors import DataError, UnsupportedError
+from luban.core.errors import UnsupportedError
 from luban.core.log import warn
-from luban.generate.cache import ContextError
+from luban.generate.beam import Answers
 from luban.generate.paged_cache import paging_refusal
 from luban.generate.sampling import Sampling
 from luban.generate.session import NotFiniteError
 from luban.generate.session import Sequence as Growing
 from luban.generate.text import TextStream
+from luban.generate.token_mask import StructureError
 from luban.load.model import LoadedModel
-from luban.serve.batch import Batch, Token
+from luban.serve.batch import Batch, BatchLoad, Token
 from luban.serve.contiguous import ContiguousBatch
+from luban.serve.intake import Intake, is_one
 from luban.serve.memory import CacheBudget
 from luban.serve.paged import PagedBatch
 from luban.serve.request import Delta, FinishReason, Prompt, Request, Result
-from luban.tokenizer.chat import render
-
-FIRST_CHARACTERS = 8  # a token of the context: what is tokenised first of a long text
+from luban.serve.speculation import DRAFT_TOKENS
 
 
 class Running(NamedTuple):
@@ -48,6 +49,10 @@ class Engine:
             device has free, on CUDA nearly all of it.
         paged: whether keys and values are kept in blocks (`luban.serve.paged`). None: where the model allows it; False: a
             contiguous cache, which gives the same tokens more slowly.
+        draft: a smaller model with the same vocabulary, which guesses tokens that the model then reads at once
+            (`luban.serve.speculation`). Texts are the same as without.
+        ngram: guess from what followed the same tokens before, in the place of `draft`.
+        draft_tokens: guessed at once.
 
     Raises:
         UnsupportedError: a model that writes no text, or one that can't be paged where it must be.
@@ -60,19 +65,40 @@ class Engine:
         max_batch: int | None = None,
         cache_bytes: int | None = None,
         paged: bool | None = None,
+        draft: LoadedModel | None = None,
+        ngram: bool = False,
+        draft_tokens: int = DRAFT_TOKENS,
     ):
         self.model = model
         refusal = paging_refusal(model.module)
         if paged and refusal:
             raise UnsupportedError(f"{model.name} can't keep keys and values in blocks: {refusal}")
-        kind = ContiguousBatch if refusal or paged is False else PagedBatch
-        self.batch: Batch = kind(model.module, max_batch=max_batch, cache_bytes=cache_bytes)
+        if draft is not None and ngram:
+            raise UnsupportedError("tokens are guessed by a draft model or from n-grams: use one")
+        tokenizers = (draft.tokenizer, model.tokenizer) if draft is not None else (None, None)
+        if tokenizers[0] and tokenizers[1] and not tokenizers[0].same_vocabulary(tokenizers[1]):
+            raise UnsupportedError("the draft model's vocabulary isn't the model's: both must read the same tokens")
+        if refusal or paged is False:
+            if draft is not None or ngram:
+                raise UnsupportedError(f"speculation needs keys and values in blocks: {refusal or 'paged is False'}")
+            self.batch: Batch = ContiguousBatch(model.module, max_batch=max_batch, cache_bytes=cache_bytes)
+        else:
+            self.batch = PagedBatch(
+                model.module,
+                max_batch=max_batch,
+                cache_bytes=cache_bytes,
+                draft=None if draft is None else draft.module,
+                ngram=ngram,
+                draft_tokens=draft_tokens,
+            )
         if model.generation.unbuilt:
             warn(
                 f"{model.name}: its authors ask for {', '.join(model.generation.unbuilt)} (generation_config.json), which "
                 "isn't built, so its text may differ from what they get"
             )
-        self.waiting: deque[Request] = deque()
+        self.intake = Intake(model, self.batch)
+        self.arrived: deque[Request] = deque()  # submitted since the last step, from any thread
+        self.waiting: list[Request] = []  # in the order of priority, then of arrival
         self.running: dict[int, Running] = {}  # by id of its growing sequence; some of them may still wait for blocks
         self._stepping = threading.Lock()
 
@@ -82,46 +108,12 @@ class Engine:
         return self.batch.budget
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
-        """A prompt as token ids: text (begun as the model's documents begin), ids, or a conversation's messages.
-
-        Raises DataError (ContextError when it is empty or leaves no room in the context).
-        """
-        if isinstance(prompt, str):
-            self.require_room(prompt)
-            source = self.model.spec.body.two_sided
-            ids = self.model.need_tokenizer().encode(
-                prompt, bos=self.model.begins_with_bos, eos=source and self.model.ends_with_eos
-            )
-        elif len(prompt) > 0 and isinstance(prompt[0], Mapping):
-            ids = render(
-                cast(Sequence[Mapping[str, Any]], prompt), self.model.need_tokenizer(), add_generation_prompt=True
-            ).token_ids
-        else:
-            ids = _token_ids(prompt)
-        self.batch.check(ids)
-        return ids
-
-    def require_room(self, text: str) -> None:
-        """Raise ContextError for a text much longer than the context, at the cost of tokenising a beginning of it that is
-        about twice as long as the context, however long the text is."""
-        context, size = self.model.spec.context, FIRST_CHARACTERS * self.model.spec.context
-        while size < len(text):
-            if len(self.model.need_tokenizer().encode(text[:size])) > 2 * context:
-                raise ContextError(
-                    f"a prompt of {len(text)} characters has more tokens than the model's context of {context}: shorten it"
-                )
-            size *= 2
+        """See `luban.serve.intake.Intake.tokens_of`."""
+        return self.intake.tokens_of(prompt)
 
     def request(self, prompt: Prompt, sampling: Sampling, listener: Callable[[Delta], None] | None = None) -> Request:
-        """A request for one prompt. An answer to messages, or of a decoder to its encoder's text, is a text of its own.
-
-        Raises DataError as `tokens_of` does, and RequestTooLarge where its keys and values would never fit.
-        """
-        source = self.model.spec.body.two_sided
-        messages = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
-        ids = self.tokens_of(prompt)
-        self.budget.require(ids, sampling.max_tokens, sampling.n)
-        return Request(ids, sampling, listener, continues=not source and not messages)
+        """See `luban.serve.intake.Intake.request`."""
+        return self.intake.request(prompt, sampling, listener)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None) -> list[Result]:
         """Continue every prompt; the results come in the order of the prompts. Without `sampling` tokens are chosen as
@@ -131,7 +123,7 @@ class Engine:
         NotFiniteError where the model's logits are NaN or infinite.
         """
         sampling = sampling or self.model.generation.sample({})
-        several = cast(Sequence[Prompt], [prompts] if _is_one(prompts) else prompts)
+        several = cast(Sequence[Prompt], [prompts] if is_one(prompts) else prompts)
         requests = [self.request(prompt, sampling) for prompt in several]
         for request in requests:
             self.submit(request)
@@ -162,7 +154,12 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Queue a request; safe from any thread."""
-        self.waiting.append(request)
+        self.arrived.append(request)
+
+    def load(self) -> BatchLoad:
+        """What runs and waits now; safe from any thread."""
+        load = self.batch.load()
+        return replace(load, waiting=load.waiting + len(self.arrived) + len(self.waiting))
 
     def step(self) -> bool:
         """One forward, and a token for every sequence that is ready for one. Returns whether there is more to do."""
@@ -170,9 +167,9 @@ class Engine:
             self._drop_cancelled()
             self._admit()
             found = self.batch.next_tokens()
-            self.batch.go_on([growing for growing, token in found if self._took(growing, token)])
+            self.batch.go_on([growing for growing, tokens in found if self._took(growing, tokens)])
             self._drop_cancelled()  # the rest of requests that broke
-            return bool(self.running or self.waiting)
+            return bool(self.running or self.waiting or self.arrived)
 
     def _drop_cancelled(self) -> None:
         """Free at once what cancelled requests hold."""
@@ -185,12 +182,14 @@ class Engine:
 
     def _admit(self) -> None:
         """Start waiting requests in their order, as far as the batch takes them; one larger than the batch runs alone."""
+        while self.arrived:
+            insort(self.waiting, self.arrived.popleft(), key=lambda request: request.priority)
         fresh: list[Request] = []
         while self.waiting:
             request = self.waiting[0]
             if not request.cancelled and not self.batch.takes(request, fresh):
                 break
-            self.waiting.popleft()
+            self.waiting.pop(0)
             if request.cancelled:
                 self._cancel(request)
             else:
@@ -201,34 +200,41 @@ class Engine:
                 self._break(request, error)
                 continue
             for growing in request.growing:
-                text = None
-                if self.model.tokenizer is not None:
-                    context = request.prompt if request.continues else ()
-                    text = TextStream(self.model.tokenizer, request.sampling.stop, context)
-                self.running[id(growing)] = Running(growing, request, text)
+                self.running[id(growing)] = Running(growing, request, self._text(request))
 
-    def _took(self, growing: Growing, token: Token) -> bool:
-        """Hand out what `token` means for its request; returns whether the continuation has ended."""
+    def _took(self, growing: Growing, tokens: list[Token]) -> bool:
+        """Hand out new tokens one by one; returns whether the continuation has ended."""
+        return any(self._took_one(growing, token, last=at == len(tokens)) for at, token in enumerate(tokens, 1))
+
+    def _took_one(self, growing: Growing, token: Token, *, last: bool) -> bool:
+        """Hand out what `token` means for its request, the `last` known or not; returns whether the continuation has
+        ended."""
         _, request, stream = self.running[id(growing)]
         choice, sampling = request.result.choices[growing.choice], growing.sampling
-        if not isinstance(token, int):
+        if sampling.prompt_logprobs is not None and growing.choice == 0:
+            request.result.prompt_logprobs = [None, *growing.prompt_logprobs]
+        if isinstance(token, Answers) and not request.cancelled:
+            del self.running[id(growing)]
+            self._answer(request, token)
+            return True
+        if token is None or isinstance(token, Exception):
             self._break(request, token or NotFiniteError())
         if request.cancelled or not isinstance(token, int):
             del self.running[id(growing)]
             choice.finish_reason = "cancelled"
             return True
         choice.token_ids.append(token)
-        ended = token in self.model.stop_ids and not sampling.ignore_eos
+        ended = token in sampling.stop_token_ids or (token in self.model.stop_ids and not sampling.ignore_eos)
         text = "" if ended or stream is None else stream.push(token)
         reason: FinishReason | None = None
-        if ended or (stream is not None and stream.stopped):
+        if ended or (stream is not None and stream.stopped) or (last and growing.matcher and growing.matcher.finished):
             reason = "stop"
-        elif len(growing.tokens) >= sampling.max_tokens or self.batch.full(growing):
+        elif len(choice.token_ids) >= min(sampling.max_tokens, self.batch.room(growing.prompt)):
             reason = "length"
         if reason and stream is not None:
             text += stream.finish()
             reason = "stop" if stream.stopped else reason
-        new = [growing.logprobs[-1]] if sampling.logprobs is not None else None
+        new = [growing.logprobs[len(choice.token_ids) - 1]] if sampling.logprobs is not None else None
         choice.text += text
         if choice.logprobs is not None and new:
             choice.logprobs += new
@@ -240,6 +246,32 @@ class Engine:
                 Delta(choice=growing.choice, text=text, token_ids=[token], logprobs=new, finish_reason=reason)
             )
         return reason is not None
+
+    def _answer(self, request: Request, answers: Answers) -> None:
+        """Hand out the best answers of a beam search."""
+        for index, (hypothesis, score) in enumerate(answers.best[: request.sampling.n]):
+            choice, ids = request.result.choices[index], list(hypothesis.tokens)
+            choice.token_ids, choice.score, choice.finish_reason = ids, score, hypothesis.finish_reason
+            if (stream := self._text(request)) is not None:
+                shown = ids[:-1] if hypothesis.finish_reason == "stop" else ids
+                choice.text = "".join([*map(stream.push, shown), stream.finish()])
+            if request.listener:
+                reason = choice.finish_reason
+                request.listener(
+                    Delta(choice=index, text=choice.text, token_ids=ids, logprobs=None, finish_reason=reason)
+                )
+        missing = request.result.choices[len(answers.best) :]
+        if any(choice.finish_reason is None for choice in missing):  # a vocabulary or a structure with fewer texts
+            self._break(
+                request, StructureError(f"there are only {len(answers.best)} answers, n = {request.sampling.n}")
+            )
+
+    def _text(self, request: Request) -> TextStream | None:
+        """For a continuation's text; None without a tokenizer."""
+        if self.model.tokenizer is None:
+            return None
+        context = request.prompt if request.continues else ()
+        return TextStream(self.model.tokenizer, request.sampling.stop, context, request.kept)
 
     def _cancel(self, request: Request) -> None:
         for choice in request.result.choices:
@@ -258,33 +290,13 @@ class Engine:
     def fail(self, error: Exception) -> None:
         """Give up everything queued and running, after an error that no request caused alone."""
         with self._stepping:
-            broken = {id(r): r for r in [*self.waiting, *(running.request for running in self.running.values())]}
+            broken = {
+                id(r): r
+                for r in [*self.arrived, *self.waiting, *(running.request for running in self.running.values())]
+            }
+            self.arrived.clear()
             self.waiting.clear()
             self.running.clear()
             self.batch.clear()
             for request in broken.values():
                 self._break(request, error)
-
-
-def _is_one(prompts: Any) -> bool:
-    """Whether this is a single prompt rather than a list of them."""
-    return isinstance(prompts, str) or (
-        len(prompts) > 0
-        and (isinstance(prompts[0], Mapping) or (hasattr(prompts[0], "__index__") and _scalar(prompts[0])))
-    )
-
-
-def _scalar(value: Any) -> bool:
-    """Whether a value that may be an array is a single number."""
-    return getattr(value, "ndim", 0) == 0
-
-
-def _token_ids(prompt: Any) -> list[int]:
-    """Token ids of a list, or of an array or tensor of whole numbers. Raises DataError for anything else."""
-    try:
-        ids = [operator.index(token) for token in (prompt.tolist() if hasattr(prompt, "tolist") else prompt)]
-        if not any(isinstance(token, bool) for token in prompt):
-            return ids
-    except TypeError:
-        pass
-    raise DataError("a prompt is a string, a list of token ids, or a list of messages")

@@ -43,18 +43,19 @@ class CacheBudget:
         raise NotImplementedError
 
     def together(self, n: int) -> int:
-        """How many of `n` continuations of one prompt must fit together."""
+        """How many of `n` continuations of one prompt must fit together; of a beam search all must (`require`)."""
         raise NotImplementedError
 
     def longest_answer(self, prompt: Sequence[int], n: int) -> int:
         """Tokens that each of `n` answers to a prompt may have; at least 1."""
         return max(1, min(self.context, self.slots // self.together(n)) - len(prompt))
 
-    def require(self, prompt: Sequence[int], max_tokens: int, n: int) -> None:
+    def require(self, prompt: Sequence[int], sampling: Sampling) -> None:
         """Raise RequestTooLarge where a request wouldn't fit even alone."""
-        longest, n = self.tokens(prompt, max_tokens), self.together(n)
+        longest = self.tokens(prompt, sampling.max_tokens)
+        n = self.together(sampling.n) if sampling.beams == 1 else sampling.beams
         if not self.holds([longest] * n):
-            asked, fewer = (f"{n} × {longest}", "fewer answers (n), ") if n > 1 else (str(longest), "")
+            asked, fewer = (f"{n} × {longest}", "fewer answers (n) or beams, ") if n > 1 else (str(longest), "")
             raise RequestTooLarge(
                 f"{asked} tokens (the prompt and max_tokens) need {bytes_(n * longest * self.slot_bytes)} of keys and "
                 f"values, and {bytes_(self.slots * self.slot_bytes)} are available: ask for {fewer}a smaller max_tokens or "
@@ -100,14 +101,17 @@ class PagedBudget(CacheBudget):
         block_size: int = BLOCK_SIZE,
         max_sequences: int,
         max_tokens: int,
+        draft: Model | None = None,
     ) -> PagedBudget:
         """For a loaded model.
 
         Args:
             cache_bytes: for keys and values. None: of what the device has free half, or on CUDA nearly all that a forward
                 of `max_tokens` leaves, which is run here; and no more than `max_sequences` could ever use.
+            draft: a model with keys and values of its own for every slot.
         """
-        size, context = slot_bytes(model), model.spec.context
+        size = slot_bytes(model) + (0 if draft is None else slot_bytes(draft))
+        context = model.spec.context
         if cache_bytes is None:
             device = float_parameter(model).device
             if device.type == "cuda":

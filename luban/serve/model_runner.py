@@ -5,8 +5,9 @@ N tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,9 +37,13 @@ class ModelRunner:
         self.cache.copy(pairs)
 
     @torch.inference_mode()
-    def run(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Read the chunks; running them again changes nothing. Returns float32 logits (chunks that end their sequence, V)
-        of what follows them, in their order; the next call may overwrite them."""
+    def run(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None = None) -> Tensor:
+        """Read the chunks; running them again changes nothing. Returns float32 logits (R, V) of what follows them, where
+        they end their sequence, and of what follows each of their guesses, in their order; the next call may overwrite them.
+
+        Args:
+            inspect: called for each chunk of several tokens, or that doesn't end its sequence, with hidden states (tokens, E).
+        """
         if self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
             return logits
         tokens_N, packed = self._packed(chunks)
@@ -46,9 +51,10 @@ class ModelRunner:
         hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")
         rows, row = [], -1
         for chunk in chunks:
+            if inspect is not None:
+                inspect(chunk, hidden_1NE[0, row + 1 : row + 1 + chunk.count])
             row += chunk.count
-            if chunk.last:
-                rows.append(row)
+            rows += range(row + 1 - chunk.wanted, row + 1)
         wanted = torch.tensor(rows, dtype=torch.long, device=tokens_N.device)
         return self.module.read(hidden_1NE[:, wanted]).squeeze(0).float()
 
@@ -57,13 +63,15 @@ class ModelRunner:
         device, size = self.cache.device, self.cache.block_size
         tokens, positions, slots = [], [], []
         for chunk in chunks:
-            at, table = range(chunk.start, chunk.start + chunk.count), chunk.state.table
-            tokens += chunk.state.tokens[at.start : at.stop]
-            positions += at
-            slots += [table[place // size] * size + place % size for place in at]
+            end = chunk.start + chunk.count
+            at = np.arange(chunk.start, end)
+            tokens.append(np.asarray(chunk.tokens, dtype=np.int64))
+            positions.append(at)
+            slots.append(np.asarray(chunk.state.table, dtype=np.int64)[at // size] * size + at % size)
+        numbers = np.stack([np.concatenate(each) for each in (tokens, positions, slots)])
         longest = max(len(chunk.state.table) for chunk in chunks)
         tables = [chunk.state.table + [0] * (longest - len(chunk.state.table)) for chunk in chunks]
-        tokens_N, positions_N, slots_N = torch.tensor([tokens, positions, slots]).to(device, non_blocking=True)
+        tokens_N, positions_N, slots_N = torch.from_numpy(numbers).to(device, non_blocking=True)
         packed = PackedTokens(
             positions_N=positions_N,
             slots_N=slots_N,

@@ -10,18 +10,22 @@ import torch
 from torch import Tensor
 
 from luban.generate.paged_cache import BLOCK_SIZE, PagedCache
+from luban.generate.prompt_scores import scored
 from luban.generate.session import Sequence as Growing
-from luban.generate.session import check_prompt, choose
+from luban.generate.session import beam_candidates, check_prompt
 from luban.kernels.dispatch import VARIABLE, check_kernel
 from luban.models.base import Model, require_next_token
 from luban.nn.attention.paged import kernel_serves
-from luban.serve.batch import Token
+from luban.nn.linear import lay_adjacent
+from luban.serve.batch import BatchLoad, Token
+from luban.serve.beam_group import BeamGroup
 from luban.serve.block_manager import BlockManager
 from luban.serve.decode_graph import DecodeGraphs
 from luban.serve.memory import PagedBudget
 from luban.serve.model_runner import ModelRunner
 from luban.serve.request import Request
-from luban.serve.scheduler import Chunk, Scheduler, SequenceState, together
+from luban.serve.scheduler import Chunk, Scheduler, SequenceState, Step, together
+from luban.serve.speculation import DRAFT_TOKENS, DraftProposer, NgramProposer, Proposer, verify
 
 MAX_BATCH = 256  # sequences that run together
 MAX_TOKENS = {"cuda": 8192}  # that a forward reads, by device …
@@ -38,6 +42,9 @@ class PagedBatch:
         max_tokens: that a forward reads; None: 8,192 on CUDA, 512 elsewhere, and twice `max_batch` at least.
         block_size: slots a block.
         prefix_cache: whether what prompts have in common is read once.
+        draft: a smaller model that guesses tokens (`luban.serve.speculation`). UnsupportedError for another vocabulary.
+        ngram: whether tokens are guessed from what followed the same ones before.
+        draft_tokens: guessed at once.
         kernel: of attention, "torch" or "luban"; None: that of the environment's LUBAN_ATTENTION, or the fastest that can serve.
     """
 
@@ -50,16 +57,23 @@ class PagedBatch:
         max_tokens: int | None = None,
         block_size: int = BLOCK_SIZE,
         prefix_cache: bool = True,
+        draft: Model | None = None,
+        ngram: bool = False,
+        draft_tokens: int = DRAFT_TOKENS,
         kernel: str | None = None,
     ):
         require_next_token(module.spec, "generating text", cached=True)
         kernel = check_kernel(kernel or os.environ.get(VARIABLE) or None)
         device = next(module.parameters()).device.type
+        if device == "cuda":
+            for each in (module, draft):
+                if each is not None:
+                    lay_adjacent(each)
         sequences = max_batch or MAX_BATCH
         tokens = max_tokens or max(MAX_TOKENS.get(device, OTHER_MAX_TOKENS), 2 * sequences)
         self.spec = module.spec
         self.budget = PagedBudget.of(
-            module, cache_bytes, block_size=block_size, max_sequences=sequences, max_tokens=tokens
+            module, cache_bytes, block_size=block_size, max_sequences=sequences, max_tokens=tokens, draft=draft
         )
         blocks = self.budget.slots // block_size
         graphs = None
@@ -70,12 +84,24 @@ class PagedBatch:
         else:
             cache = PagedCache.of(module, blocks=blocks, block_size=block_size)
         self.runner = ModelRunner(module, cache, kernel, graphs)
+        self.draft_tokens, self.drafted, self.accepted = draft_tokens, 0, 0  # counts of guesses
+        self.proposer: Proposer | None = NgramProposer() if ngram else None
+        if draft is not None:
+            self.proposer = DraftProposer(
+                draft,
+                vocab_size=self.spec.vocab_size,
+                blocks=cache.blocks,
+                block_size=block_size,
+                max_tokens=tokens,
+                kernel=kernel,
+            )
         self._scheduler = lambda: Scheduler(
             BlockManager(blocks, block_size, prefix_cache=prefix_cache), max_sequences=sequences, max_tokens=tokens
         )
         self.scheduler = self._scheduler()
         self._growing: dict[SequenceState, Growing] = {}
         self._states: dict[int, SequenceState] = {}  # by id of the growing sequence
+        self._beams: dict[int, BeamGroup] = {}  # by id of the growing sequence that stands for a search
         self._numbers = count()
         self._weights = weights_version(module)
 
@@ -88,9 +114,9 @@ class PagedBatch:
         """As a decoder needs it."""
         check_prompt(prompt, self.spec)
 
-    def full(self, sequence: Growing) -> bool:
-        """Whether the context has no room for another token."""
-        return len(sequence) >= self.spec.context
+    def room(self, prompt: list[int]) -> int:
+        """Tokens of an answer that the context holds."""
+        return self.spec.context - len(prompt)
 
     def takes(self, request: Request, others: Sequence[Request]) -> bool:
         """All: the scheduler orders them."""
@@ -102,45 +128,112 @@ class PagedBatch:
         for request in requests:
             try:
                 self.check(request.prompt)
-                self.budget.require(request.prompt, request.sampling.max_tokens, request.sampling.n)
+                self.budget.require(request.prompt, request.sampling)
             except Exception as error:
                 failed.append((request, error))
                 continue
             number, states = next(self._numbers), []
             for growing in request.growing:
-                state = SequenceState(list(request.prompt), (number, growing.choice), request.identity)
+                state = SequenceState(
+                    list(request.prompt), (request.priority, number, growing.choice), request.identity
+                )
+                state.read_whole = request.sampling.prompt_logprobs is not None and growing.choice == 0
                 self._growing[state], self._states[id(growing)] = growing, state
+                if request.sampling.beams > 1:
+                    self._beams[id(growing)] = BeamGroup(growing, state, self.room(request.prompt))
                 states.append(state)
             self.scheduler.add(together(states))
         return failed
 
-    def next_tokens(self) -> list[tuple[Growing, Token]]:
-        """One forward; those whose tokens are all read get another."""
+    def next_tokens(self) -> list[tuple[Growing, list[Token]]]:
+        """One forward; those whose tokens are all read get others."""
         if not self.scheduler.running:
             self._forget_other_weights()
-        step = self.scheduler.schedule()
-        self.runner.copy(step.copies)
+        step = self._plan()
         read, logits_RV, failed = self._read(step.chunks)
-        ready, rows, row = [], [], 0
+        found: dict[int, tuple[Growing, list[Token]]] = {}
+        for chunk, error in failed:
+            for state in (chunk.state, *chunk.state.siblings):
+                growing = self._growing[state]
+                found[id(growing)] = growing, [error]
+        ready: list[SequenceState] = []
+        rows: list[range] = []  # of each of them, in the logits
+        row = 0
         for chunk in read:
             following = self.scheduler.advance(chunk)
             ready += following
-            rows += [row] * len(following)
-            row += chunk.last
-        found: list[tuple[Growing, Token]] = [
-            (self._growing[state], error) for chunk, error in failed for state in (chunk.state, *chunk.state.siblings)
-        ]
-        if not ready or logits_RV is None:
-            return found
-        growing = [self._growing[state] for state in ready]
-        if rows != list(range(len(logits_RV))):
-            logits_RV = logits_RV[rows]
-        with torch.inference_mode():
-            tokens = choose(logits_RV, growing, lambda sequence: sequence.prompt + sequence.tokens)
-        for state, token in zip(ready, tokens, strict=True):
-            if token is not None:
-                state.tokens.append(token)
-        return [*found, *zip(growing, tokens, strict=True)]
+            rows += [range(row, row + chunk.wanted)] * len(following)
+            row += chunk.wanted
+        if ready and logits_RV is not None:
+            sampled = [i for i, state in enumerate(ready) if self._group(state) is None]
+            searched = [i for i, state in enumerate(ready) if self._group(state) is not None] if self._beams else []
+            for chosen, give in ((sampled, self._sample), (searched, self._search)):
+                if chosen:
+                    wanted = [row for i in chosen for row in rows[i]]
+                    part = logits_RV if wanted == list(range(len(logits_RV))) else logits_RV[wanted]
+                    give([ready[i] for i in chosen], part, found)
+        return list(found.values())
+
+    @torch.inference_mode()
+    def _plan(self) -> Step:
+        """The next forward, with the guesses that it reads."""
+        if self.proposer is not None:
+            for state in self.scheduler.running:
+                growing = self._growing[state]
+                left = growing.sampling.max_tokens - len(growing.tokens), self.spec.context - len(state.tokens)
+                state.most_draft = 0 if self._group(state) else max(0, min(self.draft_tokens, min(left) - 1))
+        step = self.scheduler.schedule()
+        self.runner.copy(step.copies)
+        if self.proposer is not None:
+            self.proposer.copy(step.copies)
+            drafted = [chunk for chunk in step.chunks if chunk.drafts]
+            self.proposer.propose([(chunk.state, self._growing[chunk.state], chunk.drafts) for chunk in drafted])
+            for chunk in drafted:
+                chunk.drafts = len(chunk.state.draft)
+                chunk.count = 1 + chunk.drafts
+                self.drafted += chunk.drafts
+        return step
+
+    def _group(self, state: SequenceState) -> BeamGroup | None:
+        """The beam search that a state is part of."""
+        return self._beams.get(id(self._growing[state])) if self._beams else None
+
+    @torch.inference_mode()
+    def _sample(
+        self, ready: list[SequenceState], logits_RV: Tensor, found: dict[int, tuple[Growing, list[Token]]]
+    ) -> None:
+        """Draw a token for each, and more where guesses were right."""
+        growing, drafts = [self._growing[state] for state in ready], [state.draft for state in ready]
+        tokens = verify(logits_RV, growing, drafts, lambda sequence: sequence.prompt + sequence.tokens)
+        for state, sequence, chosen in zip(ready, growing, tokens, strict=True):
+            found[id(sequence)] = sequence, list(chosen)
+            self.accepted += len(chosen) - 1
+            self.scheduler.take(state, [token for token in chosen if isinstance(token, int)])
+
+    @torch.inference_mode()
+    def _search(
+        self, ready: list[SequenceState], logits_RV: Tensor, found: dict[int, tuple[Growing, list[Token]]]
+    ) -> None:
+        """Give beam searches the candidates of their beginnings; those that have all go on."""
+        groups = [self._beams[id(self._growing[state])] for state in ready]
+        sequences = [group.sequence(state) for group, state in zip(groups, ready, strict=True)]
+        wanted = max(group.search.wanted for group in groups)
+        candidates = beam_candidates(logits_RV, sequences, lambda s: s.prompt + s.tokens, wanted)
+        for group, state, following in zip(groups, ready, candidates, strict=True):
+            if following is None:
+                found[id(group.growing)] = group.growing, [None]
+            else:
+                group.candidates[state] = following[: group.search.wanted]
+        for group in dict.fromkeys(groups):
+            if id(group.growing) in found or not group.complete:
+                continue
+            before = set(group.states)
+            answers = group.expand(self.scheduler)
+            for state in before.difference(group.states):
+                del self._growing[state]
+            self._growing |= dict.fromkeys(group.states, group.growing)
+            if answers is not None:
+                found[id(group.growing)] = group.growing, [answers]
 
     def _read(self, chunks: Sequence[Chunk]) -> tuple[Sequence[Chunk], Tensor | None, list[tuple[Chunk, Exception]]]:
         """Chunks that were read, the logits (R, V) of what follows those that end their sequence, and chunks that failed.
@@ -148,7 +241,8 @@ class PagedBatch:
         if not chunks:
             return [], None, []
         try:
-            return chunks, self.runner.run(chunks), []
+            inspected = any(chunk.state.read_whole for chunk in chunks)
+            return chunks, self.runner.run(chunks, self._score if inspected else None), []
         except Exception as error:
             if len(chunks) == 1:
                 return [], None, [(chunks[0], error)]
@@ -159,6 +253,15 @@ class PagedBatch:
             failed += one_failed
             logits += [] if one_V is None else [one_V.clone()]
         return read, torch.cat(logits) if logits else None, failed
+
+    def _score(self, chunk: Chunk, hidden_TE: Tensor) -> None:
+        """Keep log-probabilities of a prompt's tokens that follow those of a chunk, where they are asked for."""
+        growing = self._growing[chunk.state]
+        alternatives, start = growing.sampling.prompt_logprobs, chunk.start
+        following = growing.prompt[start + 1 : start + 1 + chunk.count]
+        if alternatives is not None and chunk.state.read_whole:
+            found = scored(self.runner.module, hidden_TE[: len(following)], following, alternatives)
+            growing.prompt_logprobs[start:] = found  # again where it was preempted
 
     def _forget_other_weights(self) -> None:
         """Keys and values of other weights than now are no prefix of anything."""
@@ -176,16 +279,33 @@ class PagedBatch:
     def leave(self, sequences: list[Growing]) -> None:
         """Give their blocks back."""
         for growing in sequences:
-            state = self._states.pop(id(growing), None)
-            if state is not None:
-                self.scheduler.remove(state)
-                del self._growing[state]
+            state, group = self._states.pop(id(growing), None), self._beams.pop(id(growing), None)
+            for each in group.states if group else [state] if state else []:
+                self.scheduler.remove(each)
+                del self._growing[each]
+                if self.proposer is not None:
+                    self.proposer.forget(each)
+
+    def load(self) -> BatchLoad:
+        """Blocks that sequences hold, and counts of the scheduler."""
+        scheduler, manager = self.scheduler, self.scheduler.manager
+        return BatchLoad(
+            running=len(scheduler.running),
+            waiting=sum(state.width for state in list(scheduler.waiting)),
+            cache_usage=1 - manager.free / manager.blocks,
+            prompt_tokens=scheduler.prompt_tokens,
+            prefix_hits=scheduler.prefix_hits,
+            preemptions=scheduler.preemptions,
+            drafted=self.drafted,
+            accepted=self.accepted,
+        )
 
     def clear(self) -> None:
         """Begin anew, as after a step that broke in the middle: no count or content of a block is relied on."""
         self.scheduler = self._scheduler()
         self._growing.clear()
         self._states.clear()
+        self._beams.clear()
 
 
 def weights_version(module: Model) -> tuple[tuple[int, int], ...]:

@@ -11,6 +11,7 @@ from luban.core.seeding import derive
 from luban.generate.sampling import Sampling
 from luban.generate.session import Sequence as Growing
 from luban.generate.session import TokenLogprob
+from luban.generate.token_mask import Matcher
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -34,6 +35,7 @@ class Choice:
     text: str = ""  # without the end token and without a stop string
     token_ids: list[int] = field(default_factory=list)  # as generated, the end token included
     logprobs: list[TokenLogprob] | None = None  # one a token, where asked for
+    score: float | None = None  # of an answer of a beam search (`luban.generate.beam`)
     finish_reason: FinishReason | None = None  # stop: an end token or a stop string; length: max_tokens or the context
 
 
@@ -43,6 +45,7 @@ class Result:
 
     prompt_token_ids: list[int]
     choices: list[Choice]
+    prompt_logprobs: list[TokenLogprob | None] | None = None  # one a token, none for the first; where asked for
 
     @property
     def text(self) -> str:
@@ -69,6 +72,10 @@ class Request:
     """A prompt on its way. `deltas` are handed to `listener` as they come, and collected in `result`.
 
     Args:
+        ends: tokens that end the text, which `min_tokens` holds back.
+        matcher: of the request's structure, at its beginning.
+        priority: requests with smaller numbers are served first, and give up their memory last.
+        kept: special tokens that belong to the text.
         continues: whether the generated text continues the prompt's, so that a space between them belongs to it.
         identity: what keys and values depend on beside the tokens (an adapter); prompts share them where it is the same.
     """
@@ -79,13 +86,21 @@ class Request:
         sampling: Sampling,
         listener: Callable[[Delta], None] | None = None,
         *,
+        ends: tuple[int, ...] = (),
+        matcher: Matcher | None = None,
+        priority: int = 0,
+        kept: frozenset[int] = frozenset(),
         continues: bool = False,
         identity: str = "",
     ):
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self.prompt, self.sampling, self.listener, self.continues = prompt, sampling, listener, continues
-        self.identity = identity
-        self.growing = [Growing(prompt, sampling, derive(seed, "request"), choice) for choice in range(sampling.n)]
+        self.identity, self.priority, self.kept = identity, priority, kept
+        seed = derive(seed, "request")
+        self.growing = [
+            Growing(prompt, sampling, seed, choice, ends, None if matcher is None else matcher.copy())
+            for choice in range(sampling.n if sampling.beams == 1 else 1)  # one stands for a whole beam search
+        ]
         empty = None if sampling.logprobs is None else []
         self.result = Result(prompt, [Choice(logprobs=None if empty is None else []) for _ in range(sampling.n)])
         self.cancelled = False

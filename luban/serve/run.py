@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from luban.core.errors import DataError, MissingExtra
+from luban.core.errors import DataError, MissingExtra, UnsupportedError
 from luban.core.log import say, warn
 from luban.load.model import LoadedModel
 from luban.serve.engine import Engine
+
+if TYPE_CHECKING:
+    from luban.serve.api.app import ServerOptions
+    from luban.serve.api.service import Service
 
 INTERRUPTED = 130  # exit code
 TRIES = 100  # ports looked at beyond the one asked for
@@ -33,49 +40,97 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    model: LoadedModel,
+    load: Callable[[], LoadedModel],
     *,
+    name: str,
     host: str = "127.0.0.1",
     port: int = 8000,
-    api_key: str | None = None,
-    hosts: Sequence[str] = (),
-    origins: Sequence[str] = (),
+    options: ServerOptions | None = None,
+    engine: Callable[[LoadedModel], Engine] = Engine,
+    drain_seconds: float = 30.0,
 ) -> None:
-    """Serve `model` until interrupted; `hosts` and `origins` as in `create_app`."""
+    """Serve a model until interrupted; the address answers 503 while it is loaded.
+
+    Args:
+        load: gives the model.
+        name: for people, until it is loaded.
+        options: as in `luban.serve.api.app.create_app`.
+        engine: makes the engine.
+        drain_seconds: that answers may go on for after SIGTERM. Ctrl-C, or another signal, ends them at once.
+
+    Raises what `load` and `engine` raise.
+    """
     try:
         import uvicorn
 
-        from luban.serve.http import create_app
+        from luban.serve.api.app import ServerOptions, create_app
     except ImportError as error:
         raise MissingExtra(error.name or "fastapi", "serve", "luban serve") from None
-    model.need_tokenizer()
-    engine = Engine(model)  # a model that writes no text is refused before an address is announced
+    options = options or ServerOptions()
     listener = bind(host, port)
     actual = listener.getsockname()[1]
     if port and actual != port:
         say(f"port {port} is taken, using {actual}")
-    if not api_key:
+    if not options.api_key:
         warn("no --api-key is set: everyone who can reach this address can use the model")
+    options = replace(options, hosts=(host, *options.hosts))
     address = f"http://{f'[{host}]' if ':' in host else host}:{actual}"
-    say(f"serving {model.name} at {address}  (chat page; the API is at {address}/v1; Ctrl-C stops)")
-    app = create_app(engine, api_key=api_key, hosts=[host, *hosts], origins=origins)
+    app = create_app(lambda: _ready_to_serve(load(), engine), options)
+    service: Service = app.state.service
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
 
     class Server(uvicorn.Server):
-        """Ends running answers when it is told to stop, so that they aren't cut off after the three seconds. Told again it
-        doesn't wait for the model's step; uvicorn, told again, would cancel its own tasks with a traceback."""
+        """Lets running answers end when it is terminated, and ends them when it is interrupted or told again, so that they
+        aren't cut off after the three seconds. Told once more it doesn't wait for the model's step; uvicorn, told again,
+        would cancel its own tasks with a traceback."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            loop = service.loop
             if self.should_exit:
-                app.state.service.worker.leave()
-                return
-            app.state.service.stop()
-            super().handle_exit(sig, frame)
+                if service.worker is not None:
+                    service.worker.leave()
+            elif sig == signal.SIGTERM and service.ready and not service.draining and loop is not None:
+                service.draining = True
+                loop.call_soon_threadsafe(lambda: loop.create_task(self.drain()))
+            else:
+                service.stop()
+                super().handle_exit(sig, frame)
 
+        async def drain(self) -> None:
+            """Leave once what runs has ended."""
+            await service.drain(drain_seconds)
+            self.should_exit = True
+
+    server = Server(config)
+
+    def loaded() -> None:
+        if service.broken is not None:
+            server.should_exit = True
+        else:
+            about = "chat page; the API is" if service.engine is not None else "embeddings; the API is"
+            say(f"serving {service.model.name} at {address}  ({about} at {address}/v1; Ctrl-C stops)")
+
+    service.on_loaded = loaded
+    say(f"loading {name}; until it is loaded {address} answers 503")
     try:
-        Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
         listener.close()
-        if app.state.service.worker.alive:  # a thread inside torch can't be ended, and aborts an interpreter that ends
+        if service.worker is not None and service.worker.alive:
+            # a thread inside torch can't be ended, and aborts an interpreter that ends
             say("luban: stopped without waiting for the model's last step")
             os._exit(INTERRUPTED)
+    if service.broken is not None:
+        raise service.broken
+
+
+def _ready_to_serve(model: LoadedModel, engine: Callable[[LoadedModel], Engine]) -> Engine | LoadedModel:
+    """An engine; the model itself where it writes no text and can be used for embeddings."""
+    model.need_tokenizer()
+    try:
+        return engine(model)
+    except UnsupportedError as error:
+        if model.spec.body.causal or model.spec.body.two_sided or not model.spec.body.stacked:
+            raise
+        say(f"only embeddings are served: {error}")
+        return model

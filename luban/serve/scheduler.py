@@ -24,22 +24,28 @@ class SequenceState:
     """One continuation of a prompt, as the scheduler sees it."""
 
     tokens: list[int]  # the prompt's, then the generated ones
-    arrival: tuple[int, int]  # number of the request, and which of its continuations; the smaller runs first
+    arrival: tuple[int, ...]  # priority, number of the request, which of its continuations; the smaller runs first
     identity: str = ""  # what keys and values depend on beside the tokens
     siblings: list[SequenceState] = field(default_factory=list)  # continuations that begin where this prompt ends
     table: list[int] = field(default_factory=list)  # blocks; of all tokens while it runs
     computed: int = 0  # tokens whose keys and values are in the pool
     key: bytes = b""  # of the last full block
+    draft: list[int] = field(default_factory=list)  # guesses of what follows the tokens
+    most_draft: int = 0  # guesses that the next forward may read
+    agreed: int = 0  # tokens up to which the last guesses were right
+    admissions: int = 0  # how often it was given blocks
+    spare: int = 0  # continuations that `Scheduler.fork` will make of it
+    read_whole: bool = False  # whether every token must be read, found in the prefix cache or not
 
     @property
     def unread(self) -> int:
-        """Tokens that the model hasn't read; at least 1."""
+        """Tokens that the model hasn't read; none only while a beam search waits for its other beginnings."""
         return len(self.tokens) - self.computed
 
     @property
     def width(self) -> int:
         """Continuations that run once its prompt is read."""
-        return 1 + len(self.siblings)
+        return 1 + len(self.siblings) + self.spare
 
 
 @dataclass
@@ -49,11 +55,25 @@ class Chunk:
     state: SequenceState
     start: int
     count: int
+    drafts: int = 0  # of the count: guesses at the end
 
     @property
     def last(self) -> bool:
         """Whether the sequence's next token is wanted."""
-        return self.start + self.count == len(self.state.tokens)
+        return self.start + self.count == len(self.state.tokens) + len(self.state.draft)
+
+    @property
+    def wanted(self) -> int:
+        """Logits that are wanted: of the next token, and of what follows each guess."""
+        return 1 + self.drafts if self.last else 0
+
+    @property
+    def tokens(self) -> list[int]:
+        """The token ids."""
+        state, stop = self.state, self.start + self.count
+        if stop <= len(state.tokens):
+            return state.tokens[self.start : stop]
+        return (state.tokens + state.draft)[self.start : stop]
 
 
 @dataclass
@@ -64,7 +84,7 @@ class Step:
     copies: list[tuple[int, int]] = field(default_factory=list)  # blocks to copy before it: source, copy
 
 
-def arrival(state: SequenceState) -> tuple[int, int]:
+def arrival(state: SequenceState) -> tuple[int, ...]:
     """The order of service."""
     return state.arrival
 
@@ -102,6 +122,15 @@ class Scheduler:
         """Queue a sequence (with its siblings). The caller sees that one continuation fits the pool when it is alone."""
         insort(self.waiting, state, key=arrival)
 
+    def fork(self, state: SequenceState, arrival: tuple[int, ...]) -> SequenceState:
+        """Another sequence with the same tokens, which holds the same blocks, or waits where the first one waits."""
+        table = self.manager.fork(state.table)
+        child = SequenceState(
+            list(state.tokens), arrival, state.identity, table=table, computed=state.computed, key=state.key
+        )
+        insort(self.running if state in self.running else self.waiting, child, key=lambda other: other.arrival)
+        return child
+
     def remove(self, state: SequenceState) -> None:
         """Forget a sequence, whatever it is doing, with those siblings that haven't begun. Its blocks are free at once."""
         if state in self.running:
@@ -116,9 +145,11 @@ class Scheduler:
         step = Step()
         budget = self.max_tokens
         for state in list(self.running):
+            state.draft = []
             if state.unread == 1 and budget and self._hold_next(state, step):
-                step.chunks.append(Chunk(state, state.computed, 1))
-                budget -= 1
+                drafts = self._hold_drafts(state, min(state.most_draft, budget - 1))
+                step.chunks.append(Chunk(state, state.computed, 1 + drafts, drafts))
+                budget -= 1 + drafts
         self._read_prompts(step, budget)
         return step
 
@@ -138,6 +169,15 @@ class Scheduler:
         elif copied := self.manager.write(state.table, index):
             step.copies.append(copied)
         return True
+
+    def _hold_drafts(self, state: SequenceState, most: int) -> int:
+        """Slots for guesses behind a sequence's newest token, at nobody's cost; returns for how many there are."""
+        if most < 1:
+            return 0
+        new = self.manager.blocks_for(len(state.tokens) + most) - len(state.table)
+        if new > 0 and (blocks := self.manager.allocate([], new)) is not None:
+            state.table += blocks
+        return min(most, len(state.table) * self.manager.block_size - len(state.tokens))
 
     def _read_prompts(self, step: Step, budget: int) -> None:
         """Fill the budget with parts of prompts, admitting what fits. A prompt gets half of what is left while others come
@@ -162,7 +202,7 @@ class Scheduler:
         state = self.waiting[0]
         if self.running and sum(other.width for other in self.running) + state.width > self.max_sequences:
             return None
-        shared = self.manager.match(state.tokens, state.identity)
+        shared = [] if state.read_whole else self.manager.match(state.tokens, state.identity)
         new = self.manager.blocks_for(len(state.tokens)) - len(shared)
         reserve = -(-self.manager.blocks // RESERVED) if self.running else 0
         if not self.manager.can_allocate(shared, new + reserve):
@@ -170,6 +210,7 @@ class Scheduler:
         state.key = self.manager.key(shared, state.identity)
         state.table = self.manager.allocate(shared, new) or []
         state.computed = len(shared) * self.manager.block_size
+        state.admissions += 1
         self.prompt_tokens += len(state.tokens)
         self.prefix_hits += state.computed
         insort(self.running, self.waiting.pop(0), key=arrival)
@@ -189,12 +230,8 @@ class Scheduler:
     def advance(self, chunk: Chunk) -> list[SequenceState]:
         """Note that a chunk was read. Returns the sequences whose next token its last logits give: none within a prompt,
         all continuations of the prompt at its end, which hold its blocks together from then on."""
-        state, size = chunk.state, self.manager.block_size
-        before, state.computed = state.computed // size, chunk.start + chunk.count
-        if self.manager.prefix_cache:
-            for index in range(before, state.computed // size):
-                state.key = prefix_key(state.key, state.tokens[index * size : (index + 1) * size])
-                self.manager.remember(state.table[index], state.key)
+        state = chunk.state
+        self._computed(state, chunk.start + chunk.count - chunk.drafts)
         if not chunk.last:
             return []
         ready = [state, *state.siblings]
@@ -203,6 +240,26 @@ class Scheduler:
             insort(self.running, sibling, key=arrival)
         state.siblings = []
         return ready
+
+    def _computed(self, state: SequenceState, count: int) -> None:
+        """Note that keys and values of a sequence's first `count` tokens are in its blocks."""
+        size = self.manager.block_size
+        before, state.computed = state.computed // size, count
+        if self.manager.prefix_cache:
+            for index in range(before, count // size):
+                state.key = prefix_key(state.key, state.tokens[index * size : (index + 1) * size])
+                self.manager.remember(state.table[index], state.key)
+
+    def take(self, state: SequenceState, tokens: list[int]) -> None:
+        """Append tokens, of which all but the last were guesses that the forward has read."""
+        state.agreed = len(state.tokens) + len(tokens) - 1
+        state.tokens += tokens
+        state.draft = []
+        if len(tokens) > 1:
+            self._computed(state, state.computed + len(tokens) - 1)
+        if surplus := state.table[self.manager.blocks_for(len(state.tokens)) :]:  # of guesses that weren't kept
+            self.manager.release(surplus)
+            del state.table[-len(surplus) :]
 
 
 def together(states: Iterable[SequenceState]) -> SequenceState:

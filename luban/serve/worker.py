@@ -5,14 +5,36 @@ from __future__ import annotations
 import asyncio
 import threading
 import traceback
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
 
 from luban.core.errors import LubanError
 from luban.core.log import say
-from luban.serve.engine import Delta, Engine, Request
+from luban.serve.request import Delta, Request
 
 STEP_SECONDS = 30.0  # that stopping waits for the step that is running
 POLL_SECONDS = 0.1
+
+
+Result = TypeVar("Result")
+
+
+class Steps(Protocol):
+    """What a worker steps: `luban.serve.engine.Engine`, or nothing."""
+
+    def submit(self, request: Request) -> None:
+        """Queue a request."""
+        ...
+
+    def step(self) -> bool:
+        """Work a little; returns whether there is more to do."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """Give up all requests."""
+        ...
 
 
 class GenerationError(LubanError):
@@ -22,9 +44,10 @@ class GenerationError(LubanError):
 class Worker:
     """Steps an engine while there is work. Start it before the first request, stop it at the end."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Steps):
         self.engine = engine
         self._wake, self._stopped, self._left = threading.Event(), threading.Event(), threading.Event()
+        self._calls: deque[tuple[Future, Callable[[], Any]]] = deque()
         self._thread = threading.Thread(target=self._run, name="luban-engine", daemon=True)
 
     def start(self) -> None:
@@ -54,11 +77,29 @@ class Worker:
             self._wake.wait()
             self._wake.clear()
             try:
+                self._call()
                 while self.engine.step() and not self._stopped.is_set():
-                    pass
+                    self._call()
             except Exception as error:  # whatever broke must reach those who wait, and not end the server
                 say(traceback.format_exc())
                 self.engine.fail(error)
+
+    def _call(self) -> None:
+        """Run what waits to be run between steps."""
+        while self._calls:
+            future, function = self._calls.popleft()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:
+                    future.set_exception(error)
+
+    async def between_steps(self, function: Callable[[], Result]) -> Result:
+        """Run a function that uses the model in the thread that runs the model, and return what it returns."""
+        future: Future = Future()
+        self._calls.append((future, function))
+        self._wake.set()
+        return await asyncio.wrap_future(future)
 
     async def run(self, requests: list[Request]) -> AsyncGenerator[tuple[int, Delta], None]:
         """Deltas of all requests as they come, each with its request's index.
@@ -80,7 +121,7 @@ class Worker:
             request.listener = listen(index)
             self.engine.submit(request)
         self._wake.set()
-        left = sum(len(request.growing) for request in requests)
+        left = sum(len(request.result.choices) for request in requests)
         try:
             while left:
                 index, delta = await arrived.get()

@@ -18,10 +18,9 @@ from luban.core.errors import DataError
 from luban.tokenizer.answers import mark_answers
 from luban.tokenizer.calls import fill_calls
 from luban.tokenizer.marks import THOUGHTS
+from luban.tokenizer.special import ROLES, unknown_role
 from luban.tokenizer.template import CLOSE, GUARD, OPEN, fill
 from luban.tokenizer.tokenizer import Tokenizer, without_surrogates
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def _edges(specials: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]
 def _guard_message(message: Mapping[str, Any], tokenizer: Tokenizer, pattern: re.Pattern[str]) -> dict[str, Any]:
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
         role = message.get("role") if isinstance(message, Mapping) else message
-        raise DataError(f"unknown role {role!r} in a conversation (known: {', '.join(ROLES)})")
+        raise DataError(unknown_role(role))
     if message.get("content") is None and not (message["role"] == "assistant" and message.get("tool_calls")):
         raise DataError(f"a message of role {message['role']!r} has no content")
     specials = tuple(tokenizer.special)

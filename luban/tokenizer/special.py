@@ -1,4 +1,4 @@
-"""Special tokens of tokenizers that Luban trains, and end-of-turn tokens of published chat models."""
+"""Special tokens of tokenizers that Luban trains, end-of-turn tokens of published chat models, and roles of turns."""
 
 from __future__ import annotations
 
@@ -19,3 +19,10 @@ def special_tokens(reserved: int = len(RESERVED)) -> tuple[str, ...]:
 
 # End-of-turn tokens of Luban's tokenizers and of published chat models.
 END_OF_TURN = (END, "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|eot|>", "<|END_OF_TURN_TOKEN|>")
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")  # of a conversation's turns
+
+
+def unknown_role(role: object) -> str:
+    """The error message for a role that is not in ROLES."""
+    return f"unknown role {role!r} in a conversation (known: {', '.join(ROLES)})"

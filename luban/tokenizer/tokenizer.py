@@ -188,16 +188,26 @@ def without_surrogates(text: str) -> str:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """A tokenizer from a Luban tokenizer, from a run or other artifact that carries one, or from a Hugging Face directory.
 
+    Where such a directory has no `tokenizer.json`, its SentencePiece model or other vocabulary file is read
+    (`luban.tokenizer.importing.folder`).
+
     Raises:
         ArtifactError: there is none at `path`, or its files are damaged.
     """
+    from luban.tokenizer.importing.folder import read_vocabulary, unknown_use, vocabulary_file
+
     path = Path(path)
     for folder in (path, path / "tokenizer", incomplete_path(path) / "tokenizer"):
         if (folder / FILE).is_file():
             return _load(folder)
     if not path.exists():
         raise ArtifactError(f"tokenizer {path} does not exist")
-    raise ArtifactError(f"{path} holds no tokenizer: {FILE} is needed there or in {path / 'tokenizer'}")
+    file = path if path.is_file() else vocabulary_file(path)
+    if file is None:
+        raise ArtifactError(
+            f"{path} holds no tokenizer: {FILE} is needed there or in {path / 'tokenizer'}{unknown_use(path)}"
+        )
+    return _load(file.parent) if file.name == FILE else read_vocabulary(file)
 
 
 def _load(folder: Path) -> Tokenizer:

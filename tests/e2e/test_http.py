@@ -102,7 +102,7 @@ def test_every_route_but_health_and_page_needs_the_key(server, key):
 def test_every_route_of_the_application_is_guarded(tiny_checkpoint):
     """Also those added later: only the listed ones may answer without the key."""
     import luban
-    from luban.serve.http import OPEN, create_app
+    from luban.serve.api.app import OPEN, create_app
 
     app = create_app(luban.Engine(luban.load_model(tiny_checkpoint)), api_key=KEY)
     from fastapi.testclient import TestClient
@@ -174,7 +174,10 @@ def test_stop_strings_end_with_stop(server):
         ("completions", {"prompt": "x" * 1000}, 400, "1001 tokens"),
         ("completions", {"prompt": []}, 400, "empty"),
         ("completions", {"prompt": [5, 99999]}, 400, "vocabulary"),
-        ("completions", {"prompt": "x", "echo": True}, 400, "echo"),
+        ("completions", {"prompt": "x", "suffix": "y"}, 400, "suffix"),
+        ("completions", {"prompt": "x", "max_tokens": 0}, 400, "echo"),
+        ("completions", {"prompt": "x", "structured_outputs": {"regex": "("}}, 400, "unclosed group"),
+        ("completions", {"prompt": "x", "response_format": {"type": "json_schema"}}, 400, "schema"),
         ("chat/completions", {"messages": []}, 400, "messages"),
         ("chat/completions", {"messages": [{"role": "king", "content": "x"}]}, 400, "role"),
         ("chat/completions", {**CHAT, "tools": [{"type": "function"}]}, 400, "tools"),
@@ -196,8 +199,9 @@ def test_bad_requests_get_openais_error(server, path, body, status, words):
 
 
 def test_an_unknown_route_has_the_same_shape(server):
-    answer = server.get("/v1/embeddings")
-    assert answer.status_code == 404 and "no route GET /v1/embeddings" in answer.json()["error"]["message"]
+    for route, status in (("/v1/embeddings", 405), ("/v1/images", 404)):
+        answer = server.get(route)
+        assert answer.status_code == status and f"no route GET {route}" in answer.json()["error"]["message"]
 
 
 def test_many_at_once_each_get_their_own(server):

@@ -19,6 +19,7 @@ from luban.nn.position.alibi import Alibi
 from luban.nn.position.kerple import KerpleLog
 from luban.nn.position.rope import Rope
 from luban.nn.position.t5 import RelativeBias
+from luban.serve.decode_graph import DecodeGraphs
 from luban.serve.paged import PagedBatch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -49,8 +50,24 @@ def test_greedy_tokens_are_those_of_the_contiguous_cache(variant):
     found = engine.generate(prompts, sampling)
     again = luban.Engine(model, cache_bytes=40 * 16 * 1024).generate(prompts, sampling)  # little memory: preemptions
     expected = [luban.Engine(model, paged=False).generate([prompt], sampling)[0] for prompt in prompts]
+    assert engine.batch.runner.graphs is None or not engine.batch.runner.graphs._broken
     for ours, other, theirs in zip(found, again, expected, strict=True):
         assert ours.token_ids == theirs.token_ids == other.token_ids
+
+
+def test_a_forward_that_cannot_be_recorded_runs_without_and_leaves_torch_as_it_was(monkeypatch, capsys):
+    model, prompt = loaded(), [1, 2, 3]
+    sampling = Sampling(max_tokens=9, temperature=0, ignore_eos=True)
+    expected = luban.Engine(model, cache_bytes=2**22).generate([prompt], sampling)[0].token_ids
+    forward = DecodeGraphs._forward
+    monkeypatch.setattr(DecodeGraphs, "_forward", lambda self, size: (torch.cuda.synchronize(), forward(self, size))[1])
+    engine = luban.Engine(model, cache_bytes=2**22)
+    assert engine.generate([prompt], sampling)[0].token_ids == expected
+    assert "without a CUDA graph" in capsys.readouterr().err
+    assert torch.randn(3, device="cuda").isfinite().all()
+    monkeypatch.undo()
+    engine = luban.Engine(model, cache_bytes=2**22)
+    assert engine.generate([prompt], sampling)[0].token_ids == expected and not engine.batch.runner.graphs._broken
 
 
 def test_the_pool_leaves_what_a_forward_needs():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -51,6 +52,12 @@ def recipe(tmp_path_factory) -> Path:
     return path
 
 
+def _listen() -> None:
+    """Signals as a terminal starts a command with; a shell starts background jobs with Ctrl-C ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def start():
     """`start("pretrain", …)` is the running command; its streams are text.
@@ -70,7 +77,13 @@ def start():
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         running.append(
             subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **popen
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+                preexec_fn=_listen,
+                **popen,
             )
         )
         return running[-1]

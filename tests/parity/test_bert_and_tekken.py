@@ -111,7 +111,7 @@ def test_tekken_vocabularies(special, tmp_path):
     "name, content, words",
     [
         ("vocab.txt", "hello\nworld\n", r"a line \[UNK\]"),
-        ("tekken.json", "{}", "not a tekken vocabulary: KeyError"),
+        ("tekken.json", "{}", "not a tekken vocabulary: it has no field 'config'"),
         ("tekken.json", json.dumps(tekken(300, ["<s>", "<s>"])[0]), "different special tokens"),
         (
             "tekken.json",

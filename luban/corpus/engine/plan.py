@@ -11,7 +11,7 @@ from luban.corpus.engine.phase import Phase, Task
 from luban.corpus.sources import Source, find_sources
 from luban.corpus.tally import Tally
 
-FORMAT = 3  # of what parts leave on disk: markers, spills, fingerprints
+FORMAT = 4  # of what parts leave on disk: markers, spills, fingerprints
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from luban.core.registry import Registry
 from luban.corpus.document import Document
 from luban.corpus.sources.charsets import damaged
 from luban.corpus.sources.kinds import kind_of, storable_name
+from luban.corpus.sources.licence_files import FolderLicences, licensed
 from luban.corpus.tally import Tally
 
 SOURCES = Registry(
@@ -101,13 +102,20 @@ class Source:
             label=self.label, tally=tally, seed=seed, heldout=heldout, part=self.part, text_field=self.text_field
         )
         try:
-            for document in SOURCES[self.kind](self.name, context):
+            for document in self._licensed(SOURCES[self.kind](self.name, context)):
                 if damaged(document.text):
                     tally.reject("texts with too many undecodable characters", document.id)
                     continue
                 yield document
         except OSError as error:
             raise self._unreadable(error) from None
+
+    def _licensed(self, documents: Iterator[Document]) -> Iterator[Document]:
+        """The documents with their file's licence; sources of several files have seen to it."""
+        if self.kind in FOLDERS or ":" in self.kind:
+            return documents
+        path = Path(self.name)
+        return licensed(documents, path, self.kind, FolderLicences(path.parent))
 
     def parts(self, tally: Tally) -> list[Source]:
         """The source in parts of about PART_BYTES, in order; what finding them passes over is counted."""

@@ -11,6 +11,7 @@ from luban.core.errors import DataError
 from luban.corpus.document import Document
 from luban.corpus.sources import PART_BYTES, SOURCES, NoTextField, Part, SourceContext
 from luban.corpus.sources.kinds import kind_of, storable_name
+from luban.corpus.sources.licence_files import FolderLicences, licensed
 from luban.corpus.sources.text import looks_binary, read_file
 from luban.corpus.tally import Tally
 
@@ -24,25 +25,27 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         DataError: nothing in it is text.
     """
     root, found = Path(name), False
+    licences = FolderLicences(root)
     files = context.part.files if context.part else None
     for path in walk(root, context.tally) if files is None else (root / file for file in files):
         label = f"{context.label}/{storable_name(path.relative_to(name).as_posix())}"
-        for document in _documents(path, label, context):
+        for document in _documents(path, label, context, licences):
             found = True
             yield document
     if files is None and not found:
         raise DataError(f"source {name} holds no text")
 
 
-def _documents(path: Path, label: str, context: SourceContext) -> Iterator[Document]:
+def _documents(path: Path, label: str, context: SourceContext, licences: FolderLicences) -> Iterator[Document]:
     kind = kind_of(path)
     try:
         if kind == "text" and looks_binary(path):
             context.tally.add("binary_files_skipped")
         elif kind == "text":
-            yield from read_file(path, label, context)
+            yield from licensed(read_file(path, label, context), path, kind, licences)
         elif path.stat().st_size:
-            yield from SOURCES[kind](str(path), replace(context, label=label))
+            documents = SOURCES[kind](str(path), replace(context, label=label))
+            yield from licensed(documents, path, kind, licences)
     except OSError as error:
         context.tally.reject("unreadable files", f"{label}: {error.strerror}")
     except NoTextField:  # a table of something else

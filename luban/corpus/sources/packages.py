@@ -16,10 +16,11 @@ from pathlib import Path
 
 from luban.core.errors import DataError
 from luban.corpus.document import Document
-from luban.corpus.licences import SPELT, all_of, of_source_file, of_text
+from luban.corpus.licences import SPELT, all_of, of_source_file, of_words
 from luban.corpus.sources import Part, SourceContext
 from luban.corpus.sources.charsets import FileDecoder
-from luban.corpus.sources.code import LICENCE_FILE, refused
+from luban.corpus.sources.code import refused
+from luban.corpus.sources.licence_files import LICENCE_FILE
 from luban.corpus.sources.text import looks_binary
 from luban.corpus.tally import Tally
 
@@ -85,7 +86,7 @@ def licence_of(distribution: metadata.Distribution) -> str | None:
     for entry in sorted(distribution.files or (), key=str):
         if ".dist-info/" in entry.as_posix() and LICENCE_FILE.fullmatch(entry.name):
             path = Path(str(distribution.locate_file(entry)))
-            found = of_text(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+            found = of_words(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
             if found:
                 return found
     return None

@@ -111,7 +111,7 @@ def _document(row: Any, number: int, context: SourceContext) -> Document | None:
         lang=_language(lang) if isinstance(lang, str) else None,
         quality=_quality(row.get("quality")),
         messages=messages,
-        meta=_meta(row),
+        meta=_meta(row, needed=messages is not None),
     )
 
 
@@ -146,7 +146,8 @@ def _turn(turn: Any) -> Any:
     if not isinstance(turn, Mapping):
         return turn
     if "role" not in turn and "from" in turn:
-        turn = {"role": SPEAKERS.get(str(turn["from"]).lower()), "content": turn.get("value"), **turn}
+        speaker = str(turn["from"])
+        turn = {"role": SPEAKERS.get(speaker.lower(), speaker), "content": turn.get("value"), **turn}
         turn = {key: item for key, item in turn.items() if key not in ("from", "value")}
     return jsonable({key: item for key, item in turn.items() if item is not None})
 
@@ -168,8 +169,12 @@ def _quality(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _meta(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The row's `meta`, its address, its tools and its licence, the latter always as `licence`."""
+def _meta(row: Mapping[str, Any], needed: bool) -> dict[str, Any] | None:
+    """The row's `meta`, its address, its tools and its licence, the latter always as `licence`.
+
+    Raises:
+        UnusableRow: tools are `needed`, since the row is a conversation, and are no list of objects.
+    """
     value = row.get("meta")
     try:
         value = json.loads(value) if isinstance(value, str) else value
@@ -182,18 +187,26 @@ def _meta(row: Mapping[str, Any]) -> dict[str, Any] | None:
         meta = {**{key: item for key, item in meta.items() if key not in LICENCES}, "licence": licence}
     if isinstance(row.get("url"), str):
         meta["url"] = encodable(row["url"])
-    if tools := _tools(row.get("tools")):
+    if row.get("tools") and (tools := _tools(row["tools"], needed)):
         meta["tools"] = tools
     return meta or None
 
 
-def _tools(value: Any) -> list[Any] | None:
-    """The tools that a conversation may call, from a list or its JSON."""
+def _tools(value: Any, needed: bool) -> list[Any] | None:
+    """The tools that a conversation may call, from a list or its JSON; None where it is something else.
+
+    Raises:
+        UnusableRow: it is something else and `needed`.
+    """
     try:
         value = json.loads(value) if isinstance(value, str) else value
     except ValueError:
-        return None
-    return jsonable(value) if isinstance(value, list) and all(isinstance(tool, Mapping) for tool in value) else None
+        value = ...
+    if value is None or (isinstance(value, list) and all(isinstance(tool, Mapping) for tool in value)):
+        return jsonable(value)
+    if needed:
+        raise UnusableRow("rows with unusable tools", ": tools must be a list of objects, or the JSON of one")
+    return None
 
 
 def _terms(value: Any) -> str:

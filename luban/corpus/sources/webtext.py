@@ -18,6 +18,7 @@ from luban.corpus.document import Document
 from luban.corpus.sources import SOURCES, SourceContext
 from luban.corpus.sources.folder import walk
 from luban.corpus.sources.kinds import kind_of, storable_name
+from luban.corpus.sources.licence_files import FolderLicences, licensed
 from luban.corpus.sources.text import lines
 
 VOTES = 3  # of a post, at least
@@ -36,12 +37,13 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
     if listed is None:
         raise DataError(f"source {name} holds no links.jsonl with the posts and their votes")
     voted, seen = voted_links(listed, context), set()
+    licences = FolderLicences(root)
     for path in walk(root, context.tally):
         kind = kind_of(path)
         if path == listed or kind not in ("warc", "jsonl"):
             continue
         label = f"{context.label}/{storable_name(path.relative_to(root).as_posix())}"
-        for document in _documents(kind, path, replace(context, label=label)):
+        for document in licensed(_documents(kind, path, replace(context, label=label)), path, kind, licences):
             url = address(str((document.meta or {}).get("url") or ""))
             reason = "no votes" if url not in voted else "address met before" if url in seen else None
             if reason:

@@ -16,7 +16,7 @@ from typing import Any
 
 from luban.core.errors import MissingExtra
 from luban.corpus.document import Document
-from luban.corpus.languages import matches, subtags
+from luban.corpus.languages import is_determined, matches, subtags
 from luban.corpus.tally import Tally
 
 CHARACTERS = 1000  # from the middle of a text, enough to tell
@@ -30,7 +30,8 @@ HAN_SHARE = 0.4  # of a text's characters from which, without kana and hangul, i
 class Language:
     """`language` notes every document's language; `language=en+zh` also drops all others. Code keeps its own.
 
-    A language named by a document's source may be written `EN`, `en-US`, `en_GB` or `eng`: it is `en` to this step.
+    A language named by a document's source may be written `EN`, `en-US`, `en_GB`, `eng` or `English`: it is `en` to this
+    step. Where the source says `und`, `unknown` or the like, the text decides.
     """
 
     def __init__(self, argument: str = ""):
@@ -42,7 +43,7 @@ class Language:
     def __call__(self, documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
         """Documents whose source named no language get one."""
         for document in documents:
-            lang = document.lang or identify(document.text)
+            lang = document.lang if is_determined(document.lang) else identify(document.text)
             if self.wanted and not any(matches(lang or "", wanted) for wanted in self.wanted):
                 tally.drop(f"language: {lang or 'unknown'}", document)
                 continue

@@ -21,6 +21,7 @@ from typing import Any
 from luban.core.errors import ConfigError, DataError, MissingExtra
 from luban.core.hashing import file_sha256
 from luban.corpus.document import Document, conversation_text, rewrite_messages
+from luban.corpus.languages import is_determined, matches
 from luban.corpus.tally import Tally
 
 ACCENTS = "\u0300-\u036f"  # combining marks, of which \w knows nothing
@@ -110,7 +111,7 @@ class Spelling:
     def __call__(self, documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
         """Texts and messages repaired; words are counted and the first few of a part shown."""
         for document in documents:
-            if document.lang not in (None, self.lang):
+            if is_determined(document.lang) and not matches(document.lang or "", self.lang):
                 yield document
                 continue
             changes: list[tuple[str, str]] = []

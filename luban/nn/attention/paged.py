@@ -145,10 +145,13 @@ class PagedAttention(AttentionBackend):
     ) -> Tensor:
         """(1, H, N, D) of queries, keys and values of the packed tokens, (1, H or K, N, D)."""
         q_NHD, k_NKD, v_NKD = (x[0].transpose(0, 1) for x in (q_BHTD, k_BKTD, v_BKTD))
+        if isinstance(mask, KernelMask):
+            from luban.kernels.paged_launch import store
+
+            store(k_NKD, v_NKD, cache.keys, cache.values, self.tokens.slots_N)
+            return self._kernel(q_BHTD[0], mask, cache, scale).transpose(0, 1)[None]
         cache.keys.index_copy_(0, self.tokens.slots_N, k_NKD.to(cache.keys.dtype))
         cache.values.index_copy_(0, self.tokens.slots_N, v_NKD.to(cache.values.dtype))
-        if isinstance(mask, KernelMask):
-            return self._kernel(q_BHTD[0], mask, cache, scale).transpose(0, 1)[None]
         mixed_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
         for part in mask:
             if part.slots_RS is None:

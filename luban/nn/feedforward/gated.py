@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.nn.feedforward.base import Activation, FeedForward
 from luban.nn.int8 import Int8Weight
-from luban.nn.linear import TORCH, MatmulOwner, Projection, joined, trains_fused
+from luban.nn.linear import TORCH, MatmulOwner, Projection, joined, multiplies_joined
 from luban.nn.mixer.base import LayerShape
 
 
@@ -33,7 +34,7 @@ class GatedFeedForward(nn.Module, MatmulOwner):
     """Owns gate, up and down, so that SwiGLU can be computed inside the matmuls around it.
 
     In training on a GPU the inner activation is never kept: the backward pass computes it again together with its
-    gradient.
+    gradient. Inference on a GPU uses the same kernel where gate and up lie one after another (`luban.nn.linear.lay_adjacent`).
     """
 
     def __init__(self, width: int, inner: int, bias: bool, activation: Activation):
@@ -48,6 +49,10 @@ class GatedFeedForward(nn.Module, MatmulOwner):
         """Gate, up and down."""
         return {"gate": self.gate, "up": self.up, "down": self.down}
 
+    def joint_projections(self) -> tuple[Projection, ...]:
+        """Gate and up."""
+        return self.gate, self.up
+
     def forward(self, x_BTE: Tensor) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         if self.int8 is not None:
@@ -55,7 +60,8 @@ class GatedFeedForward(nn.Module, MatmulOwner):
             gate, up = self.add_adapters_(self.int8["gate_up"](x_BTE), x_BTE, sizes).chunk(2, -1)
             inner = self.activation(gate) * up
             return self.plus_adapter("down", self.int8["down"](inner), inner)
-        if trains_fused(x_BTE) and self.activation is F.silu and self.down.bias is None:
+        swish = self.activation is F.silu and self.down.bias is None
+        if swish and multiplies_joined(x_BTE, self.gate, self.up):
             return self._fused(x_BTE.flatten(0, -2)).unflatten(0, x_BTE.shape[:-1])
         gate, up = self._linear("gate", x_BTE), self._linear("up", x_BTE)
         return self._linear("down", self.activation(gate) * up)
@@ -75,11 +81,12 @@ class GatedFeedForward(nn.Module, MatmulOwner):
         if alone and self.matmul is not TORCH and self.matmul.supports_swiglu(gate.shape[1], gate.shape[0]):
             return self.matmul.swiglu(x_NE, joined(self.gate, self.up)[0], down)
         here = x_NE.device.type, x_NE.dtype, gate.dtype
-        if alone and self.matmul is TORCH and gated.picked(*here, *gate.shape, *down.shape):
+        training = torch.is_grad_enabled()
+        if training and alone and self.matmul is TORCH and gated.picked(*here, *gate.shape, *down.shape):
             return gated.gated_matmuls(x_NE, gated.paired(gate, up), down)[0]
         gate_up = self.matmul.linear(x_NE, *joined(self.gate, self.up))
         gate_up = self.add_adapters_(gate_up, x_NE, {"gate": gate.shape[0], "up": up.shape[0]})
-        if self.matmul is TORCH and (self.adapters is None or "down" not in self.adapters):
+        if training and self.matmul is TORCH and (self.adapters is None or "down" not in self.adapters):
             return swiglu_linear(gate_up, down)
         return self._linear("down", swiglu(gate_up))
 

@@ -11,7 +11,14 @@ from luban.core.hashing import file_sha256
 from luban.tokenizer.importing import FORMATS
 from luban.tokenizer.tokenizer import FILE, Tokenizer, load_tokenizer
 
-NAMES = (FILE, "tekken.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+VOCABULARIES = (  # in the order in which they are looked for
+    "tekken.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
 
 
 def import_tokenizer(path: str | Path, out: str | Path, chat_template: str | None = None) -> Tokenizer:
@@ -25,7 +32,7 @@ def import_tokenizer(path: str | Path, out: str | Path, chat_template: str | Non
     """
     path = Path(path)
     if path.is_dir():
-        path = next((path / name for name in NAMES if (path / name).is_file()), path / FILE)
+        path = next((path / name for name in (FILE, *VOCABULARIES) if (path / name).is_file()), path / FILE)
     if not path.is_file():
         raise DataError(f"{path} does not exist")
     kind = format_of(path)

@@ -17,7 +17,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from luban.core.errors import DataError, UnsupportedError
+from luban.core.errors import DataError, UnsupportedError, problem
 from luban.tokenizer.charsmap import charsmap
 from luban.tokenizer.exact import SPACE
 from luban.tokenizer.importing.protobuf import fields
@@ -75,7 +75,7 @@ def parse(path: Path) -> Model:
             elif number == 5:
                 model.denormalised = bool(dict(fields(value)).get(2, b""))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a SentencePiece model: {error}") from None
+        raise DataError(f"{path} is not a SentencePiece model: {problem(error)}") from None
     if not model.pieces:
         raise DataError(f"{path} is not a SentencePiece model: it has no pieces")
     return model

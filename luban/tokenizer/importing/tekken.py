@@ -10,7 +10,7 @@ from typing import Any
 
 import tokenizers
 
-from luban.core.errors import DataError
+from luban.core.errors import DataError, problem
 from luban.tokenizer.importing.tiktoken import byte_bpe
 from luban.tokenizer.settings import Settings
 
@@ -53,7 +53,7 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, Settings]:
         entries = sorted(data["vocab"], key=lambda entry: entry["rank"])[: size - count]
         ranks = {base64.b64decode(entry["token_bytes"], validate=True): int(entry["rank"]) for entry in entries}
     except (ValueError, KeyError, TypeError, binascii.Error) as error:
-        raise DataError(f"{path} is not a tekken vocabulary: {error!r}") from None
+        raise DataError(f"{path} is not a tekken vocabulary: {problem(error)}") from None
     missing = sum(bytes([byte]) not in ranks for byte in range(256))
     if missing or list(ranks.values()) != list(range(len(ranks))):
         raise DataError(

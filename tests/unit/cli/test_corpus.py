@@ -34,6 +34,13 @@ def test_help_lists_steps_and_kinds_of_sources(capsys):
     assert "--text-field" in shown
 
 
+def test_help_shows_a_mixtures_fields_and_an_example(capsys):
+    with pytest.raises(SystemExit):
+        main(["corpus", "mix", "--help"])
+    page = capsys.readouterr().out
+    assert "[[part]]" in page and all(f"\n  {name} " in page for name in ("path", "weight", "epochs", "name"))
+
+
 def test_a_text_field_and_steps_with_spaces(tmp_path, capsys):
     rows = [{"content": "one"}, {"content": "one"}, {"content": "two"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))

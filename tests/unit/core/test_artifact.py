@@ -58,6 +58,23 @@ def test_the_hash_covers_identity_and_content_and_nothing_else(tmp_path, monkeyp
         assert read_manifest(make(tmp_path / name, **change)).content_hash != base, name
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"colour": 1}, "is damaged: unknown field 'colour'"),
+        ({"kind": ...}, "is damaged: it has no field 'kind'"),
+        ({"parents": ...}, "is damaged: it has no field 'parents'"),
+        ({"parents": 3}, "is damaged: a field holds a value of another type"),
+    ],
+)
+def test_what_is_wrong_with_a_manifest_is_said_without_pythons_words(tmp_path, change, words):
+    path = make(tmp_path / "a") / MANIFEST
+    data = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({name: value for name, value in data.items() if value is not ...}))
+    with pytest.raises(ArtifactError, match=words):
+        read_manifest(tmp_path / "a")
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "garbage"])
 def test_damage_is_found_and_named(tmp_path, damage):
     path = make(tmp_path / "a", content=os.urandom(1000))

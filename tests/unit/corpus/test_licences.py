@@ -13,7 +13,7 @@ from luban.core.artifact import read_manifest
 from luban.core.errors import ConfigError, LineageError
 from luban.core.terms import require_exportable
 from luban.corpus.build import build_corpus
-from luban.corpus.licences import all_of, any_of, of_source_file, of_text, parts, permitted, spdx
+from luban.corpus.licences import all_of, any_of, of_source_file, of_text, parts, permitted, spdx, unknown_names
 from luban.corpus.mixture import Part, mix
 from luban.corpus.reader import read_corpus
 from luban.corpus.sources import find_sources
@@ -60,6 +60,11 @@ def test_a_licence_of_one_source_stays_with_its_documents_in_a_mixture(tmp_path)
         ({"a.tx": "MIT"}, r"no source is called 'a.tx' \(did you mean 'a.txt'\?\); the sources are a.txt"),
         ({"a.txt": " "}, "the licence of a.txt is empty"),
         ({"b": "MIT"}, "no source is called 'b'"),
+        (
+            {"": "mti"},
+            r"'mti' is no licence of SPDX's list \(did you mean 'MIT'\?\); a name of your own begins with Lic",
+        ),
+        ({"a.txt": "MIT OR apache-2"}, r"'apache-2' is no licence of SPDX's list \(did you mean 'Apache-2.0'\?\)"),
     ],
 )
 def test_a_mistyped_source_or_an_empty_licence_is_refused(tmp_path, licences, words):
@@ -178,6 +183,99 @@ def test_a_files_own_licence_goes_before_its_folders(tmp_path):
         "code: licence MIT AND GPL": 1,
         "code: licence GPL-2.0-only WITH Linux-syscall-note": 1,
     }
+
+
+TAGGED = {
+    "LICENSE-MIT": MIT,
+    "LICENSE-APACHE": APACHE,
+    "x.py": "x = 1\n",
+    "notes.txt": "About the GNU General Public License",
+}
+TAGGED |= {
+    "sub/y.py": "# SPDX-License-Identifier: GPL-3.0-only\ny = 1\n",
+    "sub/header.py": "# Licensed under the BSD 3-Clause License\nz = 1\n",
+    "sub/paper.tex": "% SPDX-License-Identifier: CC-BY-4.0\n\\documentclass{article}\\begin{document}Words\\end{document}",
+    "sub/page.html": "<!-- SPDX-License-Identifier: CC0-1.0 --><html><body><p>Some words of a page.</p></body></html>",
+    "rows/r.jsonl": '{"text": "SPDX-License-Identifier: ISC"}\n{"text": "two", "licence": "Zlib"}\n',
+    "own/LICENSE": "All rights reserved.",
+    "own/w.py": "w = 1\n",
+}
+
+
+@pytest.mark.parametrize("declared", [{}, {"": "CC-BY-SA-4.0"}])
+def test_files_of_plain_folders_have_their_licences_too(tmp_path, declared):
+    for name, text in TAGGED.items():
+        (tmp_path / "l" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "l" / name).write_text(text)
+    build_corpus([str(tmp_path / "l")], tmp_path / "c", heldout=0.0, licences=declared)
+    found = {d.id.removeprefix("l/"): (d.meta or {}).get("licence") for d in read_corpus(tmp_path / "c")}
+    rest = declared.get("")
+    assert found == {
+        **dict.fromkeys(["LICENSE-MIT", "LICENSE-APACHE", "x.py", "notes.txt"], "Apache-2.0 OR MIT"),
+        "sub/y.py": "GPL-3.0-only",
+        "sub/header.py": "BSD-3-Clause",
+        "sub/paper.tex": "CC-BY-4.0",
+        "sub/page.html": "CC0-1.0",
+        "rows/r.jsonl#000000000": "Apache-2.0 OR MIT",
+        "rows/r.jsonl#000000041": "Zlib",
+        "own/LICENSE": rest,
+        "own/w.py": rest,
+    }
+
+
+def test_a_file_given_alone_has_its_own_licence_or_that_of_the_file_beside_it(tmp_path):
+    for name in ("x.py", "sub/y.py", "LICENSE-MIT"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(TAGGED[name])
+    (tmp_path / "sub/z.py").write_text("z = 1\n")
+    figures = build_corpus([str(tmp_path / n) for n in ("x.py", "sub/y.py", "sub/z.py")], tmp_path / "c", heldout=0.0)
+    assert counted(figures) == {"MIT": 1, "GPL-3.0-only": 1, "unknown": 1}  # no folder above those given is searched
+
+
+@pytest.mark.parametrize(
+    "text, licence",
+    [
+        ("# Licensed under the BSD 3-Clause License", "BSD-3-Clause"),
+        (
+            "// Licensed under the Apache License, Version 2.0 <LICENSE-APACHE> or the\n// MIT license <LICENSE-MIT>,",
+            "Apache-2.0 OR MIT",
+        ),
+        ('# Licensed under the Apache License, Version 2.0 (the "License");\n# you may not use', "Apache-2.0"),
+        (
+            "/* released under the terms of the MIT license. Parts are licensed under the BSD 2-Clause license. */",
+            "MIT AND BSD-2-Clause",
+        ),
+        ('__license__ = "GPLv3"\n', "GPL"),
+        ("/** @license MIT */", "MIT"),
+        ("# License: BSD 3 clause", "BSD-3-Clause"),
+        (
+            "This work is licensed under a Creative Commons Attribution-ShareAlike 4.0 International License.",
+            "CC-BY-SA-4.0",
+        ),
+        ("licensed under CC-BY-NC-ND-4.0", "CC-BY-NC-ND-4.0"),
+        ("# governed by a BSD-style license that can be found in the LICENSE file", None),
+        ("# distributed under the same license as the package", None),
+        ("license = x.mit; mitigate = under(mit)", None),
+        ("Licensed under the MIT license.\nGNU General Public License, version 3", "MIT AND GPL"),
+    ],
+)
+def test_sentences_that_name_a_licence(text, licence):
+    assert of_source_file(text) == licence
+    assert licence is None or not unknown_names(licence)
+
+
+def test_names_that_spdx_does_not_have_stand_on_the_card(tmp_path):
+    rows = [
+        {"text": "one", "licence": "mti"},
+        {"text": "two", "licence": "OFL-1.1 OR LicenseRef-Own"},
+        {"text": "three"},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    build_corpus([str(tmp_path / "a.jsonl")], tmp_path / "c", heldout=0.0)
+    card = (tmp_path / "c" / "README.md").read_text()
+    assert (
+        "The licence name 'mti' is not on SPDX's list (did you mean 'MIT'?)." in card and card.count("SPDX's list") == 1
+    )
 
 
 def test_a_licence_that_is_no_name_is_unknown(tmp_path):

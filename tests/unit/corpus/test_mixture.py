@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tomllib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from luban.core.config import load_toml
 from luban.core.errors import ArtifactError, ConfigError, DataError, LineageError
 from luban.core.terms import inherited_terms, require_exportable
 from luban.corpus.build import build_corpus
-from luban.corpus.mixture import Part, mix, parts_of
+from luban.corpus.mixture import EXAMPLE, Part, mix, parts_of
 from luban.corpus.reader import read_corpus
 
 LLAMA = Path(luban.recipes.__file__).parent / "mixtures" / "llama.toml"
@@ -90,6 +91,30 @@ def test_epochs_repeat_in_order_and_are_refused_beyond_what_is_allowed(corpora, 
 def test_wrong_recipes_are_refused(recipe):
     with pytest.raises(ConfigError):
         parts_of(recipe)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"path": "p"}, "missing field 'part 1.weight'"),
+        ({"weight": 1}, "missing field 'part 1.path'"),
+        ({"path": "p", "wieght": 1}, r"unknown field 'part 1.wieght' \(did you mean 'weight'\?\)"),
+        ({"path": 3, "weight": 1}, "part 1.path: text is needed, 3 given"),
+        ("p", "part 1: a table is needed, 'p' given"),
+        ({"path": "p", "weight": "1"}, "mixture part 1: weight must be a number above 0, '1' given"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_said_in_its_own_words(part, words):
+    with pytest.raises(ConfigError, match=words):
+        parts_of({"part": [part]})
+
+
+def test_a_part_is_named_after_its_folder():
+    tables = [{"path": "x/books", "weight": 1}, {"path": "y/books/", "weight": 2, "name": "more"}]
+    assert [part.name for part in parts_of({"part": tables})] == ["books", "more"]
+    with pytest.raises(ConfigError, match="two parts of the mixture are called 'books': give one another name"):
+        parts_of({"part": [tables[0], {**tables[1], "name": "books"}]})
+    assert len(parts_of(tomllib.loads(EXAMPLE))) == 2  # of --help
 
 
 def test_a_part_that_is_no_corpus_is_refused(tmp_path):

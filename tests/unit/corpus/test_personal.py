@@ -62,6 +62,35 @@ def test_scripts_without_spaces_end_an_address(text, expected):
 
 
 @pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("ИмейлIvan@example.comработает", "Имейлsomeone@example.comработает"),
+        ("на Ivan@example.comили ivan.p@пример.рф.", "на someone@example.comили someone@example.com."),
+        ("Γράψτεab@x.grσήμερα", "Γράψτεsomeone@example.comσήμερα"),
+        ("user@例え.jp", "someone@example.com"),
+        ("a_b+c@例子.中国", "someone@example.com"),
+        ("请联系a_b+c@例子.中国咨询，或ab@例え.co.jpまで", "请联系someone@example.com咨询，或someone@example.comまで"),
+        ("（用户@例子.公司）", "（someone@example.com）"),
+        (
+            "ab@उदाहरण.भारत, ab@مثال.مصر: ab@도메인.한국으로",
+            "someone@example.com, someone@example.com: someone@example.com으로",
+        ),
+        ("转发@张三.李四 和ab@张三李四", "转发@张三.李四 和ab@张三李四"),
+        ("ab@example.com请访问abc.com", "someone@example.com请访问abc.com"),
+    ],
+)
+def test_internationalised_addresses_and_other_scripts_beside_them(text, expected):
+    assert scrub(text, Tally()) == expected
+    assert scrub(expected, Tally()) == expected
+
+
+def test_a_long_run_of_labels_takes_linear_time():
+    """Labels of digits alone could be read as of any script: the alternatives must not multiply."""
+    text = "a@" + "1." * 3000 + "!" + "a@" + "例." * 3000 + "!" + "а@" + "б1-." * 3000
+    assert scrub(text, Tally()) == text
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "clone git@github.com:user/repo.git or ssh://git@gitlab.com/x",

@@ -278,6 +278,19 @@ def test_a_language_is_the_same_however_it_is_written(wanted, kept):
     assert {d.lang for d in make_step(f"language={wanted}")(documents, Tally())} == kept
 
 
+def test_names_of_languages_count_as_their_codes_and_unknown_ones_are_told_from_the_text():
+    text = "The weather was fine, and they went out to see the town by the river."
+    french = "Le temps était beau, et ils sont sortis pour voir la ville au bord de la rivière."
+    codes = ["English", "ENGLISH", "und", "unknown", "", "Deutsch", "中文", "French", "python"]
+    documents = [Document(id=code, text=text, source="s", lang=code) for code in codes]
+    documents.append(Document(id="other", text=french, source="s", lang="und"))
+    tally = Tally()
+    kept = [d.id for d in make_step("language=english")(documents, tally)]
+    assert kept == ["English", "ENGLISH", "und", "unknown", ""]
+    assert [d.id for d in make_step("language=fr+zh")(documents, Tally())] == ["中文", "French", "other"]
+    assert tally.dropped["language: fr"]["documents"] == 1
+
+
 SPEECHES = [  # short, with names in capitals, which mislead a single model
     "MENENIUS:\nHow now, what news?",
     "LADY ANNE:\nWould it were mortal poison, for thy sake!",

@@ -14,13 +14,17 @@ import pytest
 
 from luban.core.errors import DataError
 from luban.corpus.build import build_corpus
-from luban.corpus.document import Document
+from luban.corpus.document import Document, check_messages
 from luban.corpus.jsonable import jsonable
 from luban.corpus.reader import read_corpus
 from luban.corpus.sources import find_sources
 from luban.corpus.tally import Tally
 from luban.corpus.writer import as_row
+from luban.tokenizer.chat import render
+from luban.tokenizer.special import ROLES
+from luban.tokenizer.tokenizer import load_tokenizer
 
+ANY_ROLE = "{% for m in messages %}{{ m.role }}: {% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
 LONE = "\\udc00"  # as JSON spells a lone surrogate
 
 
@@ -81,6 +85,10 @@ def test_odd_values_cost_no_row(tmp_path, field, expected):
         '{"text": 3}',
         '{"body": "a"}',
         '{"conversations": [{"from": "nobody", "value": "a"}]}',
+        '{"messages": [{"role": "foo", "content": "x"}, {"role": "assistant", "content": "y"}]}',
+        f'{{"messages": [{{"role": "{LONE}", "content": "x"}}]}}',
+        '{"messages": [{"role": "user", "content": "x"}], "tools": "no JSON"}',
+        '{"messages": [{"role": "user", "content": "x"}], "tools": ["f"]}',
         '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
     ],
 )
@@ -95,6 +103,25 @@ def test_empty_rows_are_not_called_unusable(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "words"}\n' + "\n".join(rows))
     found, figures = build(tmp_path, "a.jsonl")
     assert len(found) == 1 and figures["counts"] == {"empty_rows_skipped": 4} and not figures["unusable"]
+
+
+def test_the_role_or_speaker_that_is_unknown_is_named(tmp_path):
+    rows = ['{"messages": [{"role": "foo", "content": "x"}]}', '{"conversations": [{"from": "bar", "value": "x"}]}']
+    (tmp_path / "a.jsonl").write_text('{"text": "words"}\n' + "\n".join(rows))
+    with pytest.raises(DataError, match="unknown role 'foo' in a conversation \\(known: system,"):
+        build_corpus([str(tmp_path / "a.jsonl")], tmp_path / "none", heldout=0.0)
+    figures = build_corpus([str(tmp_path / "a.jsonl")], tmp_path / "c", heldout=0.0, bad_share=0.9)
+    assert figures["unusable"] == {"rows with unusable messages": 2}
+    assert "unknown role 'bar'" in figures["unusable_samples"]["rows with unusable messages"][1]
+
+
+def test_every_role_that_a_corpus_takes_is_one_that_chat_templates_are_given(tiny_checkpoint):
+    """A conversation that a build accepts isn't refused later for its roles."""
+    tokenizer = load_tokenizer(tiny_checkpoint / "tokenizer")
+    tokenizer.chat_template = ANY_ROLE
+    for role in ROLES:
+        messages = [{"role": role, "content": "x"}, {"role": "assistant", "content": "y"}]
+        assert check_messages(messages) == messages and render(messages, tokenizer).token_ids
 
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -128,7 +155,7 @@ SHAPES = [
         [{"role": "system", "content": "s"}, {"role": "user", "content": "q\n\ni"}, A],
     ),
     ({"instruction": "q", "output": "a", "text": "the text goes before"}, None),
-    ({"messages": [{"role": "r\ud800", "content": "c\udfff"}]}, [{"role": "r\ufffd", "content": "c\ufffd"}]),
+    ({"messages": [{"role": "user", "content": "c\udfff"}]}, [{"role": "user", "content": "c\ufffd"}]),
     ({"messages": [Q, {"role": "assistant", "content": "a", "tool_calls": []}]}, [Q, {**A, "tool_calls": []}]),
 ]
 ONLY_JSON = ("\\ud", '"type": "text"')  # Arrow holds no lone surrogates, and no column of texts and lists

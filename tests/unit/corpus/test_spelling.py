@@ -97,6 +97,9 @@ def test_other_languages_pass_and_may_bring_a_dictionary(tmp_path):
     chat = [{"role": "user", "content": "They recieve it"}]
     (found,) = make_step("spelling")([Document(id="c", text="They recieve it", source="s", messages=chat)], Tally())
     assert found.messages == [{"role": "user", "content": "They receive it"}] and found.text == "They receive it"
+    for lang in ("EN", "en-US", "English", "und"):
+        (found,) = make_step("spelling")([Document(id="c", text="They recieve it", source="s", lang=lang)], Tally())
+        assert found.text == "They receive it"
     with pytest.raises(ConfigError, match="LANG:FILE"):
         Spelling("de")
     with pytest.raises(DataError, match="does not exist"):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from luban.core.errors import ConfigError
-from luban.generate.sampler import penalise, sample, uniform
+from luban.generate.logits import penalise
+from luban.generate.sampler import sample, uniform
 from luban.generate.sampling import Sampling
 
 

@@ -11,7 +11,7 @@ import torch
 import luban
 from luban import Sampling
 from luban.core.errors import ConfigError, DataError
-from luban.generate.sampler import subtract
+from luban.generate.logits import subtract
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "top_k", "n", "seed", "logprobs"])

@@ -18,9 +18,7 @@ from luban.models.encoder import EncoderBody
 from luban.models.spec import uniform
 from luban.nn import linear
 from luban.nn.attention.backend import AttentionBackend
-from luban.nn.feedforward import gated
 from luban.nn.feedforward.gated import SwiGLU
-from luban.nn.mixer import grouped
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.mixer.layout import GlobalRandom, Strided
 from luban.nn.position.base import Position
@@ -55,8 +53,7 @@ def test_under_the_interpreter(chosen):
 @pytest.fixture(autouse=True)
 def attention_alone(monkeypatch):
     """The other kernels have tests of their own, and the interpreter is slow."""
-    for module in (grouped, gated, linear):
-        monkeypatch.setattr(module, "trains_fused", lambda x: False)
+    monkeypatch.setattr(linear, "trains_fused", lambda x: False)
 
 
 def make(method="rope", window=None, layout=None, **fields):

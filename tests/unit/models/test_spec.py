@@ -19,7 +19,7 @@ from luban.models.encoder import EncoderBody
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.presets import PRESETS, preset
 from luban.models.recurrent import RecurrentBody
-from luban.models.spec import read_spec, uniform, write_spec
+from luban.models.spec import FORMAT, read_spec, spec_from_dict, uniform, write_spec
 from luban.nn.init import FanInInit, NormalInit
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import RMSNorm
@@ -66,6 +66,30 @@ def test_a_folder_without_a_spec_is_named(tmp_path):
     (tmp_path / "spec.json").write_text("{")
     with pytest.raises(ArtifactError, match="is damaged"):
         read_spec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 1}, "was written by Luban before 0.2"),
+        ({"format": None}, "was written by Luban before 0.2"),
+        ({"format": FORMAT + 1}, rf"has format {FORMAT + 1}, of a newer Luban; this version reads format {FORMAT}"),
+        ({"layers": ...}, "is damaged: it has no field 'layers'"),
+        ({"layers": 3}, "is damaged: a field holds a value of another type"),
+        ({"wdith": 3}, r"unknown field '.*spec.json.wdith' \(did you mean 'width'\?\)"),
+    ],
+)
+def test_a_spec_of_another_form_is_refused_in_words(tmp_path, change, words):
+    write_spec(uniform(), tmp_path)
+    data = json.loads((tmp_path / "spec.json").read_text()) | change
+    data = {name: value for name, value in data.items() if value is not ...}
+    (tmp_path / "spec.json").write_text(json.dumps(data))
+    with pytest.raises(ArtifactError, match=words):
+        read_spec(tmp_path)
+    if "format" in change:
+        del data["format"]
+        with pytest.raises(ConfigError, match=r"before 0\.2"):
+            spec_from_dict(data)
 
 
 def test_initialisation_depends_on_seed_and_name_alone():

@@ -16,8 +16,8 @@ from fastapi.testclient import TestClient
 import luban
 from luban.core.errors import UnsupportedError
 from luban.generate.session import TokenLogprob
-from luban.serve.answer import Shape
-from luban.serve.http import create_app
+from luban.serve.api.answer import Shape
+from luban.serve.api.app import create_app
 from luban.tokenizer.chat import render
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from luban.tokenizer.train import train_tokenizer
@@ -83,20 +83,20 @@ def test_nulls_are_as_good_as_nothing(client):
     [
         ("functions", [{"name": "now"}]),
         ("function_call", {"name": "now"}),
-        ("min_tokens", 3),
-        ("stop_token_ids", [5]),
-        ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
         ("guided_json", {"type": "object"}),
         ("guided_regex", "a+"),
         ("bad_words", ["x"]),
         ("length_penalty", 0.5),
+        ("best_of", 3),
         ("reasoning_effort", "low"),
         ("continue_final_message", True),
         ("add_generation_prompt", False),
         ("skip_special_tokens", False),
         ("echo", True),
-        ("prompt_logprobs", 1),
+        ("response_format", {"type": "xml"}),
+        ("structured_outputs", {}),
+        ("structured_outputs", {"regex": "a", "choice": ["a"]}),
     ],
 )
 def test_what_would_change_the_answer_and_is_not_built_is_named(client, name, value):

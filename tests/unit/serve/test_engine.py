@@ -128,7 +128,7 @@ def test_a_continuation_keeps_its_space_and_an_answer_has_none(model, monkeypatc
             sequence.tokens.append(written[len(sequence.tokens)])
         return [sequence.tokens[-1] for sequence in sequences]
 
-    monkeypatch.setattr(f"luban.{'serve.paged' if paged else 'generate.session'}.choose", choose)
+    monkeypatch.setattr(f"luban.{'serve.speculation' if paged else 'generate.session'}.choose", choose)
     sampling = Sampling(max_tokens=len(written))
     pieces = {}
     for name, prompt in (("text", "x"), ("ids", [1, 261]), ("messages", [{"role": "user", "content": "x"}])):

@@ -19,10 +19,12 @@ import luban
 from luban import Sampling
 from luban.generate.cache import GROW, ContextError
 from luban.generate.session import Session
-from luban.serve.api import MAX_MESSAGES, MAX_PARTS, MAX_SEQUENCES, MAX_STOPS
-from luban.serve.body_limit import BodyLimit, body_limit
-from luban.serve.engine import FIRST_CHARACTERS, Request
-from luban.serve.http import create_app
+from luban.serve.api.app import create_app
+from luban.serve.api.bodies import MAX_SEQUENCES, MAX_STOPS
+from luban.serve.api.body_limit import BodyLimit, body_limit
+from luban.serve.api.chat_body import MAX_MESSAGES, MAX_PARTS
+from luban.serve.engine import Request
+from luban.serve.intake import FIRST_CHARACTERS
 from luban.serve.memory import ContiguousBudget, PagedBudget, RequestTooLarge
 from luban.serve.model_runner import ModelRunner
 from luban.tokenizer.tokenizer import Tokenizer
@@ -72,7 +74,7 @@ def test_bodies_above_the_limit_are_refused_before_they_are_read_whole(declared,
     async def ask():
         headers = [(b"content-length", str(size).encode())] if declared else []
         try:
-            await BodyLimit(app, 100)({"type": "http", "headers": headers}, receive, send)
+            await BodyLimit(app, lambda: 100)({"type": "http", "headers": headers}, receive, send)
         except Exception as error:  # the application's handler answers it
             sent.append({"type": "http.response.start", "status": error.status_code})
 
@@ -229,10 +231,10 @@ def test_a_prompt_whose_reading_fails_fails_alone(model, monkeypatch, paged):
             raise MemoryError("no memory")
         return prefill(self, prompts)
 
-    def exhausted_run(self, chunks):
+    def exhausted_run(self, chunks, inspect=None):
         if max(chunk.count for chunk in chunks) > 30:
             raise MemoryError("no memory")
-        return run(self, chunks)
+        return run(self, chunks, inspect)
 
     monkeypatch.setattr(Session, "_prefill", exhausted)
     monkeypatch.setattr(ModelRunner, "run", exhausted_run)

@@ -17,9 +17,9 @@ from fastapi.testclient import TestClient
 import luban
 from luban import Sampling
 from luban.generate.session import NotFiniteError, Sequence, TokenLogprob, choose
-from luban.serve.answer import Shape
+from luban.serve.api.answer import Shape
+from luban.serve.api.app import create_app
 from luban.serve.engine import Request
-from luban.serve.http import create_app
 
 LOCAL = "http://localhost"
 

@@ -241,7 +241,7 @@ def test_an_engine_that_broke_in_the_middle_of_a_step_begins_anew(monkeypatch):
     engine = luban.Engine(model)
     expected = engine.generate([[3] * 40], sampling)[0].token_ids
     with monkeypatch.context() as patch:
-        patch.setattr("luban.serve.paged.choose", lambda *_: 1 / 0)
+        patch.setattr("luban.serve.speculation.choose", lambda *_: 1 / 0)
         engine.submit(request := Request([3] * 40, sampling))
         with pytest.raises(ZeroDivisionError):
             engine.step()

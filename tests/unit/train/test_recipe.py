@@ -37,7 +37,7 @@ def test_the_tiny_recipe_takes_any_vocabulary_and_stays_tiny():
     ("field", "value", "message"),
     [
         ("train.stpes", "3", "did you mean 'steps'"),
-        ("train.steps", "many", "int needed"),
+        ("train.steps", "many", "a whole number is needed"),
         ("train.steps", "0", "at least 1"),
         ("train.precision", "fp4", "fp64, fp32, bf16, fp16, fp8"),
         ("train.accumulate", "3", "not a multiple"),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import codecs
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from luban.generate.session import TokenLogprob
-from luban.serve.engine import Request
+from luban.serve.api.tool_formats import ToolCall
+from luban.serve.request import Request
 from luban.tokenizer.tokenizer import Tokenizer
 
 LEAST_LOGPROB = -9999.0
+Logprobs = Sequence[TokenLogprob | int]  # an int: a token without any
 
 
 class Written:
@@ -52,43 +55,74 @@ class Shape:
         return head if usage is None else {**head, "usage": usage}
 
     def choice(
-        self, index: int, text: str, logprobs: list[TokenLogprob] | None, reason: str | None, *, chunk: bool
+        self,
+        index: int,
+        text: str,
+        logprobs: Logprobs | None,
+        reason: str | None,
+        *,
+        chunk: bool,
+        calls: Sequence[ToolCall] = (),
+        first_call: int = 0,
     ) -> dict[str, Any]:
-        """One choice with the text so far, or what a chunk adds to it."""
+        """One choice with the text so far, or what a chunk adds to it.
+
+        Args:
+            calls: of tools, with it.
+            first_call: calls that earlier chunks held.
+        """
         head: dict[str, Any] = {"index": index, "finish_reason": reason, "logprobs": self.logprobs(index, logprobs)}
         if not self.chat:
             return {**head, "text": text}
         if not chunk:
-            return {**head, "message": {"role": "assistant", "content": text, "refusal": None}}
-        return {**head, "delta": {"content": text} if text else {}}
+            message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+            if calls:
+                message |= {"content": text.strip() or None, "tool_calls": [call.as_openai() for call in calls]}
+            return {**head, "message": message}
+        delta: dict[str, Any] = {"content": text} if text else {}
+        if calls:
+            delta["tool_calls"] = [call.as_openai(first_call + number) for number, call in enumerate(calls)]
+        return {**head, "delta": delta}
 
     def opening(self, index: int) -> dict[str, Any]:
         """The chunk that says who speaks."""
         return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
-    def logprobs(self, index: int, found: list[TokenLogprob] | None) -> dict[str, Any] | None:
-        """Log-probabilities of the model's own distribution, before temperature and filters."""
+    def logprobs(self, index: int, found: Logprobs | None) -> dict[str, Any] | None:
+        """Log-probabilities of the model's own distribution, before penalties, masks, temperature and filters; beside them,
+        as `sampling_logprob`, of the distribution that the token was drawn from.
+
+        Args:
+            found: None in the place of a prompt's first token, which nothing predicts, as its id alone.
+        """
         if found is None:
             return None
         if self.chat:
-            return {
-                "content": [
-                    {
-                        **self._named(entry.token, entry.logprob),
-                        "top_logprobs": [self._named(*pair) for pair in entry.top],
-                    }
-                    for entry in found
-                ],
-                "refusal": None,
-            }
+            content = []
+            for entry in found:
+                assert isinstance(entry, TokenLogprob)  # chats have no echo
+                top = [self._named(*pair) for pair in entry.top]
+                content.append({**self._named(entry.token, entry.logprob), "top_logprobs": top, **_sampling(entry)})
+            return {"content": content, "refusal": None}
         written = self.written.setdefault(index, Written())
-        offsets = [written.add(self.tokenizer.token_bytes(entry.token)) for entry in found]
+        tokens = [entry if isinstance(entry, int) else entry.token for entry in found]
+        entries = [None if isinstance(entry, int) else entry for entry in found]
         return {
-            "tokens": [self._word(entry.token) for entry in found],
-            "text_offset": offsets,
-            "token_logprobs": [finite(entry.logprob) for entry in found],
-            "top_logprobs": [self._distinct(entry.top) for entry in found],
+            "tokens": [self._word(token) for token in tokens],
+            "text_offset": [written.add(self.tokenizer.token_bytes(token)) for token in tokens],
+            "token_logprobs": [entry and finite(entry.logprob) for entry in entries],
+            "top_logprobs": [entry and self._distinct(entry.top) for entry in entries],
+            "sampling_logprobs": [entry and _sampling(entry).get("sampling_logprob") for entry in entries],
         }
+
+    def prompt_logprobs(self, found: list[TokenLogprob | None]) -> list[dict[str, Any] | None]:
+        """Of a prompt's tokens, by token id, with the token's own and the likeliest (vLLM's field of this name)."""
+        listed = []
+        for entry in found:
+            pairs = [] if entry is None else [(entry.token, entry.logprob), *entry.top]
+            named = {str(i): {"logprob": finite(p), "decoded_token": self._word(i)} for i, p in reversed(pairs)}
+            listed.append(named or None)
+        return listed
 
     def _distinct(self, top: list[tuple[int, float]]) -> dict[str, float]:
         """Log-probabilities by token text; of tokens with the same text, all but the likeliest by their ids."""
@@ -112,6 +146,11 @@ class Shape:
             "logprob": finite(logprob),
             "bytes": list(self.tokenizer.token_bytes(token)),
         }
+
+
+def _sampling(entry: TokenLogprob) -> dict[str, float]:
+    """The log-probability under the distribution that was drawn from, where the token was drawn."""
+    return {} if entry.sampling_logprob is None else {"sampling_logprob": finite(entry.sampling_logprob)}
 
 
 def finite(logprob: float) -> float:

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from luban.serve.api import error_body
+from luban.serve.api.errors import error_body
 
 
 class KeyGuard:

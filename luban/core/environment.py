@@ -1,0 +1,59 @@
+"""Flags of a verb from environment variables."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from luban.core.errors import UsageError
+
+TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+
+
+def variable(prefix: str, field: str) -> str:
+    """The variable that stands for a flag: LUBAN_SERVE_MAX_QUEUE for `--max-queue` where the prefix is LUBAN_SERVE."""
+    return f"{prefix}_{field.upper()}"
+
+
+def flags_from_environment(
+    cls: type, argv: Sequence[str], prefix: str, environment: Mapping[str, str], positional: Sequence[str] = ()
+) -> list[str]:
+    """The command line with flags from variables where it doesn't have them itself.
+
+    Args:
+        cls: dataclass of the verb's arguments.
+        argv: the command line.
+        prefix: of the variables' names.
+        environment: such as os.environ. Values of flags that take several are split like a shell's words.
+        positional: fields that are no flags.
+
+    Raises:
+        UsageError: a variable of a flag that is set or not with another value than true or false.
+    """
+    hints, words = typing.get_type_hints(cls), list(argv)
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    for field in dataclasses.fields(cls):
+        value = environment.get(variable(prefix, field.name))
+        if value is None or field.name in positional or field.name in given:
+            continue
+        words += [f"--{field.name.replace('_', '-')}", *_values(hints[field.name], value, variable(prefix, field.name))]
+        if hints[field.name] is bool:
+            words = words if _truth(value, variable(prefix, field.name)) else words[:-1]
+    return words
+
+
+def _values(hint: Any, value: str, name: str) -> list[str]:
+    """The words behind a flag."""
+    if hint is bool:
+        _truth(value, name)
+        return []
+    return shlex.split(value) if typing.get_origin(hint) is tuple else [value]
+
+
+def _truth(value: str, name: str) -> bool:
+    if value.lower() not in (*TRUE, *FALSE):
+        raise UsageError(f"{name} must be true or false, {value!r} given")
+    return value.lower() in TRUE

@@ -1,0 +1,1 @@
+"""How fast a server answers: requests made up and sent, times measured, for any OpenAI-compatible address."""

@@ -1,0 +1,55 @@
+"""Flags from environment variables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import pytest
+
+from luban.core.arguments import parse
+from luban.core.environment import flags_from_environment, variable
+from luban.core.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Of a verb."""
+
+    port: int = 8000  # a number
+    key: str | None = None  # a word
+    names: tuple[str, ...] = ()  # several
+    loud: bool = False  # a switch
+
+
+def read(argv, **environment):
+    return parse(Arguments, flags_from_environment(Arguments, argv, "X", environment), verb="x", about="x")
+
+
+def test_variables_stand_for_flags_and_the_command_line_wins():
+    assert read([], X_PORT="9", X_KEY="a b", X_NAMES="p 'q r'", X_LOUD="true") == Arguments(
+        port=9, key="a b", names=("p", "q r"), loud=True
+    )
+    assert read(["--port", "7", "--names", "z"], X_PORT="9", X_NAMES="p").names == ("z",)
+    assert read(["--port=7"], X_PORT="9").port == 7
+    assert read([], X_LOUD="0") == read([], Y_PORT="9") == Arguments()
+
+
+def test_a_value_that_cannot_be_is_refused():
+    with pytest.raises(UsageError, match="X_LOUD must be true or false"):
+        read([], X_LOUD="maybe")
+    with pytest.raises(UsageError, match="port"):
+        read([], X_PORT="many")
+
+
+def test_every_flag_of_serve_has_its_variable(monkeypatch):
+    from luban.cli import serve
+
+    for field in fields(serve.Arguments):
+        if field.name == "model":
+            continue
+        value = {"bool": "true", "int": "3", "float": "1.5"}.get(
+            str(field.type).split()[0], "4" if "int" in str(field.type) else "2"
+        )
+        found = flags_from_environment(serve.Arguments, [], serve.PREFIX, {variable(serve.PREFIX, field.name): value})
+        made = parse(serve.Arguments, ["m", *found], verb="serve", about="x")
+        assert getattr(made, field.name) not in (field.default, None), field.name
