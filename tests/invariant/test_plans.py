@@ -35,7 +35,7 @@ from luban.parallel.stages import check_stages
 from luban.parallel.world import World
 
 SEED, ROWS = 3, 8
-STEPS, MORE_STEPS, MANY_STEPS = 3, 6, 20  # of a drawn sample in every test run, of all plans, of a drawn sample
+STEPS, MORE_STEPS, MANY_STEPS = 2, 6, 20  # of a drawn sample in every test run, of all plans, of a drawn sample
 PROCESSES = 4
 PLANS = [
     {"replicate": 4},
