@@ -33,7 +33,7 @@ _NAMES = (  # in English and in the language itself, of languages that corpora a
     " uzbek:uz vietnamese:vi welsh:cy xhosa:xh yiddish:yi yoruba:yo zulu:zu deutsch:de français:fr español:es"
     " italiano:it português:pt nederlands:nl polski:pl русский:ru українська:uk 中文:zh 汉语:zh 漢語:zh 日本語:ja 한국어:ko"
 )
-NAMED = dict(pair.split(":") for pair in _NAMES.split())
+NAMED = {name: code for name, _, code in (pair.partition(":") for pair in _NAMES.split())}
 UNDETERMINED = frozenset({"", "und", "mul", "mis", "unknown", "undetermined", "none", "null", "n/a", "other"})
 SAME = {
     "nb": "no",

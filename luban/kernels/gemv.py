@@ -1,5 +1,6 @@
 """A few rows times a matrix, for inference: what decoding some tokens consists of. Such a product is as fast as the weights
-are read, which this kernel does at the memory's speed, where BLAS's kernels for small matrices reach two thirds.
+are read. On an H200, a row in bf16 with matrices of 8 to 23 MB takes 0.65 to 0.8 of cuBLAS's time, with larger ones 0.9 to
+0.95.
 
 M rows, I inputs, O outputs.
 """
@@ -11,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_ROWS = 4
-BLOCK_O, BLOCK_I = 8, 1024  # of a program, which reads that much of the weights at a time
+ROWS = 1, 2, 4  # that it serves, each a kernel of its own
+BLOCK_O, BLOCK_I = 2, 1024  # of a program, which reads that much of the weights at a time
+MANY_OUTPUTS = 8192  # from which on one warp a program is enough to keep the device busy
 
 
 @triton.jit
@@ -34,7 +36,7 @@ def gemv_kernel(
     at_o, at_i = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O), tl.arange(0, BLOCK_I)
     inside_o = at_o < outputs
     rows = WEIGHT + at_o.to(tl.int64)[:, None] * weight_row
-    for m in tl.static_range(M):
+    for m in tl.static_range(M):  # type: ignore[not-iterable]
         sums = tl.zeros([BLOCK_O, BLOCK_I], tl.float32)
         for start in range(0, inputs, BLOCK_I):
             inside_i = start + at_i < inputs
@@ -49,7 +51,7 @@ def gemv_kernel(
 
 
 def gemv(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """x·weightᵀ (+ bias), (…, I) of at most `MOST_ROWS` rows → (…, O), without gradients.
+    """x·weightᵀ (+ bias), (…, I) of as many rows as `ROWS` names → (…, O), without gradients.
 
     Args:
         weight_OI: its inputs lie one after another in memory.
@@ -71,12 +73,12 @@ def gemv(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
         HAS_BIAS=bias_O is not None,
         BLOCK_O=BLOCK_O,
         BLOCK_I=min(BLOCK_I, triton.next_power_of_2(inputs)),
-        num_warps=4,
+        num_warps=1 if outputs >= MANY_OUTPUTS else 4,  # type: ignore[call-arg]
     )
     return out
 
 
 def serves(x: Tensor, weight_OI: Tensor) -> bool:
     """Whether x and the weight are such as `gemv` takes."""
-    few = 0 < x.numel() <= MOST_ROWS * weight_OI.shape[1]
-    return few and x.dtype == weight_OI.dtype and weight_OI.stride(1) == 1
+    rows = x.numel() // weight_OI.shape[1]
+    return rows in ROWS and x.dtype == weight_OI.dtype and weight_OI.stride(1) == 1

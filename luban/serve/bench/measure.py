@@ -99,7 +99,7 @@ HEAD = (
 
 def table(rows: Sequence[Row]) -> str:
     """The rows in columns."""
-    cells = [list(HEAD)]
+    cells: list[list[str]] = [list(HEAD)]
     for row in rows:
         latencies = [f"{value:,.1f}" for part in (row.first_token, row.between_tokens) for value in part.values()]
         cells.append(

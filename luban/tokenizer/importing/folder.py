@@ -80,7 +80,7 @@ def read_vocabulary(file: Path) -> Tokenizer:
     model.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in known])
     bos = settings.bos_token if config.get("add_bos_token", family.bos) else None
     eos = settings.eos_token if config.get("add_eos_token", family.eos) else None
-    _put_ends(model, [bos] if bos in known else [], [eos] if eos in known else [])
+    _put_ends(model, [bos] if bos and bos in known else [], [eos] if eos and eos in known else [])
     return Tokenizer(model, settings)
 
 

@@ -1,0 +1,206 @@
+"""Tokens a second of training steps over several GPUs of one machine, by plan, beside transformers under FSDP2.
+
+    python benchmarks/multi_gpu.py [--gpus 2] [--only NAME …] [--rows 8] [--steps 10] [--tiny] [--out FILE.json]
+
+The LLaMA shape of 1.1B parameters of `gpu_step.py` with 32 heads, sequences of 2,048 random tokens, --rows of them a GPU,
+bf16 matmuls over fp32 weights, AdamW, gradient clipping, compiled. Each contestant starts its processes afresh; step times
+are medians over CUDA events after warm-up, of the first process. `weak` is the rate a GPU relative to the same library
+on one GPU; under tensor, context and pipeline plans all GPUs work on the same --rows rows, and `speedup` is the rate
+relative to one GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from gpu_step import SHAPE, TINY, RandomBatch, T, luban_spec, timed
+from torch import nn
+
+from luban.core.plan import ParallelPlan
+from luban.models.build import build_model
+from luban.objectives.causal import Causal
+from luban.optim.adamw import AdamW
+from luban.parallel.apply import Execution, apply
+from luban.parallel.world import World
+
+
+def plans(gpus: int) -> dict[str, ParallelPlan]:
+    """Luban's contestants by name."""
+    found = {
+        "one": ParallelPlan(),
+        "replicate": ParallelPlan(replicate=gpus),
+        "shard": ParallelPlan(shard=gpus),
+        "tensor": ParallelPlan(tensor=gpus),
+        "context": ParallelPlan(context=gpus),
+        "pipeline": ParallelPlan(pipeline=gpus, microbatches=2 * gpus, schedule="1f1b"),
+    }
+    if gpus > 2:
+        found["interleaved"] = ParallelPlan(pipeline=gpus, microbatches=2 * gpus, schedule="interleaved", interleave=2)
+        found["tensor-shard"] = ParallelPlan(tensor=2, shard=gpus // 2)
+    return found
+
+
+PEERS = ("peer-one", "peer-shard")
+
+
+def rows_of(name: str, rows: int, gpus: int) -> int:
+    """Rows of a whole batch: as many a GPU where GPUs read different rows, else as on one."""
+    return rows * (1 if name in ("one", "peer-one", "tensor", "context", "pipeline", "interleaved") else gpus)
+
+
+def luban_step(plan: ParallelPlan, rows: int, tiny: bool, device: torch.device) -> Callable[[], object]:
+    """A step of the trainer's own engine."""
+    shape, seq, heads = (TINY, 64, 4) if tiny else (SHAPE, T, 32)
+    world = World.join(plan, device)
+    spec = luban_spec(shape, heads, seq)
+    execution = Execution(device=device, precision="bf16", compile=not tiny, world=world)
+    engine = apply(Causal().loss(build_model(spec, device="meta")), plan, AdamW(lr=1e-4), execution=execution)
+    batch = RandomBatch(rows, seq, shape["vocab"])
+    return lambda: engine.submit(batch)
+
+
+def peer_step(gpus: int, rows: int, tiny: bool, device: torch.device) -> Callable[[], object]:
+    """transformers' LLaMA, compiled layer by layer, under FSDP2 with bf16 parameters over fp32 ones where there are several."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape, seq, heads = (TINY, 64, 4) if tiny else (SHAPE, T, 32)
+    config = LlamaConfig(
+        vocab_size=shape["vocab"],
+        hidden_size=shape["width"],
+        intermediate_size=shape["inner"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=shape["kv_heads"],
+        max_position_embeddings=seq,
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
+    with torch.device(device):
+        model = LlamaForCausalLM(config)
+    if not tiny:
+        for layer in model.model.layers:
+            layer.compile()
+    if gpus > 1:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        for layer in model.model.layers:
+            fully_shard(layer, mp_policy=policy)
+        fully_shard(model, mp_policy=policy)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    tokens = torch.randint(0, shape["vocab"], (rows // gpus, seq), device=device)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=gpus == 1):
+            loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def contest(name: str, gpus: int, rows: int, steps: int, tiny: bool) -> dict[str, float]:
+    """One contestant, in this process of several."""
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    whole = rows_of(name, rows, gpus)
+    if name in PEERS:
+        if processes > 1:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        step = peer_step(processes, whole, tiny, device)
+    else:
+        step = luban_step(plans(gpus)[name], whole, tiny, device)
+    for _ in range(4):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    seconds = statistics.median(timed(step, steps))
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
+    tokens = whole * (64 if tiny else T)
+    return {"tokens_per_second": tokens / seconds, "step_ms": 1e3 * seconds, "peak_gb": peak, "processes": processes}
+
+
+def started(name: str, call: argparse.Namespace) -> dict[str, float]:
+    """Run a contestant's processes; what the first one measured."""
+    processes = 1 if name in ("one", "peer-one") else call.gpus
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    options = ["--inside", name, "--gpus", call.gpus, "--rows", call.rows, "--steps", call.steps]
+    command = [sys.executable, __file__, *map(str, options), *(["--tiny"] if call.tiny else [])]
+    running = []
+    for rank in range(processes):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {**os.environ, **meeting, **{key: str(value) for key, value in place.items()}}
+        pipes = (
+            {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if rank == 0 else {"stdout": subprocess.DEVNULL}
+        )
+        running.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+    said = running[0].communicate()[0]
+    for process in running[1:]:
+        process.wait()
+    found = [line for line in said.splitlines() if line.startswith("{")]
+    if not found:
+        raise RuntimeError(" ".join(said.splitlines()[-5:])[-600:])
+    return json.loads(found[-1])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpus", type=int, default=max(2, torch.cuda.device_count()))
+    parser.add_argument("--only", nargs="*", metavar="NAME")
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    call = parser.parse_args()
+    if call.inside:
+        found = contest(call.inside, call.gpus, call.rows, call.steps, call.tiny)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(found), flush=True)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return
+    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"torch {torch.__version__}, {call.gpus} × {chip}, {call.rows} rows a GPU", flush=True)
+    rates: dict[str, dict[str, float]] = {}
+    for name in call.only or ["one", "peer-one", *list(plans(call.gpus))[1:], "peer-shard"]:
+        try:
+            rates[name] = row = started(name, call)
+        except RuntimeError as error:
+            print(f"{name:14s} failed: {error}", flush=True)
+            continue
+        alone = rates.get("peer-one" if name in PEERS else "one", {}).get("tokens_per_second", float("nan"))
+        speedup = row["tokens_per_second"] / alone
+        share = f"  weak {100 * speedup / row['processes']:.1f}%" if rows_of(name, 1, 2) == 2 else ""
+        print(
+            f"{name:14s} {row['tokens_per_second'] / 1e3:7.1f}k tokens/s  {row['step_ms']:7.1f} ms  "
+            f"{row['peak_gb']:5.1f} GB a GPU  speedup {speedup:.2f}{share}",
+            flush=True,
+        )
+        if call.out:
+            call.out.write_text(json.dumps(rates, indent=1))
+
+
+if __name__ == "__main__":
+    main()
