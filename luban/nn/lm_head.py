@@ -27,7 +27,16 @@ class Vocabulary:
     """What is made of logits: this one has all columns. Tensor parallelism divides them among processes and installs its
     own with `LMHead.use_vocabulary`."""
 
-    fuses = True  # kernels that compute the loss with the matmul may be used
+    def linear_cross_entropy(
+        self, rows: Tensor, weight: Tensor, bias: Tensor | None, wanted: Tensor, smoothing: float, z_loss: float
+    ) -> Tensor | None:
+        """The summed cross-entropy of rows (N, E) by a kernel that keeps gradients instead of logits; None: there is none for
+        these rows."""
+        if not (triton_runs(rows) and rows.dtype == weight.dtype != torch.float64):
+            return None
+        from luban.kernels.cross_entropy import linear_cross_entropy
+
+        return linear_cross_entropy(rows, weight, wanted, bias_V=bias, smoothing=smoothing, z_loss=z_loss)
 
     def cross_entropy(self, logits: Tensor, wanted: Tensor, smoothing: float, z_loss: float) -> Tensor:
         """Summed cross-entropy of logits (N, V) and targets (N,), a scalar."""
@@ -102,10 +111,10 @@ class LMHead(Projection, MatmulOwner):
         if reduce == "none":
             logprobs, entropies = self._by_chunks(self.vocabulary.logprobs, rows, wanted)
             return logprobs.view(targets.shape), entropies.view(targets.shape)
-        if self._fuses(rows):
-            from luban.kernels.cross_entropy import linear_cross_entropy
-
-            return linear_cross_entropy(rows, self.weight, wanted, bias_V=self.bias, smoothing=smoothing, z_loss=z_loss)
+        if self.adapters is None and self.int8 is None:
+            fused = self.vocabulary.linear_cross_entropy(rows, self.weight, self.bias, wanted, smoothing, z_loss)
+            if fused is not None:
+                return fused
         if rows.device.type == "cpu" and not torch.compiler.is_compiling():
             kept = (wanted != IGNORED).nonzero().squeeze(-1)  # where shapes are free to vary, ignored rows cost nothing
             if kept.shape[0] <= DENSE_ENOUGH * wanted.shape[0]:
@@ -115,11 +124,6 @@ class LMHead(Projection, MatmulOwner):
             return (self.vocabulary.cross_entropy(logits, wanted, smoothing, z_loss)[None],)
 
         return self._by_chunks(summed, rows, wanted)[0].sum()
-
-    def _fuses(self, rows: Tensor) -> bool:
-        """True if the fused kernel supports these rows (N, E); it doesn't support adapters."""
-        plain = self.adapters is None and self.int8 is None and self.vocabulary.fuses
-        return plain and triton_runs(rows) and rows.dtype == self.weight.dtype != torch.float64
 
     def _logits(self, rows: Tensor) -> Tensor:
         y = self.matmul.linear(rows, self.weight, self.bias) if self.int8 is None else self.int8["weight"](rows)

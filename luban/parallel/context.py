@@ -19,10 +19,10 @@ from torch import Tensor
 from luban.core.errors import ConfigError
 from luban.kernels.attention_mask import AttentionMask
 from luban.models.base import Model
-from luban.models.stack import TransformerStack
 from luban.nn.attention.backend import AttentionBackend, NewTokens
 from luban.nn.attention.prepared_mask import Bias
 from luban.nn.mixer.base import AttentionShape
+from luban.parallel.compile import stacks_of
 from luban.parallel.heads import HeadRange
 from luban.parallel.ring import RingMask, ring_attention
 from luban.parallel.shard import message_device
@@ -52,7 +52,7 @@ def tokens_of(tensors: Mapping[str, Tensor], rank: int, ranks: int) -> dict[str,
 def check_context(model: Model) -> None:
     """Raise ConfigError for a model that reads a row otherwise than through attention and token by token."""
     spec = model.spec
-    stacks = [part for part in model.modules() if isinstance(part, TransformerStack)]
+    stacks = stacks_of(model)
     other = "use --plan.shard or --plan.tensor"
     if len(stacks) != 1:
         what = spec.body.registry.name_of(type(spec.body))

@@ -24,6 +24,7 @@ from luban.models.base import Model
 from luban.models.stack import Layers, TransformerStack
 from luban.nn.context import ForwardContext
 from luban.nn.position.base import PositionMethod
+from luban.parallel.compile import stacks_of
 from luban.parallel.world import World
 
 
@@ -133,20 +134,17 @@ class SharedTable(nn.Module):
         self.tokens = tokens
 
 
-def stacks_of(model: nn.Module) -> list[TransformerStack]:
-    """The stacks of a model, in the order in which they run."""
-    return [part for part in model.modules() if isinstance(part, TransformerStack)]
-
-
 def check_stages(plan: ParallelPlan, layers: int) -> None:
     """Raise ConfigError unless so many layers can be cut into the plan's stages."""
     if not layers:
         raise ConfigError("plan.pipeline cuts stacks of Transformer layers, and this model has none: use --plan.shard")
     if layers < plan.stages:
-        most = max(n for n in range(1, layers + 1) if n * (plan.stages // plan.pipeline) <= max(layers, n))
+        each = plan.stages // plan.pipeline
+        needed = f"{plan.stages} layers" if each == 1 else f"{plan.stages} layers for {each} stages a process"
+        fewer = f"at most --plan.pipeline {max(layers // each, 1)}"
         raise ConfigError(
-            f"plan.pipeline {plan.pipeline} with {plan.stages // plan.pipeline} stages a process needs {plan.stages} "
-            f"layers, and there are {layers}: use at most --plan.pipeline {most}"
+            f"plan.pipeline {plan.pipeline} needs {needed}, and there are {layers}: use {fewer}"
+            f"{' or --plan.schedule 1f1b' * (each > 1)}"
         )
 
 

@@ -20,7 +20,7 @@ from luban.core.errors import ConfigError
 from luban.core.plan import even_runs
 from luban.models.arrangement.base import Block
 from luban.models.base import Model
-from luban.models.stack import Layers, TransformerStack
+from luban.models.stack import Layers
 from luban.nn.embedding import Embedding
 from luban.nn.linear import Projection, matmul_owners
 from luban.nn.lm_head import LMHead
@@ -33,6 +33,7 @@ from luban.parallel.collectives import (
     scatter_parts,
     slice_tokens,
 )
+from luban.parallel.compile import stacks_of
 from luban.parallel.heads import HeadRuns, head_runs
 from luban.parallel.placement import Placement, Placements, Run, on_first
 from luban.parallel.vocabulary import DividedEmbedding, DividedVocabulary, enter_head
@@ -49,7 +50,7 @@ def divide(model: Model, peers: Peers, group: Any) -> Placements:
         ConfigError: there are more processes than heads, inner channels or words; the message names a plan that fits.
     """
     divided: dict[int, Placement] = {}  # by the parameter as it was
-    for stack in (part for part in model.modules() if isinstance(part, TransformerStack)):
+    for stack in stacks_of(model):
         tokens = Tokens(peers)
         stack.blocks.register_forward_pre_hook(tokens.enter)
         stack.blocks.register_forward_hook(tokens.leave)
@@ -69,7 +70,7 @@ def divide(model: Model, peers: Peers, group: Any) -> Placements:
 
 def check_tensor(model: Model, ranks: int) -> None:
     """Raise ConfigError if a model on the meta device can't be divided among so many processes."""
-    for stack in (part for part in model.modules() if isinstance(part, TransformerStack)):
+    for stack in stacks_of(model):
         for block in stack.blocks.values():
             for part in filter(None, (getattr(block, name) for name in PARTS)):
                 _part_placements(part, ranks)

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luban.kernels.limits import IGNORED
+from luban.core.errors import UnsupportedError
+from luban.kernels.available import triton_runs
+from luban.kernels.limits import IGNORED, LOGIT_BYTES
 from luban.nn.lm_head import Vocabulary
 from luban.parallel.collectives import Peers, copy_to_parts, sum_parts
 
@@ -24,14 +26,18 @@ class DividedVocabulary(Vocabulary):
         whole: V.
     """
 
-    fuses = False
-
     def __init__(self, peers: Peers, first: int, whole: int):
         self.peers, self.first, self.whole = peers, first, whole
 
+    def linear_cross_entropy(
+        self, rows: Tensor, weight: Tensor, bias: Tensor | None, wanted: Tensor, smoothing: float, z_loss: float
+    ) -> Tensor:
+        """Summed cross-entropy of rows (N, E) and targets (N,), alike in all processes; gradients are kept, not logits."""
+        return _LinearCrossEntropy.apply(rows, weight, bias, wanted, self, smoothing, z_loss)
+
     def cross_entropy(self, logits: Tensor, wanted: Tensor, smoothing: float, z_loss: float) -> Tensor:
-        """Summed cross-entropy of logits (N, v) and targets (N,), alike in all processes."""
-        return _CrossEntropy.apply(logits, wanted, self, smoothing, z_loss)
+        """Only adapters need the loss of logits. Raises UnsupportedError."""
+        raise UnsupportedError("an output layer that plan.tensor divides has no adapters")
 
     def logprobs(self, logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Of logits (N, v) and targets (N,): log-probabilities of the targets, and entropies."""
@@ -63,33 +69,71 @@ class DividedVocabulary(Vocabulary):
         return self.whole // parts + (rank < self.whole % parts)
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Σ over rows of lse − (1 − s)·target's logit − s/V·Σ logits + z·lse², with the gradient in closed form."""
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The loss of rows (N, E), for a bounded number of them at once; their gradients are made in the forward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, wanted: Tensor, vocabulary: DividedVocabulary, smoothing: float, z_loss: float
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        wanted: Tensor,
+        vocabulary: DividedVocabulary,
+        smoothing: float,
+        z_loss: float,
     ) -> Tensor:
-        highest = vocabulary.peers.highest(logits.amax(-1))
-        shifted = logits - highest[:, None]
-        index, here = vocabulary.local(wanted)
-        picked = torch.where(here, shifted.gather(-1, index[:, None]).squeeze(-1), 0.0)
-        exponentials, plain = shifted.exp(), shifted.sum(-1)
-        total, picked, plain = vocabulary.peers.sum(torch.stack([exponentials.sum(-1), picked, plain]))
-        lse, valid = total.log() + highest, wanted != IGNORED
-        mean = plain / vocabulary.whole
-        each = total.log() - (1 - smoothing) * picked - smoothing * mean + z_loss * lse.square()
-        ctx.save_for_backward(exponentials / total[:, None], lse, index, here, valid)
-        ctx.options = vocabulary.whole, smoothing, z_loss
-        return torch.where(valid, each, 0.0).sum()
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        d_rows, d_weight = torch.empty_like(rows), torch.zeros_like(weight, dtype=wide)
+        d_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
+        loss = torch.zeros((), dtype=wide, device=rows.device)
+        columns = -(-vocabulary.whole // vocabulary.peers.size)  # not this process's: all must cut the rows alike
+        size = max(1, LOGIT_BYTES // (columns * wide.itemsize))
+        for part, targets, out in zip(rows.split(size), wanted.split(size), d_rows.split(size), strict=True):
+            logits = part @ weight.t() if bias is None else torch.addmm(bias, part, weight.t())
+            logits = logits if triton_runs(logits) else logits.to(wide)
+            loss += to_loss_and_gradient_(logits, targets, vocabulary, smoothing, z_loss)
+            logits = logits.to(rows.dtype)
+            torch.mm(logits, weight, out=out)
+            d_weight += logits.t() @ part
+            if d_bias is not None:
+                d_bias += logits.sum(0, dtype=wide)
+        bias_gradient = None if bias is None or d_bias is None else d_bias.to(bias.dtype)
+        ctx.save_for_backward(d_rows, d_weight.to(weight.dtype), bias_gradient)
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
-        shares, lse, index, here, valid = ctx.saved_tensors
-        whole, smoothing, z_loss = ctx.options
-        out = shares * (1 + 2 * z_loss * lse)[:, None] - smoothing / whole
-        out.scatter_add_(-1, index[:, None], (here.to(out.dtype) * (smoothing - 1.0))[:, None])
-        return out * (gradient * valid)[:, None], None, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        found = (None if kept is None else (kept * gradient).to(kept.dtype) for kept in ctx.saved_tensors)
+        return *found, None, None, None, None
+
+
+def to_loss_and_gradient_(
+    logits: Tensor, wanted: Tensor, vocabulary: DividedVocabulary, smoothing: float, z_loss: float
+) -> Tensor:
+    """Σ over rows of lse − (1 − s)·target's logit − s/V·Σ logits + z·lse², a scalar alike in all processes; the logits (N, v)
+    become its gradient in place. Kernels do it on a GPU."""
+    on_gpu = triton_runs(logits) and logits.dtype != torch.float64
+    if on_gpu:
+        from luban.kernels.cross_entropy import row_statistics, to_gradient_
+
+        local, picked, plain = row_statistics(logits, wanted, vocabulary.first)
+    else:
+        index, here = vocabulary.local(wanted)
+        local, plain = logits.logsumexp(-1), logits.sum(-1)
+        picked = torch.where(here, logits.gather(-1, index[:, None]).squeeze(-1), 0.0)
+    highest, valid = vocabulary.peers.highest(local), wanted != IGNORED
+    total, picked, plain = vocabulary.peers.sum(torch.stack([(local - highest).exp(), picked, plain]))
+    lse = total.log() + highest
+    each = lse - (1 - smoothing) * picked - smoothing / vocabulary.whole * plain + z_loss * lse.square()
+    if on_gpu:
+        options = {"smoothing": smoothing, "z_loss": z_loss, "whole": vocabulary.whole, "first": vocabulary.first}
+        to_gradient_(logits, wanted, lse, **options)
+    else:
+        logits.sub_(lse[:, None]).exp_().mul_((1 + 2 * z_loss * lse)[:, None]).sub_(smoothing / vocabulary.whole)
+        logits.scatter_add_(-1, index[:, None], (here.to(logits.dtype) * (smoothing - 1.0))[:, None])
+        logits.mul_(valid[:, None])
+    return torch.where(valid, each, 0.0).sum()
 
 
 class DividedEmbedding:

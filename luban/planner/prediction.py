@@ -49,6 +49,7 @@ class Prediction:
             memory=distribution.memory(self.memory),
             step=distribution.step(self.step),
             tokens_per_step=self.tokens_per_step * plan.readers,
+            model_flops=self.model_flops * plan.readers,
             distribution=distribution,
             caveats=(*self.caveats, "the time of messages between processes isn't counted"),
         )
@@ -59,11 +60,15 @@ class Prediction:
         return min(self.step.total * self.steps, self.budget or float("inf"))
 
     @property
+    def processes(self) -> int:
+        """How many processes the run has, one an accelerator."""
+        return 1 if self.distribution is None else self.distribution.spread.plan.processes
+
+    @property
     def utilisation(self) -> float | None:
         """Model FLOPs utilisation (MFU); None if the accelerator isn't in accelerators.toml."""
         peak = self.machine.peak_flops(self.precision)
-        parts = 1 if self.distribution is None else self.distribution.spread.plan.parts
-        return None if peak is None else self.model_flops / parts / self.step.total / peak
+        return None if peak is None else self.model_flops / self.processes / self.step.total / peak
 
     @property
     def process_bytes(self) -> int:
@@ -95,7 +100,9 @@ class Prediction:
         }
         if self.caveats:
             found["prediction_caveats"] = list(self.caveats)
-        return found | ({"peak_flops": peak, "accelerator_watts": row.power} if peak and row else {})
+        if peak and row:  # of all accelerators together
+            found |= {"peak_flops": self.processes * peak, "accelerator_watts": self.processes * row.power}
+        return found
 
     def summary(self) -> str:
         """One line, printed as training begins."""
@@ -125,8 +132,8 @@ class Prediction:
         ]
         if row is not None:
             rows.append(
-                f"cost    {self.seconds / 3600:.3g} accelerator-hours, at most "
-                f"{row.power * self.seconds / 3.6e6:.3g} kWh ({row.power:g} W)"
+                f"cost    {self.processes * self.seconds / 3600:.3g} accelerator-hours, at most "
+                f"{self.processes * row.power * self.seconds / 3.6e6:.3g} kWh ({row.power:g} W{' each' * (self.processes > 1)})"
             )
         if self.distribution is not None:
             rows += self.distribution.lines(picture=picture)

@@ -33,12 +33,13 @@ from luban.nn.attention.backend import AttentionBackend
 from luban.nn.float8 import require_float8
 from luban.objectives.base import Objective
 from luban.parallel.apply import Execution, apply
+from luban.parallel.compile import stacks_of
 from luban.parallel.context import check_context
 from luban.parallel.device import choose_device, keep_freed_memory, set_determinism
 from luban.parallel.engine import TrainEngine
 from luban.parallel.heartbeat import watched
 from luban.parallel.memory_limits import is_out_of_memory
-from luban.parallel.stages import check_stages, stacks_of
+from luban.parallel.stages import check_stages
 from luban.parallel.tensor import check_tensor
 from luban.parallel.world import World, is_lost_connection, process_count
 from luban.train.loop import Loop, TrainerComponents

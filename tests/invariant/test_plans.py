@@ -28,13 +28,14 @@ from luban.models.spec import uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
 from luban.objectives.causal import Causal
+from luban.parallel.compile import stacks_of
 from luban.parallel.context import check_context
 from luban.parallel.engine import TrainEngine
-from luban.parallel.stages import check_stages, stacks_of
+from luban.parallel.stages import check_stages
 from luban.parallel.world import World
 
 SEED, ROWS = 3, 8
-STEPS, MORE_STEPS, MANY_STEPS = 3, 6, 20  # of a drawn sample in every test run, of all plans, of a drawn sample
+STEPS, MORE_STEPS, MANY_STEPS = 2, 6, 20  # of a drawn sample in every test run, of all plans, of a drawn sample
 PROCESSES = 4
 PLANS = [
     {"replicate": 4},

@@ -10,8 +10,10 @@ from luban.models.describe import describe
 from luban.models.spec import uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
+from luban.planner.accelerators import Machine, accelerator
 from luban.planner.distribution import Distribution
 from luban.planner.memory import MemoryPrediction
+from luban.planner.prediction import Prediction
 from luban.planner.step_time import StepTime
 from luban.planner.traffic import Spread
 
@@ -91,3 +93,26 @@ def test_the_dry_run_says_who_sends_what_and_draws_the_schedule():
     ):
         assert part in text, text
     assert "no schedule to draw" in distribution(shard=2).lines(picture=True)[-1]
+
+
+def test_a_run_of_several_accelerators_counts_all_of_them():
+    one = Prediction(
+        parameters=COUNT,
+        memory=WHOLE,
+        free_bytes=10**9,
+        resident_bytes=0,
+        machine=Machine(name="H100", accelerator=accelerator("h100-sxm")),
+        on_cpu=False,
+        tokens_per_step=1000,
+        steps=225,
+        model_flops=16 * 989.4e12 / 2,
+        precision="bf16",
+        step=STEP,
+    )
+    several = one.over(distribution(shard=2, tensor=2))
+    assert several.tokens_per_step == 2000 and several.step.total == 8  # two readers, each of two processes
+    text = "\n".join(several.lines())
+    assert "MFU 50.0%" in text and "2 accelerator-hours, at most 1.4 kWh (700 W each)" in text, text
+    figures = several.figures()
+    assert figures["peak_flops"] == 4 * 989.4e12 and figures["accelerator_watts"] == 2800
+    assert figures["model_flops_per_step"] == 2 * one.model_flops
