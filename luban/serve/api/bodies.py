@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from luban.core.errors import DataError
+from luban.core.errors import DataError, nearest
 from luban.generate.sampling import MAX_BEAMS, MAX_BIASES, MAX_LOGPROBS, Sampling
 from luban.generate.structure import Structure
 from luban.load.generation import Generation
@@ -57,6 +57,18 @@ CHOICES = {
     "add_generation_prompt": (True,),
     "modalities": (["text"],),
 }  # what changes nothing
+HARMLESS = frozenset(  # fields of OpenAI's API that say nothing about the answer
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+    }
+)
 
 
 class StructuredOutputs(BaseModel):
@@ -88,8 +100,8 @@ class StructuredOutputs(BaseModel):
 
 
 class Body(BaseModel):
-    """Fields that both endpoints share. A null is as good as no field, as OpenAI's client sends them. Unknown fields are
-    ignored, as clients send many that change nothing; those that would change the answer are refused."""
+    """Fields that both endpoints share. A null is as good as no field, as OpenAI's client sends them. Fields that say nothing
+    about the answer are ignored; others that aren't known are refused, as a mistyped name would be ignored silently."""
 
     model_config = ConfigDict(extra="allow")
     model: str | None = None  # must be the served model's name where given
@@ -147,16 +159,18 @@ class Body(BaseModel):
 
     def refuse_unsupported(self) -> None:
         """Raise DataError naming a field whose value would be ignored."""
-        given = self.model_extra or {}
+        given = {name: value for name, value in (self.model_extra or {}).items() if value not in (False, "", [])}
         for name in UNBUILT:
-            if given.get(name):
+            if name in given:
                 raise DataError(f"'{name}' is not supported by this server")
         for name, now in OLD_NAMES.items():
-            if given.get(name):
+            if name in given:
                 raise DataError(f"'{name}' is not supported by this server: use 'structured_outputs': {{'{now}': …}}")
         for name, fine in CHOICES.items():
             if name in given and given[name] not in fine:
                 raise DataError(f"'{name}' other than {' or '.join(map(str, fine))} is not supported by this server")
+        for name in (self.model_extra or {}).keys() - HARMLESS - {*UNBUILT, *OLD_NAMES, *CHOICES}:
+            raise DataError(f"'{name}' is no field of this request{nearest(name, type(self).model_fields)}")
         if not self.use_beam_search and self.best_of not in (None, self.n):
             raise DataError("'best_of' is only supported with 'use_beam_search'")
         if not self.use_beam_search and self.length_penalty not in (None, 1):

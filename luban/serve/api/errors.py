@@ -20,6 +20,7 @@ from luban.serve.worker import GenerationError
 from luban.tokenizer.tokenizer import without_surrogates
 
 TRIED = re.compile(r"(str|int|float|bool|list\[.*|dict\[.*)$")  # types in the places of validation errors
+UNREAD = "There was an error parsing the body"  # as FastAPI says it
 RETRY_AFTER = {"Retry-After": "2"}  # seconds
 
 
@@ -56,6 +57,8 @@ def _invalid(error: RequestValidationError) -> JSONResponse:
         where = f"{first.get('ctx', {}).get('error', 'not understood')} at character {first['loc'][-1]}"
         return JSONResponse(error_body(f"the request's body is not valid JSON: {where}"), 400)
     where = _field(first["loc"])
+    if not where and first["type"] in ("model_attributes_type", "dict_type", "model_type", "missing"):
+        return JSONResponse(error_body("the request's body must be a JSON object, sent as application/json"), 400)
     said = dict.fromkeys(
         str(each["msg"]).removeprefix("Value error, ") for each in error.errors() if _field(each["loc"]) == where
     )
@@ -73,6 +76,8 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(http: HttpRequest, error: HTTPException) -> JSONResponse:
         message = f"no route {http.method} {http.url.path}" if error.status_code in (404, 405) else str(error.detail)
+        if message == UNREAD:
+            message = "the request's body can't be read as JSON: it is nested too deeply or not in UTF-8"
         return JSONResponse(error_body(message), error.status_code, error.headers)
 
     @app.exception_handler(UnknownModel)
