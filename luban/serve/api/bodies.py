@@ -159,7 +159,8 @@ class Body(BaseModel):
 
     def refuse_unsupported(self) -> None:
         """Raise DataError naming a field whose value would be ignored."""
-        given = {name: value for name, value in (self.model_extra or {}).items() if value not in (False, "", [])}
+        extra = self.model_extra or {}
+        given = {name for name, value in extra.items() if value not in (False, "", [])}
         for name in UNBUILT:
             if name in given:
                 raise DataError(f"'{name}' is not supported by this server")
@@ -167,9 +168,9 @@ class Body(BaseModel):
             if name in given:
                 raise DataError(f"'{name}' is not supported by this server: use 'structured_outputs': {{'{now}': …}}")
         for name, fine in CHOICES.items():
-            if name in given and given[name] not in fine:
+            if name in extra and extra[name] not in fine:
                 raise DataError(f"'{name}' other than {' or '.join(map(str, fine))} is not supported by this server")
-        for name in (self.model_extra or {}).keys() - HARMLESS - {*UNBUILT, *OLD_NAMES, *CHOICES}:
+        for name in extra.keys() - HARMLESS - {*UNBUILT, *OLD_NAMES, *CHOICES}:
             raise DataError(f"'{name}' is no field of this request{nearest(name, type(self).model_fields)}")
         if not self.use_beam_search and self.best_of not in (None, self.n):
             raise DataError("'best_of' is only supported with 'use_beam_search'")

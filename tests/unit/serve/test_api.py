@@ -104,6 +104,22 @@ def test_what_would_change_the_answer_and_is_not_built_is_named(client, name, va
     assert answer.status_code == 400 and f"'{name}'" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(("name", "said"), [("max_token", "did you mean 'max_tokens'"), ("foo", "known: "), ("name", "")])
+def test_a_field_that_no_request_has_is_refused(client, name, said):
+    answer = post(client, **{name: 5})
+    message = answer.json()["error"]["message"]
+    assert answer.status_code == 400 and f"'{name}' is no field of this request" in message and said in message
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(b"[" * 100_000, "nested too deeply"), (b"[]", "must be a JSON object"), (b'"a"', "must be a JSON object")],
+)
+def test_a_body_that_is_no_object_is_said_to_be_so(client, body, said):
+    answer = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400 and said in answer.json()["error"]["message"]
+
+
 def test_what_changes_nothing_is_taken(client):
     fields = {
         "user": "me",
