@@ -104,7 +104,9 @@ def test_what_would_change_the_answer_and_is_not_built_is_named(client, name, va
     assert answer.status_code == 400 and f"'{name}'" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(("name", "said"), [("max_token", "did you mean 'max_tokens'"), ("foo", "known: "), ("name", "")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("max_token", "did you mean 'max_tokens'"), ("foo", "known: "), ("name", "")]
+)
 def test_a_field_that_no_request_has_is_refused(client, name, said):
     answer = post(client, **{name: 5})
     message = answer.json()["error"]["message"]
