@@ -82,8 +82,7 @@ def start():
                 stderr=subprocess.PIPE,
                 text=True,
                 env=environment,
-                preexec_fn=_listen,
-                **popen,
+                **{"preexec_fn": _listen, **popen},
             )
         )
         return running[-1]

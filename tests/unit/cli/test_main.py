@@ -127,7 +127,13 @@ def test_an_overview_that_nobody_reads_to_its_end_is_no_traceback(words):
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        command = [sys.executable, "-u", "-m", "luban", *words]  # unbuffered: the first write fails, as that of a long text
+        command = [
+            sys.executable,
+            "-u",
+            "-m",
+            "luban",
+            *words,
+        ]  # unbuffered: the first write fails, as that of a long text
         done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     finally:
         os.close(writing)

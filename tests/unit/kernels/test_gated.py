@@ -16,7 +16,7 @@ from luban.kernels import available, gated
 from luban.kernels.reference.swiglu import swiglu_of_pairs
 from luban.models.build import build_model
 from luban.models.spec import uniform
-from luban.nn import linear
+from luban.nn.feedforward import gated as network
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
 from luban.parallel.compile import blocks_of
@@ -121,7 +121,7 @@ def test_rematerialisation_repeats_the_matmuls_only_where_it_should(quack, monke
         return [loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
 
     right = gradients()
-    monkeypatch.setattr(linear, "trains_fused", lambda x: True)
+    monkeypatch.setattr(network, "multiplies_joined", lambda *_: True)
     monkeypatch.setattr(gated, "serves", torch.compiler.assume_constant_result(lambda *_: True))
     for block in blocks_of(model):
         block.use_remat(remat_policy(remat))

@@ -16,7 +16,7 @@ from luban.core.errors import UnsupportedError
 from luban.models.build import build_model
 from luban.models.encoder import EncoderBody
 from luban.models.spec import uniform
-from luban.nn import linear
+from luban.nn import linear, norm, row
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
@@ -54,6 +54,8 @@ def test_under_the_interpreter(chosen):
 def attention_alone(monkeypatch):
     """The other kernels have tests of their own, and the interpreter is slow."""
     monkeypatch.setattr(linear, "trains_fused", lambda x: False)
+    for module in (linear, norm, row):
+        monkeypatch.setattr(module, "infers_fused", lambda x: False)
 
 
 def make(method="rope", window=None, layout=None, **fields):

@@ -15,8 +15,8 @@ pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 pytest.importorskip("llguidance")
 
-from conftest import write_checkpoint
 from fastapi.testclient import TestClient
+from tiny_models import write_checkpoint
 
 import luban
 from luban.serve.api import service as service_module
