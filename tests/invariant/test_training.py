@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from drawn import drawn
 from safetensors.torch import load_file
 
 from luban.core.artifact import open_artifact
@@ -70,7 +71,7 @@ def kill_and_resume(start, luban, command, out: Path, seed: int, steps: int) -> 
     assert code == 0 and "resuming after step" in err, err
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(s, marks=pytest.mark.slow) for s in range(3, 12))])
+@pytest.mark.parametrize("seed", drawn(range(12), 1))
 def test_killed_at_random_and_resumed_equals_uninterrupted_on_any_number_of_workers(
     start, luban, shards, recipe, uninterrupted, tmp_path, seed
 ):
@@ -126,7 +127,9 @@ def test_accumulation_equals_the_larger_batch(luban, shards, recipe, tmp_path):
     assert 0 < difference < 2e-5  # 20 updates of at most lr = 1e-3, each off by fp32 rounding of its gradient
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), drawn([(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)], 1)
+)
 def test_signals_save_and_a_damaged_checkpoint_falls_back_to_the_one_before(
     start, luban, shards, recipe, uninterrupted, tmp_path, number, exit_code
 ):

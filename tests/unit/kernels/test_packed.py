@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from drawn import drawn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 
@@ -260,7 +261,7 @@ def test_one_graph_serves_all_documents(flash4):
     assert counter.frame_count == 1 and flash4.calls
 
 
-@pytest.mark.parametrize("remat", ["none", "selective", "full"])
+@pytest.mark.parametrize("remat", drawn(["none", "selective", "full"], 1))
 def test_compiled_blocks_serve_any_number_of_documents(flash4, remat):
     torch._dynamo.reset()
     model, counter = tiny(), CompileCounterWithBackend("aot_eager")

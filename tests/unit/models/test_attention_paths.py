@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from drawn import drawn
 from interpreter import HERE, INTERPRETED, run_interpreted
 
 from luban.core.errors import UnsupportedError
@@ -131,7 +132,7 @@ def test_decoders_agree(method, case):
 
 @here
 @pytest.mark.parametrize("method", ["learned", "alibi", "t5"])
-@pytest.mark.parametrize("case", ["all", "documents", "right padding"])
+@pytest.mark.parametrize("case", drawn(["all", "documents", "right padding"], 1))
 def test_encoders_agree(method, case):
     model = make(method, body=EncoderBody())
     kwargs, real = case_of(case, 2, 33)
@@ -139,7 +140,7 @@ def test_encoders_agree(method, case):
 
 
 @here
-@pytest.mark.parametrize("case", ["causal", "documents", "right padding"])
+@pytest.mark.parametrize("case", drawn(["causal", "documents", "right padding"], 1))
 @pytest.mark.parametrize("layout", [Strided(block=16, window=0, stride=2), GlobalRandom(block=16, window=0, random=1)])
 def test_block_sparse_models_agree(layout, case):
     B, T = 2, random.randint(34, 40)
