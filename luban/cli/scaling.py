@@ -98,8 +98,8 @@ def _fitted(args: Args) -> dict[str, Any]:
     if args.parameters is not None and args.tokens is not None:
         losses = [s.loss(args.parameters, args.tokens) for s in samples]
         loss = law.loss(args.parameters, args.tokens)
-        result["predicted"] = {"parameters": args.parameters, "tokens": args.tokens, "loss": loss}
-        result["predicted"]["interval"] = _interval(losses)
+        sizes = {"parameters": args.parameters, "tokens": args.tokens}
+        result["predicted"] = {**sizes, "loss": loss, "interval": _interval(losses)}
     return result
 
 

@@ -25,7 +25,10 @@ class Form(Protocol):
     """A parametric form of log-loss. Its parameters refer to log N and log D less their means, which separates slopes from
     offsets."""
 
-    starts: Sequence[tuple[float, ...]]  # where the search begins
+    @property
+    def starts(self) -> Sequence[tuple[float, ...]]:
+        """Where the search begins."""
+        ...
 
     def log_loss(self, theta: np.ndarray, n: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log-losses, shape (runs,), and their derivatives by theta, shape (len(theta), runs)."""

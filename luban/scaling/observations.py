@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def read_observations(path: Path) -> Observations:
     return Observations(parameters, tokens, loss, lines.astype(np.int64))
 
 
-def _columns(path: Path, header: tuple[str, ...] | list[str]) -> list[str | None]:
+def _columns(path: Path, header: Sequence[str]) -> list[str | None]:
     """The file's names of parameters, tokens, FLOPs and loss; None: it lacks this one and doesn't need it."""
     known = {name.strip().lower().replace("_", " "): name for name in header}
     found = {what: next((known[n] for n in names if n in known), None) for what, names in NAMES.items()}
