@@ -77,6 +77,21 @@ def rotor(
     return simulate(chain, _unroll(len(chain), frugal, chain, budget))
 
 
+def schedules_within(chain: Chain, budgets: Sequence[float]) -> list[Schedule]:
+    """Schedules for several budgets by one dynamic program over the largest; those that are too small have none."""
+    units, capacity = _in_units(chain, max(budgets))
+    room = int(capacity - units.x(0))
+    if room < 0:
+        return []
+    table = _Table(units, room)
+    memories = {int(capacity * budget / max(budgets)) - int(units.x(0)) for budget in budgets}
+    return [
+        simulate(chain, _unroll(len(chain), table.choose, units, memory))
+        for memory in sorted(memories)
+        if table.time(0, len(chain), memory) < inf
+    ]
+
+
 def _in_units(chain: Chain, budget: float) -> tuple[Chain, int]:
     """The chain and the budget in units of memory: whole ones where at most 500 do, else slots."""
     sizes = [chain.x(0), *chain.output_size, *chain.saved_size, *chain.forward_temp, *chain.backward_temp]
