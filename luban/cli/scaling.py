@@ -37,9 +37,8 @@ class Args:
     budget: tuple[float, ...] = ()  # FLOPs: the best N and D for each
     parameters: float | None = None  # with --tokens: the loss that the fit predicts
     tokens: float | None = None  # with --parameters
-    drop_highest: int | None = (
-        None  # leave out this many runs with the highest losses; by default those far from the fit
-    )
+    # leave out this many runs, those with the highest losses; by default runs far from the fit are left out
+    drop_highest: int | None = None
     resamples: int = 200  # of the bootstrap that gives the 95% intervals
     seed: int = 0  # of the bootstrap
     json: bool = False  # machine-readable
