@@ -44,14 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code: 0 done, 1 refused or failed, 2 misunderstood, 130 interrupted, 141 the output
     was closed."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0
-    if words[0] in ("-V", "--version"):
-        from luban import __version__
-
-        print(__version__)
-        return 0
     if sys.version_info < OLDEST:
         say(f"luban: Python {OLDEST[0]}.{OLDEST[1]} or newer is needed, {sys.executable} is {sys.version.split()[0]}")
         return 1
@@ -104,7 +96,21 @@ def _not_installed(package: str) -> str:
     )
 
 
+def _overview_or_version(words: Sequence[str]) -> str | None:
+    """What is printed where no verb is named."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        return _overview()
+    if words[0] in ("-V", "--version"):
+        from luban import __version__
+
+        return __version__
+    return None
+
+
 def _run(words: Sequence[str]) -> int | None:
+    if (said := _overview_or_version(words)) is not None:
+        print(said)
+        return 0
     verb, *rest = words
     if verb not in VERBS:
         raise UsageError(f"unknown verb '{verb}'{nearest(verb, VERBS)}; see luban --help")

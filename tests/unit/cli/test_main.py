@@ -120,3 +120,15 @@ def test_the_ledger_is_whole_and_every_path_in_it_exists(capsys):
         assert not row.measured or row.hardware, f"{row.id} has a figure without its hardware"
     assert main(["systems"]) == 0
     assert "not yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], []])
+def test_an_overview_that_nobody_reads_to_its_end_is_no_traceback(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command = [sys.executable, "-u", "-m", "luban", *words]  # unbuffered: the first write fails, as that of a long text
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writing)
+    assert done.returncode == 141 and done.stderr == ""
