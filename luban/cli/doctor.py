@@ -23,6 +23,7 @@ EXTRAS = {
     "llguidance": ("serve", "structured output"),
     "prometheus_client": ("serve", "luban serve"),
     "tensorboard": ("tensorboard", "TensorBoard logs"),
+    "scipy": ("scaling", "luban scaling"),
 }
 
 

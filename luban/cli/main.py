@@ -28,6 +28,8 @@ VERBS = {
     "serve": "an OpenAI-compatible API and a chat page",
     "bench": "throughput and latency of a server",
     "eval": "measure a model",
+    "account": "FLOPs, GPU-hours, money, energy and carbon of a run",
+    "scaling": "scaling laws fitted to runs; the best model for a budget",
     "report": "one page of pictures from run directories",
     "inspect": "kind, files, metrics and lineage of an artifact",
     "systems": "every system Luban implements, and the evidence",

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from luban.core.plan import Remat
+from luban.planner.remat.rotor import rotor as rotor  # public: luban.parallel.remat.rotor
 
 aten = torch.ops.aten
 MATMULS = {

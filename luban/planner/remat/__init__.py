@@ -1,0 +1,1 @@
+"""Rematerialisation schedules of a chain of stages: solvers and a simulator that counts memory. No torch."""
