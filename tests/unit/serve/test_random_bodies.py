@@ -85,14 +85,12 @@ def test_no_body_is_a_fault_of_the_server(client, route):
     kind, valid = ROUTES[route]
     seed = random.randrange(2**32)
     rng, names = random.Random(seed), [*kind.model_fields, "suffix", "unknown"]
-    answered = 0
     for _ in range(60):
         body = {**valid, **{rng.choice(names): rng.choice(VALUES) for _ in range(rng.choice([1, 1, 2, 4]))}}
         if isinstance(body.get("max_tokens"), int):
             body["max_tokens"] = min(body["max_tokens"], 4)
         answer = client.post(route, json=body)
         assert answer.status_code < 500, (seed, body, answer.text)
-        answered += answer.status_code == 200
         if answer.status_code != 200:
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}, (seed, body)
-    assert answered > 3 and client.get("/health").status_code == 200
+    assert client.post(route, json=valid).status_code == client.get("/health").status_code == 200
