@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from kernel_table import kernel_table
@@ -86,11 +87,11 @@ def model_flops(shape: dict[str, int], heads: int, seq: int) -> float:
     return 6 * counted + 6 * shape["layers"] * width * seq
 
 
-def transformers_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: str) -> Callable[[], object]:
-    """LlamaForCausalLM in bf16, compiled, with torch's fused AdamW."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def llama_config(shape: dict[str, int], heads: int, seq: int) -> Any:
+    """transformers' configuration of this shape, with torch's attention."""
+    from transformers import LlamaConfig
 
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=shape["vocab"],
         hidden_size=shape["width"],
         intermediate_size=shape["inner"],
@@ -101,6 +102,13 @@ def transformers_step(shape: dict[str, int], heads: int, batch: int, seq: int, d
         use_cache=False,
         attn_implementation="sdpa",
     )
+
+
+def transformers_step(shape: dict[str, int], heads: int, batch: int, seq: int, device: str) -> Callable[[], object]:
+    """LlamaForCausalLM in bf16, compiled, with torch's fused AdamW."""
+    from transformers import LlamaForCausalLM
+
+    config = llama_config(shape, heads, seq)
     with torch.device(device):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     compiled = torch.compile(model)

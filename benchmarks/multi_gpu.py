@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from gpu_step import SHAPE, TINY, RandomBatch, T, luban_spec, timed
+from gpu_step import SHAPE, TINY, RandomBatch, T, llama_config, luban_spec, timed
 from torch import nn
 
 from luban.core.plan import ParallelPlan
@@ -72,22 +72,11 @@ def luban_step(plan: ParallelPlan, rows: int, tiny: bool, device: torch.device) 
 def peer_step(gpus: int, rows: int, tiny: bool, device: torch.device) -> Callable[[], object]:
     """transformers' LLaMA, compiled layer by layer, under FSDP2 with bf16 parameters over fp32 ones where there are several."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     shape, seq, heads = (TINY, 64, 4) if tiny else (SHAPE, T, 32)
-    config = LlamaConfig(
-        vocab_size=shape["vocab"],
-        hidden_size=shape["width"],
-        intermediate_size=shape["inner"],
-        num_hidden_layers=shape["layers"],
-        num_attention_heads=heads,
-        num_key_value_heads=shape["kv_heads"],
-        max_position_embeddings=seq,
-        use_cache=False,
-        attn_implementation="sdpa",
-    )
     with torch.device(device):
-        model = LlamaForCausalLM(config)
+        model = LlamaForCausalLM(llama_config(shape, heads, seq))
     if not tiny:
         for layer in model.model.layers:
             layer.compile()

@@ -1,8 +1,8 @@
-"""Beam search on the host: which beginnings of an answer are continued, which answers are kept.
+"""Beam search on the host: which hypotheses are continued, which answers are kept.
 
 Pure Python over ints and floats. An answer scores the sum of its tokens' log-probabilities over length ** length_penalty
 (Wu et al. 2016, section 7, without the constant), its end token counted, as in transformers. The search ends when no
-beginning can still lead to an answer better than the worst of the `beams` kept: transformers' early_stopping="never".
+hypothesis can still lead to an answer better than the worst of the `beams` kept: transformers' early_stopping="never".
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Literal
 
 Candidates = Sequence[
     tuple[int, float]
-]  # tokens that may follow a beginning with their log-probabilities, likeliest first
+]  # tokens that may follow a hypothesis with their log-probabilities, likeliest first
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """An answer, or the beginning of one."""
+    """An answer, or the first tokens of one."""
 
     tokens: tuple[int, ...]
     logprob: float  # sum over the tokens
-    finish_reason: Literal["stop", "length"] | None = None  # none: a beginning
+    finish_reason: Literal["stop", "length"] | None = None  # none: it isn't finished
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class BeamSearch:
     """One search.
 
     Args:
-        beams: beginnings continued at each step, and answers kept.
+        beams: hypotheses continued at each step, and answers kept.
         length_penalty: 0: sums of log-probabilities are compared; larger: longer answers win more often.
         ends: tokens that end an answer.
         max_tokens: of an answer.
@@ -50,7 +50,7 @@ class BeamSearch:
 
     @property
     def wanted(self) -> int:
-        """Candidates of each beginning that are needed: so many that `beams` of all don't end an answer."""
+        """Candidates of each hypothesis that are needed: so many that `beams` of all don't end an answer."""
         return (1 + max(1, len(self.ends))) * self.beams
 
     def score(self, hypothesis: Hypothesis) -> float:
@@ -64,7 +64,7 @@ class BeamSearch:
             candidates: of each of `live`, in its order; −∞ is no candidate.
 
         Returns:
-            (index of the beginning, token) of every new one of `live`; none: the search has ended.
+            (index of the hypothesis, token) of every new one of `live`; none: the search has ended.
         """
         found = [
             (hypothesis.logprob + logprob, index, token)
@@ -72,7 +72,7 @@ class BeamSearch:
             for token, logprob in following
             if logprob > float("-inf")
         ]
-        found.sort(key=lambda each: -each[0])  # stable: equal ones stay in the order of beginnings and tokens
+        found.sort(key=lambda each: -each[0])  # stable: equal ones stay in the order of hypotheses and tokens
         kept: list[tuple[int, int]] = []
         live: list[Hypothesis] = []
         for rank, (logprob, index, token) in enumerate(found[: self.wanted]):
@@ -93,7 +93,7 @@ class BeamSearch:
         del self.answers[self.beams :]
 
     def _promising(self) -> bool:
-        """Whether a beginning can still lead to an answer better than the worst that is kept. Sums only fall, so that the best
+        """Whether a hypothesis can still lead to an answer better than the worst that is kept. Sums only fall, so that the best
         length is the longest where the penalty rewards length, else the next."""
         if not self.live or len(self.answers) < self.beams:
             return bool(self.live)

@@ -24,7 +24,7 @@ class ContextError(DataError):
 
 
 class PromptTooLong(ContextError):
-    """A prompt that leaves no room for an answer."""
+    """A prompt that fills the context, so that no token can follow."""
 
 
 class LayerKeysValues:

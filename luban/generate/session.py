@@ -89,7 +89,7 @@ class Session:
         """Raise ContextError where a prompt is empty, too long, or holds ids outside the vocabulary."""
         check_prompt(prompt, self.spec)
 
-    def room(self, prompt: list[int]) -> int:
+    def max_new_tokens(self, prompt: list[int]) -> int:
         """Tokens of an answer that the context holds."""
         return self.spec.context - len(prompt)
 
@@ -97,7 +97,7 @@ class Session:
     def add(self, sequences: SequenceOf[Sequence]) -> None:
         """Read the prompts of new sequences; equal prompt objects are read once.
 
-        Raises ContextError, before anything is read, when a prompt leaves no room for a token.
+        Raises ContextError, before anything is read, when a prompt fills the context.
         """
         for sequence in sequences:
             self.check(sequence.prompt)

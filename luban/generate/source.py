@@ -54,7 +54,7 @@ class SourceSession(Session):
                 f"the source has {len(prompt)} tokens, and the model reads {self.spec.context} at most: shorten it"
             )
 
-    def room(self, prompt: list[int]) -> int:
+    def max_new_tokens(self, prompt: list[int]) -> int:
         """Tokens of an answer that the decoder holds after its first."""
         return self.spec.context - 1
 

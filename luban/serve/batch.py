@@ -46,7 +46,7 @@ class Batch(Protocol):
         """Raise ContextError where a prompt is empty, too long, or holds ids outside the vocabulary."""
         ...
 
-    def room(self, prompt: list[int]) -> int:
+    def max_new_tokens(self, prompt: list[int]) -> int:
         """Tokens of an answer that the context holds."""
         ...
 

@@ -10,23 +10,23 @@ from luban.generate.session import Sequence as Growing
 from luban.serve.scheduler import Scheduler, SequenceState
 
 
-def search_for(growing: Growing, room: int) -> BeamSearch:
+def search_for(growing: Growing, max_new_tokens: int) -> BeamSearch:
     """The search of a request.
 
     Args:
-        room: tokens that the context leaves for an answer.
+        max_new_tokens: tokens that the context leaves for an answer.
     """
     sampling = growing.sampling
     return BeamSearch(
         sampling.beams,
         length_penalty=sampling.length_penalty,
         ends=growing.ends,
-        max_tokens=min(sampling.max_tokens, room),
+        max_tokens=min(sampling.max_tokens, max_new_tokens),
     )
 
 
 def grown(parents: Sequence[Growing], moves: Sequence[tuple[int, int]]) -> list[Growing]:
-    """The beginnings that go on from `parents`, (index of the parent, token) each. A parent's first child takes its matcher
+    """The hypotheses that continue `parents`, (index of the parent, token) each. A parent's first child takes its matcher
     over, others get copies."""
     taken: set[int] = set()
     children: list[Growing] = []
@@ -43,28 +43,28 @@ def grown(parents: Sequence[Growing], moves: Sequence[tuple[int, int]]) -> list[
 
 
 class BeamGroup:
-    """The beginnings of one search over a paged cache. They hold their common blocks together (`Scheduler.fork`).
+    """The hypotheses of one search over a paged cache. They hold their common blocks together (`Scheduler.fork`).
 
     Args:
         growing: stands for the whole search.
         state: of its prompt.
-        room: tokens that the context leaves.
+        max_new_tokens: tokens that the context leaves.
     """
 
-    def __init__(self, growing: Growing, state: SequenceState, room: int):
-        self.growing, self.search = growing, search_for(growing, room)
+    def __init__(self, growing: Growing, state: SequenceState, max_new_tokens: int):
+        self.growing, self.search = growing, search_for(growing, max_new_tokens)
         self.states, self.sequences = [state], [replace(growing)]
         self.candidates: dict[SequenceState, Candidates] = {}
         state.spare = growing.sampling.beams - 1
-        self._next = 1  # number of the next beginning
+        self._next = 1  # number of the next hypothesis
 
     def sequence(self, state: SequenceState) -> Growing:
-        """The beginning that a state is of."""
+        """The hypothesis that a state belongs to."""
         return self.sequences[self.states.index(state)]
 
     @property
     def complete(self) -> bool:
-        """Whether the candidates of all beginnings are known."""
+        """Whether the candidates of all hypotheses are known."""
         return len(self.candidates) == len(self.states)
 
     def expand(self, scheduler: Scheduler) -> Answers | None:

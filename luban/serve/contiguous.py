@@ -35,7 +35,7 @@ class ContiguousBatch:
         self.max_batch = max_batch or MAX_BATCH
         self.budget = ContiguousBudget.of(module, cache_bytes)
         self._searches: dict[int, tuple[Growing, BeamSearch]] = {}  # by id of the sequence that stands for a search
-        self._owner: dict[int, Growing] = {}  # id of a beginning → the sequence that stands for its search
+        self._owner: dict[int, Growing] = {}  # id of a hypothesis → the sequence that stands for its search
 
     @property
     def sequences(self) -> Sequence[Growing]:
@@ -46,12 +46,12 @@ class ContiguousBatch:
         """As the session."""
         self.session.check(prompt)
 
-    def room(self, prompt: list[int]) -> int:
+    def max_new_tokens(self, prompt: list[int]) -> int:
         """As the session."""
-        return self.session.room(prompt)
+        return self.session.max_new_tokens(prompt)
 
     def takes(self, request: Request, others: Sequence[Request]) -> bool:
-        """Whether there is room: by number, by memory once all have grown to their end, and by the tokens of prompts that
+        """Whether it fits: by number, by memory once all have grown to their end, and by the tokens of prompts that
         are read in one step. A request larger than the batch runs alone."""
         running = [*self.sequences, *(growing for other in others for growing in other.growing)]
         if not running:
@@ -70,7 +70,7 @@ class ContiguousBatch:
         return self.budget.holds(lengths)
 
     def _rows(self, growing: Growing) -> int:
-        """Rows that a sequence will need: its own, or as the first of a beam search those of all its beginnings."""
+        """Rows that a sequence will need: its own, or as the first of a beam search those of all its hypotheses."""
         return 1 if growing.tokens else growing.sampling.beams
 
     def start(self, requests: list[Request]) -> list[tuple[Request, Exception]]:
@@ -101,7 +101,7 @@ class ContiguousBatch:
             return []
         for growing in sequences:
             if growing.sampling.beams > 1 and id(growing) not in self._searches and id(growing) not in self._owner:
-                self._searches[id(growing)] = growing, search_for(growing, self.session.room(growing.prompt))
+                self._searches[id(growing)] = growing, search_for(growing, self.session.max_new_tokens(growing.prompt))
                 self._owner[id(growing)] = growing
         if not self._searches:
             return list(zip(sequences, self.session.choose(), strict=True))
@@ -115,12 +115,12 @@ class ContiguousBatch:
         rows, kept = plain, [sequences[row] for row in plain]
         for owner, search in self._searches.values():
             mine = [row for row, growing in enumerate(sequences) if self._owner.get(id(growing)) is owner]
-            beginnings = [sequences[row] for row in mine]
-            candidates = beam_candidates(logits_BV[mine], beginnings, self.session.seen, search.wanted)
-            for beginning in beginnings:
-                del self._owner[id(beginning)]
+            hypotheses = [sequences[row] for row in mine]
+            candidates = beam_candidates(logits_BV[mine], hypotheses, self.session.seen, search.wanted)
+            for hypothesis in hypotheses:
+                del self._owner[id(hypothesis)]
             moves = [] if None in candidates else search.advance([following or [] for following in candidates])
-            children = grown(beginnings, moves)
+            children = grown(hypotheses, moves)
             self._owner |= {id(child): owner for child in children}
             rows, kept = [*rows, *(mine[index] for index, _ in moves)], [*kept, *children]
             if not moves:

@@ -229,7 +229,7 @@ class Engine:
         reason: FinishReason | None = None
         if ended or (stream is not None and stream.stopped) or (last and growing.matcher and growing.matcher.finished):
             reason = "stop"
-        elif len(choice.token_ids) >= min(sampling.max_tokens, self.batch.room(growing.prompt)):
+        elif len(choice.token_ids) >= min(sampling.max_tokens, self.batch.max_new_tokens(growing.prompt)):
             reason = "length"
         if reason and stream is not None:
             text += stream.finish()

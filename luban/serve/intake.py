@@ -33,7 +33,7 @@ class Intake:
     def tokens_of(self, prompt: Prompt) -> list[int]:
         """A prompt as token ids: text (begun as the model's documents begin), ids, or a conversation's messages.
 
-        Raises DataError (ContextError when it is empty or leaves no room in the context).
+        Raises DataError (ContextError when it is empty or fills the context).
         """
         if isinstance(prompt, str):
             self.require_room(prompt)

@@ -114,7 +114,7 @@ class PagedBatch:
         """As a decoder needs it."""
         check_prompt(prompt, self.spec)
 
-    def room(self, prompt: list[int]) -> int:
+    def max_new_tokens(self, prompt: list[int]) -> int:
         """Tokens of an answer that the context holds."""
         return self.spec.context - len(prompt)
 
@@ -140,7 +140,7 @@ class PagedBatch:
                 state.read_whole = request.sampling.prompt_logprobs is not None and growing.choice == 0
                 self._growing[state], self._states[id(growing)] = growing, state
                 if request.sampling.beams > 1:
-                    self._beams[id(growing)] = BeamGroup(growing, state, self.room(request.prompt))
+                    self._beams[id(growing)] = BeamGroup(growing, state, self.max_new_tokens(request.prompt))
                 states.append(state)
             self.scheduler.add(together(states))
         return failed
@@ -214,7 +214,7 @@ class PagedBatch:
     def _search(
         self, ready: list[SequenceState], logits_RV: Tensor, found: dict[int, tuple[Growing, list[Token]]]
     ) -> None:
-        """Give beam searches the candidates of their beginnings; those that have all go on."""
+        """Give beam searches the candidates of their hypotheses; a search that has those of all continues."""
         groups = [self._beams[id(self._growing[state])] for state in ready]
         sequences = [group.sequence(state) for group, state in zip(groups, ready, strict=True)]
         wanted = max(group.search.wanted for group in groups)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from luban.core.errors import DataError, MissingExtra, UnsupportedError
+from luban.core.errors import DataError, MissingExtra
 from luban.core.log import say, warn
 from luban.load.model import LoadedModel
 from luban.serve.engine import Engine
@@ -65,7 +65,7 @@ def serve(
     try:
         import uvicorn
 
-        from luban.serve.api.app import ServerOptions, create_app
+        from luban.serve.api.app import ServerOptions, create_app, engine_or_model
         from luban.serve.api.guard import check_sites
     except ImportError as error:
         raise MissingExtra(error.name or "fastapi", "serve", "luban serve") from None
@@ -75,7 +75,7 @@ def serve(
     actual = listener.getsockname()[1]
     options = replace(options, hosts=(host, *options.hosts))
     address = f"http://{f'[{host}]' if ':' in host else host}:{actual}"
-    app = create_app(lambda: _ready_to_serve(load(), engine), options)
+    app = create_app(lambda: engine_or_model(load(), engine), options)
     service: Service = app.state.service
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
 
@@ -131,15 +131,3 @@ def serve(
             os._exit(INTERRUPTED)
     if service.broken is not None:
         raise service.broken
-
-
-def _ready_to_serve(model: LoadedModel, engine: Callable[[LoadedModel], Engine]) -> Engine | LoadedModel:
-    """An engine; the model itself where it writes no text and can be used for embeddings."""
-    model.need_tokenizer()
-    try:
-        return engine(model)
-    except UnsupportedError as error:
-        if model.spec.body.causal or model.spec.body.two_sided or not model.spec.body.stacked:
-            raise
-        say(f"only embeddings are served: {error}")
-        return model

@@ -39,7 +39,7 @@ class SequenceState:
 
     @property
     def unread(self) -> int:
-        """Tokens that the model hasn't read; none only while a beam search waits for its other beginnings."""
+        """Tokens that the model hasn't read; none only while a beam search waits for its other hypotheses."""
         return len(self.tokens) - self.computed
 
     @property

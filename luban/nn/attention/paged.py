@@ -47,10 +47,9 @@ class PackedTokens:
     starts: tuple[int, ...]
     counts: tuple[int, ...]
     block_size: int
-    single_items: Tensor | None = (
-        None  # (C, 4) int32: the kernel's work where all counts are 1 (`paged_work`), if it is
-    )
-    # on the device already; `starts` may then be any positions at least as large
+    # (C, 4) int32, the kernel's work (`paged_work`) where all counts are 1 and it is on the device already; `starts` may then
+    # be any positions at least as large
+    single_items: Tensor | None = None
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -114,8 +113,11 @@ class PagedAttention(AttentionBackend):
     def prepare(
         self, mask: AttentionMask, shape: AttentionShape, bias: Bias | None, dtype: torch.dtype
     ) -> list[Part] | KernelMask:
-        """The parts of this forward for layers of one shape, or what the kernel takes in their place. Raises UnsupportedError for a bias that is no function of the
-        distance (`luban.generate.paged_cache.paging_refusal` tells before)."""
+        """The parts of this forward for layers of one shape, or what the kernel takes in their place.
+
+        Raises UnsupportedError for a bias that is no function of the distance (`luban.generate.paged_cache.paging_refusal`
+        tells before).
+        """
         distance_bias = None if bias is None else bias.encoding.distance_bias
         if bias is not None and distance_bias is None:
             raise UnsupportedError("a bias that is no function of the distance needs a contiguous cache")

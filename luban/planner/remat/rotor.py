@@ -66,9 +66,9 @@ def rotor(
     if not needed <= budget:
         raise ConfigError(f"a budget of {budget:g} is too small for this chain: at least {needed:g} is needed")
     units, capacity = _in_units(chain, budget)
-    room = int(capacity - units.x(0))
-    if room >= 0 and (table := _Table(units, room)).time(0, len(chain), room) < inf:
-        return simulate(chain, _unroll(len(chain), table.choose, units, room))
+    memory = int(capacity - units.x(0))
+    if memory >= 0 and (table := _Table(units, memory)).time(0, len(chain), memory) < inf:
+        return simulate(chain, _unroll(len(chain), table.choose, units, memory))
 
     # rounded sizes don't fit, exact ones do: the schedule with the least memory
     def frugal(first: int, last: int, _memory: float) -> int | None:
@@ -80,10 +80,10 @@ def rotor(
 def schedules_within(chain: Chain, budgets: Sequence[float]) -> list[Schedule]:
     """Schedules for several budgets by one dynamic program over the largest; those that are too small have none."""
     units, capacity = _in_units(chain, max(budgets))
-    room = int(capacity - units.x(0))
-    if room < 0:
+    largest = int(capacity - units.x(0))
+    if largest < 0:
         return []
-    table = _Table(units, room)
+    table = _Table(units, largest)
     memories = {int(capacity * budget / max(budgets)) - int(units.x(0)) for budget in budgets}
     return [
         simulate(chain, _unroll(len(chain), table.choose, units, memory))

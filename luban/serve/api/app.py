@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
+from luban.core.errors import UnsupportedError
 from luban.core.log import say
 from luban.load.model import LoadedModel
 from luban.serve.api.body_limit import BodyLimit, body_limit
@@ -42,6 +43,21 @@ class ServerOptions:
     log_text: bool = False  # … with the text of prompts and answers
 
 
+def engine_or_model(model: LoadedModel, engine: Callable[[LoadedModel], Engine] = Engine) -> Engine | LoadedModel:
+    """An engine; the model itself where it writes no text and can be used for embeddings.
+
+    Raises what `engine` raises of other models.
+    """
+    model.need_tokenizer()
+    try:
+        return engine(model)
+    except UnsupportedError as error:
+        if model.spec.body.causal or model.spec.body.two_sided or not model.spec.body.stacked:
+            raise
+        say(f"only embeddings are served: {error}")
+        return model
+
+
 def create_app(
     served: Engine | LoadedModel | Callable[[], Engine | LoadedModel],
     options: ServerOptions | None = None,
@@ -53,9 +69,9 @@ def create_app(
     """The application around one model, which it runs in a thread of its own from start-up to shut-down.
 
     Args:
-        served: an engine; a model that writes no text, of which only embeddings are served; or a function that gives one of
-            them, which is called at start-up in a thread: until it returns, requests are answered 503. What it raises is
-            kept as `app.state.service.broken`.
+        served: an engine; a model, which gets one, or of which only embeddings are served where it writes no text; or a
+            function that gives an engine or such a model, which is called at start-up in a thread: until it returns, requests
+            are answered 503. What it raises is kept as `app.state.service.broken`.
         options: how it behaves.
         api_key, hosts, origins: in the place of the options'.
 
@@ -76,7 +92,7 @@ def create_app(
         await run_in_threadpool(service.close)
 
     if not callable(served):
-        service.serve(served)
+        service.serve(engine_or_model(served) if isinstance(served, LoadedModel) else served)
     app = FastAPI(title="Luban", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.service = service
     app.add_middleware(BodyLimit, limit=lambda: body_limit(service.context))

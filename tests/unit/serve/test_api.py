@@ -122,6 +122,11 @@ def test_a_body_that_is_no_object_is_said_to_be_so(client, body, said):
     assert answer.status_code == 400 and said in answer.json()["error"]["message"]
 
 
+def test_an_application_of_a_model_that_writes_text_writes_text(engine):
+    with TestClient(create_app(engine.model), base_url=LOCAL) as client:
+        assert post(client, max_tokens=2).status_code == 200
+
+
 def test_what_changes_nothing_is_taken(client):
     fields = {
         "user": "me",
