@@ -1,9 +1,9 @@
 """Tokens a second of training steps over several GPUs of one machine, by plan, beside transformers under FSDP2.
 
-    python benchmarks/multi_gpu.py [--gpus 2] [--only NAME …] [--rows 8] [--steps 10] [--tiny] [--out FILE.json] [--profile DIR]
+    python benchmarks/multi_gpu.py [--gpus 2] [--only NAME …] [--rows 8] [--seq 2048] [--steps 10] [--tiny] [--out FILE.json] [--profile DIR]
 
 The LLaMA shape of 1.1B parameters of `gpu_step.py` with 32 heads, sequences of 2,048 random tokens, --rows of them a GPU,
-bf16 matmuls over fp32 weights, AdamW, gradient clipping, compiled. Each contestant starts its processes afresh; step times
+bf16 matmuls over fp32 weights, AdamW, gradient clipping, compiled. Luban's plans share their processes; step times
 are medians over CUDA events after warm-up, of the first process. `weak` is the rate a GPU relative to the same library
 on one GPU; under tensor, context and pipeline plans all GPUs work on the same --rows rows, and `speedup` is the rate
 relative to one GPU.
@@ -12,13 +12,16 @@ relative to one GPU.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -59,9 +62,9 @@ def rows_of(name: str, rows: int, gpus: int) -> int:
     return rows * (1 if name in ("one", "peer-one", "tensor", "context", "pipeline", "interleaved") else gpus)
 
 
-def luban_step(plan: ParallelPlan, rows: int, tiny: bool, device: torch.device) -> Callable[[], object]:
+def luban_step(plan: ParallelPlan, rows: int, seq: int, tiny: bool, device: torch.device) -> Callable[[], object]:
     """A step of the trainer's own engine."""
-    shape, seq, heads = (TINY, 64, 4) if tiny else (SHAPE, T, 32)
+    shape, heads = (TINY, 4) if tiny else (SHAPE, 32)
     world = World.join(plan, device)
     spec = luban_spec(shape, heads, seq)
     execution = Execution(device=device, precision="bf16", compile=not tiny, world=world)
@@ -70,12 +73,12 @@ def luban_step(plan: ParallelPlan, rows: int, tiny: bool, device: torch.device) 
     return lambda: engine.submit(batch)
 
 
-def peer_step(gpus: int, rows: int, tiny: bool, device: torch.device) -> Callable[[], object]:
+def peer_step(gpus: int, rows: int, seq: int, tiny: bool, device: torch.device) -> Callable[[], object]:
     """transformers' LLaMA, compiled layer by layer, under FSDP2 with bf16 parameters over fp32 ones where there are several."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from transformers import LlamaForCausalLM
 
-    shape, seq, heads = (TINY, 64, 4) if tiny else (SHAPE, T, 32)
+    shape, heads = (TINY, 4) if tiny else (SHAPE, 32)
     with torch.device(device):
         model = LlamaForCausalLM(llama_config(shape, heads, seq))
     if not tiny:
@@ -100,12 +103,9 @@ def peer_step(gpus: int, rows: int, tiny: bool, device: torch.device) -> Callabl
     return step
 
 
-def contest(name: str, gpus: int, rows: int, steps: int, tiny: bool, profile: Path | None) -> dict[str, float]:
-    """One contestant, in this process of several.
-
-    Args:
-        profile: folder for a table of the first process's kernels; None: it isn't profiled.
-    """
+def contest(name: str, call: argparse.Namespace) -> dict[str, float]:
+    """One contestant, in this process of several; with `call.profile` a table of the first process's kernels in that folder."""
+    gpus, tiny, seq = call.gpus, call.tiny, call.seq or (64 if call.tiny else T)
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     device = torch.device("cpu")
@@ -113,38 +113,44 @@ def contest(name: str, gpus: int, rows: int, steps: int, tiny: bool, profile: Pa
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    whole = rows_of(name, rows, gpus)
+    whole = rows_of(name, call.rows, gpus)
     if name in PEERS:
         if processes > 1:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        step = peer_step(processes, whole, tiny, device)
+        step = peer_step(processes, whole, seq, tiny, device)
     else:
-        step = luban_step(plans(gpus)[name], whole, tiny, device)
+        step = luban_step(plans(gpus)[name], whole, seq, tiny, device)
     for _ in range(4):
         step()
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    seconds = statistics.median(timed(step, steps))
+    seconds = statistics.median(timed(step, call.steps))
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
-    if profile:
+    if call.profile:
         table = kernel_table(step)
         if os.environ.get("RANK", "0") == "0":
-            profile.mkdir(parents=True, exist_ok=True)
-            (profile / f"{name}.txt").write_text(table)
-    tokens = whole * (64 if tiny else T)
-    return {"tokens_per_second": tokens / seconds, "step_ms": 1e3 * seconds, "peak_gb": peak, "processes": processes}
+            call.profile.mkdir(parents=True, exist_ok=True)
+            (call.profile / f"{name}.txt").write_text(table)
+    return {
+        "tokens_per_second": whole * seq / seconds,
+        "step_ms": 1e3 * seconds,
+        "peak_gb": peak,
+        "processes": processes,
+    }
 
 
-def started(name: str, call: argparse.Namespace) -> dict[str, float]:
-    """Run a contestant's processes; what the first one measured."""
-    processes = 1 if name in ("one", "peer-one") else call.gpus
+def started(names: list[str], call: argparse.Namespace) -> Iterator[tuple[str, dict[str, float] | str]]:
+    """Run contestants one after another in the same processes: (name, what the first process measured, or why not)."""
+    processes = 1 if names[0] in ("one", "peer-one") else call.gpus
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    options = ["--inside", name, "--gpus", call.gpus, "--rows", call.rows, "--steps", call.steps]
-    command = [sys.executable, __file__, *map(str, options), *(["--tiny"] if call.tiny else [])]
-    command += ["--profile", str(call.profile)] if call.profile else []
+    options = ["--inside", *names, "--gpus", call.gpus, "--rows", call.rows, "--steps", call.steps]
+    options += ["--seq", call.seq] if call.seq else []
+    options += ["--tiny"] if call.tiny else []
+    options += ["--profile", call.profile] if call.profile else []
+    command = [sys.executable, __file__, *map(str, options)]
     running = []
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
@@ -154,13 +160,20 @@ def started(name: str, call: argparse.Namespace) -> dict[str, float]:
             {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if rank == 0 else {"stdout": subprocess.DEVNULL}
         )
         running.append(subprocess.Popen(command, env=environment, text=True, **pipes))
-    said = running[0].communicate()[0]
-    for process in running[1:]:
+    late = threading.Timer(call.patience * len(names), lambda: [process.kill() for process in running])
+    late.start()
+    missing, said = list(names), []
+    for line in running[0].stdout:
+        if line.startswith("{"):
+            yield missing.pop(0), json.loads(line)
+        else:
+            said.append(line.strip())
+    for process in running:
+        process.kill()  # those that wait for one that failed
         process.wait()
-    found = [line for line in said.splitlines() if line.startswith("{")]
-    if not found:
-        raise RuntimeError(" ".join(said.splitlines()[-5:])[-600:])
-    return json.loads(found[-1])
+    late.cancel()
+    for name in missing:
+        yield name, " ".join(said[-5:])[-600:] or "took too long"
 
 
 def main() -> None:
@@ -173,24 +186,33 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--profile", type=Path, help="folder for a table of kernels of each contestant's first process")
-    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    parser.add_argument("--seq", type=int, help="tokens a row (2,048)")
+    parser.add_argument("--patience", type=float, default=120, help="seconds after which a contestant is given up")
+    parser.add_argument("--inside", nargs="*", help=argparse.SUPPRESS)
     call = parser.parse_args()
     if call.inside:
-        found = contest(call.inside, call.gpus, call.rows, call.steps, call.tiny, call.profile)
-        if os.environ.get("RANK", "0") == "0":
-            print(json.dumps(found), flush=True)
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        for name in call.inside:
+            found = contest(name, call)
+            if os.environ.get("RANK", "0") == "0":
+                print(json.dumps(found), flush=True)
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         return
     chip = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"torch {torch.__version__}, {call.gpus} × {chip}, {call.rows} rows a GPU", flush=True)
     rates: dict[str, dict[str, float]] = {}
-    for name in call.only or ["one", "peer-one", *list(plans(call.gpus))[1:], "peer-shard"]:
-        try:
-            rates[name] = row = started(name, call)
-        except RuntimeError as error:
-            print(f"{name:14s} failed: {error}", flush=True)
+    names = call.only or ["one", "peer-one", *list(plans(call.gpus))[1:], "peer-shard"]
+    alone_names = [[name] for name in names if name in ("one", *PEERS)]
+    for name, row in chain.from_iterable(
+        started(group, call) for group in [*alone_names, [n for n in names if [n] not in alone_names]] if group
+    ):
+        if isinstance(row, str):
+            print(f"{name:14s} failed: {row}", flush=True)
             continue
+        rates[name] = row
         alone = rates.get("peer-one" if name in PEERS else "one", {}).get("tokens_per_second", float("nan"))
         speedup = row["tokens_per_second"] / alone
         share = f"  weak {100 * speedup / row['processes']:.1f}%" if rows_of(name, 1, 2) == 2 else ""

@@ -24,7 +24,8 @@ from luban.nn.attention.prepared_mask import Bias
 from luban.nn.mixer.base import AttentionShape
 from luban.parallel.compile import stacks_of
 from luban.parallel.heads import HeadRange
-from luban.parallel.ring import RingMask, ring_attention
+from luban.parallel.ring import ring_attention
+from luban.parallel.ring_blocks import RingMask
 from luban.parallel.shard import message_device
 
 
