@@ -15,7 +15,15 @@ from luban.nn.init import cut
 from luban.parallel.shard import local_region
 
 
-def shard_modules(root: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, *, zero: int, dtype: torch.dtype) -> None:
+def shard_modules(
+    root: nn.Module,
+    blocks: list[nn.Module],
+    mesh: DeviceMesh,
+    *,
+    zero: int,
+    dtype: torch.dtype,
+    apart: set[nn.Parameter] | None = None,
+) -> None:
     """Divide the parameters below `root`, every block's as one group and the rest as another.
 
     Args:
@@ -23,11 +31,12 @@ def shard_modules(root: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, *,
         zero: 3 divides weights, gradients and optimizer state; 2 keeps a block's weights whole from its forward to its
             backward pass; 1 keeps gradients whole as well, until the last micro-batch of a step.
         dtype: of the matmuls; weights are kept, and gradients summed, in fp32 (fp64 for fp64).
+        apart: parameters that are left as they are.
     """
     wide = torch.promote_types(dtype, torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=wide, cast_forward_inputs=False)
     for module in [*blocks, root]:
-        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=zero == 3)
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=zero == 3, ignored_params=apart)
     for module in fsdp_modules(root):
         module.set_gradient_divide_factor(1.0)  # losses are divided by the targets of the whole step already
         module.set_force_sum_reduction_for_comms(True)
