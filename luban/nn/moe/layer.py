@@ -131,9 +131,7 @@ class MoELayer(nn.Module):
         self.choice, self.count, self.layer = config.router, config.experts, shape.index
         self.router = RouterLinear(shape.width, config.experts)
         expert = config.expert
-        self.experts = Experts(
-            config.experts, shape.width, config.width, type(expert).activation, gated=expert.gated
-        )
+        self.experts = Experts(config.experts, shape.width, config.width, type(expert).activation, gated=expert.gated)
         self.exchange = LOCAL
         self.tally = Tally(config.experts)
 
@@ -177,7 +175,10 @@ class MoELayer(nn.Module):
         loss = (weights_B * (router.balance * balance_B + router.z_loss * z_B)).sum()
         with torch.no_grad():
             counts_X = counts_BX.sum(0)
-            dropped = counts_X.new_zeros(()) if choices.dropped is None else choices.dropped.to(counts_X.dtype)
-            sums = [counts_X.sum(), dropped, (weights_B * balance_B).sum(), (weights_B * z_B).sum(), weights_B.sum()]
+            asked, dropped = counts_X.sum(), counts_X.new_zeros(())
+            if choices.kept_BTk is not None and choices.dropped is not None:
+                dropped = choices.dropped.to(counts_X.dtype)
+                asked = choices.kept_BTk.sum() + dropped
+            sums = [asked, dropped, (weights_B * balance_B).sum(), (weights_B * z_B).sum(), weights_B.sum()]
             figures = torch.cat([counts_X, torch.stack(sums)])
         return attach_loss(x_BTE, loss, figures, self.tally)
