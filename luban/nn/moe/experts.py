@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
+from luban.core.plan import even_runs
 from luban.nn.feedforward.base import Activation
 from luban.nn.linear import Projection
 
@@ -64,8 +66,12 @@ def grouped_matmul(rows_MI: Tensor, weights_XOI: Tensor, ends_X: Tensor) -> Tens
 
 
 def grouped_matmul_reference(rows_MI: Tensor, weights_XOI: Tensor, ends_X: Tensor) -> Tensor:
-    """The same, one matmul an expert; for any dtype and width."""
-    ends = ends_X.tolist()
+    """The same, one matmul an expert; for any dtype and width. Tensors without data, of memory predictions, are read as if all
+    experts had equally many rows."""
+    if without_data(rows_MI):
+        ends = [end for _, end in even_runs(rows_MI.shape[0], len(weights_XOI))]
+    else:
+        ends = ends_X.tolist()
     parts = [
         F.linear(rows_MI[begin:end], weight)
         for begin, end, weight in zip([0, *ends], ends, weights_XOI.unbind(), strict=False)
@@ -75,8 +81,15 @@ def grouped_matmul_reference(rows_MI: Tensor, weights_XOI: Tensor, ends_X: Tenso
 
 def serves_grouped(rows_MI: Tensor, weights_XOI: Tensor) -> bool:
     """Whether torch's grouped matmul supports dtype and widths."""
+    if without_data(rows_MI):
+        return False
     aligned = all(size * rows_MI.dtype.itemsize % ALIGNED == 0 for size in weights_XOI.shape[1:])
     return aligned and rows_MI.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+def without_data(x: Tensor) -> bool:
+    """Whether a tensor has a shape alone."""
+    return x.is_meta or is_fake(x)
 
 
 class _Contiguous(torch.autograd.Function):
