@@ -70,7 +70,18 @@ class Setting:
 
 
 SMALL = Setting(
-    width=128, layers=4, heads=4, inner=384, tokens=128, batch=32, steps=800, warmup=50, seeds=1, windows=256, points=8
+    width=64,
+    layers=4,
+    heads=4,
+    inner=192,
+    tokens=64,
+    batch=32,
+    steps=600,
+    lr=3e-3,
+    warmup=50,
+    seeds=1,
+    windows=128,
+    points=6,
 )
 QUICK = Setting(
     width=64, layers=2, heads=4, inner=192, experts=8, tokens=64, batch=16, steps=60, seeds=1, windows=64, points=3
