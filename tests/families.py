@@ -28,6 +28,10 @@ from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.feedforward.plain import GELU, ReLU
 from luban.nn.init import NormalInit
 from luban.nn.mixer.grouped import Grouped
+from luban.nn.moe.gshard import GShard
+from luban.nn.moe.layer import MixtureOfExperts
+from luban.nn.moe.router import Router
+from luban.nn.moe.top_k import TopK
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.kerple import KerpleLog
 from luban.nn.position.learned import Learned
@@ -121,6 +125,14 @@ def bidirectional_batch(rows: int, rng: np.random.Generator, *, characters: bool
     return replace(batch, tokens=tokens, targets=both[0], loss_mask=both[1])
 
 
+def mixtures(router: Router, network: str) -> ModelSpec:
+    """Three layers, the first and the last with four experts."""
+    moe = MixtureOfExperts(width=16, experts=4, network=network, router=router)
+    spec = uniform(**PLAIN, layers=3, mixer=Grouped(heads=4, kv_heads=2), feedforward=moe, tied_head=True)
+    dense = replace(spec.layers[1], feedforward=SwiGLU(width=16))
+    return replace(spec, layers=(spec.layers[0], dense, spec.layers[2]))
+
+
 ENCODER = uniform(
     **PLAIN,
     layers=2,
@@ -151,6 +163,10 @@ FAMILIES: dict[str, Family] = {
         Causal(smoothing=0.1, z_loss=1e-3),
         packed_batch,
     ),
+    "experts": Family(  # a dense layer between two mixtures
+        mixtures(TopK(active=2, balance=0.1, z_loss=0.01), network="swiglu"), Causal(), packed_batch
+    ),
+    "experts-gshard": Family(mixtures(GShard(balance=0.3, capacity=0.7), network="relu"), Causal(), packed_batch),
     "classifier": Family(
         uniform(
             **PLAIN,

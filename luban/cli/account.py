@@ -99,7 +99,7 @@ def _parameters(args: Args) -> float | None:
         from luban.models.describe import describe
         from luban.models.presets import preset
 
-        parameters = describe(preset(args.model), batch=1, seq=1).parameters
+        parameters = describe(preset(args.model), batch=1, seq=1).active_parameters
     if (parameters is None) != (args.tokens is None):
         what = "--tokens" if args.tokens is None else "--model (or --parameters)"
         raise UsageError(f"FLOPs are 6 · parameters · tokens: {what} is missing")

@@ -94,6 +94,7 @@ class GraphBuilder:
         saves_output: bool = True,
         kind: Kind = "linear",
         tied: bool = False,
+        dtype: str | None = None,
     ) -> GraphTensor:
         """Record a matmul of the last axis of x with a weight: 2·rows·in·out FLOPs.
 
@@ -101,6 +102,7 @@ class GraphBuilder:
             joint: this module can compute it in one matmul with its other linear maps of x.
             saves_output: a later operation needs the output in its backward pass.
             tied: the weight is shared; not counted again.
+            dtype: of the output; None: that of the matmuls.
         """
         in_features = x.shape[-1]
         shape = (*x.shape[:-1], out_features)
@@ -109,6 +111,7 @@ class GraphBuilder:
             kind,
             x,
             shape=shape,
+            dtype=dtype,
             role=role,
             fusion_group=self.prefix if joint else "",
             flops=2 * x.elements * out_features,

@@ -23,6 +23,8 @@ Kind = Literal[
     "activation",  # of a feed-forward network; if gated, multiplied by `up`
     "add",  # residual connection
     "concat",
+    "gather",  # rows picked for the experts of a mixture
+    "combine",  # weighted sum of the experts' outputs
     "recurrent",  # all time steps of a recurrent layer
     "lm_head",  # matmul with the lm_head weight
 ]
@@ -65,6 +67,7 @@ class Op:
     fusion_group: str = ""  # module that can compute it in one matmul with others of the same input; "": none
     flops: int = 0  # of one forward, a multiply-add counted as two
     parameters: int = 0  # number of its parameters; 0 if shared with an earlier op
+    active_share: float = 1.0  # of its parameters, the share that a token uses: of experts, those that it reads
     saved_elements: int = 0  # elements saved for the backward pass
     in_features: int = 0  # of linear and lm_head
     out_features: int = 0  # of linear and lm_head
@@ -136,6 +139,11 @@ class OpGraph:
     def parameters(self) -> int:
         """Number of parameters; shared weights are counted once."""
         return sum(op.parameters for op in self.ops)
+
+    @property
+    def active_parameters(self) -> int:
+        """Number of parameters that a token uses: of the experts of a mixture, those that it reads."""
+        return round(sum(op.parameters * op.active_share for op in self.ops))
 
     @property
     def saved_bytes(self) -> int:

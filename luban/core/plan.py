@@ -30,6 +30,7 @@ class ParallelPlan:
     tensor: Numerical[int] = 1  # processes that divide every matrix, and between layers the tokens of a row
     context: Numerical[int] = 1  # processes that divide the tokens of a row everywhere (ring attention)
     pipeline: Numerical[int] = 1  # processes that divide the layers
+    expert: Numerical[int] = 1  # of shard · context · tensor processes, how many divide the experts of mixtures
     microbatches: Numerical[int] = 1  # pieces of a micro-batch that the pipeline works on at once
     schedule: Numerical[Schedule] = "1f1b"  # the order in which a stage of the pipeline works on them
     interleave: Numerical[int] = 2  # groups of layers that each process has under the schedule interleaved
@@ -46,6 +47,19 @@ class ParallelPlan:
                 f"plan.microbatches {self.microbatches} are pieces for a pipeline, and plan.pipeline is 1: "
                 f"use --train.accumulate {self.microbatches}"
             )
+        if self.expert < 1 or self.expert_processes % self.expert:
+            sizes = [n for n in range(1, self.expert_processes + 1) if self.expert_processes % n == 0]
+            near = min(sizes, key=lambda n: abs(n - self.expert))
+            wider = f" or --plan.shard {self.expert}" * (self.expert_processes == 1 < self.expert)
+            raise ConfigError(
+                f"plan.expert {self.expert} must divide plan.shard · plan.context · plan.tensor, which is "
+                f"{self.expert_processes}: use --plan.expert {near}{wider}"
+            )
+
+    @property
+    def expert_processes(self) -> int:
+        """The processes of one copy and stage, among which experts can be divided."""
+        return self.shard * self.context * self.tensor
 
     @property
     def processes(self) -> int:

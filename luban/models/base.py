@@ -16,6 +16,7 @@ from luban.core.opgraph import GraphTensor
 from luban.core.protocols import KVCache
 from luban.core.registry import Registry, Variant
 from luban.nn.attention.backend import AttentionBackend, CachedAttention
+from luban.nn.context import RouterTraining
 
 if TYPE_CHECKING:
     from luban.models.spec import ModelSpec
@@ -109,6 +110,7 @@ class ModelInput:
     positions: Tensor | None = None  # (B, T) or (1, T) int; None: from 0 in each document, padding not counted
     segments: Tensor | None = None  # (B, T) int, segment ids
     document_starts: Tensor | None = None  # (B, C) int32, slots at which documents begin
+    routing: RouterTraining | None = None  # what routers of experts need in training
 
 
 class Model(nn.Module):
@@ -139,6 +141,7 @@ class OneSidedModel(Model):
         document_starts: Tensor | None = None,
         cache: KVCache | None = None,
         attention: AttentionBackend | None = None,
+        routing: RouterTraining | None = None,
         output: Literal["logits", "hidden"] = "logits",
     ) -> Tensor:
         """The head's output for each token (for each row, if the head pools), or the hidden states.
@@ -156,6 +159,7 @@ class OneSidedModel(Model):
                 with `documents` and not validated; lets kernels for packed documents skip a device-to-host sync.
             cache: keys and values of earlier tokens; the new ones are appended.
             attention: how attention is computed; default: the fastest kernel that supports the case.
+            routing: what routers of experts need in training; None outside of it.
             output: "hidden" for (B, T, E) hidden states.
 
         Returns:
@@ -171,6 +175,7 @@ class OneSidedModel(Model):
             positions=positions,
             segments=segments,
             document_starts=document_starts,
+            routing=routing,
         )
         hidden = self.hidden_states(given, cache, attention)
         return hidden if output == "hidden" else self.read(hidden, mask)

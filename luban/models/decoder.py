@@ -81,6 +81,7 @@ class Decoder(OneSidedModel):
             documents=given.documents,
             document_starts=given.document_starts,
             prefix=prefix,
+            routing=given.routing,
         )
         return self.decoder(given.tokens, ctx)
 

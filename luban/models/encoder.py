@@ -89,5 +89,6 @@ class Encoder(OneSidedModel):
             given.positions,
             attention_backend(None, attention),
             documents=given.documents,
+            routing=given.routing,
         )
         return self.encoder(given.tokens, ctx, given.segments)

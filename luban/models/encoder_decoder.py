@@ -27,6 +27,7 @@ from luban.nn.attention.backend import AttentionBackend
 from luban.nn.attention.prepared_mask import compute_dtype
 from luban.nn.context import EncoderStates
 from luban.nn.embedding import Embedding
+from luban.nn.moe.layer import MixtureOfExperts
 
 if TYPE_CHECKING:
     from luban.models.spec import ModelSpec
@@ -48,6 +49,8 @@ class EncoderDecoderBody(Body):
             if (token := getattr(self, name)) is not None and not 0 <= token < spec.vocab_size:
                 raise ConfigError(f"{name} must be a token id below {spec.vocab_size}, {token} given")
         for layer in (*spec.encoder, *spec.layers):
+            if isinstance(layer.feedforward, MixtureOfExperts):
+                raise ConfigError("encoder–decoders don't support mixtures of experts: use a decoder or an encoder")
             shape = layer.mixer.attention(spec.width)
             if shape is not None and (shape.window is not None or shape.layout is not None):
                 raise ConfigError("encoder–decoders don't support attention windows and layouts")

@@ -13,10 +13,12 @@ from luban.models.arrangement.pre import PreNorm
 from luban.models.encoder_decoder_presets import ENCODER_DECODERS
 from luban.models.encoder_presets import ENCODERS
 from luban.models.recurrent_presets import RECURRENT
-from luban.models.spec import ModelSpec, uniform
+from luban.models.spec import ModelSpec, changed, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.feedforward.plain import GELU, TanhGELU
 from luban.nn.mixer.grouped import Grouped
+from luban.nn.moe.layer import MixtureOfExperts
+from luban.nn.moe.top_k import TopK
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.alibi import Alibi
 from luban.nn.position.learned import Learned
@@ -118,6 +120,11 @@ PRESETS: dict[str, ModelSpec] = {
     "llama2-13b": _llama(32_000, 5120, 40, 40, 40, 13_824, 4096),
     "llama2-34b": _llama(32_000, 8192, 48, 64, 8, 22_016, 4096),
     "llama2-70b": _llama(32_000, 8192, 80, 64, 8, 28_672, 4096),
+    # Jiang et al. 2024, table 1: 8 experts, 2 of them a token
+    "mixtral-8x7b": changed(
+        _llama(32_000, 4096, 32, 32, 8, 14_336, 32_768, base=1_000_000.0),
+        feedforward=MixtureOfExperts(width=14_336, experts=8, router=TopK(active=2)),
+    ),
     "smollm2-135m": _llama(49_152, 576, 30, 9, 3, 1536, 8192, base=100_000.0, tied=True),
     # vocabulary, width, layers, heads, context
     "gpt1": _gpt(40_478, 768, 12, 12, 512, arrangement=PostNorm()),  # Radford et al. 2018, section 4.1

@@ -21,7 +21,7 @@ from luban.models.arrangement.base import LayerParts
 from luban.models.layer import LayerSpec
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.attention.prepared_mask import compute_dtype
-from luban.nn.context import AttentionGroup, EncoderStates, ForwardContext
+from luban.nn.context import AttentionGroup, EncoderStates, ForwardContext, RouterTraining
 from luban.nn.embedding import Embedding, InputEmbedding
 from luban.nn.mixer.base import LayerShape
 from luban.nn.position.base import Position, PositionShape
@@ -120,6 +120,7 @@ def forward_context(
     document_starts: Tensor | None = None,
     prefix: Tensor | None = None,
     encoder: EncoderStates | None = None,
+    routing: RouterTraining | None = None,
 ) -> ForwardContext:
     """Build the ForwardContext; with a cache, also reserves slots for the new tokens.
 
@@ -130,6 +131,7 @@ def forward_context(
         documents, document_starts: as in `OneSidedModel.forward`.
         prefix: (B, T) bool, True where a key is visible to every query of its document.
         encoder: the states that decoder layers cross-attend to.
+        routing: what routers of experts need in training.
     """
     queries, consecutive, key_mask = tokens.shape[1], positions is None, token_mask
     query_positions: Tensor
@@ -155,6 +157,7 @@ def forward_context(
         key_positions=key_positions,
         consecutive=consecutive,
         encoder=encoder,
+        routing=routing,
     )
 
 

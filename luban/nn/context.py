@@ -36,8 +36,25 @@ class EncoderStates:
         self.mask = padding_mask(token_mask, dtype)
 
 
+class RouterTraining:
+    """What routers of mixtures of experts need in training; outside of it there is none, and no choice is dropped.
+
+    Args:
+        weights_B: (B,) each row's share of the step's loss, times the loss scale: the factor on its auxiliary losses.
+        valid_BT: (B, T) bool, false where a token is padding; None: no padding.
+        noise_BT: (B, T) uniform random numbers from [0, 1); None: no router needs them.
+    """
+
+    def __init__(self, weights_B: Tensor, valid_BT: Tensor | None = None, noise_BT: Tensor | None = None):
+        self.weights_B, self.valid_BT, self.noise_BT = weights_B, valid_BT, noise_BT
+
+    def real(self, like_BT: Tensor) -> Tensor:
+        """(B, T) bool, true for tokens that aren't padding."""
+        return torch.ones_like(like_BT, dtype=torch.bool) if self.valid_BT is None else self.valid_BT
+
+
 class LayerContext:
-    """The per-layer view of a ForwardContext: backend, mask, rotary embedding, cache, encoder states."""
+    """The per-layer view of a ForwardContext: backend, mask, rotary embedding, cache, encoder states, training of routers."""
 
     def __init__(
         self,
@@ -46,8 +63,10 @@ class LayerContext:
         rotation: Rotation | None,
         cache: Any,
         encoder: EncoderStates | None,
+        routing: RouterTraining | None = None,
     ):
         self.backend, self.mask, self.rotation, self.cache, self.encoder = backend, mask, rotation, cache, encoder
+        self.routing = routing
 
     def attend(self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float | None = None) -> Tensor:
         """Attention of the new tokens to the unmasked keys, (B, H, T, D); `scale` replaces 1/√D."""
@@ -85,6 +104,7 @@ class ForwardContext:
         key_positions: (1 or B, S) of all tokens, those in the cache included.
         consecutive: positions were computed here, so they rise by one per token.
         encoder: the states that decoder layers cross-attend to.
+        routing: what routers need in training; None outside of it.
     """
 
     def __init__(
@@ -96,8 +116,10 @@ class ForwardContext:
         key_positions: Tensor,
         consecutive: bool,
         encoder: EncoderStates | None = None,
+        routing: RouterTraining | None = None,
     ):
         self.backend, self.mask, self.encoder, self.consecutive = backend, mask, encoder, consecutive
+        self.routing = routing
         self.positions, self.key_positions = positions, key_positions
         self._layers: Mapping[int, LayerContext] = {}
 
@@ -137,7 +159,7 @@ class ForwardContext:
             cache = self.backend.layer(layer)
             if cache is not None or group not in contexts:
                 mask, rotation = (None, None) if group is None else prepared[group]
-                contexts[group] = LayerContext(self.backend, mask, rotation, cache, self.encoder)
+                contexts[group] = LayerContext(self.backend, mask, rotation, cache, self.encoder, self.routing)
             layers[layer] = contexts[group]
         self._layers = layers
 

@@ -300,5 +300,10 @@ def store_column_major(module: nn.Module) -> None:
         if not isinstance(part, (Projection, nn.Embedding)) or part.weight is None:
             continue
         weight = part.weight
-        if weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.t().is_contiguous():
+        if (
+            weight.dim() == 2
+            and weight.device.type == "cpu"
+            and weight.dtype == torch.float32
+            and not weight.t().is_contiguous()
+        ):
             weight.data = weight.t().contiguous().t()

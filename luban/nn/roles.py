@@ -17,6 +17,8 @@ Role = Literal[
     "gate",
     "up",
     "down",  # of a feed-forward network
+    "expert",  # matrices of all experts of a mixture, (experts, outputs, inputs)
+    "router",  # the matrix that gives a token its experts, kept in float32
     "embedding",  # tables that tokens, segments or positions are looked up in
     "lm_head",  # the output layer of a language model; a tied one is an embedding
     "adapter",  # what is added to the output of a frozen weight

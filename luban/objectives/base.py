@@ -17,6 +17,7 @@ from luban.data.packing import Packing
 from luban.data.shards import Shards
 from luban.kernels.limits import IGNORED
 from luban.nn.attention.backend import AttentionBackend
+from luban.nn.context import RouterTraining
 
 # The arrays of a `luban.data.batch.Batch`: tokens, targets (B, T) int64; loss_mask (B, T) bool; documents, positions (B, T)
 # int32; document_starts (B, C) int32. Objectives' batches have further ones, all with the rows first.
@@ -64,9 +65,22 @@ class LossModule(nn.Module):
             positions=batch.get("positions"),
             document_starts=starts,
             attention=self.attention,
+            routing=router_training(batch),
             output="hidden",
             **given,
         )
+
+
+def router_training(batch: TensorBatch) -> RouterTraining | None:
+    """What the routers of a mixture of experts need; None where the trainer asks for no auxiliary losses (held-out batches).
+
+    Args:
+        batch: with `router_weights` (B,) and, if a router draws at random, `router_noise` (B, T).
+    """
+    if "router_weights" not in batch:
+        return None
+    valid = batch["documents"] >= 0 if "documents" in batch else None
+    return RouterTraining(batch["router_weights"], valid, batch.get("router_noise"))
 
 
 def ignore_untrained(targets: Tensor, loss_mask: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from luban.data.packing import Packing
 from luban.data.shards import Shards
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.precision import at_least_float32
-from luban.objectives.base import LossModule, LossOutput, Objective, TensorBatch, ignore_untrained
+from luban.objectives.base import LossModule, LossOutput, Objective, TensorBatch, ignore_untrained, router_training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,12 @@ class LabelledLoss(LossModule):
         """The summed loss of a batch."""
         mask, real = batch["documents"] >= 0, batch["loss_mask"].any(-1)
         hidden = self.model(
-            batch["tokens"], mask, positions=batch["positions"], attention=self.attention, output="hidden"
+            batch["tokens"],
+            mask,
+            positions=batch["positions"],
+            attention=self.attention,
+            routing=router_training(batch),
+            output="hidden",
         )
         logits = at_least_float32(self.model.head(hidden, mask=mask))
         total = (F.cross_entropy(logits, batch["labels"], reduction="none") * real).sum()

@@ -25,6 +25,7 @@ from luban.parallel.compile import LossFunction, blocks_of, compiled_loss
 from luban.parallel.context import RingAttention, check_context
 from luban.parallel.device import can_compile
 from luban.parallel.engine import TrainEngine
+from luban.parallel.expert import check_experts, divide_experts, held_apart
 from luban.parallel.gradients import GradientSums
 from luban.parallel.heads import DividedHeads, HeadRange
 from luban.parallel.micro_batches import OneAfterTheOther, Runner
@@ -32,6 +33,7 @@ from luban.parallel.pipelined import Pipelined
 from luban.parallel.placement import Placements
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
 from luban.parallel.remat import remat_policy
+from luban.parallel.routers import Routers, routers_of
 from luban.parallel.sharded_params import ShardedParams, shard_modules
 from luban.parallel.stages import Boundary, cut_stages, run_stage, shared_by_stages
 from luban.parallel.tensor import divide
@@ -77,6 +79,7 @@ def apply(
         ConfigError: the plan can't spread this optimizer or precision.
     """
     model: Model = loss.model
+    experts = {name: layer.count for name, layer in routers_of(model).items()}
     execution = execution or Execution(device=torch.device("cpu"))
     _require_spreadable(plan, optimizer, execution, adapted=adapt is not None)
     world, losses = execution.world, (loss, evaluation or loss)
@@ -91,7 +94,8 @@ def apply(
     # Then what this process has of the model, layers before matrices: whatever wraps the model later meets parameters and
     # communication as they are here.
     boundary = cut_stages(model, plan, world.index("pipeline")) if plan.pipeline > 1 else None
-    placements = _divide(model, losses, plan, world)
+    placements = divide_experts(model, world, _divide(model, losses, plan, world))
+    apart = held_apart(model, world)
     # Rematerialisation inside of compilation, so that the compiler sees what is computed again and fuses it.
     policy, blocks = remat_policy(plan.remat), blocks_of(model)
     for block in blocks:
@@ -106,7 +110,9 @@ def apply(
     root = None
     if plan.shard > 1:
         root = Losses(*losses)
-        shard_modules(root, list(blocks), world.shard_mesh, zero=plan.zero, dtype=COMPUTE[execution.precision])
+        alone = {p for name, p in model.named_parameters() if name in apart}
+        dtype = COMPUTE[execution.precision]
+        shard_modules(root, list(blocks), world.shard_mesh, zero=plan.zero, dtype=dtype, apart=alone)
         functions = [partial(root, function) for function in functions]
     # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
     materialise(model, execution.device)
@@ -116,7 +122,7 @@ def apply(
         params = ShardedParams(root, model, zero=plan.zero)
     else:
         params = MixedPrecisionParams(model, COMPUTE[execution.precision], masters=execution.masters)
-    sums = GradientSums(world, placements, params.begins(), **shared_by_stages(params.parameters, world))
+    sums = GradientSums(world, placements, params.begins(), apart=apart, **shared_by_stages(params.parameters, world))
     step, heldout = functions
     runner: Runner = OneAfterTheOther(step, heldout, params)
     if boundary is not None:
@@ -133,6 +139,7 @@ def apply(
         accumulate=execution.accumulate,
         device=execution.device,
         sums=sums,
+        routers=Routers.of(experts, model),
     )
 
 
@@ -151,12 +158,13 @@ class Losses(nn.Module):
 def _divide(model: Model, losses: tuple[LossModule, LossModule], plan: ParallelPlan, world: World) -> Placements:
     """Matrices over the axis tensor, tokens over the axis context: divided parameters, and attention of what is here."""
     heads, placements = None, Placements()
+    check_experts(model, plan)
     if plan.context > 1:
         check_context(model)
     if plan.tensor > 1:
         group = world.group("tensor")
         peers = Peers.of(group)
-        heads, placements = HeadRange(peers), divide(model, peers, group)
+        heads, placements = HeadRange(peers), divide(model, peers, group, experts=plan.expert == 1)
     for module in losses:
         kernel = None if module.attention is None else module.attention.kernel
         if plan.context > 1 and kernel not in (None, "torch"):
@@ -173,7 +181,8 @@ def _compiled(losses: tuple[LossModule, LossModule], plan: ParallelPlan, executi
     if not (execution.compile and can_compile(execution.device)):
         return list(losses)
     regions = execution.device.type == "cuda" or plan.shard * plan.parts > 1
-    whole = plan.context == 1  # the ring's messages stand outside of compiled graphs
+    # the ring's messages and mixtures of experts stand outside of compiled graphs
+    whole = plan.context == 1 and not routers_of(losses[0])
     return [compiled_loss(loss, regions=regions, whole=whole) for loss in losses]
 
 

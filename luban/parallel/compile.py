@@ -20,11 +20,11 @@ def compiled_loss(loss: LossModule, *, regions: bool, whole: bool = True) -> Los
     Args:
         regions: compile every layer by itself instead of the whole. Layers that are alike share one graph, whatever the
             depth; what is lost is fusion across their borders.
-        whole: every region must be one graph.
+        whole: every region, or the whole loss, must be one graph.
     """
     found = compilable_regions(loss) if regions else []
     if not found:
-        return torch.compile(loss, dynamic=False, fullgraph=bool(blocks_of(loss)))
+        return torch.compile(loss, dynamic=False, fullgraph=whole and bool(blocks_of(loss)))
     for region in found:
         region.compile(dynamic=False, fullgraph=whole)
     # The regions' code is shared, and torch allows a piece of code 8 graphs; a model may have more kinds of layer.

@@ -25,6 +25,7 @@ from luban.parallel.gather import together
 from luban.parallel.gradients import GradientSums
 from luban.parallel.micro_batches import Runner, Totals
 from luban.parallel.precision import LossScale, MixedPrecisionParams
+from luban.parallel.routers import Routers, on_device
 from luban.parallel.sharded_params import ShardedParams
 
 
@@ -46,7 +47,9 @@ class InFlightStep:
     """A step that the device may still be working on."""
 
     figures: (
-        Tensor  # on the host: summed loss, gradient norm with the loss scale still in it, sums and counts of metrics
+        # on the host: summed loss, gradient norm with the loss scale still in it, sums and counts of metrics, requests to
+        # stop, routers' figures
+        Tensor
     )
     done: torch.cuda.Event | None  # when they have arrived; None on a CPU, where they have
     targets: int  # that the loss was summed over
@@ -70,6 +73,7 @@ class TrainEngine:
         runner: runs the micro-batches of a step.
         module: the loss module, whose `model` is trained.
         sums: adds up the gradients of the processes that train it together.
+        routers: the mixtures of experts of the model; None: there are none.
     """
 
     def __init__(
@@ -84,10 +88,11 @@ class TrainEngine:
         accumulate: int,
         device: torch.device,
         sums: GradientSums | None = None,
+        routers: Routers | None = None,
     ):
         self.sums = sums or GradientSums()
         self.world, self.placements = self.sums.world, self.sums.placements
-        self.runner, self.module = runner, module
+        self.runner, self.module, self.routers = runner, module, routers or Routers({}, {}, random=False)
         self.params, self.optimizer, self.scale = params, optimizer, scale
         self.clip, self.accumulate, self.device = clip, accumulate, device
 
@@ -112,7 +117,7 @@ class TrainEngine:
             stop: ask all processes for the run's end.
         """
         targets, scale = max(batch.target_count, 1), self.scale.value
-        micro_batches = list(self._micro_batches(batch))
+        micro_batches = list(self._micro_batches(batch, scale))
         if isinstance(self.runner, Asynchronous):
             found, norm = self.runner.train_and_update(micro_batches, scale / targets, partial(self._change, factor))
             norm, totals = self.sums.norm({"": norm[None]}), self._totals(found, stop=stop)
@@ -126,10 +131,11 @@ class TrainEngine:
         return InFlightStep(figures, done, targets, batch.tokens_read, scale, found.names)
 
     def _totals(self, found: Totals, *, stop: bool) -> list[Tensor]:
-        """Sums over all processes: of the loss, of metrics and their counts, of requests to stop."""
+        """Sums over all processes: of the loss, of metrics and their counts, of requests to stop, of routers' figures."""
         counted = torch.stack(found.values)
         counted = counted if self.world.counts else torch.zeros_like(counted)
-        return list(self.world.sum(torch.cat([counted, torch.full_like(counted[:1], float(stop))])))
+        loads = self.routers.figures(counted)
+        return list(self.world.sum(torch.cat([counted, torch.full_like(counted[:1], float(stop)), *loads])))
 
     def _update(self, factor: float, summed: Mapping[str, Tensor], norm: Tensor, good: Tensor) -> None:
         """One update by summed gradients, clipped to their global norm; nothing changes unless they are `good`."""
@@ -148,10 +154,12 @@ class TrainEngine:
         """Wait for a step's end and read its figures."""
         if step.done is not None:
             step.done.synchronize()
-        loss, norm, *parts, stop = step.figures.tolist()
+        loss, norm, *parts = step.figures.tolist()
+        stop, *loads = parts[2 * len(step.metrics) :]
         bad = not (np.isfinite(loss) and np.isfinite(norm))
         explained = self.scale.update(bad) and bool(np.isfinite(loss))
         metrics = {name: parts[2 * i] / max(parts[2 * i + 1], 1) for i, name in enumerate(step.metrics)}
+        metrics |= self.routers.metrics(loads)
         return StepResult(
             loss=loss / step.targets,
             tokens=step.tokens,
@@ -205,9 +213,12 @@ class TrainEngine:
                 optimizer[entry] = self.params.part(name, mine(name, value))
         self.optimizer.load_state_dict(optimizer)
 
-    def _micro_batches(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
-        tensors = to_device(batch, self.device)
-        pieces = self.accumulate * self.world.plan.microbatches
+    def _micro_batches(self, batch: Batch, scale: float) -> Iterator[dict[str, Tensor]]:
+        tensors, pieces = to_device(batch, self.device), self.accumulate * self.world.plan.microbatches
+        # Processes of the axis tensor compute the same auxiliary losses, whose gradients are summed; PipeDream updates by every
+        # micro-batch.
+        factor = scale / self.world.plan.tensor * (pieces if isinstance(self.runner, Asynchronous) else 1)
+        tensors |= on_device(self.routers.arrays(batch, factor), self.device)
         cut = {name: tensor.chunk(pieces) for name, tensor in tensors.items()}
         for i in range(pieces):
             yield self._mine({name: chunks[i] for name, chunks in cut.items()})

@@ -31,13 +31,14 @@ class GradientSums:
     begins: Mapping[str, int] = field(default_factory=dict)
     staged: Mapping[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     held: frozenset[str] = frozenset()  # those of them that this process holds
+    apart: Mapping[str, int] = field(default_factory=dict)  # see `luban.parallel.expert.held_apart`
 
     @torch.no_grad()
     def sum(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums, in fp32 (fp64 for fp64): over copies of the model, over terms of the axis tensor, over stages."""
-        found = dict(gradients)
         if self.world.size == 1:
-            return found
+            return dict(gradients)
+        found = {name: gradient for name, gradient in gradients.items() if name not in self.apart}
         if self.world.shards == 1:  # else FSDP has summed them
             for group in self.world.sharing_groups("replicate"):
                 found = _summed(found, group)
@@ -46,7 +47,20 @@ class GradientSums:
             found |= _summed(partial, self.world.group("tensor"))
             for name in self._repeated(found):
                 found[name] = self._sum_repeated(name, found[name])
-        return found | self._over_stages(found)
+        return found | self._over_stages(found) | self._sum_apart(gradients)
+
+    def _sum_apart(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sums of what is held apart, over all processes of the stage that hold it."""
+        if not self.apart:
+            return {}
+        stage = self.world.plan.processes // self.world.plan.pipeline
+        routers = {name: gradients[name] for name in gradients if self.apart.get(name) == stage}
+        experts = {name: gradients[name] for name in gradients if self.apart.get(name, stage) != stage}
+        for group in self.world.sharing_groups("replicate", "shard", "tensor"):
+            routers = _summed(routers, group)
+        if experts and self.world.experts is not None and self.world.experts["copies"].size() > 1:
+            experts = _summed(experts, self.world.experts.get_group("copies"))
+        return routers | experts
 
     def _over_stages(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums of what several stages use (tied embeddings, biases of positions) over the pipeline."""
@@ -64,12 +78,21 @@ class GradientSums:
         """The global norm of summed gradients: every number counts once, wherever it is held."""
         if self.world.size == 1:
             return global_norm(list(gradients.values()))
-        weighted = [self._weighted(name, gradient) for name, gradient in gradients.items()]
+        weighted = [self._weighted(name, gradient) for name, gradient in gradients.items() if name not in self.apart]
         squared = global_norm(weighted).square() if weighted else torch.zeros(())
         axes = ("shard", "tensor", "pipeline")
         for group in self.world.sharing_groups(*axes):
             dist.all_reduce(squared, group=group)
+        if self.apart:
+            squared = squared + self._squared_apart(gradients, like=squared)
         return squared.sqrt()
+
+    def _squared_apart(self, gradients: Mapping[str, Tensor], *, like: Tensor) -> Tensor:
+        """The square of the norm of what is held apart, over all processes."""
+        weighted = [gradients[name] * count**-0.5 for name, count in self.apart.items() if name in gradients]
+        squared = global_norm(weighted).square().to(like) if weighted else torch.zeros_like(like)
+        dist.all_reduce(squared)
+        return squared
 
     def _repeated(self, gradients: Mapping[str, Tensor]) -> list[str]:
         """Divided parameters of which some part is in several places."""

@@ -68,6 +68,11 @@ class Placements:
     rank: int = 0
     ranks: int = 1
     group: dist.ProcessGroup | None = None
+    experts: Placements | None = None  # those that plan.expert divides, over the processes of its own group
+
+    def _of(self, name: str) -> Placements:
+        """The placements that know the parameter."""
+        return self.experts if self.experts is not None and name in self.experts.divided else self
 
     def holds(self, name: str) -> bool:
         """Whether this process has a part of the parameter."""
@@ -75,6 +80,8 @@ class Placements:
 
     def region(self, name: str, tensor: Tensor) -> Region:
         """The parts of a parameter that lie here; FSDP may have divided what the axis tensor left."""
+        if (own := self._of(name)) is not self:
+            return own.region(name, tensor)
         local, begins = local_region(tensor)
         placement = self.divided.get(name)
         if placement is None:
@@ -98,15 +105,18 @@ class Placements:
 
     def cut(self, name: str, whole: Tensor) -> Tensor:
         """What this process's part of the axis tensor is of a whole tensor that is like the parameter; others as they are."""
-        placement = self.divided.get(name)
+        own = self._of(name)
+        placement = own.divided.get(name)
         if placement is None or whole.shape != placement.shape:
             return whole
-        return placement.cut(whole, self.rank)
+        return placement.cut(whole, own.rank)
 
     @torch.no_grad()
     def whole(self, name: str, local: Tensor | None) -> Tensor | None:
         """The whole of a tensor that is like the parameter, on the CPU. Every process of the axis must call it; those that
         hold nothing pass None."""
+        if (own := self._of(name)) is not self:
+            return own.whole(name, local)
         placement = self.divided.get(name)
         if placement is None or (local is not None and local.shape != placement.local_shape(self.rank)):
             return local if local is None else local.cpu()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.models.build import state_of
+from luban.nn.moe.layer import RouterLinear
 
 COMPUTE = {
     "fp64": torch.float64,
@@ -22,7 +23,7 @@ COMPUTE = {
 class MixedPrecisionParams:
     """The parameters that the optimizer updates, behind a model that computes in `dtype`.
 
-    The model's own parameters are in the compute dtype. With `masters` an fp32 copy stands behind each, which the
+    The model's own parameters are in the compute dtype, but for the routers of experts, which stay in fp32. With `masters` an fp32 copy stands behind each, which the
     optimizer updates and copies back; without them it updates the model's own, with stochastic rounding in bf16.
 
     Args:
@@ -64,7 +65,8 @@ class MixedPrecisionParams:
 
     def copies(self) -> dict[nn.Parameter, Tensor]:
         """The model's tensor behind every master."""
-        return {self.parameters[n]: p.detach() for n, p in self.working.items()} if self.masters else {}
+        pairs = ((self.parameters[name], working) for name, working in self.working.items())
+        return {master: working.detach() for master, working in pairs if working is not master}
 
     def clear(self) -> None:
         """Forget the step's gradients."""
@@ -98,10 +100,12 @@ class MixedPrecisionParams:
 
 
 def _replace_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """Register a copy in `dtype` for every parameter; what was shared stays shared."""
+    """Register a copy in `dtype` for every parameter but those of routers; what was shared stays shared."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
+            if dtype.itemsize < torch.float32.itemsize and isinstance(module, RouterLinear):
+                continue
             if id(parameter) not in made:
                 made[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), requires_grad=parameter.requires_grad)
             setattr(module, name, made[id(parameter)])

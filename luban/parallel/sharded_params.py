@@ -16,7 +16,15 @@ from luban.nn.init import cut
 from luban.parallel.shard import local_region
 
 
-def shard_modules(root: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, *, zero: int, dtype: torch.dtype) -> None:
+def shard_modules(
+    root: nn.Module,
+    blocks: list[nn.Module],
+    mesh: DeviceMesh,
+    *,
+    zero: int,
+    dtype: torch.dtype,
+    apart: set[nn.Parameter] | None = None,
+) -> None:
     """Divide the parameters below `root`, every block's as one group and the rest as another.
 
     Args:
@@ -24,12 +32,13 @@ def shard_modules(root: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, *,
         zero: 3 divides weights, gradients and optimizer state, but keeps what lies outside the blocks whole from the forward to
             the backward pass, which begins with it; 2 keeps the blocks' weights whole as well; 1 keeps gradients whole as well, until the last micro-batch of a step.
         dtype: of the matmuls; weights are kept, and gradients summed, in fp32 (fp64 for fp64).
+        apart: parameters that are left as they are.
     """
     wide = torch.promote_types(dtype, torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=wide, cast_forward_inputs=False)
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=zero == 3)
-    fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=zero == 3, ignored_params=apart)
+    fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False, ignored_params=apart)
     for block, following in pairwise(blocks):
         assert isinstance(block, FSDPModule) and isinstance(following, FSDPModule)
         block.set_modules_to_forward_prefetch([following])  # asked for before the block's own kernels are launched

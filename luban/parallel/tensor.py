@@ -24,6 +24,7 @@ from luban.models.stack import Layers
 from luban.nn.embedding import Embedding
 from luban.nn.linear import Projection, matmul_owners
 from luban.nn.lm_head import LMHead
+from luban.nn.moe.layer import MoELayer
 from luban.nn.roles import Role, roles_of
 from luban.parallel.collectives import (
     Peers,
@@ -43,8 +44,11 @@ DIVIDED: dict[Role, int] = {"q": 0, "k": 0, "v": 0, "o": 1, "gate": 0, "up": 0, 
 PARTS = ("mixer", "cross", "feedforward")  # of a block
 
 
-def divide(model: Model, peers: Peers, group: Any) -> Placements:
+def divide(model: Model, peers: Peers, group: Any, *, experts: bool = True) -> Placements:
     """Divide a model on the meta device: parameters shrink to the parts of this process, and hooks communicate.
+
+    Args:
+        experts: divide the inner channels of every expert; else plan.expert divides the experts themselves.
 
     Raises:
         ConfigError: there are more processes than heads, inner channels or words; the message names a plan that fits.
@@ -57,7 +61,8 @@ def divide(model: Model, peers: Peers, group: Any) -> Placements:
         for block in stack.blocks.values():
             assert isinstance(block, Block)
             for part in filter(None, (getattr(block, name) for name in PARTS)):
-                divided |= _part_placements(part, peers.size)
+                if experts or not isinstance(part, MoELayer):
+                    divided |= _part_placements(part, peers.size)
                 part.register_forward_pre_hook(tokens.gather)
                 part.register_forward_hook(tokens.scatter)
     divided |= _divide_vocabulary(model, peers)
@@ -107,6 +112,8 @@ class Tokens:
 
 def _part_placements(part: nn.Module, ranks: int) -> dict[int, Placement]:
     """Placements of the projections of one part of a block."""
+    if isinstance(part, MoELayer):
+        return _expert_channels(part, ranks)
     found: dict[int, Placement] = {}
     projections = [p for _, owner in matmul_owners(part) for p in owner.projections().values()]
     roles: dict[int, Role] = {id(p): p.parameter_roles["weight"] for p in projections}
@@ -121,6 +128,16 @@ def _part_placements(part: nn.Module, ranks: int) -> dict[int, Placement]:
         if projection.bias is not None:  # behind a sum it is added once
             shape = tuple(projection.bias.shape)
             found[id(projection.bias)] = Placement(shape, 0, runs) if dim == 0 else on_first(shape, ranks)
+    return found
+
+
+def _expert_channels(layer: MoELayer, ranks: int) -> dict[int, Placement]:
+    """Placements of the inner channels of all experts: rows of gate and up, columns of down."""
+    experts, found = layer.experts, {}
+    for projection, dim in ((experts.gate, 1), (experts.up, 1), (experts.down, 2)):
+        if projection is not None:
+            shape = tuple(projection.weight.shape)
+            found[id(projection.weight)] = Placement(shape, dim, _even(shape[dim], ranks, "channels of an expert"))
     return found
 
 

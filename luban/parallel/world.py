@@ -47,6 +47,8 @@ class World:
     # the same processes by how they share parameters: pipeline × copies × shards × tensor
     sharing: DeviceMesh | None = None
     store: dist.Store | None = None  # that the processes met in
+    # the same processes by their experts: pipeline × those that hold the same ones × expert; none: plan.expert is 1
+    experts: DeviceMesh | None = None
 
     @classmethod
     def join(cls, plan: ParallelPlan, device: torch.device, same: Mapping[str, Any] | None = None) -> World:
@@ -77,11 +79,15 @@ class World:
         _require_same({"plan": plan, **(same or {})})
         sizes: dict[str, int] = dict(zip(AXES, plan.sizes, strict=True))
         mesh = _mesh(device, sizes)
+        experts = None
+        if plan.expert > 1:
+            shape = (plan.pipeline, plan.processes // plan.pipeline // plan.expert, plan.expert)
+            experts = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "copies", "expert"))
         if plan.context == 1:
-            return cls(plan, dist.get_rank(), mesh, mesh, store)
+            return cls(plan, dist.get_rank(), mesh, mesh, store, experts)
         divided = "shard" if plan.shard > 1 else "replicate"
         sizes[divided] *= sizes.pop("context")
-        return cls(plan, dist.get_rank(), mesh, _mesh(device, sizes), store)
+        return cls(plan, dist.get_rank(), mesh, _mesh(device, sizes), store, experts)
 
     @property
     def size(self) -> int:
@@ -120,6 +126,12 @@ class World:
         """The processes that FSDP divides parameters among, and their copies."""
         assert self.sharing is not None
         return self.sharing["replicate", "shard"] if self.copies > 1 else self.sharing["shard"]
+
+    @property
+    def expert_group(self) -> dist.ProcessGroup:
+        """The processes among which the experts are divided."""
+        assert self.experts is not None
+        return self.experts.get_group("expert")
 
     @property
     def shards(self) -> int:

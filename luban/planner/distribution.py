@@ -46,15 +46,16 @@ class Distribution:
     def process_memory(self, whole: MemoryPrediction, process: int) -> MemoryPrediction:
         """The memory of a process of the pipeline."""
         plan, graph = self.spread.plan, self.spread.graph
-        held = self.spread.parameters(process) / max(graph.parameters, 1)
+        count, whole_count = self.spread.parameters(process), max(graph.parameters, 1)
+        apart, held = sum(self.spread.apart(process)) / whole_count, count / whole_count
         shards = plan.shard * plan.context if plan.shard > 1 else 1
         parameters, gradients = held * whole.parameters, held * whole.gradients
         if shards > 1:
-            count, layers = self.spread.parameters(process), max(len(graph.layers()) // plan.pipeline, 1)
+            layers = max(len(graph.layers()) // plan.pipeline, 1)
             gathered = 1.0 if plan.zero < 3 else min(GATHERED / layers, 1.0)
-            masters = max(FP32, graph.itemsize) * count / shards
-            parameters = masters + gathered * graph.itemsize * count
-            gradients = gradients if plan.zero == 1 else gradients / shards
+            wide, alone = max(FP32, graph.itemsize), apart * whole_count
+            parameters = wide * ((count - alone) / shards + alone) + gathered * graph.itemsize * (count - alone)
+            gradients = gradients if plan.zero == 1 else ((held - apart) / shards + apart) * whole.gradients
         stash, stages = 1, 1.0
         if self.schedule is not None:  # every stash is of one of the process's stages
             stash, stages = self.schedule.peak_stash()[process], 1 / plan.stages
@@ -62,7 +63,9 @@ class Distribution:
         return replace(
             whole,
             parameters=int(parameters),
-            optimizer=int(held * whole.optimizer / shards),
+            optimizer=int(
+                ((held - apart) / shards + apart) * whole.optimizer if shards > 1 else held * whole.optimizer
+            ),
             gradients=int(gradients),
             activations=int(whole.activations * stash * stages / parts),
             transient=int(whole.transient / parts),
@@ -79,6 +82,7 @@ class Distribution:
         plan = self.spread.plan
         sizes: Mapping[str, int] = {axis: getattr(plan, axis) for axis in AXES_SHOWN}
         axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
+        axes += f", experts divided among {plan.expert}" * (plan.expert > 1)
         rows = [
             f"plan    {plan.processes} processes: {axes or 'one'}{f' (ZeRO {plan.zero})' if plan.shard > 1 else ''}"
         ]

@@ -23,6 +23,7 @@ class Prediction:
     """Predicted cost of a run."""
 
     parameters: int  # number of the model's parameters
+    active_parameters: int  # that a token uses: all, or of mixtures of experts the chosen ones
     memory: MemoryPrediction  # at the peak of a step
     free_bytes: int  # free memory of the device before the run
     resident_bytes: int  # resident memory of this process before the run
@@ -113,13 +114,16 @@ class Prediction:
             + "".join(f"; {caveat}" for caveat in self.caveats)
         )
 
+    def _active(self) -> str:
+        return "" if self.active_parameters == self.parameters else f" ({count(self.active_parameters)} a token)"
+
     def lines(self, *, picture: bool = False) -> list[str]:
         """The lines that --dry-run prints; with the `picture` of a pipeline's schedule."""
         memory, row = self.memory, self.machine.accelerator
         steps = min(self.steps, int(self.seconds / self.step.total) + 1)
         mfu = "" if self.utilisation is None else f", MFU {self.utilisation:.1%}"
         rows = [
-            f"model   {count(self.parameters)} parameters on {self.machine.name}, {self.precision}",
+            f"model   {count(self.parameters)} parameters{self._active()} on {self.machine.name}, {self.precision}",
             f"memory  {bytes_(memory.total)} at the peak of a step; {bytes_(self.free_bytes)} are free",
             f"        parameters {bytes_(memory.parameters)}, optimizer {bytes_(memory.optimizer)}, gradients "
             f"{bytes_(memory.gradients)}, activations {bytes_(memory.activations)}, transient "

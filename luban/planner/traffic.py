@@ -64,6 +64,8 @@ class Spread:
     def held(self, op: Op) -> int:
         """The parameters of an operation that one process of the axis tensor has, of several the one with the most."""
         tensor = self.plan.tensor
+        if op.role == "expert":
+            return ceil(op.parameters / (self.plan.expert if self.plan.expert > 1 else tensor))
         if op.role in ("k", "v"):
             heads = next((o.key_heads for o in self.graph.consumers(op.name) if o.key_heads), tensor)
             return ceil(op.parameters / heads) * ceil(heads / tensor)
@@ -81,6 +83,12 @@ class Spread:
             count += ceil(tied.in_features * tied.out_features / self.plan.tensor)
         return count
 
+    def apart(self, process: int) -> tuple[int, int]:
+        """Parameters of experts and of routers that a process holds outside of FSDP's shards and of the other gradients' sums."""
+        ops = self.process_ops(process)
+        experts = sum(self.held(op) for op in ops if op.role == "expert") if self.plan.expert > 1 else 0
+        return experts, sum(op.parameters for op in ops if op.role == "router") if self.plan.shard > 1 else 0
+
     def traffic(self, process: int = 0) -> list[Traffic]:
         """Everything that a process of the pipeline sends in a step, largest first."""
         plan = self.plan
@@ -91,10 +99,13 @@ class Spread:
             found += self._context(process)
         if plan.pipeline > 1:
             found += self._pipeline(process)
+        if plan.expert > 1:
+            found += self._experts(process)
         return sorted((row for row in found if row.bytes), key=lambda row: -row.bytes)
 
     def _data(self, process: int) -> Iterable[Traffic]:
-        plan, count = self.plan, self.parameters(process)
+        plan, (experts, routers) = self.plan, self.apart(process)
+        count = self.parameters(process) - experts - routers
         gradient = count * self.gradient_bytes
         sharded = plan.shard > 1
         shards, copies = (plan.shard * plan.context, plan.replicate) if sharded else (1, plan.replicate * plan.context)
@@ -107,12 +118,32 @@ class Spread:
             yield Traffic(axis="shard", collective="reduce-scatter", what="gradients", bytes=summed)
         summed = 2 * reductions * _part(gradient // shards, copies)
         yield Traffic(axis="replicate", collective="all-reduce", what="gradients", bytes=summed)
+        for axis, size in (("replicate", copies), ("shard", shards), ("tensor", plan.tensor)):
+            summed = 2 * _part(routers * self.gradient_bytes, size)
+            yield Traffic(axis=axis, collective="all-reduce", what="gradients of the routers", bytes=summed)
+
+    def _experts(self, process: int) -> Iterable[Traffic]:
+        """Rows to the processes that have their experts and back, forward and backward, if every expert gets equally many; and
+        the sums of the experts' gradients over those that hold the same."""
+        plan, rows, layers = self.plan, 0, 0
+        for op in self.process_ops(process):
+            if op.kind == "gather":
+                rows, layers = rows + op.output.elements // (plan.tensor * plan.context), layers + 1
+        times = 4 + 2 * (plan.remat == "full")
+        sent = self.pieces * times * _part(rows * self.weight_bytes, plan.expert)
+        count = self.pieces * times * layers
+        yield Traffic(axis="expert", collective="all-to-all", what="rows of experts", bytes=sent, count=count)
+        copies = plan.processes // plan.pipeline // plan.expert
+        summed = 2 * _part(self.apart(process)[0] * self.gradient_bytes, copies)
+        yield Traffic(axis="expert", collective="all-reduce", what="gradients of experts", bytes=summed)
 
     def _tensor(self, process: int) -> Iterable[Traffic]:
         plan, ops = self.plan, self.process_ops(process)
         size, layers = plan.tensor, {op.layer for op in ops if op.layer}
         states = self._states() // plan.context
-        parts = sum(op.role in ("o", "down") for op in ops)  # each ends with a matrix that is divided by rows
+        parts = sum(
+            op.role in ("o", "down") or op.kind == "combine" for op in ops
+        )  # each ends with a matrix that is divided by rows
         stacks = {layer.rpartition(".")[0] for layer in layers}
         edges = 2 * len(stacks) if plan.pipeline == 1 else int(process == 0) + int(self._is_last(process))
         # what one direction gathers the other scatters; a layer that is computed again doesn't scatter its last part again
@@ -130,7 +161,8 @@ class Spread:
             yield Traffic(
                 axis="tensor", collective="all-reduce", what="loss", bytes=2 * self.pieces * _part(numbers, size)
             )
-        norms = sum(op.parameters for op in ops if op.role == "norm" and op.layer) * self.gradient_bytes
+        between = {"norm"} if plan.shard > 1 else {"norm", "router"}
+        norms = sum(op.parameters for op in ops if op.role in between and op.layer) * self.gradient_bytes
         shards = plan.shard * plan.context if plan.shard > 1 else 1
         summed = 2 * _part(norms // shards, size)
         yield Traffic(axis="tensor", collective="all-reduce", what="gradients of the layers' norms", bytes=summed)

@@ -69,6 +69,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
         )
     return Prediction(
         parameters=graph.parameters,
+        active_parameters=graph.active_parameters,
         memory=_memory(recipe, spec, device, sample),
         free_bytes=free_memory(device),
         resident_bytes=resident,

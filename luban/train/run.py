@@ -37,6 +37,7 @@ from luban.parallel.compile import stacks_of
 from luban.parallel.context import check_context
 from luban.parallel.device import choose_device, keep_freed_memory, set_determinism
 from luban.parallel.engine import TrainEngine
+from luban.parallel.expert import check_experts
 from luban.parallel.heartbeat import watched
 from luban.parallel.memory_limits import is_out_of_memory
 from luban.parallel.stages import check_stages
@@ -181,9 +182,10 @@ def for_processes(recipe: Recipe, processes: int) -> Recipe:
 
 def check_plan(plan: ParallelPlan, spec: ModelSpec) -> None:
     """Raise ConfigError if the plan can't divide the model; the message names one that could."""
-    if plan.parts == 1:
+    if plan.parts == plan.expert == 1:
         return
     model = build_model(spec, device="meta")
+    check_experts(model, plan)
     if plan.context > 1:
         check_context(model)
     if plan.pipeline > 1:

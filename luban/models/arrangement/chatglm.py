@@ -28,7 +28,7 @@ class ChatGLMBlock(Block):
         """(B, T, E) → (B, T, E)."""
         normed = self.mixer_norm(x_BTE)
         normed = self.feedforward_norm(self.alpha * normed + self.mixer(normed, ctx))
-        return self.alpha * normed + self.feedforward(normed)
+        return self.alpha * normed + self.feedforward(normed, ctx)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from luban.core.opgraph import GraphTensor
 from luban.models.arrangement.base import Arrangement, Block, LayerParts
 from luban.nn.context import LayerContext
-from luban.nn.linear import matmul_owners
+from luban.nn.linear import Projection
 from luban.nn.mixer.base import LayerShape
 
 if TYPE_CHECKING:
@@ -27,15 +27,14 @@ class DeepNormBlock(Block):
     def __init__(self, layer: LayerSpec, shape: LayerShape):
         super().__init__(layer, shape)
         self.alpha = (2 * shape.layers) ** 0.25
-        for _, owner in matmul_owners(self):
-            for projection in owner.projections().values():
-                if projection.parameter_roles["weight"] not in ("q", "k"):
-                    projection.init_gain = (8 * shape.layers) ** -0.25
+        for projection in self.modules():
+            if isinstance(projection, Projection) and projection.parameter_roles["weight"] not in ("q", "k", "router"):
+                projection.init_gain = (8 * shape.layers) ** -0.25
 
     def arranged(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         x_BTE = self.mixer_norm(self.alpha * x_BTE + self.mixer(x_BTE, ctx))
-        return self.feedforward_norm(self.alpha * x_BTE + self.feedforward(x_BTE))
+        return self.feedforward_norm(self.alpha * x_BTE + self.feedforward(x_BTE, ctx))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ class PostNormBlock(Block):
         x_BTE = self.mixer_norm(x_BTE + self.mixer(x_BTE, ctx))
         if self.cross is not None and self.cross_norm is not None:
             x_BTE = self.cross_norm(x_BTE + self.cross(x_BTE, ctx))
-        return self.feedforward_norm(x_BTE + self.feedforward(x_BTE))
+        return self.feedforward_norm(x_BTE + self.feedforward(x_BTE, ctx))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ class PreNormBlock(Block):
         x_BTE = x_BTE + self.mixer(self.mixer_norm(x_BTE), ctx)
         if self.cross is not None and self.cross_norm is not None:
             x_BTE = x_BTE + self.cross(self.cross_norm(x_BTE), ctx)
-        return x_BTE + self.feedforward(self.feedforward_norm(x_BTE))
+        return x_BTE + self.feedforward(self.feedforward_norm(x_BTE), ctx)
 
 
 @dataclass(frozen=True, kw_only=True)

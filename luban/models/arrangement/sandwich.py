@@ -27,7 +27,7 @@ class SandwichNormBlock(Block):
     def arranged(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         x_BTE = x_BTE + self.mixer_output_norm(self.mixer(self.mixer_norm(x_BTE), ctx))
-        return x_BTE + self.feedforward_output_norm(self.feedforward(self.feedforward_norm(x_BTE)))
+        return x_BTE + self.feedforward_output_norm(self.feedforward(self.feedforward_norm(x_BTE), ctx))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,8 @@ FORMATS = Registry(
         "mistral": "luban.models.convert.mistral:Mistral",
         "qwen2": "luban.models.convert.qwen2:Qwen2",
         "qwen3": "luban.models.convert.qwen3:Qwen3",
+        "mixtral": "luban.models.convert.mixtral:Mixtral",
+        "qwen3_moe": "luban.models.convert.mixtral:Qwen3MoE",
         "bert": "luban.models.convert.bert:Bert",
         "roberta": "luban.models.convert.roberta:Roberta",
         "albert": "luban.models.convert.albert:Albert",
@@ -156,6 +158,22 @@ class Centred(Pair):
         """Their tensor."""
         tensor = ours[self.ours]
         return (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) - 1).to(tensor.dtype)
+
+
+@dataclass(frozen=True)
+class ExpertSlice(Pair):
+    """One expert's matrix, of which a tensor of ours holds those of all experts (X, O, I)."""
+
+    expert: int = 0  # its number
+    experts: int = 1  # X
+
+    def split(self, theirs: Tensor) -> dict[str, Tensor]:
+        """The matrix, under a name of its own until all are there (`to_ours`)."""
+        return {f"{self.ours}[{self.expert}]": theirs}
+
+    def join(self, ours: Mapping[str, Tensor]) -> Tensor:
+        """Their tensor."""
+        return ours[self.ours][self.expert]
 
 
 class TensorNames(Protocol):
@@ -328,7 +346,14 @@ def to_ours(form: TensorNames, spec: ModelSpec, theirs: Mapping[str, Tensor]) ->
     surplus = sorted(name for name in theirs.keys() - wanted if not form.ignored.fullmatch(name))
     if surplus:
         raise ArtifactError(f"the model file holds a tensor that its configuration has no place for: {_few(surplus)}")
-    return {name: tensor for pair in pairs for name, tensor in pair.split(theirs[pair.theirs]).items()}
+    found = {name: tensor for pair in pairs for name, tensor in pair.split(theirs[pair.theirs]).items()}
+    for pair in pairs:
+        if isinstance(pair, ExpertSlice) and pair.expert == 0:
+            slices = [found.pop(f"{pair.ours}[{expert}]") for expert in range(pair.experts)]
+            if len({part.shape for part in slices}) > 1:
+                raise ArtifactError(f"the experts' tensors like {pair.theirs} differ in shape")
+            found[pair.ours] = torch.stack(slices)
+    return found
 
 
 def their_names(form: TensorNames, spec: ModelSpec) -> dict[str, str]:

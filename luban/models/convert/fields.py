@@ -52,7 +52,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {  # fields that change the computation, w
 HARMLESS = re.compile(  # fields about files, training, classes and tokens, which don't change the computation
     r"_.*|architectures|auto_map|(bos|eos|pad|sep|unk|decoder_start)_token_id|(id2label|label2id|num_labels|problem_type)"
     r"|(torch_)?dtype|torchscript|transformers.*|tokenizer_class|model_type|name_or_path|revision|tf_legacy_loss|language"
-    r"|use_cache|use_mems_eval|use_bfloat16|return_dict|output_(attentions|hidden_states|past)|keys_to_ignore.*"
+    r"|use_cache|use_mems_eval|use_bfloat16|return_dict|output_(attentions|hidden_states|past|router_logits)|keys_to_ignore.*"
     r"|chunk_size_feed_forward|gradient_checkpointing|pretraining_tp|is_encoder_decoder|tie_(encoder_decoder|word_embeddings)"
     r"|task_specific_params|custom_pipelines|finetun(ed|ing_task)|prefix|n_ctx|slow_but_exact|quantization_bit"
     r"|reorder_and_upcast_attn|(scale_)?attention_softmax_in_fp32|predict_special_tokens|mlm_probability"

@@ -17,6 +17,7 @@ from luban.models.convert.fields import Fields
 from luban.models.head.tokens import Span
 from luban.models.layer import LayerSpec
 from luban.models.spec import ModelSpec, uniform
+from luban.nn.feedforward.base import FeedForward
 from luban.nn.feedforward.gated import Gated, SwiGLU
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.norm import RMSNorm
@@ -100,6 +101,16 @@ class Llama:
         """Raise UnsupportedError for another activation than this format's."""
         fields.only("hidden_act", self.activation)
 
+    def read_feedforward(self, fields: Fields) -> FeedForward:
+        """The feed-forward network of every layer."""
+        return self.feedforward(width=fields.need("intermediate_size"), bias=fields.get("mlp_bias", False))
+
+    def feedforward_fields(self, feedforward: FeedForward) -> dict[str, Any] | None:
+        """The fields of config.json about it, or None where it isn't this format's."""
+        if type(feedforward) is not self.feedforward or (feedforward.bias and self.model_type != "llama"):
+            return None
+        return {"intermediate_size": feedforward.width, "mlp_bias": feedforward.bias}
+
     def head(self, fields: Fields) -> dict[str, Any]:
         """Our fields `head` and `tied_head`."""
         return read_head(fields, self.name, tied=self.tied)
@@ -121,7 +132,7 @@ class Llama:
             position=self.rotary(fields),
             norm=RMSNorm(eps=fields.get("rms_norm_eps", self.default_eps)),
             arrangement=self.arrangement,
-            feedforward=self.feedforward(width=fields.need("intermediate_size"), bias=fields.get("mlp_bias", False)),
+            feedforward=self.read_feedforward(fields),
             **self.head(fields),
         )
         layers = [with_window(layer, window) for layer, window in zip(spec.layers, self.windows(fields), strict=True)]
@@ -136,9 +147,9 @@ class Llama:
         layer = self.layer(spec)
         if layer is None:
             return None
-        attention, feedforward = attention_of(layer), layer.feedforward
+        attention, feedforward = attention_of(layer), self.feedforward_fields(layer.feedforward)
         if not (
-            type(feedforward) is self.feedforward
+            feedforward is not None
             and isinstance(layer.norm, RMSNorm)
             and layer.arrangement == self.arrangement
             and spec.embedding_norm is None
@@ -152,10 +163,8 @@ class Llama:
             return None
         if attention.qk_norm is not None and attention.qk_norm.eps != layer.norm.eps:
             return None  # these formats have one eps for all
-        if feedforward.bias and self.model_type != "llama":
-            return None
         positions, head = self.rotary_fields(spec), self.head_fields(spec)
-        if positions is None or head is None:
+        if positions is None or head is None or feedforward is None:
             return None
         return {
             **head,
@@ -167,11 +176,10 @@ class Llama:
             "num_attention_heads": attention.heads,
             "num_key_value_heads": attention.key_heads(),
             "head_dim": attention.head_width(spec.width),
-            "intermediate_size": feedforward.width,
+            **feedforward,
             "max_position_embeddings": spec.context,
             "rms_norm_eps": layer.norm.eps,
             **positions,
-            "mlp_bias": feedforward.bias,
             "tie_word_embeddings": spec.tied_head,
             **self.own(attention),
             **window_fields,

@@ -30,6 +30,7 @@ class FeedForward(Variant):
             "gelu": "luban.nn.feedforward.plain:GELU",
             "gelu_tanh": "luban.nn.feedforward.plain:TanhGELU",
             "relu": "luban.nn.feedforward.plain:ReLU",
+            "moe": "luban.nn.moe.layer:MixtureOfExperts",
         },
     )
     activation: ClassVar[Activation]
@@ -48,7 +49,7 @@ class FeedForward(Variant):
         return False
 
     def build(self, shape: LayerShape) -> nn.Module:
-        """The module: (B, T, E) → (B, T, E)."""
+        """The module: `feedforward(x_BTE, ctx) -> (B, T, E)`, `ctx` a `luban.nn.context.LayerContext`."""
         raise NotImplementedError
 
     def describe(self, graph: GraphBuilder, x_BTE: GraphTensor) -> GraphTensor:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.nn.context import LayerContext
 from luban.nn.feedforward.base import Activation, FeedForward
 from luban.nn.int8 import Int8Weight
 from luban.nn.linear import TORCH, MatmulOwner, Projection, joined, multiplies_joined
@@ -53,7 +54,7 @@ class GatedFeedForward(nn.Module, MatmulOwner):
         """Gate and up."""
         return self.gate, self.up
 
-    def forward(self, x_BTE: Tensor) -> Tensor:
+    def forward(self, x_BTE: Tensor, ctx: LayerContext | None = None) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         if self.int8 is not None:
             sizes = {"gate": self.inner, "up": self.inner}

@@ -8,6 +8,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luban.nn.context import LayerContext
 from luban.nn.feedforward.base import Activation, FeedForward
 from luban.nn.linear import Linear
 from luban.nn.mixer.base import LayerShape
@@ -31,7 +32,7 @@ class PlainFeedForward(nn.Module):
         self.up = Linear(width, inner, bias=bias, role="up")
         self.down = Linear(inner, width, bias=bias, role="down", writes_residual=True)
 
-    def forward(self, x_BTE: Tensor) -> Tensor:
+    def forward(self, x_BTE: Tensor, ctx: LayerContext | None = None) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         return self.down(self.activation(self.up(x_BTE)))
 

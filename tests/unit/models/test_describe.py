@@ -267,3 +267,12 @@ def test_windows_and_both_kinds_of_attention_count_by_layer():
     assert graph.model_flops - matmuls == pytest.approx(square * (2 * 1 + 3 * (0.5 + 1)))
     encoder = describe(uniform(layers=3, mixer=Grouped(heads=2), body=EncoderBody(), **shape), batch=2, seq=64)
     assert encoder.model_flops == encoder.training_flops
+
+
+def test_a_token_uses_two_of_mixtrals_eight_experts():
+    graph = describe(PRESETS["mixtral-8x7b"], batch=1, seq=2)
+    assert graph.parameters == 46_702_792_704
+    assert graph.active_parameters == graph.parameters - 32 * 6 * 3 * 4096 * 14_336  # 12.9B
+    matmuls = sum(op.flops for op in graph.ops if op.role and op.kind in ("linear", "lm_head"))
+    norms, embedding = 65 * 4096, 32_000 * 4096
+    assert matmuls == 2 * 2 * (graph.active_parameters - norms - embedding)

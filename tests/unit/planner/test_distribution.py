@@ -10,6 +10,8 @@ from luban.models.describe import describe
 from luban.models.spec import uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
+from luban.nn.moe.layer import MixtureOfExperts
+from luban.nn.moe.top_k import TopK
 from luban.planner.accelerators import Machine, accelerator
 from luban.planner.distribution import Distribution
 from luban.planner.memory import MemoryPrediction
@@ -50,6 +52,27 @@ def test_zero_divides_optimizer_then_gradients_then_weights(zero, divided):
     # shards of the weights, and those that are gathered: all, or of two layers of eight
     assert found.parameters == pytest.approx(4 * COUNT * (1 / 4 + (1 if zero < 3 else 2 / 8)), rel=1e-3)
     assert found.activations == WHOLE.activations
+
+
+def test_experts_are_divided_and_their_rows_counted():
+    experts, width, inner, layers = 8, 32, 64, 2
+    moe = MixtureOfExperts(width=inner, experts=experts, router=TopK(active=2))
+    sizes = {"vocab_size": 64, "width": width, "context": 16, "layers": layers, "mixer": Grouped(heads=4)}
+    graph = describe(uniform(**sizes, feedforward=moe), batch=2, seq=16)
+    weights, routers = layers * experts * 3 * width * inner, layers * width * experts
+    plan = ParallelPlan(shard=4, tensor=2, expert=4)
+    spread = Spread(graph, plan, 3, 4)
+    assert spread.apart(0) == (weights // 4, routers)
+    assert spread.parameters(0) == Spread(graph, ParallelPlan(shard=4, tensor=2), 3, 4).parameters(0) - weights // 4
+    sent = {(row.axis, row.collective, row.what): row.bytes for row in spread.traffic()}
+    rows = layers * (2 * 16 * 2) // 2 * width * 4  # of a micro-batch's tokens two choices each, shared by tensor 2
+    assert sent["expert", "all-to-all", "rows of experts"] == 3 * 4 * rows * 3 // 4
+    assert sent["expert", "all-reduce", "gradients of experts"] == 2 * (weights // 4 * 4) // 2
+    count = graph.parameters
+    whole = MemoryPrediction(parameters=4 * count, optimizer=8 * count, gradients=4 * count, activations=0, transient=0)
+    found = Distribution(spread).memory(whole)
+    others = spread.parameters(0) - weights // 4 - routers
+    assert found.optimizer == pytest.approx(8 * (others / 4 + weights // 4 + routers), abs=8)
 
 
 def test_tensor_and_context_divide_activations_and_time():
@@ -97,6 +120,7 @@ def test_the_dry_run_says_who_sends_what_and_draws_the_schedule():
 
 def test_a_run_of_several_accelerators_counts_all_of_them():
     one = Prediction(
+        active_parameters=0,
         parameters=COUNT,
         memory=WHOLE,
         free_bytes=10**9,
