@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from luban.checkpoint.index import INDEX
+from luban.checkpoint.reader import CheckpointReader
 from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifact, read_manifest, read_table
 from luban.core.errors import ArtifactError, ConfigError, DataError, UnsupportedError, nearest
 from luban.core.lineage import ancestor, require_same
@@ -153,7 +155,8 @@ def chosen_checkpoint(run: Path, manifest: Manifest) -> Path:
 def _load_checkpoint(
     path: Path, device: str, dtype: str, *, name: str = "", run: tuple[Path, Manifest] | None = None
 ) -> LoadedModel:
-    manifest = open_artifact(path) if (path / MANIFEST).is_file() else None
+    verify = not (path / INDEX).is_file()  # else each tensor is hashed when it is read
+    manifest = open_artifact(path, verify=verify) if (path / MANIFEST).is_file() else None
     if run is None and path.parent.name == "checkpoints" and (path.parent.parent / MANIFEST).is_file():
         run = path.parent.parent, read_manifest(path.parent.parent)
     home = path if (path / "tokenizer").is_dir() or run is None else run[0]
@@ -161,7 +164,9 @@ def _load_checkpoint(
     if run is not None and tokenizer is not None:
         _require_tokenizer(*run)
     spec = read_spec(path)
-    module = filled(spec, read_tensors(path / WEIGHTS), path / WEIGHTS, device=device, dtype=dtype)
+    stored = (path / INDEX).is_file()
+    tensors = CheckpointReader.open(path).tensors("model") if stored else read_tensors(path / WEIGHTS)
+    module = filled(spec, tensors, path if stored else path / WEIGHTS, device=device, dtype=dtype)
     named = tuple((manifest.config if manifest else {}).get("labels", ()))
     m = _loaded(
         spec, module, tokenizer, name or path.name, path, run[1] if run else manifest, _generation(path, {}, spec)

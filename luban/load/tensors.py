@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from luban.checkpoint.reader import StoredTensors
 from luban.core.errors import ArtifactError, UnsupportedError, problem
 from luban.models.base import Model
 from luban.models.build import build_model, materialise, state_of
@@ -102,7 +103,8 @@ def filled(
     values are too large for `dtype`; `named` says what the file calls a tensor of ours.
     """
     module = build_model(spec, device="meta", dtype=dtype)
-    _check(state_of(module), tensors, source, named or {})
+    described = tensors.described() if isinstance(tensors, StoredTensors) else tensors
+    _check(state_of(module), described, source, named or {})
     materialise(module, device)
     for name, tensor in state_of(module).items():
         given = tensors[name]

@@ -244,7 +244,7 @@ def table(rows: Sequence[Row], processes: int) -> str:
     """The rows for people."""
     peer = rows[0].peer if rows else ""
     head = ("collective", "size", "sent", "formula", "", "time", "bus", f"{peer} time", f"{peer} bus", "share")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for row in rows:
         lines.append(
             (

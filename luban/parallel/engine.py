@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from luban.data.batch import Batch
 from luban.models.build import state_of
+from luban.nn.init import Region
 from luban.objectives.base import LossModule
 from luban.optim.base import Optimizer, Update
 from luban.optim.clip import clip_factor, global_norm
@@ -26,6 +27,7 @@ from luban.parallel.gradients import GradientSums
 from luban.parallel.micro_batches import Runner, Totals
 from luban.parallel.precision import LossScale, MixedPrecisionParams
 from luban.parallel.sharded_params import ShardedParams
+from luban.parallel.stored import Stored, held, parameter_of, take_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,28 +173,28 @@ class TrainEngine:
         counts = self.world.counts and (divisible or self.world.reader == 0)
         return float(self.world.sum(total if counts else torch.zeros_like(total))), batch.target_count
 
-    def state_dict(self, *, everywhere: bool = True) -> dict[str, dict[str, Tensor]]:
-        """Weights under "model" (the fp32 ones, where there are such) and the optimizer's state under "optimizer", whole, as
-        a run in one process has them. Every process must call it.
+    def held(self) -> dict[str, dict[str, Region]]:
+        """What this process has of the weights under "model" (the fp32 ones, where there are such) and of the optimizer's state
+        under "optimizer", as views of the tensors that the next step changes."""
+        return held(self.params, self.optimizer, self.placements)
 
-        Args:
-            everywhere: every process gets all of it; else the main one does, and most others hold one tensor at a time.
-        """
-        model = self._whole(self.params.state_dict(), lambda name: name, everywhere=everywhere)
-        optimizer = self._whole(self.optimizer.state_dict(), _parameter, everywhere=everywhere)
-        return {"model": model, "optimizer": optimizer}
+    def take_up(self, stored: Stored) -> None:
+        """Go on from a checkpoint that was saved under any plan, of which this process reads its own part."""
+        take_up(stored, self.params, self.optimizer, self.placements)
 
-    def _whole(
-        self, held: Mapping[str, Tensor], parameter: Callable[[str], str], *, everywhere: bool
-    ) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Weights and optimizer state as `held`, but whole in every process, as a run in one process has them. Every process
+        must call it."""
+        model = self._whole(self.params.state_dict(), lambda name: name)
+        return {"model": model, "optimizer": self._whole(self.optimizer.state_dict(), parameter_of)}
+
+    def _whole(self, held: Mapping[str, Tensor], parameter: Callable[[str], str]) -> dict[str, Tensor]:
         """Tensors of which this process holds parts; `parameter` is that which an entry is of."""
         found = {}
         for entry, local in held.items():
             name = parameter(entry)
-            tensor = self.placements.whole(name, self.params.whole(name, local))
-            if everywhere or self.world.collects:
-                found[entry] = tensor
-        return together(found, self.world, everywhere=everywhere)
+            found[entry] = self.placements.whole(name, self.params.whole(name, local))
+        return together(found, self.world)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave, of a run under any plan."""
@@ -200,7 +202,7 @@ class TrainEngine:
         self.params.load_state_dict({name: mine(name, state["model"][name]) for name in state_of(self.model)})
         optimizer = {}
         for entry, value in state["optimizer"].items():
-            name = _parameter(entry)
+            name = parameter_of(entry)
             if name in self.params.parameters or name not in state["model"]:  # else another process has it
                 optimizer[entry] = self.params.part(name, mine(name, value))
         self.optimizer.load_state_dict(optimizer)
@@ -216,11 +218,6 @@ class TrainEngine:
         """What this process reads: its rows, unless they aren't `divided`, and of them its tokens."""
         rows = self.world.rows(tensors) if divided else tensors
         return tokens_of(rows, self.world.index("context"), self.world.plan.context)
-
-
-def _parameter(entry: str) -> str:
-    """The parameter of an entry of the optimizer's state: `NAME/key`."""
-    return entry.rpartition("/")[0]
 
 
 def _to_host(figures: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

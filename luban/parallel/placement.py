@@ -73,9 +73,14 @@ class Placements:
         """Whether this process has a part of the parameter."""
         return name not in self.divided or bool(self.divided[name].runs[self.rank])
 
-    def region(self, name: str, tensor: Tensor) -> Region:
-        """The parts of a parameter that lie here; FSDP may have divided what the axis tensor left."""
+    def region(self, name: str, tensor: Tensor, values: Tensor | None = None) -> Region:
+        """The parts of a parameter that lie here; FSDP may have divided what the axis tensor left.
+
+        Args:
+            values: of the shape of what lies here, whose parts are given instead of the parameter's.
+        """
         local, begins = local_region(tensor)
+        local = local if values is None else values
         placement = self.divided.get(name)
         if placement is None:
             return Region(tensor.shape, [(local, begins)])

@@ -102,6 +102,13 @@ class ShardedParams:
             local, begins = local_region(tensor)
             local.copy_(cut(tensors[name], local, begins))
 
+    def like(self, name: str) -> Tensor:
+        """The parameter that knows where this process's shard lies in the whole."""
+        return self.working[name].detach()
+
+    def refresh(self) -> None:
+        """After the weights were set: FSDP casts what it gathers."""
+
     def whole(self, name: str, local: Tensor) -> Tensor:
         """A tensor of the model's or the optimizer's state, whole, on the CPU. Every process must call it."""
         if isinstance(local, DTensor) or name not in self.working:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from luban.checkpoint.reader import CheckpointReader
 from luban.cli import pretrain, sft
 from luban.core.artifact import open_artifact
 from luban.core.errors import UsageError
@@ -27,7 +27,7 @@ def curve(run: Path) -> list[tuple[int, float, float]]:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     last = open_artifact(run, "run").figures["checkpoints"]["last"]
-    return load_file(run / "checkpoints" / last / "model.safetensors")
+    return dict(CheckpointReader.open(run / "checkpoints" / last).tensors("model"))
 
 
 def test_a_run_that_stops_in_two_processes_goes_on_in_two_others(luban, start, shards, recipe, tmp_path):
