@@ -36,6 +36,7 @@ class StepResult:
 
     loss: float  # mean of the objective in nats a target, over the whole step
     tokens: int  # real tokens read (no padding)
+    targets: int  # that the mean is over
     grad_norm: float  # global norm before clipping
     bad: bool  # NaN or infinite: nothing was updated
     explained: bool  # bad, but only because the fp16 loss scale was too large
@@ -48,11 +49,11 @@ class InFlightStep:
     """A step that the device may still be working on."""
 
     figures: (
-        Tensor  # on the host: summed loss, gradient norm with the loss scale still in it, sums and counts of metrics
+        # on the host: summed loss, gradient norm with the loss scale still in it, sums and counts of metrics, whether some
+        # process asks for the end, targets that the loss was summed over, real tokens read
+        Tensor
     )
     done: torch.cuda.Event | None  # when they have arrived; None on a CPU, where they have
-    targets: int  # that the loss was summed over
-    tokens: int  # real tokens read
     scale: float  # the loss scale it ran with
     metrics: tuple[str, ...]  # their names
 
@@ -102,30 +103,39 @@ class TrainEngine:
         """One optimizer step at `factor` times the peak learning rate, to its end."""
         return self.synchronize(self.submit(batch, factor))
 
-    def submit(self, batch: Batch, factor: float = 1.0, *, stop: bool = False) -> InFlightStep:
+    def submit(self, batch: Batch, factor: float = 1.0, *, stop: bool = False, share: bool = False) -> InFlightStep:
         """Start one optimizer step.
 
         The loss of every micro-batch is a sum over its targets, divided by the targets of all of them, so that cutting
         a batch into micro-batches, and those among processes, changes nothing but rounding.
 
         Args:
-            batch: of the whole step, the same in every process.
+            batch: of the whole step, the same in every process, or this process's `share` of its rows (`Loader`).
             factor: on the peak learning rate.
             stop: ask all processes for the run's end.
         """
-        targets, scale = max(batch.target_count, 1), self.scale.value
-        micro_batches = list(self._micro_batches(batch))
+        scale, counts = self.scale.value, self._counts(batch, share=share)
+        micro_batches = list(self._micro_batches(batch, share=share))
+        weight = scale / max(batch.target_count, 1) if not share else scale / counts[0].clamp_min(1)
         if isinstance(self.runner, Asynchronous):
-            found, norm = self.runner.train_and_update(micro_batches, scale / targets, partial(self._change, factor))
+            found, norm = self.runner.train_and_update(micro_batches, weight, partial(self._change, factor))
             norm, totals = self.sums.norm({"": norm[None]}), self._totals(found, stop=stop)
         else:
-            found = self.runner.train(micro_batches, scale / targets)
+            found = self.runner.train(micro_batches, weight)
             summed = self.sums.sum(self.params.gradients())
             norm, totals = self.sums.norm(summed), self._totals(found, stop=stop)
             self._update(factor, summed, norm, totals[0].isfinite() & norm.isfinite())
             self.params.clear()
-        figures, done = _to_host(torch.stack([totals[0], norm.to(totals[0].dtype), *totals[1:]]))
-        return InFlightStep(figures, done, targets, batch.tokens_read, scale, found.names)
+        figures, done = _to_host(torch.stack([each.double() for each in (totals[0], norm, *totals[1:], *counts)]))
+        return InFlightStep(figures, done, scale, found.names)
+
+    def _counts(self, batch: Batch, *, share: bool) -> Tensor:
+        """(2,) targets and real tokens of the whole step. Of the processes that read the same rows the first counts them."""
+        counts = torch.tensor([batch.target_count, batch.tokens_read], dtype=torch.float64, device=self.device)
+        if not share:
+            return counts
+        first = all(self.world.index(axis) == 0 for axis in ("tensor", "context", "pipeline"))
+        return self.world.sum(counts if first else torch.zeros_like(counts))
 
     def _totals(self, found: Totals, *, stop: bool) -> list[Tensor]:
         """Sums over all processes: of the loss, of metrics and their counts, of requests to stop."""
@@ -150,13 +160,14 @@ class TrainEngine:
         """Wait for a step's end and read its figures."""
         if step.done is not None:
             step.done.synchronize()
-        loss, norm, *parts, stop = step.figures.tolist()
+        loss, norm, *parts, stop, targets, tokens = step.figures.tolist()
         bad = not (np.isfinite(loss) and np.isfinite(norm))
         explained = self.scale.update(bad) and bool(np.isfinite(loss))
         metrics = {name: parts[2 * i] / max(parts[2 * i + 1], 1) for i, name in enumerate(step.metrics)}
         return StepResult(
-            loss=loss / step.targets,
-            tokens=step.tokens,
+            loss=loss / max(targets, 1),
+            tokens=int(tokens),
+            targets=int(targets),
             grad_norm=norm / step.scale,
             bad=bad,
             explained=explained,
@@ -193,7 +204,8 @@ class TrainEngine:
         found = {}
         for entry, local in held.items():
             name = parameter(entry)
-            found[entry] = self.placements.whole(name, self.params.whole(name, local))
+            tensor = self.placements.whole(name, self.params.whole(name, local))
+            found[entry] = None if tensor is None else tensor.cpu()
         return together(found, self.world)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -207,15 +219,15 @@ class TrainEngine:
                 optimizer[entry] = self.params.part(name, mine(name, value))
         self.optimizer.load_state_dict(optimizer)
 
-    def _micro_batches(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+    def _micro_batches(self, batch: Batch, *, share: bool) -> Iterator[dict[str, Tensor]]:
         tensors = to_device(batch, self.device)
         pieces = self.accumulate * self.world.plan.microbatches
         cut = {name: tensor.chunk(pieces) for name, tensor in tensors.items()}
         for i in range(pieces):
-            yield self._mine({name: chunks[i] for name, chunks in cut.items()})
+            yield self._mine({name: chunks[i] for name, chunks in cut.items()}, divided=not share)
 
     def _mine(self, tensors: dict[str, Tensor], *, divided: bool = True) -> dict[str, Tensor]:
-        """What this process reads: its rows, unless they aren't `divided`, and of them its tokens."""
+        """What this process reads: its rows, unless they aren't to be `divided`, and of them its tokens."""
         rows = self.world.rows(tensors) if divided else tensors
         return tokens_of(rows, self.world.index("context"), self.world.plan.context)
 

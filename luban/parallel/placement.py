@@ -110,14 +110,14 @@ class Placements:
 
     @torch.no_grad()
     def whole(self, name: str, local: Tensor | None) -> Tensor | None:
-        """The whole of a tensor that is like the parameter, on the CPU. Every process of the axis must call it; those that
+        """The whole of a tensor that is like the parameter, where it was. Every process of the axis must call it; those that
         hold nothing pass None."""
         placement = self.divided.get(name)
         if placement is None or (local is not None and local.shape != placement.local_shape(self.rank)):
-            return local if local is None else local.cpu()
+            return local
         held = [rank for rank, runs in enumerate(placement.runs) if runs]
         if len(held) == 1:  # the first process's alone
-            return None if local is None else local.cpu()
+            return local
         assert local is not None and self.group is not None
         shapes = [placement.local_shape(rank) for rank in range(self.ranks)]
         size = max(torch.Size(shape).numel() for shape in shapes)
@@ -125,8 +125,8 @@ class Placements:
         padded[: local.numel()] = local.reshape(-1)
         parts = [torch.empty_like(padded) for _ in shapes]
         dist.all_gather(parts, padded, group=self.group)
-        found = torch.empty(placement.shape, dtype=local.dtype)
+        found = torch.empty(placement.shape, dtype=local.dtype, device=local.device)
         for rank, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
-            values = part[: torch.Size(shape).numel()].view(shape).cpu()
-            found.index_copy_(placement.dim, placement.index(rank), values)
+            values = part[: torch.Size(shape).numel()].view(shape).to(local.device)
+            found.index_copy_(placement.dim, placement.index(rank).to(local.device), values)
         return found

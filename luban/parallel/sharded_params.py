@@ -110,12 +110,12 @@ class ShardedParams:
         """After the weights were set: FSDP casts what it gathers."""
 
     def whole(self, name: str, local: Tensor) -> Tensor:
-        """A tensor of the model's or the optimizer's state, whole, on the CPU. Every process must call it."""
+        """A tensor of the model's or the optimizer's state, whole. Every process must call it."""
         if isinstance(local, DTensor) or name not in self.working:
             return _whole(local)
         like = self.working[name]
         if not isinstance(like, DTensor) or local.shape != like.to_local().shape or not local.dim():
-            return local.detach().cpu()
+            return local.detach()
         made = DTensor.from_local(
             local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
         )
@@ -135,4 +135,4 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()

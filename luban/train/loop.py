@@ -130,9 +130,8 @@ class Loop:
         began = self.clock()
         batch = next(batches)
         self.waited += (self.clock() - began) if self.step_seconds else 0.0
-        if not batch.target_count:
-            warn(NO_TARGET)
-        self.in_flight.append((factor, self.engine.submit(batch, factor, stop=bool(stop.signal))))
+        share = self.world.plan.readers > 1
+        self.in_flight.append((factor, self.engine.submit(batch, factor, stop=bool(stop.signal), share=share)))
         at.step += 1
 
     def _must_synchronize(self, stop: StopRequest) -> bool:
@@ -159,6 +158,8 @@ class Loop:
         """Wait for the oldest in-flight step and log it. Raises TrainingError after too many bad steps."""
         factor, step = self.in_flight.popleft()
         result = self.engine.synchronize(step)
+        if not result.targets:
+            warn(NO_TARGET)
         self.agreed_stop = result.stop
         self.synchronized += 1
         self._count(result)

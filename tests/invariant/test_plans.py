@@ -33,6 +33,7 @@ from luban.models.spec import spec_to_dict, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
 from luban.objectives.causal import Causal
+from luban.optim.muon import Muon
 from luban.parallel.compile import stacks_of
 from luban.parallel.context import check_context
 from luban.parallel.engine import TrainEngine
@@ -100,9 +101,18 @@ def train(trained: TrainEngine, name: str, first: int, past: int) -> list[tuple[
     """(loss, gradient norm) of the steps from `first` to before `past`."""
     found = []
     for step in range(first, past):
-        result = trained.step(ZOO[name].batch(ROWS, np.random.default_rng([SEED, step])))
+        batch, share = ZOO[name].batch(ROWS, np.random.default_rng([SEED, step])), step % 2 == 1
+        result = trained.synchronize(trained.submit(share_of(batch, trained) if share else batch, share=share))
         found.append((result.loss, result.grad_norm))
     return found
+
+
+def share_of(batch: Batch, trained: TrainEngine) -> Batch:
+    """The rows that a loader gives this process."""
+    world = trained.world
+    pieces = trained.accumulate * world.plan.microbatches
+    rows = np.arange(ROWS).reshape(pieces, world.plan.readers, -1)[:, world.reader].reshape(-1)
+    return type(batch)(**{name: array[rows] for name, array in vars(batch).items()})
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -215,17 +225,39 @@ def draw() -> list[tuple[str, dict, dict]]:
     return cases
 
 
+MUON = {"optimizer": Muon(lr=1e-2, adamw_lr=1e-2, eps=1e-4)}
+FP16 = {"precision": "fp16", "clip": 0.0}
+DIVIDED = [  # family, plan, settings, how near to one process
+    ("decoder", {"shard": 4}, MUON, 1e-9),
+    ("uneven", {"shard": 2, "tensor": 2}, MUON, 1e-9),
+    ("decoder", {"tensor": 4}, MUON, 1e-9),
+    ("decoder", {"shard": 4}, FP16, 3e-3),  # fp16 has 11 bits
+    ("decoder", {"shard": 2, "replicate": 2, "zero": 1}, FP16, 3e-3),
+]
+
+
+def other_settings(name: str, fields: dict, settings: dict, _: float) -> float:
+    """How far losses and gradient norms under a plan are from those of one process."""
+    plan = ParallelPlan(**fields)
+    found = train(engine(name, plan, joined(plan), **settings), name, 0, 3)
+    right = train(engine(name, ParallelPlan(), World(), **settings), name, 0, 3)
+    return float(np.abs(np.array(found) / np.array(right) - 1).max())
+
+
 def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]], steps: int) -> None:
     torch.set_num_threads(1)
     os.environ.update(WORLD_SIZE=str(PROCESSES), RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
     right = references(sorted({name for name, _, _ in cases}), rank, steps)
     found = [compare(right[case[0]], steps, *case) for case in cases]
+    others = [other_settings(*case) for case in DIVIDED]
     agreed = joined(ParallelPlan(shard=PROCESSES)).agree({"rank": rank}) == {"rank": 0}
     stopped = engine("decoder", ParallelPlan(replicate=PROCESSES), joined(ParallelPlan(replicate=PROCESSES)))
     batch = ZOO["decoder"].batch(ROWS, np.random.default_rng(0))
     stops = [stopped.synchronize(stopped.submit(batch, stop=stop)).stop for stop in (False, rank == 2)]
-    Path(folder, f"{rank}.json").write_text(json.dumps({"found": found, "agreed": agreed, "stops": stops}))
+    Path(folder, f"{rank}.json").write_text(
+        json.dumps({"found": found, "agreed": agreed, "stops": stops, "others": others})
+    )
     dist.destroy_process_group()
 
 
@@ -251,6 +283,12 @@ def test_plans_equal_one_process(drawn):
 def test_processes_agree_and_one_can_ask_for_the_end(drawn):
     for result in drawn[1]:
         assert result["agreed"] and result["stops"] == [False, True]
+
+
+def test_muon_and_fp16_equal_one_process_where_their_weights_are_divided(drawn):
+    for result in drawn[1]:
+        for (name, plan, settings, bound), error in zip(DIVIDED, result["others"], strict=True):
+            assert error < bound, (name, plan, settings, error)
 
 
 def run(folder: Path, cases: list, steps: int) -> list[dict]:

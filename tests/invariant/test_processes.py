@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from luban.checkpoint.manager import CheckpointManager
 from luban.checkpoint.reader import CheckpointReader
-from luban.cli import pretrain, sft
+from luban.cli import pretrain
 from luban.core.artifact import open_artifact
 from luban.core.errors import UsageError
 
@@ -67,8 +68,6 @@ def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe
     ):
         with pytest.raises(UsageError, match=message):
             pretrain.run([*command, *words])
-    with pytest.raises(UsageError, match="luban sft runs in one process"):
-        sft.run(["luban_sft_cpu", "--init", "x", "--data.path", "y", "--out", str(tmp_path / "s"), "--nproc", "2"])
     assert not list(tmp_path.iterdir())
 
 
@@ -87,6 +86,53 @@ def test_a_process_that_fails_ends_the_others_and_is_named(luban, shards, recipe
     code, err = luban("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run", "--nproc", "2")
     assert code != 0 and not (tmp_path / "run").exists()
     assert "process 1 of 2 failed with exit code 9" in err and "Traceback" not in err, err
+
+
+KILLS = {  # the function, and in which of its calls process 1 is killed
+    "save": ("luban.checkpoint.saver", "write_safetensors", 8),  # in the third checkpoint, of three files each
+    "load": ("luban.parallel.engine", "take_up", 1),
+    "step": ("luban.parallel.engine", "clip_factor", 11),
+}
+
+
+def killed_in(moment: str, folder: Path) -> dict[str, str]:
+    """The environment of a run in which process 1 is killed at a moment."""
+    module, name, call = KILLS[moment]
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        "if os.environ.get('RANK') == '1':\n"
+        f"    import {module} as module\n"
+        f"    whole, calls = module.{name}, []\n"
+        "    def counted(*words, **named):\n"
+        "        calls.append(1)\n"
+        f"        if len(calls) == {call}:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return whole(*words, **named)\n"
+        f"    module.{name} = counted\n"
+    )
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+@pytest.mark.parametrize("moment", ["save", *(pytest.param(m, marks=pytest.mark.slow) for m in ("load", "step"))])
+def test_a_process_killed_at_any_moment_is_named_and_nothing_finished_is_lost(start, shards, recipe, tmp_path, moment):
+    words = ("--train.steps", "12", "--validation.every", "0", "--checkpoint.every", "4", "--plan.shard", "2")
+    command = ("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run", "--nproc", "2", *words)
+    if moment == "load":
+        stopped = start(*command, environment=killed_in("step", tmp_path / "first"))
+        stopped.communicate()
+    process = start(*command, environment=killed_in(moment, tmp_path / "hook"))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode != 0 and "Traceback" not in err, err
+    assert "process 1 of 2 failed with exit code 137, which ended the others" in err, err
+    checkpoints = CheckpointManager(tmp_path / "run.incomplete")
+    finished = checkpoints.steps()[-1]
+    assert finished == 8 or (finished == 4 and moment != "save")  # the third save begins when the second is whole
+    found = checkpoints.resume()
+    assert found is not None and found[0] == finished
+    again = start(*command)
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0 and f"resuming after step {finished}" in err, err
 
 
 def children(process: int) -> list[int]:
