@@ -53,7 +53,7 @@ class CheckpointSaver:
     group: dist.ProcessGroup | None = None
     time: SavingTime = field(default_factory=SavingTime)
     _pending: Future[Manifest | None] | None = None
-    _pinned: dict[Held, Tensor] = field(default_factory=dict)  # host memory of CUDA tensors, kept from save to save
+    _kept: dict[Held, Tensor] = field(default_factory=dict)  # memory of copies, taken once: page-locked for CUDA
     _known: list[Any] = field(default_factory=list)  # digests of what all processes hold
     _mine: set[Held] = field(default_factory=set)  # what this process writes
 
@@ -98,6 +98,11 @@ class CheckpointSaver:
         self.time.blocked += time.monotonic() - began
         return pending
 
+    @property
+    def holds_copy(self) -> bool:
+        """Whether there is memory for copies already, from an earlier save."""
+        return bool(self._kept)
+
     def close(self) -> None:
         """Wait for what is being written."""
         self._thread.shutdown(wait=True)
@@ -131,12 +136,9 @@ class CheckpointSaver:
             return found
         host: Host = {}
         for piece, (shape, tensor) in found.items():
-            if not tensor.is_cuda:
-                host[piece] = shape, tensor.clone(memory_format=torch.contiguous_format)
-                continue
-            like = self._pinned.get(piece)
+            like = self._kept.get(piece)
             if like is None or like.dtype != tensor.dtype:
-                like = self._pinned[piece] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                like = self._kept[piece] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             host[piece] = shape, like.copy_(tensor, non_blocking=True)
         if any(tensor.is_cuda for _, tensor in found.values()):
             torch.cuda.synchronize()

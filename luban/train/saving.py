@@ -64,7 +64,7 @@ class RunCheckpoints:
             config=identity.config,
             parents=identity.parents,
             seed=identity.seed,
-            copy=_has_room(checkpoint),
+            copy=self.saver.holds_copy or _has_room(checkpoint),
         )
         self.pending = Pending(at.step, at.best_step, at.seconds, written)
 
