@@ -97,13 +97,17 @@ class ShardedParams:
         self._sums = {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers by name, of which this process holds shards; `whole` makes each whole."""
-        return state_of(self.model)
+        """Parameters and persistent buffers by name, of which this process holds shards; `whole` makes each whole.
+
+        The shards, not what the model has at the moment: after a forward pass without a backward one (validation) FSDP leaves
+        gathered weights there, in the dtype of the matmuls.
+        """
+        return {**state_of(self.model), **{name: parameter.detach() for name, parameter in self.working.items()}}
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up this process's shards of whole tensors."""
-        for name, tensor in state_of(self.model).items():
+        for name, tensor in self.state_dict().items():
             local, begins = local_region(tensor)
             local.copy_(cut(tensors[name], local, begins))
 
