@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_data import write_conversations
 
 from luban.checkpoint.manager import CheckpointManager
 from luban.checkpoint.reader import CheckpointReader
@@ -53,6 +54,23 @@ def test_a_run_that_stops_in_two_processes_goes_on_in_two_others(luban, start, s
     wanted = weights(single)
     for name, tensor in weights(several).items():
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_instruction_tuning_in_two_processes_equals_one(luban, shards, recipe, tmp_path):
+    """The conversations are packed once, and answers are counted over both processes."""
+    base, talk = tmp_path / "base", write_conversations(tmp_path / "talk.jsonl")
+    code, err = luban("pretrain", recipe, "--data.path", shards, "--out", base, "--train.steps", "2")
+    assert code == 0, err
+    tuning = tmp_path / "tuning.toml"
+    tuning.write_text(recipe.read_text().split("[schedule]")[1].join(["[schedule]", ""]))
+    command = ("sft", tuning, "--init", base, "--data.path", talk, "--train.precision", "fp64", "--train.steps", "8")
+    settings = ("--train.accumulate", "2", "--validation.every", "0", "--train.seq_len", "64")
+    for name, words in (("one", ()), ("two", ("--nproc", "2", "--plan.shard", "2"))):
+        code, err = luban(*command, *settings, "--out", tmp_path / name, *words)
+        assert code == 0 and err.count("What is trained on stands between") == 1, err
+    found, right = curve(tmp_path / "two"), curve(tmp_path / "one")
+    assert [v for row in found for v in row] == pytest.approx([v for row in right for v in row], rel=1e-9)
 
 
 def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe, tmp_path):
