@@ -45,6 +45,7 @@ from luban.objectives.denoising import Denoising
 from luban.objectives.labelled import Labelled
 from luban.objectives.masked import Masked
 from luban.optim.adamw import AdamW
+from luban.optim.base import OptimizerConfig
 from luban.parallel.apply import Execution, apply
 from luban.parallel.engine import TrainEngine
 
@@ -233,16 +234,23 @@ FAMILIES: dict[str, Family] = {
 
 
 def engine_of(
-    family: Family, *, seed: int, adapt=None, plan: ParallelPlan | None = None, eps: float = 1e-8, **execution: Any
+    family: Family,
+    *,
+    seed: int,
+    adapt=None,
+    plan: ParallelPlan | None = None,
+    eps: float = 1e-8,
+    optimizer: OptimizerConfig | None = None,
+    **execution: Any,
 ) -> TrainEngine:
-    """The family's model ready to train on the CPU by AdamW."""
+    """The family's model ready to train on the CPU, by AdamW unless an optimizer is given."""
     with torch.device("meta"):
         model = family.spec.body.build(family.spec)
     settings = Execution(device=torch.device("cpu"), **execution)
     return apply(
         family.objective.loss(model),
         plan or ParallelPlan(),
-        AdamW(lr=1e-2, eps=eps),
+        optimizer or AdamW(lr=1e-2, eps=eps),
         execution=settings,
         init=seed,
         adapt=adapt,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +17,13 @@ from luban.data.loader import Loader
 from luban.data.shards import Shards
 from luban.data.show import coloured, row_tokens, show_on_stderr
 from luban.load.model import LoadedModel, load_model
+from luban.parallel.world import process_count
 from luban.tokenizer.importing.artifact import replace_template
 from luban.tokenizer.template import read_template
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from luban.train.interrupt import Interrupted
 from luban.train.recipe import Recipe
-from luban.train.run import train
+from luban.train.run import open_run, train
 
 SAMPLE_TOKENS = 160  # of the mask's sample
 
@@ -53,15 +56,45 @@ def sft(recipe: SFTRecipe, out: Path, name: str = "sft") -> Path:
         UsageError: no model to start from.
         DataError: conversations without a usable loss mask.
     """
-    place = out if out.is_symlink() else real_path(out)
-    cache = place.with_name(place.name + ".data")
+    cache = cache_of(out)
     before = set(cache.iterdir()) if cache.is_dir() else set()
     try:
-        ready, model = with_shards(recipe, cache)
+        ready, model = prepared(recipe, cache)
         show_mask(ready)
         return train(ready, out, task="sft", name=name, model=model)
     except (TrainingError, Interrupted):
         raise  # the run goes on from what was packed
+    except LubanError:
+        _remove_new(cache, before)
+        raise
+
+
+def cache_of(out: Path) -> Path:
+    """Where what is packed for the run `out` lies."""
+    place = out if out.is_symlink() else real_path(out)
+    return place.with_name(place.name + ".data")
+
+
+def prepared(recipe: SFTRecipe, cache: Path) -> tuple[SFTRecipe, LoadedModel]:
+    """`with_shards`, by one process of a run after the other: the first packs, the others find its shards."""
+    if process_count() == 1:
+        return with_shards(recipe, cache)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(cache.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return with_shards(recipe, cache)
+    finally:
+        os.close(lock)
+
+
+def require_preparable(recipe: SFTRecipe, out: Path, processes: int) -> None:
+    """Pack the data and check recipe, data and plan before processes are started. Raises what `sft` would."""
+    cache = cache_of(out)
+    before = set(cache.iterdir()) if cache.is_dir() else set()
+    try:
+        ready, model = with_shards(recipe, cache)
+        open_run(ready, model, processes)
     except LubanError:
         _remove_new(cache, before)
         raise

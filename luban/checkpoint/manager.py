@@ -6,13 +6,15 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
-from luban.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from luban.checkpoint.reader import CheckpointReader
 from luban.core.artifact import INCOMPLETE
 from luban.core.errors import ArtifactError
 from luban.core.log import warn
 from luban.core.resuming import Operational
 
+T = TypeVar("T")
 FOLDER = "checkpoints"
 NAME = re.compile(r"step_(\d+)")
 
@@ -29,6 +31,39 @@ class CheckpointConfig:
             raise ValueError(f"every must be at least 1 step, {self.every} given")
         if self.keep < 1:
             raise ValueError(f"keep must be at least 1, {self.keep} given")
+
+
+class Processes(Protocol):
+    """Those that read a checkpoint together, as one of them sees them."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def is_main(self) -> bool: ...
+
+    def agree(self, value: T) -> T:
+        """The main process's value, in every process."""
+        ...
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in every process."""
+        ...
+
+
+class OneProcess:
+    """A process that reads alone."""
+
+    rank, size, is_main = 0, 1, True
+
+    def agree(self, value: T) -> T:
+        """The value."""
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        """The value."""
+        return [value]
 
 
 class CheckpointManager:
@@ -54,20 +89,28 @@ class CheckpointManager:
             if step != best:
                 remove_directory(self.path(step))
 
-    def resume(self) -> tuple[int, Checkpoint] | None:
+    def resume(self, processes: Processes | None = None) -> tuple[int, CheckpointReader] | None:
         """The newest whole checkpoint and its step; nothing when there is none.
 
-        A damaged one is named in a warning and removed, since training writes that step again; what a
-        crash left half-written is removed too.
+        All processes of a run call it together, and each verifies a share of the tensors. A damaged checkpoint is named in a
+        warning and removed, since training writes that step again; what a crash left half-written is removed too.
         """
-        if self.folder.is_dir():
+        together = processes or OneProcess()
+        if together.is_main and self.folder.is_dir():
             for leftover in self.folder.glob(f"*{INCOMPLETE}"):
                 remove_directory(leftover)
-        for step in reversed(self.steps()):
+        for step in reversed(together.agree(self.steps())):
+            reader, problem = None, None
             try:
-                return step, load_checkpoint(self.path(step))
+                reader = CheckpointReader.open(self.path(step))
+                reader.verify(together.rank, together.size)
             except ArtifactError as error:
-                warn(f"{error}; resuming from the checkpoint before it")
+                problem = str(error)
+            found = next((each for each in together.gather(problem) if each), None)
+            if found is None and reader is not None:
+                return step, reader
+            warn(f"{found}; resuming from the checkpoint before it")
+            if together.is_main:
                 remove_directory(self.path(step))
         return None
 

@@ -1,4 +1,4 @@
-"""`luban bench serve`: how fast a server answers, by load."""
+"""`luban bench serve|collectives`: how fast a server answers, by load, and how fast processes communicate."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from luban.cli import bench_collectives
 from luban.cli.subverbs import dispatch
 from luban.core.arguments import parse
 
@@ -132,4 +133,11 @@ def _rate(text: str) -> float:
 
 def run(argv: Sequence[str]) -> int | None:
     """Run the subverb."""
-    return dispatch("bench", {"serve": (_serve, "throughput and latency of a server, by load")}, argv)
+    verbs = {
+        "serve": (_serve, "throughput and latency of a server, by load"),
+        "collectives": (
+            bench_collectives.run,
+            "communication between processes: bytes beside formulas, time, bandwidth",
+        ),
+    }
+    return dispatch("bench", verbs, argv)

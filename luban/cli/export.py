@@ -32,9 +32,9 @@ def run(argv: Sequence[str]) -> None:
     """Load and write the model."""
     args = parse(Arguments, argv, verb="export", about="Write a model in the Hugging Face layout.", examples=EXAMPLES)
     from luban.load.export import export_model, template_begins_text
-    from luban.load.model import load_model
+    from luban.load.model import open_model
 
-    model = load_model(args.model, dtype=args.dtype)
+    model = open_model(args.model, dtype=args.dtype)
     out = export_model(model, args.out)
     if template_begins_text(model):
         say(

@@ -125,11 +125,14 @@ def read_manifest(path: str | Path) -> Manifest:
     return manifest
 
 
-def open_artifact(path: str | Path, kind: str | tuple[str, ...] | None = None, *, verify: bool = True) -> Manifest:
+def open_artifact(
+    path: str | Path, kind: str | tuple[str, ...] | None = None, *, verify: bool | Collection[str] = True
+) -> Manifest:
     """Read and check a finished artifact: its kind, and the size and hash of every file.
 
     Args:
-        verify: hash the files. False for what is too large to be read whole whenever it is opened: corpora and shards.
+        verify: hash the files, or those named. False for what is too large to be read whole whenever it is opened: corpora
+            and shards.
 
     Raises:
         ArtifactError: names the file that is missing, truncated or changed.
@@ -147,7 +150,8 @@ def open_artifact(path: str | Path, kind: str | tuple[str, ...] | None = None, *
         size = file.stat().st_size
         if size != entry["bytes"]:
             raise ArtifactError(f"{path} is damaged: {name} has {size} bytes, its manifest says {entry['bytes']}")
-        if verify and file_sha256(file) != entry["sha256"]:
+        hashed = verify if isinstance(verify, bool) else name in verify
+        if hashed and file_sha256(file) != entry["sha256"]:
             raise ArtifactError(f"{path} is damaged: the content of {name} does not match its manifest")
     return manifest
 
@@ -251,6 +255,7 @@ class ArtifactWriter:
         self.changed: dict[str, tuple[Any, Any]] = {}  # (old, new) of extensible fields and settings, by path
         self.figures: dict[str, Any] = {}
         self.terms: tuple[str, ...] = ()  # licences of the content, known when it is whole
+        self.hashes: dict[str, str] = {}  # SHA-256 of files that their writer has hashed and put on the disk already
         self.manifest = Manifest(
             kind=kind,
             format=format,
@@ -353,9 +358,11 @@ class ArtifactWriter:
                 if any(fnmatch.fnmatch(relative, pattern) for pattern in self.volatile):
                     files[relative] = {}
                     continue
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-                files[relative] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+                known = self.hashes.get(relative)
+                if known is None:
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+                files[relative] = {"bytes": file.stat().st_size, "sha256": known or file_sha256(file)}
         done = replace(self.manifest, files=files, figures=self.figures, status="finished", terms=self.terms)
         self.manifest = replace(done, content_hash=done.compute_hash())
         write_json(self.path / MANIFEST, self.manifest.to_json())

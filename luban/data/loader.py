@@ -26,7 +26,8 @@ class Loader:
         seed: of the order.
         packing: "stream" (windows over all text), "fit" (whole documents and padding), or rows already made.
         workers: threads that prepare batches ahead; the batches are the same for any number.
-        rank, world: this process's slice of every batch.
+        rank, world: this process's share of every batch: an equal part of the rows of each micro-batch.
+        micro_batches: that a batch is cut into; its share of the first comes first.
 
     Raises:
         ConfigError: sizes that make no batch.
@@ -44,17 +45,18 @@ class Loader:
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
+        micro_batches: int = 1,
     ):
         if batch_size < 1 or seq_len < 1:
             raise ConfigError(f"batch_size and seq_len must be at least 1 ({batch_size} and {seq_len} given)")
-        if not 0 <= rank < world or batch_size % world:
+        if not 0 <= rank < world or batch_size % (world * micro_batches):
+            cut = f" in {micro_batches} micro-batches" * (micro_batches > 1)
             raise ConfigError(
-                f"a batch of {batch_size} sequences cannot be shared by {world} ranks (this is rank {rank})"
+                f"a batch of {batch_size} sequences{cut} cannot be shared by {world} ranks (this is rank {rank})"
             )
         self.shards, self.seed, self.workers = shards, seed, workers
         self.batch_size, self.seq_len = batch_size, seq_len
-        share = batch_size // world
-        self._slice = slice(rank * share, (rank + 1) * share)
+        self._share = np.arange(batch_size).reshape(micro_batches, world, -1)[:, rank].reshape(-1)
         self.packing: Packing = PACKINGS[packing](shards, seq_len) if isinstance(packing, str) else packing
         self._orders: dict[int, np.ndarray] = {}
 
@@ -68,8 +70,8 @@ class Loader:
         return step * self.batch_size // self.packing.rows
 
     def batch(self, step: int) -> Batch:
-        """This rank's slice of the batch of a step, from 0; (B / world, T) arrays."""
-        sequences = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self._slice]
+        """This rank's share of the batch of a step, from 0; (B / world, T) arrays."""
+        sequences = step * self.batch_size + self._share
         epochs, places = np.divmod(sequences, self.packing.rows)
         rows = np.empty_like(sequences)
         for epoch in np.unique(epochs).tolist():

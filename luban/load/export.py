@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import tokenizers
@@ -16,22 +17,24 @@ from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent, free_bytes,
 from luban.core.errors import ArtifactError, DataError, UnsupportedError
 from luban.core.terms import require_exportable
 from luban.load.model import LoadedModel, begins_with_bos, ends_with_eos
-from luban.load.tensors import WEIGHTS
+from luban.load.tensors import INDEX, WEIGHTS, require_fits
 from luban.models.build import state_of
-from luban.models.convert.base import format_for, to_theirs
+from luban.models.convert.base import Format, Fused, Pair, Stacked, format_for, to_theirs
 from luban.models.spec import write_spec
 from luban.tokenizer.chat import render
 from luban.tokenizer.settings import CONFIG
 from luban.tokenizer.tokenizer import load_tokenizer
 
 NO_LENGTH = 10**20
+FILE_BYTES = 5 * 10**9  # of one file of weights, at most, unless a single tensor is larger
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
     """Write config.json, model.safetensors and the tokenizer's files, as `transformers` reads them.
 
-    The directory appears whole or not at all. Raises UnsupportedError when no Hugging Face architecture
+    Weights above 5 GB are written as several files with an index; of a model that `open_model` left on the disk no more than
+    one of them is in memory. The directory appears whole or not at all. Raises UnsupportedError when no Hugging Face architecture
     expresses the model, ArtifactError when `hf_dir` is already there, LineageError when a licence forbids it.
     """
     if m.manifest:
@@ -40,9 +43,10 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
     out = Path(hf_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ArtifactError(f"{out} already exists and is not empty: choose another directory, or remove it")
-    tensors = to_theirs(form, m.spec, parameters(m.module))
-    _require_room(out, tensors)
-    config |= {"dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch.")}
+    weights = parameters(m.module) if m.stored is None else ReadyWeights(m)
+    files = list(_files(form, m))
+    _require_room(out, sum(size for _, size in files))
+    config |= {"dtype": str(next(iter(state_of(m.module).values())).dtype).removeprefix("torch.")}
     if m.labels and len(m.labels) == len(config.get("id2label", ())):
         config |= {
             "id2label": dict(zip(config["id2label"], m.labels, strict=True)),
@@ -57,7 +61,7 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        write_safetensors(tensors, partial / WEIGHTS)
+        _write_weights(files, weights, partial)
         write_json(partial / "config.json", config)
         if m.tokenizer:
             copy_tokenizer(m, partial)
@@ -75,7 +79,7 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
 def import_model(m: LoadedModel, out: str | Path) -> Path:
     """Write a loaded model as a checkpoint of Luban's: spec.json, model.safetensors, tokenizer/."""
     tensors = parameters(m.module)
-    _require_room(Path(out), tensors)
+    _require_room(Path(out), sum(t.numel() * t.element_size() for t in tensors.values()))
     parents = (as_parent("model", m.path),) if (m.path / MANIFEST).is_file() else ()
     config = {"imported": m.name, **({"labels": list(m.labels)} if m.labels else {})}
     with ArtifactWriter(out, kind="checkpoint", config=config, parents=parents) as artifact:
@@ -99,9 +103,63 @@ def parameters(module: nn.Module) -> dict[str, Tensor]:
         raise UnsupportedError("a model with int8 weights is for inference alone: load it in float32 to write it")
     found = {name: tensor.to("cpu", copy=False).contiguous() for name, tensor in state_of(module).items()}
     for name, tensor in found.items():
-        if not tensor.isfinite().all():
-            raise ArtifactError(f"the tensor {name} holds NaN or infinity: such a model isn't written")
+        _require_finite(name, tensor)
     return found
+
+
+def _require_finite(name: str, tensor: Tensor) -> None:
+    if not tensor.isfinite().all():
+        raise ArtifactError(f"the tensor {name} holds NaN or infinity: such a model isn't written")
+
+
+class ReadyWeights(Mapping[str, Tensor]):
+    """The weights of a model on the disk, each read, checked and cast to the module's dtype when it is asked for."""
+
+    def __init__(self, m: LoadedModel):
+        assert m.stored is not None
+        self.stored, self.dtypes, self.path = m.stored, {n: t.dtype for n, t in state_of(m.module).items()}, m.path
+
+    def __getitem__(self, name: str) -> Tensor:
+        given = self.stored[name]
+        _require_finite(name, given)
+        cast = given.to(self.dtypes[name])
+        require_fits(given, cast, f"{self.path}: the tensor {name}")
+        return cast
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.dtypes)
+
+    def __len__(self) -> int:
+        return len(self.dtypes)
+
+
+def _files(form: Format, m: LoadedModel) -> Iterator[tuple[list[Pair | Fused | Stacked], int]]:
+    """What each file of weights holds, and its bytes."""
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in state_of(m.module).items()}
+    held: list[Pair | Fused | Stacked] = []
+    size = 0
+    for pair in form.pairs(m.spec):
+        tensor = pair.join(shapes)
+        if held and size + tensor.nbytes > FILE_BYTES:
+            yield held, size
+            held, size = [], 0
+        held.append(pair)
+        size += tensor.nbytes
+    yield held, size
+
+
+def _write_weights(
+    files: list[tuple[list[Pair | Fused | Stacked], int]], weights: Mapping[str, Tensor], folder: Path
+) -> None:
+    if len(files) == 1:
+        write_safetensors(to_theirs(files[0][0], weights), folder / WEIGHTS)
+        return
+    where = {}
+    for number, (pairs, _) in enumerate(files, 1):
+        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        write_safetensors(to_theirs(pairs, weights), folder / name)
+        where |= {pair.theirs: name for pair in pairs}
+    write_json(folder / INDEX, {"metadata": {"total_size": sum(size for _, size in files)}, "weight_map": where})
 
 
 def copy_tokenizer(m: LoadedModel, folder: Path, *, everything: bool = False) -> None:
@@ -164,8 +222,7 @@ def _write_generation(m: LoadedModel, folder: Path) -> None:
     m.generation.write(folder, eos_token_id=stops[0] if len(stops) == 1 else stops or None, **begin)
 
 
-def _require_room(out: Path, tensors: dict[str, Tensor]) -> None:
-    needed = sum(t.numel() * t.element_size() for t in tensors.values())
+def _require_room(out: Path, needed: int) -> None:
     if needed > free_bytes(out):
         raise DataError(
             f"the model needs {needed / 1e6:.0f} MB at {out}, and only {free_bytes(out) / 1e6:.0f} MB are free"

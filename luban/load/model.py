@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from luban.checkpoint.index import INDEX
+from luban.checkpoint.reader import CheckpointReader, StoredTensors
 from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifact, read_manifest, read_table
 from luban.core.errors import ArtifactError, ConfigError, DataError, UnsupportedError, nearest
 from luban.core.lineage import ancestor, require_same
@@ -53,6 +55,7 @@ class LoadedModel:
     labels: tuple[str, ...] = ()  # names of the head's classes, where a foreign configuration gives them
     unread: tuple[str, ...] = ()  # fields of a foreign configuration that had no meaning here, as "name = value"
     ends_with_eos: bool = False  # whether whole texts, such as an encoder reads, end with the end token
+    stored: StoredTensors | None = None  # the weights on disk, of a model on the meta device
 
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises DataError where the directory held none."""
@@ -71,7 +74,7 @@ def load_model(
     Args:
         path_or_name: a run (its best checkpoint on held-out text; unfinished: its last), a checkpoint, a Hugging Face directory
             with or without tokenizer files, a GGUF file, or the name of a model that a package carries (smollm2).
-        device: such as "cpu" or "cuda".
+        device: such as "cpu" or "cuda"; "meta": of a checkpoint with an index, whose weights stay on the disk (`open_model`).
         dtype: precision of the weights, by torch's name: float32, bfloat16, float16, or int8: dense layers in 8 bits for inference
             on a CPU.
 
@@ -111,6 +114,17 @@ def load_model(
         f"a {read_manifest(path).kind}" if (path / MANIFEST).is_file() else "no run, checkpoint or Hugging Face model"
     )
     raise ArtifactError(f"{path} holds {what}: a model needs {SPEC} or config.json with {WEIGHTS}")
+
+
+def open_model(path_or_name: str | Path, dtype: str | torch.dtype = "float32") -> LoadedModel:
+    """`load_model`, but of runs and checkpoints whose tensors can be read one by one the weights stay on the disk, as `stored`,
+    and the module is on the meta device."""
+    path = Path(path_or_name)
+    run, place = path if path.is_dir() else incomplete_path(path), path
+    if not (path / SPEC).is_file() and (run / "checkpoints").is_dir():
+        place = chosen_checkpoint(run, read_manifest(run))
+    indexed = (place / SPEC).is_file() and (place / INDEX).is_file()
+    return load_model(path_or_name, "meta" if indexed else "cpu", dtype)
 
 
 def _require_device(device: str) -> None:
@@ -153,7 +167,8 @@ def chosen_checkpoint(run: Path, manifest: Manifest) -> Path:
 def _load_checkpoint(
     path: Path, device: str, dtype: str, *, name: str = "", run: tuple[Path, Manifest] | None = None
 ) -> LoadedModel:
-    manifest = open_artifact(path) if (path / MANIFEST).is_file() else None
+    verify = not (path / INDEX).is_file()  # else each tensor is hashed when it is read
+    manifest = open_artifact(path, verify=verify) if (path / MANIFEST).is_file() else None
     if run is None and path.parent.name == "checkpoints" and (path.parent.parent / MANIFEST).is_file():
         run = path.parent.parent, read_manifest(path.parent.parent)
     home = path if (path / "tokenizer").is_dir() or run is None else run[0]
@@ -161,12 +176,14 @@ def _load_checkpoint(
     if run is not None and tokenizer is not None:
         _require_tokenizer(*run)
     spec = read_spec(path)
-    module = filled(spec, read_tensors(path / WEIGHTS), path / WEIGHTS, device=device, dtype=dtype)
+    stored = CheckpointReader.open(path).tensors("model") if (path / INDEX).is_file() else None
+    tensors, source = (read_tensors(path / WEIGHTS), path / WEIGHTS) if stored is None else (stored, path)
+    module = filled(spec, tensors, source, device=device, dtype=dtype)
     named = tuple((manifest.config if manifest else {}).get("labels", ()))
     m = _loaded(
         spec, module, tokenizer, name or path.name, path, run[1] if run else manifest, _generation(path, {}, spec)
     )
-    return replace(m, labels=named)
+    return replace(m, labels=named, stored=stored if device == "meta" else None)
 
 
 def _require_tokenizer(run: Path, manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from luban.checkpoint.reader import StoredTensors
 from luban.core.errors import ArtifactError, UnsupportedError, problem
 from luban.models.base import Model
 from luban.models.build import build_model, materialise, state_of
@@ -99,20 +100,28 @@ def filled(
 
     Nothing is allocated before every tensor is known to fit. Raises ArtifactError naming a missing or surplus tensor,
     both shapes of one that doesn't fit, or the kind of one that holds no plain numbers, UnsupportedError naming one whose
-    values are too large for `dtype`; `named` says what the file calls a tensor of ours.
+    values are too large for `dtype`; `named` says what the file calls a tensor of ours. On the device "meta" nothing is copied.
     """
     module = build_model(spec, device="meta", dtype=dtype)
-    _check(state_of(module), tensors, source, named or {})
+    described = tensors.described() if isinstance(tensors, StoredTensors) else tensors
+    _check(state_of(module), described, source, named or {})
+    if device == "meta":
+        return module
     materialise(module, device)
     for name, tensor in state_of(module).items():
         given = tensors[name]
-        tensor.copy_(given)
-        if tensor.dtype != given.dtype and not tensor.isfinite().all() and given.isfinite().all():
-            raise UnsupportedError(
-                f"{source}: the tensor {(named or {}).get(name, name)} has values up to {given.abs().max().item():.6g}, "
-                f"and {dtype} holds {torch.finfo(tensor.dtype).max:.6g} at most: use --dtype bfloat16 or float32"
-            )
+        require_fits(given, tensor.copy_(given), f"{source}: the tensor {(named or {}).get(name, name)}")
     return module
+
+
+def require_fits(given: Tensor, cast: Tensor, what: str) -> None:
+    """Raise UnsupportedError unless a tensor's values are finite in the dtype that it was cast to, as far as they were."""
+    if cast.dtype != given.dtype and not cast.isfinite().all() and given.isfinite().all():
+        name = str(cast.dtype).removeprefix("torch.")
+        raise UnsupportedError(
+            f"{what} has values up to {given.abs().max().item():.6g}, and {name} holds {torch.finfo(cast.dtype).max:.6g} at "
+            "most: use --dtype bfloat16 or float32"
+        )
 
 
 def _check(

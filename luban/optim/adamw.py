@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luban.core.seeding import derive
 from luban.kernels.available import triton_runs
 from luban.kernels.stepped import Stepped
-from luban.optim.base import Optimizer, OptimizerConfig, ParamGroups, Roles, Shapes, Update, vectors
+from luban.optim.base import DividedMatrices, Optimizer, OptimizerConfig, ParamGroups, Roles, Shapes, Update, vectors
 
 MOMENTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -40,7 +40,9 @@ class AdamW(OptimizerConfig):
         super().__post_init__()
         check_adam(self.betas, self.eps)
 
-    def build(self, parameters: Mapping[str, nn.Parameter], roles: Roles) -> Optimizer:
+    def build(
+        self, parameters: Mapping[str, nn.Parameter], roles: Roles, divided: DividedMatrices | None = None
+    ) -> Optimizer:
         plain = vectors(roles)
         settings = {"peak_lr": self.lr, "betas": self.betas, "eps": self.eps}
         groups = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,22 @@ from luban.nn.roles import HIDDEN, VECTORS, Role
 
 Shapes = Mapping[str, Sequence[int]]  # of parameters, by name
 Roles = Mapping[str, Role]
+
+
+class DividedMatrices(Protocol):
+    """Matrices of which each process updates a part."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the whole matrix."""
+        ...
+
+    def whole(self, name: str, part: Tensor) -> Tensor:
+        """The whole of a tensor like the matrix; all processes that hold it call this in the same order."""
+        ...
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """This process's part of it."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +58,15 @@ class OptimizerConfig(Variant):
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay must be at least 0, {self.weight_decay} given")
 
-    def build(self, parameters: Mapping[str, nn.Parameter], roles: Roles) -> Optimizer:
-        """The optimizer of these named parameters."""
+    def build(
+        self, parameters: Mapping[str, nn.Parameter], roles: Roles, divided: DividedMatrices | None = None
+    ) -> Optimizer:
+        """The optimizer of these named parameters.
+
+        Args:
+            divided: where the parameters are parts of matrices that several processes hold, for optimizers that need whole
+                ones; None: they are whole.
+        """
         raise NotImplementedError
 
     def state_bytes(self, shapes: Shapes, roles: Roles) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from luban.optim.adamw import AdamW, check_adam, refresh
-from luban.optim.base import Optimizer, OptimizerConfig, ParamGroups, Roles, Shapes, Update, hidden_matrices
+from luban.optim.base import (
+    DividedMatrices,
+    Optimizer,
+    OptimizerConfig,
+    ParamGroups,
+    Roles,
+    Shapes,
+    Update,
+    hidden_matrices,
+)
 
 # Quintic coefficients that drive singular values from [0, 1] to about 1 in five rounds (Jordan et al. 2024).
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -36,7 +45,9 @@ class Muon(OptimizerConfig):
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), {self.momentum} given")
 
-    def build(self, parameters: Mapping[str, nn.Parameter], roles: Roles) -> Optimizer:
+    def build(
+        self, parameters: Mapping[str, nn.Parameter], roles: Roles, divided: DividedMatrices | None = None
+    ) -> Optimizer:
         names = hidden_matrices(roles)
         hidden = [p for name, p in parameters.items() if name in names]
         rest = {name: p for name, p in parameters.items() if name not in names}
@@ -52,7 +63,9 @@ class Muon(OptimizerConfig):
                             "decay": self.weight_decay,
                             "rounds": self.rounds,
                         }
-                    ]
+                    ],
+                    {parameters[name]: name for name in names & parameters.keys()},
+                    divided,
                 )
             )
         if rest:
@@ -81,40 +94,65 @@ class Muon(OptimizerConfig):
 
 
 class MuonGroups(ParamGroups):
-    """The update itself. Matrices of one shape are orthogonalised together in one batched matmul."""
+    """The update itself. Matrices of one shape are orthogonalised together in one batched matmul.
+
+    Momentum is kept where the weights are; of divided matrices each process gathers what is to be orthogonalised, computes all of
+    it and keeps its part, so that the update is that of one process.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        names: Mapping[nn.Parameter, str],
+        divided: DividedMatrices | None = None,
+    ):
+        super().__init__(groups)
+        self.names, self.divided = names, divided
 
     def step(self, factor: float, update: Update) -> None:
         for group in self.groups:
             by_shape = defaultdict(list)
             for parameter in group["params"]:
                 if parameter in update.gradients:
-                    by_shape[tuple(parameter.shape)].append(parameter)
+                    by_shape[self._shape(parameter)].append(parameter)
             for shape, parameters in by_shape.items():
                 self._step_shape(group, shape, parameters, factor, update)
                 refresh(parameters, update)
 
+    def _shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
+        return tuple(parameter.shape) if self.divided is None else self.divided.shape(self.names[parameter])
+
     def _step_shape(
         self,
         group: dict[str, Any],
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         parameters: list[nn.Parameter],
         factor: float,
         update: Update,
     ) -> None:
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter]["momentum"] = torch.zeros_like(parameter, dtype=torch.float32)
-        buffers = [self.state[parameter]["momentum"] for parameter in parameters]
-        gradients = torch.stack([update.gradients[p] for p in parameters]).float() * update.scale.float()
-        gradients = torch.where(update.apply, gradients, 0.0)  # after a bad step every weight below is 0 too
         kept, lr = update.apply.float(), group["peak_lr"] * factor
-        momentum = torch.lerp(torch.stack(buffers), gradients, (1 - group["momentum"]) * kept)
-        torch._foreach_copy_(buffers, list(momentum))
-        updates = orthogonalise(torch.lerp(gradients, momentum, group["momentum"]), group["rounds"])
-        updates = updates.to(parameters[0].dtype) * (-lr * 0.2 * math.sqrt(max(shape)) * kept)
+        mixtures = [self._mix(group["momentum"], parameter, kept, update) for parameter in parameters]
+        if self.divided is not None:
+            mixtures = [self.divided.whole(self.names[p], m) for p, m in zip(parameters, mixtures, strict=True)]
+        precise = torch.float64 if parameters[0].dtype == torch.float64 else torch.bfloat16
+        found = list(orthogonalise(torch.stack(mixtures), group["rounds"], precise))
+        if self.divided is not None:
+            found = [self.divided.part(self.names[p], whole) for p, whole in zip(parameters, found, strict=True)]
+        size = -lr * 0.2 * math.sqrt(max(shape)) * kept
         weights = list[Tensor](parameters)
         torch._foreach_mul_(weights, 1 - lr * group["decay"] * kept)
-        torch._foreach_add_(weights, list(updates.to(parameters[0].dtype)))
+        torch._foreach_add_(weights, [each.to(p.dtype) * size for p, each in zip(parameters, found, strict=True)])
+
+    def _mix(self, decay: float, parameter: nn.Parameter, kept: Tensor, update: Update) -> Tensor:
+        """Nesterov's mixture of a gradient and the momentum, which it updates: the part that is here."""
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        if not self.state[parameter]:
+            self.state[parameter]["momentum"] = torch.zeros_like(parameter, dtype=wide)
+        momentum = self.state[parameter]["momentum"]
+        gradient = update.gradients[parameter].to(wide) * update.scale.to(wide)
+        gradient = torch.where(update.apply, gradient, 0.0)  # after a bad step the weight is 0 too
+        momentum.lerp_(gradient, ((1 - decay) * kept).to(wide))
+        return torch.lerp(gradient, momentum, decay)
 
 
 def orthogonalise(matrices_NRC: Tensor, rounds: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -28,6 +28,7 @@ from luban.parallel.engine import TrainEngine
 from luban.parallel.expert import check_experts, divide_experts, held_apart
 from luban.parallel.gradients import GradientSums
 from luban.parallel.heads import DividedHeads, HeadRange
+from luban.parallel.matrices import Matrices
 from luban.parallel.micro_batches import OneAfterTheOther, Runner
 from luban.parallel.pipelined import Pipelined
 from luban.parallel.placement import Placements
@@ -81,7 +82,7 @@ def apply(
     model: Model = loss.model
     experts = {name: layer.count for name, layer in routers_of(model).items()}
     execution = execution or Execution(device=torch.device("cpu"))
-    _require_spreadable(plan, optimizer, execution, adapted=adapt is not None)
+    _require_spreadable(plan, execution, adapted=adapt is not None)
     world, losses = execution.world, (loss, evaluation or loss)
     blocks, own = blocks_of(model), frozenset(state_of(model))
     # Adapters first: everything below must see their modules, too.
@@ -128,7 +129,8 @@ def apply(
     if boundary is not None:
         runner = _pipeline(loss, functions, params, boundary, execution, sums)
     # The optimizer last: it holds the very tensors that are trained.
-    built = optimizer.build(params.parameters, roles_of(model))
+    divided = None if optimizer.elementwise or plan.shard * plan.tensor == 1 else Matrices(params, placements)
+    built = optimizer.build(params.parameters, roles_of(model), divided)
     return TrainEngine(
         runner,
         params,
@@ -230,17 +232,14 @@ def _require_pipeline(plan: ParallelPlan, execution: Execution) -> None:
         raise ConfigError(f"{what} does not go with train.precision fp16: use --train.precision bf16")
 
 
-def _require_spreadable(plan: ParallelPlan, optimizer: OptimizerConfig, execution: Execution, *, adapted: bool) -> None:
+def _require_spreadable(plan: ParallelPlan, execution: Execution, *, adapted: bool) -> None:
     if plan.processes != execution.world.size:
         raise ConfigError(f"the plan is for {plan.processes} processes, and there are {execution.world.size}")
     _require_pipeline(plan, execution)
     divides = " and ".join(f"plan.{axis}" for axis in ("shard", "tensor") if getattr(plan, axis) > 1)
     if not divides:
         return
-    if not optimizer.elementwise:
-        name = OptimizerConfig.registry.name_of(type(optimizer))
-        raise ConfigError(f"optim.type {name} updates whole matrices, which {divides} divides: use --optim.type adamw")
-    if execution.precision == "fp8" or (plan.shard > 1 and (execution.precision == "fp16" or not execution.masters)):
+    if execution.precision == "fp8" or (plan.shard > 1 and not execution.masters):
         what = f"train.precision {execution.precision}" if execution.masters else "train.weights bf16"
         raise ConfigError(f"{what} does not go with {divides}: use --train.precision bf16 with fp32 weights")
     if plan.tensor > 1 and adapted:

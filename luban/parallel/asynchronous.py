@@ -38,14 +38,14 @@ class Asynchronous(Pipelined):
     norms: list[Tensor] = field(default_factory=list)  # of its updates
 
     def train_and_update(
-        self, micro_batches: Sequence[MicroBatch], factor: float, change: Change
+        self, micro_batches: Sequence[MicroBatch], factor: float | Tensor, change: Change
     ) -> tuple[Totals, Tensor]:
         """This process's row of the schedule, and the root mean square of the norms of its updates."""
         self.change, self.norms = change, []
         totals = self.train(micro_batches, factor * len(micro_batches))
         return totals, torch.stack(self.norms).square().mean().sqrt()
 
-    def _act(self, action: Action, micro_batches: Sequence[MicroBatch], factor: float, totals: Totals) -> None:
+    def _act(self, action: Action, micro_batches: Sequence[MicroBatch], factor: float | Tensor, totals: Totals) -> None:
         kind, stage, m = action
         if kind == "F":
             self.versions[m] = {

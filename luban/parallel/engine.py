@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from luban.data.batch import Batch
 from luban.models.build import state_of
+from luban.nn.init import Region
 from luban.objectives.base import LossModule
 from luban.optim.base import Optimizer, Update
 from luban.optim.clip import clip_factor, global_norm
@@ -25,8 +26,9 @@ from luban.parallel.gather import together
 from luban.parallel.gradients import GradientSums
 from luban.parallel.micro_batches import Runner, Totals
 from luban.parallel.precision import LossScale, MixedPrecisionParams
-from luban.parallel.routers import Routers, on_device
+from luban.parallel.routers import Routers
 from luban.parallel.sharded_params import ShardedParams
+from luban.parallel.stored import Stored, held, parameter_of, take_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class StepResult:
 
     loss: float  # mean of the objective in nats a target, over the whole step
     tokens: int  # real tokens read (no padding)
+    targets: int  # that the mean is over
     grad_norm: float  # global norm before clipping
     bad: bool  # NaN or infinite: nothing was updated
     explained: bool  # bad, but only because the fp16 loss scale was too large
@@ -47,13 +50,11 @@ class InFlightStep:
     """A step that the device may still be working on."""
 
     figures: (
-        # on the host: summed loss, gradient norm with the loss scale still in it, sums and counts of metrics, requests to
-        # stop, routers' figures
+        # on the host: summed loss, gradient norm with the loss scale still in it, sums and counts of metrics, whether some
+        # process asks for the end, routers' figures, targets that the loss was summed over, real tokens read
         Tensor
     )
     done: torch.cuda.Event | None  # when they have arrived; None on a CPU, where they have
-    targets: int  # that the loss was summed over
-    tokens: int  # real tokens read
     scale: float  # the loss scale it ran with
     metrics: tuple[str, ...]  # their names
 
@@ -105,30 +106,39 @@ class TrainEngine:
         """One optimizer step at `factor` times the peak learning rate, to its end."""
         return self.synchronize(self.submit(batch, factor))
 
-    def submit(self, batch: Batch, factor: float = 1.0, *, stop: bool = False) -> InFlightStep:
+    def submit(self, batch: Batch, factor: float = 1.0, *, stop: bool = False, share: bool = False) -> InFlightStep:
         """Start one optimizer step.
 
         The loss of every micro-batch is a sum over its targets, divided by the targets of all of them, so that cutting
         a batch into micro-batches, and those among processes, changes nothing but rounding.
 
         Args:
-            batch: of the whole step, the same in every process.
+            batch: of the whole step, the same in every process, or this process's `share` of its rows (`Loader`).
             factor: on the peak learning rate.
             stop: ask all processes for the run's end.
         """
-        targets, scale = max(batch.target_count, 1), self.scale.value
-        micro_batches = list(self._micro_batches(batch, scale))
+        scale, counts = self.scale.value, self._counts(batch, share=share)
+        weight = scale / max(batch.target_count, 1) if not share else scale / counts[0].clamp_min(1)
+        micro_batches = list(self._micro_batches(batch, weight, share=share))
         if isinstance(self.runner, Asynchronous):
-            found, norm = self.runner.train_and_update(micro_batches, scale / targets, partial(self._change, factor))
+            found, norm = self.runner.train_and_update(micro_batches, weight, partial(self._change, factor))
             norm, totals = self.sums.norm({"": norm[None]}), self._totals(found, stop=stop)
         else:
-            found = self.runner.train(micro_batches, scale / targets)
+            found = self.runner.train(micro_batches, weight)
             summed = self.sums.sum(self.params.gradients())
             norm, totals = self.sums.norm(summed), self._totals(found, stop=stop)
             self._update(factor, summed, norm, totals[0].isfinite() & norm.isfinite())
             self.params.clear()
-        figures, done = _to_host(torch.stack([totals[0], norm.to(totals[0].dtype), *totals[1:]]))
-        return InFlightStep(figures, done, targets, batch.tokens_read, scale, found.names)
+        figures, done = _to_host(torch.stack([each.double() for each in (totals[0], norm, *totals[1:], *counts)]))
+        return InFlightStep(figures, done, scale, found.names)
+
+    def _counts(self, batch: Batch, *, share: bool) -> Tensor:
+        """(2,) targets and real tokens of the whole step. Of the processes that read the same rows the first counts them."""
+        counts = torch.tensor([batch.target_count, batch.tokens_read], dtype=torch.float64, device=self.device)
+        if not share:
+            return counts
+        first = all(self.world.index(axis) == 0 for axis in ("tensor", "context", "pipeline"))
+        return self.world.sum(counts if first else torch.zeros_like(counts))
 
     def _totals(self, found: Totals, *, stop: bool) -> list[Tensor]:
         """Sums over all processes: of the loss, of metrics and their counts, of requests to stop, of routers' figures."""
@@ -154,15 +164,16 @@ class TrainEngine:
         """Wait for a step's end and read its figures."""
         if step.done is not None:
             step.done.synchronize()
-        loss, norm, *parts = step.figures.tolist()
+        loss, norm, *parts, targets, tokens = step.figures.tolist()
         stop, *loads = parts[2 * len(step.metrics) :]
         bad = not (np.isfinite(loss) and np.isfinite(norm))
         explained = self.scale.update(bad) and bool(np.isfinite(loss))
         metrics = {name: parts[2 * i] / max(parts[2 * i + 1], 1) for i, name in enumerate(step.metrics)}
         metrics |= self.routers.metrics(loads)
         return StepResult(
-            loss=loss / step.targets,
-            tokens=step.tokens,
+            loss=loss / max(targets, 1),
+            tokens=int(tokens),
+            targets=int(targets),
             grad_norm=norm / step.scale,
             bad=bad,
             explained=explained,
@@ -179,28 +190,29 @@ class TrainEngine:
         counts = self.world.counts and (divisible or self.world.reader == 0)
         return float(self.world.sum(total if counts else torch.zeros_like(total))), batch.target_count
 
-    def state_dict(self, *, everywhere: bool = True) -> dict[str, dict[str, Tensor]]:
-        """Weights under "model" (the fp32 ones, where there are such) and the optimizer's state under "optimizer", whole, as
-        a run in one process has them. Every process must call it.
+    def held(self) -> dict[str, dict[str, Region]]:
+        """What this process has of the weights under "model" (the fp32 ones, where there are such) and of the optimizer's state
+        under "optimizer", as views of the tensors that the next step changes."""
+        return held(self.params, self.optimizer, self.placements)
 
-        Args:
-            everywhere: every process gets all of it; else the main one does, and most others hold one tensor at a time.
-        """
-        model = self._whole(self.params.state_dict(), lambda name: name, everywhere=everywhere)
-        optimizer = self._whole(self.optimizer.state_dict(), _parameter, everywhere=everywhere)
-        return {"model": model, "optimizer": optimizer}
+    def take_up(self, stored: Stored) -> None:
+        """Go on from a checkpoint that was saved under any plan, of which this process reads its own part."""
+        take_up(stored, self.params, self.optimizer, self.placements)
 
-    def _whole(
-        self, held: Mapping[str, Tensor], parameter: Callable[[str], str], *, everywhere: bool
-    ) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Weights and optimizer state as `held`, but whole in every process, as a run in one process has them. Every process
+        must call it."""
+        model = self._whole(self.params.state_dict(), lambda name: name)
+        return {"model": model, "optimizer": self._whole(self.optimizer.state_dict(), parameter_of)}
+
+    def _whole(self, held: Mapping[str, Tensor], parameter: Callable[[str], str]) -> dict[str, Tensor]:
         """Tensors of which this process holds parts; `parameter` is that which an entry is of."""
         found = {}
         for entry, local in held.items():
             name = parameter(entry)
             tensor = self.placements.whole(name, self.params.whole(name, local))
-            if everywhere or self.world.collects:
-                found[entry] = tensor
-        return together(found, self.world, everywhere=everywhere)
+            found[entry] = None if tensor is None else tensor.cpu()
+        return together(found, self.world)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave, of a run under any plan."""
@@ -208,30 +220,28 @@ class TrainEngine:
         self.params.load_state_dict({name: mine(name, state["model"][name]) for name in state_of(self.model)})
         optimizer = {}
         for entry, value in state["optimizer"].items():
-            name = _parameter(entry)
+            name = parameter_of(entry)
             if name in self.params.parameters or name not in state["model"]:  # else another process has it
                 optimizer[entry] = self.params.part(name, mine(name, value))
         self.optimizer.load_state_dict(optimizer)
 
-    def _micro_batches(self, batch: Batch, scale: float) -> Iterator[dict[str, Tensor]]:
+    def _micro_batches(self, batch: Batch, weight: float | Tensor, *, share: bool) -> Iterator[dict[str, Tensor]]:
         tensors, pieces = to_device(batch, self.device), self.accumulate * self.world.plan.microbatches
-        # Processes of the axis tensor compute the same auxiliary losses, whose gradients are summed; PipeDream updates by every
-        # micro-batch.
-        factor = scale / self.world.plan.tensor * (pieces if isinstance(self.runner, Asynchronous) else 1)
-        tensors |= on_device(self.routers.arrays(batch, factor), self.device)
+        for name, array in self.routers.arrays(batch).items():
+            tensors[name] = torch.from_numpy(array).to(self.device, non_blocking=True)
+        if "router_weights" in tensors:
+            # Processes of the axis tensor compute the same auxiliary losses, whose gradients are summed; PipeDream updates by
+            # every micro-batch.
+            updates = pieces if isinstance(self.runner, Asynchronous) else 1
+            tensors["router_weights"] = tensors["router_weights"] * weight * (updates / self.world.plan.tensor)
         cut = {name: tensor.chunk(pieces) for name, tensor in tensors.items()}
         for i in range(pieces):
-            yield self._mine({name: chunks[i] for name, chunks in cut.items()})
+            yield self._mine({name: chunks[i] for name, chunks in cut.items()}, divided=not share)
 
     def _mine(self, tensors: dict[str, Tensor], *, divided: bool = True) -> dict[str, Tensor]:
-        """What this process reads: its rows, unless they aren't `divided`, and of them its tokens."""
+        """What this process reads: its rows, unless they aren't to be `divided`, and of them its tokens."""
         rows = self.world.rows(tensors) if divided else tensors
         return tokens_of(rows, self.world.index("context"), self.world.plan.context)
-
-
-def _parameter(entry: str) -> str:
-    """The parameter of an entry of the optimizer's state: `NAME/key`."""
-    return entry.rpartition("/")[0]
 
 
 def _to_host(figures: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

@@ -13,26 +13,21 @@ from luban.parallel.shard import message_device
 from luban.parallel.world import World
 
 
-def together(found: Mapping[str, Tensor | None], world: World, *, everywhere: bool) -> dict[str, Tensor]:
+def together(found: Mapping[str, Tensor | None], world: World) -> dict[str, Tensor]:
     """The tensors of all processes along the axes tensor and pipeline, in the order of the first that has each. Every
     process must call it.
 
     Args:
         found: None stands for a tensor that another process has.
-        everywhere: every process gets them; else the main one, of what `World.collects` has put together.
     """
     mine = {name: tensor for name, tensor in found.items() if tensor is not None}
-    if everywhere:
-        for axis in ("tensor", "pipeline"):
-            if getattr(world.plan, axis) > 1:
-                mine = _together(mine, world.group(axis), keep=True)
-        return mine
-    if world.collects and world.plan.pipeline > 1:
-        mine = _together(mine, world.group("pipeline"), keep=world.is_main)
+    for axis in ("tensor", "pipeline"):
+        if getattr(world.plan, axis) > 1:
+            mine = _together(mine, world.group(axis))
     return mine
 
 
-def _together(mine: dict[str, Tensor], group: dist.ProcessGroup, *, keep: bool) -> dict[str, Tensor]:
+def _together(mine: dict[str, Tensor], group: dist.ProcessGroup) -> dict[str, Tensor]:
     described: list[Any] = [None] * group.size()
     dist.all_gather_object(described, {n: (tuple(t.shape), t.dtype) for n, t in mine.items()}, group=group)
     device, rank = message_device(group), dist.get_rank(group)
@@ -48,6 +43,5 @@ def _together(mine: dict[str, Tensor], group: dist.ProcessGroup, *, keep: bool) 
             else:
                 tensor = mine[name].to(device) if rank == source else torch.empty(shape, dtype=dtype, device=device)
                 dist.broadcast(tensor, group_src=source, group=group)
-            if keep:
-                whole[name] = tensor.cpu()
+            whole[name] = tensor.cpu()
     return whole

@@ -39,7 +39,7 @@ class Totals:
 class Runner(Protocol):
     """How the micro-batches of a step run."""
 
-    def train(self, micro_batches: Sequence[MicroBatch], factor: float) -> Totals:
+    def train(self, micro_batches: Sequence[MicroBatch], factor: float | Tensor) -> Totals:
         """Gradients of `factor` times the summed loss, added to `params`."""
         ...
 
@@ -60,7 +60,7 @@ class OneAfterTheOther:
     heldout: LossFunction
     params: MixedPrecisionParams | ShardedParams
 
-    def train(self, micro_batches: Sequence[MicroBatch], factor: float) -> Totals:
+    def train(self, micro_batches: Sequence[MicroBatch], factor: float | Tensor) -> Totals:
         """Forward and backward of each."""
         totals = Totals([])
         for number, micro_batch in enumerate(micro_batches, 1):

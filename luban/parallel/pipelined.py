@@ -55,7 +55,7 @@ class Pipelined:
     stashed: dict[tuple[int, int], Stashed] = field(default_factory=dict)
     names: tuple[str, ...] | None = None  # of the metrics, once known
 
-    def train(self, micro_batches: Sequence[MicroBatch], factor: float) -> Totals:
+    def train(self, micro_batches: Sequence[MicroBatch], factor: float | Tensor) -> Totals:
         """This process's row of the schedule."""
         totals = Totals([])
         for action in table_of(self.world.plan, len(micro_batches))[self.world.index("pipeline")]:
@@ -73,7 +73,7 @@ class Pipelined:
         self.channels.wait()
         return total
 
-    def _act(self, action: Action, micro_batches: Sequence[MicroBatch], factor: float, totals: Totals) -> None:
+    def _act(self, action: Action, micro_batches: Sequence[MicroBatch], factor: float | Tensor, totals: Totals) -> None:
         kind, stage, m = action
         if kind == "F":
             self._forward_and_stash(action, micro_batches[m], self.loss, factor, totals)
@@ -86,7 +86,7 @@ class Pipelined:
             self._backward(action)
 
     def _forward_and_stash(
-        self, action: Action, batch: MicroBatch, function: LossFunction, factor: float, totals: Totals
+        self, action: Action, batch: MicroBatch, function: LossFunction, factor: float | Tensor, totals: Totals
     ) -> None:
         inputs, found = self._forward(action, batch, function)
         if isinstance(found, LossOutput):

@@ -78,11 +78,16 @@ class Placements:
         """Whether this process has a part of the parameter."""
         return name not in self.divided or bool(self.divided[name].runs[self.rank])
 
-    def region(self, name: str, tensor: Tensor) -> Region:
-        """The parts of a parameter that lie here; FSDP may have divided what the axis tensor left."""
+    def region(self, name: str, tensor: Tensor, values: Tensor | None = None) -> Region:
+        """The parts of a parameter that lie here; FSDP may have divided what the axis tensor left.
+
+        Args:
+            values: of the shape of what lies here, whose parts are given instead of the parameter's.
+        """
         if (own := self._of(name)) is not self:
-            return own.region(name, tensor)
+            return own.region(name, tensor, values)
         local, begins = local_region(tensor)
+        local = local if values is None else values
         placement = self.divided.get(name)
         if placement is None:
             return Region(tensor.shape, [(local, begins)])
@@ -113,16 +118,16 @@ class Placements:
 
     @torch.no_grad()
     def whole(self, name: str, local: Tensor | None) -> Tensor | None:
-        """The whole of a tensor that is like the parameter, on the CPU. Every process of the axis must call it; those that
+        """The whole of a tensor that is like the parameter, where it was. Every process of the axis must call it; those that
         hold nothing pass None."""
         if (own := self._of(name)) is not self:
             return own.whole(name, local)
         placement = self.divided.get(name)
         if placement is None or (local is not None and local.shape != placement.local_shape(self.rank)):
-            return local if local is None else local.cpu()
+            return local
         held = [rank for rank, runs in enumerate(placement.runs) if runs]
         if len(held) == 1:  # the first process's alone
-            return None if local is None else local.cpu()
+            return local
         assert local is not None and self.group is not None
         shapes = [placement.local_shape(rank) for rank in range(self.ranks)]
         size = max(torch.Size(shape).numel() for shape in shapes)
@@ -130,8 +135,8 @@ class Placements:
         padded[: local.numel()] = local.reshape(-1)
         parts = [torch.empty_like(padded) for _ in shapes]
         dist.all_gather(parts, padded, group=self.group)
-        found = torch.empty(placement.shape, dtype=local.dtype)
+        found = torch.empty(placement.shape, dtype=local.dtype, device=local.device)
         for rank, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
-            values = part[: torch.Size(shape).numel()].view(shape).cpu()
-            found.index_copy_(placement.dim, placement.index(rank), values)
+            values = part[: torch.Size(shape).numel()].view(shape).to(local.device)
+            found.index_copy_(placement.dim, placement.index(rank).to(local.device), values)
         return found

@@ -81,6 +81,17 @@ class MixedPrecisionParams:
         """Parameters (the masters, where there are such) and persistent buffers by name; shared ones are named once."""
         return {**state_of(self.model), **{name: p.detach() for name, p in self.parameters.items()}}
 
+    def like(self, name: str) -> Tensor:
+        """The parameter, of which this process holds all that it updates."""
+        return self.parameters[name].detach()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the masters to the model, after they were set."""
+        if self.masters:
+            for name, parameter in self.working.items():
+                parameter.copy_(self.parameters[name])
+
     def whole(self, name: str, local: Tensor) -> Tensor:
         """A tensor of the model's or the optimizer's state as it is: FSDP divides nothing here."""
         return local
@@ -94,9 +105,7 @@ class MixedPrecisionParams:
         """Take weights up, into masters and model."""
         for name, tensor in self.state_dict().items():
             tensor.copy_(tensors[name])
-        if self.masters:
-            for name, parameter in self.working.items():
-                parameter.copy_(self.parameters[name])
+        self.refresh()
 
 
 def _replace_parameters(model: nn.Module, dtype: torch.dtype) -> None:

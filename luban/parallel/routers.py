@@ -43,25 +43,20 @@ class Routers:
         layers = routers_of(model)
         return cls(dict(experts), layers, any(layer.choice.random for layer in layers.values()))
 
-    def arrays(self, batch: Batch, factor: float) -> dict[str, np.ndarray]:
+    def arrays(self, batch: Batch) -> dict[str, np.ndarray]:
         """Arrays for `luban.objectives.base.router_training`, with the rows first.
 
-        Rows weigh as their targets do in the loss. Random numbers follow from the batch alone, so that they are the same
-        under every plan and in every recomputation.
-
-        Args:
-            batch: of the whole step.
-            factor: on the mean of the auxiliary losses (the loss scale).
+        Rows weigh as their targets do in the loss: "router_weights" are their numbers of targets, still to be divided by those of
+        the whole step. Random numbers follow from a row's tokens alone, so that they are the same under every plan, for
+        any part of a batch, and in every recomputation.
         """
         if not self.experts:
             return {}
         rows, tokens = batch.tokens.shape[:2]
-        targets = batch.loss_mask.reshape(rows, -1).sum(1).astype(np.float64)
-        shares = targets / targets.sum() if targets.any() else np.full(rows, 1 / rows)
-        found = {"router_weights": factor * shares}
+        found = {"router_weights": batch.loss_mask.reshape(rows, -1).sum(1).astype(np.float64)}
         if self.random:
-            seed = zlib.crc32(np.ascontiguousarray(batch.tokens).tobytes())
-            found["router_noise"] = np.random.default_rng(seed).random((rows, tokens))
+            seeds = [zlib.crc32(np.ascontiguousarray(row).tobytes()) for row in batch.tokens]
+            found["router_noise"] = np.stack([np.random.default_rng(seed).random(tokens) for seed in seeds])
         return found
 
     def figures(self, like: Tensor) -> list[Tensor]:
@@ -93,8 +88,3 @@ class Routers:
             "balance_loss": sum(balance for balance, _ in losses) / layers,
             "router_z_loss": sum(z_loss for _, z_loss in losses) / layers,
         }
-
-
-def on_device(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """The arrays as tensors."""
-    return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}

@@ -106,23 +106,34 @@ class ShardedParams:
         self._sums = {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers by name, of which this process holds shards; `whole` makes each whole."""
-        return state_of(self.model)
+        """Parameters and persistent buffers by name, of which this process holds shards; `whole` makes each whole.
+
+        The shards, not what the model has at the moment: after a forward pass without a backward one (validation) FSDP leaves
+        gathered weights there, in the dtype of the matmuls.
+        """
+        return {**state_of(self.model), **{name: parameter.detach() for name, parameter in self.working.items()}}
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up this process's shards of whole tensors."""
-        for name, tensor in state_of(self.model).items():
+        for name, tensor in self.state_dict().items():
             local, begins = local_region(tensor)
             local.copy_(cut(tensors[name], local, begins))
 
+    def like(self, name: str) -> Tensor:
+        """The parameter that knows where this process's shard lies in the whole."""
+        return self.working[name].detach()
+
+    def refresh(self) -> None:
+        """After the weights were set: FSDP casts what it gathers."""
+
     def whole(self, name: str, local: Tensor) -> Tensor:
-        """A tensor of the model's or the optimizer's state, whole, on the CPU. Every process must call it."""
+        """A tensor of the model's or the optimizer's state, whole. Every process must call it."""
         if isinstance(local, DTensor) or name not in self.working:
             return _whole(local)
         like = self.working[name]
         if not isinstance(like, DTensor) or local.shape != like.to_local().shape or not local.dim():
-            return local.detach().cpu()
+            return local.detach()
         made = DTensor.from_local(
             local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
         )
@@ -142,4 +153,4 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()

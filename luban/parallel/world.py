@@ -144,11 +144,6 @@ class World:
         return self.plan.replicate * (1 if self.plan.shard > 1 else self.plan.context)
 
     @property
-    def collects(self) -> bool:
-        """Whether this process puts whole tensors of its stages together, for the main process."""
-        return all(self.index(axis) == 0 for axis in AXES if axis != "pipeline")
-
-    @property
     def counts(self) -> bool:
         """Whether this process's loss counts: of the processes of the axis tensor, which all compute it, the first's does."""
         return self.index("tensor") == 0
@@ -160,6 +155,23 @@ class World:
         found: list[Any] = [value]
         dist.broadcast_object_list(found, src=0)
         return found[0]
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes by rank, in every process. They must be picklable."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def host_group(self) -> dist.ProcessGroup | None:
+        """Another group of all processes, over Gloo, for a thread that must not get in the way of training; None: there are no
+        others. Every process must ask for it."""
+        if self.size == 1:
+            return None
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        assert isinstance(group, dist.ProcessGroup)
+        return group
 
     def rows(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This process's rows of tensors whose rows come first, a multiple of `plan.readers` of them."""

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from luban.checkpoint.checkpoint import save_checkpoint
-from luban.checkpoint.manager import FOLDER, CheckpointManager
+from luban.checkpoint.manager import FOLDER
 from luban.core.artifact import ArtifactWriter, read_manifest
 from luban.core.errors import TrainingError
 from luban.core.log import Bar, progress, say, warn
@@ -29,6 +28,7 @@ from luban.train.metrics_logger import MetricsLogger, NoMetrics, open_metrics
 from luban.train.profile import Profile
 from luban.train.recipe import Recipe
 from luban.train.resume import FollowedRun
+from luban.train.saving import RunCheckpoints
 from luban.train.state import TrainState
 from luban.train.validate import Validator
 
@@ -72,13 +72,13 @@ class Loop:
         self.art, self.parts, self.recipe, self.state = art, parts, parts.recipe, parts.state
         self.engine, self.world = parts.engine, parts.engine.world
         self.agreed_stop = False  # some process of the run was asked to stop, and all know it
-        self.checkpoints = CheckpointManager(art.path)
+        self.saving = RunCheckpoints(art, self.world, self.recipe.checkpoint.keep)
+        self.checkpoints = self.saving.manager
         train = self.recipe.train
         fixed = art.figures.get("steps_fixed", {})
         self.count = StepCount(train.steps, train.budget_seconds, **fixed)
         self.session_start = self.clock()
         self.earlier_seconds = self.state.progress.seconds  # of the sessions before a resume
-        self.last_saved: int | None = self.checkpoints.steps()[-1] if self.checkpoints.steps() else None
         self.row_time, self.row_tokens = self.session_start, self.state.progress.tokens  # at the last row of metrics
         self.synchronized, self.synchronized_at = self.state.progress.step, self.session_start  # last step, its time
         self.overhead_seconds = 0.0  # seconds in validation and saving since the last row
@@ -97,6 +97,17 @@ class Loop:
 
     def run(self) -> None:
         """Train from the current step to the last."""
+        try:
+            self._train()
+            self.saving.close()
+        except BaseException:
+            self.saving.abandon()
+            raise
+        if self.profile:
+            self.profile.finish()
+        self._finish()
+
+    def _train(self) -> None:
         at = self.state.progress
         with (
             StopRequest() as stop,
@@ -110,9 +121,6 @@ class Loop:
                 while self.in_flight and (len(self.in_flight) > self.max_in_flight or self._must_synchronize(stop)):
                     self._synchronize(metrics, bar, stop)
                 self._validate_and_save(metrics, stop, bar)
-        if self.profile:
-            self.profile.finish()
-        self._finish()
 
     def _submit(self, batches: Iterator[Batch], stop: StopRequest) -> None:
         at = self.state.progress
@@ -122,9 +130,8 @@ class Loop:
         began = self.clock()
         batch = next(batches)
         self.waited += (self.clock() - began) if self.step_seconds else 0.0
-        if not batch.target_count:
-            warn(NO_TARGET)
-        self.in_flight.append((factor, self.engine.submit(batch, factor, stop=bool(stop.signal))))
+        share = self.world.plan.readers > 1
+        self.in_flight.append((factor, self.engine.submit(batch, factor, stop=bool(stop.signal), share=share)))
         at.step += 1
 
     def _must_synchronize(self, stop: StopRequest) -> bool:
@@ -151,6 +158,8 @@ class Loop:
         """Wait for the oldest in-flight step and log it. Raises TrainingError after too many bad steps."""
         factor, step = self.in_flight.popleft()
         result = self.engine.synchronize(step)
+        if not result.targets:
+            warn(NO_TARGET)
         self.agreed_stop = result.stop
         self.synchronized += 1
         self._count(result)
@@ -183,7 +192,8 @@ class Loop:
         at.bad_steps += bool(result.bad and not result.explained)
 
     def _failure(self, result: StepResult) -> TrainingError:
-        last = self.checkpoints.path(self.last_saved) if self.last_saved is not None else "none was saved yet"
+        self.saving.wait()
+        last = self.checkpoints.path(self.saving.last) if self.saving.last is not None else "none was saved yet"
         return TrainingError(
             f"stopped at step {self.synchronized}: loss {result.loss:g}, gradient norm {result.grad_norm:g}; "
             f"{self.state.progress.bad_steps} steps were NaN or infinite (train.max_bad_steps is "
@@ -237,6 +247,7 @@ class Loop:
 
     def _validate_and_save(self, metrics: MetricsLogger | NoMetrics, stop: StopRequest, bar: Bar) -> None:
         """Validate and save if due. Raises Interrupted after a stop signal."""
+        self.saving.poll()
         if self.in_flight:
             return
         at, began = self.state.progress, self.clock()
@@ -248,12 +259,14 @@ class Loop:
         last = at.step >= self.count.total(at.step)
         asked = self._must_stop(stop)
         if improved or shortened or asked or self._due(self.recipe.checkpoint.every):
-            self.save()
+            at.seconds = self._elapsed()
+            self.saving.begin(self.state)
         self.overhead_seconds += self.clock() - began
         self.synchronized_at += self.clock() - began
         if asked and not last:
             number = stop.signal or signal.SIGTERM  # another process got it
             name = signal.Signals(number).name
+            self.saving.wait()
             raise Interrupted(
                 number,
                 f"stopped by {name} after step {at.step}, saved in "
@@ -295,40 +308,15 @@ class Loop:
         say(f"{status}: {end}")
         return True
 
-    def save(self) -> None:
-        """Write the checkpoint of this step and delete those that are no longer kept. Every process must call it."""
-        at = self.state.progress
-        at.seconds = self._elapsed()
-        checkpoint = self.state.to_checkpoint()
-        self.last_saved = at.step
-        if not isinstance(self.art, ArtifactWriter):
-            return
-        identity = self.art.manifest
-        manifest = save_checkpoint(
-            self.checkpoints.path(at.step),
-            checkpoint,
-            config=identity.config,
-            parents=identity.parents,
-            seed=identity.seed,
-        )
-        self.checkpoints.keep(self.recipe.checkpoint.keep, at.best_step)
-        best = self.checkpoints.path(at.best_step).name if at.best_step is not None else None
-        self.art.note(
-            checkpoints={"last": self.checkpoints.path(at.step).name, "best": best},
-            step=at.step,
-            weights_hash=manifest.figures["weights_hash"],
-            seconds=at.seconds,
-        )
-
     def _finish(self) -> None:
         if not isinstance(self.art, ArtifactWriter):
             return
         at = self.state.progress
-        named = {self.checkpoints.path(step).name for step in (at.best_step, self.last_saved) if step is not None}
+        named = {self.checkpoints.path(step).name for step in (at.best_step, self.saving.last) if step is not None}
         every = (self.checkpoints.path(step).name for step in self.checkpoints.steps())
         # extra checkpoints, excluded from the content hash
         self.art.volatile += tuple(f"{FOLDER}/{name}/*" for name in every if name not in named)
-        if at.best_step is not None and at.best_step != self.last_saved:  # loading the run loads the best checkpoint
+        if at.best_step is not None and at.best_step != self.saving.last:  # loading the run loads the best checkpoint
             best = read_manifest(self.checkpoints.path(at.best_step))
             self.art.note(weights_hash=best.figures["weights_hash"])
             say(

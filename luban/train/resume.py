@@ -110,10 +110,10 @@ def resume(art: ArtifactWriter | FollowedRun, recipe: Recipe, state: TrainState,
     that does."""
     if not art.resumed:
         return
-    found = CheckpointManager(art.path).resume()
+    found = CheckpointManager(art.path).resume(state.engine.world)
     if found is not None:
         step, checkpoint = found
-        state.restore(checkpoint)
+        state.restore(checkpoint, recipe.train.seed)
         say(f"resuming after step {step}")
     if not art.changed:
         return

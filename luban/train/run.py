@@ -252,6 +252,9 @@ def assemble(
         seed=config.seed,
         packing=rows_of(recipe, shards),
         workers=workers,
+        rank=world.reader,
+        world=world.plan.readers,
+        micro_batches=config.accumulate * world.plan.microbatches,
     )
     return TrainerComponents(recipe, engine, TrainState(start.spec, engine), loader, _validator(recipe, shards))
 

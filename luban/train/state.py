@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from luban.checkpoint.checkpoint import Checkpoint
+from luban.checkpoint.reader import CheckpointReader
+from luban.core.plan import AXES
+from luban.core.seeding import derive
 from luban.models.spec import ModelSpec, spec_to_dict
 from luban.parallel.engine import TrainEngine
 
@@ -35,16 +38,17 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
 
     def to_checkpoint(self) -> Checkpoint:
-        """All of it as named tensors and plain data; in processes other than the main one without tensors. Wall-clock seconds go into the figures, which no hash covers, so that
-        equal runs have equal checkpoints."""
-        state, progress = self.engine.state_dict(everywhere=False), asdict(self.progress)
+        """This process's part of it, as named tensors and plain data. Wall-clock seconds go into the figures, which no hash
+        covers, so that equal runs have equal checkpoints."""
+        held, progress, world = self.engine.held(), asdict(self.progress), self.engine.world
         seconds = progress.pop("seconds")
+        axes = {axis: size for axis, size in zip(AXES, world.plan.sizes, strict=True) if size > 1}
         return Checkpoint(
             spec=spec_to_dict(self.spec),
-            model=state["model"],
-            optimizer=state["optimizer"],
-            random=random_state(),
-            state={"progress": progress, "loss_scale": asdict(self.engine.scale)},
+            model=held["model"],
+            optimizer=held["optimizer"],
+            random={_of_process(name, world.rank): state for name, state in random_state().items()},
+            state={"progress": progress, "loss_scale": asdict(self.engine.scale), **({"axes": axes} if axes else {})},
             figures={
                 "step": self.progress.step,
                 "tokens": self.progress.tokens,
@@ -53,13 +57,30 @@ class TrainState:
             },
         )
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a checkpoint of this run."""
-        self.engine.load_state_dict({"model": checkpoint.model, "optimizer": checkpoint.optimizer})
-        set_random_state(checkpoint.random)
-        self.progress = Progress(**checkpoint.state["progress"], seconds=checkpoint.figures["seconds"])
-        for name, value in checkpoint.state["loss_scale"].items():
+    def restore(self, checkpoint: CheckpointReader, seed: int) -> None:
+        """Go back to a checkpoint of this run, saved under any plan.
+
+        Args:
+            seed: of the run; where the plan was another, processes that read other rows than the first draw from it anew.
+        """
+        self.engine.take_up(checkpoint)
+        state, world = checkpoint.state, self.engine.world
+        self.progress = Progress(**state["progress"], seconds=checkpoint.manifest.figures["seconds"])
+        for name, value in state["loss_scale"].items():
             setattr(self.engine.scale, name, value)
+        axes = {axis: size for axis, size in zip(AXES, world.plan.sizes, strict=True) if size > 1}
+        rank = world.rank if state.get("axes", {}) == axes else 0
+        if world.reader and not rank:
+            torch.manual_seed(derive(seed, "process", world.reader, "step", self.progress.step))
+            return
+        stored = checkpoint.entries("random")
+        names = [name for name in ("cpu", "cuda") if _of_process(name, rank) in stored]
+        set_random_state({name: checkpoint.whole("random", _of_process(name, rank)) for name in names})
+
+
+def _of_process(name: str, rank: int) -> str:
+    """The name in a checkpoint of a generator's state."""
+    return f"{name}@{rank}" if rank else name
 
 
 def random_state() -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ from families import FAMILIES, VOCAB, Family, engine_of, packed_batch
 from torch._dynamo.testing import CompileCounterWithBackend
 from training_data import tensors
 
-from luban.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from luban.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from luban.checkpoint.saver import save_checkpoint
 from luban.generate.sampling import Sampling
 from luban.generate.session import Sequence, Session
 from luban.models.build import build_model

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -20,14 +22,18 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from families import FAMILIES, PLAIN, TOKENS, Family, engine_of, packed_batch
 
+from luban.checkpoint.checkpoint import Checkpoint
+from luban.checkpoint.reader import CheckpointReader
+from luban.checkpoint.saver import CheckpointSaver
 from luban.core.errors import ConfigError
 from luban.core.plan import ParallelPlan
 from luban.data.batch import Batch
 from luban.models.build import build_model
-from luban.models.spec import uniform
+from luban.models.spec import spec_to_dict, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
 from luban.objectives.causal import Causal
+from luban.optim.muon import Muon
 from luban.parallel.compile import stacks_of
 from luban.parallel.context import check_context
 from luban.parallel.engine import TrainEngine
@@ -105,9 +111,18 @@ def train(trained: TrainEngine, name: str, first: int, past: int) -> list[tuple[
     """(loss, gradient norm) of the steps from `first` to before `past`."""
     found = []
     for step in range(first, past):
-        result = trained.step(ZOO[name].batch(ROWS, np.random.default_rng([SEED, step])))
+        batch, share = ZOO[name].batch(ROWS, np.random.default_rng([SEED, step])), step % 2 == 1
+        result = trained.synchronize(trained.submit(share_of(batch, trained) if share else batch, share=share))
         found.append((result.loss, result.grad_norm))
     return found
+
+
+def share_of(batch: Batch, trained: TrainEngine) -> Batch:
+    """The rows that a loader gives this process."""
+    world = trained.world
+    pieces = trained.accumulate * world.plan.microbatches
+    rows = np.arange(ROWS).reshape(pieces, world.plan.readers, -1)[:, world.reader].reshape(-1)
+    return type(batch)(**{name: array[rows] for name, array in vars(batch).items()})
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -167,12 +182,35 @@ def joined(plan: ParallelPlan) -> World:
     return World.join(plan, torch.device("cpu"))
 
 
+def through_disk(first: TrainEngine, second: TrainEngine, name: str) -> None:
+    """Save under one plan, every process its part, and go on under another from what was saved."""
+    found = [tempfile.mkdtemp() if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(found)
+    path, several = Path(found[0], "checkpoint"), first.world.size > 1
+    if several or dist.get_rank() == 0:
+        saver = CheckpointSaver(first.world.host_group())
+        saved = saver.save(path, Checkpoint(spec=spec_to_dict(ZOO[name].spec), **first.held()))
+        for parameter in first.params.parameters.values():
+            parameter.data.fill_(float("nan"))  # training has gone on: what is written is a copy
+        saved.result()
+        saver.close()
+    dist.barrier()
+    reader = CheckpointReader.open(path)
+    reader.verify(dist.get_rank(), PROCESSES)
+    second.take_up(reader)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        sizes = [file.stat().st_size for file in path.glob("model*.safetensors")]
+        assert max(sizes) < 0.75 * sum(sizes) if several else len(sizes) == 1
+        shutil.rmtree(found[0])
+
+
 def compare(right: Reference, steps: int, name: str, plan: dict, other: dict) -> dict[str, float]:
     """How far training under `plan`, and then `other`, is from one process."""
     plans = [ParallelPlan(**fields) for fields in (plan, other)]
-    engines = [engine(name, p, joined(p)) for p in plans]
+    engines = [engine(name, p, World() if p == ParallelPlan() else joined(p)) for p in plans]
     found = train(engines[0], name, 0, steps // 2)
-    engines[1].load_state_dict(engines[0].state_dict())
+    through_disk(*engines, name)
     found += train(engines[1], name, steps // 2, steps)
     state = engines[1].state_dict()
     errors = {"curve": float(np.abs(np.array(found) / np.array(right.curve) - 1).max())}
@@ -182,16 +220,14 @@ def compare(right: Reference, steps: int, name: str, plan: dict, other: dict) ->
     for part in ("model", "optimizer"):
         assert state[part].keys() == right.state[part].keys()
         errors[part] = max(relative(state[part][key], value) for key, value in right.state[part].items())
-    main = engines[1].state_dict(everywhere=False)
-    if dist.get_rank() == 0:
-        assert all(torch.equal(main[part][key], value) for part in state for key, value in state[part].items())
     held = sum(p.numel() for p in engines[0].params.parameters.values())
     errors["share"] = held / sum(tensor.numel() for tensor in right.state["model"].values())
     return errors
 
 
 def draw() -> list[tuple[str, dict, dict]]:
-    """Every family once, under two plans one after the other, so that (with few exceptions) every plan is drawn."""
+    """Every family once, under two plans one after the other, so that (with few exceptions) every plan is drawn; and two that
+    change between one process and several."""
     generator = np.random.default_rng(int(os.environ.get("LUBAN_TEST_SEED", "0")))
     options = {name: plans_of(name) for name in NAMES}
     left, cases = generator.permutation(len(PLANS)).tolist(), []
@@ -201,7 +237,45 @@ def draw() -> list[tuple[str, dict, dict]]:
             chosen.append(options[name][generator.integers(len(options[name]))])
         left = [i for i in left if PLANS[i] not in chosen]
         cases.append((name, *chosen))
+    first, second = (NAMES[i] for i in generator.choice(len(NAMES), 2, replace=False))
+    one: dict = {}
+    cases.append((first, one, options[first][generator.integers(len(options[first]))]))
+    cases.append((second, options[second][generator.integers(len(options[second]))], one))
     return cases
+
+
+MUON = {"optimizer": Muon(lr=1e-2, adamw_lr=1e-2, eps=1e-4)}
+FP16 = {"precision": "fp16", "clip": 0.0}
+DIVIDED = [  # family, plan, settings, how near to one process
+    ("decoder", {"shard": 4}, MUON, 1e-9),
+    ("uneven", {"shard": 2, "tensor": 2}, MUON, 1e-9),
+    ("decoder", {"tensor": 4}, MUON, 1e-9),
+    ("decoder", {"shard": 4}, FP16, 3e-3),  # fp16 has 11 bits
+    ("decoder", {"shard": 2, "replicate": 2, "zero": 1}, FP16, 3e-3),
+]
+
+
+def other_settings(name: str, fields: dict, settings: dict, _: float) -> float:
+    """How far losses and gradient norms under a plan are from those of one process."""
+    plan = ParallelPlan(**fields)
+    found = train(engine(name, plan, joined(plan), **settings), name, 0, 3)
+    right = train(engine(name, ParallelPlan(), World(), **settings), name, 0, 3)
+    return float(np.abs(np.array(found) / np.array(right) - 1).max())
+
+
+def saved_after_validation(zero: int) -> bool:
+    """Whether what is saved after held-out batches are the fp32 shards that were there before."""
+    plan = ParallelPlan(shard=PROCESSES, zero=zero)
+    trained = engine("decoder", plan, joined(plan), precision="bf16")
+    train(trained, "decoder", 0, 1)
+    before = {n: [(p.clone(), b) for p, b in r.pieces] for n, r in trained.held()["model"].items()}
+    trained.evaluate(heldout("decoder", ROWS))
+    after = trained.held()["model"]
+    return all(
+        b == other and p.dtype == q.dtype == torch.float32 and torch.equal(p, q)
+        for name, pieces in before.items()
+        for (p, b), (q, other) in zip(pieces, after[name].pieces, strict=True)
+    )
 
 
 def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]], steps: int) -> None:
@@ -210,11 +284,15 @@ def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]], steps: i
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
     right = references(sorted({name for name, _, _ in cases}), rank, steps)
     found = [compare(right[case[0]], steps, *case) for case in cases]
+    others = [other_settings(*case) for case in DIVIDED]
+    validated = [saved_after_validation(zero) for zero in (1, 2, 3)]
     agreed = joined(ParallelPlan(shard=PROCESSES)).agree({"rank": rank}) == {"rank": 0}
     stopped = engine("decoder", ParallelPlan(replicate=PROCESSES), joined(ParallelPlan(replicate=PROCESSES)))
     batch = ZOO["decoder"].batch(ROWS, np.random.default_rng(0))
     stops = [stopped.synchronize(stopped.submit(batch, stop=stop)).stop for stop in (False, rank == 2)]
-    Path(folder, f"{rank}.json").write_text(json.dumps({"found": found, "agreed": agreed, "stops": stops}))
+    Path(folder, f"{rank}.json").write_text(
+        json.dumps({"found": found, "agreed": agreed, "stops": stops, "others": others, "validated": validated})
+    )
     dist.destroy_process_group()
 
 
@@ -241,6 +319,17 @@ def test_plans_equal_one_process(drawn):
 def test_processes_agree_and_one_can_ask_for_the_end(drawn):
     for result in drawn[1]:
         assert result["agreed"] and result["stops"] == [False, True]
+
+
+def test_muon_and_fp16_equal_one_process_where_their_weights_are_divided(drawn):
+    for result in drawn[1]:
+        for (name, plan, settings, bound), error in zip(DIVIDED, result["others"], strict=True):
+            assert error < bound, (name, plan, settings, error)
+
+
+def test_validation_changes_nothing_that_is_saved(drawn):
+    for result in drawn[1]:
+        assert result["validated"] == [True] * 3
 
 
 def run(folder: Path, cases: list, steps: int) -> list[dict]:

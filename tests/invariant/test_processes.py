@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from training_data import write_conversations
 
-from luban.cli import pretrain, sft
+from luban.checkpoint.manager import CheckpointManager
+from luban.checkpoint.reader import CheckpointReader
+from luban.cli import pretrain
 from luban.core.artifact import open_artifact
 from luban.core.errors import UsageError
 
@@ -27,7 +29,7 @@ def curve(run: Path) -> list[tuple[int, float, float]]:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     last = open_artifact(run, "run").figures["checkpoints"]["last"]
-    return load_file(run / "checkpoints" / last / "model.safetensors")
+    return dict(CheckpointReader.open(run / "checkpoints" / last).tensors("model"))
 
 
 def test_a_run_that_stops_in_two_processes_goes_on_in_two_others(luban, start, shards, recipe, tmp_path):
@@ -54,6 +56,23 @@ def test_a_run_that_stops_in_two_processes_goes_on_in_two_others(luban, start, s
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
+def test_instruction_tuning_in_two_processes_equals_one(luban, shards, recipe, tmp_path):
+    """The conversations are packed once, and answers are counted over both processes."""
+    base, talk = tmp_path / "base", write_conversations(tmp_path / "talk.jsonl")
+    code, err = luban("pretrain", recipe, "--data.path", shards, "--out", base, "--train.steps", "2")
+    assert code == 0, err
+    tuning = tmp_path / "tuning.toml"
+    tuning.write_text(recipe.read_text().split("[schedule]")[1].join(["[schedule]", ""]))
+    command = ("sft", tuning, "--init", base, "--data.path", talk, "--train.precision", "fp64", "--train.steps", "8")
+    settings = ("--train.accumulate", "2", "--validation.every", "0", "--train.seq_len", "64")
+    for name, words in (("one", ()), ("two", ("--nproc", "2", "--plan.shard", "2"))):
+        code, err = luban(*command, *settings, "--out", tmp_path / name, *words)
+        assert code == 0 and err.count("What is trained on stands between") == 1, err
+    found, right = curve(tmp_path / "two"), curve(tmp_path / "one")
+    assert [v for row in found for v in row] == pytest.approx([v for row in right for v in row], rel=1e-9)
+
+
 def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe, tmp_path):
     command = (str(recipe), "--data.path", str(shards), "--out", str(tmp_path / "run"))
     for words, message in (
@@ -67,8 +86,6 @@ def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe
     ):
         with pytest.raises(UsageError, match=message):
             pretrain.run([*command, *words])
-    with pytest.raises(UsageError, match="luban sft runs in one process"):
-        sft.run(["luban_sft_cpu", "--init", "x", "--data.path", "y", "--out", str(tmp_path / "s"), "--nproc", "2"])
     assert not list(tmp_path.iterdir())
 
 
@@ -87,6 +104,53 @@ def test_a_process_that_fails_ends_the_others_and_is_named(luban, shards, recipe
     code, err = luban("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run", "--nproc", "2")
     assert code != 0 and not (tmp_path / "run").exists()
     assert "process 1 of 2 failed with exit code 9" in err and "Traceback" not in err, err
+
+
+KILLS = {  # the function, and in which of its calls process 1 is killed
+    "save": ("luban.checkpoint.saver", "write_safetensors", 8),  # in the third checkpoint, of three files each
+    "load": ("luban.parallel.engine", "take_up", 1),
+    "step": ("luban.parallel.engine", "clip_factor", 11),
+}
+
+
+def killed_in(moment: str, folder: Path) -> dict[str, str]:
+    """The environment of a run in which process 1 is killed at a moment."""
+    module, name, call = KILLS[moment]
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        "if os.environ.get('RANK') == '1':\n"
+        f"    import {module} as module\n"
+        f"    whole, calls = module.{name}, []\n"
+        "    def counted(*words, **named):\n"
+        "        calls.append(1)\n"
+        f"        if len(calls) == {call}:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return whole(*words, **named)\n"
+        f"    module.{name} = counted\n"
+    )
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+@pytest.mark.parametrize("moment", ["save", *(pytest.param(m, marks=pytest.mark.slow) for m in ("load", "step"))])
+def test_a_process_killed_at_any_moment_is_named_and_nothing_finished_is_lost(start, shards, recipe, tmp_path, moment):
+    words = ("--train.steps", "12", "--validation.every", "0", "--checkpoint.every", "4", "--plan.shard", "2")
+    command = ("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run", "--nproc", "2", *words)
+    if moment == "load":
+        stopped = start(*command, environment=killed_in("step", tmp_path / "first"))
+        stopped.communicate()
+    process = start(*command, environment=killed_in(moment, tmp_path / "hook"))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode != 0 and "Traceback" not in err, err
+    assert "process 1 of 2 failed with exit code 137, which ended the others" in err, err
+    checkpoints = CheckpointManager(tmp_path / "run.incomplete")
+    finished = checkpoints.steps()[-1]
+    assert finished == 8 or (finished == 4 and moment != "save")  # the third save begins when the second is whole
+    found = checkpoints.resume()
+    assert found is not None and found[0] == finished
+    again = start(*command)
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0 and f"resuming after step {finished}" in err, err
 
 
 def children(process: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -365,11 +365,11 @@ def their_names(form: TensorNames, spec: ModelSpec) -> dict[str, str]:
     }
 
 
-def to_theirs(form: Format, spec: ModelSpec, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under their foreign names; one that stands under two is copied, as files share no memory."""
+def to_theirs(pairs: Iterable[Pair | Fused | Stacked], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors of the pairs under their foreign names; one that stands under two is copied, as files share no memory."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for pair in form.pairs(spec):
+    for pair in pairs:
         tensor = pair.join(ours)
         found[pair.theirs] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())

@@ -9,8 +9,9 @@ import struct
 import pytest
 import torch
 
-from luban.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from luban.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from luban.checkpoint.manager import CheckpointManager
+from luban.checkpoint.saver import save_checkpoint
 from luban.checkpoint.weights import weights_hash
 from luban.core.errors import ArtifactError
 

@@ -71,6 +71,17 @@ def test_ranks_together_are_one(shards, packing, world):
         )
 
 
+@pytest.mark.parametrize(("world", "micro_batches"), [(2, 2), (4, 1), (1, 4)])
+def test_ranks_have_their_part_of_every_micro_batch(shards, packing, world, micro_batches):
+    whole = loader(shards, packing).batch(7)
+    cut = {"world": world, "micro_batches": micro_batches}
+    ranks = [loader(shards, packing, rank=rank, **cut).batch(7) for rank in range(world)]
+    for n in FIELDS:
+        parts = [np.split(getattr(part, n), micro_batches) for part in ranks]
+        joined = np.concatenate([parts[rank][i] for i in range(micro_batches) for rank in range(world)])
+        assert np.array_equal(joined, getattr(whole, n))
+
+
 def test_every_epoch_is_another_permutation_of_the_same_rows(shards, packing):
     one = loader(shards, packing, batch_size=1)
     size = one.sequences_per_epoch

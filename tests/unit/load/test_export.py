@@ -8,14 +8,22 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import luban
+from luban.checkpoint.checkpoint import Checkpoint
+from luban.checkpoint.saver import save_checkpoint
 from luban.cli.main import main
-from luban.core.errors import ConfigError, UnsupportedError
+from luban.core.errors import ArtifactError, ConfigError, UnsupportedError
+from luban.load import export
+from luban.load.export import export_model
+from luban.load.model import load_model, open_model
 from luban.models.arrangement.parallel import Parallel
 from luban.models.arrangement.post import PostNorm
 from luban.models.arrangement.pre import PreNorm
 from luban.models.arrangement.sandwich import SandwichNorm
+from luban.models.build import state_of
 from luban.models.convert.base import find_format, format_for
 from luban.models.decoder import DecoderBody
 from luban.models.encoder import EncoderBody
@@ -24,7 +32,7 @@ from luban.models.head.language_model import LanguageModel
 from luban.models.head.masked_lm import MaskedLM
 from luban.models.head.rows import Classes, Value
 from luban.models.presets import preset
-from luban.models.spec import uniform
+from luban.models.spec import spec_to_dict, uniform
 from luban.nn.feedforward.gated import GEGLU, SwiGLU, TanhGEGLU
 from luban.nn.feedforward.plain import GELU, ReLU, TanhGELU
 from luban.nn.init import NormalInit
@@ -221,3 +229,36 @@ def test_what_a_format_accepts_it_says_whole():
             expressed.add(config["model_type"])
             assert same(form.spec(config)) == same(spec), spec
     assert len(expressed) > 9, expressed
+
+
+def test_a_checkpoint_is_exported_file_by_file_from_the_disk(tiny_checkpoint, tmp_path, monkeypatch):
+    whole = load_model(tiny_checkpoint)
+    weights = state_of(whole.module)
+    saved = tmp_path / "saved"
+    save_checkpoint(saved, Checkpoint(spec=spec_to_dict(whole.spec), model=weights))
+    held = open_model(saved)
+    assert held.stored is not None and all(p.is_meta for p in held.module.parameters())
+    assert open_model(tiny_checkpoint).stored is None  # without an index it is loaded
+    right = load_file(export_model(load_model(saved), tmp_path / "one") / "model.safetensors")
+    monkeypatch.setattr(export, "FILE_BYTES", 20_000)
+    folder = export_model(held, tmp_path / "several")
+    files = sorted(folder.glob("model-*.safetensors"))
+    assert len(files) > 2 and not (folder / "model.safetensors").exists()
+    for file in files:
+        assert len(load_file(file)) == 1 or file.stat().st_size < 22_000
+    found = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert found.keys() == right.keys() and all(torch.equal(found[name], right[name]) for name in right)
+    again = state_of(load_model(folder).module)
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("value", "error"), [(float("nan"), ArtifactError), (1e30, UnsupportedError)])
+def test_what_cannot_be_written_is_refused_on_the_way(tiny_checkpoint, tmp_path, value, error):
+    whole = load_model(tiny_checkpoint)
+    weights = {name: tensor.clone() for name, tensor in state_of(whole.module).items()}
+    name = sorted(weights)[-1]
+    weights[name][(0,) * weights[name].dim()] = value
+    save_checkpoint(tmp_path / "saved", Checkpoint(spec=spec_to_dict(whole.spec), model=weights))
+    with pytest.raises(error, match=name):
+        export_model(open_model(tmp_path / "saved", "float16"), tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out*"))

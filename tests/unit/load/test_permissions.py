@@ -10,7 +10,8 @@ import torch
 from training_data import make_shards
 
 import luban
-from luban.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from luban.checkpoint.checkpoint import Checkpoint
+from luban.checkpoint.saver import save_checkpoint
 from luban.corpus.quality.linear import LinearModel
 from luban.corpus.quality.ngram import NgramModel
 from luban.load.export import import_model

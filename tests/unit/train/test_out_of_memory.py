@@ -12,7 +12,7 @@ from luban.train.pretrain import pretrain
 
 
 def test_running_out_of_memory_is_one_line_that_names_settings(tiny, tmp_path, monkeypatch):
-    def exhaust(self, batch, factor=1.0, *, stop=False):
+    def exhaust(self, batch, factor=1.0, *, stop=False, share=False):
         raise RuntimeError(
             "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried …"
         )

@@ -14,9 +14,9 @@ from luban.core.errors import ArtifactError, ConfigError, TrainingError
 from luban.core.resuming import marks
 from luban.load.model import load_model
 from luban.parallel.engine import TrainEngine
-from luban.train.loop import Loop
 from luban.train.pretrain import pretrain
 from luban.train.recipe import Recipe
+from luban.train.saving import RunCheckpoints
 from luban.train.validate import Validation, Validator
 
 CONSTANT = {"type": "constant", "warmup": 2}  # whose factors don't depend on the number of steps
@@ -194,8 +194,10 @@ def test_equal_runs_have_equal_content_hashes_wherever_and_however_they_are_logg
 
 def test_a_checkpoint_is_saved_whenever_the_held_out_loss_is_the_lowest_so_far(tiny, tmp_path, monkeypatch):
     losses = dict(enumerate([4.0, 3.0, math.nan, 3.5, 2.0, 2.5, 2.0, 2.6, 2.7], start=1))
-    saved, write = [], Loop.save
-    monkeypatch.setattr(Loop, "save", lambda loop: saved.append(loop.state.progress.step) or write(loop))
+    saved, write = [], RunCheckpoints.begin
+    monkeypatch.setattr(
+        RunCheckpoints, "begin", lambda run, state: saved.append(state.progress.step) or write(run, state)
+    )
     scripted = iter(losses.values())
     monkeypatch.setattr(
         Validator, "__call__", lambda *_: Validation(loss=next(scripted), tokens=1, seq_len=32, bits_per_byte=None)
