@@ -9,7 +9,7 @@ G = H / K, D head dim, M blocks of a table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import UnsupportedError
+from luban.core.protocols import KeysValues
 from luban.kernels.attention_mask import AttentionMask
 from luban.kernels.available import INSTALLED, INTERPRETED
 from luban.kernels.distance import DistanceBias
@@ -58,6 +59,27 @@ class PackedTokens:
 
 
 @dataclass(frozen=True)
+class PackedSources:
+    """What the packed tokens of an encoder–decoder attend to in the pool: the source of each one's sequence."""
+
+    tables_NM: Tensor  # int32, blocks of every token's source, filled up with any
+    lengths: tuple[int, ...]  # N, tokens of it
+    new_slots: Tensor | None  # int64, where keys and values of the sources go that this forward encodes; None: of none
+
+    def as_tokens(self, block_size: int) -> PackedTokens:
+        """Every packed token as a sequence whose last token it is: it sees the whole source."""
+        last = tuple(length - 1 for length in self.lengths)
+        return PackedTokens(
+            positions_N=torch.tensor(last, device=self.tables_NM.device),
+            slots_N=torch.empty(0, dtype=torch.long, device=self.tables_NM.device),  # nothing is stored for a query
+            tables_CM=self.tables_NM,
+            starts=last,
+            counts=(1,) * len(last),
+            block_size=block_size,
+        )
+
+
+@dataclass(frozen=True)
 class Part:
     """Sequences with as many queries each, whose attention is one call."""
 
@@ -88,13 +110,22 @@ class PagedAttention(AttentionBackend):
         layers: of the pool, None for a layer that doesn't attend.
         tokens: of this forward.
         kernel: "luban" (Triton), "torch", or None: the first of them that can serve.
+        sources: of the tokens, where the layers cross-attend.
     """
 
     cached = True
 
-    def __init__(self, layers: Sequence[PagedLayer | None], tokens: PackedTokens, kernel: str | None = None):
+    def __init__(
+        self,
+        layers: Sequence[PagedLayer | None],
+        tokens: PackedTokens,
+        kernel: str | None = None,
+        sources: PackedSources | None = None,
+    ):
         super().__init__(kernel)
-        self.layers, self.tokens = layers, tokens
+        self.layers, self.tokens, self.sources = layers, tokens, sources
+        self._cross = None if sources is None else PagedAttention(layers, sources.as_tokens(tokens.block_size), kernel)
+        self._cross_masks: dict[AttentionShape, list[Part] | KernelMask] = {}
 
     def begin(self, tokens: int, token_mask: Tensor | None, positions: Tensor | None) -> NewTokens:
         """The positions; keys are spoken of as if they were the new tokens alone.
@@ -121,7 +152,13 @@ class PagedAttention(AttentionBackend):
         distance_bias = None if bias is None else bias.encoding.distance_bias
         if bias is not None and distance_bias is None:
             raise UnsupportedError("a bias that is no function of the distance needs a contiguous cache")
-        if not self._by_kernel(mask.device, shape, dtype):
+        return self._prepared(mask.device, shape, distance_bias, dtype)
+
+    def _prepared(
+        self, device: torch.device, shape: AttentionShape, distance_bias: DistanceBias | None, dtype: torch.dtype
+    ) -> list[Part] | KernelMask:
+        """See `prepare`."""
+        if not self._by_kernel(device, shape, dtype):
             return _Parts(self.tokens, shape, _reaching(distance_bias, self.tokens), dtype).all()
         from luban.kernels.paged_launch import PagedBias, padded_width, paged_work
 
@@ -132,7 +169,7 @@ class PagedAttention(AttentionBackend):
             shape.heads,
             shape.key_heads,
             padded_width(shape.head_dim) * dtype.itemsize,
-            mask.device,
+            device,
             single_items=self.tokens.single_items,
         )
         return KernelMask(work, PagedBias.of(_reaching(distance_bias, self.tokens)), shape.window)
@@ -146,18 +183,58 @@ class PagedAttention(AttentionBackend):
         self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Any, cache: Any, scale: float | None
     ) -> Tensor:
         """(1, H, N, D) of queries, keys and values of the packed tokens, (1, H or K, N, D)."""
-        q_NHD, k_NKD, v_NKD = (x[0].transpose(0, 1) for x in (q_BHTD, k_BKTD, v_BKTD))
-        if isinstance(mask, KernelMask):
-            from luban.kernels.paged_launch import store
+        k_NKD, v_NKD = (x[0].transpose(0, 1) for x in (k_BKTD, v_BKTD))
+        _store(k_NKD, v_NKD, cache, self.tokens.slots_N, by_kernel=isinstance(mask, KernelMask))
+        return self._read(q_BHTD, mask, cache, scale, (k_NKD, v_NKD))
 
-            store(k_NKD, v_NKD, cache.keys, cache.values, self.tokens.slots_N)
+    def cross_attend(
+        self,
+        q_BHTD: Tensor,
+        project: Callable[[Tensor], KeysValues],
+        states_BSE: Tensor | None,
+        mask: Any,
+        cache: Any,
+        scale: float | None,
+    ) -> Tensor:
+        """(1, H, N, D) of the packed tokens' queries, each to its own source; keys and values of sources that are new go
+        into the pool first.
+
+        Args:
+            states_BSE: (1, S, E), states of all new sources one after another; None: there are none.
+            mask: of no meaning, since the pool holds no padding.
+        """
+        assert self.sources is not None and self._cross is not None
+        shape = AttentionShape(q_BHTD.shape[1], cache.keys.shape[1], cache.keys.shape[2])
+        if shape not in self._cross_masks:
+            self._cross_masks[shape] = self._cross._prepared(q_BHTD.device, shape, None, q_BHTD.dtype)
+        mask = self._cross_masks[shape]
+        if states_BSE is not None:
+            assert self.sources.new_slots is not None
+            k_SKD, v_SKD = (x[0].transpose(0, 1) for x in project(states_BSE))
+            _store(k_SKD, v_SKD, cache, self.sources.new_slots, by_kernel=isinstance(mask, KernelMask))
+        return self._cross._read(q_BHTD, mask, cache, scale)
+
+    def _read(
+        self,
+        q_BHTD: Tensor,
+        mask: list[Part] | KernelMask,
+        cache: PagedLayer,
+        scale: float | None,
+        new: KeysValues | None = None,
+    ) -> Tensor:
+        """(1, H, N, D), with everything in the pool.
+
+        Args:
+            new: keys and values of the packed tokens, (N, K, D) both, for parts that attend to nothing else.
+        """
+        if isinstance(mask, KernelMask):
             return self._kernel(q_BHTD[0], mask, cache, scale).transpose(0, 1)[None]
-        cache.keys.index_copy_(0, self.tokens.slots_N, k_NKD.to(cache.keys.dtype))
-        cache.values.index_copy_(0, self.tokens.slots_N, v_NKD.to(cache.values.dtype))
+        q_NHD = q_BHTD[0].transpose(0, 1)
         mixed_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
         for part in mask:
             if part.slots_RS is None:
-                k_SKD, v_SKD = k_NKD[part.rows], v_NKD[part.rows]
+                assert new is not None
+                k_SKD, v_SKD = new[0][part.rows], new[1][part.rows]
             else:
                 slots = part.slots_RS.flatten()  # index_select copies whole rows: 4 times as fast as indexing on a CPU
                 k_SKD, v_SKD = cache.keys.index_select(0, slots), cache.values.index_select(0, slots)
@@ -180,6 +257,17 @@ class PagedAttention(AttentionBackend):
             window=mask.window,
             scale=q_HND.shape[-1] ** -0.5 if scale is None else scale,
         )
+
+
+def _store(k_NKD: Tensor, v_NKD: Tensor, cache: PagedLayer, slots_N: Tensor, *, by_kernel: bool) -> None:
+    """Put keys and values into their slots of the pool."""
+    if by_kernel:
+        from luban.kernels.paged_launch import store
+
+        store(k_NKD, v_NKD, cache.keys, cache.values, slots_N)
+    else:
+        cache.keys.index_copy_(0, slots_N, k_NKD.to(cache.keys.dtype))
+        cache.values.index_copy_(0, slots_N, v_NKD.to(cache.values.dtype))
 
 
 def _reaching(bias: DistanceBias | None, tokens: PackedTokens) -> DistanceBias | None:

@@ -57,6 +57,11 @@ def two_layers(**second) -> ModelSpec:
     return replace(made, layers=(made.layers[0], replace(made.layers[1], **second)))
 
 
+def two_sided(*, second: int | None = None, **fields) -> ModelSpec:
+    """An encoder–decoder."""
+    return spec(body=EncoderDecoderBody(decoder_start=1, decoder_second=second), **fields)
+
+
 VARIANTS = {
     "rope": spec(),
     "one key head, biases": spec(mixer=Grouped(heads=4, kv_heads=1, qkv_bias=True, score_scale=0.3)),
@@ -81,12 +86,14 @@ VARIANTS = {
     "two-dimensional": spec(position=Rope2D()),
     "yarn": spec(position=Rope(scaling=YaRN(factor=4.0, original=24))),
     "randomised": spec(position=Randomised(longest=200)),
+    "encoder–decoder": two_sided(position=RelativeBias(), mixer=Grouped(heads=4, score_scale=1.0)),
+    "encoder–decoder, forced token": two_sided(position=Learned(), norm=LayerNorm(), second=7),
 }
 CONTIGUOUS = {
     "falcon": (spec(position=FalconAlibi()), "no function of the distance"),
     "randomised alibi": (spec(position=Randomised(inner=Alibi(), longest=200)), "no function of the distance"),
     "dynamic": (spec(position=LogN(inner=Rope(scaling=Dynamic(factor=2.0, original=20)))), "how long a sequence is"),
-    "encoder–decoder": (spec(body=EncoderDecoderBody(decoder_start=1)), "keys and values of its source"),
+    "encoder–decoder": (two_sided(position=Rope(scaling=Dynamic(factor=2.0, original=20))), "how long a sequence is"),
 }
 
 
