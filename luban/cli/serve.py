@@ -42,6 +42,8 @@ class Arguments:
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
     max_batch: int | None = None  # sequences that run together; none: 256, with a contiguous cache 32
     cache_gb: float | None = None  # memory for keys and values, GB; none: as much as is free, on a CPU half of it
+    preemption: Literal["recompute", "swap"] = "recompute"  # where memory is short: read tokens again, or keep them on the host
+    swap_gb: float = 4.0  # host memory of --preemption swap, GB
     max_queue: int = 1024  # sequences that may wait; requests beyond are answered 429
     drain_seconds: float = 30.0  # that answers may go on for after SIGTERM
     log_requests: bool = False  # a line of JSON on standard error for every request, without its text
@@ -60,6 +62,7 @@ def run(argv: Sequence[str]) -> None:
         (args.max_queue >= 0, "--max-queue must be 0 or more", args.max_queue),
         (args.max_batch is None or args.max_batch >= 1, "--max-batch must be at least 1", args.max_batch),
         (args.cache_gb is None or args.cache_gb > 0, "--cache-gb must be larger than 0", args.cache_gb),
+        (args.swap_gb > 0, "--swap-gb must be larger than 0", args.swap_gb),
         (args.draft_tokens >= 1, "--draft-tokens must be at least 1", args.draft_tokens),
         (args.drain_seconds >= 0, "--drain-seconds must be 0 or more", args.drain_seconds),
     )
@@ -83,6 +86,7 @@ def run(argv: Sequence[str]) -> None:
             draft=load_model(args.draft, device=args.device, dtype=args.dtype) if args.draft else None,
             ngram=args.speculative == "ngram",
             draft_tokens=args.draft_tokens,
+            swap_bytes=int(args.swap_gb * 1e9) if args.preemption == "swap" else 0,
         )
 
     serve(

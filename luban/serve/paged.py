@@ -320,6 +320,7 @@ class PagedBatch:
             prompt_tokens=scheduler.prompt_tokens,
             prefix_hits=scheduler.prefix_hits,
             preemptions=scheduler.preemptions,
+            swaps=scheduler.swaps,
             drafted=self.drafted,
             accepted=self.accepted,
         )

@@ -154,9 +154,14 @@ def test_greedy_tokens_are_those_of_the_contiguous_cache(variant):
                 assert len(choice.token_ids) == len(alone.token_ids)
 
 
-def test_many_requests_in_little_memory_are_preempted_and_lose_nothing(seed=3):
-    rng, model = random.Random(seed), loaded(VARIANTS["rope"])
-    engine = engine_for(model, max_batch=8, max_tokens=30, block_size=4, cache_bytes=13 * 4 * 512)
+@pytest.mark.parametrize("swap_bytes", [0, 5 * 4 * 512, 1 << 20], ids=["recompute", "some swap", "swap"])
+@pytest.mark.parametrize("variant", ["rope", "encoder–decoder"])
+def test_many_requests_in_little_memory_are_preempted_and_lose_nothing(variant, swap_bytes, seed=3):
+    rng, model = random.Random(seed), loaded(VARIANTS[variant])
+    cache_bytes = 13 * 4 * slot_bytes(model.module)
+    engine = engine_for(
+        model, max_batch=8, max_tokens=30, block_size=4, cache_bytes=cache_bytes, swap_bytes=swap_bytes
+    )
     requests = [
         Request(
             [rng.randrange(37) for _ in range(rng.randrange(1, 20))],
@@ -168,7 +173,9 @@ def test_many_requests_in_little_memory_are_preempted_and_lose_nothing(seed=3):
         engine.submit(request)
     while engine.step():
         pass
-    assert engine.batch.scheduler.preemptions > 5
+    scheduler = engine.batch.scheduler
+    assert scheduler.preemptions > 5 and bool(scheduler.swaps) == bool(swap_bytes)
+    assert scheduler.swaps == scheduler.preemptions or swap_bytes < 1 << 20
     for request in requests:
         alone = luban.Engine(model, paged=False).generate([request.prompt], request.sampling)[0]
         assert [c.token_ids for c in request.result.choices] == [c.token_ids for c in alone.choices]
