@@ -42,8 +42,11 @@ class Arguments:
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
     max_batch: int | None = None  # sequences that run together; none: 256, with a contiguous cache 32
     cache_gb: float | None = None  # memory for keys and values, GB; none: as much as is free, on a CPU half of it
-    preemption: Literal["recompute", "swap"] = "recompute"  # where memory is short: read tokens again, or keep them on the host
+    preemption: Literal["recompute", "swap"] = (
+        "recompute"  # where memory is short: read tokens again, or keep them on the host
+    )
     swap_gb: float = 4.0  # host memory of --preemption swap, GB
+    batch_invariant: bool = False  # bit for bit the same answer whatever shares the batch; slower
     max_queue: int = 1024  # sequences that may wait; requests beyond are answered 429
     drain_seconds: float = 30.0  # that answers may go on for after SIGTERM
     log_requests: bool = False  # a line of JSON on standard error for every request, without its text
@@ -87,6 +90,7 @@ def run(argv: Sequence[str]) -> None:
             ngram=args.speculative == "ngram",
             draft_tokens=args.draft_tokens,
             swap_bytes=int(args.swap_gb * 1e9) if args.preemption == "swap" else 0,
+            batch_invariant=args.batch_invariant,
         )
 
     serve(

@@ -101,7 +101,10 @@ class ContiguousBatch:
             return []
         for growing in sequences:
             if growing.sampling.beams > 1 and id(growing) not in self._searches and id(growing) not in self._owner:
-                self._searches[id(growing)] = growing, search_for(growing, self.session.prompts.max_new_tokens(growing.prompt))
+                self._searches[id(growing)] = (
+                    growing,
+                    search_for(growing, self.session.prompts.max_new_tokens(growing.prompt)),
+                )
                 self._owner[id(growing)] = growing
         if not self._searches:
             return list(zip(sequences, self.session.choose(), strict=True))

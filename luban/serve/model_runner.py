@@ -6,6 +6,7 @@ N tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
 from luban.models.encoder_decoder import EncoderDecoder
 from luban.nn.attention.paged import PackedTokens, PagedAttention
+from luban.nn.invariant import InvariantElements
 from luban.serve.decode_graph import DecodeGraphs
 from luban.serve.scheduler import Chunk, Step
 from luban.serve.source_runner import SourceRunner
@@ -30,6 +32,7 @@ class ModelRunner:
         kernel: of attention, by name; None: the fastest that can serve.
         graphs: recorded forwards of single tokens; None: there are none.
         host: of preempted sequences; None: nothing is swapped.
+        attention: the backend.
     """
 
     def __init__(
@@ -39,10 +42,11 @@ class ModelRunner:
         kernel: str | None = None,
         graphs: DecodeGraphs | None = None,
         host: HostBlocks | None = None,
+        attention: type[PagedAttention] = PagedAttention,
     ):
-        self.host = host
+        self.host, self.attention = host, attention
         self.module, self.cache, self.kernel, self.graphs = module.eval(), cache, kernel, graphs
-        self.sources = SourceRunner(module, cache, kernel) if isinstance(module, EncoderDecoder) else None
+        self.sources = SourceRunner(module, cache, kernel, attention) if isinstance(module, EncoderDecoder) else None
 
     @torch.inference_mode()
     def copy(self, step: Step) -> None:
@@ -63,9 +67,14 @@ class ModelRunner:
         """
         if self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
             return logits
+        with InvariantElements() if self.attention.invariant else nullcontext():
+            return self._forward(chunks, inspect)
+
+    def _forward(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None) -> Tensor:
+        """See `run`."""
         tokens_N, packed = self._packed(chunks)
         if self.sources is None:
-            attention = PagedAttention(self.cache.layers, packed, self.kernel)
+            attention = self.attention(self.cache.layers, packed, self.kernel)
             hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")
         else:
             hidden_1NE = self.sources.forward(tokens_N, packed, chunks)

@@ -17,7 +17,9 @@ from luban.generate.session import Sequence as Growing
 from luban.generate.session import beam_candidates
 from luban.kernels.dispatch import VARIABLE, check_kernel
 from luban.models.base import Model
-from luban.nn.attention.paged import kernel_serves
+from luban.nn.attention.paged import PagedAttention, kernel_serves
+from luban.nn.attention.paged_invariant import InvariantPagedAttention
+from luban.nn.invariant import use_invariant_matmuls
 from luban.nn.linear import lay_adjacent
 from luban.serve.batch import BatchLoad, Token
 from luban.serve.beam_group import BeamGroup
@@ -49,6 +51,7 @@ class PagedBatch:
         draft_tokens: guessed at once.
         kernel: of attention, "torch" or "luban"; None: that of the environment's LUBAN_ATTENTION, or the fastest that can serve.
         swap_bytes: of host memory for what preempted sequences have computed; 0, or where it is full: they are read again.
+        batch_invariant: outputs are bit for bit those of a request alone; the module's matmuls are replaced.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class PagedBatch:
         draft_tokens: int = DRAFT_TOKENS,
         kernel: str | None = None,
         swap_bytes: int = 0,
+        batch_invariant: bool = False,
     ):
         self.spec, self.prompts = module.spec, prompts_of(module.spec)
         kernel = check_kernel(kernel or os.environ.get(VARIABLE) or None)
@@ -73,6 +77,12 @@ class PagedBatch:
             for each in (module, draft):
                 if each is not None:
                     lay_adjacent(each)
+        attention = PagedAttention
+        if batch_invariant:
+            attention = InvariantPagedAttention
+            for each in (module, draft):
+                if each is not None:
+                    use_invariant_matmuls(each)
         sequences = max_batch or MAX_BATCH
         tokens = max_tokens or max(MAX_TOKENS.get(device, OTHER_MAX_TOKENS), 2 * sequences)
         self.budget = PagedBudget.of(
@@ -81,7 +91,7 @@ class PagedBatch:
         blocks = self.budget.slots // block_size
         graphs = None
         shapes = [layer.mixer.attention(self.spec.width) for layer in self.spec.layers]
-        recorded = device == "cuda" and kernel is None and not self.spec.body.two_sided
+        recorded = device == "cuda" and kernel is None and not batch_invariant and not self.spec.body.two_sided
         if recorded and all(shape is None or kernel_serves(shape) for shape in shapes):
             cache = PagedCache.of(module, blocks=blocks + 1, block_size=block_size)  # one for rows of no meaning
             graphs = DecodeGraphs(module, cache, sequences)
@@ -89,7 +99,7 @@ class PagedBatch:
             cache = PagedCache.of(module, blocks=blocks, block_size=block_size)
         host_blocks = int(swap_bytes) // (self.budget.slot_bytes * block_size)
         host = HostBlocks(cache, host_blocks) if host_blocks else None
-        self.runner = ModelRunner(module, cache, kernel, graphs, host)
+        self.runner = ModelRunner(module, cache, kernel, graphs, host, attention)
         self.draft_tokens, self.drafted, self.accepted = draft_tokens, 0, 0  # counts of guesses
         self.proposer: Proposer | None = NgramProposer() if ngram else None
         if draft is not None:

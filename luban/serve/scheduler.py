@@ -125,9 +125,7 @@ class Scheduler:
         ConfigError: a budget that growing sequences alone would use up.
     """
 
-    def __init__(
-        self, manager: BlockManager, *, max_sequences: int, max_tokens: int, host: BlockManager | None = None
-    ):
+    def __init__(self, manager: BlockManager, *, max_sequences: int, max_tokens: int, host: BlockManager | None = None):
         if not 1 <= max_sequences < max_tokens:
             raise ConfigError(
                 f"{max_tokens} tokens a step for {max_sequences} sequences that each want one leave none for prompts: "

@@ -28,18 +28,18 @@ class SourceRunner:
     """Runs an encoder–decoder over chunks of its decoder's tokens, as a part of `luban.serve.model_runner.ModelRunner`.
 
     Args:
-        module: the model. cache: its pool. kernel: of attention.
+        module: the model. cache: its pool. kernel: of attention. attention: the backend.
     """
 
-    def __init__(self, module: EncoderDecoder, cache: PagedCache, kernel: str | None):
-        self.module, self.cache, self.kernel = module, cache, kernel
+    def __init__(self, module: EncoderDecoder, cache: PagedCache, kernel: str | None, attention: type[PagedAttention]):
+        self.module, self.cache, self.kernel, self.attention = module, cache, kernel, attention
 
     def forward(self, tokens_N: Tensor, packed: PackedTokens, chunks: Sequence[Chunk]) -> Tensor:
         """Hidden states (1, N, E) of the decoder's packed tokens; sources that are unread are encoded first."""
         new = [chunk.state for chunk in chunks if chunk.state.unread_source]
         states_1SE, slots = self._encode(new) if new else (None, None)
         sources = PackedSources(self._tables(chunks), tuple(_of_tokens(chunks)), slots)
-        attention = PagedAttention(self.cache.layers, packed, self.kernel, sources)
+        attention = self.attention(self.cache.layers, packed, self.kernel, sources)
         encoded = EncoderStates(states_1SE, None, compute_dtype(float_parameter(self.module)))
         return self.module(None, tokens_N[None], encoder_states=encoded, attention=attention, output="hidden")
 
@@ -56,7 +56,7 @@ class SourceRunner:
     def _encode(self, states: Sequence[SequenceState]) -> tuple[Tensor, Tensor]:
         """(1, S, E) encoder states of all tokens of these sequences' sources, and their slots."""
         found, slots = [], []
-        for group in _groups(states):
+        for group in [[state] for state in states] if self.attention.invariant else _groups(states):
             longest = max(len(state.source) for state in group)
             tokens = torch.tensor([state.source + [0] * (longest - len(state.source)) for state in group])
             lengths = torch.tensor([len(state.source) for state in group])

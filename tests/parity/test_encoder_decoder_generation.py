@@ -141,7 +141,9 @@ def test_answers_under_load_and_preemption_equal_theirs(pair, swap_bytes):
     )
     engine = luban.Engine(ours, paged=True)
     engine.batch = batch
-    requests = [Request(row, replace(greedy(14), n=1 + index % 2), ends=ours.stop_ids) for index, row in enumerate(rows)]
+    requests = [
+        Request(row, replace(greedy(14), n=1 + index % 2), ends=ours.stop_ids) for index, row in enumerate(rows)
+    ]
     for request in requests[:6]:
         engine.submit(request)
     for _ in range(3):

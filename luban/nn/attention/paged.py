@@ -114,6 +114,7 @@ class PagedAttention(AttentionBackend):
     """
 
     cached = True
+    invariant = False  # true: a token's result doesn't depend on what else is read, bit for bit
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class PagedAttention(AttentionBackend):
     ):
         super().__init__(kernel)
         self.layers, self.tokens, self.sources = layers, tokens, sources
-        self._cross = None if sources is None else PagedAttention(layers, sources.as_tokens(tokens.block_size), kernel)
+        self._cross = None if sources is None else type(self)(layers, sources.as_tokens(tokens.block_size), kernel)
         self._cross_masks: dict[AttentionShape, list[Part] | KernelMask] = {}
 
     def begin(self, tokens: int, token_mask: Tensor | None, positions: Tensor | None) -> NewTokens:
@@ -159,7 +160,7 @@ class PagedAttention(AttentionBackend):
     ) -> list[Part] | KernelMask:
         """See `prepare`."""
         if not self._by_kernel(device, shape, dtype):
-            return _Parts(self.tokens, shape, _reaching(distance_bias, self.tokens), dtype).all()
+            return self._parts(PartMaker(self.tokens, shape, _reaching(distance_bias, self.tokens), dtype))
         from luban.kernels.paged_launch import PagedBias, padded_width, paged_work
 
         starts, counts = self.tokens.starts, self.tokens.counts
@@ -171,8 +172,13 @@ class PagedAttention(AttentionBackend):
             padded_width(shape.head_dim) * dtype.itemsize,
             device,
             single_items=self.tokens.single_items,
+            invariant=self.invariant,
         )
         return KernelMask(work, PagedBias.of(_reaching(distance_bias, self.tokens)), shape.window)
+
+    def _parts(self, maker: PartMaker) -> Any:
+        """What torch's path reads, made once a forward for layers of one shape."""
+        return maker.all()
 
     def _by_kernel(self, device: torch.device, shape: AttentionShape, dtype: torch.dtype) -> bool:
         """Whether the Triton kernel serves layers of this shape."""
@@ -290,7 +296,7 @@ def _attend(q_RTHD: Tensor, k_RSKD: Tensor, v_RSKD: Tensor, mask: PreparedMask, 
     return attention(q_RTHD.view(R, K, H // K, D), k_RKSD, v_RKSD, mask, scale).reshape(R, 1, H, D)
 
 
-class _Parts:
+class PartMaker:
     """Makes the parts of one forward for layers of one shape."""
 
     def __init__(self, tokens: PackedTokens, shape: AttentionShape, bias: DistanceBias | None, dtype: torch.dtype):
@@ -329,8 +335,8 @@ class _Parts:
         queries_RT = self.tokens.positions_N[None, rows]
         first = start + 1 - self._seen(index)
         keys_RS = torch.arange(first, start + count, device=queries_RT.device)[None]
-        slots_RS = None if start == 0 else self._slots(self.tokens.tables_CM[index : index + 1], keys_RS)
-        return Part(rows, 1, slots_RS, self._mask(queries_RT, keys_RS))
+        slots_RS = None if start == 0 else self.slots(self.tokens.tables_CM[index : index + 1], keys_RS)
+        return Part(rows, 1, slots_RS, self.mask(queries_RT, keys_RS))
 
     def _singles(self, group: list[int]) -> Part:
         """Sequences with a new token each; keys past the own one repeat it, unseen."""
@@ -342,15 +348,15 @@ class _Parts:
         queries_RT = self.tokens.positions_N[where, None]
         first = torch.tensor([self.tokens.starts[each] + 1 - self._seen(each) for each in group], device=device)
         keys_RS = first[:, None] + torch.arange(longest, device=device)
-        mask = self._mask(queries_RT, keys_RS)
-        return Part(where, len(group), self._slots(self.tokens.tables_CM[index], keys_RS.clamp(max=queries_RT)), mask)
+        mask = self.mask(queries_RT, keys_RS)
+        return Part(where, len(group), self.slots(self.tokens.tables_CM[index], keys_RS.clamp(max=queries_RT)), mask)
 
-    def _slots(self, tables_RM: Tensor, keys_RS: Tensor) -> Tensor:
+    def slots(self, tables_RM: Tensor, keys_RS: Tensor) -> Tensor:
         """(R, S) of the tokens at these positions."""
         size = self.tokens.block_size
         return tables_RM.gather(1, keys_RS // size).long() * size + keys_RS % size
 
-    def _mask(self, queries_RT: Tensor, keys_RS: Tensor) -> PreparedMask:
+    def mask(self, queries_RT: Tensor, keys_RS: Tensor) -> PreparedMask:
         """Dense, (R, 1 or H, T, S): what causality, window and layout leave, with the bias."""
         distance_RTS = queries_RT[:, :, None] - keys_RS[:, None]
         seen = distance_RTS >= 0

@@ -159,9 +159,7 @@ def test_greedy_tokens_are_those_of_the_contiguous_cache(variant):
 def test_many_requests_in_little_memory_are_preempted_and_lose_nothing(variant, swap_bytes, seed=3):
     rng, model = random.Random(seed), loaded(VARIANTS[variant])
     cache_bytes = 13 * 4 * slot_bytes(model.module)
-    engine = engine_for(
-        model, max_batch=8, max_tokens=30, block_size=4, cache_bytes=cache_bytes, swap_bytes=swap_bytes
-    )
+    engine = engine_for(model, max_batch=8, max_tokens=30, block_size=4, cache_bytes=cache_bytes, swap_bytes=swap_bytes)
     requests = [
         Request(
             [rng.randrange(37) for _ in range(rng.randrange(1, 20))],

@@ -320,7 +320,7 @@ def test_ten_thousand_random_operations_lose_no_block():
     print("seed", seed)
     rng, operations, preemptions, forks = random.Random(seed), 0, 0, 0
     while operations < 10_000:
-        work = Hypothetical(rng, rng.randrange(6, 40), rng.choice([1, 2, 4, 16]))
+        work = Hypothetical(rng, rng.randrange(8, 40), rng.choice([1, 2, 4, 16]))
         for _ in range(500):
             rng.choice([work.add, work.step, work.step, work.step, work.fork, work.cancel])()
             work.check()
