@@ -138,7 +138,7 @@ def test_random_work_loses_no_block_and_reads_what_was_written(size, prefix_cach
     print("seed", seed)
     rng = random.Random(seed)
     for _ in range(2):
-        blocks = rng.randrange(4, 40)
+        blocks = rng.randrange(6, 40)
         manager = BlockManager(blocks, size, prefix_cache=prefix_cache)
         sequences = rng.randrange(1, 12)
         host = None if host_blocks is None else BlockManager(host_blocks, size, prefix_cache=False)
