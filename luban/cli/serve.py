@@ -48,6 +48,7 @@ class Arguments:
     swap_gb: float = 4.0  # host memory of --preemption swap, GB
     batch_invariant: bool = False  # bit for bit the same answer whatever shares the batch; slower
     max_queue: int = 1024  # sequences that may wait; requests beyond are answered 429
+    requests_per_minute: int | None = None  # of one client, by its key or address; more are answered 429
     drain_seconds: float = 30.0  # that answers may go on for after SIGTERM
     log_requests: bool = False  # a line of JSON on standard error for every request, without its text
     log_text: bool = False  # with --log-requests, the text of prompts and answers too
@@ -65,6 +66,11 @@ def run(argv: Sequence[str]) -> None:
         (args.max_queue >= 0, "--max-queue must be 0 or more", args.max_queue),
         (args.max_batch is None or args.max_batch >= 1, "--max-batch must be at least 1", args.max_batch),
         (args.cache_gb is None or args.cache_gb > 0, "--cache-gb must be larger than 0", args.cache_gb),
+        (
+            args.requests_per_minute is None or args.requests_per_minute >= 1,
+            "--requests-per-minute must be at least 1",
+            args.requests_per_minute,
+        ),
         (args.swap_gb > 0, "--swap-gb must be larger than 0", args.swap_gb),
         (args.draft_tokens >= 1, "--draft-tokens must be at least 1", args.draft_tokens),
         (args.drain_seconds >= 0, "--drain-seconds must be 0 or more", args.drain_seconds),
@@ -103,6 +109,7 @@ def run(argv: Sequence[str]) -> None:
             hosts=args.allowed_host,
             origins=args.cors,
             max_queue=args.max_queue,
+            requests_per_minute=args.requests_per_minute,
             log_requests=args.log_requests,
             log_text=args.log_text,
         ),
