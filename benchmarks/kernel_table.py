@@ -42,6 +42,7 @@ def kernel_table(step: Callable[[], object], steps: int = 3, warm: int = 3) -> s
     whole = end - work[0][0]
     lines = [
         f"{steps} steps: {whole / steps / 1e3:.1f} ms each, {len(work) // steps} kernels, busy {100 * busy / whole:.1f}%",
+        *messages(work, steps),
         "ms a step   calls   µs each   kernel",
     ]
     for name, found in sorted(spans.items(), key=lambda item: -sum(item[1])):
@@ -54,3 +55,27 @@ def kernel_table(step: Callable[[], object], steps: int = 3, warm: int = 3) -> s
             f"{sum(found) / steps / 1e3:9.2f} {len(found) / steps:7.0f} {statistics.fmean(found):9.1f}   {a} → {b}"
         )
     return "\n".join(lines) + "\n"
+
+
+def messages(work: list[tuple[float, float, str]], steps: int) -> list[str]:
+    """How long the device sends, and how long it does nothing else; nothing where it doesn't send.
+
+    Args:
+        work: (start, end, name) of kernels in µs, in order.
+    """
+    sending = [(start, stop) for start, stop, name in work if name.startswith("ncclDevKernel")]
+    if not sending:
+        return []
+    computing = [(start, stop) for start, stop, name in work if not name.startswith("ncclDevKernel")]
+    either, alone = covered(sorted(sending + computing)), covered(computing)
+    ms = [t / steps / 1e3 for t in (covered(sending), either - alone)]
+    return [f"messages {ms[0]:.1f} ms a step, {ms[1]:.1f} of them beside no other kernel"]
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """The time that lies in at least one of the spans, which are in order of their starts."""
+    total, end = 0.0, float("-inf")
+    for start, stop in spans:
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total

@@ -1,6 +1,6 @@
 """Tokens a second of training steps over several GPUs of one machine, by plan, beside transformers under FSDP2.
 
-    python benchmarks/multi_gpu.py [--gpus 2] [--only NAME …] [--rows 8] [--steps 10] [--tiny] [--out FILE.json]
+    python benchmarks/multi_gpu.py [--gpus 2] [--only NAME …] [--rows 8] [--steps 10] [--tiny] [--out FILE.json] [--profile DIR]
 
 The LLaMA shape of 1.1B parameters of `gpu_step.py` with 32 heads, sequences of 2,048 random tokens, --rows of them a GPU,
 bf16 matmuls over fp32 weights, AdamW, gradient clipping, compiled. Each contestant starts its processes afresh; step times
@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from gpu_step import SHAPE, TINY, RandomBatch, T, llama_config, luban_spec, timed
+from kernel_table import kernel_table
 from torch import nn
 
 from luban.core.plan import ParallelPlan
@@ -99,8 +100,12 @@ def peer_step(gpus: int, rows: int, tiny: bool, device: torch.device) -> Callabl
     return step
 
 
-def contest(name: str, gpus: int, rows: int, steps: int, tiny: bool) -> dict[str, float]:
-    """One contestant, in this process of several."""
+def contest(name: str, gpus: int, rows: int, steps: int, tiny: bool, profile: Path | None) -> dict[str, float]:
+    """One contestant, in this process of several.
+
+    Args:
+        profile: folder for a table of the first process's kernels; None: it isn't profiled.
+    """
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     device = torch.device("cpu")
@@ -122,6 +127,11 @@ def contest(name: str, gpus: int, rows: int, steps: int, tiny: bool) -> dict[str
         torch.cuda.reset_peak_memory_stats()
     seconds = statistics.median(timed(step, steps))
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
+    if profile:
+        table = kernel_table(step)
+        if os.environ.get("RANK", "0") == "0":
+            profile.mkdir(parents=True, exist_ok=True)
+            (profile / f"{name}.txt").write_text(table)
     tokens = whole * (64 if tiny else T)
     return {"tokens_per_second": tokens / seconds, "step_ms": 1e3 * seconds, "peak_gb": peak, "processes": processes}
 
@@ -134,6 +144,7 @@ def started(name: str, call: argparse.Namespace) -> dict[str, float]:
         port = str(probe.getsockname()[1])
     options = ["--inside", name, "--gpus", call.gpus, "--rows", call.rows, "--steps", call.steps]
     command = [sys.executable, __file__, *map(str, options), *(["--tiny"] if call.tiny else [])]
+    command += ["--profile", str(call.profile)] if call.profile else []
     running = []
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
@@ -161,10 +172,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--profile", type=Path, help="folder for a table of kernels of each contestant's first process")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     call = parser.parse_args()
     if call.inside:
-        found = contest(call.inside, call.gpus, call.rows, call.steps, call.tiny)
+        found = contest(call.inside, call.gpus, call.rows, call.steps, call.tiny, call.profile)
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(found), flush=True)
         if dist.is_initialized():

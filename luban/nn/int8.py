@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 LARGEST = 127
 KERNEL_STEP = 16  # inputs that torch's kernel reads at once: with a remainder its result is wrong
+MOST_ROWS = 8  # that torch's kernel takes in less time than unpacking the weights
 
 
 class Int8Weight(nn.Module):
     """x·wᵀ·scale (+ bias).
 
-    One row of input runs through torch's 8-bit kernel, which takes it in bfloat16; more rows through a
-    float32 matmul with the weights unpacked, which is faster from two rows on. So does one row where the number of
-    inputs is no multiple of 16.
+    A few rows of input run through torch's 8-bit kernel, which takes them in bfloat16; more through a float32 matmul with the
+    weights unpacked. So do few where the number of inputs is no multiple of 16.
     """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None):
@@ -41,11 +41,12 @@ class Int8Weight(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O), in the precision of the input."""
-        rows = x.reshape(-1, x.shape[-1])
-        if rows.shape[0] == 1 and rows.shape[1] % KERNEL_STEP == 0:
-            out = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale).to(x.dtype)
+        weight, scale_O = self.weight, self.scale
+        rows = x.view(-1, x.shape[-1]) if x.is_contiguous() else x.reshape(-1, x.shape[-1])
+        if rows.shape[0] <= MOST_ROWS and rows.shape[1] % KERNEL_STEP == 0:
+            out = torch._weight_int8pack_mm(rows.bfloat16(), weight, scale_O).to(x.dtype)
         else:
-            out = F.linear(rows, self.weight.to(x.dtype) * self.scale.to(x.dtype)[:, None])
+            out = F.linear(rows, weight.to(x.dtype) * scale_O.to(x.dtype)[:, None])
         out = out if self.bias is None else out + self.bias
         return out.view(*x.shape[:-1], -1)
 

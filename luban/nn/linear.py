@@ -188,18 +188,22 @@ class JointLinear(nn.Module, MatmulOwner):
 
     def forward(self, x: Tensor, *, joint: bool = False) -> Tensor | tuple[Tensor, ...]:
         """(…, I) → a tuple of (…, O); with joint=True one concatenated (…, ΣO)."""
-        if not (joint or self.int8 is not None or multiplies_joined(x, *self._projections())):
+        if not (joint or self.joins(x)):
             outputs = [self.matmul.linear(x, p.weight, p.bias) for p in self._projections()]
             return tuple(self.plus_adapter(name, y, x) for name, y in zip(self.sizes, outputs, strict=True))
         if self.int8 is not None:
             y = self.int8["joint"](x)
         else:
             y = self.matmul.linear(x, *joined(*self._projections()))
-        sizes = self._local_sizes()
+        sizes = self.local_sizes()
         y = y if self.adapters is None else self.add_adapters_(y, x, sizes)
         return y if joint else y.split(list(sizes.values()), dim=-1)
 
-    def _local_sizes(self) -> dict[str, int]:
+    def joins(self, x: Tensor) -> bool:
+        """Whether x is multiplied with the concatenated weights."""
+        return self.int8 is not None or multiplies_joined(x, *self._projections())
+
+    def local_sizes(self) -> dict[str, int]:
         """O of each map in this process; with tensor parallelism a shard of the rows."""
         if self.int8 is not None:
             return self.sizes

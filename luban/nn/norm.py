@@ -15,6 +15,7 @@ from luban.core.opgraph import GraphTensor
 from luban.core.registry import Registry, Variant
 from luban.kernels.available import infers_fused
 from luban.nn.roles import Role
+from luban.nn.row import infers_row, row_rms_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,8 @@ class RMSNormModule(nn.Module):
 
             if x.shape[-1] <= WIDEST:
                 return rms_norm(x, self.weight, self.eps)
+        if infers_row(x):
+            return row_rms_norm(x, self.weight, self.eps)
         if x.dtype == torch.float32 or x.dtype == torch.float64:
             return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
         return F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype) * self.weight.to(x.dtype)

@@ -34,27 +34,46 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def is_row(x: Tensor, weight: Tensor) -> bool:
     """True for one float32 row on a CPU, without gradients, and a column-major matrix."""
     return (
-        not torch.is_grad_enabled()
-        and HAS_KERNEL
-        and x.device.type == "cpu"
-        and x.numel() == weight.shape[1]
-        and x.dtype == weight.dtype == torch.float32
+        HAS_KERNEL
+        and weight.dtype == torch.float32
         and weight.stride() == (1, weight.shape[0])
+        and x.numel() == weight.shape[1]
+        and infers_row(x)
+    )
+
+
+def infers_row(x: Tensor) -> bool:
+    """True for one float32 row on a CPU, without gradients."""
+    return (
+        not torch.is_grad_enabled()
+        and x.numel() == x.shape[-1]
+        and x.dtype == torch.float32
+        and x.is_cpu
         and not torch.compiler.is_compiling()
     )
 
 
 def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(…, I) of one row, (O, I) column-major, (O,) → (…, O)."""
-    indices, offsets = _bags(weight.shape[1], torch.get_num_threads())
+    outputs, inputs = weight.shape
+    bags, indices, offsets = _bags(inputs, torch.get_num_threads())
     out = torch.embedding_bag(weight.t(), indices, offsets, False, 0, False, x.reshape(-1))[0]
-    out = out.sum(0) if len(offsets) > 1 else out
+    out = out.sum(0) if bags > 1 else out
     out = out if bias is None else out + bias
-    return out.view(*x.shape[:-1], -1)
+    return out.view(*x.shape[:-1], outputs)
+
+
+def row_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / √(mean(x²) + eps) · weight of one row (…, E), by fewer operations than torch's, each of which costs as much as the
+    row's arithmetic."""
+    row = x.reshape(-1)
+    squares = torch.dot(row, row).item() / row.shape[0]
+    return torch.mul(x, weight).mul_((squares + eps) ** -0.5)
 
 
 @lru_cache(maxsize=64)
-def _bags(inputs: int, threads: int) -> tuple[Tensor, Tensor]:
+def _bags(inputs: int, threads: int) -> tuple[int, Tensor, Tensor]:
+    """Number of bags, indices of all inputs, and where in them each bag begins."""
     with torch.inference_mode(False):
         count = max(1, min(threads, inputs // SMALLEST_BAG))
-        return torch.arange(inputs), torch.arange(count) * (inputs // count)
+        return count, torch.arange(inputs), torch.arange(count) * (inputs // count)

@@ -6,7 +6,6 @@ N tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -67,8 +66,11 @@ class ModelRunner:
         """
         if self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
             return logits
-        with InvariantElements() if self.attention.invariant else nullcontext():
+        if not self.attention.invariant:
             return self._forward(chunks, inspect)
+        with InvariantElements():  # a token alone is read twice, since single rows have code of their own
+            alone = len(chunks) == 1 and chunks[0].count == 1
+            return self._forward([*chunks, *chunks] if alone else chunks, inspect)[: sum(c.wanted for c in chunks)]
 
     def _forward(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None) -> Tensor:
         """See `run`."""

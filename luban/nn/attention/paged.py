@@ -85,7 +85,7 @@ class Part:
 
     rows: slice | Tensor  # which of the N tokens the queries are, R · T of them
     sequences: int  # R
-    slots_RS: Tensor | None  # of their keys; None: the keys are those of the new tokens
+    slots: Tensor | slice | None  # (R, S) of their keys, or where they lie in a row; None: the new tokens' own
     mask: PreparedMask  # dense (R, 1 or H, T, S), or causal
 
 
@@ -236,17 +236,30 @@ class PagedAttention(AttentionBackend):
         if isinstance(mask, KernelMask):
             return self._kernel(q_BHTD[0], mask, cache, scale).transpose(0, 1)[None]
         q_NHD = q_BHTD[0].transpose(0, 1)
+        if len(mask) == 1:
+            return self._part(q_NHD, new, mask[0], cache, scale).transpose(0, 1)[None]
         mixed_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
         for part in mask:
-            if part.slots_RS is None:
-                assert new is not None
-                k_SKD, v_SKD = new[0][part.rows], new[1][part.rows]
-            else:
-                slots = part.slots_RS.flatten()  # index_select copies whole rows: 4 times as fast as indexing on a CPU
-                k_SKD, v_SKD = cache.keys.index_select(0, slots), cache.values.index_select(0, slots)
-            q_RTHD, k_RSKD, v_RSKD = (x.unflatten(0, (part.sequences, -1)) for x in (q_NHD[part.rows], k_SKD, v_SKD))
-            mixed_NHD[part.rows] = _attend(q_RTHD, k_RSKD, v_RSKD, part.mask, scale).flatten(0, 1)
+            own = None if new is None else (new[0][part.rows], new[1][part.rows])
+            mixed_NHD[part.rows] = self._part(q_NHD[part.rows], own, part, cache, scale)
         return mixed_NHD.transpose(0, 1)[None]
+
+    def _part(
+        self, q_NHD: Tensor, new: KeysValues | None, part: Part, cache: PagedLayer, scale: float | None
+    ) -> Tensor:
+        """(N, H, D) of one part's new tokens; `new`: their keys and values."""
+        if part.slots is None:
+            assert new is not None
+            k_SKD, v_SKD = new
+        elif isinstance(part.slots, slice):
+            k_SKD, v_SKD = cache.keys[part.slots], cache.values[part.slots]
+        else:
+            slots = part.slots.flatten()  # index_select copies whole rows: 4 times as fast as indexing on a CPU
+            k_SKD, v_SKD = cache.keys.index_select(0, slots), cache.values.index_select(0, slots)
+        if part.sequences == 1:
+            return _attend(q_NHD[None], k_SKD[None], v_SKD[None], part.mask, scale)[0]
+        q_RTHD, k_RSKD, v_RSKD = (x.unflatten(0, (part.sequences, -1)) for x in (q_NHD, k_SKD, v_SKD))
+        return _attend(q_RTHD, k_RSKD, v_RSKD, part.mask, scale).flatten(0, 1)
 
     def _kernel(self, q_HND: Tensor, mask: KernelMask, cache: PagedLayer, scale: float | None) -> Tensor:
         """(N, H, D)."""
@@ -272,8 +285,8 @@ def _store(k_NKD: Tensor, v_NKD: Tensor, cache: PagedLayer, slots_N: Tensor, *, 
 
         store(k_NKD, v_NKD, cache.keys, cache.values, slots_N)
     else:
-        cache.keys.index_copy_(0, slots_N, k_NKD.to(cache.keys.dtype))
-        cache.values.index_copy_(0, slots_N, v_NKD.to(cache.values.dtype))
+        for pool, new_NKD in ((cache.keys, k_NKD), (cache.values, v_NKD)):
+            pool.index_copy_(0, slots_N, new_NKD if new_NKD.dtype == pool.dtype else new_NKD.to(pool.dtype))
 
 
 def _reaching(bias: DistanceBias | None, tokens: PackedTokens) -> DistanceBias | None:
@@ -335,11 +348,13 @@ class PartMaker:
         queries_RT = self.tokens.positions_N[None, rows]
         first = start + 1 - self._seen(index)
         keys_RS = torch.arange(first, start + count, device=queries_RT.device)[None]
-        slots_RS = None if start == 0 else self.slots(self.tokens.tables_CM[index : index + 1], keys_RS)
-        return Part(rows, 1, slots_RS, self.mask(queries_RT, keys_RS))
+        slots = None if start == 0 else self.slots(self.tokens.tables_CM[index : index + 1], keys_RS)
+        return Part(rows, 1, slots, self.mask(queries_RT, keys_RS))
 
     def _singles(self, group: list[int]) -> Part:
         """Sequences with a new token each; keys past the own one repeat it, unseen."""
+        if len(group) == 1 and self.shape.layout is None and self.bias_HS is None:
+            return self._single(group[0])
         device, longest = self.tokens.positions_N.device, max(map(self._seen, group))
         rows, index = [self.firsts[each] for each in group], torch.tensor(group, device=device)
         where: slice | Tensor = torch.tensor(rows, device=device)
@@ -350,6 +365,20 @@ class PartMaker:
         keys_RS = first[:, None] + torch.arange(longest, device=device)
         mask = self.mask(queries_RT, keys_RS)
         return Part(where, len(group), self.slots(self.tokens.tables_CM[index], keys_RS.clamp(max=queries_RT)), mask)
+
+    def _single(self, index: int) -> Part:
+        """One sequence with a new token, which sees all of its keys: where these lie in a row they are read in place."""
+        size, start = self.tokens.block_size, self.tokens.starts[index]
+        first, row = start + 1 - self._seen(index), self.firsts[index]
+        blocks = self.tokens.tables_CM[index, first // size : start // size + 1].tolist()
+        slots: slice | Tensor
+        if blocks == list(range(blocks[0], blocks[0] + len(blocks))):
+            begin = blocks[0] * size + first % size
+            slots = slice(begin, begin + start + 1 - first)
+        else:
+            keys_1S = torch.arange(first, start + 1, device=self.tokens.positions_N.device)[None]
+            slots = self.slots(self.tokens.tables_CM[index : index + 1], keys_1S)
+        return Part(slice(row, row + 1), 1, slots, PreparedMask())
 
     def slots(self, tables_RM: Tensor, keys_RS: Tensor) -> Tensor:
         """(R, S) of the tokens at these positions."""

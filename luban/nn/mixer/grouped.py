@@ -13,7 +13,7 @@ from luban.core.errors import ConfigError
 from luban.core.graph_builder import GraphBuilder
 from luban.core.opgraph import GraphTensor
 from luban.nn.context import LayerContext
-from luban.nn.linear import Linear, QKVLinear, multiplies_joined
+from luban.nn.linear import Linear, QKVLinear
 from luban.nn.mixer.base import AttentionShape, LayerShape, Mixer
 from luban.nn.mixer.cross import CrossAttention
 from luban.nn.mixer.layout import Layout
@@ -150,9 +150,9 @@ class GroupedAttention(nn.Module):
     def rotated_qkv(self, x_BTE: Tensor, ctx: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D), keys and values (B, K, T, D) of the new tokens, with their positions in them."""
         rotation = ctx.rotation
-        joint = self.q_norm is None and multiplies_joined(x_BTE, *self.qkv.joint_projections())
-        if joint and rotation is not None and rotation.fused:
-            heads, key_heads = (part.weight.shape[0] // self.head_dim for part in (self.qkv.q, self.qkv.k))
+        if rotation is not None and rotation.fused and self.q_norm is None and self.qkv.joins(x_BTE):
+            sizes = self.qkv.local_sizes()
+            heads, key_heads = sizes["q"] // self.head_dim, sizes["k"] // self.head_dim
             return rotation.apply_rotary_qkv(self.qkv(x_BTE, joint=True), heads, key_heads)
         q_BTHD, k_BTKD, v_BTKD = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x_BTE))
         if self.q_norm is not None and self.k_norm is not None:

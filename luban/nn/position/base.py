@@ -97,7 +97,7 @@ class Rotation:
 
     def apply_rotary_qkv(self, qkv_BTP: Tensor, heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
         """Split (B, T, (H + 2K)·D), contiguous, into queries (B, H, T, D), keys and values (B, K, T, D), and apply positions
-        to queries and keys; one kernel, for training on a GPU."""
+        to queries and keys; on a GPU in one kernel."""
         raise NotImplementedError
 
 

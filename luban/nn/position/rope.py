@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import ConfigError
+from luban.kernels.available import triton_runs
 from luban.nn.position.base import Position, PositionEncoding, PositionMethod, PositionShape, Rotation
 from luban.nn.position.scaling import RotaryScaling
 
@@ -76,10 +77,16 @@ class Rotary(Rotation):
         return rotate(q_BHTD, self.cos_sin, self.pairing), rotate(k_BKTD, self.cos_sin, self.pairing)
 
     def apply_rotary_qkv(self, qkv_BTP: Tensor, heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Split (B, T, (H + 2K)·D) and rotate queries and keys in one kernel."""
-        from luban.kernels.rotary import apply_rotary_qkv
+        """Split (B, T, (H + 2K)·D) and rotate queries and keys together, on a GPU in one kernel."""
+        if triton_runs(qkv_BTP):
+            from luban.kernels.rotary import apply_rotary_qkv
 
-        return apply_rotary_qkv(qkv_BTP, *self.cos_sin, heads, key_heads)
+            return apply_rotary_qkv(qkv_BTP, *self.cos_sin, heads, key_heads)
+        cos_BT1D, sin_BT1D = (x.transpose(1, 2) for x in self.cos_sin)
+        heads_BTND = qkv_BTP.unflatten(-1, (heads + 2 * key_heads, -1))
+        turned_BTND = rotate_pairs(heads_BTND[:, :, : heads + key_heads], cos_BT1D, sin_BT1D, self.pairing)
+        q_BTHD, k_BTKD = turned_BTND[:, :, :heads], turned_BTND[:, :, heads:]
+        return q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), heads_BTND[:, :, heads + key_heads :].transpose(1, 2)
 
 
 def rotate(x_BHTD: Tensor, cos_sin: CosSin, pairing: str) -> Tensor:
@@ -115,7 +122,7 @@ def paired(first: Tensor, second: Tensor, pairing: str) -> Tensor:
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:
     """Rotate the pairs of the last axis of x (B, H, T, rotated) by the angles of `rotary_cos_sin`."""
-    wide = x.to(torch.promote_types(x.dtype, cos.dtype))
+    wide = x if x.dtype == cos.dtype else x.to(torch.promote_types(x.dtype, cos.dtype))
     if pairing == "half":
         partner = wide.roll(x.shape[-1] // 2, dims=-1)
     else:

@@ -11,7 +11,7 @@ from luban.load.export import parameters
 from luban.models.arrangement.parallel import Parallel
 from luban.models.spec import uniform
 from luban.nn.feedforward.plain import GELU
-from luban.nn.int8 import Int8Weight, pack_int8
+from luban.nn.int8 import MOST_ROWS, Int8Weight, pack_int8
 from luban.nn.mixer.grouped import Grouped
 
 
@@ -22,11 +22,15 @@ def test_weights_are_rounded_to_127_steps_a_row():
     step = weight.abs().amax(1, keepdim=True) / 127
     # half a step of rounding, and a scale kept to 8 bits of mantissa, which moves the largest by 127 · 2⁻⁸ steps
     assert ((restored - weight).abs() <= step * 1.01).all()
-    rows = torch.randn(3, 64)
+    rows = torch.randn(MOST_ROWS + 1, 64)
     torch.testing.assert_close(layer(rows), rows @ restored.t() + bias, atol=1e-5, rtol=1e-5)
-    for row in rows:  # a single row goes through the 8-bit kernel in bfloat16: 2⁻⁸ of every product's size
-        bound = (row.abs() @ restored.abs().t()) * 2**-7 + bias.abs() * 1e-5 + 1e-4
-        assert ((layer(row[None, None])[0, 0] - (row @ restored.t() + bias)).abs() <= bound).all()
+    for few in (
+        rows[:1],
+        rows[:2],
+        rows[:MOST_ROWS],
+    ):  # through the 8-bit kernel in bfloat16: 2⁻⁸ of every product's size
+        bound = (few.abs() @ restored.abs().t()) * 2**-7 + bias.abs() * 1e-5 + 1e-4
+        assert ((layer(few[None])[0] - (few @ restored.t() + bias)).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("inputs", [1, 8, 33, 48, 60])
