@@ -42,7 +42,13 @@ class Arguments:
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
     max_batch: int | None = None  # sequences that run together; none: 256, with a contiguous cache 32
     cache_gb: float | None = None  # memory for keys and values, GB; none: as much as is free, on a CPU half of it
+    preemption: Literal["recompute", "swap"] = (
+        "recompute"  # where memory is short: read tokens again, or keep them on the host
+    )
+    swap_gb: float = 4.0  # host memory of --preemption swap, GB
+    batch_invariant: bool = False  # bit for bit the same answer whatever shares the batch; slower
     max_queue: int = 1024  # sequences that may wait; requests beyond are answered 429
+    requests_per_minute: int | None = None  # of one client, by its key or address; more are answered 429
     drain_seconds: float = 30.0  # that answers may go on for after SIGTERM
     log_requests: bool = False  # a line of JSON on standard error for every request, without its text
     log_text: bool = False  # with --log-requests, the text of prompts and answers too
@@ -60,6 +66,12 @@ def run(argv: Sequence[str]) -> None:
         (args.max_queue >= 0, "--max-queue must be 0 or more", args.max_queue),
         (args.max_batch is None or args.max_batch >= 1, "--max-batch must be at least 1", args.max_batch),
         (args.cache_gb is None or args.cache_gb > 0, "--cache-gb must be larger than 0", args.cache_gb),
+        (
+            args.requests_per_minute is None or args.requests_per_minute >= 1,
+            "--requests-per-minute must be at least 1",
+            args.requests_per_minute,
+        ),
+        (args.swap_gb > 0, "--swap-gb must be larger than 0", args.swap_gb),
         (args.draft_tokens >= 1, "--draft-tokens must be at least 1", args.draft_tokens),
         (args.drain_seconds >= 0, "--drain-seconds must be 0 or more", args.drain_seconds),
     )
@@ -83,6 +95,8 @@ def run(argv: Sequence[str]) -> None:
             draft=load_model(args.draft, device=args.device, dtype=args.dtype) if args.draft else None,
             ngram=args.speculative == "ngram",
             draft_tokens=args.draft_tokens,
+            swap_bytes=int(args.swap_gb * 1e9) if args.preemption == "swap" else 0,
+            batch_invariant=args.batch_invariant,
         )
 
     serve(
@@ -95,6 +109,7 @@ def run(argv: Sequence[str]) -> None:
             hosts=args.allowed_host,
             origins=args.cors,
             max_queue=args.max_queue,
+            requests_per_minute=args.requests_per_minute,
             log_requests=args.log_requests,
             log_text=args.log_text,
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from luban.generate.cache import float_parameter
 from luban.models.base import Model
@@ -49,21 +50,23 @@ class PagedCache:
         """Copy whole blocks: (source, copy) each; every source is read before any copy is written."""
         if not pairs:
             return
-        for layer in self.layers:
-            for pool in () if layer is None else (layer.keys, layer.values):
-                blocks = pool.unflatten(0, (self.blocks, self.block_size))
-                sources, copies = torch.tensor(pairs, device=pool.device).unbind(1)
-                blocks[copies] = blocks[sources]
+        sources, copies = torch.tensor(pairs, device=self.device).unbind(1)
+        for blocks in self.parts():
+            blocks[copies] = blocks[sources]
+
+    def parts(self) -> list[Tensor]:
+        """Keys and values of all layers by blocks, (blocks, block size, K, D) each: views of the pool."""
+        pools = [pool for layer in self.layers if layer is not None for pool in (layer.keys, layer.values)]
+        return [pool.unflatten(0, (self.blocks, self.block_size)) for pool in pools]
 
 
 def paging_refusal(model: Model) -> str | None:
     """Why a model's keys and values can't be kept in pages; None where they can. Such models keep a contiguous cache."""
     body = model.spec.body
-    if body.two_sided:
-        return "an encoder–decoder keeps keys and values of its source as well"
-    if not body.cached:
+    if not body.cached and not body.two_sided:
         return "it keeps no keys and values"
-    for method in model.modules():
+    decoder = model.get_submodule("decoder") if body.two_sided else model  # an encoder keeps nothing
+    for method in decoder.modules():
         if isinstance(method, PositionMethod) and method.by_length:
             return "its positions depend on how long a sequence is, so that keys change while it grows"
         if isinstance(method, PositionMethod) and method.biased and method.bias_form is None:

@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from luban.core.errors import LubanError
-from luban.generate.cache import ContextError, ContiguousCache, PromptTooLong
+from luban.generate.cache import ContiguousCache
 from luban.generate.logits import add_biases, forbid, penalise, subtract
+from luban.generate.prompts import DecoderPrompts
 from luban.generate.sampler import draw, uniform
 from luban.generate.sampling import Sampling
 from luban.generate.token_mask import Matcher, mask_logits
-from luban.models.base import Model, require_next_token
-from luban.models.spec import ModelSpec
+from luban.models.base import Model
 
 
 class NotFiniteError(LubanError):
@@ -73,25 +74,14 @@ class Session:
         module: a causal decoder; it is called in inference mode. UnsupportedError for any other.
     """
 
+    prompts_class: ClassVar[type[DecoderPrompts]] = DecoderPrompts
+
     def __init__(self, module: Model):
         self.module = module.eval()
-        self.spec = module.spec
-        self.require(self.spec)
+        self.spec, self.prompts = module.spec, self.prompts_class(module.spec)
         self.sequences: list[Sequence] = []
         self.cache: ContiguousCache | None = None
         self.logits: Tensor | None = None  # (B, V) float32, of each sequence's next token
-
-    def require(self, spec: ModelSpec) -> None:
-        """Raise UnsupportedError unless this model predicts the next token step by step."""
-        require_next_token(spec, "generating text", cached=True)
-
-    def check(self, prompt: list[int]) -> None:
-        """Raise ContextError where a prompt is empty, too long, or holds ids outside the vocabulary."""
-        check_prompt(prompt, self.spec)
-
-    def max_new_tokens(self, prompt: list[int]) -> int:
-        """Tokens of an answer that the context holds."""
-        return self.spec.context - len(prompt)
 
     @torch.inference_mode()
     def add(self, sequences: SequenceOf[Sequence]) -> None:
@@ -100,7 +90,7 @@ class Session:
         Raises ContextError, before anything is read, when a prompt fills the context.
         """
         for sequence in sequences:
-            self.check(sequence.prompt)
+            self.prompts.check(sequence.prompt)
         if not sequences:
             return
         prompts = {id(s.prompt): s.prompt for s in sequences}
@@ -138,11 +128,7 @@ class Session:
     def choose(self) -> list[Chosen]:
         """Append one token to every sequence; returns the tokens in the order of `sequences`, as the function `choose`."""
         assert self.logits is not None
-        return choose(self.logits, self.sequences, self.seen)
-
-    def seen(self, sequence: Sequence) -> list[int]:
-        """The tokens that a penalty on repetition counts."""
-        return sequence.prompt + sequence.tokens
+        return choose(self.logits, self.sequences, self.prompts.seen)
 
     @torch.inference_mode()
     def keep(self, going_on: SequenceOf[Sequence]) -> None:
@@ -173,16 +159,6 @@ class Session:
             return
         tokens = torch.tensor([[s.tokens[-1]] for s in self.sequences], device=self.logits.device)
         self.logits = self._next_logits(tokens, None, self.cache)
-
-
-def check_prompt(prompt: list[int], spec: ModelSpec) -> None:
-    """Raise ContextError where a decoder's prompt is empty, too long, or holds ids outside the vocabulary."""
-    check_ids(prompt, spec)
-    if len(prompt) >= spec.context:
-        raise PromptTooLong(
-            f"the prompt has {len(prompt)} tokens, and the model's context of {spec.context} "
-            "must also hold the answer: shorten the prompt"
-        )
 
 
 Chosen = int | None | Exception  # a token; None: no token can be chosen; an error: the request's structure broke
@@ -262,14 +238,6 @@ def _keep_logprobs(
     for row, logprob, own in zip(asked, found, drawn, strict=True):
         sequence = sequences[row]
         sequence.logprobs.append(replace(logprob, top=logprob.top[: sequence.sampling.logprobs], sampling_logprob=own))
-
-
-def check_ids(prompt: list[int], spec: ModelSpec) -> None:
-    """Raise ContextError where a prompt is empty or holds ids outside the vocabulary."""
-    if not prompt:
-        raise ContextError("the prompt is empty: at least one token is needed")
-    if not 0 <= min(prompt) <= max(prompt) < spec.vocab_size:
-        raise ContextError(f"the prompt holds token ids outside the model's vocabulary of {spec.vocab_size}")
 
 
 def token_logprobs(logits_BV: Tensor, tokens: SequenceOf[int], alternatives: int) -> list[TokenLogprob]:

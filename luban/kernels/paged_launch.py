@@ -49,6 +49,7 @@ def paged_work(
     device: torch.device,
     *,
     single_items: Tensor | None = None,
+    invariant: bool = False,
 ) -> list[PagedWork]:
     """Work of chunks and of single tokens, where there are any.
 
@@ -56,11 +57,13 @@ def paged_work(
         starts: position of every sequence's first new token. counts: its new tokens.
         row_bytes: of one head's query, rounded up to a power of two of numbers.
         single_items: `PagedWork.items` on the device already, where all counts are 1; `starts` then only bound the keys.
+        invariant: one size of tile for all tokens and undivided keys, so that what a token gets depends on nothing else.
     """
     group, chunks, singles, row, longest = heads // key_heads, [], [], 0, 1
     chunk_rows, single_rows = (
         max(rows, 1 << (group - 1).bit_length()) for rows in (CHUNK_ROWS // _narrower(row_bytes), SINGLE_ROWS)
     )
+    chunk_rows = single_rows if invariant else chunk_rows
     step = chunk_rows // group
     for sequence, (start, count) in enumerate(zip(starts, counts, strict=True)):
         if count == 1:
@@ -76,7 +79,7 @@ def paged_work(
     if singles:
         items = torch.tensor(singles, dtype=torch.int32).to(device) if single_items is None else single_items
         wanted = PROGRAMS // max(1, len(singles) * key_heads)
-        splits = max(1, min(wanted, MAX_SPLITS, longest // (TILE * MIN_TILES)))
+        splits = 1 if invariant else max(1, min(wanted, MAX_SPLITS, longest // (TILE * MIN_TILES)))
         work.append(PagedWork(items, single_rows, splits, items[:, 1].contiguous()))
     return work
 

@@ -83,8 +83,7 @@ class LayerContext:
             scale: replaces 1/√D.
         """
         assert self.encoder is not None
-        k, v = self.backend.cross_keys_values(project, self.encoder.states, self.cache)
-        return self.backend.attend(q_BHTD, k, v, self.encoder.mask, None, scale)
+        return self.backend.cross_attend(q_BHTD, project, self.encoder.states, self.encoder.mask, self.cache, scale)
 
 
 class AttentionGroup(NamedTuple):

@@ -25,6 +25,7 @@ class BatchLoad:
     prompt_tokens: int = 0  # that were looked up in the prefix cache …
     prefix_hits: int = 0  # … and of them found there
     preemptions: int = 0
+    swaps: int = 0  # preemptions whose keys and values were kept in host memory
     drafted: int = 0  # tokens guessed by speculation …
     accepted: int = 0  # … and of them kept
 

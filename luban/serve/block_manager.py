@@ -34,6 +34,26 @@ def root_key(identity: str) -> bytes:
     return blake2b(identity.encode(), digest_size=KEY_BYTES).digest()
 
 
+def source_identity(identity: str, source: Sequence[int]) -> str:
+    """What the keys and values of an encoder–decoder's decoder depend on beside its tokens.
+
+    Args:
+        identity: as in `root_key`. source: tokens that the encoder reads.
+    """
+    return prefix_key(root_key(identity), source).hex()
+
+
+def source_keys(identity: str, blocks: int) -> list[bytes]:
+    """Keys of the blocks of a source, the last one's too. Every source token sees all others, so that a key stands for the
+    whole source and the block's place in it.
+
+    Args:
+        identity: from `source_identity`.
+    """
+    root = root_key(f"source {identity}")
+    return [prefix_key(root, [index]) for index in range(blocks)]
+
+
 class BlockManager:
     """Reference counts of all blocks, and the prefix cache.
 
@@ -79,6 +99,11 @@ class BlockManager:
     def key(self, shared: Sequence[int], identity: str) -> bytes:
         """Key of the last of the blocks that `match` found, the parent of what follows them."""
         return (self._key_of[shared[-1]] if shared else None) or root_key(identity)
+
+    def find(self, keys: Sequence[bytes]) -> list[int]:
+        """The blocks known under all of these keys; none where one is missing. They are not held by the call."""
+        found = [self._block_of[key] for key in keys if key in self._block_of] if self.prefix_cache else []
+        return found if len(found) == len(keys) else []
 
     def can_allocate(self, shared: Sequence[int], new: int) -> bool:
         """Whether the `shared` blocks (of `match`) can be held and `new` others given out."""

@@ -44,11 +44,11 @@ class ContiguousBatch:
 
     def check(self, prompt: list[int]) -> None:
         """As the session."""
-        self.session.check(prompt)
+        self.session.prompts.check(prompt)
 
     def max_new_tokens(self, prompt: list[int]) -> int:
         """As the session."""
-        return self.session.max_new_tokens(prompt)
+        return self.session.prompts.max_new_tokens(prompt)
 
     def takes(self, request: Request, others: Sequence[Request]) -> bool:
         """Whether it fits: by number, by memory once all have grown to their end, and by the tokens of prompts that
@@ -101,7 +101,10 @@ class ContiguousBatch:
             return []
         for growing in sequences:
             if growing.sampling.beams > 1 and id(growing) not in self._searches and id(growing) not in self._owner:
-                self._searches[id(growing)] = growing, search_for(growing, self.session.max_new_tokens(growing.prompt))
+                self._searches[id(growing)] = (
+                    growing,
+                    search_for(growing, self.session.prompts.max_new_tokens(growing.prompt)),
+                )
                 self._owner[id(growing)] = growing
         if not self._searches:
             return list(zip(sequences, self.session.choose(), strict=True))
@@ -111,12 +114,12 @@ class ContiguousBatch:
         found: list[tuple[Growing, Token]] = []
         if plain:
             chosen = [sequences[row] for row in plain]
-            found += zip(chosen, choose(logits_BV[plain], chosen, self.session.seen), strict=True)
+            found += zip(chosen, choose(logits_BV[plain], chosen, self.session.prompts.seen), strict=True)
         rows, kept = plain, [sequences[row] for row in plain]
         for owner, search in self._searches.values():
             mine = [row for row, growing in enumerate(sequences) if self._owner.get(id(growing)) is owner]
             hypotheses = [sequences[row] for row in mine]
-            candidates = beam_candidates(logits_BV[mine], hypotheses, self.session.seen, search.wanted)
+            candidates = beam_candidates(logits_BV[mine], hypotheses, self.session.prompts.seen, search.wanted)
             for hypothesis in hypotheses:
                 del self._owner[id(hypothesis)]
             moves = [] if None in candidates else search.advance([following or [] for following in candidates])

@@ -53,6 +53,10 @@ class Engine:
             (`luban.serve.speculation`). Texts are the same as without.
         ngram: guess from what followed the same tokens before, in the place of `draft`.
         draft_tokens: guessed at once.
+        swap_bytes: of host memory, where sequences that give their blocks up to others keep their keys and values; 0: their
+            tokens are read again.
+        batch_invariant: greedy and seeded outputs are bit for bit those of the request alone, whatever shares its batch and
+            its prefix, at a price (docs/SERVING.md). The model's matmuls stay so after the engine is gone.
 
     Raises:
         UnsupportedError: a model that writes no text, or one that can't be paged where it must be.
@@ -68,6 +72,8 @@ class Engine:
         draft: LoadedModel | None = None,
         ngram: bool = False,
         draft_tokens: int = DRAFT_TOKENS,
+        swap_bytes: int = 0,
+        batch_invariant: bool = False,
     ):
         self.model = model
         refusal = paging_refusal(model.module)
@@ -79,8 +85,13 @@ class Engine:
         if tokenizers[0] and tokenizers[1] and not tokenizers[0].same_vocabulary(tokenizers[1]):
             raise UnsupportedError("the draft model's vocabulary isn't the model's: both must read the same tokens")
         if refusal or paged is False:
-            if draft is not None or ngram:
-                raise UnsupportedError(f"speculation needs keys and values in blocks: {refusal or 'paged is False'}")
+            for asked, what in (
+                (draft is not None or ngram, "speculation"),
+                (swap_bytes > 0, "swapping"),
+                (batch_invariant, "batch invariance"),
+            ):
+                if asked:
+                    raise UnsupportedError(f"{what} needs keys and values in blocks: {refusal or 'paged is False'}")
             self.batch: Batch = ContiguousBatch(model.module, max_batch=max_batch, cache_bytes=cache_bytes)
         else:
             self.batch = PagedBatch(
@@ -90,6 +101,8 @@ class Engine:
                 draft=None if draft is None else draft.module,
                 ngram=ngram,
                 draft_tokens=draft_tokens,
+                swap_bytes=swap_bytes,
+                batch_invariant=batch_invariant,
             )
         if model.generation.unbuilt:
             warn(

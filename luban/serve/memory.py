@@ -92,6 +92,9 @@ class ContiguousBudget(CacheBudget):
 class PagedBudget(CacheBudget):
     """A pool of blocks. Continuations of a prompt need not fit together: those that don't are read again later."""
 
+    block_size: int = BLOCK_SIZE
+    two_sided: bool = False  # whether a prompt is an encoder's source, in blocks of its own
+
     @classmethod
     def of(
         cls,
@@ -120,7 +123,22 @@ class PagedBudget(CacheBudget):
                 cache_bytes = int(SHARE * free_memory(device))
             cache_bytes = min(cache_bytes, max_sequences * size * -(-context // block_size) * block_size)
         blocks = max(1, cache_bytes // (size * block_size))
-        return cls(blocks * block_size, size, context)
+        return cls(blocks * block_size, size, context, block_size, model.spec.body.two_sided)
+
+    def tokens(self, prompt: Sequence[int], max_tokens: int) -> int:
+        """Slots that a sequence needs at most; of an encoder–decoder the source's whole blocks, and the decoder's tokens."""
+        if not self.two_sided:
+            return super().tokens(prompt, max_tokens)
+        return self._source_slots(prompt) + min(1 + max_tokens, self.context)
+
+    def _source_slots(self, prompt: Sequence[int]) -> int:
+        return -(-len(prompt) // self.block_size) * self.block_size
+
+    def longest_answer(self, prompt: Sequence[int], n: int) -> int:
+        """Tokens that each of `n` answers to a prompt may have; at least 1."""
+        if not self.two_sided:
+            return super().longest_answer(prompt, n)
+        return max(1, min(self.context, self.slots - self._source_slots(prompt)) - 1)
 
     def holds(self, lengths: Iterable[int]) -> bool:
         """In whole blocks, of which the pool is made."""
@@ -146,7 +164,11 @@ def free_beside_a_forward(model: Model, block_size: int, max_sequences: int, max
     blocks, count = -(-each // block_size), max(1, max_tokens // each)
     torch.cuda.empty_cache()
     runner = ModelRunner(model, PagedCache.of(model, blocks=blocks * count, block_size=block_size))
-    states = [SequenceState([0] * each, (i, 0), table=list(range(i * blocks, (i + 1) * blocks))) for i in range(count)]
+    tables = [list(range(i * blocks, (i + 1) * blocks)) for i in range(count)]
+    states = [SequenceState([0] * each, (i, 0), table=table) for i, table in enumerate(tables)]
+    if model.spec.body.two_sided:
+        for state, table in zip(states, tables, strict=True):
+            state.source, state.source_table = [0] * each, table
     for singles in (1, max_sequences):
         runner.run([Chunk(states[0], each - 1, 1)] * singles)
     torch.cuda.reset_peak_memory_stats(device)

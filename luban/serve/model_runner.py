@@ -11,30 +11,50 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from luban.generate.host_blocks import HostBlocks
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
+from luban.models.encoder_decoder import EncoderDecoder
 from luban.nn.attention.paged import PackedTokens, PagedAttention
+from luban.nn.invariant import InvariantElements
 from luban.serve.decode_graph import DecodeGraphs
-from luban.serve.scheduler import Chunk
+from luban.serve.scheduler import Chunk, Step
+from luban.serve.source_runner import SourceRunner
 
 
 class ModelRunner:
-    """Runs a decoder over chunks of sequences.
+    """Runs a decoder, or an encoder–decoder, over chunks of sequences.
 
     Args:
         module: of which `luban.generate.paged_cache.paging_refusal` says nothing.
         cache: its pool.
         kernel: of attention, by name; None: the fastest that can serve.
         graphs: recorded forwards of single tokens; None: there are none.
+        host: of preempted sequences; None: nothing is swapped.
+        attention: the backend.
     """
 
-    def __init__(self, module: Model, cache: PagedCache, kernel: str | None = None, graphs: DecodeGraphs | None = None):
+    def __init__(
+        self,
+        module: Model,
+        cache: PagedCache,
+        kernel: str | None = None,
+        graphs: DecodeGraphs | None = None,
+        host: HostBlocks | None = None,
+        attention: type[PagedAttention] = PagedAttention,
+    ):
+        self.host, self.attention = host, attention
         self.module, self.cache, self.kernel, self.graphs = module.eval(), cache, kernel, graphs
+        self.sources = SourceRunner(module, cache, kernel, attention) if isinstance(module, EncoderDecoder) else None
 
     @torch.inference_mode()
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy blocks, (source, copy) each."""
-        self.cache.copy(pairs)
+    def copy(self, step: Step) -> None:
+        """Copy blocks as a step asks for before its forward."""
+        if self.host is not None:
+            self.host.swap_out(step.swaps_out)
+        self.cache.copy(step.copies)
+        if self.host is not None:
+            self.host.swap_in(step.swaps_in)
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None = None) -> Tensor:
@@ -46,9 +66,20 @@ class ModelRunner:
         """
         if self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
             return logits
+        if not self.attention.invariant:
+            return self._forward(chunks, inspect)
+        with InvariantElements():  # a token alone is read twice, since single rows have code of their own
+            alone = len(chunks) == 1 and chunks[0].count == 1
+            return self._forward([*chunks, *chunks] if alone else chunks, inspect)[: sum(c.wanted for c in chunks)]
+
+    def _forward(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None) -> Tensor:
+        """See `run`."""
         tokens_N, packed = self._packed(chunks)
-        attention = PagedAttention(self.cache.layers, packed, self.kernel)
-        hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")
+        if self.sources is None:
+            attention = self.attention(self.cache.layers, packed, self.kernel)
+            hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")
+        else:
+            hidden_1NE = self.sources.forward(tokens_N, packed, chunks)
         rows, row = [], -1
         for chunk in chunks:
             if inspect is not None:

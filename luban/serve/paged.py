@@ -9,17 +9,21 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from luban.generate.host_blocks import HostBlocks
 from luban.generate.paged_cache import BLOCK_SIZE, PagedCache
 from luban.generate.prompt_scores import scored
+from luban.generate.prompts import prompts_of
 from luban.generate.session import Sequence as Growing
-from luban.generate.session import beam_candidates, check_prompt
+from luban.generate.session import beam_candidates
 from luban.kernels.dispatch import VARIABLE, check_kernel
-from luban.models.base import Model, require_next_token
-from luban.nn.attention.paged import kernel_serves
+from luban.models.base import Model
+from luban.nn.attention.paged import PagedAttention, kernel_serves
+from luban.nn.attention.paged_invariant import InvariantPagedAttention
+from luban.nn.invariant import use_invariant_matmuls
 from luban.nn.linear import lay_adjacent
 from luban.serve.batch import BatchLoad, Token
 from luban.serve.beam_group import BeamGroup
-from luban.serve.block_manager import BlockManager
+from luban.serve.block_manager import BlockManager, source_identity
 from luban.serve.decode_graph import DecodeGraphs
 from luban.serve.memory import PagedBudget
 from luban.serve.model_runner import ModelRunner
@@ -36,7 +40,7 @@ class PagedBatch:
     """See `luban.serve.batch.Batch`.
 
     Args:
-        module: a causal decoder of which `paging_refusal` says nothing. UnsupportedError where it writes no text.
+        module: of which `paging_refusal` says nothing. UnsupportedError where it writes no text.
         max_batch: sequences that run together; None: 256.
         cache_bytes: for keys and values; None: what `PagedBudget.of` finds.
         max_tokens: that a forward reads; None: 8,192 on CUDA, 512 elsewhere, and twice `max_batch` at least.
@@ -46,6 +50,8 @@ class PagedBatch:
         ngram: whether tokens are guessed from what followed the same ones before.
         draft_tokens: guessed at once.
         kernel: of attention, "torch" or "luban"; None: that of the environment's LUBAN_ATTENTION, or the fastest that can serve.
+        swap_bytes: of host memory for what preempted sequences have computed; 0, or where it is full: they are read again.
+        batch_invariant: outputs are bit for bit those of a request alone; the module's matmuls are replaced.
     """
 
     def __init__(
@@ -61,29 +67,39 @@ class PagedBatch:
         ngram: bool = False,
         draft_tokens: int = DRAFT_TOKENS,
         kernel: str | None = None,
+        swap_bytes: int = 0,
+        batch_invariant: bool = False,
     ):
-        require_next_token(module.spec, "generating text", cached=True)
+        self.spec, self.prompts = module.spec, prompts_of(module.spec)
         kernel = check_kernel(kernel or os.environ.get(VARIABLE) or None)
         device = next(module.parameters()).device.type
         if device == "cuda":
             for each in (module, draft):
                 if each is not None:
                     lay_adjacent(each)
+        attention = PagedAttention
+        if batch_invariant:
+            attention = InvariantPagedAttention
+            for each in (module, draft):
+                if each is not None:
+                    use_invariant_matmuls(each)
         sequences = max_batch or MAX_BATCH
         tokens = max_tokens or max(MAX_TOKENS.get(device, OTHER_MAX_TOKENS), 2 * sequences)
-        self.spec = module.spec
         self.budget = PagedBudget.of(
             module, cache_bytes, block_size=block_size, max_sequences=sequences, max_tokens=tokens, draft=draft
         )
         blocks = self.budget.slots // block_size
         graphs = None
         shapes = [layer.mixer.attention(self.spec.width) for layer in self.spec.layers]
-        if device == "cuda" and kernel is None and all(shape is None or kernel_serves(shape) for shape in shapes):
+        recorded = device == "cuda" and kernel is None and not batch_invariant and not self.spec.body.two_sided
+        if recorded and all(shape is None or kernel_serves(shape) for shape in shapes):
             cache = PagedCache.of(module, blocks=blocks + 1, block_size=block_size)  # one for rows of no meaning
             graphs = DecodeGraphs(module, cache, sequences)
         else:
             cache = PagedCache.of(module, blocks=blocks, block_size=block_size)
-        self.runner = ModelRunner(module, cache, kernel, graphs)
+        host_blocks = int(swap_bytes) // (self.budget.slot_bytes * block_size)
+        host = HostBlocks(cache, host_blocks) if host_blocks else None
+        self.runner = ModelRunner(module, cache, kernel, graphs, host, attention)
         self.draft_tokens, self.drafted, self.accepted = draft_tokens, 0, 0  # counts of guesses
         self.proposer: Proposer | None = NgramProposer() if ngram else None
         if draft is not None:
@@ -96,7 +112,10 @@ class PagedBatch:
                 kernel=kernel,
             )
         self._scheduler = lambda: Scheduler(
-            BlockManager(blocks, block_size, prefix_cache=prefix_cache), max_sequences=sequences, max_tokens=tokens
+            BlockManager(blocks, block_size, prefix_cache=prefix_cache),
+            max_sequences=sequences,
+            max_tokens=tokens,
+            host=None if host is None else BlockManager(host_blocks, block_size, prefix_cache=False),
         )
         self.scheduler = self._scheduler()
         self._growing: dict[SequenceState, Growing] = {}
@@ -111,12 +130,12 @@ class PagedBatch:
         return [self._growing[state] for state in self.scheduler.running]
 
     def check(self, prompt: list[int]) -> None:
-        """As a decoder needs it."""
-        check_prompt(prompt, self.spec)
+        """As `luban.generate.prompts` does."""
+        self.prompts.check(prompt)
 
     def max_new_tokens(self, prompt: list[int]) -> int:
         """Tokens of an answer that the context holds."""
-        return self.spec.context - len(prompt)
+        return self.prompts.max_new_tokens(prompt)
 
     def takes(self, request: Request, others: Sequence[Request]) -> bool:
         """All: the scheduler orders them."""
@@ -133,9 +152,14 @@ class PagedBatch:
                 failed.append((request, error))
                 continue
             number, states = next(self._numbers), []
+            source = self.prompts.source(request.prompt)
+            identity = source_identity(request.identity, source) if source else request.identity
             for growing in request.growing:
                 state = SequenceState(
-                    list(request.prompt), (request.priority, number, growing.choice), request.identity
+                    self.prompts.first_tokens(request.prompt),
+                    (request.priority, number, growing.choice),
+                    identity,
+                    source=source,
                 )
                 state.read_whole = request.sampling.prompt_logprobs is not None and growing.choice == 0
                 self._growing[state], self._states[id(growing)] = growing, state
@@ -165,6 +189,7 @@ class PagedBatch:
             rows += [range(row, row + chunk.wanted)] * len(following)
             row += chunk.wanted
         if ready and logits_RV is not None:
+            logits_RV = self._forced(ready, rows, logits_RV)
             sampled = [i for i, state in enumerate(ready) if self._group(state) is None]
             searched = [i for i, state in enumerate(ready) if self._group(state) is not None] if self._beams else []
             for chosen, give in ((sampled, self._sample), (searched, self._search)):
@@ -183,7 +208,7 @@ class PagedBatch:
                 left = growing.sampling.max_tokens - len(growing.tokens), self.spec.context - len(state.tokens)
                 state.most_draft = 0 if self._group(state) else max(0, min(self.draft_tokens, min(left) - 1))
         step = self.scheduler.schedule()
-        self.runner.copy(step.copies)
+        self.runner.copy(step)
         if self.proposer is not None:
             self.proposer.copy(step.copies)
             drafted = [chunk for chunk in step.chunks if chunk.drafts]
@@ -193,6 +218,15 @@ class PagedBatch:
                 chunk.count = 1 + chunk.drafts
                 self.drafted += chunk.drafts
         return step
+
+    @torch.inference_mode()
+    def _forced(self, ready: list[SequenceState], rows: list[range], logits_RV: Tensor) -> Tensor:
+        """The logits, where a sequence's next token is fixed those that leave only it."""
+        for state, row in zip(ready, rows, strict=True):
+            if (token := self.prompts.forced(self._growing[state])) is not None:
+                logits_RV[row.start] = float("-inf")
+                logits_RV[row.start, token] = 0.0
+        return logits_RV
 
     def _group(self, state: SequenceState) -> BeamGroup | None:
         """The beam search that a state is part of."""
@@ -204,7 +238,7 @@ class PagedBatch:
     ) -> None:
         """Draw a token for each, and more where guesses were right."""
         growing, drafts = [self._growing[state] for state in ready], [state.draft for state in ready]
-        tokens = verify(logits_RV, growing, drafts, lambda sequence: sequence.prompt + sequence.tokens)
+        tokens = verify(logits_RV, growing, drafts, self.prompts.seen)
         for state, sequence, chosen in zip(ready, growing, tokens, strict=True):
             found[id(sequence)] = sequence, list(chosen)
             self.accepted += len(chosen) - 1
@@ -218,7 +252,7 @@ class PagedBatch:
         groups = [self._beams[id(self._growing[state])] for state in ready]
         sequences = [group.sequence(state) for group, state in zip(groups, ready, strict=True)]
         wanted = max(group.search.wanted for group in groups)
-        candidates = beam_candidates(logits_RV, sequences, lambda s: s.prompt + s.tokens, wanted)
+        candidates = beam_candidates(logits_RV, sequences, self.prompts.seen, wanted)
         for group, state, following in zip(groups, ready, candidates, strict=True):
             if following is None:
                 found[id(group.growing)] = group.growing, [None]
@@ -296,6 +330,7 @@ class PagedBatch:
             prompt_tokens=scheduler.prompt_tokens,
             prefix_hits=scheduler.prefix_hits,
             preemptions=scheduler.preemptions,
+            swaps=scheduler.swaps,
             drafted=self.drafted,
             accepted=self.accepted,
         )

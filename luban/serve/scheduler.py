@@ -2,8 +2,9 @@
 
 Pure Python over ints. Every running sequence has tokens that the forward hasn't read yet: one where it grows, many where
 its prompt is new or where it was preempted. Nothing else tells the two apart. Sequences are served first come, first
-served: the oldest always gets on, younger ones give their blocks up to it (preemption) and are read again later
-(recomputation, Kwon et al. 2023, section 4.5), so that whatever is admitted ends.
+served: the oldest always gets on, younger ones give their blocks up to it (preemption) and are read again later, or
+their blocks' content is kept in host memory (recomputation and swapping, Kwon et al. 2023, section 4.5), so that whatever
+is admitted ends. An encoder–decoder's sequence holds the keys and values of its source in blocks of the same pool.
 """
 
 from __future__ import annotations
@@ -11,12 +12,21 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from luban.core.errors import ConfigError
-from luban.serve.block_manager import BlockManager, prefix_key
+from luban.serve.block_manager import BlockManager, prefix_key, source_keys
 
 SHARES = 8  # parts of prompts a step at most, where they are long
 RESERVED = 100  # one block in so many stays free at admission, for sequences that run to grow into
+
+
+class Swapped(NamedTuple):
+    """What a preempted sequence has kept in host memory."""
+
+    blocks: list[int]  # of the host: those of its tokens, then those of its source
+    computed: int  # tokens
+    key: bytes  # of the last full block
 
 
 @dataclass(eq=False)
@@ -25,7 +35,7 @@ class SequenceState:
 
     tokens: list[int]  # the prompt's, then the generated ones
     arrival: tuple[int, ...]  # priority, number of the request, which of its continuations; the smaller runs first
-    identity: str = ""  # what keys and values depend on beside the tokens
+    identity: str = ""  # what keys and values depend on beside the tokens, the source included
     siblings: list[SequenceState] = field(default_factory=list)  # continuations that begin where this prompt ends
     table: list[int] = field(default_factory=list)  # blocks; of all tokens while it runs
     computed: int = 0  # tokens whose keys and values are in the pool
@@ -36,11 +46,20 @@ class SequenceState:
     admissions: int = 0  # how often it was given blocks
     spare: int = 0  # continuations that `Scheduler.fork` will make of it
     read_whole: bool = False  # whether every token must be read, found in the prefix cache or not
+    source: list[int] = field(default_factory=list)  # tokens that an encoder reads; none: a decoder alone
+    source_table: list[int] = field(default_factory=list)  # blocks of the source, all while it runs
+    source_read: bool = False  # whether the source's keys and values are in its blocks
+    swapped: Swapped | None = None  # while it waits, where it was preempted to host memory
 
     @property
     def unread(self) -> int:
         """Tokens that the model hasn't read; none only while a beam search waits for its other hypotheses."""
         return len(self.tokens) - self.computed
+
+    @property
+    def unread_source(self) -> int:
+        """Tokens of the source that the next forward must encode."""
+        return 0 if self.source_read else len(self.source)
 
     @property
     def width(self) -> int:
@@ -81,7 +100,10 @@ class Step:
     """One forward."""
 
     chunks: list[Chunk] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)  # blocks to copy before it: source, copy
+    # blocks to copy before it, in this order: to host memory, within the pool, from host memory; (source, copy) each
+    swaps_out: list[tuple[int, int]] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    swaps_in: list[tuple[int, int]] = field(default_factory=list)
 
 
 def arrival(state: SequenceState) -> tuple[int, ...]:
@@ -95,22 +117,24 @@ class Scheduler:
     Args:
         manager: of the blocks.
         max_sequences: that run together; a request with more continuations runs alone.
-        max_tokens: that a forward reads.
+        max_tokens: that a forward reads; a source is read whole, and may exceed what is left of them.
+        host: blocks of host memory, to which preempted sequences are swapped while there are enough; None: their tokens
+            are read again.
 
     Raises:
         ConfigError: a budget that growing sequences alone would use up.
     """
 
-    def __init__(self, manager: BlockManager, *, max_sequences: int, max_tokens: int):
+    def __init__(self, manager: BlockManager, *, max_sequences: int, max_tokens: int, host: BlockManager | None = None):
         if not 1 <= max_sequences < max_tokens:
             raise ConfigError(
                 f"{max_tokens} tokens a step for {max_sequences} sequences that each want one leave none for prompts: "
                 "the tokens must be more"
             )
-        self.manager, self.max_sequences, self.max_tokens = manager, max_sequences, max_tokens
+        self.manager, self.max_sequences, self.max_tokens, self.host = manager, max_sequences, max_tokens, host
         self.waiting: list[SequenceState] = []  # both in the order of arrival
         self.running: list[SequenceState] = []
-        self.preemptions = 0
+        self.preemptions = self.swaps = 0  # swaps: preemptions to host memory
         self.prompt_tokens = self.prefix_hits = 0  # admitted, and of them found in the prefix cache
 
     @property
@@ -124,10 +148,8 @@ class Scheduler:
 
     def fork(self, state: SequenceState, arrival: tuple[int, ...]) -> SequenceState:
         """Another sequence with the same tokens, which holds the same blocks, or waits where the first one waits."""
-        table = self.manager.fork(state.table)
-        child = SequenceState(
-            list(state.tokens), arrival, state.identity, table=table, computed=state.computed, key=state.key
-        )
+        child = SequenceState(list(state.tokens), arrival, state.identity, source=state.source)
+        self._share(state, child)
         insort(self.running if state in self.running else self.waiting, child, key=lambda other: other.arrival)
         return child
 
@@ -138,7 +160,13 @@ class Scheduler:
             self._release(state)
         elif state in self.waiting:
             self.waiting.remove(state)
+            self._forget_swapped(state)
         state.siblings.clear()
+
+    def _share(self, state: SequenceState, other: SequenceState) -> None:
+        """Let another sequence with the same tokens and source hold the same blocks."""
+        other.table, other.computed, other.key = self.manager.fork(state.table), state.computed, state.key
+        other.source_table, other.source_read = self.manager.fork(state.source_table), state.source_read
 
     def schedule(self) -> Step:
         """Plan a forward. Blocks are held and given up as if it had already been run; `advance` says that it has."""
@@ -161,7 +189,7 @@ class Scheduler:
         index = state.computed // self.manager.block_size
         grows = index == len(state.table)
         while (grows or self.manager.references[state.table[index]] > 1) and not self.manager.free:
-            self._preempt(self.running[-1])
+            self._preempt(self.running[-1], step)
             if not state.table:
                 return False
         if grows:
@@ -185,58 +213,103 @@ class Scheduler:
         reading = [state for state in self.running if state.unread > 1]
         chunks: list[Chunk] = []
         smallest = budget // SHARES  # no forward of crumbs
-        while budget and (state := reading.pop(0) if reading else self._admit()):
+        while budget and (state := reading.pop(0) if reading else self._admit(step)):
             most = max(-(-budget // 2), smallest) if reading or self.waiting else budget
             chunks.append(Chunk(state, state.computed, min(state.unread, most, budget)))
-            budget -= chunks[-1].count
+            budget = max(0, budget - chunks[-1].count - state.unread_source)
         for chunk in chunks:
             more = min(chunk.state.unread - chunk.count, budget)
             chunk.count += more
             budget -= more
         step.chunks += chunks
 
-    def _admit(self) -> SequenceState | None:
+    def _admit(self, step: Step) -> SequenceState | None:
         """Begin the first waiting sequence if blocks for all of its tokens are there; nothing overtakes it."""
         if not self.waiting:
             return None
         state = self.waiting[0]
         if self.running and sum(other.width for other in self.running) + state.width > self.max_sequences:
             return None
-        shared = [] if state.read_whole else self.manager.match(state.tokens, state.identity)
+        whole = state.read_whole or state.swapped is not None
+        shared = [] if whole else self.manager.match(state.tokens, state.identity)
+        source = [] if state.swapped else self._find_source(state)
         new = self.manager.blocks_for(len(state.tokens)) - len(shared)
+        new_source = self.manager.blocks_for(len(state.source)) - len(source)
         reserve = -(-self.manager.blocks // RESERVED) if self.running else 0
-        if not self.manager.can_allocate(shared, new + reserve):
+        if not self.manager.can_allocate([*shared, *source], new + new_source + reserve):
             return None
         state.key = self.manager.key(shared, state.identity)
+        state.source_table = self.manager.allocate(source, 0) or []  # held before blocks are taken for others
         state.table = self.manager.allocate(shared, new) or []
+        state.source_table += self.manager.allocate([], new_source) or []
+        state.source_read = bool(source)
         state.computed = len(shared) * self.manager.block_size
         state.admissions += 1
-        self.prompt_tokens += len(state.tokens)
-        self.prefix_hits += state.computed
+        if state.swapped is None:
+            self.prompt_tokens += len(state.tokens) + len(state.source)
+            self.prefix_hits += state.computed + (len(state.source) if source else 0)
+        else:
+            self._swap_in(state, state.swapped, step)
         insort(self.running, self.waiting.pop(0), key=arrival)
         return state
 
-    def _preempt(self, state: SequenceState) -> None:
-        """Give up all blocks of a sequence, which will be read again."""
+    def _find_source(self, state: SequenceState) -> list[int]:
+        """Blocks that hold the whole source, of another sequence or from before a preemption; none where it must be read."""
+        if not state.source:
+            return []
+        return self.manager.find(source_keys(state.identity, self.manager.blocks_for(len(state.source))))
+
+    def _preempt(self, state: SequenceState, step: Step) -> None:
+        """Give up all blocks of a sequence, which will be read again or is kept in host memory."""
         self.running.remove(state)
+        self._swap_out(state, step)
         self._release(state)
         insort(self.waiting, state, key=arrival)
         self.preemptions += 1
 
+    def _swap_out(self, state: SequenceState, step: Step) -> None:
+        """Keep what is computed of a sequence in host memory, if there is enough."""
+        blocks = [*state.table[: self.manager.blocks_for(state.computed)], *state.source_table]
+        if self.host is None or not state.computed or (kept := self.host.allocate([], len(blocks))) is None:
+            return
+        step.swaps_out += zip(blocks, kept, strict=True)
+        state.swapped = Swapped(kept, state.computed, state.key)
+        self.swaps += 1
+
+    def _swap_in(self, state: SequenceState, swapped: Swapped, step: Step) -> None:
+        """Have the content of a sequence's blocks brought back. Its host blocks are given out again in a later step at the
+        earliest, since a step preempts before it admits."""
+        blocks = [*state.table[: self.manager.blocks_for(swapped.computed)], *state.source_table]
+        step.swaps_in += zip(swapped.blocks, blocks, strict=True)
+        state.computed, state.key, state.source_read = swapped.computed, swapped.key, bool(state.source)
+        self._forget_swapped(state)
+
+    def _forget_swapped(self, state: SequenceState) -> None:
+        if self.host is not None and state.swapped is not None:
+            self.host.release(state.swapped.blocks)
+        state.swapped = None
+
     def _release(self, state: SequenceState) -> None:
         self.manager.release(state.table)
-        state.table, state.computed = [], 0
+        self.manager.release(state.source_table)
+        state.table, state.computed, state.source_table, state.source_read = [], 0, [], False
 
     def advance(self, chunk: Chunk) -> list[SequenceState]:
         """Note that a chunk was read. Returns the sequences whose next token its last logits give: none within a prompt,
         all continuations of the prompt at its end, which hold its blocks together from then on."""
         state = chunk.state
+        if state.unread_source:
+            for block, key in zip(
+                state.source_table, source_keys(state.identity, len(state.source_table)), strict=True
+            ):
+                self.manager.remember(block, key)
+            state.source_read = True
         self._computed(state, chunk.start + chunk.count - chunk.drafts)
         if not chunk.last:
             return []
         ready = [state, *state.siblings]
         for sibling in state.siblings:
-            sibling.table, sibling.computed, sibling.key = self.manager.fork(state.table), state.computed, state.key
+            self._share(state, sibling)
             insort(self.running, sibling, key=arrival)
         state.siblings = []
         return ready

@@ -105,6 +105,8 @@ class DraftProposer:
                 f"the draft model's vocabulary has {module.spec.vocab_size} tokens, the model's {vocab_size}: both must "
                 "have the same"
             )
+        if module.spec.body.two_sided:
+            raise UnsupportedError("an encoder–decoder can't guess tokens for another model")
         if refusal := paging_refusal(module):
             raise UnsupportedError(f"the draft model can't keep keys and values in blocks: {refusal}")
         self.runner = ModelRunner(module, PagedCache.of(module, blocks=blocks, block_size=block_size), kernel)
@@ -156,7 +158,7 @@ class DraftProposer:
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy them in the draft model's pool."""
-        self.runner.copy(pairs)
+        self.runner.cache.copy(pairs)
 
     def forget(self, state: SequenceState) -> None:
         """Its blocks go with the model's."""

@@ -191,6 +191,59 @@ def test_what_is_not_set_is_left_to_the_models_own_settings(browser, plain):
     assert "temperature" not in browser.script(asked)
 
 
+def test_sampling_controls_and_probabilities(browser, plain, tmp_path):
+    open_with_short_answers(browser, plain)
+    browser.click("#open-settings")
+    for field, value in (("#top-p", "0.9"), ("#top-k", "20"), ("#seed", "7")):
+        browser.type(field, value)
+    browser.click("#probabilities")
+    body = browser.script("requestFor([{role: 'user', content: 'x'}])[1]")
+    assert (body["top_p"], body["top_k"], body["seed"]) == (0.9, 20, 7) and body["top_logprobs"] == 3
+    browser.type("#seed", ESCAPE)
+    browser.type("#input", "hello" + ENTER)
+    browser.until(f"{ANSWERED} == 1")
+    titles = browser.script("[...document.querySelectorAll('.token')].map(t => t.title)")
+    assert titles and all(title.startswith("probability ") and len(title.split("\n")) == 4 for title in titles)
+    shown = browser.script("document.querySelector('.message.assistant .text').textContent")
+    assert "bytes:" not in shown and shown.startswith(browser.script("state.messages[1].content[0]"))
+    browser.picture(tmp_path / "probabilities.png")
+    browser.script("localStorage.clear()")
+    assert [line for line in browser.log() if "favicon" not in line] == []
+
+
+def test_a_message_is_edited_and_what_followed_it_goes(browser, plain):
+    open_with_short_answers(browser, plain)
+    for text, count in (("first", 1), ("second", 2)):
+        browser.type("#input", text + ENTER)
+        browser.until(f"{ANSWERED} == {count}")
+    browser.click(".message.user .tools button")
+    assert browser.script("document.getElementById('input').value") == "first"
+    assert browser.script("[state.messages.length, document.querySelectorAll('.message').length]") == [0, 0]
+    browser.type("#input", " again" + ENTER)
+    browser.until(f"{ANSWERED} == 1")
+    assert browser.script("state.messages[0].content") == "first again"
+
+
+def test_messages_that_do_not_fit_the_context_are_left_out_and_that_is_said(browser, plain):
+    open_with_short_answers(browser, plain)
+    browser.type("#input", "x" * 400 + ENTER)  # a token each, in a context of 512
+    browser.until(f"{ANSWERED} == 1")
+    browser.type("#input", "y" * 300 + ENTER)
+    browser.until(f"{ANSWERED} == 2")
+    said = browser.script("[...document.querySelectorAll('.dropped')].map(p => p.textContent)")
+    assert said == ["The oldest 2 messages no longer fit the context and were left out."]
+
+
+def test_a_phones_width_shows_everything(browser, plain, tmp_path):
+    browser.do("window/rect", width=500, height=800)  # the narrowest that this browser has
+    open_with_short_answers(browser, plain)
+    assert browser.script("document.documentElement.scrollWidth <= innerWidth")
+    browser.click("#open-settings")
+    inside = "(r => r.left >= 0 && r.right <= innerWidth)(document.getElementById('settings').getBoundingClientRect())"
+    assert browser.script(inside)
+    browser.picture(tmp_path / "phone.png")
+
+
 def test_escape_stops_an_answer(browser, plain):
     browser.open(plain)
     browser.until("state.model")

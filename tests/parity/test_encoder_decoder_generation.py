@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.head.hidden import Hidden
 from luban.models.spec import changed, uniform
 from luban.serve.engine import Request
+from luban.serve.memory import slot_bytes
+from luban.serve.paged import PagedBatch
 
 transformers = pytest.importorskip("transformers")
 
@@ -120,6 +123,43 @@ def test_rows_that_join_and_leave_answer_as_alone(pair):
     while not all(request.done for request in requests):
         engine.step()
     assert [request.result.token_ids for request in requests] == alone
+
+
+@pytest.mark.parametrize("swap_bytes", [0, 1 << 24], ids=["recompute", "swap"])
+def test_answers_under_load_and_preemption_equal_theirs(pair, swap_bytes):
+    """More requests than memory for them, in two waves: sources are preempted, found again, and shared."""
+    theirs, ours = pair
+    rows = sources(ours, (11, 4, 1, 11, 7, 19))
+    rows += rows[:3]
+    wanted = [expected(theirs, [row], 14)[0] for row in rows]
+    batch = PagedBatch(
+        ours.module,
+        max_batch=6,
+        block_size=4,
+        cache_bytes=(10 + 8) * 4 * slot_bytes(ours.module),
+        swap_bytes=swap_bytes,
+    )
+    engine = luban.Engine(ours, paged=True)
+    engine.batch = batch
+    requests = [
+        Request(row, replace(greedy(14), n=1 + index % 2), ends=ours.stop_ids) for index, row in enumerate(rows)
+    ]
+    for request in requests[:6]:
+        engine.submit(request)
+    for _ in range(3):
+        engine.step()
+    for request in requests[6:]:
+        engine.submit(request)
+    while engine.step():
+        pass
+    for request, answer in zip(requests, wanted, strict=True):
+        assert [choice.token_ids for choice in request.result.choices] == [answer] * request.sampling.n
+    scheduler = batch.scheduler
+    assert scheduler.manager.free == scheduler.manager.blocks and scheduler.preemptions
+    assert scheduler.swaps == (scheduler.preemptions if swap_bytes else 0)
+    first, before = engine.generate(rows[:1], greedy(14))[0].token_ids, scheduler.prefix_hits
+    assert engine.generate(rows[:1], greedy(14))[0].token_ids == first == wanted[0]
+    assert scheduler.prefix_hits >= before + len(rows[0])  # the source isn't encoded again
 
 
 def test_drawn_tokens_are_those_of_the_full_pass(pair):

@@ -76,6 +76,25 @@ class AttentionBackend:
         """
         return attention(q_BHTD, k_BKTD, v_BKTD, mask, scale)
 
+    def cross_attend(
+        self,
+        q_BHTD: Tensor,
+        project: Callable[[Tensor], KeysValues],
+        states_BSE: Tensor | None,
+        mask: Any,
+        cache: Any,
+        scale: float | None,
+    ) -> Tensor:
+        """Attention to an encoder's states, (B, H, T, D).
+
+        Args:
+            project: states → keys and values, (B, K, S, D) each.
+            states_BSE: None: their keys and values are kept already.
+            mask: of the source's padding. cache, scale: as in `attend`.
+        """
+        k, v = self.cross_keys_values(project, states_BSE, cache)
+        return self.attend(q_BHTD, k, v, mask, None, scale)
+
     def cross_keys_values(
         self, project: Callable[[Tensor], KeysValues], states: Tensor | None, cache: Any
     ) -> KeysValues:

@@ -9,7 +9,7 @@ G = H / K, D head dim, M blocks of a table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import UnsupportedError
+from luban.core.protocols import KeysValues
 from luban.kernels.attention_mask import AttentionMask
 from luban.kernels.available import INSTALLED, INTERPRETED
 from luban.kernels.distance import DistanceBias
@@ -58,6 +59,27 @@ class PackedTokens:
 
 
 @dataclass(frozen=True)
+class PackedSources:
+    """What the packed tokens of an encoder–decoder attend to in the pool: the source of each one's sequence."""
+
+    tables_NM: Tensor  # int32, blocks of every token's source, filled up with any
+    lengths: tuple[int, ...]  # N, tokens of it
+    new_slots: Tensor | None  # int64, where keys and values of the sources go that this forward encodes; None: of none
+
+    def as_tokens(self, block_size: int) -> PackedTokens:
+        """Every packed token as a sequence whose last token it is: it sees the whole source."""
+        last = tuple(length - 1 for length in self.lengths)
+        return PackedTokens(
+            positions_N=torch.tensor(last, device=self.tables_NM.device),
+            slots_N=torch.empty(0, dtype=torch.long, device=self.tables_NM.device),  # nothing is stored for a query
+            tables_CM=self.tables_NM,
+            starts=last,
+            counts=(1,) * len(last),
+            block_size=block_size,
+        )
+
+
+@dataclass(frozen=True)
 class Part:
     """Sequences with as many queries each, whose attention is one call."""
 
@@ -88,13 +110,23 @@ class PagedAttention(AttentionBackend):
         layers: of the pool, None for a layer that doesn't attend.
         tokens: of this forward.
         kernel: "luban" (Triton), "torch", or None: the first of them that can serve.
+        sources: of the tokens, where the layers cross-attend.
     """
 
     cached = True
+    invariant = False  # true: a token's result doesn't depend on what else is read, bit for bit
 
-    def __init__(self, layers: Sequence[PagedLayer | None], tokens: PackedTokens, kernel: str | None = None):
+    def __init__(
+        self,
+        layers: Sequence[PagedLayer | None],
+        tokens: PackedTokens,
+        kernel: str | None = None,
+        sources: PackedSources | None = None,
+    ):
         super().__init__(kernel)
-        self.layers, self.tokens = layers, tokens
+        self.layers, self.tokens, self.sources = layers, tokens, sources
+        self._cross = None if sources is None else type(self)(layers, sources.as_tokens(tokens.block_size), kernel)
+        self._cross_masks: dict[AttentionShape, list[Part] | KernelMask] = {}
 
     def begin(self, tokens: int, token_mask: Tensor | None, positions: Tensor | None) -> NewTokens:
         """The positions; keys are spoken of as if they were the new tokens alone.
@@ -121,8 +153,14 @@ class PagedAttention(AttentionBackend):
         distance_bias = None if bias is None else bias.encoding.distance_bias
         if bias is not None and distance_bias is None:
             raise UnsupportedError("a bias that is no function of the distance needs a contiguous cache")
-        if not self._by_kernel(mask.device, shape, dtype):
-            return _Parts(self.tokens, shape, _reaching(distance_bias, self.tokens), dtype).all()
+        return self._prepared(mask.device, shape, distance_bias, dtype)
+
+    def _prepared(
+        self, device: torch.device, shape: AttentionShape, distance_bias: DistanceBias | None, dtype: torch.dtype
+    ) -> list[Part] | KernelMask:
+        """See `prepare`."""
+        if not self._by_kernel(device, shape, dtype):
+            return self._parts(PartMaker(self.tokens, shape, _reaching(distance_bias, self.tokens), dtype))
         from luban.kernels.paged_launch import PagedBias, padded_width, paged_work
 
         starts, counts = self.tokens.starts, self.tokens.counts
@@ -132,10 +170,15 @@ class PagedAttention(AttentionBackend):
             shape.heads,
             shape.key_heads,
             padded_width(shape.head_dim) * dtype.itemsize,
-            mask.device,
+            device,
             single_items=self.tokens.single_items,
+            invariant=self.invariant,
         )
         return KernelMask(work, PagedBias.of(_reaching(distance_bias, self.tokens)), shape.window)
+
+    def _parts(self, maker: PartMaker) -> Any:
+        """What torch's path reads, made once a forward for layers of one shape."""
+        return maker.all()
 
     def _by_kernel(self, device: torch.device, shape: AttentionShape, dtype: torch.dtype) -> bool:
         """Whether the Triton kernel serves layers of this shape."""
@@ -146,28 +189,68 @@ class PagedAttention(AttentionBackend):
         self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: Any, cache: Any, scale: float | None
     ) -> Tensor:
         """(1, H, N, D) of queries, keys and values of the packed tokens, (1, H or K, N, D)."""
-        q_NHD, k_NKD, v_NKD = (x[0].transpose(0, 1) for x in (q_BHTD, k_BKTD, v_BKTD))
-        if isinstance(mask, KernelMask):
-            from luban.kernels.paged_launch import store
+        k_NKD, v_NKD = (x[0].transpose(0, 1) for x in (k_BKTD, v_BKTD))
+        _store(k_NKD, v_NKD, cache, self.tokens.slots_N, by_kernel=isinstance(mask, KernelMask))
+        return self._read(q_BHTD, mask, cache, scale, (k_NKD, v_NKD))
 
-            store(k_NKD, v_NKD, cache.keys, cache.values, self.tokens.slots_N)
+    def cross_attend(
+        self,
+        q_BHTD: Tensor,
+        project: Callable[[Tensor], KeysValues],
+        states_BSE: Tensor | None,
+        mask: Any,
+        cache: Any,
+        scale: float | None,
+    ) -> Tensor:
+        """(1, H, N, D) of the packed tokens' queries, each to its own source; keys and values of sources that are new go
+        into the pool first.
+
+        Args:
+            states_BSE: (1, S, E), states of all new sources one after another; None: there are none.
+            mask: of no meaning, since the pool holds no padding.
+        """
+        assert self.sources is not None and self._cross is not None
+        shape = AttentionShape(q_BHTD.shape[1], cache.keys.shape[1], cache.keys.shape[2])
+        if shape not in self._cross_masks:
+            self._cross_masks[shape] = self._cross._prepared(q_BHTD.device, shape, None, q_BHTD.dtype)
+        mask = self._cross_masks[shape]
+        if states_BSE is not None:
+            assert self.sources.new_slots is not None
+            k_SKD, v_SKD = (x[0].transpose(0, 1) for x in project(states_BSE))
+            _store(k_SKD, v_SKD, cache, self.sources.new_slots, by_kernel=isinstance(mask, KernelMask))
+        return self._cross._read(q_BHTD, mask, cache, scale)
+
+    def _read(
+        self,
+        q_BHTD: Tensor,
+        mask: list[Part] | KernelMask,
+        cache: PagedLayer,
+        scale: float | None,
+        new: KeysValues | None = None,
+    ) -> Tensor:
+        """(1, H, N, D), with everything in the pool.
+
+        Args:
+            new: keys and values of the packed tokens, (N, K, D) both, for parts that attend to nothing else.
+        """
+        if isinstance(mask, KernelMask):
             return self._kernel(q_BHTD[0], mask, cache, scale).transpose(0, 1)[None]
-        for pool, new_NKD in ((cache.keys, k_NKD), (cache.values, v_NKD)):
-            pool.index_copy_(0, self.tokens.slots_N, new_NKD if new_NKD.dtype == pool.dtype else new_NKD.to(pool.dtype))
+        q_NHD = q_BHTD[0].transpose(0, 1)
         if len(mask) == 1:
-            return self._part(q_NHD, k_NKD, v_NKD, mask[0], cache, scale).transpose(0, 1)[None]
+            return self._part(q_NHD, new, mask[0], cache, scale).transpose(0, 1)[None]
         mixed_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
         for part in mask:
-            new = q_NHD[part.rows], k_NKD[part.rows], v_NKD[part.rows]
-            mixed_NHD[part.rows] = self._part(*new, part, cache, scale)
+            own = None if new is None else (new[0][part.rows], new[1][part.rows])
+            mixed_NHD[part.rows] = self._part(q_NHD[part.rows], own, part, cache, scale)
         return mixed_NHD.transpose(0, 1)[None]
 
     def _part(
-        self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, part: Part, cache: PagedLayer, scale: float | None
+        self, q_NHD: Tensor, new: KeysValues | None, part: Part, cache: PagedLayer, scale: float | None
     ) -> Tensor:
-        """(N, H, D) of one part's new tokens."""
+        """(N, H, D) of one part's new tokens; `new`: their keys and values."""
         if part.slots is None:
-            k_SKD, v_SKD = k_NKD, v_NKD
+            assert new is not None
+            k_SKD, v_SKD = new
         elif isinstance(part.slots, slice):
             k_SKD, v_SKD = cache.keys[part.slots], cache.values[part.slots]
         else:
@@ -195,6 +278,17 @@ class PagedAttention(AttentionBackend):
         )
 
 
+def _store(k_NKD: Tensor, v_NKD: Tensor, cache: PagedLayer, slots_N: Tensor, *, by_kernel: bool) -> None:
+    """Put keys and values into their slots of the pool."""
+    if by_kernel:
+        from luban.kernels.paged_launch import store
+
+        store(k_NKD, v_NKD, cache.keys, cache.values, slots_N)
+    else:
+        for pool, new_NKD in ((cache.keys, k_NKD), (cache.values, v_NKD)):
+            pool.index_copy_(0, slots_N, new_NKD if new_NKD.dtype == pool.dtype else new_NKD.to(pool.dtype))
+
+
 def _reaching(bias: DistanceBias | None, tokens: PackedTokens) -> DistanceBias | None:
     """A bias that knows all distances of this forward: position methods were told of the new tokens alone. One in buckets
     reaches over the context."""
@@ -215,7 +309,7 @@ def _attend(q_RTHD: Tensor, k_RSKD: Tensor, v_RSKD: Tensor, mask: PreparedMask, 
     return attention(q_RTHD.view(R, K, H // K, D), k_RKSD, v_RKSD, mask, scale).reshape(R, 1, H, D)
 
 
-class _Parts:
+class PartMaker:
     """Makes the parts of one forward for layers of one shape."""
 
     def __init__(self, tokens: PackedTokens, shape: AttentionShape, bias: DistanceBias | None, dtype: torch.dtype):
@@ -254,8 +348,8 @@ class _Parts:
         queries_RT = self.tokens.positions_N[None, rows]
         first = start + 1 - self._seen(index)
         keys_RS = torch.arange(first, start + count, device=queries_RT.device)[None]
-        slots = None if start == 0 else self._slots(self.tokens.tables_CM[index : index + 1], keys_RS)
-        return Part(rows, 1, slots, self._mask(queries_RT, keys_RS))
+        slots = None if start == 0 else self.slots(self.tokens.tables_CM[index : index + 1], keys_RS)
+        return Part(rows, 1, slots, self.mask(queries_RT, keys_RS))
 
     def _singles(self, group: list[int]) -> Part:
         """Sequences with a new token each; keys past the own one repeat it, unseen."""
@@ -269,8 +363,8 @@ class _Parts:
         queries_RT = self.tokens.positions_N[where, None]
         first = torch.tensor([self.tokens.starts[each] + 1 - self._seen(each) for each in group], device=device)
         keys_RS = first[:, None] + torch.arange(longest, device=device)
-        mask = self._mask(queries_RT, keys_RS)
-        return Part(where, len(group), self._slots(self.tokens.tables_CM[index], keys_RS.clamp(max=queries_RT)), mask)
+        mask = self.mask(queries_RT, keys_RS)
+        return Part(where, len(group), self.slots(self.tokens.tables_CM[index], keys_RS.clamp(max=queries_RT)), mask)
 
     def _single(self, index: int) -> Part:
         """One sequence with a new token, which sees all of its keys: where these lie in a row they are read in place."""
@@ -283,15 +377,15 @@ class _Parts:
             slots = slice(begin, begin + start + 1 - first)
         else:
             keys_1S = torch.arange(first, start + 1, device=self.tokens.positions_N.device)[None]
-            slots = self._slots(self.tokens.tables_CM[index : index + 1], keys_1S)
+            slots = self.slots(self.tokens.tables_CM[index : index + 1], keys_1S)
         return Part(slice(row, row + 1), 1, slots, PreparedMask())
 
-    def _slots(self, tables_RM: Tensor, keys_RS: Tensor) -> Tensor:
+    def slots(self, tables_RM: Tensor, keys_RS: Tensor) -> Tensor:
         """(R, S) of the tokens at these positions."""
         size = self.tokens.block_size
         return tables_RM.gather(1, keys_RS // size).long() * size + keys_RS % size
 
-    def _mask(self, queries_RT: Tensor, keys_RS: Tensor) -> PreparedMask:
+    def mask(self, queries_RT: Tensor, keys_RS: Tensor) -> PreparedMask:
         """Dense, (R, 1 or H, T, S): what causality, window and layout leave, with the bias."""
         distance_RTS = queries_RT[:, :, None] - keys_RS[:, None]
         seen = distance_RTS >= 0

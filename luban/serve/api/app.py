@@ -22,6 +22,7 @@ from luban.serve.api.body_limit import BodyLimit, body_limit
 from luban.serve.api.chat_page import PAGE, add_page
 from luban.serve.api.errors import add_error_handlers
 from luban.serve.api.guard import KeyGuard, SiteGuard
+from luban.serve.api.rate_limit import RateLimit
 from luban.serve.api.readiness import OpenWhenReady
 from luban.serve.api.request_log import RequestLog
 from luban.serve.api.service import Service
@@ -39,6 +40,7 @@ class ServerOptions:
     hosts: tuple[str, ...] = ()  # names of the server besides addresses, localhost and the machine's own
     origins: tuple[str, ...] = ()  # sites whose pages may use the server
     max_queue: int = MAX_QUEUE  # sequences that may wait; more are answered 429
+    requests_per_minute: int | None = None  # of one client; more are answered 429; none: as many as come
     log_requests: bool = False  # write a line of JSON to standard error for every request
     log_text: bool = False  # … with the text of prompts and answers
 
@@ -97,6 +99,8 @@ def create_app(
     app.state.service = service
     app.add_middleware(BodyLimit, limit=lambda: body_limit(service.context))
     app.add_middleware(OpenWhenReady, service=service, free=frozenset(OPEN))
+    if options.requests_per_minute:
+        app.add_middleware(RateLimit, per_minute=options.requests_per_minute)
     if options.api_key:
         app.add_middleware(KeyGuard, key=options.api_key, free=frozenset(OPEN))
     app.add_middleware(SiteGuard, hosts=frozenset(options.hosts), origins=frozenset(options.origins))

@@ -90,6 +90,7 @@ class _Engine:
             ("prefix_cache_hits", "Of them found there.", load.prefix_hits),
             ("draft_tokens", "Tokens guessed by speculation.", load.drafted),
             ("accepted_tokens", "Of them kept.", load.accepted),
-            ("preemptions", "Sequences that gave up their memory to others and were read again.", load.preemptions),
+            ("preemptions", "Sequences that gave up their memory to others for a while.", load.preemptions),
+            ("swaps", "Of them kept in host memory instead of being read again.", load.swaps),
         ):
             yield CounterMetricFamily(f"luban_{name}", help, value)

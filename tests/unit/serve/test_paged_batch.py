@@ -57,6 +57,11 @@ def two_layers(**second) -> ModelSpec:
     return replace(made, layers=(made.layers[0], replace(made.layers[1], **second)))
 
 
+def two_sided(*, second: int | None = None, **fields) -> ModelSpec:
+    """An encoder–decoder."""
+    return spec(body=EncoderDecoderBody(decoder_start=1, decoder_second=second), **fields)
+
+
 VARIANTS = {
     "rope": spec(),
     "one key head, biases": spec(mixer=Grouped(heads=4, kv_heads=1, qkv_bias=True, score_scale=0.3)),
@@ -81,12 +86,14 @@ VARIANTS = {
     "two-dimensional": spec(position=Rope2D()),
     "yarn": spec(position=Rope(scaling=YaRN(factor=4.0, original=24))),
     "randomised": spec(position=Randomised(longest=200)),
+    "encoder–decoder": two_sided(position=RelativeBias(), mixer=Grouped(heads=4, score_scale=1.0)),
+    "encoder–decoder, forced token": two_sided(position=Learned(), norm=LayerNorm(), second=7),
 }
 CONTIGUOUS = {
     "falcon": (spec(position=FalconAlibi()), "no function of the distance"),
     "randomised alibi": (spec(position=Randomised(inner=Alibi(), longest=200)), "no function of the distance"),
     "dynamic": (spec(position=LogN(inner=Rope(scaling=Dynamic(factor=2.0, original=20)))), "how long a sequence is"),
-    "encoder–decoder": (spec(body=EncoderDecoderBody(decoder_start=1)), "keys and values of its source"),
+    "encoder–decoder": (two_sided(position=Rope(scaling=Dynamic(factor=2.0, original=20))), "how long a sequence is"),
 }
 
 
@@ -147,9 +154,12 @@ def test_greedy_tokens_are_those_of_the_contiguous_cache(variant):
                 assert len(choice.token_ids) == len(alone.token_ids)
 
 
-def test_many_requests_in_little_memory_are_preempted_and_lose_nothing(seed=3):
-    rng, model = random.Random(seed), loaded(VARIANTS["rope"])
-    engine = engine_for(model, max_batch=8, max_tokens=30, block_size=4, cache_bytes=13 * 4 * 512)
+@pytest.mark.parametrize("swap_bytes", [0, 5 * 4 * 512, 1 << 20], ids=["recompute", "some swap", "swap"])
+@pytest.mark.parametrize("variant", ["rope", "encoder–decoder"])
+def test_many_requests_in_little_memory_are_preempted_and_lose_nothing(variant, swap_bytes, seed=3):
+    rng, model = random.Random(seed), loaded(VARIANTS[variant])
+    cache_bytes = 13 * 4 * slot_bytes(model.module)
+    engine = engine_for(model, max_batch=8, max_tokens=30, block_size=4, cache_bytes=cache_bytes, swap_bytes=swap_bytes)
     requests = [
         Request(
             [rng.randrange(37) for _ in range(rng.randrange(1, 20))],
@@ -161,7 +171,9 @@ def test_many_requests_in_little_memory_are_preempted_and_lose_nothing(seed=3):
         engine.submit(request)
     while engine.step():
         pass
-    assert engine.batch.scheduler.preemptions > 5
+    scheduler = engine.batch.scheduler
+    assert scheduler.preemptions > 5 and bool(scheduler.swaps) == bool(swap_bytes)
+    assert scheduler.swaps == scheduler.preemptions or swap_bytes < 1 << 20
     for request in requests:
         alone = luban.Engine(model, paged=False).generate([request.prompt], request.sampling)[0]
         assert [c.token_ids for c in request.result.choices] == [c.token_ids for c in alone.choices]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from luban.core.errors import ConfigError
-from luban.serve.block_manager import BlockManager
+from luban.serve.block_manager import BlockManager, source_identity
 from luban.serve.scheduler import Chunk, Scheduler, SequenceState, together
 
 Content = tuple[str, int]  # identity, hash of all tokens up to this one
@@ -32,21 +32,34 @@ class Engine:
     rng: random.Random
     limit: dict[SequenceState, int] = field(default_factory=dict)  # tokens at which a sequence ends
     slots: dict[int, Content] = field(default_factory=dict)
+    host: dict[int, Content] = field(default_factory=dict)  # what slots of host memory hold
     done: int = 0
+    encoded: int = 0  # sources
     waste: list[int] = field(default_factory=list)
 
     def slot(self, state: SequenceState, at: int) -> int:
         size = self.scheduler.manager.block_size
         return state.table[at // size] * size + at % size
 
+    def source_slot(self, state: SequenceState, at: int) -> int:
+        size = self.scheduler.manager.block_size
+        return state.source_table[at // size] * size + at % size
+
     def step(self) -> None:
         size = self.scheduler.manager.block_size
         step = self.scheduler.schedule()
         self.check()
-        for source, copy in step.copies:
-            for offset in range(size):
-                self.slots[copy * size + offset] = self.slots.get(source * size + offset, ("", 0))
+        copied = (
+            (step.swaps_out, self.slots, self.host),
+            (step.copies, self.slots, self.slots),
+            (step.swaps_in, self.host, self.slots),
+        )
+        for pairs, origin, target in copied:
+            for source, copy in pairs:
+                for offset in range(size):
+                    target[copy * size + offset] = origin.get(source * size + offset, ("", 0))
         assert sum(chunk.count for chunk in step.chunks) <= self.scheduler.max_tokens
+        assert not set(dict(step.swaps_in)) & set(dict(step.swaps_out).values())
         assert len({id(chunk.state) for chunk in step.chunks}) == len(step.chunks)
         self.waste += [len(chunk.state.table) * size - len(chunk.state.tokens) for chunk in step.chunks]
         written: list[int] = []
@@ -58,6 +71,11 @@ class Engine:
                 written.append(self.slot(state, at))
                 self.slots[written[-1]] = expected[at]
             assert [self.slots[self.slot(state, at)] for at in range(end)] == expected
+            self.encoded += bool(state.unread_source)
+            for at in range(len(state.source)):
+                if state.unread_source:
+                    self.slots[self.source_slot(state, at)] = (state.identity, at)
+                assert self.slots[self.source_slot(state, at)] == (state.identity, at)
         assert len(set(written)) == len(written)  # nobody writes where another does
         assert not set(written) & self.read_by_others(step.chunks)
         for chunk in step.chunks:
@@ -75,14 +93,20 @@ class Engine:
     def check(self) -> None:
         """No block lost, none used twice, counts as many as tables."""
         manager, running = self.scheduler.manager, self.scheduler.running
-        counts = Counter(block for state in running for block in state.table)
+        counts = Counter(block for state in running for block in (*state.table, *state.source_table))
         assert manager.references == [counts[block] for block in range(manager.blocks)]
         free = [*manager._blank, *manager._cached]
         assert sorted(free) == [block for block in range(manager.blocks) if not counts[block]]
         assert sorted(manager._block_of.values()) == [b for b, key in enumerate(manager._key_of) if key]
         assert all(manager._key_of[block] for block in manager._cached)
         assert not any(manager._key_of[block] for block in manager._blank)
-        assert not any(state.table or state.computed for state in self.scheduler.waiting)
+        waiting, host = self.scheduler.waiting, self.scheduler.host
+        assert not any(state.table or state.source_table or state.computed for state in waiting)
+        assert not any(state.swapped for state in running)
+        if host is not None:
+            kept = [block for state in waiting if state.swapped for block in state.swapped.blocks]
+            assert sorted(kept) == [block for block, count in enumerate(host.references) if count]
+            assert len(set(kept)) == len(kept)
         for state in running:
             unread = max(1, state.unread)
             assert len(state.table) in (manager.blocks_for(len(state.tokens)), manager.blocks_for(state.computed))
@@ -91,30 +115,38 @@ class Engine:
         assert order == sorted(order)
 
 
-def make(rng: random.Random, number: int, most: int) -> tuple[SequenceState, int]:
+def make(rng: random.Random, number: int, most: int, longest_source: int) -> tuple[SequenceState, int]:
     """Continuations of one prompt, which often begins as others do, and where they end."""
     shared = [0, 1] * 30 if rng.random() < 0.6 else [rng.randrange(3) for _ in range(60)]
     prompt = shared[: rng.randrange(1, min(60, most - 1))] + [rng.randrange(3) for _ in range(rng.randrange(2))]
     prompt = prompt[: most - 1]
     end, identity = rng.randrange(len(prompt) + 1, most + 1), rng.choice(["", "", "adapter"])
-    states = [SequenceState(list(prompt), (number, i), identity) for i in range(rng.choice([1, 1, 1, 2, 5]))]
+    source = [rng.randrange(2) for _ in range(rng.randrange(1, longest_source + 1))] if longest_source else []
+    identity = source_identity(identity, source) if source else identity
+    states = [
+        SequenceState(list(prompt), (number, i), identity, source=source) for i in range(rng.choice([1, 1, 1, 2, 5]))
+    ]
     return together(states), end
 
 
+@pytest.mark.parametrize("host_blocks", [None, 7, 100])
+@pytest.mark.parametrize("sources", [False, True])
 @pytest.mark.parametrize("prefix_cache", [True, False])
 @pytest.mark.parametrize("size", [1, 3, 16])
-def test_random_work_loses_no_block_and_reads_what_was_written(size, prefix_cache):
+def test_random_work_loses_no_block_and_reads_what_was_written(size, prefix_cache, sources, host_blocks):
     seed = random.randrange(2**32)
     print("seed", seed)
     rng = random.Random(seed)
-    for _ in range(6):
-        blocks = rng.randrange(4, 40)
+    for _ in range(2):
+        blocks = rng.randrange(6, 40)
         manager = BlockManager(blocks, size, prefix_cache=prefix_cache)
         sequences = rng.randrange(1, 12)
-        scheduler = Scheduler(manager, max_sequences=sequences, max_tokens=sequences + rng.randrange(1, 40))
+        host = None if host_blocks is None else BlockManager(host_blocks, size, prefix_cache=False)
+        scheduler = Scheduler(manager, max_sequences=sequences, max_tokens=sequences + rng.randrange(1, 40), host=host)
         engine, asked, cancelled = Engine(scheduler, rng), 0, 0
         for number in range(40):
-            leader, end = make(rng, number, min(blocks * size, 80))
+            longest = (blocks // 2) * size if sources else 0
+            leader, end = make(rng, number, min(blocks * size - longest, 80), min(longest, 5))
             asked += leader.width
             engine.limit |= dict.fromkeys((leader, *leader.siblings), end)
             scheduler.add(leader)
@@ -133,6 +165,9 @@ def test_random_work_loses_no_block_and_reads_what_was_written(size, prefix_cach
         assert engine.done + cancelled == asked  # whatever was admitted ended
         assert manager.references == [0] * blocks and manager.free == blocks
         assert not scheduler.prefix_hits or prefix_cache
+        assert host is None or host.free == host.blocks
+        assert scheduler.swaps <= scheduler.preemptions and (host is not None or not scheduler.swaps)
+        assert bool(engine.encoded) == sources
         assert all(0 <= waste < size for waste in engine.waste)
 
 

@@ -173,7 +173,10 @@ def test_what_cannot_guess_is_refused(model, draft, tiny_translator):
         (lambda: luban.Engine(model, draft=other), "must have the same"),
         (lambda: luban.Engine(model, draft=draft, ngram=True), "use one"),
         (lambda: luban.Engine(model, draft=draft, paged=False), "in blocks"),
-        (lambda: luban.Engine(luban.load_model(tiny_translator), ngram=True), "in blocks"),
+        (
+            lambda: luban.Engine(model, draft=replace(luban.load_model(tiny_translator), tokenizer=None)),
+            "encoder–decoder",
+        ),
     ):
         with pytest.raises(UnsupportedError, match=words):
             make()

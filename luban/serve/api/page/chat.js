@@ -66,7 +66,12 @@ function requestFor(history) {
   if (isSet("temperature")) common.temperature = Number($("temperature").value);
   const most = Math.round(Number($("max-tokens").value));
   if (most >= 1) common.max_tokens = most;
-  if (!state.chat) return ["/v1/completions", { ...common, prompt: history.at(-1).content }];
+  for (const [id, field] of [["top-p", "top_p"], ["top-k", "top_k"], ["seed", "seed"]]) {
+    if ($(id).value !== "") common[field] = Number($(id).value);
+  }
+  const shown = $("probabilities").checked;
+  if (!state.chat) return ["/v1/completions", { ...common, ...(shown ? { logprobs: 3 } : {}), prompt: history.at(-1).content }];
+  if (shown) Object.assign(common, { logprobs: true, top_logprobs: 3 });
   const system = $("system").value.trim();
   const messages = [...(system ? [{ role: "system", content: system }] : []), ...history];
   return ["/v1/chat/completions", { ...common, messages }];
@@ -83,6 +88,44 @@ async function send(text) {
   await answer();
 }
 
+// The answer to the newest messages that fit the context, and how many older ones were left out.
+async function ask(history, signal) {
+  const starts = history.flatMap(({ role }, index) => (role === "user" ? [index] : []));
+  for (const dropped of starts) {
+    const [path, body] = requestFor(history.slice(dropped));
+    const response = await fetch(path, { method: "POST", headers: headers(), body: JSON.stringify(body), signal });
+    if (response.ok) return [response, dropped];
+    const full = response.status === 422 && (await response.clone().json()).error.code === "context_length_exceeded";
+    if (!full || !state.chat || dropped === starts.at(-1)) throw new Error(await failure(response));
+  }
+}
+
+// Tokens of a piece of an answer with their probabilities: {text, probability, others}, where they were asked for.
+function tokensOf(choice, decoder) {
+  const found = choice.logprobs;
+  const share = (logprob) => `${(100 * Math.exp(logprob)).toFixed(1)}%`;
+  if (found?.content) {
+    return found.content.map((each) => ({
+      text: each.bytes ? decoder.decode(new Uint8Array(each.bytes), { stream: true }) : each.token, // half a character shows with its end
+      probability: Math.exp(each.logprob), others: each.top_logprobs.map((top) => `${JSON.stringify(top.token)} ${share(top.logprob)}`),
+    }));
+  }
+  return (found?.tokens ?? []).map((text, index) => ({
+    text, probability: Math.exp(found.token_logprobs[index]),
+    others: Object.entries(found.top_logprobs?.[index] ?? {}).map(([token, logprob]) => `${JSON.stringify(token)} ${share(logprob)}`),
+  }));
+}
+
+// An answer as its tokens, the less likely the darker, with probabilities on hover and focus.
+function renderTokens(target, tokens) {
+  target.replaceChildren(...tokens.map(({ text, probability, others }) => {
+    const made = element("span", "token", text);
+    made.title = [`probability ${(100 * probability).toFixed(1)}%`, ...others].join("\n");
+    made.style.setProperty("--doubt", (1 - probability).toFixed(2));
+    return made;
+  }));
+}
+
 async function answer() {
   const history = state.messages.map(({ role, content }) => ({ role, content }));
   const view = addMessage("assistant", "");
@@ -90,17 +133,18 @@ async function answer() {
   state.abort = new AbortController();
   busy(true);
   let written = "", reason = null, problem = "";
+  const tokens = [], decoder = new TextDecoder();
   const started = performance.now();
   try {
-    const [path, body] = requestFor(history);
-    const response = await fetch(path, { method: "POST", headers: headers(), body: JSON.stringify(body), signal: state.abort.signal });
-    if (!response.ok) throw new Error(await failure(response));
+    const [response, dropped] = await ask(history, state.abort.signal);
+    if (dropped) view.root.prepend(element("p", "dropped", `The oldest ${dropped === 1 ? "message" : `${dropped} messages`} no longer fit the context and were left out.`));
     for await (const event of events(response.body)) {
       if (event.error) throw new Error(event.error.message);
       const choice = event.choices[0];
       if (choice) {
         written += choice.delta?.content ?? choice.text ?? "";
         reason = choice.finish_reason ?? reason;
+        tokens.push(...tokensOf(choice, decoder));
         whileAtEnd(() => (view.text.textContent = written));
       }
       if (event.usage) {
@@ -115,10 +159,10 @@ async function answer() {
   view.root.classList.remove("writing");
   state.abort = null;
   busy(false);
-  finish(view, written, reason, problem);
+  finish(view, written, reason, problem, tokens);
 }
 
-function finish(view, written, reason, problem) {
+function finish(view, written, reason, problem, tokens) {
   if (problem) notice(problem);
   if (!written && problem) {
     view.root.remove();
@@ -131,7 +175,8 @@ function finish(view, written, reason, problem) {
   state.messages.push({ role: "assistant", content: written });
   keep();
   whileAtEnd(() => {
-    render(view.text, written);
+    if (tokens.length) renderTokens(view.text, tokens);
+    else render(view.text, written);
     const ends = { length: "reached the longest answer", stopped: "stopped" };
     if (ends[reason] || !written) view.root.append(element("p", "end", ends[reason] ?? "the model ended without a word"));
     view.root.append(tools(written));
@@ -184,7 +229,7 @@ function tools(text) {
   return bar;
 }
 
-// Text with `code` and fenced blocks, built from text nodes alone.
+// Text with `code`, fenced blocks and **emphasis**, built from text nodes alone.
 function render(target, text) {
   target.replaceChildren();
   text.split(/(```[\s\S]*?```)/).forEach((part, index) => {
@@ -193,7 +238,10 @@ function render(target, text) {
       pre.append(element("code", "", part.slice(3, -3).replace(/^[\w+-]*\n/, "")));
       target.append(pre);
     } else {
-      part.split(/(`[^`\n]+`)/).forEach((piece, i) => target.append(i % 2 ? element("code", "", piece.slice(1, -1)) : piece));
+      part.split(/(`[^`\n]+`|\*\*[^*\n]+\*\*)/).forEach((piece, i) => {
+        if (!(i % 2)) target.append(piece);
+        else target.append(piece[0] === "`" ? element("code", "", piece.slice(1, -1)) : element("strong", "", piece.slice(2, -2)));
+      });
     }
   });
 }
@@ -203,9 +251,29 @@ function addMessage(role, text) {
   const root = element("article", `message ${role}`);
   const body = element("div", "text", text);
   root.append(element("p", "who", role === "user" ? "You" : state.model), body);
+  if (role === "user") root.append(editing(root));
   $("messages").append(root);
   $("log").scrollTop = $("log").scrollHeight;
   return { root, text: body };
+}
+
+// A message goes back into the box; it and what followed it leave the conversation.
+function editing(root) {
+  const bar = element("div", "tools");
+  const edit = element("button", "", "Edit");
+  edit.type = "button";
+  edit.addEventListener("click", () => {
+    if (state.abort) return;
+    const views = [...$("messages").children], index = views.indexOf(root);
+    setInput(state.messages[index].content);
+    state.messages.length = index;
+    views.slice(index).forEach((view) => view.remove());
+    $("welcome").hidden = index > 0;
+    keep();
+    $("input").focus();
+  });
+  bar.append(edit);
+  return bar;
 }
 
 function element(tag, className = "", text = "") {
@@ -283,8 +351,13 @@ function start() {
     localStorage.setItem("luban.theme", document.documentElement.dataset.theme);
   });
 
-  for (const id of ["temperature", "max-tokens", "system"]) remember(id, localStorage);
+  for (const id of ["temperature", "max-tokens", "top-p", "top-k", "seed", "system"]) remember(id, localStorage);
   remember("key", sessionStorage);
+  $("probabilities").checked = isSet("probabilities");
+  $("probabilities").addEventListener("change", () => {
+    if ($("probabilities").checked) localStorage.setItem("luban.probabilities", "on");
+    else localStorage.removeItem("luban.probabilities");
+  });
   const showTemperature = () => {
     $("temperature-value").textContent = isSet("temperature") ? Number($("temperature").value).toFixed(2) : "the model's own";
   };
