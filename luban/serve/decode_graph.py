@@ -16,7 +16,8 @@ from torch import Tensor
 from luban.core.log import warn
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
-from luban.nn.attention.paged import PackedTokens, PagedAttention
+from luban.nn.attention.packed import PackedTokens
+from luban.nn.attention.paged import PagedAttention
 from luban.serve.scheduler import Chunk
 
 SMALL_SIZES = (1, 2, 4, 8, 16)
