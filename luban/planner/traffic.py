@@ -115,7 +115,9 @@ class Spread:
         shards, copies = (plan.shard * plan.context, plan.replicate) if sharded else (1, plan.replicate * plan.context)
         reductions = self.pieces if sharded and (plan.zero > 1 or plan.pipeline > 1) else 1
         if sharded:
-            again = self.in_layers(process) - experts - routers if plan.zero == 3 else 0  # the rest stays gathered in between
+            again = (
+                self.in_layers(process) - experts - routers if plan.zero == 3 else 0
+            )  # the rest stays gathered in between
             weights = self.pieces * _part((count + again) * self.weight_bytes, shards)
             yield Traffic(axis="shard", collective="all-gather", what="weights", bytes=weights)
             summed = reductions * _part(gradient, shards)
