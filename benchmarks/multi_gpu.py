@@ -193,7 +193,9 @@ def main() -> None:
     parser.add_argument("--inside", nargs="*", help=argparse.SUPPRESS)
     call = parser.parse_args()
     if call.inside:
-        for name in call.inside:
+        port = int(os.environ.get("MASTER_PORT", "0"))
+        for index, name in enumerate(call.inside):
+            os.environ["MASTER_PORT"] = str(port + index)  # a store that is being closed must not be found again
             found = contest(name, call)
             if os.environ.get("RANK", "0") == "0":
                 print(json.dumps(found), flush=True)
