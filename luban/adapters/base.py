@@ -88,9 +88,11 @@ class AdapterConfig(Variant):
         self.check(model.spec)
         saved = saved_modules(model, self.modules_to_save)
         model.requires_grad_(False)
-        device = next(model.parameters()).device
-        with torch.device(device):
+        like = next(p for p in model.parameters() if p.is_floating_point())
+        with torch.device(like.device):
             self.insert(model)
+        for _, adapter in adapters_of(model):
+            adapter.to(like.dtype)
         for module in saved:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from luban.core.errors import ConfigError, nearest
 from luban.nn.linear import MatmulOwner, Projection, matmul_owners
-from luban.nn.roles import ROLES
+from luban.nn.roles import ROLES, declared_roles
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def saved_modules(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
         ConfigError: a name that matches nothing.
     """
     owners = [
-        (name, module, frozenset(getattr(module, "parameter_roles", {"": "norm"} if "norm" in name else {}).values()))
+        (name, module, frozenset(declared_roles(module).values()))
         for name, module in model.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     ]

@@ -55,7 +55,7 @@ class LowRankLayout:
         tensors: dict[str, Tensor] = {}
         ranks: dict[str, int] = {}
         for module, parts in grouped.items():
-            pair = _plain(names.pair_of(module))
+            pair = plain(names.pair_of(module))
             a, b = _joint(pair, parts)
             tensors |= {f"{PREFIX}{module}{A}": a, f"{PREFIX}{module}{B}": b}
             ranks[module] = a.shape[0]
@@ -109,7 +109,7 @@ class LowRankLayout:
             rank = tensors[f"{module}{A}"].shape[0]
             alpha = by_pattern(module, given.get("alpha_pattern"), given.get("lora_alpha", 8))
             scales[module] = alpha / (math.sqrt(rank) if given.get("use_rslora") else rank)
-            pair = _plain(names.pair_of(module))
+            pair = plain(names.pair_of(module))
             for ours, b in pair.split(tensors[f"{module}{B}"]).items():
                 parts[ours] = (module, tensors[f"{module}{A}"], b)
         rank, dora = max(a.shape[0] for _, a, _ in parts.values()), bool(given.get("use_dora"))
@@ -124,7 +124,7 @@ class LowRankLayout:
             for module in modules:
                 if f"{module}{MAGNITUDE}" not in tensors:
                     raise ArtifactError(f"adapter_model.safetensors lacks the tensor {PREFIX}{module}{MAGNITUDE}")
-                split = _plain(names.pair_of(module)).split(tensors[f"{module}{MAGNITUDE}"])
+                split = plain(names.pair_of(module)).split(tensors[f"{module}{MAGNITUDE}"])
                 found |= {f"{adapter_name(ours, model)}.magnitude": part for ours, part in split.items()}
         kind = LoRA
         if dora:
@@ -170,7 +170,7 @@ def adapter_name(weight: str, model: Model) -> str:
     return f"{owner}.adapters.{own}"
 
 
-def _plain(pair: AnyPair) -> AnyPair:
+def plain(pair: AnyPair) -> AnyPair:
     """The pair for tensors whose rows are outputs, as B's are, however the weight lies."""
     return replace(pair, transposed=False) if getattr(pair, "transposed", False) else pair  # type: ignore[arg-type]
 
