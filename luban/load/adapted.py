@@ -20,7 +20,7 @@ from luban.core.errors import ArtifactError, LineageError
 from luban.load.tensors import read_tensors
 from luban.models.base import Model
 from luban.models.build import state_of
-from luban.models.convert.base import format_for
+from luban.models.convert.base import Format, format_for, format_of
 from luban.nn.linear import store_column_major
 
 if TYPE_CHECKING:
@@ -126,9 +126,14 @@ def in_our_names(m: LoadedModel, adapter: StoredAdapter) -> tuple[AdapterConfig,
         assert adapter.config is not None
         return adapter.config, adapter.tensors
     kind = str(adapter.tensors.config.get("peft_type"))
-    form, _ = format_for(m.spec)
-    ours = layout_of(kind, str(adapter.path)).read(adapter.tensors, m.module, Names(form, m.module))
+    ours = layout_of(kind, str(adapter.path)).read(adapter.tensors, m.module, Names(format_at(m), m.module))
     return ours.config, ours.tensors
+
+
+def format_at(m: LoadedModel) -> Format:
+    """The Hugging Face format that a model came in, else the one that it would be exported in, whose names PEFT uses."""
+    config = m.path / "config.json"
+    return format_of(read_table(config)) if m.path.is_dir() and config.is_file() else format_for(m.spec)[0]
 
 
 @torch.no_grad()

@@ -12,10 +12,10 @@ from luban.checkpoint.storage import write_safetensors
 from luban.core.artifact import incomplete_path, write_json
 from luban.core.errors import ArtifactError, UnsupportedError
 from luban.core.terms import require_exportable
-from luban.load.adapted import BASE, PEFT_CONFIG, PEFT_WEIGHTS
+from luban.load.adapted import BASE, PEFT_CONFIG, PEFT_WEIGHTS, format_at
 from luban.load.export import copy_tokenizer, parameters
 from luban.load.model import LoadedModel
-from luban.models.convert.base import format_for
+from luban.models.head.language_model import LanguageModel
 
 
 def export_adapter(m: LoadedModel, out: str | Path) -> Path:
@@ -39,12 +39,11 @@ def export_adapter(m: LoadedModel, out: str | Path) -> Path:
             f"luban generate, chat and serve read the run itself (--adapter {m.path})"
         )
     parameters(m.module)  # refused where a tensor holds NaN
-    form, foreign = format_for(m.spec)
-    files = layout_of(config.peft, m.name).write(config, m.module, Names(form, m.module))
+    files = layout_of(config.peft, m.name).write(config, m.module, Names(format_at(m), m.module))
     settings = {
         **files.config,
         "base_model_name_or_path": m.adapter.base,
-        "task_type": "CAUSAL_LM" if "CausalLM" in foreign["architectures"][0] else None,
+        "task_type": "CAUSAL_LM" if m.spec.body.causal and m.spec.head == LanguageModel() else None,
         "inference_mode": True,
     }
     partial = incomplete_path(out)
