@@ -109,15 +109,20 @@ def with_adapter(m: LoadedModel, adapter: StoredAdapter, *, base: str) -> Loaded
         ArtifactError: the adapter lacks or has other tensors than the model needs.
     """
     found = weights_hash(state_of(m.module))
+    require_base(adapter, found, base)
+    config, tensors = in_our_names(m, adapter)
+    put_in(m.module, config, tensors, adapter.path)
+    store_column_major(m.module)
+    return replace(m, adapter=ActiveAdapter(config, base, found), module=m.module.eval())
+
+
+def require_base(adapter: StoredAdapter, found: str, base: str) -> None:
+    """Raise LineageError unless `base`, whose weights have the hash `found`, is what the adapter was trained over."""
     if adapter.base_weights and adapter.base_weights != found:
         raise LineageError(
             f"{adapter.path} was trained over a model with weights_hash {adapter.base_weights}, and {base} has {found}: "
             f"give the model that it was trained over{f', {adapter.base}' if adapter.base else ''}"
         )
-    config, tensors = in_our_names(m, adapter)
-    put_in(m.module, config, tensors, adapter.path)
-    store_column_major(m.module)
-    return replace(m, adapter=ActiveAdapter(config, base, found), module=m.module.eval())
 
 
 def in_our_names(m: LoadedModel, adapter: StoredAdapter) -> tuple[AdapterConfig, Mapping[str, Tensor]]:
