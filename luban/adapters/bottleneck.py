@@ -48,7 +48,10 @@ class Bottleneck(Adapter):
     def __init__(self, width: int, config: BottleneckConfig):
         super().__init__()
         self.activation, self.scale = ACTIVATIONS[config.activation], config.scale
-        self.down, self.down_bias = nn.Parameter(torch.empty(config.width, width)), nn.Parameter(torch.empty(config.width))
+        self.down, self.down_bias = (
+            nn.Parameter(torch.empty(config.width, width)),
+            nn.Parameter(torch.empty(config.width)),
+        )
         self.up, self.up_bias = nn.Parameter(torch.empty(width, config.width)), nn.Parameter(torch.empty(width))
 
     def draw_parameters(self, draw: InitialValues) -> None:

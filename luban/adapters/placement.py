@@ -75,7 +75,9 @@ def saved_modules(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     ]
     found: list[nn.Module] = []
     for wanted in names:
-        matches = [m for n, m, roles in owners if wanted in roles or fnmatchcase(n, wanted) or n.split(".")[0] == wanted]
+        matches = [
+            m for n, m, roles in owners if wanted in roles or fnmatchcase(n, wanted) or n.split(".")[0] == wanted
+        ]
         if not matches:
             roles = sorted({role for _, _, held in owners for role in held})
             raise ConfigError(f"adapter.modules_to_save '{wanted}' matches nothing{nearest(wanted, roles)}")

@@ -35,7 +35,13 @@ class Arguments:
 
 def run(argv: Sequence[str]) -> None:
     """Load and write the model."""
-    args = parse(Arguments, argv, verb="export", about="Write a model in the Hugging Face layout, an adapter in PEFT's.", examples=EXAMPLES)
+    args = parse(
+        Arguments,
+        argv,
+        verb="export",
+        about="Write a model in the Hugging Face layout, an adapter in PEFT's.",
+        examples=EXAMPLES,
+    )
     from luban.load.adapter_export import export_adapter, merged
     from luban.load.export import export_model, template_begins_text
     from luban.load.model import load_model, open_model

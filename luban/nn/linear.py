@@ -118,7 +118,9 @@ class MatmulOwner:
         Args:
             sizes: projection → O, in the order of concatenation.
         """
-        changed = {} if self.adapters is None else {name: self.adapters[name] for name in sizes if name in self.adapters}
+        changed = (
+            {} if self.adapters is None else {name: self.adapters[name] for name in sizes if name in self.adapters}
+        )
         if any(getattr(adapter, "reads_output", False) for adapter in changed.values()):
             parts = zip(sizes, y.split(list(sizes.values()), dim=-1), strict=True)
             return torch.cat([self.plus_adapter(name, part, x) for name, part in parts], dim=-1)

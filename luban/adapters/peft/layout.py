@@ -59,7 +59,9 @@ class Layout(Protocol):
 def layout_of(kind: str, where: str) -> Layout:
     """The layout of a PEFT kind. Raises UnsupportedError naming those that are read."""
     if kind not in KINDS.entries:
-        raise UnsupportedError(f"{where} holds a PEFT adapter of kind {kind}, which isn't read (known: {', '.join(sorted(KINDS))})")
+        raise UnsupportedError(
+            f"{where} holds a PEFT adapter of kind {kind}, which isn't read (known: {', '.join(sorted(KINDS))})"
+        )
     return KINDS[kind]()
 
 

@@ -32,7 +32,9 @@ from luban.nn.mixer.grouped import Grouped
 from luban.objectives.causal import Causal
 
 V, E, L, F, H, K, D = 37, 32, 3, 48, 4, 2, 8
-SPEC = uniform(vocab_size=V, width=E, layers=L, context=64, mixer=Grouped(heads=H, kv_heads=K), feedforward=SwiGLU(width=F))
+SPEC = uniform(
+    vocab_size=V, width=E, layers=L, context=64, mixer=Grouped(heads=H, kv_heads=K), feedforward=SwiGLU(width=F)
+)
 IDENTITIES: dict[str, AdapterConfig] = {
     "lora": LoRA(rank=3, alpha=5.0),
     "lora of patterns": LoRA(rank=2, targets=("*.blocks.[01].mixer.*", "down"), rank_stabilised=True, init="gaussian"),
@@ -222,7 +224,9 @@ def test_a_prefix_is_the_same_as_keys_and_values_of_tokens():
     _, by_prefix = adapted(SPEC, prefix)
     with torch.no_grad():
         pairs = by_prompt.prompts(by_prompt)
-        rows = [torch.stack([part[0].transpose(0, 1) for part in pairs[layer]], 1) for layer in range(L)]  # (P, 2, K, D)
+        rows = [
+            torch.stack([part[0].transpose(0, 1) for part in pairs[layer]], 1) for layer in range(L)
+        ]  # (P, 2, K, D)
         by_prefix.prompts.embedding.copy_(torch.stack(rows, 1).flatten(1))
     x = tokens()
     torch.testing.assert_close(by_prefix(x), by_prompt(x), rtol=1e-5, atol=1e-5)
@@ -283,4 +287,3 @@ def test_norms_are_those_that_houlsby_trains():
     assert {n for n in trainable(model) if "adapters" not in n} == {
         n for n, p in model.named_parameters() if p.shape == (E,) and "adapters" not in n
     }
-

@@ -25,7 +25,12 @@ from luban.nn.mixer.grouped import Grouped
 from luban.serve.adapters import by_name
 
 SPEC = uniform(
-    vocab_size=272, width=32, layers=2, context=64, mixer=Grouped(heads=4, kv_heads=2), feedforward=SwiGLU(width=48),
+    vocab_size=272,
+    width=32,
+    layers=2,
+    context=64,
+    mixer=Grouped(heads=4, kv_heads=2),
+    feedforward=SwiGLU(width=48),
     init=NormalInit(std=0.3),
 )
 KINDS = {"a": LoRA(rank=3), "b": LoRA(rank=2, targets=("q", "down")), "c": DoRA(rank=2)}
