@@ -159,7 +159,7 @@ def open_model(path_or_name: str | Path, dtype: str | torch.dtype = "float32") -
     if not (path / SPEC).is_file() and (run / "checkpoints").is_dir():
         place = chosen_checkpoint(run, read_manifest(run))
     indexed = (place / SPEC).is_file() and (place / INDEX).is_file()
-    return load_model(path_or_name, "meta" if indexed else "cpu", dtype)
+    return load_model(path_or_name, "meta" if indexed and not is_adapter(path) else "cpu", dtype)
 
 
 def _require_device(device: str) -> None:

@@ -128,7 +128,7 @@ class LowRankLayout:
                 found |= {f"{adapter_name(ours, model)}.magnitude": part for ours, part in split.items()}
         kind = LoRA
         if dora:
-            from luban.adapters.dora import DoRA as kind  # noqa: N811
+            from luban.adapters.dora import DoRA as kind
         whole, saved = read_whole(tensors, names, given)
         config = kind(
             rank=rank,

@@ -88,4 +88,4 @@ def test_gradients_are_those_of_the_plain_path(name, monkeypatch):
         found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
     for ours, right in zip(*found, strict=True):
         # rounding of float32 sums, relative to the largest number of each tensor
-        torch.testing.assert_close(ours, right, rtol=1e-4, atol=2e-5 * max(1.0, right.abs().max().item()))
+        torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-4 * max(1.0, right.abs().max().item()))
