@@ -23,6 +23,7 @@ luban generate smollm2 "A city as JSON: " --json-schema city.json
 luban generate smollm2 "The capital of France is" --beams 4 --n 2
 luban generate runs/large "Once" --draft runs/small
 luban generate smollm2 "Is Paris in France? " --choice yes --choice no
+luban generate smollm2 "Once" --adapter runs/lora
 """
 
 
@@ -56,6 +57,7 @@ class Arguments:
     draft: str | None = None  # a smaller model with the same vocabulary that guesses tokens; texts don't change
     speculative: Literal["none", "ngram"] = "none"  # ngram: guess tokens from what followed the same ones before
     draft_tokens: int = 4  # guessed at once
+    adapter: str | None = None  # a run of adapters or a PEFT directory, over MODEL
     device: str = "cpu"  # such as cpu or cuda
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
 
@@ -102,7 +104,7 @@ def run(argv: Sequence[str]) -> None:
     asked = {name: getattr(args, name) for name in names} | {"stop": args.stop or None, "structure": structure_of(args)}
     Generation().sample(asked)  # what can't be is said before the model is read
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    model = load_model(args.model, device=args.device, dtype=args.dtype)
+    model = load_model(args.model, device=args.device, dtype=args.dtype, adapter=args.adapter)
     engine = Engine(
         model,
         draft=load_model(args.draft, device=args.device, dtype=args.dtype) if args.draft else None,
