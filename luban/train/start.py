@@ -60,10 +60,10 @@ def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = Non
         found, given = config_of(spec), recipe.model.given
         wanted = resolve_spec(given if given.get("preset") else merge(found, given), spec.vocab_size)
         _same_spec(config_of(wanted), found, recipe.init)
-    return Start(spec=_check(spec, recipe), weights=weights, parents=(_parent(recipe.init, model),))
+    return Start(spec=_check(spec, recipe), weights=weights, parents=(parent_of(recipe.init, model),))
 
 
-def _parent(init: str, model: LoadedModel) -> Parent:
+def parent_of(init: str, model: LoadedModel) -> Parent:
     """The model of `init` as the run remembers it: a run, else a checkpoint; a foreign one by the hash of its weights."""
     known = next((path for path in (Path(init), model.path) if (path / MANIFEST).is_file()), None)
     if known:
