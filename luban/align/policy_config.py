@@ -135,7 +135,9 @@ class GRPO(RL):
     """Group-relative policy optimisation, the KL estimate in the loss."""
 
     scale: bool = True  # divide by the standard deviation of the prompt's scores (false: Dr. GRPO)
-    normalise: Literal["answer", "token", "constant"] = "answer"  # mean over answers of means over tokens; over tokens; / max_tokens
+    normalise: Literal["answer", "token", "constant"] = (
+        "answer"  # mean over answers of means over tokens; over tokens; / max_tokens
+    )
 
     def objective(self) -> Policy:
         """With the KL estimate k3."""
@@ -153,7 +155,7 @@ class GRPO(RL):
         return np.where(scored.mask, found, 0.0), np.zeros(scored.mask.shape)
 
     def token_weights(self, mask: np.ndarray) -> np.ndarray:
-        """"answer" (Shao et al. 2024): 1 / length; "token" (Yu et al. 2025, DAPO): 1; "constant" (Liu et al. 2025, Dr. GRPO):
+        """ "answer" (Shao et al. 2024): 1 / length; "token" (Yu et al. 2025, DAPO): 1; "constant" (Liu et al. 2025, Dr. GRPO):
         1 / max_tokens, the step divided by the number of answers."""
         if self.normalise == "token":
             return mask.astype(np.float64)

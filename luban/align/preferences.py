@@ -146,7 +146,9 @@ def tokenise(prompt: Text, answer: Text, tokenizer: Tokenizer) -> tuple[list[int
     if tokenizer.chat_template is None and isinstance(prompt, str) and isinstance(answer, str):
         head = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         first = [*head, *tokenizer.encode(prompt)]
-        return [*first, *tokenizer.encode(answer), *([] if tokenizer.eos_id is None else [tokenizer.eos_id])], len(first)
+        return [*first, *tokenizer.encode(answer), *([] if tokenizer.eos_id is None else [tokenizer.eos_id])], len(
+            first
+        )
     rendered = render([*as_messages(prompt, "user"), *as_messages(answer, "assistant")], tokenizer)
     spans = [span for span in rendered.spans if span.trained]
     if not spans:

@@ -75,7 +75,9 @@ def note_quality(run: Path, data: Path, device: str = "auto") -> None:
     for line in summary(figures, split):
         say(line)
     manifest = read_manifest(run)
-    write_json(run / MANIFEST, replace(manifest, figures={**manifest.figures, **figures, "measured_on": split}).to_json())
+    write_json(
+        run / MANIFEST, replace(manifest, figures={**manifest.figures, **figures, "measured_on": split}).to_json()
+    )
 
 
 def quality(model: RewardModel, shards: Shards) -> dict[str, Any]:
@@ -97,7 +99,9 @@ def quality(model: RewardModel, shards: Shards) -> dict[str, Any]:
     kept = np.isfinite(scores[better]) & np.isfinite(scores[worse])
     better, worse, grades = better[kept], worse[kept], grades[kept]
     if not len(better):
-        raise DataError(f"no {shards.split} pair of {shards.path} fits the context of {model.model.spec.context} tokens")
+        raise DataError(
+            f"no {shards.split} pair of {shards.path} fits the context of {model.model.spec.context} tokens"
+        )
     difference = scores[better] - scores[worse]
     longer = answers[better] - answers[worse]
     alike = np.abs(longer) < SIMILAR * np.maximum(answers[better], answers[worse])

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from luban.align.advantages import kl_estimates
 from luban.align.critic import ActorCriticState, Critic, critic_start
-from luban.align.policy_config import RL, GRPO, PPO
+from luban.align.policy_config import GRPO, PPO, RL
 from luban.align.prompts import Prompts, as_prompt_shards
 from luban.align.rewards.base import Answer, Rewards, identity, open_rewards
 from luban.align.rewards.model import ModelReward
@@ -63,7 +64,9 @@ class RLRecipe(Recipe):
                 f"and answer"
             )
         if self.train.compile:
-            raise ConfigError("luban rl runs uncompiled, since the engine runs the same layers: leave train.compile out")
+            raise ConfigError(
+                "luban rl runs uncompiled, since the engine runs the same layers: leave train.compile out"
+            )
 
 
 def rl(recipe: RLRecipe, out: Path, name: str = "rl") -> Path:
@@ -91,7 +94,9 @@ def rl(recipe: RLRecipe, out: Path, name: str = "rl") -> Path:
 def prepared(recipe: RLRecipe, cache: Path) -> tuple[RLRecipe, LoadedModel]:
     """The recipe with its prompts packed in `cache`, and the model that it starts from."""
     if not recipe.reward:
-        raise UsageError("no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k or regex:PATTERN")
+        raise UsageError(
+            "no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k or regex:PATTERN"
+        )
     model = model_of(recipe, "reinforcement learning", "PROMPTS.jsonl")
     path = as_prompt_shards(Path(recipe.data.path), model.need_tokenizer(), cache, recipe.train.seed)
     known = tuple(identity(name) for name in recipe.reward)
@@ -173,7 +178,9 @@ class Actor:
         """The prompts of a round: all once, then all again in another order."""
         places = number * self.rl.prompts + np.arange(self.rl.prompts)
         epochs, at = np.divmod(places, len(self.prompts.ids))
-        orders = {e: generator(self.seed, "prompts", e).permutation(len(self.prompts.ids)) for e in set(epochs.tolist())}
+        orders = {
+            e: generator(self.seed, "prompts", e).permutation(len(self.prompts.ids)) for e in set(epochs.tolist())
+        }
         return [int(orders[e][i]) for e, i in zip(epochs.tolist(), at.tolist(), strict=True)]
 
     def write(self, prompts: Prompts, chosen: list[int], samples: int, *names: str | int) -> Answers:
@@ -222,8 +229,9 @@ class Actor:
 
     def _check(self, made: Round, entropy: float, number: int) -> None:
         rl = self.rl
-        if rl.max_kl and made.mean_kl > rl.max_kl:
-            what = f"the KL divergence of an answer from the reference is {made.mean_kl:.3g} nats, above rl.max_kl {rl.max_kl:g}"
+        divergence = float(kl_estimates(made.kl)["k3"].sum(-1).mean())
+        if rl.max_kl and divergence > rl.max_kl:
+            what = f"the KL divergence of an answer from the reference is {divergence:.3g} nats, above rl.max_kl {rl.max_kl:g}"
         elif rl.min_entropy and entropy < rl.min_entropy:
             what = f"the mean entropy of a token is {entropy:.3g} nats, below rl.min_entropy {rl.min_entropy:g}"
         else:

@@ -169,17 +169,14 @@ class RoundLoader:
             return {}
         batch = self.text.batch(step)
         weight = self.rl.pretrain_weight * count / max(batch.target_count, 1)
-        arrays = {name: array for name, array in batch.arrays().items()}
-        arrays["weight"] = np.full(rows, weight, dtype=np.float32)
+        arrays = {**batch.arrays(), "weight": np.full(rows, weight, dtype=np.float32)}
         return {f"pretrain_{name}": array for name, array in arrays.items()}
 
 
 def trained_values(rl: RL, current: Round, mask: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """(arrays (N, T) that are trained with, figures of the round that are logged)."""
     arrays = current.arrays
-    scored = Scored(
-        scores=arrays["scores"], mask=mask, kl=current.kl, values=arrays["old_values"], beta=current.beta
-    )
+    scored = Scored(scores=arrays["scores"], mask=mask, kl=current.kl, values=arrays["old_values"], beta=current.beta)
     advantages, returns = rl.advantages(scored)
     weights = rl.token_weights(mask)
     difference = np.where(mask, arrays["old_logprobs"] - arrays["sampled"], 0.0)

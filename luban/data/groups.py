@@ -17,7 +17,14 @@ from luban.core.errors import DataError
 from luban.data.shards import Shards, split_file
 
 GROUP_FORMAT = 1
-FILES = {"groups": "<i8", "ranks": "<f4", "grades": "<i1", "probabilities": "<f4", "reference": "<f4", "mismatched": "<f4"}
+FILES = {
+    "groups": "<i8",
+    "ranks": "<f4",
+    "grades": "<i1",
+    "probabilities": "<f4",
+    "reference": "<f4",
+    "mismatched": "<f4",
+}
 COMPUTED = ("reference", "mismatched")
 
 

@@ -41,7 +41,9 @@ def hinge_loss(margin: Tensor, beta: float) -> Tensor:
     return (1 - beta * margin).clamp_min(0)
 
 
-def kto_loss(ratio: Tensor, wanted: Tensor, baseline: Tensor, beta: float, desirable: float, undesirable: float) -> Tensor:
+def kto_loss(
+    ratio: Tensor, wanted: Tensor, baseline: Tensor, beta: float, desirable: float, undesirable: float
+) -> Tensor:
     """λ − v of each answer (Ethayarajh et al. 2024, equation 8), v = λ σ(β (ratio − z₀)) if wanted, else λ σ(β (z₀ − ratio)).
 
     Args:

@@ -56,7 +56,12 @@ class RankingLoss(LossModule):
     """Summed ranking loss of the groups; metrics: accuracy over pairs, mean score and its square."""
 
     def __init__(
-        self, model: nn.Module, attention: AttentionBackend | None = None, *, margin: Margin = "none", center: float = 0.0
+        self,
+        model: nn.Module,
+        attention: AttentionBackend | None = None,
+        *,
+        margin: Margin = "none",
+        center: float = 0.0,
     ):
         super().__init__(model, attention)
         self.center = center

@@ -77,7 +77,9 @@ def open_rewards(
         LineageError: a reward model with another vocabulary or chat template.
     """
     if not names:
-        raise UsageError("no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k or regex:PATTERN")
+        raise UsageError(
+            "no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k or regex:PATTERN"
+        )
     if weights and len(weights) != len(names):
         raise ConfigError(f"{len(names)} rewards need as many reward_weights, {len(weights)} given")
     made = tuple(_open(name, tokenizer, owner, device, timeout) for name in names)

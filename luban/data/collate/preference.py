@@ -55,7 +55,7 @@ class PreferenceRows:
     ):
         self.shards, self.groups = shards, Groups.open(shards)
         sizes, amounts = np.diff(shards.offsets), np.diff(self.groups.first)
-        if most is not None and self.groups.largest > most or int(amounts.min(initial=least)) < least:
+        if (most is not None and self.groups.largest > most) or int(amounts.min(initial=least)) < least:
             raise DataError(
                 f"shards {shards.path} have groups of {int(amounts.min())} to {self.groups.largest} answers, and this "
                 f"objective takes {least} to {most or 'any number'}"

@@ -109,7 +109,7 @@ def test_log_odds_near_certainty_are_finite():
 
 @pytest.mark.parametrize("make", [lambda: DPO(beta=-1), lambda: DPO(smoothing=0.5), lambda: KTO(desirable=math.nan)])
 def test_settings_without_meaning_are_refused(make):
-    with pytest.raises(ConfigError, match="objective.method"):
+    with pytest.raises(ConfigError, match=r"objective\.method"):
         make()
 
 
