@@ -38,16 +38,46 @@ class ShowArgs:
     json: bool = False  # a JSON line a document, [{"text": …, "trained": …}, …], in full
 
 
+@dataclass(frozen=True)
+class FeedbackArgs:
+    file: tyro.conf.Positional[
+        Path
+    ]  # .jsonl: prompt, responses, scores; or prompt, response, critique, revision; or pairs
+    out: Path  # .jsonl file to write
+    # what it is for: sft on preferred, revised, conditioned or critic; reward and dpo on pairs, rankings or unpaired
+    use: Literal["preferred", "revised", "pairs", "rankings", "unpaired", "conditioned", "critic"] = "pairs"
+
+
 def run(argv: Sequence[str]) -> int | None:
     """`luban data …`"""
     return dispatch(
         "data",
         {
             "pack": (pack, "a corpus → shards of tokens"),
+            "feedback": (feedback, "scores, rankings and critiques → data for sft, reward and dpo"),
             "show": (show, "documents of shards, and what of them is trained on"),
         },
         argv,
     )
+
+
+def feedback(argv: Sequence[str]) -> None:
+    """`luban data feedback FILE --use USE --out FILE`"""
+    args = parse(
+        FeedbackArgs,
+        argv,
+        verb="data feedback",
+        about="Turn feedback into data for one of its uses.",
+        examples="luban data feedback scored.jsonl --use pairs --out pairs.jsonl\n"
+        "luban data feedback scored.jsonl --use preferred --out best.jsonl     # luban sft\n"
+        "luban data feedback scored.jsonl --use conditioned --out rated.jsonl  # luban sft, the score asked for in the prompt\n"
+        "luban data feedback critiques.jsonl --use revised --out revised.jsonl",
+    )
+    from luban.align.feedback import convert
+    from luban.core.log import print_result, say
+
+    say(f"{convert(args.file, args.out, args.use)} rows")
+    print_result(args.out)
 
 
 def pack(argv: Sequence[str]) -> None:

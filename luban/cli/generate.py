@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from luban.core.arguments import parse
+from luban.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from luban.generate.sampling import Sampling
     from luban.generate.structure import Structure
+    from luban.load.model import LoadedModel
+
+REWARD_SECONDS = 10.0  # that a reward function has for one answer
 
 EXAMPLES = """
 luban generate runs/demo/base "def add(a, b):"
@@ -22,6 +27,8 @@ echo "a long prompt" | luban generate runs/a -
 luban generate smollm2 "A city as JSON: " --json-schema city.json
 luban generate smollm2 "The capital of France is" --beams 4 --n 2
 luban generate runs/large "Once" --draft runs/small
+luban generate runs/chat "What is a list?" --best-of 16 --reward runs/rm
+luban generate runs/chat prompts.jsonl --best-of 16 --reward runs/rm --out best.jsonl   # for luban sft: rejection sampling
 luban generate smollm2 "Is Paris in France? " --choice yes --choice no
 luban generate smollm2 "Once" --adapter runs/lora
 """
@@ -58,13 +65,16 @@ class Arguments:
     speculative: Literal["none", "ngram"] = "none"  # ngram: guess tokens from what followed the same ones before
     draft_tokens: int = 4  # guessed at once
     adapter: str | None = None  # a run of adapters or a PEFT directory, over MODEL
+    best_of: int = 1  # answer the prompt, as a user's message, so often and print the answer that --reward likes best
+    reward: str = ""  # of --best-of: a run of luban reward, file.py:function, regex:PATTERN or an http address
+    # of --best-of: PROMPT is a .jsonl file of prompts, whose best answers are written here as conversations
+    out: Path | None = None
     device: str = "cpu"  # such as cpu or cuda
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
 
 
 def structure_of(args: Arguments) -> Structure | None:
     """What the text must be; None: anything. Raises UsageError for two at once and for files that can't be read."""
-    from luban.core.errors import UsageError
     from luban.generate.structure import Structure
 
     def read(path: Path) -> str:
@@ -102,9 +112,16 @@ def run(argv: Sequence[str]) -> None:
         "seed",
     )
     asked = {name: getattr(args, name) for name in names} | {"stop": args.stop or None, "structure": structure_of(args)}
+    if (args.best_of > 1) != bool(args.reward):
+        raise UsageError("--best-of N and --reward go together: give both or none")
+    if args.out is not None and not args.reward:
+        raise UsageError("--out writes the best of several answers: give --best-of N and --reward too")
     Generation().sample(asked)  # what can't be is said before the model is read
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     model = load_model(args.model, device=args.device, dtype=args.dtype, adapter=args.adapter)
+    if args.reward:
+        print(_best(args, model, model.generation.sample(asked, max_tokens=128, temperature=0.8), prompt))
+        return
     engine = Engine(
         model,
         draft=load_model(args.draft, device=args.device, dtype=args.dtype) if args.draft else None,
@@ -119,3 +136,33 @@ def run(argv: Sequence[str]) -> None:
     for delta in engine.stream(prompt, sampling):
         print(delta.text, end="", flush=True)
     print()
+
+
+def _best(args: Arguments, model: LoadedModel, sampling: Sampling, prompt: str) -> str:
+    """The best of several answers to the prompt; with `out` the file of the best answers to the prompts of a file."""
+    from luban.align.best_of import best_of, rejection_sample
+    from luban.align.rewards.base import open_rewards
+    from luban.align.scoring import read_rows
+    from luban.core.log import say
+    from luban.serve.engine import Engine
+
+    rewards = open_rewards([args.reward], (), model.need_tokenizer(), args.model, args.device, REWARD_SECONDS)
+    if args.out is None:
+        several = replace(sampling, n=args.best_of)
+        score = lambda answers: rewards.scores(answers)[0].tolist()  # noqa: E731
+        return best_of(Engine(model), model, {"prompt": prompt}, several, score)[0].text
+    figures = rejection_sample(
+        model,
+        [row for _, row in read_rows(Path(args.prompt))],
+        rewards,
+        args.out,
+        n=args.best_of,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        seed=sampling.seed or 0,
+    )
+    say(
+        f"{figures['prompts']} prompts; mean score {figures['mean_score']:.3g}, of the best of {args.best_of} "
+        f"{figures['best_score']:.3g}"
+    )
+    return str(args.out)

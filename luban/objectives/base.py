@@ -104,6 +104,10 @@ class Objective(Variant):
             "bidirectional": "luban.objectives.bidirectional:Bidirectional",
             "auxiliary": "luban.objectives.auxiliary:Auxiliary",
             "labelled": "luban.objectives.labelled:Labelled",
+            "ranking": "luban.objectives.ranking:Ranking",
+            "preference": "luban.objectives.preference:Preference",
+            "policy": "luban.objectives.policy:Policy",
+            "value": "luban.objectives.value:ValueFunction",
         },
     )
     bodies: ClassVar[tuple[str, ...]]  # registered names of the supported bodies

@@ -76,6 +76,10 @@ class Batch(Protocol):
         """Forget these sequences, whatever they are doing; what they held is free at once."""
         ...
 
+    def weights_changed(self) -> None:
+        """Drop what was computed with weights that were changed in place; no sequence is running."""
+        ...
+
     def load(self) -> BatchLoad:
         """What it holds; from any thread."""
         ...

@@ -150,6 +150,9 @@ class ContiguousBatch:
         self._owner = {key: owner for key, owner in self._owner.items() if key in alive}
         return kept
 
+    def weights_changed(self) -> None:
+        """Nothing is kept between sequences."""
+
     def load(self) -> BatchLoad:
         """Slots are held by the longest sequence's length."""
         sequences = self.sequences

@@ -211,6 +211,11 @@ class Engine:
         """Queue a request; safe from any thread."""
         self.arrived.append(request)
 
+    def weights_changed(self) -> None:
+        """Say that the model's weights were changed in place, as training does between generations: keys and values that
+        prompts share are computed anew. Nothing may be running."""
+        self.batch.weights_changed()
+
     def load(self) -> BatchLoad:
         """What runs and waits now; safe from any thread."""
         load = self.batch.load()

@@ -311,6 +311,13 @@ class PagedBatch:
             self.scheduler.manager.clear_prefix_cache()
             self._weights = version
 
+    def weights_changed(self) -> None:
+        """Drop the prefix cache. Recorded graphs stay: they read the weights where they lie."""
+        self.scheduler.manager.clear_prefix_cache()
+        version = weights_version(self.runner.module)
+        if [place for place, _ in version] == [place for place, _ in self._weights]:
+            self._weights = version
+
     def go_on(self, ended: list[Growing]) -> None:
         """Nothing is read before the next step."""
         self.leave(ended)

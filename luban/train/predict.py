@@ -167,7 +167,8 @@ def _micro_batch(recipe: Recipe, spec: ModelSpec, row: Batch) -> OpGraph:
     """The operations of one micro-batch. `row` gives the target length, which differs in an encoder–decoder."""
     rows, dtype = recipe.train.batch_size // recipe.train.accumulate, COMPUTE[recipe.train.precision]
     name = str(dtype).removeprefix("torch.")
-    return describe(spec, batch=rows, seq=recipe.train.seq_len, target=row.tokens.shape[1], dtype=name)
+    seq = recipe.train.seq_len if spec.body.two_sided else row.tokens.shape[1]
+    return describe(spec, batch=rows, seq=seq, target=row.tokens.shape[1], dtype=name)
 
 
 def _caveats(spec: ModelSpec, device: torch.device, compiled: bool, busy: float | None) -> Iterator[str]:

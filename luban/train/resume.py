@@ -23,7 +23,7 @@ from luban.train.start import Start
 from luban.train.state import TrainState
 
 RECIPE = "recipe.toml"  # in the run directory: the whole configuration
-VOLATILE = (RECIPE, "metrics.jsonl", "tensorboard/*", "profile/*")
+VOLATILE = (RECIPE, "metrics.jsonl", "tensorboard/*", "profile/*", "rollouts/*")
 
 
 def run_artifact(recipe: Recipe, out: Path, *, task: str, shards: Shards, start: Start) -> ArtifactWriter:

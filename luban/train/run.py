@@ -63,6 +63,7 @@ def train(
     name: str,
     clock: Callable[[], float] = time.monotonic,
     model: LoadedModel | None = None,
+    components: Callable[..., TrainerComponents] | None = None,
 ) -> Path:
     """Train as `recipe` says into the run directory `out`: begin it, resume what is unfinished there, or extend a finished
     run to more steps. A finished run with nothing left to train is left as it is.
@@ -72,6 +73,7 @@ def train(
         name: the recipe as it was called, for people.
         model: that of `recipe.init`, where it was loaded already.
         clock: seconds since any fixed moment, which budgets and rates are counted by.
+        components: makes the components of the run, in the place of `assemble`.
 
     Raises:
         LubanError: anything that is wrong, before anything is written; TrainingError and Interrupted after.
@@ -81,7 +83,7 @@ def train(
         recipe.plan, device, {"code": code_version(), "recipe": data_sha256(split_config(recipe)[0])[:12]}
     )
     with watched(world.store, world.rank, world.size):
-        return _train(opened, out, world, task=task, name=name, clock=clock)
+        return _train(opened, out, world, task=task, name=name, clock=clock, make=components or assemble)
 
 
 def _train(
@@ -92,6 +94,7 @@ def _train(
     task: str,
     name: str,
     clock: Callable[[], float],
+    make: Callable[..., TrainerComponents],
 ) -> Path:
     """`train`, once the processes have met."""
     recipe, shards, start, device = opened
@@ -119,7 +122,7 @@ def _train(
             art.note(device=str(device), accelerator=prediction.machine.name, **prediction.figures())
         gated.clear()
         chosen.clear()  # of runs before, where there were any in this process
-        parts = assemble(recipe, shards, start, device, world)
+        parts = make(recipe, shards, start, device, world, art.path)
         resume(art, recipe, parts.state, start)
         say(prediction.summary())
         try:
@@ -237,9 +240,18 @@ def _sample(recipe: Recipe, shards: Shards, rows: int) -> Batch:
 
 
 def assemble(
-    recipe: Recipe, shards: Shards, start: Start, device: torch.device, world: World | None = None
+    recipe: Recipe,
+    shards: Shards,
+    start: Start,
+    device: torch.device,
+    world: World | None = None,
+    folder: Path | None = None,
 ) -> TrainerComponents:
-    """Model, optimizer, data and step, in the order in which they depend on each other."""
+    """Model, optimizer, data and step, in the order in which they depend on each other.
+
+    Args:
+        folder: of the run, for components that keep something there; these don't.
+    """
     config, world = recipe.train, world or World()
     seed_everything(config.seed)
     # processes that work on the same rows draw the same numbers

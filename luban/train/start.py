@@ -63,7 +63,7 @@ def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = Non
         wanted = resolve_spec(given if given.get("preset") else merge(found, given), spec.vocab_size)
         _same_spec(config_of(wanted), found, recipe.init)
     checked = _check(spec, recipe)
-    parents = (_parent(recipe.init, model),)
+    parents = (parent_of(recipe.init, model),)
     if recipe.adapter is None:
         return Start(spec=checked, weights=weights, parents=parents)
     if adapters_of(model.module):
@@ -75,7 +75,7 @@ def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = Non
     return Start(spec=checked, weights=weights | added, parents=parents, base=weights_hash(weights))
 
 
-def _parent(init: str, model: LoadedModel) -> Parent:
+def parent_of(init: str, model: LoadedModel) -> Parent:
     """The model of `init` as the run remembers it: a run, else a checkpoint; a foreign one by the hash of its weights."""
     known = next((path for path in (Path(init), model.path) if (path / MANIFEST).is_file()), None)
     if known:

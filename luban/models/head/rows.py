@@ -60,15 +60,26 @@ class Classes(Head):
 
 @dataclass(frozen=True, kw_only=True)
 class Value(Head):
-    """One number a row, a reward or value, read off its last real token: (B, T, E) → (B,)."""
+    """One number a row, a reward or value, read off its last real token: (B, T, E) → (B,).
+
+    A tied model is a language model too, as with `Classes`.
+    """
 
     pools = True
     pooling: Pooling = "last"  # whose state is read
     bias: bool = True  # of the output
 
+    def check(self, spec: ModelSpec) -> None:
+        """A language model beside the value reads the embedding's width."""
+        check_tied(spec, spec.body.hidden_width(spec))
+
     def build(self, spec: ModelSpec, tokens: nn.Module) -> nn.Module:
         """The module."""
-        return ValueHead(spec.body.hidden_width(spec), 1, self.pooling, dense=False, bias=self.bias)
+        width = spec.body.hidden_width(spec)
+        head = ValueHead(width, 1, self.pooling, dense=False, bias=self.bias)
+        if spec.tied_head:
+            head.language_model = lm_head(spec, tokens, width, bias=False)
+        return head
 
     def describe(self, graph: GraphBuilder, spec: ModelSpec, hidden: GraphTensor) -> None:
         """One matmul a row."""

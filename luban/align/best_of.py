@@ -1,0 +1,109 @@
+"""Best-of-n: several answers to a prompt, the one that a reward likes best. At decoding, and as data for fine-tuning
+(rejection sampling; with rounds of it, expert iteration)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luban.align.preferences import as_messages
+from luban.align.prompts import prompt_ids, prompt_of
+from luban.align.rewards.base import Answer, Rewards
+from luban.align.rollout import Sampler
+from luban.core.artifact import atomic_write
+from luban.core.errors import DataError
+from luban.core.log import progress
+from luban.core.seeding import derive
+from luban.generate.sampling import Sampling
+from luban.load.model import LoadedModel
+from luban.serve.engine import Engine
+from luban.serve.request import Choice
+
+TOGETHER = 32  # prompts that are answered at once
+
+Score = Callable[[Sequence[Answer]], Sequence[float]]
+
+
+def best_of(
+    engine: Engine, model: LoadedModel, row: dict[str, Any], sampling: Sampling, score: Score
+) -> tuple[Choice, list[float]]:
+    """(the answer with the highest score of `sampling.n`, the first of equals; all scores) to a row's prompt."""
+    ids = prompt_ids(prompt_of(row), model.need_tokenizer())
+    choices = engine.generate(ids, sampling)[0].choices
+    answers = [Answer(row=row, text=c.text, prompt_ids=ids, ids=list(c.token_ids)) for c in choices]
+    scores = list(score(answers))
+    return choices[int(np.argmax(scores))], scores
+
+
+def rejection_sample(
+    model: LoadedModel,
+    rows: Sequence[dict[str, Any]],
+    rewards: Rewards,
+    out: Path,
+    *,
+    n: int,
+    max_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    least: float = -math.inf,
+) -> dict[str, float]:
+    """Write the best of `n` answers to each prompt as conversations that `luban sft` takes (Touvron et al. 2023b, section
+    3.2.3; Bai et al. 2022; AlpacaFarm's expert iteration).
+
+    Args:
+        rows: of a file of prompts.
+        least: prompts whose best answer scores below this are left out.
+
+    Returns:
+        Figures: prompts kept, mean score of all answers and of the best ones.
+
+    Raises:
+        DataError: no prompt is kept.
+    """
+    lines, every, best = list[str](), list[float](), list[float]()
+    sampler = Sampler(model, model.module, TOGETHER * n, model.spec.context)
+    with progress("sampling", total=len(rows), unit="prompts") as bar:
+        for start in range(0, len(rows), TOGETHER):
+            taken = rows[start : start + TOGETHER]
+            ids = [prompt_ids(prompt_of(row), model.need_tokenizer()) for row in taken]
+            written = sampler.write(ids, n, max_tokens, temperature, derive(seed, "rows", start))
+            scores = rewards.scores(
+                [
+                    Answer(row=taken[at // n], text=text, prompt_ids=ids[at // n], ids=tokens)
+                    for at, (text, tokens) in enumerate(zip(written.texts, written.answers, strict=True))
+                ]
+            )[0].reshape(-1, n)
+            every += scores.ravel().tolist()
+            for at, (row, of_row) in enumerate(zip(taken, scores, strict=True)):
+                if (score := float(of_row.max())) >= least:
+                    best.append(score)
+                    text = written.texts[at * n + int(of_row.argmax())]
+                    messages = [*as_messages(prompt_of(row), "user"), {"role": "assistant", "content": text}]
+                    lines.append(json.dumps({"messages": messages, "score": score}, ensure_ascii=False) + "\n")
+            bar.advance(len(taken))
+    if not lines:
+        raise DataError(f"no answer to {len(rows)} prompts scores {least:g} or more: lower the threshold or raise n")
+    atomic_write(out, "".join(lines))
+    return {"prompts": len(lines), "mean_score": float(np.mean(every)), "best_score": float(np.mean(best))}
+
+
+def best_of_n_kl(n: int) -> float:
+    """Upper bound on the KL divergence of best-of-n from the model, log n − (n − 1) / n nats (Stiennon et al. 2020; exact for
+    scores without ties)."""
+    return math.log(n) - (n - 1) / n
+
+
+def expected_best(scores: Sequence[float], n: int) -> float:
+    """Unbiased estimate of the mean best score of `n` answers from N ≥ n of them: the mean over all subsets of their maximum
+    (Nakano et al. 2021, appendix I). ValueError for fewer."""
+    total = len(scores)
+    if not 1 <= n <= total:
+        raise ValueError(f"the best of {n} can't be estimated from {total} scores")
+    ordered = sorted(scores)
+    weights = [math.comb(i, n - 1) / math.comb(total, n) for i in range(total)]
+    return sum(w * s for w, s in zip(weights, ordered, strict=True))

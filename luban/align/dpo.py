@@ -1,0 +1,66 @@
+"""Training on preferences without a reward model: DPO and its kin, through the same loop as pretraining."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from luban.align.preferences import as_preference_shards
+from luban.align.reference import with_reference
+from luban.align.start import model_of, one_after_another, packed_beside
+from luban.core.errors import ConfigError, LineageError
+from luban.core.resuming import Operational
+from luban.load.model import LoadedModel, load_model
+from luban.objectives.base import Objective
+from luban.objectives.preference import Preference
+from luban.parallel.device import choose_device
+from luban.train.recipe import Recipe
+from luban.train.run import train
+from luban.train.start import parent_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPORecipe(Recipe):
+    """A recipe of training on preferences."""
+
+    objective: Objective = field(default_factory=Preference)
+    reference: Operational[str] = ""  # MODEL whose log-probabilities answers are compared with (empty: that of init)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.objective, Preference):
+            raise ConfigError("luban dpo trains by the objective preference: leave objective.type out")
+
+
+def dpo(recipe: DPORecipe, out: Path, name: str = "dpo") -> Path:
+    """Train the model `recipe.init` on preferences into the run `out`, or resume what is unfinished there.
+
+    `recipe.data.path` is a .jsonl file of preferences, which is packed into `OUT.data` first, or shards of them. The
+    reference's log-probabilities are computed once, there too, before training.
+
+    Raises:
+        UsageError: no model or no data.
+        DataError: preferences that can't be used.
+        LineageError: a reference with another vocabulary or chat template.
+    """
+    with packed_beside(out) as cache:
+        ready, model = one_after_another(cache, lambda: prepared(recipe, cache))
+        return train(ready, out, task="dpo", name=name, model=model)
+
+
+def prepared(recipe: DPORecipe, cache: Path) -> tuple[DPORecipe, LoadedModel]:
+    """The recipe with its data packed in `cache`, and the model that it starts from."""
+    model = model_of(recipe, "training on preferences", "PAIRS.jsonl")
+    tokenizer = model.need_tokenizer()
+    path = as_preference_shards(Path(recipe.data.path), tokenizer, cache, recipe.train.seed)
+    assert isinstance(recipe.objective, Preference)
+    if recipe.objective.method.needs_reference:
+        reference = load_model(recipe.reference or recipe.init)
+        if reference.need_tokenizer().content_hash != tokenizer.content_hash:
+            raise LineageError(
+                f"the reference {recipe.reference} has another tokenizer or chat template than {recipe.init}: its "
+                f"log-probabilities would be of other tokens"
+            )
+        parent = replace(parent_of(recipe.reference or recipe.init, reference), role="reference")
+        path = with_reference(path, reference, parent, recipe.train, choose_device(recipe.train.device), cache)
+    return replace(recipe, data=replace(recipe.data, path=str(path))), model

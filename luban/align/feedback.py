@@ -1,0 +1,123 @@
+"""Forms of feedback (scores, rankings, critiques with revisions) as data for each of its uses (Fernandes et al. 2023).
+
+Rows are of one of two forms: `prompt`, `responses` and `scores` (or `ranks`), the higher the better; or `prompt`, `response`,
+`critique` and `revision`. Pairs (`chosen`, `rejected`) count as two responses with scores 1 and 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from luban.align.preferences import Text, as_messages
+from luban.align.scoring import read_rows
+from luban.core.artifact import atomic_write
+from luban.core.errors import DataError
+
+Use = Literal["preferred", "revised", "pairs", "rankings", "unpaired", "conditioned", "critic"]
+BINS = 5  # of scores, for conditioning
+CONTROL = "Quality wanted, from 1 to {most}: {wanted}."  # the sentence that the wanted score is asked for by
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feedback:
+    """One row: responses with scores, or a critique of the first one with its revision."""
+
+    prompt: Text
+    responses: tuple[Text, ...]
+    scores: tuple[float, ...]
+    critique: str = ""
+
+    @property
+    def best(self) -> Text:
+        """The response with the highest score, the first of equals."""
+        return self.responses[int(np.argmax(self.scores))]
+
+
+def convert(file: Path, out: Path, use: Use) -> int:
+    """Write feedback as the .jsonl file that a use of it takes; returns how many rows that has.
+
+    preferred, revised: conversations for `luban sft`, on the best response or on the revision; conditioned: conversations on
+    every response, its score asked for by `conditioned_prompt`; critic: on the critique and then the revision.
+    pairs, rankings, unpaired: for `luban reward` and `luban dpo`; unpaired says of each response whether its score is at or above the
+    middle quantile of all.
+
+    Raises:
+        DataError: a row of neither form, or no row that has what the use needs.
+    """
+    found = [_feedback(row, f"{file}:{number}") for number, row in read_rows(file)]
+    edges = _edges(found)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for each in found for row in _rows(each, use, edges)]
+    if not lines:
+        needs = "critique and revision" if use in ("revised", "critic") else "responses with different scores"
+        raise DataError(f"{file} has no row with {needs}, which --use {use} needs")
+    atomic_write(out, "".join(lines))
+    return len(lines)
+
+
+def _feedback(row: dict[str, Any], where: str) -> Feedback:
+    if "prompt" in row and "responses" in row:
+        scores = row.get("scores", row.get("ranks"))
+        if isinstance(scores, list) and len(scores) == len(row["responses"]) and scores:
+            return Feedback(
+                prompt=row["prompt"], responses=tuple(row["responses"]), scores=tuple(float(s) for s in scores)
+            )
+    if all(row.get(name) for name in ("prompt", "response", "critique", "revision")):
+        responses = (row["response"], row["revision"])
+        return Feedback(prompt=row["prompt"], responses=responses, scores=(0.0, 1.0), critique=row["critique"])
+    if all(row.get(name) for name in ("prompt", "chosen", "rejected")):
+        return Feedback(prompt=row["prompt"], responses=(row["chosen"], row["rejected"]), scores=(1.0, 0.0))
+    raise DataError(
+        f"{where}: a row needs prompt, responses and scores; or prompt, response, critique and revision; or prompt, chosen and "
+        f"rejected"
+    )
+
+
+def _edges(found: Sequence[Feedback]) -> np.ndarray:
+    """Borders between bins of scores: quantiles over all responses, those that coincide once."""
+    scores = [score for each in found for score in each.scores] or [0.0]
+    return np.unique(np.quantile(scores, np.arange(1, BINS) / BINS, method="higher"))
+
+
+def _rows(each: Feedback, use: Use, edges: np.ndarray) -> Iterator[dict[str, Any]]:
+    if (use == "preferred" and len(set(each.scores)) > 1) or (use == "revised" and each.critique):
+        yield _conversation(each.prompt, each.best)
+    elif use == "critic" and each.critique:
+        answer = as_messages(each.responses[0], "assistant")
+        asked = [{"role": "user", "content": "Criticise this answer, then write a better one."}]
+        revision = as_messages(each.best, "assistant")[-1]["content"]
+        said = f"{each.critique}\n\n{revision}"
+        yield {"messages": [*as_messages(each.prompt, "user"), *answer, *asked, *as_messages(said, "assistant")]}
+    elif use == "pairs":
+        for i, j in combinations(range(len(each.scores)), 2):
+            if each.scores[i] != each.scores[j]:
+                better, worse = (i, j) if each.scores[i] > each.scores[j] else (j, i)
+                yield {"prompt": each.prompt, "chosen": each.responses[better], "rejected": each.responses[worse]}
+    elif use == "rankings" and len(set(each.scores)) > 1:
+        yield {"prompt": each.prompt, "responses": list(each.responses), "ranks": list(each.scores)}
+    elif use == "unpaired":
+        middle = edges[len(edges) // 2]
+        for response, score in zip(each.responses, each.scores, strict=True):
+            yield {"prompt": each.prompt, "completion": response, "label": bool(score >= middle)}
+    elif use == "conditioned":
+        for response, score in zip(each.responses, each.scores, strict=True):
+            wanted = int(np.searchsorted(edges, score, side="right")) + 1
+            yield _conversation(conditioned_prompt(each.prompt, wanted, len(edges) + 1), response)
+
+
+def _conversation(prompt: Text, response: Text) -> dict[str, Any]:
+    return {"messages": [*as_messages(prompt, "user"), *as_messages(response, "assistant")]}
+
+
+def conditioned_prompt(prompt: Text, wanted: int, most: int) -> list[dict[str, Any]]:
+    """The prompt with a sentence before its last message that asks for the score `wanted` of 1 … `most` (reward conditioning)."""
+    messages = as_messages(prompt, "user")
+    last = messages[-1]
+    control = CONTROL.format(wanted=wanted, most=most)
+    return [*messages[:-1], {**last, "content": f"{control}\n{last['content']}"}]

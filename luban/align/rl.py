@@ -1,0 +1,281 @@
+"""Reinforcement learning from rewards, through the same loop as pretraining: the loader's batches are rounds of answers that
+the policy in training has just written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from luban.align.advantages import kl_estimates
+from luban.align.critic import ActorCriticState, Critic, critic_start
+from luban.align.policy_config import GRPO, PPO, RL
+from luban.align.prompts import Prompts, as_prompt_shards
+from luban.align.rewards.base import Answer, Rewards, identity, open_rewards
+from luban.align.rewards.model import ModelReward
+from luban.align.rollout import Answers, Sampler, token_logprobs, token_values
+from luban.align.rounds import FOLDER, Round, RoundLoader, next_beta
+from luban.align.start import model_of, packed_beside
+from luban.checkpoint.manager import CheckpointManager
+from luban.core.errors import ConfigError, DataError, TrainingError, UsageError
+from luban.core.resuming import Operational
+from luban.core.seeding import derive, generator
+from luban.data.batch import Batch
+from luban.data.loader import Loader
+from luban.data.shards import Shards
+from luban.load.model import LoadedModel, load_model
+from luban.objectives.policy import TokenLogprobs
+from luban.parallel.device import choose_device
+from luban.parallel.engine import TrainEngine
+from luban.parallel.precision import COMPUTE
+from luban.parallel.world import World, process_count
+from luban.train.loop import TrainerComponents
+from luban.train.recipe import Recipe
+from luban.train.run import assemble, train
+from luban.train.start import Start
+from luban.train.validate import Validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLRecipe(Recipe):
+    """A recipe of reinforcement learning."""
+
+    rl: RL = field(default_factory=GRPO)
+    # each a run of luban reward, file.py:function, gsm8k, regex:PATTERN, unit_tests or an http address
+    reward: Operational[tuple[str, ...]] = ()
+    reward_weights: tuple[float, ...] = ()  # one a reward (none: all 1)
+    reward_identity: tuple[str, ...] = ()  # hashes of the rewards; set when a run begins
+    reference: Operational[str] = ""  # MODEL that the KL divergence is measured from (empty: that of init)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rl.epochs * self.rl.answers % self.train.batch_size or self.rl.answers % self.train.batch_size:
+            raise ConfigError(
+                f"a round has {self.rl.prompts} × {self.rl.samples} answers (rl.prompts × rl.samples), which must be a "
+                f"multiple of train.batch_size ({self.train.batch_size})"
+            )
+        if self.rl.max_tokens >= self.train.seq_len:
+            raise ConfigError(
+                f"rl.max_tokens ({self.rl.max_tokens}) must be below train.seq_len ({self.train.seq_len}), which holds prompt "
+                f"and answer"
+            )
+        if self.train.compile:
+            raise ConfigError(
+                "luban rl runs uncompiled, since the engine runs the same layers: leave train.compile out"
+            )
+
+
+def rl(recipe: RLRecipe, out: Path, name: str = "rl") -> Path:
+    """Train the model `recipe.init` by rewards into the run `out`, or resume what is unfinished there.
+
+    Raises:
+        UsageError: no model, data or reward, or several processes.
+        DataError: prompts that can't be used.
+        LineageError: a reward model with another vocabulary or chat template.
+        TrainingError: a reward that fails, or a policy out of bounds; names the last good checkpoint.
+    """
+    if process_count() > 1:
+        raise UsageError("luban rl runs in one process: leave --nproc out")
+    with packed_beside(out) as cache:
+        ready, model = prepared(recipe, cache)
+        device = choose_device(ready.train.device)
+        tokenizer = model.need_tokenizer()
+        rewards = open_rewards(
+            ready.reward, ready.reward_weights, tokenizer, recipe.init, str(device), ready.rl.reward_timeout
+        )
+        parts = partial(components, rewards=rewards, policy=model)
+        return train(ready, out, task="rl", name=name, model=model, components=parts)
+
+
+def prepared(recipe: RLRecipe, cache: Path) -> tuple[RLRecipe, LoadedModel]:
+    """The recipe with its prompts packed in `cache`, and the model that it starts from."""
+    if not recipe.reward:
+        raise UsageError(
+            "no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k or regex:PATTERN"
+        )
+    model = model_of(recipe, "reinforcement learning", "PROMPTS.jsonl")
+    path = as_prompt_shards(Path(recipe.data.path), model.need_tokenizer(), cache, recipe.train.seed)
+    known = tuple(identity(name) for name in recipe.reward)
+    data = replace(recipe.data, path=str(path))
+    return replace(recipe, data=data, objective=recipe.rl.objective(), reward_identity=known), model
+
+
+def components(
+    recipe: RLRecipe,
+    shards: Shards,
+    start: Start,
+    device: torch.device,
+    world: World,
+    folder: Path,
+    *,
+    rewards: Rewards,
+    policy: LoadedModel,
+) -> TrainerComponents:
+    """Policy, critic, reference, sampler and rounds, as `luban.train.run.assemble`."""
+    parts = assemble(recipe, shards, start, device, world, folder)
+    critic = None
+    if isinstance(recipe.rl, PPO):
+        first = next((reward.model for reward in rewards.rewards if isinstance(reward, ModelReward)), None)
+        critic = Critic(recipe, recipe.rl, critic_start(recipe, recipe.rl, policy, first), device)
+    actor = Actor(recipe, parts.engine, policy, rewards, critic, shards, folder)
+    text = None
+    if recipe.rl.pretrain:
+        mix = Shards.open(recipe.rl.pretrain)
+        mix.require_tokenizer(policy.need_tokenizer().content_hash, f"model {recipe.init}")
+        text = Loader(mix, batch_size=recipe.train.batch_size, seq_len=recipe.train.seq_len, seed=recipe.train.seed)
+    loader = RoundLoader(
+        recipe.rl,
+        make=actor.round,
+        folder=folder / FOLDER,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.train.seed,
+        pad_id=shards.pad_id,
+        learn=None if critic is None else critic.learn,
+        text=text,
+    )
+    return TrainerComponents(
+        recipe,
+        parts.engine,
+        ActorCriticState(start.spec, parts.engine, critic=critic),
+        loader,  # type: ignore[arg-type]
+        HeldoutReward.of(actor),  # type: ignore[arg-type]
+    )
+
+
+class Actor:
+    """Makes rounds: samples answers, scores them, and reads them with policy, reference and critic."""
+
+    def __init__(
+        self,
+        recipe: RLRecipe,
+        engine: TrainEngine,
+        policy: LoadedModel,
+        rewards: Rewards,
+        critic: Critic | None,
+        shards: Shards,
+        folder: Path,
+    ):
+        self.recipe, self.rl, self.engine, self.critic = recipe, recipe.rl, engine, critic
+        self.rewards, self.shards, self.folder = rewards, shards, folder
+        self.seed, self.longest = recipe.train.seed, recipe.train.seq_len + 1 - recipe.rl.max_tokens
+        self.prompts = Prompts.open(shards, self.longest)
+        self.sampler = Sampler(policy, engine.module.model, recipe.rl.answers, recipe.train.seq_len)
+        self.rows = recipe.train.batch_size // recipe.train.accumulate  # read at once
+        self.reference = self._reference() if recipe.rl.kl or recipe.rl.max_kl else None
+
+    def _reference(self) -> TokenLogprobs:
+        """The reference model, frozen."""
+        model = load_model(self.recipe.reference or self.recipe.init)
+        dtype = COMPUTE[self.recipe.train.precision]
+        module = model.module.to(device=self.engine.device, dtype=dtype).requires_grad_(False)
+        return TokenLogprobs(module, self.engine.module.attention, self.rl.temperature).eval()
+
+    def chosen(self, number: int) -> list[int]:
+        """The prompts of a round: all once, then all again in another order."""
+        places = number * self.rl.prompts + np.arange(self.rl.prompts)
+        epochs, at = np.divmod(places, len(self.prompts.ids))
+        orders = {
+            e: generator(self.seed, "prompts", e).permutation(len(self.prompts.ids)) for e in set(epochs.tolist())
+        }
+        return [int(orders[e][i]) for e, i in zip(epochs.tolist(), at.tolist(), strict=True)]
+
+    def write(self, prompts: Prompts, chosen: list[int], samples: int, *names: str | int) -> Answers:
+        """Answers to some of the prompts."""
+        ids, rl = [prompts.ids[i] for i in chosen], self.rl
+        return self.sampler.write(ids, samples, rl.max_tokens, rl.temperature, derive(self.seed, *names))
+
+    def score(self, prompts: Prompts, chosen: list[int], answers: Answers) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """((N,) scores, name → scores of each reward)."""
+        rows = np.repeat(chosen, len(answers.prompts) // len(chosen)).tolist()
+        scores, apart = self.rewards.scores(
+            [
+                Answer(row=prompts.rows[row], text=text, prompt_ids=prompt, ids=ids)
+                for row, text, prompt, ids in zip(rows, answers.texts, answers.prompts, answers.answers, strict=True)
+            ]
+        )
+        if self.rl.unfinished is not None:
+            scores = np.where(answers.finished, scores, self.rl.unfinished)
+        return scores, apart
+
+    def round(self, number: int) -> Round:
+        """A new round, of the weights as they are. Raises TrainingError where KL or entropy are out of bounds."""
+        chosen = self.chosen(number)
+        answers = self.write(self.prompts, chosen, self.rl.samples, "round", number)
+        scores, apart = self.score(self.prompts, chosen, answers)
+        batch = answers.batch(self.shards.pad_id)
+        module, device = self.engine.module, self.engine.device
+        assert isinstance(module, TokenLogprobs)
+        old, entropies = token_logprobs(module, batch, self.rows, device)
+        reference = old if self.reference is None else token_logprobs(self.reference, batch, self.rows, device)[0]
+        values = np.zeros(old.shape)
+        if self.critic is not None:
+            values = token_values(self.critic.engine.module, batch, self.rows, device)
+        arrays = {
+            "old_logprobs": old,
+            "reference_logprobs": reference,
+            "old_values": values,
+            "sampled": answers.sampled(),
+            "entropies": entropies,
+            "scores": scores,
+        }
+        beta = next_beta(self.rl, self.folder / FOLDER, number)
+        made = Round(answers=answers, arrays=arrays, apart=apart, rows=chosen, beta=beta)
+        self._check(made, entropies.sum() / max(batch.loss_mask.sum(), 1), number)
+        return made
+
+    def _check(self, made: Round, entropy: float, number: int) -> None:
+        rl = self.rl
+        divergence = float(kl_estimates(made.kl)["k3"].sum(-1).mean())
+        if rl.max_kl and divergence > rl.max_kl:
+            what = f"the KL divergence of an answer from the reference is {divergence:.3g} nats, above rl.max_kl {rl.max_kl:g}"
+        elif rl.min_entropy and entropy < rl.min_entropy:
+            what = f"the mean entropy of a token is {entropy:.3g} nats, below rl.min_entropy {rl.min_entropy:g}"
+        else:
+            return
+        steps = CheckpointManager(self.folder).steps()
+        last = CheckpointManager(self.folder).path(steps[-1]) if steps else "none was saved yet"
+        raise TrainingError(
+            f"stopped before round {number}: {what}. Last good checkpoint: {last}. Lower --optim.lr, or raise --rl.kl"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredReward(Validation):
+    """Mean reward on held-out prompts; the loss is its negative, so that the best checkpoint has the highest."""
+
+    def row(self) -> dict[str, float]:
+        """As a row of metrics."""
+        return {"heldout_reward": -self.loss, "heldout_answers": self.tokens}
+
+
+class HeldoutReward:
+    """Measures the mean reward of an answer to each held-out prompt, sampled with the same seeds each time."""
+
+    def __init__(self, actor: Actor, prompts: Prompts):
+        self.actor, self.prompts = actor, prompts
+
+    @classmethod
+    def of(cls, actor: Actor) -> HeldoutReward | None:
+        """None without held-out prompts."""
+        try:
+            prompts = Prompts.open(Shards.open(actor.shards.path, "heldout"), actor.longest)
+        except DataError:
+            return None
+        return cls(actor, prompts)
+
+    def batches_once(self) -> Iterator[Batch]:
+        """None: answers are written anew."""
+        yield from ()
+
+    def __call__(self, engine: TrainEngine) -> Validation:
+        """Measure."""
+        chosen = list(range(min(self.actor.rl.heldout, len(self.prompts.ids))))
+        answers = self.actor.write(self.prompts, chosen, 1, "heldout")
+        scores, _ = self.actor.score(self.prompts, chosen, answers)
+        return MeasuredReward(
+            loss=-float(scores.mean()), tokens=len(scores), seq_len=self.actor.recipe.train.seq_len, bits_per_byte=None
+        )

@@ -1,0 +1,43 @@
+"""`luban rl RECIPE.toml --init MODEL --data.path PROMPTS.jsonl --reward REWARD --out RUN`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from luban.cli.pretrain import RECIPES
+from luban.core.arguments import parse_recipe
+from luban.core.errors import UsageError
+from luban.core.log import print_result
+
+ABOUT = """Train a model by rewards: it writes answers to prompts, the engine runs over the weights in training, and answers with
+higher rewards are made likelier. The same command resumes an unfinished run, inside of a round too.
+
+PROMPTS.jsonl has a `prompt` (or `question`, or `messages`) a row; a reward sees the whole row. --reward takes a run of luban
+reward, file.py:function (called with prompt, answer, row), gsm8k, regex:PATTERN, unit_tests or an http address; several are
+separated by commas and summed by --reward_weights. --rl.type chooses ppo, grpo or rloo. RUN/rollouts holds the answers;
+metrics.jsonl reward, kl, entropy, clipped share, and how far engine and trainer differ. docs/ALIGNMENT.md has the rest."""
+EXAMPLES = """
+luban rl luban_rl_cpu --init runs/chat --data.path prompts.jsonl --reward runs/rm --out runs/grpo
+luban rl luban_rl_cpu --init runs/chat --data.path prompts.jsonl --reward runs/rm --rl.type ppo --out runs/ppo
+luban rl luban_rl_cpu --init runs/chat --data.path prompts.jsonl --reward length.py:short --rl.type rloo --out runs/short
+luban rl luban_rl_gpu --init smollm2 --data.path gsm8k.jsonl --reward gsm8k --out runs/sums
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    from luban.align.rl import RLRecipe, prepared, rl
+    from luban.train.recipe import model_of_init
+    from luban.train.run import dry_run
+
+    call = parse_recipe(RLRecipe, argv, verb="rl", about=ABOUT, examples=EXAMPLES, shipped=RECIPES, adapt=model_of_init)
+    if call.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            ready, model = prepared(call.recipe, Path(folder))
+            dry_run(ready, model, picture=call.picture)
+        return 0
+    if call.processes > 1:
+        raise UsageError("luban rl runs in one process: leave --nproc out")
+    print_result(rl(call.recipe, call.out, call.name))
+    return 0

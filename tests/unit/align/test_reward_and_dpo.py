@@ -1,0 +1,144 @@
+"""Reward models and preference losses through the trainer, from files of pairs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from luban.align.dpo import DPORecipe, dpo
+from luban.align.reward import RewardRecipe, reward
+from luban.align.scoring import RewardModel, score_file
+from luban.core.artifact import read_manifest
+from luban.core.config import from_dict
+from luban.core.errors import ConfigError, DataError, LineageError, UnsupportedError, UsageError
+from luban.data.groups import Groups
+from luban.data.shards import Shards
+from luban.load.model import load_model
+
+TINY = {
+    "optim": {"type": "adamw", "lr": 5e-3},
+    "schedule": {"warmup": 0},
+    "train": {"steps": 30, "batch_size": 8, "seq_len": 64, "device": "cpu", "log_every": 1},
+    "checkpoint": {"every": 100},
+    "validation": {"every": 0},
+}
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    """The answer of letters a is preferred to that of letters z."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"prompt": f"say {i}", "chosen": "a" * int(rng.integers(2, 5)), "rejected": "z" * int(rng.integers(2, 5))}
+        for i in range(60)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "pairs.jsonl"
+
+
+def rewarding(init: Path, pairs: Path) -> RewardRecipe:
+    model = {"head": {"type": "value"}}
+    return from_dict(RewardRecipe, {**TINY, "init": str(init), "model": model, "data": {"path": str(pairs)}})
+
+
+def preferring(init: Path, pairs: Path, **method) -> DPORecipe:
+    objective = {"type": "preference", "method": method or {"type": "dpo"}}
+    return from_dict(DPORecipe, {**TINY, "init": str(init), "objective": objective, "data": {"path": str(pairs)}})
+
+
+def rows_of(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss" in row]
+
+
+def test_a_reward_model_learns_the_preference_and_scores_files(tiny_checkpoint, pairs, tmp_path):
+    run = reward(rewarding(tiny_checkpoint, pairs), tmp_path / "rm")
+    figures = read_manifest(run).figures
+    assert figures["accuracy"] > 0.9 and figures["measured_on"] == "heldout"
+    assert (
+        abs(figures["longer_wins"] - 0.5) <= 0.5 and sum(b["pairs"] for b in figures["calibration"]) == figures["pairs"]
+    )
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps({"prompt": "say 99", "chosen": "aaa", "rejected": "zzz"}) + "\n")
+    model = RewardModel.load(run)
+    assert score_file(model, file, tmp_path / "scored.jsonl") == 1
+    scored = json.loads((tmp_path / "scored.jsonl").read_text())
+    assert scored["score"] > scored["rejected_score"]
+    assert scored["score"] == pytest.approx(model.score("say 99", "aaa"), rel=1e-3)
+    heldout = Shards.open(tmp_path / "rm.data" / next((tmp_path / "rm.data").iterdir()).name, "heldout")
+    best = Groups.open(heldout).first[:-1]
+    assert np.mean(model.scores([heldout.document(i).tolist() for i in best])) == pytest.approx(0, abs=1e-4)
+
+
+def test_scores_do_not_depend_on_the_batch(tiny_checkpoint, pairs, tmp_path):
+    recipe = rewarding(tiny_checkpoint, pairs)
+    run = reward(replace(recipe, train=replace(recipe.train, steps=1)), tmp_path / "rm")
+    model, rng = RewardModel.load(run), np.random.default_rng(1)
+    texts = [rng.integers(16, 272, int(n)).tolist() for n in rng.integers(2, 40, 12)]
+    assert model.scores(texts) == pytest.approx([model.scores([text])[0] for text in texts], abs=1e-4)
+    with pytest.raises(DataError, match="longer than the context"):
+        model.scores([[1] * 600])
+
+
+def test_what_is_no_reward_model_or_reads_other_tokens_is_refused(tiny_checkpoint, pairs, tmp_path):
+    with pytest.raises(UnsupportedError, match="train one with luban reward"):
+        RewardModel.load(tiny_checkpoint)
+    recipe = rewarding(tiny_checkpoint, pairs)
+    run = reward(replace(recipe, train=replace(recipe.train, steps=1)), tmp_path / "rm")
+    tokenizer = load_model(tiny_checkpoint).tokenizer
+    RewardModel.load(run).require_tokenizer(tokenizer, "policy")
+    other = type(tokenizer)(
+        tokenizer._model, replace(tokenizer.settings, chat_template="{{ messages }}"), path=None, content_hash="x"
+    )
+    with pytest.raises(LineageError, match="another chat template"):
+        RewardModel.load(run).require_tokenizer(other, "policy")
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])
+def test_preferred_answers_become_likelier_than_others(tiny_checkpoint, pairs, tmp_path, method):
+    run = dpo(preferring(tiny_checkpoint, pairs, type=method), tmp_path / "run")
+    rows = rows_of(run)
+    assert np.mean([row["accuracy"] for row in rows[-5:]]) > 0.9
+    if method == "dpo":
+        assert rows[0]["loss"] == pytest.approx(np.log(2), abs=1e-4)  # policy and reference are equal
+
+
+def test_an_infinite_tie_stays_at_the_reference(tiny_checkpoint, pairs, tmp_path):
+    recipe = preferring(tiny_checkpoint, pairs, type="dpo", beta=0.0)
+    run = dpo(replace(recipe, optim=replace(recipe.optim, weight_decay=0.0)), tmp_path / "run")
+    before, after = (dict(load_model(path).module.named_parameters()) for path in (tiny_checkpoint, run))
+    assert all(torch.equal(before[name], after[name]) for name in before)  # β = 0: no gradient at all
+
+
+def test_reference_logprobs_are_computed_once_and_bound_to_the_model(tiny_checkpoint, pairs, tmp_path):
+    recipe = preferring(tiny_checkpoint, pairs)
+    recipe = replace(recipe, train=replace(recipe.train, steps=1))
+    dpo(recipe, tmp_path / "run")
+    stored = next((tmp_path / "run.data").glob("reference-*"))
+    manifest = read_manifest(stored)
+    assert {parent.role for parent in manifest.parents} == {"preferences", "reference"}
+    made = (stored / "manifest.json").stat().st_mtime_ns
+    dpo(replace(recipe, train=replace(recipe.train, steps=2)), tmp_path / "run")
+    assert (stored / "manifest.json").stat().st_mtime_ns == made
+    changed = dpo(replace(recipe, data=replace(recipe.data, path=str(stored))), tmp_path / "same")
+    other = replace(recipe, reference=str(changed), data=replace(recipe.data, path=str(stored)))
+    with pytest.raises(LineageError, match="give --data.path the .jsonl file"):
+        dpo(other, tmp_path / "other")
+
+
+def test_recipes_without_meaning_are_refused(tiny_checkpoint, pairs, tmp_path):
+    with pytest.raises(UsageError, match="give --init"):
+        dpo(replace(preferring(tiny_checkpoint, pairs), init=""), tmp_path / "run")
+    with pytest.raises(DataError, match="does not exist"):
+        reward(rewarding(tiny_checkpoint, tmp_path / "none.jsonl"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="leave objective.type out"):
+        from_dict(DPORecipe, {**TINY, "objective": {"type": "causal"}})
+    with pytest.raises(ConfigError, match="value"):
+        reward(
+            replace(rewarding(tiny_checkpoint, pairs), model=preferring(tiny_checkpoint, pairs).model), tmp_path / "r"
+        )

@@ -1,0 +1,108 @@
+"""Rewards: verifiers, functions that fail, weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from luban.align.rewards.base import Answer, Rewards, identity, open_rewards
+from luban.align.rewards.function import FunctionReward
+from luban.align.rewards.verifiers import GSM8K, Pattern, UnitTests, last_number
+from luban.core.errors import ConfigError, DataError, TrainingError, UsageError
+
+
+def answer(text: str, **row) -> Answer:
+    return Answer(row=row, text=text, prompt_ids=[1], ids=[2])
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("so 3 + 4 = 7", "7"), ("#### 1,234", "1234"), ("it is 12.50 dollars", "12.50"), ("-3", "-3"), ("no", None)],
+)
+def test_the_final_number_of_an_answer(text, number):
+    assert str(last_number(text)) == str(number)
+
+
+def test_gsm8k_compares_numbers():
+    right = "She has 5 + 7 = <<5+7=12>>12. #### 12"
+    texts = ["so it is 12", "12 of 13", "#### 12.0", "none"]
+    assert GSM8K().scores([answer(text, answer=right) for text in texts]) == [1.0, 0.0, 1.0, 0.0]
+    with pytest.raises(DataError, match="every row"):
+        GSM8K().scores([answer("1")])
+
+
+def test_regular_expressions():
+    assert Pattern(r"^\d+$").scores([answer("12"), answer("a")]) == [1.0, 0.0]
+    with pytest.raises(ConfigError, match="no regular expression"):
+        Pattern("(")
+
+
+def test_unit_tests_run_in_a_bounded_process():
+    tests = "assert add(1, 2) == 3"
+    good, bad = "Here:\n```python\ndef add(a, b):\n    return a + b\n```", "def add(a, b): return a - b"
+    leaves = "import sys\ndef add(a, b): return 3\nsys.exit(0)"  # an early end is no pass
+    large = "x = bytearray(1 << 33)\ndef add(a, b): return 3"
+    texts = [good, bad, leaves, large]
+    assert UnitTests(20.0).scores([answer(t, tests=tests) for t in texts]) == [1.0, 0.0, 0.0, 0.0]
+    assert UnitTests(0.5).scores([answer("while True: pass", tests=tests)]) == [0.0]
+
+
+FUNCTION = """
+import time
+def good(prompt, answer, row):
+    print("noise")
+    return len(answer) + row["more"]
+def broken(prompt, answer, row):
+    raise KeyError("oh")
+def slow(prompt, answer, row):
+    time.sleep(60)
+def nan(prompt, answer, row):
+    return float("nan")
+"""
+
+
+def test_a_function_is_called_and_one_that_fails_is_named_and_bounded(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(FUNCTION)
+    asked = [answer("abc", prompt="p", more=1)]
+    good = FunctionReward(file, "good", 60.0)
+    assert good.scores(asked * 2) == [4.0, 4.0]
+    good.close()
+    for name, timeout, message in (("broken", 60.0, "raised KeyError"), ("slow", 0.3, "more than 0.3 s")):
+        reward = FunctionReward(file, name, timeout)
+        with pytest.raises(TrainingError, match=f"{name} of .*{message}"):
+            reward.scores(asked)
+        reward.close()
+    nan = FunctionReward(file, "nan", 60.0)
+    with pytest.raises(TrainingError, match="reward nan gave nan"):
+        Rewards((nan,), (1.0,)).scores(asked)
+    nan.close()
+    with pytest.raises(ConfigError, match="no attribute 'other'"):
+        FunctionReward(file, "other", 1.0)
+
+
+def test_several_rewards_are_weighed_and_kept_apart():
+    rewards = Rewards((Pattern("a"), GSM8K()), (0.5, 2.0))
+    total, apart = rewards.scores([answer("a 1", answer="1"), answer("b 1", answer="1")])
+    assert total.tolist() == [2.5, 2.0]
+    assert {name: list(np.asarray(s)) for name, s in apart.items()} == {"regex": [1.0, 0.0], "gsm8k": [1.0, 1.0]}
+
+
+def test_rewards_without_meaning_are_refused(tmp_path):
+    for names, weights, error, message in (
+        ((), (), UsageError, "no reward"),
+        (("nowhere",), (), UsageError, "no reward 'nowhere'"),
+        (("gsm8k",), (1.0, 2.0), ConfigError, "1 rewards need as many"),
+        (("regex:a", "regex:b"), (), ConfigError, "same name"),
+        ((f"{tmp_path}/none.py:f",), (), ConfigError, "no file"),
+    ):
+        with pytest.raises(error, match=message):
+            open_rewards(names, weights, None, "policy", "cpu", 1.0)
+
+
+def test_a_changed_function_is_another_reward(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("a = 1")
+    first = identity(f"{file}:f")
+    file.write_text("a = 2")
+    assert identity(f"{file}:f") != first and identity("gsm8k") == "gsm8k"
