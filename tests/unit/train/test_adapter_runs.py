@@ -113,7 +113,7 @@ def test_export_through_the_command_line(recipe, base, tmp_path, capsys):
 def test_what_can_not_be_is_refused(recipe, base, tmp_path):
     with pytest.raises(ConfigError, match="give --init MODEL"):
         from_dict(Recipe, {**TINY, "adapter": LORA})
-    with pytest.raises(ConfigError, match="unknown adapter 'lorra'.*did you mean 'lora'"):
+    with pytest.raises(ConfigError, match=r"unknown adapter 'lorra'.*did you mean 'lora'"):
         from_dict(Recipe, {**TINY, "init": str(base), "adapter": {"type": "lorra"}})
     run = pretrain(recipe, tmp_path / "run")
     with pytest.raises(ConfigError, match="is an adapter over another model"):
