@@ -1,6 +1,6 @@
 """Tokens a second of training steps over several GPUs of one machine, by plan, beside transformers under FSDP2.
 
-    python benchmarks/multi_gpu.py [--gpus 2] [--only NAME …] [--rows 8] [--seq 2048] [--steps 10] [--tiny] [--out FILE.json] [--profile DIR]
+    python benchmarks/multi_gpu.py [--gpus 2] [--only NAME …] [--rows 8] [--seq 2048] [--remat none] [--steps 10] [--tiny] [--out FILE.json] [--profile DIR]
 
 The LLaMA shape of 1.1B parameters of `gpu_step.py` with 32 heads, sequences of 2,048 random tokens, --rows of them a GPU,
 bf16 matmuls over fp32 weights, AdamW, gradient clipping, compiled. Luban's plans share their processes; step times
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def contest(name: str, call: argparse.Namespace) -> dict[str, float]:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         step = peer_step(processes, whole, seq, tiny, device)
     else:
-        step = luban_step(plans(gpus)[name], whole, seq, tiny, device)
+        step = luban_step(replace(plans(gpus)[name], remat=call.remat), whole, seq, tiny, device)
     for _ in range(4):
         step()
     if device.type == "cuda":
@@ -148,7 +149,7 @@ def started(names: list[str], call: argparse.Namespace) -> Iterator[tuple[str, d
         port = str(probe.getsockname()[1])
     options = ["--inside", *names, "--gpus", call.gpus, "--rows", call.rows, "--steps", call.steps]
     options += ["--seq", call.seq] if call.seq else []
-    options += ["--tiny"] if call.tiny else []
+    options += ["--remat", call.remat, *(["--tiny"] if call.tiny else [])]
     options += ["--profile", call.profile] if call.profile else []
     command = [sys.executable, __file__, *map(str, options)]
     running = []
@@ -187,11 +188,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--profile", type=Path, help="folder for a table of kernels of each contestant's first process")
     parser.add_argument("--seq", type=int, help="tokens a row (2,048)")
+    parser.add_argument("--remat", default="none", help="rematerialisation of Luban's plans")
     parser.add_argument("--patience", type=float, default=120, help="seconds after which a contestant is given up")
     parser.add_argument("--inside", nargs="*", help=argparse.SUPPRESS)
     call = parser.parse_args()
     if call.inside:
-        for name in call.inside:
+        port = int(os.environ.get("MASTER_PORT", "0"))
+        for index, name in enumerate(call.inside):
+            os.environ["MASTER_PORT"] = str(port + index)  # a store that is being closed must not be found again
             found = contest(name, call)
             if os.environ.get("RANK", "0") == "0":
                 print(json.dumps(found), flush=True)

@@ -92,8 +92,9 @@ def run_engine(engine: luban.Engine, prompts: Prompts, limit: int) -> Measured:
     start = time.perf_counter()
     for prompt, times in zip(prompts, arrived, strict=True):
         engine.submit(Request(prompt, sampling, lambda _, t=times: t.append(time.perf_counter())))
-    most, steps = 0, itertools.count()
+    most, steps, ends = 0, itertools.count(), [start]
     while engine.step():
+        ends.append(time.perf_counter())
         if running := len(engine.batch.sequences):
             most = max(most, running)
             if next(steps) % SAMPLED == 0:  # counting takes time
@@ -106,6 +107,9 @@ def run_engine(engine: luban.Engine, prompts: Prompts, limit: int) -> Measured:
         "output_tokens_per_s": round(len(prompts) * limit / seconds, 1),
         "all_tokens_per_s": round((sum(map(len, prompts)) + len(prompts) * limit) / seconds, 1),
         "together": most,
+    }
+    found |= percentiles([b - a for a, b in itertools.pairwise([*ends, start + seconds])], "step") | {
+        "steps": len(ends)
     }
     found |= percentiles(first, "first_token") | percentiles(gaps, "between_tokens")
     for name in ("held", "reserved", "whole_context"):

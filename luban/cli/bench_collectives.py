@@ -35,7 +35,7 @@ class Arguments:
     sizes: tuple[str, ...] = ("64k", "1M", "16M")  # bytes of the whole tensor: 4096, 64k, 256M, 1G (k = 1024)
     collectives: tuple[str, ...] = ()  # which ones; none: all
     repeats: int = 5  # timed runs of each, of which the median counts
-    pieces: int = 4  # that the ring cuts its messages into
+    pieces: int = 2  # that the ring cuts its messages into
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if available
     json: Path | None = None  # the rows as JSON
 

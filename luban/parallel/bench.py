@@ -17,7 +17,7 @@ from torch import Tensor
 
 from luban.core.errors import TrainingError
 from luban.core.units import bytes_, milliseconds
-from luban.parallel.point_to_point import PointToPoint
+from luban.parallel.point_to_point import PIECES, PointToPoint
 
 NUMBERS = torch.float32
 # torch 2.13 calls them so
@@ -164,7 +164,7 @@ class Row:
 
 
 def measure(
-    names: Sequence[str], sizes: Sequence[int], device: torch.device, *, repeats: int, pieces: int = 4
+    names: Sequence[str], sizes: Sequence[int], device: torch.device, *, repeats: int, pieces: int = PIECES
 ) -> list[Row]:
     """Run each collective at each size in all processes, here and in torch, and compare the results.
 

@@ -52,9 +52,11 @@ class Distribution:
         parameters, gradients = held * whole.parameters, held * whole.gradients
         if shards > 1:
             layers = max(len(graph.layers()) // plan.pipeline, 1)
-            gathered = 1.0 if plan.zero < 3 else min(GATHERED / layers, 1.0)
             wide, alone = max(FP32, graph.itemsize), apart * whole_count
-            parameters = wide * ((count - alone) / shards + alone) + gathered * graph.itemsize * (count - alone)
+            inside = self.spread.in_layers(process) - alone
+            gathered = count - alone - (inside if plan.zero == 3 else 0)  # what lies in no layer stays so
+            gathered += min(GATHERED / layers, 1.0) * inside if plan.zero == 3 else 0
+            parameters = wide * ((count - alone) / shards + alone) + graph.itemsize * gathered
             gradients = gradients if plan.zero == 1 else ((held - apart) / shards + apart) * whole.gradients
         stash, stages = 1, 1.0
         if self.schedule is not None:  # every stash is of one of the process's stages

@@ -83,6 +83,10 @@ class Spread:
             count += ceil(tied.in_features * tied.out_features / self.plan.tensor)
         return count
 
+    def in_layers(self, process: int) -> int:
+        """Those of them that are in Transformer layers."""
+        return sum(self.held(op) for op in self.process_ops(process) if op.layer)
+
     def apart(self, process: int) -> tuple[int, int]:
         """Parameters of experts and of routers that a process holds outside of FSDP's shards and of the other gradients' sums."""
         ops = self.process_ops(process)
@@ -111,8 +115,10 @@ class Spread:
         shards, copies = (plan.shard * plan.context, plan.replicate) if sharded else (1, plan.replicate * plan.context)
         reductions = self.pieces if sharded and (plan.zero > 1 or plan.pipeline > 1) else 1
         if sharded:
-            gathers = self.pieces * (2 if plan.zero == 3 else 1)
-            weights = gathers * _part(count * self.weight_bytes, shards)
+            again = (
+                self.in_layers(process) - experts - routers if plan.zero == 3 else 0
+            )  # the rest stays gathered in between
+            weights = self.pieces * _part((count + again) * self.weight_bytes, shards)
             yield Traffic(axis="shard", collective="all-gather", what="weights", bytes=weights)
             summed = reductions * _part(gradient, shards)
             yield Traffic(axis="shard", collective="reduce-scatter", what="gradients", bytes=summed)

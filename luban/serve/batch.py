@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,9 +59,13 @@ class Batch(Protocol):
         """Take requests up; returns those that failed alone, with what broke them."""
         ...
 
-    def next_tokens(self) -> list[tuple[Growing, list[Token]]]:
+    def next_tokens(self, meanwhile: Callable[[], None]) -> list[tuple[Growing, list[Token]]]:
         """Append a token, or several, to sequences that are ready for one. Those behind a token that ends its text are of
-        no meaning."""
+        no meaning.
+
+        Args:
+            meanwhile: called once, as soon as the device has work.
+        """
         ...
 
     def go_on(self, ended: list[Growing]) -> None:

@@ -4,7 +4,7 @@ leave."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from luban.generate.beam import BeamSearch
 from luban.generate.prompt_scores import prompt_logprobs
@@ -90,8 +90,9 @@ class ContiguousBatch:
             return [failed for request in requests for failed in self.start([request])]
         return []
 
-    def next_tokens(self) -> list[tuple[Growing, list[Token]]]:
+    def next_tokens(self, meanwhile: Callable[[], None]) -> list[tuple[Growing, list[Token]]]:
         """One for every sequence; beam searches go on by one."""
+        meanwhile()
         return [(growing, [token]) for growing, token in self._next_tokens()]
 
     def _next_tokens(self) -> list[tuple[Growing, Token]]:

@@ -9,14 +9,14 @@ import contextlib
 import gc
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from luban.core.log import warn
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
-from luban.nn.attention.paged import PackedTokens, PagedAttention
+from luban.nn.attention.packed import PackedTokens
+from luban.nn.attention.paged import PagedAttention
 from luban.serve.scheduler import Chunk
 
 SMALL_SIZES = (1, 2, 4, 8, 16)
@@ -48,6 +48,7 @@ class DecodeGraphs:
         self._tables = torch.zeros(largest, blocks, dtype=torch.int32, device=cache.device)
         rows = torch.arange(largest, device=cache.device, dtype=torch.int32)
         self._items = torch.stack([rows, rows, torch.ones_like(rows), torch.zeros_like(rows)], 1)
+        self._written: list[list[int]] = [[]] * largest  # the tables that the device has, by row
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._broken = False
@@ -79,7 +80,7 @@ class DecodeGraphs:
 
     def _fill(self, chunks: Sequence[Chunk], size: int) -> None:
         """Copy what the graph reads to the device."""
-        block, count, widest = self.cache.block_size, len(chunks), 1
+        block, count, widest = self.cache.block_size, len(chunks), 0
         starts = [chunk.start for chunk in chunks]
         self._numbers[0, :count] = [chunk.tokens[0] for chunk in chunks]
         self._numbers[1, :count] = starts
@@ -87,17 +88,19 @@ class DecodeGraphs:
             chunk.state.table[start // block] * block + start % block
             for chunk, start in zip(chunks, starts, strict=True)
         ]
-        for row, chunk in enumerate(chunks):
-            table = chunk.state.table
-            self._table_numbers[row, : len(table)] = np.asarray(table, dtype=np.int32)
-            widest = max(widest, len(table))
         last = self.cache.blocks - 1
         self._numbers[:2, count:size] = 0
         self._numbers[2, count:size] = last * block
-        self._table_numbers[count:size, 0] = last
+        tables = [chunk.state.table for chunk in chunks] + [[last]] * (size - count)
+        for row, table in enumerate(tables):
+            if self._written[row] != table:  # most have not changed since the last step
+                self._table_numbers[row, : len(table)] = table
+                self._written[row] = table[:]
+                widest = max(widest, len(table))
         for row, target in enumerate(self._inputs):
             target[:size].copy_(self._host[row, :size], non_blocking=True)
-        self._tables[:size, :widest].copy_(self._host_tables[:size, :widest], non_blocking=True)
+        if widest:
+            self._tables[:size, :widest].copy_(self._host_tables[:size, :widest], non_blocking=True)
 
     def _record(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The graph of one size and where its logits are. What is recorded has been run before, so that all kernels are

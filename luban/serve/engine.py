@@ -30,6 +30,17 @@ from luban.serve.request import Delta, FinishReason, Prompt, Request, Result
 from luban.serve.speculation import DRAFT_TOKENS
 
 
+class News(NamedTuple):
+    """A token that a request is still to be told of."""
+
+    growing: Growing
+    request: Request
+    text: TextStream | None
+    token: int
+    ends: bool  # whether it is an end token, which has no text
+    finish_reason: FinishReason | None
+
+
 class Running(NamedTuple):
     """A continuation that the batch was given."""
 
@@ -123,6 +134,9 @@ class Engine:
         self.arrived: deque[Request] = deque()  # submitted since the last step, from any thread
         self.waiting: list[Request] = []  # in the order of priority, then of arrival
         self.running: dict[int, Running] = {}  # by id of its growing sequence; some of them may still wait for blocks
+        self._news: deque[News] = deque()
+        # On a GPU requests are told of tokens while the next forward runs; elsewhere that would only make them wait.
+        self.tells_later = next(model.module.parameters()).is_cuda
         self._stepping = threading.Lock()
 
     @property
@@ -207,10 +221,13 @@ class Engine:
         with self._stepping:
             self._drop_cancelled()
             self._admit()
-            found = self.batch.next_tokens()
+            found = self.batch.next_tokens(self._tell)
             self.batch.go_on([growing for growing, tokens in found if self._took(growing, tokens)])
             self._drop_cancelled()  # the rest of requests that broke
-            return bool(self.running or self.waiting or self.arrived)
+            more = bool(self.running or self.waiting or self.arrived)
+            if not (more and self.tells_later):
+                self._tell()
+            return more
 
     def _drop_cancelled(self) -> None:
         """Free at once what cancelled requests hold."""
@@ -263,7 +280,8 @@ class Engine:
         """Hand out what `token` means for its request, the `last` known or not; returns whether the continuation has
         ended."""
         _, request, stream = self.running[id(growing)]
-        choice, sampling = request.result.choices[growing.choice], growing.sampling
+        sampling = growing.sampling
+        choice = request.result.choices[growing.choice]
         if sampling.prompt_logprobs is not None and growing.choice == 0:
             request.result.prompt_logprobs = [None, *growing.prompt_logprobs]
         if isinstance(token, Answers) and not request.cancelled:
@@ -277,28 +295,47 @@ class Engine:
             choice.finish_reason = "cancelled"
             return True
         choice.token_ids.append(token)
-        ended = token in sampling.stop_token_ids or (token in self.model.stop_ids and not sampling.ignore_eos)
-        text = "" if ended or stream is None else stream.push(token)
+        ends = token in sampling.stop_token_ids or (token in self.model.stop_ids and not sampling.ignore_eos)
         reason: FinishReason | None = None
-        if ended or (stream is not None and stream.stopped) or (last and growing.matcher and growing.matcher.finished):
+        if ends or (last and growing.matcher and growing.matcher.finished):
             reason = "stop"
         elif len(choice.token_ids) >= min(sampling.max_tokens, self.batch.max_new_tokens(growing.prompt)):
             reason = "length"
-        if reason and stream is not None:
-            text += stream.finish()
-            reason = "stop" if stream.stopped else reason
-        new = [growing.logprobs[len(choice.token_ids) - 1]] if sampling.logprobs is not None else None
-        choice.text += text
-        if choice.logprobs is not None and new:
-            choice.logprobs += new
+        news = News(growing, request, stream, token, ends, reason)
+        if sampling.stop and stream is not None:  # its text says whether it has ended
+            reason = self._tell_of(news)
+        else:
+            self._news.append(news)
         if reason:
             del self.running[id(growing)]
-            choice.finish_reason = reason
+        return reason is not None
+
+    def _tell(self) -> None:
+        """Tell requests of their new tokens."""
+        while self._news:
+            self._tell_of(self._news.popleft())
+
+    def _tell_of(self, news: News) -> FinishReason | None:
+        """Make a token text, in the request's result and for its listener; returns why the continuation has ended."""
+        growing, request, stream, token, ends, reason = news
+        choice = request.result.choices[growing.choice]
+        if request.error is not None or choice.finish_reason is not None:
+            return choice.finish_reason
+        text = "" if ends or stream is None else stream.push(token)
+        if stream is not None and (reason or stream.stopped):
+            text += stream.finish()
+            reason = "stop" if stream.stopped else reason
+        choice.text += text
+        new = None
+        if choice.logprobs is not None:
+            new = [growing.logprobs[len(choice.logprobs)]]
+            choice.logprobs += new
+        choice.finish_reason = reason
         if request.listener:
             request.listener(
                 Delta(choice=growing.choice, text=text, token_ids=[token], logprobs=new, finish_reason=reason)
             )
-        return reason is not None
+        return reason
 
     def _answer(self, request: Request, answers: Answers) -> None:
         """Hand out the best answers of a beam search."""
@@ -343,6 +380,7 @@ class Engine:
     def fail(self, error: Exception) -> None:
         """Give up everything queued and running, after an error that no request caused alone."""
         with self._stepping:
+            self._tell()
             broken = {
                 id(r): r
                 for r in [*self.arrived, *self.waiting, *(running.request for running in self.running.values())]

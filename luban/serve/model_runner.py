@@ -15,7 +15,8 @@ from luban.generate.host_blocks import HostBlocks
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
 from luban.models.encoder_decoder import EncoderDecoder
-from luban.nn.attention.paged import PackedTokens, PagedAttention
+from luban.nn.attention.packed import PackedTokens
+from luban.nn.attention.paged import PagedAttention
 from luban.nn.invariant import InvariantElements
 from luban.serve.decode_graph import DecodeGraphs
 from luban.serve.scheduler import Chunk, Step

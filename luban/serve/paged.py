@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 
 import torch
@@ -173,12 +173,13 @@ class PagedBatch:
             self.scheduler.add(together(states))
         return failed
 
-    def next_tokens(self) -> list[tuple[Growing, list[Token]]]:
+    def next_tokens(self, meanwhile: Callable[[], None]) -> list[tuple[Growing, list[Token]]]:
         """One forward; those whose tokens are all read get others."""
         if not self.scheduler.running:
             self._forget_other_weights()
         step = self._plan()
         read, logits_RV, failed = self._read(step.chunks)
+        meanwhile()  # a GPU is still at it
         found: dict[int, tuple[Growing, list[Token]]] = {}
         for chunk, error in failed:
             for state in (chunk.state, *chunk.state.siblings):
@@ -188,10 +189,10 @@ class PagedBatch:
         rows: list[range] = []  # of each of them, in the logits
         row = 0
         for chunk in read:
-            following = self.scheduler.advance(chunk)
+            following, wanted = self.scheduler.advance(chunk), chunk.wanted
             ready += following
-            rows += [range(row, row + chunk.wanted)] * len(following)
-            row += chunk.wanted
+            rows += [range(row, row + wanted)] * len(following)
+            row += wanted
         if ready and logits_RV is not None:
             logits_RV = self._forced(ready, rows, logits_RV)
             sampled = [i for i, state in enumerate(ready) if self._group(state) is None]

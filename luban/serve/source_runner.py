@@ -15,7 +15,8 @@ from torch import Tensor
 from luban.generate.cache import float_parameter
 from luban.generate.paged_cache import PagedCache
 from luban.models.encoder_decoder import EncoderDecoder
-from luban.nn.attention.paged import PackedSources, PackedTokens, PagedAttention
+from luban.nn.attention.packed import PackedSources, PackedTokens
+from luban.nn.attention.paged import PagedAttention
 from luban.nn.attention.prepared_mask import compute_dtype
 from luban.nn.context import EncoderStates
 from luban.serve.scheduler import Chunk, SequenceState

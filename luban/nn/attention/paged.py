@@ -23,6 +23,7 @@ from luban.kernels.available import INSTALLED, INTERPRETED
 from luban.kernels.distance import DistanceBias
 from luban.nn.attention.attend import attention
 from luban.nn.attention.backend import AttentionBackend, NewTokens
+from luban.nn.attention.packed import PackedSources, PackedTokens
 from luban.nn.attention.prepared_mask import Bias, PreparedMask
 from luban.nn.mixer.base import AttentionShape
 from luban.nn.mixer.layout import layout_for
@@ -36,47 +37,6 @@ class PagedLayer:
     def __init__(self, slots: int, shape: AttentionShape, device: torch.device, dtype: torch.dtype):
         self.keys = torch.empty(slots, shape.key_heads, shape.head_dim, device=device, dtype=dtype)
         self.values = torch.empty_like(self.keys)
-
-
-@dataclass(frozen=True)
-class PackedTokens:
-    """The tokens of one forward: of every sequence `counts` in a row, the first at position `starts`."""
-
-    positions_N: Tensor  # int64
-    slots_N: Tensor  # int64, where their keys and values go
-    tables_CM: Tensor  # int32, blocks of every sequence, filled up with any
-    starts: tuple[int, ...]
-    counts: tuple[int, ...]
-    block_size: int
-    # (C, 4) int32, the kernel's work (`paged_work`) where all counts are 1 and it is on the device already; `starts` may then
-    # be any positions at least as large
-    single_items: Tensor | None = None
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Tokens of every sequence, the new ones included."""
-        return tuple(start + count for start, count in zip(self.starts, self.counts, strict=True))
-
-
-@dataclass(frozen=True)
-class PackedSources:
-    """What the packed tokens of an encoder–decoder attend to in the pool: the source of each one's sequence."""
-
-    tables_NM: Tensor  # int32, blocks of every token's source, filled up with any
-    lengths: tuple[int, ...]  # N, tokens of it
-    new_slots: Tensor | None  # int64, where keys and values of the sources go that this forward encodes; None: of none
-
-    def as_tokens(self, block_size: int) -> PackedTokens:
-        """Every packed token as a sequence whose last token it is: it sees the whole source."""
-        last = tuple(length - 1 for length in self.lengths)
-        return PackedTokens(
-            positions_N=torch.tensor(last, device=self.tables_NM.device),
-            slots_N=torch.empty(0, dtype=torch.long, device=self.tables_NM.device),  # nothing is stored for a query
-            tables_CM=self.tables_NM,
-            starts=last,
-            counts=(1,) * len(last),
-            block_size=block_size,
-        )
 
 
 @dataclass(frozen=True)

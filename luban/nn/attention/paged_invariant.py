@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from luban.core.protocols import KeysValues
-from luban.nn.attention.paged import KernelMask, PackedTokens, PagedAttention, PagedLayer, PartMaker
+from luban.nn.attention.packed import PackedTokens
+from luban.nn.attention.paged import KernelMask, PagedAttention, PagedLayer, PartMaker
 
 TILE_TOKENS = 16
 TILE_KEYS = 64

@@ -6,7 +6,8 @@ import pytest
 import torch
 from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
 
-from luban.nn.attention.paged import PackedTokens, PagedLayer
+from luban.nn.attention.packed import PackedTokens
+from luban.nn.attention.paged import PagedLayer
 from luban.nn.attention.paged_invariant import InvariantPagedAttention
 from luban.nn.mixer.base import AttentionShape
 

@@ -10,7 +10,8 @@ from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
 
 from luban.kernels import distance
 from luban.kernels.attention_mask import AttentionMask
-from luban.nn.attention.paged import PackedTokens, PagedAttention, PagedLayer
+from luban.nn.attention.packed import PackedTokens
+from luban.nn.attention.paged import PagedAttention, PagedLayer
 from luban.nn.attention.prepared_mask import Bias
 from luban.nn.mixer.base import AttentionShape
 from luban.nn.position.base import PositionEncoding

@@ -18,7 +18,8 @@ from luban.models.arrangement.parallel import Parallel
 from luban.models.arrangement.post import PostNorm
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import ModelSpec, changed, uniform
-from luban.nn.attention.paged import PackedTokens, PagedAttention
+from luban.nn.attention.packed import PackedTokens
+from luban.nn.attention.paged import PagedAttention
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.feedforward.plain import GELU
 from luban.nn.init import NormalInit
