@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from luban.adapters.placement import Place, chosen_places, saved_modules
-from luban.core.errors import UnsupportedError
+from luban.core.errors import ConfigError, UnsupportedError
 from luban.core.registry import Registry, Variant
 from luban.models.build import build_model, materialise, state_of
 from luban.models.spec import ModelSpec
 from luban.nn.init import NormalInit, initialise
+from luban.nn.packed import KINDS, pack_frozen
 
 if TYPE_CHECKING:
     from luban.models.base import Model
@@ -64,6 +65,9 @@ class AdapterConfig(Variant):
 
     peft: ClassVar[str] = ""  # its kind in PEFT; empty: PEFT has none that computes the same
     pages: ClassVar[bool] = True  # the adapted model can be served with keys and values in blocks
+    # how the frozen matrices of the layers are kept: in the precision of the matmuls, or packed in 8 or 4 bits (QLoRA)
+    base: Literal["float", "int8", "nf4"] = "float"
+    reads_weights: ClassVar[bool] = False  # the modules read the frozen weights, which then can't be packed
     modules_to_save: tuple[str, ...] = ()  # modules trained whole beside the adapter: embedding, lm_head, norm, head
 
     def check(self, spec: ModelSpec) -> None:
@@ -86,6 +90,9 @@ class AdapterConfig(Variant):
         """Freeze the model, put the adapters in and let them and `modules_to_save` be trained. The handle that
         `luban.parallel.apply.apply` takes."""
         self.check(model.spec)
+        if self.base != "float" and self.reads_weights:
+            kind = self.registry.name_of(type(self))
+            raise ConfigError(f"a {kind} adapter reads the weights that it adapts, so adapter.base must be float")
         saved = saved_modules(model, self.modules_to_save)
         model.requires_grad_(False)
         like = next(p for p in model.parameters() if p.is_floating_point())
@@ -96,6 +103,11 @@ class AdapterConfig(Variant):
         for module in saved:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(True)
+
+    def pack_base(self, model: Model) -> None:
+        """Pack the frozen matrices of the layers as `base` says; embeddings, norms and the head stay as they are."""
+        if self.base != "float":
+            pack_frozen(model, KINDS[self.base])
 
     def initial(self, spec: ModelSpec, weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
         """The adapters' parameters and buffers before the first step, by name; drawn from the seed and their names, or

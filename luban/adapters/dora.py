@@ -23,6 +23,8 @@ from luban.nn.roles import Role
 class DoRA(LoRA):
     """m·(W + s·B·A) / ‖W + s·B·A‖ by rows, the norm taken as a constant in the backward pass (section 4.3)."""
 
+    reads_weights = True
+
     def build(self, place: Place) -> Directional:
         """The module for a projection."""
         self.require_rank(place)

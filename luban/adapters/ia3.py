@@ -23,6 +23,7 @@ class IA3(ProjectionAdapter):
     """One scale for each output of k and v, one for each input of down. They start at 1."""
 
     peft = "IA3"
+    reads_weights = True
     targets: tuple[str, ...] = ("k", "v", "down")  # roles or patterns; the inputs of down are scaled, outputs of others
 
     def places(self, model: nn.Module) -> list[Place]:

@@ -16,6 +16,7 @@ from luban.load.adapted import BASE, PEFT_CONFIG, PEFT_WEIGHTS, format_at
 from luban.load.export import copy_tokenizer, parameters
 from luban.load.model import LoadedModel
 from luban.models.head.language_model import LanguageModel
+from luban.nn.linear import matmul_owners
 
 
 def export_adapter(m: LoadedModel, out: str | Path) -> Path:
@@ -69,9 +70,10 @@ def merged(m: LoadedModel) -> LoadedModel:
     that are no change of weights."""
     if m.adapter is None:
         raise UnsupportedError(f"{m.name} has no adapter, so there is nothing to merge: export it without --merge")
-    if any(parameter.is_floating_point() is False for parameter in m.module.parameters()):
+    if any(owner.packed is not None for _, owner in matmul_owners(m.module)):
         raise UnsupportedError(
-            "a merge into quantised weights would round what the adapter learned away: load the base in float32"
+            "a merge into quantised weights would round what the adapter learned away: --merge needs a base in "
+            "floats (adapter.base = float), and the export without it works"
         )
     m.adapter.config.merge(m.module)
     return replace(m, adapter=None)

@@ -96,6 +96,10 @@ def load_model(
         raise ConfigError(f"unknown precision '{dtype}'{nearest(dtype, (*DTYPES, INT8))}")
     if dtype == INT8:
         m = load_model(path_or_name, device, "float32", adapter)
+        if m.adapter is not None and m.adapter.config.base != "float":
+            raise UnsupportedError(
+                f"the base of {m.name} is in {m.adapter.config.base} already: leave --dtype int8 out"
+            )
         pack_int8(m.module)
         return m
     path = Path(path_or_name)
@@ -148,6 +152,8 @@ def _load_adapted(path_or_name: str | Path, adapter: str | Path | None, device: 
             m = replace(m, tokenizer=load_tokenizer(stored.home / "tokenizer"))
     name = Path(path_or_name if adapter is None else adapter).name
     module = m.module.to(device=device, dtype=DTYPES[dtype])
+    if m.adapter is not None:
+        m.adapter.config.pack_base(module)
     return replace(m, name=name, path=m.path if adapter is not None else Path(path_or_name), module=module)
 
 

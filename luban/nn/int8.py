@@ -5,6 +5,7 @@ I inputs, O outputs. A weight row is stored as round(w / scale) with scale = max
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,9 @@ from luban.core.errors import ConfigError
 if TYPE_CHECKING:
     from luban.nn.roles import Role
 
+PackedKind = Callable[
+    [Tensor, "Tensor | None"], nn.Module
+]  # weight (O, I) and bias (O,) → a module that multiplies with them
 LARGEST = 127
 KERNEL_STEP = 16  # inputs that torch's kernel reads at once: with a remainder its result is wrong
 MOST_ROWS = 8  # that torch's kernel takes in less time than unpacking the weights
@@ -63,4 +67,4 @@ def pack_int8(module: nn.Module) -> None:
     if devices:
         raise ConfigError(f"int8 weights run on the CPU alone, not on {devices.pop()}")
     for _, owner in list(matmul_owners(module)):
-        owner.pack_int8()
+        owner.pack()

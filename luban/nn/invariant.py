@@ -43,7 +43,7 @@ class InvariantMatmul(Matmul):
 def use_invariant_matmuls(module: nn.Module) -> None:
     """Let every owner of matmul weights in a module multiply so. UnsupportedError for weights in 8 bits."""
     for name, owner in matmul_owners(module):
-        if owner.int8 is not None:
+        if owner.packed is not None:
             raise UnsupportedError(
                 f"batch-invariant outputs need weights in float32, bfloat16 or float16: those of {name} are in int8"
             )

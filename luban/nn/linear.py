@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
 from luban.kernels.available import infers_fused, triton_runs
-from luban.nn.int8 import Int8Weight
+from luban.nn.int8 import Int8Weight, PackedKind
 from luban.nn.roles import Role
 from luban.nn.row import linear
 
@@ -78,9 +78,8 @@ class MatmulOwner:
         self.matmul: Matmul = TORCH
         # projection name → adapter module; its output is added to the projection's
         self.adapters: nn.ModuleDict | None = None
-        self.int8: nn.ModuleDict | None = (
-            None  # int8 weights for inference on a CPU; they replace those of the projections
-        )
+        # weights in 8 or 4 bits, which stand for those of the projections
+        self.packed: nn.ModuleDict | None = None
 
     def projections(self) -> Mapping[str, Projection]:
         """Name → linear map, of those that this module owns."""
@@ -141,8 +140,8 @@ class MatmulOwner:
             self.matmul = matmul
         return unsupported
 
-    def pack_int8(self) -> None:
-        """Replace the weights by int8 ones for inference on a CPU; weights that read the same input are concatenated."""
+    def pack(self, kind: PackedKind = Int8Weight) -> None:
+        """Replace the weights by packed ones of this kind; weights that read the same input are concatenated."""
         raise NotImplementedError
 
 
@@ -161,12 +160,12 @@ class Linear(Projection, MatmulOwner):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
-        y = self.matmul.linear(x, self.weight, self.bias) if self.int8 is None else self.int8["weight"](x)
+        y = self.matmul.linear(x, self.weight, self.bias) if self.packed is None else self.packed["weight"](x)
         return self.plus_adapter("weight", y, x)
 
-    def pack_int8(self) -> None:
-        """Replace the weight by one int8 weight."""
-        self.int8 = nn.ModuleDict({"weight": Int8Weight(self.weight, self.bias)})
+    def pack(self, kind: PackedKind = Int8Weight) -> None:
+        """Replace the weight by a packed one."""
+        self.packed = nn.ModuleDict({"weight": kind(self.weight, self.bias)})
         self.drop_parameters()
 
 
@@ -199,8 +198,8 @@ class JointLinear(nn.Module, MatmulOwner):
         if not (joint or self.joins(x)):
             outputs = [self.matmul.linear(x, p.weight, p.bias) for p in self._projections()]
             return tuple(self.plus_adapter(name, y, x) for name, y in zip(self.sizes, outputs, strict=True))
-        if self.int8 is not None:
-            y = self.int8["joint"](x)
+        if self.packed is not None:
+            y = self.packed["joint"](x)
         else:
             y = self.matmul.linear(x, *joined(*self._projections()))
         sizes = self.local_sizes()
@@ -209,20 +208,20 @@ class JointLinear(nn.Module, MatmulOwner):
 
     def joins(self, x: Tensor) -> bool:
         """Whether x is multiplied with the concatenated weights."""
-        return self.int8 is not None or multiplies_joined(x, *self._projections())
+        return self.packed is not None or multiplies_joined(x, *self._projections())
 
     def local_sizes(self) -> dict[str, int]:
         """O of each map in this process; with tensor parallelism a shard of the rows."""
-        if self.int8 is not None:
+        if self.packed is not None:
             return self.sizes
         return {name: p.weight.shape[0] for name, p in zip(self.sizes, self._projections(), strict=True)}
 
     def _projections(self) -> Iterator[Projection]:
         return (self._modules[name] for name in self.sizes)  # type: ignore[return-value]
 
-    def pack_int8(self) -> None:
-        """Replace the weights by one int8 weight."""
-        self.int8 = nn.ModuleDict({"joint": Int8Weight(*joined(*self._projections()))})
+    def pack(self, kind: PackedKind = Int8Weight) -> None:
+        """Replace the weights by one packed weight."""
+        self.packed = nn.ModuleDict({"joint": kind(*joined(*self._projections()))})
         for projection in self._projections():
             projection.drop_parameters()
 
@@ -271,7 +270,7 @@ def lay_adjacent(module: nn.Module) -> None:
     of several. Names, shapes and values don't change, and each remains a parameter of its own."""
     for _, owner in matmul_owners(module):
         joint = owner.joint_projections()
-        if len(joint) < 2 or owner.int8 is not None or adjacent(*joint):
+        if len(joint) < 2 or owner.packed is not None or adjacent(*joint):
             continue
         weights = [p.weight for p in joint]
         if any(type(w) is not nn.Parameter or w.dtype != weights[0].dtype for w in weights):

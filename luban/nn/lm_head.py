@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from luban.kernels.available import triton_runs
 from luban.kernels.limits import CHUNK_ELEMENTS, IGNORED
 from luban.nn.embedding import Embedding
-from luban.nn.int8 import Int8Weight
+from luban.nn.int8 import Int8Weight, PackedKind
 from luban.nn.linear import MatmulOwner, Projection
 from luban.nn.precision import at_least_float32
 
@@ -111,7 +111,7 @@ class LMHead(Projection, MatmulOwner):
         if reduce == "none":
             logprobs, entropies = self._by_chunks(self.vocabulary.logprobs, rows, wanted)
             return logprobs.view(targets.shape), entropies.view(targets.shape)
-        if self.adapters is None and self.int8 is None:
+        if self.adapters is None and self.packed is None:
             fused = self.vocabulary.linear_cross_entropy(rows, self.weight, self.bias, wanted, smoothing, z_loss)
             if fused is not None:
                 return fused
@@ -126,7 +126,7 @@ class LMHead(Projection, MatmulOwner):
         return self._by_chunks(summed, rows, wanted)[0].sum()
 
     def _logits(self, rows: Tensor) -> Tensor:
-        y = self.matmul.linear(rows, self.weight, self.bias) if self.int8 is None else self.int8["weight"](rows)
+        y = self.matmul.linear(rows, self.weight, self.bias) if self.packed is None else self.packed["weight"](rows)
         return self.plus_adapter("weight", y, rows)
 
     def _by_chunks(self, each, rows: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
@@ -145,7 +145,7 @@ class LMHead(Projection, MatmulOwner):
         ]
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
-    def pack_int8(self) -> None:
-        """Replace the weight by one int8 weight; a tied embedding keeps its own."""
-        self.int8 = nn.ModuleDict({"weight": Int8Weight(self.weight, self.bias)})
+    def pack(self, kind: PackedKind = Int8Weight) -> None:
+        """Replace the weight by a packed one; a tied embedding keeps its own."""
+        self.packed = nn.ModuleDict({"weight": kind(self.weight, self.bias)})
         self.drop_parameters()

@@ -64,6 +64,7 @@ def apply(
     adapt: Callable[[Model], None] | None = None,
     evaluation: LossModule | None = None,
     rates: Callable[[Model], Mapping[str, float]] | None = None,
+    pack: Callable[[Model], None] | None = None,
 ) -> TrainEngine:
     """Make a loss module on the meta device ready to train.
 
@@ -78,6 +79,7 @@ def apply(
             the matmuls, has no optimizer state and isn't part of the engine's state.
         evaluation: measures held-out batches with the same model; None: `loss`.
         rates: factors on the learning rate of the adapted model's parameters, by name; those not named have 1.
+        pack: puts frozen weights into fewer bits, once they are set.
 
     Raises:
         ConfigError: the plan can't spread this optimizer or precision.
@@ -85,7 +87,7 @@ def apply(
     model: Model = loss.model
     experts = {name: layer.count for name, layer in routers_of(model).items()}
     execution = execution or Execution(device=torch.device("cpu"))
-    _require_spreadable(plan, execution, adapted=adapt is not None)
+    _require_spreadable(plan, execution, adapted=adapt is not None, packed=pack is not None)
     world, losses = execution.world, (loss, evaluation or loss)
     blocks, own = blocks_of(model), frozenset(state_of(model))
     # Adapters first: everything below must see their modules, too.
@@ -124,6 +126,8 @@ def apply(
     # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
     materialise(model, execution.device)
     _set_weights(model, init, own, placements)
+    if pack is not None:
+        pack(model)
     params: ShardedParams | MixedPrecisionParams
     if root is not None:
         params = ShardedParams(root, model, zero=plan.zero, fixed=fixed)
@@ -239,7 +243,7 @@ def _require_pipeline(plan: ParallelPlan, execution: Execution) -> None:
         raise ConfigError(f"{what} does not go with train.precision fp16: use --train.precision bf16")
 
 
-def _require_spreadable(plan: ParallelPlan, execution: Execution, *, adapted: bool) -> None:
+def _require_spreadable(plan: ParallelPlan, execution: Execution, *, adapted: bool, packed: bool) -> None:
     if plan.processes != execution.world.size:
         raise ConfigError(f"the plan is for {plan.processes} processes, and there are {execution.world.size}")
     _require_pipeline(plan, execution)
@@ -249,6 +253,8 @@ def _require_spreadable(plan: ParallelPlan, execution: Execution, *, adapted: bo
     if execution.precision == "fp8" or (plan.shard > 1 and not execution.masters):
         what = f"train.precision {execution.precision}" if execution.masters else "train.weights bf16"
         raise ConfigError(f"{what} does not go with {divides}: use --train.precision bf16 with fp32 weights")
+    if packed:
+        raise ConfigError(f"packed weights (adapter.base) do not go with {divides}: use --plan.replicate")
     if plan.tensor > 1 and adapted:
         raise ConfigError("adapters do not go with plan.tensor: use --plan.shard")
 

@@ -298,6 +298,7 @@ def make_engine(recipe: Recipe, start: Start, device: torch.device, world: World
         init=config.seed if start.weights is None else start.weights,
         adapt=None if recipe.adapter is None else recipe.adapter.adapt,
         rates=None if recipe.adapter is None else rates_of,
+        pack=None if recipe.adapter is None or recipe.adapter.base == "float" else recipe.adapter.pack_base,
         evaluation=evaluation,
     )
 

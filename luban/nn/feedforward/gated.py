@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from luban.nn.context import LayerContext
 from luban.nn.feedforward.base import Activation, FeedForward
-from luban.nn.int8 import Int8Weight
+from luban.nn.int8 import Int8Weight, PackedKind
 from luban.nn.linear import TORCH, MatmulOwner, Projection, joined, multiplies_joined
 from luban.nn.mixer.base import LayerShape
 
@@ -56,11 +56,11 @@ class GatedFeedForward(nn.Module, MatmulOwner):
 
     def forward(self, x_BTE: Tensor, ctx: LayerContext | None = None) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        if self.int8 is not None:
+        if self.packed is not None:
             sizes = {"gate": self.inner, "up": self.inner}
-            gate, up = self.add_adapters_(self.int8["gate_up"](x_BTE), x_BTE, sizes).chunk(2, -1)
+            gate, up = self.add_adapters_(self.packed["gate_up"](x_BTE), x_BTE, sizes).chunk(2, -1)
             inner = self.activation(gate) * up
-            return self.plus_adapter("down", self.int8["down"](inner), inner)
+            return self.plus_adapter("down", self.packed["down"](inner), inner)
         swish = self.activation is F.silu and self.down.bias is None
         if swish and multiplies_joined(x_BTE, self.gate, self.up):
             return self._fused(x_BTE.flatten(0, -2)).unflatten(0, x_BTE.shape[:-1])
@@ -91,10 +91,10 @@ class GatedFeedForward(nn.Module, MatmulOwner):
             return swiglu_linear(gate_up, down)
         return self._linear("down", swiglu(gate_up))
 
-    def pack_int8(self) -> None:
-        """Replace the weights by int8 ones; gate and up are concatenated."""
-        self.int8 = nn.ModuleDict(
-            {"gate_up": Int8Weight(*joined(self.gate, self.up)), "down": Int8Weight(self.down.weight, self.down.bias)}
+    def pack(self, kind: PackedKind = Int8Weight) -> None:
+        """Replace the weights by packed ones; gate and up are concatenated."""
+        self.packed = nn.ModuleDict(
+            {"gate_up": kind(*joined(self.gate, self.up)), "down": kind(self.down.weight, self.down.bias)}
         )
         for projection in self.projections().values():
             projection.drop_parameters()

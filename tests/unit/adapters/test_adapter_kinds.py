@@ -28,6 +28,7 @@ from luban.models.build import build_model, state_of
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.feedforward.plain import GELU
+from luban.nn.linear import matmul_owners
 from luban.nn.mixer.grouped import Grouped
 from luban.objectives.causal import Causal
 
@@ -287,3 +288,35 @@ def test_norms_are_those_that_houlsby_trains():
     assert {n for n in trainable(model) if "adapters" not in n} == {
         n for n, p in model.named_parameters() if p.shape == (E,) and "adapters" not in n
     }
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+def test_a_packed_base(base):
+    """The adapter over a packed base computes and learns what it does over the unpacked numbers; these are off by little."""
+    config = LoRA(rank=3, base=base)
+    plain, model = adapted(SPEC, config, moved=True)
+    _, right = adapted(SPEC, LoRA(rank=3))
+    config.pack_base(model)
+    with torch.no_grad():
+        for (_, ours), (_, theirs) in zip(matmul_owners(model), matmul_owners(right), strict=True):
+            if ours.packed is None:
+                continue
+            rows = torch.cat([part.weight(torch.float32) for part in ours.packed.values() if part.shape[1] == E])
+            for name, projection in theirs.projections().items():
+                if name in ("q", "k", "v", "gate", "up"):
+                    mine, rows = rows.split([projection.out_features, len(rows) - projection.out_features])
+                    projection.weight.copy_(mine)
+                else:
+                    (part,) = [p for n, p in ours.packed.items() if n in ("weight", "down")]
+                    projection.weight.copy_(part.weight(torch.float32))
+    for (_, ours), (_, theirs) in zip(adapters_of(model), adapters_of(right), strict=True):
+        theirs.load_state_dict(ours.state_dict())
+    x = tokens()
+    torch.testing.assert_close(model(x), right(x), rtol=1e-4, atol=1e-4)
+    for made in (model, right):
+        made(x).square().sum().backward()
+    for (name, ours), theirs in zip(trainable(model).items(), trainable(right).values(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3, msg=name)
+    assert plain is not model
+    with pytest.raises(ConfigError, match="reads the weights that it adapts"):
+        DoRA(base=base).adapt(build_model(SPEC, device="meta"))

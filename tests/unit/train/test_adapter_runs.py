@@ -121,3 +121,19 @@ def test_what_can_not_be_is_refused(recipe, base, tmp_path):
     with pytest.raises(ArtifactError, match="is an adapter itself"):
         load_model(run, adapter=run)
     assert not (tmp_path / "over").exists()
+
+
+def test_a_run_over_a_base_in_four_bits(recipe, base, tmp_path):
+    """Loaded, it computes what was trained; a merge into its weights is refused, the adapter alone is exported."""
+    from luban.load.adapter_export import export_adapter
+
+    packed = from_dict(
+        Recipe, {**TINY, "init": str(base), "data": {"path": recipe.data.path}, "adapter": {"base": "nf4", **LORA}}
+    )
+    run = pretrain(packed, tmp_path / "run")
+    assert set(tensors(run, 2)) and all(".adapters." in name for name in tensors(run, 2))
+    m = load_model(run)
+    assert m.module.decoder.blocks["0"].mixer.output.packed is not None
+    with pytest.raises(UnsupportedError, match="a merge into quantised weights"):
+        merged(m)
+    export_adapter(m, tmp_path / "out")

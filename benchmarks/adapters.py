@@ -1,0 +1,163 @@
+"""Training steps of LoRA on one GPU, beside Hugging Face's PEFT, and over a base in 4 bits.
+
+    python benchmarks/adapters.py [--only NAME …] [--steps 10] [--out FILE.json] [--tiny]
+
+The LLaMA shape of 1.1B parameters of `gpu_step.py` with heads of 64, frozen in bf16; LoRA of rank 16 on every linear layer, α = 32,
+without dropout; 8 sequences of 2,048 random tokens. `peft` is LlamaForCausalLM under `get_peft_model` with its adapters in bf16,
+compiled as a whole, with torch's fused AdamW; `luban` is the step of `luban sft --train.compile true` with fp32 masters of what is
+trained; `luban-nf4` has its frozen matrices in 4-bit NormalFloat; `luban-full` tunes every weight.
+
+Every run has a process of its own, so that its memory is its own too. Tokens a second by the median step after warm-up, peak
+memory by torch's allocator. Checked on a GPU: luban ≥ 1.5 × peft and ≤ 28 GiB; luban-nf4 ≤ 12 GiB and ≥ 0.75 × luban.
+Writes --out; exits 1 where a check fails. --tiny runs on a CPU in a minute, and checks nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from gpu_step import SHAPE, TINY, T, llama_config, luban_spec
+
+from luban.adapters.base import rates_of
+from luban.adapters.lora import LoRA
+from luban.core.plan import ParallelPlan
+from luban.data.batch import Batch
+from luban.models.build import build_model, state_of
+from luban.objectives.causal import Causal
+from luban.optim.adamw import AdamW
+from luban.parallel.apply import Execution, apply
+
+RANK, ALPHA, ROWS, HEADS, WARM = 16, 32, 8, 32, 3
+NAMES = ("peft", "luban", "luban-nf4", "luban-full")
+GIB = 2**30
+
+
+def peft_step(shape: dict[str, int], rows: int, seq: int, device: str) -> Callable[[], object]:
+    """A compiled step of PEFT's LoRA."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    with torch.device(device):
+        base = LlamaForCausalLM(llama_config(shape, HEADS, seq)).to(torch.bfloat16)
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(base, config, autocast_adapter_dtype=False)
+    compiled = torch.compile(model) if device == "cuda" else model
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+
+    def step() -> None:
+        tokens = torch.randint(0, shape["vocab"], (rows, seq), device=device)
+        optimizer.zero_grad(set_to_none=True)
+        compiled(input_ids=tokens, labels=tokens).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def luban_step(name: str, shape: dict[str, int], rows: int, seq: int, device: str) -> Callable[[], object]:
+    """A step of Luban's."""
+    spec = luban_spec(shape, HEADS, seq)
+    model = build_model(spec, device="meta")
+    execution = Execution(device=torch.device(device), precision="bf16", compile=device == "cuda")
+    parts = {"execution": execution, "init": 0}
+    if name != "luban-full":
+        config = LoRA(rank=RANK, alpha=ALPHA, base="nf4" if name == "luban-nf4" else "float")
+        weights = state_of(build_model(spec, seed=0))
+        parts["init"] = weights | config.initial(spec, weights, 0)
+        parts |= {"adapt": config.adapt, "rates": rates_of}
+        parts |= {"pack": config.pack_base} if config.base != "float" else {}
+    engine = apply(Causal().loss(model), ParallelPlan(), AdamW(lr=1e-4), **parts)
+    rng = np.random.default_rng(0)
+
+    def step() -> None:
+        tokens = rng.integers(0, shape["vocab"], (rows, seq + 1))
+        mask = np.ones((rows, seq), dtype=bool)
+        engine.submit(Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], loss_mask=mask))
+
+    return step
+
+
+def measure(name: str, steps: int, *, tiny: bool) -> dict[str, float]:
+    """Tokens a second and peak GiB of one contestant, in this process."""
+    device = "cuda" if torch.cuda.is_available() and not tiny else "cpu"
+    shape, rows, seq = (TINY, 2, 64) if tiny else (SHAPE, ROWS, T)
+    step = peft_step(shape, rows, seq, device) if name == "peft" else luban_step(name, shape, rows, seq, device)
+
+    def synchronize() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    for _ in range(WARM):
+        step()
+    synchronize()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        step()
+        synchronize()
+        times.append(time.perf_counter() - began)
+    peak = torch.cuda.max_memory_allocated() / GIB if device == "cuda" else 0.0
+    median = statistics.median(times)
+    return {"tokens_per_second": rows * seq / median, "spread": (max(times) - min(times)) / median, "peak_gib": peak}
+
+
+def failures(found: dict[str, dict[str, float]]) -> list[str]:
+    """The checks that fail, of the contestants that ran."""
+    failed = []
+    rate = {name: row["tokens_per_second"] for name, row in found.items()}
+    memory = {name: row["peak_gib"] for name, row in found.items()}
+    if "luban" in rate and memory["luban"] > 28:
+        failed.append(f"luban takes {memory['luban']:.1f} GiB, more than 28")
+    if {"luban", "peft"} <= rate.keys() and rate["luban"] < 1.5 * rate["peft"]:
+        failed.append(f"luban is {rate['luban'] / rate['peft']:.2f} × peft, less than 1.5")
+    if "luban-nf4" in rate and memory["luban-nf4"] > 12:
+        failed.append(f"luban-nf4 takes {memory['luban-nf4']:.1f} GiB, more than 12")
+    if {"luban", "luban-nf4"} <= rate.keys() and rate["luban-nf4"] < 0.75 * rate["luban"]:
+        failed.append(f"luban-nf4 is {rate['luban-nf4'] / rate['luban']:.2f} × luban, less than 0.75")
+    return failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--alone", choices=NAMES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.alone:
+        print(json.dumps(measure(args.alone, args.steps, tiny=args.tiny)))
+        return 0
+    found = {}
+    for name in args.only:
+        command = [sys.executable, __file__, "--alone", name, "--steps", str(args.steps), *["--tiny"] * args.tiny]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode:
+            print(f"{name} failed: {run.stderr.strip().splitlines()[-1] if run.stderr.strip() else 'no message'}")
+            return 1
+        row = found[name] = json.loads(run.stdout.splitlines()[-1])
+        print(
+            f"{name:12} {row['tokens_per_second']:10,.0f} tokens/s ±{row['spread']:.0%}  {row['peak_gib']:6.1f} GiB",
+            flush=True,
+        )
+    if args.out:
+        args.out.write_text(json.dumps({"torch": torch.__version__, "found": found}, indent=1))
+    failed = [] if args.tiny else failures(found)
+    print("\n".join(failed))
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
