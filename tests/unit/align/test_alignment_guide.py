@@ -22,7 +22,7 @@ TRAINS = ["--train.steps", "2", "--train.batch_size", "4", "--train.seq_len", "1
 
 
 def commands() -> list[list[str]]:
-    blocks = re.findall(r"^```\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```\n(luban .*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
     return [shlex.split(line)[1:] for block in blocks for line in block.splitlines() if line.startswith("luban ")]
 
 
