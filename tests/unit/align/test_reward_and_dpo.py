@@ -59,7 +59,7 @@ def rows_of(run: Path) -> list[dict]:
 def test_a_reward_model_learns_the_preference_and_scores_files(tiny_checkpoint, pairs, tmp_path):
     run = reward(rewarding(tiny_checkpoint, pairs), tmp_path / "rm")
     figures = read_manifest(run).figures
-    assert figures["accuracy"] > 0.9 and figures["measured_on"] == "heldout"
+    assert figures["accuracy"] > 0.9 and figures["measured_on"] == "heldout" and figures["measured_at"] == 30
     assert (
         abs(figures["longer_wins"] - 0.5) <= 0.5 and sum(b["pairs"] for b in figures["calibration"]) == figures["pairs"]
     )
