@@ -16,6 +16,7 @@ from luban.core.log import say
 EXAMPLES = """
 luban chat runs/demo/chat
 luban chat smollm2 --dtype int8
+luban chat smollm2 --adapter runs/lora
 luban chat runs/a --temperature 0 --system "You answer in one line."
 """
 COMMANDS = "/reset forgets the conversation, /quit ends it, Ctrl-C stops an answer"
@@ -37,6 +38,7 @@ class Arguments:
     top_k: int | None = None  # keep this many likeliest tokens, 0: all; none: as generation_config.json sets it, or 0
     repetition_penalty: float | None = None  # above 1 tokens repeat less; none: as generation_config.json sets it, or 1
     seed: int | None = None  # of the draws; none: another each time
+    adapter: str | None = None  # a run of adapters or a PEFT directory, over MODEL
     device: str = "cpu"  # such as cpu or cuda
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
 
@@ -52,7 +54,7 @@ def run(argv: Sequence[str]) -> None:
     names = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
     asked = {name: getattr(args, name) for name in names}
     Generation().sample(asked)  # what can't be is said before the model is read
-    model = load_model(args.model, device=args.device, dtype=args.dtype)
+    model = load_model(args.model, device=args.device, dtype=args.dtype, adapter=args.adapter)
     if model.need_tokenizer().chat_template is None:
         raise DataError(f"{args.model} has no chat template, it is a base model: use luban generate")
     engine, sampling = Engine(model), model.generation.sample(asked, max_tokens=256, temperature=0.7)

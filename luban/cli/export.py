@@ -15,6 +15,9 @@ from luban.core.log import say
 EXAMPLES = """
 luban export runs/demo/chat --out exported
 luban export runs/a --out exported --dtype bfloat16
+luban export runs/lora --out adapter             # a run of adapters: PEFT's layout
+luban export runs/lora --merge --out exported    # a whole model with the adapter in its weights
+luban export smollm2 --adapter adapter --merge --out exported
 """
 
 
@@ -25,16 +28,36 @@ class Arguments:
     # a run, a checkpoint or a Hugging Face directory
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     out: str  # the directory to make
+    adapter: str | None = None  # a run of adapters or a PEFT directory, over MODEL
+    merge: bool = False  # write a whole model with the adapter merged into its weights
     dtype: str = "float32"  # precision of the weights that are written: float32, bfloat16, float16
 
 
 def run(argv: Sequence[str]) -> None:
     """Load and write the model."""
-    args = parse(Arguments, argv, verb="export", about="Write a model in the Hugging Face layout.", examples=EXAMPLES)
+    args = parse(
+        Arguments,
+        argv,
+        verb="export",
+        about="Write a model in the Hugging Face layout, an adapter in PEFT's.",
+        examples=EXAMPLES,
+    )
+    from luban.load.adapter_export import export_adapter, merged
     from luban.load.export import export_model, template_begins_text
-    from luban.load.model import open_model
+    from luban.load.model import load_model, open_model
+    from luban.models.build import torch_dtype
 
-    model = open_model(args.model, dtype=args.dtype)
+    if args.adapter is None:
+        model = open_model(args.model, dtype="float32" if args.merge else args.dtype)
+    else:
+        model = load_model(args.model, dtype="float32" if args.merge else args.dtype, adapter=args.adapter)
+    if args.merge:
+        model = merged(model)
+        model.module.to(torch_dtype(args.dtype))
+    elif model.adapter is not None:
+        export_adapter(model, args.out)
+        say(f"{args.out}: the adapter in PEFT's layout; with --merge, a whole model")
+        return
     out = export_model(model, args.out)
     if template_begins_text(model):
         say(

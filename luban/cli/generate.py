@@ -30,6 +30,7 @@ luban generate runs/large "Once" --draft runs/small
 luban generate runs/chat "What is a list?" --best-of 16 --reward runs/rm
 luban generate runs/chat prompts.jsonl --best-of 16 --reward runs/rm --out best.jsonl   # for luban sft: rejection sampling
 luban generate smollm2 "Is Paris in France? " --choice yes --choice no
+luban generate smollm2 "Once" --adapter runs/lora
 """
 
 
@@ -63,6 +64,7 @@ class Arguments:
     draft: str | None = None  # a smaller model with the same vocabulary that guesses tokens; texts don't change
     speculative: Literal["none", "ngram"] = "none"  # ngram: guess tokens from what followed the same ones before
     draft_tokens: int = 4  # guessed at once
+    adapter: str | None = None  # a run of adapters or a PEFT directory, over MODEL
     best_of: int = 1  # answer the prompt, as a user's message, so often and print the answer that --reward likes best
     reward: str = ""  # of --best-of: a run of luban reward, file.py:function, regex:PATTERN or an http address
     # of --best-of: PROMPT is a .jsonl file of prompts, whose best answers are written here as conversations
@@ -117,7 +119,7 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError("--out writes the best of several answers: give --best-of N and --reward too")
     Generation().sample(asked)  # what can't be is said before the model is read
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    model = load_model(args.model, device=args.device, dtype=args.dtype)
+    model = load_model(args.model, device=args.device, dtype=args.dtype, adapter=args.adapter)
     if args.reward:
         print(_best(args, model, model.generation.sample(asked, max_tokens=128, temperature=0.8), prompt))
         return

@@ -15,6 +15,8 @@ from luban.core.environment import flags_from_environment
 EXAMPLES = """
 luban serve runs/demo/chat
 luban serve runs/a --port 9000 --api-key "$KEY"
+luban serve smollm2 --adapter runs/lora
+luban serve smollm2 --adapter sql=runs/sql --adapter poems=runs/poems   # requests ask for one as "model"
 luban serve smollm2 --cors https://chat.example.org --allowed-host models.example.org
 LUBAN_SERVE_PORT=9000 LUBAN_SERVE_MAX_QUEUE=64 luban serve smollm2 --dtype int8 --log-requests
 curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" -d '{"messages": [{"role": "user", "content": "Hello"}]}'
@@ -30,6 +32,9 @@ class Arguments:
     model: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
     ]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
+    # a run of adapters or a PEFT directory, over MODEL; NAME=DIR, repeatable: requests ask for it by their "model"
+    adapter: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    max_adapters: int = 16  # adapters with names that are in memory at once
     host: str = "127.0.0.1"  # address to listen at
     port: int = 8000  # the next free one is taken where it is in use; 0: any
     api_key: str | None = None  # clients must send it; none: LUBAN_API_KEY from the environment
@@ -71,6 +76,7 @@ def run(argv: Sequence[str]) -> None:
             "--requests-per-minute must be at least 1",
             args.requests_per_minute,
         ),
+        (args.max_adapters >= 1, "--max-adapters must be at least 1", args.max_adapters),
         (args.swap_gb > 0, "--swap-gb must be larger than 0", args.swap_gb),
         (args.draft_tokens >= 1, "--draft-tokens must be at least 1", args.draft_tokens),
         (args.drain_seconds >= 0, "--drain-seconds must be 0 or more", args.drain_seconds),
@@ -79,8 +85,11 @@ def run(argv: Sequence[str]) -> None:
         if not fine:
             raise UsageError(f"{right}, {given} given")
     from luban.load.model import LoadedModel, load_model
+    from luban.serve.adapters import by_name
     from luban.serve.engine import Engine
     from luban.serve.run import serve
+
+    alone, named = by_name(args.adapter)
 
     try:
         from luban.serve.api.app import ServerOptions
@@ -97,10 +106,12 @@ def run(argv: Sequence[str]) -> None:
             draft_tokens=args.draft_tokens,
             swap_bytes=int(args.swap_gb * 1e9) if args.preemption == "swap" else 0,
             batch_invariant=args.batch_invariant,
+            adapters=named,
+            max_adapters=args.max_adapters,
         )
 
     serve(
-        lambda: load_model(args.model, device=args.device, dtype=args.dtype),
+        lambda: load_model(args.model, device=args.device, dtype=args.dtype, adapter=alone),
         name=args.model,
         host=args.host,
         port=args.port,

@@ -65,6 +65,8 @@ def paging_refusal(model: Model) -> str | None:
     body = model.spec.body
     if not body.cached and not body.two_sided:
         return "it keeps no keys and values"
+    if getattr(model, "prompts", None) is not None:
+        return "its adapter puts keys and values before every text"
     decoder = model.get_submodule("decoder") if body.two_sided else model  # an encoder keeps nothing
     for method in decoder.modules():
         if isinstance(method, PositionMethod) and method.by_length:

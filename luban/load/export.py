@@ -37,6 +37,10 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
     one of them is in memory. The directory appears whole or not at all. Raises UnsupportedError when no Hugging Face architecture
     expresses the model, ArtifactError when `hf_dir` is already there, LineageError when a licence forbids it.
     """
+    if m.adapter is not None:  # else the base alone would be written
+        raise UnsupportedError(
+            f"{m.name} is an adapter over {m.adapter.base}: export_adapter writes the adapter, and merged(m) has it in its weights"
+        )
     if m.manifest:
         require_exportable(m.manifest, m.name)
     form, config = format_for(m.spec)

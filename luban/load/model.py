@@ -17,6 +17,7 @@ from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifa
 from luban.core.errors import ArtifactError, ConfigError, DataError, UnsupportedError, nearest
 from luban.core.lineage import ancestor, require_same
 from luban.core.log import warn
+from luban.load.adapted import ActiveAdapter, find_adapter, is_adapter, with_adapter
 from luban.load.generation import DEFAULTS as GENERATION_FIELDS
 from luban.load.generation import FILE as GENERATION
 from luban.load.generation import Generation, read_generation
@@ -56,6 +57,7 @@ class LoadedModel:
     unread: tuple[str, ...] = ()  # fields of a foreign configuration that had no meaning here, as "name = value"
     ends_with_eos: bool = False  # whether whole texts, such as an encoder reads, end with the end token
     stored: StoredTensors | None = None  # the weights on disk, of a model on the meta device
+    adapter: ActiveAdapter | None = None  # the adapter in the module, and the model under it
 
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises DataError where the directory held none."""
@@ -67,7 +69,10 @@ class LoadedModel:
 
 
 def load_model(
-    path_or_name: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
+    path_or_name: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    adapter: str | Path | None = None,
 ) -> LoadedModel:
     """Load a model.
 
@@ -77,6 +82,8 @@ def load_model(
         device: such as "cpu" or "cuda"; "meta": of a checkpoint with an index, whose weights stay on the disk (`open_model`).
         dtype: precision of the weights, by torch's name: float32, bfloat16, float16, or int8: dense layers in 8 bits for inference
             on a CPU.
+        adapter: a run of adapters or a PEFT directory, to be put over this model. A run of adapters as `path_or_name` is
+            loaded over the model that it was trained over.
 
     Raises:
         ConfigError: a precision that there is not.
@@ -88,10 +95,12 @@ def load_model(
     if dtype not in (*DTYPES, INT8):
         raise ConfigError(f"unknown precision '{dtype}'{nearest(dtype, (*DTYPES, INT8))}")
     if dtype == INT8:
-        m = load_model(path_or_name, device, "float32")
+        m = load_model(path_or_name, device, "float32", adapter)
         pack_int8(m.module)
         return m
     path = Path(path_or_name)
+    if adapter is not None or is_adapter(path):
+        return _load_adapted(path_or_name, adapter, device, dtype)
     if str(path_or_name) in PACKAGED and not path.exists():
         return _load_gguf(packaged_file(str(path_or_name)), str(path_or_name), device, dtype)
     if is_gguf(path):
@@ -116,6 +125,32 @@ def load_model(
     raise ArtifactError(f"{path} holds {what}: a model needs {SPEC} or config.json with {WEIGHTS}")
 
 
+def _load_adapted(path_or_name: str | Path, adapter: str | Path | None, device: str, dtype: str) -> LoadedModel:
+    """A model with an adapter, or a run of adapters over the model that it was trained over. Weights are read in float32,
+    in which the hash that tells whether they belong together is known."""
+    stored = find_adapter(Path(path_or_name) if adapter is None else Path(adapter))
+    base = path_or_name
+    if adapter is None:
+        base = stored.base
+        if not base or not (base in PACKAGED or Path(base).exists()):
+            raise ArtifactError(
+                f"{path_or_name} is an adapter, and the model that it was trained over{f', {base},' * bool(base)} isn't "
+                f"there: load MODEL with --adapter {path_or_name}"
+            )
+    elif is_adapter(Path(path_or_name)):
+        raise ArtifactError(f"{path_or_name} is an adapter itself: give the model under it, or its merged weights")
+    m = with_adapter(load_model(base, "cpu"), stored, base=str(base))
+    if stored.home is not None:
+        m = replace(m, manifest=stored.manifest)
+        if (stored.home / "tokenizer").is_dir():
+            assert stored.manifest is not None
+            _require_tokenizer(stored.home, stored.manifest)
+            m = replace(m, tokenizer=load_tokenizer(stored.home / "tokenizer"))
+    name = Path(path_or_name if adapter is None else adapter).name
+    module = m.module.to(device=device, dtype=DTYPES[dtype])
+    return replace(m, name=name, path=m.path if adapter is not None else Path(path_or_name), module=module)
+
+
 def open_model(path_or_name: str | Path, dtype: str | torch.dtype = "float32") -> LoadedModel:
     """`load_model`, but of runs and checkpoints whose tensors can be read one by one the weights stay on the disk, as `stored`,
     and the module is on the meta device."""
@@ -124,7 +159,7 @@ def open_model(path_or_name: str | Path, dtype: str | torch.dtype = "float32") -
     if not (path / SPEC).is_file() and (run / "checkpoints").is_dir():
         place = chosen_checkpoint(run, read_manifest(run))
     indexed = (place / SPEC).is_file() and (place / INDEX).is_file()
-    return load_model(path_or_name, "meta" if indexed else "cpu", dtype)
+    return load_model(path_or_name, "meta" if indexed and not is_adapter(path) else "cpu", dtype)
 
 
 def _require_device(device: str) -> None:

@@ -5,15 +5,16 @@ B batch, T new tokens, E model width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from luban.core.errors import DataError
 from luban.core.graph_builder import GraphBuilder
 from luban.core.opgraph import GraphTensor
-from luban.core.protocols import KVCache
+from luban.core.protocols import KeysValues, KVCache
 from luban.models.base import Body, ModelInput, OneSidedModel, attention_backend
 from luban.models.stack import (
     TransformerStack,
@@ -50,6 +51,14 @@ class DecoderBody(Body):
         return describe_stack(graph.scope("decoder"), spec, spec.layers, tokens_BT, causal=True)
 
 
+class Prompts(nn.Module):
+    """Base class of what stands before every text that a decoder reads."""
+
+    def forward(self, decoder: Decoder) -> Mapping[int, KeysValues]:
+        """Layer → keys and values (1, K, P, D) of the prompt's P tokens."""
+        raise NotImplementedError
+
+
 class Decoder(OneSidedModel):
     """A causal decoder: TransformerStack and head."""
 
@@ -65,6 +74,7 @@ class Decoder(OneSidedModel):
         )
         self.head = spec.head.build(spec, embedding.tokens)
         shapes = [group.shape for group in self.decoder.groups]
+        self.prompts: Prompts | None = None  # an adapter's keys and values before every text
         self.windows, self.layouts = any(s.window for s in shapes), any(s.layout for s in shapes)
 
     def hidden_states(self, given: ModelInput, cache: KVCache | None, attention: AttentionBackend | None) -> Tensor:
@@ -72,6 +82,7 @@ class Decoder(OneSidedModel):
         segments with a block-sparse layout."""
         self._check(given, cache)
         prefix = None if given.segments is None else given.segments == 0
+        prefixes = None if self.prompts is None else self.prompts(self)
         ctx = forward_context(
             self.decoder,
             given.tokens,
@@ -82,6 +93,7 @@ class Decoder(OneSidedModel):
             document_starts=given.document_starts,
             prefix=prefix,
             routing=given.routing,
+            prefixes=prefixes,
         )
         return self.decoder(given.tokens, ctx)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from luban.core.errors import ConfigError
 from luban.core.graph_builder import GraphBuilder
 from luban.core.opgraph import GraphTensor
+from luban.core.protocols import KeysValues
 from luban.kernels.attention_mask import AttentionMask
 from luban.models.arrangement.base import LayerParts
 from luban.models.layer import LayerSpec
@@ -121,6 +122,7 @@ def forward_context(
     prefix: Tensor | None = None,
     encoder: EncoderStates | None = None,
     routing: RouterTraining | None = None,
+    prefixes: Mapping[int, KeysValues] | None = None,
 ) -> ForwardContext:
     """Build the ForwardContext; with a cache, also reserves slots for the new tokens.
 
@@ -132,6 +134,7 @@ def forward_context(
         prefix: (B, T) bool, True where a key is visible to every query of its document.
         encoder: the states that decoder layers cross-attend to.
         routing: what routers of experts need in training.
+        prefixes: layer → keys and values (1, K, P, D) of P tokens before every text, whose positions begin at P.
     """
     queries, consecutive, key_mask = tokens.shape[1], positions is None, token_mask
     query_positions: Tensor
@@ -140,6 +143,9 @@ def forward_context(
     else:
         query_positions = count_positions(tokens, token_mask, documents) if positions is None else positions
         key_positions = query_positions
+    if prefixes:
+        first = next(iter(prefixes.values()))[0].shape[2]
+        query_positions, key_positions = query_positions + first, key_positions + first
     mask = AttentionMask(
         queries=queries,
         keys=key_positions.shape[-1],
@@ -158,6 +164,7 @@ def forward_context(
         consecutive=consecutive,
         encoder=encoder,
         routing=routing,
+        prefixes=prefixes,
     )
 
 

@@ -64,13 +64,16 @@ class LayerContext:
         cache: Any,
         encoder: EncoderStates | None,
         routing: RouterTraining | None = None,
+        prefix: KeysValues | None = None,
     ):
         self.backend, self.mask, self.rotation, self.cache, self.encoder = backend, mask, rotation, cache, encoder
-        self.routing = routing
+        self.routing, self.prefix = routing, prefix
 
     def attend(self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float | None = None) -> Tensor:
-        """Attention of the new tokens to the unmasked keys, (B, H, T, D); `scale` replaces 1/√D."""
+        """Attention of the new tokens to the unmasked keys and to the layer's prefix, (B, H, T, D); `scale` replaces 1/√D."""
         assert self.mask is not None
+        if self.prefix is not None:
+            return self.backend.attend_prefixed(q_BHTD, k_BKTD, v_BKTD, self.prefix, self.mask, self.cache, scale)
         return self.backend.attend(q_BHTD, k_BKTD, v_BKTD, self.mask, self.cache, scale)
 
     def cross_attend(
@@ -104,6 +107,7 @@ class ForwardContext:
         consecutive: positions were computed here, so they rise by one per token.
         encoder: the states that decoder layers cross-attend to.
         routing: what routers need in training; None outside of it.
+        prefixes: layer → keys and values (1, K, P, D) that every token attends to beside those of its text.
     """
 
     def __init__(
@@ -116,9 +120,10 @@ class ForwardContext:
         consecutive: bool,
         encoder: EncoderStates | None = None,
         routing: RouterTraining | None = None,
+        prefixes: Mapping[int, KeysValues] | None = None,
     ):
         self.backend, self.mask, self.encoder, self.consecutive = backend, mask, encoder, consecutive
-        self.routing = routing
+        self.routing, self.prefixes = routing, prefixes or {}
         self.positions, self.key_positions = positions, key_positions
         self._layers: Mapping[int, LayerContext] = {}
 
@@ -150,15 +155,17 @@ class ForwardContext:
         ]
         prepared = []
         for method, shape in groups:
-            mask = self.backend.prepare(self.mask, shape, biases[method], dtype)
+            prepare = self.backend.prepare_prefixed if self.prefixes else self.backend.prepare
+            mask = prepare(self.mask, shape, biases[method], dtype)
             prepared.append((mask, encodings[method].rotation))
         contexts: dict[int | None, LayerContext] = {}
         layers = {}
         for layer, group in group_of.items():
             cache = self.backend.layer(layer)
-            if cache is not None or group not in contexts:
+            prefix = self.prefixes.get(layer)
+            if cache is not None or prefix is not None or group not in contexts:
                 mask, rotation = (None, None) if group is None else prepared[group]
-                contexts[group] = LayerContext(self.backend, mask, rotation, cache, self.encoder, self.routing)
+                contexts[group] = LayerContext(self.backend, mask, rotation, cache, self.encoder, self.routing, prefix)
             layers[layer] = contexts[group]
         self._layers = layers
 

@@ -53,8 +53,9 @@ class InputEmbedding(nn.Module):
     def forward(
         self, tokens_BT: Tensor, position: PositionMethod, positions_BT: Tensor, segments_BT: Tensor | None = None
     ) -> Tensor:
-        """(B, T) token ids → (B, T, E). Raises DataError for segments without a table."""
-        x_BTW = position.embed(self.tokens(tokens_BT), positions_BT)
+        """(B, T) token ids, or (B, T, W) embeddings in their place → (B, T, E). Raises DataError for segments without a table."""
+        embedded_BTW = tokens_BT if tokens_BT.is_floating_point() else self.tokens(tokens_BT)
+        x_BTW = position.embed(embedded_BTW, positions_BT)
         if self.segments is not None:
             x_BTW = x_BTW + self.segments(torch.zeros_like(tokens_BT[:1, :1]) if segments_BT is None else segments_BT)
         elif segments_BT is not None:

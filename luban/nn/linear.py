@@ -91,7 +91,11 @@ class MatmulOwner:
         return ()
 
     def add_adapter(self, projection: str, adapter: nn.Module) -> None:
-        """Add `adapter(x)`, (…, I) → (…, O), to this projection's output. Raises ConfigError for an unknown projection."""
+        """Add `adapter(x)`, (…, I) → (…, O), to this projection's output; an adapter with `reads_output` makes the output
+        itself, `adapter(x, y, projection)`, of the input, the unchanged output y and the `Projection`.
+
+        Raises ConfigError for an unknown projection.
+        """
         if projection not in self.projections():
             known = ", ".join(self.projections())
             raise ConfigError(f"{type(self).__name__} has no projection '{projection}'; it has {known}")
@@ -99,27 +103,31 @@ class MatmulOwner:
             self.adapters = nn.ModuleDict()
         self.adapters[projection] = adapter
 
-    def adapter_output(self, projection: str, x: Tensor) -> Tensor | None:
-        """The adapter's output for input x (…, I) → (…, O); None if there is no adapter."""
-        if self.adapters is None or projection not in self.adapters:
-            return None
-        return self.adapters[projection](x)
-
     def plus_adapter(self, projection: str, y: Tensor, x: Tensor) -> Tensor:
-        """y plus the adapter's output, if any; y (…, O), x (…, I)."""
-        added = self.adapter_output(projection, x)
-        return y if added is None else y + added
+        """The output as the adapter changes it, if there is one; y (…, O), x (…, I)."""
+        if self.adapters is None or projection not in self.adapters:
+            return y
+        adapter = self.adapters[projection]
+        if getattr(adapter, "reads_output", False):
+            return adapter(x, y, self.projections()[projection])
+        return y + adapter(x)
 
     def add_adapters_(self, y: Tensor, x: Tensor, sizes: Mapping[str, int]) -> Tensor:
-        """Add each adapter's output in place to its slice of the concatenated outputs y (…, ΣO); x (…, I).
+        """The concatenated outputs y (…, ΣO) as the adapters change their slices, in place where they only add; x (…, I).
 
         Args:
             sizes: projection → O, in the order of concatenation.
         """
+        changed = (
+            {} if self.adapters is None else {name: self.adapters[name] for name in sizes if name in self.adapters}
+        )
+        if any(getattr(adapter, "reads_output", False) for adapter in changed.values()):
+            parts = zip(sizes, y.split(list(sizes.values()), dim=-1), strict=True)
+            return torch.cat([self.plus_adapter(name, part, x) for name, part in parts], dim=-1)
         start = 0
         for name, size in sizes.items():
-            if (added := self.adapter_output(name, x)) is not None:
-                y.narrow(-1, start, size).add_(added)
+            if name in changed:
+                y.narrow(-1, start, size).add_(changed[name](x))
             start += size
         return y
 

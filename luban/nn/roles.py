@@ -42,14 +42,15 @@ def roles_of(module: nn.Module) -> dict[str, Role]:
     roles: dict[str, Role] = {}
     for name, _ in module.named_parameters():
         owner, _, own = name.rpartition(".")
-        declared = _declared(module.get_submodule(owner))
+        declared = declared_roles(module.get_submodule(owner))
         if own not in declared:
             raise TypeError(f"{type(module.get_submodule(owner)).__name__} declares no role for its parameter '{name}'")
         roles[name] = declared[own]
     return roles
 
 
-def _declared(owner: nn.Module) -> dict[str, Role]:
+def declared_roles(owner: nn.Module) -> dict[str, Role]:
+    """The roles that a module declares for its own parameters, by their names in it; torch's norms and cells declare none."""
     declared = getattr(owner, "parameter_roles", None)
     if declared is not None:
         return declared

@@ -41,13 +41,25 @@ class AdamW(OptimizerConfig):
         check_adam(self.betas, self.eps)
 
     def build(
-        self, parameters: Mapping[str, nn.Parameter], roles: Roles, divided: DividedMatrices | None = None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        roles: Roles,
+        divided: DividedMatrices | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> Optimizer:
-        plain = vectors(roles)
-        settings = {"peak_lr": self.lr, "betas": self.betas, "eps": self.eps}
+        plain, factors = vectors(roles), rates or {}
+        grouped: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+        for name, parameter in parameters.items():
+            grouped.setdefault((factors.get(name, 1.0), name not in plain), []).append(parameter)
         groups = [
-            {**settings, "params": [p for n, p in parameters.items() if n not in plain], "decay": self.weight_decay},
-            {**settings, "params": [p for n, p in parameters.items() if n in plain], "decay": 0.0},
+            {
+                "params": members,
+                "peak_lr": self.lr * factor,
+                "betas": self.betas,
+                "eps": self.eps,
+                "decay": self.weight_decay if matrices else 0.0,
+            }
+            for (factor, matrices), members in grouped.items()
         ]
         seeds = {parameter: derive(0, "adamw", name) % 2**31 for name, parameter in parameters.items()}
         return Optimizer([AdamWGroups(groups, MOMENTS[self.moments], seeds)], parameters)

@@ -59,11 +59,16 @@ class OptimizerConfig(Variant):
             raise ValueError(f"weight_decay must be at least 0, {self.weight_decay} given")
 
     def build(
-        self, parameters: Mapping[str, nn.Parameter], roles: Roles, divided: DividedMatrices | None = None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        roles: Roles,
+        divided: DividedMatrices | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> Optimizer:
         """The optimizer of these named parameters.
 
         Args:
+            rates: factors on the learning rate of some parameters, by name.
             divided: where the parameters are parts of matrices that several processes hold, for optimizers that need whole
                 ones; None: they are whole.
         """

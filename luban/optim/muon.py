@@ -46,7 +46,11 @@ class Muon(OptimizerConfig):
             raise ValueError(f"momentum must lie in [0, 1), {self.momentum} given")
 
     def build(
-        self, parameters: Mapping[str, nn.Parameter], roles: Roles, divided: DividedMatrices | None = None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        roles: Roles,
+        divided: DividedMatrices | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> Optimizer:
         names = hidden_matrices(roles)
         hidden = [p for name, p in parameters.items() if name in names]
@@ -70,7 +74,7 @@ class Muon(OptimizerConfig):
             )
         if rest:
             adamw = AdamW(lr=self.adamw_lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
-            parts += adamw.build(rest, {name: roles[name] for name in rest}).algorithms
+            parts += adamw.build(rest, {name: roles[name] for name in rest}, rates=rates).algorithms
         return Optimizer(parts, parameters)
 
     def state_bytes(self, shapes: Shapes, roles: Roles) -> int:

@@ -61,8 +61,9 @@ def apply(
     *,
     execution: Execution | None = None,
     init: Mapping[str, Tensor] | int | None = None,
-    adapt: Callable[[nn.Module], None] | None = None,
+    adapt: Callable[[Model], None] | None = None,
     evaluation: LossModule | None = None,
+    rates: Callable[[Model], Mapping[str, float]] | None = None,
 ) -> TrainEngine:
     """Make a loss module on the meta device ready to train.
 
@@ -73,8 +74,10 @@ def apply(
         execution: where and how steps run; None: in fp32 on the CPU.
         init: the model's weights by name, or the seed that they are drawn from; None: seed 0. What `adapt` adds and these
             weights don't have is drawn from seed 0.
-        adapt: changes the model before anything is placed (adapters).
+        adapt: changes the model before anything is placed (adapters). What it freezes of the model is kept in the precision of
+            the matmuls, has no optimizer state and isn't part of the engine's state.
         evaluation: measures held-out batches with the same model; None: `loss`.
+        rates: factors on the learning rate of the adapted model's parameters, by name; those not named have 1.
 
     Raises:
         ConfigError: the plan can't spread this optimizer or precision.
@@ -86,14 +89,17 @@ def apply(
     world, losses = execution.world, (loss, evaluation or loss)
     blocks, own = blocks_of(model), frozenset(state_of(model))
     # Adapters first: everything below must see their modules, too.
+    fixed: frozenset[str] = frozenset()
     if adapt is not None:
         adapt(model)
+        fixed = own - {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     # Precision next, since it decides how owners multiply; 8 bits serve the layers alone.
     if execution.precision == "fp8":
         for block in blocks:
             use_float8(block)
     # Then what this process has of the model, layers before matrices: whatever wraps the model later meets parameters and
     # communication as they are here.
+    factors = {} if rates is None else rates(model)
     boundary = cut_stages(model, plan, world.index("pipeline")) if plan.pipeline > 1 else None
     placements = divide_experts(model, world, _divide(model, losses, plan, world))
     apart = held_apart(model, world)
@@ -120,9 +126,10 @@ def apply(
     _set_weights(model, init, own, placements)
     params: ShardedParams | MixedPrecisionParams
     if root is not None:
-        params = ShardedParams(root, model, zero=plan.zero)
+        params = ShardedParams(root, model, zero=plan.zero, fixed=fixed)
     else:
-        params = MixedPrecisionParams(model, COMPUTE[execution.precision], masters=execution.masters)
+        dtype = COMPUTE[execution.precision]
+        params = MixedPrecisionParams(model, dtype, masters=execution.masters, fixed=fixed)
     sums = GradientSums(world, placements, params.begins(), apart=apart, **shared_by_stages(params.parameters, world))
     step, heldout = functions
     runner: Runner = OneAfterTheOther(step, heldout, params)
@@ -130,7 +137,7 @@ def apply(
         runner = _pipeline(loss, functions, params, boundary, execution, sums)
     # The optimizer last: it holds the very tensors that are trained.
     divided = None if optimizer.elementwise or plan.shard * plan.tensor == 1 else Matrices(params, placements)
-    built = optimizer.build(params.parameters, roles_of(model), divided)
+    built = optimizer.build(params.parameters, roles_of(model), divided, factors)
     return TrainEngine(
         runner,
         params,

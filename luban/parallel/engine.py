@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from luban.data.batch import Batch
-from luban.models.build import state_of
 from luban.nn.init import Region
 from luban.objectives.base import LossModule
 from luban.optim.base import Optimizer, Update
@@ -96,6 +95,7 @@ class TrainEngine:
         self.runner, self.module, self.routers = runner, module, routers or Routers({}, {}, random=False)
         self.params, self.optimizer, self.scale = params, optimizer, scale
         self.clip, self.accumulate, self.device = clip, accumulate, device
+        self.dropouts = [part for part in module.modules() if isinstance(part, nn.Dropout)]  # only adapters have them
 
     @property
     def model(self) -> nn.Module:
@@ -185,8 +185,12 @@ class TrainEngine:
         """(summed loss in nats, targets) of a held-out batch."""
         tensors, readers = to_device(batch, self.device), self.world.plan.readers
         divisible = all(tensor.shape[0] % readers == 0 for tensor in tensors.values())
+        for dropout in self.dropouts:
+            dropout.eval()
         # where rows can't be divided, every process reads all of them
         total = self.runner.evaluate(self._mine(tensors, divided=divisible))
+        for dropout in self.dropouts:
+            dropout.train()
         counts = self.world.counts and (divisible or self.world.reader == 0)
         return float(self.world.sum(total if counts else torch.zeros_like(total))), batch.target_count
 
@@ -217,7 +221,7 @@ class TrainEngine:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave, of a run under any plan."""
         mine = self.placements.cut
-        self.params.load_state_dict({name: mine(name, state["model"][name]) for name in state_of(self.model)})
+        self.params.load_state_dict({name: mine(name, state["model"][name]) for name in self.params.state_dict()})
         optimizer = {}
         for entry, value in state["optimizer"].items():
             name = parameter_of(entry)

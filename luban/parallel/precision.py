@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,18 +26,23 @@ class MixedPrecisionParams:
     The model's own parameters are in the compute dtype, but for the routers of experts, which stay in fp32. With `masters` an fp32 copy stands behind each, which the
     optimizer updates and copies back; without them it updates the model's own, with stochastic rounding in bf16.
 
+    Parameters that require no gradient are kept in the compute dtype alone.
+
     Args:
         model: with initialised float32 (or float64) parameters; they become the masters, and the model gets new ones.
+        fixed: names of parameters and buffers that a run's checkpoints leave out: a frozen base's.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, *, masters: bool = True):
-        self.model = model
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, *, masters: bool = True, fixed: Collection[str] = frozenset()
+    ):
+        self.model, self.fixed = model, fixed
         self.masters = masters and dtype in (torch.bfloat16, torch.float16)
         held = dict(model.named_parameters())
         if next(iter(held.values())).dtype != dtype:
             _replace_parameters(model, dtype)
-        self.working = dict(model.named_parameters())
-        self.parameters = held if self.masters else self.working
+        self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.parameters = {name: held[name] for name in self.working} if self.masters else self.working
         self._sums: dict[str, Tensor] = {}
 
     def begins(self) -> dict[str, int]:
@@ -78,8 +83,10 @@ class MixedPrecisionParams:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Parameters (the masters, where there are such) and persistent buffers by name; shared ones are named once."""
-        return {**state_of(self.model), **{name: p.detach() for name, p in self.parameters.items()}}
+        """Parameters (the masters, where there are such) and persistent buffers by name, but for what is `fixed`; shared ones
+        are named once."""
+        state = {**state_of(self.model), **{name: p.detach() for name, p in self.parameters.items()}}
+        return {name: tensor for name, tensor in state.items() if name not in self.fixed}
 
     def like(self, name: str) -> Tensor:
         """The parameter, of which this process holds all that it updates."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 
 import torch
@@ -59,17 +59,18 @@ class ShardedParams:
         root: what `shard_modules` divided, its parameters initialised.
         model: the model in it.
         zero: as `shard_modules` was given it.
+        fixed: names of parameters and buffers that a run's checkpoints leave out: a frozen base's.
     """
 
     masters = False  # the shards are the fp32 weights; FSDP casts what it gathers
 
-    def __init__(self, root: nn.Module, model: nn.Module, *, zero: int = 3):
-        self.model = model
+    def __init__(self, root: nn.Module, model: nn.Module, *, zero: int = 3, fixed: Collection[str] = frozenset()):
+        self.model, self.fixed = model, fixed
         self._groups, self.zero = fsdp_modules(root), zero
         for group in self._groups:  # shards of uneven size are moved into padded memory when they are first gathered
             group.unshard()
             group.reshard()
-        self.working: dict[str, nn.Parameter] = dict(model.named_parameters())
+        self.working: dict[str, nn.Parameter] = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.parameters = {n: nn.Parameter(_local(p.detach()), requires_grad=False) for n, p in self.working.items()}
         self._sums: dict[str, Tensor] = {}
 
@@ -106,12 +107,14 @@ class ShardedParams:
         self._sums = {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers by name, of which this process holds shards; `whole` makes each whole.
+        """Parameters and persistent buffers by name, but for what is `fixed`; this process holds shards, and `whole` makes each
+        whole.
 
         The shards, not what the model has at the moment: after a forward pass without a backward one (validation) FSDP leaves
         gathered weights there, in the dtype of the matmuls.
         """
-        return {**state_of(self.model), **{name: parameter.detach() for name, parameter in self.working.items()}}
+        state = {**state_of(self.model), **{name: parameter.detach() for name, parameter in self.working.items()}}
+        return {name: tensor for name, tensor in state.items() if name not in self.fixed}
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:

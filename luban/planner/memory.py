@@ -45,6 +45,7 @@ class StepSettings:
     """Trainer and device settings that memory and step time depend on."""
 
     master_weights: bool = True  # fp32 master weights are kept in addition to half-precision ones
+    trained: int | None = None  # parameters with gradients and masters, those of adapters included; None: all
     accumulates: bool = False  # a step has several micro-batches; their gradients are summed in fp32
     remat: Remat = "none"
     gpu_kernels: bool = False  # GPU code paths: joint matmuls, logits and loss computed in chunks
@@ -97,13 +98,17 @@ def predict_memory(graph: OpGraph, settings: StepSettings, traced: TracedMemory 
         graph: the operations of one micro-batch.
         traced: memory of an uncompiled step; it replaces the first two moments.
     """
-    n, itemsize = graph.parameters, graph.itemsize
+    itemsize = graph.itemsize
+    n = graph.parameters if settings.trained is None else settings.trained
     masters = FP32 * n if settings.master_weights and itemsize < FP32 else 0
     sums = max(FP32, itemsize) * n if settings.accumulates else 0
-    fixed = {"parameters": itemsize * n + masters, "optimizer": settings.optimizer_bytes}
+    frozen = 0 if settings.trained is None else graph.parameters
+    fixed = {"parameters": itemsize * (frozen + n) + masters, "optimizer": settings.optimizer_bytes}
     if traced is None:
         saved = saved_bytes(graph, settings)
-        head_gradient = max((itemsize * _weights(op) for op in graph.ops if op.kind == "lm_head"), default=0)
+        head_gradient = (
+            0 if frozen else max((itemsize * _weights(op) for op in graph.ops if op.kind == "lm_head"), default=0)
+        )
         in_backward = _recomputed_bytes(graph, settings) + _activation_gradient_bytes(graph)
         moments = [(0, saved, _loss_bytes(graph, settings)), (head_gradient, saved, in_backward)]
     else:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple, cast
 
-from luban.core.errors import UnsupportedError
+from luban.core.errors import DataError, LubanError, UnsupportedError
 from luban.core.log import warn
 from luban.generate.beam import Answers
 from luban.generate.paged_cache import paging_refusal
@@ -19,6 +20,7 @@ from luban.generate.session import Sequence as Growing
 from luban.generate.text import TextStream
 from luban.generate.token_mask import StructureError
 from luban.load.model import LoadedModel
+from luban.serve.adapters import MOST, AdapterPool
 from luban.serve.batch import Batch, BatchLoad, Token
 from luban.serve.contiguous import ContiguousBatch
 from luban.serve.intake import Intake, is_one
@@ -68,6 +70,9 @@ class Engine:
             tokens are read again.
         batch_invariant: greedy and seeded outputs are bit for bit those of the request alone, whatever shares its batch and
             its prefix, at a price (docs/SERVING.md). The model's matmuls stay so after the engine is gone.
+        adapters: name → run of adapters or PEFT directory, of which each request may ask for one. They share batches and are
+            read when they are first asked for.
+        max_adapters: of them in memory at once.
 
     Raises:
         UnsupportedError: a model that writes no text, or one that can't be paged where it must be.
@@ -85,8 +90,11 @@ class Engine:
         draft_tokens: int = DRAFT_TOKENS,
         swap_bytes: int = 0,
         batch_invariant: bool = False,
+        adapters: Mapping[str, str | Path] | None = None,
+        max_adapters: int = MOST,
     ):
         self.model = model
+        self.adapters = AdapterPool(model, adapters, max_adapters) if adapters else None
         refusal = paging_refusal(model.module)
         if paged and refusal:
             raise UnsupportedError(f"{model.name} can't keep keys and values in blocks: {refusal}")
@@ -100,6 +108,7 @@ class Engine:
                 (draft is not None or ngram, "speculation"),
                 (swap_bytes > 0, "swapping"),
                 (batch_invariant, "batch invariance"),
+                (bool(adapters), "serving adapters by name"),
             ):
                 if asked:
                     raise UnsupportedError(f"{what} needs keys and values in blocks: {refusal or 'paged is False'}")
@@ -114,6 +123,7 @@ class Engine:
                 draft_tokens=draft_tokens,
                 swap_bytes=swap_bytes,
                 batch_invariant=batch_invariant,
+                adapters=self.adapters,
             )
         if model.generation.unbuilt:
             warn(
@@ -142,16 +152,25 @@ class Engine:
         """See `luban.serve.intake.Intake.request`."""
         return self.intake.request(prompt, sampling, listener)
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None) -> list[Result]:
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling: Sampling | None = None,
+        adapters: str | Sequence[str] = "",
+    ) -> list[Result]:
         """Continue every prompt; the results come in the order of the prompts. Without `sampling` tokens are chosen as
-        the model's generation_config.json says, or as `Sampling()` does.
+        the model's generation_config.json says, or as `Sampling()` does. `adapters` names one for all prompts or one for each
+        ("": none).
 
         Raises DataError for a prompt that is empty, malformed or longer than the context, before any is run, and
         NotFiniteError where the model's logits are NaN or infinite.
         """
         sampling = sampling or self.model.generation.sample({})
         several = cast(Sequence[Prompt], [prompts] if is_one(prompts) else prompts)
+        names = [adapters] * len(several) if isinstance(adapters, str) else adapters
         requests = [self.request(prompt, sampling) for prompt in several]
+        for request, name in zip(requests, names, strict=True):
+            self.use_adapter(request, name)
         for request in requests:
             self.submit(request)
         while not all(request.done for request in requests):
@@ -178,6 +197,15 @@ class Engine:
             if not request.done:
                 request.cancel()
                 self.step()
+
+    def use_adapter(self, request: Request, name: str) -> None:
+        """Let a request have the adapter of this name ("": none). Raises DataError for an unknown one."""
+        if not name:
+            return
+        if self.adapters is None:
+            raise DataError(f"there is no adapter '{name}': the engine was made without adapters")
+        self.adapters.require(name)
+        request.adapter = name
 
     def submit(self, request: Request) -> None:
         """Queue a request; safe from any thread."""
@@ -227,7 +255,7 @@ class Engine:
             self.waiting.pop(0)
             if request.cancelled:
                 self._cancel(request)
-            else:
+            elif self._has_adapter(request, fresh):
                 fresh.append(request)
         failed = dict(self.batch.start(fresh)) if fresh else {}
         for request in fresh:
@@ -236,6 +264,18 @@ class Engine:
                 continue
             for growing in request.growing:
                 self.running[id(growing)] = Running(growing, request, self._text(request))
+
+    def _has_adapter(self, request: Request, fresh: Sequence[Request]) -> bool:
+        """Read the request's adapter. Returns false where that failed, which ends the request."""
+        if not request.adapter or self.adapters is None:
+            return True
+        others = [*fresh, *(running.request for running in self.running.values())]
+        try:
+            request.identity = self.adapters.hold(request.adapter, {other.identity for other in others})
+        except LubanError as error:
+            self._break(request, error)
+            return False
+        return True
 
     def _took(self, growing: Growing, tokens: list[Token]) -> bool:
         """Hand out new tokens one by one; returns whether the continuation has ended."""

@@ -33,6 +33,7 @@ class ModelRunner:
         graphs: recorded forwards of single tokens; None: there are none.
         host: of preempted sequences; None: nothing is swapped.
         attention: the backend.
+        select: lets the next forward use the adapter of each chunk's sequence; returns whether any has one.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class ModelRunner:
         graphs: DecodeGraphs | None = None,
         host: HostBlocks | None = None,
         attention: type[PagedAttention] = PagedAttention,
+        select: Callable[[Sequence[Chunk], torch.device], bool] | None = None,
     ):
-        self.host, self.attention = host, attention
+        self.host, self.attention, self.select = host, attention, select
         self.module, self.cache, self.kernel, self.graphs = module.eval(), cache, kernel, graphs
         self.sources = SourceRunner(module, cache, kernel, attention) if isinstance(module, EncoderDecoder) else None
 
@@ -65,7 +67,8 @@ class ModelRunner:
         Args:
             inspect: called for each chunk of several tokens, or that doesn't end its sequence, with hidden states (tokens, E).
         """
-        if self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
+        adapted = self.select is not None and self.select(chunks, self.cache.device)
+        if not adapted and self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
             return logits
         if not self.attention.invariant:
             return self._forward(chunks, inspect)

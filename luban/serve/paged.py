@@ -21,6 +21,7 @@ from luban.nn.attention.paged import PagedAttention, kernel_serves
 from luban.nn.attention.paged_invariant import InvariantPagedAttention
 from luban.nn.invariant import use_invariant_matmuls
 from luban.nn.linear import lay_adjacent
+from luban.serve.adapters import AdapterPool
 from luban.serve.batch import BatchLoad, Token
 from luban.serve.beam_group import BeamGroup
 from luban.serve.block_manager import BlockManager, source_identity
@@ -52,6 +53,7 @@ class PagedBatch:
         kernel: of attention, "torch" or "luban"; None: that of the environment's LUBAN_ATTENTION, or the fastest that can serve.
         swap_bytes: of host memory for what preempted sequences have computed; 0, or where it is full: they are read again.
         batch_invariant: outputs are bit for bit those of a request alone; the module's matmuls are replaced.
+        adapters: of which requests may ask for one.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class PagedBatch:
         kernel: str | None = None,
         swap_bytes: int = 0,
         batch_invariant: bool = False,
+        adapters: AdapterPool | None = None,
     ):
         self.spec, self.prompts = module.spec, prompts_of(module.spec)
         kernel = check_kernel(kernel or os.environ.get(VARIABLE) or None)
@@ -99,7 +102,8 @@ class PagedBatch:
             cache = PagedCache.of(module, blocks=blocks, block_size=block_size)
         host_blocks = int(swap_bytes) // (self.budget.slot_bytes * block_size)
         host = HostBlocks(cache, host_blocks) if host_blocks else None
-        self.runner = ModelRunner(module, cache, kernel, graphs, host, attention)
+        select = None if adapters is None else adapters.select
+        self.runner = ModelRunner(module, cache, kernel, graphs, host, attention, select)
         self.draft_tokens, self.drafted, self.accepted = draft_tokens, 0, 0  # counts of guesses
         self.proposer: Proposer | None = NgramProposer() if ngram else None
         if draft is not None:

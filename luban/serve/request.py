@@ -96,6 +96,7 @@ class Request:
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self.prompt, self.sampling, self.listener, self.continues = prompt, sampling, listener, continues
         self.identity, self.priority, self.kept = identity, priority, kept
+        self.adapter = ""  # name of the adapter that the engine gives it; empty: none
         seed = derive(seed, "request")
         self.growing = [
             Growing(prompt, sampling, seed, choice, ends, None if matcher is None else matcher.copy())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 
 import torch
 
+from luban.adapters.base import AdapterConfig
 from luban.core.errors import UnsupportedError
 from luban.core.opgraph import OpGraph
 from luban.core.units import bytes_
@@ -47,7 +49,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
     """
     resident = resident_memory()  # before anything is measured
     recipe = _of_one_process(recipe)
-    train, machine, (shapes, roles) = recipe.train, machine_of(device), _parameters(spec)
+    train, machine, (shapes, roles) = recipe.train, machine_of(device), _trained(spec, recipe.adapter)
     graph = _micro_batch(recipe, spec, sample(1))
     compiled = runs_compiled(recipe, device)
     settings = step_settings(recipe, spec, device)
@@ -135,10 +137,11 @@ def step_settings(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Step
     train, on_gpu = recipe.train, device.type == "cuda"
     chunked = runs_compiled(recipe, device) and train.precision == "bf16"
     masters = train.weights == "fp32" and train.precision not in ("fp32", "fp64")
-    shapes, roles = _parameters(spec)
+    shapes, roles = _trained(spec, recipe.adapter)
     recomputed = on_gpu and all(layer.feedforward.recomputed for layer in (*spec.layers, *spec.encoder))
     return StepSettings(
         master_weights=masters,
+        trained=None if recipe.adapter is None else sum(map(math.prod, shapes.values())),
         accumulates=train.accumulate > 1,
         remat=recipe.plan.remat,
         gpu_kernels=on_gpu,
@@ -184,10 +187,14 @@ def _caveats(spec: ModelSpec, device: torch.device, compiled: bool, busy: float 
 
 
 @lru_cache(maxsize=8)
-def _parameters(spec: ModelSpec) -> tuple[dict[str, tuple[int, ...]], dict[str, Role]]:
-    """Shapes and roles by name."""
+def _trained(spec: ModelSpec, adapter: AdapterConfig | None) -> tuple[dict[str, tuple[int, ...]], dict[str, Role]]:
+    """Shapes and roles by name, of the parameters that are trained."""
     model = build_model(spec, device="meta")
-    return {name: tuple(p.shape) for name, p in model.named_parameters()}, roles_of(model)
+    if adapter is not None:
+        adapter.adapt(model)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    roles = roles_of(model)
+    return shapes, {name: roles[name] for name in shapes}
 
 
 def _fuses_activation(precision: str, spec: ModelSpec) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from luban.adapters.base import AdapterConfig
 from luban.checkpoint.manager import CheckpointConfig
 from luban.core.config import Partial
 from luban.core.errors import ConfigError
@@ -126,6 +127,8 @@ class Recipe:
     # the model, or changes to a preset
     model: Partial[ModelConfig] = field(default_factory=lambda: Partial(ModelConfig))
     init: Operational[str] = ""  # start from this MODEL's weights and spec (empty: random weights)
+    # train few parameters beside the frozen weights of `init` (none: train these themselves)
+    adapter: AdapterConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     objective: Objective = field(default_factory=Causal)
     optim: OptimizerConfig = field(default_factory=AdamW)
@@ -140,6 +143,8 @@ class Recipe:
         shards.require_tokenizer(tokenizer.content_hash, f"model {self.init}")
 
     def __post_init__(self):
+        if self.adapter is not None and not self.init:
+            raise ConfigError("an adapter needs a model that it adapts: give --init MODEL")
         if self.train.weights == "bf16" and not self.optim.rounds_stochastically:
             name = OptimizerConfig.registry.name_of(type(self.optim))
             raise ConfigError(

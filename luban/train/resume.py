@@ -37,7 +37,7 @@ def run_artifact(recipe: Recipe, out: Path, *, task: str, shards: Shards, start:
     art = ArtifactWriter(
         out,
         kind="run",
-        config={"task": task, **defining, "model": config_of(start.spec)},
+        config={"task": task, **defining, "model": config_of(start.spec), **_base(start)},
         settings=settings,
         parents=(as_parent("shards", shards.path), *start.parents),
         resumable=True,
@@ -52,6 +52,11 @@ def run_artifact(recipe: Recipe, out: Path, *, task: str, shards: Shards, start:
             f"or more, or another --out"
         )
     return art
+
+
+def _base(start: Start) -> dict[str, str]:
+    """The frozen model of a run of adapters, which trains over no other."""
+    return {} if start.base is None else {"base_weights": start.base}
 
 
 def _steps_done(out: Path) -> int:

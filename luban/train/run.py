@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from luban.adapters.base import rates_of
 from luban.core.artifact import ArtifactWriter, command_line, require_free
 from luban.core.errors import DataError, TrainingError, UsageError
 from luban.core.hashing import code_version, data_sha256
@@ -26,6 +27,7 @@ from luban.data.packing import Packing
 from luban.data.shards import Shards
 from luban.kernels import gated
 from luban.kernels.dispatch import chosen
+from luban.load.adapted import base_reference
 from luban.load.model import LoadedModel
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
@@ -114,6 +116,8 @@ def _train(
             write_recipe(art, recipe, start)
             shutil.copytree(Path(shards.path) / "tokenizer", art.path / "tokenizer", dirs_exist_ok=True)
             art.note(recipe=name, command=command_line())
+            if recipe.adapter is not None:
+                art.note(base=base_reference(recipe.init))
         if not art.resumed or art.changed:
             art.note(device=str(device), accelerator=prediction.machine.name, **prediction.figures())
         gated.clear()
@@ -292,6 +296,8 @@ def make_engine(recipe: Recipe, start: Start, device: torch.device, world: World
         recipe.optim,
         execution=execution,
         init=config.seed if start.weights is None else start.weights,
+        adapt=None if recipe.adapter is None else recipe.adapter.adapt,
+        rates=None if recipe.adapter is None else rates_of,
         evaluation=evaluation,
     )
 

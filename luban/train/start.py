@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from luban.adapters.base import adapters_of
 from luban.checkpoint.weights import weights_hash
 from luban.core.artifact import MANIFEST, Parent, as_parent
 from luban.core.config import merge
@@ -29,6 +30,7 @@ class Start:
     spec: ModelSpec
     weights: dict[str, Tensor] | None = None  # None: drawn from the seed
     parents: tuple[Parent, ...] = ()  # the model it starts from
+    base: str | None = None  # weights_hash of the frozen model that adapters are trained for
 
 
 def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = None) -> Start:
@@ -60,7 +62,17 @@ def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = Non
         found, given = config_of(spec), recipe.model.given
         wanted = resolve_spec(given if given.get("preset") else merge(found, given), spec.vocab_size)
         _same_spec(config_of(wanted), found, recipe.init)
-    return Start(spec=_check(spec, recipe), weights=weights, parents=(parent_of(recipe.init, model),))
+    checked = _check(spec, recipe)
+    parents = (parent_of(recipe.init, model),)
+    if recipe.adapter is None:
+        return Start(spec=checked, weights=weights, parents=parents)
+    if adapters_of(model.module):
+        raise ConfigError(
+            f"{recipe.init} is an adapter over another model: train over its merged weights (luban export "
+            f"{recipe.init} --merge --out DIR)"
+        )
+    added = recipe.adapter.initial(spec, weights, recipe.train.seed)
+    return Start(spec=checked, weights=weights | added, parents=parents, base=weights_hash(weights))
 
 
 def parent_of(init: str, model: LoadedModel) -> Parent:

@@ -7,6 +7,7 @@ layers.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from luban.adapters.base import AdapterConfig
+from luban.core.errors import ConfigError
 from luban.core.plan import Remat
 from luban.data.batch import Batch
 from luban.kernels.limits import CHUNK_ELEMENTS
@@ -80,7 +83,7 @@ def trace_memory(recipe: Recipe, spec: ModelSpec, row: Batch) -> TracedMemory | 
     """
     train = recipe.train
     arrays = tuple((name, array.shape[1:], torch.from_numpy(array).dtype) for name, array in row.arrays().items())
-    trace = partial(_trace, spec, recipe.objective, COMPUTE[train.precision], recipe.plan.remat, arrays)
+    trace = partial(_trace, spec, recipe.adapter, recipe.objective, COMPUTE[train.precision], recipe.plan.remat, arrays)
     rows = train.batch_size // train.accumulate
     most = 2 * max(1, max(TRACED, 4 * CHUNK_ELEMENTS // spec.vocab_size) // (2 * train.seq_len))
     if rows <= most:
@@ -98,6 +101,7 @@ def trace_memory(recipe: Recipe, spec: ModelSpec, row: Batch) -> TracedMemory | 
 @lru_cache(maxsize=64)  # a refused run asks for many batch sizes, all extrapolated from a few
 def _trace(
     spec: ModelSpec,
+    adapter: AdapterConfig | None,
     objective: Objective,
     dtype: torch.dtype,
     remat: Remat,
@@ -110,6 +114,8 @@ def _trace(
         arrays: name, shape of a row and dtype of everything that the loss reads.
     """
     module = build_model(spec, device="meta")
+    if adapter is not None:
+        adapter.adapt(module)
     loss_module = objective.loss(module)
     with FakeTensorMode(), _Live() as live:
         _give_memory(module, dtype)
@@ -131,11 +137,15 @@ def _give_memory(module: nn.Module, dtype: torch.dtype) -> None:
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                new = made.setdefault(id(parameter), nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
+                new = made.setdefault(id(parameter), _empty_like(parameter, dtype))
                 part._parameters[name] = new
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _empty_like(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty(parameter.shape, dtype=dtype), requires_grad=parameter.requires_grad)
 
 
 def trace_time(recipe: Recipe, spec: ModelSpec, rows: Batch) -> float:
@@ -174,6 +184,9 @@ def _use_remat(module: nn.Module, remat: Remat) -> None:
 
 def _seconds(recipe: Recipe, spec: ModelSpec, batch: dict[str, Tensor]) -> float:
     module = build_model(spec, seed=0).to(COMPUTE[recipe.train.precision])
+    if recipe.adapter is not None:
+        with contextlib.suppress(ConfigError):  # its targets are in layers that the shallow model lacks
+            recipe.adapter.adapt(module)
     _use_remat(module, recipe.plan.remat)
     return best_of(_pass(recipe.objective.loss(module), batch))
 

@@ -34,7 +34,7 @@ def test_verbs_exist(page):
 def test_options_exist():
     """Of verbs that take options of their own; recipes' fields are checked where recipes are."""
     sources = {verb: (ROOT / "luban" / "cli" / f"{verb}.py").read_text() for verb in VERBS}
-    for line in [*commands("README.md"), *commands("README.zh.md")]:
+    for line in [*commands("README.md"), *commands("README.zh.md"), *commands("docs/ADAPTERS.md")]:
         if line.startswith("luban "):
             verb = line.split()[1]
             for option in re.findall(r"--([a-z-]+)(?![\w.-])", line):

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from luban.core.errors import UnsupportedError
 from luban.core.protocols import KeysValues, KVCache
 from luban.kernels.attention_mask import AttentionMask
 from luban.kernels.dispatch import check_kernel
 from luban.nn.attention.attend import attention
-from luban.nn.attention.prepared_mask import Bias, limited, prepare
+from luban.nn.attention.prepared_mask import Bias, PreparedMask, limited, prepare
 from luban.nn.mixer.base import AttentionShape
 
 
@@ -76,6 +78,48 @@ class AttentionBackend:
         """
         return attention(q_BHTD, k_BKTD, v_BKTD, mask, scale)
 
+    def prepare_prefixed(
+        self, mask: AttentionMask, shape: AttentionShape, bias: Bias | None, dtype: torch.dtype
+    ) -> Tensor:
+        """The mask as `attend_prefixed` takes it, (1 or B, 1 or H, T, S) to add to the scores; arguments as in `prepare`."""
+        limit = limited(mask, shape)
+        added = torch.zeros((), device=mask.device) if bias is None else bias.dense()
+        assert added is not None
+        return torch.where(limit.dense(), added, float("-inf")).to(dtype)
+
+    def attend_prefixed(
+        self,
+        q_BHTD: Tensor,
+        k_BKTD: Tensor,
+        v_BKTD: Tensor,
+        prefix: KeysValues,
+        mask: Tensor,
+        cache: Any,
+        scale: float | None,
+    ) -> Tensor:
+        """Attention to a prefix that all queries see and to the unmasked keys, in one softmax: (B, H, T, D).
+
+        Args:
+            prefix: keys and values (1, K, P, D). mask: from `prepare_prefixed`.
+
+        Raises:
+            UnsupportedError: this backend can't.
+        """
+        batch, count = k_BKTD.shape[0], prefix[0].shape[2]
+        k_BKTD, v_BKTD = self.all_keys_values(k_BKTD, v_BKTD, cache)
+        k, v = (
+            torch.cat([first.to(then.dtype).expand(batch, -1, -1, -1), then], 2)
+            for first, then in zip(prefix, (k_BKTD, v_BKTD), strict=True)
+        )
+        return attention(q_BHTD, k, v, PreparedMask(dense=F.pad(mask, (count, 0))), scale)
+
+    def all_keys_values(self, k_BKTD: Tensor, v_BKTD: Tensor, cache: Any) -> KeysValues:
+        """Keys and values of all tokens, (B, K, S, D) each, those of the new tokens included. Raises UnsupportedError where
+        they don't lie in one tensor."""
+        if type(self) is not AttentionBackend:
+            raise UnsupportedError(f"{type(self).__name__} doesn't support adapters with prompts (prefix, prompt)")
+        return k_BKTD, v_BKTD
+
     def cross_attend(
         self,
         q_BHTD: Tensor,
@@ -128,6 +172,10 @@ class CachedAttention(AttentionBackend):
         if cache is not None:
             k_BKTD, v_BKTD = cache.update(k_BKTD, v_BKTD)
         return attention(q_BHTD, k_BKTD, v_BKTD, mask, scale)
+
+    def all_keys_values(self, k_BKTD: Tensor, v_BKTD: Tensor, cache: Any) -> KeysValues:
+        """The cached ones, the new ones appended."""
+        return (k_BKTD, v_BKTD) if cache is None else cache.update(k_BKTD, v_BKTD)
 
     def cross_keys_values(
         self, project: Callable[[Tensor], KeysValues], states: Tensor | None, cache: Any

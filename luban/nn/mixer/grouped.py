@@ -140,12 +140,22 @@ class GroupedAttention(nn.Module):
         self.q_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
         self.k_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
         self.output = Linear(inner, width, bias=config.output_bias, role="o", writes_residual=True)
+        self.prompts: nn.Module | None = None  # an adapter's: `prompts(q, self)` is added to what is mixed
 
     def forward(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         q_BHTD, k_BKTD, v_BKTD = self.rotated_qkv(x_BTE, ctx)
         mixed_BHTD = ctx.attend(q_BHTD, k_BKTD, v_BKTD, self.scale)
+        if self.prompts is not None:
+            mixed_BHTD = mixed_BHTD + self.prompts(q_BHTD, self)
         return self.output(mixed_BHTD.transpose(1, 2).flatten(-2))
+
+    def keys_values(self, x_BSE: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S, E) → keys and values (B, K, S, D) without positions."""
+        k_BSKD, v_BSKD = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x_BSE)[1:])
+        if self.k_norm is not None:
+            k_BSKD = self.k_norm(k_BSKD)
+        return k_BSKD.transpose(1, 2), v_BSKD.transpose(1, 2)
 
     def rotated_qkv(self, x_BTE: Tensor, ctx: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D), keys and values (B, K, T, D) of the new tokens, with their positions in them."""

@@ -113,7 +113,7 @@ class Answers:
         if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
             body.prompt_logprobs = body.logprobs
         sampling = body.sampling(self.service.model.generation, COMPLETION_TOKENS, body.logprobs)
-        job = Job(body, sampling, self._shape(chat=False), prompt_alone=alone)
+        job = Job(body, sampling, self._shape(body, chat=False), prompt_alone=alone)
         if body.echo:
             tokenizer = self.service.model.need_tokenizer()
             job.echoed = [one if isinstance(one, str) else tokenizer.decode(one) for one in prompts]
@@ -130,12 +130,12 @@ class Answers:
         prompt = await service.tokenised(self._rendered, messages, body)
         longest = engine.budget.longest_answer(prompt, body.n)
         sampling = body.sampling(service.model.generation, longest, body.alternatives, structure)
-        job = Job(body, sampling, self._shape(chat=True), tools=form)
+        job = Job(body, sampling, self._shape(body, chat=True), tools=form)
         return await self._answer(job, [prompt], http)
 
-    def _shape(self, *, chat: bool) -> Shape:
+    def _shape(self, body: CompletionBody | ChatBody, *, chat: bool) -> Shape:
         model = self.service.model
-        return Shape(chat=chat, model=model.name, tokenizer=model.need_tokenizer())
+        return Shape(chat=chat, model=body.model or model.name, tokenizer=model.need_tokenizer())
 
     def _tools(self, body: ChatBody) -> tuple[ToolFormat | None, Structure | None]:
         """How calls are written, where tools are offered, and the texts that are calls, where one is required."""
@@ -183,7 +183,11 @@ class Answers:
 
     def _requests(self, job: Job, prompts: list[Prompt]) -> list[Request]:
         intake, kept = self.service.writer().intake, job.tools.kept() if job.tools else frozenset()
-        return [intake.request(prompt, job.sampling, priority=job.body.priority, kept=kept) for prompt in prompts]
+        requests = [intake.request(prompt, job.sampling, priority=job.body.priority, kept=kept) for prompt in prompts]
+        if job.body.model in self.service.adapters():
+            for request in requests:
+                self.service.writer().use_adapter(request, job.body.model)
+        return requests
 
     async def _finish(self, job: Job, http: HttpRequest) -> bool:
         """Run to the end; false when the client left before it."""

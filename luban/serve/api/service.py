@@ -149,9 +149,15 @@ class Service:
     # What routes ask ----------------------------------------------------------------------------------------
 
     def require(self, name: str | None) -> None:
-        """Raise UnknownModel unless the name is that of the model served, or none."""
-        if name not in (None, self.model.name):
-            raise UnknownModel(f"the model '{name}' is not served here: '{self.model.name}' is")
+        """Raise UnknownModel unless the name is that of the model served, of one of its adapters, or none."""
+        if name not in (None, self.model.name, *self.adapters()):
+            served = " and ".join(f"'{each}'" for each in (self.model.name, *self.adapters()))
+            raise UnknownModel(f"the model '{name}' is not served here: {served} {'are' if self.adapters() else 'is'}")
+
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that requests may ask for."""
+        pool = None if self.engine is None else self.engine.adapters
+        return () if pool is None else tuple(pool.known)
 
     def require_open(self, sequences: int) -> None:
         """Raise Stopping while the server drains, Busy where so many more sequences would make the queue too long."""
@@ -204,23 +210,25 @@ class Service:
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
 
     async def models(self) -> dict[str, Any]:
-        """The one model that is served."""
-        return {"object": "list", "data": [self._described()]}
+        """The model that is served, and its adapters."""
+        names = (self.model.name, *self.adapters())
+        return {"object": "list", "data": [self._described(name) for name in names]}
 
     async def one_model(self, name: str) -> dict[str, Any]:
         """The same by name."""
         self.require(name)
-        return self._described()
+        return self._described(name)
 
-    def _described(self) -> dict[str, Any]:
+    def _described(self, name: str) -> dict[str, Any]:
         chat = self.model.tokenizer is not None and self.model.tokenizer.chat_template is not None
         return {
-            "id": self.model.name,
+            "id": name,
             "object": "model",
             "created": 0,
             "owned_by": "luban",
             "context": self.model.spec.context,
             "chat": chat and self.engine is not None,
+            **({"parent": self.model.name} if name != self.model.name else {}),
         }
 
     async def tokenize(self, body: TokenizeBody) -> dict[str, Any]:

@@ -1,0 +1,161 @@
+"""A model with an adapter: from a run of adapters or a PEFT directory, over the base that it was trained for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from luban.adapters.base import AdapterConfig
+from luban.adapters.peft.layout import Names, PeftFiles, layout_of
+from luban.checkpoint.reader import CheckpointReader
+from luban.checkpoint.weights import weights_hash
+from luban.core.artifact import MANIFEST, Manifest, incomplete_path, read_manifest, read_table
+from luban.core.config import from_dict
+from luban.core.errors import ArtifactError, LineageError
+from luban.load.tensors import read_tensors
+from luban.models.base import Model
+from luban.models.build import state_of
+from luban.models.convert.base import Format, format_for, format_of
+from luban.nn.linear import store_column_major
+
+if TYPE_CHECKING:
+    from luban.load.model import LoadedModel
+
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE = "base.json"  # beside them: the weights_hash of the model under the adapter, for which PEFT has no field
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredAdapter:
+    """An adapter on disk, found but not yet put into a model."""
+
+    path: Path
+    config: AdapterConfig | None = None  # None: PEFT's, whose meaning depends on the model
+    tensors: Mapping[str, Tensor] | PeftFiles
+    base: str = ""  # the model that it was trained over, as the run knew it
+    base_weights: str = ""  # that model's weights_hash; empty: not known
+    manifest: Manifest | None = None  # of the run or checkpoint
+    home: Path | None = None  # the run with its tokenizer
+
+
+@dataclass(frozen=True)
+class ActiveAdapter:
+    """The adapter in a loaded model."""
+
+    config: AdapterConfig
+    base: str  # the model under it, as it was called
+    base_weights: str  # its weights_hash
+
+
+def base_reference(model: str) -> str:
+    """How a run remembers the model that it adapts: a path from the root where it is one."""
+    return str(Path(model).resolve()) if Path(model).exists() else model
+
+
+def is_adapter(path: Path) -> bool:
+    """True for a run or checkpoint of adapters and for a PEFT directory."""
+    if (path / PEFT_CONFIG).is_file():
+        return True
+    place = path if (path / MANIFEST).is_file() else incomplete_path(path)
+    return (place / MANIFEST).is_file() and bool(read_manifest(place).config.get("adapter"))
+
+
+def find_adapter(path: Path) -> StoredAdapter:
+    """Open what is at `path`. Raises ArtifactError where it holds no adapter."""
+    if (path / PEFT_CONFIG).is_file():
+        config = read_table(path / PEFT_CONFIG)
+        if not (path / PEFT_WEIGHTS).is_file():
+            raise ArtifactError(f"{path} holds {PEFT_CONFIG} without {PEFT_WEIGHTS}")
+        files = PeftFiles(config, read_tensors(path / PEFT_WEIGHTS))
+        base = config.get("base_model_name_or_path") or ""
+        known = read_table(path / BASE) if (path / BASE).is_file() else {}
+        return StoredAdapter(path=path, tensors=files, base=base, base_weights=str(known.get("weights_hash", "")))
+    from luban.load.model import chosen_checkpoint
+
+    run = path if path.is_dir() else incomplete_path(path)
+    if not run.is_dir():
+        raise ArtifactError(f"{path} does not exist: an adapter is a run of adapters or a PEFT directory")
+    if not is_adapter(run):
+        raise ArtifactError(f"{path} holds no adapter: neither a run that trained one nor {PEFT_CONFIG}")
+    manifest, home = read_manifest(run), run
+    place = chosen_checkpoint(run, manifest) if (run / "checkpoints").is_dir() else run
+    if place == run and run.parent.name == "checkpoints":
+        home = run.parent.parent
+        manifest = read_manifest(home)
+    return StoredAdapter(
+        path=path,
+        config=from_dict(AdapterConfig, manifest.config["adapter"], "adapter"),
+        tensors=CheckpointReader.open(place).tensors("model"),
+        base=str(manifest.figures.get("base", "")),
+        base_weights=str(manifest.config.get("base_weights", "")),
+        manifest=manifest,
+        home=home,
+    )
+
+
+def with_adapter(m: LoadedModel, adapter: StoredAdapter, *, base: str) -> LoadedModel:
+    """The model, loaded in float32, with the adapter in it.
+
+    Args:
+        base: how the model was called, for messages.
+
+    Raises:
+        LineageError: it isn't the model that the adapter was trained over; both hashes are named.
+        ArtifactError: the adapter lacks or has other tensors than the model needs.
+    """
+    found = weights_hash(state_of(m.module))
+    require_base(adapter, found, base)
+    config, tensors = in_our_names(m, adapter)
+    put_in(m.module, config, tensors, adapter.path)
+    store_column_major(m.module)
+    return replace(m, adapter=ActiveAdapter(config, base, found), module=m.module.eval())
+
+
+def require_base(adapter: StoredAdapter, found: str, base: str) -> None:
+    """Raise LineageError unless `base`, whose weights have the hash `found`, is what the adapter was trained over."""
+    if adapter.base_weights and adapter.base_weights != found:
+        raise LineageError(
+            f"{adapter.path} was trained over a model with weights_hash {adapter.base_weights}, and {base} has {found}: "
+            f"give the model that it was trained over{f', {adapter.base}' if adapter.base else ''}"
+        )
+
+
+def in_our_names(m: LoadedModel, adapter: StoredAdapter) -> tuple[AdapterConfig, Mapping[str, Tensor]]:
+    """The adapter's config and tensors, named as in the adapted model."""
+    if not isinstance(adapter.tensors, PeftFiles):
+        assert adapter.config is not None
+        return adapter.config, adapter.tensors
+    kind = str(adapter.tensors.config.get("peft_type"))
+    ours = layout_of(kind, str(adapter.path)).read(adapter.tensors, m.module, Names(format_at(m), m.module))
+    return ours.config, ours.tensors
+
+
+def format_at(m: LoadedModel) -> Format:
+    """The Hugging Face format that a model came in, else the one that it would be exported in, whose names PEFT uses."""
+    config = m.path / "config.json"
+    return format_of(read_table(config)) if m.path.is_dir() and config.is_file() else format_for(m.spec)[0]
+
+
+@torch.no_grad()
+def put_in(module: Model, config: AdapterConfig, tensors: Mapping[str, Tensor], source: Any) -> None:
+    """Put an adapter's modules with these tensors into a model. Raises ArtifactError where they don't fit."""
+    before = {name for name, tensor in state_of(module).items()}
+    config.adapt(module)
+    state = state_of(module)
+    wanted = {name for name, p in module.named_parameters() if p.requires_grad} | (state.keys() - before)
+    for name in sorted(wanted - tensors.keys()):
+        raise ArtifactError(f"{source} lacks the tensor {name}, which an adapter over this model needs")
+    for name in sorted(tensors.keys() - wanted):
+        raise ArtifactError(f"{source} holds the tensor {name}, which an adapter over this model has no place for")
+    for name in sorted(wanted):
+        given = tensors[name]
+        if given.shape != state[name].shape:
+            shapes = f"{tuple(given.shape)}, the model needs {tuple(state[name].shape)}"
+            raise ArtifactError(f"{source}: the tensor {name} has shape {shapes}")
+        state[name].copy_(given)
+    module.eval()

@@ -1,0 +1,77 @@
+"""Adapters out of Luban: PEFT's layout, or merged into the weights of their base."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from luban.adapters.peft.layout import Names, layout_of
+from luban.checkpoint.storage import write_safetensors
+from luban.core.artifact import incomplete_path, write_json
+from luban.core.errors import ArtifactError, UnsupportedError
+from luban.core.terms import require_exportable
+from luban.load.adapted import BASE, PEFT_CONFIG, PEFT_WEIGHTS, format_at
+from luban.load.export import copy_tokenizer, parameters
+from luban.load.model import LoadedModel
+from luban.models.head.language_model import LanguageModel
+
+
+def export_adapter(m: LoadedModel, out: str | Path) -> Path:
+    """Write the adapter of a model as PEFT reads it: adapter_config.json, adapter_model.safetensors and the tokenizer.
+
+    Raises:
+        UnsupportedError: PEFT has no kind that computes the same, or no Hugging Face format expresses the base.
+        ArtifactError: `out` is already there.
+        LineageError: a licence forbids it.
+    """
+    assert m.adapter is not None
+    config, out = m.adapter.config, Path(out)
+    if m.manifest:
+        require_exportable(m.manifest, m.name)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ArtifactError(f"{out} already exists and is not empty: choose another directory, or remove it")
+    if not config.peft:
+        kind = config.registry.name_of(type(config))
+        raise UnsupportedError(
+            f"PEFT has no adapter that computes what {kind} does, so {m.name} isn't written in its layout: "
+            f"luban generate, chat and serve read the run itself (--adapter {m.path})"
+        )
+    parameters(m.module)  # refused where a tensor holds NaN
+    files = layout_of(config.peft, m.name).write(config, m.module, Names(format_at(m), m.module))
+    settings = {
+        **files.config,
+        "base_model_name_or_path": m.adapter.base,
+        "task_type": "CAUSAL_LM" if m.spec.body.causal and m.spec.head == LanguageModel() else None,
+        "inference_mode": True,
+    }
+    partial = incomplete_path(out)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write_safetensors({name: t.float().contiguous() for name, t in files.tensors.items()}, partial / PEFT_WEIGHTS)
+        write_json(partial / PEFT_CONFIG, settings)
+        write_json(partial / BASE, {"weights_hash": m.adapter.base_weights})
+        if m.tokenizer is not None:
+            copy_tokenizer(m, partial)
+        if out.is_dir():
+            out.rmdir()
+        os.rename(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return out
+
+
+def merged(m: LoadedModel) -> LoadedModel:
+    """The model with its adapter merged into the weights, in place. Raises UnsupportedError for int8 weights and for adapters
+    that are no change of weights."""
+    if m.adapter is None:
+        raise UnsupportedError(f"{m.name} has no adapter, so there is nothing to merge: export it without --merge")
+    if any(parameter.is_floating_point() is False for parameter in m.module.parameters()):
+        raise UnsupportedError(
+            "a merge into quantised weights would round what the adapter learned away: load the base in float32"
+        )
+    m.adapter.config.merge(m.module)
+    return replace(m, adapter=None)

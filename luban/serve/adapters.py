@@ -1,0 +1,108 @@
+"""Adapters by name over a model that is served: read when they are first asked for, and given up by use."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from luban.adapters.bank import Selection, add_to_banks, bankable, remove_from_banks
+from luban.checkpoint.weights import weights_hash
+from luban.core.errors import DataError, UsageError, nearest
+from luban.load.adapted import find_adapter, in_our_names, require_base
+from luban.load.model import LoadedModel, load_model
+from luban.models.build import state_of
+from luban.serve.scheduler import Chunk
+
+MOST = 16  # adapters in memory
+
+
+class AdapterPool:
+    """The adapters of an engine.
+
+    Args:
+        model: which they are for, without one of its own.
+        known: name → run of adapters or PEFT directory.
+        most: adapters in memory at once; one more takes the place of that which was used least recently.
+    """
+
+    def __init__(self, model: LoadedModel, known: Mapping[str, str | Path], most: int = MOST):
+        if known and model.adapter is not None:
+            raise UsageError(f"{model.name} has an adapter already: give it by name, too (--adapter NAME=DIR)")
+        if most < 1:
+            raise UsageError(f"at least one adapter must be in memory, {most} given")
+        self.model, self.known, self.most = model, dict(known), most
+        self.selection = Selection()
+        self._held: OrderedDict[str, str] = OrderedDict()  # name → identity, the least recently used first
+        self._name_of: dict[str, str] = {}  # by identity
+        self._base = ""
+
+    def require(self, name: str) -> None:
+        """Raise DataError for an unknown name."""
+        if name not in self.known:
+            raise DataError(f"there is no adapter '{name}'{nearest(name, self.known)}")
+
+    def hold(self, name: str, in_use: Collection[str]) -> str:
+        """Read the adapter, unless it is in memory, and return what tells its keys and values from others'. Called by the thread
+        that runs the model.
+
+        Args:
+            in_use: identities of requests that run, whose adapters stay.
+
+        Raises:
+            DataError, ArtifactError, UnsupportedError: it can't be had.
+        """
+        self.require(name)
+        if name in self._held:
+            self._held.move_to_end(name)
+            return self._held[name]
+        stored = find_adapter(Path(self.known[name]))
+        require_base(stored, self._base_hash(), self.model.name)
+        config, tensors = in_our_names(self.model, stored)
+        bankable(config, self.model.module, name)
+        idle = [held for held, identity in self._held.items() if identity not in in_use]
+        while len(self._held) >= self.most and idle:
+            self.drop(idle.pop(0))
+        values = {each: tensors[each] for each in tensors}
+        add_to_banks(self.model.module, self.selection, name, config, values)
+        identity = f"adapter {weights_hash(values)} {config}"
+        self._held[name] = identity
+        self._name_of[identity] = name
+        return identity
+
+    def drop(self, name: str) -> None:
+        """Take an adapter out of memory."""
+        remove_from_banks(self.model.module, name)
+        self._held.pop(name)
+
+    @property
+    def held(self) -> Sequence[str]:
+        """Those in memory, the least recently used first."""
+        return list(self._held)
+
+    def select(self, chunks: Sequence[Chunk], device: torch.device) -> bool:
+        """Let the next forward use each sequence's adapter. Returns whether any has one."""
+        spans = [(self._name_of.get(chunk.state.identity, ""), chunk.count) for chunk in chunks]
+        self.selection.choose(spans, device)
+        return any(name for name, _ in spans)
+
+    def _base_hash(self) -> str:
+        """Of the model's weights in float32, in which the hash is known."""
+        if not self._base:
+            module = self.model.module
+            wide = all(p.dtype == torch.float32 for p in module.parameters()) and not self._held
+            self._base = weights_hash(state_of(module if wide else load_model(self.model.path).module))
+        return self._base
+
+
+def by_name(given: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """`--adapter` as given: one directory without a name, or any number of NAME=DIR. Raises UsageError for both."""
+    named = dict(each.split("=", 1) for each in given if "=" in each and not Path(each).exists())
+    alone = [each for each in given if each.partition("=")[0] not in named]
+    if len(alone) > 1 or (alone and named):
+        raise UsageError("several adapters need names to be asked for by: --adapter NAME=DIR --adapter OTHER=DIR")
+    if len(named) + len(alone) < len(given):
+        raise UsageError("two adapters have the same name: give each --adapter NAME=DIR another")
+    return (alone[0] if alone else None), named

@@ -1,0 +1,123 @@
+"""Runs of adapters: what a checkpoint holds, resuming, the base unchanged, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from training_data import make_shards
+
+from luban.cli.main import main
+from luban.core.artifact import read_manifest
+from luban.core.config import from_dict
+from luban.core.errors import ArtifactError, ConfigError, UnsupportedError
+from luban.load.adapter_export import merged
+from luban.load.model import load_model
+from luban.models.build import state_of
+from luban.train.pretrain import pretrain
+from luban.train.recipe import Recipe
+
+TINY = {
+    "schedule": {"warmup": 1},
+    "checkpoint": {"every": 2},
+    "validation": {"every": 0, "batches": 1},
+    "optim": {"type": "adamw", "lr": 3e-3},
+    "train": {"steps": 2, "batch_size": 2, "seq_len": 16, "device": "cpu", "log_every": 1},
+}
+MODEL = {
+    "width": 16,
+    "layers": 1,
+    "context": 32,
+    "tied_head": True,
+    "layer": {"mixer": {"heads": 2, "kv_heads": 1}, "feedforward": {"width": 24}},
+}
+LORA = {"type": "lora", "rank": 2, "alpha": 4, "rate_ratio": 4.0, "dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    data = {"path": str(make_shards(folder))}
+    return pretrain(from_dict(Recipe, {**TINY, "model": MODEL, "data": data}), folder / "run")
+
+
+@pytest.fixture
+def recipe(base) -> Recipe:
+    data = {"path": str(base.parent / "shards")}
+    return from_dict(Recipe, {**TINY, "init": str(base), "data": data, "adapter": LORA})
+
+
+def tensors(run: Path, step: int, which: str = "model") -> dict[str, torch.Tensor]:
+    with safe_open(run / "checkpoints" / f"step_{step:06d}" / f"{which}.safetensors", "pt") as held:
+        return {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
+
+
+def test_a_run_holds_what_is_trained_and_goes_on_where_it_stopped(recipe, base, tmp_path):
+    """Resumed = uninterrupted, with dropout and LoRA+'s rates; checkpoints and optimizer state are of the adapter alone; the
+    base's files and weights don't change."""
+    before = {file: file.read_bytes() for file in base.rglob("*.safetensors")}
+    longer = replace(recipe, train=replace(recipe.train, steps=4))
+    straight = pretrain(longer, tmp_path / "straight")
+    pretrain(recipe, tmp_path / "parts")
+    parts = pretrain(longer, tmp_path / "parts")
+    assert {file: file.read_bytes() for file in base.rglob("*.safetensors")} == before
+    first, second = tensors(straight, 4), tensors(parts, 4)
+    assert first.keys() == second.keys() and all(".adapters." in name for name in first)
+    changed = {n for n, p in tensors(straight, 2).items() if not torch.equal(p, first[n])}
+    assert changed == set(first)
+    assert {name.rpartition("/")[0] for name in tensors(straight, 4, "optimizer")} == set(first)
+    manifest = read_manifest(straight)
+    assert manifest.parent("init").content_hash == read_manifest(base).content_hash
+    assert manifest.figures["parameters"] == sum(p.numel() for p in first.values())
+    m, plain = load_model(straight), load_model(base)
+    over = load_model(base, adapter=straight)
+    x = torch.randint(0, plain.spec.vocab_size, (1, 9))
+    assert not torch.equal(m.module(x), plain.module(x)) and torch.equal(m.module(x), over.module(x))
+    kept = state_of(m.module)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in state_of(plain.module).items())
+
+
+def test_precision_of_the_frozen_base(recipe):
+    """The base is in bf16 alone; what is trained has fp32 weights behind it."""
+    from luban.train.run import make_engine, open_run
+
+    half = replace(recipe, train=replace(recipe.train, precision="bf16"))
+    _, _, start, device = open_run(half)
+    engine = make_engine(half, start, device)
+    named = dict(engine.model.named_parameters())
+    assert {p.dtype for p in named.values()} == {torch.bfloat16}
+    assert {p.dtype for p in engine.params.parameters.values()} == {torch.float32}
+    assert set(engine.params.parameters) == {name for name in named if ".adapters." in name}
+
+
+def test_export_through_the_command_line(recipe, base, tmp_path, capsys):
+    run = pretrain(recipe, tmp_path / "run")
+    assert main(["export", str(run), "--out", str(tmp_path / "adapter")]) == 0
+    assert main(["export", str(run), "--merge", "--out", str(tmp_path / "merged")]) == 0
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA" and config["r"] == 2 and config["base_model_name_or_path"] == str(base)
+    x = torch.randint(0, 200, (1, 9))
+    wanted = load_model(run).module(x)
+    torch.testing.assert_close(load_model(tmp_path / "merged").module(x), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(load_model(base, adapter=tmp_path / "adapter").module(x), wanted)
+    assert main(["export", str(base), "--merge", "--out", str(tmp_path / "no")]) == 1
+    assert "has no adapter, so there is nothing to merge" in capsys.readouterr().err
+    with pytest.raises(UnsupportedError, match="a merge into quantised weights"):
+        merged(load_model(run, dtype="int8"))
+
+
+def test_what_can_not_be_is_refused(recipe, base, tmp_path):
+    with pytest.raises(ConfigError, match="give --init MODEL"):
+        from_dict(Recipe, {**TINY, "adapter": LORA})
+    with pytest.raises(ConfigError, match=r"unknown adapter 'lorra'.*did you mean 'lora'"):
+        from_dict(Recipe, {**TINY, "init": str(base), "adapter": {"type": "lorra"}})
+    run = pretrain(recipe, tmp_path / "run")
+    with pytest.raises(ConfigError, match="is an adapter over another model"):
+        pretrain(replace(recipe, init=str(run)), tmp_path / "over")
+    with pytest.raises(ArtifactError, match="is an adapter itself"):
+        load_model(run, adapter=run)
+    assert not (tmp_path / "over").exists()
