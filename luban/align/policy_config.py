@@ -79,6 +79,11 @@ class RL(Variant):
         """Answers a round."""
         return self.prompts * self.samples
 
+    @property
+    def measures_kl(self) -> bool:
+        """Whether there is a reference model, from which the divergence is measured."""
+        return bool(self.kl or self.max_kl)
+
     def objective(self) -> Policy:
         """The policy's loss."""
         return Policy(
