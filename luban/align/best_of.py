@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from luban.align.preferences import as_messages
+from luban.align.preferences import Text, as_messages
 from luban.align.prompts import prompt_ids, prompt_of
 from luban.align.rewards.base import Answer, Rewards
 from luban.align.rollout import Sampler
@@ -51,13 +51,15 @@ def rejection_sample(
     temperature: float = 1.0,
     seed: int = 0,
     least: float = -math.inf,
+    pairs: bool = False,
 ) -> dict[str, float]:
     """Write the best of `n` answers to each prompt as conversations that `luban sft` takes (Touvron et al. 2023b, section
-    3.2.3; Bai et al. 2022; AlpacaFarm's expert iteration).
+    3.2.3; Bai et al. 2022; AlpacaFarm's expert iteration), or with the worst as pairs for `luban dpo`: labels of fresh answers.
 
     Args:
         rows: of a file of prompts.
         least: prompts whose best answer scores below this are left out.
+        pairs: prompt, chosen and rejected; prompts whose answers all score the same are left out.
 
     Returns:
         Figures: prompts kept, mean score of all answers and of the best ones.
@@ -80,16 +82,23 @@ def rejection_sample(
             )[0].reshape(-1, n)
             every += scores.ravel().tolist()
             for at, (row, of_row) in enumerate(zip(taken, scores, strict=True)):
-                if (score := float(of_row.max())) >= least:
-                    best.append(score)
-                    text = written.texts[at * n + int(of_row.argmax())]
-                    messages = [*as_messages(prompt_of(row), "user"), {"role": "assistant", "content": text}]
-                    lines.append(json.dumps({"messages": messages, "score": score}, ensure_ascii=False) + "\n")
+                score, worst = float(of_row.max()), float(of_row.min())
+                if score < least or (pairs and score == worst):
+                    continue
+                best.append(score)
+                texts = [written.texts[at * n + int(i)] for i in (of_row.argmax(), of_row.argmin())]
+                lines.append(json.dumps(_line(prompt_of(row), texts, score, pairs), ensure_ascii=False) + "\n")
             bar.advance(len(taken))
     if not lines:
         raise DataError(f"no answer to {len(rows)} prompts scores {least:g} or more: lower the threshold or raise n")
     atomic_write(out, "".join(lines))
     return {"prompts": len(lines), "mean_score": float(np.mean(every)), "best_score": float(np.mean(best))}
+
+
+def _line(prompt: Text, texts: list[str], score: float, pairs: bool) -> dict[str, Any]:
+    if pairs:
+        return {"prompt": prompt, "chosen": texts[0], "rejected": texts[1]}
+    return {"messages": [*as_messages(prompt, "user"), {"role": "assistant", "content": texts[0]}], "score": score}
 
 
 def best_of_n_kl(n: int) -> float:

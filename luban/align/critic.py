@@ -59,7 +59,7 @@ class Critic:
 
     def __init__(self, recipe: Recipe, ppo: PPO, start: Start, device: Any):
         optim = replace(recipe.optim, lr=ppo.critic_lr) if ppo.critic_lr else recipe.optim
-        self.recipe = replace(recipe, objective=ValueFunction(clip=ppo.value_clip), optim=optim)
+        self.recipe = replace(recipe, objective=ValueFunction(clip=ppo.value_clip), optim=optim, adapter=None)
         self.engine: TrainEngine = make_engine(self.recipe, start, device)
 
     def learn(self, batch: RolloutBatch, step: int) -> None:

@@ -79,6 +79,11 @@ class RL(Variant):
         """Answers a round."""
         return self.prompts * self.samples
 
+    @property
+    def measures_kl(self) -> bool:
+        """Whether there is a reference model, from which the divergence is measured."""
+        return bool(self.kl or self.max_kl)
+
     def objective(self) -> Policy:
         """The policy's loss."""
         return Policy(
@@ -90,8 +95,12 @@ class RL(Variant):
         raise NotImplementedError
 
     def token_weights(self, mask: np.ndarray) -> np.ndarray:
-        """(N, T) weights of the tokens' losses; a step divides by their sum. Here every token counts the same."""
+        """(N, T) weights of the tokens' losses. Here every token counts the same."""
         return mask.astype(np.float64)
+
+    def divisor(self, weights: np.ndarray) -> float:
+        """What a step over tokens of these weights (B, T) divides its sum by: theirs."""
+        return float(weights.sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +170,10 @@ class GRPO(RL):
             return mask.astype(np.float64)
         lengths = mask.sum(-1, keepdims=True) if self.normalise == "answer" else self.max_tokens
         return mask / np.maximum(lengths, 1)
+
+    def divisor(self, weights: np.ndarray) -> float:
+        """The sum of the weights; with "constant" the number of answers, however long they are."""
+        return float(len(weights)) if self.normalise == "constant" else super().divisor(weights)
 
     def __post_init__(self):
         super().__post_init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from luban.load.model import LoadedModel
 from luban.objectives.base import Objective
 from luban.objectives.ranking import Ranking
 from luban.parallel.device import choose_device
-from luban.parallel.world import World
 from luban.train.recipe import Recipe
 from luban.train.run import train
 
@@ -51,7 +51,8 @@ def reward(recipe: RewardRecipe, out: Path, name: str = "reward") -> Path:
     with packed_beside(out) as cache:
         ready, model = one_after_another(cache, lambda: prepared(recipe, cache))
         path = train(ready, out, task="reward", name=name, model=model)
-    if World().is_main and "accuracy" not in read_manifest(path).figures:
+    figures = read_manifest(path).figures
+    if os.environ.get("RANK", "0") == "0" and figures.get("measured_at") != figures["step"]:
         note_quality(path, Path(ready.data.path), recipe.train.device)
     return path
 
@@ -76,7 +77,11 @@ def note_quality(run: Path, data: Path, device: str = "auto") -> None:
         say(line)
     manifest = read_manifest(run)
     write_json(
-        run / MANIFEST, replace(manifest, figures={**manifest.figures, **figures, "measured_on": split}).to_json()
+        run / MANIFEST,
+        replace(
+            manifest,
+            figures={**manifest.figures, **figures, "measured_on": split, "measured_at": manifest.figures["step"]},
+        ).to_json(),
     )
 
 

@@ -165,7 +165,7 @@ class Actor:
         self.prompts = Prompts.open(shards, self.longest)
         self.sampler = Sampler(policy, engine.module.model, recipe.rl.answers, recipe.train.seq_len)
         self.rows = recipe.train.batch_size // recipe.train.accumulate  # read at once
-        self.reference = self._reference() if recipe.rl.kl or recipe.rl.max_kl else None
+        self.reference = self._reference() if recipe.rl.measures_kl else None
 
     def _reference(self) -> TokenLogprobs:
         """The reference model, frozen."""

@@ -133,6 +133,8 @@ class RoundLoader:
         self.rl, self.make, self.folder, self.learn, self.text = rl, make, folder, learn, text
         self.batch_size, self.seed, self.pad_id = batch_size, seed, pad_id
         self.steps = rl.epochs * rl.answers // batch_size  # of a round
+        # a round's number, and `trained_values` of it
+        self.prepared: tuple[int, dict[str, np.ndarray], dict[str, float]] = (-1, {}, {})
 
     def iterate(self, start_step: int = 0) -> Iterator[RolloutBatch]:
         """Batches from `start_step` on, without end."""
@@ -155,12 +157,14 @@ class RoundLoader:
         passed, at = divmod(place * self.batch_size, self.rl.answers)
         order = generator(self.seed, "round", number, "epoch", passed).permutation(self.rl.answers)
         rows = np.sort(order[at : at + self.batch_size])
-        whole = current.answers.batch(self.pad_id)
-        values, logged = trained_values(self.rl, current, whole.loss_mask)
+        if number != self.prepared[0]:
+            mask = current.answers.batch(self.pad_id).loss_mask
+            self.prepared = number, *trained_values(self.rl, current, mask)
+        _, values, logged = self.prepared
         batch = current.answers.batch(self.pad_id, rows)
         taken = {name: array[rows].astype(np.float32) for name, array in values.items()}
         shown = {name: np.full(len(rows), value, dtype=np.float32) for name, value in logged.items()}
-        count = float(taken["weights"].sum())
+        count = self.rl.divisor(taken["weights"])
         return replace(batch, values=taken, logged=shown, count=count, pretraining=self._text(step, count, len(rows)))
 
     def _text(self, step: int, count: float, rows: int) -> dict[str, np.ndarray]:
@@ -194,8 +198,7 @@ def trained_values(rl: RL, current: Round, mask: np.ndarray) -> tuple[dict[str, 
     figures = {
         "reward": arrays["scores"].mean(),
         "reward_std": arrays["scores"].std(),
-        "kl": current.mean_kl,
-        "kl_coefficient": current.beta,
+        **({"kl": current.mean_kl, "kl_coefficient": current.beta} if rl.measures_kl else {}),
         "answer_tokens": mask.sum(-1).mean(),
         "unfinished": 1 - np.mean(current.answers.finished),
         "engine_difference": np.abs(difference).sum() / max(mask.sum(), 1),

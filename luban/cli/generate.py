@@ -69,6 +69,7 @@ class Arguments:
     reward: str = ""  # of --best-of: a run of luban reward, file.py:function, regex:PATTERN or an http address
     # of --best-of: PROMPT is a .jsonl file of prompts, whose best answers are written here as conversations
     out: Path | None = None
+    pairs: bool = False  # with --out: write best and worst as pairs for luban dpo
     device: str = "cpu"  # such as cpu or cuda
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
 
@@ -160,6 +161,7 @@ def _best(args: Arguments, model: LoadedModel, sampling: Sampling, prompt: str) 
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         seed=sampling.seed or 0,
+        pairs=args.pairs,
     )
     say(
         f"{figures['prompts']} prompts; mean score {figures['mean_score']:.3g}, of the best of {args.best_of} "

@@ -76,7 +76,7 @@ class PreferenceLossModule(AnswerLossModule):
         present = batch["present"]
         answers = AnswerLogprobs(
             policy=logprobs[:, :-1],
-            reference=batch["reference"].to(logprobs.dtype),
+            reference=torch.where(present, batch["reference"].to(logprobs.dtype), 0.0),
             lengths=lengths[:, :-1],
             ranks=batch["ranks"],
             probabilities=batch["probabilities"].to(logprobs.dtype),

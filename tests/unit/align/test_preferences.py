@@ -146,8 +146,10 @@ def test_padding_and_accumulation_change_no_preference_loss(model, shards, objec
         loss = objective.loss(model.module)
         losses += [loss(batch).sum, sum(loss(part).sum for part in cut(batch, 2))]
     padded = tensors(narrow.gather(np.array([0, 1, 2, 3, -1])))
-    padded["reference"] = torch.full_like(padded["reference"], -20.0)
+    padded["reference"] = torch.where(padded["present"], -20.0, torch.nan)
     losses.append(objective.loss(model.module)(padded).sum)
+    gradients = torch.autograd.grad(losses[-1], list(model.module.parameters()), allow_unused=True)
+    assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
     assert torch.stack(losses).detach().numpy() == pytest.approx(float(losses[0].detach()), rel=1e-4)
 
 

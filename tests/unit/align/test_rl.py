@@ -113,7 +113,10 @@ def test_normalisations_of_grpo():
     mask = np.array([[True, True, False, False], [True, False, False, False]])
     assert GRPO().token_weights(mask).sum(-1).tolist() == [1.0, 1.0]
     assert GRPO(normalise="token").token_weights(mask).sum() == 3
-    assert GRPO(normalise="constant", max_tokens=4).token_weights(mask).sum() == pytest.approx(3 / 4)
+    constant = GRPO(normalise="constant", max_tokens=4)
+    weights = constant.token_weights(mask)
+    assert weights.sum() == pytest.approx(3 / 4) and constant.divisor(weights) == 2
+    assert GRPO().divisor(GRPO().token_weights(mask)) == 2 and RLOO().divisor(RLOO().token_weights(mask)) == 3
 
 
 def test_rloo_penalises_the_divergence_of_the_whole_answer():
