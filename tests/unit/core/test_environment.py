@@ -45,6 +45,7 @@ def test_every_flag_of_serve_has_its_variable(monkeypatch):
     from luban.cli import serve
 
     values = {"bool": "true", "int": "3", "float": "1.5", "Literal['none', 'ngram']": "ngram"}
+    values["Literal['recompute', 'swap']"] = "swap"
     for field in fields(serve.Arguments):
         if field.name == "model":
             continue
