@@ -83,13 +83,14 @@ class Muon(OptimizerConfig):
         return 4 * sum(math.prod(shapes[name]) for name in hidden) + AdamW().state_bytes(rest, roles)
 
     def workspace_bytes(self, shapes: Shapes, roles: Roles, *, widened: bool) -> int:
-        """Of the largest group of equal shapes: gradient, momentum and their mixture in fp32, three iterates in bf16."""
+        """Of the largest group of equal shapes: the mixtures of gradient and momentum one by one and stacked in fp32, three
+        iterates in bf16."""
         sizes: dict[tuple[int, ...], int] = defaultdict(int)
         hidden = hidden_matrices(roles)
         for name in hidden:
             sizes[tuple(shapes[name])] += math.prod(shapes[name])
         rest = {name: shape for name, shape in shapes.items() if name not in hidden}
-        return max(18 * max(sizes.values(), default=0), AdamW().workspace_bytes(rest, roles, widened=widened))
+        return max(14 * max(sizes.values(), default=0), AdamW().workspace_bytes(rest, roles, widened=widened))
 
     def update_flops(self, shapes: Shapes, roles: Roles) -> int:
         """Newton–Schulz: three matmuls a round."""
