@@ -58,7 +58,9 @@ class Bank(nn.Module):
 def bankable(config: AdapterConfig, model: Model, name: str) -> None:
     """Raise UnsupportedError for an adapter that can't share a batch with others."""
     kind = config.registry.name_of(type(config))
-    if config.modules_to_save:
+    if model.spec.body.two_sided:
+        what = "its encoder and its decoder read different tokens"
+    elif config.modules_to_save:
         what = f"it replaces whole modules ({', '.join(config.modules_to_save)})"
     elif not config.pages:
         what = f"a {kind} adapter puts keys and values before every text"

@@ -36,7 +36,6 @@ class AdapterPool:
         self.model, self.known, self.most = model, dict(known), most
         self.selection = Selection()
         self._held: OrderedDict[str, str] = OrderedDict()  # name → identity, the least recently used first
-        self._name_of: dict[str, str] = {}  # by identity
         self._base = ""
 
     def require(self, name: str) -> None:
@@ -65,12 +64,9 @@ class AdapterPool:
         idle = [held for held, identity in self._held.items() if identity not in in_use]
         while len(self._held) >= self.most and idle:
             self.drop(idle.pop(0))
-        values = {each: tensors[each] for each in tensors}
-        add_to_banks(self.model.module, self.selection, name, config, values)
-        identity = f"adapter {weights_hash(values)} {config}"
-        self._held[name] = identity
-        self._name_of[identity] = name
-        return identity
+        add_to_banks(self.model.module, self.selection, name, config, tensors)
+        self._held[name] = f"adapter {weights_hash(tensors)} {config}"
+        return self._held[name]
 
     def drop(self, name: str) -> None:
         """Take an adapter out of memory."""
@@ -84,7 +80,7 @@ class AdapterPool:
 
     def select(self, chunks: Sequence[Chunk], device: torch.device) -> bool:
         """Let the next forward use each sequence's adapter. Returns whether any has one."""
-        spans = [(self._name_of.get(chunk.state.identity, ""), chunk.count) for chunk in chunks]
+        spans = [(chunk.state.adapter, chunk.count) for chunk in chunks]
         self.selection.choose(spans, device)
         return any(name for name, _ in spans)
 

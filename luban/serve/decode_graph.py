@@ -42,13 +42,11 @@ class DecodeGraphs:
         self.module, self.cache = module, cache
         largest, blocks = recorded_size(max_sequences), -(-module.spec.context // cache.block_size)
         self._host = torch.zeros(3, largest, dtype=torch.int64).pin_memory()  # tokens, positions, slots
-        self._host_tables = torch.zeros(largest, blocks, dtype=torch.int32).pin_memory()
-        self._numbers, self._table_numbers = self._host.numpy(), self._host_tables.numpy()
+        self._numbers = self._host.numpy()
         self._inputs = [torch.zeros(largest, dtype=torch.int64, device=cache.device) for _ in range(3)]
-        self._tables = torch.zeros(largest, blocks, dtype=torch.int32, device=cache.device)
+        self._tables = BlockTables(largest, blocks, cache.device)
         rows = torch.arange(largest, device=cache.device, dtype=torch.int32)
         self._items = torch.stack([rows, rows, torch.ones_like(rows), torch.zeros_like(rows)], 1)
-        self._written: list[list[int]] = [[]] * largest  # the tables that the device has, by row
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._broken = False
@@ -63,7 +61,7 @@ class DecodeGraphs:
         if self._broken or any(chunk.count != 1 or not chunk.last for chunk in chunks):
             return None
         size = recorded_size(len(chunks))
-        if size > len(self._tables):
+        if size > self._tables.rows:
             return None
         self._fill(chunks, size)
         if size not in self._graphs:
@@ -80,7 +78,7 @@ class DecodeGraphs:
 
     def _fill(self, chunks: Sequence[Chunk], size: int) -> None:
         """Copy what the graph reads to the device."""
-        block, count, widest = self.cache.block_size, len(chunks), 0
+        block, count = self.cache.block_size, len(chunks)
         starts = [chunk.start for chunk in chunks]
         self._numbers[0, :count] = [chunk.tokens[0] for chunk in chunks]
         self._numbers[1, :count] = starts
@@ -91,16 +89,9 @@ class DecodeGraphs:
         last = self.cache.blocks - 1
         self._numbers[:2, count:size] = 0
         self._numbers[2, count:size] = last * block
-        tables = [chunk.state.table for chunk in chunks] + [[last]] * (size - count)
-        for row, table in enumerate(tables):
-            if self._written[row] != table:  # most have not changed since the last step
-                self._table_numbers[row, : len(table)] = table
-                self._written[row] = table[:]
-                widest = max(widest, len(table))
         for row, target in enumerate(self._inputs):
             target[:size].copy_(self._host[row, :size], non_blocking=True)
-        if widest:
-            self._tables[:size, :widest].copy_(self._host_tables[:size, :widest], non_blocking=True)
+        self._tables.write([chunk.state.table for chunk in chunks] + [[last]] * (size - count))
 
     def _record(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The graph of one size and where its logits are. What is recorded has been run before, so that all kernels are
@@ -118,7 +109,7 @@ class DecodeGraphs:
         packed = PackedTokens(
             positions_N=positions_N,
             slots_N=slots_N,
-            tables_CM=self._tables[:size],
+            tables_CM=self._tables.device[:size],
             starts=(self.module.spec.context - 1,) * size,  # as far as any sequence reaches
             counts=(1,) * size,
             block_size=self.cache.block_size,
@@ -127,6 +118,33 @@ class DecodeGraphs:
         attention = PagedAttention(self.cache.layers, packed)
         hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")
         return self.module.read(hidden_1NE).squeeze(0).float()
+
+
+class BlockTables:
+    """Tables of blocks on a device, of which only those are written that have changed: most of a step's are the last step's.
+
+    Args:
+        rows: tables at most. blocks: of a table at most.
+    """
+
+    def __init__(self, rows: int, blocks: int, device: torch.device):
+        self.rows = rows
+        self.device = torch.zeros(rows, blocks, dtype=torch.int32, device=device)
+        self._host = torch.zeros(rows, blocks, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._numbers = self._host.numpy()
+        self._written: list[list[int]] = [[]] * rows
+
+    def write(self, tables: Sequence[list[int]]) -> None:
+        """Put tables into the first rows of `device`; what lies behind a table's end is of no meaning."""
+        widest = 0
+        for row, table in enumerate(tables):
+            if self._written[row] != table:
+                self._numbers[row, : len(table)] = table
+                self._written[row] = table[:]
+                widest = max(widest, len(table))
+        if widest:
+            part = slice(len(tables)), slice(widest)
+            self.device[part].copy_(self._host[part], non_blocking=True)
 
 
 @contextlib.contextmanager

@@ -67,9 +67,17 @@ class ModelRunner:
         Args:
             inspect: called for each chunk of several tokens, or that doesn't end its sequence, with hidden states (tokens, E).
         """
-        adapted = self.select is not None and self.select(chunks, self.cache.device)
-        if not adapted and self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
+        if self.select is not None and self.select(chunks, self.cache.device):
+            try:
+                return self._read(chunks, inspect)
+            finally:
+                self.select((), self.cache.device)  # whatever else runs the model, as embeddings do, runs it alone
+        if self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
             return logits
+        return self._read(chunks, inspect)
+
+    def _read(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None) -> Tensor:
+        """See `run`; without recorded graphs."""
         if not self.attention.invariant:
             return self._forward(chunks, inspect)
         with InvariantElements():  # a token alone is read twice, since single rows have code of their own
@@ -77,7 +85,7 @@ class ModelRunner:
             return self._forward([*chunks, *chunks] if alone else chunks, inspect)[: sum(c.wanted for c in chunks)]
 
     def _forward(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None) -> Tensor:
-        """See `run`."""
+        """See `run`; as one packed row."""
         tokens_N, packed = self._packed(chunks)
         if self.sources is None:
             attention = self.attention(self.cache.layers, packed, self.kernel)

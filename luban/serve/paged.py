@@ -163,6 +163,7 @@ class PagedBatch:
                     self.prompts.first_tokens(request.prompt),
                     (request.priority, number, growing.choice),
                     identity,
+                    request.adapter,
                     source=source,
                 )
                 state.read_whole = request.sampling.prompt_logprobs is not None and growing.choice == 0

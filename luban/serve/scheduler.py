@@ -35,7 +35,8 @@ class SequenceState:
 
     tokens: list[int]  # the prompt's, then the generated ones
     arrival: tuple[int, ...]  # priority, number of the request, which of its continuations; the smaller runs first
-    identity: str = ""  # what keys and values depend on beside the tokens, the source included
+    identity: str = ""  # what keys and values depend on beside the tokens: adapter and source
+    adapter: str = ""  # its name; none: the model alone
     siblings: list[SequenceState] = field(default_factory=list)  # continuations that begin where this prompt ends
     table: list[int] = field(default_factory=list)  # blocks; of all tokens while it runs
     computed: int = 0  # tokens whose keys and values are in the pool
@@ -148,7 +149,7 @@ class Scheduler:
 
     def fork(self, state: SequenceState, arrival: tuple[int, ...]) -> SequenceState:
         """Another sequence with the same tokens, which holds the same blocks, or waits where the first one waits."""
-        child = SequenceState(list(state.tokens), arrival, state.identity, source=state.source)
+        child = SequenceState(list(state.tokens), arrival, state.identity, state.adapter, source=state.source)
         self._share(state, child)
         insort(self.running if state in self.running else self.waiting, child, key=lambda other: other.arrival)
         return child

@@ -244,6 +244,8 @@ class Service:
     async def embeddings(self, body: EmbeddingBody) -> dict[str, Any]:
         """Unit vectors of texts, means of the last layer's hidden states."""
         self.require(body.model)
+        if body.model in self.adapters():
+            raise DataError(f"embeddings are those of the model without adapters: ask for '{self.model.name}'")
         self.require_open(0)
         width = self.model.spec.width
         if body.dimensions not in (None, width):

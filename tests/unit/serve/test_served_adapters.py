@@ -11,13 +11,15 @@ import torch
 from tiny_models import write_checkpoint
 
 from luban import Engine, Sampling, load_model
+from luban.adapters.bank import bankable
 from luban.adapters.dora import DoRA
 from luban.adapters.lora import LoRA
 from luban.checkpoint.weights import weights_hash
 from luban.core.errors import DataError, LineageError, UnsupportedError, UsageError
 from luban.load.adapted import ActiveAdapter, put_in
 from luban.load.adapter_export import export_adapter
-from luban.models.build import state_of
+from luban.models.build import build_model, state_of
+from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.init import NormalInit
@@ -112,6 +114,35 @@ def test_what_can_not_be_served_by_name_is_refused(served, tmp_path):
     whole = write_adapter(base, LoRA(rank=2, targets=("q", "lm_head")), tmp_path / "head")
     with pytest.raises(UnsupportedError, match="changes more than the layers' projections"):
         Engine(load_model(base), adapters={"h": whole}).generate(text, GREEDY, adapters="h")
+
+
+def test_one_adapter_under_two_names(served):
+    """Whichever name was read last or has gone, the other one still has it."""
+    base, made = served
+    engine, (text,) = Engine(load_model(base), adapters={"x": made["a"], "y": made["a"]}), prompts(1)
+    wanted = alone(base, made["a"], text)
+    assert wanted != alone(base, None, text)
+    assert engine.adapters is not None
+    for name in ("x", "y"):
+        assert engine.generate(text, GREEDY, adapters=name)[0].token_ids == wanted
+    engine.adapters.drop("y")
+    assert engine.generate(text, GREEDY, adapters="x")[0].token_ids == wanted
+
+
+def test_whatever_runs_the_model_between_steps_runs_it_alone(served):
+    base, made = served
+    engine, (text,) = Engine(load_model(base), adapters=made), prompts(1)
+    tokens = torch.tensor([text] * 2)
+    with torch.inference_mode():
+        wanted = engine.model.module(tokens, output="hidden")
+        engine.generate(text, GREEDY, adapters="a")
+        assert torch.equal(engine.model.module(tokens, output="hidden"), wanted)
+
+
+def test_an_encoder_decoder_has_none_by_name():
+    spec = uniform(vocab_size=50, width=16, layers=1, mixer=Grouped(heads=2), body=EncoderDecoderBody(decoder_start=1))
+    with pytest.raises(UnsupportedError, match="its encoder and its decoder read different tokens"):
+        bankable(LoRA(rank=2), build_model(spec, device="meta"), "a")
 
 
 def test_names_on_the_command_line():
