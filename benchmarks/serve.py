@@ -35,6 +35,7 @@ from luban.load.model import LoadedModel
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
+from luban.serve.bench.measure import percentiles
 from luban.serve.paged import PagedBatch
 from luban.serve.request import Request
 
@@ -61,11 +62,9 @@ def spec_of(size: str) -> ModelSpec:
     )
 
 
-def percentiles(values: list[float], name: str) -> Measured:
-    """In milliseconds."""
-    ordered = sorted(values) or [float("nan")]
-    at = {p: ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))] for p in (50, 95, 99)}
-    return {f"{name}_p{p}_ms": round(1000 * value, 1) for p, value in at.items()}
+def milliseconds(values: list[float], name: str) -> Measured:
+    """Percentiles of seconds, in milliseconds."""
+    return {f"{name}_p{p}_ms": round(value, 1) for p, value in percentiles(values).items()}
 
 
 def memory_shares(engine: luban.Engine, limit: int) -> Measured:
@@ -108,10 +107,10 @@ def run_engine(engine: luban.Engine, prompts: Prompts, limit: int) -> Measured:
         "all_tokens_per_s": round((sum(map(len, prompts)) + len(prompts) * limit) / seconds, 1),
         "together": most,
     }
-    found |= percentiles([b - a for a, b in itertools.pairwise([*ends, start + seconds])], "step") | {
+    found |= milliseconds([b - a for a, b in itertools.pairwise([*ends, start + seconds])], "step") | {
         "steps": len(ends)
     }
-    found |= percentiles(first, "first_token") | percentiles(gaps, "between_tokens")
+    found |= milliseconds(first, "first_token") | milliseconds(gaps, "between_tokens")
     for name in ("held", "reserved", "whole_context"):
         found[f"kv_{name}"] = round(sum(share[name] for share in shares) / max(1, len(shares)), 3)
     return found

@@ -26,37 +26,10 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from luban.serve.bench.measure import percentiles
+
 ADDRESS = re.compile(r"serving .*? at (http://\S+)")
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "a",
-    "to",
-    "in",
-    "is",
-    "it",
-    "was",
-    "for",
-    "on",
-    "are",
-    "as",
-    "with",
-    "his",
-    "they",
-    "at",
-    "be",
-    "this",
-    "from",
-    "have",
-    "or",
-    "by",
-    "one",
-    "had",
-    "not",
-    "but",
-    "what",
-]
+WORDS = ["the", "of", "and", "a", "to", "in", "is", "it", "was", "for", "on", "with"]
 PAUSE = 0.2  # seconds after each piece that a slow client reads
 TIMEOUT = 1800.0  # seconds without a byte
 
@@ -129,11 +102,9 @@ def resident_mb(pid: int) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def percentiles(name: str, seconds: list[float]) -> str:
-    """One line, in milliseconds."""
-    ordered = sorted(seconds) or [float("nan")]
-    at = (ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))] for p in (50, 95, 99))
-    return f"{name:20}" + "  ".join(f"p{p} {1000 * value:9.1f} ms" for p, value in zip((50, 95, 99), at, strict=True))
+def line(name: str, seconds: list[float]) -> str:
+    """Percentiles, in milliseconds."""
+    return f"{name:20}" + "  ".join(f"p{p} {value:9.1f} ms" for p, value in percentiles(seconds).items())
 
 
 def main() -> int:
@@ -169,8 +140,8 @@ def main() -> int:
     server.send_signal(signal.SIGTERM)
     code = server.wait(60)
     print(f"{args.clients} clients, {seconds:.0f} s, {dict(load.ended)}, {load.pieces / seconds:.1f} pieces/s")
-    print(percentiles("first token", load.first))
-    print(percentiles("between tokens", load.gaps))
+    print(line("first token", load.first))
+    print(line("between tokens", load.gaps))
     print("resident memory, MB: " + " ".join(f"{value:.0f}" for value in memory) + f"; server's exit code {code}")
     return int(any(how not in ("answered", "left by the client") for how in load.ended))
 

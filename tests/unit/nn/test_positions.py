@@ -85,3 +85,15 @@ def test_sinusoids_follow_the_equation():
             angle = p / 1000.0 ** (2 * i / 12)
             assert added[0, t, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-4)
             assert added[0, t, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-4)
+
+
+def test_queries_and_keys_turned_together_are_as_turned_apart():
+    heads, key_heads, head_dim = 6, 2, 16
+    method = Rope(pairing="half").build(PositionShape(width=96, heads=heads, head_dim=head_dim, context=64))
+    rotation = method(torch.randint(0, 50, (2, 5)), torch.zeros(2, 5)).rotation
+    packed = torch.randn(2, 5, (heads + 2 * key_heads) * head_dim)
+    q, k, v = packed.unflatten(-1, (-1, head_dim)).transpose(1, 2).split([heads, key_heads, key_heads], dim=1)
+    for got, want in zip(
+        rotation.apply_rotary_qkv(packed, heads, key_heads), (*rotation.apply_rotary(q, k), v), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=0, atol=0)

@@ -87,3 +87,24 @@ def test_a_laid_model_decodes_what_a_plain_one_does(bias):
     torch.testing.assert_close(laid(tokens), plain(tokens), atol=1e-4, rtol=1e-4)
     for (name, ours), theirs in zip(parameters(laid).items(), parameters(plain).values(), strict=True):
         assert ours.is_contiguous() and torch.equal(ours, theirs), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_the_norm_of_a_row_is_as_exact_as_torchs(scale):
+    width = random.randrange(1, 900)
+    x, weight = torch.randn(1, 1, width) * scale, torch.randn(width)
+    assert row.infers_row(x) and not row.infers_row(torch.randn(2, width)) and not row.infers_row(x.bfloat16())
+    exact = F.rms_norm(x.double(), (width,), weight.double(), 1e-5)
+    torch.testing.assert_close(row.row_rms_norm(x, weight, 1e-5).double(), exact, rtol=1e-5, atol=1e-7)
+    module = RMSNorm(eps=1e-5).build(width)
+    module.weight.copy_(weight)
+    torch.testing.assert_close(module(x).double(), exact, rtol=1e-5, atol=1e-7)
+
+
+@torch.no_grad()
+def test_a_row_that_is_not_finite_gives_no_finite_norm():
+    for bad in (float("nan"), float("inf")):
+        x = torch.randn(1, 1, 16)
+        x[..., random.randrange(16)] = bad
+        assert not row.row_rms_norm(x, torch.ones(16), 1e-5).isfinite().all()
