@@ -14,6 +14,7 @@ pytest.importorskip("httpx")
 
 import httpx
 from fastapi.testclient import TestClient
+from http_requests import LOCAL
 
 import luban
 from luban import Sampling
@@ -28,8 +29,6 @@ from luban.serve.intake import FIRST_CHARACTERS
 from luban.serve.memory import ContiguousBudget, PagedBudget, RequestTooLarge
 from luban.serve.model_runner import ModelRunner
 from luban.tokenizer.tokenizer import Tokenizer
-
-LOCAL = "http://localhost"
 
 
 @pytest.fixture(scope="module")

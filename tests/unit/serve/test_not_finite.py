@@ -13,6 +13,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 
 from fastapi.testclient import TestClient
+from http_requests import LOCAL
 
 import luban
 from luban import Sampling
@@ -20,8 +21,6 @@ from luban.generate.session import NotFiniteError, Sequence, TokenLogprob, choos
 from luban.serve.api.answer import Shape
 from luban.serve.api.app import create_app
 from luban.serve.engine import Request
-
-LOCAL = "http://localhost"
 
 
 @pytest.fixture(scope="module")

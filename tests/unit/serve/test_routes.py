@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import threading
 
 import numpy as np
 import pytest
@@ -16,30 +15,12 @@ pytest.importorskip("httpx")
 pytest.importorskip("llguidance")
 
 from fastapi.testclient import TestClient
+from http_requests import ASK, LOCAL
 from tiny_models import write_checkpoint
 
 import luban
 from luban.serve.api import service as service_module
-from luban.serve.api.app import OPEN, ServerOptions, create_app
-
-LOCAL = "http://localhost"
-ASK = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "temperature": 0}
-
-
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint):
-    return luban.load_model(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def engine(model):
-    return luban.Engine(model)
-
-
-@pytest.fixture(scope="module")
-def client(engine):
-    with TestClient(create_app(engine), base_url=LOCAL) as client:
-        yield client
+from luban.serve.api.app import create_app
 
 
 @pytest.fixture(scope="module")
@@ -240,210 +221,6 @@ def test_structured_output_in_both_spellings(client):
     ):
         refused = client.post("/v1/chat/completions", json={**ASK, **fields})
         assert refused.status_code == 400 and words in refused.json()["error"]["message"], refused.text
-
-
-# Before all routes ------------------------------------------------------------------------------------------
-
-
-def test_every_route_needs_the_key_but_health_and_page(engine):
-    app = create_app(engine, api_key="k")
-    with TestClient(app, base_url=LOCAL) as client:
-        asked = set()
-        for route in app.routes:
-            path = route.path.replace("{name:path}", "x")
-            for method in route.methods:
-                asked.add(path)
-                for headers in (
-                    {},
-                    {"Authorization": "Bearer kk"},
-                    {"Authorization": "k"},
-                    {"Authorization": "Bearer é".encode()},
-                ):
-                    answer = client.request(method, path, headers=headers)
-                    assert (answer.status_code == 401) == (path not in OPEN), (method, path)
-                right = client.request(method, path, headers={"Authorization": "Bearer k"})
-                assert right.status_code != 401
-    assert {"/metrics", "/tokenize", "/detokenize", "/v1/embeddings", "/v1/chat/completions"} <= asked
-
-
-def test_request_ids_are_the_clients_or_new_ones(client):
-    mine = client.get("/health", headers={"X-Request-Id": "abc-1.2:3"})
-    assert mine.headers["X-Request-Id"] == "abc-1.2:3"
-    made = [client.get("/nowhere", headers=h).headers["X-Request-Id"] for h in ({}, {}, {"X-Request-Id": "a b"})]
-    assert len(set(made)) == 3 and all(re.fullmatch("[0-9a-f]{32}", name) for name in made)
-
-
-@pytest.mark.parametrize("text", [False, True])
-def test_the_log_is_a_json_line_a_request_without_its_text(engine, capsys, text):
-    with TestClient(create_app(engine, ServerOptions(log_requests=True, log_text=text)), base_url=LOCAL) as client:
-        secret = {**ASK, "messages": [{"role": "user", "content": "sécret"}]}
-        client.post("/v1/chat/completions", json=secret, headers={"X-Request-Id": "first"})
-        client.post("/v1/chat/completions", json={**secret, "stream": True}).read()
-        client.post("/v1/completions", json={"prompt": "sécret", "temperature": -1})
-    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
-    whole, streamed, refused = lines
-    assert whole["request_id"] == "first" and whole["path"] == "/v1/chat/completions" and whole["status"] == 200
-    for line in (whole, streamed):
-        assert line["completion_tokens"] == 3 or line["finish"] == ["stop"]
-        assert 0 < line["first_token_seconds"] <= line["seconds"] and line["prompt_tokens"] > 5
-    assert refused["status"] == 400 and "prompt_tokens" not in refused
-    assert ("sécret" in json.dumps(lines, ensure_ascii=False)) == text
-
-
-def test_a_full_queue_is_answered_429_and_empties(model, monkeypatch):
-    engine = luban.Engine(model, max_batch=1)
-    app = create_app(engine, ServerOptions(max_queue=2))
-    go, step = threading.Event(), engine.step
-
-    def wait_then_step():
-        go.wait()
-        return step()
-
-    engine.step = wait_then_step
-    with TestClient(app, base_url=LOCAL) as client:
-        threads, answers = [], []
-        for _ in range(2):
-            thread = threading.Thread(
-                target=lambda: answers.append(client.post("/v1/completions", json={"prompt": "a"}))
-            )
-            thread.start()
-            threads.append(thread)
-        while engine.load().waiting < 2:
-            pass
-        full = client.post("/v1/chat/completions", json=ASK)
-        assert full.status_code == 429 and int(full.headers["Retry-After"]) > 0
-        assert full.json()["error"]["code"] == "queue_full" and "2 sequences wait" in full.json()["error"]["message"]
-        assert "luban_requests_refused_total 1.0" in client.get("/metrics").text
-        go.set()
-        for thread in threads:
-            thread.join()
-        assert [answer.status_code for answer in answers] == [200, 200]
-        assert client.post("/v1/chat/completions", json=ASK).status_code == 200
-
-
-def test_a_server_is_503_while_it_loads_and_keeps_what_broke(engine):
-    go = threading.Event()
-
-    def load():
-        go.wait()
-        return engine
-
-    app = create_app(load, api_key="k")
-    auth = {"Authorization": "Bearer k"}
-    ended = threading.Event()
-    app.state.service.on_loaded = ended.set
-    with TestClient(app, base_url=LOCAL) as client:
-        loading = client.get("/health")
-        assert loading.status_code == 503 and loading.json() == {"status": "loading"}
-        assert client.get("/").status_code == 200 and client.get("/v1/models").status_code == 401
-        for answer in (client.get("/v1/models", headers=auth), client.post("/v1/completions", json={}, headers=auth)):
-            assert answer.status_code == 503 and answer.json()["error"]["code"] == "loading"
-            assert int(answer.headers["Retry-After"]) > 0
-        go.set()
-        ended.wait()
-        assert client.get("/health").json() == {"status": "ok"}
-        assert client.post("/v1/chat/completions", json=ASK, headers=auth).status_code == 200
-    broken = create_app(lambda: 1 / 0)
-    ended.clear()
-    broken.state.service.on_loaded = ended.set
-    with TestClient(broken, base_url=LOCAL) as client:
-        ended.wait()
-        assert isinstance(broken.state.service.broken, ZeroDivisionError)
-        assert client.get("/health").status_code == 503
-
-
-@pytest.mark.parametrize("patience", [60.0, 0.0])
-def test_draining_refuses_what_comes_and_lets_what_runs_end(engine, patience):
-    """With no patience what runs is ended with an error."""
-    app = create_app(engine)
-    service = app.state.service
-    go, step = threading.Event(), engine.step
-
-    def wait_then_step():
-        go.wait()
-        return step()
-
-    engine.step = wait_then_step
-    try:
-        with TestClient(app, base_url=LOCAL) as client:
-            answers = []
-            body = {**ASK, "max_tokens": 40, "ignore_eos": True}
-            thread = threading.Thread(target=lambda: answers.append(client.post("/v1/chat/completions", json=body)))
-            thread.start()
-            while not service.active:
-                pass
-            drained = client.portal.start_task_soon(service.drain, patience)
-            while not service.draining:
-                pass
-            assert client.get("/health").json() == {"status": "draining"}
-            late = client.post("/v1/chat/completions", json=ASK)
-            assert late.status_code == 503 and "being stopped" in late.json()["error"]["message"]
-            if patience:
-                go.set()
-            drained.result()
-            go.set()
-            thread.join()
-            assert answers[0].status_code == (200 if patience else 503)
-            assert not patience or answers[0].json()["usage"]["completion_tokens"] == 40
-    finally:
-        go.set()
-        engine.step = step
-
-
-# Figures ------------------------------------------------------------------------------------------------------
-
-
-def test_figures_for_prometheus(engine):
-    with TestClient(create_app(engine), base_url=LOCAL) as client:
-        body = {**ASK, "messages": [{"role": "user", "content": "x" * 60}], "ignore_eos": True, "max_tokens": 5, "n": 2}
-
-        def figures():
-            text = client.get("/metrics").text
-            rows = [line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#")]
-            return {name: float(value) for name, _, value in rows}
-
-        before = figures()
-        usage = [client.post("/v1/chat/completions", json=body).json()["usage"] for _ in range(2)]
-        after = figures()
-
-        def more(name):
-            return after[f"luban_{name}"] - before.get(f"luban_{name}", 0.0)
-
-        assert more("generation_tokens_total") == sum(u["completion_tokens"] for u in usage) == 20
-        assert more("prompt_tokens_total") == sum(u["prompt_tokens"] for u in usage)
-        assert more("time_to_first_token_seconds_count") == 4 and more("inter_token_latency_seconds_count") == 16
-        assert more("request_duration_seconds_count") == 4 and more('requests_finished_total{reason="length"}') == 4
-        assert more("prefix_cache_queries_total") > more("prefix_cache_hits_total") >= 48
-        assert after["luban_requests_running"] == after["luban_requests_waiting"] == 0
-        assert after["luban_kv_cache_usage_ratio"] == 0 and "luban_preemptions_total" in after
-
-
-def test_smaller_priorities_are_served_first(model):
-    engine = luban.Engine(model, max_batch=1)
-    with TestClient(create_app(engine), base_url=LOCAL) as client:
-        order: list[str] = []
-        go, step = threading.Event(), engine.step
-
-        def wait_then_step():
-            go.wait()
-            return step()
-
-        engine.step = wait_then_step
-
-        def ask(name, priority):
-            client.post("/v1/completions", json={"prompt": name, "priority": priority, "ignore_eos": True})
-            order.append(name)
-
-        threads = []
-        for count, (name, priority) in enumerate((("first", 0), ("late", 5), ("mid", 0), ("early", -3)), 1):
-            threads.append(threading.Thread(target=ask, args=(name, priority)))
-            threads[-1].start()
-            while engine.load().waiting < count:
-                pass
-        go.set()
-        for thread in threads:
-            thread.join()
-        assert order == ["early", "first", "mid", "late"]
 
 
 def test_what_is_embedded_is_bounded(client, monkeypatch):
