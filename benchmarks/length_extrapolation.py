@@ -150,11 +150,11 @@ def training_starts(text: Tensor, setting: Setting, seed: int) -> Tensor:
     return torch.randint(0, last, (setting.steps, setting.batch), generator=generator).to(text.device)
 
 
-def rate(step: int, setting: Setting) -> float:
+def rate(step: int, *, warmup: int, steps: int) -> float:
     """Share of the peak learning rate: up over the warm-up, then a cosine down to a tenth."""
-    if step < setting.warmup:
-        return (step + 1) / setting.warmup
-    done = (step - setting.warmup) / max(setting.steps - setting.warmup, 1)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(steps - warmup, 1)
     return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
 
@@ -175,7 +175,8 @@ def train(spec: ModelSpec, setting: Setting, text: Tensor, seed: int, *, compile
         master.grad = torch.empty_like(master)
     along = torch.arange(setting.trained + 1, device=device)
     starts = training_starts(text, setting, seed)
-    rates = torch.tensor([rate(step, setting) * setting.lr for step in range(setting.steps)], device=device)
+    shares = [rate(step, warmup=setting.warmup, steps=setting.steps) for step in range(setting.steps)]
+    rates = torch.tensor([share * setting.lr for share in shares], device=device)
     now = torch.zeros(1, dtype=torch.int64, device=device)  # the step
 
     def mean_loss(tokens: Tensor, targets: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from length_extrapolation import read_text
+from length_extrapolation import rate, read_text
 
 from luban import describe
 from luban.core.plan import ParallelPlan
@@ -120,14 +120,6 @@ def rows(text: np.ndarray, starts: np.ndarray, tokens: int) -> Batch:
     )
 
 
-def factor(step: int, setting: Setting) -> float:
-    """Of the peak learning rate: a linear warmup, then a cosine to a tenth."""
-    if step < setting.warmup:
-        return (step + 1) / setting.warmup
-    past = (step - setting.warmup) / max(setting.steps - setting.warmup, 1)
-    return 0.1 + 0.45 * (1 + float(np.cos(np.pi * past)))
-
-
 def heldout(engine: TrainEngine, text: np.ndarray, setting: Setting) -> float:
     """Bits a byte over rows spread evenly."""
     starts = np.linspace(0, len(text) - setting.tokens - 1, setting.windows).astype(np.int64)
@@ -150,7 +142,8 @@ def train(name: str, seed: int, setting: Setting, device: str, texts: tuple[np.n
     began = time.perf_counter()
     for step in range(setting.steps):
         starts = generator.integers(0, len(text) - setting.tokens - 1, setting.batch)
-        result = engine.step(rows(text, starts, setting.tokens), factor(step, setting))
+        factor = rate(step, warmup=setting.warmup, steps=setting.steps)
+        result = engine.step(rows(text, starts, setting.tokens), factor)
         loads.append(result.metrics.get("expert_load_max", 1.0))
         if (step + 1) % (setting.steps // setting.points) == 0:
             curve.append((step + 1, heldout(engine, other, setting)))

@@ -1,6 +1,8 @@
 """Tokens a second of training steps over several GPUs of one machine, by plan, beside transformers under FSDP2.
 
-    python benchmarks/multi_gpu.py [--gpus 2] [--only NAME …] [--rows 8] [--seq 2048] [--remat none] [--steps 10] [--tiny] [--out FILE.json] [--profile DIR]
+    python benchmarks/multi_gpu.py --gpus 2
+    python benchmarks/multi_gpu.py --gpus 4 --only one shard --rows 4 --profile DIR
+    python benchmarks/multi_gpu.py --tiny    # a CPU: shows that every contestant runs, times mean nothing
 
 The LLaMA shape of 1.1B parameters of `gpu_step.py` with 32 heads, sequences of 2,048 random tokens, --rows of them a GPU,
 bf16 matmuls over fp32 weights, AdamW, gradient clipping, compiled. Luban's plans share their processes; step times
@@ -56,6 +58,7 @@ def plans(gpus: int) -> dict[str, ParallelPlan]:
 
 
 PEERS = ("peer-one", "peer-shard")
+ALONE = ("one", *PEERS)  # each in processes of its own
 
 
 def rows_of(name: str, rows: int, gpus: int) -> int:
@@ -209,10 +212,9 @@ def main() -> None:
     print(f"torch {torch.__version__}, {call.gpus} × {chip}, {call.rows} rows a GPU", flush=True)
     rates: dict[str, dict[str, float]] = {}
     names = call.only or ["one", "peer-one", *list(plans(call.gpus))[1:], "peer-shard"]
-    alone_names = [[name] for name in names if name in ("one", *PEERS)]
-    for name, row in chain.from_iterable(
-        started(group, call) for group in [*alone_names, [n for n in names if [n] not in alone_names]] if group
-    ):
+    groups = [[name] for name in names if name in ALONE]
+    shared = [name for name in names if name not in ALONE]
+    for name, row in chain.from_iterable(started(group, call) for group in (*groups, shared) if group):
         if isinstance(row, str):
             print(f"{name:14s} failed: {row}", flush=True)
             continue

@@ -7,10 +7,9 @@ processes had the same numbers; together they cover the tensor. No torch.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -53,23 +52,20 @@ class Entry:
     pieces: tuple[Piece, ...]
 
     def covered(self) -> bool:
-        """Whether the pieces hold every number."""
-        cuts = []
+        """Whether the pieces hold every number. The edges of all pieces cut the tensor into cells, which each piece marks, so that
+        many pieces cost no more than the cells that they hold."""
+        ends = [[at + size for at, size in zip(piece.begin, piece.shape, strict=True)] for piece in self.pieces]
+        cells, order = 1, []
         for dim, size in enumerate(self.shape):
-            edges = {0, size}
-            for piece in self.pieces:
-                edges |= {piece.begin[dim], piece.begin[dim] + piece.shape[dim]}
-            cuts.append([(low, high - low) for low, high in pairwise(sorted(edges))])
-        for cell in product(*cuts):
-            begin, shape = tuple(low for low, _ in cell), tuple(size for _, size in cell)
-            if math.prod(shape) and not any(_contains(piece, begin, shape) for piece in self.pieces):
-                return False
-        return bool(self.pieces) or not math.prod(self.shape)
-
-
-def _contains(piece: Piece, begin: Point, shape: Point) -> bool:
-    rows = zip(piece.begin, piece.shape, begin, shape, strict=True)
-    return all(at <= other and other + length <= at + size for at, size, other, length in rows)
+            edges = {0, size, *(piece.begin[dim] for piece in self.pieces), *(end[dim] for end in ends)}
+            order.append({at: number for number, at in enumerate(sorted(edges))})
+            cells *= len(edges) - 1
+        seen: set[Point] = set()
+        for piece, end in zip(self.pieces, ends, strict=True):
+            seen.update(
+                product(*(range(n[low], n[high]) for n, low, high in zip(order, piece.begin, end, strict=True)))
+            )
+        return len(seen) == cells
 
 
 Index = dict[str, dict[str, Entry]]  # collection, such as "model" → name → tensor

@@ -99,12 +99,14 @@ def apply(
     if execution.precision == "fp8":
         for block in blocks:
             use_float8(block)
+    # What all processes must agree on is read off the whole model: a stage of it may have no mixture of experts.
+    factors = {} if rates is None else rates(model)
+    check_experts(model, plan)
+    apart = held_apart(model, world)
     # Then what this process has of the model, layers before matrices: whatever wraps the model later meets parameters and
     # communication as they are here.
-    factors = {} if rates is None else rates(model)
     boundary = cut_stages(model, plan, world.index("pipeline")) if plan.pipeline > 1 else None
     placements = divide_experts(model, world, _divide(model, losses, plan, world))
-    apart = held_apart(model, world)
     # Rematerialisation inside of compilation, so that the compiler sees what is computed again and fuses it.
     policy, blocks = remat_policy(plan.remat), blocks_of(model)
     for block in blocks:
@@ -171,7 +173,6 @@ class Losses(nn.Module):
 def _divide(model: Model, losses: tuple[LossModule, LossModule], plan: ParallelPlan, world: World) -> Placements:
     """Matrices over the axis tensor, tokens over the axis context: divided parameters, and attention of what is here."""
     heads, placements = None, Placements()
-    check_experts(model, plan)
     if plan.context > 1:
         check_context(model)
     if plan.tensor > 1:

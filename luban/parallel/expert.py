@@ -79,7 +79,11 @@ def divide_experts(model: Model, world: World, placements: Placements) -> Placem
 
 def held_apart(model: Model, world: World) -> dict[str, int]:
     """Parameters that FSDP and the sums of other gradients leave alone → how many processes of a stage hold each number: experts
-    that plan.expert divides, and routers beside FSDP, which would cast them to half precision."""
+    that plan.expert divides, and routers beside FSDP, which would cast them to half precision.
+
+    Args:
+        model: the whole one, so that all processes find the same, whatever their stages have.
+    """
     plan, found = world.plan, {}
     stage = plan.processes // plan.pipeline
     for name, layer in routers_of(model).items():

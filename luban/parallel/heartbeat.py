@@ -1,4 +1,4 @@
-"""Every process says that it lives, and learns which one doesn't: without it a process that waits for another that is
+"""Every process sends a heartbeat, and learns which one doesn't: without it a process that waits for another that is
 stopped, swapped out or cut off would wait until the collective's timeout."""
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-BEAT = 1.0  # seconds between two signs of life
+BEAT = 1.0  # seconds between two heartbeats
 SILENT = 20.0  # seconds without one after which a process counts as lost
-END = "end"  # a process's last sign: it needs nothing more from the others
+END = "end"  # a process's last heartbeat: it needs nothing more from the others
 
 
 def _leave(message: str) -> None:
@@ -97,7 +97,7 @@ class Heart:
 
     def _message(self, lost: int) -> str:
         return (
-            f"luban: process {lost} of {self.size} has given no sign of life for {self.silent:.0f} seconds, so that process "
+            f"luban: process {lost} of {self.size} has sent no heartbeat for {self.silent:.0f} seconds, so that process "
             f"{self.rank} ends. The same command goes on from the last checkpoint"
         )
 

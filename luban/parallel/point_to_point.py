@@ -10,7 +10,7 @@ K bytes of the whole tensor, N processes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -119,6 +119,18 @@ class PointToPoint:
             return found
         self._exchange([Move(k, x[k], k, nothing) for k in range(self.size) if k != root])
         return found.copy_(x[root])
+
+    def shift(self, x: Tensor) -> Callable[[], Tensor]:
+        """Begin to send a tensor to the next process of the ring, and to receive one like it from the process before: K bytes.
+        The function that is returned waits for what comes, and returns it."""
+
+        def wait() -> Tensor:
+            exchange.finish()
+            return received
+
+        received, after, before = torch.empty_like(x), (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        exchange = self._start([Move(after, x, before, received)])
+        return wait
 
     def _parts(self, x: Tensor) -> list[list[list[Tensor]]]:
         """Views: direction → chunk → piece."""

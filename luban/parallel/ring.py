@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from luban.parallel.point_to_point import PointToPoint
 from luban.parallel.ring_blocks import NEVER, Flash, RingMask, WrittenOut, weights_of
 
 
@@ -38,11 +39,12 @@ class _Ring(torch.autograd.Function):
         scale: float,
         group: dist.ProcessGroup,
     ) -> Tensor:
+        ring = PointToPoint(group)
         kernel = Flash(mask, scale) if Flash.serves(q, mask) else WrittenOut(mask, scale)
         wide = torch.promote_types(q.dtype, torch.float32)
         out = torch.zeros(q.shape, dtype=wide, device=q.device)
         lse = torch.full(q.shape[:-1], NEVER, dtype=wide, device=q.device)
-        for source, (keys, values) in _round(torch.stack([k, v]), group):
+        for source, (keys, values) in _round(torch.stack([k, v]), ring):
             for block in mask.blocks(source):
                 rows = block.queries
                 mixed, block_lse = kernel.forward(
@@ -54,17 +56,17 @@ class _Ring(torch.autograd.Function):
                 lse[:, :, rows] = joint
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, bias, out, lse)
-        ctx.options = mask, kernel, group
+        ctx.options = mask, kernel, ring
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, bias, out, lse = ctx.saved_tensors
-        mask, kernel, group = ctx.options
+        mask, kernel, ring = ctx.options
         d_q = torch.zeros(q.shape, dtype=lse.dtype, device=q.device)
         d_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[3] else None
-        coming, works = None, []
-        for source, (keys, values) in _round(torch.stack([k, v]), group):
+        before = None  # waits for gradients of the same keys, from the processes that had them before
+        for source, (keys, values) in _round(torch.stack([k, v]), ring):
             d_kv = torch.zeros(2, *k.shape, dtype=lse.dtype, device=k.device)
             for block in mask.blocks(source):
                 rows, columns = block.queries, block.keys
@@ -76,35 +78,18 @@ class _Ring(torch.autograd.Function):
                 if d_bias is not None and found.scores is not None:
                     summed = found.scores.sum(0, keepdim=True) if d_bias.shape[0] == 1 else found.scores
                     d_bias[:, :, rows, mask.columns(block)] += summed
-            for work in works:
-                work.wait()
-            if coming is not None:  # of the same keys, from the processes that had them before
-                d_kv += coming
-            coming, works = _start(d_kv, group)
-        for work in works:
-            work.wait()
-        assert coming is not None
-        d_k, d_v = coming
+            if before is not None:
+                d_kv += before()
+            before = ring.shift(d_kv)
+        assert before is not None
+        d_k, d_v = before()
         return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype), d_bias, None, None, None
 
 
-def _round(held: Tensor, group: dist.ProcessGroup) -> Iterator[tuple[int, Tensor]]:
+def _round(held: Tensor, ring: PointToPoint) -> Iterator[tuple[int, Tensor]]:
     """(process, its tensor) for every process, this one first; the next is on its way while one is used."""
-    rank, ranks = dist.get_rank(group), group.size()
-    for turn in range(ranks):
-        coming, works = (None, []) if turn == ranks - 1 else _start(held, group)
-        yield (rank - turn) % ranks, held
-        for work in works:
-            work.wait()
-        held = held if coming is None else coming
-
-
-def _start(tensor: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, list[dist.Work]]:
-    """Send to the next process of the ring, and receive from the one before."""
-    rank, ranks = dist.get_rank(group), group.size()
-    coming = torch.empty_like(tensor)
-    operations = [
-        dist.P2POp(dist.isend, tensor.contiguous(), group=group, group_peer=(rank + 1) % ranks),
-        dist.P2POp(dist.irecv, coming, group=group, group_peer=(rank - 1) % ranks),
-    ]
-    return coming, dist.batch_isend_irecv(operations)
+    for turn in range(ring.size - 1):
+        following = ring.shift(held)
+        yield (ring.rank - turn) % ring.size, held
+        held = following()
+    yield (ring.rank + 1) % ring.size, held

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,8 @@ def shard_modules(
     Args:
         mesh: of the axis shard, or of replicate and shard.
         zero: 3 divides weights, gradients and optimizer state, but keeps what lies outside the blocks whole from the forward to
-            the backward pass, which begins with it; 2 keeps the blocks' weights whole as well; 1 keeps gradients whole as well, until the last micro-batch of a step.
+            the backward pass, which begins with it; 2 keeps the blocks' weights whole as well; 1 keeps gradients whole as well,
+            until the last micro-batch of a step.
         dtype: of the matmuls; weights are kept, and gradients summed, in fp32 (fp64 for fp64).
         apart: parameters that are left as they are.
     """
@@ -39,9 +39,6 @@ def shard_modules(
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=zero == 3, ignored_params=apart)
     fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False, ignored_params=apart)
-    for block, following in pairwise(blocks):
-        assert isinstance(block, FSDPModule) and isinstance(following, FSDPModule)
-        block.set_modules_to_forward_prefetch([following])  # asked for before the block's own kernels are launched
     for module in fsdp_modules(root):
         module.set_gradient_divide_factor(1.0)  # losses are divided by the targets of the whole step already
         module.set_force_sum_reduction_for_comms(True)

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from drawn import SEED as DRAW
-from families import FAMILIES, PLAIN, TOKENS, Family, engine_of, packed_batch
+from families import FAMILIES, PLAIN, TOKENS, Family, engine_of, mixtures, packed_batch
 
 from luban.checkpoint.checkpoint import Checkpoint
 from luban.checkpoint.reader import CheckpointReader
@@ -33,6 +34,7 @@ from luban.models.build import build_model
 from luban.models.spec import spec_to_dict, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
+from luban.nn.moe.top_k import TopK
 from luban.objectives.causal import Causal
 from luban.optim.muon import Muon
 from luban.parallel.compile import stacks_of
@@ -98,8 +100,11 @@ UNEVEN = Family(  # heads, key heads, inner width, vocabulary and tokens that ne
     Causal(smoothing=0.1, z_loss=1e-2),
     odd_batch,
 )
+MIXTURES = mixtures(TopK(balance=0.1, z_loss=0.01), "swiglu")  # the last layer is one, the layer before it isn't
+LATE_MIXTURE = Family(replace(MIXTURES, layers=MIXTURES.layers[1:]), Causal(), packed_batch)
 ZOO = {name: family for name, family in FAMILIES.items() if name not in ("recurrent-tape", "elmo-table")}
 ZOO["uneven"] = UNEVEN
+ZOO["late-mixture"] = LATE_MIXTURE
 NAMES = list(ZOO)
 
 
@@ -254,6 +259,9 @@ DIVIDED = [  # family, plan, settings, how near to one process
     ("decoder", {"tensor": 4}, MUON, 1e-9),
     ("decoder", {"shard": 4}, FP16, 3e-3),  # fp16 has 11 bits
     ("decoder", {"shard": 2, "replicate": 2, "zero": 1}, FP16, 3e-3),
+    ("late-mixture", {"pipeline": 2, "shard": 2, "microbatches": 2}, {}, 1e-9),
+    ("late-mixture", {"pipeline": 2, "shard": 2, "expert": 2, "microbatches": 2}, {}, 1e-9),
+    ("late-mixture", {"pipeline": 2, "tensor": 2, "expert": 2, "microbatches": 2}, {}, 1e-9),
 ]
 
 

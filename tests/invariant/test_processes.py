@@ -182,7 +182,7 @@ def test_a_process_that_hangs_is_named_and_the_last_checkpoint_goes_on(luban, st
         assert time.monotonic() - began < 30
         time.sleep(0.1)
     _, err = process.communicate(timeout=60)
-    assert process.returncode != 0 and "process 1 of 2 has given no sign of life" in err, err
+    assert process.returncode != 0 and "process 1 of 2 has sent no heartbeat" in err, err
     done = json.loads((checkpoints.parent / "manifest.json").read_text())["figures"]["step"]
     code, err = luban(*command, "--train.steps", done + 2, "--validation.every", "0")
     assert code == 0 and f"resuming after step {done}" in err, err

@@ -20,12 +20,12 @@ from luban.nn.moe.routing import Choices
 class GShard(Router):
     """The two likeliest experts, weighted by their probabilities over the sum of the two.
 
-    In training an expert reads 2 · capacity · T / X tokens of a row (rounded up): a row is a group of algorithm 1. First choices
-    are served before second ones, each from left to right; the second expert is asked with probability min(1, 2 · its weight).
-    Choices beyond the capacity are dropped, and their share passes through the residual connection alone. Outside of training
-    both experts are always read. The balance loss counts first choices alone.
+    In training an expert computes 2 · capacity · T / X tokens of a row (rounded up): a row is a group of algorithm 1. First
+    choices are dispatched before second ones, each from left to right; a token is dispatched to its second expert with
+    probability min(1, 2 · its weight). Choices beyond the capacity are dropped: they add nothing to the residual stream. Outside
+    of training both experts are always computed. The balance loss counts first choices alone.
 
-    Departure: a second expert that isn't asked takes no place in its queue.
+    Departure: a second expert to which a token isn't dispatched loses none of its capacity.
     """
 
     random = True
@@ -46,13 +46,13 @@ class GShard(Router):
         return 1
 
     def choose(self, probabilities_BTX: Tensor, training: RouterTraining | None, layer: int) -> Choices:
-        """The two likeliest, while there is room."""
+        """The two likeliest, up to the experts' capacity."""
         weights, experts = probabilities_BTX.topk(2, dim=-1)
         weights = weights / weights.sum(-1, keepdim=True)
         if training is None:
             return Choices(experts, weights)
         tokens, count = probabilities_BTX.shape[1:]
-        room = ceil(2 * self.capacity * tokens / count)
+        slots = ceil(2 * self.capacity * tokens / count)
         real = training.real(experts[..., 0])
         asked = real
         if training.noise_BT is not None:
@@ -60,6 +60,6 @@ class GShard(Router):
             asked = real & (2 * weights[..., 1] > draw)
         first, queue = slots_taken(experts[..., 0], real, torch.zeros_like(experts[:, 0, :1].expand(-1, count)))
         second, _ = slots_taken(experts[..., 1], asked, queue)
-        kept = torch.stack([real & (first < room), asked & (second < room)], dim=-1)
+        kept = torch.stack([real & (first < slots), asked & (second < slots)], dim=-1)
         dropped = (real & ~kept[..., 0]).sum() + (asked & ~kept[..., 1]).sum()
         return Choices(experts, weights, kept, dropped)

@@ -15,8 +15,8 @@ from luban.nn.moe.routing import Choices
 
 @dataclass(frozen=True, kw_only=True)
 class Switch(Router):
-    """The likeliest expert. In training an expert reads capacity · T / X tokens of a row (rounded up), the first ones that chose
-    it; the others pass through the residual connection alone. Outside of training none is dropped."""
+    """The likeliest expert. In training an expert computes capacity · T / X tokens of a row (rounded up), the first ones that
+    chose it; the others are dropped: the layer adds nothing to their residual stream. Outside of training none is dropped."""
 
     drops = True
     capacity: float = 1.25  # capacity factor
@@ -31,7 +31,7 @@ class Switch(Router):
         return 1
 
     def choose(self, probabilities_BTX: Tensor, training: RouterTraining | None, layer: int) -> Choices:
-        """The likeliest, while there is room."""
+        """The likeliest, up to its capacity."""
         weights, experts = probabilities_BTX.max(-1, keepdim=True)
         if training is None:
             return Choices(experts, weights)

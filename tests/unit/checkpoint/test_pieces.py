@@ -68,6 +68,9 @@ def test_coverage_is_that_of_counting_every_number():
             seen[tuple(slice(b, b + n) for b, n in zip(begin, size, strict=True))] = True
         entry = Entry("float32", shape, tuple(Piece("f", "k", begin, size) for begin, size in chosen))
         assert entry.covered() == bool(seen.all())
+    for shape in ((), (0, 3), (3, 0)):
+        assert Entry("float32", shape, (Piece("f", "k", (0,) * len(shape), shape),)).covered()
+        assert Entry("float32", shape, ()).covered() == (0 in shape)
     with pytest.raises(ArtifactError, match="no process holds some part of w"):
         merged([{"model": {"w": Entry("float32", (4,), (Piece("f", "w", (0,), (3,)),))}}])
 

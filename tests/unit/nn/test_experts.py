@@ -90,7 +90,7 @@ def test_outside_of_training_every_token_reads_its_likeliest_experts(router):
 def greedy(router: GShard | Switch, probabilities: torch.Tensor, noise: torch.Tensor, layer: int) -> dict:
     """Which choices a row's experts read: algorithm 1 of GShard, token by token; {(token, expert): weight}."""
     tokens, count = probabilities.shape
-    room = math.ceil(router.chosen * router.capacity * tokens / count)
+    capacity = math.ceil(router.chosen * router.capacity * tokens / count)
     order = probabilities.argsort(-1, descending=True)
     queue, taken = [0] * count, {}
     for choice in range(router.chosen):
@@ -100,7 +100,7 @@ def greedy(router: GShard | Switch, probabilities: torch.Tensor, noise: torch.Te
             weight = (pair[choice] / pair.sum()).item() if router.chosen > 1 else pair[0].item()
             if choice == 1 and not 2 * weight > (float(noise[token]) + layer * GOLDEN) % 1:
                 continue
-            if queue[expert] < room:
+            if queue[expert] < capacity:
                 taken[token, expert] = weight
             queue[expert] += 1
     return taken

@@ -1,4 +1,4 @@
-"""A process that gives no sign of life is named, and one that has ended properly is not."""
+"""A process that sends no heartbeat is named, and one that has ended properly is not."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_others_name_a_process_that_never_answers(store):
     with watch(store, 0, first), watch(store, 1, second):
         assert first.event.wait(WAIT) and second.event.wait(WAIT)
     for found in (first, second):
-        assert len(found.messages) == 1 and "process 2 of 3 has given no sign of life" in found.messages[0]
+        assert len(found.messages) == 1 and "process 2 of 3 has sent no heartbeat" in found.messages[0]
 
 
 def test_the_others_name_the_first_process(store):

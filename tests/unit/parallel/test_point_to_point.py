@@ -30,6 +30,7 @@ def uneven(rank: int, size: int, group: dist.ProcessGroup, generator: np.random.
         assert torch.equal(ring.broadcast(tensors[rank].clone(), root), tensors[root])
         summed = ring.reduce(tensors[rank].clone(), root)
         assert rank != root or torch.equal(summed, sum(tensors))
+        assert torch.equal(ring.shift(tensors[rank])(), tensors[(rank - 1) % size])
         gathered = ring.gather(tensors[rank], root)
         assert (gathered is None) == (rank != root)
         assert gathered is None or torch.equal(gathered, torch.stack(tensors))
