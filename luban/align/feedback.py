@@ -6,7 +6,6 @@ Rows are of one of two forms: `prompt`, `responses` and `scores` (or `ranks`), t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,9 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from luban.align.preferences import Text, as_messages
-from luban.align.scoring import read_rows
-from luban.core.artifact import atomic_write
 from luban.core.errors import DataError
+from luban.core.jsonl import read_rows, write_rows
 
 Use = Literal["preferred", "revised", "pairs", "rankings", "unpaired", "conditioned", "critic"]
 BINS = 5  # of scores, for conditioning
@@ -53,12 +51,12 @@ def convert(file: Path, out: Path, use: Use) -> int:
     """
     found = [_feedback(row, f"{file}:{number}") for number, row in read_rows(file)]
     edges = _edges(found)
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for each in found for row in _rows(each, use, edges)]
-    if not lines:
+    rows = [row for each in found for row in _rows(each, use, edges)]
+    if not rows:
         needs = "critique and revision" if use in ("revised", "critic") else "responses with different scores"
         raise DataError(f"{file} has no row with {needs}, which --use {use} needs")
-    atomic_write(out, "".join(lines))
-    return len(lines)
+    write_rows(out, rows)
+    return len(rows)
 
 
 def _feedback(row: dict[str, Any], where: str) -> Feedback:

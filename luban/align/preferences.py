@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from luban.core.artifact import MANIFEST, ArtifactWriter, Parent, as_parent, open_artifact, read_manifest
 from luban.core.errors import DataError
 from luban.core.hashing import data_sha256, file_sha256
+from luban.core.jsonl import read_rows
 from luban.core.log import say, warn
 from luban.data.groups import GROUP_FORMAT, GroupWriter
 from luban.data.pack import copy_tokenizer
@@ -47,26 +47,17 @@ def read_groups(file: Path) -> Iterator[tuple[int, Group | str]]:
     Raises:
         DataError: a row that isn't JSON or has other fields; names the line.
     """
-    with open(file, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{file}:{number} is not JSON: {error}") from None
-            try:
-                yield number, _group(row)
-            except (KeyError, TypeError, ValueError) as error:
-                raise DataError(
-                    f"{file}:{number}: {error}; a row needs prompt, chosen and rejected, or prompt, responses and ranks, or "
-                    f"prompt, completion and label"
-                ) from None
+    for number, row in read_rows(file):
+        try:
+            yield number, _group(row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{file}:{number}: {error}; a row needs prompt, chosen and rejected, or prompt, responses and ranks, or "
+                f"prompt, completion and label"
+            ) from None
 
 
-def _group(row: Any) -> Group | str:
-    if not isinstance(row, dict):
-        raise ValueError("the row is not an object")
+def _group(row: dict[str, Any]) -> Group | str:
     if "responses" in row:
         ranks = row.get("ranks", row.get("scores"))
         answers = tuple(row["responses"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from luban.align.preferences import Text, as_messages, heldout_prompts, shards_config, tokenizer_parents
-from luban.align.scoring import read_rows
 from luban.core.artifact import MANIFEST, ArtifactWriter, open_artifact
 from luban.core.errors import DataError
 from luban.core.hashing import data_sha256, file_sha256
+from luban.core.jsonl import read_rows, write_rows
 from luban.core.log import say, warn
 from luban.data.pack import copy_tokenizer
 from luban.data.shards import Shards, split_file, token_dtype
@@ -33,7 +32,7 @@ class Prompts:
     @classmethod
     def open(cls, shards: Shards, longest: int) -> Prompts:
         """Those of at most `longest` tokens; how many are left out is said. Raises DataError where none is left."""
-        rows = [json.loads(line) for line in open(split_file(shards.path, shards.split, "rows"), encoding="utf-8")]
+        rows = [row for _, row in read_rows(split_file(shards.path, shards.split, "rows"))]
         ids = [shards.document(i).tolist() for i in range(shards.documents)]
         kept = [i for i, each in enumerate(ids) if len(each) <= longest]
         if not kept:
@@ -111,6 +110,5 @@ def _pack(file: Path, tokenizer: Tokenizer, out: Path, seed: int) -> None:
             tokens.tofile(split_file(art.path, split, "tokens"))
             offsets = np.cumsum([0, *(len(ids[i]) for i in taken)])
             offsets.astype("<i8").tofile(split_file(art.path, split, "offsets"))
-            lines = "".join(json.dumps(rows[i], ensure_ascii=False) + "\n" for i in taken)
-            split_file(art.path, split, "rows").write_text(lines, encoding="utf-8")
+            write_rows(split_file(art.path, split, "rows"), [rows[i] for i in taken])
             art.figures[split] = {"documents": len(taken), "tokens": len(tokens), "bytes": 0}

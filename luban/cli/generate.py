@@ -143,7 +143,7 @@ def _best(args: Arguments, model: LoadedModel, sampling: Sampling, prompt: str) 
     """The best of several answers to the prompt; with `out` the file of the best answers to the prompts of a file."""
     from luban.align.best_of import best_of, rejection_sample
     from luban.align.rewards.base import open_rewards
-    from luban.align.scoring import read_rows
+    from luban.core.jsonl import read_rows
     from luban.core.log import say
     from luban.serve.engine import Engine
 
