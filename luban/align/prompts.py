@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from luban.align.preferences import Text, as_messages, heldout_prompts, shards_config, tokenizer_parents
+from luban.align.preferences import Text, as_messages, heldout_prompts, require_text, shards_config, tokenizer_parents
 from luban.core.artifact import MANIFEST, ArtifactWriter, open_artifact
 from luban.core.errors import DataError
 from luban.core.hashing import data_sha256, file_sha256
@@ -49,11 +49,15 @@ class Prompts:
 
 
 def prompt_of(row: dict[str, Any]) -> Text:
-    """A row's prompt: text or messages, without a final answer. Raises KeyError where there is none."""
-    name = next(name for name in (*FIELDS, "") if name in row or not name)
-    prompt = row[name or "prompt"]
+    """A row's prompt: text or messages, without a final answer. Raises DataError where there is none."""
+    prompt = next((row[name] for name in FIELDS if row.get(name)), None)
+    if prompt is None:
+        raise DataError(f"no prompt: a row needs one of {', '.join(FIELDS)}")
+    require_text(prompt)
     if isinstance(prompt, list) and prompt and prompt[-1].get("role") == "assistant":
         prompt = prompt[:-1]
+    if not prompt:
+        raise DataError("the prompt is empty")
     return prompt
 
 
@@ -88,11 +92,7 @@ def _pack(file: Path, tokenizer: Tokenizer, out: Path, seed: int) -> None:
     for number, row in read_rows(file):
         try:
             prompt = prompt_of(row)
-            if not prompt:
-                raise DataError("the prompt is empty")
             ids.append(prompt_ids(prompt, tokenizer))
-        except (KeyError, StopIteration):
-            raise DataError(f"{file}:{number} has no prompt: a row needs {', '.join(FIELDS)}") from None
         except DataError as error:
             raise DataError(f"{file}:{number}: {error}") from None
         rows.append(row)

@@ -23,11 +23,13 @@ from luban.align.rounds import FOLDER, Round, RoundLoader, next_beta
 from luban.align.start import model_of, packed_beside
 from luban.checkpoint.manager import CheckpointManager
 from luban.core.errors import ConfigError, DataError, TrainingError, UsageError
+from luban.core.log import warn
 from luban.core.resuming import Operational
 from luban.core.seeding import derive, generator
 from luban.data.batch import Batch
 from luban.data.loader import Loader
 from luban.data.shards import Shards
+from luban.generate.sampling import Sampling
 from luban.load.model import LoadedModel
 from luban.objectives.policy import TokenLogprobs
 from luban.parallel.device import choose_device
@@ -191,7 +193,10 @@ class Actor:
     def write(self, prompts: Prompts, chosen: list[int], samples: int, *names: str | int) -> Answers:
         """Answers to some of the prompts."""
         ids, rl = [prompts.ids[i] for i in chosen], self.rl
-        return self.sampler.write(ids, samples, rl.max_tokens, rl.temperature, derive(self.seed, *names))
+        seed = derive(self.seed, *names)
+        return self.sampler.write(
+            ids, Sampling(n=samples, max_tokens=rl.max_tokens, temperature=rl.temperature, seed=seed)
+        )
 
     def score(self, prompts: Prompts, chosen: list[int], answers: Answers) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """((N,) scores, name → scores of each reward)."""
@@ -267,10 +272,10 @@ class HeldoutReward:
     def of(cls, actor: Actor) -> HeldoutReward | None:
         """None without held-out prompts."""
         try:
-            prompts = Prompts.open(Shards.open(actor.shards.path, "heldout"), actor.longest)
-        except DataError:
+            return cls(actor, Prompts.open(Shards.open(actor.shards.path, "heldout"), actor.longest))
+        except DataError as error:
+            warn(f"training without a held-out reward: {error}")
             return None
-        return cls(actor, prompts)
 
     def batches_once(self) -> Iterator[Batch]:
         """None: answers are written anew."""
