@@ -35,6 +35,7 @@ from luban.align.rollout import Sampler
 from luban.align.rounds import RoundLoader
 from luban.core.config import from_dict
 from luban.data.collate.preference import PreferenceBatch
+from luban.generate.sampling import Sampling
 from luban.load.model import LoadedModel
 from luban.models.head.rows import Value
 from luban.models.spec import ModelSpec, uniform
@@ -148,7 +149,7 @@ class Bench:
         policy, written = self.policy(), 128 // self.scale
         sampler = Sampler(policy, policy.module, 64, 2 * written)
         prompts, seeds = self.prompts(64), iter(range(100))
-        seconds = self.timed(lambda: sampler.write(prompts, 1, written, 1.0, next(seeds)), 3)
+        seconds = self.timed(lambda: sampler.write(prompts, Sampling(max_tokens=written, seed=next(seeds))), 3)
         return {"tokens_per_second": 64 * written / seconds, **self.memory()}
 
     def round(self, rl: RL) -> dict[str, float]:

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from luban.align.preferences import Text, as_messages
 from luban.align.prompts import prompt_ids, prompt_of
 from luban.align.rewards.base import Answer, Rewards
 from luban.align.rollout import Sampler
-from luban.core.artifact import atomic_write
 from luban.core.errors import DataError
+from luban.core.jsonl import write_rows
 from luban.core.log import progress
 from luban.core.seeding import derive
 from luban.generate.sampling import Sampling
@@ -26,17 +26,15 @@ from luban.serve.request import Choice
 
 TOGETHER = 32  # prompts that are answered at once
 
-Score = Callable[[Sequence[Answer]], Sequence[float]]
-
 
 def best_of(
-    engine: Engine, model: LoadedModel, row: dict[str, Any], sampling: Sampling, score: Score
+    engine: Engine, model: LoadedModel, row: dict[str, Any], sampling: Sampling, rewards: Rewards
 ) -> tuple[Choice, list[float]]:
     """(the answer with the highest score of `sampling.n`, the first of equals; all scores) to a row's prompt."""
     ids = prompt_ids(prompt_of(row), model.need_tokenizer())
     choices = engine.generate(ids, sampling)[0].choices
     answers = [Answer(row=row, text=c.text, prompt_ids=ids, ids=list(c.token_ids)) for c in choices]
-    scores = list(score(answers))
+    scores = rewards.scores(answers)[0].tolist()
     return choices[int(np.argmax(scores))], scores
 
 
@@ -45,15 +43,12 @@ def rejection_sample(
     rows: Sequence[dict[str, Any]],
     rewards: Rewards,
     out: Path,
+    sampling: Sampling,
     *,
-    n: int,
-    max_tokens: int,
-    temperature: float = 1.0,
-    seed: int = 0,
     least: float = -math.inf,
     pairs: bool = False,
 ) -> dict[str, float]:
-    """Write the best of `n` answers to each prompt as conversations that `luban sft` takes (Touvron et al. 2023b, section
+    """Write the best of `sampling.n` answers to each prompt as conversations that `luban sft` takes (Touvron et al. 2023b, section
     3.2.3; Bai et al. 2022; AlpacaFarm's expert iteration), or with the worst as pairs for `luban dpo`: labels of fresh answers.
 
     Args:
@@ -67,13 +62,15 @@ def rejection_sample(
     Raises:
         DataError: no prompt is kept.
     """
-    lines, every, best = list[str](), list[float](), list[float]()
+    lines, every, best = list[dict[str, Any]](), list[float](), list[float]()
+    n = sampling.n
     sampler = Sampler(model, model.module, TOGETHER * n, model.spec.context)
     with progress("sampling", total=len(rows), unit="prompts") as bar:
         for start in range(0, len(rows), TOGETHER):
             taken = rows[start : start + TOGETHER]
             ids = [prompt_ids(prompt_of(row), model.need_tokenizer()) for row in taken]
-            written = sampler.write(ids, n, max_tokens, temperature, derive(seed, "rows", start))
+            seed = None if sampling.seed is None else derive(sampling.seed, "rows", start)
+            written = sampler.write(ids, replace(sampling, seed=seed))
             scores = rewards.scores(
                 [
                     Answer(row=taken[at // n], text=text, prompt_ids=ids[at // n], ids=tokens)
@@ -87,11 +84,11 @@ def rejection_sample(
                     continue
                 best.append(score)
                 texts = [written.texts[at * n + int(i)] for i in (of_row.argmax(), of_row.argmin())]
-                lines.append(json.dumps(_line(prompt_of(row), texts, score, pairs), ensure_ascii=False) + "\n")
+                lines.append(_line(prompt_of(row), texts, score, pairs))
             bar.advance(len(taken))
     if not lines:
         raise DataError(f"no answer to {len(rows)} prompts scores {least:g} or more: lower the threshold or raise n")
-    atomic_write(out, "".join(lines))
+    write_rows(out, lines)
     return {"prompts": len(lines), "mean_score": float(np.mean(every)), "best_score": float(np.mean(best))}
 
 

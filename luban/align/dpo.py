@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from luban.align.preferences import as_preference_shards
-from luban.align.reference import with_reference
+from luban.align.reference import load_reference, with_reference
 from luban.align.start import model_of, one_after_another, packed_beside
-from luban.core.errors import ConfigError, LineageError
+from luban.core.errors import ConfigError
 from luban.core.resuming import Operational
-from luban.load.model import LoadedModel, load_model
+from luban.load.model import LoadedModel
 from luban.objectives.base import Objective
 from luban.objectives.preference import Preference
 from luban.parallel.device import choose_device
@@ -49,18 +49,21 @@ def dpo(recipe: DPORecipe, out: Path, name: str = "dpo") -> Path:
 
 
 def prepared(recipe: DPORecipe, cache: Path) -> tuple[DPORecipe, LoadedModel]:
+    """As `packed`, with the reference's log-probabilities where the loss needs them."""
+    ready, model = packed(recipe, cache)
+    assert isinstance(recipe.objective, Preference)
+    if not recipe.objective.method.needs_reference:
+        return ready, model
+    name = recipe.reference or recipe.init
+    reference = load_reference(name, model)
+    parent = replace(parent_of(name, reference), role="reference")
+    device = choose_device(recipe.train.device)
+    path = with_reference(Path(ready.data.path), reference, parent, recipe.train, device, cache)
+    return replace(recipe, data=replace(recipe.data, path=str(path))), model
+
+
+def packed(recipe: DPORecipe, cache: Path) -> tuple[DPORecipe, LoadedModel]:
     """The recipe with its data packed in `cache`, and the model that it starts from."""
     model = model_of(recipe, "training on preferences", "PAIRS.jsonl")
-    tokenizer = model.need_tokenizer()
-    path = as_preference_shards(Path(recipe.data.path), tokenizer, cache, recipe.train.seed)
-    assert isinstance(recipe.objective, Preference)
-    if recipe.objective.method.needs_reference:
-        reference = load_model(recipe.reference or recipe.init)
-        if reference.need_tokenizer().content_hash != tokenizer.content_hash:
-            raise LineageError(
-                f"the reference {recipe.reference} has another tokenizer or chat template than {recipe.init}: its "
-                f"log-probabilities would be of other tokens"
-            )
-        parent = replace(parent_of(recipe.reference or recipe.init, reference), role="reference")
-        path = with_reference(path, reference, parent, recipe.train, choose_device(recipe.train.device), cache)
+    path = as_preference_shards(Path(recipe.data.path), model.need_tokenizer(), cache, recipe.train.seed)
     return replace(recipe, data=replace(recipe.data, path=str(path))), model

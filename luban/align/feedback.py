@@ -6,7 +6,7 @@ Rows are of one of two forms: `prompt`, `responses` and `scores` (or `ranks`), t
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from luban.align.preferences import Text, as_messages
-from luban.align.scoring import read_rows
-from luban.core.artifact import atomic_write
+from luban.align.preferences import Text, as_messages, require_text, scores_of
 from luban.core.errors import DataError
+from luban.core.jsonl import read_rows, write_rows
 
 Use = Literal["preferred", "revised", "pairs", "rankings", "unpaired", "conditioned", "critic"]
 BINS = 5  # of scores, for conditioning
@@ -34,6 +33,10 @@ class Feedback:
     scores: tuple[float, ...]
     critique: str = ""
 
+    def __post_init__(self):
+        for text in (self.prompt, *self.responses):
+            require_text(text)
+
     @property
     def best(self) -> Text:
         """The response with the highest score, the first of equals."""
@@ -45,47 +48,55 @@ def convert(file: Path, out: Path, use: Use) -> int:
 
     preferred, revised: conversations for `luban sft`, on the best response or on the revision; conditioned: conversations on
     every response, its score asked for by `conditioned_prompt`; critic: on the critique and then the revision.
-    pairs, rankings, unpaired: for `luban reward` and `luban dpo`; unpaired says of each response whether its score is at or above the
-    middle quantile of all.
+    pairs, rankings, unpaired: for `luban reward` and `luban dpo`; unpaired labels a response as wanted where its score is at or
+    above the median of all responses, and above the lowest score.
 
     Raises:
         DataError: a row of neither form, or no row that has what the use needs.
     """
-    found = [_feedback(row, f"{file}:{number}") for number, row in read_rows(file)]
-    edges = _edges(found)
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for each in found for row in _rows(each, use, edges)]
-    if not lines:
+    found = []
+    for number, row in read_rows(file):
+        try:
+            found.append(_feedback(row))
+        except DataError as error:
+            raise DataError(f"{file}:{number}: {error}") from None
+    every = [score for each in found for score in each.scores]
+    edges, least = _edges(every), _least_wanted(every)
+    rows = [row for each in found for row in _rows(each, use, edges, least)]
+    if not rows:
         needs = "critique and revision" if use in ("revised", "critic") else "responses with different scores"
         raise DataError(f"{file} has no row with {needs}, which --use {use} needs")
-    atomic_write(out, "".join(lines))
-    return len(lines)
+    write_rows(out, rows)
+    return len(rows)
 
 
-def _feedback(row: dict[str, Any], where: str) -> Feedback:
-    if "prompt" in row and "responses" in row:
-        scores = row.get("scores", row.get("ranks"))
-        if isinstance(scores, list) and len(scores) == len(row["responses"]) and scores:
-            return Feedback(
-                prompt=row["prompt"], responses=tuple(row["responses"]), scores=tuple(float(s) for s in scores)
-            )
+def _feedback(row: dict[str, Any]) -> Feedback:
+    if row.get("prompt") and row.get("responses"):
+        scores = scores_of(row["responses"], row.get("scores", row.get("ranks")))
+        return Feedback(prompt=row["prompt"], responses=tuple(row["responses"]), scores=scores)
     if all(row.get(name) for name in ("prompt", "response", "critique", "revision")):
         responses = (row["response"], row["revision"])
         return Feedback(prompt=row["prompt"], responses=responses, scores=(0.0, 1.0), critique=row["critique"])
     if all(row.get(name) for name in ("prompt", "chosen", "rejected")):
         return Feedback(prompt=row["prompt"], responses=(row["chosen"], row["rejected"]), scores=(1.0, 0.0))
     raise DataError(
-        f"{where}: a row needs prompt, responses and scores; or prompt, response, critique and revision; or prompt, chosen and "
-        f"rejected"
+        "a row needs prompt, responses and scores; or prompt, response, critique and revision; or prompt, chosen and rejected"
     )
 
 
-def _edges(found: Sequence[Feedback]) -> np.ndarray:
+def _edges(scores: Sequence[float]) -> np.ndarray:
     """Borders between bins of scores: quantiles over all responses, those that coincide once."""
-    scores = [score for each in found for score in each.scores] or [0.0]
-    return np.unique(np.quantile(scores, np.arange(1, BINS) / BINS, method="higher"))
+    return np.unique(np.quantile(scores or [0.0], np.arange(1, BINS) / BINS, method="higher"))
 
 
-def _rows(each: Feedback, use: Use, edges: np.ndarray) -> Iterator[dict[str, Any]]:
+def _least_wanted(scores: Sequence[float]) -> float:
+    """The least score of a wanted response: the median of all, or where that is the lowest score, the next one above it.
+    Infinite where all scores are equal."""
+    above = [score for score in scores if score > min(scores)]
+    return max(min(above), float(np.quantile(scores, 0.5, method="higher"))) if above else math.inf
+
+
+def _rows(each: Feedback, use: Use, edges: np.ndarray, least: float) -> Iterator[dict[str, Any]]:
     if (use == "preferred" and len(set(each.scores)) > 1) or (use == "revised" and each.critique):
         yield _conversation(each.prompt, each.best)
     elif use == "critic" and each.critique:
@@ -101,10 +112,9 @@ def _rows(each: Feedback, use: Use, edges: np.ndarray) -> Iterator[dict[str, Any
                 yield {"prompt": each.prompt, "chosen": each.responses[better], "rejected": each.responses[worse]}
     elif use == "rankings" and len(set(each.scores)) > 1:
         yield {"prompt": each.prompt, "responses": list(each.responses), "ranks": list(each.scores)}
-    elif use == "unpaired":
-        middle = edges[len(edges) // 2]
+    elif use == "unpaired" and least < math.inf:
         for response, score in zip(each.responses, each.scores, strict=True):
-            yield {"prompt": each.prompt, "completion": response, "label": bool(score >= middle)}
+            yield {"prompt": each.prompt, "completion": response, "label": score >= least}
     elif use == "conditioned":
         for response, score in zip(each.responses, each.scores, strict=True):
             wanted = int(np.searchsorted(edges, score, side="right")) + 1

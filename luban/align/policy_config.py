@@ -71,6 +71,8 @@ class RL(Variant):
         for name in ("kl", "kl_target", "importance_cap", "max_kl", "min_entropy", "pretrain_weight", "entropy"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"rl.{name} must be at least 0, {getattr(self, name)} given")
+        if self.kl_target and not self.kl:
+            raise ConfigError("rl.kl_target adapts the coefficient rl.kl, which must be above 0 then")
         if bool(self.pretrain) != bool(self.pretrain_weight):
             raise ConfigError("rl.pretrain (shards) and rl.pretrain_weight (γ) go together: give both or none")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import numpy as np
 from luban.core.artifact import MANIFEST, ArtifactWriter, Parent, as_parent, open_artifact, read_manifest
 from luban.core.errors import DataError
 from luban.core.hashing import data_sha256, file_sha256
+from luban.core.jsonl import read_rows
 from luban.core.log import say, warn
 from luban.data.groups import GROUP_FORMAT, GroupWriter
 from luban.data.pack import copy_tokenizer
@@ -47,34 +48,25 @@ def read_groups(file: Path) -> Iterator[tuple[int, Group | str]]:
     Raises:
         DataError: a row that isn't JSON or has other fields; names the line.
     """
-    with open(file, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{file}:{number} is not JSON: {error}") from None
-            try:
-                yield number, _group(row)
-            except (KeyError, TypeError, ValueError) as error:
-                raise DataError(
-                    f"{file}:{number}: {error}; a row needs prompt, chosen and rejected, or prompt, responses and ranks, or "
-                    f"prompt, completion and label"
-                ) from None
+    for number, row in read_rows(file):
+        try:
+            yield number, _group(row)
+        except (DataError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{file}:{number}: {error}; a row needs prompt, chosen and rejected, or prompt, responses and ranks, or "
+                f"prompt, completion and label"
+            ) from None
 
 
-def _group(row: Any) -> Group | str:
-    if not isinstance(row, dict):
-        raise ValueError("the row is not an object")
+def _group(row: dict[str, Any]) -> Group | str:
     if "responses" in row:
         ranks = row.get("ranks", row.get("scores"))
-        answers = tuple(row["responses"])
-        if not isinstance(ranks, list) or len(ranks) != len(answers) or len(answers) < 2:
-            raise ValueError(f"{len(answers)} responses need as many ranks, at least two")
-        if len(set(map(float, ranks))) == 1:
+        ranks = scores_of(row["responses"], ranks)
+        if len(ranks) < 2:
+            raise ValueError("at least two responses are needed")
+        if len(set(ranks)) == 1:
             return "all responses have the same rank"
-        group = Group(prompt=row["prompt"], answers=answers, ranks=tuple(map(float, ranks)))
+        group = Group(prompt=row["prompt"], answers=tuple(row["responses"]), ranks=ranks)
     elif "completion" in row:
         if not isinstance(row.get("label"), bool):
             raise ValueError("label must be true or false")
@@ -90,6 +82,8 @@ def _group(row: Any) -> Group | str:
             grade=_grade(row.get("grade")),
             probability=_probability(row.get("probability", 1.0)),
         )
+    for text in (group.prompt, *group.answers):
+        require_text(text)
     if not group.prompt or any(not _spoken(answer) for answer in group.answers):
         return "the prompt or an answer is empty"
     return group
@@ -100,8 +94,8 @@ def _split(row: dict[str, Any]) -> tuple[Text, Text, Text]:
     chosen, rejected = row["chosen"], row["rejected"]
     if "prompt" in row:
         return row["prompt"], chosen, rejected
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        raise ValueError("chosen and rejected are text, and there is no prompt")
+    if not isinstance(chosen, list) or not isinstance(rejected, list):
+        raise ValueError("chosen and rejected are no conversations, and there is no prompt")
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
         shared += 1
@@ -110,10 +104,25 @@ def _split(row: dict[str, Any]) -> tuple[Text, Text, Text]:
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
+def scores_of(responses: Any, scores: Any) -> tuple[float, ...]:
+    """The scores of a row's responses. Raises DataError unless both are lists of the same length, the scores finite numbers."""
+    if not isinstance(responses, list) or not isinstance(scores, list) or len(responses) != len(scores):
+        raise DataError("responses need a list of as many ranks or scores")
+    if not all(isinstance(s, (int, float)) and not isinstance(s, bool) and math.isfinite(s) for s in scores):
+        raise DataError(f"ranks and scores are finite numbers, {scores} given")
+    return tuple(map(float, scores))
+
+
+def require_text(text: Any) -> None:
+    """Raise DataError for what is neither text nor a list of messages."""
+    if not isinstance(text, str) and not (isinstance(text, list) and all(isinstance(m, Mapping) for m in text)):
+        raise DataError(f"a prompt or an answer is text or a list of messages, {text!r} given")
+
+
 def _spoken(answer: Text) -> bool:
     if isinstance(answer, str):
         return bool(answer.strip())
-    return bool(answer) and all(isinstance(m, Mapping) and (m.get("content") or m.get("tool_calls")) for m in answer)
+    return bool(answer) and all(m.get("content") or m.get("tool_calls") for m in answer)
 
 
 def _grade(value: Any) -> int:
@@ -141,15 +150,19 @@ def tokenise(prompt: Text, answer: Text, tokenizer: Tokenizer) -> tuple[list[int
     """Token ids of prompt and answer, and how many of them are the prompt's. The ids end with the answer's end token.
 
     Raises:
-        DataError: a conversation that the chat template refuses, or an answer without a token.
+        DataError: a conversation that the chat template refuses, an answer that doesn't end with an assistant's message, or one
+            without a token.
     """
+    said = as_messages(answer, "assistant")
+    if not said or said[-1].get("role") != "assistant":
+        raise DataError("the answer doesn't end with a message of the assistant")
     if tokenizer.chat_template is None and isinstance(prompt, str) and isinstance(answer, str):
         head = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         first = [*head, *tokenizer.encode(prompt)]
         return [*first, *tokenizer.encode(answer), *([] if tokenizer.eos_id is None else [tokenizer.eos_id])], len(
             first
         )
-    rendered = render([*as_messages(prompt, "user"), *as_messages(answer, "assistant")], tokenizer)
+    rendered = render([*as_messages(prompt, "user"), *said], tokenizer)
     spans = [span for span in rendered.spans if span.trained]
     if not spans:
         raise DataError("the answer has no token that the chat template trains on")

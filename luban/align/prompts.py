@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from luban.align.preferences import Text, as_messages, heldout_prompts, shards_config, tokenizer_parents
-from luban.align.scoring import read_rows
+from luban.align.preferences import Text, as_messages, heldout_prompts, require_text, shards_config, tokenizer_parents
 from luban.core.artifact import MANIFEST, ArtifactWriter, open_artifact
 from luban.core.errors import DataError
 from luban.core.hashing import data_sha256, file_sha256
+from luban.core.jsonl import read_rows, write_rows
 from luban.core.log import say, warn
 from luban.data.pack import copy_tokenizer
 from luban.data.shards import Shards, split_file, token_dtype
@@ -33,7 +32,7 @@ class Prompts:
     @classmethod
     def open(cls, shards: Shards, longest: int) -> Prompts:
         """Those of at most `longest` tokens; how many are left out is said. Raises DataError where none is left."""
-        rows = [json.loads(line) for line in open(split_file(shards.path, shards.split, "rows"), encoding="utf-8")]
+        rows = [row for _, row in read_rows(split_file(shards.path, shards.split, "rows"))]
         ids = [shards.document(i).tolist() for i in range(shards.documents)]
         kept = [i for i, each in enumerate(ids) if len(each) <= longest]
         if not kept:
@@ -50,11 +49,15 @@ class Prompts:
 
 
 def prompt_of(row: dict[str, Any]) -> Text:
-    """A row's prompt: text or messages, without a final answer. Raises KeyError where there is none."""
-    name = next(name for name in (*FIELDS, "") if name in row or not name)
-    prompt = row[name or "prompt"]
+    """A row's prompt: text or messages, without a final answer. Raises DataError where there is none."""
+    prompt = next((row[name] for name in FIELDS if row.get(name)), None)
+    if prompt is None:
+        raise DataError(f"no prompt: a row needs one of {', '.join(FIELDS)}")
+    require_text(prompt)
     if isinstance(prompt, list) and prompt and prompt[-1].get("role") == "assistant":
         prompt = prompt[:-1]
+    if not prompt:
+        raise DataError("the prompt is empty")
     return prompt
 
 
@@ -89,11 +92,7 @@ def _pack(file: Path, tokenizer: Tokenizer, out: Path, seed: int) -> None:
     for number, row in read_rows(file):
         try:
             prompt = prompt_of(row)
-            if not prompt:
-                raise DataError("the prompt is empty")
             ids.append(prompt_ids(prompt, tokenizer))
-        except (KeyError, StopIteration):
-            raise DataError(f"{file}:{number} has no prompt: a row needs {', '.join(FIELDS)}") from None
         except DataError as error:
             raise DataError(f"{file}:{number}: {error}") from None
         rows.append(row)
@@ -111,6 +110,5 @@ def _pack(file: Path, tokenizer: Tokenizer, out: Path, seed: int) -> None:
             tokens.tofile(split_file(art.path, split, "tokens"))
             offsets = np.cumsum([0, *(len(ids[i]) for i in taken)])
             offsets.astype("<i8").tofile(split_file(art.path, split, "offsets"))
-            lines = "".join(json.dumps(rows[i], ensure_ascii=False) + "\n" for i in taken)
-            split_file(art.path, split, "rows").write_text(lines, encoding="utf-8")
+            write_rows(split_file(art.path, split, "rows"), [rows[i] for i in taken])
             art.figures[split] = {"documents": len(taken), "tokens": len(tokens), "bytes": 0}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from luban.core.log import progress, say
 from luban.data.collate.preference import PreferenceRows
 from luban.data.groups import COMPUTED, FILES
 from luban.data.shards import Shards, split_file
-from luban.load.model import LoadedModel
+from luban.load.model import LoadedModel, load_model
 from luban.nn.attention.backend import AttentionBackend
 from luban.objectives.preference import AnswerLossModule
 from luban.parallel.engine import to_device
@@ -25,6 +27,17 @@ from luban.train.recipe import TrainConfig
 ROWS = 8  # groups read at once
 
 
+def load_reference(name: str, policy: LoadedModel) -> LoadedModel:
+    """The model that a policy is compared with. Raises LineageError where it reads other tokens than the policy."""
+    reference = load_model(name)
+    if reference.need_tokenizer().content_hash != policy.need_tokenizer().content_hash:
+        raise LineageError(
+            f"the reference {name} has another tokenizer or chat template than {policy.name}: its log-probabilities would be "
+            f"of other tokens"
+        )
+    return reference
+
+
 def with_reference(
     path: Path, model: LoadedModel, parent: Parent, train: TrainConfig, device: torch.device, cache: Path
 ) -> Path:
@@ -32,7 +45,7 @@ def with_reference(
     the model and the precision.
 
     Raises:
-        LineageError: the shards hold those of another model.
+        LineageError: the shards hold those of another model or precision, or of shorter texts than the run reads.
     """
     manifest = read_manifest(path)
     if "reference" in manifest.config:
@@ -41,13 +54,19 @@ def with_reference(
                 f"the reference log-probabilities in {path} are of model {manifest.config['reference'][:12]}, and "
                 f"the reference is {parent.name} ({parent.content_hash[:12]}): give --data.path the .jsonl file"
             )
+        _require_computed_for(manifest.config, path, train)
         return path
     identity = data_sha256([manifest.content_hash, parent.content_hash, train.precision, train.seq_len])
     out = cache / f"reference-{identity[:12]}"
     if (out / MANIFEST).is_file():
         return out
     say(f"computing log-probabilities under the reference {parent.name} into {out}")
-    config = {**manifest.config, "reference": parent.content_hash, "reference_precision": train.precision}
+    config = {
+        **manifest.config,
+        "reference": parent.content_hash,
+        "reference_precision": train.precision,
+        "reference_seq_len": train.seq_len,
+    }
     parents = (as_parent("preferences", path), parent)
     module = model.module.to(device=device, dtype=COMPUTE[train.precision])
     loss = AnswerLossModule(module, AttentionBackend(train.kernel)).eval()
@@ -64,6 +83,16 @@ def with_reference(
                 for name, values in zip(COMPUTED, found, strict=True):
                     values.astype(FILES[name]).tofile(split_file(art.path, split, name))
     return out
+
+
+def _require_computed_for(config: Mapping[str, Any], path: Path, train: TrainConfig) -> None:
+    """Raise LineageError unless the log-probabilities are of this precision and of all texts that fit `train.seq_len`."""
+    precision, longest = config["reference_precision"], config.get("reference_seq_len", 0)
+    if precision != train.precision or longest < train.seq_len:
+        raise LineageError(
+            f"the reference log-probabilities in {path} were computed in {precision} for texts of at most {longest} tokens, and "
+            f"train.precision is {train.precision}, train.seq_len {train.seq_len}: give --data.path the .jsonl file"
+        )
 
 
 @torch.no_grad()

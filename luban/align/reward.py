@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from luban.load.model import LoadedModel
 from luban.objectives.base import Objective
 from luban.objectives.ranking import Ranking
 from luban.parallel.device import choose_device
+from luban.parallel.world import process_rank
 from luban.train.recipe import Recipe
 from luban.train.run import train
 
@@ -49,15 +49,16 @@ def reward(recipe: RewardRecipe, out: Path, name: str = "reward") -> Path:
         DataError: preferences that can't be used.
     """
     with packed_beside(out) as cache:
-        ready, model = one_after_another(cache, lambda: prepared(recipe, cache))
+        ready, model = one_after_another(cache, lambda: packed(recipe, cache))
         path = train(ready, out, task="reward", name=name, model=model)
-    figures = read_manifest(path).figures
-    if os.environ.get("RANK", "0") == "0" and figures.get("measured_at") != figures["step"]:
-        note_quality(path, Path(ready.data.path), recipe.train.device)
+    if process_rank() == 0:  # the others may be here before the run is in its place
+        figures = read_manifest(path).figures
+        if figures.get("measured_at") != figures["step"]:
+            note_quality(path, Path(ready.data.path), recipe.train.device)
     return path
 
 
-def prepared(recipe: RewardRecipe, cache: Path) -> tuple[RewardRecipe, LoadedModel]:
+def packed(recipe: RewardRecipe, cache: Path) -> tuple[RewardRecipe, LoadedModel]:
     """The recipe with its data packed in `cache`, and the model that it starts from."""
     model = model_of(recipe, "a reward model", "PAIRS.jsonl")
     path = as_preference_shards(Path(recipe.data.path), model.need_tokenizer(), cache, recipe.train.seed)
@@ -172,7 +173,7 @@ def summary(figures: dict[str, Any], split: str) -> list[str]:
     ]
     if figures["pairs_similar_length"]:
         lines.append(
-            f"on {figures['pairs_similar_length']} whose lengths differ by less than 20%: "
+            f"on {figures['pairs_similar_length']} whose lengths differ by less than {SIMILAR:.0%}: "
             f"{figures['accuracy_similar_length']:.1%} (the longer answer wins {figures['longer_wins_similar_length']:.1%})"
         )
     lines += [f"  {grade}: {share:.1%}" for grade, share in figures.get("accuracy_by_grade", {}).items()]

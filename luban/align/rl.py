@@ -15,6 +15,7 @@ from luban.align.advantages import kl_estimates
 from luban.align.critic import ActorCriticState, Critic, critic_start
 from luban.align.policy_config import GRPO, PPO, RL
 from luban.align.prompts import Prompts, as_prompt_shards
+from luban.align.reference import load_reference
 from luban.align.rewards.base import Answer, Rewards, identity, open_rewards
 from luban.align.rewards.model import ModelReward
 from luban.align.rollout import Answers, Sampler, token_logprobs, token_values
@@ -22,12 +23,14 @@ from luban.align.rounds import FOLDER, Round, RoundLoader, next_beta
 from luban.align.start import model_of, packed_beside
 from luban.checkpoint.manager import CheckpointManager
 from luban.core.errors import ConfigError, DataError, TrainingError, UsageError
+from luban.core.log import warn
 from luban.core.resuming import Operational
 from luban.core.seeding import derive, generator
 from luban.data.batch import Batch
 from luban.data.loader import Loader
 from luban.data.shards import Shards
-from luban.load.model import LoadedModel, load_model
+from luban.generate.sampling import Sampling
+from luban.load.model import LoadedModel
 from luban.objectives.policy import TokenLogprobs
 from luban.parallel.device import choose_device
 from luban.parallel.engine import TrainEngine
@@ -50,6 +53,7 @@ class RLRecipe(Recipe):
     reward_weights: tuple[float, ...] = ()  # one a reward (none: all 1)
     reward_identity: tuple[str, ...] = ()  # hashes of the rewards; set when a run begins
     reference: Operational[str] = ""  # MODEL that the KL divergence is measured from (empty: that of init)
+    reference_identity: str = ""  # hash of it; set when a run begins
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,7 +85,7 @@ def rl(recipe: RLRecipe, out: Path, name: str = "rl") -> Path:
     if process_count() > 1:
         raise UsageError("luban rl runs in one process: leave --nproc out")
     with packed_beside(out) as cache:
-        ready, model = prepared(recipe, cache)
+        ready, model = packed(recipe, cache)
         device = choose_device(ready.train.device)
         tokenizer = model.need_tokenizer()
         rewards = open_rewards(
@@ -91,7 +95,7 @@ def rl(recipe: RLRecipe, out: Path, name: str = "rl") -> Path:
         return train(ready, out, task="rl", name=name, model=model, components=parts)
 
 
-def prepared(recipe: RLRecipe, cache: Path) -> tuple[RLRecipe, LoadedModel]:
+def packed(recipe: RLRecipe, cache: Path) -> tuple[RLRecipe, LoadedModel]:
     """The recipe with its prompts packed in `cache`, and the model that it starts from."""
     if not recipe.reward:
         raise UsageError(
@@ -99,9 +103,12 @@ def prepared(recipe: RLRecipe, cache: Path) -> tuple[RLRecipe, LoadedModel]:
         )
     model = model_of(recipe, "reinforcement learning", "PROMPTS.jsonl")
     path = as_prompt_shards(Path(recipe.data.path), model.need_tokenizer(), cache, recipe.train.seed)
-    known = tuple(identity(name) for name in recipe.reward)
+    known = {
+        "reward_identity": tuple(identity(name) for name in recipe.reward),
+        "reference_identity": identity(recipe.reference) if recipe.reference else "",
+    }
     data = replace(recipe.data, path=str(path))
-    return replace(recipe, data=data, objective=recipe.rl.objective(), reward_identity=known), model
+    return replace(recipe, data=data, objective=recipe.rl.objective(), **known), model
 
 
 def components(
@@ -165,11 +172,11 @@ class Actor:
         self.prompts = Prompts.open(shards, self.longest)
         self.sampler = Sampler(policy, engine.module.model, recipe.rl.answers, recipe.train.seq_len)
         self.rows = recipe.train.batch_size // recipe.train.accumulate  # read at once
-        self.reference = self._reference() if recipe.rl.measures_kl else None
+        self.reference = self._reference(policy) if recipe.rl.measures_kl else None
 
-    def _reference(self) -> TokenLogprobs:
+    def _reference(self, policy: LoadedModel) -> TokenLogprobs:
         """The reference model, frozen."""
-        model = load_model(self.recipe.reference or self.recipe.init)
+        model = load_reference(self.recipe.reference or self.recipe.init, policy)
         dtype = COMPUTE[self.recipe.train.precision]
         module = model.module.to(device=self.engine.device, dtype=dtype).requires_grad_(False)
         return TokenLogprobs(module, self.engine.module.attention, self.rl.temperature).eval()
@@ -186,7 +193,10 @@ class Actor:
     def write(self, prompts: Prompts, chosen: list[int], samples: int, *names: str | int) -> Answers:
         """Answers to some of the prompts."""
         ids, rl = [prompts.ids[i] for i in chosen], self.rl
-        return self.sampler.write(ids, samples, rl.max_tokens, rl.temperature, derive(self.seed, *names))
+        seed = derive(self.seed, *names)
+        return self.sampler.write(
+            ids, Sampling(n=samples, max_tokens=rl.max_tokens, temperature=rl.temperature, seed=seed)
+        )
 
     def score(self, prompts: Prompts, chosen: list[int], answers: Answers) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """((N,) scores, name → scores of each reward)."""
@@ -262,10 +272,10 @@ class HeldoutReward:
     def of(cls, actor: Actor) -> HeldoutReward | None:
         """None without held-out prompts."""
         try:
-            prompts = Prompts.open(Shards.open(actor.shards.path, "heldout"), actor.longest)
-        except DataError:
+            return cls(actor, Prompts.open(Shards.open(actor.shards.path, "heldout"), actor.longest))
+        except DataError as error:
+            warn(f"training without a held-out reward: {error}")
             return None
-        return cls(actor, prompts)
 
     def batches_once(self) -> Iterator[Batch]:
         """None: answers are written anew."""

@@ -90,19 +90,14 @@ class Sampler:
         needed = int(HEADROOM * slot_bytes(module) * (answers + 1) * (seq_len + MULTIPLE))
         self.engine = Engine(replace(policy, module=module), cache_bytes=needed)
 
-    def write(self, prompts: list[list[int]], samples: int, max_tokens: int, temperature: float, seed: int) -> Answers:
-        """`samples` answers to each prompt. Raises TrainingError where the model's logits are NaN or infinite."""
+    def write(self, prompts: list[list[int]], sampling: Sampling) -> Answers:
+        """`sampling.n` answers to each prompt, whose draws depend on the seed and the prompt's number. Raises TrainingError where
+        the model's logits are NaN or infinite."""
         self.engine.weights_changed()
         requests = []
         for number, prompt in enumerate(prompts):
-            sampling = Sampling(
-                max_tokens=max_tokens,
-                temperature=temperature,
-                n=samples,
-                logprobs=0,
-                seed=derive(seed, "prompt", number),
-            )
-            requests.append(self.engine.request(prompt, sampling))
+            seed = None if sampling.seed is None else derive(sampling.seed, "prompt", number)
+            requests.append(self.engine.request(prompt, replace(sampling, logprobs=0, seed=seed)))
             self.engine.submit(requests[-1])
         while not all(request.done for request in requests):
             self.engine.step()
@@ -110,7 +105,7 @@ class Sampler:
             raise TrainingError(f"the policy can't be sampled from: {error}. Lower --optim.lr") from error
         choices = [choice for request in requests for choice in request.result.choices]
         return Answers(
-            prompts=[prompt for prompt in prompts for _ in range(samples)],
+            prompts=[prompt for prompt in prompts for _ in range(sampling.n)],
             answers=[list(choice.token_ids) for choice in choices],
             sampling=[[each.sampling_logprob for each in choice.logprobs or ()] for choice in choices],
             texts=[choice.text for choice in choices],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ import numpy as np
 import torch
 
 from luban.align.preferences import Text, tokenise
-from luban.core.artifact import atomic_write
 from luban.core.errors import DataError, LineageError, UnsupportedError
+from luban.core.jsonl import read_rows, write_rows
 from luban.core.log import progress
 from luban.load.model import LoadedModel, load_model
 from luban.models.head.rows import Value
@@ -130,25 +129,8 @@ def score_file(reward: RewardModel, file: Path, out: Path) -> int:
         for (row, name), score in zip(places, reward.scores(texts), strict=True):
             rows[row][name] = score
         bar.advance(len(texts))
-    atomic_write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_rows(out, rows)
     return len(rows)
-
-
-def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a .jsonl file. Raises DataError, which names the line, for anything else."""
-    if not file.is_file():
-        raise DataError(f"{file} is not a file: a .jsonl file is needed")
-    with open(file, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{file}:{number} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{file}:{number} is not an object")
-            yield number, row
 
 
 def _answers(row: dict[str, Any], where: str) -> Iterator[tuple[str, Text, Text]]:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luban.align.conversations import as_shards
-from luban.core.artifact import MANIFEST, read_manifest, real_path
-from luban.core.errors import DataError, LineageError, LubanError, TrainingError, UsageError
+from luban.align.start import model_of, one_after_another, packed_beside
+from luban.core.artifact import MANIFEST, read_manifest
+from luban.core.errors import DataError, LineageError, UsageError
 from luban.core.hashing import data_sha256
 from luban.core.resuming import Operational
 from luban.data.loader import Loader
 from luban.data.shards import Shards
 from luban.data.show import coloured, row_tokens, show_on_stderr
-from luban.load.model import LoadedModel, load_model
-from luban.parallel.world import process_count
+from luban.load.model import LoadedModel
 from luban.tokenizer.importing.artifact import replace_template
 from luban.tokenizer.template import read_template
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from luban.train.interrupt import Interrupted
 from luban.train.recipe import Recipe
-from luban.train.run import open_run, train
+from luban.train.run import train
 
 SAMPLE_TOKENS = 160  # of the mask's sample
 
@@ -56,65 +52,15 @@ def sft(recipe: SFTRecipe, out: Path, name: str = "sft") -> Path:
         UsageError: no model to start from.
         DataError: conversations without a usable loss mask.
     """
-    cache = cache_of(out)
-    before = set(cache.iterdir()) if cache.is_dir() else set()
-    try:
-        ready, model = prepared(recipe, cache)
+    with packed_beside(out) as cache:
+        ready, model = one_after_another(cache, lambda: with_shards(recipe, cache))
         show_mask(ready)
         return train(ready, out, task="sft", name=name, model=model)
-    except (TrainingError, Interrupted):
-        raise  # the run goes on from what was packed
-    except LubanError:
-        _remove_new(cache, before)
-        raise
-
-
-def cache_of(out: Path) -> Path:
-    """Where what is packed for the run `out` lies."""
-    place = out if out.is_symlink() else real_path(out)
-    return place.with_name(place.name + ".data")
-
-
-def prepared(recipe: SFTRecipe, cache: Path) -> tuple[SFTRecipe, LoadedModel]:
-    """`with_shards`, by one process of a run after the other: the first packs, the others find its shards."""
-    if process_count() == 1:
-        return with_shards(recipe, cache)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(cache.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return with_shards(recipe, cache)
-    finally:
-        os.close(lock)
-
-
-def require_preparable(recipe: SFTRecipe, out: Path, processes: int) -> None:
-    """Pack the data and check recipe, data and plan before processes are started. Raises what `sft` would."""
-    cache = cache_of(out)
-    before = set(cache.iterdir()) if cache.is_dir() else set()
-    try:
-        ready, model = with_shards(recipe, cache)
-        open_run(ready, model, processes)
-    except LubanError:
-        _remove_new(cache, before)
-        raise
-
-
-def _remove_new(cache: Path, before: set[Path]) -> None:
-    """Remove what was packed for a run that was then refused."""
-    for entry in set(cache.iterdir()) - before if cache.is_dir() else ():
-        shutil.rmtree(entry)
-    if cache.is_dir() and not before:
-        cache.rmdir()
 
 
 def with_shards(recipe: SFTRecipe, cache: Path) -> tuple[SFTRecipe, LoadedModel]:
     """The recipe with its data packed in `cache`, and the model that it starts from."""
-    if not recipe.init:
-        raise UsageError("instruction tuning needs a model to start from: give --init MODEL")
-    if not recipe.data.path:
-        raise UsageError("no conversations to train on: give --data.path (shards, a corpus, or a .jsonl with messages)")
-    model = load_model(recipe.init)
+    model = model_of(recipe, "instruction tuning", "CONVERSATIONS (shards, a corpus, or a .jsonl with messages)")
     tokenizer = model.need_tokenizer()
     if recipe.chat_template:
         tokenizer = _with_template(tokenizer, recipe, cache)

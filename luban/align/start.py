@@ -1,4 +1,4 @@
-"""What every kind of training on preferences does first: the model, its tokenizer, the data packed beside the run."""
+"""What every kind of tuning does first: load the model and its tokenizer, pack the data beside the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from luban.align.sft import cache_of
+from luban.core.artifact import real_path
 from luban.core.errors import LubanError, TrainingError, UsageError
 from luban.load.model import LoadedModel, load_model
 from luban.parallel.world import process_count
@@ -29,6 +29,12 @@ def model_of(recipe: Recipe, what: str, data: str) -> LoadedModel:
     model = load_model(recipe.init)
     model.need_tokenizer()
     return model
+
+
+def cache_of(out: Path) -> Path:
+    """The folder of what is packed for the run `out`: OUT.data."""
+    place = out if out.is_symlink() else real_path(out)
+    return place.with_name(place.name + ".data")
 
 
 @contextmanager

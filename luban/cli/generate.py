@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -117,11 +117,17 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError("--best-of N and --reward go together: give both or none")
     if args.out is not None and not args.reward:
         raise UsageError("--out writes the best of several answers: give --best-of N and --reward too")
+    if args.pairs and args.out is None:
+        raise UsageError("--pairs says what --out writes: give --out FILE.jsonl too")
+    unused = [flag for flag in ("n", "beams", "draft", "speculative") if getattr(args, flag) not in (1, None, "none")]
+    if args.reward and unused:
+        raise UsageError(f"--best-of samples its answers without --{unused[0]}: leave it out")
     Generation().sample(asked)  # what can't be is said before the model is read
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     model = load_model(args.model, device=args.device, dtype=args.dtype, adapter=args.adapter)
     if args.reward:
-        print(_best(args, model, model.generation.sample(asked, max_tokens=128, temperature=0.8), prompt))
+        sampling = model.generation.sample({**asked, "n": args.best_of}, max_tokens=128, temperature=0.8)
+        print(_best(args, model, sampling, prompt))
         return
     engine = Engine(
         model,
@@ -143,24 +149,19 @@ def _best(args: Arguments, model: LoadedModel, sampling: Sampling, prompt: str) 
     """The best of several answers to the prompt; with `out` the file of the best answers to the prompts of a file."""
     from luban.align.best_of import best_of, rejection_sample
     from luban.align.rewards.base import open_rewards
-    from luban.align.scoring import read_rows
+    from luban.core.jsonl import read_rows
     from luban.core.log import say
     from luban.serve.engine import Engine
 
     rewards = open_rewards([args.reward], (), model.need_tokenizer(), args.model, args.device, REWARD_SECONDS)
     if args.out is None:
-        several = replace(sampling, n=args.best_of)
-        score = lambda answers: rewards.scores(answers)[0].tolist()  # noqa: E731
-        return best_of(Engine(model), model, {"prompt": prompt}, several, score)[0].text
+        return best_of(Engine(model), model, {"prompt": prompt}, sampling, rewards)[0].text
     figures = rejection_sample(
         model,
         [row for _, row in read_rows(Path(args.prompt))],
         rewards,
         args.out,
-        n=args.best_of,
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        seed=sampling.seed or 0,
+        sampling,
         pairs=args.pairs,
     )
     say(

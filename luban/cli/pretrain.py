@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from luban.cli.launch import launch
-from luban.core.arguments import parse_recipe, without_processes
-from luban.core.log import print_result
+from luban.cli.training import train_from_recipe
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 ABOUT = """Train a model from a recipe. The same command resumes an unfinished run; a larger --train.steps extends a finished one.
 
 What doesn't define the result may change when a run is resumed: paths, logging, checkpoints kept, workers, device, kernels,
@@ -29,20 +25,7 @@ luban pretrain tiny_pretrain_cpu --data.path shards --dry-run --picture --plan.p
 
 
 def run(argv: Sequence[str]) -> int:
-    from luban.parallel.world import World, process_count
     from luban.train.pretrain import pretrain
-    from luban.train.recipe import Recipe, model_of_init
-    from luban.train.run import dry_run, open_run
+    from luban.train.recipe import Recipe
 
-    call = parse_recipe(
-        Recipe, argv, verb="pretrain", about=ABOUT, examples=EXAMPLES, shipped=RECIPES, adapt=model_of_init
-    )
-    if call.dry_run:
-        dry_run(call.recipe, processes=call.processes, picture=call.picture)
-        return 0
-    if call.processes > 1 and process_count() == 1:
-        open_run(call.recipe, processes=call.processes)  # what is wrong is said once
-        return launch(["pretrain", *without_processes(argv)], call.processes)
-    print_result(pretrain(call.recipe, call.out, call.name))
-    World.leave()
-    return 0
+    return train_from_recipe(Recipe, argv, verb="pretrain", about=ABOUT, examples=EXAMPLES, train=pretrain)

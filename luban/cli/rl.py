@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-from luban.cli.pretrain import RECIPES
-from luban.core.arguments import parse_recipe
-from luban.core.errors import UsageError
-from luban.core.log import print_result
+from luban.cli.training import train_from_recipe
 
 ABOUT = """Train a model by rewards: it writes answers to prompts, the engine runs over the weights in training, and answers with
 higher rewards are made likelier. The same command resumes an unfinished run, inside of a round too.
@@ -27,17 +22,8 @@ luban rl luban_rl_gpu --init smollm2 --data.path gsm8k.jsonl --reward gsm8k --ou
 
 
 def run(argv: Sequence[str]) -> int:
-    from luban.align.rl import RLRecipe, prepared, rl
-    from luban.train.recipe import model_of_init
-    from luban.train.run import dry_run
+    from luban.align.rl import RLRecipe, packed, rl
 
-    call = parse_recipe(RLRecipe, argv, verb="rl", about=ABOUT, examples=EXAMPLES, shipped=RECIPES, adapt=model_of_init)
-    if call.dry_run:
-        with tempfile.TemporaryDirectory() as folder:
-            ready, model = prepared(call.recipe, Path(folder))
-            dry_run(ready, model, picture=call.picture)
-        return 0
-    if call.processes > 1:
-        raise UsageError("luban rl runs in one process: leave --nproc out")
-    print_result(rl(call.recipe, call.out, call.name))
-    return 0
+    return train_from_recipe(
+        RLRecipe, argv, verb="rl", about=ABOUT, examples=EXAMPLES, train=rl, pack=packed, most_processes=1
+    )

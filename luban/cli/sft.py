@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-from luban.cli.launch import launch
-from luban.cli.pretrain import RECIPES
-from luban.core.arguments import parse_recipe, without_processes
-from luban.core.log import print_result
+from luban.cli.training import train_from_recipe
 
 ABOUT = """Tune a model on conversations, from a recipe. The same command resumes an unfinished run; a larger
 --train.steps extends a finished one.
@@ -26,22 +21,6 @@ luban sft luban_sft_cpu --init runs/base --data.path conversations --dry-run   #
 
 
 def run(argv: Sequence[str]) -> int:
-    from luban.align.sft import SFTRecipe, require_preparable, sft, with_shards
-    from luban.parallel.world import World, process_count
-    from luban.train.recipe import model_of_init
-    from luban.train.run import dry_run
+    from luban.align.sft import SFTRecipe, sft, with_shards
 
-    call = parse_recipe(
-        SFTRecipe, argv, verb="sft", about=ABOUT, examples=EXAMPLES, shipped=RECIPES, adapt=model_of_init
-    )
-    if call.dry_run:
-        with tempfile.TemporaryDirectory() as folder:
-            ready, model = with_shards(call.recipe, Path(folder))
-            dry_run(ready, model, processes=call.processes, picture=call.picture)
-        return 0
-    if call.processes > 1 and process_count() == 1:
-        require_preparable(call.recipe, call.out, call.processes)  # what is wrong is said once
-        return launch(["sft", *without_processes(argv)], call.processes)
-    print_result(sft(call.recipe, call.out, call.name))
-    World.leave()
-    return 0
+    return train_from_recipe(SFTRecipe, argv, verb="sft", about=ABOUT, examples=EXAMPLES, train=sft, pack=with_shards)

@@ -47,9 +47,10 @@ def materialise(model: nn.Module, device: str | torch.device) -> None:
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and persistent buffers by name, detached; what two modules share is named once."""
+    state = model.state_dict(keep_vars=True)  # first: here FSDP puts shards in the place of gathered parameters
     found = {name: parameter.detach() for name, parameter in model.named_parameters()}
     known = {id(parameter) for parameter in model.parameters()}
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in state.items():
         if id(tensor) not in known:
             found[name] = tensor.detach()
     return found

@@ -166,7 +166,7 @@ class Hinge(PreferenceLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class KTO(PreferenceLoss):
-    """Kahneman–Tversky optimisation: answers one by one, wanted or not. z₀ is estimated on each micro-batch, from prompts with
+    """Kahneman–Tversky optimisation: answers one by one, wanted or not; of several answers to a prompt the best are wanted. z₀ is estimated on each micro-batch, from prompts with
     answers to other prompts (section 4.1), so that here alone accumulation changes the loss."""
 
     paired = False
@@ -178,7 +178,9 @@ class KTO(PreferenceLoss):
     def __call__(self, answers: AnswerLogprobs) -> Tensor:
         present, known = answers.lengths > 0, answers.mismatched.isfinite()
         baseline = (torch.where(known, answers.mismatched, 0.0).sum() / known.sum().clamp_min(1)).clamp_min(0)
-        wanted = answers.ranks >= 0.5 * answers.ranks.amax(-1, keepdim=True).clamp_min(1)
+        best = answers.ranks.masked_fill(~present, -torch.inf).amax(-1, keepdim=True)
+        alone = present.sum(-1, keepdim=True) < 2
+        wanted = torch.where(alone, answers.ranks >= 0.5, answers.ranks == best)
         each = kto_loss(answers.ratios, wanted, baseline.detach(), self.beta, self.desirable, self.undesirable)
         return torch.where(present, each, 0.0).sum(-1) / present.sum(-1).clamp_min(1)
 

@@ -26,6 +26,11 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def process_rank() -> int:
+    """Which of them this one is, from 0."""
+    return int(os.environ.get("RANK", "0")) if process_count() > 1 else 0
+
+
 def is_lost_connection(error: BaseException) -> bool:
     """Whether an error of torch.distributed says that another process is gone."""
     text = str(error)

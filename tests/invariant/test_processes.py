@@ -73,6 +73,34 @@ def test_instruction_tuning_in_two_processes_equals_one(luban, shards, recipe, t
     assert [v for row in found for v in row] == pytest.approx([v for row in right for v in row], rel=1e-9)
 
 
+@pytest.mark.slow
+def test_preferences_in_two_processes_equal_one(luban, shards, recipe, tmp_path):
+    """`reward` and `dpo`: the data is packed once, one process measures, and a mistake is said once, before any starts."""
+    base, pairs = tmp_path / "base", tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"say {i}", "chosen": "a" * (2 + i % 3), "rejected": "z" * (2 + i % 2)} for i in range(40)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, err = luban("pretrain", recipe, "--data.path", shards, "--out", base, "--train.steps", "2")
+    assert code == 0, err
+    settings = ("--train.precision", "fp64", "--train.steps", "4", "--train.batch_size", "4", "--train.seq_len", "64")
+    for verb in ("reward", "dpo"):
+        command = (verb, f"luban_{verb}_cpu", "--init", base, "--data.path", pairs, *settings, "--train.log_every", "1")
+        for name, words in (("one", ()), ("two", ("--nproc", "2", "--plan.shard", "2"))):
+            code, err = luban(*command, "--out", tmp_path / f"{verb}-{name}", *words)
+            assert code == 0 and err.count("packing ") == 1, err
+            references = list(tmp_path.glob(f"{verb}-{name}.data/reference-*"))
+            assert len(references) == (verb == "dpo")
+        found, right = (curve(tmp_path / f"{verb}-{name}") for name in ("two", "one"))
+        assert [v for row in found for v in row] == pytest.approx([v for row in right for v in row], rel=1e-9)
+        bad = tmp_path / "bad.jsonl"
+        bad.write_text('{"prompt": "a", "chosen": "b"}\n')
+        words = ("--data.path", bad, "--out", tmp_path / "bad", "--nproc", "2")
+        code, err = luban(verb, f"luban_{verb}_cpu", "--init", base, *words)
+        assert code == 1 and err.count("a row needs") == 1 and "process" not in err, err
+        assert not list(tmp_path.glob("bad.data"))
+    one, two = (open_artifact(tmp_path / f"reward-{name}", "run").figures for name in ("one", "two"))
+    assert two["measured_at"] == 4 and two["accuracy"] == pytest.approx(one["accuracy"])
+
+
 def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe, tmp_path):
     command = (str(recipe), "--data.path", str(shards), "--out", str(tmp_path / "run"))
     for words, message in (

@@ -114,8 +114,8 @@ def _open(name: str, tokenizer: Tokenizer, owner: str, device: str, timeout: flo
 
 
 def identity(name: str) -> str:
-    """What a reward is known by in a run's configuration, so that a run isn't resumed with another: the hash of a model or of
-    a function's file, else its name."""
+    """What a reward or a reference is known by in a run's configuration, so that a run isn't resumed with another: the hash of
+    a model or of a function's file, else its name."""
     file, colon, function = name.rpartition(":")
     if colon and file.endswith(".py") and Path(file).is_file():
         return f"{function} {file_sha256(Path(file))[:16]}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
 import json
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 
@@ -28,6 +28,6 @@ class Endpoint:
                 scores = json.load(reply)["scores"]
             if len(scores) != len(answers):
                 raise ValueError(f"{len(scores)} scores for {len(answers)} answers")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"the reward at {self.address} failed: {error}. The step was not applied") from None
         return scores

@@ -28,7 +28,9 @@ class FunctionReward:
             raise ConfigError(f"there is no file {file} with a reward function {function}")
         self.name, self.file, self.timeout = function, file, timeout
         command = [sys.executable, "-m", "luban.align.rewards.worker", str(file), function]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+        )  # Ctrl-C of the run is not for it
         self._pending = b""
         started = self._read(START_SECONDS)
         if started is None or "error" in started:

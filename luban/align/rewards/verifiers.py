@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
+import secrets
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 
 from luban.align.rewards.base import Answer
@@ -83,21 +87,31 @@ class UnitTests:
         if not isinstance(tests, str) or not tests.strip():
             raise DataError("the reward unit_tests needs `tests`, Python code, in every row of the prompts")
         code = "\n".join(CODE.findall(text)) or text
-        with tempfile.TemporaryDirectory() as folder:
+        passed = secrets.token_hex(8)  # printed behind the tests; an answer can't know it beforehand
+        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as printed:
             try:
-                done = subprocess.run(
-                    [sys.executable, "-I", "-c", f"{code}\n\n{tests}\nprint('passed all', end='')"],
+                process = subprocess.Popen(
+                    [sys.executable, "-I", "-c", f"{code}\n\n{tests}\nprint('{passed}', end='')"],
                     cwd=folder,
                     env={},
                     stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    timeout=self.timeout,
+                    stdout=printed,  # a file, whose size is limited
+                    stderr=subprocess.DEVNULL,
                     preexec_fn=self._limit,
                     start_new_session=True,
                 )
-            except (subprocess.TimeoutExpired, ValueError):
+            except ValueError:  # a NUL character in the code
                 return False
-        return done.returncode == 0 and done.stdout.endswith(b"passed all")
+            try:
+                process.wait(self.timeout)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # what it has started, too
+                process.wait()
+            printed.seek(0)
+            return process.returncode == 0 and printed.read().endswith(passed.encode())
 
     def _limit(self) -> None:
         seconds = max(1, int(self.timeout) + 1)

@@ -31,20 +31,20 @@ def model(tiny_checkpoint):
 
 def test_the_best_answer_is_the_highest_score_of_those_sampled(model):
     sampling = Sampling(n=4, max_tokens=8, seed=3)
-    choice, scores = best_of(Engine(model), model, {"prompt": "say"}, sampling, Length().scores)
+    choice, scores = best_of(Engine(model), model, {"prompt": "say"}, sampling, Rewards((Length(),), (1.0,)))
     texts = [c.text for c in Engine(model).generate([[{"role": "user", "content": "say"}]], sampling)[0].choices]
     assert scores == [len(text) for text in texts] and choice.text == max(texts, key=len)
 
 
 def test_rejection_sampling_writes_conversations_for_fine_tuning(model, tmp_path):
     rows, out = [{"prompt": f"say {i}"} for i in range(3)], tmp_path / "best.jsonl"
-    figures = rejection_sample(model, rows, Rewards((Length(),), (1.0,)), out, n=4, max_tokens=6)
+    figures = rejection_sample(model, rows, Rewards((Length(),), (1.0,)), out, Sampling(n=4, max_tokens=6))
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["messages"][0]["content"] for row in written] == ["say 0", "say 1", "say 2"]
     assert all(len(row["messages"][1]["content"]) == row["score"] for row in written)
     assert figures["best_score"] >= figures["mean_score"] and figures["prompts"] == 3
     with pytest.raises(DataError, match="lower the threshold"):
-        rejection_sample(model, rows, Rewards((Length(),), (1.0,)), out, n=2, max_tokens=4, least=1e9)
+        rejection_sample(model, rows, Rewards((Length(),), (1.0,)), out, Sampling(n=2, max_tokens=4), least=1e9)
 
 
 def test_the_divergence_of_best_of_n():

@@ -57,5 +57,18 @@ def test_conditioning_asks_for_the_score_that_the_response_has(tmp_path):
 def test_feedback_that_a_use_can_not_take_is_refused(tmp_path):
     with pytest.raises(DataError, match="critique and revision, which --use revised needs"):
         converted(tmp_path, SCORED, "revised")
-    with pytest.raises(DataError, match=r"in\.jsonl:1: a row needs"):
-        converted(tmp_path, {"prompt": "q"}, "pairs")
+    for row, message in (
+        ({"prompt": "q"}, r"in\.jsonl:1: a row needs"),
+        ({**SCORED, "scores": ["high", 2, 3]}, r"in\.jsonl:1: ranks and scores are finite numbers"),
+        ({**SCORED, "responses": "bad"}, r"in\.jsonl:1: responses need a list"),
+        ({**CRITIQUE, "response": 3}, r"in\.jsonl:1: a prompt or an answer is text"),
+    ):
+        with pytest.raises(DataError, match=message):
+            converted(tmp_path, row, "pairs")
+
+
+def test_the_lowest_score_is_never_wanted(tmp_path):
+    few = {"prompt": "q", "responses": [*"abcdefghij"], "scores": [0] * 9 + [1]}
+    assert [row["completion"] for row in converted(tmp_path, few, "unpaired") if row["label"]] == ["j"]
+    with pytest.raises(DataError, match="responses with different scores"):
+        converted(tmp_path, {**few, "scores": [1] * 10}, "unpaired")

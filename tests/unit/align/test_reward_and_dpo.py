@@ -125,10 +125,33 @@ def test_reference_logprobs_are_computed_once_and_bound_to_the_model(tiny_checkp
     made = (stored / "manifest.json").stat().st_mtime_ns
     dpo(replace(recipe, train=replace(recipe.train, steps=2)), tmp_path / "run")
     assert (stored / "manifest.json").stat().st_mtime_ns == made
-    changed = dpo(replace(recipe, data=replace(recipe.data, path=str(stored))), tmp_path / "same")
+    given = replace(recipe, data=replace(recipe.data, path=str(stored)))
+    for field, value in (("seq_len", 128), ("precision", "fp64")):  # texts that were too long, and other rounding
+        with pytest.raises(LineageError, match=f"computed in fp32 for texts of at most 64 tokens.*{value}"):
+            dpo(replace(given, train=replace(given.train, **{field: value})), tmp_path / "other")
+    changed = dpo(given, tmp_path / "same")
     other = replace(recipe, reference=str(changed), data=replace(recipe.data, path=str(stored)))
     with pytest.raises(LineageError, match=r"give --data\.path the \.jsonl file"):
         dpo(other, tmp_path / "other")
+
+
+def test_another_reference_is_another_loss(tiny_checkpoint, pairs, tmp_path):
+    recipe = preferring(tiny_checkpoint, pairs)
+    moved = dpo(replace(recipe, train=replace(recipe.train, steps=8)), tmp_path / "moved")
+    once = replace(recipe, train=replace(recipe.train, steps=1), reference=str(moved))
+    loss = rows_of(dpo(once, tmp_path / "run"))[0]["loss"]
+    assert (
+        loss > np.log(2) + 0.01
+    )  # the reference prefers the chosen answers already, so that the policy's margin is negative
+
+
+def test_a_conversation_that_ends_with_a_question_has_no_score(tiny_checkpoint, pairs, tmp_path):
+    recipe = rewarding(tiny_checkpoint, pairs)
+    run = reward(replace(recipe, train=replace(recipe.train, steps=1)), tmp_path / "rm")
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    (tmp_path / "open.jsonl").write_text(json.dumps({"messages": said}) + "\n")
+    with pytest.raises(DataError, match=r"open\.jsonl:1: the answer doesn't end with a message of the assistant"):
+        score_file(RewardModel.load(run), tmp_path / "open.jsonl", tmp_path / "scored.jsonl")
 
 
 def test_recipes_without_meaning_are_refused(tiny_checkpoint, pairs, tmp_path):

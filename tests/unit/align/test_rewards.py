@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
 import numpy as np
 import pytest
 
@@ -47,6 +53,45 @@ def test_unit_tests_run_in_a_bounded_process():
     assert UnitTests(0.5).scores([answer("while True: pass", tests=tests)]) == [0.0]
 
 
+def test_what_an_answer_starts_or_prints_ends_with_its_test(tmp_path):
+    tests, left = "assert True", tmp_path / "pid"
+    child = f"import subprocess, sys\np = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\nopen({str(left)!r}, 'w').write(str(p.pid))"
+    fakes = "import os\nprint('passed all', end='', flush=True)\nos._exit(0)"
+    floods = "while True: print('x' * 1000000)"
+    assert UnitTests(20.0).scores([answer(t, tests=tests) for t in (child, fakes, floods)]) == [1.0, 0.0, 0.0]
+    state = Path(f"/proc/{left.read_text()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+class Scorer(BaseHTTPRequestHandler):
+    """Scores by length; to an answer "few" with one number too few."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["answers"]
+        scores = [len(each["answer"]) + each["row"]["more"] for each in asked]
+        body = json.dumps({"scores": scores[asked[0]["answer"] == "few" :]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_an_endpoint_scores_answers_and_one_that_fails_is_named():
+    with HTTPServer(("127.0.0.1", 0), Scorer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/score"
+        reward = open_rewards([address], (), None, "policy", "cpu", 10.0)
+        assert reward.scores([answer("abc", more=1), answer("", more=2)])[0].tolist() == [4.0, 2.0]
+        with pytest.raises(TrainingError, match=f"{address} failed: 0 scores for 1 answers"):
+            reward.scores([answer("few", more=1)])
+        server.shutdown()
+    with pytest.raises(TrainingError, match=f"{address} failed"):
+        reward.scores([answer("abc", more=1)])
+
+
 FUNCTION = """
 import time
 def good(prompt, answer, row):
@@ -67,6 +112,9 @@ def test_a_function_is_called_and_one_that_fails_is_named_and_bounded(tmp_path):
     asked = [answer("abc", prompt="p", more=1)]
     good = FunctionReward(file, "good", 60.0)
     assert good.scores(asked * 2) == [4.0, 4.0]
+    assert os.getpgid(good.process.pid) != os.getpgid(
+        0
+    )  # Ctrl-C at the terminal, which ends a step first, isn't for it
     good.close()
     for name, timeout, message in (("broken", 60.0, "raised KeyError"), ("slow", 0.3, "more than 0.3 s")):
         reward = FunctionReward(file, name, timeout)

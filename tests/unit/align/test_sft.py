@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from training_data import make_shards, write_conversations
 
-from luban.align import sft as sft_module
+from luban.align import start as align_start
 from luban.align.sft import SFTRecipe, sft, with_shards
 from luban.cli.main import main
 from luban.core.artifact import open_artifact
@@ -90,7 +90,7 @@ def test_tuning_lowers_the_answer_loss_and_knows_its_parents(recipe, base, tmp_p
 
 def test_the_model_is_loaded_once(recipe, tmp_path, monkeypatch):
     calls = []
-    for module in (sft_module, start_module):
+    for module in (align_start, start_module):
         monkeypatch.setattr(module, "load_model", lambda *args: calls.append(args) or load_model(*args))
     sft(recipe, tmp_path / "tuned")
     assert len(calls) == 1

@@ -90,6 +90,15 @@ def test_kto_takes_answers_one_by_one():
     assert found.tolist() == pytest.approx([1 - logistic(0.3), 1 - logistic(0.2)])
 
 
+def test_kto_wants_the_best_of_several_answers_whatever_their_scores():
+    zeros, nan = torch.zeros(2, 3), torch.full((2,), torch.nan)
+    ranks = torch.tensor([[-1.0, -2.0, -5.0], [0.2, 0.1, 0.0]])
+    lengths = torch.tensor([[4.0, 4.0, 4.0], [4.0, 4.0, 0.0]])
+    answers = AnswerLogprobs(zeros, zeros, lengths, ranks, torch.ones(2), nan)
+    found = KTO(desirable=3.0, undesirable=1.0)(answers)  # at equal log-probabilities every answer's loss is λ / 2
+    assert found.tolist() == pytest.approx([(3 + 1 + 1) / 2 / 3, (3 + 1) / 2 / 2])
+
+
 def test_gradient_of_dpo_at_equality_is_half_beta():
     policy = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     dpo_loss(policy[0] - policy[1], 0.4, torch.tensor(1.0)).backward()

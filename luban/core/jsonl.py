@@ -1,0 +1,39 @@
+"""Files of one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from luban.core.artifact import atomic_write
+from luban.core.errors import DataError
+
+
+def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every line of a .jsonl file that isn't blank.
+
+    Raises:
+        DataError: no such file, one that isn't UTF-8, or a line that isn't a JSON object; names the line.
+    """
+    if not file.is_file():
+        raise DataError(f"{file} is not a file: a .jsonl file is needed")
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                raise DataError(f"{file}:{number} is not UTF-8: {error.reason}") from None
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{file}:{number} is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{file}:{number} is not a JSON object")
+            yield number, row
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one object a line, atomically."""
+    atomic_write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
