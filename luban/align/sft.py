@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luban.align.conversations import as_shards
-from luban.core.artifact import MANIFEST, read_manifest, real_path
+from luban.core.artifact import MANIFEST, read_manifest
 from luban.core.errors import DataError, LineageError, LubanError, TrainingError, UsageError
 from luban.core.hashing import data_sha256
 from luban.core.resuming import Operational
+from luban.core.whole_directory import real_path
 from luban.data.loader import Loader
 from luban.data.shards import Shards
 from luban.data.show import coloured, row_tokens, show_on_stderr
