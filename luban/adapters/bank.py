@@ -14,11 +14,11 @@ from luban.adapters.base import AdapterConfig, adapters_of
 from luban.core.errors import UnsupportedError
 from luban.models.base import Model
 from luban.models.build import build_model, materialise, state_of
-from luban.nn.linear import MatmulOwner, Projection, matmul_owners
+from luban.nn.linear import MatmulOwner, Projection, adapted_output, matmul_owners
 
 
 class Selection:
-    """Which tokens of the next forward have which adapter; those of no adapter have that of none."""
+    """Which adapter each token of the next forward uses; tokens that aren't listed use none."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Tensor] = {}  # adapter → indices (N',) of its tokens in the row
@@ -35,7 +35,7 @@ class Selection:
 
 
 class Bank(nn.Module):
-    """The adapters at one projection, by name: each changes the outputs of its own tokens, one after another."""
+    """The adapters at one projection, by name: each changes the outputs of its own tokens."""
 
     reads_output = True
 
@@ -50,17 +50,14 @@ class Bank(nn.Module):
                 continue
             adapter = self.held[name]
             x, y = x_1NI.index_select(-2, rows), y_1NO.index_select(-2, rows)
-            changed = adapter(x, y, projection) if getattr(adapter, "reads_output", False) else y + adapter(x)
-            y_1NO = y_1NO.index_copy(-2, rows, changed)
+            y_1NO = y_1NO.index_copy(-2, rows, adapted_output(adapter, x, y, projection))
         return y_1NO
 
 
 def bankable(config: AdapterConfig, model: Model, name: str) -> None:
     """Raise UnsupportedError for an adapter that can't share a batch with others."""
     kind = config.registry.name_of(type(config))
-    if model.spec.body.two_sided:
-        what = "its encoder and its decoder read different tokens"
-    elif config.modules_to_save:
+    if config.modules_to_save:
         what = f"it replaces whole modules ({', '.join(config.modules_to_save)})"
     elif not config.pages:
         what = f"a {kind} adapter puts keys and values before every text"
@@ -71,7 +68,9 @@ def bankable(config: AdapterConfig, model: Model, name: str) -> None:
         if not outside:
             return
         what = f"a {kind} adapter changes more than the layers' projections ({outside[0]})"
-    raise UnsupportedError(f"the adapter {name} can't be served beside others: {what}; give it alone, as --adapter DIR")
+    raise UnsupportedError(
+        f"the adapter {name} can't share a batch with others: {what}; serve it alone, by --adapter DIR"
+    )
 
 
 @torch.no_grad()

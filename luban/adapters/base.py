@@ -6,7 +6,7 @@ I inputs, O outputs of a projection.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from luban.adapters.placement import Place, chosen_places, saved_modules
 from luban.core.errors import ConfigError, UnsupportedError
 from luban.core.registry import Registry, Variant
-from luban.models.build import build_model, materialise, state_of
+from luban.models.build import build_model, materialise, shared_names, state_of
 from luban.models.spec import ModelSpec
 from luban.nn.init import NormalInit, initialise
 from luban.nn.packed import KINDS, pack_frozen
@@ -113,7 +113,7 @@ class AdapterConfig(Variant):
         """The adapters' parameters and buffers before the first step, by name; drawn from the seed and their names, or
         computed from the frozen `weights`. They don't depend on how the run is spread over processes."""
         model = build_model(spec, device="meta")
-        named: Mapping[str, Tensor] = _by_every_name(model, weights)
+        named = {**weights, **{name: weights[first] for name, first in shared_names(model).items() if first in weights}}
         before = set(state_of(model))
         self.adapt(model)
         for name, adapter in adapters_of(model):
@@ -144,12 +144,16 @@ class ProjectionAdapter(AdapterConfig):
 
     @torch.no_grad()
     def merge(self, model: Model) -> None:
-        """Merge every projection's adapter into its weight."""
+        """Merge every projection's adapter into its weight. A tied output layer gets a weight of its own, since the embedding
+        doesn't change; `model.spec` says so then. Raises UnsupportedError for a model without these adapters."""
+        shared = shared_names(model)
         for place in self.places(model):
             owner, projection = place.owner, place.target
-            assert owner.adapters is not None
-            adapter = owner.adapters[place.projection]
-            assert isinstance(adapter, Adapter)
+            adapter = None if owner.adapters is None else dict(owner.adapters).get(place.projection)
+            if owner.adapters is None or not isinstance(adapter, Adapter):
+                raise UnsupportedError(f"{place.name} has no adapter: it was merged already, or is another model's")
+            if f"{place.name}.weight" in shared:
+                model.spec = replace(model.spec, tied_head=False)
             weight, bias = adapter.merged(projection.weight, projection.bias)
             projection.weight = nn.Parameter(weight.to(projection.weight.dtype), requires_grad=False)
             if bias is not None:
@@ -162,16 +166,6 @@ class ProjectionAdapter(AdapterConfig):
 def adapters_of(model: nn.Module) -> list[tuple[str, Adapter]]:
     """Every adapter module of a model, with its qualified name."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, Adapter)]
-
-
-def _by_every_name(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, those that several modules share under each of their names."""
-    first: dict[int, str] = {}
-    found = dict(weights)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if (known := first.setdefault(id(parameter), name)) != name and known in weights:
-            found[name] = weights[known]
-    return found
 
 
 def rates_of(model: nn.Module) -> dict[str, float]:

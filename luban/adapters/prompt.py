@@ -63,6 +63,7 @@ class PromptTuning(AdapterConfig):
 class Prompt(Adapter, Prompts):
     """Embeddings, P·W parameters."""
 
+    runs_layers = True
     parameter_roles: ClassVar[dict[str, Role]] = {"embedding": "adapter"}
 
     def __init__(self, width: int, config: PromptTuning):

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from luban.core.artifact import real_path
 from luban.core.errors import LubanError, TrainingError, UsageError
+from luban.core.whole_directory import real_path
 from luban.load.model import LoadedModel, load_model
 from luban.parallel.world import process_count
 from luban.train.interrupt import Interrupted

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from luban.checkpoint.reader import CheckpointReader
-from luban.core.artifact import INCOMPLETE
 from luban.core.errors import ArtifactError
 from luban.core.log import warn
 from luban.core.resuming import Operational
+from luban.core.whole_directory import INCOMPLETE
 
 T = TypeVar("T")
 FOLDER = "checkpoints"

@@ -11,9 +11,10 @@ from typing import Any
 from tyro.conf import Positional
 
 from luban.core.arguments import parse
-from luban.core.artifact import MANIFEST, Manifest, Parent, incomplete_path, open_artifact, read_manifest
+from luban.core.artifact import MANIFEST, Manifest, Parent, open_artifact, read_manifest
 from luban.core.errors import UsageError
 from luban.core.units import bytes_
+from luban.core.whole_directory import incomplete_path
 
 
 @dataclass(frozen=True)

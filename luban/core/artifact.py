@@ -24,9 +24,9 @@ from typing import Any
 from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError, UsageError, problem
 from luban.core.hashing import data_sha256, file_sha256, finite
 from luban.core.resuming import differences, require_resumable
+from luban.core.whole_directory import incomplete_path, put_in_place, real_path
 
 MANIFEST = "manifest.json"
-INCOMPLETE = ".incomplete"
 LOCK = ".lock"
 REFUSALS = (UsageError, DataError, LineageError, UnsupportedError)  # input that no second try makes right
 VERSIONED = ("luban", "torch", "numpy", "tokenizers", "safetensors", "pyarrow", "triton")
@@ -167,18 +167,6 @@ def as_parent(role: str, path: str | Path) -> Parent:
         parents=manifest.parents,
         terms=manifest.terms,
     )
-
-
-def real_path(path: str | Path) -> Path:
-    """Where the directory `path` lies, behind symbolic links: a finished directory can't be renamed onto a link."""
-    path = Path(path)
-    return path.resolve() if path.is_symlink() or path.name in ("", "..") else path
-
-
-def incomplete_path(path: str | Path) -> Path:
-    """Where the artifact at `path` is while it is being written."""
-    path = real_path(path)
-    return path.with_name(path.name + INCOMPLETE)
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -366,9 +354,7 @@ class ArtifactWriter:
         done = replace(self.manifest, files=files, figures=self.figures, status="finished", terms=self.terms)
         self.manifest = replace(done, content_hash=done.compute_hash())
         write_json(self.path / MANIFEST, self.manifest.to_json())
-        if self.out.is_dir():
-            self.out.rmdir()  # empty: checked on entry
-        os.rename(self.path, self.out)
+        put_in_place(self.path, self.out)
 
 
 def free_bytes(path: str | Path) -> int:

@@ -14,9 +14,10 @@ from luban.adapters.base import AdapterConfig
 from luban.adapters.peft.layout import Names, PeftFiles, layout_of
 from luban.checkpoint.reader import CheckpointReader
 from luban.checkpoint.weights import weights_hash
-from luban.core.artifact import MANIFEST, Manifest, incomplete_path, read_manifest, read_table
+from luban.core.artifact import MANIFEST, Manifest, read_manifest, read_table
 from luban.core.config import from_dict
 from luban.core.errors import ArtifactError, LineageError
+from luban.core.whole_directory import incomplete_path
 from luban.load.tensors import read_tensors
 from luban.models.base import Model
 from luban.models.build import state_of

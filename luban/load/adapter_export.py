@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from luban.adapters.peft.layout import Names, layout_of
 from luban.checkpoint.storage import write_safetensors
-from luban.core.artifact import incomplete_path, write_json
-from luban.core.errors import ArtifactError, UnsupportedError
+from luban.core.artifact import write_json
+from luban.core.errors import UnsupportedError
 from luban.core.terms import require_exportable
+from luban.core.whole_directory import require_vacant, whole_directory
 from luban.load.adapted import BASE, PEFT_CONFIG, PEFT_WEIGHTS, format_at
 from luban.load.export import copy_tokenizer, parameters
 from luban.load.model import LoadedModel
@@ -31,8 +30,7 @@ def export_adapter(m: LoadedModel, out: str | Path) -> Path:
     config, out = m.adapter.config, Path(out)
     if m.manifest:
         require_exportable(m.manifest, m.name)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ArtifactError(f"{out} already exists and is not empty: choose another directory, or remove it")
+    require_vacant(out)
     if not config.peft:
         kind = config.registry.name_of(type(config))
         raise UnsupportedError(
@@ -47,21 +45,12 @@ def export_adapter(m: LoadedModel, out: str | Path) -> Path:
         "task_type": "CAUSAL_LM" if m.spec.body.causal and m.spec.head == LanguageModel() else None,
         "inference_mode": True,
     }
-    partial = incomplete_path(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        write_safetensors({name: t.float().contiguous() for name, t in files.tensors.items()}, partial / PEFT_WEIGHTS)
-        write_json(partial / PEFT_CONFIG, settings)
-        write_json(partial / BASE, {"weights_hash": m.adapter.base_weights})
+    with whole_directory(out) as folder:
+        write_safetensors({name: t.float().contiguous() for name, t in files.tensors.items()}, folder / PEFT_WEIGHTS)
+        write_json(folder / PEFT_CONFIG, settings)
+        write_json(folder / BASE, {"weights_hash": m.adapter.base_weights})
         if m.tokenizer is not None:
-            copy_tokenizer(m, partial)
-        if out.is_dir():
-            out.rmdir()
-        os.rename(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            copy_tokenizer(m, folder)
     return out
 
 
@@ -76,4 +65,4 @@ def merged(m: LoadedModel) -> LoadedModel:
             "floats (adapter.base = float), and the export without it works"
         )
     m.adapter.config.merge(m.module)
-    return replace(m, adapter=None)
+    return replace(m, spec=m.module.spec, adapter=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,9 +12,10 @@ from tokenizers import processors
 from torch import Tensor, nn
 
 from luban.checkpoint.storage import write_safetensors
-from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent, free_bytes, incomplete_path, read_table, write_json
+from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent, free_bytes, read_table, write_json
 from luban.core.errors import ArtifactError, DataError, UnsupportedError
 from luban.core.terms import require_exportable
+from luban.core.whole_directory import require_vacant, whole_directory
 from luban.load.model import LoadedModel, begins_with_bos, ends_with_eos
 from luban.load.tensors import INDEX, WEIGHTS, require_fits
 from luban.models.build import state_of
@@ -45,8 +45,7 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
         require_exportable(m.manifest, m.name)
     form, config = format_for(m.spec)
     out = Path(hf_dir)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ArtifactError(f"{out} already exists and is not empty: choose another directory, or remove it")
+    require_vacant(out)
     weights = parameters(m.module) if m.stored is None else ReadyWeights(m)
     files = list(_files(form, m))
     _require_room(out, sum(size for _, size in files))
@@ -61,22 +60,13 @@ def export_model(m: LoadedModel, hf_dir: str | Path) -> Path:
         if m.tokenizer
         else {}
     )
-    partial = incomplete_path(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _write_weights(files, weights, partial)
-        write_json(partial / "config.json", config)
+    with whole_directory(out) as folder:
+        _write_weights(files, weights, folder)
+        write_json(folder / "config.json", config)
         if m.tokenizer:
-            copy_tokenizer(m, partial)
-            _say_context(partial / CONFIG, m.spec.context)
-        _write_generation(m, partial)
-        if out.is_dir():
-            out.rmdir()
-        os.rename(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            copy_tokenizer(m, folder)
+            _say_context(folder / CONFIG, m.spec.context)
+        _write_generation(m, folder)
     return out
 
 

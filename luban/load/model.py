@@ -13,10 +13,11 @@ import torch
 
 from luban.checkpoint.index import INDEX
 from luban.checkpoint.reader import CheckpointReader, StoredTensors
-from luban.core.artifact import MANIFEST, Manifest, incomplete_path, open_artifact, read_manifest, read_table
+from luban.core.artifact import MANIFEST, Manifest, open_artifact, read_manifest, read_table
 from luban.core.errors import ArtifactError, ConfigError, DataError, UnsupportedError, nearest
 from luban.core.lineage import ancestor, require_same
 from luban.core.log import warn
+from luban.core.whole_directory import incomplete_path
 from luban.load.adapted import ActiveAdapter, find_adapter, is_adapter, with_adapter
 from luban.load.generation import DEFAULTS as GENERATION_FIELDS
 from luban.load.generation import FILE as GENERATION

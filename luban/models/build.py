@@ -56,6 +56,13 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+def shared_names(model: nn.Module) -> dict[str, str]:
+    """Parameters that several modules share: every further name → the first, under which `state_of` has them."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: known for name, parameter in named if (known := first.setdefault(id(parameter), name)) != name}
+
+
 def torch_dtype(name: str | torch.dtype) -> torch.dtype:
     """The torch precision of this name, or itself. Raises ConfigError naming those there are."""
     name = str(name).removeprefix("torch.")

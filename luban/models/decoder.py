@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
@@ -52,7 +52,9 @@ class DecoderBody(Body):
 
 
 class Prompts(nn.Module):
-    """Base class of what stands before every text that a decoder reads."""
+    """Base class of keys and values that precede every text that a decoder reads."""
+
+    runs_layers: ClassVar[bool] = False  # its forward runs the decoder's layers
 
     def forward(self, decoder: Decoder) -> Mapping[int, KeysValues]:
         """Layer → keys and values (1, K, P, D) of the prompt's P tokens."""

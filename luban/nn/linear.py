@@ -106,10 +106,7 @@ class MatmulOwner:
         """The output as the adapter changes it, if there is one; y (…, O), x (…, I)."""
         if self.adapters is None or projection not in self.adapters:
             return y
-        adapter = self.adapters[projection]
-        if getattr(adapter, "reads_output", False):
-            return adapter(x, y, self.projections()[projection])
-        return y + adapter(x)
+        return adapted_output(self.adapters[projection], x, y, self.projections()[projection])
 
     def add_adapters_(self, y: Tensor, x: Tensor, sizes: Mapping[str, int]) -> Tensor:
         """The concatenated outputs y (…, ΣO) as the adapters change their slices, in place where they only add; x (…, I).
@@ -120,7 +117,7 @@ class MatmulOwner:
         changed = (
             {} if self.adapters is None else {name: self.adapters[name] for name in sizes if name in self.adapters}
         )
-        if any(getattr(adapter, "reads_output", False) for adapter in changed.values()):
+        if any(reads_output(adapter) for adapter in changed.values()):
             parts = zip(sizes, y.split(list(sizes.values()), dim=-1), strict=True)
             return torch.cat([self.plus_adapter(name, part, x) for name, part in parts], dim=-1)
         start = 0
@@ -143,6 +140,16 @@ class MatmulOwner:
     def pack(self, kind: PackedKind = Int8Weight) -> None:
         """Replace the weights by packed ones of this kind; weights that read the same input are concatenated."""
         raise NotImplementedError
+
+
+def reads_output(adapter: nn.Module) -> bool:
+    """Whether an adapter is called as `adapter(x, y, projection)` and returns the new output."""
+    return getattr(adapter, "reads_output", False)
+
+
+def adapted_output(adapter: nn.Module, x: Tensor, y: Tensor, projection: Projection) -> Tensor:
+    """The output (…, O) of a projection as its adapter changes it; x (…, I), y (…, O) without the adapter."""
+    return adapter(x, y, projection) if reads_output(adapter) else y + adapter(x)
 
 
 class Linear(Projection, MatmulOwner):

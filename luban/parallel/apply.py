@@ -94,6 +94,7 @@ def apply(
     fixed: frozenset[str] = frozenset()
     if adapt is not None:
         adapt(model)
+        _require_spreadable_prompts(model, plan)
         fixed = own - {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     # Precision next, since it decides how owners multiply; 8 bits serve the layers alone.
     if execution.precision == "fp8":
@@ -258,6 +259,17 @@ def _require_spreadable(plan: ParallelPlan, execution: Execution, *, adapted: bo
         raise ConfigError(f"packed weights (adapter.base) do not go with {divides}: use --plan.replicate")
     if plan.tensor > 1 and adapted:
         raise ConfigError("adapters do not go with plan.tensor: use --plan.shard")
+
+
+def _require_spreadable_prompts(model: Model, plan: ParallelPlan) -> None:
+    """Raise ConfigError for a plan under which no process can compute the keys and values before every text."""
+    prompts = getattr(model, "prompts", None)
+    if prompts is None:
+        return
+    axes = ("pipeline", "context", "shard") if prompts.runs_layers else ("pipeline", "context")
+    if divides := " and ".join(f"plan.{axis}" for axis in axes if getattr(plan, axis) > 1):
+        other = "--plan.replicate" if prompts.runs_layers else "--plan.shard or --plan.replicate"
+        raise ConfigError(f"adapters that put keys and values before every text do not go with {divides}: use {other}")
 
 
 @torch.no_grad()

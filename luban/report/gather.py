@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luban.core.artifact import INCOMPLETE, MANIFEST, Manifest, read_manifest
+from luban.core.artifact import MANIFEST, Manifest, read_manifest
 from luban.core.errors import ArtifactError, DataError
 from luban.core.log import read_metrics, warn
 from luban.core.units import count
+from luban.core.whole_directory import INCOMPLETE
 from luban.report.chart import Chart, Level, Series, draw, smooth
 from luban.report.predicted_vs_measured import predicted_vs_measured
 

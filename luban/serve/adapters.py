@@ -1,4 +1,4 @@
-"""Adapters by name over a model that is served: read when they are first asked for, and given up by use."""
+"""Adapters by name over a model that is served: read when they are first asked for, the least recently used one evicted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from luban.adapters.bank import Selection, add_to_banks, bankable, remove_from_banks
 from luban.checkpoint.weights import weights_hash
-from luban.core.errors import DataError, UsageError, nearest
+from luban.core.errors import DataError, UnsupportedError, UsageError, nearest
 from luban.load.adapted import find_adapter, in_our_names, require_base
 from luban.load.model import LoadedModel, load_model
 from luban.models.build import state_of
@@ -25,10 +25,12 @@ class AdapterPool:
     Args:
         model: which they are for, without one of its own.
         known: name → run of adapters or PEFT directory.
-        most: adapters in memory at once; one more takes the place of that which was used least recently.
+        most: adapters in memory at once; another one evicts the least recently used of those that no request uses.
     """
 
     def __init__(self, model: LoadedModel, known: Mapping[str, str | Path], most: int = MOST):
+        if model.spec.body.two_sided:
+            raise UnsupportedError(f"{model.name} has an encoder, and adapters are served by name for decoders alone")
         if known and model.adapter is not None:
             raise UsageError(f"{model.name} has an adapter already: give it by name, too (--adapter NAME=DIR)")
         if most < 1:
@@ -43,15 +45,19 @@ class AdapterPool:
         if name not in self.known:
             raise DataError(f"there is no adapter '{name}'{nearest(name, self.known)}")
 
+    def fits(self, name: str, in_use: Collection[str]) -> bool:
+        """Whether this adapter ("": none) can be in memory now, beside those that are `in_use`."""
+        return not name or name in self._held or len(self._held.keys() & in_use) < self.most
+
     def hold(self, name: str, in_use: Collection[str]) -> str:
-        """Read the adapter, unless it is in memory, and return what tells its keys and values from others'. Called by the thread
-        that runs the model.
+        """Read the adapter, unless it is in memory, and return the identity that its keys and values have in the prefix cache.
+        Called by the thread that runs the model.
 
         Args:
-            in_use: identities of requests that run, whose adapters stay.
+            in_use: names of the adapters of running requests, which aren't evicted.
 
         Raises:
-            DataError, ArtifactError, UnsupportedError: it can't be had.
+            DataError, ArtifactError, LineageError, UnsupportedError: it can't be loaded over this model.
         """
         self.require(name)
         if name in self._held:
@@ -61,9 +67,8 @@ class AdapterPool:
         require_base(stored, self._base_hash(), self.model.name)
         config, tensors = in_our_names(self.model, stored)
         bankable(config, self.model.module, name)
-        idle = [held for held, identity in self._held.items() if identity not in in_use]
-        while len(self._held) >= self.most and idle:
-            self.drop(idle.pop(0))
+        while len(self._held) >= self.most:
+            self.drop(next(held for held in self._held if held not in in_use))
         add_to_banks(self.model.module, self.selection, name, config, tensors)
         self._held[name] = f"adapter {weights_hash(tensors)} {config}"
         return self._held[name]
@@ -85,10 +90,11 @@ class AdapterPool:
         return any(name for name, _ in spans)
 
     def _base_hash(self) -> str:
-        """Of the model's weights in float32, in which the hash is known."""
+        """The weights_hash of the model in float32, the precision in which adapters record it; computed before any adapter is
+        in memory."""
         if not self._base:
             module = self.model.module
-            wide = all(p.dtype == torch.float32 for p in module.parameters()) and not self._held
+            wide = all(p.dtype == torch.float32 for p in module.parameters())
             self._base = weights_hash(state_of(module if wide else load_model(self.model.path).module))
         return self._base
 

@@ -250,12 +250,14 @@ class Engine:
         fresh: list[Request] = []
         while self.waiting:
             request = self.waiting[0]
-            if not request.cancelled and not self.batch.takes(request, fresh):
+            in_use = {other.adapter for other in (*fresh, *(running.request for running in self.running.values()))}
+            fits = self.adapters is None or self.adapters.fits(request.adapter, in_use)
+            if not request.cancelled and not (fits and self.batch.takes(request, fresh)):
                 break
             self.waiting.pop(0)
             if request.cancelled:
                 self._cancel(request)
-            elif self._has_adapter(request, fresh):
+            elif self._has_adapter(request, in_use):
                 fresh.append(request)
         failed = dict(self.batch.start(fresh)) if fresh else {}
         for request in fresh:
@@ -265,13 +267,12 @@ class Engine:
             for growing in request.growing:
                 self.running[id(growing)] = Running(growing, request, self._text(request))
 
-    def _has_adapter(self, request: Request, fresh: Sequence[Request]) -> bool:
+    def _has_adapter(self, request: Request, in_use: set[str]) -> bool:
         """Read the request's adapter. Returns false where that failed, which ends the request."""
         if not request.adapter or self.adapters is None:
             return True
-        others = [*fresh, *(running.request for running in self.running.values())]
         try:
-            request.identity = self.adapters.hold(request.adapter, {other.identity for other in others})
+            request.identity = self.adapters.hold(request.adapter, in_use)
         except LubanError as error:
             self._break(request, error)
             return False

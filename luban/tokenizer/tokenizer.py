@@ -10,9 +10,10 @@ from pathlib import Path
 
 import tokenizers
 
-from luban.core.artifact import MANIFEST, incomplete_path, open_artifact, read_manifest
+from luban.core.artifact import MANIFEST, open_artifact, read_manifest
 from luban.core.errors import ArtifactError, DataError
 from luban.core.hashing import data_sha256
+from luban.core.whole_directory import incomplete_path
 from luban.tokenizer.exact import ByteFallbackDecoder, exact_encoder, require_ids
 from luban.tokenizer.pieces import Pieces
 from luban.tokenizer.settings import Settings, read_settings, write_settings

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity
 
-from luban.core.artifact import INCOMPLETE, atomic_write
+from luban.core.artifact import atomic_write
 from luban.core.log import say, warn
+from luban.core.whole_directory import INCOMPLETE
 
 FOLDER = "profile"  # inside a run
 SKIPPED = 3  # first steps after a start or resume: they compile, and fill the allocator's pools

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from luban.checkpoint.manager import CheckpointManager
-from luban.core.artifact import ArtifactWriter, as_parent, atomic_write, incomplete_path, read_manifest
+from luban.core.artifact import ArtifactWriter, as_parent, atomic_write, read_manifest
 from luban.core.config import to_dict, to_toml
 from luban.core.errors import ArtifactError, ConfigError, LubanError
 from luban.core.log import say
 from luban.core.resuming import Mark, marks, split_config
+from luban.core.whole_directory import incomplete_path
 from luban.data.shards import Shards
 from luban.models.config import config_of
 from luban.parallel.world import World

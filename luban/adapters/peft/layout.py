@@ -13,9 +13,11 @@ from luban.adapters.base import AdapterConfig
 from luban.core.errors import ArtifactError, UnsupportedError, nearest
 from luban.core.registry import Registry
 from luban.models.base import Model
+from luban.models.build import shared_names
 from luban.models.convert.base import Format, Fused, Pair, Stacked
 
 PREFIX = "base_model.model."  # of every tensor of an adapter that changes modules
+LM_HEAD = "lm_head"  # transformers' output layer, which formats of tied models don't list
 AnyPair = Pair | Fused | Stacked
 KINDS = Registry(
     "kind of PEFT adapter",
@@ -73,12 +75,14 @@ class Names:
         pairs = [pair for pair in form.pairs(model.spec) if pair.theirs.endswith(".weight")]
         self.by_theirs: dict[str, AnyPair] = {pair.theirs.removesuffix(".weight"): pair for pair in pairs}
         self.theirs_of = {ours: theirs for theirs, pair in self.by_theirs.items() for ours in ours_of(pair)}
-        self.shared = _shared_names(model)
+        self.shared = shared_names(model)
         self.prefix = form.prefix
 
     def module_of(self, ours: str) -> str:
-        """Their module of one of our projections. Raises UnsupportedError where the format has none."""
-        found = self.theirs_of.get(f"{ours}.weight") or self.theirs_of.get(self.shared.get(f"{ours}.weight", ""))
+        """Their module of one of our modules. Raises UnsupportedError where the format has none."""
+        if f"{ours}.weight" in self.shared:  # tied: the embedding has the other name
+            return LM_HEAD
+        found = self.theirs_of.get(f"{ours}.weight")
         if found is None:
             raise UnsupportedError(f"the Hugging Face format of this model has no module for {ours}")
         return found
@@ -88,8 +92,8 @@ class Names:
         for name in (theirs, self.prefix + theirs):
             if name in self.by_theirs:
                 return self.by_theirs[name]
-        if theirs.rpartition(".")[2] == "lm_head":  # tied: the embedding's tensor under another name
-            return Pair("head.weight", "lm_head.weight")
+        if theirs.rpartition(".")[2] == LM_HEAD:  # tied: the embedding's tensor under another name
+            return Pair("head.weight", f"{LM_HEAD}.weight")
         raise ArtifactError(f"the adapter changes {theirs}, which this model hasn't{nearest(theirs, self.by_theirs)}")
 
     def targets(self, modules: Collection[str]) -> list[str]:
@@ -102,13 +106,6 @@ class Names:
 def ours_of(pair: AnyPair) -> tuple[str, ...]:
     """The names of our tensors in a pair."""
     return (pair.ours,) if isinstance(pair, Pair) else pair.ours
-
-
-def _shared_names(model: Model) -> dict[str, str]:
-    """Further names of parameters that two modules share → the first."""
-    first: dict[int, str] = {}
-    named = model.named_parameters(remove_duplicate=False)
-    return {name: known for name, p in named if (known := first.setdefault(id(p), name)) != name}
 
 
 def by_pattern(name: str, patterns: Mapping[str, float] | None, default: float) -> float:
@@ -134,7 +131,7 @@ def saved_whole(model: Model, names: Names) -> tuple[list[str], dict[str, Tensor
         owner = name.rpartition(".")[0]
         modules = [names.module_of(owner)] if name.endswith(".weight") else []
         if name in names.shared.values():
-            modules.append("lm_head")
+            modules.append(LM_HEAD)
         for module in modules:
             found[f"{PREFIX}{module}.weight"] = parameter.detach().clone()
     modules = sorted({name.removeprefix(PREFIX).removesuffix(".weight") for name in found})

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from luban.adapters.base import Adapter, adapters_of, place_of
+from luban.adapters.dora import Directional
 from luban.adapters.lora import LoRA, LowRank
 from luban.adapters.peft.layout import (
     PREFIX,
@@ -59,7 +60,9 @@ class LowRankLayout:
             a, b = _joint(pair, parts)
             tensors |= {f"{PREFIX}{module}{A}": a, f"{PREFIX}{module}{B}": b}
             ranks[module] = a.shape[0]
-            magnitudes = {name: adapter.magnitude.detach() for name, adapter in parts.items() if _directional(adapter)}
+            magnitudes = {
+                name: part.magnitude.detach() for name, part in parts.items() if isinstance(part, Directional)
+            }
             if magnitudes:
                 if len(magnitudes) < len(ours_of(pair)):
                     raise UnsupportedError(
@@ -173,10 +176,6 @@ def adapter_name(weight: str, model: Model) -> str:
 def plain(pair: AnyPair) -> AnyPair:
     """The pair for tensors whose rows are outputs, as B's are, however the weight lies."""
     return replace(pair, transposed=False) if getattr(pair, "transposed", False) else pair  # type: ignore[arg-type]
-
-
-def _directional(adapter: Adapter) -> bool:
-    return hasattr(adapter, "magnitude")
 
 
 def _joint(pair: AnyPair, parts: dict[str, Adapter]) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,9 @@ def _tiles(tokens: PackedTokens, maker: PartMaker) -> list[Tile]:
             for begin in range(0, last + 1, TILE_KEYS):
                 keys_1S = torch.arange(begin, begin + TILE_KEYS, device=device)[None]
                 slots = maker.slots(tokens.tables_CM[index : index + 1], keys_1S.clamp(max=last))[0]
-                keys.append((slots, maker.mask(queries_1T, keys_1S).dense[0].float()))
+                dense = maker.mask(queries_1T, keys_1S).dense
+                assert dense is not None
+                keys.append((slots, dense[0].float()))
             tiles.append(Tile(row + positions - start, positions - first, keys))
         row += count
     return tiles

@@ -13,6 +13,7 @@ import torch
 from families import FAMILIES
 
 from luban.adapters.base import AdapterConfig, adapters_of, rates_of
+from luban.adapters.bottleneck import BottleneckConfig
 from luban.adapters.dora import DoRA
 from luban.adapters.ia3 import IA3
 from luban.adapters.llama_adapter import LLaMAAdapter
@@ -147,13 +148,30 @@ def test_counts_of_the_papers():
 
 @pytest.mark.parametrize("name", ["lora", "lora of patterns", "pissa", "dora", "ia3"])
 def test_merged_computes_the_same(name):
-    plain, model = adapted(SPEC, ALL[name], moved=True)
+    plain, model = adapted(SPEC, ALL[name], moved=True, dtype="float64")
     x = tokens()
     before, far = model(x), plain(x)
     ALL[name].merge(model)
     assert not adapters_of(model) and model.state_dict().keys() == plain.state_dict().keys()
     assert (before - far).abs().max() > 1e-2
+    torch.testing.assert_close(model(x), before, rtol=1e-9, atol=1e-9)
+
+
+def test_a_tied_output_layer_merges_into_a_weight_of_its_own():
+    """The embedding stays as it was, the specification says that they are apart, and merging again is refused."""
+    spec, config = replace(SPEC, tied_head=True), LoRA(rank=3, targets=("q", "lm_head"))
+    plain, model = adapted(spec, config, moved=True)
+    x = tokens()
+    before = model(x)
+    config.merge(model)
     torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model.decoder.embedding.tokens.weight, plain.decoder.embedding.tokens.weight)
+    assert model.spec == replace(spec, tied_head=False)
+    again = build_model(model.spec, seed=1)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(x), model(x))
+    with pytest.raises(UnsupportedError, match="has no adapter: it was merged already"):
+        config.merge(model)
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n not in ("lora", "lora of patterns", "pissa", "dora", "ia3")])
@@ -165,7 +183,10 @@ def test_what_is_no_change_of_weights_is_not_merged(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_only_the_adapter_has_gradients(name):
-    _, model = adapted(SPEC, ALL[name], moved=True)
+    config = ALL[name]
+    if isinstance(config, BottleneckConfig):  # drawn biases can turn all ReLUs of a bottleneck off, for every token
+        config = replace(config, activation="gelu")
+    _, model = adapted(SPEC, config, moved=True)
     x = tokens()
     batch = {"tokens": x[:, :-1], "targets": x[:, 1:], "loss_mask": torch.ones(2, 10, dtype=torch.bool)}
     Causal().loss(model)({**batch, "documents": None, "positions": None}).sum.backward()

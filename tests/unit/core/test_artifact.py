@@ -9,16 +9,10 @@ import time
 
 import pytest
 
-from luban.core.artifact import (
-    MANIFEST,
-    ArtifactWriter,
-    as_parent,
-    incomplete_path,
-    open_artifact,
-    read_manifest,
-)
+from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent, open_artifact, read_manifest
 from luban.core.errors import ArtifactError, DataError, LineageError
 from luban.core.lineage import ancestor, ancestors, require_same
+from luban.core.whole_directory import incomplete_path
 
 
 def make(out, content=b"abc", kind="thing", **identity):

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import luban
-from luban.core.artifact import ArtifactWriter, Manifest, Parent, as_parent, incomplete_path, open_artifact
+from luban.core.artifact import ArtifactWriter, Manifest, Parent, as_parent, open_artifact
 from luban.core.errors import ArtifactError, ConfigError, DataError, LineageError, UnsupportedError
+from luban.core.whole_directory import incomplete_path
 from luban.load.export import import_model
 from luban.models.arrangement.post import PostNorm
 from luban.models.encoder_decoder import EncoderDecoderBody

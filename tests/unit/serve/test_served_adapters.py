@@ -1,4 +1,4 @@
-"""Several adapters over one model: each request gets what the model with its adapter alone gives."""
+"""Several adapters over one model: each request gets what the model with its adapter gives alone."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ import torch
 from tiny_models import write_checkpoint
 
 from luban import Engine, Sampling, load_model
-from luban.adapters.bank import bankable
 from luban.adapters.dora import DoRA
+from luban.adapters.ia3 import IA3
+from luban.adapters.llama_adapter import LLaMAAdapter
 from luban.adapters.lora import LoRA
+from luban.adapters.parallel import Parallel
+from luban.adapters.pissa import PiSSA
+from luban.adapters.prefix import PrefixTuning, PTuningV2
+from luban.adapters.prompt import PromptTuning
+from luban.adapters.series import Houlsby, Pfeiffer
 from luban.checkpoint.weights import weights_hash
 from luban.core.errors import DataError, LineageError, UnsupportedError, UsageError
-from luban.load.adapted import ActiveAdapter, put_in
+from luban.load.adapted import ActiveAdapter, StoredAdapter, put_in
 from luban.load.adapter_export import export_adapter
 from luban.models.build import build_model, state_of
-from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.init import NormalInit
 from luban.nn.mixer.grouped import Grouped
+from luban.serve import adapters
 from luban.serve.adapters import by_name
 
 SPEC = uniform(
@@ -101,7 +107,94 @@ def test_the_least_recently_used_adapter_goes(served):
     assert not [name for name, _ in engine.model.module.named_modules() if "adapters" in name]
 
 
-def test_what_can_not_be_served_by_name_is_refused(served, tmp_path):
+def test_running_requests_use_no_more_adapters_than_fit(served):
+    """A request whose adapter doesn't fit beside those in use waits, and gets what it would alone."""
+    base, made = served
+    engine, texts = Engine(load_model(base), adapters=made, max_adapters=1), prompts(4)
+    names, most = ["a", "b", "", "a"], 0
+    requests = [engine.request(text, GREEDY) for text in texts]
+    for request, name in zip(requests, names, strict=True):
+        engine.use_adapter(request, name)
+        engine.submit(request)
+    while engine.step():
+        assert engine.adapters is not None
+        most = max(most, len(engine.adapters.held))
+    wanted = [alone(base, made.get(name), text) for name, text in zip(names, texts, strict=True)]
+    assert [request.result.choices[0].token_ids for request in requests] == wanted and most == 1
+
+
+def test_two_names_of_one_adapter(served):
+    """Each is used where it was asked for, also after the other was evicted."""
+    base, made = served
+    known = {"x": made["a"], "y": made["a"], "z": made["b"]}
+    engine, (text,) = Engine(load_model(base), adapters=known, max_adapters=2), prompts(1)
+    wanted = {name: alone(base, folder, text) for name, folder in known.items()}
+    for name in ("x", "y", "x", "z", "x", "y"):
+        assert engine.generate(text, GREEDY, adapters=name)[0].token_ids == wanted[name], name
+
+
+def test_by_the_name_of_a_model_through_the_api(served):
+    testing = pytest.importorskip("fastapi.testclient", reason="the HTTP interface (extra serve)")
+    from luban.serve.api.app import create_app
+
+    base, made = served
+    engine, texts = Engine(load_model(base), adapters=made), prompts(3)
+    body = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    with testing.TestClient(create_app(engine), base_url="http://localhost") as client:
+        listed = [each["id"] for each in client.get("/v1/models").json()["data"]]
+        assert listed == [engine.model.name, *made]
+        for name, text in zip(("", "a", "c"), texts, strict=True):
+            asked = client.post("/v1/completions", json={**body, "model": name or engine.model.name, "prompt": text})
+            wanted = Engine(load_model(base, adapter=made.get(name))).generate(text, GREEDY)[0].text
+            assert asked.json()["choices"][0]["text"] == wanted, name
+        unknown = client.post("/v1/completions", json={**body, "model": "d", "prompt": texts[0]})
+        assert unknown.status_code == 404 and "'a'" in unknown.json()["error"]["message"]
+
+
+OTHERS = {  # kinds without a row above: served by name, or the reason why not
+    "pissa": (PiSSA(rank=2), ""),
+    "ia3": (IA3(), ""),
+    "houlsby without norms": (Houlsby(width=4, modules_to_save=()), ""),
+    "pfeiffer": (Pfeiffer(width=4), ""),
+    "houlsby": (Houlsby(width=4), "it replaces whole modules .norm"),
+    "parallel": (Parallel(width=4), "changes more than the layers' projections"),
+    "llama_adapter": (LLaMAAdapter(length=3), "changes more than the layers' projections"),
+    "prefix": (PrefixTuning(length=3, network=8), "keys and values before every text"),
+    "p_tuning_v2": (PTuningV2(length=3), "keys and values before every text"),
+    "prompt": (PromptTuning(length=3), "keys and values before every text"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_kind_alone_and_by_name(name, served, monkeypatch):
+    """Alone, what a forward of the adapted model gives token by token; by name the same, or a reason why not."""
+    config, reason = OTHERS[name]
+    base, _ = served
+    m, (text,) = load_model(base), prompts(1)
+    weights = state_of(m.module)
+    config.adapt(twin := build_model(SPEC, device="meta"))
+    whole = {n: weights[n] for n, p in twin.named_parameters() if p.requires_grad and n in weights}
+    tensors = config.initial(SPEC, weights, 1) | whole
+    tensors = {
+        n: t + 0.3 * torch.randn_like(t) if n in dict(twin.named_parameters()) else t for n, t in tensors.items()
+    }
+    put_in(m.module, config, tensors, "test")
+    ids = list(text)
+    with torch.no_grad():
+        for _ in range(GREEDY.max_tokens):
+            ids.append(int(m.module(torch.tensor([ids]))[0, -1].argmax()))
+    assert Engine(m).generate(text, GREEDY)[0].token_ids == ids[len(text) :]
+    stored = StoredAdapter(path=base, config=config, tensors=tensors)
+    monkeypatch.setattr(adapters, "find_adapter", lambda path: stored)
+    engine = Engine(load_model(base), adapters={"x": base})
+    if not reason:
+        assert engine.generate(text, GREEDY, adapters="x")[0].token_ids == ids[len(text) :]
+        return
+    with pytest.raises(UnsupportedError, match=reason):
+        engine.generate(text, GREEDY, adapters="x")
+
+
+def test_what_can_not_be_served_by_name_is_refused(served, tmp_path, tiny_translator):
     base, made = served
     engine, (text,) = Engine(load_model(base), adapters=made), prompts(1)
     with pytest.raises(DataError, match="there is no adapter 'd'"):
@@ -114,19 +207,8 @@ def test_what_can_not_be_served_by_name_is_refused(served, tmp_path):
     whole = write_adapter(base, LoRA(rank=2, targets=("q", "lm_head")), tmp_path / "head")
     with pytest.raises(UnsupportedError, match="changes more than the layers' projections"):
         Engine(load_model(base), adapters={"h": whole}).generate(text, GREEDY, adapters="h")
-
-
-def test_one_adapter_under_two_names(served):
-    """Whichever name was read last or has gone, the other one still has it."""
-    base, made = served
-    engine, (text,) = Engine(load_model(base), adapters={"x": made["a"], "y": made["a"]}), prompts(1)
-    wanted = alone(base, made["a"], text)
-    assert wanted != alone(base, None, text)
-    assert engine.adapters is not None
-    for name in ("x", "y"):
-        assert engine.generate(text, GREEDY, adapters=name)[0].token_ids == wanted
-    engine.adapters.drop("y")
-    assert engine.generate(text, GREEDY, adapters="x")[0].token_ids == wanted
+    with pytest.raises(UnsupportedError, match="has an encoder"):
+        Engine(load_model(tiny_translator), adapters=made)
 
 
 def test_whatever_runs_the_model_between_steps_runs_it_alone(served):
@@ -137,12 +219,6 @@ def test_whatever_runs_the_model_between_steps_runs_it_alone(served):
         wanted = engine.model.module(tokens, output="hidden")
         engine.generate(text, GREEDY, adapters="a")
         assert torch.equal(engine.model.module(tokens, output="hidden"), wanted)
-
-
-def test_an_encoder_decoder_has_none_by_name():
-    spec = uniform(vocab_size=50, width=16, layers=1, mixer=Grouped(heads=2), body=EncoderDecoderBody(decoder_start=1))
-    with pytest.raises(UnsupportedError, match="its encoder and its decoder read different tokens"):
-        bankable(LoRA(rank=2), build_model(spec, device="meta"), "a")
 
 
 def test_names_on_the_command_line():
