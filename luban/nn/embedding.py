@@ -22,6 +22,11 @@ class Embedding(nn.Embedding):
 
     parameter_roles: ClassVar[dict[str, Role]] = {"weight": "embedding"}
 
+    def reset_parameters(self) -> None:
+        """Nothing on the meta device, where torch would import its compiler first."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
 
 class InputEmbedding(nn.Module):
     """Token embeddings, positions and segments added, normalised, widened to the model's width.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,8 +26,10 @@ from luban.parallel.gradients import GradientSums
 from luban.parallel.micro_batches import Runner, Totals
 from luban.parallel.precision import LossScale, MixedPrecisionParams
 from luban.parallel.routers import Routers
-from luban.parallel.sharded_params import ShardedParams
 from luban.parallel.stored import Stored, held, parameter_of, take_up
+
+if TYPE_CHECKING:
+    from luban.parallel.sharded_params import ShardedParams  # FSDP is slow to import
 
 
 @dataclass(frozen=True, kw_only=True)
