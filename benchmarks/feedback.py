@@ -122,7 +122,9 @@ class Study:
         self.luban("corpus", "build", f / "pages.jsonl", "--out", f / "corpus")
         self.luban("tokenizer", "train", f / "corpus", "--out", f / "tok", "--vocab-size", 272)
         self.luban("data", "pack", f / "corpus", "--tokenizer", f / "tok", "--out", f / "shards")
-        self.luban("pretrain", "tiny_pretrain_cpu", "--data.path", f / "shards", "--out", f / "base", "--train.steps", 30)
+        self.luban(
+            "pretrain", "tiny_pretrain_cpu", "--data.path", f / "shards", "--out", f / "base", "--train.steps", 30
+        )
         return self.tuned("chat", "sft", f / "base", self.write("chat.jsonl", said), steps=4 * self.steps, lr="3e-3")
 
     def tuned(
@@ -262,7 +264,9 @@ def study(seed: int, quick: bool) -> dict[str, Any]:
 def table(found: Sequence[dict[str, Any]], what: str) -> dict[str, tuple[float, float]]:
     """Mean over seeds and its standard error, by row."""
     values = {name: [each[what][name] for each in found] for name in found[0][what]}
-    return {n: (statistics.mean(v), statistics.stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0) for n, v in values.items()}
+    return {
+        n: (statistics.mean(v), statistics.stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0) for n, v in values.items()
+    }
 
 
 def checks(found: Sequence[dict[str, Any]]) -> dict[str, bool]:
@@ -300,7 +304,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"  {name:55} {mean:.3f} ± {error:.3f}")
     print("\niterated: quality after each round")
     for kind in ("fresh", "stale"):
-        print(f"  {kind:6}", *(f"{statistics.mean(v):.3f}" for v in zip(*(e["iterated"][kind] for e in found), strict=True)))
+        print(
+            f"  {kind:6}",
+            *(f"{statistics.mean(v):.3f}" for v in zip(*(e["iterated"][kind] for e in found), strict=True)),
+        )
     results = checks(found)
     for name, held in results.items():
         print(f"{'held  ' if held else 'FAILED'} {name}")
