@@ -252,8 +252,10 @@ class Actor:
             return old
         if self.reference is not None:
             return token_logprobs(self.reference, batch, self.rows, self.engine.device)[0]
-        with without_adapters(self.engine.module.model):
-            return token_logprobs(self.engine.module, batch, self.rows, self.engine.device)[0]
+        module = self.engine.module
+        assert isinstance(module, TokenLogprobs)
+        with without_adapters(module.model):
+            return token_logprobs(module, batch, self.rows, self.engine.device)[0]
 
     def _check(self, made: Round, entropy: float, number: int) -> None:
         rl = self.rl

@@ -112,9 +112,9 @@ def apply(
     boundary = cut_stages(model, plan, world.index("pipeline")) if plan.pipeline > 1 else None
     placements = divide_experts(model, world, _divide(model, losses, plan, world))
     # Rematerialisation inside of compilation, so that the compiler sees what is computed again and fuses it.
-    policy, blocks = remat_policy(plan.remat), blocks_of(model)
+    blocks = blocks_of(model)
     for block in blocks:
-        block.use_remat(policy)
+        block.use_remat(remat_policy(plan.remat, block))
     # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
     # FSDP and messages stand around blocks, so that with several processes blocks are compiled one by one.
     functions = _compiled(losses, plan, execution)
