@@ -103,10 +103,10 @@ def packed(recipe: RLRecipe, cache: Path) -> tuple[RLRecipe, LoadedModel]:
         raise UsageError(
             "no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k or regex:PATTERN"
         )
-    if getattr(recipe.adapter, "dropout", 0):
+    if getattr(recipe.adapter, "dropout", 0) or recipe.train.neftune:
         raise ConfigError(
             "probabilities of answers are compared between steps, for which the network must stay the same: set adapter.dropout "
-            "to 0"
+            "and train.neftune to 0"
         )
     model = model_of(recipe, "reinforcement learning", "PROMPTS.jsonl")
     path = as_prompt_shards(Path(recipe.data.path), model.need_tokenizer(), cache, recipe.train.seed)

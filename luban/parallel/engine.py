@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.data.batch import Batch
+from luban.nn.embedding import EmbeddingNoise
 from luban.nn.init import Region
 from luban.objectives.base import LossModule
 from luban.optim.base import Optimizer, Update
@@ -97,7 +98,7 @@ class TrainEngine:
         self.runner, self.module, self.routers = runner, module, routers or Routers({}, {}, random=False)
         self.params, self.optimizer, self.scale = params, optimizer, scale
         self.clip, self.accumulate, self.device = clip, accumulate, device
-        self.dropouts = [part for part in module.modules() if isinstance(part, nn.Dropout)]  # only adapters have them
+        self.dropouts = [part for part in module.modules() if isinstance(part, (nn.Dropout, EmbeddingNoise))]
 
     @property
     def model(self) -> nn.Module:

@@ -120,7 +120,7 @@ def test_the_reference_of_an_adapter_is_its_base_without_a_second_copy(recipe, t
     found = metrics(rl(tuned, tmp_path / "live"))
     assert [row["kl"] for row in found] == pytest.approx([row["kl"] for row in copied], abs=1e-6)
     assert found[0]["kl"] == 0 and found[-1]["kl"] > 1e-3
-    with pytest.raises(ConfigError, match=r"set adapter\.dropout to 0"):
+    with pytest.raises(ConfigError, match=r"set adapter\.dropout and train\.neftune to 0"):
         rl(replace(tuned, adapter=LoRA(rank=2, dropout=0.1)), tmp_path / "run")
 
 
