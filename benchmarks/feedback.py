@@ -36,6 +36,7 @@ import torch
 
 import luban
 from luban.align.feedback import conditioned_prompt
+from luban.align.prompts import prompt_ids
 from luban.cli.main import main as command_line
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -143,7 +144,7 @@ class Study:
         engine = luban.Engine(m)
         sampling = luban.Sampling(n=n, max_tokens=12, temperature=1.0, seed=int(self.rng.integers(2**31)))
         chats = [p if isinstance(p, list) else [{"role": "user", "content": p}] for p in prompts]
-        ids = [m.need_tokenizer().chat_ids(chat) for chat in chats]
+        ids = [prompt_ids(chat, m.need_tokenizer()) for chat in chats]
         return [[choice.text for choice in each.choices] for each in engine.generate(ids, sampling)]
 
     def annotated(self, model: Path) -> list[Row]:
