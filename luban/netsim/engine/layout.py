@@ -17,7 +17,7 @@ CC_STATE = 24  # numbers of state a lane, laid out by the congestion-control alg
 CC_PARAMS = 24  # parameters a profile
 
 # What happens: kinds of entries of the event heap. The argument is a port, a flow or a lane.
-TX, ARRIVE, START, PACE, RTO, TIMER_A, TIMER_B, SAMPLE, COMPUTED = range(9)
+TX, ARRIVE, START, PACE, RTO, SAMPLE, COMPUTED, TIMER_A, TIMER_B = range(9)
 
 # Kinds of packets.
 DATA, ACK, NACK, PAUSE, RESUME, CREDIT = range(6)

@@ -32,7 +32,6 @@ from luban.netsim.engine.layout import (
     PACE,
     PAUSE,
     RESUME,
-    RTO,
     SAMPLE,
     STALLED,
     START,
@@ -76,45 +75,57 @@ def advance(world, until, most):
 
 @compiled
 def _handle(s, kind, argument):
+    """One event. Whatever happens, one port at most can send more than before: it is tried at the end."""
+    port = argument
     if kind == ARRIVE:
-        _arrive(s, argument)
+        port = _arrive(s, argument)
     elif kind == TX:
         port_at(s, argument).tx_pending = 0
-        transmit(s, argument)
-    elif kind == PACE:
-        flow_at(s, argument).pace_pending = 0
-        make_ready(s, argument)
-        transmit(s, flow_at(s, argument).port)
-    elif kind == START:
-        start(s, argument)
-        if flow_at(s, argument).active:
-            transmit(s, flow_at(s, argument).port)
-    elif kind == COMPUTED:
-        finish(s, argument)
-    elif kind == RTO:
-        timed_out(s, argument)
-        if flow_at(s, argument).active:
-            transmit(s, flow_at(s, argument).port)
     elif kind == SAMPLE:
         _sample(s)
+        port = -1
+    elif kind == COMPUTED:
+        finish(s, argument)
+        port = -1
+    elif kind >= TIMER_A:
+        port = _lane_timer(s, argument, kind - TIMER_A)
     else:
-        _lane_timer(s, argument, kind - TIMER_A)
+        port = _flow_event(s, kind, argument)
+    if port >= 0:
+        transmit(s, port)
+
+
+@compiled
+def _flow_event(s, kind, f):
+    """A flow starts, its pacing lets it send, or its retransmission timer rings."""
+    flow = flow_at(s, f)
+    if kind == PACE:
+        flow.pace_pending = 0
+    elif kind == START:
+        start(s, f)
+    else:
+        timed_out(s, f)
+    if not flow.active:
+        return -1
+    make_ready(s, f)
+    return flow.port
 
 
 @compiled
 def _lane_timer(s, lane, which):
-    """A timer of the congestion control has rung."""
+    """A timer of the congestion control rings."""
     lane_at(s, lane).timer_pending &= ~(1 << which)
-    flow = lane_at(s, lane).flow
-    if flow_at(s, flow).active:
-        cc_timer(s, lane, which)
-        make_ready(s, flow)
-        transmit(s, flow_at(s, flow).port)
+    f = lane_at(s, lane).flow
+    if not flow_at(s, f).active:
+        return -1
+    cc_timer(s, lane, which)
+    make_ready(s, f)
+    return flow_at(s, f).port
 
 
 @compiled
 def _arrive(s, index):
-    """The packet at the head of a wire reaches the node at its far end."""
+    """The packet at the head of a wire reaches the node at its far end; returns the port that may have to send now."""
     port = port_at(s, index)
     packet = port.pipe_head
     p = packet_at(s, packet)
@@ -127,21 +138,25 @@ def _arrive(s, index):
     if port.down:
         port.drops += 1
         free_packet(s, packet)
-    elif p.kind >= PAUSE:
+        return -1
+    if p.kind >= PAUSE:
         _control(s, index ^ 1, p.kind, p.seq, p.cumulative)
         free_packet(s, packet)
-        transmit(s, index ^ 1)
-    elif node_at(s, port.peer).is_switch:
-        _forward(s, packet, index)
-    elif p.kind == DATA:
-        if received(s, packet):
-            out = _next_port(s, packet)
-            enqueue(s, out, packet)
-            transmit(s, out)
-    else:
-        out = flow_at(s, p.flow).port
-        acknowledged(s, packet)
-        transmit(s, out)
+        return index ^ 1
+    if not node_at(s, port.peer).is_switch:
+        if p.kind != DATA:
+            out = flow_at(s, p.flow).port
+            acknowledged(s, packet)
+            return out
+        if not received(s, packet):
+            return -1
+    out = _next_port(s, packet)
+    if node_at(s, port.peer).is_switch and not admit(s, packet, index, out):
+        port_at(s, out).drops += 1
+        free_packet(s, packet)
+        return -1
+    enqueue(s, out, packet)
+    return out
 
 
 @compiled
@@ -151,17 +166,6 @@ def _next_port(s, packet):
     if p.kind == DATA:
         return path_port(s, path_start(s, p.path) + p.hop)
     return path_port(s, path_start(s, p.path + 1) - 1 - p.hop) ^ 1
-
-
-@compiled
-def _forward(s, packet, ingress):
-    out = _next_port(s, packet)
-    if admit(s, packet, ingress, out):
-        enqueue(s, out, packet)
-        transmit(s, out)
-    else:
-        port_at(s, out).drops += 1
-        free_packet(s, packet)
 
 
 @compiled

@@ -7,7 +7,7 @@ from luban.netsim.congestion.dispatch import cc_start
 from luban.netsim.engine.access import arrived_at, dependent, flow_at, packet_at
 from luban.netsim.engine.heap import push
 from luban.netsim.engine.layout import ACK, COMPUTED, GO_BACK_N, NACK, SAMPLE, START
-from luban.netsim.engine.sender import free_packet, make_ready, payload_of
+from luban.netsim.engine.sender import free_packet, payload_of
 
 
 @compiled
@@ -86,4 +86,3 @@ def start(s, f):
     flow.active = 1
     for lane in range(flow.first_lane, flow.first_lane + flow.lanes):
         cc_start(s, lane)
-    make_ready(s, f)

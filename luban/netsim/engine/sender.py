@@ -307,7 +307,6 @@ def timed_out(s, f):
             flow.rto_deadline = s.now + _timeout(flow)
         flow.rto_pending = 1
         push(s, flow.rto_deadline, RTO, f)
-    make_ready(s, f)
 
 
 @compiled
