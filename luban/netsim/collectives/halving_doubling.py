@@ -36,7 +36,10 @@ def recursive_doubling_all_reduce(schedule: Schedule, size: int) -> None:
 
 
 def _exchange(schedule: Schedule, group, distance: int, size: int, last: list[int | None]) -> None:
-    """Each rank of the group sends to the one at `distance` and waits for what it got before."""
-    sent = {i: schedule.send(rank, group[i ^ distance], size, [last[rank]]) for i, rank in enumerate(group)}
+    """Each rank of the group sends to the one at `distance`, when both have what the exchange before brought (rendezvous)."""
+    sent = {}
+    for i, rank in enumerate(group):
+        other = group[i ^ distance]
+        sent[i] = schedule.send(rank, other, size, [last[rank], last[other]])
     for i, rank in enumerate(group):
         last[rank] = sent[i ^ distance]

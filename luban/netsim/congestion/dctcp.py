@@ -15,7 +15,7 @@ from luban.netsim.congestion.newreno import NewReno
 from luban.netsim.congestion.parameters import DCTCP, FIRST, MSS
 from luban.netsim.engine.access import flow_at, lane_at, packet_at, params_at, state_at
 
-G, ALPHA_START = FIRST + 1, FIRST + 2  # after NewReno's own
+G, ALPHA_START, LEAST = FIRST + 1, FIRST + 2, FIRST + 3  # after NewReno's own
 SSTHRESH, ALPHA, ACKED, MARKED, ALPHA_UNTIL, REDUCED_UNTIL = range(6)  # state; the last two are packet numbers
 
 
@@ -28,10 +28,11 @@ class Dctcp(NewReno):
     rto_us: float = 10_000.0  # smallest retransmission timeout, microseconds
     g: float = 1 / 16  # weight of the newest window in alpha
     alpha_start: float = 1.0  # alpha before the first window has ended
+    least_window: float = 1.0  # packets that marks leave of a window at least
 
     def own_parameters(self, rate: float, base_rtt: float) -> list[float]:
-        """NewReno's, g, the first alpha."""
-        return [*super().own_parameters(rate, base_rtt), self.g, self.alpha_start]
+        """NewReno's, g, the first alpha, the least window."""
+        return [*super().own_parameters(rate, base_rtt), self.g, self.alpha_start, self.least_window]
 
     def marks(self, rate: int) -> tuple[float, float, float]:
         """One threshold: 3 kB for each Gb/s."""
@@ -59,8 +60,8 @@ def on_ack(s, lane, packet, acked):
     if flow.una >= state[ALPHA_UNTIL] and state[ACKED] > 0.0:
         state[ALPHA] += params[G] * (state[MARKED] / state[ACKED] - state[ALPHA])
         state[ACKED], state[MARKED], state[ALPHA_UNTIL] = 0.0, 0.0, flow.next_seq
-    if marked and flow.una >= state[REDUCED_UNTIL] and flow.recover < 0:
-        control.window = max(control.window * (1.0 - state[ALPHA] / 2.0), 2.0 * params[MSS])
+    if marked and flow.una >= state[REDUCED_UNTIL] and flow.una >= flow.recover:
+        control.window = max(control.window * (1.0 - state[ALPHA] / 2.0), params[LEAST] * params[MSS])
         state[SSTHRESH] = control.window
         state[REDUCED_UNTIL] = flow.next_seq
     elif flow.una >= state[REDUCED_UNTIL]:

@@ -53,7 +53,8 @@ def grow(s, lane, acked):
 @compiled
 def on_ack(s, lane, acked):
     """Grow, but not in recovery."""
-    if acked > 0 and flow_at(s, lane_at(s, lane).flow).recover < 0:
+    flow = flow_at(s, lane_at(s, lane).flow)
+    if acked > 0 and flow.una >= flow.recover:
         grow(s, lane, acked)
 
 

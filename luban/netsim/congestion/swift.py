@@ -16,7 +16,7 @@ from luban.netsim.congestion.base import Recovery, Transport
 from luban.netsim.congestion.parameters import BASE_RTT, BDP, FIRST, MICROSECOND, MSS, SWIFT
 from luban.netsim.engine.access import flow_at, lane_at, params_at, path_start, state_at
 
-AI, BETA, MAX_MDF, BASE, PER_HOP, FS_RANGE, FS_ALPHA, FS_BETA, MIN_WINDOW, MAX_WINDOW = range(FIRST, FIRST + 10)
+AI, BETA, MAX_MDF, BASE, PER_HOP, FS_RANGE, FS_ALPHA, FS_BETA, MIN_WINDOW, MAX_WINDOW, START = range(FIRST, FIRST + 11)
 WINDOW, DECREASED, STREAK = range(3)  # state: window in packets, when it was last decreased (ps), timeouts in a row
 RESET_AFTER = 5  # timeouts after which the window is the smallest
 
@@ -37,6 +37,7 @@ class Swift(Transport):
     fs_min: float = 0.1  # window in packets at and below which the addition is largest
     fs_max: float = 100.0  # window in packets from which there is none
     min_window: float = 0.001  # packets
+    start_window: float = 10.0  # packets, at most one bandwidth-delay product
     max_bdp: float = 4.0  # largest window in bandwidth-delay products
     rto_us: float = 100_000.0  # smallest retransmission timeout, microseconds
 
@@ -48,14 +49,14 @@ class Swift(Transport):
         alpha = fs_range / (1 / math.sqrt(self.fs_min) - 1 / math.sqrt(self.fs_max))
         beta = -alpha / math.sqrt(self.fs_max)
         shape = [self.ai, self.beta, self.max_mdf, base, per_hop, fs_range, alpha, beta]
-        return [*shape, self.min_window, self.max_bdp]
+        return [*shape, self.min_window, self.max_bdp, self.start_window]
 
 
 @compiled
 def start(s, lane):
-    """Start with one bandwidth-delay product."""
+    """Start with a few packets."""
     params = params_at(s, lane)
-    state_at(s, lane)[WINDOW] = max(params[BDP] / params[MSS], 1.0)
+    state_at(s, lane)[WINDOW] = max(min(params[BDP] / params[MSS], params[START]), 1.0)
     state_at(s, lane)[DECREASED] = -1e18
     state_at(s, lane)[STREAK] = 0.0
     _apply(s, lane)
