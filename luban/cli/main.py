@@ -33,6 +33,7 @@ VERBS = {
     "bench": "throughput and latency of a server, communication between processes",
     "eval": "measure a model",
     "account": "FLOPs, GPU-hours, money, energy and carbon of a run",
+    "simulate": "a cluster network under a workload: collectives, congestion control",
     "scaling": "scaling laws fitted to runs; the best model for a budget",
     "report": "one page of pictures from run directories",
     "inspect": "kind, files, metrics and lineage of an artifact",
