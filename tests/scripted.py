@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from luban.generate.cache import PromptTooLong
 from luban.generate.token_mask import StructureCompiler
 from luban.load.generation import Generation
+from luban.tokenizer.chat import render
 
 
 class ScriptedEngine:
@@ -22,8 +23,13 @@ class ScriptedEngine:
         self.prompts, self.refused = [], []
 
     def tokens_of(self, prompt):
-        """As the engine's, of ids and of text."""
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        """As the engine's, of text, messages and ids."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+        elif isinstance(prompt[0], dict):
+            ids = render(prompt, self.tokenizer, add_generation_prompt=True).token_ids
+        else:
+            ids = list(prompt)
         if len(ids) >= self.context:
             raise PromptTooLong(f"the prompt has {len(ids)} tokens, the context is {self.context}")
         return ids
@@ -49,4 +55,6 @@ class ScriptedEngine:
     def generate(self, prompts, sampling=None):
         """One result."""
         text = "".join(delta.text for delta in self.stream(prompts, sampling))
-        return [SimpleNamespace(text=text, finish_reason="stop", choices=[SimpleNamespace(text=text)])]
+        return [
+            SimpleNamespace(text=text, finish_reason="stop", choices=[SimpleNamespace(text=text, finish_reason="stop")])
+        ]

@@ -62,7 +62,7 @@ def run_tools(
     tools: Sequence[Tool],
     sampling: Sampling | None = None,
     *,
-    limits: ToolLimits = ToolLimits(),  # noqa: B008 (frozen)
+    limits: ToolLimits = ToolLimits(),
     on_text: Callable[[str], None] = lambda text: None,
     on_call: Callable[[MadeCall], None] = lambda call: None,
 ) -> ToolRun:
@@ -125,6 +125,23 @@ def _made(
     if outcome.hung:
         hung.add(call.name)
     return outcome
+
+
+def conversation_tokens(engine: Engine, tools: Sequence[Tool]) -> Callable[[Sequence[Mapping[str, Any]]], list[int]]:
+    """A function that gives a conversation's tokens as `run_tools` sends them, for what fits it into the context.
+
+    Raises:
+        DataError: tools, and a chat template without a known format of calls.
+    """
+    if not tools:
+        return engine.tokens_of
+    tokenizer, definitions = engine.model.need_tokenizer(), [tool.definition() for tool in tools]
+    format_of(tokenizer)
+
+    def tokens(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        return engine.tokens_of(render(messages, tokenizer, add_generation_prompt=True, tools=definitions).token_ids)
+
+    return tokens
 
 
 class _Turns:
