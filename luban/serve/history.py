@@ -6,6 +6,7 @@ exchanges that share most words with the last question stay. System messages and
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from luban.serve.engine import Engine
 Message = Mapping[str, Any]
 Rule = Literal["error", "drop", "summarise", "retrieve"]
 SUMMARY_TOKENS = 128
+RETRIEVED = 32  # exchanges at the most, of those that share words with the question
 SUMMARISE = "Sum up the conversation so far in at most three sentences. Keep names, numbers and decisions."
 SUMMARY = "Summary of the earlier conversation: "
 
@@ -74,10 +76,11 @@ class History:
         system, exchanges = _exchanges(whole)
         if self.rule == "retrieve":
             return self._retrieved(system, exchanges)
-        for first in range(1, len(exchanges)):
+        fewest = bisect_left(
+            range(len(exchanges)), True, lo=1, key=lambda first: self._fits([*system, *_flat(exchanges[first:])])
+        )
+        for first in range(fewest, len(exchanges)):
             gone, kept = _flat(exchanges[:first]), _flat(exchanges[first:])
-            if not self._fits([*system, *kept]):
-                continue
             if self.rule == "drop":
                 return Fitted(messages=[*system, *kept], dropped=gone)
             summary = self._summary(exchanges, first)
@@ -96,8 +99,8 @@ class History:
         earlier = [words(_text(exchange)) for exchange in exchanges[:-1]]
         scores = BM25(earlier).scores(question)
         kept = {len(exchanges) - 1}
-        recent = sorted(range(len(earlier)), key=lambda place: (-scores[place], -place))
-        for place in recent:
+        best = sorted(range(len(earlier)), key=lambda place: (-scores[place], -place))[:RETRIEVED]
+        for place in best:
             chosen = _flat([exchanges[i] for i in sorted({*kept, place})])
             if scores[place] > 0 and self._fits([*system, *chosen]):
                 kept.add(place)

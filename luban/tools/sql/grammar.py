@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 from luban.core.errors import DataError
 from luban.generate.structure import Structure
@@ -105,10 +106,9 @@ def _sources(schema: Schema) -> Iterator[Source]:
             yield Source(quoted(table.name), tuple(Place(quoted(c.name), c, table) for c in table.columns))
     keys = [key for key in schema.keys if key.table.lower() != key.other.lower()]
     joins: list[tuple[ForeignKey, ...]] = [(key,) for key in keys]
-    for i, first in enumerate(keys):
-        for second in keys[i + 1 :]:
-            if len({first.table.lower(), first.other.lower(), second.table.lower(), second.other.lower()}) == 3:
-                joins.append((first, second))
+    for pair in permutations(keys, 2):
+        if len({name.lower() for key in pair for name in (key.table, key.other)}) == 3:
+            joins.append(pair)
     for join in joins[:MAX_JOINS]:
         yield _joined(schema, join)
 

@@ -91,6 +91,8 @@ def check(sql: str, schema: Schema, dialect: str) -> Statement:
     for node in inside:
         if isinstance(node, REFUSED):
             raise SQLRefused(f"{_named(node)} is not allowed inside of a {kind}")
+        if isinstance(node, exp.Identifier) and not node.quoted and node.name[:1] in "$@:?":
+            raise SQLRefused(f"the parameter {node.name} has no value")
         if isinstance(node, exp.Table):
             _require_table(node, schema, named)
         elif isinstance(node, exp.Func):

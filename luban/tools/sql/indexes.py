@@ -98,7 +98,8 @@ def _candidates(tree: exp.Expression, schema: Schema) -> list[tuple[Table, list[
         if column not in columns:
             columns.append(column)
     both = [(schema.by_name[name.lower()], columns[:2]) for name, columns in pairs.items()]
-    return both + [(table, [column]) for _, table, column in found]
+    single = [(schema.by_name[name.lower()], [column]) for name, columns in pairs.items() for column in columns]
+    return both + [candidate for candidate in single if candidate not in both]
 
 
 def _aliases(tree: exp.Expression, table: Table) -> set[str]:

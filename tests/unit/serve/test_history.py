@@ -115,3 +115,27 @@ def test_a_last_question_that_is_too_long_is_left_to_be_refused(tokenizer):
         fitted = History(engine, rule).fit(long)
         with pytest.raises(DataError):
             engine.tokens_of(fitted.messages)
+
+
+@pytest.mark.parametrize("rule", ["error", "drop", "retrieve"])
+def test_a_server_leaves_messages_out_where_it_is_told_to(tiny_checkpoint, rule):
+    pytest.importorskip("fastapi")
+    pytest.importorskip("httpx")
+    from fastapi.testclient import TestClient
+    from http_requests import LOCAL
+
+    import luban
+    from luban.serve.api.app import ServerOptions, create_app
+
+    messages = [{"role": "user" if i % 2 == 0 else "assistant", "content": f"{i} " + "x" * 90} for i in range(9)]
+    app = create_app(luban.Engine(luban.load_model(tiny_checkpoint)), ServerOptions(history=rule))
+    with TestClient(app, base_url=LOCAL) as client:
+        for stream in (False, True):
+            body = {"messages": messages, "max_tokens": 4, "stream": stream}
+            answer = client.post("/v1/chat/completions", json=body)
+            if rule == "error":
+                assert answer.status_code == 422 and answer.json()["error"]["code"] == "context_length_exceeded"
+            else:
+                assert answer.status_code == 200 and int(answer.headers["luban-messages-left-out"]) % 2 == 0
+        short = client.post("/v1/chat/completions", json={"messages": messages[:1], "max_tokens": 4})
+        assert short.status_code == 200 and "luban-messages-left-out" not in short.headers

@@ -144,9 +144,9 @@ def test_rows_are_compared_as_multisets_with_columns_in_any_order():
 
 def test_generated_questions_have_answers_that_the_grammar_derives(tmp_path, tokenizer):
     out = tmp_path / "made"
-    generate(out, databases=5, questions=12, seed=random.randrange(1 << 30))
+    generate(out, databases=5, questions=6, seed=random.randrange(1 << 30))
     train, dev = read_spider(out / "train.json"), read_spider(out)
-    assert len(train) == 48 and len(dev) == 12 and not {e.database for e in train} & {e.database for e in dev}
+    assert len(train) == 24 and len(dev) == 6 and not {e.database for e in train} & {e.database for e in dev}
     compiler = StructureCompiler(tokenizer, tokenizer.vocab_size, tokenizer.stop_ids)
     for example in (*train, *dev):
         with open_database(example.database) as database:
@@ -232,9 +232,9 @@ def test_a_change_is_made_only_when_it_is_confirmed(shop, tell, monkeypatch):
         monkeypatch.setattr("builtins.input", lambda prompt, said=said: said)
         assert tell(shop, "--sql", change)[0] == code
     assert contents(shop)["product"][0] == (1, "pen", 2.0)
-    assert tell(shop, "--sql", "DELETE FROM product WHERE id = 2", "--apply")[0] == 0
-    assert len(contents(shop)["product"]) == 2
-    assert tell(shop, "--sql", "DELETE FROM product WHERE id = 2", "--apply")[:2] == (0, "no row would change\n")
+    assert tell(shop, "--sql", "DELETE FROM customer WHERE id = 4", "--apply")[0] == 0
+    assert len(contents(shop)["customer"]) == 3
+    assert tell(shop, "--sql", "DELETE FROM customer WHERE id = 4", "--apply")[:2] == (0, "no row would change\n")
 
 
 @pytest.mark.parametrize(
