@@ -30,6 +30,7 @@ VERBS = {
     "generate": "continue a prompt",
     "chat": "talk to a model in the terminal",
     "serve": "an OpenAI-compatible API and a chat page",
+    "sql": "ask a database in words",
     "bench": "throughput and latency of a server, communication between processes",
     "eval": "measure a model",
     "account": "FLOPs, GPU-hours, money, energy and carbon of a run",

@@ -52,6 +52,9 @@ class Arguments:
     )
     swap_gb: float = 4.0  # host memory of --preemption swap, GB
     batch_invariant: bool = False  # bit for bit the same answer whatever shares the batch; slower
+    # of conversations longer than the context: refuse them, leave out the oldest turns (drop), or those that the last message
+    # isn't about (retrieve); the header luban-messages-left-out says how many messages
+    history: Literal["error", "drop", "retrieve"] = "error"
     max_queue: int = 1024  # sequences that may wait; requests beyond are answered 429
     requests_per_minute: int | None = None  # of one client, by its key or address; more are answered 429
     drain_seconds: float = 30.0  # that answers may go on for after SIGTERM
@@ -123,6 +126,7 @@ def run(argv: Sequence[str]) -> None:
             requests_per_minute=args.requests_per_minute,
             log_requests=args.log_requests,
             log_text=args.log_text,
+            history=args.history,
         ),
         engine=engine,
         drain_seconds=args.drain_seconds,

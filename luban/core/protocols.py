@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,4 +49,12 @@ class KVCache(Protocol):
     @property
     def positions(self) -> Tensor:
         """(B, S) or (1, S): the position of the token in each slot."""
+        ...
+
+
+class Retriever(Protocol):
+    """Finds passages for a question."""
+
+    def search(self, query: str, k: int) -> list[Any]:
+        """The `k` best passages, best first: tables or objects with at least `text`."""
         ...

@@ -23,12 +23,16 @@ from luban.serve.api.completion_body import COMPLETION_TOKENS, CompletionBody
 from luban.serve.api.errors import Stopping, error_body
 from luban.serve.api.metrics import Timing
 from luban.serve.api.tool_formats import ToolFormat, ToolParser, format_of
+from luban.serve.history import History
 from luban.serve.request import Delta, Prompt, Request
 from luban.serve.worker import GenerationError
 from luban.tokenizer.chat import render
 
 if TYPE_CHECKING:
     from luban.serve.api.service import Service
+
+ANSWER_TOKENS = 256  # of the context that are kept for an answer without max_tokens, where messages are left out
+LEFT_OUT = "luban-messages-left-out"  # header: how many messages of the conversation the model didn't read
 
 
 @dataclass
@@ -42,6 +46,7 @@ class Job:
     echoed: list[str] | None = None  # the prompts' texts, where they are to be repeated
     prompt_alone: bool = False  # whether nothing is to be generated
     tools: ToolFormat | None = None  # how calls of tools are written; None: there are none
+    left_out: int = 0  # messages of the conversation that the model doesn't read
     _parsers: dict[int, ToolParser] = field(default_factory=dict)  # by choice
     _begun: set[int] = field(default_factory=set)  # choices whose prompt has been repeated
 
@@ -127,10 +132,10 @@ class Answers:
         body.max_tokens = body.max_completion_tokens or body.max_tokens
         form, structure = self._tools(body)
         messages = [message.plain() for message in body.messages]
-        prompt = await service.tokenised(self._rendered, messages, body)
+        prompt, left_out = await service.tokenised(self._rendered, messages, body)
         longest = engine.budget.longest_answer(prompt, body.n)
         sampling = body.sampling(service.model.generation, longest, body.alternatives, structure)
-        job = Job(body, sampling, self._shape(body, chat=True), tools=form)
+        job = Job(body, sampling, self._shape(body, chat=True), tools=form, left_out=left_out)
         return await self._answer(job, [prompt], http)
 
     def _shape(self, body: CompletionBody | ChatBody, *, chat: bool) -> Shape:
@@ -150,23 +155,27 @@ class Answers:
         functions = [(tool.function.name, tool.function.parameters) for tool in required]
         return form, form.structure(functions, several=body.tool_choice == "required" and body.parallel_tool_calls)
 
-    def _rendered(self, messages: list[dict[str, Any]], body: ChatBody) -> list[int]:
-        """A conversation's tokens up to where the answer begins. Raises DataError for a name that the template ignores."""
-        tokenizer = self.service.model.need_tokenizer()
-        self.service.writer().intake.require_room("\n".join(str(message["content"] or "") for message in messages))
+    def _rendered(self, messages: list[dict[str, Any]], body: ChatBody) -> tuple[list[int], int]:
+        """A conversation's tokens up to where the answer begins, and how many of its messages were left out. Raises DataError
+        for a name that the template ignores."""
+        tokenizer, engine = self.service.model.need_tokenizer(), self.service.writer()
         tools = [tool.model_dump(exclude_none=True) for tool in body.offered()]
 
         def tokens(messages: list[dict[str, Any]]) -> list[int]:
+            engine.intake.require_room("\n".join(str(message["content"] or "") for message in messages))
             variables = body.chat_template_kwargs
             rendered = render(messages, tokenizer, add_generation_prompt=True, tools=tools, variables=variables)
             return rendered.token_ids
 
+        rule = self.service.history
+        fitted = History(engine, rule, answer_tokens=body.max_tokens or ANSWER_TOKENS, tokens=tokens).fit(messages)
+        messages, left_out = fitted.messages, len(fitted.dropped)
         found = tokens(messages)
         if any(m.get("name") and m["role"] != "tool" for m in messages):
             nameless = [{k: v for k, v in m.items() if k != "name"} if m["role"] != "tool" else m for m in messages]
             if tokens(nameless) == found:
                 raise DataError("'name' in a message is not supported: the model's chat template has no place for it")
-        return found
+        return found, left_out
 
     async def _answer(self, job: Job, prompts: list[Any], http: HttpRequest) -> Response:
         service, n = self.service, job.sampling.n
@@ -174,12 +183,14 @@ class Answers:
             raise DataError(f"{len(prompts)} prompts × n = {n} are more than {MAX_SEQUENCES} answers")
         job.requests = await service.tokenised(self._requests, job, prompts)
         service.require_open(len(prompts) * n)
+        headers = {LEFT_OUT: str(job.left_out)} if job.left_out else {}
         if job.body.stream:
             events = self._events(job, http)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            headers = {"Cache-Control": "no-store", **headers}
+            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
         if not await self._finish(job, http):
             return Response(status_code=499)  # the client has gone
-        return JSONResponse(job.shape.body(job.whole(), chunk=False, usage=job.usage()))
+        return JSONResponse(job.shape.body(job.whole(), chunk=False, usage=job.usage()), headers=headers)
 
     def _requests(self, job: Job, prompts: list[Prompt]) -> list[Request]:
         intake, kept = self.service.writer().intake, job.tools.kept() if job.tools else frozenset()

@@ -23,6 +23,7 @@ from luban.serve.api.token_routes import DetokenizeBody, TokenizeBody
 from luban.serve.batch import BatchLoad
 from luban.serve.embedder import Embedder
 from luban.serve.engine import Engine
+from luban.serve.history import Rule
 from luban.serve.request import Request
 from luban.serve.worker import Worker
 
@@ -72,10 +73,11 @@ class Service:
     Args:
         max_queue: sequences that may wait.
         log_text: whether the log of requests holds texts.
+        history: what becomes of conversations longer than the context.
     """
 
-    def __init__(self, *, max_queue: int, log_text: bool = False):
-        self.max_queue, self.log_text = max_queue, log_text
+    def __init__(self, *, max_queue: int, log_text: bool = False, history: Rule = "error"):
+        self.max_queue, self.log_text, self.history = max_queue, log_text, history
         self.engine: Engine | None = None
         self.worker: Worker | None = None  # None: the model is still being loaded
         self.broken: Exception | None = None  # what made loading fail
