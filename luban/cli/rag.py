@@ -1,4 +1,4 @@
-"""`luban rag index|search`."""
+"""`luban rag index|search|ask|eval`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from luban.cli.subverbs import dispatch
 from luban.core.arguments import parse
+
+if TYPE_CHECKING:
+    from luban.retrieval.index import Index
+    from luban.retrieval.questions import Question
 
 ENCODERS = ("auto", "bm25", "hybrid")
 
@@ -53,6 +57,36 @@ class SearchArgs:
     json: bool = False  # print a list of {score, title, text, source, start, stop}
 
 
+@dataclass(frozen=True, kw_only=True)
+class AskArgs:
+    """What `luban rag ask` takes."""
+
+    index: tyro.conf.Positional[Path]  # from luban rag index
+    model: tyro.conf.Positional[str]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
+    question: tyro.conf.Positional[str]  # what is asked
+    k: int = 5  # passages that the model is given at most
+    max_tokens: int = 64  # of the answer
+    encoder: str | None = None  # the encoder that built the index, where it isn't where it was
+    device: str = "cpu"  # for encoder and model
+    dtype: str = "float32"  # precision of the model's weights
+    json: bool = False  # print {answer, citations}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalArgs:
+    """What `luban rag eval` takes."""
+
+    index: tyro.conf.Positional[Path]  # from luban rag index
+    questions: tyro.conf.Positional[Path]  # in SQuAD's or DPR's format
+    k: tuple[int, ...] = (1, 5, 20)  # passages among which a right one is looked for
+    limit: int = 0  # questions at most (0: all)
+    model: str | None = None  # answers the questions from the best passages: exact match, F1, attribution
+    passages: int = 5  # that the model is given at most
+    encoder: str | None = None  # the encoder that built the index, where it isn't where it was
+    device: str = "cpu"  # for the encoder
+    json: bool = False  # print the rows as JSON
+
+
 def run(argv: Sequence[str]) -> int | None:
     """`luban rag …`"""
     return dispatch(
@@ -60,6 +94,8 @@ def run(argv: Sequence[str]) -> int | None:
         {
             "index": (index, "texts → an index; documents added and removed"),
             "search": (search, "an index and a query → passages"),
+            "ask": (ask, "an index, a model and a question → an answer with its sources"),
+            "eval": (evaluate, "an index and questions → top-k accuracy, reciprocal rank; with a model EM and F1"),
         },
         argv,
     )
@@ -151,3 +187,85 @@ def search(argv: Sequence[str]) -> None:
     for number, hit in enumerate(hits, 1):
         p = hit.passage
         print(f"{number}. {p.title}  ({hit.score:.3f}, {p.source} {p.start}-{p.stop})\n   {' '.join(p.text.split())}\n")
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """`luban rag eval INDEX QUESTIONS.json`"""
+    args = parse(
+        EvalArgs,
+        argv,
+        verb="rag eval",
+        about="Measure how often a right passage is among the best k, by every retriever that the index has. A passage is right "
+        "where it holds the answer's place in the document that the question names; where the index doesn't hold such "
+        "documents, where the words of an answer stand in it.",
+        examples="luban rag index xquad.en.json --out index --passages document\n"
+        "luban rag eval index xquad.en.json\nluban rag eval index nq-dev.json --k 1 20 100 --json\n"
+        "luban rag eval index xquad.en.json --model smollm2 --limit 100",
+    )
+    from luban.core.errors import UsageError
+    from luban.retrieval.evaluation import evaluate_retrieval
+    from luban.retrieval.index import Index
+    from luban.retrieval.questions import read_questions
+
+    if not args.k or min(args.k) < 1:
+        raise UsageError("--k: numbers of passages from 1 are needed")
+    questions = read_questions(args.questions)[: args.limit or None]
+    opened = Index(args.index, encoder=args.encoder, device=args.device)
+    rows = evaluate_retrieval(opened, questions, args.k)
+    answers = None if args.model is None else _answers(opened, args, questions)
+    if args.json:
+        print(
+            json.dumps(
+                rows if answers is None else {"retrieval": rows, "answers": answers}, ensure_ascii=False, indent=2
+            )
+        )
+        return
+    print(f"{'':<26}" + "".join(f"{f'top-{k}':>22}" for k in args.k) + f"{'MRR':>8}")
+    for row in rows:
+        cells = (
+            f"{row[f'top_{k}']:8.1%} ({row[f'top_{k}_interval'][0]:.1%}-{row[f'top_{k}_interval'][1]:.1%})"
+            for k in args.k
+        )
+        print(f"{row['method']:<26}" + "".join(f"{cell:>22}" for cell in cells) + f"{row['mrr']:8.3f}")
+    if answers is not None:
+        attribution = "none cited" if answers["attribution"] is None else f"{answers['attribution']:.1%}"
+        print(
+            f"answers of {args.model}: exact match {answers['exact_match']:.1%}, F1 {answers['f1']:.1%}, "
+            f"cited passage holds the answer {attribution}, without citation {answers['unsupported']:.1%}"
+        )
+
+
+def _answers(index: Index, args: EvalArgs, questions: Sequence[Question]) -> dict[str, Any]:
+    """What the model makes of the questions."""
+    from luban.load.model import load_model
+    from luban.retrieval.asking import Asker, evaluate_answers
+
+    assert args.model is not None
+    return evaluate_answers(Asker(index, load_model(args.model, args.device), args.passages), questions)
+
+
+def ask(argv: Sequence[str]) -> None:
+    """`luban rag ask INDEX MODEL QUESTION`"""
+    args = parse(
+        AskArgs,
+        argv,
+        verb="rag ask",
+        about="Answer a question from the passages that an index holds, and cite them. An answer that no passage supports is not "
+        "given: with --json it stands under `written`.",
+        examples="luban rag ask index smollm2 'What does os.path.join do?'\n"
+        "luban rag ask index runs/chat 'Which module has Counter?' --k 3 --json",
+    )
+    from luban.load.model import load_model
+    from luban.retrieval.asking import Asker
+    from luban.retrieval.index import Index
+
+    opened = Index(args.index, encoder=args.encoder, device=args.device)
+    model = load_model(args.model, args.device, args.dtype)
+    answer = Asker(opened, model, args.k, args.max_tokens).ask(args.question)
+    if args.json:
+        print(json.dumps(answer.row(), ensure_ascii=False, indent=2))
+        return
+    print(answer.text)
+    for citation in answer.citations:
+        p = citation.hit.passage
+        print(f"\n[{citation.mark}] {p.title}  ({p.source} {p.start}-{p.stop})\n    {' '.join(p.text.split())}")

@@ -7,12 +7,15 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from luban.core.errors import DataError
+from luban.core.protocols import Grounded
+from luban.generate.cache import PromptTooLong
 from luban.generate.sampling import Sampling
 from luban.generate.structure import Structure
 from luban.generate.token_mask import StructureError
@@ -30,6 +33,8 @@ from luban.tokenizer.chat import render
 if TYPE_CHECKING:
     from luban.serve.api.service import Service
 
+ANSWER_ROOM = 64  # tokens of the context that passages leave to the answer
+
 
 @dataclass
 class Job:
@@ -41,6 +46,7 @@ class Job:
     requests: list[Request] = field(default_factory=list)
     echoed: list[str] | None = None  # the prompts' texts, where they are to be repeated
     prompt_alone: bool = False  # whether nothing is to be generated
+    grounded: Grounded | None = None  # the passages before the question, where an index is served
     tools: ToolFormat | None = None  # how calls of tools are written; None: there are none
     _parsers: dict[int, ToolParser] = field(default_factory=dict)  # by choice
     _begun: set[int] = field(default_factory=set)  # choices whose prompt has been repeated
@@ -90,6 +96,14 @@ class Job:
             for number, choice in enumerate(request.result.choices)
         ]
 
+    def citations(self) -> dict[str, Any]:
+        """`citations` beside OpenAI's fields where an index is served: the passages that the answers cite, each once."""
+        if self.grounded is None:
+            return {}
+        texts = [choice.text for request in self.requests for choice in request.result.choices]
+        found = {row["mark"]: row for text in texts for row in self.grounded.citations(text)}
+        return {"citations": list(found.values())}
+
     def usage(self) -> dict[str, int]:
         """Token counts."""
         counted = usage(self.requests)
@@ -127,10 +141,14 @@ class Answers:
         body.max_tokens = body.max_completion_tokens or body.max_tokens
         form, structure = self._tools(body)
         messages = [message.plain() for message in body.messages]
+        grounded = None
+        if service.retriever is not None and messages[-1]["role"] == "user":
+            grounded = await service.tokenised(service.retriever.ground, messages, partial(self._fits, body=body))
+            messages = grounded.messages
         prompt = await service.tokenised(self._rendered, messages, body)
         longest = engine.budget.longest_answer(prompt, body.n)
         sampling = body.sampling(service.model.generation, longest, body.alternatives, structure)
-        job = Job(body, sampling, self._shape(body, chat=True), tools=form)
+        job = Job(body, sampling, self._shape(body, chat=True), tools=form, grounded=grounded)
         return await self._answer(job, [prompt], http)
 
     def _shape(self, body: CompletionBody | ChatBody, *, chat: bool) -> Shape:
@@ -149,6 +167,14 @@ class Answers:
             return form, None
         functions = [(tool.function.name, tool.function.parameters) for tool in required]
         return form, form.structure(functions, several=body.tool_choice == "required" and body.parallel_tool_calls)
+
+    def _fits(self, messages: list[dict[str, Any]], body: ChatBody) -> bool:
+        """Whether a conversation leaves the context room for an answer."""
+        room = min(body.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
+        try:
+            return len(self._rendered(messages, body)) + room <= self.service.model.spec.context
+        except PromptTooLong:
+            return False
 
     def _rendered(self, messages: list[dict[str, Any]], body: ChatBody) -> list[int]:
         """A conversation's tokens up to where the answer begins. Raises DataError for a name that the template ignores."""
@@ -179,7 +205,7 @@ class Answers:
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         if not await self._finish(job, http):
             return Response(status_code=499)  # the client has gone
-        return JSONResponse(job.shape.body(job.whole(), chunk=False, usage=job.usage()))
+        return JSONResponse({**job.shape.body(job.whole(), chunk=False, usage=job.usage()), **job.citations()})
 
     def _requests(self, job: Job, prompts: list[Prompt]) -> list[Request]:
         intake, kept = self.service.writer().intake, job.tools.kept() if job.tools else frozenset()
@@ -216,7 +242,8 @@ class Answers:
             async for index, delta in deltas:
                 choice = job.choice(index, delta, chunk=True)
                 if choice.get("text") or choice.get("delta") or choice["finish_reason"] or delta.logprobs:
-                    yield _event(shape.body([choice], chunk=True))
+                    cited = job.citations() if choice["finish_reason"] and all(r.done for r in job.requests) else {}
+                    yield _event({**shape.body([choice], chunk=True), **cited})
         except (GenerationError, Stopping) as error:
             yield _event(error_body(str(error), kind="server_error"))
             return

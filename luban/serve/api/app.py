@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from luban.core.errors import UnsupportedError
 from luban.core.log import say
+from luban.core.protocols import Retriever
 from luban.load.model import LoadedModel
 from luban.serve.api.body_limit import BodyLimit, body_limit
 from luban.serve.api.chat_page import PAGE, add_page
@@ -43,6 +44,7 @@ class ServerOptions:
     requests_per_minute: int | None = None  # of one client; more are answered 429; none: as many as come
     log_requests: bool = False  # write a line of JSON to standard error for every request
     log_text: bool = False  # … with the text of prompts and answers
+    retriever: Retriever | None = None  # finds passages for chats, whose answers then have citations
 
 
 def engine_or_model(model: LoadedModel, engine: Callable[[LoadedModel], Engine] = Engine) -> Engine | LoadedModel:
@@ -80,7 +82,7 @@ def create_app(
     `app.state.service.stop()` ends what is running; safe from any thread and from signal handlers.
     """
     options = options or ServerOptions(api_key=api_key, hosts=tuple(hosts), origins=tuple(origins))
-    service = Service(max_queue=options.max_queue, log_text=options.log_text)
+    service = Service(max_queue=options.max_queue, log_text=options.log_text, retriever=options.retriever)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):

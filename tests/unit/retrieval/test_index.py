@@ -20,7 +20,20 @@ from luban.retrieval.documents import DocumentReader
 from luban.retrieval.index import Index
 from luban.retrieval.passages.words import Words
 
-WORDS = ["amber", "basil", "cedar", "delta", "ember", "fable", "grove", "harbor", "island", "jungle", "kernel", "ledger"]
+WORDS = [
+    "amber",
+    "basil",
+    "cedar",
+    "delta",
+    "ember",
+    "fable",
+    "grove",
+    "harbor",
+    "island",
+    "jungle",
+    "kernel",
+    "ledger",
+]
 RULE = Words(length=5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -59,7 +60,7 @@ def test_every_word_is_in_a_passage_of_the_right_length(make):
         ]
         assert sum(held) == len(found), (text, spans)  # without overlap each word is in one passage
         assert all(1 <= count <= length for count in held), (text, spans)
-        assert all(a.stop <= b.start for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a.stop <= b.start for a, b in itertools.pairwise(spans))
 
 
 def test_words_repeat_the_overlap_and_keep_touching_punctuation():
@@ -100,7 +101,7 @@ def test_packing_against_brute_force():
         length, overlap = rng.randrange(2, 15), rng.randrange(0, 2)
         runs = list(pack(sizes, length, overlap))
         assert runs[0][0] == 0 and runs[-1][1] == len(sizes)
-        for (a, b), (c, d) in zip(runs, runs[1:], strict=False):
+        for (a, b), (c, d) in itertools.pairwise(runs):
             assert a < c <= b < d and sum(sizes[c:b]) <= overlap and (overlap or c == b)
         for first, last in runs:
             assert last - first == 1 or sum(sizes[first:last]) <= length
