@@ -36,10 +36,11 @@ class Embedder:
     def tokens_of(self, text: str | list[int]) -> list[int]:
         """Token ids of a text, with the begin and end tokens that the model's texts have. Raises DataError where it is
         empty, longer than the context or holds ids outside of the vocabulary."""
-        ids = text
         if isinstance(text, str):
             head, tail = self.frame()
             ids = [*head, *self.model.need_tokenizer().encode(text), *tail]
+        else:
+            ids = text
         if not ids:
             raise DataError("a text to embed is empty: at least one token is needed")
         if not 0 <= min(ids) <= max(ids) < self.spec.vocab_size:
