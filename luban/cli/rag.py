@@ -1,4 +1,4 @@
-"""`luban rag index|search|ask|eval`."""
+"""`luban rag index|search|ask|eval|train`."""
 
 from __future__ import annotations
 
@@ -96,6 +96,7 @@ def run(argv: Sequence[str]) -> int | None:
             "search": (search, "an index and a query → passages"),
             "ask": (ask, "an index, a model and a question → an answer with its sources"),
             "eval": (evaluate, "an index and questions → top-k accuracy, reciprocal rank; with a model EM and F1"),
+            "train": (train, "questions with passages → a sentence encoder"),
         },
         argv,
     )
@@ -269,3 +270,37 @@ def ask(argv: Sequence[str]) -> None:
     for citation in answer.citations:
         p = citation.hit.passage
         print(f"\n[{citation.mark}] {p.title}  ({p.source} {p.start}-{p.stop})\n    {' '.join(p.text.split())}")
+
+
+def train(argv: Sequence[str]) -> None:
+    """`luban rag train RECIPE --out DIR`"""
+    import luban.recipes
+    from luban.core.arguments import parse_recipe
+    from luban.core.config import to_dict
+    from luban.core.log import say
+    from luban.retrieval.training.train import EncoderRecipe, train_encoder
+
+    call = parse_recipe(
+        EncoderRecipe,
+        argv,
+        verb="rag train",
+        about="Tune a sentence encoder on questions and passages: each question's passage against those of all others in the "
+        "batch and hard negatives (DPR). The result is an encoder for luban rag index --encoder DIR.",
+        examples="luban rag train minilm_dpr_cpu --data questions.json --out encoder\n"
+        "luban rag train minilm_dpr_cpu --data nq-train.json --batch_size 128 --chunk 16 --device cuda --out encoder",
+        shipped=Path(luban.recipes.__file__).parent,
+    )
+    if call.dry_run:
+        print(json.dumps(to_dict(call.recipe), indent=2))
+        return
+    figures = train_encoder(call.recipe, call.out)
+    say(
+        f"encoder {call.out}: {figures['questions']} questions, loss {figures['first_loss']:.3f} → {figures['last_loss']:.3f}"
+    )
+    if held := figures.get("heldout"):
+        (rank, rank_now), (top, top_now) = held["average_rank"], held["top_1"]
+        low, high = held["top_1_gain_interval"]
+        say(
+            f"  {held['questions']} questions about held-out passages, among all passages: average rank {rank:.2f} → "
+            f"{rank_now:.2f}, top-1 {top:.1%} → {top_now:.1%} (gain {low:+.1%} to {high:+.1%}, 95% interval)"
+        )

@@ -82,13 +82,14 @@ class Embedder:
             while size < len(order) and (size + 1) * longest <= MAX_TOKENS:
                 size += 1
             group, order = order[-size:], order[:-size]
-            found[torch.tensor(group)] = self._group([texts[i] for i in group], longest)
-        return torch.nn.functional.normalize(found, dim=-1) if self.pooling.normalise else found
+            found[torch.tensor(group)] = self.vectors([texts[i] for i in group]).cpu()
+        return found
 
-    def _group(self, texts: Sequence[list[int]], longest: int) -> Tensor:
-        """(B, E) float32 on the CPU, of texts padded on the right to the longest, before they are normalised."""
+    def vectors(self, texts: Sequence[list[int]]) -> Tensor:
+        """(B, E) float32 on the model's device, with gradients where they are enabled, of texts read together."""
         module = self.model.module
         device = next(module.parameters()).device
+        longest = max(map(len, texts))
         tokens_BT = torch.tensor([text + [0] * (longest - len(text)) for text in texts], device=device)
         lengths_B = torch.tensor([len(text) for text in texts], device=device)
         mask_BT = torch.arange(longest, device=device) < lengths_B[:, None]
@@ -99,7 +100,8 @@ class Embedder:
             assert hidden_BTE is not None
         else:
             hidden_BTE = module(tokens_BT, padding, output="hidden")
-        return pooled(hidden_BTE.float(), mask_BT, self.pooling.mode).cpu()
+        found_BE = pooled(hidden_BTE.float(), mask_BT, self.pooling.mode)
+        return torch.nn.functional.normalize(found_BE, dim=-1) if self.pooling.normalise else found_BE
 
 
 def pooled(hidden_BTE: Tensor, mask_BT: Tensor, mode: Mode) -> Tensor:
