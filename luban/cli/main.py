@@ -32,6 +32,7 @@ VERBS = {
     "serve": "an OpenAI-compatible API and a chat page",
     "sql": "ask a database in words",
     "bench": "throughput and latency of a server, communication between processes",
+    "rag": "index texts, search them, answer from them with sources",
     "eval": "measure a model",
     "account": "FLOPs, GPU-hours, money, energy and carbon of a run",
     "simulate": "a cluster network under a workload: collectives, congestion control",
