@@ -258,7 +258,7 @@ class Study:
 def study(seed: int, quick: bool) -> dict[str, Any]:
     """All tables of one seed."""
     with tempfile.TemporaryDirectory() as folder:
-        made = Study(Path(folder), seed, 64 if quick else 512, 10 if quick else 60)
+        made = Study(Path(folder), seed, 64 if quick else 512, 30 if quick else 60)
         return {"forms": made.forms(), "uses": made.uses(), "iterated": made.iterated()}
 
 
