@@ -77,9 +77,11 @@ class EvalArgs:
     """What `luban rag eval` takes."""
 
     index: tyro.conf.Positional[Path]  # from luban rag index
-    questions: tyro.conf.Positional[Path]  # in SQuAD's or DPR's format
+    questions: tyro.conf.Positional[Path]  # in SQuAD's or DPR's format, or a corpus of python:questions
     k: tuple[int, ...] = (1, 5, 20)  # passages among which a right one is looked for
     limit: int = 0  # questions at most (0: all)
+    task: str = ""  # of a corpus: questions of this kind alone, such as which_module
+    out: Path | None = None  # write an evaluation artifact, too
     model: str | None = None  # answers the questions from the best passages: exact match, F1, attribution
     passages: int = 5  # that the model is given at most
     encoder: str | None = None  # the encoder that built the index, where it isn't where it was
@@ -204,16 +206,20 @@ def evaluate(argv: Sequence[str]) -> None:
         "luban rag eval index xquad.en.json --model smollm2 --limit 100",
     )
     from luban.core.errors import UsageError
-    from luban.retrieval.evaluation import evaluate_retrieval
+    from luban.retrieval.evaluation import evaluate_retrieval, write_evaluation
     from luban.retrieval.index import Index
     from luban.retrieval.questions import read_questions
 
     if not args.k or min(args.k) < 1:
         raise UsageError("--k: numbers of passages from 1 are needed")
-    questions = read_questions(args.questions)[: args.limit or None]
+    questions = [q for q in read_questions(args.questions) if args.task in ("", q.task)][: args.limit or None]
+    if not questions:
+        raise UsageError(f"--task: {args.questions} holds no question of the kind '{args.task}'")
     opened = Index(args.index, encoder=args.encoder, device=args.device)
     rows = evaluate_retrieval(opened, questions, args.k)
     answers = None if args.model is None else _answers(opened, args, questions)
+    if args.out is not None:
+        write_evaluation(args.out, args.index, args.questions, rows, answers)
     if args.json:
         print(
             json.dumps(

@@ -10,7 +10,9 @@ from luban.corpus.document import Document
 from luban.corpus.licences import parts, spdx
 
 UNKNOWN = "unknown"
-KNOWN_LICENCES = {"python:stdlib": "PSF-2.0", "python:questions": "PSF-2.0"}  # of sources whose terms are known
+KNOWN_LICENCES = dict.fromkeys(
+    ("python:stdlib", "python:objects", "python:questions"), "PSF-2.0"
+)  # of sources whose terms are known
 
 
 class Census:

@@ -132,4 +132,14 @@ def life(out: Path, sizes: Sizes, seed: int) -> list[Stage]:
             "answers to held-out questions",
             "eval {out}/sft answer_loss which_module samples --corpus {out}/questions --precision {precision}",
         ),
+        stage(
+            "index",
+            "the library's documented objects, for search",
+            "rag index python:objects --encoder bm25 --passages document",
+        ),
+        stage(
+            "eval-index",
+            "the same held-out questions, looked up",
+            "rag eval {out}/index {out}/questions --task which_module --k 1 5",
+        ),
     ]

@@ -58,6 +58,7 @@ def demo(out: Path, seed: int, serve: bool) -> None:
         asked = "\n/reset\n".join(QUESTIONS) + "\n"
         subprocess.run(_luban(["chat", str(out / "sft"), "--temperature", "0"]), input=asked, text=True, check=True)
         say(f"serve it   luban serve {out / 'sft'}")
+        say(f"look it up luban rag search {out / 'index'} '{QUESTIONS[1]}'")
 
 
 def _sizes():
@@ -119,6 +120,11 @@ def summarise(out: Path, costs: dict[str, dict[str, float]]) -> dict[str, Any]:
     tuned = read_manifest(out / "eval-sft").figures
     kept = {name: base[name] for name in ("bits_per_byte", "xz_bits_per_byte", "gzip_bits_per_byte", "heldout_bytes")}
     kept |= {name: tuned[name] for name in ("which_module_accuracy", "which_module_majority", "which_module_items")}
+    found = read_manifest(out / "eval-index").figures
+    kept |= {
+        "which_module_found": found["retrieval_bm25_top_5"],
+        "which_module_found_first": found["retrieval_bm25_top_1"],
+    }
     return {
         **kept,
         "answer_loss_before": base["answer_loss"],
@@ -146,6 +152,11 @@ def _closing(summary: dict[str, Any]) -> str:
             summary["which_module_accuracy"] >= 2 * summary["which_module_majority"],
             "which module",
             f"{summary['which_module_accuracy']:.1%}   (best constant answer {summary['which_module_majority']:.1%})",
+        ),
+        (
+            summary["which_module_found"] >= 0.9,
+            "looked up",
+            f"{summary['which_module_found']:.1%}   (right docstring among the first five; first {summary['which_module_found_first']:.1%})",
         ),
         (True, "wall time", seconds(sum(summary["seconds"].values()))),
         (True, "peak memory", bytes_(summary["peak_rss_bytes"])),

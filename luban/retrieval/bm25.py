@@ -58,7 +58,8 @@ class Postings:
     @classmethod
     def open(cls, folder: Path) -> Postings:
         """Map the arrays into memory."""
-        return cls(**{name: np.load(folder / f"bm25_{name}.npy", mmap_mode="r") for name in FILES})
+        arrays = {name: np.load(folder / f"bm25_{name}.npy", mmap_mode="r") for name in FILES}
+        return cls(**{name: np.asarray(array) for name, array in arrays.items()})  # slices of memmap objects are slow
 
     def of(self, term: np.uint64) -> tuple[np.ndarray, np.ndarray]:
         """(passages, counts) of a term."""
@@ -78,6 +79,7 @@ class BM25:
 
     def __init__(self, segments: Sequence[tuple[Postings, np.ndarray]], k1: float = K1, b: float = B):
         self.segments = list(segments)
+        self._whole = [bool(present.all()) for _, present in self.segments]
         self.passages = sum(int(present.sum()) for _, present in self.segments)
         total = sum(int(p.lengths[present].sum(dtype=np.int64)) for p, present in self.segments)
         mean = total / max(self.passages, 1)
@@ -87,15 +89,17 @@ class BM25:
         """(all passages,) float64 of a query's terms (uint64), segments one after another; removed ones have 0."""
         scores = [np.zeros(len(p.lengths)) for p, _ in self.segments]
         for term, times in zip(*np.unique(query, return_counts=True), strict=True):
-            found = [self._present(segment, term) for segment in self.segments]
+            found = [self._present(number, term) for number in range(len(self.segments))]
             holding = sum(len(passages) for passages, _ in found)
             weight = float(times) * np.log1p((self.passages - holding + 0.5) / (holding + 0.5))
             for score, saturation, (passages, counts) in zip(scores, self._saturation, found, strict=True):
-                score[passages] += weight * counts / (counts + saturation[passages])
+                score[passages] += weight * (counts / (counts + saturation.take(passages)))
         return np.concatenate([np.zeros(0), *scores])
 
-    def _present(self, segment: tuple[Postings, np.ndarray], term: np.uint64) -> tuple[np.ndarray, np.ndarray]:
-        postings, present = segment
+    def _present(self, segment: int, term: np.uint64) -> tuple[np.ndarray, np.ndarray]:
+        postings, present = self.segments[segment]
         passages, counts = postings.of(term)
+        if self._whole[segment]:
+            return passages, counts
         kept = present[passages]
-        return (passages, counts) if kept.all() else (passages[kept], counts[kept])
+        return passages[kept], counts[kept]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent, write_json
 from luban.core.errors import DataError
 from luban.core.log import progress
 from luban.core.metrics.answers import contains_answer
@@ -49,9 +51,8 @@ def answers_of(index: Index, questions: Sequence[Question]) -> Callable[[Questio
 
 
 def _holds_span(question: Question, passage: Passage) -> bool:
-    return question.source == passage.source and any(
-        passage.start <= start and stop <= passage.stop for start, stop in question.spans
-    )
+    inside = (passage.start <= start and stop <= passage.stop for start, stop in question.spans)
+    return question.source == passage.source and (not question.spans or any(inside))
 
 
 def ranks(index: Index, questions: Sequence[Question], method: Method, depth: int, batch: int = BATCH) -> list[int]:
@@ -90,3 +91,24 @@ def evaluate_retrieval(index: Index, questions: Sequence[Question], ks: Sequence
         row["mrr"] = sum(1 / rank for rank in found if rank) / len(found)
         rows.append(row)
     return rows
+
+
+def write_evaluation(
+    out: Path, index: Path, questions: Path, rows: Sequence[dict[str, Any]], answers: dict[str, Any] | None
+) -> None:
+    """An evaluation artifact with the figures as `retrieval_METHOD_top_K`, its parents the index and, where the questions are
+    those of a corpus, the corpus."""
+    parents = [as_parent("index", index)]
+    if (questions / MANIFEST).is_file():
+        parents.append(as_parent("corpus", questions))
+    figures = {
+        f"retrieval_{row['method']}_{name}": value
+        for row in rows
+        for name, value in row.items()
+        if name == "mrr" or (name.startswith("top_") and not name.endswith("interval"))
+    }
+    figures["retrieval_questions"] = rows[0]["questions"]
+    figures |= {f"retrieval_answers_{name}": value for name, value in (answers or {}).items()}
+    with ArtifactWriter(out, kind="evaluation", config={"questions": questions.name}, parents=tuple(parents)) as art:
+        write_json(art.path / "figures.json", {"retrieval": list(rows), "answers": answers})
+        art.note(**figures)

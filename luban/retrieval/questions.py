@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luban.core.artifact import MANIFEST
 from luban.core.errors import DataError, problem
 from luban.corpus.document import Document
+from luban.corpus.split import HELDOUT
 
 HEAD = 4096  # bytes in which a question file shows what it is
 
@@ -22,6 +24,7 @@ class Question:
     answers: tuple[str, ...]  # any of them is right; empty: none is in the collection
     source: str = ""  # id of the document that answers it, where the file says so
     spans: tuple[tuple[int, int], ...] = ()  # characters of that document that the answers are
+    task: str = ""  # kind of question, where the file says so
     positives: tuple[tuple[str, str], ...] = ()  # (title, text) of passages that answer it
     negatives: tuple[tuple[str, str], ...] = ()  # (title, text) of passages that look alike and don't
 
@@ -47,20 +50,38 @@ def paragraphs(path: Path) -> Iterator[Document]:
 
 def read_questions(path: str | Path) -> list[Question]:
     """The questions of a file: SQuAD's format, DPR's (a list of `question`, `answers`, `positive_ctxs`, …), or JSON lines
-    of DPR's objects.
+    of DPR's objects; or the held-out ones of a corpus of python:questions.
 
     Raises:
         DataError: no such file, another format, or a question without text; names the place.
     """
     path = Path(path)
-    data = _read(path)
     try:
-        found = list(_squad(path, data) if isinstance(data, dict) else _dpr(data))
+        if (path / MANIFEST).is_file():
+            found = list(_of_corpus(path))
+        else:
+            data = _read(path)
+            found = list(_squad(path, data) if isinstance(data, dict) else _dpr(data))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} isn't in SQuAD's or DPR's format: {problem(error)}") from None
     if not found:
         raise DataError(f"{path} holds no questions")
     return found
+
+
+def _of_corpus(path: Path) -> Iterator[Question]:
+    """The held-out questions of `luban corpus build python:questions`, each answered by the docstring of its object."""
+    from luban.corpus.reader import read_corpus  # the formats above need no pyarrow
+
+    for document in read_corpus(path, HELDOUT):
+        meta = document.meta or {}
+        if document.messages and "object" in meta and "answer_key" in meta:
+            yield Question(
+                text=document.messages[0]["content"],
+                answers=(meta["answer_key"],),
+                source=f"python:objects/doc/{meta['object']}",
+                task=meta.get("task", ""),
+            )
 
 
 def _read(path: Path) -> Any:

@@ -59,8 +59,8 @@ class SegmentWriter:
         np.save(folder / "offsets.npy", np.cumsum([0, *(len(line) + 1 for line in lines)], dtype=np.int64))
         rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.documents)
         (folder / "documents.jsonl").write_text("".join(rows), encoding="utf-8")
-        if self.lexical:
-            Postings.build([terms(f"{p.title} {p.text}") for p in self.passages]).save(folder)
+        if self.lexical:  # words of titles count twice
+            Postings.build([terms(f"{p.title} {p.title} {p.text}") for p in self.passages]).save(folder)
         if self.encoder is not None:
             Vectors.save(folder, self._vectors(self.encoder), self.precision)
 

@@ -24,6 +24,7 @@ SOURCES = Registry(
     "corpus source",
     {
         "python:stdlib": "luban.corpus.sources.stdlib:read",
+        "python:objects": "luban.corpus.sources.stdlib:read_objects",
         "python:questions": "luban.corpus.sources.questions:read",
         "python:packages": "luban.corpus.sources.packages:read",
         "folder": "luban.corpus.sources.folder:read",

@@ -27,16 +27,25 @@ def documents(library: Library, heldout: frozenset[str], label: str) -> Iterator
     """The library's documents, each with its split."""
     for module in library.modules:
         yield from _sources(module, heldout, label)
+    yield from _docstrings(library, heldout, label)
+
+
+def read_objects(name: str, context: SourceContext) -> Iterator[Document]:
+    """`python:objects`: the docstrings of public objects alone."""
+    library = scan_library()
+    yield from _docstrings(library, library.heldout_units(context.heldout, context.seed), context.label)
+
+
+def _docstrings(library: Library, heldout: frozenset[str], label: str) -> Iterator[Document]:
     for definition in library.definitions:
         if definition.public:
-            split = HELDOUT if definition.unit in heldout else TRAIN
             yield Document(
                 id=f"{label}/doc/{definition.name}",
                 text=docstring_text(definition),
                 source=label,
                 lang="en",
                 meta={"object": definition.name, "module": definition.module},
-                split=split,
+                split=HELDOUT if definition.unit in heldout else TRAIN,
             )
 
 

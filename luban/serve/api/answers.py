@@ -249,12 +249,14 @@ class Answers:
         shape = job.shape
         if shape.chat:
             yield _event(shape.body([shape.opening(i) for i in range(job.sampling.n)], chunk=True))
+        left = len(job.requests) * job.sampling.n  # answers that have not ended
         deltas = self._deltas(job, http)
         try:
             async for index, delta in deltas:
                 choice = job.choice(index, delta, chunk=True)
                 if choice.get("text") or choice.get("delta") or choice["finish_reason"] or delta.logprobs:
-                    cited = job.citations() if choice["finish_reason"] and all(r.done for r in job.requests) else {}
+                    left -= choice["finish_reason"] is not None
+                    cited = job.citations() if not left else {}  # with the chunk that ends the last answer
                     yield _event({**shape.body([choice], chunk=True), **cited})
         except (GenerationError, Stopping) as error:
             yield _event(error_body(str(error), kind="server_error"))

@@ -75,3 +75,24 @@ def test_questions_without_answers_measure_nothing(tmp_path):
     file.write_text('[{"question": "why", "answers": []}]')
     with pytest.raises(DataError, match="no question has an answer"):
         evaluate_retrieval(index, read_questions(file), (1,))
+
+
+def test_held_out_questions_of_a_corpus_are_answered_by_their_objects_docstring(tmp_path):
+    from luban.core.artifact import ArtifactWriter
+    from luban.corpus.document import Document
+    from luban.corpus.writer import SplitWriter
+
+    def asked(split, number):
+        meta = {"object": f"m.f{number}", "module": "m", "task": "which_module", "answer_key": "m"}
+        messages = [{"role": "user", "content": f"Where is f{number}?"}, {"role": "assistant", "content": "m"}]
+        return Document(id=f"q/{number}", text="x", source="q", messages=messages, meta=meta, split=split)
+
+    with ArtifactWriter(tmp_path / "questions", kind="corpus") as art:
+        for split, numbers in (("train", (1,)), ("heldout", (2, 3))):
+            writer = SplitWriter(art.path, split)
+            for number in numbers:
+                writer.add(asked(split, number))
+            writer.close()
+    found = read_questions(tmp_path / "questions")
+    assert [q.source for q in found] == ["python:objects/doc/m.f2", "python:objects/doc/m.f3"]
+    assert found[0].text == "Where is f2?" and found[0].task == "which_module" and found[0].answers == ("m",)
