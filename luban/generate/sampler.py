@@ -47,17 +47,17 @@ def draw(logits_BV: Tensor, sampling: Sequence[Sampling], quantiles: Sequence[fl
     """Tokens at the `quantiles` (in [0, 1)) of each row's tempered and filtered distribution, likeliest tokens first.
 
     Filters apply in the order temperature, top-k, top-p, min-p, each to what the one before left. A row with
-    temperature 0 is greedy. A row doesn't depend on the others; of one with NaN any token may come.
+    temperature 0 (or below LEAST_TEMPERATURE) is greedy. A row doesn't depend on the others; of one with NaN any token may come.
     """
-    if all(s.temperature == 0 for s in sampling):
+    if all(s.greedy for s in sampling):
         return Drawn(logits_BV.argmax(-1), logits_BV.new_zeros(len(logits_BV)))
 
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits_BV.device)[:, None]
 
-    temperature = column([s.temperature or 1.0 for s in sampling])
+    temperature = column([1.0 if s.greedy else s.temperature for s in sampling])
     sorted_BV, order_BV = (logits_BV.double() / temperature).softmax(-1).sort(descending=True, stable=True)
-    kept = top_k(sorted_BV, column([1 if s.temperature == 0 else s.top_k for s in sampling]))
+    kept = top_k(sorted_BV, column([1 if s.greedy else s.top_k for s in sampling]))
     kept = min_p(top_p(kept, column([s.top_p for s in sampling])), column([s.min_p for s in sampling]))
     cumulative = kept.cumsum(-1)
     place = torch.searchsorted(cumulative, column(quantiles) * cumulative[:, -1:], right=True)

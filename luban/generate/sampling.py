@@ -6,7 +6,6 @@ import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
 
 from luban.core.errors import ConfigError
 from luban.generate.structure import Structure
@@ -15,6 +14,11 @@ MAX_LOGPROBS = 20  # alternatives that may be asked for at each token
 MAX_CHOICES = 128
 MAX_BIASES = 1024  # tokens with a bias
 MAX_BEAMS = 128
+# Numbers beyond these give infinite logits or scores, where any token may come.
+LEAST_TEMPERATURE = 1e-6  # below it, as at 0: the likeliest token
+LEAST_PENALTY = 1e-6  # of repetition; at most 1 over it
+MAX_BIAS = 1e6
+MAX_LENGTH_PENALTY = 20
 WHOLE = (
     "beams",
     "max_tokens",
@@ -78,7 +82,11 @@ class Sampling:
             (0 < self.top_p <= 1, "top_p", "in (0, 1]"),
             (self.top_k >= 0, "top_k", "0 (all) or larger"),
             (0 <= self.min_p <= 1, "min_p", "in [0, 1]"),
-            (0 < self.repetition_penalty < float("inf"), "repetition_penalty", "larger than 0"),
+            (
+                LEAST_PENALTY <= self.repetition_penalty <= 1 / LEAST_PENALTY,
+                "repetition_penalty",
+                f"larger than 0, from {LEAST_PENALTY:g} to {1 / LEAST_PENALTY:g}",
+            ),
             (abs(self.presence_penalty) <= 2, "presence_penalty", "between -2 and 2"),
             (abs(self.frequency_penalty) <= 2, "frequency_penalty", "between -2 and 2"),
             (1 <= self.n <= MAX_CHOICES, "n", f"between 1 and {MAX_CHOICES}"),
@@ -90,7 +98,11 @@ class Sampling:
             ),
             (1 <= self.beams <= MAX_BEAMS, "beams", f"between 1 and {MAX_BEAMS}"),
             (self.beams == 1 or self.n <= self.beams, "n", f"at most beams ({self.beams})"),
-            (isfinite(self.length_penalty), "length_penalty", "a finite number"),
+            (
+                abs(self.length_penalty) <= MAX_LENGTH_PENALTY,
+                "length_penalty",
+                f"a number within ±{MAX_LENGTH_PENALTY}",
+            ),
             (self.beams == 1 or self.logprobs is None, "logprobs", "left out with beams"),
             (self.beams == 1 or not self.stop, "stop", "left out with beams"),
             (0 <= self.min_tokens <= self.max_tokens, "min_tokens", f"between 0 and max_tokens ({self.max_tokens})"),
@@ -102,6 +114,11 @@ class Sampling:
             if not fine:
                 raise ConfigError(f"{name} must be {right}, {getattr(self, name)!r} given")
 
+    @property
+    def greedy(self) -> bool:
+        """Whether always the likeliest token is taken."""
+        return self.temperature < LEAST_TEMPERATURE
+
     @cached_property
     def alters_logits(self) -> bool:
         """Whether logits are changed before a token is drawn, by more than temperature and filters."""
@@ -110,12 +127,12 @@ class Sampling:
 
 
 def _biases(given: Mapping[int, float] | Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    """Pairs of a token id and a finite number. Raises ConfigError for anything else, and for more than MAX_BIASES."""
+    """Pairs of a token id and a number. Raises ConfigError for anything else, and for more than MAX_BIASES."""
     pairs = given.items() if isinstance(given, Mapping) else given
     try:
         found = {_whole("logit_bias", token): float(bias) for token, bias in pairs}
     except (TypeError, ValueError):
         raise ConfigError(f"logit_bias must give a number for every token id, {given!r} given") from None
-    if len(found) > MAX_BIASES or not all(token >= 0 and isfinite(bias) for token, bias in found.items()):
-        raise ConfigError(f"logit_bias must be finite numbers for at most {MAX_BIASES} token ids")
+    if len(found) > MAX_BIASES or not all(token >= 0 and abs(bias) <= MAX_BIAS for token, bias in found.items()):
+        raise ConfigError(f"logit_bias must be numbers within ±{MAX_BIAS:g} for at most {MAX_BIASES} token ids")
     return tuple(found.items())

@@ -173,7 +173,7 @@ def choose(logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[S
         seen: the tokens that a penalty on repetition counts.
     """
     settings = [s.sampling for s in sequences]
-    quantiles = [0.0 if s.sampling.temperature == 0 else uniform(s.seed, s.choice, len(s.tokens)) for s in sequences]
+    quantiles = [0.0 if s.sampling.greedy else uniform(s.seed, s.choice, len(s.tokens)) for s in sequences]
     logits = processed(logits_BV, sequences, seen)
     chosen, logprobs_B = draw(logits, settings, quantiles)
     valid = logits_BV.amax(-1).isfinite()  # the maximum is NaN where any logit is

@@ -75,3 +75,18 @@ def test_greedy_tokens_are_the_best_after_the_penalties(tiny_checkpoint):
             logits[seen] -= once + each * before.count(seen)
         assert logits[token] >= logits.max() - 1e-4
     assert result.token_ids != other.token_ids  # or nothing was penalised
+
+
+@pytest.mark.parametrize("field", ["temperature", "repetition_penalty", "length_penalty", "logit_bias"])
+def test_extreme_numbers_give_a_text_or_a_reason(field, tiny_checkpoint):
+    """Never infinite logits, of which any token may come."""
+    engine = luban.Engine(luban.load_model(tiny_checkpoint))
+    for value in (5e-324, 1e-30, 1e-6, 1e-3, 20.0, 1e6, 1e30, 1.7e308):
+        settings = {"logit_bias": {1: value}} if field == "logit_bias" else {field: value}
+        try:
+            sampling = Sampling(max_tokens=2, seed=1, beams=2 if field == "length_penalty" else 1, **settings)
+        except ConfigError as error:
+            assert field in str(error)
+            continue
+        assert len(engine.generate("hi", sampling)[0].token_ids) <= 2
+    assert Sampling(temperature=1e-30).greedy and not Sampling(temperature=1e-3).greedy
