@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from luban.core.arguments import describe_fields, find_recipe
 from luban.core.config import from_dict, load_toml, override, to_dict, to_toml
-from luban.core.errors import MissingExtra, UsageError, nearest
+from luban.core.errors import UsageError, nearest
 from luban.core.jsonl import write_rows
 from luban.core.log import print_result, say
 from luban.core.units import bytes_, count
@@ -56,10 +56,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _scenario(name: str, assignments: list[tuple[str, str]]) -> Scenario:
-    try:
-        from luban.netsim.scenario import Scenario
-    except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "numba", "plan", "The network simulator") from None
+    from luban.netsim.scenario import Scenario
 
     return from_dict(Scenario, override(load_toml(find_recipe(name, SHIPPED), SHIPPED), assignments))
 
