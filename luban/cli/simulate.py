@@ -154,7 +154,7 @@ def _lines(title: str, found: dict[str, Any]) -> list[str]:
     for port, queue in list(found.get("queue_bytes", {}).items())[:4]:
         if queue:
             shown = "  ".join(f"{key} {bytes_(queue[key])}" for key in ("p50", "p99", "max"))
-            lines.append(f"  queue {port:<16}{shown}")
+            lines.append(f"  queue {port:<16} {shown}")
     if "drops" in found:
         lines.append(
             f"  drops {found['drops']}, marks {found['marks']}, pauses {found['pauses']}, retransmits {found['retransmits']}, "
