@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -13,13 +13,24 @@ from luban.core.arguments import parse
 from luban.core.errors import LubanError
 from luban.core.log import say
 
+if TYPE_CHECKING:
+    from luban.generate.sampling import Sampling
+    from luban.serve.engine import Engine
+
 EXAMPLES = """
 luban chat runs/demo/chat
 luban chat smollm2 --dtype int8
 luban chat smollm2 --adapter runs/lora
 luban chat runs/a --temperature 0 --system "You answer in one line."
+luban chat runs/a --history summarise
+luban chat runs/tuned --tools calculator,sql:shop.db,tools.py:weather   # a model whose chat template writes calls
 """
-COMMANDS = "/reset forgets the conversation, /quit ends it, Ctrl-C stops an answer"
+COMMANDS = "/reset forgets the conversation, /history shows what was left out, /quit ends it, Ctrl-C stops an answer"
+ENDED = {
+    "length": "--max-tokens is reached",
+    "calls": "no more calls are allowed (--tool-calls)",
+    "seconds": "it took too long",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,13 @@ class Arguments:
     top_k: int | None = None  # keep this many likeliest tokens, 0: all; none: as generation_config.json sets it, or 0
     repetition_penalty: float | None = None  # above 1 tokens repeat less; none: as generation_config.json sets it, or 1
     seed: int | None = None  # of the draws; none: another each time
+    # what goes when the context is full: the oldest turns (drop; summed up: summarise), or those that the question isn't
+    # about (retrieve); error: the answer is refused
+    history: Literal["drop", "summarise", "retrieve", "error"] = "drop"
+    # functions that the model may call: calculator, sql:DATABASE, FILE.py:FUNCTION; several by commas or repeated
+    tools: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    tool_calls: int = 8  # calls that one answer may make
+    tool_seconds: float = 10.0  # that a call may take
     adapter: str | None = None  # a run of adapters or a PEFT directory, over MODEL
     device: str = "cpu"  # such as cpu or cuda
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
@@ -54,15 +72,16 @@ def run(argv: Sequence[str]) -> None:
     names = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
     asked = {name: getattr(args, name) for name in names}
     Generation().sample(asked)  # what can't be is said before the model is read
+    answering = _Answering(args)
     model = load_model(args.model, device=args.device, dtype=args.dtype, adapter=args.adapter)
     if model.need_tokenizer().chat_template is None:
         raise DataError(f"{args.model} has no chat template, it is a base model: use luban generate")
-    engine, sampling = Engine(model), model.generation.sample(asked, max_tokens=256, temperature=0.7)
+    answering.use(Engine(model), model.generation.sample(asked, max_tokens=256, temperature=0.7))
     interactive = sys.stdin.isatty()
     if interactive:
         say(f"{model.name}: {COMMANDS}")
     opening = [{"role": "system", "content": args.system}] if args.system else []
-    messages = list(opening)
+    messages: list[dict[str, Any]] = list(opening)
     while (line := _ask(interactive)) is not None:
         if line in ("/quit", "/exit"):
             return
@@ -70,11 +89,80 @@ def run(argv: Sequence[str]) -> None:
             messages = list(opening)
             if interactive:
                 say("the conversation is forgotten")
+        elif line == "/history":
+            say("\n".join(answering.left_out()) or "the model reads the whole conversation")
         elif line.startswith("/") and line.split()[0] in ("/help", "/?"):
             say(COMMANDS)
         elif line:
             messages.append({"role": "user", "content": line})
-            messages.append({"role": "assistant", "content": _answer(engine, messages, sampling)})
+            messages += answering.answer(messages)
+
+
+class _Answering:
+    """Answers conversations in the terminal, with tools where there are any, as far as the context goes."""
+
+    def __init__(self, args: Arguments):
+        from luban.tools.loop import ToolLimits
+        from luban.tools.open import open_tools
+
+        self.rule, self.tools = args.history, open_tools(args.tools)
+        self.limits = ToolLimits(calls=args.tool_calls, call_seconds=args.tool_seconds)
+        self.dropped: list[dict[str, Any]] = []
+
+    def use(self, engine: Engine, sampling: Sampling) -> None:
+        """The model that answers. Raises DataError where its template writes no calls, and tools were asked for."""
+        from luban.serve.history import History
+        from luban.tools.loop import conversation_tokens
+
+        self.engine, self.sampling = engine, sampling
+        count = conversation_tokens(engine, self.tools)
+        self.history = History(engine, self.rule, answer_tokens=sampling.max_tokens, tokens=count)
+
+    def left_out(self) -> list[str]:
+        """What the last answer didn't read, a line a message."""
+        return [f"left out: {message['role']}: {message.get('content') or ''}" for message in self.dropped]
+
+    def answer(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Stream the answer to standard output and return its messages; what was said before an interruption counts."""
+        said: list[str] = []
+
+        def show(text: str) -> None:
+            said.append(text)
+            print(text, end="", flush=True)
+
+        found: list[dict[str, Any]] = []
+        try:
+            fitted = self.history.fit(messages)
+            self.dropped = fitted.dropped
+            if fitted.note():
+                say(f"[{fitted.note()}; /history shows them]")
+            if self.tools:
+                found = self._with_tools(fitted.messages, show)
+            else:
+                for delta in self.engine.stream(fitted.messages, self.sampling):
+                    show(delta.text)
+        except KeyboardInterrupt:
+            print(" [stopped]", end="")
+        except LubanError as error:  # a conversation grown past the context must not end the session
+            say(f"luban: {error} (/reset begins anew)")
+        print(flush=True)
+        return found or [{"role": "assistant", "content": "".join(said)}]
+
+    def _with_tools(self, messages: list[dict[str, Any]], show: Callable[[str], None]) -> list[dict[str, Any]]:
+        from luban.tools.loop import run_tools
+
+        run = run_tools(
+            self.engine,
+            messages,
+            self.tools,
+            self.sampling,
+            limits=self.limits,
+            on_text=show,
+            on_call=lambda call: say(f"[{call.name} {call.arguments} → {call.outcome.text[:200]}]"),
+        )
+        if run.ended != "answer":
+            say(f"[the answer was ended: {ENDED[run.ended]}]")
+        return run.messages
 
 
 def _ask(interactive: bool) -> str | None:
@@ -86,18 +174,3 @@ def _ask(interactive: bool) -> str | None:
     if not interactive and not line.startswith("/"):
         say(f"› {line}")  # what a terminal would have shown
     return line
-
-
-def _answer(engine, messages: list[dict[str, str]], sampling) -> str:
-    """Stream the answer to standard output; what was said before an interruption counts."""
-    said = []
-    try:
-        for delta in engine.stream(messages, sampling):
-            said.append(delta.text)
-            print(delta.text, end="", flush=True)
-    except KeyboardInterrupt:
-        print(" [stopped]", end="")
-    except LubanError as error:  # a conversation grown past the context must not end the session
-        say(f"luban: {error} (/reset begins anew)")
-    print(flush=True)
-    return "".join(said)

@@ -20,6 +20,7 @@ from luban.generate.session import Sequence as Growing
 from luban.generate.text import TextStream
 from luban.generate.token_mask import StructureError
 from luban.load.model import LoadedModel
+from luban.load.writer import writer_of
 from luban.serve.adapters import MOST, AdapterPool
 from luban.serve.batch import Batch, BatchLoad, Token
 from luban.serve.contiguous import ContiguousBatch
@@ -93,7 +94,7 @@ class Engine:
         adapters: Mapping[str, str | Path] | None = None,
         max_adapters: int = MOST,
     ):
-        self.model = model
+        self.model = model = writer_of(model)
         self.adapters = AdapterPool(model, adapters, max_adapters) if adapters else None
         refusal = paging_refusal(model.module)
         if paged and refusal:
@@ -153,17 +154,14 @@ class Engine:
         return self.intake.request(prompt, sampling, listener)
 
     def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling: Sampling | None = None,
-        adapters: str | Sequence[str] = "",
+        self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None, adapters: str | Sequence[str] = ""
     ) -> list[Result]:
         """Continue every prompt; the results come in the order of the prompts. Without `sampling` tokens are chosen as
         the model's generation_config.json says, or as `Sampling()` does. `adapters` names one for all prompts or one for each
         ("": none).
 
-        Raises DataError for a prompt that is empty, malformed or longer than the context, before any is run, and
-        NotFiniteError where the model's logits are NaN or infinite.
+        Raises DataError for a prompt that is empty, malformed or too long, before any is run, and NotFiniteError where the
+        model's logits are NaN or infinite.
         """
         sampling = sampling or self.model.generation.sample({})
         several = cast(Sequence[Prompt], [prompts] if is_one(prompts) else prompts)
@@ -180,10 +178,12 @@ class Engine:
                 raise request.error
         return [request.result for request in requests]
 
-    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Delta]:
-        """Continue one prompt, a delta at a time, `sampling` as in `generate`. Closing the iterator stops the generation."""
+    def stream(
+        self, prompt: Prompt, sampling: Sampling | None = None, kept: frozenset[int] = frozenset()
+    ) -> Iterator[Delta]:
+        """Continue one prompt, a delta at a time, `sampling` as in `generate`, `kept` as in `Request`. Closing it stops."""
         arrived: deque[Delta] = deque()
-        request = self.request(prompt, sampling or self.model.generation.sample({}), arrived.append)
+        request = self.intake.request(prompt, sampling or self.model.generation.sample({}), arrived.append, kept=kept)
         self.submit(request)
         try:
             while not request.done or arrived:

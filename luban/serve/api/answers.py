@@ -7,12 +7,15 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from luban.core.errors import DataError
+from luban.core.protocols import Grounded
+from luban.generate.cache import PromptTooLong
 from luban.generate.sampling import Sampling
 from luban.generate.structure import Structure
 from luban.generate.token_mask import StructureError
@@ -23,12 +26,17 @@ from luban.serve.api.completion_body import COMPLETION_TOKENS, CompletionBody
 from luban.serve.api.errors import Stopping, error_body
 from luban.serve.api.metrics import Timing
 from luban.serve.api.tool_formats import ToolFormat, ToolParser, format_of
+from luban.serve.history import History
 from luban.serve.request import Delta, Prompt, Request
 from luban.serve.worker import GenerationError
 from luban.tokenizer.chat import render
 
 if TYPE_CHECKING:
     from luban.serve.api.service import Service
+
+ANSWER_TOKENS = 256  # of the context that are kept for an answer without max_tokens, where messages are left out
+LEFT_OUT = "luban-messages-left-out"  # header: how many messages of the conversation the model didn't read
+ANSWER_ROOM = 64  # tokens of the context that passages leave to the answer
 
 
 @dataclass
@@ -41,7 +49,9 @@ class Job:
     requests: list[Request] = field(default_factory=list)
     echoed: list[str] | None = None  # the prompts' texts, where they are to be repeated
     prompt_alone: bool = False  # whether nothing is to be generated
+    grounded: Grounded | None = None  # the passages before the question, where an index is served
     tools: ToolFormat | None = None  # how calls of tools are written; None: there are none
+    left_out: int = 0  # messages of the conversation that the model doesn't read
     _parsers: dict[int, ToolParser] = field(default_factory=dict)  # by choice
     _begun: set[int] = field(default_factory=set)  # choices whose prompt has been repeated
 
@@ -90,6 +100,14 @@ class Job:
             for number, choice in enumerate(request.result.choices)
         ]
 
+    def citations(self) -> dict[str, Any]:
+        """`citations` beside OpenAI's fields where an index is served: the passages that the answers cite, each once."""
+        if self.grounded is None:
+            return {}
+        texts = [choice.text for request in self.requests for choice in request.result.choices]
+        found = {row["mark"]: row for text in texts for row in self.grounded.citations(text)}
+        return {"citations": list(found.values())}
+
     def usage(self) -> dict[str, int]:
         """Token counts."""
         counted = usage(self.requests)
@@ -127,10 +145,14 @@ class Answers:
         body.max_tokens = body.max_completion_tokens or body.max_tokens
         form, structure = self._tools(body)
         messages = [message.plain() for message in body.messages]
-        prompt = await service.tokenised(self._rendered, messages, body)
+        grounded = None
+        if service.retriever is not None and messages[-1]["role"] == "user":
+            grounded = await service.tokenised(service.retriever.ground, messages, partial(self._fits, body=body))
+            messages = grounded.messages
+        prompt, left_out = await service.tokenised(self._rendered, messages, body)
         longest = engine.budget.longest_answer(prompt, body.n)
         sampling = body.sampling(service.model.generation, longest, body.alternatives, structure)
-        job = Job(body, sampling, self._shape(body, chat=True), tools=form)
+        job = Job(body, sampling, self._shape(body, chat=True), tools=form, grounded=grounded, left_out=left_out)
         return await self._answer(job, [prompt], http)
 
     def _shape(self, body: CompletionBody | ChatBody, *, chat: bool) -> Shape:
@@ -150,23 +172,36 @@ class Answers:
         functions = [(tool.function.name, tool.function.parameters) for tool in required]
         return form, form.structure(functions, several=body.tool_choice == "required" and body.parallel_tool_calls)
 
-    def _rendered(self, messages: list[dict[str, Any]], body: ChatBody) -> list[int]:
-        """A conversation's tokens up to where the answer begins. Raises DataError for a name that the template ignores."""
-        tokenizer = self.service.model.need_tokenizer()
-        self.service.writer().intake.require_room("\n".join(str(message["content"] or "") for message in messages))
+    def _fits(self, messages: list[dict[str, Any]], body: ChatBody) -> bool:
+        """Whether a conversation leaves the context room for an answer, without a message left out."""
+        room = min(body.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
+        try:
+            found, left_out = self._rendered(messages, body)
+        except PromptTooLong:
+            return False
+        return not left_out and len(found) + room <= self.service.model.spec.context
+
+    def _rendered(self, messages: list[dict[str, Any]], body: ChatBody) -> tuple[list[int], int]:
+        """A conversation's tokens up to where the answer begins, and how many of its messages were left out. Raises DataError
+        for a name that the template ignores."""
+        tokenizer, engine = self.service.model.need_tokenizer(), self.service.writer()
         tools = [tool.model_dump(exclude_none=True) for tool in body.offered()]
 
         def tokens(messages: list[dict[str, Any]]) -> list[int]:
+            engine.intake.require_room("\n".join(str(message["content"] or "") for message in messages))
             variables = body.chat_template_kwargs
             rendered = render(messages, tokenizer, add_generation_prompt=True, tools=tools, variables=variables)
             return rendered.token_ids
 
+        rule = self.service.history
+        fitted = History(engine, rule, answer_tokens=body.max_tokens or ANSWER_TOKENS, tokens=tokens).fit(messages)
+        messages, left_out = fitted.messages, len(fitted.dropped)
         found = tokens(messages)
         if any(m.get("name") and m["role"] != "tool" for m in messages):
             nameless = [{k: v for k, v in m.items() if k != "name"} if m["role"] != "tool" else m for m in messages]
             if tokens(nameless) == found:
                 raise DataError("'name' in a message is not supported: the model's chat template has no place for it")
-        return found
+        return found, left_out
 
     async def _answer(self, job: Job, prompts: list[Any], http: HttpRequest) -> Response:
         service, n = self.service, job.sampling.n
@@ -174,12 +209,15 @@ class Answers:
             raise DataError(f"{len(prompts)} prompts × n = {n} are more than {MAX_SEQUENCES} answers")
         job.requests = await service.tokenised(self._requests, job, prompts)
         service.require_open(len(prompts) * n)
+        headers = {LEFT_OUT: str(job.left_out)} if job.left_out else {}
         if job.body.stream:
             events = self._events(job, http)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            headers = {"Cache-Control": "no-store", **headers}
+            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
         if not await self._finish(job, http):
             return Response(status_code=499)  # the client has gone
-        return JSONResponse(job.shape.body(job.whole(), chunk=False, usage=job.usage()))
+        body = {**job.shape.body(job.whole(), chunk=False, usage=job.usage()), **job.citations()}
+        return JSONResponse(body, headers=headers)
 
     def _requests(self, job: Job, prompts: list[Prompt]) -> list[Request]:
         intake, kept = self.service.writer().intake, job.tools.kept() if job.tools else frozenset()
@@ -216,7 +254,8 @@ class Answers:
             async for index, delta in deltas:
                 choice = job.choice(index, delta, chunk=True)
                 if choice.get("text") or choice.get("delta") or choice["finish_reason"] or delta.logprobs:
-                    yield _event(shape.body([choice], chunk=True))
+                    cited = job.citations() if choice["finish_reason"] and all(r.done for r in job.requests) else {}
+                    yield _event({**shape.body([choice], chunk=True), **cited})
         except (GenerationError, Stopping) as error:
             yield _event(error_body(str(error), kind="server_error"))
             return

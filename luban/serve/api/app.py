@@ -17,7 +17,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from luban.core.errors import UnsupportedError
 from luban.core.log import say
+from luban.core.protocols import Grounder
 from luban.load.model import LoadedModel
+from luban.serve.api.answers import LEFT_OUT
 from luban.serve.api.body_limit import BodyLimit, body_limit
 from luban.serve.api.chat_page import PAGE, add_page
 from luban.serve.api.errors import add_error_handlers
@@ -27,6 +29,7 @@ from luban.serve.api.readiness import OpenWhenReady
 from luban.serve.api.request_log import RequestLog
 from luban.serve.api.service import Service
 from luban.serve.engine import Engine
+from luban.serve.history import Rule
 
 OPEN = {"/health", *PAGE}  # what answers without the key
 MAX_QUEUE = 1024  # sequences
@@ -43,6 +46,8 @@ class ServerOptions:
     requests_per_minute: int | None = None  # of one client; more are answered 429; none: as many as come
     log_requests: bool = False  # write a line of JSON to standard error for every request
     log_text: bool = False  # … with the text of prompts and answers
+    history: Rule = "error"  # what becomes of conversations longer than the context (`luban.serve.history`)
+    retriever: Grounder | None = None  # finds passages for chats, whose answers then have citations
 
 
 def engine_or_model(model: LoadedModel, engine: Callable[[LoadedModel], Engine] = Engine) -> Engine | LoadedModel:
@@ -80,7 +85,12 @@ def create_app(
     `app.state.service.stop()` ends what is running; safe from any thread and from signal handlers.
     """
     options = options or ServerOptions(api_key=api_key, hosts=tuple(hosts), origins=tuple(origins))
-    service = Service(max_queue=options.max_queue, log_text=options.log_text)
+    service = Service(
+        max_queue=options.max_queue,
+        log_text=options.log_text,
+        history=options.history,
+        retriever=options.retriever,
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
@@ -106,7 +116,11 @@ def create_app(
     app.add_middleware(SiteGuard, hosts=frozenset(options.hosts), origins=frozenset(options.origins))
     if options.origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(options.origins), allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=list(options.origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=[LEFT_OUT],
         )
     app.add_middleware(RequestLog, write=say if options.log_requests else None)
     add_error_handlers(app)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 
 from luban.core.errors import DataError, LubanError, UnsupportedError
+from luban.core.protocols import Grounder
 from luban.load.model import LoadedModel
 from luban.serve.api.answers import Answers
 from luban.serve.api.bodies import MAX_SEQUENCES
@@ -23,6 +24,7 @@ from luban.serve.api.token_routes import DetokenizeBody, TokenizeBody
 from luban.serve.batch import BatchLoad
 from luban.serve.embedder import Embedder
 from luban.serve.engine import Engine
+from luban.serve.history import Rule
 from luban.serve.request import Request
 from luban.serve.worker import Worker
 
@@ -72,10 +74,14 @@ class Service:
     Args:
         max_queue: sequences that may wait.
         log_text: whether the log of requests holds texts.
+        history: what becomes of conversations longer than the context.
+        retriever: puts passages before the last question of chats; None: chats are answered as they are.
     """
 
-    def __init__(self, *, max_queue: int, log_text: bool = False):
-        self.max_queue, self.log_text = max_queue, log_text
+    def __init__(
+        self, *, max_queue: int, log_text: bool = False, history: Rule = "error", retriever: Grounder | None = None
+    ):
+        self.max_queue, self.log_text, self.history, self.retriever = max_queue, log_text, history, retriever
         self.engine: Engine | None = None
         self.worker: Worker | None = None  # None: the model is still being loaded
         self.broken: Exception | None = None  # what made loading fail

@@ -22,6 +22,7 @@ from luban.tokenizer.tokenizer import Tokenizer
 
 LETTERS = string.ascii_letters + string.digits
 ID_LENGTH = 9  # Mistral's templates take no other
+TEXT = "TEXT: /(?s:.+)/"  # the grammar's rule of any text
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,36 @@ class ToolFormat:
 
     def structure(self, functions: Sequence[tuple[str, dict[str, Any] | None]], *, several: bool) -> Structure:
         """Texts that call one of these functions, (name, schema of the arguments) each, or `several`."""
+        rules = self._call_rules(functions)
+        return Structure.grammar("\n".join([self._start(several), *rules]))
+
+    def text_or_calls(self, functions: Sequence[tuple[str, dict[str, Any] | None]]) -> Structure:
+        """Any text, with or without calls of these functions at its end; their arguments keep their schemas."""
+        rules = ["start: TEXT? | calls", self._text(), *self._calls_after_text(), *self._call_rules(functions)]
+        return Structure.grammar("\n".join(rules))
+
+    def text_alone(self) -> Structure:
+        """Any text in which no call begins."""
+        return Structure.grammar(f"start: TEXT?\n{self._text()}")
+
+    def _text(self) -> str:
+        """The rule of TEXT, in which no call begins. Special tokens are in no text anyway."""
+        mark = self.opening[0]
+        return TEXT if mark in self.tokenizer.special else f"{TEXT} & ~/(?s:.*){re.escape(mark)}(?s:.*)/"
+
+    def _calls_after_text(self) -> list[str]:
+        """The rules of `calls`, calls behind text that may be empty."""
+        mark = self.opening[0]
+        if mark in self.tokenizer.special:
+            return [f"calls: TEXT? {self._literal(mark)} {self._rest()}"]
+        return [f"calls: before {self._rest()}", f"before[lazy]: /(?s:.*){re.escape(mark)}/"]
+
+    def _rest(self) -> str:
+        """What follows the first opening mark: `call` with what stands around it, and more calls."""
+        raise NotImplementedError
+
+    def _call_rules(self, functions: Sequence[tuple[str, dict[str, Any] | None]]) -> list[str]:
+        """Rules of `call`, a call of one of these functions."""
         rules, names = [], []
         for number, (name, schema) in enumerate(functions):
             head = json.dumps(f'{{"name": {json.dumps(name)}, "{self.arguments}": ')
@@ -79,7 +110,7 @@ class ToolFormat:
                 f'call_{number}: {head} args_{number} "}}"',
             ]
             names.append(f"call_{number}")
-        return Structure.grammar("\n".join([self._start(several), f"call: {' | '.join(names)}", *rules]))
+        return [f"call: {' | '.join(names)}", *rules]
 
     def _start(self, several: bool) -> str:
         """The first rule: `call` with what stands around it."""
@@ -107,6 +138,10 @@ class Hermes(ToolFormat):
         end = text.find("</tool_call>")
         return end + len("</tool_call>") if end >= 0 else 0
 
+    def _rest(self) -> str:
+        rest = f'"\\n" call "\\n" {self._literal("</tool_call>")}'
+        return f'{rest} ("\\n" {self._literal("<tool_call>")} {rest})*'
+
     def _start(self, several: bool) -> str:
         before, after = self._literal("<tool_call>"), self._literal("</tool_call>")
         block = f'{before} "\\n" call "\\n" {after}'
@@ -121,6 +156,12 @@ class Llama3(ToolFormat):
     def read(self, text: str) -> list[ToolCall] | None:
         """All objects of the answer."""
         return _calls(_values(text.removeprefix("<|python_tag|>"), separators=" \n;,")) or None
+
+    def _text(self) -> str:
+        return rf'{TEXT} & ~/\s*(\{{\s*"name"|<\|python_tag\|>)(?s:.*)/'
+
+    def _calls_after_text(self) -> list[str]:
+        return [f'calls: {self._literal("<|python_tag|>")}? call ("; " call)*']
 
     def _start(self, several: bool) -> str:
         return 'start: call ("; " call)*' if several else "start: call"
@@ -141,6 +182,9 @@ class Mistral(ToolFormat):
                 found = next(_values(part[named.end() :]), None)
                 calls += [ToolCall(named[1], json.dumps(found, ensure_ascii=False))] if isinstance(found, dict) else []
         return calls or None
+
+    def _rest(self) -> str:
+        return '"[" call (", " call)* "]"'
 
     def _start(self, several: bool) -> str:
         inner = '"[" call (", " call)* "]"' if several else '"[" call "]"'

@@ -1,0 +1,1 @@
+"""Language to SQL: a question in words becomes a query that is held to the schema, checked, explained and run read-only."""
