@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from luban.core.arguments import describe_fields, find_recipe
 from luban.core.config import from_dict, load_toml, override, to_dict, to_toml
-from luban.core.errors import MissingExtra, UsageError, nearest
+from luban.core.errors import UsageError, nearest
 from luban.core.jsonl import write_rows
 from luban.core.log import print_result, say
 from luban.core.units import bytes_, count
@@ -56,10 +56,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _scenario(name: str, assignments: list[tuple[str, str]]) -> Scenario:
-    try:
-        from luban.netsim.scenario import Scenario
-    except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "numba", "plan", "The network simulator") from None
+    from luban.netsim.scenario import Scenario
 
     return from_dict(Scenario, override(load_toml(find_recipe(name, SHIPPED), SHIPPED), assignments))
 
@@ -157,7 +154,7 @@ def _lines(title: str, found: dict[str, Any]) -> list[str]:
     for port, queue in list(found.get("queue_bytes", {}).items())[:4]:
         if queue:
             shown = "  ".join(f"{key} {bytes_(queue[key])}" for key in ("p50", "p99", "max"))
-            lines.append(f"  queue {port:<16}{shown}")
+            lines.append(f"  queue {port:<16} {shown}")
     if "drops" in found:
         lines.append(
             f"  drops {found['drops']}, marks {found['marks']}, pauses {found['pauses']}, retransmits {found['retransmits']}, "

@@ -54,7 +54,10 @@ def cached(function: F) -> F:
 def cache_folder() -> Path | None:
     """The folder for the machine code of these sources, made if need be; None where no folder can be written."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+    here = Path(__file__).parent
+    for file in sorted(
+        [here / "compiled.py", here / "fluid.py", *here.glob("engine/*.py"), *here.glob("congestion/*.py")]
+    ):
         digest.update(file.read_bytes())
     for root in (_user_cache() / "luban" / "netsim", Path(tempfile.gettempdir()) / f"luban-netsim-{os.getuid()}"):
         folder = root / digest.hexdigest()[:16]
@@ -68,6 +71,12 @@ def cache_folder() -> Path | None:
         _drop_old(root)
         return folder
     return None
+
+
+def is_cached(function: Callable) -> bool:
+    """Whether the machine code of a `cached` function lies in the folder already."""
+    folder = cache_folder()
+    return folder is not None and any(folder.rglob(f"*.{function.__name__}-*.nbi"))
 
 
 def _user_cache() -> Path:

@@ -128,7 +128,7 @@ def fluid_times(network: Network, paths: Sequence[Path], sizes: Sequence[float])
     left, done = np.array(sizes, np.float64), np.zeros(len(paths))
     active, now = np.arange(len(paths)), 0.0
     while len(active):
-        rates = max_min_rates([paths[i] for i in active], capacity)
+        rates = max_min_rates([paths[int(i)] for i in active], capacity)
         step = float(np.min(left[active] / rates))
         now += step
         left[active] -= rates * step

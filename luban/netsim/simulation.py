@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from luban.core.errors import LubanError
-from luban.core.log import progress
+from luban.core.log import progress, say
+from luban.netsim.compiled import is_cached
 from luban.netsim.congestion.base import Transport
 from luban.netsim.deadlock import find_deadlock
 from luban.netsim.engine import layout as at
@@ -83,6 +84,9 @@ class Simulation:
         """
         from luban.netsim.engine.loop import advance
 
+        if not is_cached(advance):
+            say("compiling the event loop, once for this version of Luban: about half a minute")
+        advance(self.state.world, until, 0)  # compiled or loaded before the clock starts
         began, reason = time.perf_counter(), ""
         world = self.state.world[0]
         with progress("simulating", total=len(self.flows), unit="flows") as bar:

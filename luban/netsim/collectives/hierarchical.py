@@ -44,10 +44,10 @@ def _by_levels(schedule: Schedule, size: int, sizes: Sequence[int]) -> None:
 def _rings(schedule: Schedule, size: int, levels: Sequence[tuple[int, int]], direction: int) -> None:
     """Reduce-scatter level by level, then all-gather backwards. A level is (ranks in its rings, distance between them)."""
     last: list[int | None] = [None] * schedule.ranks
-    stages = []
+    stages, held = [], float(size)
     for n, stride in levels:
-        stages.append((n, stride, size / n))
-        size /= n
+        held /= n
+        stages.append((n, stride, held))
     for n, stride, part in [*stages, *stages[::-1]]:
         for _ in range(n - 1):
             _step(schedule, n, stride, direction, max(1, round(part)), last)

@@ -14,8 +14,8 @@ from typing import ClassVar
 from luban.netsim.compiled import compiled
 from luban.netsim.congestion.base import Transport
 from luban.netsim.congestion.parameters import BASE_RTT, BDP, BYTES_A_PS, FIRST, HPCC, LINE_RATE, MIN_RATE
-from luban.netsim.engine.access import lane_at, packet_at, params_at, state_at
-from luban.netsim.engine.layout import INT_BYTES, INT_FIELDS, INT_QUEUE, INT_RATE, INT_TIME
+from luban.netsim.engine.access import lane_at, packet_at, params_at, state_at, telemetry_at
+from luban.netsim.engine.layout import INT_BYTES, INT_QUEUE, INT_RATE, INT_TIME
 
 ETA, MAX_STAGE, W_AI = FIRST, FIRST + 1, FIRST + 2
 REFERENCE, UTIL, STAGE, UPDATED, HOPS_SEEN = range(
@@ -57,15 +57,15 @@ def on_ack(s, lane, packet):
     p, control, state = packet_at(s, packet), lane_at(s, lane), state_at(s, lane)
     params = params_at(s, lane)
     if state[HOPS_SEEN] == p.hops and p.hops > 0:
-        state[UTIL] = utilisation(p.telemetry, control.seen, p.hops, state[UTIL], params)
+        state[UTIL] = utilisation(telemetry_at(s, packet), control.seen, p.hops, state[UTIL], params)
         new_round = p.sent >= state[UPDATED]
         set_window(control, state, params, new_round)
         if new_round:
             state[UPDATED] = s.now
     state[HOPS_SEEN] = p.hops
     for hop in range(p.hops):
-        for field in range(INT_FIELDS):
-            control.seen[hop, field] = p.telemetry[hop, field]
+        for field in range(INT_RATE + 1):
+            control.seen[hop, field] = telemetry_at(s, packet)[hop, field]
 
 
 @compiled

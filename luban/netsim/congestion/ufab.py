@@ -13,7 +13,7 @@ from typing import ClassVar
 from luban.netsim.compiled import compiled
 from luban.netsim.congestion.base import Transport
 from luban.netsim.congestion.parameters import BASE_RTT, BDP, BYTES_A_PS, FIRST, MIN_RATE, UFAB
-from luban.netsim.engine.access import flow_at, lane_at, packet_at, params_at, state_at
+from luban.netsim.engine.access import flow_at, lane_at, packet_at, params_at, state_at, telemetry_at
 from luban.netsim.engine.layout import (
     INT_BYTES,
     INT_FIELDS,
@@ -77,13 +77,13 @@ def on_ack(s, lane, packet):
     if p.sent < state[UPDATED]:
         return
     if state[HOPS_SEEN] == p.hops and p.hops > 0:
-        window = share_of_path(p.telemetry, control.seen, p.hops, flow.weight, params)
+        window = share_of_path(telemetry_at(s, packet), control.seen, p.hops, flow.weight, params)
         control.window = min(max(window, params[MIN_RATE] * params[BASE_RTT]), params[BDP])
         control.rate = control.window / params[BASE_RTT]
     state[UPDATED], state[HOPS_SEEN] = s.now, p.hops
     for hop in range(p.hops):
         for field in range(INT_FIELDS):
-            control.seen[hop, field] = p.telemetry[hop, field]
+            control.seen[hop, field] = telemetry_at(s, packet)[hop, field]
 
 
 @compiled

@@ -7,6 +7,8 @@ read and written in place.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 from numba import types
@@ -16,7 +18,7 @@ from luban.netsim.compiled import compiled
 from luban.netsim.engine import layout as at
 
 
-def _accessor(dtype: np.dtype):
+def _accessor(dtype: np.dtype) -> Any:
     """A compiled function: address → the record of this type that lies there."""
     record = numba.from_dtype(dtype)
 
@@ -31,9 +33,11 @@ def _accessor(dtype: np.dtype):
 
 
 _heap, _port, _queue, _node = map(_accessor, (at.event_type, at.port_type, at.queue_type, at.node_type))
+_telemetry = _accessor(at.telemetry_type)
 _packet, _flow, _lane, _profile = map(_accessor, (at.packet_type, at.flow_type, at.lane_type, at.profile_type))
 _byte, _int32, _int64 = map(_accessor, (at.byte_type, at.int32_type, at.int64_type))
 HEAP, PORT, QUEUE, NODE = (t.itemsize for t in (at.event_type, at.port_type, at.queue_type, at.node_type))
+TELEMETRY = at.telemetry_type.itemsize
 PACKET, FLOW, LANE, PROFILE = (t.itemsize for t in (at.packet_type, at.flow_type, at.lane_type, at.profile_type))
 
 
@@ -65,6 +69,12 @@ def node_at(s, i):
 def packet_at(s, i):
     """Packet i of the pool."""
     return _packet(s.packets + np.int64(i) * PACKET)
+
+
+@compiled
+def telemetry_at(s, i):
+    """The in-band telemetry of packet i, (HOPS, INT_FIELDS)."""
+    return _telemetry(s.telemetry + np.int64(i) * TELEMETRY).records
 
 
 @compiled

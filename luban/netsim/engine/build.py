@@ -67,6 +67,7 @@ def build_state(
         queues=queues,
         nodes=nodes,
         packets=np.zeros(FIRST_POOL, at.packet_type),
+        telemetry=np.zeros(FIRST_POOL, at.telemetry_type),
         flows=flow_rows,
         lanes=lanes,
         profiles=profiles,
@@ -273,6 +274,7 @@ def enlarge_pool(state: at.State) -> None:
     """Twice the packets."""
     old = len(state.packets)
     state.packets = np.concatenate([state.packets, np.zeros(old, at.packet_type)])
+    state.telemetry = np.concatenate([state.telemetry, np.zeros(old, at.telemetry_type)])
     state.packets["next"][old:] = np.arange(old + 1, 2 * old + 1)
     state.packets["next"][-1] = state.world[0]["free_head"]
     state.world[0]["free_head"] = old

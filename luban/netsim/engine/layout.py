@@ -70,6 +70,7 @@ port_type = np.dtype(
         ("pipe_tail", "i4"),
         ("paused", "i4"),  # bit a class
         ("pausing", "i4"),  # bit a class: PAUSE was sent to the sender of this port
+        ("waiting", "i4"),  # packets in its queues and flows in its lists
         ("next_class", "i4"),  # data class served next (deficit round robin)
         ("tx_pending", "i1"),  # whether a TX event is in the heap
         ("down", "i1"),  # the link has failed: everything sent is lost
@@ -128,7 +129,6 @@ packet_type = np.dtype(
         ("marked", "i1"),  # ECN
         ("hops", "i1"),  # records of telemetry
         ("in_headroom", "i1"),
-        ("telemetry", "i8", (HOPS, INT_FIELDS)),
     ],
     align=True,
 )
@@ -211,6 +211,7 @@ lane_type = np.dtype(
     align=True,
 )
 event_type = np.dtype([("time", "i8"), ("tie", "i8"), ("what", "i8")])  # what: argument · 16 + kind
+telemetry_type = np.dtype([("records", "i8", (HOPS, INT_FIELDS))])
 profile_type = np.dtype([("params", "f8", (CC_PARAMS,))])
 byte_type, int32_type, int64_type = (np.dtype([("value", kind)]) for kind in ("u1", "i4", "i8"))
 ARRAYS = (
@@ -219,6 +220,7 @@ ARRAYS = (
     "queues",
     "nodes",
     "packets",
+    "telemetry",
     "flows",
     "lanes",
     "profiles",
@@ -276,6 +278,7 @@ class State:
     queues: np.ndarray  # (P · CLASSES,) queue_type
     nodes: np.ndarray  # (N,) node_type
     packets: np.ndarray  # (pool,) packet_type
+    telemetry: np.ndarray  # (pool,) telemetry_type: apart from the packets, which stay in the caches without it
     flows: np.ndarray  # (F,) flow_type
     lanes: np.ndarray  # (L,) lane_type
     profiles: np.ndarray  # (profiles,) profile_type

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from luban.netsim.compiled import compiled
 from luban.netsim.congestion.pint import encode_utilisation
-from luban.netsim.engine.access import flow_at, node_at, packet_at, port_at, queue_at
+from luban.netsim.engine.access import flow_at, node_at, packet_at, port_at, queue_at, telemetry_at
 from luban.netsim.engine.heap import push, random_unit
 from luban.netsim.engine.layout import (
     ARRIVE,
@@ -42,6 +42,7 @@ def enqueue(s, index, packet):
     else:
         packet_at(s, queue.tail).next = packet
     queue.tail = packet
+    port.waiting += 1
     if s.mark_at_enqueue:
         _mark(s, port, p, queue.bytes)
     queue.bytes += p.size
@@ -72,20 +73,9 @@ def transmit(s, index):
     else:
         packet_at(s, port.pipe_tail).next = packet
     port.pipe_tail = packet
-    if not port.tx_pending and _waiting(s, index):
+    if port.waiting > 0 and not port.tx_pending:
         port.tx_pending = 1
         push(s, port.busy_until, TX, index)
-
-
-@compiled
-def _waiting(s, index):
-    """Whether something that may be sent waits at the port."""
-    paused = port_at(s, index).paused
-    for cls in range(CLASSES):
-        queue = queue_at(s, index * CLASSES + cls)
-        if (queue.head >= 0 or queue.ready_head >= 0) and not paused & (1 << cls):
-            return True
-    return False
 
 
 @compiled
@@ -123,6 +113,7 @@ def _leave(s, index, cls):
     if queue.head < 0:
         queue.tail = -1
     queue.bytes -= p.size
+    port.waiting -= 1
     if p.kind == DATA and node_at(s, port.node).is_switch:
         if not s.mark_at_enqueue:
             _mark(s, port, p, queue.bytes)
@@ -157,7 +148,7 @@ def _write_telemetry(s, port, packet, queued):
     port.window += p.window
     if p.hops >= HOPS:
         return
-    record = p.telemetry[p.hops]
+    record = telemetry_at(s, packet)[p.hops]
     record[INT_TIME], record[INT_BYTES] = s.now, port.tx_bytes
     record[INT_QUEUE], record[INT_RATE] = queued, port.rate
     record[INT_WEIGHT], record[INT_WINDOW] = port.weight, port.window

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from luban.netsim.compiled import compiled
 from luban.netsim.congestion.dispatch import cc_ack, cc_loss, cc_send, cc_timeout
-from luban.netsim.engine.access import acked_at, flow_at, lane_at, packet_at, queue_at
+from luban.netsim.engine.access import acked_at, flow_at, lane_at, packet_at, port_at, queue_at
 from luban.netsim.engine.heap import push, random_below
 from luban.netsim.engine.layout import (
     BY_LANE,
@@ -60,6 +60,7 @@ def make_ready(s, f):
     else:
         flow_at(s, queue.ready_tail).next_ready = f
     queue.ready_tail = f
+    port_at(s, flow.port).waiting += 1
 
 
 @compiled
@@ -104,6 +105,7 @@ def next_from_flows(s, index, cls):
         if queue.ready_head < 0:
             queue.ready_tail = -1
         flow.ready = 0
+        port_at(s, index).waiting -= 1
         seq = _next_seq(s, flow)
         if seq < 0:
             continue

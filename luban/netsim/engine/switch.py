@@ -160,6 +160,7 @@ def send_control(s, port, kind, cls, size):
         queue.tail = packet
     queue.bytes += size
     out = port_at(s, port)
+    out.waiting += 1
     if not out.tx_pending:
         out.tx_pending = 1
         push(s, max(s.now, out.busy_until), TX, port)

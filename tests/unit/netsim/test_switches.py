@@ -1,5 +1,7 @@
 """Shared buffers: headroom, deadlock, credits, classes, control packets, bad configuration."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from netsim_networks import MICROSECOND, MILLISECOND, incast
@@ -11,6 +13,7 @@ from luban.netsim.simulation import DeadlockError, Simulation
 from luban.netsim.switches import Switches
 from luban.netsim.topology.clos import Star
 from luban.netsim.topology.graph import Graph
+from luban.netsim.workloads.collective import Collective
 
 
 def test_enough_headroom_loses_nothing_and_too_little_does():
@@ -101,3 +104,17 @@ def test_every_byte_over_an_oversubscribed_port_is_either_delivered_or_dropped_t
     simulation = incast(4, Constant(window_bdp=2.0, recovery="selective"), switches, size=1_000_000)
     assert np.flatnonzero(simulation.state.ports["drops"]).tolist() == [1]
     assert simulation.state.ports["max_queue"][1] <= 500_000 * 0.5 / 1.5 + 1048
+
+
+def test_one_job_over_infiniband_and_over_roce():
+    """An all-to-all, whose receivers are never overrun for long: both kinds of lossless network carry it at line rate."""
+    network = Star(hosts=8).network()
+    flows = Collective(algorithm="all_to_all", bytes=4_000_000).flows(network, np.random.default_rng(0))
+    took = {}
+    for flow_control in ("pfc", "credits"):
+        simulation = Simulation(network, [replace(f) for f in flows], Constant(), Switches(flow_control=flow_control))
+        assert simulation.run().complete
+        assert simulation.state.ports["drops"].sum() == 0
+        took[flow_control] = simulation.makespan()
+    ideal = 7 * 500 * 1048 * 8 / 100e9
+    assert took["pfc"] == pytest.approx(ideal, rel=0.15) and took["credits"] == pytest.approx(ideal, rel=0.15)

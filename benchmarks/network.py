@@ -1,0 +1,217 @@
+"""The network simulator: speed, ns-3 beside it on the same workload, and figures of papers.
+
+python benchmarks/network.py [--ns3 PYTHON] [--only NAME …] [--json FILE]
+
+PYTHON is an interpreter with the package `ns3` (pip install ns3). Events are counted differently by each simulator; compare
+data packets a second of processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+
+from luban.core.config import from_dict, load_toml, override
+from luban.netsim.congestion.dcqcn import Dcqcn, DcqcnPaper
+from luban.netsim.congestion.dctcp import Dctcp
+from luban.netsim.congestion.hpcc import Hpcc
+from luban.netsim.congestion.pint import Pint
+from luban.netsim.congestion.swift import Swift
+from luban.netsim.congestion.timely import Timely
+from luban.netsim.fluid import solve
+from luban.netsim.results import ideal_seconds
+from luban.netsim.scenario import SHIPPED, Scenario
+from luban.netsim.simulation import Simulation
+from luban.netsim.switches import Switches
+from luban.netsim.topology.clos import Clos, Star
+from luban.netsim.workloads.permutation import Permutation
+from luban.netsim.workloads.poisson import Poisson
+
+MILLISECOND = 10**9
+SHORT = 7000  # bytes: flows of at most so many count as short
+
+
+def speed() -> dict:
+    """A permutation over HPCC's 320 hosts with everything on: INT, windows, pacing, PFC, ECN, samples."""
+    network = Clos().network()
+    found = {}
+    for name, transport in (("hpcc", Hpcc()), ("dcqcn", Dcqcn()), ("dctcp", Dctcp(payload=1000, header=48))):
+        flows = Permutation(bytes=10**9).flows(network, np.random.default_rng(0))
+        simulation = Simulation(network, flows, transport, watch_busiest=8, sample_every=10**6)
+        simulation.run(10**6)  # the machine code is loaded or compiled
+        began = time.process_time()
+        outcome = simulation.run(MILLISECOND // 2)
+        cpu = time.process_time() - began
+        found[name] = {
+            "events_per_second": outcome.events / cpu,
+            "delivered_per_second": outcome.delivered / cpu,
+            "hops_per_second": outcome.hops / cpu,
+            "cpu_seconds": cpu,
+        }
+    return found
+
+
+def dctcp_queue(flows: int, seconds: float) -> dict:
+    """`flows` long DCTCP flows into one port of 10 Gb/s, marked from 65 packets on."""
+    marks = 65 * 1500
+    switches = Switches(
+        flow_control="lossy", buffer_bytes=10**7, mark_low_bytes=marks, mark_high_bytes=marks, mark_at="enqueue"
+    )
+    scenario = {
+        "topology": {"type": "star", "hosts": flows + 1, "host_gbps": 10.0, "delay_us": 10.0},
+        "workload": {"type": "incast", "senders": flows, "bytes": 10**10},
+        "transport": {"type": "dctcp"},
+        "run": {"sample_us": 10.0, "watch": ["switch→host0"]},
+    }
+    simulation = from_dict(Scenario, {**scenario, "switch": switches}).prepare()
+    simulation.run(10**6)
+    began = time.process_time()
+    outcome = simulation.run(round(seconds * 1e12))
+    cpu = time.process_time() - began
+    times, ports, _ = simulation.samples()
+    queue = ports[times >= seconds / 2, 0, 0] / 1500
+    return {
+        "queue_packets": {f"p{p}": float(np.percentile(queue, p)) for p in (5, 50, 95)},
+        "goodput_gbps": float(simulation.state.flows["received"].sum()) * 8 / seconds / 1e9,
+        "events": outcome.events,
+        "data_packets": outcome.delivered,
+        "seconds": cpu,
+    }
+
+
+def beside_ns3(python: str) -> dict:
+    """The same on ns-3."""
+    found = {}
+    script = str(Path(__file__).with_name("network_ns3.py"))
+    for flows in (20, 40):
+        done = subprocess.run([python, script, str(flows), "0.1"], capture_output=True, text=True, check=True)
+        theirs, ours = json.loads(done.stdout.splitlines()[-1]), dctcp_queue(flows, 0.1)
+        rates = [x["data_packets"] / x["seconds"] for x in (ours, theirs)]
+        found[f"{flows} flows"] = {"luban": ours, "ns3": theirs, "times_faster": rates[0] / rates[1]}
+    return found
+
+
+def hosts_320(load: float, duration_us: float = 1000.0) -> dict:
+    """Hadoop's flow sizes over 320 hosts with incasts of 60 senders: slowdown of short flows under each congestion control."""
+    found = {}
+    network = Clos().network()
+    workload = Poisson(sizes="hadoop", load=load, duration_us=duration_us, incast_load=0.02)
+    transports = {
+        "hpcc": Hpcc(),
+        "pint": Pint(),
+        "pint 1/16": Pint(share=1 / 16),
+        "pint 1/256": Pint(share=1 / 256),
+        "dcqcn": Dcqcn(),
+        "dctcp": Dctcp(
+            payload=1000, header=48, recovery="go_back_n", rto_us=4000.0, initial_window=163.0
+        ),  # at line rate
+        "timely": Timely(),
+        "swift": Swift(),
+    }
+    for name, transport in transports.items():
+        flows = workload.flows(network, np.random.default_rng(1))
+        simulation = Simulation(network, flows, transport, base_rtt=13 * 10**6, seed=1)
+        outcome = simulation.run(round(20 * duration_us * 1e6))
+        times = simulation.completion_times()
+        short = [i for i, f in enumerate(flows) if f.label == "hadoop" and f.size <= SHORT and not np.isnan(times[i])]
+        slow = np.array([times[i] / ideal_seconds(simulation, i) for i in short])
+        ports = simulation.state.ports
+        found[name] = {
+            "short_flows": len(short),
+            "median_slowdown": float(np.median(slow)),
+            "p99_slowdown": float(np.percentile(slow, 99)),
+            "max_queue_kb": float(ports["max_queue"].max()) / 1e3,
+            "pauses": int(ports["pauses"].sum()),
+            "drops": int(ports["drops"].sum()),
+            "seconds": outcome.seconds,
+        }
+    return found
+
+
+def dcqcn_20_to_1() -> dict:
+    """The queue of 20 long flows at 40 Gb/s under DCQCN with the paper's parameters, and under DCTCP marked at 160 kB."""
+    found = {}
+    marks = Switches(flow_control="lossy", mark_low_bytes=160_000, mark_high_bytes=160_000)
+    for name, transport, switches, end in (("dcqcn", DcqcnPaper(), Switches(), 400), ("dctcp", Dctcp(), marks, 40)):
+        network = Star(hosts=21, host_gbps=40.0).network()
+        from luban.netsim.flows import Flow
+
+        flows = [Flow(i + 1, 0, 10**11) for i in range(20)]
+        simulation = Simulation(network, flows, transport, switches, watched_ports=[1], sample_every=10**7)
+        simulation.run(end * MILLISECOND)
+        queue = simulation.samples()[1][:, 0, 0]
+        found[name] = float(np.percentile(queue[len(queue) // 2 :], 90)) / 1e3
+    return {"p90_queue_kb": found}
+
+
+def swift_5000_to_1() -> dict:
+    """5000 Swift flows into one port of 100 Gb/s."""
+    scenario = from_dict(Scenario, override(load_toml(SHIPPED / "swift_incast.toml", SHIPPED), []))
+    simulation = scenario.prepare()
+    outcome = scenario.execute(simulation)
+    times, ports, _ = simulation.samples()
+    half = len(times) // 2
+    sent = float(ports[-1, 0, 1] - ports[half, 0, 1]) * 8 / (times[-1] - times[half])
+    return {
+        "link_use": sent / 100e9,
+        "p50_queue_mb": float(np.median(ports[half:, 0, 0])) / 1e6,
+        "drops": int(simulation.state.ports["drops"].sum()),
+        "events_per_second": outcome.events / outcome.seconds,
+    }
+
+
+def fluid_16384() -> dict:
+    """Max-min rates of a hashed permutation among 16,384 GPUs over rails."""
+    rng = np.random.default_rng(0)
+    hosts, per_leaf, spines, gpus = 16384, 32, 32, 8
+    leaves = hosts // per_leaf
+    to = np.roll(np.arange(hosts), 1)[rng.permutation(hosts)]
+    leaf = (np.arange(hosts) // gpus // per_leaf) * gpus + np.arange(hosts) % gpus
+    spine = rng.integers(spines, size=hosts)
+    up = 2 * hosts + leaf * spines + spine
+    down = 2 * hosts + (leaves + leaf[to]) * spines + spine
+    links = np.stack([np.arange(hosts), hosts + to, up, down], axis=1).astype(np.int32).ravel()
+    start = np.arange(0, 4 * hosts + 1, 4)
+    capacity = np.ones(2 * hosts + 2 * leaves * spines)
+    solve(start, links, capacity)
+    took = []
+    for _ in range(5):
+        began = time.process_time()
+        rates = solve(start, links, capacity)
+        took.append(time.process_time() - began)
+    return {"milliseconds": 1e3 * float(np.median(took)), "mean_rate": float(rates.mean())}
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ns3", help="a Python that has the package ns3")
+    parser.add_argument("--only", nargs="*", help="names of the parts to run")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    args = parser.parse_args()
+    parts = {
+        "speed": speed,
+        "fluid_16384": fluid_16384,
+        "dcqcn_20_to_1": dcqcn_20_to_1,
+        "swift_5000_to_1": swift_5000_to_1,
+        "hosts_320_at_30": lambda: hosts_320(0.3),
+        "hosts_320_at_50": lambda: hosts_320(0.5, 500.0),
+    }
+    if args.ns3:
+        parts["ns3"] = lambda: beside_ns3(args.ns3)
+    found = {}
+    for name, part in parts.items():
+        if not args.only or name in args.only:
+            found[name] = part()
+            print(name, json.dumps(found[name], indent=2), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
