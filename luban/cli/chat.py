@@ -16,6 +16,7 @@ from luban.core.log import say
 if TYPE_CHECKING:
     from luban.generate.sampling import Sampling
     from luban.serve.engine import Engine
+    from luban.serve.history import Rule
 
 EXAMPLES = """
 luban chat runs/demo/chat
@@ -105,7 +106,8 @@ class _Answering:
         from luban.tools.loop import ToolLimits
         from luban.tools.open import open_tools
 
-        self.rule, self.tools = args.history, open_tools(args.tools)
+        self.rule: Rule = args.history
+        self.tools = open_tools(args.tools)
         self.limits = ToolLimits(calls=args.tool_calls, call_seconds=args.tool_seconds)
         self.dropped: list[dict[str, Any]] = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -161,7 +161,7 @@ class Answers:
         tokenizer, engine = self.service.model.need_tokenizer(), self.service.writer()
         tools = [tool.model_dump(exclude_none=True) for tool in body.offered()]
 
-        def tokens(messages: list[dict[str, Any]]) -> list[int]:
+        def tokens(messages: Sequence[Mapping[str, Any]]) -> list[int]:
             engine.intake.require_room("\n".join(str(message["content"] or "") for message in messages))
             variables = body.chat_template_kwargs
             rendered = render(messages, tokenizer, add_generation_prompt=True, tools=tools, variables=variables)

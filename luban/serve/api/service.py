@@ -77,7 +77,8 @@ class Service:
     """
 
     def __init__(self, *, max_queue: int, log_text: bool = False, history: Rule = "error"):
-        self.max_queue, self.log_text, self.history = max_queue, log_text, history
+        self.max_queue, self.log_text = max_queue, log_text
+        self.history: Rule = history
         self.engine: Engine | None = None
         self.worker: Worker | None = None  # None: the model is still being loaded
         self.broken: Exception | None = None  # what made loading fail
