@@ -150,9 +150,10 @@ class Answers:
         if body.structure() is not None:
             raise DataError("'tools' together with 'response_format' or 'structured_outputs' are not supported")
         form = format_of(self.service.model.need_tokenizer())
+        functions = [(tool.function.name, tool.function.parameters) for tool in required or body.offered()]
         if not required:
-            return form, None
-        functions = [(tool.function.name, tool.function.parameters) for tool in required]
+            strict = any(tool.function.strict for tool in body.offered())
+            return form, form.text_or_calls(functions) if strict else None
         return form, form.structure(functions, several=body.tool_choice == "required" and body.parallel_tool_calls)
 
     def _rendered(self, messages: list[dict[str, Any]], body: ChatBody) -> tuple[list[int], int]:
