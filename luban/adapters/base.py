@@ -5,7 +5,8 @@ I inputs, O outputs of a projection.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -18,6 +19,7 @@ from luban.core.registry import Registry, Variant
 from luban.models.build import build_model, materialise, shared_names, state_of
 from luban.models.spec import ModelSpec
 from luban.nn.init import NormalInit, initialise
+from luban.nn.linear import matmul_owners
 from luban.nn.packed import KINDS, pack_frozen
 
 if TYPE_CHECKING:
@@ -67,8 +69,16 @@ class AdapterConfig(Variant):
     pages: ClassVar[bool] = True  # the adapted model can be served with keys and values in blocks
     # how the frozen matrices of the layers are kept: in the precision of the matmuls, or packed in 8 or 4 bits (QLoRA)
     base: Literal["float", "int8", "nf4"] = "float"
+    at_projections: ClassVar[bool] = (
+        False  # all of it lies at projections, and without it they compute what the base does
+    )
     reads_weights: ClassVar[bool] = False  # the modules read the frozen weights, which then can't be packed
     modules_to_save: tuple[str, ...] = ()  # modules trained whole beside the adapter: embedding, lm_head, norm, head
+
+    @property
+    def removable(self) -> bool:
+        """Whether `without_adapters` gives the base."""
+        return self.at_projections and not self.modules_to_save
 
     def check(self, spec: ModelSpec) -> None:
         """Raise ConfigError or UnsupportedError if the model can't have this adapter."""
@@ -135,6 +145,7 @@ class AdapterConfig(Variant):
 class ProjectionAdapter(AdapterConfig):
     """Base config of adapters at projections that are chosen by role or name."""
 
+    at_projections = True
     # roles (q, k, v, o, gate, up, down, dense, lm_head) or patterns of names such as *.blocks.[0-3].mixer.*
     targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -166,6 +177,19 @@ class ProjectionAdapter(AdapterConfig):
 def adapters_of(model: nn.Module) -> list[tuple[str, Adapter]]:
     """Every adapter module of a model, with its qualified name."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, Adapter)]
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Inside of the block a model with a removable adapter computes what its base does."""
+    held = [(owner, owner.adapters) for _, owner in matmul_owners(model) if owner.adapters is not None]
+    for owner, _ in held:
+        owner.adapters = None
+    try:
+        yield
+    finally:
+        for owner, adapters in held:
+            owner.adapters = adapters
 
 
 def rates_of(model: nn.Module) -> dict[str, float]:

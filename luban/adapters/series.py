@@ -16,6 +16,7 @@ from luban.nn.linear import Projection
 class Series(BottleneckConfig):
     """Base config of adapters that read the output of a projection that writes to the residual stream."""
 
+    at_projections = True
     targets: tuple[str, ...] = ("o", "down")  # roles or patterns of the projections that they stand behind
 
     def places(self, model: nn.Module) -> list[Place]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from luban.adapters.base import without_adapters
 from luban.align.advantages import kl_estimates
 from luban.align.critic import ActorCriticState, Critic, critic_start
 from luban.align.policy_config import GRPO, PPO, RL
@@ -27,6 +28,7 @@ from luban.core.log import warn
 from luban.core.resuming import Operational
 from luban.core.seeding import derive, generator
 from luban.data.batch import Batch
+from luban.data.collate.rollout import RolloutBatch
 from luban.data.loader import Loader
 from luban.data.shards import Shards
 from luban.generate.sampling import Sampling
@@ -101,6 +103,11 @@ def packed(recipe: RLRecipe, cache: Path) -> tuple[RLRecipe, LoadedModel]:
         raise UsageError(
             "no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k or regex:PATTERN"
         )
+    if getattr(recipe.adapter, "dropout", 0) or recipe.train.neftune:
+        raise ConfigError(
+            "probabilities of answers are compared between steps, for which the network must stay the same: set adapter.dropout "
+            "and train.neftune to 0"
+        )
     model = model_of(recipe, "reinforcement learning", "PROMPTS.jsonl")
     path = as_prompt_shards(Path(recipe.data.path), model.need_tokenizer(), cache, recipe.train.seed)
     known = {
@@ -172,10 +179,11 @@ class Actor:
         self.prompts = Prompts.open(shards, self.longest)
         self.sampler = Sampler(policy, engine.module.model, recipe.rl.answers, recipe.train.seq_len)
         self.rows = recipe.train.batch_size // recipe.train.accumulate  # read at once
-        self.reference = self._reference(policy) if recipe.rl.measures_kl else None
+        live = not recipe.reference and recipe.adapter is not None and recipe.adapter.removable
+        self.reference = self._reference(policy) if recipe.rl.measures_kl and not live else None
 
     def _reference(self, policy: LoadedModel) -> TokenLogprobs:
-        """The reference model, frozen."""
+        """A model of its own to measure the KL divergence from, frozen."""
         model = load_reference(self.recipe.reference or self.recipe.init, policy)
         dtype = COMPUTE[self.recipe.train.precision]
         module = model.module.to(device=self.engine.device, dtype=dtype).requires_grad_(False)
@@ -220,7 +228,7 @@ class Actor:
         module, device = self.engine.module, self.engine.device
         assert isinstance(module, TokenLogprobs)
         old, entropies = token_logprobs(module, batch, self.rows, device)
-        reference = old if self.reference is None else token_logprobs(self.reference, batch, self.rows, device)[0]
+        reference = self._reference_logprobs(batch, old)
         values = np.zeros(old.shape)
         if self.critic is not None:
             values = token_values(self.critic.engine.module, batch, self.rows, device)
@@ -236,6 +244,18 @@ class Actor:
         made = Round(answers=answers, arrays=arrays, apart=apart, rows=chosen, beta=beta)
         self._check(made, entropies.sum() / max(batch.loss_mask.sum(), 1), number)
         return made
+
+    def _reference_logprobs(self, batch: RolloutBatch, old: np.ndarray) -> np.ndarray:
+        """Log-probabilities under the reference, which with a removable adapter is the policy without it; `old` where no KL
+        divergence is measured."""
+        if not self.rl.measures_kl:
+            return old
+        if self.reference is not None:
+            return token_logprobs(self.reference, batch, self.rows, self.engine.device)[0]
+        module = self.engine.module
+        assert isinstance(module, TokenLogprobs)
+        with without_adapters(module.model):
+            return token_logprobs(module, batch, self.rows, self.engine.device)[0]
 
     def _check(self, made: Round, entropy: float, number: int) -> None:
         rl = self.rl

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from luban.align.conversations import as_shards
 from luban.align.start import model_of, one_after_another, packed_beside
@@ -30,6 +31,12 @@ class SFTRecipe(Recipe):
 
     # Jinja file, in place of the template of the model's tokenizer (empty: that one)
     chat_template: Operational[str] = ""
+    # the assistant's tokens, or questions and instructions too; held-out loss is that of the assistant's either way
+    train_on: Literal["answers", "all"] = "answers"
+
+    def trained(self, shards: Shards) -> Shards:
+        """Without the mask of answers where all is trained on."""
+        return replace(shards, mask=None) if self.train_on == "all" else shards
 
     def require_tokenizer(self, shards: Shards, tokenizer: Tokenizer) -> None:
         """Raise LineageError unless the shards were packed with the vocabulary of `init`, and its template too where the
@@ -86,7 +93,7 @@ def show_mask(recipe: SFTRecipe) -> None:
 
     Raises DataError when nothing in that batch is trained on.
     """
-    shards = Shards.open(recipe.data.path)
+    shards = recipe.trained(Shards.open(recipe.data.path))
     batch = Loader(
         shards, batch_size=recipe.train.batch_size, seq_len=recipe.train.seq_len, seed=recipe.train.seed, packing="fit"
     ).batch(0)

@@ -17,6 +17,7 @@ luban serve runs/demo/chat
 luban serve runs/a --port 9000 --api-key "$KEY"
 luban serve smollm2 --adapter runs/lora
 luban serve smollm2 --adapter sql=runs/sql --adapter poems=runs/poems   # requests ask for one as "model"
+luban serve smollm2 --index index   # answers with `citations`, from the passages of luban rag index
 luban serve smollm2 --cors https://chat.example.org --allowed-host models.example.org
 LUBAN_SERVE_PORT=9000 LUBAN_SERVE_MAX_QUEUE=64 luban serve smollm2 --dtype int8 --log-requests
 curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" -d '{"messages": [{"role": "user", "content": "Hello"}]}'
@@ -35,6 +36,8 @@ class Arguments:
     # a run of adapters or a PEFT directory, over MODEL; NAME=DIR, repeatable: requests ask for it by their "model"
     adapter: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     max_adapters: int = 16  # adapters with names that are in memory at once
+    index: str | None = None  # from luban rag index: chats are answered from its passages, with citations
+    passages: int = 5  # of the index before a question at most
     host: str = "127.0.0.1"  # address to listen at
     port: int = 8000  # the next free one is taken where it is in use; 0: any
     api_key: str | None = None  # clients must send it; none: LUBAN_API_KEY from the environment
@@ -79,6 +82,7 @@ def run(argv: Sequence[str]) -> None:
             "--requests-per-minute must be at least 1",
             args.requests_per_minute,
         ),
+        (args.passages >= 1, "--passages must be at least 1", args.passages),
         (args.max_adapters >= 1, "--max-adapters must be at least 1", args.max_adapters),
         (args.swap_gb > 0, "--swap-gb must be larger than 0", args.swap_gb),
         (args.draft_tokens >= 1, "--draft-tokens must be at least 1", args.draft_tokens),
@@ -98,6 +102,14 @@ def run(argv: Sequence[str]) -> None:
         from luban.serve.api.app import ServerOptions
     except ImportError as error:
         raise MissingExtra(error.name or "fastapi", "serve", "luban serve") from None
+
+    retriever = None
+    if args.index is not None:
+        from luban.retrieval.answering import PassageRetriever
+        from luban.retrieval.index import Index
+
+        retriever = PassageRetriever(Index(args.index, device=args.device), args.passages)
+        retriever.warm()
 
     def engine(model: LoadedModel) -> Engine:
         return Engine(
@@ -127,6 +139,7 @@ def run(argv: Sequence[str]) -> None:
             log_requests=args.log_requests,
             log_text=args.log_text,
             history=args.history,
+            retriever=retriever,
         ),
         engine=engine,
         drain_seconds=args.drain_seconds,

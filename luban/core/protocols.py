@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -52,9 +52,33 @@ class KVCache(Protocol):
         ...
 
 
+class Grounded(Protocol):
+    """A conversation with passages before its last question."""
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation that the model reads."""
+        ...
+
+    def citations(self, answer: str) -> list[dict[str, Any]]:
+        """The passages that an answer cites: `mark`, `score`, `title`, `text`, `source`, `start`, `stop`."""
+        ...
+
+
+class Grounder(Protocol):
+    """Finds passages for a conversation (`luban serve --index`)."""
+
+    def ground(self, messages: Sequence[dict[str, Any]], fits: Callable[[list[dict[str, Any]]], bool]) -> Grounded:
+        """The conversation with as many passages as fit the model's context, as `fits` says of its messages.
+
+        Raises DataError where its last message is no question.
+        """
+        ...
+
+
 class Retriever(Protocol):
     """Finds passages for a question."""
 
     def search(self, query: str, k: int) -> list[Any]:
-        """The `k` best passages, best first: tables or objects with at least `text`."""
+        """The `k` best passages, best first: tables or objects with at least `text`, or with `row()`, which gives such a table."""
         ...

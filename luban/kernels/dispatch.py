@@ -22,6 +22,7 @@ from luban.kernels.attention_mask import Kind
 from luban.kernels.attention_rates import PACKED_RATES, RATES
 from luban.kernels.available import INSTALLED, INTERPRETED, unusable
 from luban.kernels.limits import BLOCK_SIDES
+from luban.kernels.tracing import constant_in_graphs
 
 HALF = (torch.bfloat16, torch.float16)
 VARIABLE = "LUBAN_ATTENTION"
@@ -228,7 +229,7 @@ def report() -> list[str]:
     return [f"attention: {NAMES[path]} ({case})" for case, path in chosen.items()]
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def choice(
     device: str,
     dtype: torch.dtype,

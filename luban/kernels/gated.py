@@ -15,6 +15,7 @@ from torch import Tensor
 
 from luban.kernels.available import unusable
 from luban.kernels.limits import PAIRED_SIDES
+from luban.kernels.tracing import constant_in_graphs
 
 HALF = (torch.bfloat16, torch.float16)
 _served: set[tuple[int, ...]] = set()  # sides met so far
@@ -35,7 +36,7 @@ def _load() -> None:
     signature(gemm.gemm_dgated).bind(*[None] * 3, **options)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def picked(device: str, dtype: torch.dtype, weights: torch.dtype, *sides: int) -> bool:
     """`serves`, where the matmuls are about to run: `report` tells of it."""
     if serves(device, dtype, weights, *sides):

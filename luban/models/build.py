@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -39,10 +41,17 @@ def materialise(model: nn.Module, device: str | torch.device) -> None:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             shared.setdefault(id(parameter), []).append((module, name))
-    model.to_empty(device=device)
+    model._apply(partial(_unset, device=device))  # as model.to_empty does
     for (first, name), *others in shared.values():
         for module, other in others:
             setattr(module, other, getattr(first, name))
+
+
+def _unset(like: torch.Tensor, device: str | torch.device) -> torch.Tensor:
+    """torch.empty_like, which imports sympy on the meta device."""
+    if type(like) not in (torch.Tensor, nn.Parameter) or not like.is_contiguous():
+        return torch.empty_like(like, device=device)
+    return torch.empty(like.shape, dtype=like.dtype, device=device)
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -5,12 +5,13 @@ B batch, T tokens, E model width, W embedding width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from luban.core.errors import DataError
+from luban.core.errors import ConfigError, DataError
 from luban.nn.linear import Linear
 from luban.nn.norm import Norm
 from luban.nn.position.base import PositionMethod
@@ -21,6 +22,36 @@ class Embedding(nn.Embedding):
     """A table of rows; its parameter's role is `embedding`."""
 
     parameter_roles: ClassVar[dict[str, Role]] = {"weight": "embedding"}
+
+    def reset_parameters(self) -> None:
+        """Nothing on the meta device, where torch would import its compiler first."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class EmbeddingNoise(nn.Module):
+    """Uniform noise within ±α/√(T·W) on embeddings (B, T, W), in training alone (NEFTune, Jain et al. 2024). T counts the tokens of
+    a row, however many documents it holds."""
+
+    def __init__(self, alpha: float):
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, x_BTW: Tensor) -> Tensor:
+        """(B, T, W) → (B, T, W)."""
+        if not self.training:
+            return x_BTW
+        bound = self.alpha / math.sqrt(x_BTW.shape[-2] * x_BTW.shape[-1])
+        return x_BTW + (2 * torch.rand_like(x_BTW) - 1) * bound
+
+
+def add_noise(model: nn.Module, alpha: float) -> None:
+    """Put noise on the token embeddings of a model in training. Raises ConfigError for a recurrent one."""
+    found = [part for part in model.modules() if isinstance(part, InputEmbedding)]
+    if not found:
+        raise ConfigError("train.neftune needs a Transformer: a recurrent model's embeddings get no noise")
+    for part in found:
+        part.noise = EmbeddingNoise(alpha)
 
 
 class InputEmbedding(nn.Module):
@@ -46,6 +77,7 @@ class InputEmbedding(nn.Module):
     ):
         super().__init__()
         self.tokens = tokens
+        self.noise: EmbeddingNoise | None = None
         self.segments = Embedding(segments, embedding_width) if segments else None
         self.norm = None if norm is None else norm.build(embedding_width)
         self.widen = Linear(embedding_width, width, bias=True) if widen else None
@@ -55,6 +87,8 @@ class InputEmbedding(nn.Module):
     ) -> Tensor:
         """(B, T) token ids, or (B, T, W) embeddings in their place → (B, T, E). Raises DataError for segments without a table."""
         embedded_BTW = tokens_BT if tokens_BT.is_floating_point() else self.tokens(tokens_BT)
+        if self.noise is not None:
+            embedded_BTW = self.noise(embedded_BTW)
         x_BTW = position.embed(embedded_BTW, positions_BT)
         if self.segments is not None:
             x_BTW = x_BTW + self.segments(torch.zeros_like(tokens_BT[:1, :1]) if segments_BT is None else segments_BT)

@@ -8,8 +8,6 @@ is kept in bf16.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -65,6 +63,10 @@ def use_float8(module: nn.Module) -> int:
 
     Those with a side that is no multiple of 16 stay as they are, and one warning names the first.
     """
+    for product in (_product, _gated):
+        # torch 2.11's compiler, where it looks into these two, makes their gradients zeros and keeps what recomputation was to
+        # compute again; here and not where they are defined, since it is slow to import
+        torch.compiler.allow_in_graph(product)
     owners = dict(matmul_owners(module))
     refused = {name: owner for name, owner in owners.items() if owner.use_matmul(FLOAT8)}
     if refused:
@@ -115,10 +117,12 @@ class _Float8Gated(torch.autograd.Function):
         return dx_NE, d_gate_up.t() @ x_NE if of_weight else None, dy_NO.t() @ inner if of_down else None
 
 
-# Torch 2.11's compiler, where it looks into these two, makes their gradients zeros and keeps what recomputation was to
-# compute again; `allow_in_graph` makes it take them as they are.
-_product: Any = torch.compiler.allow_in_graph(lambda *factors: _Float8Product.apply(*factors))
-_gated: Any = torch.compiler.allow_in_graph(lambda *factors: _Float8Gated.apply(*factors))
+def _product(*factors: Tensor) -> Tensor:
+    return _Float8Product.apply(*factors)
+
+
+def _gated(*factors: Tensor) -> Tensor:
+    return _Float8Gated.apply(*factors)
 
 
 def by_rows(x_RC: Tensor) -> tuple[Tensor, Tensor]:

@@ -113,8 +113,9 @@ class NF4(Packed):
         self.register_buffer("values", values, persistent=False)
 
     def _largest(self) -> Tensor:
-        """The scale of every block."""
-        return (self.scales.float() * self.scale_of_scales.float()[:, None]).flatten() + self.mean.float()
+        """The scale of every block; rounding can't make that of nearly zero numbers negative."""
+        scales = (self.scales.float() * self.scale_of_scales.float()[:, None]).flatten() + self.mean.float()
+        return scales.clamp_min(0.0)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """(O, I)."""

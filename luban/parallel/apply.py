@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +36,12 @@ from luban.parallel.placement import Placements
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
 from luban.parallel.remat import remat_policy
 from luban.parallel.routers import Routers, routers_of
-from luban.parallel.sharded_params import ShardedParams, shard_modules
 from luban.parallel.stages import Boundary, cut_stages, run_stage, shared_by_stages
 from luban.parallel.tensor import divide
 from luban.parallel.world import World
+
+if TYPE_CHECKING:
+    from luban.parallel.sharded_params import ShardedParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +112,9 @@ def apply(
     boundary = cut_stages(model, plan, world.index("pipeline")) if plan.pipeline > 1 else None
     placements = divide_experts(model, world, _divide(model, losses, plan, world))
     # Rematerialisation inside of compilation, so that the compiler sees what is computed again and fuses it.
-    policy, blocks = remat_policy(plan.remat), blocks_of(model)
+    blocks = blocks_of(model)
     for block in blocks:
-        block.use_remat(policy)
+        block.use_remat(remat_policy(plan.remat, block))
     # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
     # FSDP and messages stand around blocks, so that with several processes blocks are compiled one by one.
     functions = _compiled(losses, plan, execution)
@@ -124,6 +127,8 @@ def apply(
         root = Losses(*losses)
         alone = {p for name, p in model.named_parameters() if name in apart}
         dtype = COMPUTE[execution.precision]
+        from luban.parallel.sharded_params import shard_modules  # FSDP is slow to import
+
         shard_modules(root, list(blocks), world.shard_mesh, zero=plan.zero, dtype=dtype, apart=alone)
         functions = [partial(root, function) for function in functions]
     # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
@@ -133,6 +138,8 @@ def apply(
         pack(model)
     params: ShardedParams | MixedPrecisionParams
     if root is not None:
+        from luban.parallel.sharded_params import ShardedParams
+
         params = ShardedParams(root, model, zero=plan.zero, fixed=fixed)
     else:
         dtype = COMPUTE[execution.precision]

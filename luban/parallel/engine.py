@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from luban.data.batch import Batch
+from luban.nn.embedding import EmbeddingNoise
 from luban.nn.init import Region
 from luban.objectives.base import LossModule
 from luban.optim.base import Optimizer, Update
@@ -26,8 +27,10 @@ from luban.parallel.gradients import GradientSums
 from luban.parallel.micro_batches import Runner, Totals
 from luban.parallel.precision import LossScale, MixedPrecisionParams
 from luban.parallel.routers import Routers
-from luban.parallel.sharded_params import ShardedParams
 from luban.parallel.stored import Stored, held, parameter_of, take_up
+
+if TYPE_CHECKING:
+    from luban.parallel.sharded_params import ShardedParams  # FSDP is slow to import
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ class TrainEngine:
         self.runner, self.module, self.routers = runner, module, routers or Routers({}, {}, random=False)
         self.params, self.optimizer, self.scale = params, optimizer, scale
         self.clip, self.accumulate, self.device = clip, accumulate, device
-        self.dropouts = [part for part in module.modules() if isinstance(part, nn.Dropout)]  # only adapters have them
+        self.dropouts = [part for part in module.modules() if isinstance(part, (nn.Dropout, EmbeddingNoise))]
 
     @property
     def model(self) -> nn.Module:

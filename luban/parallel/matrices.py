@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from luban.parallel.placement import Placements
 from luban.parallel.precision import MixedPrecisionParams
-from luban.parallel.sharded_params import ShardedParams
+
+if TYPE_CHECKING:
+    from luban.parallel.sharded_params import ShardedParams  # FSDP is slow to import
 
 
 @dataclass(frozen=True)

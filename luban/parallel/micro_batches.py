@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from torch import Tensor
 from luban.objectives.base import LossOutput
 from luban.parallel.compile import LossFunction
 from luban.parallel.precision import MixedPrecisionParams
-from luban.parallel.sharded_params import ShardedParams
+
+if TYPE_CHECKING:
+    from luban.parallel.sharded_params import ShardedParams  # FSDP is slow to import
 
 MicroBatch = dict[str, Tensor]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -18,12 +19,14 @@ from luban.parallel.channels import Channels
 from luban.parallel.compile import LossFunction
 from luban.parallel.micro_batches import MicroBatch, Totals
 from luban.parallel.precision import MixedPrecisionParams
-from luban.parallel.sharded_params import ShardedParams
 from luban.parallel.split_backward import WeightPass, input_gradients
 from luban.parallel.stages import Boundary, leaves
 from luban.parallel.world import World
 from luban.planner.pipeline.base import Action
 from luban.planner.pipeline.tables import table_of
+
+if TYPE_CHECKING:
+    from luban.parallel.sharded_params import ShardedParams  # FSDP is slow to import
 
 
 @dataclass

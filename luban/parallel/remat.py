@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from luban.core.plan import Remat
@@ -35,10 +35,14 @@ OWN = {
 
 
 class FullRemat:
-    """Keeps only what goes into each layer, for one more forward pass."""
+    """Keeps only what goes into each layer, for one more forward pass.
 
-    def __init__(self) -> None:
-        self.options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    Args:
+        random: the layers draw numbers (dropout), which must be the same when they run again.
+    """
+
+    def __init__(self, random: bool = False) -> None:
+        self.options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": random}
 
     def run(self, function: Callable[[Tensor, Any], Tensor], x: Tensor, ctx: Any) -> Tensor:
         """function(x, ctx), which forgets."""
@@ -49,8 +53,8 @@ class SelectiveRemat(FullRemat):
     """Keeps matmuls and attention; norms, rotations and activations are computed again: most of the memory for almost no
     time, as those are bound by the reading that the backward pass does anyhow."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, random: bool = False) -> None:
+        super().__init__(random)
         self.options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_matmuls)
         logging.getLogger("torch._higher_order_ops.wrap").addFilter(_not_the_usual_warning)
 
@@ -58,9 +62,10 @@ class SelectiveRemat(FullRemat):
 POLICIES: dict[Remat, type[FullRemat]] = {"selective": SelectiveRemat, "full": FullRemat}
 
 
-def remat_policy(what: Remat) -> FullRemat | None:
-    """The policy of this name; None: nothing is computed again."""
-    return POLICIES[what]() if what in POLICIES else None
+def remat_policy(what: Remat, block: nn.Module) -> FullRemat | None:
+    """The policy of this name for a layer; None: nothing is computed again."""
+    random = any(isinstance(part, nn.Dropout) for part in block.modules())
+    return POLICIES[what](random) if what in POLICIES else None
 
 
 def _keep_matmuls(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:

@@ -19,7 +19,7 @@ from luban.parallel.point_to_point import PointToPoint
 from luban.parallel.ring_blocks import NEVER, Flash, RingMask, WrittenOut, weights_of
 
 
-@torch.compiler.disable
+@torch._disable_dynamo  # torch.compiler.disable, which would import all of torch._dynamo now
 def ring_attention(
     q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask: RingMask, scale: float, group: dist.ProcessGroup
 ) -> Tensor:

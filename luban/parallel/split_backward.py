@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 
 WeightPass = Callable[[], object]  # adds the weights' gradients to `.grad`
 
@@ -28,6 +27,8 @@ def input_gradients(
     """
     held = [weight for weight in weights.values() if weight.requires_grad]
     if inputs and chain:
+        from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
+
         found, groups = stage_backward_input(outputs, gradients, inputs, iter(held))  # type: ignore[arg-type]
         return found, lambda: stage_backward_weight(iter(held), groups)
     found = torch.autograd.grad(outputs, inputs, gradients, retain_graph=True, allow_unused=True) if inputs else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -12,9 +12,11 @@ from luban.nn.init import Region
 from luban.optim.base import Optimizer
 from luban.parallel.placement import Placements
 from luban.parallel.precision import MixedPrecisionParams
-from luban.parallel.sharded_params import ShardedParams
 
-Params = MixedPrecisionParams | ShardedParams
+if TYPE_CHECKING:
+    from luban.parallel.sharded_params import ShardedParams  # FSDP is slow to import
+
+    Params = MixedPrecisionParams | ShardedParams
 
 
 class Described(Protocol):

@@ -58,12 +58,24 @@ class Fitting:
         return remedies
 
     def _largest_batch(self, plan: BatchPlan) -> int:
-        """The largest batch size below the plan's that fits; 0: none does."""
-        fits, fails = 0, plan.batch_size // plan.accumulate  # rows of a micro-batch
+        """The largest batch size below the plan's that fits; 0: none does. Memory grows almost linearly with it, so that a line
+        through two sizes finds it in few predictions (regula falsi; the middle where the line leads nowhere)."""
+
+        def needed(rows: int) -> int:
+            return self.memory(replace(plan, batch_size=rows * plan.accumulate))
+
+        fits, fails = 1, plan.batch_size // plan.accumulate  # rows of a micro-batch
+        if fails <= fits or (low := needed(fits)) > self.available:
+            return 0
+        high, guesses = needed(fails), 0
         while fails - fits > 1:
-            middle = (fits + fails) // 2
-            enough = self._fits(replace(plan, batch_size=middle * plan.accumulate))
-            fits, fails = (middle, fails) if enough else (fits, middle)
+            on_line = fits + int((self.available - low) * (fails - fits) / max(high - low, 1))
+            middle = (fits + fails) // 2 if guesses % 3 == 2 else min(max(on_line, fits + 1), fails - 1)
+            guesses += 1
+            if (found := needed(middle)) <= self.available:
+                fits, low = middle, found
+            else:
+                fails, high = middle, found
         return fits * plan.accumulate
 
     def _stronger_remat(self) -> list[str]:

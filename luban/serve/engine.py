@@ -20,6 +20,7 @@ from luban.generate.session import Sequence as Growing
 from luban.generate.text import TextStream
 from luban.generate.token_mask import StructureError
 from luban.load.model import LoadedModel
+from luban.load.writer import writer_of
 from luban.serve.adapters import MOST, AdapterPool
 from luban.serve.batch import Batch, BatchLoad, Token
 from luban.serve.contiguous import ContiguousBatch
@@ -93,7 +94,7 @@ class Engine:
         adapters: Mapping[str, str | Path] | None = None,
         max_adapters: int = MOST,
     ):
-        self.model = model
+        self.model = model = writer_of(model)
         self.adapters = AdapterPool(model, adapters, max_adapters) if adapters else None
         refusal = paging_refusal(model.module)
         if paged and refusal:

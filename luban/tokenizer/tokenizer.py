@@ -84,6 +84,14 @@ class Tokenizer:
         found = self._encoder.encode_batch_fast([self._prepared(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
+    @cached_property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Ids that the vocabulary's own post-processor puts before and behind every text, such as BERT's [CLS] and [SEP]."""
+        inner = self._encoder.encode("a", add_special_tokens=False).ids
+        ids = self._encoder.encode("a", add_special_tokens=True).ids
+        place = next((i for i in range(len(ids)) if ids[i : i + len(inner)] == inner), len(ids))
+        return ids[:place], ids[place + len(inner) :]
+
     def _prepared(self, text: str) -> str:
         text = without_surrogates(text)
         return text if self._rules is None else self._rules(text)

@@ -32,6 +32,7 @@ from luban.load.model import LoadedModel
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
 from luban.nn.attention.backend import AttentionBackend
+from luban.nn.embedding import add_noise
 from luban.nn.float8 import require_float8
 from luban.objectives.base import Objective
 from luban.parallel.apply import Execution, apply
@@ -173,7 +174,7 @@ def open_run(
     device = choose_device(recipe.train.device)
     if recipe.train.precision == "fp8":
         require_float8(device)
-    shards = Shards.open(recipe.data.path, "train", verify=recipe.data.verify)
+    shards = recipe.trained(Shards.open(recipe.data.path, "train", verify=recipe.data.verify))
     start = choose_start(recipe, shards, model)
     check_plan(recipe.plan, start.spec)
     return within_epochs(recipe, shards), shards, start, device
@@ -279,6 +280,8 @@ def make_engine(recipe: Recipe, start: Start, device: torch.device, world: World
     """The model of `start`, ready to be trained as `recipe` says."""
     config, attention = recipe.train, AttentionBackend(recipe.train.kernel)
     model = build_model(start.spec, device="meta")
+    if config.neftune:
+        add_noise(model, config.neftune)
     measured = recipe.objective.measured()
     evaluation = measured.loss(model, attention) if measured != recipe.objective else None
     execution = Execution(

@@ -179,7 +179,7 @@ def _shallow(spec: ModelSpec, layers: int) -> ModelSpec:
 
 def _use_remat(module: nn.Module, remat: Remat) -> None:
     for block in blocks_of(module):
-        block.use_remat(remat_policy(remat))
+        block.use_remat(remat_policy(remat, block))
 
 
 def _seconds(recipe: Recipe, spec: ModelSpec, batch: dict[str, Tensor]) -> float:

@@ -45,7 +45,7 @@ from luban.parallel.stages import check_stages
 from luban.parallel.world import World
 
 SEED, ROWS = 3, 8
-FEW_FAMILIES = 6  # in every test run
+FEW_FAMILIES = 4  # in every test run
 STEPS, MORE_STEPS, MANY_STEPS = 2, 6, 20  # of a drawn sample in every test run, of all plans, of a drawn sample
 PROCESSES = 4
 PLANS = [

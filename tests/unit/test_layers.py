@@ -63,3 +63,10 @@ def test_every_path_in_the_map_exists():
     paths = set(re.findall(r"`((?:luban|tests|benchmarks|docs)/[\w./-]+)`", text))
     assert paths, "the map names no path"
     assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_no_script_is_named_like_a_module_of_python():
+    """A script's folder comes first on the path of what it starts, where `encodings.py` kept Python itself from starting and
+    torch from generating vectorised code."""
+    scripts = [path for folder in ("benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
+    assert scripts and not [path for path in scripts if path.stem in sys.stdlib_module_names]

@@ -18,6 +18,7 @@ from luban.core.registry import Registry, Variant
 from luban.kernels import layout as blocks
 from luban.kernels.layout import BlockLayout
 from luban.kernels.limits import BLOCK_SIDES
+from luban.kernels.tracing import constant_in_graphs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ def layout_for(layout: Layout, length: int, heads: int, causal: bool, device: to
     return _constant(type(layout), options, whole, heads, causal, device)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _constant(kind: type[Layout], options: tuple[tuple[str, int], ...], *rest: Any) -> BlockLayout:
     """From plain values, since torch 2.11's compiler takes no dataclass as an argument of what it calls."""
     layout = kind(**dict(options))

@@ -135,7 +135,7 @@ class MoELayer(nn.Module):
         self.exchange = LOCAL
         self.tally = Tally(config.experts)
 
-    @torch.compiler.disable
+    @torch._disable_dynamo  # torch.compiler.disable, which would import all of torch._dynamo now
     def forward(self, x_BTE: Tensor, ctx: LayerContext | None = None) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         training = None if ctx is None else ctx.routing

@@ -7,12 +7,15 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from luban.core.errors import DataError
+from luban.core.protocols import Grounded
+from luban.generate.cache import PromptTooLong
 from luban.generate.sampling import Sampling
 from luban.generate.structure import Structure
 from luban.generate.token_mask import StructureError
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 ANSWER_TOKENS = 256  # of the context that are kept for an answer without max_tokens, where messages are left out
 LEFT_OUT = "luban-messages-left-out"  # header: how many messages of the conversation the model didn't read
+ANSWER_ROOM = 64  # tokens of the context that passages leave to the answer
 
 
 @dataclass
@@ -45,6 +49,7 @@ class Job:
     requests: list[Request] = field(default_factory=list)
     echoed: list[str] | None = None  # the prompts' texts, where they are to be repeated
     prompt_alone: bool = False  # whether nothing is to be generated
+    grounded: Grounded | None = None  # the passages before the question, where an index is served
     tools: ToolFormat | None = None  # how calls of tools are written; None: there are none
     left_out: int = 0  # messages of the conversation that the model doesn't read
     _parsers: dict[int, ToolParser] = field(default_factory=dict)  # by choice
@@ -95,6 +100,14 @@ class Job:
             for number, choice in enumerate(request.result.choices)
         ]
 
+    def citations(self) -> dict[str, Any]:
+        """`citations` beside OpenAI's fields where an index is served: the passages that the answers cite, each once."""
+        if self.grounded is None:
+            return {}
+        texts = [choice.text for request in self.requests for choice in request.result.choices]
+        found = {row["mark"]: row for text in texts for row in self.grounded.citations(text)}
+        return {"citations": list(found.values())}
+
     def usage(self) -> dict[str, int]:
         """Token counts."""
         counted = usage(self.requests)
@@ -132,10 +145,14 @@ class Answers:
         body.max_tokens = body.max_completion_tokens or body.max_tokens
         form, structure = self._tools(body)
         messages = [message.plain() for message in body.messages]
+        grounded = None
+        if service.retriever is not None and messages[-1]["role"] == "user":
+            grounded = await service.tokenised(service.retriever.ground, messages, partial(self._fits, body=body))
+            messages = grounded.messages
         prompt, left_out = await service.tokenised(self._rendered, messages, body)
         longest = engine.budget.longest_answer(prompt, body.n)
         sampling = body.sampling(service.model.generation, longest, body.alternatives, structure)
-        job = Job(body, sampling, self._shape(body, chat=True), tools=form, left_out=left_out)
+        job = Job(body, sampling, self._shape(body, chat=True), tools=form, grounded=grounded, left_out=left_out)
         return await self._answer(job, [prompt], http)
 
     def _shape(self, body: CompletionBody | ChatBody, *, chat: bool) -> Shape:
@@ -155,6 +172,15 @@ class Answers:
             strict = any(tool.function.strict for tool in body.offered())
             return form, form.text_or_calls(functions) if strict else None
         return form, form.structure(functions, several=body.tool_choice == "required" and body.parallel_tool_calls)
+
+    def _fits(self, messages: list[dict[str, Any]], body: ChatBody) -> bool:
+        """Whether a conversation leaves the context room for an answer, without a message left out."""
+        room = min(body.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
+        try:
+            found, left_out = self._rendered(messages, body)
+        except PromptTooLong:
+            return False
+        return not left_out and len(found) + room <= self.service.model.spec.context
 
     def _rendered(self, messages: list[dict[str, Any]], body: ChatBody) -> tuple[list[int], int]:
         """A conversation's tokens up to where the answer begins, and how many of its messages were left out. Raises DataError
@@ -191,7 +217,8 @@ class Answers:
             return StreamingResponse(events, media_type="text/event-stream", headers=headers)
         if not await self._finish(job, http):
             return Response(status_code=499)  # the client has gone
-        return JSONResponse(job.shape.body(job.whole(), chunk=False, usage=job.usage()), headers=headers)
+        body = {**job.shape.body(job.whole(), chunk=False, usage=job.usage()), **job.citations()}
+        return JSONResponse(body, headers=headers)
 
     def _requests(self, job: Job, prompts: list[Prompt]) -> list[Request]:
         intake, kept = self.service.writer().intake, job.tools.kept() if job.tools else frozenset()
@@ -228,7 +255,8 @@ class Answers:
             async for index, delta in deltas:
                 choice = job.choice(index, delta, chunk=True)
                 if choice.get("text") or choice.get("delta") or choice["finish_reason"] or delta.logprobs:
-                    yield _event(shape.body([choice], chunk=True))
+                    cited = job.citations() if choice["finish_reason"] and all(r.done for r in job.requests) else {}
+                    yield _event({**shape.body([choice], chunk=True), **cited})
         except (GenerationError, Stopping) as error:
             yield _event(error_body(str(error), kind="server_error"))
             return

@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from luban.core.errors import UnsupportedError
 from luban.core.log import say
+from luban.core.protocols import Grounder
 from luban.load.model import LoadedModel
 from luban.serve.api.answers import LEFT_OUT
 from luban.serve.api.body_limit import BodyLimit, body_limit
@@ -46,6 +47,7 @@ class ServerOptions:
     log_requests: bool = False  # write a line of JSON to standard error for every request
     log_text: bool = False  # … with the text of prompts and answers
     history: Rule = "error"  # what becomes of conversations longer than the context (`luban.serve.history`)
+    retriever: Grounder | None = None  # finds passages for chats, whose answers then have citations
 
 
 def engine_or_model(model: LoadedModel, engine: Callable[[LoadedModel], Engine] = Engine) -> Engine | LoadedModel:
@@ -83,7 +85,12 @@ def create_app(
     `app.state.service.stop()` ends what is running; safe from any thread and from signal handlers.
     """
     options = options or ServerOptions(api_key=api_key, hosts=tuple(hosts), origins=tuple(origins))
-    service = Service(max_queue=options.max_queue, log_text=options.log_text, history=options.history)
+    service = Service(
+        max_queue=options.max_queue,
+        log_text=options.log_text,
+        history=options.history,
+        retriever=options.retriever,
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):

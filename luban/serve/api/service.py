@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 
 from luban.core.errors import DataError, LubanError, UnsupportedError
+from luban.core.protocols import Grounder
 from luban.load.model import LoadedModel
 from luban.serve.api.answers import Answers
 from luban.serve.api.bodies import MAX_SEQUENCES
@@ -74,10 +75,13 @@ class Service:
         max_queue: sequences that may wait.
         log_text: whether the log of requests holds texts.
         history: what becomes of conversations longer than the context.
+        retriever: puts passages before the last question of chats; None: chats are answered as they are.
     """
 
-    def __init__(self, *, max_queue: int, log_text: bool = False, history: Rule = "error"):
-        self.max_queue, self.log_text = max_queue, log_text
+    def __init__(
+        self, *, max_queue: int, log_text: bool = False, history: Rule = "error", retriever: Grounder | None = None
+    ):
+        self.max_queue, self.log_text, self.retriever = max_queue, log_text, retriever
         self.history: Rule = history
         self.engine: Engine | None = None
         self.worker: Worker | None = None  # None: the model is still being loaded

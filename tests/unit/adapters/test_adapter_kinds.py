@@ -12,7 +12,7 @@ import pytest
 import torch
 from families import FAMILIES
 
-from luban.adapters.base import AdapterConfig, adapters_of, rates_of
+from luban.adapters.base import AdapterConfig, adapters_of, rates_of, without_adapters
 from luban.adapters.bottleneck import BottleneckConfig
 from luban.adapters.dora import DoRA
 from luban.adapters.ia3 import IA3
@@ -179,6 +179,16 @@ def test_what_is_no_change_of_weights_is_not_merged(name):
     _, model = adapted(SPEC, ALL[name])
     with pytest.raises(UnsupportedError, match="no change of weights"):
         ALL[name].merge(model)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if ALL[name].removable])
+def test_without_its_adapters_a_model_is_the_base(name):
+    plain, model = adapted(SPEC, ALL[name], moved=True)
+    x = tokens()
+    moved = model(x)
+    with without_adapters(model):
+        torch.testing.assert_close(model(x), plain(x), rtol=0, atol=0)
+    assert torch.equal(model(x), moved) and not torch.equal(moved, plain(x))
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from luban import Engine, Sampling
 from luban.align.dpo import DPORecipe, dpo
+from luban.align.prompts import prompt_ids
 from luban.align.reward import RewardRecipe, reward
 from luban.align.scoring import RewardModel, score_file
 from luban.core.artifact import read_manifest
@@ -19,6 +22,7 @@ from luban.core.errors import ConfigError, DataError, LineageError, UnsupportedE
 from luban.data.groups import Groups
 from luban.data.shards import Shards
 from luban.load.model import load_model
+from luban.objectives.ranking import Ranking
 
 TINY = {
     "optim": {"type": "adamw", "lr": 5e-3},
@@ -73,6 +77,32 @@ def test_a_reward_model_learns_the_preference_and_scores_files(tiny_checkpoint, 
     heldout = Shards.open(tmp_path / "rm.data" / next((tmp_path / "rm.data").iterdir()).name, "heldout")
     best = Groups.open(heldout).first[:-1]
     assert np.mean(model.scores([heldout.document(i).tolist() for i in best])) == pytest.approx(0, abs=1e-4)
+
+
+def test_a_joint_model_ranks_and_writes(tiny_checkpoint, pairs, tmp_path):
+    """Its language model is trained on preferred answers, and serves them; one that ranks alone writes nothing."""
+    from safetensors.torch import load_file, save_file
+
+    tied = tmp_path / "tied"
+    shutil.copytree(tiny_checkpoint, tied)
+    spec = json.loads((tied / "spec.json").read_text())
+    (tied / "spec.json").write_text(json.dumps({**spec, "tied_head": True}))
+    weights = {name: t for name, t in load_file(tied / "model.safetensors").items() if name != "head.weight"}
+    save_file(weights, tied / "model.safetensors")
+    recipe = rewarding(tied, pairs)
+    run = reward(replace(recipe, objective=Ranking(language=1.0)), tmp_path / "joint")
+    model = RewardModel.load(run)
+    before = model.score("say 99", "aaa")
+    assert before > model.score("say 99", "zzz")
+    loaded = load_model(run)
+    ids = prompt_ids("say 99", loaded.need_tokenizer())
+    (found,) = Engine(loaded).generate(ids, Sampling(temperature=0, max_tokens=2))
+    assert found.text == "aa" and loaded.spec.head != Engine(loaded).model.spec.head
+    with torch.no_grad():
+        logits = loaded.module.head.language_model(loaded.module(torch.tensor([ids]), output="hidden"))
+    assert int(logits[0, -1].argmax()) == found.token_ids[0] and RewardModel.load(run).score("say 99", "aaa") == before
+    with pytest.raises(UnsupportedError, match="has body decoder and head value"):
+        Engine(load_model(reward(recipe, tmp_path / "alone")))
 
 
 def test_scores_do_not_depend_on_the_batch(tiny_checkpoint, pairs, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from luban.adapters.lora import LoRA
 from luban.align.policy_config import GRPO, PPO, RLOO, Scored
 from luban.align.rl import RLRecipe, rl
 from luban.checkpoint.manager import CheckpointManager
@@ -21,6 +22,8 @@ from luban.optim.schedule.constant import Constant
 COUNT = """
 def letters(prompt, answer, row):
     return sum(c in "abcdefgh" for c in answer) / 8
+def spread(prompt, answer, row):
+    return sum(map(ord, answer)) % 7 / 7
 def refuses(prompt, answer, row):
     raise ValueError("never")
 """
@@ -107,6 +110,18 @@ def test_settings_that_fit_nothing_are_refused(recipe, tmp_path):
         RLOO(samples=1)
     with pytest.raises(UsageError, match="no reward"):
         rl(replace(recipe, reward=()), tmp_path / "run")
+
+
+def test_the_reference_of_an_adapter_is_its_base_without_a_second_copy(recipe, tmp_path, monkeypatch):
+    file = recipe.reward[0].partition(":")[0]
+    tuned = replace(recipe, adapter=LoRA(rank=2), rl=replace(recipe.rl, kl=0.1), reward=(f"{file}:spread",))
+    copied = metrics(rl(replace(tuned, reference=recipe.init), tmp_path / "copied"))
+    monkeypatch.setattr("luban.align.rl.load_reference", lambda *_: pytest.fail("a second copy"))
+    found = metrics(rl(tuned, tmp_path / "live"))
+    assert [row["kl"] for row in found] == pytest.approx([row["kl"] for row in copied], abs=1e-6)
+    assert found[0]["kl"] == 0 and found[-1]["kl"] > 1e-3
+    with pytest.raises(ConfigError, match=r"set adapter\.dropout and train\.neftune to 0"):
+        rl(replace(tuned, adapter=LoRA(rank=2, dropout=0.1)), tmp_path / "run")
 
 
 def test_normalisations_of_grpo():

@@ -76,6 +76,20 @@ def test_answers_and_their_end_are_trained_on_and_nothing_else(recipe, base, tmp
     assert seen > 4
 
 
+def test_questions_are_trained_on_too_where_that_is_asked_for(recipe, tmp_path, capfd):
+    """Every token behind a real one is a target, and the sample of the mask shows it."""
+    whole = replace(recipe, train_on="all", train=replace(recipe.train, steps=1))
+    ready, _ = with_shards(whole, tmp_path / "all.data")
+    batch = Loader(whole.trained(Shards.open(ready.data.path)), batch_size=4, seq_len=64, seed=0, packing="fit").batch(
+        0
+    )
+    assert np.array_equal(batch.loss_mask, batch.documents >= 0) and not batch.loss_mask.all()
+    for each, name in ((whole, "all"), (replace(whole, train_on="answers"), "answers")):
+        sft(each, tmp_path / name)
+        shown = capfd.readouterr().err
+        assert ("«<|user|>" in shown) == (name == "all") == ("<|assistant|>«" not in shown)
+
+
 def test_tuning_lowers_the_answer_loss_and_knows_its_parents(recipe, base, tmp_path, capfd):
     out = sft(recipe, tmp_path / "tuned")
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

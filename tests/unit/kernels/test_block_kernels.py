@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from counted import MatmulCount
+from drawn import drawn
 from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
 
 from luban.nn.feedforward.gated import SwiGLU
@@ -20,8 +21,9 @@ DTYPES = [torch.float32, *([torch.bfloat16] if ON_GPU else [])]
 
 
 @pytest.mark.skipif(HERE, reason="runs directly")
-def test_under_the_interpreter():
-    run_interpreted(__file__)
+@pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_under_the_interpreter(chosen):
+    run_interpreted(__file__, "-m", chosen)
 
 
 def agree(ours, plain, inputs, dtype):
@@ -222,7 +224,7 @@ def test_packed_rotation(dtype, own_positions):
 
 
 @here
-@pytest.mark.parametrize("block", ["pre", "post", "parallel"])
+@pytest.mark.parametrize("block", drawn(["pre", "post", "parallel"], 1))
 @pytest.mark.parametrize("precision", ["plain", "compiled"] if ON_GPU else ["plain"])
 def test_a_decoder_trains_the_same_with_and_without_the_kernels(block, precision, monkeypatch):
     from luban.models.arrangement.base import Arrangement

@@ -185,7 +185,7 @@ def test_a_lone_key_gives_its_value_and_no_gradient_to_scores(alone, T):
 
 @here
 @pytest.mark.parametrize("kind", drawn(["alibi", "power", "log", "t5"], 2))
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", drawn([False, True], 1))
 def test_distance_biases_and_their_gradients(kind, masked):
     from luban.kernels.intervals import intervals
 
@@ -274,7 +274,7 @@ def test_hardware_that_fetches_no_tiles_by_itself(monkeypatch):
 
 
 @here
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", drawn([torch.float32, torch.bfloat16], 1))
 def test_tensors_that_hardware_could_not_fetch_tiles_of(dtype):
     """Rows that begin off 16 bytes, an expanded gradient, widths of an odd number of bytes, one head, one row."""
     from luban.kernels.flash.attention import flash_attention

@@ -124,7 +124,7 @@ def test_rematerialisation_repeats_the_matmuls_only_where_it_should(quack, monke
     monkeypatch.setattr(network, "multiplies_joined", lambda *_: True)
     monkeypatch.setattr(gated, "serves", torch.compiler.assume_constant_result(lambda *_: True))
     for block in blocks_of(model):
-        block.use_remat(remat_policy(remat))
+        block.use_remat(remat_policy(remat, block))
         if compiled:
             block.compile(dynamic=False, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(gradients(), right, rtol=1e-4, atol=1e-6)

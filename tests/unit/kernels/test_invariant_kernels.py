@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from drawn import drawn
 from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
 
 from luban.nn.attention.packed import PackedTokens
@@ -15,8 +16,9 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.skipif(HERE, reason="the tests below run here")
-def test_under_the_interpreter():
-    run_interpreted(__file__)
+@pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_under_the_interpreter(chosen):
+    run_interpreted(__file__, "-m", chosen)
 
 
 @here
@@ -40,7 +42,7 @@ def test_a_row_of_the_fixed_matmul(dtype):
 
 @here
 @pytest.mark.parametrize("kernel", ["luban", "torch"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", drawn(DTYPES, 1))
 def test_a_token_attends_alike_in_any_chunk_and_batch(dtype, kernel):
     """A sequence read whole, in parts and token by token, beside others or alone."""
     heads, key_heads, width, length, size = 4, 2, 16, 90, 16

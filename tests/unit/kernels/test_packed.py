@@ -267,7 +267,7 @@ def test_compiled_blocks_serve_any_number_of_documents(flash4, remat):
     model, counter = tiny(), CompileCounterWithBackend("aot_eager")
     plain = copy.deepcopy(model)
     for block in blocks_of(model):
-        block.use_remat(remat_policy(remat))
+        block.use_remat(remat_policy(remat, block))
         block.compile(dynamic=False, fullgraph=True, backend=counter)
     tokens = torch.randint(0, 41, (2, 2048))
     for places in (16, 32):

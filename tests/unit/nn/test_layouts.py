@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from drawn import drawn
 
 from luban import build_model, describe
 from luban.core.errors import ConfigError, DataError, UnsupportedError
@@ -187,7 +188,7 @@ def test_padding_and_company_change_nothing(name):
         assert whole[len(sequence.prompt) - 1 : -1].argmax(-1).tolist() == sequence.tokens
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", drawn(LAYOUTS, 1))
 def test_a_compiled_model_is_the_uncompiled_one(name):
     torch._dynamo.reset()
     model = make(LAYOUTS[name])
@@ -202,7 +203,7 @@ def test_a_recipe_says_it_in_a_table():
     assert {layer.mixer.layout for layer in resolve_spec(text, 50).layers} == {Strided(window=64, stride=4)}
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", drawn(LAYOUTS, 1))
 def test_a_model_with_a_layout_is_one_graph(name):
     model, tokens = make(LAYOUTS[name], layers=2), torch.randint(0, 16, (2, 83))
     torch._dynamo.reset()
@@ -210,7 +211,7 @@ def test_a_model_with_a_layout_is_one_graph(name):
     torch.testing.assert_close(compiled(tokens), model(tokens))
 
 
-@pytest.mark.parametrize("name", [None, *LAYOUTS])
+@pytest.mark.parametrize("name", drawn([None, *LAYOUTS], 1))
 def test_a_model_compiled_for_one_length_takes_another(name):
     """Without dynamic=False the second length is traced for any: what picks a kernel must still be a constant."""
     model = make(LAYOUTS[name] if name else None, layers=1)

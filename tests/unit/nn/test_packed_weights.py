@@ -59,6 +59,15 @@ def test_every_number_is_the_nearest_value():
     assert bits <= weight.numel() * 4 + 8 * (len(blocks) + 255)
 
 
+def test_a_block_of_nearly_zero_numbers_keeps_their_signs():
+    """Its scale in float8, which is rounded below the mean of all, would be negative for some of these."""
+    for tiny in torch.linspace(0, 0.01, 40):
+        weight = torch.randn(16, 64) * torch.rand(16, 1)
+        weight[3] = tiny * torch.randn(64)
+        found = NF4(weight).weight(torch.float32)
+        assert (found * weight >= 0).all()
+
+
 @pytest.mark.parametrize(("kind", "most"), [(Int8Rows, 0.01), (NF4, 0.12)])
 def test_matmul_and_gradient_are_those_of_the_unpacked_weight(kind, most):
     weight, bias = torch.randn(24, 50), torch.randn(24)

@@ -132,7 +132,7 @@ async function answer() {
   view.root.classList.add("writing");
   state.abort = new AbortController();
   busy(true);
-  let written = "", reason = null, problem = "";
+  let written = "", reason = null, problem = "", citations = null;
   const tokens = [], decoder = new TextDecoder();
   const started = performance.now();
   try {
@@ -141,6 +141,7 @@ async function answer() {
     for await (const event of events(response.body)) {
       if (event.error) throw new Error(event.error.message);
       const choice = event.choices[0];
+      citations = event.citations ?? citations;
       if (choice) {
         written += choice.delta?.content ?? choice.text ?? "";
         reason = choice.finish_reason ?? reason;
@@ -159,10 +160,10 @@ async function answer() {
   view.root.classList.remove("writing");
   state.abort = null;
   busy(false);
-  finish(view, written, reason, problem, tokens);
+  finish(view, { written, reason, problem, tokens, citations });
 }
 
-function finish(view, written, reason, problem, tokens) {
+function finish(view, { written, reason, problem, tokens, citations }) {
   if (problem) notice(problem);
   if (!written && problem) {
     view.root.remove();
@@ -172,14 +173,26 @@ function finish(view, written, reason, problem, tokens) {
     $("welcome").hidden = state.messages.length > 0;
     return;
   }
-  state.messages.push({ role: "assistant", content: written });
+  state.messages.push({ role: "assistant", content: written, ...(citations ? { citations } : {}) });
   keep();
   whileAtEnd(() => {
     if (tokens.length) renderTokens(view.text, tokens);
     else render(view.text, written);
     const ends = { length: "reached the longest answer", stopped: "stopped" };
     if (ends[reason] || !written) view.root.append(element("p", "end", ends[reason] ?? "the model ended without a word"));
-    view.root.append(tools(written));
+    view.root.append(...cards(citations), tools(written));
+  });
+}
+
+// The passages that an answer cites, each a card that opens on its text; nothing where the server has no index.
+function cards(citations) {
+  if (!citations) return [];
+  if (!citations.length) return [element("p", "end", "No passage supports this.")];
+  return citations.map(({ mark, title, text, source, start, stop }) => {
+    const card = element("details", "citation");
+    const head = element("summary", "", `[${mark}] ${title || source}`);
+    card.append(head, element("p", "passage", text), element("p", "source", `${source}, characters ${start} to ${stop}`));
+    return card;
   });
 }
 
@@ -198,11 +211,11 @@ function restore() {
   } catch {
     state.messages = [];
   }
-  for (const { role, content } of state.messages) {
+  for (const { role, content, citations } of state.messages) {
     const view = addMessage(role, content);
     if (role !== "assistant") continue;
     render(view.text, content);
-    view.root.append(tools(content));
+    view.root.append(...cards(citations), tools(content));
   }
 }
 

@@ -1,6 +1,6 @@
 """Share of texts whose encoding is told right from their bytes alone, each text as a file of its own.
 
-    python benchmarks/encodings.py --data DIR
+    python benchmarks/text_encodings.py --data DIR
 
 DIR holds `tang-poems.jsonl.gz` (poems with `paragraphs`; npm's chinese-poetry) and `wikitext2-valid.txt`.
 """

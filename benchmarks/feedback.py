@@ -1,0 +1,321 @@
+"""Human feedback on one planted preference: its forms and uses compared, and labels of fresh answers beside stale ones.
+
+    python benchmarks/feedback.py --out feedback                  # two CPU cores, three seeds: about half an hour
+    python benchmarks/feedback.py --seeds 1 --quick --out feedback
+
+A small model writes six random letters to every prompt. A simulated annotator prefers answers with more vowels; whom they
+prefer of two answers is drawn from a logistic distribution of the difference in vowels (Bradley and Terry). Every row of the
+tables goes through the commands that docs/ALIGNMENT.md names, on the same prompts; an answer's quality is its true share of
+vowels, of random letters 5/26 = 0.19, at most 1.
+
+forms: scores, rankings, one pair a prompt, a thumb up or down an answer, a critique with a revision. Each trains a model in the way
+that it allows.
+uses: imitation (of the preferred, of revisions), conditioning, joint modelling, re-ranking, preference loss, reinforcement.
+iterated: four rounds of DPO, whose pairs are of the newest model's answers (fresh) or of the first model's (stale), equally many.
+
+Checked: reinforcement and the preference loss are above imitation, every use above the model it starts from, fresh above
+stale. Writes OUT.json; exits 1 where a check fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import luban
+from luban.align.feedback import conditioned_prompt
+from luban.align.prompts import prompt_ids
+from luban.cli.main import main as command_line
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LENGTH = 6  # letters of an answer
+SHARPNESS = 1.5  # of the annotator: log-odds for one vowel more
+HELD = 64  # prompts that quality is measured on
+TRAIN = ("--train.seq_len", "64", "--train.batch_size", "16", "--train.compile", "false", "--train.precision", "fp32")
+GOLD = 'def vowels(prompt, answer, row):\n    return sum(c in "aeiou" for c in answer) / 6\n'
+Row = dict[str, Any]
+
+
+def quality(answer: str) -> float:
+    """The share of vowels among six letters."""
+    return sum(c in "aeiou" for c in answer) / LENGTH
+
+
+class Annotator:
+    """A person whose preferences are noisy.
+
+    Args:
+        rng: of their noise.
+    """
+
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
+
+    def scores(self, answers: Sequence[str]) -> list[float]:
+        """Utilities with Gumbel noise: comparing two of them is Bradley and Terry's model, ordering several Plackett and
+        Luce's."""
+        return [SHARPNESS * LENGTH * quality(each) + float(self.rng.gumbel()) for each in answers]
+
+    def revise(self, answer: str) -> tuple[str, str]:
+        """(critique, revision with one more vowel)."""
+        wrong = [i for i, c in enumerate(answer) if c not in "aeiou"]
+        if not wrong:
+            return "good", answer
+        at = int(self.rng.choice(wrong))
+        vowel = str(self.rng.choice([*"aeiou"]))
+        return f"letter {at + 1} is no vowel", answer[:at] + vowel + answer[at + 1 :]
+
+
+class Study:
+    """One seed: a first model, annotated answers of it, and what is made of them.
+
+    Args:
+        folder: of its files.
+        prompts: that are annotated, four answers each.
+        steps: of every training.
+    """
+
+    def __init__(self, folder: Path, seed: int, prompts: int, steps: int):
+        self.folder, self.seed, self.steps = folder, seed, steps
+        self.rng = np.random.default_rng(seed)
+        self.annotator = Annotator(self.rng)
+        self.prompts = [f"write {i}" for i in range(prompts)]
+        (folder / "gold.py").write_text(GOLD)
+        self.base = self._first_model()
+        self.feedback = self.annotated(self.base)
+
+    def luban(self, *words: object) -> None:
+        """Run a command; its output goes to the study's log."""
+        with (self.folder / "log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            code = command_line([str(word) for word in words])
+        if code:
+            end = "\n".join((self.folder / "log").read_text().splitlines()[-3:])
+            raise SystemExit(f"luban {' '.join(map(str, words))} failed:\n{end}")
+
+    def write(self, name: str, rows: Sequence[Row]) -> Path:
+        """A .jsonl file in the folder."""
+        path = self.folder / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    def _first_model(self) -> Path:
+        letters = [LETTERS[i] for i in self.rng.integers(0, 26, 6 * 2000)]
+        words = ["".join(letters[i : i + 6]) for i in range(0, len(letters), 6)]
+        pages = [" ".join(words[i : i + 50]) for i in range(0, len(words), 50)]
+        self.write("pages.jsonl", [{"text": page} for page in pages])
+        said = [
+            {"messages": [{"role": "user", "content": f"write {i}"}, {"role": "assistant", "content": word}]}
+            for i, word in enumerate(words)
+        ]
+        f = self.folder
+        self.luban("corpus", "build", f / "pages.jsonl", "--out", f / "corpus")
+        self.luban("tokenizer", "train", f / "corpus", "--out", f / "tok", "--vocab-size", 272)
+        self.luban("data", "pack", f / "corpus", "--tokenizer", f / "tok", "--out", f / "shards")
+        self.luban(
+            "pretrain", "tiny_pretrain_cpu", "--data.path", f / "shards", "--out", f / "base", "--train.steps", 30
+        )
+        return self.tuned("chat", "sft", f / "base", self.write("chat.jsonl", said), steps=4 * self.steps, lr="3e-3")
+
+    def tuned(
+        self, name: str, verb: str, start: Path, data: Path, *more: object, steps: int = 0, lr: str = "1e-3"
+    ) -> Path:
+        """A run of a verb that trains."""
+        out = self.folder / name
+        extra = TRAIN if verb != "rl" else (*TRAIN[:2], "--train.batch_size", "64", "--train.precision", "fp32")
+        words = ("--train.steps", steps or self.steps, "--train.seed", self.seed, "--optim.lr", lr, *extra, *more)
+        self.luban(verb, f"luban_{verb}_cpu", "--init", start, "--data.path", data, "--out", out, *words)
+        return out
+
+    def answers(self, model: Path, prompts: Sequence[Any], n: int) -> list[list[str]]:
+        """`n` answers a prompt at temperature 1."""
+        m = luban.load_model(model)
+        engine = luban.Engine(m)
+        sampling = luban.Sampling(n=n, max_tokens=12, temperature=1.0, seed=int(self.rng.integers(2**31)))
+        chats = [p if isinstance(p, list) else [{"role": "user", "content": p}] for p in prompts]
+        ids = [prompt_ids(chat, m.need_tokenizer()) for chat in chats]
+        return [[choice.text for choice in each.choices] for each in engine.generate(ids, sampling)]
+
+    def annotated(self, model: Path) -> list[Row]:
+        """Every prompt with four answers of a model and the annotator's scores."""
+        given = zip(self.prompts, self.answers(model, self.prompts, 4), strict=True)
+        return [{"prompt": p, "responses": texts, "scores": self.annotator.scores(texts)} for p, texts in given]
+
+    def measured(self, model: Path, wanted: int = 0) -> float:
+        """Mean quality of eight answers each to prompts that nothing was trained on; `wanted`: of 5, for conditioned models."""
+        prompts: list[Any] = [f"write {10_000 + i}" for i in range(HELD)]
+        if wanted:
+            prompts = [conditioned_prompt(p, wanted, 5) for p in prompts]
+        return float(np.mean([quality(text) for texts in self.answers(model, prompts, 8) for text in texts]))
+
+    def converted(self, rows: Path, use: str) -> Path:
+        """Feedback as data for a use of it."""
+        out = rows.with_name(f"{rows.stem}-{use}.jsonl")
+        self.luban("data", "feedback", rows, "--use", use, "--out", out)
+        return out
+
+    def forms(self) -> dict[str, float]:
+        """Quality after the same number of steps on each form."""
+        scored = self.write("scored.jsonl", self.feedback)
+        two = [{**row, "responses": row["responses"][:2], "scores": row["scores"][:2]} for row in self.feedback]
+        one = self.write("two.jsonl", two)
+        thumbs = [{**row, "scores": [float(s > 3.0) for s in row["scores"]]} for row in self.feedback]
+        rated = self.write("thumbs.jsonl", thumbs)
+        dpo = ("--objective.sft", "0")
+        runs = {
+            "scores, as all pairs": self.tuned("f-scores", "dpo", self.base, self.converted(scored, "pairs"), *dpo),
+            "one pair a prompt": self.tuned("f-pair", "dpo", self.base, self.converted(one, "pairs"), *dpo),
+            "thumbs (KTO)": self.tuned(
+                "f-thumbs", "dpo", self.base, self.converted(rated, "unpaired"), "--objective.method.type", "kto"
+            ),
+            "critiques, revisions imitated": self.tuned("f-revised", "sft", self.base, self.revised()),
+        }
+        return {name: self.measured(run) for name, run in runs.items()}
+
+    def revised(self) -> Path:
+        """Conversations with the revision of every prompt's first answer."""
+        rows = []
+        for row in self.feedback:
+            critique, revision = self.annotator.revise(row["responses"][0])
+            rows.append(
+                {"prompt": row["prompt"], "response": row["responses"][0], "critique": critique, "revision": revision}
+            )
+        return self.converted(self.write("critiques.jsonl", rows), "revised")
+
+    def uses(self) -> dict[str, float]:
+        """Quality after each use of the scored answers."""
+        scored = self.folder / "scored.jsonl"
+        pairs, f = self.converted(scored, "pairs"), self.folder
+        ranked = self.converted(scored, "rankings")
+        found = {"none: the model it starts from": self.measured(self.base)}
+        found["imitation of the preferred"] = self.measured(
+            self.tuned("u-imitation", "sft", self.base, self.converted(scored, "preferred"))
+        )
+        conditioned = self.tuned("u-conditioned", "sft", self.base, self.converted(scored, "conditioned"))
+        found["conditioning, highest score asked for"] = self.measured(conditioned, wanted=5)
+        found["conditioning, lowest score asked for"] = self.measured(conditioned, wanted=1)
+        reward = self.tuned("u-reward", "reward", self.base, ranked)
+        joint = self.tuned("u-joint", "reward", self.base, ranked, "--objective.language", "1")
+        for name, writer, judge in (("", self.base, reward), (", by a joint model of its own answers", joint, joint)):
+            found[f"re-ranking, best of 16{name}"] = self.best_of(writer, judge)
+        found["preference loss (DPO)"] = self.measured(self.tuned("u-dpo", "dpo", self.base, pairs))
+        prompts = self.write("prompts.jsonl", [{"prompt": p} for p in self.prompts])
+        rl = ("--reward", reward, "--rl.max_tokens", "12", "--rl.kl", "0.02", "--checkpoint.every", "1000")
+        for kind in ("grpo", "ppo"):
+            run = self.tuned(f"u-{kind}", "rl", self.base, prompts, "--rl.type", kind, *rl)
+            found[f"reinforcement ({kind.upper()}) of the reward model"] = self.measured(run)
+        self.luban(
+            *("generate", self.base, prompts, "--best-of", 16, "--reward", reward, "--out", f / "best.jsonl"),
+            *("--temperature", 1, "--max-tokens", 12, "--seed", self.seed),
+        )
+        found["rejection sampling, then imitation"] = self.measured(
+            self.tuned("u-rejection", "sft", self.base, f / "best.jsonl")
+        )
+        return found
+
+    def best_of(self, writer: Path, judge: Path) -> float:
+        """Mean true quality of the best of 16 by a reward model."""
+        prompts = self.write("held.jsonl", [{"prompt": f"write {10_000 + i}"} for i in range(HELD)])
+        out = self.folder / f"best-{writer.name}.jsonl"
+        self.luban(
+            *("generate", writer, prompts, "--best-of", 16, "--reward", judge, "--out", out),
+            *("--temperature", 1, "--max-tokens", 12, "--seed", self.seed),
+        )
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        return float(np.mean([quality(row["messages"][-1]["content"]) for row in rows]))
+
+    def iterated(self, rounds: int = 4) -> dict[str, list[float]]:
+        """Quality after every round."""
+        found: dict[str, list[float]] = {}
+        share = len(self.prompts) // rounds
+        for kind in ("fresh", "stale"):
+            model, curve = self.base, [self.measured(self.base)]
+            for number in range(rounds):
+                prompts = self.prompts[number * share : (number + 1) * share]
+                given = self.answers(model if kind == "fresh" else self.base, prompts, 4)
+                rows = [
+                    {"prompt": p, "responses": texts, "scores": self.annotator.scores(texts)}
+                    for p, texts in zip(prompts, given, strict=True)
+                ]
+                pairs = self.converted(self.write(f"{kind}{number}.jsonl", rows), "pairs")
+                model = self.tuned(f"{kind}{number}", "dpo", model, pairs, steps=self.steps // 2)
+                curve.append(self.measured(model))
+            found[kind] = curve
+        return found
+
+
+def study(seed: int, quick: bool) -> dict[str, Any]:
+    """All tables of one seed."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Study(Path(folder), seed, 64 if quick else 512, 10 if quick else 60)
+        return {"forms": made.forms(), "uses": made.uses(), "iterated": made.iterated()}
+
+
+def table(found: Sequence[dict[str, Any]], what: str) -> dict[str, tuple[float, float]]:
+    """Mean over seeds and its standard error, by row."""
+    values = {name: [each[what][name] for each in found] for name in found[0][what]}
+    return {
+        n: (statistics.mean(v), statistics.stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0) for n, v in values.items()
+    }
+
+
+def checks(found: Sequence[dict[str, Any]]) -> dict[str, bool]:
+    """What the literature says, on the mean over seeds."""
+    uses = {name: mean for name, (mean, _) in table(found, "uses").items()}
+    start, imitation = uses["none: the model it starts from"], uses["imitation of the preferred"]
+    ends = {kind: statistics.mean(each["iterated"][kind][-1] for each in found) for kind in ("fresh", "stale")}
+    plain = {name: value for name, value in uses.items() if "lowest" not in name and not name.startswith("none")}
+    return {
+        "every use is above the first model": min(plain.values()) > start,
+        "preference loss and reinforcement are above imitation": min(
+            value for name, value in plain.items() if "DPO" in name or "reinforcement" in name
+        )
+        > imitation,
+        "a conditioned model follows the score asked for": uses["conditioning, highest score asked for"]
+        > uses["conditioning, lowest score asked for"],
+        "fresh labels are above stale ones": ends["fresh"] > ends["stale"],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="fewer prompts and steps: shows that it runs")
+    parser.add_argument("--out", default="feedback")
+    given = parser.parse_args(argv)
+    found, began = [], time.perf_counter()
+    for seed in range(given.seeds):
+        found.append(study(seed, given.quick))
+        print(f"seed {seed}: {json.dumps(found[-1])}", flush=True)
+    for what in ("forms", "uses"):
+        print(f"\n{what}: mean quality, standard error over {given.seeds} seeds")
+        for name, (mean, error) in table(found, what).items():
+            print(f"  {name:55} {mean:.3f} ± {error:.3f}")
+    print("\niterated: quality after each round")
+    for kind in ("fresh", "stale"):
+        print(
+            f"  {kind:6}",
+            *(f"{statistics.mean(v):.3f}" for v in zip(*(e["iterated"][kind] for e in found), strict=True)),
+        )
+    results = checks(found)
+    for name, held in results.items():
+        print(f"{'held  ' if held else 'FAILED'} {name}")
+    machine = {"torch": torch.__version__, "machine": platform.machine(), "seconds": time.perf_counter() - began}
+    Path(f"{given.out}.json").write_text(json.dumps({"seeds": found, "checks": results, **machine}, indent=1) + "\n")
+    return 0 if all(results.values()) or given.quick else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

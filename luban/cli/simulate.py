@@ -1,0 +1,177 @@
+"""`luban simulate`: a cluster network under a workload, packet by packet or as a fluid."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luban.core.arguments import describe_fields, find_recipe
+from luban.core.config import from_dict, load_toml, override, to_dict, to_toml
+from luban.core.errors import MissingExtra, UsageError, nearest
+from luban.core.jsonl import write_rows
+from luban.core.log import print_result, say
+from luban.core.units import bytes_, count
+from luban.core.whole_directory import require_vacant, whole_directory
+
+if TYPE_CHECKING:
+    from luban.netsim.scenario import Scenario
+
+SHIPPED = Path(__file__).parents[1] / "netsim" / "scenarios"
+USAGE = """usage: luban simulate FILE.toml|SCENARIO [--out DIR] [--json] [--section.field value …]
+       luban simulate --list
+
+How long flows, collectives and training steps take on a cluster network, under which congestion control.
+--out DIR gets summary.json, flows.jsonl, ports.jsonl, queues.jsonl, scenario.toml and report.html with the pictures.
+
+Examples:
+  luban simulate --list
+  luban simulate incast --out runs/incast
+  luban simulate incast --transport.type dctcp --workload.senders 40 --json
+  luban simulate ring_allreduce --mode fluid
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Simulate and print; 130 where it was interrupted."""
+    words = list(argv)
+    if "--list" in words:
+        print("\n".join(f"{path.stem:<24} {_title(path)}" for path in sorted(SHIPPED.glob("*.toml"))))
+        return 0
+    if not words or "--help" in words or "-h" in words:
+        _help()
+        return 0
+    names, flags, assignments = _split(words)
+    if len(names) != 1:
+        raise UsageError(f"luban simulate takes one scenario, {len(names)} given{nearest('', _names())}")
+    out = Path(flags["out"]) if "out" in flags else None
+    if out is not None:
+        require_vacant(out)
+    scenario = _scenario(names[0], assignments)
+    if scenario.mode == "fluid":
+        return _fluid(scenario, out, "json" in flags)
+    return _packets(scenario, scenario.title or names[0], out, "json" in flags)
+
+
+def _scenario(name: str, assignments: list[tuple[str, str]]) -> Scenario:
+    try:
+        from luban.netsim.scenario import Scenario
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "numba", "plan", "The network simulator") from None
+
+    return from_dict(Scenario, override(load_toml(find_recipe(name, SHIPPED), SHIPPED), assignments))
+
+
+def _names() -> list[str]:
+    return [path.stem for path in SHIPPED.glob("*.toml")]
+
+
+def _title(path: Path) -> str:
+    return tomllib.loads(path.read_text(encoding="utf-8")).get("title", "")
+
+
+def _help() -> None:
+    from luban.netsim.scenario import Scenario
+
+    print(f"{USAGE}\nFields:")
+    for path, kind, default, comment in describe_fields(Scenario):
+        print(f"  --{path:<28} {comment} [{kind}{', default ' if default else ''}{default}]")
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[tuple[str, str]]]:
+    """Names, flags of this verb, and assignments to the scenario's fields."""
+    names, flags, assignments = [], {}, []
+    left = iter(words)
+    for word in left:
+        if not word.startswith("--"):
+            names.append(word)
+        elif word == "--json":
+            flags["json"] = "true"
+        else:
+            key, equals, value = word[2:].partition("=")
+            if not equals:
+                value = next(left, None)
+                if value is None:
+                    raise UsageError(f"--{key} needs a value")
+            if key == "out":
+                flags["out"] = value
+            else:
+                assignments.append((key.replace("-", "_"), value))
+    return names, flags, assignments
+
+
+def _packets(scenario: Scenario, title: str, out: Path | None, as_json: bool) -> int:
+    from luban.netsim.results import flow_rows, port_rows, queue_rows, summary
+
+    simulation = scenario.prepare()
+    outcome = scenario.execute(simulation, show=True)
+    found = summary(simulation, outcome)
+    if out is not None:
+        from luban.report.network import write_page
+
+        with whole_directory(out) as folder:
+            (folder / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            (folder / "scenario.toml").write_text(to_toml(to_dict(scenario)), encoding="utf-8")
+            write_rows(folder / "flows.jsonl", flow_rows(simulation))
+            write_rows(folder / "ports.jsonl", port_rows(simulation, found["completion_seconds"]))
+            write_rows(folder / "queues.jsonl", queue_rows(simulation))
+            write_page(simulation, found, title, folder / "report.html")
+    print_result(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(title, found)))
+    if out is not None and not as_json:
+        print_result(f"{out}/report.html")
+    if outcome.reason == "interrupted":
+        say("luban: interrupted; the figures are those of what was simulated")
+        return 130
+    return 0
+
+
+def _fluid(scenario: Scenario, out: Path | None, as_json: bool) -> int:
+    from luban.netsim.results import fluid_summary
+    from luban.netsim.scenario import fluid_outcome
+
+    _, flows, times = fluid_outcome(scenario)
+    found = fluid_summary(flows, times)
+    if out is not None:
+        with whole_directory(out) as folder:
+            (folder / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            (folder / "scenario.toml").write_text(to_toml(to_dict(scenario)), encoding="utf-8")
+            rows = (
+                {"flow": i, "from": f.src, "to": f.dst, "bytes": f.size, "seconds": t}
+                for i, (f, t) in enumerate(zip(flows, times.tolist(), strict=True))
+            )
+            write_rows(folder / "flows.jsonl", rows)
+    print_result(json.dumps(found, indent=2) if as_json else "\n".join(_lines(scenario.title or "fluid", found)))
+    return 0
+
+
+def _lines(title: str, found: dict[str, Any]) -> list[str]:
+    lines = [title, f"  completion            {_seconds(found['completion_seconds'])}"]
+    lines.append(f"  goodput               {found['goodput_gbps']:.4g} Gb/s of all flows together")
+    lines.append(f"  flows                 {found.get('flows_finished', found['flows'])} of {found['flows']} finished")
+    for name, times in [("all flows", found["flow_seconds"]), *found.get("by_label", {}).items()]:
+        if times:
+            shown = "  ".join(f"{key} {_seconds(times[key])}" for key in ("mean", "p50", "p99", "max"))
+            lines.append(f"  {name:<22}{shown}")
+    for port, queue in list(found.get("queue_bytes", {}).items())[:4]:
+        if queue:
+            shown = "  ".join(f"{key} {bytes_(queue[key])}" for key in ("p50", "p99", "max"))
+            lines.append(f"  queue {port:<16}{shown}")
+    if "drops" in found:
+        lines.append(
+            f"  drops {found['drops']}, marks {found['marks']}, pauses {found['pauses']}, retransmits {found['retransmits']}, "
+            f"timeouts {found['timeouts']}"
+        )
+        lines.append(
+            f"  {count(found['events'])} events, {count(found['packets_delivered'])} packets delivered in "
+            f"{found['seconds']:.2f} s ({count(found['events_per_second'])} events/s); ended because {found['reason']}"
+        )
+    return lines
+
+
+def _seconds(value: float) -> str:
+    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if value >= size:
+            return f"{value / size:.4g} {unit}"
+    return f"{value * 1e9:.4g} ns"

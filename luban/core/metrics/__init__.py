@@ -1,0 +1,1 @@
+"""Scores of texts against references: pure functions that evaluations of every kind share."""

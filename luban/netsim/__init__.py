@@ -1,0 +1,5 @@
+"""A packet-level simulator of cluster networks, with a fluid mode beside it.
+
+Topologies, switches with a shared buffer, congestion control and collectives are data; one compiled event loop runs them all.
+`luban.netsim.simulation.Simulation` is the entry point from Python, `luban simulate` the one from the command line.
+"""

@@ -1,0 +1,1 @@
+"""The compiled event loop: integer picoseconds, flat arrays, no Python inside."""

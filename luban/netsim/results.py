@@ -1,0 +1,147 @@
+"""What a simulation gave, as plain data: a summary, a row a flow, a row a port, samples of queues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from luban.netsim.flows import Flow
+from luban.netsim.simulation import Outcome, Simulation
+
+PERCENTILES = (50, 90, 95, 99, 100)
+
+
+def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
+    """Completion times, goodput, queues, losses, and what the run itself cost."""
+    rows, ports = simulation.state.flows, simulation.state.ports
+    sends = np.array([flow.duration is None for flow in simulation.flows])
+    times, queues, _ = simulation.samples()
+    finished = float(np.nanmax(simulation.finish_times())) if (rows["finish"] >= 0).any() else outcome.simulated
+    busiest = int(np.argmax(ports["tx_bytes"] / ports["rate"]))
+    return {
+        "complete": bool(outcome.complete),
+        "reason": outcome.reason,
+        "simulated_seconds": outcome.simulated,
+        "completion_seconds": finished,
+        "flows": int(sends.sum()),
+        "flows_finished": int((sends & (rows["finish"] >= 0)).sum()),
+        "bytes_received": int(rows["received"].sum()),
+        "goodput_gbps": float(rows["received"].sum()) * 8 / finished / 1e9 if finished else 0.0,
+        "flow_seconds": _percentiles(simulation.completion_times()[sends]),
+        "by_label": _by_label(simulation),
+        "queue_bytes": {
+            simulation.network.port_name(int(port)): _percentiles(queues[:, i, 0])
+            for i, port in enumerate(simulation.state.watched_ports)
+        },
+        "busiest_port": simulation.network.port_name(busiest),
+        "busiest_port_use": float(ports["tx_bytes"][busiest] * 8 / (ports["rate"][busiest] * 1e6 * finished))
+        if finished
+        else 0,
+        "drops": int(ports["drops"].sum()),
+        "marks": int(ports["marks"].sum()),
+        "pauses": int(ports["pauses"].sum()),
+        "paused_seconds": float(ports["paused_time"].sum()) / 1e12,
+        "retransmits": int(rows["retransmits"].sum()),
+        "timeouts": int(rows["timeouts"].sum()),
+        "samples": len(times),
+        "events": outcome.events,
+        "packets_delivered": outcome.delivered,
+        "packet_hops": outcome.hops,
+        "seconds": outcome.seconds,
+        "events_per_second": outcome.events / outcome.seconds if outcome.seconds else 0.0,
+    }
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float]:
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return {}
+    found = {
+        f"p{p}" if p < 100 else "max": float(x)
+        for p, x in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
+    }
+    return {"mean": float(values.mean()), **found}
+
+
+def _by_label(simulation: Simulation) -> dict[str, Any]:
+    """Completion times of the flows of each label, where there are several."""
+    labels = [flow.label if flow.duration is None else "" for flow in simulation.flows]
+    names = list(dict.fromkeys(name for name in labels if name))
+    times = simulation.completion_times()
+    if not 2 <= len(names) <= 20:
+        return {}
+    return {name: _percentiles(times[[i for i, label in enumerate(labels) if label == name]]) for name in names}
+
+
+def flow_rows(simulation: Simulation) -> Iterator[dict[str, Any]]:
+    """One object a flow. `slowdown` is the completion time over that of an idle network."""
+    times = simulation.completion_times()
+    for i, (flow, row) in enumerate(zip(simulation.flows, simulation.state.flows, strict=True)):
+        if flow.duration is not None:
+            continue
+        done = not np.isnan(times[i])
+        yield {
+            "flow": i,
+            "from": flow.src,
+            "to": flow.dst,
+            "bytes": flow.size,
+            "label": flow.label,
+            "start_seconds": int(row["began"]) / 1e12 if row["began"] >= 0 else None,
+            "seconds": float(times[i]) if done else None,
+            "slowdown": float(times[i]) / ideal_seconds(simulation, i) if done else None,
+            "received": int(row["received"]),
+            "retransmits": int(row["retransmits"]),
+            "timeouts": int(row["timeouts"]),
+        }
+
+
+def ideal_seconds(simulation: Simulation, i: int) -> float:
+    """Time of flow i alone: its packets through its slowest link, one packet through the others."""
+    state, transport = simulation.state, simulation.transport
+    row = state.flows[i]
+    path = state.path_ports[state.path_start[row["first_path"]] : state.path_start[row["first_path"] + 1]]
+    rates = state.ports["rate"][path].astype(float)
+    last = int(row["size"]) - (int(row["packets"]) - 1) * transport.payload + transport.header
+    full = transport.payload + transport.header
+    one = full if row["packets"] > 1 else last
+    bits = 8e6 * (((int(row["packets"]) - 1) * full + last - one) / rates.min() + (one / rates).sum())
+    return float(bits + state.ports["delay"][path].sum()) / 1e12
+
+
+def port_rows(simulation: Simulation, seconds: float) -> Iterator[dict[str, Any]]:
+    """One object a port that sent anything."""
+    for i, row in enumerate(simulation.state.ports):
+        if row["tx_bytes"]:
+            yield {
+                "port": simulation.network.port_name(i),
+                "gbps": int(row["rate"]) / 1000,
+                "bytes": int(row["tx_bytes"]),
+                "use": float(row["tx_bytes"]) * 8 / (float(row["rate"]) * 1e6 * seconds) if seconds else 0.0,
+                "max_queue_bytes": int(row["max_queue"]),
+                "drops": int(row["drops"]),
+                "marks": int(row["marks"]),
+                "pauses": int(row["pauses"]),
+                "paused_seconds": int(row["paused_time"]) / 1e12,
+            }
+
+
+def queue_rows(simulation: Simulation) -> Iterator[dict[str, Any]]:
+    """One object a sample."""
+    times, ports, _ = simulation.samples()
+    names = [simulation.network.port_name(int(port)) for port in simulation.state.watched_ports]
+    for t, row in zip(times, ports, strict=True):
+        yield {"seconds": float(t), "queue_bytes": {name: int(row[i, 0]) for i, name in enumerate(names)}}
+
+
+def fluid_summary(flows: Sequence[Flow], times: np.ndarray) -> dict[str, Any]:
+    """The same of fluid mode, as far as it goes."""
+    total, finished = sum(flow.size for flow in flows), float(times.max())
+    return {
+        "complete": True,
+        "completion_seconds": finished,
+        "flows": len(flows),
+        "goodput_gbps": total * 8 / finished / 1e9,
+        "flow_seconds": _percentiles(times),
+    }

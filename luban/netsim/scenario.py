@@ -1,0 +1,115 @@
+"""A scenario: topology, switches, transport and workload as one TOML file, and what running it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from luban.core.errors import ConfigError
+from luban.core.seeding import generator
+from luban.netsim.congestion.base import Transport
+from luban.netsim.congestion.hpcc import Hpcc
+from luban.netsim.engine.build import NEVER
+from luban.netsim.flows import Flow
+from luban.netsim.simulation import Outcome, Simulation
+from luban.netsim.switches import Switches
+from luban.netsim.topology.base import Topology
+from luban.netsim.topology.network import Network
+from luban.netsim.workloads.base import Workload
+
+SHIPPED = Path(__file__).parent / "scenarios"
+WATCHED = 8  # ports whose queues are sampled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How long, and what is written down."""
+
+    seed: int = 0  # of arrivals, paths, and the order of simultaneous events
+    until_us: float = 0.0  # simulated time at which it ends; 0: when every flow has finished
+    base_rtt_us: float = 0.0  # T of HPCC, PINT and µFAB; 0: the longest unloaded round trip
+    sample_us: float = 1.0  # between samples of queues; 0: none
+    watch: tuple[str, ...] = ()  # ports to sample, as "leaf0→host3"; by default those that most flows cross
+    fail_links: tuple[int, ...] = ()  # links that fail while it runs
+    fail_at_us: float = 0.0  # when they fail
+
+    def __post_init__(self):
+        if min(self.until_us, self.base_rtt_us, self.sample_us, self.fail_at_us) < 0:
+            raise ConfigError("run: times must not be below 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """Everything that defines a simulation."""
+
+    title: str = ""  # what it shows, in a sentence
+    topology: Topology  # hosts, switches, links
+    workload: Workload  # what is sent
+    transport: Transport = field(default_factory=Hpcc)  # how hosts send
+    switch: Switches = field(default_factory=Switches)  # buffers, flow control, marking
+    run: Run = field(default_factory=Run)  # how long, what is written down
+    mode: Literal["packet", "fluid"] = "packet"  # every packet, or max-min fair rates of flows that start together
+
+    def prepare(self) -> Simulation:
+        """The simulation, ready to run."""
+        network = self.topology.network()
+        flows = self.workload.flows(network, generator(self.run.seed, "workload"))
+        if not flows:
+            raise ConfigError("the workload has no flows: give it more load or time")
+        for flow in flows:  # paths are also looked for here, so that a flow to nowhere is said before anything is built
+            network.require_host(flow.src)
+            network.require_host(flow.dst)
+        watched = [self._port(network, name) for name in self.run.watch]
+        simulation = Simulation(
+            network,
+            flows,
+            self.transport,
+            self.switch,
+            seed=self.run.seed,
+            base_rtt=round(self.run.base_rtt_us * 1e6) or None,
+            watched_ports=watched,
+            sample_every=round(self.run.sample_us * 1e6),
+            watch_busiest=0 if watched else WATCHED,
+        )
+        for link in self.run.fail_links:
+            if not 0 <= link < len(network.links):
+                raise ConfigError(f"run.fail_links: there is no link {link}, only 0 to {len(network.links) - 1}")
+        return simulation
+
+    def execute(self, simulation: Simulation, show: bool = False) -> Outcome:
+        """Run it, links failing on the way."""
+        until = round(self.run.until_us * 1e6) or NEVER
+        if self.run.fail_links:
+            outcome = simulation.run(min(until, round(self.run.fail_at_us * 1e6)), show=show)
+            if outcome.complete or outcome.reason == "interrupted":
+                return outcome
+            for link in self.run.fail_links:
+                simulation.fail_link(link)
+        return simulation.run(until, show=show)
+
+    @staticmethod
+    def _port(network: Network, name: str) -> int:
+        a, arrow, b = name.replace("->", "→").partition("→")
+        if not arrow or a not in network.names or b not in network.names:
+            raise ConfigError(f'run.watch: {name!r} is not "NODE→NODE" with nodes such as {network.names[0]}')
+        return network.port_between(network.names.index(a), network.names.index(b))
+
+
+def fluid_outcome(scenario: Scenario) -> tuple[Network, list[Flow], np.ndarray]:
+    """The network, its flows, and the seconds that each takes at max-min fair rates, all starting together.
+
+    Raises:
+        ConfigError: flows that wait for others.
+    """
+    from luban.netsim.fluid import fluid_times
+
+    network = scenario.topology.network()
+    flows = scenario.workload.flows(network, generator(scenario.run.seed, "workload"))
+    if any(flow.after or flow.duration is not None for flow in flows):
+        raise ConfigError("mode fluid has no dependencies between flows: use --mode packet")
+    rng = generator(scenario.run.seed, "paths")
+    paths = [flow.route or network.hashed_path(flow.src, flow.dst, rng) for flow in flows]
+    return network, flows, fluid_times(network, paths, [max(flow.size, 1) for flow in flows])

@@ -1,0 +1,1 @@
+"""Workloads: configuration that becomes flows."""

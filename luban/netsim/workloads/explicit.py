@@ -1,0 +1,37 @@
+"""Flows given one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from luban.core.errors import ConfigError, DataError
+from luban.netsim.flows import Flow, at_microseconds
+from luban.netsim.topology.network import Network
+from luban.netsim.workloads.base import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flows(Workload):
+    """Flows as text: `"0 3 1e6"` sends 1 MB from host 0 to host 3, `"0 3 1e6 50"` after 50 µs, `"0 3 1e6 50 2"` in class 2,
+    `"0 3 1e6 50 2 4.0"` with weight 4."""
+
+    flows_list: tuple[str, ...]  # the flows
+
+    def flows(self, network: Network, rng: np.random.Generator) -> list[Flow]:
+        """One flow a text."""
+        return [self._flow(text, len(network.hosts)) for text in self.flows_list]
+
+    @staticmethod
+    def _flow(text: str, hosts: int) -> Flow:
+        try:
+            src, dst, size, start, cls, weight = (*map(float, text.split()), *(0.0, 1.0, 1.0)[len(text.split()) - 3 :])
+        except ValueError:
+            raise ConfigError(
+                f'workload.flows_list: {text!r} is not "FROM TO BYTES [START_US [CLASS [WEIGHT]]]"'
+            ) from None
+        for host in (src, dst):
+            if host != int(host) or not 0 <= host < hosts:
+                raise DataError(f"workload.flows_list: {text!r} names host {host:g}; there are hosts 0 to {hosts - 1}")
+        return Flow(int(src), int(dst), int(size), start=at_microseconds(start), cls=int(cls), weight=weight)

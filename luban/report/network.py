@@ -1,0 +1,163 @@
+"""Pictures of a network simulation: queues over time, completion times, use of links, the topology."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luban.core.artifact import atomic_write
+from luban.netsim.results import flow_rows, port_rows
+from luban.netsim.simulation import Simulation
+from luban.netsim.topology.network import Network
+from luban.report.chart import Chart, Series, draw
+
+TONES = "abcd"
+POINTS = 600  # of a curve
+DRAWN_NODES = 600  # of a topology; larger ones are not drawn
+WIDTH, ROW, MARGIN = 900, 110, 40
+STYLE = """
+body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 960px; color: #1d2530; background: #fff;
+  --a: #2563a8; --b: #c2571a; --c: #2f7d4f; --d: #7a4fa3; --line: #dfe4ea; --soft: #5a6675; }
+svg { width: 100%; height: auto; } .grid { stroke: var(--line); } .axis { stroke: var(--soft); } text { fill: var(--soft); font-size: 11px; }
+.curve { fill: none; stroke-width: 1.6; } .a { stroke: var(--a); } .b { stroke: var(--b); } .c { stroke: var(--c); } .d { stroke: var(--d); }
+.dot.a { fill: var(--a); } .legend span { margin-right: 1.2em; } table { border-collapse: collapse; } td { padding: 2px 12px 2px 0; }
+.switch { fill: #2563a8; } .host { fill: #8a94a0; } .cable { stroke-linecap: round; } h2 { margin-top: 2em; }
+@media (prefers-color-scheme: dark) { body { color: #dde3ea; background: #14181d; --line: #2b323a; --soft: #98a3af; --a: #6aa5e6;
+  --b: #e6935c; --c: #6fc08f; --d: #b593dd; } }
+"""
+
+
+def write_page(simulation: Simulation, found: dict[str, Any], title: str, out: Path) -> None:
+    """One page with every picture and the summary's figures.
+
+    Args:
+        found: `luban.netsim.results.summary`'s.
+    """
+    parts = [f"<h1>{escape(title)}</h1>", _table(found)]
+    for heading, picture in (
+        ("Queues", queue_chart(simulation)),
+        ("Flow completion times", completion_chart(simulation)),
+        ("Slowdown by size", slowdown_chart(simulation)),
+        ("Use of links", use_chart(simulation, found["completion_seconds"])),
+        ("Topology", topology_picture(simulation.network, simulation, found["completion_seconds"])),
+    ):
+        if picture:
+            parts += [f"<h2>{heading}</h2>", picture]
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    atomic_write(out, page + "<body>" + "\n".join(parts) + "</body></html>")
+
+
+def _table(found: dict[str, Any]) -> str:
+    rows = [(name.replace("_", " "), value) for name, value in found.items() if not isinstance(value, dict)]
+    cells = (f"<tr><td>{escape(name)}</td><td>{escape(_text(value))}</td></tr>" for name, value in rows)
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+
+
+def _legend(names: Sequence[str]) -> str:
+    return (
+        '<p class="legend">'
+        + "".join(f'<span style="color:var(--{TONES[i]})">{escape(name)}</span>' for i, name in enumerate(names))
+        + "</p>"
+    )
+
+
+def queue_chart(simulation: Simulation) -> str:
+    """Bytes queued over time, of the four ports with the longest queues."""
+    times, ports, _ = simulation.samples()
+    if not len(times) or not ports.shape[1]:
+        return ""
+    order = np.argsort(-ports[:, :, 0].max(axis=0), kind="stable")[: len(TONES)]
+    step = max(1, len(times) // POINTS)
+    names, series = [], []
+    for tone, i in zip(TONES, order, strict=False):
+        kept = range(0, len(times), step)
+        points = [(times[k] * 1e6, float(ports[k : k + step, i, 0].max()) / 1e3) for k in kept]
+        names.append(simulation.network.port_name(int(simulation.state.watched_ports[i])))
+        series.append(Series(names[-1], points, tone))
+    return _legend(names) + draw(Chart("Queues", "microseconds", "kB queued", series, zero=True))
+
+
+def completion_chart(simulation: Simulation) -> str:
+    """The share of flows that have taken at most so long, a curve for each label."""
+    groups: dict[str, list[float]] = {}
+    for row in flow_rows(simulation):
+        if row["seconds"] is not None:
+            groups.setdefault(row["label"] or "flows", []).append(row["seconds"] * 1e6)
+    if len(groups) > len(TONES):
+        groups = {"flows": [x for values in groups.values() for x in values]}
+    series = [Series(name, _distribution(values), TONES[i]) for i, (name, values) in enumerate(groups.items())]
+    if not series:
+        return ""
+    return _legend(list(groups)) + draw(Chart("Completion times", "microseconds", "share of flows", series, zero=True))
+
+
+def _distribution(values: Sequence[float]) -> list[tuple[float, float]]:
+    ordered = np.sort(values)
+    kept = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), POINTS)).astype(int))
+    return [(float(ordered[i]), (i + 1) / len(ordered)) for i in kept]
+
+
+def slowdown_chart(simulation: Simulation) -> str:
+    """Median and 99th percentile of the slowdown, over flow size in twenty equal groups."""
+    rows = sorted((row["bytes"], row["slowdown"]) for row in flow_rows(simulation) if row["slowdown"] is not None)
+    if len(rows) < 200 or rows[0][0] == rows[-1][0]:
+        return ""
+    groups = [group for group in np.array_split(np.array(rows), 20) if len(group)]
+    points = [(float(np.log10(max(np.median(g[:, 0]), 1))), np.percentile(g[:, 1], [50, 99])) for g in groups]
+    series = [Series(name, [(x, float(y[k])) for x, y in points], TONES[k]) for k, name in enumerate(("median", "p99"))]
+    return _legend(["median", "p99"]) + draw(
+        Chart("Slowdown", "log10 of bytes", "time over that alone", series, zero=True)
+    )
+
+
+def use_chart(simulation: Simulation, seconds: float) -> str:
+    """The ports' use, sorted."""
+    used = sorted((row["use"] for row in port_rows(simulation, seconds)), reverse=True)
+    if not used:
+        return ""
+    step = max(1, len(used) // POINTS)
+    points = [(float(i + 1), used[i]) for i in range(0, len(used), step)]
+    return draw(
+        Chart(
+            "Use of links", "ports, the most used first", "share of the rate", [Series("use", points, "a")], zero=True
+        )
+    )
+
+
+def topology_picture(network: Network, simulation: Simulation | None = None, seconds: float = 0.0) -> str:
+    """Nodes in rows by tier, links the darker the more they were used; nothing for networks too large to draw."""
+    if len(network.names) > DRAWN_NODES:
+        return ""
+    tiers = sorted(set(network.tiers), reverse=True)
+    height = MARGIN * 2 + ROW * (len(tiers) - 1)
+    at: dict[int, tuple[float, float]] = {}
+    for row, tier in enumerate(tiers):
+        nodes = [n for n, t in enumerate(network.tiers) if t == tier]
+        for i, node in enumerate(nodes):
+            at[node] = (MARGIN + (WIDTH - 2 * MARGIN) * (i + 0.5) / len(nodes), MARGIN + ROW * row)
+    lines = []
+    for i, link in enumerate(network.links):
+        use = 0.0
+        if simulation is not None and seconds:
+            sent = int(simulation.state.ports["tx_bytes"][2 * i : 2 * i + 2].max())
+            use = min(sent * 8 / (link.rate * 1e6 * seconds), 1.0)
+        (x1, y1), (x2, y2) = at[link.a], at[link.b]
+        lines.append(
+            f'<line class="cable" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="hsl({210 - 190 * use:.0f} 60% 55%)" '
+            f'stroke-width="{0.6 + 2.4 * use:.1f}" opacity="{0.35 + 0.65 * use:.2f}"><title>{escape(network.names[link.a])} – '
+            f"{escape(network.names[link.b])}: {link.rate / 1000:g} Gb/s, {use:.0%} used</title></line>"
+        )
+    dots = (
+        f'<circle class="{"switch" if network.switches[n] else "host"}" cx="{x:.1f}" cy="{y:.1f}" r="{5 if network.switches[n] else 3}">'
+        f"<title>{escape(network.names[n])}</title></circle>"
+        for n, (x, y) in at.items()
+    )
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Topology">{"".join(lines)}{"".join(dots)}</svg>'

@@ -1,0 +1,1 @@
+"""Retrieval: passages, indexes, search, evaluation and answers with sources."""

@@ -1,0 +1,133 @@
+"""Answers from passages, with citations that resolve to passage and offsets.
+
+One template renders passages and question for every model. A mark such as [2] in the answer cites the second passage; of an
+answer without marks those passages are cited in which its words stand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+from luban.core.errors import DataError
+from luban.core.metrics.answers import answer_tokens
+from luban.retrieval.index import Hit, Index
+
+NOTHING = "No passage supports this."
+MARK = re.compile(r"[\[【](\d{1,3})[\]】]")
+COVERED = 0.8  # share of an answer's words that must stand in a passage for it to be cited without a mark
+DEFAULT_K = 5
+
+Message = dict[str, Any]
+
+
+@cache
+def _template() -> jinja2.Template:
+    text = resources.files("luban.retrieval").joinpath("answer.jinja").read_text(encoding="utf-8")
+    return jinja2.Environment(autoescape=False, keep_trailing_newline=False).from_string(text)
+
+
+def prompt(question: str, hits: Sequence[Hit]) -> str:
+    """The question with its passages, numbered from 1, as a user's message."""
+    return _template().render(passages=[hit.passage for hit in hits], question=question, nothing=NOTHING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Citation:
+    """A passage that an answer refers to."""
+
+    mark: int  # its number in the prompt
+    hit: Hit
+
+    def row(self) -> dict[str, Any]:
+        """As plain data: mark, score, title, text, source, start, stop, and licence where known."""
+        return {"mark": self.mark, **self.hit.row()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model answered, and from where."""
+
+    text: str  # `NOTHING` where no passage supports what the model wrote
+    citations: tuple[Citation, ...]
+    written: str  # by the model, word for word
+
+    def row(self) -> dict[str, Any]:
+        """As plain data."""
+        row: dict[str, Any] = {"answer": self.text, "citations": [citation.row() for citation in self.citations]}
+        return row if self.text == self.written else {**row, "written": self.written}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grounding:
+    """A conversation whose last question has passages before it. See `luban.core.protocols.Grounded`."""
+
+    messages: list[Message]
+    hits: tuple[Hit, ...]  # the passages in it, in the order of their numbers
+
+    def cited(self, answer: str) -> tuple[Citation, ...]:
+        """The passages that an answer cites, each once; numbers that no passage has are passed over."""
+        marks = dict.fromkeys(int(mark) for mark in MARK.findall(answer))
+        found = [Citation(mark=mark, hit=self.hits[mark - 1]) for mark in marks if 1 <= mark <= len(self.hits)]
+        if marks or says_nothing(answer):
+            return tuple(found)
+        words = set(answer_tokens(answer))
+        shares = [_covered(words, hit) for hit in self.hits]
+        best = max(shares, default=0.0)
+        if best < COVERED:
+            return ()
+        mark = shares.index(best) + 1
+        return (Citation(mark=mark, hit=self.hits[mark - 1]),)
+
+    def citations(self, answer: str) -> list[dict[str, Any]]:
+        """`cited` as plain data."""
+        return [citation.row() for citation in self.cited(answer)]
+
+
+def _covered(words: set[str], hit: Hit) -> float:
+    held = set(answer_tokens(hit.passage.titled))
+    return len(words & held) / len(words) if words else 0.0
+
+
+def says_nothing(answer: str) -> bool:
+    """Whether an answer says that no passage supports one."""
+    return answer_tokens(NOTHING) == answer_tokens(answer)[: len(answer_tokens(NOTHING))]
+
+
+def without_marks(answer: str) -> str:
+    """The answer's words alone."""
+    return " ".join(MARK.sub("", answer).split())
+
+
+class PassageRetriever:
+    """Puts an index's passages before the last question of a conversation: a `luban.core.protocols.Retriever`.
+
+    Args:
+        k: passages at most; fewer where they don't fit the model's context.
+    """
+
+    def __init__(self, index: Index, k: int = DEFAULT_K):
+        self.index, self.k = index, k
+
+    def warm(self) -> None:
+        """Load what searches need, and compare the encoder, before the first question. Raises what `Index.search` raises."""
+        self.index.search("warm", 1)
+
+    def ground(self, messages: Sequence[Message], fits: Callable[[list[Message]], bool]) -> Grounding:
+        """The conversation with the passages that fit, best first. Raises DataError where its last message is no question."""
+        *before, last = messages
+        question = last.get("content")
+        if last.get("role") != "user" or not isinstance(question, str) or not question.strip():
+            raise DataError("an index answers questions: the last message must be a user's, with text")
+        hits = self.index.search(question, self.k)
+        for kept in range(len(hits), 0, -1):
+            grounded = [*before, {**last, "content": prompt(question, hits[:kept])}]
+            if fits(grounded):
+                return Grounding(messages=grounded, hits=tuple(hits[:kept]))
+        return Grounding(messages=[*before, {**last, "content": prompt(question, ())}], hits=())

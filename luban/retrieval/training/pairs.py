@@ -1,0 +1,64 @@
+"""Questions with right and wrong passages, from a file of questions: what a sentence encoder is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from luban.core.errors import DataError
+from luban.core.metrics.answers import contains_answer
+from luban.core.seeding import derive
+from luban.retrieval.bm25 import BM25, Postings
+from luban.retrieval.fusion import top
+from luban.retrieval.questions import Question
+from luban.retrieval.terms import terms
+
+MINED = 20  # best passages of BM25 among which wrong ones are looked for
+
+Text = tuple[str, str]  # title and text of a passage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A question to train on."""
+
+    question: str
+    right: Text
+    wrong: tuple[Text, ...]  # look alike and hold no answer
+
+
+def split(questions: Sequence[Question], heldout: float, seed: int) -> tuple[list[Question], list[Question]]:
+    """(training, held out): questions about one passage are on the same side, so that held-out passages are never trained on."""
+    sides: tuple[list[Question], list[Question]] = ([], [])
+    for question in questions:
+        if question.positives:
+            title, text = question.positives[0]
+            sides[derive(seed, "heldout", f"{title}\0{text}") < heldout * 2**63].append(question)
+    return sides
+
+
+def mine(questions: Sequence[Question], negatives: int) -> list[Pair]:
+    """Pairs with hard negatives: the file's own, then BM25's best passages of the other questions that hold no answer.
+
+    Raises DataError for fewer than two different passages.
+    """
+    collection = list(dict.fromkeys(question.positives[0] for question in questions))
+    if len(collection) < 2:
+        raise DataError(f"{len(collection)} passages to train on: at least 2 are needed")
+    postings = Postings.build([terms(f"{title} {text}") for title, text in collection])
+    bm25 = BM25([(postings, np.ones(len(collection), dtype=bool))])
+    pairs = []
+    for question in questions:
+        wrong = list(question.negatives[:negatives])
+        if len(wrong) < negatives:
+            places, _ = top(bm25.scores(terms(question.text)), MINED)
+            wrong += [
+                collection[place]
+                for place in places.tolist()
+                if collection[place] not in question.positives
+                and not contains_answer(collection[place][1], question.answers)
+            ]
+        pairs.append(Pair(question=question.text, right=question.positives[0], wrong=tuple(wrong[:negatives])))
+    return pairs

@@ -1,0 +1,175 @@
+"""`luban rag train`: a sentence encoder tuned on questions and passages by DPR's loss."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from luban.core.artifact import ArtifactWriter
+from luban.core.config import to_dict
+from luban.core.errors import ConfigError, DataError
+from luban.core.hashing import file_sha256
+from luban.core.log import progress
+from luban.core.metrics.bootstrap import interval
+from luban.core.seeding import generator
+from luban.load.export import export_model
+from luban.retrieval.encoder import TextEncoder
+from luban.retrieval.questions import Question, read_questions
+from luban.retrieval.training.contrastive import backward
+from luban.retrieval.training.pairs import Pair, Text, mine, split
+
+POOLING_FILES = (
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling",
+    "README.md",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRecipe:
+    """What a sentence encoder is tuned on, and how."""
+
+    data: Path = Path("questions.json")  # questions with right passages: SQuAD's or DPR's format
+    encoder: str = "minilm"  # the encoder to begin with: a path, or a name that a package carries
+    heldout: float = 0.1  # fraction of the passages kept from training, with their questions
+    negatives: int = 1  # hard negatives a question: the file's, else BM25's best without an answer
+    batch_size: int = 32  # questions a step; the passages of all of them are each other's negatives
+    chunk: int = 8  # texts whose activations are in memory at once; changes nothing else
+    epochs: int = 2  # passes over the questions
+    lr: float = 2e-5  # highest learning rate, after a linear rise over a tenth of the steps; then a linear fall to 0
+    temperature: float = 0.05  # scores are divided by it; 1 as in DPR for vectors that aren't of unit length
+    clip: float = 1.0  # largest norm of the gradient
+    seed: int = 0  # of the held-out passages and the order
+    device: str = "cpu"  # such as cpu or cuda
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "chunk", "epochs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: at least 1 is needed, {getattr(self, name)} given")
+        for name in ("lr", "temperature", "clip"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}: more than 0 is needed, {getattr(self, name)} given")
+        if not 0 <= self.heldout < 1 or self.negatives < 0:
+            raise ConfigError("heldout is from 0 to below 1, negatives from 0")
+
+
+def train_encoder(recipe: EncoderRecipe, out: str | Path) -> dict[str, Any]:
+    """Tune the encoder, write it to `out` in the Hugging Face layout with its pooling, and return its figures.
+
+    Raises:
+        DataError: too few passages to train on.
+        ArtifactError: `out` is taken.
+    """
+    train, heldout = split(read_questions(recipe.data), recipe.heldout, recipe.seed)
+    if not train:
+        raise DataError(f"{recipe.data}: no question with a passage to train on")
+    pairs = mine(train, recipe.negatives)
+    encoder = TextEncoder.load(recipe.encoder, recipe.device)
+    config = {**to_dict(recipe), "data": file_sha256(recipe.data), "encoder": encoder.identity}
+    for operational in ("chunk", "device"):
+        config.pop(operational)
+    source, parents = encoder.model.path, encoder.parents
+    with ArtifactWriter(out, kind="encoder", config=config, seed=recipe.seed, parents=parents) as art:
+        collection = list(dict.fromkeys(question.positives[0] for question in (*train, *heldout)))
+        before = ranks(encoder, heldout, collection) if heldout else None
+        losses = list(steps(encoder, pairs, recipe))
+        art.figures.update(questions=len(pairs), first_loss=losses[0], last_loss=losses[-1])
+        if before is not None:
+            art.figures["heldout"] = compared(before, ranks(encoder, heldout, collection))
+        exported = export_model(encoder.model, art.path / "exported")
+        for file in exported.iterdir():
+            file.rename(art.path / file.name)
+        exported.rmdir()
+        for name in POOLING_FILES:
+            _copy(source / name, art.path / name)
+    return art.figures
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    elif source.is_file():
+        shutil.copy2(source, target)
+
+
+def titled(passage: Text) -> str:
+    """A passage as the index has it encoded."""
+    title, text = passage
+    return f"{title}\n{text}" if title else text
+
+
+def steps(encoder: TextEncoder, pairs: Sequence[Pair], recipe: EncoderRecipe) -> Iterator[float]:
+    """Train, giving the loss of every step."""
+    module, embedder = encoder.model.module, encoder.embedder
+    parameters = [p.requires_grad_() for p in module.parameters() if p.is_floating_point()]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.0)
+    per_epoch = max(len(pairs) // recipe.batch_size, 1)
+    total = per_epoch * recipe.epochs
+    rise = max(total // 10, 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / rise, (total - step) / max(total - rise, 1))
+    )
+
+    def encode(texts: Sequence[list[int]]) -> Tensor:
+        return embedder.vectors(texts)
+
+    with progress("training the encoder", total=total, unit="steps") as bar:
+        for epoch in range(recipe.epochs):
+            order = generator(recipe.seed, "order", str(epoch)).permutation(len(pairs))
+            for first in range(0, per_epoch * recipe.batch_size, recipe.batch_size):
+                batch = [pairs[place] for place in order[first : first + recipe.batch_size]]
+                questions, passages = texts_of(batch)
+                loss = backward(
+                    encode,
+                    embedder.fitted([encoder.pooling.query_prompt + text for text in questions])[0],
+                    embedder.fitted([encoder.pooling.passage_prompt + text for text in passages])[0],
+                    temperature=recipe.temperature,
+                    chunk=recipe.chunk,
+                )
+                torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+                bar.advance(note=f"loss {loss:.3f}")
+                yield loss
+    module.requires_grad_(False)
+
+
+def texts_of(batch: Sequence[Pair]) -> tuple[list[str], list[str]]:
+    """(questions, passages) of a batch: first each question's right passage, then the wrong ones. A question whose passage is
+    another one's, too, is left out, since that passage would count as wrong."""
+    chosen: dict[Text, Pair] = {}
+    for pair in batch:
+        chosen.setdefault(pair.right, pair)
+    wrong = dict.fromkeys(text for pair in chosen.values() for text in pair.wrong if text not in chosen)
+    return [pair.question for pair in chosen.values()], [titled(text) for text in (*chosen, *wrong)]
+
+
+def ranks(encoder: TextEncoder, questions: Sequence[Question], collection: Sequence[Text]) -> np.ndarray:
+    """(questions,) int64: the rank (from 1) of each question's passage in a collection that holds it."""
+    places = {text: place for place, text in enumerate(collection)}
+    passages = encoder.passages([titled(text) for text in collection])
+    scores = encoder.queries([question.text for question in questions]) @ passages.T
+    own = np.array([places[question.positives[0]] for question in questions])
+    return 1 + (scores > scores[np.arange(len(own)), own][:, None]).sum(1)
+
+
+def compared(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """Average rank (DPR's measure of validation) and top-1 accuracy of held-out questions before and after, and the 95%
+    interval of the gain in top-1."""
+    gains = (after == 1).astype(float) - (before == 1)
+    return {
+        "questions": len(before),
+        "average_rank": [float(before.mean()), float(after.mean())],
+        "top_1": [float((before == 1).mean()), float((after == 1).mean())],
+        "top_1_gain_interval": interval(gains.tolist()),
+    }

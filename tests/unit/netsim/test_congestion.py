@@ -1,0 +1,201 @@
+"""Congestion control: single steps against arithmetic, and the shapes that papers report."""
+
+import math
+
+import numpy as np
+import pytest
+from netsim_networks import MICROSECOND, MILLISECOND, incast, jain
+
+from luban.netsim.congestion import hpcc, pint, timely
+from luban.netsim.congestion.dcqcn import DcqcnPaper
+from luban.netsim.congestion.dctcp import Dctcp
+from luban.netsim.congestion.hpcc import Hpcc
+from luban.netsim.congestion.newreno import NewReno
+from luban.netsim.congestion.pint import Pint
+from luban.netsim.congestion.swift import Swift
+from luban.netsim.congestion.timely import PatchedTimely, Timely
+from luban.netsim.congestion.ufab import Ufab
+from luban.netsim.engine import layout as at
+from luban.netsim.switches import Switches
+
+PACKET = 1500  # bytes of a TCP packet on the wire
+
+
+def settled(simulation, skip=0.5):
+    """After the first `skip` of the samples: queue in bytes (n,), rates of the flows in Gb/s (flows,)."""
+    times, ports, flows = simulation.samples()
+    k = int(len(times) * skip)
+    return ports[k:, 0, 0], (flows[-1] - flows[k]) * 8 / (times[-1] - times[k]) / 1e9
+
+
+def test_one_step_of_hpcc_by_hand():
+    params = np.array(Hpcc(max_stage=0).parameters(100_000, 13e6))  # 100 Gb/s, T = 13 µs
+    old, new = np.zeros((2, at.HOPS, at.INT_FIELDS), np.int64)
+    old[0, :4] = 1_000_000, 500_000, 40_000, 100_000
+    new[0, :4] = 3_600_000, 530_000, 24_000, 100_000  # 2.6 µs later: 30 kB sent, at least 24 kB queued
+    old[1, :4] = 2_000_000, 900_000, 0, 400_000
+    new[1, :4] = 4_600_000, 960_000, 0, 400_000
+    bdp = 100e9 / 8 * 13e-6
+    first = (30_000 / 2.6e-6) / 12.5e9 + 24_000 / bdp
+    second = (60_000 / 2.6e-6) / 50e9
+    expected = (1 - 2.6 / 13) * 1.0 + 2.6 / 13 * max(first, second)
+    average = hpcc.utilisation.py_func(new, old, 2, 1.0, params)
+    assert average == pytest.approx(expected, rel=1e-9)
+    state = np.zeros(at.CC_STATE)
+    state[hpcc.REFERENCE], state[hpcc.UTIL] = 100_000.0, average
+    control = np.zeros(1, at.lane_type)[0]
+
+    class Control:  # a record's fields can't be set by name from Python
+        window = rate = 0.0
+
+    control = Control()
+    hpcc.set_window.py_func(control, state, params, True)
+    window = 100_000 / (expected / 0.95) + 40e6 / 8 * 13e-6  # 10 Mb/s of increase for each 25 Gb/s
+    assert control.window == state[hpcc.REFERENCE] == pytest.approx(window, rel=1e-9)
+    assert control.rate == pytest.approx(window / 13e6, rel=1e-9)
+
+
+def test_timely_and_its_patch_by_hand():
+    for config, middle in ((Timely(), 1e-3), (PatchedTimely(), None)):
+        params = np.array(config.parameters(10_000, 10e6))
+        state = np.zeros(at.CC_STATE)
+        state[timely.PREVIOUS], state[timely.DIFFERENCE] = 100e6, 2e6
+        rate = timely.next_rate.py_func(state, params, 1e-3, 104e6)
+        gradient = (0.125 * 2e6 + 0.875 * 4e6) / 20e6
+        assert state[timely.DIFFERENCE] == pytest.approx(gradient * 20e6)
+        if middle:
+            assert rate == pytest.approx(1e-3 * (1 - 0.8 * gradient), rel=1e-9)
+        else:
+            weight, error = 2 * gradient + 0.5, 54 / 50
+            assert rate == pytest.approx(10 * 1.25e-7 * (1 - weight) + 1e-3 * (1 - 0.008 * weight * error), rel=1e-9)
+        assert timely.next_rate.py_func(state, params, 1e-3, 40e6) == pytest.approx(1e-3 + 10 * 1.25e-7)
+        assert timely.next_rate.py_func(state, params, 1e-3, 1000e6) == pytest.approx(
+            1e-3 * (1 - params[timely.BETA] / 2)
+        )
+
+
+def test_pint_codes_are_right_in_the_mean():
+    exact = math.log(0.7 / pint.SMALLEST) / pint.STEP
+    low = math.floor(exact)
+    mean = (low + 1 - exact) * low + (exact - low) * (low + 1)
+    assert mean == pytest.approx(exact)
+    for code in (0, 100, 181, 255):
+        ratio = pint.decode.py_func(code + 1) / pint.decode.py_func(code)
+        assert ratio == pytest.approx(1.025**2)
+    assert pint.decode.py_func(pint.CODES - 1) > 25  # the utilisation of a port never comes near what a byte can hold
+
+
+def test_dctcp_keeps_the_queue_near_its_threshold_and_is_fair():
+    switches = Switches(
+        flow_control="lossy",
+        buffer_bytes=4_000_000,
+        mark_low_bytes=20 * PACKET,
+        mark_high_bytes=20 * PACKET,
+        mark_at="enqueue",
+    )
+    queue, rates = settled(incast(2, Dctcp(), switches, gbps=1.0, delay_us=25.0, until=300 * MILLISECOND))
+    assert np.median(queue) / PACKET == pytest.approx(20, abs=3)
+    assert queue.max() / PACKET <= 20 + 2 + 3  # K + N, and packets on the way
+    assert rates.sum() > 0.95 and jain(rates) >= 0.99
+
+
+def test_newreno_fills_the_buffer_that_dctcp_leaves_empty():
+    switches = Switches(flow_control="lossy", buffer_bytes=4_000_000, port_bytes=700_000)
+    simulation = incast(2, NewReno(), switches, gbps=1.0, delay_us=25.0, until=500 * MILLISECOND)
+    queue, rates = settled(simulation)
+    assert queue.max() > 600_000 and np.median(queue) > 400_000
+    assert rates.sum() > 0.95
+    assert simulation.state.flows["timeouts"].sum() == 0  # fast recovery is enough
+
+
+def goodput_of_incast(senders, rto_us):
+    """Gb/s of 1 MB in equal parts from `senders` hosts through a port of 100 packets, selective acknowledgements; median of 7."""
+    switches = Switches(flow_control="lossy", buffer_bytes=10_000_000, port_bytes=100 * PACKET)
+    transport = NewReno(rto_us=rto_us, recovery="selective")
+    fields = {"gbps": 1.0, "delay_us": 25.0, "size": 10**6 // senders}
+    runs = [incast(senders, transport, switches, seed=seed, **fields).makespan() for seed in range(7)]
+    return 8e6 / float(np.median(runs)) / 1e9
+
+
+def test_goodput_collapses_in_tcp_incast():
+    senders = (2, 3, 4, 13, 16, 20, 32, 40)
+    goodput = {n: goodput_of_incast(n, 300_000.0) for n in senders}
+    assert all(goodput[n] > 0.9 for n in (2, 3, 4))
+    # One timeout of 300 ms where the data takes 8 ms; published for this port: from about ten senders on.
+    assert all(goodput[n] < 0.1 for n in senders if n >= 13)
+    assert goodput_of_incast(40, 10_000.0) > 5 * goodput[40]  # a short timeout softens it
+
+
+def test_timely_stays_unfair_and_its_patch_does_not():
+    indices = {}
+    for kind in (Timely, PatchedTimely):
+        transport = kind(start_share=0.45)
+        starts = [0, 5 * MILLISECOND]  # the second flow finds the link in use
+        _, rates = settled(incast(2, transport, Switches(), gbps=10.0, until=150 * MILLISECOND, starts=starts), 0.8)
+        indices[kind] = jain(rates)
+    assert indices[PatchedTimely] >= 0.98
+    assert indices[Timely] < indices[PatchedTimely]
+
+
+def test_hpcc_drains_an_incast_without_pauses():
+    simulation = incast(16, Hpcc(), Switches(), until=5 * MILLISECOND)
+    queue, rates = settled(simulation)
+    assert np.percentile(queue, 99) < 23_000
+    assert rates.sum() / 100 > 0.85 and jain(rates) > 0.98
+    assert simulation.state.ports["pauses"].sum() == 0
+
+
+def test_pint_with_every_packet_is_hpcc_and_with_few_is_slower():
+    def slowdown(transport):
+        return incast(16, transport, Switches(), size=400_000).completion_times().mean()
+
+    every = slowdown(Pint())
+    assert every == pytest.approx(slowdown(Hpcc(header=Pint().header)), rel=0.10)
+    assert slowdown(Pint(share=1 / 256)) > every
+
+
+def test_swift_keeps_line_rate_with_windows_far_below_a_packet():
+    simulation = incast(500, Swift(), Switches(flow_control="lossy", buffer_bytes=20_000_000), until=20 * MILLISECOND)
+    queue, rates = settled(simulation)
+    assert rates.sum() >= 90
+    assert simulation.state.ports["drops"].sum() == 0
+    assert queue.max() < 500 * 1048 * 3
+
+
+def dcqcn_fixed_point(flows, gbps, packet=1048):
+    """Mean queue in bytes at the fixed point of DCQCN's fluid model (Zhu et al. 2016, "ECN or Delay", eq. 14)."""
+    capacity = gbps * 1e9 / 8 / packet  # packets a second
+    timer, byte_counter, increase = 55e-6, 10e6 / packet, 40e6 / 8 / packet
+    inside = increase * flows**2 / (timer * capacity**2) * (1 / byte_counter + flows / (timer * capacity)) ** 2
+    return 5_000 + 195_000 * inside ** (1 / 3) / 0.01
+
+
+@pytest.mark.parametrize("flows", [2, 4, 8])
+def test_dcqcn_settles_at_the_fixed_point_of_its_fluid_model(flows):
+    until = (300 if flows == 2 else 150) * MILLISECOND
+    queue, rates = settled(incast(flows, DcqcnPaper(), Switches(), gbps=40.0, until=until))
+    assert queue.mean() == pytest.approx(dcqcn_fixed_point(flows, 40.0), rel=0.15)
+    assert rates.sum() > 37 and jain(rates) > 0.9
+
+
+def test_dcqcn_holds_a_shorter_queue_than_dctcp_with_its_guideline():
+    until = 150 * MILLISECOND
+    dcqcn, _ = settled(incast(4, DcqcnPaper(), Switches(), gbps=40.0, until=until))
+    marks = Switches(flow_control="lossy", mark_low_bytes=160_000, mark_high_bytes=160_000)
+    dctcp, _ = settled(incast(4, Dctcp(), marks, gbps=40.0, until=20 * MILLISECOND))
+    assert np.percentile(dcqcn, 90) < np.percentile(dctcp, 90)
+
+
+def test_ufab_shares_by_weight():
+    from luban.netsim.flows import Flow
+    from luban.netsim.simulation import Simulation
+    from luban.netsim.topology.clos import Star
+
+    flows = [Flow(i + 1, 0, 10**10, weight=weight) for i, weight in enumerate((1.0, 2.0, 4.0))]
+    simulation = Simulation(
+        Star(hosts=4).network(), flows, Ufab(), watched_ports=[1], watched_flows=range(3), sample_every=MICROSECOND
+    )
+    simulation.run(3 * MILLISECOND)
+    queue, rates = settled(simulation)
+    assert rates / rates[0] == pytest.approx([1, 2, 4], rel=0.05)
+    assert rates.sum() > 80 and queue.max() < 3 * 100e9 / 8 * 5e-6

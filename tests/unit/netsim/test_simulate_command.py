@@ -1,0 +1,118 @@
+"""`luban simulate` through the real command line."""
+
+import json
+
+import pytest
+
+from luban.cli.main import main
+from luban.cli.simulate import SHIPPED
+from luban.core.config import from_dict, load_toml
+from luban.netsim.scenario import Scenario
+
+SMALL = """
+title = "two hosts"
+[topology]
+type = "star"
+hosts = 3
+[workload]
+type = "incast"
+senders = 2
+bytes = 100000
+"""
+
+
+@pytest.fixture
+def scenario(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+def test_a_scenario_becomes_a_folder_of_results(scenario, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["simulate", str(scenario), "--out", str(out), "--transport.type", "dctcp", "--run.seed", "3"]) == 0
+    assert "completion" in capsys.readouterr().out
+    assert {p.name for p in out.iterdir()} == {
+        "summary.json",
+        "scenario.toml",
+        "flows.jsonl",
+        "ports.jsonl",
+        "queues.jsonl",
+        "report.html",
+    }
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["complete"] and summary["flows_finished"] == 2 and summary["bytes_received"] == 200_000
+    flows = [json.loads(line) for line in (out / "flows.jsonl").read_text().splitlines()]
+    assert [f["bytes"] for f in flows] == [100_000, 100_000] and all(f["slowdown"] >= 0.999 for f in flows)
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") >= 4 and "switch→host0" in page
+    # The scenario that is written beside the results gives the same results.
+    assert main(["simulate", str(out / "scenario.toml"), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["completion_seconds"] == summary["completion_seconds"] and again["events"] == summary["events"]
+    assert main(["simulate", str(scenario), "--out", str(out)]) == 1  # never over what is there
+
+
+def test_fluid_mode_and_packets_answer_the_same_question(scenario, capsys):
+    assert main(["simulate", str(scenario), "--json", "--workload.bytes", "10000000", "--mode", "fluid"]) == 0
+    fluid = json.loads(capsys.readouterr().out)
+    assert fluid["completion_seconds"] == pytest.approx(2 * 10e6 * 8 / 100e9, rel=1e-9)
+    assert (
+        main(["simulate", str(scenario), "--json", "--workload.bytes", "10000000", "--transport.type", "constant"]) == 0
+    )
+    assert json.loads(capsys.readouterr().out)["completion_seconds"] == pytest.approx(
+        fluid["completion_seconds"], rel=0.06
+    )
+
+
+def test_every_shipped_scenario_is_read_and_listed(capsys):
+    assert main(["simulate", "--list"]) == 0
+    listed = capsys.readouterr().out
+    names = [path.stem for path in SHIPPED.glob("*.toml")]
+    assert {"incast", "ring_allreduce", "hpcc_320", "x_man", "hcc"} <= set(names)
+    for name in names:
+        scenario = from_dict(Scenario, load_toml(SHIPPED / f"{name}.toml", SHIPPED))
+        assert scenario.title and f"{name} " in listed and scenario.title in listed
+        assert scenario.topology.network().hosts
+
+
+@pytest.mark.parametrize(
+    "name", ["x_man", "hcc", "training_step", "infiniband", "ufab_tenants", "bigraph_halving_doubling"]
+)
+def test_shipped_scenarios_run_in_small(name, capsys):
+    until = "800" if name == "training_step" else "40"  # it computes first
+    words = ["simulate", name, "--json", "--run.until_us", until]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["packets_delivered"] > 0 and found["drops"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "luban simulate takes one scenario"),
+        (["nowhere"], "no recipe 'nowhere'"),
+        (["FILE", "--transport.type", "hpc"], "did you mean 'hpcc'"),
+        (["FILE", "--topolgy.hosts", "4"], "did you mean 'topology'"),
+        (["FILE", "--workload.senders", "3"], "from 1 to 2"),
+        (["FILE", "--workload.receiver", "7"], "hosts 0 to 2"),
+        (["FILE", "--switch.buffer_bytes", "10"], "hold no packet"),
+        (["FILE", "--switch.headroom_bytes", "10"], "are needed"),
+        (["FILE", "--run.watch", "switch→host9"], "run.watch"),
+        (["FILE", "--run.until_us", "-1"], "must not be below 0"),
+        (["FILE", "--topology.failed_links", "0"], "isn't connected"),
+        (["FILE", "--run.seed"], "needs a value"),
+    ],
+)
+def test_bad_input_is_one_line(words, said, scenario, capsys):
+    words = [str(scenario) if word == "FILE" else word for word in words]
+    code = main(["simulate", "--json", *words])
+    printed = capsys.readouterr()
+    assert code in (1, 2) and said in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+def test_help_shows_every_field_with_a_comment(capsys):
+    assert main(["simulate", "--help"]) == 0
+    text = capsys.readouterr().out
+    for field in ("--topology.type", "--transport.type", "--switch.buffer_bytes", "--run.until_us", "--workload.type"):
+        assert field in text

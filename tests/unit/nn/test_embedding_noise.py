@@ -1,0 +1,56 @@
+"""NEFTune: bounded uniform noise on embeddings, in training alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from luban.core.errors import ConfigError
+from luban.core.plan import ParallelPlan
+from luban.data.batch import Batch
+from luban.models.build import build_model
+from luban.models.recurrent import RecurrentBody
+from luban.models.spec import uniform
+from luban.nn.embedding import EmbeddingNoise, add_noise
+from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.mixer.grouped import Grouped
+from luban.objectives.causal import Causal
+from luban.optim.adamw import AdamW
+from luban.parallel.apply import Execution, apply
+
+
+def test_noise_is_uniform_within_its_bound():
+    B, T, W, alpha = 64, 25, 36, 5.0
+    noise = EmbeddingNoise(alpha)(torch.zeros(B, T, W))
+    bound = alpha / math.sqrt(T * W)
+    assert noise.abs().max() <= bound and noise.mean().abs() < 0.02 * bound
+    assert noise.std() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+    assert torch.equal(EmbeddingNoise(alpha).eval()(noise), noise)
+
+
+def test_a_model_is_noisy_in_training_and_not_when_it_is_measured():
+    spec = uniform(vocab_size=37, width=16, layers=1, mixer=Grouped(heads=2), feedforward=SwiGLU(width=24))
+    model = build_model(spec, device="meta")
+    add_noise(model, 10.0)
+    engine = apply(
+        Causal().loss(model), ParallelPlan(), AdamW(), execution=Execution(device=torch.device("cpu")), init=1
+    )
+    rows = torch.randint(0, 37, (2, 9)).numpy()
+    batch = Batch(
+        tokens=rows[:, :-1],
+        targets=rows[:, 1:],
+        loss_mask=rows[:, 1:] >= 0,
+        documents=rows[:, 1:] * 0,
+        positions=torch.arange(8).expand(2, 8).numpy(),
+    )
+    noisy = [float(engine.module({n: torch.from_numpy(a) for n, a in batch.arrays().items()}).sum) for _ in range(2)]
+    measured = [engine.evaluate(batch)[0] for _ in range(2)]
+    assert noisy[0] != noisy[1] and measured[0] == measured[1] not in noisy
+    assert any(part.training for part in engine.module.modules() if isinstance(part, EmbeddingNoise))
+
+
+def test_a_recurrent_model_is_refused():
+    with pytest.raises(ConfigError, match="neftune needs a Transformer"):
+        add_noise(build_model(uniform(vocab_size=37, width=16, body=RecurrentBody()), device="meta"), 5.0)
