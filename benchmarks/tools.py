@@ -120,6 +120,8 @@ def train(rows: Path, out: Path, args: argparse.Namespace, *, template: Path | N
         args.seconds,
         "--optim.lr",
         args.lr,
+        "--train.batch_size",
+        args.batch_size,
         "--train.compile",
         "false",
         "--schedule.warmup",
@@ -142,7 +144,7 @@ def run_calculator(args: argparse.Namespace) -> dict:
     held = [pair for pair in (question(rng) for _ in range(10 * args.questions)) if pair[0] not in asked][
         : args.questions
     ]
-    engine = package.Engine(package.load_model(train(file, args.out, args, template=template, context=256)))
+    engine = package.Engine(package.load_model(train(file, args.out, args, template=template)))
     greedy = Sampling(max_tokens=80, temperature=0)
     alone = with_tool = called = 0
     for words, expression in held:
@@ -188,6 +190,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=200, help="held out, that are asked")
     parser.add_argument("--seconds", type=int, default=300, help="of training")
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=16, help="rows of 512 tokens")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4)

@@ -14,8 +14,10 @@ from luban.core.errors import LubanError
 from luban.core.log import say
 
 if TYPE_CHECKING:
+    from luban.core.protocols import Retriever
     from luban.generate.sampling import Sampling
     from luban.serve.engine import Engine
+    from luban.serve.history import Rule
 
 EXAMPLES = """
 luban chat runs/demo/chat
@@ -52,7 +54,7 @@ class Arguments:
     # what goes when the context is full: the oldest turns (drop; summed up: summarise), or those that the question isn't
     # about (retrieve); error: the answer is refused
     history: Literal["drop", "summarise", "retrieve", "error"] = "drop"
-    # functions that the model may call: calculator, sql:DATABASE, FILE.py:FUNCTION; several by commas or repeated
+    # functions that the model may call: calculator, search:INDEX, sql:DATABASE, FILE.py:FUNCTION; several by commas or repeated
     tools: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     tool_calls: int = 8  # calls that one answer may make
     tool_seconds: float = 10.0  # that a call may take
@@ -98,6 +100,13 @@ def run(argv: Sequence[str]) -> None:
             messages += answering.answer(messages)
 
 
+def _index(path: str) -> Retriever:
+    """The index of a tool search:INDEX."""
+    from luban.retrieval.index import Index
+
+    return Index(path)
+
+
 class _Answering:
     """Answers conversations in the terminal, with tools where there are any, as far as the context goes."""
 
@@ -105,7 +114,8 @@ class _Answering:
         from luban.tools.loop import ToolLimits
         from luban.tools.open import open_tools
 
-        self.rule, self.tools = args.history, open_tools(args.tools)
+        self.rule: Rule = args.history
+        self.tools = open_tools(args.tools, _index)
         self.limits = ToolLimits(calls=args.tool_calls, call_seconds=args.tool_seconds)
         self.dropped: list[dict[str, Any]] = []
 

@@ -24,6 +24,8 @@ EXTRAS = {
     "prometheus_client": ("serve", "luban serve"),
     "tensorboard": ("tensorboard", "TensorBoard logs"),
     "scipy": ("scaling", "luban scaling"),
+    "sqlglot": ("sql", "luban sql"),
+    "duckdb": ("sql", "luban sql on DuckDB files"),
 }
 
 

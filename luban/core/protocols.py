@@ -80,5 +80,5 @@ class Retriever(Protocol):
     """Finds passages for a question."""
 
     def search(self, query: str, k: int) -> list[Any]:
-        """The `k` best passages, best first: tables or objects with at least `text`."""
+        """The `k` best passages, best first: tables or objects with at least `text`, or with `row()`, which gives such a table."""
         ...

@@ -177,7 +177,7 @@ class _Turns:
         deltas = self.engine.stream(prompt, sampling, self.form.kept())
         for delta in deltas:
             late = delta.finish_reason is None and time.monotonic() > self.until
-            yield delta.text, "seconds" if late else REASONS.get(delta.finish_reason)
+            yield delta.text, "seconds" if late else REASONS.get(delta.finish_reason or "")
             if late:
                 deltas.close()  # type: ignore[attr-defined]
                 return

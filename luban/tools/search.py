@@ -31,7 +31,9 @@ def _shown(passage: Any) -> dict[str, Any]:
     """What the model reads of a passage."""
     if isinstance(passage, str):
         return {"text": passage}
-    if is_dataclass(passage) and not isinstance(passage, type):
+    if hasattr(passage, "row"):  # a hit of an index, whose passage lies inside
+        passage = passage.row()
+    elif is_dataclass(passage) and not isinstance(passage, type):
         passage = asdict(passage)
     if not isinstance(passage, Mapping):
         passage = vars(passage)

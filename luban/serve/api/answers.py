@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -167,9 +167,10 @@ class Answers:
         if body.structure() is not None:
             raise DataError("'tools' together with 'response_format' or 'structured_outputs' are not supported")
         form = format_of(self.service.model.need_tokenizer())
+        functions = [(tool.function.name, tool.function.parameters) for tool in required or body.offered()]
         if not required:
-            return form, None
-        functions = [(tool.function.name, tool.function.parameters) for tool in required]
+            strict = any(tool.function.strict for tool in body.offered())
+            return form, form.text_or_calls(functions) if strict else None
         return form, form.structure(functions, several=body.tool_choice == "required" and body.parallel_tool_calls)
 
     def _fits(self, messages: list[dict[str, Any]], body: ChatBody) -> bool:
@@ -187,7 +188,7 @@ class Answers:
         tokenizer, engine = self.service.model.need_tokenizer(), self.service.writer()
         tools = [tool.model_dump(exclude_none=True) for tool in body.offered()]
 
-        def tokens(messages: list[dict[str, Any]]) -> list[int]:
+        def tokens(messages: Sequence[Mapping[str, Any]]) -> list[int]:
             engine.intake.require_room("\n".join(str(message["content"] or "") for message in messages))
             variables = body.chat_template_kwargs
             rendered = render(messages, tokenizer, add_generation_prompt=True, tools=tools, variables=variables)

@@ -60,6 +60,7 @@ class Function(BaseModel):
     name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
     description: str | None = None
     parameters: dict[str, Any] | None = None  # a JSON schema of its arguments
+    strict: bool | None = None  # hold arguments to the schema also where the model may answer without a call
 
 
 class Tool(BaseModel):

@@ -81,7 +81,8 @@ class Service:
     def __init__(
         self, *, max_queue: int, log_text: bool = False, history: Rule = "error", retriever: Grounder | None = None
     ):
-        self.max_queue, self.log_text, self.history, self.retriever = max_queue, log_text, history, retriever
+        self.max_queue, self.log_text, self.retriever = max_queue, log_text, retriever
+        self.history: Rule = history
         self.engine: Engine | None = None
         self.worker: Worker | None = None  # None: the model is still being loaded
         self.broken: Exception | None = None  # what made loading fail

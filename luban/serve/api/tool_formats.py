@@ -184,7 +184,7 @@ class Mistral(ToolFormat):
         return calls or None
 
     def _rest(self) -> str:
-        return '"[" call (", " call)* "]"'
+        return '" "? "[" call (", " call)* "]"'  # templates of some versions write the blank
 
     def _start(self, several: bool) -> str:
         inner = '"[" call (", " call)* "]"' if several else '"[" call "]"'

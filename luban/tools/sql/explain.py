@@ -107,8 +107,8 @@ class _Words:
             inside = tree.this
             if isinstance(inside, exp.Distinct):
                 return f"the number of different {_listed([self.value(e) for e in inside.expressions])}"
-            rows = inside is None or isinstance(inside, exp.Star)
-            return "the number of rows" if rows else f"the number of {self.sql(inside)}"
+            rows = isinstance(inside, exp.Star)
+            return "the number of rows" if rows or inside is None else f"the number of {self.sql(inside)}"
         for kind, words in AGGREGATES.items():
             if isinstance(tree, kind):
                 return f"{words} {self.value(tree.this)}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from luban.core.errors import MissingExtra, nearest
 from luban.tools.sql.database import SQLError
@@ -17,6 +17,7 @@ from luban.tools.sql.schema import Schema
 try:
     import sqlglot
     from sqlglot import exp
+    from sqlglot.errors import SqlglotError
 except ImportError:
     raise MissingExtra("sqlglot", "sql", "reading SQL") from None
 
@@ -109,7 +110,7 @@ def _parsed(sql: str, dialect: str) -> exp.Expression:
     try:
         found = [tree for tree in sqlglot.parse(sql, read=dialect) if not isinstance(tree, (exp.Semicolon, type(None)))]
         deep = bool(found) and _deeper(found[0], MAX_DEPTH)
-    except (sqlglot.errors.SqlglotError, RecursionError) as error:
+    except (SqlglotError, RecursionError) as error:
         raise SQLRefused(f"the statement can't be read: {str(error).splitlines()[0]}") from None
     except Exception as error:  # a parser's own faults on hostile input
         raise SQLRefused(f"the statement can't be read ({type(error).__name__})") from None
@@ -124,8 +125,8 @@ def _parsed(sql: str, dialect: str) -> exp.Expression:
     return tree
 
 
-def _deeper(tree: exp.Expression, most: int) -> bool:
-    layer: list[exp.Expression] = [tree]
+def _deeper(tree: Any, most: int) -> bool:
+    layer: list[Any] = [tree]
     for _ in range(most):
         layer = [child for node in layer for child in node.iter_expressions()]
         if not layer:
@@ -175,7 +176,7 @@ def _require_harmless(node: exp.Func) -> None:
         raise SQLRefused(f"the function {names[0].lower()} is not allowed: only functions that compute values are")
 
 
-def _named(tree: exp.Expression) -> str:
+def _named(tree: object) -> str:
     """A kind of statement, for people."""
     if isinstance(tree, exp.Command):
         return str(tree.this).upper()

@@ -83,8 +83,10 @@ class Schema:
 
 def kind_of(declared: str) -> Kind:
     """The kind of values of a declared type; SQLite's columns without a type hold anything."""
-    upper = declared.upper()
-    return next((kind for pattern, kind in KINDS if re.search(pattern, upper)), "other")
+    for pattern, kind in KINDS:
+        if re.search(pattern, declared.upper()):
+            return kind
+    return "other"
 
 
 # Words that neither database takes as a bare name everywhere, of SQLite's and PostgreSQL's lists.

@@ -119,6 +119,36 @@ def test_texts_around_calls_are_kept_and_what_is_no_call_stays_text(form, text, 
         assert shown + parser.finish()[0] == content and [call.name for call in parser.calls] == names
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name", "fine"),
+    [
+        ({"query": "ab", "all": True}, "find", True),
+        ({"query": "ab", "all": 1}, "find", False),
+        ({"query": "ab"}, "find", False),
+        ({"query": "ab", "all": True}, "lost", False),
+    ],
+)
+def test_answers_in_words_or_by_calls_keep_schemas(family, arguments, name, fine):
+    tokenizer, _ = family
+    form = format_of(tokenizer)
+    functions = [(tool["function"]["name"], tool["function"].get("parameters")) for tool in TOOLS]
+    compiler = StructureCompiler(tokenizer, tokenizer.vocab_size, tokenizer.stop_ids)
+
+    def taken(ids, structure) -> bool:
+        matcher = compiler.matcher(structure)
+        ends = (tokenizer.stop_ids[0],) if not ids or ids[-1] not in tokenizer.stop_ids else ()
+        return all(matcher.consume(token) for token in (*ids, *ends))
+
+    calls = [{"type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}]
+    ids = written(tokenizer, calls)
+    ids = ids[: next(i for i, token in enumerate(ids) if token in tokenizer.stop_ids)]
+    if form.only_at_start:  # without the end of the prompt, which merges with line ends
+        ids = tokenizer.encode_marked(tokenizer.decode(ids, skip_special=False).lstrip())[0]
+    words = tokenizer.encode("Good { day <tool> [x]")
+    assert taken(ids, form.text_or_calls(functions)) == fine and not taken(ids, form.text_alone())
+    assert taken(words, form.text_or_calls(functions)) and taken(words, form.text_alone())
+
+
 def test_required_calls_are_of_the_named_function_and_its_schema(family):
     """By a random walk over the tokens that the grammar allows."""
     import torch
@@ -212,6 +242,10 @@ def test_without_a_choice_the_model_may_answer_and_none_hides_the_tools(client):
                 "tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "x"}}}],
                 "tool_choice": "required",
             },
+            "Invalid type",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a", "strict": True, "parameters": {"type": "x"}}}]},
             "Invalid type",
         ),
     ],

@@ -181,6 +181,18 @@ def test_search_asks_a_retriever(tokenizer):
     assert engine.prompts[1].count('{"title": "T", "text": "about owls"}') == 2
 
 
+def test_an_index_is_searched_by_name(tmp_path):
+    pytest.importorskip("pyarrow")
+    from luban.cli.chat import _index
+    from luban.cli.main import main
+
+    (tmp_path / "owls.md").write_text("# Owls\n\nOwls hunt at night and see well in the dark.\n")
+    assert main(["rag", "index", str(tmp_path / "owls.md"), "--out", str(tmp_path / "index"), "--encoder", "bm25"]) == 0
+    (tool,) = open_tools([f"search:{tmp_path / 'index'}"], _index)
+    outcome = call_tool(tool, '{"query": "when do owls hunt"}', seconds=60, limit=4000)
+    assert not outcome.failed and "Owls hunt at night" in json.loads(outcome.text)[0]["text"]
+
+
 def test_tools_by_name(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def twice(x: int) -> int:\n    return 2 * x\n")
