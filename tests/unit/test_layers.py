@@ -70,3 +70,9 @@ def test_no_script_is_named_like_a_module_of_python():
     torch from generating vectorised code."""
     scripts = [path for folder in ("benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
     assert scripts and not [path for path in scripts if path.stem in sys.stdlib_module_names]
+
+
+def test_every_file_of_tests_has_a_name_of_its_own():
+    """pytest imports them by name alone, and refuses the second."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
