@@ -44,6 +44,7 @@ LENGTH = 6  # letters of an answer
 SHARPNESS = 1.5  # of the annotator: log-odds for one vowel more
 HELD = 64  # prompts that quality is measured on
 TRAIN = ("--train.seq_len", "64", "--train.batch_size", "16", "--train.compile", "false", "--train.precision", "fp32")
+RATES = {"dpo": "2e-4", "rl": "5e-4"}  # of learning; more, and answers become all the same
 GOLD = 'def vowels(prompt, answer, row):\n    return sum(c in "aeiou" for c in answer) / 6\n'
 Row = dict[str, Any]
 
@@ -129,12 +130,13 @@ class Study:
         return self.tuned("chat", "sft", f / "base", self.write("chat.jsonl", said), steps=4 * self.steps, lr="3e-3")
 
     def tuned(
-        self, name: str, verb: str, start: Path, data: Path, *more: object, steps: int = 0, lr: str = "1e-3"
+        self, name: str, verb: str, start: Path, data: Path, *more: object, steps: int = 0, lr: str = ""
     ) -> Path:
         """A run of a verb that trains."""
         out = self.folder / name
         extra = TRAIN if verb != "rl" else (*TRAIN[:2], "--train.batch_size", "64", "--train.precision", "fp32")
-        words = ("--train.steps", steps or self.steps, "--train.seed", self.seed, "--optim.lr", lr, *extra, *more)
+        rate = lr or RATES.get(verb, "1e-3")
+        words = ("--train.steps", steps or self.steps, "--train.seed", self.seed, "--optim.lr", rate, *extra, *more)
         self.luban(verb, f"luban_{verb}_cpu", "--init", start, "--data.path", data, "--out", out, *words)
         return out
 
@@ -249,7 +251,7 @@ class Study:
                     for p, texts in zip(prompts, given, strict=True)
                 ]
                 pairs = self.converted(self.write(f"{kind}{number}.jsonl", rows), "pairs")
-                model = self.tuned(f"{kind}{number}", "dpo", model, pairs, steps=self.steps // 2)
+                model = self.tuned(f"{kind}{number}", "dpo", model, pairs)
                 curve.append(self.measured(model))
             found[kind] = curve
         return found
