@@ -129,9 +129,7 @@ class Study:
         )
         return self.tuned("chat", "sft", f / "base", self.write("chat.jsonl", said), steps=4 * self.steps, lr="3e-3")
 
-    def tuned(
-        self, name: str, verb: str, start: Path, data: Path, *more: object, steps: int = 0, lr: str = ""
-    ) -> Path:
+    def tuned(self, name: str, verb: str, start: Path, data: Path, *more: object, steps: int = 0, lr: str = "") -> Path:
         """A run of a verb that trains."""
         out = self.folder / name
         extra = TRAIN if verb != "rl" else (*TRAIN[:2], "--train.batch_size", "64", "--train.precision", "fp32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -39,6 +40,11 @@ def bind(host: str, port: int) -> socket.socket:
             listener.close()
             problem = error
     raise DataError(f"no free port at {host} from {port} to {port + TRIES - 1}: {problem}")
+
+
+def _no_cancellation(record: logging.LogRecord) -> bool:
+    """Filter of uvicorn's log: a server told to leave while its tasks run cancels them, which nobody needs a traceback of."""
+    return "CancelledError" not in record.getMessage()
 
 
 def serve(
@@ -102,6 +108,7 @@ def serve(
             self.should_exit = True
 
     server = Server(config)
+    logging.getLogger("uvicorn.error").addFilter(_no_cancellation)
 
     loading = threading.Timer(SAY_LOADING_AFTER, say, [f"loading {name}; until it is loaded {address} answers 503"])
     loading.daemon = True
