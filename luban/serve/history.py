@@ -104,7 +104,7 @@ class History:
             chosen = _flat([exchanges[i] for i in sorted({*kept, place})])
             if scores[place] > 0 and self._fits([*system, *chosen]):
                 kept.add(place)
-        for place in reversed(range(len(earlier))):  # what room is left is for what was said last
+        for place in reversed(range(len(earlier))):  # the tokens that are left go to what was said last
             chosen = _flat([exchanges[i] for i in sorted({*kept, place})])
             if place not in kept and not self._fits([*system, *chosen]):
                 break

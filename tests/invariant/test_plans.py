@@ -288,10 +288,14 @@ def saved_after_validation(zero: int) -> bool:
     )
 
 
-def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]], steps: int) -> None:
+def join(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(WORLD_SIZE=str(PROCESSES), RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
+
+
+def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]], steps: int) -> None:
+    join(rank, folder)
     right = references(sorted({name for name, _, _ in cases}), rank, steps)
     found = [compare(right[case[0]], steps, *case) for case in cases]
     others = [other_settings(*case) for case in DIVIDED]
@@ -371,9 +375,7 @@ COMPILED = [
 
 
 def compiled_worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(WORLD_SIZE=str(PROCESSES), RANK=str(rank))
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
+    join(rank, folder)
     right, errors = train(engine("decoder", ParallelPlan(), World(), precision="fp32"), "decoder", 0, 2), []
     for plan in (ParallelPlan(**fields) for fields in COMPILED):
         found = train(engine("decoder", plan, joined(plan), precision="fp32", compile=True), "decoder", 0, 2)
@@ -387,17 +389,3 @@ def test_compiled_plans_equal_one_process_in_fp32(tmp_path):
     mp.spawn(compiled_worker, (str(tmp_path),), nprocs=PROCESSES)
     for rank in range(PROCESSES):
         assert max(json.loads((tmp_path / f"{rank}.json").read_text())) < 1e-5
-
-
-def test_a_plan_that_does_not_fit_is_refused_with_one_that_does():
-    assert ParallelPlan().over(4) == ParallelPlan(replicate=4)
-    assert ParallelPlan(shard=4, replicate=2).over(8).processes == 8
-    with pytest.raises(
-        ConfigError, match=r"needs 3 processes, and there are 4: start 3 \(--nproc 3\), or give .*shard 4"
-    ):
-        ParallelPlan(shard=3).over(4)
-    ParallelPlan(shard=2).check_batch(8, 4)
-    with pytest.raises(ConfigError, match="must be a multiple of 8, such as 8"):
-        ParallelPlan(shard=2, replicate=2).check_batch(6, 2)
-    with pytest.raises(ConfigError, match="at least 1"):
-        ParallelPlan(shard=0)

@@ -95,10 +95,10 @@ def share_of_path(new, old, hops, weight, params):
         if time <= 0.0:
             continue
         period = params[BASE_RTT]
-        room = params[ETA] * new[hop, INT_RATE] * BYTES_A_PS * period
+        capacity = params[ETA] * new[hop, INT_RATE] * BYTES_A_PS * period
         sent = (new[hop, INT_BYTES] - old[hop, INT_BYTES]) / time
-        load = max(sent * period + min(new[hop, INT_QUEUE], old[hop, INT_QUEUE]), 0.05 * room)
+        load = max(sent * period + min(new[hop, INT_QUEUE], old[hop, INT_QUEUE]), 0.05 * capacity)
         share = weight / max(new[hop, INT_WEIGHT], weight)
         windows = max(float(new[hop, INT_WINDOW]), 1.0)
-        least = min(least, max(share * windows * room / load, share * room))
+        least = min(least, max(share * windows * capacity / load, share * capacity))
     return least

@@ -83,7 +83,7 @@ queue_type = np.dtype(
         ("bytes", "i8"),  # in the egress queue
         ("ingress", "i8"),  # bytes that came over this port and wait in the switch at its far end, without headroom
         ("ingress_headroom", "i8"),  # the same, in the headroom
-        ("credits", "i8"),  # bytes that the far end has still room for (credit flow control)
+        ("credits", "i8"),  # bytes that the far end can still buffer (credit flow control)
         ("owed", "i8"),  # bytes of credit that the far end has not sent back yet
         ("deficit", "i8"),  # bytes that deficit round robin still allows
         ("quantum", "i8"),  # bytes a round

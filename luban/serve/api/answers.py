@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 ANSWER_TOKENS = 256  # of the context that are kept for an answer without max_tokens, where messages are left out
 LEFT_OUT = "luban-messages-left-out"  # header: how many messages of the conversation the model didn't read
-ANSWER_ROOM = 64  # tokens of the context that passages leave to the answer
+LEAST_ANSWER = 64  # tokens of the context that passages leave for an answer, or max_tokens if that is less
 
 
 @dataclass
@@ -174,13 +174,13 @@ class Answers:
         return form, form.structure(functions, several=body.tool_choice == "required" and body.parallel_tool_calls)
 
     def _fits(self, messages: list[dict[str, Any]], body: ChatBody) -> bool:
-        """Whether a conversation leaves the context room for an answer, without a message left out."""
-        room = min(body.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
+        """Whether a conversation fits the context together with an answer, without a message left out."""
+        answer = min(body.max_tokens or LEAST_ANSWER, LEAST_ANSWER)
         try:
             found, left_out = self._rendered(messages, body)
         except PromptTooLong:
             return False
-        return not left_out and len(found) + room <= self.service.model.spec.context
+        return not left_out and len(found) + answer <= self.service.model.spec.context
 
     def _rendered(self, messages: list[dict[str, Any]], body: ChatBody) -> tuple[list[int], int]:
         """A conversation's tokens up to where the answer begins, and how many of its messages were left out. Raises DataError
