@@ -68,7 +68,7 @@ def cache_folder() -> Path | None:
         except OSError:
             continue
         os.utime(folder)
-        _drop_old(root)
+        _drop_old(root, folder)
         return folder
     return None
 
@@ -84,7 +84,9 @@ def _user_cache() -> Path:
     return Path(given) if given else Path.home() / ".cache"
 
 
-def _drop_old(root: Path) -> None:
-    folders = sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True)
-    for folder in folders[KEPT:]:
+def _drop_old(root: Path, used: Path) -> None:
+    """Keep `used` and the newest others; clocks of file systems tick coarsely, so that `used` needn't be the newest."""
+    others = [p for p in root.iterdir() if p.is_dir() and p != used]
+    others.sort(key=lambda p: p.stat().st_mtime, reverse=True)
+    for folder in others[KEPT - 1 :]:
         shutil.rmtree(folder, ignore_errors=True)

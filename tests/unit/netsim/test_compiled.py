@@ -1,5 +1,6 @@
 """Where machine code is kept."""
 
+import os
 import sys
 import tempfile
 
@@ -20,7 +21,9 @@ def fresh(monkeypatch):
 def test_the_folder_is_another_for_other_sources_and_old_ones_go(fresh, tmp_path):
     fresh.setenv("XDG_CACHE_HOME", str(tmp_path))
     for i in range(compiled.KEPT + 2):
-        (tmp_path / "luban" / "netsim" / f"old{i}").mkdir(parents=True)
+        old = tmp_path / "luban" / "netsim" / f"old{i}"
+        old.mkdir(parents=True)
+        os.utime(old, (2**32, 2**32))  # "newer" than the folder that is used
     folder = compiled.cache_folder()
     assert folder is not None and folder.parent == tmp_path / "luban" / "netsim"
     assert len(list(folder.parent.iterdir())) == compiled.KEPT and folder.is_dir()
