@@ -1,4 +1,4 @@
-"""`luban WORDS` in a process of its own that need not import torch again: it is forked from one that has.
+"""`luban WORDS`, or a test's function, in processes that need not import torch again: they are forked from one that has.
 
 Everything but the imports is as in a terminal. What depends on imports or on how Python was started runs `python -m luban`.
 """
@@ -12,10 +12,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-PRELOADED = ("torch._dynamo", "luban.cli.main", "luban.train.run", "luban.serve.engine", "luban.load.export")
+from torch.multiprocessing import start_processes
+
+PRELOADED = (
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "luban.cli.main",
+    "luban.train.run",
+    "luban.serve.engine",
+    "luban.load.export",
+)
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(list(PRELOADED))
 
@@ -41,6 +50,11 @@ def command(
         process.join()
         written = [Path(stream).read_text() for stream in streams[1:]]
     return subprocess.CompletedProcess(given, process.exitcode, *written)
+
+
+def processes(function: Callable[..., None], count: int, *arguments: object) -> None:
+    """`function(rank, *arguments)` in `count` processes; the first that fails raises here."""
+    start_processes(function, arguments, nprocs=count, start_method="forkserver")
 
 
 def _run(words: list[str], streams: list[str], place: str, environment: dict[str, str], file_size: int | None) -> None:

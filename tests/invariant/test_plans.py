@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import warm
 from drawn import SEED as DRAW
 from families import FAMILIES, PLAIN, TOKENS, Family, engine_of, mixtures, packed_batch
 
@@ -347,7 +347,7 @@ def test_validation_changes_nothing_that_is_saved(drawn):
 
 
 def run(folder: Path, cases: list, steps: int) -> list[dict]:
-    mp.spawn(worker, (str(folder), cases, steps), nprocs=PROCESSES)
+    warm.processes(worker, PROCESSES, str(folder), cases, steps)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 
@@ -386,6 +386,6 @@ def compiled_worker(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_compiled_plans_equal_one_process_in_fp32(tmp_path):
-    mp.spawn(compiled_worker, (str(tmp_path),), nprocs=PROCESSES)
+    warm.processes(compiled_worker, PROCESSES, str(tmp_path))
     for rank in range(PROCESSES):
         assert max(json.loads((tmp_path / f"{rank}.json").read_text())) < 1e-5
