@@ -14,8 +14,11 @@ from luban.cli.subverbs import dispatch
 from luban.core.arguments import parse
 
 if TYPE_CHECKING:
+    from luban.retrieval.asking import Asks
     from luban.retrieval.index import Index
     from luban.retrieval.questions import Question
+    from luban.retrieval.rag.train import RagRecipe
+    from luban.retrieval.training.train import EncoderRecipe
 
 ENCODERS = ("auto", "bm25", "hybrid")
 
@@ -62,10 +65,16 @@ class AskArgs:
     """What `luban rag ask` takes."""
 
     index: tyro.conf.Positional[Path]  # from luban rag index
-    model: tyro.conf.Positional[str]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
+    model: tyro.conf.Positional[
+        str
+    ]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, smollm2, or of rag train
     question: tyro.conf.Positional[str]  # what is asked
-    k: int = 5  # passages that the model is given at most
+    k: int | None = (
+        None  # passages that the model is given at most; none: 5, or as many as a model of rag train was given
+    )
     max_tokens: int = 64  # of the answer
+    decoding: Literal["thorough", "fast"] = "thorough"  # of RAG-Sequence models
+    beams: int = 4  # of models of rag train
     encoder: str | None = None  # the encoder that built the index, where it isn't where it was
     device: str = "cpu"  # for encoder and model
     dtype: str = "float32"  # precision of the model's weights
@@ -83,7 +92,11 @@ class EvalArgs:
     task: str = ""  # of a corpus: questions of this kind alone, such as which_module
     out: Path | None = None  # write an evaluation artifact, too
     model: str | None = None  # answers the questions from the best passages: exact match, F1, attribution
-    passages: int = 5  # that the model is given at most
+    passages: int | None = (
+        None  # that the model is given at most; none: 5, or as many as a model of rag train was given
+    )
+    decoding: Literal["thorough", "fast"] = "thorough"  # of RAG-Sequence models
+    beams: int = 4  # of models of rag train
     encoder: str | None = None  # the encoder that built the index, where it isn't where it was
     device: str = "cpu"  # for the encoder
     json: bool = False  # print the rows as JSON
@@ -244,11 +257,24 @@ def evaluate(argv: Sequence[str]) -> None:
 
 def _answers(index: Index, args: EvalArgs, questions: Sequence[Question]) -> dict[str, Any]:
     """What the model makes of the questions."""
-    from luban.load.model import load_model
-    from luban.retrieval.asking import Asker, evaluate_answers
+    from luban.retrieval.asking import ANSWER_TOKENS, evaluate_answers
 
     assert args.model is not None
-    return evaluate_answers(Asker(index, load_model(args.model, args.device), args.passages), questions)
+    asker = _asker(index, args.model, args.passages, args, "float32", ANSWER_TOKENS)
+    return evaluate_answers(asker, questions)
+
+
+def _asker(index: Index, model: str, k: int | None, args: AskArgs | EvalArgs, dtype: str, max_tokens: int) -> Asks:
+    """Of a model of `luban rag train`, or of any other."""
+    from luban.load.model import load_model
+    from luban.retrieval.asking import Asker
+    from luban.retrieval.rag.asking import RagAsker
+    from luban.retrieval.rag.model import is_rag, load_rag
+
+    if is_rag(model):
+        loaded = load_rag(model, args.device, dtype)
+        return RagAsker(index, loaded, k, decoding=args.decoding, beams=args.beams, max_tokens=max_tokens)
+    return Asker(index, load_model(model, args.device, dtype), k, max_tokens)
 
 
 def ask(argv: Sequence[str]) -> None:
@@ -262,13 +288,10 @@ def ask(argv: Sequence[str]) -> None:
         examples="luban rag ask index smollm2 'What does os.path.join do?'\n"
         "luban rag ask index runs/chat 'Which module has Counter?' --k 3 --json",
     )
-    from luban.load.model import load_model
-    from luban.retrieval.asking import Asker
     from luban.retrieval.index import Index
 
     opened = Index(args.index, encoder=args.encoder, device=args.device)
-    model = load_model(args.model, args.device, args.dtype)
-    answer = Asker(opened, model, args.k, args.max_tokens).ask(args.question)
+    answer = _asker(opened, args.model, args.k, args, args.dtype, args.max_tokens).ask(args.question)
     if args.json:
         print(json.dumps(answer.row(), ensure_ascii=False, indent=2))
         return
@@ -281,27 +304,61 @@ def ask(argv: Sequence[str]) -> None:
 def train(argv: Sequence[str]) -> None:
     """`luban rag train RECIPE --out DIR`"""
     import luban.recipes
-    from luban.core.arguments import parse_recipe
+    from luban.core.arguments import parse_recipe, recipe_type
     from luban.core.config import to_dict
-    from luban.core.log import say
-    from luban.retrieval.training.train import EncoderRecipe, train_encoder
+    from luban.core.errors import ConfigError
+    from luban.retrieval.rag.train import RagRecipe
+    from luban.retrieval.training.train import EncoderRecipe
 
+    shipped = Path(luban.recipes.__file__).parent
+    recipes: dict[str, type[EncoderRecipe] | type[RagRecipe]] = {"encoder": EncoderRecipe, "rag": RagRecipe}
+    kind = recipe_type(argv, shipped, default="encoder")
+    if kind not in recipes:
+        raise ConfigError(f"type: encoder or rag, {kind!r} given")
     call = parse_recipe(
-        EncoderRecipe,
+        recipes[kind],
         argv,
         verb="rag train",
-        about="Tune a sentence encoder on questions and passages: each question's passage against those of all others in the "
-        "batch and hard negatives (DPR). The result is an encoder for luban rag index --encoder DIR.",
+        about="Of type encoder: tune a sentence encoder on questions and passages, each question's passage against those of all "
+        "others in the batch and hard negatives (DPR). The result is an encoder for luban rag index --encoder DIR.\n\n"
+        "Of type rag: train a model that writes answers together with the encoder of questions, the passage summed out "
+        "(RAG-Sequence, RAG-Token). The result is a model for luban rag ask INDEX DIR. Its fields: luban rag train "
+        "smollm2_rag_cpu --help.",
         examples="luban rag train minilm_dpr_cpu --data questions.json --out encoder\n"
-        "luban rag train minilm_dpr_cpu --data nq-train.json --batch_size 128 --chunk 16 --device cuda --out encoder",
-        shipped=Path(luban.recipes.__file__).parent,
+        "luban rag train minilm_dpr_cpu --data nq-train.json --batch_size 128 --chunk 16 --device cuda --out encoder\n"
+        "luban rag train smollm2_rag_cpu --data questions.json --index index --out answers\n"
+        "luban rag train smollm2_rag_cpu --data questions.json --index index --marginal token --k 10 --device cuda --out answers",
+        shipped=shipped,
     )
     if call.dry_run:
         print(json.dumps(to_dict(call.recipe), indent=2))
-        return
-    figures = train_encoder(call.recipe, call.out)
+    elif isinstance(call.recipe, RagRecipe):
+        _train_rag(call.recipe, call.out)
+    else:
+        _train_encoder(call.recipe, call.out)
+
+
+def _train_rag(recipe: RagRecipe, out: Path) -> None:
+    from luban.core.log import say
+    from luban.retrieval.rag.train import train_rag
+
+    figures = train_rag(recipe, out)
+    say(f"rag {out}: {figures['questions']} questions, loss {figures['first_loss']:.3f} → {figures['last_loss']:.3f}")
+    if held := figures.get("heldout"):
+        (was, now), (low, high) = held["exact_match"], held["gain_interval"]
+        say(
+            f"  {held['questions']} held-out questions: exact match {was:.1%} → {now:.1%} (gain {low:+.1%} to {high:+.1%}, "
+            "95% interval)"
+        )
+
+
+def _train_encoder(recipe: EncoderRecipe, out: Path) -> None:
+    from luban.core.log import say
+    from luban.retrieval.training.train import train_encoder
+
+    figures = train_encoder(recipe, out)
     say(
-        f"encoder {call.out}: {figures['questions']} questions, loss {figures['first_loss']:.3f} → {figures['last_loss']:.3f}"
+        f"encoder {out}: {figures['questions']} questions, loss {figures['first_loss']:.3f} → {figures['last_loss']:.3f}"
     )
     if held := figures.get("heldout"):
         (rank, rank_now), (top, top_now) = held["average_rank"], held["top_1"]

@@ -120,6 +120,15 @@ def parse_recipe(
     )
 
 
+def recipe_type(argv: Sequence[str], shipped: Path, *, default: str) -> str:
+    """The `type` that the recipe of a command line states, for verbs whose recipes are of several; without a recipe the
+    default."""
+    names, _, _ = _split([word for word in argv if word not in ("--help", "-h")])
+    if len(names) != 1:
+        return default
+    return load_toml(find_recipe(names[0], shipped), shipped).get("type", default)
+
+
 def without_processes(argv: Sequence[str]) -> list[str]:
     """The words of a recipe's command line without `--nproc N`."""
     found, words = [], iter(argv)

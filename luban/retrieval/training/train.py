@@ -6,10 +6,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from luban.core.artifact import ArtifactWriter
@@ -23,6 +22,7 @@ from luban.load.export import export_model
 from luban.retrieval.encoder import TextEncoder
 from luban.retrieval.questions import Question, read_questions
 from luban.retrieval.training.contrastive import backward
+from luban.retrieval.training.optimiser import Optimiser, trainable
 from luban.retrieval.training.pairs import Pair, Text, mine, split
 
 POOLING_FILES = (
@@ -38,6 +38,7 @@ POOLING_FILES = (
 class EncoderRecipe:
     """What a sentence encoder is tuned on, and how."""
 
+    type: Literal["encoder"] = "encoder"  # another type than the recipe of a model that writes answers
     data: Path = Path("questions.json")  # questions with right passages: SQuAD's or DPR's format
     encoder: str = "minilm"  # the encoder to begin with: a path, or a name that a package carries
     heldout: float = 0.1  # fraction of the passages kept from training, with their questions
@@ -77,7 +78,7 @@ def train_encoder(recipe: EncoderRecipe, out: str | Path) -> dict[str, Any]:
     config = {**to_dict(recipe), "data": file_sha256(recipe.data), "encoder": encoder.identity}
     for operational in ("chunk", "device"):
         config.pop(operational)
-    source, parents = encoder.model.path, encoder.parents
+    parents = encoder.parents
     with ArtifactWriter(out, kind="encoder", config=config, seed=recipe.seed, parents=parents) as art:
         collection = list(dict.fromkeys(question.positives[0] for question in (*train, *heldout)))
         before = ranks(encoder, heldout, collection) if heldout else None
@@ -85,20 +86,23 @@ def train_encoder(recipe: EncoderRecipe, out: str | Path) -> dict[str, Any]:
         art.figures.update(questions=len(pairs), first_loss=losses[0], last_loss=losses[-1])
         if before is not None:
             art.figures["heldout"] = compared(before, ranks(encoder, heldout, collection))
-        exported = export_model(encoder.model, art.path / "exported")
+        exported = write_encoder(encoder, art.path / "exported")
         for file in exported.iterdir():
             file.rename(art.path / file.name)
         exported.rmdir()
-        for name in POOLING_FILES:
-            _copy(source / name, art.path / name)
     return art.figures
 
 
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target)
-    elif source.is_file():
-        shutil.copy2(source, target)
+def write_encoder(encoder: TextEncoder, folder: Path) -> Path:
+    """Write an encoder in the Hugging Face layout, with the files that say how its vectors are pooled."""
+    export_model(encoder.model, folder)
+    for name in POOLING_FILES:
+        source = encoder.model.path / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name)
+        elif source.is_file():
+            shutil.copy2(source, folder / name)
+    return folder
 
 
 def titled(passage: Text) -> str:
@@ -110,14 +114,9 @@ def titled(passage: Text) -> str:
 def steps(encoder: TextEncoder, pairs: Sequence[Pair], recipe: EncoderRecipe) -> Iterator[float]:
     """Train, giving the loss of every step."""
     module, embedder = encoder.model.module, encoder.embedder
-    parameters = [p.requires_grad_() for p in module.parameters() if p.is_floating_point()]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.0)
     per_epoch = max(len(pairs) // recipe.batch_size, 1)
     total = per_epoch * recipe.epochs
-    rise = max(total // 10, 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / rise, (total - step) / max(total - rise, 1))
-    )
+    optimiser = Optimiser(trainable(module), lr=recipe.lr, total=total, clip=recipe.clip)
 
     def encode(texts: Sequence[list[int]]) -> Tensor:
         return embedder.vectors(texts)
@@ -135,10 +134,7 @@ def steps(encoder: TextEncoder, pairs: Sequence[Pair], recipe: EncoderRecipe) ->
                     temperature=recipe.temperature,
                     chunk=recipe.chunk,
                 )
-                torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
+                optimiser.step()
                 bar.advance(note=f"loss {loss:.3f}")
                 yield loss
     module.requires_grad_(False)
