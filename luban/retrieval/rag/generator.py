@@ -39,7 +39,7 @@ class Generator:
         """Token ids of a question behind one passage, whose last words are left out where the context would not hold both and
         an answer of `answer_tokens`. Raises DataError where it holds not even the question."""
         longest = self.model.spec.context - (0 if self.model.spec.body.two_sided else answer_tokens)
-        words = passage.split(" ")
+        words = passage.split(" ") if passage else []
         while True:
             ids = self._tokens(f"{' '.join(words)}\n\n{question}" if words else question)
             if len(ids) <= longest:

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
+import warm
 from tiny_models import write_checkpoint
 
 import luban
+from luban.core.errors import LineageError
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.head.language_model import LanguageModel
 from luban.models.spec import uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.init import NormalInit
 from luban.nn.mixer.grouped import Grouped
+from luban.retrieval.building import IndexConfig, build_index
+from luban.retrieval.documents import DocumentReader
+from luban.retrieval.index import Index
+from luban.retrieval.passages.document import WholeDocument
+from luban.retrieval.questions import read_questions
+from luban.retrieval.rag.asking import RagAsker
 from luban.retrieval.rag.decoding import decode, search
 from luban.retrieval.rag.generator import Generator
 from luban.retrieval.rag.marginal import marginal
+from luban.retrieval.rag.model import load_rag
+from luban.retrieval.rag.train import RagRecipe, answer_logprobs, train_rag, untrained
 
 KINDS = ("sequence", "token")
 
@@ -158,3 +170,102 @@ def test_a_long_passage_is_cut_to_the_context(generator):
     assert "what is it?" in generator.tokenizer.decode(ids)
     assert generator.text(generator.answer("bca", 8)) == "bca"
     assert len(generator.answer("a" * 50, 8)) == 8
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """An index by a sentence encoder of random weights, questions, and a generator: (folder, recipe)."""
+    folder = tmp_path_factory.mktemp("asked")
+    facts = {"tin": "grey", "sun": "yellow", "sea": "blue", "coal": "black", "snow": "white", "leaf": "green"}
+    rows = [{"text": f"{thing} is {colour}"} for thing, colour in facts.items()]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"question": f"what is {thing}?", "answers": [colour]} for thing, colour in facts.items()]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {"vocab_size": 272, "width": 32, "mixer": Grouped(heads=2), "feedforward": SwiGLU(width=32)}
+    write_checkpoint(folder / "generator", uniform(layers=1, context=96, **common))
+    luban.export_model(
+        luban.load_model(write_checkpoint(folder / "plain", uniform(layers=1, context=64, **common), 1)),
+        folder / "encoder",
+    )
+    config = IndexConfig(retriever="dense", encoder=str(folder / "encoder"), rule=WholeDocument())
+    build_index(DocumentReader([str(folder / "texts.jsonl")]), folder / "index", config)
+    recipe = RagRecipe(
+        data=folder / "questions.jsonl",
+        index=folder / "index",
+        model=str(folder / "generator"),
+        k=2,
+        batch_size=3,
+        epochs=2,
+        lr=1e-3,
+        retriever_lr=1e-3,
+        answer_tokens=8,
+        heldout=0.0,
+    )
+    return folder, recipe
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_moves_generator_and_questions_but_no_passage(asked, tmp_path, kind):
+    folder, recipe = asked
+    figures = train_rag(replace(recipe, marginal=kind), tmp_path / "rag")
+    assert figures["last_loss"] < figures["first_loss"]
+    index, rag = Index(folder / "index"), load_rag(tmp_path / "rag")
+    (found,) = rag.find(index, ["what is tin?"], 2)
+    assert found.priors_K.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    query = rag.questions.queries(["what is tin?"])[0]
+    assert (query != index.encoder.queries(["what is tin?"])[0]).any()  # the index's encoder is as it was
+    scores = torch.tensor([float(query @ index.encoder.passages([hit.passage.titled])[0]) for hit in found.hits])
+    torch.testing.assert_close(found.priors_K, (scores / recipe.temperature).log_softmax(0), rtol=1e-3, atol=1e-3)
+    answer = RagAsker(index, rag, beams=2, max_tokens=6).ask("what is tin?")
+    assert answer.citations[0].hit.passage.text in {hit.passage.text for hit in found.hits}
+
+
+def test_the_question_encoders_gradient_is_the_differences(asked):
+    folder, recipe = asked
+    index = Index(folder / "index")
+    rag = untrained(replace(recipe, temperature=0.5), index)
+    weight = rag.questions.model.module.double().decoder.blocks["0"].mixer.qkv.v.weight.requires_grad_()
+    rag.generator.model.module.double()
+    questions = read_questions(recipe.data)[:2]
+
+    def loss() -> torch.Tensor:
+        return answer_logprobs(rag, index, questions, 8).sum()
+
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    direction = torch.randn_like(weight)
+    with torch.no_grad():
+        ends = []
+        for sign in (1, -1):
+            weight += sign * 1e-3 * direction
+            ends.append(loss().item())
+            weight -= sign * 1e-3 * direction
+    assert (gradient * direction).sum().item() == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=2e-3, abs=1e-6)
+
+
+def test_an_index_of_another_encoder_is_refused(asked, tmp_path):
+    folder, recipe = asked
+    rag = untrained(recipe, Index(folder / "index"))
+    build_index(DocumentReader([str(folder / "texts.jsonl")]), tmp_path / "bm25", IndexConfig())
+    with pytest.raises(LineageError, match="has no vectors: build the index with that encoder"):
+        RagAsker(Index(tmp_path / "bm25"), rag)
+    common = {"vocab_size": 272, "width": 32, "mixer": Grouped(heads=2), "feedforward": SwiGLU(width=32)}
+    other = luban.load_model(write_checkpoint(tmp_path / "other", uniform(layers=1, context=64, **common), 2))
+    luban.export_model(other, tmp_path / "encoder")
+    config = IndexConfig(retriever="dense", encoder=str(tmp_path / "encoder"))
+    build_index(DocumentReader([str(folder / "texts.jsonl")]), tmp_path / "index", config)
+    with pytest.raises(LineageError, match="was built with another one: build the index with that encoder"):
+        RagAsker(Index(tmp_path / "index"), rag)
+
+
+def test_the_command_trains_and_answers(asked, tmp_path):
+    folder, recipe = asked
+    (tmp_path / "recipe.toml").write_text('type = "rag"\nk = 2\nbatch_size = 3\nheldout = 0.0\nanswer_tokens = 8\n')
+    words = ("--data", recipe.data, "--index", recipe.index, "--model", recipe.model, "--out", tmp_path / "rag")
+    done = warm.command("rag", "train", tmp_path / "recipe.toml", *words)
+    assert done.returncode == 0 and "6 questions, loss" in done.stderr, done.stderr
+    done = warm.command("rag", "ask", folder / "index", tmp_path / "rag", "what is tin?", "--max-tokens", 4, "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["citations"], done.stderr
+    done = warm.command("rag", "eval", folder / "index", recipe.data, "--model", tmp_path / "rag", "--beams", 1)
+    assert done.returncode == 0 and "exact match" in done.stdout, done.stderr
+    done = warm.command("generate", tmp_path / "rag", "hi")
+    assert done.returncode == 1 and "holds a rag" in done.stderr
