@@ -15,9 +15,11 @@ from luban.core.arguments import parse
 
 if TYPE_CHECKING:
     from luban.retrieval.asking import Asks
-    from luban.retrieval.index import Index
+    from luban.retrieval.index import Index, Searches
     from luban.retrieval.questions import Question
     from luban.retrieval.rag.train import RagRecipe
+    from luban.retrieval.reranking import Reranked
+    from luban.retrieval.training.cross import RerankerRecipe
     from luban.retrieval.training.train import EncoderRecipe
 
 ENCODERS = ("auto", "bm25", "hybrid")
@@ -55,6 +57,8 @@ class SearchArgs:
         "zscore"  # of a hybrid search: sum of standard scores, or of 1 / (60 + rank)
     )
     exact: bool = False  # compare with every vector, even where there is an HNSW graph
+    rerank: str | None = None  # a cross-encoder that puts the best passages in order, from luban rag train
+    depth: int = 50  # passages that the cross-encoder reads
     encoder: str | None = None  # the encoder that built the index, where it isn't where it was
     device: str = "cpu"  # for the encoder
     json: bool = False  # print a list of {score, title, text, source, start, stop}
@@ -65,13 +69,11 @@ class AskArgs:
     """What `luban rag ask` takes."""
 
     index: tyro.conf.Positional[Path]  # from luban rag index
-    model: tyro.conf.Positional[
-        str
-    ]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, smollm2, or of rag train
+    model: tyro.conf.Positional[str]  # a run, a checkpoint, a Hugging Face directory, smollm2, …, or one of rag train
     question: tyro.conf.Positional[str]  # what is asked
-    k: int | None = (
-        None  # passages that the model is given at most; none: 5, or as many as a model of rag train was given
-    )
+    k: int | None = None  # passages that the model is given; none: 5, or as in training for one of rag train
+    rerank: str | None = None  # a cross-encoder that puts the best passages in order, from luban rag train
+    depth: int = 50  # passages that the cross-encoder reads
     max_tokens: int = 64  # of the answer
     decoding: Literal["thorough", "fast"] = "thorough"  # of RAG-Sequence models
     beams: int = 4  # of models of rag train
@@ -90,11 +92,11 @@ class EvalArgs:
     k: tuple[int, ...] = (1, 5, 20)  # passages among which a right one is looked for
     limit: int = 0  # questions at most (0: all)
     task: str = ""  # of a corpus: questions of this kind alone, such as which_module
+    rerank: str | None = None  # a cross-encoder that puts the best passages in order, from luban rag train
+    depth: int = 50  # passages that the cross-encoder reads
     out: Path | None = None  # write an evaluation artifact, too
     model: str | None = None  # answers the questions from the best passages: exact match, F1, attribution
-    passages: int | None = (
-        None  # that the model is given at most; none: 5, or as many as a model of rag train was given
-    )
+    passages: int | None = None  # that the model is given; none: 5, or as in training for one of rag train
     decoding: Literal["thorough", "fast"] = "thorough"  # of RAG-Sequence models
     beams: int = 4  # of models of rag train
     encoder: str | None = None  # the encoder that built the index, where it isn't where it was
@@ -191,12 +193,15 @@ def search(argv: Sequence[str]) -> None:
         about="Find the passages of an index that fit a query best.",
         examples="luban rag search index 'return a temporary directory'\n"
         "luban rag search index 'Who wrote the Analects?' --k 10 --json\n"
-        "luban rag search index 'sort a list' --retriever bm25",
+        "luban rag search index 'sort a list' --retriever bm25\n"
+        "luban rag search index 'sort a list' --rerank runs/reranker --depth 100",
     )
     from luban.retrieval.index import Index
 
     opened = Index(args.index, encoder=args.encoder, device=args.device)
-    hits = opened.search(args.query, args.k, retriever=args.retriever, fusion=args.fusion, exact=args.exact)
+    hits = _searched(opened, args).search(
+        args.query, args.k, retriever=args.retriever, fusion=args.fusion, exact=args.exact
+    )
     if args.json:
         print(json.dumps([hit.row() for hit in hits], ensure_ascii=False, indent=2))
         return
@@ -229,7 +234,7 @@ def evaluate(argv: Sequence[str]) -> None:
     if not questions:
         raise UsageError(f"--task: {args.questions} holds no question of the kind '{args.task}'")
     opened = Index(args.index, encoder=args.encoder, device=args.device)
-    rows = evaluate_retrieval(opened, questions, args.k)
+    rows = evaluate_retrieval(opened, questions, args.k, reranked=_reranked(opened, args))
     answers = None if args.model is None else _answers(opened, args, questions)
     if args.out is not None:
         write_evaluation(args.out, args.index, args.questions, rows, answers)
@@ -266,15 +271,31 @@ def _answers(index: Index, args: EvalArgs, questions: Sequence[Question]) -> dic
 
 def _asker(index: Index, model: str, k: int | None, args: AskArgs | EvalArgs, dtype: str, max_tokens: int) -> Asks:
     """Of a model of `luban rag train`, or of any other."""
+    from luban.core.errors import UsageError
     from luban.load.model import load_model
     from luban.retrieval.asking import Asker
     from luban.retrieval.rag.asking import RagAsker
     from luban.retrieval.rag.model import is_rag, load_rag
 
     if is_rag(model):
+        if args.rerank is not None:
+            raise UsageError("--rerank: a model of rag train weighs the passages that its own questions find")
         loaded = load_rag(model, args.device, dtype)
         return RagAsker(index, loaded, k, decoding=args.decoding, beams=args.beams, max_tokens=max_tokens)
-    return Asker(index, load_model(model, args.device, dtype), k, max_tokens)
+    return Asker(_searched(index, args), load_model(model, args.device, dtype), k, max_tokens)
+
+
+def _searched(index: Index, args: SearchArgs | AskArgs | EvalArgs) -> Searches:
+    """The index, re-ranked where asked for."""
+    return _reranked(index, args) or index
+
+
+def _reranked(index: Index, args: SearchArgs | AskArgs | EvalArgs) -> Reranked | None:
+    if args.rerank is None:
+        return None
+    from luban.retrieval.reranking import CrossEncoder, Reranked
+
+    return Reranked(index, CrossEncoder.load(args.rerank, args.device), args.depth)
 
 
 def ask(argv: Sequence[str]) -> None:
@@ -308,24 +329,32 @@ def train(argv: Sequence[str]) -> None:
     from luban.core.config import to_dict
     from luban.core.errors import ConfigError
     from luban.retrieval.rag.train import RagRecipe
+    from luban.retrieval.training.cross import RerankerRecipe
     from luban.retrieval.training.train import EncoderRecipe
 
     shipped = Path(luban.recipes.__file__).parent
-    recipes: dict[str, type[EncoderRecipe] | type[RagRecipe]] = {"encoder": EncoderRecipe, "rag": RagRecipe}
+    recipes: dict[str, type[EncoderRecipe | RerankerRecipe | RagRecipe]] = {
+        "encoder": EncoderRecipe,
+        "reranker": RerankerRecipe,
+        "rag": RagRecipe,
+    }
     kind = recipe_type(argv, shipped, default="encoder")
     if kind not in recipes:
-        raise ConfigError(f"type: encoder or rag, {kind!r} given")
+        raise ConfigError(f"type: encoder, reranker or rag, {kind!r} given")
     call = parse_recipe(
         recipes[kind],
         argv,
         verb="rag train",
         about="Of type encoder: tune a sentence encoder on questions and passages, each question's passage against those of all "
         "others in the batch and hard negatives (DPR). The result is an encoder for luban rag index --encoder DIR.\n\n"
+        "Of type reranker: train a cross-encoder, which reads question and passage together, for luban rag search --rerank "
+        "DIR.\n\n"
         "Of type rag: train a model that writes answers together with the encoder of questions, the passage summed out "
         "(RAG-Sequence, RAG-Token). The result is a model for luban rag ask INDEX DIR. Its fields: luban rag train "
         "smollm2_rag_cpu --help.",
         examples="luban rag train minilm_dpr_cpu --data questions.json --out encoder\n"
         "luban rag train minilm_dpr_cpu --data nq-train.json --batch_size 128 --chunk 16 --device cuda --out encoder\n"
+        "luban rag train minilm_reranker_cpu --data questions.json --out reranker\n"
         "luban rag train smollm2_rag_cpu --data questions.json --index index --out answers\n"
         "luban rag train smollm2_rag_cpu --data questions.json --index index --marginal token --k 10 --device cuda --out answers",
         shipped=shipped,
@@ -334,6 +363,8 @@ def train(argv: Sequence[str]) -> None:
         print(json.dumps(to_dict(call.recipe), indent=2))
     elif isinstance(call.recipe, RagRecipe):
         _train_rag(call.recipe, call.out)
+    elif isinstance(call.recipe, RerankerRecipe):
+        _train_reranker(call.recipe, call.out)
     else:
         _train_encoder(call.recipe, call.out)
 
@@ -349,6 +380,22 @@ def _train_rag(recipe: RagRecipe, out: Path) -> None:
         say(
             f"  {held['questions']} held-out questions: exact match {was:.1%} → {now:.1%} (gain {low:+.1%} to {high:+.1%}, "
             "95% interval)"
+        )
+
+
+def _train_reranker(recipe: RerankerRecipe, out: Path) -> None:
+    from luban.core.log import say
+    from luban.retrieval.training.cross import train_reranker
+
+    figures = train_reranker(recipe, out)
+    say(
+        f"reranker {out}: {figures['questions']} questions, loss {figures['first_loss']:.3f} → {figures['last_loss']:.3f}"
+    )
+    if held := figures.get("heldout"):
+        low, high = held["top_1_interval"]
+        say(
+            f"  {held['questions']} questions about held-out passages, each among BM25's best wrong ones: top-1 {held['top_1']:.1%} "
+            f"({low:.1%} to {high:.1%}, chance {held['chance']:.1%})"
         )
 
 

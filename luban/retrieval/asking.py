@@ -11,7 +11,7 @@ from luban.core.metrics.bootstrap import interval
 from luban.generate.sampling import Sampling
 from luban.load.model import LoadedModel
 from luban.retrieval.answering import DEFAULT_K, NOTHING, Answer, PassageRetriever, says_nothing, without_marks
-from luban.retrieval.index import Index
+from luban.retrieval.index import Searches
 from luban.retrieval.questions import Question
 from luban.serve.engine import Engine
 from luban.tokenizer.chat import render
@@ -35,7 +35,7 @@ class Asker:
         k: passages it is given at most; None: 5.
     """
 
-    def __init__(self, index: Index, model: LoadedModel, k: int | None = None, max_tokens: int = ANSWER_TOKENS):
+    def __init__(self, index: Searches, model: LoadedModel, k: int | None = None, max_tokens: int = ANSWER_TOKENS):
         self.retriever, self.model, self.max_tokens = PassageRetriever(index, k or DEFAULT_K), model, max_tokens
         self.engine = Engine(model)
 

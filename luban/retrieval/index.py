@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -53,6 +53,22 @@ class Hit:
             "stop": p.stop,
         }
         return {**row, "licence": p.licence} if p.licence else row
+
+
+class Searches(Protocol):
+    """What finds passages: an index, or one that is re-ranked."""
+
+    def search(
+        self,
+        query: str,
+        k: int = 5,
+        *,
+        retriever: Retriever | None = None,
+        fusion: Fusion = "zscore",
+        exact: bool = False,
+    ) -> list[Hit]:
+        """The k best passages for a query, best first. See `Index.search_batch`."""
+        ...
 
 
 class Index:
