@@ -61,7 +61,7 @@ dataset_kwargs: {data_files: {test: DIR/last.jsonl}}
 test_split: test
 output_type: loglikelihood
 doc_to_text: "{{context}}"
-doc_to_target: "{{word}}"
+doc_to_target: "{{' ' + word}}"
 metric_list: [{metric: acc}, {metric: perplexity}]
 """
 ROLLING = """

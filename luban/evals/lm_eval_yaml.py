@@ -155,7 +155,7 @@ def _kind(config: dict[str, Any], output: str) -> dict[str, Any]:
             if metric.get("metric") not in METRICS[output] or metric.keys() - METRIC_FIELDS:
                 raise ConfigError(f"the metric {metric.get('metric')} of {output} isn't known here")
         if output != "multiple_choice":
-            return {"type": KINDS[output]}
+            return {"type": KINDS[output]} | ({"bare_target": True} if output == "loglikelihood" else {})
         choices = config.get("doc_to_choice")
         if not choices or isinstance(choices, dict):
             raise ConfigError("doc_to_choice must be a template or a list of texts")

@@ -103,7 +103,8 @@ def evaluate(
     }
     if built_in and not options.corpora:
         raise UsageError(f"{', '.join(built_in)} need held-out documents: pass --corpus DIR")
-    names = Counter([*built_in, *(each.task.name for members in groups.values() for each in members)])
+    names = Counter(name for name in tasks if name in TASKS.entries)
+    names.update(each.task.name for name in tasks for each in groups.get(name, ()))
     if twice := next((name for name, count in names.items() if count > 1), None):
         raise UsageError(f"the task {twice} is named twice")
     graded = [each.task.name for members in groups.values() for each in members if each.task.spec.kind.needs_judge]

@@ -29,6 +29,7 @@ class Loglikelihood(Kind):
     choices: str | tuple[str, ...] = ()  # a template that gives a list, or a template a choice
     unconditional: bool = False  # also ask for each choice without the question
     unconditional_context: str = ""  # what stands in the question's place, such as "Answer:"
+    bare_target: bool = False  # a target without choices is scored without target_delimiter, as lm-evaluation-harness does
 
     def check(self, spec: TaskSpec) -> None:
         """A prompt and a target are needed."""
@@ -67,6 +68,8 @@ class Loglikelihood(Kind):
     def requests(self, example: Example, prompt: Prompt, delimiter: str, repeats: int, seed: int) -> list[Request]:
         """A score a choice; then, where asked for, each without the question."""
         texts = example.choices or example.references
+        if self.bare_target and not example.choices:
+            delimiter = ""
         asked: list[Request] = [Score(context=prompt, continuation=delimiter + text) for text in texts]
         if self.unconditional and example.choices:
             asked += [Score(context=self.unconditional_context, continuation=delimiter + text) for text in texts]
