@@ -29,7 +29,9 @@ class Loglikelihood(Kind):
     choices: str | tuple[str, ...] = ()  # a template that gives a list, or a template a choice
     unconditional: bool = False  # also ask for each choice without the question
     unconditional_context: str = ""  # what stands in the question's place, such as "Answer:"
-    bare_target: bool = False  # a target without choices is scored without target_delimiter, as lm-evaluation-harness does
+    bare_target: bool = (
+        False  # a target without choices is scored without target_delimiter, as lm-evaluation-harness does
+    )
 
     def check(self, spec: TaskSpec) -> None:
         """A prompt and a target are needed."""
