@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from luban.core.errors import ConfigError, DataError, UnfinishedError
-from luban.core.log import progress
+from luban.core.errors import ConfigError
 from luban.evals.backends.base import Backend
 from luban.evals.contamination import contaminated, texts_of
 from luban.evals.data import read_task
@@ -17,9 +16,9 @@ from luban.evals.judges.base import Judge, grade_rows
 from luban.evals.kinds.base import Example
 from luban.evals.measures import Measure
 from luban.evals.prompts import build_prompt, choose_shots
-from luban.evals.requests import Failed, Request, Response, Score, Write
+from luban.evals.requests import Failed, Request
 from luban.evals.spec import Chat, Task
-from luban.evals.store import ResponseStore
+from luban.evals.store import ResponseStore, answer_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +95,7 @@ def run_task(
         prompted = task.spec.kind.has_prompts
         seen = backend.seen(prompt) if prompted and prompt else ""
         rows.append({"task": task.name, "item": example.id, "prompt": seen, "shots": [shot.id for shot in shots]})
-    answers = _answered([request for each in asked for request in each], backend, store, task.name)
+    answers = answer_all([request for each in asked for request in each], backend, store, task.name)
     failed = 0
     for example, requests, row in zip(loaded.items, asked, rows, strict=True):
         responses = [answers[request.key("")] for request in requests]
@@ -115,38 +114,6 @@ def run_task(
         _mark_contaminated(loaded.items, rows, options.contamination)
     scored = [row for row in rows if row.get("scores") is not None]
     return TaskResult(name=task.name, measures=_measures(task, scored), rows=rows, failed=failed, notes=notes)
-
-
-def _answered(requests: Sequence[Request], backend: Backend, store: ResponseStore, title: str) -> dict[str, Response]:
-    """An answer to each request, by `request.key("")`: those that are kept already, and those that the backend gives, kept round by round."""
-    hashed: dict[str, Request] = {request.key(""): request for request in requests}
-    found: dict[str, Response] = {}
-    for key, request in hashed.items():
-        if (known := store.get(request)) is not None:
-            found[key] = known
-            store.keep(request)
-    wanted = sorted((key for key in hashed if key not in found), key=lambda key: -_size(hashed[key]))
-    with progress(title, len(wanted), "requests") as bar:
-        for start in range(0, len(wanted), backend.round_size):
-            keys = wanted[start : start + backend.round_size]
-            try:
-                responses = backend.respond([hashed[key] for key in keys])
-            except DataError as error:
-                if not found:
-                    raise
-                raise UnfinishedError(f"{error}; {len(found)} answers are kept, and the same command resumes") from None
-            fresh = dict(zip(keys, responses, strict=True))
-            store.add([(hashed[key], each) for key, each in fresh.items() if not isinstance(each, Failed)])
-            found |= fresh
-            bar.advance(len(keys))
-    return found
-
-
-def _size(request: Request) -> int:
-    """Characters that are read, so that requests of about one length share a batch."""
-    if isinstance(request, Score):
-        return len(str(request.context)) + len(request.continuation)
-    return len(str(request.prompt)) if isinstance(request, Write) else len(str(request))
 
 
 def _measures(task: Task, rows: Sequence[dict[str, Any]]) -> list[Measure]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from luban.evals.requests import Request, Response, response_from
+from luban.core.errors import DataError, UnfinishedError
+from luban.core.log import progress
+from luban.evals.backends.base import Backend
+from luban.evals.requests import Failed, Prompt, Request, Response, Score, Write, response_from
 
 
 class ResponseStore:
@@ -90,3 +94,67 @@ def _repaired(path: Path) -> IO[bytes]:
         file.truncate(whole)
     file.seek(0, os.SEEK_END)
     return file
+
+
+def answer_all(requests: Sequence[Request], backend: Backend, store: ResponseStore, title: str) -> dict[str, Response]:
+    """An answer to each request, by `request.key("")`: those that are kept already, and those that the backend gives, kept
+    round by round.
+
+    Raises:
+        UnfinishedError: the backend refused to go on after some answers were kept; DataError: before any was.
+    """
+    hashed: dict[str, Request] = {request.key(""): request for request in requests}
+    found: dict[str, Response] = {}
+    for key, request in hashed.items():
+        if (known := store.get(request)) is not None:
+            found[key] = known
+            store.keep(request)
+    wanted = sorted((key for key in hashed if key not in found), key=lambda key: -_size(hashed[key]))
+    with progress(title, len(wanted), "requests") as bar:
+        for start in range(0, len(wanted), backend.round_size):
+            keys = wanted[start : start + backend.round_size]
+            try:
+                responses = backend.respond([hashed[key] for key in keys])
+            except DataError as error:
+                if not found:
+                    raise
+                raise UnfinishedError(f"{error}; {len(found)} answers are kept, and the same command resumes") from None
+            fresh = dict(zip(keys, responses, strict=True))
+            store.add([(hashed[key], each) for key, each in fresh.items() if not isinstance(each, Failed)])
+            found |= fresh
+            bar.advance(len(keys))
+    return found
+
+
+def _size(request: Request) -> int:
+    """Characters that are read, so that requests of about one length share a batch."""
+    if isinstance(request, Score):
+        return len(str(request.context)) + len(request.continuation)
+    return len(str(request.prompt)) if isinstance(request, Write) else len(str(request))
+
+
+class StoredBackend:
+    """A backend whose answers are kept in a store: what it holds isn't asked again."""
+
+    def __init__(self, backend: Backend, store: ResponseStore, title: str):
+        self.backend, self.store, self.title = backend, store, title
+        self.name, self.identity = backend.name, backend.identity
+        self.round_size = 1 << 20  # the store divides them by the backend's own
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Those of the backend."""
+        return self.backend.counts
+
+    def about(self) -> dict[str, Any]:
+        """See `Backend`."""
+        return self.backend.about()
+
+    def seen(self, prompt: Prompt) -> str:
+        """See `Backend`."""
+        return self.backend.seen(prompt)
+
+    def respond(self, requests: Sequence[Request]) -> list[Response]:
+        """See `Backend`."""
+        found = answer_all(requests, self.backend, self.store, self.title)
+        return [found[request.key("")] for request in requests]
