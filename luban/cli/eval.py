@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from luban.core.arguments import parse
 
-ABOUT = """Measure a model. TASK is one of bits_per_byte, answer_loss, which_module, samples (on the held-out documents of --corpus), a
+ABOUT = """Measure a model. TASK is one of bits_per_byte, answer_loss, which_module, samples (on the held-out documents of --corpus), checklist (--principles), a
 task file that ships ({shipped}), a .toml file of your own, or a .yaml file of lm-evaluation-harness over local data.
 
 MODEL is anything that loads, or the address of an OpenAI-compatible server. DIR holds results.json (figure: value, interval of
@@ -26,6 +26,7 @@ luban eval smollm2 mmlu --data mmlu/test --shots 5 --limit 200 --contamination c
 luban eval runs/a bits_per_byte --corpus corpus --out runs/eval
 luban eval http://127.0.0.1:8000/v1 my_task.toml --chat on --out runs/served
 luban eval runs/sft dialogue.toml --judge smollm2 --chat on --out runs/graded
+luban eval runs/sft checklist --principles mine.toml --chat on --sign-off "A. Name" --out runs/release
 """
 
 
@@ -55,6 +56,8 @@ class Args:
     api_key_env: str = "OPENAI_API_KEY"  # environment variable with the key for a server
     timeout: float = 120.0  # seconds that a server has for an answer
     tries: int = 4  # of a request to a server
+    principles: Path | None = None  # file of the task checklist (default: six that ship)
+    sign_off: str = ""  # who signs the checklist for a release; refused where a principle doesn't hold
 
 
 def run(argv: Sequence[str]) -> None:
@@ -73,7 +76,16 @@ def run(argv: Sequence[str]) -> None:
         },
         **{
             name: getattr(args, name)
-            for name in ("precision", "batch_tokens", "batch_invariant", "model_name", "timeout", "tries")
+            for name in (
+                "precision",
+                "batch_tokens",
+                "batch_invariant",
+                "model_name",
+                "timeout",
+                "tries",
+                "principles",
+                "sign_off",
+            )
         },
         corpora=args.corpus,
         api_key=os.environ.get(args.api_key_env, ""),

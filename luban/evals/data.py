@@ -37,6 +37,9 @@ def read_task(task: Task) -> tuple[list[Example], list[Example], str]:
         made = GENERATORS[spec.generated.name]
         rows: Rows = [(f"item {n}", row) for n, row in enumerate(made(spec.generated))]
         identity = data_sha256([spec.generated.name, [row for _, row in rows]])
+    elif spec.items:
+        rows = [(f"item {n}", dict(row)) for n, row in enumerate(spec.items)]
+        identity = data_sha256([row for _, row in rows])
     elif spec.data:
         path = _located(task, spec.data, spec.split)
         rows, identity = _rows(path, spec.format, spec.split), _identity(path)

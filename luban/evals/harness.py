@@ -94,7 +94,15 @@ def run_task(
         asked.append(task.spec.kind.requests(example, prompt, delimiter, task.spec.repeats, options.seed))
         prompted = task.spec.kind.has_prompts
         seen = backend.seen(prompt) if prompted and prompt else ""
-        rows.append({"task": task.name, "item": example.id, "prompt": seen, "shots": [shot.id for shot in shots]})
+        rows.append(
+            {
+                "task": task.name,
+                "item": example.id,
+                "prompt": seen,
+                "question": example.question,
+                "shots": [shot.id for shot in shots],
+            }
+        )
     answers = answer_all([request for each in asked for request in each], backend, store, task.name)
     failed = 0
     for example, requests, row in zip(loaded.items, asked, rows, strict=True):

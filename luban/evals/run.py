@@ -14,7 +14,7 @@ import torch
 
 from luban.core.artifact import ArtifactWriter, Parent, as_parent, write_json
 from luban.core.config import to_dict
-from luban.core.errors import UnfinishedError, UsageError
+from luban.core.errors import DataError, UnfinishedError, UsageError
 from luban.core.jsonl import write_rows
 from luban.core.log import say, warn
 from luban.corpus.reader import read_corpus
@@ -22,6 +22,7 @@ from luban.evals.backends.base import Backend
 from luban.evals.backends.endpoint import EndpointBackend
 from luban.evals.backends.http import Connection
 from luban.evals.backends.local import LocalBackend
+from luban.evals.checklist import checklist_page, checks_of, probe_tasks, read_principles, sign_off_refusal
 from luban.evals.harness import HarnessOptions, Loaded, TaskResult, run_task
 from luban.evals.judges.base import Judge
 from luban.evals.measures import Measure
@@ -30,6 +31,8 @@ from luban.evals.spec import load_tasks
 from luban.evals.store import ResponseStore
 from luban.evals.task import TASKS, Material
 from luban.load.model import load_model
+
+CHECKLIST = "checklist"  # the task whose probes come from a file of principles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class EvalOptions(HarnessOptions):
     api_key: str = ""  # for an endpoint
     timeout: float = 120.0  # seconds that an endpoint has for an answer
     tries: int = 4  # of a request to an endpoint
+    principles: Path | None = None  # file of the task checklist; None: the one that ships
+    sign_off: str = ""  # who signs the checklist, which is refused where a principle doesn't hold
 
 
 @dataclass
@@ -96,11 +101,15 @@ def evaluate(
     if not tasks:
         raise UsageError(f"name at least one task: {', '.join([*TASKS, *shipped_tasks()])}, or a .toml file")
     built_in = {name: TASKS[name]() for name in tasks if name in TASKS.entries}
-    groups = {
-        name: [Loaded.of(task, options) for task in load_tasks(name, options.data)]
+    principles = read_principles(options.principles) if CHECKLIST in tasks else None
+    if principles is None and (options.principles or options.sign_off):
+        raise UsageError("--principles and --sign-off belong to the task checklist: name it")
+    named = {
+        name: probe_tasks(principles) if principles and name == CHECKLIST else load_tasks(name, options.data)
         for name in tasks
         if name not in TASKS.entries
     }
+    groups = {name: [Loaded.of(task, options) for task in members] for name, members in named.items()}
     if built_in and not options.corpora:
         raise UsageError(f"{', '.join(built_in)} need held-out documents: pass --corpus DIR")
     names = Counter(name for name in tasks if name in TASKS.entries)
@@ -127,9 +136,14 @@ def evaluate(
         "judge": judge.identity if judge else "",
     }
     with ArtifactWriter(
-        out, kind="evaluation", config=config, parents=parents, settings={"about": backend.about()}, resumable=True
+        out,
+        kind="evaluation",
+        config=config,
+        parents=parents,
+        settings={"about": backend.about(), "sign_off": options.sign_off},
+        resumable=True,
     ) as art:
-        found = Evaluation()
+        found, refusal = Evaluation(), ""
         figures: dict[str, Any] = {}
         if built_in:
             material = gather(options.corpora)
@@ -138,6 +152,11 @@ def evaluate(
         if groups:
             with ResponseStore(art.path / "responses.jsonl", backend.identity, options.cache) as store:
                 _groups(groups, len(names) == 1, backend, store, options, judge, found)
+        if principles:
+            checks = checks_of(principles, found.rows)
+            refusal = sign_off_refusal(checks, options.sign_off)
+            page = checklist_page(principles, checks, backend.about(), "" if refusal else options.sign_off)
+            (art.path / "checklist.html").write_text(page, encoding="utf-8")
         found.counts.update(backend.counts)
         write_json(art.path / "results.json", found.results)
         write_rows(art.path / "answers.jsonl", found.rows)
@@ -150,6 +169,8 @@ def evaluate(
                 f"({next(row['error'] for row in found.rows if row.get('error'))}); the other figures are in {art.path}, and the "
                 f"same command asks again for what is missing"
             )
+    if refusal:
+        raise DataError(f"{refusal} (see {out / 'checklist.html'})")
     return found
 
 

@@ -42,6 +42,7 @@ class TaskSpec:
     split: str = ""  # of a corpus or a folder
     format: str = "rows"  # public format that the data is in (`luban.evals.formats`)
     generated: Generated | None = None  # in the place of data
+    items: tuple[dict[str, Any], ...] = ()  # rows in the file itself, in the place of data
     id: str = ""  # template of an item's name; empty: its number
     prompt: str = ""  # template of what is asked
     target: str = ""  # template of the right answer, or of a list of them; with choices: their number, letter or text
@@ -59,8 +60,8 @@ class TaskSpec:
     def __post_init__(self):
         if self.shots < 0 or self.repeats < 1:
             raise ConfigError(f"shots must be at least 0 and repeats at least 1, {self.shots} and {self.repeats} given")
-        if self.data and self.generated:
-            raise ConfigError("a task has data or generated items, not both")
+        if sum(map(bool, (self.data, self.generated, self.items))) > 1:
+            raise ConfigError("a task has data, generated items or items of its own, and only one of them")
         self.kind.check(self)
 
 
@@ -118,6 +119,6 @@ def _beside(group: Path, member: str) -> str:
 def _with_data(task: Task, data: str) -> Task:
     if not data:
         return task
-    if task.spec.generated:
-        raise UsageError(f"the items of {task.name} are generated: leave --data out")
+    if task.spec.generated or task.spec.items:
+        raise UsageError(f"the task {task.name} has items of its own: leave --data out")
     return replace(task, spec=replace(task.spec, data=str(Path(data).absolute())))

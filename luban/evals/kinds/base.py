@@ -20,6 +20,7 @@ KINDS = Registry(
         "rolling": "luban.evals.kinds.rolling:Rolling",
         "generate": "luban.evals.kinds.generate:Generate",
         "judge": "luban.evals.kinds.judged:Judged",
+        "probe": "luban.evals.kinds.probe:Probe",
     },
 )
 
