@@ -31,7 +31,8 @@ def run(argv: Sequence[str]) -> None:
         argv,
         verb="report",
         about="One self-contained page of pictures from run directories. Where several of them are evaluations, each is compared "
-        "with the first, item by item: differences with intervals of 95% and p-values, on the page and printed.",
+        "with the first, item by item: differences with intervals of 95% and p-values, on the page and printed. Where a measured model "
+        "descends from another, what each stage of training lost and gained is drawn along the lineage.",
         examples="luban report runs/demo --out report.html\nluban report runs/eval-a runs/eval-b",
     )
     from luban.report.comparison import compare, lines_of

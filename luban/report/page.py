@@ -19,6 +19,7 @@ from luban.core.units import bytes_, count, seconds
 from luban.data.loader import Loader
 from luban.data.shards import Shards
 from luban.data.show import row_tokens
+from luban.report.alignment_tax import stages_of, tax_tree
 from luban.report.comparison import compare
 from luban.report.gather import Found, evaluations_of, figures_of, find_artifacts, headline, read_items, run_section
 from luban.report.lineage_graph import family_of
@@ -35,6 +36,8 @@ def write_report(folders: Sequence[Path], out: Path, title: str = "A language mo
     """
     artifacts = find_artifacts(folders)
     evaluations = [f for f in artifacts if f.manifest.kind == "evaluation"]
+    compared = [f for f in find_artifacts(folders, by_age=False) if f.manifest.kind == "evaluation"]
+    measured = stages_of(compared)
     stages, summary = _beside(folders, "stages.json") or [], _beside(folders, "summary.json") or {}
     runs = [f for f in artifacts if f.manifest.kind == "run"]
     template = environment().from_string((Path(__file__).parent / "page.html.jinja").read_text(encoding="utf-8"))
@@ -50,7 +53,9 @@ def write_report(folders: Sequence[Path], out: Path, title: str = "A language mo
         tiles=_tiles(evaluations, runs, summary),
         style=Markup(page_style()),
         family=Markup(drawn),
-        comparisons=compare([f for f in find_artifacts(folders, by_age=False) if f.manifest.kind == "evaluation"]),
+        comparisons=compare(compared),
+        stages_measured=measured,
+        tax=Markup(tax_tree(compared, measured)),
         curves=sections,
         packs=_packs(artifacts),
         samples=[item for f in artifacts for item in read_items(f.path / "samples.jsonl")],
