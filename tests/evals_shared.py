@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 from luban.core.config import to_toml
+from luban.evals.requests import Written
 
 COLOURS = [
     {"q": "Grass is", "options": ["green", "red"], "gold": 0},
@@ -35,3 +37,28 @@ def read_json(path: Path):
 def read_lines(path: Path) -> list[dict]:
     """The rows of a .jsonl file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class Scripted:
+    """A backend that says what a function makes of a request."""
+
+    name = identity = "scripted"
+    round_size = 8
+
+    def __init__(self, say):
+        self.say, self.asked = say, []
+        self.counts = Counter()
+
+    def about(self):
+        """Nothing."""
+        return {}
+
+    def seen(self, prompt):
+        """As it is."""
+        return str(prompt)
+
+    def respond(self, requests):
+        """One response a request."""
+        self.asked += requests
+        found = [self.say(request) for request in requests]
+        return [Written(text=said, finish_reason="stop") if isinstance(said, str) else said for said in found]

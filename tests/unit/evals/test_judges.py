@@ -7,7 +7,7 @@ import random
 import re
 
 import pytest
-from evals_shared import read_json, read_lines, write_task
+from evals_shared import Scripted, read_json, read_lines, write_task
 
 import luban
 from luban.cli.main import main
@@ -18,34 +18,7 @@ from luban.evals.judges.model import JudgeTemplate, ModelJudge, load_template
 from luban.evals.judges.pairs import Match, match_files, read_pairs
 from luban.evals.judges.pairwise import judge_matches, run_judge
 from luban.evals.judges.rules import RuleJudge
-from luban.evals.requests import Failed, Score, Scored, Written
-
-
-class Scripted:
-    """A backend that says what a function makes of a request."""
-
-    name = identity = "scripted"
-    round_size = 8
-
-    def __init__(self, say):
-        self.say, self.asked = say, []
-        from collections import Counter
-
-        self.counts = Counter()
-
-    def about(self):
-        """Nothing."""
-        return {}
-
-    def seen(self, prompt):
-        """As it is."""
-        return str(prompt)
-
-    def respond(self, requests):
-        """One response a request."""
-        self.asked += requests
-        found = [self.say(request) for request in requests]
-        return [Written(text=said, finish_reason="stop") if isinstance(said, str) else said for said in found]
+from luban.evals.requests import Failed, Score, Scored
 
 
 def judge_of(say, **template):
