@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from luban.align.scoring import RewardModel
 from luban.core.artifact import MANIFEST, read_manifest
 from luban.core.errors import UsageError
 from luban.core.hashing import data_sha256
+from luban.evals.backends.base import Backend
+from luban.evals.backends.local import LocalBackend
 from luban.evals.judges.base import Grade, Judge, Judgement, Pair, Single
-from luban.evals.judges.model import ModelJudge, load_template
+from luban.evals.judges.model import JudgeTemplate, ModelJudge, load_template
 from luban.evals.judges.rules import RuleJudge
-from luban.evals.run import EvalOptions, open_backend
+from luban.evals.run import EvalOptions, device_of, open_backend
 from luban.load.model import load_model
 from luban.models.head.rows import Value
 
@@ -41,13 +44,21 @@ class RewardJudge:
 
 
 def open_judge(
-    name: str, options: EvalOptions, *, template: str = "", model_name: str = "", seed: int = 0, sample: int = 0
+    name: str,
+    options: EvalOptions,
+    *,
+    template: str | JudgeTemplate = "",
+    model_name: str = "",
+    seed: int = 0,
+    sample: int = 0,
+    opened: dict[str, Backend | RewardJudge] | None = None,
 ) -> Judge:
     """The judge behind a name: rule:NAME, a reward model's run, another model, or an address.
 
     Args:
         template: how a model is asked, a shipped name or a .toml file; empty: default, of small local models likelihood.
         model_name: its name at an address.
+        opened: models by name, which several judges share.
 
     Raises:
         UsageError: an empty name, an unknown rule; what loading a model raises.
@@ -56,19 +67,23 @@ def open_judge(
         raise UsageError("name a judge: --judge MODEL, rule:longest or the address of a server")
     if name.startswith("rule:"):
         return RuleJudge(name.removeprefix("rule:"))
+    opened = {} if opened is None else opened
+    if name not in opened:
+        opened[name] = _open(name, replace(options, model_name=model_name))
+    found = opened[name]
+    if isinstance(found, RewardJudge):
+        return found
+    small = isinstance(found, LocalBackend) and sum(p.numel() for p in found.model.module.parameters()) < SMALL
+    chosen = template or ("likelihood" if small else "default")
+    return ModelJudge(found, load_template(chosen) if isinstance(chosen, str) else chosen, seed=seed, sample=sample)
+
+
+def _open(name: str, options: EvalOptions) -> Backend | RewardJudge:
     if name.startswith(("http://", "https://")):
-        backend, _ = open_backend(
-            name, EvalOptions(model_name=model_name, api_key=options.api_key, timeout=options.timeout)
-        )
-        return ModelJudge(backend, load_template(template or "default"), seed=seed, sample=sample)
-    if (Path(name) / MANIFEST).is_file() or Path(name).is_dir():
-        loaded = load_model(name)
-        if isinstance(loaded.spec.head, Value):
-            known = (Path(name) / MANIFEST).is_file()
-            identity = read_manifest(name).content_hash if known else data_sha256(str(Path(name).resolve()))
-            return RewardJudge(RewardModel(loaded), identity)
-    backend, _ = open_backend(name, EvalOptions(device=options.device, precision=options.precision))
-    small = sum(p.numel() for p in backend.model.module.parameters()) < SMALL  # type: ignore[attr-defined]
-    return ModelJudge(
-        backend, load_template(template or ("likelihood" if small else "default")), seed=seed, sample=sample
-    )
+        return open_backend(name, options)[0]
+    loaded = load_model(name, device_of(options.device))
+    if not isinstance(loaded.spec.head, Value):
+        return LocalBackend(loaded, precision=options.precision)
+    known = (Path(name) / MANIFEST).is_file()
+    identity = read_manifest(name).content_hash if known else data_sha256(str(Path(name).resolve()))
+    return RewardJudge(RewardModel(loaded), identity)

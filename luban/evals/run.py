@@ -69,7 +69,7 @@ def open_backend(model_name: str, options: EvalOptions) -> tuple[Backend, tuple[
     if model_name.startswith(("http://", "https://")):
         connection = Connection(model_name, options.api_key, options.timeout, options.tries)
         return EndpointBackend(connection, model=options.model_name), ()
-    model = load_model(model_name, device=_device(options.device))
+    model = load_model(model_name, device=device_of(options.device))
     known = Path(model_name).is_dir() and model.manifest is not None
     backend = LocalBackend(
         model,
@@ -243,5 +243,6 @@ def gather(corpora: Sequence[Path]) -> Material:
     return material
 
 
-def _device(name: str) -> str:
+def device_of(name: str) -> str:
+    """A device by name; auto: CUDA where there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

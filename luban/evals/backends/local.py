@@ -139,29 +139,47 @@ class LocalBackend:
 
     @torch.inference_mode()
     def _continuations(self, windows: Sequence[Window]) -> list[tuple[float, bool]]:
-        """(log-probability in nats, whether every token is the likeliest) of the scored targets of each window."""
+        """(log-probability in nats, whether every token is the likeliest) of the scored targets of each window. Windows that read
+        the same tokens, as answers of one token to one question do, share a row."""
         module, device = self.model.module, next(self.model.module.parameters()).device
         found = [(0.0, False)] * len(windows)
+        shared: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for i, window in enumerate(windows):
+            shared[tuple(window.tokens)].append(i)
+        members = list(shared.values())
         autocast = torch.autocast(device.type, getattr(torch, self.precision), enabled=self.precision != "float32")
         budget = 1 if self.batch_invariant else self.batch_tokens
-        for rows, tokens_BT, mask_BT in batches(windows, budget, device):
+        for rows, tokens_BT, mask_BT in batches([windows[each[0]] for each in members], budget, device):
+            places = [
+                (b, t, i)
+                for b, row in enumerate(rows)
+                for i in members[row]
+                for t, s in enumerate(windows[i].scored)
+                if s
+            ]
             with autocast:
                 hidden_BTE = module(tokens_BT, mask_BT, output="hidden")
-                places = [(b, t) for b, i in enumerate(rows) for t, s in enumerate(windows[i].scored) if s]
-                targets = torch.tensor([windows[rows[b]].targets[t] for b, t in places], device=device)
-                picked_NE = hidden_BTE[tuple(torch.tensor(places, device=device).T)]
-                logprobs, likeliest = [], []
-                for at in range(0, len(places), LOGIT_ROWS):
-                    logits_NV = module.read(picked_NE[None, at : at + LOGIT_ROWS])[0].float()
-                    taken = targets[at : at + LOGIT_ROWS, None]
-                    logprobs += logits_NV.log_softmax(-1).gather(1, taken)[:, 0].double().tolist()
-                    likeliest += (logits_NV.argmax(-1) == taken[:, 0]).tolist()
-            at = 0
-            for i in rows:
-                size = sum(windows[i].scored)
-                found[i] = sum(logprobs[at : at + size]), all(likeliest[at : at + size])
-                at += size
+                logprobs, likeliest = self._targets(hidden_BTE, [(b, t, windows[i].targets[t]) for b, t, i in places])
+            sums: dict[int, tuple[float, bool]] = {}
+            for (_, _, i), logprob, greedy in zip(places, logprobs, likeliest, strict=True):
+                total, every = sums.get(i, (0.0, True))
+                sums[i] = total + logprob, every and greedy
+            for i, each in sums.items():
+                found[i] = each
         return found
+
+    def _targets(
+        self, hidden_BTE: torch.Tensor, places: Sequence[tuple[int, int, int]]
+    ) -> tuple[list[float], list[bool]]:
+        """Log-probability of a token at each (row, position, token), and whether it is the likeliest one there."""
+        logprobs: list[float] = []
+        likeliest: list[bool] = []
+        for at in range(0, len(places), LOGIT_ROWS):
+            b, t, wanted = torch.tensor(places[at : at + LOGIT_ROWS], device=hidden_BTE.device).T
+            logits_NV = self.model.module.read(hidden_BTE[b, t][None])[0].float()
+            logprobs += logits_NV.log_softmax(-1).gather(1, wanted[:, None])[:, 0].double().tolist()
+            likeliest += (logits_NV.argmax(-1) == wanted).tolist()
+        return logprobs, likeliest
 
     def _roll(self, requests: Sequence[Roll]) -> list[Response]:
         cut: list[Window] = []

@@ -56,7 +56,11 @@ class Judge(Protocol):
     """Compares and grades answers."""
 
     name: str  # for people
-    identity: str  # hash of all that its judgements depend on
+
+    @property
+    def identity(self) -> str:
+        """A hash of all that its judgements depend on."""
+        ...
 
     def compare(self, pairs: Sequence[Pair]) -> list[Judgement]:
         """One judgement a pair, in the order that the pair has."""

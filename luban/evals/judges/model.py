@@ -19,6 +19,8 @@ from luban.evals.templates import text_of
 TEMPLATES = Path(__file__).parent
 LETTERS: Mapping[str, Verdict] = {"A": "first", "B": "second", "C": "tie"}
 DIGITS = tuple("123456789")
+NUMBERED = re.compile(r"(\d+)\s*[:.)-]\s*\[\[\s*([ABC])\s*\]\]", re.IGNORECASE)
+BATCH_END = "\n\nGive the verdict of each of the {count} pairs on a line of its own, as in 1: [[A]]."
 TIE = 0.02  # log-probabilities of both letters nearer than this are a tie
 
 
@@ -35,8 +37,11 @@ class JudgeTemplate:
     max_tokens: int = 256  # of the judge's answer
     temperature: float = 0.0  # of the judge's answer
     reversed_letters: bool = False  # A means the second answer: another way to ask
+    batch: int = 1  # pairs in one prompt, each with a verdict on a line of its own
 
     def __post_init__(self):
+        if self.batch < 1 or self.max_tokens < 1 or self.temperature < 0:
+            raise ConfigError("batch and max_tokens must be at least 1, temperature at least 0")
         if self.method not in ("text", "likelihood"):
             raise ConfigError(f"method is text or likelihood, {self.method!r} given")
         for name in ("verdict", "grade"):
@@ -64,15 +69,45 @@ class ModelJudge:
     def __init__(self, backend: Backend, template: JudgeTemplate, *, seed: int = 0, sample: int = 0):
         self.backend, self.template, self.name = backend, template, backend.name
         self.seed, self.sample = seed, sample
-        self.identity = data_sha256([backend.identity, to_dict(template), seed, sample])
+
+    @property
+    def identity(self) -> str:
+        """See `Judge`."""
+        return data_sha256([self.backend.identity, to_dict(self.template), self.seed, self.sample])
 
     def compare(self, pairs: Sequence[Pair]) -> list[Judgement]:
         """See `Judge`."""
+        if self.template.batch > 1 and self.template.method == "text":
+            return self._compare_batches(pairs)
         fields = ("prompt", "first", "second", "reference")
         asked = [self._messages(self.template.pair, {name: getattr(pair, name) for name in fields}) for pair in pairs]
         if self.template.method == "likelihood":
             return [self._likelier(each) for each in self._likelihoods(asked, ("A", "B"))]
         return [self._judgement(response) for response in self._ask(self._writes(asked))]
+
+    def _compare_batches(self, pairs: Sequence[Pair]) -> list[Judgement]:
+        """Several pairs a prompt; verdicts are read by their numbers, a missing one is None."""
+        fields = ("prompt", "first", "second", "reference")
+        groups = [pairs[i : i + self.template.batch] for i in range(0, len(pairs), self.template.batch)]
+        asked = []
+        for group in groups:
+            shown = [
+                f"# Pair {number}\n{text_of(self.template.pair, {name: getattr(pair, name) for name in fields}).strip()}"
+                for number, pair in enumerate(group, 1)
+            ]
+            body = "\n\n".join(shown) + BATCH_END.format(count=len(group))
+            system = [{"role": "system", "content": self.template.system}] if self.template.system else []
+            asked.append([*system, {"role": "user", "content": body}])
+        found: list[Judgement] = []
+        for group, response in zip(groups, self._ask(self._writes(asked)), strict=True):
+            if not isinstance(response, Written):
+                found += [Judgement(verdict=None, failed=getattr(response, "error", "no answer"))] * len(group)
+                continue
+            verdicts = {int(number): letter.upper() for number, letter in NUMBERED.findall(response.text)}
+            for number in range(1, len(group) + 1):
+                letter = verdicts.get(number)
+                found.append(Judgement(verdict=self._meant(letter) if letter else None, text=response.text))
+        return found
 
     def grade(self, answers: Sequence[Single]) -> list[Grade]:
         """See `Judge`."""
