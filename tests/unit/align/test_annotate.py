@@ -98,15 +98,7 @@ def test_pairs_in_one_prompt_are_read_by_their_numbers(tmp_path):
 
 
 def test_what_cannot_be_read_is_left_out_and_counted_and_tokens_have_a_price(tmp_path):
-    _, judge_of = scripted(
-        lambda request: (
-            "[[C]]"
-            if "aaaa" in request.prompt[-1]["content"]
-            else "hm"
-            if "bbbbb" in request.prompt[-1]["content"]
-            else "[[A]]"
-        )
-    )
+    _, judge_of = scripted(lambda request: ("[[C]]", "hm", "[[A]]")[len(request.prompt[-1]["content"]) % 3])
     found = annotate(pairs(60), pool_of("a"), judge_of, tmp_path / "out", prices=(1.0, 1.0))
     assert found["labelled"] + found["ties"] + found["unparsed"] == 60 and found["ties"] and found["cost"] == 0
     labels = read_lines(tmp_path / "out" / "labels.jsonl")
