@@ -42,7 +42,7 @@ class Arguments:
     ]  # answers, or one of pairs
     judge: str  # a model, a reward model, rule:NAME or an address
     out: Path  # the directory to make
-    template: str = ""  # how a model is asked: default, likelihood (small models), or a .toml file
+    template: str = ""  # how a model is asked: default, likelihood or calibrated (small models), or a .toml file
     humans: Path | None = None  # people's preferences over the first two files: id or prompt, preference
     repeat: bool = False  # ask twice, and say how far the judge agrees with itself
     limit: int = 0  # pairs of each two files at most (0: all)

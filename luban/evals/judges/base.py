@@ -41,6 +41,7 @@ class Judgement:
     verdict: Verdict | None
     text: str = ""  # as the judge wrote it
     failed: str = ""  # why there is none, where the judge couldn't be asked
+    margin: float | None = None  # log-odds for the first answer, of a judge that wants both orders' averaged
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,9 @@ class JudgeTemplate:
     pair: str  # template over prompt, first, second, reference
     single: str  # template over prompt, answer, reference
     system: str = ""  # system message
-    method: str = "text"  # the verdict is read from the answer; or likelihood: the likelier letter, for small models
+    # text: the verdict is read from the answer; likelihood: the likelier letter, for small models; calibrated: the same, the
+    # log-odds of both orders averaged, for models that like one letter whatever stands behind it
+    method: str = "text"
     verdict: str = r"\[\[\s*([ABC])\s*\]\]"  # its last match says A, B or C (tie)
     grade: str = r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]"  # its last match is the grade, 1 to 10
     max_tokens: int = 256  # of the judge's answer
@@ -42,8 +44,8 @@ class JudgeTemplate:
     def __post_init__(self):
         if self.batch < 1 or self.max_tokens < 1 or self.temperature < 0:
             raise ConfigError("batch and max_tokens must be at least 1, temperature at least 0")
-        if self.method not in ("text", "likelihood"):
-            raise ConfigError(f"method is text or likelihood, {self.method!r} given")
+        if self.method not in ("text", "likelihood", "calibrated"):
+            raise ConfigError(f"method is text, likelihood or calibrated, {self.method!r} given")
         for name in ("verdict", "grade"):
             try:
                 groups = re.compile(getattr(self, name)).groups
@@ -54,7 +56,7 @@ class JudgeTemplate:
 
 
 def load_template(name: str) -> JudgeTemplate:
-    """A template that ships (default, likelihood) or a .toml file. Raises ConfigError for anything else."""
+    """A template that ships (default, likelihood, calibrated) or a .toml file. Raises ConfigError for anything else."""
     path = TEMPLATES / f"{name}.toml"
     return from_dict(JudgeTemplate, load_toml(path if path.is_file() else Path(name)))
 
@@ -81,7 +83,7 @@ class ModelJudge:
             return self._compare_batches(pairs)
         fields = ("prompt", "first", "second", "reference")
         asked = [self._messages(self.template.pair, {name: getattr(pair, name) for name in fields}) for pair in pairs]
-        if self.template.method == "likelihood":
+        if self.template.method != "text":
             return [self._likelier(each) for each in self._likelihoods(asked, ("A", "B"))]
         return [self._judgement(response) for response in self._ask(self._writes(asked))]
 
@@ -113,7 +115,7 @@ class ModelJudge:
         """See `Judge`."""
         fields = ("prompt", "answer", "reference")
         asked = [self._messages(self.template.single, {name: getattr(one, name) for name in fields}) for one in answers]
-        if self.template.method == "likelihood":
+        if self.template.method != "text":
             return [self._expected(each) for each in self._likelihoods(asked, DIGITS)]
         return [self._read_grade(response) for response in self._ask(self._writes(asked))]
 
@@ -145,9 +147,11 @@ class ModelJudge:
             return Judgement(verdict=None, failed=found.error)
         first, second = found
         text = f"A {math.exp(first):.4f}, B {math.exp(second):.4f}"
-        if abs(first - second) < TIE:
-            return Judgement(verdict="tie", text=text)
-        return Judgement(verdict=self._meant("A" if first > second else "B"), text=text)
+        odds = second - first if self.template.reversed_letters else first - second
+        margin = odds if self.template.method == "calibrated" else None
+        if abs(odds) < TIE:
+            return Judgement(verdict="tie", text=text, margin=margin)
+        return Judgement(verdict="first" if odds > 0 else "second", text=text, margin=margin)
 
     def _expected(self, found: list[float] | Failed) -> Grade:
         if isinstance(found, Failed):

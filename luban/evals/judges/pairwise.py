@@ -20,7 +20,7 @@ from luban.core.metrics.ratings import Game, elo_online, rate
 from luban.core.metrics.win_rate import WinRate, difficulties, length_controlled, win_rate
 from luban.evals.judges.base import Judge, Judgement, Pair, Verdict
 from luban.evals.judges.leaderboard import leaderboard_page
-from luban.evals.judges.model import ModelJudge
+from luban.evals.judges.model import TIE, ModelJudge
 from luban.evals.judges.pairs import Match
 from luban.evals.store import ResponseStore, StoredBackend
 
@@ -56,7 +56,8 @@ class Outcome:
 
 
 def judge_matches(judge: Judge, matches: Sequence[Match], *, again: Judge | None = None) -> list[Outcome]:
-    """Judge each match in both orders: a verdict that depends on the order is a tie (Zheng et al. 2023, section 3.4).
+    """Judge each match in both orders: a verdict that depends on the order is a tie (Zheng et al. 2023, section 3.4). Of a judge
+    that is asked for calibrated likelihoods the log-odds of both orders are averaged instead.
 
     Args:
         again: the judge asked a second time, which says how far it agrees with itself.
@@ -80,6 +81,9 @@ def judge_matches(judge: Judge, matches: Sequence[Match], *, again: Judge | None
 def _both(shown: Judgement, swapped: Judgement) -> Verdict | None:
     if shown.verdict is None or swapped.verdict is None:
         return None
+    if shown.margin is not None and swapped.margin is not None:
+        margin = (shown.margin - swapped.margin) / 2  # a liking for one position cancels out (Wang et al. 2023)
+        return "tie" if abs(margin) < TIE else "first" if margin > 0 else "second"
     return shown.verdict if shown.verdict == SWAPPED[swapped.verdict] else "tie"
 
 

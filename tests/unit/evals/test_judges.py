@@ -110,6 +110,20 @@ def test_a_small_model_is_asked_by_likelihood(tiny_checkpoint):
     ] == ["first", "second"]
 
 
+def test_a_liking_for_one_letter_cancels_out_where_log_odds_are_averaged():
+    def say(request):
+        prompt = request.context[-1]["content"]
+        good_first = len(prompt.split("|")[0]) > len(prompt.split("|")[1])
+        liked = 2.0 if request.continuation == "A" else 0.3 * (1 if good_first else 2)
+        return Scored(logprob=liked - 5, greedy=True, tokens=1)
+
+    some = [m for m in matches() if len(m.answers[0]) != len(m.answers[1])]
+    assert all(each.verdict == "tie" for each in judge_matches(judge_of(say, method="likelihood"), some))
+    for each in judge_matches(judge_of(say, method="calibrated"), some):
+        assert each.verdict == ("first" if len(each.match.answers[0]) > len(each.match.answers[1]) else "second")
+    assert load_template("calibrated").method == "calibrated" and load_template("calibrated").pair
+
+
 def test_grades_are_read_or_missing():
     judge = judge_of(lambda r: asked(r))
     grades = judge.grade(
