@@ -170,7 +170,7 @@ def tokenise(prompt: Text, answer: Text, tokenizer: Tokenizer) -> tuple[list[int
 
 
 def as_preference_shards(path: Path, tokenizer: Tokenizer, cache: Path, seed: int) -> Path:
-    """Preference shards for `path`: shards of preferences already, or a .jsonl file.
+    """Preference shards for `path`: shards of preferences already, a .jsonl file, or an artifact of `luban annotate`.
 
     A prompt and all its answers are of one split. Rows that can't be used are left out, counted, and said.
 
@@ -179,6 +179,9 @@ def as_preference_shards(path: Path, tokenizer: Tokenizer, cache: Path, seed: in
     """
     if not path.exists():
         raise DataError(f"{path} does not exist: --data.path takes a .jsonl file of preferences, or shards of them")
+    if (path / MANIFEST).is_file() and read_manifest(path).kind == "preferences":
+        open_artifact(path, "preferences")
+        path = path / "preferences.jsonl"
     if path.is_dir():
         manifest = open_artifact(path, "shards", verify=False)
         if manifest.config.get("groups") != GROUP_FORMAT:

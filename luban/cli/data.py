@@ -1,4 +1,4 @@
-"""`luban data pack|show`."""
+"""`luban data pack|feedback|instruct|show`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,29 @@ class FeedbackArgs:
     use: Literal["preferred", "revised", "pairs", "rankings", "unpaired", "conditioned", "critic"] = "pairs"
 
 
+@dataclass(frozen=True)
+class InstructArgs:
+    seeds: tyro.conf.Positional[Path]  # .jsonl of seed tasks: instruction, instances (input, output), is_classification
+    model: str  # what writes them: anything that loads, or the address of an OpenAI-compatible server
+    out: Path  # directory to make
+    method: Literal["alpaca", "self_instruct"] = (
+        "alpaca"  # whole tasks at once, or instruction, kind and instance in turn
+    )
+    count: int = 100  # tasks wanted
+    calls: int = 0  # rounds of requests at most (0: until there are enough)
+    per_call: int = 20  # tasks of a list, its 3 demonstrations among them (alpaca)
+    parallel: int = 8  # lists asked for at once
+    max_tokens: int = 1024  # of an answer
+    temperature: float = 1.0  # of lists of tasks
+    text: bool = False  # prompts as plain text for a base model to continue, not as a chat's message
+    seed: int = 0  # of demonstrations and samples
+    price_in: float = 0.0  # for a million tokens read
+    price_out: float = 0.0  # for a million tokens written
+    device: str = "auto"  # cpu, cuda, or auto
+    model_name: str = ""  # the model's name at its address
+    api_key_env: str = "OPENAI_API_KEY"  # environment variable with the key for a server
+
+
 def run(argv: Sequence[str]) -> int | None:
     """`luban data …`"""
     return dispatch(
@@ -55,6 +78,7 @@ def run(argv: Sequence[str]) -> int | None:
         {
             "pack": (pack, "a corpus → shards of tokens"),
             "feedback": (feedback, "scores, rankings and critiques → data for sft, reward and dpo"),
+            "instruct": (instruct, "instructions and answers written by a model: Alpaca, Self-Instruct"),
             "show": (show, "documents of shards, and what of them is trained on"),
         },
         argv,
@@ -78,6 +102,44 @@ def feedback(argv: Sequence[str]) -> None:
 
     say(f"{convert(args.file, args.out, args.use)} rows")
     print_result(args.out)
+
+
+def instruct(argv: Sequence[str]) -> None:
+    """`luban data instruct SEEDS --model MODEL --out DIR`"""
+    args = parse(
+        InstructArgs,
+        argv,
+        verb="data instruct",
+        about="Instruction data written by a model from seed tasks (Self-Instruct, Alpaca). A new instruction whose ROUGE-L with one "
+        "that is there reaches 0.7 is dropped; what is dropped, tokens and cost are counted. DIR/instructions.jsonl is data for "
+        "luban sft. The same command resumes.",
+        examples="luban data instruct seed_tasks.jsonl --model runs/chat --count 1000 --out runs/instructions\n"
+        "luban data instruct seeds.jsonl --model http://127.0.0.1:8000/v1 --method self_instruct --out runs/instructions",
+    )
+    import os
+
+    from luban.align.instruct.run import InstructConfig, generate_instructions
+    from luban.core.log import print_result
+    from luban.evals.run import EvalOptions, open_backend
+
+    same = (
+        "method",
+        "count",
+        "calls",
+        "per_call",
+        "parallel",
+        "max_tokens",
+        "temperature",
+        "seed",
+        "price_in",
+        "price_out",
+    )
+    config = InstructConfig(chat=not args.text, **{name: getattr(args, name) for name in same})
+    key = os.environ.get(args.api_key_env, "")
+    backend, _ = open_backend(args.model, EvalOptions(device=args.device, model_name=args.model_name, api_key=key))
+    for name, value in generate_instructions(backend, args.seeds, args.out, config).items():
+        print(f"{name:<20} {value}")
+    print_result(args.out / "instructions.jsonl")
 
 
 def pack(argv: Sequence[str]) -> None:

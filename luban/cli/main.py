@@ -34,6 +34,8 @@ VERBS = {
     "bench": "throughput and latency of a server, communication between processes",
     "rag": "index texts, search them, answer from them with sources",
     "eval": "measure a model",
+    "judge": "compare models' answers by a judge: win rates, ratings",
+    "annotate": "preferences from simulated annotators, or from people at a page",
     "account": "FLOPs, GPU-hours, money, energy and carbon of a run",
     "simulate": "a cluster network under a workload: collectives, congestion control",
     "scaling": "scaling laws fitted to runs; the best model for a budget",

@@ -1,12 +1,13 @@
-"""`luban report DIR…`: one page of pictures from run directories."""
+"""`luban report DIR…`: one page of pictures from run directories; evaluations compared item by item."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+import tyro
 
 from luban.core.arguments import parse
 from luban.core.log import print_result
@@ -16,21 +17,31 @@ from luban.core.log import print_result
 class Args:
     """Options."""
 
-    folders: Positional[tuple[Path, ...]]  # artifacts, or folders that hold some
+    folders: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR")
+    ]  # artifacts, or folders of some
     out: Path = Path("report.html")  # the page
     title: str = "A language model, from text to answers"  # its heading
 
 
 def run(argv: Sequence[str]) -> None:
-    """Write the page and print where it is."""
+    """Write the page and print where it is; of evaluations the differences as well."""
     args = parse(
         Args,
         argv,
         verb="report",
-        about="One self-contained page of pictures from run directories.",
-        examples="luban report runs/demo --out report.html\nluban report runs/a runs/b",
+        about="One self-contained page of pictures from run directories. Where several of them are evaluations, each is compared "
+        "with the first, item by item: differences with intervals of 95% and p-values, on the page and printed. Where a measured model "
+        "descends from another, what each stage of training lost and gained is drawn along the lineage.",
+        examples="luban report runs/demo --out report.html\nluban report runs/eval-a runs/eval-b",
     )
+    from luban.report.comparison import compare, lines_of
+    from luban.report.gather import find_artifacts
     from luban.report.page import write_report
 
     write_report(args.folders, args.out, args.title)
+    for comparison in compare(
+        [f for f in find_artifacts(args.folders, by_age=False) if f.manifest.kind == "evaluation"]
+    ):
+        print("\n".join(lines_of(comparison)))
     print_result(args.out)

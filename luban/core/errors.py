@@ -43,6 +43,10 @@ class TrainingError(LubanError):
     """Training that had to stop; the message names the last good checkpoint."""
 
 
+class UnfinishedError(LubanError):
+    """Work that stopped before its end through no fault of its input; what was done is kept, and the same command resumes it."""
+
+
 class MissingExtra(LubanError):
     """An optional dependency that is not installed."""
 

@@ -51,6 +51,39 @@ def windows(token_ids: Sequence[int], scored: Sequence[bool], context: int, stri
         begin, counted = begin + stride, end
 
 
+def rolling_windows(token_ids: Sequence[int], context: int) -> Iterator[Window]:
+    """Cut a document into windows as lm-evaluation-harness does, so that its figures can be compared.
+
+    Windows follow one another without overlap; the last one begins earlier, so that it is as long as the others, and counts
+    only what the one before did not. Every token but the first is counted once.
+
+    Args:
+        token_ids: the document, behind a first token that isn't counted.
+        context: tokens a window may read.
+    """
+    last, counted = len(token_ids) - 1, 0
+    while counted < last:
+        end = min(counted + context, last)
+        begin = max(0, end - context) if counted else 0
+        fresh = [i >= counted for i in range(begin, end)]
+        yield Window(list(token_ids[begin:end]), list(token_ids[begin + 1 : end + 1]), fresh)
+        counted = end
+
+
+def batches(
+    cut: Sequence[Window], batch_tokens: int, device: torch.device
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor | None]]:
+    """(places of a batch's windows, tokens (B, T) int64, mask (B, T) bool or None where nothing is padded) of windows that have a
+    scored target, longest first, right-padded, at most `batch_tokens` together but at least one."""
+    order = sorted((i for i, w in enumerate(cut) if any(w.scored)), key=lambda i: -len(cut[i].tokens))
+    while order:
+        width = len(cut[order[0]].tokens)
+        rows = order[: max(1, batch_tokens // width)]
+        order = order[len(rows) :]
+        mask = padded([[1] * len(cut[i].tokens) for i in rows], width, device).bool()
+        yield rows, padded([cut[i].tokens for i in rows], width, device), None if bool(mask.all()) else mask
+
+
 @torch.inference_mode()
 def negative_log_likelihood(
     module: Model,
@@ -67,20 +100,15 @@ def negative_log_likelihood(
     """
     device = next(module.parameters()).device
     module.eval()
-    order = sorted((i for i, w in enumerate(cut) if any(w.scored)), key=lambda i: -len(cut[i].tokens))
     sums = [0.0] * len(cut)
     autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
-    with progress(title, sum(len(cut[i].tokens) for i in order), "tokens") as bar:
-        while order:
-            rows = order[: max(1, batch_tokens // len(cut[order[0]].tokens))]
-            order = order[len(rows) :]
-            width = len(cut[rows[0]].tokens)
-            tokens, targets, scored = (
-                _pad([getattr(cut[i], name) for i in rows], width, device) for name in ("tokens", "targets", "scored")
+    with progress(title, sum(len(w.tokens) for w in cut if any(w.scored)), "tokens") as bar:
+        for rows, tokens, mask in batches(cut, batch_tokens, device):
+            targets, scored = (
+                padded([getattr(cut[i], name) for i in rows], tokens.shape[1], device) for name in ("targets", "scored")
             )
-            mask = _pad([[1] * len(cut[i].tokens) for i in rows], width, device).bool()
             with autocast:
-                hidden = module(tokens, None if bool(mask.all()) else mask, output="hidden")
+                hidden = module(tokens, mask, output="hidden")
                 logprobs, _ = module.head(hidden, torch.where(scored.bool(), targets, IGNORED), reduce="none")
             totals = (-logprobs).sum(1, dtype=torch.float64).tolist()
             for i, total in zip(rows, totals, strict=True):
@@ -89,5 +117,6 @@ def negative_log_likelihood(
     return sums
 
 
-def _pad(rows: Sequence[Sequence[int]], width: int, device: torch.device) -> torch.Tensor:
+def padded(rows: Sequence[Sequence[int]], width: int, device: torch.device) -> torch.Tensor:
+    """(rows, width) int64, zeros on the right."""
     return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device, dtype=torch.long)

@@ -41,8 +41,8 @@ class Found:
     name: str  # its directory's, or the whole path where several have that name
 
 
-def find_artifacts(folders: Iterable[Path]) -> list[Found]:
-    """Artifacts that are one of the folders or directly below one, each once, oldest first.
+def find_artifacts(folders: Iterable[Path], *, by_age: bool = True) -> list[Found]:
+    """Artifacts that are one of the folders or directly below one, each once, oldest first, or in the order given.
 
     Raises DataError when there is none.
     """
@@ -61,7 +61,7 @@ def find_artifacts(folders: Iterable[Path]) -> list[Found]:
         Found(path, manifest, (path.name if names[path.name] == 1 else str(path)).removesuffix(INCOMPLETE))
         for path, manifest in found.values()
     ]
-    return sorted(artifacts, key=lambda f: f.manifest.created)
+    return sorted(artifacts, key=lambda f: f.manifest.created) if by_age else artifacts
 
 
 def headline(found: Found) -> str:

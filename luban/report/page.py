@@ -10,15 +10,17 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from luban.core.artifact import atomic_write, package_versions
 from luban.core.lineage import ancestors
+from luban.core.page import environment, page_style
 from luban.core.units import bytes_, count, seconds
 from luban.data.loader import Loader
 from luban.data.shards import Shards
 from luban.data.show import row_tokens
+from luban.report.alignment_tax import stages_of, tax_tree
+from luban.report.comparison import compare
 from luban.report.gather import Found, evaluations_of, figures_of, find_artifacts, headline, read_items, run_section
 from luban.report.lineage_graph import family_of
 from luban.tokenizer.tokenizer import load_tokenizer
@@ -34,10 +36,11 @@ def write_report(folders: Sequence[Path], out: Path, title: str = "A language mo
     """
     artifacts = find_artifacts(folders)
     evaluations = [f for f in artifacts if f.manifest.kind == "evaluation"]
+    compared = [f for f in find_artifacts(folders, by_age=False) if f.manifest.kind == "evaluation"]
+    measured = stages_of(compared)
     stages, summary = _beside(folders, "stages.json") or [], _beside(folders, "summary.json") or {}
     runs = [f for f in artifacts if f.manifest.kind == "run"]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((Path(__file__).parent / "page.html.jinja").read_text(encoding="utf-8"))
+    template = environment().from_string((Path(__file__).parent / "page.html.jinja").read_text(encoding="utf-8"))
     sections = [s for s in (run_section(run, figures_of(evaluations_of(run, evaluations))) for run in runs) if s]
     for section in sections:
         for picture in [section["main"], *section["small"]]:
@@ -48,7 +51,11 @@ def write_report(folders: Sequence[Path], out: Path, title: str = "A language mo
         title=title,
         subtitle=_subtitle(artifacts),
         tiles=_tiles(evaluations, runs, summary),
+        style=Markup(page_style()),
         family=Markup(drawn),
+        comparisons=compare(compared),
+        stages_measured=measured,
+        tax=Markup(tax_tree(compared, measured)),
         curves=sections,
         packs=_packs(artifacts),
         samples=[item for f in artifacts for item in read_items(f.path / "samples.jsonl")],

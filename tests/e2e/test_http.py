@@ -362,3 +362,23 @@ def test_a_stopped_server_ends_its_streams_and_shows_no_traceback(tiny_checkpoin
     assert process.wait() in (0, -15, 130, 143)
     assert len(ends) == 4 and all(end == "data: [DONE]" or "being stopped" in end for end in ends)
     assert "Traceback" not in "".join(said), "".join(said)
+
+
+def test_an_evaluation_through_the_server_gives_the_models_own_numbers(server, tiny_checkpoint, tmp_path):
+    from evals_shared import CHOICE, COLOURS, write_task
+
+    from luban.evals.run import EvalOptions, evaluate
+
+    choose = write_task(tmp_path, "choose", CHOICE, COLOURS)
+    spec = {"prompt": "{{q}}", "target": "none", "kind": {"type": "generate", "max_tokens": 6}}
+    said = write_task(tmp_path, "say", spec, COLOURS)
+    options = EvalOptions(api_key=KEY)
+    served = evaluate(str(server.base_url), [choose, said], tmp_path / "served", options)
+    local = evaluate(str(tiny_checkpoint), [choose, said], tmp_path / "local", EvalOptions())
+    for one, other in zip(served.rows, local.rows, strict=True):
+        assert one["answer"] == other["answer"] and one.get("raw") == other.get("raw")
+        ours, theirs = ([c["logprob"] for c in row.get("choices", ())] for row in (one, other))
+        assert ours == pytest.approx(theirs, abs=1e-3)
+    chat = evaluate(str(server.base_url), [said], tmp_path / "chat", EvalOptions(api_key=KEY, chat="on"))
+    alone = evaluate(str(tiny_checkpoint), [said], tmp_path / "alone", EvalOptions(chat="on"))
+    assert [row["raw"] for row in chat.rows] == [row["raw"] for row in alone.rows]

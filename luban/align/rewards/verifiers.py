@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import resource
-import secrets
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
-from decimal import Decimal, InvalidOperation
 
 from luban.align.rewards.base import Answer
+from luban.core import sandbox
 from luban.core.errors import ConfigError, DataError
-
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-CODE = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
-MEMORY = 1 << 30  # bytes that a test's process may take
-WRITTEN = 1 << 24  # bytes of a file that it may write
-
-
-def last_number(text: str) -> Decimal | None:
-    """The number behind the last `####`, as in GSM8K, else the last number of the text."""
-    marked = text.rpartition("####")[2] if "####" in text else text
-    found = NUMBER.findall(marked)
-    if not found:
-        return None
-    try:
-        return Decimal((found[0] if "####" in text else found[-1]).replace(",", ""))
-    except InvalidOperation:
-        return None
+from luban.core.metrics.numbers import last_number
 
 
 class GSM8K:
@@ -67,11 +43,7 @@ class Pattern:
 
 
 class UnitTests:
-    """Whether the answer's Python code passes the row's `tests`, in a process with limits on time, memory and files.
-
-    The process is isolated from Python's user packages and the environment, not from the file system or the network: run
-    answers of a model that isn't trusted in a container.
-    """
+    """Whether the answer's Python code passes the row's `tests` in `luban.core.sandbox`."""
 
     name = "unit_tests"
 
@@ -86,35 +58,4 @@ class UnitTests:
         """True if the code in the answer's fenced blocks (or the whole answer) and the tests run without an error."""
         if not isinstance(tests, str) or not tests.strip():
             raise DataError("the reward unit_tests needs `tests`, Python code, in every row of the prompts")
-        code = "\n".join(CODE.findall(text)) or text
-        passed = secrets.token_hex(8)  # printed behind the tests; an answer can't know it beforehand
-        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as printed:
-            try:
-                process = subprocess.Popen(
-                    [sys.executable, "-I", "-c", f"{code}\n\n{tests}\nprint('{passed}', end='')"],
-                    cwd=folder,
-                    env={},
-                    stdin=subprocess.DEVNULL,
-                    stdout=printed,  # a file, whose size is limited
-                    stderr=subprocess.DEVNULL,
-                    preexec_fn=self._limit,
-                    start_new_session=True,
-                )
-            except ValueError:  # a NUL character in the code
-                return False
-            try:
-                process.wait(self.timeout)
-            except subprocess.TimeoutExpired:
-                pass
-            finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # what it has started, too
-                process.wait()
-            printed.seek(0)
-            return process.returncode == 0 and printed.read().endswith(passed.encode())
-
-    def _limit(self) -> None:
-        seconds = max(1, int(self.timeout) + 1)
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (WRITTEN, WRITTEN))
+        return sandbox.passes(sandbox.code_of(text), tests, self.timeout)

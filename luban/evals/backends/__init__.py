@@ -1,0 +1,1 @@
+"""What answers requests: a model in this process, or an endpoint."""

@@ -1,0 +1,1 @@
+"""Judges of answers: rules, models, endpoints; pairs in both orders, and single grades."""

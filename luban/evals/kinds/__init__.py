@@ -1,0 +1,1 @@
+"""Kinds of tasks: what is asked of the model for an item, and how its answers are scored."""
