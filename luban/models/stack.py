@@ -22,10 +22,11 @@ from luban.models.arrangement.base import LayerParts
 from luban.models.layer import LayerSpec
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.attention.prepared_mask import compute_dtype
-from luban.nn.context import AttentionGroup, EncoderStates, ForwardContext, RouterTraining
+from luban.nn.context import AttentionGroup, EncoderStates, ForwardContext, RouterTraining, RowTokens
 from luban.nn.embedding import Embedding, InputEmbedding
 from luban.nn.mixer.base import LayerShape
 from luban.nn.position.base import Position, PositionShape
+from luban.nn.position.rope import Rope
 
 if TYPE_CHECKING:
     from luban.models.spec import ModelSpec
@@ -68,7 +69,7 @@ class TransformerStack(nn.Module):
         super().__init__()
         self.embedding = embedding
         self.position = spec.position.build(shape)
-        self.causal = shape.causal
+        self.causal, self.width = shape.causal, spec.width
         self.blocks = Layers()
         self.block_of: dict[int, str] = {}  # layer index → key in `blocks`; shared layers map to the first one's
         self.layer_positions = nn.ModuleDict()
@@ -78,7 +79,7 @@ class TransformerStack(nn.Module):
         for index, layer in layers.items():
             owner = index if layer.share is None else layer.share
             if owner not in self.block_of:
-                layer_shape = LayerShape(spec.width, index, depth, shape.causal)
+                layer_shape = LayerShape(spec.width, index, depth, shape.causal, spec.context)
                 self.blocks[str(owner)] = layer.arrangement.build(layer, layer_shape)
             self.block_of[index] = str(owner)
             method = None
@@ -92,6 +93,7 @@ class TransformerStack(nn.Module):
             group = None if attention is None else AttentionGroup(methods[method], attention)
             self.group_of[index] = None if group is None else groups.setdefault(group, len(groups))
         self.groups = tuple(groups)
+        self.mixers = {index: layer.mixer for index, layer in layers.items()}
         last = layers[max(layers)]
         self.norm = last.norm.build(spec.width) if norm and last.arrangement.final_norm else None
 
@@ -105,9 +107,19 @@ class TransformerStack(nn.Module):
         if self.embedding is not None:
             x = self.embedding(x, self.position, mapped[0], segments)
         methods = [self.position, *self.layer_positions.values()]
-        ctx.prepare(methods, mapped, self.groups, self.group_of, compute_dtype(x))
+        ctx.prepare(methods, mapped, self.groups, self.group_of, compute_dtype(x), self._random_numbers(x))
         x = self.blocks(x, ctx, self.block_of)
         return x if self.norm is None else self.norm(x)
+
+    def _random_numbers(self, x: Tensor) -> dict[int, Tensor]:
+        """Layer → normal numbers that its mixer asks for. In training every forward draws anew (torch's own generator), and layers
+        that ask for the same shape get other numbers each; else they are a function of layer and shape alone."""
+        training, found = self.training and torch.is_grad_enabled(), {}
+        for index, mixer in self.mixers.items():
+            if (shape := mixer.random_numbers(self.width, training=training)) is not None:
+                generator = None if training else torch.Generator().manual_seed(index)
+                found[index] = torch.randn(shape, generator=generator).to(x.device)
+        return found
 
 
 def forward_context(
@@ -165,7 +177,18 @@ def forward_context(
         encoder=encoder,
         routing=routing,
         prefixes=prefixes,
+        rows=RowTokens(
+            None if documents is None else document_runs(documents),
+            token_mask,
+            given=not consecutive,
+            prefix=prefix is not None,
+        ),
     )
+
+
+def document_runs(documents: Tensor) -> Tensor:
+    """(B, T): 0 for the first run of equal numbers in a row of `documents` (B, T), 1 for the next, and so on."""
+    return F.pad(documents[:, 1:] != documents[:, :-1], (1, 0)).long().cumsum(-1)
 
 
 def count_positions(tokens: Tensor, token_mask: Tensor | None, documents: Tensor | None) -> Tensor:
@@ -229,6 +252,10 @@ def check_layers(spec: ModelSpec, layers: Sequence[LayerSpec], *, causal: bool, 
     for index, layer in enumerate(layers):
         layer.mixer.check(spec.width)
         layer.arrangement.check(layer)
+        if reason := layer.mixer.refusal(causal=causal, cross=layer.cross):
+            raise ConfigError(
+                f"layer {index} can't have the mixer {layer.mixer.registry.name_of(type(layer.mixer))}: {reason}"
+            )
         if layer.cross != cross:
             raise ConfigError(
                 "cross = true is only for the decoder of an encoder–decoder, where all layers must have it"
@@ -251,6 +278,38 @@ def check_layers(spec: ModelSpec, layers: Sequence[LayerSpec], *, causal: bool, 
     for layer in layers:
         if layer.position is not None and layer.mixer.attention(spec.width):
             layer.position.check(_layer_position_shape(spec, layer, shape))
+    for index, layer in enumerate(layers):
+        _check_position(index, layer, spec, _layer_position_shape(spec, layer, shape))
+    if (
+        spec.position != Rope()
+        and not spec.position.embeds
+        and not any(la.mixer.attention(spec.width) for la in layers)
+    ):
+        name = spec.position.registry.name_of(type(spec.position))
+        if name != "none":
+            raise ConfigError(
+                f"no layer attends, so {name} positions would have no effect: leave model.position out, or use learned or "
+                "sinusoidal ones, which are added to the embeddings"
+            )
+
+
+def _check_position(index: int, layer: LayerSpec, spec: ModelSpec, shape: PositionShape) -> None:
+    """Raise ConfigError where a layer's mixer can't apply its position method."""
+    mixer, position = layer.mixer, layer.position or spec.position
+    name, method = (part.registry.name_of(type(part)) for part in (mixer, position))
+    if mixer.attention(spec.width) is None:
+        if layer.position is not None:
+            raise ConfigError(f"layer {index} has the mixer {name}, on which {method} positions would have no effect")
+        return
+    if mixer.biased:
+        return
+    with torch.device("meta"):
+        biased = position.build(shape).biased
+    if biased:
+        raise ConfigError(
+            f"layer {index} has the mixer {name}, which adds no bias to its scores, so {method} positions don't go with it: "
+            "use rope, learned, sinusoidal or none"
+        )
 
 
 def describe_stack(
@@ -286,7 +345,7 @@ def describe_stack(
             bias_of[method] = position.describe_bias(graph.scope(name), seq, seq, sizes)
         biases.append(bias_of[method])
     for index, layer in enumerate(layers):
-        layer_shape = LayerShape(spec.width, index, len(layers), causal)
+        layer_shape = LayerShape(spec.width, index, len(layers), causal, spec.context)
         block = graph.scope(f"blocks.{index}", layer=True, shared=layer.share is not None)
         x_BTE = layer.arrangement.describe(LayerParts(block, layer, layer_shape, biases[index], states_BSE), x_BTE)
     return layers[-1].norm.describe(graph, "norm", x_BTE) if layers[-1].arrangement.final_norm else x_BTE

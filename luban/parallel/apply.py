@@ -31,6 +31,7 @@ from luban.parallel.gradients import GradientSums
 from luban.parallel.heads import DividedHeads, HeadRange
 from luban.parallel.matrices import Matrices
 from luban.parallel.micro_batches import OneAfterTheOther, Runner
+from luban.parallel.mixers import check_mixers
 from luban.parallel.pipelined import Pipelined
 from luban.parallel.placement import Placements
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
@@ -91,6 +92,7 @@ def apply(
     experts = {name: layer.count for name, layer in routers_of(model).items()}
     execution = execution or Execution(device=torch.device("cpu"))
     _require_spreadable(plan, execution, adapted=adapt is not None, packed=pack is not None)
+    check_mixers(model.spec, plan)
     world, losses = execution.world, (loss, evaluation or loss)
     blocks, own = blocks_of(model), frozenset(state_of(model))
     # Adapters first: everything below must see their modules, too.

@@ -48,6 +48,7 @@ class Arrangement(Variant):
     block: ClassVar[type[Block]]  # the module
     final_norm: ClassVar[bool] = True  # the stack ends with a norm
     crosses: ClassVar[bool] = False  # supports cross-attention
+    undivided: ClassVar[frozenset[str]] = frozenset()  # axes of a plan that can't divide it
 
     def check(self, layer: LayerSpec) -> None:
         """Raise ConfigError if the arrangement doesn't support the layer."""

@@ -30,6 +30,7 @@ from luban.nn.character import CharacterCNN
 from luban.nn.feedforward.gated import GEGLU, SwiGLU
 from luban.nn.feedforward.plain import GELU, ReLU
 from luban.nn.mixer.grouped import Grouped
+from luban.nn.mixer.hyena import Hyena
 from luban.nn.mixer.layout import Strided
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.alibi import Alibi
@@ -99,6 +100,10 @@ PARTS = {
     "deepnorm": uniform(**SMALL, mixer=Grouped(heads=4), arrangement=DeepNorm(), feedforward=ReLU(width=9, bias=True)),
     "biases": uniform(**SMALL, mixer=Grouped(heads=4, qkv_bias=True, output_bias=True), feedforward=SwiGLU(bias=True)),
     "layout": uniform(**SMALL, mixer=Grouped(heads=4, layout=Strided(block=16, window=16))),
+    "hyena": uniform(**SMALL, mixer=Hyena(order=3, filter_width=9, bands=3)),
+    "hyena and attention": replace(
+        MIXED, layers=(MIXED.layers[0], LayerSpec(mixer=Hyena(short=2)), LayerSpec(mixer=Hyena(short=2), share=1))
+    ),
     "pooler": changed(tiny(PRESETS["bert-base"]), head=Hidden(pool=True), tied_head=False),
     "pairs": changed(tiny(PRESETS["bert-base"]), head=MaskedLM(pair=True)),
     "classes": changed(tiny(PRESETS["gpt1"]), head=Classes(count=3)),
