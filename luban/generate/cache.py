@@ -95,11 +95,13 @@ class LayerMemory:
         if self.source is not None:
             self.source = self.source[0][index], self.source[1][index]
 
-    def join(self, other: LayerMemory, both: Callable[[Tensor, Tensor, int], Tensor]) -> None:
-        """Take up the rows of another; `both(a, b, axis)` joins tensors with slots along an axis."""
+    def join(self, other: LayerMemory, both: Callable[..., Tensor]) -> None:
+        """Take up the rows of another; `both(a, b, axis, padding)` joins tensors with slots along an axis."""
         self.keys, self.values = both(self.keys, other.keys, 2), both(self.values, other.values, 2)
         triples = zip(self.states, other.states, self.specs, strict=True)
-        self.states = [torch.cat((a, b)) if spec.last is not None else both(a, b, 2) for a, b, spec in triples]
+        self.states = [
+            torch.cat((a, b)) if spec.last is not None else both(a, b, 2, spec.padding) for a, b, spec in triples
+        ]
 
 
 class ContiguousCache:
@@ -217,9 +219,9 @@ class ContiguousCache:
         length = max(self.length, other.length)
         mine, theirs = length - self.length, length - other.length
 
-        def both(a: Tensor, b: Tensor, slot_axis: int) -> Tensor:
+        def both(a: Tensor, b: Tensor, slot_axis: int, padding: float = 0.0) -> Tensor:
             a, b = a.narrow(slot_axis, 0, self.length), b.narrow(slot_axis, 0, other.length)
-            return torch.cat((_pad_left(a, mine, slot_axis), _pad_left(b, theirs, slot_axis)))
+            return torch.cat((_pad_left(a, mine, slot_axis, padding), _pad_left(b, theirs, slot_axis, padding)))
 
         self._join_sources(other)
         for a, b in zip(self._held(), other._held(), strict=True):
@@ -251,9 +253,9 @@ class ContiguousCache:
         return torch.ones(self.batch, size, dtype=torch.bool, device=self.counts.device)
 
 
-def _pad_left(x: Tensor, more: int, axis: int) -> Tensor:
-    """`more` zeros before the entries of one axis."""
-    return F.pad(x, (*(0, 0) * (x.dim() - 1 - axis), more, 0)) if more else x
+def _pad_left(x: Tensor, more: int, axis: int, value: float = 0.0) -> Tensor:
+    """`more` times a value before the entries of one axis."""
+    return F.pad(x, (*(0, 0) * (x.dim() - 1 - axis), more, 0), value=value) if more else x
 
 
 def float_parameter(model: nn.Module) -> Tensor:

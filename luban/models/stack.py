@@ -104,6 +104,9 @@ class TransformerStack(nn.Module):
             segments: (B, T) segment ids, for an embedding that has them.
         """
         mapped = ctx.map_positions(self.position)
+        if self.training and torch.is_grad_enabled():  # here, since a block may run twice in a step
+            for block in dict.fromkeys(self.block_of[index] for index, mixer in self.mixers.items() if mixer.online):
+                self.blocks[block].mixer.update_statistics()
         if self.embedding is not None:
             x = self.embedding(x, self.position, mapped[0], segments)
         methods = [self.position, *self.layer_positions.values()]

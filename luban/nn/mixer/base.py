@@ -32,6 +32,7 @@ class TokenState(NamedTuple):
     width: int  # numbers a token
     last: int | None = None  # of so many tokens before the new ones; None: of all
     integer: bool = False  # int64; else in the model's precision
+    padding: float = 0.0  # where a slot holds no token
 
 
 class AttentionShape(NamedTuple):
@@ -56,13 +57,20 @@ class Mixer(Variant):
     """Base config of token mixers (registry `mixer`)."""
 
     registry: ClassVar[Registry] = Registry(
-        "mixer", {"grouped": "luban.nn.mixer.grouped:Grouped", "hyena": "luban.nn.mixer.hyena:Hyena"}
+        "mixer",
+        {
+            "grouped": "luban.nn.mixer.grouped:Grouped",
+            "hyena": "luban.nn.mixer.hyena:Hyena",
+            "lsh": "luban.nn.mixer.lsh:LSH",
+            "routing": "luban.nn.mixer.routing:Routing",
+        },
     )
 
     crosses: ClassVar[bool] = False  # has a form for cross-attention to an encoder
     bidirectional: ClassVar[bool] = False  # has a form for encoders, in which tokens see later ones
     sees_prefix: ClassVar[bool] = False  # a causal layer can let all tokens of a document see its prefix
     biased: ClassVar[bool] = False  # adds a position method's bias to its scores
+    online: ClassVar[bool] = False  # `module.update_statistics()` is to be called before every forward in training
     undivided: ClassVar[frozenset[str]] = frozenset()  # axes of a plan that can't divide it
 
     def check(self, width: int) -> None:

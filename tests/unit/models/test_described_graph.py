@@ -32,6 +32,8 @@ from luban.nn.feedforward.plain import GELU, ReLU
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.mixer.hyena import Hyena
 from luban.nn.mixer.layout import Strided
+from luban.nn.mixer.lsh import LSH
+from luban.nn.mixer.routing import Routing
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.alibi import Alibi
 from luban.nn.position.base import Position
@@ -104,6 +106,11 @@ PARTS = {
     "hyena and attention": replace(
         MIXED, layers=(MIXED.layers[0], LayerSpec(mixer=Hyena(short=2)), LayerSpec(mixer=Hyena(short=2), share=1))
     ),
+    "lsh": uniform(**SMALL, mixer=LSH(heads=4, buckets=6, span=4, rounds=2)),
+    "lsh, one bucket": uniform(**SMALL, mixer=LSH(heads=4, buckets=1, span=40), position=Learned()),
+    "lsh encoder": uniform(**SMALL, mixer=LSH(heads=4, buckets=6, span=4), body=EncoderBody(), head=Hidden()),
+    "routing": uniform(**SMALL, mixer=Routing(heads=4, local_heads=2, window=3, clusters=5, size=3)),
+    "routing, top": uniform(**SMALL, mixer=Routing(heads=4, local_heads=0, clusters=5, size=3, members="top")),
     "pooler": changed(tiny(PRESETS["bert-base"]), head=Hidden(pool=True), tied_head=False),
     "pairs": changed(tiny(PRESETS["bert-base"]), head=MaskedLM(pair=True)),
     "classes": changed(tiny(PRESETS["gpt1"]), head=Classes(count=3)),

@@ -28,12 +28,25 @@ from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.init import NormalInit
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.mixer.hyena import Hyena
+from luban.nn.mixer.lsh import LSH
+from luban.nn.mixer.routing import Routing
 from luban.nn.position.alibi import Alibi
 from luban.nn.position.learned import Learned
 from luban.objectives.causal import Causal
 
-MIXERS = {"hyena": Hyena(order=3, filter_width=16)}
+MIXERS = {
+    "hyena": Hyena(order=3, filter_width=16),
+    "lsh": LSH(heads=2, buckets=4, span=5, rounds=2, eval_rounds=3),
+    "routing": Routing(heads=2, local_heads=1, window=7, clusters=3, size=6),
+    "top": Routing(heads=2, local_heads=1, window=7, clusters=3, size=6, members="top"),
+}
+CAUSAL = [name for name in MIXERS if name != "top"]  # what a cluster takes depends on the whole row
 VOCAB, CONTEXT = 53, 64
+
+
+def registered(name: str) -> str:
+    """What a recipe calls it."""
+    return MIXERS[name].registry.name_of(type(MIXERS[name]))
 
 
 def make(name: str, mixed: bool = False, **changes) -> ModelSpec:
@@ -74,13 +87,13 @@ def test_no_token_depends_on_a_later_one_or_on_another_document(name):
         out = model(torch.randint(0, VOCAB, (1, T)), **given)
         for i in random.sample(range(T), 6):
             (gradient,) = torch.autograd.grad(out[0, i].square().sum(), kept[0], retain_graph=True)
-            seen = gradient[0].abs().amax(-1) > 1e-12  # transforms round in all places
+            seen = gradient[0].abs().amax(-1) > 1e-9 * gradient.abs().max()  # transforms round in all places
             assert not seen[i + 1 :].any() and seen[i]
             if given:
                 assert not seen[documents[0] != documents[0, i]].any()
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", CAUSAL)
 def test_later_tokens_other_documents_and_padding_change_no_value(name):
     """Stronger than gradients: what a token chooses to see must not depend on them either."""
     model, T = built(make(name, mixed=True)), 48
@@ -101,7 +114,7 @@ def test_later_tokens_other_documents_and_padding_change_no_value(name):
         torch.testing.assert_close(model(row, real)[real], whole[0], atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", CAUSAL)
 def test_tokens_in_pieces_with_a_cache_are_the_whole_row(name):
     model, cache = built(make(name, mixed=True)), None
     tokens = torch.randint(0, VOCAB, (2, 50))
@@ -114,12 +127,14 @@ def test_tokens_in_pieces_with_a_cache_are_the_whole_row(name):
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_served_texts_are_those_of_the_whole_model_whoever_shares_the_batch(name):
-    model = loaded(make(name, mixed=True))
+    spec = make(name, mixed=name in CAUSAL)
+    # With "top" a text's earlier tokens, read anew in every forward of the whole, may be taken by other clusters: one layer.
+    model = loaded(spec if name in CAUSAL else replace(spec, layers=spec.layers[:1]))
     engine = Engine(model)
     prompts = [[random.randrange(VOCAB - 1) for _ in range(n)] for n in (3, 17, 8)]
     sampling = Sampling(max_tokens=9, temperature=0.0)
     with pytest.raises(
-        UnsupportedError, match=f"its mixer {name} keeps other numbers of every token than keys and values"
+        UnsupportedError, match=f"its mixer {registered(name)} keeps other numbers of every token than keys and values"
     ):
         Engine(model, paged=True)
     for prompt, result in zip(prompts, engine.generate(prompts, sampling), strict=True):
@@ -170,12 +185,20 @@ def packed_vocabulary() -> int:
 def test_where_it_cannot_stand_it_is_refused_by_name_with_the_alternatives(name):
     parts = {"vocab_size": VOCAB, "width": 24, "layers": 1, "context": CONTEXT}
     with pytest.raises(
-        ConfigError, match=rf"layer 0 can't have the mixer {name}: it has no cross-attention.*needs grouped"
+        ConfigError, match=rf"layer 0 can't have the mixer {registered(name)}: it has no cross-attention.*needs grouped"
     ):
         crossing = LayerSpec(mixer=MIXERS[name], cross=True)
-        ModelSpec(vocab_size=VOCAB, width=24, layers=(crossing,), encoder=(LayerSpec(),), body=EncoderDecoderBody())
+        ModelSpec(
+            vocab_size=VOCAB,
+            width=24,
+            layers=(crossing,),
+            encoder=(LayerSpec(mixer=Grouped(heads=2)),),
+            body=EncoderDecoderBody(),
+        )
     if not MIXERS[name].bidirectional:
-        with pytest.raises(ConfigError, match=rf"layer 0 can't have the mixer {name}: .*an encoder needs grouped"):
+        with pytest.raises(
+            ConfigError, match=rf"layer 0 can't have the mixer {registered(name)}: .*an encoder needs grouped"
+        ):
             uniform(**parts, mixer=MIXERS[name], body=EncoderBody())
     with pytest.raises(ConfigError, match="positions"):
         uniform(**parts, mixer=MIXERS[name], position=Alibi())
@@ -186,7 +209,7 @@ def test_where_it_cannot_stand_it_is_refused_by_name_with_the_alternatives(name)
     for axis in MIXERS[name].undivided - {"replicate"}:
         from luban.parallel.mixers import check_mixers
 
-        with pytest.raises(ConfigError, match=rf"the mixer {name} does not go with plan.{axis}"):
+        with pytest.raises(ConfigError, match=rf"the mixer {registered(name)} does not go with plan.{axis}"):
             check_mixers(family.spec, ParallelPlan(**{axis: 2}))
 
 
