@@ -205,8 +205,9 @@ def _compiled(losses: tuple[LossModule, LossModule], plan: ParallelPlan, executi
     if not (execution.compile and can_compile(execution.device)):
         return list(losses)
     regions = execution.device.type == "cuda" or plan.shard * plan.parts > 1
-    # the ring's messages and mixtures of experts stand outside of compiled graphs
-    whole = plan.context == 1 and not routers_of(losses[0])
+    # the ring's messages, mixtures of experts and reversible layers stand outside of compiled graphs
+    reversible = any(block.reversible for block in blocks_of(losses[0]))
+    whole = plan.context == 1 and not routers_of(losses[0]) and not reversible
     return [compiled_loss(loss, regions=regions, whole=whole) for loss in losses]
 
 

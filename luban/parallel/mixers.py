@@ -8,7 +8,10 @@ from luban.models.spec import ModelSpec
 
 
 def check_mixers(spec: ModelSpec, plan: ParallelPlan) -> None:
-    """Raise ConfigError for an axis of the plan that divides what a mixer or an arrangement needs whole."""
+    """Raise ConfigError for an axis of the plan that divides what a mixer or an arrangement needs whole, and for
+    rematerialisation of layers that keep nothing."""
+    if plan.remat != "none" and any(layer.arrangement.reversible for layer in (*spec.layers, *spec.encoder)):
+        raise ConfigError("reversible layers keep nothing that plan.remat could recompute: leave it out")
     for layer in (*spec.layers, *spec.encoder):
         for what, part in (("mixer", layer.mixer), ("arrangement", layer.arrangement)):
             for axis in sorted(part.undivided):

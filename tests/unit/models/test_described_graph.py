@@ -15,6 +15,7 @@ from luban.core.errors import ConfigError
 from luban.models.arrangement.deepnorm import DeepNorm
 from luban.models.arrangement.parallel import Parallel
 from luban.models.arrangement.post import PostNorm
+from luban.models.arrangement.reversible import Reversible
 from luban.models.arrangement.sandwich import SandwichNorm
 from luban.models.elmo import ElmoBody
 from luban.models.encoder import EncoderBody
@@ -111,6 +112,17 @@ PARTS = {
     "lsh encoder": uniform(**SMALL, mixer=LSH(heads=4, buckets=6, span=4), body=EncoderBody(), head=Hidden()),
     "routing": uniform(**SMALL, mixer=Routing(heads=4, local_heads=2, window=3, clusters=5, size=3)),
     "routing, top": uniform(**SMALL, mixer=Routing(heads=4, local_heads=0, clusters=5, size=3, members="top")),
+    "reversible": uniform(**SMALL, mixer=Grouped(heads=4), arrangement=Reversible()),
+    "reversible among others": replace(
+        MIXED,
+        layers=(
+            MIXED.layers[0],
+            LayerSpec(mixer=Grouped(heads=4), arrangement=Reversible()),
+            LayerSpec(mixer=Grouped(heads=4), arrangement=Reversible()),
+            MIXED.layers[2],
+            LayerSpec(mixer=LSH(heads=4, buckets=2), arrangement=Reversible(), norm=LayerNorm()),
+        ),
+    ),
     "pooler": changed(tiny(PRESETS["bert-base"]), head=Hidden(pool=True), tied_head=False),
     "pairs": changed(tiny(PRESETS["bert-base"]), head=MaskedLM(pair=True)),
     "classes": changed(tiny(PRESETS["gpt1"]), head=Classes(count=3)),

@@ -19,6 +19,7 @@ from luban.core.plan import ParallelPlan
 from luban.generate.cache import ContiguousCache
 from luban.generate.sampling import Sampling
 from luban.load.model import LoadedModel
+from luban.models.arrangement.reversible import Reversible
 from luban.models.config import config_of, resolve_spec
 from luban.models.encoder import EncoderBody
 from luban.models.encoder_decoder import EncoderDecoderBody
@@ -50,7 +51,7 @@ def registered(name: str) -> str:
 
 
 def make(name: str, mixed: bool = False, **changes) -> ModelSpec:
-    """Two layers of this mixer, or with one of attention between them."""
+    """Two layers of this mixer, or one, one of attention and a reversible one."""
     base = {
         "vocab_size": VOCAB,
         "width": 24,
@@ -62,7 +63,8 @@ def make(name: str, mixed: bool = False, **changes) -> ModelSpec:
     if not mixed:
         return spec
     attention = LayerSpec(mixer=Grouped(heads=2, window=9), feedforward=SwiGLU(width=20))
-    return replace(spec, layers=(spec.layers[0], attention, spec.layers[1]))
+    turned = replace(spec.layers[1], arrangement=Reversible(chunks=2))
+    return replace(spec, layers=(spec.layers[0], attention, turned))
 
 
 def built(spec: ModelSpec):
