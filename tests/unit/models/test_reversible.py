@@ -126,7 +126,8 @@ def test_half_precision_recomputes_what_it_computed():
     block = model.decoder.blocks["0"]
     block.mixer.register_forward_pre_hook(lambda _, args: kept.append(args[0].detach()))
     model(tokens).float().square().mean().backward()
-    torch.testing.assert_close(kept[0], kept[1], atol=2**-6, rtol=2**-6)
+    first, second = (x.float() for x in kept)
+    assert (first - second).norm() < 2**-6 * first.norm()  # a few roundings of 8 bits
 
 
 def test_centroids_of_routing_attention_move_once_a_step():
