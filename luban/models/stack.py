@@ -184,7 +184,7 @@ def forward_context(
         rows=RowTokens(
             None if documents is None else document_runs(documents),
             token_mask,
-            given=not consecutive,
+            query_positions,
             prefix=prefix is not None,
         ),
     )

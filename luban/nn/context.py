@@ -59,14 +59,25 @@ class RowTokens:
     Args:
         documents_BT: (B, T) int, ascending in a row, another number for every document; None: one document a row.
         real_BT: (B, T) bool, false where a token is padding; None: no padding.
-        given: positions were given, not counted from the tokens' order.
+        positions_BT: (1 or B, T) of the tokens in their documents; None: from 0 on, in rows of one document without padding.
         prefix: some tokens are visible to earlier ones.
     """
 
     def __init__(
-        self, documents_BT: Tensor | None, real_BT: Tensor | None, *, given: bool = False, prefix: bool = False
+        self,
+        documents_BT: Tensor | None,
+        real_BT: Tensor | None,
+        positions_BT: Tensor | None = None,
+        *,
+        prefix: bool = False,
     ):
-        self.documents_BT, self.real_BT, self.given, self.prefix = documents_BT, real_BT, given, prefix
+        self.documents_BT, self.real_BT, self.positions_BT, self.prefix = documents_BT, real_BT, positions_BT, prefix
+
+    def counted(self, like_BHTD: Tensor) -> Tensor:
+        """(1 or B, T) positions of the tokens."""
+        if self.positions_BT is not None:
+            return self.positions_BT
+        return torch.arange(like_BHTD.shape[-2], device=like_BHTD.device)[None]
 
     def without_padding(self, x_BTC: Tensor) -> Tensor:
         """(B, T, C), 0 at padding."""

@@ -60,6 +60,7 @@ class Mixer(Variant):
         "mixer",
         {
             "grouped": "luban.nn.mixer.grouped:Grouped",
+            "dilated": "luban.nn.mixer.dilated:Dilated",
             "hyena": "luban.nn.mixer.hyena:Hyena",
             "lsh": "luban.nn.mixer.lsh:LSH",
             "routing": "luban.nn.mixer.routing:Routing",

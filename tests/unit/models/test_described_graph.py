@@ -30,6 +30,7 @@ from luban.models.spec import ModelSpec, changed, uniform
 from luban.nn.character import CharacterCNN
 from luban.nn.feedforward.gated import GEGLU, SwiGLU
 from luban.nn.feedforward.plain import GELU, ReLU
+from luban.nn.mixer.dilated import Dilated
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.mixer.hyena import Hyena
 from luban.nn.mixer.layout import Strided
@@ -107,6 +108,7 @@ PARTS = {
     "hyena and attention": replace(
         MIXED, layers=(MIXED.layers[0], LayerSpec(mixer=Hyena(short=2)), LayerSpec(mixer=Hyena(short=2), share=1))
     ),
+    "dilated": uniform(**SMALL, mixer=Dilated(heads=4, window=3, dilations=(1, 2))),
     "lsh": uniform(**SMALL, mixer=LSH(heads=4, buckets=6, span=4, rounds=2)),
     "lsh, one bucket": uniform(**SMALL, mixer=LSH(heads=4, buckets=1, span=40), position=Learned()),
     "lsh encoder": uniform(**SMALL, mixer=LSH(heads=4, buckets=6, span=4), body=EncoderBody(), head=Hidden()),

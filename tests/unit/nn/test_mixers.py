@@ -21,12 +21,14 @@ from luban.generate.sampling import Sampling
 from luban.load.model import LoadedModel
 from luban.models.arrangement.reversible import Reversible
 from luban.models.config import config_of, resolve_spec
+from luban.models.decoder import DecoderBody
 from luban.models.encoder import EncoderBody
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.layer import LayerSpec
 from luban.models.spec import ModelSpec, spec_from_dict, spec_to_dict, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.init import NormalInit
+from luban.nn.mixer.dilated import Dilated
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.mixer.hyena import Hyena
 from luban.nn.mixer.lsh import LSH
@@ -36,6 +38,7 @@ from luban.nn.position.learned import Learned
 from luban.objectives.causal import Causal
 
 MIXERS = {
+    "dilated": Dilated(heads=2, window=4, dilations=(1, 3)),
     "hyena": Hyena(order=3, filter_width=16),
     "lsh": LSH(heads=2, buckets=4, span=5, rounds=2, eval_rounds=3),
     "routing": Routing(heads=2, local_heads=1, window=7, clusters=3, size=6),
@@ -213,6 +216,35 @@ def test_where_it_cannot_stand_it_is_refused_by_name_with_the_alternatives(name)
 
         with pytest.raises(ConfigError, match=rf"the mixer {registered(name)} does not go with plan.{axis}"):
             check_mixers(family.spec, ParallelPlan(**{axis: 2}))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_dilated_heads_see_every_so_many_th_token_of_the_document(causal):
+    window, gap, T = random.randint(1, 5), random.randint(1, 6), 60
+    mixer = Dilated(heads=1, window=window, dilations=(gap,))
+    model = built(
+        uniform(
+            vocab_size=VOCAB,
+            width=24,
+            layers=1,
+            context=CONTEXT,
+            mixer=mixer,
+            body=DecoderBody() if causal else EncoderBody(),
+        )
+    )
+    starts = sorted(random.sample(range(1, T), 2))
+    documents = torch.bucketize(torch.arange(T), torch.tensor(starts), right=True)[None]
+    kept = []
+    model.get_submodule("decoder" if causal else "encoder").embedding.register_forward_hook(
+        lambda *call: kept.append(call[2])
+    )
+    out = model(torch.randint(0, VOCAB, (1, T)), documents=documents)
+    for i in random.sample(range(T), 8):
+        (gradient,) = torch.autograd.grad(out[0, i].square().sum(), kept[0], retain_graph=True)
+        for j in range(T):
+            apart = i - j if causal else abs(i - j)
+            wanted = 0 <= apart < window * gap and apart % gap == 0 and documents[0, i] == documents[0, j]
+            assert bool(gradient[0, j].abs().max() > 1e-12) == bool(wanted), (i, j, window, gap)
 
 
 def test_rows_longer_than_hyenas_filters_and_positions_of_one_layer_are_refused():
