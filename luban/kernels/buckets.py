@@ -106,6 +106,17 @@ def chunk_flops(
     return 4 * batch * heads * rounds * slots * keys * head_dim
 
 
+def chunk_saved(
+    batch: int, heads: int, rounds: int, tokens: int, span: int, head_dim: int, *, causal: bool = True
+) -> int:
+    """Elements that `bucket_attention` saves for its backward pass beside its inputs: sorted queries, the keys and values that
+    each chunk sees, scores and weights, what every round found, and its share."""
+    chunks = -(-tokens // span)
+    keys = (2 if causal else 3) * span
+    slots, found = batch * heads * rounds * chunks * span, batch * heads * rounds * tokens
+    return slots * (2 * head_dim + 2 * keys + 1) + 2 * slots * keys // span * head_dim + found * (head_dim + 1)
+
+
 def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from luban.core.errors import ConfigError, DataError
 from luban.core.graph_builder import GraphBuilder
 from luban.core.opgraph import GraphTensor
-from luban.kernels.buckets import bucket_attention, bucket_attention_dense, chunk_flops
+from luban.kernels.buckets import bucket_attention, bucket_attention_dense, chunk_flops, chunk_saved
 from luban.nn.context import LayerContext
 from luban.nn.linear import Linear, QKVLinear
 from luban.nn.mixer.base import AttentionShape, LayerShape, Mixer, TokenState
@@ -78,7 +78,7 @@ class Dilated(Mixer):
         (batch, seq, width), heads, head_dim = x_BTE.shape, self.heads, self.head_width(shape.width)
         joint = graph.scope("qkv")
         q, k, v = (joint.linear(name, x_BTE, heads * head_dim, role=name, joint=True) for name in ("q", "k", "v"))
-        slots, keys = -(-seq // self.span) * self.span, (2 if shape.causal else 3) * self.span
+        sizes = (batch, heads, 1, seq, self.span, head_dim)
         mixed = graph.add(
             "attention",
             "mixing",
@@ -86,8 +86,8 @@ class Dilated(Mixer):
             k,
             v,
             shape=(batch, heads, seq, head_dim),
-            flops=chunk_flops(batch, heads, 1, seq, self.span, head_dim, causal=shape.causal),
-            saved_elements=batch * heads * slots * (head_dim * (1 + 2 * keys // self.span) + 3 * keys),
+            flops=chunk_flops(*sizes, causal=shape.causal),
+            saved_elements=chunk_saved(*sizes, causal=shape.causal) + batch * seq * heads * head_dim,
             heads=heads,
             key_heads=heads,
             head_dim=head_dim,

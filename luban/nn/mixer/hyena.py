@@ -95,7 +95,7 @@ class Hyena(Mixer):
             role="dense",
             flops=sum(2 * seq * inputs * outputs for inputs, outputs in sizes),
             parameters=sum((inputs + 1) * outputs for inputs, outputs in sizes) + self.filter_width,
-            saved_elements=seq * (self.features + (1 + 2 * order) * width + 3 * self.filter_layers * self.filter_width),
+            saved_elements=seq * (self.features + (1 + order) * width + 3 * self.filter_layers * self.filter_width),
         )
         y_BTE = graph.add(
             "recurrence",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from luban.core.errors import ConfigError, DataError
 from luban.core.graph_builder import GraphBuilder
 from luban.core.opgraph import GraphTensor
-from luban.kernels.buckets import bucket_attention, bucket_attention_dense, chunk_flops
+from luban.kernels.buckets import bucket_attention, bucket_attention_dense, chunk_flops, chunk_saved
 from luban.nn.context import LayerContext, RowTokens
 from luban.nn.linear import JointLinear, Linear
 from luban.nn.mixer.base import AttentionShape, LayerShape, Mixer, TokenState
@@ -95,18 +95,15 @@ class LSH(Mixer):
         joint = graph.scope("qv")
         q, v = (joint.linear(name, x_BTE, heads * head_dim, role=name, joint=True) for name in ("q", "v"))
         hashing = rounds * self.buckets // 2 if self.buckets > 1 else 0
-        slots = -(-seq // self.span) * self.span
-        keys = (2 if shape.causal else 3) * self.span
-        chunks = batch * heads * rounds * slots
+        sizes = (batch, heads, rounds, seq, self.span, head_dim)
         mixed = graph.add(
             "attention",
             "mixing",
             q,
             v,
             shape=(batch, heads, seq, head_dim),
-            flops=chunk_flops(batch, heads, rounds, seq, self.span, head_dim, causal=shape.causal)
-            + 2 * batch * heads * seq * head_dim * hashing,
-            saved_elements=chunks * head_dim * (1 + 2 * keys // self.span) + 3 * chunks * keys,
+            flops=chunk_flops(*sizes, causal=shape.causal) + 2 * batch * heads * seq * head_dim * hashing,
+            saved_elements=chunk_saved(*sizes, causal=shape.causal) + batch * seq * heads * 2 * (head_dim + 1),
             heads=heads,
             key_heads=heads,
             head_dim=head_dim,

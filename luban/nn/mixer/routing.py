@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from luban.core.errors import ConfigError, DataError
 from luban.core.graph_builder import GraphBuilder
 from luban.core.opgraph import GraphTensor, mask_density
-from luban.kernels.buckets import bucket_attention, bucket_attention_dense, chunk_flops
+from luban.kernels.buckets import bucket_attention, bucket_attention_dense, chunk_flops, chunk_saved
 from luban.kernels.clusters import cluster_attention
 from luban.nn.context import LayerContext
 from luban.nn.init import InitialValues
@@ -137,7 +137,11 @@ class Routing(Mixer):
             )
         )
         joined = (batch, seq, self.heads * head_dim)
-        mixed_BTP = graph.add("joined", "concat", *mixed, shape=joined) if len(mixed) > 1 else mixed[0].view(*joined)
+        mixed_BTP = (
+            graph.add("joined", "concat", *mixed, shape=joined, saved_elements=batch * seq * joined[-1])
+            if len(mixed) > 1
+            else mixed[0].view(*joined)
+        )
         return graph.linear("output", mixed_BTP, width, role="o")
 
     def routing_flops(self, batch: int, seq: int, head_dim: int, *, causal: bool = True) -> int:
@@ -149,12 +153,13 @@ class Routing(Mixer):
 
     def _saved(self, batch: int, seq: int, head_dim: int, *, causal: bool) -> int:
         """Elements saved: the normalised tokens, and what attention reads and weighs."""
-        tokens = batch * self.routed * seq * head_dim
+        normed = batch * self.routed * seq * (head_dim + 2)
+        if not self.local_heads:  # else the joined heads are saved
+            normed += batch * self.routed * seq * head_dim
         if self.members == "top":
             size = min(self.size, seq)
-            return 2 * tokens + batch * self.routed * self.clusters * (2 * size * head_dim + 2 * size**2)
-        slots, keys = -(-seq // self.size) * self.size, (2 if causal else 3) * self.size
-        return 2 * tokens + batch * self.routed * slots * (head_dim * (1 + 2 * keys // self.size) + 3 * keys)
+            return normed + batch * self.routed * (self.clusters * size * (3 * head_dim + size) + seq)
+        return normed + chunk_saved(batch, self.routed, 1, seq, self.size, head_dim, causal=causal)
 
 
 class RoutingAttention(nn.Module):
