@@ -43,8 +43,8 @@ def evaluate(
     chosen = {name: TASKS[name]() for name in tasks}
     if not chosen:
         raise UsageError(f"name at least one task: {', '.join(TASKS)}")
-    if not corpora:
-        raise UsageError(f"{', '.join(chosen)} need held-out documents: pass --corpus DIR")
+    if not corpora and (needy := [name for name, task in chosen.items() if task.needs]):
+        raise UsageError(f"{', '.join(needy)} need held-out documents: pass --corpus DIR")
     parents = [as_parent("corpus", path) for path in corpora]
     model = load_model(model_name, device=_device(device))
     if Path(model_name).is_dir() and model.manifest is not None:
