@@ -117,6 +117,8 @@ class DilatedAttention(nn.Module):
 class ClassAttention(nn.Module):
     """Attention of every head within the classes that its dilation makes of the row."""
 
+    mixes_values: ClassVar[str] = "dilated windows"  # its output is a weighted mean of its last tensor argument
+
     def __init__(self, config: Dilated, causal: bool):
         super().__init__()
         self.config, self.causal = config, causal

@@ -134,6 +134,8 @@ class LSHAttention(nn.Module):
 class BucketAttention(nn.Module):
     """Hashing, and attention within buckets."""
 
+    mixes_values: ClassVar[str] = "hash buckets"  # its output is a weighted mean of its last tensor argument
+
     def __init__(self, config: LSH, causal: bool):
         super().__init__()
         self.config, self.causal = config, causal

@@ -202,6 +202,8 @@ class RoutedHeads(nn.Module):
     that a layer that is computed twice (rematerialisation, a reversible stack) finds the same clusters both times.
     """
 
+    mixes_values: ClassVar[str] = "clusters"  # its output is a weighted mean of its last tensor argument
+
     def __init__(self, config: Routing, head_dim: int, causal: bool):
         super().__init__()
         self.config, self.causal = config, causal
