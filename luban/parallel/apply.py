@@ -31,6 +31,7 @@ from luban.parallel.gradients import GradientSums
 from luban.parallel.heads import DividedHeads, HeadRange
 from luban.parallel.matrices import Matrices
 from luban.parallel.micro_batches import OneAfterTheOther, Runner
+from luban.parallel.mixers import check_mixers
 from luban.parallel.pipelined import Pipelined
 from luban.parallel.placement import Placements
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
@@ -91,6 +92,7 @@ def apply(
     experts = {name: layer.count for name, layer in routers_of(model).items()}
     execution = execution or Execution(device=torch.device("cpu"))
     _require_spreadable(plan, execution, adapted=adapt is not None, packed=pack is not None)
+    check_mixers(model.spec, plan)
     world, losses = execution.world, (loss, evaluation or loss)
     blocks, own = blocks_of(model), frozenset(state_of(model))
     # Adapters first: everything below must see their modules, too.
@@ -203,8 +205,9 @@ def _compiled(losses: tuple[LossModule, LossModule], plan: ParallelPlan, executi
     if not (execution.compile and can_compile(execution.device)):
         return list(losses)
     regions = execution.device.type == "cuda" or plan.shard * plan.parts > 1
-    # the ring's messages and mixtures of experts stand outside of compiled graphs
-    whole = plan.context == 1 and not routers_of(losses[0])
+    # the ring's messages, mixtures of experts and reversible layers stand outside of compiled graphs
+    reversible = any(block.reversible for block in blocks_of(losses[0]))
+    whole = plan.context == 1 and not routers_of(losses[0]) and not reversible
     return [compiled_loss(loss, regions=regions, whole=whole) for loss in losses]
 
 

@@ -146,7 +146,7 @@ def layer_saved_bytes(layer: OpGraph, settings: StepSettings) -> int:
 
 def _attention_bytes(op: Op, layer: OpGraph, settings: StepSettings) -> int:
     """Bytes that attention saves in addition to its inputs and output in the matmuls' dtype."""
-    if op.kind != "attention":
+    if op.kind != "attention" or not op.saved_elements:  # a reversible layer saves nothing
         return 0
     q, k, v = (layer.value(name).elements for name in op.inputs[:3])
     if is_chunked(op, layer, settings):
