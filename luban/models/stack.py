@@ -5,9 +5,9 @@ B batch, T new tokens, S tokens with those in the cache, E model width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from luban.models.arrangement.base import LayerParts
 from luban.models.layer import LayerSpec
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.attention.prepared_mask import compute_dtype
-from luban.nn.context import AttentionGroup, EncoderStates, ForwardContext, RouterTraining
+from luban.nn.context import AttentionGroup, EncoderStates, ForwardContext, LayerContext, RouterTraining
 from luban.nn.embedding import Embedding, InputEmbedding
 from luban.nn.mixer.base import LayerShape
 from luban.nn.position.base import Position, PositionShape
@@ -31,15 +31,36 @@ if TYPE_CHECKING:
     from luban.models.spec import ModelSpec
 
 
+class LayersPolicy(Protocol):
+    """How consecutive layers run, and what they save for the backward pass."""
+
+    def run(self, blocks: Sequence[tuple[nn.Module, LayerContext]], x_BTE: Tensor) -> Tensor:
+        """(B, T, E) → (B, T, E) through the blocks, gradients enabled."""
+        ...
+
+
 class Layers(nn.ModuleDict):
     """The blocks of a stack by the first layer that uses each. The layers are run here, apart from what stands before and
     behind them, so that hooks can divide the tokens among processes and take the hidden states from another process."""
 
+    remat: LayersPolicy | None = None
+
     def forward(self, x_BTE: Tensor, ctx: ForwardContext, block_of: Mapping[int, str]) -> Tensor:
         """(B, T, E) → (B, T, E) through the layers; `block_of`: layer index → key of its block."""
-        for index, block in block_of.items():
-            x_BTE = self[block](x_BTE, ctx.layer(index))
+        return self.run(x_BTE, ctx, block_of, block_of)
+
+    def run(self, x_BTE: Tensor, ctx: ForwardContext, block_of: Mapping[int, str], layers: Iterable[int]) -> Tensor:
+        """The same through some of the layers."""
+        blocks = [(self[block_of[index]], ctx.layer(index)) for index in layers]
+        if self.remat is not None and blocks and torch.is_grad_enabled():
+            return self.remat.run(blocks, x_BTE)
+        for block, layer in blocks:
+            x_BTE = block(x_BTE, layer)
         return x_BTE
+
+    def use_remat(self, remat: LayersPolicy | None) -> None:
+        """Run by `remat` where gradients are enabled; None: save everything that the blocks save."""
+        self.remat = remat
 
 
 class TransformerStack(nn.Module):

@@ -11,7 +11,8 @@ import torch
 
 from luban.adapters.base import AdapterConfig
 from luban.core.errors import UnsupportedError
-from luban.core.opgraph import OpGraph
+from luban.core.opgraph import TRAINING_FACTOR, OpGraph
+from luban.core.plan import SCHEDULES
 from luban.core.units import bytes_
 from luban.data.batch import Batch
 from luban.kernels import gated
@@ -26,7 +27,7 @@ from luban.parallel.memory_limits import free_memory, resident_memory
 from luban.parallel.precision import COMPUTE
 from luban.planner.distribution import Distribution
 from luban.planner.fitting import BatchPlan, Fitting
-from luban.planner.memory import MemoryPrediction, StepSettings, predict_memory
+from luban.planner.memory import MemoryPrediction, StepSettings, computed_again, predict_memory
 from luban.planner.prediction import Prediction
 from luban.planner.step_time import StepTime, predict_step, update_time
 from luban.planner.traffic import Spread
@@ -67,7 +68,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
             attention_seconds=0.0,
             elementwise_seconds=0.0,
             update_seconds=update_time(graph, settings, rates, micro_batches=train.accumulate, flops=flops),
-            measured_seconds=train.accumulate * trace_time(recipe, spec, rows),
+            measured_seconds=train.accumulate * trace_time(recipe, spec, rows) * _with_schedule(graph, settings),
         )
     return Prediction(
         parameters=graph.parameters,
@@ -86,6 +87,11 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
         compiled=compiled,
         caveats=tuple(_caveats(spec, device, compiled, busy)),
     ).over(_distribution(recipe, graph))
+
+
+def _with_schedule(graph: OpGraph, settings: StepSettings) -> float:
+    """Time of a step under a schedule of rematerialisation relative to one without: a forward pass is a third of it."""
+    return 1 + computed_again(graph, settings) / TRAINING_FACTOR if settings.remat in SCHEDULES else 1.0
 
 
 def _distribution(recipe: Recipe, graph: OpGraph) -> Distribution:
@@ -144,6 +150,7 @@ def step_settings(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Step
         trained=None if recipe.adapter is None else sum(map(math.prod, shapes.values())),
         accumulates=train.accumulate > 1,
         remat=recipe.plan.remat,
+        remat_budget=recipe.plan.remat_budget,
         gpu_kernels=on_gpu,
         saves_activation=not recomputed,
         activation_in_matmul=recomputed and _fuses_activation(train.precision, spec),
