@@ -34,6 +34,7 @@ VERBS = {
     "bench": "throughput and latency of a server, communication between processes",
     "rag": "index texts, search them, answer from them with sources",
     "eval": "measure a model",
+    "plan": "how to spread a model over a cluster: time, memory, price of the best plans",
     "account": "FLOPs, GPU-hours, money, energy and carbon of a run",
     "simulate": "a cluster network under a workload: collectives, congestion control",
     "scaling": "scaling laws fitted to runs; the best model for a budget",

@@ -1,12 +1,12 @@
 """A cluster as a TOML file: accelerators, nodes, links, price.
 
-    gpu = "h100-sxm"
-    nodes = 16
-    gpus_per_node = 8
-    price = 2.5                                     # of a GPU-hour
-    inside = { bandwidth = 450, latency_us = 4 }    # GB/s of a GPU to the others of its node, one direction
-    between = { bandwidth = 50, latency_us = 8 }    # GB/s of a GPU to other nodes
-    topology = { type = "rails", servers = 16 }     # optional: contention by max-min fair rates
+gpu = "h100-sxm"
+nodes = 16
+gpus_per_node = 8
+price = 2.5                                     # of a GPU-hour
+inside = { bandwidth = 450, latency_us = 4 }    # GB/s of a GPU to the others of its node, one direction
+between = { bandwidth = 50, latency_us = 8 }    # GB/s of a GPU to other nodes
+topology = { type = "rails", servers = 16 }     # optional: contention by max-min fair rates
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ class Cluster:
         """Speeds of the accelerator by size. A file's path is relative to `folder`."""
         found = machine_table(str(folder / self.machine) if self.machine else self.gpu)
         if found.gpu != self.gpu:
-            raise ConfigError(f"machine {self.machine} is a table of {found.gpu}, and the cluster's GPUs are {self.gpu}")
+            raise ConfigError(
+                f"machine {self.machine} is a table of {found.gpu}, and the cluster's GPUs are {self.gpu}"
+            )
         return found
 
 

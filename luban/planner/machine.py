@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import log2
 from pathlib import Path
 
@@ -30,7 +31,10 @@ class MachineTable:
     thin: tuple[tuple[float, float], ...] = ((1, 1.0),)  # (least of m, n, k, further factor), by size
     attention_forward: tuple[tuple[float, float], ...] = ()  # (head dim, TFLOP/s); none: scores are written to memory
     attention_backward: tuple[tuple[float, float], ...] = ()  # likewise
-    score_passes: tuple[float, float] = (6.0, 10.0)  # reads and writes of each score, forward and backward, where written
+    score_passes: tuple[float, float] = (
+        6.0,
+        10.0,
+    )  # reads and writes of each score, forward and backward, where written
     copy: float = 0.0  # TB/s read and written; 0: the accelerator's
     launch_us: float = 0.0  # a kernel, where launching isn't hidden behind the work
     elementwise: float = 1.0  # reads and writes of element-wise operations relative to Luban's compiled step
@@ -38,6 +42,7 @@ class MachineTable:
     links: float = 0.8  # share of a link's bandwidth that collectives reach inside a node
     network: float = 0.8  # the same between nodes
     overlap: float = 0.5  # share of FSDP's messages that is hidden behind computation
+    error: float = 0.2  # relative error of predictions by this table, where no runs say it
 
     def __post_init__(self) -> None:
         for name in ("matmul", "thin", "attention_forward", "attention_backward"):
@@ -92,7 +97,7 @@ def interpolated(rows: Sequence[tuple[float, float]], size: float) -> float:
     """The value at a size, over its logarithm; outside of the table that of its nearest row."""
     if size <= rows[0][0]:
         return rows[0][1]
-    for (low, a), (high, b) in zip(rows, rows[1:], strict=False):
+    for (low, a), (high, b) in pairwise(rows):
         if size <= high:
             at = log2(size / low) / log2(high / low)
             return a + at * (b - a)

@@ -50,7 +50,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
     """
     resident = resident_memory()  # before anything is measured
     recipe = _of_one_process(recipe)
-    train, machine, (shapes, roles) = recipe.train, machine_of(device), _trained(spec, recipe.adapter)
+    train, machine, (shapes, roles) = recipe.train, machine_of(device), trained_shapes(spec, recipe.adapter)
     graph = _micro_batch(recipe, spec, sample(1))
     compiled = runs_compiled(recipe, device)
     settings = step_settings(recipe, spec, device)
@@ -143,7 +143,7 @@ def step_settings(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Step
     train, on_gpu = recipe.train, device.type == "cuda"
     chunked = runs_compiled(recipe, device) and train.precision == "bf16"
     masters = train.weights == "fp32" and train.precision not in ("fp32", "fp64")
-    shapes, roles = _trained(spec, recipe.adapter)
+    shapes, roles = trained_shapes(spec, recipe.adapter)
     recomputed = on_gpu and all(layer.feedforward.recomputed for layer in (*spec.layers, *spec.encoder))
     return StepSettings(
         master_weights=masters,
@@ -194,7 +194,9 @@ def _caveats(spec: ModelSpec, device: torch.device, compiled: bool, busy: float 
 
 
 @lru_cache(maxsize=8)
-def _trained(spec: ModelSpec, adapter: AdapterConfig | None) -> tuple[dict[str, tuple[int, ...]], dict[str, Role]]:
+def trained_shapes(
+    spec: ModelSpec, adapter: AdapterConfig | None
+) -> tuple[dict[str, tuple[int, ...]], dict[str, Role]]:
     """Shapes and roles by name, of the parameters that are trained."""
     model = build_model(spec, device="meta")
     if adapter is not None:

@@ -14,9 +14,7 @@ def peak_stash(plan: ParallelPlan, micro_batches: int) -> list[int]:
         return [micro_batches] * processes
     if plan.schedule == "interleaved":
         most = plan.interleave * micro_batches
-        return [
-            min((processes - p - 1) * 2 + (plan.interleave - 1) * processes + 1, most) for p in range(processes)
-        ]
+        return [min((processes - p - 1) * 2 + (plan.interleave - 1) * processes + 1, most) for p in range(processes)]
     if plan.schedule == "zero_bubble":
         return [min(processes, micro_batches)] * processes
     return [min(processes - p, micro_batches) for p in range(processes)]

@@ -42,6 +42,19 @@ class Estimate:
     model_flops: float  # of a step, without recomputation
 
 
+def zero_bytes(
+    parameters: float, processes: int, stage: int, *, weights: float = 2, gradients: float = 2, optimizer: float = 12
+) -> float:
+    """Bytes of a process's training state with ZeRO (Rajbhandari et al. 2020, section 5).
+
+    Args:
+        stage: 0: nothing is divided; 1: the optimizer's state; 2: gradients too; 3: weights too.
+        weights, gradients, optimizer: bytes a parameter; the optimizer's with fp32 masters.
+    """
+    parts = [weights / (processes if stage == 3 else 1), gradients / (processes if stage >= 2 else 1)]
+    return parameters * (sum(parts) + optimizer / (processes if stage >= 1 else 1))
+
+
 @dataclass(frozen=True)
 class Workload:
     """What is trained.
@@ -70,7 +83,7 @@ class Workload:
         work = slowest.forward + slowest.backward
         once = sum(costs.forward + costs.backward for costs in stages)
         sends = self._sends(plan, cut) * (plan.stages // max(plan.pipeline, 1))
-        fill = (once - work) / (plan.stages // plan.pipeline) if plan.pipeline > 1 else 0.0
+        fill = max(once / (plan.stages // plan.pipeline) - work, 0.0) if plan.pipeline > 1 else 0.0
         fill *= {"zero_bubble": 1 / 3}.get(plan.schedule, 1.0)
         per_process = work * (plan.stages // plan.pipeline)
         computing = number * per_process
@@ -84,17 +97,21 @@ class Workload:
             bubble=fill / seconds,
             messages=(exposed + data) / seconds,
             computing=computing - number * slowest.messages * (plan.stages // plan.pipeline),
-            model_flops=self.batch * self.model.graph.model_flops / self.model.graph.batch,
+            model_flops=self.batch * self.model.row_flops,
         )
 
     def _stages(self, plan: ParallelPlan, cut: Slice) -> list[Costs]:
         """Each stage's costs of one micro-batch, recomputation included."""
-        kinds, found = self.model.kind_of, []
+        kinds, known, found = self.model.kind_of, {}, []
         each = [self._recomputed(plan, kind, cut) for kind in range(len(self.model.layers))]
         for stage, (begin, end) in enumerate(even_runs(len(kinds), plan.stages)):
-            total = Costs()
-            for kind in range(len(each)):
-                total = total + each[kind].times(kinds[begin:end].count(kind))
+            counts = tuple(kinds[begin:end].count(kind) for kind in range(len(each)))
+            if counts not in known:
+                total = Costs()
+                for number, costs in zip(counts, each, strict=True):
+                    total = total + costs.times(number)
+                known[counts] = total
+            total = known[counts]
             if stage == 0:
                 total = total + self.model.costs(-1, cut)
             if stage == plan.stages - 1:
@@ -149,7 +166,11 @@ class Workload:
         count, experts = self._counts(plan)[0]
         gradient, seconds = (count - experts) * self.gradient_bytes, self.model.messages.seconds
         whole = seconds("all-reduce", gradient / shards, Axis(copies, inner * shards))
-        whole += seconds("all-reduce", experts * self.gradient_bytes, Axis(plan.processes // plan.pipeline // plan.expert, plan.expert))
+        whole += seconds(
+            "all-reduce",
+            experts * self.gradient_bytes,
+            Axis(plan.processes // plan.pipeline // plan.expert, plan.expert),
+        )
         if shards == 1:
             return whole
         axis = Axis(shards, plan.tensor)
@@ -184,15 +205,20 @@ class Workload:
         layers = max(len(model.kind_of) // plan.pipeline, 1)
         parts, found = plan.tensor * plan.context, []
         for process, (count, experts) in zip((0, plan.pipeline - 1), self._counts(plan), strict=False):
-            dense = count - experts
-            state = (self.optimizer_bytes + (masters if shards == 1 else FP32)) * (dense / shards + experts)
-            weights = self.weight_bytes * (dense if shards == 1 or plan.zero < 3 else dense * min(2 / layers, 1.0))
-            gradients = self.gradient_bytes * (dense / (shards if plan.zero > 1 else 1) + experts)
+            dense, stage = count - experts, plan.zero if shards > 1 else 0
+            optimizer = self.optimizer_bytes + (masters if shards == 1 else FP32)
+            # ZeRO 3 gathers the weights of two layers; its shards are the fp32 ones among the optimizer's
+            weights = 0.0 if stage == 3 else self.weight_bytes
+            state = zero_bytes(
+                dense, shards, stage, weights=weights, gradients=self.gradient_bytes, optimizer=optimizer
+            )
+            state += self.weight_bytes * dense * min(2 / layers, 1.0) if stage == 3 else 0.0
+            state += experts * (self.weight_bytes + self.gradient_bytes + optimizer)
             stash = peak_stash(plan, candidate.accumulate)[process] / (plan.stages // plan.pipeline)
             kept = rows * self._kept(plan, layers) / parts
             head = self._loss_bytes(rows, plan) if process == plan.pipeline - 1 else 0.0
             again = rows * max(model.saved, default=0) / parts if plan.remat == "full" else 0.0
-            found.append(state + weights + self.weight_bytes * experts + gradients + stash * kept + max(head, again))
+            found.append(state + stash * kept + max(head, again))
         return max(found)
 
     def _loss_bytes(self, rows: int, plan: ParallelPlan) -> float:

@@ -77,6 +77,11 @@ class Model:
         return self.graph.itemsize * (self.layers[0].ops[-1].output.elements if self.layers else 0)
 
     @cached_property
+    def row_flops(self) -> float:
+        """Training FLOPs of one row, without recomputation and of attention only what the mask leaves."""
+        return self.graph.model_flops / self.graph.batch
+
+    @cached_property
     def saved(self) -> list[int]:
         """Bytes that each kind of layer saves of one row, nothing recomputed."""
         return [layer_saved_bytes(layer, self.settings) for layer in self.layers]
@@ -186,5 +191,7 @@ def _divided(op: Op, inputs: float, outputs: float, tensor: int) -> tuple[float,
 
 def _shape(op: Op, layer: str) -> tuple[object, ...]:
     """What makes layers alike: everything but names."""
-    fields = {name: value for name, value in vars(op).items() if name not in ("name", "inputs", "layer", "fusion_group")}
+    fields = {
+        name: value for name, value in vars(op).items() if name not in ("name", "inputs", "layer", "fusion_group")
+    }
     return (op.name.removeprefix(layer), *fields.values())

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from luban.core.errors import MissingExtra
+from luban.core.log import warn
 from luban.planner.cluster import Cluster
 from luban.planner.machine import MachineTable
 
@@ -70,7 +72,8 @@ class Messages:
         """The slowest flow's max-min fair rate when every GPU sends to its successor in the rings of the axis."""
         try:
             from luban.netsim.fluid import max_min_rates
-        except ModuleNotFoundError:  # without the extra plan: no contention
+        except (ModuleNotFoundError, MissingExtra):
+            warn("the cluster's topology is ignored: contention needs numba: pip install 'luban[plan]'")
             return float("inf")
         import numpy as np
 

@@ -103,16 +103,16 @@ def best_plans(space: Space, workload: Workload, cluster: Cluster, top: int = 10
         UnsupportedError: none fits into memory; the message says what would.
     """
     found: dict[tuple[int, ...], Estimate] = {}
-    leanest: Estimate | None = None
+    leanest, least = None, inf
     for candidate in candidates(space, workload, cluster):
+        memory, plan = workload.memory(candidate), candidate.plan
+        if memory < least:
+            leanest, least = candidate, memory
+        if memory > cluster.memory_bytes:
+            continue
         estimate = workload.estimate(candidate)
-        if leanest is None or estimate.memory < leanest.memory:
-            leanest = estimate
-        plan = candidate.plan
         key = (*plan.sizes, plan.zero if plan.shard > 1 else 0, plan.expert)
-        if estimate.memory <= cluster.memory_bytes and estimate.seconds < found[key].seconds if key in found else (
-            estimate.memory <= cluster.memory_bytes
-        ):
+        if key not in found or estimate.seconds < found[key].seconds:
             found[key] = estimate
     if leanest is None:
         raise ConfigError(
@@ -120,32 +120,36 @@ def best_plans(space: Space, workload: Workload, cluster: Cluster, top: int = 10
             f"{cluster.gpus}, such as --train.batch_size {max(round(workload.batch / cluster.gpus), 1) * cluster.gpus}"
         )
     if not found:
-        raise UnsupportedError(_nowhere(leanest, space, workload, cluster))
+        raise UnsupportedError(_nowhere(leanest, least, space, workload, cluster))
     return sorted(found.values(), key=lambda estimate: estimate.seconds)[:top]
 
 
-def _nowhere(leanest: Estimate, space: Space, workload: Workload, cluster: Cluster) -> str:
+def _nowhere(leanest: Candidate, needed: float, space: Space, workload: Workload, cluster: Cluster) -> str:
     """What a model that fits nowhere would need."""
     has = bytes_(cluster.memory_bytes)
     text = (
-        f"the model fits into no plan over {cluster.gpus} × {cluster.gpu}: the leanest needs {bytes_(leanest.memory)} a GPU "
-        f"({described(leanest.candidate)}), and {has} may be used"
+        f"the model fits into no plan over {cluster.gpus} × {cluster.gpu}: the leanest needs {bytes_(needed)} a GPU "
+        f"({described(leanest)}), and {has} may be used"
     )
     for factor in (2, 4, 8, 16, 32, 64):
-        larger = Cluster(**{**vars(cluster), "nodes": cluster.nodes * factor, "between": cluster.network, "topology": None})
+        larger = Cluster(
+            **{**vars(cluster), "nodes": cluster.nodes * factor, "between": cluster.network, "topology": None}
+        )
         least = min(
             (workload.memory(c) for c in candidates(space, workload, larger) if c.rows == 1 and c.plan.remat == "full"),
             default=inf,
         )
         if least <= cluster.memory_bytes:
-            return f"{text}: {larger.nodes} nodes ({larger.gpus} GPUs) would do, or GPUs with {bytes_(leanest.memory)}"
+            return f"{text}: {larger.nodes} nodes ({larger.gpus} GPUs) would do, or GPUs with {bytes_(needed)}"
     return f"{text}: GPUs with that much memory would do, or a smaller model"
 
 
 def described(candidate: Candidate) -> str:
     """A candidate in a few words."""
     plan = candidate.plan
-    axes = [f"{axis} {getattr(plan, axis)}" for axis in ("tensor", "context", "shard", "replicate", "pipeline", "expert")]
+    axes = [
+        f"{axis} {getattr(plan, axis)}" for axis in ("tensor", "context", "shard", "replicate", "pipeline", "expert")
+    ]
     words = [text for text in axes if not text.endswith(" 1")] or ["one process"]
     words += [f"zero {plan.zero}"] * (plan.shard > 1)
     words += [f"{plan.schedule}{f' of {plan.interleave}' * (plan.schedule == 'interleaved')}"] * (plan.pipeline > 1)
