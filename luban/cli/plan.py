@@ -26,6 +26,9 @@ of the best plans, by arithmetic over the model's operations. The fastest that f
 --cluster FILE     gpu, nodes, gpus_per_node, links, price: docs/PLANNING.md
 --top N            plans to show (8)
 --out FILE         the chosen plan, for luban pretrain RECIPE --plan FILE
+--search alpa      shardings inside of stages by integer programming and stages by dynamic programming (luban[plan])
+--micro-batches N  of that search; by default those with 8, 16 and 32 rows are tried
+--explain          one layer through the compiler passes: fused, sharded, with its collectives
 --runs DIR …       finished runs, from whose predictions and measurements the error bars are learnt
 --picture FILE     where the time of each plan goes, as SVG
 --json             everything as JSON
@@ -36,6 +39,8 @@ USAGE = (
 EXAMPLES = """
 luban plan luban_pretrain_gpu --cluster cluster.toml
 luban plan luban_pretrain_gpu --cluster cluster.toml --model.preset llama2-70b --train.batch_size 1024 --train.seq_len 4096
+luban plan luban_pretrain_gpu --cluster cluster.toml --search alpa --model.preset gpt3-175b --train.batch_size 1536
+luban plan luban_pretrain_gpu --cluster cluster.toml --explain
 luban plan luban_pretrain_gpu --cluster cluster.toml --out plan.toml --picture plan.svg --runs runs/a runs/b
 luban pretrain luban_pretrain_gpu --plan plan.toml --data.path shards --out runs/c
 """
@@ -51,6 +56,9 @@ class Options:
     picture: Path | None = None
     runs: tuple[Path, ...] = ()
     json: bool = False
+    search: str = "all"
+    micro_batches: int | None = None
+    explain: bool = False
 
 
 def run(argv: Sequence[str]) -> int:
@@ -72,8 +80,10 @@ def run(argv: Sequence[str]) -> int:
     cluster = read_cluster(options.cluster)
     table = cluster.table(options.cluster.parent)
     problem = planned(call.recipe, cluster, table)
-    found = best_plans(problem.space, problem.workload, cluster, options.top)
     error = learnt(options.runs, table.error)
+    if options.search == "alpa":
+        return _alpa(options, problem, cluster, argv, error)
+    found = best_plans(problem.space, problem.workload, cluster, options.top)
     chosen = next((each for each in found if problem.refusal(each) is None), None)
     rows = [_row(each, problem, cluster, call.recipe.train.steps, error) for each in found]
     if options.picture is not None:
@@ -88,6 +98,13 @@ def run(argv: Sequence[str]) -> int:
         print_result(json.dumps({"plans": rows, "chosen": best, **about}, indent=2, ensure_ascii=False))
         return 0
     print("\n".join(_lines(rows, cluster, table.source, problem, error)))
+    if options.explain:
+        from luban.cli.plan_alpa import explanation
+
+        best = found[0].candidate
+        print(
+            "\n" + "\n".join(explanation(problem, best.plan.readers, best.plan.tensor, best.rows * best.plan.readers))
+        )
     if options.out is not None:
         print_result(options.out)
     if options.picture is not None:
@@ -103,18 +120,18 @@ def _split(argv: Sequence[str]) -> tuple[Options, list[str]]:
     while words:
         word = words.pop(0)
         key, equals, value = word.removeprefix("--").partition("=")
-        if word == "--json":
-            found["json"] = True
+        if word in ("--json", "--explain"):
+            found[key] = True
         elif word == "--runs":
             runs = []
             while words and not words[0].startswith("--"):
                 runs.append(Path(words.pop(0)))
             found["runs"] = tuple(runs)
-        elif word.startswith("--") and key in ("cluster", "top", "out", "picture"):
+        elif word.startswith("--") and key in ("cluster", "top", "out", "picture", "search", "micro-batches"):
             if not equals and not words:
                 raise UsageError(f"--{key} needs a value")
             text = value if equals else words.pop(0)
-            found[key] = _positive(text) if key == "top" else Path(text)
+            found[key.replace("-", "_")] = _option(key, text)
         else:
             rest.append(word)
             if word.startswith("--") and not equals and words:
@@ -124,10 +141,43 @@ def _split(argv: Sequence[str]) -> tuple[Options, list[str]]:
     return Options(**found), rest
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--top takes a number of plans from 1, {text!r} given")
-    return int(text)
+def _option(key: str, text: str) -> Any:
+    """The value of one of the verb's own options."""
+    if key == "search":
+        if text not in ("all", "alpa"):
+            raise UsageError(f"--search is all or alpa, {text!r} given")
+        return text
+    if key in ("top", "micro-batches"):
+        if not text.isdecimal() or int(text) < 1:
+            raise UsageError(f"--{key} takes a number from 1, {text!r} given")
+        return int(text)
+    return Path(text)
+
+
+def _alpa(options: Options, problem: Planned, cluster: Cluster, argv: Sequence[str], error: Error) -> int:
+    """Alpa's searches instead of every plan."""
+    from luban.cli.plan_alpa import as_json, explanation, lines, search
+    from luban.planner.search.estimate import Candidate
+    from luban.planner.sharding.alpa import as_plan
+
+    found = search(problem, cluster, options.micro_batches)
+    plan, reasons = as_plan(found, len(problem.workload.model.kind_of))
+    data, model, _ = found.variants[0]
+    estimate = None
+    if plan is not None:
+        rows = found.rows // plan.readers
+        estimate = problem.workload.estimate(Candidate(plan=plan, accumulate=found.micro_batches, rows=rows))
+        reasons += [text for text in [problem.refusal(estimate)] if text]
+    if options.json:
+        print_result(json.dumps(as_json(found, plan, reasons), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(lines(found, plan, reasons)))
+    if options.explain:
+        print("\n" + "\n".join(explanation(problem, data, model, found.rows)))
+    if options.out is not None:
+        _write(options.out, estimate, argv, error)
+        print_result(options.out)
+    return 0
 
 
 def _row(estimate: Estimate, problem: Planned, cluster: Cluster, steps: int, error: Error) -> dict[str, Any]:
@@ -197,7 +247,7 @@ def _write(out: Path, chosen: Estimate | None, argv: Sequence[str], error: Error
     from luban.train.planning import settings_of
 
     if chosen is None:
-        raise UsageError("none of the plans shown can be run: raise --top")
+        raise UsageError("luban pretrain can't run what was found: raise --top, or leave --search alpa out")
     figures = {"step_seconds": error.factor * chosen.seconds, "memory_bytes": round(chosen.memory)}
     text = f"# luban plan {shlex.join(argv)}\n# {described(chosen.candidate)}\n\n"
     out.write_text(text + to_toml({**settings_of(chosen), "predicted": figures}), encoding="utf-8")

@@ -95,3 +95,25 @@ def test_what_is_wrong_is_one_line(cluster, capsys, words, said):
     assert main(["plan", "tiny_pretrain_cpu", *MODEL, *words]) in (1, 2)
     error = capsys.readouterr().err
     assert said in error and error.strip().count("\n") <= 1
+
+
+def test_alpa_is_searched_explained_and_written(cluster, tmp_path, capsys):
+    pytest.importorskip("highspy")
+    out = tmp_path / "plan.toml"
+    words = ["plan", "tiny_pretrain_cpu", "--cluster", str(cluster), *MODEL, "--search", "alpa", "--micro-batches", "2"]
+    assert main([*words, "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("{")  # the solver says nothing
+    found = json.loads(printed)
+    assert sum(stage["gpus"] for stage in found["stages"]) == 2
+    assert main([*words, "--explain", "--out", str(out)]) == 0
+    assert "after collectives:" in capsys.readouterr().out
+    assert found["runs"] and "plan" in tomllib.loads(out.read_text())
+    assert main([*words[:-1], "3"]) == 2 and "can't be cut into 3" in capsys.readouterr().err
+    assert main([*words, "--search", "some"]) == 2
+
+
+def test_explain_shows_a_layer_of_the_best_plan(cluster, capsys):
+    assert main(["plan", "tiny_pretrain_cpu", "--cluster", str(cluster), *MODEL, "--explain"]) == 0
+    text = capsys.readouterr().out
+    assert "after fuse:" in text and "after shard over a mesh of" in text
