@@ -5,8 +5,8 @@ B batch, T new tokens, S tokens with those in the cache, E model width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from luban.models.layer import LayerSpec
 from luban.models.stack_checks import layer_position_shape
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.attention.prepared_mask import compute_dtype
-from luban.nn.context import AttentionGroup, EncoderStates, ForwardContext, RouterTraining, RowTokens
+from luban.nn.context import AttentionGroup, EncoderStates, ForwardContext, LayerContext, RouterTraining, RowTokens
 from luban.nn.embedding import Embedding, InputEmbedding
 from luban.nn.mixer.base import LayerShape
 from luban.nn.position.base import Position, PositionShape
@@ -28,20 +28,41 @@ if TYPE_CHECKING:
     from luban.models.spec import ModelSpec
 
 
+class LayersPolicy(Protocol):
+    """How consecutive layers run, and what they save for the backward pass."""
+
+    def run(self, blocks: Sequence[tuple[nn.Module, LayerContext]], x_BTE: Tensor) -> Tensor:
+        """(B, T, E) → (B, T, E) through the blocks, gradients enabled."""
+        ...
+
+
 class Layers(nn.ModuleDict):
     """The blocks of a stack by the first layer that uses each. The layers are run here, apart from what stands before and
     behind them, so that hooks can divide the tokens among processes and take the hidden states from another process."""
 
+    remat: LayersPolicy | None = None
+
     def forward(self, x_BTE: Tensor, ctx: ForwardContext, block_of: Mapping[int, str]) -> Tensor:
         """(B, T, E) → (B, T, E) through the layers; `block_of`: layer index → key of its block."""
-        run: list[Any] = []  # reversible layers, run together
-        for index, block in block_of.items():
-            if self[block].reversible:
-                run.append((self[block], ctx.layer(index)))
+        return self.run(x_BTE, ctx, block_of, block_of)
+
+    def run(self, x_BTE: Tensor, ctx: ForwardContext, block_of: Mapping[int, str], layers: Iterable[int]) -> Tensor:
+        """The same through some of the layers."""
+        blocks = [(self[block_of[index]], ctx.layer(index)) for index in layers]
+        if self.remat is not None and blocks and torch.is_grad_enabled():
+            return self.remat.run(blocks, x_BTE)
+        together: list[Any] = []  # reversible layers, run together
+        for block, layer in blocks:
+            if block.reversible:
+                together.append((block, layer))
                 continue
-            x_BTE, run = run_reversible(x_BTE, run) if run else x_BTE, []
-            x_BTE = self[block](x_BTE, ctx.layer(index))
-        return run_reversible(x_BTE, run) if run else x_BTE
+            x_BTE, together = run_reversible(x_BTE, together) if together else x_BTE, []
+            x_BTE = block(x_BTE, layer)
+        return run_reversible(x_BTE, together) if together else x_BTE
+
+    def use_remat(self, remat: LayersPolicy | None) -> None:
+        """Run by `remat` where gradients are enabled; None: save everything that the blocks save."""
+        self.remat = remat
 
 
 class TransformerStack(nn.Module):

@@ -29,6 +29,7 @@ from luban.kernels import gated
 from luban.kernels.dispatch import chosen
 from luban.load.adapted import base_reference
 from luban.load.model import LoadedModel
+from luban.models.base import Model
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
 from luban.nn.attention.backend import AttentionBackend
@@ -190,11 +191,15 @@ def for_processes(recipe: Recipe, processes: int) -> Recipe:
     return replace(recipe, plan=plan)
 
 
-def check_plan(plan: ParallelPlan, spec: ModelSpec) -> None:
-    """Raise ConfigError if the plan can't divide the model; the message names one that could."""
+def check_plan(plan: ParallelPlan, spec: ModelSpec, model: Model | None = None) -> None:
+    """Raise ConfigError if the plan can't divide the model; the message names one that could.
+
+    Args:
+        model: of `spec`, on the meta device; None: it is built.
+    """
     if plan.parts == plan.expert == 1:
         return
-    model = build_model(spec, device="meta")
+    model = model or build_model(spec, device="meta")
     check_experts(model, plan)
     if plan.context > 1:
         check_context(model)

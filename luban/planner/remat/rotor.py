@@ -77,6 +77,11 @@ def rotor(
     return simulate(chain, _unroll(len(chain), frugal, chain, budget))
 
 
+def least_memory(chain: Chain) -> float:
+    """The least budget of any schedule, the chain's input included."""
+    return _least_memory(chain)[0, len(chain)] + chain.x(0)
+
+
 def schedules_within(chain: Chain, budgets: Sequence[float]) -> list[Schedule]:
     """Schedules for several budgets by one dynamic program over the largest; those that are too small have none."""
     units, capacity = _in_units(chain, max(budgets))
