@@ -121,7 +121,9 @@ def apply(
     # Schedules run around compiled layers instead: they decide when a layer runs, not what it keeps inside.
     if plan.remat in SCHEDULES:
         if any(block.reversible for block in blocks):
-            raise ConfigError(f"--plan.remat {plan.remat} schedules layers that save activations, which reversible ones don't")
+            raise ConfigError(
+                f"--plan.remat {plan.remat} schedules layers that save activations, which reversible ones don't"
+            )
         timed = execution.world.size == 1
         schedule_stacks(stacks_of(model), plan.remat, plan.remat_budget, timed=timed)
     # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
