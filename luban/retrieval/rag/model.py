@@ -20,13 +20,13 @@ from torch import Tensor
 from luban.core.artifact import MANIFEST, open_artifact, read_manifest
 from luban.core.errors import DataError, LineageError
 from luban.load.model import load_model
-from luban.retrieval.encoder import TextEncoder
+from luban.retrieval.encoder import QUESTIONS, TextEncoder
 from luban.retrieval.index import Hit, Index
 from luban.retrieval.rag.generator import Generator
 from luban.retrieval.rag.marginal import Marginal
 
 KIND = "rag"
-GENERATOR, QUESTIONS = "generator", "question_encoder"  # folders of the artifact
+GENERATOR = "generator"  # folder of the artifact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,9 @@ class RagModel:
             found = index.search_batch(questions, k)
             scores = [torch.tensor([hit.score for hit in hits]) for hits in found]
         else:
-            pooling, embedder = self.questions.pooling, self.questions.embedder
-            vectors_BE = embedder.vectors(embedder.fitted([pooling.query_prompt + q for q in questions])[0])
+            embedder = self.questions.question_embedder
+            prompt = embedder.pooling.query_prompt
+            vectors_BE = embedder.vectors(embedder.fitted([prompt + question for question in questions])[0])
             found = index.nearest(vectors_BE.detach().float().cpu().numpy(), k)
             scores = [_vectors(index, hits).to(vector) @ vector for hits, vector in zip(found, vectors_BE, strict=True)]
         return [

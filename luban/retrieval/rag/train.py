@@ -25,13 +25,13 @@ from luban.core.seeding import derive
 from luban.core.seeding import generator as random_of
 from luban.load.export import import_model
 from luban.load.model import load_model
-from luban.retrieval.encoder import TextEncoder
+from luban.retrieval.encoder import QUESTIONS, TextEncoder
 from luban.retrieval.index import Index
 from luban.retrieval.questions import Question, read_questions
 from luban.retrieval.rag.asking import RagAsker
 from luban.retrieval.rag.generator import Generator
 from luban.retrieval.rag.marginal import Marginal, marginal
-from luban.retrieval.rag.model import GENERATOR, KIND, QUESTIONS, RagModel
+from luban.retrieval.rag.model import GENERATOR, KIND, RagModel
 from luban.retrieval.training.optimiser import Optimiser, trainable
 from luban.retrieval.training.train import write_encoder
 
@@ -111,7 +111,7 @@ def train_rag(recipe: RagRecipe, out: str | Path) -> dict[str, Any]:
             }
         import_model(rag.generator.model, art.path / GENERATOR)
         if rag.questions is not None:
-            write_encoder(rag.questions, art.path / QUESTIONS)
+            write_encoder(rag.questions.questions, art.path / QUESTIONS)
     return art.figures
 
 
@@ -148,7 +148,7 @@ def steps(rag: RagModel, index: Index, questions: Sequence[Question], recipe: Ra
     total = per_epoch * recipe.epochs
     optimisers = [Optimiser(trainable(generator), lr=recipe.lr, total=total, clip=recipe.clip)]
     if rag.questions is not None:
-        weights = trainable(rag.questions.model.module)
+        weights = trainable(rag.questions.questions.module)
         optimisers.append(Optimiser(weights, lr=recipe.retriever_lr, total=total, clip=recipe.clip))
     with progress("training", total=total, unit="steps") as bar:
         for epoch in range(recipe.epochs):
@@ -163,7 +163,7 @@ def steps(rag: RagModel, index: Index, questions: Sequence[Question], recipe: Ra
                 yield loss.item()
     generator.requires_grad_(False)
     if rag.questions is not None:
-        rag.questions.model.module.requires_grad_(False)
+        rag.questions.questions.module.requires_grad_(False)
 
 
 def answer_logprobs(rag: RagModel, index: Index, questions: Sequence[Question], longest: int) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor
 
 from luban.core.artifact import ArtifactWriter
 from luban.core.config import to_dict
@@ -19,7 +19,8 @@ from luban.core.log import progress
 from luban.core.metrics.bootstrap import interval
 from luban.core.seeding import generator
 from luban.load.export import export_model
-from luban.retrieval.encoder import TextEncoder
+from luban.load.model import LoadedModel
+from luban.retrieval.encoder import QUESTIONS, TextEncoder
 from luban.retrieval.questions import Question, read_questions
 from luban.retrieval.training.contrastive import backward
 from luban.retrieval.training.optimiser import Optimiser, trainable
@@ -41,6 +42,7 @@ class EncoderRecipe:
     type: Literal["encoder"] = "encoder"  # another type than the recipe of a model that writes answers
     data: Path = Path("questions.json")  # questions with right passages: SQuAD's or DPR's format
     encoder: str = "minilm"  # the encoder to begin with: a path, or a name that a package carries
+    towers: Literal[1, 2] = 1  # encoders: one for questions and passages, or as in DPR one for each
     heldout: float = 0.1  # fraction of the passages kept from training, with their questions
     negatives: int = 1  # hard negatives a question: the file's, else BM25's best without an answer
     batch_size: int = 32  # questions a step; the passages of all of them are each other's negatives
@@ -75,6 +77,9 @@ def train_encoder(recipe: EncoderRecipe, out: str | Path) -> dict[str, Any]:
         raise DataError(f"{recipe.data}: no question with a passage to train on")
     pairs = mine(train, recipe.negatives)
     encoder = TextEncoder.load(recipe.encoder, recipe.device)
+    if recipe.towers == 2 and encoder.questions is encoder.model:
+        copied = replace(encoder.model, module=copy.deepcopy(encoder.model.module))
+        encoder = TextEncoder(encoder.model, copied)
     config = {**to_dict(recipe), "data": file_sha256(recipe.data), "encoder": encoder.identity}
     for operational in ("chunk", "device"):
         config.pop(operational)
@@ -86,18 +91,20 @@ def train_encoder(recipe: EncoderRecipe, out: str | Path) -> dict[str, Any]:
         art.figures.update(questions=len(pairs), first_loss=losses[0], last_loss=losses[-1])
         if before is not None:
             art.figures["heldout"] = compared(before, ranks(encoder, heldout, collection))
-        exported = write_encoder(encoder, art.path / "exported")
+        exported = write_encoder(encoder.model, art.path / "exported")
         for file in exported.iterdir():
             file.rename(art.path / file.name)
         exported.rmdir()
+        if encoder.questions is not encoder.model:
+            write_encoder(encoder.questions, art.path / QUESTIONS)
     return art.figures
 
 
-def write_encoder(encoder: TextEncoder, folder: Path) -> Path:
+def write_encoder(encoder: LoadedModel, folder: Path) -> Path:
     """Write an encoder in the Hugging Face layout, with the files that say how its vectors are pooled."""
-    export_model(encoder.model, folder)
+    export_model(encoder, folder)
     for name in POOLING_FILES:
-        source = encoder.model.path / name
+        source = encoder.path / name
         if source.is_dir():
             shutil.copytree(source, folder / name)
         elif source.is_file():
@@ -113,14 +120,14 @@ def titled(passage: Text) -> str:
 
 def steps(encoder: TextEncoder, pairs: Sequence[Pair], recipe: EncoderRecipe) -> Iterator[float]:
     """Train, giving the loss of every step."""
-    module, embedder = encoder.model.module, encoder.embedder
+    modules = [encoder.model.module]
+    if encoder.questions is not encoder.model:
+        modules.append(encoder.questions.module)
+    asked, read = encoder.question_embedder, encoder.embedder
     per_epoch = max(len(pairs) // recipe.batch_size, 1)
     total = per_epoch * recipe.epochs
-    optimiser = Optimiser(trainable(module), lr=recipe.lr, total=total, clip=recipe.clip)
-
-    def encode(texts: Sequence[list[int]]) -> Tensor:
-        return embedder.vectors(texts)
-
+    weights = [weight for module in modules for weight in trainable(module)]
+    optimiser = Optimiser(weights, lr=recipe.lr, total=total, clip=recipe.clip)
     with progress("training the encoder", total=total, unit="steps") as bar:
         for epoch in range(recipe.epochs):
             order = generator(recipe.seed, "order", str(epoch)).permutation(len(pairs))
@@ -128,16 +135,18 @@ def steps(encoder: TextEncoder, pairs: Sequence[Pair], recipe: EncoderRecipe) ->
                 batch = [pairs[place] for place in order[first : first + recipe.batch_size]]
                 questions, passages = texts_of(batch)
                 loss = backward(
-                    encode,
-                    embedder.fitted([encoder.pooling.query_prompt + text for text in questions])[0],
-                    embedder.fitted([encoder.pooling.passage_prompt + text for text in passages])[0],
+                    asked.vectors,
+                    read.vectors,
+                    asked.fitted([asked.pooling.query_prompt + text for text in questions])[0],
+                    read.fitted([read.pooling.passage_prompt + text for text in passages])[0],
                     temperature=recipe.temperature,
                     chunk=recipe.chunk,
                 )
                 optimiser.step()
                 bar.advance(note=f"loss {loss:.3f}")
                 yield loss
-    module.requires_grad_(False)
+    for module in modules:
+        module.requires_grad_(False)
 
 
 def texts_of(batch: Sequence[Pair]) -> tuple[list[str], list[str]]:
