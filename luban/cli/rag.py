@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from luban.retrieval.asking import Asks
     from luban.retrieval.index import Index, Searches
     from luban.retrieval.questions import Question
-    from luban.retrieval.reranking import Reranked
 
 ENCODERS = ("auto", "bm25", "hybrid")
 
@@ -225,6 +224,7 @@ def evaluate(argv: Sequence[str]) -> None:
     from luban.retrieval.evaluation import evaluate_retrieval, write_evaluation
     from luban.retrieval.index import Index
     from luban.retrieval.questions import read_questions
+    from luban.retrieval.reranking import reranked
 
     if not args.k or min(args.k) < 1:
         raise UsageError("--k: numbers of passages from 1 are needed")
@@ -232,7 +232,9 @@ def evaluate(argv: Sequence[str]) -> None:
     if not questions:
         raise UsageError(f"--task: {args.questions} holds no question of the kind '{args.task}'")
     opened = Index(args.index, encoder=args.encoder, device=args.device)
-    rows = evaluate_retrieval(opened, questions, args.k, reranked=_reranked(opened, args))
+    rows = evaluate_retrieval(
+        opened, questions, args.k, reranked=reranked(opened, args.rerank, args.device, args.depth)
+    )
     answers = None if args.model is None else _answers(opened, args, questions)
     if args.out is not None:
         write_evaluation(args.out, args.index, args.questions, rows, answers)
@@ -285,7 +287,9 @@ def _asker(index: Index, model: str, k: int | None, args: AskArgs | EvalArgs, dt
 
 def _searched(index: Index, args: SearchArgs | AskArgs | EvalArgs) -> Searches:
     """The index, re-ranked where asked for."""
-    return _reranked(index, args) or index
+    from luban.retrieval.reranking import reranked
+
+    return reranked(index, args.rerank, args.device, args.depth) or index
 
 
 def _reranked(index: Index, args: SearchArgs | AskArgs | EvalArgs) -> Reranked | None:

@@ -109,3 +109,8 @@ class Reranked:
         scores = self.encoder.scores(query, [hit.passage.titled for hit in hits])
         order = np.argsort(-scores, kind="stable")[:k]
         return [replace(hits[place], score=float(scores[place])) for place in order.tolist()]
+
+
+def reranked(index: Index, encoder: str | None, device: str = "cpu", depth: int = DEPTH) -> Reranked | None:
+    """The index with the cross-encoder at a path; None without one."""
+    return None if encoder is None else Reranked(index, CrossEncoder.load(encoder, device), depth)
