@@ -292,14 +292,6 @@ def _searched(index: Index, args: SearchArgs | AskArgs | EvalArgs) -> Searches:
     return reranked(index, args.rerank, args.device, args.depth) or index
 
 
-def _reranked(index: Index, args: SearchArgs | AskArgs | EvalArgs) -> Reranked | None:
-    if args.rerank is None:
-        return None
-    from luban.retrieval.reranking import CrossEncoder, Reranked
-
-    return Reranked(index, CrossEncoder.load(args.rerank, args.device), args.depth)
-
-
 def ask(argv: Sequence[str]) -> None:
     """`luban rag ask INDEX MODEL QUESTION`"""
     args = parse(
