@@ -34,10 +34,7 @@ SEEDS = [
     }
     for thing in ("film", "book", "meal")
 ]
-WORDS = (
-    "river castle garden bread stone letter window dream forest engine planet tailor harbour lantern violin meadow spider ticket "
-    "mirror bridge candle dragon falcon"
-).split()
+WORDS = ["river", "castle", "garden", "bread", "stone", "letter", "window", "dream", "forest", "engine", "planet", "tailor", "harbour", "lantern", "violin", "meadow", "spider", "ticket", "mirror", "bridge", "candle", "dragon", "falcon"]
 
 
 @pytest.fixture
