@@ -9,11 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from markupsafe import Markup
 
+from luban.core.artifact import atomic_write
 from luban.core.errors import DataError
+from luban.core.jsonl import read_rows
+from luban.core.page import render_page
+from luban.report.chart import Chart, Series, draw
 
 Form = Literal["best_of_n", "reinforcement"]
 SMALLEST_RL = 0.3  # d below which the form of reinforcement learning doesn't hold: its slope at 0 is infinite
@@ -120,3 +126,68 @@ def optimal_policy_curve(
         points.append((divergence.mean(), (weights * proxy).sum(1).mean(), (weights * gold).sum(1).mean()))
     kl, of_proxy, of_gold = np.array(points).T
     return kl, of_proxy, of_gold
+
+
+def read_rewards(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(prompts, N) proxy and gold rewards of a .jsonl file: `prompt`, `proxy`, `gold`, a row an answer. Prompts with more answers
+    than the fewest lose their last ones.
+
+    Raises DataError for a row without these, and where no prompt has two answers.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for number, row in read_rows(file):
+        values = (row.get("proxy"), row.get("gold"))
+        if "prompt" not in row or not all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values
+        ):
+            raise DataError(f"{file}:{number}: a row needs prompt and the numbers proxy and gold")
+        found.setdefault(str(row["prompt"]), []).append(values)  # type: ignore[arg-type]
+    fewest = min(map(len, found.values()), default=0)
+    if fewest < 2:
+        raise DataError(f"{file}: every prompt needs at least two answers with both rewards")
+    table = np.array([rows[:fewest] for rows in found.values()], dtype=np.float64)
+    return table[:, :, 0], table[:, :, 1]
+
+
+def overoptimisation_report(file: Path, out: Path) -> dict[str, Fit]:
+    """Fit both curves of a file's rewards and write a page of them; returns the fits.
+
+    Best-of-n up to the number of answers a prompt; reinforcement as the policies that a KL penalty tends to, as far as those
+    answers can tell (KL up to two thirds of the logarithm of their number).
+    """
+    proxy, gold = read_rewards(file)
+    total, start = proxy.shape[1], float(gold.mean())
+    sizes = sorted({round(n) for n in np.geomspace(1, total, 24)})
+    kl = np.array([math.log(n) - (n - 1) / n for n in sizes])
+    of_n = best_of_n_curve(proxy, gold, sizes) - start
+    scale = float(proxy.std()) or 1.0
+    kl_rl, _, of_rl = optimal_policy_curve(proxy, gold, np.geomspace(0.1, 30, 40) / scale)
+    kept = kl_rl < 2 / 3 * math.log(total)
+    fits = {
+        "best_of_n": fit_overoptimisation("best_of_n", kl, of_n),
+        "reinforcement": fit_overoptimisation("reinforcement", kl_rl[kept], of_rl[kept] - start),
+    }
+    curves = {"best_of_n": (kl, of_n), "reinforcement": (kl_rl[kept], of_rl[kept] - start)}
+    sections = [
+        {"title": name.replace("_", " "), "svg": Markup(_drawn(fits[name], *curves[name])), "fit": fits[name]}
+        for name in fits
+    ]
+    lead = f"{proxy.shape[0]} prompts, {total} answers each: gold reward above the initial policy's, as the proxy is optimised."
+    atomic_write(out, render_page("Reward over-optimisation", lead, BODY, sections=sections))
+    return fits
+
+
+def _drawn(fit: Fit, kl: np.ndarray, gold: np.ndarray) -> str:
+    d = np.sqrt(kl)
+    fitted = [(float(x), fit.reward(float(x))) for x in np.linspace(max(d.min(), 0.05), d.max(), 80)]
+    series = [
+        Series("measured", list(zip(d.tolist(), gold.tolist(), strict=True)), "a", dots=True),
+        Series("fitted", fitted, "b"),
+    ]
+    return draw(Chart(f"gold reward, {fit.form}", "√KL", "gold reward", series))
+
+
+BODY = """
+{% for s in sections %}<h2>{{ s.title }}</h2><p class="soft">α = {{ "%.4f"|format(s.fit.alpha) }}, β = {{ "%.4f"|format(s.fit.beta) }}, R² = {{ "%.4f"|format(s.fit.r_squared) }}, peak at √KL = {{ "%.2f"|format(s.fit.peak) }}</p>
+<div class="card"><style>.curve { fill: none; stroke-width: 2; } .curve.a { stroke: var(--a); } .curve.b { stroke: var(--b); } .dot.a { fill: var(--a); } .grid { stroke: var(--line); } .axis { stroke: var(--soft); }</style>{{ s.svg }}</div>{% endfor %}
+"""

@@ -34,7 +34,31 @@ SEEDS = [
     }
     for thing in ("film", "book", "meal")
 ]
-WORDS = ["river", "castle", "garden", "bread", "stone", "letter", "window", "dream", "forest", "engine", "planet", "tailor", "harbour", "lantern", "violin", "meadow", "spider", "ticket", "mirror", "bridge", "candle", "dragon", "falcon"]
+WORDS = [
+    "river",
+    "castle",
+    "garden",
+    "bread",
+    "stone",
+    "letter",
+    "window",
+    "dream",
+    "forest",
+    "engine",
+    "planet",
+    "tailor",
+    "harbour",
+    "lantern",
+    "violin",
+    "meadow",
+    "spider",
+    "ticket",
+    "mirror",
+    "bridge",
+    "candle",
+    "dragon",
+    "falcon",
+]
 
 
 @pytest.fixture

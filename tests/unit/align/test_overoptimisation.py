@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from luban.align.best_of import best_of_n_kl, expected_best
 from luban.align.overoptimisation import best_of_n_curve, fit_overoptimisation, optimal_policy_curve
+from luban.cli.main import main
 from luban.core.errors import DataError
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -52,7 +54,7 @@ def test_the_estimate_is_the_mean_over_all_subsets():
         best_of_n_curve(proxy, gold, [8])
 
 
-def bandit(rng, noise, prompts=300, arms=1024):
+def bandit(rng, noise, prompts=120, arms=1024):
     """Answers whose gold reward has a heavy lower tail where the proxy errs upwards: what is exploited is bad."""
     gold = rng.normal(size=(prompts, arms))
     error = noise * rng.exponential(size=(prompts, arms))
@@ -86,3 +88,20 @@ def test_reweighted_policies_move_from_the_initial_one_to_the_best_answer():
         kl[0] == pytest.approx(0) and kl[2] == pytest.approx(math.log(50)) and of_proxy[0] < of_proxy[1] < of_proxy[2]
     )
     assert of_proxy[2] == pytest.approx(proxy.max(1).mean()) and of_gold[0] == pytest.approx(gold.mean())
+
+
+def test_a_file_of_rewards_becomes_a_page_and_what_is_not_right_is_refused(tmp_path, capsys):
+    proxy, gold = bandit(np.random.default_rng(2), 0.6, prompts=20, arms=64)
+    rows = [
+        {"prompt": str(p), "proxy": float(proxy[p, a]), "gold": float(gold[p, a])} for p in range(20) for a in range(64)
+    ]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["data", "overoptimisation", str(tmp_path / "r.jsonl"), "--out", str(tmp_path / "p.html")]) == 0
+    assert capsys.readouterr().out.count("R²") == 2 and (tmp_path / "p.html").read_text().count("<svg") == 2
+    for text, said in (
+        ('{"prompt": "a", "proxy": 1}\n', "r.jsonl:1: a row needs"),
+        ('{"prompt": "a", "proxy": 1, "gold": 2}\n', "at least two answers"),
+    ):
+        (tmp_path / "r.jsonl").write_text(text)
+        assert main(["data", "overoptimisation", str(tmp_path / "r.jsonl"), "--out", str(tmp_path / "p.html")]) == 1
+        assert said in capsys.readouterr().err
