@@ -1,4 +1,4 @@
-"""`luban data pack|feedback|instruct|show`."""
+"""`luban data pack|feedback|instruct|overoptimisation|show`."""
 
 from __future__ import annotations
 
@@ -49,6 +49,12 @@ class FeedbackArgs:
 
 
 @dataclass(frozen=True)
+class OveroptimisationArgs:
+    file: tyro.conf.Positional[Path]  # .jsonl: prompt, proxy, gold, a row an answer of the initial policy
+    out: Path = Path("overoptimisation.html")  # the page
+
+
+@dataclass(frozen=True)
 class InstructArgs:
     seeds: tyro.conf.Positional[Path]  # .jsonl of seed tasks: instruction, instances (input, output), is_classification
     model: str  # what writes them: anything that loads, or the address of an OpenAI-compatible server
@@ -79,6 +85,7 @@ def run(argv: Sequence[str]) -> int | None:
             "pack": (pack, "a corpus → shards of tokens"),
             "feedback": (feedback, "scores, rankings and critiques → data for sft, reward and dpo"),
             "instruct": (instruct, "instructions and answers written by a model: Alpaca, Self-Instruct"),
+            "overoptimisation": (overoptimisation, "gold reward against distance, fitted by Gao's forms"),
             "show": (show, "documents of shards, and what of them is trained on"),
         },
         argv,
@@ -101,6 +108,27 @@ def feedback(argv: Sequence[str]) -> None:
     from luban.core.log import print_result, say
 
     say(f"{convert(args.file, args.out, args.use)} rows")
+    print_result(args.out)
+
+
+def overoptimisation(argv: Sequence[str]) -> None:
+    """`luban data overoptimisation FILE --out PAGE`"""
+    args = parse(
+        OveroptimisationArgs,
+        argv,
+        verb="data overoptimisation",
+        about="How far a proxy reward can be optimised before the gold reward falls (Gao et al. 2023): best-of-n by the unbiased "
+        "estimator and the policies that a KL penalty tends to, from answers of the initial policy scored by both rewards (luban "
+        "score, twice). Prints alpha, beta, R² and the distance of the peak, and draws both curves.",
+        examples="luban data overoptimisation scored.jsonl --out overoptimisation.html",
+    )
+    from luban.align.overoptimisation import overoptimisation_report
+    from luban.core.log import print_result
+
+    for name, fit in overoptimisation_report(args.file, args.out).items():
+        print(
+            f"{name:<14} alpha {fit.alpha:.4f}  beta {fit.beta:.4f}  R² {fit.r_squared:.4f}  peak at √KL {fit.peak:.2f}"
+        )
     print_result(args.out)
 
 
