@@ -119,7 +119,7 @@ def apply(
     # Schedules run around compiled layers instead: they decide when a layer runs, not what it keeps inside.
     if plan.remat in SCHEDULES:
         timed = execution.world.size == 1
-        schedule_stacks(stacks_of(model), plan.remat, plan.remat_budget, timed=timed)
+        schedule_stacks(stacks_of(model), plan.remat, plan.remat_budget, timed=timed, world=world)
     # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
     # FSDP and messages stand around blocks, so that with several processes blocks are compiled one by one.
     functions = _compiled(losses, plan, execution)
