@@ -14,8 +14,8 @@ from luban.core.units import share_or_size
 
 Policy = Literal["none", "selective", "full"]  # of single layers
 POLICIES: tuple[str, ...] = get_args(Policy)  # from the most memory to the least
-Remat = Literal["none", "selective", "full", "sqrt", "rotor"]
-SCHEDULES = ("sqrt", "rotor")  # of the layers of a stack together
+Remat = Literal["none", "selective", "full", "sqrt", "rotor", "pofo"]
+SCHEDULES = ("sqrt", "rotor", "pofo")  # of the layers of a stack together
 Schedule = Literal["gpipe", "1f1b", "interleaved", "zero_bubble", "pipedream"]
 # From the axis whose processes talk least to the one whose processes talk most, which lie side by side on one machine.
 AXES = ("pipeline", "replicate", "shard", "context", "tensor")
@@ -38,9 +38,9 @@ class ParallelPlan:
     schedule: Numerical[Schedule] = "1f1b"  # the order in which a stage of the pipeline works on them
     interleave: Numerical[int] = 2  # groups of layers that each process has under the schedule interleaved
     # recomputed in the backward pass: nothing; all but matmuls and attention; whole layers; as a schedule of all layers says:
-    # √n segments, or the fastest schedule within remat_budget
+    # √n segments, or the fastest schedule within remat_budget; pofo also sends tensors to the host and back
     remat: Numerical[Remat] = "none"
-    # of rotor: memory for the activations of one micro-batch in the layers, a size such as 2GB or a share of what saving all
+    # of rotor and pofo: memory for the activations of one micro-batch in the layers, a size such as 2GB or a share of what saving all
     # of them takes
     remat_budget: Numerical[str] = "50%"
 
@@ -49,6 +49,8 @@ class ParallelPlan:
             if getattr(self, axis) < 1:
                 raise ConfigError(f"plan.{axis} must be at least 1, {getattr(self, axis)} given")
         share_or_size("plan.remat_budget", self.remat_budget)
+        if self.remat == "pofo" and self.pipeline > 1:
+            raise ConfigError("plan.remat pofo does not go with plan.pipeline: use --plan.remat rotor")
         if self.pipeline == 1 and self.microbatches > 1:
             raise ConfigError(
                 f"plan.microbatches {self.microbatches} are pieces for a pipeline, and plan.pipeline is 1: "

@@ -125,7 +125,7 @@ def apply(
                 f"--plan.remat {plan.remat} schedules layers that save activations, which reversible ones don't"
             )
         timed = execution.world.size == 1
-        schedule_stacks(stacks_of(model), plan.remat, plan.remat_budget, timed=timed)
+        schedule_stacks(stacks_of(model), plan.remat, plan.remat_budget, timed=timed, world=world)
     # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
     # FSDP and messages stand around blocks, so that with several processes blocks are compiled one by one.
     functions = _compiled(losses, plan, execution)

@@ -262,6 +262,7 @@ DIVIDED = [  # family, plan, settings, how near to one process
     ("uneven", {"shard": 2, "tensor": 2}, MUON, 1e-9),
     ("decoder", {"tensor": 4}, MUON, 1e-9),
     ("uneven", {"shard": 4, "remat": "rotor", "remat_budget": "75%"}, {}, 1e-9),
+    ("uneven", {"shard": 2, "tensor": 2, "remat": "pofo", "remat_budget": "75%"}, {}, 1e-9),
     ("uneven", {"tensor": 2, "pipeline": 2, "remat": "rotor", "remat_budget": "90%"}, {}, 1e-9),
     ("decoder", {"shard": 4}, FP16, 3e-3),  # fp16 has 11 bits
     ("decoder", {"shard": 2, "replicate": 2, "zero": 1}, FP16, 3e-3),

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from luban.core.errors import TrainingError
+from luban.parallel.remat.host import Transfers
 from luban.planner.remat.chain import Operation
 
 Stage = Callable[[Tensor], Tensor]  # a layer: (B, T, E) → (B, T, E)
@@ -40,6 +41,7 @@ class ScheduledRun:
         stages: in order.
         operations: a schedule of them, as `luban.planner.remat` makes it.
         random: stages draw random numbers (dropout), which must be the same when they run again.
+        transfers: of tensors to the host and back, beside the operations.
         watch: called with this run after every operation, for tests that count memory.
     """
 
@@ -49,10 +51,13 @@ class ScheduledRun:
         operations: Sequence[Operation],
         *,
         random: bool = False,
+        transfers: Transfers | None = None,
         watch: Callable[[ScheduledRun], None] | None = None,
     ):
         self.stages, self.operations, self.random, self.watch = stages, operations, random, watch
+        self.transfers = transfers
         self.at = 0  # the operation that is carried out next
+        self.begun = -1  # the last operation that has begun
         self.kept: dict[int, Tensor] = {}  # index i → x_i, the input of stage i
         self.saved: dict[int, Saved] = {}
         self._generators: list[RandomState] = []  # of each stage, before it ran first
@@ -63,6 +68,7 @@ class ScheduledRun:
         """Everything before the loss: x (B, T, E) → (B, T, E)."""
         self.kept[0] = x.detach()
         while (op := self.operations[self.at]).action != "loss":
+            self._begin()
             self._requires.append(x.requires_grad)
             if self.random:
                 self._generators.append(RandomState(x.device))
@@ -72,17 +78,27 @@ class ScheduledRun:
                 x = self.stages[op.stage](x)
             self._counts.append(count[0])
             self._put(op, found, x)
+        self._begin()
         self._advanced()
         return x
 
+    def named(self) -> dict[tuple[str, int], list[Tensor]]:
+        """Everything that is held for the backward pass, by kind and number as in a schedule."""
+        found = {("x", index): [x] for index, x in self.kept.items()}
+        for stage, each in self.saved.items():
+            found["saved", stage] = [*each.tensors, *([] if each.output is None else [each.output])]
+        return found
+
     def tensors(self) -> list[Tensor]:
-        """Everything that is held for the backward pass."""
-        outputs = [each.output for each in self.saved.values() if each.output is not None]
-        return [*self.kept.values(), *outputs, *(t for each in self.saved.values() for t in each.tensors)]
+        """The same without names."""
+        return [tensor for each in self.named().values() for tensor in each]
 
     def _pack(self, op: Operation, found: Saved, count: list[int], tensor: Tensor) -> Place:
         if op.action == "forward_save":
             found.tensors.append(tensor.detach())  # with its graph it would keep itself alive
+            whole = tensor if tensor._base is None else tensor._base
+            if self.transfers is not None and isinstance(whole, nn.Parameter):
+                self.transfers.outside.add(whole.untyped_storage()._cdata)  # FSDP has gathered it only now
         count[0] += 1
         return op.stage, count[0] - 1
 
@@ -90,9 +106,18 @@ class ScheduledRun:
         stage, index = place
         while self.operations[self.at] != Operation("backward", stage):
             self._carry_out(self.operations[self.at])
+        self._begin()
         return self.saved[stage].tensors[index]
 
+    def _begin(self) -> None:
+        """Before the next operation, once."""
+        if self.begun < self.at:
+            self.begun = self.at
+            if self.transfers is not None:
+                self.transfers.before(self.at)
+
     def _carry_out(self, op: Operation) -> None:
+        self._begin()
         if op.action != "backward":
             self._compute_again(op)
             return
@@ -134,6 +159,8 @@ class ScheduledRun:
             self.kept.pop(self.operations[self.at].stage, None)
         if self.watch is not None:
             self.watch(self)
+        if self.transfers is not None:
+            self.transfers.after(self.at, self.named())
         self.at += 1
 
 

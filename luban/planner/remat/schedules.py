@@ -12,10 +12,10 @@ from luban.planner.remat.sqrt_segments import sqrt_segments
 
 
 def schedule_of(remat: str, chain: Chain, budget: str) -> Schedule:
-    """The schedule of `plan.remat` for a chain whose sizes are bytes.
+    """The schedule of `plan.remat` for a chain whose sizes are bytes; for pofo Rotor's, the slowest that it can come to.
 
     Args:
-        budget: `plan.remat_budget`; of rotor.
+        budget: `plan.remat_budget`; of rotor and pofo.
 
     Raises:
         ConfigError: the budget is below the least memory of any schedule, which is named.

@@ -21,8 +21,10 @@ from luban.models.spec import uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.parallel.device import compiler_missing
 from luban.parallel.remat.executor import ScheduledRun
+from luban.parallel.remat.host import SMALLEST, Streams, Transfers
 from luban.parallel.remat.scheduled import measured_chain
 from luban.planner.remat.chain import Chain, save_everything
+from luban.planner.remat.pofo import offload, pofo
 from luban.planner.remat.rotor import least_memory, rotor
 from luban.planner.remat.schedules import schedule_of
 from luban.planner.remat.sqrt_segments import sqrt_segments
@@ -65,13 +67,15 @@ def counted(seen: list[int], outside: set[int], run: ScheduledRun) -> None:
     seen.append(held_bytes(run, outside))
 
 
-def gradients(stages, x, seed, operations=None, watch=None):
+def gradients(stages, x, seed, operations=None, watch=None, run=None):
     """(output, gradients of the input and of all weights)."""
     for stage in stages:
         stage.zero_grad()
     torch.manual_seed(seed)
     x = x.detach().clone().requires_grad_()
-    if operations is None:
+    if run is not None:
+        y = run(x)
+    elif operations is None:
         y = nn.Sequential(*stages)(x)
     else:
         y = ScheduledRun(stages, operations, random=True, watch=watch).forward(x)
@@ -170,7 +174,7 @@ def test_a_run_that_is_never_run_backward_leaves_nothing():
 STACKED = [name for name, family in FAMILIES.items() if family.spec.layers]
 
 
-@pytest.mark.parametrize(("name", "remat"), drawn(product(STACKED, ["sqrt", "rotor"]), 5))
+@pytest.mark.parametrize(("name", "remat"), drawn(product(STACKED, ["sqrt", "rotor", "pofo"]), 6))
 def test_every_family_trains_the_same_under_a_schedule(name, remat):
     """Encoder states, position biases and router losses, whose gradients leave the layers sideways, included."""
     seed = random.randrange(10**6)
@@ -202,12 +206,13 @@ def test_compiled_layers_run_by_a_schedule():
     family = FAMILIES["decoder"]
     family = replace(family, spec=replace(family.spec, layers=family.spec.layers[:1] * 5))
     found = []
-    for remat, compiled in (("none", False), ("rotor", True)):
+    for remat, compiled in (("none", False), ("rotor", True), ("pofo", True)):
         plan = ParallelPlan(remat=remat, remat_budget="55%")
         engine = engine_of(family, seed=3, plan=plan, compile=compiled)
         results = [engine.step(family.batch(8, np.random.default_rng(step))) for step in range(2)]
         found.append([x for r in results for x in (r.loss, r.grad_norm)])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found[2] == pytest.approx(found[1], rel=1e-9)
 
 
 def test_memory_of_a_model_under_rotor_stays_within_its_budget_and_the_prediction():
@@ -221,3 +226,53 @@ def test_memory_of_a_model_under_rotor_stays_within_its_budget_and_the_predictio
     outside = 16 * 64 * (64 * 4 + 32 * 4 * 3)  # logits, and hidden states outside of the layers
     assert lean.saved <= budget + outside < plain.saved / 1.5
     assert lean.peak <= plain.peak - plain.saved + budget + outside
+
+
+@pytest.mark.parametrize("trial", range(4))
+def test_tensors_sent_to_the_host_come_back_and_the_budget_holds(trial):
+    """Gradients bitwise those without a schedule, with dropout; storages emptied while their tensors are away."""
+    seed = random.randrange(10**6)
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    stages = drawn_stages(draw)
+    x = torch.randn(64, stages[0][0].in_features, dtype=torch.float64)
+    outside = weights(stages)
+    chain = replace(measured_chain(stages, x.requires_grad_(), outside), forward=[1] * len(stages))
+    chain = replace(chain, backward=[2] * len(stages))
+    budget = max(draw.uniform(0.5, 0.9) * save_everything(chain).peak, 1.02 * least_memory(chain))
+    schedule = pofo(chain, budget, 0.3 * sum(chain.saved_size) / len(stages))
+    seen: list[int] = []
+
+    def run(x):
+        transfers = Transfers(schedule.transfers, Streams(x.device), outside)
+        scheduled = ScheduledRun(
+            stages, schedule.operations, random=True, transfers=transfers, watch=partial(counted, seen, outside)
+        )
+        return scheduled.forward(x)
+
+    plain, lean = gradients(stages, x, seed), gradients(stages, x, seed, run=run)
+    assert all(torch.equal(a, b) for a, b in zip([plain[0], *plain[1]], [lean[0], *lean[1]], strict=True))
+    assert max(seen) <= budget + 2 * SMALLEST * len(stages)  # what is too small to be worth a copy
+
+
+def test_a_transfer_empties_its_storage_and_fills_it_again():
+    """Views included, and without those that something else holds."""
+    stages = [nn.Linear(64, 64).double() for _ in range(4)]
+    x = torch.randn(32, 64, dtype=torch.float64).requires_grad_()
+    chain = Chain(forward=[1] * 4, backward=[1] * 4, output_size=[1] * 4, saved_size=[4] * 4, input_size=1)
+    found = offload(chain, save_everything(chain).operations, 12, 4.0)
+    assert found is not None and found.transfers
+    sizes = []
+    run = ScheduledRun(
+        stages,
+        found.operations,
+        transfers=Transfers(found.transfers, Streams(x.device), weights(stages)),
+        watch=lambda run: sizes.extend(t.untyped_storage().nbytes() for t in run.named().get(("saved", 0), [])[-1:]),
+    )
+    run.forward(x).sum().backward()
+    assert sizes[0] == sizes[-1] == 32 * 64 * 8 and 0 in sizes  # of its output, the last that it holds
+
+
+def test_pofo_is_refused_with_a_pipeline():
+    with pytest.raises(ConfigError, match="does not go with plan"):
+        ParallelPlan(remat="pofo", pipeline=2, microbatches=2)
