@@ -51,7 +51,7 @@ class Fit:
         return self.alpha / (2 * self.beta) if self.form == "best_of_n" else math.exp(self.alpha / self.beta - 1)
 
 
-def fit_overoptimisation(form: Form, kl: Sequence[float], gold: Sequence[float]) -> Fit:
+def fit_overoptimisation(form: Form, kl: Sequence[float] | np.ndarray, gold: Sequence[float] | np.ndarray) -> Fit:
     """α and β by least squares; both forms are linear in them.
 
     Args:
@@ -106,7 +106,7 @@ def best_of_n_curve(proxy: np.ndarray, gold: np.ndarray, sizes: Sequence[int]) -
 
 
 def optimal_policy_curve(
-    proxy: np.ndarray, gold: np.ndarray, strengths: Sequence[float]
+    proxy: np.ndarray, gold: np.ndarray, strengths: Sequence[float] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(KL, proxy reward, gold reward) of the policies that reinforcement learning with a KL penalty tends to: the initial policy's
     answers reweighted by exp(proxy × strength), strength = 1/β (Korbak et al. 2022).

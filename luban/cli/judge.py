@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
     else:
         matches = match_files(args.files, args.limit, args.humans)
     options = EvalOptions(device=args.device, api_key=os.environ.get(args.api_key_env, ""))
-    known = {"template": args.template, "model_name": args.model_name}
+    known: dict[str, Any] = {"template": args.template, "model_name": args.model_name}
     human = args.judge == "human"
     judge = LabelJudge(matches) if human else open_judge(args.judge, options, **known)
     again = open_judge(args.judge, options, **known, sample=1) if args.repeat and not human else None

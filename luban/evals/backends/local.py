@@ -88,7 +88,8 @@ class LocalBackend:
         for place, request in enumerate(requests):
             places[type(request)].append(place)
         found: list[Response] = [Failed(error="not asked")] * len(requests)
-        for kind, answer in ((Score, self._score), (Roll, self._roll), (Write, self._write)):
+        ways: dict[type[Request], Any] = {Score: self._score, Roll: self._roll, Write: self._write}
+        for kind, answer in ways.items():
             if rows := places.get(kind):
                 for place, response in zip(rows, answer([requests[i] for i in rows]), strict=True):
                     found[place] = response

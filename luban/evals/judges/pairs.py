@@ -72,7 +72,7 @@ def match_files(files: Sequence[Path], limit: int = 0, humans: Path | None = Non
     """
     read = {file: read_answers(file) for file in files}
     names = _names(files)
-    known = _humans(humans) if humans else {}
+    known: dict[Any, Verdict] = dict(_humans(humans)) if humans else {}
     found: list[Match] = []
     for (i, a), (j, b) in combinations(enumerate(files), 2):
         shared = [key for key in read[a] if key in read[b]]
@@ -82,7 +82,7 @@ def match_files(files: Sequence[Path], limit: int = 0, humans: Path | None = Non
             one, other = read[a][key], read[b][key]
             if one["prompt"] != other["prompt"]:
                 raise DataError(f"{a} and {b} have different prompts under {key[:60]!r}")
-            human = known.get(key, known.get(one["prompt"])) if (i, j) == (0, 1) else None
+            human = known.get(key) or known.get(one["prompt"]) if (i, j) == (0, 1) else None
             found.append(
                 Match(
                     id=key,

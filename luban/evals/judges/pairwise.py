@@ -45,7 +45,7 @@ class Outcome:
     @property
     def consistent(self) -> bool:
         """Whether both orders prefer the same answer."""
-        shown, swapped = (each.verdict for each in self.orders)
+        shown, swapped = self.orders[0].verdict, self.orders[1].verdict
         return shown is not None and swapped is not None and shown == SWAPPED[swapped]
 
     def row(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
         found[f"ties{name}"] = _fraction([float(score == 0.5) for score in scores])
     if judged:
         found["consistent"] = _fraction([float(each.consistent) for each in judged])
-        shown = [each.orders[0].verdict for each in judged] + [each.orders[1].verdict for each in judged]
+        shown: list[Verdict | None] = [each.orders[place].verdict for place in (0, 1) for each in judged]
         found["first_position"] = _fraction([SCORES[v] for v in shown if v is not None])
     longer = [
         each for each in judged if len(each.match.answers[0]) != len(each.match.answers[1]) and each.verdict != "tie"
