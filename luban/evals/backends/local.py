@@ -23,6 +23,7 @@ from luban.models.base import require_next_token
 from luban.nn.invariant import use_invariant_matmuls
 from luban.serve.engine import Engine
 from luban.tokenizer.chat import render
+from luban.tokenizer.tokenizer import Tokenizer
 
 LOGIT_ROWS = 256  # positions whose logits are made at once
 
@@ -50,22 +51,30 @@ class LocalBackend:
     ):
         require_next_token(model.spec, "an evaluation")
         self.model, self.precision, self.batch_tokens = model, precision, batch_tokens
-        self.tokenizer, self.name, self.batch_invariant = model.need_tokenizer(), model.name, batch_invariant
+        self.name, self.batch_invariant = model.name, batch_invariant
         self.counts: Counter[str] = Counter()
         self._weights = weights_identity(model)
-        self.identity = data_sha256([self._weights, self.tokenizer.content_hash, precision, batch_invariant])
+        vocabulary = None if model.tokenizer is None else model.tokenizer.content_hash
+        self.identity = data_sha256([self._weights, vocabulary, precision, batch_invariant])
         self._engine: Engine | None = None
         if batch_invariant:
             use_invariant_matmuls(model.module)
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the model, which tasks of tokens alone don't need. Raises DataError where it has none."""
+        return self.model.need_tokenizer()
+
     def about(self) -> dict[str, Any]:
         """See `Backend`."""
-        template = self.tokenizer.chat_template
+        tokenizer = self.model.tokenizer
+        template = None if tokenizer is None else tokenizer.chat_template
+        bos = None if tokenizer is None else tokenizer.bos_id
         return {
             "model": self.name,
             "weights": self._weights,
             "begins_with_bos": self.model.begins_with_bos,
-            "bos": self.tokenizer.token(self.tokenizer.bos_id) if self.tokenizer.bos_id is not None else None,
+            "bos": self.tokenizer.token(bos) if bos is not None else None,
             "chat_template": None if template is None else data_sha256(template)[:16],
             "context": self.model.spec.context,
             "precision": self.precision,
