@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -67,10 +68,10 @@ def run(argv: Sequence[str]) -> int:
     else:
         matches = match_files(args.files, args.limit, args.humans)
     options = EvalOptions(device=args.device, api_key=os.environ.get(args.api_key_env, ""))
-    known = {"template": args.template, "model_name": args.model_name}
+    ask = partial(open_judge, args.judge, options, template=args.template, model_name=args.model_name)
     human = args.judge == "human"
-    judge = LabelJudge(matches) if human else open_judge(args.judge, options, **known)
-    again = open_judge(args.judge, options, **known, sample=1) if args.repeat and not human else None
+    judge = LabelJudge(matches) if human else ask()
+    again = ask(sample=1) if args.repeat and not human else None
     say(f"{len(matches)} pairs, judged by {judge.name} in both orders")
     for name, entry in run_judge(judge, matches, args.out, again=again).items():
         print(figure_line(name, entry))

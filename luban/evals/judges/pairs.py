@@ -11,7 +11,7 @@ from typing import Any
 
 from luban.core.errors import DataError
 from luban.core.jsonl import read_rows
-from luban.evals.judges.base import Grade, Judgement, Pair, Single, Verdict
+from luban.evals.judges.base import SWAPPED, Grade, Judgement, Pair, Single, Verdict
 
 PROMPTS = ("prompt", "instruction", "question", "messages")
 ANSWERS = ("answer", "output", "completion", "response", "text")
@@ -82,7 +82,7 @@ def match_files(files: Sequence[Path], limit: int = 0, humans: Path | None = Non
             one, other = read[a][key], read[b][key]
             if one["prompt"] != other["prompt"]:
                 raise DataError(f"{a} and {b} have different prompts under {key[:60]!r}")
-            human = known.get(key, known.get(one["prompt"])) if (i, j) == (0, 1) else None
+            human: Verdict | None = (known.get(key) or known.get(one["prompt"])) if (i, j) == (0, 1) else None
             found.append(
                 Match(
                     id=key,
@@ -164,9 +164,8 @@ class LabelJudge:
         for match in matches:
             if match.human is None:
                 raise DataError(f"the pair {match.id} has no preference, which --judge human needs")
-            swapped: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie"}
             self._labels[match.prompt, *match.answers] = match.human
-            self._labels[match.prompt, match.answers[1], match.answers[0]] = swapped[match.human]
+            self._labels[match.prompt, match.answers[1], match.answers[0]] = SWAPPED[match.human]
 
     def compare(self, pairs: Sequence[Pair]) -> list[Judgement]:
         """See `Judge`."""

@@ -18,14 +18,13 @@ from luban.core.jsonl import write_rows
 from luban.core.metrics.agreement import agreement, cohen_kappa
 from luban.core.metrics.ratings import Game, elo_online, rate
 from luban.core.metrics.win_rate import WinRate, difficulties, length_controlled, win_rate
-from luban.evals.judges.base import Judge, Judgement, Pair, Verdict
+from luban.evals.judges.base import SWAPPED, Judge, Judgement, Pair, Verdict
 from luban.evals.judges.leaderboard import leaderboard_page
 from luban.evals.judges.model import TIE, ModelJudge
 from luban.evals.judges.pairs import Match
 from luban.evals.store import ResponseStore, StoredBackend
 
 SCORES: dict[Verdict, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
-SWAPPED: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class Outcome:
     @property
     def consistent(self) -> bool:
         """Whether both orders prefer the same answer."""
-        shown, swapped = (each.verdict for each in self.orders)
+        shown, swapped = self.orders[0].verdict, self.orders[1].verdict
         return shown is not None and swapped is not None and shown == SWAPPED[swapped]
 
     def row(self) -> dict[str, Any]:
@@ -105,8 +104,8 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
         found[f"ties{name}"] = _fraction([float(score == 0.5) for score in scores])
     if judged:
         found["consistent"] = _fraction([float(each.consistent) for each in judged])
-        shown = [each.orders[0].verdict for each in judged] + [each.orders[1].verdict for each in judged]
-        found["first_position"] = _fraction([SCORES[v] for v in shown if v is not None])
+        shown = [order.verdict for each in judged for order in each.orders]
+        found["first_position"] = _fraction([SCORES[verdict] for verdict in shown if verdict is not None])
     longer = [
         each for each in judged if len(each.match.answers[0]) != len(each.match.answers[1]) and each.verdict != "tie"
     ]
