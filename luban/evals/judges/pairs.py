@@ -61,6 +61,14 @@ def _text(row: dict[str, Any], names: Sequence[str]) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def holds_pairs(file: Path) -> bool:
+    """Whether the first row of a file holds two answers rather than one. DataError for an empty file."""
+    first = next((row for _, row in read_rows(file)), None)
+    if first is None:
+        raise DataError(f"{file} is empty")
+    return "output_1" in first or "chosen" in first
+
+
 def match_files(files: Sequence[Path], limit: int = 0, humans: Path | None = None) -> list[Match]:
     """Every two files' answers to the prompts that both have, named after the files; the first one's come first.
 

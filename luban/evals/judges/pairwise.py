@@ -171,7 +171,7 @@ def games_of(outcomes: Sequence[Outcome]) -> list[Game]:
     return [Game(o.match.first, o.match.second, SCORES[o.verdict]) for o in outcomes if o.verdict is not None]
 
 
-def _stored(judge: Judge | None, path: Path) -> AbstractContextManager[object]:
+def kept_answers(judge: Judge | None, path: Path) -> AbstractContextManager[object]:
     """Let a model's answers be kept in a file, so that an interrupted run resumes."""
     if not isinstance(judge, ModelJudge):
         return nullcontext()
@@ -197,8 +197,8 @@ def run_judge(
     settings = {"judge": judge.name}
     with (
         ArtifactWriter(out, kind="judgement", config=config, settings=settings, resumable=True) as art,
-        _stored(judge, art.path / "responses.jsonl"),
-        _stored(again, art.path / "responses-again.jsonl"),
+        kept_answers(judge, art.path / "responses.jsonl"),
+        kept_answers(again, art.path / "responses-again.jsonl"),
     ):
         outcomes = judge_matches(judge, matches, again=again)
         found = figures(outcomes)
