@@ -19,7 +19,8 @@ here = pytest.mark.skipif(not HERE, reason="run under TRITON_INTERPRET=1 by test
 
 def run_interpreted(file: str, *options: str) -> None:
     """Run a test file under the interpreter, where `here` lets its tests run."""
-    command = [sys.executable, "-m", "pytest", "-q", *options, "-p", "no:cacheprovider", "-p", "no:xdist", file]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", *options, "-p", "no:cacheprovider", file]
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # importing installed plugins takes longer than some of these files
+    environment = {**os.environ, **alone, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -41,10 +41,11 @@ def write_checkpoint(folder: Path, spec, seed: int = 0) -> Path:
     from safetensors.torch import save_file
 
     from luban import build_model
+    from luban.models.build import state_of
     from luban.models.spec import write_spec
 
     folder.mkdir(parents=True)
     write_spec(spec, folder)
-    save_file(dict(build_model(spec, seed=seed).named_parameters()), folder / "model.safetensors")
+    save_file(state_of(build_model(spec, seed=seed)), folder / "model.safetensors")
     write_byte_tokenizer(folder / "tokenizer")
     return folder

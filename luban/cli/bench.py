@@ -1,4 +1,5 @@
-"""`luban bench serve|collectives`: how fast a server answers, by load, and how fast processes communicate."""
+"""`luban bench serve|collectives|roofline|machine`: how fast a server answers, processes communicate, what bounds a model, how
+fast a device computes."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from luban.cli import bench_collectives
+from luban.cli import bench_collectives, bench_machine, bench_roofline
 from luban.cli.subverbs import dispatch
 from luban.core.arguments import parse
 
@@ -139,5 +140,7 @@ def run(argv: Sequence[str]) -> int | None:
             bench_collectives.run,
             "communication between processes: bytes beside formulas, time, bandwidth",
         ),
+        "roofline": (bench_roofline.run, "every operation's FLOPs, bytes, bound and time; what fusing buys"),
+        "machine": (bench_machine.run, "speed of this device by the size of the work, as a table for luban plan"),
     }
     return dispatch("bench", verbs, argv)

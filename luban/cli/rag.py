@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from luban.cli import rag_train
 from luban.cli.subverbs import dispatch
 from luban.core.arguments import parse
 
 if TYPE_CHECKING:
-    from luban.retrieval.index import Index
+    from luban.retrieval.asking import Asks
+    from luban.retrieval.index import Index, Searches
     from luban.retrieval.questions import Question
 
 ENCODERS = ("auto", "bm25", "hybrid")
@@ -52,6 +54,8 @@ class SearchArgs:
         "zscore"  # of a hybrid search: sum of standard scores, or of 1 / (60 + rank)
     )
     exact: bool = False  # compare with every vector, even where there is an HNSW graph
+    rerank: str | None = None  # a cross-encoder that puts the best passages in order, from luban rag train
+    depth: int = 50  # passages that the cross-encoder reads
     encoder: str | None = None  # the encoder that built the index, where it isn't where it was
     device: str = "cpu"  # for the encoder
     json: bool = False  # print a list of {score, title, text, source, start, stop}
@@ -62,10 +66,14 @@ class AskArgs:
     """What `luban rag ask` takes."""
 
     index: tyro.conf.Positional[Path]  # from luban rag index
-    model: tyro.conf.Positional[str]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
+    model: tyro.conf.Positional[str]  # a run, a checkpoint, a Hugging Face directory, smollm2, …, or one of rag train
     question: tyro.conf.Positional[str]  # what is asked
-    k: int = 5  # passages that the model is given at most
+    k: int | None = None  # passages that the model is given; none: 5, or as in training for one of rag train
+    rerank: str | None = None  # a cross-encoder that puts the best passages in order, from luban rag train
+    depth: int = 50  # passages that the cross-encoder reads
     max_tokens: int = 64  # of the answer
+    decoding: Literal["thorough", "fast"] = "thorough"  # of RAG-Sequence models
+    beams: int = 4  # of models of rag train
     encoder: str | None = None  # the encoder that built the index, where it isn't where it was
     device: str = "cpu"  # for encoder and model
     dtype: str = "float32"  # precision of the model's weights
@@ -81,9 +89,13 @@ class EvalArgs:
     k: tuple[int, ...] = (1, 5, 20)  # passages among which a right one is looked for
     limit: int = 0  # questions at most (0: all)
     task: str = ""  # of a corpus: questions of this kind alone, such as which_module
+    rerank: str | None = None  # a cross-encoder that puts the best passages in order, from luban rag train
+    depth: int = 50  # passages that the cross-encoder reads
     out: Path | None = None  # write an evaluation artifact, too
     model: str | None = None  # answers the questions from the best passages: exact match, F1, attribution
-    passages: int = 5  # that the model is given at most
+    passages: int | None = None  # that the model is given; none: 5, or as in training for one of rag train
+    decoding: Literal["thorough", "fast"] = "thorough"  # of RAG-Sequence models
+    beams: int = 4  # of models of rag train
     encoder: str | None = None  # the encoder that built the index, where it isn't where it was
     device: str = "cpu"  # for the encoder
     json: bool = False  # print the rows as JSON
@@ -98,7 +110,7 @@ def run(argv: Sequence[str]) -> int | None:
             "search": (search, "an index and a query → passages"),
             "ask": (ask, "an index, a model and a question → an answer with its sources"),
             "eval": (evaluate, "an index and questions → top-k accuracy, reciprocal rank; with a model EM and F1"),
-            "train": (train, "questions with passages → a sentence encoder"),
+            "train": (rag_train.run, "questions with passages → a sentence encoder"),
         },
         argv,
     )
@@ -178,12 +190,15 @@ def search(argv: Sequence[str]) -> None:
         about="Find the passages of an index that fit a query best.",
         examples="luban rag search index 'return a temporary directory'\n"
         "luban rag search index 'Who wrote the Analects?' --k 10 --json\n"
-        "luban rag search index 'sort a list' --retriever bm25",
+        "luban rag search index 'sort a list' --retriever bm25\n"
+        "luban rag search index 'sort a list' --rerank runs/reranker --depth 100",
     )
     from luban.retrieval.index import Index
 
     opened = Index(args.index, encoder=args.encoder, device=args.device)
-    hits = opened.search(args.query, args.k, retriever=args.retriever, fusion=args.fusion, exact=args.exact)
+    hits = _searched(opened, args).search(
+        args.query, args.k, retriever=args.retriever, fusion=args.fusion, exact=args.exact
+    )
     if args.json:
         print(json.dumps([hit.row() for hit in hits], ensure_ascii=False, indent=2))
         return
@@ -209,6 +224,7 @@ def evaluate(argv: Sequence[str]) -> None:
     from luban.retrieval.evaluation import evaluate_retrieval, write_evaluation
     from luban.retrieval.index import Index
     from luban.retrieval.questions import read_questions
+    from luban.retrieval.reranking import reranked
 
     if not args.k or min(args.k) < 1:
         raise UsageError("--k: numbers of passages from 1 are needed")
@@ -216,7 +232,9 @@ def evaluate(argv: Sequence[str]) -> None:
     if not questions:
         raise UsageError(f"--task: {args.questions} holds no question of the kind '{args.task}'")
     opened = Index(args.index, encoder=args.encoder, device=args.device)
-    rows = evaluate_retrieval(opened, questions, args.k)
+    rows = evaluate_retrieval(
+        opened, questions, args.k, reranked=reranked(opened, args.rerank, args.device, args.depth)
+    )
     answers = None if args.model is None else _answers(opened, args, questions)
     if args.out is not None:
         write_evaluation(args.out, args.index, args.questions, rows, answers)
@@ -244,11 +262,34 @@ def evaluate(argv: Sequence[str]) -> None:
 
 def _answers(index: Index, args: EvalArgs, questions: Sequence[Question]) -> dict[str, Any]:
     """What the model makes of the questions."""
-    from luban.load.model import load_model
-    from luban.retrieval.asking import Asker, evaluate_answers
+    from luban.retrieval.asking import ANSWER_TOKENS, evaluate_answers
 
     assert args.model is not None
-    return evaluate_answers(Asker(index, load_model(args.model, args.device), args.passages), questions)
+    asker = _asker(index, args.model, args.passages, args, "float32", ANSWER_TOKENS)
+    return evaluate_answers(asker, questions)
+
+
+def _asker(index: Index, model: str, k: int | None, args: AskArgs | EvalArgs, dtype: str, max_tokens: int) -> Asks:
+    """Of a model of `luban rag train`, or of any other."""
+    from luban.core.errors import UsageError
+    from luban.load.model import load_model
+    from luban.retrieval.asking import Asker
+    from luban.retrieval.rag.asking import RagAsker
+    from luban.retrieval.rag.model import is_rag, load_rag
+
+    if is_rag(model):
+        if args.rerank is not None:
+            raise UsageError("--rerank: a model of rag train weighs the passages that its own questions find")
+        loaded = load_rag(model, args.device, dtype)
+        return RagAsker(index, loaded, k, decoding=args.decoding, beams=args.beams, max_tokens=max_tokens)
+    return Asker(_searched(index, args), load_model(model, args.device, dtype), k, max_tokens)
+
+
+def _searched(index: Index, args: SearchArgs | AskArgs | EvalArgs) -> Searches:
+    """The index, re-ranked where asked for."""
+    from luban.retrieval.reranking import reranked
+
+    return reranked(index, args.rerank, args.device, args.depth) or index
 
 
 def ask(argv: Sequence[str]) -> None:
@@ -262,13 +303,10 @@ def ask(argv: Sequence[str]) -> None:
         examples="luban rag ask index smollm2 'What does os.path.join do?'\n"
         "luban rag ask index runs/chat 'Which module has Counter?' --k 3 --json",
     )
-    from luban.load.model import load_model
-    from luban.retrieval.asking import Asker
     from luban.retrieval.index import Index
 
     opened = Index(args.index, encoder=args.encoder, device=args.device)
-    model = load_model(args.model, args.device, args.dtype)
-    answer = Asker(opened, model, args.k, args.max_tokens).ask(args.question)
+    answer = _asker(opened, args.model, args.k, args, args.dtype, args.max_tokens).ask(args.question)
     if args.json:
         print(json.dumps(answer.row(), ensure_ascii=False, indent=2))
         return
@@ -276,37 +314,3 @@ def ask(argv: Sequence[str]) -> None:
     for citation in answer.citations:
         p = citation.hit.passage
         print(f"\n[{citation.mark}] {p.title}  ({p.source} {p.start}-{p.stop})\n    {' '.join(p.text.split())}")
-
-
-def train(argv: Sequence[str]) -> None:
-    """`luban rag train RECIPE --out DIR`"""
-    import luban.recipes
-    from luban.core.arguments import parse_recipe
-    from luban.core.config import to_dict
-    from luban.core.log import say
-    from luban.retrieval.training.train import EncoderRecipe, train_encoder
-
-    call = parse_recipe(
-        EncoderRecipe,
-        argv,
-        verb="rag train",
-        about="Tune a sentence encoder on questions and passages: each question's passage against those of all others in the "
-        "batch and hard negatives (DPR). The result is an encoder for luban rag index --encoder DIR.",
-        examples="luban rag train minilm_dpr_cpu --data questions.json --out encoder\n"
-        "luban rag train minilm_dpr_cpu --data nq-train.json --batch_size 128 --chunk 16 --device cuda --out encoder",
-        shipped=Path(luban.recipes.__file__).parent,
-    )
-    if call.dry_run:
-        print(json.dumps(to_dict(call.recipe), indent=2))
-        return
-    figures = train_encoder(call.recipe, call.out)
-    say(
-        f"encoder {call.out}: {figures['questions']} questions, loss {figures['first_loss']:.3f} → {figures['last_loss']:.3f}"
-    )
-    if held := figures.get("heldout"):
-        (rank, rank_now), (top, top_now) = held["average_rank"], held["top_1"]
-        low, high = held["top_1_gain_interval"]
-        say(
-            f"  {held['questions']} questions about held-out passages, among all passages: average rank {rank:.2f} → "
-            f"{rank_now:.2f}, top-1 {top:.1%} → {top_now:.1%} (gain {low:+.1%} to {high:+.1%}, 95% interval)"
-        )

@@ -19,7 +19,8 @@ class Args:
 
     folders: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR")
-    ]  # artifacts, or folders of some
+    ]  # artifacts, or folders of some; with --attention a model
+    attention: str = ""  # a text: show what a model attends to in it
     out: Path = Path("report.html")  # the page
     title: str = "A language model, from text to answers"  # its heading
 
@@ -33,8 +34,19 @@ def run(argv: Sequence[str]) -> None:
         about="One self-contained page of pictures from run directories. Where several of them are evaluations, each is compared "
         "with the first, item by item: differences with intervals of 95% and p-values, on the page and printed. Where a measured model "
         "descends from another, what each stage of training lost and gained is drawn along the lineage.",
-        examples="luban report runs/demo --out report.html\nluban report runs/eval-a runs/eval-b",
+        examples="luban report runs/demo --out report.html\nluban report runs/eval-a runs/eval-b\n"
+        'luban report smollm2 --attention "The quick brown fox" --out attention.html',
     )
+    if args.attention:
+        from luban.core.errors import UsageError
+        from luban.load.model import load_model
+        from luban.report.attention import write_attention
+
+        if len(args.folders) != 1:
+            raise UsageError(f"--attention shows one model, {len(args.folders)} given")
+        write_attention(load_model(str(args.folders[0])), args.attention, args.out)
+        print_result(args.out)
+        return
     from luban.report.comparison import compare, lines_of
     from luban.report.gather import find_artifacts
     from luban.report.page import write_report

@@ -38,6 +38,7 @@ class Arguments:
     max_adapters: int = 16  # adapters with names that are in memory at once
     index: str | None = None  # from luban rag index: chats are answered from its passages, with citations
     passages: int = 5  # of the index before a question at most
+    rerank: str | None = None  # a cross-encoder that puts the index's best passages in order, from luban rag train
     host: str = "127.0.0.1"  # address to listen at
     port: int = 8000  # the next free one is taken where it is in use; 0: any
     api_key: str | None = None  # clients must send it; none: LUBAN_API_KEY from the environment
@@ -107,8 +108,10 @@ def run(argv: Sequence[str]) -> None:
     if args.index is not None:
         from luban.retrieval.answering import PassageRetriever
         from luban.retrieval.index import Index
+        from luban.retrieval.reranking import reranked
 
-        retriever = PassageRetriever(Index(args.index, device=args.device), args.passages)
+        index = Index(args.index, device=args.device)
+        retriever = PassageRetriever(reranked(index, args.rerank, args.device) or index, args.passages)
         retriever.warm()
 
     def engine(model: LoadedModel) -> Engine:

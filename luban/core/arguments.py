@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from luban.core.config import Partial, from_dict, load_toml, override
+from luban.core.config import Partial, from_dict, load_toml, merge, override
 from luban.core.errors import UsageError, nearest
 from luban.core.registry import Variant
 
@@ -86,8 +86,11 @@ def parse_recipe(
     examples: str,
     shipped: Path,
     adapt: Callable[[dict[str, Any], Collection[str]], dict[str, Any]] | None = None,
+    usage: str = "RECIPE.toml --out DIR [--dry-run [--picture]] [--nproc N] [--plan FILE] [--section.field value …]",
 ) -> RecipeCall[T]:
-    """Parse `RECIPE.toml --out DIR [--dry-run [--picture]] [--nproc N] [--section.field value …]`.
+    """Parse `RECIPE.toml --out DIR [--dry-run [--picture]] [--nproc N] [--plan FILE] [--section.field value …]`.
+
+    `--plan FILE` lays a file of `luban plan` on the recipe: its tables [plan] and [train]. Fields on the command line go before it.
 
     Args:
         shipped: the folder of recipes that come with Luban, searched by name.
@@ -97,7 +100,7 @@ def parse_recipe(
         UsageError, ConfigError: what was wrong and the nearest right name.
     """
     if not argv or "--help" in argv or "-h" in argv:
-        _recipe_help(cls, verb, about, examples, shipped)
+        _recipe_help(cls, verb, about, examples, shipped, usage)
     names, assignments, flags = _split(argv)
     if len(names) != 1:
         given = f"{len(names)} given: {', '.join(names)}" if names else "none given"
@@ -109,7 +112,10 @@ def parse_recipe(
     data = load_toml(find_recipe(names[0], shipped), shipped)
     if adapt is not None:
         data = adapt(data, [path for path, _ in assignments])
-    recipe = from_dict(cls, override(data, assignments))
+    files = [text for path, text in assignments if path == "plan"]
+    for file in files:
+        data = merge(data, _plan_file(Path(file)))
+    recipe = from_dict(cls, override(data, [each for each in assignments if each[0] != "plan"]))
     return RecipeCall(
         recipe=recipe,
         name=names[0],
@@ -118,6 +124,25 @@ def parse_recipe(
         processes=_positive(flags.get("nproc", "1")),
         picture="picture" in flags,
     )
+
+
+def recipe_type(argv: Sequence[str], shipped: Path, *, default: str) -> str:
+    """The `type` that the recipe of a command line states, for verbs whose recipes are of several; without a recipe the
+    default."""
+    names, _, _ = _split([word for word in argv if word not in ("--help", "-h")])
+    if len(names) != 1:
+        return default
+    return load_toml(find_recipe(names[0], shipped), shipped).get("type", default)
+
+
+def _plan_file(path: Path) -> dict[str, Any]:
+    """The settings of a file that `luban plan --out` wrote."""
+    if not path.is_file():
+        raise UsageError(f"--plan takes a file that luban plan --out wrote, and there is no {path}")
+    data = load_toml(path, path.parent)
+    if "plan" not in data:
+        raise UsageError(f"{path} has no table [plan]: --plan takes a file that luban plan --out wrote")
+    return {name: data[name] for name in ("plan", "train") if name in data}
 
 
 def without_processes(argv: Sequence[str]) -> list[str]:
@@ -174,10 +199,8 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], dict[
     return names, assignments, flags
 
 
-def _recipe_help(cls: type, verb: str, about: str, examples: str, shipped: Path) -> None:
-    print(
-        f"usage: luban {verb} RECIPE.toml --out DIR [--dry-run [--picture]] [--nproc N] [--section.field value …]\n\n{about}\n"
-    )
+def _recipe_help(cls: type, verb: str, about: str, examples: str, shipped: Path, usage: str) -> None:
+    print(f"usage: luban {verb} {usage}\n\n{about}\n")
     print(f"Examples:\n{_indent(examples)}\n\nRecipes that ship: {', '.join(sorted(_names(shipped)))}\n\nFields:")
     for path, kind, default, comment in describe_fields(cls):
         print(f"  --{path:<26} {comment} [{kind}{', default ' if default else ''}{default}]")

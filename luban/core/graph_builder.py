@@ -25,21 +25,23 @@ class GraphBuilder:
     """
 
     def __init__(self, dtype: str = "float32"):
-        self.dtype, self.prefix, self.layer, self.shared = dtype, "", "", False
+        self.dtype, self.prefix, self.layer, self.shared, self.saves = dtype, "", "", False, True
         self._recorded = _Recorded()
 
-    def scope(self, name: str, *, layer: bool = False, shared: bool = False) -> GraphBuilder:
+    def scope(self, name: str, *, layer: bool = False, shared: bool = False, saves: bool = True) -> GraphBuilder:
         """The builder of the submodule `name`.
 
         Args:
             layer: the submodule is a Transformer layer.
             shared: its parameters are shared with an earlier module and not counted again.
+            saves: its operations save something for the backward pass.
         """
         inner = GraphBuilder(self.dtype)
         inner._recorded = self._recorded
         inner.prefix = self.name(name)
         inner.layer = inner.prefix if layer else self.layer
         inner.shared = self.shared or shared
+        inner.saves = self.saves and saves
         return inner
 
     def name(self, name: str) -> str:
@@ -69,6 +71,8 @@ class GraphBuilder:
             dtype: of the output; None: that of the matmuls.
             fields: other fields of `Op`.
         """
+        if not self.saves:
+            fields["saved_elements"] = 0
         op = Op(
             name=self.name(name),
             kind=kind,

@@ -19,6 +19,7 @@ Kind = Literal[
     "bias",  # position bias added to attention scores
     "linear",  # matmul with a weight
     "attention",  # softmax(q·kᵀ)·v, including rotary and position bias
+    "mixing",  # of tokens otherwise than by that: long convolutions, attention in buckets or clusters
     "norm",
     "activation",  # of a feed-forward network; if gated, multiplied by `up`
     "add",  # residual connection

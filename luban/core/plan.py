@@ -10,9 +10,12 @@ from typing import Literal, get_args
 
 from luban.core.errors import ConfigError
 from luban.core.resuming import Numerical
+from luban.core.units import share_or_size
 
-Remat = Literal["none", "selective", "full"]
-REMATS: tuple[str, ...] = get_args(Remat)  # from the most memory to the least
+Policy = Literal["none", "selective", "full"]  # of single layers
+POLICIES: tuple[str, ...] = get_args(Policy)  # from the most memory to the least
+Remat = Literal["none", "selective", "full", "sqrt", "rotor", "pofo"]
+SCHEDULES = ("sqrt", "rotor", "pofo")  # of the layers of a stack together
 Schedule = Literal["gpipe", "1f1b", "interleaved", "zero_bubble", "pipedream"]
 # From the axis whose processes talk least to the one whose processes talk most, which lie side by side on one machine.
 AXES = ("pipeline", "replicate", "shard", "context", "tensor")
@@ -34,14 +37,20 @@ class ParallelPlan:
     microbatches: Numerical[int] = 1  # pieces of a micro-batch that the pipeline works on at once
     schedule: Numerical[Schedule] = "1f1b"  # the order in which a stage of the pipeline works on them
     interleave: Numerical[int] = 2  # groups of layers that each process has under the schedule interleaved
-    remat: Numerical[Remat] = (
-        "none"  # recomputed in the backward pass: nothing, all but matmuls and attention, whole layers
-    )
+    # recomputed in the backward pass: nothing; all but matmuls and attention; whole layers; as a schedule of all layers says:
+    # √n segments, or the fastest schedule within remat_budget; pofo also sends tensors to the host and back
+    remat: Numerical[Remat] = "none"
+    # of rotor and pofo: memory for the activations of one micro-batch in the layers, a size such as 2GB or a share of what saving all
+    # of them takes
+    remat_budget: Numerical[str] = "50%"
 
     def __post_init__(self):
         for axis in (*AXES, "microbatches", "interleave"):
             if getattr(self, axis) < 1:
                 raise ConfigError(f"plan.{axis} must be at least 1, {getattr(self, axis)} given")
+        share_or_size("plan.remat_budget", self.remat_budget)
+        if self.remat == "pofo" and self.pipeline > 1:
+            raise ConfigError("plan.remat pofo does not go with plan.pipeline: use --plan.remat rotor")
         if self.pipeline == 1 and self.microbatches > 1:
             raise ConfigError(
                 f"plan.microbatches {self.microbatches} are pieces for a pipeline, and plan.pipeline is 1: "
@@ -85,6 +94,12 @@ class ParallelPlan:
     def stages(self) -> int:
         """Consecutive groups of layers that the pipeline passes through."""
         return self.pipeline * (self.interleave if self.schedule == "interleaved" else 1)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether whole layers run again in the backward pass: under a schedule those that it doesn't keep, at most once each
+        with √n segments."""
+        return self.remat in ("full", *SCHEDULES)
 
     def place(self, rank: int) -> dict[str, int]:
         """The index of a process along each axis."""

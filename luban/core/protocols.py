@@ -18,6 +18,10 @@ class LayerCache(Protocol):
         """Append the new tokens' keys and values (B, K, T, D); return all cached ones (B, K, S, D), in slot order."""
         ...
 
+    def extend(self, number: int, new: Tensor) -> Tensor:
+        """Append the new tokens' numbers (B, W, T) of a mixer's state; return those of all tokens that it keeps (B, W, S)."""
+        ...
+
     def cross(self, project: Callable[[Tensor], KeysValues], states: Tensor | None) -> KeysValues:
         """Keys and values (B, K, S, D) of an encoder's states (B, S, E), projected on the first call only."""
         ...

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+from luban.core.errors import ConfigError
+
+SIZES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
 
 def count(n: float) -> str:
     """12_345_678 → '12.3M'."""
@@ -31,3 +37,16 @@ def seconds(s: float) -> str:
 def milliseconds(s: float) -> str:
     """1.2345 → '1,234 ms', 0.0123 → '12.3 ms'."""
     return f"{1e3 * s:,.0f} ms" if s >= 0.1 else f"{1e3 * s:.3g} ms"
+
+
+def share_or_size(name: str, text: str) -> tuple[float | None, float | None]:
+    """A share as a fraction, or a size in bytes; the other is None: '50%' → (0.5, None), '2GB' → (None, 2e9).
+
+    Raises:
+        ConfigError: the text is neither, or not above 0; `name` is that of the setting.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|[kmgt]?b?)\s*", text.lower())
+    if match is None or float(match[1]) <= 0:
+        raise ConfigError(f"{name} is a share such as 50% or a size such as 2GB, not {text!r}")
+    value, unit = float(match[1]), match[2]
+    return (value / 100, None) if unit == "%" else (None, value * SIZES[unit.removesuffix("b")])

@@ -30,6 +30,7 @@ class Sizes:
     packages: bool
     pretrain_seconds: int  # pretraining, compilation included
     sft_seconds: int  # tuning, likewise
+    training: str  # train.precision of both runs
     precision: str  # arithmetic of the evaluations
 
 
@@ -42,6 +43,7 @@ CPU = Sizes(
     packages=False,
     pretrain_seconds=240,
     sft_seconds=100,
+    training="bf16",
     precision="bfloat16",
 )
 GPU = Sizes(
@@ -51,6 +53,7 @@ GPU = Sizes(
     packages=True,
     pretrain_seconds=45,
     sft_seconds=18,
+    training="bf16",
     precision="bfloat16",
 )
 
@@ -114,7 +117,8 @@ def life(out: Path, sizes: Sizes, seed: int) -> list[Stage]:
         stage(
             "pretrain",
             "a decoder learns the text",
-            "pretrain {pretrain} --data.path {out}/shards --train.seed {seed} --train.budget_seconds {pretrain_seconds}",
+            "pretrain {pretrain} --data.path {out}/shards --train.seed {seed} --train.precision {training} "
+            "--train.budget_seconds {pretrain_seconds}",
         ),
         stage(
             "eval-pretrain",
@@ -125,7 +129,7 @@ def life(out: Path, sizes: Sizes, seed: int) -> list[Stage]:
             "sft",
             "the model learns to answer",
             "sft {sft} --data.path {out}/chat-shards --init {out}/pretrain --train.seed {seed} "
-            "--train.budget_seconds {sft_seconds}",
+            "--train.precision {training} --train.budget_seconds {sft_seconds}",
         ),
         stage(
             "eval-sft",

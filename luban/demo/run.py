@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from luban.core.artifact import MANIFEST, read_manifest, write_json
 from luban.core.errors import ArtifactError, LubanError
 from luban.core.log import say
 from luban.core.units import bytes_, seconds
-from luban.demo.life import CPU, GPU, Stage, life
+from luban.demo.life import CPU, GPU, Sizes, Stage, life
 
 QUESTIONS = ("What does os.path.join do?", "Which module has OrderedDict?", "What does json.dumps do?")
 
@@ -61,10 +62,15 @@ def demo(out: Path, seed: int, serve: bool) -> None:
         say(f"look it up luban rag search {out / 'index'} '{QUESTIONS[1]}'")
 
 
-def _sizes():
+def _sizes() -> Sizes:
     import torch
 
-    return GPU if torch.cuda.is_available() else CPU
+    from luban.parallel.device import multiplies_bf16
+
+    if torch.cuda.is_available():
+        return GPU
+    fast = multiplies_bf16(torch.device("cpu"))
+    return CPU if fast else replace(CPU, training="fp32", precision="float32")
 
 
 def _read_costs(out: Path) -> dict[str, dict[str, float]]:

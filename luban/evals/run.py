@@ -110,8 +110,8 @@ def evaluate(
         if name not in TASKS.entries
     }
     groups = {name: [Loaded.of(task, options) for task in members] for name, members in named.items()}
-    if built_in and not options.corpora:
-        raise UsageError(f"{', '.join(built_in)} need held-out documents: pass --corpus DIR")
+    if not options.corpora and (needy := [name for name, task in built_in.items() if task.needs]):
+        raise UsageError(f"{', '.join(needy)} need held-out documents: pass --corpus DIR")
     names = Counter(name for name in tasks if name in TASKS.entries)
     names.update(each.task.name for name in tasks for each in groups.get(name, ()))
     if twice := next((name for name, count in names.items() if count > 1), None):

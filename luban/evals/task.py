@@ -29,7 +29,7 @@ class Material:
 class Task(Protocol):
     """`run` measures `model` on `material`."""
 
-    needs: str  # the field of Material it reads
+    needs: str  # the field of Material it reads; "": none
 
     def run(self, model: LoadedModel, material: Material, *, limit: int, precision: str) -> Outcome:
         """Measure. limit: items at most (0: all)."""
@@ -43,5 +43,6 @@ TASKS = Registry(
         "answer_loss": "luban.evals.answers:AnswerLoss",
         "which_module": "luban.evals.answers:WhichModule",
         "samples": "luban.evals.answers:Samples",
+        "chomsky": "luban.evals.chomsky.evaluation:Chomsky",
     },
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from luban.core.errors import DataError
 from luban.core.protocols import KeysValues
 from luban.models.base import Model
-from luban.nn.mixer.base import AttentionShape
+from luban.nn.mixer.base import AttentionShape, TokenState
 
 GROW = 64  # slots are added in steps of at least this many
 
@@ -27,16 +27,34 @@ class PromptTooLong(ContextError):
     """A prompt that fills the context, so that no token can follow."""
 
 
-class LayerKeysValues:
-    """Keys and values of one layer, and of an encoder's states where it attends to them."""
+class LayerMemory:
+    """What one layer keeps: keys and values, those of an encoder's states where it attends to them, and the states of mixers that
+    keep other numbers.
+
+    Args:
+        shape: of keys and values; None: it keeps none.
+        states: the mixer's `state_spec`.
+    """
 
     def __init__(
-        self, cache: ContiguousCache, shape: AttentionShape, batch: int, device: torch.device, dtype: torch.dtype
+        self,
+        cache: ContiguousCache,
+        shape: AttentionShape | None,
+        batch: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        states: Sequence[TokenState] = (),
     ):
-        self.cache = cache
-        self.keys = torch.empty(batch, shape.key_heads, 0, shape.head_dim, device=device, dtype=dtype)
+        self.cache, self.specs = cache, states
+        heads, head_dim = (0, 0) if shape is None else (shape.key_heads, shape.head_dim)
+        self.keys = torch.empty(batch, heads, 0, head_dim, device=device, dtype=dtype)
         self.values = torch.empty_like(self.keys)
         self.source: KeysValues | None = None  # (B, K, S', D) both
+        self.states = [
+            torch.zeros(batch, spec.width, spec.last or 0, device=device, dtype=torch.long if spec.integer else dtype)
+            for spec in states
+        ]
+        self.constants: dict[str, Tensor] = {}  # what a mixer computed of its weights, for all sequences
 
     def update(self, keys: Tensor, values: Tensor) -> KeysValues:
         """Store (B, K, T, D) in the slots that the cache's `begin` made; return all (B, K, S, D)."""
@@ -45,6 +63,17 @@ class LayerKeysValues:
         self.keys[:, :, new], self.values[:, :, new] = keys, values
         return self.keys[:, :, :length], self.values[:, :, :length]
 
+    def extend(self, number: int, new_BWT: Tensor) -> Tensor:
+        """Store T new tokens' numbers of state `number`; return those of all tokens (B, W, S), or of the last ones that are kept
+        and the new ones (B, W, last + T)."""
+        if (last := self.specs[number].last) is not None:
+            whole = torch.cat((self.states[number], new_BWT.to(self.states[number].dtype)), -1)
+            self.states[number] = whole[:, :, whole.shape[2] - last :]
+            return whole
+        length = self.cache.length
+        self.states[number][:, :, length - new_BWT.shape[2] : length] = new_BWT
+        return self.states[number][:, :, :length]
+
     def cross(self, project: Callable[[Tensor], KeysValues], states: Tensor | None) -> KeysValues:
         """Keys and values of the encoder's states, projected in the first call."""
         if self.source is None:
@@ -52,19 +81,38 @@ class LayerKeysValues:
             self.source = project(states)
         return self.source
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Change keys and values alike, in place."""
-        self.keys, self.values = change(self.keys), change(self.values)
+    def grow(self, more: int) -> None:
+        """Add slots."""
+        self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
+        pairs = zip(self.states, self.specs, strict=True)
+        self.states = [x if spec.last is not None else F.pad(x, (0, more)) for x, spec in pairs]
+
+    def select(self, index: Tensor, drop: int) -> None:
+        """Keep these rows, without their first `drop` slots."""
+        self.keys, self.values = (x[index][:, :, drop:] for x in (self.keys, self.values))
+        pairs = zip(self.states, self.specs, strict=True)
+        self.states = [x[index] if spec.last is not None else x[index][:, :, drop:] for x, spec in pairs]
+        if self.source is not None:
+            self.source = self.source[0][index], self.source[1][index]
+
+    def join(self, other: LayerMemory, both: Callable[..., Tensor]) -> None:
+        """Take up the rows of another; `both(a, b, axis, padding)` joins tensors with slots along an axis."""
+        self.keys, self.values = both(self.keys, other.keys, 2), both(self.values, other.values, 2)
+        triples = zip(self.states, other.states, self.specs, strict=True)
+        self.states = [
+            torch.cat((a, b)) if spec.last is not None else both(a, b, 2, spec.padding) for a, b, spec in triples
+        ]
 
 
 class ContiguousCache:
     """Keys and values of a batch of sequences; see `core.protocols.KVCache` for how a model uses it.
 
     Args:
-        shapes: of every layer, None for one that doesn't attend.
+        shapes: of every layer, None for one that keeps no keys and values.
         batch: sequences.
         context: tokens that a sequence may have.
         device, dtype: of keys and values.
+        states: of every layer, what its mixer keeps beside them; None: nothing.
     """
 
     def __init__(
@@ -75,10 +123,12 @@ class ContiguousCache:
         context: int,
         device: torch.device,
         dtype: torch.dtype,
+        states: Sequence[Sequence[TokenState]] | None = None,
     ):
         self.context, self.length = context, 0
         self.layers = [
-            None if shape is None else LayerKeysValues(self, shape, batch, device, dtype) for shape in shapes
+            None if shape is None and not kept else LayerMemory(self, shape, batch, device, dtype, kept)
+            for shape, kept in zip(shapes, states or [()] * len(shapes), strict=True)
         ]
         self.counts = torch.zeros(batch, dtype=torch.long, device=device)  # real tokens of each sequence
         self.longest = 0  # an upper bound of the counts, known without asking the device
@@ -97,6 +147,7 @@ class ContiguousCache:
             context=spec.context,
             device=weight.device,
             dtype=weight.dtype,
+            states=[layer.mixer.state_spec(spec.width) for layer in spec.layers],
         )
 
     @property
@@ -114,7 +165,7 @@ class ContiguousCache:
         """(B, S) bool, or None when nothing is padded."""
         return self._real[:, : self.length] if self.padded else None
 
-    def layer(self, index: int) -> LayerKeysValues | None:
+    def layer(self, index: int) -> LayerMemory | None:
         """The part of one layer."""
         return self.layers[index]
 
@@ -143,10 +194,10 @@ class ContiguousCache:
     def _grow(self, needed: int) -> None:
         more = max(needed, min(2 * self._real.shape[1], self._real.shape[1] + 1024), GROW) - self._real.shape[1]
         for layer in self._held():
-            layer.each(lambda x: F.pad(x, (0, 0, 0, more)))
+            layer.grow(more)
         self._positions, self._real = F.pad(self._positions, (0, more)), F.pad(self._real, (0, more))
 
-    def _held(self) -> list[LayerKeysValues]:
+    def _held(self) -> list[LayerMemory]:
         return [layer for layer in self.layers if layer is not None]
 
     def select(self, rows: list[int]) -> None:
@@ -156,9 +207,7 @@ class ContiguousCache:
         self.longest = int(self.counts.max()) if rows else 0
         drop = self.length - self.longest if self.padded else 0  # padding is on the left of every row
         for layer in self._held():
-            layer.each(lambda x: x[index][:, :, drop:])
-            if layer.source is not None:
-                layer.source = layer.source[0][index], layer.source[1][index]
+            layer.select(index, drop)
         if self.source_mask is not None:
             self.source_mask = self.source_mask[index]
         self._positions, self._real = self._positions[index][:, drop:], self._real[index][:, drop:]
@@ -170,13 +219,13 @@ class ContiguousCache:
         length = max(self.length, other.length)
         mine, theirs = length - self.length, length - other.length
 
-        def both(a: Tensor, b: Tensor, slot_axis: int) -> Tensor:
+        def both(a: Tensor, b: Tensor, slot_axis: int, padding: float = 0.0) -> Tensor:
             a, b = a.narrow(slot_axis, 0, self.length), b.narrow(slot_axis, 0, other.length)
-            return torch.cat((_pad_left(a, mine, slot_axis), _pad_left(b, theirs, slot_axis)))
+            return torch.cat((_pad_left(a, mine, slot_axis, padding), _pad_left(b, theirs, slot_axis, padding)))
 
         self._join_sources(other)
         for a, b in zip(self._held(), other._held(), strict=True):
-            a.keys, a.values = both(a.keys, b.keys, 2), both(a.values, b.values, 2)
+            a.join(b, both)
         self._positions, self._real = both(self._positions, other._positions, 1), both(self._real, other._real, 1)
         self.padded = self.padded or other.padded or mine != theirs
         self.counts = torch.cat((self.counts, other.counts))
@@ -204,9 +253,9 @@ class ContiguousCache:
         return torch.ones(self.batch, size, dtype=torch.bool, device=self.counts.device)
 
 
-def _pad_left(x: Tensor, more: int, axis: int) -> Tensor:
-    """`more` zeros before the entries of one axis."""
-    return F.pad(x, (*(0, 0) * (x.dim() - 1 - axis), more, 0)) if more else x
+def _pad_left(x: Tensor, more: int, axis: int, value: float = 0.0) -> Tensor:
+    """`more` times a value before the entries of one axis."""
+    return F.pad(x, (*(0, 0) * (x.dim() - 1 - axis), more, 0), value=value) if more else x
 
 
 def float_parameter(model: nn.Module) -> Tensor:

@@ -67,6 +67,11 @@ def paging_refusal(model: Model) -> str | None:
         return "it keeps no keys and values"
     if getattr(model, "prompts", None) is not None:
         return "its adapter puts keys and values before every text"
+    for layer in model.spec.layers:
+        shape = layer.mixer.attention(model.spec.width)
+        if layer.mixer.state_spec(model.spec.width) or (shape is not None and not shape.masked):
+            name = layer.mixer.registry.name_of(type(layer.mixer))
+            return f"its mixer {name} keeps other numbers of every token than keys and values"
     decoder = model.get_submodule("decoder") if body.two_sided else model  # an encoder keeps nothing
     for method in decoder.modules():
         if isinstance(method, PositionMethod) and method.by_length:

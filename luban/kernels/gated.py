@@ -58,7 +58,13 @@ def serves(device: str, dtype: torch.dtype, weights: torch.dtype, *sides: int) -
         sides: of both weights: inputs, inner width, outputs.
     """
     fits = dtype == weights and dtype in HALF and not any(side % PAIRED_SIDES for side in sides)
-    return fits and device == "cuda" and torch.cuda.get_device_capability()[0] == 9 and missing() is None
+    return (
+        fits
+        and device == "cuda"
+        and torch.cuda.is_available()
+        and torch.cuda.get_device_capability()[0] == 9
+        and missing() is None
+    )
 
 
 def report() -> list[str]:

@@ -15,14 +15,9 @@ from luban.core.graph_builder import GraphBuilder
 from luban.core.opgraph import GraphTensor
 from luban.core.protocols import KVCache
 from luban.models.base import Body, Model, attention_backend
-from luban.models.stack import (
-    TransformerStack,
-    check_layers,
-    describe_stack,
-    forward_context,
-    input_embedding,
-    position_shape,
-)
+from luban.models.stack import TransformerStack, forward_context, input_embedding
+from luban.models.stack_checks import check_layers, position_shape
+from luban.models.stack_graph import describe_stack
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.attention.prepared_mask import compute_dtype
 from luban.nn.context import EncoderStates

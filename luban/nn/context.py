@@ -53,8 +53,40 @@ class RouterTraining:
         return torch.ones_like(like_BT, dtype=torch.bool) if self.valid_BT is None else self.valid_BT
 
 
+class RowTokens:
+    """The new tokens of a forward as mixers need them that don't attend through the backend.
+
+    Args:
+        documents_BT: (B, T) int, ascending in a row, another number for every document; None: one document a row.
+        real_BT: (B, T) bool, false where a token is padding; None: no padding.
+        positions_BT: (1 or B, T) of the tokens in their documents; None: from 0 on, in rows of one document without padding.
+        prefix: some tokens are visible to earlier ones.
+    """
+
+    def __init__(
+        self,
+        documents_BT: Tensor | None,
+        real_BT: Tensor | None,
+        positions_BT: Tensor | None = None,
+        *,
+        prefix: bool = False,
+    ):
+        self.documents_BT, self.real_BT, self.positions_BT, self.prefix = documents_BT, real_BT, positions_BT, prefix
+
+    def counted(self, like_BHTD: Tensor) -> Tensor:
+        """(1 or B, T) positions of the tokens."""
+        if self.positions_BT is not None:
+            return self.positions_BT
+        return torch.arange(like_BHTD.shape[-2], device=like_BHTD.device)[None]
+
+    def without_padding(self, x_BTC: Tensor) -> Tensor:
+        """(B, T, C), 0 at padding."""
+        return x_BTC if self.real_BT is None else x_BTC * self.real_BT[..., None]
+
+
 class LayerContext:
-    """The per-layer view of a ForwardContext: backend, mask, rotary embedding, cache, encoder states, training of routers."""
+    """The per-layer view of a ForwardContext: backend, mask, rotary embedding, cache, encoder states, training of routers, the
+    tokens of the rows, random numbers."""
 
     def __init__(
         self,
@@ -65,9 +97,12 @@ class LayerContext:
         encoder: EncoderStates | None,
         routing: RouterTraining | None = None,
         prefix: KeysValues | None = None,
+        rows: RowTokens | None = None,
+        numbers: Tensor | None = None,
     ):
         self.backend, self.mask, self.rotation, self.cache, self.encoder = backend, mask, rotation, cache, encoder
         self.routing, self.prefix = routing, prefix
+        self.rows, self.numbers = rows or RowTokens(None, None), numbers
 
     def attend(self, q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float | None = None) -> Tensor:
         """Attention of the new tokens to the unmasked keys and to the layer's prefix, (B, H, T, D); `scale` replaces 1/√D."""
@@ -108,6 +143,7 @@ class ForwardContext:
         encoder: the states that decoder layers cross-attend to.
         routing: what routers need in training; None outside of it.
         prefixes: layer → keys and values (1, K, P, D) that every token attends to beside those of its text.
+        rows: the new tokens, for mixers that don't attend through the backend.
     """
 
     def __init__(
@@ -121,8 +157,10 @@ class ForwardContext:
         encoder: EncoderStates | None = None,
         routing: RouterTraining | None = None,
         prefixes: Mapping[int, KeysValues] | None = None,
+        rows: RowTokens | None = None,
     ):
         self.backend, self.mask, self.encoder, self.consecutive = backend, mask, encoder, consecutive
+        self.rows = rows
         self.routing, self.prefixes = routing, prefixes or {}
         self.positions, self.key_positions = positions, key_positions
         self._layers: Mapping[int, LayerContext] = {}
@@ -138,6 +176,7 @@ class ForwardContext:
         groups: Sequence[AttentionGroup],
         group_of: Mapping[int, int | None],
         dtype: torch.dtype,
+        numbers: Mapping[int, Tensor] | None = None,
     ) -> None:
         """Build the masks, rotary embeddings and LayerContexts.
 
@@ -146,6 +185,7 @@ class ForwardContext:
             mapped: query and key positions as the first method maps them.
             groups: layers that share a mask. group_of: layer → index into `groups`; None for a layer without attention.
             dtype: of the matmuls.
+            numbers: layer → random numbers that its mixer reads (`Mixer.random_numbers`).
         """
         mapped_positions = [mapped, *(self.map_positions(method) for method in methods[1:])]
         encodings = [method(*positions) for method, positions in zip(methods, mapped_positions, strict=True)]
@@ -156,17 +196,20 @@ class ForwardContext:
         prepared = []
         for method, shape in groups:
             prepare = self.backend.prepare_prefixed if self.prefixes else self.backend.prepare
-            mask = prepare(self.mask, shape, biases[method], dtype)
+            mask = prepare(self.mask, shape, biases[method], dtype) if shape.masked else None
             prepared.append((mask, encodings[method].rotation))
-        contexts: dict[int | None, LayerContext] = {}
+        contexts: dict[tuple[int | None, int], LayerContext] = {}
         layers = {}
         for layer, group in group_of.items():
-            cache = self.backend.layer(layer)
+            cache, drawn = self.backend.layer(layer), (numbers or {}).get(layer)
             prefix = self.prefixes.get(layer)
-            if cache is not None or prefix is not None or group not in contexts:
+            kind = group, id(drawn)
+            if cache is not None or prefix is not None or kind not in contexts:
                 mask, rotation = (None, None) if group is None else prepared[group]
-                contexts[group] = LayerContext(self.backend, mask, rotation, cache, self.encoder, self.routing, prefix)
-            layers[layer] = contexts[group]
+                contexts[kind] = LayerContext(
+                    self.backend, mask, rotation, cache, self.encoder, self.routing, prefix, self.rows, drawn
+                )
+            layers[layer] = contexts[kind]
         self._layers = layers
 
     def layer(self, index: int) -> LayerContext:

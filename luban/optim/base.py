@@ -42,6 +42,10 @@ class OptimizerConfig(Variant):
         {
             "adamw": "luban.optim.adamw:AdamW",
             "muon": "luban.optim.muon:Muon",
+            "adafactor": "luban.optim.adafactor:Adafactor",
+            "lamb": "luban.optim.lamb:Lamb",
+            "lion": "luban.optim.lion:Lion",
+            "soap": "luban.optim.soap:Soap",
         },
     )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ArtifactError, ConfigError
-from luban.core.plan import ParallelPlan
+from luban.core.plan import SCHEDULES, ParallelPlan
 from luban.models.base import Model
 from luban.models.build import materialise, state_of
 from luban.nn.float8 import use_float8
@@ -22,7 +22,7 @@ from luban.optim.base import OptimizerConfig
 from luban.parallel.asynchronous import Asynchronous
 from luban.parallel.channels import Channels
 from luban.parallel.collectives import Peers
-from luban.parallel.compile import LossFunction, blocks_of, compiled_loss
+from luban.parallel.compile import LossFunction, blocks_of, compiled_loss, stacks_of
 from luban.parallel.context import RingAttention, check_context
 from luban.parallel.device import can_compile
 from luban.parallel.engine import TrainEngine
@@ -31,10 +31,12 @@ from luban.parallel.gradients import GradientSums
 from luban.parallel.heads import DividedHeads, HeadRange
 from luban.parallel.matrices import Matrices
 from luban.parallel.micro_batches import OneAfterTheOther, Runner
+from luban.parallel.mixers import check_mixers
 from luban.parallel.pipelined import Pipelined
 from luban.parallel.placement import Placements
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
 from luban.parallel.remat import remat_policy
+from luban.parallel.remat.scheduled import schedule_stacks
 from luban.parallel.routers import Routers, routers_of
 from luban.parallel.stages import Boundary, cut_stages, run_stage, shared_by_stages
 from luban.parallel.tensor import divide
@@ -91,6 +93,7 @@ def apply(
     experts = {name: layer.count for name, layer in routers_of(model).items()}
     execution = execution or Execution(device=torch.device("cpu"))
     _require_spreadable(plan, execution, adapted=adapt is not None, packed=pack is not None)
+    check_mixers(model.spec, plan)
     world, losses = execution.world, (loss, evaluation or loss)
     blocks, own = blocks_of(model), frozenset(state_of(model))
     # Adapters first: everything below must see their modules, too.
@@ -115,6 +118,14 @@ def apply(
     blocks = blocks_of(model)
     for block in blocks:
         block.use_remat(remat_policy(plan.remat, block))
+    # Schedules run around compiled layers instead: they decide when a layer runs, not what it keeps inside.
+    if plan.remat in SCHEDULES:
+        if any(block.reversible for block in blocks):
+            raise ConfigError(
+                f"--plan.remat {plan.remat} schedules layers that save activations, which reversible ones don't"
+            )
+        timed = execution.world.size == 1
+        schedule_stacks(stacks_of(model), plan.remat, plan.remat_budget, timed=timed, world=world)
     # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
     # FSDP and messages stand around blocks, so that with several processes blocks are compiled one by one.
     functions = _compiled(losses, plan, execution)
@@ -202,9 +213,10 @@ def _compiled(losses: tuple[LossModule, LossModule], plan: ParallelPlan, executi
     """The losses, compiled if that is wanted and can be."""
     if not (execution.compile and can_compile(execution.device)):
         return list(losses)
-    regions = execution.device.type == "cuda" or plan.shard * plan.parts > 1
-    # the ring's messages and mixtures of experts stand outside of compiled graphs
-    whole = plan.context == 1 and not routers_of(losses[0])
+    regions = execution.device.type == "cuda" or plan.shard * plan.parts > 1 or plan.remat in SCHEDULES
+    # the ring's messages, mixtures of experts and reversible layers stand outside of compiled graphs
+    reversible = any(block.reversible for block in blocks_of(losses[0]))
+    whole = plan.context == 1 and not routers_of(losses[0]) and not reversible
     return [compiled_loss(loss, regions=regions, whole=whole) for loss in losses]
 
 

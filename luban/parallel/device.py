@@ -38,6 +38,15 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for matmuls in bf16. An x86 processor without them converts, which takes about three
+    times as long as float32."""
+    if device.type != "cpu":
+        return True
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return found.get("architecture") != "x86_64" or bool(found["avx512_bf16"] or found["amx_bf16"])
+
+
 def set_determinism(wanted: bool | None, device: torch.device) -> bool:
     """Make torch bitwise repeatable, or not; None means yes on the CPU and no on CUDA. Returns the choice."""
     chosen = device.type == "cpu" if wanted is None else wanted

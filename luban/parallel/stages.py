@@ -160,8 +160,7 @@ class StageLayers(Layers):
         part = self.boundary.part(self.stack)
         if not part.first:
             x_BTE = self.boundary.received[self.stack]
-        for layer in part.layers:
-            x_BTE = self[block_of[layer]](x_BTE, ctx.layer(layer))
+        x_BTE = self.run(x_BTE, ctx, block_of, part.layers)
         if not part.last:
             raise StageEnd({**self.boundary.finished, self.stack: x_BTE})
         return x_BTE

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from luban.core.units import bytes_
 from luban.planner.memory import FP32, MemoryPrediction
+from luban.planner.pipeline.stash import peak_stash
 from luban.planner.pipeline.tables import table_of
 from luban.planner.pipeline.timeline import Timeline, timeline
 from luban.planner.step_time import StepTime
@@ -59,8 +60,8 @@ class Distribution:
             parameters = wide * ((count - alone) / shards + alone) + graph.itemsize * gathered
             gradients = gradients if plan.zero == 1 else ((held - apart) / shards + apart) * whole.gradients
         stash, stages = 1, 1.0
-        if self.schedule is not None:  # every stash is of one of the process's stages
-            stash, stages = self.schedule.peak_stash()[process], 1 / plan.stages
+        if plan.pipeline > 1:  # every stash is of one of the process's stages
+            stash, stages = peak_stash(plan, self.spread.pieces)[process], 1 / plan.stages
         parts = plan.tensor * plan.context
         return replace(
             whole,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import isqrt
 
-from luban.core.plan import REMATS, Remat
+from luban.core.plan import POLICIES, Remat
 from luban.core.units import bytes_
 
 
@@ -81,7 +81,8 @@ class Fitting:
     def _stronger_remat(self) -> list[str]:
         """Memory needed with each stronger policy or, if it doesn't fit, the largest batch with it."""
         remedies = []
-        for policy in REMATS[REMATS.index(self.plan.remat) + 1 :]:
+        weaker = POLICIES.index(self.plan.remat) + 1 if self.plan.remat in POLICIES else len(POLICIES) - 1
+        for policy in POLICIES[weaker:]:
             plan = replace(self.plan, remat=policy)  # type: ignore[arg-type]
             if self._fits(plan):
                 remedies.append(f"--plan.remat {policy} would need {bytes_(self.memory(plan))}")

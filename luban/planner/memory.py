@@ -16,7 +16,8 @@ Settings change this:
 
 - Kernels on a GPU also save the concatenated weights of joint matmuls (q, k, v; gate, up), and don't save the gated
   activation if SwiGLU's backward pass recomputes it.
-- Activation checkpointing "selective" saves only outputs of matmuls and attention, "full" only the input of each layer.
+- Activation checkpointing "selective" saves only outputs of matmuls and attention, "full" only the input of each layer;
+  "sqrt" and "rotor" save what their schedule of the layers keeps at its peak.
 - bf16 and fp16 attention on a CPU runs in one of two ways: in fp32, saving fp32 copies of its inputs and output; or as
   bf16 matmuls over chunks of queries, saving its probabilities in fp32 (for softmax's gradient) and in bf16 (for the
   values' gradient), and the keys and values of each chunk.
@@ -33,9 +34,11 @@ from math import prod
 from typing import Literal
 
 from luban.core.opgraph import Op, OpGraph
-from luban.core.plan import Remat
+from luban.core.plan import SCHEDULES, Remat
 from luban.core.units import bytes_
 from luban.kernels.limits import CHUNK_ELEMENTS, LARGEST_SQUARE, LOGIT_BYTES, query_chunk
+from luban.planner.remat.chain import Chain, Schedule
+from luban.planner.remat.schedules import schedule_of
 
 FP32, HALF = 4, 2  # bytes
 
@@ -48,6 +51,7 @@ class StepSettings:
     trained: int | None = None  # parameters with gradients and masters, those of adapters included; None: all
     accumulates: bool = False  # a step has several micro-batches; their gradients are summed in fp32
     remat: Remat = "none"
+    remat_budget: str = "50%"  # of rotor
     gpu_kernels: bool = False  # GPU code paths: joint matmuls, logits and loss computed in chunks
     saves_activation: bool = True  # the output of feed-forward activations is saved; else it is recomputed
     activation_in_matmul: bool = False  # SwiGLU is fused with the matmuls or, in fp8, fused with quantisation
@@ -127,8 +131,41 @@ def predict_memory(graph: OpGraph, settings: StepSettings, traced: TracedMemory 
 def saved_bytes(graph: OpGraph, settings: StepSettings) -> int:
     """Bytes that the forward pass of one micro-batch saves for the backward pass, without logits."""
     outside = _saved(op for op in graph.ops if not op.layer and op.kind != "lm_head")
-    inside = sum(layer_saved_bytes(layer, settings) for layer in graph.layers().values())
+    if settings.remat in SCHEDULES:
+        inside = sum(int(schedule.peak) for _, schedule in schedules(graph, settings))
+    else:
+        inside = sum(layer_saved_bytes(layer, settings) for layer in graph.layers().values())
     return graph.itemsize * outside + inside + _mask_bytes(graph, settings)
+
+
+def schedules(graph: OpGraph, settings: StepSettings) -> list[tuple[Chain, Schedule]]:
+    """The schedule of each stack's layers under `plan.remat sqrt|rotor`, in FLOPs and bytes. The program's own schedule is solved
+    for measured costs."""
+    stacks: dict[str, list[OpGraph]] = {}
+    for name, layer in graph.layers().items():
+        stacks.setdefault(name.rpartition(".")[0], []).append(layer)
+    plain, found = replace(settings, remat="none"), []
+    for layers in stacks.values():
+        outputs = [layer.itemsize * layer.ops[-1].output.elements for layer in layers]
+        chain = Chain(
+            forward=[layer.forward_flops for layer in layers],
+            backward=[2 * layer.forward_flops for layer in layers],
+            output_size=outputs,
+            saved_size=[max(layer_saved_bytes(layer, plain), out) for layer, out in zip(layers, outputs, strict=True)],
+        )
+        found.append((chain, schedule_of(settings.remat, chain, settings.remat_budget)))
+    return found
+
+
+def computed_again(graph: OpGraph, settings: StepSettings) -> float:
+    """Forward passes of the layers in addition to the first, as a mean over their FLOPs."""
+    if settings.remat not in SCHEDULES:
+        return float(settings.remat == "full")
+    extra = whole = 0.0
+    for chain, schedule in schedules(graph, settings):
+        whole += sum(chain.forward)
+        extra += schedule.makespan - sum(chain.forward) - sum(chain.backward)
+    return extra / max(whole, 1.0)
 
 
 def layer_saved_bytes(layer: OpGraph, settings: StepSettings) -> int:
@@ -146,7 +183,7 @@ def layer_saved_bytes(layer: OpGraph, settings: StepSettings) -> int:
 
 def _attention_bytes(op: Op, layer: OpGraph, settings: StepSettings) -> int:
     """Bytes that attention saves in addition to its inputs and output in the matmuls' dtype."""
-    if op.kind != "attention":
+    if op.kind != "attention" or not op.saved_elements:  # a reversible layer saves nothing
         return 0
     q, k, v = (layer.value(name).elements for name in op.inputs[:3])
     if is_chunked(op, layer, settings):
@@ -217,7 +254,7 @@ def _largest_layer(graph: OpGraph) -> OpGraph | None:
 def _recomputed_bytes(graph: OpGraph, settings: StepSettings) -> int:
     """Bytes of the layer being recomputed, in addition to the saved activations."""
     layer = _largest_layer(graph)
-    if layer is None or settings.remat == "none":
+    if layer is None or settings.remat == "none" or settings.remat in SCHEDULES:  # the schedule's peak counts it
         return 0
     if settings.remat == "full":
         return layer_saved_bytes(layer, replace(settings, remat="none", gpu_kernels=False))

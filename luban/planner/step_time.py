@@ -10,7 +10,16 @@ from math import inf
 from luban.core.opgraph import TRAINING_FACTOR, Op, OpGraph
 from luban.core.units import milliseconds
 from luban.kernels.limits import fits_float8
-from luban.planner.memory import FP32, HALF, StepSettings, computed_fraction, is_chunked, joint_parameters, score_count
+from luban.planner.memory import (
+    FP32,
+    HALF,
+    StepSettings,
+    computed_again,
+    computed_fraction,
+    is_chunked,
+    joint_parameters,
+    score_count,
+)
 
 BACKWARD = 2.5  # FLOPs of attention's backward pass relative to its forward: five matmuls to two
 LABELS = {
@@ -75,8 +84,9 @@ def predict_step(
         update_flops: of matmuls inside the optimizer.
     """
     matmul, attention, moved, exponentials = 0.0, 0.0, 0.0, 0.0
+    repeats = computed_again(graph, settings)
     for op in graph.ops:
-        again = settings.remat == "full" and bool(op.layer)
+        again = repeats if op.layer else 0.0
         if op.kind == "attention":
             attention += _attention_seconds(op, graph, settings, rates, again)
         elif rates.matmul_fp8 and op.layer and _fits_fp8(op):  # the gradient of the weight stays in bf16
@@ -84,7 +94,7 @@ def predict_step(
             moved += _quantised_bytes(op, graph)
         else:
             matmul += (TRAINING_FACTOR + again) * op.flops / rates.matmul
-        moved += graph.itemsize * _passes(op, graph, settings) * op.saved_elements
+        moved += graph.itemsize * _passes(op, graph, settings, repeats) * op.saved_elements
         if op.kind in ("activation", "lm_head"):
             exponentials += (2 + again) * op.saved_elements
     if settings.gpu_kernels:
@@ -98,7 +108,7 @@ def predict_step(
     )
 
 
-def _attention_seconds(op: Op, graph: OpGraph, settings: StepSettings, rates: Rates, again: bool) -> float:
+def _attention_seconds(op: Op, graph: OpGraph, settings: StepSettings, rates: Rates, again: float) -> float:
     chunked = is_chunked(op, graph, settings)
     computed = computed_fraction(op) if chunked else 1.0 if rates.full_square else op.mask_density
     flops = op.flops * computed
@@ -115,9 +125,9 @@ def update_time(
     return _update_bytes(graph, settings, micro_batches) / rates.bandwidth + flops / rates.matmul
 
 
-def _passes(op: Op, graph: OpGraph, settings: StepSettings) -> float:
+def _passes(op: Op, graph: OpGraph, settings: StepSettings, repeats: float) -> float:
     """Number of reads and writes of an operation's saved output outside of matmuls and attention."""
-    recomputed = {"none": 0, "selective": 1, "full": 2}[settings.remat]
+    recomputed = 1 if settings.remat == "selective" else 2 * repeats
     if op.kind == "norm":
         return NORM + recomputed
     if op.kind == "activation":

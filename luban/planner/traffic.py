@@ -135,7 +135,7 @@ class Spread:
         for op in self.process_ops(process):
             if op.kind == "gather":
                 rows, layers = rows + op.output.elements // (plan.tensor * plan.context), layers + 1
-        times = 4 + 2 * (plan.remat == "full")
+        times = 4 + 2 * plan.recomputes
         sent = self.pieces * times * _part(rows * self.weight_bytes, plan.expert)
         count = self.pieces * times * layers
         yield Traffic(axis="expert", collective="all-to-all", what="rows of experts", bytes=sent, count=count)
@@ -153,7 +153,7 @@ class Spread:
         stacks = {layer.rpartition(".")[0] for layer in layers}
         edges = 2 * len(stacks) if plan.pipeline == 1 else int(process == 0) + int(self._is_last(process))
         # what one direction gathers the other scatters; a layer that is computed again doesn't scatter its last part again
-        again = plan.remat == "full"
+        again = plan.recomputes
         gathers, scatters = (2 + again) * parts + edges, (2 + again) * parts - again * len(layers)
         moved = _part(states, size)
         for collective, count in (("all-gather", gathers), ("reduce-scatter", scatters)):
@@ -184,7 +184,7 @@ class Spread:
             if op.kind == "attention":
                 heads = max(op.key_heads // self.plan.tensor, 1)
                 numbers = 2 * op.shape[0] * op.shape[2] // ranks * heads * op.head_dim
-                rounds = 3 if self.plan.remat == "full" else 2
+                rounds = 3 if self.plan.recomputes else 2
                 sent += numbers * (rounds * (ranks - 1) * self.weight_bytes + ranks * max(self.weight_bytes, 4))
         yield Traffic(axis="context", collective="send", what="keys and values", bytes=self.pieces * sent)
 

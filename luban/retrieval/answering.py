@@ -17,7 +17,7 @@ import jinja2
 
 from luban.core.errors import DataError
 from luban.core.metrics.answers import answer_tokens
-from luban.retrieval.index import Hit, Index
+from luban.retrieval.index import Hit, Searches
 
 NOTHING = "No passage supports this."
 MARK = re.compile(r"[\[【](\d{1,3})[\]】]")
@@ -112,7 +112,7 @@ class PassageRetriever:
         k: passages at most; fewer where they don't fit the model's context.
     """
 
-    def __init__(self, index: Index, k: int = DEFAULT_K):
+    def __init__(self, index: Searches, k: int = DEFAULT_K):
         self.index, self.k = index, k
 
     def warm(self) -> None:

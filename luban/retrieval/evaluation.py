@@ -16,6 +16,7 @@ from luban.retrieval.fusion import Fusion
 from luban.retrieval.index import Index, Retriever
 from luban.retrieval.passages import Passage
 from luban.retrieval.questions import Question
+from luban.retrieval.reranking import Reranked
 
 BATCH = 64  # questions encoded together
 
@@ -25,8 +26,9 @@ class Method:
     """One way to search an index."""
 
     name: str
-    retriever: Retriever
+    retriever: Retriever | None
     fusion: Fusion = "zscore"
+    reranked: Reranked | None = None  # searched instead of the index
 
 
 def methods_of(index: Index) -> list[Method]:
@@ -61,9 +63,11 @@ def ranks(index: Index, questions: Sequence[Question], method: Method, depth: in
     with progress(f"searching: {method.name}", total=len(questions), unit="questions") as bar:
         for first in range(0, len(questions), batch):
             group = questions[first : first + batch]
-            lists = index.search_batch(
-                [question.text for question in group], depth, retriever=method.retriever, fusion=method.fusion
-            )
+            texts = [question.text for question in group]
+            if method.reranked is not None:
+                lists = [method.reranked.search(text, depth) for text in texts]
+            else:
+                lists = index.search_batch(texts, depth, retriever=method.retriever, fusion=method.fusion)
             for question, hits in zip(group, lists, strict=True):
                 places = (number for number, hit in enumerate(hits, 1) if right(question, hit.passage))
                 found.append(next(places, 0))
@@ -71,7 +75,9 @@ def ranks(index: Index, questions: Sequence[Question], method: Method, depth: in
     return found
 
 
-def evaluate_retrieval(index: Index, questions: Sequence[Question], ks: Sequence[int]) -> list[dict[str, Any]]:
+def evaluate_retrieval(
+    index: Index, questions: Sequence[Question], ks: Sequence[int], *, reranked: Reranked | None = None
+) -> list[dict[str, Any]]:
     """A row for each method: `method`, `top_K` and its 95% interval `top_K_interval` for every K, `mrr` (0 beyond the largest
     K).
 
@@ -80,8 +86,10 @@ def evaluate_retrieval(index: Index, questions: Sequence[Question], ks: Sequence
     asked = [question for question in questions if question.answers]
     if not asked:
         raise DataError("no question has an answer to be found")
-    rows = []
-    for method in methods_of(index):
+    rows, methods = [], methods_of(index)
+    if reranked is not None:
+        methods.append(Method(name=f"{index.retriever}, re-ranked", retriever=None, reranked=reranked))
+    for method in methods:
         found = ranks(index, asked, method, max(ks))
         row: dict[str, Any] = {"method": method.name, "questions": len(asked)}
         for k in ks:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -55,6 +55,22 @@ class Hit:
         return {**row, "licence": p.licence} if p.licence else row
 
 
+class Searches(Protocol):
+    """What finds passages: an index, or one that is re-ranked."""
+
+    def search(
+        self,
+        query: str,
+        k: int = 5,
+        *,
+        retriever: Retriever | None = None,
+        fusion: Fusion = "zscore",
+        exact: bool = False,
+    ) -> list[Hit]:
+        """The k best passages for a query, best first. See `Index.search_batch`."""
+        ...
+
+
 class Index:
     """Searches an index.
 
@@ -89,6 +105,11 @@ class Index:
         """How it searches where nothing else is asked for."""
         return self.config["retriever"]
 
+    @property
+    def encoder_name(self) -> str | Path | None:
+        """Path or name of the encoder that built the index, None without one."""
+        return self._encoder_name or self.manifest.settings["encoder"]
+
     @cached_property
     def encoder(self) -> TextEncoder:
         """The encoder that built the index, loaded and compared when it is first needed."""
@@ -96,7 +117,8 @@ class Index:
             raise UnsupportedError(f"{self.path} has no dense vectors: it was built with --encoder bm25")
         from luban.retrieval.encoder import TextEncoder
 
-        name = self._encoder_name or self.manifest.settings["encoder"]
+        name = self.encoder_name
+        assert name is not None
         try:
             found = TextEncoder.load(name, self.device)
         except ArtifactError as error:
@@ -176,13 +198,7 @@ class Index:
         if any(not query.strip() for query in queries):
             raise DataError("an empty query finds nothing: ask for at least one word")
         rankings = self.rank(queries, k, retriever=retriever, fusion=fusion, exact=exact)
-        return [
-            [
-                Hit(score=float(score), passage=self.passage(int(place)), place=int(place))
-                for place, score in zip(places, scores, strict=True)
-            ]
-            for places, scores in rankings
-        ]
+        return [self._hits(*ranking) for ranking in rankings]
 
     def rank(
         self,
@@ -202,6 +218,18 @@ class Index:
             return self._dense(vectors, k, exact)
         dense = self._dense(vectors, max(DEPTH, k), exact)
         return [self._joined(*row, k, fusion) for row in zip(queries, vectors, dense, strict=True)]
+
+    def nearest(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
+        """The k passages with the largest inner products with each vector (Q, E) float32, by exact search, best first."""
+        if self.config["encoder"] is None:
+            raise UnsupportedError(f"{self.path} has no dense vectors: it was built with --encoder bm25")
+        return [self._hits(*ranking) for ranking in self._dense(vectors, k, True)]
+
+    def _hits(self, places: np.ndarray, scores: np.ndarray) -> list[Hit]:
+        return [
+            Hit(score=float(score), passage=self.passage(int(place)), place=int(place))
+            for place, score in zip(places, scores, strict=True)
+        ]
 
     def _lexical(self, scores: np.ndarray, k: int) -> Ranking:
         places = np.flatnonzero(scores > 0)

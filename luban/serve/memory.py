@@ -150,10 +150,14 @@ class PagedBudget(CacheBudget):
 
 
 def slot_bytes(model: Model) -> int:
-    """Keys and values of one token over all layers."""
-    shapes = [layer.mixer.attention(model.spec.width) for layer in model.spec.layers]
+    """What all layers keep of one token: keys and values, and the states of other mixers."""
+    mixers = [layer.mixer for layer in model.spec.layers]
+    shapes = [mixer.attention(model.spec.width) for mixer in mixers]
     numbers = sum(2 * shape.key_heads * shape.head_dim for shape in shapes if shape is not None)
-    return max(numbers * float_parameter(model).element_size(), 1)
+    states = [state for mixer in mixers for state in mixer.state_spec(model.spec.width) if state.last is None]
+    numbers += sum(state.width for state in states if not state.integer)
+    wide = 8 * sum(state.width for state in states if state.integer)
+    return max(numbers * float_parameter(model).element_size() + wide, 1)
 
 
 def free_beside_a_forward(model: Model, block_size: int, max_sequences: int, max_tokens: int) -> int:

@@ -92,6 +92,32 @@ class Tokenizer:
         place = next((i for i in range(len(ids)) if ids[i : i + len(inner)] == inner), len(ids))
         return ids[:place], ids[place + len(inner) :]
 
+    def pair(self, first: Sequence[int], second: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Ids of two texts as the vocabulary's own post-processor joins them, such as BERT's [CLS] first [SEP] second [SEP],
+        and the segment of each id.
+
+        Raises:
+            DataError: a vocabulary that doesn't say how texts are joined.
+        """
+        (head, between, tail), (head_of, first_of, between_of, second_of, tail_of) = self._pair_frame
+        ids = [*head, *first, *between, *second, *tail]
+        segments = [*head_of, *[first_of] * len(first), *between_of, *[second_of] * len(second), *tail_of]
+        return ids, segments
+
+    @cached_property
+    def _pair_frame(
+        self,
+    ) -> tuple[tuple[list[int], list[int], list[int]], tuple[list[int], int, list[int], int, list[int]]]:
+        """Ids before, between and behind two texts; and the segments of these and of the texts."""
+        inner = self._encoder.encode("a", add_special_tokens=False).ids
+        found = self._encoder.encode("a", "a", add_special_tokens=True)
+        ids, of, width = found.ids, found.type_ids, len(inner)
+        one, two = [i for i in range(len(ids)) if ids[i : i + width] == inner][:2]
+        if len(ids) == 2 * width:
+            raise DataError(f"tokenizer {self.path or ''} doesn't say how two texts are joined, as BERT's do")
+        between, tail = slice(one + width, two), slice(two + width, None)
+        return (ids[:one], ids[between], ids[tail]), (of[:one], of[one], of[between], of[two], of[tail])
+
     def _prepared(self, text: str) -> str:
         text = without_surrogates(text)
         return text if self._rules is None else self._rules(text)

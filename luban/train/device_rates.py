@@ -107,7 +107,7 @@ def measured_rates(device: torch.device, graph: OpGraph, settings: StepSettings)
         matmul=_matmul_rate(device, dtype, graph),
         attention_forward=forward,
         attention_backward=backward,
-        bandwidth=_sum_rate(device, dtype),
+        bandwidth=sum_rate(device, dtype),
         full_square=True,
         exponentials=exponentials,
     )
@@ -141,7 +141,7 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype, graph: OpGraph) -> fl
         torch.mm(dy, w)
         torch.mm(dy.t(), x)
 
-    return 6 * tokens * inputs * outputs / _best(three, device)
+    return 6 * tokens * inputs * outputs / best_seconds(three, device)
 
 
 def _attention_rates(device: torch.device, dtype: torch.dtype, graph: OpGraph) -> tuple[float, float]:
@@ -163,8 +163,8 @@ def _attention_rates(device: torch.device, dtype: torch.dtype, graph: OpGraph) -
     work = 4 * batch * graph.seq**2 * heads * width
     mixed = forward()
     gradient = torch.ones_like(mixed)
-    back = _best(lambda: torch.autograd.grad(mixed, (q, k, v), gradient, retain_graph=True), device)
-    return work / _best(forward, device), BACKWARD * work / back
+    back = best_seconds(lambda: torch.autograd.grad(mixed, (q, k, v), gradient, retain_graph=True), device)
+    return work / best_seconds(forward, device), BACKWARD * work / back
 
 
 def _chunk_rate(device: torch.device, dtype: torch.dtype, op: Op, graph: OpGraph) -> float:
@@ -179,23 +179,23 @@ def _chunk_rate(device: torch.device, dtype: torch.dtype, op: Op, graph: OpGraph
         torch.bmm(q, k.mT)
         torch.bmm(weights, k)
 
-    return 4 * pairs * rows * seen * width / _best(two, device)
+    return 4 * pairs * rows * seen * width / best_seconds(two, device)
 
 
-def _sum_rate(device: torch.device, dtype: torch.dtype) -> float:
+def sum_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Bytes a second that a sum of two tensors reads and writes."""
     one, other = (torch.randn(SUM_ELEMENTS, device=device).to(dtype) for _ in range(2))
-    return 3 * SUM_ELEMENTS * dtype.itemsize / _best(lambda: one + other, device)
+    return 3 * SUM_ELEMENTS * dtype.itemsize / best_seconds(lambda: one + other, device)
 
 
 def _softmax_time(device: torch.device) -> float:
     """Seconds an element of a softmax in fp32."""
     elements, row = SOFTMAX_ELEMENTS
     scores = torch.randn(elements // row, row, device=device)
-    return _best(lambda: scores.softmax(-1), device) / elements
+    return best_seconds(lambda: scores.softmax(-1), device) / elements
 
 
-def _best(work: Callable[[], object], device: torch.device) -> float:
+def best_seconds(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest of a few runs after one to warm up."""
     times = []
     for _ in range(1 + ROUNDS):

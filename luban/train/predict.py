@@ -11,7 +11,8 @@ import torch
 
 from luban.adapters.base import AdapterConfig
 from luban.core.errors import UnsupportedError
-from luban.core.opgraph import OpGraph
+from luban.core.opgraph import TRAINING_FACTOR, OpGraph
+from luban.core.plan import SCHEDULES
 from luban.core.units import bytes_
 from luban.data.batch import Batch
 from luban.kernels import gated
@@ -26,7 +27,7 @@ from luban.parallel.memory_limits import free_memory, resident_memory
 from luban.parallel.precision import COMPUTE
 from luban.planner.distribution import Distribution
 from luban.planner.fitting import BatchPlan, Fitting
-from luban.planner.memory import MemoryPrediction, StepSettings, predict_memory
+from luban.planner.memory import MemoryPrediction, StepSettings, computed_again, predict_memory
 from luban.planner.prediction import Prediction
 from luban.planner.step_time import StepTime, predict_step, update_time
 from luban.planner.traffic import Spread
@@ -49,7 +50,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
     """
     resident = resident_memory()  # before anything is measured
     recipe = _of_one_process(recipe)
-    train, machine, (shapes, roles) = recipe.train, machine_of(device), _trained(spec, recipe.adapter)
+    train, machine, (shapes, roles) = recipe.train, machine_of(device), trained_shapes(spec, recipe.adapter)
     graph = _micro_batch(recipe, spec, sample(1))
     compiled = runs_compiled(recipe, device)
     settings = step_settings(recipe, spec, device)
@@ -67,7 +68,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
             attention_seconds=0.0,
             elementwise_seconds=0.0,
             update_seconds=update_time(graph, settings, rates, micro_batches=train.accumulate, flops=flops),
-            measured_seconds=train.accumulate * trace_time(recipe, spec, rows),
+            measured_seconds=train.accumulate * trace_time(recipe, spec, rows) * _with_schedule(graph, settings),
         )
     return Prediction(
         parameters=graph.parameters,
@@ -86,6 +87,11 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
         compiled=compiled,
         caveats=tuple(_caveats(spec, device, compiled, busy)),
     ).over(_distribution(recipe, graph))
+
+
+def _with_schedule(graph: OpGraph, settings: StepSettings) -> float:
+    """Time of a step under a schedule of rematerialisation relative to one without: a forward pass is a third of it."""
+    return 1 + computed_again(graph, settings) / TRAINING_FACTOR if settings.remat in SCHEDULES else 1.0
 
 
 def _distribution(recipe: Recipe, graph: OpGraph) -> Distribution:
@@ -137,13 +143,14 @@ def step_settings(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Step
     train, on_gpu = recipe.train, device.type == "cuda"
     chunked = runs_compiled(recipe, device) and train.precision == "bf16"
     masters = train.weights == "fp32" and train.precision not in ("fp32", "fp64")
-    shapes, roles = _trained(spec, recipe.adapter)
+    shapes, roles = trained_shapes(spec, recipe.adapter)
     recomputed = on_gpu and all(layer.feedforward.recomputed for layer in (*spec.layers, *spec.encoder))
     return StepSettings(
         master_weights=masters,
         trained=None if recipe.adapter is None else sum(map(math.prod, shapes.values())),
         accumulates=train.accumulate > 1,
         remat=recipe.plan.remat,
+        remat_budget=recipe.plan.remat_budget,
         gpu_kernels=on_gpu,
         saves_activation=not recomputed,
         activation_in_matmul=recomputed and _fuses_activation(train.precision, spec),
@@ -187,7 +194,9 @@ def _caveats(spec: ModelSpec, device: torch.device, compiled: bool, busy: float 
 
 
 @lru_cache(maxsize=8)
-def _trained(spec: ModelSpec, adapter: AdapterConfig | None) -> tuple[dict[str, tuple[int, ...]], dict[str, Role]]:
+def trained_shapes(
+    spec: ModelSpec, adapter: AdapterConfig | None
+) -> tuple[dict[str, tuple[int, ...]], dict[str, Role]]:
     """Shapes and roles by name, of the parameters that are trained."""
     model = build_model(spec, device="meta")
     if adapter is not None:

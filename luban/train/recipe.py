@@ -48,7 +48,9 @@ class DataConfig:
 class TrainConfig:
     """Optimizer steps, batches, precision and logging."""
 
-    MOVED: ClassVar[dict[str, str]] = {"recompute": "plan.remat (none, selective or full)"}  # earlier names
+    MOVED: ClassVar[dict[str, str]] = {
+        "recompute": "plan.remat (none, selective, full, sqrt or rotor)"
+    }  # earlier names
 
     steps: Extensible[int] = 1000  # optimizer steps
     epochs: Extensible[float] = 0.0  # lower `steps` to this many passes over the training text (0: off)

@@ -29,6 +29,7 @@ from luban.kernels import gated
 from luban.kernels.dispatch import chosen
 from luban.load.adapted import base_reference
 from luban.load.model import LoadedModel
+from luban.models.base import Model
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
 from luban.nn.attention.backend import AttentionBackend
@@ -38,7 +39,7 @@ from luban.objectives.base import Objective
 from luban.parallel.apply import Execution, apply
 from luban.parallel.compile import stacks_of
 from luban.parallel.context import check_context
-from luban.parallel.device import choose_device, keep_freed_memory, set_determinism
+from luban.parallel.device import choose_device, keep_freed_memory, multiplies_bf16, set_determinism
 from luban.parallel.engine import TrainEngine
 from luban.parallel.expert import check_experts
 from luban.parallel.heartbeat import watched
@@ -174,6 +175,8 @@ def open_run(
     device = choose_device(recipe.train.device)
     if recipe.train.precision == "fp8":
         require_float8(device)
+    if recipe.train.precision == "bf16" and not multiplies_bf16(device):
+        warn("this processor has no bf16 instructions: --train.precision fp32 is about three times as fast")
     shards = recipe.trained(Shards.open(recipe.data.path, "train", verify=recipe.data.verify))
     start = choose_start(recipe, shards, model)
     check_plan(recipe.plan, start.spec)
@@ -188,11 +191,15 @@ def for_processes(recipe: Recipe, processes: int) -> Recipe:
     return replace(recipe, plan=plan)
 
 
-def check_plan(plan: ParallelPlan, spec: ModelSpec) -> None:
-    """Raise ConfigError if the plan can't divide the model; the message names one that could."""
+def check_plan(plan: ParallelPlan, spec: ModelSpec, model: Model | None = None) -> None:
+    """Raise ConfigError if the plan can't divide the model; the message names one that could.
+
+    Args:
+        model: of `spec`, on the meta device; None: it is built.
+    """
     if plan.parts == plan.expert == 1:
         return
-    model = build_model(spec, device="meta")
+    model = model or build_model(spec, device="meta")
     check_experts(model, plan)
     if plan.context > 1:
         check_context(model)

@@ -23,16 +23,17 @@ from torch.utils._pytree import tree_leaves
 
 from luban.adapters.base import AdapterConfig
 from luban.core.errors import ConfigError
-from luban.core.plan import Remat
+from luban.core.plan import SCHEDULES, ParallelPlan
 from luban.data.batch import Batch
 from luban.kernels.limits import CHUNK_ELEMENTS
 from luban.models.build import build_model
 from luban.models.describe import describe
 from luban.models.spec import ModelSpec, changed
 from luban.objectives.base import Objective
-from luban.parallel.compile import blocks_of
+from luban.parallel.compile import blocks_of, stacks_of
 from luban.parallel.precision import COMPUTE
 from luban.parallel.remat import remat_policy
+from luban.parallel.remat.scheduled import schedule_stacks
 from luban.planner.memory import TracedMemory
 from luban.train.recipe import Recipe
 
@@ -83,7 +84,7 @@ def trace_memory(recipe: Recipe, spec: ModelSpec, row: Batch) -> TracedMemory | 
     """
     train = recipe.train
     arrays = tuple((name, array.shape[1:], torch.from_numpy(array).dtype) for name, array in row.arrays().items())
-    trace = partial(_trace, spec, recipe.adapter, recipe.objective, COMPUTE[train.precision], recipe.plan.remat, arrays)
+    trace = partial(_trace, spec, recipe.adapter, recipe.objective, COMPUTE[train.precision], recipe.plan, arrays)
     rows = train.batch_size // train.accumulate
     most = 2 * max(1, max(TRACED, 4 * CHUNK_ELEMENTS // spec.vocab_size) // (2 * train.seq_len))
     if rows <= most:
@@ -104,7 +105,7 @@ def _trace(
     adapter: AdapterConfig | None,
     objective: Objective,
     dtype: torch.dtype,
-    remat: Remat,
+    plan: ParallelPlan,
     arrays: tuple[tuple[str, tuple[int, ...], torch.dtype], ...],
     rows: int,
 ) -> TracedMemory | None:
@@ -119,7 +120,7 @@ def _trace(
     loss_module = objective.loss(module)
     with FakeTensorMode(), _Live() as live:
         _give_memory(module, dtype)
-        _use_remat(module, remat)
+        _use_remat(module, plan)
         batch = {name: torch.empty((rows, *shape), dtype=kind) for name, shape, kind in arrays}
         before = live.now
         try:
@@ -152,7 +153,7 @@ def trace_time(recipe: Recipe, spec: ModelSpec, rows: Batch) -> float:
     """Seconds that an uncompiled micro-batch takes on this CPU, forward and backward.
 
     A model of one layer and one of two are timed on a few rows; each further layer takes the difference, and time is
-    proportional to rows.
+    proportional to rows. What a schedule of all layers computes again isn't counted.
 
     Args:
         rows: of the run, which are timed or only some of them.
@@ -177,9 +178,11 @@ def _shallow(spec: ModelSpec, layers: int) -> ModelSpec:
     return replace(spec, body=replace(spec.body, layers=layers))  # type: ignore[call-arg]
 
 
-def _use_remat(module: nn.Module, remat: Remat) -> None:
+def _use_remat(module: nn.Module, plan: ParallelPlan) -> None:
     for block in blocks_of(module):
-        block.use_remat(remat_policy(remat, block))
+        block.use_remat(remat_policy(plan.remat, block))
+    if plan.remat in SCHEDULES:
+        schedule_stacks(stacks_of(module), plan.remat, plan.remat_budget, timed=False)
 
 
 def _seconds(recipe: Recipe, spec: ModelSpec, batch: dict[str, Tensor]) -> float:
@@ -187,7 +190,8 @@ def _seconds(recipe: Recipe, spec: ModelSpec, batch: dict[str, Tensor]) -> float
     if recipe.adapter is not None:
         with contextlib.suppress(ConfigError):  # its targets are in layers that the shallow model lacks
             recipe.adapter.adapt(module)
-    _use_remat(module, recipe.plan.remat)
+    if recipe.plan.remat not in SCHEDULES:  # those need all layers
+        _use_remat(module, recipe.plan)
     return best_of(_pass(recipe.objective.loss(module), batch))
 
 

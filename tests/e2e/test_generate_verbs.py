@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
+import warm
 
 import luban
 from luban.models.head.hidden import Hidden
@@ -18,10 +16,7 @@ from luban.models.spec import changed
 
 
 def run(*words, stdin=""):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "luban", *map(str, words)], input=stdin, capture_output=True, text=True, env=environment
-    )
+    return warm.command(*words, input=stdin)
 
 
 def test_generate_repeats_with_a_seed(tiny_checkpoint):

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+import warm
 from training_data import make_shards
 
 RECIPE = """
@@ -95,12 +96,11 @@ def start():
 
 
 @pytest.fixture(scope="session")
-def luban(start):
+def luban():
     """`luban("pretrain", …)` runs a command to its end: (exit code, standard error)."""
 
-    def run(*words, **popen) -> tuple[int, str]:
-        process = start(*words, **popen)
-        _, err = process.communicate()
-        return process.returncode, err
+    def run(*words, **options) -> tuple[int, str]:
+        done = warm.command(*words, **options)
+        return done.returncode, done.stderr
 
     return run

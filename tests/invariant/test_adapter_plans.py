@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import warm
 from families import FAMILIES, packed_batch
 
 from luban.adapters.base import AdapterConfig, rates_of
@@ -90,7 +90,7 @@ def process(rank: int, folder: str) -> None:
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path):
-    mp.spawn(process, (str(tmp_path),), nprocs=2)
+    warm.processes(process, 2, str(tmp_path))
     for rank in ("0", "1"):
         found = torch.load(tmp_path / rank)
         assert len(found) == len(CASES)

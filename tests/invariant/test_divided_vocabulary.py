@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import warm
 from torch import Tensor
 
 from luban.core.plan import even_runs
@@ -86,7 +86,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("vocabulary")
-    mp.spawn(worker, (str(folder),), nprocs=PROCESSES)
+    warm.processes(worker, PROCESSES, str(folder))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 

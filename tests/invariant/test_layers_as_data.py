@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from drawn import drawn
 from families import FAMILIES, VOCAB, Family, engine_of, packed_batch
 from torch._dynamo.testing import CompileCounterWithBackend
 from training_data import tensors
@@ -106,12 +107,7 @@ def batches(packed: bool, seed: int) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize(
     ("distinct", "packed"),
-    [
-        (4, False),
-        (12, False),
-        (4, True),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, False), (1, True), (12, True))),
-    ],
+    drawn([(distinct, packed) for distinct in (1, 4, 12) for packed in (False, True)], 2),
 )
 def test_compiles_a_graph_for_each_distinct_layer(distinct, packed, monkeypatch, seed):
     """Twenty-four layers, two training steps. Where rows are packed, a window changes nothing but a mask that is written

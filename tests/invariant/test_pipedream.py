@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import warm
 from families import FAMILIES, engine_of
 from torch.func import functional_call
 from training_data import tensors
@@ -90,7 +90,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("pipedream")
-    mp.spawn(worker, (str(folder),), nprocs=PROCESSES)
+    warm.processes(worker, PROCESSES, str(folder))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 

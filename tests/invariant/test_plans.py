@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import warm
 from drawn import SEED as DRAW
 from families import FAMILIES, PLAIN, TOKENS, Family, engine_of, mixtures, packed_batch
 
@@ -57,6 +57,10 @@ PLANS = [
     {"replicate": 2, "shard": 2, "zero": 1, "remat": "full"},
     {"tensor": 4},
     {"replicate": 2, "tensor": 2, "remat": "selective"},
+    {"replicate": 2, "tensor": 2, "remat": "sqrt"},
+    {"shard": 4, "remat": "sqrt"},
+    {"shard": 2, "zero": 1, "context": 2, "remat": "sqrt"},
+    {"pipeline": 2, "shard": 2, "microbatches": 2, "remat": "sqrt"},
     {"shard": 2, "tensor": 2},
     {"shard": 2, "zero": 1, "tensor": 2, "remat": "full"},
     {"pipeline": 4, "microbatches": 4},
@@ -257,6 +261,9 @@ DIVIDED = [  # family, plan, settings, how near to one process
     ("decoder", {"shard": 4}, MUON, 1e-9),
     ("uneven", {"shard": 2, "tensor": 2}, MUON, 1e-9),
     ("decoder", {"tensor": 4}, MUON, 1e-9),
+    ("uneven", {"shard": 4, "remat": "rotor", "remat_budget": "75%"}, {}, 1e-9),
+    ("uneven", {"shard": 2, "tensor": 2, "remat": "pofo", "remat_budget": "75%"}, {}, 1e-9),
+    ("uneven", {"tensor": 2, "pipeline": 2, "remat": "rotor", "remat_budget": "90%"}, {}, 1e-9),
     ("decoder", {"shard": 4}, FP16, 3e-3),  # fp16 has 11 bits
     ("decoder", {"shard": 2, "replicate": 2, "zero": 1}, FP16, 3e-3),
     ("late-mixture", {"pipeline": 2, "shard": 2, "microbatches": 2}, {}, 1e-9),
@@ -347,7 +354,7 @@ def test_validation_changes_nothing_that_is_saved(drawn):
 
 
 def run(folder: Path, cases: list, steps: int) -> list[dict]:
-    mp.spawn(worker, (str(folder), cases, steps), nprocs=PROCESSES)
+    warm.processes(worker, PROCESSES, str(folder), cases, steps)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 
@@ -386,6 +393,6 @@ def compiled_worker(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_compiled_plans_equal_one_process_in_fp32(tmp_path):
-    mp.spawn(compiled_worker, (str(tmp_path),), nprocs=PROCESSES)
+    warm.processes(compiled_worker, PROCESSES, str(tmp_path))
     for rank in range(PROCESSES):
         assert max(json.loads((tmp_path / f"{rank}.json").read_text())) < 1e-5

@@ -10,21 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def luban(*words, cwd, threads=1, **more):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAYON_NUM_THREADS": str(threads)}
-    return subprocess.run(
-        [sys.executable, "-m", "luban", *map(str, words)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        **more,
-    )
+    return warm.command(*words, cwd=cwd, environment={**os.environ, "RAYON_NUM_THREADS": str(threads)}, **more)
 
 
 def done(*words, cwd, **more):
@@ -172,26 +164,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(life, words, code, message):
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(life, tmp_path):
-    resource = pytest.importorskip("resource")
-    limit = 2000  # bytes a file may have: the kernel answers as a full disk would, with an error while writing
-
-    def small():
-        import signal
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    result = luban(
-        "data",
-        "pack",
-        life / "corpus",
-        "--tokenizer",
-        life / "tok",
-        "--out",
-        tmp_path / "s",
-        cwd=life,
-        preexec_fn=small,
-    )
+    words = ("data", "pack", life / "corpus", "--tokenizer", life / "tok", "--out", tmp_path / "s")
+    result = luban(*words, cwd=life, file_size=2000)
     assert result.returncode == 1
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     assert list(tmp_path.iterdir()) == []

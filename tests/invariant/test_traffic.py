@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import warm
 from families import PLAIN, TOKENS, Family, engine_of, packed_batch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -113,7 +113,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory) -> Iterator[dict[str, list[dict]]]:
     folder = tmp_path_factory.mktemp("traffic")
-    mp.spawn(worker, (str(folder),), nprocs=PROCESSES)
+    warm.processes(worker, PROCESSES, str(folder))
     ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
     yield {str((plan, n)): [rank[i] for rank in ranks] for i, (plan, n) in enumerate(CASES)}
 

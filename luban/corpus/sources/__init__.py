@@ -34,6 +34,7 @@ SOURCES = Registry(
         "json": "luban.corpus.sources.json_array:read",
         "csv": "luban.corpus.sources.csv:read",
         "html": "luban.corpus.sources.html:read",
+        "pdf": "luban.corpus.sources.pdf:read",
         "warc": "luban.corpus.sources.warc:read",
         "mediawiki": "luban.corpus.sources.mediawiki:read",
         "latex": "luban.corpus.sources.latex:read",

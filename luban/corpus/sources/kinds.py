@@ -15,6 +15,7 @@ ENDINGS = {
     ".html": "html",
     ".htm": "html",
     ".xhtml": "html",
+    ".pdf": "pdf",
     ".warc": "warc",
     ".wet": "warc",
     ".tex": "latex",

@@ -23,7 +23,7 @@ LICENCE_FILE = re.compile(
     r"(?:(?P<before>[a-z0-9.]+)[-_])?(?:licen[cs]es?|copying|unlicen[cs]e)(?:[-_.](?P<after>.+))?", re.IGNORECASE
 )
 PLAIN = ("txt", "md", "rst", "html", "lesser")  # what may follow LICENSE without naming one of several to choose from
-ONE_WORK = ("text", "html", "latex")  # kinds of files that are one work; the others hold rows or pages of many
+ONE_WORK = ("text", "html", "latex", "pdf")  # kinds of files that are one work; the others hold rows or pages of many
 
 
 def is_licence_file(path: Path) -> re.Match[str] | None:

@@ -42,12 +42,17 @@ class Arrangement(Variant):
             "parallel": "luban.models.arrangement.parallel:Parallel",
             "sandwich": "luban.models.arrangement.sandwich:SandwichNorm",
             "deepnorm": "luban.models.arrangement.deepnorm:DeepNorm",
+            "reversible": "luban.models.arrangement.reversible:Reversible",
             "chatglm": "luban.models.arrangement.chatglm:NormedResidual",
         },
     )
     block: ClassVar[type[Block]]  # the module
     final_norm: ClassVar[bool] = True  # the stack ends with a norm
     crosses: ClassVar[bool] = False  # supports cross-attention
+    undivided: ClassVar[frozenset[str]] = frozenset()  # axes of a plan that can't divide it
+    reversible: ClassVar[bool] = (
+        False  # consecutive layers keep two streams between them, and nothing for the backward pass
+    )
 
     def check(self, layer: LayerSpec) -> None:
         """Raise ConfigError if the arrangement doesn't support the layer."""
@@ -63,6 +68,10 @@ class Arrangement(Variant):
 
     def describe(self, parts: LayerParts, x_BTE: GraphTensor) -> GraphTensor:
         """Record the layer's operations, (B, T, E) → (B, T, E), connected as in its block's `arranged`."""
+        raise NotImplementedError
+
+    def describe_streams(self, parts: LayerParts, x1: GraphTensor, x2: GraphTensor) -> tuple[GraphTensor, GraphTensor]:
+        """The same of a reversible layer, which has two streams."""
         raise NotImplementedError
 
 
@@ -109,6 +118,8 @@ class LayerParts:
 
 class Block(nn.Module):
     """A Transformer layer: mixer, feed-forward network, a norm for each, and cross-attention if the layer has it."""
+
+    reversible: ClassVar[bool] = False  # it is run with its neighbours (`luban.models.arrangement.reversible`)
 
     def __init__(self, layer: LayerSpec, shape: LayerShape):
         super().__init__()

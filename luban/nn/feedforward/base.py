@@ -35,6 +35,7 @@ class FeedForward(Variant):
     )
     activation: ClassVar[Activation]
     gated: ClassVar[bool] = False
+    tokenwise: ClassVar[bool] = True  # a token's output depends on it alone, in training too
     input_kept: ClassVar[bool] = True  # the activation's gradient needs its input, not its output
     width: int = 768  # inner width
     bias: bool = False  # biases on every matmul

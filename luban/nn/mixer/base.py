@@ -23,6 +23,16 @@ class LayerShape(NamedTuple):
     index: int  # of the layer in its stack, from 0
     layers: int  # in the stack
     causal: bool  # tokens attend only to themselves and earlier tokens
+    context: int = 0  # longest sequence of the model in tokens; 0: not known
+
+
+class TokenState(NamedTuple):
+    """Numbers that a mixer keeps of earlier tokens while it generates, beside keys and values."""
+
+    width: int  # numbers a token
+    last: int | None = None  # of so many tokens before the new ones; None: of all
+    integer: bool = False  # int64; else in the model's precision
+    padding: float = 0.0  # where a slot holds no token
 
 
 class AttentionShape(NamedTuple):
@@ -33,6 +43,7 @@ class AttentionShape(NamedTuple):
     head_dim: int  # D
     window: int | None = None  # attend to itself and the window − 1 tokens before it; None: all
     layout: Layout | None = None  # block-sparse layout; None: all blocks
+    masked: bool = True  # it attends by the backend's mask; False: the mixer itself decides which keys a query sees
 
     def density(self, seq: int, *, causal: bool) -> float:
         """Fraction of the T × T scores that causal mask, window and layout leave; diagonal entries count ½."""
@@ -45,13 +56,47 @@ class AttentionShape(NamedTuple):
 class Mixer(Variant):
     """Base config of token mixers (registry `mixer`)."""
 
-    registry: ClassVar[Registry] = Registry("mixer", {"grouped": "luban.nn.mixer.grouped:Grouped"})
+    registry: ClassVar[Registry] = Registry(
+        "mixer",
+        {
+            "grouped": "luban.nn.mixer.grouped:Grouped",
+            "dilated": "luban.nn.mixer.dilated:Dilated",
+            "hyena": "luban.nn.mixer.hyena:Hyena",
+            "lsh": "luban.nn.mixer.lsh:LSH",
+            "routing": "luban.nn.mixer.routing:Routing",
+        },
+    )
+
+    crosses: ClassVar[bool] = False  # has a form for cross-attention to an encoder
+    bidirectional: ClassVar[bool] = False  # has a form for encoders, in which tokens see later ones
+    sees_prefix: ClassVar[bool] = False  # a causal layer can let all tokens of a document see its prefix
+    biased: ClassVar[bool] = False  # adds a position method's bias to its scores
+    online: ClassVar[bool] = False  # `module.update_statistics()` is to be called before every forward in training
+    undivided: ClassVar[frozenset[str]] = frozenset()  # axes of a plan that can't divide it
 
     def check(self, width: int) -> None:
         """Raise ConfigError if the mixer doesn't fit a model of `width`."""
 
     def attention(self, width: int) -> AttentionShape | None:
         """Sizes for masks and caches; None for a mixer without attention."""
+        return None
+
+    def state_spec(self, width: int) -> tuple[TokenState, ...]:
+        """What it keeps of earlier tokens while it generates, beside the keys and values of `attention`."""
+        return ()
+
+    def random_numbers(self, width: int, *, training: bool) -> tuple[int, ...] | None:
+        """Shape of the normal numbers that `ctx.numbers` must hold, drawn anew for every forward in training and always the
+        same outside of it; None: it needs none."""
+        return None
+
+    def refusal(self, *, causal: bool, cross: bool) -> str | None:
+        """Why it can't stand in such a stack; None: it can."""
+        if cross and not self.crosses:
+            return "it has no cross-attention: the decoder of an encoder–decoder needs grouped"
+        if not causal and not self.bidirectional:
+            others = [name for name in self.registry if self.registry[name].bidirectional]
+            return f"it reads from left to right only: an encoder needs {' or '.join(others)}"
         return None
 
     def build(self, shape: LayerShape) -> nn.Module:

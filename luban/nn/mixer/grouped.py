@@ -24,6 +24,7 @@ from luban.nn.norm import Norm
 class Grouped(Mixer):
     """Multi-head when K = H, multi-query when K = 1, grouped-query between."""
 
+    crosses = bidirectional = sees_prefix = biased = True
     heads: int = 8  # H, query heads
     kv_heads: int | None = None  # K, must divide the query heads; none: as many
     head_dim: int | None = None  # D; none: width / heads

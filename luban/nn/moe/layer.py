@@ -6,7 +6,7 @@ B rows, T tokens, N = B·T, E model width, X experts, k experts a token, M rows 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ Network = Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu"]
 class MixtureOfExperts(FeedForward):
     """Several feed-forward networks of inner width `width`; a router gives every token some of them."""
 
+    tokenwise: ClassVar[bool] = False
     experts: int = 8  # how many there are
     network: Network = "swiglu"  # what each expert is
     router: Router = field(default_factory=TopK)  # how a token chooses its experts

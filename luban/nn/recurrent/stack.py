@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
@@ -39,7 +40,12 @@ class StackRNN(Cell):
 
 
 class RecurrentCell(nn.RNNCell):
-    """h' = tanh(W x + U h + b), one step."""
+    """h' = tanh(W x + U h + b), one step, written out so that torch.vmap can take several cells at once."""
+
+    def forward(self, x_NI: Tensor, state_NE: Tensor) -> Tensor:  # type: ignore[override]
+        """(N, I) and (N, E) → (N, E)."""
+        fed = F.linear(x_NI, self.weight_ih, self.bias_ih)
+        return torch.tanh(fed + F.linear(state_NE, self.weight_hh, self.bias_hh))
 
     def draw_parameters(self, draw: InitialValues) -> None:
         """Matrices with standard deviation 1/√inputs, biases 0."""

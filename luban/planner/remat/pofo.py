@@ -1,19 +1,20 @@
 """Rematerialisation with offloading: a schedule for a larger budget, made to fit by moving tensors to the host and back.
 
 The problem is that of Beaumont et al. 2021, Efficient combination of rematerialization and offloading for training DNNs
-(POFO); the solver is not. Instead of their dynamic program, Rotor's schedules for a range of larger budgets are tried; in each,
+(POFO). Schedules come from a dynamic program like theirs (`pofo_program.py`), and from Rotor for a range of larger budgets; in each,
 whenever memory runs out, the tensor whose next use is farthest is offloaded, and it is fetched again as early as memory allows.
-Transfers overlap with computation, one at a time in each direction. The fastest is returned: never slower than Rotor in the
-same memory, but not proved optimal.
+Transfers overlap with computation, one at a time in each direction; gradients and the chain's input stay. All are timed alike, and the fastest is
+returned: never slower than Rotor in the same memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from luban.core.errors import ConfigError
 from luban.planner.remat.chain import Chain, Operation, Schedule, save_everything
+from luban.planner.remat.pofo_program import offloading_plans
 from luban.planner.remat.rotor import rotor, schedules_within
 
 BUDGETS = 24  # larger ones that are tried
@@ -76,6 +77,10 @@ def pofo(chain: Chain, budget: float, bandwidth: float) -> OffloadSchedule:
         for schedule in [*schedules_within(chain, budgets), save_everything(chain)]:
             fitted = offload(chain, schedule.operations, budget, bandwidth)
             found += [fitted] if fitted is not None else []
+        for operations, meant in offloading_plans(chain, budget, bandwidth):
+            for only in (meant, None):
+                fitted = offload(chain, operations, budget, bandwidth, only)
+                found += [fitted] if fitted is not None else []
     if not found:
         raise ConfigError(f"a budget of {budget:g} is too small for this chain, with offloading too")
     return min(found, key=lambda schedule: (schedule.makespan, len(schedule.transfers)))
@@ -130,14 +135,25 @@ def lives(chain: Chain, operations: Sequence[Operation]) -> list[Tensor]:
     return ended
 
 
-def offload(chain: Chain, operations: Sequence[Operation], budget: float, bandwidth: float) -> OffloadSchedule | None:
-    """The schedule with transfers that bring its peak to at most `budget`; None: some operation alone needs more."""
+def offload(
+    chain: Chain,
+    operations: Sequence[Operation],
+    budget: float,
+    bandwidth: float,
+    only: Collection[tuple[str, int]] | None = None,
+) -> OffloadSchedule | None:
+    """The schedule with transfers that bring its peak to at most `budget`; None: some operation alone needs more.
+
+    Args:
+        only: tensors that may leave, by kind and number; None: all but gradients and the
+            chain's input.
+    """
     tensors = lives(chain, operations)
     memory = [chain.temps(op.stage)[op.action == "backward"] for op in operations]
     for tensor in tensors:
         for k in range(tensor.first, tensor.last + 1):
             memory[k] += tensor.size
-    gaps = _evict(tensors, memory, budget)
+    gaps = _evict(tensors, memory, budget, only)
     if gaps is None:
         return None
     transfers = []
@@ -154,7 +170,9 @@ def offload(chain: Chain, operations: Sequence[Operation], budget: float, bandwi
     )
 
 
-def _evict(tensors: Sequence[Tensor], memory: list[float], budget: float) -> list[tuple[Tensor, int, int, int]] | None:
+def _evict(
+    tensors: Sequence[Tensor], memory: list[float], budget: float, only: Collection[tuple[str, int]] | None
+) -> list[tuple[Tensor, int, int, int]] | None:
     """(tensor, last use before, first operation without it, next use) of what is offloaded; `memory` is changed to what is left
     of it during each operation. A tensor is away once at most."""
     gaps: list[tuple[Tensor, int, int, int]] = []
@@ -165,6 +183,7 @@ def _evict(tensors: Sequence[Tensor], memory: list[float], budget: float) -> lis
                 (min(u for u in t.uses if u > k), index)
                 for index, t in enumerate(tensors)
                 if index not in away and t.size and t.first < k < t.last and k not in t.uses and max(t.uses) > k
+                if t.name[0] != "gradient" and t.name != ("x", 0) and (only is None or t.name in only)
             ]
             if not choices:
                 return None

@@ -65,34 +65,39 @@ def rotor(
     needed = least[0, len(chain)] + chain.x(0)
     if not needed <= budget:
         raise ConfigError(f"a budget of {budget:g} is too small for this chain: at least {needed:g} is needed")
-    units, capacity = _in_units(chain, budget)
+    units, capacity = in_units(chain, budget)
     memory = int(capacity - units.x(0))
-    if memory >= 0 and (table := _Table(units, memory)).time(0, len(chain), memory) < inf:
-        return simulate(chain, _unroll(len(chain), table.choose, units, memory))
+    if memory >= 0 and (table := RotorTable(units, memory)).time(0, len(chain), memory) < inf:
+        return simulate(chain, unrolled(len(chain), table.choose, units, memory))
 
     # rounded sizes don't fit, exact ones do: the schedule with the least memory
     def frugal(first: int, last: int, _memory: float) -> int | None:
         return min(_memory_of_choices(chain, least, first, last), key=lambda choice: choice[0])[1]
 
-    return simulate(chain, _unroll(len(chain), frugal, chain, budget))
+    return simulate(chain, unrolled(len(chain), frugal, chain, budget))
+
+
+def least_memory(chain: Chain) -> float:
+    """The least budget of any schedule, the chain's input included."""
+    return _least_memory(chain)[0, len(chain)] + chain.x(0)
 
 
 def schedules_within(chain: Chain, budgets: Sequence[float]) -> list[Schedule]:
     """Schedules for several budgets by one dynamic program over the largest; those that are too small have none."""
-    units, capacity = _in_units(chain, max(budgets))
+    units, capacity = in_units(chain, max(budgets))
     largest = int(capacity - units.x(0))
     if largest < 0:
         return []
-    table = _Table(units, largest)
+    table = RotorTable(units, largest)
     memories = {int(capacity * budget / max(budgets)) - int(units.x(0)) for budget in budgets}
     return [
-        simulate(chain, _unroll(len(chain), table.choose, units, memory))
+        simulate(chain, unrolled(len(chain), table.choose, units, memory))
         for memory in sorted(memories)
         if table.time(0, len(chain), memory) < inf
     ]
 
 
-def _in_units(chain: Chain, budget: float) -> tuple[Chain, int]:
+def in_units(chain: Chain, budget: float) -> tuple[Chain, int]:
     """The chain and the budget in units of memory: whole ones where at most 500 do, else slots."""
     sizes = [chain.x(0), *chain.output_size, *chain.saved_size, *chain.forward_temp, *chain.backward_temp]
     unit = float(gcd(*(int(size) for size in sizes))) if all(size == int(size) for size in sizes) else 0.0
@@ -152,7 +157,7 @@ def _memory_of_choices(
     return [(max(saving, chain.saved(first) + least[first + 1, last]), None), *kept]
 
 
-class _Table:
+class RotorTable:
     """Opt[first, last][m]: least seconds for stages first … last in m units, the input of the first not counted."""
 
     def __init__(self, chain: Chain, capacity: int):
@@ -199,10 +204,12 @@ class _Table:
         return min(choices, key=lambda choice: choice[0])[1]
 
 
-def _unroll(stages: int, choose: Choose, chain: Chain, memory: float) -> list[Operation]:
-    """The operations that the choices stand for."""
+def unrolled(
+    stages: int, choose: Choose, chain: Chain, memory: float, part: tuple[int, int] | None = None
+) -> list[Operation]:
+    """The operations that the choices stand for, of stages `part[0]` … `part[1]`; None: of the whole chain with its loss."""
     operations: list[Operation] = []
-    pending: list[Operation | tuple[int, int, float]] = [(0, stages, memory)]
+    pending: list[Operation | tuple[int, int, float]] = [(*(part or (0, stages)), memory)]
     while pending:
         item = pending.pop()
         if isinstance(item, Operation):

@@ -17,31 +17,39 @@ def in_batch_loss(questions_BE: Tensor, passages_PE: Tensor, temperature: float)
     return torch.nn.functional.cross_entropy(scores_BP, torch.arange(len(questions_BE), device=scores_BP.device))
 
 
+Encode = Callable[[Sequence[list[int]]], Tensor]
+
+
 def backward(
-    encode: Callable[[Sequence[list[int]]], Tensor],
+    encode_questions: Encode,
+    encode_passages: Encode,
     questions: Sequence[list[int]],
     passages: Sequence[list[int]],
     *,
     temperature: float,
     chunk: int,
 ) -> float:
-    """Add the gradient of `in_batch_loss` to the encoder's parameters, and return the loss.
+    """Add the gradient of `in_batch_loss` to the encoders' parameters, and return the loss.
 
     Only `chunk` texts at a time keep their activations: all are encoded without gradients, the loss gives the gradient of
     each vector, and every chunk is encoded again and carries its vectors' gradients back. The result is that of one pass
     with all activations, for an encoder that draws nothing at random.
 
     Args:
-        encode: token ids of some texts → (texts, E) with gradients.
+        encode_questions, encode_passages: token ids of some texts → (texts, E) with gradients.
     """
-    chunks = [texts[first : first + chunk] for texts in (questions, passages) for first in range(0, len(texts), chunk)]
+    chunks = [
+        (encode, texts[first : first + chunk])
+        for encode, texts in ((encode_questions, questions), (encode_passages, passages))
+        for first in range(0, len(texts), chunk)
+    ]
     with torch.no_grad():
-        vectors = torch.cat([encode(part) for part in chunks])
+        vectors = torch.cat([encode(part) for encode, part in chunks])
     vectors.requires_grad_()
     loss = in_batch_loss(vectors[: len(questions)], vectors[len(questions) :], temperature)
     (gradient,) = torch.autograd.grad(loss, vectors)
     first = 0
-    for part in chunks:
+    for encode, part in chunks:
         (encode(part) * gradient[first : first + len(part)]).sum().backward()
         first += len(part)
     return float(loss.detach())

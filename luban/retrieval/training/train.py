@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from luban.core.artifact import ArtifactWriter
 from luban.core.config import to_dict
@@ -20,9 +19,11 @@ from luban.core.log import progress
 from luban.core.metrics.bootstrap import interval
 from luban.core.seeding import generator
 from luban.load.export import export_model
-from luban.retrieval.encoder import TextEncoder
+from luban.load.model import LoadedModel
+from luban.retrieval.encoder import QUESTIONS, TextEncoder
 from luban.retrieval.questions import Question, read_questions
 from luban.retrieval.training.contrastive import backward
+from luban.retrieval.training.optimiser import Optimiser, trainable
 from luban.retrieval.training.pairs import Pair, Text, mine, split
 
 POOLING_FILES = (
@@ -38,8 +39,10 @@ POOLING_FILES = (
 class EncoderRecipe:
     """What a sentence encoder is tuned on, and how."""
 
+    type: Literal["encoder"] = "encoder"  # another type than the recipe of a model that writes answers
     data: Path = Path("questions.json")  # questions with right passages: SQuAD's or DPR's format
     encoder: str = "minilm"  # the encoder to begin with: a path, or a name that a package carries
+    towers: Literal[1, 2] = 1  # encoders: one for questions and passages, or as in DPR one for each
     heldout: float = 0.1  # fraction of the passages kept from training, with their questions
     negatives: int = 1  # hard negatives a question: the file's, else BM25's best without an answer
     batch_size: int = 32  # questions a step; the passages of all of them are each other's negatives
@@ -74,10 +77,13 @@ def train_encoder(recipe: EncoderRecipe, out: str | Path) -> dict[str, Any]:
         raise DataError(f"{recipe.data}: no question with a passage to train on")
     pairs = mine(train, recipe.negatives)
     encoder = TextEncoder.load(recipe.encoder, recipe.device)
+    if recipe.towers == 2 and encoder.questions is encoder.model:
+        copied = replace(encoder.model, module=copy.deepcopy(encoder.model.module))
+        encoder = TextEncoder(encoder.model, copied)
     config = {**to_dict(recipe), "data": file_sha256(recipe.data), "encoder": encoder.identity}
     for operational in ("chunk", "device"):
         config.pop(operational)
-    source, parents = encoder.model.path, encoder.parents
+    parents = encoder.parents
     with ArtifactWriter(out, kind="encoder", config=config, seed=recipe.seed, parents=parents) as art:
         collection = list(dict.fromkeys(question.positives[0] for question in (*train, *heldout)))
         before = ranks(encoder, heldout, collection) if heldout else None
@@ -85,20 +91,25 @@ def train_encoder(recipe: EncoderRecipe, out: str | Path) -> dict[str, Any]:
         art.figures.update(questions=len(pairs), first_loss=losses[0], last_loss=losses[-1])
         if before is not None:
             art.figures["heldout"] = compared(before, ranks(encoder, heldout, collection))
-        exported = export_model(encoder.model, art.path / "exported")
+        exported = write_encoder(encoder.model, art.path / "exported")
         for file in exported.iterdir():
             file.rename(art.path / file.name)
         exported.rmdir()
-        for name in POOLING_FILES:
-            _copy(source / name, art.path / name)
+        if encoder.questions is not encoder.model:
+            write_encoder(encoder.questions, art.path / QUESTIONS)
     return art.figures
 
 
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target)
-    elif source.is_file():
-        shutil.copy2(source, target)
+def write_encoder(encoder: LoadedModel, folder: Path) -> Path:
+    """Write an encoder in the Hugging Face layout, with the files that say how its vectors are pooled."""
+    export_model(encoder, folder)
+    for name in POOLING_FILES:
+        source = encoder.path / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name)
+        elif source.is_file():
+            shutil.copy2(source, folder / name)
+    return folder
 
 
 def titled(passage: Text) -> str:
@@ -109,19 +120,14 @@ def titled(passage: Text) -> str:
 
 def steps(encoder: TextEncoder, pairs: Sequence[Pair], recipe: EncoderRecipe) -> Iterator[float]:
     """Train, giving the loss of every step."""
-    module, embedder = encoder.model.module, encoder.embedder
-    parameters = [p.requires_grad_() for p in module.parameters() if p.is_floating_point()]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.0)
+    modules = [encoder.model.module]
+    if encoder.questions is not encoder.model:
+        modules.append(encoder.questions.module)
+    asked, read = encoder.question_embedder, encoder.embedder
     per_epoch = max(len(pairs) // recipe.batch_size, 1)
     total = per_epoch * recipe.epochs
-    rise = max(total // 10, 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / rise, (total - step) / max(total - rise, 1))
-    )
-
-    def encode(texts: Sequence[list[int]]) -> Tensor:
-        return embedder.vectors(texts)
-
+    weights = [weight for module in modules for weight in trainable(module)]
+    optimiser = Optimiser(weights, lr=recipe.lr, total=total, clip=recipe.clip)
     with progress("training the encoder", total=total, unit="steps") as bar:
         for epoch in range(recipe.epochs):
             order = generator(recipe.seed, "order", str(epoch)).permutation(len(pairs))
@@ -129,19 +135,18 @@ def steps(encoder: TextEncoder, pairs: Sequence[Pair], recipe: EncoderRecipe) ->
                 batch = [pairs[place] for place in order[first : first + recipe.batch_size]]
                 questions, passages = texts_of(batch)
                 loss = backward(
-                    encode,
-                    embedder.fitted([encoder.pooling.query_prompt + text for text in questions])[0],
-                    embedder.fitted([encoder.pooling.passage_prompt + text for text in passages])[0],
+                    asked.vectors,
+                    read.vectors,
+                    asked.fitted([asked.pooling.query_prompt + text for text in questions])[0],
+                    read.fitted([read.pooling.passage_prompt + text for text in passages])[0],
                     temperature=recipe.temperature,
                     chunk=recipe.chunk,
                 )
-                torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
+                optimiser.step()
                 bar.advance(note=f"loss {loss:.3f}")
                 yield loss
-    module.requires_grad_(False)
+    for module in modules:
+        module.requires_grad_(False)
 
 
 def texts_of(batch: Sequence[Pair]) -> tuple[list[str], list[str]]:

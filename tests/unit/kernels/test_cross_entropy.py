@@ -5,6 +5,7 @@ On a CPU this runs under Triton's interpreter.
 
 import pytest
 import torch
+from drawn import drawn
 from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
 
 triton = pytest.importorskip("triton", reason="triton is Linux-only")
@@ -12,8 +13,9 @@ DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if ON_GPU else [])]
 
 
 @pytest.mark.skipif(HERE, reason="runs directly")
-def test_under_the_interpreter():
-    run_interpreted(__file__)
+@pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_under_the_interpreter(chosen):
+    run_interpreted(__file__, "-m", chosen)
 
 
 def both(rows, table, targets, bias, **options):
@@ -34,7 +36,7 @@ def both(rows, table, targets, bias, **options):
 
 @here
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.2, 1e-3)])
+@pytest.mark.parametrize(("smoothing", "z_loss"), drawn([(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.2, 1e-3)], 2))
 @pytest.mark.parametrize("biased", [False, True])
 def test_loss_and_gradients(dtype, smoothing, z_loss, biased, monkeypatch):
     from luban.kernels import cross_entropy

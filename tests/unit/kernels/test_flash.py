@@ -118,14 +118,9 @@ def ends(B, T, least):
 
 
 def shape():
-    K = random.choice([1, 2, 3])
-    return {
-        "B": random.choice([1, 2]),
-        "H": K * random.choice([1, 2]),
-        "K": K,
-        "T": random.randint(2, 90),
-        "D": random.choice([16, 24, 32]),
-    }
+    """Sizes of a case: at most four heads in all rows together, since the interpreter takes a second for some."""
+    B, H, K = random.choice([(1, 1, 1), (1, 2, 1), (1, 2, 2), (1, 3, 3), (1, 4, 2), (2, 1, 1), (2, 2, 1), (2, 2, 2)])
+    return {"B": B, "H": H, "K": K, "T": random.randint(2, 90), "D": random.choice([16, 24, 32])}
 
 
 @here
@@ -140,7 +135,7 @@ def test_causal(dtype):
 
 
 @here
-@pytest.mark.parametrize("case", drawn(["full", "window", "documents", "prefix", "padding", "both"], 3))
+@pytest.mark.parametrize("case", drawn(["full", "window", "documents", "prefix", "padding", "both"], 2))
 def test_masks(case):
     from luban.kernels.intervals import intervals
 
@@ -161,7 +156,7 @@ def test_masks(case):
 
 
 @here
-@pytest.mark.parametrize("T", drawn(range(1, 8), 2))
+@pytest.mark.parametrize("T", drawn(range(1, 8), 1))
 @pytest.mark.parametrize("alone", ["window", "documents"])
 def test_a_lone_key_gives_its_value_and_no_gradient_to_scores(alone, T):
     """Rows of every short length. What cancels in dQ and dK are terms of size |dO|·|V|·|K|/√D, of which a few roundings stay."""
@@ -184,7 +179,7 @@ def test_a_lone_key_gives_its_value_and_no_gradient_to_scores(alone, T):
 
 
 @here
-@pytest.mark.parametrize("kind", drawn(["alibi", "power", "log", "t5"], 2))
+@pytest.mark.parametrize("kind", drawn(["alibi", "power", "log", "t5"], 1))
 @pytest.mark.parametrize("masked", drawn([False, True], 1))
 def test_distance_biases_and_their_gradients(kind, masked):
     from luban.kernels.intervals import intervals

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from drawn import drawn
 from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
 
 from luban.kernels import distance
@@ -130,7 +131,7 @@ def test_plain_torch_in_bf16():
 
 @here
 @pytest.mark.parametrize("form", BIASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", drawn([torch.float32, torch.bfloat16], 1))
 def test_kernel(form, dtype):
     check(random.randrange(2**32), form, "luban", dtype)
 
@@ -143,5 +144,6 @@ def test_kernel_with_shares_of_long_rows(form):
 
 @pytest.mark.skipif(HERE, reason="the kernels are tested in this process")
 @pytest.mark.skipif(not pytest.importorskip("luban.kernels.available").INSTALLED, reason="Triton is not installed")
-def test_under_the_interpreter():
-    run_interpreted(__file__)
+@pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_under_the_interpreter(chosen):
+    run_interpreted(__file__, "-m", chosen)

@@ -15,6 +15,7 @@ from luban.core.errors import ConfigError
 from luban.models.arrangement.deepnorm import DeepNorm
 from luban.models.arrangement.parallel import Parallel
 from luban.models.arrangement.post import PostNorm
+from luban.models.arrangement.reversible import Reversible
 from luban.models.arrangement.sandwich import SandwichNorm
 from luban.models.elmo import ElmoBody
 from luban.models.encoder import EncoderBody
@@ -29,8 +30,12 @@ from luban.models.spec import ModelSpec, changed, uniform
 from luban.nn.character import CharacterCNN
 from luban.nn.feedforward.gated import GEGLU, SwiGLU
 from luban.nn.feedforward.plain import GELU, ReLU
+from luban.nn.mixer.dilated import Dilated
 from luban.nn.mixer.grouped import Grouped
+from luban.nn.mixer.hyena import Hyena
 from luban.nn.mixer.layout import Strided
+from luban.nn.mixer.lsh import LSH
+from luban.nn.mixer.routing import Routing
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.alibi import Alibi
 from luban.nn.position.base import Position
@@ -99,6 +104,27 @@ PARTS = {
     "deepnorm": uniform(**SMALL, mixer=Grouped(heads=4), arrangement=DeepNorm(), feedforward=ReLU(width=9, bias=True)),
     "biases": uniform(**SMALL, mixer=Grouped(heads=4, qkv_bias=True, output_bias=True), feedforward=SwiGLU(bias=True)),
     "layout": uniform(**SMALL, mixer=Grouped(heads=4, layout=Strided(block=16, window=16))),
+    "hyena": uniform(**SMALL, mixer=Hyena(order=3, filter_width=9, bands=3)),
+    "hyena and attention": replace(
+        MIXED, layers=(MIXED.layers[0], LayerSpec(mixer=Hyena(short=2)), LayerSpec(mixer=Hyena(short=2), share=1))
+    ),
+    "dilated": uniform(**SMALL, mixer=Dilated(heads=4, window=3, dilations=(1, 2))),
+    "lsh": uniform(**SMALL, mixer=LSH(heads=4, buckets=6, span=4, rounds=2)),
+    "lsh, one bucket": uniform(**SMALL, mixer=LSH(heads=4, buckets=1, span=40), position=Learned()),
+    "lsh encoder": uniform(**SMALL, mixer=LSH(heads=4, buckets=6, span=4), body=EncoderBody(), head=Hidden()),
+    "routing": uniform(**SMALL, mixer=Routing(heads=4, local_heads=2, window=3, clusters=5, size=3)),
+    "routing, top": uniform(**SMALL, mixer=Routing(heads=4, local_heads=0, clusters=5, size=3, members="top")),
+    "reversible": uniform(**SMALL, mixer=Grouped(heads=4), arrangement=Reversible()),
+    "reversible among others": replace(
+        MIXED,
+        layers=(
+            MIXED.layers[0],
+            LayerSpec(mixer=Grouped(heads=4), arrangement=Reversible()),
+            LayerSpec(mixer=Grouped(heads=4), arrangement=Reversible()),
+            MIXED.layers[2],
+            LayerSpec(mixer=LSH(heads=4, buckets=2), arrangement=Reversible(), norm=LayerNorm()),
+        ),
+    ),
     "pooler": changed(tiny(PRESETS["bert-base"]), head=Hidden(pool=True), tied_head=False),
     "pairs": changed(tiny(PRESETS["bert-base"]), head=MaskedLM(pair=True)),
     "classes": changed(tiny(PRESETS["gpt1"]), head=Classes(count=3)),

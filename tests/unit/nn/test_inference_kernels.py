@@ -114,7 +114,7 @@ def test_a_model_is_the_same_before_and_after(dtype, bias):
             for name, parameter in module.named_parameters():
                 if name.endswith("bias"):
                     parameter.normal_()
-    tokens = torch.randint(61, (2, rng.randrange(2, 40)), device=DEVICE)
+    tokens = torch.randint(61, (2, rng.randrange(2, 12)), device=DEVICE)
     before, exact = module(tokens), module.double()(tokens)
     module.to(dtype)
     names, values = list(module.state_dict()), [x.clone() for x in module.state_dict().values()]

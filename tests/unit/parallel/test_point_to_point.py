@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import warm
 
 from luban.parallel.bench import COLLECTIVES, measure
 from luban.parallel.point_to_point import PointToPoint
@@ -51,7 +51,7 @@ def worker(rank: int, folder: str, seed: int) -> None:
 
 
 def test_results_and_bytes(tmp_path):
-    mp.spawn(worker, (str(tmp_path), int(np.random.default_rng().integers(2**31))), nprocs=PROCESSES)
+    warm.processes(worker, PROCESSES, str(tmp_path), int(np.random.default_rng().integers(2**31)))
     for rank in range(PROCESSES):
         rows = json.loads((tmp_path / f"{rank}.json").read_text())
         assert [row["collective"] for row in rows] == list(COLLECTIVES)

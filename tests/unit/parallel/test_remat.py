@@ -15,7 +15,7 @@ from luban.models.build import build_model, state_of
 from luban.models.spec import uniform
 from luban.objectives.causal import Causal
 from luban.parallel.compile import blocks_of
-from luban.parallel.remat import SelectiveRemat, remat_policy
+from luban.parallel.remat.policies import SelectiveRemat, remat_policy
 
 
 def run(what: str, seed: int, adapter: AdapterConfig | None = None) -> tuple[float, list[torch.Tensor], int]:

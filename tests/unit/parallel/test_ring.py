@@ -9,7 +9,7 @@ import socket
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import warm
 
 from luban.kernels.attention_mask import AttentionMask
 from luban.parallel.context import slots_of
@@ -81,7 +81,7 @@ def run(ranks: int, cases: list[tuple[str, int]], *, flash: bool) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(work, args=(ranks, port, cases, flash), nprocs=ranks, start_method="spawn")
+    warm.processes(work, ranks, ranks, port, cases, flash)
 
 
 @here

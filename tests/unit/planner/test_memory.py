@@ -13,9 +13,14 @@ from luban.models.presets import PRESETS
 from luban.models.spec import ModelSpec, changed, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.feedforward.plain import GELU, ReLU
+from luban.nn.mixer.dilated import Dilated
 from luban.nn.mixer.grouped import Grouped
+from luban.nn.mixer.hyena import Hyena
+from luban.nn.mixer.lsh import LSH
+from luban.nn.mixer.routing import Routing
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.learned import Learned
+from luban.nn.position.none import NoPosition
 from luban.planner.memory import StepSettings, joint_parameters, layer_saved_bytes, predict_memory, saved_bytes
 
 BATCH, SEQ = 3, 40
@@ -88,6 +93,25 @@ def test_kept_activations_are_those_that_autograd_saves(name):
     else:
         other = tokens * 2 * norms  # mean and deviation
     assert saved_by_autograd(spec) == predicted + 4 * (other - last)
+
+
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        Hyena(order=3, bands=5),
+        Dilated(heads=4, window=8, dilations=(1, 2)),
+        LSH(heads=4, buckets=8, span=8, rounds=3),
+        Routing(heads=4, local_heads=2, clusters=5, size=9),
+        Routing(heads=4, local_heads=0, clusters=5, size=9),
+        Routing(heads=4, local_heads=1, clusters=5, size=9, members="top"),
+    ],
+)
+def test_kept_activations_of_other_mixers_are_those_that_autograd_saves(mixer):
+    one = changed(SHAPES["gpt"], layers=1, position=NoPosition(), mixer=mixer)
+    two = changed(one, layers=2)
+    predicted = [saved_bytes(describe(spec, batch=BATCH, seq=SEQ), StepSettings()) for spec in (one, two)]
+    of_a_layer = saved_by_autograd(two) - saved_by_autograd(one)
+    assert of_a_layer == predicted[1] - predicted[0] + 4 * BATCH * SEQ * 2 * 2  # mean and deviation of two norms
 
 
 def test_a_layer_by_hand():

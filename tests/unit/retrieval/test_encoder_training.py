@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import luban
 from luban.core.errors import ConfigError, DataError
 from luban.retrieval.encoder import TextEncoder
 from luban.retrieval.questions import Question, read_questions
@@ -39,7 +38,7 @@ def test_chunks_give_the_gradient_of_the_whole_batch(chunk):
 
     loss = in_batch_loss(encode(texts[:4]), encode(texts[4:]), 0.3)
     (expected,) = torch.autograd.grad(loss, table)
-    found = backward(encode, texts[:4], texts[4:], temperature=0.3, chunk=chunk)
+    found = backward(encode, encode, texts[:4], texts[4:], temperature=0.3, chunk=chunk)
     assert found == pytest.approx(loss.item(), rel=1e-12)
     torch.testing.assert_close(table.grad, expected, rtol=1e-10, atol=1e-12)
 
@@ -80,7 +79,8 @@ def test_a_passage_is_no_negative_of_its_own_question():
     assert texts_of(batch) == (["1", "2"], ["a", "b", "c"])
 
 
-def test_training_ranks_held_out_passages_better_and_the_encoder_is_whole(tmp_path):
+@pytest.mark.parametrize("towers", [1, 2])
+def test_training_ranks_held_out_passages_better_and_the_encoder_is_whole(tmp_path, towers):
     transformers = pytest.importorskip("transformers")
     rng = random.Random(0)
     names = [f"n{i}" for i in range(12)]
@@ -98,13 +98,15 @@ def test_training_ranks_held_out_passages_better_and_the_encoder_is_whole(tmp_pa
         passage = {"title": "", "text": " ".join(f"m{i}" for i in chosen)}
         rows.append({"question": " ".join(f"n{i}" for i in chosen), "answers": ["x"], "positive_ctxs": [passage]})
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    recipe = EncoderRecipe(
-        data=tmp_path / "data.json", encoder=str(start), heldout=0.2, batch_size=16, epochs=8, lr=1e-2, temperature=0.1
-    )
+    settings = {"heldout": 0.2, "batch_size": 16, "epochs": 8, "lr": 1e-2, "temperature": 0.1, "towers": towers}
+    recipe = EncoderRecipe(data=tmp_path / "data.json", encoder=str(start), **settings)
     figures = train_encoder(recipe, tmp_path / "encoder")
     before, after = figures["heldout"]["average_rank"]
     assert after < before / 2
-    tuned = TextEncoder(luban.load_model(tmp_path / "encoder"))
+    tuned = TextEncoder.load(tmp_path / "encoder")
+    assert (tuned.questions is tuned.model) == (towers == 1)
+    alike = np.allclose(tuned.queries(["n1 n2"]), tuned.passages(["n1 n2"]))
+    assert alike == (towers == 1)
     questions = read_questions(tmp_path / "data.json")
     collection = list(dict.fromkeys(q.positives[0] for side in split(questions, 0.2, 0) for q in side))
     assert ranks(tuned, split(questions, 0.2, 0)[1], collection).mean() == pytest.approx(after)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawn import drawn
 from safetensors.torch import load_file
 
 import luban
@@ -112,17 +113,20 @@ def test_a_batch_without_targets_is_told_once(tiny, tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize(
     ("model", "objective"),
-    [
-        ({}, {"type": "causal", "smoothing": 0.1, "z_loss": 1e-3}),
-        (ENCODER, {"type": "masked"}),
-        (ENCODER, {"type": "masked", "pairing": {"type": "next_sentence"}}),
-        ({"position": {"type": "learned"}}, {"type": "prefix"}),
-        (
-            {"body": {"type": "encoder_decoder"}, "position": {"type": "learned"}},
-            {"type": "span_corruption", "sentinels": 20},
-        ),
-        ({"layer": {"mixer": {"layout": {"type": "strided", "block": 16, "window": 0, "stride": 2}}}}, {}),
-    ],
+    drawn(
+        [
+            ({}, {"type": "causal", "smoothing": 0.1, "z_loss": 1e-3}),
+            (ENCODER, {"type": "masked"}),
+            (ENCODER, {"type": "masked", "pairing": {"type": "next_sentence"}}),
+            ({"position": {"type": "learned"}}, {"type": "prefix"}),
+            (
+                {"body": {"type": "encoder_decoder"}, "position": {"type": "learned"}},
+                {"type": "span_corruption", "sentinels": 20},
+            ),
+            ({"layer": {"mixer": {"layout": {"type": "strided", "block": 16, "window": 0, "stride": 2}}}}, {}),
+        ],
+        2,
+    ),
     ids=["causal", "masked", "masked-pairs", "prefix", "encoder-decoder", "layout"],
 )
 def test_a_compiled_step_is_one_graph(tiny, tmp_path, monkeypatch, model, objective):

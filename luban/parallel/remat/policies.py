@@ -1,4 +1,5 @@
-"""Rematerialisation: what is computed again in the backward pass instead of being kept (Chen et al. 2016, section 3)."""
+"""Rematerialisation of single layers: what of each is computed again in the backward pass instead of being kept (Chen et al.
+2016, section 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from luban.core.plan import Remat
-from luban.planner.remat.rotor import rotor as rotor  # public: luban.parallel.remat.rotor
 
 aten = torch.ops.aten
 MATMULS = {

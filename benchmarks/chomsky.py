@@ -1,0 +1,81 @@
+"""The Chomsky hierarchy benchmark: 15 tasks, recurrent networks with different memories, Transformers with different positions.
+
+Prints accuracy at the test lengths, of the best seed, beside the published one (Delétang et al. 2023, table 2). --out DIR keeps what
+is finished, so that the same command goes on where it was stopped; `luban eval DIR/TASK-MODEL chomsky --out …` measures a model again.
+
+    python benchmarks/chomsky.py --tasks parity --models rnn lstm transformer --short --seconds 60
+    python benchmarks/chomsky.py --device cuda --jobs 8 --short --out runs/chomsky              # every task and model
+    python benchmarks/chomsky.py --tasks reverse_string --models transformer_sinusoidal transformer_random_sinusoidal --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from luban.evals.chomsky.models import MODELS
+from luban.evals.chomsky.protocol import Protocol, accuracies, save, train
+from luban.evals.chomsky.tasks import TASKS
+
+SHORT = {"steps": 10_000, "test_to": 100, "test_step": 3, "width": 64}  # a tenth of the lengths, a quarter of the width
+
+
+def measure(protocol: Protocol, device: str, out: str) -> dict:
+    """One task and model: trained, measured and kept."""
+    file = Path(out) / f"{protocol.task}-{protocol.model}" / "result.json" if out else None
+    if file is not None and file.exists():
+        return json.loads(file.read_text())
+    models, steps = train(protocol, device)
+    by_seed = [sum(each) / len(each) for each in accuracies(models, protocol)]
+    best = max(range(len(by_seed)), key=by_seed.__getitem__)
+    row = {"task": protocol.task, "model": protocol.model, "accuracy": by_seed[best], "seeds": by_seed, "steps": steps}
+    if file is not None:
+        save(models[best], protocol, file.parent)
+        file.write_text(json.dumps(row, indent=1) + "\n")
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS))
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=["rnn", "stack_rnn", "tape_rnn", "transformer", "lstm"]
+    )
+    parser.add_argument("--short", action="store_true", help="lengths to 100, width 64, 10,000 steps")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="of training, at most")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of training, at most, a task and model")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="trained at once")
+    parser.add_argument("--out", default="", help="folder for what is finished")
+    args = parser.parse_args()
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    base = Protocol(seeds=args.seeds, batch=args.batch, seconds=args.seconds, **(SHORT if args.short else {}))
+    base = base if args.steps is None else replace(base, steps=args.steps)
+    print(
+        f"torch {torch.__version__}, {args.device}, {threads} threads each; accuracy at {base.test_from}–{base.test_to} in %"
+    )
+    planned = [replace(base, task=task, model=model) for task in args.tasks for model in args.models]
+    print(f"{'task':24} {'model':30} {'measured':>8} {'published':>9}  seeds, steps")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, context, torch.set_num_threads, (threads,)) as pool:
+        for row in pool.map(measure, planned, [args.device] * len(planned), [args.out] * len(planned)):
+            published = TASKS[row["task"]].published.get(row["model"])
+            seeds = " ".join(f"{100 * each:.1f}" for each in row["seeds"])
+            shown = "" if published is None else f"{published:.1f}"
+            print(
+                f"{row['task']:24} {row['model']:30} {100 * row['accuracy']:8.1f} {shown:>9}  {seeds}, {row['steps']}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

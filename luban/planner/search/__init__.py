@@ -1,0 +1,1 @@
+"""Plans searched by predicted time and memory. No torch."""

@@ -1,0 +1,119 @@
+"""`luban plan`: from a recipe and a cluster to a file that luban pretrain runs."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from luban.cli.main import main
+from luban.core.arguments import parse_recipe
+from luban.core.errors import UsageError
+from luban.train.recipe import Recipe
+
+CLUSTER = """
+gpu = "h100-sxm"
+nodes = 1
+gpus_per_node = 2
+price = 2.5
+"""
+MODEL = ["--model.width", "64", "--model.layers", "4", "--train.batch_size", "8", "--train.seq_len", "128"]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    path = tmp_path / "cluster.toml"
+    path.write_text(CLUSTER)
+    return path
+
+
+def test_a_plan_is_found_written_drawn_and_read_by_pretrain(cluster, tmp_path, capsys):
+    out, picture = tmp_path / "plan.toml", tmp_path / "plan.svg"
+    words = ["plan", "tiny_pretrain_cpu", "--cluster", str(cluster), *MODEL, "--top", "4"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["plans"]) == 4
+    times = [plan["step_seconds"] for plan in found["plans"]]
+    assert times == sorted(times)
+    for plan in found["plans"]:
+        low, high = plan["step_seconds_interval"]
+        assert low < plan["step_seconds"] < high
+        assert plan["price"] == pytest.approx(2.5 * plan["gpu_hours"])
+        assert plan["energy_mwh"] == pytest.approx(plan["gpu_hours"] * 700 * 1.1 / 1e6)
+    assert main([*words, "--out", str(out), "--picture", str(picture)]) == 0
+    assert ET.fromstring(picture.read_text()).tag.endswith("svg")
+    chosen = found["plans"][found["chosen"]]
+    assert tomllib.loads(out.read_text())["plan"] == chosen["plan"]
+    call = parse_recipe(
+        Recipe,
+        ["tiny_pretrain_cpu", "--plan", str(out), "--dry-run", "--plan.remat", "full"],
+        verb="pretrain",
+        about="",
+        examples="",
+        shipped=_recipes(),
+    )
+    assert call.recipe.plan.processes == 2 and call.recipe.plan.remat == "full"  # the command line goes first
+    assert call.recipe.train.accumulate == chosen["train"]["accumulate"]
+
+
+def _recipes():
+    from luban.cli.training import RECIPES
+
+    return RECIPES
+
+
+@pytest.mark.parametrize("text", [None, "nodes = 1\n"])
+def test_a_plan_file_that_is_none_is_refused(tmp_path, text):
+    path = tmp_path / "plan.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match="luban plan --out wrote"):
+        parse_recipe(
+            Recipe,
+            ["tiny_pretrain_cpu", "--plan", str(path), "--dry-run"],
+            verb="pretrain",
+            about="",
+            examples="",
+            shipped=_recipes(),
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "needs --cluster FILE"),
+        (["--cluster", "nothing.toml"], "No such file"),
+        (["--cluster", "CLUSTER", "--top", "0"], "--top takes"),
+        (["--cluster", "CLUSTER", "--runs", "nothing"], "--runs takes finished runs"),
+        (["--cluster", "CLUSTER", "--init", "smollm2"], "--data.path"),
+    ],
+)
+def test_what_is_wrong_is_one_line(cluster, capsys, words, said):
+    words = [str(cluster) if word == "CLUSTER" else word for word in words]
+    assert main(["plan", "tiny_pretrain_cpu", *MODEL, *words]) in (1, 2)
+    error = capsys.readouterr().err
+    assert said in error and error.strip().count("\n") <= 1
+
+
+def test_alpa_is_searched_explained_and_written(cluster, tmp_path, capsys):
+    pytest.importorskip("highspy")
+    out = tmp_path / "plan.toml"
+    words = ["plan", "tiny_pretrain_cpu", "--cluster", str(cluster), *MODEL, "--search", "alpa", "--micro-batches", "2"]
+    assert main([*words, "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("{")  # the solver says nothing
+    found = json.loads(printed)
+    assert sum(stage["gpus"] for stage in found["stages"]) == 2
+    assert main([*words, "--explain", "--out", str(out)]) == 0
+    assert "after collectives:" in capsys.readouterr().out
+    assert found["runs"] and "plan" in tomllib.loads(out.read_text())
+    assert main([*words[:-1], "3"]) == 2 and "can't be cut into 3" in capsys.readouterr().err
+    assert main([*words, "--search", "some"]) == 2
+
+
+def test_explain_shows_a_layer_of_the_best_plan(cluster, capsys):
+    assert main(["plan", "tiny_pretrain_cpu", "--cluster", str(cluster), *MODEL, "--explain"]) == 0
+    text = capsys.readouterr().out
+    assert "after fuse:" in text and "after shard over a mesh of" in text
