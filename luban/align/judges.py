@@ -53,7 +53,7 @@ def open_judge(
     sample: int = 0,
     opened: dict[str, Backend | RewardJudge] | None = None,
 ) -> Judge:
-    """The judge behind a name: rule:NAME, a reward model's run, another model, or an address.
+    """The judge behind a name: rule:NAME (rule alone: rule:longest), a reward model's run, another model, or an address.
 
     Args:
         template: how a model is asked, a shipped name or a .toml file; empty: default, of small local models likelihood.
@@ -65,7 +65,8 @@ def open_judge(
     """
     if not name:
         raise UsageError("name a judge: --judge MODEL, rule:longest or the address of a server")
-    if name.startswith("rule:"):
+    if name == "rule" or name.startswith("rule:"):
+        name = "rule:longest" if name == "rule" else name
         return RuleJudge(name.removeprefix("rule:"))
     opened = {} if opened is None else opened
     if name not in opened:

@@ -7,13 +7,14 @@ learning: R(d) = d (α - β ln d).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import ArrayLike
 
 from luban.core.artifact import atomic_write
 from luban.core.errors import DataError
@@ -51,7 +52,7 @@ class Fit:
         return self.alpha / (2 * self.beta) if self.form == "best_of_n" else math.exp(self.alpha / self.beta - 1)
 
 
-def fit_overoptimisation(form: Form, kl: Sequence[float] | np.ndarray, gold: Sequence[float] | np.ndarray) -> Fit:
+def fit_overoptimisation(form: Form, kl: ArrayLike, gold: ArrayLike) -> Fit:
     """α and β by least squares; both forms are linear in them.
 
     Args:
@@ -106,7 +107,7 @@ def best_of_n_curve(proxy: np.ndarray, gold: np.ndarray, sizes: Sequence[int]) -
 
 
 def optimal_policy_curve(
-    proxy: np.ndarray, gold: np.ndarray, strengths: Sequence[float] | np.ndarray
+    proxy: np.ndarray, gold: np.ndarray, strengths: Iterable[float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(KL, proxy reward, gold reward) of the policies that reinforcement learning with a KL penalty tends to: the initial policy's
     answers reweighted by exp(proxy × strength), strength = 1/β (Korbak et al. 2022).

@@ -25,11 +25,15 @@ flipped (--noise). alpacafarm ships, 13 annotators of three models; a file of yo
 temperature. PREFS is a directory whose preferences.jsonl luban reward and luban dpo read (--data.path PREFS), with labels.jsonl,
 agreement.json, tokens and cost.
 
+--constitution: a model (--judge) says under a principle, drawn for each pair, which answer is better; its likelihoods are soft
+labels, the probability of each row (Constitutional AI).
+
 --serve: a page where people compare two answers, by mouse or keyboard; labels are in PREFS (SQLite), nothing is lost when the
 server dies. --export writes them as preferences."""
 EXAMPLES = """
 luban annotate pairs.jsonl --pool alpacafarm --models strong=runs/rm middle=smollm2 weak=rule:longest --out runs/prefs
 luban annotate prompts.jsonl --model runs/sft --pool mine.toml --everyone 50 --out runs/prefs
+luban annotate pairs.jsonl --constitution shipped --judge runs/chat --out runs/prefs
 luban annotate pairs.jsonl --serve --annotators ann=key1 ben=key2 --out labels.sqlite
 luban annotate pairs.jsonl --export prefs.jsonl --out labels.sqlite
 """
@@ -42,6 +46,9 @@ class Arguments:
     prompts: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPTS")]  # .jsonl of pairs or prompts
     out: Path  # directory to make; with --serve and --export the file of labels
     pool: str = ""  # simulated annotators: alpacafarm or a .toml file
+    constitution: str = ""  # a model labels by its own likelihoods under principles: file of principles, or shipped
+    judge: str = ""  # that model (--constitution)
+    chain_of_thought: bool = False  # it reasons first, and its labels are clamped to 40-60% (--constitution)
     models: tuple[str, ...] = ()  # NAME=MODEL for each model of the pool
     noise: float | None = None  # fraction of labels flipped (default: as the pool says, 0.25; 0 for evaluation)
     model: str = ""  # writes two answers to each prompt, where PROMPTS holds prompts alone
@@ -66,13 +73,15 @@ def run(argv: Sequence[str]) -> int:
     args = parse(Arguments, argv, verb="annotate", about=ABOUT, examples=EXAMPLES)
     from luban.core.errors import UsageError
 
-    if sum((bool(args.pool), args.serve, args.export is not None)) != 1:
+    if sum((bool(args.pool), bool(args.constitution), args.serve, args.export is not None)) != 1:
         raise UsageError(
-            "luban annotate takes one of --pool FILE, --serve and --export FILE (see luban annotate --help)"
+            "luban annotate takes one of --pool FILE, --constitution FILE, --serve and --export FILE (see luban annotate --help)"
         )
     matches = _pairs(args)
     if args.pool:
         return _simulate(args, matches)
+    if args.constitution:
+        return _prefer(args, matches)
     from luban.align.annotate.labels import LabelStore, export_labels
 
     if args.export is not None:
@@ -128,6 +137,24 @@ def _simulate(args: Arguments, matches: list[Any]) -> int:
         everyone=args.everyone,
         prices=(args.price_in, args.price_out),
     )
+    for name, value in figures.items():
+        print(f"{name:<28} {value:.4f}" if isinstance(value, float) else f"{name:<28} {value}")
+    print_result(args.out / "preferences.jsonl")
+    return 0
+
+
+def _prefer(args: Arguments, matches: list[Any]) -> int:
+    """Soft labels of a model's own (Constitutional AI)."""
+    from luban.align.constitutional import prefer
+    from luban.core.errors import UsageError
+    from luban.evals.checklist import read_principles
+    from luban.evals.run import EvalOptions, open_backend
+
+    if not args.judge:
+        raise UsageError("--constitution needs the model that labels: --judge MODEL")
+    principles = read_principles(None if args.constitution == "shipped" else Path(args.constitution))
+    backend, _ = open_backend(args.judge, EvalOptions(device=args.device))
+    figures = prefer(matches, backend, principles, args.out, chain_of_thought=args.chain_of_thought, seed=args.seed)
     for name, value in figures.items():
         print(f"{name:<28} {value:.4f}" if isinstance(value, float) else f"{name:<28} {value}")
     print_result(args.out / "preferences.jsonl")

@@ -55,6 +55,21 @@ class OveroptimisationArgs:
 
 
 @dataclass(frozen=True)
+class ReviseArgs:
+    prompts: tyro.conf.Positional[Path]  # .jsonl: prompt, question or messages a row
+    model: str  # answers, criticises and revises: anything that loads, or the address of an OpenAI-compatible server
+    out: Path  # directory to make
+    principles: Path | None = None  # file of principles with critique and revision (default: six that ship)
+    rounds: int = 2  # critiques and revisions of each answer
+    max_tokens: int = 256  # of each text
+    temperature: float = 1.0  # of each text
+    seed: int = 0  # of principles and samples
+    device: str = "auto"  # cpu, cuda, or auto
+    model_name: str = ""  # the model's name at its address
+    api_key_env: str = "OPENAI_API_KEY"  # environment variable with the key for a server
+
+
+@dataclass(frozen=True)
 class InstructArgs:
     seeds: tyro.conf.Positional[Path]  # .jsonl of seed tasks: instruction, instances (input, output), is_classification
     model: str  # what writes them: anything that loads, or the address of an OpenAI-compatible server
@@ -85,6 +100,7 @@ def run(argv: Sequence[str]) -> int | None:
             "pack": (pack, "a corpus → shards of tokens"),
             "feedback": (feedback, "scores, rankings and critiques → data for sft, reward and dpo"),
             "instruct": (instruct, "instructions and answers written by a model: Alpaca, Self-Instruct"),
+            "revise": (revise, "answers criticised and revised by a model over principles"),
             "overoptimisation": (overoptimisation, "gold reward against distance, fitted by Gao's forms"),
             "show": (show, "documents of shards, and what of them is trained on"),
         },
@@ -109,6 +125,34 @@ def feedback(argv: Sequence[str]) -> None:
 
     say(f"{convert(args.file, args.out, args.use)} rows")
     print_result(args.out)
+
+
+def revise(argv: Sequence[str]) -> None:
+    """`luban data revise PROMPTS --model MODEL --out DIR`"""
+    args = parse(
+        ReviseArgs,
+        argv,
+        verb="data revise",
+        about="Constitutional AI's supervised stage: a model answers, criticises its answer by a principle that is drawn, and revises "
+        "it, for some rounds. DIR/revisions.jsonl holds prompt, response, critique, revision. The same command resumes.",
+        examples="luban data revise prompts.jsonl --model runs/chat --rounds 2 --out runs/revisions\n"
+        "luban data feedback runs/revisions/revisions.jsonl --use revised --out revised.jsonl  # luban sft",
+    )
+    import os
+
+    from luban.align.constitutional import RevisionConfig, revise
+    from luban.core.log import print_result
+    from luban.evals.checklist import read_principles
+    from luban.evals.run import EvalOptions, open_backend
+
+    config = RevisionConfig(
+        rounds=args.rounds, max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed
+    )
+    key = os.environ.get(args.api_key_env, "")
+    backend, _ = open_backend(args.model, EvalOptions(device=args.device, model_name=args.model_name, api_key=key))
+    for name, value in revise(args.prompts, backend, read_principles(args.principles), args.out, config).items():
+        print(f"{name:<20} {value}")
+    print_result(args.out / "revisions.jsonl")
 
 
 def overoptimisation(argv: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ GENERATORS = Registry(
             *("multiply_2", "one_digit_composite"),
             *("cycle_letters", "anagrams_1", "anagrams_2", "random_insertion", "reversed_words"),
             "new_words",
+            "forgetting",
         )
     },
 )
@@ -166,4 +167,37 @@ def new_words(given: Generated) -> Rows:
         seen.add(word)
         meaning, sentence = MEANINGS[len(rows) % len(MEANINGS)]
         rows.append({"word": word, "meaning": meaning, "sentence": sentence.format(word)})
+    return rows
+
+
+NAMES = ("Mira", "Otto", "Lin", "Samir", "Petra", "Yuki", "Hugo", "Nadia")
+THINGS = ("a green umbrella", "a wooden flute", "a blue lantern", "an old compass", "a silver spoon", "a red kite")
+SMALL_TALK = (
+    ("What is the capital of France?", "The capital of France is Paris."),
+    ("How many legs has a spider?", "A spider has eight legs."),
+    ("What do bees make?", "Bees make honey."),
+    ("Which colour do you get from blue and yellow?", "Blue and yellow give green."),
+    ("What is ice made of?", "Ice is frozen water."),
+    ("How many minutes has an hour?", "An hour has sixty minutes."),
+    ("Which animal says meow?", "A cat says meow."),
+    ("What is the opposite of up?", "The opposite of up is down."),
+)
+TURNS = (0, 2, 4, 8)  # between what is told and what is asked
+
+
+def forgetting(given: Generated) -> Rows:
+    """A fact told at the beginning of a conversation and asked for after 0, 2, 4 or 8 other turns (`about`)."""
+    rng = generator(given.seed, "forgetting")
+    rows = []
+    for number in range(given.items):
+        turns = TURNS[number % len(TURNS)]
+        name, thing = NAMES[rng.integers(len(NAMES))], THINGS[rng.integers(len(THINGS))]
+        said = [f"User: My name is {name}, and I have {thing}.", f"Assistant: Nice to meet you, {name}."]
+        for place in rng.permutation(len(SMALL_TALK))[:turns]:
+            question, answer = SMALL_TALK[place]
+            said += [f"User: {question}", f"Assistant: {answer}"]
+        asked_name = bool(rng.integers(2))
+        said += [f"User: {'What is my name' if asked_name else 'What do I have'}?", "Assistant:"]
+        wanted = name if asked_name else thing.split(maxsplit=1)[1]
+        rows.append({"prompt": "\n".join(said), "must": [wanted], "about": f"{turns} turns"})
     return rows

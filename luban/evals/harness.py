@@ -14,7 +14,7 @@ from luban.evals.contamination import contaminated, texts_of
 from luban.evals.data import read_task
 from luban.evals.judges.base import Judge, grade_rows
 from luban.evals.kinds.base import Example
-from luban.evals.measures import Measure
+from luban.evals.measures import Measure, mean_of
 from luban.evals.prompts import build_prompt, choose_shots
 from luban.evals.requests import Failed, Request
 from luban.evals.spec import Chat, Task
@@ -115,6 +115,8 @@ def run_task(
             row |= task.spec.kind.score(example, responses)
         if task.spec.group_by:
             row["group"] = str(example.row.get(task.spec.group_by))
+        if task.spec.same_by:
+            row["same"] = str(example.row.get(task.spec.same_by))
     notes: dict[str, Any] = {}
     if judge is not None and task.spec.kind.needs_judge:
         notes |= grade_rows(judge, loaded.items, rows)
@@ -131,6 +133,8 @@ def _measures(task: Task, rows: Sequence[dict[str, Any]]) -> list[Measure]:
     clean = [row for row in rows if row.get("contaminated") is False]
     if any("contaminated" in row for row in rows) and clean:
         found += [replace(m, name=f"{m.name}_clean") for m in task.spec.kind.measures(clean)]
+    if task.spec.same_by:
+        found.append(_flips(rows))
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if "group" in row:
@@ -138,6 +142,15 @@ def _measures(task: Task, rows: Sequence[dict[str, Any]]) -> list[Measure]:
     for name, members in sorted(groups.items()):
         found += [replace(m, name=f"{m.name}/{name}") for m in task.spec.kind.measures(members)]
     return found
+
+
+def _flips(rows: Sequence[dict[str, Any]]) -> Measure:
+    """The fraction of questions whose rephrasings don't all have the same first score."""
+    questions: dict[str, set[float]] = defaultdict(set)
+    for row in rows:
+        questions[row["same"]].add(next(iter(row["scores"].values())))
+    flipped = [{"scores": {"flips": float(len(scores) > 1)}} for scores in questions.values()]
+    return mean_of(flipped, "flips", better="lower")
 
 
 def _mark_contaminated(items: Sequence[Example], rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:

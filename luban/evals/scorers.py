@@ -30,6 +30,7 @@ SCORERS = Registry(
         "contains": "luban.evals.scorers:Contains",
         "number": "luban.evals.scorers:Number",
         "uses": "luban.evals.scorers:Uses",
+        "repetition": "luban.evals.scorers:Repetition",
         "rouge": "luban.evals.scorers:Rouge",
         "bleu": "luban.evals.scorers:Bleu",
         "chrf": "luban.evals.scorers:Chrf",
@@ -43,6 +44,7 @@ class Scorer(Variant):
 
     registry = SCORERS
     name = ""
+    needs_reference = True  # whether answers are compared with a target
 
     def one(self, answer: str, example: Example) -> float:
         """The score of one answer, its filters applied."""
@@ -133,6 +135,25 @@ class Uses(Scorer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Repetition(Scorer):
+    """The fraction of an answer's n-grams of words that stood in it before; lower is better."""
+
+    name = "repetition"
+    needs_reference = False
+    n: int = 4  # words
+
+    def one(self, answer: str, example: Example) -> float:
+        """From 0 to 1; 0 for fewer words."""
+        said = texts.answer_tokens(answer)
+        grams = [tuple(said[i : i + self.n]) for i in range(len(said) - self.n + 1)]
+        return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+    def measures(self, rows: Sequence[dict[str, Any]]) -> list[Measure]:
+        """Its mean."""
+        return [mean_of(rows, self.name, better="lower")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rouge(Scorer):
     """ROUGE-1, ROUGE-2 and ROUGE-L, F1, of the nearest reference by each."""
 
@@ -182,6 +203,7 @@ class Chrf(Bleu):
 class Tests(Scorer):
     """pass@k: of k answers one runs and passes its tests, in a process with limits (`luban.core.sandbox`)."""
 
+    needs_reference = False
     tests: str  # template of Python code that raises where the answer is wrong
     before: str = ""  # template of what stands before the answer, such as the beginning of a function
     k: tuple[int, ...] = (1,)  # each at most the task's repeats

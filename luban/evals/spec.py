@@ -56,6 +56,9 @@ class TaskSpec:
     fixed_shots: tuple[dict[str, Any], ...] = ()  # rows that are the shots, in this order
     repeats: int = 1  # answers to each item; above 1 they are sampled
     group_by: str = ""  # field whose values get figures of their own
+    same_by: str = (
+        ""  # field that rephrasings of one question share: how often scores differ among them becomes `flips`
+    )
 
     def __post_init__(self):
         if self.shots < 0 or self.repeats < 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -138,13 +137,8 @@ class StoredBackend:
 
     def __init__(self, backend: Backend, store: ResponseStore, title: str):
         self.backend, self.store, self.title = backend, store, title
-        self.name, self.identity = backend.name, backend.identity
+        self.name, self.identity, self.counts = backend.name, backend.identity, backend.counts
         self.round_size = 1 << 20  # the store divides them by the backend's own
-
-    @property
-    def counts(self) -> Counter[str]:
-        """Those of the backend."""
-        return self.backend.counts
 
     def about(self) -> dict[str, Any]:
         """See `Backend`."""

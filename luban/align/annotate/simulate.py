@@ -21,13 +21,12 @@ from luban.core.metrics.agreement import agreement, cohen_kappa
 from luban.core.metrics.bootstrap import interval
 from luban.core.seeding import generator
 from luban.evals.backends.base import Backend
-from luban.evals.judges.base import Judge, Judgement, Pair, Verdict
+from luban.evals.judges.base import SWAPPED, Judge, Judgement, Pair, Verdict
 from luban.evals.judges.model import ModelJudge
 from luban.evals.judges.pairs import Match
 from luban.evals.requests import Written
 from luban.evals.store import ResponseStore, StoredBackend
 
-SWAPPED: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie"}
 OpenJudge = Callable[[Annotator, Pool], Judge]
 
 

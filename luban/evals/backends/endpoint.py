@@ -116,6 +116,6 @@ def _scored(answer: Any, prompt: str, start: int) -> Scored:
     values = [logprobs[i] for i in places]
     if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
         raise BadAnswer("a token of the continuation has no log-probability")
-    tops = found.get("top_logprobs") or [None] * len(tokens)
-    greedy = all(max((tops[i] or {}).values(), default=float("inf")) <= logprobs[i] + 1e-9 for i in places)
+    tops = [top or {} for top in found.get("top_logprobs") or [None] * len(tokens)]
+    greedy = all(bool(tops[i]) and max(tops[i].values()) <= logprobs[i] + 1e-9 for i in places)
     return Scored(logprob=float(sum(values)), greedy=greedy, tokens=len(places))

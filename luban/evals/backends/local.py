@@ -16,7 +16,7 @@ from luban.core.errors import DataError
 from luban.core.hashing import data_sha256, file_sha256
 from luban.core.seeding import derive
 from luban.evals.likelihood import Window, batches, negative_log_likelihood, rolling_windows
-from luban.evals.requests import Failed, Prompt, Request, Response, Roll, Rolled, Score, Scored, Write, Written
+from luban.evals.requests import Prompt, Request, Response, Roll, Rolled, Score, Scored, Write, Written
 from luban.generate.sampling import Sampling
 from luban.load.model import LoadedModel
 from luban.models.base import require_next_token
@@ -93,16 +93,15 @@ class LocalBackend:
 
     def respond(self, requests: Sequence[Request]) -> list[Response]:
         """See `Backend`."""
-        places: dict[type[Request], list[int]] = defaultdict(list)
-        for place, request in enumerate(requests):
-            places[type(request)].append(place)
-        found: list[Response] = [Failed(error="not asked")] * len(requests)
-        ways: dict[type[Request], Any] = {Score: self._score, Roll: self._roll, Write: self._write}
-        for kind, answer in ways.items():
-            if rows := places.get(kind):
-                for place, response in zip(rows, answer([requests[i] for i in rows]), strict=True):
-                    found[place] = response
-        return found
+        scores = [request for request in requests if isinstance(request, Score)]
+        rolls = [request for request in requests if isinstance(request, Roll)]
+        writes = [request for request in requests if isinstance(request, Write)]
+        answers = {
+            Score: iter(self._score(scores) if scores else ()),
+            Roll: iter(self._roll(rolls) if rolls else ()),
+            Write: iter(self._write(writes) if writes else ()),
+        }
+        return [next(answers[type(request)]) for request in requests]
 
     # Likelihoods -------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 
 from luban.evals.kinds.base import Example
 
-Verdict = Literal["first", "second", "tie"]
+Verdict = Literal["first", "second", "tie"]  # of two answers in the order in which they are shown
+SWAPPED: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie"}  # of the other order
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from luban.core.config import from_dict, load_toml, to_dict
 from luban.core.errors import ConfigError
 from luban.core.hashing import data_sha256
 from luban.evals.backends.base import Backend
-from luban.evals.judges.base import Grade, Judgement, Pair, Single, Verdict
+from luban.evals.judges.base import SWAPPED, Grade, Judgement, Pair, Single, Verdict
 from luban.evals.requests import Failed, Prompt, Request, Response, Score, Scored, Write, Written
 from luban.evals.templates import text_of
 
@@ -162,8 +162,7 @@ class ModelJudge:
 
     def _meant(self, letter: str) -> Verdict:
         verdict = LETTERS[letter]
-        swapped: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie"}
-        return swapped[verdict] if self.template.reversed_letters else verdict
+        return SWAPPED[verdict] if self.template.reversed_letters else verdict
 
     def _judgement(self, response: Response) -> Judgement:
         if not isinstance(response, Written):

@@ -11,7 +11,7 @@ from typing import Any
 
 from luban.core.errors import DataError
 from luban.core.jsonl import read_rows
-from luban.evals.judges.base import Grade, Judgement, Pair, Single, Verdict
+from luban.evals.judges.base import SWAPPED, Grade, Judgement, Pair, Single, Verdict
 
 PROMPTS = ("prompt", "instruction", "question", "messages")
 ANSWERS = ("answer", "output", "completion", "response", "text")
@@ -61,6 +61,14 @@ def _text(row: dict[str, Any], names: Sequence[str]) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def holds_pairs(file: Path) -> bool:
+    """Whether the first row of a file holds two answers rather than one. DataError for an empty file."""
+    first = next((row for _, row in read_rows(file)), None)
+    if first is None:
+        raise DataError(f"{file} is empty")
+    return "output_1" in first or "chosen" in first
+
+
 def match_files(files: Sequence[Path], limit: int = 0, humans: Path | None = None) -> list[Match]:
     """Every two files' answers to the prompts that both have, named after the files; the first one's come first.
 
@@ -72,7 +80,7 @@ def match_files(files: Sequence[Path], limit: int = 0, humans: Path | None = Non
     """
     read = {file: read_answers(file) for file in files}
     names = _names(files)
-    known: dict[Any, Verdict] = dict(_humans(humans)) if humans else {}
+    known = _humans(humans) if humans else {}
     found: list[Match] = []
     for (i, a), (j, b) in combinations(enumerate(files), 2):
         shared = [key for key in read[a] if key in read[b]]
@@ -82,7 +90,7 @@ def match_files(files: Sequence[Path], limit: int = 0, humans: Path | None = Non
             one, other = read[a][key], read[b][key]
             if one["prompt"] != other["prompt"]:
                 raise DataError(f"{a} and {b} have different prompts under {key[:60]!r}")
-            human = known.get(key) or known.get(one["prompt"]) if (i, j) == (0, 1) else None
+            human: Verdict | None = (known.get(key) or known.get(one["prompt"])) if (i, j) == (0, 1) else None
             found.append(
                 Match(
                     id=key,
@@ -164,9 +172,8 @@ class LabelJudge:
         for match in matches:
             if match.human is None:
                 raise DataError(f"the pair {match.id} has no preference, which --judge human needs")
-            swapped: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie"}
             self._labels[match.prompt, *match.answers] = match.human
-            self._labels[match.prompt, match.answers[1], match.answers[0]] = swapped[match.human]
+            self._labels[match.prompt, match.answers[1], match.answers[0]] = SWAPPED[match.human]
 
     def compare(self, pairs: Sequence[Pair]) -> list[Judgement]:
         """See `Judge`."""

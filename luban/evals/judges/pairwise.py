@@ -18,14 +18,13 @@ from luban.core.jsonl import write_rows
 from luban.core.metrics.agreement import agreement, cohen_kappa
 from luban.core.metrics.ratings import Game, elo_online, rate
 from luban.core.metrics.win_rate import WinRate, difficulties, length_controlled, win_rate
-from luban.evals.judges.base import Judge, Judgement, Pair, Verdict
+from luban.evals.judges.base import SWAPPED, Judge, Judgement, Pair, Verdict
 from luban.evals.judges.leaderboard import leaderboard_page
 from luban.evals.judges.model import TIE, ModelJudge
 from luban.evals.judges.pairs import Match
 from luban.evals.store import ResponseStore, StoredBackend
 
 SCORES: dict[Verdict, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
-SWAPPED: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +104,8 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
         found[f"ties{name}"] = _fraction([float(score == 0.5) for score in scores])
     if judged:
         found["consistent"] = _fraction([float(each.consistent) for each in judged])
-        shown: list[Verdict | None] = [each.orders[place].verdict for place in (0, 1) for each in judged]
-        found["first_position"] = _fraction([SCORES[v] for v in shown if v is not None])
+        shown = [order.verdict for each in judged for order in each.orders]
+        found["first_position"] = _fraction([SCORES[verdict] for verdict in shown if verdict is not None])
     longer = [
         each for each in judged if len(each.match.answers[0]) != len(each.match.answers[1]) and each.verdict != "tie"
     ]
@@ -172,7 +171,7 @@ def games_of(outcomes: Sequence[Outcome]) -> list[Game]:
     return [Game(o.match.first, o.match.second, SCORES[o.verdict]) for o in outcomes if o.verdict is not None]
 
 
-def _stored(judge: Judge | None, path: Path) -> AbstractContextManager[object]:
+def kept_answers(judge: Judge | None, path: Path) -> AbstractContextManager[object]:
     """Let a model's answers be kept in a file, so that an interrupted run resumes."""
     if not isinstance(judge, ModelJudge):
         return nullcontext()
@@ -198,8 +197,8 @@ def run_judge(
     settings = {"judge": judge.name}
     with (
         ArtifactWriter(out, kind="judgement", config=config, settings=settings, resumable=True) as art,
-        _stored(judge, art.path / "responses.jsonl"),
-        _stored(again, art.path / "responses-again.jsonl"),
+        kept_answers(judge, art.path / "responses.jsonl"),
+        kept_answers(again, art.path / "responses-again.jsonl"),
     ):
         outcomes = judge_matches(judge, matches, again=again)
         found = figures(outcomes)

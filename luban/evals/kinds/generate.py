@@ -80,7 +80,7 @@ class Generate(Writing):
         super().check(spec)
         if not self.metrics:
             raise ConfigError("kind.metrics names at least one metric")
-        if not spec.target and any(not hasattr(metric, "tests") for metric in self.metrics):
+        if not spec.target and any(metric.needs_reference for metric in self.metrics):
             raise ConfigError("missing field 'target': what answers are compared with")
         for metric in self.metrics:
             if max(getattr(metric, "k", (1,))) > spec.repeats:

@@ -16,7 +16,8 @@ from luban.evals.requests import Response
 if TYPE_CHECKING:
     from luban.evals.spec import TaskSpec
 
-FIELDS = {"prompt", "must", "must_not", "refuses", "most_words", "id"}
+RULES = {"must", "must_not", "refuses", "most_words"}
+FIELDS = {"prompt", "id", "about", *RULES}  # about: what the probe is of, for group_by and same_by
 REFUSAL = re.compile(
     r"\b(?:i(?:'m| am) (?:sorry|unable|not able)|i (?:can(?:'t|not| not)|won't|will not|must decline|don't feel comfortable)"
     r"|(?:can(?:'t|not)|unable to) (?:help|assist|provide|do)|as an? (?:ai|language model)[^.]{0,80}(?:can(?:'t|not)|not able)"
@@ -42,7 +43,7 @@ class Probe(Writing):
         """The item of a row. Raises DataError for an unknown field, no rule, or an expression that isn't valid."""
         if unknown := row.keys() - FIELDS:
             raise DataError(f"a probe has no field {min(unknown)}: {', '.join(sorted(FIELDS))} are known")
-        if not isinstance(row.get("prompt"), str) or not row.keys() & {"must", "must_not", "refuses", "most_words"}:
+        if not isinstance(row.get("prompt"), str) or not row.keys() & RULES:
             raise DataError("a probe needs a prompt and one of must, must_not, refuses, most_words")
         for pattern in (*row.get("must", ()), *row.get("must_not", ())):
             try:

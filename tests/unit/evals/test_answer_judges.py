@@ -185,6 +185,22 @@ def test_files_of_answers_become_a_leaderboard(tmp_path, capsys):
     assert "rating/strong" in capsys.readouterr().out
 
 
+def test_single_answers_are_graded(tmp_path, capsys):
+    file = write_lines(tmp_path / "a.jsonl", [{"prompt": f"q{i}", "answer": "x" * i} for i in range(1, 5)])
+    assert main(["judge", str(file), "--judge", "rule", "--out", str(tmp_path / "out")]) == 0
+    results = read_json(tmp_path / "out" / "results.json")
+    assert results["grade"]["value"] == 2.5 and results["grade"]["n"] == 4 and results["unparsed"]["value"] == 0
+    assert [row["grade"] for row in read_lines(tmp_path / "out" / "judgements.jsonl")] == [1, 2, 3, 4]
+    from luban.evals.judges.grades import run_grades
+
+    down = judge_of(lambda r: Failed(error="down") if asked(r) == "xxx" else "hm" if asked(r) == "xx" else "[[6]]")
+    with pytest.raises(UnfinishedError, match="1 of 4 answers have no grade"):
+        run_grades(down, file, tmp_path / "again")
+    found = run_grades(judge_of(lambda r: "[[2]]"), file, tmp_path / "again")
+    assert found["grade"]["n"] == 3 and found["unparsed"]["value"] == 1
+    assert found["grade"]["value"] == pytest.approx((6 + 2 + 6) / 3)
+
+
 def test_pairs_with_people_s_preferences(tmp_path):
     rows = [
         {"instruction": f"i{i}", "output_1": "a", "output_2": "bb", "generator_2": "m", "preferred": 1 + i % 2}
@@ -221,6 +237,7 @@ def test_errors_at_the_command_line_are_one_line(tmp_path, capsys):
         ([file, "--judge", "rule:longest"], "pairs.jsonl:1: a preference is 1, 2, or 0", 1),
         ([file, "--judge", "rule:long"], "1: a preference", 1),
         ([file, file, "--judge", ""], "needs a prompt", 1),
+        ([str(tmp_path / "none.jsonl"), "--judge", "rule"], "is not a file", 1),
         (["--judge", "rule:first"], "takes two files", 2),
     ):
         assert main(["judge", *arguments, "--out", str(tmp_path / "out")]) == code

@@ -175,7 +175,9 @@ def test_a_file_that_is_not_right_is_refused_with_its_place(tmp_path, form, cont
 def test_every_shipped_task_is_sound_and_generated_ones_have_items():
     for name in shipped_tasks():
         for task in load_tasks(name):
-            assert task.spec.about and (task.spec.generated or task.spec.source)
+            assert task.spec.about and (task.spec.generated or task.spec.items or task.spec.source)
+            if task.spec.items:
+                assert len(read_task(task)[0]) == len(task.spec.items)
             if task.spec.generated:
                 few = replace(task, spec=replace(task.spec, generated=replace(task.spec.generated, items=20)))
                 items, _, identity = read_task(few)
@@ -227,6 +229,13 @@ def test_new_words_are_used_by_their_own_sentence():
     assert all(row["word"] in row["sentence"] for row in rows)
 
 
+def test_what_was_told_is_asked_for_after_as_many_turns_as_it_says():
+    for row in GENERATORS["forgetting"](Generated(name="forgetting", items=40)):
+        told, asked = row["prompt"].split("\n")[0], row["prompt"].split("\n")[-2]
+        assert row["must"][0] in told and (row["must"][0] in told.split(",")[0]) == ("name" in asked)
+        assert row["prompt"].count("User:") == int(row["about"].split()[0]) + 2
+
+
 def test_filters():
     regex = filters.Regex(pattern=r"(?:is (\d+)|(\d+) it is)", which="last")
     assert regex.apply("3 it is, or it is 4") == "4" and regex.apply("none") == "[invalid]"
@@ -252,6 +261,8 @@ def test_scorers():
         scorers.Uses(word="w").one("We saw a zorp.", example) == 1 and scorers.Uses(word="w").one("zorp", example) == 0
     )
     assert scorers.Rouge().score(["the rhine", "x"], example) == {"rouge1": 0.5, "rouge2": 0.5, "rougeL": 0.5}
+    repeated = scorers.Repetition(n=2)
+    assert repeated.one("a b", example) == 0 and repeated.one("go on go on go on", example) == pytest.approx(3 / 5)
     tests = scorers.Tests(tests="t", before="def f():\n", k=(1, 2))
     found = tests.score(["    return 1", "    return 2", "    while True: pass"][:2], example)
     assert found == {"pass@1": 0.5, "pass@2": 1.0}

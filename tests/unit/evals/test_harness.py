@@ -260,6 +260,16 @@ def test_several_tasks_have_figures_apart_and_a_group_one_of_all_items(tiny_chec
     assert found.results["one/acc/G"]["value"] == rows["one"][0] and found.results["two/acc"]["n"] == 2
 
 
+def test_rephrasings_that_are_scored_differently_are_flips(tiny_checkpoint, tmp_path):
+    rows = [
+        {"prompt": f"q{i}", "about": str(i // 2), "must": ["[\\s\\S]" if i in (0, 1, 2) else "never"]} for i in range(6)
+    ]
+    spec = {"prompt": "prompt", "same_by": "about", "kind": {"type": "probe", "max_tokens": 3}}
+    found = choose(tiny_checkpoint, tmp_path, rows=rows, spec=spec)
+    assert found.results["flips"]["value"] == pytest.approx(1 / 3) and found.results["flips"]["n"] == 3
+    assert found.results["passed"]["value"] == 0.5
+
+
 def test_items_that_stand_in_a_corpus_are_marked(tiny_checkpoint, tmp_path):
     rng = random.Random()
     rows = [{"q": sentence(rng, 15), "a": "yes"} for _ in range(6)] + [{"q": "short one", "a": "yes"}]
