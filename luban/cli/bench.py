@@ -1,4 +1,4 @@
-"""`luban bench serve|collectives|machine`: how fast a server answers, by load, processes communicate, and a device computes."""
+"""`luban bench serve|collectives|machine|micro-batch`: how fast a server answers, by load, processes communicate, and a device computes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from luban.cli import bench_collectives, bench_machine
+from luban.cli import bench_collectives, bench_machine, bench_micro_batch
 from luban.cli.subverbs import dispatch
 from luban.core.arguments import parse
 
@@ -139,6 +139,7 @@ def run(argv: Sequence[str]) -> int | None:
             bench_collectives.run,
             "communication between processes: bytes beside formulas, time, bandwidth",
         ),
+        "micro-batch": (bench_micro_batch.run, "the number of micro-batches with which a recipe's steps are fastest"),
         "machine": (bench_machine.run, "speed of this device by the size of the work, as a table for luban plan"),
     }
     return dispatch("bench", verbs, argv)
