@@ -38,7 +38,9 @@ def test_options_exist():
         if line.startswith("luban "):
             verb = line.split()[1]
             for option in re.findall(r"--([a-z-]+)(?![\w.-])", line):
-                known = option in ("out", "init", "dry-run") or re.search(rf"\b{option.replace('-', '_')}\b", sources[verb])
+                known = option in ("out", "init", "dry-run") or re.search(
+                    rf"\b{option.replace('-', '_')}\b", sources[verb]
+                )
                 assert known, line
 
 

@@ -23,6 +23,7 @@ from luban.models.base import require_next_token
 from luban.nn.invariant import use_invariant_matmuls
 from luban.serve.engine import Engine
 from luban.tokenizer.chat import render
+from luban.tokenizer.tokenizer import Tokenizer
 
 LOGIT_ROWS = 256  # positions whose logits are made at once
 
@@ -46,31 +47,37 @@ class LocalBackend:
         precision: str = "float32",
         batch_tokens: int = 8192,
         batch_invariant: bool = False,
-        source: str = "",
     ):
-        require_next_token(model.spec, "an evaluation")
         self.model, self.precision, self.batch_tokens = model, precision, batch_tokens
-        self.tokenizer, self.name, self.batch_invariant = model.need_tokenizer(), model.name, batch_invariant
+        self.name, self.batch_invariant = model.name, batch_invariant
         self.counts: Counter[str] = Counter()
         self._weights = weights_identity(model)
-        self.identity = data_sha256([self._weights, self.tokenizer.content_hash, precision, batch_invariant])
+        vocabulary = model.tokenizer.content_hash if model.tokenizer else ""
+        self.identity = data_sha256([self._weights, vocabulary, precision, batch_invariant])
         self._engine: Engine | None = None
         if batch_invariant:
             use_invariant_matmuls(model.module)
 
     def about(self) -> dict[str, Any]:
         """See `Backend`."""
-        template = self.tokenizer.chat_template
+        tokenizer = self.model.tokenizer
+        template = tokenizer.chat_template if tokenizer else None
         return {
             "model": self.name,
             "weights": self._weights,
             "begins_with_bos": self.model.begins_with_bos,
-            "bos": self.tokenizer.token(self.tokenizer.bos_id) if self.tokenizer.bos_id is not None else None,
+            "bos": tokenizer.token(tokenizer.bos_id) if tokenizer and tokenizer.bos_id is not None else None,
             "chat_template": None if template is None else data_sha256(template)[:16],
             "context": self.model.spec.context,
             "precision": self.precision,
             "batch_invariant": self.batch_invariant,
         }
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's. DataError where it has none, UnsupportedError where it doesn't predict text."""
+        require_next_token(self.model.spec, "an evaluation")
+        return self.model.need_tokenizer()
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
         """A prompt as token ids, begun as the model's texts begin."""
