@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from luban.core.artifact import ArtifactWriter, Parent, as_parent, write_json
+from luban.core.artifact import ArtifactWriter, Parent, as_parent, read_table, write_json
 from luban.core.config import to_dict
 from luban.core.errors import DataError, UnfinishedError, UsageError
-from luban.core.jsonl import write_rows
+from luban.core.jsonl import read_rows, write_rows
 from luban.core.log import say, warn
 from luban.corpus.reader import read_corpus
 from luban.evals.backends.base import Backend
@@ -135,14 +135,14 @@ def evaluate(
         "model": backend.identity,
         "judge": judge.identity if judge else "",
     }
-    with ArtifactWriter(
-        out,
-        kind="evaluation",
-        config=config,
-        parents=parents,
-        settings={"about": backend.about(), "sign_off": options.sign_off},
-        resumable=True,
-    ) as art:
+    settings = {"about": backend.about(), "sign_off": options.sign_off}
+    writer = ArtifactWriter(out, kind="evaluation", config=config, parents=parents, settings=settings, resumable=True)
+    if writer.finished():
+        say(f"{out} is finished: its figures, nothing is asked again")
+        return Evaluation(
+            results=read_table(out / "results.json"), rows=[row for _, row in read_rows(out / "answers.jsonl")]
+        )
+    with writer as art:
         found, refusal = Evaluation(), ""
         figures: dict[str, Any] = {}
         if built_in:
