@@ -184,19 +184,10 @@ def prefer(
             )
             for turned in (False, True)
         ]
-        rows = []
-        for match, p, shown, swapped in zip(matches, drawn, *odds, strict=True):
-            label = soft_label((shown - swapped) / 2, clamped=chain_of_thought)
-            better = 0 if label >= 0.5 else 1
-            rows.append(
-                {
-                    "prompt": match.prompt,
-                    "chosen": match.answers[better],
-                    "rejected": match.answers[1 - better],
-                    "probability": max(label, 1 - label),
-                    "principle": p.id,
-                }
-            )
+        labels = [
+            soft_label((shown - swapped) / 2, clamped=chain_of_thought) for shown, swapped in zip(*odds, strict=True)
+        ]
+        rows = [_preference(*each) for each in zip(matches, drawn, labels, strict=True)]
         write_rows(art.path / "preferences.jsonl", rows)
         right = [
             (row["chosen"] == m.answers[m.human == "second"])
@@ -211,6 +202,18 @@ def prefer(
             figures["human_agreement"] = sum(right) / len(right)
         art.note(**figures)
     return figures
+
+
+def _preference(match: Match, principle: Principle, label: float) -> dict[str, Any]:
+    """A row of preferences, the likelier answer as the chosen one."""
+    better = 0 if label >= 0.5 else 1
+    return {
+        "prompt": match.prompt,
+        "chosen": match.answers[better],
+        "rejected": match.answers[1 - better],
+        "probability": max(label, 1 - label),
+        "principle": principle.id,
+    }
 
 
 def _log_odds(

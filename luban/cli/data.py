@@ -55,6 +55,14 @@ class OveroptimisationArgs:
 
 
 @dataclass(frozen=True)
+class ShareGPTArgs:
+    file: tyro.conf.Positional[Path]  # .json or .jsonl: id, conversations (from, value)
+    tokenizer: Path  # a tokenizer with a chat template, a run, or a Hugging Face directory
+    out: Path  # .jsonl file to write
+    tokens: int = 2048  # of a piece at most, template included
+
+
+@dataclass(frozen=True)
 class ReviseArgs:
     prompts: tyro.conf.Positional[Path]  # .jsonl: prompt, question or messages a row
     model: str  # answers, criticises and revises: anything that loads, or the address of an OpenAI-compatible server
@@ -100,6 +108,7 @@ def run(argv: Sequence[str]) -> int | None:
             "pack": (pack, "a corpus → shards of tokens"),
             "feedback": (feedback, "scores, rankings and critiques → data for sft, reward and dpo"),
             "instruct": (instruct, "instructions and answers written by a model: Alpaca, Self-Instruct"),
+            "sharegpt": (sharegpt, "ShareGPT's conversations, cleaned and cut at the borders of turns"),
             "revise": (revise, "answers criticised and revised by a model over principles"),
             "overoptimisation": (overoptimisation, "gold reward against distance, fitted by Gao's forms"),
             "show": (show, "documents of shards, and what of them is trained on"),
@@ -124,6 +133,28 @@ def feedback(argv: Sequence[str]) -> None:
     from luban.core.log import print_result, say
 
     say(f"{convert(args.file, args.out, args.use)} rows")
+    print_result(args.out)
+
+
+def sharegpt(argv: Sequence[str]) -> None:
+    """`luban data sharegpt FILE --tokenizer DIR --out FILE`"""
+    args = parse(
+        ShareGPTArgs,
+        argv,
+        verb="data sharegpt",
+        about="Conversations as ShareGPT has them → data for luban sft, which trains the assistant's turns alone (Vicuna): HTML becomes "
+        "text, turns must alternate, long conversations are cut between exchanges, never inside one.",
+        examples="luban data sharegpt sharegpt.json --tokenizer runs/base --tokens 2048 --out chats.jsonl",
+    )
+    from luban.align.sharegpt import convert_sharegpt
+    from luban.core.errors import UsageError
+    from luban.core.log import print_result
+    from luban.tokenizer.tokenizer import load_tokenizer
+
+    if args.tokens < 1:
+        raise UsageError(f"--tokens must be at least 1, {args.tokens} given")
+    for name, count in convert_sharegpt(args.file, load_tokenizer(args.tokenizer), args.tokens, args.out).items():
+        print(f"{name:<34} {count}")
     print_result(args.out)
 
 

@@ -13,8 +13,9 @@ from tyro.conf import Positional
 
 from luban.core.arguments import parse
 
-ABOUT = """Measure a model. TASK is one of bits_per_byte, answer_loss, which_module, samples (on the held-out documents of --corpus), chomsky, checklist (--principles), a
-task file that ships ({shipped}), a .toml file of your own, or a .yaml file of lm-evaluation-harness over local data.
+ABOUT = """Measure a model. TASK is one of bits_per_byte, answer_loss, which_module, samples (on the held-out documents of --corpus),
+chomsky, checklist (--principles), a task file that ships ({shipped}), a .toml file of your own, or a .yaml file of
+lm-evaluation-harness over local data.
 
 MODEL is anything that loads, or the address of an OpenAI-compatible server. DIR holds results.json (figure: value, interval of
 95%, n), answers.jsonl (each item with prompt, answer, scores) and responses.jsonl (what was asked and answered). The same

@@ -92,7 +92,8 @@ def _identity(path: Path) -> str:
         return read_manifest(path).content_hash
     if path.is_dir():
         return data_sha256([[str(p.relative_to(path)), file_sha256(p)] for p in sorted(path.rglob("*")) if p.is_file()])
-    return data_sha256([file_sha256(Path(part)) for part in str(path).split("+")])
+    parts = [path] if path.exists() else [Path(part) for part in str(path).split("+")]
+    return data_sha256([file_sha256(part) for part in parts])
 
 
 def _rows(path: Path, form: str, split: str) -> Rows:

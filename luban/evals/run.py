@@ -12,17 +12,24 @@ from typing import Any
 
 import torch
 
-from luban.core.artifact import ArtifactWriter, Parent, as_parent, write_json
+from luban.core.artifact import ArtifactWriter, Parent, as_parent, read_table, write_json
 from luban.core.config import to_dict
 from luban.core.errors import DataError, UnfinishedError, UsageError
-from luban.core.jsonl import write_rows
+from luban.core.jsonl import read_rows, write_rows
 from luban.core.log import say, warn
 from luban.corpus.reader import read_corpus
 from luban.evals.backends.base import Backend
 from luban.evals.backends.endpoint import EndpointBackend
 from luban.evals.backends.http import Connection
 from luban.evals.backends.local import LocalBackend
-from luban.evals.checklist import checklist_page, checks_of, probe_tasks, read_principles, sign_off_refusal
+from luban.evals.checklist import (
+    Principles,
+    checklist_page,
+    checks_of,
+    probe_tasks,
+    read_principles,
+    sign_off_refusal,
+)
 from luban.evals.harness import HarnessOptions, Loaded, TaskResult, run_task
 from luban.evals.judges.base import Judge
 from luban.evals.measures import Measure
@@ -80,6 +87,64 @@ def open_backend(model_name: str, options: EvalOptions) -> tuple[Backend, tuple[
     return backend, (as_parent("model", model_name),) if known else ()
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured, read and checked before the model is loaded."""
+
+    built_in: dict[str, Any]  # tasks of `luban.evals.task` by name
+    groups: dict[str, list[Loaded]]  # tasks of files, by the name that they were asked for
+    principles: Principles | None  # of the task checklist
+
+    @property
+    def loaded(self) -> list[Loaded]:
+        """The tasks of all groups."""
+        return [each for members in self.groups.values() for each in members]
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one task only."""
+        return len(self.built_in) + len(self.loaded) == 1
+
+    @classmethod
+    def of(cls, tasks: Sequence[str], options: EvalOptions, judge: Judge | None) -> Plan:
+        """Read the tasks. Raises what `evaluate` says of them."""
+        if not tasks:
+            raise UsageError(f"name at least one task: {', '.join([*TASKS, *shipped_tasks()])}, or a .toml file")
+        built_in = {name: TASKS[name]() for name in tasks if name in TASKS.entries}
+        principles = read_principles(options.principles) if CHECKLIST in tasks else None
+        if principles is None and (options.principles or options.sign_off):
+            raise UsageError("--principles and --sign-off belong to the task checklist: name it")
+        named = {
+            name: probe_tasks(principles) if principles and name == CHECKLIST else load_tasks(name, options.data)
+            for name in tasks
+            if name not in TASKS.entries
+        }
+        if not options.corpora and (needy := [name for name, task in built_in.items() if task.needs]):
+            raise UsageError(f"{', '.join(needy)} need held-out documents: pass --corpus DIR")
+        names = Counter(name for name in tasks if name in TASKS.entries)
+        names.update(each.name for name in tasks for each in named.get(name, ()))
+        if twice := next((name for name, count in names.items() if count > 1), None):
+            raise UsageError(f"the task {twice} is named twice")
+        graded = [each.name for members in named.values() for each in members if each.spec.kind.needs_judge]
+        if graded and judge is None:
+            raise UsageError(
+                f"answers to {graded[0]} are graded by a judge: give --judge MODEL, rule:NAME or an address"
+            )
+        groups = {name: [Loaded.of(task, options) for task in members] for name, members in named.items()}
+        return cls(built_in, groups, principles)
+
+    def config(self, options: EvalOptions, backend: Backend, judge: Judge | None) -> dict[str, Any]:
+        """What the evaluation's numbers depend on."""
+        files = {each.task.name: {"spec": to_dict(each.task.spec), "data": each.identity} for each in self.loaded}
+        return {
+            "tasks": {name: {} for name in self.built_in} | files,
+            **{name: getattr(options, name) for name in ("limit", "precision", "seed", "chat")},
+            "contamination": [str(path) for path in options.contamination],
+            "model": backend.identity,
+            "judge": judge.identity if judge else "",
+        }
+
+
 def evaluate(
     model_name: str, tasks: Sequence[str], out: Path, options: EvalOptions, judge: Judge | None = None
 ) -> Evaluation:
@@ -98,66 +163,29 @@ def evaluate(
         UsageError: no task, or one without the material it needs. ConfigError: a task that isn't right.
         DataError: data that isn't. UnfinishedError: an endpoint left items unanswered; they are asked again by the next run.
     """
-    if not tasks:
-        raise UsageError(f"name at least one task: {', '.join([*TASKS, *shipped_tasks()])}, or a .toml file")
-    built_in = {name: TASKS[name]() for name in tasks if name in TASKS.entries}
-    principles = read_principles(options.principles) if CHECKLIST in tasks else None
-    if principles is None and (options.principles or options.sign_off):
-        raise UsageError("--principles and --sign-off belong to the task checklist: name it")
-    named = {
-        name: probe_tasks(principles) if principles and name == CHECKLIST else load_tasks(name, options.data)
-        for name in tasks
-        if name not in TASKS.entries
-    }
-    groups = {name: [Loaded.of(task, options) for task in members] for name, members in named.items()}
-    if not options.corpora and (needy := [name for name, task in built_in.items() if task.needs]):
-        raise UsageError(f"{', '.join(needy)} need held-out documents: pass --corpus DIR")
-    names = Counter(name for name in tasks if name in TASKS.entries)
-    names.update(each.task.name for name in tasks for each in groups.get(name, ()))
-    if twice := next((name for name, count in names.items() if count > 1), None):
-        raise UsageError(f"the task {twice} is named twice")
-    graded = [each.task.name for members in groups.values() for each in members if each.task.spec.kind.needs_judge]
-    if graded and judge is None:
-        raise UsageError(f"answers to {graded[0]} are graded by a judge: give --judge MODEL, rule:NAME or an address")
+    plan = Plan.of(tasks, options, judge)
     backend, parents = open_backend(model_name, options)
-    if built_in and not isinstance(backend, LocalBackend):
-        raise UsageError(f"{', '.join(built_in)} need a local model, not an endpoint")
-    parents += tuple(as_parent("corpus", path) for path in options.corpora)
-    config = {
-        "tasks": {name: {} for name in built_in}
-        | {
-            each.task.name: {"spec": to_dict(each.task.spec), "data": each.identity}
-            for members in groups.values()
-            for each in members
-        },
-        **{name: getattr(options, name) for name in ("limit", "precision", "seed", "chat")},
-        "contamination": [str(path) for path in options.contamination],
-        "model": backend.identity,
-        "judge": judge.identity if judge else "",
-    }
-    with ArtifactWriter(
+    if plan.built_in and not isinstance(backend, LocalBackend):
+        raise UsageError(f"{', '.join(plan.built_in)} need a local model, not an endpoint")
+    writer = ArtifactWriter(
         out,
         kind="evaluation",
-        config=config,
-        parents=parents,
+        config=plan.config(options, backend, judge),
+        parents=parents + tuple(as_parent("corpus", path) for path in options.corpora),
         settings={"about": backend.about(), "sign_off": options.sign_off},
         resumable=True,
-    ) as art:
-        found, refusal = Evaluation(), ""
-        figures: dict[str, Any] = {}
-        if built_in:
-            material = gather(options.corpora)
-            for name, task in built_in.items():
-                figures |= _built_in(name, task, backend, material, options, art.path, found)
-        if groups:
-            with ResponseStore(art.path / "responses.jsonl", backend.identity, options.cache) as store:
-                _groups(groups, len(names) == 1, backend, store, options, judge, found)
-        if principles:
-            checks = checks_of(principles, found.rows)
+    )
+    if writer.finished():
+        say(f"{out} is finished: its figures, nothing is asked again")
+        return Evaluation(read_table(out / "results.json"), [row for _, row in read_rows(out / "answers.jsonl")])
+    refusal = ""
+    with writer as art:
+        found, figures = _measured(plan, backend, options, judge, art.path)
+        if plan.principles:
+            checks = checks_of(plan.principles, found.rows)
             refusal = sign_off_refusal(checks, options.sign_off)
-            page = checklist_page(principles, checks, backend.about(), "" if refusal else options.sign_off)
+            page = checklist_page(plan.principles, checks, backend.about(), "" if refusal else options.sign_off)
             (art.path / "checklist.html").write_text(page, encoding="utf-8")
-        found.counts.update(backend.counts)
         write_json(art.path / "results.json", found.results)
         write_rows(art.path / "answers.jsonl", found.rows)
         figures |= {name: entry["value"] for name, entry in found.results.items() if name not in figures}
@@ -172,6 +200,23 @@ def evaluate(
     if refusal:
         raise DataError(f"{refusal} (see {out / 'checklist.html'})")
     return found
+
+
+def _measured(
+    plan: Plan, backend: Backend, options: EvalOptions, judge: Judge | None, folder: Path
+) -> tuple[Evaluation, dict[str, Any]]:
+    """(what all tasks found, the figures of those in `TASKS`); their files are written to `folder`."""
+    found = Evaluation()
+    figures: dict[str, Any] = {}
+    if plan.built_in:
+        material = gather(options.corpora)
+        for name, task in plan.built_in.items():
+            figures |= _built_in(name, task, backend, material, options, folder, found)
+    if plan.groups:
+        with ResponseStore(folder / "responses.jsonl", backend.identity, options.cache) as store:
+            _groups(plan.groups, plan.alone, backend, store, options, judge, found)
+    found.counts.update(backend.counts)
+    return found, figures
 
 
 def _groups(

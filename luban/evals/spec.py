@@ -124,4 +124,5 @@ def _with_data(task: Task, data: str) -> Task:
         return task
     if task.spec.generated or task.spec.items:
         raise UsageError(f"the task {task.name} has items of its own: leave --data out")
-    return replace(task, spec=replace(task.spec, data=str(Path(data).absolute())))
+    parts = [data] if Path(data).exists() else data.split("+")  # a format may read several files
+    return replace(task, spec=replace(task.spec, data="+".join(str(Path(part).absolute()) for part in parts)))

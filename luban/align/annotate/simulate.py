@@ -153,17 +153,8 @@ def annotate(
         write_rows(art.path / "labels.jsonl", [_record(label) for label in labels])
         table = agreement_table(labels, votes)
         write_json(art.path / "agreement.json", table)
-        read, written = (sum(each.tokens[name] for each in tokens) for name in ("read", "written"))
-        figures: dict[str, Any] = {
-            "pairs": len(matches),
-            "labelled": len(kept),
-            "ties": sum(label.verdict == "tie" for label in labels),
-            "unparsed": sum(label.verdict is None and not label.failed for label in labels),
-            "flipped": sum(label.flipped for label in kept),
-            "tokens_read": read,
-            "tokens_written": written,
-            "cost": (read * prices[0] + written * prices[1]) / 1e6,
-            **{name: value for name, value in table.items() if isinstance(value, float)},
+        figures = _figures(labels, tokens, prices) | {
+            name: value for name, value in table.items() if isinstance(value, float)
         }
         art.note(**figures)
         if failed := [label.failed for label in labels if label.failed]:
@@ -175,6 +166,22 @@ def annotate(
                 f"none of {len(matches)} labels could be used: {figures['unparsed']} couldn't be read, the rest are ties"
             )
     return figures
+
+
+def _figures(labels: Sequence[Label], tokens: Sequence[CountedBackend], prices: tuple[float, float]) -> dict[str, Any]:
+    """How many labels there are of each sort, and what they cost."""
+    kept = [label for label in labels if label.given in ("first", "second")]
+    read, written = (sum(each.tokens[name] for each in tokens) for name in ("read", "written"))
+    return {
+        "pairs": len(labels),
+        "labelled": len(kept),
+        "ties": sum(label.verdict == "tie" for label in labels),
+        "unparsed": sum(label.verdict is None and not label.failed for label in labels),
+        "flipped": sum(label.flipped for label in kept),
+        "tokens_read": read,
+        "tokens_written": written,
+        "cost": (read * prices[0] + written * prices[1]) / 1e6,
+    }
 
 
 def _keep_answers(judges: Mapping[str, Judge], folder: Path) -> list[CountedBackend]:

@@ -47,39 +47,37 @@ class LocalBackend:
         precision: str = "float32",
         batch_tokens: int = 8192,
         batch_invariant: bool = False,
-        source: str = "",
     ):
-        require_next_token(model.spec, "an evaluation")
         self.model, self.precision, self.batch_tokens = model, precision, batch_tokens
         self.name, self.batch_invariant = model.name, batch_invariant
         self.counts: Counter[str] = Counter()
         self._weights = weights_identity(model)
-        vocabulary = None if model.tokenizer is None else model.tokenizer.content_hash
+        vocabulary = model.tokenizer.content_hash if model.tokenizer else ""
         self.identity = data_sha256([self._weights, vocabulary, precision, batch_invariant])
         self._engine: Engine | None = None
         if batch_invariant:
             use_invariant_matmuls(model.module)
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Of the model, which tasks of tokens alone don't need. Raises DataError where it has none."""
-        return self.model.need_tokenizer()
-
     def about(self) -> dict[str, Any]:
         """See `Backend`."""
         tokenizer = self.model.tokenizer
-        template = None if tokenizer is None else tokenizer.chat_template
-        bos = None if tokenizer is None else tokenizer.bos_id
+        template = tokenizer.chat_template if tokenizer else None
         return {
             "model": self.name,
             "weights": self._weights,
             "begins_with_bos": self.model.begins_with_bos,
-            "bos": self.tokenizer.token(bos) if bos is not None else None,
+            "bos": tokenizer.token(tokenizer.bos_id) if tokenizer and tokenizer.bos_id is not None else None,
             "chat_template": None if template is None else data_sha256(template)[:16],
             "context": self.model.spec.context,
             "precision": self.precision,
             "batch_invariant": self.batch_invariant,
         }
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's. DataError where it has none, UnsupportedError where it doesn't predict text."""
+        require_next_token(self.model.spec, "an evaluation")
+        return self.model.need_tokenizer()
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
         """A prompt as token ids, begun as the model's texts begin."""

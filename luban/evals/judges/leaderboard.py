@@ -49,31 +49,7 @@ def leaderboard_page(
     outcomes: Sequence[Outcome],
 ) -> str:
     """The page."""
-    low = min(each.interval[0] for each in ratings)
-    high = max(each.interval[1] for each in ratings)
-    span = (high - low) or 1.0
-
-    def percent(value: float) -> float:
-        return round(100 * (value - low) / span, 2)
-
-    rows = [
-        {
-            "player": each.player,
-            "rating": each.rating,
-            "low": each.interval[0],
-            "high": each.interval[1],
-            "left": percent(each.interval[0]),
-            "width": round(100 * (each.interval[1] - each.interval[0]) / span, 2),
-            "place": min(percent(each.rating), 99.0),
-            "score": each.score,
-            "games": each.games,
-            "online": online.get(each.player, START),
-            "predicted": [
-                None if other is each else 1 / (1 + 10 ** ((other.rating - each.rating) / 400)) for other in ratings
-            ],
-        }
-        for each in ratings
-    ]
+    rows = _rows(ratings, online)
     tiles = [
         ("best", ratings[0].player, f"rating {ratings[0].rating:.0f}"),
         ("matches", len(outcomes), f"judge: {judge}"),
@@ -103,3 +79,32 @@ def leaderboard_page(
         matches=outcomes[:SHOWN],
         total=len(outcomes),
     )
+
+
+def _rows(ratings: Sequence[Rating], online: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A row a player: figures, and where its interval stands on the scale of all."""
+    low = min(each.interval[0] for each in ratings)
+    high = max(each.interval[1] for each in ratings)
+    span = (high - low) or 1.0
+
+    def percent(value: float) -> float:
+        return round(100 * (value - low) / span, 2)
+
+    return [
+        {
+            "player": each.player,
+            "rating": each.rating,
+            "low": each.interval[0],
+            "high": each.interval[1],
+            "left": percent(each.interval[0]),
+            "width": round(100 * (each.interval[1] - each.interval[0]) / span, 2),
+            "place": min(percent(each.rating), 99.0),
+            "score": each.score,
+            "games": each.games,
+            "online": online.get(each.player, START),
+            "predicted": [
+                None if other is each else 1 / (1 + 10 ** ((other.rating - each.rating) / 400)) for other in ratings
+            ],
+        }
+        for each in ratings
+    ]

@@ -19,8 +19,12 @@ def test_figures_are_printed_with_intervals_and_written(tiny_checkpoint, tmp_pat
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["acc"]["n"] == 3 and f"{results['acc']['value']:.4f}" in printed and "n = 3" in printed
     assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 3
-    assert main(["eval", str(tiny_checkpoint), task, "--out", str(tmp_path / "out")]) == 1
-    assert "already holds a finished evaluation" in capsys.readouterr().err
+    assert (
+        main(["eval", str(tiny_checkpoint), task, "--shots", "0", "--limit", "3", "--out", str(tmp_path / "out")]) == 0
+    )
+    assert capsys.readouterr().out == printed
+    assert main(["eval", str(tiny_checkpoint), task, "--shots", "0", "--out", str(tmp_path / "out")]) == 1
+    assert "a finished evaluation of another configuration (config.limit was 3, now 0)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

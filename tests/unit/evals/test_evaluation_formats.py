@@ -136,6 +136,10 @@ def test_later_turns_and_unanswerable_questions(tmp_path):
 def test_translations_in_two_files_and_subjects_in_a_folder(tmp_path):
     write(tmp_path, "n.de", "Ja\nNein\n"), write(tmp_path, "n.en", "Yes\nNo\n")
     assert [r["reference"] for r in FORMATS["wmt"](tmp_path / "n.de+n.en")] == ["Yes", "No"]
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other", "n.en", "Yes\nNo\n")
+    (task,) = load_tasks("wmt", f"{tmp_path / 'n.de'}+{other}")
+    assert [item.answer for item in read_task(task)[0]] == ["Yes", "No"]
     write(tmp_path, "n.fr", "Oui\n")
     with pytest.raises(DataError, match=r"2 lines and n\.fr 1"):
         list(FORMATS["wmt"](tmp_path / "n.de+n.fr"))
