@@ -17,7 +17,7 @@ class Args:
     """Options."""
 
     model: Positional[str]  # a run, a checkpoint, or a Hugging Face directory
-    tasks: Positional[tuple[str, ...]]  # bits_per_byte, answer_loss, which_module, samples, chomsky
+    tasks: Positional[tuple[str, ...]]  # bits_per_byte, answer_loss, which_module, samples, altered_sentence, chomsky
     out: Path  # the evaluation's directory
     corpus: tuple[Path, ...] = ()  # corpora whose held-out split is measured on
     limit: int = 0  # items a task at most (0: all)
