@@ -9,7 +9,7 @@ from typing import Any
 
 from luban.core.config import Partial, merge
 from luban.core.errors import ConfigError, TrainingError
-from luban.core.log import read_metrics
+from luban.core.log import read_metrics, warn
 from luban.data.shards import Shards
 from luban.models.config import ModelConfig
 from luban.models.describe import describe
@@ -19,6 +19,7 @@ from luban.train.start import choose_start
 
 HEAD = 8  # width of an attention head
 DEEPER = 16  # width a layer
+FEWEST = 200  # steps below which warm-up and decay are much of a run, and losses follow no power of compute
 BASE = 32  # width that the recipe's learning rate is for; it falls with the square root of the width
 
 
@@ -77,6 +78,11 @@ def climb(
     found = []
     recipes = [rung_recipe(recipe, width, ratio) for width in widths]  # all of them before the first is trained
     for width, (changed, layers, parameters) in zip(widths, recipes, strict=True):
+        if changed.train.steps < FEWEST:
+            warn(
+                f"width {width} trains for {changed.train.steps} steps, too few for losses that follow a power of compute: use a larger "
+                "--ratio, or a smaller --train.batch_size"
+            )
         path = pretrain(changed, out / f"width-{width}", "ladder")
         held = [
             row["heldout_loss"] for row in read_metrics(path / "metrics.jsonl") if row.get("heldout_loss") is not None
