@@ -104,7 +104,7 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
         found[f"ties{name}"] = _fraction([float(score == 0.5) for score in scores])
     if judged:
         found["consistent"] = _fraction([float(each.consistent) for each in judged])
-        shown = [order.verdict for each in judged for order in each.orders]
+        shown: list[Verdict | None] = [order.verdict for each in judged for order in each.orders]
         found["first_position"] = _fraction([SCORES[verdict] for verdict in shown if verdict is not None])
     longer = [
         each for each in judged if len(each.match.answers[0]) != len(each.match.answers[1]) and each.verdict != "tie"
