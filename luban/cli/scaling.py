@@ -22,6 +22,7 @@ luban scaling runs.csv
 luban scaling runs.csv --budget 1e21 5.76e23 --json
 luban scaling runs.csv --parameters 7e9 --tokens 2e12
 luban scaling chinchilla.csv --drop-highest 5 --resamples 1000
+luban scaling ladder luban_ladder_cpu --data.path shards --out runs/ladder    # trains small models and checks the next size
 """
 ABOUT = (
     "Scaling laws fitted to finished runs. FILE.csv has a column loss and two of parameters, tokens and flops (also N, D, C, "
@@ -45,7 +46,12 @@ class Args:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Fit and print."""
+    """Fit and print; `ladder` trains runs to fit."""
+    if argv and argv[0] == "ladder":
+        from luban.cli import scaling_ladder
+
+        scaling_ladder.run(argv[1:])
+        return
     args = parse(Args, argv, verb="scaling", about=ABOUT, examples=EXAMPLES)
     _check(args)
     found = _fitted(args)

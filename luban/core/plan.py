@@ -9,13 +9,14 @@ from math import prod
 from typing import Literal, get_args
 
 from luban.core.errors import ConfigError
-from luban.core.resuming import Numerical
+from luban.core.resuming import Numerical, Operational
 from luban.core.units import share_or_size
 
 Policy = Literal["none", "selective", "full"]  # of single layers
 POLICIES: tuple[str, ...] = get_args(Policy)  # from the most memory to the least
 Remat = Literal["none", "selective", "full", "sqrt", "rotor", "pofo"]
 SCHEDULES = ("sqrt", "rotor", "pofo")  # of the layers of a stack together
+Offload = Literal["none", "cpu", "disk"]
 Schedule = Literal["gpipe", "1f1b", "interleaved", "zero_bubble", "pipedream"]
 # From the axis whose processes talk least to the one whose processes talk most, which lie side by side on one machine.
 AXES = ("pipeline", "replicate", "shard", "context", "tensor")
@@ -43,12 +44,17 @@ class ParallelPlan:
     # of rotor and pofo: memory for the activations of one micro-batch in the layers, a size such as 2GB or a share of what saving all
     # of them takes
     remat_budget: Numerical[str] = "50%"
+    # where fp32 weights and Adam's moments live and are updated: on the device, in host memory, in a file of offload_folder
+    offload: Numerical[Offload] = "none"
+    offload_folder: Operational[str] = ""  # of a fast disk; for offload disk
+    offload_delay: bool = False  # the host updates while the next step computes with weights of the step before
 
     def __post_init__(self):
         for axis in (*AXES, "microbatches", "interleave"):
             if getattr(self, axis) < 1:
                 raise ConfigError(f"plan.{axis} must be at least 1, {getattr(self, axis)} given")
         share_or_size("plan.remat_budget", self.remat_budget)
+        self._check_offload()
         if self.remat == "pofo" and self.pipeline > 1:
             raise ConfigError("plan.remat pofo does not go with plan.pipeline: use --plan.remat rotor")
         if self.pipeline == 1 and self.microbatches > 1:
@@ -64,6 +70,14 @@ class ParallelPlan:
                 f"plan.expert {self.expert} must divide plan.shard · plan.context · plan.tensor, which is "
                 f"{self.expert_processes}: use --plan.expert {near}{wider}"
             )
+
+    def _check_offload(self) -> None:
+        if self.offload == "disk" and not self.offload_folder:
+            raise ConfigError("plan.offload disk needs a folder of a fast disk: --plan.offload_folder /nvme/luban")
+        if self.offload_delay and self.offload == "none":
+            raise ConfigError("plan.offload_delay delays updates on the host: use --plan.offload cpu")
+        if self.offload != "none" and self.processes > 1:
+            raise ConfigError("plan.offload goes with one process: leave the other axes at 1, or use --plan.shard")
 
     @property
     def expert_processes(self) -> int:

@@ -43,6 +43,7 @@ TASKS = Registry(
         "answer_loss": "luban.evals.answers:AnswerLoss",
         "which_module": "luban.evals.answers:WhichModule",
         "samples": "luban.evals.answers:Samples",
+        "altered_sentence": "luban.evals.altered_sentence:AlteredSentence",
         "chomsky": "luban.evals.chomsky.evaluation:Chomsky",
     },
 )

@@ -48,7 +48,7 @@ class Layers(nn.ModuleDict):
 
     def run(self, x_BTE: Tensor, ctx: ForwardContext, block_of: Mapping[int, str], layers: Iterable[int]) -> Tensor:
         """The same through some of the layers."""
-        blocks = [(self[block_of[index]], ctx.layer(index)) for index in layers]
+        blocks: list[tuple[Any, LayerContext]] = [(self[block_of[index]], ctx.layer(index)) for index in layers]
         if self.remat is not None and blocks and torch.is_grad_enabled():
             return self.remat.run(blocks, x_BTE)
         together: list[Any] = []  # reversible layers, run together
@@ -56,13 +56,18 @@ class Layers(nn.ModuleDict):
             if block.reversible:
                 together.append((block, layer))
                 continue
-            x_BTE, together = run_reversible(x_BTE, together) if together else x_BTE, []
+            x_BTE, together = _finished(x_BTE, together), []
             x_BTE = block(x_BTE, layer)
-        return run_reversible(x_BTE, together) if together else x_BTE
+        return _finished(x_BTE, together)
 
     def use_remat(self, remat: LayersPolicy | None) -> None:
         """Run by `remat` where gradients are enabled; None: save everything that the blocks save."""
         self.remat = remat
+
+
+def _finished(x_BTE: Tensor, together: list[Any]) -> Tensor:
+    """Through the reversible layers that have been collected, if any."""
+    return run_reversible(x_BTE, together) if together else x_BTE  # type: ignore[call-arg]
 
 
 class TransformerStack(nn.Module):
@@ -128,7 +133,7 @@ class TransformerStack(nn.Module):
         mapped = ctx.map_positions(self.position)
         if self.training and torch.is_grad_enabled():  # here, since a block may run twice in a step
             for block in dict.fromkeys(self.block_of[index] for index, mixer in self.mixers.items() if mixer.online):
-                self.blocks[block].mixer.update_statistics()
+                self.blocks.get_submodule(f"{block}.mixer").update_statistics()  # type: ignore[operator]
         if self.embedding is not None:
             x = self.embedding(x, self.position, mapped[0], segments)
         methods = [self.position, *self.layer_positions.values()]

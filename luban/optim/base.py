@@ -152,6 +152,9 @@ class Optimizer:
             for algorithm in self.algorithms:
                 algorithm.step(factor, update)
 
+    def finish(self) -> None:
+        """Wait for an update that is still running; there is none."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """The state as `parameter/key` → tensor."""
         found = {}
@@ -169,4 +172,8 @@ class Optimizer:
                 raise ArtifactError(f"the optimizer state holds '{name}', which the model does not have")
             parameter = self.parameters[name]
             algorithm = next(algorithm for algorithm in self.algorithms if parameter in algorithm.state)
-            algorithm.state[parameter][key] = value.to(parameter.device, copy=True)
+            known = algorithm.state[parameter].get(key)
+            if known is not None and known.shape == value.shape and known.dtype == value.dtype:
+                known.copy_(value)  # it stays where it is, which may be a file
+            else:
+                algorithm.state[parameter][key] = value.to(parameter.device, copy=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from luban.nn.float8 import use_float8
 from luban.nn.init import initialise
 from luban.nn.roles import roles_of
 from luban.objectives.base import LossModule, LossOutput, TensorBatch
+from luban.optim.adamw import AdamW
 from luban.optim.base import OptimizerConfig
 from luban.parallel.asynchronous import Asynchronous
 from luban.parallel.channels import Channels
@@ -32,6 +34,9 @@ from luban.parallel.heads import DividedHeads, HeadRange
 from luban.parallel.matrices import Matrices
 from luban.parallel.micro_batches import OneAfterTheOther, Runner
 from luban.parallel.mixers import check_mixers
+from luban.parallel.offload.delayed import DelayedOptimizer
+from luban.parallel.offload.host_params import HostParams
+from luban.parallel.offload.pools import DiskPool, HostPool, Pool
 from luban.parallel.pipelined import Pipelined
 from luban.parallel.placement import Placements
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
@@ -92,6 +97,10 @@ def apply(
     model: Model = loss.model
     experts = {name: layer.count for name, layer in routers_of(model).items()}
     execution = execution or Execution(device=torch.device("cpu"))
+    if plan.offload != "none" and not (isinstance(optimizer, AdamW) and optimizer.moments == "fp32"):
+        raise ConfigError(
+            "plan.offload updates by Adam with fp32 moments on the host: use --optim.type adamw --optim.moments fp32"
+        )
     _require_spreadable(plan, execution, adapted=adapt is not None, packed=pack is not None)
     check_mixers(model.spec, plan)
     world, losses = execution.world, (loss, evaluation or loss)
@@ -143,12 +152,17 @@ def apply(
         shard_modules(root, list(blocks), world.shard_mesh, zero=plan.zero, dtype=dtype, apart=alone)
         functions = [partial(root, function) for function in functions]
     # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
-    materialise(model, execution.device)
+    offloads = plan.offload != "none"
+    materialise(model, torch.device("cpu") if offloads else execution.device)
     _set_weights(model, init, own, placements)
     if pack is not None:
         pack(model)
     params: ShardedParams | MixedPrecisionParams
-    if root is not None:
+    if offloads:
+        dtype = COMPUTE[execution.precision]
+        params = HostParams(model, dtype, execution.device, partial(_pool, plan, execution.device), fixed=fixed)
+        loss.to(execution.device)
+    elif root is not None:
         from luban.parallel.sharded_params import ShardedParams
 
         params = ShardedParams(root, model, zero=plan.zero, fixed=fixed)
@@ -163,6 +177,9 @@ def apply(
     # The optimizer last: it holds the very tensors that are trained.
     divided = None if optimizer.elementwise or plan.shard * plan.tensor == 1 else Matrices(params, placements)
     built = optimizer.build(params.parameters, roles_of(model), divided, factors)
+    if isinstance(params, HostParams):
+        params.keep_moments(built)
+        built = DelayedOptimizer(built) if plan.offload_delay else built
     return TrainEngine(
         runner,
         params,
@@ -175,6 +192,11 @@ def apply(
         sums=sums,
         routers=Routers.of(experts, model),
     )
+
+
+def _pool(plan: ParallelPlan, device: torch.device, size: int) -> Pool:
+    """Where so many bytes of fp32 weights and moments are kept."""
+    return DiskPool(Path(plan.offload_folder), size) if plan.offload == "disk" else HostPool(device.type == "cuda")
 
 
 class Losses(nn.Module):

@@ -130,9 +130,10 @@ class TrainEngine:
             found = self.runner.train(micro_batches, weight)
             summed = self.sums.sum(self.params.gradients())
             norm, totals = self.sums.norm(summed), self._totals(found, stop=stop)
-            self._update(factor, summed, norm, totals[0].isfinite() & norm.isfinite())
+            self._update(factor, summed, norm, totals[0].isfinite().to(norm.device) & norm.isfinite())
             self.params.clear()
-        figures, done = _to_host(torch.stack([each.double() for each in (totals[0], norm, *totals[1:], *counts)]))
+        figures = torch.stack([each.double().to(self.device) for each in (totals[0], norm, *totals[1:], *counts)])
+        figures, done = _to_host(figures)
         return InFlightStep(figures, done, scale, found.names)
 
     def _counts(self, batch: Batch, *, share: bool) -> Tensor:
@@ -186,6 +187,7 @@ class TrainEngine:
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """(summed loss in nats, targets) of a held-out batch."""
+        self.optimizer.finish()
         tensors, readers = to_device(batch, self.device), self.world.plan.readers
         divisible = all(tensor.shape[0] % readers == 0 for tensor in tensors.values())
         for dropout in self.dropouts:
@@ -200,15 +202,18 @@ class TrainEngine:
     def held(self) -> dict[str, dict[str, Region]]:
         """What this process has of the weights under "model" (the fp32 ones, where there are such) and of the optimizer's state
         under "optimizer", as views of the tensors that the next step changes."""
+        self.optimizer.finish()
         return held(self.params, self.optimizer, self.placements)
 
     def take_up(self, stored: Stored) -> None:
         """Go on from a checkpoint that was saved under any plan, of which this process reads its own part."""
+        self.optimizer.finish()
         take_up(stored, self.params, self.optimizer, self.placements)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Weights and optimizer state as `held`, but whole in every process, as a run in one process has them. Every process
         must call it."""
+        self.optimizer.finish()
         model = self._whole(self.params.state_dict(), lambda name: name)
         return {"model": model, "optimizer": self._whole(self.optimizer.state_dict(), parameter_of)}
 
@@ -223,6 +228,7 @@ class TrainEngine:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave, of a run under any plan."""
+        self.optimizer.finish()
         mine = self.placements.cut
         self.params.load_state_dict({name: mine(name, state["model"][name]) for name in self.params.state_dict()})
         optimizer = {}

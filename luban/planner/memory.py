@@ -60,6 +60,9 @@ class StepSettings:
     attention: Literal["fused", "fp32", "chunked"] = "fused"
     dense_masks: int = 0  # number of fp32 masks (T × T per row), if attention isn't fused
     optimizer_bytes: int = 0  # of the optimizer's state
+    offloads: bool = (
+        False  # fp32 weights and optimizer state aren't on the device, and gradients leave it layer by layer
+    )
     update_bytes: int = 0  # allocated by the optimizer during its update
 
 
@@ -106,8 +109,15 @@ def predict_memory(graph: OpGraph, settings: StepSettings, traced: TracedMemory 
     n = graph.parameters if settings.trained is None else settings.trained
     masters = FP32 * n if settings.master_weights and itemsize < FP32 else 0
     sums = max(FP32, itemsize) * n if settings.accumulates else 0
+    if settings.offloads:
+        masters, sums, n_gradients = 0, 0, max((layer.parameters for layer in graph.layers().values()), default=n)
+    else:
+        n_gradients = n
     frozen = 0 if settings.trained is None else graph.parameters
-    fixed = {"parameters": itemsize * (frozen + n) + masters, "optimizer": settings.optimizer_bytes}
+    fixed = {
+        "parameters": itemsize * (frozen + n) + masters,
+        "optimizer": 0 if settings.offloads else settings.optimizer_bytes,
+    }
     if traced is None:
         saved = saved_bytes(graph, settings)
         head_gradient = (
@@ -122,8 +132,13 @@ def predict_memory(graph: OpGraph, settings: StepSettings, traced: TracedMemory 
             MemoryPrediction(**fixed, gradients=sums + gradients, activations=saved, transient=transient)
             for gradients, saved, transient in moments
         ),
-        MemoryPrediction(**fixed, gradients=sums + itemsize * n, activations=0, transient=0),
-        MemoryPrediction(**fixed, gradients=sums or itemsize * n, activations=0, transient=settings.update_bytes),
+        MemoryPrediction(**fixed, gradients=sums + itemsize * n_gradients, activations=0, transient=0),
+        MemoryPrediction(
+            **fixed,
+            gradients=sums or itemsize * n_gradients,
+            activations=0,
+            transient=0 if settings.offloads else settings.update_bytes,
+        ),
     )
     return max(candidates, key=lambda moment: moment.total)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from luban.checkpoint.manager import FOLDER
+from luban.checkpoint.reader import CheckpointReader
 from luban.core.artifact import ArtifactWriter, read_manifest
 from luban.core.errors import TrainingError
 from luban.core.log import Bar, progress, say, warn
@@ -29,6 +30,7 @@ from luban.train.profile import Profile
 from luban.train.recipe import Recipe
 from luban.train.resume import FollowedRun
 from luban.train.saving import RunCheckpoints
+from luban.train.spikes import Spike, SpikeDetector
 from luban.train.state import TrainState
 from luban.train.validate import Validator
 
@@ -89,6 +91,8 @@ class Loop:
         )
         # submitted and not yet synchronized, with their learning-rate factors
         self.in_flight: deque[tuple[float, InFlightStep]] = deque()
+        self.spikes = SpikeDetector(self.recipe.spikes)
+        self.batches: Iterator[Batch] = iter(())
         on_cuda = self.engine.device.type == "cuda"
         if on_cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -114,21 +118,22 @@ class Loop:
             open_metrics(self.art.path, at.step, self.recipe.train.tensorboard, self.world.is_main) as metrics,
             progress("training", total=self.count.total(at.step), unit="steps", start=at.step) as bar,
         ):
-            batches = self.parts.loader.iterate(at.step)
+            self.batches = self.parts.loader.iterate(at.step + at.left_out)
             self.row_time, self.synchronized_at = self.clock(), self.clock()
-            while at.step < self.count.total(at.step):
-                self._submit(batches, stop)
+            while self.state.progress.step < self.count.total(self.state.progress.step):
+                self._submit(stop)
                 while self.in_flight and (len(self.in_flight) > self.max_in_flight or self._must_synchronize(stop)):
                     self._synchronize(metrics, bar, stop)
                 self._validate_and_save(metrics, stop, bar)
 
-    def _submit(self, batches: Iterator[Batch], stop: StopRequest) -> None:
+    def _submit(self, stop: StopRequest) -> None:
         at = self.state.progress
         factor = self.recipe.schedule.factor(at.step, self.count.total(at.step))
+        factor *= self.recipe.spikes.cooling**at.returns
         if self.profile:
             self.profile.begins(at.step + 1)
         began = self.clock()
-        batch = next(batches)
+        batch = next(self.batches)
         self.waited += (self.clock() - began) if self.step_seconds else 0.0
         share = self.world.plan.readers > 1
         self.in_flight.append((factor, self.engine.submit(batch, factor, stop=bool(stop.signal), share=share)))
@@ -173,6 +178,41 @@ class Loop:
         self._log(metrics, result, factor, bar, ends=failed or (self._must_stop(stop) and not self.in_flight))
         if failed:
             raise self._failure(result)
+        if self.recipe.spikes.action != "off" and (spike := self.spikes.observe(result.loss, result.grad_norm)):
+            self._pass(spike, metrics, bar)
+
+    def _pass(self, spike: Spike, metrics: MetricsLogger | NoMetrics, bar: Bar) -> None:
+        """Report a spike at the step that was synchronized last; go back to the last checkpoint if that is wanted, and go on with
+        the batches behind the spike's."""
+        config, at, step = self.recipe.spikes, self.state.progress, self.synchronized
+        metrics.write(step=step, spike=spike.value, spike_sigmas=spike.sigmas)
+        self.art.note(
+            spikes=[*self.art.figures.get("spikes", []), {"step": step, "what": spike.what, "value": spike.value}]
+        )
+        back = config.action == "skip" and at.returns < config.most
+        self.saving.wait()
+        if not back or self.saving.last is None:
+            why = (
+                ""
+                if config.action == "report"
+                else ": no checkpoint to go back to"
+                if back
+                else ": went back often enough"
+            )
+            warn(f"spike at step {step}: {spike}{why}")
+            return
+        while self.in_flight:  # steps behind the spike, which are undone with it
+            self.engine.synchronize(self.in_flight.popleft()[1])
+        last, past, returns = self.saving.last, step + at.left_out + config.beyond, at.returns + 1
+        self.state.restore(CheckpointReader.open(self.checkpoints.path(last)), self.recipe.train.seed)
+        at = self.state.progress
+        at.left_out, at.returns, at.seconds = past - at.step, returns, self._elapsed()
+        bar.advance(at.step - step)
+        self.synchronized, self.row_tokens = at.step, at.tokens
+        self.batches = self.parts.loader.iterate(past)
+        self.spikes.reset()
+        metrics.write(step=step, back_to=at.step, left_out=at.left_out)
+        warn(f"spike at step {step}: {spike}: going on from the checkpoint of step {last} with batch {past + 1}")
 
     def _report_kernels(self) -> None:
         """Log and record the kernels picked while tracing."""
@@ -248,7 +288,7 @@ class Loop:
     def _validate_and_save(self, metrics: MetricsLogger | NoMetrics, stop: StopRequest, bar: Bar) -> None:
         """Validate and save if due. Raises Interrupted after a stop signal."""
         self.saving.poll()
-        if self.in_flight:
+        if self.in_flight or self.state.progress.step == self.saving.last:  # the latter after going back to it
             return
         at, began = self.state.progress, self.clock()
         if self.profile and self.profile.complete:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
@@ -24,12 +25,14 @@ from luban.nn.position.base import PositionShape
 from luban.nn.roles import Role, roles_of
 from luban.parallel.device import compiler_missing
 from luban.parallel.memory_limits import free_memory, resident_memory
+from luban.parallel.offload.pools import disk_bandwidth
 from luban.parallel.precision import COMPUTE
 from luban.planner.distribution import Distribution
 from luban.planner.fitting import BatchPlan, Fitting
 from luban.planner.memory import MemoryPrediction, StepSettings, computed_again, predict_memory
+from luban.planner.offload import efficiency, state_intensity
 from luban.planner.prediction import Prediction
-from luban.planner.step_time import StepTime, predict_step, update_time
+from luban.planner.step_time import Rates, StepTime, predict_step, update_time
 from luban.planner.traffic import Spread
 from luban.train.device_rates import busy_fraction, device_rates, machine_of
 from luban.train.recipe import Recipe
@@ -85,8 +88,21 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
         step=step,
         budget=train.budget_seconds,
         compiled=compiled,
-        caveats=tuple(_caveats(spec, device, compiled, busy)),
+        caveats=(*_caveats(spec, device, compiled, busy), *_offload_caveat(recipe, rates)),
     ).over(_distribution(recipe, graph))
+
+
+def _offload_caveat(recipe: Recipe, rates: Rates) -> Iterator[str]:
+    """ZeRO-Infinity's model of how much of a step the device computes, at the measured bandwidth of the disk."""
+    if recipe.plan.offload == "cpu":
+        yield "the time of the update on the host and of messages to it isn't counted"
+    if recipe.plan.offload == "disk":
+        bandwidth = disk_bandwidth(Path(recipe.plan.offload_folder))
+        share = efficiency(state_intensity(recipe.train.batch_size * recipe.train.seq_len), bandwidth, rates.matmul)
+        yield (
+            f"the time of the update on disk isn't counted: at {bytes_(bandwidth)}/s the device computes for {share:.0%} of a "
+            "step, if nothing overlaps (ZeRO-Infinity's model)"
+        )
 
 
 def _with_schedule(graph: OpGraph, settings: StepSettings) -> float:
@@ -151,6 +167,7 @@ def step_settings(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Step
         accumulates=train.accumulate > 1,
         remat=recipe.plan.remat,
         remat_budget=recipe.plan.remat_budget,
+        offloads=on_gpu and recipe.plan.offload != "none",
         gpu_kernels=on_gpu,
         saves_activation=not recomputed,
         activation_in_matmul=recomputed and _fuses_activation(train.precision, spec),

@@ -25,6 +25,7 @@ from luban.optim.base import OptimizerConfig
 from luban.optim.schedule.base import Schedule
 from luban.optim.schedule.cosine import Cosine
 from luban.tokenizer.tokenizer import Tokenizer
+from luban.train.spikes import SpikeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,7 @@ class Recipe:
     plan: ParallelPlan = field(default_factory=ParallelPlan)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    spikes: SpikeConfig = field(default_factory=SpikeConfig)
 
     def trained(self, shards: Shards) -> Shards:
         """The training split as the loss of this recipe reads it."""

@@ -20,13 +20,15 @@ from luban.parallel.engine import TrainEngine
 class Progress:
     """The counters of a run."""
 
-    step: int = 0  # optimizer steps done, skipped ones included: also the loader's position
+    step: int = 0  # optimizer steps done, skipped ones included; with `left_out` the loader's position
     tokens: int = 0  # real tokens read
     seconds: float = 0.0  # spent training, over all sessions
     bad_steps: int = 0  # skipped for NaN or infinity
     best_step: int | None = None  # checkpoint with the lowest held-out loss
     best_loss: float | None = None  # that loss
     scores: dict[str, float] = field(default_factory=dict)  # last validation's figures
+    left_out: int = 0  # batches before the next one that training went past because of spikes
+    returns: int = 0  # times that it went back to a checkpoint
 
 
 @dataclass

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from browser import CHROMIUM, DRIVER, Browser, driver_process
 from test_http import KEY, start, stop
 
-httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
-from browser import CHROMIUM, DRIVER, Browser, driver_process
-
 if not (CHROMIUM and DRIVER):
     pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
 

@@ -10,14 +10,12 @@ import subprocess
 import sys
 
 import pytest
-
-httpx = pytest.importorskip("httpx")
-pytest.importorskip("fastapi")
 from browser import CHROMIUM, DRIVER, Browser, driver_process
 from evals_shared import CHOICE, COLOURS, read_lines, write_task
 
 from luban.cli.main import main
 
+pytest.importorskip("fastapi")
 if not (CHROMIUM and DRIVER):
     pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
 

@@ -48,4 +48,4 @@ def test_both_languages_have_the_same_commands_and_guides():
     assert {*commands("README.md")} <= {*commands("README.zh.md")}
     written = {path.name for path in (ROOT / "docs").glob("[A-Z]*.md")} - {"README.md", "README.zh.md"}
     for page in PAGES[2:]:
-        assert set(re.findall(r"\]\(([A-Z]+\.md)\)", (ROOT / page).read_text())) - {"README.md"} == written
+        assert set(re.findall(r"\]\(([A-Z_]+\.md)\)", (ROOT / page).read_text())) - {"README.md"} == written

@@ -2,7 +2,7 @@
 
 A conversation is a list in `messages`, `conversations` or `conversation`, of OpenAI's turns with `role` and `content` or
 ShareGPT's with `from` and `value`; or Alpaca's `instruction`, `input` and `output`. `tools`, `id`, `lang`, `quality`, `meta`,
-`url` and `licence` (or `license`) are kept.
+`title`, `url` and `licence` (or `license`) are kept.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ FIELDS = (
     "lang",
     "quality",
     "meta",
+    "title",
     "url",
     *LICENCES,
     *TURNS,
@@ -170,7 +171,7 @@ def _quality(value: Any) -> float | None:
 
 
 def _meta(row: Mapping[str, Any], needed: bool) -> dict[str, Any] | None:
-    """The row's `meta`, its address, its tools and its licence, the latter always as `licence`.
+    """The row's `meta`, its title, its address, its tools and its licence, the latter always as `licence`.
 
     Raises:
         UnusableRow: tools are `needed`, since the row is a conversation, and are no list of objects.
@@ -185,8 +186,9 @@ def _meta(row: Mapping[str, Any], needed: bool) -> dict[str, Any] | None:
     licence = next(filter(None, map(_terms, terms)), None)
     if licence:
         meta = {**{key: item for key, item in meta.items() if key not in LICENCES}, "licence": licence}
-    if isinstance(row.get("url"), str):
-        meta["url"] = encodable(row["url"])
+    for name in ("title", "url"):
+        if isinstance(row.get(name), str):
+            meta[name] = encodable(row[name])
     if row.get("tools") and (tools := _tools(row["tools"], needed)):
         meta["tools"] = tools
     return meta or None

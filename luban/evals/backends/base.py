@@ -15,7 +15,11 @@ class Backend(Protocol):
     name: str  # for people
     identity: str  # hash of all that its answers depend on beside the request; what they are cached by
     round_size: int  # requests that are best asked at once
-    counts: Counter[str]  # what is worth knowing afterwards, such as retries
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What is worth knowing afterwards, such as retries."""
+        ...
 
     def about(self) -> dict[str, Any]:
         """What the artifact says of the model and of how it is asked: BOS, chat template, precision."""

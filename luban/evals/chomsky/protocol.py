@@ -122,7 +122,7 @@ class Seeds:
             return functional_call(self.shell, (parameters, buffers), (tokens,), given)[:, -answers:]  # type: ignore[arg-type]
 
         with sdpa_kernel(SDPBackend.MATH):  # whose operations vmap can batch
-            return vmap(one, randomness="same")(self.parameters, self.buffers)
+            return vmap(one, randomness="same")(dict[str, Tensor](self.parameters), self.buffers)
 
     def clip(self, most: float) -> None:
         """Bound the gradient norm of every seed by itself."""

@@ -209,7 +209,7 @@ def _leaves(y: Tensor) -> list[Tensor]:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found.append(node.variable)
+            found.append(node.variable)  # type: ignore[attr-defined]
         pending += [next_node for next_node, _ in node.next_functions]
     return found
 

@@ -209,7 +209,8 @@ def unrolled(
 ) -> list[Operation]:
     """The operations that the choices stand for, of stages `part[0]` … `part[1]`; None: of the whole chain with its loss."""
     operations: list[Operation] = []
-    pending: list[Operation | tuple[int, int, float]] = [(*(part or (0, stages)), memory)]
+    begin, end = part or (0, stages)
+    pending: list[Operation | tuple[int, int, float]] = [(begin, end, memory)]
     while pending:
         item = pending.pop()
         if isinstance(item, Operation):

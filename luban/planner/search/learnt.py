@@ -14,7 +14,8 @@ from luban.core.errors import DataError
 # 95% quantiles of Student's t, two-sided, by degrees of freedom; beyond the last: 1.96
 QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
 
-PRIOR = 3  # runs that a table's own estimate of its error counts as
+NORMAL = 1.96  # the same of a normal distribution
+PRIOR = 2  # runs that a table's own estimate of its error counts as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,8 @@ def error_of(ratios: Sequence[float], assumed: float) -> Error:
         return Error(factor=1.0, interval=(1 / (1 + assumed), 1 + assumed), runs=0)
     logs = [log(ratio) for ratio in ratios]
     middle, freedom = fmean(logs), len(logs) - 1 + PRIOR
-    spread = PRIOR * (log(1 + assumed) / QUANTILES[PRIOR - 1]) ** 2 + sum((each - middle) ** 2 for each in logs)
-    quantile = QUANTILES[freedom - 1] if freedom <= len(QUANTILES) else 1.96
+    spread = PRIOR * (log(1 + assumed) / NORMAL) ** 2 + sum((each - middle) ** 2 for each in logs)
+    quantile = QUANTILES[freedom - 1] if freedom <= len(QUANTILES) else NORMAL
     wide = quantile * sqrt(spread / freedom * (1 + 1 / len(logs)))
     return Error(factor=exp(middle), interval=(exp(middle - wide), exp(middle + wide)), runs=len(ratios))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import inf
+from typing import Literal
 
 from luban.core.errors import ConfigError, UnsupportedError
 from luban.core.plan import ParallelPlan, Remat, Schedule
@@ -60,13 +61,13 @@ class Space:
         return [e for e in _divisors(processes) if self.experts % e == 0]
 
 
-def _data_axes(readers: int, in_node: int) -> Iterator[tuple[int, int, int]]:
+def _data_axes(readers: int, in_node: int) -> Iterator[tuple[int, int, Literal[1, 3]]]:
     """(replicate, shard, zero) over so many readers: copies; ZeRO 1 and 3 over all, or inside of a node."""
     yield readers, 1, 3
     for shard in sorted({readers, min(readers, max(in_node, 1))} - {1}):
         if readers % shard == 0:
-            for zero in (1, 3):
-                yield readers // shard, shard, zero
+            yield readers // shard, shard, 1
+            yield readers // shard, shard, 3
 
 
 def _divisors(number: int) -> list[int]:

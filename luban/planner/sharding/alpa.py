@@ -89,7 +89,7 @@ class Search:
         layers = len(model.kind_of)
         groups = list(even_runs(layers, min(layers, GROUPS)))
         sizes = [n for n in submeshes(self.cluster.nodes, self.cluster.gpus_per_node) if self._useful(n, len(groups))]
-        known: dict[tuple[int, int, int, int], float] = {}
+        known: dict[tuple[tuple[int, ...], int, int, int], float] = {}
 
         def time(first: int, past: int, number: int, later: int) -> float:
             counts = self._counts(groups[first][0], groups[past - 1][1])

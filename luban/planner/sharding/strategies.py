@@ -172,7 +172,7 @@ def _compute(program: Program, node: Node, assignment: Mapping[str, Dim], mesh: 
         dim = program.size(node, "h") // heads
         scores = program.size(node, "b") * heads * program.size(node, "t") * program.size(node, "s") / pieces
         return sum(table.attention_seconds(node.flops / pieces, scores, dim))
-    local = {label: program.size(node, label) for label in node.labels}
+    local: dict[str, float] = {label: program.size(node, label) for label in node.labels}
     for label, dim in assignment.items():
         for axis in dim:
             local[label] /= mesh.sizes[axis]

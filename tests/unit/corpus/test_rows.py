@@ -39,6 +39,7 @@ def build(tmp_path: Path, name: str, **options):
         (f'"id": "{LONE}"', {"id": "a.jsonl#\ufffd"}),
         (f'"lang": "{LONE}"', {"lang": "\ufffd"}),
         (f'"url": "{LONE}"', {"meta": {"url": "\ufffd"}}),
+        ('"title": "A name"', {"meta": {"title": "A name"}}),
         (f'"licence": "{LONE}"', {"meta": {"licence": "\ufffd"}}),
         (f'"meta": {{"t": "{LONE}", "{LONE}": [["{LONE}"]]}}', {"meta": {"t": "\ufffd", "\ufffd": [["\ufffd"]]}}),
         ('"meta": {"a": NaN, "b": [Infinity, -Infinity, 1.5]}', {"meta": {"a": None, "b": [None, None, 1.5]}}),

@@ -255,3 +255,15 @@ def test_more_rows_cost_their_activations_and_recomputation_saves_them():
         assert totals[2] - totals[1] == totals[1] - totals[0] > 0
         last.append(totals[2])
     assert last[0] > last[1] > last[2]
+
+
+def test_offloaded_state_is_not_on_the_device():
+    """Half-precision weights, one layer's gradients and the activations are."""
+    graph = describe(
+        uniform(vocab_size=512, width=256, layers=8, feedforward=SwiGLU(width=768)), batch=2, seq=64, dtype="bfloat16"
+    )
+    plain = StepSettings(gpu_kernels=True, accumulates=True, optimizer_bytes=8 * graph.parameters)
+    kept, away = (predict_memory(graph, replace(plain, offloads=o)) for o in (False, True))
+    assert away.parameters == 2 * graph.parameters and away.optimizer == 0
+    assert kept.total - away.total > 12 * graph.parameters  # masters and moments
+    assert away.gradients <= 2 * max(layer.parameters for layer in graph.layers().values()) + 2 * 512 * 256
