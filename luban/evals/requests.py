@@ -70,6 +70,7 @@ class Scored(Response):
     greedy: bool  # whether each of its tokens was the likeliest one
     tokens: int  # of the continuation
     truncated: int = 0  # tokens cut off from the left because the context was full
+    prompt_tokens: int = 0  # read before it; 0: not known
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from luban.evals.backends.base import Backend
 from luban.evals.judges.base import SWAPPED, Judge, Judgement, Pair, Verdict
 from luban.evals.judges.model import ModelJudge
 from luban.evals.judges.pairs import Match
-from luban.evals.requests import Written
+from luban.evals.requests import Scored, Written
 from luban.evals.store import ResponseStore, StoredBackend
 
 OpenJudge = Callable[[Annotator, Pool], Judge]
@@ -102,6 +102,8 @@ class CountedBackend(StoredBackend):
             if isinstance(each, Written):
                 self.tokens["read"] += each.prompt_tokens
                 self.tokens["written"] += each.tokens
+            elif isinstance(each, Scored):
+                self.tokens["read"] += each.prompt_tokens + each.tokens
         return found
 
 

@@ -140,7 +140,9 @@ class LocalBackend:
             windows.append(Window(ids[:-1], ids[1:], scored))
         found: list[Response] = []
         for (logprob, greedy), window, over in zip(self._continuations(windows), windows, cut, strict=True):
-            found.append(Scored(logprob=logprob, greedy=greedy, tokens=sum(window.scored), truncated=over))
+            size = sum(window.scored)
+            read = len(window.tokens) + 1 - size
+            found.append(Scored(logprob=logprob, greedy=greedy, tokens=size, truncated=over, prompt_tokens=read))
         self.counts["truncated"] += sum(map(bool, cut))
         return found
 

@@ -52,7 +52,7 @@ def test_continuations_are_scored_as_one_forward_over_each_would(backend, model)
     for (context, text), response in zip(pairs, found, strict=True):
         total, greedy = brute_force(model, context, text)
         assert response.logprob == pytest.approx(total, abs=1e-4) and response.greedy == greedy
-        assert response.tokens == len(text)  # bytes are tokens here
+        assert response.tokens == len(text) and response.prompt_tokens == len(context) + 1  # bytes are tokens here
 
 
 def test_spaces_at_a_contexts_end_count_to_the_continuation(backend):
