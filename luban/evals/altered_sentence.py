@@ -111,8 +111,8 @@ class AlteredSentence:
             made = altered(kept, texts[(number + 1) % len(texts)], number)
             if made is None:
                 continue
-            ids, ranges = (part[: context - 1] for part in tokenizer.encode_plain(made.text))
-            rows.append(self._row(model, made, ids, ranges))
+            ids, ranges = tokenizer.encode_plain(made.text)
+            rows.append(self._row(model, made, ids[: context - 1], ranges[: context - 1]))
         if not rows:
             raise DataError(
                 "no held-out document has a sentence that one of another could stand for: give longer texts"

@@ -35,12 +35,13 @@ class Layers(nn.ModuleDict):
     def forward(self, x_BTE: Tensor, ctx: ForwardContext, block_of: Mapping[int, str]) -> Tensor:
         """(B, T, E) → (B, T, E) through the layers; `block_of`: layer index → key of its block."""
         run: list[Any] = []  # reversible layers, run together
-        for index, block in block_of.items():
-            if self[block].reversible:
-                run.append((self[block], ctx.layer(index)))
+        for index, name in block_of.items():
+            block: Any = self[name]
+            if block.reversible:
+                run.append((block, ctx.layer(index)))
                 continue
             x_BTE, run = run_reversible(x_BTE, run) if run else x_BTE, []
-            x_BTE = self[block](x_BTE, ctx.layer(index))
+            x_BTE = block(x_BTE, ctx.layer(index))
         return run_reversible(x_BTE, run) if run else x_BTE
 
 
@@ -107,7 +108,7 @@ class TransformerStack(nn.Module):
         mapped = ctx.map_positions(self.position)
         if self.training and torch.is_grad_enabled():  # here, since a block may run twice in a step
             for block in dict.fromkeys(self.block_of[index] for index, mixer in self.mixers.items() if mixer.online):
-                self.blocks[block].mixer.update_statistics()
+                self.blocks[block].get_submodule("mixer").update_statistics()  # type: ignore[operator]
         if self.embedding is not None:
             x = self.embedding(x, self.position, mapped[0], segments)
         methods = [self.position, *self.layer_positions.values()]

@@ -80,7 +80,7 @@ def attention_of(model: LoadedModel, text: str) -> tuple[list[str], list[LayerWe
     if len(ids) > most:
         raise DataError(f"the text has {len(ids)} tokens, and a page shows at most {most}: give a shorter one")
     stack = model.module.get_submodule("decoder" if body.causal else "encoder")
-    blocks = [stack.blocks[name] for name in stack.block_of.values()]  # type: ignore[union-attr, index, operator]
+    blocks = [stack.get_submodule(f"blocks.{name}") for name in stack.block_of.values()]  # type: ignore[union-attr, index, operator]
     device = next(model.module.parameters()).device
     with torch.inference_mode(), recording(blocks) as backend:
         model.module(torch.tensor([ids], device=device), attention=backend, output="hidden")
