@@ -55,7 +55,7 @@ def bucket_attention(
     k_BHRMWD, v_BHRMWD = (_with_neighbours(rows(x), 0, causal) for x in (k_BHTD, v_BHTD))
     scores = (rows(q_BHTD) @ k_BHRMWD.mT).to(_wide(q_BHTD)) * scale
     if R > 1:  # a key that is seen in several rounds counts once
-        scores = scores - torch.stack([each.to(scores.dtype) for each in seen]).sum(0).clamp_min(1).log()
+        scores = scores - torch.stack(seen).sum(0, dtype=scores.dtype).clamp_min(1).log()
     if shared:
         scores = scores + SELF * (token_BHRMC[..., :, None] == key_BHRMW[..., None, :])
     scores = scores.masked_fill(~here_BHRMCW, float("-inf"))

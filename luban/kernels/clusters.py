@@ -32,9 +32,10 @@ def cluster_attention(
         size: W, the tokens that a cluster takes: those with the largest likeness.
     """
     heads, tokens, width = q_BHTD.shape[1:]
-    near_BHCW, taken_BHCW = likeness_BHTC.mT.topk(min(size, tokens), dim=-1, sorted=False)
-    taken_BHCW, order = taken_BHCW.sort(-1)
-    real_BHCW = near_BHCW.gather(-1, order) > float("-inf")
+    # stable, so that of tokens that are equally near the earlier ones are taken, wherever padding lies
+    order_BHCT = torch.argsort(likeness_BHTC.mT, dim=-1, descending=True, stable=True)
+    taken_BHCW = order_BHCT[..., : min(size, tokens)].sort(-1).values
+    real_BHCW = likeness_BHTC.mT.gather(-1, taken_BHCW) > float("-inf")
     index_BHPD = taken_BHCW.flatten(2)[..., None].expand(-1, -1, -1, width)
     q, k, v = (x.gather(2, index_BHPD).unflatten(2, taken_BHCW.shape[2:]) for x in (q_BHTD, k_BHTD, v_BHTD))
     itself = torch.eye(taken_BHCW.shape[-1], dtype=torch.bool, device=q.device)

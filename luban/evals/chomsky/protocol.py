@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -118,7 +118,7 @@ class Seeds:
         if not self.vectorised:
             return torch.stack([model(tokens, **given)[:, -answers:] for model in self.models])
 
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        def one(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Tensor:
             return functional_call(self.shell, (parameters, buffers), (tokens,), given)[:, -answers:]  # type: ignore[arg-type]
 
         with sdpa_kernel(SDPBackend.MATH):  # whose operations vmap can batch

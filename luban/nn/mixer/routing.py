@@ -42,7 +42,7 @@ class Routing(Mixer):
     bidirectional: ClassVar[bool] = True
     online: ClassVar[bool] = True
     heads: int = 8  # local and routing heads together
-    local_heads: int = 4  # heads that attend to a window
+    local_heads: int | None = None  # of them those that attend to a window; none: half
     head_dim: int | None = None  # D; none: width / heads
     window: int = 256  # of the local heads: a token sees itself and the window − 1 before it
     clusters: int = 16  # C; about √T is the cheapest
@@ -54,7 +54,7 @@ class Routing(Mixer):
         for name in ("heads", "window", "clusters", "size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"routing's {name} must be at least 1, {getattr(self, name)} given")
-        if not 0 <= self.local_heads < self.heads:
+        if not 0 <= self.local < self.heads:
             raise ConfigError(
                 f"routing needs from 0 to {self.heads - 1} local_heads of {self.heads}, {self.local_heads} given"
             )
@@ -73,15 +73,18 @@ class Routing(Mixer):
         return width // self.heads if self.head_dim is None else self.head_dim
 
     @property
+    def local(self) -> int:
+        """Heads that attend to a window."""
+        return self.heads // 2 if self.local_heads is None else self.local_heads
+
+    @property
     def routed(self) -> int:
         """H, routing heads."""
-        return self.heads - self.local_heads
+        return self.heads - self.local
 
     def attention(self, width: int) -> AttentionShape:
         """The local heads' window; without local heads only the head dim, for positions."""
-        return AttentionShape(
-            self.heads, self.local_heads, self.head_width(width), self.window, masked=bool(self.local_heads)
-        )
+        return AttentionShape(self.heads, self.local, self.head_width(width), self.window, masked=bool(self.local))
 
     def state_spec(self, width: int) -> tuple[TokenState, ...]:
         """Of the routing heads: shared queries and keys, values, and each token's cluster, or how near it is to all."""
@@ -100,25 +103,25 @@ class Routing(Mixer):
     ) -> GraphTensor:
         """Record linear maps, the local heads' attention, clusters and attention within them, output."""
         (batch, seq, width), head_dim, routed = x_BTE.shape, self.head_width(shape.width), self.routed
-        joint, sizes = graph.scope("qkv"), {"q": self.heads, "k": self.local_heads, "v": self.heads}
+        joint, sizes = graph.scope("qkv"), {"q": self.heads, "k": self.local, "v": self.heads}
         parts = {
             name: joint.linear(name, x_BTE, heads * head_dim, role=name, joint=True)
             for name, heads in sizes.items()
             if heads
         }
         mixed = []
-        if self.local_heads:
+        if self.local:
             mixed.append(
                 graph.add(
                     "attention",
                     "attention",
                     *parts.values(),
-                    shape=(batch, self.local_heads, seq, head_dim),
-                    flops=4 * batch * seq**2 * self.local_heads * head_dim,
-                    saved_elements=batch * seq * self.local_heads * head_dim,
+                    shape=(batch, self.local, seq, head_dim),
+                    flops=4 * batch * seq**2 * self.local * head_dim,
+                    saved_elements=batch * seq * self.local * head_dim,
                     mask_density=mask_density(seq, self.window, causal=shape.causal),
-                    heads=self.local_heads,
-                    key_heads=self.local_heads,
+                    heads=self.local,
+                    key_heads=self.local,
                     head_dim=head_dim,
                 )
             )
@@ -154,7 +157,7 @@ class Routing(Mixer):
     def _saved(self, batch: int, seq: int, head_dim: int, *, causal: bool) -> int:
         """Elements saved: the normalised tokens, and what attention reads and weighs."""
         normed = batch * self.routed * seq * (head_dim + 2)
-        if not self.local_heads:  # else the joined heads are saved
+        if not self.local:  # else the joined heads are saved
             normed += batch * self.routed * seq * head_dim
         if self.members == "top":
             size = min(self.size, seq)
@@ -168,7 +171,7 @@ class RoutingAttention(nn.Module):
     def __init__(self, config: Routing, shape: LayerShape):
         super().__init__()
         self.config, self.head_dim = config, config.head_width(shape.width)
-        sizes = {"q": config.heads, "k": config.local_heads, "v": config.heads}
+        sizes = {"q": config.heads, "k": config.local, "v": config.heads}
         outputs = {name: heads * self.head_dim for name, heads in sizes.items() if heads}
         self.qkv = JointLinear(shape.width, outputs, bias=False)
         self.routed = RoutedHeads(config, self.head_dim, shape.causal)
@@ -181,7 +184,7 @@ class RoutingAttention(nn.Module):
                 "routing attention keeps no prefix visible to earlier tokens: drop `segments`, or use grouped"
             )
         parts = [part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.qkv(x_BTE)]
-        local, (q_BHTD, v_BHTD) = self.config.local_heads, (parts[0], parts[-1])
+        local, (q_BHTD, v_BHTD) = self.config.local, (parts[0], parts[-1])
         mixed = [self.routed(q_BHTD[:, local:], v_BHTD[:, local:], ctx)]
         if local:
             q, k, v = q_BHTD[:, :local], parts[1], v_BHTD[:, :local]
