@@ -16,7 +16,9 @@ def test_every_row_is_complete_and_in_the_units_it_says():
         assert row.names and row.source, name
         assert 50 < row.peak["bf16"] < 5000 and 10 <= row.memory <= 500 and 0.1 < row.bandwidth < 20, name
         assert 100 <= row.power <= 1500 and 0 <= row.link <= 2000, name
-        assert row.peak["tf32"] == pytest.approx(row.peak["bf16"] / 2, rel=0.02), name
+        # a V100 has no tf32: its fp32 matmuls run on the cores for single precision, at an eighth of its tensor cores
+        share = 15.7 / 125 if name == "v100-32gb" else 1 / 2
+        assert row.peak["tf32"] == pytest.approx(row.peak["bf16"] * share, rel=0.02), name
         assert "fp8" not in row.peak or row.peak["fp8"] == pytest.approx(2 * row.peak["bf16"], rel=0.02), name
         assert row.matmul_flops("bf16") < row.peak_flops("bf16") and row.copy_rate < 1e12 * row.bandwidth, name
     names = [n for row in accelerators().values() for n in row.names]
