@@ -91,7 +91,7 @@ class ReversibleBlock(Block):
         return self.feedforward(self.feedforward_norm(x_BTE.to(dtype)))
 
 
-@torch.compiler.disable
+@torch._disable_dynamo  # torch.compiler.disable, which would import all of torch._dynamo now
 def run_reversible(x_BTE: Tensor, layers: Run) -> Tensor:
     """(B, T, E) → (B, T, E) through consecutive reversible layers. Raises UnsupportedError for trained keys and values before
     every text, whose gradients would be lost."""

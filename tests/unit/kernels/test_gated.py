@@ -132,6 +132,7 @@ def test_rematerialisation_repeats_the_matmuls_only_where_it_should(quack, monke
 
 
 def test_it_serves_half_precision_on_hopper_alone(quack, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     half, other = random.sample([torch.bfloat16, torch.float16], 2)
     monkeypatch.setattr(gated, "_served", set())
@@ -164,6 +165,7 @@ def without_config(A, B, C=None, activation=None):
 def test_another_version_is_done_without_and_said_once(quack, monkeypatch, change, reason):
     said = []
     monkeypatch.setattr(available, "warn", said.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     change(*quack)
     assert not any(gated.serves("cuda", torch.bfloat16, torch.bfloat16, 64) for _ in range(3))

@@ -16,7 +16,7 @@ from luban.planner.memory import StepSettings, predict_memory
 from luban.planner.step_time import predict_step
 from luban.planner.table_rates import table_rates
 from luban.train import device_rates
-from luban.train.predict import _trained, predict, require_memory
+from luban.train.predict import predict, require_memory, trained_shapes
 from luban.train.run import _sample
 from luban.train.start import choose_start
 
@@ -45,7 +45,7 @@ def test_a_run_on_a_gpu_of_the_table_is_predicted_by_arithmetic(tiny, shards, h1
 
     found = predict(recipe, spec, h100, sample)
     graph = describe(spec, batch=32, seq=recipe.train.seq_len, dtype="bfloat16")
-    parameters = _trained(spec, None)
+    parameters = trained_shapes(spec, None)
     settings = StepSettings(
         accumulates=True,
         remat="full",
