@@ -15,6 +15,7 @@ from luban.generate.cache import PromptTooLong
 from luban.load.model import LoadedModel
 from luban.load.pooling import Mode, read_pooling
 from luban.models.encoder_decoder import EncoderDecoder
+from luban.nn.precision import at_least_float32
 
 MAX_TOKENS = 16_384  # that are read together, padding included
 
@@ -86,7 +87,7 @@ class Embedder:
         return found
 
     def vectors(self, texts: Sequence[list[int]]) -> Tensor:
-        """(B, E) float32 on the model's device, with gradients where they are enabled, of texts read together."""
+        """(B, E) float32 (float64 of a float64 model) on the model's device, with gradients where they are enabled, of texts read together."""
         module = self.model.module
         device = next(module.parameters()).device
         longest = max(map(len, texts))
@@ -100,7 +101,7 @@ class Embedder:
             assert hidden_BTE is not None
         else:
             hidden_BTE = module(tokens_BT, padding, output="hidden")
-        found_BE = pooled(hidden_BTE.float(), mask_BT, self.pooling.mode)
+        found_BE = pooled(at_least_float32(hidden_BTE), mask_BT, self.pooling.mode)
         return torch.nn.functional.normalize(found_BE, dim=-1) if self.pooling.normalise else found_BE
 
 

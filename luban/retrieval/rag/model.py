@@ -20,6 +20,7 @@ from torch import Tensor
 from luban.core.artifact import MANIFEST, open_artifact, read_manifest
 from luban.core.errors import DataError, LineageError
 from luban.load.model import load_model
+from luban.nn.precision import at_least_float32
 from luban.retrieval.encoder import QUESTIONS, TextEncoder
 from luban.retrieval.index import Hit, Index
 from luban.retrieval.rag.generator import Generator
@@ -34,7 +35,7 @@ class Found:
     """The passages of one question."""
 
     hits: list[Hit]
-    priors_K: Tensor  # log p(z|x), float32; with gradients where the question's vector has them
+    priors_K: Tensor  # log p(z|x), at least float32; with gradients where the question's vector has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class RagModel:
             found = index.nearest(vectors_BE.detach().float().cpu().numpy(), k)
             scores = [_vectors(index, hits).to(vector) @ vector for hits, vector in zip(found, vectors_BE, strict=True)]
         return [
-            Found(hits=hits, priors_K=(score.float() / self.temperature).log_softmax(0))
+            Found(hits=hits, priors_K=(at_least_float32(score) / self.temperature).log_softmax(0))
             for hits, score in zip(found, scores, strict=True)
         ]
 

@@ -14,17 +14,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from luban.core.artifact import MANIFEST, ArtifactWriter, as_parent
+from luban.checkpoint.weights import weights_hash
+from luban.core.artifact import MANIFEST, ArtifactWriter, Parent, as_parent
 from luban.core.config import to_dict
 from luban.core.errors import ConfigError, DataError
 from luban.core.hashing import file_sha256
 from luban.core.log import progress
 from luban.core.metrics.answers import exact_match
 from luban.core.metrics.bootstrap import interval
-from luban.core.seeding import derive
-from luban.core.seeding import generator as random_of
 from luban.load.export import import_model
 from luban.load.model import load_model
+from luban.models.build import state_of
 from luban.retrieval.encoder import QUESTIONS, TextEncoder
 from luban.retrieval.index import Index
 from luban.retrieval.questions import Question, read_questions
@@ -32,8 +32,9 @@ from luban.retrieval.rag.asking import RagAsker
 from luban.retrieval.rag.generator import Generator
 from luban.retrieval.rag.marginal import Marginal, marginal
 from luban.retrieval.rag.model import GENERATOR, KIND, RagModel
-from luban.retrieval.training.optimiser import Optimiser, trainable
-from luban.retrieval.training.train import write_encoder
+from luban.retrieval.training.exporting import write_encoder
+from luban.retrieval.training.optimiser import Optimiser, batches, step_count, trainable
+from luban.retrieval.training.pairs import is_heldout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +88,21 @@ def train_rag(recipe: RagRecipe, out: str | Path) -> dict[str, Any]:
         raise DataError(f"{recipe.data}: no question with an answer to train on")
     index = Index(recipe.index, device=recipe.device)
     rag = untrained(recipe, index)
+    model = rag.generator.model
+    weights = weights_hash(state_of(model.module))
     config = {
         **to_dict(recipe),
         "data": file_sha256(recipe.data),
         "index": index.manifest.content_hash,
+        "model": weights,
         "passage_encoder": rag.passage_encoder,
     }
     config.pop("device")
-    model = rag.generator.model
-    begun = (as_parent("model", model.path),) if (model.path / MANIFEST).is_file() else ()
-    parents = (as_parent("index", recipe.index), *begun)
+    if (model.path / MANIFEST).is_file():
+        begun = as_parent("model", model.path)
+    else:
+        begun = Parent(role="model", kind="model", content_hash=weights, name=model.name)
+    parents = (as_parent("index", recipe.index), begun)
     with ArtifactWriter(out, kind=KIND, config=config, seed=recipe.seed, parents=parents) as art:
         before = matches(rag, index, heldout, recipe.answer_tokens)
         losses = list(steps(rag, index, train, recipe))
@@ -119,7 +125,7 @@ def split(questions: Sequence[Question], heldout: float, seed: int) -> tuple[lis
     """(training, held out), by the questions' texts."""
     sides: tuple[list[Question], list[Question]] = ([], [])
     for question in questions:
-        sides[derive(seed, "heldout", question.text) < heldout * 2**63].append(question)
+        sides[is_heldout(question.text, heldout, seed)].append(question)
     return sides
 
 
@@ -144,23 +150,19 @@ def untrained(recipe: RagRecipe, index: Index) -> RagModel:
 def steps(rag: RagModel, index: Index, questions: Sequence[Question], recipe: RagRecipe) -> Iterator[float]:
     """Train, giving each step's loss: the mean of −log p(answer | question) over its questions, in nats."""
     generator = rag.generator.model.module
-    per_epoch = max(len(questions) // recipe.batch_size, 1)
-    total = per_epoch * recipe.epochs
+    total = step_count(len(questions), recipe.batch_size, recipe.epochs)
     optimisers = [Optimiser(trainable(generator), lr=recipe.lr, total=total, clip=recipe.clip)]
     if rag.questions is not None:
         weights = trainable(rag.questions.questions.module)
         optimisers.append(Optimiser(weights, lr=recipe.retriever_lr, total=total, clip=recipe.clip))
     with progress("training", total=total, unit="steps") as bar:
-        for epoch in range(recipe.epochs):
-            order = random_of(recipe.seed, "order", epoch).permutation(len(questions))
-            for first in range(0, per_epoch * recipe.batch_size, recipe.batch_size):
-                batch = [questions[place] for place in order[first : first + recipe.batch_size]]
-                loss = -answer_logprobs(rag, index, batch, recipe.answer_tokens).mean()
-                loss.backward()
-                for optimiser in optimisers:
-                    optimiser.step()
-                bar.advance(note=f"loss {loss.item():.3f}")
-                yield loss.item()
+        for batch in batches(questions, recipe.batch_size, recipe.epochs, recipe.seed):
+            loss = -answer_logprobs(rag, index, batch, recipe.answer_tokens).mean()
+            loss.backward()
+            for optimiser in optimisers:
+                optimiser.step()
+            bar.advance(note=f"loss {loss.item():.3f}")
+            yield loss.item()
     generator.requires_grad_(False)
     if rag.questions is not None:
         rag.questions.questions.module.requires_grad_(False)

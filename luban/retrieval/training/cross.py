@@ -10,22 +10,23 @@ from typing import Any, Literal
 
 import torch
 
-from luban.core.artifact import ArtifactWriter
+from luban.checkpoint.weights import weights_hash
+from luban.core.artifact import ArtifactWriter, Parent
 from luban.core.config import to_dict
 from luban.core.errors import ConfigError, DataError
 from luban.core.hashing import file_sha256
 from luban.core.log import progress
 from luban.core.metrics.bootstrap import interval
-from luban.core.seeding import derive, generator
-from luban.load.export import export_model
+from luban.core.seeding import derive
 from luban.load.model import LoadedModel, load_model
-from luban.models.build import build_model
+from luban.models.build import build_model, state_of
 from luban.models.head.rows import Classes
 from luban.models.spec import changed
 from luban.retrieval.packaged import packaged_folder
 from luban.retrieval.questions import Question, read_questions
 from luban.retrieval.reranking import CrossEncoder
-from luban.retrieval.training.optimiser import Optimiser, trainable
+from luban.retrieval.training.exporting import export_into
+from luban.retrieval.training.optimiser import Optimiser, batches, step_count, trainable
 from luban.retrieval.training.pairs import Pair, mine, split
 from luban.retrieval.training.train import titled
 
@@ -71,17 +72,16 @@ def train_reranker(recipe: RerankerRecipe, out: str | Path) -> dict[str, Any]:
     pairs = mine(train, recipe.negatives)
     begun = load_model(packaged_folder(recipe.encoder) or recipe.encoder, recipe.device)
     encoder = CrossEncoder(with_one_class(begun, recipe.seed))
-    config = {**to_dict(recipe), "data": file_sha256(recipe.data)}
+    weights = weights_hash(state_of(begun.module))
+    config = {**to_dict(recipe), "data": file_sha256(recipe.data), "encoder": weights}
     config.pop("device")
-    with ArtifactWriter(out, kind="encoder", config=config, seed=recipe.seed) as art:
+    parents = (Parent(role="encoder", kind="model", content_hash=weights, name=begun.name),)
+    with ArtifactWriter(out, kind="encoder", config=config, seed=recipe.seed, parents=parents) as art:
         losses = list(steps(encoder, pairs, recipe))
         art.figures.update(questions=len(pairs), first_loss=losses[0], last_loss=losses[-1])
         if heldout and len({question.positives[0] for question in heldout}) > 1:
             art.figures["heldout"] = compared(encoder, heldout, recipe.negatives)
-        exported = export_model(encoder.model, art.path / "exported")
-        for file in exported.iterdir():
-            file.rename(art.path / file.name)
-        exported.rmdir()
+        export_into(encoder.model, art.path)
     return art.figures
 
 
@@ -104,25 +104,22 @@ def steps(encoder: CrossEncoder, pairs: Sequence[Pair], recipe: RerankerRecipe) 
     """Train, giving the loss of every step: the mean over questions of the right passage's negative log-likelihood among its
     question's passages."""
     module, tokenizer = encoder.model.module, encoder.tokenizer
-    per_epoch = max(len(pairs) // recipe.batch_size, 1)
-    optimiser = Optimiser(trainable(module), lr=recipe.lr, total=per_epoch * recipe.epochs, clip=recipe.clip)
-    with progress("training the cross-encoder", total=per_epoch * recipe.epochs, unit="steps") as bar:
-        for epoch in range(recipe.epochs):
-            order = generator(recipe.seed, "order", epoch).permutation(len(pairs))
-            for first in range(0, per_epoch * recipe.batch_size, recipe.batch_size):
-                batch = [pairs[place] for place in order[first : first + recipe.batch_size]]
-                asked = tokenizer.encode_batch([pair.question for pair in batch])
-                rows, counts = [], []
-                for question, pair in zip(asked, batch, strict=True):
-                    texts = tokenizer.encode_batch([titled(text) for text in (pair.right, *pair.wrong)])
-                    rows += [encoder.pair(question, text) for text in texts]
-                    counts.append(len(texts))
-                parts = encoder.logits(rows).split(counts)
-                loss = -torch.stack([part.log_softmax(0)[0] for part in parts]).mean()
-                loss.backward()
-                optimiser.step()
-                bar.advance(note=f"loss {loss.item():.3f}")
-                yield loss.item()
+    total = step_count(len(pairs), recipe.batch_size, recipe.epochs)
+    optimiser = Optimiser(trainable(module), lr=recipe.lr, total=total, clip=recipe.clip)
+    with progress("training the cross-encoder", total=total, unit="steps") as bar:
+        for batch in batches(pairs, recipe.batch_size, recipe.epochs, recipe.seed):
+            asked = tokenizer.encode_batch([pair.question for pair in batch])
+            rows, counts = [], []
+            for question, pair in zip(asked, batch, strict=True):
+                texts = tokenizer.encode_batch([titled(text) for text in (pair.right, *pair.wrong)])
+                rows += [encoder.pair(question, text) for text in texts]
+                counts.append(len(texts))
+            parts = encoder.logits(rows).split(counts)
+            loss = -torch.stack([part.log_softmax(0)[0] for part in parts]).mean()
+            loss.backward()
+            optimiser.step()
+            bar.advance(note=f"loss {loss.item():.3f}")
+            yield loss.item()
     module.requires_grad_(False)
 
 

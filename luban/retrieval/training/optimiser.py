@@ -1,11 +1,16 @@
-"""AdamW with a rate that rises and falls, for models trained on questions."""
+"""Steps over questions: which a step reads, and AdamW with a rate that rises and falls."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from luban.core.seeding import generator
+
+T = TypeVar("T")
 
 
 class Optimiser:
@@ -36,3 +41,16 @@ class Optimiser:
 def trainable(module: nn.Module) -> list[Tensor]:
     """The parameters of a module, made to take gradients."""
     return [parameter.requires_grad_() for parameter in module.parameters() if parameter.is_floating_point()]
+
+
+def step_count(items: int, batch_size: int, epochs: int) -> int:
+    """Steps of so many passes over the items; what doesn't fill a batch is left out of a pass."""
+    return max(items // batch_size, 1) * epochs
+
+
+def batches(items: Sequence[T], batch_size: int, epochs: int, seed: int) -> Iterator[list[T]]:
+    """The items of each step, every pass in another order."""
+    for epoch in range(epochs):
+        order = generator(seed, "order", epoch).permutation(len(items))
+        for step in range(step_count(len(items), batch_size, 1)):
+            yield [items[place] for place in order[step * batch_size : (step + 1) * batch_size]]

@@ -35,8 +35,13 @@ def split(questions: Sequence[Question], heldout: float, seed: int) -> tuple[lis
     for question in questions:
         if question.positives:
             title, text = question.positives[0]
-            sides[derive(seed, "heldout", f"{title}\0{text}") < heldout * 2**63].append(question)
+            sides[is_heldout(f"{title}\0{text}", heldout, seed)].append(question)
     return sides
+
+
+def is_heldout(key: str, heldout: float, seed: int) -> bool:
+    """Whether what is named `key` belongs to the fraction `heldout`, which depends on the seed and nothing else."""
+    return derive(seed, "heldout", key) < heldout * 2**63
 
 
 def mine(questions: Sequence[Question], negatives: int) -> list[Pair]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,22 +16,12 @@ from luban.core.errors import ConfigError, DataError
 from luban.core.hashing import file_sha256
 from luban.core.log import progress
 from luban.core.metrics.bootstrap import interval
-from luban.core.seeding import generator
-from luban.load.export import export_model
-from luban.load.model import LoadedModel
 from luban.retrieval.encoder import QUESTIONS, TextEncoder
 from luban.retrieval.questions import Question, read_questions
 from luban.retrieval.training.contrastive import backward
-from luban.retrieval.training.optimiser import Optimiser, trainable
+from luban.retrieval.training.exporting import write_encoder
+from luban.retrieval.training.optimiser import Optimiser, batches, step_count, trainable
 from luban.retrieval.training.pairs import Pair, Text, mine, split
-
-POOLING_FILES = (
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling",
-    "README.md",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,25 +80,10 @@ def train_encoder(recipe: EncoderRecipe, out: str | Path) -> dict[str, Any]:
         art.figures.update(questions=len(pairs), first_loss=losses[0], last_loss=losses[-1])
         if before is not None:
             art.figures["heldout"] = compared(before, ranks(encoder, heldout, collection))
-        exported = write_encoder(encoder.model, art.path / "exported")
-        for file in exported.iterdir():
-            file.rename(art.path / file.name)
-        exported.rmdir()
+        write_encoder(encoder.model, art.path)
         if encoder.questions is not encoder.model:
             write_encoder(encoder.questions, art.path / QUESTIONS)
     return art.figures
-
-
-def write_encoder(encoder: LoadedModel, folder: Path) -> Path:
-    """Write an encoder in the Hugging Face layout, with the files that say how its vectors are pooled."""
-    export_model(encoder, folder)
-    for name in POOLING_FILES:
-        source = encoder.path / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name)
-        elif source.is_file():
-            shutil.copy2(source, folder / name)
-    return folder
 
 
 def titled(passage: Text) -> str:
@@ -124,27 +98,23 @@ def steps(encoder: TextEncoder, pairs: Sequence[Pair], recipe: EncoderRecipe) ->
     if encoder.questions is not encoder.model:
         modules.append(encoder.questions.module)
     asked, read = encoder.question_embedder, encoder.embedder
-    per_epoch = max(len(pairs) // recipe.batch_size, 1)
-    total = per_epoch * recipe.epochs
+    total = step_count(len(pairs), recipe.batch_size, recipe.epochs)
     weights = [weight for module in modules for weight in trainable(module)]
     optimiser = Optimiser(weights, lr=recipe.lr, total=total, clip=recipe.clip)
     with progress("training the encoder", total=total, unit="steps") as bar:
-        for epoch in range(recipe.epochs):
-            order = generator(recipe.seed, "order", str(epoch)).permutation(len(pairs))
-            for first in range(0, per_epoch * recipe.batch_size, recipe.batch_size):
-                batch = [pairs[place] for place in order[first : first + recipe.batch_size]]
-                questions, passages = texts_of(batch)
-                loss = backward(
-                    asked.vectors,
-                    read.vectors,
-                    asked.fitted([asked.pooling.query_prompt + text for text in questions])[0],
-                    read.fitted([read.pooling.passage_prompt + text for text in passages])[0],
-                    temperature=recipe.temperature,
-                    chunk=recipe.chunk,
-                )
-                optimiser.step()
-                bar.advance(note=f"loss {loss:.3f}")
-                yield loss
+        for batch in batches(pairs, recipe.batch_size, recipe.epochs, recipe.seed):
+            questions, passages = texts_of(batch)
+            loss = backward(
+                asked.vectors,
+                read.vectors,
+                asked.fitted([asked.pooling.query_prompt + text for text in questions])[0],
+                read.fitted([read.pooling.passage_prompt + text for text in passages])[0],
+                temperature=recipe.temperature,
+                chunk=recipe.chunk,
+            )
+            optimiser.step()
+            bar.advance(note=f"loss {loss:.3f}")
+            yield loss
     for module in modules:
         module.requires_grad_(False)
 
