@@ -256,6 +256,20 @@ def _take_over(
     return {name: item for name, item in fields.items() if name not in left}
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """One TOML file as plain data. Raises ConfigError for a file that can't be read or is no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a directory, not a TOML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
 def load_toml(path: Path, shipped: Path | None = None) -> dict[str, Any]:
     """The TOML file as plain data, merged over the chain of `base = "other.toml"` it derives from.
 
@@ -271,14 +285,7 @@ def load_toml(path: Path, shipped: Path | None = None) -> dict[str, Any]:
 def _load_chain(path: Path, shipped: Path | None, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in above:
         raise ConfigError(f"{path} derives from itself by its chain of base")
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a directory, not a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+    data = read_toml(path)
     base = data.pop("base", None)
     if base is None:
         return data

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from luban.parallel.device import timed
 from luban.planner.accelerators import accelerator
 
 ROUNDS = 5  # of every measurement, of which the median counts
@@ -99,14 +99,7 @@ def launch_seconds(device: torch.device) -> float:
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """Median seconds after one run to warm up."""
-    times = []
-    for _ in range(1 + ROUNDS):
-        _synchronize(device)
-        began = time.perf_counter()
-        work()
-        _synchronize(device)
-        times.append(time.perf_counter() - began)
-    return sorted(times[1:])[ROUNDS // 2]
+    return sorted(timed(work, device, ROUNDS))[ROUNDS // 2]
 
 
 def _rising(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -115,8 +108,3 @@ def _rising(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     for size, value in rows:
         found.append((size, max(value, found[-1][1] if found else 0.0)))
     return found
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -7,6 +7,8 @@ import os
 import shutil
 import sys
 import sysconfig
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -45,6 +47,23 @@ def multiplies_bf16(device: torch.device) -> bool:
         return True
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return found.get("architecture") != "x86_64" or bool(found["avx512_bf16"] or found["amx_bf16"])
+
+
+def timed(work: Callable[[], object], device: torch.device, rounds: int) -> list[float]:
+    """Seconds of each of some runs after one to warm up, waiting for the device."""
+    times = []
+    for _ in range(1 + rounds):
+        _synchronize(device)
+        began = time.perf_counter()
+        work()
+        _synchronize(device)
+        times.append(time.perf_counter() - began)
+    return times[1:]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def set_determinism(wanted: bool | None, device: torch.device) -> bool:

@@ -11,13 +11,12 @@ topology = { type = "rails", servers = 16 }     # optional: contention by max-mi
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
-from luban.core.config import from_dict
-from luban.core.errors import ConfigError, DataError
+from luban.core.config import from_dict, read_toml
+from luban.core.errors import ConfigError
 from luban.netsim.topology.base import Topology
 from luban.planner.accelerators import Accelerator, accelerator
 from luban.planner.machine import MachineTable, machine_table
@@ -108,14 +107,9 @@ def read_cluster(path: Path) -> Cluster:
     """Read a cluster file.
 
     Raises:
-        DataError: it can't be read. ConfigError: what is wrong with it, with the file's name.
+        ConfigError: it can't be read, or what is wrong with it, with the file's name.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"{path}: not a TOML file: {error}") from None
+    data = read_toml(path)
     try:
         return from_dict(Cluster, data, "")
     except ConfigError as error:

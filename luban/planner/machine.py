@@ -6,15 +6,14 @@ accelerator's row. Between two rows of a table the share is interpolated over th
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log2
 from pathlib import Path
 
-from luban.core.config import from_dict
-from luban.core.errors import ConfigError, DataError
+from luban.core.config import from_dict, read_toml
+from luban.core.errors import ConfigError
 from luban.planner.accelerators import Accelerator, accelerator
 
 SHIPPED = Path(__file__).with_name("machines")
@@ -108,7 +107,7 @@ def machine_table(name: str) -> MachineTable:
     """A file that `luban bench machine` wrote, or the shipped table of an accelerator; for one without a table the H100's shares.
 
     Raises:
-        DataError: the file can't be read. ConfigError: it isn't such a table, or the accelerator is unknown.
+        ConfigError: the file can't be read or isn't such a table, or the accelerator is unknown.
     """
     path = SHIPPED / f"{name}.toml"
     if name.endswith(".toml") or "/" in name:
@@ -140,10 +139,4 @@ def _scaled(rows: Sequence[tuple[float, float]], to: str, of: str) -> tuple[tupl
 
 
 def _read(path: Path) -> MachineTable:
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"{path}: not a TOML file: {error}") from None
-    return from_dict(MachineTable, data, str(path))
+    return from_dict(MachineTable, read_toml(path), str(path))

@@ -13,7 +13,7 @@ from luban.kernels.dispatch import Case, pick
 from luban.kernels.limits import query_chunk
 from luban.models.spec import ModelSpec
 from luban.nn.mixer.base import AttentionShape
-from luban.parallel.device import keep_freed_memory
+from luban.parallel.device import keep_freed_memory, timed
 from luban.parallel.precision import COMPUTE
 from luban.planner.accelerators import Machine, accelerator_of
 from luban.planner.memory import StepSettings, computed_fraction, is_chunked
@@ -197,16 +197,4 @@ def _softmax_time(device: torch.device) -> float:
 
 def best_seconds(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest of a few runs after one to warm up."""
-    times = []
-    for _ in range(1 + ROUNDS):
-        _synchronize(device)
-        began = time.perf_counter()
-        work()
-        _synchronize(device)
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return min(timed(work, device, ROUNDS))

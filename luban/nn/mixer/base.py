@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import nn
 
+from luban.core.errors import ConfigError
 from luban.core.graph_builder import GraphBuilder
 from luban.core.opgraph import GraphTensor, mask_density
 from luban.core.registry import Registry, Variant
@@ -122,3 +123,21 @@ class Mixer(Variant):
     ) -> GraphTensor:
         """Record its cross-attention from x to an encoder's states, (B, T, E) and (B, S, E) → (B, T, E)."""
         raise NotImplementedError
+
+
+class HeadedMixer(Mixer):
+    """Base config of mixers with heads, which split the width unless `head_dim` gives their own."""
+
+    heads: int
+    head_dim: int | None
+
+    def check(self, width: int) -> None:
+        """Without a head_dim of their own the heads split the width."""
+        if self.head_dim is None and width % self.heads:
+            raise ConfigError(
+                f"width {width} can't be split over {self.heads} heads: choose heads that divide it, or give head_dim"
+            )
+
+    def head_width(self, width: int) -> int:
+        """D."""
+        return width // self.heads if self.head_dim is None else self.head_dim

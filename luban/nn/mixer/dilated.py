@@ -20,12 +20,12 @@ from luban.core.opgraph import GraphTensor
 from luban.kernels.buckets import bucket_attention, bucket_attention_dense, chunk_flops, chunk_saved
 from luban.nn.context import LayerContext
 from luban.nn.linear import Linear, QKVLinear
-from luban.nn.mixer.base import AttentionShape, LayerShape, Mixer, TokenState
+from luban.nn.mixer.base import AttentionShape, HeadedMixer, LayerShape, TokenState
 from luban.nn.mixer.lsh import NOWHERE, by_document
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dilated(Mixer):
+class Dilated(HeadedMixer):
     """Heads with windows of one size and different gaps, so that some see near tokens and some far ones."""
 
     undivided: ClassVar[frozenset[str]] = frozenset({"tensor", "context"})
@@ -42,17 +42,6 @@ class Dilated(Mixer):
             )
         if not self.dilations or min(self.dilations) < 1:
             raise ConfigError(f"dilations must be one or more numbers from 1 on, {list(self.dilations)} given")
-
-    def check(self, width: int) -> None:
-        """Without a head_dim of their own the heads split the width."""
-        if self.head_dim is None and width % self.heads:
-            raise ConfigError(
-                f"width {width} can't be split over {self.heads} heads: choose heads that divide it, or give head_dim"
-            )
-
-    def head_width(self, width: int) -> int:
-        """D."""
-        return width // self.heads if self.head_dim is None else self.head_dim
 
     @property
     def span(self) -> int:

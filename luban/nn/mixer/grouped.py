@@ -14,14 +14,14 @@ from luban.core.graph_builder import GraphBuilder
 from luban.core.opgraph import GraphTensor
 from luban.nn.context import LayerContext
 from luban.nn.linear import Linear, QKVLinear
-from luban.nn.mixer.base import AttentionShape, LayerShape, Mixer
+from luban.nn.mixer.base import AttentionShape, HeadedMixer, LayerShape
 from luban.nn.mixer.cross import CrossAttention
 from luban.nn.mixer.layout import Layout
 from luban.nn.norm import Norm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grouped(Mixer):
+class Grouped(HeadedMixer):
     """Multi-head when K = H, multi-query when K = 1, grouped-query between."""
 
     crosses = bidirectional = sees_prefix = biased = True
@@ -46,17 +46,6 @@ class Grouped(Mixer):
             raise ConfigError(f"attention window must be at least 1, {self.window} given")
         if self.window is not None and self.layout is not None:
             raise ConfigError("an attention window and a layout don't go together: a layout has a window of its own")
-
-    def check(self, width: int) -> None:
-        """Without a head_dim of their own the heads split the width."""
-        if self.head_dim is None and width % self.heads:
-            raise ConfigError(
-                f"width {width} can't be split over {self.heads} heads: choose heads that divide it, or give head_dim"
-            )
-
-    def head_width(self, width: int) -> int:
-        """D."""
-        return width // self.heads if self.head_dim is None else self.head_dim
 
     def key_heads(self) -> int:
         """K."""

@@ -18,13 +18,13 @@ from luban.core.opgraph import GraphTensor
 from luban.kernels.buckets import bucket_attention, bucket_attention_dense, chunk_flops, chunk_saved
 from luban.nn.context import LayerContext, RowTokens
 from luban.nn.linear import JointLinear, Linear
-from luban.nn.mixer.base import AttentionShape, LayerShape, Mixer, TokenState
+from luban.nn.mixer.base import AttentionShape, HeadedMixer, LayerShape, TokenState
 
 NOWHERE = -1  # the bucket of padding
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSH(Mixer):
+class LSH(HeadedMixer):
     """Queries and keys are one vector x; a token sees those before it that fall into its bucket argmax [xR; −xR] in any of
     several rounds. In training the directions R are drawn anew for every forward; outside of it they stay the same.
 
@@ -51,17 +51,6 @@ class LSH(Mixer):
             )
         if self.eval_rounds is not None and self.eval_rounds < 1:
             raise ConfigError(f"lsh's eval_rounds must be at least 1, {self.eval_rounds} given")
-
-    def check(self, width: int) -> None:
-        """Without a head_dim of their own the heads split the width."""
-        if self.head_dim is None and width % self.heads:
-            raise ConfigError(
-                f"width {width} can't be split over {self.heads} heads: choose heads that divide it, or give head_dim"
-            )
-
-    def head_width(self, width: int) -> int:
-        """D."""
-        return width // self.heads if self.head_dim is None else self.head_dim
 
     def rounds_in(self, *, training: bool) -> int:
         """R; one where there is one bucket."""

@@ -20,14 +20,14 @@ from luban.kernels.clusters import cluster_attention
 from luban.nn.context import LayerContext
 from luban.nn.init import InitialValues
 from luban.nn.linear import JointLinear, Linear
-from luban.nn.mixer.base import AttentionShape, LayerShape, Mixer, TokenState
+from luban.nn.mixer.base import AttentionShape, HeadedMixer, LayerShape, TokenState
 from luban.nn.mixer.lsh import NOWHERE, by_document
 
 Members = Literal["nearest", "top"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Routing(Mixer):
+class Routing(HeadedMixer):
     """Routing heads share queries and keys, normalised to length √D; clusters are those of spherical k-means, whose centroids
     follow the tokens by an exponential moving average and are buffers.
 
@@ -60,17 +60,6 @@ class Routing(Mixer):
             )
         if not 0 <= self.decay <= 1:
             raise ConfigError(f"routing's decay must be from 0 to 1, {self.decay} given")
-
-    def check(self, width: int) -> None:
-        """Without a head_dim of their own the heads split the width."""
-        if self.head_dim is None and width % self.heads:
-            raise ConfigError(
-                f"width {width} can't be split over {self.heads} heads: choose heads that divide it, or give head_dim"
-            )
-
-    def head_width(self, width: int) -> int:
-        """D."""
-        return width // self.heads if self.head_dim is None else self.head_dim
 
     @property
     def local(self) -> int:

@@ -84,7 +84,7 @@ def test_a_plan_file_that_is_none_is_refused(tmp_path, text):
     ("words", "said"),
     [
         ([], "needs --cluster FILE"),
-        (["--cluster", "nothing.toml"], "No such file"),
+        (["--cluster", "nothing.toml"], "does not exist"),
         (["--cluster", "CLUSTER", "--top", "0"], "--top takes"),
         (["--cluster", "CLUSTER", "--runs", "nothing"], "--runs takes finished runs"),
         (["--cluster", "CLUSTER", "--init", "smollm2"], "--data.path"),

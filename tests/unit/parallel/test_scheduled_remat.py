@@ -202,7 +202,7 @@ def test_every_family_trains_the_same_under_a_schedule(name, remat):
 def test_compiled_layers_run_by_a_schedule():
     """Bit by bit as without one, since a layer runs the same code each time; on a CPU as on a GPU layers are compiled one by one."""
     if compiler_missing(torch.device("cpu")):
-        pytest.skip("no compiler")
+        pytest.skip("needs a C++ compiler")
     family = FAMILIES["decoder"]
     family = replace(family, spec=replace(family.spec, layers=family.spec.layers[:1] * 5))
     found = []

@@ -223,7 +223,7 @@ between = { bandwidth = 50 }
         ("h100-sxm", "l40s", "l40s has no link"),
         ("nodes = 2", "nodes = 0", "at least 1"),
         ("nodes = 2", "node = 2", "node"),
-        ("nodes = 2", "nodes = [", "not a TOML file"),
+        ("nodes = 2", "nodes = [", "is not TOML: "),
     ],
 )
 def test_a_cluster_file_that_is_wrong_is_refused_by_name(tmp_path, old, new, said):
