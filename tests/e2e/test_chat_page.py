@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from browser import CHROMIUM, DRIVER, Browser, driver_process
+from browser import CHROMIUM, DRIVER
 from test_http import KEY, start, stop
 
 pytest.importorskip("fastapi")
@@ -11,19 +11,6 @@ if not (CHROMIUM and DRIVER):
     pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
 
 ENTER, ESCAPE = "\ue007", "\ue00c"
-
-
-@pytest.fixture(scope="module")
-def driver():
-    with driver_process() as address:
-        yield address
-
-
-@pytest.fixture
-def browser(driver, tmp_path):
-    opened = Browser(driver, tmp_path / "profile")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")

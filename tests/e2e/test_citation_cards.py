@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 import warm
-from browser import CHROMIUM, DRIVER, Browser, driver_process
+from browser import CHROMIUM, DRIVER
 from safetensors.torch import save_file
 from test_http import start, stop
 from tiny_models import write_byte_tokenizer
@@ -17,6 +17,7 @@ from luban.models.spec import uniform, write_spec
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.position.learned import Learned
+from luban.tokenizer.chat import render
 
 pytest.importorskip("fastapi")
 if not (CHROMIUM and DRIVER):
@@ -41,8 +42,6 @@ def write_parrot(folder):
         tied_head=False,
     )
     model = luban.build_model(spec, seed=0)
-    from luban.tokenizer.chat import render
-
     prompt = render([{"role": "user", "content": "x"}], tokenizer, add_generation_prompt=True).token_ids
     ids = [prompt[-1], *tokenizer.encode(ANSWER), tokenizer.stop_ids[-1]]
     assert len(set(ids)) == len(ids)
@@ -77,14 +76,6 @@ def served(tmp_path_factory):
     process, address, _ = start(write_parrot(folder / "parrot"), "--port", "0", "--index", folder / "index")
     yield address
     stop(process)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with driver_process() as address:
-        opened = Browser(address, tmp_path_factory.mktemp("browser"))
-        yield opened
-        opened.close()
 
 
 def test_the_cited_passage_is_a_card_that_opens_on_its_text(browser, served):

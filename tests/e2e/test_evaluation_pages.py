@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from browser import CHROMIUM, DRIVER, Browser, driver_process
+from browser import CHROMIUM, DRIVER
 from evals_shared import CHOICE, COLOURS, read_lines, write_task
 
 from luban.cli.main import main
@@ -21,19 +21,6 @@ if not (CHROMIUM and DRIVER):
 
 
 pytestmark = pytest.mark.slow  # servers and a browser are started
-
-
-@pytest.fixture(scope="module")
-def driver():
-    with driver_process() as address:
-        yield address
-
-
-@pytest.fixture
-def browser(driver, tmp_path):
-    opened = Browser(driver, tmp_path / "profile")
-    yield opened
-    opened.close()
 
 
 def serve(file, out, *options):
