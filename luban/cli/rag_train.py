@@ -18,7 +18,7 @@ def run(argv: Sequence[str]) -> None:
     import luban.recipes
     from luban.core.arguments import parse_recipe, recipe_type
     from luban.core.config import to_dict
-    from luban.core.errors import ConfigError
+    from luban.core.errors import ConfigError, UsageError
     from luban.retrieval.rag.train import RagRecipe
     from luban.retrieval.training.cross import RerankerRecipe
     from luban.retrieval.training.train import EncoderRecipe
@@ -50,6 +50,8 @@ def run(argv: Sequence[str]) -> None:
         "luban rag train smollm2_rag_cpu --data questions.json --index index --marginal token --k 10 --device cuda --out answers",
         shipped=shipped,
     )
+    if call.processes != 1:
+        raise UsageError("luban rag train runs in one process: leave --nproc out")
     if call.dry_run:
         print(json.dumps(to_dict(call.recipe), indent=2))
     elif isinstance(call.recipe, RagRecipe):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from luban.data.batch import Batch
 from luban.nn.embedding import EmbeddingNoise
 from luban.nn.init import Region
+from luban.nn.position.randomised import RandomisedPositions
 from luban.objectives.base import LossModule
 from luban.optim.base import Optimizer, Update
 from luban.optim.clip import clip_factor, global_norm
@@ -31,6 +32,8 @@ from luban.parallel.stored import Stored, held, parameter_of, take_up
 
 if TYPE_CHECKING:
     from luban.parallel.sharded_params import ShardedParams  # FSDP is slow to import
+
+RANDOM = (nn.Dropout, EmbeddingNoise, RandomisedPositions)  # modules that draw numbers in training alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +101,7 @@ class TrainEngine:
         self.runner, self.module, self.routers = runner, module, routers or Routers({}, {}, random=False)
         self.params, self.optimizer, self.scale = params, optimizer, scale
         self.clip, self.accumulate, self.device = clip, accumulate, device
-        self.dropouts = [part for part in module.modules() if isinstance(part, (nn.Dropout, EmbeddingNoise))]
+        self.random_parts = [part for part in module.modules() if isinstance(part, RANDOM)]
 
     @property
     def model(self) -> nn.Module:
@@ -190,12 +193,12 @@ class TrainEngine:
         self.optimizer.finish()
         tensors, readers = to_device(batch, self.device), self.world.plan.readers
         divisible = all(tensor.shape[0] % readers == 0 for tensor in tensors.values())
-        for dropout in self.dropouts:
-            dropout.eval()
+        for part in self.random_parts:
+            part.eval()
         # where rows can't be divided, every process reads all of them
         total = self.runner.evaluate(self._mine(tensors, divided=divisible))
-        for dropout in self.dropouts:
-            dropout.train()
+        for part in self.random_parts:
+            part.train()
         counts = self.world.counts and (divisible or self.world.reader == 0)
         return float(self.world.sum(total if counts else torch.zeros_like(total))), batch.target_count
 

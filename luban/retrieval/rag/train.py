@@ -19,7 +19,7 @@ from luban.core.artifact import MANIFEST, ArtifactWriter, Parent, as_parent
 from luban.core.config import to_dict
 from luban.core.errors import ConfigError, DataError
 from luban.core.hashing import file_sha256
-from luban.core.log import progress
+from luban.core.log import progress, warn
 from luban.core.metrics.answers import exact_match
 from luban.core.metrics.bootstrap import interval
 from luban.load.export import import_model
@@ -87,7 +87,11 @@ def train_rag(recipe: RagRecipe, out: str | Path) -> dict[str, Any]:
     if not train:
         raise DataError(f"{recipe.data}: no question with an answer to train on")
     index = Index(recipe.index, device=recipe.device)
+    if not len(index):
+        raise DataError(f"{recipe.index} holds no passage")
     rag = untrained(recipe, index)
+    if rag.questions is None:  # searches by words may find nothing, and find the same all along
+        train = _findable(rag, index, train)
     model = rag.generator.model
     weights = weights_hash(state_of(model.module))
     config = {
@@ -127,6 +131,17 @@ def split(questions: Sequence[Question], heldout: float, seed: int) -> tuple[lis
     for question in questions:
         sides[is_heldout(question.text, heldout, seed)].append(question)
     return sides
+
+
+def _findable(rag: RagModel, index: Index, questions: Sequence[Question]) -> list[Question]:
+    """The questions for which the index has a passage. Raises DataError where there is none."""
+    found = rag.find(index, [question.text for question in questions], 1)
+    kept = [question for question, passages in zip(questions, found, strict=True) if passages.hits]
+    if not kept:
+        raise DataError(f"{index.path} finds no passage for any of {len(questions)} questions")
+    if lost := len(questions) - len(kept):
+        warn(f"{lost} of {len(questions)} questions are left out of training: {index.path} finds no passage for them")
+    return kept
 
 
 def untrained(recipe: RagRecipe, index: Index) -> RagModel:
@@ -169,22 +184,17 @@ def steps(rag: RagModel, index: Index, questions: Sequence[Question], recipe: Ra
 
 
 def answer_logprobs(rag: RagModel, index: Index, questions: Sequence[Question], longest: int) -> Tensor:
-    """(B,) log p(answer | question) of each question's first answer with gradients, in nats.
-
-    Raises DataError where the index finds nothing for any of the questions; those without passages are left out.
-    """
+    """(B,) log p(answer | question) of each question's first answer with gradients, in nats; the index has a passage for each
+    question."""
     found = rag.find(index, [question.text for question in questions], rag.k)
-    kept = [(question, passages) for question, passages in zip(questions, found, strict=True) if passages.hits]
-    if not kept:
-        raise DataError(f"{index.path} finds no passage for {questions[0].text!r}")
     prompts, answers = [], []
-    for question, passages in kept:
+    for question, passages in zip(questions, found, strict=True):
         answer = rag.generator.answer(question.answers[0], longest)
         for hit in passages.hits:
             prompts.append(rag.generator.prompt(question.text, hit.passage.titled, longest))
             answers.append(answer)
     rows_NT = rag.generator.logprobs(prompts, answers)
-    priors = [passages.priors_K.to(rows_NT) for _, passages in kept]
+    priors = [passages.priors_K.to(rows_NT) for passages in found]
     parts = rows_NT.split([len(prior) for prior in priors])
     return torch.cat(
         [marginal(rag.marginal, prior[None], part[None]) for prior, part in zip(priors, parts, strict=True)]

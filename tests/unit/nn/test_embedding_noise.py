@@ -1,4 +1,4 @@
-"""NEFTune: bounded uniform noise on embeddings, in training alone."""
+"""What draws numbers in training alone: NEFTune's bounded uniform noise on embeddings, randomised positions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from luban.models.spec import uniform
 from luban.nn.embedding import EmbeddingNoise, add_noise
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
+from luban.nn.position.learned import Learned
+from luban.nn.position.randomised import Randomised
 from luban.objectives.causal import Causal
 from luban.optim.adamw import AdamW
 from luban.parallel.apply import Execution, apply
@@ -30,6 +32,18 @@ def test_noise_is_uniform_within_its_bound():
     assert torch.equal(EmbeddingNoise(alpha).eval()(noise), noise)
 
 
+def batch_of_two() -> Batch:
+    """Two rows of eight tokens."""
+    rows = torch.randint(0, 37, (2, 9)).numpy()
+    return Batch(
+        tokens=rows[:, :-1],
+        targets=rows[:, 1:],
+        loss_mask=rows[:, 1:] >= 0,
+        documents=rows[:, 1:] * 0,
+        positions=torch.arange(8).expand(2, 8).numpy(),
+    )
+
+
 def test_a_model_is_noisy_in_training_and_not_when_it_is_measured():
     spec = uniform(vocab_size=37, width=16, layers=1, mixer=Grouped(heads=2), feedforward=SwiGLU(width=24))
     model = build_model(spec, device="meta")
@@ -37,18 +51,36 @@ def test_a_model_is_noisy_in_training_and_not_when_it_is_measured():
     engine = apply(
         Causal().loss(model), ParallelPlan(), AdamW(), execution=Execution(device=torch.device("cpu")), init=1
     )
-    rows = torch.randint(0, 37, (2, 9)).numpy()
-    batch = Batch(
-        tokens=rows[:, :-1],
-        targets=rows[:, 1:],
-        loss_mask=rows[:, 1:] >= 0,
-        documents=rows[:, 1:] * 0,
-        positions=torch.arange(8).expand(2, 8).numpy(),
-    )
+    batch = batch_of_two()
     noisy = [float(engine.module({n: torch.from_numpy(a) for n, a in batch.arrays().items()}).sum) for _ in range(2)]
     measured = [engine.evaluate(batch)[0] for _ in range(2)]
     assert noisy[0] != noisy[1] and measured[0] == measured[1] not in noisy
     assert any(part.training for part in engine.module.modules() if isinstance(part, EmbeddingNoise))
+
+
+def test_randomised_positions_are_drawn_in_training_and_not_when_a_model_is_measured():
+    """And measuring takes nothing from the generator that training draws from."""
+    spec = uniform(
+        vocab_size=37,
+        width=16,
+        layers=1,
+        context=8,
+        position=Randomised(inner=Learned(), longest=64),
+        mixer=Grouped(heads=2),
+        feedforward=SwiGLU(width=24),
+    )
+    loss = Causal().loss(build_model(spec, device="meta"))
+    engine = apply(loss, ParallelPlan(), AdamW(), execution=Execution(device=torch.device("cpu")), init=1)
+    with torch.no_grad():
+        for weight in engine.module.parameters():
+            weight.add_(torch.randn_like(weight))
+    batch = batch_of_two()
+    state = torch.get_rng_state()
+    measured = [engine.evaluate(batch)[0] for _ in range(2)]
+    assert measured[0] == measured[1] and torch.equal(torch.get_rng_state(), state)
+    tensors = {n: torch.from_numpy(a) for n, a in batch.arrays().items()}
+    drawn = {float(engine.module(tensors).sum) for _ in range(4)}
+    assert len(drawn) > 1
 
 
 def test_a_recurrent_model_is_refused():

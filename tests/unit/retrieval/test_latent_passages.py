@@ -13,7 +13,7 @@ import warm
 from tiny_models import write_checkpoint
 
 import luban
-from luban.core.errors import LineageError
+from luban.core.errors import DataError, LineageError
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.head.language_model import LanguageModel
 from luban.models.spec import uniform
@@ -240,6 +240,19 @@ def test_the_question_encoders_gradient_is_the_differences(asked):
             ends.append(loss().item())
             weight -= sign * 1e-5 * direction
     assert (gradient * direction).sum().item() == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-6)
+
+
+def test_questions_without_passages_are_left_out_and_said(asked, tmp_path, capsys):
+    folder, recipe = asked
+    build_index(DocumentReader([str(folder / "texts.jsonl")]), tmp_path / "bm25", IndexConfig(rule=WholeDocument()))
+    rows = [{"question": "what is tin?", "answers": ["grey"]}, {"question": "wer?", "answers": ["niemand"]}]
+    (tmp_path / "asked.json").write_text(json.dumps(rows))
+    words = replace(recipe, data=tmp_path / "asked.json", index=tmp_path / "bm25", batch_size=1, temperature=1.0)
+    assert train_rag(words, tmp_path / "rag")["questions"] == 1
+    assert "1 of 2 questions are left out of training" in capsys.readouterr().err
+    (tmp_path / "asked.json").write_text(json.dumps(rows[1:]))
+    with pytest.raises(DataError, match="finds no passage for any of 1 questions"):
+        train_rag(words, tmp_path / "none")
 
 
 def test_an_index_of_another_encoder_is_refused(asked, tmp_path):
