@@ -113,7 +113,8 @@ class Bench:
         """Steps of 8 pairs."""
         length, rng = 512 // self.scale, np.random.default_rng(0)
         recipe = from_dict(RLRecipe, {"train": {**self.train, "batch_size": 64}, "rl": {"max_tokens": 16}})
-        recipe = replace(recipe, objective=Preference(), train=replace(recipe.train, batch_size=8))
+        train = replace(recipe.train, batch_size=8, compile=self.device.type == "cuda")
+        recipe = replace(recipe, objective=Preference(), train=train)
         engine = make_engine(recipe, self.start(), self.device)
         shape = (8, 2 * length)
         tokens = rng.integers(0, self.spec.vocab_size, shape)
