@@ -206,7 +206,7 @@ def main() -> None:
                 )
                 for which, shared in (("warm-up", 0), ("measured", args.shared), ("profiled", 0))
             ]
-            run(drawn[0], 4)  # other prompts, so that none is found in the prefix cache
+            run(drawn[0], min(args.tokens, 4))  # other prompts, so that none is found in the prefix cache
             row = run(drawn[1], args.tokens)
             if name == "paged":
                 row["prefix_hits"] = prefix_hits(engines[name], sum(map(len, drawn[0])))

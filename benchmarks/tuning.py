@@ -37,8 +37,8 @@ Command = list[str]
 METHODS: dict[str, list[str]] = {
     "full": ["--optim.lr", "2e-4"],
     "lora": ["--adapter.type", "lora", "--adapter.rank", "4", "--adapter.alpha", "8", "--optim.lr", "2e-3"],
-    "series": ["--adapter.type", "pfeiffer", "--adapter.bottleneck", "32", "--optim.lr", "2e-3"],
-    "parallel": ["--adapter.type", "parallel", "--adapter.bottleneck", "32", "--optim.lr", "2e-3"],
+    "series": ["--adapter.type", "pfeiffer", "--adapter.width", "32", "--optim.lr", "2e-3"],
+    "parallel": ["--adapter.type", "parallel", "--adapter.width", "32", "--optim.lr", "2e-3"],
     "prefix": ["--adapter.type", "prefix", "--adapter.length", "30", "--optim.lr", "2e-3"],
 }
 TASK = """

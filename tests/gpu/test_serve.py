@@ -50,7 +50,8 @@ def test_greedy_tokens_are_those_of_the_contiguous_cache(variant):
     found = engine.generate(prompts, sampling)
     again = luban.Engine(model, cache_bytes=40 * 16 * 1024).generate(prompts, sampling)  # little memory: preemptions
     expected = [luban.Engine(model, paged=False).generate([prompt], sampling)[0] for prompt in prompts]
-    assert engine.batch.runner.graphs is None or not engine.batch.runner.graphs._broken
+    for recorded in (engine.batch.runner.graphs, engine.batch.runner.prompts):
+        assert recorded is None or (recorded._graphs and not recorded._broken)
     for ours, other, theirs in zip(found, again, expected, strict=True):
         assert ours.token_ids == theirs.token_ids == other.token_ids
 
