@@ -188,7 +188,7 @@ def problems(args: argparse.Namespace) -> None:
         for kind, rows in items.items()
     }
     file = write_rows(args.out / "data" / "problems.jsonl", train)
-    compare(args, file, tuple(METHODS), args.steps or 300, tasks, dict.fromkeys(tasks, "number"))
+    compare(args, file, tuple(args.methods), args.steps or 300, tasks, dict.fromkeys(tasks, "number"))
 
 
 def compare(
@@ -312,6 +312,7 @@ def main() -> None:
     parser.add_argument("what", choices=experiments)
     parser.add_argument("--data", help="the experiment's file")
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="of problems")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--steps", type=int, default=0)
