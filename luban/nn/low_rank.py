@@ -25,7 +25,7 @@ def factors_of(adapter: nn.Module) -> Factors | None:
     return None if found is None else found()
 
 
-def products(adapters: Mapping[str, nn.Module] | None, sizes: Mapping[str, int]) -> list[tuple[int, Factors]] | None:
+def products(adapters: nn.ModuleDict | None, sizes: Mapping[str, int]) -> list[tuple[int, Factors]] | None:
     """(first output, factors) of the adapters of these projections; None where one isn't a product, scales differ, or there is
     none.
 
