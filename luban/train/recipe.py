@@ -149,6 +149,17 @@ class Recipe:
         """The training split as the loss of this recipe reads it."""
         return shards
 
+    def check_rows(self, plan: ParallelPlan) -> None:
+        """Raise ConfigError where plan or compilation needs micro-batches of equally many rows and the objective has none."""
+        divided = [name for name in ("shard", "tensor", "pipeline", "context", "expert") if getattr(plan, name) > 1]
+        if self.objective.varies_rows and (divided or self.train.compile):
+            what = f"plan.{divided[0]}" if divided else "train.compile"
+            name = Objective.registry.name_of(type(self.objective))
+            raise ConfigError(
+                f"objective {name} has another number of rows of each task in every micro-batch, which does not go with "
+                f"{what}: leave it out; --plan.replicate divides the rows among processes"
+            )
+
     def require_tokenizer(self, shards: Shards, tokenizer: Tokenizer) -> None:
         """Raise LineageError unless the shards were packed with the tokenizer of `init`."""
         shards.require_tokenizer(tokenizer.content_hash, f"model {self.init}")
