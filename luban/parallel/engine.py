@@ -197,7 +197,7 @@ class TrainEngine:
         self.optimizer.finish()
         tensors, readers = to_device(batch, self.device), self.world.plan.readers
         divisible = all(tensor.shape[0] % readers == 0 for tensor in tensors.values())
-        with self._without_randomness():
+        with self._without_randomness(), self.optimizer.averaged(self.params.copies()):
             # where rows can't be divided, every process reads all of them
             total = self.runner.evaluate(self._mine(tensors, divided=divisible))
         counts = self.world.counts and (divisible or self.world.reader == 0)
@@ -243,7 +243,7 @@ class TrainEngine:
         """Weights and optimizer state as `held`, but whole in every process, as a run in one process has them. Every process
         must call it."""
         self.optimizer.finish()
-        model = self._whole(self.params.state_dict(), lambda name: name)
+        model = self._whole({**self.params.state_dict(), **self.optimizer.averages()}, lambda name: name)
         return {"model": model, "optimizer": self._whole(self.optimizer.state_dict(), parameter_of)}
 
     def _whole(self, held: Mapping[str, Tensor], parameter: Callable[[str], str]) -> dict[str, Tensor]:
@@ -266,6 +266,7 @@ class TrainEngine:
             if name in self.params.parameters or name not in state["model"]:  # else another process has it
                 optimizer[entry] = self.params.part(name, mine(name, value))
         self.optimizer.load_state_dict(optimizer)
+        self.params.refresh()
 
     def _micro_batches(self, batch: Batch, weight: float | Tensor, *, share: bool) -> Iterator[dict[str, Tensor]]:
         tensors, pieces = to_device(batch, self.device), self.accumulate * self.world.plan.microbatches

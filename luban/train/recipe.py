@@ -167,6 +167,11 @@ class Recipe:
     def __post_init__(self):
         if self.adapter is not None and not self.init:
             raise ConfigError("an adapter needs a model that it adapts: give --init MODEL")
+        if self.optim.keeps_rate and self.schedule.decays:
+            name = OptimizerConfig.registry.name_of(type(self.optim))
+            raise ConfigError(
+                f"{name} averages weights in place of a decaying learning rate: give --schedule.type constant"
+            )
         if self.train.weights == "bf16" and not self.optim.rounds_stochastically:
             name = OptimizerConfig.registry.name_of(type(self.optim))
             raise ConfigError(
