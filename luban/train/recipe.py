@@ -73,6 +73,8 @@ class TrainConfig:
     neftune: float = (
         0.0  # noise within ±neftune/√(tokens·width) on embeddings in training (NEFTune: 5 to 15 for sft; 0: none)
     )
+    # factor on the gradients that layers send to token embeddings (GLM-130B: 0.1; 1: as they are)
+    embedding_gradient: float = 1.0
     clip: float = 1.0  # maximum global gradient norm (0: no clipping)
     max_bad_steps: Operational[int] = 10  # steps with a NaN or infinite loss or gradient (skipped) before the run stops
     log_every: Operational[int] = 10  # steps between rows of metrics.jsonl
@@ -94,6 +96,8 @@ class TrainConfig:
             raise ValueError(f"weights kept in bf16 need matmuls in bf16 or fp8, precision is {self.precision}")
         if self.epochs < 0:
             raise ValueError(f"epochs must be at least 0, {self.epochs} given")
+        if not 0 < self.embedding_gradient <= 1:
+            raise ValueError(f"embedding_gradient must lie in (0, 1], {self.embedding_gradient} given")
         if min(self.budget_seconds, self.clip, self.profile, self.neftune) < 0:
             raise ValueError("budget_seconds, clip, profile and neftune must be at least 0")
 

@@ -33,7 +33,7 @@ from luban.models.base import Model
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
 from luban.nn.attention.backend import AttentionBackend
-from luban.nn.embedding import add_noise
+from luban.nn.embedding import add_noise, shrink_gradient
 from luban.nn.float8 import require_float8
 from luban.objectives.base import Objective
 from luban.parallel.apply import Execution, apply
@@ -294,6 +294,8 @@ def make_engine(recipe: Recipe, start: Start, device: torch.device, world: World
     model = build_model(start.spec, device="meta")
     if config.neftune:
         add_noise(model, config.neftune)
+    if config.embedding_gradient < 1:
+        shrink_gradient(model, config.embedding_gradient)
     measured = recipe.objective.measured()
     evaluation = measured.loss(model, attention) if measured != recipe.objective else None
     execution = Execution(
