@@ -108,6 +108,7 @@ class Objective(Variant):
             "preference": "luban.objectives.preference:Preference",
             "policy": "luban.objectives.policy:Policy",
             "value": "luban.objectives.value:ValueFunction",
+            "text_to_text": "luban.objectives.text_to_text:TextToText",
             "multitask": "luban.objectives.multitask:Multitask",
         },
     )

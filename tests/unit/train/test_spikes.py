@@ -99,7 +99,10 @@ def test_a_step_at_far_too_high_a_rate_is_found_and_passed(tiny, tmp_path, monke
 
     monkeypatch.setattr(Constant, "factor", factor)
     passed = pretrain(tiny(**given, spikes=WATCH), tmp_path / "passed")
-    assert open_artifact(passed, "run").figures["spikes"][0]["step"] in (BAD + 2, BAD + 3)  # seen by the steps that follow
+    assert open_artifact(passed, "run").figures["spikes"][0]["step"] in (
+        BAD + 2,
+        BAD + 3,
+    )  # seen by the steps that follow
     assert heldout(passed) == pytest.approx(heldout(clean), rel=0.01)
     planted.clear()
     hurt = pretrain(tiny(**given, spikes={**WATCH, "action": "report"}), tmp_path / "hurt")
