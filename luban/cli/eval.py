@@ -14,7 +14,8 @@ from tyro.conf import Positional
 from luban.core.arguments import parse
 from luban.core.errors import UsageError
 
-ABOUT = """Measure a model. TASK is one of bits_per_byte, answer_loss, which_module, samples (on the held-out documents of --corpus),
+ABOUT = """Measure a model. TASK is one of bits_per_byte, answer_loss, which_module, samples, altered_sentence,
+needle (facts found by length and depth), context_length (loss by position, time and memory by length; on the held-out documents of --corpus),
 chomsky, checklist (--principles), a task file that ships ({shipped}), a .toml file of your own, or a .yaml file of
 lm-evaluation-harness over local data.
 

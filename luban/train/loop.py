@@ -24,6 +24,7 @@ from luban.kernels import dispatch, gated
 from luban.parallel.engine import InFlightStep, StepResult, TrainEngine
 from luban.parallel.memory_limits import peak_memory
 from luban.train.budget import StepCount
+from luban.train.conflict import GradientConflict
 from luban.train.interrupt import Interrupted, StopRequest
 from luban.train.metrics_logger import MetricsLogger, NoMetrics, open_metrics
 from luban.train.profile import Profile
@@ -52,6 +53,7 @@ class TrainerComponents:
     state: TrainState
     loader: Loader
     validator: Validator | None  # None without a held-out split
+    conflict: GradientConflict | None = None  # of several tasks
 
 
 class Loop:
@@ -318,7 +320,8 @@ class Loop:
         at, validator = self.state.progress, self.parts.validator
         assert validator is not None  # otherwise no validation is due
         found = self.world.agree(validator(self.engine))
-        metrics.write(step=at.step, **found.row(), seconds=self._elapsed())
+        conflict = {} if self.parts.conflict is None else self.parts.conflict(self.engine, at.step)
+        metrics.write(step=at.step, **found.row(), **conflict, seconds=self._elapsed())
         at.scores = found.row()
         improved = found.loss < (math.inf if at.best_loss is None else at.best_loss)  # false for NaN
         if improved:

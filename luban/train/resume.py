@@ -34,13 +34,14 @@ def run_artifact(recipe: Recipe, out: Path, *, task: str, shards: Shards, start:
         ConfigError: it has trained more steps than `recipe` asks for.
     """
     defining, settings = split_config(recipe)
+    further = [as_parent(f"shards of {name}", path) for name, path in recipe.objective.further_data().items()]
     lengths = {path for path, mark in marks(recipe).items() if mark is Mark.LENGTH}
     art = ArtifactWriter(
         out,
         kind="run",
         config={"task": task, **defining, "model": config_of(start.spec), **_base(start)},
         settings=settings,
-        parents=(as_parent("shards", shards.path), *start.parents),
+        parents=(as_parent("shards", shards.path), *further, *start.parents),
         resumable=True,
         extensible=lengths,
         seed=recipe.train.seed,

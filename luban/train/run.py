@@ -33,7 +33,7 @@ from luban.models.base import Model
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
 from luban.nn.attention.backend import AttentionBackend
-from luban.nn.embedding import add_noise
+from luban.nn.embedding import add_noise, shrink_gradient
 from luban.nn.float8 import require_float8
 from luban.objectives.base import Objective
 from luban.parallel.apply import Execution, apply
@@ -47,6 +47,7 @@ from luban.parallel.memory_limits import is_out_of_memory
 from luban.parallel.stages import check_stages
 from luban.parallel.tensor import check_tensor
 from luban.parallel.world import World, is_lost_connection, process_count
+from luban.train.conflict import GradientConflict
 from luban.train.loop import Loop, TrainerComponents
 from luban.train.metrics_logger import require_tensorboard
 from luban.train.predict import Prediction, predict, require_memory
@@ -188,6 +189,7 @@ def for_processes(recipe: Recipe, processes: int) -> Recipe:
     plan = recipe.plan.over(processes)
     plan.check_batch(recipe.train.batch_size, recipe.train.accumulate)
     plan.check_tokens(recipe.train.seq_len)
+    recipe.check_rows(plan)
     return replace(recipe, plan=plan)
 
 
@@ -280,7 +282,10 @@ def assemble(
         world=world.plan.readers,
         micro_batches=config.accumulate * world.plan.microbatches,
     )
-    return TrainerComponents(recipe, engine, TrainState(start.spec, engine), loader, _validator(recipe, shards))
+    tasks = {name: rows for name, (_, rows) in recipe.objective.tasks_of(loader.packing).items()}
+    conflict = GradientConflict(tasks, config.batch_size, config.seed) if len(tasks) > 1 else None
+    validator = _validator(recipe, shards)
+    return TrainerComponents(recipe, engine, TrainState(start.spec, engine), loader, validator, conflict)
 
 
 def make_engine(recipe: Recipe, start: Start, device: torch.device, world: World | None = None) -> TrainEngine:
@@ -289,6 +294,8 @@ def make_engine(recipe: Recipe, start: Start, device: torch.device, world: World
     model = build_model(start.spec, device="meta")
     if config.neftune:
         add_noise(model, config.neftune)
+    if config.embedding_gradient < 1:
+        shrink_gradient(model, config.embedding_gradient)
     measured = recipe.objective.measured()
     evaluation = measured.loss(model, attention) if measured != recipe.objective else None
     execution = Execution(
@@ -343,8 +350,9 @@ def _validator(recipe: Recipe, shards: Shards) -> Validator | None:
             batch_size=train.batch_size // train.accumulate,
             seq_len=train.seq_len,
             batches=recipe.validation.batches * train.accumulate,  # the same rows, however they are cut
+            tasks={} if rows is None else recipe.objective.tasks_of(rows),
         )
-        next(validator.batches_once())
+        validator.check()
     except DataError as error:
         warn(f"training without validation: {error}")
         return None
