@@ -36,6 +36,7 @@ VERBS = {
     "eval": "measure a model",
     "judge": "compare models' answers by a judge: win rates, ratings",
     "annotate": "preferences from simulated annotators, or from people at a page",
+    "tamer": "teach an agent in a gridworld by feedback, at the keyboard or by an oracle",
     "plan": "how to spread a model over a cluster: time, memory, price of the best plans",
     "account": "FLOPs, GPU-hours, money, energy and carbon of a run",
     "simulate": "a cluster network under a workload: collectives, congestion control",
