@@ -50,7 +50,7 @@ class RLRecipe(Recipe):
     """A recipe of reinforcement learning."""
 
     rl: RL = field(default_factory=GRPO)
-    # each a run of luban reward, file.py:function, gsm8k, regex:PATTERN, unit_tests or an http address
+    # each a run of luban reward, file.py:function, gsm8k, facts[:PENALTY], regex:PATTERN, unit_tests or an http address
     reward: Operational[tuple[str, ...]] = ()
     reward_weights: tuple[float, ...] = ()  # one a reward (none: all 1)
     reward_identity: tuple[str, ...] = ()  # hashes of the rewards; set when a run begins
@@ -101,7 +101,7 @@ def packed(recipe: RLRecipe, cache: Path) -> tuple[RLRecipe, LoadedModel]:
     """The recipe with its prompts packed in `cache`, and the model that it starts from."""
     if not recipe.reward:
         raise UsageError(
-            "no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k or regex:PATTERN"
+            "no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k, facts or regex:PATTERN"
         )
     if getattr(recipe.adapter, "dropout", 0) or recipe.train.neftune:
         raise ConfigError(
