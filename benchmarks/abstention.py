@@ -32,10 +32,10 @@ from toy_runs import ToyRuns, exchange, random_words
 from luban.core.metrics.abstention import outcome
 
 LETTERS = "abcdefgh"
-KNOWN = 32  # names that the model learns
-RARE = 6400  # names that it reads too seldom to learn them
+KNOWN = 16  # names that the model learns
+RARE = 1600  # names that it reads too seldom to learn them
 SHOWN, ASKED, HELD = 640, 320, 64  # names that it never read: for imitation, for reinforcement, for the rates
-STEPS = {"learn": 300, "imitate": 60, "reinforce": 80}
+STEPS = {"learn": 900, "imitate": 60, "reinforce": 80}
 Rates = dict[str, dict[str, float]]  # known or unknown → right, abstained, wrong
 
 
@@ -68,7 +68,7 @@ class Study(ToyRuns):
             exchange(each, "?" if self.rng.random() < silent else self.facts[each]) for each in self.both(self.shown)
         ]
         kept = self.kept(self.write(f"{name}.jsonl", rows))
-        return self.tuned(name, "sft", self.model, kept, steps=STEPS["imitate"], lr="5e-4")
+        return self.tuned(name, "sft", self.model, kept, steps=STEPS["imitate"], lr="3e-4")
 
     def both(self, unknown: list[str]) -> list[str]:
         """Names that the model knows and others that it doesn't, as many of each, in drawn order."""

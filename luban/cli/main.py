@@ -23,7 +23,7 @@ VERBS = {
     "sft": "instruction tuning from a recipe",
     "reward": "train a reward model on preferences",
     "dpo": "train a model on preferences: DPO, IPO, KTO, ORPO, SimPO",
-    "rl": "reinforcement learning from rewards: PPO, GRPO, RLOO",
+    "rl": "reinforcement learning from rewards: PPO, GRPO, RLOO, Quark",
     "score": "score answers with a reward model",
     "import": "a Hugging Face model → a checkpoint",
     "export": "a model → the Hugging Face layout",

@@ -35,9 +35,3 @@ def outcome(answer: str, references: Iterable[str], match: Match = "exact") -> O
         return "abstained"
     right = exact_match(answer, references) if match == "exact" else contains_answer(answer, references)
     return "right" if right else "wrong"
-
-
-def worth_answering(probability: float, penalty: float) -> bool:
-    """Whether answering has a higher expected reward than abstaining, where a right answer has 1, a wrong one -penalty, none 0:
-    p - (1 - p) · penalty > 0."""
-    return probability > penalty / (1 + penalty)
