@@ -6,14 +6,18 @@ import contextlib
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import luban
 from luban.align.prompts import prompt_ids
+from luban.align.rollout import Sampler
 from luban.cli.main import main as command_line
+from luban.core.seeding import derive
 
 TRAIN = ("--train.seq_len", "64", "--train.compile", "false", "--train.precision", "fp32")
+TOGETHER = 256  # prompts that are answered at once
 Row = dict[str, Any]
 
 
@@ -55,32 +59,60 @@ class ToyRuns:
         return f / "base"
 
     def tuned(
-        self, name: str, verb: str, start: Path, data: Path, *more: object, steps: int, lr: str, batch: int = 16
+        self,
+        name: str,
+        verb: str,
+        start: str | Path,
+        data: Path,
+        *more: object,
+        steps: int,
+        lr: str,
+        batch: int = 16,
+        recipe: str = "cpu",
     ) -> Path:
-        """A run of a verb that trains, by the recipe luban_VERB_cpu."""
+        """A run of a verb that trains, by the recipe luban_VERB_cpu or luban_VERB_gpu."""
         out = self.folder / name
-        words = ["--train.steps", steps, "--train.seed", self.seed, "--optim.lr", lr, "--train.batch_size", batch]
-        words += ["--checkpoint.every", 10_000, *(TRAIN[:2] + TRAIN[4:] if verb == "rl" else TRAIN), *more]
-        self.luban(verb, f"luban_{verb}_cpu", "--init", start, "--data.path", data, "--out", out, *words)
+        words: list[object] = [
+            "--train.steps",
+            steps,
+            "--train.seed",
+            self.seed,
+            "--optim.lr",
+            lr,
+            "--train.batch_size",
+            batch,
+        ]
+        words += ["--checkpoint.every", 10_000, "--train.log_every", 1]
+        if recipe == "cpu":
+            words += TRAIN[:2] + TRAIN[4:] if verb == "rl" else TRAIN
+        words += more
+        self.luban(verb, f"luban_{verb}_{recipe}", "--init", start, "--data.path", data, "--out", out, *words)
         return out
 
     def answers(
         self,
-        model: Path,
+        model: str | Path,
         prompts: Sequence[Any],
         n: int = 1,
         *,
         temperature: float = 1.0,
         max_tokens: int = 12,
         seed: int,
+        device: str = "cpu",
     ) -> list[list[str]]:
         """`n` answers a prompt, which is text or messages."""
-        loaded = luban.load_model(model)
-        engine = luban.Engine(loaded)
-        sampling = luban.Sampling(n=n, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        loaded = luban.load_model(model, device, "bfloat16" if device == "cuda" else "float32")
         chats = [p if isinstance(p, list) else [{"role": "user", "content": p}] for p in prompts]
         ids = [prompt_ids(chat, loaded.need_tokenizer()) for chat in chats]
-        return [[choice.text for choice in each.choices] for each in engine.generate(ids, sampling)]
+        sampling = luban.Sampling(n=n, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        found: list[list[str]] = []
+        for start in range(0, len(ids), TOGETHER):  # the sampler gives every prompt draws of its own
+            taken = ids[start : start + TOGETHER]
+            longest = max(map(len, taken)) + max_tokens
+            sampler = Sampler(loaded, loaded.module, len(taken) * n, longest)
+            texts = sampler.write(taken, replace(sampling, seed=derive(seed, "answers", start))).texts
+            found += [texts[i : i + n] for i in range(0, len(texts), n)]
+        return found
 
 
 def exchange(question: str, answer: str) -> Row:
