@@ -34,6 +34,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +50,20 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 TOY = Sizes(
-    steps=80,
-    rounds=60,
+    steps={"sft": 30, "reward": 120, "dpo": 80, "rl": 60},
     batch=16,
     answers=64,
     max_tokens=12,
+    longest=100,
     rates={"sft": "5e-4", "reward": "1e-3", "dpo": "2e-4", "rl": "5e-4"},
     recipe="cpu",
 )
 GPU = Sizes(
-    steps=150,
-    rounds=60,
+    steps={"sft": 40, "reward": 200, "dpo": 60, "rl": 60},
     batch=32,
     answers=128,
     max_tokens=200,
+    longest=2000,
     rates={"sft": "1e-5", "reward": "1e-5", "dpo": "1e-6", "rl": "1e-6"},
     recipe="gpu",
     flags=("--train.seq_len", 768),
@@ -139,6 +140,8 @@ class RealFarm(Farm):
         rng = random.Random(seed)
         with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
+        texts = ("instruction", "output_1", "output_2")
+        rows = [row for row in rows if max(len(row[name]) for name in texts) <= sizes.longest]
         known = sorted({row["instruction"] for row in rows})
         rng.shuffle(known)
         self.held = known[: min(200, instructions)]
@@ -239,20 +242,12 @@ def study(given: argparse.Namespace, seed: int) -> dict[str, Any]:
     """All methods of one seed."""
     with tempfile.TemporaryDirectory() as folder:
         if given.toy:
-            sizes = TOY if not given.tiny else Sizes(**{**vars(TOY), "steps": 4, "rounds": 2})
+            sizes = TOY if not given.tiny else replace(TOY, steps=dict.fromkeys(TOY.steps, 4))
             farm: Farm = ToyFarm(Path(folder), seed, sizes, 24 if given.tiny else 384)
         else:
-            tiny = {
-                "steps": 2,
-                "rounds": 2,
-                "batch": 4,
-                "answers": 8,
-                "max_tokens": 8,
-                "recipe": "cpu",
-                "device": "cpu",
-            }
-            sizes = GPU if not given.tiny else Sizes(**{**vars(GPU), **tiny, "flags": ("--train.seq_len", 512)})
-            counts = (32, 8) if given.tiny else (given.pairs, 300)
+            tiny = replace(TOY, steps=dict.fromkeys(TOY.steps, 4), batch=4, answers=8, max_tokens=8, longest=250)
+            sizes = replace(tiny, flags=("--train.seq_len", 768)) if given.tiny else GPU
+            counts = (60, 12) if given.tiny else (given.pairs, 300)
             farm = RealFarm(Path(folder), seed, sizes, Path(given.preferences), given.model, *counts)
         methods = farm.measured()
         proxied = farm.overoptimised(*((4, 8) if given.tiny else (64, 64)))

@@ -23,11 +23,11 @@ METHODS = ("sft", "feedme", "conditioned", "best_of_16", "expert", "quark", "dpo
 class Sizes:
     """What is spent; the same for every method."""
 
-    steps: int  # of every training of a language model but RL
-    rounds: int  # steps of PPO and Quark
+    steps: dict[str, int]  # verb → of a training: about three passes over conversations, two over pairs
     batch: int  # conversations or pairs a step
     answers: int  # of a round of PPO and Quark
     max_tokens: int  # of an answer
+    longest: int  # characters of a published prompt or answer; pairs with a longer one are left out
     rates: dict[str, str]  # verb → learning rate
     recipe: str  # cpu or gpu: which of the shipped recipes
     flags: tuple[object, ...] = ()  # of every training
@@ -57,14 +57,13 @@ class Farm(ToyRuns):
     def trained(self, name: str, verb: str, data: Path, *more: object, start: str | Path = "") -> Path:
         """A run of a verb by the shipped recipe, with what every method spends."""
         sizes, began = self.sizes, time.perf_counter()
-        steps = sizes.rounds if verb == "rl" else sizes.steps
         out = self.tuned(
             name,
             verb,
             start or self.start,
             data,
             *(*sizes.flags, *more),
-            steps=steps,
+            steps=sizes.steps[verb],
             lr=sizes.rates[verb],
             batch=sizes.answers // 2 if verb == "rl" else sizes.batch,
             recipe=sizes.recipe,

@@ -99,7 +99,7 @@ class Dialogue:
         """The dialogue up to a turn: the instruction at its start only, targets in its last answer only."""
         if place == "system":
             text = "\n\n".join([*(m["content"] for m in self.system), self.told])
-            messages, first = [{"role": "system", "content": text}], self.questions[0]
+            messages, first = list[Message]([{"role": "system", "content": text}]), self.questions[0]
         else:
             messages, first = list(self.system), f"{self.told}\n\n{self.questions[0]}"
         for i, question in enumerate([first, *self.questions[1 : turn + 1]]):

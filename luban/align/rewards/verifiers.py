@@ -52,8 +52,9 @@ class Facts:
 
     def _score(self, answer: Answer) -> float:
         known = answer.row.get("answer")
-        references = known if isinstance(known, list) else [known]
-        if not references or not all(isinstance(each, str) and each.strip() for each in references):
+        given = known if isinstance(known, list) else [known]
+        references = [each for each in given if isinstance(each, str) and each.strip()]
+        if not references or len(references) < len(given):
             raise DataError("the reward facts needs an `answer`, text or a list of texts, in every row of the prompts")
         return {"right": 1.0, "abstained": 0.0, "wrong": -self.penalty}[outcome(answer.text, references)]
 

@@ -67,12 +67,12 @@ class SourceBackend(LocalBackend):
 
     def _score(self, requests: Sequence[Score]) -> list[Response]:
         windows, cut = [], []
-        begin, *forced = self.model.spec.body.decoder_start_ids() or ()
+        begin = list(self.model.spec.body.decoder_start_ids() or ())
         for request in requests:
             source, tail = self.pair(request.context, request.continuation)
             if not tail:
                 raise DataError(f"the continuation {request.continuation!r} has no token of its own")
-            ids = [begin, *forced, *tail]
+            ids = [*begin, *tail]
             if len(ids) - 1 > self.model.spec.context:
                 raise DataError(
                     f"a continuation of {len(tail)} tokens doesn't fit {self.name}'s context of {self.model.spec.context}"
