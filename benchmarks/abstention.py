@@ -1,6 +1,6 @@
 """Why imitation invents and reinforcement abstains (Schulman 2023), on toy facts.
 
-    python benchmarks/abstention.py --out abstention        # one CPU core, a few minutes
+    python benchmarks/abstention.py --out abstention        # one CPU core, ten minutes a seed
     python benchmarks/abstention.py --quick                 # one seed
 
 A model reads the letters of KNOWN names often, those of many more once: it learns the first, and that it doesn't know the others, for
@@ -35,7 +35,7 @@ LETTERS = "abcdefgh"
 KNOWN = 16  # names that the model learns
 RARE = 1600  # names that it reads too seldom to learn them
 SHOWN, ASKED, HELD = 640, 320, 64  # names that it never read: for imitation, for reinforcement, for the rates
-STEPS = {"learn": 900, "imitate": 60, "reinforce": 80}
+STEPS = {"learn": 900, "imitate": 150, "reinforce": 220}
 Rates = dict[str, dict[str, float]]  # known or unknown → right, abstained, wrong
 
 
@@ -68,7 +68,7 @@ class Study(ToyRuns):
             exchange(each, "?" if self.rng.random() < silent else self.facts[each]) for each in self.both(self.shown)
         ]
         kept = self.kept(self.write(f"{name}.jsonl", rows))
-        return self.tuned(name, "sft", self.model, kept, steps=STEPS["imitate"], lr="3e-4")
+        return self.tuned(name, "sft", self.model, kept, steps=STEPS["imitate"], lr="6e-4")
 
     def both(self, unknown: list[str]) -> list[str]:
         """Names that the model knows and others that it doesn't, as many of each, in drawn order."""
@@ -112,8 +112,8 @@ def checks(found: dict[str, Rates]) -> dict[str, bool]:
     return {
         "imitation of answers invents": always["unknown"]["wrong"] >= 0.75,
         "imitation of silence doesn't follow what the model knows": quarter["unknown"]["wrong"] >= 0.4,
-        "reinforcement declines what it doesn't know": reinforced["unknown"]["abstained"] >= 0.8,
-        "reinforcement answers what it knows": reinforced["known"]["right"] >= 0.8,
+        "reinforcement declines half of what it doesn't know, or more": reinforced["unknown"]["abstained"] >= 0.5,
+        "reinforcement answers what it knows": reinforced["known"]["right"] >= 0.9,
     }
 
 
