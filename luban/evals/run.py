@@ -22,6 +22,7 @@ from luban.evals.backends.base import Backend
 from luban.evals.backends.endpoint import EndpointBackend
 from luban.evals.backends.http import Connection
 from luban.evals.backends.local import LocalBackend
+from luban.evals.backends.source import local_backend
 from luban.evals.checklist import (
     Principles,
     checklist_page,
@@ -79,7 +80,7 @@ def open_backend(model_name: str, options: EvalOptions) -> tuple[Backend, tuple[
         return EndpointBackend(connection, model=options.model_name), ()
     model = load_model(model_name, device=device_of(options.device))
     known = Path(model_name).is_dir() and model.manifest is not None
-    backend = LocalBackend(
+    backend = local_backend(
         model,
         precision=options.precision,
         batch_tokens=options.batch_tokens,

@@ -74,7 +74,8 @@ def render(
     is found by filling the template again (`luban.tokenizer.answers`).
 
     Args:
-        messages: `{"role": …, "content": …}` in order; an assistant's may have `tool_calls`, as OpenAI's API has them.
+        messages: `{"role": …, "content": …}` in order; an assistant's may have `tool_calls`, as OpenAI's API has them, and
+            `weight` 0, which makes its answer no target.
         add_generation_prompt: end where the assistant is to begin.
         tools: descriptions of the tools that may be called, as JSON schemas.
         variables: further variables of the template, such as `enable_thinking`.
@@ -107,7 +108,7 @@ def render(
             stops = _special_pattern(tuple(tokenizer.token(i) or "" for i in tokenizer.stop_ids))
             filled = mark_answers(marked, guarded, fill_with, specials, stops, prompt=add_generation_prompt)
             known = _Page.read(filled, specials)
-        return _spans(known, offsets, [str(message["role"]) for message in messages])
+        return _spans(known, offsets, messages)
 
     return Rendered(token_ids=ids, find_spans=find_spans)
 
@@ -257,9 +258,10 @@ def _tokenise(page: _Page, tokenizer: Tokenizer, borders: Sequence[int]) -> tupl
     return ids, offsets
 
 
-def _spans(page: _Page, offsets: list[tuple[int, int]], roles: list[str]) -> list[Span]:
-    """Stretches of tokens, answers and what stands between them, in order."""
+def _spans(page: _Page, offsets: list[tuple[int, int]], messages: Sequence[Mapping[str, Any]]) -> list[Span]:
+    """Stretches of tokens, answers and what stands between them, in order. An answer of weight 0 is no target."""
     spans: list[Span] = []
+    roles = [str(message["role"]) for message in messages]
     cursor = turn = 0
     for start, stop in page.answers:
         first = cursor
@@ -274,7 +276,8 @@ def _spans(page: _Page, offsets: list[tuple[int, int]], roles: list[str]) -> lis
         if first > cursor:
             spans.append(Span("+".join(roles[before:turn]) or "assistant", cursor, first, False))
         if last > first:
-            spans.append(Span("assistant", first, last, True))
+            weight = messages[turn].get("weight") if turn < len(messages) else None
+            spans.append(Span("assistant", first, last, weight in (None, 1)))
         cursor, turn = last, turn + 1
     if cursor < len(offsets):
         spans.append(Span("+".join(roles[turn:]) or "assistant", cursor, len(offsets), False))

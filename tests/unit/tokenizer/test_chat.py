@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
@@ -62,6 +63,19 @@ def test_the_prompt_of_serving_is_the_beginning_of_training(bpe, contents):
     whole = render(messages, bpe).token_ids
     assert whole[: len(prompt)] == prompt
     assert bpe.decode(whole[len(prompt) :]) == contents[-1]
+
+
+def test_answers_of_weight_0_are_read_and_not_trained_on(bpe, tmp_path):
+    messages = turns("q0", "a0", "q1", "a1", "q2", "a2")
+    searched = with_template(bpe, FOREIGN, tmp_path / "hf")
+    for tokenizer, weights in itertools.product((bpe, searched), itertools.product((None, 0, 1), repeat=3)):
+        given = {2 * i + 1: {"weight": weight} for i, weight in enumerate(weights) if weight is not None}
+        plain = render(messages, tokenizer)
+        weighed = render([{**message, **given.get(i, {})} for i, message in enumerate(messages)], tokenizer)
+        assert weighed.token_ids == plain.token_ids
+        answers = [span for span in plain.spans if span.trained]
+        kept = [span for span, weight in zip(answers, weights, strict=True) if weight != 0]
+        assert [span for span in weighed.spans if span.trained] == kept
 
 
 def test_spans_cover_the_conversation(bpe):
