@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from luban.cli.launch import launch
-from luban.core.arguments import parse_recipe, without_processes
+from luban.core.arguments import RecipeCall, parse_recipe, without_processes
 from luban.core.errors import UsageError
 from luban.core.log import print_result
 
@@ -30,6 +30,7 @@ def train_from_recipe(
     train: Callable[[R, Path, str], Path],
     pack: Callable[[R, Path], tuple[R, LoadedModel | None]] = lambda recipe, cache: (recipe, None),
     most_processes: int | None = None,
+    elastic: bool = False,
 ) -> int:
     """Run a verb that trains; returns the exit code.
 
@@ -42,7 +43,12 @@ def train_from_recipe(
         pack: recipe and folder for what is packed → the recipe with its data packed, and the model that it starts from, where
             it has been loaded.
         most_processes: that a run can have; None: any number.
+        elastic: whether runs of the verb may be elastic (`--elastic.enabled`).
     """
+    from luban.train.elastic.claim import TAKEN, claim, told
+
+    if (whose := told()) is not None and claim(*whose) is None:
+        return TAKEN
     from luban.align.start import packed_beside
     from luban.parallel.world import World, process_count
     from luban.train.recipe import model_of_init
@@ -56,6 +62,10 @@ def train_from_recipe(
             ready, model = pack(call.recipe, Path(folder))
             dry_run(ready, model, processes=call.processes, picture=call.picture)
         return 0
+    if call.recipe.elastic.enabled:
+        if not elastic:
+            raise UsageError(f"luban {verb} is not elastic: leave --elastic.enabled out")
+        return _train_elastic(call, [verb, *without_processes(argv)])
     if call.processes > 1 and process_count() == 1:
         with packed_beside(call.out) as cache:
             ready, model = pack(call.recipe, cache)
@@ -65,3 +75,19 @@ def train_from_recipe(
     print_result(train(call.recipe, call.out, call.name))
     World.leave()
     return 0
+
+
+def _train_elastic(call: RecipeCall[Recipe], words: list[str]) -> int:
+    """Train as a worker, where this process was started as one; else start and watch the workers of this machine."""
+    from luban.train.elastic.claim import claim, told
+    from luban.train.elastic.start import agent_of
+    from luban.train.elastic.worker import train_worker
+
+    whose = told()
+    worker = None if whose is None else claim(*whose)
+    if worker is not None:
+        return train_worker(call.recipe, call.out, worker, name=call.name)
+    code = agent_of(call.recipe, call.out, words, call.processes).run()
+    if code == 0:
+        print_result(call.out)
+    return code

@@ -1,0 +1,310 @@
+"""The agent of a machine: starts the workers of an elastic run and its service, and replaces those that are lost.
+
+It keeps nothing that it couldn't find out again: when it is killed, workers and service go on, and the same command starts
+another agent, which takes them over.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luban.core.artifact import read_table, write_json
+from luban.core.config import to_dict
+from luban.core.errors import LubanError, TrainingError, UsageError
+from luban.core.log import say
+from luban.core.whole_directory import real_path
+from luban.train.elastic.claim import TAKEN, claimed, environment_of, life_of
+from luban.train.elastic.config import ElasticConfig
+from luban.train.elastic.events import in_words
+from luban.train.elastic.processes import Process
+from luban.train.elastic.service import ADDRESS, SETTINGS, ServiceSettings
+from luban.train.elastic.shared_memory import flash_base
+from luban.train.elastic.flash import remove_flash
+from luban.train.elastic.wire import Client
+
+POLL = 0.05  # seconds
+STACKS_SECONDS = 1.0  # that a worker which hangs gets to write down its stacks
+GRACE = 60.0  # seconds that workers get to save and end
+START_SECONDS = 120.0  # that a process gets until its first heartbeat
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Start = Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen]
+
+
+def folder_of(out: Path) -> Path:
+    """Where the processes of the run `out` keep what they share: address and database of the service, stacks of workers."""
+    out = real_path(out)
+    return out.with_name(out.name + ".elastic")
+
+
+def start_process(words: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
+    """Start Python with these words, in a session of its own."""
+    return subprocess.Popen([sys.executable, *words], env=dict(environment), start_new_session=True)
+
+
+@dataclass
+class Place:
+    """A worker's place on this machine."""
+
+    name: str
+    process: Process | None = None
+    life: str | None = None  # of the process, once it has begun
+    since: float = 0.0  # when it was started
+    failures: list[int] = field(default_factory=list)  # the run's step at each failure
+    asked: float | None = None  # when a process that hangs was asked for its stacks
+    left: bool = False  # its process has ended properly, or won't be replaced
+
+
+class Agent:
+    """Keeps the workers of one machine running.
+
+    Args:
+        words: of the command line, as a worker gets them.
+        out: the run directory.
+        workers: of this machine.
+        start: starts a process of this Python.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        out: Path,
+        workers: int,
+        settings: ServiceSettings,
+        elastic: ElasticConfig,
+        start: Start = start_process,
+    ):
+        self.words, self.out, self.settings, self.elastic = list(words), Path(out), settings, elastic
+        self.node = elastic.node or socket.gethostname()
+        self.folder = folder_of(out)
+        self.start = start
+        self.places = [Place(f"{self.node}/{number}") for number in range(workers)]
+        self.client = Client(self.folder / ADDRESS, patience=0.0)
+        self.service: Process | None = None
+        self.unanswered: float | None = None  # since when the service hasn't answered
+        self.seen = 0  # events that were told
+        self.stopping: int | None = None  # the signal that asked for it
+        self.stopped_at = 0.0
+
+    def run(self) -> int:
+        """Until the run has ended; returns its exit code.
+
+        Raises:
+            UsageError: another agent of the same machine works for the run.
+            TrainingError: the run failed; the message says why.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(self.folder / f"agent-{self.node}.lock", "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UsageError(
+                    f"{self.node} works for {self.out} already: give --elastic.node another name to add workers, or wait "
+                    f"until it has ended"
+                ) from None
+            before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            try:
+                self._begin()
+                return self._watch()
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: object) -> None:
+        self.stopping = number
+
+    def _begin(self) -> None:
+        """Take over the workers that an agent before has left; without any, begin a session of the run."""
+        for place in self.places:
+            self._adopt(place)
+        if not (self.folder / SETTINGS).exists() or not any(place.process for place in self.places):
+            write_json(self.folder / SETTINGS, to_dict(self.settings))
+        self._until_answered("status", since=0)
+        if not any(place.process for place in self.places):
+            self._until_answered("begin")
+        self.seen = len(self._until_answered("status", since=0)["events"])
+        self._take_part(self.places)
+
+    def _take_part(self, places: Sequence[Place]) -> None:
+        """Tell the service which workers of this machine take part."""
+        numbers = [int(place.name.rpartition("/")[2]) for place in places]
+        self._until_answered("node", name=self.node, numbers=numbers)
+
+    def _adopt(self, place: Place) -> None:
+        found = claimed(place.name, self.folder)
+        if found is not None:
+            place.process, place.life = found
+            place.since = time.monotonic()
+            say(f"worker {place.name} goes on")
+
+    def _watch(self) -> int:
+        """Replace lost workers until the run has ended."""
+        while True:
+            status = self._ask_service("status", since=self.seen)
+            if status is not None:
+                for event in status["events"]:
+                    if text := in_words(event):
+                        say(text)
+                self.seen += len(status["events"])
+            self._stop_if_asked(status)
+            ended = (status or {}).get("ended")
+            for place in self.places:
+                self._look_after(place, status, ended=ended is not None)
+            if not any(place.process for place in self.places):
+                if ended is not None:
+                    return self._end(ended)
+                if self.stopping:
+                    return 128 + self.stopping
+                if status is not None and all(place.left for place in self.places):
+                    return self._given_up(status)
+            time.sleep(POLL)
+
+    def _look_after(self, place: Place, status: dict[str, Any] | None, *, ended: bool) -> None:
+        """Start, end or replace a worker, as it needs."""
+        if place.process is None:
+            if status is not None and not (ended or self.stopping or place.left):
+                self._start(place)
+            return
+        if place.life is None:
+            place.life = life_of(place.name, self.folder, place.process.pid)
+        if not place.process.alive():
+            self._ended(place, status, ended=ended)
+            return
+        if status is None:
+            return
+        now = time.monotonic()
+        why = status["unwell"].get(place.name)
+        begun = place.life is not None and status["lives"].get(place.name) == place.life
+        if place.asked is not None:
+            if now - place.asked > STACKS_SECONDS:
+                place.process.signal(signal.SIGKILL)
+        elif why is not None and begun:
+            say(f"worker {place.name} {'sends no heartbeat' if why == 'silent' else 'hangs'} and is replaced")
+            place.process.signal(signal.SIGUSR1)  # write down the stacks of all threads
+            place.asked = now
+        elif not begun and now - place.since > START_SECONDS:
+            place.process.signal(signal.SIGKILL)
+        elif (ended or self.stopping) and now - self._ending_since() > GRACE:
+            place.process.signal(signal.SIGKILL)
+
+    def _start(self, place: Place) -> None:
+        threads = str(max((os.cpu_count() or 1) // len(self.places), 1))
+        environment = {"OMP_NUM_THREADS": threads, **os.environ, **environment_of(place.name, self.folder)}
+        place.process = Process.of(self.start(["-m", "luban", *self.words], environment))
+        place.life, place.since, place.asked = None, time.monotonic(), None
+
+    def _ended(self, place: Place, status: dict[str, Any] | None, *, ended: bool) -> None:
+        """A worker's process has ended: properly, for a place that another has, or as a loss."""
+        process = place.process
+        assert process is not None
+        code = process.child.poll() if process.child is not None else None
+        if code == TAKEN:
+            place.process = None
+            self._adopt(place)
+            return
+        if ended or self.stopping or code == 0:
+            place.process, place.left = None, True
+            return
+        if status is None:
+            return  # until the service knows
+        how = process.ended_how() + (", it had sent no heartbeat or hung" if place.asked is not None else "")
+        if place.life is not None and not self._told("lost", name=place.name, life=place.life, how=how):
+            return
+        place.process = None
+        step = -1 if status["step"] is None else status["step"]
+        place.failures = [*(at for at in place.failures if at == step), step]
+        if len(place.failures) >= self.elastic.restarts:
+            place.left = True
+            self._give_up(place, how)
+
+    def _give_up(self, place: Place, how: str) -> None:
+        """Replace a worker no more that fails again and again."""
+        say(f"worker {place.name} has failed {len(place.failures)} times in the same step ({how}) and is not replaced")
+        self._until_answered("event", kind="given up", who=place.name, how=how)
+        self._take_part([place for place in self.places if not place.left])
+
+    def _given_up(self, status: dict[str, Any]) -> int:
+        if status["nodes"]:
+            return 1
+        message = "no worker is left: each has failed again and again in the same step"
+        self._until_answered("end", code=1, message=message)
+        raise TrainingError(message)
+
+    def _stop_if_asked(self, status: dict[str, Any] | None) -> None:
+        """After a signal: let the workers save and end; where other machines go on, let this one leave."""
+        if not self.stopping or self.stopped_at or status is None:
+            return
+        self.stopped_at = time.monotonic()
+        if set(status["nodes"]) - {self.node}:
+            self._take_part([])
+            return
+        for place in self.places:
+            if place.process is not None:
+                place.process.signal(self.stopping)
+
+    def _ending_since(self) -> float:
+        self.stopped_at = self.stopped_at or time.monotonic()
+        return self.stopped_at
+
+    def _end(self, ended: dict[str, Any]) -> int:
+        """The run has ended for all: free what it held."""
+        remove_flash(flash_base(self.elastic.flash_folder, self.out))
+        if self.service is not None:
+            self.service.signal(signal.SIGTERM)
+        if ended["code"] == 0:
+            return 0
+        failure = LubanError(ended["message"])
+        failure.exit_code = ended["code"]
+        raise failure
+
+    def _ask_service(self, operation: str, **fields: Any) -> Any:
+        """The service's answer; None: it doesn't answer, and is being started again."""
+        try:
+            found = self.client(operation, **fields)
+            self.unanswered = None
+            return found
+        except TrainingError:
+            self._restart_service()
+            return None
+
+    def _restart_service(self) -> None:
+        now = time.monotonic()
+        self.unanswered = self.unanswered or now
+        if self.service is None or not self.service.alive():
+            words = ["-m", "luban.train.elastic.service", str(self.folder)]
+            self.service = Process.of(self.start(words, os.environ))
+        if now - self.unanswered > self.elastic.silent_seconds:  # it runs, here or as another agent's child, and hangs
+            with suppress(OSError, LubanError):
+                found = read_table(self.folder / "service.pid.json")
+                Process(found["pid"], found["started"]).signal(signal.SIGKILL)
+            self.unanswered = now
+
+    def _until_answered(self, operation: str, **fields: Any) -> Any:
+        """As `_ask_service`, but waits for a service that is being started."""
+        deadline = time.monotonic() + GRACE
+        while time.monotonic() < deadline:
+            try:
+                found = self.client(operation, **fields)
+                self.unanswered = None
+                return found
+            except TrainingError:
+                self._restart_service()
+            time.sleep(POLL)
+        raise TrainingError(f"the service of this run does not start: see {self.folder}")
+
+    def _told(self, operation: str, **fields: Any) -> bool:
+        try:
+            self.client(operation, **fields)
+        except TrainingError:
+            return False
+        return True

@@ -1,0 +1,216 @@
+"""The service of a run: who takes part, which rows are whose, what happened. It may be killed and started again at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luban.core.artifact import read_table, write_json
+from luban.core.config import from_dict
+from luban.core.plan import ParallelPlan
+from luban.train.elastic.accounts import Accounts
+from luban.train.elastic.database import Events, Facts, open_database
+from luban.train.elastic.health import Beat, StepTimes, all_wait, unwell
+from luban.train.elastic.membership import Membership
+from luban.train.elastic.processes import started_at
+from luban.train.elastic.refit import usable_workers
+from luban.train.elastic.rows import Rows
+from luban.train.elastic.wire import Server
+
+ADDRESS, DATABASE, SETTINGS, LOCK = "address.json", "service.db", "service.json", "service.lock"
+ALONE_SECONDS = 300.0  # without any request, after which the service ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceSettings:
+    """What the service needs to know of the recipe."""
+
+    plan: ParallelPlan
+    batch_size: int  # rows of a step
+    min_workers: int
+    join_seconds: float
+    silent_seconds: float
+    hang_seconds: float
+    balance: bool
+    host: str  # to listen at
+
+
+class Service:
+    """Operations of the service, by name in `operations`.
+
+    Args:
+        path: of the database.
+        clock: monotonic seconds; `wall`: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: ServiceSettings,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ):
+        self.settings, self.clock = settings, clock
+        database = open_database(path)
+        self.facts, self.events = Facts(database), Events(database, wall)
+        self.accounts = Accounts(database, wall)
+        self.membership = Membership(
+            database,
+            self.events,
+            lambda workers: usable_workers(settings.plan, settings.batch_size, workers),
+            settings.min_workers,
+            settings.join_seconds,
+            clock,
+        )
+        self.rows = Rows(database, self.membership, self.events, settings.balance)
+        self.times = StepTimes()
+        self.beats: dict[str, Beat] = {}
+        self.lives: dict[str, str] = {}  # of the workers that beat
+        self.slow: dict[str, float] = {}
+        self.heard = clock()  # any request
+        members = self.membership
+        self.operations: dict[str, Callable[..., Any]] = {
+            "begin": self.begin,
+            "node": members.node,
+            "join": members.join,
+            "seat": self.seat,
+            "lost": self.lost,
+            "beat": self.beat,
+            "publish": self.publish,
+            "published": self.published,
+            "resume": self.rows.resume,
+            "lease": self.rows.lease,
+            "done": self.done,
+            "event": self.event,
+            "end": self.end,
+            "status": self.status,
+            "figures": self.figures,
+        }
+
+    def begin(self) -> None:
+        """An agent starts and has found no worker of its own: without others a new session of the run begins."""
+        if any(self.clock() - beat.at < self.settings.silent_seconds for beat in self.beats.values()):
+            return
+        self.membership.forget()
+        self.accounts.begin_session()
+        self.facts.set(ended=None)
+
+    def beat(self, name: str, life: str, generation: int, doing: str, for_seconds: float, collectives: int) -> Any:
+        """A worker lives. Returns whether its generation is at work, and the end of the run, where it has ended."""
+        self.heard = self.clock()
+        self.beats[name] = Beat(self.heard, doing, for_seconds, collectives)
+        self.lives[name] = life
+        current = self.membership.running and self.membership.generation == generation
+        return {"current": current, "ended": self.facts.get("ended")}
+
+    def seat(self, name: str, life: str, after: int) -> dict[str, Any] | None:
+        """The place of a worker in the next generation; None: not yet."""
+        found = self.membership.seat(name, life, after)
+        return found and {**found, "replaces": self.accounts.known(name, life)}
+
+    def lost(self, name: str, life: str, how: str) -> None:
+        """A worker's process has ended without being asked to."""
+        if self.lives.get(name, life) == life:
+            self.beats.pop(name, None)
+        self.membership.lost(name, life, how)
+
+    def publish(self, generation: int, key: str, value: Any) -> None:
+        """Tell the members of a generation something."""
+        self.membership.require(generation)
+        self.facts.set(**{f"{generation}/{key}": value})
+
+    def published(self, generation: int, key: str) -> Any:
+        """What a member has told; None: nothing yet."""
+        self.membership.require(generation)
+        return self.facts.get(f"{generation}/{key}")
+
+    def done(
+        self, name: str, life: str, generation: int, step: int, rank: int, seconds: float, ledger: dict[str, float]
+    ) -> None:
+        """A worker has finished a step."""
+        self.rows.done(generation, step, rank, seconds)
+        self.accounts.report(life, name, ledger)
+        self.times.add(name, seconds)
+        self.times.keep(row["name"] for row in self.membership.members())
+        slow = self.times.stragglers()
+        for worker in slow.keys() - self.slow.keys():
+            self.events.add("straggler", worker, times_slower=round(slow[worker], 2), step=step)
+        self.slow = slow
+
+    def event(self, kind: str, who: str, **detail: Any) -> None:
+        """Something that an agent or worker has noticed."""
+        self.events.add(kind, who, **detail)
+
+    def end(self, code: int, message: str) -> None:
+        """The run ends for all workers; the first end counts."""
+        if self.facts.get("ended") is None:
+            self.facts.set(ended={"code": code, "message": message})
+            self.events.add("ends", "", code=code, message=message)
+
+    def status(self, since: int) -> dict[str, Any]:
+        """For agents: events after the first `since`, workers that must be replaced, how the run has ended."""
+        now = self.heard = self.clock()
+        settings = self.settings
+        expected = self.membership.expected()
+        beats = {name: beat for name, beat in self.beats.items() if name in expected}
+        if all_wait(beats, now, settings.hang_seconds) and self.membership.running:
+            self.membership.end_generation("", "all workers wait for messages that were lost")
+        return {
+            "events": self.events.since(since),
+            "unwell": unwell(beats, now, silent=settings.silent_seconds, hang=settings.hang_seconds),
+            "lives": self.lives,
+            "ended": self.facts.get("ended"),
+            "generation": self.membership.generation if self.membership.running else 0,
+            "step": self.rows.last(),
+            "nodes": sorted({name.rpartition("/")[0] for name in expected}),
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """For the run's manifest: failures, exactly-once audit, seconds by kind."""
+        kinds = [event["kind"] for event in self.events.since()]
+        return {
+            "generations": self.membership.generation,
+            "lost_workers": kinds.count("lost"),
+            "stragglers": sorted({e["who"] for e in self.events.since() if e["kind"] == "straggler"}),
+            "rows": self.rows.audit(),
+            "goodput": self.accounts.total(),
+        }
+
+
+def read_settings(folder: Path) -> ServiceSettings:
+    """What the agent of a run has written down for its processes."""
+    return from_dict(ServiceSettings, read_table(folder / SETTINGS))
+
+
+def serve(folder: Path) -> int:
+    """Answer until all agents are gone. Returns at once where a service works in `folder` already."""
+    with open(folder / LOCK, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return 0
+        settings = read_settings(folder)
+        service = Service(folder / DATABASE, settings)
+        own = folder / "service.pid.json"
+        write_json(own, {"pid": os.getpid(), "started": started_at(os.getpid())})
+        server = Server(service.operations, folder / ADDRESS, settings.host, _last_port(folder)).start()
+        while time.monotonic() - service.heard < ALONE_SECONDS:
+            time.sleep(1.0)
+        server.stop()
+    return 0
+
+
+def _last_port(folder: Path) -> int:
+    """Where the service listened before; 0: nowhere."""
+    path = folder / ADDRESS
+    return int(read_table(path)["port"]) if path.exists() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(serve(Path(sys.argv[1])))

@@ -1,0 +1,41 @@
+"""From a recipe to the agent of an elastic run: what is wrong is said before any worker is started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from luban.core.errors import ConfigError
+from luban.train.elastic.agent import Agent
+from luban.train.elastic.config import check_elastic
+from luban.train.elastic.refit import usable_workers
+from luban.train.elastic.service import ServiceSettings
+from luban.train.recipe import Recipe
+from luban.train.run import open_run
+
+
+def agent_of(recipe: Recipe, out: Path, words: Sequence[str], workers: int) -> Agent:
+    """The agent that starts `workers` workers on this machine.
+
+    Raises:
+        LubanError: anything that is wrong with recipe, data or plan.
+    """
+    check_elastic(recipe.plan)
+    plan, elastic, batch = recipe.plan.over(workers), recipe.elastic, recipe.train.batch_size
+    if recipe.spikes.action == "skip":
+        raise ConfigError("elastic.enabled does not go with spikes.action skip, which leaves rows out: use report")
+    if usable_workers(plan, batch, workers) < workers:
+        raise ConfigError(f"{workers} workers need a row each, and train.batch_size is {batch}: start fewer")
+    open_run(replace(recipe, plan=replace(plan, replicate=1, shard=1)), processes=1)
+    settings = ServiceSettings(
+        plan=plan,
+        batch_size=batch,
+        min_workers=elastic.min_workers,
+        join_seconds=elastic.join_seconds,
+        silent_seconds=elastic.silent_seconds,
+        hang_seconds=elastic.hang_seconds,
+        balance=elastic.balance,
+        host=elastic.host,
+    )
+    return Agent(words, out, workers, settings, elastic)
