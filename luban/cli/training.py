@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def train_from_recipe(
     """
     from luban.train.elastic.claim import TAKEN, claim, told
 
-    if (whose := told()) is not None and claim(*whose) is None:
+    if (whose := told(_import_all)) is not None and claim(*whose) is None:
         return TAKEN
     from luban.align.start import packed_beside
     from luban.parallel.world import World, process_count
@@ -65,7 +66,7 @@ def train_from_recipe(
     if call.recipe.elastic.enabled:
         if not elastic:
             raise UsageError(f"luban {verb} is not elastic: leave --elastic.enabled out")
-        return _train_elastic(call, [verb, *without_processes(argv)])
+        return _train_elastic(call, [verb, *without_processes(argv)], whose)
     if call.processes > 1 and process_count() == 1:
         with packed_beside(call.out) as cache:
             ready, model = pack(call.recipe, cache)
@@ -77,15 +78,19 @@ def train_from_recipe(
     return 0
 
 
-def _train_elastic(call: RecipeCall[Recipe], words: list[str]) -> int:
+def _import_all() -> None:
+    """Import what a worker will need, which takes seconds."""
+    for name in ("luban.train.elastic.worker", "torch._dynamo", "torch.distributed.fsdp"):
+        importlib.import_module(name)
+
+
+def _train_elastic(call: RecipeCall[Recipe], words: list[str], whose: tuple[str, Path] | None) -> int:
     """Train as a worker, where this process was started as one; else start and watch the workers of this machine."""
-    from luban.train.elastic.claim import claim, told
+    from luban.train.elastic.claim import claim
     from luban.train.elastic.start import agent_of
     from luban.train.elastic.worker import train_worker
 
-    whose = told()
-    worker = None if whose is None else claim(*whose)
-    if worker is not None:
+    if whose is not None and (worker := claim(*whose)) is not None:
         return train_worker(call.recipe, call.out, worker, name=call.name)
     code = agent_of(call.recipe, call.out, words, call.processes).run()
     if code == 0:

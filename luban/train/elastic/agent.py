@@ -49,7 +49,9 @@ def folder_of(out: Path) -> Path:
 
 def start_process(words: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
     """Start Python with these words, in a session of its own."""
-    return subprocess.Popen([sys.executable, *words], env=dict(environment), start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, *words], env=dict(environment), start_new_session=True, stdin=subprocess.PIPE
+    )
 
 
 @dataclass
@@ -90,6 +92,7 @@ class Agent:
         self.start = start
         self.places = [Place(f"{self.node}/{number}") for number in range(workers)]
         self.client = Client(self.folder / ADDRESS, patience=0.0)
+        self.spares: list[subprocess.Popen] = []
         self.service: Process | None = None
         self.unanswered: float | None = None  # since when the service hasn't answered
         self.seen = 0  # events that were told
@@ -157,6 +160,7 @@ class Agent:
                         say(text)
                 self.seen += len(status["events"])
             self._stop_if_asked(status)
+            self._keep_spares(status)
             ended = (status or {}).get("ended")
             for place in self.places:
                 self._look_after(place, status, ended=ended is not None)
@@ -164,6 +168,7 @@ class Agent:
                 if ended is not None:
                     return self._end(ended)
                 if self.stopping:
+                    self._end_spares()
                     return 128 + self.stopping
                 if status is not None and all(place.left for place in self.places):
                     return self._given_up(status)
@@ -198,10 +203,30 @@ class Agent:
             place.process.signal(signal.SIGKILL)
 
     def _start(self, place: Place) -> None:
-        threads = str(max((os.cpu_count() or 1) // len(self.places), 1))
-        environment = {"OMP_NUM_THREADS": threads, **os.environ, **environment_of(place.name, self.folder)}
-        place.process = Process.of(self.start(["-m", "luban", *self.words], environment))
+        spare = next((spare for spare in self.spares if spare.poll() is None), None)
+        if spare is None:
+            place.process = Process.of(self._start_process(place.name))
+        else:
+            assert spare.stdin is not None
+            self.spares.remove(spare)
+            with suppress(BrokenPipeError):
+                spare.stdin.write(place.name.encode() + b"\n")
+                spare.stdin.close()
+            place.process = Process.of(spare)
         place.life, place.since, place.asked = None, time.monotonic(), None
+
+    def _start_process(self, name: str | None) -> subprocess.Popen:
+        threads = str(max((os.cpu_count() or 1) // len(self.places), 1))
+        environment = {"OMP_NUM_THREADS": threads, **os.environ, **environment_of(name, self.folder)}
+        return self.start(["-m", "luban", *self.words], environment)
+
+    def _keep_spares(self, status: dict[str, Any] | None) -> None:
+        """Start spare processes, but not while a lost worker is being replaced, which needs the processor."""
+        self.spares = [spare for spare in self.spares if spare.poll() is None]
+        if status is None or not status["generation"] or status["ended"] or self.stopping:
+            return
+        while len(self.spares) < self.elastic.spares:
+            self.spares.append(self._start_process(None))
 
     def _ended(self, place: Place, status: dict[str, Any] | None, *, ended: bool) -> None:
         """A worker's process has ended: properly, for a place that another has, or as a loss."""
@@ -258,6 +283,7 @@ class Agent:
 
     def _end(self, ended: dict[str, Any]) -> int:
         """The run has ended for all: free what it held."""
+        self._end_spares()
         remove_flash(flash_base(self.elastic.flash_folder, self.out))
         if self.service is not None:
             self.service.signal(signal.SIGTERM)
@@ -266,6 +292,11 @@ class Agent:
         failure = LubanError(ended["message"])
         failure.exit_code = ended["code"]
         raise failure
+
+    def _end_spares(self) -> None:
+        for spare in self.spares:
+            spare.kill()
+            spare.wait()
 
     def _ask_service(self, operation: str, **fields: Any) -> Any:
         """The service's answer; None: it doesn't answer, and is being started again."""

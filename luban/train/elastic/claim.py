@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -37,17 +38,27 @@ class Worker:
         return int(self.name.rpartition("/")[2])
 
 
-def environment_of(name: str, folder: Path) -> dict[str, str]:
-    """What tells a process that it is a worker."""
+def environment_of(name: str | None, folder: Path) -> dict[str, str]:
+    """What tells a process that it is a worker, or a spare one, which is told its name later."""
     return {VARIABLE: json.dumps({"name": name, "folder": str(folder.resolve())})}
 
 
-def told() -> tuple[str, Path] | None:
-    """Name and folder of the worker that this process was started as; None: it is none."""
+def told(prepare: Callable[[], object]) -> tuple[str, Path] | None:
+    """Name and folder of the worker that this process was started as; None: it is none.
+
+    A spare one does what takes long (`prepare`) and waits for its name, a line on its standard input; it ends when the agent
+    that started it has.
+    """
     text = os.environ.get(VARIABLE)
     if not text:
         return None
     found = json.loads(text)
+    if found["name"] is None:
+        prepare()
+        found["name"] = sys.stdin.readline().strip()
+        if not found["name"]:
+            raise SystemExit(0)
+        os.environ[VARIABLE] = json.dumps(found)
     return found["name"], Path(found["folder"])
 
 

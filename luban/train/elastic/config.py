@@ -23,6 +23,7 @@ class ElasticConfig:
     silent_seconds: Operational[float] = 10.0  # without a heartbeat, after which a worker is killed and replaced
     # without progress outside of collectives, after which a worker's stacks are written down and it is killed and replaced
     hang_seconds: Operational[float] = 300.0
+    spares: Operational[int] = 1  # processes that have imported everything and wait to replace a lost worker
     restarts: Operational[int] = 3  # failures of a worker without a step in between, after which it isn't replaced
     host: Operational[str] = "127.0.0.1"  # address at which the machines of the run reach this one
     node: Operational[str] = ""  # name of this machine among those of the run (default: its host name)
@@ -31,6 +32,8 @@ class ElasticConfig:
         for name in ("min_workers", "flash_every", "restarts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"elastic.{name} must be at least 1, {getattr(self, name)} given")
+        if self.spares < 0:
+            raise ConfigError(f"elastic.spares must be at least 0, {self.spares} given")
         for name in ("join_seconds", "silent_seconds", "hang_seconds"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"elastic.{name} must be above 0, {getattr(self, name)} given")

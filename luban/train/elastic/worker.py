@@ -26,7 +26,6 @@ from luban.train.elastic.shared_memory import flash_base, neighbour
 from luban.train.goodput import Goodput
 from luban.train.interrupt import Interrupted, StopRequest
 from luban.train.loop import TrainerComponents
-from luban.train.predict import Prediction
 from luban.train.recipe import Recipe
 from luban.train.resume import FollowedRun, note_changes, opened_together, run_artifact
 from luban.train.run import begin, make_engine, make_validator, open_run, predict_run, prepare_process, rows_of
@@ -63,7 +62,6 @@ class Kept:
     """What a worker keeps from one generation to the next."""
 
     parts: TrainerComponents | None = None
-    prediction: Prediction | None = None
     trained: bool = False  # whether its weights are no longer those of the start
 
 
@@ -108,9 +106,9 @@ class ElasticRun:
         art = run_artifact(recipe, self.out, task="pretrain", shards=self.opened[1], start=self.opened[2])
         if not world.agree(art.finished()):
             opened = (recipe, *self.opened[1:])
-            self.kept.prediction = self.kept.prediction or predict_run(*opened)
             with opened_together(art, world) as art:
-                begin(art, opened, self.kept.prediction, world, self.name)
+                if not art.resumed:
+                    begin(art, opened, predict_run(*opened), world, self.name)
                 self._train(art, opened, world, seat)
         if world.is_main:
             self.link.client("end", code=0, message=str(self.out))
@@ -209,7 +207,7 @@ class ElasticRun:
                 step = found[0]
                 parts.state.restore(found[1], seed)
             elif self.kept.trained:  # in an earlier generation, whose steps are lost
-                self.kept = Kept(prediction=self.kept.prediction)
+                self.kept = Kept()
                 parts = self._parts(opened, world, seat)
         before.go_back(step)
         if world.is_main:
