@@ -38,7 +38,8 @@ class Membership:
 
     def __post_init__(self):
         self.facts = Facts(self.database)
-        self.forming_since = self.clock()  # also after a restart: nobody has waited for this process yet
+        # also after a restart: nobody has waited for this process yet
+        self.forming_since = self.newcomer_since = self.clock()
 
     @property
     def generation(self) -> int:
@@ -113,14 +114,14 @@ class Membership:
             self.end_generation(name, "asks for a place again" if same else "was replaced")
         row = (name, name.rpartition("/")[0], life, pid, started, 1, rank)
         self.database.execute("INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-        if self.running and self.usable(len(self._waiting()) + len(self.members())) > len(self.members()):
-            self.facts.set(change=True)  # the members leave at the next step that nobody has begun
+        self.newcomer_since = self.clock()
+        self.take_newcomers()
         self.try_to_form()
 
     def seat(self, name: str, life: str, after: int) -> dict[str, Any] | None:
         """The place of a worker in a generation later than `after`; None: not yet."""
-        if not self.running:
-            self.try_to_form()
+        self.take_newcomers()
+        self.try_to_form()
         if name not in self.expected():
             return {"released": True}
         for row in self.members():
@@ -150,6 +151,17 @@ class Membership:
         """Raise StaleGeneration unless the generation is at work."""
         if not self.running or generation != self.generation:
             raise StaleGeneration(f"generation {generation} is over")
+
+    def take_newcomers(self) -> None:
+        """Let the members leave at the next step that nobody has begun, if workers wait that a plan can use; not before all
+        expected ones do, or they have waited long enough."""
+        if not self.running:
+            return
+        members, waiting = self.members(), self._waiting()
+        missing = self.expected() - {row["name"] for row in (*members, *waiting)}
+        patient = bool(missing) and self.clock() - self.newcomer_since < self.patience
+        if waiting and not patient and self.usable(len(members) + len(waiting)) > len(members):
+            self.facts.set(change=True)
 
     def try_to_form(self) -> bool:
         """Begin the next generation if enough workers wait for it."""
