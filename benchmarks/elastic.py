@@ -81,7 +81,15 @@ def main() -> None:
         folder = Path(name)
         recipe = folder / "recipe.toml"
         recipe.write_text(RECIPE.format(steps=steps))
-        command = ["pretrain", str(recipe), "--data.path", str(make_shards(folder)), "--nproc", str(args.workers), *plan]
+        command = [
+            "pretrain",
+            str(recipe),
+            "--data.path",
+            str(make_shards(folder)),
+            "--nproc",
+            str(args.workers),
+            *plan,
+        ]
         calm = folder / "calm"
         luban(command, calm, folder).wait()
         wanted = weights_of(calm)
@@ -226,7 +234,10 @@ def make_shards(folder: Path) -> Path:
     build_corpus([str(text)], folder / "corpus", heldout=0.1)
     parents = (as_parent("corpus", folder / "corpus"),)
     train_tokenizer(
-        (document.text for document in read_corpus(folder / "corpus")), folder / "tokenizer", vocab_size=400, parents=parents
+        (document.text for document in read_corpus(folder / "corpus")),
+        folder / "tokenizer",
+        vocab_size=400,
+        parents=parents,
     )
     splits = {split: read_corpus(folder / "corpus", split) for split in ("train", "heldout")}
     pack(splits, folder / "tokenizer", folder / "shards", parents=parents)

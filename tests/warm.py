@@ -84,7 +84,7 @@ def _run_module(words: list[str], environment: dict[str, str], log: str) -> None
     os.environ.update(environment)
     module, *sys.argv[1:] = words
     try:
-        runpy.run_module(module, run_name="__main__")
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from luban.cli.elastic import take_place
 from luban.cli.training import train_from_recipe
 
 ABOUT = """Train a model from a recipe. The same command resumes an unfinished run; a larger --train.steps extends a finished one.
@@ -29,7 +30,11 @@ luban pretrain tiny_pretrain_cpu --data.path shards --dry-run --picture --plan.p
 
 
 def run(argv: Sequence[str]) -> int:
+    if (code := take_place("pretrain", argv)) is not None:
+        return code
     from luban.train.pretrain import pretrain
     from luban.train.recipe import Recipe
 
-    return train_from_recipe(Recipe, argv, verb="pretrain", about=ABOUT, examples=EXAMPLES, train=pretrain, elastic=True)
+    return train_from_recipe(
+        Recipe, argv, verb="pretrain", about=ABOUT, examples=EXAMPLES, train=pretrain, elastic=True
+    )

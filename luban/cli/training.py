@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from luban.cli.elastic import train_elastic
 from luban.cli.launch import launch
-from luban.core.arguments import RecipeCall, parse_recipe, without_processes
+from luban.core.arguments import parse_recipe, without_processes
 from luban.core.errors import UsageError
 from luban.core.log import print_result
 
@@ -46,10 +46,6 @@ def train_from_recipe(
         most_processes: that a run can have; None: any number.
         elastic: whether runs of the verb may be elastic (`--elastic.enabled`).
     """
-    from luban.train.elastic.claim import TAKEN, claim, told
-
-    if (whose := told(_import_all)) is not None and claim(*whose) is None:
-        return TAKEN
     from luban.align.start import packed_beside
     from luban.parallel.world import World, process_count
     from luban.train.recipe import model_of_init
@@ -66,7 +62,7 @@ def train_from_recipe(
     if call.recipe.elastic.enabled:
         if not elastic:
             raise UsageError(f"luban {verb} is not elastic: leave --elastic.enabled out")
-        return _train_elastic(call, [verb, *without_processes(argv)], whose)
+        return train_elastic(call, [verb, *without_processes(argv)])
     if call.processes > 1 and process_count() == 1:
         with packed_beside(call.out) as cache:
             ready, model = pack(call.recipe, cache)
@@ -76,23 +72,3 @@ def train_from_recipe(
     print_result(train(call.recipe, call.out, call.name))
     World.leave()
     return 0
-
-
-def _import_all() -> None:
-    """Import what a worker will need, which takes seconds."""
-    for name in ("luban.train.elastic.worker", "torch._dynamo", "torch.distributed.fsdp"):
-        importlib.import_module(name)
-
-
-def _train_elastic(call: RecipeCall[Recipe], words: list[str], whose: tuple[str, Path] | None) -> int:
-    """Train as a worker, where this process was started as one; else start and watch the workers of this machine."""
-    from luban.train.elastic.claim import claim
-    from luban.train.elastic.start import agent_of
-    from luban.train.elastic.worker import train_worker
-
-    if whose is not None and (worker := claim(*whose)) is not None:
-        return train_worker(call.recipe, call.out, worker, name=call.name)
-    code = agent_of(call.recipe, call.out, words, call.processes).run()
-    if code == 0:
-        print_result(call.out)
-    return code

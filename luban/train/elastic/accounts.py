@@ -10,6 +10,7 @@ from typing import Any
 from luban.train.elastic.database import Facts
 from luban.train.goodput import KINDS, added
 
+
 class Accounts:
     """Ledgers of the lives of workers: of each process that worked under a worker's name."""
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from luban.core.artifact import read_table, write_json
-from luban.core.config import to_dict
+from luban.core.config import from_dict, to_dict
 from luban.core.errors import LubanError, TrainingError, UsageError
 from luban.core.log import say
 from luban.core.whole_directory import real_path
@@ -28,9 +28,8 @@ from luban.train.elastic.claim import TAKEN, claimed, environment_of, life_of
 from luban.train.elastic.config import ElasticConfig
 from luban.train.elastic.events import in_words
 from luban.train.elastic.processes import Process
-from luban.train.elastic.service import ADDRESS, SETTINGS, ServiceSettings
-from luban.train.elastic.shared_memory import flash_base
-from luban.train.elastic.flash import remove_flash
+from luban.train.elastic.service import ADDRESS, SERVICE, SETTINGS, ServiceSettings, read_settings
+from luban.train.elastic.shared_memory import flash_base, remove_flash
 from luban.train.elastic.wire import Client
 
 POLL = 0.05  # seconds
@@ -45,6 +44,26 @@ def folder_of(out: Path) -> Path:
     """Where the processes of the run `out` keep what they share: address and database of the service, stacks of workers."""
     out = real_path(out)
     return out.with_name(out.name + ".elastic")
+
+
+def _record(folder: Path, node: str) -> Path:
+    """What an agent was started with, for the next one."""
+    return folder / f"agent-{node}.json"
+
+
+def successor(out: Path, words: Sequence[str]) -> Agent | None:
+    """The agent that takes over the workers that one started by the same words has left; None: there are none. It needs neither
+    recipe nor data, so that it is there at once."""
+    folder = folder_of(out)
+    for record in sorted(folder.glob("agent-*.json")):
+        with suppress(OSError, LubanError):
+            found = read_table(record)
+            elastic = from_dict(ElasticConfig, found["elastic"])
+            node = elastic.node or socket.gethostname()
+            names = [f"{node}/{number}" for number in range(found["workers"])]
+            if found["words"] == list(words) and any(claimed(name, folder) for name in names):
+                return Agent(words, out, found["workers"], read_settings(folder), elastic)
+    return None
 
 
 def start_process(words: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
@@ -115,6 +134,10 @@ class Agent:
                     f"{self.node} works for {self.out} already: give --elastic.node another name to add workers, or wait "
                     f"until it has ended"
                 ) from None
+            write_json(
+                _record(self.folder, self.node),
+                {"words": self.words, "workers": len(self.places), "elastic": to_dict(self.elastic)},
+            )
             before = {number: signal.signal(number, self._ask) for number in SIGNALS}
             try:
                 self._begin()
@@ -285,8 +308,7 @@ class Agent:
         """The run has ended for all: free what it held."""
         self._end_spares()
         remove_flash(flash_base(self.elastic.flash_folder, self.out))
-        if self.service is not None:
-            self.service.signal(signal.SIGTERM)
+        self._signal_service(signal.SIGTERM)
         if ended["code"] == 0:
             return 0
         failure = LubanError(ended["message"])
@@ -315,10 +337,13 @@ class Agent:
             words = ["-m", "luban.train.elastic.service", str(self.folder)]
             self.service = Process.of(self.start(words, os.environ))
         if now - self.unanswered > self.elastic.silent_seconds:  # it runs, here or as another agent's child, and hangs
-            with suppress(OSError, LubanError):
-                found = read_table(self.folder / "service.pid.json")
-                Process(found["pid"], found["started"]).signal(signal.SIGKILL)
+            self._signal_service(signal.SIGKILL)
             self.unanswered = now
+
+    def _signal_service(self, number: int) -> None:
+        with suppress(OSError, LubanError):
+            found = read_table(self.folder / SERVICE)
+            Process(found["pid"], found["started"]).signal(number)
 
     def _until_answered(self, operation: str, **fields: Any) -> Any:
         """As `_ask_service`, but waits for a service that is being started."""

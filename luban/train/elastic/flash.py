@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -254,9 +253,7 @@ def newest_flash(base: Path) -> FlashReader | None:
 
 def flash_at(base: Path, step: int, generation: int) -> FlashReader:
     """The copies of a step that `newest_flash` has found in another process."""
-    copies = [
-        copy for copy in _copies(base) if (copy.header["step"], copy.owner.generation) == (step, generation)
-    ]
+    copies = [copy for copy in _copies(base) if (copy.header["step"], copy.owner.generation) == (step, generation)]
     return FlashReader(copies)
 
 
@@ -264,8 +261,3 @@ def _remove_older(folder: Path, generation: int) -> None:
     for file in folder.glob("g*-r*"):
         if int(file.name[1:].partition("-")[0]) < generation:
             file.unlink(missing_ok=True)
-
-
-def remove_flash(base: Path) -> None:
-    """Free the memory of all copies of a run."""
-    shutil.rmtree(base, ignore_errors=True)

@@ -41,9 +41,7 @@ class LeasedLoader(Loader):
     def _leases(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
         rows = self.batch_size // self.pieces
         for step in count(start):
-            lease = self.link.client(
-                "lease", generation=self.seat.generation, step=step, rows=rows, pieces=self.pieces
-            )
+            lease = self.link.client("lease", generation=self.seat.generation, step=step, rows=rows, pieces=self.pieces)
             if lease.get("change"):
                 return
             begin, end = lease["bounds"][self.seat.rank : self.seat.rank + 2]

@@ -24,6 +24,7 @@ from luban.train.elastic.rows import Rows
 from luban.train.elastic.wire import Server
 
 ADDRESS, DATABASE, SETTINGS, LOCK = "address.json", "service.db", "service.json", "service.lock"
+SERVICE = "service.pid.json"  # its process
 ALONE_SECONDS = 300.0  # without any request, after which the service ends
 
 
@@ -197,8 +198,7 @@ def serve(folder: Path) -> int:
             return 0
         settings = read_settings(folder)
         service = Service(folder / DATABASE, settings)
-        own = folder / "service.pid.json"
-        write_json(own, {"pid": os.getpid(), "started": started_at(os.getpid())})
+        write_json(folder / SERVICE, {"pid": os.getpid(), "started": started_at(os.getpid())})
         server = Server(service.operations, folder / ADDRESS, settings.host, _last_port(folder)).start()
         while time.monotonic() - service.heard < ALONE_SECONDS:
             time.sleep(1.0)

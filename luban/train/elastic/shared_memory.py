@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,3 +36,8 @@ def neighbour(rank: int, nodes: Sequence[str]) -> str:
     """
     after = [*nodes[rank + 1 :], *nodes[: rank + 1]]
     return next((node for node in after if node != nodes[rank]), nodes[rank])
+
+
+def remove_flash(base: Path) -> None:
+    """Free the memory of all copies of a run."""
+    shutil.rmtree(base, ignore_errors=True)

@@ -130,10 +130,11 @@ class Server:
         self.tcp.server_close()
 
     def answer(self, line: bytes) -> dict[str, Any]:
-        """The answer to a request. An operation that raises what isn't foreseen ends the connection."""
+        """The answer to a request. Raises ValueError for what none is, and for another token: the client may have read the
+        address before this service wrote it, and reads it again for its next connection."""
         request = json.loads(line)
-        if not secrets.compare_digest(str(request.get("token")), self.token):
-            return {"refused": "another run's token"}
+        if not isinstance(request, dict) or not secrets.compare_digest(str(request.get("token")), self.token):
+            raise ValueError("no request of this run")
         operation = self.operations.get(request["operation"])
         if operation is None:
             return {"refused": f"no operation {request['operation']!r}: another version of Luban asks"}

@@ -123,9 +123,7 @@ class ElasticRun:
         parts = self._restore(art, opened, parts, world, seat)
         note_changes(art, recipe, parts.state, opened[2])
         flash = FlashMemory(self._folders(seat), Owner(seat.generation, seat.rank, seat.size))
-        loop = ElasticLoop(
-            art, parts, link=self.link, seat=seat, flash=flash, flash_every=recipe.elastic.flash_every
-        )
+        loop = ElasticLoop(art, parts, link=self.link, seat=seat, flash=flash, flash_every=recipe.elastic.flash_every)
         self.kept.trained = True
         loop.run()
         figures = self.link.client("figures")

@@ -10,7 +10,7 @@ from luban.core.errors import ConfigError
 from luban.nn.init import Region
 from luban.train.elastic import flash
 from luban.train.elastic.flash import FlashMemory, Owner, flash_at, newest_flash
-from luban.train.elastic.shared_memory import flash_base, neighbour
+from luban.train.elastic.shared_memory import flash_base, neighbour, remove_flash
 
 SIZE = 3
 
@@ -80,7 +80,7 @@ def test_a_lost_node_is_rebuilt_from_the_copies_of_its_neighbours(tmp_path):
     for step in (1, 2):
         for rank, memory in enumerate(ranks):
             memory.write(part(step, rank), step)
-    flash.remove_flash(tmp_path / "b")
+    remove_flash(tmp_path / "b")
     check(newest_flash(tmp_path), 2)
     assert neighbour(0, ("a", "b", "b")) == "b" and neighbour(2, ("a", "b", "b")) == "a" and neighbour(0, ("a",)) == "a"
 
@@ -115,7 +115,9 @@ def test_the_folder_is_private(tmp_path, monkeypatch):
     assert base == flash_base(str(tmp_path), tmp_path / "run") and base.stat().st_mode & 0o777 == 0o700
     assert base != flash_base(str(tmp_path), tmp_path / "other")
     owner = base.stat().st_uid
-    base.rename(base.with_name(base.name.replace(f"luban-{owner}", f"luban-{owner + 1}")))  # as if made by somebody else
+    base.rename(
+        base.with_name(base.name.replace(f"luban-{owner}", f"luban-{owner + 1}"))
+    )  # as if made by somebody else
     monkeypatch.setattr("luban.train.elastic.shared_memory.os.getuid", lambda: owner + 1)
     with pytest.raises(ConfigError, match="belongs to another user"):
         flash_base(str(tmp_path), tmp_path / "run")

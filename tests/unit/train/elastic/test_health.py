@@ -44,7 +44,9 @@ def test_who_waits_for_a_hanging_worker_does_not_hang():
 
 def test_passes_that_wait_inside_are_told_apart_by_their_collectives():
     """Sharded parameters are gathered in the passes: all seem to compute, and one has not come to the collective of the others."""
-    beats = {name: Beat(199, "compute", 150, collectives) for name, collectives in zip("abc", (41, 40, 41), strict=True)}
+    beats = {
+        name: Beat(199, "compute", 150, collectives) for name, collectives in zip("abc", (41, 40, 41), strict=True)
+    }
     assert unwell(beats, 200, **LIMITS) == {"b": "hangs"}
 
 

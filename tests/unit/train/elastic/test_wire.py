@@ -68,7 +68,12 @@ def test_a_service_that_stays_away_is_named(address):
 def test_another_runs_token_and_noise_are_refused(address):
     server = Server(OPERATIONS, address).start()
     where = json.loads(address.read_text())
-    for line in (b"\n", b"{}\n", b"GET / HTTP/1.1\r\n\r\n", json.dumps({"token": "x", "operation": "add"}).encode() + b"\n"):
+    for line in (
+        b"\n",
+        b"{}\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        json.dumps({"token": "x", "operation": "add"}).encode() + b"\n",
+    ):
         with socket.create_connection((where["host"], where["port"]), timeout=5) as connection:
             connection.sendall(line)
             answer = connection.makefile().readline()
