@@ -41,11 +41,11 @@ HUNG = 120.0  # seconds without a step after which a run counts as hung
 KINDS = ("worker", "worker", "service", "agent")
 RECIPE = """
 [model]
-width = 128
-layers = 4
-context = 128
+width = 64
+layers = 3
+context = 64
 tied_head = true
-layer = {{ mixer = {{ type = "grouped", heads = 4, kv_heads = 2 }}, feedforward = {{ type = "swiglu", width = 256 }} }}
+layer = {{ mixer = {{ type = "grouped", heads = 4, kv_heads = 2 }}, feedforward = {{ type = "swiglu", width = 128 }} }}
 
 [schedule]
 warmup = 5
@@ -53,7 +53,7 @@ warmup = 5
 [train]
 steps = {steps}
 batch_size = 12
-seq_len = 128
+seq_len = 64
 device = "cpu"
 log_every = 1
 
@@ -74,8 +74,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=0, help="of each run (0: 40 a kill)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--threads", type=int, default=1, help="of each worker")
     parser.add_argument("--out", type=Path, help="JSON with every kill, written after each run")
     args, plan = parser.parse_known_args()
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
     steps = args.steps or 40 * max(args.kills, 5)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ from luban.train.recipe import Recipe
 
 STEPS, BATCH = 24, 12
 WORDS = ("--train.batch_size", BATCH, "--train.steps", STEPS, "--checkpoint.every", 10, "--validation.every", 12)
+WORDS += ("--train.precision", "fp64")
 PATIENCE = 120.0  # seconds that a test waits for anything
 
 
@@ -42,11 +43,11 @@ class Job:
 
     def __init__(self, recipe: Path, shards: Path, out: Path, *words: object, workers: int = 2, node: str = "here"):
         self.out, self.log, self.folder = out, out.with_suffix(f".{node}.log"), folder_of(out)
-        given = [*WORDS, *words, "--elastic.enabled", "true", "--elastic.spares", "0", "--elastic.node", node]
+        given = [*WORDS, "--elastic.enabled", "true", "--elastic.spares", "0", "--elastic.node", node, *words]
         line = [str(word) for word in (recipe, "--data.path", shards, "--out", out, *given)]
         call = parse_recipe(Recipe, line, verb="pretrain", about="", examples="", shipped=RECIPES)
         self.agent: Agent = agent_of(call.recipe, out, ["pretrain", *line], workers)
-        self.agent.start = partial(self._start)
+        self.agent.start = self._start
         self.client = Client(self.folder / ADDRESS, patience=PATIENCE)
         self.failures: list[BaseException] = []
 
@@ -87,94 +88,105 @@ class Job:
         found = json.loads((self.folder / file).read_text())
         Process(found["pid"], found["started"]).signal(number)
 
-    def curve(self) -> list[tuple[int, float, float]]:
-        rows = [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
-        return [(row["step"], row["loss"], row["grad_norm"]) for row in rows if "loss" in row]
+
+PLANS = ("replicate", pytest.param("shard", marks=pytest.mark.slow))
 
 
-@pytest.fixture(scope="module", params=["replicate", "shard"])
-def calm(request, recipe, shards, tmp_path_factory) -> tuple[list[str], Job, dict]:
-    """(words of the plan, an elastic run that nothing happens to, its figures)."""
-    plan = ["--plan.shard", "2"] if request.param == "shard" else []
-    job = Job(recipe, shards, tmp_path_factory.mktemp("calm") / "run", *plan)
-    return plan, job, job.run()
+def words_of(plan: str) -> list[str]:
+    return ["--plan.shard", "2"] if plan == "shard" else []
 
 
-def check_rows(figures: dict) -> None:
-    """Every row of every step was used once, and every second is accounted for."""
+@pytest.fixture(scope="module")
+def calm(luban, recipe, shards, tmp_path_factory) -> Callable[[str], Path]:
+    """`calm(plan)` is the run of two processes without anything elastic that nothing happens to."""
+
+    @cache
+    def run(plan: str) -> Path:
+        out = tmp_path_factory.mktemp("calm") / "run"
+        command = ("pretrain", recipe, "--data.path", shards, "--out", out, "--nproc", 2, *WORDS, *words_of(plan))
+        code, err = luban(*command)
+        assert code == 0, err
+        return out
+
+    return run
+
+
+def curve(run: Path) -> list[tuple[int, float, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows if "loss" in row]
+
+
+def check(figures: dict, run: Path, undisturbed: Path) -> None:
+    """The same weights and curve; every row of every step was used once, and every second is accounted for."""
+    assert figures["weights_hash"] == open_artifact(undisturbed, "run").figures["weights_hash"]
+    assert curve(run) == curve(undisturbed)
     rows, goodput = figures["elastic"]["rows"], figures["goodput"]
     assert rows == {"first": 0, "steps": STEPS, "rows": STEPS * BATCH, "wrong": []}
     assert sum(goodput[kind] for kind in KINDS) == pytest.approx(goodput["wall"])
 
 
-def test_killed_workers_and_services_change_nothing(calm, recipe, shards, tmp_path):
-    plan, undisturbed, wanted = calm
-
+@pytest.mark.parametrize("plan", PLANS)
+def test_killed_and_stopped_workers_and_a_killed_service_change_nothing(calm, recipe, shards, tmp_path, plan):
     def act(job: Job) -> None:
-        for step, file in ((5, "worker-here-1.json"), (10, "service.pid.json"), (13, "worker-here-0.json")):
-            job.wait_for(step)
-            job.kill(file)
+        job.wait_for(4)
+        job.kill("worker-here-1.json")
+        job.wait_for(9)
+        job.kill("service.pid.json")
+        job.wait_for(13)
+        job.kill("worker-here-0.json", signal.SIGSTOP)
 
-    job = Job(recipe, shards, tmp_path / "run", *plan)
+    job = Job(recipe, shards, tmp_path / "run", *words_of(plan), "--elastic.silent_seconds", "2")
     figures = job.run(act)
-    assert figures["weights_hash"] == wanted["weights_hash"] and job.curve() == undisturbed.curve()
+    check(figures, job.out, calm(plan))
     assert figures["elastic"]["lost_workers"] == 2 and figures["elastic"]["generations"] == 3
-    assert figures["goodput"]["lost"] > 0 and wanted["goodput"]["lost"] == 0
-    check_rows(figures)
-    check_rows(wanted)
+    assert figures["goodput"]["lost"] > 0
 
 
-def test_an_elastic_run_is_the_run_of_as_many_processes(calm, luban, recipe, shards, tmp_path):
-    plan, _, wanted = calm
-    if plan:
-        pytest.skip("several processes are started once")
-    code, err = luban("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run", "--nproc", 2, *WORDS)
-    assert code == 0, err
-    assert open_artifact(tmp_path / "run", "run").figures["weights_hash"] == wanted["weights_hash"]
-
-
-def test_a_worker_that_is_stopped_or_hangs_is_replaced(recipe, shards, tmp_path, calm):
-    plan, undisturbed, wanted = calm
-    if plan:
-        pytest.skip("once")
-
-    def act(job: Job) -> None:
-        job.wait_for(6)
-        job.kill("worker-here-1.json", signal.SIGSTOP)
-
-    job = Job(recipe, shards, tmp_path / "run", "--elastic.silent_seconds", "2")
-    figures = job.run(act)
-    assert figures["weights_hash"] == wanted["weights_hash"] and job.curve() == undisturbed.curve()
-    check_rows(figures)
-
-
-def test_a_machine_joins_and_leaves_at_the_same_global_batch(recipe, shards, tmp_path, calm):
-    plan, undisturbed, _ = calm
-    if plan:
-        pytest.skip("once")
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_machine_joins_and_leaves_at_the_same_global_batch(calm, recipe, shards, tmp_path, plan):
     out = tmp_path / "run"
-    first = Job(recipe, shards, out, "--train.precision", "fp64", workers=1, node="one")
-    alone = Job(recipe, shards, tmp_path / "alone", "--train.precision", "fp64", workers=1)
-    alone.run()
+    first = Job(recipe, shards, out, *words_of(plan), workers=2, node="one")
 
     def act(job: Job) -> None:
         job.wait_for(2)
-        words = Job(recipe, shards, out, "--train.precision", "fp64", workers=2, node="two").agent.words
-        second = warm.Child(["-m", "luban", *words, "--nproc", "2"], {**os.environ, "OMP_NUM_THREADS": "1"}, job.log)
+        words = Job(recipe, shards, out, *words_of(plan), workers=2, node="two").agent.words
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        second = warm.Child(["-m", "luban", *words, "--nproc", "1"], environment, job.log)
         deadline = time.monotonic() + PATIENCE
         while job.client("status", since=0)["generation"] < 2:
             assert time.monotonic() < deadline, job.log.read_text()
             time.sleep(0.01)
-        step = job.client("status", since=0)["step"]
-        job.wait_for(min(step + 3, STEPS - 2))
+        job.wait_for(min(job.client("status", since=0)["step"] + 3, STEPS - 2))
         os.kill(second.pid, signal.SIGTERM)
 
     figures = first.run(act)
     rows = figures["elastic"]["rows"]
     assert rows["steps"] == STEPS and rows["rows"] == STEPS * BATCH and not rows["wrong"]
-    found, right = first.curve(), alone.curve()
+    found, right = curve(out), curve(calm(plan))
     assert [v for row in found for v in row] == pytest.approx([v for row in right for v in row], rel=1e-9)
     assert figures["elastic"]["generations"] >= 2
+
+
+@pytest.mark.slow
+def test_the_same_command_takes_over_from_a_killed_agent(calm, start, recipe, shards, tmp_path):
+    out = tmp_path / "run"
+    words = (*WORDS, "--elastic.enabled", "true", "--elastic.node", "here", "--elastic.spares", "0")
+    command = ("pretrain", recipe, "--data.path", shards, "--out", out, "--nproc", 2, *words)
+    first = start(*command, environment={"OMP_NUM_THREADS": "1"})
+    job = Job(recipe, shards, out)
+    while not job.agent.client.address.exists():
+        time.sleep(0.01)
+    job.wait_for(4)
+    pids = [json.loads((job.folder / f"worker-here-{n}.json").read_text())["pid"] for n in (0, 1)]
+    first.kill()
+    first.communicate()
+    job.kill("worker-here-1.json")  # while no agent is there
+    second = start(*command, environment={"OMP_NUM_THREADS": "1"})
+    out_text, err = second.communicate(timeout=300)
+    assert second.returncode == 0 and out_text.strip() == str(out), err
+    assert "worker here/0 goes on" in err
+    assert json.loads((job.folder / "worker-here-0.json").read_text())["pid"] == pids[0]
+    check(open_artifact(out, "run").figures, out, calm("replicate"))
 
 
 def test_what_cannot_be_elastic_is_refused_before_anything_starts(recipe, shards, tmp_path):

@@ -33,9 +33,9 @@ def test_operations_are_called_by_name(address):
     server = Server(OPERATIONS, address).start()
     client = Client(address, patience=5)
     assert client("add", a=2, b=3) == 5 and client("add", a=[1], b=["é"]) == [1, "é"]
-    with pytest.raises(Refused, match="^no$"):
+    with pytest.raises(Refused, match="no"):
         client("refuse")
-    with pytest.raises(StaleGeneration, match="^over$"):
+    with pytest.raises(StaleGeneration, match="over"):
         client("stale")
     with pytest.raises(Refused, match="no operation 'subtract'"):
         client("subtract")
