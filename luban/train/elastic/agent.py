@@ -24,7 +24,7 @@ from luban.core.config import from_dict, to_dict
 from luban.core.errors import LubanError, TrainingError, UsageError
 from luban.core.log import say
 from luban.core.whole_directory import real_path
-from luban.train.elastic.claim import TAKEN, claimed, environment_of, life_of
+from luban.train.elastic.claim import TAKEN, claimed, environment_of, life_of, stacks_of
 from luban.train.elastic.config import ElasticConfig
 from luban.train.elastic.events import in_words
 from luban.train.elastic.processes import Process
@@ -155,10 +155,10 @@ class Agent:
             self._adopt(place)
         if not (self.folder / SETTINGS).exists() or not any(place.process for place in self.places):
             write_json(self.folder / SETTINGS, to_dict(self.settings))
-        self._until_answered("status", since=0)
+        self._until_answered("status", node=self.node, since=0)
         if not any(place.process for place in self.places):
             self._until_answered("begin")
-        self.seen = len(self._until_answered("status", since=0)["events"])
+        self.seen = len(self._until_answered("status", node=self.node, since=0)["events"])
         self._take_part(self.places)
 
     def _take_part(self, places: Sequence[Place]) -> None:
@@ -176,12 +176,14 @@ class Agent:
     def _watch(self) -> int:
         """Replace lost workers until the run has ended."""
         while True:
-            status = self._ask_service("status", since=self.seen)
+            status = self._ask_service("status", node=self.node, since=self.seen)
             if status is not None:
                 for event in status["events"]:
                     if text := in_words(event):
                         say(text)
                 self.seen += len(status["events"])
+            if status is not None and self.node in status["failing"] and len(status["nodes"]) > 1:
+                self._leave_as_failing()
             self._stop_if_asked(status)
             self._keep_spares(status)
             ended = (status or {}).get("ended")
@@ -217,12 +219,15 @@ class Agent:
             if now - place.asked > STACKS_SECONDS:
                 place.process.signal(signal.SIGKILL)
         elif why is not None and begun:
-            say(f"worker {place.name} {'sends no heartbeat' if why == 'silent' else 'hangs'} and is replaced")
+            what = "sends no heartbeat" if why == "silent" else "hangs"
+            say(f"worker {place.name} {what} and is replaced; its stacks: {stacks_of(place.name, self.folder)}")
             place.process.signal(signal.SIGUSR1)  # write down the stacks of all threads
             place.asked = now
-        elif not begun and now - place.since > START_SECONDS:
-            place.process.signal(signal.SIGKILL)
-        elif (ended or self.stopping) and now - self._ending_since() > GRACE:
+        elif (
+            (now - self._ending_since() > GRACE)
+            if ended or self.stopping
+            else (not begun and now - place.since > START_SECONDS)
+        ):
             place.process.signal(signal.SIGKILL)
 
     def _start(self, place: Place) -> None:
@@ -280,6 +285,13 @@ class Agent:
         say(f"worker {place.name} has failed {len(place.failures)} times in the same step ({how}) and is not replaced")
         self._until_answered("event", kind="given up", who=place.name, how=how)
         self._take_part([place for place in self.places if not place.left])
+
+    def _leave_as_failing(self) -> None:
+        """The workers of this machine fail, and those of no other: it takes part no more."""
+        self._until_answered("event", kind="node fails", who=self.node, why="its workers fail and no others do")
+        for place in self.places:
+            place.left = True
+        self._take_part([])
 
     def _given_up(self, status: dict[str, Any]) -> int:
         if status["nodes"]:

@@ -101,5 +101,10 @@ def life_of(name: str, folder: Path, pid: int) -> str | None:
     return found["life"] if found["pid"] == pid else None
 
 
+def stacks_of(name: str, folder: Path) -> Path:
+    """Where a worker that hangs writes down what each of its threads does."""
+    return folder / f"stacks-{name.replace('/', '-')}.txt"
+
+
 def _file(name: str, folder: Path) -> Path:
     return folder / f"worker-{name.replace('/', '-')}.json"

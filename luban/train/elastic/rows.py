@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from luban.train.elastic.database import Events
@@ -102,7 +103,7 @@ class Rows:
             bounds = json.loads(row["bounds"])
             first = row["step"] if first is None else first
             gap = before is not None and row["step"] != before + 1
-            if gap or bounds[0] != 0 or any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)):
+            if gap or bounds[0] != 0 or any(low >= high for low, high in pairwise(bounds)):
                 wrong.append(row["step"])
             before, used, rows = row["step"], used + 1, rows + bounds[-1] * row["pieces"]
         return {"first": first, "steps": used, "rows": rows, "wrong": wrong}

@@ -16,7 +16,7 @@ from luban.core.config import from_dict
 from luban.core.plan import ParallelPlan
 from luban.train.elastic.accounts import Accounts
 from luban.train.elastic.database import Events, Facts, open_database
-from luban.train.elastic.health import Beat, StepTimes, all_wait, unwell
+from luban.train.elastic.health import Beat, StepTimes, all_wait, failing_node, unwell
 from luban.train.elastic.membership import Membership
 from luban.train.elastic.processes import started_at
 from luban.train.elastic.refit import usable_workers
@@ -25,6 +25,7 @@ from luban.train.elastic.wire import Server
 
 ADDRESS, DATABASE, SETTINGS, LOCK = "address.json", "service.db", "service.json", "service.lock"
 SERVICE = "service.pid.json"  # its process
+MOST_FAILURES, FAILURE_SECONDS = 5, 120.0  # of a node's workers, which make it a failing one where no other has any
 ALONE_SECONDS = 300.0  # without any request, after which the service ends
 
 
@@ -75,6 +76,8 @@ class Service:
         self.lives: dict[str, str] = {}  # of the workers that beat
         self.slow: dict[str, float] = {}
         self.heard = clock()  # any request
+        self.agents: dict[str, float] = {}  # node → when its agent was heard
+        self.failures: dict[str, list[float]] = {}  # node → when its workers were lost
         members = self.membership
         self.operations: dict[str, Callable[..., Any]] = {
             "begin": self.begin,
@@ -119,6 +122,7 @@ class Service:
         """A worker's process has ended without being asked to."""
         if self.lives.get(name, life) == life:
             self.beats.pop(name, None)
+        self.failures.setdefault(name.rpartition("/")[0], []).append(self.clock())
         self.membership.lost(name, life, how)
 
     def publish(self, generation: int, key: str, value: Any) -> None:
@@ -154,23 +158,44 @@ class Service:
             self.facts.set(ended={"code": code, "message": message})
             self.events.add("ends", "", code=code, message=message)
 
-    def status(self, since: int) -> dict[str, Any]:
-        """For agents: events after the first `since`, workers that must be replaced, how the run has ended."""
-        now = self.heard = self.clock()
+    def status(self, since: int, node: str = "") -> dict[str, Any]:
+        """For the agent of a node: events after the first `since`, workers that must be replaced, nodes whose workers fail again
+        and again, how the run has ended."""
+        now = self.heard = self.agents[node] = self.clock()
+        self._drop_lost_nodes(now)
         settings = self.settings
         expected = self.membership.expected()
         beats = {name: beat for name, beat in self.beats.items() if name in expected}
         if all_wait(beats, now, settings.hang_seconds) and self.membership.running:
             self.membership.end_generation("", "all workers wait for messages that were lost")
+        nodes = sorted({name.rpartition("/")[0] for name in expected})
+        failures = {name: self.failures.get(name, []) for name in nodes}
         return {
+            "failing": failing_node(failures, now, most=MOST_FAILURES, within=FAILURE_SECONDS),
+            "nodes": nodes,
             "events": self.events.since(since),
             "unwell": unwell(beats, now, silent=settings.silent_seconds, hang=settings.hang_seconds),
             "lives": self.lives,
             "ended": self.facts.get("ended"),
             "generation": self.membership.generation if self.membership.running else 0,
             "step": self.rows.last(),
-            "nodes": sorted({name.rpartition("/")[0] for name in expected}),
         }
+
+    def _drop_lost_nodes(self, now: float) -> None:
+        """A node whose agent and workers are all silent is gone: a machine has failed, not a process."""
+        silent = self.settings.silent_seconds
+        by_node: dict[str, list[str]] = {}
+        for name in self.membership.expected():
+            by_node.setdefault(name.rpartition("/")[0], []).append(name)
+        for node, names in by_node.items():
+            heard = [self.agents.setdefault(node, now), *(self.beats[name].at for name in names if name in self.beats)]
+            if now - max(heard) <= 2 * silent:
+                continue
+            self.events.add("node fails", node, why="neither its agent nor its workers send heartbeats")
+            for name in names:
+                self.membership.lost(name, self.lives.get(name, ""), "its machine is gone")
+                self.beats.pop(name, None)
+            self.membership.node(node, [])
 
     def figures(self) -> dict[str, Any]:
         """For the run's manifest: failures, exactly-once audit, seconds by kind."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -16,7 +18,7 @@ from luban.core.hashing import code_version, data_sha256
 from luban.core.log import mute, say
 from luban.core.resuming import split_config
 from luban.parallel.world import World, is_lost_connection
-from luban.train.elastic.claim import Worker
+from luban.train.elastic.claim import Worker, stacks_of
 from luban.train.elastic.flash import FlashMemory, Owner, flash_at, newest_flash
 from luban.train.elastic.link import Link, Seat
 from luban.train.elastic.loop import ElasticLoop, LeasedLoader, MembershipChange
@@ -39,6 +41,10 @@ MEETING = timedelta(seconds=30)  # in which the processes of a generation must f
 def train_worker(recipe: Recipe, out: Path, worker: Worker, *, name: str) -> int:
     """Train as one worker of a run until it ends; returns the exit code. The service keeps how the run has ended."""
     goodput = Goodput()
+    stacks = open(
+        stacks_of(worker.name, worker.folder), "a"
+    )  # open until the process ends: a signal handler writes to it
+    faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
     link = Link(worker, goodput)
     with link.beating(), StopRequest() as stop:
         try:
