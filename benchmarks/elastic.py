@@ -152,7 +152,7 @@ class Killed:
         """Kill so many, then let the run finish."""
         kills: list[dict] = []
         self._wait_for(self._step() + 3)
-        while len(kills) < wanted and not self.hung and not self.out.exists():
+        while len(kills) < wanted and not self.hung and not self.out.exists() and self.agent.poll() is None:
             time.sleep(self.draw.uniform(0, 2))
             kind = self.draw.choice(KINDS)
             step, began = self._step(), time.monotonic()
@@ -200,7 +200,7 @@ class Killed:
     def _wait_for(self, step: int) -> bool:
         began = time.monotonic()
         while self._step() < step:
-            if self.out.exists():
+            if self.out.exists() or self.agent.poll() is not None:
                 return False
             if time.monotonic() - began > HUNG:
                 self.hung = True

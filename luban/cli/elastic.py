@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from luban.core.arguments import RecipeCall, run_directory, without_processes
 from luban.core.log import print_result
@@ -13,6 +13,8 @@ from luban.core.log import print_result
 if TYPE_CHECKING:
     from luban.train.elastic.agent import Agent
     from luban.train.recipe import Recipe
+
+R = TypeVar("R", bound="Recipe")
 
 
 def take_place(verb: str, argv: Sequence[str]) -> int | None:
@@ -35,7 +37,7 @@ def take_place(verb: str, argv: Sequence[str]) -> int | None:
     return None if agent is None else _watch(agent, out)
 
 
-def train_elastic(call: RecipeCall[Recipe], words: list[str]) -> int:
+def train_elastic(call: RecipeCall[R], words: list[str]) -> int:
     """Train as a worker, where this process was started as one; else start and watch the workers of this machine.
 
     Args:

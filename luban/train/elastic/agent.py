@@ -213,7 +213,7 @@ class Agent:
         if status is None:
             return
         now = time.monotonic()
-        why = status["unwell"].get(place.name)
+        why = None if ended else status["unwell"].get(place.name)
         begun = place.life is not None and status["lives"].get(place.name) == place.life
         if place.asked is not None:
             if now - place.asked > STACKS_SECONDS:

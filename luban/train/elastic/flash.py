@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,21 @@ from luban.core.units import bytes_
 HEADER = 1 << 16  # bytes before the data of each of the two copies
 ALIGNED = 64  # bytes
 SUFFIX = ".flash"
-Layout = list[tuple[str, str, str, tuple[int, ...], tuple[int, ...], tuple[int, ...], int]]
+
+
+class Row(NamedTuple):
+    """A piece of a tensor in a file."""
+
+    collection: str
+    name: str
+    dtype: str  # torch's name
+    whole: tuple[int, ...]  # shape of the tensor
+    begin: tuple[int, ...]  # index in it of the piece's first number
+    shape: tuple[int, ...]
+    offset: int  # bytes from the beginning of the copy
+
+
+Layout = list[Row]
 
 
 @dataclass(frozen=True)
@@ -142,9 +156,7 @@ class _File:
         """The memory of a copy, in the order of the layout."""
         if slot not in self.views:
             at = slot * (HEADER + self.size) + HEADER
-            self.views[slot] = [
-                _view(self.memory, dtype, shape, at + offset) for *_, dtype, _, _, shape, offset in self.layout
-            ]
+            self.views[slot] = [_view(self.memory, row.dtype, row.shape, at + row.offset) for row in self.layout]
         return self.views[slot]
 
 
@@ -165,12 +177,12 @@ def _pieces(checkpoint: Checkpoint) -> Iterator[tuple[str, str, tuple[int, ...],
 
 
 def _layout(pieces: list[tuple[str, str, tuple[int, ...], tuple[int, ...], Tensor]]) -> tuple[Layout, int]:
-    """(collection, name, dtype, shape of the whole, begin, shape, offset) of each piece, and the bytes of all."""
+    """Where each piece lies, and the bytes of all."""
     found: Layout = []
     at = 0
     for collection, name, whole, begin, local in pieces:
         dtype = str(local.dtype).removeprefix("torch.")
-        found.append((collection, name, dtype, whole, begin, tuple(local.shape), at))
+        found.append(Row(collection, name, dtype, whole, begin, tuple(local.shape), at))
         at += -(-local.numel() * local.element_size() // ALIGNED) * ALIGNED
     return found, at
 
@@ -190,7 +202,7 @@ def _copies(base: Path) -> Iterator[Copy]:
     for description in sorted(base.glob("*/*.json")):
         with suppress(OSError, ValueError):  # removed, or being made
             known = json.loads(description.read_text())
-            layout = [(*row[:3], *(tuple(point) for point in row[3:6]), row[6]) for row in known["layout"]]
+            layout = [Row(*row[:3], *map(tuple, row[3:6]), row[6]) for row in known["layout"]]
             file = _File(description.with_suffix(SUFFIX), layout, known["size"], writable=False)
             for slot in (0, 1):
                 header = file.header(slot)
@@ -212,16 +224,16 @@ class FlashReader(CheckpointReader):
             for row, view in zip(copy.file.layout, copy.file.tensors(copy.slot), strict=True):
                 self._add(row, view, str(copy.file.path), known)
 
-    def _add(self, row: Any, view: Tensor, file: str, known: set) -> None:
-        collection, name, dtype, whole, begin, shape, offset = row
-        if (collection, name, begin, shape) in known:  # another worker's, or a second copy
+    def _add(self, row: Row, view: Tensor, file: str, known: set) -> None:
+        piece = (row.collection, row.name, row.begin, row.shape)
+        if piece in known:  # another worker's, or a second copy
             return
-        known.add((collection, name, begin, shape))
-        key = f"{collection}/{name}@{offset}"
+        known.add(piece)
+        key = f"{row.collection}/{row.name}@{row.offset}"
         self._views[file, key] = view
-        entries = self.index.setdefault(collection, {})
-        entry = entries.get(name, Entry(dtype, whole, ()))
-        entries[name] = Entry(dtype, whole, (*entry.pieces, Piece(file, key, begin, shape)))
+        entries = self.index.setdefault(row.collection, {})
+        entry = entries.get(row.name, Entry(row.dtype, row.whole, ()))
+        entries[row.name] = Entry(row.dtype, row.whole, (*entry.pieces, Piece(file, key, row.begin, row.shape)))
 
     @property
     def state(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -187,11 +188,11 @@ def break_connections(keep: set[int]) -> None:
     """
     if dist.is_initialized() and dist.get_backend() == "nccl":
         dist.distributed_c10d._abort_process_group()
-    for number in os.listdir("/dev/fd"):
-        if int(number) in keep:
-            continue
+    for number in map(int, os.listdir("/dev/fd")):
         with suppress(OSError):
-            connection = socket.socket(fileno=os.dup(int(number)))
+            if number in keep or not stat.S_ISSOCK(os.fstat(number).st_mode):
+                continue
+            connection = socket.socket(fileno=os.dup(number))
             try:
                 if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.type == socket.SOCK_STREAM:
                     connection.getpeername()  # else it listens

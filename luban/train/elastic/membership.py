@@ -107,7 +107,7 @@ class Membership:
         known = self.database.execute("SELECT * FROM workers WHERE name = ?", (name,)).fetchone()
         rank = None if known is None else known["rank"]
         same = known is not None and known["life"] == life
-        placed = same and not known["waiting"] and rank is not None and self.running
+        placed = known is not None and same and not known["waiting"] and rank is not None and self.running
         if placed and self.generation > after:
             return  # the answer to an earlier request was lost
         if self.running and known is not None and not known["waiting"] and rank is not None:
