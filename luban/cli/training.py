@@ -62,6 +62,8 @@ def train_from_recipe(
     if call.recipe.elastic.enabled:
         if not elastic:
             raise UsageError(f"luban {verb} is not elastic: leave --elastic.enabled out")
+        if process_count() > 1:
+            raise UsageError("an elastic run starts its own workers: use --nproc instead of torchrun")
         return train_elastic(call, [verb, *without_processes(argv)])
     if call.processes > 1 and process_count() == 1:
         with packed_beside(call.out) as cache:

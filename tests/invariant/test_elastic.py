@@ -189,6 +189,26 @@ def test_the_same_command_takes_over_from_a_killed_agent(calm, start, recipe, sh
     check(open_artifact(out, "run").figures, out, calm("replicate"))
 
 
+@pytest.mark.slow
+def test_a_worker_with_another_recipe_is_refused_by_name_and_the_run_goes_on(calm, recipe, shards, tmp_path):
+    out, said = tmp_path / "run", tmp_path / "other.log"
+    first = Job(recipe, shards, out, node="one")
+
+    def act(job: Job) -> None:
+        job.wait_for(2)
+        words = Job(recipe, shards, out, "--train.seed", 7, workers=1, node="two").agent.words
+        other = warm.Child(["-m", "luban", *words], {**os.environ, "OMP_NUM_THREADS": "1"}, said)
+        deadline = time.monotonic() + PATIENCE
+        while other.poll() is None:
+            assert time.monotonic() < deadline, said.read_text()
+            time.sleep(0.05)
+        assert other.poll() == 1
+
+    figures = first.run(act)
+    assert "worker two/0 runs another version than this run" in said.read_text()
+    check(figures, out, calm("replicate"))
+
+
 def test_what_cannot_be_elastic_is_refused_before_anything_starts(recipe, shards, tmp_path):
     for words, message in (
         (("--plan.tensor", "2"), "leave plan.tensor at 1"),

@@ -24,7 +24,7 @@ from luban.core.config import from_dict, to_dict
 from luban.core.errors import LubanError, TrainingError, UsageError
 from luban.core.log import say
 from luban.core.whole_directory import real_path
-from luban.train.elastic.claim import TAKEN, claimed, environment_of, life_of, stacks_of
+from luban.train.elastic.claim import REFUSED, TAKEN, claimed, environment_of, life_of, stacks_of
 from luban.train.elastic.config import ElasticConfig
 from luban.train.elastic.events import in_words
 from luban.train.elastic.processes import Process
@@ -116,7 +116,8 @@ class Agent:
         self.unanswered: float | None = None  # since when the service hasn't answered
         self.seen = 0  # events that were told
         self.stopping: int | None = None  # the signal that asked for it
-        self.stopped_at = 0.0
+        self.told_to_stop = False
+        self.ending_since = 0.0  # since when the workers should end
 
     def run(self) -> int:
         """Until the run has ended; returns its exit code.
@@ -223,12 +224,15 @@ class Agent:
             say(f"worker {place.name} {what} and is replaced; its stacks: {stacks_of(place.name, self.folder)}")
             place.process.signal(signal.SIGUSR1)  # write down the stacks of all threads
             place.asked = now
-        elif (
-            (now - self._ending_since() > GRACE)
-            if ended or self.stopping
-            else (not begun and now - place.since > START_SECONDS)
-        ):
+        elif self._is_overdue(place, now, begun=begun, ends=ended or self.stopping is not None):
             place.process.signal(signal.SIGKILL)
+
+    def _is_overdue(self, place: Place, now: float, *, begun: bool, ends: bool) -> bool:
+        """Whether a worker has taken too long to end, or to send its first heartbeat."""
+        if ends:
+            self.ending_since = self.ending_since or now
+            return now - self.ending_since > GRACE
+        return not begun and now - place.since > START_SECONDS
 
     def _start(self, place: Place) -> None:
         spare = next((spare for spare in self.spares if spare.poll() is None), None)
@@ -265,8 +269,10 @@ class Agent:
             place.process = None
             self._adopt(place)
             return
-        if ended or self.stopping or code == 0:
+        if ended or self.stopping or code in (0, REFUSED):
             place.process, place.left = None, True
+            if code == REFUSED:
+                self._take_part([place for place in self.places if not place.left])
             return
         if status is None:
             return  # until the service knows
@@ -302,19 +308,15 @@ class Agent:
 
     def _stop_if_asked(self, status: dict[str, Any] | None) -> None:
         """After a signal: let the workers save and end; where other machines go on, let this one leave."""
-        if not self.stopping or self.stopped_at or status is None:
+        if not self.stopping or self.told_to_stop or status is None:
             return
-        self.stopped_at = time.monotonic()
+        self.told_to_stop = True
         if set(status["nodes"]) - {self.node}:
             self._take_part([])
             return
         for place in self.places:
             if place.process is not None:
                 place.process.signal(self.stopping)
-
-    def _ending_since(self) -> float:
-        self.stopped_at = self.stopped_at or time.monotonic()
-        return self.stopped_at
 
     def _end(self, ended: dict[str, Any]) -> int:
         """The run has ended for all: free what it held."""

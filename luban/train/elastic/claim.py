@@ -17,6 +17,7 @@ from luban.train.elastic.processes import Process, started_at
 
 VARIABLE = "LUBAN_ELASTIC"  # tells a worker who it is
 TAKEN = 75  # exit code of a process whose place another one has
+REFUSED = 76  # and of one that the run does not take
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from luban.core.hashing import code_version, data_sha256
 from luban.core.log import mute, say
 from luban.core.resuming import split_config
 from luban.parallel.world import World, is_lost_connection
-from luban.train.elastic.claim import Worker, stacks_of
+from luban.train.elastic.claim import REFUSED, Worker, stacks_of
 from luban.train.elastic.flash import FlashMemory, Owner, flash_at, newest_flash
 from luban.train.elastic.link import Link, Seat
 from luban.train.elastic.loop import ElasticLoop, LeasedLoader, MembershipChange
 from luban.train.elastic.refit import refit
 from luban.train.elastic.service import read_settings
 from luban.train.elastic.shared_memory import flash_base, neighbour
+from luban.train.elastic.wire import Refused
 from luban.train.goodput import Goodput
 from luban.train.interrupt import Interrupted, StopRequest
 from luban.train.loop import TrainerComponents
@@ -52,6 +53,9 @@ def train_worker(recipe: Recipe, out: Path, worker: Worker, *, name: str) -> int
         except Interrupted as interrupted:
             link.client("end", code=interrupted.exit_code, message=str(interrupted))
             return interrupted.exit_code
+        except Refused as refused:  # of this worker, not of the run
+            say(f"luban: {refused}")
+            return REFUSED
         except LubanError as error:
             if link.ended is None:
                 link.client.patience = LAST_WORDS
