@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 
@@ -79,8 +81,12 @@ class Job:
 
     def wait_for(self, step: int) -> None:
         """Until some worker has begun a step."""
+        self.wait_until(lambda status: (status["step"] or 0) >= step)
+
+    def wait_until(self, holds: Callable[[dict], bool]) -> None:
+        """Until the service's status is such."""
         deadline = time.monotonic() + PATIENCE
-        while (self.client("status", since=0)["step"] or 0) < step:
+        while not holds(self.client("status", since=0)):
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.01)
 
@@ -144,27 +150,34 @@ def test_killed_and_stopped_workers_and_a_killed_service_change_nothing(calm, re
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_machine_joins_and_leaves_at_the_same_global_batch(calm, recipe, shards, tmp_path, plan):
+    """A worker is stopped while the other machine starts, and again while that one leaves, so that steps remain for each number
+    of workers."""
     out = tmp_path / "run"
-    first = Job(recipe, shards, out, *words_of(plan), workers=2, node="one")
+    words = (*words_of(plan), "--elastic.silent_seconds", "60")
+    first = Job(recipe, shards, out, *words, node="one")
 
     def act(job: Job) -> None:
         job.wait_for(2)
-        words = Job(recipe, shards, out, *words_of(plan), workers=2, node="two").agent.words
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        second = warm.Child(["-m", "luban", *words, "--nproc", "1"], environment, job.log)
-        deadline = time.monotonic() + PATIENCE
-        while job.client("status", since=0)["generation"] < 2:
-            assert time.monotonic() < deadline, job.log.read_text()
-            time.sleep(0.01)
-        job.wait_for(min(job.client("status", since=0)["step"] + 3, STEPS - 2))
+        job.kill("worker-one-0.json", signal.SIGSTOP)
+        given = [*first.agent.words, "--elastic.node", "two", "--nproc", "1"]
+        second = warm.Child(["-m", "luban", *given], {**os.environ, "OMP_NUM_THREADS": "1"}, job.log)
+        job.wait_until(lambda status: "two/0" in status["waiting"])
+        at = job.client("status", since=0)["step"]
+        job.kill("worker-one-0.json", signal.SIGCONT)
+        job.wait_until(lambda status: status["generation"] == 2 and status["step"] > at + 2)
+        job.kill("worker-one-0.json", signal.SIGSTOP)
         os.kill(second.pid, signal.SIGTERM)
+        job.wait_until(lambda status: status["nodes"] == ["one"])
+        job.kill("worker-one-0.json", signal.SIGCONT)
 
     figures = first.run(act)
     rows = figures["elastic"]["rows"]
     assert rows["steps"] == STEPS and rows["rows"] == STEPS * BATCH and not rows["wrong"]
     found, right = curve(out), curve(calm(plan))
     assert [v for row in found for v in row] == pytest.approx([v for row in right for v in row], rel=1e-9)
-    assert figures["elastic"]["generations"] >= 2
+    with closing(sqlite3.connect(first.folder / "service.db")) as database:
+        shares = [bounds for (bounds,) in database.execute("SELECT bounds FROM steps ORDER BY step")]
+    assert list(dict.fromkeys(shares)) == ["[0, 7, 14]", "[0, 5, 10, 14]"] and shares[-1] == "[0, 7, 14]"
 
 
 @pytest.mark.slow

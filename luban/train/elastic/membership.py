@@ -157,7 +157,7 @@ class Membership:
         expected ones do, or they have waited long enough."""
         if not self.running:
             return
-        members, waiting = self.members(), self._waiting()
+        members, waiting = self.members(), self.waiting()
         missing = self.expected() - {row["name"] for row in (*members, *waiting)}
         patient = bool(missing) and self.clock() - self.newcomer_since < self.patience
         if waiting and not patient and self.usable(len(members) + len(waiting)) > len(members):
@@ -167,7 +167,7 @@ class Membership:
         """Begin the next generation if enough workers wait for it."""
         if self.running:
             return False
-        waiting = self._waiting()
+        waiting = self.waiting()
         missing = self.expected() - {row["name"] for row in waiting}
         if missing and self.clock() - self.forming_since < self.patience:
             return False
@@ -177,7 +177,7 @@ class Membership:
         self._form(waiting, size)
         return True
 
-    def _waiting(self) -> list[dict[str, Any]]:
+    def waiting(self) -> list[dict[str, Any]]:
         """Expected workers that have asked for a place."""
         expected = self.expected()
         return [row for row in self.workers() if row["waiting"] and row["name"] in expected]

@@ -179,6 +179,7 @@ class Service:
             "ended": self.facts.get("ended"),
             "generation": self.membership.generation if self.membership.running else 0,
             "step": self.rows.last(),
+            "waiting": [row["name"] for row in self.membership.waiting()],
         }
 
     def _drop_lost_nodes(self, now: float) -> None:
