@@ -124,6 +124,11 @@ def _train(
     return Path(out)
 
 
+def is_begun(art: ArtifactWriter | FollowedRun) -> bool:
+    """Whether a run directory holds what it holds from the start: a process may have been killed while it wrote it."""
+    return "accelerator" in art.figures
+
+
 def begin(
     art: ArtifactWriter | FollowedRun,
     opened: tuple[Recipe, Shards, Start, torch.device],
@@ -131,20 +136,21 @@ def begin(
     world: World,
     name: str,
 ) -> None:
-    """Check that the disk has room, and write what a run directory holds from the start."""
+    """Check that the disk has room, and write what a run directory holds from the start, unless all of it is there."""
     recipe, shards, start, device = opened
+    begun = is_begun(art)
     require_free(
         art.path,
         4 * _saved_numbers(prediction, world) * (recipe.checkpoint.keep + 2),
         "training with these checkpoints",
     )
-    if isinstance(art, ArtifactWriter) and not art.resumed:
+    if isinstance(art, ArtifactWriter) and not begun:
         write_recipe(art, recipe, start)
         shutil.copytree(Path(shards.path) / "tokenizer", art.path / "tokenizer", dirs_exist_ok=True)
         art.note(recipe=name, command=command_line())
         if recipe.adapter is not None:
             art.note(base=base_reference(recipe.init))
-    if not art.resumed or art.changed:
+    if not begun or art.changed:
         art.note(device=str(device), accelerator=prediction.machine.name, **prediction.figures())
     gated.clear()
     chosen.clear()  # of runs before, where there were any in this process

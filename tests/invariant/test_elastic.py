@@ -48,8 +48,7 @@ class Job:
         given = [*WORDS, "--elastic.enabled", "true", "--elastic.spares", "0", "--elastic.node", node, *words]
         line = [str(word) for word in (recipe, "--data.path", shards, "--out", out, *given)]
         call = parse_recipe(Recipe, line, verb="pretrain", about="", examples="", shipped=RECIPES)
-        self.agent: Agent = agent_of(call.recipe, out, ["pretrain", *line], workers)
-        self.agent.start = self._start
+        self.agent: Agent = agent_of(call.recipe, out, ["pretrain", *line], workers, self._start)
         self.client = Client(self.folder / ADDRESS, patience=PATIENCE)
         self.failures: list[BaseException] = []
 
@@ -67,7 +66,7 @@ class Job:
             if thread:
                 thread.join()
             self.client.close()
-            self.agent.client.close()
+            self.agent.service.client.close()
         if self.failures:
             raise self.failures[0]
         assert code == 0, self.log.read_text()
@@ -187,7 +186,7 @@ def test_the_same_command_takes_over_from_a_killed_agent(calm, start, recipe, sh
     command = ("pretrain", recipe, "--data.path", shards, "--out", out, "--nproc", 2, *words)
     first = start(*command, environment={"OMP_NUM_THREADS": "1"})
     job = Job(recipe, shards, out)
-    while not job.agent.client.address.exists():
+    while not job.client.address.exists():
         time.sleep(0.01)
     job.wait_for(4)
     pids = [json.loads((job.folder / f"worker-here-{n}.json").read_text())["pid"] for n in (0, 1)]

@@ -22,6 +22,11 @@ class Accounts:
         self.facts.set(earlier=self.total())
         self.database.execute("DELETE FROM ledgers")
 
+    def forget(self) -> None:
+        """All that was reported so far is of another run."""
+        self.facts.set(earlier={})
+        self.database.execute("DELETE FROM ledgers")
+
     def known(self, worker: str, life: str) -> bool:
         """Whether another process has worked under this name before."""
         query = "SELECT 1 FROM ledgers WHERE worker = ? AND life != ?"

@@ -11,9 +11,8 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,17 +26,15 @@ from luban.core.whole_directory import real_path
 from luban.train.elastic.claim import REFUSED, TAKEN, claimed, environment_of, life_of, stacks_of
 from luban.train.elastic.config import ElasticConfig
 from luban.train.elastic.events import in_words
+from luban.train.elastic.keeper import POLL, ServiceKeeper, Start, start_process
 from luban.train.elastic.processes import Process
-from luban.train.elastic.service import ADDRESS, SERVICE, SETTINGS, ServiceSettings, read_settings
+from luban.train.elastic.service import SETTINGS, ServiceSettings, read_settings
 from luban.train.elastic.shared_memory import flash_base, remove_flash
-from luban.train.elastic.wire import Client
 
-POLL = 0.05  # seconds
 STACKS_SECONDS = 1.0  # that a worker which hangs gets to write down its stacks
 GRACE = 60.0  # seconds that workers get to save and end
 START_SECONDS = 120.0  # that a process gets until its first heartbeat
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-Start = Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen]
 
 
 def folder_of(out: Path) -> Path:
@@ -64,13 +61,6 @@ def successor(out: Path, words: Sequence[str]) -> Agent | None:
             if found["words"] == list(words) and any(claimed(name, folder) for name in names):
                 return Agent(words, out, found["workers"], read_settings(folder), elastic)
     return None
-
-
-def start_process(words: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
-    """Start Python with these words, in a session of its own."""
-    return subprocess.Popen(
-        [sys.executable, *words], env=dict(environment), start_new_session=True, stdin=subprocess.PIPE
-    )
 
 
 @dataclass
@@ -110,10 +100,8 @@ class Agent:
         self.folder = folder_of(out)
         self.start = start
         self.places = [Place(f"{self.node}/{number}") for number in range(workers)]
-        self.client = Client(self.folder / ADDRESS, patience=0.0)
+        self.service = ServiceKeeper(self.folder, start, elastic.silent_seconds)
         self.spares: list[subprocess.Popen] = []
-        self.service: Process | None = None
-        self.unanswered: float | None = None  # since when the service hasn't answered
         self.seen = 0  # events that were told
         self.stopping: int | None = None  # the signal that asked for it
         self.told_to_stop = False
@@ -156,16 +144,16 @@ class Agent:
             self._adopt(place)
         if not (self.folder / SETTINGS).exists() or not any(place.process for place in self.places):
             write_json(self.folder / SETTINGS, to_dict(self.settings))
-        self._until_answered("status", node=self.node, since=0)
+        self.service.until_answered("status", node=self.node, since=0)
         if not any(place.process for place in self.places):
-            self._until_answered("begin")
-        self.seen = len(self._until_answered("status", node=self.node, since=0)["events"])
+            self.service.until_answered("begin")
+        self.seen = len(self.service.until_answered("status", node=self.node, since=0)["events"])
         self._take_part(self.places)
 
     def _take_part(self, places: Sequence[Place]) -> None:
         """Tell the service which workers of this machine take part."""
         numbers = [int(place.name.rpartition("/")[2]) for place in places]
-        self._until_answered("node", name=self.node, numbers=numbers)
+        self.service.until_answered("node", name=self.node, numbers=numbers)
 
     def _adopt(self, place: Place) -> None:
         found = claimed(place.name, self.folder)
@@ -177,7 +165,7 @@ class Agent:
     def _watch(self) -> int:
         """Replace lost workers until the run has ended."""
         while True:
-            status = self._ask_service("status", node=self.node, since=self.seen)
+            status = self.service.ask("status", node=self.node, since=self.seen)
             if status is not None:
                 for event in status["events"]:
                     if text := in_words(event):
@@ -277,7 +265,7 @@ class Agent:
         if status is None:
             return  # until the service knows
         how = process.ended_how() + (", it had sent no heartbeat or hung" if place.asked is not None else "")
-        if place.life is not None and not self._told("lost", name=place.name, life=place.life, how=how):
+        if place.life is not None and not self.service.told("lost", name=place.name, life=place.life, how=how):
             return
         place.process = None
         step = -1 if status["step"] is None else status["step"]
@@ -289,12 +277,12 @@ class Agent:
     def _give_up(self, place: Place, how: str) -> None:
         """Replace a worker no more that fails again and again."""
         say(f"worker {place.name} has failed {len(place.failures)} times in the same step ({how}) and is not replaced")
-        self._until_answered("event", kind="given up", who=place.name, how=how)
+        self.service.until_answered("event", kind="given up", who=place.name, how=how)
         self._take_part([place for place in self.places if not place.left])
 
     def _leave_as_failing(self) -> None:
         """The workers of this machine fail, and those of no other: it takes part no more."""
-        self._until_answered("event", kind="node fails", who=self.node, why="its workers fail and no others do")
+        self.service.until_answered("event", kind="node fails", who=self.node, why="its workers fail and no others do")
         for place in self.places:
             place.left = True
         self._take_part([])
@@ -303,7 +291,7 @@ class Agent:
         if status["nodes"]:
             return 1
         message = "no worker is left: each has failed again and again in the same step"
-        self._until_answered("end", code=1, message=message)
+        self.service.until_answered("end", code=1, message=message)
         raise TrainingError(message)
 
     def _stop_if_asked(self, status: dict[str, Any] | None) -> None:
@@ -322,7 +310,7 @@ class Agent:
         """The run has ended for all: free what it held."""
         self._end_spares()
         remove_flash(flash_base(self.elastic.flash_folder, self.out))
-        self._signal_service(signal.SIGTERM)
+        self.service.signal(signal.SIGTERM)
         if ended["code"] == 0:
             return 0
         failure = LubanError(ended["message"])
@@ -333,48 +321,3 @@ class Agent:
         for spare in self.spares:
             spare.kill()
             spare.wait()
-
-    def _ask_service(self, operation: str, **fields: Any) -> Any:
-        """The service's answer; None: it doesn't answer, and is being started again."""
-        try:
-            found = self.client(operation, **fields)
-            self.unanswered = None
-            return found
-        except TrainingError:
-            self._restart_service()
-            return None
-
-    def _restart_service(self) -> None:
-        now = time.monotonic()
-        self.unanswered = self.unanswered or now
-        if self.service is None or not self.service.alive():
-            words = ["-m", "luban.train.elastic.service", str(self.folder)]
-            self.service = Process.of(self.start(words, os.environ))
-        if now - self.unanswered > self.elastic.silent_seconds:  # it runs, here or as another agent's child, and hangs
-            self._signal_service(signal.SIGKILL)
-            self.unanswered = now
-
-    def _signal_service(self, number: int) -> None:
-        with suppress(OSError, LubanError):
-            found = read_table(self.folder / SERVICE)
-            Process(found["pid"], found["started"]).signal(number)
-
-    def _until_answered(self, operation: str, **fields: Any) -> Any:
-        """As `_ask_service`, but waits for a service that is being started."""
-        deadline = time.monotonic() + GRACE
-        while time.monotonic() < deadline:
-            try:
-                found = self.client(operation, **fields)
-                self.unanswered = None
-                return found
-            except TrainingError:
-                self._restart_service()
-            time.sleep(POLL)
-        raise TrainingError(f"the service of this run does not start: see {self.folder}")
-
-    def _told(self, operation: str, **fields: Any) -> bool:
-        try:
-            self.client(operation, **fields)
-        except TrainingError:
-            return False
-        return True

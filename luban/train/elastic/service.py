@@ -92,6 +92,7 @@ class Service:
             "lease": self.rows.lease,
             "done": self.done,
             "event": self.event,
+            "run_begins": self.run_begins,
             "end": self.end,
             "status": self.status,
             "figures": self.figures,
@@ -152,6 +153,11 @@ class Service:
         """Something that an agent or worker has noticed."""
         self.events.add(kind, who, **detail)
 
+    def run_begins(self) -> None:
+        """The run directory is new: what is known is of a run that was there before."""
+        self.accounts.forget()
+        self.events.add("run begins")
+
     def end(self, code: int, message: str) -> None:
         """The run ends for all workers; the first end counts."""
         if self.facts.get("ended") is None:
@@ -200,11 +206,15 @@ class Service:
 
     def figures(self) -> dict[str, Any]:
         """For the run's manifest: failures, exactly-once audit, seconds by kind."""
-        kinds = [event["kind"] for event in self.events.since()]
+        events = self.events.since()
+        begun = max((n for n, event in enumerate(events) if event["kind"] == "run begins"), default=-1)
+        events = events[begun + 1 :]
+        kinds = [event["kind"] for event in events]
         return {
-            "generations": self.membership.generation,
+            "generations": kinds.count("generation begins")
+            + (begun >= 0),  # the first began before the run's directory
             "lost_workers": kinds.count("lost"),
-            "stragglers": sorted({e["who"] for e in self.events.since() if e["kind"] == "straggler"}),
+            "stragglers": sorted({event["who"] for event in events if event["kind"] == "straggler"}),
             "rows": self.rows.audit(),
             "goodput": self.accounts.total(),
         }

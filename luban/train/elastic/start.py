@@ -9,6 +9,7 @@ from pathlib import Path
 from luban.core.errors import ConfigError, LubanError
 from luban.train.elastic.agent import Agent, folder_of
 from luban.train.elastic.config import check_elastic
+from luban.train.elastic.keeper import Start, start_process
 from luban.train.elastic.refit import usable_workers
 from luban.train.elastic.service import ADDRESS, ServiceSettings, read_settings
 from luban.train.elastic.wire import Client
@@ -28,7 +29,7 @@ def settings_of_others(out: Path) -> ServiceSettings | None:
         client.close()
 
 
-def agent_of(recipe: Recipe, out: Path, words: Sequence[str], workers: int) -> Agent:
+def agent_of(recipe: Recipe, out: Path, words: Sequence[str], workers: int, start: Start = start_process) -> Agent:
     """The agent that starts `workers` workers on this machine.
 
     Raises:
@@ -53,4 +54,4 @@ def agent_of(recipe: Recipe, out: Path, words: Sequence[str], workers: int) -> A
         balance=elastic.balance,
         host=elastic.host,
     )
-    return Agent(words, out, workers, settings, elastic)
+    return Agent(words, out, workers, settings, elastic, start)

@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from luban.checkpoint.manager import CheckpointManager
 from luban.core.artifact import ArtifactWriter
@@ -17,6 +18,7 @@ from luban.core.errors import LubanError, TrainingError
 from luban.core.hashing import code_version, data_sha256
 from luban.core.log import mute, say
 from luban.core.resuming import split_config
+from luban.data.shards import Shards
 from luban.parallel.world import World, is_lost_connection
 from luban.train.elastic.claim import REFUSED, Worker, stacks_of
 from luban.train.elastic.flash import FlashMemory, Owner, flash_at, newest_flash
@@ -24,17 +26,28 @@ from luban.train.elastic.link import Link, Seat
 from luban.train.elastic.loop import ElasticLoop, LeasedLoader, MembershipChange
 from luban.train.elastic.refit import refit
 from luban.train.elastic.service import read_settings
-from luban.train.elastic.shared_memory import flash_base, neighbour
+from luban.train.elastic.shared_memory import flash_base, neighbour, remove_flash
 from luban.train.elastic.wire import Refused
 from luban.train.goodput import Goodput
 from luban.train.interrupt import Interrupted, StopRequest
 from luban.train.loop import TrainerComponents
 from luban.train.recipe import Recipe
 from luban.train.resume import FollowedRun, note_changes, opened_together, run_artifact
-from luban.train.run import begin, make_engine, make_validator, open_run, predict_run, prepare_process, rows_of
+from luban.train.run import (
+    begin,
+    is_begun,
+    make_engine,
+    make_validator,
+    open_run,
+    predict_run,
+    prepare_process,
+    rows_of,
+)
+from luban.train.start import Start
 from luban.train.state import TrainState
 from luban.train.timed import time_communication
 
+Opened = tuple[Recipe, Shards, Start, torch.device]  # with the recipe of a generation
 LAST_WORDS = 5.0  # seconds in which the service must take the reason for which a worker ends
 MEETING = timedelta(seconds=30)  # in which the processes of a generation must find each other
 
@@ -117,7 +130,8 @@ class ElasticRun:
         if not world.agree(art.finished()):
             opened = (recipe, *self.opened[1:])
             with opened_together(art, world) as art:
-                if not art.resumed:
+                if not is_begun(art):
+                    self._forget_earlier_runs(art, world)
                     begin(art, opened, predict_run(*opened), world, self.name)
                 self._train(art, opened, world, seat)
         if world.is_main:
@@ -125,9 +139,14 @@ class ElasticRun:
         else:
             self.link.wait_for_end(seat)
 
-    def _train(
-        self, art: ArtifactWriter | FollowedRun, opened: tuple[Recipe, Any, Any, Any], world: World, seat: Seat
-    ) -> None:
+    def _forget_earlier_runs(self, art: ArtifactWriter | FollowedRun, world: World) -> None:
+        """Copies and accounts of a run that was in this directory before do not belong to this one."""
+        if world.is_main and not art.resumed:
+            for folder in self.base.iterdir():
+                remove_flash(folder)
+            self.link.client("run_begins")
+
+    def _train(self, art: ArtifactWriter | FollowedRun, opened: Opened, world: World, seat: Seat) -> None:
         recipe = opened[0]
         parts = self._parts(opened, world, seat)
         parts = self._restore(art, opened, parts, world, seat)
@@ -159,7 +178,7 @@ class ElasticRun:
         store = self.link.store(seat, self.recipe.elastic.host, MEETING)
         return World.join(recipe.plan, self.opened[3], {"version": self.version}, store)
 
-    def _parts(self, opened: tuple[Recipe, Any, Any, Any], world: World, seat: Seat) -> TrainerComponents:
+    def _parts(self, opened: Opened, world: World, seat: Seat) -> TrainerComponents:
         """Model, optimizer and data of this generation: those of the last one with other processes, where no parameter is
         divided among these."""
         recipe, shards, start, device = opened
@@ -192,7 +211,7 @@ class ElasticRun:
     def _restore(
         self,
         art: ArtifactWriter | FollowedRun,
-        opened: tuple[Recipe, Any, Any, Any],
+        opened: Opened,
         parts: TrainerComponents,
         world: World,
         seat: Seat,
@@ -202,7 +221,6 @@ class ElasticRun:
         known = world.agree((flash.step, flash.owner.generation) if flash is not None else None)
         checkpoints, seed = CheckpointManager(art.path), opened[0].train.seed
         saved = world.agree(checkpoints.steps()) if art.resumed else []
-        before = self.link.goodput
         if known is not None and known[0] >= max(saved, default=0):
             step = known[0]
             parts.state.restore(flash_at(self.base, *known), seed)
@@ -217,7 +235,7 @@ class ElasticRun:
             elif self.kept.trained:  # in an earlier generation, whose steps are lost
                 self.kept = Kept()
                 parts = self._parts(opened, world, seat)
-        before.go_back(step)
+        self.link.goodput.go_back(step)
         if world.is_main:
             undone = self.link.client("resume", generation=seat.generation, step=step)
             if seat.generation > 1 or step:

@@ -125,6 +125,17 @@ def test_the_first_end_counts_and_a_new_session_begins_where_nobody_is_left(run)
     run("join", name="c/0", life="c", version="2", after=0, pid=1, started="")  # any version may begin
 
 
+def test_a_new_run_in_the_same_place_has_accounts_of_its_own(run):
+    report = {"generation": 1, "step": 0, "rank": 0, "seconds": 1.0, "ledger": {"compute": 5.0}}
+    run("lease", generation=1, step=0, rows=8, pieces=1)
+    run("done", name="a/0", life="a/0", **report)
+    run("lost", name="a/0", life="a/0", how="killed")
+    assert run("figures")["lost_workers"] == 1 and run("figures")["goodput"]["wall"] == 5
+    run("run_begins")
+    found = run("figures")
+    assert (found["lost_workers"], found["generations"], found["goodput"]["wall"]) == (0, 1, 0)
+
+
 def test_a_killed_service_goes_on_where_it_was(run):
     run("lease", generation=1, step=0, rows=8, pieces=1)
     run.service = Service(run.path, SETTINGS, run.clock, run.clock)
