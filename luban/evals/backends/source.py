@@ -141,8 +141,15 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.
 
 
 def local_backend(
-    model: LoadedModel, *, precision: str = "float32", batch_tokens: int = 8192, batch_invariant: bool = False
+    model: LoadedModel,
+    *,
+    precision: str = "float32",
+    batch_tokens: int = 8192,
+    batch_invariant: bool = False,
+    cache_bytes: int | None = None,
 ) -> LocalBackend:
     """The backend of a loaded model, with the arguments of `LocalBackend`."""
     kind = SourceBackend if model.spec.body.two_sided else LocalBackend
-    return kind(model, precision=precision, batch_tokens=batch_tokens, batch_invariant=batch_invariant)
+    return kind(
+        model, precision=precision, batch_tokens=batch_tokens, batch_invariant=batch_invariant, cache_bytes=cache_bytes
+    )

@@ -202,7 +202,7 @@ def _copies(base: Path) -> Iterator[Copy]:
     for description in sorted(base.glob("*/*.json")):
         with suppress(OSError, ValueError):  # removed, or being made
             known = json.loads(description.read_text())
-            layout = [Row(*row[:3], *map(tuple, row[3:6]), row[6]) for row in known["layout"]]
+            layout = [Row(*(tuple(v) if isinstance(v, list) else v for v in row)) for row in known["layout"]]
             file = _File(description.with_suffix(SUFFIX), layout, known["size"], writable=False)
             for slot in (0, 1):
                 header = file.header(slot)
