@@ -202,7 +202,10 @@ def _copies(base: Path) -> Iterator[Copy]:
     for description in sorted(base.glob("*/*.json")):
         with suppress(OSError, ValueError):  # removed, or being made
             known = json.loads(description.read_text())
-            layout = [Row(*(tuple(v) if isinstance(v, list) else v for v in row)) for row in known["layout"]]
+            layout = [
+                Row(c, n, d, tuple(whole), tuple(begin), tuple(shape), at)
+                for c, n, d, whole, begin, shape, at in known["layout"]
+            ]
             file = _File(description.with_suffix(SUFFIX), layout, known["size"], writable=False)
             for slot in (0, 1):
                 header = file.header(slot)
