@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from luban.parallel.engine import InFlightStep, StepResult, TrainEngine
 from luban.parallel.memory_limits import peak_memory
 from luban.train.budget import StepCount
 from luban.train.conflict import GradientConflict
-from luban.train.goodput import Goodput, added
+from luban.train.goodput import Goodput, added, speed
 from luban.train.interrupt import Interrupted, StopRequest
 from luban.train.metrics_logger import MetricsLogger, NoMetrics, open_metrics
 from luban.train.profile import Profile
@@ -326,7 +325,7 @@ class Loop:
             name = signal.Signals(number).name
             with self.goodput.spent("checkpoint"):
                 self.saving.wait()
-            self.art.note(**self._goodput())
+            self.art.note(goodput=added(self.earlier_goodput, self.goodput.seconds()))
             raise Interrupted(
                 number,
                 f"stopped by {name} after step {at.step}, saved in "
@@ -390,25 +389,12 @@ class Loop:
             seconds=at.seconds,
             tokens_per_second=at.tokens / max(at.seconds, 1e-9),
             bad_steps=at.bad_steps,
-            **self._speed(),
-            **self._goodput(),
+            goodput=added(
+                self.earlier_goodput, self.goodput.seconds()
+            ),  # of the main process, earlier sessions included
+            **speed(self.step_seconds, self.waited, self.art.figures),
             peak_rss_bytes=peak_memory(),
             **at.scores,
         )
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             self.art.note(peak_cuda_bytes=torch.cuda.max_memory_allocated())
-
-    def _goodput(self) -> dict[str, dict[str, float]]:
-        """Seconds of the main process by kind, earlier sessions that ended properly included."""
-        return {"goodput": added(self.earlier_goodput, self.goodput.seconds())}
-
-    def _speed(self) -> dict[str, float]:
-        """Median step time in seconds, fraction of time spent waiting for data, and model FLOPs utilisation (MFU)."""
-        steady = self.step_seconds[1:]  # the first step compiles
-        if not steady:
-            return {}
-        step, figures = statistics.median(steady), self.art.figures
-        found = {"step_seconds": step, "data_wait": self.waited / max(sum(steady), 1e-9)}
-        if "peak_flops" in figures:
-            found["utilisation"] = figures["model_flops_per_step"] / step / figures["peak_flops"]
-        return found
