@@ -65,7 +65,7 @@ class Farm(ToyRuns):
             *(*sizes.flags, *more),
             steps=sizes.steps[verb],
             lr=sizes.rates[verb],
-            batch=sizes.answers // 2 if verb == "rl" else sizes.batch,
+            batch=sizes.answers if verb == "rl" else sizes.batch,
             recipe=sizes.recipe,
         )
         self.seconds[name] = time.perf_counter() - began
