@@ -21,6 +21,7 @@ class Args:
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR")
     ]  # artifacts, or folders of some; with --attention a model
     attention: str = ""  # a text: show what a model attends to in it
+    attention_target: str = ""  # what the decoder of an encoder–decoder reads (empty: what it writes)
     out: Path = Path("report.html")  # the page
     title: str = "A language model, from text to answers"  # its heading
 
@@ -44,7 +45,7 @@ def run(argv: Sequence[str]) -> None:
 
         if len(args.folders) != 1:
             raise UsageError(f"--attention shows one model, {len(args.folders)} given")
-        write_attention(load_model(str(args.folders[0])), args.attention, args.out)
+        write_attention(load_model(str(args.folders[0])), args.attention, args.out, args.attention_target)
         print_result(args.out)
         return
     from luban.report.comparison import compare, lines_of

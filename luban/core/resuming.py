@@ -36,7 +36,7 @@ Extensible = Annotated[T, Mark.LENGTH]
 
 
 def marks(config: Any, prefix: str = "") -> dict[str, Mark]:
-    """The marked fields of a configuration dataclass, nested ones by their dotted path."""
+    """The marked fields of a configuration dataclass, nested ones by their dotted path; rows of a list by their number."""
     found: dict[str, Mark] = {}
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
@@ -44,8 +44,11 @@ def marks(config: Any, prefix: str = "") -> dict[str, Mark]:
         mark = next((m for m in getattr(hints[field.name], "__metadata__", ()) if isinstance(m, Mark)), None)
         if mark is not None:
             found[path] = mark
-        elif dataclasses.is_dataclass(value) and not isinstance(value, Partial):
-            found |= marks(value, f"{path}.")
+            continue
+        rows = enumerate(value) if isinstance(value, tuple) else ()
+        for name, part in ((path, value), *((f"{path}.{i}", row) for i, row in rows)):
+            if dataclasses.is_dataclass(part) and not isinstance(part, Partial):
+                found |= marks(part, f"{name}.")
     return found
 
 
@@ -58,7 +61,8 @@ def split_config(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             *sections, name = path.split(".")
             source, target = defining, settings
             for section in sections:
-                source, target = source[section], target.setdefault(section, {})
+                source = source[int(section) if isinstance(source, list) else section]
+                target = target.setdefault(section, {})
             target[name] = source.pop(name)
     return {name: value for name, value in defining.items() if value != {}}, settings
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,11 @@ class Batch:
         starts = np.full((rows, entries), slots, dtype=np.int32)
         starts[np.arange(entries) < counts[:, None]] = np.flatnonzero(fresh) % slots
         return starts
+
+    def cut(self, tensors: Mapping[str, Any], pieces: int) -> list[dict[str, Any]]:
+        """The batch's tensors, and others with a row for each of its rows, cut into pieces of equally many rows."""
+        size = len(self.tokens) // pieces
+        return [{name: t[i * size : (i + 1) * size] for name, t in tensors.items()} for i in range(pieces)]
 
     @property
     def tokens_read(self) -> int:

@@ -53,6 +53,7 @@ class EvalOptions(HarnessOptions):
     precision: str = "float32"  # of the arithmetic; or bfloat16
     batch_tokens: int = 8192  # tokens of a batch, padding included
     batch_invariant: bool = False  # numbers bit for bit those of each request alone
+    cache_gb: float | None = None  # memory for keys and values, GB; None: as much as is free
     cache: Path | None = None  # folder of answers that evaluations share
     model_name: str = ""  # the model's name at an endpoint
     api_key: str = ""  # for an endpoint
@@ -84,6 +85,7 @@ def open_backend(model_name: str, options: EvalOptions) -> tuple[Backend, tuple[
         precision=options.precision,
         batch_tokens=options.batch_tokens,
         batch_invariant=options.batch_invariant,
+        cache_bytes=None if options.cache_gb is None else int(options.cache_gb * 1e9),
     )
     return backend, (as_parent("model", model_name),) if known else ()
 

@@ -44,6 +44,8 @@ TASKS = Registry(
         "which_module": "luban.evals.answers:WhichModule",
         "samples": "luban.evals.answers:Samples",
         "altered_sentence": "luban.evals.altered_sentence:AlteredSentence",
+        "needle": "luban.evals.needle:Needle",
+        "context_length": "luban.evals.context_length:ContextLength",
         "chomsky": "luban.evals.chomsky.evaluation:Chomsky",
     },
 )

@@ -93,7 +93,7 @@ def refuse_transformer_fields(spec: ModelSpec) -> None:
 
 def require_next_token(spec: ModelSpec, what: str, *, cached: bool = False) -> None:
     """Raise UnsupportedError unless this model predicts the next token (`cached`: step by step), as `what` needs."""
-    body, head = (part.registry.name_of(type(part)) for part in (spec.body, spec.head))
+    body, head = (part.registry.name_of(type(part)) for part in (spec.body, spec.head.main))
     if not (spec.body.cached if cached else spec.body.causal) or head != "language_model":
         raise UnsupportedError(
             f"{what} needs a decoder with a language_model head; this model has body {body} and head {head}"

@@ -45,13 +45,36 @@ class EmbeddingNoise(nn.Module):
         return x_BTW + (2 * torch.rand_like(x_BTW) - 1) * bound
 
 
+class GradientShrink(nn.Module):
+    """The embeddings as they are; their gradient times α (GLM-130B, Zeng et al. 2023, section 3.2; there α = 0.1)."""
+
+    def __init__(self, alpha: float):
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, x_BTW: Tensor) -> Tensor:
+        """(B, T, W) → (B, T, W), bit for bit."""
+        return x_BTW + (self.alpha - 1) * (x_BTW - x_BTW.detach())
+
+
 def add_noise(model: nn.Module, alpha: float) -> None:
     """Put noise on the token embeddings of a model in training. Raises ConfigError for a recurrent one."""
+    for part in _input_embeddings(model, "train.neftune"):
+        part.noise = EmbeddingNoise(alpha)
+
+
+def shrink_gradient(model: nn.Module, alpha: float) -> None:
+    """Multiply the gradients that reach token embeddings from the layers by α; a tied head's stay as they are. Raises ConfigError
+    for a recurrent model."""
+    for part in _input_embeddings(model, "train.embedding_gradient"):
+        part.shrink = GradientShrink(alpha)
+
+
+def _input_embeddings(model: nn.Module, setting: str) -> list[InputEmbedding]:
     found = [part for part in model.modules() if isinstance(part, InputEmbedding)]
     if not found:
-        raise ConfigError("train.neftune needs a Transformer: a recurrent model's embeddings get no noise")
-    for part in found:
-        part.noise = EmbeddingNoise(alpha)
+        raise ConfigError(f"{setting} needs a Transformer: a recurrent model's embeddings are used as they are")
+    return found
 
 
 class InputEmbedding(nn.Module):
@@ -78,6 +101,7 @@ class InputEmbedding(nn.Module):
         super().__init__()
         self.tokens = tokens
         self.noise: EmbeddingNoise | None = None
+        self.shrink: GradientShrink | None = None
         self.segments = Embedding(segments, embedding_width) if segments else None
         self.norm = None if norm is None else norm.build(embedding_width)
         self.widen = Linear(embedding_width, width, bias=True) if widen else None
@@ -87,6 +111,8 @@ class InputEmbedding(nn.Module):
     ) -> Tensor:
         """(B, T) token ids, or (B, T, W) embeddings in their place → (B, T, E). Raises DataError for segments without a table."""
         embedded_BTW = tokens_BT if tokens_BT.is_floating_point() else self.tokens(tokens_BT)
+        if self.shrink is not None:
+            embedded_BTW = self.shrink(embedded_BTW)
         if self.noise is not None:
             embedded_BTW = self.noise(embedded_BTW)
         x_BTW = position.embed(embedded_BTW, positions_BT)

@@ -108,6 +108,8 @@ class Objective(Variant):
             "preference": "luban.objectives.preference:Preference",
             "policy": "luban.objectives.policy:Policy",
             "value": "luban.objectives.value:ValueFunction",
+            "text_to_text": "luban.objectives.text_to_text:TextToText",
+            "multitask": "luban.objectives.multitask:Multitask",
         },
     )
     bodies: ClassVar[tuple[str, ...]]  # registered names of the supported bodies
@@ -115,6 +117,9 @@ class Objective(Variant):
     # each token is predicted exactly once from its left context, so bits per byte is defined
     reads_whole_text: ClassVar[bool] = False
     two_positions: ClassVar[bool] = False  # batches have two positions per token, (B, 2, T)
+    varies_rows: ClassVar[bool] = (
+        False  # the number of rows that go through the model at once differs between micro-batches
+    )
 
     def extra_ids(self) -> int:
         """Number of ids needed beyond the tokenizer's."""
@@ -145,6 +150,18 @@ class Objective(Variant):
             DataError: the split or its vocabulary lacks special tokens or documents that the objective needs.
         """
         raise NotImplementedError
+
+    def further_data(self) -> dict[str, str]:
+        """Paths of shards that `examples` reads beside its own, by what they are for."""
+        return {}
+
+    def tasks_of(self, rows: Packing) -> Mapping[str, tuple[float, Packing]]:
+        """Share and rows of each of several tasks that are measured apart; empty for one.
+
+        Args:
+            rows: what `examples` gave.
+        """
+        return {}
 
     def measured(self) -> Objective:
         """The objective used for validation: this one without regularisers (label smoothing, z-loss)."""

@@ -15,14 +15,23 @@ from luban.objectives.base import LossModule, LossOutput, Objective, TensorBatch
 
 
 class SourceLoss(LossModule):
-    """Summed cross-entropy of what the decoder writes (teacher forcing)."""
+    """Summed cross-entropy of what the decoder writes (teacher forcing).
+
+    Args:
+        smoothing: share of every target spread evenly over the vocabulary.
+    """
+
+    def __init__(self, model: nn.Module, attention: AttentionBackend | None = None, *, smoothing: float = 0.0):
+        super().__init__(model, attention)
+        self.smoothing = smoothing
 
     def forward(self, batch: TensorBatch) -> LossOutput:
         """The summed loss of a batch."""
         hidden = self.model(
             batch["source"], batch["tokens"], batch["source_mask"], attention=self.attention, output="hidden"
         )
-        return LossOutput(self.model.head(hidden, ignore_untrained(batch["targets"], batch["loss_mask"])))
+        targets = ignore_untrained(batch["targets"], batch["loss_mask"])
+        return LossOutput(self.model.head(hidden, targets, smoothing=self.smoothing))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -46,12 +47,15 @@ class OptimizerConfig(Variant):
             "lamb": "luban.optim.lamb:Lamb",
             "lion": "luban.optim.lion:Lion",
             "soap": "luban.optim.soap:Soap",
+            "schedule_free": "luban.optim.schedule_free:ScheduleFree",
         },
     )
 
     rounds_stochastically: ClassVar[bool] = False  # bf16 weights, which would lose small updates otherwise
 
     elementwise: ClassVar[bool] = False  # every number is updated by itself, so that shards of a matrix can be
+
+    keeps_rate: ClassVar[bool] = False  # made for a learning rate that doesn't decay
 
     lr: float = 1e-3  # peak learning rate
     weight_decay: float = 0.1  # decoupled decay (times the learning rate), on matrices only
@@ -125,6 +129,10 @@ class Update:
 class ParamGroups:
     """One algorithm over groups of parameters. Each group carries `peak_lr`; its state is named tensors."""
 
+    on_host: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # keys of state that stays on the CPU, so that reading it doesn't wait
+
     def __init__(self, groups: Sequence[dict[str, Any]]):
         self.groups = [group for group in groups if group["params"]]
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {p: {} for group in self.groups for p in group["params"]}
@@ -132,6 +140,13 @@ class ParamGroups:
     def step(self, factor: float, update: Update) -> None:
         """Update every parameter that has a gradient, at `factor` times its peak learning rate."""
         raise NotImplementedError
+
+    def averages(self) -> Mapping[nn.Parameter, Tensor]:
+        """The weights that a model is evaluated and saved with, where they aren't those that gradients are taken at."""
+        return {}
+
+
+TRAINED = "trained"  # key of weights that gradients are taken at, in the state of optimizers that average others
 
 
 class Optimizer:
@@ -155,9 +170,37 @@ class Optimizer:
     def finish(self) -> None:
         """Wait for an update that is still running; there is none."""
 
+    def averages(self) -> dict[str, Tensor]:
+        """The weights that the model is evaluated and saved with, by name, where they aren't the parameters."""
+        found = {parameter: x for algorithm in self.algorithms for parameter, x in algorithm.averages().items()}
+        return {name: found[parameter] for name, parameter in self.parameters.items() if parameter in found}
+
+    @contextmanager
+    def averaged(self, copies: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+        """Within it the parameters are `averages`; afterwards they are what they were.
+
+        Args:
+            copies: half-precision weights behind them, which follow.
+        """
+        averages = self.averages()
+        kept = {name: self.parameters[name].detach().clone() for name in averages}
+        self._set(averages, copies)
+        try:
+            yield
+        finally:
+            self._set(kept, copies)
+
+    @torch.no_grad()
+    def _set(self, weights: Mapping[str, Tensor], copies: Mapping[nn.Parameter, Tensor]) -> None:
+        for name, tensor in weights.items():
+            parameter = self.parameters[name]
+            parameter.copy_(tensor)
+            if parameter in copies:
+                copies[parameter].copy_(parameter)
+
     def state_dict(self) -> dict[str, Tensor]:
-        """The state as `parameter/key` → tensor."""
-        found = {}
+        """The state as `parameter/key` → tensor; with it the parameters themselves where `averages` are saved in their place."""
+        found = {f"{name}/{TRAINED}": self.parameters[name].detach() for name in self.averages()}
         for name, parameter in self.parameters.items():
             for algorithm in self.algorithms:
                 for key, value in algorithm.state.get(parameter, {}).items():
@@ -165,15 +208,20 @@ class Optimizer:
         return found
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up the state that `state_dict` gave. Raises ArtifactError for a parameter the model does not have."""
+        """Take up the state that `state_dict` gave, and parameters that are in it. Raises ArtifactError for a parameter the model does not have."""
         for entry, value in tensors.items():
             name, _, key = entry.rpartition("/")
             if name not in self.parameters:
                 raise ArtifactError(f"the optimizer state holds '{name}', which the model does not have")
             parameter = self.parameters[name]
+            if key == TRAINED:
+                with torch.no_grad():
+                    parameter.copy_(value)
+                continue
             algorithm = next(algorithm for algorithm in self.algorithms if parameter in algorithm.state)
             known = algorithm.state[parameter].get(key)
             if known is not None and known.shape == value.shape and known.dtype == value.dtype:
                 known.copy_(value)  # it stays where it is, which may be a file
             else:
-                algorithm.state[parameter][key] = value.to(parameter.device, copy=True)
+                device = torch.device("cpu") if key in algorithm.on_host else parameter.device
+                algorithm.state[parameter][key] = value.to(device, copy=True)

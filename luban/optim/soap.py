@@ -17,7 +17,14 @@ SIDES = ("left", "right")
 
 
 class SoapGroups(Tensorwise):
-    """The update. Vectors, sides longer than `largest` and tensors of more dimensions are not turned: there it is Adam's."""
+    """The update. Vectors, sides longer than `largest` and tensors of more dimensions are not turned: there it is Adam's.
+
+    The host must know when bases are due. On a CPU it reads the count of steps. Reading it from another device would wait, so
+    there it is read until the first good step is behind, and then the host counts `calls` itself: bad steps after that
+    count too, and bases are due a step earlier for each.
+    """
+
+    on_host = frozenset({"calls"})
 
     def begin(self, weight: Tensor, group: dict[str, Any]) -> State:
         """Moments 0; each side's covariance 0 and basis the identity."""
@@ -25,6 +32,7 @@ class SoapGroups(Tensorwise):
             "exp_avg": torch.zeros_like(weight),
             "exp_avg_sq": torch.zeros_like(weight),
             "step": torch.zeros((), device=weight.device),
+            "calls": torch.zeros((), dtype=torch.int64),
         }
         for side, size in self._sides(weight, group).items():
             state[side] = weight.new_zeros(size, size)
@@ -46,24 +54,29 @@ class SoapGroups(Tensorwise):
         direction = self._turn(self._turn(first, state) / (second.sqrt() + group["eps"]), state, back=True)
         moved = weight - lr * correction * direction
         moved = moved - lr * group["decay"] * moved
-        new = {"step": step}
+        calls = int(state["step"] if weight.device.type == "cpu" else state["calls"]) or int(state["step"])
+        new = {"step": step, "calls": torch.tensor(calls + 1 if calls else 0)}
         new["exp_avg"] = torch.where(first_of_all, state["exp_avg"], first)
         new["exp_avg_sq"] = torch.where(first_of_all, state["exp_avg_sq"], second)
         for side in sides:
             square = gradient @ gradient.mT if side == "left" else gradient.mT @ gradient
             new[side] = torch.lerp(square, state[side], beta2)
-        new |= self._bases({**state, **new}, int(step), group, list(sides))
+        new |= self._bases({**state, **new}, calls, group, list(sides))
         return torch.where(first_of_all, weight, moved), new
 
-    def _bases(self, state: State, step: int, group: dict[str, Any], sides: list[str]) -> State:
-        """Bases for the next step: eigenvectors after the first, then now and then one step of orthogonal iteration."""
+    def _bases(self, state: State, before: int, group: dict[str, Any], sides: list[str]) -> State:
+        """Bases for the next step: eigenvectors after the first, then now and then one step of orthogonal iteration.
+
+        Args:
+            before: steps before this one.
+        """
         found: State = {}
-        if not sides or not (step == 1 or (step - 1) % group["every"] == 0):
+        if not sides or before % group["every"]:
             return found
         second = state["exp_avg_sq"]
         for side in sides:
             square, basis = state[side], state[f"{side}_basis"]
-            if step == 1:
+            if not before:
                 found[f"{side}_basis"] = torch.linalg.eigh(square.double()).eigenvectors.flip(-1).to(square.dtype)
                 continue
             order = (basis * (square @ basis)).sum(0).argsort(descending=True)  # estimated eigenvalues
@@ -115,7 +128,7 @@ class Soap(TensorwiseConfig):
         total = 0
         for shape in shapes.values():
             sides = [size for size in shape if size <= self.largest] if len(shape) == 2 else []
-            total += 8 * math.prod(shape) + 4 + 8 * sum(size**2 for size in sides)
+            total += 8 * math.prod(shape) + 12 + 8 * sum(size**2 for size in sides)
         return total
 
     def update_flops(self, shapes: Shapes, roles: Roles) -> int:

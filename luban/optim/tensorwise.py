@@ -55,7 +55,7 @@ class TensorwiseConfig(OptimizerConfig):
 
 
 class Tensorwise(ParamGroups):
-    """Steps tensor by tensor, in float32 or wider. After a bad step neither weights nor state change."""
+    """Steps tensor by tensor, in float32 or wider. After a bad step neither weights nor state change, but for what is `on_host`."""
 
     def step(self, factor: float, update: Update) -> None:
         """As every algorithm's."""
@@ -75,7 +75,7 @@ class Tensorwise(ParamGroups):
         new_weight, new_state = self.advance(weight, gradient, dict(state), lr, group)
         parameter.copy_(torch.where(update.apply, new_weight, weight))
         for name, value in new_state.items():
-            state[name] = torch.where(update.apply, value, state[name])
+            state[name] = value if name in self.on_host else torch.where(update.apply, value, state[name])
 
     def begin(self, weight: Tensor, group: dict[str, Any]) -> State:
         """The state before the first step."""

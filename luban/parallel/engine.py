@@ -6,6 +6,7 @@ Nothing in a step waits for the device: whether it was good is decided there, an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -175,7 +176,10 @@ class TrainEngine:
         stop, *loads = parts[2 * len(step.metrics) :]
         bad = not (np.isfinite(loss) and np.isfinite(norm))
         explained = self.scale.update(bad) and bool(np.isfinite(loss))
-        metrics = {name: parts[2 * i] / max(parts[2 * i + 1], 1) for i, name in enumerate(step.metrics)}
+        counted = zip(step.metrics, parts[::2], parts[1::2], strict=False)
+        metrics = {
+            name: total / count for name, total, count in counted if count
+        }  # one of several tasks may have no rows
         metrics |= self.routers.metrics(loads)
         return StepResult(
             loss=loss / max(targets, 1),
@@ -188,19 +192,47 @@ class TrainEngine:
             stop=bool(stop),
         )
 
+    def abandon_step(self) -> None:
+        """Forget what was begun of a step that can't be finished, because another process is gone."""
+        self.params.clear()
+        for layer in self.routers.layers.values():
+            layer.tally.take()
+
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """(summed loss in nats, targets) of a held-out batch."""
         self.optimizer.finish()
         tensors, readers = to_device(batch, self.device), self.world.plan.readers
         divisible = all(tensor.shape[0] % readers == 0 for tensor in tensors.values())
-        for part in self.random_parts:
-            part.eval()
-        # where rows can't be divided, every process reads all of them
-        total = self.runner.evaluate(self._mine(tensors, divided=divisible))
-        for part in self.random_parts:
-            part.train()
+        with self._without_randomness(), self.optimizer.averaged(self.params.copies()):
+            # where rows can't be divided, every process reads all of them
+            total = self.runner.evaluate(self._mine(tensors, divided=divisible))
         counts = self.world.counts and (divisible or self.world.reader == 0)
         return float(self.world.sum(total if counts else torch.zeros_like(total))), batch.target_count
+
+    def gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradients of a batch's mean loss by the parameters' names, on every process, with nothing drawn at random. Neither
+        parameters nor optimizer change.
+
+        Args:
+            batch: the same in every process, its rows a multiple of the processes and micro-batches.
+        """
+        self.optimizer.finish()
+        weight = 1 / max(batch.target_count, 1)
+        with self._without_randomness():
+            self.runner.train(list(self._micro_batches(batch, weight, share=False)), weight)
+        found = {name: gradient.clone() for name, gradient in self.sums.sum(self.params.gradients()).items()}
+        self.params.clear()
+        self.routers.figures(torch.zeros((), device=self.device))  # not those of a step
+        return found
+
+    @contextmanager
+    def _without_randomness(self) -> Iterator[None]:
+        """Modules that draw numbers in training draw none."""
+        for part in self.random_parts:
+            part.eval()
+        yield
+        for part in self.random_parts:
+            part.train()
 
     def held(self) -> dict[str, dict[str, Region]]:
         """What this process has of the weights under "model" (the fp32 ones, where there are such) and of the optimizer's state
@@ -217,7 +249,7 @@ class TrainEngine:
         """Weights and optimizer state as `held`, but whole in every process, as a run in one process has them. Every process
         must call it."""
         self.optimizer.finish()
-        model = self._whole(self.params.state_dict(), lambda name: name)
+        model = self._whole({**self.params.state_dict(), **self.optimizer.averages()}, lambda name: name)
         return {"model": model, "optimizer": self._whole(self.optimizer.state_dict(), parameter_of)}
 
     def _whole(self, held: Mapping[str, Tensor], parameter: Callable[[str], str]) -> dict[str, Tensor]:
@@ -240,6 +272,7 @@ class TrainEngine:
             if name in self.params.parameters or name not in state["model"]:  # else another process has it
                 optimizer[entry] = self.params.part(name, mine(name, value))
         self.optimizer.load_state_dict(optimizer)
+        self.params.refresh()
 
     def _micro_batches(self, batch: Batch, weight: float | Tensor, *, share: bool) -> Iterator[dict[str, Tensor]]:
         tensors, pieces = to_device(batch, self.device), self.accumulate * self.world.plan.microbatches
@@ -250,9 +283,8 @@ class TrainEngine:
             # every micro-batch.
             updates = pieces if isinstance(self.runner, Asynchronous) else 1
             tensors["router_weights"] = tensors["router_weights"] * weight * (updates / self.world.plan.tensor)
-        cut = {name: tensor.chunk(pieces) for name, tensor in tensors.items()}
-        for i in range(pieces):
-            yield self._mine({name: chunks[i] for name, chunks in cut.items()}, divided=not share)
+        for piece in batch.cut(tensors, pieces):
+            yield self._mine(piece, divided=not share)
 
     def _mine(self, tensors: dict[str, Tensor], *, divided: bool = True) -> dict[str, Tensor]:
         """What this process reads: its rows, unless they aren't to be `divided`, and of them its tokens."""

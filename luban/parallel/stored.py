@@ -41,8 +41,10 @@ class Stored(Protocol):
 
 
 def held(params: Params, optimizer: Optimizer, placements: Placements) -> dict[str, dict[str, Region]]:
-    """The parts of weights ("model") and optimizer state ("optimizer") that this process has, as views."""
-    model = {name: placements.region(name, tensor) for name, tensor in params.state_dict().items()}
+    """The parts of weights ("model") and optimizer state ("optimizer") that this process has, as views, but for weights that the
+    optimizer averages."""
+    weights = {**params.state_dict(), **optimizer.averages()}
+    model = {name: placements.region(name, tensor) for name, tensor in weights.items()}
     states = {}
     for entry, value in optimizer.state_dict().items():
         name = parameter_of(entry)
@@ -76,6 +78,7 @@ def take_up(stored: Stored, params: Params, optimizer: Optimizer, placements: Pl
         else:
             states[entry] = stored.read("optimizer", entry, (0,) * len(described.shape), described.shape)
     optimizer.load_state_dict(states)
+    params.refresh()  # the state of some optimizers has weights in it
 
 
 def _fill(stored: Stored, collection: str, name: str, region: Region) -> None:

@@ -15,10 +15,12 @@ from luban.core.log import read_metrics, warn
 from luban.core.units import count
 from luban.core.whole_directory import INCOMPLETE
 from luban.report.chart import Chart, Level, Series, draw, smooth
+from luban.report.goodput import failures_line, goodput_rows
 from luban.report.predicted_vs_measured import predicted_vs_measured
 
 SMOOTHED_STEPS, SMOOTHED_SHARE = 20, 0.02  # steps that the training curve is averaged over: so many, or a share of all
 SMALL_WIDTH, SMALL_HEIGHT = 400, 230  # of a chart that shares its row with others
+TONES = "abcd"
 HEADLINES = {  # artifact kind → figures worth a line in its box, the first that is there
     "corpus": (("documents", "{:,} documents"),),
     "tokenizer": (("vocab_size", "{:,} tokens"),),
@@ -149,12 +151,14 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
         "main": _picture(main),
         "small": [p for p in map(_picture, _small_charts(rows)) if p["svg"]],
         "predicted_vs_measured": predicted_vs_measured(found.manifest.figures, rows),
+        "goodput": goodput_rows(found.manifest.figures),
+        "failures": failures_line(found.manifest.figures),
         "caveats": [str(caveat) for caveat in found.manifest.figures.get("prediction_caveats", ())],
     }
 
 
 def _small_charts(rows: list[dict[str, Any]]) -> list[Chart]:
-    """Speed, learning rate and gradient norm."""
+    """Speed, learning rate, gradient norm, and what tells several tasks apart."""
 
     def chart(title: str, unit: str, column: str, tone: str = "a", **options: Any) -> Chart:
         series = [Series(title.partition(",")[0], _column(rows, column), tone)]
@@ -164,4 +168,24 @@ def _small_charts(rows: list[dict[str, Any]]) -> list[Chart]:
         chart("tokens a second", "tokens/s", "tokens_per_second", zero=True),
         chart("learning rate", "learning rate", "lr", "c", zero=True),
         chart("gradient norm, before clipping", "norm", "grad_norm", "d", clip_start=0.05),
+        *_task_charts(rows),
     ]
+
+
+def _task_charts(rows: list[dict[str, Any]]) -> list[Chart]:
+    """Of a run with several tasks: each one's held-out loss, and how far their gradients agree."""
+    found = []
+    for prefix, title, unit in (
+        ("heldout_loss/", "held-out loss of each task", "nats a target"),
+        ("gradient_cosine/", "cosine between two tasks' gradients (below 0: they conflict)", "cosine"),
+    ):
+        names = dict.fromkeys(name for row in rows for name in row if name.startswith(prefix))
+        series = [
+            Series(
+                name.removeprefix(prefix).replace("/", " and "), _column(rows, name), TONES[i % len(TONES)], dots=True
+            )
+            for i, name in enumerate(names)
+        ]
+        if series:
+            found.append(Chart(title, "step", unit, series, width=SMALL_WIDTH, height=SMALL_HEIGHT))
+    return found

@@ -23,6 +23,7 @@ from luban.report.alignment_tax import stages_of, tax_tree
 from luban.report.comparison import compare
 from luban.report.gather import Found, evaluations_of, figures_of, find_artifacts, headline, read_items, run_section
 from luban.report.lineage_graph import family_of
+from luban.report.long_context import long_context_sections
 from luban.tokenizer.tokenizer import load_tokenizer
 
 SHOWN_TOKENS = 600  # of a pack: what fits on a screen
@@ -42,8 +43,9 @@ def write_report(folders: Sequence[Path], out: Path, title: str = "A language mo
     runs = [f for f in artifacts if f.manifest.kind == "run"]
     template = environment().from_string((Path(__file__).parent / "page.html.jinja").read_text(encoding="utf-8"))
     sections = [s for s in (run_section(run, figures_of(evaluations_of(run, evaluations))) for run in runs) if s]
+    sections += long_context_sections(evaluations)
     for section in sections:
-        for picture in [section["main"], *section["small"]]:
+        for picture in [*([section["main"]] if section["main"] else []), *section["small"]]:
             picture["svg"] = Markup(picture["svg"])
     drawn = family_of((f.name, f.manifest, headline(f)) for f in artifacts if f.manifest.status == "finished")
     versions = ", ".join(f"{k} {v}" for k, v in package_versions().items())

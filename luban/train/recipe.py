@@ -25,6 +25,7 @@ from luban.optim.base import OptimizerConfig
 from luban.optim.schedule.base import Schedule
 from luban.optim.schedule.cosine import Cosine
 from luban.tokenizer.tokenizer import Tokenizer
+from luban.train.elastic.config import ElasticConfig
 from luban.train.spikes import SpikeConfig
 
 
@@ -73,6 +74,8 @@ class TrainConfig:
     neftune: float = (
         0.0  # noise within ±neftune/√(tokens·width) on embeddings in training (NEFTune: 5 to 15 for sft; 0: none)
     )
+    # factor on the gradients that layers send to token embeddings (GLM-130B: 0.1; 1: as they are)
+    embedding_gradient: float = 1.0
     clip: float = 1.0  # maximum global gradient norm (0: no clipping)
     max_bad_steps: Operational[int] = 10  # steps with a NaN or infinite loss or gradient (skipped) before the run stops
     log_every: Operational[int] = 10  # steps between rows of metrics.jsonl
@@ -94,6 +97,8 @@ class TrainConfig:
             raise ValueError(f"weights kept in bf16 need matmuls in bf16 or fp8, precision is {self.precision}")
         if self.epochs < 0:
             raise ValueError(f"epochs must be at least 0, {self.epochs} given")
+        if not 0 < self.embedding_gradient <= 1:
+            raise ValueError(f"embedding_gradient must lie in (0, 1], {self.embedding_gradient} given")
         if min(self.budget_seconds, self.clip, self.profile, self.neftune) < 0:
             raise ValueError("budget_seconds, clip, profile and neftune must be at least 0")
 
@@ -144,10 +149,22 @@ class Recipe:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     spikes: SpikeConfig = field(default_factory=SpikeConfig)
+    elastic: ElasticConfig = field(default_factory=ElasticConfig)
 
     def trained(self, shards: Shards) -> Shards:
         """The training split as the loss of this recipe reads it."""
         return shards
+
+    def check_rows(self, plan: ParallelPlan) -> None:
+        """Raise ConfigError where plan or compilation needs micro-batches of equally many rows and the objective has none."""
+        divided = [name for name in ("shard", "tensor", "pipeline", "context", "expert") if getattr(plan, name) > 1]
+        if self.objective.varies_rows and (divided or self.train.compile):
+            what = f"plan.{divided[0]}" if divided else "train.compile"
+            name = Objective.registry.name_of(type(self.objective))
+            raise ConfigError(
+                f"objective {name} has another number of rows of each task in every micro-batch, which does not go with "
+                f"{what}: leave it out; --plan.replicate divides the rows among processes"
+            )
 
     def require_tokenizer(self, shards: Shards, tokenizer: Tokenizer) -> None:
         """Raise LineageError unless the shards were packed with the tokenizer of `init`."""
@@ -156,6 +173,11 @@ class Recipe:
     def __post_init__(self):
         if self.adapter is not None and not self.init:
             raise ConfigError("an adapter needs a model that it adapts: give --init MODEL")
+        if self.optim.keeps_rate and self.schedule.decays:
+            name = OptimizerConfig.registry.name_of(type(self.optim))
+            raise ConfigError(
+                f"{name} averages weights in place of a decaying learning rate: give --schedule.type constant"
+            )
         if self.train.weights == "bf16" and not self.optim.rounds_stochastically:
             name = OptimizerConfig.registry.name_of(type(self.optim))
             raise ConfigError(

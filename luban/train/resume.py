@@ -34,13 +34,14 @@ def run_artifact(recipe: Recipe, out: Path, *, task: str, shards: Shards, start:
         ConfigError: it has trained more steps than `recipe` asks for.
     """
     defining, settings = split_config(recipe)
+    further = [as_parent(f"shards of {name}", path) for name, path in recipe.objective.further_data().items()]
     lengths = {path for path, mark in marks(recipe).items() if mark is Mark.LENGTH}
     art = ArtifactWriter(
         out,
         kind="run",
         config={"task": task, **defining, "model": config_of(start.spec), **_base(start)},
         settings=settings,
-        parents=(as_parent("shards", shards.path), *start.parents),
+        parents=(as_parent("shards", shards.path), *further, *start.parents),
         resumable=True,
         extensible=lengths,
         seed=recipe.train.seed,
@@ -121,6 +122,11 @@ def resume(art: ArtifactWriter | FollowedRun, recipe: Recipe, state: TrainState,
         step, checkpoint = found
         state.restore(checkpoint, recipe.train.seed)
         say(f"resuming after step {step}")
+    note_changes(art, recipe, state, start)
+
+
+def note_changes(art: ArtifactWriter | FollowedRun, recipe: Recipe, state: TrainState, start: Start) -> None:
+    """Note in the manifest which fields of a run that is taken up again have changed, and say what that does."""
     if not art.changed:
         return
     step, marked = state.progress.step, marks(recipe)

@@ -33,7 +33,7 @@ from luban.models.base import Model
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
 from luban.nn.attention.backend import AttentionBackend
-from luban.nn.embedding import add_noise
+from luban.nn.embedding import add_noise, shrink_gradient
 from luban.nn.float8 import require_float8
 from luban.objectives.base import Objective
 from luban.parallel.apply import Execution, apply
@@ -47,11 +47,12 @@ from luban.parallel.memory_limits import is_out_of_memory
 from luban.parallel.stages import check_stages
 from luban.parallel.tensor import check_tensor
 from luban.parallel.world import World, is_lost_connection, process_count
+from luban.train.conflict import GradientConflict
 from luban.train.loop import Loop, TrainerComponents
 from luban.train.metrics_logger import require_tensorboard
 from luban.train.predict import Prediction, predict, require_memory
-from luban.train.recipe import Recipe
-from luban.train.resume import opened_together, resume, run_artifact, write_recipe
+from luban.train.recipe import Recipe, TrainConfig
+from luban.train.resume import FollowedRun, opened_together, resume, run_artifact, write_recipe
 from luban.train.start import Start, choose_start
 from luban.train.state import TrainState
 from luban.train.validate import Validator
@@ -104,26 +105,12 @@ def _train(
     if world.agree(art.finished()):
         say(f"{out} is finished: nothing is left to train. More steps: the same command with a larger --train.steps")
         return Path(out)
-    prediction = _predict(*opened)
+    prediction = predict_run(*opened)
     _require_memory(*opened, prediction)
     if recipe.train.tensorboard:
         require_tensorboard()
     with opened_together(art, world) as art:
-        require_free(
-            art.path,
-            4 * _saved_numbers(prediction, world) * (recipe.checkpoint.keep + 2),
-            "training with these checkpoints",
-        )
-        if isinstance(art, ArtifactWriter) and not art.resumed:
-            write_recipe(art, recipe, start)
-            shutil.copytree(Path(shards.path) / "tokenizer", art.path / "tokenizer", dirs_exist_ok=True)
-            art.note(recipe=name, command=command_line())
-            if recipe.adapter is not None:
-                art.note(base=base_reference(recipe.init))
-        if not art.resumed or art.changed:
-            art.note(device=str(device), accelerator=prediction.machine.name, **prediction.figures())
-        gated.clear()
-        chosen.clear()  # of runs before, where there were any in this process
+        begin(art, opened, prediction, world, name)
         parts = make(recipe, shards, start, device, world, art.path)
         resume(art, recipe, parts.state, start)
         say(prediction.summary())
@@ -136,6 +123,38 @@ def _train(
                 raise
             raise _exhausted(recipe, prediction, parts.state.progress.step) from error
     return Path(out)
+
+
+def is_begun(art: ArtifactWriter | FollowedRun) -> bool:
+    """Whether a run directory holds what it holds from the start: a process may have been killed while it wrote it."""
+    return "accelerator" in art.figures
+
+
+def begin(
+    art: ArtifactWriter | FollowedRun,
+    opened: tuple[Recipe, Shards, Start, torch.device],
+    prediction: Prediction,
+    world: World,
+    name: str,
+) -> None:
+    """Check that the disk has room, and write what a run directory holds from the start, unless all of it is there."""
+    recipe, shards, start, device = opened
+    begun = is_begun(art)
+    require_free(
+        art.path,
+        4 * _saved_numbers(prediction, world) * (recipe.checkpoint.keep + 2),
+        "training with these checkpoints",
+    )
+    if isinstance(art, ArtifactWriter) and not begun:
+        write_recipe(art, recipe, start)
+        shutil.copytree(Path(shards.path) / "tokenizer", art.path / "tokenizer", dirs_exist_ok=True)
+        art.note(recipe=name, command=command_line())
+        if recipe.adapter is not None:
+            art.note(base=base_reference(recipe.init))
+    if not begun or art.changed:
+        art.note(device=str(device), accelerator=prediction.machine.name, **prediction.figures())
+    gated.clear()
+    chosen.clear()  # of runs before, where there were any in this process
 
 
 def _saved_numbers(prediction: Prediction, world: World) -> int:
@@ -188,6 +207,7 @@ def for_processes(recipe: Recipe, processes: int) -> Recipe:
     plan = recipe.plan.over(processes)
     plan.check_batch(recipe.train.batch_size, recipe.train.accumulate)
     plan.check_tokens(recipe.train.seq_len)
+    recipe.check_rows(plan)
     return replace(recipe, plan=plan)
 
 
@@ -214,10 +234,10 @@ def prepare(
 ) -> tuple[Recipe, Shards, Start, torch.device, Prediction]:
     """Open the data, choose the start and predict the run. Allocates no model and writes nothing."""
     opened = open_run(recipe, model, processes)
-    return *opened, _predict(*opened)
+    return *opened, predict_run(*opened)
 
 
-def _predict(recipe: Recipe, shards: Shards, start: Start, device: torch.device) -> Prediction:
+def predict_run(recipe: Recipe, shards: Shards, start: Start, device: torch.device) -> Prediction:
     if short := recipe.schedule.never_at_peak(recipe.train.steps):
         warn(short)
     return predict(recipe, start.spec, device, partial(_sample, recipe, shards))
@@ -261,12 +281,7 @@ def assemble(
         folder: of the run, for components that keep something there; these don't.
     """
     config, world = recipe.train, world or World()
-    seed_everything(config.seed)
-    # processes that work on the same rows draw the same numbers
-    torch.manual_seed(derive(config.seed, "process", world.reader) if world.reader else config.seed)
-    set_determinism(config.deterministic, device)
-    keep_freed_memory(device)
-    torch.set_float32_matmul_precision("high")
+    prepare_process(config, device, world)
     engine = make_engine(recipe, start, device, world)
     workers = recipe.data.workers if recipe.data.workers is not None else 2 * (device.type == "cuda")
     loader = Loader(
@@ -280,7 +295,20 @@ def assemble(
         world=world.plan.readers,
         micro_batches=config.accumulate * world.plan.microbatches,
     )
-    return TrainerComponents(recipe, engine, TrainState(start.spec, engine), loader, _validator(recipe, shards))
+    tasks = {name: rows for name, (_, rows) in recipe.objective.tasks_of(loader.packing).items()}
+    conflict = GradientConflict(tasks, config.batch_size, config.seed) if len(tasks) > 1 else None
+    validator = make_validator(recipe, shards)
+    return TrainerComponents(recipe, engine, TrainState(start.spec, engine), loader, validator, conflict)
+
+
+def prepare_process(config: TrainConfig, device: torch.device, world: World) -> None:
+    """Seeds, determinism and memory of this process, before a model is made in it."""
+    seed_everything(config.seed)
+    # processes that work on the same rows draw the same numbers
+    torch.manual_seed(derive(config.seed, "process", world.reader) if world.reader else config.seed)
+    set_determinism(config.deterministic, device)
+    keep_freed_memory(device)
+    torch.set_float32_matmul_precision("high")
 
 
 def make_engine(recipe: Recipe, start: Start, device: torch.device, world: World | None = None) -> TrainEngine:
@@ -289,6 +317,8 @@ def make_engine(recipe: Recipe, start: Start, device: torch.device, world: World
     model = build_model(start.spec, device="meta")
     if config.neftune:
         add_noise(model, config.neftune)
+    if config.embedding_gradient < 1:
+        shrink_gradient(model, config.embedding_gradient)
     measured = recipe.objective.measured()
     evaluation = measured.loss(model, attention) if measured != recipe.objective else None
     execution = Execution(
@@ -332,7 +362,7 @@ def _packed(objective: Objective, shards: Shards, seq_len: int, seed: int, packi
     return objective.examples(shards, seq_len=seq_len, seed=seed, packing=packing)
 
 
-def _validator(recipe: Recipe, shards: Shards) -> Validator | None:
+def make_validator(recipe: Recipe, shards: Shards) -> Validator | None:
     train = recipe.train
     try:
         heldout = Shards.open(shards.path, "heldout")
@@ -343,8 +373,9 @@ def _validator(recipe: Recipe, shards: Shards) -> Validator | None:
             batch_size=train.batch_size // train.accumulate,
             seq_len=train.seq_len,
             batches=recipe.validation.batches * train.accumulate,  # the same rows, however they are cut
+            tasks={} if rows is None else recipe.objective.tasks_of(rows),
         )
-        next(validator.batches_once())
+        validator.check()
     except DataError as error:
         warn(f"training without validation: {error}")
         return None

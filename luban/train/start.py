@@ -97,8 +97,13 @@ def with_head(recipe: Recipe, spec: ModelSpec, weights: dict[str, Tensor]) -> tu
     if changed.head == spec.head:
         return spec, weights
     fresh = state_of(build_model(changed, seed=recipe.train.seed))
-    body = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
-    return changed, {name: body.get(name, tensor) for name, tensor in fresh.items()}
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+    for each in getattr(spec.head, "heads", ()):  # one of several heads keeps its weights
+        own = f"head.heads.{each.name}."
+        if each.head == changed.head:
+            kept |= {f"head.{key.removeprefix(own)}": weights[key] for key in weights if key.startswith(own)}
+            break
+    return changed, {name: kept.get(name, tensor) for name, tensor in fresh.items()}
 
 
 def _check(spec: ModelSpec, recipe: Recipe) -> ModelSpec:

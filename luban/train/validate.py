@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from luban.data.batch import Batch
 from luban.data.loader import sequential_batches
@@ -21,10 +21,12 @@ class Validation:
     tokens: int  # trained tokens it was measured on
     seq_len: int  # input tokens a row: what a token is predicted from, at the most
     bits_per_byte: float | None  # None where bytes mean nothing: conversations with a mask
+    tasks: Mapping[str, float] = field(default_factory=dict)  # loss of each of several tasks
 
     def row(self) -> dict[str, float]:
         """As a row of metrics."""
         row = {"heldout_loss": self.loss, "heldout_tokens": self.tokens, "heldout_seq_len": self.seq_len}
+        row |= {f"heldout_loss/{name}": loss for name, loss in self.tasks.items()}
         return row if self.bits_per_byte is None else {**row, "bits_per_byte": self.bits_per_byte}
 
 
@@ -34,25 +36,57 @@ class Validator:
     Bits per byte of the whole split are its summed loss / ln 2 / its UTF-8 bytes; where only `batches`
     batches are read, their rows are spread evenly over the split, and their mean loss stands for the rest.
     `rows` are those of an objective for which bits per byte mean nothing; without them the text is read as
-    it stands.
+    it stands. Several `tasks` are measured one after the other; the loss is then the mean of theirs, weighted by their
+    shares.
+
+    Args:
+        tasks: share and rows of each.
     """
 
-    def __init__(self, shards: Shards, *, batch_size: int, seq_len: int, batches: int, rows: Packing | None = None):
-        self.shards, self.rows = shards, rows
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        batch_size: int,
+        seq_len: int,
+        batches: int,
+        rows: Packing | None = None,
+        tasks: Mapping[str, tuple[float, Packing]] | None = None,
+    ):
+        self.shards, self.rows, self.tasks = shards, rows, dict(tasks or {})
         self.batch_size, self.seq_len, self.batches = batch_size, seq_len, batches
 
-    def batches_once(self) -> Iterator[Batch]:
-        """The batches, always the same. Raises DataError where the split is smaller than one sequence."""
-        return sequential_batches(self.shards, self.batch_size, self.seq_len, self.rows, self.batches)
+    def batches_once(self, rows: Packing | None = None) -> Iterator[Batch]:
+        """The batches, always the same, of other `rows` where they are given. Raises DataError where the split is smaller than
+        one sequence."""
+        return sequential_batches(self.shards, self.batch_size, self.seq_len, rows or self.rows, self.batches)
+
+    def check(self) -> None:
+        """Raise DataError where there is nothing to measure."""
+        next(self.batches_once())
 
     def __call__(self, engine: TrainEngine) -> Validation:
         """Measure."""
+        if not self.tasks:
+            mean, tokens = self._mean(engine, self.batches_once())
+            return Validation(loss=mean, tokens=tokens, seq_len=self.seq_len, bits_per_byte=self._bits_per_byte(mean))
+        found = {name: self._mean(engine, self.batches_once(rows)) for name, (_, rows) in self.tasks.items()}
+        return Validation(
+            loss=sum(share * found[name][0] for name, (share, _) in self.tasks.items()),
+            tokens=sum(tokens for _, tokens in found.values()),
+            seq_len=self.seq_len,
+            bits_per_byte=None,
+            tasks={name: mean for name, (mean, _) in found.items()},
+        )
+
+    @staticmethod
+    def _mean(engine: TrainEngine, batches: Iterator[Batch]) -> tuple[float, int]:
+        """(mean loss, trained tokens) of some batches."""
         total, tokens = 0.0, 0
-        for batch in self.batches_once():
+        for batch in batches:
             summed, targets = engine.evaluate(batch)
             total, tokens = total + summed, tokens + targets
-        mean = total / max(tokens, 1)
-        return Validation(loss=mean, tokens=tokens, seq_len=self.seq_len, bits_per_byte=self._bits_per_byte(mean))
+        return total / max(tokens, 1), tokens
 
     def _bits_per_byte(self, mean: float) -> float | None:
         if self.shards.has_mask or self.rows is not None or not self.shards.bytes:

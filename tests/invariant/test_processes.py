@@ -101,6 +101,41 @@ def test_preferences_in_two_processes_equal_one(luban, shards, recipe, tmp_path)
     assert two["measured_at"] == 4 and two["accuracy"] == pytest.approx(one["accuracy"])
 
 
+def test_several_tasks_in_two_processes_equal_one(luban, shards, recipe, tmp_path):
+    """Whatever tasks the rows of a process are of; one task is so rare that most processes have none of it."""
+    tasks = tmp_path / "tasks.toml"
+    tasks.write_text(
+        f"""base = "{recipe}"
+[model.position]
+type = "learned"
+[model.head]
+type = "multitask"
+heads = [
+  {{ name = "text", head = "language_model" }},
+  {{ name = "rest", head = {{ type = "language_model", bias = true }} }},
+]
+[objective]
+type = "multitask"
+[[objective.tasks]]
+name = "text"
+weight = 7
+[[objective.tasks]]
+name = "rest"
+weight = 1
+objective = {{ type = "prefix" }}
+"""
+    )
+    command = ("pretrain", tasks, "--data.path", shards, *DOUBLE, "--validation.every", "8")
+    for name, words in (("one", ("--train.accumulate", "2")), ("two", ("--nproc", "2"))):
+        code, err = luban(*command, "--out", tmp_path / name, *words)
+        assert code == 0, err
+    found, right = curve(tmp_path / "two"), curve(tmp_path / "one")
+    assert [v for row in found for v in row] == pytest.approx([v for row in right for v in row], rel=1e-9)
+    rows = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("one", "two")]
+    cosines = [[row[key] for row in run if (key := "gradient_cosine/text/rest") in row] for run in rows]
+    assert len(cosines[0]) == 3 and cosines[0] == pytest.approx(cosines[1], rel=1e-7)
+
+
 def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe, tmp_path):
     command = (str(recipe), "--data.path", str(shards), "--out", str(tmp_path / "run"))
     for words, message in (

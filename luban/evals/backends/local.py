@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from luban.core.errors import DataError
+from luban.core.errors import DataError, UnsupportedError
 from luban.core.hashing import data_sha256, file_sha256
 from luban.core.seeding import derive
 from luban.evals.likelihood import Window, batches, negative_log_likelihood, rolling_windows
@@ -36,6 +36,7 @@ class LocalBackend:
         precision: of the arithmetic, "float32" or "bfloat16" (autocast).
         batch_tokens: tokens of a batch, padding included.
         batch_invariant: numbers are bit for bit those of each request alone (slower).
+        cache_bytes: for keys and values of texts that are written; None: as much as is free.
     """
 
     round_size = 256
@@ -47,10 +48,12 @@ class LocalBackend:
         precision: str = "float32",
         batch_tokens: int = 8192,
         batch_invariant: bool = False,
+        cache_bytes: int | None = None,
     ):
         self.model, self.precision, self.batch_tokens = model, precision, batch_tokens
         self.name, self.batch_invariant = model.name, batch_invariant
         self.counts: Counter[str] = Counter()
+        self.cache_bytes = cache_bytes
         self._weights = weights_identity(model)
         vocabulary = model.tokenizer.content_hash if model.tokenizer else ""
         self.identity = data_sha256([self._weights, vocabulary, precision, batch_invariant])
@@ -76,13 +79,23 @@ class LocalBackend:
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's. DataError where it has none, UnsupportedError where it doesn't predict text."""
-        require_next_token(self.model.spec, "an evaluation")
+        if not self.model.spec.body.two_sided:
+            require_next_token(self.model.spec, "an evaluation")
         return self.model.need_tokenizer()
+
+    def _need_likelihoods(self) -> None:
+        """Raise UnsupportedError for a model that writes and doesn't score."""
+        if self.model.spec.body.two_sided:
+            raise UnsupportedError(
+                "likelihoods of texts need a decoder; an encoder–decoder can be evaluated by tasks in which it writes "
+                "(kind generate), such as translation or e2e"
+            )
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
         """A prompt as token ids, begun as the model's texts begin."""
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, bos=self.model.begins_with_bos)
+            ends = self.model.spec.body.two_sided and self.model.ends_with_eos
+            return self.tokenizer.encode(prompt, bos=self.model.begins_with_bos, eos=ends)
         return render(prompt, self.tokenizer, add_generation_prompt=True).token_ids
 
     def seen(self, prompt: Prompt) -> str:
@@ -124,6 +137,7 @@ class LocalBackend:
         return whole[: len(head)], whole[len(head) :]
 
     def _score(self, requests: Sequence[Score]) -> list[Response]:
+        self._need_likelihoods()
         windows, cut = [], []
         most = self.model.spec.context
         for request in requests:
@@ -191,6 +205,7 @@ class LocalBackend:
         return logprobs, likeliest
 
     def _roll(self, requests: Sequence[Roll]) -> list[Response]:
+        self._need_likelihoods()
         cut: list[Window] = []
         owner: list[int] = []
         sizes = []
@@ -213,13 +228,13 @@ class LocalBackend:
 
     def _write(self, requests: Sequence[Write]) -> list[Response]:
         if self._engine is None:
-            self._engine = Engine(self.model, batch_invariant=self.batch_invariant)
+            self._engine = Engine(self.model, cache_bytes=self.cache_bytes, batch_invariant=self.batch_invariant)
         engine, running = self._engine, []
         for request in requests:
             ids, over = self._fitting(request)
             seed = derive(request.seed, "sample", request.sample, data_sha256(request.prompt)) % 2**31
             sampling = Sampling(
-                max_tokens=request.max_tokens,
+                max_tokens=min(request.max_tokens, self.model.spec.context),
                 temperature=request.temperature,
                 top_p=request.top_p,
                 stop=request.stop,
@@ -249,11 +264,12 @@ class LocalBackend:
         return found
 
     def _fitting(self, request: Write) -> tuple[list[int], int]:
-        """Prompt tokens that leave the context enough for the answer, and how many were cut off from the left."""
+        """Prompt tokens that leave the context enough for the answer, and how many were cut off from the left. An encoder's
+        context is the prompt's alone."""
         ids = self.tokens_of(request.prompt)
         if not ids:
             ids = [self._first()]
-        most = self.model.spec.context - request.max_tokens
+        most = self.model.spec.context - (0 if self.model.spec.body.two_sided else request.max_tokens)
         if most < 1:
             raise DataError(
                 f"answers of {request.max_tokens} tokens leave no place for a prompt in {self.name}'s context of "

@@ -39,9 +39,15 @@ class Head(Variant):
             "span": "luban.models.head.tokens:Span",
             "value": "luban.models.head.rows:Value",
             "hidden": "luban.models.head.hidden:Hidden",
+            "multitask": "luban.models.head.multitask:MultitaskHead",
         },
     )
     pools: ClassVar[bool] = False  # whether it reads whole rows, and so which tokens are real
+
+    @property
+    def main(self) -> Head:
+        """The head that the model's forward reads: this one, or the first of several."""
+        return self
 
     def check(self, spec: ModelSpec) -> None:
         """Raise ConfigError where the head doesn't fit the model."""

@@ -5,7 +5,7 @@ B batch, H heads, T queries, S keys, D head dim.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from luban.kernels.attention_mask import AttentionMask
-from luban.nn.attention.backend import AttentionBackend
+from luban.nn.attention.backend import AttentionBackend, KeysValues
 from luban.nn.attention.prepared_mask import Bias, PreparedMask, limited
 from luban.nn.mixer.base import AttentionShape
+
+CROSS = "cross-attention"
 
 
 @dataclass
@@ -24,8 +26,9 @@ class LayerWeights:
     """What one layer weighed."""
 
     layer: int
-    kind: str  # "attention", or how a mixer calls what it does by itself
+    kind: str  # "attention", "cross-attention", or how a mixer calls what it does by itself
     weights_HTS: Tensor  # float32 on the CPU, of the first row
+    stack: str = ""  # "encoder" or "decoder" of a model that has both
 
 
 class RecordingAttention(AttentionBackend):
@@ -34,7 +37,7 @@ class RecordingAttention(AttentionBackend):
     def __init__(self) -> None:
         super().__init__("torch")
         self.found: list[LayerWeights] = []
-        self.layer_running = -1
+        self.layer_running, self.kind = -1, "attention"
 
     def prepare(
         self, mask: AttentionMask, shape: AttentionShape, bias: Bias | None, dtype: torch.dtype
@@ -53,8 +56,24 @@ class RecordingAttention(AttentionBackend):
         k_BHSD, v_BHSD = (x.repeat_interleave(groups, 1) for x in (k_BKTD, v_BKTD))
         scores = (q_BHTD.float() @ k_BHSD.float().mT) * (q_BHTD.shape[-1] ** -0.5 if scale is None else scale)
         weights = (scores if mask.dense is None else scores + mask.dense).softmax(-1)
-        self.record("attention", weights)
+        self.record(self.kind, weights)
         return (weights @ v_BHSD.float()).to(v_BKTD.dtype)
+
+    def cross_attend(
+        self,
+        q_BHTD: Tensor,
+        project: Callable[[Tensor], KeysValues],
+        states_BSE: Tensor | None,
+        mask: Any,
+        cache: Any,
+        scale: float | None,
+    ) -> Tensor:
+        """Attention to an encoder's states, (B, H, T, D), recorded as such."""
+        self.kind = CROSS
+        try:
+            return super().cross_attend(q_BHTD, project, states_BSE, mask, cache, scale)
+        finally:
+            self.kind = "attention"
 
     def record(self, kind: str, weights_BHTS: Tensor) -> None:
         """Keep the first row's weights of the layer that runs."""
@@ -67,7 +86,7 @@ def recording(blocks: Sequence[nn.Module]) -> Iterator[RecordingAttention]:
     value that is 1 at one token alone, which is that token's weight.
 
     Args:
-        blocks: of the stack in the order in which they run, a shared one as often as it does.
+        blocks: of the model's stacks in the order in which they run, a shared one as often as it does.
     """
     backend = RecordingAttention()
     handles, order = [], iter(range(len(blocks)))

@@ -25,6 +25,8 @@ class Schedule(Variant):
         },
     )
 
+    decays: ClassVar[bool] = True  # falls after its peak
+
     warmup: int = 20  # steps of linear warm-up
 
     def __post_init__(self):

@@ -11,5 +11,7 @@ from luban.optim.schedule.base import Schedule
 class Constant(Schedule):
     """Warm-up, then 1."""
 
+    decays = False
+
     def after_warmup(self, step: int, steps: int) -> float:
         return 1.0

@@ -1,4 +1,4 @@
-"""Adafactor, LAMB, Lion and SOAP against their authors' updates written out, in float64 on fresh random parameters."""
+"""Adafactor, LAMB, Lion, SOAP and schedule-free AdamW against their authors' updates written out, in float64 on fresh random parameters."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from luban.optim.adafactor import Adafactor
 from luban.optim.base import OptimizerConfig, Update
 from luban.optim.lamb import Lamb
 from luban.optim.lion import Lion
+from luban.optim.schedule_free import ScheduleFree
 from luban.optim.soap import Soap
 
 CONFIGS = {
@@ -23,6 +24,7 @@ CONFIGS = {
     "lamb": Lamb(),
     "lion": Lion(),
     "soap": Soap(every=2, largest=8),
+    "schedule_free": ScheduleFree(weight_decay=0.3, betas=(0.8, 0.95)),
 }  # 8: longer sides than a gradient has ranks have no bases of their own
 
 
@@ -144,7 +146,29 @@ def adam_direction(adam, g, config):
     return size * adam.first / (np.sqrt(adam.second) + config.eps)
 
 
-REFERENCES = {"adafactor": adafactor, "lamb": lamb, "lion": lion, "soap": soap}
+def schedule_free(config, decay):
+    """Algorithm 1 with the three sequences kept; x is checked beside y."""
+    kept = {"t": 0, "v": 0.0, "highest": 0.0, "sum": 0.0}
+
+    def step(w, g, lr):
+        b1, b2 = config.betas
+        if not kept["t"]:
+            kept.update(x=w, z=w)
+        kept["t"] += 1
+        kept["v"] = b2 * kept["v"] + (1 - b2) * g * g
+        u = g / (np.sqrt(kept["v"] / (1 - b2 ** kept["t"])) + config.eps) + decay * w
+        kept["highest"] = max(kept["highest"], lr)
+        kept["sum"] += kept["highest"] ** 2
+        c = kept["highest"] ** 2 / kept["sum"]
+        kept["z"] = kept["z"] - lr * u
+        kept["x"] = (1 - c) * kept["x"] + c * kept["z"]
+        return (1 - b1) * kept["z"] + b1 * kept["x"]
+
+    step.kept = kept
+    return step
+
+
+REFERENCES = {"adafactor": adafactor, "lamb": lamb, "lion": lion, "soap": soap, "schedule_free": schedule_free}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -161,6 +185,59 @@ def test_updates_are_the_authors(name):
             expected[key] = steps[key](expected[key], p.grad.numpy(), config.lr * factor)
     for key, p in named.items():
         np.testing.assert_allclose(p.detach().numpy(), expected[key], rtol=1e-7, atol=1e-9, err_msg=key)
+    averages = optimizer.averages()
+    assert bool(averages) == (name == "schedule_free")
+    for key, x in averages.items():
+        np.testing.assert_allclose(x.numpy(), steps[key].kept["x"], rtol=1e-7, atol=1e-9, err_msg=key)
+
+
+def test_averages_take_the_place_of_the_parameters_for_a_while_and_leave_no_trace():
+    named, config = parameters(), CONFIGS["schedule_free"]
+    optimizer = config.build(named, ROLES)
+    for _ in range(3):
+        with_gradients(named)
+        optimizer.step(1.0)
+    before, averages = copies(named), optimizer.averages()
+    half = {p: p.detach().bfloat16() for p in named.values()}
+    with optimizer.averaged(half):
+        for key, p in named.items():
+            assert torch.equal(p, averages[key]) and not torch.equal(p, before[key])
+            assert torch.equal(half[p], averages[key].bfloat16())
+    assert all(torch.equal(p, before[key]) and torch.equal(half[p], p.bfloat16()) for key, p in named.items())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_step_reads_nothing_from_the_device(name):
+    """Tensors of the meta device have no values, so that reading one on the host raises."""
+    config, named = CONFIGS[name], parameters()
+    optimizer = config.build(named, ROLES)
+    for _ in range(2):  # SOAP must know when its first good step was
+        with_gradients(named)
+        optimizer.step(1.0)
+    meta = {key: torch.nn.Parameter(p.detach().to("meta")) for key, p in named.items()}
+    again = config.build(meta, ROLES)
+    again.load_state_dict(optimizer.state_dict())
+    gradients = {p: torch.empty_like(p) for p in meta.values()}
+    for _ in range(3):
+        again.step(1.0, Update(gradients, torch.empty((), device="meta"), torch.empty((), device="meta").bool()))
+
+
+def test_soap_takes_its_bases_from_the_first_good_gradient_and_changes_them_in_time():
+    """Steps that were skipped before it change nothing; the host's count is the device's."""
+    config, named = CONFIGS["soap"], doubles()
+    twin = copies(named)
+    optimizer, again = config.build(named, ROLES), config.build(twin, ROLES)
+    for _ in range(3):
+        poisoned = {p: torch.full_like(p, float("inf")) for p in named.values()}
+        optimizer.step(1.0, Update(poisoned, torch.tensor(1.0), torch.tensor(False)))
+    for _ in range(6):
+        with_gradients(named, twin)
+        optimizer.step(1.0)
+        again.step(1.0)
+    for key, p in named.items():
+        assert torch.equal(p, twin[key]), key
+    ours, theirs = optimizer.state_dict(), again.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_adafactor_is_torchs():
@@ -185,7 +262,7 @@ def test_bad_steps_change_nothing_and_state_survives_as_named_tensors(name):
     twin = copies(named)
     again = config.build(twin, ROLES)
     again.load_state_dict({key: tensor.clone() for key, tensor in optimizer.state_dict().items()})
-    kept = sum(tensor.nbytes for tensor in optimizer.state_dict().values())
+    kept = sum(tensor.nbytes for key, tensor in optimizer.state_dict().items() if not key.endswith("/trained"))
     assert config.state_bytes({key: p.shape for key, p in named.items()}, ROLES) == kept
     poisoned = {p: torch.full_like(p, float("nan")) for p in named.values()}
     optimizer.step(1.0, Update(poisoned, torch.tensor(float("nan")), torch.tensor(False)))
@@ -207,6 +284,7 @@ def test_bad_steps_change_nothing_and_state_survives_as_named_tensors(name):
         {"type": "adafactor", "clip": 0},
         {"type": "adafactor", "decay_power": 2},
         {"type": "soap", "every": 0},
+        {"type": "schedule_free", "betas": [0.0, 0.9]},
     ],
 )
 def test_nonsense_is_refused(wrong):

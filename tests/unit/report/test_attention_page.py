@@ -16,6 +16,7 @@ from luban.cli.report import run
 from luban.core.errors import DataError, UnsupportedError, UsageError
 from luban.load.model import load_model
 from luban.models.encoder import EncoderBody
+from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.layer import LayerSpec
 from luban.models.recurrent import RecurrentBody
 from luban.models.spec import uniform
@@ -27,7 +28,7 @@ from luban.nn.mixer.hyena import Hyena
 from luban.nn.mixer.lsh import LSH
 from luban.nn.mixer.routing import Routing
 from luban.nn.position.alibi import Alibi
-from luban.report.attention import attention_of, attention_page, head_figures
+from luban.report.attention import attention_between, attention_of, attention_page, head_figures
 
 BASE = {"vocab_size": 272, "width": 24, "layers": 1, "context": 64, "init": NormalInit(std=0.4)}
 MIXERS = {
@@ -100,6 +101,43 @@ def test_the_page_needs_nothing_but_itself_and_its_squares_are_the_weights(saved
     assert data["tokens"] == tokens and len(data["heads"]) == page.count("<canvas") == 4
     raw = torch.frombuffer(bytearray(base64.b64decode(data["heads"][0])), dtype=torch.uint8).view(len(tokens), -1)
     torch.testing.assert_close((raw.float() / 255) ** 2, found[0].weights_HTS[0], atol=5e-3, rtol=0)
+
+
+SIDES = {**BASE, "layers": 2, "mixer": Grouped(heads=2), "body": EncoderDecoderBody(decoder_start=3)}
+
+
+def test_both_stacks_and_the_attention_between_them_are_those_that_mix_the_values(saved):
+    model = load_model(str(saved(uniform(**SIDES, encoder_layers=3))))
+    source, read, found = attention_between(model, "What is this?", "Something else")
+    assert (len(source), len(read)) == (14, 15) and read[0] == model.tokenizer.token(3)
+    kinds = [(each.stack, each.layer, each.kind) for each in found]
+    assert kinds[:3] == [("encoder", i, "attention") for i in range(3)]
+    assert kinds[3:] == [("decoder", i, kind) for i in range(2) for kind in ("attention", "cross-attention")]
+    kept, block = [], model.module.decoder.blocks["1"]
+    block.cross.output.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    block.cross.kv.register_forward_hook(lambda _, args, out: kept.append(out[-1]))
+    ids = model.tokenizer.encode("What is this?", bos=model.begins_with_bos, eos=model.ends_with_eos)
+    target = [3, *model.tokenizer.encode("Something else")]
+    with torch.no_grad():
+        model.module(torch.tensor([ids]), torch.tensor([target]))
+    values, mixed = (x[0].unflatten(-1, (2, -1)).transpose(0, 1) for x in kept)
+    weights = found[-1].weights_HTS
+    assert weights.shape == (2, len(target), len(ids)) and (weights.sum(-1) - 1).abs().max() < 1e-5
+    torch.testing.assert_close(mixed, weights @ values, atol=1e-4, rtol=1e-4)
+
+
+def test_the_page_of_an_encoder_decoder_shows_what_it_writes(saved, tmp_path):
+    folder = saved(uniform(**SIDES))
+    run([str(folder), "--attention", "abc", "--out", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    assert page.count("<canvas") == len(data["heads"]) == 2 * (2 + 2 + 2) and "Decoder layer 1: cross-attention" in page
+    assert 1 < len(data["target"]) <= 64 and 'data-queries="target" data-keys="tokens"' in page
+    crossed = data["heads"][6]
+    assert len(base64.b64decode(crossed)) == len(data["target"]) * len(data["tokens"])
+    plain = load_model(str(saved(uniform(**BASE, mixer=Grouped(heads=2)), "plain")))
+    with pytest.raises(UnsupportedError, match="leave --attention-target out"):
+        attention_page(plain, "abc", "def")
 
 
 def test_hooks_are_gone_after_a_forward(saved):

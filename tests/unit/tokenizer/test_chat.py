@@ -124,6 +124,35 @@ def with_template(tokenizer, template, folder):
     return load_tokenizer(folder)
 
 
+LINES = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def test_an_answer_begins_with_a_token_of_its_own(bpe, tmp_path):
+    """Two line ends are one token of this vocabulary, which an answer's first must not make with the prompt's last: a model
+    that writes the answer has read the prompt before."""
+    tokenizer, words = with_template(bpe, LINES, tmp_path / "hf"), st.text("\n a<|end>", max_size=8)
+    joined = "x\n\n y"
+    assert len(tokenizer.encode(joined)) < len(joined), "the vocabulary joins line ends, or nothing is tested"
+
+    @relaxed
+    @given(contents=st.lists(words, min_size=2, max_size=6).filter(lambda c: len(c) % 2 == 0))
+    def holds(contents):
+        messages = turns(*contents)
+        rendered = render(messages, tokenizer)
+        for turn in range(1, len(messages), 2):
+            prompt = render(messages[:turn], tokenizer, add_generation_prompt=True).token_ids
+            assert rendered.token_ids[: len(prompt)] == prompt
+            answer = next(s for s in rendered.spans if s.trained and s.start >= len(prompt))
+            assert answer.start == len(prompt)
+            assert tokenizer.decode(rendered.token_ids[answer.start : answer.stop]) == contents[turn]
+        assert tokenizer.decode(rendered.token_ids) == "".join(f"\n{content}\n" for content in contents)
+
+    holds()
+
+
 def test_a_template_without_assistant_spans_is_searched_for_them(bpe, tmp_path):
     tokenizer = with_template(bpe, FOREIGN, tmp_path / "hf")
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.stop_ids) == (0, 1, None, (1, 6, 9))

@@ -231,7 +231,7 @@ def test_a_warm_up_longer_than_the_run_is_said(tiny, tmp_path, capsys):
 
 
 def test_every_field_that_only_says_where_and_how_to_run_is_marked():
-    names = ("seed", "batch_size", "seq_len", "precision", "weights", "clip", "neftune")
+    names = ("seed", "batch_size", "seq_len", "precision", "weights", "clip", "neftune", "embedding_gradient")
     unmarked = {f"train.{name}" for name in names}
     fields = {f"train.{name}" for name in vars(Recipe().train)}
     assert fields - set(marks(Recipe())) == unmarked

@@ -12,6 +12,7 @@ from luban.core.artifact import open_artifact
 from luban.core.config import from_dict
 from luban.core.errors import ConfigError
 from luban.data.loader import Loader
+from luban.optim.schedule.constant import Constant
 from luban.train.pretrain import pretrain
 from luban.train.spikes import SpikeConfig, SpikeDetector
 
@@ -84,6 +85,28 @@ def test_a_bad_batch_is_found_and_passed(tiny, tmp_path, spoiled, monkeypatch, c
     monkeypatch.undo()
     clean = pretrain(tiny(**LONG), tmp_path / "clean")
     assert heldout(run) == pytest.approx(heldout(clean), rel=0.01)
+
+
+def test_a_step_at_far_too_high_a_rate_is_found_and_passed(tiny, tmp_path, monkeypatch):
+    """Going back undoes it; a run that only reports it does not recover in time."""
+    given: dict = {**LONG, "optim": {"lr": 2e-3}, "schedule": {"type": "constant", "warmup": 5}}
+    clean, whole, planted = pretrain(tiny(**given), tmp_path / "clean"), Constant.factor, set()
+
+    def factor(self, step, steps):
+        first = step == BAD and not planted
+        planted.update([step] * first)
+        return whole(self, step, steps) * (1000 if first else 1)
+
+    monkeypatch.setattr(Constant, "factor", factor)
+    passed = pretrain(tiny(**given, spikes=WATCH), tmp_path / "passed")
+    assert open_artifact(passed, "run").figures["spikes"][0]["step"] in (
+        BAD + 2,
+        BAD + 3,
+    )  # seen by the steps that follow
+    assert heldout(passed) == pytest.approx(heldout(clean), rel=0.01)
+    planted.clear()
+    hurt = pretrain(tiny(**given, spikes={**WATCH, "action": "report"}), tmp_path / "hurt")
+    assert heldout(hurt) > 1.05 * heldout(clean)
 
 
 def test_a_run_that_went_back_resumes_behind_what_it_left_out_at_its_lower_rate(tiny, tmp_path, spoiled):
