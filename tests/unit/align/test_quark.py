@@ -36,7 +36,7 @@ def recipe(tiny_checkpoint, tmp_path) -> RLRecipe:
         "rl": {"type": "quark", "prompts": 4, "samples": 4, "max_tokens": 8, "kl": 0.01},
         "optim": {"type": "adamw", "lr": 1e-2},
         "train": {"steps": 4, "batch_size": 8, "seq_len": 128, "device": "cpu", "log_every": 1},
-        "checkpoint": {"every": 1},
+        "checkpoint": {"every": 1000},
         "validation": {"every": 0},
     }
     return replace(from_dict(RLRecipe, plain), schedule=Constant(warmup=0))
