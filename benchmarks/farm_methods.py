@@ -14,6 +14,7 @@ from toy_runs import ToyRuns, exchange
 
 from luban.align.feedback import conditioned_prompt
 from luban.align.overoptimisation import overoptimisation_report
+from luban.core.errors import DataError
 from luban.core.metrics.bootstrap import interval
 
 METHODS = ("sft", "feedme", "conditioned", "best_of_16", "expert", "quark", "dpo", "ppo")
@@ -151,7 +152,11 @@ class Farm(ToyRuns):
         proxy = [json.loads(line)["score"] for line in out.read_text().splitlines()]
         gold = self.gold([p for p, _ in pairs], [text for _, text in pairs], "proxied").tolist()
         both = [{"prompt": p, "proxy": a, "gold": b} for (p, _), a, b in zip(pairs, proxy, gold, strict=True)]
-        fits = overoptimisation_report(self.write("both.jsonl", both), self.folder / "overoptimisation.html")
+        try:
+            fits = overoptimisation_report(self.write("both.jsonl", both), self.folder / "overoptimisation.html")
+        except DataError as error:  # a proxy that hardly tells one prompt's answers apart
+            print(f"no curve of the reward model as a proxy: {error}")
+            return {}
         return {
             name: {key: getattr(fit, key) for key in ("alpha", "beta", "r_squared", "peak")}
             for name, fit in fits.items()
