@@ -30,6 +30,7 @@ class Sizes:
     max_tokens: int  # of an answer
     longest: int  # characters of a published prompt or answer; pairs with a longer one are left out
     rates: dict[str, str]  # verb → learning rate
+    kl: float  # coefficient of PPO and Quark, in units of the reward model's scores
     recipe: str  # cpu or gpu: which of the shipped recipes
     flags: tuple[object, ...] = ()  # of every training
     device: str = "cpu"
@@ -117,7 +118,7 @@ class Farm(ToyRuns):
         found["expert"] = self.said(self.trained("expert", "sft", chosen), held)
         prompts = self.write("rl-prompts.jsonl", [{"prompt": p} for p in self.unlabelled])
         rounds = ("--reward", reward, "--rl.max_tokens", self.sizes.max_tokens, "--validation.every", 0)
-        samples = ("--rl.prompts", self.sizes.answers, "--rl.samples", 1, "--rl.kl", "0.02")
+        samples = ("--rl.prompts", self.sizes.answers, "--rl.samples", 1, "--rl.kl", self.sizes.kl)
         ppo = self.trained("ppo", "rl", prompts, "--rl.type", "ppo", *samples, *rounds)
         found["ppo"] = self.said(ppo, held)
         quark = self.trained("quark", "rl", prompts, "--rl.type", "quark", *samples, *rounds)
