@@ -50,21 +50,23 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 TOY = Sizes(
-    steps={"sft": 30, "reward": 120, "dpo": 80, "rl": 60},
+    steps={"sft": 30, "reward": 120, "dpo": 80, "rl": 160},
     batch=16,
     answers=64,
+    kl=0.002,
     max_tokens=12,
     longest=100,
-    rates={"sft": "5e-4", "reward": "1e-3", "dpo": "2e-4", "rl": "5e-4"},
+    rates={"sft": "5e-4", "reward": "1e-3", "dpo": "2e-4", "rl": "1e-3"},
     recipe="cpu",
 )
 GPU = Sizes(
     steps={"sft": 40, "reward": 200, "dpo": 60, "rl": 60},
     batch=32,
     answers=128,
+    kl=0.02,
     max_tokens=200,
     longest=2000,
-    rates={"sft": "1e-5", "reward": "1e-5", "dpo": "1e-6", "rl": "1e-6"},
+    rates={"sft": "1e-5", "reward": "1e-5", "dpo": "5e-6", "rl": "5e-6"},
     recipe="gpu",
     flags=("--train.seq_len", 768),
     device="cuda",
@@ -250,7 +252,7 @@ def study(given: argparse.Namespace, seed: int) -> dict[str, Any]:
             counts = (60, 12) if given.tiny else (given.pairs, 300)
             farm = RealFarm(Path(folder), seed, sizes, Path(given.preferences), given.model, *counts)
         methods = farm.measured()
-        proxied = farm.overoptimised(*((4, 8) if given.tiny else (64, 64)))
+        proxied = farm.overoptimised(*((4, 32) if given.tiny else (64, 64)))
         return {"methods": methods, "agreement": farm.agreement, "overoptimisation": proxied, "seed": seed}
 
 

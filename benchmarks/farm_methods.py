@@ -14,6 +14,7 @@ from toy_runs import ToyRuns, exchange
 
 from luban.align.feedback import conditioned_prompt
 from luban.align.overoptimisation import overoptimisation_report
+from luban.core.errors import DataError
 from luban.core.metrics.bootstrap import interval
 
 METHODS = ("sft", "feedme", "conditioned", "best_of_16", "expert", "quark", "dpo", "ppo")
@@ -29,6 +30,7 @@ class Sizes:
     max_tokens: int  # of an answer
     longest: int  # characters of a published prompt or answer; pairs with a longer one are left out
     rates: dict[str, str]  # verb → learning rate
+    kl: float  # coefficient of PPO and Quark, in units of the reward model's scores
     recipe: str  # cpu or gpu: which of the shipped recipes
     flags: tuple[object, ...] = ()  # of every training
     device: str = "cpu"
@@ -65,7 +67,7 @@ class Farm(ToyRuns):
             *(*sizes.flags, *more),
             steps=sizes.steps[verb],
             lr=sizes.rates[verb],
-            batch=sizes.answers // 2 if verb == "rl" else sizes.batch,
+            batch=sizes.answers if verb == "rl" else sizes.batch,
             recipe=sizes.recipe,
         )
         self.seconds[name] = time.perf_counter() - began
@@ -116,7 +118,7 @@ class Farm(ToyRuns):
         found["expert"] = self.said(self.trained("expert", "sft", chosen), held)
         prompts = self.write("rl-prompts.jsonl", [{"prompt": p} for p in self.unlabelled])
         rounds = ("--reward", reward, "--rl.max_tokens", self.sizes.max_tokens, "--validation.every", 0)
-        samples = ("--rl.prompts", self.sizes.answers, "--rl.samples", 1, "--rl.kl", "0.02")
+        samples = ("--rl.prompts", self.sizes.answers, "--rl.samples", 1, "--rl.kl", self.sizes.kl)
         ppo = self.trained("ppo", "rl", prompts, "--rl.type", "ppo", *samples, *rounds)
         found["ppo"] = self.said(ppo, held)
         quark = self.trained("quark", "rl", prompts, "--rl.type", "quark", *samples, *rounds)
@@ -151,7 +153,11 @@ class Farm(ToyRuns):
         proxy = [json.loads(line)["score"] for line in out.read_text().splitlines()]
         gold = self.gold([p for p, _ in pairs], [text for _, text in pairs], "proxied").tolist()
         both = [{"prompt": p, "proxy": a, "gold": b} for (p, _), a, b in zip(pairs, proxy, gold, strict=True)]
-        fits = overoptimisation_report(self.write("both.jsonl", both), self.folder / "overoptimisation.html")
+        try:
+            fits = overoptimisation_report(self.write("both.jsonl", both), self.folder / "overoptimisation.html")
+        except DataError as error:  # a proxy that hardly tells one prompt's answers apart
+            print(f"no curve of the reward model as a proxy: {error}")
+            return {}
         return {
             name: {key: getattr(fit, key) for key in ("alpha", "beta", "r_squared", "peak")}
             for name, fit in fits.items()

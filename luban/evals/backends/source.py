@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import torch
 
@@ -28,6 +29,15 @@ class SourceWindow:
     tokens: list[int]
     targets: list[int]
     scored: int
+
+
+class BackendOptions(TypedDict, total=False):
+    """What `LocalBackend` takes beside the model."""
+
+    precision: str
+    batch_tokens: int
+    batch_invariant: bool
+    cache_bytes: int | None
 
 
 class SourceBackend(LocalBackend):
@@ -140,16 +150,6 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.
     return padded(rows, width, device), None if bool(mask.all()) else mask
 
 
-def local_backend(
-    model: LoadedModel,
-    *,
-    precision: str = "float32",
-    batch_tokens: int = 8192,
-    batch_invariant: bool = False,
-    cache_bytes: int | None = None,
-) -> LocalBackend:
+def local_backend(model: LoadedModel, **options: Unpack[BackendOptions]) -> LocalBackend:
     """The backend of a loaded model, with the arguments of `LocalBackend`."""
-    kind = SourceBackend if model.spec.body.two_sided else LocalBackend
-    return kind(
-        model, precision=precision, batch_tokens=batch_tokens, batch_invariant=batch_invariant, cache_bytes=cache_bytes
-    )
+    return (SourceBackend if model.spec.body.two_sided else LocalBackend)(model, **options)

@@ -33,10 +33,10 @@ def recipe(tiny_checkpoint, tmp_path) -> RLRecipe:
         "init": str(tiny_checkpoint),
         "data": {"path": str(tmp_path / "prompts.jsonl")},
         "reward": [f"{tmp_path / 'reward.py'}:letters"],
-        "rl": {"type": "quark", "prompts": 4, "samples": 4, "max_tokens": 8, "kl": 0.01},
+        "rl": {"type": "quark", "prompts": 4, "samples": 2, "max_tokens": 6, "kl": 0.01},
         "optim": {"type": "adamw", "lr": 1e-2},
-        "train": {"steps": 4, "batch_size": 8, "seq_len": 128, "device": "cpu", "log_every": 1},
-        "checkpoint": {"every": 1},
+        "train": {"steps": 4, "batch_size": 4, "seq_len": 128, "device": "cpu", "log_every": 1},
+        "checkpoint": {"every": 1000},
         "validation": {"every": 0},
     }
     return replace(from_dict(RLRecipe, plain), schedule=Constant(warmup=0))
@@ -63,14 +63,14 @@ def test_answers_are_trained_behind_the_sentence_of_their_quantile(recipe, tiny_
     monkeypatch.setattr(Rewards, "scores", lambda self, answers: seen.extend(answers) or plain_scores(self, answers))
     rounds = rounds_of(rl(recipe, tmp_path / "run"))
     tokenizer = load_tokenizer(tiny_checkpoint / "tokenizer")
-    assert len(rounds) == 2 and len(seen) == 32
+    assert len(rounds) == 2 and len(seen) == 16
     assert all(answer.prompt_ids == prompt_ids(answer.row["prompt"], tokenizer) for answer in seen)
     pool: list[float] = []
     for number, answers in enumerate(rounds):
         scores = [each["score"] for each in answers]
         pool += scores
         quantiles = quantiles_of(np.array(scores), np.array(pool), 5)
-        for answer, quantile, was in zip(answers, quantiles, seen[16 * number :], strict=False):
+        for answer, quantile, was in zip(answers, quantiles, seen[8 * number :], strict=False):
             assert answer["text"] == was.text
             asked = conditioned_prompt(was.row["prompt"], quantile + 1, 5)
             assert answer["prompt"] == prompt_ids(asked, tokenizer)

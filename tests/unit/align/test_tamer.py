@@ -23,7 +23,7 @@ from luban.core.artifact import open_artifact
 from luban.core.errors import ConfigError
 from luban.core.seeding import generator
 
-WORLDS = range(30)
+WORLDS = range(16)
 
 
 def taught(seed: int, delay: Delay, seconds: float, episodes: int = 10, **of_oracle) -> float:
