@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from luban.train.resume import FollowedRun
 from luban.train.saving import RunCheckpoints
 from luban.train.spikes import Spike, SpikeDetector
 from luban.train.state import TrainState
+from luban.train.step_figures import step_figures
 from luban.train.timed import time_communication
 from luban.train.validate import Validator
 
@@ -209,14 +209,8 @@ class Loop:
         back = config.action == "skip" and at.returns < config.most
         self.saving.wait()
         if not back or self.saving.last is None:
-            why = (
-                ""
-                if config.action == "report"
-                else ": no checkpoint to go back to"
-                if back
-                else ": went back often enough"
-            )
-            warn(f"spike at step {step}: {spike}{why}")
+            why = ": no checkpoint to go back to" if back else ": went back often enough"
+            warn(f"spike at step {step}: {spike}{why * (config.action != 'report')}")
             return
         while self.in_flight:  # steps behind the spike, which are undone with it
             self.engine.synchronize(self.in_flight.popleft()[1])
@@ -390,7 +384,7 @@ class Loop:
             seconds=at.seconds,
             tokens_per_second=at.tokens / max(at.seconds, 1e-9),
             bad_steps=at.bad_steps,
-            **self._speed(),
+            **step_figures(self.step_seconds, self.waited, self.art.figures),
             **self._goodput(),
             peak_rss_bytes=peak_memory(),
             **at.scores,
@@ -401,14 +395,3 @@ class Loop:
     def _goodput(self) -> dict[str, dict[str, float]]:
         """Seconds of the main process by kind, earlier sessions that ended properly included."""
         return {"goodput": added(self.earlier_goodput, self.goodput.seconds())}
-
-    def _speed(self) -> dict[str, float]:
-        """Median step time in seconds, fraction of time spent waiting for data, and model FLOPs utilisation (MFU)."""
-        steady = self.step_seconds[1:]  # the first step compiles
-        if not steady:
-            return {}
-        step, figures = statistics.median(steady), self.art.figures
-        found = {"step_seconds": step, "data_wait": self.waited / max(sum(steady), 1e-9)}
-        if "peak_flops" in figures:
-            found["utilisation"] = figures["model_flops_per_step"] / step / figures["peak_flops"]
-        return found
