@@ -24,6 +24,7 @@ from luban.core.errors import ConfigError, LubanError
 from luban.train.elastic.agent import Agent, folder_of
 from luban.train.elastic.processes import Process
 from luban.train.elastic.service import ADDRESS
+from luban.train.elastic.shared_memory import flash_base
 from luban.train.elastic.start import agent_of
 from luban.train.elastic.wire import Client
 from luban.train.goodput import KINDS
@@ -241,4 +242,6 @@ def test_a_run_that_fails_says_why_once_and_leaves_no_memory_behind(recipe, shar
     job = Job(recipe, shards, tmp_path / "run", "--optim.lr", "1e30", "--train.max_bad_steps", "2", "--train.clip", "0")
     with pytest.raises(LubanError, match="steps were NaN or infinite"):
         job.run()
-    assert not list(Path("/dev/shm").glob(f"luban-*/{job.agent.node}"))
+    base = flash_base(job.agent.elastic.flash_folder, job.out)  # makes it anew
+    assert not list(base.iterdir())
+    base.rmdir()
