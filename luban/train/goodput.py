@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 KINDS = {
     "compute": "forward and backward passes, updates, validation",
@@ -81,20 +79,3 @@ class Goodput:
 def added(*ledgers: Mapping[str, float]) -> dict[str, float]:
     """Seconds by kind of several sessions or processes together."""
     return {kind: sum(ledger.get(kind, 0.0) for ledger in ledgers) for kind in KINDS}
-
-
-def speed(step_seconds: Sequence[float], waited: float, figures: Mapping[str, Any]) -> dict[str, float]:
-    """Median step time in seconds, fraction of time spent waiting for data, and model FLOPs utilisation (MFU).
-
-    Args:
-        step_seconds: of every step, of which the first compiles. waited: for data, since then.
-        figures: of the run: `model_flops_per_step` and `peak_flops`, where the accelerator's are known.
-    """
-    steady = step_seconds[1:]
-    if not steady:
-        return {}
-    step = statistics.median(steady)
-    found = {"step_seconds": step, "data_wait": waited / max(sum(steady), 1e-9)}
-    if "peak_flops" in figures:
-        found["utilisation"] = figures["model_flops_per_step"] / step / figures["peak_flops"]
-    return found

@@ -24,7 +24,7 @@ from luban.parallel.engine import InFlightStep, StepResult, TrainEngine
 from luban.parallel.memory_limits import peak_memory
 from luban.train.budget import StepCount
 from luban.train.conflict import GradientConflict
-from luban.train.goodput import Goodput, added, speed
+from luban.train.goodput import Goodput, added
 from luban.train.interrupt import Interrupted, StopRequest
 from luban.train.metrics_logger import MetricsLogger, NoMetrics, open_metrics
 from luban.train.profile import Profile
@@ -33,6 +33,7 @@ from luban.train.resume import FollowedRun
 from luban.train.saving import RunCheckpoints
 from luban.train.spikes import Spike, SpikeDetector
 from luban.train.state import TrainState
+from luban.train.step_figures import step_figures
 from luban.train.timed import time_communication
 from luban.train.validate import Validator
 
@@ -208,14 +209,8 @@ class Loop:
         back = config.action == "skip" and at.returns < config.most
         self.saving.wait()
         if not back or self.saving.last is None:
-            why = (
-                ""
-                if config.action == "report"
-                else ": no checkpoint to go back to"
-                if back
-                else ": went back often enough"
-            )
-            warn(f"spike at step {step}: {spike}{why}")
+            why = ": no checkpoint to go back to" if back else ": went back often enough"
+            warn(f"spike at step {step}: {spike}{why * (config.action != 'report')}")
             return
         while self.in_flight:  # steps behind the spike, which are undone with it
             self.engine.synchronize(self.in_flight.popleft()[1])
@@ -325,7 +320,7 @@ class Loop:
             name = signal.Signals(number).name
             with self.goodput.spent("checkpoint"):
                 self.saving.wait()
-            self.art.note(goodput=added(self.earlier_goodput, self.goodput.seconds()))
+            self.art.note(**self._goodput())
             raise Interrupted(
                 number,
                 f"stopped by {name} after step {at.step}, saved in "
@@ -389,12 +384,14 @@ class Loop:
             seconds=at.seconds,
             tokens_per_second=at.tokens / max(at.seconds, 1e-9),
             bad_steps=at.bad_steps,
-            goodput=added(
-                self.earlier_goodput, self.goodput.seconds()
-            ),  # of the main process, earlier sessions included
-            **speed(self.step_seconds, self.waited, self.art.figures),
+            **step_figures(self.step_seconds, self.waited, self.art.figures),
+            **self._goodput(),
             peak_rss_bytes=peak_memory(),
             **at.scores,
         )
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             self.art.note(peak_cuda_bytes=torch.cuda.max_memory_allocated())
+
+    def _goodput(self) -> dict[str, dict[str, float]]:
+        """Seconds of the main process by kind, earlier sessions that ended properly included."""
+        return {"goodput": added(self.earlier_goodput, self.goodput.seconds())}

@@ -24,6 +24,7 @@ from luban.core.errors import ConfigError, LubanError
 from luban.train.elastic.agent import Agent, folder_of
 from luban.train.elastic.processes import Process
 from luban.train.elastic.service import ADDRESS
+from luban.train.elastic.shared_memory import flash_base
 from luban.train.elastic.start import agent_of
 from luban.train.elastic.wire import Client
 from luban.train.goodput import KINDS
@@ -183,6 +184,7 @@ def test_a_machine_joins_and_leaves_at_the_same_global_batch(calm, recipe, shard
 def test_the_same_command_takes_over_from_a_killed_agent(calm, start, recipe, shards, tmp_path):
     out = tmp_path / "run"
     words = (*WORDS, "--elastic.enabled", "true", "--elastic.node", "here", "--elastic.spares", "0")
+    words += ("--elastic.silent_seconds", "60")
     command = ("pretrain", recipe, "--data.path", shards, "--out", out, "--nproc", 2, *words)
     first = start(*command, environment={"OMP_NUM_THREADS": "1"})
     job = Job(recipe, shards, out)
@@ -190,12 +192,13 @@ def test_the_same_command_takes_over_from_a_killed_agent(calm, start, recipe, sh
         time.sleep(0.01)
     job.wait_for(4)
     pids = [json.loads((job.folder / f"worker-here-{n}.json").read_text())["pid"] for n in (0, 1)]
+    job.kill("worker-here-0.json", signal.SIGSTOP)  # so that steps remain
     first.kill()
-    first.communicate()
     job.kill("worker-here-1.json")  # while no agent is there
+    job.kill("worker-here-0.json", signal.SIGCONT)
     second = start(*command, environment={"OMP_NUM_THREADS": "1"})
-    out_text, err = second.communicate(timeout=300)
-    assert second.returncode == 0 and out_text.strip() == str(out), err
+    printed, err = second.communicate(timeout=300)
+    assert second.returncode == 0 and printed.strip() == str(out), err
     assert "worker here/0 goes on" in err
     assert json.loads((job.folder / "worker-here-0.json").read_text())["pid"] == pids[0]
     check(open_artifact(out, "run").figures, out, calm("replicate"))
@@ -239,4 +242,6 @@ def test_a_run_that_fails_says_why_once_and_leaves_no_memory_behind(recipe, shar
     job = Job(recipe, shards, tmp_path / "run", "--optim.lr", "1e30", "--train.max_bad_steps", "2", "--train.clip", "0")
     with pytest.raises(LubanError, match="steps were NaN or infinite"):
         job.run()
-    assert not list(Path("/dev/shm").glob(f"luban-*/{job.agent.node}"))
+    base = flash_base(job.agent.elastic.flash_folder, job.out)  # makes it anew
+    assert not list(base.iterdir())
+    base.rmdir()
