@@ -1,7 +1,7 @@
 """Block-sparse layouts beside dense attention on images of paths, 1,024 and 4,096 pixels a row: accuracy and time.
 
     python benchmarks/pathfinder.py --device cuda --side 32 64 --steps 4000       # one GPU, minutes
-    python benchmarks/pathfinder.py --side 16 --steps 40 --width 32               # a CPU, minutes: shows that it runs
+    python benchmarks/pathfinder.py --side 32 --steps 10 --width 16 --layers 1 --batch 8 --heldout 50     # a CPU: shows that it runs
 
 Images in the manner of Pathfinder (Linsley et al. 2018) and Path-X (Tay et al. 2021), drawn here: two dashed smooth curves and shorter ones as
 distractors, two discs. The discs are the ends of one curve (class joined) or ends of two (apart); everything else about both
@@ -45,9 +45,10 @@ DISTRACTORS, DASHES = 3, 6  # short curves an image; dashes of a long one
 
 def curve(draw: np.random.Generator, side: int, dashes: int) -> list[np.ndarray] | None:
     """Dashes of a smooth curve, each (points, 2) in pixels; None where it leaves the image or crosses itself."""
-    dash = max(side / 12, 2.0)
-    gap, place = dash * 0.7, draw.uniform(0.15, 0.85, 2) * side
-    angle, bend, found = draw.uniform(0, 2 * math.pi), 0.0, []
+    dash = max(side / 16, 1.6)
+    gap, place = dash * 0.6, draw.uniform(0.1, 0.9, 2) * side
+    inwards = math.atan2(side / 2 - place[1], side / 2 - place[0])
+    angle, bend, found = inwards + draw.normal(0, 0.6), 0.0, list[np.ndarray]()
     for _ in range(dashes):
         bend = 0.5 * bend + draw.normal(0, 0.18)
         angle += bend
@@ -68,7 +69,7 @@ def image(draw: np.random.Generator, side: int, joined: bool) -> np.ndarray:
     taken = np.zeros((0, 2))
     wanted = [DASHES, DASHES, *([DASHES // 2] * DISTRACTORS)]
     tries = 0
-    while wanted and tries < 400:
+    while wanted and tries < 2000:
         tries += 1
         found = curve(draw, side, wanted[0])
         points = None if found is None else np.concatenate(found)
