@@ -199,6 +199,8 @@ class MultitaskLoss(LossModule):
         parts: the loss of each task, whose parameters are the model's.
     """
 
+    parts: dict[str, LossModule]
+
     def __init__(self, model: nn.Module, attention: AttentionBackend | None, *, parts: Mapping[str, LossModule]):
         super().__init__(model, attention)
         self.__dict__["parts"] = dict(parts)  # unregistered: their parameters are those of `model`

@@ -8,10 +8,9 @@ from typing import Any
 
 from luban.core.units import bytes_, count
 from luban.report.chart import Chart, Series, draw
-from luban.report.gather import Found, read_items
+from luban.report.gather import SMALL_HEIGHT, SMALL_WIDTH, Found, read_items
 
 CELL_WIDTH, CELL_HEIGHT, LEFT, TOP = 58, 34, 64, 8
-SMALL = {"width": 400, "height": 230}
 
 
 def long_context_sections(evaluations: Sequence[Found]) -> list[dict[str, Any]]:
@@ -76,15 +75,34 @@ def position_pictures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     if losses:
         series = [Series("loss", losses, "a", dots=True)]
         charts.append(
-            Chart("Loss by position: ranges that end there", "tokens before", "nats a token", series, **SMALL)
+            Chart(
+                "Loss by position: ranges that end there",
+                "tokens before",
+                "nats a token",
+                series,
+                width=SMALL_WIDTH,
+                height=SMALL_HEIGHT,
+            )
         )
     if seconds:
         series = [Series("seconds", seconds, "c", dots=True)]
-        charts.append(Chart("Seconds of a forward", "tokens", "seconds", series, zero=True, **SMALL))
+        charts.append(
+            Chart(
+                "Seconds of a forward", "tokens", "seconds", series, zero=True, width=SMALL_WIDTH, height=SMALL_HEIGHT
+            )
+        )
     if taken:
         most = bytes_(max(value for _, value in taken))
         series = [Series("bytes", taken, "d", dots=True)]
         charts.append(
-            Chart(f"Memory beside the weights: {most} at most", "tokens", "bytes", series, zero=True, **SMALL)
+            Chart(
+                f"Memory beside the weights: {most} at most",
+                "tokens",
+                "bytes",
+                series,
+                zero=True,
+                width=SMALL_WIDTH,
+                height=SMALL_HEIGHT,
+            )
         )
     return [{"title": chart.title, "svg": draw(chart), "legend": []} for chart in charts]
