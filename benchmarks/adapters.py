@@ -23,14 +23,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from gpu_step import SHAPE, TINY, T, llama_config, luban_spec
+from gpu_step import SHAPE, TINY, RandomBatch, T, llama_config, luban_spec
 
 from luban.adapters.base import rates_of
 from luban.adapters.lora import LoRA
 from luban.core.plan import ParallelPlan
-from luban.data.batch import Batch
 from luban.models.build import build_model, state_of
 from luban.objectives.causal import Causal
 from luban.optim.adamw import AdamW
@@ -71,20 +69,16 @@ def luban_step(name: str, shape: dict[str, int], rows: int, seq: int, device: st
     execution = Execution(device=torch.device(device), precision="bf16", compile=device == "cuda")
     parts = {"execution": execution, "init": 0}
     if name != "luban-full":
-        config = LoRA(rank=RANK, alpha=ALPHA, base="nf4" if name == "luban-nf4" else "float")
+        config = LoRA(
+            rank=min(RANK, shape["width"] // HEADS), alpha=ALPHA, base="nf4" if name == "luban-nf4" else "float"
+        )
         weights = state_of(build_model(spec, seed=0))
         parts["init"] = weights | config.initial(spec, weights, 0)
         parts |= {"adapt": config.adapt, "rates": rates_of}
         parts |= {"pack": config.pack_base} if config.base != "float" else {}
     engine = apply(Causal().loss(model), ParallelPlan(), AdamW(lr=1e-4), **parts)
-    rng = np.random.default_rng(0)
-
-    def step() -> None:
-        tokens = rng.integers(0, shape["vocab"], (rows, seq + 1))
-        mask = np.ones((rows, seq), dtype=bool)
-        engine.submit(Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], loss_mask=mask))
-
-    return step
+    batch = RandomBatch(rows, seq, shape["vocab"])
+    return lambda: engine.submit(batch)
 
 
 def measure(name: str, steps: int, *, tiny: bool) -> dict[str, float]:

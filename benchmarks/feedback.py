@@ -20,7 +20,6 @@ stale. Writes OUT.json; exits 1 where a check fails.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import platform
 import statistics
@@ -33,20 +32,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from toy_runs import Row, ToyRuns, exchange
 
-import luban
 from luban.align.feedback import conditioned_prompt
-from luban.align.prompts import prompt_ids
-from luban.cli.main import main as command_line
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 LENGTH = 6  # letters of an answer
 SHARPNESS = 1.5  # of the annotator: log-odds for one vowel more
 HELD = 64  # prompts that quality is measured on
-TRAIN = ("--train.seq_len", "64", "--train.batch_size", "16", "--train.compile", "false", "--train.precision", "fp32")
 RATES = {"dpo": "2e-4", "rl": "5e-4"}  # of learning; more, and answers become all the same
 GOLD = 'def vowels(prompt, answer, row):\n    return sum(c in "aeiou" for c in answer) / 6\n'
-Row = dict[str, Any]
 
 
 def quality(answer: str) -> float:
@@ -79,7 +74,7 @@ class Annotator:
         return f"letter {at + 1} is no vowel", answer[:at] + vowel + answer[at + 1 :]
 
 
-class Study:
+class Study(ToyRuns):
     """One seed: a first model, annotated answers of it, and what is made of them.
 
     Args:
@@ -89,7 +84,8 @@ class Study:
     """
 
     def __init__(self, folder: Path, seed: int, prompts: int, steps: int):
-        self.folder, self.seed, self.steps = folder, seed, steps
+        super().__init__(folder, seed)
+        self.steps = steps
         self.rng = np.random.default_rng(seed)
         self.annotator = Annotator(self.rng)
         self.prompts = [f"write {i}" for i in range(prompts)]
@@ -97,67 +93,35 @@ class Study:
         self.base = self._first_model()
         self.feedback = self.annotated(self.base)
 
-    def luban(self, *words: object) -> None:
-        """Run a command; its output goes to the study's log."""
-        with (self.folder / "log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            code = command_line([str(word) for word in words])
-        if code:
-            end = "\n".join((self.folder / "log").read_text().splitlines()[-3:])
-            raise SystemExit(f"luban {' '.join(map(str, words))} failed:\n{end}")
-
-    def write(self, name: str, rows: Sequence[Row]) -> Path:
-        """A .jsonl file in the folder."""
-        path = self.folder / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return path
-
     def _first_model(self) -> Path:
         letters = [LETTERS[i] for i in self.rng.integers(0, 26, 6 * 2000)]
         words = ["".join(letters[i : i + 6]) for i in range(0, len(letters), 6)]
-        pages = [" ".join(words[i : i + 50]) for i in range(0, len(words), 50)]
-        self.write("pages.jsonl", [{"text": page} for page in pages])
-        said = [
-            {"messages": [{"role": "user", "content": f"write {i}"}, {"role": "assistant", "content": word}]}
-            for i, word in enumerate(words)
-        ]
-        f = self.folder
-        self.luban("corpus", "build", f / "pages.jsonl", "--out", f / "corpus")
-        self.luban("tokenizer", "train", f / "corpus", "--out", f / "tok", "--vocab-size", 272)
-        self.luban("data", "pack", f / "corpus", "--tokenizer", f / "tok", "--out", f / "shards")
-        self.luban(
-            "pretrain", "tiny_pretrain_cpu", "--data.path", f / "shards", "--out", f / "base", "--train.steps", 30
-        )
-        return self.tuned("chat", "sft", f / "base", self.write("chat.jsonl", said), steps=4 * self.steps, lr="3e-3")
+        base = self.first_model([" ".join(words[i : i + 50]) for i in range(0, len(words), 50)])
+        said = self.write("chat.jsonl", [exchange(f"write {i}", word) for i, word in enumerate(words)])
+        return self.tuned_by("chat", "sft", base, said, steps=4 * self.steps, lr="3e-3")
 
-    def tuned(self, name: str, verb: str, start: Path, data: Path, *more: object, steps: int = 0, lr: str = "") -> Path:
-        """A run of a verb that trains."""
-        out = self.folder / name
-        extra = TRAIN if verb != "rl" else (*TRAIN[:2], "--train.batch_size", "64", "--train.precision", "fp32")
-        rate = lr or RATES.get(verb, "1e-3")
-        words = ("--train.steps", steps or self.steps, "--train.seed", self.seed, "--optim.lr", rate, *extra, *more)
-        self.luban(verb, f"luban_{verb}_cpu", "--init", start, "--data.path", data, "--out", out, *words)
-        return out
+    def tuned_by(
+        self, name: str, verb: str, start: Path, data: Path, *more: object, steps: int = 0, lr: str = ""
+    ) -> Path:
+        """A run of a verb that trains, as long as every other."""
+        rate, batch = lr or RATES.get(verb, "1e-3"), 64 if verb == "rl" else 16
+        return self.tuned(name, verb, start, data, *more, steps=steps or self.steps, lr=rate, batch=batch)
 
-    def answers(self, model: Path, prompts: Sequence[Any], n: int) -> list[list[str]]:
-        """`n` answers a prompt at temperature 1."""
-        m = luban.load_model(model)
-        engine = luban.Engine(m)
-        sampling = luban.Sampling(n=n, max_tokens=12, temperature=1.0, seed=int(self.rng.integers(2**31)))
-        chats = [p if isinstance(p, list) else [{"role": "user", "content": p}] for p in prompts]
-        ids = [prompt_ids(chat, m.need_tokenizer()) for chat in chats]
-        return [[choice.text for choice in each.choices] for each in engine.generate(ids, sampling)]
+    def drawn(self, model: Path, prompts: Sequence[Any], n: int) -> list[list[str]]:
+        """`n` answers a prompt, other ones at every call."""
+        return self.answers(model, prompts, n, seed=int(self.rng.integers(2**31)))
 
     def annotated(self, model: Path) -> list[Row]:
         """Every prompt with four answers of a model and the annotator's scores."""
-        given = zip(self.prompts, self.answers(model, self.prompts, 4), strict=True)
+        given = zip(self.prompts, self.drawn(model, self.prompts, 4), strict=True)
         return [{"prompt": p, "responses": texts, "scores": self.annotator.scores(texts)} for p, texts in given]
 
     def measured(self, model: Path, wanted: int = 0) -> float:
         """Mean quality of eight answers each to prompts that nothing was trained on; `wanted`: of 5, for conditioned models."""
-        prompts: list[Any] = [f"write {10_000 + i}" for i in range(HELD)]
+        prompts: list[Any] = [f"write {2_000 + i}" for i in range(HELD)]
         if wanted:
             prompts = [conditioned_prompt(p, wanted, 5) for p in prompts]
-        return float(np.mean([quality(text) for texts in self.answers(model, prompts, 8) for text in texts]))
+        return float(np.mean([quality(text) for texts in self.drawn(model, prompts, 8) for text in texts]))
 
     def converted(self, rows: Path, use: str) -> Path:
         """Feedback as data for a use of it."""
@@ -174,12 +138,12 @@ class Study:
         rated = self.write("thumbs.jsonl", thumbs)
         dpo = ("--objective.sft", "0")
         runs = {
-            "scores, as all pairs": self.tuned("f-scores", "dpo", self.base, self.converted(scored, "pairs"), *dpo),
-            "one pair a prompt": self.tuned("f-pair", "dpo", self.base, self.converted(one, "pairs"), *dpo),
-            "thumbs (KTO)": self.tuned(
+            "scores, as all pairs": self.tuned_by("f-scores", "dpo", self.base, self.converted(scored, "pairs"), *dpo),
+            "one pair a prompt": self.tuned_by("f-pair", "dpo", self.base, self.converted(one, "pairs"), *dpo),
+            "thumbs (KTO)": self.tuned_by(
                 "f-thumbs", "dpo", self.base, self.converted(rated, "unpaired"), "--objective.method.type", "kto"
             ),
-            "critiques, revisions imitated": self.tuned("f-revised", "sft", self.base, self.revised()),
+            "critiques, revisions imitated": self.tuned_by("f-revised", "sft", self.base, self.revised()),
         }
         return {name: self.measured(run) for name, run in runs.items()}
 
@@ -200,33 +164,33 @@ class Study:
         ranked = self.converted(scored, "rankings")
         found = {"none: the model it starts from": self.measured(self.base)}
         found["imitation of the preferred"] = self.measured(
-            self.tuned("u-imitation", "sft", self.base, self.converted(scored, "preferred"))
+            self.tuned_by("u-imitation", "sft", self.base, self.converted(scored, "preferred"))
         )
-        conditioned = self.tuned("u-conditioned", "sft", self.base, self.converted(scored, "conditioned"))
+        conditioned = self.tuned_by("u-conditioned", "sft", self.base, self.converted(scored, "conditioned"))
         found["conditioning, highest score asked for"] = self.measured(conditioned, wanted=5)
         found["conditioning, lowest score asked for"] = self.measured(conditioned, wanted=1)
-        reward = self.tuned("u-reward", "reward", self.base, ranked)
-        joint = self.tuned("u-joint", "reward", self.base, ranked, "--objective.language", "1")
+        reward = self.tuned_by("u-reward", "reward", self.base, ranked)
+        joint = self.tuned_by("u-joint", "reward", self.base, ranked, "--objective.language", "1")
         for name, writer, judge in (("", self.base, reward), (", by a joint model of its own answers", joint, joint)):
             found[f"re-ranking, best of 16{name}"] = self.best_of(writer, judge)
-        found["preference loss (DPO)"] = self.measured(self.tuned("u-dpo", "dpo", self.base, pairs))
+        found["preference loss (DPO)"] = self.measured(self.tuned_by("u-dpo", "dpo", self.base, pairs))
         prompts = self.write("prompts.jsonl", [{"prompt": p} for p in self.prompts])
         rl = ("--reward", reward, "--rl.max_tokens", "12", "--rl.kl", "0.02", "--checkpoint.every", "1000")
         for kind in ("grpo", "ppo"):
-            run = self.tuned(f"u-{kind}", "rl", self.base, prompts, "--rl.type", kind, *rl)
+            run = self.tuned_by(f"u-{kind}", "rl", self.base, prompts, "--rl.type", kind, *rl)
             found[f"reinforcement ({kind.upper()}) of the reward model"] = self.measured(run)
         self.luban(
             *("generate", self.base, prompts, "--best-of", 16, "--reward", reward, "--out", f / "best.jsonl"),
             *("--temperature", 1, "--max-tokens", 12, "--seed", self.seed),
         )
         found["rejection sampling, then imitation"] = self.measured(
-            self.tuned("u-rejection", "sft", self.base, f / "best.jsonl")
+            self.tuned_by("u-rejection", "sft", self.base, f / "best.jsonl")
         )
         return found
 
     def best_of(self, writer: Path, judge: Path) -> float:
         """Mean true quality of the best of 16 by a reward model."""
-        prompts = self.write("held.jsonl", [{"prompt": f"write {10_000 + i}"} for i in range(HELD)])
+        prompts = self.write("held.jsonl", [{"prompt": f"write {2_000 + i}"} for i in range(HELD)])
         out = self.folder / f"best-{writer.name}.jsonl"
         self.luban(
             *("generate", writer, prompts, "--best-of", 16, "--reward", judge, "--out", out),
@@ -243,13 +207,13 @@ class Study:
             model, curve = self.base, [self.measured(self.base)]
             for number in range(rounds):
                 prompts = self.prompts[number * share : (number + 1) * share]
-                given = self.answers(model if kind == "fresh" else self.base, prompts, 4)
+                given = self.drawn(model if kind == "fresh" else self.base, prompts, 4)
                 rows = [
                     {"prompt": p, "responses": texts, "scores": self.annotator.scores(texts)}
                     for p, texts in zip(prompts, given, strict=True)
                 ]
                 pairs = self.converted(self.write(f"{kind}{number}.jsonl", rows), "pairs")
-                model = self.tuned(f"{kind}{number}", "dpo", model, pairs)
+                model = self.tuned_by(f"{kind}{number}", "dpo", model, pairs)
                 curve.append(self.measured(model))
             found[kind] = curve
         return found

@@ -27,6 +27,7 @@ import torch
 
 import luban
 from luban.align.critic import Critic
+from luban.align.dpo import DPORecipe
 from luban.align.policy_config import GRPO, PPO, RL
 from luban.align.prompts import Prompts
 from luban.align.rewards.base import Answer, Rewards
@@ -42,7 +43,6 @@ from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
 from luban.objectives.policy import TokenLogprobs
-from luban.objectives.preference import Preference
 from luban.train.run import make_engine
 from luban.train.start import Start
 
@@ -112,8 +112,7 @@ class Bench:
     def dpo(self) -> dict[str, float]:
         """Steps of 8 pairs."""
         length, rng = 512 // self.scale, np.random.default_rng(0)
-        recipe = from_dict(RLRecipe, {"train": {**self.train, "batch_size": 64}, "rl": {"max_tokens": 16}})
-        recipe = replace(recipe, objective=Preference(), train=replace(recipe.train, batch_size=8))
+        recipe = from_dict(DPORecipe, {"train": {**self.train, "compile": self.device.type == "cuda"}})
         engine = make_engine(recipe, self.start(), self.device)
         shape = (8, 2 * length)
         tokens = rng.integers(0, self.spec.vocab_size, shape)

@@ -204,15 +204,15 @@ def main() -> None:
                 prompts_of(
                     random.Random(f"{args.seed} {count} {which}"), count, tuple(args.prompt), spec.vocab_size, shared
                 )
-                for which, shared in (("warm-up", 0), ("measured", args.shared))
+                for which, shared in (("warm-up", 0), ("measured", args.shared), ("profiled", 0))
             ]
-            run(drawn[0], 4)  # other prompts, so that none is found in the prefix cache
+            run(drawn[0], min(args.tokens, 4))  # other prompts, so that none is found in the prefix cache
             row = run(drawn[1], args.tokens)
             if name == "paged":
                 row["prefix_hits"] = prefix_hits(engines[name], sum(map(len, drawn[0])))
             print(json.dumps({"engine": name, "requests": count, **row}), flush=True)
             if name == "paged" and args.profile:
-                profile(engines[name], drawn[0], 32, args.profile)
+                profile(engines[name], drawn[2], 32, args.profile)
     chip = torch.cuda.get_device_name() if args.device != "cpu" else platform.processor()
     print(
         json.dumps(

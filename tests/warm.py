@@ -8,11 +8,12 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch.multiprocessing import start_processes
@@ -55,6 +56,37 @@ def command(
 def processes(function: Callable[..., None], count: int, *arguments: object) -> None:
     """`function(rank, *arguments)` in `count` processes; the first that fails raises here."""
     start_processes(function, arguments, nprocs=count, start_method="forkserver")
+
+
+class Child:
+    """`python WORDS` as `subprocess.Popen` shows a process; what it prints is added to `log`."""
+
+    stdin = None
+
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str], log: Path):
+        assert words[0] == "-m"
+        self._process = _context.Process(target=_run_module, args=(list(words[1:]), dict(environment), str(log)))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None: it runs."""
+        return self._process.exitcode
+
+
+def _run_module(words: list[str], environment: dict[str, str], log: str) -> None:
+    os.setsid()
+    with open(log, "a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    module, *sys.argv[1:] = words
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()
 
 
 def _run(words: list[str], streams: list[str], place: str, environment: dict[str, str], file_size: int | None) -> None:

@@ -50,6 +50,10 @@ class Directional(LowRank):
         """Magnitudes: the norms of the weight's rows."""
         self.magnitude.copy_(weights[f"{place}.weight"].float().norm(dim=1))
 
+    def product(self) -> None:
+        """None: it scales what the projection gives, too."""
+        return None
+
     def gains(self, weight_OI: Tensor) -> Tensor:
         """m/‖W + s·B·A‖, (O,)."""
         with torch.no_grad():

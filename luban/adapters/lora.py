@@ -91,6 +91,10 @@ class LowRank(Adapter):
             x = self.dropout(x)
         return F.linear(F.linear(x, self.a) * self.scale, self.b)
 
+    def product(self) -> tuple[Tensor, Tensor, float] | None:
+        """A, B and s where the output is no more than s·B·A·x; None while inputs are dropped."""
+        return None if self.dropout is not None and self.training else (self.a, self.b, self.scale)
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (R', I) and B (O, R') whose product, times s, is what the module adds to the weight."""
         return self.a, self.b

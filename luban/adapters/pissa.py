@@ -63,6 +63,10 @@ class PrincipalLowRank(LowRank):
         first = F.linear(F.linear(x, self.a0.to(x.dtype)) * self.scale, self.b0.to(x.dtype))
         return F.linear(F.linear(x, self.a) * self.scale, self.b) - first
 
+    def product(self) -> None:
+        """None: both products are equal at first and must cancel to the bit, which one matmul over both needn't do."""
+        return None
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (2R, I) and B (O, 2R): the trained product less the first one."""
         return torch.cat([self.a, self.a0]), torch.cat([self.b, -self.b0], dim=1)

@@ -10,6 +10,7 @@ from typing import Any
 
 from luban.align.preferences import as_messages
 from luban.align.prompts import prompt_of
+from luban.align.writing import write_answers
 from luban.core.artifact import ArtifactWriter
 from luban.core.config import to_dict
 from luban.core.errors import ConfigError, DataError, UnfinishedError
@@ -19,7 +20,7 @@ from luban.core.seeding import generator
 from luban.evals.backends.base import Backend
 from luban.evals.checklist import Principle, Principles
 from luban.evals.judges.pairs import Match
-from luban.evals.requests import Prompt, Request, Score, Scored, Write, Written
+from luban.evals.requests import Prompt, Score, Scored
 from luban.evals.store import ResponseStore, StoredBackend
 
 LEAST, MOST = 0.4, 0.6  # of a label given after a chain of thought, which is surer than it is right (section 4.1)
@@ -122,19 +123,15 @@ def _read_prompts(file: Path) -> list[Any]:
 
 
 def _written(backend: Backend, prompts: Sequence[Prompt], config: RevisionConfig, sample: int) -> list[str]:
-    """The model's texts. UnfinishedError where one is missing."""
-    asked: list[Request] = [
-        Write(prompt=p, max_tokens=config.max_tokens, temperature=config.temperature, sample=sample, seed=config.seed)
-        for p in prompts
-    ]
-    found = backend.respond(asked)
-    texts = [each.text.strip() for each in found if isinstance(each, Written)]
-    if len(texts) < len(found):
-        error = next(getattr(each, "error", "") for each in found if not isinstance(each, Written))
-        raise UnfinishedError(
-            f"{len(found) - len(texts)} of {len(found)} requests have no answer ({error}): the same command asks again"
-        )
-    return texts
+    found = write_answers(
+        backend,
+        prompts,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        sample=sample,
+        seed=config.seed,
+    )
+    return [each.text.strip() for each in found]
 
 
 def soft_label(log_odds: float, *, clamped: bool) -> float:

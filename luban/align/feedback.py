@@ -89,6 +89,13 @@ def _edges(scores: Sequence[float]) -> np.ndarray:
     return np.unique(np.quantile(scores or [0.0], np.arange(1, BINS) / BINS, method="higher"))
 
 
+def quantiles_of(scores: np.ndarray, pool: np.ndarray, bins: int) -> list[int]:
+    """In which of `bins` quantiles of a pool of scores each score is, 0 being the lowest; scores of the pool's highest are in the
+    highest, however many there are."""
+    edges = np.quantile(pool, np.arange(1, bins) / bins, method="higher")
+    return np.searchsorted(edges, scores, side="right").tolist()
+
+
 def _least_wanted(scores: Sequence[float]) -> float:
     """The least score of a wanted response: the median of all, or where that is the lowest score, the next one above it.
     Infinite where all scores are equal."""

@@ -12,6 +12,7 @@ from luban.core.errors import UsageError
 from luban.core.hashing import data_sha256
 from luban.evals.backends.base import Backend
 from luban.evals.backends.local import LocalBackend
+from luban.evals.backends.source import local_backend
 from luban.evals.judges.base import Grade, Judge, Judgement, Pair, Single
 from luban.evals.judges.model import JudgeTemplate, ModelJudge, load_template
 from luban.evals.judges.rules import RuleJudge
@@ -84,7 +85,7 @@ def _open(name: str, options: EvalOptions) -> Backend | RewardJudge:
         return open_backend(name, options)[0]
     loaded = load_model(name, device_of(options.device))
     if not isinstance(loaded.spec.head, Value):
-        return LocalBackend(loaded, precision=options.precision)
+        return local_backend(loaded, precision=options.precision)
     known = (Path(name) / MANIFEST).is_file()
     identity = read_manifest(name).content_hash if known else data_sha256(str(Path(name).resolve()))
     return RewardJudge(RewardModel(loaded), identity)

@@ -1,4 +1,4 @@
-"""Ways of turning scores into advantages: PPO, RLOO, GRPO (registry `rl`)."""
+"""Ways of learning from scored answers: PPO, RLOO, GRPO, Quark (registry `rl`)."""
 
 from __future__ import annotations
 
@@ -34,10 +34,12 @@ class RL(Variant):
             "ppo": "luban.align.policy_config:PPO",
             "rloo": "luban.align.policy_config:RLOO",
             "grpo": "luban.align.policy_config:GRPO",
+            "quark": "luban.align.policy_config:Quark",
         },
     )
     has_critic: ClassVar[bool] = False
     grouped: ClassVar[bool] = True  # several answers to a prompt are compared
+    quantiles: ClassVar[int] = 0  # of scores that prompts ask for; 0: prompts are what they are
 
     prompts: int = 8  # of a round
     samples: int = 8  # answers to each prompt
@@ -181,3 +183,42 @@ class GRPO(RL):
         super().__post_init__()
         if self.kl_target:
             raise ConfigError("GRPO's KL is part of the loss with a fixed coefficient: leave rl.kl_target out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quark(RL):
+    """Imitation of the model's own answers, each behind a sentence that says in which quantile of the scores it is (Lu et al. 2022,
+    "Quark"; `luban.align.feedback.conditioned_prompt`). Answers are written behind the sentence of the highest one.
+
+    Borders are quantiles over the scores of the rounds that are kept and of this one. The KL estimate is part of the loss. Departure
+    from the paper: each round is trained on once, older answers count for the borders only, and the reference reads the sentence.
+    """
+
+    grouped = False
+    quantiles = 5
+    prompts: int = 64  # of a round
+    samples: int = 1  # answers to each prompt
+    entropy: float = 0.06  # factor on an entropy bonus
+
+    def objective(self) -> Policy:
+        """With the KL estimate k3."""
+        return Policy(
+            clip=self.clip,
+            clip_high=self.clip_high,
+            entropy_weight=self.entropy,
+            temperature=self.temperature,
+            kl_weight=self.kl,
+        )
+
+    def advantages(self, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
+        """1 at every token: at the policy that the round began with, the loss has the gradient of a negative log-likelihood."""
+        return scored.mask.astype(np.float64), np.zeros(scored.mask.shape)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kl_target:
+            raise ConfigError("Quark's KL is part of the loss with a fixed coefficient: leave rl.kl_target out")
+        if self.importance_cap:
+            raise ConfigError(
+                "Quark trains answers behind another prompt than they were written behind: leave rl.importance_cap out"
+            )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +15,15 @@ import torch
 from luban.adapters.base import without_adapters
 from luban.align.advantages import kl_estimates
 from luban.align.critic import ActorCriticState, Critic, critic_start
+from luban.align.feedback import conditioned_prompt, quantiles_of
 from luban.align.policy_config import GRPO, PPO, RL
-from luban.align.prompts import Prompts, as_prompt_shards
+from luban.align.preferences import Text
+from luban.align.prompts import Prompts, as_prompt_shards, prompt_ids, prompt_of
 from luban.align.reference import load_reference
 from luban.align.rewards.base import Answer, Rewards, identity, open_rewards
 from luban.align.rewards.model import ModelReward
 from luban.align.rollout import Answers, Sampler, token_logprobs, token_values
-from luban.align.rounds import FOLDER, Round, RoundLoader, next_beta
+from luban.align.rounds import FOLDER, KEPT, Round, RoundLoader, next_beta
 from luban.align.start import model_of, packed_beside
 from luban.checkpoint.manager import CheckpointManager
 from luban.core.errors import ConfigError, DataError, TrainingError, UsageError
@@ -50,7 +53,7 @@ class RLRecipe(Recipe):
     """A recipe of reinforcement learning."""
 
     rl: RL = field(default_factory=GRPO)
-    # each a run of luban reward, file.py:function, gsm8k, regex:PATTERN, unit_tests or an http address
+    # each a run of luban reward, file.py:function, gsm8k, facts[:PENALTY], regex:PATTERN, unit_tests or an http address
     reward: Operational[tuple[str, ...]] = ()
     reward_weights: tuple[float, ...] = ()  # one a reward (none: all 1)
     reward_identity: tuple[str, ...] = ()  # hashes of the rewards; set when a run begins
@@ -101,7 +104,7 @@ def packed(recipe: RLRecipe, cache: Path) -> tuple[RLRecipe, LoadedModel]:
     """The recipe with its prompts packed in `cache`, and the model that it starts from."""
     if not recipe.reward:
         raise UsageError(
-            "no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k or regex:PATTERN"
+            "no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k, facts or regex:PATTERN"
         )
     if getattr(recipe.adapter, "dropout", 0) or recipe.train.neftune:
         raise ConfigError(
@@ -176,11 +179,34 @@ class Actor:
         self.recipe, self.rl, self.engine, self.critic = recipe, recipe.rl, engine, critic
         self.rewards, self.shards, self.folder = rewards, shards, folder
         self.seed, self.longest = recipe.train.seed, recipe.train.seq_len + 1 - recipe.rl.max_tokens
-        self.prompts = Prompts.open(shards, self.longest)
+        self.tokenizer = policy.need_tokenizer()
+        self.prompts = self.opened(shards)
         self.sampler = Sampler(policy, engine.module.model, recipe.rl.answers, recipe.train.seq_len)
         self.rows = recipe.train.batch_size // recipe.train.accumulate  # read at once
         live = not recipe.reference and recipe.adapter is not None and recipe.adapter.removable
         self.reference = self._reference(policy) if recipe.rl.measures_kl and not live else None
+
+    def opened(self, shards: Shards) -> Prompts:
+        """The prompts of a split that leave room for an answer, with the sentence that asks for a quantile where there is one."""
+        if not self.rl.quantiles:
+            return Prompts.open(shards, self.longest)
+        plain, asked = (prompt_ids(prompt, self.tokenizer) for prompt in ("x", self._conditioned("x", 0)))
+        return Prompts.open(shards, self.longest - (len(asked) - len(plain)))
+
+    def _conditioned(self, prompt: Text, quantile: int) -> Text:
+        """A prompt that asks for a quantile of the scores, 0 being the lowest."""
+        return conditioned_prompt(prompt, quantile + 1, self.rl.quantiles)
+
+    def _asked(self, row: dict[str, Any], quantile: int) -> list[int]:
+        return prompt_ids(self._conditioned(prompt_of(row), quantile), self.tokenizer)
+
+    def relabelled(self, answers: Answers, scores: np.ndarray, rows: list[int], number: int) -> Answers:
+        """The answers behind prompts that ask for the quantile which their scores are in."""
+        kept = [Round.load(self.folder / FOLDER, n) for n in range(max(0, number - KEPT + 1), number)]
+        pool = np.concatenate([*(each.arrays["scores"] for each in kept), scores])
+        quantiles = quantiles_of(scores, pool, self.rl.quantiles)
+        prompts = [self._asked(self.prompts.rows[row], q) for row, q in zip(rows, quantiles, strict=True)]
+        return Answers(prompts, answers.answers, answers.sampling, answers.texts, answers.finished)
 
     def _reference(self, policy: LoadedModel) -> TokenLogprobs:
         """A model of its own to measure the KL divergence from, frozen."""
@@ -200,7 +226,10 @@ class Actor:
 
     def write(self, prompts: Prompts, chosen: list[int], samples: int, *names: str | int) -> Answers:
         """Answers to some of the prompts."""
-        ids, rl = [prompts.ids[i] for i in chosen], self.rl
+        rl = self.rl
+        ids = [prompts.ids[i] for i in chosen]
+        if rl.quantiles:
+            ids = [self._asked(prompts.rows[i], rl.quantiles - 1) for i in chosen]
         seed = derive(self.seed, *names)
         return self.sampler.write(
             ids, Sampling(n=samples, max_tokens=rl.max_tokens, temperature=rl.temperature, seed=seed)
@@ -211,8 +240,8 @@ class Actor:
         rows = np.repeat(chosen, len(answers.prompts) // len(chosen)).tolist()
         scores, apart = self.rewards.scores(
             [
-                Answer(row=prompts.rows[row], text=text, prompt_ids=prompt, ids=ids)
-                for row, text, prompt, ids in zip(rows, answers.texts, answers.prompts, answers.answers, strict=True)
+                Answer(row=prompts.rows[row], text=text, prompt_ids=prompts.ids[row], ids=ids)
+                for row, text, ids in zip(rows, answers.texts, answers.answers, strict=True)
             ]
         )
         if self.rl.unfinished is not None:
@@ -224,6 +253,9 @@ class Actor:
         chosen = self.chosen(number)
         answers = self.write(self.prompts, chosen, self.rl.samples, "round", number)
         scores, apart = self.score(self.prompts, chosen, answers)
+        if self.rl.quantiles:
+            rows = np.repeat(chosen, self.rl.samples).tolist()
+            answers = self.relabelled(answers, scores, rows, number)
         batch = answers.batch(self.shards.pad_id)
         module, device = self.engine.module, self.engine.device
         assert isinstance(module, TokenLogprobs)
@@ -292,7 +324,7 @@ class HeldoutReward:
     def of(cls, actor: Actor) -> HeldoutReward | None:
         """None without held-out prompts."""
         try:
-            return cls(actor, Prompts.open(Shards.open(actor.shards.path, "heldout"), actor.longest))
+            return cls(actor, actor.opened(Shards.open(actor.shards.path, "heldout")))
         except DataError as error:
             warn(f"training without a held-out reward: {error}")
             return None

@@ -201,10 +201,18 @@ def trained_values(rl: RL, current: Round, mask: np.ndarray) -> tuple[dict[str, 
         **({"kl": current.mean_kl, "kl_coefficient": current.beta} if rl.measures_kl else {}),
         "answer_tokens": mask.sum(-1).mean(),
         "unfinished": 1 - np.mean(current.answers.finished),
-        "engine_difference": np.abs(difference).sum() / max(mask.sum(), 1),
-        "engine_difference_max": np.abs(difference).max(),
+        **(engine_difference(difference, mask) if not rl.quantiles else {}),
         **{f"reward_{name}": scores.mean() for name, scores in current.apart.items() if len(current.apart) > 1},
     }
     if rl.samples > 1:
         figures["groups_without_spread"] = (groups.std(1) < 1e-9).mean()
     return values, {name: float(value) for name, value in figures.items()}
+
+
+def engine_difference(difference: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """How far log-probabilities of trainer and engine differ, (N, T): mean and largest over the answers' tokens. Of answers that were
+    written behind another prompt than they are trained behind it would say nothing."""
+    return {
+        "engine_difference": np.abs(difference).sum() / max(mask.sum(), 1),
+        "engine_difference_max": np.abs(difference).max(),
+    }

@@ -78,9 +78,9 @@ def read_sharegpt(file: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         yield str(row.get("id", number)), turns
 
 
-def as_chat(turns: list[dict[str, Any]]) -> list[dict[str, str]] | str:
+def as_chat(turns: list[dict[str, Any]]) -> list[dict[str, Any]] | str:
     """Messages that begin with the user's, alternate and end with the assistant's; or why the conversation can't be used."""
-    messages: list[dict[str, str]] = []
+    messages: list[dict[str, Any]] = []
     for turn in turns:
         role, text = ROLES.get(str(turn.get("from", "")).lower()), turn.get("value")
         if role is None or not isinstance(text, str):
@@ -93,21 +93,22 @@ def as_chat(turns: list[dict[str, Any]]) -> list[dict[str, str]] | str:
             continue  # an answer whose question was cut off
         if role != "system" and spoken and spoken[-1]["role"] == role:
             return "turns don't alternate"
-        messages.append({"role": role, "content": text})
+        weight = {} if turn.get("weight") is None else {"weight": turn["weight"]}
+        messages.append({"role": role, "content": text, **weight})
     if messages and messages[-1]["role"] == "user":
         messages.pop()
     return messages if any(message["role"] == "assistant" for message in messages) else "no answer"
 
 
 def cut_turns(
-    messages: list[dict[str, str]], tokenizer: Tokenizer, tokens: int
-) -> tuple[list[list[dict[str, str]]], int]:
+    messages: list[dict[str, Any]], tokenizer: Tokenizer, tokens: int
+) -> tuple[list[list[dict[str, Any]]], int]:
     """(pieces of whole exchanges of at most `tokens` tokens with the template around them, exchanges that alone are longer). A
     system's message stands before every piece."""
     system = [message for message in messages if message["role"] == "system"][:1]
     spoken = [message for message in messages if message["role"] != "system"]
-    pieces: list[list[dict[str, str]]] = []
-    held: list[dict[str, str]] = []
+    pieces: list[list[dict[str, Any]]] = []
+    held: list[dict[str, Any]] = []
     dropped = 0
     for place in range(0, len(spoken), 2):
         pair = spoken[place : place + 2]
@@ -121,7 +122,7 @@ def cut_turns(
     return [*pieces, *([[*system, *held]] if held else [])], dropped
 
 
-def _size(messages: list[dict[str, str]], tokenizer: Tokenizer) -> int:
+def _size(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> int:
     return len(render(messages, tokenizer).token_ids)
 
 

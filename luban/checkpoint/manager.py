@@ -89,6 +89,12 @@ class CheckpointManager:
             if step != best:
                 remove_directory(self.path(step))
 
+    def remove_unfinished(self) -> None:
+        """Delete what a crash left half-written."""
+        if self.folder.is_dir():
+            for leftover in self.folder.glob(f"*{INCOMPLETE}"):
+                remove_directory(leftover)
+
     def resume(self, processes: Processes | None = None) -> tuple[int, CheckpointReader] | None:
         """The newest whole checkpoint and its step; nothing when there is none.
 
@@ -96,9 +102,8 @@ class CheckpointManager:
         warning and removed, since training writes that step again; what a crash left half-written is removed too.
         """
         together = processes or OneProcess()
-        if together.is_main and self.folder.is_dir():
-            for leftover in self.folder.glob(f"*{INCOMPLETE}"):
-                remove_directory(leftover)
+        if together.is_main:
+            self.remove_unfinished()
         for step in reversed(together.agree(self.steps())):
             reader, problem = None, None
             try:

@@ -1,5 +1,5 @@
-"""`luban bench serve|collectives|roofline|machine|micro-batch`: how fast a server answers, processes communicate, a device
-computes, and what bounds a model."""
+"""`luban bench serve|collectives|roofline|machine|micro-batch|jobs`: how fast a server answers, processes communicate, a device
+computes, and what bounds a model; jobs of a shared cluster in simulation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from luban.cli import bench_collectives, bench_machine, bench_micro_batch, bench_roofline
+from luban.cli import bench_collectives, bench_jobs, bench_machine, bench_micro_batch, bench_roofline
 from luban.cli.subverbs import dispatch
 from luban.core.arguments import parse
 
@@ -142,6 +142,7 @@ def run(argv: Sequence[str]) -> int | None:
         ),
         "roofline": (bench_roofline.run, "every operation's FLOPs, bytes, bound and time; what fusing buys"),
         "micro-batch": (bench_micro_batch.run, "the number of micro-batches with which a recipe's steps are fastest"),
+        "jobs": (bench_jobs.run, "completion times of misconfigured jobs on a shared cluster, in simulation"),
         "machine": (bench_machine.run, "speed of this device by the size of the work, as a table for luban plan"),
     }
     return dispatch("bench", verbs, argv)

@@ -12,6 +12,7 @@ import tyro
 from tyro.conf import Positional
 
 from luban.core.arguments import parse
+from luban.core.errors import UsageError
 
 ABOUT = """Measure a model. TASK is one of bits_per_byte, answer_loss, which_module, samples, altered_sentence,
 needle (facts found by length and depth), context_length (loss by position, time and memory by length; on the held-out documents of --corpus),
@@ -54,6 +55,7 @@ class Args:
     precision: Literal["float32", "bfloat16"] = "float32"  # arithmetic
     batch_tokens: int = 8192  # tokens of a batch, padding included
     batch_invariant: bool = False  # numbers bit for bit those of each request alone (slower)
+    cache_gb: float | None = None  # memory for keys and values, GB; none: as much as is free, on a CPU half of it
     model_name: str = ""  # MODEL's name at its address (default: the first that the server lists)
     api_key_env: str = "OPENAI_API_KEY"  # environment variable with the key for a server
     timeout: float = 120.0  # seconds that a server has for an answer
@@ -82,6 +84,7 @@ def run(argv: Sequence[str]) -> None:
                 "precision",
                 "batch_tokens",
                 "batch_invariant",
+                "cache_gb",
                 "model_name",
                 "timeout",
                 "tries",
@@ -92,6 +95,8 @@ def run(argv: Sequence[str]) -> None:
         corpora=args.corpus,
         api_key=os.environ.get(args.api_key_env, ""),
     )
+    if args.cache_gb is not None and args.cache_gb <= 0:
+        raise UsageError(f"--cache-gb must be larger than 0, {args.cache_gb:g} given")
     judge = open_judge(args.judge, options, model_name=args.judge_name) if args.judge else None
     found = evaluate(args.model, args.tasks, args.out, options, judge)
     for name, entry in found.results.items():

@@ -66,7 +66,7 @@ class Arguments:
     draft_tokens: int = 4  # guessed at once
     adapter: str | None = None  # a run of adapters or a PEFT directory, over MODEL
     best_of: int = 1  # answer the prompt, as a user's message, so often and print the answer that --reward likes best
-    reward: str = ""  # of --best-of: a run of luban reward, file.py:function, regex:PATTERN or an http address
+    reward: str = ""  # of --best-of: a run of luban reward, file.py:function, facts, regex:PATTERN or an http address
     # of --best-of: PROMPT is a .jsonl file of prompts, whose best answers are written here as conversations
     out: Path | None = None
     pairs: bool = False  # with --out: write best and worst as pairs for luban dpo

@@ -23,6 +23,7 @@ luban scaling runs.csv --budget 1e21 5.76e23 --json
 luban scaling runs.csv --parameters 7e9 --tokens 2e12
 luban scaling chinchilla.csv --drop-highest 5 --resamples 1000
 luban scaling ladder luban_ladder_cpu --data.path shards --out runs/ladder    # trains small models and checks the next size
+luban scaling emergence luban_emergence_gpu --out runs/emergence    # trains small models and shows what grows with size
 """
 ABOUT = (
     "Scaling laws fitted to finished runs. FILE.csv has a column loss and two of parameters, tokens and flops (also N, D, C, "
@@ -46,11 +47,11 @@ class Args:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Fit and print; `ladder` trains runs to fit."""
-    if argv and argv[0] == "ladder":
-        from luban.cli import scaling_ladder
+    """Fit and print; `ladder` trains runs to fit, `emergence` runs that are evaluated."""
+    if argv and argv[0] in ("ladder", "emergence"):
+        from luban.cli import scaling_emergence, scaling_ladder
 
-        scaling_ladder.run(argv[1:])
+        (scaling_ladder if argv[0] == "ladder" else scaling_emergence).run(argv[1:])
         return
     args = parse(Args, argv, verb="scaling", about=ABOUT, examples=EXAMPLES)
     _check(args)

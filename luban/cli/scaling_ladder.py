@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     from luban.cli.training import RECIPES
     from luban.train.recipe import Recipe
 
-    own, rest = _split(argv)
+    own, rest = split_options(argv, {"widths": [16, 24, 32, 48], "check": 64, "ratio": 20.0, "json": False})
     call = parse_recipe(
         Recipe, rest, verb="scaling ladder", about=ABOUT, examples=EXAMPLES, shipped=RECIPES, usage=USAGE
     )
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     for width in [*widths, *([own["check"]] if own["check"] else [])]:  # refused before anything is trained
         rung_recipe(call.recipe, width, own["ratio"])
     call.out.mkdir(parents=True, exist_ok=True)
-    rungs = climb(call.recipe, call.out, widths, own["ratio"], _show)
+    rungs = climb(call.recipe, call.out, widths, own["ratio"], show_rung)
     law = power_law([rung.flops for rung in rungs], [rung.loss for rung in rungs])
     found: dict[str, Any] = {"rungs": [asdict(rung) for rung in rungs], "law": asdict(law)}
     if own["check"]:
@@ -71,9 +71,15 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _split(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The verb's own options, and the words of the recipe."""
-    own: dict[str, Any] = {"widths": [16, 24, 32, 48], "check": 64, "ratio": 20.0, "json": False}
+def split_options(argv: Sequence[str], known: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The verb's own options, and the words of the recipe.
+
+    Args:
+        known: name → value where it isn't given: json (a flag), widths (a list), and numbers, whole ones as int.
+
+    Raises UsageError for a value that isn't right.
+    """
+    own = dict(known)
     words, rest = list(argv), []
     while words:
         word = words.pop(0)
@@ -85,9 +91,9 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
                 own["widths"].append(int(words.pop(0)))
             if len(set(own["widths"])) < 3:
                 raise UsageError("--widths takes at least three different widths")
-        elif word in ("--check", "--ratio"):
+        elif word.startswith("--") and word[2:] in known:
             text = words.pop(0) if words else ""
-            own[word[2:]] = _number(word, text)
+            own[word[2:]] = _number(word, text, type(known[word[2:]]))
         else:
             rest.append(word)
             if word.startswith("--") and "=" not in word and words and word not in ("--help", "--debug"):
@@ -95,17 +101,18 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return own, rest
 
 
-def _number(option: str, text: str) -> float | int:
+def _number(option: str, text: str, kind: type) -> float | int:
+    """A whole number from 0, or any number above it."""
     try:
-        value = int(text) if option == "--check" else float(text)
+        value = kind(text)
     except ValueError:
         value = -1
-    if value < 0 or (option == "--ratio" and not 0 < value < float("inf")):
-        raise UsageError(f"{option} takes a number {'from' if option == '--check' else 'above'} 0, {text!r} given")
+    if value < 0 or (kind is float and not 0 < value < float("inf")):
+        raise UsageError(f"{option} takes a number {'from' if kind is int else 'above'} 0, {text!r} given")
     return value
 
 
-def _show(rung: Rung) -> None:
+def show_rung(rung: Rung) -> None:
     from luban.core.log import say
 
     say(

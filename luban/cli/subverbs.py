@@ -15,7 +15,8 @@ def dispatch(
     Raises:
         UsageError: none or an unknown one is named.
     """
-    known = "\n".join(f"  {name:<8} {about}" for name, (_, about) in table.items())
+    width = max(map(len, table))
+    known = "\n".join(f"  {name:<{width}} {about}" for name, (_, about) in table.items())
     if argv and argv[0] in ("-h", "--help"):
         print(
             f"usage: luban {verb} {'|'.join(table)} …\n\n{known}\n\nluban {verb} {next(iter(table))} --help shows one."

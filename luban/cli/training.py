@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from luban.cli.elastic import train_elastic
 from luban.cli.launch import launch
 from luban.core.arguments import parse_recipe, without_processes
 from luban.core.errors import UsageError
@@ -30,6 +31,7 @@ def train_from_recipe(
     train: Callable[[R, Path, str], Path],
     pack: Callable[[R, Path], tuple[R, LoadedModel | None]] = lambda recipe, cache: (recipe, None),
     most_processes: int | None = None,
+    elastic: bool = False,
 ) -> int:
     """Run a verb that trains; returns the exit code.
 
@@ -42,6 +44,7 @@ def train_from_recipe(
         pack: recipe and folder for what is packed → the recipe with its data packed, and the model that it starts from, where
             it has been loaded.
         most_processes: that a run can have; None: any number.
+        elastic: whether runs of the verb may be elastic (`--elastic.enabled`).
     """
     from luban.align.start import packed_beside
     from luban.parallel.world import World, process_count
@@ -56,6 +59,12 @@ def train_from_recipe(
             ready, model = pack(call.recipe, Path(folder))
             dry_run(ready, model, processes=call.processes, picture=call.picture)
         return 0
+    if call.recipe.elastic.enabled:
+        if not elastic:
+            raise UsageError(f"luban {verb} is not elastic: leave --elastic.enabled out")
+        if process_count() > 1:
+            raise UsageError("an elastic run starts its own workers: use --nproc instead of torchrun")
+        return train_elastic(call, [verb, *without_processes(argv)])
     if call.processes > 1 and process_count() == 1:
         with packed_beside(call.out) as cache:
             ready, model = pack(call.recipe, cache)

@@ -145,6 +145,12 @@ def _plan_file(path: Path) -> dict[str, Any]:
     return {name: data[name] for name in ("plan", "train") if name in data}
 
 
+def run_directory(argv: Sequence[str]) -> Path | None:
+    """The run directory that a recipe's command line names; None: it names none."""
+    out = _split(argv)[2].get("out")
+    return None if out is None else Path(out)
+
+
 def without_processes(argv: Sequence[str]) -> list[str]:
     """The words of a recipe's command line without `--nproc N`."""
     found, words = [], iter(argv)

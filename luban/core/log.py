@@ -21,10 +21,10 @@ _warned: set[str] = set()
 _muted = False
 
 
-def mute() -> None:
-    """Say nothing from now on: of a run's processes one speaks for all."""
+def mute(muted: bool = True) -> None:
+    """Say nothing from now on, or speak again: of a run's processes one speaks for all."""
     global _muted
-    _muted = True
+    _muted = muted
 
 
 def say(text: str, end: str = "\n") -> None:

@@ -55,10 +55,11 @@ def check_messages(value: Any) -> list[dict[str, Any]]:
     """`value` as a list of messages, from a list or its JSON.
 
     A content may be a list of `{"type": "text", "text": …}`, which are joined, and is None where an assistant only calls
-    tools.
+    tools. `weight` 0 says that an answer isn't trained on, as in OpenAI's fine-tuning files.
 
     Raises:
-        ValueError: it is no non-empty list of {"role": str, "content": str}, or a role is not in ROLES.
+        ValueError: it is no non-empty list of {"role": str, "content": str}, a role is not in ROLES, or a
+            weight is neither 0 nor 1.
     """
     value = json.loads(value) if isinstance(value, str) else value
     if not isinstance(value, list) or not value:
@@ -84,6 +85,8 @@ def _check_message(message: Any) -> dict[str, Any]:
         raise ValueError('tool_calls must be a list of {"function": {"name": …, "arguments": …}}')
     if not isinstance(content, str) and not (content is None and calls and message["role"] == "assistant"):
         raise ValueError(f"a message of role {message['role']} has no content")
+    if message.get("weight", 1) not in (0, 1):
+        raise ValueError(f"a message's weight is 0 or 1, {message['weight']!r} given")
     return {**message, "content": content}
 
 

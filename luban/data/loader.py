@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count, islice
 
 import numpy as np
 
@@ -69,9 +70,13 @@ class Loader:
         """The epoch in which the first sequence of this step lies, from 0."""
         return step * self.batch_size // self.packing.rows
 
-    def batch(self, step: int) -> Batch:
-        """This rank's share of the batch of a step, from 0; (B / world, T) arrays."""
-        sequences = step * self.batch_size + self._share
+    def batch(self, step: int, share: np.ndarray | None = None) -> Batch:
+        """This rank's share of the batch of a step, from 0; (B / world, T) arrays.
+
+        Args:
+            share: indices of rows in the batch that are read instead.
+        """
+        sequences = step * self.batch_size + (self._share if share is None else share)
         epochs, places = np.divmod(sequences, self.packing.rows)
         rows = np.empty_like(sequences)
         for epoch in np.unique(epochs).tolist():
@@ -89,19 +94,22 @@ class Loader:
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """Batches from `start_step` on, without end, prepared ahead by `workers` threads."""
+        return self.shares((step, self._share) for step in count(start_step))
+
+    def shares(self, wanted: Iterator[tuple[int, np.ndarray]]) -> Iterator[Batch]:
+        """A batch for each (step, indices of rows in its batch), prepared ahead by `workers` threads."""
         if not self.workers:
-            step = start_step
-            while True:
-                yield self.batch(step)
-                step += 1
+            for step, share in wanted:
+                yield self.batch(step, share)
+            return
         with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool:
             waiting: deque[Future[Batch]] = deque()
-            step = start_step
             try:
                 while True:
-                    while len(waiting) < self.workers * AHEAD:
-                        waiting.append(pool.submit(self.batch, step))
-                        step += 1
+                    for step, share in islice(wanted, self.workers * AHEAD - len(waiting)):
+                        waiting.append(pool.submit(self.batch, step, share))
+                    if not waiting:
+                        return
                     yield waiting.popleft().result()
             finally:
                 for future in waiting:

@@ -22,6 +22,7 @@ from luban.evals.backends.base import Backend
 from luban.evals.backends.endpoint import EndpointBackend
 from luban.evals.backends.http import Connection
 from luban.evals.backends.local import LocalBackend
+from luban.evals.backends.source import local_backend
 from luban.evals.checklist import (
     Principles,
     checklist_page,
@@ -52,6 +53,7 @@ class EvalOptions(HarnessOptions):
     precision: str = "float32"  # of the arithmetic; or bfloat16
     batch_tokens: int = 8192  # tokens of a batch, padding included
     batch_invariant: bool = False  # numbers bit for bit those of each request alone
+    cache_gb: float | None = None  # memory for keys and values, GB; None: as much as is free
     cache: Path | None = None  # folder of answers that evaluations share
     model_name: str = ""  # the model's name at an endpoint
     api_key: str = ""  # for an endpoint
@@ -78,11 +80,12 @@ def open_backend(model_name: str, options: EvalOptions) -> tuple[Backend, tuple[
         return EndpointBackend(connection, model=options.model_name), ()
     model = load_model(model_name, device=device_of(options.device))
     known = Path(model_name).is_dir() and model.manifest is not None
-    backend = LocalBackend(
+    backend = local_backend(
         model,
         precision=options.precision,
         batch_tokens=options.batch_tokens,
         batch_invariant=options.batch_invariant,
+        cache_bytes=None if options.cache_gb is None else int(options.cache_gb * 1e9),
     )
     return backend, (as_parent("model", model_name),) if known else ()
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from luban.core import sandbox
 from luban.core.errors import ConfigError
 from luban.core.metrics import answers as texts
+from luban.core.metrics.abstention import Match, Outcome, outcome
 from luban.core.metrics.numbers import last_number
 from luban.core.metrics.pass_at_k import pass_at_k
 from luban.core.metrics.rouge import rouge_l, rouge_n
@@ -28,6 +29,7 @@ SCORERS = Registry(
         "exact_match": "luban.evals.scorers:ExactMatch",
         "f1": "luban.evals.scorers:F1",
         "contains": "luban.evals.scorers:Contains",
+        "facts": "luban.evals.scorers:Facts",
         "number": "luban.evals.scorers:Number",
         "uses": "luban.evals.scorers:Uses",
         "repetition": "luban.evals.scorers:Repetition",
@@ -107,6 +109,23 @@ class Contains(Scorer):
     def one(self, answer: str, example: Example) -> float:
         """1 or 0."""
         return float(texts.contains_answer(answer, example.references))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts(Scorer):
+    """How often the answer is right, says that it doesn't know, or is wrong."""
+
+    name = "facts"
+    match: Match = "contains"  # a reference stands in the answer, or is all of it
+
+    def score(self, answers: Sequence[str], example: Example) -> dict[str, float]:
+        """`right`, `abstained` and `wrong`, which sum to 1."""
+        found = [outcome(answer, example.references, self.match) for answer in answers]
+        return {name: found.count(name) / len(found) for name in get_args(Outcome)}
+
+    def measures(self, rows: Sequence[dict[str, Any]]) -> list[Measure]:
+        """The mean of each."""
+        return [mean_of(rows, "right"), mean_of(rows, "abstained"), mean_of(rows, "wrong", better="lower")]
 
 
 @dataclass(frozen=True, kw_only=True)

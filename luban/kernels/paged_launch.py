@@ -40,6 +40,11 @@ def padded_width(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
+def chunk_tokens(heads: int, key_heads: int, row_bytes: int) -> int:
+    """Tokens of the pieces that chunks of prompts are divided into. Args: as of `paged_work`."""
+    return _rows(CHUNK_ROWS // _narrower(row_bytes), heads // key_heads) // (heads // key_heads)
+
+
 def paged_work(
     starts: Sequence[int],
     counts: Sequence[int],
@@ -49,6 +54,7 @@ def paged_work(
     device: torch.device,
     *,
     single_items: Tensor | None = None,
+    chunk_items: Tensor | None = None,
     invariant: bool = False,
 ) -> list[PagedWork]:
     """Work of chunks and of single tokens, where there are any.
@@ -56,32 +62,46 @@ def paged_work(
     Args:
         starts: position of every sequence's first new token. counts: its new tokens.
         row_bytes: of one head's query, rounded up to a power of two of numbers.
-        single_items: `PagedWork.items` on the device already, where all counts are 1; `starts` then only bound the keys.
+        single_items, chunk_items: `PagedWork.items` on the device already; `starts` then only bound the keys. Items of no
+            tokens are no work.
         invariant: one size of tile for all tokens and undivided keys, so that what a token gets depends on nothing else.
     """
-    group, chunks, singles, row, longest = heads // key_heads, [], [], 0, 1
-    chunk_rows, single_rows = (
-        max(rows, 1 << (group - 1).bit_length()) for rows in (CHUNK_ROWS // _narrower(row_bytes), SINGLE_ROWS)
-    )
-    chunk_rows = single_rows if invariant else chunk_rows
-    step = chunk_rows // group
+    group, longest = heads // key_heads, max(starts, default=0) + 1
+    single_rows = _rows(SINGLE_ROWS, group)
+    chunk_rows = single_rows if invariant else _rows(CHUNK_ROWS // _narrower(row_bytes), group)
+    if single_items is None and chunk_items is None:
+        chunks, singles = _divided(starts, counts, chunk_rows // group)
+        longest = max((item[3] for item in singles), default=0) + 1
+        chunk_items = torch.tensor(chunks, dtype=torch.int32).to(device) if chunks else None
+        single_items = torch.tensor(singles, dtype=torch.int32).to(device) if singles else None
+    work = []
+    if chunk_items is not None:
+        work.append(PagedWork(chunk_items, chunk_rows, 1, None))
+    if single_items is not None:
+        wanted = PROGRAMS // max(1, len(single_items) * key_heads)
+        splits = 1 if invariant else max(1, min(wanted, MAX_SPLITS, longest // (TILE * MIN_TILES)))
+        work.append(PagedWork(single_items, single_rows, splits, single_items[:, 1].contiguous()))
+    return work
+
+
+Item = tuple[int, int, int, int]
+
+
+def _divided(starts: Sequence[int], counts: Sequence[int], step: int) -> tuple[list[Item], list[Item]]:
+    """Items of chunks, the longest first, so that none is waited for at the end, and of single tokens."""
+    chunks, singles, row = [], [], 0
     for sequence, (start, count) in enumerate(zip(starts, counts, strict=True)):
         if count == 1:
             singles.append((sequence, row, 1, start))
-            longest = max(longest, start + 1)
         else:
             chunks += [(sequence, row + at, min(step, count - at), start + at) for at in range(0, count, step)]
         row += count
-    work = []
-    if chunks:
-        chunks.sort(key=lambda item: -item[3])  # the longest first, so that none is waited for at the end
-        work.append(PagedWork(torch.tensor(chunks, dtype=torch.int32).to(device), chunk_rows, 1, None))
-    if singles:
-        items = torch.tensor(singles, dtype=torch.int32).to(device) if single_items is None else single_items
-        wanted = PROGRAMS // max(1, len(singles) * key_heads)
-        splits = 1 if invariant else max(1, min(wanted, MAX_SPLITS, longest // (TILE * MIN_TILES)))
-        work.append(PagedWork(items, single_rows, splits, items[:, 1].contiguous()))
-    return work
+    return sorted(chunks, key=lambda item: -item[3]), singles
+
+
+def _rows(rows: int, group: int) -> int:
+    """Of a tile, which holds the heads of a group at least."""
+    return max(rows, 1 << (group - 1).bit_length())
 
 
 def _narrower(row_bytes: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from luban.core.errors import ConfigError
 from luban.kernels.available import infers_fused, triton_runs
 from luban.nn.int8 import Int8Weight, PackedKind
+from luban.nn.low_rank import adapted_linear, products
 from luban.nn.roles import Role
 from luban.nn.row import linear
 
@@ -108,6 +109,20 @@ class MatmulOwner:
             return y
         return adapted_output(self.adapters[projection], x, y, self.projections()[projection])
 
+    def multiply(self, x: Tensor, sizes: Mapping[str, int], weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """(…, I) → (…, ΣO), as the adapters change it.
+
+        Args:
+            sizes: projection → O, in the order of concatenation in the weight.
+        """
+        frozen = not (weight_OI.requires_grad or (bias_O is not None and bias_O.requires_grad))
+        if self.adapters is not None and self.matmul is TORCH and torch.is_grad_enabled() and frozen:
+            added = products(self.adapters, sizes)
+            if added and x.dtype == weight_OI.dtype == added[0][1][0].dtype:
+                return adapted_linear(x, weight_OI, bias_O, added)
+        y = self.matmul.linear(x, weight_OI, bias_O)
+        return y if self.adapters is None else self.add_adapters_(y, x, sizes)
+
     def add_adapters_(self, y: Tensor, x: Tensor, sizes: Mapping[str, int]) -> Tensor:
         """The concatenated outputs y (…, ΣO) as the adapters change their slices, in place where they only add; x (…, I).
 
@@ -167,8 +182,9 @@ class Linear(Projection, MatmulOwner):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
-        y = self.matmul.linear(x, self.weight, self.bias) if self.packed is None else self.packed["weight"](x)
-        return self.plus_adapter("weight", y, x)
+        if self.packed is not None:
+            return self.plus_adapter("weight", self.packed["weight"](x), x)
+        return self.multiply(x, {"weight": self.weight.shape[0]}, self.weight, self.bias)
 
     def pack(self, kind: PackedKind = Int8Weight) -> None:
         """Replace the weight by a packed one."""
@@ -203,14 +219,14 @@ class JointLinear(nn.Module, MatmulOwner):
     def forward(self, x: Tensor, *, joint: bool = False) -> Tensor | tuple[Tensor, ...]:
         """(…, I) → a tuple of (…, O); with joint=True one concatenated (…, ΣO)."""
         if not (joint or self.joins(x)):
-            outputs = [self.matmul.linear(x, p.weight, p.bias) for p in self._projections()]
-            return tuple(self.plus_adapter(name, y, x) for name, y in zip(self.sizes, outputs, strict=True))
-        if self.packed is not None:
-            y = self.packed["joint"](x)
-        else:
-            y = self.matmul.linear(x, *joined(*self._projections()))
+            each = zip(self.sizes, self._projections(), strict=True)
+            return tuple(self.multiply(x, {name: p.weight.shape[0]}, p.weight, p.bias) for name, p in each)
         sizes = self.local_sizes()
-        y = y if self.adapters is None else self.add_adapters_(y, x, sizes)
+        if self.packed is None:
+            y = self.multiply(x, sizes, *joined(*self._projections()))
+        else:
+            y = self.packed["joint"](x)
+            y = y if self.adapters is None else self.add_adapters_(y, x, sizes)
         return y if joint else y.split(list(sizes.values()), dim=-1)
 
     def joins(self, x: Tensor) -> bool:

@@ -192,6 +192,12 @@ class TrainEngine:
             stop=bool(stop),
         )
 
+    def abandon_step(self) -> None:
+        """Forget what was begun of a step that can't be finished, because another process is gone."""
+        self.params.clear()
+        for layer in self.routers.layers.values():
+            layer.tally.take()
+
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """(summed loss in nats, targets) of a held-out batch."""
         self.optimizer.finish()

@@ -57,30 +57,37 @@ class World:
     experts: DeviceMesh | None = None
 
     @classmethod
-    def join(cls, plan: ParallelPlan, device: torch.device, same: Mapping[str, Any] | None = None) -> World:
+    def join(
+        cls,
+        plan: ParallelPlan,
+        device: torch.device,
+        same: Mapping[str, Any] | None = None,
+        store: dist.Store | None = None,
+    ) -> World:
         """Meet the other processes of the run.
 
         Args:
             plan: one that fits the number of processes (`ParallelPlan.over`).
             device: of this process.
             same: what must be alike in all processes, by what it is called.
+            store: that they meet in; None: the one that torchrun (or `--nproc`) names.
 
         Raises:
             ConfigError: it isn't; the message names the process.
         """
-        store = None
         if process_count() == 1:
             return cls()
         if not dist.is_initialized():
             on_cuda = device.type == "cuda"
             if on_cuda:  # NCCL's own choice leaves half of NVLink idle between two processes
                 os.environ.setdefault("NCCL_NCHANNELS_PER_PEER", PEER_CHANNELS)
-            store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+            if store is None:
+                store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
             dist.init_process_group(
                 "nccl" if on_cuda else "gloo",
                 store=dist.PrefixStore("collectives", store),
-                rank=rank,
-                world_size=size,
+                rank=process_rank(),
+                world_size=process_count(),
                 timeout=TIMEOUT,
                 device_id=device if on_cuda else None,
             )

@@ -15,6 +15,7 @@ from luban.core.log import read_metrics, warn
 from luban.core.units import count
 from luban.core.whole_directory import INCOMPLETE
 from luban.report.chart import Chart, Level, Series, draw, smooth
+from luban.report.goodput import failures_line, goodput_rows
 from luban.report.predicted_vs_measured import predicted_vs_measured
 
 SMOOTHED_STEPS, SMOOTHED_SHARE = 20, 0.02  # steps that the training curve is averaged over: so many, or a share of all
@@ -150,6 +151,8 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
         "main": _picture(main),
         "small": [p for p in map(_picture, _small_charts(rows)) if p["svg"]],
         "predicted_vs_measured": predicted_vs_measured(found.manifest.figures, rows),
+        "goodput": goodput_rows(found.manifest.figures),
+        "failures": failures_line(found.manifest.figures),
         "caveats": [str(caveat) for caveat in found.manifest.figures.get("prediction_caveats", ())],
     }
 

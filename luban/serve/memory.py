@@ -183,4 +183,4 @@ def free_beside_a_forward(model: Model, block_size: int, max_sequences: int, max
     used = torch.cuda.max_memory_allocated(device) - before
     del runner, logits
     torch.cuda.empty_cache()
-    return max(0, int(WARM_SHARE * (free_memory(device) - used)))
+    return max(0, int(WARM_SHARE * (free_memory(device) - 2 * used)))  # recorded forwards keep their memory

@@ -19,6 +19,7 @@ from luban.nn.attention.packed import PackedTokens
 from luban.nn.attention.paged import PagedAttention
 from luban.nn.invariant import InvariantElements
 from luban.serve.decode_graph import DecodeGraphs
+from luban.serve.prompt_graph import PromptGraphs
 from luban.serve.scheduler import Chunk, Step
 from luban.serve.source_runner import SourceRunner
 
@@ -30,7 +31,7 @@ class ModelRunner:
         module: of which `luban.generate.paged_cache.paging_refusal` says nothing.
         cache: its pool.
         kernel: of attention, by name; None: the fastest that can serve.
-        graphs: recorded forwards of single tokens; None: there are none.
+        graphs: recorded forwards of single tokens; None: there are none. prompts: of chunks.
         host: of preempted sequences; None: nothing is swapped.
         attention: the backend.
         select: lets the next forward use the adapter of each chunk's sequence; returns whether any has one.
@@ -45,9 +46,11 @@ class ModelRunner:
         host: HostBlocks | None = None,
         attention: type[PagedAttention] = PagedAttention,
         select: Callable[[Sequence[Chunk], torch.device], bool] | None = None,
+        prompts: PromptGraphs | None = None,
     ):
         self.host, self.attention, self.select = host, attention, select
         self.module, self.cache, self.kernel, self.graphs = module.eval(), cache, kernel, graphs
+        self.prompts = prompts
         self.sources = SourceRunner(module, cache, kernel, attention) if isinstance(module, EncoderDecoder) else None
 
     @torch.inference_mode()
@@ -74,7 +77,15 @@ class ModelRunner:
                 self.select((), self.cache.device)  # whatever else runs the model, as embeddings do, runs it alone
         if self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
             return logits
+        if self.prompts is not None and (hidden_1NE := self.prompts.run(chunks)) is not None:
+            return self._logits(hidden_1NE, chunks, inspect)
         return self._read(chunks, inspect)
+
+    def clear_graphs(self) -> None:
+        """Forget what was recorded: weights lie elsewhere."""
+        for graphs in (self.graphs, self.prompts):
+            if graphs is not None:
+                graphs.clear()
 
     def _read(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None) -> Tensor:
         """See `run`; without recorded graphs."""
@@ -92,13 +103,19 @@ class ModelRunner:
             hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")
         else:
             hidden_1NE = self.sources.forward(tokens_N, packed, chunks)
+        return self._logits(hidden_1NE, chunks, inspect)
+
+    def _logits(
+        self, hidden_1NE: Tensor, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None
+    ) -> Tensor:
+        """(R, V) of the wanted rows."""
         rows, row = [], -1
         for chunk in chunks:
             if inspect is not None:
                 inspect(chunk, hidden_1NE[0, row + 1 : row + 1 + chunk.count])
             row += chunk.count
             rows += range(row + 1 - chunk.wanted, row + 1)
-        wanted = torch.tensor(rows, dtype=torch.long, device=tokens_N.device)
+        wanted = torch.tensor(rows, dtype=torch.long, device=hidden_1NE.device)
         return self.module.read(hidden_1NE[:, wanted]).squeeze(0).float()
 
     def _packed(self, chunks: Sequence[Chunk]) -> tuple[Tensor, PackedTokens]:

@@ -28,6 +28,7 @@ from luban.serve.block_manager import BlockManager, source_identity
 from luban.serve.decode_graph import DecodeGraphs
 from luban.serve.memory import PagedBudget
 from luban.serve.model_runner import ModelRunner
+from luban.serve.prompt_graph import PromptGraphs, chunk_step
 from luban.serve.request import Request
 from luban.serve.scheduler import Chunk, Scheduler, SequenceState, Step, together
 from luban.serve.speculation import DRAFT_TOKENS, DraftProposer, NgramProposer, Proposer, verify
@@ -92,18 +93,20 @@ class PagedBatch:
             module, cache_bytes, block_size=block_size, max_sequences=sequences, max_tokens=tokens, draft=draft
         )
         blocks = self.budget.slots // block_size
-        graphs = None
+        graphs = prompts = None
         shapes = [layer.mixer.attention(self.spec.width) for layer in self.spec.layers]
         recorded = device == "cuda" and kernel is None and not batch_invariant and not self.spec.body.two_sided
         if recorded and all(shape is None or kernel_serves(shape) for shape in shapes):
             cache = PagedCache.of(module, blocks=blocks + 1, block_size=block_size)  # one for rows of no meaning
             graphs = DecodeGraphs(module, cache, sequences)
+            if (step := chunk_step(module, cache)) is not None:
+                prompts = PromptGraphs(module, cache, step, max_sequences=sequences, max_tokens=tokens)
         else:
             cache = PagedCache.of(module, blocks=blocks, block_size=block_size)
         host_blocks = int(swap_bytes) // (self.budget.slot_bytes * block_size)
         host = HostBlocks(cache, host_blocks) if host_blocks else None
         select = None if adapters is None else adapters.select
-        self.runner = ModelRunner(module, cache, kernel, graphs, host, attention, select)
+        self.runner = ModelRunner(module, cache, kernel, graphs, host, attention, select, prompts)
         self.draft_tokens, self.drafted, self.accepted = draft_tokens, 0, 0  # counts of guesses
         self.proposer: Proposer | None = NgramProposer() if ngram else None
         if draft is not None:
@@ -307,8 +310,7 @@ class PagedBatch:
         """Keys and values of other weights than now are no prefix of anything."""
         version = weights_version(self.runner.module)
         if version != self._weights:
-            if self.runner.graphs is not None:
-                self.runner.graphs.clear()
+            self.runner.clear_graphs()
             self.scheduler.manager.clear_prefix_cache()
             self._weights = version
 

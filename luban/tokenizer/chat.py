@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache, partial
@@ -73,7 +74,8 @@ def render(
     is found by filling the template again (`luban.tokenizer.answers`).
 
     Args:
-        messages: `{"role": …, "content": …}` in order; an assistant's may have `tool_calls`, as OpenAI's API has them.
+        messages: `{"role": …, "content": …}` in order; an assistant's may have `tool_calls`, as OpenAI's API has them, and
+            `weight` 0, which makes its answer no target.
         add_generation_prompt: end where the assistant is to begin.
         tools: descriptions of the tools that may be called, as JSON schemas.
         variables: further variables of the template, such as `enable_thinking`.
@@ -98,7 +100,7 @@ def render(
             "the chat template has no place for tools, so the model would not see them: use another template"
         )
     page = _Page.read(marked, specials)
-    ids, offsets = _tokenise(page, tokenizer)
+    ids, offsets = _tokenise(page, tokenizer, _borders(marked, guarded, fill_with, specials))
 
     def find_spans() -> list[Span]:
         known = page
@@ -106,7 +108,7 @@ def render(
             stops = _special_pattern(tuple(tokenizer.token(i) or "" for i in tokenizer.stop_ids))
             filled = mark_answers(marked, guarded, fill_with, specials, stops, prompt=add_generation_prompt)
             known = _Page.read(filled, specials)
-        return _spans(known, offsets, [str(message["role"]) for message in messages])
+        return _spans(known, offsets, messages)
 
     return Rendered(token_ids=ids, find_spans=find_spans)
 
@@ -218,16 +220,35 @@ class _Page:
         )
 
 
-def _tokenise(page: _Page, tokenizer: Tokenizer) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids, and for each the range of characters it covers."""
+def _borders(
+    marked: str, messages: Sequence[Mapping[str, Any]], fill_with: Callable[..., str], specials: re.Pattern[str]
+) -> list[int]:
+    """Where answers begin behind the prompt that a model reads before it writes them, of those whose first character could
+    become one token with the prompt's last: white space."""
+    found = []
+    for turn, message in enumerate(messages):
+        content = message.get("content")
+        if turn and message["role"] == "assistant" and isinstance(content, str) and content[:1].isspace():
+            with suppress(DataError):  # a template that refuses the shorter conversation
+                prompt = fill_with(messages[:turn], True)
+                if marked.startswith(prompt):
+                    found.append(len(_Page.read(prompt, specials).text))
+    return found
+
+
+def _tokenise(page: _Page, tokenizer: Tokenizer, borders: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids, and for each the range of characters it covers. No token covers a border: a model that answers has read what
+    stands before it."""
+    encode, stops = tokenizer.encode_plain, list(page.specials)
     if not page.forged:
-        return tokenizer.encode_marked(page.text)
-    ids: list[int] = []
-    offsets: list[tuple[int, int]] = []
-    position = 0
-    for start, stop in [*page.specials, (len(page.text), len(page.text))]:
-        if position < start:  # ordinary text, in which nothing is special
-            piece, ranges = tokenizer.encode_plain(page.text[position:start])
+        ids, offsets = tokenizer.encode_marked(page.text)
+        if not any(first < border < last for border in borders for first, last in offsets):
+            return ids, offsets
+        encode, stops = tokenizer.encode_marked, []
+    ids, offsets, position = [], [], 0
+    for start, stop in sorted([*stops, *((border, border) for border in borders), (len(page.text), len(page.text))]):
+        if position < start:  # where a page is forged, ordinary text, in which nothing is special
+            piece, ranges = encode(page.text[position:start])
             ids += piece
             offsets += [(a + position, b + position) for a, b in ranges]
         if start < stop:
@@ -237,9 +258,10 @@ def _tokenise(page: _Page, tokenizer: Tokenizer) -> tuple[list[int], list[tuple[
     return ids, offsets
 
 
-def _spans(page: _Page, offsets: list[tuple[int, int]], roles: list[str]) -> list[Span]:
-    """Stretches of tokens, answers and what stands between them, in order."""
+def _spans(page: _Page, offsets: list[tuple[int, int]], messages: Sequence[Mapping[str, Any]]) -> list[Span]:
+    """Stretches of tokens, answers and what stands between them, in order. An answer of weight 0 is no target."""
     spans: list[Span] = []
+    roles = [str(message["role"]) for message in messages]
     cursor = turn = 0
     for start, stop in page.answers:
         first = cursor
@@ -254,7 +276,8 @@ def _spans(page: _Page, offsets: list[tuple[int, int]], roles: list[str]) -> lis
         if first > cursor:
             spans.append(Span("+".join(roles[before:turn]) or "assistant", cursor, first, False))
         if last > first:
-            spans.append(Span("assistant", first, last, True))
+            weight = messages[turn].get("weight") if turn < len(messages) else None
+            spans.append(Span("assistant", first, last, weight in (None, 1)))
         cursor, turn = last, turn + 1
     if cursor < len(offsets):
         spans.append(Span("+".join(roles[turn:]) or "assistant", cursor, len(offsets), False))

@@ -36,6 +36,12 @@ class Rung:
     path: str
 
 
+def require_width(width: int) -> None:
+    """Raise ConfigError unless a width is a multiple of a head's."""
+    if width < HEAD or width % HEAD:
+        raise ConfigError(f"widths of a ladder are multiples of {HEAD}, {width} given")
+
+
 def rung_recipe(recipe: Recipe, width: int, ratio: float) -> tuple[Recipe, int, int]:
     """(the recipe of one width, its layers, its parameters without the embedding).
 
@@ -45,8 +51,7 @@ def rung_recipe(recipe: Recipe, width: int, ratio: float) -> tuple[Recipe, int, 
     Raises:
         ConfigError: the width isn't a multiple of a head.
     """
-    if width < HEAD or width % HEAD:
-        raise ConfigError(f"widths of a ladder are multiples of {HEAD}, {width} given")
+    require_width(width)
     layers = max(2, width // DEEPER)
     given: dict[str, Any] = {
         "width": width,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from luban.parallel.engine import InFlightStep, StepResult, TrainEngine
 from luban.parallel.memory_limits import peak_memory
 from luban.train.budget import StepCount
 from luban.train.conflict import GradientConflict
+from luban.train.goodput import Goodput, added, speed
 from luban.train.interrupt import Interrupted, StopRequest
 from luban.train.metrics_logger import MetricsLogger, NoMetrics, open_metrics
 from luban.train.profile import Profile
@@ -33,6 +33,7 @@ from luban.train.resume import FollowedRun
 from luban.train.saving import RunCheckpoints
 from luban.train.spikes import Spike, SpikeDetector
 from luban.train.state import TrainState
+from luban.train.timed import time_communication
 from luban.train.validate import Validator
 
 WARN_AFTER = 3  # validations without improvement before a warning
@@ -63,6 +64,7 @@ class Loop:
         art: the open run directory.
         parts: components of the run.
         clock: monotonic seconds.
+        goodput: of this process; None: from now on.
 
     Raises:
         TrainingError: too many steps were NaN or infinite; the message names the last good checkpoint.
@@ -70,9 +72,17 @@ class Loop:
     """
 
     def __init__(
-        self, art: ArtifactWriter | FollowedRun, parts: TrainerComponents, clock: Callable[[], float] = time.monotonic
+        self,
+        art: ArtifactWriter | FollowedRun,
+        parts: TrainerComponents,
+        clock: Callable[[], float] = time.monotonic,
+        goodput: Goodput | None = None,
     ):
         self.clock = clock
+        self.goodput = goodput or Goodput(clock=clock)
+        self.earlier_goodput = art.figures.get("goodput", {})  # of the sessions before a resume
+        if parts.engine.world.size > 1:
+            time_communication(parts.engine, self.goodput)
         self.art, self.parts, self.recipe, self.state = art, parts, parts.recipe, parts.state
         self.engine, self.world = parts.engine, parts.engine.world
         self.agreed_stop = False  # some process of the run was asked to stop, and all know it
@@ -105,12 +115,14 @@ class Loop:
         """Train from the current step to the last."""
         try:
             self._train()
-            self.saving.close()
+            with self.goodput.spent("checkpoint"):
+                self.saving.close()
         except BaseException:
             self.saving.abandon()
             raise
         if self.profile:
             self.profile.finish()
+        self.goodput.enter("idle")
         self._finish()
 
     def _train(self) -> None:
@@ -123,6 +135,7 @@ class Loop:
             self.batches = self.parts.loader.iterate(at.step + at.left_out)
             self.row_time, self.synchronized_at = self.clock(), self.clock()
             while self.state.progress.step < self.count.total(self.state.progress.step):
+                self.goodput.enter("compute")
                 self._submit(stop)
                 while self.in_flight and (len(self.in_flight) > self.max_in_flight or self._must_synchronize(stop)):
                     self._synchronize(metrics, bar, stop)
@@ -135,7 +148,8 @@ class Loop:
         if self.profile:
             self.profile.begins(at.step + 1)
         began = self.clock()
-        batch = next(self.batches)
+        with self.goodput.spent("data"):
+            batch = next(self.batches)
         self.waited += (self.clock() - began) if self.step_seconds else 0.0
         share = self.world.plan.readers > 1
         self.in_flight.append((factor, self.engine.submit(batch, factor, stop=bool(stop.signal), share=share)))
@@ -302,13 +316,16 @@ class Loop:
         asked = self._must_stop(stop)
         if improved or shortened or asked or self._due(self.recipe.checkpoint.every):
             at.seconds = self._elapsed()
-            self.saving.begin(self.state)
+            with self.goodput.spent("checkpoint"):
+                self.saving.begin(self.state)
         self.overhead_seconds += self.clock() - began
         self.synchronized_at += self.clock() - began
         if asked and not last:
             number = stop.signal or signal.SIGTERM  # another process got it
             name = signal.Signals(number).name
-            self.saving.wait()
+            with self.goodput.spent("checkpoint"):
+                self.saving.wait()
+            self.art.note(goodput=added(self.earlier_goodput, self.goodput.seconds()))
             raise Interrupted(
                 number,
                 f"stopped by {name} after step {at.step}, saved in "
@@ -372,20 +389,12 @@ class Loop:
             seconds=at.seconds,
             tokens_per_second=at.tokens / max(at.seconds, 1e-9),
             bad_steps=at.bad_steps,
-            **self._speed(),
+            goodput=added(
+                self.earlier_goodput, self.goodput.seconds()
+            ),  # of the main process, earlier sessions included
+            **speed(self.step_seconds, self.waited, self.art.figures),
             peak_rss_bytes=peak_memory(),
             **at.scores,
         )
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             self.art.note(peak_cuda_bytes=torch.cuda.max_memory_allocated())
-
-    def _speed(self) -> dict[str, float]:
-        """Median step time in seconds, fraction of time spent waiting for data, and model FLOPs utilisation (MFU)."""
-        steady = self.step_seconds[1:]  # the first step compiles
-        if not steady:
-            return {}
-        step, figures = statistics.median(steady), self.art.figures
-        found = {"step_seconds": step, "data_wait": self.waited / max(sum(steady), 1e-9)}
-        if "peak_flops" in figures:
-            found["utilisation"] = figures["model_flops_per_step"] / step / figures["peak_flops"]
-        return found

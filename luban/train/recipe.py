@@ -25,6 +25,7 @@ from luban.optim.base import OptimizerConfig
 from luban.optim.schedule.base import Schedule
 from luban.optim.schedule.cosine import Cosine
 from luban.tokenizer.tokenizer import Tokenizer
+from luban.train.elastic.config import ElasticConfig
 from luban.train.spikes import SpikeConfig
 
 
@@ -148,6 +149,7 @@ class Recipe:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     spikes: SpikeConfig = field(default_factory=SpikeConfig)
+    elastic: ElasticConfig = field(default_factory=ElasticConfig)
 
     def trained(self, shards: Shards) -> Shards:
         """The training split as the loss of this recipe reads it."""

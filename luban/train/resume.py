@@ -122,6 +122,11 @@ def resume(art: ArtifactWriter | FollowedRun, recipe: Recipe, state: TrainState,
         step, checkpoint = found
         state.restore(checkpoint, recipe.train.seed)
         say(f"resuming after step {step}")
+    note_changes(art, recipe, state, start)
+
+
+def note_changes(art: ArtifactWriter | FollowedRun, recipe: Recipe, state: TrainState, start: Start) -> None:
+    """Note in the manifest which fields of a run that is taken up again have changed, and say what that does."""
     if not art.changed:
         return
     step, marked = state.progress.step, marks(recipe)

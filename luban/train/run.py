@@ -51,8 +51,8 @@ from luban.train.conflict import GradientConflict
 from luban.train.loop import Loop, TrainerComponents
 from luban.train.metrics_logger import require_tensorboard
 from luban.train.predict import Prediction, predict, require_memory
-from luban.train.recipe import Recipe
-from luban.train.resume import opened_together, resume, run_artifact, write_recipe
+from luban.train.recipe import Recipe, TrainConfig
+from luban.train.resume import FollowedRun, opened_together, resume, run_artifact, write_recipe
 from luban.train.start import Start, choose_start
 from luban.train.state import TrainState
 from luban.train.validate import Validator
@@ -105,26 +105,12 @@ def _train(
     if world.agree(art.finished()):
         say(f"{out} is finished: nothing is left to train. More steps: the same command with a larger --train.steps")
         return Path(out)
-    prediction = _predict(*opened)
+    prediction = predict_run(*opened)
     _require_memory(*opened, prediction)
     if recipe.train.tensorboard:
         require_tensorboard()
     with opened_together(art, world) as art:
-        require_free(
-            art.path,
-            4 * _saved_numbers(prediction, world) * (recipe.checkpoint.keep + 2),
-            "training with these checkpoints",
-        )
-        if isinstance(art, ArtifactWriter) and not art.resumed:
-            write_recipe(art, recipe, start)
-            shutil.copytree(Path(shards.path) / "tokenizer", art.path / "tokenizer", dirs_exist_ok=True)
-            art.note(recipe=name, command=command_line())
-            if recipe.adapter is not None:
-                art.note(base=base_reference(recipe.init))
-        if not art.resumed or art.changed:
-            art.note(device=str(device), accelerator=prediction.machine.name, **prediction.figures())
-        gated.clear()
-        chosen.clear()  # of runs before, where there were any in this process
+        begin(art, opened, prediction, world, name)
         parts = make(recipe, shards, start, device, world, art.path)
         resume(art, recipe, parts.state, start)
         say(prediction.summary())
@@ -137,6 +123,38 @@ def _train(
                 raise
             raise _exhausted(recipe, prediction, parts.state.progress.step) from error
     return Path(out)
+
+
+def is_begun(art: ArtifactWriter | FollowedRun) -> bool:
+    """Whether a run directory holds what it holds from the start: a process may have been killed while it wrote it."""
+    return "accelerator" in art.figures
+
+
+def begin(
+    art: ArtifactWriter | FollowedRun,
+    opened: tuple[Recipe, Shards, Start, torch.device],
+    prediction: Prediction,
+    world: World,
+    name: str,
+) -> None:
+    """Check that the disk has room, and write what a run directory holds from the start, unless all of it is there."""
+    recipe, shards, start, device = opened
+    begun = is_begun(art)
+    require_free(
+        art.path,
+        4 * _saved_numbers(prediction, world) * (recipe.checkpoint.keep + 2),
+        "training with these checkpoints",
+    )
+    if isinstance(art, ArtifactWriter) and not begun:
+        write_recipe(art, recipe, start)
+        shutil.copytree(Path(shards.path) / "tokenizer", art.path / "tokenizer", dirs_exist_ok=True)
+        art.note(recipe=name, command=command_line())
+        if recipe.adapter is not None:
+            art.note(base=base_reference(recipe.init))
+    if not begun or art.changed:
+        art.note(device=str(device), accelerator=prediction.machine.name, **prediction.figures())
+    gated.clear()
+    chosen.clear()  # of runs before, where there were any in this process
 
 
 def _saved_numbers(prediction: Prediction, world: World) -> int:
@@ -216,10 +234,10 @@ def prepare(
 ) -> tuple[Recipe, Shards, Start, torch.device, Prediction]:
     """Open the data, choose the start and predict the run. Allocates no model and writes nothing."""
     opened = open_run(recipe, model, processes)
-    return *opened, _predict(*opened)
+    return *opened, predict_run(*opened)
 
 
-def _predict(recipe: Recipe, shards: Shards, start: Start, device: torch.device) -> Prediction:
+def predict_run(recipe: Recipe, shards: Shards, start: Start, device: torch.device) -> Prediction:
     if short := recipe.schedule.never_at_peak(recipe.train.steps):
         warn(short)
     return predict(recipe, start.spec, device, partial(_sample, recipe, shards))
@@ -263,12 +281,7 @@ def assemble(
         folder: of the run, for components that keep something there; these don't.
     """
     config, world = recipe.train, world or World()
-    seed_everything(config.seed)
-    # processes that work on the same rows draw the same numbers
-    torch.manual_seed(derive(config.seed, "process", world.reader) if world.reader else config.seed)
-    set_determinism(config.deterministic, device)
-    keep_freed_memory(device)
-    torch.set_float32_matmul_precision("high")
+    prepare_process(config, device, world)
     engine = make_engine(recipe, start, device, world)
     workers = recipe.data.workers if recipe.data.workers is not None else 2 * (device.type == "cuda")
     loader = Loader(
@@ -284,8 +297,18 @@ def assemble(
     )
     tasks = {name: rows for name, (_, rows) in recipe.objective.tasks_of(loader.packing).items()}
     conflict = GradientConflict(tasks, config.batch_size, config.seed) if len(tasks) > 1 else None
-    validator = _validator(recipe, shards)
+    validator = make_validator(recipe, shards)
     return TrainerComponents(recipe, engine, TrainState(start.spec, engine), loader, validator, conflict)
+
+
+def prepare_process(config: TrainConfig, device: torch.device, world: World) -> None:
+    """Seeds, determinism and memory of this process, before a model is made in it."""
+    seed_everything(config.seed)
+    # processes that work on the same rows draw the same numbers
+    torch.manual_seed(derive(config.seed, "process", world.reader) if world.reader else config.seed)
+    set_determinism(config.deterministic, device)
+    keep_freed_memory(device)
+    torch.set_float32_matmul_precision("high")
 
 
 def make_engine(recipe: Recipe, start: Start, device: torch.device, world: World | None = None) -> TrainEngine:
@@ -339,7 +362,7 @@ def _packed(objective: Objective, shards: Shards, seq_len: int, seed: int, packi
     return objective.examples(shards, seq_len=seq_len, seed=seed, packing=packing)
 
 
-def _validator(recipe: Recipe, shards: Shards) -> Validator | None:
+def make_validator(recipe: Recipe, shards: Shards) -> Validator | None:
     train = recipe.train
     try:
         heldout = Shards.open(shards.path, "heldout")

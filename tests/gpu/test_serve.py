@@ -50,9 +50,25 @@ def test_greedy_tokens_are_those_of_the_contiguous_cache(variant):
     found = engine.generate(prompts, sampling)
     again = luban.Engine(model, cache_bytes=40 * 16 * 1024).generate(prompts, sampling)  # little memory: preemptions
     expected = [luban.Engine(model, paged=False).generate([prompt], sampling)[0] for prompt in prompts]
-    assert engine.batch.runner.graphs is None or not engine.batch.runner.graphs._broken
+    for recorded in (engine.batch.runner.graphs, engine.batch.runner.prompts):
+        assert recorded is None or not recorded._broken
     for ours, other, theirs in zip(found, again, expected, strict=True):
         assert ours.token_ids == theirs.token_ids == other.token_ids
+
+
+def test_prompts_read_by_recorded_forwards_give_the_same_tokens():
+    """Waves of prompts of a few sizes, so that every size is recorded; the first wave is read without."""
+    rng, model = random.Random(5), loaded()
+    engine = luban.Engine(model, cache_bytes=2**24, prefix_cache=False)
+    assert isinstance(engine.batch, PagedBatch) and engine.batch.runner.prompts is not None
+    prompts = [[rng.randrange(97) for _ in range(length)] for length in (40, 100, 7, 200)]
+    sampling = Sampling(max_tokens=12, temperature=0, ignore_eos=True)
+    expected = [luban.Engine(model, paged=False).generate([prompt], sampling)[0].token_ids for prompt in prompts]
+    for _ in range(4):
+        order = rng.sample(range(4), 4)
+        found = engine.generate([prompts[i] for i in order], sampling)
+        assert [answer.token_ids for answer in found] == [expected[i] for i in order]
+    assert engine.batch.runner.prompts._graphs and not engine.batch.runner.prompts._broken
 
 
 def test_a_forward_that_cannot_be_recorded_runs_without_and_leaves_torch_as_it_was(monkeypatch, capsys):

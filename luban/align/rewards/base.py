@@ -68,7 +68,8 @@ def open_rewards(
     """The rewards of a recipe.
 
     Args:
-        names: each a reward model's directory, file.py:function, gsm8k, regex:PATTERN, unit_tests or an http(s) address.
+        names: each a reward model's directory, file.py:function, gsm8k, facts[:PENALTY], regex:PATTERN, unit_tests or an
+            http(s) address.
         tokenizer, owner: of the policy, which reward models must share; what it is called.
         timeout: seconds that a function, a test or an endpoint has for one answer.
 
@@ -78,7 +79,7 @@ def open_rewards(
     """
     if not names:
         raise UsageError(
-            "no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k or regex:PATTERN"
+            "no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k, facts or regex:PATTERN"
         )
     if weights and len(weights) != len(names):
         raise ConfigError(f"{len(names)} rewards need as many reward_weights, {len(weights)} given")
@@ -92,12 +93,14 @@ def _open(name: str, tokenizer: Tokenizer, owner: str, device: str, timeout: flo
     from luban.align.rewards.endpoint import Endpoint
     from luban.align.rewards.function import FunctionReward
     from luban.align.rewards.model import ModelReward
-    from luban.align.rewards.verifiers import GSM8K, Pattern, UnitTests
+    from luban.align.rewards.verifiers import GSM8K, Facts, Pattern, UnitTests
 
     if name == "gsm8k":
         return GSM8K()
     if name == "unit_tests":
         return UnitTests(timeout)
+    if name == "facts" or name.startswith("facts:"):
+        return Facts(name.partition(":")[2] or "1")
     if name.startswith("regex:"):
         return Pattern(name.removeprefix("regex:"))
     if name.startswith(("http://", "https://")):
@@ -107,8 +110,8 @@ def _open(name: str, tokenizer: Tokenizer, owner: str, device: str, timeout: flo
         return FunctionReward(Path(file), function, timeout)
     if not Path(name).exists():
         raise UsageError(
-            f"there is no reward '{name}': give a run of luban reward, file.py:function, gsm8k, regex:PATTERN, unit_tests or "
-            f"an http address"
+            f"there is no reward '{name}': give a run of luban reward, file.py:function, gsm8k, facts, regex:PATTERN, "
+            f"unit_tests or an http address"
         )
     return ModelReward(name, tokenizer, owner, device)
 

@@ -1,4 +1,4 @@
-"""Rewards that check an answer: 1 where it is right, else 0."""
+"""Rewards that check an answer: 1 where it is right."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from luban.align.rewards.base import Answer
 from luban.core import sandbox
 from luban.core.errors import ConfigError, DataError
+from luban.core.metrics.abstention import outcome
 from luban.core.metrics.numbers import last_number
 
 
@@ -25,6 +26,37 @@ class GSM8K:
         if right is None:
             raise DataError("the reward gsm8k needs an `answer` with a number in every row of the prompts")
         return float(last_number(answer.text) == right)
+
+
+class Facts:
+    """1 for a right answer, 0 for one that says it doesn't know, -`penalty` for a wrong one (Schulman 2023): a policy does best that
+    answers where it is right with a probability above penalty / (1 + penalty) and abstains elsewhere.
+
+    An answer is right where all of it is the row's `answer`, or one of the list there: an answer that named every possibility would
+    contain the right one. Raises ConfigError for a penalty that is no number above 0.
+    """
+
+    name = "facts"
+
+    def __init__(self, penalty: str = "1"):
+        try:
+            self.penalty = float(penalty)
+        except ValueError:
+            self.penalty = 0.0
+        if not 0 < self.penalty < float("inf"):
+            raise ConfigError(f"facts:{penalty}: what a wrong answer costs is a number above 0")
+
+    def scores(self, answers: Sequence[Answer]) -> list[float]:
+        """1, 0 or -penalty. Raises DataError for a row without an answer to compare with."""
+        return [self._score(answer) for answer in answers]
+
+    def _score(self, answer: Answer) -> float:
+        known = answer.row.get("answer")
+        given = known if isinstance(known, list) else [known]
+        references = [each for each in given if isinstance(each, str) and each.strip()]
+        if not references or len(references) < len(given):
+            raise DataError("the reward facts needs an `answer`, text or a list of texts, in every row of the prompts")
+        return {"right": 1.0, "abstained": 0.0, "wrong": -self.penalty}[outcome(answer.text, references)]
 
 
 class Pattern:

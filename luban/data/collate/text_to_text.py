@@ -50,6 +50,7 @@ class TextToTextRows:
         """(source, target) of a conversation, token ids."""
         assert self.shards.mask is not None  # checked when this was made
         begin, end = self.shards.offsets[row], self.shards.offsets[row + 1]
+        assert self.shards.mask is not None  # of conversations
         tokens, trained = self.shards.data[begin:end].astype(np.int64), self.shards.mask[begin:end].astype(bool)
         first = int(trained.argmax()) if trained.any() else len(tokens)
         text = [int(token) for token in tokens[:first] if not self.special.special[token]]

@@ -36,6 +36,7 @@ class LocalBackend:
         precision: of the arithmetic, "float32" or "bfloat16" (autocast).
         batch_tokens: tokens of a batch, padding included.
         batch_invariant: numbers are bit for bit those of each request alone (slower).
+        cache_bytes: for keys and values of texts that are written; None: as much as is free.
     """
 
     round_size = 256
@@ -47,10 +48,12 @@ class LocalBackend:
         precision: str = "float32",
         batch_tokens: int = 8192,
         batch_invariant: bool = False,
+        cache_bytes: int | None = None,
     ):
         self.model, self.precision, self.batch_tokens = model, precision, batch_tokens
         self.name, self.batch_invariant = model.name, batch_invariant
         self.counts: Counter[str] = Counter()
+        self.cache_bytes = cache_bytes
         self._weights = weights_identity(model)
         vocabulary = model.tokenizer.content_hash if model.tokenizer else ""
         self.identity = data_sha256([self._weights, vocabulary, precision, batch_invariant])
@@ -225,7 +228,7 @@ class LocalBackend:
 
     def _write(self, requests: Sequence[Write]) -> list[Response]:
         if self._engine is None:
-            self._engine = Engine(self.model, batch_invariant=self.batch_invariant)
+            self._engine = Engine(self.model, cache_bytes=self.cache_bytes, batch_invariant=self.batch_invariant)
         engine, running = self._engine, []
         for request in requests:
             ids, over = self._fitting(request)

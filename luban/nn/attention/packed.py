@@ -21,9 +21,10 @@ class PackedTokens:
     starts: tuple[int, ...]
     counts: tuple[int, ...]
     block_size: int
-    # (C, 4) int32, the kernel's work (`paged_work`) where all counts are 1 and it is on the device already; `starts` may then
-    # be any positions at least as large
+    # the kernel's work (`paged_work`) where it is on the device already, (items, 4) int32: of single tokens, and of chunks;
+    # `starts` may then be any positions at least as large, and `counts` tell nothing
     single_items: Tensor | None = None
+    chunk_items: Tensor | None = None
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -132,6 +132,7 @@ class PagedAttention(AttentionBackend):
             padded_width(shape.head_dim) * dtype.itemsize,
             device,
             single_items=self.tokens.single_items,
+            chunk_items=self.tokens.chunk_items,
             invariant=self.invariant,
         )
         return KernelMask(work, PagedBias.of(_reaching(distance_bias, self.tokens)), shape.window)

@@ -69,7 +69,7 @@ class GatedFeedForward(nn.Module, MatmulOwner):
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         projection: Projection = self._modules[name]  # type: ignore[assignment]
-        return self.plus_adapter(name, self.matmul.linear(x, projection.weight, projection.bias), x)
+        return self.multiply(x, {name: projection.weight.shape[0]}, projection.weight, projection.bias)
 
     def _fused(self, x_NE: Tensor) -> Tensor:
         """The same, (N, E) → (N, E), with SwiGLU and its gradient in kernels; without biases and adapters they can run
@@ -85,8 +85,7 @@ class GatedFeedForward(nn.Module, MatmulOwner):
         training = torch.is_grad_enabled()
         if training and alone and self.matmul is TORCH and gated.picked(*here, *gate.shape, *down.shape):
             return gated.gated_matmuls(x_NE, gated.paired(gate, up), down)[0]
-        gate_up = self.matmul.linear(x_NE, *joined(self.gate, self.up))
-        gate_up = self.add_adapters_(gate_up, x_NE, {"gate": gate.shape[0], "up": up.shape[0]})
+        gate_up = self.multiply(x_NE, {"gate": gate.shape[0], "up": up.shape[0]}, *joined(self.gate, self.up))
         if training and self.matmul is TORCH and (self.adapters is None or "down" not in self.adapters):
             return swiglu_linear(gate_up, down)
         return self._linear("down", swiglu(gate_up))

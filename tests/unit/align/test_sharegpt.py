@@ -42,6 +42,8 @@ def test_conversations_begin_with_the_user_alternate_and_end_with_an_answer():
         {"role": "user", "content": "q"},
         {"role": "assistant", "content": "a"},
     ]
+    untrained = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": 0}]
+    assert as_chat(untrained)[1] == {"role": "assistant", "content": "a", "weight": 0}
     assert as_chat([*turns("q", "a"), *turns("b", first="gpt")]) == "turns don't alternate"
     assert as_chat(turns("q", " ")) == "empty turn" and as_chat(turns("q")) == "no answer"
     assert as_chat([{"from": "robot", "value": "x"}]) == "unknown role"

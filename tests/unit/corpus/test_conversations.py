@@ -64,6 +64,8 @@ def test_calls_and_tools_are_read_from_parquet_too(tmp_path):
         "hello",
         {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]},
         {"role": "user", "content": 3},
+        {"role": "assistant", "content": "", "weight": 0.5},
+        {"role": "assistant", "content": "", "weight": "0"},
     ],
 )
 def test_turns_that_hold_nothing_to_read_are_refused(message):

@@ -6,7 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
-from luban.cli import annotate, data, judge, report
+from luban.cli import annotate, judge, report
+from luban.cli import data_alignment as data
 from luban.cli import eval as evaluation
 from luban.core.arguments import parse
 from luban.evals.filters import FILTERS
@@ -20,6 +21,7 @@ OPTIONS = {
     "judge": judge.Arguments,
     "annotate": annotate.Arguments,
     "report": report.Args,
+    "data ghost_attention": data.GhostAttentionArgs,
     "data instruct": data.InstructArgs,
     "data overoptimisation": data.OveroptimisationArgs,
     "data revise": data.ReviseArgs,

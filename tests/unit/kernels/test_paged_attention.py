@@ -9,13 +9,23 @@ import torch
 from drawn import drawn
 from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
 
+from luban.generate.paged_cache import PagedCache
 from luban.kernels import distance
 from luban.kernels.attention_mask import AttentionMask
+from luban.models.build import build_model
+from luban.models.spec import uniform
 from luban.nn.attention.packed import PackedTokens
 from luban.nn.attention.paged import PagedAttention, PagedLayer
 from luban.nn.attention.prepared_mask import Bias
+from luban.nn.init import NormalInit
 from luban.nn.mixer.base import AttentionShape
+from luban.nn.mixer.grouped import Grouped
+from luban.nn.position.alibi import Alibi
 from luban.nn.position.base import PositionEncoding
+from luban.nn.position.rope import Rope
+from luban.serve.model_runner import ModelRunner
+from luban.serve.prompt_graph import PromptGraphs, chunk_step, recorded_tokens
+from luban.serve.scheduler import Chunk, SequenceState
 
 BIASES = (None, "alibi", "power", "log", "buckets")
 
@@ -140,6 +150,58 @@ def test_kernel(form, dtype):
 @pytest.mark.parametrize("form", [None, "log"])
 def test_kernel_with_shares_of_long_rows(form):
     check(random.randrange(2**32), form, "luban", long=8)
+
+
+@here
+@pytest.mark.parametrize("position", drawn([Rope(), Alibi()], 1))
+def test_forwards_over_prompts_of_a_recorded_size(position):
+    """Equal to forwards over as many tokens as there are, whatever is read beside them and was read before."""
+    spec = uniform(
+        vocab_size=50,
+        width=32,
+        layers=1,
+        context=32,
+        mixer=Grouped(heads=4, kv_heads=2),
+        position=position,
+        init=NormalInit(std=0.3),
+    )
+    model, rng = build_model(spec, seed=1, device=DEVICE), random.Random(4)
+    pools = [PagedCache.of(model, blocks=13, block_size=8) for _ in range(2)]
+    step = chunk_step(model, pools[0])
+    assert step is not None
+    recorded = PromptGraphs(model, pools[0], step, max_sequences=3, max_tokens=40, kernel="luban")
+    plain, blocks = ModelRunner(model, pools[1], "torch"), rng.sample(range(12), 12)
+    states = [SequenceState([rng.randrange(50) for _ in range(32)], (i, 0)) for i in range(3)]
+    for state in states:
+        state.table = [blocks.pop() for _ in range(4)]
+    read = [0, 0, 0]
+    with torch.inference_mode():
+        while min(read) < 24:
+            counts = [min(24 - r, rng.choice([0, 1, 5, 17])) for r in read]
+            chunks = [Chunk(s, r, c) for s, r, c in zip(states, read, counts, strict=True) if c]
+            if not chunks:
+                continue
+            found = recorded.run(chunks)
+            if found is None:  # not asked for often enough yet; read again, which changes nothing
+                found = recorded.run(chunks)
+            assert found is not None and not recorded._broken
+            found = found.clone()
+            tokens_N, packed = plain._packed(chunks)
+            hidden = model(tokens_N[None], attention=PagedAttention(pools[1].layers, packed, "torch"), output="hidden")
+            assert found.shape == hidden.shape
+            assert (found - hidden).abs().max() < (1e-4 if not ON_GPU else 3e-2), (counts, read)
+            read = [r + c for r, c in zip(read, counts, strict=True)]
+    slots = torch.tensor([b * 8 + i for state in states for b in state.table[:3] for i in range(8)], device=DEVICE)
+    for ours, theirs in zip(pools[0].layers, pools[1].layers, strict=True):
+        assert torch.allclose(ours.keys[slots], theirs.keys[slots], atol=1e-4 if not ON_GPU else 3e-2)
+
+
+def test_sizes_of_recorded_forwards():
+    """Every number of tokens fits, at most a quarter is read in vain where there are many, and sizes are few."""
+    sizes = [recorded_tokens(count) for count in range(1, 8193)]
+    assert all(count <= size for count, size in enumerate(sizes, start=1))
+    assert all(size < 1.25 * count + 1 for count, size in enumerate(sizes, start=1) if count > 1024)
+    assert len(set(sizes)) == 7 + 12 and sizes[-1] == 8192
 
 
 @pytest.mark.skipif(HERE, reason="the kernels are tested in this process")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from luban import Engine, Sampling, load_model
-from luban.serve.decode_graph import BlockTables
+from luban.serve.recorded import BlockTables
 from luban.serve.request import Request
 
 

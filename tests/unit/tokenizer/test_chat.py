@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
@@ -64,6 +65,19 @@ def test_the_prompt_of_serving_is_the_beginning_of_training(bpe, contents):
     assert bpe.decode(whole[len(prompt) :]) == contents[-1]
 
 
+def test_answers_of_weight_0_are_read_and_not_trained_on(bpe, tmp_path):
+    messages = turns("q0", "a0", "q1", "a1", "q2", "a2")
+    searched = with_template(bpe, FOREIGN, tmp_path / "hf")
+    for tokenizer, weights in itertools.product((bpe, searched), itertools.product((None, 0, 1), repeat=3)):
+        given = {2 * i + 1: {"weight": weight} for i, weight in enumerate(weights) if weight is not None}
+        plain = render(messages, tokenizer)
+        weighed = render([{**message, **given.get(i, {})} for i, message in enumerate(messages)], tokenizer)
+        assert weighed.token_ids == plain.token_ids
+        answers = [span for span in plain.spans if span.trained]
+        kept = [span for span, weight in zip(answers, weights, strict=True) if weight != 0]
+        assert [span for span in weighed.spans if span.trained] == kept
+
+
 def test_spans_cover_the_conversation(bpe):
     rendered = render([{"role": "system", "content": "s"}, *turns("a", "b", "c", "d", "e")], bpe)
     assert [(s.role, s.trained) for s in rendered.spans] == [
@@ -108,6 +122,35 @@ def with_template(tokenizer, template, folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 6, 9]}))
     return load_tokenizer(folder)
+
+
+LINES = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def test_an_answer_begins_with_a_token_of_its_own(bpe, tmp_path):
+    """Two line ends are one token of this vocabulary, which an answer's first must not make with the prompt's last: a model
+    that writes the answer has read the prompt before."""
+    tokenizer, words = with_template(bpe, LINES, tmp_path / "hf"), st.text("\n a<|end>", max_size=8)
+    joined = "x\n\n y"
+    assert len(tokenizer.encode(joined)) < len(joined), "the vocabulary joins line ends, or nothing is tested"
+
+    @relaxed
+    @given(contents=st.lists(words, min_size=2, max_size=6).filter(lambda c: len(c) % 2 == 0))
+    def holds(contents):
+        messages = turns(*contents)
+        rendered = render(messages, tokenizer)
+        for turn in range(1, len(messages), 2):
+            prompt = render(messages[:turn], tokenizer, add_generation_prompt=True).token_ids
+            assert rendered.token_ids[: len(prompt)] == prompt
+            answer = next(s for s in rendered.spans if s.trained and s.start >= len(prompt))
+            assert answer.start == len(prompt)
+            assert tokenizer.decode(rendered.token_ids[answer.start : answer.stop]) == contents[turn]
+        assert tokenizer.decode(rendered.token_ids) == "".join(f"\n{content}\n" for content in contents)
+
+    holds()
 
 
 def test_a_template_without_assistant_spans_is_searched_for_them(bpe, tmp_path):

@@ -1,0 +1,139 @@
+"""Forwards recorded as CUDA graphs: one launch in the place of hundreds, for each size that they are recorded for.
+
+N tokens, rounded up to a recorded size; M blocks of a table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from luban.core.log import warn
+from luban.generate.paged_cache import PagedCache
+from luban.models.base import Model
+
+
+class RecordedForwards:
+    """Records a forward of a size when it has been needed often enough. Rows beyond the tokens read one of no meaning into the
+    pool's last block, which no sequence may hold.
+
+    Args:
+        module: its weights may change in place; `clear` where they are put elsewhere.
+        cache: on a CUDA device; on another one nothing is recorded, and every forward runs as it is.
+        largest: size.
+        sequences: that are ever read together.
+    """
+
+    what: ClassVar[str]  # is read, for the warning where it can't be recorded
+    needed: ClassVar[int]  # times that a size must be asked for before it is recorded
+
+    def __init__(self, module: Model, cache: PagedCache, largest: int, sequences: int):
+        self.module, self.cache, self.largest = module, cache, largest
+        blocks, on_gpu = -(-module.spec.context // cache.block_size), cache.device.type == "cuda"
+        self.tables = BlockTables(sequences, blocks, cache.device)
+        self._host = torch.zeros(3, largest, dtype=torch.int64, pin_memory=on_gpu)  # tokens, positions, slots
+        self._numbers = self._host.numpy()
+        self._inputs = [torch.zeros(largest, dtype=torch.int64, device=cache.device) for _ in range(3)]
+        self._asked: dict[int, int] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        self._broken = False
+
+    def clear(self) -> None:
+        """Forget what was recorded."""
+        self._graphs.clear()
+
+    def _replayed(self, size: int) -> Tensor | None:
+        """What the forward of this size gives, overwritten by the next one; its inputs are there. None where it can't be
+        recorded."""
+        if self._pool is None:
+            return self._forward(size)
+        if size not in self._graphs:
+            try:
+                self._graphs[size] = self._record(size)
+            except RuntimeError as error:
+                self._broken = True
+                self._graphs.clear()
+                _leave_recording()
+                warn(f"{self.what} are read without a CUDA graph, which costs launches: {error}")
+                return None
+        graph, found = self._graphs[size]
+        graph.replay()
+        return found
+
+    def _wanted(self, size: int) -> bool:
+        """Whether a forward of this size is, or is to be, recorded."""
+        self._asked[size] = self._asked.get(size, 0) + 1
+        return size in self._graphs or self._asked[size] >= self.needed
+
+    def _copy_inputs(self, count: int, size: int) -> None:
+        """Give the device the first `count` tokens, positions and slots, and others of no meaning up to `size`."""
+        last = self.cache.blocks - 1
+        self._numbers[:2, count:size] = 0
+        self._numbers[2, count:size] = last * self.cache.block_size
+        for row, target in enumerate(self._inputs):
+            target[:size].copy_(self._host[row, :size], non_blocking=True)
+
+    def _record(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """The graph of one size and where its result is. What is recorded has been run before, so that all kernels are
+        compiled."""
+        self._forward(size)
+        torch.cuda.synchronize(self.cache.device)
+        graph = torch.cuda.CUDAGraph()
+        with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool):
+            found = self._forward(size)
+        return graph, found
+
+    def _forward(self, size: int) -> Tensor:
+        """What is recorded."""
+        raise NotImplementedError
+
+
+class BlockTables:
+    """Tables of blocks on a device, of which only those are written that have changed: most of a step's are the last step's.
+
+    Args:
+        rows: tables at most. blocks: of a table at most.
+    """
+
+    def __init__(self, rows: int, blocks: int, device: torch.device):
+        self.rows = rows
+        self.device = torch.zeros(rows, blocks, dtype=torch.int32, device=device)
+        self._host = torch.zeros(rows, blocks, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._numbers = self._host.numpy()
+        self._written: list[list[int]] = [[]] * rows
+
+    def write(self, tables: Sequence[list[int]]) -> None:
+        """Put tables into the first rows of `device`; what lies behind a table's end is of no meaning."""
+        widest = 0
+        for row, table in enumerate(tables):
+            if self._written[row] != table:
+                self._numbers[row, : len(table)] = table
+                self._written[row] = table[:]
+                widest = max(widest, len(table))
+        if widest:
+            part = slice(len(tables)), slice(widest)
+            self.device[part].copy_(self._host[part], non_blocking=True)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Nothing is collected inside: freeing another graph or its memory would end the recording."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _leave_recording() -> None:
+    """After a recording that failed torch's random generator believes that it goes on; another one that ends well ends it."""
+    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device="cuda")

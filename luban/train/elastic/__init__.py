@@ -1,0 +1,1 @@
+"""Elastic training: workers that die, hang, join and leave while the others go on (DLRover, Wang et al. 2023)."""

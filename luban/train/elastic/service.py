@@ -1,0 +1,252 @@
+"""The service of a run: who takes part, which rows are whose, what happened. It may be killed and started again at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luban.core.artifact import read_table, write_json
+from luban.core.config import from_dict
+from luban.core.plan import ParallelPlan
+from luban.train.elastic.accounts import Accounts
+from luban.train.elastic.database import Events, Facts, open_database
+from luban.train.elastic.health import Beat, StepTimes, all_wait, failing_node, unwell
+from luban.train.elastic.membership import Membership
+from luban.train.elastic.processes import started_at
+from luban.train.elastic.refit import usable_workers
+from luban.train.elastic.rows import Rows
+from luban.train.elastic.wire import Server
+
+ADDRESS, DATABASE, SETTINGS, LOCK = "address.json", "service.db", "service.json", "service.lock"
+SERVICE = "service.pid.json"  # its process
+MOST_FAILURES, FAILURE_SECONDS = 5, 120.0  # of a node's workers, which make it a failing one where no other has any
+ALONE_SECONDS = 300.0  # without any request, after which the service ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceSettings:
+    """What the service needs to know of the recipe."""
+
+    plan: ParallelPlan
+    batch_size: int  # rows of a step
+    min_workers: int
+    join_seconds: float
+    silent_seconds: float
+    hang_seconds: float
+    balance: bool
+    host: str  # to listen at
+
+
+class Service:
+    """Operations of the service, by name in `operations`.
+
+    Args:
+        path: of the database.
+        clock: monotonic seconds; `wall`: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: ServiceSettings,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ):
+        self.settings, self.clock = settings, clock
+        database = open_database(path)
+        self.facts, self.events = Facts(database), Events(database, wall)
+        self.accounts = Accounts(database, wall)
+        self.membership = Membership(
+            database,
+            self.events,
+            lambda workers: usable_workers(settings.plan, settings.batch_size, workers),
+            settings.min_workers,
+            settings.join_seconds,
+            clock,
+        )
+        self.rows = Rows(database, self.membership, self.events, settings.balance)
+        self.times = StepTimes()
+        self.beats: dict[str, Beat] = {}
+        self.lives: dict[str, str] = {}  # of the workers that beat
+        self.slow: dict[str, float] = {}
+        self.heard = clock()  # any request
+        self.agents: dict[str, float] = {}  # node → when its agent was heard
+        self.failures: dict[str, list[float]] = {}  # node → when its workers were lost
+        members = self.membership
+        self.operations: dict[str, Callable[..., Any]] = {
+            "begin": self.begin,
+            "node": members.node,
+            "join": members.join,
+            "seat": self.seat,
+            "lost": self.lost,
+            "beat": self.beat,
+            "publish": self.publish,
+            "published": self.published,
+            "resume": self.rows.resume,
+            "lease": self.rows.lease,
+            "done": self.done,
+            "event": self.event,
+            "run_begins": self.run_begins,
+            "end": self.end,
+            "status": self.status,
+            "figures": self.figures,
+        }
+
+    def begin(self) -> None:
+        """An agent starts and has found no worker of its own: without others a new session of the run begins."""
+        if any(self.clock() - beat.at < self.settings.silent_seconds for beat in self.beats.values()):
+            return
+        self.membership.forget()
+        self.accounts.begin_session()
+        self.facts.set(ended=None)
+
+    def beat(self, name: str, life: str, generation: int, doing: str, for_seconds: float, collectives: int) -> Any:
+        """A worker lives. Returns whether its generation is at work, and the end of the run, where it has ended."""
+        self.heard = self.clock()
+        self.beats[name] = Beat(self.heard, doing, for_seconds, collectives)
+        self.lives[name] = life
+        current = self.membership.running and self.membership.generation == generation
+        return {"current": current, "ended": self.facts.get("ended")}
+
+    def seat(self, name: str, life: str, after: int) -> dict[str, Any] | None:
+        """The place of a worker in the next generation; None: not yet."""
+        found = self.membership.seat(name, life, after)
+        return found and {**found, "replaces": self.accounts.known(name, life)}
+
+    def lost(self, name: str, life: str, how: str) -> None:
+        """A worker's process has ended without being asked to."""
+        if self.lives.get(name, life) == life:
+            self.beats.pop(name, None)
+        self.failures.setdefault(name.rpartition("/")[0], []).append(self.clock())
+        self.membership.lost(name, life, how)
+
+    def publish(self, generation: int, key: str, value: Any) -> None:
+        """Tell the members of a generation something."""
+        self.membership.require(generation)
+        self.facts.set(**{f"{generation}/{key}": value})
+
+    def published(self, generation: int, key: str) -> Any:
+        """What a member has told; None: nothing yet."""
+        self.membership.require(generation)
+        return self.facts.get(f"{generation}/{key}")
+
+    def done(
+        self, name: str, life: str, generation: int, step: int, rank: int, seconds: float, ledger: dict[str, float]
+    ) -> None:
+        """A worker has finished a step."""
+        self.rows.done(generation, step, rank, seconds)
+        self.accounts.report(life, name, ledger)
+        self.times.add(name, seconds)
+        self.times.keep(row["name"] for row in self.membership.members())
+        slow = self.times.stragglers()
+        for worker in slow.keys() - self.slow.keys():
+            self.events.add("straggler", worker, times_slower=round(slow[worker], 2), step=step)
+        self.slow = slow
+
+    def event(self, kind: str, who: str, **detail: Any) -> None:
+        """Something that an agent or worker has noticed."""
+        self.events.add(kind, who, **detail)
+
+    def run_begins(self) -> None:
+        """The run directory is new: what is known is of a run that was there before."""
+        self.accounts.forget()
+        self.events.add("run begins")
+
+    def end(self, code: int, message: str) -> None:
+        """The run ends for all workers; the first end counts."""
+        if self.facts.get("ended") is None:
+            self.facts.set(ended={"code": code, "message": message})
+            self.events.add("ends", "", code=code, message=message)
+
+    def status(self, since: int, node: str = "") -> dict[str, Any]:
+        """For the agent of a node: events after the first `since`, workers that must be replaced, nodes whose workers fail again
+        and again, how the run has ended."""
+        now = self.heard = self.agents[node] = self.clock()
+        self._drop_lost_nodes(now)
+        settings = self.settings
+        expected = self.membership.expected()
+        beats = {name: beat for name, beat in self.beats.items() if name in expected}
+        if all_wait(beats, now, settings.hang_seconds) and self.membership.running:
+            self.membership.end_generation("", "all workers wait for messages that were lost")
+        nodes = sorted({name.rpartition("/")[0] for name in expected})
+        failures = {name: self.failures.get(name, []) for name in nodes}
+        return {
+            "failing": failing_node(failures, now, most=MOST_FAILURES, within=FAILURE_SECONDS),
+            "nodes": nodes,
+            "events": self.events.since(since),
+            "unwell": unwell(beats, now, silent=settings.silent_seconds, hang=settings.hang_seconds),
+            "lives": self.lives,
+            "ended": self.facts.get("ended"),
+            "generation": self.membership.generation if self.membership.running else 0,
+            "step": self.rows.last(),
+            "waiting": [row["name"] for row in self.membership.waiting()],
+        }
+
+    def _drop_lost_nodes(self, now: float) -> None:
+        """A node whose agent and workers are all silent is gone: a machine has failed, not a process."""
+        silent = self.settings.silent_seconds
+        by_node: dict[str, list[str]] = {}
+        for name in self.membership.expected():
+            by_node.setdefault(name.rpartition("/")[0], []).append(name)
+        for node, names in by_node.items():
+            heard = [self.agents.setdefault(node, now), *(self.beats[name].at for name in names if name in self.beats)]
+            if now - max(heard) <= 2 * silent:
+                continue
+            self.events.add("node fails", node, why="neither its agent nor its workers send heartbeats")
+            for name in names:
+                self.membership.lost(name, self.lives.get(name, ""), "its machine is gone")
+                self.beats.pop(name, None)
+            self.membership.node(node, [])
+
+    def figures(self) -> dict[str, Any]:
+        """For the run's manifest: failures, exactly-once audit, seconds by kind."""
+        events = self.events.since()
+        begun = max((n for n, event in enumerate(events) if event["kind"] == "run begins"), default=-1)
+        events = events[begun + 1 :]
+        kinds = [event["kind"] for event in events]
+        return {
+            "generations": kinds.count("generation begins")
+            + (begun >= 0),  # the first began before the run's directory
+            "lost_workers": kinds.count("lost"),
+            "stragglers": sorted({event["who"] for event in events if event["kind"] == "straggler"}),
+            "rows": self.rows.audit(),
+            "goodput": self.accounts.total(),
+        }
+
+
+def read_settings(folder: Path) -> ServiceSettings:
+    """What the agent of a run has written down for its processes."""
+    return from_dict(ServiceSettings, read_table(folder / SETTINGS))
+
+
+def serve(folder: Path) -> int:
+    """Answer until all agents are gone. Returns at once where a service works in `folder` already."""
+    with open(folder / LOCK, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return 0
+        settings = read_settings(folder)
+        service = Service(folder / DATABASE, settings)
+        write_json(folder / SERVICE, {"pid": os.getpid(), "started": started_at(os.getpid())})
+        server = Server(service.operations, folder / ADDRESS, settings.host, _last_port(folder)).start()
+        while time.monotonic() - service.heard < ALONE_SECONDS:
+            time.sleep(1.0)
+        server.stop()
+    return 0
+
+
+def _last_port(folder: Path) -> int:
+    """Where the service listened before; 0: nowhere."""
+    path = folder / ADDRESS
+    return int(read_table(path)["port"]) if path.exists() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(serve(Path(sys.argv[1])))

@@ -1,0 +1,144 @@
+"""The service of a run as its agents and workers use it: what it notices, and what survives when it is killed."""
+
+from __future__ import annotations
+
+import pytest
+from clock import Clock
+
+from luban.core.plan import ParallelPlan
+from luban.train.elastic.events import in_words
+from luban.train.elastic.service import FAILURE_SECONDS, MOST_FAILURES, Service, ServiceSettings
+from luban.train.elastic.wire import StaleGeneration
+
+SILENT, HANG = 10.0, 100.0
+SETTINGS = ServiceSettings(
+    plan=ParallelPlan(replicate=4),
+    batch_size=8,
+    min_workers=1,
+    join_seconds=30,
+    silent_seconds=SILENT,
+    hang_seconds=HANG,
+    balance=False,
+    host="127.0.0.1",
+)
+WORKERS = ("a/0", "a/1", "b/0", "b/1")
+
+
+class Run:
+    """A service with two nodes of two workers each, in a generation."""
+
+    def __init__(self, path):
+        self.path, self.clock = path, Clock()
+        self.service = Service(path, SETTINGS, self.clock, self.clock)
+        for node in ("a", "b"):
+            self("status", since=0, node=node)
+            self("node", name=node, numbers=[0, 1])
+        for name in WORKERS:
+            self("join", name=name, life=name, version="1", after=0, pid=1, started="")
+        self.beat()
+
+    def __call__(self, operation: str, **fields):
+        return self.service.operations[operation](**fields)
+
+    def beat(self, *names: str, doing: str = "compute", for_seconds: float = 0.0):
+        state = {"doing": doing, "for_seconds": for_seconds, "collectives": 0}
+        return [self("beat", name=n, life=n, generation=1, **state) for n in names or WORKERS]
+
+    def said(self) -> list[str]:
+        return [text for event in self("status", since=0, node="a")["events"] if (text := in_words(event))]
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run(tmp_path / "service.db")
+
+
+def test_members_are_told_when_their_generation_is_over(run):
+    assert run.beat() == [{"current": True, "ended": None}] * 4
+    run("publish", generation=1, key="store", value={"port": 1})
+    assert run("published", generation=1, key="store") == {"port": 1}
+    run("lost", name="b/1", life="b/1", how="killed by SIGKILL")
+    assert not run.beat("a/0")[0]["current"]
+    with pytest.raises(StaleGeneration):
+        run("published", generation=1, key="store")
+    assert "worker b/1 is lost (killed by SIGKILL); the others keep running" in run.said()
+
+
+def test_silent_and_hanging_workers_are_named(run):
+    run.clock.advance(SILENT + 1)
+    run.beat("a/0", "b/0", doing="communication", for_seconds=HANG + 1)
+    run.beat("b/1", doing="data", for_seconds=HANG + 1)
+    assert run("status", since=0, node="a")["unwell"] == {"a/1": "silent", "b/1": "hangs"}
+
+
+def test_a_generation_whose_messages_were_lost_begins_again(run):
+    run.beat(doing="communication", for_seconds=HANG + 1)
+    assert run("status", since=0, node="a")["unwell"] == {}
+    assert not run.beat("a/0")[0]["current"]
+
+
+def test_a_machine_that_is_gone_is_told_from_a_lost_process_and_from_a_lost_agent(run):
+    run.clock.advance(2 * SILENT + 1)
+    run.beat()
+    run("status", since=0, node="a")
+    assert run("status", since=0, node="a")["nodes"] == ["a", "b"]  # b's agent is silent, its workers are not
+    run.clock.advance(2 * SILENT + 1)
+    run.beat("a/0", "a/1")
+    assert run("status", since=0, node="a")["nodes"] == ["a"]
+    assert "b fails: neither its agent nor its workers send heartbeats" in run.said()
+    for name in ("a/0", "a/1"):
+        run("join", name=name, life=name, version="1", after=1, pid=1, started="")
+    assert run("seat", name="a/1", life="a/1", after=1)["workers"] == ["a/0", "a/1"]
+
+
+def test_a_machine_whose_workers_fail_again_and_again_is_named(run):
+    for _ in range(MOST_FAILURES):
+        run("lost", name="b/0", life="b/0", how="exit code 1")
+    assert run("status", since=0, node="b")["failing"] == ["b"]
+    run("lost", name="a/0", life="a/0", how="exit code 1")
+    assert run("status", since=0, node="b")["failing"] == []
+    run.clock.advance(FAILURE_SECONDS)
+    assert run("status", since=0, node="b")["failing"] == []
+
+
+def test_a_straggler_is_said_once(run):
+    for step in range(15):
+        run("lease", generation=1, step=step, rows=8, pieces=1)
+        for rank, name in enumerate(WORKERS):
+            seconds = 2.0 if name == "b/0" else 1.0
+            report = {"generation": 1, "step": step, "rank": rank, "seconds": seconds, "ledger": {"compute": seconds}}
+            run("done", name=name, life=name, **report)
+    assert run.said().count("worker b/0 is slow: its steps take 2.0 times those of the others") == 1
+    assert run("figures")["stragglers"] == ["b/0"]
+
+
+def test_the_first_end_counts_and_a_new_session_begins_where_nobody_is_left(run):
+    run("end", code=1, message="first")
+    run("end", code=0, message="second")
+    assert run.beat("a/0")[0]["ended"] == {"code": 1, "message": "first"}
+    run("begin")
+    assert run("status", since=0)["ended"]  # workers are there
+    run.clock.advance(SILENT + 1)
+    run("begin")
+    found = run("status", since=0)
+    assert not found["ended"] and not found["nodes"] and not found["generation"]
+    run("join", name="c/0", life="c", version="2", after=0, pid=1, started="")  # any version may begin
+
+
+def test_a_new_run_in_the_same_place_has_accounts_of_its_own(run):
+    report = {"generation": 1, "step": 0, "rank": 0, "seconds": 1.0, "ledger": {"compute": 5.0}}
+    run("lease", generation=1, step=0, rows=8, pieces=1)
+    run("done", name="a/0", life="a/0", **report)
+    run("lost", name="a/0", life="a/0", how="killed")
+    assert run("figures")["lost_workers"] == 1 and run("figures")["goodput"]["wall"] == 5
+    run("run_begins")
+    found = run("figures")
+    assert (found["lost_workers"], found["generations"], found["goodput"]["wall"]) == (0, 1, 0)
+
+
+def test_a_killed_service_goes_on_where_it_was(run):
+    run("lease", generation=1, step=0, rows=8, pieces=1)
+    run.service = Service(run.path, SETTINGS, run.clock, run.clock)
+    assert run.beat("a/0")[0]["current"]
+    assert run("lease", generation=1, step=0, rows=8, pieces=1)["bounds"] == [0, 2, 4, 6, 8]
+    assert run("status", since=0, node="a")["unwell"] == {} and run("status", since=0)["step"] == 0
