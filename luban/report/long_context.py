@@ -31,6 +31,7 @@ def long_context_sections(evaluations: Sequence[Found]) -> list[dict[str, Any]]:
                     "main": None,
                     "small": pictures,
                     "predicted_vs_measured": [],
+                    "goodput": [],
                 }
             )
     return found
