@@ -8,10 +8,9 @@ from typing import Any
 
 from luban.core.units import bytes_, count
 from luban.report.chart import Chart, Series, draw
-from luban.report.gather import Found, read_items
+from luban.report.gather import SMALL_HEIGHT, SMALL_WIDTH, Found, read_items
 
 CELL_WIDTH, CELL_HEIGHT, LEFT, TOP = 58, 34, 64, 8
-WIDTH, HEIGHT = 400, 230  # of a chart
 
 
 def long_context_sections(evaluations: Sequence[Found]) -> list[dict[str, Any]]:
@@ -32,6 +31,7 @@ def long_context_sections(evaluations: Sequence[Found]) -> list[dict[str, Any]]:
                     "main": None,
                     "small": pictures,
                     "predicted_vs_measured": [],
+                    "goodput": [],
                 }
             )
     return found
@@ -81,13 +81,17 @@ def position_pictures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "tokens before",
                 "nats a token",
                 series,
-                width=WIDTH,
-                height=HEIGHT,
+                width=SMALL_WIDTH,
+                height=SMALL_HEIGHT,
             )
         )
     if seconds:
         series = [Series("seconds", seconds, "c", dots=True)]
-        charts.append(Chart("Seconds of a forward", "tokens", "seconds", series, zero=True, width=WIDTH, height=HEIGHT))
+        charts.append(
+            Chart(
+                "Seconds of a forward", "tokens", "seconds", series, zero=True, width=SMALL_WIDTH, height=SMALL_HEIGHT
+            )
+        )
     if taken:
         most = bytes_(max(value for _, value in taken))
         series = [Series("bytes", taken, "d", dots=True)]
@@ -98,8 +102,8 @@ def position_pictures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "bytes",
                 series,
                 zero=True,
-                width=WIDTH,
-                height=HEIGHT,
+                width=SMALL_WIDTH,
+                height=SMALL_HEIGHT,
             )
         )
     return [{"title": chart.title, "svg": draw(chart), "legend": []} for chart in charts]

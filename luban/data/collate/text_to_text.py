@@ -48,6 +48,7 @@ class TextToTextRows:
 
     def pair(self, row: int) -> tuple[list[int], list[int]]:
         """(source, target) of a conversation, token ids."""
+        assert self.shards.mask is not None  # checked when this was made
         begin, end = self.shards.offsets[row], self.shards.offsets[row + 1]
         assert self.shards.mask is not None  # of conversations
         tokens, trained = self.shards.data[begin:end].astype(np.int64), self.shards.mask[begin:end].astype(bool)

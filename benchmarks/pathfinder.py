@@ -1,0 +1,201 @@
+"""Block-sparse layouts beside dense attention on images of paths, 1,024 and 4,096 pixels a row: accuracy and time.
+
+    python benchmarks/pathfinder.py --device cuda --side 32 64 --steps 4000       # one GPU, minutes
+    python benchmarks/pathfinder.py --side 32 --steps 10 --width 16 --layers 1 --batch 8 --heldout 50     # a CPU: shows that it runs
+
+Images in the manner of Pathfinder (Linsley et al. 2018) and Path-X (Tay et al. 2021), drawn here: two dashed smooth curves and shorter ones as
+distractors, two discs. The discs are the ends of one curve (class joined) or ends of two (apart); everything else about both
+classes is alike. An image is a row of side² pixels of 16 grey levels; an encoder with learned positions reads it, its mean state gives the class.
+Layouts: dense; local blocks; local blocks with strided ones; global, local and random blocks (BigBird). Every layout
+trains on the same images; prints accuracy on held-out ones, its standard error, milliseconds a step and the share of blocks that are computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from byte_models import clock, make_engine
+
+from luban.data.collate.labelled import LabelledBatch
+from luban.kernels.limits import BLOCK_SIDES
+from luban.models.encoder import EncoderBody
+from luban.models.head.rows import Classes
+from luban.models.spec import ModelSpec, uniform
+from luban.nn.feedforward.plain import GELU
+from luban.nn.mixer.grouped import Grouped
+from luban.nn.mixer.layout import GlobalRandom, Layout, Local, Strided
+from luban.nn.position.learned import Learned
+from luban.objectives.labelled import Labelled
+from luban.optim.adamw import AdamW
+
+LEVELS, LABELS = 16, ("apart", "joined")
+DISTRACTORS, DASHES = 3, 6  # short curves an image; dashes of a long one
+
+
+def curve(draw: np.random.Generator, side: int, dashes: int) -> list[np.ndarray] | None:
+    """Dashes of a smooth curve, each (points, 2) in pixels; None where it leaves the image or crosses itself."""
+    dash = max(side / 16, 1.6)
+    gap, place = dash * 0.6, draw.uniform(0.1, 0.9, 2) * side
+    inwards = math.atan2(side / 2 - place[1], side / 2 - place[0])
+    angle, bend, found = inwards + draw.normal(0, 0.6), 0.0, list[np.ndarray]()
+    for _ in range(dashes):
+        bend = 0.5 * bend + draw.normal(0, 0.18)
+        angle += bend
+        along = np.linspace(0, dash, max(int(3 * dash), 4))[:, None]
+        points = place + along * np.array([math.cos(angle), math.sin(angle)])
+        if points.min() < 1 or points.max() > side - 2:
+            return None
+        if any(np.abs(points[:, None] - other[None, :]).sum(-1).min() < 2 for other in found[:-1]):
+            return None
+        found.append(points)
+        place = points[-1] + gap * np.array([math.cos(angle), math.sin(angle)])
+    return found
+
+
+def image(draw: np.random.Generator, side: int, joined: bool) -> np.ndarray:
+    """(side, side) uint8 below LEVELS."""
+    canvas, long = np.zeros((side, side)), list[list[np.ndarray]]()
+    taken = np.zeros((0, 2))
+    wanted = [DASHES, DASHES, *([DASHES // 2] * DISTRACTORS)]
+    tries = 0
+    while wanted and tries < 2000:
+        tries += 1
+        found = curve(draw, side, wanted[0])
+        points = None if found is None else np.concatenate(found)
+        if points is None or (len(taken) and np.abs(points[:, None] - taken[None]).sum(-1).min() < 3):
+            continue
+        assert found is not None
+        long.append(found)
+        taken = np.concatenate([taken, points])
+        wanted.pop(0)
+    if len(long) < 2:  # no place was found for both: draw anew
+        return image(draw, side, joined)
+    places = np.rint(taken).astype(int)
+    canvas[places[:, 1], places[:, 0]] = 0.7
+    ends = [[path[0][0], path[-1][-1]] for path in long[:2]]
+    first, second = int(draw.integers(2)), int(draw.integers(2))
+    discs = ends[first] if joined else [ends[0][first], ends[1][second]]
+    ys, xs = np.mgrid[:side, :side]
+    for x, y in discs:
+        canvas[(xs - x) ** 2 + (ys - y) ** 2 <= max(side / 24, 1.0) ** 2] = 1.0
+    return np.rint(canvas * (LEVELS - 1)).astype(np.uint8)
+
+
+def batch_of(seed: int, side: int, rows: int) -> LabelledBatch:
+    """Images as rows of pixels; T = side²."""
+    draw = np.random.default_rng([seed, side])
+    labels = draw.integers(2, size=rows)
+    tokens = np.stack([image(draw, side, bool(label)).reshape(-1) for label in labels]).astype(np.int64)
+    along, last = np.broadcast_to(np.arange(side**2), tokens.shape), np.zeros(tokens.shape, dtype=bool)
+    last[:, -1] = True
+    return LabelledBatch(
+        tokens=tokens,
+        targets=tokens,
+        loss_mask=last,
+        documents=np.zeros(tokens.shape, dtype=np.int32),
+        positions=along.astype(np.int32),
+        follows=~last,
+        labels=labels,
+        weights=np.zeros(rows, dtype=np.float32),
+    )
+
+
+def layouts(side: int) -> dict[str, Layout | None]:
+    """Name → layout; blocks are as wide as two rows of pixels, if kernels have such."""
+    block = min(max(2 * side, min(BLOCK_SIDES)), max(BLOCK_SIDES))
+    return {
+        "dense": None,
+        "local": Local(block=block, window=2 * block),
+        "strided": Strided(block=block, window=block, stride=4),
+        "global-random": GlobalRandom(block=block, window=block),
+    }
+
+
+def spec_of(side: int, width: int, layers: int, layout: Layout | None) -> ModelSpec:
+    """An encoder with two classes."""
+    return uniform(
+        vocab_size=LEVELS,
+        width=width,
+        layers=layers,
+        context=side**2,
+        position=Learned(),
+        mixer=Grouped(heads=4, kv_heads=4, layout=layout),
+        feedforward=GELU(width=4 * width),
+        body=EncoderBody(),
+        head=Classes(count=2, pooling="mean", dense=False),
+    )
+
+
+def run(
+    given: argparse.Namespace, side: int, name: str, images: list[LabelledBatch], held: list[LabelledBatch]
+) -> dict:
+    """One layout: accuracy and time of a step."""
+    layout = layouts(side)[name]
+    spec = spec_of(side, given.width, given.layers, layout)
+    engine = make_engine(spec, AdamW(lr=given.lr), device=given.device, seed=0, objective=Labelled(labels=LABELS))
+    began, seconds = clock(given.device), 0.0
+    for step in range(given.steps):
+        engine.step(images[step % len(images)], min((step + 1) / max(given.steps // 10, 1), 1.0))
+        if step == 4:
+            began = clock(given.device)
+    seconds = (clock(given.device) - began) / max(given.steps - 5, 1)
+    right = []
+    device = torch.device(given.device)
+    for batch in held:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = engine.model(torch.from_numpy(batch.tokens).to(device))
+        right += (logits.argmax(-1).cpu().numpy() == batch.labels).tolist()
+    density = 1.0 if layout is None else layout.density(side**2, heads=4, causal=False)
+    share = statistics.mean(map(float, right))
+    error = (share * (1 - share) / len(right)) ** 0.5
+    return {"side": side, "layout": name, "accuracy": share, "error": error, "ms": 1e3 * seconds, "density": density}
+
+
+def main() -> None:
+    """Draw the images, train every layout, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--side", type=int, nargs="*", default=[32, 64])
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--images", type=int, default=20_000, help="training images; drawn once, shown again")
+    parser.add_argument("--heldout", type=int, default=1000)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--only", nargs="*", help="layouts")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw images")
+    parser.add_argument("--out", type=Path)
+    given, found = parser.parse_args(), list[dict[str, Any]]()
+    for side in given.side:
+        began = time.perf_counter()
+        count = min(given.images // given.batch, given.steps)
+        with ProcessPoolExecutor(given.workers) as pool:
+            images = list(pool.map(partial(batch_of, side=side, rows=given.batch), range(count), chunksize=8))
+            held = list(pool.map(partial(batch_of, side=side, rows=50), range(10**6, 10**6 + given.heldout // 50)))
+        print(f"{count * given.batch:,} images of {side}² in {time.perf_counter() - began:.0f} s", flush=True)
+        for name in given.only or layouts(side):
+            found.append(run(given, side, name, images, held))
+            print(json.dumps(found[-1]), flush=True)
+    print("| pixels | layout | blocks computed | accuracy | ms a step |\n|-|-|-|-|-|")
+    for row in found:
+        print(
+            f"| {row['side'] ** 2:,} | {row['layout']} | {row['density']:.0%} | {row['accuracy']:.1%} ± {row['error']:.1%} | {row['ms']:.1f} |"
+        )
+    if given.out:
+        given.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
