@@ -218,8 +218,10 @@ def paged_kernel(
 def join_kernel(
     PARTS, LSE, OUT, ROWS, out_split, lse_split, H, splits, D: tl.constexpr, DP: tl.constexpr, SPLITS: tl.constexpr
 ):
-    """Results of all shares of one token's keys, by their log-sum-exps. Grid (rows, H)."""
+    """Results of all shares of one token's keys, by their log-sum-exps; of no token where its row is negative. Grid (rows, H)."""
     row, head = tl.load(ROWS + tl.program_id(0)).to(tl.int64), tl.program_id(1)
+    if row < 0:
+        return
     shares, dims = tl.arange(0, SPLITS), tl.arange(0, DP)
     lse = tl.load(LSE + shares * lse_split + row * H + head, mask=shares < splits, other=float("-inf"))
     weights = tl.exp2(lse - tl.max(lse, 0))

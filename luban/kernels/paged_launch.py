@@ -62,8 +62,8 @@ def paged_work(
     Args:
         starts: position of every sequence's first new token. counts: its new tokens.
         row_bytes: of one head's query, rounded up to a power of two of numbers.
-        single_items, chunk_items: `PagedWork.items` on the device already; `starts` then only bound the keys. Items of no
-            tokens are no work.
+        single_items, chunk_items: `PagedWork.items` on the device already; `starts` then only bound the keys. Items of row −1
+            without tokens are no work.
         invariant: one size of tile for all tokens and undivided keys, so that what a token gets depends on nothing else.
     """
     group, longest = heads // key_heads, max(starts, default=0) + 1

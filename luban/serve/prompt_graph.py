@@ -97,7 +97,7 @@ class PromptGraphs(RecordedForwards):
         self._copy_inputs(row, size)
         first, work = self._items(size), self._host_work.numpy()
         last = first + min(self._sequences, size)
-        work[:last] = 0  # no tokens: nothing to do
+        work[:last] = 0, -1, 0, 0  # no tokens and no row: nothing to do
         for at, rows in ((0, items), (first, singles)):
             if rows:
                 work[at : at + len(rows)] = rows

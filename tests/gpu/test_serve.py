@@ -58,10 +58,10 @@ def test_greedy_tokens_are_those_of_the_contiguous_cache(variant):
 
 def test_prompts_read_by_recorded_forwards_give_the_same_tokens():
     """Waves of prompts of a few sizes, so that every size is recorded; the first wave is read without."""
-    rng, model = random.Random(5), loaded()
-    engine = luban.Engine(model, cache_bytes=2**24, prefix_cache=False)
+    rng, model = random.Random(5), loaded(context=1200)  # so long that single tokens' keys are shared out
+    engine = luban.Engine(model, cache_bytes=2**26, prefix_cache=False, max_batch=4)
     assert isinstance(engine.batch, PagedBatch) and engine.batch.runner.prompts is not None
-    prompts = [[rng.randrange(97) for _ in range(length)] for length in (40, 100, 7, 200)]
+    prompts = [[rng.randrange(97) for _ in range(length)] for length in (40, 100, 7, 900)]
     sampling = Sampling(max_tokens=12, temperature=0, ignore_eos=True)
     expected = [luban.Engine(model, paged=False).generate([prompt], sampling)[0].token_ids for prompt in prompts]
     for _ in range(4):

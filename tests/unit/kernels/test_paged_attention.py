@@ -160,7 +160,7 @@ def test_forwards_over_prompts_of_a_recorded_size(position):
         vocab_size=50,
         width=32,
         layers=1,
-        context=32,
+        context=160,  # so long that keys are shared out
         mixer=Grouped(heads=4, kv_heads=2),
         position=position,
         init=NormalInit(std=0.3),
