@@ -172,8 +172,10 @@ def draw_instruction(dialogue: Dialogue, constraints: Constraints, config: Ghost
     kinds = [known[int(i)] for i in rng.permutation(len(known))[:size]]
     values = [each.values[int(rng.integers(len(each.values)))] for each in kinds]
     short = rng.random() < config.short
-    dialogue.long = " ".join(k.long.format(value=v) for k, v in zip(kinds, values, strict=True))
-    dialogue.told = " ".join((k.short if short else k.long).format(value=v) for k, v in zip(kinds, values, strict=True))
+    dialogue.long = " ".join(k.long.replace("{value}", v) for k, v in zip(kinds, values, strict=True))
+    dialogue.told = " ".join(
+        (k.short if short else k.long).replace("{value}", v) for k, v in zip(kinds, values, strict=True)
+    )
     dialogue.constraints = tuple(f"{k.name}={v}" for k, v in zip(kinds, values, strict=True))
 
 

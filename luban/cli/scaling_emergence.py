@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luban.cli.scaling_ladder import show_rung, split_options
-from luban.core.arguments import parse_recipe
+from luban.core.arguments import parse_recipe, run_directory
 from luban.core.errors import UsageError
 from luban.core.log import print_result, say
 from luban.core.units import count
@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(
             f"--documents is at least 100 and --items at least 1, {own['documents']} and {own['items']} given"
         )
-    out = _out_of(rest)
+    out = run_directory(rest)
     if out is not None:
         rest += ["--data.path", str(out / "shards")]
     call = parse_recipe(
@@ -68,23 +68,14 @@ def run(argv: Sequence[str]) -> int:
     (call.out / "emergence.json").write_text(json.dumps({**table, **found, "sharpness": sharp}, indent=1) + "\n")
     atomic_write(call.out / "emergence.html", emergence_page(sizes, found, sharp))
     print_result(json.dumps({**table, **found, "sharpness": sharp}) if own["json"] else _lines(sizes, found, sharp))
-    print_result(call.out / "emergence.html")
+    if not own["json"]:
+        print_result(call.out / "emergence.html")
     return 0
 
 
-def _out_of(words: Sequence[str]) -> Path | None:
-    """The directory that --out names among the words of a command, if it is there."""
-    for place, word in enumerate(words):
-        if word == "--out" and place + 1 < len(words):
-            return Path(words[place + 1])
-        if word.startswith("--out="):
-            return Path(word.removeprefix("--out="))
-    return None
-
-
 def _make_text(out: Path, documents: int, seed: int) -> None:
-    """Corpus, tokenizer of bytes, and shards in `out`; what is there stays."""
-    from luban.core.artifact import MANIFEST, as_parent
+    """Corpus, tokenizer of bytes, and shards in `out`; what is there stays. Raises UsageError where it is other text."""
+    from luban.core.artifact import MANIFEST, as_parent, write_json
     from luban.core.jsonl import write_rows
     from luban.corpus.build import build_corpus
     from luban.corpus.reader import read_corpus
@@ -93,9 +84,16 @@ def _make_text(out: Path, documents: int, seed: int) -> None:
     from luban.evals.emergence import documents as made
     from luban.tokenizer.train import train_tokenizer
 
+    out.mkdir(parents=True, exist_ok=True)
+    made_of, wanted = out / "text.json", {"documents": documents, "seed": seed}
+    if made_of.is_file() and (there := json.loads(made_of.read_text())) != wanted:
+        raise UsageError(
+            f"{out} holds text of {there['documents']} documents with seed {there['seed']}, and {documents} with seed {seed} are asked "
+            "for: give another --out, or the same --documents and --train.seed"
+        )
+    write_json(made_of, wanted)
     if (out / "shards" / MANIFEST).is_file():
         return
-    out.mkdir(parents=True, exist_ok=True)
     write_rows(out / "documents.jsonl", list(made(documents, seed)))
     if not (out / "corpus" / MANIFEST).is_file():
         build_corpus([str(out / "documents.jsonl")], out / "corpus", steps=(), heldout=0.02, seed=seed)

@@ -85,8 +85,9 @@ def _check_message(message: Any) -> dict[str, Any]:
         raise ValueError('tool_calls must be a list of {"function": {"name": …, "arguments": …}}')
     if not isinstance(content, str) and not (content is None and calls and message["role"] == "assistant"):
         raise ValueError(f"a message of role {message['role']} has no content")
-    if message.get("weight", 1) not in (0, 1):
-        raise ValueError(f"a message's weight is 0 or 1, {message['weight']!r} given")
+    weight = message.get("weight")
+    if weight not in (None, 0, 1) and weight == weight:  # NaN is a table's way to say that there is none
+        raise ValueError(f"a message's weight is 0 or 1, {weight!r} given")
     return {**message, "content": content}
 
 

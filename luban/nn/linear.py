@@ -121,26 +121,20 @@ class MatmulOwner:
             if added and x.dtype == weight_OI.dtype == added[0][1][0].dtype:
                 return adapted_linear(x, weight_OI, bias_O, added)
         y = self.matmul.linear(x, weight_OI, bias_O)
-        return y if self.adapters is None else self.add_adapters_(y, x, sizes)
+        return y if self.adapters is None else self.add_adapters(y, x, sizes)
 
-    def add_adapters_(self, y: Tensor, x: Tensor, sizes: Mapping[str, int]) -> Tensor:
-        """The concatenated outputs y (…, ΣO) as the adapters change their slices, in place where they only add; x (…, I).
+    def add_adapters(self, y: Tensor, x: Tensor, sizes: Mapping[str, int]) -> Tensor:
+        """The concatenated outputs y (…, ΣO) as the adapters change their slices; x (…, I). y itself stays as it is: what a
+        matmul gave may be kept for the backward pass.
 
         Args:
             sizes: projection → O, in the order of concatenation.
         """
-        changed = (
-            {} if self.adapters is None else {name: self.adapters[name] for name in sizes if name in self.adapters}
-        )
-        if any(reads_output(adapter) for adapter in changed.values()):
-            parts = zip(sizes, y.split(list(sizes.values()), dim=-1), strict=True)
-            return torch.cat([self.plus_adapter(name, part, x) for name, part in parts], dim=-1)
-        start = 0
-        for name, size in sizes.items():
-            if name in changed:
-                y.narrow(-1, start, size).add_(changed[name](x))
-            start += size
-        return y
+        if self.adapters is None or not any(name in self.adapters for name in sizes):
+            return y
+        parts = zip(sizes, y.split(list(sizes.values()), dim=-1), strict=True)
+        changed = [self.plus_adapter(name, part, x) for name, part in parts]
+        return changed[0] if len(changed) == 1 else torch.cat(changed, dim=-1)
 
     def use_matmul(self, matmul: Matmul) -> list[str]:
         """Use `matmul` if it supports every projection's shape; return the projections it doesn't support (then nothing
@@ -226,7 +220,7 @@ class JointLinear(nn.Module, MatmulOwner):
             y = self.multiply(x, sizes, *joined(*self._projections()))
         else:
             y = self.packed["joint"](x)
-            y = y if self.adapters is None else self.add_adapters_(y, x, sizes)
+            y = y if self.adapters is None else self.add_adapters(y, x, sizes)
         return y if joint else y.split(list(sizes.values()), dim=-1)
 
     def joins(self, x: Tensor) -> bool:

@@ -230,9 +230,11 @@ class TrainEngine:
         """Modules that draw numbers in training draw none."""
         for part in self.random_parts:
             part.eval()
-        yield
-        for part in self.random_parts:
-            part.train()
+        try:
+            yield
+        finally:
+            for part in self.random_parts:
+                part.train()
 
     def held(self) -> dict[str, dict[str, Region]]:
         """What this process has of the weights under "model" (the fp32 ones, where there are such) and of the optimizer's state

@@ -105,6 +105,7 @@ class PagedBudget(CacheBudget):
         max_sequences: int,
         max_tokens: int,
         draft: Model | None = None,
+        recorded: bool = False,
     ) -> PagedBudget:
         """For a loaded model.
 
@@ -112,13 +113,14 @@ class PagedBudget(CacheBudget):
             cache_bytes: for keys and values. None: of what the device has free half, or on CUDA nearly all that a forward
                 of `max_tokens` leaves, which is run here; and no more than `max_sequences` could ever use.
             draft: a model with keys and values of its own for every slot.
+            recorded: forwards will be, and keep memory of their own.
         """
         size = slot_bytes(model) + (0 if draft is None else slot_bytes(draft))
         context = model.spec.context
         if cache_bytes is None:
             device = float_parameter(model).device
             if device.type == "cuda":
-                cache_bytes = free_beside_a_forward(model, block_size, max_sequences, max_tokens)
+                cache_bytes = free_beside_a_forward(model, block_size, max_sequences, max_tokens, 1 + recorded)
             else:
                 cache_bytes = int(SHARE * free_memory(device))
             cache_bytes = min(cache_bytes, max_sequences * size * -(-context // block_size) * block_size)
@@ -160,8 +162,8 @@ def slot_bytes(model: Model) -> int:
     return max(numbers * float_parameter(model).element_size() + wide, 1)
 
 
-def free_beside_a_forward(model: Model, block_size: int, max_sequences: int, max_tokens: int) -> int:
-    """Bytes of a CUDA device that the largest step leaves: `max_tokens` of prompts read, and tokens drawn for
+def free_beside_a_forward(model: Model, block_size: int, max_sequences: int, max_tokens: int, times: int = 1) -> int:
+    """Bytes of a CUDA device that the largest step leaves, with its memory taken so many times: `max_tokens` of prompts read, and tokens drawn for
     `max_sequences` by all filters. Kernels are compiled by the way, those for few and for many single tokens too."""
     device = float_parameter(model).device
     each = min(max_tokens, model.spec.context)
@@ -183,4 +185,4 @@ def free_beside_a_forward(model: Model, block_size: int, max_sequences: int, max
     used = torch.cuda.max_memory_allocated(device) - before
     del runner, logits
     torch.cuda.empty_cache()
-    return max(0, int(WARM_SHARE * (free_memory(device) - 2 * used)))  # recorded forwards keep their memory
+    return max(0, int(WARM_SHARE * (free_memory(device) - times * used)))

@@ -38,6 +38,17 @@ MAX_TOKENS = {"cuda": 8192}  # that a forward reads, by device …
 OTHER_MAX_TOKENS = 512  # … and elsewhere
 
 
+def recorded_forwards(
+    module: Model, cache: PagedCache, sequences: int, tokens: int
+) -> tuple[DecodeGraphs, PromptGraphs | None]:
+    """Of single tokens and of prompts: of at most so many sequences, and tokens, together."""
+    step = chunk_step(module, cache)
+    prompts = None
+    if step is not None:
+        prompts = PromptGraphs(module, cache, step, max_sequences=sequences, max_tokens=tokens)
+    return DecodeGraphs(module, cache, sequences), prompts
+
+
 class PagedBatch:
     """See `luban.serve.batch.Batch`.
 
@@ -89,20 +100,21 @@ class PagedBatch:
                     use_invariant_matmuls(each)
         sequences = max_batch or MAX_BATCH
         tokens = max_tokens or max(MAX_TOKENS.get(device, OTHER_MAX_TOKENS), 2 * sequences)
-        self.budget = PagedBudget.of(
-            module, cache_bytes, block_size=block_size, max_sequences=sequences, max_tokens=tokens, draft=draft
-        )
-        blocks = self.budget.slots // block_size
-        graphs = prompts = None
         shapes = [layer.mixer.attention(self.spec.width) for layer in self.spec.layers]
         recorded = device == "cuda" and kernel is None and not batch_invariant and not self.spec.body.two_sided
-        if recorded and all(shape is None or kernel_serves(shape) for shape in shapes):
-            cache = PagedCache.of(module, blocks=blocks + 1, block_size=block_size)  # one for rows of no meaning
-            graphs = DecodeGraphs(module, cache, sequences)
-            if (step := chunk_step(module, cache)) is not None:
-                prompts = PromptGraphs(module, cache, step, max_sequences=sequences, max_tokens=tokens)
-        else:
-            cache = PagedCache.of(module, blocks=blocks, block_size=block_size)
+        recorded = recorded and all(shape is None or kernel_serves(shape) for shape in shapes)
+        self.budget = PagedBudget.of(
+            module,
+            cache_bytes,
+            block_size=block_size,
+            max_sequences=sequences,
+            max_tokens=tokens,
+            draft=draft,
+            recorded=recorded,
+        )
+        blocks = self.budget.slots // block_size
+        cache = PagedCache.of(module, blocks=blocks + recorded, block_size=block_size)  # one for rows of no meaning
+        graphs, prompts = recorded_forwards(module, cache, sequences, tokens) if recorded else (None, None)
         host_blocks = int(swap_bytes) // (self.budget.slot_bytes * block_size)
         host = HostBlocks(cache, host_blocks) if host_blocks else None
         select = None if adapters is None else adapters.select

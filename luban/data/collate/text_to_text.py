@@ -32,35 +32,42 @@ class TextToTextRows:
                 "rows of messages that a .jsonl holds"
             )
         self.shards, self.start, self.seq_len, self.special = shards, start, seq_len, SpecialTokens.of(shards)
-        offsets, kept = shards.offsets, []
+        kept, answers = [], 0
         for row in range(shards.documents):
-            source, target = self.pair(row)
-            kept += [row] if max(len(source), len(target)) <= seq_len and len(target) > 1 else []
-        self.kept, self.rows = np.array(kept, dtype=np.int64), len(kept)
+            found = self.answers(row)
+            answers += max(len(found), 1)
+            for begin, stop in found:
+                source, target = self.pair(row, begin, stop)
+                kept += [(row, begin, stop)] if max(len(source), len(target)) <= seq_len and len(target) > 1 else []
+        self.kept, self.rows = np.array(kept, dtype=np.int64).reshape(-1, 3), len(kept)
         if not kept:
             raise DataError(
                 f"no {shards.split} conversation of {shards.path} fits into train.seq_len {seq_len} on both sides"
             )
-        if left_out := len(offsets) - 1 - len(kept):
-            say(
-                f"{left_out} {shards.split} conversations are left out: longer than {seq_len} tokens, or without an answer"
-            )
+        if left_out := answers - len(kept):
+            say(f"{left_out} {shards.split} answers are left out: longer than {seq_len} tokens on a side, or empty")
 
-    def pair(self, row: int) -> tuple[list[int], list[int]]:
-        """(source, target) of a conversation, token ids."""
+    def answers(self, row: int) -> list[tuple[int, int]]:
+        """(first token, one past the last) of each answer of a conversation."""
         assert self.shards.mask is not None  # checked when this was made
         begin, end = self.shards.offsets[row], self.shards.offsets[row + 1]
-        assert self.shards.mask is not None  # of conversations
-        tokens, trained = self.shards.data[begin:end].astype(np.int64), self.shards.mask[begin:end].astype(bool)
-        first = int(trained.argmax()) if trained.any() else len(tokens)
-        text = [int(token) for token in tokens[:first] if not self.special.special[token]]
-        answer = [int(token) for token in tokens[first:][trained[first:]] if not self.special.special[token]]
+        edges = np.flatnonzero(np.diff(self.shards.mask[begin:end].astype(np.int8), prepend=0, append=0))
+        return [(int(first), int(stop)) for first, stop in edges.reshape(-1, 2)]
+
+    def pair(self, row: int, begin: int, stop: int) -> tuple[list[int], list[int]]:
+        """(source, target) of an answer, token ids: all that stands before it in the conversation, and the answer."""
+        first = int(self.shards.offsets[row])
+        tokens = self.shards.data[first : first + stop].astype(np.int64)
+        text, answer = (
+            [int(token) for token in part if not self.special.special[token]]
+            for part in (tokens[:begin], tokens[begin:])
+        )
         head = [] if self.special.begin is None else [self.special.begin]
         return [*head, *text, self.special.end], [*answer, self.special.end]
 
     def gather(self, rows: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
         """The batch of these rows; a negative row is a row of padding."""
-        pairs = [self.pair(int(self.kept[row])) if row >= 0 else ([], []) for row in np.asarray(rows)]
+        pairs = [self.pair(*self.kept[row].tolist()) if row >= 0 else ([], []) for row in np.asarray(rows)]
         return source_batch(
             [source for source, _ in pairs],
             [target for _, target in pairs],

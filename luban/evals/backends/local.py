@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from luban.core.errors import DataError, UnsupportedError
+from luban.core.errors import DataError
 from luban.core.hashing import data_sha256, file_sha256
 from luban.core.seeding import derive
 from luban.evals.likelihood import Window, batches, negative_log_likelihood, rolling_windows
@@ -79,23 +79,13 @@ class LocalBackend:
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's. DataError where it has none, UnsupportedError where it doesn't predict text."""
-        if not self.model.spec.body.two_sided:
-            require_next_token(self.model.spec, "an evaluation")
+        require_next_token(self.model.spec, "an evaluation")
         return self.model.need_tokenizer()
-
-    def _need_likelihoods(self) -> None:
-        """Raise UnsupportedError for a model that writes and doesn't score."""
-        if self.model.spec.body.two_sided:
-            raise UnsupportedError(
-                "likelihoods of texts need a decoder; an encoder–decoder can be evaluated by tasks in which it writes "
-                "(kind generate), such as translation or e2e"
-            )
 
     def tokens_of(self, prompt: Prompt) -> list[int]:
         """A prompt as token ids, begun as the model's texts begin."""
         if isinstance(prompt, str):
-            ends = self.model.spec.body.two_sided and self.model.ends_with_eos
-            return self.tokenizer.encode(prompt, bos=self.model.begins_with_bos, eos=ends)
+            return self.tokenizer.encode(prompt, bos=self.model.begins_with_bos)
         return render(prompt, self.tokenizer, add_generation_prompt=True).token_ids
 
     def seen(self, prompt: Prompt) -> str:
@@ -137,7 +127,6 @@ class LocalBackend:
         return whole[: len(head)], whole[len(head) :]
 
     def _score(self, requests: Sequence[Score]) -> list[Response]:
-        self._need_likelihoods()
         windows, cut = [], []
         most = self.model.spec.context
         for request in requests:
@@ -205,7 +194,6 @@ class LocalBackend:
         return logprobs, likeliest
 
     def _roll(self, requests: Sequence[Roll]) -> list[Response]:
-        self._need_likelihoods()
         cut: list[Window] = []
         owner: list[int] = []
         sizes = []
@@ -264,12 +252,11 @@ class LocalBackend:
         return found
 
     def _fitting(self, request: Write) -> tuple[list[int], int]:
-        """Prompt tokens that leave the context enough for the answer, and how many were cut off from the left. An encoder's
-        context is the prompt's alone."""
+        """Prompt tokens that leave the context enough for the answer, and how many were cut off from the left."""
         ids = self.tokens_of(request.prompt)
         if not ids:
             ids = [self._first()]
-        most = self.model.spec.context - (0 if self.model.spec.body.two_sided else request.max_tokens)
+        most = self.model.spec.context - request.max_tokens
         if most < 1:
             raise DataError(
                 f"answers of {request.max_tokens} tokens leave no place for a prompt in {self.name}'s context of "

@@ -58,7 +58,7 @@ class GatedFeedForward(nn.Module, MatmulOwner):
         """(B, T, E) → (B, T, E)."""
         if self.packed is not None:
             sizes = {"gate": self.inner, "up": self.inner}
-            gate, up = self.add_adapters_(self.packed["gate_up"](x_BTE), x_BTE, sizes).chunk(2, -1)
+            gate, up = self.add_adapters(self.packed["gate_up"](x_BTE), x_BTE, sizes).chunk(2, -1)
             inner = self.activation(gate) * up
             return self.plus_adapter("down", self.packed["down"](inner), inner)
         swish = self.activation is F.silu and self.down.bias is None

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from luban.core.errors import UsageError
 from luban.planner.jobs.job import Job
 from luban.planner.jobs.policy import Measurements, Policy
 
@@ -74,9 +75,17 @@ class Simulation:
 
     Args:
         seed: of the noise of measurements.
+
+    Raises UsageError for a job that needs more memory than the cluster has: it would never end.
     """
 
     def __init__(self, jobs: Sequence[Job], cluster: JobCluster, policy: Policy, seed: int = 0):
+        largest = max((job.memory_end for job in jobs), default=0.0)
+        if largest > cluster.memory:
+            raise UsageError(
+                f"a job needs {largest:.0f} GB and the cluster has {cluster.memory:.0f}, so it would never end: more memory, or fewer "
+                "jobs"
+            )
         self.cluster, self.policy, self.draw = cluster, policy, random.Random(seed)
         self.arriving = sorted(jobs, key=lambda job: job.arrives)
         self.waiting: list[Run] = []

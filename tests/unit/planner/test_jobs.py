@@ -72,6 +72,13 @@ def test_a_job_alone_takes_as_long_as_arithmetic_says():
     assert outcome.completion_times() == [pytest.approx(wanted)] and outcome.runs[0].failures == 1
 
 
+def test_a_job_that_would_never_fit_is_refused():
+    plain = {"number": 0, "arrives": 0.0, "iterations": 10, "time": IterationTime(0.1, 4.0, 0.0), "memory_start": 1.0}
+    job = Job(**plain, memory_end=CLUSTER.memory + 1, workers=1, memory=1.0)
+    with pytest.raises(UsageError, match="never end"):
+        Simulation([job], CLUSTER, MANUAL)
+
+
 def test_jobs_wait_for_room_in_their_order():
     time = IterationTime(0.0, 1.0, 0.0)
     plain = {"iterations": 100, "time": time, "memory_start": 1.0, "memory_end": 1.0, "memory": 2.0}
