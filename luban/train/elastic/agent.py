@@ -144,10 +144,11 @@ class Agent:
             self._adopt(place)
         if not (self.folder / SETTINGS).exists() or not any(place.process for place in self.places):
             write_json(self.folder / SETTINGS, to_dict(self.settings))
-        self.service.until_answered("status", node=self.node, since=0)
+        # without the node's name: an agent counts as one of the run's only when it has begun
+        self.service.until_answered("status", since=0)
         if not any(place.process for place in self.places):
-            self.service.until_answered("begin")
-        self.seen = len(self.service.until_answered("status", node=self.node, since=0)["events"])
+            self.service.until_answered("begin", node=self.node)
+        self.seen = len(self.service.until_answered("status", since=0)["events"])
         self._take_part(self.places)
 
     def _take_part(self, places: Sequence[Place]) -> None:

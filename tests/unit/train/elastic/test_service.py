@@ -116,13 +116,32 @@ def test_the_first_end_counts_and_a_new_session_begins_where_nobody_is_left(run)
     run("end", code=1, message="first")
     run("end", code=0, message="second")
     assert run.beat("a/0")[0]["ended"] == {"code": 1, "message": "first"}
-    run("begin")
+    run("begin", node="c")
     assert run("status", since=0)["ended"]  # workers are there
     run.clock.advance(SILENT + 1)
-    run("begin")
+    run("begin", node="c")
     found = run("status", since=0)
     assert not found["ended"] and not found["nodes"] and not found["generation"]
     run("join", name="c/0", life="c", version="2", after=0, pid=1, started="")  # any version may begin
+
+
+def test_machines_that_start_together_keep_each_others_workers(run):
+    """The nodes of the session before are in the database; the workers of the first machine still import."""
+    run.clock.advance(SILENT + 1)
+    for _ in range(2):  # both agents look for the service before either begins
+        run("status", since=0)
+    run("begin", node="b")
+    assert run("status", since=0)["nodes"] == []
+    run("node", name="b", numbers=[0, 1])
+    run.clock.advance(SILENT - 1)
+    run("status", since=0, node="b")
+    run("begin", node="a")
+    run("node", name="a", numbers=[0, 1])
+    assert run("status", since=0)["nodes"] == ["a", "b"]
+    run.clock.advance(SILENT + 1)
+    run("status", since=0, node="a")
+    run("begin", node="a")  # b is silent, and a begins again
+    assert run("status", since=0)["nodes"] == []
 
 
 def test_a_new_run_in_the_same_place_has_accounts_of_its_own(run):
