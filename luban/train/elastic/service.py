@@ -219,8 +219,9 @@ class Service:
             if now - max(heard) <= 2 * silent:
                 continue
             self.events.add("node fails", node, why="neither its agent nor its workers send heartbeats")
+            known = {row["name"]: row["life"] for row in self.membership.workers()}  # also after a restart
             for name in names:
-                self.membership.lost(name, self.lives.get(name, ""), "its machine is gone")
+                self.membership.lost(name, known.get(name, ""), "its machine is gone")
                 self.beats.pop(name, None)
             self.membership.node(node, [])
 

@@ -161,3 +161,13 @@ def test_a_killed_service_goes_on_where_it_was(run):
     assert run.beat("a/0")[0]["current"]
     assert run("lease", generation=1, step=0, rows=8, pieces=1)["bounds"] == [0, 2, 4, 6, 8]
     assert run("status", since=0, node="a")["unwell"] == {} and run("status", since=0)["step"] == 0
+
+
+def test_a_machine_that_is_lost_while_the_service_restarts_ends_the_generation(run):
+    run.service = Service(run.path, SETTINGS, run.clock, run.clock)
+    run("status", since=0, node="a")
+    run.clock.advance(2 * SILENT + 1)
+    run.beat("a/0", "a/1")
+    assert run("status", since=0, node="a")["nodes"] == ["a"]
+    assert not run.beat("a/0")[0]["current"]
+    assert run("figures")["lost_workers"] == 2
