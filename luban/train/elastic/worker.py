@@ -131,7 +131,7 @@ class ElasticRun:
             opened = (recipe, *self.opened[1:])
             with opened_together(art, world) as art:
                 if not is_begun(art):
-                    self._forget_earlier_runs(art, world)
+                    self._forget_earlier_runs(world)
                     begin(art, opened, predict_run(*opened), world, self.name)
                 self._train(art, opened, world, seat)
         if world.is_main:
@@ -139,9 +139,10 @@ class ElasticRun:
         else:
             self.link.wait_for_end(seat)
 
-    def _forget_earlier_runs(self, art: ArtifactWriter | FollowedRun, world: World) -> None:
-        """Copies and accounts of a run that was in this directory before do not belong to this one."""
-        if world.is_main and not art.resumed:
+    def _forget_earlier_runs(self, world: World) -> None:
+        """Copies and accounts of a run that was in this directory before do not belong to one that has not begun, whether its
+        directory is new or its first processes were killed while they wrote it."""
+        if world.is_main:
             for folder in self.base.iterdir():
                 remove_flash(folder)
             self.link.client("run_begins")
