@@ -27,7 +27,7 @@ from luban.train.elastic.loop import ElasticLoop, LeasedLoader, MembershipChange
 from luban.train.elastic.refit import refit
 from luban.train.elastic.service import read_settings
 from luban.train.elastic.shared_memory import flash_base, neighbour, remove_flash
-from luban.train.elastic.wire import Refused
+from luban.train.elastic.wire import OperationFailed, Refused
 from luban.train.goodput import Goodput
 from luban.train.interrupt import Interrupted, StopRequest
 from luban.train.loop import TrainerComponents
@@ -72,7 +72,7 @@ def train_worker(recipe: Recipe, out: Path, worker: Worker, *, name: str) -> int
         except LubanError as error:
             if link.ended is None:
                 link.client.patience = LAST_WORDS
-                with suppress(TrainingError):
+                with suppress(TrainingError, OperationFailed):
                     link.client("end", code=error.exit_code, message=str(error))
             return error.exit_code
         if stop.signal:
