@@ -98,7 +98,26 @@ def test_copies_of_an_earlier_generation_go_when_all_have_new_ones(tmp_path):
     assert not list(tmp_path.glob("*/g1-*"))
 
 
-def test_no_room_is_said_and_nothing_is_kept(tmp_path, monkeypatch, capsys):
+def test_copies_of_an_earlier_generation_go_where_memory_is_short(tmp_path, monkeypatch, capsys):
+    """A file system with memory for the files of one generation."""
+    allocate = flash.os.posix_fallocate
+
+    def limited(number: int, offset: int, size: int) -> None:
+        if len(list(tmp_path.glob(f"*/*{flash.SUFFIX}"))) > SIZE:
+            raise OSError(28, "No space left on device")
+        allocate(number, offset, size)
+
+    monkeypatch.setattr(flash.os, "posix_fallocate", limited)
+    for generation in (1, 2):
+        ranks = memories(tmp_path, generation)
+        for step in (2 * generation, 2 * generation + 1):
+            for rank, memory in enumerate(ranks):
+                memory.write(part(step, rank), step)
+        check(newest_flash(tmp_path), 2 * generation + 1)
+    assert not list(tmp_path.glob("*/g1-*")) and not capsys.readouterr().err
+
+
+def test_too_little_memory_is_said_and_nothing_is_kept(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -107,7 +126,8 @@ def test_no_room_is_said_and_nothing_is_kept(tmp_path, monkeypatch, capsys):
     memory.write(part(1, 0), 1)
     memory.write(part(2, 0), 2)
     assert newest_flash(tmp_path) is None and not memory.enough
-    assert "no room for copies of the state" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/*"))
+    assert "not enough memory for copies of the state" in capsys.readouterr().err
 
 
 def test_the_folder_is_private(tmp_path, monkeypatch):
