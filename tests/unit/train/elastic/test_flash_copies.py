@@ -141,3 +141,12 @@ def test_the_folder_is_private(tmp_path, monkeypatch):
     monkeypatch.setattr("luban.train.elastic.shared_memory.os.getuid", lambda: owner + 1)
     with pytest.raises(ConfigError, match="belongs to another user"):
         flash_base(str(tmp_path), tmp_path / "run")
+
+
+def test_only_the_default_folder_may_be_missing(tmp_path, monkeypatch):
+    missing = tmp_path / "missing"
+    with pytest.raises(ConfigError, match=f"elastic.flash_folder {missing} is not a folder"):
+        flash_base(str(missing), tmp_path / "run")
+    monkeypatch.setattr("luban.train.elastic.shared_memory.FLASH_FOLDER", str(missing))  # a system without it
+    monkeypatch.setattr("luban.train.elastic.shared_memory.tempfile.gettempdir", lambda: str(tmp_path))
+    assert flash_base(str(missing), tmp_path / "run").parent == tmp_path
