@@ -148,7 +148,7 @@ class Agent:
         self.service.until_answered("status", since=0)
         if not any(place.process for place in self.places):
             self.service.until_answered("begin", node=self.node)
-        self.seen = len(self.service.until_answered("status", since=0)["events"])
+        self.seen = self.service.until_answered("status", since=0)["event_count"]
         self._take_part(self.places)
 
     def _take_part(self, places: Sequence[Place]) -> None:

@@ -26,6 +26,7 @@ from luban.train.elastic.wire import Server
 ADDRESS, DATABASE, SETTINGS, LOCK = "address.json", "service.db", "service.json", "service.lock"
 SERVICE = "service.pid.json"  # its process
 MOST_FAILURES, FAILURE_SECONDS = 5, 120.0  # of a node's workers, which make it a failing one where no other has any
+MOST_EVENTS = 200  # in an answer, which is one line of limited length; the next request gets those after them
 ALONE_SECONDS = 300.0  # without any request, after which the service ends
 
 
@@ -195,7 +196,8 @@ class Service:
         return {
             "failing": failing_node(failures, now, most=MOST_FAILURES, within=FAILURE_SECONDS),
             "nodes": nodes,
-            "events": self.events.since(since),
+            "event_count": self.events.count(),
+            "events": self.events.since(since, MOST_EVENTS),
             "unwell": unwell(beats, now, silent=settings.silent_seconds, hang=settings.hang_seconds),
             "lives": self.lives,
             "ended": self.facts.get("ended"),

@@ -7,7 +7,7 @@ from clock import Clock
 
 from luban.core.plan import ParallelPlan
 from luban.train.elastic.events import in_words
-from luban.train.elastic.service import FAILURE_SECONDS, MOST_FAILURES, Service, ServiceSettings
+from luban.train.elastic.service import FAILURE_SECONDS, MOST_EVENTS, MOST_FAILURES, Service, ServiceSettings
 from luban.train.elastic.wire import StaleGeneration
 
 SILENT, HANG = 10.0, 100.0
@@ -171,3 +171,12 @@ def test_a_machine_that_is_lost_while_the_service_restarts_ends_the_generation(r
     assert run("status", since=0, node="a")["nodes"] == ["a"]
     assert not run.beat("a/0")[0]["current"]
     assert run("figures")["lost_workers"] == 2
+
+
+def test_events_come_in_parts(run):
+    known = run("status", since=0)["event_count"]
+    for number in range(MOST_EVENTS + 5):
+        run("event", kind="noticed", who=str(number))
+    assert run("status", since=0)["event_count"] == known + MOST_EVENTS + 5
+    parts = [run("status", since=known + at)["events"] for at in (0, MOST_EVENTS)]
+    assert [event["who"] for part in parts for event in part] == [str(number) for number in range(MOST_EVENTS + 5)]
