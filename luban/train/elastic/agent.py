@@ -183,8 +183,7 @@ class Agent:
                 if ended is not None:
                     return self._end(ended)
                 if self.stopping:
-                    self._end_spares()
-                    return 128 + self.stopping
+                    return self._stopped(self.stopping)
                 if status is not None and all(place.left for place in self.places):
                     return self._given_up(status)
             time.sleep(POLL)
@@ -288,8 +287,24 @@ class Agent:
             place.left = True
         self._take_part([])
 
+    def _stopped(self, number: int) -> int:
+        """All workers have ended after a signal. Without other machines their copies may be the newest state of the run, which
+        the same command goes on from."""
+        self._end_spares()
+        status = self.service.ask("status", since=self.seen)
+        if status is not None and status["ended"] is not None:  # since the last question
+            return self._end(status["ended"])
+        if status is not None and set(status["nodes"]) - {self.node}:
+            self._remove_copies()
+        return 128 + number
+
+    def _remove_copies(self) -> None:
+        """Free the memory of this machine's copies, which others go on without."""
+        remove_flash(flash_base(self.elastic.flash_folder, self.out) / self.node)
+
     def _given_up(self, status: dict[str, Any]) -> int:
         if status["nodes"]:
+            self._remove_copies()
             return 1
         message = "no worker is left: each has failed again and again in the same step"
         self.service.until_answered("end", code=1, message=message)
