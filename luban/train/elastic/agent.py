@@ -178,7 +178,7 @@ class Agent:
             self._keep_spares(status)
             ended = (status or {}).get("ended")
             for place in self.places:
-                self._look_after(place, status, ended=ended is not None)
+                self._update_worker(place, status, ended=ended is not None)
             if not any(place.process for place in self.places):
                 if ended is not None:
                     return self._end(ended)
@@ -188,7 +188,7 @@ class Agent:
                     return self._given_up(status)
             time.sleep(POLL)
 
-    def _look_after(self, place: Place, status: dict[str, Any] | None, *, ended: bool) -> None:
+    def _update_worker(self, place: Place, status: dict[str, Any] | None, *, ended: bool) -> None:
         """Start, end or replace a worker, as it needs."""
         if place.process is None:
             if status is not None and not (ended or self.stopping or place.left):

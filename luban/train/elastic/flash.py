@@ -70,7 +70,7 @@ class FlashMemory:
     files: list[_File] = field(default_factory=list)
     layout: Layout = field(default_factory=list)
     written: int = 0  # copies so far
-    enough: bool = True  # memory for the copies
+    enough_memory: bool = True
 
     def write(self, checkpoint: Checkpoint, step: int) -> None:
         """Keep the state after a step; the copy before the last one is overwritten."""
@@ -78,7 +78,7 @@ class FlashMemory:
         layout, size = _layout(pieces)
         if layout != self.layout:
             self._allocate(layout, size)
-        if not self.enough:
+        if not self.enough_memory:
             return
         header = {
             "step": step,
@@ -106,7 +106,7 @@ class FlashMemory:
         try:
             self.files = self._create(layout, size)
         except OSError as error:
-            self.enough = False
+            self.enough_memory = False
             warn(
                 f"not enough memory for copies of the state in {self.folders[0]} ({bytes_(2 * (HEADER + size))} a worker: "
                 f"{error.strerror}): a lost worker costs the steps since the last checkpoint; give another "

@@ -152,9 +152,7 @@ class Server:
             return {"stale": str(error)}
         except Refused as error:
             return {"refused": str(error)}
-        except (
-            Exception
-        ) as error:  # not closing the connection, after which the client would ask again until its patience ends
+        except Exception as error:  # an answer, since a client that gets none asks again until its patience ends
             return {"failed": f"{type(error).__name__}: {error}"}
 
 

@@ -125,7 +125,7 @@ def test_too_little_memory_is_said_and_nothing_is_kept(tmp_path, monkeypatch, ca
     memory = memories(tmp_path)[0]
     memory.write(part(1, 0), 1)
     memory.write(part(2, 0), 2)
-    assert newest_flash(tmp_path) is None and not memory.enough
+    assert newest_flash(tmp_path) is None and not memory.enough_memory
     assert not list(tmp_path.glob("*/*"))
     assert "not enough memory for copies of the state" in capsys.readouterr().err
 
