@@ -76,7 +76,7 @@ class Service:
         self.beats: dict[str, Beat] = {}
         self.lives: dict[str, str] = {}  # of the workers that beat
         self.slow: dict[str, float] = {}
-        self.heard = clock()  # any request
+        self.began = self.heard = clock()  # this process; any request
         self.agents: dict[str, float] = {}  # node → when its agent was heard
         self.failures: dict[str, list[float]] = {}  # node → when its workers were lost
         members = self.membership
@@ -217,7 +217,7 @@ class Service:
         for name in self.membership.expected():
             by_node.setdefault(name.rpartition("/")[0], []).append(name)
         for node, names in by_node.items():
-            heard = [self.agents.setdefault(node, now), *(self.beats[name].at for name in names if name in self.beats)]
+            heard = [self.agents.get(node, self.began), *(self.beats[name].at for name in names if name in self.beats)]
             if now - max(heard) <= 2 * silent:
                 continue
             self.events.add("node fails", node, why="neither its agent nor its workers send heartbeats")

@@ -1,8 +1,9 @@
-"""An agent whose workers have ended: what it leaves in memory, and its exit code."""
+"""An agent that begins, and one whose workers have ended: what it leaves in memory, and its exit code."""
 
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -10,8 +11,9 @@ from luban.core.errors import LubanError
 from luban.core.plan import ParallelPlan
 from luban.train.elastic.agent import Agent
 from luban.train.elastic.config import ElasticConfig
-from luban.train.elastic.service import ServiceSettings
+from luban.train.elastic.service import ADDRESS, Service, ServiceSettings
 from luban.train.elastic.shared_memory import flash_base
+from luban.train.elastic.wire import Server
 
 SETTINGS = ServiceSettings(
     plan=ParallelPlan(),
@@ -25,7 +27,7 @@ SETTINGS = ServiceSettings(
 )
 
 
-class Service:
+class Answers:
     """Answers each question for the status with the next of `answers`, the last one again and again.
 
     Args:
@@ -68,20 +70,38 @@ def left(agent: Agent) -> list[str]:
 
 @pytest.mark.parametrize("stopping", [signal.SIGTERM, None])
 def test_a_machine_that_leaves_frees_its_own_copies(agent, stopping):
-    agent.stopping, agent.service = stopping, Service([(["a"], None)])
+    agent.stopping, agent.service = stopping, Answers([(["a"], None)])
     assert agent._watch() == (128 + signal.SIGTERM if stopping else 1)
     assert left(agent) == ["a"]
 
 
 def test_the_last_machine_that_is_stopped_before_a_checkpoint_keeps_the_newest_state(agent):
-    agent.stopping, agent.service = signal.SIGTERM, Service([([], None)])
+    agent.stopping, agent.service = signal.SIGTERM, Answers([([], None)])
     assert agent._watch() == 128 + signal.SIGTERM
     assert left(agent) == ["a", "b"]
 
 
 def test_an_end_that_is_known_late_frees_everything(agent):
     ended = {"code": 143, "message": "stopped after step 3"}
-    agent.stopping, agent.service = signal.SIGTERM, Service([(["b"], None), (["b"], ended)])
+    agent.stopping, agent.service = signal.SIGTERM, Answers([(["b"], None), (["b"], ended)])
     with pytest.raises(LubanError, match="stopped after step 3") as caught:
         agent._watch()
     assert caught.value.exit_code == 143 and left(agent) == []
+
+
+def test_agents_begin_one_after_the_other_and_both_take_part(agent, tmp_path):
+    """Against a service that knows of an earlier session."""
+    agent.folder.mkdir()
+    service = Service(tmp_path / "service.db", replace(SETTINGS, silent_seconds=1000))
+    service.node("a", [0])
+    service.agents.clear()
+    service.end(0, "done")
+    server = Server(service.operations, agent.folder / ADDRESS).start()
+    other = Agent([], agent.out, 1, SETTINGS, ElasticConfig(flash_folder=str(tmp_path), node="a", spares=0))
+    for each in (agent, other):
+        each._begin()
+        each.service.client.close()
+    server.stop()
+    found = service.status(since=0)
+    assert found["nodes"] == ["a", "b"] and found["ended"] is None
+    assert agent.seen == 2 and other.seen == 3  # a joins, the end; b joins
