@@ -144,10 +144,11 @@ class Agent:
             self._adopt(place)
         if not (self.folder / SETTINGS).exists() or not any(place.process for place in self.places):
             write_json(self.folder / SETTINGS, to_dict(self.settings))
-        self.service.until_answered("status", node=self.node, since=0)
+        # without the node's name: an agent counts as one of the run's only when it has begun
+        self.service.until_answered("status", since=0)
         if not any(place.process for place in self.places):
-            self.service.until_answered("begin")
-        self.seen = len(self.service.until_answered("status", node=self.node, since=0)["events"])
+            self.service.until_answered("begin", node=self.node)
+        self.seen = self.service.until_answered("status", since=0)["event_count"]
         self._take_part(self.places)
 
     def _take_part(self, places: Sequence[Place]) -> None:
@@ -177,18 +178,17 @@ class Agent:
             self._keep_spares(status)
             ended = (status or {}).get("ended")
             for place in self.places:
-                self._look_after(place, status, ended=ended is not None)
+                self._update_worker(place, status, ended=ended is not None)
             if not any(place.process for place in self.places):
                 if ended is not None:
                     return self._end(ended)
                 if self.stopping:
-                    self._end_spares()
-                    return 128 + self.stopping
+                    return self._stopped(self.stopping)
                 if status is not None and all(place.left for place in self.places):
                     return self._given_up(status)
             time.sleep(POLL)
 
-    def _look_after(self, place: Place, status: dict[str, Any] | None, *, ended: bool) -> None:
+    def _update_worker(self, place: Place, status: dict[str, Any] | None, *, ended: bool) -> None:
         """Start, end or replace a worker, as it needs."""
         if place.process is None:
             if status is not None and not (ended or self.stopping or place.left):
@@ -287,8 +287,24 @@ class Agent:
             place.left = True
         self._take_part([])
 
+    def _stopped(self, number: int) -> int:
+        """All workers have ended after a signal. Without other machines their copies may be the newest state of the run, which
+        the same command goes on from."""
+        self._end_spares()
+        status = self.service.ask("status", since=self.seen)
+        if status is not None and status["ended"] is not None:  # since the last question
+            return self._end(status["ended"])
+        if status is not None and set(status["nodes"]) - {self.node}:
+            self._remove_copies()
+        return 128 + number
+
+    def _remove_copies(self) -> None:
+        """Free the memory of this machine's copies, which others go on without."""
+        remove_flash(flash_base(self.elastic.flash_folder, self.out) / self.node)
+
     def _given_up(self, status: dict[str, Any]) -> int:
         if status["nodes"]:
+            self._remove_copies()
             return 1
         message = "no worker is left: each has failed again and again in the same step"
         self.service.until_answered("end", code=1, message=message)

@@ -8,6 +8,8 @@ from luban.core.errors import ConfigError
 from luban.core.plan import ParallelPlan
 from luban.core.resuming import Numerical, Operational
 
+FLASH_FOLDER = "/dev/shm"  # of Linux; where there is none, copies lie in the system's folder for temporary files
+
 
 @dataclass(frozen=True, kw_only=True)
 class ElasticConfig:
@@ -18,7 +20,7 @@ class ElasticConfig:
     min_workers: Operational[int] = 1  # with fewer the run waits for more
     join_seconds: Operational[float] = 60.0  # that workers wait for all others before they go on without those missing
     flash_every: Operational[int] = 1  # steps between copies of the state in shared memory
-    flash_folder: Operational[str] = "/dev/shm"  # where these copies lie: a file system in memory
+    flash_folder: Operational[str] = FLASH_FOLDER  # where these copies lie: a file system in memory
     balance: Numerical[bool] = False  # rows by the measured speed of each worker; false: as many for each
     silent_seconds: Operational[float] = 10.0  # without a heartbeat, after which a worker is killed and replaced
     # without progress outside of collectives, after which a worker's stacks are written down and it is killed and replaced

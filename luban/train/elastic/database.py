@@ -71,7 +71,11 @@ class Events:
         row = (self.now(), kind, who, json.dumps(detail))
         self.database.execute("INSERT INTO events VALUES (?, ?, ?, ?)", row)
 
-    def since(self, number: int = 0) -> list[dict[str, Any]]:
-        """Those after the first `number`."""
-        rows = self.database.execute("SELECT * FROM events ORDER BY rowid LIMIT -1 OFFSET ?", (number,))
+    def count(self) -> int:
+        """How many there are."""
+        return self.database.execute("SELECT COUNT(*) AS events FROM events").fetchone()["events"]
+
+    def since(self, number: int = 0, most: int = -1) -> list[dict[str, Any]]:
+        """Those after the first `number`, at most the first `most` of them; -1: all."""
+        rows = self.database.execute("SELECT * FROM events ORDER BY rowid LIMIT ? OFFSET ?", (most, number))
         return [{**dict(row), "detail": json.loads(row["detail"])} for row in rows]

@@ -7,6 +7,7 @@ written, which happens last; one of two always is whole.
 
 from __future__ import annotations
 
+import gc
 import json
 import mmap
 import os
@@ -69,7 +70,7 @@ class FlashMemory:
     files: list[_File] = field(default_factory=list)
     layout: Layout = field(default_factory=list)
     written: int = 0  # copies so far
-    enough: bool = True  # room in memory
+    enough_memory: bool = True
 
     def write(self, checkpoint: Checkpoint, step: int) -> None:
         """Keep the state after a step; the copy before the last one is overwritten."""
@@ -77,7 +78,7 @@ class FlashMemory:
         layout, size = _layout(pieces)
         if layout != self.layout:
             self._allocate(layout, size)
-        if not self.enough:
+        if not self.enough_memory:
             return
         header = {
             "step": step,
@@ -92,21 +93,39 @@ class FlashMemory:
                 _remove_older(folder, self.owner.generation)
 
     def _allocate(self, layout: Layout, size: int) -> None:
-        name = f"g{self.owner.generation}-r{self.owner.rank}-{len(self.files)}{SUFFIX}"
-        needed = 2 * (HEADER + size)
-        self.layout, files = layout, []
+        """Make the files; where memory is short, without the copies of earlier generations, from which every worker has restored
+        its state before anyone's first step."""
+        self.layout = layout
         try:
-            for folder in self.folders:
-                folder.mkdir(parents=True, exist_ok=True)
-                files.append(_File.create(folder / name, self.owner, layout, size))
-        except OSError as error:
-            self.enough = False
-            warn(
-                f"no room for copies of the state in {self.folders[0]} ({bytes_(needed)} a worker: {error.strerror}): a lost "
-                f"worker costs the steps since the last checkpoint; give another --elastic.flash_folder"
-            )
+            self.files = self._create(layout, size)
             return
-        self.files = files
+        except OSError:
+            for folder in self.folders:
+                _remove_older(folder, self.owner.generation)
+            gc.collect()  # memory is free only when nothing maps the files
+        try:
+            self.files = self._create(layout, size)
+        except OSError as error:
+            self.enough_memory = False
+            warn(
+                f"not enough memory for copies of the state in {self.folders[0]} ({bytes_(2 * (HEADER + size))} a worker: "
+                f"{error.strerror}): a lost worker costs the steps since the last checkpoint; give another "
+                f"--elastic.flash_folder"
+            )
+
+    def _create(self, layout: Layout, size: int) -> list[_File]:
+        """A file in each folder. Raises OSError where memory is short, and leaves none behind then."""
+        name = f"g{self.owner.generation}-r{self.owner.rank}-{len(self.files)}{SUFFIX}"
+        paths = [folder / name for folder in self.folders]
+        try:
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            return [_File.create(path, self.owner, layout, size) for path in paths]
+        except OSError:
+            for path in paths:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".json").unlink(missing_ok=True)
+            raise
 
 
 class _File:

@@ -17,7 +17,7 @@ from luban.core.errors import TrainingError
 from luban.train.elastic.claim import Worker
 from luban.train.elastic.processes import started_at
 from luban.train.elastic.service import ADDRESS
-from luban.train.elastic.wire import Client, Refused, StaleGeneration
+from luban.train.elastic.wire import Client, OperationFailed, Refused, StaleGeneration
 from luban.train.goodput import Goodput
 from luban.train.interrupt import StopRequest
 
@@ -85,7 +85,7 @@ class Link:
                     for_seconds=self.goodput.clock() - self.goodput.since,
                     collectives=_collectives(),
                 )
-            except (TrainingError, Refused):  # no service: the requests of the main thread say so
+            except (TrainingError, Refused, OperationFailed):  # the requests of the main thread say so
                 continue
             self.ended = answer["ended"] or self.ended
             if generation and not answer["current"]:

@@ -18,6 +18,8 @@ from luban.train.elastic.membership import Membership
 from luban.train.elastic.shares import bounds_by_speed, equal_bounds, smoothed
 from luban.train.elastic.wire import Refused
 
+BEGINS = "stretches begin"  # name of the fact
+
 
 @dataclass
 class Rows:
@@ -34,11 +36,19 @@ class Rows:
     speeds: dict[int, float] = field(default_factory=dict)  # rank → rows a second, of this generation
 
     def resume(self, generation: int, step: int) -> int:
-        """The generation goes on with the batch of this step: later ones were lost and are used anew. Returns their number."""
+        """The generation goes on with the batch of this step: later ones were lost and are used anew. Returns their number.
+
+        Where the run has been trained without the service in between, a new stretch of steps begins here.
+        """
         self.membership.require(generation)
         undone = self.database.execute("DELETE FROM steps WHERE step >= ?", (step,)).rowcount
         if undone:
             self.events.add("steps lost", "", steps=undone, going_on_from=step)
+        last = self.last()
+        begins = [begin for begin in self._begins() if begin < step]
+        if last is not None and step > last + 1:
+            begins.append(step)
+        self.membership.facts.set(**{BEGINS: begins})
         self.speeds = {}
         return undone
 
@@ -66,7 +76,8 @@ class Rows:
         if self.membership.facts.get("change", False):
             return {"change": True}
         last = self.last()
-        if last is not None and step != last + 1:
+        begins = last is not None and last < step and step in self._begins()
+        if last is not None and step != last + 1 and not begins:
             raise Refused(f"step {step} was asked for, and the last one was {last}")
         workers = len(self.membership.members())
         bounds = bounds_by_speed(rows, self.speeds, workers) if self.balance else equal_bounds(rows, workers)
@@ -90,19 +101,23 @@ class Rows:
         trained = (bounds[rank + 1] - bounds[rank]) * row["pieces"]
         self.speeds[rank] = smoothed(self.speeds.get(rank), trained / max(seconds, 1e-9))
 
+    def _begins(self) -> list[int]:
+        """The first steps of stretches after the first one."""
+        return self.membership.facts.get(BEGINS, [])
+
     def last(self) -> int | None:
         """The last step that was handed out."""
         return self.database.execute("SELECT MAX(step) AS last FROM steps").fetchone()["last"]
 
     def audit(self) -> dict[str, Any]:
         """{"first", "steps", "rows", "wrong"}: how many steps and rows were used, and steps of which some row was used twice
-        or never, or that are missing in between."""
+        or never, or that are missing in between, except before a stretch that begins after training without the service."""
         used, rows, wrong, before = 0, 0, [], None
-        first = None
+        first, begins = None, self._begins()
         for row in self.database.execute("SELECT * FROM steps ORDER BY step"):
             bounds = json.loads(row["bounds"])
             first = row["step"] if first is None else first
-            gap = before is not None and row["step"] != before + 1
+            gap = before is not None and row["step"] != before + 1 and row["step"] not in begins
             if gap or bounds[0] != 0 or any(low >= high for low, high in pairwise(bounds)):
                 wrong.append(row["step"])
             before, used, rows = row["step"], used + 1, rows + bounds[-1] * row["pieces"]

@@ -26,6 +26,7 @@ from luban.train.elastic.wire import Server
 ADDRESS, DATABASE, SETTINGS, LOCK = "address.json", "service.db", "service.json", "service.lock"
 SERVICE = "service.pid.json"  # its process
 MOST_FAILURES, FAILURE_SECONDS = 5, 120.0  # of a node's workers, which make it a failing one where no other has any
+MOST_EVENTS = 200  # in an answer, which is one line of limited length; the next request gets those after them
 ALONE_SECONDS = 300.0  # without any request, after which the service ends
 
 
@@ -75,13 +76,13 @@ class Service:
         self.beats: dict[str, Beat] = {}
         self.lives: dict[str, str] = {}  # of the workers that beat
         self.slow: dict[str, float] = {}
-        self.heard = clock()  # any request
+        self.began = self.heard = clock()  # this process; any request
         self.agents: dict[str, float] = {}  # node → when its agent was heard
         self.failures: dict[str, list[float]] = {}  # node → when its workers were lost
         members = self.membership
         self.operations: dict[str, Callable[..., Any]] = {
             "begin": self.begin,
-            "node": members.node,
+            "node": self.node,
             "join": members.join,
             "seat": self.seat,
             "lost": self.lost,
@@ -98,13 +99,27 @@ class Service:
             "figures": self.figures,
         }
 
-    def begin(self) -> None:
-        """An agent starts and has found no worker of its own: without others a new session of the run begins."""
-        if any(self.clock() - beat.at < self.settings.silent_seconds for beat in self.beats.values()):
+    def begin(self, node: str) -> None:
+        """The agent of a node starts and has found no worker of its own: without others a new session of the run begins.
+
+        The agent of another node that takes part counts as well as a worker: its workers send no heartbeat while they import.
+        """
+        now, silent = self.clock(), self.settings.silent_seconds
+        others = self._nodes() - {node}
+        heard = [
+            *(beat.at for beat in self.beats.values()),
+            *(self.agents[name] for name in others & self.agents.keys()),
+        ]
+        if any(now - at < silent for at in heard):
             return
         self.membership.forget()
         self.accounts.begin_session()
         self.facts.set(ended=None)
+
+    def node(self, name: str, numbers: list[int]) -> None:
+        """The agent of a node tells which workers it has; none: the node leaves."""
+        self.agents[name] = self.clock()
+        self.membership.node(name, numbers)
 
     def beat(self, name: str, life: str, generation: int, doing: str, for_seconds: float, collectives: int) -> Any:
         """A worker lives. Returns whether its generation is at work, and the end of the run, where it has ended."""
@@ -165,21 +180,24 @@ class Service:
             self.events.add("ends", "", code=code, message=message)
 
     def status(self, since: int, node: str = "") -> dict[str, Any]:
-        """For the agent of a node: events after the first `since`, workers that must be replaced, nodes whose workers fail again
-        and again, how the run has ended."""
-        now = self.heard = self.agents[node] = self.clock()
+        """For the agent of a node that takes part (no name: for anyone else): events after the first `since`, workers that must be
+        replaced, nodes whose workers fail again and again, how the run has ended."""
+        now = self.heard = self.clock()
+        if node:
+            self.agents[node] = now
         self._drop_lost_nodes(now)
         settings = self.settings
         expected = self.membership.expected()
         beats = {name: beat for name, beat in self.beats.items() if name in expected}
         if all_wait(beats, now, settings.hang_seconds) and self.membership.running:
             self.membership.end_generation("", "all workers wait for messages that were lost")
-        nodes = sorted({name.rpartition("/")[0] for name in expected})
+        nodes = sorted(self._nodes())
         failures = {name: self.failures.get(name, []) for name in nodes}
         return {
             "failing": failing_node(failures, now, most=MOST_FAILURES, within=FAILURE_SECONDS),
             "nodes": nodes,
-            "events": self.events.since(since),
+            "event_count": self.events.count(),
+            "events": self.events.since(since, MOST_EVENTS),
             "unwell": unwell(beats, now, silent=settings.silent_seconds, hang=settings.hang_seconds),
             "lives": self.lives,
             "ended": self.facts.get("ended"),
@@ -188,6 +206,10 @@ class Service:
             "waiting": [row["name"] for row in self.membership.waiting()],
         }
 
+    def _nodes(self) -> set[str]:
+        """Those that take part."""
+        return {name.rpartition("/")[0] for name in self.membership.expected()}
+
     def _drop_lost_nodes(self, now: float) -> None:
         """A node whose agent and workers are all silent is gone: a machine has failed, not a process."""
         silent = self.settings.silent_seconds
@@ -195,12 +217,13 @@ class Service:
         for name in self.membership.expected():
             by_node.setdefault(name.rpartition("/")[0], []).append(name)
         for node, names in by_node.items():
-            heard = [self.agents.setdefault(node, now), *(self.beats[name].at for name in names if name in self.beats)]
+            heard = [self.agents.get(node, self.began), *(self.beats[name].at for name in names if name in self.beats)]
             if now - max(heard) <= 2 * silent:
                 continue
             self.events.add("node fails", node, why="neither its agent nor its workers send heartbeats")
+            known = {row["name"]: row["life"] for row in self.membership.workers()}  # also after a restart
             for name in names:
-                self.membership.lost(name, self.lives.get(name, ""), "its machine is gone")
+                self.membership.lost(name, known.get(name, ""), "its machine is gone")
                 self.beats.pop(name, None)
             self.membership.node(node, [])
 

@@ -11,14 +11,25 @@ from pathlib import Path
 
 from luban.core.errors import ConfigError
 from luban.core.whole_directory import real_path
+from luban.train.elastic.config import FLASH_FOLDER
+
+
+def flash_root(folder: str) -> Path:
+    """The folder that the copies of all runs lie in: `folder`, or the system's folder for temporary files where the default does
+    not exist. Raises ConfigError where another one does not."""
+    if Path(folder).is_dir():
+        return Path(folder)
+    if folder != FLASH_FOLDER:
+        raise ConfigError(f"elastic.flash_folder {folder} is not a folder: make it, or give another")
+    return Path(tempfile.gettempdir())
 
 
 def flash_base(folder: str, out: Path) -> Path:
-    """The folder of a run's copies, private to the user; below the system's folder for temporary files where `folder` is none.
+    """The folder of a run's copies below `flash_root`, private to the user.
 
-    Raises ConfigError where somebody else has taken its name.
+    Raises ConfigError where the root doesn't exist, or somebody else has taken the folder's name.
     """
-    root = Path(folder) if Path(folder).is_dir() else Path(tempfile.gettempdir())
+    root = flash_root(folder)
     digest = hashlib.sha256(str(real_path(out).resolve()).encode()).hexdigest()[:12]
     base = root / f"luban-{os.getuid()}-{digest}"
     base.mkdir(mode=0o700, exist_ok=True)

@@ -12,6 +12,7 @@ from luban.train.elastic.config import check_elastic
 from luban.train.elastic.keeper import Start, start_process
 from luban.train.elastic.refit import usable_workers
 from luban.train.elastic.service import ADDRESS, ServiceSettings, read_settings
+from luban.train.elastic.shared_memory import flash_root
 from luban.train.elastic.wire import Client
 from luban.train.recipe import Recipe
 from luban.train.run import open_run
@@ -36,6 +37,7 @@ def agent_of(recipe: Recipe, out: Path, words: Sequence[str], workers: int, star
         LubanError: anything that is wrong with recipe, data or plan.
     """
     check_elastic(recipe.plan)
+    flash_root(recipe.elastic.flash_folder)
     elastic, batch = recipe.elastic, recipe.train.batch_size
     known = settings_of_others(out)
     plan = recipe.plan.over(workers) if known is None else known.plan

@@ -30,6 +30,10 @@ class Refused(LubanError):
     """What the service does not do; the message says why."""
 
 
+class OperationFailed(LubanError):
+    """An operation of the service has failed in a way that nobody expected; asking again would not help."""
+
+
 class StaleGeneration(LubanError):
     """A request of a worker that belongs to an earlier generation than the run's."""
 
@@ -54,6 +58,7 @@ class Client:
         Raises:
             Refused: the service doesn't do it.
             StaleGeneration: the caller's generation is over.
+            OperationFailed: the operation has raised any other exception.
             TrainingError: no service has answered for `patience` seconds.
         """
         deadline = time.monotonic() + self.patience
@@ -97,6 +102,8 @@ def _result(answer: dict[str, Any]) -> Any:
         raise StaleGeneration(answer["stale"])
     if "refused" in answer:
         raise Refused(answer["refused"])
+    if "failed" in answer:
+        raise OperationFailed(f"the service of this run has failed: {answer['failed']}")
     return answer["result"]
 
 
@@ -145,6 +152,8 @@ class Server:
             return {"stale": str(error)}
         except Refused as error:
             return {"refused": str(error)}
+        except Exception as error:  # an answer, since a client that gets none asks again until its patience ends
+            return {"failed": f"{type(error).__name__}: {error}"}
 
 
 class _Listener(socketserver.ThreadingTCPServer):

@@ -27,7 +27,7 @@ from luban.train.elastic.loop import ElasticLoop, LeasedLoader, MembershipChange
 from luban.train.elastic.refit import refit
 from luban.train.elastic.service import read_settings
 from luban.train.elastic.shared_memory import flash_base, neighbour, remove_flash
-from luban.train.elastic.wire import Refused
+from luban.train.elastic.wire import OperationFailed, Refused
 from luban.train.goodput import Goodput
 from luban.train.interrupt import Interrupted, StopRequest
 from luban.train.loop import TrainerComponents
@@ -72,7 +72,7 @@ def train_worker(recipe: Recipe, out: Path, worker: Worker, *, name: str) -> int
         except LubanError as error:
             if link.ended is None:
                 link.client.patience = LAST_WORDS
-                with suppress(TrainingError):
+                with suppress(TrainingError, OperationFailed):
                     link.client("end", code=error.exit_code, message=str(error))
             return error.exit_code
         if stop.signal:
@@ -131,7 +131,7 @@ class ElasticRun:
             opened = (recipe, *self.opened[1:])
             with opened_together(art, world) as art:
                 if not is_begun(art):
-                    self._forget_earlier_runs(art, world)
+                    self._forget_earlier_runs(world)
                     begin(art, opened, predict_run(*opened), world, self.name)
                 self._train(art, opened, world, seat)
         if world.is_main:
@@ -139,9 +139,10 @@ class ElasticRun:
         else:
             self.link.wait_for_end(seat)
 
-    def _forget_earlier_runs(self, art: ArtifactWriter | FollowedRun, world: World) -> None:
-        """Copies and accounts of a run that was in this directory before do not belong to this one."""
-        if world.is_main and not art.resumed:
+    def _forget_earlier_runs(self, world: World) -> None:
+        """Copies and accounts of a run that was in this directory before do not belong to one that has not begun, whether its
+        directory is new or its first processes were killed while they wrote it."""
+        if world.is_main:
             for folder in self.base.iterdir():
                 remove_flash(folder)
             self.link.client("run_begins")

@@ -98,7 +98,26 @@ def test_copies_of_an_earlier_generation_go_when_all_have_new_ones(tmp_path):
     assert not list(tmp_path.glob("*/g1-*"))
 
 
-def test_no_room_is_said_and_nothing_is_kept(tmp_path, monkeypatch, capsys):
+def test_copies_of_an_earlier_generation_go_where_memory_is_short(tmp_path, monkeypatch, capsys):
+    """A file system with memory for the files of one generation."""
+    allocate = flash.os.posix_fallocate
+
+    def limited(number: int, offset: int, size: int) -> None:
+        if len(list(tmp_path.glob(f"*/*{flash.SUFFIX}"))) > SIZE:
+            raise OSError(28, "No space left on device")
+        allocate(number, offset, size)
+
+    monkeypatch.setattr(flash.os, "posix_fallocate", limited)
+    for generation in (1, 2):
+        ranks = memories(tmp_path, generation)
+        for step in (2 * generation, 2 * generation + 1):
+            for rank, memory in enumerate(ranks):
+                memory.write(part(step, rank), step)
+        check(newest_flash(tmp_path), 2 * generation + 1)
+    assert not list(tmp_path.glob("*/g1-*")) and not capsys.readouterr().err
+
+
+def test_too_little_memory_is_said_and_nothing_is_kept(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -106,8 +125,9 @@ def test_no_room_is_said_and_nothing_is_kept(tmp_path, monkeypatch, capsys):
     memory = memories(tmp_path)[0]
     memory.write(part(1, 0), 1)
     memory.write(part(2, 0), 2)
-    assert newest_flash(tmp_path) is None and not memory.enough
-    assert "no room for copies of the state" in capsys.readouterr().err
+    assert newest_flash(tmp_path) is None and not memory.enough_memory
+    assert not list(tmp_path.glob("*/*"))
+    assert "not enough memory for copies of the state" in capsys.readouterr().err
 
 
 def test_the_folder_is_private(tmp_path, monkeypatch):
@@ -121,3 +141,12 @@ def test_the_folder_is_private(tmp_path, monkeypatch):
     monkeypatch.setattr("luban.train.elastic.shared_memory.os.getuid", lambda: owner + 1)
     with pytest.raises(ConfigError, match="belongs to another user"):
         flash_base(str(tmp_path), tmp_path / "run")
+
+
+def test_only_the_default_folder_may_be_missing(tmp_path, monkeypatch):
+    missing = tmp_path / "missing"
+    with pytest.raises(ConfigError, match=f"elastic.flash_folder {missing} is not a folder"):
+        flash_base(str(missing), tmp_path / "run")
+    monkeypatch.setattr("luban.train.elastic.shared_memory.FLASH_FOLDER", str(missing))  # a system without it
+    monkeypatch.setattr("luban.train.elastic.shared_memory.tempfile.gettempdir", lambda: str(tmp_path))
+    assert flash_base(str(missing), tmp_path / "run").parent == tmp_path

@@ -101,6 +101,21 @@ def test_an_audit_names_a_step_that_is_missing_or_wrong(tmp_path):
     assert job.rows.audit()["wrong"] == [3, 5]
 
 
+def test_a_run_trained_without_the_service_in_between_goes_on(tmp_path):
+    """Elastic to step 5, otherwise to step 10, elastic again to 13, back to the checkpoint of step 8, and to that of step 3."""
+    job = Job(tmp_path / "service.db")
+    for begin, end, steps in ((0, 5, 5), (10, 13, 8), (8, 11, 8), (3, 12, 12)):
+        if begin:
+            job.lose()
+            job.rows.resume(job.generation, begin)
+        for step in range(begin, end):
+            job.lease(step)
+            job.open()  # the service is killed and started again
+        with pytest.raises(Refused, match=f"step {end + 1} was asked for, and the last one was {end - 1}"):
+            job.lease(end + 1)
+        assert job.rows.audit() == {"first": 0, "steps": steps, "rows": steps * ROWS * PIECES, "wrong": []}
+
+
 def test_rows_follow_speeds(tmp_path):
     job = Job(tmp_path / "service.db", balance=True)
     assert job.lease(0) == [0, 2, 4, 6]

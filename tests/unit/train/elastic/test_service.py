@@ -7,7 +7,7 @@ from clock import Clock
 
 from luban.core.plan import ParallelPlan
 from luban.train.elastic.events import in_words
-from luban.train.elastic.service import FAILURE_SECONDS, MOST_FAILURES, Service, ServiceSettings
+from luban.train.elastic.service import FAILURE_SECONDS, MOST_EVENTS, MOST_FAILURES, Service, ServiceSettings
 from luban.train.elastic.wire import StaleGeneration
 
 SILENT, HANG = 10.0, 100.0
@@ -116,13 +116,32 @@ def test_the_first_end_counts_and_a_new_session_begins_where_nobody_is_left(run)
     run("end", code=1, message="first")
     run("end", code=0, message="second")
     assert run.beat("a/0")[0]["ended"] == {"code": 1, "message": "first"}
-    run("begin")
+    run("begin", node="c")
     assert run("status", since=0)["ended"]  # workers are there
     run.clock.advance(SILENT + 1)
-    run("begin")
+    run("begin", node="c")
     found = run("status", since=0)
     assert not found["ended"] and not found["nodes"] and not found["generation"]
     run("join", name="c/0", life="c", version="2", after=0, pid=1, started="")  # any version may begin
+
+
+def test_machines_that_start_together_keep_each_others_workers(run):
+    """The nodes of the session before are in the database; the workers of the first machine still import."""
+    run.clock.advance(SILENT + 1)
+    for _ in range(2):  # both agents look for the service before either begins
+        run("status", since=0)
+    run("begin", node="b")
+    assert run("status", since=0)["nodes"] == []
+    run("node", name="b", numbers=[0, 1])
+    run.clock.advance(SILENT - 1)
+    run("status", since=0, node="b")
+    run("begin", node="a")
+    run("node", name="a", numbers=[0, 1])
+    assert run("status", since=0)["nodes"] == ["a", "b"]
+    run.clock.advance(SILENT + 1)
+    run("status", since=0, node="a")
+    run("begin", node="a")  # b is silent, and a begins again
+    assert run("status", since=0)["nodes"] == []
 
 
 def test_a_new_run_in_the_same_place_has_accounts_of_its_own(run):
@@ -142,3 +161,22 @@ def test_a_killed_service_goes_on_where_it_was(run):
     assert run.beat("a/0")[0]["current"]
     assert run("lease", generation=1, step=0, rows=8, pieces=1)["bounds"] == [0, 2, 4, 6, 8]
     assert run("status", since=0, node="a")["unwell"] == {} and run("status", since=0)["step"] == 0
+
+
+def test_a_machine_that_is_lost_while_the_service_restarts_ends_the_generation(run):
+    run.service = Service(run.path, SETTINGS, run.clock, run.clock)
+    run("status", since=0, node="a")
+    run.clock.advance(2 * SILENT + 1)
+    run.beat("a/0", "a/1")
+    assert run("status", since=0, node="a")["nodes"] == ["a"]
+    assert not run.beat("a/0")[0]["current"]
+    assert run("figures")["lost_workers"] == 2
+
+
+def test_events_come_in_parts(run):
+    known = run("status", since=0)["event_count"]
+    for number in range(MOST_EVENTS + 5):
+        run("event", kind="noticed", who=str(number))
+    assert run("status", since=0)["event_count"] == known + MOST_EVENTS + 5
+    parts = [run("status", since=known + at)["events"] for at in (0, MOST_EVENTS)]
+    assert [event["who"] for part in parts for event in part] == [str(number) for number in range(MOST_EVENTS + 5)]

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from luban.core.errors import TrainingError
-from luban.train.elastic.wire import Client, Refused, Server, StaleGeneration
+from luban.train.elastic.wire import Client, OperationFailed, Refused, Server, StaleGeneration
 
 
 def refuse() -> None:
@@ -21,7 +21,11 @@ def stale() -> None:
     raise StaleGeneration("over")
 
 
-OPERATIONS = {"add": lambda a, b: a + b, "refuse": refuse, "stale": stale}
+def fail() -> None:
+    raise ValueError("database is full")
+
+
+OPERATIONS = {"add": lambda a, b: a + b, "refuse": refuse, "stale": stale, "fail": fail}
 
 
 @pytest.fixture
@@ -39,6 +43,11 @@ def test_operations_are_called_by_name(address):
         client("stale")
     with pytest.raises(Refused, match="no operation 'subtract'"):
         client("subtract")
+    with pytest.raises(OperationFailed, match="ValueError: database is full"):
+        client("fail")
+    with pytest.raises(OperationFailed, match="TypeError"):
+        client("add", a=1)
+    assert client("add", a=1, b=1) == 2
     client.close()
     server.stop()
 
