@@ -61,8 +61,9 @@ def _tiles(tokens: PackedTokens, maker: PartMaker) -> list[Tile]:
         end = start + count
         for first in range(start // TILE_TOKENS * TILE_TOKENS, end, TILE_TOKENS):
             positions = torch.arange(max(first, start), min(first + TILE_TOKENS, end), device=device)
-            queries_1T = torch.arange(first, first + TILE_TOKENS, device=device)[None]
             last, keys = int(positions[-1]), []
+            # rows of the tile without a token repeat the last one: no bias reaches beyond it
+            queries_1T = torch.arange(first, first + TILE_TOKENS, device=device)[None].clamp(max=last)
             for begin in range(0, last + 1, TILE_KEYS):
                 keys_1S = torch.arange(begin, begin + TILE_KEYS, device=device)[None]
                 slots = maker.slots(tokens.tables_CM[index : index + 1], keys_1S.clamp(max=last))[0]

@@ -84,6 +84,15 @@ def run(engine: luban.Engine, requests: list[Request]) -> list[list[tuple]]:
     return [outputs(request) for request in requests]
 
 
+@pytest.mark.parametrize("length", [1, 15, 16, 17])
+def test_a_prompt_alone_may_end_anywhere_in_a_tile(length):
+    """A bias by distance reaches as far as the longest sequence, here to the middle of its last tile."""
+    model = loaded("window, alibi", torch.float32, 0)
+    prompt, sampling = list(range(length)), Sampling(max_tokens=4, ignore_eos=True, temperature=0.0)
+    expected = luban.Engine(model).generate([prompt], sampling)[0].token_ids
+    assert engine_for(model, blocks=24).generate([prompt], sampling)[0].token_ids == expected
+
+
 @pytest.mark.parametrize(
     ("variant", "dtype"), [*((variant, torch.bfloat16) for variant in VARIANTS), ("rope", torch.float32)]
 )
