@@ -60,7 +60,11 @@ def run(argv: Sequence[str]) -> None:
             f"{each.out_of_memory:>15}"
         )
     mean, median = (1 - getattr(found[1], name) / getattr(found[0], name) for name in ("mean_hours", "median_hours"))
-    print_result(f"completion times: mean {mean:.0%} lower, median {median:.0%} lower")
+    changes = (
+        f"{name} {abs(less):.0%} {'lower' if less >= 0 else 'higher'}"
+        for name, less in (("mean", mean), ("median", median))
+    )
+    print_result(f"completion times: {', '.join(changes)}")
     if args.json is not None:
         atomic_write(args.json, json.dumps([asdict(each) for each in found], indent=1))
     if args.out is not None:

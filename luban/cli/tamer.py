@@ -52,7 +52,10 @@ def run(argv: Sequence[str]) -> int:
     from luban.align.tamer.keyboard import Keyboard, keys_of_terminal
     from luban.align.tamer.learning import Oracle, Tamer, TamerConfig, save, teach
     from luban.core.errors import UsageError
+    from luban.core.whole_directory import require_vacant
 
+    if args.out:
+        require_vacant(args.out)
     if args.episodes < 1:
         raise UsageError(f"--episodes must be at least 1, {args.episodes} given")
     world = Gridworld(args.size, args.walls, args.seed)

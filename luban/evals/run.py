@@ -123,7 +123,7 @@ class Plan:
             if name not in TASKS.entries
         }
         if not options.corpora and (needy := [name for name, task in built_in.items() if task.needs]):
-            raise UsageError(f"{', '.join(needy)} need held-out documents: pass --corpus DIR")
+            raise UsageError(f"held-out documents are needed by {', '.join(needy)}: pass --corpus DIR")
         names = Counter(name for name in tasks if name in TASKS.entries)
         names.update(each.name for name in tasks for each in named.get(name, ()))
         if twice := next((name for name, count in names.items() if count > 1), None):

@@ -99,8 +99,11 @@ def load_tasks(name: str, data: str = "") -> list[Task]:
     if path.suffix != ".toml":
         path = SHIPPED / f"{name}.toml"
         if not path.is_file():
+            from luban.evals.task import TASKS
+
+            known = [*TASKS.entries, "checklist", *shipped_tasks()]
             raise UsageError(
-                f"unknown task '{name}'{nearest(name, shipped_tasks())}; a task is a shipped name or a .toml file"
+                f"unknown task '{name}'{nearest(name, known)}; a task is a name that ships, a .toml or a .yaml file"
             )
     table = load_toml(path, SHIPPED)
     if "tasks" in table:

@@ -323,5 +323,5 @@ def test_tasks_that_make_no_sense_are_refused(tiny_checkpoint, tmp_path):
         evaluate(str(tiny_checkpoint), ["lambda"], tmp_path / "out", EvalOptions())
     with pytest.raises(DataError, match=r"task lambada brings no data.*--data FILE"):
         evaluate(str(tiny_checkpoint), ["lambada"], tmp_path / "out", EvalOptions())
-    with pytest.raises(UsageError, match="need held-out documents: pass --corpus"):
+    with pytest.raises(UsageError, match="held-out documents are needed by bits_per_byte: pass --corpus"):
         evaluate(str(tiny_checkpoint), ["bits_per_byte"], tmp_path / "out", EvalOptions())
