@@ -15,7 +15,7 @@ from luban.core.artifact import ArtifactWriter
 from luban.core.config import to_dict
 from luban.core.errors import ConfigError, DataError, UnfinishedError
 from luban.core.hashing import data_sha256, file_sha256
-from luban.core.jsonl import read_rows, write_rows
+from luban.core.jsonl import parsed_rows, write_rows
 from luban.core.seeding import generator
 from luban.evals.backends.base import Backend
 from luban.evals.checklist import Principle, Principles
@@ -68,7 +68,7 @@ def revise(file: Path, backend: Backend, principles: Principles, out: Path, conf
         DataError: a row without a prompt, no prompt, no principle with requests.
         UnfinishedError: the model left requests unanswered; the same command asks again.
     """
-    usable, prompts = _usable(principles), _read_prompts(file)
+    usable, prompts = _usable(principles), parsed_rows(file, prompt_of, "prompt")
     identity = {
         **asdict(config),
         "model": backend.identity,
@@ -108,18 +108,6 @@ def revise(file: Path, backend: Backend, principles: Principles, out: Path, conf
         figures = {"prompts": len(rows), "changed": sum(row["response"] != row["revision"] for row in rows)}
         art.note(**figures)
     return figures
-
-
-def _read_prompts(file: Path) -> list[Any]:
-    found = []
-    for number, row in read_rows(file):
-        try:
-            found.append(prompt_of(row))
-        except DataError as error:
-            raise DataError(f"{file}:{number}: {error}") from None
-    if not found:
-        raise DataError(f"{file} has no prompt")
-    return found
 
 
 def _written(backend: Backend, prompts: Sequence[Prompt], config: RevisionConfig, sample: int) -> list[str]:

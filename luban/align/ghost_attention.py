@@ -18,7 +18,7 @@ from luban.core.artifact import ArtifactWriter
 from luban.core.config import from_dict, load_toml, to_dict
 from luban.core.errors import ConfigError, DataError
 from luban.core.hashing import file_sha256
-from luban.core.jsonl import read_rows, write_rows
+from luban.core.jsonl import parsed_rows, write_rows
 from luban.core.seeding import generator
 from luban.corpus.document import check_messages
 from luban.evals.backends.base import Backend
@@ -130,15 +130,7 @@ def read_dialogues(file: Path) -> list[Dialogue]:
 
     Raises DataError for a row of neither form, and for a file without rows.
     """
-    found = []
-    for number, row in read_rows(file):
-        try:
-            found.append(_dialogue(row))
-        except ValueError as error:
-            raise DataError(f"{file}:{number}: {error}") from None
-    if not found:
-        raise DataError(f"{file} has no dialogue")
-    return found
+    return parsed_rows(file, _dialogue, "dialogue")
 
 
 def _dialogue(row: Message) -> Dialogue:

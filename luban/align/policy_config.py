@@ -39,6 +39,7 @@ class RL(Variant):
     )
     has_critic: ClassVar[bool] = False
     grouped: ClassVar[bool] = True  # several answers to a prompt are compared
+    kl_in_loss: ClassVar[bool] = False  # the KL estimate k3 is part of the loss, not of the rewards
     quantiles: ClassVar[int] = 0  # of scores that prompts ask for; 0: prompts are what they are
 
     prompts: int = 8  # of a round
@@ -91,7 +92,11 @@ class RL(Variant):
     def objective(self) -> Policy:
         """The policy's loss."""
         return Policy(
-            clip=self.clip, clip_high=self.clip_high, entropy_weight=self.entropy, temperature=self.temperature
+            clip=self.clip,
+            clip_high=self.clip_high,
+            entropy_weight=self.entropy,
+            temperature=self.temperature,
+            kl_weight=self.kl if self.kl_in_loss else 0.0,
         )
 
     def advantages(self, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
@@ -147,20 +152,11 @@ class RLOO(RL):
 class GRPO(RL):
     """Group-relative policy optimisation, the KL estimate in the loss."""
 
+    kl_in_loss = True
     scale: bool = True  # divide by the standard deviation of the prompt's scores (false: Dr. GRPO)
     normalise: Literal["answer", "token", "constant"] = (
         "answer"  # mean over answers of means over tokens; over tokens; / max_tokens
     )
-
-    def objective(self) -> Policy:
-        """With the KL estimate k3."""
-        return Policy(
-            clip=self.clip,
-            clip_high=self.clip_high,
-            entropy_weight=self.entropy,
-            temperature=self.temperature,
-            kl_weight=self.kl,
-        )
 
     def advantages(self, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
         """Scores relative to the prompt's group, the same at every token."""
@@ -195,20 +191,11 @@ class Quark(RL):
     """
 
     grouped = False
+    kl_in_loss = True
     quantiles = 5
     prompts: int = 64  # of a round
     samples: int = 1  # answers to each prompt
     entropy: float = 0.06  # factor on an entropy bonus
-
-    def objective(self) -> Policy:
-        """With the KL estimate k3."""
-        return Policy(
-            clip=self.clip,
-            clip_high=self.clip_high,
-            entropy_weight=self.entropy,
-            temperature=self.temperature,
-            kl_weight=self.kl,
-        )
 
     def advantages(self, scored: Scored) -> tuple[np.ndarray, np.ndarray]:
         """1 at every token: at the policy that the round began with, the loss has the gradient of a negative log-likelihood."""

@@ -187,7 +187,7 @@ class Actor:
         self.reference = self._reference(policy) if recipe.rl.measures_kl and not live else None
 
     def opened(self, shards: Shards) -> Prompts:
-        """The prompts of a split that leave room for an answer, with the sentence that asks for a quantile where there is one."""
+        """The prompts of a split that leave the context enough tokens for an answer, with the sentence that asks for a quantile where there is one."""
         if not self.rl.quantiles:
             return Prompts.open(shards, self.longest)
         plain, asked = (prompt_ids(prompt, self.tokenizer) for prompt in ("x", self._conditioned("x", 0)))

@@ -27,7 +27,7 @@ class Arguments:
     hours: float = 12.0  # in which they arrive
     spread: float = 0.7  # standard deviation of the logarithm of requested over right workers (0: all are right)
     memory_spread: float = 0.4  # the same of memory
-    workers: int = 160  # that the cluster has room for
+    workers: int = 160  # that the cluster can run at once
     memory: float = 8000.0  # GB that it has
     seeds: int = 3  # simulations
     seed: int = 0  # of the first

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from luban.core.artifact import atomic_write
 from luban.core.errors import DataError
+
+T = TypeVar("T")
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -32,6 +34,27 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(row, dict):
                 raise DataError(f"{file}:{number} is not a JSON object")
             yield number, row
+
+
+def parsed_rows(file: Path, parse: Callable[[dict[str, Any]], T], what: str) -> list[T]:
+    """`parse(row)` of every row.
+
+    Args:
+        parse: raises ValueError or DataError for a row that can't be used.
+        what: a row is, for the error of a file without any.
+
+    Raises:
+        DataError: as `read_rows`, for a row that `parse` refuses (names the line), and for a file without rows.
+    """
+    found = []
+    for number, row in read_rows(file):
+        try:
+            found.append(parse(row))
+        except (ValueError, DataError) as error:
+            raise DataError(f"{file}:{number}: {error}") from None
+    if not found:
+        raise DataError(f"{file} has no {what}")
+    return found
 
 
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -47,10 +47,12 @@ def row_of(model: LoadedModel, text: str, length: int, depth: float, place: str,
     needle, question = (form.format(place=place, number=number) for form in (SENTENCE, QUESTION))
     taken = sum(len(tokenizer.encode(part)) for part in (needle, question, f" {number}")) + MARGIN
     _, ranges = tokenizer.encode_plain(text[: 12 * length])
-    room = length - taken
-    if room < 1 or len(ranges) < room:
-        raise DataError(f"needle: a row of {length} tokens needs {room} of held-out text, and {len(ranges)} are there")
-    spans = sentences_of(text[: ranges[room - 1][1]])
+    available = length - taken
+    if available < 1 or len(ranges) < available:
+        raise DataError(
+            f"needle: a row of {length} tokens needs {available} of held-out text, and {len(ranges)} are there"
+        )
+    spans = sentences_of(text[: ranges[available - 1][1]])
     ends = [0, *(end for _, end in spans[: max(len(spans) - 1, 1)])]  # the last sentence is cut off
     kept = text[: ends[-1]]
     at = min(ends, key=lambda end: abs(end - depth * len(kept)))

@@ -135,7 +135,7 @@ def _beyond_luban(case: Case) -> str | None:
     if case.block and case.block not in BLOCK_SIDES:
         return f"it has tiles for blocks of {', '.join(map(str, BLOCK_SIDES))}"
     if case.block > 64 and case.width > 128:
-        return "its blocks of 128 have no room for heads wider than 128"
+        return "its blocks of 128 are for heads of at most 128"
     if case.bias == "any":
         return "it takes biases of the distance between slots, and this is no function of that"
     if case.kind == "irregular":

@@ -30,7 +30,7 @@ class DecodeGraphs(RecordedForwards):
     """A graph for every number of sequences.
 
     Args:
-        max_sequences: that are ever read together.
+        max_sequences: most sequences of a forward.
     """
 
     what, needed = "single tokens", 1

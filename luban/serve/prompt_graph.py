@@ -19,8 +19,8 @@ from luban.serve.recorded import RecordedForwards
 from luban.serve.scheduler import Chunk
 
 SMALLEST = 16  # tokens
-PARTS = 4  # sizes between one power of two and the next, above which few tokens are read in vain
-MANY = 1024  # tokens, from which on there are so many sizes
+MANY = 1024  # tokens; up to here sizes are powers of two
+PARTS = 4  # sizes from one larger power of two to the next, so that at most a fifth of a forward is padding
 
 
 def recorded_tokens(count: int) -> int:
@@ -37,11 +37,11 @@ class PromptGraphs(RecordedForwards):
 
     Args:
         step: tokens of a piece of a chunk (`chunk_step`).
-        max_sequences: that are ever read together. max_tokens: that are.
+        max_sequences: most sequences of a forward. max_tokens: most tokens.
         kernel: of attention, by name; None: the fastest.
     """
 
-    what, needed = "prompts", 2  # a program that reads one prompt needs no graph
+    what, needed = "prompts", 2  # recording costs more than one forward saves
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class PromptGraphs(RecordedForwards):
     def _fill(self, chunks: Sequence[Chunk], size: int) -> None:
         """Copy what the graph reads to the device."""
         if self._copied is not None:
-            self._copied.synchronize()  # a step that draws no token is followed by another one before its copies are made
+            self._copied.synchronize()  # the last step's copies read the buffers that are filled now
         block, row, items, singles = self.cache.block_size, 0, [], []
         for index, chunk in enumerate(chunks):
             end, to = chunk.start + chunk.count, slice(row, row + chunk.count)

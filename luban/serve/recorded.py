@@ -19,18 +19,18 @@ from luban.models.base import Model
 
 
 class RecordedForwards:
-    """Records a forward of a size when it has been needed often enough. Rows beyond the tokens read one of no meaning into the
-    pool's last block, which no sequence may hold.
+    """Forwards by size. A size is recorded when it has been asked for `needed` times. A forward of fewer tokens is padded; keys and
+    values of the padding go into the pool's last block, which no sequence may hold.
 
     Args:
         module: its weights may change in place; `clear` where they are put elsewhere.
         cache: on a CUDA device; on another one nothing is recorded, and every forward runs as it is.
-        largest: size.
-        sequences: that are ever read together.
+        largest: most tokens of a forward.
+        sequences: most sequences of a forward.
     """
 
-    what: ClassVar[str]  # is read, for the warning where it can't be recorded
-    needed: ClassVar[int]  # times that a size must be asked for before it is recorded
+    what: ClassVar[str]  # named by the warning that recording failed
+    needed: ClassVar[int]  # how often a size must be asked for before it is recorded
 
     def __init__(self, module: Model, cache: PagedCache, largest: int, sequences: int):
         self.module, self.cache, self.largest = module, cache, largest
@@ -49,8 +49,8 @@ class RecordedForwards:
         self._graphs.clear()
 
     def _replayed(self, size: int) -> Tensor | None:
-        """What the forward of this size gives, overwritten by the next one; its inputs are there. None where it can't be
-        recorded."""
+        """The result of the forward of this size over the inputs that were copied last; the next call overwrites it. None where
+        recording fails."""
         if self._pool is None:
             return self._forward(size)
         if size not in self._graphs:
@@ -72,7 +72,7 @@ class RecordedForwards:
         return size in self._graphs or self._asked[size] >= self.needed
 
     def _copy_inputs(self, count: int, size: int) -> None:
-        """Give the device the first `count` tokens, positions and slots, and others of no meaning up to `size`."""
+        """Copy the first `count` tokens, positions and slots to the device, and padding up to `size`."""
         last = self.cache.blocks - 1
         self._numbers[:2, count:size] = 0
         self._numbers[2, count:size] = last * self.cache.block_size
@@ -134,6 +134,6 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _leave_recording() -> None:
-    """After a recording that failed torch's random generator believes that it goes on; another one that ends well ends it."""
+    """End a failed recording for torch's random generator, whose state stays that of a recording until another one succeeds."""
     with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
         torch.zeros(1, device="cuda")

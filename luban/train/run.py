@@ -137,7 +137,7 @@ def begin(
     world: World,
     name: str,
 ) -> None:
-    """Check that the disk has room, and write what a run directory holds from the start, unless all of it is there."""
+    """Check that the disk has enough free space, and write what a run directory holds from the start, unless all of it is there."""
     recipe, shards, start, device = opened
     begun = is_begun(art)
     require_free(

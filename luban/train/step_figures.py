@@ -11,7 +11,7 @@ def step_figures(step_seconds: Sequence[float], waited: float, figures: Mapping[
     """Median step time in seconds, fraction of time spent waiting for data, and model FLOPs utilisation (MFU).
 
     Args:
-        step_seconds: of every step of this session; the first, which compiles, is left out.
+        step_seconds: of every step since the start or the last resume; the first, which compiles, is left out.
         waited: seconds spent waiting for data after the first step.
         figures: of the run, with its FLOPs and the accelerator's peak where they are known.
     """

@@ -257,13 +257,12 @@ def draw(families: int) -> list[tuple[str, dict, dict]]:
 
 
 MUON = {"optimizer": Muon(lr=1e-2, adamw_lr=1e-2, eps=1e-4)}
-SCHEDULE_FREE = {"optimizer": ScheduleFree(lr=1e-2, eps=1e-4)}
 FP16 = {"precision": "fp16", "clip": 0.0}
 DIVIDED = [  # family, plan, settings, how near to one process
     ("decoder", {"shard": 4}, MUON, 1e-9),
     ("uneven", {"shard": 2, "tensor": 2}, MUON, 1e-9),
     ("decoder", {"tensor": 4}, MUON, 1e-9),
-    ("uneven", {"shard": 2, "tensor": 2}, SCHEDULE_FREE, 1e-9),
+    ("uneven", {"shard": 2, "tensor": 2}, {"optimizer": ScheduleFree(lr=1e-2, eps=1e-4)}, 1e-9),
     ("uneven", {"shard": 4, "remat": "rotor", "remat_budget": "75%"}, {}, 1e-9),
     ("uneven", {"shard": 2, "tensor": 2, "remat": "pofo", "remat_budget": "75%"}, {}, 1e-9),
     ("uneven", {"tensor": 2, "pipeline": 2, "remat": "rotor", "remat_budget": "90%"}, {}, 1e-9),

@@ -90,7 +90,7 @@ class SQLWriter:
         return {"structure": None, "stop": ("\n",)}
 
     def _fitting(self, question: str) -> tuple[Linked, str]:
-        """What the question is about, and a prompt that leaves room for the answer."""
+        """What the question is about, and a prompt that leaves the context enough tokens for the answer."""
         linked = self.linker.link(question)
         count = len(linked.schema.tables)
         while True:
