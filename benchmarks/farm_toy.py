@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from farm_methods import Farm, Sizes
-from toy_runs import Row, exchange, random_words
+from toy_runs import Row
 
 from luban.core.metrics.agreement import agreement, cohen_kappa
 
@@ -37,10 +37,7 @@ class ToyFarm(Farm):
 
     def __init__(self, folder: Path, seed: int, sizes: Sizes, **given: Any):
         super().__init__(folder, seed, sizes, **given)
-        words = random_words(2400, 6, random.Random(seed))
-        base = self.first_model([" ".join(words[i : i + 50]) for i in range(0, len(words), 50)])
-        chats = self.write("chats.jsonl", [exchange(f"write {i}", word) for i, word in enumerate(words)])
-        self.start = self.tuned("start", "sft", base, chats, steps=240, lr="3e-3")
+        self.start = self.letters_model()
         numbers = [f"write {i}" for i in range(2 * sizes.prompts)]
         self.labelled, self.unlabelled = numbers[: sizes.prompts], numbers[sizes.prompts :]
         self.held = [f"write {2_400 + i}" for i in range(sizes.held)]

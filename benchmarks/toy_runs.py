@@ -91,6 +91,13 @@ class ToyRuns:
         words = ("--data.path", f / "shards", "--out", f / "base", "--train.steps", steps, "--train.seed", self.seed)
         self.luban("pretrain", "tiny_pretrain_cpu", *words)
 
+    def letters_model(self, steps: int = 240) -> Path:
+        """A chat model that answers "write NUMBER" with six random letters."""
+        words = random_words(2400, 6, random.Random(self.seed))
+        base = self.first_model([" ".join(words[i : i + 50]) for i in range(0, len(words), 50)])
+        chats = self.write("chats.jsonl", [exchange(f"write {i}", word) for i, word in enumerate(words)])
+        return self.tuned("start", "sft", base, chats, steps=steps, lr="3e-3")
+
     def tuned(
         self,
         name: str,

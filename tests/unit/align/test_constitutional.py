@@ -103,6 +103,11 @@ def test_preferences_have_probabilities_and_no_liking_for_a_letter(tmp_path):
     ] * 8
     thought = prefer(matches, Scripted(label), read_principles(), tmp_path / "cot", chain_of_thought=True)
     assert thought["mean_probability"] == pytest.approx(0.6)
+    # all are right: labels of 0.88 are short of it by 0.12, clamped ones by 0.4
+    for figures in (found, thought):
+        assert figures["calibration_error"] == pytest.approx(1 - 1 / (1 + math.exp(-2)))
+        assert figures["calibration_error_clamped"] == pytest.approx(0.4)
+    assert read_lines(tmp_path / "cot" / "preferences.jsonl")[0]["log_odds"] == pytest.approx(2.0)
 
 
 def test_the_ranking_loss_is_least_where_the_models_probability_is_the_soft_label():
