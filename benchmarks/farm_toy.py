@@ -27,7 +27,7 @@ TOY = Sizes(
     best_of=64,
     kl=0.1,
     max_tokens=12,
-    curve=(64, 256),
+    curve=(64, 128),
     more={},
 )
 

@@ -63,10 +63,11 @@ def _usable(principles: Principles) -> list[Principle]:
 
 def revise(file: Path, backend: Backend, principles: Principles, out: Path, config: RevisionConfig) -> dict[str, Any]:
     """Let a model answer the prompts of a file, criticise and revise its answers, and write revisions.jsonl: `prompt`, `response`,
-    `critique`, `revision` (the last ones), `steps`; `luban data feedback --use revised` makes training data of it.
+    `critique`, `revision` (the last ones), `steps`; `luban data feedback --use revised` makes training data of it. Rows in which one of
+    the three is empty are left out and counted.
 
     Raises:
-        DataError: a row without a prompt, no prompt, no principle with requests.
+        DataError: a row without a prompt, no prompt, no principle with requests, or only empty answers.
         UnfinishedError: the model left requests unanswered; the same command asks again.
     """
     usable, prompts = _usable(principles), parsed_rows(file, prompt_of, "prompt")
@@ -105,8 +106,12 @@ def revise(file: Path, backend: Backend, principles: Principles, out: Path, conf
             for row, p, critique, revision in zip(rows, drawn, critiques, revisions, strict=True):
                 row["steps"].append({"principle": p.id, "critique": critique, "revision": revision})
                 row |= {"critique": critique, "revision": revision}
-        write_rows(art.path / "revisions.jsonl", rows)
-        figures = {"prompts": len(rows), "changed": sum(row["response"] != row["revision"] for row in rows)}
+        whole = [row for row in rows if row["response"] and row["critique"] and row["revision"]]
+        if not whole:
+            raise DataError(f"{backend.identity[:12]} gave none of {len(rows)} prompts an answer, a critique and a revision")
+        write_rows(art.path / "revisions.jsonl", whole)
+        changed = sum(row["response"] != row["revision"] for row in whole)
+        figures = {"prompts": len(rows), "changed": changed, "empty": len(rows) - len(whole)}
         art.note(**figures)
     return figures
 
