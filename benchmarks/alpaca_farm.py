@@ -1,7 +1,8 @@
 """AlpacaFarm's methods beside each other from one start (Dubois et al. 2023), on simulated annotators.
 
     python benchmarks/alpaca_farm.py --toy --out farm                                  # CPU, a known gold reward, three seeds
-    python benchmarks/alpaca_farm.py --preferences alpaca_eval_gpt4.jsonl.gz --budget 450 --out farm      # SmolLM2 on one GPU
+    python benchmarks/alpaca_farm.py --preferences alpaca_eval_gpt4.jsonl.gz --budget 420 --out farm      # SmolLM2 on one GPU
+    python benchmarks/alpaca_farm.py --preferences FILE --small --seeds 3 --budget 420 --out small        # three short seeds of it
     python benchmarks/alpaca_farm.py --preferences FILE --model RUN --tiny --out farm  # the second one's path on a CPU
 
 Every method starts from the same model and reads the same labels: pairs of that model's answers, one in four labelled the wrong way
@@ -15,7 +16,7 @@ tuned on the best of 16 to prompts without labels; quark and ppo: `luban rl` on 
 labels are known exactly, so the orders that the paper reports are checked (`checks`).
 Else: two reward models of AlpacaEval's pairs as GPT-4 judged them, each of half of the instructions. One is the annotators' gold and labels
 through `luban annotate`; the other measures: win rates are against the start's answers to held-out instructions. The alignment tax is
-drawn in OUT/seed-N/tax.html.
+drawn in OUT/seed-0/tax.html.
 
 Every stage is made once and kept in OUT, and its seconds are printed: the same command goes on where the last one stopped. Nothing is begun
 after --budget seconds, which ends with exit code 3. The reward model is also measured as a proxy for gold: Gao's curves (Gao et al. 2023) of
@@ -39,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from farm_methods import METHODS, Farm, Sizes
-from farm_real import GPU, TINY, Judges, RealFarm
+from farm_real import GPU, SMALL, TINY, Judges, RealFarm
 from farm_toy import TOY, ToyFarm
 from toy_runs import OutOfTimeError
 
@@ -72,7 +73,9 @@ def report(found: Sequence[dict[str, Any]], people: dict[str, float]) -> dict[st
     names = [name for name in METHODS if all(name in each["methods"] for each in found)]
     keys = ("value", "win_rate", "characters", "seconds")
     means = {name: {k: statistics.mean(each["methods"][name][k] for each in found) for k in keys} for name in names}
-    print(f"\n{'method':12}{'value':>8}{'win rate':>10}  {'by seed, with intervals':42}{'letters':>8}{'seconds':>9}{'people':>8}")
+    print(
+        f"\n{'method':12}{'value':>8}{'win rate':>10}  {'by seed, with intervals':42}{'letters':>8}{'seconds':>9}{'people':>8}"
+    )
     for name, row in sorted(means.items(), key=lambda each: -each[1]["win_rate"]):
         each = [seed["methods"][name] for seed in found]
         spans = ", ".join(f"{m['win_rate']:.2f} ({m['interval'][0]:.2f}–{m['interval'][1]:.2f})" for m in each)
@@ -94,7 +97,7 @@ def report(found: Sequence[dict[str, Any]], people: dict[str, float]) -> dict[st
 def sizes_of(given: argparse.Namespace) -> Sizes:
     """What is spent."""
     if not given.toy:
-        return TINY if given.tiny else replace(GPU, device=given.device)
+        return TINY if given.tiny else replace(SMALL if given.small else GPU, device=given.device)
     if not given.tiny:
         return TOY
     return replace(TOY, prompts=24, held=16, steps=dict.fromkeys(TOY.steps, 4), best_of=16, curve=(4, 32))
@@ -112,14 +115,17 @@ def seed_of(given: argparse.Namespace, sizes: Sizes, seed: int, deadline: float)
         farm = RealFarm(folder / f"seed-{seed}", seed, sizes, judges, **kept)
     found = {"seed": seed, "methods": farm.measured(given.methods), "agreement": farm.agreement()}
     found["overoptimisation"] = farm.overoptimised()
-    if isinstance(farm, RealFarm) and given.tax:
+    if isinstance(farm, RealFarm) and given.tax and not seed:
         print(f"alignment tax: {farm.tax(given.methods, given.tax)}")
     return found
 
 
 def require_settings(given: argparse.Namespace, sizes: Sizes) -> None:
     """Exit with a message where OUT holds what other settings made."""
-    kept, file = ("toy", "tiny", "preferences", "model", "pairs", "longest", "reward_steps"), Path(given.out) / "settings.json"
+    kept, file = (
+        ("toy", "tiny", "preferences", "model", "pairs", "longest", "reward_steps"),
+        Path(given.out) / "settings.json",
+    )
     asked = {name: getattr(given, name) for name in kept} | {"sizes": asdict(sizes)}
     text = json.dumps(asked, indent=1, sort_keys=True)
     if file.exists() and file.read_text() != text:
@@ -135,15 +141,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--preferences", help="AlpacaEval's pairs with GPT-4's labels, .jsonl or .jsonl.gz")
     parser.add_argument("--model", default="smollm2", help="what every method starts from (a chat model)")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"), help="of the real loop")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, help="(default: all with --toy, else without the last)")
-    parser.add_argument("--pairs", type=int, default=6000, help="that each of the two judging reward models is trained on")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, help="(default: all with --toy, else without the last)"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=6000, help="that each of the two judging reward models is trained on"
+    )
     parser.add_argument("--reward_steps", type=int, default=200, help="of training those")
     parser.add_argument("--longest", type=int, default=1500, help="characters of a published prompt or answer")
-    parser.add_argument("--tax", type=int, default=100, help="items a task for the alignment tax (0: none)")
+    parser.add_argument(
+        "--tax", type=int, default=100, help="items a task for the first seed's alignment tax (0: none)"
+    )
     parser.add_argument("--seeds", type=int, default=0, help="(default: 3 with --toy, else 1)")
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no stage is begun")
     parser.add_argument("--humans", help="JSON file, method: rate, in the place of AlpacaFarm's table")
     parser.add_argument("--tiny", action="store_true", help="a few steps: shows that it runs")
+    parser.add_argument(
+        "--small", action="store_true", help="of the real loop: fewer prompts, shorter answers and trainings"
+    )
     parser.add_argument("--out", default="farm")
     given = parser.parse_args(argv)
     if not given.toy and not given.preferences:

@@ -86,11 +86,16 @@ class Study(ToyRuns):
             said += exchange(CRITIQUE, "no q")["messages"] + exchange(REVISION, "q" + word[1:])["messages"]
             rows.append({"messages": [*said[:-1], {**said[-1], "weight": 1}]})
         length = ("--train.seq_len", 128)
-        model = self.tuned("able", "sft", base, self.write("able.jsonl", rows), *length, steps=self.steps(240), lr="3e-3")
+        model = self.tuned(
+            "able", "sft", base, self.write("able.jsonl", rows), *length, steps=self.steps(240), lr="3e-3"
+        )
         file = self.folder / "principles.toml"
         probes = "\n".join(f'  {{ prompt = "write {i}", must = ["^q"] }},' for i in range(1300, 1340))
         file.write_text(FILE.format(critique=CRITIQUE, revision=REVISION, probes=probes))
-        asked, out = self.write("asked.jsonl", [{"prompt": f"write {i}"} for i in range(320)]), self.folder / "revisions"
+        asked, out = (
+            self.write("asked.jsonl", [{"prompt": f"write {i}"} for i in range(320)]),
+            self.folder / "revisions",
+        )
         words_of = ("data", "revise", asked, "--model", model, "--principles", file, "--rounds", 1, "--max-tokens", 8)
         self.once(out, lambda: self.luban(*words_of, "--out", out))
         rows_out = self.folder / "revised.jsonl"
@@ -182,7 +187,8 @@ def checks(means: dict[str, Any]) -> dict[str, bool]:
     return {
         "probes pass after training on revisions by the same file": passed["probes passed after"] >= 0.9
         and passed["probes passed before"] <= 0.2,
-        "one model of both labels is about as good as each alone": both["accuracy, write"] > people["accuracy, write"] - 0.03
+        "one model of both labels is about as good as each alone": both["accuracy, write"]
+        > people["accuracy, write"] - 0.03
         and both["accuracy, guard"] > own["accuracy, guard"] - 0.03,
         "each alone doesn't know the other's prompts": people["accuracy, guard"] < 0.6 and own["accuracy, write"] < 0.6,
         "labels that are too sure make a model that is": min(errors["as they came"], errors["hard"]) > errors["true"],
@@ -215,7 +221,17 @@ def measured_on_people(given: argparse.Namespace) -> int:
     pairs = runs.write("pairs.jsonl", comparisons(Path(given.hhh), given.limit))
     for name, more in (("plain", ()), ("chain of thought", ("--chain-of-thought",))):
         out = folder / name.replace(" ", "-")
-        words = ("annotate", pairs, "--constitution", "shipped", "--judge", given.model, *more, "--device", given.device)
+        words = (
+            "annotate",
+            pairs,
+            "--constitution",
+            "shipped",
+            "--judge",
+            given.model,
+            *more,
+            "--device",
+            given.device,
+        )
         runs.once(out, lambda words=words, out=out: runs.luban(*words, "--out", out))
         figures = json.loads((out / "manifest.json").read_text())["figures"]
         found[name] = {key: value for key, value in figures.items() if isinstance(value, (int, float))}
@@ -249,7 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = checks(means)
     for name, held in results.items():
         print(f"{'held  ' if held else 'FAILED'} {name}")
-    Path(f"{given.out}.json").write_text(json.dumps({"seeds": found, "means": means, "checks": results}, indent=1) + "\n")
+    Path(f"{given.out}.json").write_text(
+        json.dumps({"seeds": found, "means": means, "checks": results}, indent=1) + "\n"
+    )
     return 0 if all(results.values()) or given.quick else 1
 
 

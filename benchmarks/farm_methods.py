@@ -112,9 +112,7 @@ class Farm(ToyRuns):
         out, sizes = self.folder / f"{name}.jsonl", self.sizes
 
         def ask() -> None:
-            given = self.answers(
-                model, prompts, n, max_tokens=sizes.max_tokens, seed=self.seed, device=sizes.device
-            )
+            given = self.answers(model, prompts, n, max_tokens=sizes.max_tokens, seed=self.seed, device=sizes.device)
             self.write(out.name, [{"answers": texts} for texts in given])
 
         self.once(out, ask)

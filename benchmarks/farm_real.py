@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ GPU = Sizes(
     best_of=16,
     kl=0.02,
     max_tokens=200,
-    curve=(64, 64),
+    curve=(64, 32),
     recipe="gpu",
     flags=("--train.compile", "false", "--train.seq_len", 640),
     more={
@@ -43,6 +44,15 @@ GPU = Sizes(
         "rl": ("--train.accumulate", 8),
     },
     device="cuda",
+)
+SMALL = replace(  # about half an H100's time of GPU
+    GPU,
+    prompts=200,
+    held=128,
+    pairs=6,
+    steps={"sft": 40, "reward": 100, "dpo": 50, "rl": 48},
+    max_tokens=128,
+    curve=(32, 32),
 )
 TINY = Sizes(
     prompts=12,
@@ -204,7 +214,19 @@ class RealFarm(Farm):
         for name in (name for name in TAXED if name in methods or name == "sft"):
             model, out = self.model_of(name), folder / name
             tasks = ("arithmetic_add_2", "arithmetic_subtract_2", folder / "published.toml")
-            words = ("eval", model, *tasks, "--shots", 5, "--limit", items, "--device", self.sizes.device)
+            words = (
+                "eval",
+                model,
+                *tasks,
+                "--shots",
+                5,
+                "--limit",
+                items,
+                "--device",
+                self.sizes.device,
+                "--cache-gb",
+                2,
+            )
             measured.append(self.once(out, lambda words=words, out=out: self.luban(*words, "--out", out)))
         page = self.folder / "tax.html"
         page.unlink(missing_ok=True)

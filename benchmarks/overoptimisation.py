@@ -26,6 +26,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,12 @@ from toy_runs import Row, ToyRuns, random_words
 from luban.align.best_of import best_of_n_kl
 from luban.align.overoptimisation import best_of_n_curve, fit_overoptimisation
 
-PROXIES = {"1280 pairs": (1280, 0.0), "1280 pairs, 20% flipped": (1280, 0.2), "1280 pairs, 35% flipped": (1280, 0.35), "320 pairs": (320, 0.0)}
+PROXIES = {
+    "1280 pairs": (1280, 0.0),
+    "1280 pairs, 20% flipped": (1280, 0.2),
+    "1280 pairs, 35% flipped": (1280, 0.35),
+    "320 pairs": (320, 0.0),
+}
 NOISY = tuple(PROXIES)[:3]  # in the order of noise, equally many pairs
 SIZES = tuple(2**i for i in range(9))  # n of best-of-n
 ROUNDS, ANSWERS = 50, 128  # of PPO
@@ -77,7 +83,9 @@ class Study(ToyRuns):
         self.luban("score", proxy, self.write(f"{proxy.name}-asked.jsonl", rows), "--out", out)
         scores = np.array([json.loads(line)["score"] for line in out.read_text().splitlines()]).reshape(prompts, each)
         values = np.array([[gold(word) for word in those] for those in words])
-        return [list(point) for point in zip(map(best_of_n_kl, SIZES), best_of_n_curve(scores, values, SIZES), strict=True)]
+        return [
+            list(point) for point in zip(map(best_of_n_kl, SIZES), best_of_n_curve(scores, values, SIZES), strict=True)
+        ]
 
     def reinforced(self, proxy: Path) -> list[list[float]]:
         """(KL, gold) of each round of PPO."""
@@ -97,7 +105,9 @@ class Study(ToyRuns):
         points = []
         for file in sorted((run / "rollouts").glob("round_*.json")):
             rows = json.loads(file.read_text())["answers"]
-            points.append([statistics.mean(row["kl"] for row in rows), statistics.mean(gold(row["text"]) for row in rows)])
+            points.append(
+                [statistics.mean(row["kl"] for row in rows), statistics.mean(gold(row["text"]) for row in rows)]
+            )
         return points
 
 
@@ -145,11 +155,9 @@ def checks(table: dict[str, dict[str, dict[str, float]]]) -> dict[str, bool]:
     return {
         "R² is 0.95 or more of every curve": least >= 0.95,
         "the noisier the proxy, the earlier the peak of reinforcement": all(
-            a["peak"] > b["peak"] for a, b in zip(learned, learned[1:], strict=False)
+            a["peak"] > b["peak"] for a, b in pairwise(learned)
         ),
-        "the noisier the proxy, the lower the best gold": all(
-            a["best"] > b["best"] for a, b in zip(learned, learned[1:], strict=False)
-        ),
+        "the noisier the proxy, the lower the best gold": all(a["best"] > b["best"] for a, b in pairwise(learned)),
     }
 
 
@@ -165,7 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found.append(study(seed, given.quick))
         print(f"seed {seed}: {json.dumps(found[-1])}", flush=True)
     table = fits(found)
-    print(f"\n{'proxy':26}{'form':15}{'α':>8}{'β':>8}{'R²':>7}{'peak':>7}   gold at the start, best (at √KL), at the end (√KL)")
+    print(
+        f"\n{'proxy':26}{'form':15}{'α':>8}{'β':>8}{'R²':>7}{'peak':>7}   gold at the start, best (at √KL), at the end (√KL)"
+    )
     for name, forms in table.items():
         for form, f in forms.items():
             print(
@@ -175,7 +185,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = checks(table)
     for name, held in results.items():
         print(f"{'held  ' if held else 'FAILED'} {name}")
-    Path(f"{given.out}.json").write_text(json.dumps({"seeds": found, "fits": table, "checks": results}, indent=1) + "\n")
+    Path(f"{given.out}.json").write_text(
+        json.dumps({"seeds": found, "fits": table, "checks": results}, indent=1) + "\n"
+    )
     return 0 if all(results.values()) or given.quick else 1
 
 

@@ -120,9 +120,14 @@ class Study(ToyRuns):
         }
         accuracy: dict[str, dict[str, float]] = {}
         for kind, quality in (("helpfulness", vowels), ("safety", harmless)):
-            new = [row for row in self.labelled(2 * self.tested, quality) if quality(row["chosen"]) > quality(row["rejected"])]
+            new = [
+                row
+                for row in self.labelled(2 * self.tested, quality)
+                if quality(row["chosen"]) > quality(row["rejected"])
+            ]
             accuracy[kind] = {
-                name: float((self.differences(model, new, f"{kind}-{name}")[0] > 0).mean()) for name, model in models.items()
+                name: float((self.differences(model, new, f"{kind}-{name}")[0] > 0).mean())
+                for name, model in models.items()
             }
         guarded = f"guarded:{models['safety']}:{models['helpfulness']}"
         rewards = {"helpfulness": models["helpfulness"], "mixed": models["mixed"], "guarded": guarded}
@@ -200,7 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = checks(means)
     for name, held in results.items():
         print(f"{'held  ' if held else 'FAILED'} {name}")
-    Path(f"{given.out}.json").write_text(json.dumps({"seeds": found, "means": means, "checks": results}, indent=1) + "\n")
+    Path(f"{given.out}.json").write_text(
+        json.dumps({"seeds": found, "means": means, "checks": results}, indent=1) + "\n"
+    )
     return 0 if all(results.values()) or given.quick else 1
 
 

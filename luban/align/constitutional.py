@@ -108,7 +108,9 @@ def revise(file: Path, backend: Backend, principles: Principles, out: Path, conf
                 row |= {"critique": critique, "revision": revision}
         whole = [row for row in rows if row["response"] and row["critique"] and row["revision"]]
         if not whole:
-            raise DataError(f"{backend.identity[:12]} gave none of {len(rows)} prompts an answer, a critique and a revision")
+            raise DataError(
+                f"{backend.identity[:12]} gave none of {len(rows)} prompts an answer, a critique and a revision"
+            )
         write_rows(art.path / "revisions.jsonl", whole)
         changed = sum(row["response"] != row["revision"] for row in whole)
         figures = {"prompts": len(rows), "changed": changed, "empty": len(rows) - len(whole)}

@@ -14,7 +14,9 @@ def one_by_one(confidence: list[float], right: list[float]) -> float:
     total = 0.0
     for b in range(BINS):
         low, high = 0.5 + b / (2 * BINS), 0.5 + (b + 1) / (2 * BINS)
-        inside = [(p, r) for p, r in zip(confidence, right, strict=True) if low <= p < high or (b == BINS - 1 and p == 1)]
+        inside = [
+            (p, r) for p, r in zip(confidence, right, strict=True) if low <= p < high or (b == BINS - 1 and p == 1)
+        ]
         if inside:
             total += abs(sum(p for p, _ in inside) - sum(r for _, r in inside))
     return total / len(confidence)
