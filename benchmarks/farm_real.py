@@ -30,9 +30,9 @@ GPU = Sizes(
     pairs=8,
     steps={"sft": 60, "reward": 150, "dpo": 75, "rl": 80},
     batch={"sft": 32, "reward": 32, "dpo": 32, "rl": 128},
-    rates={"sft": "1e-5", "reward": "2e-5", "dpo": "5e-6", "rl": "5e-6"},
+    rates={"sft": "5e-5", "reward": "3e-5", "dpo": "1e-5", "rl": "1e-5"},
     best_of=16,
-    kl=0.02,
+    kl=0.01,
     max_tokens=200,
     curve=(64, 32),
     recipe="gpu",
@@ -103,6 +103,8 @@ class Judges(ToyRuns):
 
     def trained(self, name: str, instructions: Sequence[str]) -> Path:
         """A reward model of the pairs of some instructions."""
+        if (self.folder / name).exists():
+            return self.folder / name
         known = set(instructions)
         judged = [self.pair(row) for row in self.rows if row["instruction"] in known]
         rows = [row for row in judged if row]
