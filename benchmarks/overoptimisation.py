@@ -6,7 +6,8 @@
 Answers are six letters, at first random ones. Gold is the number of different vowels among them. Proxies are reward models trained on
 pairs of random answers, labelled by gold and then flipped at random; they differ in the number of pairs and in how many labels are
 flipped. Two of the same vowel are rare in random answers, so that a proxy learns better that vowels are good than that only
-different ones are: optimised far enough, its answers are all the same vowel, and gold falls.
+different ones are: optimised far enough, its answers repeat vowels, and gold falls. The form of an answer is rewarded beside the
+proxy: without that, noisy proxies like empty answers best, which no pair had.
 
 best of n: the unbiased estimator over 256 answers a prompt, KL log n - (n - 1) / n. reinforcement: one run of PPO a proxy with a small KL
 penalty; every round's answers, their KL from the start as measured and their gold are a point. Both curves are fitted by Gao's forms,
@@ -46,6 +47,7 @@ NOISY = tuple(PROXIES)[:3]  # in the order of noise, equally many pairs
 SIZES = tuple(2**i for i in range(9))  # n of best-of-n
 ROUNDS, ANSWERS = 50, 128  # of PPO
 LEARN = 120  # steps of a proxy
+SIX, FORM = "^[a-z]{6}$", 3.0  # the form of an answer and what it is worth, which keeps answers empty of letters out
 
 
 def gold(answer: str) -> float:
@@ -97,9 +99,9 @@ class Study(ToyRuns):
             "rl",
             self.start,
             prompts,
-            *(*flags, "--reward", proxy, "--validation.every", 0),
+            *(*flags, "--reward", f"{proxy},regex:{SIX}", "--reward_weights", f"1,{FORM}", "--validation.every", 0),
             steps=2 * rounds,
-            lr="1e-2" if self.quick else "1e-3",
+            lr="1e-2" if self.quick else "5e-4",
             batch=answers,
         )
         points = []
