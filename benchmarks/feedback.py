@@ -39,6 +39,7 @@ from luban.align.feedback import conditioned_prompt
 LENGTH = 6  # letters of an answer
 SHARPNESS = 1.5  # of the annotator: log-odds for one vowel more
 HELD = 64  # prompts that quality is measured on
+LONGEST = 4  # times the shortest training is as long as the longest
 RATES = {"dpo": "2e-4", "rl": "5e-4"}  # of learning; more, and answers become all the same
 
 
@@ -78,7 +79,7 @@ class Study(ToyRuns):
     Args:
         folder: of its files.
         prompts: that are annotated, four answers each.
-        steps: of every training.
+        steps: of a training at least.
     """
 
     def __init__(self, folder: Path, seed: int, prompts: int, steps: int):
@@ -90,12 +91,13 @@ class Study(ToyRuns):
         self.base = self.letters_model(4 * steps)
         self.feedback = self.annotated(self.base)
 
-    def tuned_by(
-        self, name: str, verb: str, start: Path, data: Path, *more: object, steps: int = 0, lr: str = ""
-    ) -> Path:
-        """A run of a verb that trains, as long as every other."""
+    def tuned_by(self, name: str, verb: str, start: Path, data: Path, *more: object, lr: str = "") -> Path:
+        """A run of a verb that trains: two passes over conversations, pairs or rankings, within `LONGEST` times `steps`; `luban rl` for
+        `steps`."""
         rate, batch = lr or RATES.get(verb, "1e-3"), 64 if verb == "rl" else 16
-        return self.tuned(name, verb, start, data, *more, steps=steps or self.steps, lr=rate, batch=batch)
+        passes = 2 * len(data.read_text().splitlines()) // batch
+        steps = self.steps if verb == "rl" else min(max(self.steps, passes), LONGEST * self.steps)
+        return self.tuned(name, verb, start, data, *more, steps=steps, lr=rate, batch=batch)
 
     def drawn(self, model: Path, prompts: Sequence[Any], n: int) -> list[list[str]]:
         """`n` answers a prompt, other ones at every call."""
@@ -119,7 +121,7 @@ class Study(ToyRuns):
         return self.once(out, lambda: self.luban("data", "feedback", rows, "--use", use, "--out", out))
 
     def forms(self) -> dict[str, float]:
-        """Quality after the same number of steps on each form."""
+        """Quality after as many passes over each form."""
         scored = self.write("scored.jsonl", self.feedback)
         two = [{**row, "responses": row["responses"][:2], "scores": row["scores"][:2]} for row in self.feedback]
         one = self.write("two.jsonl", two)

@@ -51,17 +51,17 @@ class ToyRuns:
         """`made`, a file or a run, which `make` writes unless it is there. Raises OutOfTimeError behind the deadline."""
         if made.exists():
             return made
-        began = time.perf_counter()
+        name, began = str(made.relative_to(self.folder)), time.perf_counter()
         if began > self.deadline:
-            raise OutOfTimeError(made.name)
+            raise OutOfTimeError(name)
         make()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.seconds[made.name] = round(time.perf_counter() - began, 2)
+        self.seconds[name] = round(time.perf_counter() - began, 2)
         atomic_write(self.folder / "seconds.json", json.dumps(self.seconds))
         if self.shown:
-            print(f"{self.folder.name}/{made.name}: {self.seconds[made.name]:.1f} s", flush=True)
+            print(f"{self.folder.name}/{name}: {self.seconds[name]:.1f} s", flush=True)
         return made
 
     def luban(self, *words: object) -> None:
