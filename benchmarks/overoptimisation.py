@@ -38,14 +38,14 @@ from luban.align.best_of import best_of_n_kl
 from luban.align.overoptimisation import best_of_n_curve, fit_overoptimisation
 
 PROXIES = {
-    "1280 pairs": (1280, 0.0),
-    "1280 pairs, 20% flipped": (1280, 0.2),
-    "1280 pairs, 35% flipped": (1280, 0.35),
     "320 pairs": (320, 0.0),
+    "320 pairs, 20% flipped": (320, 0.2),
+    "320 pairs, 35% flipped": (320, 0.35),
+    "1280 pairs": (1280, 0.0),
 }
 NOISY = tuple(PROXIES)[:3]  # in the order of noise, equally many pairs
 SIZES = tuple(2**i for i in range(9))  # n of best-of-n
-ROUNDS, ANSWERS = 50, 128  # of PPO
+ROUNDS, ANSWERS = 40, 128  # of PPO
 LEARN = 120  # steps of a proxy
 SIX, FORM = "^[a-z]{6}$", 3.0  # the form of an answer and what it is worth, which keeps answers empty of letters out
 
@@ -73,12 +73,12 @@ class Study(ToyRuns):
             best = (gold(first) > gold(second)) != (self.rng.random() < flipped)
             chosen, rejected = (first, second) if best else (second, first)
             rows.append({"prompt": f"write {self.rng.randrange(2400)}", "chosen": chosen, "rejected": rejected})
-        data, steps = self.write(f"{name}.jsonl", rows), 4 if self.quick else min(LEARN, 3 * pairs // 32)
+        data, steps = self.write(f"{name}.jsonl", rows), 4 if self.quick else LEARN
         return self.tuned(name, "reward", self.start, data, "--validation.every", 0, steps=steps, lr="1e-3", batch=32)
 
     def best_of_n(self, proxy: Path) -> list[list[float]]:
         """(KL, gold) of each n."""
-        prompts, each = (4, SIZES[-1]) if self.quick else (48, SIZES[-1])
+        prompts, each = (4, SIZES[-1]) if self.quick else (32, SIZES[-1])
         words = [random_words(each, 6, self.rng) for _ in range(prompts)]
         rows = [{"prompt": f"write {i}", "completion": word} for i, those in enumerate(words) for word in those]
         out = self.folder / f"{proxy.name}-scores.jsonl"
@@ -93,7 +93,18 @@ class Study(ToyRuns):
         """(KL, gold) of each round of PPO."""
         rounds, answers = (8, 16) if self.quick else (ROUNDS, ANSWERS)
         prompts = self.write("prompts.jsonl", [{"prompt": f"write {i}"} for i in range(1024)])
-        flags = ("--rl.type", "ppo", "--rl.prompts", answers, "--rl.samples", 1, "--rl.max_tokens", 12, "--rl.kl", 0.01)
+        flags = (
+            "--rl.type",
+            "ppo",
+            "--rl.prompts",
+            answers,
+            "--rl.samples",
+            1,
+            "--rl.max_tokens",
+            12,
+            "--rl.kl",
+            0.002,
+        )
         run = self.tuned(
             f"{proxy.name}-ppo",
             "rl",
@@ -101,7 +112,7 @@ class Study(ToyRuns):
             prompts,
             *(*flags, "--reward", f"{proxy},regex:{SIX}", "--reward_weights", f"1,{FORM}", "--validation.every", 0),
             steps=2 * rounds,
-            lr="1e-2" if self.quick else "5e-4",
+            lr="1e-2" if self.quick else "1e-3",
             batch=answers,
         )
         points = []
