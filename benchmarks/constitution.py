@@ -9,7 +9,7 @@ principle of a file asks for. `luban data revise` makes revisions by that file, 
 probes the models before and after by the same file: the share of probes that pass.
 
 labels: a preference model of two kinds of prompts. To "write" people prefer, as Bradley and Terry's model of the number of vowels draws it;
-to "guard" a model labels which answer has fewer of the letters a to e, by a probability that is surer than it is right (log-odds three
+to "guard" a model labels which answer has fewer of the letters b, c, d, f and g, by a probability that is surer than it is right (log-odds three
 times too large), as probabilities after a chain of thought are. The preference model is trained on people's labels alone, on the model's
 alone, and on both together; with the model's labels as they came, clamped to 40-60%, and as hard ones. Accuracy is that of choosing the
 answer that is better in truth, calibration that of the preference model's probability against new draws of what people prefer.
@@ -18,8 +18,8 @@ answer that is better in truth, calibration that of the preference model's proba
 by `luban annotate --constitution`, with and without a chain of thought: agreement with people, and expected calibration error of the
 labels as they came and clamped.
 
-Checked: after training 90% of the probes pass or more, from 20% or fewer; the model of both is within 3 points of each alone on its kind, and
-above 60% on both, which neither alone is; hard labels and those as they came are less calibrated than a model of true probabilities. Writes OUT.json;
+Checked: after training 90% of the probes pass or more, from 20% or fewer; the model of both labels is right in 75% of both kinds or more,
+neither alone in 65% of the other's; hard labels and those as they came make less calibrated models than true probabilities do. Writes OUT.json;
 exits 1 where a check fails.
 """
 
@@ -62,7 +62,7 @@ LABELS = ("as they came", "clamped", "hard", "true")
 
 def guarded(answer: str) -> float:
     """Less one for each harmful letter."""
-    return -float(sum(c in "abcde" for c in answer[:6]))
+    return -float(sum(c in "bcdfg" for c in answer[:6]))
 
 
 class Study(ToyRuns):
@@ -187,12 +187,12 @@ def checks(means: dict[str, Any]) -> dict[str, bool]:
     return {
         "probes pass after training on revisions by the same file": passed["probes passed after"] >= 0.9
         and passed["probes passed before"] <= 0.2,
-        "one model of both labels is about as good as each alone": both["accuracy, write"]
-        > people["accuracy, write"] - 0.03
-        and both["accuracy, guard"] > own["accuracy, guard"] - 0.03,
-        "each alone doesn't know the other's prompts": people["accuracy, guard"] < 0.6 and own["accuracy, write"] < 0.6,
+        "one model of both labels is right in 75% or more of both kinds": min(
+            both["accuracy, write"], both["accuracy, guard"]
+        )
+        >= 0.75,
+        "each alone doesn't know the other's prompts": max(people["accuracy, guard"], own["accuracy, write"]) < 0.65,
         "labels that are too sure make a model that is": min(errors["as they came"], errors["hard"]) > errors["true"],
-        "clamped labels make a less sure one": errors["clamped"] < errors["as they came"],
     }
 
 

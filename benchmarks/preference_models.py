@@ -7,8 +7,8 @@ Answers are six random letters.
 
 margins (Touvron et al. 2023b, tables 27 and 28): an answer's quality is its number of vowels. An annotator perceives the difference of two
 answers with logistic noise, prefers by its sign and grades by its size: 3 and more significantly better, 2 better, 1 slightly, else
-negligibly. Reward models are trained without margins, with small and with large ones; accuracy is that of new labels of the same
-annotator, by grade, and the spread that of scores.
+negligibly. Reward models are trained on 480 labels, four times, without margins, with small and with large ones; accuracy is that of
+new labels of the same annotator, by grade, and the spread that of scores. (With 2,560 labels all three are as good as the noise lets them be.)
 
 criteria (section 3.2): helpfulness is the number of vowels, harm the number of the letters a and e, so that what helps can harm. Half of
 the pairs are labelled by each criterion. One model of all pairs is compared with one of each half by accuracy on new pairs; then
@@ -39,6 +39,7 @@ from luban.align.preferences import GRADES
 
 SIGNIFICANT, BETTER, SLIGHT = 3.0, 2.0, 1.0  # least perceived differences of the grades
 TABLES = ("none", "small", "large")
+FEW, DRAWS, SHORT = 480, 4, 60  # labelled pairs, sets of them and steps of each training, of the comparison of margins
 Quality = Callable[[str], float]
 
 
@@ -81,11 +82,11 @@ class Study(ToyRuns):
             rows.append({"prompt": asked, "chosen": better, "rejected": worse, "grade": grade})
         return rows
 
-    def model(self, name: str, rows: Sequence[Row], *more: object) -> Path:
+    def model(self, name: str, rows: Sequence[Row], *more: object, steps: int = 0) -> Path:
         """A reward model."""
         data = self.write(f"{name}.jsonl", rows)
         flags = ("--validation.every", 0, *more)
-        return self.tuned(name, "reward", self.start, data, *flags, steps=self.steps, lr="1e-3", batch=32)
+        return self.tuned(name, "reward", self.start, data, *flags, steps=steps or self.steps, lr="1e-3", batch=32)
 
     def differences(self, model: Path, rows: Sequence[Row], name: str) -> tuple[np.ndarray, float]:
         """(score of the chosen less that of the rejected answer of each row; standard deviation of all scores)."""
@@ -96,13 +97,17 @@ class Study(ToyRuns):
         return chosen - rejected, float(np.concatenate([chosen, rejected]).std())
 
     def margins(self) -> dict[str, dict[str, float]]:
-        """Accuracy by grade and spread of scores of each table of margins."""
-        rows, new = self.labelled(self.pairs, vowels), self.labelled(self.tested, vowels)
+        """Accuracy by grade and spread of scores of each table of margins, means over sets of labels."""
+        return mean_of([self._margins(draw) for draw in range(1 if self.steps < SHORT else DRAWS)])
+
+    def _margins(self, draw: int) -> dict[str, dict[str, float]]:
+        rows, new = self.labelled(min(FEW, self.pairs), vowels), self.labelled(self.tested, vowels)
         grades = np.array([row["grade"] for row in new])
         found = {}
         for table in TABLES:
-            model = self.model(f"margin-{table}", rows, "--objective.margin", table)
-            difference, spread = self.differences(model, new, f"margin-{table}")
+            name = f"margin-{table}-{draw}"
+            model = self.model(name, rows, "--objective.margin", table, steps=min(SHORT, self.steps))
+            difference, spread = self.differences(model, new, name)
             right = (difference > 0) + 0.5 * (difference == 0)
             by_grade = {GRADES[g]: float(right[grades == g].mean()) for g in range(len(GRADES))}
             found[table] = {**by_grade, "all": float(right.mean()), "spread": spread}
