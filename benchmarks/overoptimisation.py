@@ -45,7 +45,7 @@ PROXIES = {
 }
 NOISY = tuple(PROXIES)[:3]  # in the order of noise, equally many pairs
 SIZES = tuple(2**i for i in range(9))  # n of best-of-n
-ROUNDS, ANSWERS = 40, 128  # of PPO
+ROUNDS, ANSWERS = 50, 128  # of PPO
 LEARN = 120  # steps of a proxy
 SIX, FORM = "^[a-z]{6}$", 3.0  # the form of an answer and what it is worth, which keeps answers empty of letters out
 
@@ -112,7 +112,7 @@ class Study(ToyRuns):
             prompts,
             *(*flags, "--reward", f"{proxy},regex:{SIX}", "--reward_weights", f"1,{FORM}", "--validation.every", 0),
             steps=2 * rounds,
-            lr="1e-2" if self.quick else "1e-3",
+            lr="1e-2" if self.quick else "5e-4",
             batch=answers,
         )
         points = []
