@@ -126,9 +126,14 @@ def apply(
     # Rematerialisation inside of compilation, so that the compiler sees what is computed again and fuses it.
     blocks = blocks_of(model)
     for block in blocks:
-        block.use_remat(remat_policy(plan.remat, block))
+        block.use_remat(remat_policy(plan.layer_policy, block))
     # Schedules run around compiled layers instead: they decide when a layer runs, not what it keeps inside.
     if plan.remat in SCHEDULES:
+        if plan.remat_layer != "none" and not execution.compile:
+            raise ConfigError(
+                f"plan.remat_layer {plan.remat_layer} needs compiled layers, whose graphs say what they keep: "
+                "use --train.compile true"
+            )
         if any(block.reversible for block in blocks):
             raise ConfigError(
                 f"--plan.remat {plan.remat} schedules layers that save activations, which reversible ones don't"
