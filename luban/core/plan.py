@@ -117,6 +117,11 @@ class ParallelPlan:
         return self.pipeline * (self.interleave if self.schedule == "interleaved" else 1)
 
     @property
+    def keeps_weights(self) -> bool:
+        """Whether the axis shard divides the optimizer's state and gradients, and weights stay whole from step to step."""
+        return self.shard > 1 and self.zero < 3 and self.pipeline == 1
+
+    @property
     def layer_policy(self) -> Remat:
         """What each layer computes again by itself."""
         return self.remat_layer if self.remat in SCHEDULES else self.remat

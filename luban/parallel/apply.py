@@ -148,7 +148,7 @@ def apply(
     if boundary is not None:
         functions = [partial(run_stage, function) for function in functions]
     root = None
-    if plan.shard > 1:
+    if plan.shard > 1 and not plan.keeps_weights:
         root = Losses(*losses)
         alone = {p for name, p in model.named_parameters() if name in apart}
         dtype = COMPUTE[execution.precision]
@@ -167,6 +167,15 @@ def apply(
         dtype = COMPUTE[execution.precision]
         params = HostParams(model, dtype, execution.device, partial(_pool, plan, execution.device), fixed=fixed)
         loss.to(execution.device)
+    elif plan.keeps_weights:
+        from luban.parallel.whole_weights import WholeWeights
+
+        params = WholeWeights(
+            model, blocks, world, zero=plan.zero, dtype=COMPUTE[execution.precision], fixed=fixed, apart=apart
+        )
+        for stack in stacks_of(model):
+            stack.blocks.before = params.ready
+        functions = [partial(_after, params.ready_outside, function) for function in functions]
     elif root is not None:
         from luban.parallel.sharded_params import ShardedParams
 
@@ -197,6 +206,12 @@ def apply(
         sums=sums,
         routers=Routers.of(experts, model),
     )
+
+
+def _after(wait: Callable[[], None], function: LossFunction, batch: TensorBatch) -> LossOutput:
+    """`function` of the batch, once what it needs is there."""
+    wait()
+    return function(batch)
 
 
 def _pool(plan: ParallelPlan, device: torch.device, size: int) -> Pool:
