@@ -95,7 +95,7 @@ class Engine:
         max_adapters: int = MOST,
     ):
         self.model = model = writer_of(model)
-        self.adapters = AdapterPool(model, adapters, max_adapters) if adapters else None
+        self.adapters = AdapterPool(model, adapters, max_adapters, invariant=batch_invariant) if adapters else None
         refusal = paging_refusal(model.module)
         if paged and refusal:
             raise UnsupportedError(f"{model.name} can't keep keys and values in blocks: {refusal}")
