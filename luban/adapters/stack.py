@@ -100,7 +100,7 @@ class LowRankStack:
         for segment in groups.segments:
             rows, slot = groups.order[segment.start : segment.stop], segment.slot
             h_NR = linear(x_NI.index_select(0, rows), a_SRI[slot]).unflatten(-1, (len(sizes), self.rank))
-            h_NR, start = h_NR * scales_SP[slot, :, None].to(h_NR.dtype), 0
+            h_NR, start = (h_NR * scales_SP[slot, :, None]).to(h_NR.dtype), 0
             for index, size in enumerate(sizes):
                 added = linear(h_NR[:, index], b_SOR[slot, start : start + size])
                 y_NO[:, start : start + size].index_add_(0, rows, added)
