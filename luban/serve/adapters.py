@@ -108,11 +108,15 @@ class AdapterPool:
     def selected(self, chunks: Sequence[Chunk]) -> Iterator[bool]:
         """Inside of it forwards use each sequence's adapter; outside the model runs alone, as for embeddings. Yields whether
         they can be recorded: adapters that are in no stack can't."""
-        self.selection.choose([(chunk.state.adapter, chunk.count) for chunk in chunks])
+        self.choose(chunks)
         try:
             yield not self.selection.rows
         finally:
-            self.selection.choose(())
+            self.choose(())
+
+    def choose(self, chunks: Sequence[Chunk]) -> None:
+        """Let the next forward, over these chunks, use their sequences' adapters."""
+        self.selection.choose([(chunk.state.adapter, chunk.count) for chunk in chunks])
 
     def _base_hash(self) -> str:
         """The weights_hash of the model in float32, the precision in which adapters record it; computed before any adapter is

@@ -84,8 +84,6 @@ class ModelRunner:
             return logits
         if recorded and self.prompts is not None and (hidden_1NE := self.prompts.run(chunks)) is not None:
             return self._logits(hidden_1NE, chunks, inspect)
-        if self.adapters is not None:
-            self.adapters.selection.place()
         return self._read(chunks, inspect)
 
     def clear_graphs(self) -> None:
@@ -104,6 +102,9 @@ class ModelRunner:
 
     def _forward(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None) -> Tensor:
         """See `run`; as one packed row."""
+        if self.adapters is not None:
+            self.adapters.choose(chunks)
+            self.adapters.selection.place()
         tokens_N, packed = self._packed(chunks)
         if self.sources is None:
             attention = self.attention(self.cache.layers, packed, self.kernel)
