@@ -11,6 +11,7 @@ N rows, I inputs, O outputs of P projections of one input, S slots, R rank (a po
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -140,10 +141,17 @@ def add_grouped_low_rank(
     assert ranks == projections * rank and projections <= PROJECTIONS and x_NI.stride(1) == y_NO.stride(1) == 1
     block_r = min(rank, BLOCK_RANK)
     tiles_r = ranks // block_r
-    each = triton.cdiv(triton.cdiv(inputs, SHARES[groups.rows]), BLOCK_INPUTS) * BLOCK_INPUTS
-    shares = triton.cdiv(inputs, each)
+    each = -(-inputs // (SHARES[groups.rows] * BLOCK_INPUTS)) * BLOCK_INPUTS
+    shares = -(-inputs // each)
     h = torch.empty(shares, N, ranks, dtype=torch.float32, device=x_NI.device)
-    launch = {"ROWS": groups.rows, "BLOCK_R": block_r, "UPCAST": INTERPRETED, "num_warps": 4}
+    launch: dict[str, Any] = {
+        "RANKS": ranks,
+        "RANK": rank,
+        "ROWS": groups.rows,
+        "BLOCK_R": block_r,
+        "UPCAST": INTERPRETED,
+        "num_warps": 4,
+    }
     shrink_kernel[(count, shares, tiles_r)](
         x_NI,
         a_SRI,
@@ -155,16 +163,10 @@ def add_grouped_low_rank(
         x_NI.stride(0),
         a_SRI.stride(0),
         scales_SP.stride(0),
-        INPUTS=inputs,
-        EACH=each,
-        RANKS=ranks,
-        RANK=rank,
-        BLOCK_I=BLOCK_INPUTS,
-        num_stages=3,  # type: ignore[call-arg]
-        **launch,
+        **{"INPUTS": inputs, "EACH": each, "BLOCK_I": BLOCK_INPUTS, "num_stages": 3, **launch},
     )
-    first, second, third = [*sizes, 0, 0][:PROJECTIONS]
-    expand_kernel[(count, sum(triton.cdiv(size, BLOCK_OUTPUTS) for size in sizes))](
+    each_size = dict(zip(("FIRST", "SECOND", "THIRD"), [*sizes, 0, 0], strict=False))
+    expand_kernel[(count, sum(-(-size // BLOCK_OUTPUTS) for size in sizes))](
         h,
         b_SOR,
         y_NO,
@@ -173,12 +175,5 @@ def add_grouped_low_rank(
         N,
         y_NO.stride(0),
         b_SOR.stride(0),
-        FIRST=first,
-        SECOND=second,
-        THIRD=third,
-        RANKS=ranks,
-        RANK=rank,
-        SHARES=shares,
-        BLOCK_O=BLOCK_OUTPUTS,
-        **launch,
+        **{"SHARES": shares, "BLOCK_O": BLOCK_OUTPUTS, **each_size, **launch},
     )

@@ -59,6 +59,7 @@ class RowGroupBuffers:
         self._device = torch.zeros(length, dtype=torch.int32, device=device)
         self._copied = torch.cuda.Event() if on_gpu else None
         self._written: tuple[object, ...] = ()
+        self._found: RowGroups | None = None
 
     def write(self, spans: Sequence[tuple[int | None, int]], size: int | None = None) -> RowGroups | None:
         """Groups of (slot or None, rows) in the order of the row; the next call overwrites them. None: no row has a slot.
@@ -67,6 +68,11 @@ class RowGroupBuffers:
             size: rows of the recorded forward that reads them: groups of one size always lie in the same places. None: as
                 many as there are.
         """
+        if self._written != (what := (tuple(spans), size)):  # else as in the last step, which is common in decoding
+            self._found, self._written = self._write(spans, size), what
+        return self._found
+
+    def _write(self, spans: Sequence[tuple[int | None, int]], size: int | None) -> RowGroups | None:
         order, segments = _sorted(spans)
         if not segments:
             return None
@@ -74,20 +80,18 @@ class RowGroupBuffers:
         tiles = [(s.slot, at, min(rows, s.stop - at)) for s in segments for at in range(s.start, s.stop, rows)]
         count = len(tiles) if size is None else size // rows + min(self.slots, size)
         first, end = self.tokens, self.tokens + TILE_FIELDS * count
-        if self._written != (what := (tuple(spans), size)):  # as in most steps of decoding
-            if self._copied is not None:
-                self._copied.synchronize()  # the last copy reads the buffer that is filled now
-            numbers = self._host.numpy()
-            numbers[: len(order)] = order
-            numbers[first:end] = 0
-            numbers[first : first + TILE_FIELDS * len(tiles)] = np.asarray(tiles, dtype=np.int32).ravel()
-            for part in (slice(0, len(order)), slice(first, end)):
-                self._device[part].copy_(self._host[part], non_blocking=True)
-            if self._copied is not None:
-                self._copied.record()
-            self._written = what
+        if self._copied is not None:
+            self._copied.synchronize()  # the last copy reads the buffer that is filled now
+        numbers = self._host.numpy()
+        numbers[: len(order)] = order
+        numbers[first:end] = 0
+        numbers[first : first + TILE_FIELDS * len(tiles)] = np.asarray(tiles, dtype=np.int32).ravel()
+        for part in (slice(0, len(order)), slice(first, end)):
+            self._device[part].copy_(self._host[part], non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
         found = self._device[first:end].view(count, TILE_FIELDS)
-        return RowGroups(self._device[: len(order)] if size is None else self._device[:size], found, rows, segments)
+        return RowGroups(self._device[: len(order) if size is None else size], found, rows, segments)
 
 
 def tile_rows(rows: int, *, fixed: bool = False) -> int:
