@@ -40,7 +40,7 @@ class Selection(Chosen):
         self.count, self.device, self.invariant = slots, device, invariant
         self.rows: dict[str, Tensor] = {}  # adapter that is in no stack → indices (N',) of its tokens in the row
         self.slots: dict[str, int] = {}  # adapter → its slot in the stacks
-        self.moved = 0  # counts how often stacks were moved in memory, or a model got new ones
+        self.changed = 0  # counts when a forward with adapters came to consist of other work, or at other addresses
         self._free = list(range(slots))
         self._buffers = RowGroupBuffers(slots, tokens, device, fixed=invariant)
         self._spans: list[tuple[int | None, int]] = []
@@ -152,7 +152,7 @@ def add_to_banks(
         if (low := low_rank(adapter)) is not None:
             a_RI, b_OR = low.factors()
             stack = stack_at(owners[owner], projection, selection, len(a_RI), like)
-            selection.moved += stack.put(selection.slot(name), projection, a_RI, b_OR, low.scale)
+            selection.changed += stack.put(selection.slot(name), projection, a_RI, b_OR, low.scale)
         else:
             adapter.requires_grad_(False)
             bank_at(owners[owner], projection, selection).held[name] = adapter.eval()
@@ -174,7 +174,6 @@ def stack_at(owner: MatmulOwner, projection: str, selection: Selection, rank: in
         inputs, slots = held[projection].in_features, selection.count
         made = LowRankStack(inputs, sizes, slots, rank, like.detach(), selection)
         owner.stacks.update(dict.fromkeys(sizes, made))
-        selection.moved += 1
     return owner.stacks[projection]  # type: ignore[return-value]
 
 

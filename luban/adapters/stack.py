@@ -50,20 +50,22 @@ class LowRankStack:
         self.scales_SP = like.new_zeros(slots, len(sizes), dtype=torch.float32)
         self._held: set[tuple[int, str]] = set()  # slots and projections that aren't zero
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def put(self, slot: int, projection: str, a_RI: Tensor, b_OR: Tensor, scale: float) -> bool:
-        """Copy factors into a slot. Returns whether the stack was moved in memory, to have room for their rank."""
-        rank, moved = len(a_RI), len(a_RI) > self.rank
-        if moved:
+        """Copy factors into a slot. Returns whether `add` does other work than before: the stack was moved in memory, to have
+        room for their rank, or they are the projection's first ones."""
+        rank, other = len(a_RI), all(projection != held for _, held in self._held)
+        if rank > self.rank:
             self._widen(padded_rank(rank))
+            other = True
         at, outputs = self._at(projection, 1)
         self.a_SRI[slot, at.start : at.start + rank].copy_(a_RI)
         self.b_SOR[slot, outputs, :rank].copy_(b_OR)
         self.scales_SP[slot, self.names.index(projection)] = scale
         self._held.add((slot, projection))
-        return moved
+        return other
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def clear(self, slot: int) -> None:
         """Make a slot's factors zero."""
         for factors in (self.a_SRI, self.b_SOR, self.scales_SP):

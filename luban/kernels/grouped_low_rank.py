@@ -94,6 +94,8 @@ def expand_kernel(
 ):
     """Y += H·Bᵀ for one tile and BLOCK_O outputs of one of up to three projections, of FIRST, SECOND and THIRD outputs.
     Grid (W, tiles of outputs)."""
+    before_second: tl.constexpr = (FIRST + BLOCK_O - 1) // BLOCK_O
+    before_third: tl.constexpr = before_second + (SECOND + BLOCK_O - 1) // BLOCK_O
     tile = TILES + tl.program_id(0) * 3
     count = tl.load(tile + 2)
     if count > 0:
@@ -101,8 +103,6 @@ def expand_kernel(
         inside = within < count
         rows = tl.load(ORDER + tl.load(tile + 1) + within, mask=inside, other=0).to(tl.int64)
         block = tl.program_id(1)
-        before_second: tl.constexpr = (FIRST + BLOCK_O - 1) // BLOCK_O
-        before_third: tl.constexpr = before_second + (SECOND + BLOCK_O - 1) // BLOCK_O
         second, third = (block >= before_second).to(tl.int32), (block >= before_third).to(tl.int32)
         projection = second + third
         begin = second * FIRST + third * SECOND

@@ -45,7 +45,7 @@ class RecordedForwards:
         self._inputs = [torch.zeros(largest, dtype=torch.int64, device=cache.device) for _ in range(3)]
         self._asked: dict[tuple[int, bool], int] = {}  # by size, and whether there are adapters
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._moved = 0  # as `adapters` counted when the last one was recorded
+        self._changed = 0  # as `adapters` counted when the last one was recorded
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
         self._broken = False
 
@@ -74,9 +74,9 @@ class RecordedForwards:
 
     def _wanted(self, size: int) -> bool:
         """Whether a forward of this size is, or is to be, recorded."""
-        if self.adapters is not None and self._moved != self.adapters.moved:  # the graphs read where factors were
+        if self.adapters is not None and self._changed != self.adapters.changed:
             self._graphs = {key: graph for key, graph in self._graphs.items() if not key[1]}
-            self._moved = self.adapters.moved
+            self._changed = self.adapters.changed
         key = self._key(size)
         self._asked[key] = self._asked.get(key, 0) + 1
         return key in self._graphs or self._asked[key] >= self.needed

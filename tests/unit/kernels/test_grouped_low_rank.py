@@ -140,13 +140,17 @@ def test_slots_are_used_again_and_ranks_grow():
     held = {place: factors for place, factors in held.items() if place[0] != 1}
     rank = 2 * stack.rank + 1
     held[1, "k"] = torch.randn(rank, 9, device=DEVICE) / 3, torch.randn(6, rank, device=DEVICE), 0.5
-    assert stack.put(1, "k", *held[1, "k"]) and not stack.put(1, "k", *held[1, "k"])
+    assert stack.put(1, "k", *held[1, "k"]) and not stack.put(1, "k", *held[1, "k"])  # moved by the first alone
     spans = [(slot, 2) for slot in range(3)]
     x, y = torch.randn(6, 9, device=DEVICE), torch.randn(6, 24, device=DEVICE)
     stack.chosen.groups = RowGroupBuffers(3, 6, torch.device(DEVICE)).write(spans)
     with torch.inference_mode():
         found = stack.add(y.clone(), x, sizes)
     torch.testing.assert_close(found.double(), expected(y, x, held, sizes, spans)[0], atol=1e-4, rtol=0)
+    for slot in range(3):
+        stack.clear(slot)
+    assert stack.put(2, "q", *held[1, "k"][:1], torch.ones(12, rank), 1.0)  # none had factors: `add` did nothing
+    assert not stack.put(0, "q", *held[1, "k"][:1], torch.ones(12, rank), 1.0)
 
 
 def test_groups_of_one_size_lie_in_the_same_places():
