@@ -9,8 +9,8 @@ made by a network (Li & Liang 2021), and keys and values of every layer as param
 prefix tuning without its network. Prompts and prefixes have 20 tokens. Every method is tried at two rates; the one with the lower
 loss on 60 meanings is measured on 120 others by BLEU over all wordings (sacrebleu, greedy).
 
-Prints a row a cell as it ends, then a table: BLEU and the gap to full tuning by size, deep less shallow, with less without
-the network. Every size has a process of its own, --jobs of them at once; what is in OUT isn't computed again. --toy tries
+Prints a row a cell as it ends, then tables of BLEU and of that loss: the gap to full tuning by size, deep less shallow, with less
+without the network. Every size has a process of its own, --jobs of them at once; what is in OUT isn't computed again. --toy tries
 everything on a CPU in a minute or two; its figures mean nothing.
 """
 
@@ -187,7 +187,8 @@ def one_size(args: argparse.Namespace, size: str) -> None:
         tried = {rate: tune(args, method, rate, base, runs) for rate in rates}
         found = {rate: held_out_loss(run) for rate, run in tried.items()}
         best = min(found, key=found.__getitem__)
-        row = {"size": size, "method": method, "rate": best, "losses": found, **measure(args, tried[best])}
+        row = {"size": size, "method": method, "rate": best, "loss": found[best], "losses": found}
+        row |= measure(args, tried[best])
         cell.write_text(json.dumps(row))
         print(
             f"{size} {method}: BLEU {row['bleu']:.1f}, loss {found[best]:.3f} at {best} of {found}, "
@@ -203,22 +204,21 @@ def table(args: argparse.Namespace) -> None:
         size: {method: json.loads((args.out / size / f"{method}.json").read_text()) for method in METHODS}
         for size in args.sizes
     }
-    print(f"\n| size | {' | '.join(METHODS)} | prompt − full | prefix − full | v2 − full | v2 − prompt | prefix − v2 |")
-    print("|---" * (len(METHODS) + 6) + "|")
-    for size, row in rows.items():
-        bleu = {method: cell["bleu"] for method, cell in row.items()}
-        gaps = [bleu[method] - bleu["full"] for method in ("prompt", "prefix", "p_tuning_v2")]
-        gaps += [bleu["p_tuning_v2"] - bleu["prompt"], bleu["prefix"] - bleu["p_tuning_v2"]]
-        cells = [f"{c['bleu']:.1f} ({c['interval'][0]:.1f} to {c['interval'][1]:.1f})" for c in row.values()]
-        print(f"| {size} | {' | '.join(cells)} | {' | '.join(f'{gap:+.1f}' for gap in gaps)} |")
-    print(
-        json.dumps(
-            {
-                size: {m: {k: v for k, v in c.items() if k != "answers"} for m, c in r.items()}
-                for size, r in rows.items()
-            }
+    columns = [*METHODS, "prompt − full", "prefix − full", "v2 − full", "v2 − prompt", "prefix − v2"]
+    for figure, digits in (("bleu", 1), ("loss", 3)):
+        print(
+            f"\n| size | {' | '.join(f'{figure}, {column}' for column in columns)} |\n"
+            + "|---" * (len(columns) + 1)
+            + "|"
         )
-    )
+        for size, row in rows.items():
+            found = {method: cell[figure] for method, cell in row.items()}
+            gaps = [found[method] - found["full"] for method in ("prompt", "prefix", "p_tuning_v2")]
+            gaps += [found["p_tuning_v2"] - found["prompt"], found["prefix"] - found["p_tuning_v2"]]
+            values = [f"{found[method]:.{digits}f}" for method in METHODS]
+            print(f"| {size} | {' | '.join([*values, *(f'{gap:+.{digits}f}' for gap in gaps)])} |")
+    kept = {size: {m: {k: v for k, v in c.items() if k != "answers"} for m, c in r.items()} for size, r in rows.items()}
+    print(json.dumps(kept))
 
 
 def main() -> int:
