@@ -47,6 +47,7 @@ def plans(gpus: int) -> dict[str, ParallelPlan]:
         "one": ParallelPlan(),
         "replicate": ParallelPlan(replicate=gpus),
         "shard": ParallelPlan(shard=gpus),
+        "shard-zero2": ParallelPlan(shard=gpus, zero=2),
         "tensor": ParallelPlan(tensor=gpus),
         "context": ParallelPlan(context=gpus),
         "pipeline": ParallelPlan(pipeline=gpus, microbatches=2 * gpus, schedule="1f1b"),

@@ -126,9 +126,14 @@ def apply(
     # Rematerialisation inside of compilation, so that the compiler sees what is computed again and fuses it.
     blocks = blocks_of(model)
     for block in blocks:
-        block.use_remat(remat_policy(plan.remat, block))
+        block.use_remat(remat_policy(plan.layer_policy, block))
     # Schedules run around compiled layers instead: they decide when a layer runs, not what it keeps inside.
     if plan.remat in SCHEDULES:
+        if plan.remat_layer != "none" and not execution.compile:
+            raise ConfigError(
+                f"plan.remat_layer {plan.remat_layer} needs compiled layers, whose graphs say what they keep: "
+                "use --train.compile true"
+            )
         if any(block.reversible for block in blocks):
             raise ConfigError(
                 f"--plan.remat {plan.remat} schedules layers that save activations, which reversible ones don't"
@@ -143,7 +148,7 @@ def apply(
     if boundary is not None:
         functions = [partial(run_stage, function) for function in functions]
     root = None
-    if plan.shard > 1:
+    if plan.shard > 1 and not plan.keeps_weights:
         root = Losses(*losses)
         alone = {p for name, p in model.named_parameters() if name in apart}
         dtype = COMPUTE[execution.precision]
@@ -162,6 +167,15 @@ def apply(
         dtype = COMPUTE[execution.precision]
         params = HostParams(model, dtype, execution.device, partial(_pool, plan, execution.device), fixed=fixed)
         loss.to(execution.device)
+    elif plan.keeps_weights:
+        from luban.parallel.whole_weights import WholeWeights
+
+        params = WholeWeights(
+            model, blocks, world, zero=plan.zero, dtype=COMPUTE[execution.precision], fixed=fixed, apart=apart
+        )
+        for stack in stacks_of(model):
+            stack.blocks.before = params.ready
+        functions = [partial(_after, params.ready_outside, function) for function in functions]
     elif root is not None:
         from luban.parallel.sharded_params import ShardedParams
 
@@ -192,6 +206,12 @@ def apply(
         sums=sums,
         routers=Routers.of(experts, model),
     )
+
+
+def _after(wait: Callable[[], None], function: LossFunction, batch: TensorBatch) -> LossOutput:
+    """`function` of the batch, once what it needs is there."""
+    wait()
+    return function(batch)
 
 
 def _pool(plan: ParallelPlan, device: torch.device, size: int) -> Pool:
