@@ -99,8 +99,8 @@ class LowRankStack:
         """The same without kernels."""
         a_SRI, b_SOR, scales_SP = parts
         linear = self.chosen.linear
-        for segment in groups.segments:
-            rows, slot = groups.order[segment.start : segment.stop], segment.slot
+        for slot, rows in groups.segments:
+            rows = rows.to(x_NI.device)
             h_NR = linear(x_NI.index_select(0, rows), a_SRI[slot]).unflatten(-1, (len(sizes), self.rank))
             h_NR, start = (h_NR * scales_SP[slot, :, None]).to(h_NR.dtype), 0
             for index, size in enumerate(sizes):

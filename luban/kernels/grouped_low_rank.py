@@ -22,8 +22,10 @@ from luban.kernels.available import INTERPRETED
 from luban.kernels.flash.tile import matmul
 from luban.kernels.row_groups import FEWEST_ROWS, MANY_ROWS, RowGroups
 
-SHARES = {FEWEST_ROWS: 8, MANY_ROWS: 2}  # of a sum over inputs, at most; the same for every forward with such tiles
-BLOCK_INPUTS, BLOCK_OUTPUTS, BLOCK_RANK = 128, 128, 64  # of a program at once; a rank that is larger takes several
+# By rows of a tile: shares of a sum over inputs at most, inputs of a program at once, stages of their copies. The same for every
+# forward with such tiles, so that sums are always divided alike.
+SHRINKS = {FEWEST_ROWS: (8, 256, 2), MANY_ROWS: (2, 128, 3)}
+BLOCK_OUTPUTS, BLOCK_RANK = 128, 64  # of a program at once; a rank that is larger takes several
 PROJECTIONS = 3  # of one input at most
 
 
@@ -33,8 +35,8 @@ def shrink_kernel(
     A,
     SCALES,
     H,
-    ORDER,
-    TILES,
+    SLOTS,
+    ROWS,
     N,
     x_row,
     a_slot,
@@ -43,22 +45,20 @@ def shrink_kernel(
     EACH: tl.constexpr,
     RANKS: tl.constexpr,
     RANK: tl.constexpr,
-    ROWS: tl.constexpr,
+    M: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_R: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """s·A·x of one tile over EACH inputs, in float32: H (shares, N, RANKS). Grid (W, shares, RANKS / BLOCK_R)."""
-    tile = TILES + tl.program_id(0) * 3
-    count = tl.load(tile + 2)
-    if count > 0:
-        slot, within = tl.load(tile), tl.arange(0, ROWS)
-        inside = within < count
-        rows = tl.load(ORDER + tl.load(tile + 1) + within, mask=inside, other=0).to(tl.int64)
+    slot = tl.load(SLOTS + tl.program_id(0))
+    rows = tl.load(ROWS + tl.program_id(0) * M + tl.arange(0, M)).to(tl.int64)
+    if slot >= 0:
+        inside = rows >= 0
         share = tl.program_id(1)
         at_r = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)
         factors = A + slot.to(tl.int64) * a_slot
-        total = tl.zeros([ROWS, BLOCK_R], tl.float32)
+        total = tl.zeros([M, BLOCK_R], tl.float32)
         for start in range(share * EACH, share * EACH + EACH, BLOCK_I):
             at_i = start + tl.arange(0, BLOCK_I)
             x = tl.load(
@@ -76,8 +76,8 @@ def expand_kernel(
     H,
     B,
     Y,
-    ORDER,
-    TILES,
+    SLOTS,
+    ROWS,
     N,
     y_row,
     b_slot,
@@ -87,7 +87,7 @@ def expand_kernel(
     RANKS: tl.constexpr,
     RANK: tl.constexpr,
     SHARES: tl.constexpr,
-    ROWS: tl.constexpr,
+    M: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -96,12 +96,10 @@ def expand_kernel(
     Grid (W, tiles of outputs)."""
     before_second: tl.constexpr = (FIRST + BLOCK_O - 1) // BLOCK_O
     before_third: tl.constexpr = before_second + (SECOND + BLOCK_O - 1) // BLOCK_O
-    tile = TILES + tl.program_id(0) * 3
-    count = tl.load(tile + 2)
-    if count > 0:
-        slot, within = tl.load(tile), tl.arange(0, ROWS)
-        inside = within < count
-        rows = tl.load(ORDER + tl.load(tile + 1) + within, mask=inside, other=0).to(tl.int64)
+    slot = tl.load(SLOTS + tl.program_id(0))
+    rows = tl.load(ROWS + tl.program_id(0) * M + tl.arange(0, M)).to(tl.int64)
+    if slot >= 0:
+        inside = rows >= 0
         block = tl.program_id(1)
         second, third = (block >= before_second).to(tl.int32), (block >= before_third).to(tl.int32)
         projection = second + third
@@ -111,19 +109,18 @@ def expand_kernel(
         at_o = begin + block * BLOCK_O + tl.arange(0, BLOCK_O)
         there = at_o < end
         factors = B + slot.to(tl.int64) * b_slot
-        total = tl.zeros([ROWS, BLOCK_O], tl.float32)
-        for start in tl.static_range(0, RANK, BLOCK_R):  # type: ignore[not-iterable]
-            at_r = start + tl.arange(0, BLOCK_R)
-            h = tl.zeros([ROWS, BLOCK_R], tl.float32)
-            for share in tl.static_range(SHARES):  # type: ignore[not-iterable]
-                place = H + (share * N + rows[:, None]) * RANKS + projection * RANK + at_r[None, :]
-                h += tl.load(place, mask=inside[:, None], other=0.0)
-            b = tl.load(factors + at_o[None, :] * RANK + at_r[:, None], mask=there[None, :], other=0.0)
-            total += matmul(h.to(b.dtype), b, UPCAST)
         place = Y + rows[:, None] * y_row + at_o[None, :]
         both = inside[:, None] & there[None, :]
-        y = tl.load(place, mask=both, other=0.0).to(tl.float32)
-        tl.store(place, (y + total).to(Y.dtype.element_ty), mask=both)
+        total = tl.load(place, mask=both, other=0.0).to(tl.float32)  # before the factors: it comes while they do
+        for start in tl.static_range(0, RANK, BLOCK_R):  # type: ignore[not-iterable]
+            at_r = start + tl.arange(0, BLOCK_R)
+            b = tl.load(factors + at_o[None, :] * RANK + at_r[:, None], mask=there[None, :], other=0.0)
+            h = tl.zeros([M, BLOCK_R], tl.float32)
+            for share in tl.static_range(SHARES):  # type: ignore[not-iterable]
+                narrow = H + (share * N + rows[:, None]) * RANKS + projection * RANK + at_r[None, :]
+                h += tl.load(narrow, mask=inside[:, None], other=0.0)
+            total += matmul(h.to(b.dtype), b, UPCAST)
+        tl.store(place, total.to(Y.dtype.element_ty), mask=both)
 
 
 def add_grouped_low_rank(
@@ -137,17 +134,18 @@ def add_grouped_low_rank(
         sizes: outputs of each projection, three at most.
     """
     (N, inputs), projections = x_NI.shape, len(sizes)
-    ranks, rank, count = a_SRI.shape[1], b_SOR.shape[2], len(groups.tiles)
+    ranks, rank, (count, rows) = a_SRI.shape[1], b_SOR.shape[2], groups.rows.shape
     assert ranks == projections * rank and projections <= PROJECTIONS and x_NI.stride(1) == y_NO.stride(1) == 1
     block_r = min(rank, BLOCK_RANK)
     tiles_r = ranks // block_r
-    each = -(-inputs // (SHARES[groups.rows] * BLOCK_INPUTS)) * BLOCK_INPUTS
+    most, block_i, stages = SHRINKS[rows]
+    each = -(-inputs // (most * block_i)) * block_i
     shares = -(-inputs // each)
     h = torch.empty(shares, N, ranks, dtype=torch.float32, device=x_NI.device)
     launch: dict[str, Any] = {
         "RANKS": ranks,
         "RANK": rank,
-        "ROWS": groups.rows,
+        "M": rows,
         "BLOCK_R": block_r,
         "UPCAST": INTERPRETED,
         "num_warps": 4,
@@ -157,21 +155,21 @@ def add_grouped_low_rank(
         a_SRI,
         scales_SP,
         h,
-        groups.order,
-        groups.tiles,
+        groups.slots,
+        groups.rows,
         N,
         x_NI.stride(0),
         a_SRI.stride(0),
         scales_SP.stride(0),
-        **{"INPUTS": inputs, "EACH": each, "BLOCK_I": BLOCK_INPUTS, "num_stages": 3, **launch},
+        **{"INPUTS": inputs, "EACH": each, "BLOCK_I": block_i, "num_stages": stages, **launch},
     )
     each_size = dict(zip(("FIRST", "SECOND", "THIRD"), [*sizes, 0, 0], strict=False))
     expand_kernel[(count, sum(-(-size // BLOCK_OUTPUTS) for size in sizes))](
         h,
         b_SOR,
         y_NO,
-        groups.order,
-        groups.tiles,
+        groups.slots,
+        groups.rows,
         N,
         y_NO.stride(0),
         b_SOR.stride(0),

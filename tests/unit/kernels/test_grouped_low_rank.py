@@ -157,9 +157,18 @@ def test_groups_of_one_size_lie_in_the_same_places():
     buffers = RowGroupBuffers(4, 64, torch.device("cpu"))
     first = buffers.write([(2, 20), (None, 3), (0, 1), (2, 1)], 32)
     again = buffers.write([(None, 1), (3, 1)], 32)
-    assert (first.order.data_ptr(), first.tiles.data_ptr()) == (again.order.data_ptr(), again.tiles.data_ptr())
-    assert first.tiles.shape == again.tiles.shape == (32 // 16 + 4, 3) and again.tiles[0].tolist() == [3, 0, 1]
-    assert not again.tiles[1:].any() and again.order[0] == 1
+    assert (first.slots.data_ptr(), first.rows.data_ptr()) == (again.slots.data_ptr(), again.rows.data_ptr())
+    assert first.rows.shape == again.rows.shape == (32 // 16 + 4, 16) and again.slots.tolist() == [
+        3,
+        -1,
+        -1,
+        -1,
+        -1,
+        -1,
+    ]
+    assert again.rows[0].tolist() == [1, *[-1] * 15] and (again.rows[1:] == -1).all()
     assert buffers.write([(None, 5)], 32) is None
     whole = buffers.write([(2, 20), (None, 3), (0, 1), (2, 1)])
-    assert whole.order.tolist() == [23, *range(20), 24] and whole.tiles.tolist() == [[0, 0, 1], [2, 1, 16], [2, 17, 5]]
+    assert whole.slots.tolist() == [0, 2, 2] and whole.rows[0].tolist() == [23, *[-1] * 15]
+    assert whole.rows[1:].flatten().tolist() == [*range(20), 24, *[-1] * 11]
+    assert [(slot, rows.tolist()) for slot, rows in whole.segments] == [(0, [23]), (2, [*range(20), 24])]
