@@ -1,4 +1,4 @@
-"""Adapters by name over a model that is served: read when they are first asked for, the least recently used one evicted."""
+"""Adapters by name over a model that is served: as many in memory as fit, the least recently used one evicted for another."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class AdapterPool:
         Args:
             tokens: of a forward at most, padding included.
         """
-        device = float_parameter(self.model.module).device
-        self.selection = Selection(self.most, tokens, device, invariant=self.invariant)
+        slots, device = max(1, min(self.most, len(self.known))), float_parameter(self.model.module).device
+        self.selection = Selection(slots, tokens, device, invariant=self.invariant)
         for name in list(self.known)[: self.most]:
             try:
                 self.hold(name, ())

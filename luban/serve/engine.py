@@ -71,8 +71,8 @@ class Engine:
             tokens are read again.
         batch_invariant: greedy and seeded outputs are bit for bit those of the request alone, whatever shares its batch and
             its prefix, at a price (docs/SERVING.md). The model's matmuls stay so after the engine is gone.
-        adapters: name → run of adapters or PEFT directory, of which each request may ask for one. They share batches and are
-            read when they are first asked for.
+        adapters: name → run of adapters or PEFT directory, of which each request may ask for one. They share batches; the first
+            `max_adapters` are read now, others when they are asked for.
         max_adapters: of them in memory at once.
 
     Raises:

@@ -119,8 +119,9 @@ OTHERS = {  # kinds without a row above: served by name, or the reason why not
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_every_kind_alone_and_by_name(name, served, monkeypatch):
-    """Alone, what a forward of the adapted model gives token by token; by name the same, or a reason why not."""
+def test_every_kind_alone_and_by_name(name, served, monkeypatch, capsys):
+    """Alone, what a forward of the adapted model gives token by token; by name the same, or a reason why not, which the
+    engine tells when it starts, too."""
     config, reason = OTHERS[name]
     base, _ = served
     m, (text,) = load_model(base), prompts(1)
@@ -140,6 +141,9 @@ def test_every_kind_alone_and_by_name(name, served, monkeypatch):
     stored = StoredAdapter(path=base, config=config, tensors=tensors)
     monkeypatch.setattr(adapters, "find_adapter", lambda path: stored)
     engine = Engine(load_model(base), adapters={"x": base})
+    assert ("can't be served: the adapter x can't share a batch with others: " in capsys.readouterr().err) == bool(
+        reason
+    )
     if not reason:
         assert engine.generate(text, GREEDY, adapters="x")[0].token_ids == ids[len(text) :]
         return
