@@ -48,13 +48,13 @@ class LowRankStack:
         self.a_SRI = like.new_zeros(slots, len(sizes) * self.rank, inputs)
         self.b_SOR = like.new_zeros(slots, sum(sizes.values()), self.rank)
         self.scales_SP = like.new_zeros(slots, len(sizes), dtype=torch.float32)
-        self._held: set[tuple[int, str]] = set()  # slots and projections that aren't zero
+        self._used: set[str] = set()  # projections that have ever had factors; nothing is added to others
 
     @torch.inference_mode()
     def put(self, slot: int, projection: str, a_RI: Tensor, b_OR: Tensor, scale: float) -> bool:
         """Copy factors into a slot. Returns whether `add` does other work than before: the stack was moved in memory, to have
         room for their rank, or they are the projection's first ones."""
-        rank, other = len(a_RI), all(projection != held for _, held in self._held)
+        rank, other = len(a_RI), projection not in self._used
         if rank > self.rank:
             self._widen(padded_rank(rank))
             other = True
@@ -62,7 +62,7 @@ class LowRankStack:
         self.a_SRI[slot, at.start : at.start + rank].copy_(a_RI)
         self.b_SOR[slot, outputs, :rank].copy_(b_OR)
         self.scales_SP[slot, self.names.index(projection)] = scale
-        self._held.add((slot, projection))
+        self._used.add(projection)
         return other
 
     @torch.inference_mode()
@@ -70,7 +70,6 @@ class LowRankStack:
         """Make a slot's factors zero."""
         for factors in (self.a_SRI, self.b_SOR, self.scales_SP):
             factors[slot].zero_()
-        self._held = {held for held in self._held if held[0] != slot}
 
     def add(self, y: Tensor, x: Tensor, sizes: Mapping[str, int]) -> Tensor:
         """Add to outputs y (…, ΣO) what the rows' adapters make of inputs x (…, I), in place; no gradients.
@@ -79,7 +78,7 @@ class LowRankStack:
             sizes: projections of y, all or one after another.
         """
         groups, names = self.chosen.groups, list(sizes)
-        if groups is None or not any(projection in sizes for _, projection in self._held):
+        if groups is None or self._used.isdisjoint(sizes):
             return y
         x_NI, y_NO = x.reshape(-1, self.inputs), y.view(-1, y.shape[-1])
         ranks, outputs = self._at(names[0], len(names))
