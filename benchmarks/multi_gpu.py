@@ -159,7 +159,8 @@ def started(names: list[str], call: argparse.Namespace) -> Iterator[tuple[str, d
     running = []
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        threads = max((os.cpu_count() or 1) // processes, 1)  # each process would take all cores
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
         environment = {**os.environ, **meeting, **{key: str(value) for key, value in place.items()}}
         pipes = (
             {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if rank == 0 else {"stdout": subprocess.DEVNULL}

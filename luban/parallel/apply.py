@@ -16,7 +16,7 @@ from luban.core.plan import SCHEDULES, ParallelPlan
 from luban.models.base import Model
 from luban.models.build import materialise, state_of
 from luban.nn.float8 import use_float8
-from luban.nn.init import initialise
+from luban.nn.init import FindRegion, initialise
 from luban.nn.roles import roles_of
 from luban.objectives.base import LossModule, LossOutput, TensorBatch
 from luban.optim.adamw import AdamW
@@ -159,7 +159,12 @@ def apply(
     # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
     offloads = plan.offload != "none"
     materialise(model, torch.device("cpu") if offloads else execution.device)
-    _set_weights(model, init, own, placements)
+    region = placements.region
+    if plan.keeps_weights and not placements.divided:
+        from luban.parallel.whole_weights import own_rows
+
+        region = own_rows(model, world, apart)
+    _set_weights(model, init, own, placements, region)
     if pack is not None:
         pack(model)
     params: ShardedParams | MixedPrecisionParams
@@ -335,14 +340,18 @@ def _require_spreadable_prompts(model: Model, plan: ParallelPlan) -> None:
 
 @torch.no_grad()
 def _set_weights(
-    model: Model, init: Mapping[str, Tensor] | int | None, own: Collection[str], placements: Placements
+    model: Model,
+    init: Mapping[str, Tensor] | int | None,
+    own: Collection[str],
+    placements: Placements,
+    region: FindRegion,
 ) -> None:
     """Draw weights from a seed, or take given ones up and draw the rest. Raises ArtifactError where one of the model's `own` is
-    missing; those of adapters may be."""
+    missing; those of adapters may be. `region`: the parts that are drawn."""
     weights = init if isinstance(init, Mapping) else {}
     seed = init if isinstance(init, int) else 0
     layers = max(len(model.spec.layers), 1)
-    initialise(model, model.spec.init, layers=layers, seed=seed, region=placements.region, without=frozenset(weights))
+    initialise(model, model.spec.init, layers=layers, seed=seed, region=region, without=frozenset(weights))
     if not weights:
         return
     for name, tensor in state_of(model).items():

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
+from luban.nn.init import FindRegion, Region, whole
 from luban.parallel.sharded_params import ShardedParams
 from luban.parallel.world import World
 
@@ -35,11 +36,33 @@ class Group:
     gathering: list[Any] = field(default_factory=list)  # messages that the weights' next use waits for
 
 
+def rows_of(count: int, rank: int, size: int) -> tuple[int, int]:
+    """Begin and end of the rows that one of `size` processes has of `count`."""
+    each = -(-count // size)
+    return min(rank * each, count), min((rank + 1) * each, count)
+
+
+def own_rows(model: nn.Module, world: World, apart: Collection[str]) -> FindRegion:
+    """The rows of every parameter that this process has: what it must draw of a model, as `WholeWeights` gathers the others'."""
+    assert world.sharing is not None
+    group = world.sharing.get_group("shard")
+    divided = {name for name, p in model.named_parameters() if p.requires_grad and name not in apart}
+
+    def find(name: str, tensor: Tensor) -> Region:
+        if name not in divided:
+            return whole(name, tensor)
+        begin, end = rows_of(tensor.shape[0], dist.get_rank(group), group.size())
+        return Region(tensor.shape, [(tensor[begin:end], (begin, *(0,) * (tensor.dim() - 1)))])
+
+    return find
+
+
 class WholeWeights(ShardedParams):
     """Parameters as the optimizer and checkpoints see them: this process's rows.
 
     Args:
-        model: with initialised float32 (or float64) parameters; it gets new ones, padded to N·c rows behind their end.
+        model: with initialised float32 (or float64) parameters, of which at least `own_rows`; it gets new ones, padded to N·c rows
+            behind their end, with the rows of all processes.
         blocks: each a group; every other parameter is one by itself.
         zero: 2 sends the gradients of every micro-batch; 1 keeps them whole, in fp32, until the last of a step.
         dtype: of the matmuls.
@@ -70,7 +93,7 @@ class WholeWeights(ShardedParams):
             if name in apart:
                 self.divided[name], self.parameters[name] = working, nn.Parameter(working.detach(), requires_grad=False)
                 continue
-            begin, end = self._rows(working.shape[0], self.rank)
+            begin, end = rows_of(working.shape[0], self.rank, self.size)
             mine = self._storages[name][begin:end]
             master = mine if held[name].dtype == dtype else held[name].detach()[begin:end].clone()
             self.parameters[name] = nn.Parameter(master, requires_grad=False)
@@ -96,11 +119,7 @@ class WholeWeights(ShardedParams):
         for name, working in self.working.items():
             if name in self._of:
                 working.register_post_accumulate_grad_hook(self._hook(self._of[name]))
-
-    def _rows(self, count: int, rank: int) -> tuple[int, int]:
-        """Begin and end of a process's rows."""
-        each = -(-count // self.size)
-        return min(rank * each, count), min((rank + 1) * each, count)
+        self.refresh()
 
     @torch.no_grad()
     def _replace(self, held: dict[str, nn.Parameter], dtype: torch.dtype, apart: Collection[str]) -> None:
@@ -201,7 +220,7 @@ class WholeWeights(ShardedParams):
 
     def _exchange(self, found: Sequence[tuple[str, Tensor]]) -> None:
         """See `_send`."""
-        mine = [gradient[slice(*self._rows(gradient.shape[0], self.rank))] for _, gradient in found]
+        mine = [gradient[slice(*rows_of(gradient.shape[0], self.rank, self.size))] for _, gradient in found]
         sizes = [part.numel() for part in mine]
         like = found[0][1]
         arrived = like.new_empty(self.size - 1, sum(sizes))
@@ -210,7 +229,7 @@ class WholeWeights(ShardedParams):
             to, source = (self.rank + distance) % self.size, (self.rank - distance) % self.size
             rows = arrived[distance - 1].split(sizes)
             for tag, ((_, gradient), part) in enumerate(zip(found, rows, strict=True)):
-                theirs = gradient[slice(*self._rows(gradient.shape[0], to))]
+                theirs = gradient[slice(*rows_of(gradient.shape[0], to, self.size))]
                 if theirs.numel():
                     operations.append(
                         dist.P2POp(dist.isend, theirs, group=self.group, group_peer=to, tag=tag)  # type: ignore[arg-type]
@@ -266,12 +285,12 @@ class WholeWeights(ShardedParams):
             group.gathering = self._gathered(parts)
 
     def _gathered(self, parts: Sequence[tuple[Tensor, Tensor]]) -> list[Any]:
-        """Messages, on a GPU a single one, that make each first tensor whole of all processes' second."""
+        """Messages, on a GPU a single one, that put all processes' second tensors into the first."""
         if not self._cuda:
-            return [all_gather(w, part, group=self.group, async_op=True) for w, part in parts]
+            return [all_gather(to, part, group=self.group, async_op=True) for to, part in parts]
         with dist._coalescing_manager(group=self.group, async_ops=True) as together:  # type: ignore[attr-defined]
-            for whole, part in parts:
-                all_gather(whole, part, group=self.group)
+            for to, part in parts:
+                all_gather(to, part, group=self.group)
         return [together]
 
     def ready(self, block: nn.Module) -> None:
