@@ -42,6 +42,7 @@ from luban.parallel.placement import Placements
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
 from luban.parallel.remat import remat_policy
 from luban.parallel.remat.scheduled import schedule_stacks
+from luban.parallel.replicated_params import ReplicatedParams
 from luban.parallel.routers import Routers, routers_of
 from luban.parallel.stages import Boundary, cut_stages, run_stage, shared_by_stages
 from luban.parallel.tensor import divide
@@ -163,7 +164,7 @@ def apply(
     if plan.keeps_weights and not placements.divided:
         from luban.parallel.whole_weights import own_rows
 
-        region = own_rows(model, world, apart)
+        region = own_rows(model, world, placements, apart)
     _set_weights(model, init, own, placements, region)
     if pack is not None:
         pack(model)
@@ -185,10 +186,20 @@ def apply(
         from luban.parallel.sharded_params import ShardedParams
 
         params = ShardedParams(root, model, zero=plan.zero, fixed=fixed)
+    elif plan.pipeline == 1 and world.copies > 1:
+        dtype, masters = COMPUTE[execution.precision], execution.masters
+        params = ReplicatedParams(model, blocks, world, dtype, masters=masters, fixed=fixed, apart=apart)
     else:
         dtype = COMPUTE[execution.precision]
         params = MixedPrecisionParams(model, dtype, masters=execution.masters, fixed=fixed)
-    sums = GradientSums(world, placements, params.begins(), apart=apart, **shared_by_stages(params.parameters, world))
+    sums = GradientSums(
+        world,
+        placements,
+        params.begins(),
+        apart=apart,
+        summed=plan.shard > 1 or isinstance(params, ReplicatedParams),
+        **shared_by_stages(params.parameters, world),
+    )
     step, heldout = functions
     runner: Runner = OneAfterTheOther(step, heldout, params)
     if boundary is not None:

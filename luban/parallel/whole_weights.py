@@ -9,8 +9,7 @@ in place, layer by layer, while the next step begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,22 +17,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from luban.nn.init import FindRegion, Region, whole
+from luban.nn.init import FindRegion, Region
+from luban.parallel.exchange import Found, GradientExchange, grouped, wide
+from luban.parallel.placement import Placements
 from luban.parallel.sharded_params import ShardedParams
 from luban.parallel.world import World
 
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name since torch 2.13
-IN_FLIGHT = 2  # groups whose gradients may be on their way while a third begins
-
-
-@dataclass
-class Group:
-    """Parameters whose messages go together."""
-
-    names: list[str]
-    missing: int = 0  # gradients of this micro-batch that the backward pass has still to compute
-    sent: bool = False  # they are on their way
-    gathering: list[Any] = field(default_factory=list)  # messages that the weights' next use waits for
 
 
 def rows_of(count: int, rank: int, size: int) -> tuple[int, int]:
@@ -42,7 +32,7 @@ def rows_of(count: int, rank: int, size: int) -> tuple[int, int]:
     return min(rank * each, count), min((rank + 1) * each, count)
 
 
-def own_rows(model: nn.Module, world: World, apart: Collection[str]) -> FindRegion:
+def own_rows(model: nn.Module, world: World, placements: Placements, apart: Collection[str]) -> FindRegion:
     """The rows of every parameter that this process has: what it must draw of a model, as `WholeWeights` gathers the others'."""
     assert world.sharing is not None
     group = world.sharing.get_group("shard")
@@ -50,7 +40,7 @@ def own_rows(model: nn.Module, world: World, apart: Collection[str]) -> FindRegi
 
     def find(name: str, tensor: Tensor) -> Region:
         if name not in divided:
-            return whole(name, tensor)
+            return placements.region(name, tensor)
         begin, end = rows_of(tensor.shape[0], dist.get_rank(group), group.size())
         return Region(tensor.shape, [(tensor[begin:end], (begin, *(0,) * (tensor.dim() - 1)))])
 
@@ -108,17 +98,18 @@ class WholeWeights(ShardedParams):
                 stride=working.stride(),
             )
             del held[name]
-        self._groups = self._grouped(blocks, apart)
-        self._of = {name: group for group in self._groups for name in group.names}
-        self._exchanging = True
-        self._sums: dict[str, Tensor] = {}
-        self._whole: dict[str, Tensor] = {}  # ZeRO 1: sums of the micro-batches before the last
+        blocks = list(blocks)
+        groups = grouped(model, blocks, [name for name in self.working if name not in apart])
+        self._exchange = GradientExchange(self.working, groups, self._sum_rows)
+        self._apart = {name: self.working[name] for name in self.working if name in apart}
+        self._sums_apart: dict[str, Tensor] = {}
         self._cuda = next(iter(self.working.values())).is_cuda
-        self._stream = torch.cuda.Stream() if self._cuda else None
-        self._in_flight: list[tuple[Any, Any]] = []  # gradients, and when they have been sent
-        for name, working in self.working.items():
-            if name in self._of:
-                working.register_post_accumulate_grad_hook(self._hook(self._of[name]))
+        outside = len(groups) - len(blocks)
+        self._outside, inside = groups[:outside], groups[outside:]
+        self._inside = {id(block): names for block, names in zip(blocks, inside, strict=True)}
+        self._arriving: dict[
+            str, list[Any]
+        ] = {}  # first name of a group → messages that the use of its weights waits for
         self.refresh()
 
     @torch.no_grad()
@@ -144,126 +135,57 @@ class WholeWeights(ShardedParams):
         found.data.copy_(parameter)
         return found
 
-    def _grouped(self, blocks: Iterable[nn.Module], apart: Collection[str]) -> list[Group]:
-        names = {id(parameter): name for name, parameter in self.working.items() if name not in apart}
-        inside: dict[str, list[str]] = {}
-        self._block: dict[int, Group] = {}
-        for block in blocks:
-            own = [names.pop(id(p)) for p in block.parameters() if id(p) in names]
-            self._block[id(block)] = Group(own)
-            inside |= dict.fromkeys(own, own)
-        rest = [Group([name]) for name in names.values()]
-        self._root = rest
-        return [*rest, *(group for group in self._block.values() if group.names)]
-
     # Gradients
 
     def begin_micro_batch(self, *, last: bool) -> None:
         """Before the backward pass of a micro-batch."""
-        self._exchanging = last or self.zero == 2
-        for group in self._groups:
-            group.missing, group.sent = len(group.names), False
-
-    def _hook(self, group: Group) -> Callable[[nn.Parameter], None]:
-        def arrived(_parameter: nn.Parameter) -> None:
-            group.missing -= 1
-            if group.missing == 0 and self._exchanging:
-                self._send(group)
-
-        return arrived
+        self._exchange.begin(active=last or self.zero == 2)
 
     @torch.no_grad()
     def accumulate(self) -> None:
         """Take the gradients of a micro-batch off the model."""
-        if self._exchanging:
-            for group in self._groups:  # those of which the backward pass has reached a part alone
-                if not group.sent:
-                    self._send(group)
-        else:
-            for name, working in self.working.items():
-                if name in self._of and working.grad is not None:
-                    gradient = self._wide(working.grad)
-                    self._whole[name] = self._whole[name].add_(gradient) if name in self._whole else gradient
-                    working.grad = None
-        for name, working in self.working.items():
-            if name not in self._of and working.grad is not None:  # held apart
-                gradient = self._wide(working.grad)
-                self._sums[name] = self._sums[name].add_(gradient) if name in self._sums else gradient
+        self._exchange.finish()
+        for name, working in self._apart.items():
+            if working.grad is not None:
+                gradient, sums = wide(working.grad), self._sums_apart
+                sums[name] = sums[name].add_(gradient) if name in sums else gradient
                 working.grad = None
 
-    @torch.no_grad()
-    def _send(self, group: Group) -> None:
-        """Send gradients to the processes that have their rows, and sum what arrives."""
-        group.sent = True
-        found: list[tuple[str, Tensor]] = []
-        for name in group.names:
-            working = self.working[name]
-            gradient, before = working.grad, self._whole.pop(name, None)
-            working.grad = None
-            if before is not None:
-                gradient = before if gradient is None else before.add_(gradient)
-            if gradient is not None:
-                found.append((name, gradient.contiguous()))
-        if not found:
-            return
-        if self._stream is None:
-            self._exchange(found)
-            return
-        computing = torch.cuda.current_stream()
-        self._stream.wait_stream(computing)
-        with torch.cuda.stream(self._stream):
-            self._exchange(found)
-            self._in_flight.append((self._stream.record_event(), found))
-        while len(self._in_flight) > IN_FLIGHT:  # their memory is used again after they have been sent
-            sent, _ = self._in_flight.pop(0)
-            computing.wait_event(sent)
-
-    def _exchange(self, found: Sequence[tuple[str, Tensor]]) -> None:
-        """See `_send`."""
+    def _sum_rows(self, found: Found) -> dict[str, Tensor]:
+        """This process's rows of the sums of gradients over all processes."""
         mine = [gradient[slice(*rows_of(gradient.shape[0], self.rank, self.size))] for _, gradient in found]
         sizes = [part.numel() for part in mine]
-        like = found[0][1]
-        arrived = like.new_empty(self.size - 1, sum(sizes))
+        arrived = found[0][1].new_empty(self.size - 1, sum(sizes))
         operations: list[dist.P2POp] = []
         for distance in range(1, self.size):
             to, source = (self.rank + distance) % self.size, (self.rank - distance) % self.size
             rows = arrived[distance - 1].split(sizes)
             for tag, ((_, gradient), part) in enumerate(zip(found, rows, strict=True)):
                 theirs = gradient[slice(*rows_of(gradient.shape[0], to, self.size))]
-                if theirs.numel():
-                    operations.append(
-                        dist.P2POp(dist.isend, theirs, group=self.group, group_peer=to, tag=tag)  # type: ignore[arg-type]
-                    )
-                if part.numel():
-                    operations.append(
-                        dist.P2POp(dist.irecv, part, group=self.group, group_peer=source, tag=tag)  # type: ignore[arg-type]
-                    )
+                for send, tensor, peer in ((dist.isend, theirs, to), (dist.irecv, part, source)):
+                    if tensor.numel():
+                        message = dist.P2POp(send, tensor, group=self.group, group_peer=peer, tag=tag)  # type: ignore[arg-type]
+                        operations.append(message)
         for work in dist.batch_isend_irecv(operations) if operations else ():
             work.wait()
-        summed = torch.cat([self._wide(part.reshape(-1)) for part in mine])
+        summed = torch.cat([wide(part.reshape(-1)) for part in mine])
         for row in arrived:
             summed += row
         for copies in self.copies_of:
             dist.all_reduce(summed, group=copies)
-        for (name, _), part, own in zip(found, summed.split(sizes), mine, strict=True):
-            part = part.view(own.shape)
-            self._sums[name] = self._sums[name].add_(part) if name in self._sums else part
-
-    @staticmethod
-    def _wide(gradient: Tensor) -> Tensor:
-        return gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        parts = zip(found, summed.split(sizes), mine, strict=True)
+        return {name: part.view(own.shape) for (name, _), part, own in parts}
 
     def gradients(self) -> dict[str, Tensor]:
         """This process's rows of every parameter that the step has reached."""
         self.accumulate()
-        if self._stream is not None:
-            torch.cuda.current_stream().wait_stream(self._stream)
-            self._in_flight.clear()
-        return {name: self._sums[name] for name in self.working if name in self._sums}
+        sums = {**self._exchange.wait(), **self._sums_apart}
+        return {name: sums[name] for name in self.working if name in sums}
 
     def clear(self) -> None:
         """Forget the step's gradients."""
-        self._sums, self._whole = {}, {}
+        self._exchange.clear()
+        self._sums_apart = {}
         for working in self.working.values():
             working.grad = None
 
@@ -276,13 +198,15 @@ class WholeWeights(ShardedParams):
     @torch.no_grad()
     def gather(self) -> None:
         """Begin to gather weights that have changed; who uses them waits by `ready` and `ready_outside`."""
-        self._wait(self._groups)
-        for group in self._groups:
+        groups = [*self._outside, *self._inside.values()]
+        self._wait(groups)
+        for names in groups:
             parts = []
-            for name in group.names:
+            for name in names:
                 storage, each = self._storages[name], self._storages[name].shape[0] // self.size
                 parts.append((storage, storage[self.rank * each : (self.rank + 1) * each]))
-            group.gathering = self._gathered(parts)
+            if parts:
+                self._arriving[names[0]] = self._gathered(parts)
 
     def _gathered(self, parts: Sequence[tuple[Tensor, Tensor]]) -> list[Any]:
         """Messages, on a GPU a single one, that put all processes' second tensors into the first."""
@@ -295,17 +219,16 @@ class WholeWeights(ShardedParams):
 
     def ready(self, block: nn.Module) -> None:
         """Wait for a block's weights."""
-        self._wait([self._block[id(block)]])
+        self._wait([self._inside[id(block)]])
 
     def ready_outside(self) -> None:
         """Wait for the weights that are in no block."""
-        self._wait(self._root)
+        self._wait(self._outside)
 
-    def _wait(self, groups: Iterable[Group]) -> None:
-        for group in groups:
-            for work in group.gathering:
+    def _wait(self, groups: Iterable[Sequence[str]]) -> None:
+        for names in groups:
+            for work in self._arriving.pop(names[0], ()) if names else ():
                 work.wait()
-            group.gathering = []
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -313,4 +236,4 @@ class WholeWeights(ShardedParams):
         for master, mine in self._copies.items():
             mine.copy_(master)
         self.gather()
-        self._wait(self._groups)
+        self._wait([*self._outside, *self._inside.values()])
