@@ -159,7 +159,7 @@ def started(names: list[str], call: argparse.Namespace) -> Iterator[tuple[str, d
     running = []
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-        threads = max((os.cpu_count() or 1) // processes, 1)  # each process would take all cores
+        threads = str(max(torch.get_num_threads() // processes, 1))  # else each process takes all cores
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
         environment = {**os.environ, **meeting, **{key: str(value) for key, value in place.items()}}
         pipes = (
