@@ -145,9 +145,11 @@ class Simulation:
         return np.where(finish < 0, np.nan, finish / 1e12)
 
     def completion_times(self) -> np.ndarray:
-        """Seconds from each flow's start to its last byte at the receiver; NaN for unfinished ones."""
+        """Seconds from each flow's start, or that of the flow that it answers, to its last byte at the receiver; NaN for unfinished
+        ones."""
         rows = self.state.flows
-        return np.where(rows["finish"] < 0, np.nan, (rows["finish"] - rows["began"]) / 1e12)
+        since = np.array([i if flow.since is None else flow.since for i, flow in enumerate(self.flows)], np.int64)
+        return np.where(rows["finish"] < 0, np.nan, (rows["finish"] - rows["began"][since]) / 1e12)
 
     def makespan(self) -> float:
         """Seconds until the last flow had arrived; NaN where one has not."""
