@@ -139,6 +139,10 @@ class Simulation:
         """From now on the link loses everything that is sent over it, both ways."""
         self.state.ports["down"][2 * link : 2 * link + 2] = 1
 
+    def repair_link(self, link: int) -> None:
+        """From now on the link carries packets again."""
+        self.state.ports["down"][2 * link : 2 * link + 2] = 0
+
     def finish_times(self) -> np.ndarray:
         """When each flow had arrived whole, seconds; NaN for unfinished ones."""
         finish = self.state.flows["finish"]
