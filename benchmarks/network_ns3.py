@@ -2,7 +2,7 @@
 
 python network_ns3.py dctcp FLOWS SECONDS ACK_EVERY → one line of JSON: long DCTCP flows into one port; queue percentiles in
 packets, goodput, events, processor seconds.
-python network_ns3.py incast SENDERS SEED ACK_EVERY RECEIVE_BYTES → 1 MB in equal parts over a port of 100 packets at 1 Gb/s, NewReno;
+python network_ns3.py incast SENDERS SEED ACK_EVERY RECEIVE_BYTES SACK → 1 MB in equal parts over a port of 100 packets at 1 Gb/s, NewReno;
 seconds until the last byte.
 """
 
@@ -113,10 +113,11 @@ def dctcp(flows, seconds, ack_every):
     return result
 
 
-def incast(senders, seed, ack_every, receive):
+def incast(senders, seed, ack_every, receive, sack):
     """Seconds from the start until the last byte has arrived; senders start within 50 µs of each other."""
     configure("TcpNewReno", ack_every, receive)
     set_default = ns.Config.SetDefault
+    set_default("ns3::TcpSocketBase::Sack", ns.BooleanValue(bool(sack)))
     set_default("ns3::TcpSocketBase::MinRto", ns.TimeValue(ns.MilliSeconds(300)))
     set_default("ns3::TcpSocketBase::ClockGranularity", ns.TimeValue(ns.MicroSeconds(1)))
     set_default("ns3::TcpSocket::ConnTimeout", ns.TimeValue(ns.MilliSeconds(300)))

@@ -9,8 +9,8 @@ guarantees on a link never sum up to more than it carries where paths are chosen
 twofold in a round trip, so that flows that come together meet a link that the others' windows are already known of.
 
 With `routing per_path` a flow first sends one packet over each of its paths, and takes the one whose most subscribed link, by
-Σweights·token/C, is least subscribed. While its own path is promised to more than it carries, it asks the others again each
-`reselect_us`, and leaves for one that would be less subscribed with it.
+Σweights·token/C, is least subscribed. While its own path is promised to more than it carries, it asks the others again every
+one to two `reselect_us`, and leaves for one that is less subscribed with it.
 
 The equation and both rules are this project's reading of the paper's description; leaving a path takes no time here.
 """
@@ -27,6 +27,7 @@ from luban.netsim.congestion.parameters import BASE_RTT, BDP, BYTES_A_PS, FIRST,
 from luban.netsim.engine.access import (
     flow_at,
     lane_at,
+    node_at,
     packet_at,
     params_at,
     path_port,
@@ -35,6 +36,7 @@ from luban.netsim.engine.access import (
     state_at,
     telemetry_at,
 )
+from luban.netsim.engine.heap import random_unit
 from luban.netsim.engine.layout import (
     INT_BYTES,
     INT_FIELDS,
@@ -82,7 +84,8 @@ class Ufab(Transport):
 def start(s, lane):
     """Start on the only path, or ask on each of several."""
     control, state = lane_at(s, lane), state_at(s, lane)
-    state[REPORTED], state[UPDATED], state[HOPS_SEEN], state[REGISTERED], state[ASKED] = 0.0, -1.0, 0.0, 0.0, s.now
+    state[REPORTED], state[UPDATED], state[HOPS_SEEN], state[REGISTERED] = 0.0, -1.0, 0.0, 0.0
+    state[ASKED] = s.now + random_unit(s) * params_at(s, lane)[RESELECT]
     if flow_at(s, control.flow).lanes == 1:
         _use(s, lane)
     else:
@@ -154,7 +157,7 @@ def on_ack(s, lane, packet):
     p, control, state = packet_at(s, packet), lane_at(s, lane), state_at(s, lane)
     flow = flow_at(s, control.flow)
     params = params_at(s, lane)
-    state[SUBSCRIPTION] = subscription(telemetry_at(s, packet), p.hops, params)
+    state[SUBSCRIPTION] = _subscription_with(s, flow, lane, telemetry_at(s, packet), p.hops)
     if state[PHASE] != IN_USE:
         _choose(s, flow, lane)
         return
@@ -170,7 +173,7 @@ def on_ack(s, lane, packet):
         for field in range(INT_FIELDS):
             control.seen[hop, field] = telemetry_at(s, packet)[hop, field]
     if flow.lanes > 1 and state[SUBSCRIPTION] > 1.0 and s.now - state[ASKED] >= params[RESELECT]:
-        state[ASKED] = s.now
+        state[ASKED] = s.now + random_unit(s) * params[RESELECT]  # tenants that meet don't all leave at once
         for other in range(flow.first_lane, flow.first_lane + flow.lanes):
             if other != lane:
                 _ask(s, other)
@@ -196,34 +199,46 @@ def _choose(s, flow, answered):
             state_at(s, lane)[PHASE] = IDLE
             lane_at(s, lane).ejected = 1
     params = params_at(s, best)
-    own = flow.weight / 1000.0 * params[TOKEN] / slowest_link(s, lane_at(s, best).path)
     if used < 0:
         _use(s, best)
-    elif state_at(s, best)[SUBSCRIPTION] + own < state_at(s, used)[SUBSCRIPTION]:
+    elif state_at(s, best)[SUBSCRIPTION] < state_at(s, used)[SUBSCRIPTION]:
         _sign_off(s, used)
         state_at(s, used)[PHASE] = IDLE
         lane_at(s, used).ejected = 1
         _use(s, best)
-        state_at(s, best)[UPDATED], state_at(s, best)[HOPS_SEEN], state_at(s, best)[ASKED] = s.now, 0.0, s.now
+        state_at(s, best)[UPDATED], state_at(s, best)[HOPS_SEEN] = s.now, 0.0
+        state_at(s, best)[ASKED] = s.now + random_unit(s) * params[RESELECT]
 
 
 @compiled
-def slowest_link(s, path):
-    """Bytes a ps of the slowest link of a path."""
-    least = 1 << 60
+def _subscription_with(s, flow, lane, records, hops):
+    """How much of the most subscribed link of a path is promised when the flow uses it: links that its present path crosses too
+    know its weight already."""
+    path, most, hop, params = lane_at(s, lane).path, 0.0, 0, params_at(s, lane)
     for i in range(path_start(s, path), path_start(s, path + 1)):
-        least = min(least, port_at(s, path_port(s, i)).rate)
-    return least * BYTES_A_PS
+        port = port_at(s, path_port(s, i))
+        if hop < hops and node_at(s, port.node).reports:
+            weight = records[hop, INT_WEIGHT] + (0 if _is_known_at(s, flow, path_port(s, i)) else flow.weight)
+            most = max(most, subscription(weight, records[hop, INT_RATE], params))
+            hop += 1
+    return most
 
 
 @compiled
-def subscription(records, hops, params):
-    """How much of its most subscribed link is promised: Σweights·token/C."""
-    most = 0.0
-    for hop in range(hops):
-        promised = records[hop, INT_WEIGHT] / 1000.0 * params[TOKEN]
-        most = max(most, promised / (records[hop, INT_RATE] * BYTES_A_PS))
-    return most
+def _is_known_at(s, flow, port):
+    for lane in range(flow.first_lane, flow.first_lane + flow.lanes):
+        if state_at(s, lane)[REGISTERED]:
+            path = lane_at(s, lane).path
+            for i in range(path_start(s, path), path_start(s, path + 1)):
+                if path_port(s, i) == port:
+                    return True
+    return False
+
+
+@compiled
+def subscription(weight, rate, params):
+    """The share of a link of `rate` Mb/s that weights (in thousandths) of this sum are promised."""
+    return weight / 1000.0 * params[TOKEN] / (rate * BYTES_A_PS)
 
 
 @compiled
