@@ -156,6 +156,7 @@ class ElasticRun:
         loop = ElasticLoop(art, parts, link=self.link, seat=seat, flash=flash, flash_every=recipe.elastic.flash_every)
         self.kept.trained = True
         loop.run()
+        self.link.client("trained", generation=seat.generation, steps=parts.state.progress.step)
         figures = self.link.client("figures")
         art.note(goodput=figures.pop("goodput"), elastic=figures)
 
@@ -238,6 +239,7 @@ class ElasticRun:
                 parts = self._parts(opened, world, seat)
         self.link.goodput.go_back(step)
         if world.is_main:
+            self.link.client("spent_before", recorded=art.figures.get("goodput", {}))
             undone = self.link.client("resume", generation=seat.generation, step=step)
             if seat.generation > 1 or step:
                 say(f"{seat.size} workers go on after step {step} ({undone} steps are done again)")
