@@ -41,6 +41,7 @@ from luban.train.elastic.agent import folder_of
 from luban.train.elastic.processes import Process
 
 HUNG = 120.0  # seconds without a step after which a run counts as hung
+SECONDS_A_KILL = 2.5  # of training between two kills, without recovery
 KINDS = ("worker", "worker", "service", "agent")
 RECIPE = """
 [model]
@@ -76,35 +77,30 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--parallel", type=int, default=1, help="runs at once")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=0, help="of each run (0: 40 a kill)")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="of each run (0: 2.5 s of them a kill, by their measured time)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
     parser.add_argument("--out", type=Path, help="JSON with every kill, written after each run")
     args, plan = parser.parse_known_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    steps = args.steps or 40 * max(args.kills, 5)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipe = folder / "recipe.toml"
-        recipe.write_text(RECIPE.format(steps=steps))
-        command = [
-            "pretrain",
-            str(recipe),
-            "--data.path",
-            str(make_shards(folder)),
-            "--nproc",
-            str(args.workers),
-            *plan,
-        ]
-        calm = folder / "calm"
-        if luban(command, calm).wait():
-            raise SystemExit(log_of(calm).read_text())
-        wanted = weights_of(calm)
+        shards = make_shards(folder)
+
+        def command(steps: int) -> list[str]:
+            recipe = folder / f"{steps}.toml"
+            recipe.write_text(RECIPE.format(steps=steps))
+            return ["pretrain", str(recipe), "--data.path", str(shards), "--nproc", str(args.workers), *plan]
+
+        steps = args.steps or enough_steps(undisturbed(command(60), folder / "short"), args.kills)
+        wanted = weights_of(undisturbed(command(steps), folder / "calm"))
         found: list[dict] = []
 
         def one(number: int) -> dict:
             out = folder / f"run{number}"
-            result = Killed(command, out, args.workers, random.Random(f"{args.seed} {number}")).run(args.kills)
+            result = Killed(command(steps), out, args.workers, random.Random(f"{args.seed} {number}")).run(args.kills)
             result |= audit(out, steps * 12) if result["finished"] else {}
             result["weights_equal"] = result["finished"] and weights_of(out) == wanted
             if result["finished"]:
@@ -119,6 +115,18 @@ def main() -> None:
                     kept = {"summary": summary(found, args, plan, steps), "runs": found}
                     args.out.write_text(json.dumps(kept, indent=1))
         print(json.dumps(summary(found, args, plan, steps), indent=1))
+
+
+def undisturbed(command: list[str], out: Path) -> Path:
+    """A finished run without anything elastic."""
+    if luban(command, out).wait():
+        raise SystemExit(log_of(out).read_text())
+    return out
+
+
+def enough_steps(run: Path, kills: int) -> int:
+    """Steps that last long enough for so many kills, by the median step of a short run."""
+    return max(round(SECONDS_A_KILL * kills / open_artifact(run, "run").figures["step_seconds"]), 40 * max(kills, 5))
 
 
 def summary(found: list[dict], args: argparse.Namespace, plan: list[str], steps: int) -> dict:

@@ -31,7 +31,11 @@ void StopAt(Ptr<PacketSink> sink, uint64_t bytes, Time every) {
 }
 """
 RATE, DELAY, THRESHOLD, SEGMENT = "10Gbps", "10us", 65, 1448
-INCAST_BYTES, INCAST_PACKETS, INCAST_SPREAD = 10**6, 100, 50e-6  # of all senders; of the port; seconds in which they start
+INCAST_BYTES, INCAST_PACKETS, INCAST_SPREAD = (
+    10**6,
+    100,
+    50e-6,
+)  # of all senders; of the port; seconds in which they start
 
 
 def configure(kind, ack_every, receive=4 << 20):

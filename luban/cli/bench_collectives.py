@@ -66,6 +66,9 @@ def run(argv: Sequence[str]) -> int:
     for name in args.collectives:
         if name not in COLLECTIVES:
             raise UsageError(f"unknown collective '{name}'{nearest(name, COLLECTIVES)}")
+    names = args.collectives or (PREDICTED if args.fit else tuple(COLLECTIVES))
+    if args.fit and not {"all_reduce"} <= set(names) <= set(PREDICTED):
+        raise UsageError(f"--fit needs all_reduce, and predicts {', '.join(PREDICTED)}")
     default = FITTED if args.fit else DEFAULT
     sizes = [_bytes(text) for text in args.sizes or default]
     if args.fit and len(set(sizes)) < 4:
@@ -78,9 +81,6 @@ def run(argv: Sequence[str]) -> int:
         os.environ.setdefault("NCCL_ALGO", "Ring")
     device = choose_device(args.device)
     world = World.join(ParallelPlan(replicate=process_count()), device)
-    names = args.collectives or (PREDICTED if args.fit else tuple(COLLECTIVES))
-    if args.fit and not {"all_reduce"} <= set(names) <= set(PREDICTED):
-        raise UsageError(f"--fit needs all_reduce, and predicts {', '.join(PREDICTED)}")
     rows = measure(names, sizes, device, repeats=args.repeats, pieces=args.pieces)
     if world.is_main:
         print_result(table(rows, world.size))
@@ -114,14 +114,22 @@ def _predictions(rows: Sequence[Row], processes: int) -> dict[str, Any]:
         }
         for row in rows
     ]
-    return {"backend": rows[0].peer, "alpha_seconds": links.alpha, "beta_seconds_a_byte": links.beta, "predictions": found}
+    return {
+        "backend": rows[0].peer,
+        "alpha_seconds": links.alpha,
+        "beta_seconds_a_byte": links.beta,
+        "predictions": found,
+    }
 
 
 def _prediction_lines(found: dict[str, Any]) -> list[str]:
     """The fit, a line for each collective and size, and the largest error of an all-reduce that wasn't fitted."""
     ways = ("closed form", "fluid", "packets")
     alpha, rate = 1e6 * found["alpha_seconds"], 1e-9 / found["beta_seconds_a_byte"]
-    lines = ["", f"{found['backend']}: alpha {alpha:.2f} µs a message, 1/beta {rate:.3g} GB/s, fitted to the all-reduces marked *"]
+    lines = [
+        "",
+        f"{found['backend']}: alpha {alpha:.2f} µs a message, 1/beta {rate:.3g} GB/s, fitted to the all-reduces marked *",
+    ]
     lines.append(f"{'collective':<16}{'size':>10}{'measured':>14}" + "".join(f"{way:>22}" for way in ways))
     worst = dict.fromkeys(ways, 0.0)
     for row in found["predictions"]:
@@ -132,7 +140,9 @@ def _prediction_lines(found: dict[str, Any]) -> list[str]:
                 worst[way] = max(worst[way], abs(error))
             cells += f"{f'{milliseconds(row[way])} ({error:+.0%})':>22}"
         mark = "*" if row["fitted"] else ""
-        lines.append(f"{row['collective'] + mark:<16}{bytes_(row['bytes']):>10}{milliseconds(row['measured']):>14}{cells}")
+        lines.append(
+            f"{row['collective'] + mark:<16}{bytes_(row['bytes']):>10}{milliseconds(row['measured']):>14}{cells}"
+        )
     said = ", ".join(f"{way} {error:.1%}" for way, error in worst.items())
     verdict = "within" if max(worst.values()) <= WANTED else "NOT within"
     lines.append(f"largest error of an all-reduce that was not fitted: {said}; {verdict} {WANTED:.0%}")

@@ -136,7 +136,9 @@ def _compare(scenarios: dict[str, Scenario], title: str, out: Path | None, as_js
             break
     if out is not None:
         with whole_directory(out) as folder:
-            (folder / "comparison.json").write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            (folder / "comparison.json").write_text(
+                json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
             for name, result in results.items():
                 part = folder / re.sub(r"[^\w.-]+", "-", name)
                 part.mkdir()

@@ -14,7 +14,12 @@ import numpy as np
 from luban.core.errors import UsageError
 
 SWEEPS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}  # how often a ring is gone round
-SIMULATED = {"all_reduce": "ring", "all_gather": "all_gather", "reduce_scatter": "reduce_scatter", "all_to_all": "all_to_all"}
+SIMULATED = {
+    "all_reduce": "ring",
+    "all_gather": "all_gather",
+    "reduce_scatter": "reduce_scatter",
+    "all_to_all": "all_to_all",
+}
 PACKETS = 64  # that a part is cut into: as a network card's messages, not its frames
 GIGABIT = 8e-9
 

@@ -47,7 +47,9 @@ class Transport(Variant):
     ack_priority: bool = True  # acknowledgements pass before data
     recovery: Recovery = "go_back_n"  # of lost packets
     reorder: int = 3  # selective: a packet is lost when one sent so many later has arrived; 0: only by timeout
-    routing: Routing = "ecmp"  # a path a flow, each packet any, in turn, paths controlled one by one, by the shortest queue
+    routing: Routing = (
+        "ecmp"  # a path a flow, each packet any, in turn, paths controlled one by one, by the shortest queue
+    )
     max_paths: int = 16  # of shortest paths, how many a flow chooses among
     rto_us: float = 4000.0  # smallest retransmission timeout, microseconds
     ack_every: int = 1  # packets an acknowledgement; not with selective recovery

@@ -64,7 +64,9 @@ class Ufab(Transport):
 
     header: int = 90  # bytes of headers a data packet, telemetry included
     token_gbps: float = 1.0  # bandwidth that a weight of 1 is guaranteed
-    admission: Literal["two_stage", "at_once"] = "two_stage"  # from the guarantee on, at most twofold a round trip; or line rate
+    admission: Literal["two_stage", "at_once"] = (
+        "two_stage"  # from the guarantee on, at most twofold a round trip; or line rate
+    )
     reselect_us: float = 100.0  # per_path: between two looks at the other paths, microseconds
     eta: float = 0.95  # utilisation that is aimed at
 

@@ -19,7 +19,13 @@ from luban.netsim.topology.network import Network, Path
 UNLIMITED = 1 << 60
 NEVER = 1 << 62
 RECOVERIES = {"go_back_n": at.GO_BACK_N, "newreno": at.NEWRENO, "selective": at.SELECTIVE}
-ROUTINGS = {"ecmp": at.ONE_PATH, "spray": at.SPRAY, "round_robin": at.ROUND_ROBIN, "per_path": at.BY_LANE, "adaptive": at.ADAPTIVE}
+ROUTINGS = {
+    "ecmp": at.ONE_PATH,
+    "spray": at.SPRAY,
+    "round_robin": at.ROUND_ROBIN,
+    "per_path": at.BY_LANE,
+    "adaptive": at.ADAPTIVE,
+}
 FIRST_POOL = 4096  # packets
 
 

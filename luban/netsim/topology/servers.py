@@ -45,7 +45,9 @@ class Servers(Topology):
         leaves = [network.add_switch(f"leaf{i}", 3) for i in range(-(-self.servers // self.servers_per_leaf))]
         cards: list[tuple[str, int]] = []
         for server in range(self.servers):
-            cards += self._server(network, server, gpus[server], memories[server], leaves[server // self.servers_per_leaf])
+            cards += self._server(
+                network, server, gpus[server], memories[server], leaves[server // self.servers_per_leaf]
+            )
         if self.nic_memory_gbps:
             for name, card in cards:
                 memory = network.add_host(f"card-memory{name}")

@@ -46,7 +46,9 @@ class Collective(Workload):
     bytes: int = 100_000_000  # on each rank
     ranks: int = 0  # 0: all hosts
     alpha_us: float = 0.0  # software before each send
-    placement: Literal["in_order", "random", "across", "halving_doubling"] = "in_order"  # of ranks on hosts; the last for BiGraph
+    placement: Literal["in_order", "random", "across", "halving_doubling"] = (
+        "in_order"  # of ranks on hosts; the last for BiGraph
+    )
     group: int = 8  # hierarchical: ranks of a group; across: hosts of a server, next ranks being on different ones
     shape: tuple[int, int, int] = (4, 4, 4)  # torus: its size
     at_once: int = 1  # torus: ports of a node in use, 1, 3 or 6

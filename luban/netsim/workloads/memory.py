@@ -52,8 +52,14 @@ class Memory(Workload):
         """Three flows an operation: question, service, answer."""
         if self.bytes < 1 or min(self.clients, self.count) < 1 or self.gap_us < 0:
             raise ConfigError("workload.bytes, clients and count must be at least 1, gap_us at least 0")
-        if not 0 <= self.refresh_ns < self.refresh_every_ns or min(self.fixed_ns, self.access_ns) < 0 or self.alu_gbps <= 0:
-            raise ConfigError("workload: refresh_ns from 0 to below refresh_every_ns, times at least 0, alu_gbps above 0")
+        if (
+            not 0 <= self.refresh_ns < self.refresh_every_ns
+            or min(self.fixed_ns, self.access_ns) < 0
+            or self.alu_gbps <= 0
+        ):
+            raise ConfigError(
+                "workload: refresh_ns from 0 to below refresh_every_ns, times at least 0, alu_gbps above 0"
+            )
         names = [network.names[node] for node in network.hosts]
         clients = [host for host, name in enumerate(names) if name.startswith(self.client)][: self.clients]
         targets = [host for host, name in enumerate(names) if name.startswith(self.target)]

@@ -100,7 +100,10 @@ class Shortage:
         self.since = now if self.since is None else self.since
         missing = f"elastic.min_workers is {fewest}, and {ready} of the {expected} workers of this run are ready"
         if now - self.since > self.patience:
-            return f"{missing} after {self.patience:.0f} s: start more, or give --elastic.min_workers {max(ready, 1)}", True
+            return (
+                f"{missing} after {self.patience:.0f} s: start more, or give --elastic.min_workers {max(ready, 1)}",
+                True,
+            )
         if self.said or (expected >= fewest and now - self.since < self.unsaid):
             return "", False
         self.said = True

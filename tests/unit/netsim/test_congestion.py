@@ -126,7 +126,7 @@ def collapses(senders, **transport):
 @pytest.mark.parametrize(
     ("transport", "holds", "falls"),
     [
-        # ns-3 3.44 with selective acknowledgements: all of 3 fall from 2 senders on, and with 64 kB from 4 on
+        # ns-3 3.44 with selective acknowledgements: 2 or 3 of 3 fall from 2 senders on, with 64 kB from 4 on
         ({"recovery": "selective"}, (2,), (5, 8, 12, 20)),
         ({"recovery": "selective", "receive_window": 65536}, (2, 3), (7, 12, 20)),
         # published for this port: from about ten on
@@ -152,7 +152,9 @@ def test_dctcp_has_the_queue_of_ns3(flows, every, p50, p95):
     """Packets queued at 10 Gb/s, marked from 65 on; ns-3 3.44's figures with an acknowledgement for each or each second packet."""
     marks = {"mark_low_bytes": 65 * PACKET, "mark_high_bytes": 65 * PACKET, "mark_at": "enqueue"}
     switches = Switches(flow_control="lossy", buffer_bytes=10_000_000, **marks)
-    queue, rates = settled(incast(flows, Dctcp(ack_every=every), switches, gbps=10.0, delay_us=10.0, until=40 * MILLISECOND))
+    queue, rates = settled(
+        incast(flows, Dctcp(ack_every=every), switches, gbps=10.0, delay_us=10.0, until=40 * MILLISECOND)
+    )
     assert np.percentile(queue / PACKET, 50) == pytest.approx(p50, rel=0.12)
     assert np.percentile(queue / PACKET, 95) == pytest.approx(p95, rel=0.10)
     assert rates.sum() == pytest.approx(9.63, rel=0.01)

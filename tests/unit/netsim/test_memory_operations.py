@@ -31,7 +31,9 @@ def wire(sizes, rates=(400, 100, 100, 400), delays=(0, 1e-8, 1e-8, 0)):
 )
 def test_an_operation_takes_question_service_and_answer(operation, there, back, service):
     network = SERVERS.network()
-    work = Memory(operation=operation, client="card-memory0", target="card-memory1", count=3, refresh_ns=0.0, fixed_ns=100.0)
+    work = Memory(
+        operation=operation, client="card-memory0", target="card-memory1", count=3, refresh_ns=0.0, fixed_ns=100.0
+    )
     flows = work.flows(network, np.random.default_rng(0))
     simulation = Simulation(network, flows, Constant())
     assert simulation.run().complete

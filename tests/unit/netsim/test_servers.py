@@ -61,7 +61,9 @@ def test_pcie_hands_out_credits_and_neither_marks_nor_reports():
 
 def test_sharing_a_card_costs_its_share_of_the_bandwidth(capsys):
     """Eight GPUs over one card of 100 Gb/s, a card for each of them: eight times the bytes over a link."""
-    rows = compared("eflops_nic", capsys, "--workload.bytes", "4000000", "--topology.servers", "2", "--workload.ranks", "16")
+    rows = compared(
+        "eflops_nic", capsys, "--workload.bytes", "4000000", "--topology.servers", "2", "--workload.ranks", "16"
+    )
     ends = {name: row["ends"] for name, row in rows.items()}
     assert ends["one card a server"] / ends["a card for each GPU"] == pytest.approx(8, rel=0.15)
     assert ends["two cards"] / ends["a card for each GPU"] == pytest.approx(4, rel=0.15)
@@ -135,7 +137,11 @@ def test_variants_are_written_and_printed(tmp_path, capsys):
 )
 def test_a_comparison_that_is_none_is_said(text, said, tmp_path, capsys):
     path = tmp_path / "s.toml"
-    path.write_text(text + "\n" + SCENARIO.split("[compare.two]")[0] if "[" not in text else SCENARIO.split("[compare.two]")[0] + text)
+    path.write_text(
+        text + "\n" + SCENARIO.split("[compare.two]")[0]
+        if "[" not in text
+        else SCENARIO.split("[compare.two]")[0] + text
+    )
     assert main(["simulate", str(path)]) in (1, 2)
     assert said in capsys.readouterr().err
 

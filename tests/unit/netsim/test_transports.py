@@ -202,7 +202,14 @@ def test_segments_are_passed_one_by_one_and_their_bytes_taken_off():
     sent = {network.port_name(int(p)): int(b) for p, b in enumerate(simulation.state.ports["tx_bytes"]) if b > 10**6}
     path = [network.port_name(p) for p in simulation.state.path_ports]
     assert set(sent) == set(path) and len(path) == 1 + 1 + 2 + 1 + 1
-    left = [3, 3, 2, 2, 1, 1]  # of two and the destination, by link: taken off as a packet leaves the node that it names
+    left = [
+        3,
+        3,
+        2,
+        2,
+        1,
+        1,
+    ]  # of two and the destination, by link: taken off as a packet leaves the node that it names
     assert [(sent[name] - 1_048_000) // 1000 for name in path] == [8 + 8 * n for n in left]
     # with room for one packet a link at a time nothing is lost or left over
     tight = Simulation(network, [flow], Constant(), Switches(flow_control="credits", credit_bytes=2500))
