@@ -85,7 +85,6 @@ class Kept:
     """What a worker keeps from one generation to the next."""
 
     parts: TrainerComponents | None = None
-    trained: bool = False  # whether its weights are no longer those of the start
 
 
 class ElasticRun:
@@ -154,7 +153,6 @@ class ElasticRun:
         note_changes(art, recipe, parts.state, opened[2])
         flash = FlashMemory(self._folders(seat), Owner(seat.generation, seat.rank, seat.size))
         loop = ElasticLoop(art, parts, link=self.link, seat=seat, flash=flash, flash_every=recipe.elastic.flash_every)
-        self.kept.trained = True
         loop.run()
         self.link.client("trained", generation=seat.generation, steps=parts.state.progress.step)
         figures = self.link.client("figures")
@@ -234,7 +232,7 @@ class ElasticRun:
             if found is not None:
                 step = found[0]
                 parts.state.restore(found[1], seed)
-            elif self.kept.trained:  # in an earlier generation, whose steps are lost
+            elif seat.generation > 1:  # weights may be trained, and all make theirs anew: that takes messages of all
                 self.kept = Kept()
                 parts = self._parts(opened, world, seat)
         self.link.goodput.go_back(step)
