@@ -2,14 +2,14 @@
 uninterrupted run, how long until training goes on, does anything hang.
 
     python benchmarks/elastic.py --kills 20 --runs 1
-    python benchmarks/elastic.py --kills 20 --runs 10 --parallel 4 --out FILE.json    # on 16 cores
+    python benchmarks/elastic.py --kills 20 --runs 10 --parallel 5 --out FILE.json    # on 16 cores
     python benchmarks/elastic.py --kills 20 --runs 10 --workers 2 --plan.shard 2 --out FILE.json
 
 A small decoder trains on random text with --nproc WORKERS over Gloo. Each kill is a SIGKILL at a random moment; half of them hit
 a worker, a quarter the service, a quarter the agent, which is started again by the same command as a person would. The
 next kill waits until training has gone on. Recovery is counted from the kill to the next step that is finished after it, the
 start of a replacement included. --parallel lets so many runs go on at once: two workers, an agent, a service and a spare
-that imports torch are busy in each, so that four cores a run keep them apart. Weights are compared with those of one run without kills by their hash.
+that imports torch are busy in each, so that three cores a run or more keep them apart. Weights are compared with those of one run without kills by their hash.
 """
 
 from __future__ import annotations
