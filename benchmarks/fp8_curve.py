@@ -26,6 +26,7 @@ from gpu_step import SHAPE, TINY, luban_engine, luban_spec
 from on_gpus import side_by_side
 from torch import Tensor
 
+from luban.data.batch import Batch
 from luban.models.build import build_model, state_of
 from luban.models.spec import ModelSpec
 
@@ -59,12 +60,15 @@ def tokens(vocabulary: int, rows: int, length: int) -> np.ndarray:
 class TextBatch:
     """One batch of a step."""
 
+    cut = Batch.cut
+
     def __init__(self, rows: np.ndarray, step: int, batch: int):
         self.ids = rows[step * batch : (step + 1) * batch]
         self.target_count = self.tokens_read = batch * (rows.shape[1] - 1)
+        self.tokens = self.ids[:, :-1]
 
     def arrays(self):
-        return {"tokens": self.ids[:, :-1], "targets": self.ids[:, 1:], "loss_mask": self.ids[:, 1:] >= 0}
+        return {"tokens": self.tokens, "targets": self.ids[:, 1:], "loss_mask": self.ids[:, 1:] >= 0}
 
 
 def disturbed_weights(spec: ModelSpec, device: str) -> dict[str, Tensor]:

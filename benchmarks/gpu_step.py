@@ -37,6 +37,7 @@ from plain_model import Plain
 from torch import Tensor, nn
 
 from luban.core.plan import ParallelPlan
+from luban.data.batch import Batch
 from luban.kernels import gated
 from luban.kernels.dispatch import NAMES, flash4_missing
 from luban.models.build import build_model
@@ -208,12 +209,15 @@ def luban_step(
 class RandomBatch:
     """Random tokens, one document a row."""
 
+    cut = Batch.cut
+
     def __init__(self, batch: int, seq: int, vocabulary: int):
         self.target_count = self.tokens_read = batch * seq
         self.ids = torch.randint(0, vocabulary, (batch, seq + 1)).numpy()
+        self.tokens = self.ids[:, :-1]
 
     def arrays(self):
-        return {"tokens": self.ids[:, :-1], "targets": self.ids[:, 1:], "loss_mask": self.ids[:, 1:] >= 0}
+        return {"tokens": self.tokens, "targets": self.ids[:, 1:], "loss_mask": self.ids[:, 1:] >= 0}
 
 
 def contest(name: str, steps: int, tiny: bool, kernel: str, profile: Path | None) -> dict[str, float]:

@@ -243,10 +243,10 @@ def engine_of(
     optimizer: OptimizerConfig | None = None,
     **execution: Any,
 ) -> TrainEngine:
-    """The family's model ready to train on the CPU, by AdamW unless an optimizer is given."""
+    """The family's model ready to train, on the CPU unless told, by AdamW unless an optimizer is given."""
     with torch.device("meta"):
         model = family.spec.body.build(family.spec)
-    settings = Execution(device=torch.device("cpu"), **execution)
+    settings = Execution(**{"device": torch.device("cpu"), **execution})
     return apply(
         family.objective.loss(model),
         plan or ParallelPlan(),

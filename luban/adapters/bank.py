@@ -1,41 +1,91 @@
 """Several adapters over one model at once, each for its own tokens of a packed row.
 
+Those that add a low-rank product (lora, pissa) lie in stacks (`luban.adapters.stack`), of which two kernels a matmul serve all;
+other kinds are called one after another.
+
 N tokens of a row, I inputs, O outputs of a projection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luban.adapters.base import AdapterConfig, adapters_of
+from luban.adapters.base import Adapter, AdapterConfig, adapters_of
+from luban.adapters.lora import LowRank
+from luban.adapters.stack import Chosen, LowRankStack
 from luban.core.errors import UnsupportedError
+from luban.kernels.row_groups import RowGroupBuffers
 from luban.models.base import Model
 from luban.models.build import build_model, materialise, state_of
-from luban.nn.linear import MatmulOwner, Projection, adapted_output, matmul_owners
+from luban.nn.invariant import InvariantMatmul
+from luban.nn.linear import MatmulOwner, Projection, adapted_output, matmul_owners, reads_output
 
 
-class Selection:
-    """Which adapter each token of the next forward uses; tokens that aren't listed use none."""
+class Selection(Chosen):
+    """Which adapter each token of the next forward uses.
 
-    def __init__(self) -> None:
-        self.rows: dict[str, Tensor] = {}  # adapter → indices (N',) of its tokens in the row
+    Args:
+        slots: adapters in stacks at most.
+        tokens: of a forward at most, padding included.
+        device: of the model.
+        invariant: what a token gets doesn't depend on the others, bit for bit.
+    """
 
-    def choose(self, spans: list[tuple[str, int]], device: torch.device) -> None:
-        """Set it from (adapter or "", tokens) of every sequence, in the order of the row."""
+    def __init__(self, slots: int, tokens: int, device: torch.device, *, invariant: bool = False):
+        super().__init__(InvariantMatmul().linear if invariant else F.linear)
+        self.count, self.device, self.invariant = slots, device, invariant
+        self.rows: dict[str, Tensor] = {}  # adapter that is in no stack → indices (N',) of its tokens in the row
+        self.slots: dict[str, int] = {}  # adapter → its slot in the stacks
+        self.changed = 0  # counts when a forward with adapters came to consist of other work, or at other addresses
+        self._free = list(range(slots))
+        self._buffers = RowGroupBuffers(slots, tokens, device, fixed=invariant)
+        self._spans: list[tuple[int | None, int]] = []
+
+    def choose(self, spans: Sequence[tuple[str, int]]) -> None:
+        """Set it from (adapter or "", tokens) of every sequence, in the order of the row; `place` follows."""
         found: dict[str, list[int]] = {}
         start = 0
         for name, count in spans:
-            if name:
+            if name and name not in self.slots:
                 found.setdefault(name, []).extend(range(start, start + count))
             start += count
-        self.rows = {name: torch.tensor(rows, device=device) for name, rows in found.items()}
+        self.rows = {name: torch.tensor(rows, device=self.device) for name, rows in found.items()}
+        self._spans = [(self.slots.get(name), count) for name, count in spans]
+        self.groups = None
+
+    @property
+    def stacked(self) -> bool:
+        """Whether a token uses a slot."""
+        return any(slot is not None for slot, _ in self._spans)
+
+    def place(self, size: int | None = None) -> None:
+        """Copy to the device which rows use which slot.
+
+        Args:
+            size: see `luban.kernels.row_groups.RowGroupBuffers.write`.
+        """
+        self.groups = self._buffers.write(self._spans, size)
+
+    def slot(self, name: str) -> int:
+        """An adapter's slot, the next free one where it has none yet."""
+        if name not in self.slots:
+            self.slots[name] = self._free.pop(0)
+        return self.slots[name]
+
+    def release(self, name: str) -> int | None:
+        """Free an adapter's slot; None: it has none."""
+        slot = self.slots.pop(name, None)
+        if slot is not None:
+            self._free.insert(0, slot)
+        return slot
 
 
 class Bank(nn.Module):
-    """The adapters at one projection, by name: each changes the outputs of its own tokens."""
+    """The adapters at one projection that are in no stack, by name: each changes the outputs of its own tokens."""
 
     reads_output = True
 
@@ -54,8 +104,12 @@ class Bank(nn.Module):
         return y_1NO
 
 
-def bankable(config: AdapterConfig, model: Model, name: str) -> None:
-    """Raise UnsupportedError for an adapter that can't share a batch with others."""
+def bankable(config: AdapterConfig, model: Model, name: str, *, invariant: bool = False) -> None:
+    """Raise UnsupportedError for an adapter that can't share a batch with others.
+
+    Args:
+        invariant: what a token gets must not depend on the others, bit for bit.
+    """
     kind = config.registry.name_of(type(config))
     if config.modules_to_save:
         what = f"it replaces whole modules ({', '.join(config.modules_to_save)})"
@@ -64,10 +118,17 @@ def bankable(config: AdapterConfig, model: Model, name: str) -> None:
     else:
         twin = build_model(model.spec, device="meta")
         config.adapt(twin)
-        outside = [name for name, _ in adapters_of(twin) if ".adapters." not in name or name.startswith("head.")]
-        if not outside:
+        held = adapters_of(twin)
+        outside = [name for name, _ in held if ".adapters." not in name or name.startswith("head.")]
+        if outside:
+            what = f"a {kind} adapter changes more than the layers' projections ({outside[0]})"
+        elif invariant and any(low_rank(adapter) is None for _, adapter in held):
+            raise UnsupportedError(
+                f"the adapter {name} is of kind {kind}, whose outputs depend in their last bits on what shares the batch: "
+                "with --batch-invariant adapters of the kinds lora and pissa are served"
+            )
+        else:
             return
-        what = f"a {kind} adapter changes more than the layers' projections ({outside[0]})"
     raise UnsupportedError(
         f"the adapter {name} can't share a batch with others: {what}; serve it alone, by --adapter DIR"
     )
@@ -77,7 +138,7 @@ def bankable(config: AdapterConfig, model: Model, name: str) -> None:
 def add_to_banks(
     model: Model, selection: Selection, name: str, config: AdapterConfig, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put an adapter into the banks of a model. `tensors` are named as in a model that it alone adapts."""
+    """Put an adapter into the stacks and banks of a model. `tensors` are named as in a model that it alone adapts."""
     twin = build_model(model.spec, device="meta")
     config.adapt(twin)
     like = next(p for p in model.parameters() if p.is_floating_point())
@@ -88,8 +149,32 @@ def add_to_banks(
         for own, tensor in state_of(adapter).items():
             tensor.copy_(tensors[f"{place}.{own}"])
         owner, _, projection = place.rpartition(".adapters.")
-        adapter.requires_grad_(False)
-        bank_at(owners[owner], projection, selection).held[name] = adapter.eval()
+        if (low := low_rank(adapter)) is not None:
+            a_RI, b_OR = low.factors()
+            stack = stack_at(owners[owner], projection, selection, len(a_RI), like)
+            selection.changed += stack.put(selection.slot(name), projection, a_RI, b_OR, low.scale)
+        else:
+            adapter.requires_grad_(False)
+            bank_at(owners[owner], projection, selection).held[name] = adapter.eval()
+
+
+def low_rank(adapter: Adapter) -> LowRank | None:
+    """The adapter as one that does no more than add a product of its factors to an output, else None."""
+    return adapter if isinstance(adapter, LowRank) and not reads_output(adapter) else None
+
+
+def stack_at(owner: MatmulOwner, projection: str, selection: Selection, rank: int, like: Tensor) -> LowRankStack:
+    """The stack of a projection and those that are multiplied with it, made where there is none yet."""
+    if projection not in owner.stacks:
+        held = owner.projections()
+        joint = {
+            name: p.out_features for name, p in held.items() if any(p is other for other in owner.joint_projections())
+        }
+        sizes = joint if projection in joint else {projection: held[projection].out_features}
+        inputs, slots = held[projection].in_features, selection.count
+        made = LowRankStack(inputs, sizes, slots, rank, like.detach(), selection)
+        owner.stacks.update(dict.fromkeys(sizes, made))
+    return owner.stacks[projection]  # type: ignore[return-value]
 
 
 def bank_at(owner: MatmulOwner, projection: str, selection: Selection) -> Bank:
@@ -101,9 +186,14 @@ def bank_at(owner: MatmulOwner, projection: str, selection: Selection) -> Bank:
     return held
 
 
-def remove_from_banks(model: Model, name: str) -> None:
-    """Take an adapter out; banks that become empty go too, so that fused kernels run where they did."""
+def remove_from_banks(model: Model, selection: Selection, name: str) -> None:
+    """Take an adapter out; banks that become empty go too, so that fused kernels run where they did. Stacks stay where they
+    are, since recorded forwards read them."""
+    slot = selection.release(name)
     for _, owner in matmul_owners(model):
+        if slot is not None:
+            for stack in dict.fromkeys(owner.stacks.values()):
+                stack.clear(slot)
         for projection, bank in list((owner.adapters or {}).items()):
             if isinstance(bank, Bank) and name in bank.held:
                 del bank.held[name]

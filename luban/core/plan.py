@@ -44,6 +44,8 @@ class ParallelPlan:
     # of rotor and pofo: memory for the activations of one micro-batch in the layers, a size such as 2GB or a share of what saving all
     # of them takes
     remat_budget: Numerical[str] = "50%"
+    # what a layer keeps where a schedule keeps it: everything, or matmuls and attention alone (compiled layers)
+    remat_layer: Numerical[Literal["none", "selective"]] = "none"
     # where fp32 weights and Adam's moments live and are updated: on the device, in host memory, in a file of offload_folder
     offload: Numerical[Offload] = "none"
     offload_folder: Operational[str] = ""  # of a fast disk; for offload disk
@@ -55,6 +57,11 @@ class ParallelPlan:
                 raise ConfigError(f"plan.{axis} must be at least 1, {getattr(self, axis)} given")
         share_or_size("plan.remat_budget", self.remat_budget)
         self._check_offload()
+        if self.remat_layer != "none" and self.remat not in SCHEDULES:
+            raise ConfigError(
+                f"plan.remat_layer {self.remat_layer} is for layers that a schedule keeps, and plan.remat is {self.remat}: "
+                f"use --plan.remat rotor, or --plan.remat {self.remat_layer} alone"
+            )
         if self.remat == "pofo" and self.pipeline > 1:
             raise ConfigError("plan.remat pofo does not go with plan.pipeline: use --plan.remat rotor")
         if self.pipeline == 1 and self.microbatches > 1:
@@ -108,6 +115,16 @@ class ParallelPlan:
     def stages(self) -> int:
         """Consecutive groups of layers that the pipeline passes through."""
         return self.pipeline * (self.interleave if self.schedule == "interleaved" else 1)
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the axis shard divides the optimizer's state and gradients, and weights stay whole from step to step."""
+        return self.shard > 1 and self.zero < 3 and self.pipeline == 1
+
+    @property
+    def layer_policy(self) -> Remat:
+        """What each layer computes again by itself."""
+        return self.remat_layer if self.remat in SCHEDULES else self.remat
 
     @property
     def recomputes(self) -> bool:

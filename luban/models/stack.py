@@ -5,7 +5,7 @@ B batch, T new tokens, S tokens with those in the cache, E model width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -41,6 +41,9 @@ class Layers(nn.ModuleDict):
     behind them, so that hooks can divide the tokens among processes and take the hidden states from another process."""
 
     remat: LayersPolicy | None = None
+    before: Callable[[nn.Module], None] | None = (
+        None  # called with a block that is about to run: its weights may be on their way
+    )
 
     def forward(self, x_BTE: Tensor, ctx: ForwardContext, block_of: Mapping[int, str]) -> Tensor:
         """(B, T, E) → (B, T, E) through the layers; `block_of`: layer index → key of its block."""
@@ -50,9 +53,14 @@ class Layers(nn.ModuleDict):
         """The same through some of the layers."""
         blocks: list[tuple[Any, LayerContext]] = [(self[block_of[index]], ctx.layer(index)) for index in layers]
         if self.remat is not None and blocks and torch.is_grad_enabled():
+            if self.before is not None:
+                for block, _ in blocks:
+                    self.before(block)
             return self.remat.run(blocks, x_BTE)
         together: list[Any] = []  # reversible layers, run together
         for block, layer in blocks:
+            if self.before is not None:
+                self.before(block)
             if block.reversible:
                 together.append((block, layer))
                 continue

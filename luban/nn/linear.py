@@ -8,6 +8,7 @@ adapters and 8-bit matmuls work on every path. I inputs, O outputs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,18 @@ class Projection(nn.Module):
         self.bias = None
 
 
+class Stack(Protocol):
+    """Low-rank adapters of several requests at projections of one input (`luban.adapters.stack`)."""
+
+    def add(self, y: Tensor, x: Tensor, sizes: Mapping[str, int]) -> Tensor:
+        """Add to outputs y (…, ΣO) of the projections `sizes` what the rows' adapters make of inputs x (…, I), in place."""
+        ...
+
+    def clear(self, slot: int) -> None:
+        """Take an adapter out."""
+        ...
+
+
 class MatmulOwner:
     """Mixin of the modules that own matmul weights, their `projections`.
 
@@ -79,6 +92,7 @@ class MatmulOwner:
         self.matmul: Matmul = TORCH
         # projection name → adapter module; its output is added to the projection's
         self.adapters: nn.ModuleDict | None = None
+        self.stacks: dict[str, Stack] = {}  # projection → adapters in serving, each for its own rows
         # weights in 8 or 4 bits, which stand for those of the projections
         self.packed: nn.ModuleDict | None = None
 
@@ -103,11 +117,14 @@ class MatmulOwner:
             self.adapters = nn.ModuleDict()
         self.adapters[projection] = adapter
 
+    @property
+    def adapted(self) -> bool:
+        """Whether there is any adapter."""
+        return self.adapters is not None or bool(self.stacks)
+
     def plus_adapter(self, projection: str, y: Tensor, x: Tensor) -> Tensor:
-        """The output as the adapter changes it, if there is one; y (…, O), x (…, I)."""
-        if self.adapters is None or projection not in self.adapters:
-            return y
-        return adapted_output(self.adapters[projection], x, y, self.projections()[projection])
+        """The output as its adapters change it, if there are any; y (…, O), x (…, I)."""
+        return self.add_adapters(y, x, {projection: y.shape[-1]})
 
     def multiply(self, x: Tensor, sizes: Mapping[str, int], weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         """(…, I) → (…, ΣO), as the adapters change it.
@@ -121,19 +138,24 @@ class MatmulOwner:
             if added and x.dtype == weight_OI.dtype == added[0][1][0].dtype:
                 return adapted_linear(x, weight_OI, bias_O, added)
         y = self.matmul.linear(x, weight_OI, bias_O)
-        return y if self.adapters is None else self.add_adapters(y, x, sizes)
+        return self.add_adapters(y, x, sizes)
 
     def add_adapters(self, y: Tensor, x: Tensor, sizes: Mapping[str, int]) -> Tensor:
-        """The concatenated outputs y (…, ΣO) as the adapters change their slices; x (…, I). y itself stays as it is: what a
-        matmul gave may be kept for the backward pass.
+        """The concatenated outputs y (…, ΣO) as the adapters change their slices; x (…, I). y itself stays as it is, but for
+        stacks, which know no gradients: what a matmul gave may be kept for the backward pass.
 
         Args:
             sizes: projection → O, in the order of concatenation.
         """
+        if self.stacks and (stack := self.stacks.get(next(iter(sizes)))) is not None:
+            y = stack.add(y, x, sizes)
         if self.adapters is None or not any(name in self.adapters for name in sizes):
             return y
-        parts = zip(sizes, y.split(list(sizes.values()), dim=-1), strict=True)
-        changed = [self.plus_adapter(name, part, x) for name, part in parts]
+        held, projections = self.adapters, self.projections()
+        changed = [
+            adapted_output(held[name], x, part, projections[name]) if name in held else part
+            for name, part in zip(sizes, y.split(list(sizes.values()), dim=-1), strict=True)
+        ]
         return changed[0] if len(changed) == 1 else torch.cat(changed, dim=-1)
 
     def use_matmul(self, matmul: Matmul) -> list[str]:
@@ -219,8 +241,7 @@ class JointLinear(nn.Module, MatmulOwner):
         if self.packed is None:
             y = self.multiply(x, sizes, *joined(*self._projections()))
         else:
-            y = self.packed["joint"](x)
-            y = y if self.adapters is None else self.add_adapters(y, x, sizes)
+            y = self.add_adapters(self.packed["joint"](x), x, sizes)
         return y if joint else y.split(list(sizes.values()), dim=-1)
 
     def joins(self, x: Tensor) -> bool:

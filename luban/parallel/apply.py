@@ -16,7 +16,7 @@ from luban.core.plan import SCHEDULES, ParallelPlan
 from luban.models.base import Model
 from luban.models.build import materialise, state_of
 from luban.nn.float8 import use_float8
-from luban.nn.init import initialise
+from luban.nn.init import FindRegion, initialise
 from luban.nn.roles import roles_of
 from luban.objectives.base import LossModule, LossOutput, TensorBatch
 from luban.optim.adamw import AdamW
@@ -42,6 +42,7 @@ from luban.parallel.placement import Placements
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
 from luban.parallel.remat import remat_policy
 from luban.parallel.remat.scheduled import schedule_stacks
+from luban.parallel.replicated_params import ReplicatedParams
 from luban.parallel.routers import Routers, routers_of
 from luban.parallel.stages import Boundary, cut_stages, run_stage, shared_by_stages
 from luban.parallel.tensor import divide
@@ -126,9 +127,14 @@ def apply(
     # Rematerialisation inside of compilation, so that the compiler sees what is computed again and fuses it.
     blocks = blocks_of(model)
     for block in blocks:
-        block.use_remat(remat_policy(plan.remat, block))
+        block.use_remat(remat_policy(plan.layer_policy, block))
     # Schedules run around compiled layers instead: they decide when a layer runs, not what it keeps inside.
     if plan.remat in SCHEDULES:
+        if plan.remat_layer != "none" and not execution.compile:
+            raise ConfigError(
+                f"plan.remat_layer {plan.remat_layer} needs compiled layers, whose graphs say what they keep: "
+                "use --train.compile true"
+            )
         if any(block.reversible for block in blocks):
             raise ConfigError(
                 f"--plan.remat {plan.remat} schedules layers that save activations, which reversible ones don't"
@@ -143,7 +149,7 @@ def apply(
     if boundary is not None:
         functions = [partial(run_stage, function) for function in functions]
     root = None
-    if plan.shard > 1:
+    if plan.shard > 1 and not plan.keeps_weights:
         root = Losses(*losses)
         alone = {p for name, p in model.named_parameters() if name in apart}
         dtype = COMPUTE[execution.precision]
@@ -154,7 +160,12 @@ def apply(
     # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
     offloads = plan.offload != "none"
     materialise(model, torch.device("cpu") if offloads else execution.device)
-    _set_weights(model, init, own, placements)
+    region = placements.region
+    if plan.keeps_weights and not placements.divided:
+        from luban.parallel.whole_weights import own_rows
+
+        region = own_rows(model, world, placements, apart)
+    _set_weights(model, init, own, placements, region)
     if pack is not None:
         pack(model)
     params: ShardedParams | MixedPrecisionParams
@@ -162,14 +173,33 @@ def apply(
         dtype = COMPUTE[execution.precision]
         params = HostParams(model, dtype, execution.device, partial(_pool, plan, execution.device), fixed=fixed)
         loss.to(execution.device)
+    elif plan.keeps_weights:
+        from luban.parallel.whole_weights import WholeWeights
+
+        params = WholeWeights(
+            model, blocks, world, zero=plan.zero, dtype=COMPUTE[execution.precision], fixed=fixed, apart=apart
+        )
+        for stack in stacks_of(model):
+            stack.blocks.before = params.ready
+        functions = [partial(_after, params.ready_outside, function) for function in functions]
     elif root is not None:
         from luban.parallel.sharded_params import ShardedParams
 
         params = ShardedParams(root, model, zero=plan.zero, fixed=fixed)
+    elif plan.pipeline == 1 and world.copies > 1:
+        dtype, masters = COMPUTE[execution.precision], execution.masters
+        params = ReplicatedParams(model, blocks, world, dtype, masters=masters, fixed=fixed, apart=apart)
     else:
         dtype = COMPUTE[execution.precision]
         params = MixedPrecisionParams(model, dtype, masters=execution.masters, fixed=fixed)
-    sums = GradientSums(world, placements, params.begins(), apart=apart, **shared_by_stages(params.parameters, world))
+    sums = GradientSums(
+        world,
+        placements,
+        params.begins(),
+        apart=apart,
+        summed=plan.shard > 1 or isinstance(params, ReplicatedParams),
+        **shared_by_stages(params.parameters, world),
+    )
     step, heldout = functions
     runner: Runner = OneAfterTheOther(step, heldout, params)
     if boundary is not None:
@@ -192,6 +222,12 @@ def apply(
         sums=sums,
         routers=Routers.of(experts, model),
     )
+
+
+def _after(wait: Callable[[], None], function: LossFunction, batch: TensorBatch) -> LossOutput:
+    """`function` of the batch, once what it needs is there."""
+    wait()
+    return function(batch)
 
 
 def _pool(plan: ParallelPlan, device: torch.device, size: int) -> Pool:
@@ -315,14 +351,18 @@ def _require_spreadable_prompts(model: Model, plan: ParallelPlan) -> None:
 
 @torch.no_grad()
 def _set_weights(
-    model: Model, init: Mapping[str, Tensor] | int | None, own: Collection[str], placements: Placements
+    model: Model,
+    init: Mapping[str, Tensor] | int | None,
+    own: Collection[str],
+    placements: Placements,
+    region: FindRegion,
 ) -> None:
     """Draw weights from a seed, or take given ones up and draw the rest. Raises ArtifactError where one of the model's `own` is
-    missing; those of adapters may be."""
+    missing; those of adapters may be. `region`: the parts that are drawn."""
     weights = init if isinstance(init, Mapping) else {}
     seed = init if isinstance(init, int) else 0
     layers = max(len(model.spec.layers), 1)
-    initialise(model, model.spec.init, layers=layers, seed=seed, region=placements.region, without=frozenset(weights))
+    initialise(model, model.spec.init, layers=layers, seed=seed, region=region, without=frozenset(weights))
     if not weights:
         return
     for name, tensor in state_of(model).items():

@@ -160,6 +160,7 @@ class TrainEngine:
         gradients = {self.params.parameters[name]: gradient for name, gradient in summed.items()}
         clipped = clip_factor(norm, self.clip, self.scale.value)
         self.optimizer.step(factor, Update(gradients, clipped, good, self.params.copies()))
+        self.params.gather()
 
     def _change(self, factor: float, gradients: Mapping[str, Tensor]) -> Tensor:
         """One update of this process's stage by the gradients of a micro-batch; returns their norm."""
@@ -203,7 +204,7 @@ class TrainEngine:
         self.optimizer.finish()
         tensors, readers = to_device(batch, self.device), self.world.plan.readers
         divisible = all(tensor.shape[0] % readers == 0 for tensor in tensors.values())
-        with self._without_randomness(), self.optimizer.averaged(self.params.copies()):
+        with self._without_randomness(), self._averaged():
             # where rows can't be divided, every process reads all of them
             total = self.runner.evaluate(self._mine(tensors, divided=divisible))
         counts = self.world.counts and (divisible or self.world.reader == 0)
@@ -224,6 +225,17 @@ class TrainEngine:
         self.params.clear()
         self.routers.figures(torch.zeros((), device=self.device))  # not those of a step
         return found
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """With the weights that the optimizer averages, if it does."""
+        if not self.optimizer.averages():
+            yield
+            return
+        with self.optimizer.averaged(self.params.copies()):
+            self.params.gather()
+            yield
+        self.params.gather()
 
     @contextmanager
     def _without_randomness(self) -> Iterator[None]:

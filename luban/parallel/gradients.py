@@ -31,6 +31,7 @@ class GradientSums:
     begins: Mapping[str, int] = field(default_factory=dict)
     staged: Mapping[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     held: frozenset[str] = frozenset()  # those of them that this process holds
+    summed: bool = False  # over copies and shards already, when they arrive
     apart: Mapping[str, int] = field(default_factory=dict)  # see `luban.parallel.expert.held_apart`
 
     @torch.no_grad()
@@ -39,7 +40,7 @@ class GradientSums:
         if self.world.size == 1:
             return dict(gradients)
         found = {name: gradient for name, gradient in gradients.items() if name not in self.apart}
-        if self.world.shards == 1:  # else FSDP has summed them
+        if not self.summed:
             for group in self.world.sharing_groups("replicate"):
                 found = _summed(found, group)
         if self.world.plan.tensor > 1:

@@ -73,6 +73,9 @@ class MixedPrecisionParams:
         pairs = ((self.parameters[name], working) for name, working in self.working.items())
         return {master: working.detach() for master, working in pairs if working is not master}
 
+    def gather(self) -> None:
+        """After the weights have changed: this process has all of them."""
+
     def clear(self) -> None:
         """Forget the step's gradients."""
         self._sums = {}

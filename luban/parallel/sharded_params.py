@@ -68,6 +68,7 @@ class ShardedParams:
             group.unshard()
             group.reshard()
         self.working: dict[str, nn.Parameter] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.divided: dict[str, Tensor] = {**self.working}  # that know where this process's shards lie in the whole
         self.parameters = {n: nn.Parameter(_local(p.detach()), requires_grad=False) for n, p in self.working.items()}
         self._sums: dict[str, Tensor] = {}
 
@@ -93,7 +94,7 @@ class ShardedParams:
 
     def begins(self) -> dict[str, int]:
         """The index along dimension 0 at which each shard begins."""
-        return {name: local_region(parameter)[1][0] for name, parameter in self.working.items() if parameter.dim()}
+        return {name: local_region(parameter)[1][0] for name, parameter in self.divided.items() if parameter.dim()}
 
     def copies(self) -> dict[nn.Parameter, Tensor]:
         """None: FSDP casts what it gathers."""
@@ -110,7 +111,7 @@ class ShardedParams:
         The shards, not what the model has at the moment: after a forward pass without a backward one (validation) FSDP leaves
         gathered weights there, in the dtype of the matmuls.
         """
-        state = {**state_of(self.model), **{name: parameter.detach() for name, parameter in self.working.items()}}
+        state = {**state_of(self.model), **{name: parameter.detach() for name, parameter in self.divided.items()}}
         return {name: tensor for name, tensor in state.items() if name not in self.fixed}
 
     @torch.no_grad()
@@ -122,16 +123,19 @@ class ShardedParams:
 
     def like(self, name: str) -> Tensor:
         """The parameter that knows where this process's shard lies in the whole."""
-        return self.working[name].detach()
+        return self.divided[name].detach()
+
+    def gather(self) -> None:
+        """After the weights have changed: FSDP gathers them where they are used."""
 
     def refresh(self) -> None:
         """After the weights were set: FSDP casts what it gathers."""
 
     def whole(self, name: str, local: Tensor) -> Tensor:
         """A tensor of the model's or the optimizer's state, whole. Every process must call it."""
-        if isinstance(local, DTensor) or name not in self.working:
+        if isinstance(local, DTensor) or name not in self.divided:
             return _whole(local)
-        like = self.working[name]
+        like = self.divided[name]
         if not isinstance(like, DTensor) or local.shape != like.to_local().shape or not local.dim():
             return local.detach()
         made = DTensor.from_local(
@@ -141,7 +145,7 @@ class ShardedParams:
 
     def part(self, name: str, whole: Tensor) -> Tensor:
         """This process's part of a whole tensor of the optimizer's state, as a new tensor."""
-        like = self.working[name].detach()
+        like = self.divided[name].detach()
         if whole.shape != like.shape or not whole.dim():
             return whole
         local, begins = local_region(like)

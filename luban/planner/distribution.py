@@ -57,7 +57,10 @@ class Distribution:
             inside = self.spread.in_layers(process) - alone
             gathered = count - alone - (inside if plan.zero == 3 else 0)  # what lies in no layer stays so
             gathered += min(GATHERED / layers, 1.0) * inside if plan.zero == 3 else 0
-            parameters = wide * ((count - alone) / shards + alone) + graph.itemsize * gathered
+            mine = (
+                0 if plan.keeps_weights and graph.itemsize == wide else (count - alone) / shards
+            )  # else rows of the whole
+            parameters = wide * (mine + alone) + graph.itemsize * gathered
             gradients = gradients if plan.zero == 1 else ((held - apart) / shards + apart) * whole.gradients
         stash, stages = 1, 1.0
         if plan.pipeline > 1:  # every stash is of one of the process's stages

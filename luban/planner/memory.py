@@ -52,6 +52,7 @@ class StepSettings:
     accumulates: bool = False  # a step has several micro-batches; their gradients are summed in fp32
     remat: Remat = "none"
     remat_budget: str = "50%"  # of rotor
+    remat_layer: Remat = "none"  # of layers that a schedule keeps
     gpu_kernels: bool = False  # GPU code paths: joint matmuls, logits and loss computed in chunks
     saves_activation: bool = True  # the output of feed-forward activations is saved; else it is recomputed
     activation_in_matmul: bool = False  # SwiGLU is fused with the matmuls or, in fp8, fused with quantisation
@@ -159,7 +160,7 @@ def schedules(graph: OpGraph, settings: StepSettings) -> list[tuple[Chain, Sched
     stacks: dict[str, list[OpGraph]] = {}
     for name, layer in graph.layers().items():
         stacks.setdefault(name.rpartition(".")[0], []).append(layer)
-    plain, found = replace(settings, remat="none"), []
+    plain, found = replace(settings, remat=settings.remat_layer), []
     for layers in stacks.values():
         outputs = [layer.itemsize * layer.ops[-1].output.elements for layer in layers]
         chain = Chain(

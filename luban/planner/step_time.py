@@ -127,7 +127,7 @@ def update_time(
 
 def _passes(op: Op, graph: OpGraph, settings: StepSettings, repeats: float) -> float:
     """Number of reads and writes of an operation's saved output outside of matmuls and attention."""
-    recomputed = 1 if settings.remat == "selective" else 2 * repeats
+    recomputed = 1 if "selective" in (settings.remat, settings.remat_layer) else 2 * repeats
     if op.kind == "norm":
         return NORM + recomputed
     if op.kind == "activation":

@@ -118,10 +118,13 @@ class Spread:
             again = (
                 self.in_layers(process) - experts - routers if plan.zero == 3 else 0
             )  # the rest stays gathered in between
-            weights = self.pieces * _part((count + again) * self.weight_bytes, shards)
+            weights = (1 if plan.keeps_weights else self.pieces) * _part((count + again) * self.weight_bytes, shards)
             yield Traffic(axis="shard", collective="all-gather", what="weights", bytes=weights)
-            summed = reductions * _part(gradient, shards)
-            yield Traffic(axis="shard", collective="reduce-scatter", what="gradients", bytes=summed)
+            # weights that stay whole have gradients that are sent as they are; summed over micro-batches they are wider
+            narrow = plan.keeps_weights and (plan.zero == 2 or self.pieces == 1)
+            summed = reductions * _part(count * self.weight_bytes if narrow else gradient, shards)
+            collective = "send" if plan.keeps_weights else "reduce-scatter"
+            yield Traffic(axis="shard", collective=collective, what="gradients", bytes=summed)
         summed = 2 * reductions * _part(gradient // shards, copies)
         yield Traffic(axis="replicate", collective="all-reduce", what="gradients", bytes=summed)
         for axis, size in (("replicate", copies), ("shard", shards), ("tensor", plan.tensor)):

@@ -1,16 +1,19 @@
-"""Adapters by name over a model that is served: read when they are first asked for, the least recently used one evicted."""
+"""Adapters by name over a model that is served: as many in memory as fit, the least recently used one evicted for another."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from luban.adapters.bank import Selection, add_to_banks, bankable, remove_from_banks
 from luban.checkpoint.weights import weights_hash
-from luban.core.errors import DataError, UnsupportedError, UsageError, nearest
+from luban.core.errors import DataError, LubanError, UnsupportedError, UsageError, nearest
+from luban.core.log import warn
+from luban.generate.cache import float_parameter
 from luban.load.adapted import find_adapter, in_our_names, require_base
 from luban.load.model import LoadedModel, load_model
 from luban.models.build import state_of
@@ -26,19 +29,36 @@ class AdapterPool:
         model: which they are for, without one of its own.
         known: name → run of adapters or PEFT directory.
         most: adapters in memory at once; another one evicts the least recently used of those that no request uses.
+        invariant: what a token gets doesn't depend on the others of its batch, bit for bit.
     """
 
-    def __init__(self, model: LoadedModel, known: Mapping[str, str | Path], most: int = MOST):
+    def __init__(
+        self, model: LoadedModel, known: Mapping[str, str | Path], most: int = MOST, *, invariant: bool = False
+    ):
         if model.spec.body.two_sided:
             raise UnsupportedError(f"{model.name} has an encoder, and adapters are served by name for decoders alone")
         if known and model.adapter is not None:
             raise UsageError(f"{model.name} has an adapter already: give it by name, too (--adapter NAME=DIR)")
         if most < 1:
             raise UsageError(f"at least one adapter must be in memory, {most} given")
-        self.model, self.known, self.most = model, dict(known), most
-        self.selection = Selection()
+        self.model, self.known, self.most, self.invariant = model, dict(known), most, invariant
+        self.selection = Selection(most, 1, float_parameter(model.module).device, invariant=invariant)
         self._held: OrderedDict[str, str] = OrderedDict()  # name → identity, the least recently used first
         self._base = ""
+
+    def start(self, tokens: int) -> None:
+        """Read as many adapters as memory holds, so that the memory for them is taken before the rest is divided.
+
+        Args:
+            tokens: of a forward at most, padding included.
+        """
+        slots, device = max(1, min(self.most, len(self.known))), float_parameter(self.model.module).device
+        self.selection = Selection(slots, tokens, device, invariant=self.invariant)
+        for name in list(self.known)[: self.most]:
+            try:
+                self.hold(name, ())
+            except LubanError as error:
+                warn(f"the adapter {name} can't be served: {error}")
 
     def require(self, name: str) -> None:
         """Raise DataError for an unknown name."""
@@ -64,9 +84,10 @@ class AdapterPool:
             self._held.move_to_end(name)
             return self._held[name]
         stored = find_adapter(Path(self.known[name]))
-        require_base(stored, self._base_hash(), self.model.name)
+        if stored.base_weights:
+            require_base(stored, self._base_hash(), self.model.name)
         config, tensors = in_our_names(self.model, stored)
-        bankable(config, self.model.module, name)
+        bankable(config, self.model.module, name, invariant=self.invariant)
         while len(self._held) >= self.most:
             self.drop(next(held for held in self._held if held not in in_use))
         add_to_banks(self.model.module, self.selection, name, config, tensors)
@@ -75,7 +96,7 @@ class AdapterPool:
 
     def drop(self, name: str) -> None:
         """Take an adapter out of memory."""
-        remove_from_banks(self.model.module, name)
+        remove_from_banks(self.model.module, self.selection, name)
         self._held.pop(name)
 
     @property
@@ -83,11 +104,19 @@ class AdapterPool:
         """Those in memory, the least recently used first."""
         return list(self._held)
 
-    def select(self, chunks: Sequence[Chunk], device: torch.device) -> bool:
-        """Let the next forward use each sequence's adapter. Returns whether any has one."""
-        spans = [(chunk.state.adapter, chunk.count) for chunk in chunks]
-        self.selection.choose(spans, device)
-        return any(name for name, _ in spans)
+    @contextmanager
+    def selected(self, chunks: Sequence[Chunk]) -> Iterator[bool]:
+        """Inside of it forwards use each sequence's adapter; outside the model runs alone, as for embeddings. Yields whether
+        they can be recorded: adapters that are in no stack can't."""
+        self.choose(chunks)
+        try:
+            yield not self.selection.rows
+        finally:
+            self.choose(())
+
+    def choose(self, chunks: Sequence[Chunk]) -> None:
+        """Let the next forward, over these chunks, use their sequences' adapters."""
+        self.selection.choose([(chunk.state.adapter, chunk.count) for chunk in chunks])
 
     def _base_hash(self) -> str:
         """The weights_hash of the model in float32, the precision in which adapters record it; computed before any adapter is

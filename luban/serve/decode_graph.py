@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from luban.adapters.bank import Selection
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
 from luban.nn.attention.packed import PackedTokens
@@ -31,13 +32,14 @@ class DecodeGraphs(RecordedForwards):
 
     Args:
         max_sequences: most sequences of a forward.
+        adapters: those of the sequences.
     """
 
     what, needed = "single tokens", 1
 
-    def __init__(self, module: Model, cache: PagedCache, max_sequences: int):
+    def __init__(self, module: Model, cache: PagedCache, max_sequences: int, adapters: Selection | None = None):
         largest = recorded_size(max_sequences)
-        super().__init__(module, cache, largest, largest)
+        super().__init__(module, cache, largest, largest, adapters)
         rows = torch.arange(largest, device=cache.device, dtype=torch.int32)
         self._items = torch.stack([rows, rows, torch.ones_like(rows), torch.zeros_like(rows)], 1)
 

@@ -71,8 +71,8 @@ class Engine:
             tokens are read again.
         batch_invariant: greedy and seeded outputs are bit for bit those of the request alone, whatever shares its batch and
             its prefix, at a price (docs/SERVING.md). The model's matmuls stay so after the engine is gone.
-        adapters: name → run of adapters or PEFT directory, of which each request may ask for one. They share batches and are
-            read when they are first asked for.
+        adapters: name → run of adapters or PEFT directory, of which each request may ask for one. They share batches; the first
+            `max_adapters` are read now, others when they are asked for.
         max_adapters: of them in memory at once.
 
     Raises:
@@ -95,7 +95,7 @@ class Engine:
         max_adapters: int = MOST,
     ):
         self.model = model = writer_of(model)
-        self.adapters = AdapterPool(model, adapters, max_adapters) if adapters else None
+        self.adapters = AdapterPool(model, adapters, max_adapters, invariant=batch_invariant) if adapters else None
         refusal = paging_refusal(model.module)
         if paged and refusal:
             raise UnsupportedError(f"{model.name} can't keep keys and values in blocks: {refusal}")

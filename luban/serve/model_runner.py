@@ -18,6 +18,7 @@ from luban.models.encoder_decoder import EncoderDecoder
 from luban.nn.attention.packed import PackedTokens
 from luban.nn.attention.paged import PagedAttention
 from luban.nn.invariant import InvariantElements
+from luban.serve.adapters import AdapterPool
 from luban.serve.decode_graph import DecodeGraphs
 from luban.serve.prompt_graph import PromptGraphs
 from luban.serve.scheduler import Chunk, Step
@@ -34,7 +35,7 @@ class ModelRunner:
         graphs: recorded forwards of single tokens; None: there are none. prompts: of chunks.
         host: of preempted sequences; None: nothing is swapped.
         attention: the backend.
-        select: lets the next forward use the adapter of each chunk's sequence; returns whether any has one.
+        adapters: of the sequences.
     """
 
     def __init__(
@@ -45,10 +46,10 @@ class ModelRunner:
         graphs: DecodeGraphs | None = None,
         host: HostBlocks | None = None,
         attention: type[PagedAttention] = PagedAttention,
-        select: Callable[[Sequence[Chunk], torch.device], bool] | None = None,
+        adapters: AdapterPool | None = None,
         prompts: PromptGraphs | None = None,
     ):
-        self.host, self.attention, self.select = host, attention, select
+        self.host, self.attention, self.adapters = host, attention, adapters
         self.module, self.cache, self.kernel, self.graphs = module.eval(), cache, kernel, graphs
         self.prompts = prompts
         self.sources = SourceRunner(module, cache, kernel, attention) if isinstance(module, EncoderDecoder) else None
@@ -70,14 +71,18 @@ class ModelRunner:
         Args:
             inspect: called for each chunk of several tokens, or that doesn't end its sequence, with hidden states (tokens, E).
         """
-        if self.select is not None and self.select(chunks, self.cache.device):
-            try:
-                return self._read(chunks, inspect)
-            finally:
-                self.select((), self.cache.device)  # whatever else runs the model, as embeddings do, runs it alone
-        if self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
+        if self.adapters is None:
+            return self._run(chunks, inspect, recorded=True)
+        with self.adapters.selected(chunks) as recorded:
+            return self._run(chunks, inspect, recorded=recorded)
+
+    def _run(
+        self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None, *, recorded: bool
+    ) -> Tensor:
+        """See `run`; `recorded`: whether a recorded forward may be used."""
+        if recorded and self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
             return logits
-        if self.prompts is not None and (hidden_1NE := self.prompts.run(chunks)) is not None:
+        if recorded and self.prompts is not None and (hidden_1NE := self.prompts.run(chunks)) is not None:
             return self._logits(hidden_1NE, chunks, inspect)
         return self._read(chunks, inspect)
 
@@ -97,6 +102,9 @@ class ModelRunner:
 
     def _forward(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None) -> Tensor:
         """See `run`; as one packed row."""
+        if self.adapters is not None:
+            self.adapters.choose(chunks)
+            self.adapters.selection.place()
         tokens_N, packed = self._packed(chunks)
         if self.sources is None:
             attention = self.attention(self.cache.layers, packed, self.kernel)

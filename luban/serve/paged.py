@@ -25,10 +25,10 @@ from luban.serve.adapters import AdapterPool
 from luban.serve.batch import BatchLoad, Token
 from luban.serve.beam_group import BeamGroup
 from luban.serve.block_manager import BlockManager, source_identity
-from luban.serve.decode_graph import DecodeGraphs
+from luban.serve.decode_graph import DecodeGraphs, recorded_size
 from luban.serve.memory import PagedBudget
 from luban.serve.model_runner import ModelRunner
-from luban.serve.prompt_graph import PromptGraphs, chunk_step
+from luban.serve.prompt_graph import PromptGraphs, chunk_step, recorded_tokens
 from luban.serve.request import Request
 from luban.serve.scheduler import Chunk, Scheduler, SequenceState, Step, together
 from luban.serve.speculation import DRAFT_TOKENS, DraftProposer, NgramProposer, Proposer, verify
@@ -39,14 +39,14 @@ OTHER_MAX_TOKENS = 512  # … and elsewhere
 
 
 def recorded_forwards(
-    module: Model, cache: PagedCache, sequences: int, tokens: int
+    module: Model, cache: PagedCache, sequences: int, tokens: int, adapters: AdapterPool | None
 ) -> tuple[DecodeGraphs, PromptGraphs | None]:
     """Of single tokens and of prompts: of at most so many sequences, and tokens, together."""
-    step = chunk_step(module, cache)
+    step, selection = chunk_step(module, cache), None if adapters is None else adapters.selection
     prompts = None
     if step is not None:
-        prompts = PromptGraphs(module, cache, step, max_sequences=sequences, max_tokens=tokens)
-    return DecodeGraphs(module, cache, sequences), prompts
+        prompts = PromptGraphs(module, cache, step, max_sequences=sequences, max_tokens=tokens, adapters=selection)
+    return DecodeGraphs(module, cache, sequences, selection), prompts
 
 
 class PagedBatch:
@@ -100,6 +100,8 @@ class PagedBatch:
                     use_invariant_matmuls(each)
         sequences = max_batch or MAX_BATCH
         tokens = max_tokens or max(MAX_TOKENS.get(device, OTHER_MAX_TOKENS), 2 * sequences)
+        if adapters is not None:
+            adapters.start(max(recorded_tokens(tokens), recorded_size(sequences)))
         shapes = [layer.mixer.attention(self.spec.width) for layer in self.spec.layers]
         recorded = device == "cuda" and kernel is None and not batch_invariant and not self.spec.body.two_sided
         recorded = recorded and all(shape is None or kernel_serves(shape) for shape in shapes)
@@ -114,11 +116,10 @@ class PagedBatch:
         )
         blocks = self.budget.slots // block_size
         cache = PagedCache.of(module, blocks=blocks + recorded, block_size=block_size)  # one for rows of no meaning
-        graphs, prompts = recorded_forwards(module, cache, sequences, tokens) if recorded else (None, None)
+        graphs, prompts = recorded_forwards(module, cache, sequences, tokens, adapters) if recorded else (None, None)
         host_blocks = int(swap_bytes) // (self.budget.slot_bytes * block_size)
         host = HostBlocks(cache, host_blocks) if host_blocks else None
-        select = None if adapters is None else adapters.select
-        self.runner = ModelRunner(module, cache, kernel, graphs, host, attention, select, prompts)
+        self.runner = ModelRunner(module, cache, kernel, graphs, host, attention, adapters, prompts)
         self.draft_tokens, self.drafted, self.accepted = draft_tokens, 0, 0  # counts of guesses
         self.proposer: Proposer | None = NgramProposer() if ngram else None
         if draft is not None:

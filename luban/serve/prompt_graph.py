@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from luban.adapters.bank import Selection
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
 from luban.nn.attention.packed import PackedTokens
@@ -39,6 +40,7 @@ class PromptGraphs(RecordedForwards):
         step: tokens of a piece of a chunk (`chunk_step`).
         max_sequences: most sequences of a forward. max_tokens: most tokens.
         kernel: of attention, by name; None: the fastest.
+        adapters: those of the sequences.
     """
 
     what, needed = "prompts", 2  # recording costs more than one forward saves
@@ -52,8 +54,9 @@ class PromptGraphs(RecordedForwards):
         max_sequences: int,
         max_tokens: int,
         kernel: str | None = None,
+        adapters: Selection | None = None,
     ):
-        super().__init__(module, cache, recorded_tokens(max_tokens), max_sequences)
+        super().__init__(module, cache, recorded_tokens(max_tokens), max_sequences, adapters)
         self.kernel, self._sequences, self._step = kernel, max_sequences, step
         most = self._items(self.largest) + max_sequences
         self._host_work = torch.zeros(most, 4, dtype=torch.int32, pin_memory=cache.device.type == "cuda")

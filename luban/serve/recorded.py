@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from luban.adapters.bank import Selection
 from luban.core.log import warn
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
@@ -27,20 +28,24 @@ class RecordedForwards:
         cache: on a CUDA device; on another one nothing is recorded, and every forward runs as it is.
         largest: most tokens of a forward.
         sequences: most sequences of a forward.
+        adapters: those of the sequences; forwards in which some have one are recorded apart.
     """
 
     what: ClassVar[str]  # named by the warning that recording failed
     needed: ClassVar[int]  # how often a size must be asked for before it is recorded
 
-    def __init__(self, module: Model, cache: PagedCache, largest: int, sequences: int):
-        self.module, self.cache, self.largest = module, cache, largest
+    def __init__(
+        self, module: Model, cache: PagedCache, largest: int, sequences: int, adapters: Selection | None = None
+    ):
+        self.module, self.cache, self.largest, self.adapters = module, cache, largest, adapters
         blocks, on_gpu = -(-module.spec.context // cache.block_size), cache.device.type == "cuda"
         self.tables = BlockTables(sequences, blocks, cache.device)
         self._host = torch.zeros(3, largest, dtype=torch.int64, pin_memory=on_gpu)  # tokens, positions, slots
         self._numbers = self._host.numpy()
         self._inputs = [torch.zeros(largest, dtype=torch.int64, device=cache.device) for _ in range(3)]
-        self._asked: dict[int, int] = {}
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._asked: dict[tuple[int, bool], int] = {}  # by size, and whether there are adapters
+        self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._changed = 0  # as `adapters` counted when the last one was recorded
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
         self._broken = False
 
@@ -53,26 +58,37 @@ class RecordedForwards:
         recording fails."""
         if self._pool is None:
             return self._forward(size)
-        if size not in self._graphs:
+        key = self._key(size)
+        if key not in self._graphs:
             try:
-                self._graphs[size] = self._record(size)
+                self._graphs[key] = self._record(size)
             except RuntimeError as error:
                 self._broken = True
                 self._graphs.clear()
                 _leave_recording()
                 warn(f"{self.what} are read without a CUDA graph, which costs launches: {error}")
                 return None
-        graph, found = self._graphs[size]
+        graph, found = self._graphs[key]
         graph.replay()
         return found
 
     def _wanted(self, size: int) -> bool:
         """Whether a forward of this size is, or is to be, recorded."""
-        self._asked[size] = self._asked.get(size, 0) + 1
-        return size in self._graphs or self._asked[size] >= self.needed
+        if self.adapters is not None and self._changed != self.adapters.changed:
+            self._graphs = {key: graph for key, graph in self._graphs.items() if not key[1]}
+            self._changed = self.adapters.changed
+        key = self._key(size)
+        self._asked[key] = self._asked.get(key, 0) + 1
+        return key in self._graphs or self._asked[key] >= self.needed
+
+    def _key(self, size: int) -> tuple[int, bool]:
+        return size, self.adapters is not None and self.adapters.stacked
 
     def _copy_inputs(self, count: int, size: int) -> None:
-        """Copy the first `count` tokens, positions and slots to the device, and padding up to `size`."""
+        """Copy the first `count` tokens, positions and slots to the device, and padding up to `size`; which of them use
+        which adapter, too."""
+        if self.adapters is not None:
+            self.adapters.place(size)
         last = self.cache.blocks - 1
         self._numbers[:2, count:size] = 0
         self._numbers[2, count:size] = last * self.cache.block_size

@@ -167,6 +167,7 @@ def step_settings(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Step
         accumulates=train.accumulate > 1,
         remat=recipe.plan.remat,
         remat_budget=recipe.plan.remat_budget,
+        remat_layer=recipe.plan.remat_layer,
         offloads=on_gpu and recipe.plan.offload != "none",
         gpu_kernels=on_gpu,
         saves_activation=not recomputed,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from luban.parallel.engine import TrainEngine
 from luban.parallel.gradients import GradientSums
+from luban.parallel.replicated_params import ReplicatedParams
 from luban.parallel.world import World
 from luban.train.goodput import Goodput
 
@@ -53,6 +54,8 @@ def time_communication(engine: TrainEngine, goodput: Goodput, world: World | Non
         world: the processes that it works with from now on; None: as before.
     """
     world = world or engine.world
+    if isinstance(engine.params, ReplicatedParams):
+        engine.params.use_world(world)
     if world.size == 1:
         engine.world, engine.sums = world, GradientSums(**{**_fields(engine.sums, GradientSums), "world": world})
         return

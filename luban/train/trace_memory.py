@@ -180,7 +180,7 @@ def _shallow(spec: ModelSpec, layers: int) -> ModelSpec:
 
 def _use_remat(module: nn.Module, plan: ParallelPlan) -> None:
     for block in blocks_of(module):
-        block.use_remat(remat_policy(plan.remat, block))
+        block.use_remat(remat_policy(plan.layer_policy, block))
     if plan.remat in SCHEDULES:
         schedule_stacks(stacks_of(module), plan.remat, plan.remat_budget, timed=False)
 

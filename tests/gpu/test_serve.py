@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapted_models import write_adapted
 
 import luban
 from luban import Sampling
+from luban.adapters.dora import DoRA
+from luban.adapters.lora import LoRA
 from luban.load.model import LoadedModel
 from luban.models.spec import uniform
 from luban.nn.init import NormalInit
@@ -57,18 +60,39 @@ def test_greedy_tokens_are_those_of_the_contiguous_cache(variant):
 
 
 def test_prompts_read_by_recorded_forwards_give_the_same_tokens():
-    """Waves of prompts of a few sizes, so that every size is recorded; the first wave is read without."""
+    """Waves of new prompts of a few sizes, so that every size is recorded; the first wave is read without."""
     rng, model = random.Random(5), loaded(context=1200)  # so long that single tokens' keys are shared out
-    engine = luban.Engine(model, cache_bytes=2**26, prefix_cache=False, max_batch=4)
+    engine = luban.Engine(model, cache_bytes=2**26, max_batch=4)
+    alone = luban.Engine(model, paged=False)
     assert isinstance(engine.batch, PagedBatch) and engine.batch.runner.prompts is not None
-    prompts = [[rng.randrange(97) for _ in range(length)] for length in (40, 100, 7, 900)]
     sampling = Sampling(max_tokens=12, temperature=0, ignore_eos=True)
-    expected = [luban.Engine(model, paged=False).generate([prompt], sampling)[0].token_ids for prompt in prompts]
     for _ in range(4):
-        order = rng.sample(range(4), 4)
-        found = engine.generate([prompts[i] for i in order], sampling)
-        assert [answer.token_ids for answer in found] == [expected[i] for i in order]
+        prompts = [[rng.randrange(97) for _ in range(length)] for length in rng.sample((40, 100, 7, 900), 4)]
+        expected = [alone.generate([prompt], sampling)[0].token_ids for prompt in prompts]
+        assert [answer.token_ids for answer in engine.generate(prompts, sampling)] == expected
     assert engine.batch.runner.prompts._graphs and not engine.batch.runner.prompts._broken
+
+
+def test_adapters_in_recorded_forwards_give_the_same_tokens(tmp_path):
+    """Beside forwards that aren't recorded, and each request over the model with its adapter alone, while more adapters are
+    asked for than memory holds; c is in no stack, so that what shares a batch with it isn't recorded."""
+    rng, sampling = random.Random(7), Sampling(max_tokens=20, temperature=0, ignore_eos=True)
+    kinds = {"a": LoRA(rank=3), "b": LoRA(rank=20, targets=("q", "down")), "c": DoRA(rank=2)}
+    base, made = write_adapted(tmp_path, kinds)
+    engines = [luban.Engine(luban.load_model(base, "cuda"), adapters=made, max_adapters=2) for _ in range(2)]
+    runners = [engine.batch.runner for engine in engines]  # type: ignore[attr-defined]
+    runners[1].graphs = runners[1].prompts = None
+    plain = {n: luban.Engine(luban.load_model(base, "cuda", adapter=made.get(n))) for n in ("", *made)}
+    for wave in range(5):
+        known = ("", "a", "b") if wave < 3 else ("", *made)
+        texts = [[rng.randrange(20, 270) for _ in range(rng.choice([1, 20, 40]))] for _ in range(24)]
+        names = [rng.choice(known) for _ in texts]
+        found, again = (engine.generate(texts, sampling, adapters=names) for engine in engines)
+        expected = [plain[name].generate([text], sampling)[0] for name, text in zip(names, texts, strict=True)]
+        for ours, unrecorded, theirs in zip(found, again, expected, strict=True):
+            assert ours.token_ids == theirs.token_ids == unrecorded.token_ids
+    for recorded in (runners[0].graphs, runners[0].prompts):
+        assert not recorded._broken and any(adapted for _, adapted in recorded._graphs)
 
 
 def test_a_forward_that_cannot_be_recorded_runs_without_and_leaves_torch_as_it_was(monkeypatch, capsys):

@@ -26,10 +26,15 @@ class RandomBatch:
     """Random tokens, one document a row."""
 
     target_count = tokens_read = 4 * 256
+    cut = Batch.cut
+
+    def __init__(self):
+        self.ids = torch.randint(0, 500, (4, 257)).numpy()
+        self.tokens = self.ids[:, :-1]
 
     def arrays(self):
-        ids = torch.randint(0, 500, (4, 257)).numpy()
-        return {"tokens": ids[:, :-1], "targets": ids[:, 1:], "loss_mask": ids[:, 1:] >= 0}
+        ids = self.ids
+        return {"tokens": self.tokens, "targets": ids[:, 1:], "loss_mask": ids[:, 1:] >= 0}
 
 
 class PackedBatch(RandomBatch):

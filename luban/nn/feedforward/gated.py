@@ -78,7 +78,7 @@ class GatedFeedForward(nn.Module, MatmulOwner):
         from luban.kernels.swiglu import swiglu, swiglu_linear
 
         gate, up, down = self.gate.weight, self.up.weight, self.down.weight
-        alone = self.adapters is None and self.gate.bias is None
+        alone = not self.adapted and self.gate.bias is None
         if alone and self.matmul is not TORCH and self.matmul.supports_swiglu(gate.shape[1], gate.shape[0]):
             return self.matmul.swiglu(x_NE, joined(self.gate, self.up)[0], down)
         here = x_NE.device.type, x_NE.dtype, gate.dtype

@@ -175,7 +175,9 @@ class Workload:
             return whole
         axis = Axis(shards, plan.tensor)
         reductions = number if plan.zero > 1 else 1
-        gathers = number * (2 if plan.zero == 3 else 1)
+        gathers = 1 if plan.keeps_weights else number * (2 if plan.zero == 3 else 1)
+        if plan.keeps_weights and (plan.zero == 2 or number == 1):
+            gradient = (count - experts) * self.weight_bytes  # sent as they were computed
         moved = gathers * seconds("all-gather", (count - experts) * self.weight_bytes, axis)
         moved += reductions * seconds("reduce-scatter", gradient, axis)
         return whole + max(moved - self.model.table.overlap * computing, (1 - self.model.table.overlap) * moved)

@@ -1,4 +1,5 @@
-"""DPR's loss (Karpukhin et al. 2020, equation 2), and gradients of batches larger than memory (Gao et al. 2021, GradCache).
+"""DPR's loss (Karpukhin et al. 2020, equation 2), and gradients of batches larger than memory (Gao et al. 2021, GradCache), over
+several processes as well.
 
 B questions, P passages (first the B right ones in the questions' order, then wrong ones), E width of the vectors.
 """
@@ -6,9 +7,12 @@ B questions, P passages (first the B right ones in the questions' order, then wr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from luban.parallel.world import World
 
 
 def in_batch_loss(questions_BE: Tensor, passages_PE: Tensor, temperature: float) -> Tensor:
@@ -28,6 +32,7 @@ def backward(
     *,
     temperature: float,
     chunk: int,
+    world: World | None = None,
 ) -> float:
     """Add the gradient of `in_batch_loss` to the encoders' parameters, and return the loss.
 
@@ -37,19 +42,29 @@ def backward(
 
     Args:
         encode_questions, encode_passages: token ids of some texts → (texts, E) with gradients.
+        world: processes that are given the same texts and divide the chunks. All vectors meet in the loss of each, so that every
+            process's passages are negatives of the others' questions; gradients are those of its own chunks, and their sum
+            over the processes is that of one.
     """
+    world = world or World()
     chunks = [
         (encode, texts[first : first + chunk])
         for encode, texts in ((encode_questions, questions), (encode_passages, passages))
         for first in range(0, len(texts), chunk)
     ]
+    firsts = list(accumulate((len(part) for _, part in chunks), initial=0))
+    own = range(world.rank, len(chunks), world.size)
     with torch.no_grad():
-        vectors = torch.cat([encode(part) for encode, part in chunks])
+        found = {number: chunks[number][0](chunks[number][1]) for number in own or [0]}
+        like = next(iter(found.values()))
+        vectors = like.new_zeros(firsts[-1], like.shape[1])
+        for number in own:
+            vectors[firsts[number] : firsts[number + 1]] = found[number]
+        vectors = world.sum(vectors)
     vectors.requires_grad_()
     loss = in_batch_loss(vectors[: len(questions)], vectors[len(questions) :], temperature)
     (gradient,) = torch.autograd.grad(loss, vectors)
-    first = 0
-    for encode, part in chunks:
-        (encode(part) * gradient[first : first + len(part)]).sum().backward()
-        first += len(part)
+    for number in own:
+        encode, part = chunks[number]
+        (encode(part) * gradient[firsts[number] : firsts[number + 1]]).sum().backward()
     return float(loss.detach())

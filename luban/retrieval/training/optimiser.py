@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.core.seeding import generator
+from luban.parallel.world import World
 
 T = TypeVar("T")
 
@@ -20,10 +21,11 @@ class Optimiser:
         lr: highest learning rate, after a linear rise over a tenth of the steps; then it falls linearly to 0.
         total: steps.
         clip: largest norm of the gradient.
+        world: processes whose gradients are summed.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], *, lr: float, total: int, clip: float):
-        self.parameters, self.clip = list(parameters), clip
+    def __init__(self, parameters: Sequence[Tensor], *, lr: float, total: int, clip: float, world: World | None = None):
+        self.parameters, self.clip, self.world = list(parameters), clip, world or World()
         self.adamw = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0)
         rise = max(total // 10, 1)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -32,10 +34,19 @@ class Optimiser:
 
     def step(self) -> None:
         """Update the parameters by their gradients, and drop these."""
+        if self.world.size > 1:
+            self._sum_gradients()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.adamw.step()
         self.adamw.zero_grad()
         self.schedule.step()
+
+    def _sum_gradients(self) -> None:
+        zeros = (torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters)
+        summed = self.world.sum(torch.cat([gradient.reshape(-1) for gradient in zeros]))
+        parts = summed.split([p.numel() for p in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.grad = part.view(parameter.shape)
 
 
 def trainable(module: nn.Module) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from luban.core.errors import ConfigError, DataError
 from luban.core.hashing import file_sha256
 from luban.core.log import progress
 from luban.core.metrics.bootstrap import interval
+from luban.parallel.device import choose_device
+from luban.parallel.world import World
 from luban.retrieval.encoder import QUESTIONS, TextEncoder
 from luban.retrieval.questions import Question, read_questions
 from luban.retrieval.training.contrastive import backward
@@ -54,8 +57,11 @@ class EncoderRecipe:
             raise ConfigError("heldout is from 0 to below 1, negatives from 0")
 
 
-def train_encoder(recipe: EncoderRecipe, out: str | Path) -> dict[str, Any]:
+def train_encoder(recipe: EncoderRecipe, out: str | Path, world: World | None = None) -> dict[str, Any]:
     """Tune the encoder, write it to `out` in the Hugging Face layout with its pooling, and return its figures.
+
+    Args:
+        world: processes that divide the texts of every batch; the first writes, the others return nothing.
 
     Raises:
         DataError: too few passages to train on.
@@ -64,11 +70,14 @@ def train_encoder(recipe: EncoderRecipe, out: str | Path) -> dict[str, Any]:
     train, heldout = split(read_questions(recipe.data), recipe.heldout, recipe.seed)
     if not train:
         raise DataError(f"{recipe.data}: no question with a passage to train on")
-    pairs = mine(train, recipe.negatives)
-    encoder = TextEncoder.load(recipe.encoder, recipe.device)
+    pairs, world = mine(train, recipe.negatives), world or World()
+    encoder = TextEncoder.load(recipe.encoder, recipe.device if world.size == 1 else str(choose_device(recipe.device)))
     if recipe.towers == 2 and encoder.questions is encoder.model:
         copied = replace(encoder.model, module=copy.deepcopy(encoder.model.module))
         encoder = TextEncoder(encoder.model, copied)
+    if not world.is_main:
+        deque(steps(encoder, pairs, recipe, world), maxlen=0)
+        return {}
     config = {**to_dict(recipe), "data": file_sha256(recipe.data), "encoder": encoder.identity}
     for operational in ("chunk", "device"):
         config.pop(operational)
@@ -76,7 +85,7 @@ def train_encoder(recipe: EncoderRecipe, out: str | Path) -> dict[str, Any]:
     with ArtifactWriter(out, kind="encoder", config=config, seed=recipe.seed, parents=parents) as art:
         collection = list(dict.fromkeys(question.positives[0] for question in (*train, *heldout)))
         before = ranks(encoder, heldout, collection) if heldout else None
-        losses = list(steps(encoder, pairs, recipe))
+        losses = list(steps(encoder, pairs, recipe, world))
         art.figures.update(questions=len(pairs), first_loss=losses[0], last_loss=losses[-1])
         if before is not None:
             art.figures["heldout"] = compared(before, ranks(encoder, heldout, collection))
@@ -92,7 +101,7 @@ def titled(passage: Text) -> str:
     return f"{title}\n{text}" if title else text
 
 
-def steps(encoder: TextEncoder, pairs: Sequence[Pair], recipe: EncoderRecipe) -> Iterator[float]:
+def steps(encoder: TextEncoder, pairs: Sequence[Pair], recipe: EncoderRecipe, world: World) -> Iterator[float]:
     """Train, giving the loss of every step."""
     modules = [encoder.model.module]
     if encoder.questions is not encoder.model:
@@ -100,7 +109,7 @@ def steps(encoder: TextEncoder, pairs: Sequence[Pair], recipe: EncoderRecipe) ->
     asked, read = encoder.question_embedder, encoder.embedder
     total = step_count(len(pairs), recipe.batch_size, recipe.epochs)
     weights = [weight for module in modules for weight in trainable(module)]
-    optimiser = Optimiser(weights, lr=recipe.lr, total=total, clip=recipe.clip)
+    optimiser = Optimiser(weights, lr=recipe.lr, total=total, clip=recipe.clip, world=world)
     with progress("training the encoder", total=total, unit="steps") as bar:
         for batch in batches(pairs, recipe.batch_size, recipe.epochs, recipe.seed):
             questions, passages = texts_of(batch)
@@ -111,6 +120,7 @@ def steps(encoder: TextEncoder, pairs: Sequence[Pair], recipe: EncoderRecipe) ->
                 read.fitted([read.pooling.passage_prompt + text for text in passages])[0],
                 temperature=recipe.temperature,
                 chunk=recipe.chunk,
+                world=world,
             )
             optimiser.step()
             bar.advance(note=f"loss {loss:.3f}")

@@ -206,13 +206,27 @@ def test_compiled_layers_run_by_a_schedule():
     family = FAMILIES["decoder"]
     family = replace(family, spec=replace(family.spec, layers=family.spec.layers[:1] * 5))
     found = []
-    for remat, compiled in (("none", False), ("rotor", True), ("pofo", True)):
-        plan = ParallelPlan(remat=remat, remat_budget="55%")
+    for remat, compiled, layer in (
+        ("none", False, "none"),
+        ("rotor", True, "none"),
+        ("pofo", True, "none"),
+        ("rotor", True, "selective"),
+    ):
+        plan = ParallelPlan(remat=remat, remat_budget="55%", remat_layer=layer)
         engine = engine_of(family, seed=3, plan=plan, compile=compiled)
         results = [engine.step(family.batch(8, np.random.default_rng(step))) for step in range(2)]
         found.append([x for r in results for x in (r.loss, r.grad_norm)])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     assert found[2] == pytest.approx(found[1], rel=1e-9)
+    assert found[3] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_what_layers_keep_under_a_schedule_needs_a_schedule_and_compiled_layers():
+    with pytest.raises(ConfigError, match=r"use --plan\.remat rotor, or --plan\.remat selective alone"):
+        ParallelPlan(remat="full", remat_layer="selective")
+    plan = ParallelPlan(remat="rotor", remat_layer="selective")
+    with pytest.raises(ConfigError, match=r"use --train\.compile true"):
+        engine_of(FAMILIES["decoder"], seed=0, plan=plan)
 
 
 def test_memory_of_a_model_under_rotor_stays_within_its_budget_and_the_prediction():

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import warm
 
 from luban.core.errors import ConfigError, DataError
+from luban.core.plan import ParallelPlan
+from luban.parallel.world import World
 from luban.retrieval.encoder import TextEncoder
 from luban.retrieval.questions import Question, read_questions
 from luban.retrieval.training.contrastive import backward, in_batch_loss
+from luban.retrieval.training.optimiser import Optimiser
 from luban.retrieval.training.pairs import Pair, mine, split
 from luban.retrieval.training.train import EncoderRecipe, compared, ranks, texts_of, train_encoder
 
@@ -41,6 +48,42 @@ def test_chunks_give_the_gradient_of_the_whole_batch(chunk):
     found = backward(encode, encode, texts[:4], texts[4:], temperature=0.3, chunk=chunk)
     assert found == pytest.approx(loss.item(), rel=1e-12)
     torch.testing.assert_close(table.grad, expected, rtol=1e-10, atol=1e-12)
+
+
+def encoded(table, group):
+    return torch.stack([torch.tanh(table[text].mean(0)) for text in group])
+
+
+def worker(rank, count, folder, table, texts, chunk):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
+    os.environ.update(WORLD_SIZE=str(count), RANK=str(rank))
+    plan = ParallelPlan(replicate=count)
+    world, table = World.join(plan, torch.device("cpu")), table.clone().requires_grad_()
+    encode = partial(encoded, table)
+    optimiser = Optimiser([table], lr=0.1, total=2, clip=0.5, world=world)
+    losses = []
+    for _ in range(2):
+        losses.append(backward(encode, encode, texts[:4], texts[4:], temperature=0.3, chunk=chunk, world=world))
+        optimiser.step()
+    torch.save((losses, table.detach()), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("count", "chunk"), [(2, 3), (3, 100)])
+def test_processes_are_negatives_of_each_other_and_learn_what_one_does(count, chunk, tmp_path):
+    """With chunks of 100 the third process has none."""
+    table = torch.randn(20, 5, dtype=torch.float64)
+    texts = [[random.randrange(20) for _ in range(random.randrange(1, 6))] for _ in range(12)]
+    warm.processes(worker, count, count, str(tmp_path), table, texts, chunk)
+    alone, losses = table.clone().requires_grad_(), []
+    optimiser, encode = Optimiser([alone], lr=0.1, total=2, clip=0.5), partial(encoded, alone)
+    for _ in range(2):
+        losses.append(backward(encode, encode, texts[:4], texts[4:], temperature=0.3, chunk=chunk))
+        optimiser.step()
+    for rank in range(count):
+        found, weights = torch.load(tmp_path / f"{rank}.pt")
+        assert found == pytest.approx(losses, rel=1e-10)
+        torch.testing.assert_close(weights, alone.detach(), rtol=1e-9, atol=1e-12)
 
 
 def question(number, text=None, **fields):

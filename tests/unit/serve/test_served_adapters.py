@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from adapted_models import GREEDY, SPEC, alone, prompts, write_adapted, write_adapter
 from tiny_models import write_checkpoint
 
-from luban import Engine, Sampling, load_model
-from luban.adapters.dora import DoRA
+from luban import Engine, load_model
 from luban.adapters.ia3 import IA3
 from luban.adapters.llama_adapter import LLaMAAdapter
 from luban.adapters.lora import LoRA
@@ -20,62 +18,17 @@ from luban.adapters.pissa import PiSSA
 from luban.adapters.prefix import PrefixTuning, PTuningV2
 from luban.adapters.prompt import PromptTuning
 from luban.adapters.series import Houlsby, Pfeiffer
-from luban.checkpoint.weights import weights_hash
 from luban.core.errors import DataError, LineageError, UnsupportedError, UsageError
-from luban.load.adapted import ActiveAdapter, StoredAdapter, put_in
-from luban.load.adapter_export import export_adapter
+from luban.load.adapted import StoredAdapter, put_in
 from luban.models.build import build_model, state_of
-from luban.models.spec import uniform
-from luban.nn.feedforward.gated import SwiGLU
-from luban.nn.init import NormalInit
-from luban.nn.mixer.grouped import Grouped
 from luban.serve import adapters
 from luban.serve.adapters import by_name
-
-SPEC = uniform(
-    vocab_size=272,
-    width=32,
-    layers=2,
-    context=64,
-    mixer=Grouped(heads=4, kv_heads=2),
-    feedforward=SwiGLU(width=48),
-    init=NormalInit(std=0.3),
-)
-KINDS = {"a": LoRA(rank=3), "b": LoRA(rank=2, targets=("q", "down")), "c": DoRA(rank=2)}
-GREEDY = Sampling(max_tokens=8, temperature=0, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> tuple[Path, dict[str, Path]]:
     """A model and three adapters for it."""
-    folder = tmp_path_factory.mktemp("served")
-    base, made = write_checkpoint(folder / "base", SPEC, seed=3), {}
-    for name, config in KINDS.items():
-        made[name] = write_adapter(base, config, folder / name)
-    return base, made
-
-
-def write_adapter(base: Path, config, out: Path) -> Path:
-    m = load_model(base)
-    weights = state_of(m.module)
-    found = weights_hash(weights)
-    put_in(m.module, config, config.initial(m.spec, weights, 1), "test")
-    with torch.no_grad():
-        for parameter in m.module.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    export_adapter(replace(m, adapter=ActiveAdapter(config, str(base), found)), out)
-    return out
-
-
-def prompts(count: int) -> list[list[int]]:
-    rng = random.SystemRandom()
-    common = [rng.randrange(20, 270) for _ in range(18)]
-    return [[*common, *(rng.randrange(20, 270) for _ in range(rng.randrange(1, 6)))] for _ in range(count)]
-
-
-def alone(base, adapter, prompt) -> list[int]:
-    return Engine(load_model(base, adapter=adapter), max_batch=2).generate(prompt, GREEDY)[0].token_ids
+    return write_adapted(tmp_path_factory.mktemp("served"))
 
 
 def test_requests_of_one_batch_have_their_own_adapters(served):
@@ -166,8 +119,9 @@ OTHERS = {  # kinds without a row above: served by name, or the reason why not
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_every_kind_alone_and_by_name(name, served, monkeypatch):
-    """Alone, what a forward of the adapted model gives token by token; by name the same, or a reason why not."""
+def test_every_kind_alone_and_by_name(name, served, monkeypatch, capsys):
+    """Alone, what a forward of the adapted model gives token by token; by name the same, or a reason why not, which the
+    engine tells when it starts, too."""
     config, reason = OTHERS[name]
     base, _ = served
     m, (text,) = load_model(base), prompts(1)
@@ -187,6 +141,9 @@ def test_every_kind_alone_and_by_name(name, served, monkeypatch):
     stored = StoredAdapter(path=base, config=config, tensors=tensors)
     monkeypatch.setattr(adapters, "find_adapter", lambda path: stored)
     engine = Engine(load_model(base), adapters={"x": base})
+    assert ("can't be served: the adapter x can't share a batch with others: " in capsys.readouterr().err) == bool(
+        reason
+    )
     if not reason:
         assert engine.generate(text, GREEDY, adapters="x")[0].token_ids == ids[len(text) :]
         return
