@@ -18,8 +18,9 @@ answer that is better in truth, calibration that of the preference model's proba
 by `luban annotate --constitution`, with and without a chain of thought: agreement with people, and expected calibration error of the
 labels as they came and clamped.
 
-Checked: after training 90% of the probes pass or more, from 20% or fewer; the model of both labels is right in 75% of both kinds or more,
-neither alone in 65% of the other's; hard labels and those as they came make less calibrated models than true probabilities do. Writes OUT.json;
+Checked: after training 90% of the probes pass or more, from 20% or fewer; the model of people's labels and a model's true
+probabilities is right in 75% of both kinds or more, neither alone in 65% of the other's; hard labels and those as they came make less
+calibrated models than true probabilities and than clamped ones. Writes OUT.json;
 exits 1 where a check fails.
 """
 
@@ -182,17 +183,19 @@ def study(seed: int, quick: bool) -> dict[str, Any]:
 def checks(means: dict[str, Any]) -> dict[str, bool]:
     """What the paper argues."""
     passed, labels = means["principles"], means["labels"]
-    both, people, own = labels["both, the model's as they came"], labels["people's alone"], labels["the model's alone"]
+    both, people, own = labels["both, the model's true"], labels["people's alone"], labels["the model's alone"]
     errors = {label: labels[f"both, the model's {label}"]["calibration error, guard"] for label in LABELS}
     return {
         "probes pass after training on revisions by the same file": passed["probes passed after"] >= 0.9
         and passed["probes passed before"] <= 0.2,
-        "one model of both labels is right in 75% or more of both kinds": min(
+        "one model of both labels, the model's as sure as they should be, is right in 75% or more of both kinds": min(
             both["accuracy, write"], both["accuracy, guard"]
         )
         >= 0.75,
         "each alone doesn't know the other's prompts": max(people["accuracy, guard"], own["accuracy, write"]) < 0.65,
-        "labels that are too sure make a model that is": min(errors["as they came"], errors["hard"]) > errors["true"],
+        "labels that are too sure make a less calibrated model": min(errors["as they came"], errors["hard"])
+        > errors["true"],
+        "clamping them helps": errors["clamped"] < errors["as they came"],
     }
 
 
