@@ -11,8 +11,9 @@ higher rewards are made likelier. The same command resumes an unfinished run, in
 
 PROMPTS.jsonl has a `prompt` (or `question`, or `messages`) a row; a reward sees the whole row. --reward takes a run of luban
 reward, guarded:SAFETY_RM:HELPFULNESS_RM (two of them), file.py:function (called with prompt, answer, row), gsm8k, facts,
-regex:PATTERN, unit_tests or an http address; several are separated by commas and summed by --reward_weights. --rl.type chooses ppo, grpo, rloo or quark. RUN/rollouts holds the answers;
-metrics.jsonl reward, kl, entropy, clipped share, and how far engine and trainer differ. docs/ALIGNMENT.md has the rest."""
+regex:PATTERN, unit_tests or an http address; several are separated by commas and summed by --reward_weights. --rl.type chooses ppo,
+grpo, rloo or quark. RUN/rollouts holds the answers; metrics.jsonl reward, kl, entropy, clipped share, and how far engine and trainer
+differ. docs/ALIGNMENT.md has the rest."""
 EXAMPLES = """
 luban rl luban_rl_cpu --init runs/chat --data.path prompts.jsonl --reward runs/rm --out runs/grpo
 luban rl luban_rl_cpu --init runs/chat --data.path prompts.jsonl --reward runs/rm --rl.type ppo --out runs/ppo
