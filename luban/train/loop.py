@@ -26,7 +26,7 @@ from luban.train.budget import StepCount
 from luban.train.conflict import GradientConflict
 from luban.train.goodput import Goodput, added
 from luban.train.interrupt import Interrupted, StopRequest
-from luban.train.messages import measured_messages
+from luban.train.messages import messages_of
 from luban.train.metrics_logger import MetricsLogger, NoMetrics, open_metrics
 from luban.train.profile import Profile
 from luban.train.recipe import Recipe
@@ -126,8 +126,7 @@ class Loop:
             self.profile.finish()
         self.goodput.enter("idle")
         if self.recipe.train.profile and self.world.size > 1:
-            rows = self.world.agree(self.art.figures.get("predicted_messages", []))
-            self.art.note(messages=measured_messages(self.world, rows, self.engine.device))
+            self.art.note(messages=messages_of(self.art.figures, self.world, self.engine.device))
         self._finish()
 
     def _train(self) -> None:

@@ -28,6 +28,11 @@ LARGEST = {"cuda": 1 << 28, "cpu": 1 << 24}  # bytes of one message; what is mor
 REPEATS = 5
 
 
+def messages_of(figures: Mapping[str, Any], world: World, device: torch.device) -> list[dict[str, Any]]:
+    """Those of a run, by the figures of its manifest that the main process has; every process must call it."""
+    return measured_messages(world, world.agree(figures.get("predicted_messages", [])), device)
+
+
 def measured_messages(world: World, rows: Sequence[Mapping[str, Any]], device: torch.device) -> list[dict[str, Any]]:
     """Seconds of each message, and what constants fitted to all-reduces predict. Every process must call it with the same rows.
 
