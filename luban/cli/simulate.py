@@ -33,7 +33,7 @@ Examples:
   luban simulate --list
   luban simulate incast --out runs/incast
   luban simulate incast --transport.type dctcp --workload.senders 40 --json
-  luban simulate ring_allreduce --mode fluid
+  luban simulate incast --mode fluid
   luban simulate infiniband_and_roce
 """
 
