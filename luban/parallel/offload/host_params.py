@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from luban.optim.adamw import AdamWGroups
 from luban.optim.base import Optimizer
 from luban.parallel.offload.pools import DiskPool, Pool
+from luban.parallel.offload.streamed import StreamedGroups
 from luban.parallel.precision import MixedPrecisionParams
 from luban.parallel.remat.host import Streams
 
@@ -59,7 +60,7 @@ class HostParams(MixedPrecisionParams):
             parameter.register_post_accumulate_grad_hook(partial(self._leave, name))
 
     def keep_moments(self, optimizer: Optimizer) -> None:
-        """Put Adam's moments into the pool."""
+        """Put Adam's moments into the pool; those on a disk are streamed through memory from now on."""
         for algorithm in optimizer.algorithms:
             assert isinstance(algorithm, AdamWGroups)
             for parameter, state in algorithm.state.items():
@@ -68,6 +69,9 @@ class HostParams(MixedPrecisionParams):
                     exp_avg_sq=self.pool.zeros(parameter.shape, parameter.dtype),
                     step=torch.zeros(()),
                 )
+        pool = self.pool
+        if isinstance(pool, DiskPool) and pool.direct is not None:
+            optimizer.algorithms = [StreamedGroups(algorithm, pool) for algorithm in optimizer.algorithms]
 
     def _leave(self, name: str, parameter: nn.Parameter) -> None:
         """Copy a complete gradient to the host and free it."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
@@ -14,14 +18,15 @@ from drawn import drawn
 from families import FAMILIES, engine_of
 from torch import nn
 
-from luban.core.errors import ConfigError, UnsupportedError
+from luban.core.errors import ConfigError, TrainingError, UnsupportedError
 from luban.core.plan import ParallelPlan
 from luban.optim.adamw import AdamW
-from luban.optim.base import Update
+from luban.optim.base import Optimizer, Update
 from luban.optim.muon import Muon
 from luban.parallel.offload.delayed import DelayedOptimizer
 from luban.parallel.offload.host_params import HostParams
 from luban.parallel.offload.pools import DiskPool
+from luban.parallel.offload.streamed import StreamedGroups
 from luban.planner.offload import efficiency, state_intensity
 
 FAMILY = FAMILIES["decoder"]
@@ -130,6 +135,93 @@ def test_a_full_disk_is_met_before_the_first_step(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UnsupportedError, match="can't be used"):
         DiskPool(tmp_path / "file", 10)
+
+
+def test_a_full_disk_leaves_a_run_as_it_was(tmp_path):
+    """Files may not grow beyond 64 kB: training isn't begun, what was in the folder is untouched, nothing is added."""
+    (tmp_path / "weights").write_bytes(b"kept")
+    program = f"""
+import resource
+from pathlib import Path
+from luban.core.errors import UnsupportedError
+from luban.parallel.offload.pools import DiskPool
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+try:
+    DiskPool(Path({str(tmp_path)!r}), 2**20)
+except UnsupportedError as error:
+    print(error)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "File too large" in found.stdout and "1.05 MB" in found.stdout
+    assert os.listdir(tmp_path) == ["weights"] and (tmp_path / "weights").read_bytes() == b"kept"
+
+
+def adam_of(sizes: list[tuple[int, ...]], zeros: Callable[..., torch.Tensor]) -> tuple[Optimizer, list[nn.Parameter]]:
+    """AdamW over parameters of these sizes whose weights and moments `zeros` makes, equal for equal seeds of torch."""
+    parameters = {f"w{n}": nn.Parameter(zeros(size, torch.float32)) for n, size in enumerate(sizes)}
+    for parameter in parameters.values():
+        parameter.data.copy_(torch.randn(parameter.shape))
+    optimizer = AdamW(lr=0.01).build(parameters, dict.fromkeys(parameters, "q"))
+    for parameter, state in optimizer.algorithms[0].state.items():
+        state.update(exp_avg=zeros(parameter.shape, torch.float32), exp_avg_sq=zeros(parameter.shape, torch.float32))
+        state["step"] = torch.zeros(())
+    return optimizer, list(parameters.values())
+
+
+def updates(parameters: list[nn.Parameter], copies: list[torch.Tensor], draw: random.Random) -> Update:
+    """Random gradients, of some parameters none."""
+    gradients = {p: torch.randn(p.shape) for p in parameters if draw.random() < 0.8 or p is parameters[0]}
+    scale = torch.tensor(draw.choice([1.0, 0.5]))
+    return Update(gradients, scale, torch.tensor(draw.random() < 0.8), dict(zip(parameters, copies, strict=True)))
+
+
+@pytest.mark.parametrize("trial", range(3))
+def test_updates_in_pieces_by_direct_io_are_those_in_memory(trial, tmp_path):
+    """Bit by bit, in weights, moments, counts and half-precision copies: matrices larger and smaller than pieces, bad steps."""
+    seed = random.randrange(10**6)
+    draw = random.Random(seed)
+    sizes = [(draw.randrange(1, 90), draw.randrange(1, 90)) for _ in range(draw.randrange(2, 7))] + [(5000,)]
+    pool = DiskPool(tmp_path, 3 * DiskPool.bytes_of(sizes, torch.float32))
+    if pool.direct is None:
+        pytest.skip(f"the file system of {tmp_path} refuses direct I/O")
+    runs = []
+    for zeros in (pool.zeros, lambda size, dtype: torch.zeros(size, dtype=dtype)):
+        torch.manual_seed(seed)
+        optimizer, parameters = adam_of(sizes, zeros)
+        if zeros == pool.zeros:
+            optimizer.algorithms = [StreamedGroups(optimizer.algorithms[0], pool, numbers=1024)]
+        copies, choices = [p.detach().bfloat16() for p in parameters], random.Random(seed)
+        for _ in range(5):
+            optimizer.step(0.7, updates(parameters, copies, choices))
+        runs.append([*optimizer.state_dict().values(), *(p.detach() for p in parameters), *copies])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_a_disk_that_fails_in_an_update_is_named(tmp_path, monkeypatch):
+    pool = DiskPool(tmp_path, 3 * DiskPool.bytes_of([(64, 64)], torch.float32))
+    if pool.direct is None:
+        pytest.skip(f"the file system of {tmp_path} refuses direct I/O")
+    optimizer, parameters = adam_of([(64, 64)], pool.zeros)
+    streamed = StreamedGroups(optimizer.algorithms[0], pool)
+    address = parameters[0].data_ptr()
+
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pwritev", broken)
+    with pytest.raises(TrainingError, match=r"Input/output error.*go on from the last checkpoint"):
+        gradients = {parameters[0]: torch.randn(64, 64)}
+        streamed.step(1.0, Update(gradients, torch.ones(()), torch.tensor(True)))
+    assert parameters[0].data_ptr() == address
+
+
+def test_a_file_system_without_direct_io_is_used_through_its_cache(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "preadv", lambda *_: (_ for _ in ()).throw(OSError(errno.EINVAL, "Invalid argument")))
+    seed = random.randrange(10**6)
+    plan = ParallelPlan(offload="disk", offload_folder=str(tmp_path))
+    (_, losses), (away, found) = (trained(p, seed, steps=2) for p in (ParallelPlan(), plan))
+    assert found == losses and away.params.pool.direct is None
+    assert "refuses direct I/O (Invalid argument)" in capsys.readouterr().err
 
 
 def test_tensors_of_a_file_keep_their_bits(tmp_path):
