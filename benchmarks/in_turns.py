@@ -89,6 +89,7 @@ def forget() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        torch._C._host_emptyCache()
         if (left := torch.cuda.memory_allocated()) > 2**28:
             print(f"({left / 1e9:.1f} GB are still allocated)", flush=True)
 

@@ -232,7 +232,9 @@ def _after(wait: Callable[[], None], function: LossFunction, batch: TensorBatch)
 
 def _pool(plan: ParallelPlan, device: torch.device, size: int) -> Pool:
     """Where so many bytes of fp32 weights and moments are kept."""
-    return DiskPool(Path(plan.offload_folder), size) if plan.offload == "disk" else HostPool(device.type == "cuda")
+    return (
+        DiskPool(Path(plan.offload_folder), size) if plan.offload == "disk" else HostPool(device.type == "cuda", size)
+    )
 
 
 class Losses(nn.Module):

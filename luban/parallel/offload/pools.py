@@ -25,6 +25,7 @@ from luban.core.log import warn
 from luban.core.units import bytes_
 from luban.parallel.offload.direct import ALIGNED, Buffer, DirectFile, done, rounded_up
 
+SLAB = 2**30  # bytes of host memory taken at once
 PROBE = 2**26  # bytes written and read to time a disk
 
 
@@ -37,14 +38,28 @@ class Pool(Protocol):
 
 
 class HostPool:
-    """Host memory, pinned where a GPU copies from it."""
+    """Host memory, pinned where a GPU copies from it. Tensors share slabs, since torch rounds pinned ones up to powers of two.
 
-    def __init__(self, pinned: bool):
+    Args:
+        size: bytes that all tensors take together, to choose the slabs by.
+    """
+
+    def __init__(self, pinned: bool, size: int):
         self.pinned = pinned
+        self.slab_bytes = min(SLAB, 1 << max(size - 1, 1).bit_length())
+        self.slab, self.used = torch.empty(0, dtype=torch.uint8), 0
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A new tensor."""
-        return torch.zeros(tuple(shape), dtype=dtype, pin_memory=self.pinned)
+        count = prod(shape)
+        size = rounded_up(count * dtype.itemsize)
+        if size > self.slab_bytes:
+            return torch.zeros(tuple(shape), dtype=dtype, pin_memory=self.pinned)
+        if self.used + size > len(self.slab):
+            self.slab, self.used = torch.zeros(self.slab_bytes, dtype=torch.uint8, pin_memory=self.pinned), 0
+        found = self.slab[self.used : self.used + count * dtype.itemsize].view(dtype).view(tuple(shape))
+        self.used += size
+        return found
 
 
 class DiskPool:
@@ -102,13 +117,14 @@ def _direct(folder: Path, handle: int) -> DirectFile | None:
         return None
 
 
-def disk_bandwidth(folder: Path) -> float:
+def disk_bandwidth(folder: Path, size: int = PROBE) -> float:
     """Bytes a second that an update reads and writes in a file of the folder: half of them each, past the cache where the file
-    system allows that."""
+    system allows that; `size` bytes, a multiple of two pages, are written and moved."""
+    half = size // 2
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, PROBE)
-        buffer = Buffer(PROBE)
+        os.posix_fallocate(file.fileno(), 0, size)
+        buffer = Buffer(size)
         buffer.bytes.random_()
         try:
             direct = DirectFile(file.fileno())
@@ -117,8 +133,8 @@ def disk_bandwidth(folder: Path) -> float:
             file.write(buffer.map)
             file.flush()
             os.fsync(file.fileno())
-            return PROBE / (time.perf_counter() - began)
-        done(direct.write(buffer, 0, 0, PROBE))  # the first write of a place takes longer
+            return size / (time.perf_counter() - began)
+        done(direct.write(buffer, 0, 0, size))  # the first write of a place takes longer
         began = time.perf_counter()
-        done([*direct.write(buffer, 0, 0, PROBE // 2), *direct.read(buffer, PROBE // 2, PROBE // 2, PROBE // 2)])
-        return PROBE / (time.perf_counter() - began)
+        done([*direct.write(buffer, 0, 0, half), *direct.read(buffer, half, half, half)])
+        return size / (time.perf_counter() - began)

@@ -16,16 +16,19 @@ import pytest
 import torch
 from drawn import drawn
 from families import FAMILIES, engine_of
+from safetensors.torch import load_file
 from torch import nn
 
+from luban.checkpoint.storage import write_safetensors
 from luban.core.errors import ConfigError, TrainingError, UnsupportedError
 from luban.core.plan import ParallelPlan
 from luban.optim.adamw import AdamW
 from luban.optim.base import Optimizer, Update
 from luban.optim.muon import Muon
+from luban.parallel.offload import pools
 from luban.parallel.offload.delayed import DelayedOptimizer
 from luban.parallel.offload.host_params import HostParams
-from luban.parallel.offload.pools import DiskPool
+from luban.parallel.offload.pools import DiskPool, HostPool
 from luban.parallel.offload.streamed import StreamedGroups
 from luban.planner.offload import efficiency, state_intensity
 
@@ -144,7 +147,8 @@ def test_a_full_disk_leaves_a_run_as_it_was(tmp_path):
 import resource
 from pathlib import Path
 from luban.core.errors import UnsupportedError
-from luban.parallel.offload.pools import DiskPool
+from luban.parallel.offload import pools
+from luban.parallel.offload.pools import DiskPool, HostPool
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
 try:
     DiskPool(Path({str(tmp_path)!r}), 2**20)
@@ -234,6 +238,21 @@ def test_tensors_of_a_file_keep_their_bits(tmp_path):
         tensor.copy_(value)
     assert all(torch.equal(t, v) for t, v in zip(tensors, values, strict=True))
     assert pool.used <= pool.size
+
+
+def test_tensors_of_host_memory_share_slabs_and_are_saved_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(pools, "SLAB", 2**14)
+    shapes = [(random.randrange(1, 40), random.randrange(1, 40)) for _ in range(12)] + [(5000,), (0,), ()]
+    pool = HostPool(pinned=False, size=DiskPool.bytes_of(shapes, torch.float32))
+    tensors = {f"w{n}": pool.zeros(shape, torch.float32) for n, shape in enumerate(shapes)}
+    values = {name: torch.randn(tensor.shape) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        assert not tensor.any()
+        tensor.copy_(values[name])
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors.values()}) < len(shapes)
+    write_safetensors(tensors, tmp_path / "state.safetensors")
+    saved = load_file(tmp_path / "state.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in values.items())
 
 
 @pytest.mark.parametrize(
