@@ -50,6 +50,8 @@ class ParallelPlan:
     offload: Numerical[Offload] = "none"
     offload_folder: Operational[str] = ""  # of a fast disk; for offload disk
     offload_delay: bool = False  # the host updates while the next step computes with weights of the step before
+    # pieces in which the matrices inside of layers are read from the host, where they stay, and multiplied (0: they are on the device)
+    offload_tiles: Numerical[int] = 0
 
     def __post_init__(self):
         for axis in (*AXES, "microbatches", "interleave"):
@@ -83,6 +85,10 @@ class ParallelPlan:
             raise ConfigError("plan.offload disk needs a folder of a fast disk: --plan.offload_folder /nvme/luban")
         if self.offload_delay and self.offload == "none":
             raise ConfigError("plan.offload_delay delays updates on the host: use --plan.offload cpu")
+        if self.offload_tiles < 0:
+            raise ConfigError(f"plan.offload_tiles is a number from 0, {self.offload_tiles} given")
+        if self.offload_tiles and self.offload == "none":
+            raise ConfigError("plan.offload_tiles reads matrices from the host: use --plan.offload cpu")
         if self.offload != "none" and self.processes > 1:
             raise ConfigError("plan.offload goes with one process: leave the other axes at 1, or use --plan.shard")
 

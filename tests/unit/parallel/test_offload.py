@@ -22,14 +22,17 @@ from torch import nn
 from luban.checkpoint.storage import write_safetensors
 from luban.core.errors import ConfigError, TrainingError, UnsupportedError
 from luban.core.plan import ParallelPlan
+from luban.nn.linear import Linear
+from luban.nn.roles import HIDDEN, roles_of
 from luban.optim.adamw import AdamW
 from luban.optim.base import Optimizer, Update
 from luban.optim.muon import Muon
-from luban.parallel.offload import pools
+from luban.parallel.offload import pools, tiles
 from luban.parallel.offload.delayed import DelayedOptimizer
 from luban.parallel.offload.host_params import HostParams
 from luban.parallel.offload.pools import DiskPool, HostPool
 from luban.parallel.offload.streamed import StreamedGroups
+from luban.parallel.offload.tiles import tiled_weights, use_tiles
 from luban.planner.offload import efficiency, state_intensity
 
 FAMILY = FAMILIES["decoder"]
@@ -255,9 +258,67 @@ def test_tensors_of_host_memory_share_slabs_and_are_saved_apart(tmp_path, monkey
     assert all(torch.equal(saved[name], value) for name, value in values.items())
 
 
+@pytest.mark.parametrize("trial", range(4))
+def test_a_linear_layer_in_tiles_is_the_whole_one(trial):
+    """Outputs and all gradients, for more tiles than outputs and for frozen weights, too."""
+    draw = random.Random(seed := random.randrange(10**6))
+    torch.manual_seed(seed)
+    inputs, outputs, pieces = (draw.randrange(1, top) for top in (30, 30, 40))
+    bias = draw.random() < 0.5
+    layers = [Linear(inputs, outputs, bias=bias).double() for _ in range(2)]
+    for parameter in layers[0].parameters():
+        nn.init.normal_(parameter)
+    layers[1].load_state_dict(layers[0].state_dict())
+    use_tiles(layers[1], pieces)
+    frozen, results = draw.random() < 0.3, []
+    x = torch.randn(2, draw.randrange(1, 9), inputs, dtype=torch.float64)
+    towards = torch.randn(*x.shape[:2], outputs, dtype=torch.float64)
+    for layer in layers:
+        layer.weight.requires_grad_(not frozen)
+        given = x.clone().requires_grad_()
+        y = layer(given)
+        y.backward(towards)
+        results.append([y.detach(), given.grad, *(p.grad for p in layer.parameters() if p.requires_grad)])
+    assert len(results[0]) == 2 + (not frozen) + (layers[0].bias is not None)
+    for whole, tiled in zip(*results, strict=True):
+        torch.testing.assert_close(tiled, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_tiles_are_read_one_after_another(monkeypatch):
+    """At most two are on the way or in use, in each direction every tile once."""
+    layer, seen = Linear(8, 12, bias=False), []
+    nn.init.normal_(layer.weight)
+    use_tiles(layer, 4)
+    read = tiles._read
+    monkeypatch.setattr(tiles, "_read", lambda part, streams: seen.append(part.shape) or read(part, streams))
+    layer(torch.randn(5, 8, requires_grad=True)).sum().backward()
+    assert seen == [(3, 8)] * 8
+
+
+@pytest.mark.parametrize(
+    ("offload", "remat"), drawn(product(["cpu", "disk"], ["none", "selective", "full", "rotor"]), 2)
+)
+def test_training_by_tiles_is_that_of_whole_matrices(offload, remat, tmp_path):
+    family = replace(FAMILY, spec=replace(FAMILY.spec, layers=FAMILY.spec.layers[:1] * 5))
+    found = []
+    for plan in (
+        ParallelPlan(),
+        ParallelPlan(offload=offload, offload_folder=str(tmp_path), offload_tiles=3, remat=remat, remat_budget="70%"),
+    ):
+        engine = engine_of(family, seed=3, plan=plan, precision="fp64")
+        results = [engine.step(family.batch(8, np.random.default_rng(n))) for n in range(3)]
+        found.append([x for r in results for x in (r.loss, r.grad_norm)])
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
+    assert len(tiled_weights(engine.model)) == sum(
+        role in HIDDEN for role in roles_of(engine.model).values()
+    )  # every matrix inside of layers
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
+        ({"offload_tiles": 2}, "use --plan.offload cpu"),
+        ({"offload": "cpu", "offload_tiles": -1}, "number from 0"),
         ({"offload": "disk"}, "needs a folder"),
         ({"offload_delay": True}, "use --plan.offload cpu"),
         ({"offload": "cpu", "shard": 2}, "one process"),
