@@ -4,9 +4,10 @@ a disk, the largest model that fits.
     python benchmarks/offload.py [--only NAME …] [--out FILE.json] [--folder DIR] [--rows 16] [--steps 8] [--cap 8] [--tiny]
 
 adam: bytes a second of torch's fused kernel (28 a number: weight, gradient and two moments read, three written) beside a copy's.
-device, host, delayed, disk: tokens a second of the LLaMA shape of 1.1B parameters in bf16, 16 × 2,048 tokens a step, selective
+device, host, delayed, disk, tiles: tokens a second of the LLaMA shape of 1.1B parameters in bf16, 16 × 2,048 tokens a step, selective
 rematerialisation, with state on the GPU, on the host, with delayed updates, in a file of --folder by direct I/O; for disk also the
-share of a step in which the GPU computes as ZeRO-Infinity's model has it, at the bandwidth that the folder reached.
+share of a step in which the GPU computes as ZeRO-Infinity's model has it, at the bandwidth that the folder reached. tiles: as host, with
+the layers' matrices on the host too, read in four tiles each.
 fit-device, fit-host: under a cap on GPU memory (GB), the most layers with which a step runs. A model that fits in 8 GB with its state on
 the host takes 70 GB of the host. Every case is printed as it ends and given up after --patience seconds; with --out several calls
 fill one table. --tiny: small ones on whatever device there is.
@@ -133,7 +134,7 @@ def compared(rows: dict[str, Row]) -> None:
     if "device" not in rows:
         return
     alone = rows["device"]["step_seconds"]
-    for name in ("host", "delayed", "disk"):
+    for name in ("host", "delayed", "disk", "tiles"):
         if name in rows:
             print(f"{name}: {alone / rows[name]['step_seconds']:.1%} of the speed with state on the device", end="")
             if name == "disk":
@@ -164,6 +165,7 @@ def main() -> None:
         "host": ParallelPlan(offload="cpu"),
         "delayed": ParallelPlan(offload="cpu", offload_delay=True),
         "disk": ParallelPlan(offload="disk", offload_folder=str(call.folder)),
+        "tiles": ParallelPlan(offload="cpu", offload_tiles=4),
     }
     cases = {"adam": partial(adam, call.numbers)}
     cases |= {name: partial(step, plan, shape, call) for name, plan in plans.items()}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from luban.optim.adamw import AdamWGroups
-from luban.optim.base import Optimizer
+from luban.optim.base import Optimizer, ParamGroups
 from luban.parallel.offload.pools import DiskPool, Pool
 from luban.parallel.offload.streamed import StreamedGroups
 from luban.parallel.offload.tiles import tiled_weights
@@ -83,7 +83,8 @@ class HostParams(MixedPrecisionParams):
                 )
         pool = self.pool
         if isinstance(pool, DiskPool) and pool.direct is not None:
-            optimizer.algorithms = [StreamedGroups(algorithm, pool) for algorithm in optimizer.algorithms]
+            streamed: list[ParamGroups] = [StreamedGroups(algorithm, pool) for algorithm in optimizer.algorithms]
+            optimizer.algorithms = streamed
 
     def _leave(self, name: str, parameter: nn.Parameter) -> None:
         """Copy a complete gradient to the host and free it."""
