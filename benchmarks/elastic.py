@@ -2,12 +2,14 @@
 uninterrupted run, how long until training goes on, does anything hang.
 
     python benchmarks/elastic.py --kills 20 --runs 1
+    python benchmarks/elastic.py --kills 20 --runs 10 --parallel 5 --out FILE.json    # on 16 cores
     python benchmarks/elastic.py --kills 20 --runs 10 --workers 2 --plan.shard 2 --out FILE.json
 
 A small decoder trains on random text with --nproc WORKERS over Gloo. Each kill is a SIGKILL at a random moment; half of them hit
 a worker, a quarter the service, a quarter the agent, which is started again by the same command as a person would. The
 next kill waits until training has gone on. Recovery is counted from the kill to the next step that is finished after it, the
-start of a replacement included. Weights are compared with those of one run without kills by their hash.
+start of a replacement included. --parallel lets so many runs go on at once: two workers, an agent, a service and a spare
+that imports torch are busy in each, so that three cores a run or more keep them apart. Weights are compared with those of one run without kills by their hash.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -38,6 +41,7 @@ from luban.train.elastic.agent import folder_of
 from luban.train.elastic.processes import Process
 
 HUNG = 120.0  # seconds without a step after which a run counts as hung
+SECONDS_A_KILL = 2.5  # of training between two kills, without recovery
 KINDS = ("worker", "worker", "service", "agent")
 RECIPE = """
 [model]
@@ -71,43 +75,58 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10, help="of each run")
     parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--parallel", type=int, default=1, help="runs at once")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=0, help="of each run (0: 40 a kill)")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="of each run (0: 2.5 s of them a kill, by their measured time)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
     parser.add_argument("--out", type=Path, help="JSON with every kill, written after each run")
     args, plan = parser.parse_known_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    steps = args.steps or 40 * max(args.kills, 5)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipe = folder / "recipe.toml"
-        recipe.write_text(RECIPE.format(steps=steps))
-        command = [
-            "pretrain",
-            str(recipe),
-            "--data.path",
-            str(make_shards(folder)),
-            "--nproc",
-            str(args.workers),
-            *plan,
-        ]
-        calm = folder / "calm"
-        luban(command, calm, folder).wait()
-        wanted = weights_of(calm)
+        shards = make_shards(folder)
+
+        def command(steps: int) -> list[str]:
+            recipe = folder / f"{steps}.toml"
+            recipe.write_text(RECIPE.format(steps=steps))
+            return ["pretrain", str(recipe), "--data.path", str(shards), "--nproc", str(args.workers), *plan]
+
+        steps = args.steps or enough_steps(undisturbed(command(60), folder / "short"), args.kills)
+        wanted = weights_of(undisturbed(command(steps), folder / "calm"))
         found: list[dict] = []
-        for number in range(args.runs):
+
+        def one(number: int) -> dict:
             out = folder / f"run{number}"
-            result = Killed(command, out, folder, args.workers, random.Random(f"{args.seed} {number}")).run(args.kills)
+            result = Killed(command(steps), out, args.workers, random.Random(f"{args.seed} {number}")).run(args.kills)
             result |= audit(out, steps * 12) if result["finished"] else {}
             result["weights_equal"] = result["finished"] and weights_of(out) == wanted
-            found.append(result)
-            print(json.dumps({k: v for k, v in result.items() if k != "kills"}), flush=True)
-            if args.out:
-                args.out.write_text(json.dumps({"summary": summary(found, args, plan, steps), "runs": found}, indent=1))
             if result["finished"]:
                 shutil.rmtree(out)
+            return {"run": number, **result}
+
+        with ThreadPoolExecutor(max(args.parallel, 1)) as pool:
+            for future in as_completed([pool.submit(one, number) for number in range(args.runs)]):
+                found.append(future.result())
+                print(json.dumps({k: v for k, v in found[-1].items() if k != "kills"}), flush=True)
+                if args.out:
+                    kept = {"summary": summary(found, args, plan, steps), "runs": found}
+                    args.out.write_text(json.dumps(kept, indent=1))
         print(json.dumps(summary(found, args, plan, steps), indent=1))
+
+
+def undisturbed(command: list[str], out: Path) -> Path:
+    """A finished run without anything elastic."""
+    if luban(command, out).wait():
+        raise SystemExit(log_of(out).read_text())
+    return out
+
+
+def enough_steps(run: Path, kills: int) -> int:
+    """Steps that last long enough for so many kills, by the median step of a short run."""
+    return max(round(SECONDS_A_KILL * kills / open_artifact(run, "run").figures["step_seconds"]), 40 * max(kills, 5))
 
 
 def summary(found: list[dict], args: argparse.Namespace, plan: list[str], steps: int) -> dict:
@@ -120,11 +139,19 @@ def summary(found: list[dict], args: argparse.Namespace, plan: list[str], steps:
         "finished": sum(run["finished"] for run in found),
         "every_row_once": sum(run.get("every_row_once", False) for run in found),
         "weights_equal": sum(run["weights_equal"] for run in found),
+        "hung": sum(run["hung"] for run in found),
         "recovery_seconds": {
-            kind: {"kills": len(s), "median": round(statistics.median(s), 2), "max": round(s[-1], 2)}
-            for kind, s in kinds.items()
+            kind: {
+                "kills": len(s),
+                "median": round(statistics.median(s), 2),
+                "p90": round(s[min(len(s) * 9 // 10, len(s) - 1)], 2),
+                "max": round(s[-1], 2),
+                "within_15": sum(x <= 15 for x in s),
+            }
+            for kind, s in {"all": sorted(kill["seconds"] for kill in kills), **kinds}.items()
             if s
         },
+        "parallel": args.parallel,
         "steps": steps,
         "workers": args.workers,
         "plan": plan,
@@ -141,11 +168,11 @@ class Killed:
         draw: the moments and victims.
     """
 
-    def __init__(self, command: list[str], out: Path, folder: Path, workers: int, draw: random.Random):
+    def __init__(self, command: list[str], out: Path, workers: int, draw: random.Random):
         self.command = [*command, "--elastic.enabled", "true"]
-        self.out, self.folder, self.workers, self.draw = out, folder, workers, draw
+        self.out, self.workers, self.draw = out, workers, draw
         self.elastic = folder_of(out)
-        self.agent = luban(self.command, out, folder)
+        self.agent = luban(self.command, out)
         self.hung = False
 
     def run(self, wanted: int) -> dict:
@@ -169,7 +196,7 @@ class Killed:
         if kind == "agent":
             self.agent.kill()
             self.agent.wait()
-            self.agent = luban(self.command, self.out, self.folder)
+            self.agent = luban(self.command, self.out)
             return True
         name = "service.pid.json"
         if kind == "worker":
@@ -214,15 +241,21 @@ class Killed:
             return self.agent.wait(timeout=3600 if not self.hung else 1)
         except subprocess.TimeoutExpired:
             self.hung = True
-            print((self.folder / "log").read_text()[-5000:], file=sys.stderr)
+            print(log_of(self.out).read_text()[-5000:], file=sys.stderr)
             self.agent.kill()
             return None
 
 
-def luban(command: list[str], out: Path, folder: Path) -> subprocess.Popen:
+def luban(command: list[str], out: Path) -> subprocess.Popen:
     """The running command; what it says goes into a file."""
     words = [sys.executable, "-m", "luban", *command, "--out", str(out)]
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=open(folder / "log", "a"))
+    with open(log_of(out), "a") as log:
+        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log)
+
+
+def log_of(out: Path) -> Path:
+    """What the processes of a run have said."""
+    return out.with_name(f"{out.name}.log")
 
 
 def make_shards(folder: Path) -> Path:

@@ -46,6 +46,7 @@ from luban import build_model
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
+from luban.nn.mixer.layout import Blockwise
 from luban.nn.position.alibi import Alibi
 from luban.nn.position.base import Position
 from luban.nn.position.kerple import KerpleLog, KerplePower
@@ -57,6 +58,7 @@ from luban.nn.position.t5 import RelativeBias
 from luban.nn.position.xpos import XPos
 from luban.report.chart import LEFT, Chart, Series, draw
 
+BLOCKWISE = "xPos, blockwise"  # trained as xPos; half a training row and the one before it are seen (Sun et al. 2022)
 BYTES = 256  # characters there are
 MOST_BYTES = 64_000_000  # of text
 
@@ -103,6 +105,7 @@ def methods(setting: Setting) -> dict[str, Position]:
         "ALiBi": Alibi(),
         "T5": RelativeBias(max_distance=min(128, setting.trained)),
         "xPos": XPos(),
+        BLOCKWISE: XPos(),
         "none": NoPosition(),
         "randomised RoPE": Randomised(inner=Rope(), longest=2 * max(setting.lengths)),
         "RoPE": Rope(),
@@ -110,15 +113,17 @@ def methods(setting: Setting) -> dict[str, Position]:
     }
 
 
-def model_spec(setting: Setting, position: Position) -> ModelSpec:
-    """LLaMA's parts with this position method."""
+def model_spec(setting: Setting, name: str) -> ModelSpec:
+    """LLaMA's parts with the position method of this name."""
+    span = setting.trained // 2
+    layout = Blockwise(block=min(64, span), span=span) if name == BLOCKWISE else None
     return uniform(
         vocab_size=BYTES,
         width=setting.width,
         layers=setting.layers,
         context=setting.trained,
-        position=position,
-        mixer=Grouped(heads=setting.heads),
+        position=methods(setting)[name],
+        mixer=Grouped(heads=setting.heads, layout=layout),
         feedforward=SwiGLU(width=setting.width * 8 // 3 // 32 * 32),
     )
 
@@ -247,7 +252,7 @@ def measure(name: str, seed: int, setting: Setting, folder: str, device: str, co
     torch.set_float32_matmul_precision("high")
     began = time.monotonic()
     kept, held = (torch.from_numpy(np.load(f"{folder}/{side}.npy")).to(device) for side in ("kept", "held"))
-    spec = model_spec(setting, methods(setting)[name])
+    spec = model_spec(setting, name)
     weights = train(spec, setting, kept, seed, compiled=compiled)
     module = build_model(spec, device=device, seed=None).eval()
     module.load_state_dict(weights)
@@ -291,7 +296,7 @@ def claims(at: dict[str, Spread]) -> dict[str, bool]:
     }
 
 
-COLOURS = ("#0b6e4f", "#2a9d8f", "#1d4ed8", "#7c3aed", "#b45309", "#64748b", "#db2777", "#dc2626", "#111827")
+COLOURS = ("#0b6e4f", "#2a9d8f", "#1d4ed8", "#7c3aed", "#b45309", "#64748b", "#db2777", "#dc2626", "#111827", "#c026d3")
 STYLE = """text{font:12px system-ui,sans-serif;fill:#334155}.grid{stroke:#e2e8f0}.axis{stroke:#64748b}
 .curve{fill:none;stroke-width:2}.level{stroke:#94a3b8;stroke-dasharray:4 3}text.level{stroke:none}"""
 

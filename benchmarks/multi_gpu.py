@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -145,12 +146,19 @@ def contest(name: str, call: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def free_ports(count: int) -> str:
+    """So many ports of this machine, with commas between."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return ",".join(str(probe.getsockname()[1]) for probe in probes)
+
+
 def started(names: list[str], call: argparse.Namespace) -> Iterator[tuple[str, dict[str, float] | str]]:
     """Run contestants one after another in the same processes: (name, what the first process measured, or why not)."""
     processes = 1 if names[0] in ("one", "peer-one") else call.gpus
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    ports = free_ports(len(names))
     options = ["--inside", *names, "--gpus", call.gpus, "--rows", call.rows, "--steps", call.steps]
     options += ["--seq", call.seq] if call.seq else []
     options += ["--remat", call.remat, *(["--tiny"] if call.tiny else [])]
@@ -160,7 +168,7 @@ def started(names: list[str], call: argparse.Namespace) -> Iterator[tuple[str, d
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         threads = str(max(torch.get_num_threads() // processes, 1))  # else each process takes all cores
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "PORTS": ports, "OMP_NUM_THREADS": threads}
         environment = {**os.environ, **meeting, **{key: str(value) for key, value in place.items()}}
         pipes = (
             {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if rank == 0 else {"stdout": subprocess.DEVNULL}
@@ -198,9 +206,8 @@ def main() -> None:
     parser.add_argument("--inside", nargs="*", help=argparse.SUPPRESS)
     call = parser.parse_args()
     if call.inside:
-        port = int(os.environ.get("MASTER_PORT", "0"))
-        for index, name in enumerate(call.inside):
-            os.environ["MASTER_PORT"] = str(port + index)  # a store that is being closed must not be found again
+        for name, port in zip(call.inside, os.environ["PORTS"].split(","), strict=True):
+            os.environ["MASTER_PORT"] = port  # a store that is being closed must not be found again
             found = contest(name, call)
             if os.environ.get("RANK", "0") == "0":
                 print(json.dumps(found), flush=True)

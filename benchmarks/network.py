@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import time
 from pathlib import Path
@@ -20,9 +21,11 @@ from luban.core.config import from_dict, load_toml, override
 from luban.netsim.congestion.dcqcn import Dcqcn, DcqcnPaper
 from luban.netsim.congestion.dctcp import Dctcp
 from luban.netsim.congestion.hpcc import Hpcc
+from luban.netsim.congestion.newreno import NewReno
 from luban.netsim.congestion.pint import Pint
 from luban.netsim.congestion.swift import Swift
 from luban.netsim.congestion.timely import Timely
+from luban.netsim.flows import Flow
 from luban.netsim.fluid import solve
 from luban.netsim.results import ideal_seconds
 from luban.netsim.scenario import SHIPPED, Scenario
@@ -56,7 +59,7 @@ def speed() -> dict:
     return found
 
 
-def dctcp_queue(flows: int, seconds: float) -> dict:
+def dctcp_queue(flows: int, seconds: float, ack_every: int) -> dict:
     """`flows` long DCTCP flows into one port of 10 Gb/s, marked from 65 packets on."""
     marks = 65 * 1500
     switches = Switches(
@@ -65,7 +68,7 @@ def dctcp_queue(flows: int, seconds: float) -> dict:
     scenario = {
         "topology": {"type": "star", "hosts": flows + 1, "host_gbps": 10.0, "delay_us": 10.0},
         "workload": {"type": "incast", "senders": flows, "bytes": 10**10},
-        "transport": {"type": "dctcp"},
+        "transport": {"type": "dctcp", "ack_every": ack_every},
         "run": {"sample_us": 10.0, "watch": ["switch→host0"]},
     }
     simulation = from_dict(Scenario, {**scenario, "switch": switches}).prepare()
@@ -84,15 +87,64 @@ def dctcp_queue(flows: int, seconds: float) -> dict:
     }
 
 
-def beside_ns3(python: str) -> dict:
-    """The same on ns-3."""
-    found = {}
+def ns3(python: str, *words: object, patience: float = 300.0) -> dict:
+    """What the script beside this one says, run on ns-3."""
     script = str(Path(__file__).with_name("network_ns3.py"))
+    done = subprocess.run(
+        [python, script, *map(str, words)], capture_output=True, text=True, check=True, timeout=patience
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def dctcp_beside_ns3(python: str) -> dict:
+    """The same on ns-3, with an acknowledgement for each packet and, as its default is, for every second."""
+    found = {}
     for flows in (20, 40):
-        done = subprocess.run([python, script, str(flows), "0.1"], capture_output=True, text=True, check=True)
-        theirs, ours = json.loads(done.stdout.splitlines()[-1]), dctcp_queue(flows, 0.1)
-        rates = [x["data_packets"] / x["seconds"] for x in (ours, theirs)]
-        found[f"{flows} flows"] = {"luban": ours, "ns3": theirs, "times_faster": rates[0] / rates[1]}
+        for every in (1, 2):
+            theirs, ours = ns3(python, "dctcp", flows, 0.1, every), dctcp_queue(flows, 0.1, every)
+            rates = [x["data_packets"] / x["seconds"] for x in (ours, theirs)]
+            key = f"{flows} flows, an acknowledgement for {every}"
+            found[key] = {"luban": ours, "ns3": theirs, "times_faster": rates[0] / rates[1]}
+    return found
+
+
+def incast_seconds(senders: int, seed: int, receive: int, sack: bool) -> float:
+    """Seconds until 1 MB in equal parts has come through a port of 100 packets at 1 Gb/s, senders starting within 50 µs."""
+    switches = Switches(flow_control="lossy", buffer_bytes=10**7, port_bytes=150_000)
+    how = {"recovery": "selective"} if sack else {"ack_every": 2}
+    transport = NewReno(receive_window=receive, **how)
+    draw = random.Random(seed)
+    flows = [Flow(i + 1, 0, 10**6 // senders, start=int(draw.uniform(0, 50e6))) for i in range(senders)]
+    simulation = Simulation(
+        Star(hosts=senders + 1, host_gbps=1.0, delay_us=25.0).network(), flows, transport, switches, seed=seed
+    )
+    simulation.run()
+    return simulation.makespan()
+
+
+def _ns3_incast(python: str, senders: int, seed: int, receive: int, sack: bool) -> float | None:
+    """Seconds; None where ns-3 itself does not end, as it does for some seeds."""
+    try:
+        return ns3(python, "incast", senders, seed, 2, receive, int(sack), patience=60.0)["seconds"]
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def incast_onset(python: str | None) -> dict:
+    """By recovery and receive window: of seven runs with each number of senders, in how many a timeout made 8 ms more than 100."""
+    found = {}
+    for sack in (True, False):
+        for receive in (4 << 20, 65536):
+            key = f"{'SACK' if sack else 'NewReno'}, window {receive // 1024} kB"
+            counts: dict[str, dict[int, object]] = {"luban": {}}
+            for senders in (2, 3, 4, 5, 6, 8, 10, 12, 16):
+                ours = [incast_seconds(senders, seed, receive, sack) for seed in range(7)]
+                counts["luban"][senders] = sum(x > 0.1 for x in ours)
+                if python:
+                    theirs = [_ns3_incast(python, senders, seed, receive, sack) for seed in range(3)]
+                    ended = [x for x in theirs if x is not None]
+                    counts.setdefault("ns3", {})[senders] = f"{sum(x > 0.1 for x in ended)} of {len(ended)}"
+            found[key] = counts
     return found
 
 
@@ -139,8 +191,6 @@ def dcqcn_20_to_1() -> dict:
     marks = Switches(flow_control="lossy", mark_low_bytes=160_000, mark_high_bytes=160_000)
     for name, transport, switches, end in (("dcqcn", DcqcnPaper(), Switches(), 400), ("dctcp", Dctcp(), marks, 40)):
         network = Star(hosts=21, host_gbps=40.0).network()
-        from luban.netsim.flows import Flow
-
         flows = [Flow(i + 1, 0, 10**11) for i in range(20)]
         simulation = Simulation(network, flows, transport, switches, watched_ports=[1], sample_every=10**7)
         simulation.run(end * MILLISECOND)
@@ -199,11 +249,12 @@ def main() -> None:
         "fluid_16384": fluid_16384,
         "dcqcn_20_to_1": dcqcn_20_to_1,
         "swift_5000_to_1": swift_5000_to_1,
+        "incast_onset": lambda: incast_onset(args.ns3),
         "hosts_320_at_30": lambda: hosts_320(0.3),
         "hosts_320_at_50": lambda: hosts_320(0.5, 500.0),
     }
     if args.ns3:
-        parts["ns3"] = lambda: beside_ns3(args.ns3)
+        parts["ns3"] = lambda: dctcp_beside_ns3(args.ns3)
     found = {}
     for name, part in parts.items():
         if not args.only or name in args.only:

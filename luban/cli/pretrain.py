@@ -25,6 +25,9 @@ luban pretrain luban_pretrain_gpu --data.path shards --dry-run      # memory, ti
 luban pretrain luban_pretrain_gpu --data.path shards --out runs/b --train.profile 3 --train.attention luban
 luban pretrain tiny_pretrain_cpu --data.path shards --out runs/two --nproc 2 --plan.shard 2
 luban pretrain tiny_pretrain_cpu --data.path shards --out runs/three --nproc 2 --elastic.enabled true
+luban pretrain luban_multitask_cpu --data.path shards --out runs/both          # two tasks over one model
+luban pretrain transformer_translation_cpu --data.path pairs --out runs/zh     # an encoder–decoder; docs/TRAINING.md
+luban pretrain tiny_pretrain_cpu --help                                        # every field, as this recipe has it
 luban pretrain tiny_pretrain_cpu --data.path shards --dry-run --picture --plan.pipeline 4 --plan.microbatches 8
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal
 
 import tyro
@@ -18,12 +18,14 @@ luban serve runs/a --port 9000 --api-key "$KEY"
 luban serve smollm2 --adapter runs/lora
 luban serve smollm2 --adapter sql=runs/sql --adapter poems=runs/poems   # requests ask for one as "model"
 luban serve smollm2 --index index   # answers with `citations`, from the passages of luban rag index
+luban serve runs/a --device cuda --dtype bfloat16 --replicas 4   # one address, a GPU each
 luban serve smollm2 --cors https://chat.example.org --allowed-host models.example.org
 LUBAN_SERVE_PORT=9000 LUBAN_SERVE_MAX_QUEUE=64 luban serve smollm2 --dtype int8 --log-requests
 curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" -d '{"messages": [{"role": "user", "content": "Hello"}]}'
 """
 KEY_VARIABLE = "LUBAN_API_KEY"
 PREFIX = "LUBAN_SERVE"
+FRONT = ("replicas", "host", "port", "api_key", "allowed_host", "cors", "requests_per_minute")  # not of each replica
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class Arguments:
     passages: int = 5  # of the index before a question at most
     rerank: str | None = None  # a cross-encoder that puts the index's best passages in order, from luban rag train
     host: str = "127.0.0.1"  # address to listen at
+    replicas: int = 1  # copies of the server behind one address, each on a GPU of its own (or a share of the cores)
     port: int = 8000  # the next free one is taken where it is in use; 0: any
     api_key: str | None = None  # clients must send it; none: LUBAN_API_KEY from the environment
     allowed_host: tuple[str, ...] = ()  # names of this server, besides addresses, localhost and the machine's own
@@ -66,6 +69,20 @@ class Arguments:
     log_text: bool = False  # with --log-requests, the text of prompts and answers too
 
 
+def words_of(args: Arguments, without: Sequence[str]) -> list[str]:
+    """A command line that gives these arguments, but for those named."""
+    words = [args.model]
+    for field in fields(args):
+        value, flag = getattr(args, field.name), f"--{field.name.replace('_', '-')}"
+        if field.name in ("model", *without) or value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(flag)
+        else:
+            words += [word for each in (value if isinstance(value, tuple) else (value,)) for word in (flag, str(each))]
+    return words
+
+
 def run(argv: Sequence[str]) -> None:
     """Serve until interrupted."""
     argv = flags_from_environment(Arguments, argv, PREFIX, os.environ, positional=("model",))
@@ -75,6 +92,7 @@ def run(argv: Sequence[str]) -> None:
 
     checks = (
         (0 <= args.port < 1 << 16, "--port must be from 0 (any) to 65535", args.port),
+        (args.replicas >= 1, "--replicas must be at least 1", args.replicas),
         (args.max_queue >= 0, "--max-queue must be 0 or more", args.max_queue),
         (args.max_batch is None or args.max_batch >= 1, "--max-batch must be at least 1", args.max_batch),
         (args.cache_gb is None or args.cache_gb > 0, "--cache-gb must be larger than 0", args.cache_gb),
@@ -103,6 +121,22 @@ def run(argv: Sequence[str]) -> None:
         from luban.serve.api.app import ServerOptions
     except ImportError as error:
         raise MissingExtra(error.name or "fastapi", "serve", "luban serve") from None
+
+    options = ServerOptions(
+        api_key=args.api_key or os.environ.get(KEY_VARIABLE),
+        hosts=args.allowed_host,
+        origins=args.cors,
+        max_queue=args.max_queue,
+        requests_per_minute=args.requests_per_minute,
+        log_requests=args.log_requests,
+        log_text=args.log_text,
+        history=args.history,
+    )
+    if args.replicas > 1:
+        from luban.serve.replicas.run import serve_replicas
+
+        words, place = ["serve", *words_of(args, FRONT)], {"host": args.host, "port": args.port}
+        return serve_replicas(words, args.replicas, name=args.model, device=args.device, options=options, **place)
 
     retriever = None
     if args.index is not None:
@@ -133,17 +167,7 @@ def run(argv: Sequence[str]) -> None:
         name=args.model,
         host=args.host,
         port=args.port,
-        options=ServerOptions(
-            api_key=args.api_key or os.environ.get(KEY_VARIABLE),
-            hosts=args.allowed_host,
-            origins=args.cors,
-            max_queue=args.max_queue,
-            requests_per_minute=args.requests_per_minute,
-            log_requests=args.log_requests,
-            log_text=args.log_text,
-            history=args.history,
-            retriever=retriever,
-        ),
+        options=replace(options, retriever=retriever),
         engine=engine,
         drain_seconds=args.drain_seconds,
     )

@@ -14,6 +14,7 @@ lies in OUT.data/shards-…, which `luban data show` shows with what is trained 
 EXAMPLES = """
 luban sft luban_sft_cpu --init runs/base --data.path conversations --out runs/chat
 luban sft luban_sft_cpu --init runs/base --data.path questions.jsonl --out runs/chat --train.steps 200
+luban sft luban_lora_cpu --init smollm2 --data.path questions.jsonl --out runs/lora   # an adapter: docs/ADAPTERS.md
 luban sft luban_sft_cpu --init smollm2 --data.path calls.jsonl --chat-template tools.jinja --out runs/tools
 luban sft luban_sft_cpu --init runs/base --data.path conversations --out runs/two --nproc 2 --plan.shard 2
 luban sft luban_sft_cpu --init runs/base --data.path conversations --dry-run   # packs into a temporary folder, keeps nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from luban.core.whole_directory import require_vacant, whole_directory
 
 if TYPE_CHECKING:
     from luban.netsim.scenario import Scenario
+    from luban.netsim.simulation import Outcome, Simulation
 
 SHIPPED = Path(__file__).parents[1] / "netsim" / "scenarios"
 USAGE = """usage: luban simulate FILE.toml|SCENARIO [--out DIR] [--json] [--section.field value …]
@@ -25,12 +27,14 @@ USAGE = """usage: luban simulate FILE.toml|SCENARIO [--out DIR] [--json] [--sect
 
 How long flows, collectives and training steps take on a cluster network, under which congestion control.
 --out DIR gets summary.json, flows.jsonl, ports.jsonl, queues.jsonl, scenario.toml and report.html with the pictures.
+A scenario with tables [compare."name"] is run once with what each of them changes; the result is a table of all.
 
 Examples:
   luban simulate --list
   luban simulate incast --out runs/incast
   luban simulate incast --transport.type dctcp --workload.senders 40 --json
   luban simulate ring_allreduce --mode fluid
+  luban simulate infiniband_and_roce
 """
 
 
@@ -49,16 +53,23 @@ def run(argv: Sequence[str]) -> int:
     out = Path(flags["out"]) if "out" in flags else None
     if out is not None:
         require_vacant(out)
-    scenario = _scenario(names[0], assignments)
+    scenarios = _scenarios(names[0], assignments)
+    scenario = next(iter(scenarios.values()))
+    title = scenario.title or names[0]
+    if len(scenarios) > 1:
+        return _compare(scenarios, title, out, "json" in flags)
     if scenario.mode == "fluid":
         return _fluid(scenario, out, "json" in flags)
-    return _packets(scenario, scenario.title or names[0], out, "json" in flags)
+    return _packets(scenario, title, out, "json" in flags)
 
 
-def _scenario(name: str, assignments: list[tuple[str, str]]) -> Scenario:
+def _scenarios(name: str, assignments: list[tuple[str, str]]) -> dict[str, Scenario]:
+    """The scenario, or its variants by name."""
+    from luban.netsim.comparison import variants
     from luban.netsim.scenario import Scenario
 
-    return from_dict(Scenario, override(load_toml(find_recipe(name, SHIPPED), SHIPPED), assignments))
+    found = variants(load_toml(find_recipe(name, SHIPPED), SHIPPED))
+    return {variant: from_dict(Scenario, override(data, assignments)) for variant, data in found.items()}
 
 
 def _names() -> list[str]:
@@ -100,28 +111,68 @@ def _split(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[tuple[
 
 
 def _packets(scenario: Scenario, title: str, out: Path | None, as_json: bool) -> int:
-    from luban.netsim.results import flow_rows, port_rows, queue_rows, summary
-
-    simulation = scenario.prepare()
-    outcome = scenario.execute(simulation, show=True)
-    found = summary(simulation, outcome)
+    outcome, simulation, found = _simulated(scenario)
     if out is not None:
-        from luban.report.network import write_page
-
         with whole_directory(out) as folder:
-            (folder / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-            (folder / "scenario.toml").write_text(to_toml(to_dict(scenario)), encoding="utf-8")
-            write_rows(folder / "flows.jsonl", flow_rows(simulation))
-            write_rows(folder / "ports.jsonl", port_rows(simulation, found["completion_seconds"]))
-            write_rows(folder / "queues.jsonl", queue_rows(simulation))
-            write_page(simulation, found, title, folder / "report.html")
+            _write(folder, scenario, title, simulation, found)
     print_result(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(title, found)))
     if out is not None and not as_json:
         print_result(f"{out}/report.html")
-    if outcome.reason == "interrupted":
-        say("luban: interrupted; the figures are those of what was simulated")
-        return 130
-    return 0
+    return _exit_code(outcome)
+
+
+def _compare(scenarios: dict[str, Scenario], title: str, out: Path | None, as_json: bool) -> int:
+    """Simulate variants one after the other and print a row of each."""
+    from luban.netsim.comparison import row, table
+
+    if any(scenario.mode == "fluid" for scenario in scenarios.values()):
+        raise UsageError("variants of a scenario are compared packet by packet: leave --mode at packet")
+    results, rows, code = {}, {}, 0
+    for name, scenario in scenarios.items():
+        outcome, simulation, found = _simulated(scenario)
+        results[name], rows[name] = (scenario, simulation, found), row(simulation, found)
+        code = _exit_code(outcome)
+        if code:
+            break
+    if out is not None:
+        with whole_directory(out) as folder:
+            (folder / "comparison.json").write_text(
+                json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+            for name, result in results.items():
+                part = folder / re.sub(r"[^\w.-]+", "-", name)
+                part.mkdir()
+                _write(part, result[0], f"{title}: {name}", *result[1:])
+    print_result(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else "\n".join([title, *table(rows)]))
+    return code
+
+
+def _simulated(scenario: Scenario) -> tuple[Outcome, Simulation, dict[str, Any]]:
+    from luban.netsim.results import summary
+
+    simulation = scenario.prepare()
+    outcome = scenario.execute(simulation, show=True)
+    return outcome, simulation, summary(simulation, outcome)
+
+
+def _write(folder: Path, scenario: Scenario, title: str, simulation: Simulation, found: dict[str, Any]) -> None:
+    """Everything that is known of a simulation."""
+    from luban.netsim.results import flow_rows, port_rows, queue_rows
+    from luban.report.network import write_page
+
+    (folder / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (folder / "scenario.toml").write_text(to_toml(to_dict(scenario)), encoding="utf-8")
+    write_rows(folder / "flows.jsonl", flow_rows(simulation))
+    write_rows(folder / "ports.jsonl", port_rows(simulation, found["completion_seconds"]))
+    write_rows(folder / "queues.jsonl", queue_rows(simulation))
+    write_page(simulation, found, title, folder / "report.html")
+
+
+def _exit_code(outcome: Outcome) -> int:
+    if outcome.reason != "interrupted":
+        return 0
+    say("luban: interrupted; the figures are those of what was simulated")
+    return 130
 
 
 def _fluid(scenario: Scenario, out: Path | None, as_json: bool) -> int:
@@ -144,12 +195,14 @@ def _fluid(scenario: Scenario, out: Path | None, as_json: bool) -> int:
 
 
 def _lines(title: str, found: dict[str, Any]) -> list[str]:
-    lines = [title, f"  completion            {_seconds(found['completion_seconds'])}"]
+    from luban.netsim.comparison import seconds_
+
+    lines = [title, f"  completion            {seconds_(found['completion_seconds'])}"]
     lines.append(f"  goodput               {found['goodput_gbps']:.4g} Gb/s of all flows together")
     lines.append(f"  flows                 {found.get('flows_finished', found['flows'])} of {found['flows']} finished")
     for name, times in [("all flows", found["flow_seconds"]), *found.get("by_label", {}).items()]:
         if times:
-            shown = "  ".join(f"{key} {_seconds(times[key])}" for key in ("mean", "p50", "p99", "max"))
+            shown = "  ".join(f"{key} {seconds_(times[key])}" for key in ("mean", "p50", "p99", "max"))
             lines.append(f"  {name:<22}{shown}")
     for port, queue in list(found.get("queue_bytes", {}).items())[:4]:
         if queue:
@@ -165,10 +218,3 @@ def _lines(title: str, found: dict[str, Any]) -> list[str]:
             f"{found['seconds']:.2f} s ({count(found['events_per_second'])} events/s); ended because {found['reason']}"
         )
     return lines
-
-
-def _seconds(value: float) -> str:
-    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if value >= size:
-            return f"{value / size:.4g} {unit}"
-    return f"{value * 1e9:.4g} ns"

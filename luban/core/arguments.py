@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from luban.core.config import Partial, from_dict, load_toml, merge, override
-from luban.core.errors import UsageError, nearest
+from luban.core.errors import ConfigError, UsageError, nearest
 from luban.core.registry import Variant
 
 T = TypeVar("T")
@@ -100,7 +100,7 @@ def parse_recipe(
         UsageError, ConfigError: what was wrong and the nearest right name.
     """
     if not argv or "--help" in argv or "-h" in argv:
-        _recipe_help(cls, verb, about, examples, shipped, usage)
+        _recipe_help(cls, argv, verb, about, examples, shipped, usage)
     names, assignments, flags = _split(argv)
     if len(names) != 1:
         given = f"{len(names)} given: {', '.join(names)}" if names else "none given"
@@ -205,16 +205,35 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], dict[
     return names, assignments, flags
 
 
-def _recipe_help(cls: type, verb: str, about: str, examples: str, shipped: Path, usage: str) -> None:
+def _recipe_help(
+    cls: type, argv: Sequence[str], verb: str, about: str, examples: str, shipped: Path, usage: str
+) -> None:
+    """Print it, with the values of the recipe that the command line names, if it does."""
+    recipe, named = None, _split([word for word in argv if word not in ("--help", "-h")])[0]
+    if len(named) == 1:
+        data = load_toml(find_recipe(named[0], shipped), shipped)
+        for given in ({}, {"init": "MODEL"}):  # recipes that begin with a model are given it on the command line
+            with contextlib.suppress(ConfigError):
+                recipe = recipe or from_dict(cls, {**data, **given})
     print(f"usage: luban {verb} {usage}\n\n{about}\n")
-    print(f"Examples:\n{_indent(examples)}\n\nRecipes that ship: {', '.join(sorted(_names(shipped)))}\n\nFields:")
-    for path, kind, default, comment in describe_fields(cls):
+    recipes = ", ".join(_recipes_of(examples, shipped))
+    fields = "Fields:" if recipe is None else f"Fields, as {named[0]} has them:"
+    print(f"Examples:\n{_indent(examples)}\n\nRecipes that ship: {recipes}\n\n{fields}")
+    for path, kind, default, comment in describe_fields(cls, of=recipe):
         print(f"  --{path:<26} {comment} [{kind}{', default ' if default else ''}{default}]")
     raise SystemExit(0)
 
 
-def describe_fields(cls: type, prefix: str = "") -> list[tuple[str, str, str, str]]:
-    """(path, type, default, comment) of every field below `cls`, variants by their names."""
+def _recipes_of(examples: str, shipped: Path) -> list[str]:
+    """The recipes that a verb's examples name, for any device; all where they name none."""
+    names = sorted(_names(shipped))
+    stems = {name.rpartition("_")[0] for name in names if name in examples.split()}
+    return [name for name in names if not stems or name.rpartition("_")[0] in stems]
+
+
+def describe_fields(cls: type, prefix: str = "", of: object = None) -> list[tuple[str, str, str, str]]:
+    """(path, type, default, comment) of every field below `cls`, variants by their names; `of`: an instance, whose values are
+    given in the place of defaults."""
     rows, notes = [], _comments(cls)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -223,16 +242,18 @@ def describe_fields(cls: type, prefix: str = "") -> list[tuple[str, str, str, st
             rows += describe_fields(typing.get_args(hint)[0], f"{path}.")
             continue
         default: Any = field.default
-        if field.default_factory is not dataclasses.MISSING:
+        if of is not None:
+            default = getattr(of, field.name)
+        elif field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         note = notes.get(field.name, "")
         if isinstance(hint, type) and issubclass(hint, Variant):
             chosen = "" if default is dataclasses.MISSING else hint.registry.name_of(type(default))
             rows.append((f"{path}.type", "|".join(hint.registry.entries), chosen, note or "which one"))
             if default is not dataclasses.MISSING:
-                rows += describe_fields(type(default), f"{path}.")
+                rows += describe_fields(type(default), f"{path}.", None if of is None else default)
         elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            rows += describe_fields(hint, f"{path}.")
+            rows += describe_fields(hint, f"{path}.", None if of is None else default)
         else:
             words = "" if default is dataclasses.MISSING or default in (None, "", {}) else str(default)
             rows.append((path, _kind(hint), words, note))

@@ -6,13 +6,14 @@ import re
 
 from luban.core.errors import ConfigError
 
+NEARLY = 0.9995  # of a unit: three digits of less are none of it yet, as 999 MB
 SIZES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def count(n: float) -> str:
     """12_345_678 → '12.3M'."""
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(n) >= size:
+        if abs(n) >= NEARLY * size:
             return f"{n / size:.3g}{suffix}"
     return f"{n:.3g}" if isinstance(n, float) else str(n)
 
@@ -20,7 +21,7 @@ def count(n: float) -> str:
 def bytes_(n: float) -> str:
     """Decimal bytes: 1_500_000_000 → '1.5 GB' (GB = 10⁹)."""
     for size, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(n) >= size:
+        if abs(n) >= NEARLY * size:
             return f"{n / size:.3g} {suffix}"
     return f"{int(n)} B"
 

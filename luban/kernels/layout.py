@@ -94,6 +94,23 @@ def strided(
     return BlockLayout((near | (reached & ((n + 1) % stride == 0)))[None], block, device)
 
 
+def blockwise(
+    length: int,
+    window: int,
+    span: int,
+    *,
+    block: int = 64,
+    causal: bool = True,
+    device: torch.device | str = "cpu",
+) -> BlockLayout:
+    """Local, and the own span of `span` tokens and the one before it (and behind it, where not causal; Sun et al. 2022,
+    section 3.3)."""
+    m, n, near = _near(length, window, block, causal)
+    spans = (m * block) // span - (n * block) // span
+    reached = (spans >= 0) & (spans <= 1) & (n <= m) if causal else abs(spans) <= 1
+    return BlockLayout((near | reached)[None], block, device)
+
+
 def global_random(
     length: int,
     window: int,

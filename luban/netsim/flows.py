@@ -20,6 +20,10 @@ class Flow:
     cls: int = 1  # traffic class: 1 to 3
     weight: float = 1.0  # µFAB's share
     route: Path | None = None  # source route, instead of a shortest path
+    segments: tuple[int, ...] | None = (
+        None  # segment routing: nodes to pass, each by a shortest path from the one before
+    )
+    since: int | None = None  # number of the flow from whose start its time is counted, as of a question and its answer
     label: str = ""  # what it belongs to, for tables
 
 

@@ -39,6 +39,7 @@ def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
         "busiest_port_use": float(ports["tx_bytes"][busiest] * 8 / (ports["rate"][busiest] * 1e6 * finished))
         if finished
         else 0,
+        "longest_queue_bytes": int(_of_switches(simulation, "max_queue").max(initial=0)),
         "drops": int(ports["drops"].sum()),
         "marks": int(ports["marks"].sum()),
         "pauses": int(ports["pauses"].sum()),
@@ -54,6 +55,12 @@ def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _of_switches(simulation: Simulation, column: str) -> np.ndarray:
+    """A column of the ports that belong to switches."""
+    ports = simulation.state.ports
+    return ports[column][np.array(simulation.network.switches)[ports["node"]]]
+
+
 def _percentiles(values: np.ndarray) -> dict[str, float]:
     values = values[~np.isnan(values)]
     if not len(values):
@@ -62,17 +69,22 @@ def _percentiles(values: np.ndarray) -> dict[str, float]:
         f"p{p}" if p < 100 else "max": float(x)
         for p, x in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
     }
-    return {"mean": float(values.mean()), **found}
+    return {"mean": float(values.mean()), "deviation": float(values.std()), **found}
 
 
 def _by_label(simulation: Simulation) -> dict[str, Any]:
-    """Completion times of the flows of each label, where there are several."""
+    """Completion times of the flows of each label, where there are several, and when the last of them ended."""
     labels = [flow.label if flow.duration is None else "" for flow in simulation.flows]
     names = list(dict.fromkeys(name for name in labels if name))
-    times = simulation.completion_times()
     if not 2 <= len(names) <= 20:
         return {}
-    return {name: _percentiles(times[[i for i, label in enumerate(labels) if label == name]]) for name in names}
+    times, ends, found = simulation.completion_times(), simulation.finish_times(), {}
+    for name in names:
+        chosen = [i for i, label in enumerate(labels) if label == name]
+        found[name] = _percentiles(times[chosen])
+        if found[name]:
+            found[name]["end"] = float(np.nanmax(ends[chosen]))
+    return found
 
 
 def flow_rows(simulation: Simulation) -> Iterator[dict[str, Any]]:
@@ -90,7 +102,7 @@ def flow_rows(simulation: Simulation) -> Iterator[dict[str, Any]]:
             "label": flow.label,
             "start_seconds": int(row["began"]) / 1e12 if row["began"] >= 0 else None,
             "seconds": float(times[i]) if done else None,
-            "slowdown": float(times[i]) / ideal_seconds(simulation, i) if done else None,
+            "slowdown": float(times[i]) / ideal_seconds(simulation, i) if done and flow.since is None else None,
             "received": int(row["received"]),
             "retransmits": int(row["retransmits"]),
             "timeouts": int(row["timeouts"]),

@@ -12,7 +12,7 @@ from luban.core.errors import ConfigError
 from luban.core.seeding import generator
 from luban.netsim.congestion.base import Transport
 from luban.netsim.congestion.hpcc import Hpcc
-from luban.netsim.engine.build import NEVER
+from luban.netsim.engine.build import NEVER, Segments
 from luban.netsim.flows import Flow
 from luban.netsim.simulation import Outcome, Simulation
 from luban.netsim.switches import Switches
@@ -35,9 +35,12 @@ class Run:
     watch: tuple[str, ...] = ()  # ports to sample, as "leaf0→host3"; by default those that most flows cross
     fail_links: tuple[int, ...] = ()  # links that fail while it runs
     fail_at_us: float = 0.0  # when they fail
+    repair_at_us: float = 0.0  # when they work again; 0: never
 
     def __post_init__(self):
-        if min(self.until_us, self.base_rtt_us, self.sample_us, self.fail_at_us) < 0:
+        if 0 < self.repair_at_us <= self.fail_at_us:
+            raise ConfigError("run.repair_at_us must be after run.fail_at_us")
+        if min(self.repair_at_us, self.until_us, self.base_rtt_us, self.sample_us, self.fail_at_us) < 0:
             raise ConfigError("run: times must not be below 0")
 
 
@@ -80,7 +83,7 @@ class Scenario:
         return simulation
 
     def execute(self, simulation: Simulation, show: bool = False) -> Outcome:
-        """Run it, links failing on the way."""
+        """Run it, links failing and coming back on the way."""
         until = round(self.run.until_us * 1e6) or NEVER
         if self.run.fail_links:
             outcome = simulation.run(min(until, round(self.run.fail_at_us * 1e6)), show=show)
@@ -88,6 +91,12 @@ class Scenario:
                 return outcome
             for link in self.run.fail_links:
                 simulation.fail_link(link)
+        if self.run.fail_links and self.run.repair_at_us:
+            outcome = simulation.run(min(until, round(self.run.repair_at_us * 1e6)), show=show)
+            if outcome.complete or outcome.reason == "interrupted":
+                return outcome
+            for link in self.run.fail_links:
+                simulation.repair_link(link)
         return simulation.run(until, show=show)
 
     @staticmethod
@@ -111,5 +120,11 @@ def fluid_outcome(scenario: Scenario) -> tuple[Network, list[Flow], np.ndarray]:
     if any(flow.after or flow.duration is not None for flow in flows):
         raise ConfigError("mode fluid has no dependencies between flows: use --mode packet")
     rng = generator(scenario.run.seed, "paths")
-    paths = [flow.route or network.hashed_path(flow.src, flow.dst, rng) for flow in flows]
+    hops = Segments(network, flows, scenario.run.seed).hops
+    paths = [
+        network.segment_path(flow.src, flow.segments, flow.dst, hops)
+        if flow.segments is not None
+        else flow.route or network.hashed_path(flow.src, flow.dst, rng)
+        for flow in flows
+    ]
     return network, flows, fluid_times(network, paths, [max(flow.size, 1) for flow in flows])

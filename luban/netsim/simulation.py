@@ -139,15 +139,21 @@ class Simulation:
         """From now on the link loses everything that is sent over it, both ways."""
         self.state.ports["down"][2 * link : 2 * link + 2] = 1
 
+    def repair_link(self, link: int) -> None:
+        """From now on the link carries packets again."""
+        self.state.ports["down"][2 * link : 2 * link + 2] = 0
+
     def finish_times(self) -> np.ndarray:
         """When each flow had arrived whole, seconds; NaN for unfinished ones."""
         finish = self.state.flows["finish"]
         return np.where(finish < 0, np.nan, finish / 1e12)
 
     def completion_times(self) -> np.ndarray:
-        """Seconds from each flow's start to its last byte at the receiver; NaN for unfinished ones."""
+        """Seconds from each flow's start, or that of the flow that it answers, to its last byte at the receiver; NaN for unfinished
+        ones."""
         rows = self.state.flows
-        return np.where(rows["finish"] < 0, np.nan, (rows["finish"] - rows["began"]) / 1e12)
+        since = np.array([i if flow.since is None else flow.since for i, flow in enumerate(self.flows)], np.int64)
+        return np.where(rows["finish"] < 0, np.nan, (rows["finish"] - rows["began"][since]) / 1e12)
 
     def makespan(self) -> float:
         """Seconds until the last flow had arrived; NaN where one has not."""

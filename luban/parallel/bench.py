@@ -164,19 +164,26 @@ class Row:
 
 
 def measure(
-    names: Sequence[str], sizes: Sequence[int], device: torch.device, *, repeats: int, pieces: int = PIECES
+    names: Sequence[str],
+    sizes: Sequence[int],
+    device: torch.device,
+    *,
+    repeats: int,
+    pieces: int = PIECES,
+    group: dist.ProcessGroup | None = None,
 ) -> list[Row]:
-    """Run each collective at each size in all processes, here and in torch, and compare the results.
+    """Run each collective at each size in all processes of a group, here and in torch, and compare the results.
 
     Args:
         sizes: bytes of the whole tensor; rounded up so that N processes share float32 numbers evenly.
         repeats: timed runs, after one that isn't.
         pieces: that the ring cuts messages into.
+        group: None: all processes.
 
     Raises:
         TrainingError: a result that is not torch's.
     """
-    group = dist.group.WORLD
+    group = group or dist.group.WORLD
     assert group is not None
     ring, rows = PointToPoint(group, pieces), []
     for size in sizes:

@@ -11,7 +11,7 @@ from luban.planner.pipeline.stash import peak_stash
 from luban.planner.pipeline.tables import table_of
 from luban.planner.pipeline.timeline import Timeline, timeline
 from luban.planner.step_time import StepTime
-from luban.planner.traffic import Spread
+from luban.planner.traffic import Spread, Traffic
 
 AXES_SHOWN = ("pipeline", "replicate", "shard", "context", "tensor")
 WIDEST = 160  # characters of a schedule's picture
@@ -83,6 +83,11 @@ class Distribution:
         factor = (1 + self.bubble) / (plan.tensor * plan.context * plan.pipeline)
         return replace(whole, **{name: factor * value for name, value in vars(whole).items()})
 
+    def traffic(self) -> list[Traffic]:
+        """What the process sends that sends most in a step."""
+        every = [self.spread.traffic(process) for process in range(self.spread.plan.pipeline)]
+        return max(every, key=lambda rows: sum(row.bytes for row in rows))
+
     def lines(self, *, picture: bool = False) -> list[str]:
         """For `--dry-run`: processes, messages, bubble, and the schedule's picture."""
         plan = self.spread.plan
@@ -92,8 +97,7 @@ class Distribution:
         rows = [
             f"plan    {plan.processes} processes: {axes or 'one'}{f' (ZeRO {plan.zero})' if plan.shard > 1 else ''}"
         ]
-        busiest = max(range(plan.pipeline), key=lambda process: sum(row.bytes for row in self.spread.traffic(process)))
-        traffic = self.spread.traffic(busiest)
+        traffic = self.traffic()
         if traffic:
             rows.append(f"sends   {bytes_(sum(row.bytes for row in traffic))} a step by the process that sends most:")
             rows += [f"        {bytes_(row.bytes)} {row.axis} {row.collective} of {row.what}" for row in traffic]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from luban.core.units import bytes_, count, milliseconds, seconds
@@ -99,6 +99,8 @@ class Prediction:
             "model_flops_per_step": self.model_flops,
             "predicted_process_bytes": self.process_bytes,
         }
+        if self.distribution is not None:
+            found["predicted_messages"] = [asdict(row) for row in self.distribution.traffic()]
         if self.caveats:
             found["prediction_caveats"] = list(self.caveats)
         if peak and row:  # of all accelerators together

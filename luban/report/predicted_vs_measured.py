@@ -13,6 +13,7 @@ def predicted_vs_measured(figures: dict[str, Any], rows: list[dict[str, Any]]) -
     """Rows (quantity, predicted, measured) of a run, from its manifest's figures and its metrics; empty if it recorded
     none. The prediction's caveats are in `figures["prediction_caveats"]`."""
     known = [_memory(figures), _step(figures), _speed(figures), _waiting(figures), *_target(figures, rows)]
+    known += [_message(row) for row in figures.get("messages", ())]
     lines = [line for line in known if line]
     return [
         *lines,
@@ -58,6 +59,14 @@ def _speed(figures: dict[str, Any]) -> tuple[str, str, str] | None:
         return f"{flops / each / 1e12:.3g} TFLOP/s{mfu}"
 
     return "model FLOP/s, MFU", rate(predicted) if predicted else "", rate(step)
+
+
+def _message(row: dict[str, Any]) -> tuple[str, str, str]:
+    """A collective of a run with several processes, measured alone."""
+    known = [(way, row[way]) for way in ("closed form", "fluid", "packets") if way in row]
+    predicted = ", ".join(f"{way} {milliseconds(found)}" for way, found in known)
+    name = f"{row['axis']}: {row['collective']} of {row['what']}, {bytes_(row['bytes'])} at once over {row['processes']} processes"
+    return name, predicted, milliseconds(row["measured"]) + _difference(known[0][1] if known else 0.0, row["measured"])
 
 
 def _waiting(figures: dict[str, Any]) -> tuple[str, str, str] | None:

@@ -42,8 +42,17 @@ def bind(host: str, port: int) -> socket.socket:
     raise DataError(f"no free port at {host} from {port} to {port + TRIES - 1}: {problem}")
 
 
+def address_of(host: str, listener: socket.socket) -> str:
+    """The URL of a listening socket."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+def log_no_cancellations() -> None:
+    """A uvicorn server told to leave while its tasks run cancels them, which nobody needs a traceback of."""
+    logging.getLogger("uvicorn.error").addFilter(_no_cancellation)
+
+
 def _no_cancellation(record: logging.LogRecord) -> bool:
-    """Filter of uvicorn's log: a server told to leave while its tasks run cancels them, which nobody needs a traceback of."""
     return "CancelledError" not in record.getMessage()
 
 
@@ -80,7 +89,7 @@ def serve(
     listener = bind(host, port)
     actual = listener.getsockname()[1]
     options = replace(options, hosts=(host, *options.hosts))
-    address = f"http://{f'[{host}]' if ':' in host else host}:{actual}"
+    address = address_of(host, listener)
     app = create_app(lambda: engine_or_model(load(), engine), options)
     service: Service = app.state.service
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
@@ -108,7 +117,7 @@ def serve(
             self.should_exit = True
 
     server = Server(config)
-    logging.getLogger("uvicorn.error").addFilter(_no_cancellation)
+    log_no_cancellations()
 
     loading = threading.Timer(SAY_LOADING_AFTER, say, [f"loading {name}; until it is loaded {address} answers 503"])
     loading.daemon = True

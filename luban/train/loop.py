@@ -26,6 +26,7 @@ from luban.train.budget import StepCount
 from luban.train.conflict import GradientConflict
 from luban.train.goodput import Goodput, added
 from luban.train.interrupt import Interrupted, StopRequest
+from luban.train.messages import measured_messages
 from luban.train.metrics_logger import MetricsLogger, NoMetrics, open_metrics
 from luban.train.profile import Profile
 from luban.train.recipe import Recipe
@@ -124,6 +125,9 @@ class Loop:
         if self.profile:
             self.profile.finish()
         self.goodput.enter("idle")
+        if self.recipe.train.profile and self.world.size > 1:
+            rows = self.world.agree(self.art.figures.get("predicted_messages", []))
+            self.art.note(messages=measured_messages(self.world, rows, self.engine.device))
         self._finish()
 
     def _train(self) -> None:

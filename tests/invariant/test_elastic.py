@@ -141,7 +141,8 @@ def test_killed_and_stopped_workers_and_a_killed_service_change_nothing(calm, re
         job.wait_for(13)
         job.kill("worker-here-0.json", signal.SIGSTOP)
 
-    job = Job(recipe, shards, tmp_path / "run", *words_of(plan), "--elastic.silent_seconds", "2")
+    ahead = ("--data.workers", "2")  # threads that ask for rows of later steps
+    job = Job(recipe, shards, tmp_path / "run", *words_of(plan), *ahead, "--elastic.silent_seconds", "2")
     figures = job.run(act)
     check(figures, job.out, calm(plan))
     assert figures["elastic"]["lost_workers"] == 2 and figures["elastic"]["generations"] == 3
@@ -207,16 +208,18 @@ def test_the_same_command_takes_over_from_a_killed_agent(calm, start, recipe, sh
 @pytest.mark.slow
 def test_a_worker_with_another_recipe_is_refused_by_name_and_the_run_goes_on(calm, recipe, shards, tmp_path):
     out, said = tmp_path / "run", tmp_path / "other.log"
-    first = Job(recipe, shards, out, node="one")
+    first = Job(recipe, shards, out, "--elastic.silent_seconds", "60", node="one")
 
     def act(job: Job) -> None:
         job.wait_for(2)
+        job.kill("worker-one-0.json", signal.SIGSTOP)  # so that the run lasts until the other has started
         words = Job(recipe, shards, out, "--train.seed", 7, workers=1, node="two").agent.words
         other = warm.Child(["-m", "luban", *words], {**os.environ, "OMP_NUM_THREADS": "1"}, said)
         deadline = time.monotonic() + PATIENCE
         while other.poll() is None:
             assert time.monotonic() < deadline, said.read_text()
             time.sleep(0.05)
+        job.kill("worker-one-0.json", signal.SIGCONT)
         assert other.poll() == 1
 
     figures = first.run(act)

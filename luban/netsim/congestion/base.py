@@ -11,9 +11,10 @@ from luban.netsim.congestion.parameters import BYTES_A_PS
 from luban.netsim.engine.layout import CC_PARAMS
 
 Recovery = Literal["go_back_n", "newreno", "selective"]
-Routing = Literal["ecmp", "spray", "round_robin", "per_path"]
+Routing = Literal["ecmp", "spray", "round_robin", "per_path", "adaptive"]
 
 _AT = "luban.netsim.congestion."
+MOST_PATHS = 250  # of a flow: a byte a packet holds the path that it is on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +47,33 @@ class Transport(Variant):
     ack_priority: bool = True  # acknowledgements pass before data
     recovery: Recovery = "go_back_n"  # of lost packets
     reorder: int = 3  # selective: a packet is lost when one sent so many later has arrived; 0: only by timeout
-    routing: Routing = "ecmp"  # one path a flow, each packet any path, in turn, or paths controlled one by one
+    routing: Routing = (
+        "ecmp"  # a path a flow, each packet any, in turn, paths controlled one by one, by the shortest queue
+    )
     max_paths: int = 16  # of shortest paths, how many a flow chooses among
     rto_us: float = 4000.0  # smallest retransmission timeout, microseconds
+    ack_every: int = 1  # packets an acknowledgement; not with selective recovery
+    ack_delay_us: float = 200_000.0  # that an acknowledgement waits for the next packet at most, microseconds
+    probe_us: float = 0.0  # per_path: after so long an ejected path is tried again, microseconds; 0: never
+    segment_base: int = 8  # bytes of a segment-routing header
+    segment_bytes: int = 8  # of each segment in it
     min_rate_mbps: float = 100.0  # lowest rate of algorithms that set one
 
     def __post_init__(self):
         for name in ("payload", "header", "ack_size", "max_paths"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"transport.{name} must be at least 1, {getattr(self, name)} given")
+        if self.ack_every < 1 or (self.ack_every > 1 and self.recovery == "selective"):
+            raise ConfigError(
+                f"transport.ack_every {self.ack_every}: at least 1, and 1 where transport.recovery selective acknowledges every "
+                f"packet by itself"
+            )
+        if not 0 <= self.segment_bytes <= 64 or not 0 <= self.segment_base <= 64:
+            raise ConfigError("transport.segment_base and transport.segment_bytes must be from 0 to 64 bytes")
+        if self.max_paths > MOST_PATHS:
+            raise ConfigError(f"transport.max_paths must be at most {MOST_PATHS}, {self.max_paths} given")
+        if self.ack_delay_us <= 0 or self.probe_us < 0:
+            raise ConfigError("transport.ack_delay_us must be above 0, transport.probe_us at least 0")
         if self.rto_us <= 0 or self.min_rate_mbps <= 0:
             raise ConfigError("transport.rto_us and transport.min_rate_mbps must be above 0")
         if self.routing != "ecmp" and self.recovery != "selective":

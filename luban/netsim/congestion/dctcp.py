@@ -15,7 +15,7 @@ from luban.netsim.congestion.newreno import NewReno
 from luban.netsim.congestion.parameters import DCTCP, FIRST, MSS
 from luban.netsim.engine.access import flow_at, lane_at, packet_at, params_at, state_at
 
-G, ALPHA_START, LEAST = FIRST + 1, FIRST + 2, FIRST + 3  # after NewReno's own
+G, ALPHA_START, LEAST = FIRST + 2, FIRST + 3, FIRST + 4  # after NewReno's own
 SSTHRESH, ALPHA, ACKED, MARKED, ALPHA_UNTIL, REDUCED_UNTIL = range(6)  # state; the last two are packet numbers
 
 

@@ -58,10 +58,10 @@ def cc_ack(s, lane, packet, acked):
 
 
 @compiled
-def cc_send(s, lane, packet, first, last):
+def cc_send(s, lane, packet, last):
     """A packet is made: what it tells the switches."""
     if _algorithm(s, lane) == UFAB:
-        ufab.register(s, lane, packet_at(s, packet), first, last)
+        ufab.register(s, lane, packet_at(s, packet), last)
 
 
 @compiled
@@ -82,10 +82,12 @@ def cc_timeout(s, lane):
         newreno.on_timeout(s, lane)
     elif code == SWIFT:
         swift.on_timeout(s, lane)
+    elif code == UFAB:
+        ufab.on_timeout(s, lane)
 
 
 @compiled
-def cc_timer(s, lane, which):
+def cc_timer(s, lane):
     """A timer that the algorithm has set."""
     if _algorithm(s, lane) == DCQCN:
         dcqcn.on_timer(s, lane)

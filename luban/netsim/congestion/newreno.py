@@ -10,8 +10,9 @@ from luban.netsim.congestion.base import Recovery, Transport
 from luban.netsim.congestion.parameters import FIRST, MSS, NEWRENO
 from luban.netsim.engine.access import flow_at, lane_at, params_at, state_at
 
-INITIAL_WINDOW = FIRST
+INITIAL_WINDOW, RECEIVE_WINDOW = FIRST, FIRST + 1
 SSTHRESH = 0  # state
+NO_LIMIT = 1 << 60  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +26,18 @@ class NewReno(Transport):
     recovery: Recovery = "newreno"  # of lost packets
     rto_us: float = 300_000.0  # smallest retransmission timeout, microseconds
     initial_window: float = 10.0  # packets
+    receive_window: int = 0  # bytes that a receiver takes before it has acknowledged them; 0: any
 
     def own_parameters(self, rate: float, base_rtt: float) -> list[float]:
-        """The initial window in packets."""
-        return [self.initial_window]
+        """The initial window in packets, the receiver's in bytes."""
+        return [self.initial_window, float(self.receive_window or NO_LIMIT)]
 
 
 @compiled
 def start(s, lane):
     """Slow start from the initial window."""
     params = params_at(s, lane)
-    lane_at(s, lane).window = params[INITIAL_WINDOW] * params[MSS]
+    lane_at(s, lane).window = min(params[INITIAL_WINDOW] * params[MSS], params[RECEIVE_WINDOW])
     state_at(s, lane)[SSTHRESH] = 1e18
 
 
@@ -48,6 +50,7 @@ def grow(s, lane, acked):
         control.window += min(acked, 2.0 * mss)
     else:
         control.window += mss * acked / control.window
+    control.window = min(control.window, params_at(s, lane)[RECEIVE_WINDOW])
 
 
 @compiled

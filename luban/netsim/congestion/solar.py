@@ -1,7 +1,7 @@
 """Solar (Miao et al. 2022): storage I/O in which one packet is one block.
 
 A block of 4 KB is a packet that stands for itself, so that nothing is kept in order; a few paths carry the blocks of one I/O, each
-with HPCC's window of its own, and a path that does not answer is left for the others (`engine/sender.py`).
+with HPCC's window of its own, and a path that does not answer is left for the others and tried again later (`engine/sender.py`).
 """
 
 from __future__ import annotations
@@ -22,3 +22,4 @@ class Solar(Hpcc):
     routing: Routing = "per_path"  # windows by path
     max_paths: int = 4  # of shortest paths, how many a flow uses
     rto_us: float = 1000.0  # smallest retransmission timeout, microseconds
+    probe_us: float = 5000.0  # after so long an ejected path is tried again, microseconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -18,7 +19,13 @@ from luban.netsim.topology.network import Network, Path
 UNLIMITED = 1 << 60
 NEVER = 1 << 62
 RECOVERIES = {"go_back_n": at.GO_BACK_N, "newreno": at.NEWRENO, "selective": at.SELECTIVE}
-ROUTINGS = {"ecmp": at.ONE_PATH, "spray": at.SPRAY, "round_robin": at.ROUND_ROBIN, "per_path": at.BY_LANE}
+ROUTINGS = {
+    "ecmp": at.ONE_PATH,
+    "spray": at.SPRAY,
+    "round_robin": at.ROUND_ROBIN,
+    "per_path": at.BY_LANE,
+    "adaptive": at.ADAPTIVE,
+}
 FIRST_POOL = 4096  # packets
 
 
@@ -49,7 +56,8 @@ def build_state(
     Raises:
         ConfigError, DataError: what doesn't fit together.
     """
-    paths, first, counts = _paths(network, transport, flows, seed)
+    segments = Segments(network, flows, seed)
+    paths, first, counts = _paths(network, transport, flows, segments, seed)
     rtt = base_rtt or max((round_trip(network, transport, p) for p in paths), default=1)
     classes = len({flow.cls for flow in flows if flow.duration is None})
     ports, queues, nodes, host_rate = _ports(network, switches, transport, classes)
@@ -58,11 +66,12 @@ def build_state(
     flow_rows, profiles = _flows(network, transport, flows, paths, first, counts, lanes_of, first_lane, rtt)
     lanes = _lanes(flow_rows, paths_by_lane=transport.routing == "per_path")
     dependents = _dependents(flow_rows, flows)
+    segments.number(flow_rows)
     watched_ports = [*watched_ports, *_busiest(network, paths, watch_busiest)]
     total_packets = int(flow_rows["packets"].sum())
     state = at.State(
         world=np.zeros(1, at.world_type),
-        heap=np.zeros(2 * len(ports) + 4 * len(flows) + 2 * len(lanes) + 64, at.event_type),
+        heap=np.zeros(2 * len(ports) + 5 * len(flows) + 2 * len(lanes) + 64, at.event_type),
         ports=ports,
         queues=queues,
         nodes=nodes,
@@ -74,6 +83,9 @@ def build_state(
         path_start=np.concatenate([[0], np.cumsum([len(p) for p in paths])]).astype(np.int64),
         path_ports=np.array([port for p in paths for port in p], np.int32),
         dependents=dependents,
+        segments=segments.lists,
+        segment_nodes=np.array(list(segments.hops), np.int32),
+        next_hops=np.array([port for hops in segments.hops.values() for port in hops], np.int32),
         arrived=np.zeros(total_packets, np.uint8),
         acked=np.zeros(total_packets, np.uint8),
         watched_ports=np.array(watched_ports, np.int32),
@@ -87,7 +99,7 @@ def build_state(
 
 
 def _paths(
-    network: Network, transport: Transport, flows: Sequence[Flow], seed: int
+    network: Network, transport: Transport, flows: Sequence[Flow], segments: Segments, seed: int
 ) -> tuple[list[Path], np.ndarray, np.ndarray]:
     """Paths of all flows one after the other; of each flow the number of its first and how many it has."""
     paths: list[Path] = []
@@ -101,7 +113,9 @@ def _paths(
             continue
         if flow.src == flow.dst:
             raise DataError(f"flow {i} goes from host {flow.src} to itself")
-        if flow.route is not None:
+        if flow.segments is not None:
+            paths.append(network.segment_path(flow.src, flow.segments, flow.dst, segments.hops))
+        elif flow.route is not None:
             paths.append(flow.route)
         elif several:
             if (flow.src, flow.dst) not in known:
@@ -113,15 +127,66 @@ def _paths(
         else:
             paths.append(network.hashed_path(flow.src, flow.dst, rng))
         counts[i] = 1
-    for path in paths:
-        if len(path) - 1 > at.HOPS and transport.telemetry == 1:
-            raise ConfigError(f"a path of {len(path) - 1} switches: telemetry holds {at.HOPS} hops")
+    if transport.telemetry == 1:
+        for path in paths:
+            passed = sum(network.is_fabric(network.ends(port)[0]) for port in path)
+            if passed > at.HOPS:
+                raise ConfigError(f"a path of {passed} switches: telemetry holds {at.HOPS} hops")
     return paths, first, counts
+
+
+class Segments:
+    """Segment routing: `hops[target]`, the port by which every node sends towards each node that flows' lists name; `lists`: the
+    targets of all flows one after the other, by their place in `hops`, each flow's destination last."""
+
+    def __init__(self, network: Network, flows: Sequence[Flow], seed: int):
+        rng = generator(seed, "segments")
+        self.hops: dict[int, list[int]] = {}
+        self.of: dict[int, tuple[int, ...]] = {}  # flow → its list
+        for i, flow in enumerate(flows):
+            if flow.segments is None:
+                continue
+            wrong = [node for node in flow.segments if not 0 <= node < len(network.names) or not network.switches[node]]
+            if wrong:
+                raise DataError(f"flow {i}: segment {wrong[0]} is no switch of the topology")
+            self.of[i] = (*flow.segments, network.hosts[flow.dst])
+            if any(a == b for a, b in itertools.pairwise(self.of[i])):
+                raise DataError(f"flow {i}: the same segment twice in a row")
+            for target in self.of[i]:
+                if target not in self.hops:
+                    self.hops[target] = network.next_hops(target, rng)
+        self.lists = np.zeros(0, np.int32)
+
+    def number(self, rows: np.ndarray) -> None:
+        """Write each flow's list, and where it is."""
+        place = {target: i for i, target in enumerate(self.hops)}
+        found: list[int] = []
+        for i, targets in self.of.items():
+            rows[i]["first_segment"], rows[i]["segments"] = len(found), len(targets)
+            rows[i]["routing"] = at.SEGMENTS
+            found += [place[target] for target in targets]
+        self.lists = np.array(found, np.int32)
+
+
+def _host_rate(network: Network) -> int:
+    """The fastest link (Mb/s) over which traffic comes into the network's switches from outside of them."""
+    rates = [link.rate for link in network.links if network.is_fabric(link.a) != network.is_fabric(link.b)]
+    return max(rates or [link.rate for link in network.links])
+
+
+def _sending_rate(network: Network, path: Path) -> int:
+    """What congestion control takes for the line rate: the slowest link up to the first switch of the network."""
+    rates = []
+    for port in path:
+        rates.append(network.links[port >> 1].rate)
+        if network.is_fabric(network.ends(port)[1]):
+            break
+    return min(rates)
 
 
 def _busiest(network: Network, paths: list[Path], most: int) -> list[int]:
     """The switch ports that most paths cross."""
-    counts = Counter(port for path in paths for port in path if network.switches[network.ends(port)[0]])
+    counts = Counter(port for path in paths for port in path if network.is_fabric(network.ends(port)[0]))
     return [port for port, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]]
 
 
@@ -141,7 +206,7 @@ def _ports(network: Network, switches: Switches, transport: Transport, classes: 
     queues = np.zeros(len(ports) * at.CLASSES, at.queue_type)
     nodes = np.zeros(len(network.names), at.node_type)
     packet = transport.payload + transport.header
-    host_rate = max(link.rate for link in network.links if not (network.switches[link.a] and network.switches[link.b]))
+    host_rate = _host_rate(network)
     buffer = switches.buffer(host_rate)
     if buffer < packet or 0 < switches.port_bytes < packet:
         raise ConfigError(
@@ -150,6 +215,8 @@ def _ports(network: Network, switches: Switches, transport: Transport, classes: 
     nodes["is_switch"] = network.switches
     nodes["buffer"], nodes["alpha"], nodes["reserve"] = buffer, switches.alpha, switches.reserve_bytes
     nodes["flow_control"] = KINDS[switches.flow_control]
+    nodes["flow_control"][list(network.inside)] = at.CREDITS
+    nodes["reports"] = [network.is_fabric(node) for node in range(len(nodes))]
     for name in ("pipe_head", "pipe_tail"):
         ports[name] = -1
     ports["next_class"] = 1
@@ -161,12 +228,13 @@ def _ports(network: Network, switches: Switches, transport: Transport, classes: 
     for index in range(len(ports)):
         _fill_port(ports[index], index, network, switches, transport, host_rate)
         nodes["kept"][ports[index]["peer"]] += classes * (ports[index]["headroom"] + switches.reserve_bytes)
-        if switches.flow_control == "credits" and nodes[ports[index]["peer"]]["is_switch"]:
+        peer = nodes[ports[index]["peer"]]
+        if peer["is_switch"] and peer["flow_control"] == at.CREDITS:
             queues["credits"][index * at.CLASSES : (index + 1) * at.CLASSES] = switches.credit_bytes
-    if switches.flow_control == "credits" and switches.credit_bytes < 2 * packet:
+    if (nodes["flow_control"] == at.CREDITS).any() and switches.credit_bytes < 2 * packet:
         raise ConfigError(f"switch.credit_bytes {switches.credit_bytes}: two packets of {packet} bytes are the least")
     for node in np.flatnonzero(
-        nodes["is_switch"] & (nodes["kept"] > nodes["buffer"]) & (switches.flow_control == "pfc")
+        nodes["is_switch"] & (nodes["kept"] > nodes["buffer"]) & (nodes["flow_control"] == at.PFC)
     ):
         raise ConfigError(
             f"switch {network.names[node]}: headroom and reserve of its ports need {nodes['kept'][node]} bytes, "
@@ -180,10 +248,11 @@ def _fill_port(port, index: int, network: Network, switches: Switches, transport
     port["node"], port["peer"] = network.ends(index)
     port["rate"], port["delay"] = link.rate, link.delay
     port["limit"], port["down"] = switches.port_bytes, index >> 1 in network.failed
-    low, high, share = switches.marks(link.rate, transport.marks(link.rate))
-    port["mark_low"], port["mark_high"], port["mark_share"] = low, high, share
+    if network.is_fabric(port["node"]):
+        low, high, share = switches.marks(link.rate, transport.marks(link.rate))
+        port["mark_low"], port["mark_high"], port["mark_share"] = low, high, share
     port["shift"] = switches.shift(link.rate, host_rate)
-    if switches.flow_control == "pfc" and network.switches[port["peer"]]:
+    if switches.flow_control == "pfc" and network.is_fabric(port["peer"]):
         packet = transport.payload + transport.header
         port["headroom"] = switches.headroom(link.rate, link.delay, packet, network.port_name(index))
 
@@ -206,7 +275,7 @@ def _flows(network, transport, flows, paths, first, counts, lanes_of, first_lane
         path = paths[first[i]]
         if len({paths[p][0] for p in range(first[i], first[i] + counts[i])}) > 1:
             raise DataError(f"flow {i}: its paths leave host {flow.src} by different ports")
-        rate = network.links[path[0] >> 1].rate
+        rate = _sending_rate(network, path)
         row["size"], row["packets"] = flow.size, max(1, -(-flow.size // transport.payload))
         row["weight"] = max(1, round(flow.weight * 1000))
         row["port"], row["profile"] = path[0], profiles.setdefault(rate, len(profiles))
@@ -218,7 +287,7 @@ def _flows(network, transport, flows, paths, first, counts, lanes_of, first_lane
     rows["reorder"] = transport.reorder or 1 << 30
     rows["rto_min"] = round(transport.rto_us * 1e6)
     rows["cnp_gap"] = round(transport.cnp_gap_us() * 1e6)
-    rows["last_cnp"], rows["last_nack"], rows["recover"] = -NEVER, -1, -1
+    rows["last_cnp"], rows["last_nack"], rows["recover"], rows["held"] = -NEVER, -1, -1, -1
     table = np.zeros(max(len(profiles), 1), at.profile_type)
     for rate, index in profiles.items():
         table["params"][index] = transport.parameters(rate, rtt)
@@ -258,6 +327,10 @@ def _world(state: at.State, transport: Transport, seed: int, host_rate: int, rtt
     world["rng"] = derive(seed, "engine") | 1
     world["payload"], world["header"], world["ack_size"] = transport.payload, transport.header, transport.ack_size
     world["ack_class"] = 0 if transport.ack_priority else 1
+    world["ack_every"], world["ack_delay"] = transport.ack_every, round(transport.ack_delay_us * 1e6)
+    world["probe_gap"] = round(transport.probe_us * 1e6)
+    world["segment_base"], world["segment_bytes"] = transport.segment_base, transport.segment_bytes
+    world["node_count"] = len(state.nodes)
     world["mark_at_enqueue"] = switches.mark_at == "enqueue"
     world["nic_rate"], world["base_rtt"] = host_rate, rtt
     world["flow_count"] = world["unfinished"] = len(state.flows)

@@ -17,7 +17,7 @@ CC_STATE = 24  # numbers of state a lane, laid out by the congestion-control alg
 CC_PARAMS = 24  # parameters a profile
 
 # What happens: kinds of entries of the event heap. The argument is a port, a flow or a lane.
-TX, ARRIVE, START, PACE, RTO, SAMPLE, COMPUTED, TIMER_A, TIMER_B = range(9)
+TX, ARRIVE, START, PACE, RTO, SAMPLE, COMPUTED, DELAYED_ACK, TIMER_A, TIMER_B = range(10)
 
 # Kinds of packets.
 DATA, ACK, NACK, PAUSE, RESUME, CREDIT = range(6)
@@ -31,7 +31,10 @@ INT_FIELDS = 6
 GO_BACK_N, NEWRENO, SELECTIVE = range(3)
 
 # How a flow's packets choose among its paths.
-ONE_PATH, SPRAY, ROUND_ROBIN, BY_LANE = range(4)
+ONE_PATH, SPRAY, ROUND_ROBIN, BY_LANE, ADAPTIVE, SEGMENTS = range(6)
+
+# What a sender with selective repeat knows of a packet: not sent or lost, acknowledged, or on the way by the lane value − ON_LANE.
+LOST, ACKED, ON_LANE = range(3)
 
 # Link-level flow control.
 LOSSY, PFC, CREDITS = range(3)
@@ -105,6 +108,7 @@ node_type = np.dtype(
         ("alpha", "f8"),  # LOSSY: an egress queue may hold alpha times the free buffer
         ("flow_control", "i4"),
         ("is_switch", "i4"),
+        ("reports", "i4"),  # marks packets and writes telemetry: switches of the network, not those inside of servers
     ],
     align=True,
 )
@@ -129,6 +133,8 @@ packet_type = np.dtype(
         ("marked", "i1"),  # ECN
         ("hops", "i1"),  # records of telemetry
         ("in_headroom", "i1"),
+        ("segment", "i1"),  # SEGMENTS: of its list, how many it has passed
+        ("strip", "i1"),  # SEGMENTS: one is taken off as it leaves
     ],
     align=True,
 )
@@ -155,6 +161,9 @@ flow_type = np.dtype(
         ("expected", "i4"),  # receiver: packets below have arrived
         ("arrived", "i4"),  # receiver: different packets
         ("last_nack", "i4"),  # receiver: what the last NACK asked for
+        ("held", "i4"),  # receiver: an acknowledgement that waits for the next packet; -1: none
+        ("unanswered", "i4"),  # receiver: packets since the last acknowledgement
+        ("held_since", "i8"),
         ("dup_acks", "i4"),
         ("reorder", "i4"),  # SELECTIVE: packets below an acknowledged one by so many are lost
         ("recover", "i4"),  # recovery ends when packets below are acknowledged; -1 outside of recovery
@@ -168,6 +177,8 @@ flow_type = np.dtype(
         ("dst", "i4"),
         ("first_path", "i4"),
         ("paths", "i4"),
+        ("first_segment", "i4"),  # SEGMENTS
+        ("segments", "i4"),  # the destination included
         ("turn", "i4"),  # path of the next packet (ROUND_ROBIN)
         ("first_lane", "i4"),
         ("lanes", "i4"),
@@ -187,6 +198,8 @@ flow_type = np.dtype(
         ("pace_pending", "i1"),
         ("rto_pending", "i1"),
         ("active", "i1"),
+        ("ack_pending", "i1"),  # whether the event of a delayed acknowledgement is in the heap
+        ("last_mark", "i1"),  # receiver: whether the newest packet was marked
         ("needs_rtx", "i1"),
     ],
     align=True,
@@ -198,7 +211,7 @@ lane_type = np.dtype(
         ("in_flight", "f8"),  # bytes
         ("next_send", "i8"),  # not before, ps
         ("rtt", "f8"),  # last sample, ps
-        ("last_ack", "i8"),
+        ("last_ack", "i8"),  # or, if later, since when packets are on the way
         ("flow", "i4"),
         ("path", "i4"),
         ("timeouts", "i4"),  # in a row
@@ -227,6 +240,9 @@ ARRAYS = (
     "path_start",
     "path_ports",
     "dependents",
+    "segments",
+    "segment_nodes",
+    "next_hops",
     "arrived",
     "acked",
     "watched_ports",
@@ -263,6 +279,12 @@ world_type = np.dtype(
         ("mark_at_enqueue", "i4"),  # ECN by the queue that a packet finds, not the one that it leaves
         ("nic_rate", "i8"),  # Mb/s of the hosts, as HPCC and PFC scale by it
         ("base_rtt", "i8"),  # T of HPCC, ps
+        ("probe_gap", "i8"),  # ps after which an ejected path is tried again; 0: never
+        ("ack_delay", "i8"),  # ps that an acknowledgement waits for the next packet
+        ("ack_every", "i4"),  # packets an acknowledgement
+        ("node_count", "i4"),
+        ("segment_base", "i4"),  # bytes of a segment-routing header
+        ("segment_bytes", "i4"),  # and of each segment in it
     ],
     align=True,
 )
@@ -285,8 +307,11 @@ class State:
     path_start: np.ndarray  # (paths + 1,) int64
     path_ports: np.ndarray  # (…,) int32
     dependents: np.ndarray  # (…,) int32
+    segments: np.ndarray  # (…,) int32: the targets that flows pass
+    segment_nodes: np.ndarray  # (targets,) int32: the node of each target
+    next_hops: np.ndarray  # (targets · nodes,) int32: the port from each node towards each target
     arrived: np.ndarray  # (packets of all flows,) uint8: has reached the receiver
-    acked: np.ndarray  # (packets of all flows,) uint8: and the sender knows
+    acked: np.ndarray  # (packets of all flows,) uint8: LOST, ACKED, ON_LANE + lane
     watched_ports: np.ndarray  # (…,) int32
     watched_flows: np.ndarray  # (…,) int32
     port_samples: np.ndarray  # (samples, watched ports, 2) int64: queue, bytes sent

@@ -14,8 +14,6 @@ from luban.netsim.engine.access import (
     lane_at,
     node_at,
     packet_at,
-    path_port,
-    path_start,
     port_at,
     queue_at,
 )
@@ -26,6 +24,7 @@ from luban.netsim.engine.layout import (
     CLASSES,
     COMPUTED,
     DATA,
+    DELAYED_ACK,
     FINISHED,
     GROW,
     IDLE,
@@ -40,8 +39,9 @@ from luban.netsim.engine.layout import (
     UNTIL,
 )
 from luban.netsim.engine.port import enqueue, transmit
-from luban.netsim.engine.receiver import finish, first_events, received, start
-from luban.netsim.engine.sender import acknowledged, free_packet, make_ready, timed_out
+from luban.netsim.engine.receiver import delayed, finish, first_events, received, start
+from luban.netsim.engine.routing import next_port
+from luban.netsim.engine.sender import acknowledged, free_packet, make_ready, timed_out, try_again
 from luban.netsim.engine.switch import admit
 
 SPARE_PACKETS = 16  # more than one event can take from the pool
@@ -87,6 +87,8 @@ def _handle(s, kind, argument):
     elif kind == COMPUTED:
         finish(s, argument)
         port = -1
+    elif kind == DELAYED_ACK:
+        port = delayed(s, argument)
     elif kind >= TIMER_A:
         port = _lane_timer(s, argument, kind - TIMER_A)
     else:
@@ -113,12 +115,15 @@ def _flow_event(s, kind, f):
 
 @compiled
 def _lane_timer(s, lane, which):
-    """A timer of the congestion control rings."""
+    """A timer of the congestion control rings, or an ejected path is tried again."""
     lane_at(s, lane).timer_pending &= ~(1 << which)
     f = lane_at(s, lane).flow
     if not flow_at(s, f).active:
         return -1
-    cc_timer(s, lane, which)
+    if which == 1:
+        try_again(s, lane)
+    else:
+        cc_timer(s, lane)
     make_ready(s, f)
     return flow_at(s, f).port
 
@@ -148,24 +153,15 @@ def _arrive(s, index):
             out = flow_at(s, p.flow).port
             acknowledged(s, packet)
             return out
-        if not received(s, packet):
+        if not received(s, packet, port.peer):
             return -1
-    out = _next_port(s, packet)
+    out = next_port(s, packet, port.peer)
     if node_at(s, port.peer).is_switch and not admit(s, packet, index, out):
         port_at(s, out).drops += 1
         free_packet(s, packet)
         return -1
     enqueue(s, out, packet)
     return out
-
-
-@compiled
-def _next_port(s, packet):
-    """The port of the packet's path that follows; acknowledgements go back the way that the data came."""
-    p = packet_at(s, packet)
-    if p.kind == DATA:
-        return path_port(s, path_start(s, p.path) + p.hop)
-    return path_port(s, path_start(s, p.path + 1) - 1 - p.hop) ^ 1
 
 
 @compiled

@@ -105,7 +105,7 @@ def _choose(s, index):
 
 @compiled
 def _leave(s, index, cls):
-    """Take the head of an egress queue; where the node is a switch, mark it, write telemetry and free its buffer."""
+    """Take the head of an egress queue; where the node is a switch of the network, mark it, write telemetry and free its buffer."""
     port, queue = port_at(s, index), queue_at(s, index * CLASSES + cls)
     packet = queue.head
     p = packet_at(s, packet)
@@ -114,7 +114,7 @@ def _leave(s, index, cls):
         queue.tail = -1
     queue.bytes -= p.size
     port.waiting -= 1
-    if p.kind == DATA and node_at(s, port.node).is_switch:
+    if p.kind == DATA and node_at(s, port.node).reports:
         if not s.mark_at_enqueue:
             _mark(s, port, p, queue.bytes)
         telemetry = flow_at(s, p.flow).telemetry
@@ -124,6 +124,9 @@ def _leave(s, index, cls):
             _write_telemetry(s, port, packet, queue.bytes)
     if p.ingress >= 0:
         release(s, packet)
+    if p.strip:
+        p.strip = 0
+        p.size -= s.segment_bytes
     return packet
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from luban.netsim.compiled import compiled
 from luban.netsim.congestion.dispatch import cc_start
-from luban.netsim.engine.access import arrived_at, dependent, flow_at, packet_at
+from luban.netsim.engine.access import arrived_at, dependent, flow_at, packet_at, port_at
 from luban.netsim.engine.heap import push
-from luban.netsim.engine.layout import ACK, COMPUTED, GO_BACK_N, NACK, SAMPLE, START
+from luban.netsim.engine.layout import ACK, COMPUTED, DELAYED_ACK, GO_BACK_N, NACK, SAMPLE, START
+from luban.netsim.engine.port import enqueue
+from luban.netsim.engine.routing import next_port
 from luban.netsim.engine.sender import free_packet, payload_of
 
 
 @compiled
-def received(s, packet):
-    """A data packet has reached its host: it becomes its own acknowledgement. False: it is dropped without an answer."""
+def received(s, packet, node):
+    """A data packet has reached its host `node`: it becomes its own acknowledgement. False: it is answered later or not at all."""
     p = packet_at(s, packet)
     flow = flow_at(s, p.flow)
     s.delivered += 1
@@ -34,7 +36,51 @@ def received(s, packet):
             flow.last_cnp = s.now
         else:
             p.marked = 0
-    return True
+    return s.ack_every == 1 or _answers_now(s, packet, node)
+
+
+@compiled
+def _answers_now(s, packet, node):
+    """Delayed acknowledgements: whether this one is sent at once. If it waits, it lies in `flow.held`. As RFC 8257 has it, a
+    change of the marks sends the one that waits first, with the mark that it has."""
+    p = packet_at(s, packet)
+    flow = flow_at(s, p.flow)
+    if flow.held >= 0 and p.marked != flow.last_mark:
+        enqueue(s, next_port(s, flow.held, node), flow.held)
+        flow.held, flow.unanswered = -1, 0
+    flow.last_mark = p.marked
+    flow.unanswered += 1
+    if flow.held >= 0:
+        free_packet(s, flow.held)
+        flow.held = -1
+    in_order = p.kind == ACK and flow.arrived == flow.expected and p.seq == flow.expected - 1
+    if flow.unanswered >= s.ack_every or not in_order or flow.arrived == flow.packets:
+        flow.unanswered = 0
+        return True
+    flow.held, flow.held_since = packet, s.now
+    if not flow.ack_pending:
+        flow.ack_pending = 1
+        push(s, s.now + s.ack_delay, DELAYED_ACK, p.flow)
+    return False
+
+
+@compiled
+def delayed(s, f):
+    """The time of a delayed acknowledgement: returns the port that it leaves by; -1: none waits, or not so long yet."""
+    flow = flow_at(s, f)
+    flow.ack_pending = 0
+    if flow.held < 0:
+        return -1
+    due = flow.held_since + s.ack_delay
+    if due > s.now:
+        flow.ack_pending = 1
+        push(s, due, DELAYED_ACK, f)
+        return -1
+    packet = flow.held
+    flow.held, flow.unanswered = -1, 0
+    out = next_port(s, packet, port_at(s, flow.port).node)
+    enqueue(s, out, packet)
+    return out
 
 
 @compiled

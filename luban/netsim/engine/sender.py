@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from luban.netsim.compiled import compiled
 from luban.netsim.congestion.dispatch import cc_ack, cc_loss, cc_send, cc_timeout
+from luban.netsim.congestion.timers import arm
 from luban.netsim.engine.access import acked_at, flow_at, lane_at, packet_at, port_at, queue_at
 from luban.netsim.engine.heap import push, random_below
 from luban.netsim.engine.layout import (
+    ACKED,
+    ADAPTIVE,
     BY_LANE,
     CLASSES,
     DATA,
+    LOST,
     NACK,
     NEWRENO,
+    ON_LANE,
     PACE,
     ROUND_ROBIN,
     RTO,
+    SEGMENTS,
     SELECTIVE,
     SPRAY,
 )
@@ -70,7 +76,7 @@ def _next_seq(s, flow):
         return flow.una
     if flow.recovery == SELECTIVE:
         seq = max(flow.rtx_next, flow.una)
-        while seq < flow.lost_below and acked_at(s, flow, seq).value:
+        while seq < flow.lost_below and acked_at(s, flow, seq).value != LOST:
             seq += 1
         flow.rtx_next = seq
         if seq < flow.lost_below:
@@ -128,11 +134,13 @@ def _build(s, f, lane_index, seq):
     s.free_count -= 1
     data = payload_of(s, flow, seq)
     p.kind, p.cls, p.flow, p.lane, p.seq, p.size = DATA, flow.cls, f, lane_index, seq, data + s.header
-    p.hop, p.hops, p.marked, p.ingress, p.in_headroom = 0, 0, 0, -1, 0
+    p.hop, p.hops, p.marked, p.ingress, p.in_headroom, p.segment, p.strip = 0, 0, 0, -1, 0, 0, 0
+    if flow.routing == SEGMENTS:
+        p.size += s.segment_base + flow.segments * s.segment_bytes
     p.sent, p.util, p.weight, p.window = s.now, 0.0, 0, 0
     p.path = _path(s, flow, lane)
     if seq >= flow.max_seq:
-        cc_send(s, lane_index, packet, seq == 0, seq == flow.packets - 1)
+        cc_send(s, lane_index, packet, seq == flow.packets - 1)
         flow.max_seq = seq + 1
     else:
         flow.retransmits += 1
@@ -144,7 +152,10 @@ def _build(s, f, lane_index, seq):
         flow.next_seq = seq + 1
     flow.turn += 1
     if flow.recovery == SELECTIVE:
+        if lane.in_flight == 0.0:
+            lane.last_ack = s.now
         lane.in_flight += data
+        acked_at(s, flow, seq).value = ON_LANE + lane_index - flow.first_lane
     else:
         _count_in_flight(s, flow)
     if lane.rate > 0.0:
@@ -158,7 +169,7 @@ def _build(s, f, lane_index, seq):
 
 @compiled
 def _path(s, flow, lane):
-    if flow.routing == SPRAY:
+    if flow.routing in (SPRAY, ADAPTIVE):
         return flow.first_path + random_below(s, flow.paths)
     if flow.routing == ROUND_ROBIN:
         return flow.first_path + flow.turn % flow.paths
@@ -259,30 +270,37 @@ def _cumulative(s, flow, p):
 def _selective(s, flow, p):
     """Every packet acknowledged by itself: returns the bytes that are newly acknowledged."""
     acked = 0
-    if not acked_at(s, flow, p.seq).value:
-        acked_at(s, flow, p.seq).value = 1
+    state = acked_at(s, flow, p.seq)
+    if state.value != ACKED:
         acked = payload_of(s, flow, p.seq)
-        lane = lane_at(s, p.lane)
-        lane.in_flight = max(0.0, lane.in_flight - acked)
+        if state.value >= ON_LANE:
+            lane = lane_at(s, flow.first_lane + state.value - ON_LANE)
+            lane.in_flight = max(0.0, lane.in_flight - acked)
+        state.value = ACKED
         _progress(s, flow)
     flow.una = max(flow.una, p.cumulative)
-    lost = _count_lost(s, flow, p.seq - flow.reorder + 1)
-    if lost:
-        lane_at(s, p.lane).in_flight = max(0.0, lane_at(s, p.lane).in_flight - lost * s.payload)
-        if flow.una >= flow.recover:  # at most once a window
-            flow.recover = flow.max_seq
-            flow.fast_recoveries += 1
-            cc_loss(s, p.lane)
+    if _lose(s, flow, flow.lost_below, p.seq - flow.reorder + 1, -1) and flow.una >= flow.recover:  # once a window
+        flow.recover = flow.max_seq
+        flow.fast_recoveries += 1
+        cc_loss(s, p.lane)
     return acked
 
 
 @compiled
-def _count_lost(s, flow, below):
-    """Packets below `below` that now count as lost because later ones were acknowledged."""
+def _lose(s, flow, first, below, lane):
+    """Of the packets from `first` to `below` those that are on the way, by one lane (-1: by any), count as lost; returns how many."""
     lost = 0
-    for seq in range(max(flow.lost_below, flow.una), below):
-        lost += not acked_at(s, flow, seq).value
-    flow.lost_below = max(flow.lost_below, below)
+    for seq in range(max(first, flow.una), below):
+        state = acked_at(s, flow, seq)
+        if state.value >= ON_LANE and (lane < 0 or state.value == ON_LANE + lane):
+            control = lane_at(s, flow.first_lane + state.value - ON_LANE)
+            control.in_flight = max(0.0, control.in_flight - payload_of(s, flow, seq))
+            state.value = LOST
+            flow.rtx_next = min(flow.rtx_next, seq)
+            flow.lost_below = max(flow.lost_below, seq + 1)
+            lost += 1
+    if lane < 0:
+        flow.lost_below = max(flow.lost_below, below)
     return lost
 
 
@@ -300,24 +318,28 @@ def timed_out(s, f):
             flow.dup_acks, flow.recover, flow.needs_rtx = 0, -1, 0
             flow.no_fast_below = flow.max_seq
             if flow.recovery == SELECTIVE:
-                flow.rtx_next, flow.lost_below = flow.una, flow.max_seq
-                _lanes_timed_out(s, flow)
+                _lanes_timed_out(s, flow, 0)
             else:
                 flow.next_seq = flow.una
                 _count_in_flight(s, flow)
                 cc_timeout(s, flow.first_lane)
             flow.rto_deadline = s.now + _timeout(flow)
+        elif flow.lanes > 1:
+            _lanes_timed_out(s, flow, _timeout(flow))
         flow.rto_pending = 1
         push(s, flow.rto_deadline, RTO, f)
 
 
 @compiled
-def _lanes_timed_out(s, flow):
-    """All packets in flight count as lost; a path that has answered none of several timeouts is ejected while others are left."""
+def _lanes_timed_out(s, flow, silent):
+    """Packets on paths that have answered nothing for `silent` ps count as lost; a path that has not answered several times in a
+    row is ejected while others are left, and tried again later if the transport says so."""
     left = 0
-    for index in range(flow.first_lane, flow.first_lane + flow.lanes):
+    for offset in range(flow.lanes):
+        index = flow.first_lane + offset
         lane = lane_at(s, index)
-        if lane.in_flight > 0.0:
+        if lane.in_flight > 0.0 and s.now - lane.last_ack >= silent:
+            _lose(s, flow, flow.una, flow.max_seq, offset)
             lane.timeouts += 1
             lane.in_flight = 0.0
             cc_timeout(s, index)
@@ -327,3 +349,12 @@ def _lanes_timed_out(s, flow):
         if lane.timeouts >= EJECT_AFTER and not lane.ejected and left > 1:
             lane.ejected = 1
             left -= 1
+            if s.probe_gap > 0:
+                arm(s, index, 1, s.now + s.probe_gap)
+
+
+@compiled
+def try_again(s, index):
+    """One packet goes over an ejected path: its answer takes the path back into use, another timeout ejects it again."""
+    lane = lane_at(s, index)
+    lane.ejected, lane.timeouts, lane.window = 0, EJECT_AFTER - 1, float(s.payload)

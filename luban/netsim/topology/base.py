@@ -27,6 +27,7 @@ class Topology(Variant):
             "bigraph": _AT + "bigraph:BiGraph",
             "torus": _AT + "torus:Torus",
             "dragonfly": _AT + "dragonfly:Dragonfly",
+            "servers": _AT + "servers:Servers",
             "rails": _AT + "rails:Rails",
             "x_man": _AT + "x_man:XMan",
             "graph": _AT + "graph:Graph",

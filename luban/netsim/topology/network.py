@@ -38,6 +38,7 @@ class Network:
     links: list[Link] = field(default_factory=list)
     hosts: list[int] = field(default_factory=list)  # node of each host
     failed: set[int] = field(default_factory=set)  # links that carry nothing
+    inside: set[int] = field(default_factory=set)  # switches inside of servers: credits, no marks, no telemetry
     _ports: list[list[int]] = field(default_factory=list)  # that leave each node
     _distances: dict[int, list[int]] = field(default_factory=dict)
 
@@ -46,9 +47,16 @@ class Network:
         self.hosts.append(self._add(name, False, 0))
         return self.hosts[-1]
 
-    def add_switch(self, name: str, tier: int = 1) -> int:
-        """A switch; returns its node."""
-        return self._add(name, True, tier)
+    def add_switch(self, name: str, tier: int = 1, *, inside: bool = False) -> int:
+        """A switch, of the network or inside of a server (PCIe, NVLink, a network card); returns its node."""
+        node = self._add(name, True, tier)
+        if inside:
+            self.inside.add(node)
+        return node
+
+    def is_fabric(self, node: int) -> bool:
+        """Whether a node is a switch of the network."""
+        return self.switches[node] and node not in self.inside
 
     def _add(self, name: str, switch: bool, tier: int) -> int:
         self.names.append(name)
@@ -155,6 +163,22 @@ class Network:
             if len(found) > most:
                 break
         return found
+
+    def segment_path(self, src: int, segments: Sequence[int], dst: int, hops: dict[int, list[int]]) -> Path:
+        """The way from host to host by a list of nodes, where each node sends on as `hops` (target → port from every node) says."""
+        here, path = self.hosts[src], []
+        for target in (*segments, self.hosts[dst]):
+            while here != target:
+                path.append(hops[target][here])
+                here = self.ends(path[-1])[1]
+        return tuple(path)
+
+    def next_hops(self, target: int, rng: np.random.Generator) -> list[int]:
+        """One port of a shortest path to node `target` from every node; -1: there is none."""
+        options = [
+            self.next_ports(node, target) if self.distances(target)[node] > 0 else [] for node in range(len(self.names))
+        ]
+        return [found[int(rng.integers(len(found)))] if found else -1 for found in options]
 
     def path_through(self, src: int, nodes: Sequence[int], dst: int) -> Path:
         """A source route: host, the given nodes one after the other, host."""

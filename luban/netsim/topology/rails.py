@@ -36,7 +36,7 @@ class Rails(Topology):
         leaves = [[network.add_switch(f"leaf{b}.{r}", 1) for r in range(self.gpus)] for b in range(blocks)]
         spines = [network.add_switch(f"spine{i}", 2) for i in range(self.spines)]
         for server in range(self.servers):
-            inside = network.add_switch(f"nvlink{server}", 1) if self.nvlink_gbps else -1
+            inside = network.add_switch(f"nvlink{server}", 1, inside=True) if self.nvlink_gbps else -1
             for gpu in range(self.gpus):
                 host = network.add_host(f"gpu{server}.{gpu}")
                 network.connect(host, leaves[server // self.servers_per_leaf][gpu], self.nic_gbps, self.delay_us)

@@ -26,6 +26,8 @@ class Workload(Variant):
             "permutation": _AT + "permutation:Permutation",
             "poisson": _AT + "poisson:Poisson",
             "collective": _AT + "collective:Collective",
+            "memory": _AT + "memory:Memory",
+            "mixed": _AT + "mixed:Mixed",
             "training_step": _AT + "training_step:TrainingStep",
         },
     )

@@ -46,8 +46,10 @@ class Collective(Workload):
     bytes: int = 100_000_000  # on each rank
     ranks: int = 0  # 0: all hosts
     alpha_us: float = 0.0  # software before each send
-    placement: Literal["in_order", "random", "halving_doubling"] = "in_order"  # of ranks on hosts; the last for BiGraph
-    group: int = 8  # hierarchical: ranks of a group
+    placement: Literal["in_order", "random", "across", "halving_doubling"] = (
+        "in_order"  # of ranks on hosts; the last for BiGraph
+    )
+    group: int = 8  # hierarchical: ranks of a group; across: hosts of a server, next ranks being on different ones
     shape: tuple[int, int, int] = (4, 4, 4)  # torus: its size
     at_once: int = 1  # torus: ports of a node in use, 1, 3 or 6
     chunks: int = 8  # tree: pieces that follow each other
@@ -65,6 +67,10 @@ class Collective(Workload):
             raise ConfigError(f"workload.ranks must be from 2 to {available}, the hosts of the topology; {ranks} given")
         if self.placement == "halving_doubling":
             return halving_doubling_hosts(ranks)
+        if self.placement == "across":
+            if ranks % self.group:
+                raise ConfigError(f"workload.group {self.group} doesn't divide {ranks} ranks")
+            return [host for first in range(self.group) for host in range(first, ranks, self.group)]
         return (
             [int(h) for h in rng.permutation(available)[:ranks]] if self.placement == "random" else list(range(ranks))
         )

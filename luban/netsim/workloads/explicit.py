@@ -15,23 +15,31 @@ from luban.netsim.workloads.base import Workload
 @dataclass(frozen=True, kw_only=True)
 class Flows(Workload):
     """Flows as text: `"0 3 1e6"` sends 1 MB from host 0 to host 3, `"0 3 1e6 50"` after 50 µs, `"0 3 1e6 50 2"` in class 2,
-    `"0 3 1e6 50 2 4.0"` with weight 4."""
+    `"0 3 1e6 50 2 4.0"` with weight 4; `"0 3 1e6 via spine2 leaf1"` by segment routing over these switches."""
 
     flows_list: tuple[str, ...]  # the flows
 
     def flows(self, network: Network, rng: np.random.Generator) -> list[Flow]:
         """One flow a text."""
-        return [self._flow(text, len(network.hosts)) for text in self.flows_list]
+        return [self._flow(text, network) for text in self.flows_list]
 
     @staticmethod
-    def _flow(text: str, hosts: int) -> Flow:
+    def _flow(text: str, network: Network) -> Flow:
+        numbers, via, names = text.partition(" via ")
+        hosts = len(network.hosts)
         try:
-            src, dst, size, start, cls, weight = (*map(float, text.split()), *(0.0, 1.0, 1.0)[len(text.split()) - 3 :])
+            words = numbers.split()
+            src, dst, size, start, cls, weight = (*map(float, words), *(0.0, 1.0, 1.0)[len(words) - 3 :])
         except ValueError:
             raise ConfigError(
-                f'workload.flows_list: {text!r} is not "FROM TO BYTES [START_US [CLASS [WEIGHT]]]"'
+                f'workload.flows_list: {text!r} is not "FROM TO BYTES [START_US [CLASS [WEIGHT]]] [via NODE …]"'
             ) from None
         for host in (src, dst):
             if host != int(host) or not 0 <= host < hosts:
                 raise DataError(f"workload.flows_list: {text!r} names host {host:g}; there are hosts 0 to {hosts - 1}")
-        return Flow(int(src), int(dst), int(size), start=at_microseconds(start), cls=int(cls), weight=weight)
+        for name in names.split():
+            if name not in network.names:
+                raise DataError(f"workload.flows_list: {text!r} goes over {name}, which the topology doesn't have")
+        segments = tuple(map(network.names.index, names.split())) if via else None
+        begins = at_microseconds(start)
+        return Flow(int(src), int(dst), int(size), start=begins, cls=int(cls), weight=weight, segments=segments)

@@ -32,6 +32,7 @@ class Layout(Variant):
             "local": "luban.nn.mixer.layout:Local",
             "strided": "luban.nn.mixer.layout:Strided",
             "global_random": "luban.nn.mixer.layout:GlobalRandom",
+            "blockwise": "luban.nn.mixer.layout:Blockwise",
         },
     )
     by_head: ClassVar[bool] = False  # each head has its own layout
@@ -109,6 +110,27 @@ class GlobalRandom(Layout):
             causal=causal,
             device=device,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blockwise(Layout):
+    """And its own span of tokens and the one before it (blockwise causal attention, Sun et al. 2022, section 3.3). With spans
+    of half a training row this changes nothing in training, and longer texts are read as rows of that length are."""
+
+    window: int = 0
+    span: int = 512  # tokens, a multiple of `block`
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.span < 1 or self.span % self.block:
+            near = max(round(self.span / self.block), 1) * self.block
+            raise ConfigError(
+                f"a layout's span must be a multiple of its block of {self.block}, {self.span} given: use {near}"
+            )
+
+    def build(self, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:
+        """One layout for all heads."""
+        return blocks.blockwise(length, self.window, self.span, block=self.block, causal=causal, device=device)
 
 
 def layout_for(layout: Layout, length: int, heads: int, causal: bool, device: torch.device) -> BlockLayout:

@@ -42,7 +42,7 @@ class Policy:
     interval: float = 300.0  # seconds between two looks at a job
     pause: float = 30.0  # seconds in which a job that is resized stands still
     restart: float = 1800.0  # seconds until a job that ran out of memory is submitted again
-    checkpoint: float = 1800.0  # seconds of work that it loses at most
+    checkpoint: float = 1800.0  # seconds between two checkpoints
     memory_margin: float = 1.2  # over predicted memory
     needed: int = 5  # finished jobs, before new ones begin with what these needed
 

@@ -30,9 +30,10 @@ class Run:
     memory: float
     queued: float  # since when it waits
     done: float = 0.0  # iterations
+    saved: float = 0.0  # of them in its last checkpoint
+    next_save: float = 0.0
     stands_until: float = 0.0
     next_look: float = 0.0
-    began: float = 0.0
     measured: Measurements = field(default_factory=Measurements)
     wanted: int = 0  # workers, at the last look
     failures: int = 0  # for lack of memory
@@ -129,6 +130,9 @@ class Simulation:
         for run in self.running:
             works = max(to - max(self.now, run.stands_until), 0.0)
             seconds = run.job.time.seconds(run.workers)
+            while run.next_save <= to:
+                run.saved = run.done + max(run.next_save - max(self.now, run.stands_until), 0.0) / seconds
+                run.next_save += self.policy.checkpoint
             run.done = min(run.done + works / seconds, float(run.job.iterations))
             self.outcome.worker_seconds += (to - self.now) * run.workers
             self.outcome.useful_seconds += works * run.workers * min(run.job.time.efficiency(run.workers), 1.0)
@@ -152,9 +156,8 @@ class Simulation:
                 self._out_of_memory(run)
 
     def _out_of_memory(self, run: Run) -> None:
-        """A job loses what its last checkpoint does not hold, and comes back with twice the memory."""
-        lost = self.policy.checkpoint / run.job.time.seconds(run.workers)
-        run.done = max(run.done - lost, 0.0) if self.now - run.began > self.policy.checkpoint else 0.0
+        """A job goes back to its last checkpoint, and comes back with twice the memory."""
+        run.done = run.saved
         run.memory = min(2 * run.memory, self.cluster.memory)
         run.failures += 1
         run.queued = self.now + self.policy.restart
@@ -175,7 +178,7 @@ class Simulation:
                 return  # first come, first served: those behind wait, too
             self.waiting.remove(run)
             self.running.append(run)
-            run.began, run.next_look = self.now, self.now + self.policy.interval
+            run.next_look, run.next_save = self.now + self.policy.interval, self.now + self.policy.checkpoint
             self._note_use()
 
     def _look(self) -> None:

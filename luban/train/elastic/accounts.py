@@ -24,7 +24,7 @@ class Accounts:
 
     def forget(self) -> None:
         """All that was reported so far is of another run."""
-        self.facts.set(earlier={})
+        self.facts.set(earlier={}, told={})
         self.database.execute("DELETE FROM ledgers")
 
     def known(self, worker: str, life: str) -> bool:
@@ -37,6 +37,21 @@ class Accounts:
         now = self.wall()
         row = (life, worker, now - sum(seconds.values()), now, json.dumps(dict(seconds)))
         self.database.execute("INSERT OR REPLACE INTO ledgers VALUES (?, ?, ?, ?, ?)", row)
+
+    def told(self) -> dict[str, Any]:
+        """The total, as it may be written into the run's manifest."""
+        found = self.total()
+        self.facts.set(told=found)
+        return found
+
+    def add_plain(self, recorded: Mapping[str, float]) -> None:
+        """What the manifest holds beyond what it was told was spent while the run was trained without the service."""
+        told, earlier = self.facts.get("told", {}), self.facts.get("earlier", {})
+        more = {kind: max(recorded.get(kind, 0.0) - told.get(kind, 0.0), 0.0) for kind in KINDS}
+        if any(more.values()):
+            wall = earlier.get("wall", 0.0) + sum(more.values())
+            known = {kind: told.get(kind, 0.0) + more[kind] for kind in KINDS}
+            self.facts.set(earlier={**added(earlier, more), "wall": wall}, told=known)
 
     def total(self) -> dict[str, Any]:
         """Seconds of all workers by kind; "wall": the sum of the wall-clock time of each from its first start to its last

@@ -33,6 +33,7 @@ from luban.train.elastic.shared_memory import flash_base, remove_flash
 
 STACKS_SECONDS = 1.0  # that a worker which hangs gets to write down its stacks
 GRACE = 60.0  # seconds that workers get to save and end
+QUICK = 5.0  # seconds of them about which nothing is said
 START_SECONDS = 120.0  # that a process gets until its first heartbeat
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -76,6 +77,39 @@ class Place:
     left: bool = False  # its process has ended properly, or won't be replaced
 
 
+@dataclass
+class Shortage:
+    """Too few workers for `elastic.min_workers`.
+
+    Args:
+        patience: seconds after which the run ends.
+        unsaid: seconds in which workers that are expected may still come, about which nothing is said.
+    """
+
+    patience: float
+    unsaid: float
+    since: float | None = None
+    said: bool = False
+
+    def look(self, status: dict[str, Any], now: float) -> tuple[str, bool]:
+        """What is to be said now, if anything, and whether the run ends with it."""
+        ready, fewest, expected = len(status["waiting"]), status["fewest"], status["expected"]
+        if status["generation"] or status["ended"] or ready >= fewest:
+            self.since, self.said = None, False
+            return "", False
+        self.since = now if self.since is None else self.since
+        missing = f"elastic.min_workers is {fewest}, and {ready} of the {expected} workers of this run are ready"
+        if now - self.since > self.patience:
+            return (
+                f"{missing} after {self.patience:.0f} s: start more, or give --elastic.min_workers {max(ready, 1)}",
+                True,
+            )
+        if self.said or (expected >= fewest and now - self.since < self.unsaid):
+            return "", False
+        self.said = True
+        return f"{missing}: waiting for more, for {self.patience:.0f} s (--elastic.wait_seconds)", False
+
+
 class Agent:
     """Keeps the workers of one machine running.
 
@@ -106,6 +140,8 @@ class Agent:
         self.stopping: int | None = None  # the signal that asked for it
         self.told_to_stop = False
         self.ending_since = 0.0  # since when the workers should end
+        self.ending_said = False
+        self.short = Shortage(elastic.wait_seconds, elastic.join_seconds)
 
     def run(self) -> int:
         """Until the run has ended; returns its exit code.
@@ -175,6 +211,8 @@ class Agent:
             if status is not None and self.node in status["failing"] and len(status["nodes"]) > 1:
                 self._leave_as_failing()
             self._stop_if_asked(status)
+            if status is not None and not self.stopping:
+                self._wait_for_others(status)
             self._keep_spares(status)
             ended = (status or {}).get("ended")
             for place in self.places:
@@ -213,14 +251,28 @@ class Agent:
             place.process.signal(signal.SIGUSR1)  # write down the stacks of all threads
             place.asked = now
         elif self._is_overdue(place, now, begun=begun, ends=ended or self.stopping is not None):
+            doing = f"end within {GRACE:.0f}" if self.ending_since else f"begin within {START_SECONDS:.0f}"
+            say(f"worker {place.name} did not {doing} s and is killed")
             place.process.signal(signal.SIGKILL)
 
     def _is_overdue(self, place: Place, now: float, *, begun: bool, ends: bool) -> bool:
         """Whether a worker has taken too long to end, or to send its first heartbeat."""
         if ends:
             self.ending_since = self.ending_since or now
+            if not self.ending_said and now - self.ending_since > QUICK:
+                self.ending_said = True
+                left = [place.name for place in self.places if place.process is not None]
+                say(f"waiting for {', '.join(left)} to save and end; killed after {GRACE:.0f} s")
             return now - self.ending_since > GRACE
         return not begun and now - place.since > START_SECONDS
+
+    def _wait_for_others(self, status: dict[str, Any]) -> None:
+        """Say that too few workers are there for the run to begin or to go on, and end it when that lasts."""
+        message, over = self.short.look(status, time.monotonic())
+        if message and not over:
+            say(message)
+        elif over:
+            self.service.until_answered("end", code=1, message=message)
 
     def _start(self, place: Place) -> None:
         spare = next((spare for spare in self.spares if spare.poll() is None), None)

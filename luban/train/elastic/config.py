@@ -18,6 +18,7 @@ class ElasticConfig:
     # replace a lost worker while the others keep running, and go on from copies of the state in memory
     enabled: Operational[bool] = False
     min_workers: Operational[int] = 1  # with fewer the run waits for more
+    wait_seconds: Operational[float] = 1800.0  # that the run waits for min_workers before it ends
     join_seconds: Operational[float] = 60.0  # that workers wait for all others before they go on without those missing
     flash_every: Operational[int] = 1  # steps between copies of the state in shared memory
     flash_folder: Operational[str] = FLASH_FOLDER  # where these copies lie: a file system in memory
@@ -36,7 +37,7 @@ class ElasticConfig:
                 raise ConfigError(f"elastic.{name} must be at least 1, {getattr(self, name)} given")
         if self.spares < 0:
             raise ConfigError(f"elastic.spares must be at least 0, {self.spares} given")
-        for name in ("join_seconds", "silent_seconds", "hang_seconds"):
+        for name in ("wait_seconds", "join_seconds", "silent_seconds", "hang_seconds"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"elastic.{name} must be above 0, {getattr(self, name)} given")
         if "/" in self.node:

@@ -85,6 +85,11 @@ class Rows:
         self.database.execute("INSERT INTO steps VALUES (?, ?, ?, ?, ?)", row)
         return {"bounds": bounds}
 
+    def trained(self, generation: int, steps: int) -> None:
+        """The run has ended after so many steps: what loaders have asked for beyond them was not used."""
+        self.membership.require(generation)
+        self.database.execute("DELETE FROM steps WHERE step >= ?", (steps,))
+
     def done(self, generation: int, step: int, rank: int, seconds: float) -> None:
         """A worker has finished a step and keeps its result in memory.
 

@@ -92,6 +92,8 @@ class Service:
             "resume": self.rows.resume,
             "lease": self.rows.lease,
             "done": self.done,
+            "trained": self.rows.trained,
+            "spent_before": self.accounts.add_plain,
             "event": self.event,
             "run_begins": self.run_begins,
             "end": self.end,
@@ -181,7 +183,7 @@ class Service:
 
     def status(self, since: int, node: str = "") -> dict[str, Any]:
         """For the agent of a node that takes part (no name: for anyone else): events after the first `since`, workers that must be
-        replaced, nodes whose workers fail again and again, how the run has ended."""
+        replaced, nodes whose workers fail again and again, how the run has ended, who waits for a generation to begin and how many that needs."""
         now = self.heard = self.clock()
         if node:
             self.agents[node] = now
@@ -204,6 +206,8 @@ class Service:
             "generation": self.membership.generation if self.membership.running else 0,
             "step": self.rows.last(),
             "waiting": [row["name"] for row in self.membership.waiting()],
+            "expected": len(expected),
+            "fewest": settings.min_workers,
         }
 
     def _nodes(self) -> set[str]:
@@ -239,7 +243,7 @@ class Service:
             "lost_workers": kinds.count("lost"),
             "stragglers": sorted({event["who"] for event in events if event["kind"] == "straggler"}),
             "rows": self.rows.audit(),
-            "goodput": self.accounts.total(),
+            "goodput": self.accounts.told(),
         }
 
 

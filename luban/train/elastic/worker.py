@@ -85,7 +85,6 @@ class Kept:
     """What a worker keeps from one generation to the next."""
 
     parts: TrainerComponents | None = None
-    trained: bool = False  # whether its weights are no longer those of the start
 
 
 class ElasticRun:
@@ -154,8 +153,8 @@ class ElasticRun:
         note_changes(art, recipe, parts.state, opened[2])
         flash = FlashMemory(self._folders(seat), Owner(seat.generation, seat.rank, seat.size))
         loop = ElasticLoop(art, parts, link=self.link, seat=seat, flash=flash, flash_every=recipe.elastic.flash_every)
-        self.kept.trained = True
         loop.run()
+        self.link.client("trained", generation=seat.generation, steps=parts.state.progress.step)
         figures = self.link.client("figures")
         art.note(goodput=figures.pop("goodput"), elastic=figures)
 
@@ -233,11 +232,12 @@ class ElasticRun:
             if found is not None:
                 step = found[0]
                 parts.state.restore(found[1], seed)
-            elif self.kept.trained:  # in an earlier generation, whose steps are lost
+            elif seat.generation > 1:  # weights may be trained, and all make theirs anew: that takes messages of all
                 self.kept = Kept()
                 parts = self._parts(opened, world, seat)
         self.link.goodput.go_back(step)
         if world.is_main:
+            self.link.client("spent_before", recorded=art.figures.get("goodput", {}))
             undone = self.link.client("resume", generation=seat.generation, step=step)
             if seat.generation > 1 or step:
                 say(f"{seat.size} workers go on after step {step} ({undone} steps are done again)")

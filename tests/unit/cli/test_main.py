@@ -138,3 +138,18 @@ def test_an_overview_that_nobody_reads_to_its_end_is_no_traceback(words):
     finally:
         os.close(writing)
     assert done.returncode == 141 and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "unsaid"),
+    [
+        (["sft", "luban_lora_cpu"], ["Fields, as luban_lora_cpu has them:", "luban_sft_gpu"], ["luban_dpo_cpu"]),
+        (["pretrain", "tiny_pretrain_cpu"], ["optimizer steps [int, default 100]"], ["luban_lora_cpu"]),
+        (["pretrain"], ["optimizer steps [int, default 1000]", "transformer_translation_cpu"], ["minilm_dpr_cpu"]),
+    ],
+)
+def test_help_of_a_recipe_has_its_values_and_lists_the_verbs_recipes(words, said, unsaid, capsys):
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in said) and not any(text in shown for text in unsaid)

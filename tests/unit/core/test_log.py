@@ -98,3 +98,9 @@ def test_numbers_that_json_has_not_are_null_in_metrics(tmp_path):
     metrics.write(step=1, loss=math.nan, nested={"norm": [math.inf, 1.5]})
     metrics.close()
     assert (tmp_path / "m.jsonl").read_text() == '{"step": 1, "loss": null, "nested": {"norm": [null, 1.5]}}\n'
+
+
+def test_numbers_just_below_a_unit_are_written_in_it():
+    for n in (999_600, 999_600_000, 999_600_000_000):
+        assert "e+" not in count(n) + bytes_(n)
+        assert bytes_(n).split()[0] == "1" and bytes_(0.999 * n).startswith("999")

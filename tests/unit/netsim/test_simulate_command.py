@@ -7,6 +7,7 @@ import pytest
 from luban.cli.main import main
 from luban.cli.simulate import SHIPPED
 from luban.core.config import from_dict, load_toml
+from luban.netsim.comparison import variants
 from luban.netsim.scenario import Scenario
 
 SMALL = """
@@ -71,9 +72,10 @@ def test_every_shipped_scenario_is_read_and_listed(capsys):
     names = [path.stem for path in SHIPPED.glob("*.toml")]
     assert {"incast", "ring_allreduce", "hpcc_320", "x_man", "hcc"} <= set(names)
     for name in names:
-        scenario = from_dict(Scenario, load_toml(SHIPPED / f"{name}.toml", SHIPPED))
-        assert scenario.title and f"{name} " in listed and scenario.title in listed
-        assert scenario.topology.network().hosts
+        for data in variants(load_toml(SHIPPED / f"{name}.toml", SHIPPED)).values():
+            scenario = from_dict(Scenario, data)
+            assert scenario.title and f"{name} " in listed and scenario.title in listed
+            assert scenario.topology.network().hosts
 
 
 @pytest.mark.parametrize(

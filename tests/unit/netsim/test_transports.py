@@ -137,3 +137,111 @@ def test_bad_flows_are_said():
         Simulation(network, [Flow(1, 2, 10, cls=0)], Constant())
     waiting = Simulation(network, [Flow(1, 2, 10, after=(1,)), Flow(2, 3, 10, after=(0,))], Constant())
     assert waiting.run().reason == "nothing more can happen, and flows are unfinished"
+
+
+def test_an_ejected_path_comes_back_after_a_repair():
+    """A long flow over four spines: the one that dies carries nothing until it is tried again after its repair."""
+    network = leaves()
+    simulation = Simulation(network, [Flow(0, 4, 200_000_000)], Solar(probe_us=2000.0), Switches(flow_control="lossy"))
+    up = [p for p in range(2 * len(network.links)) if network.port_name(p).startswith("leaf0→spine")]
+
+    def sent_until(time):
+        before = simulation.state.ports["tx_bytes"][up].copy()
+        simulation.run(time)
+        return simulation.state.ports["tx_bytes"][up] - before
+
+    assert sent_until(MILLISECOND).min() > 2_000_000
+    simulation.fail_link(up[0] >> 1)
+    dead = sent_until(6 * MILLISECOND)  # two timeouts of 1 ms, the first of them with its alarm's delay
+    assert dead[0] < 100_000 < 15_000_000 < dead[1:].min()  # the others go on meanwhile
+    assert simulation.state.lanes["ejected"].tolist() == [1, 0, 0, 0]
+    simulation.repair_link(up[0] >> 1)
+    sent_until(12 * MILLISECOND)  # tried again each 2 ms
+    assert simulation.state.lanes["ejected"].sum() == 0
+    assert sent_until(13 * MILLISECOND).min() > 2_000_000
+    assert simulation.run().complete
+    assert simulation.state.flows["retransmits"][0] < 100
+    never = Simulation(network, [Flow(0, 4, 100_000_000)], Solar(probe_us=0.0), Switches(flow_control="lossy"))
+    never.run(MILLISECOND)
+    never.fail_link(up[0] >> 1)
+    never.run(6 * MILLISECOND)
+    never.repair_link(up[0] >> 1)
+    assert never.run().complete and never.state.lanes["ejected"].sum() == 1
+
+
+def test_adaptive_routing_leaves_the_port_that_others_fill():
+    """Of two spines one is filled by a flow that is bound to it: adaptive packets take the other, sprayed ones both."""
+    network = LeafSpine(leaves=2, spines=2, hosts_per_leaf=4).network()
+    node = {name: i for i, name in enumerate(network.names)}
+    bound = network.path_through(0, [node["leaf0"], node["spine0"], node["leaf1"]], 4)
+
+    def share(routing):
+        transport = Constant(routing=routing, recovery="selective", reorder=0, window_bdp=3.0)
+        flows = [Flow(0, 4, 4_000_000, route=bound), Flow(1, 5, 2_000_000)]
+        simulation = Simulation(network, flows, transport, Switches(flow_control="credits"))
+        assert simulation.run().complete
+        assert simulation.state.flows["received"].tolist() == [4_000_000, 2_000_000]
+        up = [network.port_between(node["leaf0"], node[f"spine{i}"]) for i in range(2)]
+        sent = simulation.state.ports["tx_bytes"][up] / 1.048
+        return (sent[0] - 4_000_000) / 2_000_000, simulation.completion_times()[1]
+
+    assert share("adaptive")[0] < 0.1 < 0.4 < share("spray")[0] < 0.6
+    assert share("adaptive")[1] < 1.1 * 2e6 * 1.048 * 8 / 100e9
+
+
+def test_segments_are_passed_one_by_one_and_their_bytes_taken_off():
+    """Eight bytes of header and eight for each segment that is still to come, on every link of the way."""
+    from luban.netsim.topology.torus import Torus
+
+    network = Torus(x=4, y=4, z=1).network()
+    node = {name: i for i, name in enumerate(network.names)}
+    via = ("switch0,1,0", "switch2,1,0")
+    flow = Flow(0, 8, 1_000_000, segments=tuple(node[name] for name in via))  # to host 2,0,0
+    simulation = Simulation(network, [flow], Constant())
+    assert simulation.run().complete
+    sent = {network.port_name(int(p)): int(b) for p, b in enumerate(simulation.state.ports["tx_bytes"]) if b > 10**6}
+    path = [network.port_name(p) for p in simulation.state.path_ports]
+    assert set(sent) == set(path) and len(path) == 1 + 1 + 2 + 1 + 1
+    left = [
+        3,
+        3,
+        2,
+        2,
+        1,
+        1,
+    ]  # of two and the destination, by link: taken off as a packet leaves the node that it names
+    assert [(sent[name] - 1_048_000) // 1000 for name in path] == [8 + 8 * n for n in left]
+    # with room for one packet a link at a time nothing is lost or left over
+    tight = Simulation(network, [flow], Constant(), Switches(flow_control="credits", credit_bytes=2500))
+    assert tight.run().complete
+    # 1000 packets whose size changes on the way: had credit leaked by a segment's bytes each, none would be left
+    owed = tight.state.queues["owed"].reshape(-1, 4)[:, 1]
+    assert (tight.state.queues["credits"].reshape(-1, 4)[:, 1] + owed)[: 2 * len(network.links)].min() >= 0
+    switch_ports = np.array(network.switches)[tight.state.ports["peer"]]
+    assert (tight.state.queues["credits"].reshape(-1, 4)[switch_ports, 1] + owed[switch_ports]).max() <= 2500
+
+
+def test_bad_segments_are_said():
+    network = leaves()
+    with pytest.raises(DataError, match=r"segment \d+ is no switch"):
+        Simulation(network, [Flow(0, 4, 10, segments=(network.hosts[3],))], Constant())
+    with pytest.raises(DataError, match="the same segment twice"):
+        Simulation(network, [Flow(0, 4, 10, segments=(network.names.index("spine0"),) * 2)], Constant())
+
+
+def test_delayed_acknowledgements_halve_their_number_and_lose_none():
+    network = LeafSpine(leaves=2, spines=1, hosts_per_leaf=1).network()
+    for packets, acks in ((1000, 500), (1001, 501), (1, 1)):
+        transport = Constant(ack_every=2, ack_delay_us=500.0)
+        simulation = Simulation(network, [Flow(0, 1, 1000 * packets)], transport, sample_every=0)
+        assert simulation.run().complete
+        simulation.run()
+        back = network.port_between(network.hosts[1], network.names.index("leaf1"))
+        assert simulation.state.ports["tx_bytes"][back] <= acks * 64
+        assert simulation.state.ports["tx_bytes"][back] >= (acks - 8) * 64  # the last may still be on the way
+    # A window of one packet: every acknowledgement waits for its time.
+    slow = Simulation(network, [Flow(0, 1, 10_000)], Constant(ack_every=2, ack_delay_us=500.0, window_bdp=1e-3))
+    slow.run()
+    assert slow.makespan() == pytest.approx(9 * 500e-6, rel=0.05)
+    with pytest.raises(ConfigError, match="ack_every 2"):
+        Constant(ack_every=2, recovery="selective")

@@ -22,12 +22,13 @@ from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
-from luban.nn.mixer.layout import GlobalRandom, Local, Strided
+from luban.nn.mixer.layout import Blockwise, GlobalRandom, Local, Strided
 
 LAYOUTS = {
     "local": Local(block=16, window=16),
     "strided": Strided(block=16, window=0, stride=2),
     "global_random": GlobalRandom(block=16, window=10, first=1, random=1, seed=3),
+    "blockwise": Blockwise(block=16, span=32),
 }
 
 
@@ -40,6 +41,8 @@ def seen(layout, table, i, j, causal):
         return True
     if isinstance(layout, Strided):
         return n % layout.stride == layout.stride - 1
+    if isinstance(layout, Blockwise):
+        return abs(i // layout.span - j // layout.span) <= 1
     if isinstance(layout, GlobalRandom):
         return n < layout.first or (m < layout.first and not causal) or bool(table[m, n])
     return False
@@ -146,11 +149,29 @@ def test_layouts_hold_for_the_layers_that_are_named():
     assert graph == [0.5, pytest.approx(0.5 * 16 / 64)]
 
 
+def test_spans_of_half_a_training_row_change_nothing_in_training():
+    """And behind it a token sees what lies in its span and the one before."""
+    model, tokens = make(Blockwise(block=16, span=32)), torch.randint(0, 53, (2, 96))
+    dense = build_model(replace(model.spec, layers=plain_layers(model.spec)), dtype="float64")
+    dense.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(tokens[:, :64]), dense(tokens[:, :64]))
+    beyond = model(tokens)[:, 64:]
+    assert not torch.allclose(beyond, dense(tokens)[:, 64:])
+    changed = torch.cat([torch.randint(0, 53, (2, 32)), tokens[:, 32:]], 1)
+    torch.testing.assert_close(model(changed)[:, 64:], beyond)
+
+
+def plain_layers(spec):
+    return tuple(replace(layer, mixer=replace(layer.mixer, layout=None)) for layer in spec.layers)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="block must be one of 16, 32, 64, 128, 48 given"):
         Local(block=48)
     with pytest.raises(ConfigError, match="stride must be at least 1, 0 given"):
         Strided(stride=0)
+    with pytest.raises(ConfigError, match="span must be a multiple of its block of 64, 100 given: use 128"):
+        Blockwise(span=100)
     with pytest.raises(ConfigError, match="a layout has a window of its own"):
         Grouped(heads=2, window=5, layout=Local())
     with pytest.raises(ConfigError, match="encoder–decoders don't support attention windows and layouts"):

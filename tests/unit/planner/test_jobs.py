@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -70,6 +71,24 @@ def test_a_job_alone_takes_as_long_as_arithmetic_says():
     wanted = 1100.0 * 3 / 7 + MANUAL.restart + 1100.0
     outcome = Simulation([short], CLUSTER, MANUAL).run()
     assert outcome.completion_times() == [pytest.approx(wanted)] and outcome.runs[0].failures == 1
+
+
+def test_a_job_goes_back_to_its_last_checkpoint_and_no_further():
+    """Full after 471.4 s; checkpoints each 100 s: the last at 400 s."""
+    time = IterationTime(0.1, 4.0, 0.0)
+    job = Job(
+        number=0, arrives=0.0, iterations=1000, time=time, memory_start=1.0, memory_end=8.0, workers=4, memory=4.0
+    )
+    policy = replace(MANUAL, checkpoint=100.0)
+    wanted = 1100.0 * 3 / 7 + policy.restart + 1100.0 - 400.0
+    assert Simulation([job], CLUSTER, policy).run().completion_times() == [pytest.approx(wanted)]
+    # twice out of memory, the second time 1100·(3/7·2 + 1/7 − 3/7) s in: what the first attempt saved is kept
+    little = replace(job, memory=2.0)
+    first, second = 1100 / 7, 1100 * 3 / 7
+    wanted = (
+        first + policy.restart + (second - 100.0) + policy.restart + 1100.0 - (100.0 + (second - 100.0) // 100 * 100)
+    )
+    assert Simulation([little], CLUSTER, policy).run().completion_times() == [pytest.approx(wanted)]
 
 
 def test_a_job_that_would_never_fit_is_refused():

@@ -117,7 +117,7 @@ def test_help_shows_names_that_can_be_written_and_no_python_paths():
     assert not [
         kind for kind in kinds.values() if "luban." in kind or "typing" in kind or "<" in kind or "None" in kind
     ]
-    assert kinds["model.layer.mixer.layout"] == "local|strided|global_random|none"
+    assert kinds["model.layer.mixer.layout"] == "local|strided|global_random|blockwise|none"
     assert (
         kinds["model.layer.mixer.qk_norm"] == "layernorm|rmsnorm|none"
         and kinds["model.layer.mixer.kv_heads"] == "int|none"

@@ -9,7 +9,7 @@ import pytest
 
 from luban.core.errors import LubanError
 from luban.core.plan import ParallelPlan
-from luban.train.elastic.agent import Agent
+from luban.train.elastic.agent import GRACE, QUICK, Agent, Shortage
 from luban.train.elastic.config import ElasticConfig
 from luban.train.elastic.service import ADDRESS, Service, ServiceSettings
 from luban.train.elastic.shared_memory import flash_base
@@ -40,6 +40,7 @@ class Answers:
     def ask(self, operation: str, **_):
         nodes, ended = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         known = {"failing": [], "events": [], "unwell": {}, "lives": {}, "generation": 1, "step": 3, "waiting": []}
+        known |= {"expected": 1, "fewest": 1}
         return {**known, "nodes": nodes, "ended": ended}
 
     def until_answered(self, operation: str, **_):
@@ -105,3 +106,63 @@ def test_agents_begin_one_after_the_other_and_both_take_part(agent, tmp_path):
     found = service.status(since=0)
     assert found["nodes"] == ["a", "b"] and found["ended"] is None
     assert agent.seen == 2 and other.seen == 3  # a joins, the end; b joins
+
+
+def test_too_few_workers_are_said_once_and_end_the_run_after_a_while():
+    short = Shortage(patience=100.0, unsaid=20.0)
+    status = {"generation": 0, "ended": None, "waiting": ["a/0"], "expected": 2, "fewest": 4}
+    message, over = short.look(status, 0.0)
+    assert "elastic.min_workers is 4, and 1 of the 2 workers" in message and "for 100 s" in message and not over
+    assert short.look(status, 50.0) == ("", False)
+    message, over = short.look(status, 101.0)
+    assert over and "--elastic.min_workers 1" in message
+    # workers that are expected may take a while to start
+    starting = {**status, "expected": 4}
+    short = Shortage(patience=100.0, unsaid=20.0)
+    assert short.look(starting, 0.0) == short.look(starting, 19.0) == ("", False)
+    assert short.look({**starting, "waiting": list("abcd")}, 19.5) == ("", False)
+    assert short.look(starting, 30.0) == ("", False)  # counted anew
+    assert short.look(starting, 51.0)[0]
+    assert short.look({**starting, "generation": 1}, 500.0) == ("", False)
+
+
+def test_a_run_with_too_few_workers_is_ended_with_the_reason(agent, monkeypatch, capsys):
+    asked = []
+    agent.service.until_answered = lambda operation, **fields: asked.append((operation, fields))
+    status = {"generation": 0, "ended": None, "waiting": [], "expected": 2, "fewest": 3}
+    for now in (1.0, 2.0, 2.0 + agent.elastic.wait_seconds):
+        monkeypatch.setattr("luban.train.elastic.agent.time.monotonic", lambda now=now: now)
+        agent._wait_for_others(status)
+    assert capsys.readouterr().err.count("waiting for more") == 1
+    assert [name for name, _ in asked] == ["end"] and "elastic.min_workers is 3" in asked[0][1]["message"]
+
+
+class Busy:
+    """A process that takes its time to end."""
+
+    pid, child = 1, None
+
+    def __init__(self):
+        self.signals = []
+
+    def alive(self) -> bool:
+        return True
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
+
+
+def test_the_wait_for_a_worker_that_stops_is_said_and_so_is_its_end(agent, monkeypatch, capsys):
+    place = agent.places[0]
+    place.process, place.life = Busy(), "1"
+    agent.stopping = signal.SIGTERM
+    status = {"unwell": {}, "lives": {place.name: "1"}}
+    said = []
+    for seconds in (0.0, QUICK - 1, QUICK + 1, GRACE - 1, GRACE + 1):
+        monkeypatch.setattr("luban.train.elastic.agent.time.monotonic", lambda now=100 + seconds: now)
+        agent._update_worker(place, status, ended=False)
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1] == said[3] == ""
+    assert f"waiting for {place.name} to save and end; killed after 60 s" in said[2]
+    assert f"worker {place.name} did not end within 60 s and is killed" in said[4]
+    assert place.process.signals == [signal.SIGKILL]

@@ -116,6 +116,21 @@ def test_a_run_trained_without_the_service_in_between_goes_on(tmp_path):
         assert job.rows.audit() == {"first": 0, "steps": steps, "rows": steps * ROWS * PIECES, "wrong": []}
 
 
+def test_steps_that_loaders_asked_for_and_nobody_trained_do_not_count(tmp_path):
+    """Threads prepare batches ahead, beyond the end of the run."""
+    job = Job(tmp_path / "service.db")
+    for step in range(9):
+        job.lease(step)
+    assert job.rows.audit()["steps"] == 9
+    for _ in range(WORKERS):  # each says so
+        job.rows.trained(job.generation, 4)
+    assert job.rows.audit() == {"first": 0, "steps": 4, "rows": 4 * ROWS * PIECES, "wrong": []}
+    assert job.rows.last() == 3
+    job.lose()
+    with pytest.raises(StaleGeneration):
+        job.rows.trained(job.generation - 1, 2)
+
+
 def test_rows_follow_speeds(tmp_path):
     job = Job(tmp_path / "service.db", balance=True)
     assert job.lease(0) == [0, 2, 4, 6]

@@ -155,6 +155,25 @@ def test_a_new_run_in_the_same_place_has_accounts_of_its_own(run):
     assert (found["lost_workers"], found["generations"], found["goodput"]["wall"]) == (0, 1, 0)
 
 
+def test_seconds_of_the_run_without_the_service_are_kept(run):
+    """The manifest's seconds go up while the run is trained without the service, and what was told is not counted twice."""
+    assert run("figures")["goodput"]["wall"] == 0
+    run("spent_before", recorded={"compute": 30.0, "idle": 5.0, "wall": 35.0})
+    run("spent_before", recorded={"compute": 30.0, "idle": 5.0, "wall": 35.0})  # the next generation reads the same
+    found = run("figures")["goodput"]
+    assert found["compute"] == 30 and found["idle"] == 5 and found["wall"] == 35
+    run.clock.advance(10)
+    run.service.accounts.report("a/0", "a/0", {"compute": 8.0, "data": 2.0})
+    told = run("figures")["goodput"]
+    assert told["compute"] == 38 and told["wall"] == 45
+    run("spent_before", recorded=told)
+    run.service.accounts.begin_session()
+    run("spent_before", recorded={**told, "compute": told["compute"] + 7})  # seven seconds without the service
+    assert run("figures")["goodput"]["compute"] == 45 and run("figures")["goodput"]["wall"] == 52
+    run("run_begins")
+    assert run("figures")["goodput"]["wall"] == 0
+
+
 def test_a_killed_service_goes_on_where_it_was(run):
     run("lease", generation=1, step=0, rows=8, pieces=1)
     run.service = Service(run.path, SETTINGS, run.clock, run.clock)

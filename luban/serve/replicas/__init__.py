@@ -1,0 +1,1 @@
+"""Several copies of a server behind one address."""
