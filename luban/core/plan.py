@@ -40,7 +40,7 @@ class ParallelPlan:
     interleave: Numerical[int] = 2  # groups of layers that each process has under the schedule interleaved
     stage_layers: Numerical[
         tuple[int, ...]
-    ] = ()  # numbers of layers of the pipeline's stages (none: as equal as can be)
+    ] = ()  # numbers of layers of the pipeline's stages, such as 1,4 (none: as equal as can be)
     # recomputed in the backward pass: nothing; all but matmuls and attention; whole layers; as a schedule of all layers says:
     # √n segments, or the fastest schedule within remat_budget; pofo also sends tensors to the host and back
     remat: Numerical[Remat] = "none"
@@ -62,7 +62,7 @@ class ParallelPlan:
                 raise ConfigError(f"plan.{axis} must be at least 1, {getattr(self, axis)} given")
         if self.stage_layers and (len(self.stage_layers) != self.stages or min(self.stage_layers) < 1):
             raise ConfigError(
-                f"plan.stage_layers {' '.join(map(str, self.stage_layers))} must name at least one layer for each of the "
+                f"plan.stage_layers {','.join(map(str, self.stage_layers))} must name at least one layer for each of the "
                 f"{self.stages} stages of the pipeline"
             )
         share_or_size("plan.remat_budget", self.remat_budget)
@@ -136,7 +136,7 @@ class ParallelPlan:
             return list(even_runs(layers, self.stages))
         if sum(self.stage_layers) != layers:
             raise ConfigError(
-                f"plan.stage_layers {' '.join(map(str, self.stage_layers))} is {sum(self.stage_layers)} layers in all, and the "
+                f"plan.stage_layers {','.join(map(str, self.stage_layers))} is {sum(self.stage_layers)} layers in all, and the "
                 f"model has {layers}"
             )
         ends = list(accumulate(self.stage_layers))
