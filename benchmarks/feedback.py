@@ -1,7 +1,7 @@
 """Human feedback on one planted preference: its forms and uses compared, and labels of fresh answers beside stale ones.
 
-    python benchmarks/feedback.py --out feedback                  # two CPU cores, three seeds: about half an hour
-    python benchmarks/feedback.py --seeds 1 --quick --out feedback
+    python benchmarks/feedback.py --out feedback                  # one CPU core, three seeds: about a quarter of an hour
+    python benchmarks/feedback.py --seeds 1 --quick --out quick   # shows that it runs
 
 A small model writes six random letters to every prompt. A simulated annotator prefers answers with more vowels; whom they
 prefer of two answers is drawn from a logistic distribution of the difference in vowels (Bradley and Terry). Every row of the
@@ -14,7 +14,8 @@ uses: imitation (of the preferred, of revisions), conditioning, joint modelling,
 iterated: four rounds of DPO, whose pairs are of the newest model's answers (fresh) or of the first model's (stale), equally many.
 
 Checked: reinforcement and the preference loss are above imitation, every use above the model it starts from, fresh above
-stale. Writes OUT.json; exits 1 where a check fails.
+stale. Trainings are kept in OUT, each seed apart: the same command goes on where the last one stopped. Writes OUT.json; exits 1 where a
+check fails.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import json
 import platform
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,21 +32,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from toy_runs import Row, ToyRuns, exchange
+from toy_runs import Row, ToyRuns
 
 from luban.align.feedback import conditioned_prompt
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 LENGTH = 6  # letters of an answer
 SHARPNESS = 1.5  # of the annotator: log-odds for one vowel more
 HELD = 64  # prompts that quality is measured on
+LONGEST = 4  # times the shortest training is as long as the longest
 RATES = {"dpo": "2e-4", "rl": "5e-4"}  # of learning; more, and answers become all the same
-GOLD = 'def vowels(prompt, answer, row):\n    return sum(c in "aeiou" for c in answer) / 6\n'
 
 
 def quality(answer: str) -> float:
-    """The share of vowels among six letters."""
-    return sum(c in "aeiou" for c in answer) / LENGTH
+    """The share of vowels among six letters; what comes behind them counts for nothing."""
+    return sum(c in "aeiou" for c in answer[:LENGTH]) / LENGTH
 
 
 class Annotator:
@@ -80,32 +79,25 @@ class Study(ToyRuns):
     Args:
         folder: of its files.
         prompts: that are annotated, four answers each.
-        steps: of every training.
+        steps: of a training at least.
     """
 
     def __init__(self, folder: Path, seed: int, prompts: int, steps: int):
-        super().__init__(folder, seed)
+        super().__init__(folder, seed, shown=True)
         self.steps = steps
         self.rng = np.random.default_rng(seed)
         self.annotator = Annotator(self.rng)
         self.prompts = [f"write {i}" for i in range(prompts)]
-        (folder / "gold.py").write_text(GOLD)
-        self.base = self._first_model()
+        self.base = self.letters_model(4 * steps)
         self.feedback = self.annotated(self.base)
 
-    def _first_model(self) -> Path:
-        letters = [LETTERS[i] for i in self.rng.integers(0, 26, 6 * 2000)]
-        words = ["".join(letters[i : i + 6]) for i in range(0, len(letters), 6)]
-        base = self.first_model([" ".join(words[i : i + 50]) for i in range(0, len(words), 50)])
-        said = self.write("chat.jsonl", [exchange(f"write {i}", word) for i, word in enumerate(words)])
-        return self.tuned_by("chat", "sft", base, said, steps=4 * self.steps, lr="3e-3")
-
-    def tuned_by(
-        self, name: str, verb: str, start: Path, data: Path, *more: object, steps: int = 0, lr: str = ""
-    ) -> Path:
-        """A run of a verb that trains, as long as every other."""
+    def tuned_by(self, name: str, verb: str, start: Path, data: Path, *more: object, lr: str = "") -> Path:
+        """A run of a verb that trains: two passes over conversations, pairs or rankings, within `LONGEST` times `steps`; `luban rl` for
+        `steps`."""
         rate, batch = lr or RATES.get(verb, "1e-3"), 64 if verb == "rl" else 16
-        return self.tuned(name, verb, start, data, *more, steps=steps or self.steps, lr=rate, batch=batch)
+        passes = 2 * len(data.read_text().splitlines()) // batch
+        steps = self.steps if verb == "rl" else min(max(self.steps, passes), LONGEST * self.steps)
+        return self.tuned(name, verb, start, data, *more, steps=steps, lr=rate, batch=batch)
 
     def drawn(self, model: Path, prompts: Sequence[Any], n: int) -> list[list[str]]:
         """`n` answers a prompt, other ones at every call."""
@@ -126,11 +118,10 @@ class Study(ToyRuns):
     def converted(self, rows: Path, use: str) -> Path:
         """Feedback as data for a use of it."""
         out = rows.with_name(f"{rows.stem}-{use}.jsonl")
-        self.luban("data", "feedback", rows, "--use", use, "--out", out)
-        return out
+        return self.once(out, lambda: self.luban("data", "feedback", rows, "--use", use, "--out", out))
 
     def forms(self) -> dict[str, float]:
-        """Quality after the same number of steps on each form."""
+        """Quality after as many passes over each form."""
         scored = self.write("scored.jsonl", self.feedback)
         two = [{**row, "responses": row["responses"][:2], "scores": row["scores"][:2]} for row in self.feedback]
         one = self.write("two.jsonl", two)
@@ -160,7 +151,7 @@ class Study(ToyRuns):
     def uses(self) -> dict[str, float]:
         """Quality after each use of the scored answers."""
         scored = self.folder / "scored.jsonl"
-        pairs, f = self.converted(scored, "pairs"), self.folder
+        pairs = self.converted(scored, "pairs")
         ranked = self.converted(scored, "rankings")
         found = {"none: the model it starts from": self.measured(self.base)}
         found["imitation of the preferred"] = self.measured(
@@ -174,17 +165,14 @@ class Study(ToyRuns):
         for name, writer, judge in (("", self.base, reward), (", by a joint model of its own answers", joint, joint)):
             found[f"re-ranking, best of 16{name}"] = self.best_of(writer, judge)
         found["preference loss (DPO)"] = self.measured(self.tuned_by("u-dpo", "dpo", self.base, pairs))
-        prompts = self.write("prompts.jsonl", [{"prompt": p} for p in self.prompts])
+        prompts, best = self.write("prompts.jsonl", [{"prompt": p} for p in self.prompts]), self.folder / "best.jsonl"
         rl = ("--reward", reward, "--rl.max_tokens", "12", "--rl.kl", "0.02", "--checkpoint.every", "1000")
         for kind in ("grpo", "ppo"):
             run = self.tuned_by(f"u-{kind}", "rl", self.base, prompts, "--rl.type", kind, *rl)
             found[f"reinforcement ({kind.upper()}) of the reward model"] = self.measured(run)
-        self.luban(
-            *("generate", self.base, prompts, "--best-of", 16, "--reward", reward, "--out", f / "best.jsonl"),
-            *("--temperature", 1, "--max-tokens", 12, "--seed", self.seed),
-        )
+        self.chosen(best, self.base, prompts, reward)
         found["rejection sampling, then imitation"] = self.measured(
-            self.tuned_by("u-rejection", "sft", self.base, f / "best.jsonl")
+            self.tuned_by("u-rejection", "sft", self.base, best)
         )
         return found
 
@@ -192,12 +180,14 @@ class Study(ToyRuns):
         """Mean true quality of the best of 16 by a reward model."""
         prompts = self.write("held.jsonl", [{"prompt": f"write {2_000 + i}"} for i in range(HELD)])
         out = self.folder / f"best-{writer.name}.jsonl"
-        self.luban(
-            *("generate", writer, prompts, "--best-of", 16, "--reward", judge, "--out", out),
-            *("--temperature", 1, "--max-tokens", 12, "--seed", self.seed),
-        )
-        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        rows = [json.loads(line) for line in self.chosen(out, writer, prompts, judge).read_text().splitlines()]
         return float(np.mean([quality(row["messages"][-1]["content"]) for row in rows]))
+
+    def chosen(self, out: Path, writer: Path, prompts: Path, judge: Path) -> Path:
+        """The best of 16 answers to each prompt by a reward model."""
+        words = ("generate", writer, prompts, "--best-of", 16, "--reward", judge, "--out", out)
+        more = ("--temperature", 1, "--max-tokens", 12, "--seed", self.seed)
+        return self.once(out, lambda: self.luban(*words, *more))
 
     def iterated(self, rounds: int = 4) -> dict[str, list[float]]:
         """Quality after every round."""
@@ -219,11 +209,10 @@ class Study(ToyRuns):
         return found
 
 
-def study(seed: int, quick: bool) -> dict[str, Any]:
+def study(folder: Path, seed: int, quick: bool) -> dict[str, Any]:
     """All tables of one seed."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = Study(Path(folder), seed, 64 if quick else 512, 30 if quick else 60)
-        return {"forms": made.forms(), "uses": made.uses(), "iterated": made.iterated()}
+    made = Study(folder, seed, 64 if quick else 512, 10 if quick else 60)
+    return {"forms": made.forms(), "uses": made.uses(), "iterated": made.iterated()}
 
 
 def table(found: Sequence[dict[str, Any]], what: str) -> dict[str, tuple[float, float]]:
@@ -261,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     found, began = [], time.perf_counter()
     for seed in range(given.seeds):
-        found.append(study(seed, given.quick))
+        found.append(study(Path(given.out) / f"seed-{seed}", seed, given.quick))
         print(f"seed {seed}: {json.dumps(found[-1])}", flush=True)
     for what in ("forms", "uses"):
         print(f"\n{what}: mean quality, standard error over {given.seeds} seeds")

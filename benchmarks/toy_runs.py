@@ -3,35 +3,66 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
+import math
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import luban
 from luban.align.prompts import prompt_ids
 from luban.align.rollout import Sampler
 from luban.cli.main import main as command_line
+from luban.core.artifact import atomic_write
 from luban.core.seeding import derive
 
 TRAIN = ("--train.seq_len", "64", "--train.compile", "false", "--train.precision", "fp32")
-TOGETHER = 256  # prompts that are answered at once
+TOGETHER = 512  # answers that are written at once
 Row = dict[str, Any]
 
 
+class OutOfTimeError(Exception):
+    """The time that was given is over; names the stage that wasn't begun."""
+
+
 class ToyRuns:
-    """A folder of files and runs.
+    """A folder of files and runs, each of which is made once: what is there already is taken as it is.
 
     Args:
         folder: of them.
         seed: of every training.
+        deadline: of `time.perf_counter()`, after which nothing new is begun.
+        shown: whether each stage's seconds are printed.
     """
 
-    def __init__(self, folder: Path, seed: int):
-        self.folder, self.seed = folder, seed
+    def __init__(self, folder: Path, seed: int, *, deadline: float = math.inf, shown: bool = False):
+        self.folder, self.seed, self.deadline, self.shown = folder, seed, deadline, shown
         folder.mkdir(parents=True, exist_ok=True)
+        times = folder / "seconds.json"
+        self.seconds: dict[str, float] = json.loads(times.read_text()) if times.exists() else {}
+
+    def once(self, made: Path, make: Callable[[], object]) -> Path:
+        """`made`, a file or a run, which `make` writes unless it is there. Raises OutOfTimeError behind the deadline."""
+        if made.exists():
+            return made
+        name, began = str(made.relative_to(self.folder)), time.perf_counter()
+        if began > self.deadline:
+            raise OutOfTimeError(name)
+        make()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.seconds[name] = round(time.perf_counter() - began, 2)
+        atomic_write(self.folder / "seconds.json", json.dumps(self.seconds))
+        if self.shown:
+            print(f"{self.folder.name}/{name}: {self.seconds[name]:.1f} s", flush=True)
+        return made
 
     def luban(self, *words: object) -> None:
         """Run a command; its output goes to the file `log`. Raises SystemExit with the end of that where it fails."""
@@ -44,11 +75,14 @@ class ToyRuns:
     def write(self, name: str, rows: Sequence[Row]) -> Path:
         """A .jsonl file in the folder."""
         path = self.folder / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
         return path
 
     def first_model(self, pages: Sequence[str], steps: int = 30) -> Path:
         """A model pretrained for a few steps on pages of text, with a tokenizer of their bytes."""
+        return self.once(self.folder / "base", lambda: self._first_model(pages, steps))
+
+    def _first_model(self, pages: Sequence[str], steps: int) -> None:
         f = self.folder
         self.write("pages.jsonl", [{"text": page} for page in pages])
         self.luban("corpus", "build", f / "pages.jsonl", "--out", f / "corpus")
@@ -56,7 +90,13 @@ class ToyRuns:
         self.luban("data", "pack", f / "corpus", "--tokenizer", f / "tok", "--out", f / "shards")
         words = ("--data.path", f / "shards", "--out", f / "base", "--train.steps", steps, "--train.seed", self.seed)
         self.luban("pretrain", "tiny_pretrain_cpu", *words)
-        return f / "base"
+
+    def letters_model(self, steps: int = 240) -> Path:
+        """A chat model that answers "write NUMBER" with six random letters."""
+        words = random_words(2400, 6, random.Random(self.seed))
+        base = self.first_model([" ".join(words[i : i + 50]) for i in range(0, len(words), 50)])
+        chats = self.write("chats.jsonl", [exchange(f"write {i}", word) for i, word in enumerate(words)])
+        return self.tuned("start", "sft", base, chats, steps=steps, lr="3e-3")
 
     def tuned(
         self,
@@ -85,9 +125,8 @@ class ToyRuns:
         words += ["--checkpoint.every", 10_000, "--train.log_every", 1]
         if recipe == "cpu":
             words += TRAIN[:2] + TRAIN[4:] if verb == "rl" else TRAIN
-        words += more
-        self.luban(verb, f"luban_{verb}_{recipe}", "--init", start, "--data.path", data, "--out", out, *words)
-        return out
+        words = [verb, f"luban_{verb}_{recipe}", "--init", start, "--data.path", data, "--out", out, *words, *more]
+        return self.once(out, lambda: self.luban(*words))
 
     def answers(
         self,
@@ -106,10 +145,10 @@ class ToyRuns:
         ids = [prompt_ids(chat, loaded.need_tokenizer()) for chat in chats]
         sampling = luban.Sampling(n=n, max_tokens=max_tokens, temperature=temperature, seed=seed)
         found: list[list[str]] = []
-        for start in range(0, len(ids), TOGETHER):  # the sampler gives every prompt draws of its own
-            taken = ids[start : start + TOGETHER]
-            longest = max(map(len, taken)) + max_tokens
-            sampler = Sampler(loaded, loaded.module, len(taken) * n, longest)
+        together = max(1, TOGETHER // n)
+        sampler = Sampler(loaded, loaded.module, min(together, len(ids)) * n, max(map(len, ids)) + max_tokens)
+        for start in range(0, len(ids), together):  # the sampler gives every prompt draws of its own
+            taken = ids[start : start + together]
             texts = sampler.write(taken, replace(sampling, seed=derive(seed, "answers", start))).texts
             found += [texts[i : i + n] for i in range(0, len(texts), n)]
         return found

@@ -24,7 +24,7 @@ from luban.load.model import LoadedModel
 from luban.serve.engine import Engine
 from luban.serve.request import Choice
 
-TOGETHER = 32  # prompts that are answered at once
+TOGETHER = 512  # answers that are written at once, more where one prompt has more
 
 
 def best_of(
@@ -64,11 +64,13 @@ def rejection_sample(
     """
     lines, every, best = list[dict[str, Any]](), list[float](), list[float]()
     n = sampling.n
-    sampler = Sampler(model, model.module, TOGETHER * n, model.spec.context)
+    together = max(1, TOGETHER // n)
+    prompts = [prompt_ids(prompt_of(row), model.need_tokenizer()) for row in rows]
+    longest = min(model.spec.context, max(map(len, prompts), default=0) + sampling.max_tokens)
+    sampler = Sampler(model, model.module, min(together, len(rows)) * n, longest)
     with progress("sampling", total=len(rows), unit="prompts") as bar:
-        for start in range(0, len(rows), TOGETHER):
-            taken = rows[start : start + TOGETHER]
-            ids = [prompt_ids(prompt_of(row), model.need_tokenizer()) for row in taken]
+        for start in range(0, len(rows), together):
+            taken, ids = rows[start : start + together], prompts[start : start + together]
             seed = None if sampling.seed is None else derive(sampling.seed, "rows", start)
             written = sampler.write(ids, replace(sampling, seed=seed))
             scores = rewards.scores(

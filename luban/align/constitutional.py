@@ -16,6 +16,7 @@ from luban.core.config import to_dict
 from luban.core.errors import ConfigError, DataError, UnfinishedError
 from luban.core.hashing import data_sha256, file_sha256
 from luban.core.jsonl import parsed_rows, write_rows
+from luban.core.metrics.calibration import calibration
 from luban.core.seeding import generator
 from luban.evals.backends.base import Backend
 from luban.evals.checklist import Principle, Principles
@@ -62,10 +63,11 @@ def _usable(principles: Principles) -> list[Principle]:
 
 def revise(file: Path, backend: Backend, principles: Principles, out: Path, config: RevisionConfig) -> dict[str, Any]:
     """Let a model answer the prompts of a file, criticise and revise its answers, and write revisions.jsonl: `prompt`, `response`,
-    `critique`, `revision` (the last ones), `steps`; `luban data feedback --use revised` makes training data of it.
+    `critique`, `revision` (the last ones), `steps`; `luban data feedback --use revised` makes training data of it. Rows in which one of
+    the three is empty are left out and counted.
 
     Raises:
-        DataError: a row without a prompt, no prompt, no principle with requests.
+        DataError: a row without a prompt, no prompt, no principle with requests, or only empty answers.
         UnfinishedError: the model left requests unanswered; the same command asks again.
     """
     usable, prompts = _usable(principles), parsed_rows(file, prompt_of, "prompt")
@@ -104,8 +106,14 @@ def revise(file: Path, backend: Backend, principles: Principles, out: Path, conf
             for row, p, critique, revision in zip(rows, drawn, critiques, revisions, strict=True):
                 row["steps"].append({"principle": p.id, "critique": critique, "revision": revision})
                 row |= {"critique": critique, "revision": revision}
-        write_rows(art.path / "revisions.jsonl", rows)
-        figures = {"prompts": len(rows), "changed": sum(row["response"] != row["revision"] for row in rows)}
+        whole = [row for row in rows if row["response"] and row["critique"] and row["revision"]]
+        if not whole:
+            raise DataError(
+                f"{backend.identity[:12]} gave none of {len(rows)} prompts an answer, a critique and a revision"
+            )
+        write_rows(art.path / "revisions.jsonl", whole)
+        changed = sum(row["response"] != row["revision"] for row in whole)
+        figures = {"prompts": len(rows), "changed": changed, "empty": len(rows) - len(whole)}
         art.note(**figures)
     return figures
 
@@ -139,7 +147,8 @@ def prefer(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Label pairs by a model's own likelihoods under principles, one drawn for each pair, and write a preference artifact whose rows
-    have `probability`, the soft label of `chosen`. Log-odds of both orders are averaged, so that a liking for a letter cancels out.
+    have `probability`, the soft label of `chosen`, and `log_odds`, its log-odds before clamping. Log-odds of both orders are averaged, so
+    that a liking for a letter cancels out. Where people's preferences are known, labels are measured against them.
 
     Args:
         chain_of_thought: the model reasons first; labels are clamped to 40–60%.
@@ -169,34 +178,41 @@ def prefer(
             )
             for turned in (False, True)
         ]
-        labels = [
-            soft_label((shown - swapped) / 2, clamped=chain_of_thought) for shown, swapped in zip(*odds, strict=True)
-        ]
-        rows = [_preference(*each) for each in zip(matches, drawn, labels, strict=True)]
+        means = [(shown - swapped) / 2 for shown, swapped in zip(*odds, strict=True)]
+        rows = [_preference(*each, chain_of_thought) for each in zip(matches, drawn, means, strict=True)]
         write_rows(art.path / "preferences.jsonl", rows)
-        right = [
-            (row["chosen"] == m.answers[m.human == "second"])
-            for row, m in zip(rows, matches, strict=True)
-            if m.human in ("first", "second")
-        ]
         figures: dict[str, Any] = {
             "pairs": len(rows),
             "mean_probability": sum(row["probability"] for row in rows) / len(rows),
+            **_beside_people(rows, matches),
         }
-        if right:
-            figures["human_agreement"] = sum(right) / len(right)
         art.note(**figures)
     return figures
 
 
-def _preference(match: Match, principle: Principle, label: float) -> dict[str, Any]:
-    """A row of preferences, the likelier answer as the chosen one."""
-    better = 0 if label >= 0.5 else 1
+def _beside_people(rows: Sequence[dict[str, Any]], matches: Sequence[Match]) -> dict[str, float]:
+    """How often labels are those of people, where these are known, and how well calibrated the labels are: as they came, and clamped
+    to 40–60%."""
+    known = [(row, m) for row, m in zip(rows, matches, strict=True) if m.human in ("first", "second")]
+    if not known:
+        return {}
+    right = [float(row["chosen"] == m.answers[m.human == "second"]) for row, m in known]
+    found = {"human_agreement": sum(right) / len(right)}
+    for name, clamped in (("calibration_error", False), ("calibration_error_clamped", True)):
+        labels = [soft_label(row["log_odds"], clamped=clamped) for row, _ in known]
+        found[name] = calibration(labels, right)[1]
+    return found
+
+
+def _preference(match: Match, principle: Principle, log_odds: float, clamped: bool) -> dict[str, Any]:
+    """A row of preferences, the likelier answer as the chosen one; `log_odds` are those of the chosen one before clamping."""
+    better = 0 if log_odds >= 0 else 1
     return {
         "prompt": match.prompt,
         "chosen": match.answers[better],
         "rejected": match.answers[1 - better],
-        "probability": max(label, 1 - label),
+        "probability": soft_label(abs(log_odds), clamped=clamped),
+        "log_odds": abs(log_odds),
         "principle": principle.id,
     }
 

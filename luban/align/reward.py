@@ -14,6 +14,7 @@ from luban.align.start import model_of, one_after_another, packed_beside
 from luban.core.artifact import MANIFEST, read_manifest, write_json
 from luban.core.errors import ConfigError, DataError
 from luban.core.log import say
+from luban.core.metrics.calibration import calibration
 from luban.data.groups import Groups
 from luban.data.shards import Shards
 from luban.load.model import LoadedModel
@@ -24,7 +25,6 @@ from luban.parallel.world import process_rank
 from luban.train.recipe import Recipe
 from luban.train.run import train
 
-BINS = 10  # of the calibration table
 SIMILAR = 0.2  # lengths that differ by less than this fraction of the longer one are alike
 
 
@@ -155,14 +155,8 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 def _calibration(difference: np.ndarray) -> dict[str, Any]:
     """Of P = σ(|Δr|), the model's probability for the answer that it prefers: how often that is the better one, by bin."""
     confidence = 1 / (1 + np.exp(-np.abs(difference)))
-    bins = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
-    table = [
-        {"predicted": float(confidence[bins == b].mean()), "right": _share(difference[bins == b]), "pairs": int(n)}
-        for b in range(BINS)
-        if (n := (bins == b).sum())
-    ]
-    error = sum(row["pairs"] * abs(row["predicted"] - row["right"]) for row in table) / len(difference)
-    return {"calibration": table, "calibration_error": float(error)}
+    table, error = calibration(confidence, (difference > 0) + 0.5 * (difference == 0))
+    return {"calibration": table, "calibration_error": error}
 
 
 def summary(figures: dict[str, Any], split: str) -> list[str]:

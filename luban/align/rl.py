@@ -53,7 +53,8 @@ class RLRecipe(Recipe):
     """A recipe of reinforcement learning."""
 
     rl: RL = field(default_factory=GRPO)
-    # each a run of luban reward, file.py:function, gsm8k, facts[:PENALTY], regex:PATTERN, unit_tests or an http address
+    # each a run of luban reward, guarded:SAFETY:HELPFULNESS (two of them), file.py:function, gsm8k, facts[:PENALTY],
+    # regex:PATTERN, unit_tests or an http address
     reward: Operational[tuple[str, ...]] = ()
     reward_weights: tuple[float, ...] = ()  # one a reward (none: all 1)
     reward_identity: tuple[str, ...] = ()  # hashes of the rewards; set when a run begins

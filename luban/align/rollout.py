@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from luban.core.errors import TrainingError
-from luban.core.seeding import derive
 from luban.data.collate.rollout import PER_TOKEN, RolloutBatch
 from luban.generate.sampling import Sampling
 from luban.load.model import LoadedModel
@@ -91,13 +90,12 @@ class Sampler:
         self.engine = Engine(replace(policy, module=module), cache_bytes=needed)
 
     def write(self, prompts: list[list[int]], sampling: Sampling) -> Answers:
-        """`sampling.n` answers to each prompt, whose draws depend on the seed and the prompt's number. Raises TrainingError where
-        the model's logits are NaN or infinite."""
+        """`sampling.n` answers to each prompt, whose draws depend on the seed and the prompt's number (`Sampling.for_prompt`). Raises
+        TrainingError where the model's logits are NaN or infinite."""
         self.engine.weights_changed()
         requests = []
         for number, prompt in enumerate(prompts):
-            seed = None if sampling.seed is None else derive(sampling.seed, "prompt", number)
-            requests.append(self.engine.request(prompt, replace(sampling, logprobs=0, seed=seed)))
+            requests.append(self.engine.request(prompt, replace(sampling.for_prompt(number), logprobs=0)))
             self.engine.submit(requests[-1])
         while not all(request.done for request in requests):
             self.engine.step()

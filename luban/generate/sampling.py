@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from luban.core.errors import ConfigError
+from luban.core.seeding import derive
 from luban.generate.structure import Structure
 
 MAX_LOGPROBS = 20  # alternatives that may be asked for at each token
@@ -113,6 +114,13 @@ class Sampling:
         for fine, name, right in checks:
             if not fine:
                 raise ConfigError(f"{name} must be {right}, {getattr(self, name)!r} given")
+
+    def for_prompt(self, number: int) -> Sampling:
+        """These settings for a call's prompt of this number, from 0, so that no two prompts share their draws: those of the first
+        come from `seed` itself, as if it were alone, those of another from `seed` and its number."""
+        if not number or self.seed is None:
+            return self
+        return replace(self, seed=derive(self.seed, "prompt", number))
 
     @property
     def greedy(self) -> bool:

@@ -157,8 +157,8 @@ class Engine:
         self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None, adapters: str | Sequence[str] = ""
     ) -> list[Result]:
         """Continue every prompt; the results come in the order of the prompts. Without `sampling` tokens are chosen as
-        the model's generation_config.json says, or as `Sampling()` does. `adapters` names one for all prompts or one for each
-        ("": none).
+        the model's generation_config.json says, or as `Sampling()` does. Every prompt has draws of its own
+        (`Sampling.for_prompt`). `adapters` names one for all prompts or one for each ("": none).
 
         Raises DataError for a prompt that is empty, malformed or too long, before any is run, and NotFiniteError where the
         model's logits are NaN or infinite.
@@ -166,7 +166,7 @@ class Engine:
         sampling = sampling or self.model.generation.sample({})
         several = cast(Sequence[Prompt], [prompts] if is_one(prompts) else prompts)
         names = [adapters] * len(several) if isinstance(adapters, str) else adapters
-        requests = [self.request(prompt, sampling) for prompt in several]
+        requests = [self.request(prompt, sampling.for_prompt(number)) for number, prompt in enumerate(several)]
         for request, name in zip(requests, names, strict=True):
             self.use_adapter(request, name)
         for request in requests:

@@ -150,6 +150,8 @@ def test_completions_of_several_prompts_and_forms(server):
     for choice in whole["choices"]:
         pieces = [c["text"] for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
         assert "".join(pieces) == choice["text"]
+    equal = server.post("/v1/completions", json={**body, "prompt": ["ab", "ab"], "max_tokens": 16}).json()["choices"]
+    assert len({c["text"] for c in equal}) == 4  # every prompt has draws of its own
     ids = server.post("/v1/completions", json={"prompt": [20, 30], "temperature": 0}).json()
     assert ids["usage"]["prompt_tokens"] == 2 and ids["usage"]["completion_tokens"] <= 16
 

@@ -68,8 +68,8 @@ def open_rewards(
     """The rewards of a recipe.
 
     Args:
-        names: each a reward model's directory, file.py:function, gsm8k, facts[:PENALTY], regex:PATTERN, unit_tests or an
-            http(s) address.
+        names: each a reward model's directory, guarded:SAFETY:HELPFULNESS (two of them), file.py:function, gsm8k,
+            facts[:PENALTY], regex:PATTERN, unit_tests or an http(s) address.
         tokenizer, owner: of the policy, which reward models must share; what it is called.
         timeout: seconds that a function, a test or an endpoint has for one answer.
 
@@ -92,6 +92,7 @@ def open_rewards(
 def _open(name: str, tokenizer: Tokenizer, owner: str, device: str, timeout: float) -> Reward:
     from luban.align.rewards.endpoint import Endpoint
     from luban.align.rewards.function import FunctionReward
+    from luban.align.rewards.guarded import GuardedReward, split_name
     from luban.align.rewards.model import ModelReward
     from luban.align.rewards.verifiers import GSM8K, Facts, Pattern, UnitTests
 
@@ -105,13 +106,17 @@ def _open(name: str, tokenizer: Tokenizer, owner: str, device: str, timeout: flo
         return Pattern(name.removeprefix("regex:"))
     if name.startswith(("http://", "https://")):
         return Endpoint(name, timeout)
+    if name.startswith("guarded:"):
+        safety, helpfulness, least = split_name(name)
+        models = (_open(each, tokenizer, owner, device, timeout) for each in (safety, helpfulness))
+        return GuardedReward(*models, least)  # type: ignore[arg-type]
     file, colon, function = name.rpartition(":")
     if colon and file.endswith(".py"):
         return FunctionReward(Path(file), function, timeout)
     if not Path(name).exists():
         raise UsageError(
-            f"there is no reward '{name}': give a run of luban reward, file.py:function, gsm8k, facts, regex:PATTERN, "
-            f"unit_tests or an http address"
+            f"there is no reward '{name}': give a run of luban reward, guarded:SAFETY:HELPFULNESS (two runs), "
+            f"file.py:function, gsm8k, facts, regex:PATTERN, unit_tests or an http address"
         )
     return ModelReward(name, tokenizer, owner, device)
 
@@ -119,6 +124,8 @@ def _open(name: str, tokenizer: Tokenizer, owner: str, device: str, timeout: flo
 def identity(name: str) -> str:
     """What a reward or a reference is known by in a run's configuration, so that a run isn't resumed with another: the hash of
     a model or of a function's file, else its name."""
+    if name.startswith("guarded:"):
+        return ":".join(["guarded", *map(identity, name.split(":")[1:])])
     file, colon, function = name.rpartition(":")
     if colon and file.endswith(".py") and Path(file).is_file():
         return f"{function} {file_sha256(Path(file))[:16]}"

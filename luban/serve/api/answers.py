@@ -222,7 +222,10 @@ class Answers:
 
     def _requests(self, job: Job, prompts: list[Prompt]) -> list[Request]:
         intake, kept = self.service.writer().intake, job.tools.kept() if job.tools else frozenset()
-        requests = [intake.request(prompt, job.sampling, priority=job.body.priority, kept=kept) for prompt in prompts]
+        requests = [
+            intake.request(prompt, job.sampling.for_prompt(number), priority=job.body.priority, kept=kept)
+            for number, prompt in enumerate(prompts)
+        ]
         if job.body.model in self.service.adapters():
             for request in requests:
                 self.service.writer().use_adapter(request, job.body.model)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from luban.align.best_of import best_of, best_of_n_kl, expected_best, rejection_sample
+from luban.align.prompts import prompt_ids
 from luban.align.rewards.base import Rewards
+from luban.align.rollout import Sampler
 from luban.core.errors import DataError
 from luban.generate.sampling import Sampling
 from luban.load.model import load_model
@@ -45,6 +47,21 @@ def test_rejection_sampling_writes_conversations_for_fine_tuning(model, tmp_path
     assert figures["best_score"] >= figures["mean_score"] and figures["prompts"] == 3
     with pytest.raises(DataError, match="lower the threshold"):
         rejection_sample(model, rows, Rewards((Length(),), (1.0,)), out, Sampling(n=2, max_tokens=4), least=1e9)
+
+
+def test_the_cache_is_as_large_as_the_longest_prompt_and_answer_need(model, tmp_path, monkeypatch):
+    """Not as large as the context, which for 512 answers of a small model with 8,192 tokens is more than a GPU has."""
+    made = []
+
+    def sampler(*given):
+        made.append(given[2:])
+        return Sampler(*given)
+
+    monkeypatch.setattr("luban.align.best_of.Sampler", sampler)
+    rows = [{"prompt": f"say {10**i}"} for i in range(5)]
+    longest = max(len(prompt_ids(row["prompt"], model.need_tokenizer())) for row in rows)
+    rejection_sample(model, rows, Rewards((Length(),), (1.0,)), tmp_path / "best.jsonl", Sampling(n=3, max_tokens=6))
+    assert made == [(15, longest + 6)] and longest + 6 < model.spec.context
 
 
 def test_the_divergence_of_best_of_n():

@@ -35,7 +35,7 @@ def test_answers_are_criticised_and_revised_by_principles_that_are_drawn(tmp_pat
     backend, principles = Scripted(say), read_principles()
     found = revise(prompts(tmp_path, 12), backend, principles, tmp_path / "out", RevisionConfig(rounds=2))
     rows = read_lines(tmp_path / "out" / "revisions.jsonl")
-    assert found == {"prompts": 12, "changed": 12} and len(backend.asked) == 12 * 5
+    assert found == {"prompts": 12, "changed": 12, "empty": 0} and len(backend.asked) == 12 * 5
     known = {p.id: p for p in principles.principle}
     assert len({step["principle"] for row in rows for step in row["steps"]}) > 2
     for row in rows:
@@ -46,6 +46,17 @@ def test_answers_are_criticised_and_revised_by_principles_that_are_drawn(tmp_pat
     assert any(prompt[1]["content"] == "polite 5" for prompt in second)  # the second round revises the first's revision
     assert convert(tmp_path / "out" / "revisions.jsonl", tmp_path / "sft.jsonl", "revised") == 12
     assert read_lines(tmp_path / "sft.jsonl")[0]["messages"][-1]["content"] == "polite 5"
+
+
+def test_rows_in_which_the_model_says_nothing_are_left_out(tmp_path):
+    def silent(request):
+        return "" if len(request.prompt) == 5 and request.prompt[0]["content"] in ("ask 1", "ask 4") else say(request)
+
+    found = revise(prompts(tmp_path), Scripted(silent), read_principles(), tmp_path / "out", RevisionConfig(rounds=1))
+    assert found == {"prompts": 5, "changed": 3, "empty": 2}
+    assert convert(tmp_path / "out" / "revisions.jsonl", tmp_path / "sft.jsonl", "revised") == 3
+    with pytest.raises(DataError, match="none of 5 prompts"):
+        revise(prompts(tmp_path), Scripted(lambda _: ""), read_principles(), tmp_path / "none", RevisionConfig())
 
 
 def test_an_interrupted_chain_goes_on(tmp_path):
@@ -103,6 +114,11 @@ def test_preferences_have_probabilities_and_no_liking_for_a_letter(tmp_path):
     ] * 8
     thought = prefer(matches, Scripted(label), read_principles(), tmp_path / "cot", chain_of_thought=True)
     assert thought["mean_probability"] == pytest.approx(0.6)
+    # all are right: labels of 0.88 are short of it by 0.12, clamped ones by 0.4
+    for figures in (found, thought):
+        assert figures["calibration_error"] == pytest.approx(1 - 1 / (1 + math.exp(-2)))
+        assert figures["calibration_error_clamped"] == pytest.approx(0.4)
+    assert read_lines(tmp_path / "cot" / "preferences.jsonl")[0]["log_odds"] == pytest.approx(2.0)
 
 
 def test_the_ranking_loss_is_least_where_the_models_probability_is_the_soft_label():

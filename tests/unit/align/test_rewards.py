@@ -13,6 +13,7 @@ import pytest
 
 from luban.align.rewards.base import Answer, Rewards, identity, open_rewards
 from luban.align.rewards.function import FunctionReward
+from luban.align.rewards.guarded import GuardedReward, combine, split_name
 from luban.align.rewards.verifiers import GSM8K, Pattern, UnitTests, last_number
 from luban.core.errors import ConfigError, DataError, TrainingError, UsageError
 
@@ -35,6 +36,43 @@ def test_gsm8k_compares_numbers():
     assert GSM8K().scores([answer(text, answer=right) for text in texts]) == [1.0, 0.0, 1.0, 0.0]
     with pytest.raises(DataError, match="every row"):
         GSM8K().scores([answer("1")])
+
+
+def sigmoid(score: float) -> float:
+    return 1 / (1 + np.exp(-score))
+
+
+class Fixed:
+    """A reward model whose scores stand in the rows."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def scores(self, answers):
+        return [each.row[self.name] for each in answers]
+
+
+def test_the_safety_models_score_counts_where_the_prompt_is_tagged_or_the_answer_is_unsafe():
+    rng = np.random.default_rng()
+    safety, helpfulness, tagged = rng.normal(0, 3, 200), rng.normal(0, 3, 200), rng.random(200) < 0.3
+    wanted = [s if t or sigmoid(s) < 0.15 else h for s, h, t in zip(safety, helpfulness, tagged, strict=True)]
+    assert combine(safety, helpfulness, tagged).tolist() == wanted
+    rows = [answer("x", s=s, h=h, unsafe=bool(t)) for s, h, t in zip(safety, helpfulness, tagged, strict=True)]
+    reward = GuardedReward(Fixed("s"), Fixed("h"))  # type: ignore[arg-type]
+    assert reward.scores(rows) == wanted and reward.name == "h_guarded"
+    assert GuardedReward(Fixed("s"), Fixed("h"), 0.999999).scores([answer("x", s=1.0, h=5.0)]) == [1.0]  # type: ignore[arg-type]
+
+
+def test_guarded_rewards_are_named_by_their_models(tmp_path):
+    assert split_name("guarded:a/s:b/h") == ("a/s", "b/h", 0.15) and split_name("guarded:s:h:0.3")[2] == 0.3
+    for wrong in ("guarded:s", "guarded:s::0.1", "guarded:s:h:x", "guarded:s:h:0.1:2"):
+        with pytest.raises(UsageError, match="guarded:SAFETY:HELPFULNESS"):
+            split_name(wrong)
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        GuardedReward(Fixed("s"), Fixed("h"), 1.5)  # type: ignore[arg-type]
+    (tmp_path / "s").write_text("one")
+    before = identity(f"guarded:{tmp_path / 's'}:h")
+    assert before == identity(f"guarded:{tmp_path / 's'}:h") != identity(f"guarded:{tmp_path / 'other'}:h")
 
 
 def test_regular_expressions():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 
 import pytest
@@ -40,8 +41,8 @@ def test_a_request_does_not_depend_on_its_batch(model, engine, paged):
     together = engine.generate(PROMPTS, sampling)
     small = luban.Engine(model, max_batch=3, paged=paged)  # others wait, join and leave
     queued = small.generate(PROMPTS, sampling)
-    for prompt, a, b in zip(PROMPTS, together, queued, strict=True):
-        alone = engine.generate(prompt, sampling)[0]
+    for number, (prompt, a, b) in enumerate(zip(PROMPTS, together, queued, strict=True)):
+        alone = engine.generate(prompt, sampling.for_prompt(number))[0]
         assert [c.token_ids for c in a.choices] == [c.token_ids for c in alone.choices]
         assert [c.token_ids for c in b.choices] == [c.token_ids for c in alone.choices]
         assert a.choices[0].token_ids != a.choices[1].token_ids
@@ -53,6 +54,17 @@ def test_seeds_repeat_and_differ(engine):
 
     assert run(1) == run(1) != run(2)
     assert run(None) != run(None)
+
+
+def test_every_prompt_of_a_call_has_draws_of_its_own(engine):
+    """Equal prompts get answers that are unlike each other, the same ones again under the same seed; the first is as if alone."""
+    sampling = Sampling(max_tokens=16, seed=secrets.randbits(40), n=2, ignore_eos=True)
+    found = [[c.token_ids for c in r.choices] for r in engine.generate(["again"] * 6, sampling)]
+    assert len({tuple(tokens) for each in found for tokens in each}) == 12
+    assert [[c.token_ids for c in r.choices] for r in engine.generate(["again"] * 6, sampling)] == found
+    assert [c.token_ids for c in engine.generate("again", sampling)[0].choices] == found[0]
+    fewer = engine.generate(["again"] * 3, sampling)
+    assert [[c.token_ids for c in r.choices] for r in fewer] == found[:3]
 
 
 def test_sequences_of_different_length_leave_and_join(model, paged):
