@@ -266,6 +266,8 @@ DIVIDED = [  # family, plan, settings, how near to one process
     ("uneven", {"shard": 4, "remat": "rotor", "remat_budget": "75%"}, {}, 1e-9),
     ("uneven", {"shard": 2, "tensor": 2, "remat": "pofo", "remat_budget": "75%"}, {}, 1e-9),
     ("uneven", {"tensor": 2, "pipeline": 2, "remat": "rotor", "remat_budget": "90%"}, {}, 1e-9),
+    ("uneven", {"tensor": 2, "pipeline": 2, "microbatches": 2, "stage_layers": (1, 4)}, {}, 1e-9),
+    ("uneven", {"pipeline": 4, "microbatches": 2, "stage_layers": (1, 1, 1, 2), "schedule": "gpipe"}, {}, 1e-9),
     ("decoder", {"shard": 4}, FP16, 3e-3),  # fp16 has 11 bits
     ("decoder", {"shard": 2, "replicate": 2, "zero": 1}, FP16, 3e-3),
     ("late-mixture", {"pipeline": 2, "shard": 2, "microbatches": 2}, {}, 1e-9),
