@@ -14,7 +14,7 @@ from luban.core.config import from_dict, load_toml, override, to_dict, to_toml
 from luban.core.errors import UsageError, nearest
 from luban.core.jsonl import write_rows
 from luban.core.log import print_result, say
-from luban.core.units import bytes_, count
+from luban.core.units import bytes_, count, fine_seconds
 from luban.core.whole_directory import require_vacant, whole_directory
 
 if TYPE_CHECKING:
@@ -195,14 +195,12 @@ def _fluid(scenario: Scenario, out: Path | None, as_json: bool) -> int:
 
 
 def _lines(title: str, found: dict[str, Any]) -> list[str]:
-    from luban.netsim.comparison import seconds_
-
-    lines = [title, f"  completion            {seconds_(found['completion_seconds'])}"]
+    lines = [title, f"  completion            {fine_seconds(found['completion_seconds'])}"]
     lines.append(f"  goodput               {found['goodput_gbps']:.4g} Gb/s of all flows together")
     lines.append(f"  flows                 {found.get('flows_finished', found['flows'])} of {found['flows']} finished")
     for name, times in [("all flows", found["flow_seconds"]), *found.get("by_label", {}).items()]:
         if times:
-            shown = "  ".join(f"{key} {seconds_(times[key])}" for key in ("mean", "p50", "p99", "max"))
+            shown = "  ".join(f"{key} {fine_seconds(times[key])}" for key in ("mean", "p50", "p99", "max"))
             lines.append(f"  {name:<22}{shown}")
     for port, queue in list(found.get("queue_bytes", {}).items())[:4]:
         if queue:
