@@ -35,6 +35,7 @@ Examples:
   luban simulate incast --transport.type dctcp --workload.senders 40 --json
   luban simulate incast --mode fluid
   luban simulate infiniband_and_roce
+  luban simulate training_step --help        # every field of this scenario
 """
 
 
@@ -45,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         print("\n".join(f"{path.stem:<24} {_title(path)}" for path in sorted(SHIPPED.glob("*.toml"))))
         return 0
     if not words or "--help" in words or "-h" in words:
-        _help()
+        _help(words)
         return 0
     names, flags, assignments = _split(words)
     if len(names) != 1:
@@ -80,11 +81,14 @@ def _title(path: Path) -> str:
     return tomllib.loads(path.read_text(encoding="utf-8")).get("title", "")
 
 
-def _help() -> None:
+def _help(words: Sequence[str]) -> None:
+    """With the fields that the named scenario has, of its topology, workload and transport, or with those of all."""
     from luban.netsim.scenario import Scenario
 
-    print(f"{USAGE}\nFields:")
-    for path, kind, default, comment in describe_fields(Scenario):
+    names, _, assignments = _split([word for word in words if word not in ("--help", "-h")])
+    scenario = next(iter(_scenarios(names[0], assignments).values())) if len(names) == 1 else None
+    print(f"{USAGE}\n{f'Fields, as {names[0]} has them:' if scenario else 'Fields:'}")
+    for path, kind, default, comment in describe_fields(Scenario, of=scenario):
         print(f"  --{path:<28} {comment} [{kind}{', default ' if default else ''}{default}]")
 
 

@@ -44,6 +44,8 @@ class TrainingStep(Workload):
         plan, hosts = self.plan, len(network.hosts)
         if plan.processes > hosts:
             raise ConfigError(f"workload.plan needs {plan.processes} devices, and the cluster has {hosts}")
+        if plan.stage_layers:
+            raise ConfigError("workload.plan: stage_layers are not simulated; all stages have as many layers")
         if plan.expert > 1 or (plan.pipeline > 1 and plan.schedule not in ("gpipe", "1f1b")):
             what = "expert" if plan.expert > 1 else f"schedule {plan.schedule}"
             raise ConfigError(
