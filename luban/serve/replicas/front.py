@@ -24,6 +24,7 @@ from luban.serve.replicas.routing import Router, text_of
 HOP_BY_HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer", b"proxy-authorization"}
 OWN = {b"host", b"authorization", b"content-length", b"origin"}  # what the front answers for itself
 NAMED = b"luban-replica"  # header of answers: which one gave it
+SETTLED = 0.05  # seconds from a broken connection until the end of its process shows
 SHORT = 10.0  # seconds; a replica that lives no longer than this after its start is not started a third time at once
 SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?( .*)$")
 
@@ -204,6 +205,14 @@ class Front:
         answer = JSONResponse(error_body("no replica can be reached", kind="server_error"), 503, RETRY_AFTER)
         await answer(scope, _nothing, send)
 
+    async def _runs(self, number: int) -> bool:
+        """Whether a replica whose connection broke is still there; else it is asked no more."""
+        await asyncio.sleep(SETTLED)
+        replica = self.replicas[number]
+        if replica.code is not None:
+            replica.address = None
+        return replica.address is not None
+
     async def _told(self, request: httpx.Request, number: int, send: Send) -> bool:
         """Pass a replica's answer on. False: it can't be reached, and has done nothing."""
         streams = False
@@ -212,6 +221,8 @@ class Front:
         except httpx.ConnectError:
             return False
         except httpx.HTTPError as error:
+            if await self._runs(number):  # it had closed a connection that was idle
+                return False
             body = error_body(_lost(number, error), kind="server_error", code="replica_lost")
             await JSONResponse(body, 503, RETRY_AFTER)({"type": "http"}, _nothing, send)
             return True
@@ -224,6 +235,7 @@ class Front:
                 async for piece in answer.aiter_raw():
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
             except httpx.HTTPError as error:
+                await self._runs(number)
                 if not streams:
                     raise  # the length was promised: the connection is cut
                 body = error_body(_lost(number, error), kind="server_error", code="replica_lost")
