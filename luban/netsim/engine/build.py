@@ -168,12 +168,6 @@ class Segments:
         self.lists = np.array(found, np.int32)
 
 
-def _host_rate(network: Network) -> int:
-    """The fastest link (Mb/s) over which traffic comes into the network's switches from outside of them."""
-    rates = [link.rate for link in network.links if network.is_fabric(link.a) != network.is_fabric(link.b)]
-    return max(rates or [link.rate for link in network.links])
-
-
 def _sending_rate(network: Network, path: Path) -> int:
     """What congestion control takes for the line rate: the slowest link up to the first switch of the network."""
     rates = []
@@ -206,7 +200,7 @@ def _ports(network: Network, switches: Switches, transport: Transport, classes: 
     queues = np.zeros(len(ports) * at.CLASSES, at.queue_type)
     nodes = np.zeros(len(network.names), at.node_type)
     packet = transport.payload + transport.header
-    host_rate = _host_rate(network)
+    host_rate = network.nic_rate()
     buffer = switches.buffer(host_rate)
     if buffer < packet or 0 < switches.port_bytes < packet:
         raise ConfigError(
