@@ -69,7 +69,7 @@ def _scenarios(name: str, assignments: list[tuple[str, str]]) -> dict[str, Scena
     from luban.netsim.comparison import variants
     from luban.netsim.scenario import Scenario
 
-    found = variants(load_toml(find_recipe(name, SHIPPED), SHIPPED))
+    found = variants(load_toml(find_recipe(name, SHIPPED, "scenario"), SHIPPED))
     return {variant: from_dict(Scenario, override(data, assignments)) for variant, data in found.items()}
 
 

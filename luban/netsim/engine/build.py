@@ -18,6 +18,7 @@ from luban.netsim.topology.network import Network, Path
 
 UNLIMITED = 1 << 60
 NEVER = 1 << 62
+MOST_PACKETS = 1 << 30  # of a flow: their numbers are 32 bits
 RECOVERIES = {"go_back_n": at.GO_BACK_N, "newreno": at.NEWRENO, "selective": at.SELECTIVE}
 ROUTINGS = {
     "ecmp": at.ONE_PATH,
@@ -270,7 +271,13 @@ def _flows(network, transport, flows, paths, first, counts, lanes_of, first_lane
         if len({paths[p][0] for p in range(first[i], first[i] + counts[i])}) > 1:
             raise DataError(f"flow {i}: its paths leave host {flow.src} by different ports")
         rate = _sending_rate(network, path)
-        row["size"], row["packets"] = flow.size, max(1, -(-flow.size // transport.payload))
+        packets = max(1, -(-flow.size // transport.payload))
+        if packets > MOST_PACKETS:
+            raise DataError(
+                f"flow {i}: {flow.size} bytes are {packets} packets of transport.payload {transport.payload}, and a flow has at most "
+                f"{MOST_PACKETS}: make it smaller, or use mode fluid"
+            )
+        row["size"], row["packets"] = flow.size, packets
         row["weight"] = max(1, round(flow.weight * 1000))
         row["port"], row["profile"] = path[0], profiles.setdefault(rate, len(profiles))
         row["first_path"], row["paths"] = first[i], counts[i]
