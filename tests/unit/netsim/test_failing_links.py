@@ -76,7 +76,17 @@ def test_a_flow_that_starts_long_after_the_failure_is_waited_for():
 
 
 def test_the_command_ends_with_1_and_says_which_flows_are_cut_off(capsys):
-    words = "simulate incast --json --workload.senders 3 --run.fail_links 1 --run.fail_at_us 20".split()
+    words = [
+        "simulate",
+        "incast",
+        "--json",
+        "--workload.senders",
+        "3",
+        "--run.fail_links",
+        "1",
+        "--run.fail_at_us",
+        "20",
+    ]
     assert main(words) == 1
     printed = capsys.readouterr()
     found = json.loads(printed.out)
