@@ -1,40 +1,40 @@
-"""ZeRO-Offload and ZeRO-Infinity: Adam on the host beside memory bandwidth, steps with and without offloading, the largest model that fits.
+"""ZeRO-Offload and ZeRO-Infinity on one GPU: Adam on the host beside memory bandwidth, steps with and without offloading, updates on
+a disk, the largest model that fits.
 
-    python benchmarks/offload.py adam [--numbers 100000000]
-    python benchmarks/offload.py step [--layers 22] [--rows 16] [--folder DIR] [--steps 8] [--tiny]
-    python benchmarks/offload.py fit --cap 20 [--tiny]
+    python benchmarks/offload.py [--only NAME …] [--out FILE.json] [--folder DIR] [--rows 16] [--steps 8] [--cap 8] [--tiny]
 
 adam: bytes a second of torch's fused kernel (28 a number: weight, gradient and two moments read, three written) beside a copy's.
-step: tokens a second of the LLaMA shape of 1.1B parameters in bf16, kept on the GPU, offloaded to the host, with delayed updates, and to
-a disk. fit: under a cap on GPU memory (GB), the most layers of width 4,096 with which a step runs, with and without offloading.
+device, host, delayed, disk, tiles: tokens a second of the LLaMA shape of 1.1B parameters in bf16, 16 × 2,048 tokens a step, selective
+rematerialisation, with state on the GPU, on the host, with delayed updates, in a file of --folder by direct I/O; for disk also the
+share of a step in which the GPU computes as ZeRO-Infinity's model has it, at the bandwidth that the folder reached. tiles: as host, with
+the layers' matrices on the host too, read in four tiles each.
+fit-device, fit-host: under a cap on GPU memory (GB), the most layers with which a step runs. A model that fits in 8 GB with its state on
+the host takes 70 GB of the host. Every case is printed as it ends and given up after --patience seconds; with --out several calls
+fill one table. --tiny: small ones on whatever device there is.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
+from in_turns import Row, device_name, forget, in_turns, take_cores
+from llama_runs import LLAMA, TINY, Shape, engine_of, predicted, timed
 
 from luban.core.plan import ParallelPlan
 from luban.core.units import bytes_, count
-from luban.data.batch import Batch
-from luban.models.build import build_model
-from luban.models.spec import uniform
-from luban.nn.feedforward.gated import SwiGLU
-from luban.nn.mixer.grouped import Grouped
-from luban.objectives.causal import Causal
-from luban.optim.adamw import AdamW
-from luban.parallel.apply import Execution, apply
-from luban.parallel.engine import TrainEngine
+from luban.parallel.offload.pools import disk_bandwidth
+from luban.planner.offload import efficiency, state_intensity
 
 MOVED = 7 * 4  # bytes of a number that an update reads and writes
+LAYERS = 640  # of a model that is tried, at most
 
 
-def adam(numbers: int) -> None:
+def adam(numbers: int) -> Row:
     """Bandwidth of the update and of a copy."""
     tensors = [torch.randn(numbers) for _ in range(4)]
     weight, gradient, first, second = tensors
@@ -48,10 +48,8 @@ def adam(numbers: int) -> None:
         )
 
     other = torch.empty_like(weight)
-    rates = {"fused Adam": MOVED * numbers / _best(update), "copy": 8 * numbers / _best(lambda: other.copy_(weight))}
-    for name, rate in rates.items():
-        print(f"{name:<12} {bytes_(rate)}/s on {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"a copy is {rates['copy'] / rates['fused Adam']:.2f} times as fast (1.5 would call for a kernel of our own)")
+    rates = {"adam": MOVED * numbers / _best(update), "copy": 8 * numbers / _best(lambda: other.copy_(weight))}
+    return {"bytes_per_second": rates, "threads": torch.get_num_threads()}
 
 
 def _best(work, rounds: int = 5) -> float:
@@ -63,96 +61,116 @@ def _best(work, rounds: int = 5) -> float:
     return min(times[1:])
 
 
-def engine_of(layers: int, width: int, plan: ParallelPlan, remat: str = "selective") -> TrainEngine:
-    """A LLaMA shape in bf16 with fp32 masters."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spec = uniform(
-        vocab_size=32_000 if width > 512 else 512,
-        width=width,
-        layers=layers,
-        context=2048,
-        mixer=Grouped(heads=max(width // 128, 1), kv_heads=max(width // 512, 1)),
-        feedforward=SwiGLU(width=width * 11 // 4),
-    )
-    execution = Execution(device=device, precision="bf16", compile=device.type == "cuda")
-    plan = ParallelPlan(**{**vars(plan), "remat": remat})
-    return apply(Causal().loss(build_model(spec, device="meta")), plan, AdamW(), execution=execution)
-
-
-def batch_of(rows: int, tokens: int, words: int) -> Batch:
-    """Random tokens."""
-    drawn = np.random.default_rng(0).integers(0, words, (rows, tokens + 1))
-    at = np.broadcast_to(np.arange(tokens, dtype=np.int32), (rows, tokens))
-    ones = np.ones((rows, tokens), dtype=bool)
-    return Batch(tokens=drawn[:, :-1], targets=drawn[:, 1:], loss_mask=ones, documents=np.zeros_like(at), positions=at)
-
-
-def steps(args: argparse.Namespace) -> None:
-    """Tokens a second of each place."""
-    width, tokens = (128, 64) if args.tiny else (2048, 2048)
-    layers, rows = (3, 2) if args.tiny else (args.layers, args.rows)
-    batch = batch_of(rows, tokens, 512)
-    plans = {
-        "device": ParallelPlan(),
-        "host": ParallelPlan(offload="cpu"),
-        "host, delayed": ParallelPlan(offload="cpu", offload_delay=True),
-        "disk": ParallelPlan(offload="disk", offload_folder=str(args.folder)),
-    }
-    for name, plan in plans.items():
-        engine = engine_of(layers, width, plan)
-        if plan.offload_delay:
-            engine.optimizer.warm_up = 1
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        times = []
-        for _ in range(3 + args.steps):
-            began = time.perf_counter()
-            engine.step(batch)
-            times.append(time.perf_counter() - began)
-        seconds = statistics.median(times[3:])
-        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-        print(
-            f"{name:<14} {1e3 * seconds:9.1f} ms  {rows * tokens / seconds:10,.0f} tokens/s  {bytes_(peak)}", flush=True
-        )
-        engine.optimizer.finish()
-        del engine
-
-
-def fit(args: argparse.Namespace) -> None:
-    """The most layers under a cap."""
-    width, tokens = (64, 32) if args.tiny else (4096, 2048)
+def step(plan: ParallelPlan, shape: Shape, call: argparse.Namespace) -> Row:
+    """Steps with state in one place."""
+    began, row = time.perf_counter(), {}
+    if plan.offload == "disk":
+        row["disk_bytes_per_second"] = disk_bandwidth(call.folder, 2**24 if call.tiny else 2**31)
     if torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(args.cap * 1e9 / torch.cuda.get_device_properties(0).total_memory)
-    for name, plan in {"device": ParallelPlan(), "host": ParallelPlan(offload="cpu")}.items():
-        good, layers = (0, 0), 1
-        while layers <= (2 if args.tiny else 512):
-            try:
-                engine = engine_of(layers, width, plan, remat="full")
-                engine.step(batch_of(1, tokens, 512))
-                good = layers, sum(p.numel() for p in engine.params.parameters.values())
-                del engine
-            except torch.OutOfMemoryError:
-                break
-            finally:
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-            layers = layers + max(layers // 4, 1)
-        print(f"{name:<14} {good[0]} layers, {count(good[1])} parameters under {args.cap:g} GB", flush=True)
+        torch.cuda.reset_peak_memory_stats()
+    engine = engine_of(shape, replace(plan, remat="selective"))
+    if plan.offload_delay:
+        engine.optimizer.warm_up = 1
+    parameters = sum(p.numel() for p in engine.params.parameters.values())
+    row |= {"start_seconds": time.perf_counter() - began, "parameters": parameters}
+    return row | timed(engine, shape, call.rows, call.steps)
+
+
+def fit(plan: ParallelPlan, shape: Shape, call: argparse.Namespace) -> Row:
+    """The most layers under the cap: from the number that is predicted, up or down by a sixteenth while time is left."""
+    plan, began, best = replace(plan, remat="full"), time.perf_counter(), 0
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(call.cap * 1e9 / torch.cuda.get_device_properties(0).total_memory)
+    low, high = 1, 4 if call.tiny else LAYERS
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = predicted(replace(shape, layers=middle), plan, 1)["predicted_bytes"] <= call.cap * 1e9
+        low, high = (middle, high) if fits else (low, middle - 1)
+    expected, failed, tried = low, LAYERS + 1, low
+    parameters = {0: 0}
+    while tried and tried not in parameters and tried < failed and time.perf_counter() - began < call.patience / 2:
+        try:
+            engine = engine_of(replace(shape, layers=tried), plan)
+            engine.step(shape.batch(1))
+            parameters[tried] = sum(p.numel() for p in engine.params.parameters.values())
+            best = max(best, tried)
+        except torch.OutOfMemoryError:
+            failed = min(failed, tried)
+        engine = None
+        forget()
+        if call.tiny:
+            break
+        tried = best + max(best // 16, 1) if best else tried - max(tried // 16, 1)
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    return {"layers": best, "parameters": parameters[best], "expected_layers": expected, "cap_gb": call.cap}
+
+
+def line(name: str, row: Row) -> str:
+    """Of the table."""
+    if "bytes_per_second" in row:
+        fused, copy = row["bytes_per_second"]["adam"], row["bytes_per_second"]["copy"]
+        return (
+            f"{name:<10} fused Adam {bytes_(fused)}/s, a copy {bytes_(copy)}/s on {row['threads']} threads: a copy is "
+            f"{copy / fused:.2f} times as fast (1.5 would call for a kernel of our own)"
+        )
+    if "layers" in row:
+        return (
+            f"{name:<10} {row['layers']} layers ({row['expected_layers']} predicted), {count(row['parameters'])} parameters "
+            f"under {row['cap_gb']:g} GB  whole {row['whole_seconds']:.0f} s"
+        )
+    disk = f"  disk {bytes_(row['disk_bytes_per_second'])}/s" if "disk_bytes_per_second" in row else ""
+    return (
+        f"{name:<10} {1e3 * row['step_seconds']:9.1f} ms  {row['tokens_per_second']:10,.0f} tokens/s  {bytes_(row['peak_bytes'])}"
+        f"  loss {row['loss']:.4f}{disk}  start {row['start_seconds']:.0f} s, first step {row['first_step_seconds']:.0f} s, "
+        f"whole {row['whole_seconds']:.0f} s"
+    )
+
+
+def compared(rows: dict[str, Row]) -> None:
+    """Print what the rows say together."""
+    if "fit-device" in rows and "fit-host" in rows and rows["fit-device"]["parameters"]:
+        print(f"fit: {rows['fit-host']['parameters'] / rows['fit-device']['parameters']:.1f} times the parameters")
+    if "device" not in rows:
+        return
+    alone = rows["device"]["step_seconds"]
+    for name in ("host", "delayed", "disk", "tiles"):
+        if name in rows:
+            print(f"{name}: {alone / rows[name]['step_seconds']:.1%} of the speed with state on the device", end="")
+            if name == "disk":
+                tokens = rows[name]["tokens_per_second"] * rows[name]["step_seconds"]
+                reached = 6 * rows[name]["parameters"] * tokens / alone
+                model = efficiency(state_intensity(round(tokens)), rows[name]["disk_bytes_per_second"], reached)
+                print(f"; {model:.1%} by ZeRO-Infinity's model", end="")
+            print(flush=True)
 
 
 def main() -> None:
-    """Run one of the three."""
+    """Run the cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("adam", "step", "fit"))
-    parser.add_argument("--numbers", type=int, default=100_000_000)
-    parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--only", nargs="+", metavar="NAME")
+    parser.add_argument("--out", type=Path, help="JSON that every call adds to")
+    parser.add_argument("--numbers", type=int, default=100_000_000, help="of adam")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--folder", type=Path, default=Path("offload"))
-    parser.add_argument("--cap", type=float, default=20.0)
+    parser.add_argument("--folder", type=Path, default=Path("offload"), help="of disk")
+    parser.add_argument("--cap", type=float, default=8.0, help="GB of fit")
+    parser.add_argument("--patience", type=float, default=240, help="seconds of a case")
     parser.add_argument("--tiny", action="store_true")
-    args = parser.parse_args()
-    {"adam": lambda: adam(args.numbers), "step": lambda: steps(args), "fit": lambda: fit(args)}[args.what]()
+    call = parser.parse_args()
+    shape = TINY if call.tiny else LLAMA
+    print(f"torch {torch.__version__}, {device_name()}, {take_cores()} threads", flush=True)
+    plans = {
+        "device": ParallelPlan(),
+        "host": ParallelPlan(offload="cpu"),
+        "delayed": ParallelPlan(offload="cpu", offload_delay=True),
+        "disk": ParallelPlan(offload="disk", offload_folder=str(call.folder)),
+        "tiles": ParallelPlan(offload="cpu", offload_tiles=4),
+    }
+    cases = {"adam": partial(adam, call.numbers)}
+    cases |= {name: partial(step, plan, shape, call) for name, plan in plans.items()}
+    cases |= {f"fit-{name}": partial(fit, plans[name], shape, call) for name in ("device", "host")}
+    compared(in_turns(cases, only=call.only, patience=call.patience, out=call.out, show=line))
 
 
 if __name__ == "__main__":

@@ -1,118 +1,79 @@
-"""Step time and peak memory of every way of rematerialisation, on one GPU.
+"""Step time and peak memory of every way of rematerialisation on one GPU, beside what is predicted.
 
-    python benchmarks/remat.py [--rows 16] [--steps 8] [--budgets 30% 50% 70%] [--out FILE.json] [--tiny]
+    python benchmarks/remat.py [--only NAME …] [--out FILE.json] [--rows 16] [--steps 8] [--patience 120] [--tiny]
 
-The LLaMA shape of 1.1B parameters of gpu_step.py, bf16 with fp32 masters. Rotor and POFO run within each budget, a share of the
-activations that saving everything takes. Every run has a process of its own. --tiny: a small model on whatever device there is.
+The LLaMA shape of 1.1B parameters of gpu_step.py, bf16 with fp32 masters. Names: none, selective, full, sqrt; rotor-50 and pofo-30
+say the budget, a share of the activations that saving everything takes (65% are about what selective takes); …-selective has layers
+that are kept save their matmuls and attention alone (`--plan.remat_layer selective`), and a share of what those take. Every case is printed as it ends and given up after --patience seconds; with --out
+several calls fill one table. --tiny: a small model on whatever device there is.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
+from in_turns import Row, device_name, in_turns, take_cores
+from llama_runs import LLAMA, TINY, Shape, engine_of, predicted, timed
 
-from luban.core.plan import SCHEDULES, ParallelPlan
+from luban.core.plan import ParallelPlan
 from luban.core.units import bytes_
-from luban.data.batch import Batch
-from luban.models.build import build_model
-from luban.models.spec import uniform
-from luban.nn.feedforward.gated import SwiGLU
-from luban.nn.mixer.grouped import Grouped
-from luban.objectives.causal import Causal
-from luban.optim.adamw import AdamW
-from luban.parallel.apply import Execution, apply
 
-SHAPE = {"width": 2048, "inner": 5632, "layers": 22, "vocab": 32_000, "heads": 16, "kv_heads": 4, "seq": 2048}
-TINY = {"width": 128, "inner": 352, "layers": 6, "vocab": 512, "heads": 4, "kv_heads": 2, "seq": 128}
-WARM_UP = 3
+PLANS = {
+    "none": ParallelPlan(),
+    "selective": ParallelPlan(remat="selective"),
+    "full": ParallelPlan(remat="full"),
+    "rotor-50": ParallelPlan(remat="rotor", remat_budget="50%"),
+    "rotor-30": ParallelPlan(remat="rotor", remat_budget="30%"),
+    "rotor-65": ParallelPlan(remat="rotor", remat_budget="65%"),
+    "rotor-50-selective": ParallelPlan(remat="rotor", remat_budget="50%", remat_layer="selective"),
+    "rotor-30-selective": ParallelPlan(remat="rotor", remat_budget="30%", remat_layer="selective"),
+    "pofo-30": ParallelPlan(remat="pofo", remat_budget="30%"),
+    "pofo-50": ParallelPlan(remat="pofo", remat_budget="50%"),
+    "sqrt": ParallelPlan(remat="sqrt"),
+}
 
 
-def measured(remat: str, budget: str, rows: int, steps: int, tiny: bool) -> dict[str, object]:
-    """Median step seconds and peak bytes of a run."""
-    import numpy as np
+def measured(plan: ParallelPlan, shape: Shape, rows: int, steps: int) -> Row:
+    """One case."""
+    began = time.perf_counter()
+    row = {"remat": plan.remat, "budget": plan.remat_budget, "layer": plan.remat_layer}
+    row |= predicted(shape, plan, rows)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    engine = engine_of(shape, plan)
+    row["start_seconds"] = time.perf_counter() - began
+    return row | timed(engine, shape, rows, steps)
 
-    shape = TINY if tiny else SHAPE
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spec = uniform(
-        vocab_size=shape["vocab"],
-        width=shape["width"],
-        layers=shape["layers"],
-        context=shape["seq"],
-        mixer=Grouped(heads=shape["heads"], kv_heads=shape["kv_heads"]),
-        feedforward=SwiGLU(width=shape["inner"]),
+
+def line(name: str, row: Row) -> str:
+    """Of the table."""
+    return (
+        f"{name:<19} {1e3 * row['step_seconds']:8.1f} ms (predicted {1e3 * row['predicted_seconds']:7.1f})  "
+        f"{bytes_(row['peak_bytes']):>9} (predicted {bytes_(row['predicted_bytes'])})  "
+        f"{row['tokens_per_second']:>9,.0f} tokens/s  loss {row['loss']:.4f}  "
+        f"start {row['start_seconds']:.0f} s, first step {row['first_step_seconds']:.0f} s and {bytes_(row['first_peak_bytes'])}, "
+        f"whole {row['whole_seconds']:.0f} s"
     )
-    execution = Execution(device=device, precision="bf16", compile=device.type == "cuda")
-    plan = ParallelPlan(remat=remat, remat_budget=budget)
-    engine = apply(Causal().loss(build_model(spec, device="meta")), plan, AdamW(), execution=execution)
-    tokens = np.random.default_rng(0).integers(0, shape["vocab"], (rows, shape["seq"] + 1))
-    at = np.broadcast_to(np.arange(shape["seq"], dtype=np.int32), (rows, shape["seq"]))
-    batch = Batch(
-        tokens=tokens[:, :-1],
-        targets=tokens[:, 1:],
-        loss_mask=np.ones((rows, shape["seq"]), dtype=bool),
-        documents=np.zeros((rows, shape["seq"]), dtype=np.int32),
-        positions=at,
-    )
-    times, losses = [], []
-    for step in range(WARM_UP + steps):
-        if step == WARM_UP and device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        began = time.perf_counter()
-        losses.append(engine.step(batch).loss)
-        times.append(time.perf_counter() - began)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    seconds = statistics.median(times[WARM_UP:])
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    return {
-        "remat": remat,
-        "budget": budget if remat in SCHEDULES and remat != "sqrt" else "",
-        "step_seconds": seconds,
-        "tokens_per_second": rows * shape["seq"] / seconds,
-        "peak_bytes": peak,
-        "loss": losses[-1],
-        "device": name,
-        "torch": torch.__version__,
-    }
 
 
 def main() -> None:
-    """Run each in a process of its own and print the table."""
+    """Run the cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(PLANS))
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--budgets", nargs="+", default=["30%", "50%", "70%"])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--patience", type=float, default=120, help="seconds of a case")
+    parser.add_argument("--out", type=Path, help="JSON that every call adds to")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.one:
-        print(json.dumps(measured(*args.one, args.rows, args.steps, args.tiny)))
-        return
-    runs = [("none", "50%"), ("selective", "50%"), ("full", "50%"), ("sqrt", "50%")]
-    runs += [(name, budget) for name in SCHEDULES if name != "sqrt" for budget in args.budgets]
-    rows = []
-    for remat, budget in runs:
-        words = [sys.executable, __file__, "--one", remat, budget, "--rows", str(args.rows), "--steps", str(args.steps)]
-        done = subprocess.run([*words, *["--tiny"] * args.tiny], capture_output=True, text=True)
-        if done.returncode:
-            print(f"{remat:<10} {budget:>5}  {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
-            continue
-        row = json.loads(done.stdout.strip().splitlines()[-1])
-        rows.append(row)
-        print(
-            f"{remat:<10} {row['budget']:>5}  {1e3 * row['step_seconds']:8.1f} ms  {row['tokens_per_second']:>10,.0f} tokens/s  "
-            f"{bytes_(row['peak_bytes']):>9}  loss {row['loss']:.4f}",
-            flush=True,
-        )
-    if args.out:
-        args.out.write_text(json.dumps(rows, indent=1))
+    call = parser.parse_args()
+    shape = TINY if call.tiny else LLAMA
+    print(f"torch {torch.__version__}, {device_name()}, {take_cores()} threads, {call.rows} rows", flush=True)
+    cases = {name: partial(measured, plan, shape, call.rows, call.steps) for name, plan in PLANS.items()}
+    in_turns(cases, only=call.only, patience=call.patience, out=call.out, show=line)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from luban.core.config import from_dict, load_toml, override, to_dict, to_toml
 from luban.core.errors import UsageError, nearest
 from luban.core.jsonl import write_rows
 from luban.core.log import print_result, say
-from luban.core.units import bytes_, count
+from luban.core.units import bytes_, count, fine_seconds
 from luban.core.whole_directory import require_vacant, whole_directory
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ Examples:
   luban simulate --list
   luban simulate incast --out runs/incast
   luban simulate incast --transport.type dctcp --workload.senders 40 --json
-  luban simulate ring_allreduce --mode fluid
+  luban simulate incast --mode fluid
   luban simulate infiniband_and_roce
+  luban simulate training_step --help        # every field of this scenario
 """
 
 
@@ -46,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
         print("\n".join(f"{path.stem:<24} {_title(path)}" for path in sorted(SHIPPED.glob("*.toml"))))
         return 0
     if not words or "--help" in words or "-h" in words:
-        _help()
+        _help(words)
         return 0
     names, flags, assignments = _split(words)
     if len(names) != 1:
@@ -81,11 +82,14 @@ def _title(path: Path) -> str:
     return tomllib.loads(path.read_text(encoding="utf-8")).get("title", "")
 
 
-def _help() -> None:
+def _help(words: Sequence[str]) -> None:
+    """With the fields that the named scenario has, of its topology, workload and transport, or with those of all."""
     from luban.netsim.scenario import Scenario
 
-    print(f"{USAGE}\nFields:")
-    for path, kind, default, comment in describe_fields(Scenario):
+    names, _, assignments = _split([word for word in words if word not in ("--help", "-h")])
+    scenario = next(iter(_scenarios(names[0], assignments).values())) if len(names) == 1 else None
+    print(f"{USAGE}\n{f'Fields, as {names[0]} has them:' if scenario else 'Fields:'}")
+    for path, kind, default, comment in describe_fields(Scenario, of=scenario):
         print(f"  --{path:<28} {comment} [{kind}{', default ' if default else ''}{default}]")
 
 
@@ -202,14 +206,12 @@ def _fluid(scenario: Scenario, out: Path | None, as_json: bool) -> int:
 
 
 def _lines(title: str, found: dict[str, Any]) -> list[str]:
-    from luban.netsim.comparison import seconds_
-
-    lines = [title, f"  completion            {seconds_(found['completion_seconds'])}"]
+    lines = [title, f"  completion            {fine_seconds(found['completion_seconds'])}"]
     lines.append(f"  goodput               {found['goodput_gbps']:.4g} Gb/s of all flows together")
     lines.append(f"  flows                 {found.get('flows_finished', found['flows'])} of {found['flows']} finished")
     for name, times in [("all flows", found["flow_seconds"]), *found.get("by_label", {}).items()]:
         if times:
-            shown = "  ".join(f"{key} {seconds_(times[key])}" for key in ("mean", "p50", "p99", "max"))
+            shown = "  ".join(f"{key} {fine_seconds(times[key])}" for key in ("mean", "p50", "p99", "max"))
             lines.append(f"  {name:<22}{shown}")
     for port, queue in list(found.get("queue_bytes", {}).items())[:4]:
         if queue:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import accumulate, product
 from math import prod
 from typing import Literal, get_args
 
@@ -38,6 +38,9 @@ class ParallelPlan:
     microbatches: Numerical[int] = 1  # pieces of a micro-batch that the pipeline works on at once
     schedule: Numerical[Schedule] = "1f1b"  # the order in which a stage of the pipeline works on them
     interleave: Numerical[int] = 2  # groups of layers that each process has under the schedule interleaved
+    stage_layers: Numerical[
+        tuple[int, ...]
+    ] = ()  # numbers of layers of the pipeline's stages, such as 1,4 (none: as equal as can be)
     # recomputed in the backward pass: nothing; all but matmuls and attention; whole layers; as a schedule of all layers says:
     # √n segments, or the fastest schedule within remat_budget; pofo also sends tensors to the host and back
     remat: Numerical[Remat] = "none"
@@ -50,11 +53,18 @@ class ParallelPlan:
     offload: Numerical[Offload] = "none"
     offload_folder: Operational[str] = ""  # of a fast disk; for offload disk
     offload_delay: bool = False  # the host updates while the next step computes with weights of the step before
+    # pieces in which the matrices inside of layers are read from the host, where they stay, and multiplied (0: they are on the device)
+    offload_tiles: Numerical[int] = 0
 
     def __post_init__(self):
         for axis in (*AXES, "microbatches", "interleave"):
             if getattr(self, axis) < 1:
                 raise ConfigError(f"plan.{axis} must be at least 1, {getattr(self, axis)} given")
+        if self.stage_layers and (len(self.stage_layers) != self.stages or min(self.stage_layers) < 1):
+            raise ConfigError(
+                f"plan.stage_layers {','.join(map(str, self.stage_layers))} must name at least one layer for each of the "
+                f"{self.stages} stages of the pipeline"
+            )
         share_or_size("plan.remat_budget", self.remat_budget)
         self._check_offload()
         if self.remat_layer != "none" and self.remat not in SCHEDULES:
@@ -83,6 +93,10 @@ class ParallelPlan:
             raise ConfigError("plan.offload disk needs a folder of a fast disk: --plan.offload_folder /nvme/luban")
         if self.offload_delay and self.offload == "none":
             raise ConfigError("plan.offload_delay delays updates on the host: use --plan.offload cpu")
+        if self.offload_tiles < 0:
+            raise ConfigError(f"plan.offload_tiles is a number from 0, {self.offload_tiles} given")
+        if self.offload_tiles and self.offload == "none":
+            raise ConfigError("plan.offload_tiles reads matrices from the host: use --plan.offload cpu")
         if self.offload != "none" and self.processes > 1:
             raise ConfigError("plan.offload goes with one process: leave the other axes at 1, or use --plan.shard")
 
@@ -115,6 +129,18 @@ class ParallelPlan:
     def stages(self) -> int:
         """Consecutive groups of layers that the pipeline passes through."""
         return self.pipeline * (self.interleave if self.schedule == "interleaved" else 1)
+
+    def stage_runs(self, layers: int) -> list[tuple[int, int]]:
+        """(first, past the last) of the layers of each stage. Raises ConfigError if `stage_layers` has another sum."""
+        if not self.stage_layers:
+            return list(even_runs(layers, self.stages))
+        if sum(self.stage_layers) != layers:
+            raise ConfigError(
+                f"plan.stage_layers {','.join(map(str, self.stage_layers))} is {sum(self.stage_layers)} layers in all, and the "
+                f"model has {layers}"
+            )
+        ends = list(accumulate(self.stage_layers))
+        return list(zip([0, *ends[:-1]], ends, strict=True))
 
     @property
     def keeps_weights(self) -> bool:

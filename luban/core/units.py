@@ -40,6 +40,14 @@ def milliseconds(s: float) -> str:
     return f"{1e3 * s:,.0f} ms" if s >= 0.1 else f"{1e3 * s:.3g} ms"
 
 
+def fine_seconds(s: float) -> str:
+    """0.0012345 → '1.234 ms', down to nanoseconds."""
+    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if s >= size:
+            return f"{s / size:.4g} {unit}"
+    return f"{s * 1e9:.4g} ns"
+
+
 def share_or_size(name: str, text: str) -> tuple[float | None, float | None]:
     """A share as a fraction, or a size in bytes; the other is None: '50%' → (0.5, None), '2GB' → (None, 2e9).
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from luban.core.config import merge
 from luban.core.errors import ConfigError
-from luban.core.units import bytes_
+from luban.core.units import bytes_, fine_seconds
 from luban.netsim.simulation import Simulation
 
 COLUMNS = ("ends", "mean", "deviation", "p99", "max", "longest queue", "drops", "pauses", "sent again")
@@ -59,17 +58,4 @@ def _text(column: str, value: float | None) -> str:
         return "-"
     if column == "longest queue":
         return bytes_(value)
-    return seconds_(value) if column in COLUMNS[:5] else f"{value:,}"
-
-
-def seconds_(value: float) -> str:
-    """1.234 ms, with the unit that fits."""
-    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if value >= size:
-            return f"{value / size:.4g} {unit}"
-    return f"{value * 1e9:.4g} ns"
-
-
-def ratio(rows: dict[str, dict[str, Any]], names: Sequence[str], column: str = "ends") -> float:
-    """How many times the first variant's figure is the second's."""
-    return rows[names[0]][column] / rows[names[1]][column]
+    return fine_seconds(value) if column in COLUMNS[:5] else f"{value:,}"

@@ -320,6 +320,8 @@ def lay_adjacent(module: nn.Module) -> None:
 
 def multiplies_joined(x: Tensor, *projections: Projection) -> bool:
     """Whether x is multiplied with the concatenated weights: on a GPU, in training or where that needs no copy."""
+    if any(p.weight is not None and p.weight.device.type != x.device.type for p in projections):
+        return False  # weights that wait on the host are read one by one
     return trains_fused(x) or (infers_fused(x) and adjacent(*projections))
 
 

@@ -37,6 +37,7 @@ from luban.parallel.mixers import check_mixers
 from luban.parallel.offload.delayed import DelayedOptimizer
 from luban.parallel.offload.host_params import HostParams
 from luban.parallel.offload.pools import DiskPool, HostPool, Pool
+from luban.parallel.offload.tiles import use_tiles
 from luban.parallel.pipelined import Pipelined
 from luban.parallel.placement import Placements
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
@@ -119,6 +120,9 @@ def apply(
     # What all processes must agree on is read off the whole model: a stage of it may have no mixture of experts.
     factors = {} if rates is None else rates(model)
     check_experts(model, plan)
+    if plan.offload_tiles:
+        for block in blocks:
+            use_tiles(block, plan.offload_tiles)
     apart = held_apart(model, world)
     # Then what this process has of the model, layers before matrices: whatever wraps the model later meets parameters and
     # communication as they are here.
@@ -172,7 +176,7 @@ def apply(
     if offloads:
         dtype = COMPUTE[execution.precision]
         params = HostParams(model, dtype, execution.device, partial(_pool, plan, execution.device), fixed=fixed)
-        loss.to(execution.device)
+        params.place(loss)
     elif plan.keeps_weights:
         from luban.parallel.whole_weights import WholeWeights
 
@@ -232,7 +236,9 @@ def _after(wait: Callable[[], None], function: LossFunction, batch: TensorBatch)
 
 def _pool(plan: ParallelPlan, device: torch.device, size: int) -> Pool:
     """Where so many bytes of fp32 weights and moments are kept."""
-    return DiskPool(Path(plan.offload_folder), size) if plan.offload == "disk" else HostPool(device.type == "cuda")
+    return (
+        DiskPool(Path(plan.offload_folder), size) if plan.offload == "disk" else HostPool(device.type == "cuda", size)
+    )
 
 
 class Losses(nn.Module):

@@ -10,7 +10,7 @@ Stacks are numbered in the order in which they run: the encoder of an encoder–
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
-from luban.core.plan import ParallelPlan, even_runs
+from luban.core.plan import ParallelPlan
 from luban.models.base import Model
 from luban.models.stack import Layers, TransformerStack
 from luban.nn.context import ForwardContext
@@ -72,14 +72,15 @@ class Boundary:
         return [k for k, part in enumerate(self.parts[stage]) if part.finished or part.layers]
 
 
-def stage_parts(depths: list[int], stages: int) -> list[list[StackPart]]:
-    """The parts of each stage, with as equal numbers of layers as can be.
+def stage_parts(depths: list[int], runs: Sequence[tuple[int, int]]) -> list[list[StackPart]]:
+    """The parts of each stage.
 
     Args:
         depths: layers of each stack.
+        runs: first layer of each stage and the one past its last, of all stacks' layers one after another.
     """
     found = []
-    for begin, end in even_runs(sum(depths), stages):
+    for begin, end in runs:
         parts, before = [], 0
         for depth in depths:
             layers = tuple(range(max(begin - before, 0), min(max(end - before, 0), depth)))
@@ -96,8 +97,9 @@ def cut_stages(model: Model, plan: ParallelPlan, process: int) -> Boundary:
         ConfigError: there are more stages than layers, or the model has no stack of layers.
     """
     stacks = stacks_of(model)
-    check_stages(plan, sum(len(stack.block_of) for stack in stacks))
-    boundary = Boundary(stage_parts([len(stack.block_of) for stack in stacks], plan.stages))
+    depths = [len(stack.block_of) for stack in stacks]
+    check_stages(plan, sum(depths))
+    boundary = Boundary(stage_parts(depths, plan.stage_runs(sum(depths))))
     mine = [boundary.parts[stage] for stage in range(process, plan.stages, plan.pipeline)]
     for k, stack in enumerate(stacks):
         parts = [stage[k] for stage in mine]
@@ -146,6 +148,7 @@ def check_stages(plan: ParallelPlan, layers: int) -> None:
             f"plan.pipeline {plan.pipeline} needs {needed}, and there are {layers}: use {fewer}"
             f"{' or --plan.schedule 1f1b' * (each > 1)}"
         )
+    plan.stage_runs(layers)
 
 
 class StageLayers(Layers):

@@ -64,6 +64,7 @@ class StepSettings:
     offloads: bool = (
         False  # fp32 weights and optimizer state aren't on the device, and gradients leave it layer by layer
     )
+    host_parameters: int = 0  # with `offloads`: those whose half-precision weights stay on the host, too
     update_bytes: int = 0  # allocated by the optimizer during its update
 
 
@@ -116,7 +117,7 @@ def predict_memory(graph: OpGraph, settings: StepSettings, traced: TracedMemory 
         n_gradients = n
     frozen = 0 if settings.trained is None else graph.parameters
     fixed = {
-        "parameters": itemsize * (frozen + n) + masters,
+        "parameters": itemsize * (frozen + n - settings.host_parameters) + masters,
         "optimizer": 0 if settings.offloads else settings.optimizer_bytes,
     }
     if traced is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from luban.core.opgraph import Op, OpGraph
-from luban.core.plan import ParallelPlan, even_runs
+from luban.core.plan import ParallelPlan
 
 DIVIDED = frozenset({"q", "k", "v", "o", "gate", "up", "down", "lm_head"})  # roles that the axis tensor divides
 STATISTICS = (
@@ -52,7 +52,7 @@ class Spread:
         """The operations of one process of the pipeline. Those outside of layers go with the next layer, or the last."""
         names = list(self.graph.layers())
         stage_of = {}
-        for stage, (begin, end) in enumerate(even_runs(len(names), self.plan.stages)):
+        for stage, (begin, end) in enumerate(self.plan.stage_runs(len(names))):
             stage_of |= dict.fromkeys(names[begin:end], stage)
         found, stage = [], self.plan.stages - 1
         for op in reversed(self.graph.ops):

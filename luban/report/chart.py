@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 720, 320
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 40
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,7 @@ def _axes(chart: Chart, place, xs: tuple[float, float], ys: tuple[float, float])
     parts.append(
         f'<text class="name" x="{(LEFT + chart.width - RIGHT) / 2}" y="{chart.height - 6}" text-anchor="middle">'
         f"{escape(chart.x_label)}</text>"
+        f'<text class="name" x="4" y="14">{escape(chart.y_label)}</text>'
     )
     return parts
 

@@ -23,6 +23,7 @@ from luban.models.describe import describe
 from luban.models.spec import ModelSpec
 from luban.nn.position.base import PositionShape
 from luban.nn.roles import Role, roles_of
+from luban.optim.base import hidden_matrices
 from luban.parallel.device import compiler_missing
 from luban.parallel.memory_limits import free_memory, resident_memory
 from luban.parallel.offload.pools import disk_bandwidth
@@ -169,6 +170,9 @@ def step_settings(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Step
         remat_budget=recipe.plan.remat_budget,
         remat_layer=recipe.plan.remat_layer,
         offloads=on_gpu and recipe.plan.offload != "none",
+        host_parameters=sum(math.prod(shapes[name]) for name in hidden_matrices(roles) if name in shapes)
+        if on_gpu and recipe.plan.offload_tiles
+        else 0,
         gpu_kernels=on_gpu,
         saves_activation=not recomputed,
         activation_in_matmul=recomputed and _fuses_activation(train.precision, spec),

@@ -45,10 +45,9 @@ from luban.parallel.expert import check_experts
 from luban.parallel.stages import check_stages
 from luban.parallel.world import World
 
-SEED, ROWS = 3, 8
+SEED, ROWS, PROCESSES = 3, 8, 4
 FEW_FAMILIES = 4  # in every test run
 STEPS, MORE_STEPS, MANY_STEPS = 2, 6, 20  # of a drawn sample in every test run, of all plans, of a drawn sample
-PROCESSES = 4
 PLANS = [
     {"replicate": 4},
     {"shard": 4},
@@ -131,8 +130,7 @@ def train(trained: TrainEngine, name: str, first: int, past: int) -> list[tuple[
 
 def share_of(batch: Batch, trained: TrainEngine) -> Batch:
     """The rows that a loader gives this process."""
-    world = trained.world
-    pieces = trained.accumulate * world.plan.microbatches
+    world, pieces = trained.world, trained.accumulate * trained.world.plan.microbatches
     rows = np.arange(ROWS).reshape(pieces, world.plan.readers, -1)[:, world.reader].reshape(-1)
     return type(batch)(**{name: array[rows] for name, array in vars(batch).items()})
 
@@ -266,6 +264,8 @@ DIVIDED = [  # family, plan, settings, how near to one process
     ("uneven", {"shard": 4, "remat": "rotor", "remat_budget": "75%"}, {}, 1e-9),
     ("uneven", {"shard": 2, "tensor": 2, "remat": "pofo", "remat_budget": "75%"}, {}, 1e-9),
     ("uneven", {"tensor": 2, "pipeline": 2, "remat": "rotor", "remat_budget": "90%"}, {}, 1e-9),
+    ("uneven", {"tensor": 2, "pipeline": 2, "microbatches": 2, "stage_layers": (1, 4)}, {}, 1e-9),
+    ("uneven", {"pipeline": 4, "microbatches": 2, "stage_layers": (1, 1, 1, 2), "schedule": "gpipe"}, {}, 1e-9),
     ("decoder", {"shard": 4}, FP16, 3e-3),  # fp16 has 11 bits
     ("decoder", {"shard": 2, "replicate": 2, "zero": 1}, FP16, 3e-3),
     ("late-mixture", {"pipeline": 2, "shard": 2, "microbatches": 2}, {}, 1e-9),

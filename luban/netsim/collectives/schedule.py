@@ -38,13 +38,16 @@ class Schedule:
         self.flows.append(Flow(self.hosts[rank], self.hosts[rank], 0, after=waits, duration=duration, label=self.label))
         return len(self.flows) - 1
 
-    def extend(self, other: Schedule, before: Sequence[int | None]) -> list[list[int]]:
-        """Append another schedule over the same hosts: its first flows of each rank wait for `before[rank]`.
+    def extend(
+        self, other: Schedule, before: Sequence[int | None], hosts: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        """Append another schedule over the same hosts, or over the given ones: its first flows of each rank wait for `before[rank]`.
 
         Returns the numbers of the flows that each rank sends or receives, which what comes next has to wait for.
         """
-        offset, touched = len(self.flows), [[] for _ in self.hosts]
-        rank_of = {host: rank for rank, host in enumerate(self.hosts)}
+        hosts = self.hosts if hosts is None else hosts
+        offset, touched = len(self.flows), [[] for _ in hosts]
+        rank_of = {host: rank for rank, host in enumerate(hosts)}
         for i, flow in enumerate(other.flows):
             first = [] if flow.after else [before[rank_of[flow.src]], before[rank_of[flow.dst]]]
             flow.after = tuple(sorted({n + offset for n in flow.after} | {n for n in first if n is not None}))

@@ -1,19 +1,23 @@
 """One training step under a parallel plan: computation, and the collectives that wait for it and that it waits for.
 
 Ranks are placed as `ParallelPlan` places processes: tensor and context next to each other, then shards, replicas, pipeline stages.
-Per micro-batch and layer: two tensor-parallel all-reduces forward and two backward. Between stages: activations and gradients of
-their boundary. After a layer's last backward pass: its gradients over replicas and shards, while earlier layers still compute.
+Per micro-batch and layer: two tensor-parallel all-reduces forward and two backward; under ZeRO 3 its weights are gathered before
+both passes, one layer ahead. Between stages: activations and gradients of their boundary. After a layer's last backward pass, while
+earlier layers still compute: its gradients, summed over replicas, or scattered over shards and then summed over their copies; under
+ZeRO 1 and 2 the updated weights are gathered behind them. All forward passes of a step come before its backward passes (GPipe; 1F1B
+takes as long).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from luban.core.errors import ConfigError
 from luban.core.plan import AXES, ParallelPlan
-from luban.netsim.collectives.ring import ring_all_reduce
+from luban.netsim.collectives.ring import ring_all_gather, ring_all_reduce, ring_reduce_scatter
 from luban.netsim.collectives.schedule import Schedule
 from luban.netsim.flows import Flow, at_microseconds
 from luban.netsim.topology.network import Network
@@ -27,6 +31,7 @@ class TrainingStep(Workload):
     plan: ParallelPlan = field(default_factory=lambda: ParallelPlan(replicate=8))  # how it is spread
     layers: int = 8  # of the model; a multiple of the pipeline's stages
     layer_bytes: int = 50_000_000  # gradients of a layer, before tensor parallelism divides them
+    weight_bytes: int = 25_000_000  # of a layer as shards gather it, before tensor parallelism divides it
     activation_bytes: int = 16_000_000  # of a micro-batch between two layers
     forward_us: float = 500.0  # of a layer and micro-batch on one device
     backward_us: float = 1000.0  # of a layer and micro-batch on one device
@@ -39,6 +44,13 @@ class TrainingStep(Workload):
         plan, hosts = self.plan, len(network.hosts)
         if plan.processes > hosts:
             raise ConfigError(f"workload.plan needs {plan.processes} devices, and the cluster has {hosts}")
+        if plan.stage_layers:
+            raise ConfigError("workload.plan: stage_layers are not simulated; all stages have as many layers")
+        if plan.expert > 1 or (plan.pipeline > 1 and plan.schedule not in ("gpipe", "1f1b")):
+            what = "expert" if plan.expert > 1 else f"schedule {plan.schedule}"
+            raise ConfigError(
+                f"workload.plan: {what} is not simulated; layers are alike, and the schedule is gpipe or 1f1b"
+            )
         if self.layers % plan.pipeline or self.layers < 1:
             raise ConfigError(
                 f"workload.layers {self.layers} must be a multiple of the {plan.pipeline} pipeline stages"
@@ -53,9 +65,9 @@ class _Step:
     def __init__(self, config: TrainingStep, schedule: Schedule):
         self.config, self.plan, self.schedule = config, config.plan, schedule
         self.last: list[list[int]] = [[] for _ in range(schedule.ranks)]
-        self.reducing: list[list[int]] = [
-            [] for _ in range(schedule.ranks)
-        ]  # the gradients' last reduction of each rank
+        self.before: list[list[int]] = [[] for _ in range(schedule.ranks)]  # what its last one waited for
+        self.reducing: list[list[int]] = [[] for _ in range(schedule.ranks)]  # the last message about gradients
+        self.gathering: list[list[int]] = [[] for _ in range(schedule.ranks)]  # the last gathered weights
 
     def build(self) -> list[Flow]:
         """GPipe's order: all forward passes, then all backward passes."""
@@ -73,8 +85,7 @@ class _Step:
         return self.schedule.flows
 
     def _ranks(self, stage: int) -> list[int]:
-        per_stage = self.schedule.ranks // self.plan.pipeline
-        return [r for r in range(self.schedule.ranks) if self.plan.place(r)["pipeline"] == stage][:per_stage]
+        return [r for r in range(self.schedule.ranks) if self.plan.place(r)["pipeline"] == stage]
 
     def _groups(self, stage: int, *axes: str) -> list[list[int]]:
         """The ranks of a stage in groups that differ along the given axes only."""
@@ -88,41 +99,63 @@ class _Step:
         config = self.config
         time = config.forward_us if direction == "forward" else config.backward_us
         divided = time / (self.plan.tensor * self.plan.context)
+        if self.plan.shard > 1 and self.plan.zero == 3:
+            self._gather_weights(stage)
+        for rank in self._ranks(stage):
+            self.before[rank] = self.last[rank]
         for _ in range(2):  # attention and feed-forward, each with an all-reduce over the tensor group after it
             for rank in self._ranks(stage):
                 slow = config.slow_factor if rank == config.slow_rank else 1.0
-                work = self.schedule.compute(rank, at_microseconds(divided / 2 * slow), self.last[rank])
+                work = self.schedule.compute(
+                    rank, at_microseconds(divided / 2 * slow), [*self.last[rank], *self.gathering[rank]]
+                )
                 self.last[rank] = [work]
             if self.plan.tensor > 1:
                 for group in self._groups(stage, "tensor"):
                     size = config.activation_bytes // self.plan.context
-                    self._collective(group, size, self.last, wait=True)
+                    self._collective(ring_all_reduce, group, size, self.last, self.last, "tensor")
+
+    def _gather_weights(self, stage: int) -> None:
+        """Of the next layer, while the one before it computes."""
+        for group in self._groups(stage, "shard", "context"):
+            size = self.config.weight_bytes // self.plan.tensor
+            self._collective(ring_all_gather, group, size, self.before, self.gathering, "weights")
 
     def _reduce_gradients(self, stage: int, layers: int) -> None:
-        size = layers * self.config.layer_bytes // self.plan.tensor
-        for group in self._groups(stage, "replicate", "shard", "context"):
-            if len(group) > 1:
-                self._collective(group, size, self.reducing, wait=False)
+        plan, size = self.plan, layers * self.config.layer_bytes // self.plan.tensor
+        if plan.shard == 1:
+            for group in self._groups(stage, "replicate", "context"):
+                self._collective(ring_all_reduce, group, size, self.last, self.reducing, "gradients")
+            return
+        for group in self._groups(stage, "shard", "context"):
+            self._collective(ring_reduce_scatter, group, size, self.last, self.reducing, "gradients")
+        for group in self._groups(stage, "replicate"):
+            part = size // (plan.shard * plan.context)
+            self._collective(ring_all_reduce, group, part, self.last, self.reducing, "gradients")
+        if plan.zero < 3:
+            weights = layers * self.config.weight_bytes // plan.tensor
+            for group in self._groups(stage, "shard", "context"):
+                self._collective(ring_all_gather, group, weights, self.last, self.reducing, "weights")
 
-    def _collective(self, group: list[int], size: int, last: list[list[int]], wait: bool) -> None:
-        """An all-reduce over a group; the computation of its ranks waits for it, or goes on beside it."""
-        inner = Schedule([self.schedule.hosts[r] for r in group], label="tensor" if wait else "gradients")
-        ring_all_reduce(inner, size)
+    def _collective(
+        self,
+        algorithm: Callable[[Schedule, int], None],
+        group: list[int],
+        size: int,
+        after: list[list[int]],
+        chain: list[list[int]],
+        label: str,
+    ) -> None:
+        """A collective over a group, after each rank's computation `after` and its last message of the `chain`, whose last it
+        then is."""
+        if len(group) == 1:
+            return
+        inner = Schedule([self.schedule.hosts[r] for r in group], label=label)
+        algorithm(inner, size)
         # One work of no time a rank joins what it has to wait for.
-        before = [self.schedule.compute(r, 0, [*self.last[r], *last[r]]) for r in group]
-        offset = len(self.schedule.flows)
-        host_rank = {host: i for i, host in enumerate(inner.hosts)}
-        for flow in inner.flows:
-            ends = {host_rank[flow.src], host_rank[flow.dst]}
-            waits = {n + offset for n in flow.after} or {before[i] for i in ends}
-            flow.after = tuple(sorted(waits))
-            self.schedule.flows.append(flow)
-        for i, rank in enumerate(group):
-            ends_here = [n for n in range(offset, len(self.schedule.flows)) if self._touches(n, inner.hosts[i])]
-            last[rank] = ends_here[-2:]
-
-    def _touches(self, n: int, host: int) -> bool:
-        return host in (self.schedule.flows[n].src, self.schedule.flows[n].dst)
+        before = [self.schedule.compute(r, 0, [*after[r], *chain[r]]) for r in group]
+        for rank, touched in zip(group, self.schedule.extend(inner, before, inner.hosts), strict=True):
+            chain[rank] = touched[-2:]  # what it sends and what it receives in the last step
 
     def _hand_on(self, stage: int, step: int) -> None:
         """Activations to the next stage, or gradients to the one before."""

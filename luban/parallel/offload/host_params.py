@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from luban.optim.adamw import AdamWGroups
-from luban.optim.base import Optimizer
+from luban.optim.base import Optimizer, ParamGroups
 from luban.parallel.offload.pools import DiskPool, Pool
+from luban.parallel.offload.streamed import StreamedGroups
+from luban.parallel.offload.tiles import tiled_weights
 from luban.parallel.precision import MixedPrecisionParams
 from luban.parallel.remat.host import Streams
 
@@ -42,7 +44,8 @@ class HostParams(MixedPrecisionParams):
         super().__init__(model, dtype, masters=False, fixed=fixed)
         if next(iter(whole.values())).data_ptr() == next(iter(self.working.values())).data_ptr():
             whole = {name: tensor.clone() for name, tensor in whole.items()}  # the device's pool is the host's here
-        model.to(device)
+        self.streams = Streams(device)
+        self.place(model)
         self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters = True
         kinds = {tensor.dtype for tensor in whole.values()}
@@ -53,13 +56,23 @@ class HostParams(MixedPrecisionParams):
             tensor = whole.pop(name)
             master = self.pool.zeros(tensor.shape, tensor.dtype)
             self.parameters[name] = nn.Parameter(master.copy_(tensor))
-        self.streams = Streams(device)
         self._left: list[tuple[str, Tensor, torch.cuda.Event | None]] = []
         for name, parameter in self.working.items():
             parameter.register_post_accumulate_grad_hook(partial(self._leave, name))
 
+    def place(self, module: nn.Module) -> None:
+        """Move a module to the device, but for matrices that are read by tiles: these are pinned where a GPU reads them."""
+        tiled = {id(weight) for weight in tiled_weights(self.model)}
+
+        def placed(tensor: Tensor) -> Tensor:
+            if id(tensor) not in tiled:
+                return tensor.to(self.streams.device)
+            return tensor.pin_memory() if self.streams.cuda and not tensor.is_pinned() else tensor
+
+        module._apply(placed)  # as module.to does
+
     def keep_moments(self, optimizer: Optimizer) -> None:
-        """Put Adam's moments into the pool."""
+        """Put Adam's moments into the pool; those on a disk are streamed through memory from now on."""
         for algorithm in optimizer.algorithms:
             assert isinstance(algorithm, AdamWGroups)
             for parameter, state in algorithm.state.items():
@@ -68,18 +81,25 @@ class HostParams(MixedPrecisionParams):
                     exp_avg_sq=self.pool.zeros(parameter.shape, parameter.dtype),
                     step=torch.zeros(()),
                 )
+        pool = self.pool
+        if isinstance(pool, DiskPool) and pool.direct is not None:
+            streamed: list[ParamGroups] = [StreamedGroups(algorithm, pool) for algorithm in optimizer.algorithms]
+            optimizer.algorithms = streamed
 
     def _leave(self, name: str, parameter: nn.Parameter) -> None:
         """Copy a complete gradient to the host and free it."""
         gradient = parameter.grad
         assert gradient is not None
+        parameter.grad = None
+        if self.streams.cuda and not gradient.is_cuda:  # of a matrix that is read by tiles
+            self._left.append((name, gradient, None))
+            return
         with self.streams.copying("out"):
             host = torch.empty(gradient.shape, dtype=gradient.dtype, pin_memory=self.streams.cuda)
             host.copy_(gradient, non_blocking=True)
             if self.streams.cuda:
                 gradient.record_stream(torch.cuda.current_stream(self.streams.device))
             self._left.append((name, host, self.streams.event()))
-        parameter.grad = None
 
     @torch.no_grad()
     def accumulate(self) -> None:

@@ -1,7 +1,8 @@
 """Where offloaded tensors live: host memory, or one file of a disk.
 
-The file is mapped into memory, and its space is taken before anything is written, so that a full disk is met before the first step; its
-name is removed at once, so that nothing is left behind however the run ends.
+The file's space is taken before anything is written, so that a full disk is met before the first step; its name is removed at once, so
+that nothing is left behind however the run ends. Tensors are views of it, mapped into memory, for whatever looks at one now and then
+(checkpoints); updates read and write it past the operating system's cache (`direct.py`), which keeps both in step.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor
 
 from luban.core.errors import UnsupportedError
+from luban.core.log import warn
 from luban.core.units import bytes_
+from luban.parallel.offload.direct import ALIGNED, Buffer, DirectFile, done, rounded_up
 
-ALIGNED = 4096  # bytes: tensors begin at multiples, as pages of a file do
+SLAB = 2**30  # bytes of host memory taken at once
 PROBE = 2**26  # bytes written and read to time a disk
 
 
@@ -35,14 +38,28 @@ class Pool(Protocol):
 
 
 class HostPool:
-    """Host memory, pinned where a GPU copies from it."""
+    """Host memory, pinned where a GPU copies from it. Tensors share slabs, since torch rounds pinned ones up to powers of two.
 
-    def __init__(self, pinned: bool):
+    Args:
+        size: bytes that all tensors take together, to choose the slabs by.
+    """
+
+    def __init__(self, pinned: bool, size: int):
         self.pinned = pinned
+        self.slab_bytes = min(SLAB, 1 << max(size - 1, 1).bit_length())
+        self.slab, self.used = torch.empty(0, dtype=torch.uint8), 0
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A new tensor."""
-        return torch.zeros(tuple(shape), dtype=dtype, pin_memory=self.pinned)
+        count = prod(shape)
+        size = rounded_up(count * dtype.itemsize)
+        if size > self.slab_bytes:
+            return torch.zeros(tuple(shape), dtype=dtype, pin_memory=self.pinned)
+        if self.used + size > len(self.slab):
+            self.slab, self.used = torch.zeros(self.slab_bytes, dtype=torch.uint8, pin_memory=self.pinned), 0
+        found = self.slab[self.used : self.used + count * dtype.itemsize].view(dtype).view(tuple(shape))
+        self.used += size
+        return found
 
 
 class DiskPool:
@@ -54,11 +71,15 @@ class DiskPool:
 
     def __init__(self, folder: Path, size: int):
         self.folder, self.size, self.used = folder, max(size, ALIGNED), 0
+        self.offsets: dict[int, int] = {}  # address of a tensor → its place in the file
+        handle = -1
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=folder, prefix="luban-offload-")
             os.unlink(name)
             os.posix_fallocate(handle, 0, self.size)
+            self._map = mmap.mmap(handle, self.size)
+            self.direct = _direct(folder, handle)
         except OSError as error:
             free = os.statvfs(folder) if folder.is_dir() else None
             left = "" if free is None else f", and {bytes_(free.f_bavail * free.f_frsize)} are free"
@@ -66,28 +87,54 @@ class DiskPool:
             raise UnsupportedError(
                 f"plan.offload_folder {folder} {what}: offloading to it needs {bytes_(self.size)}{left}"
             ) from None
-        self._map = mmap.mmap(handle, self.size)
-        os.close(handle)
+        finally:
+            if handle >= 0:
+                os.close(handle)
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A new tensor; the file's space is zeros at first."""
         count = prod(shape)
         found = torch.frombuffer(self._map, dtype=dtype, count=count, offset=self.used) if count else torch.empty(0)
-        self.used += -(-count * dtype.itemsize // ALIGNED) * ALIGNED
+        self.offsets[found.data_ptr()] = self.used
+        self.used += rounded_up(count * dtype.itemsize)
         return found.to(dtype).view(tuple(shape))
 
     @staticmethod
     def bytes_of(shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> int:
         """What tensors of these shapes take."""
-        return sum(-(-prod(shape) * dtype.itemsize // ALIGNED) * ALIGNED for shape in shapes)
+        return sum(rounded_up(prod(shape) * dtype.itemsize) for shape in shapes)
 
 
-def disk_bandwidth(folder: Path) -> float:
-    """Bytes a second written to a file of the folder and reached by the disk."""
+def _direct(folder: Path, handle: int) -> DirectFile | None:
+    """The open file for direct I/O; None, with a warning, where the file system refuses that."""
+    try:
+        return DirectFile(handle)
+    except OSError as error:
+        warn(
+            f"the file system of plan.offload_folder {folder} refuses direct I/O ({error.strerror}): updates go through the "
+            "operating system's cache, which is slower"
+        )
+        return None
+
+
+def disk_bandwidth(folder: Path, size: int = PROBE) -> float:
+    """Bytes a second that an update reads and writes in a file of the folder: half of them each, past the cache where the file
+    system allows that; `size` bytes, a multiple of two pages, are written and moved."""
+    half = size // 2
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+        buffer = Buffer(size)
+        buffer.bytes.random_()
+        try:
+            direct = DirectFile(file.fileno())
+        except OSError:
+            began = time.perf_counter()
+            file.write(buffer.map)
+            file.flush()
+            os.fsync(file.fileno())
+            return size / (time.perf_counter() - began)
+        done(direct.write(buffer, 0, 0, size))  # the first write of a place takes longer
         began = time.perf_counter()
-        file.write(os.urandom(2**20) * (PROBE // 2**20))
-        file.flush()
-        os.fsync(file.fileno())
-        return PROBE / (time.perf_counter() - began)
+        done([*direct.write(buffer, 0, 0, half), *direct.read(buffer, half, half, half)])
+        return size / (time.perf_counter() - began)

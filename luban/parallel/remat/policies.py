@@ -31,6 +31,7 @@ OWN = {
     "luban.flash4_forward.default",
     "luban.gated_matmuls.default",
     "luban.low_rank_linear.default",
+    "luban.tiled_linear.default",
     "luban.apply_rotary_qkv.default",
 }  # the last is what attention keeps
 

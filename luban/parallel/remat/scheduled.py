@@ -171,11 +171,10 @@ def measured_chain(
             kept.append({storage_key(t): t.untyped_storage().nbytes() for t in (*tensors, y.detach())})
             if seconds is None and y.requires_grad and backward_passes:
                 inputs = [current] if current.requires_grad else _leaves(y)
-                torch.autograd.grad(y, inputs, torch.zeros_like(y), retain_graph=True, allow_unused=True)
+                torch.autograd.grad(y, inputs, torch.zeros_like(y), allow_unused=True)
             times = (middle - began, _now(x) - middle if backward_passes else 2 * (middle - began))
-            del tensors
             if len(kept) == 1:
-                first = y  # alive, so that its graph's storages aren't taken for the second run's
+                first = (y, tensors)  # alive, so that their storages aren't taken for the second run's
         common = kept[0].keys() & kept[1].keys() | (outside or set())
         own = {key: size for key, size in kept[1].items() if key not in common}
         output = y.untyped_storage().nbytes()
@@ -184,7 +183,7 @@ def measured_chain(
         forward.append(times[0] if seconds is None else seconds[number])
         backward.append(times[1] if seconds is None else 2 * seconds[number])
         current = y.detach()
-        del first, y
+        del first, tensors, y
     generator.restore()
     return Chain(
         forward=forward,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from luban.core.plan import SCHEDULES, ParallelPlan, even_runs
+from luban.core.plan import SCHEDULES, ParallelPlan
 from luban.kernels.limits import LOGIT_BYTES
 from luban.planner.memory import FP32, StepSettings
 from luban.planner.pipeline.stash import peak_stash
@@ -104,7 +104,7 @@ class Workload:
         """Each stage's costs of one micro-batch, recomputation included."""
         kinds, known, found = self.model.kind_of, {}, []
         each = [self._recomputed(plan, kind, cut) for kind in range(len(self.model.layers))]
-        for stage, (begin, end) in enumerate(even_runs(len(kinds), plan.stages)):
+        for stage, (begin, end) in enumerate(plan.stage_runs(len(kinds))):
             counts = tuple(kinds[begin:end].count(kind) for kind in range(len(each)))
             if counts not in known:
                 total = Costs()

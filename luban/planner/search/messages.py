@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from luban.core.errors import MissingExtra
+from luban.core.errors import ConfigError, MissingExtra
 from luban.core.log import warn
 from luban.planner.cluster import Cluster
 from luban.planner.machine import MachineTable
@@ -83,14 +83,16 @@ class Messages:
         inside, nodes = self.levels(axis)
         ring = axis.stride * axis.size
         paths = []
-        for gpu in range(min(hosts, HOSTS) // ring * ring):
+        if hosts < ring:
+            raise ConfigError(
+                f"the cluster's topology has {hosts} hosts, and a ring of the plan has {ring} GPUs: it needs a host for each GPU"
+            )
+        for gpu in range(max(min(hosts, HOSTS) // ring, 1) * ring):  # of rings alike so many, one at least
             base, at = gpu // ring * ring, gpu % ring
             place, lane = divmod(at, axis.stride)
             node, member = divmod(place, inside)
             to = base + (((node + 1) % nodes) * inside + member) * axis.stride + lane
             if to != gpu:
                 paths.append(network.hashed_path(gpu, to, rng))
-        if not paths:
-            return float("inf")
         capacity = np.repeat([link.rate * 1.25e5 for link in network.links], 2)
         return float(max_min_rates(paths, capacity).min()) * self.table.network

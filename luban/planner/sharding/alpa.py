@@ -247,9 +247,6 @@ def as_plan(found: Found, layers: int) -> tuple[ParallelPlan | None, list[str]]:
         reasons.append("stages divided differently: all are divided alike")
     number = len(found.stages.cuts)
     runs = [found.layers(stage) for stage in range(number)]
-    if runs != list(even_runs(layers, number)):
-        lengths = ", ".join(str(past - first) for first, past in runs)
-        reasons.append(f"stages of {lengths} layers: numbers of layers differ by one at most, the longer stages first")
     reasons += _unknown(found.solution)
     if len(sizes) > 1 or len(shapes) > 1:
         return None, reasons
@@ -258,6 +255,7 @@ def as_plan(found: Found, layers: int) -> tuple[ParallelPlan | None, list[str]]:
         replicate=data,
         tensor=model,
         pipeline=number,
+        stage_layers=() if runs == list(even_runs(layers, number)) else tuple(past - first for first, past in runs),
         microbatches=found.micro_batches if number > 1 else 1,
         remat="full" if any(recomputes for _, _, recomputes in found.variants) else "none",
     )

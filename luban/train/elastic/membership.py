@@ -70,13 +70,12 @@ class Membership:
 
     def node(self, name: str, numbers: list[int]) -> None:
         """A machine takes part with workers of these numbers; none: it leaves."""
-        before = self.expected()
         row = self.database.execute("SELECT numbers FROM nodes WHERE name = ?", (name,)).fetchone()
         if row is not None and json.loads(row["numbers"]) == numbers:
             return
         self.database.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?)", (name, json.dumps(numbers)))
         self.events.add("node joins" if numbers else "node leaves", name, workers=len(numbers))
-        if self.running and before - self.expected():
+        if self.running and {member["name"] for member in self.members()} - self.expected():
             self.facts.set(change=True)
 
     def expected(self) -> set[str]:

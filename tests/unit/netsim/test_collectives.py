@@ -1,5 +1,7 @@
 """Collectives against their closed forms, and what each of their flows carries."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -170,12 +172,37 @@ def test_plans_of_all_kinds_run_to_their_end(plan):
     assert seconds(network, workload) > compute
 
 
+@pytest.mark.parametrize(("zero", "gathers"), [(1, 1), (2, 1), (3, 2)])
+def test_shards_send_the_bytes_of_their_stage_of_zero(zero, gathers):
+    """(N − 1)/N of all gradients, scattered, and of all weights, gathered once or before both passes; copies sum their parts."""
+    plan, layers, network = ParallelPlan(replicate=2, shard=4, zero=zero), 6, Star(hosts=8).network()
+    workload = TrainingStep(plan=plan, layers=layers, layer_bytes=800_000, weight_bytes=400_000, activation_bytes=1000)
+    sent = Counter()
+    for flow in workload.flows(network, RNG):
+        sent[flow.label] += flow.size
+    share = 3 / 4 * 8  # of every process
+    assert sent["gradients"] == layers * (share * 800_000 + 2 * 1 / 2 * 800_000 / 4 * 8)
+    assert sent["weights"] == layers * gathers * share * 400_000
+
+
+def test_weights_are_gathered_while_the_layer_before_computes():
+    network = Star(hosts=8).network()
+    plans = {zero: ParallelPlan(shard=8, zero=zero) for zero in (2, 3)}
+    sizes = {"layers": 12, "layer_bytes": 80_000, "weight_bytes": 1_000_000}
+    found = {zero: seconds(network, TrainingStep(plan=plan, **sizes)) for zero, plan in plans.items()}
+    compute, gather = 12 * 1.5e-3, 7 / 8 * 1e6 * BYTE
+    assert compute + gather <= found[3] < compute + 2 * gather  # all but the first is hidden
+
+
 def test_bad_collectives_are_refused():
     network = Star(hosts=8).network()
     with pytest.raises(ConfigError, match="from 2 to 8"):
         Collective(ranks=9).flows(network, RNG)
     with pytest.raises(ConfigError, match="needs 16 devices, and the cluster has 8"):
         TrainingStep(plan=ParallelPlan(replicate=16)).flows(network, RNG)
+    with pytest.raises(ConfigError, match="schedule interleaved is not simulated"):
+        plan = ParallelPlan(pipeline=2, schedule="interleaved", microbatches=2)
+        TrainingStep(plan=plan).flows(network, RNG)
     with pytest.raises(DataError, match="2, 4, 8"):
         halving_doubling.recursive_doubling_all_reduce(Schedule(list(range(6))), 10)
     with pytest.raises(DataError, match="don't divide"):

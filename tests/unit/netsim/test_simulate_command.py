@@ -154,3 +154,9 @@ def test_help_shows_every_field_with_a_comment(capsys):
     text = capsys.readouterr().out
     for field in ("--topology.type", "--transport.type", "--switch.buffer_bytes", "--run.until_us", "--workload.type"):
         assert field in text
+
+
+def test_help_of_a_scenario_has_the_fields_of_its_parts(capsys):
+    assert main(["simulate", "training_step", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--workload.layer_bytes" in shown and "--topology.gpus" in shown and "training_step has them" in shown

@@ -99,7 +99,7 @@ def test_tokens_are_divided_so_that_causal_work_is_equal(ranks):
 def test_stages_share_out_the_layers_of_all_stacks():
     for depths in ([5], [2, 2], [3, 4], [1, 6]):
         for stages in range(1, sum(depths) + 1):
-            parts = stage_parts(depths, stages)
+            parts = stage_parts(depths, ParallelPlan(pipeline=stages, microbatches=1).stage_runs(sum(depths)))
             for k, depth in enumerate(depths):
                 mine = [stage[k] for stage in parts]
                 assert [layer for part in mine for layer in part.layers] == list(range(depth))
@@ -108,6 +108,17 @@ def test_stages_share_out_the_layers_of_all_stacks():
                 assert [part.finished for part in mine] == [i > last for i in range(stages)]
             sizes = [sum(len(part.layers) for part in stage) for stage in parts]
             assert max(sizes) - min(sizes) <= 1
+
+
+def test_stages_of_unequal_depths():
+    plan = ParallelPlan(pipeline=3, stage_layers=(1, 3, 2))
+    parts = stage_parts([2, 4], plan.stage_runs(6))
+    assert [[part.layers for part in stage] for stage in parts] == [[(0,), ()], [(1,), (0, 1)], [(), (2, 3)]]
+    with pytest.raises(ConfigError, match="6 layers in all, and the model has 7"):
+        plan.stage_runs(7)
+    for layers in ((1, 2), (0, 3, 3)):
+        with pytest.raises(ConfigError, match="each of the 3 stages"):
+            ParallelPlan(pipeline=3, stage_layers=layers)
 
 
 def test_places_of_processes_and_the_nearest_plans():

@@ -221,6 +221,29 @@ def test_compiled_layers_run_by_a_schedule():
     assert found[3] == pytest.approx(found[1], rel=1e-5)
 
 
+@pytest.mark.slow  # seconds of compiling
+def test_layers_compiled_before_are_measured():
+    """A backward pass that was compiled to overwrite what was saved runs once a graph."""
+    if compiler_missing(torch.device("cpu")):
+        pytest.skip("needs a C++ compiler")
+
+    class Perceptron(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(32, 48), nn.Linear(48, 32)
+
+        def forward(self, x):
+            return x + self.down(nn.functional.silu(self.up(x)))
+
+    layer = Perceptron()
+    layer.compile(dynamic=False, fullgraph=True)
+    x = torch.randn(8, 32, requires_grad=True)
+    layer(x).sum().backward()  # compiled here, for one pass
+    chain = measured_chain([layer, layer], x)
+    assert chain.output_size == [8 * 32 * 4] * 2
+    assert all(size >= 8 * 32 * 4 + 8 * 48 * 4 for size in chain.saved_size)
+
+
 def test_what_layers_keep_under_a_schedule_needs_a_schedule_and_compiled_layers():
     with pytest.raises(ConfigError, match=r"use --plan\.remat rotor, or --plan\.remat selective alone"):
         ParallelPlan(remat="full", remat_layer="selective")

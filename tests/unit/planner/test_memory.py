@@ -267,3 +267,6 @@ def test_offloaded_state_is_not_on_the_device():
     assert away.parameters == 2 * graph.parameters and away.optimizer == 0
     assert kept.total - away.total > 12 * graph.parameters  # masters and moments
     assert away.gradients <= 2 * max(layer.parameters for layer in graph.layers().values()) + 2 * 512 * 256
+    layers = sum(layer.parameters for layer in graph.layers().values())
+    tiled = predict_memory(graph, replace(plain, offloads=True, host_parameters=layers))
+    assert tiled.parameters == 2 * (graph.parameters - layers) == 2 * (2 * 512 * 256 + 256)  # tables and the last norm

@@ -172,6 +172,14 @@ def test_a_network_with_too_few_spines_slows_what_crosses_it():
     assert found[0] < found[2] <= found[1]
 
 
+def test_a_topology_with_fewer_hosts_than_a_ring_is_refused():
+    table = MachineTable(gpu="a100-80gb", source="test", matmul=((1, 1.0),), links=1.0, network=1.0)
+    cluster = Cluster(gpu="a100-80gb", nodes=4, gpus_per_node=8, between=Link(bandwidth=12.5, latency_us=0))
+    small = LeafSpine(leaves=2, hosts_per_leaf=8, spines=8, spine_gbps=100)
+    with pytest.raises(ConfigError, match="16 hosts, and a ring of the plan has 32 GPUs"):
+        Messages(replace(cluster, topology=small), table).seconds("all-gather", 4e9, Axis(32, 1))
+
+
 def test_tables_are_interpolated_over_the_logarithm():
     rows = ((128, 0.2), (512, 0.6))
     assert [interpolated(rows, size) for size in (1, 128, 256, 512, 9999)] == pytest.approx([0.2, 0.2, 0.4, 0.6, 0.6])

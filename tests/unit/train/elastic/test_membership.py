@@ -127,6 +127,15 @@ def test_too_few_workers_wait_and_too_many_are_kept_ready(tmp_path):
     assert run.seats("a/1", "a/2") == {"a/1": 1, "a/2": 0}
 
 
+def test_a_machine_whose_workers_never_took_part_leaves_without_ending_a_generation(run):
+    started(run)
+    run.members.node("b", [0])
+    with pytest.raises(Refused):
+        run.join("b/0", version="2")
+    run.members.node("b", [])
+    assert run.members.running and not run.members.facts.get("change", False)
+
+
 def test_a_node_joins_when_all_its_workers_are_there_and_leaves_between_steps(run):
     started(run, THREE[:2])
     run.members.node("b", [0, 1])

@@ -1,0 +1,157 @@
+"""Updates of state on a disk (Rajbhandari et al. 2021, ZeRO-Infinity, section 5.2): while one piece of weights and moments is updated
+the next is read and the last one is written.
+
+Pieces have one size whatever the matrices' are, so that the memory that they need is small and constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from luban.core.errors import TrainingError
+from luban.optim.base import ParamGroups, Update
+from luban.parallel.offload.direct import Buffer, done, rounded_up
+from luban.parallel.offload.pools import DiskPool
+
+NUMBERS = 2**24  # of a piece
+SLOTS = 3  # pieces in memory: one that is read, one that is updated, one that is written
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Numbers begin … end of a parameter and of its moments."""
+
+    parameter: nn.Parameter
+    begin: int
+    end: int
+
+
+@dataclass
+class Slot:
+    """Memory of a piece, and the requests that are under way in it."""
+
+    buffer: Buffer
+    requests: list[Future[None]] = field(default_factory=list)
+
+
+def pieces(parameters: Sequence[nn.Parameter], numbers: int) -> Iterator[list[Span]]:
+    """Spans of all parameters, in order, gathered into pieces of at most so many numbers; spans begin at multiples of it or at 0."""
+    piece, left = [], numbers
+    for parameter in parameters:
+        for begin in range(0, parameter.numel(), numbers):
+            span = Span(parameter, begin, min(begin + numbers, parameter.numel()))
+            if span.end - begin > left:
+                yield piece
+                piece, left = [], numbers
+            piece.append(span)
+            left -= span.end - begin
+    if piece:
+        yield piece
+
+
+class StreamedGroups(ParamGroups):
+    """Adam over parameters whose weights and moments lie in a file.
+
+    Args:
+        algorithm: that updates what is in memory.
+        pool: with a file for direct I/O.
+        numbers: of a piece, a multiple of 1,024, so that pieces are whole pages and vectors.
+    """
+
+    def __init__(self, algorithm: ParamGroups, pool: DiskPool, numbers: int = NUMBERS):
+        self.algorithm, self.pool, self.numbers = algorithm, pool, numbers
+        self.groups, self.state = algorithm.groups, algorithm.state
+        self.slots: list[Slot] = []
+
+    def step(self, factor: float, update: Update) -> None:
+        """Update every parameter that has a gradient, piece by piece.
+
+        Raises:
+            TrainingError: the disk failed in between.
+        """
+        if not update.apply:
+            return
+        stepped = [p for group in self.groups for p in group["params"] if p in update.gradients]
+        work = list(pieces(stepped, self.numbers))
+        self._allot(work)
+        try:
+            for index, piece in enumerate(work):
+                if index == 0:
+                    self._request("read", self._slot(0), piece)
+                slot = self._slot(index)
+                if index + 1 < len(work):
+                    self._request("read", self._slot(index + 1), work[index + 1])
+                done(slot.requests)
+                self._update(factor, update, slot, piece)
+                self._request("write", slot, piece)
+            for slot in self.slots:
+                done(slot.requests)
+        except OSError as error:
+            raise TrainingError(
+                f"plan.offload_folder {self.pool.folder} failed in the middle of an update ({error.strerror or error}): "
+                "weights on it are lost; go on from the last checkpoint"
+            ) from None
+
+    def _allot(self, work: Sequence[Sequence[Span]]) -> None:
+        """Memory for the largest piece, once."""
+        size = max((sum(size for _, _, size in self._extents(piece)) for piece in work), default=0)
+        if not self.slots or len(self.slots[0].buffer.map) < size:
+            self.slots = [Slot(Buffer(size)) for _ in range(SLOTS)]
+
+    def _slot(self, index: int) -> Slot:
+        return self.slots[index % SLOTS]
+
+    def _tensors(self, parameter: nn.Parameter) -> list[Tensor]:
+        return [parameter.data, *(self.state[parameter][name] for name in MOMENTS)]
+
+    def _extents(self, piece: Sequence[Span]) -> Iterator[tuple[Span, int, int]]:
+        """Of a piece's tensors in turn: span, offset in the file, bytes of whole pages."""
+        for span in piece:
+            for tensor in self._tensors(span.parameter):
+                offset = self.pool.offsets[tensor.data_ptr()] + span.begin * tensor.itemsize
+                yield span, offset, rounded_up((span.end - span.begin) * tensor.itemsize)
+
+    def _request(self, what: str, slot: Slot, piece: Sequence[Span]) -> None:
+        """Begin to read or write a piece, once the slot is free."""
+        done(slot.requests)
+        assert self.pool.direct is not None
+        call, place, slot.requests = getattr(self.pool.direct, what), 0, []
+        for _, offset, size in self._extents(piece):
+            slot.requests += call(slot.buffer, place, offset, size)
+            place += size
+
+    def _update(self, factor: float, update: Update, slot: Slot, piece: Sequence[Span]) -> None:
+        """Run the algorithm on the numbers in memory, which stand in for the file's meanwhile."""
+        place = 0
+        held: dict[nn.Parameter, list[Tensor]] = {}
+        gradients: dict[nn.Parameter, Tensor] = {}
+        copies: dict[nn.Parameter, Tensor] = {}
+        try:
+            for span in piece:
+                parameter, state, count = span.parameter, self.state[span.parameter], span.end - span.begin
+                tensors = held[parameter] = self._tensors(parameter)
+                here = []
+                for tensor in tensors:
+                    here.append(slot.buffer.tensor(place, count, tensor.dtype))
+                    place += rounded_up(count * tensor.itemsize)
+                parameter.data = here[0]
+                state.update(zip(MOMENTS, here[1:], strict=True))
+                if span.begin:
+                    state["step"] -= 1  # the whole parameter's, counted with its first span
+                gradients[parameter] = update.gradients[parameter].reshape(-1)[span.begin : span.end]
+                if parameter in update.copies:
+                    copies[parameter] = update.copies[parameter].view(-1)[span.begin : span.end]
+            self.algorithm.step(factor, replace(update, gradients=gradients, copies=copies))
+        finally:
+            for parameter, (weights, *moments) in held.items():
+                parameter.data = weights
+                self.state[parameter].update(zip(MOMENTS, moments, strict=True))
+
+    def averages(self) -> Mapping[nn.Parameter, Tensor]:
+        """Of the algorithm."""
+        return self.algorithm.averages()
