@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from luban.netsim.simulation import Outcome, Simulation
 
 SHIPPED = Path(__file__).parents[1] / "netsim" / "scenarios"
+INTERRUPTED, UNFINISHED = 130, 1  # exit codes
 USAGE = """usage: luban simulate FILE.toml|SCENARIO [--out DIR] [--json] [--section.field value …]
        luban simulate --list
 
@@ -40,7 +41,7 @@ Examples:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Simulate and print; 130 where it was interrupted."""
+    """Simulate and print; 130 where it was interrupted, 1 where flows can't finish."""
     words = list(argv)
     if "--list" in words:
         print("\n".join(f"{path.stem:<24} {_title(path)}" for path in sorted(SHIPPED.glob("*.toml"))))
@@ -69,7 +70,7 @@ def _scenarios(name: str, assignments: list[tuple[str, str]]) -> dict[str, Scena
     from luban.netsim.comparison import variants
     from luban.netsim.scenario import Scenario
 
-    found = variants(load_toml(find_recipe(name, SHIPPED), SHIPPED))
+    found = variants(load_toml(find_recipe(name, SHIPPED, "scenario"), SHIPPED))
     return {variant: from_dict(Scenario, override(data, assignments)) for variant, data in found.items()}
 
 
@@ -135,8 +136,8 @@ def _compare(scenarios: dict[str, Scenario], title: str, out: Path | None, as_js
     for name, scenario in scenarios.items():
         outcome, simulation, found = _simulated(scenario)
         results[name], rows[name] = (scenario, simulation, found), row(simulation, found)
-        code = _exit_code(outcome)
-        if code:
+        code = max(code, _exit_code(outcome))
+        if code == INTERRUPTED:
             break
     if out is not None:
         with whole_directory(out) as folder:
@@ -173,10 +174,16 @@ def _write(folder: Path, scenario: Scenario, title: str, simulation: Simulation,
 
 
 def _exit_code(outcome: Outcome) -> int:
-    if outcome.reason != "interrupted":
+    """0 also where the time that the scenario gives was over before the flows were."""
+    from luban.netsim.simulation import TIME_IS_OVER
+
+    if outcome.reason == "interrupted":
+        say("luban: interrupted; the figures are those of what was simulated")
+        return INTERRUPTED
+    if outcome.complete or outcome.reason == TIME_IS_OVER:
         return 0
-    say("luban: interrupted; the figures are those of what was simulated")
-    return 130
+    say(f"luban: {outcome.reason}")
+    return UNFINISHED
 
 
 def _fluid(scenario: Scenario, out: Path | None, as_json: bool) -> int:

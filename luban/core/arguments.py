@@ -168,14 +168,15 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def find_recipe(name: str, shipped: Path) -> Path:
-    """A path, or the name of a recipe that ships (with or without `.toml` or a leading `recipes/`)."""
+def find_recipe(name: str, shipped: Path, kind: str = "recipe") -> Path:
+    """A path, or the name of a recipe that ships (with or without `.toml` or a leading `recipes/`); `kind` is what an error calls
+    it."""
     if Path(name).is_file():
         return Path(name)
     bare = name.removeprefix("recipes/").removesuffix(".toml")
     if (shipped / f"{bare}.toml").is_file():
         return shipped / f"{bare}.toml"
-    raise UsageError(f"no recipe '{name}': neither a file nor one that ships{nearest(bare, _names(shipped))}")
+    raise UsageError(f"no {kind} '{name}': neither a file nor one that ships{nearest(bare, _names(shipped))}")
 
 
 def _names(shipped: Path) -> list[str]:

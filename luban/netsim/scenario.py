@@ -42,6 +42,9 @@ class Run:
             raise ConfigError("run.repair_at_us must be after run.fail_at_us")
         if min(self.repair_at_us, self.until_us, self.base_rtt_us, self.sample_us, self.fail_at_us) < 0:
             raise ConfigError("run: times must not be below 0")
+        for name in ("fail_at_us", "repair_at_us"):
+            if getattr(self, name) and not self.fail_links:
+                raise ConfigError(f"run.{name} {getattr(self, name):g} without links: name them with run.fail_links")
 
 
 @dataclass(frozen=True, kw_only=True)

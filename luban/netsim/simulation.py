@@ -21,6 +21,8 @@ from luban.netsim.topology.network import Network
 
 STEP = 1_000_000  # events between two looks at the clock
 MOST_PACKETS = 1 << 23  # in flight at once: about 4 GB with telemetry
+TIME_IS_OVER = "the time limit was reached"  # why a run ended
+NAMED = 8  # unfinished flows that a reason names
 STALL_AFTER = 50_000_000_000  # ps without a delivery after which a deadlock is looked for
 
 
@@ -77,7 +79,8 @@ class Simulation:
         self._seconds = 0.0
 
     def run(self, until: int = NEVER, *, show: bool = False) -> Outcome:
-        """Run until every flow has finished, or until `until` (ps). Ctrl-C ends it early with what there is.
+        """Run until every flow has finished, or until `until` (ps). Ctrl-C ends it early with what there is, and a run without
+        `until` ends where only flows are left that have no path over links that work, and what waits for them.
 
         Raises:
             DeadlockError: ports that are paused wait for each other in a circle; the message names them.
@@ -97,7 +100,7 @@ class Simulation:
                 except KeyboardInterrupt:
                     reason = "interrupted"
                     break
-                reason = self._after(status)
+                reason = self._after(status, until)
                 world = self.state.world[0]
                 if show:
                     finished = len(self.flows) - int(world["unfinished"])
@@ -117,7 +120,7 @@ class Simulation:
             hops=int(world["hops"]),
         )
 
-    def _after(self, status: int) -> str:
+    def _after(self, status: int, until: int) -> str:
         """What to do after a step; a reason to stop, or nothing."""
         world = self.state.world[0]
         if status == at.GROW:
@@ -132,8 +135,43 @@ class Simulation:
                 raise DeadlockError(f"PFC deadlock at {world['now'] / 1e9:.3f} ms: {' waits for '.join(circle)}")
             if status == at.IDLE:
                 return "nothing more can happen, and flows are unfinished"
+            if until == NEVER and (cut_off := self.cut_off()):
+                return self._without_path(cut_off)
             world["last_progress"] = world["now"]
-        return {at.FINISHED: "finished", at.IDLE: "finished", at.UNTIL: "the time limit was reached"}.get(status, "")
+        return {at.FINISHED: "finished", at.IDLE: "finished", at.UNTIL: TIME_IS_OVER}.get(status, "")
+
+    def cut_off(self) -> list[int]:
+        """The flows whose every path crosses a link that has failed, where nothing else can happen any more: all other unfinished
+        flows wait for them. Empty where anything else is under way or still to start."""
+        found = []
+        for i, row in enumerate(self.state.flows):
+            if row["finish"] >= 0 or row["waits_for"] > 0:
+                continue
+            if not row["active"] or any(self._is_whole(path) for path in self._usable_paths(row)):
+                return []
+            found.append(i)
+        return found
+
+    def _usable_paths(self, row: np.void) -> list[int]:
+        """The paths on which a flow may still send: without those that it has ejected for good."""
+        if row["routing"] != at.BY_LANE:
+            return list(range(row["first_path"], row["first_path"] + row["paths"]))
+        lanes = self.state.lanes[row["first_lane"] : row["first_lane"] + row["lanes"]]
+        tried_again = self.state.world[0]["probe_gap"] > 0
+        return [int(lane["path"]) for lane in lanes if tried_again or not lane["ejected"]]
+
+    def _is_whole(self, path: int) -> bool:
+        """Whether all links of a path work."""
+        start, end = self.state.path_start[path : path + 2]
+        return not self.state.ports["down"][self.state.path_ports[start:end]].any()
+
+    def _without_path(self, cut_off: list[int]) -> str:
+        names = [self.network.names[node] for node in self.network.hosts]
+        said = [f"{i} ({names[self.flows[i].src]}→{names[self.flows[i].dst]})" for i in cut_off[:NAMED]]
+        more = f" and {len(cut_off) - NAMED} more" if len(cut_off) > NAMED else ""
+        waiting = int(self.state.world[0]["unfinished"]) - len(cut_off)
+        others = f"; {waiting} wait for them" if waiting else ""
+        return f"no working path is left to unfinished flows: {', '.join(said)}{more}{others}"
 
     def fail_link(self, link: int) -> None:
         """From now on the link loses everything that is sent over it, both ways."""

@@ -82,6 +82,11 @@ class Transport(Variant):
                 f"{self.recovery} takes for losses: use --transport.recovery selective --transport.reorder 0"
             )
 
+    def require_share(self, name: str) -> None:
+        """Raise ConfigError unless a field is above 0 and at most 1."""
+        if not 0 < getattr(self, name) <= 1:
+            raise ConfigError(f"transport.{name} must be above 0 and at most 1, {getattr(self, name)} given")
+
     def own_parameters(self, rate: float, base_rtt: float) -> list[float]:
         """The algorithm's own parameters, in the order of its constants.
 

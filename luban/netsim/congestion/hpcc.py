@@ -35,6 +35,10 @@ class Hpcc(Transport):
     max_stage: int = 0  # rounds of additive increase before a multiplicative one
     ai_mbps: float | None = None  # additive increase as a rate; by default 10 Mb/s for each 25 Gb/s of the port
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.require_share("eta")
+
     def own_parameters(self, rate: float, base_rtt: float) -> list[float]:
         """In the order of the constants above."""
         ai = rate / 2500 if self.ai_mbps is None else self.ai_mbps

@@ -72,6 +72,7 @@ class Ufab(Transport):
 
     def __post_init__(self):
         super().__post_init__()
+        self.require_share("eta")
         if self.token_gbps <= 0 or self.reselect_us <= 0:
             raise ConfigError("transport.token_gbps and transport.reselect_us must be above 0")
 

@@ -18,6 +18,7 @@ from luban.netsim.topology.network import Network, Path
 
 UNLIMITED = 1 << 60
 NEVER = 1 << 62
+MOST_PACKETS = 1 << 30  # of a flow: their numbers are 32 bits
 RECOVERIES = {"go_back_n": at.GO_BACK_N, "newreno": at.NEWRENO, "selective": at.SELECTIVE}
 ROUTINGS = {
     "ecmp": at.ONE_PATH,
@@ -168,12 +169,6 @@ class Segments:
         self.lists = np.array(found, np.int32)
 
 
-def _host_rate(network: Network) -> int:
-    """The fastest link (Mb/s) over which traffic comes into the network's switches from outside of them."""
-    rates = [link.rate for link in network.links if network.is_fabric(link.a) != network.is_fabric(link.b)]
-    return max(rates or [link.rate for link in network.links])
-
-
 def _sending_rate(network: Network, path: Path) -> int:
     """What congestion control takes for the line rate: the slowest link up to the first switch of the network."""
     rates = []
@@ -206,7 +201,7 @@ def _ports(network: Network, switches: Switches, transport: Transport, classes: 
     queues = np.zeros(len(ports) * at.CLASSES, at.queue_type)
     nodes = np.zeros(len(network.names), at.node_type)
     packet = transport.payload + transport.header
-    host_rate = _host_rate(network)
+    host_rate = network.nic_rate()
     buffer = switches.buffer(host_rate)
     if buffer < packet or 0 < switches.port_bytes < packet:
         raise ConfigError(
@@ -276,7 +271,13 @@ def _flows(network, transport, flows, paths, first, counts, lanes_of, first_lane
         if len({paths[p][0] for p in range(first[i], first[i] + counts[i])}) > 1:
             raise DataError(f"flow {i}: its paths leave host {flow.src} by different ports")
         rate = _sending_rate(network, path)
-        row["size"], row["packets"] = flow.size, max(1, -(-flow.size // transport.payload))
+        packets = max(1, -(-flow.size // transport.payload))
+        if packets > MOST_PACKETS:
+            raise DataError(
+                f"flow {i}: {flow.size} bytes are {packets} packets of transport.payload {transport.payload}, and a flow has at most "
+                f"{MOST_PACKETS}: make it smaller, or use mode fluid"
+            )
+        row["size"], row["packets"] = flow.size, packets
         row["weight"] = max(1, round(flow.weight * 1000))
         row["port"], row["profile"] = path[0], profiles.setdefault(rate, len(profiles))
         row["first_path"], row["paths"] = first[i], counts[i]

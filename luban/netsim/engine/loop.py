@@ -140,10 +140,9 @@ def _arrive(s, index):
     else:
         push(s, packet_at(s, port.pipe_head).arrive, ARRIVE, index)
     s.hops += 1
-    if port.down:
-        port.drops += 1
-        free_packet(s, packet)
-        return -1
+    # The ends of a failed link agree on pauses and credits when it works again, so control frames count while it is down.
+    if port.down and p.kind < PAUSE:
+        return _drop_on_failed_link(s, index, packet)
     if p.kind >= PAUSE:
         _control(s, index ^ 1, p.kind, p.seq, p.cumulative)
         free_packet(s, packet)
@@ -162,6 +161,17 @@ def _arrive(s, index):
         return -1
     enqueue(s, out, packet)
     return out
+
+
+@compiled
+def _drop_on_failed_link(s, index, packet):
+    """The packet is lost, and the buffer at the far end that was promised to it is free: its credit is the sender's again."""
+    port, p = port_at(s, index), packet_at(s, packet)
+    port.drops += 1
+    if p.cls > 0:
+        queue_at(s, index * CLASSES + p.cls).credits += p.size
+    free_packet(s, packet)
+    return index
 
 
 @compiled

@@ -58,6 +58,12 @@ class Network:
         """Whether a node is a switch of the network."""
         return self.switches[node] and node not in self.inside
 
+    def nic_rate(self) -> int:
+        """The fastest link (Mb/s) over which traffic comes into the network's switches from outside of them: not NVLink or PCIe,
+        which stay inside of a server. Of all links the fastest where the network has no switches."""
+        rates = [link.rate for link in self.links if self.is_fabric(link.a) != self.is_fabric(link.b)]
+        return max(rates or [link.rate for link in self.links])
+
     def _add(self, name: str, switch: bool, tier: int) -> int:
         self.names.append(name)
         self.switches.append(switch)

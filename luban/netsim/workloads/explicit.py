@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from luban.core.errors import ConfigError, DataError
+from luban.netsim.engine.layout import CLASSES
 from luban.netsim.flows import Flow, at_microseconds
 from luban.netsim.topology.network import Network
 from luban.netsim.workloads.base import Workload
+
+MOST_BYTES = 1e15  # of a flow
+MOST_WEIGHT = 1e6  # of a flow
+MOST_US = 1e12  # of its start: a simulation's clock counts picoseconds in 63 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +40,9 @@ class Flows(Workload):
             raise ConfigError(
                 f'workload.flows_list: {text!r} is not "FROM TO BYTES [START_US [CLASS [WEIGHT]]] [via NODE …]"'
             ) from None
+        _check(text, size, start, cls, weight)
         for host in (src, dst):
-            if host != int(host) or not 0 <= host < hosts:
+            if not math.isfinite(host) or host != int(host) or not 0 <= host < hosts:
                 raise DataError(f"workload.flows_list: {text!r} names host {host:g}; there are hosts 0 to {hosts - 1}")
         for name in names.split():
             if name not in network.names:
@@ -43,3 +50,15 @@ class Flows(Workload):
         segments = tuple(map(network.names.index, names.split())) if via else None
         begins = at_microseconds(start)
         return Flow(int(src), int(dst), int(size), start=begins, cls=int(cls), weight=weight, segments=segments)
+
+
+def _check(text: str, size: float, start: float, cls: float, weight: float) -> None:
+    """Raise ConfigError for a number that no flow has; not a number (NaN) is in no range."""
+    for name, value, fits, right in (
+        ("BYTES", size, 0 <= size <= MOST_BYTES and size == int(size), f"a whole number from 0 to {MOST_BYTES:g}"),
+        ("START_US", start, 0 <= start <= MOST_US, f"a number from 0 to {MOST_US:g}"),
+        ("CLASS", cls, cls in range(1, CLASSES), f"one of 1 to {CLASSES - 1}"),
+        ("WEIGHT", weight, 0 < weight <= MOST_WEIGHT, f"a number above 0, at most {MOST_WEIGHT:g}"),
+    ):
+        if not fits:
+            raise ConfigError(f"workload.flows_list: {text!r}: {name} must be {right}, {value:g} given")

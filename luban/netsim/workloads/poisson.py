@@ -40,9 +40,9 @@ class Poisson(Workload):
     """Poisson arrivals between random hosts, with incasts beside them."""
 
     sizes: Literal["web_search", "hadoop", "storage"] = "hadoop"  # distribution of flow sizes
-    load: float = 0.3  # of the hosts' bandwidth
+    load: float = 0.3  # of the bandwidth of the hosts' network cards
     duration_us: float = 1000.0  # in which flows start
-    incast_load: float = 0.0  # of the hosts' bandwidth, on top
+    incast_load: float = 0.0  # of the same, on top
     incast_senders: int = 60  # of each incast
     incast_bytes: int = 500_000  # of each of its senders
 
@@ -55,8 +55,7 @@ class Poisson(Workload):
             raise ConfigError(
                 f"workload.incast_senders {self.incast_senders} needs as many other hosts; there are {hosts}"
             )
-        rate = max(link.rate for link in network.links if not network.switches[link.a] or not network.switches[link.b])
-        total = hosts * rate * 0.125 * self.duration_us  # bytes that the hosts could send
+        total = hosts * network.nic_rate() * 0.125 * self.duration_us  # bytes that the hosts could send
         count = int(rng.poisson(self.load * total / mean_size(self.sizes)))
         starts, sizes = rng.uniform(0, self.duration_us * 1e6, count), draw_sizes(self.sizes, count, rng)
         flows = []

@@ -93,7 +93,16 @@ def test_shipped_scenarios_run_in_small(name, capsys):
     ("words", "said"),
     [
         ([], "luban simulate takes one scenario"),
-        (["nowhere"], "no recipe 'nowhere'"),
+        (["nowhere"], "no scenario 'nowhere'"),
+        (["incsat"], "no scenario 'incsat': neither a file nor one that ships (did you mean 'incast'?)"),
+        (["FILE", "--run.fail_at_us", "5"], "run.fail_at_us 5 without links: name them with run.fail_links"),
+        (["FILE", "--run.repair_at_us", "5"], "run.repair_at_us 5 without links"),
+        (["FILE", "--workload.bytes", "1000000000000000000"], "at most 1073741824"),
+        (["FILE", "--transport.eta", "0"], "transport.eta must be above 0 and at most 1, 0.0 given"),
+        (["FILE", "--transport.eta", "-1"], "transport.eta must be above 0"),
+        (["FILE", "--transport.eta", "nan"], "transport.eta must be above 0"),
+        (["FILE", "--transport.type", "pint", "--transport.eta", "2"], "transport.eta must be above 0"),
+        (["FILE", "--transport.type", "ufab", "--transport.eta", "0"], "transport.eta must be above 0"),
         (["FILE", "--transport.type", "hpc"], "did you mean 'hpcc'"),
         (["FILE", "--topolgy.hosts", "4"], "did you mean 'topology'"),
         (["FILE", "--workload.senders", "3"], "from 1 to 2"),
@@ -111,6 +120,33 @@ def test_bad_input_is_one_line(words, said, scenario, capsys):
     code = main(["simulate", "--json", *words])
     printed = capsys.readouterr()
     assert code in (1, 2) and said in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+@pytest.mark.parametrize(
+    ("flow", "said"),
+    [
+        ("0 1 inf", "BYTES must be a whole number from 0 to 1e+15, inf given"),
+        ("0 1 nan", "BYTES must be a whole number from 0 to 1e+15, nan given"),
+        ("0 1 1e18", "BYTES must be a whole number from 0 to 1e+15, 1e+18 given"),
+        ("0 1 1.5", "BYTES must be a whole number from 0 to 1e+15, 1.5 given"),
+        ("0 1 -1", "BYTES must be"),
+        ("inf 1 10", "names host inf; there are hosts 0 to 2"),
+        ("0 nan 10", "names host nan"),
+        ("0 1 10 inf", "START_US must be a number from 0 to 1e+12, inf given"),
+        ("0 1 10 nan", "START_US must be"),
+        ("0 1 10 0 1.5", "CLASS must be one of 1 to 3, 1.5 given"),
+        ("0 1 10 0 4", "CLASS must be one of 1 to 3, 4 given"),
+        ("0 1 10 0 1 0", "WEIGHT must be a number above 0, at most 1e+06, 0 given"),
+        ("0 1 10 0 1 nan", "WEIGHT must be"),
+        ("0 1 1e15", "at most 1073741824"),
+    ],
+)
+def test_a_flow_that_cannot_be_is_refused_by_its_field(flow, said, tmp_path, capsys):
+    path = tmp_path / "flows.toml"
+    path.write_text(f'[topology]\ntype = "star"\nhosts = 3\n[workload]\ntype = "flows"\nflows_list = ["{flow}"]\n')
+    assert main(["simulate", "--json", str(path)]) in (1, 2)
+    printed = capsys.readouterr()
+    assert said in printed.err and printed.err.count("\n") == 1 and not printed.out
 
 
 def test_help_shows_every_field_with_a_comment(capsys):
