@@ -38,7 +38,7 @@ class LowRankStack:
     Args:
         sizes: projection → O, in the order in which a joint matmul concatenates outputs.
         slots: S.
-        rank: a slot's largest at first; `put` makes room for a larger one.
+        rank: a slot's largest at first; `put` widens the stack for a larger one.
         like: of the factors' dtype and device.
     """
 
@@ -52,8 +52,8 @@ class LowRankStack:
 
     @torch.inference_mode()
     def put(self, slot: int, projection: str, a_RI: Tensor, b_OR: Tensor, scale: float) -> bool:
-        """Copy factors into a slot. Returns whether `add` does other work than before: the stack was moved in memory, to have
-        room for their rank, or they are the projection's first ones."""
+        """Copy factors into a slot. Returns whether `add` does other work than before: the stack was moved in memory, to hold
+        their rank, or they are the projection's first ones."""
         rank, other = len(a_RI), projection not in self._used
         if rank > self.rank:
             self._widen(padded_rank(rank))

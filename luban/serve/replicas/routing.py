@@ -1,4 +1,5 @@
-"""Which replica a request goes to: the one that has read the beginning of its text before, unless others have much less to do."""
+"""Which replica a request goes to: the one that has read the longest prefix of its text before,
+unless others have much less to do."""
 
 from __future__ import annotations
 
@@ -9,14 +10,14 @@ from collections.abc import Collection
 from itertools import islice
 from typing import Any
 
-CHUNK = 256  # characters; beginnings are compared in steps of so many
+CHUNK = 256  # characters; prefixes are compared in steps of so many
 LONGEST = 64  # chunks of a text that are looked at
-REMEMBERED = 100_000  # beginnings; the longest unused is forgotten first
-UNEVEN = 8  # requests that the replica with the longest beginning may have more than the one with the fewest
+REMEMBERED = 100_000  # prefixes; the longest unused is forgotten first
+UNEVEN = 8  # requests that the replica with the longest prefix may have more than the one with the fewest
 
 
 class Router:
-    """Remembers which replica read which beginnings last.
+    """Remembers which replica read which prefixes last.
 
     Args:
         replicas: their number.
@@ -25,14 +26,14 @@ class Router:
     def __init__(self, replicas: int):
         self.replicas = replicas
         self.running: Counter[int] = Counter()  # requests of each
-        self._last: OrderedDict[bytes, int] = OrderedDict()  # beginning → the replica
+        self._last: OrderedDict[bytes, int] = OrderedDict()  # prefix → the replica
 
     def choose(self, text: str, ready: Collection[int]) -> int:
         """The replica for a request, of those that are `ready`; count it by `begin` and `end`."""
         fewest = min(ready, key=lambda replica: (self.running[replica], replica))
         chosen = fewest
-        for beginning in _beginnings(text):
-            replica = self._last.get(beginning)
+        for prefix in _prefixes(text):
+            replica = self._last.get(prefix)
             if replica is None:
                 break
             if replica in ready and self.running[replica] <= self.running[fewest] + UNEVEN:
@@ -42,9 +43,9 @@ class Router:
     def begin(self, replica: int, text: str) -> None:
         """A request has gone there."""
         self.running[replica] += 1
-        for beginning in _beginnings(text):
-            self._last[beginning] = replica
-            self._last.move_to_end(beginning)
+        for prefix in _prefixes(text):
+            self._last[prefix] = replica
+            self._last.move_to_end(prefix)
         while len(self._last) > REMEMBERED:
             self._last.popitem(last=False)
 
@@ -54,7 +55,7 @@ class Router:
 
     def forget(self, replica: int) -> None:
         """It starts anew, and has read nothing."""
-        self._last = OrderedDict((beginning, at) for beginning, at in self._last.items() if at != replica)
+        self._last = OrderedDict((prefix, at) for prefix, at in self._last.items() if at != replica)
 
 
 def text_of(body: bytes) -> str:
@@ -71,8 +72,8 @@ def text_of(body: bytes) -> str:
     return f"{asked.get('model', '')}\0" + "".join(islice(written, CHUNK * LONGEST))
 
 
-def _beginnings(text: str) -> list[bytes]:
-    """Of each whole chunk of the text a hash of all up to its end; a text below one chunk has one beginning, itself."""
+def _prefixes(text: str) -> list[bytes]:
+    """Of each whole chunk of the text a hash of all up to its end; a text below one chunk has one prefix, itself."""
     if len(text) < CHUNK:
         return [hashlib.sha256(text.encode("utf-8", "replace")).digest()] if text else []
     found, before = [], b""

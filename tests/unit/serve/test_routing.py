@@ -17,7 +17,7 @@ def words(seed: int, count: int) -> str:
     return " ".join(rng.choice(["one", "two", "three", "four", "five"]) for _ in range(count))
 
 
-def test_a_conversation_stays_where_its_beginning_was_read():
+def test_a_conversation_stays_where_its_prefix_was_read():
     router, ready = Router(4), {0: "", 1: "", 2: "", 3: ""}
     places = []
     for number in range(12):
@@ -31,7 +31,7 @@ def test_a_conversation_stays_where_its_beginning_was_read():
     assert sorted(places.count(replica) for replica in range(4)) == [3, 3, 3, 3]  # and others are spread evenly
 
 
-def test_the_longest_beginning_counts_and_another_model_is_another_beginning():
+def test_the_longest_prefix_counts_and_another_model_is_another_prefix():
     router, common = Router(2), "x" * 3 * CHUNK
     router.begin(0, text_of(body(common + "a" * 2 * CHUNK)))
     router.begin(1, text_of(body(common + "b" * 2 * CHUNK)))
@@ -54,7 +54,7 @@ def test_a_busy_replica_hands_over_and_one_that_is_gone_is_not_chosen():
     assert router.choose(text, [0, 1, 2]) == 1
 
 
-def test_bodies_that_are_no_requests_have_no_beginning():
+def test_bodies_that_are_no_requests_have_no_prefix():
     for wrong in (b"", b"{", b"[1]", b'"x"', b"\xff\xfe"):
         assert text_of(wrong) == ""
     assert Router(2).choose("", [1]) == 1
