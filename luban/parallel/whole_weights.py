@@ -107,9 +107,7 @@ class WholeWeights(ShardedParams):
         outside = len(groups) - len(blocks)
         self._outside, inside = groups[:outside], groups[outside:]
         self._inside = {id(block): names for block, names in zip(blocks, inside, strict=True)}
-        self._arriving: dict[
-            str, list[Any]
-        ] = {}  # first name of a group → messages that the use of its weights waits for
+        self._arriving: dict[str, list[Any]] = {}  # first name of a group → messages that its weights come by
         self.refresh()
 
     @torch.no_grad()
