@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 from preference_models import mean_of, vowels
-from toy_runs import Row, ToyRuns, exchange, random_words
+from toy_runs import Row, ToyRuns, concluded, exchange, random_words
 
 from luban.align.constitutional import soft_label
 from luban.core.metrics.calibration import calibration
@@ -265,13 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"  {name:40} {value:.3f}")
     for name, row in means["labels"].items():
         print(f"  {name:40} " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
-    results = checks(means)
-    for name, held in results.items():
-        print(f"{'held  ' if held else 'FAILED'} {name}")
-    Path(f"{given.out}.json").write_text(
-        json.dumps({"seeds": found, "means": means, "checks": results}, indent=1) + "\n"
-    )
-    return 0 if all(results.values()) or given.quick else 1
+    return concluded(checks(means), f"{given.out}.json", quick=given.quick, seeds=found, means=means)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from toy_runs import Row, ToyRuns, random_words
+from toy_runs import Row, ToyRuns, concluded, random_words
 
 from luban.align.best_of import best_of_n_kl
 from luban.align.overoptimisation import best_of_n_curve, fit_overoptimisation
@@ -195,13 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{name:26}{form:15}{f['alpha']:8.3f}{f['beta']:8.3f}{f['r_squared']:7.3f}{f['peak']:7.2f}   {f['start']:.2f}, "
                 f"{f['best']:.2f} ({f['best_at']:.2f}), {f['end']:.2f} ({f['end_at']:.2f})"
             )
-    results = checks(table)
-    for name, held in results.items():
-        print(f"{'held  ' if held else 'FAILED'} {name}")
-    Path(f"{given.out}.json").write_text(
-        json.dumps({"seeds": found, "fits": table, "checks": results}, indent=1) + "\n"
-    )
-    return 0 if all(results.values()) or given.quick else 1
+    return concluded(checks(table), f"{given.out}.json", quick=given.quick, seeds=found, fits=table)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from toy_runs import Row, ToyRuns, random_words
+from toy_runs import Row, ToyRuns, concluded, random_words
 
 from luban.align.preferences import GRADES
 
@@ -207,13 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{name}")
         for kind, row in rows.items():
             print(f"  {kind:12}" + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
-    results = checks(means)
-    for name, held in results.items():
-        print(f"{'held  ' if held else 'FAILED'} {name}")
-    Path(f"{given.out}.json").write_text(
-        json.dumps({"seeds": found, "means": means, "checks": results}, indent=1) + "\n"
-    )
-    return 0 if all(results.values()) or given.quick else 1
+    return concluded(checks(means), f"{given.out}.json", quick=given.quick, seeds=found, means=means)
 
 
 if __name__ == "__main__":

@@ -165,3 +165,11 @@ def random_words(count: int, length: int, rng: random.Random) -> list[str]:
     while len(found) < count:
         found["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=length))] = None
     return list(found)
+
+
+def concluded(checks: dict[str, bool], out: str, *, quick: bool, **found: Any) -> int:
+    """Print which checks held and write them with what was found; the exit code, 0 for a quick run whatever they say."""
+    for name, held in checks.items():
+        print(f"{'held  ' if held else 'FAILED'} {name}")
+    Path(out).write_text(json.dumps({**found, "checks": checks}, indent=1) + "\n")
+    return 0 if all(checks.values()) or quick else 1

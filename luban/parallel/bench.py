@@ -17,12 +17,10 @@ from torch import Tensor
 
 from luban.core.errors import TrainingError
 from luban.core.units import bytes_, milliseconds
+from luban.parallel.collectives import all_gather_single, reduce_scatter_single
 from luban.parallel.point_to_point import PIECES, PointToPoint
 
 NUMBERS = torch.float32
-# torch 2.13 calls them so
-all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 Call = Callable[[], Tensor | None]
 
 

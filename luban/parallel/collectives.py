@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 functional = torch.ops._c10d_functional
+# as torch 2.13 calls them
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from luban.nn.init import FindRegion, Region
+from luban.parallel.collectives import all_gather_single
 from luban.parallel.exchange import Found, GradientExchange, grouped, wide
 from luban.parallel.placement import Placements
 from luban.parallel.sharded_params import ShardedParams
 from luban.parallel.world import World
-
-all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name since torch 2.13
 
 
 def rows_of(count: int, rank: int, size: int) -> tuple[int, int]:
@@ -209,10 +208,10 @@ class WholeWeights(ShardedParams):
     def _gathered(self, parts: Sequence[tuple[Tensor, Tensor]]) -> list[Any]:
         """Messages, on a GPU a single one, that put all processes' second tensors into the first."""
         if not self._cuda:
-            return [all_gather(to, part, group=self.group, async_op=True) for to, part in parts]
+            return [all_gather_single(to, part, group=self.group, async_op=True) for to, part in parts]
         with dist._coalescing_manager(group=self.group, async_ops=True) as together:  # type: ignore[attr-defined]
             for to, part in parts:
-                all_gather(to, part, group=self.group)
+                all_gather_single(to, part, group=self.group)
         return [together]
 
     def ready(self, block: nn.Module) -> None:

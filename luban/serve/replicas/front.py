@@ -24,7 +24,7 @@ from luban.serve.replicas.routing import Router, text_of
 HOP_BY_HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer", b"proxy-authorization"}
 OWN = {b"host", b"authorization", b"content-length", b"origin"}  # what the front answers for itself
 NAMED = b"luban-replica"  # header of answers: which one gave it
-SETTLED = 0.05  # seconds from a broken connection until the end of its process shows
+SHOWS_AFTER = 0.05  # seconds from a broken connection until the end of its process shows
 SHORT = 10.0  # seconds; a replica that lives no longer than this after its start is not started a third time at once
 SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?( .*)$")
 
@@ -207,7 +207,7 @@ class Front:
 
     async def _runs(self, number: int) -> bool:
         """Whether a replica whose connection broke is still there; else it is asked no more."""
-        await asyncio.sleep(SETTLED)
+        await asyncio.sleep(SHOWS_AFTER)
         replica = self.replicas[number]
         if replica.code is not None:
             replica.address = None
