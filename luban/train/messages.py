@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from luban.core.errors import LubanError
 from luban.core.log import warn
-from luban.parallel.bench import measure
+from luban.parallel.bench import Row, measure
 from luban.parallel.world import World
 from luban.planner.collective_times import SWEEPS, Links, fit
 
@@ -41,7 +41,8 @@ def measured_messages(world: World, rows: Sequence[Mapping[str, Any]], device: t
             values are left out, since they are no collectives.
 
     Returns:
-        Rows with `processes`, `bytes` of the whole tensor, and seconds under `measured`, `closed form`, `fluid` and `packets`.
+        Rows with `processes`, `bytes` of the whole tensor, and seconds under `measured`; those of the main process also under
+        `closed form`, `fluid` and `packets`, unless its times of all-reduces can't be fitted (a warning says so).
     """
     found: list[dict[str, Any]] = []
     for axis in AXES:
@@ -51,17 +52,13 @@ def measured_messages(world: World, rows: Sequence[Mapping[str, Any]], device: t
             continue
         sizes = FITTED[device.type]
         reduces = measure(["all_reduce"], sizes, device, repeats=REPEATS, group=group)
-        try:
-            links = fit(group.size(), [row.bytes for row in reduces], [row.peer_seconds for row in reduces])
-        except LubanError as error:
-            warn(f"the messages of plan.{axis} aren't predicted: {error}")
-            continue
+        links = _fitted(axis, reduces, group.size()) if world.is_main else None
         for row in wanted:
             name, n = NAMES[row["collective"]], group.size()
             sweeps = 1 if name == "all_to_all" else SWEEPS[name]
             size = min(int(row["bytes"] * n / (n - 1) / sweeps), LARGEST[device.type])
             (alone,) = measure([name], [size], device, repeats=REPEATS, group=group)
-            predicted = _predicted(links, name, alone.bytes) if world.is_main else {}
+            predicted = {} if links is None else _predicted(links, name, alone.bytes)
             about = {"axis": axis, "collective": row["collective"], "what": row["what"], "processes": n}
             found.append({**about, "bytes": alone.bytes, "measured": alone.peer_seconds, **predicted})
     return found
@@ -73,6 +70,15 @@ def _group(world: World, axis: str) -> dist.ProcessGroup | None:
         return world.expert_group if world.experts is not None else None
     groups = world.sharing_groups(axis)
     return groups[0] if groups else None
+
+
+def _fitted(axis: str, reduces: Sequence[Row], processes: int) -> Links | None:
+    """None where times don't grow with sizes, as on a machine that is busy with something else."""
+    try:
+        return fit(processes, [row.bytes for row in reduces], [row.peer_seconds for row in reduces])
+    except LubanError as error:
+        warn(f"the messages of plan.{axis} aren't predicted: {error}")
+        return None
 
 
 def _predicted(links: Links, name: str, size: int) -> dict[str, float]:

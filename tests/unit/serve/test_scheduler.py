@@ -59,7 +59,10 @@ class Engine:
                 for offset in range(size):
                     target[copy * size + offset] = origin.get(source * size + offset, ("", 0))
         assert sum(chunk.count for chunk in step.chunks) <= self.scheduler.max_tokens
-        assert not set(dict(step.swaps_in)) & set(dict(step.swaps_out).values())
+        kept = [
+            copy for _, copy in step.swaps_out
+        ]  # which may come back in the same step, where their tokens are shared
+        assert len(set(kept)) == len(kept)
         assert len({id(chunk.state) for chunk in step.chunks}) == len(step.chunks)
         self.waste += [len(chunk.state.table) * size - len(chunk.state.tokens) for chunk in step.chunks]
         written: list[int] = []
