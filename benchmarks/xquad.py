@@ -45,14 +45,19 @@ def once(made: Path, make: Callable[[], object]) -> Path:
 def index_of(args: argparse.Namespace, encoder: str, out: Path) -> Index:
     """Of all paragraphs, by BM25 and the encoder."""
     config = IndexConfig(retriever="hybrid", encoder=encoder, rule=WholeDocument())
-    return Index(once(out, lambda: build_index(DocumentReader([str(args.data)]), out, config)))
+    return Index(
+        once(out, lambda: build_index(DocumentReader([str(args.data)]), out, config, device=args.device)),
+        device=args.device,
+    )
 
 
 def seed_ranks(args: argparse.Namespace, seed: int, questions: Sequence[Question]) -> Ranks:
     """Every method's ranks of one seed's held-out questions."""
     folder = args.out / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = EncoderRecipe(data=args.data, encoder=args.encoder, heldout=args.heldout, epochs=args.epochs, seed=seed)
+    recipe = EncoderRecipe(
+        data=args.data, encoder=args.encoder, heldout=args.heldout, epochs=args.epochs, seed=seed, device=args.device
+    )
     encoder = once(folder / "encoder", lambda: train_encoder(recipe, folder / "encoder"))
     found: Ranks = {}
     plain, tuned = (
@@ -67,10 +72,15 @@ def seed_ranks(args: argparse.Namespace, seed: int, questions: Sequence[Question
             found[method.name] = ranks(index, questions, method, max(KS))
     if seed < args.reranked:
         cross = RerankerRecipe(
-            data=args.data, encoder=args.encoder, heldout=args.heldout, epochs=args.rerank_epochs, seed=seed
+            data=args.data,
+            encoder=args.encoder,
+            heldout=args.heldout,
+            epochs=args.rerank_epochs,
+            seed=seed,
+            device=args.device,
         )
         reader = once(folder / "reranker", lambda: train_reranker(cross, folder / "reranker"))
-        read = reranked(tuned, str(reader), depth=args.depth)
+        read = reranked(tuned, str(reader), args.device, args.depth)
         method = Method(name=f"tuned hybrid, its {args.depth} best re-ranked", retriever=None, reranked=read)
         found[method.name] = ranks(tuned, questions, method, max(KS))
     return found
@@ -116,10 +126,14 @@ def show(args: argparse.Namespace, results: Sequence[tuple[list[str], Ranks]]) -
         if not having:
             continue
         gains = [(names, right(found, above).astype(int) - right(found, below)) for names, found in having]
-        shown = [f"{g.mean():+.1%} ({low:+.1%} to {high:+.1%})" for _, g in gains for low, high in [interval(g.tolist())]]
+        shown = [
+            f"{g.mean():+.1%} ({low:+.1%} to {high:+.1%})" for _, g in gains for low, high in [interval(g.tolist())]
+        ]
         every = by_question(gains)
         low, high = interval(every)
-        print(f"{above} - {below}, top-1: {np.mean(every):+.1%} ({low:+.1%} to {high:+.1%}); by seed {', '.join(shown)}")
+        print(
+            f"{above} - {below}, top-1: {np.mean(every):+.1%} ({low:+.1%} to {high:+.1%}); by seed {', '.join(shown)}"
+        )
 
 
 def main() -> None:
@@ -134,14 +148,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="of the sentence encoder")
     parser.add_argument("--rerank-epochs", type=int, default=1, help="of the cross-encoder")
     parser.add_argument("--depth", type=int, default=20, help="passages that the cross-encoder reads")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results = []
     for seed in range(args.seeds):
         _, heldout = split(read_questions(args.data), args.heldout, seed)
         ranked = args.out / str(seed) / "ranks.json"
-        once(ranked, lambda seed=seed, to=ranked, asked=heldout: to.write_text(json.dumps(seed_ranks(args, seed, asked))))
+        once(
+            ranked, lambda seed=seed, to=ranked, asked=heldout: to.write_text(json.dumps(seed_ranks(args, seed, asked)))
+        )
         results.append(([question.text for question in heldout], json.loads(ranked.read_text())))
         show(args, results)
 

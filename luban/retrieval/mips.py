@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 14  # vectors multiplied at a time on a CPU, whose scores stay in its cache
-SCORES = 1 << 26  # on other devices as many as give so many scores: fewer kernel launches, which short blocks would wait for
+SCORES = (
+    1 << 26
+)  # on other devices as many as give so many scores: fewer kernel launches, which short blocks would wait for
 FEW, GROUP = 2, 1 << 10  # queries that a CPU multiplies by batches of so many vectors
 
 
