@@ -20,7 +20,9 @@ from luban.retrieval.fusion import Ranking, top
 
 CONNECTIVITY = 16  # neighbours of a node
 EXPANSION_ADD, EXPANSION_SEARCH = 128, 96  # candidates held while a vector is added, while a query is answered
-STORED = "bf16"  # precision of the graph's own copy of the vectors: half of float32's space and time, and the same recall
+STORED = (
+    "bf16"  # precision of the graph's own copy of the vectors: half of float32's space and time, and the same recall
+)
 BATCH = 1 << 14  # vectors added between two lines of the progress bar
 SPARE = 16  # candidates beyond the k best, for rounding in the graph's distances
 

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 14  # vectors multiplied at a time on a CPU, whose scores stay in its cache
-SCORES = (
-    1 << 26
-)  # on other devices as many as give so many scores: fewer kernel launches, which short blocks would wait for
+LARGEST = 1 << 26  # on other devices so many scores, or 8-bit numbers made float: fewer, longer kernels
 FEW, GROUP = 2, 1 << 10  # queries that a CPU multiplies by batches of so many vectors
 
 
@@ -31,7 +29,9 @@ def exact_search(
     k = min(k, len(vectors))
     best = queries.new_empty((len(queries), 0))
     places = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
-    size = BLOCK if queries.device.type == "cpu" else max(BLOCK, SCORES // max(len(queries), 1))
+    size = BLOCK
+    if queries.device.type != "cpu":
+        size = max(BLOCK, LARGEST // max(len(queries), 1 if scales is None else vectors.shape[1], 1))
     for first in range(0, len(vectors), size):
         block = slice(first, first + size)
         rows = vectors[block]
