@@ -65,7 +65,8 @@ def seed_ranks(args: argparse.Namespace, seed: int, questions: Sequence[Question
         index_of(args, str(encoder), folder / "index"),
     )
     found["BM25"] = ranks(plain, questions, Method(name="BM25", retriever="bm25"), max(KS))
-    for name, index in ((args.encoder, plain), (f"{args.encoder}, tuned", tuned)):
+    mine = Path(args.encoder).name
+    for name, index in ((mine, plain), (f"{mine}, tuned", tuned)):
         found[name] = ranks(index, questions, Method(name=name, retriever="dense"), max(KS))
         for fusion, words in (("reciprocal", "reciprocal rank"), ("zscore", "z-scores")):
             method = Method(name=f"BM25 and {name}, {words}", retriever="hybrid", fusion=fusion)
@@ -114,7 +115,7 @@ def show(args: argparse.Namespace, results: Sequence[tuple[list[str], Ranks]]) -
         gains = [np.array([1 / place if place else 0.0 for place in found[method]]) for _, found in having]
         mrr = np.mean(by_question([(names, g) for (names, _), g in zip(having, gains, strict=True)]))
         print(f"{method:<40}" + "".join(f"{cell:>22}" for cell in cells) + f"{mrr:8.3f}{len(having):7d}")
-    name = args.encoder
+    name = Path(args.encoder).name
     pairs = [
         (f"{name}, tuned", name),
         (f"BM25 and {name}, z-scores", "BM25"),
