@@ -31,7 +31,7 @@ from luban.retrieval.training.pairs import Pair, Text, mine, split
 class EncoderRecipe:
     """What a sentence encoder is tuned on, and how."""
 
-    type: Literal["encoder"] = "encoder"  # another type than the recipe of a model that writes answers
+    type: Literal["encoder"] = "encoder"  # what is trained: encoder, reranker or rag
     data: Path = Path("questions.json")  # questions with right passages: SQuAD's or DPR's format
     encoder: str = "minilm"  # the encoder to begin with: a path, or a name that a package carries
     towers: Literal[1, 2] = 1  # encoders: one for questions and passages, or as in DPR one for each
