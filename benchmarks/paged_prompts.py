@@ -125,7 +125,7 @@ def main() -> None:
             tried.__dict__.update({k: v for k, v in vars(prompts).items() if k != "work"})
             for own in (True, False):
                 for cols, warps, stages in SETTINGS:
-                    paged_launch.paged_tiles = lambda rows, _, s=(cols, warps, stages): Tiles(rows, *s)
+                    paged_launch.paged_tiles = lambda rows, *_, s=(cols, warps, stages): Tiles(rows, *s)
                     what = f"{'own' if own else 'pool'}: {rows} rows, {cols} keys, {warps} warps, {stages} stages"
                     show(what, lambda tried=tried, own=own: tried.paged(own=own))
         paged_launch.paged_tiles, paged_launch.CHUNK_ROWS = usual, ROWS[0]

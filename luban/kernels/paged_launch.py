@@ -42,10 +42,16 @@ def padded_width(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
-def paged_tiles(rows: int, row_bytes: int) -> Tiles:
-    """Settings of the kernel for a tile of so many rows. Args: as of `paged_work`."""
+def paged_tiles(rows: int, row_bytes: int, own: bool) -> Tiles:
+    """Settings of the kernel for a tile of so many rows. With 8 warps it takes 130 registers for chunks that read their own keys in
+    place, two more than let a second program in: narrow heads get 4, as in training.
+
+    Args:
+        rows: of the tile. row_bytes: as of `paged_work`. own: whether a chunk's own keys are read where they were computed.
+    """
     narrower = _narrower(row_bytes)
-    return Tiles(rows, max(16, TILE // narrower), 4 if rows <= 64 else 8, {1: 3, 2: 2, 4: 1}[narrower])
+    warps = 4 if rows <= 64 or (own and row_bytes <= 128) else 8
+    return Tiles(rows, max(16, TILE // narrower), warps, {1: 3, 2: 2, 4: 1}[narrower])
 
 
 def chunk_tokens(heads: int, key_heads: int, row_bytes: int) -> int:
@@ -182,9 +188,10 @@ def paged_attention(
     q_HND = q_HND if q_HND.stride(2) == 1 else q_HND.contiguous()
     padded = padded_width(D)
     for each in work:
-        t = paged_tiles(each.rows, padded * values.element_size())
+        in_place = new is not None and each.items.shape[1] > 4
+        t = paged_tiles(each.rows, padded * values.element_size(), in_place)
         split, own, fetch = each.splits > 1, None, False
-        if new is not None and each.items.shape[1] > 4:
+        if new is not None and in_place:
             fetch = fetches_tiles(q_HND.device) and D * values.element_size() % 16 == 0
             own = [walked(readable(x.transpose(0, 1)[None], fetch), t.cols, padded, fetch) for x in new]
         target, lse = out, out
