@@ -1,16 +1,17 @@
 """One altered sentence in a book of 72,000 tokens: a model that reads so far is trained, and finds it (`luban eval … altered_sentence`).
 
     python benchmarks/altered_books.py --out books                    # one H100: ten minutes of training, a minute of reading
-    python benchmarks/altered_books.py --out books --small            # two CPU cores, half an hour: books of 2,000 tokens
+    python benchmarks/altered_books.py --out books --small            # two CPU cores: books of 2,000 tokens
 
 The books are made up: sentences of weather and roads, and now and then a fact of one of many people ("Mara's lantern is amber."). Everybody
-appears in every book, with facts of its own, and a fact that is told again is told the same. A sentence of another book is as good a
-sentence as any; only who remembers the fact knows that it is wrong. Facts come in two halves that take turns, each in a random order,
-so that the last mention lies thousands of tokens back: with a window of 4,096 tokens nothing can be known.
+appears in many books, with facts of its own, and a fact that is told again is told the same. In a book that is read, one fact is told
+otherwise near the end: as good a sentence as any, which only who remembers the fact knows to be wrong. Facts come in two halves that
+take turns, each in a random order, so that in 72,000 tokens the last mention lies thousands of tokens back: with a window of 4,096 tokens
+little can be known.
 
 Rows grow: a model that has learned to look facts up over a thousand tokens learns it over 72,000 soon. Books of every length are read then:
-rank of the altered sentence, with the whole book in view and with the window; `luban eval … context_length`. Writes OUT/result.json;
-exits 1 where at 72,000 tokens the altered sentence is first in fewer than 8 of 10 books, or the window ranks it as well.
+rank of the altered sentence, with the whole book in view and with the window. Writes OUT/result.json; exits 1 where in the books but
+one from the longest the altered sentence is first in fewer than 8 of 10, or, but for --small, the window ranks it as well.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from toy_runs import ToyRuns, concluded
 
@@ -129,10 +131,12 @@ class Size:
     model: tuple[str, ...]
     flags: tuple[str, ...]
     books: int  # of each length
+    names: int  # people
+    things: int  # that each may have
 
 
 GPU = Size(
-    (Stage(1024, 256, 1500, "4e-3", 0.5), Stage(8192, 32, 400, "2e-3", 0.3), Stage(73_728, 4, 250, "1e-3")),
+    (Stage(1024, 256, 1500, "4e-3", 1.0), Stage(8192, 32, 400, "2e-3", 0.5), Stage(73_728, 4, 250, "1e-3")),
     (8192, 16_384, 32_768, 73_000, 100_000),
     (
         "--model.width",
@@ -146,9 +150,11 @@ GPU = Size(
     ),
     ("--train.device", "cuda", "--train.precision", "bf16", "--train.compile", "true"),
     10,
+    128,
+    16,
 )
 CPU = Size(
-    (Stage(256, 16, 1200, "4e-3", 0.5), Stage(2048, 4, 150, "2e-3")),
+    (Stage(256, 32, 1500, "4e-3", 1.0), Stage(2048, 4, 150, "2e-3")),
     (1000, 2000, 4000),
     (
         "--model.width",
@@ -162,27 +168,55 @@ CPU = Size(
     ),
     ("--train.device", "cpu", "--train.precision", "fp32", "--train.compile", "true"),
     10,
+    16,
+    4,
 )
 
 
-def book(tokens: int, row: int, rng: random.Random, share: float = Stage.share) -> str:
-    """A text of about so many tokens; facts are told `MENTIONS` times in every `row` of them."""
-    sentences = tokens // WORDS
-    count = max(2, round(row / WORDS * share / MENTIONS))
-    keys = rng.sample([(name, thing) for name in NAMES for thing in THINGS], count)
-    facts = [f"{name}'s {thing} is {rng.choice(VALUES)}." for name, thing in keys]
-    halves, told, text = (facts[: count // 2], facts[count // 2 :]), [], []
-    turn = 0
-    for _ in range(sentences):
-        if rng.random() >= share:
-            line = f"{rng.choice(WHO)} {rng.choice(DID)} {rng.choice(PLACE)}."
-            text.append(line[0].upper() + line[1:])
-            continue
-        if not told:
-            told = rng.sample(halves[turn], len(halves[turn]))
-            turn = 1 - turn
-        text.append(told.pop())
-    return " ".join(text)
+class Author:
+    """Writes books of one cast.
+
+    Args:
+        names, things: how many people, and how many things each may have.
+    """
+
+    def __init__(self, names: int, things: int, rng: random.Random):
+        self.rng = rng
+        self.keys = [f"{name}'s {thing}" for name in NAMES[:names] for thing in THINGS[:things]]
+
+    def book(self, tokens: int, row: int, share: float = Stage.share) -> list[tuple[str, str]]:
+        """Sentences of about so many tokens, each with what it tells of: a key, or nothing. Facts are told `MENTIONS` times in
+        every `row` of them."""
+        rng, text = self.rng, []
+        count = min(len(self.keys), max(2, round(row / WORDS * share / MENTIONS)))
+        facts = [(f"{key} is {rng.choice(VALUES)}.", key) for key in rng.sample(self.keys, count)]
+        halves, told, turn = (facts[: count // 2], facts[count // 2 :]), [], 0
+        for _ in range(tokens // WORDS):
+            if rng.random() >= share:
+                line = f"{rng.choice(WHO)} {rng.choice(DID)} {rng.choice(PLACE)}."
+                text.append((line[0].upper() + line[1:], ""))
+                continue
+            if not told:
+                told = rng.sample(halves[turn], len(halves[turn]))
+                turn = 1 - turn
+            text.append(told.pop())
+        return text
+
+    def altered(self, tokens: int) -> dict[str, Any]:
+        """A row of a book in whose last tenth a fact that was told before is to be told otherwise."""
+        text = self.book(tokens, tokens)
+        late = [i for i in range(len(text) * 9 // 10, len(text)) if text[i][1] and text[i] in text[: len(text) // 2]]
+        i = self.rng.choice(late)
+        line, key = text[i]
+        other = self.rng.choice([value for value in VALUES if line != f"{key} is {value}."])
+        start = sum(len(sentence) + 1 for sentence, _ in text[:i])
+        place = {"start": start, "stop": start + len(line), "text": f"{key} is {other}."}
+        return {"text": joined(text), "meta": {"altered": place}}
+
+
+def joined(sentences: list[tuple[str, str]]) -> str:
+    """The text."""
+    return " ".join(sentence for sentence, _ in sentences)
 
 
 class Books(ToyRuns):
@@ -192,17 +226,19 @@ class Books(ToyRuns):
         super().__init__(folder, seed, shown=True)
         self.size = size
 
+    def author(self, what: str) -> Author:
+        """Of one kind of books."""
+        return Author(self.size.names, self.size.things, random.Random(f"{self.seed} {what}"))
+
     def shards(self, number: int, stage: Stage) -> Path:
         """Rows of a stage: books four rows long, as many as are read once."""
         name = self.folder / f"shards-{number}"
         return self.once(name, lambda: self._pack(number, stage, name))
 
     def _pack(self, number: int, stage: Stage, out: Path) -> None:
-        rng, rows = random.Random(f"{self.seed} {number}"), stage.rows * stage.steps
-        texts = [
-            {"text": book(4 * stage.tokens, stage.tokens, rng, stage.share)}
-            for _ in range(max(8, min(rows // 4, 60_000_000 // (4 * stage.tokens))))
-        ]
+        author, most = self.author(str(number)), 60_000_000 // (4 * stage.tokens)
+        books = max(8, min(stage.rows * stage.steps // 4, most))
+        texts = [{"text": joined(author.book(4 * stage.tokens, stage.tokens, stage.share))} for _ in range(books)]
         corpus = self.folder / f"corpus-{number}"
         self.luban(
             "corpus",
@@ -283,8 +319,8 @@ class Books(ToyRuns):
         }
 
     def _evaluate(self, model: Path, tokens: int, out: Path) -> None:
-        rng = random.Random(f"{self.seed} read {tokens}")
-        texts = [{"text": book(tokens, tokens, rng)} for _ in range(2 * self.size.books + 2)]
+        author = self.author(f"read {tokens}")
+        texts = [author.altered(tokens) for _ in range(2 * self.size.books + 2)]
         corpus = self.folder / f"read-{tokens}"
         self.luban(
             "corpus",
@@ -335,8 +371,9 @@ def main() -> int:
     checks = {
         f"at {size.lengths[-2]} tokens the altered sentence is first in 8 of 10 books": asked["altered_whole_first"]
         >= 0.8,
-        "the window ranks it lower": asked["altered_window_rank"] > asked["altered_whole_rank"],
     }
+    if not args.small:
+        checks["the window ranks it lower"] = asked["altered_window_rank"] > asked["altered_whole_rank"]
     return concluded(checks, str(args.out / "result.json"), quick=False, lengths=rows, seconds=study.seconds)
 
 
