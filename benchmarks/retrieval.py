@@ -176,6 +176,9 @@ def encoding(args: argparse.Namespace) -> None:
         show(name, found)
 
 
+PARTS = {"dense": dense, "lexical": lexical, "encoding": encoding}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, default=1_000_000)
@@ -188,12 +191,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of a CPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--hnsw", action="store_true", help="build a graph, too: minutes for a million vectors")
-    parser.add_argument("--only", choices=["dense", "lexical", "encoding"])
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    for name, part in (("dense", dense), ("lexical", lexical), ("encoding", encoding)):
-        if args.only in (None, name):
-            part(args)
+    for name in args.only:
+        PARTS[name](args)
 
 
 if __name__ == "__main__":
