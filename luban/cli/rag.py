@@ -110,7 +110,10 @@ def run(argv: Sequence[str]) -> int | None:
             "search": (search, "an index and a query → passages"),
             "ask": (ask, "an index, a model and a question → an answer with its sources"),
             "eval": (evaluate, "an index and questions → top-k accuracy, reciprocal rank; with a model EM and F1"),
-            "train": (rag_train.run, "questions → a sentence encoder, a cross-encoder, or a model with its passages summed out"),
+            "train": (
+                rag_train.run,
+                "questions → a sentence encoder, a cross-encoder, or a model with its passages summed out",
+            ),
         },
         argv,
     )
