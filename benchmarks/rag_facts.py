@@ -206,6 +206,7 @@ def run(args: argparse.Namespace, folder: Path) -> list[dict]:
     questions = [pair for person in asked for pair in person.asked]
     closed = without_index(closed_book(start, everyone, trained, args), questions)
     found = [{"seed": args.seed, "model": "closed book", "exact_match": closed}]
+    print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     for kind in ("sequence", "token"):
         recipe = RagRecipe(
             data=data,

@@ -21,7 +21,7 @@ from luban.core.seeding import generator
 from luban.retrieval.bm25 import BM25, K1, B, Postings
 from luban.retrieval.dense import quantise
 from luban.retrieval.fusion import Ranking
-from luban.retrieval.hnsw import EXPANSION_SEARCH, Graph
+from luban.retrieval.hnsw import EXPANSIONS, Graph
 from luban.retrieval.mips import exact_search
 from luban.retrieval.terms import terms
 
@@ -123,7 +123,7 @@ def graph_beside(args: argparse.Namespace, vectors: np.ndarray, queries: np.ndar
     def search(expansion: int) -> list[Ranking]:
         return graph.search(queries, args.k, present, lambda query, places: vectors[places] @ query, expansion)
 
-    for expansion in (EXPANSION_SEARCH, 2 * EXPANSION_SEARCH, 4 * EXPANSION_SEARCH):
+    for expansion in EXPANSIONS:
         pairs = zip(search(expansion), exact.tolist(), strict=True)
         shared = sum(len(set(places.tolist()) & set(right)) for (places, _), right in pairs)
         (found,) = rates({"": lambda expansion=expansion: search(expansion)}, len(queries), args.rounds).values()

@@ -237,7 +237,8 @@ class Index:
 
     def _dense(self, queries: np.ndarray, k: int, exact: bool) -> list[Ranking]:
         if self.graph is not None and not exact:
-            return self.graph.search(queries, k, self.present, self.vectors.inner)
+            expansion = self.manifest.figures["hnsw"].get("expansion")
+            return self.graph.search(queries, k, self.present, self.vectors.inner, expansion)
         return self.vectors.search(queries, k, self.present)
 
     def _joined(self, query: str, vector: np.ndarray, dense: Ranking, k: int, fusion: Fusion) -> Ranking:
