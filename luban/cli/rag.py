@@ -171,7 +171,9 @@ def index(argv: Sequence[str]) -> None:
     say(f"index {args.out}: {figures['documents']} documents, {figures['passages']} passages")
     if "hnsw" in figures:
         found = figures["hnsw"]
-        say(f"  HNSW finds {found['recall_at_10']:.1%} of the exact ten best (recall@10), {found['expansion']} candidates held")
+        say(
+            f"  HNSW finds {found['recall_at_10']:.1%} of the exact ten best (recall@10), {found['expansion']} candidates held"
+        )
 
 
 def _named(encoder: str) -> tuple[Literal["bm25", "dense", "hybrid"], str | None]:
