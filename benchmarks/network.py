@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from luban.core.config import from_dict, load_toml, override
+from luban.netsim import SHIPPED
 from luban.netsim.congestion.dcqcn import Dcqcn, DcqcnPaper
 from luban.netsim.congestion.dctcp import Dctcp
 from luban.netsim.congestion.hpcc import Hpcc
@@ -28,7 +29,7 @@ from luban.netsim.congestion.timely import Timely
 from luban.netsim.flows import Flow
 from luban.netsim.fluid import solve
 from luban.netsim.results import ideal_seconds
-from luban.netsim.scenario import SHIPPED, Scenario
+from luban.netsim.scenario import Scenario
 from luban.netsim.simulation import Simulation
 from luban.netsim.switches import Switches
 from luban.netsim.topology.clos import Clos, Star

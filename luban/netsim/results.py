@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from luban.netsim.flows import Flow
 from luban.netsim.simulation import Outcome, Simulation
+
+if TYPE_CHECKING:
+    from luban.netsim.fluid_flows import FluidOutcome
 
 PERCENTILES = (50, 90, 95, 99, 100)
 
@@ -23,6 +26,7 @@ def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
     return {
         "complete": bool(outcome.complete),
         "reason": outcome.reason,
+        "deadlock": list(outcome.deadlock),
         "simulated_seconds": outcome.simulated,
         "completion_seconds": finished,
         "flows": int(sends.sum()),
@@ -30,7 +34,7 @@ def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
         "bytes_received": int(rows["received"].sum()),
         "goodput_gbps": float(rows["received"].sum()) * 8 / finished / 1e9 if finished else 0.0,
         "flow_seconds": _percentiles(simulation.completion_times()[sends]),
-        "by_label": _by_label(simulation),
+        "by_label": _by_label(simulation.flows, simulation.completion_times(), simulation.finish_times()),
         "queue_bytes": {
             simulation.network.port_name(int(port)): _percentiles(queues[:, i, 0])
             for i, port in enumerate(simulation.state.watched_ports)
@@ -72,13 +76,13 @@ def _percentiles(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(values.mean()), "deviation": float(values.std()), **found}
 
 
-def _by_label(simulation: Simulation) -> dict[str, Any]:
+def _by_label(flows: Sequence[Flow], times: np.ndarray, ends: np.ndarray) -> dict[str, Any]:
     """Completion times of the flows of each label, where there are several, and when the last of them ended."""
-    labels = [flow.label if flow.duration is None else "" for flow in simulation.flows]
+    labels = [flow.label if flow.duration is None else "" for flow in flows]
     names = list(dict.fromkeys(name for name in labels if name))
     if not 2 <= len(names) <= 20:
         return {}
-    times, ends, found = simulation.completion_times(), simulation.finish_times(), {}
+    found = {}
     for name in names:
         chosen = [i for i, label in enumerate(labels) if label == name]
         found[name] = _percentiles(times[chosen])
@@ -147,13 +151,36 @@ def queue_rows(simulation: Simulation) -> Iterator[dict[str, Any]]:
         yield {"seconds": float(t), "queue_bytes": {name: int(row[i, 0]) for i, name in enumerate(names)}}
 
 
-def fluid_summary(flows: Sequence[Flow], times: np.ndarray) -> dict[str, Any]:
+def fluid_completion_times(flows: Sequence[Flow], outcome: FluidOutcome) -> np.ndarray:
+    """As `Simulation.completion_times`, of fluid mode: seconds, (flows,)."""
+    since = np.array([i if flow.since is None else flow.since for i, flow in enumerate(flows)], np.int64)
+    return outcome.finish - outcome.began[since]
+
+
+def fluid_summary(flows: Sequence[Flow], outcome: FluidOutcome) -> dict[str, Any]:
     """The same of fluid mode, as far as it goes."""
-    total, finished = sum(flow.size for flow in flows), float(times.max())
+    sends = np.array([flow.duration is None for flow in flows])
+    times, done = fluid_completion_times(flows, outcome), ~np.isnan(outcome.finish)
+    finished = float(outcome.finish[done].max(initial=0.0))
+    total = sum(flow.size for flow, arrived in zip(flows, done.tolist(), strict=True) if arrived)
     return {
-        "complete": True,
+        "complete": not outcome.interrupted,
+        "reason": "interrupted" if outcome.interrupted else "finished",
         "completion_seconds": finished,
-        "flows": len(flows),
-        "goodput_gbps": total * 8 / finished / 1e9,
-        "flow_seconds": _percentiles(times),
+        "flows": int(sends.sum()),
+        "flows_finished": int((sends & done).sum()),
+        "goodput_gbps": total * 8 / finished / 1e9 if finished else 0.0,
+        "flow_seconds": _percentiles(times[sends]),
+        "by_label": _by_label(flows, times, outcome.finish),
+        "solutions": outcome.solutions,
     }
+
+
+def fluid_flow_rows(flows: Sequence[Flow], outcome: FluidOutcome) -> Iterator[dict[str, Any]]:
+    """One object a flow, of fluid mode."""
+    times = fluid_completion_times(flows, outcome)
+    for i, flow in enumerate(flows):
+        if flow.duration is None:
+            began, seconds = (None if np.isnan(x) else float(x) for x in (outcome.began[i], times[i]))
+            about = {"flow": i, "from": flow.src, "to": flow.dst, "bytes": flow.size, "label": flow.label}
+            yield {**about, "start_seconds": began, "seconds": seconds}

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from luban.cli.main import main
-from luban.cli.simulate import SHIPPED
 from luban.core.config import from_dict, load_toml
+from luban.netsim import SHIPPED
 from luban.netsim.comparison import variants
 from luban.netsim.scenario import Scenario
 
