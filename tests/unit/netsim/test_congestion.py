@@ -124,18 +124,19 @@ def collapses(senders, **transport):
 
 
 @pytest.mark.parametrize(
-    ("transport", "holds", "falls"),
+    ("transport", "peer"),
     [
-        # ns-3 3.44 with selective acknowledgements: 2 or 3 of 3 fall from 2 senders on, with 64 kB from 4 on
-        ({"recovery": "selective"}, (2,), (5, 8, 12, 20)),
-        ({"recovery": "selective", "receive_window": 65536}, (2, 3), (7, 12, 20)),
-        # published for this port: from about ten on
-        ({"ack_every": 2, "receive_window": 65536}, (3, 4, 6), ()),
+        ({"recovery": "selective"}, 2),  # ns-3 3.44 with selective acknowledgements
+        ({"recovery": "selective", "receive_window": 65536}, 4),  # the same with 64 kB
+        ({"ack_every": 2, "receive_window": 65536}, 10),  # published for this port: about ten
     ],
 )
-def test_goodput_collapses_in_tcp_incast(transport, holds, falls):
-    assert all(collapses(n, **transport) <= 2 for n in holds)
-    assert all(collapses(n, **transport) >= 4 for n in falls)
+def test_goodput_collapses_in_tcp_incast_from_as_many_senders_on(transport, peer):
+    """The least number of senders with which most runs wait for a timeout is three from the peer's at most, and none holds with
+    many more. In between it stays a matter of chance with NewReno (docs/NETWORK.md)."""
+    onset = next(n for n in range(2, 20) if collapses(n, **transport) >= 4)
+    assert abs(onset - peer) <= 3
+    assert all(collapses(n, **transport) >= 5 for n in (32, 40))
 
 
 def test_a_short_timeout_softens_incast():
@@ -147,15 +148,18 @@ def test_a_short_timeout_softens_incast():
     assert long > 0.3 > 0.06 > short
 
 
-@pytest.mark.parametrize(("flows", "every", "p50", "p95"), [(40, 1, 72, 101), (40, 2, 61, 74), (20, 2, 61, 75)])
+@pytest.mark.parametrize(
+    ("flows", "every", "p50", "p95"), [(20, 1, 64, 83), (40, 1, 69, 94), (40, 2, 61, 74), (20, 2, 61, 75)]
+)
 def test_dctcp_has_the_queue_of_ns3(flows, every, p50, p95):
-    """Packets queued at 10 Gb/s, marked from 65 on; ns-3 3.44's figures with an acknowledgement for each or each second packet."""
+    """Packets queued at 10 Gb/s, marked from 65 on; ns-3 3.44's figures with an acknowledgement for each (its classic recovery,
+    which is the one here) or each second packet."""
     marks = {"mark_low_bytes": 65 * PACKET, "mark_high_bytes": 65 * PACKET, "mark_at": "enqueue"}
     switches = Switches(flow_control="lossy", buffer_bytes=10_000_000, **marks)
     queue, rates = settled(
-        incast(flows, Dctcp(ack_every=every), switches, gbps=10.0, delay_us=10.0, until=40 * MILLISECOND)
+        incast(flows, Dctcp(ack_every=every), switches, gbps=10.0, delay_us=10.0, until=60 * MILLISECOND)
     )
-    assert np.percentile(queue / PACKET, 50) == pytest.approx(p50, rel=0.12)
+    assert np.percentile(queue / PACKET, 50) == pytest.approx(p50, rel=0.10)
     assert np.percentile(queue / PACKET, 95) == pytest.approx(p95, rel=0.10)
     assert rates.sum() == pytest.approx(9.63, rel=0.01)
 
@@ -175,7 +179,7 @@ def test_timely_stays_unfair_and_its_patch_does_not():
         _, rates = settled(incast(2, transport, Switches(), gbps=10.0, until=150 * MILLISECOND, starts=starts), 0.8)
         indices[kind] = jain(rates)
     assert indices[PatchedTimely] >= 0.98
-    assert indices[Timely] < indices[PatchedTimely]
+    assert indices[Timely] < 0.95
 
 
 def test_hpcc_drains_an_incast_without_pauses():
@@ -195,12 +199,21 @@ def test_pint_with_every_packet_is_hpcc_and_with_few_is_slower():
     assert slowdown(Pint(share=1 / 256)) > every
 
 
-def test_swift_keeps_line_rate_with_windows_far_below_a_packet():
-    simulation = incast(500, Swift(), Switches(flow_control="lossy", buffer_bytes=20_000_000), until=20 * MILLISECOND)
-    queue, rates = settled(simulation)
-    assert rates.sum() >= 90
-    assert simulation.state.ports["drops"].sum() == 0
-    assert queue.max() < 500 * 1048 * 3
+@pytest.mark.parametrize(("flows", "milliseconds"), [(500, 20), (5000, 30)])
+def test_swift_keeps_line_rate_with_windows_far_below_a_packet(flows, milliseconds):
+    """Of the whole run, its start included: bytes that the link has carried, and what of them was data."""
+    network = Star(hosts=51).network()
+    sent = [Flow(1 + i % 50, 0, 4_000_000_000 // flows) for i in range(flows)]
+    switches = Switches(flow_control="lossy", buffer_bytes=64_000_000, alpha=100.0)
+    simulation = Simulation(network, sent, Swift(), switches, watched_ports=[1], sample_every=MICROSECOND)
+    simulation.run(milliseconds * MILLISECOND)
+    state = simulation.state
+    line = 100e9 / 8 * milliseconds / 1e3  # bytes
+    assert state.ports["tx_bytes"][1] >= 0.9 * line
+    assert state.flows["received"].sum() >= 0.9 * line
+    assert state.ports["drops"].sum() == 0
+    queue, _ = settled(simulation)
+    assert queue.max() < flows * 1048 * 3
 
 
 def dcqcn_fixed_point(flows, gbps, packet=1048):
