@@ -216,7 +216,8 @@ def _lines(title: str, found: dict[str, Any]) -> list[str]:
     for port, queue in list(found.get("queue_bytes", {}).items())[:4]:
         if queue:
             shown = "  ".join(f"{key} {bytes_(queue[key])}" for key in ("p50", "p99", "max"))
-            lines.append(f"  queue {port:<16} {shown}")
+            use, second = found["use"][port], found["second_half"]["use"][port]
+            lines.append(f"  queue {port:<16} {shown}  {_share(use)} of the link used, {_share(second)} in the second half")
     if "drops" in found:
         lines.append(
             f"  drops {found['drops']}, marks {found['marks']}, pauses {found['pauses']}, retransmits {found['retransmits']}, "
@@ -227,3 +228,7 @@ def _lines(title: str, found: dict[str, Any]) -> list[str]:
             f"{found['seconds']:.2f} s ({count(found['events_per_second'])} events/s); ended because {found['reason']}"
         )
     return lines
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

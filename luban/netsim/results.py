@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +17,13 @@ PERCENTILES = (50, 90, 95, 99, 100)
 
 
 def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
-    """Completion times, goodput, queues, losses, and what the run itself cost."""
+    """Completion times, goodput, queues, losses, and what the run itself cost. Figures are of the whole run; queues and use of the
+    watched ports are also given of the second half of the samples, when long flows have settled."""
     rows, ports = simulation.state.flows, simulation.state.ports
     sends = np.array([flow.duration is None for flow in simulation.flows])
     times, queues, _ = simulation.samples()
     finished = float(np.nanmax(simulation.finish_times())) if (rows["finish"] >= 0).any() else outcome.simulated
+    half = len(times) // 2
     busiest = int(np.argmax(ports["tx_bytes"] / ports["rate"]))
     return {
         "complete": bool(outcome.complete),
@@ -35,10 +37,13 @@ def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
         "goodput_gbps": float(rows["received"].sum()) * 8 / finished / 1e9 if finished else 0.0,
         "flow_seconds": _percentiles(simulation.completion_times()[sends]),
         "by_label": _by_label(simulation.flows, simulation.completion_times(), simulation.finish_times()),
-        "queue_bytes": {
-            simulation.network.port_name(int(port)): _percentiles(queues[:, i, 0])
-            for i, port in enumerate(simulation.state.watched_ports)
+        "queue_bytes": _of_watched(simulation, lambda i: _percentiles(queues[:, i, 0])),
+        "second_half": {
+            "from_seconds": float(times[half]) if len(times) else 0.0,
+            "queue_bytes": _of_watched(simulation, lambda i: _percentiles(queues[half:, i, 0])),
+            "use": _of_watched(simulation, lambda i: _use(simulation, i, half)),
         },
+        "use": _of_watched(simulation, lambda i: _use(simulation, i, 0)),
         "busiest_port": simulation.network.port_name(busiest),
         "busiest_port_use": float(ports["tx_bytes"][busiest] * 8 / (ports["rate"][busiest] * 1e6 * finished))
         if finished
@@ -57,6 +62,21 @@ def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "events_per_second": outcome.events / outcome.seconds if outcome.seconds else 0.0,
     }
+
+
+def _of_watched(simulation: Simulation, figure: Callable[[int], Any]) -> dict[str, Any]:
+    """Name → figure of each watched port, by its place among them."""
+    ports = simulation.state.watched_ports.tolist()
+    return {simulation.network.port_name(port): figure(i) for i, port in enumerate(ports)}
+
+
+def _use(simulation: Simulation, i: int, first: int) -> float | None:
+    """Share of its rate at which the i-th watched port has sent from a sample to the last; None without two samples."""
+    times, ports, _ = simulation.samples()
+    if len(times) - first < 2:
+        return None
+    rate = float(simulation.state.ports["rate"][simulation.state.watched_ports[i]]) * 1e6
+    return float(ports[-1, i, 1] - ports[first, i, 1]) * 8 / (times[-1] - times[first]) / rate
 
 
 def _of_switches(simulation: Simulation, column: str) -> np.ndarray:

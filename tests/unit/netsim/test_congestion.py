@@ -1,6 +1,7 @@
 """Congestion control: single steps against arithmetic, and the shapes that papers report."""
 
 import math
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from luban.netsim.flows import Flow
 from luban.netsim.simulation import Simulation
 from luban.netsim.switches import Switches
 from luban.netsim.topology.clos import LeafSpine, Star
+from luban.netsim.topology.fat_tree import FatTree
 
 PACKET = 1500  # bytes of a TCP packet on the wire
 
@@ -214,6 +216,24 @@ def test_swift_keeps_line_rate_with_windows_far_below_a_packet(flows, millisecon
     assert state.ports["drops"].sum() == 0
     queue, _ = settled(simulation)
     assert queue.max() < flows * 1048 * 3
+
+
+@pytest.mark.parametrize(("senders", "htsim"), [(4, 577.0e-6), (8, 1105.0e-6), (15, 2109.6e-6)])
+def test_swift_has_the_completion_times_of_htsim(senders, htsim):
+    """The mean of five incasts of 2 MB each into a host of a fat-tree; htsim's by `benchmarks/network.py --htsim`, whose target
+    counts a hop more."""
+    hop, times = 20.0 / 6.55, []
+    target = {"base_us": 20.0 + hop, "per_hop_us": hop, "fs_range": 100.0 / (20.0 + hop)}
+    transport = Swift(payload=3960, header=40, ack_size=40, start_window=10.0, rto_us=100.0, **target)
+    switches = Switches(flow_control="lossy", buffer_bytes=10**8, port_bytes=4_000_000, alpha=100.0)
+    for seed in range(5):
+        draw = random.Random(seed)
+        starts = {host: draw.randrange(100) for host in draw.sample(range(1, 16), senders)}  # µs
+        flows = [Flow(host, 0, 501 * 3960, start=start * MICROSECOND) for host, start in starts.items()]
+        simulation = Simulation(FatTree(k=4).network(), flows, transport, switches)
+        assert simulation.run().complete
+        times.append(simulation.completion_times().mean())
+    assert np.mean(times) == pytest.approx(htsim, rel=0.15)
 
 
 def dcqcn_fixed_point(flows, gbps, packet=1048):
