@@ -71,8 +71,7 @@ class SimulatedMessages(Messages):
         pairs = self._pairs(kind, axis)
         wire = max(sum(self.network.links[port >> 1].delay for port in self._path(*pair)) for pair in pairs) / 1e12
         sent = max((self._sent(kind, part, axis, pairs) - wire) / self.table.network, part / self.nominal())
-        alpha = max(1e-6 * self.cluster.network.latency_us - wire, 0.0)
-        found = steps * (wire + sent) + self.starts(kind, axis) * alpha
+        found = steps * sent + self.starts(kind, axis) * max(1e-6 * self.cluster.network.latency_us, wire)
         self.priced.append(Priced(kind, size, axis, found))
         return found
 
