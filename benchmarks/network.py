@@ -151,7 +151,19 @@ def _htsim_seconds(program: str, starts: dict[int, int]) -> float:
         lines = [f"{host}->0 start {start} size {HTSIM_PACKETS * 4000}" for host, start in starts.items()]
         matrix = Path(folder) / "matrix.cm"
         matrix.write_text("\n".join(["Nodes 16", f"Connections {len(lines)}", *lines]) + "\n", encoding="utf-8")
-        words = [program, "-tm", str(matrix), "-o", f"{folder}/log", "-nodes", "16", "-linkspeed", "100000", "-mtu", "4000"]
+        words = [
+            program,
+            "-tm",
+            str(matrix),
+            "-o",
+            f"{folder}/log",
+            "-nodes",
+            "16",
+            "-linkspeed",
+            "100000",
+            "-mtu",
+            "4000",
+        ]
         words += ["-flowsize", str(HTSIM_PACKETS - 1), "-cwnd", "10", "-q", "1000", "-end", "50000"]
         done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=folder)
     ends = re.findall(r"Flow swift_(\d+)_0 finished at ([\d.]+)", done.stdout)

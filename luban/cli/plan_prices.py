@@ -18,7 +18,6 @@ from luban.planner.search.simulated import NetworkModel, Way, simulated
 from luban.train.planning import Planned
 
 
-
 @dataclass(frozen=True)
 class Prices:
     """The chosen plan's step and its messages between nodes, in every way that was asked for."""
@@ -37,10 +36,14 @@ class Prices:
         lines = ["", f"plan {number}: a step of {steps}"]
         if not self.rows:
             return [*lines, "it sends nothing between nodes"]
-        lines.append(f"{'between nodes':<16} {'bytes':>10} {'processes':>10} {'apart':>6}{''.join(f'{WORDS[w]:>15}' for w in ways)}")
+        lines.append(
+            f"{'between nodes':<16} {'bytes':>10} {'processes':>10} {'apart':>6}{''.join(f'{WORDS[w]:>15}' for w in ways)}"
+        )
         for row in self.rows:
             times = "".join(f"{fine_seconds(row[way]):>15}" for way in ways)
-            lines.append(f"{row['kind']:<16} {bytes_(row['bytes']):>10} {row['processes']:>10} {row['apart']:>6}{times}")
+            lines.append(
+                f"{row['kind']:<16} {bytes_(row['bytes']):>10} {row['processes']:>10} {row['apart']:>6}{times}"
+            )
         return lines
 
 

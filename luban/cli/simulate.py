@@ -217,7 +217,9 @@ def _lines(title: str, found: dict[str, Any]) -> list[str]:
         if queue:
             shown = "  ".join(f"{key} {bytes_(queue[key])}" for key in ("p50", "p99", "max"))
             use, second = found["use"][port], found["second_half"]["use"][port]
-            lines.append(f"  queue {port:<16} {shown}  {_share(use)} of the link used, {_share(second)} in the second half")
+            lines.append(
+                f"  queue {port:<16} {shown}  {_share(use)} of the link used, {_share(second)} in the second half"
+            )
     if "drops" in found:
         lines.append(
             f"  drops {found['drops']}, marks {found['marks']}, pauses {found['pauses']}, retransmits {found['retransmits']}, "

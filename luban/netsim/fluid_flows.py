@@ -14,8 +14,8 @@ import numpy as np
 from luban.core.errors import DataError
 from luban.core.log import progress
 from luban.netsim.compiled import cached, compiled
-from luban.netsim.fluid import as_csr, fill, require_solvable, work_type
 from luban.netsim.flows import Flow
+from luban.netsim.fluid import as_csr, fill, require_solvable, work_type
 from luban.netsim.topology.network import Network, Path
 
 STEP = 2000  # moments at which rates are solved, between two looks at the clock
@@ -81,12 +81,27 @@ def fluid_times(
     work, clock = np.zeros(len(capacity), work_type), np.zeros(1, clock_type)
     clock["unfinished"] = len(flows)
     interrupted, before = False, 0
-    advance_flows(clock, 0, rows, dependents, heap, active, start, links, shares, capacity, weights, rates, work, members)
+    advance_flows(
+        clock, 0, rows, dependents, heap, active, start, links, shares, capacity, weights, rates, work, members
+    )
     with progress("solving", total=len(flows), unit="flows") as bar:
         while clock[0]["unfinished"] and (clock[0]["events"] or clock[0]["active"]):
             try:
                 advance_flows(
-                    clock, STEP, rows, dependents, heap, active, start, links, shares, capacity, weights, rates, work, members
+                    clock,
+                    STEP,
+                    rows,
+                    dependents,
+                    heap,
+                    active,
+                    start,
+                    links,
+                    shares,
+                    capacity,
+                    weights,
+                    rates,
+                    work,
+                    members,
                 )
             except KeyboardInterrupt:
                 interrupted = True

@@ -120,7 +120,9 @@ def fluid_outcome(scenario: Scenario, show: bool = False) -> tuple[list[Flow], F
     from luban.netsim.fluid_flows import fluid_times
 
     if scenario.run.fail_links or scenario.run.until_us:
-        raise ConfigError("mode fluid has no failing links and no time limit: use --mode packet, or topology.failed_links")
+        raise ConfigError(
+            "mode fluid has no failing links and no time limit: use --mode packet, or topology.failed_links"
+        )
     network = scenario.topology.network()
     flows = scenario.workload.flows(network, generator(scenario.run.seed, "workload"))
     for i, flow in enumerate(flows):

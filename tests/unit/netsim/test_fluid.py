@@ -144,7 +144,12 @@ def test_a_graph_that_waits_in_a_circle_and_a_flow_without_a_path_are_said():
 
 @pytest.mark.parametrize(
     ("algorithm", "within"),
-    [("ring", 0.05), ("halving_doubling", 0.05), ("all_to_all", 0.05), ("tree", 0.1)],  # of a tree several chunks share a port
+    [
+        ("ring", 0.05),
+        ("halving_doubling", 0.05),
+        ("all_to_all", 0.05),
+        ("tree", 0.1),
+    ],  # of a tree several chunks share a port
 )
 def test_collectives_take_as_long_as_packets_say(algorithm, within):
     network = LeafSpine(leaves=2, spines=2, hosts_per_leaf=4).network()
