@@ -43,7 +43,10 @@ def port_arrays(network: Network, switches: Switches, transport: Transport, clas
         nodes["kept"][ports[index]["peer"]] += classes * (ports[index]["headroom"] + switches.reserve_bytes)
         peer = nodes[ports[index]["peer"]]
         if peer["is_switch"] and peer["flow_control"] == at.CREDITS:
-            queues["credits"][index * at.CLASSES : (index + 1) * at.CLASSES] = switches.credit_bytes
+            link, credits = network.links[index >> 1], switches.credit_bytes
+            if ports[index]["peer"] in network.inside:
+                credits = switches.inside_credits(link.rate, link.delay, packet)
+            queues["credits"][index * at.CLASSES : (index + 1) * at.CLASSES] = credits
     if (nodes["flow_control"] == at.CREDITS).any() and switches.credit_bytes < 2 * packet:
         raise ConfigError(f"switch.credit_bytes {switches.credit_bytes}: two packets of {packet} bytes are the least")
     for node in np.flatnonzero(
