@@ -35,7 +35,7 @@ from luban.planner.jobs.policy import Measurements
 
 MEGABYTE = 1 << 20
 ITEM = 4096  # bytes
-GRADIENT = 1 << 18  # numbers of a worker's gradient
+GRADIENT = 1 << 20  # numbers of a worker's gradient
 MARGIN = 1.2  # over the predicted memory
 FORK = multiprocessing.get_context("fork")
 
@@ -54,8 +54,8 @@ class Request:
 
 
 REQUESTS = (
-    Request("too few workers", 50, 1, 200.0),
-    Request("too many workers", 50, 14, 200.0),
+    Request("too few workers", 60, 1, 200.0),
+    Request("too many workers", 120, 16, 400.0),
     Request("too little memory", 80, 4, 48.0),
     Request("right", 50, 4, 200.0),
 )

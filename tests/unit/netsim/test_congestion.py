@@ -9,7 +9,7 @@ import pytest
 from netsim_networks import MICROSECOND, MILLISECOND, incast, jain
 
 from luban.netsim.congestion import hpcc, pint, timely, ufab
-from luban.netsim.congestion.dcqcn import DcqcnPaper
+from luban.netsim.congestion.dcqcn import Dcqcn, DcqcnPaper
 from luban.netsim.congestion.dctcp import Dctcp
 from luban.netsim.congestion.hpcc import Hpcc
 from luban.netsim.congestion.newreno import NewReno
@@ -19,10 +19,12 @@ from luban.netsim.congestion.timely import PatchedTimely, Timely
 from luban.netsim.congestion.ufab import Ufab
 from luban.netsim.engine import layout as at
 from luban.netsim.flows import Flow
+from luban.netsim.results import ideal_seconds
 from luban.netsim.simulation import Simulation
 from luban.netsim.switches import Switches
-from luban.netsim.topology.clos import LeafSpine, Star
+from luban.netsim.topology.clos import Clos, LeafSpine, Star
 from luban.netsim.topology.fat_tree import FatTree
+from luban.netsim.workloads.poisson import Poisson
 
 PACKET = 1500  # bytes of a TCP packet on the wire
 
@@ -190,6 +192,25 @@ def test_hpcc_drains_an_incast_without_pauses():
     assert np.percentile(queue, 99) < 23_000
     assert rates.sum() / 100 > 0.85 and jain(rates) > 0.98
     assert simulation.state.ports["pauses"].sum() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("load", [0.3, 0.5])
+def test_short_flows_are_faster_with_hpcc_than_with_dctcp_and_dcqcn(load):
+    """HPCC's 320 hosts, Hadoop's sizes and incasts of 60 senders at 2%: slowdown of flows up to 7 kB at p99."""
+    network, found = Clos().network(), {}
+    workload = Poisson(sizes="hadoop", load=load, duration_us=300.0, incast_load=0.02)
+    line_rate = Dctcp(payload=1000, header=48, recovery="go_back_n", rto_us=4000.0, initial_window=163.0)
+    for transport in (Hpcc(), line_rate, Dcqcn()):
+        flows = workload.flows(network, np.random.default_rng(1))
+        simulation = Simulation(network, flows, transport, base_rtt=13 * 10**6, seed=1)
+        simulation.run(20 * MILLISECOND)
+        times = simulation.completion_times()
+        short = [i for i, flow in enumerate(flows) if flow.label == "hadoop" and flow.size <= 7000]
+        assert not np.isnan(times[short]).any()
+        slow = [times[i] / ideal_seconds(simulation, i) for i in short]
+        found[type(transport).__name__] = np.percentile(slow, 99)
+    assert found["Hpcc"] < found["Dctcp"] and found["Hpcc"] < found["Dcqcn"], found
 
 
 def test_pint_with_every_packet_is_hpcc_and_with_few_is_slower():
