@@ -77,23 +77,23 @@ def store(listener: socket.socket, item_seconds: float) -> None:
 
 def worker(pipe: Connection, port: int, table: float, limit: float) -> None:
     """Does its share of each iteration: (items, MB of new rows) in, a gradient out; None ends it."""
-    idle = _address_space(os.getpid())
-    rows = [np.ones(round(table * MEGABYTE / 8))]
-    pipe.send(idle)
-    resource.setrlimit(resource.RLIMIT_AS, (idle + round(limit * MEGABYTE), resource.RLIM_INFINITY))
+    gradient = np.zeros(GRADIENT, np.float32)
     with socket.create_connection(("127.0.0.1", port)) as data:
-        gradient = np.zeros(GRADIENT, np.float32)
-        while (asked := pipe.recv()) is not None:
-            items, more = asked
-            data.sendall(items.to_bytes(4, "little"))
-            for _ in range(items):
-                read = np.frombuffer(data.recv(ITEM, socket.MSG_WAITALL), np.uint8)
-                gradient[: len(read)] += read
-            try:
+        idle = _address_space(os.getpid())
+        rows = [np.ones(round(table * MEGABYTE / 8))]
+        pipe.send(idle)
+        resource.setrlimit(resource.RLIMIT_AS, (idle + round(limit * MEGABYTE), resource.RLIM_INFINITY))
+        try:
+            while (asked := pipe.recv()) is not None:
+                items, more = asked
+                data.sendall(items.to_bytes(4, "little"))
+                for _ in range(items):
+                    read = np.frombuffer(data.recv(ITEM, socket.MSG_WAITALL), np.uint8)
+                    gradient[: len(read)] += read
                 rows.append(np.ones(round(more * MEGABYTE / 8)))
-            except MemoryError:
-                os._exit(137)  # as a container that is killed
-            pipe.send_bytes(gradient)
+                pipe.send_bytes(gradient)
+        except MemoryError:
+            os._exit(137)  # as a container that is killed
 
 
 def _address_space(pid: int) -> int:
