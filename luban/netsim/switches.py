@@ -24,7 +24,9 @@ class Switches:
     reserve_bytes: int = 4000  # pfc: for each class of an ingress port, never shared
     headroom_bytes: int = 0  # pfc: for what comes after a PAUSE; 0: 3·rate·delay and two packets
     allow_small_headroom: bool = False  # run with a headroom that loses packets
-    credit_bytes: int = 64_000  # credits: buffer of a class of an ingress port; inside of servers more where a link needs it
+    credit_bytes: int = (
+        64_000  # credits: buffer of a class of an ingress port; inside of servers more where a link needs it
+    )
     mark_low_bytes: int = 0  # ECN: below nothing is marked, at `mark_gbps`; 0 for both: as the transport needs it
     mark_high_bytes: int = 0  # ECN: above everything is marked
     mark_share: float = 1.0  # ECN: share that is marked just below mark_high_bytes
