@@ -37,6 +37,7 @@ MEGABYTE = 1 << 20
 ITEM = 4096  # bytes
 GRADIENT = 1 << 20  # numbers of a worker's gradient
 MARGIN = 1.2  # over the predicted memory
+OVERHEAD = 4 * MEGABYTE  # of a worker's limit, for what isn't its table
 FORK = multiprocessing.get_context("fork")
 
 
@@ -82,7 +83,7 @@ def worker(pipe: Connection, port: int, table: float, limit: float) -> None:
         idle = _address_space(os.getpid())
         rows = [np.ones(round(table * MEGABYTE / 8))]
         pipe.send(idle)
-        resource.setrlimit(resource.RLIMIT_AS, (idle + round(limit * MEGABYTE), resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (idle + OVERHEAD + round(limit * MEGABYTE), resource.RLIM_INFINITY))
         try:
             while (asked := pipe.recv()) is not None:
                 items, more = asked
@@ -190,7 +191,7 @@ class Job:
         if (memory := self.measured.wanted_memory(MARGIN)) is not None:
             self.memory = memory
             for process, _, idle in self.pool:
-                limit = idle + round(memory / self.workers * MEGABYTE)
+                limit = idle + OVERHEAD + round(memory / self.workers * MEGABYTE)
                 limit = max(limit, _address_space(process.pid or 0) + MEGABYTE)
                 resource.prlimit(process.pid or 0, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         wanted = self.measured.wanted_workers(self.workers)
