@@ -234,11 +234,13 @@ def hosts_320(load: float, duration_us: float = 1000.0) -> dict:
         simulation = Simulation(network, flows, transport, base_rtt=13 * 10**6, seed=1)
         outcome = simulation.run(round(20 * duration_us * 1e6))
         times = simulation.completion_times()
-        short = [i for i, f in enumerate(flows) if f.label == "hadoop" and f.size <= SHORT and not np.isnan(times[i])]
+        every = [i for i, f in enumerate(flows) if f.label == "hadoop" and f.size <= SHORT]
+        short = [i for i in every if not np.isnan(times[i])]
         slow = np.array([times[i] / ideal_seconds(simulation, i) for i in short])
         ports = simulation.state.ports
         found[name] = {
             "short_flows": len(short),
+            "unfinished_short_flows": len(every) - len(short),
             "median_slowdown": float(np.median(slow)),
             "p99_slowdown": float(np.percentile(slow, 99)),
             "max_queue_kb": float(ports["max_queue"].max()) / 1e3,

@@ -121,7 +121,8 @@ def fluid_outcome(scenario: Scenario, show: bool = False) -> tuple[list[Flow], F
 
     if scenario.run.fail_links or scenario.run.until_us:
         raise ConfigError(
-            "mode fluid has no failing links and no time limit: use --mode packet, or topology.failed_links"
+            "mode fluid runs every flow to its end over links that don't change: give --run.until_us 0, and topology.failed_links "
+            "instead of run.fail_links, or use --mode packet"
         )
     network = scenario.topology.network()
     flows = scenario.workload.flows(network, generator(scenario.run.seed, "workload"))

@@ -165,7 +165,7 @@ def test_shipped_scenarios_run_in_small(name, capsys):
         (["FILE", "--run.until_us", "-1"], "must not be below 0"),
         (["FILE", "--topology.failed_links", "0"], "isn't connected"),
         (["FILE", "--run.seed"], "needs a value"),
-        (["FILE", "--mode", "fluid", "--run.until_us", "5"], "mode fluid has no failing links and no time limit"),
+        (["FILE", "--mode", "fluid", "--run.until_us", "5"], "mode fluid runs every flow to its end"),
     ],
 )
 def test_bad_input_is_one_line(words, said, scenario, capsys):
